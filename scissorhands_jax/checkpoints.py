@@ -1,0 +1,201 @@
+"""Checkpoints of runs and of networks, through Orbax.
+
+Orbax writes a checkpoint into a temporary folder and renames it when it is whole, so an interrupted write never
+replaces a good one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from scissorhands_jax import trees
+from scissorhands_jax.base import Carry, ModelState, Params, PyTree
+from scissorhands_jax.errors import CheckpointError, InputError
+
+logger = logging.getLogger(__name__)
+
+
+class Position(NamedTuple):
+    """How far a run has come."""
+
+    epoch: int
+    offset: int  # steps taken in this epoch
+
+
+class Checkpointer:
+    """Keeps the newest checkpoints of one run in a folder.
+
+    Args:
+      directory: the folder, made when needed.
+      every_steps: save after this many steps; None saves at the end of every epoch only.
+      keep: how many checkpoints stay.
+    """
+
+    def __init__(self, directory: str | Path, *, every_steps: int | None = None, keep: int = 2) -> None:
+        if every_steps is not None and every_steps < 1:
+            raise InputError(f"every_steps must be at least 1, got {every_steps}")
+        self.directory = Path(directory).absolute()
+        self.every_steps = every_steps
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False),
+            item_names=("carry", "meta"),
+        )
+
+    @property
+    def latest_step(self) -> int | None:
+        """The step of the newest whole checkpoint, None if there is none."""
+        return self._manager.latest_step()
+
+    def save(self, carry: Carry, position: Position, fingerprint: dict[str, Any]) -> None:
+        """Writes a checkpoint named by the carry's step; one that exists is left as it is."""
+        step = int(carry.step)
+        if step in self._manager.all_steps():
+            return
+        meta = {"epoch": position.epoch, "offset": position.offset, "fingerprint": fingerprint}
+        self._manager.save(
+            step, args=ocp.args.Composite(carry=ocp.args.StandardSave(carry), meta=ocp.args.JsonSave(meta))
+        )
+
+    def restore(self, template: Carry, fingerprint: dict[str, Any]) -> tuple[Carry, Position]:
+        """Reads the newest checkpoint into the shape of `template`.
+
+        Raises:
+          CheckpointError: there is none, it cannot be read, or it belongs to another run.
+        """
+        step = self.latest_step
+        if step is None:
+            raise CheckpointError(f"there is no whole checkpoint in {self.directory}")
+        try:
+            meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        except Exception as error:  # Orbax raises many types for a damaged folder.
+            raise CheckpointError(
+                f"the checkpoint of step {step} in {self.directory} is damaged: {_line(error)}"
+            ) from error
+        _same_fingerprint(meta["fingerprint"], fingerprint, self.directory)
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
+        try:
+            carry = self._manager.restore(step, args=ocp.args.Composite(carry=ocp.args.StandardRestore(abstract)))[
+                "carry"
+            ]
+        except Exception as error:
+            raise CheckpointError(
+                f"the checkpoint of step {step} in {self.directory} is damaged: {_line(error)}"
+            ) from error
+        return carry, Position(meta["epoch"], meta["offset"])
+
+    def close(self) -> None:
+        """Waits for nothing to be pending."""
+        self._manager.close()
+
+
+def fingerprint(tree: PyTree) -> dict[str, str]:
+    """Names, shapes and types of a tree's arrays, as JSON: what a checkpoint must agree with."""
+    names = trees.leaf_names(tree)
+    return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in zip(names, jax.tree.leaves(tree), strict=True)}
+
+
+def save_network(path: str | Path, params: Params, model_state: ModelState, description: dict[str, Any]) -> None:
+    """Writes a network as an Orbax checkpoint in a new folder, whole or not at all.
+
+    Args:
+      path: the folder; replaced if it exists, after the new one is whole.
+      params, model_state: pytrees of arrays.
+      description: JSON-able; what is needed to build the network again.
+    """
+    path = Path(path).absolute()
+    fresh = path.with_name(path.name + ".new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    tree = {"params": params, "model_state": model_state}
+    meta = {"description": description, "fingerprint": fingerprint(tree)}
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        checkpointer.save(
+            fresh, args=ocp.args.Composite(network=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta))
+        )
+    if path.exists():
+        old = path.with_name(path.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)
+        path.rename(old)
+        fresh.rename(path)
+        shutil.rmtree(old)
+    else:
+        fresh.rename(path)
+
+
+def read_description(path: str | Path) -> dict[str, Any]:
+    """The description that `save_network` was given.
+
+    Raises:
+      CheckpointError: there is no network checkpoint, or it is damaged.
+    """
+    return _read_meta(Path(path))["description"]
+
+
+def load_network(path: str | Path, params: Params, model_state: ModelState) -> tuple[Params, ModelState]:
+    """Reads a network into the shapes of the given trees (arrays or `jax.ShapeDtypeStruct`).
+
+    Raises:
+      CheckpointError: there is no network checkpoint, it is damaged, or it holds another network.
+    """
+    path = Path(path).absolute()
+    meta = _read_meta(path)
+    template = {"params": params, "model_state": model_state}
+    _same_fingerprint(meta["fingerprint"], fingerprint(template), path)
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), template)
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            tree = checkpointer.restore(path, args=ocp.args.Composite(network=ocp.args.StandardRestore(abstract)))[
+                "network"
+            ]
+    except Exception as error:
+        raise CheckpointError(f"the network checkpoint {path} is damaged: {_line(error)}") from error
+    return tree["params"], tree["model_state"]
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+    file = path / "meta" / "metadata"
+    try:
+        meta = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(meta["description"], dict) or not isinstance(meta["fingerprint"], dict):
+            raise TypeError("its metadata has the wrong form")
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no network checkpoint in {path}") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"the network checkpoint {path} is damaged: {_line(error)}") from error
+    return meta
+
+
+def _same_fingerprint(found: dict, expected: dict, directory: Path) -> None:
+    differing = [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
+    if differing:
+        name = differing[0]
+        raise CheckpointError(
+            f"the checkpoint in {directory} belongs to another network or run: {len(differing)} entries differ, "
+            f"the first is {name} with {found.get(name, 'nothing')} there and {expected.get(name, 'nothing')} here"
+        )
+
+
+def _line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__
+
+
+def equal(a: PyTree, b: PyTree) -> bool:
+    """Whether two trees hold bit-identical arrays, typed keys included."""
+
+    def raw(leaf):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        return np.asarray(leaf).tobytes()
+
+    return jax.tree.structure(a) == jax.tree.structure(b) and all(
+        raw(x) == raw(y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )

@@ -1,0 +1,120 @@
+"""Configuration: frozen dataclasses, changed by dotted overrides such as `method.fraction=0.05`."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from collections.abc import Iterable
+from typing import Any
+
+from scissorhands_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One unlearning run; saved as it is with the results."""
+
+    model: str
+    weights: str | None = None
+    checkpoint: str | None = None
+    dataset: str
+    data_dir: str | None = None
+    forget: str
+    seed: int = 0
+    retain_limit: int | None = None
+    augment: bool | None = None
+    method_name: str = "scissorhands"
+    method: Any = None
+
+
+def override(config: Any, changes: Iterable[str]) -> Any:
+    """A copy of a dataclass with `dotted.name=value` changes applied in order.
+
+    Values are read by the type of the field: numbers, true/false, none, text; in a dict field any name is taken, and
+    the value is read as JSON or else as text.
+
+    Raises:
+      InputError: a change has no "=", names no field (near names are shown), or its value has the wrong type.
+    """
+    for change in changes:
+        name, equals, text = change.partition("=")
+        if not equals or not name:
+            raise InputError(f"cannot read the setting {change!r}; write name=value, e.g. method.fraction=0.05")
+        config = _set(config, name.split("."), name, text)
+    return config
+
+
+def setting_names(config: Any, prefix: str = "") -> list[str]:
+    """All dotted names that `override` takes."""
+    names = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            names += setting_names(value, f"{prefix}{field.name}.")
+        else:
+            names.append(prefix + field.name)
+    return names
+
+
+def _set(config: Any, path: list[str], name: str, text: str) -> Any:
+    head, rest = path[0], path[1:]
+    if isinstance(config, dict):
+        return {**config, head: _json_or_text(text)} if not rest else _unknown(name, sorted(config))
+    names = [field.name for field in dataclasses.fields(config)]
+    if head not in names:
+        return _unknown(name, setting_names(config))
+    value = getattr(config, head)
+    if rest:
+        if not (dataclasses.is_dataclass(value) or isinstance(value, dict)):
+            return _unknown(name, setting_names(config))
+        return dataclasses.replace(config, **{head: _set(value, rest, name, text)})
+    hint = typing.get_type_hints(type(config))[head]
+    return dataclasses.replace(config, **{head: parse_value(text, hint, name)})
+
+
+def parse_value(text: str, hint: Any, name: str) -> Any:
+    """Reads text as a value of an annotated type.
+
+    Raises:
+      InputError: it is none.
+    """
+    choices = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for choice in choices:
+        if choice is type(None) and text.lower() in ("none", "null"):
+            return None
+        if choice is bool and text.lower() in ("true", "false", "yes", "no", "1", "0"):
+            return text.lower() in ("true", "yes", "1")
+        if choice in (int, float):
+            try:
+                return choice(text)
+            except ValueError:
+                continue
+        if choice is str:
+            return text
+        if text in typing.get_args(choice):
+            return text
+    expected = " or ".join(_type_name(choice) for choice in choices)
+    raise InputError(f"{name} must be {expected}, got {text!r}")
+
+
+def _type_name(choice: Any) -> str:
+    literals = typing.get_args(choice)
+    return "none" if choice is type(None) else " or ".join(map(str, literals)) if literals else choice.__name__
+
+
+def _json_or_text(text: str) -> Any:
+    try:
+        return json.loads(text.lower() if text.lower() in ("true", "false", "none") else text)
+    except json.JSONDecodeError:
+        return None if text.lower() == "none" else text
+
+
+def _unknown(name: str, known: list[str]) -> typing.NoReturn:
+    tail = name.split(".")[-1]
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    near += [k for k in known if difflib.SequenceMatcher(None, k.split(".")[-1], tail).ratio() > 0.7]
+    shown = list(dict.fromkeys(near)) or known
+    raise InputError(f"there is no setting {name!r}; {'near names' if near else 'the settings'} are {', '.join(shown)}")

@@ -1,0 +1,54 @@
+"""One network, one row: the paper's four numbers on forget, retain and test examples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from scissorhands_jax import attacks, metrics
+from scissorhands_jax.base import Data, Dataset, Model, ModelState, Params
+
+
+def evaluate(
+    model: Model,
+    params: Params,
+    model_state: ModelState,
+    data: Data,
+    test: Dataset,
+    *,
+    seed: int = 0,
+    batch_size: int = 500,
+) -> dict[str, Any]:
+    """Accuracies on the forget, retain and test set and the paper's membership inference, in percent.
+
+    When a whole class is forgotten, leave it out of `test`, as the paper does.
+
+    Args:
+      data: forget and retain sets, batches of `{"image", "label"}`.
+      test: held-out examples of the classes that stay.
+      seed: of the attack's subsample.
+
+    Returns:
+      `acc_forget, acc_retain, acc_test, mia` (0 to 100), and the counts `correct_*` and `num_*` behind the accuracies.
+    """
+    parts = {"forget": data.forget, "retain": data.retain, "test": test}
+    labels = {name: np.asarray(part["label"]) for name, part in parts.items()}
+    logits = {
+        name: metrics.predict(model, params, model_state, part["image"], batch_size=batch_size)
+        for name, part in parts.items()
+    }
+    row: dict[str, Any] = {f"acc_{name}": metrics.accuracy(logits[name], labels[name]) for name in parts}
+    row["mia"] = attacks.paper_mia(
+        logits["retain"],
+        labels["retain"],
+        logits["test"],
+        labels["test"],
+        logits["forget"],
+        labels["forget"],
+        seed=seed,
+    )
+    for name in parts:
+        row[f"correct_{name}"] = metrics.correct(logits[name], labels[name])
+        row[f"num_{name}"] = len(labels[name])
+    return row

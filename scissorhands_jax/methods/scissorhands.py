@@ -1,0 +1,539 @@
+"""Scissorhands (Wu & Harandi, ECCV 2024): trim the salient weights, then repair with projected gradients.
+
+Trim:    s = |E[dL_f/dw] * w| over forget batches; the top `fraction` of the weights is re-initialised.
+Repair:  minimise L_r - forget_weight * L_f; with g_o its gradient and g_f that of L_f, step along
+         g = g_o - v g_f,  v = max(0, <g_o, g_f> / <g_f, g_f>),  so that <g, g_f> <= 0 (equations 3 to 5).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from scissorhands_jax import data as data_lib
+from scissorhands_jax import masks, projection, reinit, saliency, trees
+from scissorhands_jax.base import (
+    Batch,
+    Carry,
+    Data,
+    Key,
+    Mask,
+    Method,
+    Model,
+    ModelState,
+    Params,
+    PyTree,
+    Selection,
+    StatefulLossFn,
+    new_carry,
+)
+from scissorhands_jax.errors import InputError
+from scissorhands_jax.methods.settings import TrainingSettings
+
+Where = str | Callable[[str, jax.Array], bool] | None
+Mode = Literal["paper", "authors"]
+Pair = Literal["auto", "vmap", "sequential"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Semantics:
+    """Every point in which the published code departs from the paper, each with its own switch.
+
+    The defaults are Algorithm 1 of the paper; `SEMANTICS["authors"]` is the published code.
+    """
+
+    saliency_train: bool = False
+    """Saliency in training mode: batch statistics are used, and running statistics move once per batch."""
+    saliency_absolute: bool = False
+    """Score |w| * sum |gradient of a batch| instead of |w * mean gradient|."""
+    saliency_batches: int | None = None
+    """How many random forget batches are scored; None takes the whole forget set."""
+    published_cut: bool = False
+    """Strictly above the floor((1 - fraction) * n)-th smallest score, with the fallback of `kept_fraction_mask`."""
+    rank_all: bool = False
+    """The cut ranks all weights although only some layers are trimmed, so that fewer than `fraction` of them are."""
+    skip_bn_names: bool = False
+    """Names that contain "bn" are not trimmed; the BatchNorm of a downsample branch has no such name and is."""
+    trim_vectors: bool = False
+    """Arrays with fewer than two axes are trimmed too, biases to 0 and scales to U(-1, 1)."""
+    constraints_per_epoch: bool = False
+    """Constraint gradients come once an epoch from eval-mode forget batches, the k-th the sum of the first k,
+    instead of the forget gradient of the very step."""
+    margin: float = 0.0
+    """Lower bound on the dual variables of a violated step."""
+    eps: float = 0.0
+    """Added to the diagonal of the Gram matrix."""
+    project_every: int = 1
+    """Only every such joint step of an epoch is projected (10 in the 50 % CIFAR-10 and the CelebA scripts)."""
+    every_step_joint: bool = False
+    """Forget batches are cycled so that every step of an epoch sees one; else an epoch passes once over both sets, and
+    its steps are retain-only once the forget examples are used up. Algorithm 1 does not say; see the README."""
+    ragged_batches: bool = False
+    """The last batch of a pass may be smaller, instead of being filled up."""
+
+
+SEMANTICS: dict[str, Semantics] = {
+    "paper": Semantics(),
+    "authors": Semantics(
+        saliency_train=True,
+        saliency_absolute=True,
+        saliency_batches=1,
+        published_cut=True,
+        rank_all=True,
+        skip_bn_names=True,
+        trim_vectors=True,
+        constraints_per_epoch=True,
+        margin=0.5,
+        eps=1e-3,
+        ragged_batches=True,
+    ),
+}
+
+
+class ScissorhandsAux(NamedTuple):
+    """What the repair carries besides the network."""
+
+    constraint_grads: PyTree | None  # leaves of shape (K, ...), fixed for an epoch; None when they are the step's own
+    joint_step: jax.Array  # shape=(), int32: steps with forget examples in this epoch
+
+
+class OptState(NamedTuple):
+    """Projection and optimizer keep separate states, because retain-only steps are not projected."""
+
+    projection: PyTree
+    optimizer: PyTree
+
+
+class Trimmed(NamedTuple):
+    """The result of `trim_network`."""
+
+    params: Params
+    model_state: ModelState
+    mask: Mask
+    losses: jax.Array  # shape=(batches,): forget losses of the saliency batches
+
+
+def scissorhands(
+    loss_fn: StatefulLossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    fraction: float,
+    forget_weight: float = 0.05,
+    initializer: reinit.Initializer | reinit.ByName | None = None,
+    rank: Where = None,
+    trim: Where = None,
+    project: Where = None,
+    projected: bool = True,
+    num_constraints: int = 1,
+    mode: Mode = "paper",
+    batch_size: int = 128,
+    forget_batch_size: int | None = None,
+    pair: Pair = "auto",
+    **departures,
+) -> Method:
+    """Scissorhands as a method.
+
+    The authors' settings for CIFAR-10, ResNet-18, 10 %: `mode="authors"`, fraction 0.03, forget_weight 0.05,
+    `sgd(5e-3)`, 10 epochs, batch 256, `trim = project = "layer3|layer4|fc"`.
+
+    Args:
+      loss_fn: the general form of the loss, mean over a batch.
+      optimizer: applied to the projected gradient.
+      fraction: share of the ranked weights that is re-initialised, in (0, 1).
+      forget_weight: the paper's lambda, at least 0.
+      initializer: what trimmed weights become; default `reinit.uniform()`, in authors' mode `reinit.published()`.
+      rank: leaves that are ranked (`trees.select`); default the trimmed ones, in authors' mode all.
+      trim: leaves that are trimmed; default all with two or more axes, that is no biases and scales.
+      project: leaves whose gradients are projected; default all.
+      projected: False leaves the projection out (the paper's ablation).
+      num_constraints: constraint gradients per epoch; more than one only with `constraints_per_epoch`.
+      mode: "paper" is Algorithm 1; "authors" is the published code.
+      batch_size: retain examples per step.
+      forget_batch_size: forget examples per step; default `batch_size`, at most the forget set.
+      pair: how both gradients are computed: "vmap" over the stacked batches, "sequential", or "auto" (`choose_pair`).
+      **departures: single fields of `Semantics` that differ from the mode.
+
+    Raises:
+      InputError: a setting is out of its range or unknown.
+    """
+    masks.check_fraction(fraction)
+    semantics = _semantics(mode, departures)
+    if forget_weight < 0:
+        raise InputError(f"forget_weight must not be negative, got {forget_weight}")
+    if num_constraints > 1 and not semantics.constraints_per_epoch:
+        raise InputError(
+            f"num_constraints = {num_constraints} needs constraints_per_epoch; a step has one forget gradient"
+        )
+    if pair not in ("auto", "vmap", "sequential"):
+        raise InputError(f"pair must be auto, vmap or sequential, got {pair!r}")
+    data_lib.check_batch_size(batch_size)
+    forget_batch_size = data_lib.check_batch_size(batch_size if forget_batch_size is None else forget_batch_size)
+    if initializer is None:
+        initializer = reinit.published() if mode == "authors" else reinit.uniform()
+    projector = projection.project_gradient(num_constraints, margin=semantics.margin, eps=semantics.eps)
+
+    def transform(params: Params) -> optax.GradientTransformationExtraArgs:
+        if project is None:
+            return projector
+        return optax.masked(projector, trees.select(params, project), mask_compatible_extra_args=True)
+
+    def constraints(key: Key, params: Params, model_state: ModelState, data: Data) -> PyTree:
+        batches = _random_batches(key, data, num_constraints, forget_batch_size)
+        return constraint_gradients(loss_fn, params, model_state, batches)[0]
+
+    def init(key: Key, params: Params, model_state: ModelState, data: Data) -> Carry:
+        _check_data(data)
+        saliency_key, pass_key, draw_key, step_key = jax.random.split(key, 4)
+        batches: Iterable[PyTree]
+        if semantics.saliency_batches is None:
+            passes = data_lib.even_batches(data_lib.size(data.forget), batch_size)
+            batches = (data_lib.take(data.forget, positions) for positions in passes)
+        else:
+            batches = _random_batches(saliency_key, data, semantics.saliency_batches, forget_batch_size)
+        trimmed = trim_network(
+            draw_key,
+            loss_fn,
+            params,
+            model_state,
+            batches,
+            fraction=fraction,
+            initializer=initializer,
+            rank=rank,
+            trim=trim,
+            semantics=semantics,
+            pass_key=pass_key,
+        )
+        params, model_state = trimmed.params, trimmed.model_state
+        held = None
+        if semantics.constraints_per_epoch and projected:
+            held = jax.tree.map(lambda leaf: jnp.zeros((num_constraints, *leaf.shape), leaf.dtype), params)
+        opt_state = OptState(transform(params).init(params) if projected else (), optimizer.init(params))
+        return new_carry(step_key, params, model_state, opt_state, ScissorhandsAux(held, jnp.zeros((), jnp.int32)))
+
+    def begin_epoch(carry: Carry, data: Data) -> Carry:
+        held = carry.aux.constraint_grads
+        if held is not None:
+            # Apart from the step's own stream, which folds the step in directly.
+            key = jax.random.fold_in(jax.random.split(carry.key)[0], carry.step)
+            held = constraints(key, carry.params, carry.model_state, data)
+        return carry._replace(aux=ScissorhandsAux(held, jnp.zeros((), jnp.int32)))
+
+    def step(carry: Carry, batch: Batch):
+        key = jax.random.fold_in(carry.key, carry.step)
+        params = carry.params
+        if batch.forget is None:
+            (loss, model_state), gradient = jax.value_and_grad(
+                _of_batch(loss_fn, carry, batch.retain, key), has_aux=True
+            )(params)
+            metrics = {"loss_retain": loss}
+            aux, projection_state = carry.aux, carry.opt_state.projection
+        else:
+            (loss, forget_loss), retain_grad, forget_grad, model_state = pair_gradients(
+                loss_fn, params, carry.model_state, batch, key, pair=pair
+            )
+            gradient = jax.tree.map(lambda r, f: r - forget_weight * f, retain_grad, forget_grad)
+            metrics = {"loss_retain": loss, "loss_forget": forget_loss}
+            aux = carry.aux._replace(joint_step=carry.aux.joint_step + 1)
+            projection_state = carry.opt_state.projection
+            if projected:
+                held = carry.aux.constraint_grads
+                if held is None:
+                    held = jax.tree.map(lambda leaf: leaf[None], forget_grad)
+                due = aux.joint_step % semantics.project_every == 0
+                gradient, projection_state = _project(
+                    transform(params), gradient, projection_state, held, due if semantics.project_every > 1 else None
+                )
+                last = projection_state if project is None else projection_state.inner_state
+                metrics |= {"dots": last.dots, "dual": last.dual, "projected": last.violated}
+        metrics["grad_norm"] = trees.norm(gradient)
+        updates, optimizer_state = optimizer.update(gradient, carry.opt_state.optimizer, params)
+        carry = carry._replace(
+            step=carry.step + 1,
+            params=optax.apply_updates(params, updates),
+            model_state=model_state,
+            opt_state=OptState(projection_state, optimizer_state),
+            aux=aux,
+        )
+        return carry, metrics
+
+    def batches(key: Key, data: Data, epoch: int) -> Iterable[Batch]:
+        retain_key, forget_key = jax.random.split(jax.random.fold_in(key, epoch))
+        forget_size, retain_size = data_lib.size(data.forget), data_lib.size(data.retain)
+        fill = not semantics.ragged_batches
+        retain = data_lib.shuffled_batches(retain_key, retain_size, batch_size, fill=fill)
+        if semantics.every_step_joint:
+            cycle = data_lib.cycled_batches(forget_key, forget_size, forget_batch_size)
+            return (Batch(f, r) for r, f in zip(retain, cycle, strict=False))
+        forget = data_lib.shuffled_batches(forget_key, forget_size, forget_batch_size, fill=fill)
+        return (Batch(f, r) for f, r in itertools.zip_longest(forget, retain) if r is not None)
+
+    return Method(init, step, batches, begin_epoch)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScissorhandsSettings(TrainingSettings):
+    """See `scissorhands` for each of them; `departures.NAME=VALUE` sets single fields of `Semantics`."""
+
+    fraction: float = 0.03
+    forget_weight: float = 0.05
+    initializer: str | None = None
+    rank: str | None = None
+    trim: str | None = None
+    project: str | None = None
+    projected: bool = True
+    num_constraints: int = 1
+    mode: Mode = "paper"
+    forget_batch_size: int | None = None
+    pair: Pair = "auto"
+    departures: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def build(self, model: Model, loss_fn: StatefulLossFn) -> Method:
+        """The configured method."""
+        del model
+        return scissorhands(
+            loss_fn,
+            self.optimizer(),
+            fraction=self.fraction,
+            forget_weight=self.forget_weight,
+            initializer=None if self.initializer is None else reinit.by_name(self.initializer),
+            rank=self.rank,
+            trim=self.trim,
+            project=self.project,
+            projected=self.projected,
+            num_constraints=self.num_constraints,
+            mode=self.mode,
+            batch_size=self.batch_size,
+            forget_batch_size=self.forget_batch_size,
+            pair=self.pair,
+            **self.departures,
+        )
+
+
+def trim_network(
+    key: Key,
+    loss_fn: StatefulLossFn,
+    params: Params,
+    model_state: ModelState,
+    batches: Iterable[PyTree],
+    *,
+    fraction: float,
+    initializer: reinit.Initializer | reinit.ByName,
+    rank: Where = None,
+    trim: Where = None,
+    semantics: Semantics = SEMANTICS["paper"],
+    pass_key: Key | None = None,
+) -> Trimmed:
+    """The first half of the method: score the weights on forget batches and re-initialise the top `fraction`.
+
+    Args:
+      key: of the fresh weights.
+      pass_key: of augmentation and dropout in the saliency pass.
+      Others: as for `scissorhands`.
+
+    Raises:
+      InputError: no batch, a pattern that matches nothing, or scores that are not finite.
+    """
+    sums = saliency.gradient_sum(
+        loss_fn,
+        params,
+        model_state,
+        batches,
+        train=semantics.saliency_train,
+        absolute=semantics.saliency_absolute,
+        key=pass_key if semantics.saliency_train else None,
+    )
+    scores = saliency.scores_of(sums, params, absolute=semantics.saliency_absolute)
+    saliency.check_finite(scores)
+    trimmed = _trimmable(params, trim, semantics)
+    unnamed = None if semantics.rank_all else trimmed
+    ranked = unnamed if rank is None else trees.select(params, rank)
+    if semantics.published_cut:
+        mask, _ = masks.kept_fraction_mask(scores, 1 - fraction, rank=ranked)
+    else:
+        mask = masks.top_fraction(scores, fraction, rank=ranked)
+    mask = masks.restrict(mask, trimmed)
+    params = reinit.reinitialize(key, params, mask, initializer=initializer, trim=trimmed)
+    return Trimmed(params, sums.model_state if semantics.saliency_train else model_state, mask, sums.losses)
+
+
+def constraint_gradients(
+    loss_fn: StatefulLossFn, params: Params, model_state: ModelState, batches: Iterable[PyTree]
+) -> tuple[PyTree, jax.Array]:
+    """The published code's memories, with our sign: running sums of eval-mode forget gradients, one row per batch.
+
+    Returns:
+      A pytree like `params` with leaves of shape (K, ...), row k the sum of the first k + 1 gradients, and the losses
+      of the batches, shape=(K,).
+    """
+    rows, losses, total = [], [], None
+    for batch in batches:
+        sums = saliency.gradient_sum(loss_fn, params, model_state, [batch])
+        gradient = jax.tree.map(lambda leaf, weight=sums.weight: leaf / weight.astype(leaf.dtype), sums.gradient)
+        total = gradient if total is None else jax.tree.map(jnp.add, total, gradient)
+        rows.append(total)
+        losses.append(sums.losses[0])
+    return jax.tree.map(lambda leaf, *sums: jnp.stack(sums).astype(leaf.dtype), params, *rows), jnp.stack(losses)
+
+
+def pair_gradients(
+    loss_fn: StatefulLossFn,
+    params: Params,
+    model_state: ModelState,
+    batch: Batch,
+    key: Key | None,
+    *,
+    pair: Pair = "auto",
+) -> tuple[tuple[jax.Array, jax.Array], Params, Params, ModelState]:
+    """Losses and gradients of the retain and of the forget batch at the same parameters.
+
+    Both are training passes with their own batch statistics; running statistics move twice, retain first. "vmap"
+    computes both at once and gives the same statistics, provided that the state's update is affine in the state, as
+    running averages and counters are.
+
+    Returns:
+      `((retain loss, forget loss), retain gradient, forget gradient, model_state)`.
+    """
+    retain_key, forget_key = (None, None) if key is None else jax.random.split(key)
+    if pair == "auto":
+        pair = choose_pair(loss_fn, params, model_state, batch, retain_key)
+    if pair == "vmap" and _same_shapes(batch.retain, batch.forget):
+        return _pair_vmapped(loss_fn, params, model_state, batch, key, retain_key, forget_key)
+
+    def loss(p, state, examples, k):
+        return loss_fn(p, state, examples, train=True, key=k)
+
+    grad = jax.value_and_grad(loss, has_aux=True)
+    (retain_loss, model_state), retain_grad = grad(params, model_state, batch.retain, retain_key)
+    (forget_loss, model_state), forget_grad = grad(params, model_state, batch.forget, forget_key)
+    return (retain_loss, forget_loss), retain_grad, forget_grad, model_state
+
+
+def choose_pair(
+    loss_fn: StatefulLossFn, params: Params, model_state: ModelState, batch: Batch, key: Key | None
+) -> Literal["vmap", "sequential"]:
+    """Which way of computing the two gradients is the faster one here.
+
+    Gradients of weights under vmap become grouped convolutions: measured on CPU, 2.4 to 2.6 times slower for ResNets.
+    So: one after the other on CPU and for networks with convolutions, vmap for the rest on accelerators.
+    """
+    if jax.default_backend() == "cpu" or not _same_shapes(batch.retain, batch.forget):
+        return "sequential"
+    jaxpr = jax.make_jaxpr(lambda p: loss_fn(p, model_state, batch.retain, train=True, key=key)[0])(params)
+    return "sequential" if _contains(jaxpr.jaxpr, "conv_general_dilated") else "vmap"
+
+
+def _pair_vmapped(loss_fn, params, model_state, batch, key, retain_key, forget_key):
+    stacked = jax.tree.map(lambda r, f: jnp.stack([r, f]), batch.retain, batch.forget)
+    keys = None if key is None else jnp.stack([retain_key, forget_key])
+
+    def loss(p, examples, k):
+        return loss_fn(p, model_state, examples, train=True, key=k)
+
+    (losses, states), gradients = jax.vmap(
+        jax.value_and_grad(loss, has_aux=True), in_axes=(None, 0, None if key is None else 0)
+    )(params, stacked, keys)
+
+    def advance(state):
+        return loss_fn(params, state, batch.forget, train=True, key=forget_key)[1]
+
+    # The forget pass should have started from the state that the retain pass left. For an affine update the
+    # difference is its linear part applied to what the retain pass moved; only that part survives compilation.
+    floats = jax.tree.map(lambda leaf: jnp.issubdtype(leaf.dtype, jnp.inexact), model_state)
+    moved = jax.tree.map(lambda after, before: after[0] - before, states, model_state)
+    tangent = jax.tree.map(
+        lambda is_float, leaf: leaf if is_float else jnp.zeros(leaf.shape, jax.dtypes.float0), floats, moved
+    )
+    _, shift = jax.jvp(advance, (model_state,), (tangent,))
+    new_state = jax.tree.map(
+        lambda is_float, after, linear, difference: after[1] + (linear if is_float else difference),
+        floats,
+        states,
+        shift,
+        moved,
+    )
+    retain_grad, forget_grad = (jax.tree.map(lambda leaf, i=i: leaf[i], gradients) for i in (0, 1))
+    return (losses[0], losses[1]), retain_grad, forget_grad, new_state
+
+
+def _project(transform, gradient, state, constraint_grads, due):
+    """Projects, or leaves the gradient alone on steps that are not due; `due` None projects always."""
+
+    def project(operand):
+        return transform.update(*operand, constraint_grads=constraint_grads)
+
+    if due is None:
+        return project((gradient, state))
+    blank = jax.tree.map(jnp.zeros_like, state)
+    return jax.lax.cond(due, project, lambda operand: (operand[0], blank), (gradient, state))
+
+
+def _of_batch(loss_fn, carry, examples, key):
+    def loss(params):
+        return loss_fn(params, carry.model_state, examples, train=True, key=key)
+
+    return loss
+
+
+def _semantics(mode: str, departures: dict) -> Semantics:
+    if mode not in SEMANTICS:
+        raise InputError(f"mode must be one of {', '.join(SEMANTICS)}, got {mode!r}")
+    known = [field.name for field in dataclasses.fields(Semantics)]
+    unknown = [name for name in departures if name not in known]
+    if unknown:
+        raise InputError(f"scissorhands has no setting {unknown[0]!r}; its departures are {', '.join(known)}")
+    semantics = dataclasses.replace(SEMANTICS[mode], **departures)
+    if semantics.project_every < 1 or (semantics.saliency_batches or 1) < 1:
+        raise InputError("project_every and saliency_batches must be at least 1")
+    return semantics
+
+
+def _trimmable(params: Params, trim: Where, semantics: Semantics) -> Selection:
+    """The leaves that the pattern selects, less those that the semantics leave alone."""
+
+    def allowed(path, leaf, chosen):
+        vector = leaf.ndim < 2 and not semantics.trim_vectors
+        return chosen and not vector and not (semantics.skip_bn_names and "bn" in trees.path_name(path))
+
+    selection = jax.tree_util.tree_map_with_path(allowed, params, trees.select(params, trim))
+    if not any(jax.tree.leaves(selection)):
+        raise InputError(f"the layer pattern {trim!r} selects only biases and scales, which are not trimmed; widen it")
+    return selection
+
+
+def _random_batches(key: Key, data: Data, count: int, batch_size: int) -> Iterator[PyTree]:
+    """The first batch of each of `count` fresh shuffles of the forget set."""
+    for turn in range(count):
+        order = data_lib.shuffled_batches(
+            jax.random.fold_in(key, turn), data_lib.size(data.forget), batch_size, fill=False
+        )
+        yield data_lib.take(data.forget, order[0])
+
+
+def _check_data(data: Data) -> None:
+    if data_lib.size(data.forget) == 0:
+        raise InputError("the forget set is empty; name at least one training example")
+    if data_lib.size(data.retain) == 0:
+        raise InputError("the retain set is empty; scissorhands needs examples to repair the network on")
+
+
+def _same_shapes(a: PyTree, b: PyTree) -> bool:
+    return jax.tree.map(jnp.shape, a) == jax.tree.map(jnp.shape, b)
+
+
+def _contains(jaxpr, primitive: str) -> bool:
+    """Whether a jaxpr uses a primitive anywhere, inner jaxprs included."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == primitive:
+            return True
+        for value in equation.params.values():
+            for inner in jax.tree.leaves(value, is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")):
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns") and _contains(inner, primitive):
+                    return True
+    return False

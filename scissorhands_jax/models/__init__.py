@@ -1,0 +1,86 @@
+"""Networks by name, as `Model`s."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from scissorhands_jax.base import Model
+from scissorhands_jax.errors import InputError
+from scissorhands_jax.models.adapters import from_equinox, from_linen, from_nnx
+from scissorhands_jax.models.mlp import MLP
+from scissorhands_jax.models.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNet, cifar_resnet
+from scissorhands_jax.models.vgg import VGG
+
+__all__ = ["MODELS", "build", "from_equinox", "from_linen", "from_nnx"]
+
+# Each makes a linen module from `num_classes` and its own options.
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "resnet20": functools.partial(cifar_resnet, 20),
+    "resnet32": functools.partial(cifar_resnet, 32),
+    "resnet44": functools.partial(cifar_resnet, 44),
+    "resnet56": functools.partial(cifar_resnet, 56),
+    "resnet110": functools.partial(cifar_resnet, 110),
+    "resnet18": functools.partial(ResNet, stage_sizes=(2, 2, 2, 2)),
+    "resnet34": functools.partial(
+        ResNet, stage_sizes=(3, 4, 6, 3), stem="imagenet", mean=IMAGENET_MEAN, std=IMAGENET_STD
+    ),
+    "vgg16_bn": VGG,
+    "mlp": MLP,
+}
+
+_CIFAR_UPPER, _RESNET_UPPER = "layer3|linear", "layer3|layer4|fc"
+UPPER_LAYERS: dict[str, str] = {
+    **dict.fromkeys(("resnet20", "resnet32", "resnet44", "resnet56", "resnet110"), _CIFAR_UPPER),
+    **dict.fromkeys(("resnet18", "resnet34"), _RESNET_UPPER),
+    "vgg16_bn": r"features/(24|27|30|34|37|40)|classifier",
+    "mlp": "layer2|head",
+}
+"""The layers that the command line trims unless told otherwise, as patterns for `trees.select`: the authors' upper
+half, `layer3|layer4|fc`, and its like in the other networks."""
+
+
+def build(name: str, *, num_classes: int, image_shape: Sequence[int], **options) -> Model:
+    """A network of the registry as a `Model`.
+
+    Args:
+      name: a key of `MODELS`.
+      num_classes: length of the logits.
+      image_shape: of one example, (H, W, C); an `mlp` takes any shape.
+      **options: fields of the network's class (`ResNet`, `VGG`, `MLP`), such as `mean`, `std`, `normalize`, `dtype`,
+        `hidden`; lists become tuples.
+
+    Raises:
+      InputError: the name or an option is unknown, or num_classes or image_shape is not positive.
+
+    Example:
+      >>> model = build("mlp", num_classes=10, image_shape=(8, 8, 1), hidden=(32,))
+      >>> params, model_state = model.init(jax.random.key(0))
+      >>> logits, model_state = model.apply(params, model_state, jnp.zeros((2, 8, 8, 1)), train=False)
+      >>> logits.shape
+      (2, 10)
+    """
+    make = MODELS.get(name)
+    if make is None:
+        near = difflib.get_close_matches(str(name), MODELS, n=3, cutoff=0.4) or list(MODELS)
+        raise InputError(f"there is no network {name!r}; near matches: {', '.join(near)}")
+    if num_classes < 1 or not image_shape or min(image_shape) < 1:
+        raise InputError(f"num_classes is {num_classes} and image_shape {tuple(image_shape)}; all must be positive")
+    network = type(make(num_classes=num_classes))
+    known = [key for key in inspect.signature(network).parameters if key not in ("num_classes", "parent", "name")]
+    for option in options:
+        if option not in known:
+            raise InputError(f"{name} has no option {option!r}; it has {', '.join(known)}")
+    module = make(num_classes=num_classes, **{key: _as_tuple(value) for key, value in options.items()})
+    return from_linen(module, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
+
+
+def _as_tuple(value: object) -> object:
+    """Lists, as configuration files give them, as the tuples that modules need to be hashable."""
+    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value

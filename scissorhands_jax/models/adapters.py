@@ -1,0 +1,218 @@
+"""Networks of other frameworks as `Model`s: two pure functions over plain trees of arrays.
+
+Each adapter keeps what is static (structure, activation functions, flags) to itself, so that the trees it hands out
+hold arrays only and work under `jit`, `grad`, `vmap`, donation, optax and Orbax. nnx and Equinox are imported when
+their adapter is called.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import traverse_util
+
+from scissorhands_jax.base import Key, Model, ModelState, Params, PyTree
+from scissorhands_jax.errors import InputError
+
+if TYPE_CHECKING:
+    import equinox as eqx
+    from flax import nnx
+
+# Names under which modules in the wild take the mode of a call, and the value that each wants while training.
+_MODE_ARGUMENTS = {
+    "train": True,
+    "training": True,
+    "is_training": True,
+    "deterministic": False,
+    "use_running_average": False,
+}
+
+
+def from_linen(module: nn.Module, example: jax.Array | jax.ShapeDtypeStruct) -> Model:
+    """A Flax linen module as a `Model`.
+
+      Params are the collection `params`; the model state is a dict of all other collections that `module.init` makes.
+      The mode is passed to the module's `__call__` under whichever of `train`, `training`, `is_training`,
+      `deterministic` or `use_running_average` it takes, if any. In train mode all collections of the state are mutable,
+      and every random stream the module asks for (`dropout`, ...) is derived from `key`.
+
+      Args:
+        module: takes a batch and returns logits, shape (N, num_classes).
+    example: a batch, or its shape and dtype; values are not used.
+    """
+    taken = inspect.signature(module.__call__).parameters
+    modes = {name: value for name, value in _MODE_ARGUMENTS.items() if name in taken}
+
+    def arguments(train: bool) -> dict[str, bool]:
+        return {name: value == train for name, value in modes.items()}
+
+    # Under jit the forward pass of `module.init`, whose result nobody reads, is never computed.
+    @jax.jit
+    def init(key: Key) -> tuple[Params, ModelState]:
+        variables = dict(module.init(key, jnp.zeros(example.shape, example.dtype), **arguments(train=False)))
+        return variables.pop("params", {}), variables
+
+    def apply(
+        params: Params, model_state: ModelState, x: jax.Array, *, train: bool, key: Key | None = None
+    ) -> tuple[jax.Array, ModelState]:
+        variables = {"params": params, **model_state}
+        if not train:
+            return module.apply(variables, x, **arguments(train)), model_state
+        logits, moved = module.apply(variables, x, rngs=key, mutable=list(model_state), **arguments(train))
+        return logits, {name: moved.get(name, collection) for name, collection in model_state.items()}
+
+    return Model(init, apply)
+
+
+def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
+    """A Flax nnx module as a `Model`.
+
+    Params are a nested dict of the arrays of all `nnx.Param` variables, by attribute name; the model state holds all
+    other variables but the random streams. The mode is set by the module's `train()` and `eval()`; in train mode
+    every random stream is restarted from `key`.
+
+    Args:
+      make: builds the module, which takes a batch and returns logits, shape (N, num_classes).
+
+    Raises:
+      InputError: by `apply`, in train mode without a key, if the module holds random streams.
+    """
+    from flax import nnx
+
+    def split(module: nnx.Module) -> tuple[Any, dict, dict, dict]:
+        graph, *states = nnx.split(module, nnx.Param, nnx.RngState, ...)
+        params, streams, rest = (dict(nnx.to_flat_state(nnx.as_pure(state))) for state in states)
+        return graph, params, streams, rest
+
+    outline = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+    graphs = {}
+    for train in (True, False):
+        outline.train() if train else outline.eval()
+        graphs[train], param_outline, stream_outline, rest_outline = split(outline)
+
+    def init(key: Key) -> tuple[Params, ModelState]:
+        _, params, _, rest = split(make(nnx.Rngs(key)))
+        return _nest(params), _nest(rest)
+
+    def restart(train: bool, key: Key | None) -> dict:
+        if train and key is None and stream_outline:
+            raise InputError("this nnx module draws random numbers in train mode; pass key= to apply")
+        key = jax.random.key(0) if key is None else key  # never drawn from
+        streams = {}
+        for index, (path, leaf) in enumerate(stream_outline.items()):
+            is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+            streams[path] = jax.random.fold_in(key, index) if is_key else jnp.zeros(leaf.shape, leaf.dtype)
+        return streams
+
+    def apply(
+        params: Params, model_state: ModelState, x: jax.Array, *, train: bool, key: Key | None = None
+    ) -> tuple[jax.Array, ModelState]:
+        leaves = _pick(params, param_outline) | restart(train, key) | _pick(model_state, rest_outline)
+        module = nnx.merge(graphs[train], nnx.from_flat_state(leaves.items()))
+        logits = module(x)
+        if not train:
+            return logits, model_state
+        _, _, _, rest = split(module)
+        return logits, _nest({path: rest[path] for path in rest_outline})
+
+    return Model(init, apply)
+
+
+def from_equinox(make: Callable[[Key], eqx.Module]) -> Model:
+    """An Equinox module as a `Model`.
+
+    Params are a nested dict of all floating-point arrays, by attribute name. The model state has two entries:
+    `state`, what Equinox's stateful layers keep, and `constants`, all other arrays. The module is mapped over the
+    batch, so it is written for one example, as Equinox's own layers are; its normalisation layers may name the batch
+    axis as they like. It is called as `module(x)`, with `state` and `key=` added where its `__call__` takes them
+    (one key for each example), and switched by `equinox.nn.inference_mode`.
+
+    Args:
+      make: builds the module from a key; stateful layers are collected by `equinox.nn.make_with_state`.
+
+    Raises:
+      InputError: layers of the module name the batch axis differently.
+    """
+    import equinox as eqx
+
+    build = eqx.nn.make_with_state(make)
+    outline, state_outline = eqx.filter_eval_shape(build, jax.random.key(0))
+    paths, structure = jax.tree.flatten_with_path(outline)
+    names = [tuple(jax.tree_util.keystr((entry,), simple=True) for entry in path) for path, _ in paths]
+    static = [leaf for _, leaf in paths]
+    arrays = {name: leaf for name, leaf in zip(names, static, strict=True) if hasattr(leaf, "dtype")}
+    trained = [name for name, leaf in arrays.items() if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    constant = [name for name in arrays if name not in trained]
+    _, markers = state_outline.tree_flatten()
+    axis_name = _batch_axis(outline)
+    taken = inspect.signature(outline.__call__).parameters
+    stateful = "state" in taken and (bool(markers) or taken["state"].default is inspect.Parameter.empty)
+
+    def init(key: Key) -> tuple[Params, ModelState]:
+        module, state = build(key)
+        leaves = dict(zip(names, jax.tree.leaves(module), strict=True))
+        values, _ = state.tree_flatten()
+        constants = _nest({name: jnp.asarray(leaves[name]) for name in constant})
+        model_state = {"state": dict(zip(markers, values, strict=True)), "constants": constants}
+        return _nest({name: jnp.asarray(leaves[name]) for name in trained}), model_state
+
+    def apply(
+        params: Params, model_state: ModelState, x: jax.Array, *, train: bool, key: Key | None = None
+    ) -> tuple[jax.Array, ModelState]:
+        arrays = _pick(params, trained) | _pick(model_state["constants"], constant)
+        leaves = [arrays.get(name, leaf) for name, leaf in zip(names, static, strict=True)]
+        module = eqx.nn.inference_mode(jax.tree.unflatten(structure, leaves), not train)
+        state = eqx.nn.State.tree_unflatten(markers, [model_state["state"][marker] for marker in markers])
+        keys = None if key is None or "key" not in taken else jax.random.split(key, x.shape[0])
+
+        def one(example, state, key):
+            extra = {} if key is None else {"key": key}
+            return module(example, state, **extra) if stateful else (module(example, **extra), state)
+
+        batched = jax.vmap(one, in_axes=(0, None, 0), out_axes=(0, None), axis_name=axis_name)
+        logits, state = batched(x, state, keys)
+        if not train:
+            return logits, model_state
+        values, _ = state.tree_flatten()
+        return logits, {**model_state, "state": dict(zip(markers, values, strict=True))}
+
+    return Model(init, apply)
+
+
+def _batch_axis(module: eqx.Module) -> str:
+    """The one name that the layers of an Equinox module give to the batch axis."""
+    found: set = set()
+
+    def visit(node):
+        names = getattr(node, "axis_name", None)
+        if names is not None:
+            found.update(names if isinstance(names, tuple | list) else (names,))
+        return False
+
+    jax.tree.leaves(module, is_leaf=visit)
+    if len(found) > 1:
+        raise InputError(f"layers name the batch axis {sorted(map(str, found))}; give all of them the same axis_name")
+    return found.pop() if found else "batch"
+
+
+def _nest(leaves: dict[tuple, PyTree]) -> dict:
+    """A nested dict from leaves by path; its keys are text, as files and key paths want them."""
+    return traverse_util.unflatten_dict({tuple(map(str, path)): leaf for path, leaf in leaves.items()})
+
+
+def _pick(tree: dict, paths: Iterable[tuple]) -> dict[tuple, PyTree]:
+    """The leaves of a nested dict under the given paths."""
+    picked = {}
+    for path in paths:
+        node = tree
+        for part in map(str, path):
+            if not isinstance(node, dict) or part not in node:
+                raise InputError(f"the tree has no leaf {'/'.join(map(str, path))}; it belongs to another network")
+            node = node[part]
+        picked[path] = node
+    return picked

@@ -1,0 +1,203 @@
+"""Flax linen building blocks that compute what PyTorch's modules compute, under PyTorch's names.
+
+Images are (N, H, W, C), kernels (height, width, in, out). A module carries the last component of its PyTorch path as
+its name, so a leaf of the variable tree and an entry of a state dict differ only in layout and in the last word:
+`kernel`/`scale` is `weight`, `mean`/`var`/`count` are `running_mean`/`running_var`/`num_batches_tracked`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+
+from scissorhands_jax.errors import InputError
+
+Normalization = Literal["stored", "stored_unused", "fixed", "off"]
+
+# Module-level values, not fresh closures, so that two modules with equal fields are equal and share compiled code.
+KAIMING_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+KAIMING_FAN_IN = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+TORCH_LINEAR = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # U(-b, b) with b = 1 / sqrt(fan_in)
+
+
+def as_float(inputs: jax.Array) -> jax.Array:
+    """Network inputs as floating point: uint8 is divided by 255, floats pass through, anything else is refused.
+
+    Raises:
+      InputError: the inputs are neither floating point nor uint8.
+    """
+    if inputs.dtype == jnp.uint8:
+        return inputs.astype(jnp.float32) / 255
+    if jnp.issubdtype(inputs.dtype, jnp.floating):
+        return inputs
+    raise InputError(f"inputs are {inputs.dtype}; give floating point (images in [0, 1]) or uint8 (images in 0..255)")
+
+
+def enter(images: jax.Array, normalize: Normalization, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
+    """The entry of an image network, called from its compact `__call__`: checks, scales and normalises.
+
+    Args:
+      images: shape (N, H, W, C), floating point in [0, 1] or uint8.
+      normalize: `stored` subtracts `mean` and divides by `std`, both kept as variables of a child named `normalize`;
+        `stored_unused` keeps the variables and applies nothing; `fixed` applies the numbers given here without
+        storing them; `off` does neither.
+      mean: one number per channel.
+      std: one number per channel.
+
+    Raises:
+      InputError: the images are not (N, H, W, C), `normalize` is unknown, or mean and std do not fit the channels.
+    """
+    if normalize not in get_args(Normalization):
+        raise InputError(f"normalize is {normalize!r}; choose one of {', '.join(get_args(Normalization))}")
+    if images.ndim != 4:
+        raise InputError(f"images have shape {images.shape}; an image network takes (N, H, W, C)")
+    images = as_float(images)
+    if normalize == "off":
+        return images
+    if not len(mean) == len(std) == images.shape[-1]:
+        raise InputError(
+            f"images have {images.shape[-1]} channels, but mean has {len(mean)} and std {len(std)} numbers; "
+            "pass mean and std with one number per channel, or normalize='off'"
+        )
+    if normalize == "fixed":
+        return _standardize(images, jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32))
+    return Normalize(tuple(mean), tuple(std), used=normalize == "stored", name="normalize")(images)
+
+
+def _standardize(images: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
+    return (images - mean.reshape(1, 1, 1, -1)) / std.reshape(1, 1, 1, -1)
+
+
+class Normalize(nn.Module):
+    """`(x - mean) / std` per channel, with both in the collection `constants`: stored, exported, never trained.
+
+    Attributes:
+      mean: initial value of the variable `mean`, one number per channel.
+      std: initial value of the variable `std`.
+      used: False keeps the variables and returns the input, as the authors' CelebA network does.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    used: bool = True
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        mean = self.variable("constants", "mean", lambda: jnp.asarray(self.mean, jnp.float32))
+        std = self.variable("constants", "std", lambda: jnp.asarray(self.std, jnp.float32))
+        return _standardize(images, mean.value, std.value) if self.used else images
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over all axes but the last, with PyTorch's rules (Ioffe and Szegedy, 2015).
+
+    With `train` the batch's mean and biased variance normalise, and, where the collection `batch_stats` is mutable,
+    the running statistics become `(1 - momentum) * old + momentum * batch`, the variance entering unbiased, and
+    `count` grows by one. Without `train` the running statistics normalise and nothing moves.
+
+    Statistics are computed in float32 or wider, the variance in a second pass around the mean. Under `jit` with a
+    batch sharded over devices they are those of the whole (global) batch, as PyTorch's SyncBatchNorm computes them,
+    not per-device ones.
+
+    Variables: `params` scale, bias, shape (C,); `batch_stats` mean, var, shape (C,), count, shape (), int32.
+
+    Attributes:
+      momentum: weight of the newest batch in the running statistics (PyTorch's convention, not flax's).
+      eps: added to the variance.
+      dtype: of the result; None keeps the input's.
+    """
+
+    momentum: float = 0.1
+    eps: float = 1e-5
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Normalises `x`, shape (N, ..., C).
+
+        Raises:
+          InputError: `train` with a single value per channel, whose unbiased variance does not exist.
+        """
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
+        count = self.variable("batch_stats", "count", jnp.zeros, (), jnp.int32)
+
+        def row(vector):
+            return vector.reshape((1,) * (x.ndim - 1) + (channels,))
+
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        if train:
+            axes = tuple(range(x.ndim - 1))
+            mean = jnp.mean(wide, axes)
+            var = jnp.mean(jnp.square(wide - row(mean)), axes)
+            values = x.size // channels
+            if values < 2:
+                raise InputError(
+                    f"BatchNorm saw one value per channel (input shape {x.shape}) in train mode; "
+                    "use larger batches or images, or train=False"
+                )
+            if self.is_mutable_collection("batch_stats") and not self.is_initializing():
+                unbiased = var * (values / (values - 1))
+                keep, new = 1 - self.momentum, self.momentum
+                running_mean.value = keep * running_mean.value + new * mean.astype(running_mean.value.dtype)
+                running_var.value = keep * running_var.value + new * unbiased.astype(running_var.value.dtype)
+                count.value = count.value + 1
+        else:
+            mean, var = running_mean.value, running_var.value
+        normalized = (wide - row(mean)) * jax.lax.rsqrt(row(var) + self.eps)
+        return (normalized * row(scale) + row(bias)).astype(self.dtype or x.dtype)
+
+
+def average_pool(x: jax.Array) -> jax.Array:
+    """The mean over height and width, shape (N, C), in float32 or wider.
+
+    What follows is a thousandth of the work and decides confidences, so it never runs in a narrow dtype.
+    """
+    return jnp.mean(x.astype(jnp.promote_types(x.dtype, jnp.float32)), axis=(1, 2))
+
+
+def conv(
+    features: int,
+    size: int,
+    stride: int = 1,
+    *,
+    name: str,
+    dtype: DTypeLike,
+    kernel_init: nn.initializers.Initializer = KAIMING_FAN_OUT,
+    use_bias: bool = False,
+) -> nn.Conv:
+    """A square convolution padded as PyTorch's `padding=size // 2`: equally on both sides, whatever the stride."""
+    return nn.Conv(
+        features,
+        (size, size),
+        strides=stride,
+        padding=[(size // 2, size // 2)] * 2,
+        use_bias=use_bias,
+        kernel_init=kernel_init,
+        dtype=dtype,
+        name=name,
+    )
+
+
+def linear(
+    features: int,
+    fan_in: int,
+    *,
+    name: str,
+    dtype: DTypeLike,
+    kernel_init: nn.initializers.Initializer = TORCH_LINEAR,
+) -> nn.Dense:
+    """A dense layer whose kernel and bias start as those of `torch.nn.Linear`: uniform in +-1/sqrt(fan_in)."""
+    bound = fan_in**-0.5
+
+    def bias_init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return nn.Dense(features, kernel_init=kernel_init, bias_init=bias_init, dtype=dtype, name=name)

@@ -1,0 +1,180 @@
+"""Residual networks with basic blocks (He et al., 2016), under the names of two families of PyTorch files.
+
+`ResNet` is both. `cifar_resnet` gives the three-stage networks for 32x32 images with parameter-free shortcuts
+(ResNet-20 to 110); with its defaults it is the four-stage ResNet-18/34 of the Scissorhands experiments.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+
+from scissorhands_jax.errors import InputError
+from scissorhands_jax.models.layers import (
+    KAIMING_FAN_IN,
+    KAIMING_FAN_OUT,
+    TORCH_LINEAR,
+    BatchNorm,
+    Normalization,
+    average_pool,
+    conv,
+    enter,
+    linear,
+)
+
+CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+Shortcut = Literal["projection", "pad"]
+Stem = Literal["cifar", "imagenet"]
+
+
+class Downsample(nn.Module):
+    """The learned shortcut: a strided 1x1 convolution (named `0`) and batch normalisation (named `1`)."""
+
+    width: int
+    stride: int
+    kernel_init: nn.initializers.Initializer
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        x = conv(self.width, 1, self.stride, kernel_init=self.kernel_init, dtype=self.dtype, name="0")(x)
+        return BatchNorm(name="1")(x, train=train)
+
+
+def pad_shortcut(x: jax.Array, width: int, stride: int) -> jax.Array:
+    """The shortcut without parameters: every `stride`-th pixel, new channels zero and split to both sides."""
+    missing = width - x.shape[-1]
+    return jnp.pad(x[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), (missing // 2, missing - missing // 2)))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut, which is the identity unless the shape changes."""
+
+    width: int
+    stride: int
+    shortcut: Shortcut
+    kernel_init: nn.initializers.Initializer
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        y = conv(self.width, 3, self.stride, kernel_init=self.kernel_init, dtype=self.dtype, name="conv1")(x)
+        y = nn.relu(BatchNorm(name="bn1")(y, train=train))
+        y = conv(self.width, 3, kernel_init=self.kernel_init, dtype=self.dtype, name="conv2")(y)
+        y = BatchNorm(name="bn2")(y, train=train)
+        if self.stride != 1 or x.shape[-1] != self.width:
+            if self.shortcut == "pad":
+                x = pad_shortcut(x, self.width, self.stride)
+            else:
+                x = Downsample(self.width, self.stride, self.kernel_init, self.dtype, name="downsample")(x, train=train)
+        return nn.relu(y + x)
+
+
+class Stage(nn.Module):
+    """Basic blocks named `0`, `1`, ...; the first one has the stride."""
+
+    blocks: int
+    width: int
+    stride: int
+    shortcut: Shortcut
+    kernel_init: nn.initializers.Initializer
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        for index in range(self.blocks):
+            stride = self.stride if index == 0 else 1
+            block = BasicBlock(self.width, stride, self.shortcut, self.kernel_init, self.dtype, name=str(index))
+            x = block(x, train=train)
+        return x
+
+
+class ResNet(nn.Module):
+    """A ResNet of basic blocks; the defaults are those of the Scissorhands authors' CIFAR networks.
+
+    Attributes:
+      num_classes: length of the logits.
+      stage_sizes: blocks of each stage `layer1`, `layer2`, ...
+      widths: channels of each stage; the stem has as many as the first.
+      stem: `cifar` is a 3x3 convolution; `imagenet` a 7x7 one of stride 2 and, after its normalisation, a 3x3 max
+        pool of stride 2. Every stage but the first halves the image.
+      shortcut: where the shape changes, `projection` (1x1 convolution and normalisation) or `pad` (no parameters).
+      head: name of the last layer.
+      normalize, mean, std: how inputs are normalised, see `layers.enter`.
+      kernel_init, head_init: of the convolutions and of the last kernel.
+      dtype: of the computation up to the pooled features; parameters, statistics and logits are float32.
+    """
+
+    num_classes: int
+    stage_sizes: tuple[int, ...]
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    stem: Stem = "cifar"
+    shortcut: Shortcut = "projection"
+    head: str = "fc"
+    normalize: Normalization = "stored"
+    mean: tuple[float, ...] = CIFAR10_MEAN
+    std: tuple[float, ...] = CIFAR10_STD
+    kernel_init: nn.initializers.Initializer = KAIMING_FAN_OUT
+    head_init: nn.initializers.Initializer = TORCH_LINEAR
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+        """Logits, shape (N, num_classes), of images, shape (N, H, W, C), floating point in [0, 1] or uint8.
+
+        Raises:
+          InputError: the images or an option cannot be used.
+        """
+        for option, value, choices in (
+            ("stem", self.stem, get_args(Stem)),
+            ("shortcut", self.shortcut, get_args(Shortcut)),
+        ):
+            if value not in choices:
+                raise InputError(f"{option} is {value!r}; choose one of {', '.join(choices)}")
+        if len(self.stage_sizes) != len(self.widths):
+            raise InputError(f"{len(self.stage_sizes)} stages but {len(self.widths)} widths; give one width per stage")
+        dtype = jnp.dtype(self.dtype)
+        x = enter(images, self.normalize, self.mean, self.std).astype(dtype)
+        size, stride = (7, 2) if self.stem == "imagenet" else (3, 1)
+        x = conv(self.widths[0], size, stride, kernel_init=self.kernel_init, dtype=dtype, name="conv1")(x)
+        x = nn.relu(BatchNorm(name="bn1")(x, train=train))
+        if self.stem == "imagenet":
+            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        for index, (blocks, width) in enumerate(zip(self.stage_sizes, self.widths, strict=True)):
+            stride = 1 if index == 0 else 2
+            stage = Stage(blocks, width, stride, self.shortcut, self.kernel_init, dtype, name=f"layer{index + 1}")
+            x = stage(x, train=train)
+        x = average_pool(x)
+        return linear(self.num_classes, x.shape[-1], kernel_init=self.head_init, dtype=x.dtype, name=self.head)(x)
+
+
+def cifar_resnet(depth: int, num_classes: int, **options) -> ResNet:
+    """The networks of He et al. (2016), section 4.2: depth 6n + 2, n blocks in stages of 16, 32 and 64 channels.
+
+    Names are those of `resnet20-12fca82f.th` and its siblings without the prefix `module.`. Inputs are normalised
+    with ImageNet's constants, which such files do not hold, so they are attributes here and not variables.
+
+    Raises:
+      InputError: depth is not 6n + 2.
+    """
+    blocks, rest = divmod(depth - 2, 6)
+    if rest or blocks < 1:
+        raise InputError(f"depth is {depth}; a CIFAR ResNet has 6n + 2 layers: 20, 32, 44, 56, 110")
+    defaults = {
+        "stage_sizes": (blocks,) * 3,
+        "widths": (16, 32, 64),
+        "shortcut": "pad",
+        "head": "linear",
+        "normalize": "fixed",
+        "mean": IMAGENET_MEAN,
+        "std": IMAGENET_STD,
+        "kernel_init": KAIMING_FAN_IN,
+        "head_init": KAIMING_FAN_IN,
+    }
+    return ResNet(num_classes, **(defaults | options))

@@ -1,0 +1,69 @@
+"""VGG-16 with batch normalisation (Simonyan and Zisserman, 2015) in the form used on CIFAR."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+
+from scissorhands_jax.errors import InputError
+from scissorhands_jax.models.layers import BatchNorm, Normalization, average_pool, conv, enter
+from scissorhands_jax.models.resnet import CIFAR10_MEAN, CIFAR10_STD
+
+VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+
+
+class Features(nn.Module):
+    """Convolution, normalisation and ReLU, repeated; names count layers as an `nn.Sequential` of PyTorch does."""
+
+    widths: tuple[tuple[int, ...], ...]
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        index = 0
+        for group, widths in enumerate(self.widths):
+            if group:
+                x = nn.max_pool(x, (2, 2), strides=(2, 2))
+                index += 1
+            for width in widths:
+                x = conv(width, 3, use_bias=True, dtype=self.dtype, name=str(index))(x)
+                x = nn.relu(BatchNorm(name=str(index + 1))(x, train=train))
+                index += 3
+        return x
+
+
+class VGG(nn.Module):
+    """Groups of 3x3 convolutions with 2x2 max pools between them, a global average pool and one linear layer.
+
+    Attributes:
+      num_classes: length of the logits.
+      widths: channels of the convolutions, by group.
+      normalize, mean, std: how inputs are normalised, see `layers.enter`.
+      dtype: of the computation up to the pooled features; parameters, statistics and logits are float32.
+    """
+
+    num_classes: int
+    widths: tuple[tuple[int, ...], ...] = VGG16
+    normalize: Normalization = "stored"
+    mean: tuple[float, ...] = CIFAR10_MEAN
+    std: tuple[float, ...] = CIFAR10_STD
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+        """Logits, shape (N, num_classes), of images, shape (N, H, W, C), floating point in [0, 1] or uint8.
+
+        Raises:
+          InputError: the images cannot be used, or are too small to be halved between all groups.
+        """
+        dtype = jnp.dtype(self.dtype)
+        x = enter(images, self.normalize, self.mean, self.std).astype(dtype)
+        least = 2 ** (len(self.widths) - 1)
+        if min(x.shape[1:3]) < least:
+            raise InputError(f"images are {x.shape[1]}x{x.shape[2]}; this VGG needs at least {least}x{least}")
+        x = Features(self.widths, dtype, name="features")(x, train=train)
+        x = average_pool(x)
+        normal = nn.initializers.normal(0.01)
+        return nn.Dense(self.num_classes, kernel_init=normal, dtype=x.dtype, name="classifier")(x)

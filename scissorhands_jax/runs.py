@@ -1,0 +1,81 @@
+"""The folder of a run: who may write into it, and what it is called by."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from scissorhands_jax.errors import CheckpointError, InputError
+
+RUN_FILE = "run.json"
+RESULTS_FILE = "results.json"
+
+
+def open_folder(folder: Path, description: dict[str, Any], *, overwrite: bool = False, resume: bool = False) -> None:
+    """Makes a folder ready for a run and writes down what runs in it.
+
+    Args:
+      folder: made if it does not exist.
+      description: JSON-able; a resumed run must have the same.
+      overwrite: replace the run that is there.
+      resume: go on with the run that is there; without one, start it.
+
+    Raises:
+      InputError: the folder holds another run or other files.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; name a folder for the run")
+    file = folder / RUN_FILE
+    if file.exists() and not overwrite:
+        if not resume:
+            raise InputError(
+                f"{folder} already holds a run; add --resume to go on with it or --overwrite to replace it"
+            )
+        earlier = read_description(folder)
+        changed = [name for name in {**description, **earlier} if earlier.get(name) != description.get(name)]
+        if changed:
+            name = changed[0]
+            raise InputError(
+                f"{folder} holds a run with other settings: {name} was {earlier.get(name)!r} and is now "
+                f"{description.get(name)!r}; repeat them, or use --overwrite"
+            )
+        return
+    if file.exists():
+        shutil.rmtree(folder)
+    elif folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder} is not empty and holds no run of ours; name another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(file, json.dumps(description, indent=2) + "\n")
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """What `open_folder` wrote.
+
+    Raises:
+      CheckpointError: the folder holds no run, or its description is damaged.
+    """
+    try:
+        description = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder} holds no run; it has no {RUN_FILE}") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / RUN_FILE} is damaged: {error}") from error
+    if not isinstance(description, dict):
+        raise CheckpointError(f"{folder / RUN_FILE} is damaged: it is no JSON object")
+    return description
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a whole file or nothing."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

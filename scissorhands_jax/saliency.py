@@ -1,0 +1,128 @@
+"""How much each weight matters for a set of examples."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from scissorhands_jax import trees
+from scissorhands_jax.base import Key, LossFn, ModelState, Params, PyTree, Scores, StatefulLossFn, lift
+from scissorhands_jax.errors import InputError
+
+
+class GradientSum(NamedTuple):
+    """What one pass over some batches gives."""
+
+    gradient: PyTree  # like Params, float32 or wider
+    weight: jax.Array  # shape=(): number of examples, or of batches where `absolute`
+    losses: jax.Array  # shape=(batches,): the mean loss of each batch
+    model_state: ModelState  # as the last forward pass left it
+
+
+def connection_sensitivity(loss_fn: LossFn, params: Params, batches: Iterable[PyTree]) -> Scores:
+    """The connection sensitivity of every weight, `|E[dL/dw] * w|` (SNIP; the Scissorhands paper, equation 2).
+
+    Batches are weighted by their size, so that the expectation is over examples whatever the batch sizes.
+
+    Args:
+      loss_fn: `(params, batch) -> mean loss`, shape=().
+      params: any pytree of floating point arrays.
+      batches: pytrees of arrays with a leading example axis; consumed once.
+
+    Returns:
+      A pytree of non-negative scores, shaped like `params`.
+
+    Raises:
+      InputError: there is no batch.
+
+    >>> import jax.numpy as jnp
+    >>> loss = lambda w, x: jnp.mean(x @ w)
+    >>> batches = [jnp.array([[1.0, 3.0]]), jnp.array([[3.0, 1.0]])]
+    >>> connection_sensitivity(loss, jnp.array([1.0, -2.0]), batches).tolist()
+    [2.0, 4.0]
+    """
+    sums = gradient_sum(lift(loss_fn), params, (), batches)
+    return _scores(sums.gradient, params, sums.weight)
+
+
+def gradient_sum(
+    loss_fn: StatefulLossFn,
+    params: Params,
+    model_state: ModelState,
+    batches: Iterable[PyTree],
+    *,
+    train: bool = False,
+    absolute: bool = False,
+    key: Key | None = None,
+) -> GradientSum:
+    """Adds up the gradients of several batches in one pass.
+
+    Args:
+      loss_fn: the general form; compiled once per batch shape.
+      params: what is differentiated.
+      model_state: where the first forward pass starts; with `train` each pass hands its state to the next.
+      batches: pytrees of arrays with a leading example axis.
+      train: whether forward passes use and move batch statistics.
+      absolute: add `|gradient|` of each batch with weight one, as the published code does, instead of the gradient
+        weighted by the size of the batch.
+      key: folded with the batch's position, for augmentation and dropout.
+
+    Raises:
+      InputError: there is no batch.
+    """
+    total, weight, losses = _zeros(params), jnp.zeros((), jnp.float32), []
+    for position, batch in enumerate(batches):
+        batch_key = None if key is None else jax.random.fold_in(key, position)
+        size = 1 if absolute else jax.tree.leaves(batch)[0].shape[0]
+        total, weight, loss, model_state = _add_gradient(
+            loss_fn, total, weight, params, model_state, batch, jnp.float32(size), batch_key, train, absolute
+        )
+        losses.append(loss)
+    if not losses:
+        raise InputError("saliency needs at least one batch of examples, got none")
+    return GradientSum(total, weight, jnp.stack(losses), model_state)
+
+
+@functools.partial(jax.jit, static_argnames=("loss_fn", "train", "absolute"))
+def _add_gradient(loss_fn, total, weight, params, model_state, batch, size, key, train, absolute):
+    def loss(p):
+        return loss_fn(p, model_state, batch, train=train, key=key)
+
+    (value, new_state), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    gradient = jax.tree.map(lambda g: g.astype(_accumulator(g)), gradient)
+    gradient = jax.tree.map(jnp.abs if absolute else lambda g: g * size.astype(g.dtype), gradient)
+    return jax.tree.map(jnp.add, total, gradient), weight + size, value, new_state
+
+
+@jax.jit
+def _zeros(params: Params) -> PyTree:
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, _accumulator(leaf)), params)
+
+
+def _accumulator(leaf: jax.Array) -> jnp.dtype:
+    return jnp.promote_types(leaf.dtype, jnp.float32)
+
+
+@jax.jit
+def _scores(gradient: PyTree, params: Params, weight: jax.Array) -> Scores:
+    return jax.tree.map(lambda g, w: jnp.abs(g / weight.astype(g.dtype) * w), gradient, params)
+
+
+def scores_of(sums: GradientSum, params: Params, *, absolute: bool = False) -> Scores:
+    """Scores from summed gradients: of the mean gradient, or of the plain sum of absolute ones (published code)."""
+    weight = jnp.ones(()) if absolute else sums.weight
+    return _scores(sums.gradient, params, weight)
+
+
+def check_finite(scores: Scores) -> None:
+    """Raises InputError naming the first array whose scores are not all finite. Reads one flag per array."""
+    flags = jax.device_get(jax.tree.map(lambda leaf: jnp.all(jnp.isfinite(leaf)), scores))
+    for name, finite in zip(trees.leaf_names(scores), jax.tree.leaves(flags), strict=True):
+        if not finite:
+            raise InputError(
+                f"the saliency of {name} is not finite; check the original weights and the forget examples"
+            )

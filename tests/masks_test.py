@@ -1,0 +1,248 @@
+"""Exact masks against a stable sort in NumPy; frozen weights that stay bit-equal under decay and momentum."""
+
+from typing import NamedTuple
+
+import chex
+import hypothesis
+import hypothesis.extra.numpy as hnp
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import strategies as st
+
+from scissorhands_jax import masks, optimizers, trees
+from scissorhands_jax.errors import InputError
+
+
+class Pair(NamedTuple):
+    first: jax.Array
+    second: jax.Array
+
+
+def from_bits(*patterns):
+    return np.array(patterns, np.uint32).view(np.float32).tolist()
+
+
+# Zeros of both signs, denormals, neighbours, the largest finite number, infinity and NaNs of several payloads.
+NANS = from_bits(0x7FC00000, 0x7F800001, 0x7FFFFFFF, 0xFFC00000)
+POOL = [0.0, -0.0, *from_bits(1, 2, 0x007FFFFF), 1.0, float(np.nextafter(np.float32(1), np.float32(2))), 2.5, 3e38]
+FLOATS = st.sampled_from([*POOL, float("inf"), *NANS]) | st.floats(0, 4, width=32)
+SHAPES = ((2, 3), (5,), (), (0,), (2, 2, 2))
+
+
+@st.composite
+def score_trees(draw):
+    leaves = [jnp.asarray(draw(hnp.arrays(np.float32, shape, elements=FLOATS))) for shape in SHAPES]
+    return {"a": [leaves[0], Pair(leaves[1], leaves[2])], "b": {"c": leaves[3], "d": leaves[4]}}
+
+
+SIZE = 6 + 5 + 1 + 0 + 8
+
+
+def flat(tree):
+    return np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(tree)])
+
+
+def ordered(values):
+    """Values that compare as scores should: float64 knows float32's denormals, infinity and NaN are just large."""
+    with np.errstate(invalid="ignore"):  # signalling NaNs
+        values = np.asarray(values).astype(np.float64)
+    return np.where(np.isnan(values), 2e300, np.minimum(values, 1e300))
+
+
+def expected_mask(values, k):
+    """The k largest by a stable sort: of equal ones those that come first."""
+    mask = np.zeros(len(values), bool)
+    mask[np.argsort(-ordered(values), kind="stable")[:k]] = True
+    return mask
+
+
+def settings(examples):
+    return hypothesis.settings(max_examples=examples, deadline=None, derandomize=True, database=None)
+
+
+class TestTopK:
+    @settings(80)
+    @hypothesis.given(score_trees(), st.integers(1, SIZE))
+    def test_equals_a_stable_sort_with_ties_denormals_infinities_and_nans(self, scores, k):
+        mask = masks.top_k(scores, k)
+        chex.assert_trees_all_equal_structs(mask, scores)
+        assert jax.tree.map(jnp.shape, mask) == jax.tree.map(jnp.shape, scores)
+        np.testing.assert_array_equal(flat(mask), expected_mask(flat(scores), k))
+
+    @settings(40)
+    @hypothesis.given(score_trees(), st.integers(1, SIZE))
+    def test_kth_largest_is_the_exact_value(self, scores, k):
+        value = masks.kth_largest(scores, k)
+        assert value.dtype == jnp.float32
+        np.testing.assert_equal(ordered(value), -np.sort(-ordered(flat(scores)))[k - 1])
+
+    @settings(30)
+    @hypothesis.given(score_trees(), st.integers(1, 13))
+    def test_only_ranked_leaves_are_compared_and_marked(self, scores, k):
+        rank = trees.select(scores, "a/1/first|b/d")
+        mask = masks.top_k(scores, k, rank=rank)
+        expected = expected_mask(flat([scores["a"][1].first, scores["b"]["d"]]), k)
+        np.testing.assert_array_equal(flat([mask["a"][1].first, mask["b"]["d"]]), expected)
+        assert not flat(mask["a"][0]).any()
+        assert not mask["a"][1].second.any()
+
+    def test_equal_scores_are_taken_in_tree_order(self):
+        scores = {"a": jnp.ones((3, 2)), "b": jnp.ones(4)}
+        for k in (0, 1, 5, 6, 7, 9, 10):
+            np.testing.assert_array_equal(flat(masks.top_k(scores, k)), np.arange(10) < k)
+
+    def test_k_may_be_traced_and_compiles_once(self):
+        scores = jnp.array([3.0, 1.0, 3.0, 2.0])
+        mark = jax.jit(chex.assert_max_traces(masks.top_k, n=1))
+        for k in range(1, 5):
+            np.testing.assert_array_equal(mark(scores, k), expected_mask(scores, k))
+
+    def test_vmap_marks_each_row(self):
+        rows = jnp.asarray(np.random.default_rng(0).integers(0, 4, (5, 12)), jnp.float32)
+        counts = jnp.array([1, 3, 5, 7, 12])
+        mask = jax.vmap(masks.top_k)(rows, counts)
+        for row, k, marked in zip(rows, counts, mask, strict=True):
+            np.testing.assert_array_equal(marked, expected_mask(row, int(k)))
+
+    def test_large_leaves_are_counted_exactly_whatever_their_size(self):
+        size, k = (1 << 16) + 13, 30_000  # above the size that is counted in sixteen slices, and no multiple of them
+        values = np.random.default_rng(0).integers(0, 50, size).astype(np.float32)
+        scores = {"large": jnp.asarray(values), "small": jnp.full((3,), 25.0)}
+        np.testing.assert_array_equal(flat(masks.top_k(scores, k)), expected_mask(flat(scores), k))
+        assert int(masks.count_marked(masks.top_k(scores, k))) == k
+
+    def test_narrow_types_rank_like_their_values(self):
+        values = np.random.default_rng(0).random(20)
+        scores = {"a": jnp.asarray(values, jnp.bfloat16), "b": jnp.asarray(values, jnp.float16), "c": jnp.float32(0.5)}
+        wide = np.concatenate([np.asarray(leaf, np.float32).ravel() for leaf in scores.values()])
+        np.testing.assert_array_equal(flat(masks.top_k(scores, 9)), expected_mask(wide, 9))
+
+    def test_float64_scores_are_told_apart_beyond_float32(self):
+        with jax.enable_x64(True):
+            scores = jnp.asarray([1 + 1e-12, 1 + 3e-12, 1 + 2e-12, np.nan, 5e-324])
+            assert scores.dtype == jnp.float64
+            assert masks.top_k(scores, 3).tolist() == [False, True, True, True, False]
+            assert float(masks.kth_largest(scores, 3)) == 1 + 2e-12
+            assert float(masks.kth_largest(scores, 5)) == 5e-324
+
+    def test_nothing_is_sorted_concatenated_or_gathered(self):
+        scores = {"a": jnp.ones((300, 300)), "b": jnp.ones(7)}
+        jaxpr = str(jax.make_jaxpr(lambda s, k: masks.top_k(s, k))(scores, 5))
+        assert "while[" in jaxpr
+        for primitive in ("sort", "top_k", "concatenate", "gather", "cumsum"):
+            assert f"{primitive}[" not in jaxpr
+
+    def test_no_ranked_leaf_is_refused(self):
+        with pytest.raises(InputError, match="no parameter array is ranked"):
+            masks.top_k({"a": jnp.ones(3)}, 1, rank={"a": False})
+
+
+class TestTopFraction:
+    @pytest.mark.parametrize(("fraction", "count"), [(1e-9, 1), (0.03, 1), (0.075, 2), (0.5, 10), (0.999, 20)])
+    def test_marks_the_rounded_share_and_at_least_one(self, fraction, count):
+        scores = {"a": jnp.arange(12.0), "b": jnp.arange(8.0) + 0.5}
+        mask = masks.top_fraction(scores, fraction)
+        assert int(masks.count_marked(mask)) == count
+        np.testing.assert_array_equal(flat(mask), expected_mask(flat(scores), count))
+
+    def test_the_share_is_of_the_ranked_weights(self):
+        scores = {"a": jnp.arange(100.0), "b": jnp.arange(10.0)}
+        mask = masks.top_fraction(scores, 0.3, rank={"a": False, "b": True})
+        assert int(masks.count_marked(mask)) == int(masks.count_marked(mask["b"])) == 3
+
+    @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 1.5, float("nan")])
+    def test_shares_outside_zero_and_one_are_refused(self, fraction):
+        with pytest.raises(InputError, match="strictly between 0 and 1"):
+            masks.top_fraction(jnp.ones(3), fraction)
+
+    def test_works_inside_jit(self):
+        scores = jnp.asarray(np.random.default_rng(0).random((6, 5)), jnp.float32)
+        mark = jax.jit(lambda s: masks.top_fraction(s, 0.2))
+        np.testing.assert_array_equal(flat(mark(scores)), expected_mask(flat(scores), 6))
+
+
+class TestKeptFraction:
+    @pytest.mark.parametrize("kept", [0.9, 0.5, 0.31])
+    def test_marks_what_is_strictly_above_the_kth_smallest(self, kept):
+        values = np.random.default_rng(0).random(77).astype(np.float32)
+        values[:20] = values[20:40]
+        mask, threshold = masks.kept_fraction_mask({"a": jnp.asarray(values[:50]), "b": jnp.asarray(values[50:])}, kept)
+        assert float(threshold) == np.sort(values)[int(kept * 77) - 1]
+        np.testing.assert_array_equal(flat(mask), values > float(threshold))
+
+    @pytest.mark.parametrize(
+        ("values", "kept", "threshold", "marked"),
+        [
+            ([0, 0, 0, 0, 1, 4], 0.5, 2.0, 1),  # the cut falls on the smallest score
+            ([1, 2, 3, 4, 4, 4], 0.9, 1.5, 5),  # or on the largest: then most is marked
+            ([2, 2, 2, 2], 0.5, 0.0, 4),  # or on both
+        ],
+    )
+    def test_falls_back_to_half_the_range_at_the_ends(self, values, kept, threshold, marked):
+        mask, found = masks.kept_fraction_mask(jnp.asarray(values, jnp.float32), kept)
+        assert float(found) == threshold
+        assert int(masks.count_marked(mask)) == marked
+
+    def test_only_ranked_leaves_decide_and_are_marked(self):
+        scores = {"a": jnp.asarray([9.0, 8.0]), "b": jnp.asarray([1.0, 2.0, 3.0, 4.0]), "c": jnp.zeros((0,))}
+        mask, threshold = masks.kept_fraction_mask(scores, 0.5, rank={"a": False, "b": True, "c": True})
+        assert float(threshold) == 2
+        assert jax.tree.map(lambda leaf: leaf.tolist(), mask) == {
+            "a": [False] * 2,
+            "b": [False] * 2 + [True] * 2,
+            "c": [],
+        }
+
+    def test_keeping_less_than_one_weight_is_refused(self):
+        with pytest.raises(InputError, match=r"keeping 0.1 of 6 weights leaves k = 0"):
+            masks.kept_fraction_mask(jnp.arange(6.0), 0.1)
+
+
+def test_restrict_clears_what_is_not_selected():
+    mask = {"a": jnp.array([True, False]), "b": jnp.array([True, True])}
+    restricted = masks.restrict(mask, {"a": True, "b": False})
+    assert jax.tree.map(lambda leaf: leaf.tolist(), restricted) == {"a": [True, False], "b": [False, False]}
+
+
+class TestMaskUpdates:
+    def moved(self, *transforms):
+        """Parameters before and after five steps of SGD with momentum and decay, and the mask."""
+        rng = np.random.default_rng(0)
+        params = {"w": jnp.asarray(rng.normal(size=(4, 3)), jnp.float32), "b": jnp.asarray([-0.0, 0.0, 3.0, -2.0])}
+        mask = {"w": jnp.asarray(rng.random((4, 3)) < 0.5), "b": jnp.asarray([False, False, False, True])}
+        optimizer = optax.chain(*transforms)
+
+        @jax.jit
+        def step(params, state, gradient):
+            updates, state = optimizer.update(gradient, state, params, mask=mask)
+            return optax.apply_updates(params, updates), state
+
+        after, state = params, optimizer.init(params)
+        for _ in range(5):
+            after, state = step(
+                after, state, jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), params)
+            )
+        return flat(params), flat(after), flat(mask)
+
+    def test_frozen_weights_stay_bit_equal_under_decay_and_momentum(self):
+        before, after, mask = self.moved(optimizers.sgd(0.1, momentum=0.9, weight_decay=0.1), masks.mask_updates())
+        np.testing.assert_array_equal(before.view(np.uint32)[~mask], after.view(np.uint32)[~mask])
+        assert np.all(before[mask] != after[mask])
+
+    def test_marked_weights_move_as_without_a_mask(self):
+        _, after, mask = self.moved(optimizers.sgd(0.1, weight_decay=0.1), masks.mask_updates())
+        _, free, _ = self.moved(optimizers.sgd(0.1, weight_decay=0.1), optax.with_extra_args_support(optax.identity()))
+        np.testing.assert_array_equal(after[mask], free[mask])
+
+    def test_masking_before_decay_would_not_freeze(self):
+        before, after, mask = self.moved(masks.mask_updates(), optimizers.sgd(0.1, weight_decay=0.1))
+        assert np.any(before[~mask] != after[~mask])
+
+    def test_a_missing_mask_is_a_type_error(self):
+        transform = optax.chain(optax.sgd(0.1), masks.mask_updates())
+        params = jnp.ones(3)
+        with pytest.raises(TypeError, match="mask"):
+            transform.update(params, transform.init(params), params)

@@ -1,0 +1,74 @@
+"""Replays recorded traces of the authors' PyTorch code with this library: `python -m tests.parity FOLDER`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.parity.checks import Check, worst
+from tests.parity.kinds import KINDS
+from tests.parity.traces import Folder, MalformedError
+
+NOT_TRACES = ("tolerances",)  # measurements about the traces, which the limits in `checks` summarise
+
+
+class Outcome(NamedTuple):
+    """What became of one trace: checks, or a message that says why there are none."""
+
+    name: str
+    checks: list[Check]
+    message: str = ""
+    skipped: bool = False
+
+    @property
+    def failed(self) -> list[Check]:
+        return [check for check in self.checks if not check.ok]
+
+    @property
+    def ok(self) -> bool:
+        return bool(self.checks) and not self.failed
+
+    def __str__(self) -> str:
+        if self.skipped:
+            return f"{self.name}: {self.message}, skipped"
+        if not self.checks:
+            return f"{self.name}: {self.message}: FAILED"
+        check = worst(self.checks)
+        verdict = f"FAILED ({len(self.failed)} of {len(self.checks)} checks)" if self.failed else "ok"
+        return f"{self.name}: {check.name} error {check.error:.2g} tolerance {check.tolerance:.2g} {verdict}"
+
+
+def replay(folder: Folder, name: str) -> Outcome:
+    """Replays one trace. Whatever is wrong with its files becomes a failed outcome."""
+    try:
+        trace = folder.trace(name)
+        kinds = [kind for kind in KINDS if kind.name == trace.kind and kind.prefix == trace.prefix]
+        if not kinds:
+            raise MalformedError(f"nothing replays kind {trace.kind!r} with number {trace.prefix!r}")
+        if kinds[0].replay is None:
+            return Outcome(name, [], "not yet replayed", skipped=True)
+        return Outcome(name, kinds[0].replay(trace) + trace.unchecked())
+    except Exception as error:  # a damaged file can fail anywhere in a replay, and must not stop the others
+        text = " ".join(str(error).split())
+        return Outcome(name, [], f"{type(error).__name__}: {text[:300]}")
+
+
+def run(path: str | Path) -> Iterator[Outcome]:
+    """Yields the outcome of every trace of a folder, in order of names."""
+    folder = Folder(Path(path))
+    for name in folder.names:
+        if name not in NOT_TRACES:
+            yield replay(folder, name)
+
+
+def main(path: str | Path) -> int:
+    """Prints one line per trace and a summary; 0 if at least one trace passed and none failed, else 1."""
+    passed = failed = skipped = 0
+    for outcome in run(path):
+        print(outcome, flush=True)
+        passed += outcome.ok
+        skipped += outcome.skipped
+        failed += not (outcome.ok or outcome.skipped)
+    print(f"{passed} passed, {failed} failed" + (f", {skipped} skipped" if skipped else ""))
+    return 1 if failed or not passed else 0

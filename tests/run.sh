@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Sets up a virtual environment in .venv-test and runs everything that must hold: lint, formatting, types, tests.
+# PYTHON chooses the interpreter (3.11 or 3.12); further arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+venv=.venv-test
+"${PYTHON:-python3}" -m venv "$venv"
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e ".[test]"
+"$venv/bin/ruff" check .
+"$venv/bin/ruff" format --check .
+"$venv/bin/mypy"
+exec "$venv/bin/python" -m pytest "$@"

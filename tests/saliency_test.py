@@ -1,0 +1,154 @@
+"""Saliency against closed forms, batches of any size against one full batch, and what a pass does to BatchNorm."""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scissorhands_jax import base, saliency
+from scissorhands_jax.errors import InputError
+from tests import tiny
+
+
+class Pair(NamedTuple):
+    weight: jax.Array
+    offsets: list
+
+
+def linear_loss(params, batch):
+    """Mean over examples of <weight, x> + sum of squares of the offsets."""
+    x = batch["x"]
+    return jnp.mean(x @ params["pair"].weight) + sum(jnp.sum(offset**2) for offset in params["pair"].offsets)
+
+
+def linear_case(count=7):
+    rng = np.random.default_rng(0)
+    params = {
+        "pair": Pair(
+            jnp.asarray(rng.normal(size=3), jnp.float32), [jnp.float32(2.0), jnp.asarray(rng.normal(size=(2, 2)), jnp.float32)]
+        )
+    }
+    return params, rng.normal(size=(count, 3)).astype(np.float32)
+
+
+def parts(x, sizes):
+    return [{"x": part} for part in np.split(x, np.cumsum(sizes)[:-1])]
+
+
+@pytest.mark.parametrize("sizes", [(7,), (3, 3, 1), (1, 6)])
+def test_equals_the_closed_form_whatever_the_batch_sizes(sizes):
+    params, x = linear_case()
+    scores = saliency.connection_sensitivity(linear_loss, params, iter(parts(x, sizes)))
+    chex.assert_trees_all_equal_structs(scores, params)
+    pair = params["pair"]
+    expected = {
+        "pair": Pair(
+            np.abs(x.astype(np.float64).mean(axis=0) * pair.weight), [np.abs(2 * offset**2) for offset in pair.offsets]
+        )
+    }
+    chex.assert_trees_all_close(scores, expected, rtol=1e-5)
+
+
+def test_gradients_of_opposite_sign_cancel():
+    scores = saliency.connection_sensitivity(
+        lambda w, x: jnp.mean(x @ w), jnp.array([1.0, 3.0]), [np.array([[1.0, 1.0]]), np.array([[-1.0, 1.0]])]
+    )
+    assert scores.tolist() == [0.0, 3.0]
+
+
+def test_the_published_variant_adds_absolute_gradients_of_batches():
+    params, x = linear_case()
+    batches = parts(x, (3, 3, 1))
+    sums = saliency.gradient_sum(base.lift(linear_loss), params, (), batches, absolute=True)
+    scores = saliency.scores_of(sums, params, absolute=True)
+    means = np.stack([batch["x"].mean(axis=0) for batch in batches])
+    expected = np.abs(params["pair"].weight) * np.abs(means).sum(axis=0)
+    np.testing.assert_allclose(scores["pair"].weight, expected, rtol=1e-5)
+    assert float(sums.weight) == 3
+    np.testing.assert_allclose(scores["pair"].offsets[0], 3 * 2 * 2 * 2, rtol=1e-6)
+
+
+def test_losses_and_weight_are_those_of_the_batches():
+    params, x = linear_case()
+    batches = parts(x, (3, 3, 1))
+    sums = saliency.gradient_sum(base.lift(linear_loss), params, (), batches)
+    np.testing.assert_allclose(sums.losses, [linear_loss(params, batch) for batch in batches], rtol=1e-6)
+    assert float(sums.weight) == 7
+
+
+def test_a_network_in_eval_mode_scores_ragged_batches_like_the_full_one_and_keeps_its_state():
+    params, state = tiny.start()
+    examples = tiny.examples(7)
+    full = saliency.gradient_sum(tiny.loss(), params, state, [examples])
+    ragged = [jax.tree.map(lambda leaf, p=p: leaf[p], examples) for p in (slice(0, 4), slice(4, 7))]
+    halves = saliency.gradient_sum(tiny.loss(), params, state, ragged)
+    chex.assert_trees_all_close(
+        saliency.scores_of(full, params), saliency.scores_of(halves, params), rtol=1e-4, atol=1e-7
+    )
+    chex.assert_trees_all_equal(halves.model_state, state)
+
+
+def test_in_training_mode_statistics_move_once_per_batch():
+    params, state = tiny.start()
+    examples = tiny.examples(4)
+    sums = saliency.gradient_sum(tiny.loss(), params, state, [examples, examples], train=True)
+    before, after = state["batch_stats"]["bn"], sums.model_state["batch_stats"]["bn"]
+    assert int(after["count"]) == int(before["count"]) + 2
+    # The same batch twice: 0.19 of the way to its statistics, which one step alone goes 0.1 of.
+    once = saliency.gradient_sum(tiny.loss(), params, state, [examples], train=True).model_state["batch_stats"]["bn"]
+    np.testing.assert_allclose(after["mean"] - before["mean"], 1.9 * (once["mean"] - before["mean"]), rtol=1e-4)
+    assert np.all(once["mean"] != before["mean"])
+    # Training mode normalises by the batch, so scores differ from those of eval mode.
+    frozen = saliency.gradient_sum(tiny.loss(), params, state, [examples, examples])
+    assert not np.allclose(sums.gradient["conv"]["kernel"], frozen.gradient["conv"]["kernel"], rtol=0.1)
+
+
+def test_each_batch_draws_its_own_augmentation():
+    def loss_fn(params, model_state, batch, *, train, key):
+        return params * jax.random.uniform(key) * jnp.mean(batch), model_state
+
+    one = np.ones((2,), np.float32)
+    key = jax.random.key(3)
+    draws = saliency.gradient_sum(loss_fn, jnp.float32(1), (), [one, one, one], key=key).losses
+    expected = [jax.random.uniform(jax.random.fold_in(key, position)) for position in range(3)]
+    np.testing.assert_allclose(draws, expected)
+    assert len(set(map(float, draws))) == 3
+
+
+def test_sums_of_bfloat16_gradients_are_float32():
+    # 300 batches of one example with gradient 1: a bfloat16 sum would stop at 256.
+    params = {"w": jnp.ones((2,), jnp.bfloat16)}
+    batch = np.ones((1, 2), np.float32)
+    sums = saliency.gradient_sum(base.lift(lambda p, x: jnp.mean(x @ p["w"])), params, (), [batch] * 300)
+    assert sums.gradient["w"].dtype == jnp.float32
+    assert sums.gradient["w"].tolist() == [300, 300]
+    assert saliency.scores_of(sums, params)["w"].tolist() == [1, 1]
+
+
+def test_one_compilation_per_batch_shape_also_on_the_next_call():
+    traces = []
+
+    def loss_fn(params, x):
+        traces.append(x.shape)
+        return jnp.mean(x @ params)
+
+    batches = [np.ones((2, 3), np.float32)] * 3 + [np.ones((1, 3), np.float32)]
+    for _ in range(2):
+        saliency.connection_sensitivity(loss_fn, jnp.ones(3), batches)
+    assert traces == [(2, 3), (1, 3)]
+
+
+def test_no_batch_is_refused():
+    with pytest.raises(InputError, match="at least one batch"):
+        saliency.connection_sensitivity(linear_loss, linear_case()[0], [])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_scores_that_are_not_finite_are_refused_by_name(bad):
+    scores = {"conv": {"kernel": jnp.ones((2, 2))}, "head": [jnp.ones(3), jnp.array([1.0, bad])], "z": jnp.array(bad)}
+    with pytest.raises(InputError, match="saliency of head/1 is not finite"):
+        saliency.check_finite(scores)
+    saliency.check_finite({"conv": scores["conv"]})

@@ -1,0 +1,174 @@
+"""Selections by path, and dot products of trees against NumPy in float64."""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scissorhands_jax import trees
+from scissorhands_jax.errors import InputError
+
+
+class Pair(NamedTuple):
+    first: jax.Array
+    second: jax.Array
+
+
+def network(dtype=jnp.float32, seed=0):
+    """Names like those of a ResNet, shapes that differ from leaf to leaf."""
+    rng = np.random.default_rng(seed)
+
+    def draw(*shape):
+        return jnp.asarray(rng.normal(size=shape), dtype)
+
+    block = {"conv1": {"kernel": draw(3, 3, 2, 4)}, "bn1": {"scale": draw(4), "bias": draw(4)}}
+    return {
+        "layer3": {"0": block},
+        "layer30": {"kernel": draw(2, 5)},
+        "head": [Pair(draw(7), draw()), draw(2, 1, 2)],
+    }
+
+
+def chosen(tree, where):
+    selection = trees.select(tree, where)
+    assert jax.tree.structure(selection) == jax.tree.structure(tree)
+    assert all(type(flag) is bool for flag in jax.tree.leaves(selection))
+    return [name for name, flag in zip(trees.leaf_names(tree), jax.tree.leaves(selection), strict=True) if flag]
+
+
+def test_names_are_paths_through_dicts_lists_and_named_tuples():
+    assert trees.leaf_names(network()) == [
+        "head/0/first",
+        "head/0/second",
+        "head/1",
+        "layer3/0/bn1/bias",
+        "layer3/0/bn1/scale",
+        "layer3/0/conv1/kernel",
+        "layer30/kernel",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("where", "names"),
+    [
+        ("layer3", ["layer3/0/bn1/bias", "layer3/0/bn1/scale", "layer3/0/conv1/kernel"]),
+        ("layer3/0/bn1", ["layer3/0/bn1/bias", "layer3/0/bn1/scale"]),
+        ("layer3/0/bn1/bias", ["layer3/0/bn1/bias"]),
+        ("layer30|head/1", ["head/1", "layer30/kernel"]),
+        (r"layer\d+", [name for name in trees.leaf_names(network()) if name.startswith("layer")]),
+        (".*kernel", ["layer3/0/conv1/kernel", "layer30/kernel"]),
+        (lambda name, leaf: leaf.ndim == 1, ["head/0/first", "layer3/0/bn1/bias", "layer3/0/bn1/scale"]),
+        (lambda name, leaf: name.endswith("scale"), ["layer3/0/bn1/scale"]),
+        (None, trees.leaf_names(network())),
+    ],
+)
+def test_select_matches_whole_path_components_from_the_front(where, names):
+    assert chosen(network(), where) == names
+
+
+@pytest.mark.parametrize("where", ["layer", "ayer3", "kernel", "layer3/", "layer3/0/bn", "LAYER3", ""])
+def test_select_refuses_a_pattern_that_matches_only_parts_of_components(where):
+    with pytest.raises(InputError, match="matches none of the 7 parameter arrays"):
+        trees.select(network(), where)
+
+
+def test_no_match_shows_near_names():
+    with pytest.raises(InputError, match="near matches: layer3"):
+        trees.select(network(), "layer4|layr3")
+    with pytest.raises(InputError, match="head/0/first"):
+        trees.select(network(), lambda name, leaf: False)
+
+
+def test_invalid_expression_is_refused_with_the_reason():
+    with pytest.raises(InputError, match=r"'layer\(3' is not a regular expression.*unterminated"):
+        trees.select(network(), "layer(3")
+
+
+def test_select_works_on_shapes_without_values():
+    shapes = jax.eval_shape(network)
+    assert chosen(shapes, "layer30") == ["layer30/kernel"]
+
+
+def test_size_counts_all_or_only_selected_leaves():
+    assert trees.size(network()) == 7 + 1 + 4 + 4 + 4 + 72 + 10
+    assert trees.size(network(), trees.select(network(), "layer30|head")) == 7 + 1 + 4 + 10
+
+
+def flat(tree):
+    return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)])
+
+
+def flat_rows(stack):
+    return np.concatenate(
+        [np.asarray(leaf, np.float64).reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(stack)], axis=1
+    )
+
+
+def stacked(dtype, count=3):
+    trees = [network(dtype, seed) for seed in range(1, count + 1)]
+    return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *trees)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_dot_products_equal_numpy_in_float64(dtype):
+    tree, other, stack = network(dtype), network(dtype, 1), stacked(dtype)
+    values = jax.jit(
+        lambda: (trees.vdot(tree, other), trees.norm(tree), trees.stack_vdot(stack, tree), trees.gram(stack))
+    )()
+    rows = flat_rows(stack)
+    expectations = flat(tree) @ flat(other), np.linalg.norm(flat(tree)), rows @ flat(tree), rows @ rows.T
+    for value, expected in zip(values, expectations, strict=True):
+        assert value.dtype == jnp.float32
+        chex.assert_shape(value, expected.shape)
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=2e-5)
+
+
+def test_bfloat16_is_summed_in_float32():
+    # In bfloat16 a running sum of ones stops at 256.
+    ones = {"a": jnp.ones((4096,), jnp.bfloat16), "b": jnp.ones((3,), jnp.bfloat16)}
+    stack = {"a": jnp.ones((2, 4096), jnp.bfloat16), "b": jnp.ones((2, 3), jnp.bfloat16)}
+    assert trees.vdot(ones, ones) == 4099
+    assert trees.stack_vdot(stack, ones).tolist() == [4099, 4099]
+    assert trees.gram(stack).tolist() == [[4099, 4099], [4099, 4099]]
+
+
+def test_trees_of_different_types_meet_in_the_wider_one():
+    a, b = network(jnp.bfloat16), network(jnp.float32, 1)
+    np.testing.assert_allclose(trees.vdot(a, b), flat(a) @ flat(b), rtol=1e-5)
+    stack = jax.tree.map(lambda leaf: leaf[None], a)
+    np.testing.assert_allclose(trees.stack_vdot(stack, b), [flat(a) @ flat(b)], rtol=1e-5)
+
+
+def test_float64_stays_float64():
+    with jax.enable_x64(True):
+        a, b, stack = network(jnp.float64), network(jnp.float64, 1), stacked(jnp.float64)
+        dot, gram = jax.jit(lambda: (trees.vdot(a, b), trees.gram(stack)))()
+        assert dot.dtype == gram.dtype == jnp.float64
+        np.testing.assert_allclose(dot, flat(a) @ flat(b), rtol=1e-13)
+
+
+def test_nothing_is_concatenated_and_products_keep_full_precision():
+    tree, stack = network(), stacked(jnp.float32)
+    for function, arguments in ((trees.vdot, (tree, tree)), (trees.stack_vdot, (stack, tree)), (trees.gram, (stack,))):
+        with jax.default_matmul_precision("default"):
+            jaxpr = str(jax.make_jaxpr(function)(*arguments))
+        assert "concatenate" not in jaxpr
+        assert jaxpr.count("dot_general") == jaxpr.count("Precision.HIGHEST, Precision.HIGHEST") == 7
+
+
+def test_where_takes_each_weight_from_one_of_two_trees():
+    a, b = network(seed=0), network(seed=1)
+    mask = jax.tree.map(lambda leaf: np.asarray(leaf) > 0, a)
+    merged = jax.jit(trees.where)(mask, a, b)
+    np.testing.assert_array_equal(flat(merged), np.where(flat(mask), flat(a), flat(b)))
+
+
+def test_a_copy_survives_donation_of_the_original():
+    tree = {"w": jnp.arange(4.0), "key": jax.random.key(0)}
+    copied = trees.copy(tree)
+    jax.tree.map(lambda leaf: leaf.delete(), tree)
+    assert copied["w"].tolist() == [0, 1, 2, 3]
+    assert jax.random.key_data(copied["key"]).tolist() == [0, 0]
