@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,7 +61,12 @@ class Checkpointer:
         step = int(carry.step)
         if step in self._manager.all_steps():
             return
-        meta = {"epoch": position.epoch, "offset": position.offset, "fingerprint": fingerprint}
+        meta = {
+            "epoch": position.epoch,
+            "offset": position.offset,
+            "fingerprint": fingerprint,
+            "checksum": checksum(carry),
+        }
         self._manager.save(
             step, args=ocp.args.Composite(carry=ocp.args.StandardSave(carry), meta=ocp.args.JsonSave(meta))
         )
@@ -74,23 +80,24 @@ class Checkpointer:
         step = self.latest_step
         if step is None:
             raise CheckpointError(f"there is no whole checkpoint in {self.directory}")
+        damaged = f"the checkpoint of step {step} in {self.directory} is damaged"
         try:
             meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+            position = Position(int(meta["epoch"]), int(meta["offset"]))
+            found, sum_found = dict(meta["fingerprint"]), meta["checksum"]
         except Exception as error:  # Orbax raises many types for a damaged folder.
-            raise CheckpointError(
-                f"the checkpoint of step {step} in {self.directory} is damaged: {_line(error)}"
-            ) from error
-        _same_fingerprint(meta["fingerprint"], fingerprint, self.directory)
+            raise CheckpointError(f"{damaged}: {_line(error)}") from error
+        _same_fingerprint(found, fingerprint, self.directory)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
         try:
             carry = self._manager.restore(step, args=ocp.args.Composite(carry=ocp.args.StandardRestore(abstract)))[
                 "carry"
             ]
         except Exception as error:
-            raise CheckpointError(
-                f"the checkpoint of step {step} in {self.directory} is damaged: {_line(error)}"
-            ) from error
-        return carry, Position(meta["epoch"], meta["offset"])
+            raise CheckpointError(f"{damaged}: {_line(error)}") from error
+        if checksum(carry) != sum_found:
+            raise CheckpointError(f"{damaged}: its numbers have changed since they were written")
+        return carry, position
 
     def close(self) -> None:
         """Waits for nothing to be pending."""
@@ -101,6 +108,14 @@ def fingerprint(tree: PyTree) -> dict[str, str]:
     """Names, shapes and types of a tree's arrays, as JSON: what a checkpoint must agree with."""
     names = trees.leaf_names(tree)
     return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in zip(names, jax.tree.leaves(tree), strict=True)}
+
+
+def checksum(tree: PyTree) -> str:
+    """A short fingerprint of the numbers in a tree of arrays, to tell one data set or network from another."""
+    value = 0
+    for leaf in jax.tree.leaves(tree):
+        value = zlib.crc32(_raw(leaf).reshape(-1).view(np.uint8), value)
+    return f"{value:08x}"
 
 
 def save_network(path: str | Path, params: Params, model_state: ModelState, description: dict[str, Any]) -> None:
@@ -115,7 +130,7 @@ def save_network(path: str | Path, params: Params, model_state: ModelState, desc
     fresh = path.with_name(path.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
     tree = {"params": params, "model_state": model_state}
-    meta = {"description": description, "fingerprint": fingerprint(tree)}
+    meta = {"description": description, "fingerprint": fingerprint(tree), "checksum": checksum(tree)}
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         checkpointer.save(
             fresh, args=ocp.args.Composite(network=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta))
@@ -157,6 +172,10 @@ def load_network(path: str | Path, params: Params, model_state: ModelState) -> t
             ]
     except Exception as error:
         raise CheckpointError(f"the network checkpoint {path} is damaged: {_line(error)}") from error
+    if checksum(tree) != meta["checksum"]:
+        raise CheckpointError(
+            f"the network checkpoint {path} is damaged: its numbers have changed since it was written"
+        )
     return tree["params"], tree["model_state"]
 
 
@@ -164,7 +183,8 @@ def _read_meta(path: Path) -> dict[str, Any]:
     file = path / "meta" / "metadata"
     try:
         meta = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(meta["description"], dict) or not isinstance(meta["fingerprint"], dict):
+        dicts = isinstance(meta["description"], dict) and isinstance(meta["fingerprint"], dict)
+        if not dicts or not isinstance(meta["checksum"], str):
             raise TypeError("its metadata has the wrong form")
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no network checkpoint in {path}") from error
@@ -190,12 +210,12 @@ def _line(error: Exception) -> str:
 
 def equal(a: PyTree, b: PyTree) -> bool:
     """Whether two trees hold bit-identical arrays, typed keys included."""
-
-    def raw(leaf):
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        return np.asarray(leaf).tobytes()
-
     return jax.tree.structure(a) == jax.tree.structure(b) and all(
-        raw(x) == raw(y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+        _raw(x).tobytes() == _raw(y).tobytes() for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     )
+
+
+def _raw(leaf: jax.Array) -> np.ndarray:
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return np.ascontiguousarray(leaf)

@@ -37,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(console, what)
         return _STATUS_BAD_INPUT
     except KeyboardInterrupt:
-        _complain(console, "stopped; the same command with --resume goes on from the last checkpoint")
+        advice = "; the same command with --resume goes on from the last checkpoint"
+        _complain(console, "stopped" + (advice if options.command == "unlearn" else ""))
         return _STATUS_INTERRUPTED
     return 0
 

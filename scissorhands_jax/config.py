@@ -61,16 +61,20 @@ def setting_names(config: Any, prefix: str = "") -> list[str]:
 
 def _set(config: Any, path: list[str], name: str, text: str) -> Any:
     head, rest = path[0], path[1:]
+    prefix = name.removesuffix(".".join(path))
     if isinstance(config, dict):
-        return {**config, head: _json_or_text(text)} if not rest else _unknown(name, sorted(config))
+        return {**config, head: _json_or_text(text)} if not rest else _unknown(name, [prefix + head])
     names = [field.name for field in dataclasses.fields(config)]
     if head not in names:
-        return _unknown(name, setting_names(config))
+        return _unknown(name, setting_names(config, prefix))
     value = getattr(config, head)
-    if rest:
-        if not (dataclasses.is_dataclass(value) or isinstance(value, dict)):
-            return _unknown(name, setting_names(config))
+    holds_settings = dataclasses.is_dataclass(value) or isinstance(value, dict)
+    if rest and holds_settings:
         return dataclasses.replace(config, **{head: _set(value, rest, name, text)})
+    if rest:
+        return _unknown(name, setting_names(config, prefix))
+    if holds_settings:
+        raise InputError(f"{name} holds several settings; write {name}.NAME=value")
     hint = typing.get_type_hints(type(config))[head]
     return dataclasses.replace(config, **{head: parse_value(text, hint, name)})
 
@@ -82,9 +86,9 @@ def parse_value(text: str, hint: Any, name: str) -> Any:
       InputError: it is none.
     """
     choices = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if type(None) in choices and text.lower() in ("none", "null"):
+        return None
     for choice in choices:
-        if choice is type(None) and text.lower() in ("none", "null"):
-            return None
         if choice is bool and text.lower() in ("true", "false", "yes", "no", "1", "0"):
             return text.lower() in ("true", "yes", "1")
         if choice in (int, float):
@@ -106,10 +110,15 @@ def _type_name(choice: Any) -> str:
 
 
 def _json_or_text(text: str) -> Any:
-    try:
-        return json.loads(text.lower() if text.lower() in ("true", "false", "none") else text)
-    except json.JSONDecodeError:
-        return None if text.lower() == "none" else text
+    lower = text.lower()
+    if lower in ("true", "false", "none"):
+        return {"true": True, "false": False, "none": None}[lower]
+    for read in (json.loads, float):
+        try:
+            return read(text)
+        except ValueError:
+            continue
+    return text
 
 
 def _unknown(name: str, known: list[str]) -> typing.NoReturn:

@@ -168,9 +168,9 @@ def shuffled_batches(key: Key, total: int, batch_size: int, *, fill: bool = True
 
 
 def cycled_batches(key: Key, total: int, batch_size: int) -> Iterator[np.ndarray]:
-    """Batches of one size without end: pass after pass, each in a fresh random order."""
+    """Batches of one size without end: pass after pass, each in a fresh random order; none where `total` is 0."""
     turn = 0
-    while True:
+    while total:
         yield from shuffled_batches(jax.random.fold_in(key, turn), total, batch_size)
         turn += 1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -72,8 +73,13 @@ def cifar10(data_dir: Path | None) -> Splits:
     train_files = sorted(data_dir.glob("cifar10_train_*.npz"))
     if not train_files:
         raise InputError(f"{data_dir} holds no cifar10_train_*.npz; point --data-dir at the folder with these files")
-    parts = [_read_compact(path) for path in train_files]
-    images, labels = _read_compact(data_dir / "cifar10_test.npz")
+    files = [*train_files, data_dir / "cifar10_test.npz"]
+    *parts, (images, labels) = [_read_compact(path, len(CIFAR10_CLASSES)) for path in files]
+    for path, part in zip(files, parts, strict=False):
+        if part[0].shape[1:] != images.shape[1:]:
+            raise InputError(
+                f"images in {path} have shape {part[0].shape[1:]}, those in {files[-1]} {images.shape[1:]}"
+            )
     return Splits(
         {
             "image": np.concatenate([part[0] for part in parts]),
@@ -88,7 +94,10 @@ def cifar10(data_dir: Path | None) -> Splits:
 DATASETS: dict[str, Callable[[Path | None], Splits]] = {"digits": digits, "cifar10": cifar10}
 
 
-def _read_compact(path: Path) -> tuple[np.ndarray, np.ndarray]:
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error)
+
+
+def _read_compact(path: Path, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Images (N, H, W, 3) uint8 and labels (N,) int32 from one compact file.
 
     The file holds the planes G, R-G and B-G, each differenced down the rows and then along the columns, modulo 256;
@@ -99,13 +108,15 @@ def _read_compact(path: Path) -> tuple[np.ndarray, np.ndarray]:
             residual, label = arrays["residual"], arrays["label"]
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist; point --data-dir at the folder that holds it") from error
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, TypeError, RuntimeError, MemoryError, *_ZIP_ERRORS) as error:
         raise InputError(f"{path} is not a whole compact image file: {error}") from error
-    if residual.dtype != np.uint8 or residual.ndim != 4 or residual.shape[:2] != (3, len(label)):
+    if residual.dtype != np.uint8 or residual.ndim != 4 or label.ndim != 1 or residual.shape[:2] != (3, len(label)):
         raise InputError(
-            f"{path} holds residuals of type {residual.dtype} and shape {residual.shape} for {len(label)} labels; "
-            "expected uint8 of shape (3, N, H, W)"
+            f"{path} holds residuals of type {residual.dtype} and shape {residual.shape} for labels of shape "
+            f"{label.shape}; expected uint8 of shape (3, N, H, W) for N labels"
         )
+    if not np.issubdtype(label.dtype, np.integer) or not np.all((label >= 0) & (label < num_classes)):
+        raise InputError(f"{path} holds labels that are not integers from 0 to {num_classes - 1}; it is damaged")
     planes = np.cumsum(np.cumsum(residual, axis=2, dtype=np.uint8), axis=3, dtype=np.uint8)
     green = planes[0]
     images = np.stack([planes[1] + green, green, planes[2] + green], axis=-1)

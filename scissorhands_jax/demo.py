@@ -167,7 +167,7 @@ class _Methods:
         """The method of these settings."""
         key = repr(settings)
         if key not in self._built:
-            self._built[key] = settings.build(self._model, self._loss_fn)
+            self._built[key] = settings.build(self._model, self._loss_fn, 10)
         return self._built[key]
 
 
@@ -194,7 +194,7 @@ def _prepare(scenario: Scenario, splits: datasets.Splits, seed: int) -> tuple[Da
 
 def _row(scenario: Scenario, method: str, seed: int, numbers: dict[str, Any], result: Result) -> dict[str, Any]:
     row = {"scenario": scenario.name, "method": method, "seed": seed, "seconds": result.seconds} | numbers
-    return {field: row.get(field) for field in report.ROW_FIELDS} | {"compile_seconds": result.compile_seconds}
+    return {field: row.get(field) for field in report.ROW_FIELDS}
 
 
 def _compare(rows: list[dict[str, Any]], scenario: Scenario, seed: int, retrained: dict[str, Any] | None) -> None:

@@ -52,14 +52,23 @@ def solve_dual(gram: jax.Array, dots: jax.Array, *, margin: float | jax.Array = 
         square = gram[0, 0]
         free = jnp.where(square > 0, shifted / jnp.where(square > 0, square, 1), 0)
         return margin + jnp.maximum(free, 0)
+    # In units in which every constraint has length 1 and the largest dot product is 1, so that no square underflows.
+    length = jnp.sqrt(jnp.diagonal(gram))
+    length = jnp.where(length > 0, length, 1)
+    gram = gram / jnp.outer(length, length)
+    shifted = shifted / length
+    unit = jnp.max(jnp.abs(shifted))
+    shifted = shifted / jnp.where(unit > 0, unit, 1)
     sets = jnp.asarray(np.array(list(itertools.product((False, True), repeat=count))))
     systems = jnp.where(sets[:, :, None] & sets[:, None, :], gram, jnp.eye(count, dtype=dtype))
     values = jnp.linalg.solve(systems, jnp.where(sets, shifted, 0)[:, :, None])[:, :, 0]
     feasible = jnp.all(jnp.isfinite(values) & (values >= 0), axis=1)
     values = jnp.where(feasible[:, None], values, 0)
     objective = 0.5 * jnp.einsum("sk,kl,sl->s", values, gram, values) - values @ shifted
+    # Singular systems have huge solutions besides the ordinary ones; this breaks the tie against them.
+    objective += jnp.finfo(dtype).eps * jnp.sum(values**2, axis=1)
     best = jnp.argmin(jnp.where(feasible, objective, jnp.inf))
-    return margin + values[best]
+    return margin + values[best] * unit / length
 
 
 class ProjectGradientState(NamedTuple):
@@ -86,7 +95,7 @@ def project_gradient(
     | case | result |
     | --- | --- |
     | no `<g, c_k>` is positive | g, bit for bit |
-    | c_k = 0 | that constraint is ignored |
+    | c_k = 0, or its square underflows (norm below 1e-19 in float32) | that constraint is ignored |
     | margin > 0 and something is violated | every v_k is at least `margin`: an extra ascent step (published code) |
 
     It keeps its state apart from the optimizer's and goes before weight decay and momentum. To project some leaves
@@ -121,11 +130,12 @@ def project_gradient(
         violated = jnp.any(dots > 0)
         dual = solve_dual(gram + eps * jnp.eye(num_constraints, dtype=gram.dtype), dots, margin=margin)
         dual = jnp.where(violated, dual, 0)
-        updates = jax.tree.map(
-            lambda g, rows: g - jnp.tensordot(dual.astype(g.dtype), rows, 1, precision="highest"),
-            updates,
-            constraint_grads,
-        )
-        return updates, ProjectGradientState(dots, dual, violated)
+
+        def subtract(g, rows):
+            wide = g.astype(jnp.promote_types(g.dtype, dual.dtype))
+            projected = wide - jnp.tensordot(dual, rows.astype(dual.dtype), 1, precision="highest")
+            return jnp.where(violated, projected.astype(g.dtype), g)
+
+        return jax.tree.map(subtract, updates, constraint_grads), ProjectGradientState(dots, dual, violated)
 
     return optax.GradientTransformationExtraArgs(init, update)

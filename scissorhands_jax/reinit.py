@@ -133,4 +133,4 @@ def by_name(name: str) -> Initializer:
 def _fan_in(shape: tuple[int, ...], out_axis: int) -> int:
     if len(shape) < 2:
         return 1
-    return max(1, math.prod(shape) // shape[out_axis])
+    return max(1, math.prod(shape) // max(1, shape[out_axis]))

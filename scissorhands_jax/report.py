@@ -17,7 +17,6 @@ import string
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from io import StringIO
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -31,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from scissorhands_jax import metrics
+from scissorhands_jax import files, metrics
 from scissorhands_jax.errors import InputError
 
 Row = Mapping[str, Any]
@@ -182,21 +181,6 @@ def _plain(value: Any, where: str) -> Any:
     raise InputError(f"{where} is a {type(value).__name__}, which JSON cannot hold")
 
 
-def _write(path: str | os.PathLike, text: str) -> None:
-    """Writes a whole file or nothing: a reader never sees half of it, and a crash leaves the old one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_results(path: str | os.PathLike, document: Mapping[str, Any]) -> None:
     """Writes results as JSON, all or nothing; missing folders are made.
 
@@ -217,7 +201,7 @@ def write_results(path: str | os.PathLike, document: Mapping[str, Any]) -> None:
         missing = [field for field in ROW_FIELDS if field not in row]
         if missing:
             raise InputError(f"results.rows[{position}] lacks {', '.join(missing)}; use None for what was not measured")
-    _write(path, json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    files.write_text(path, json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def environment() -> dict[str, dict[str, Any]]:
@@ -656,7 +640,7 @@ def write_html(
         contents=f'<nav aria-label="Scenarios"><ul>{links}</ul></nav>' if len(groups) > 1 else "",
         body="\n".join(filter(None, body)),
     )
-    _write(path, page)
+    files.write_text(path, page)
 
 
 def _lede(groups: Mapping[str, Mapping[str, Sequence[Row]]]) -> str:

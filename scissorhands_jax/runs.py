@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+from scissorhands_jax import files
 from scissorhands_jax.errors import CheckpointError, InputError
 
 RUN_FILE = "run.json"
 RESULTS_FILE = "results.json"
 
 
-def open_folder(folder: Path, description: dict[str, Any], *, overwrite: bool = False, resume: bool = False) -> None:
+def open_folder(
+    folder: Path, description: dict[str, Any], *, overwrite: bool = False, resume: bool | None = None
+) -> None:
     """Makes a folder ready for a run and writes down what runs in it.
 
     Args:
       folder: made if it does not exist.
       description: JSON-able; a resumed run must have the same.
       overwrite: replace the run that is there.
-      resume: go on with the run that is there; without one, start it.
+      resume: go on with the run that is there, and without one start it; None where that cannot be asked for.
 
     Raises:
       InputError: the folder holds another run or other files.
@@ -31,9 +33,8 @@ def open_folder(folder: Path, description: dict[str, Any], *, overwrite: bool = 
     file = folder / RUN_FILE
     if file.exists() and not overwrite:
         if not resume:
-            raise InputError(
-                f"{folder} already holds a run; add --resume to go on with it or --overwrite to replace it"
-            )
+            going_on = "" if resume is None else "--resume to go on with it or "
+            raise InputError(f"{folder} already holds a run; add {going_on}--overwrite to replace it")
         earlier = read_description(folder)
         changed = [name for name in {**description, **earlier} if earlier.get(name) != description.get(name)]
         if changed:
@@ -48,7 +49,7 @@ def open_folder(folder: Path, description: dict[str, Any], *, overwrite: bool = 
     elif folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty and holds no run of ours; name another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(file, json.dumps(description, indent=2) + "\n")
+    files.write_text(file, json.dumps(description, indent=2) + "\n")
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -66,16 +67,3 @@ def read_description(folder: Path) -> dict[str, Any]:
     if not isinstance(description, dict):
         raise CheckpointError(f"{folder / RUN_FILE} is damaged: it is no JSON object")
     return description
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a whole file or nothing."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

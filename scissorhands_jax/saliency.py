@@ -18,7 +18,7 @@ class GradientSum(NamedTuple):
     """What one pass over some batches gives."""
 
     gradient: PyTree  # like Params, float32 or wider
-    weight: jax.Array  # shape=(): number of examples, or of batches where `absolute`
+    weight: jax.Array  # shape=(): number of examples; of batches where these are not weighted
     losses: jax.Array  # shape=(batches,): the mean loss of each batch
     model_state: ModelState  # as the last forward pass left it
 
@@ -57,6 +57,7 @@ def gradient_sum(
     *,
     train: bool = False,
     absolute: bool = False,
+    weighted: bool = True,
     key: Key | None = None,
 ) -> GradientSum:
     """Adds up the gradients of several batches in one pass.
@@ -67,8 +68,8 @@ def gradient_sum(
       model_state: where the first forward pass starts; with `train` each pass hands its state to the next.
       batches: pytrees of arrays with a leading example axis.
       train: whether forward passes use and move batch statistics.
-      absolute: add `|gradient|` of each batch with weight one, as the published code does, instead of the gradient
-        weighted by the size of the batch.
+      absolute: add `|gradient|` of each batch with weight one, as the published code does, instead of the gradient.
+      weighted: weight gradients by the size of their batch, so that every example counts the same.
       key: folded with the batch's position, for augmentation and dropout.
 
     Raises:
@@ -77,7 +78,7 @@ def gradient_sum(
     total, weight, losses = _zeros(params), jnp.zeros((), jnp.float32), []
     for position, batch in enumerate(batches):
         batch_key = None if key is None else jax.random.fold_in(key, position)
-        size = 1 if absolute else jax.tree.leaves(batch)[0].shape[0]
+        size = 1 if absolute or not weighted else jax.tree.leaves(batch)[0].shape[0]
         total, weight, loss, model_state = _add_gradient(
             loss_fn, total, weight, params, model_state, batch, jnp.float32(size), batch_key, train, absolute
         )

@@ -14,7 +14,7 @@ import numpy as np
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import trees
 from scissorhands_jax.base import Carry, Data, Key, Method, ModelState, Params
-from scissorhands_jax.checkpoints import Checkpointer, Position, fingerprint
+from scissorhands_jax.checkpoints import Checkpointer, Position, checksum, fingerprint
 from scissorhands_jax.errors import InputError, NonFiniteError
 
 # Host and device meet once per step on CPU, where a step is all work; on accelerators after this many steps.
@@ -90,8 +90,9 @@ def run(
     if checkpoint is not None:
         identity = fingerprint(carry) | {
             "key": np.asarray(jax.random.key_data(key)).tolist(),
-            "forget examples": data_lib.size(data.forget),
-            "retain examples": data_lib.size(data.retain),
+            "original network": checksum((params, model_state)),
+            "forget examples": f"{data_lib.size(data.forget)}, checksum {checksum(data.forget)}",
+            "retain examples": f"{data_lib.size(data.retain)}, checksum {checksum(data.retain)}",
         }
         if checkpoint.latest_step is not None:
             carry, position = checkpoint.restore(carry, identity)

@@ -12,7 +12,18 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from scissorhands_jax import checkpoints, datasets, evaluation, losses, metrics, models, report, runs, torch_weights
+from scissorhands_jax import (
+    checkpoints,
+    datasets,
+    evaluation,
+    files,
+    losses,
+    metrics,
+    models,
+    report,
+    runs,
+    torch_weights,
+)
 from scissorhands_jax import data as data_lib
 from scissorhands_jax.base import Data, Model, ModelState, Params
 from scissorhands_jax.config import RunConfig
@@ -60,7 +71,7 @@ def unlearn(
     if config.forget.startswith("class:"):
         test = data_lib.take(test, np.flatnonzero(test["label"] != int(config.forget.partition(":")[2])))
     augment = data_lib.crop_and_flip if config.augment else None
-    method = config.method.build(model, losses.classification_loss(model, augment=augment))
+    method = config.method.build(model, losses.classification_loss(model, augment=augment), len(splits.class_names))
     resolved = dataclasses.asdict(config)
 
     description = {
@@ -70,7 +81,7 @@ def unlearn(
     }
     checkpointer_folder = out / "checkpoints"
     runs.open_folder(out, description, overwrite=overwrite, resume=resume)
-    runs.write_text(out / FORGET_FILE, "".join(f"{position}\n" for position in positions))
+    files.write_text(out / FORGET_FILE, "".join(f"{position}\n" for position in positions))
     keeper = checkpoints.Checkpointer(checkpointer_folder, every_steps=checkpoint_every)
     seed_key = jax.random.key(config.seed)
     history: list[dict] = []

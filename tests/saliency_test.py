@@ -28,7 +28,8 @@ def linear_case(count=7):
     rng = np.random.default_rng(0)
     params = {
         "pair": Pair(
-            jnp.asarray(rng.normal(size=3), jnp.float32), [jnp.float32(2.0), jnp.asarray(rng.normal(size=(2, 2)), jnp.float32)]
+            jnp.asarray(rng.normal(size=3), jnp.float32),
+            [jnp.float32(2.0), jnp.asarray(rng.normal(size=(2, 2)), jnp.float32)],
         )
     }
     return params, rng.normal(size=(count, 3)).astype(np.float32)

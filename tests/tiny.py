@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -9,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from scissorhands_jax.base import Data, Model, StatefulLossFn
+from scissorhands_jax.base import Data, Method, Model, StatefulLossFn
 from scissorhands_jax.data import crop_and_flip
 from scissorhands_jax.losses import classification_loss
+from scissorhands_jax.methods import METHODS
 from scissorhands_jax.models import from_linen
 from scissorhands_jax.models.layers import BatchNorm, conv, linear
 
@@ -45,9 +47,9 @@ def start(width: int = 3):
 
 
 @functools.cache
-def loss(*, augment: bool = False) -> StatefulLossFn:
+def loss(width: int = 3, *, augment: bool = False) -> StatefulLossFn:
     """Its cross-entropy, with crops and flips on demand."""
-    return classification_loss(model(), augment=functools.partial(crop_and_flip, padding=1) if augment else None)
+    return classification_loss(model(width), augment=functools.partial(crop_and_flip, padding=1) if augment else None)
 
 
 def examples(count: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -61,3 +63,13 @@ def examples(count: int, seed: int = 0) -> dict[str, np.ndarray]:
 def data(forget: int = 5, retain: int = 10) -> Data:
     """A forget and a retain set; neither is a multiple of the batch size 4."""
     return Data(examples(forget, 1), examples(retain, 2))
+
+
+@functools.cache
+def method(name: str, **changes) -> Method:
+    """A method of the registry on this network, with augmentation, batches of 4 and a learning rate that shows.
+
+    One value per setting, so that it is compiled once for all tests.
+    """
+    settings = dataclasses.replace(METHODS[name](), **{"epochs": 2, "batch_size": 4, "learning_rate": 0.02} | changes)
+    return settings.build(model(), loss(augment=True), CLASSES)

@@ -7,7 +7,7 @@ import dataclasses
 import optax
 
 from scissorhands_jax.base import Method, Model, StatefulLossFn
-from scissorhands_jax.methods._supervised import train_on_retain
+from scissorhands_jax.methods._gradient import descend, retain_batches, retain_loss
 from scissorhands_jax.methods.settings import TrainingSettings
 
 
@@ -16,9 +16,7 @@ def finetune(loss_fn: StatefulLossFn, optimizer: optax.GradientTransformation, *
 
     The authors' setting for CIFAR-10: 10 epochs, `sgd(0.01)`, batch 256.
     """
-    return train_on_retain(
-        loss_fn, optimizer, start=lambda key, params, model_state: (params, model_state), batch_size=batch_size
-    )
+    return descend(retain_loss(loss_fn), optimizer, batches=retain_batches(batch_size), reads=("retain",))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,7 +26,7 @@ class FinetuneSettings(TrainingSettings):
     batch_size: int = 256
     learning_rate: float = 1e-2
 
-    def build(self, model: Model, loss_fn: StatefulLossFn) -> Method:
+    def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The configured method."""
-        del model
+        del model, num_classes
         return finetune(loss_fn, self.optimizer(), batch_size=self.batch_size)

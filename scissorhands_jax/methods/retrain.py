@@ -7,7 +7,7 @@ import dataclasses
 import optax
 
 from scissorhands_jax.base import Method, Model, StatefulLossFn
-from scissorhands_jax.methods._supervised import train_on_retain
+from scissorhands_jax.methods._gradient import descend, retain_batches, retain_loss
 from scissorhands_jax.methods.settings import TrainingSettings
 
 
@@ -18,8 +18,12 @@ def retrain(
 
     The authors' setting for CIFAR-10: 160 epochs, `sgd(0.1)` dropped tenfold at epochs 91 and 136, batch 256.
     """
-    return train_on_retain(
-        loss_fn, optimizer, start=lambda key, params, model_state: model.init(key), batch_size=batch_size
+    return descend(
+        retain_loss(loss_fn),
+        optimizer,
+        batches=retain_batches(batch_size),
+        reads=("retain",),
+        start=lambda key, params, model_state: model.init(key),
     )
 
 
@@ -31,6 +35,7 @@ class RetrainSettings(TrainingSettings):
     batch_size: int = 256
     learning_rate: float = 0.1
 
-    def build(self, model: Model, loss_fn: StatefulLossFn) -> Method:
+    def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The configured method."""
+        del num_classes
         return retrain(model, loss_fn, self.optimizer(), batch_size=self.batch_size)

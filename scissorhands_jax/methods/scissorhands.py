@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import typing
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -34,6 +35,7 @@ from scissorhands_jax.base import (
     new_carry,
 )
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.methods._gradient import split_key
 from scissorhands_jax.methods.settings import TrainingSettings
 
 Where = str | Callable[[str, jax.Array], bool] | None
@@ -293,9 +295,9 @@ class ScissorhandsSettings(TrainingSettings):
     pair: Pair = "auto"
     departures: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    def build(self, model: Model, loss_fn: StatefulLossFn) -> Method:
+    def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The configured method."""
-        del model
+        del model, num_classes
         return scissorhands(
             loss_fn,
             self.optimizer(),
@@ -399,7 +401,7 @@ def pair_gradients(
     Returns:
       `((retain loss, forget loss), retain gradient, forget gradient, model_state)`.
     """
-    retain_key, forget_key = (None, None) if key is None else jax.random.split(key)
+    retain_key, forget_key = split_key(key)
     if pair == "auto":
         pair = choose_pair(loss_fn, params, model_state, batch, retain_key)
     if pair == "vmap" and _same_shapes(batch.retain, batch.forget):
@@ -483,12 +485,15 @@ def _of_batch(loss_fn, carry, examples, key):
 def _semantics(mode: str, departures: dict) -> Semantics:
     if mode not in SEMANTICS:
         raise InputError(f"mode must be one of {', '.join(SEMANTICS)}, got {mode!r}")
-    known = [field.name for field in dataclasses.fields(Semantics)]
-    unknown = [name for name in departures if name not in known]
-    if unknown:
-        raise InputError(f"scissorhands has no setting {unknown[0]!r}; its departures are {', '.join(known)}")
+    types = typing.get_type_hints(Semantics)
+    for name, value in departures.items():
+        if name not in types:
+            raise InputError(f"scissorhands has no setting {name!r}; its departures are {', '.join(types)}")
+        if not isinstance(value, types[name] | int if types[name] is float else types[name]):
+            expected = getattr(types[name], "__name__", types[name])
+            raise InputError(f"the departure {name} must be {expected}, got {value!r}")
     semantics = dataclasses.replace(SEMANTICS[mode], **departures)
-    if semantics.project_every < 1 or (semantics.saliency_batches or 1) < 1:
+    if semantics.project_every < 1 or (semantics.saliency_batches is not None and semantics.saliency_batches < 1):
         raise InputError("project_every and saliency_batches must be at least 1")
     return semantics
 

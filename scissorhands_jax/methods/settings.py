@@ -24,6 +24,6 @@ class TrainingSettings:
         """SGD with these settings."""
         return optimizers.sgd(self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay)
 
-    def build(self, model: Model, loss_fn: StatefulLossFn) -> Method:
+    def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The configured method."""
         raise TypeError(f"{type(self).__name__} does not say how its method is built")

@@ -26,6 +26,10 @@ EACH_GRADIENT_NORM = 2e-2
 ZERO_GRADIENTS = 1e-5  # what rounding leaves of a zero gradient, relative to the norm of the same layer's kernel
 
 
+class NotYetError(Exception):
+    """Nothing replays this trace yet; it counts as skipped."""
+
+
 class Check(NamedTuple):
     """One comparison; it holds if `error <= tolerance` (so never with a NaN)."""
 

@@ -1,0 +1,162 @@
+"""The skeleton of every method that follows one gradient per step: an objective, a stream of batches, an optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+import jax
+import optax
+
+from scissorhands_jax import data as data_lib
+from scissorhands_jax import masks, trees
+from scissorhands_jax.base import (
+    Batch,
+    Carry,
+    Data,
+    Key,
+    Method,
+    Metrics,
+    ModelState,
+    Params,
+    PyTree,
+    Scalar,
+    StatefulLossFn,
+    keep_carry,
+    new_carry,
+)
+from scissorhands_jax.errors import InputError
+
+Batches = Callable[[Key, Data, int], Iterable[Batch]]
+
+
+class Objective(Protocol):
+    """What one step minimises: `(params, carry, batch, key) -> (value, (model_state, metrics))`."""
+
+    def __call__(
+        self, params: Params, carry: Carry, batch: Batch, key: Key
+    ) -> tuple[Scalar, tuple[ModelState, Metrics]]: ...
+
+
+def descend(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    *,
+    batches: Batches,
+    reads: tuple[str, ...],
+    start: Callable[[Key, Params, ModelState], tuple[Params, ModelState]] | None = None,
+    aux: Callable[[Key, Params, ModelState, Data], PyTree] | None = None,
+    mask_of: Callable[[Any], PyTree] | None = None,
+    begin_epoch: Callable[[Carry, Data], Carry] = keep_carry,
+) -> Method:
+    """A method that minimises `objective` over `batches`.
+
+    Args:
+      optimizer: applied to the gradient; with `mask_of`, its updates are masked last, so frozen weights stay bit-equal.
+      reads: which parts of the data must not be empty, of "forget" and "retain".
+      start: `(key, params, model_state)` to where the method begins; default where it is.
+      aux: what the carry holds besides the network, from the data.
+      mask_of: the mask in that.
+      begin_epoch: as in `Method`.
+    """
+    if mask_of is not None:
+        optimizer = optax.chain(optimizer, masks.mask_updates())
+
+    def init(key: Key, params: Params, model_state: ModelState, data: Data) -> Carry:
+        for part in reads:
+            if data_lib.size(getattr(data, part)) == 0:
+                raise InputError(f"the {part} set is empty; name at least one training example for it")
+        start_key, aux_key, step_key = jax.random.split(key, 3)
+        if start is not None:
+            params, model_state = start(start_key, params, model_state)
+        held = () if aux is None else aux(aux_key, params, model_state, data)
+        return new_carry(step_key, params, model_state, optimizer.init(params), held)
+
+    def step(carry: Carry, batch: Batch) -> tuple[Carry, Metrics]:
+        key = jax.random.fold_in(carry.key, carry.step)
+        (_, (model_state, metrics)), gradient = jax.value_and_grad(objective, has_aux=True)(
+            carry.params, carry, batch, key
+        )
+        extra = {} if mask_of is None else {"mask": mask_of(carry.aux)}
+        updates, opt_state = optimizer.update(gradient, carry.opt_state, carry.params, **extra)
+        carry = carry._replace(
+            step=carry.step + 1,
+            params=optax.apply_updates(carry.params, updates),
+            model_state=model_state,
+            opt_state=opt_state,
+        )
+        return carry, {**metrics, "grad_norm": trees.norm(gradient)}
+
+    return Method(init, step, batches, begin_epoch)
+
+
+def split_key(key: Key | None) -> tuple[Key | None, Key | None]:
+    """Two keys of one, or two Nones of None."""
+    if key is None:
+        return None, None
+    first, second = jax.random.split(key)
+    return first, second
+
+
+def retain_loss(loss_fn: StatefulLossFn) -> Objective:
+    """The mean retain loss."""
+
+    def objective(params, carry, batch, key):
+        loss, model_state = loss_fn(params, carry.model_state, batch.retain, train=True, key=key)
+        return loss, (model_state, {"loss_retain": loss})
+
+    return objective
+
+
+def retain_batches(batch_size: int) -> Batches:
+    """One pass over the retain set."""
+    return _pass_over("retain", batch_size)
+
+
+def forget_batches(batch_size: int) -> Batches:
+    """One pass over the forget set."""
+    return _pass_over("forget", batch_size)
+
+
+def _pass_over(part: str, batch_size: int) -> Batches:
+    data_lib.check_batch_size(batch_size)
+
+    def batches(key: Key, data: Data, epoch: int) -> Iterable[Batch]:
+        total = data_lib.size(getattr(data, part))
+        passes = data_lib.shuffled_batches(jax.random.fold_in(key, epoch), total, batch_size)
+        return (Batch(**{part: positions}) for positions in passes)
+
+    return batches
+
+
+def paired_batches(batch_size: int, forget_batch_size: int | None = None) -> Batches:
+    """One pass over the retain set; forget batches are cycled beside it, so that every step sees both."""
+    data_lib.check_batch_size(batch_size)
+    forget_size = data_lib.check_batch_size(batch_size if forget_batch_size is None else forget_batch_size)
+
+    def batches(key: Key, data: Data, epoch: int) -> Iterable[Batch]:
+        retain_key, forget_key = jax.random.split(jax.random.fold_in(key, epoch))
+        retain = data_lib.shuffled_batches(retain_key, data_lib.size(data.retain), batch_size)
+        forget = data_lib.cycled_batches(forget_key, data_lib.size(data.forget), forget_size)
+        return (Batch(f, r) for r, f in zip(retain, forget, strict=False))
+
+    return batches
+
+
+def mixed_batches(batch_size: int) -> Batches:
+    """One pass over both sets together; every batch holds forget and retain examples in the proportion of the sets.
+
+    A shuffled mixture would hold another number of each in every batch, and each number would compile anew.
+    """
+    data_lib.check_batch_size(batch_size)
+
+    def batches(key: Key, data: Data, epoch: int) -> Iterable[Batch]:
+        forget_size, retain_size = data_lib.size(data.forget), data_lib.size(data.retain)
+        share = forget_size / (forget_size + retain_size)
+        of_forget = min(max(1, round(share * batch_size)), max(1, batch_size - 1))
+        retain_key, forget_key = jax.random.split(jax.random.fold_in(key, epoch))
+        retain = data_lib.shuffled_batches(retain_key, retain_size, max(1, batch_size - of_forget))
+        forget = data_lib.cycled_batches(forget_key, forget_size, of_forget)
+        return (Batch(f, r) for r, f in zip(retain, forget, strict=False))
+
+    return batches

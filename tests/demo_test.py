@@ -1,0 +1,67 @@
+"""The demonstration shows forgetting, and leaves what it promises."""
+
+import json
+
+import pytest
+
+from scissorhands_jax import checkpoints, cli
+from scissorhands_jax.report import ROW_FIELDS
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo") / "out"
+    assert cli.main(["demo", "--out", str(out), "--seeds", "1"]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def rows(demo):
+    rows = json.loads((demo / "results.json").read_text())["rows"]
+    return {(row["scenario"], row["method"]): row for row in rows}
+
+
+def test_there_is_one_row_per_scenario_and_method(rows):
+    methods = ["original", "retrain", "finetune", "scissorhands"]
+    assert list(rows) == [(scenario, method) for scenario in ("random 10 %", "one class") for method in methods]
+    for row in rows.values():
+        assert set(ROW_FIELDS) <= set(row)
+        assert all(0 <= row[name] <= 100 for name in ("acc_forget", "acc_retain", "acc_test", "mia"))
+        assert row["seconds"] > 0
+
+
+@pytest.mark.parametrize("scenario", ["random 10 %", "one class"])
+def test_scissorhands_comes_several_times_nearer_to_the_retrained_network(rows, scenario):
+    gap = {method: rows[scenario, method]["avg_gap"] for method in ("original", "finetune", "scissorhands", "retrain")}
+    assert gap["retrain"] == 0
+    assert gap["original"] > 3 * gap["scissorhands"]
+    assert gap["finetune"] > 3 * gap["scissorhands"]
+    assert rows[scenario, "retrain"]["rte"] == 1
+
+
+def test_the_gap_is_that_of_the_row_beside_it(rows):
+    row, retrained = rows["random 10 %", "scissorhands"], rows["random 10 %", "retrain"]
+    fields = ("acc_forget", "acc_retain", "acc_test", "mia")
+    assert row["avg_gap"] == pytest.approx(sum(abs(row[name] - retrained[name]) for name in fields) / 4)
+    assert row["rte"] == pytest.approx(row["seconds"] / retrained["seconds"])
+
+
+def test_report_and_checkpoints_are_there(demo):
+    page = (demo / "report.html").read_text()
+    assert "Random 10 %: a network that generalises" in page
+    assert page.count("<svg") >= 4
+    folders = sorted(path.name for path in (demo / "checkpoints").iterdir())
+    assert len(folders) == 8
+    assert checkpoints.read_description(demo / "checkpoints" / folders[0])["seed"] == 0
+
+
+def test_a_second_demo_does_not_overwrite_the_first(demo, capsys):
+    assert cli.main(["demo", "--out", str(demo)]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seeds", ["0", "11"])
+def test_the_number_of_seeds_is_checked(tmp_path, capsys, seeds):
+    assert cli.main(["demo", "--out", str(tmp_path / "out"), "--seeds", seeds]) == 2
+    assert "--seeds must be 1 to 10" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,287 @@
+"""The promises of `project_gradient`, against the optimality conditions and SciPy's non-negative least squares."""
+
+import functools
+
+import chex
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.optimize
+from hypothesis import strategies as st
+
+from scissorhands_jax import projection, trees
+from scissorhands_jax.errors import InputError
+
+SIZES = {"a": (3, 5), "b": (9,)}  # 24 numbers
+
+
+def tree_of(vector, dtype=jnp.float32):
+    """The last axis of an array of 24 numbers, as a tree; leading axes stay."""
+    vector = np.asarray(vector)
+    parts = np.split(vector, [15], axis=-1)
+    shapes = [(*vector.shape[:-1], *shape) for shape in SIZES.values()]
+    return {
+        name: jnp.asarray(part.reshape(shape), dtype) for name, part, shape in zip(SIZES, parts, shapes, strict=True)
+    }
+
+
+def flat(tree):
+    return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)])
+
+
+@functools.cache
+def compiled(count, margin=0.0, eps=0.0):
+    transform = projection.project_gradient(count, margin=margin, eps=eps)
+    return jax.jit(lambda g, c: transform.update(g, transform.init(g), constraint_grads=c))
+
+
+def project(gradient, constraints, margin=0.0, eps=0.0):
+    """Result, dual and `violated` for vectors; constraints (K, 24)."""
+    step = compiled(len(constraints), margin, eps)
+    result, state = step(tree_of(gradient), tree_of(constraints))
+    return flat(result), np.asarray(state.dual, np.float64), bool(state.violated)
+
+
+@st.composite
+def problems(draw):
+    """Up to five constraints, some of them zero, equal, opposite, or sums of others: exactly, being coarse numbers."""
+    count = draw(st.integers(1, 5))
+    rng = np.random.default_rng(draw(st.integers(0, 10_000)))
+    rows = np.round(rng.normal(size=(count, 24)) * 16) / 16
+    for k in range(1, count):
+        kind = draw(st.sampled_from(["free", "free", "zero", "equal", "opposite", "sum", "minus sum"]))
+        if kind == "zero":
+            rows[k] = 0
+        elif kind in ("equal", "opposite"):
+            rows[k] = rows[k - 1] * (1 if kind == "equal" else -1)
+        elif kind != "free":
+            rows[k] = rows[:k].sum(axis=0) * (1 if kind == "sum" else -1)
+    pull = draw(st.sampled_from([-2, 0, 0.3, 2]))  # how much the gradient leans on the constraints
+    gradient = rng.normal(size=24) + pull * rows.sum(axis=0)
+    return gradient.astype(np.float32), rows.astype(np.float32)
+
+
+class TestGuarantees:
+    @hypothesis.settings(max_examples=120, deadline=None, derandomize=True, database=None)
+    @hypothesis.given(problems())
+    def test_result_is_the_nearest_feasible_vector(self, problem):
+        gradient, rows = problem
+        result, dual, violated = project(gradient, rows)
+        wide, lengths = rows.astype(np.float64), np.linalg.norm(rows, axis=1)
+        size = np.linalg.norm(gradient)
+        assert violated == bool(np.any(wide @ gradient > 0))
+        # Feasible; multipliers not negative, and positive only where the constraint is met with equality.
+        assert np.all(wide @ result <= 2e-5 * size * lengths)
+        assert np.all(dual >= 0)
+        assert np.all(np.abs((wide @ result) * dual) <= 2e-5 * size**2)
+        # The correction is made of the constraints alone, and is the nearest one.
+        np.testing.assert_allclose(result, gradient - dual @ wide, atol=1e-5 * size)
+        nearest = gradient - wide.T @ scipy.optimize.nnls(wide.T, gradient.astype(np.float64))[0]
+        np.testing.assert_allclose(result, nearest, atol=1e-4 * size)
+
+    @hypothesis.settings(max_examples=60, deadline=None, derandomize=True, database=None)
+    @hypothesis.given(problems())
+    def test_projecting_twice_changes_nothing_more(self, problem):
+        gradient, rows = problem
+        once, _, _ = project(gradient, rows)
+        twice, _, _ = project(once, rows)
+        np.testing.assert_allclose(twice, once, atol=1e-4 * np.linalg.norm(gradient))
+
+    def test_without_a_violation_the_gradient_is_returned_bit_for_bit(self):
+        rows = np.stack([np.linspace(-1, 1, 24), np.full(24, 3.0)]).astype(np.float32)
+        gradient = np.where(np.arange(24) < 4, -0.0, -rows.sum(axis=0)).astype(np.float32)
+        assert np.all(rows @ gradient < 0)
+        for count in (1, 2):
+            result, state = compiled(count)(tree_of(gradient), tree_of(rows[:count]))
+            raw = np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(result)])
+            assert raw.tobytes() == gradient.tobytes()
+            assert state.dual.tolist() == [0.0] * count
+            assert not state.violated
+            np.testing.assert_allclose(state.dots, rows[:count] @ gradient, rtol=1e-6)
+
+    def test_a_zero_constraint_is_ignored(self):
+        rng = np.random.default_rng(0)
+        gradient, row = rng.normal(size=24).astype(np.float32), rng.normal(size=24).astype(np.float32)
+        row *= np.sign(row @ gradient)
+        alone, _, _ = project(gradient, row[None])
+        beside, dual, _ = project(gradient, np.stack([np.zeros(24, np.float32), row]))
+        np.testing.assert_allclose(beside, alone, rtol=1e-5, atol=1e-6)
+        assert dual[0] == 0
+        untouched, _, violated = project(gradient, np.zeros((1, 24), np.float32))
+        np.testing.assert_array_equal(untouched, gradient)
+        assert not violated
+
+    @pytest.mark.parametrize("size", [1e-15, 1e-8, 1.0, 1e8])
+    @pytest.mark.parametrize("length", [1e-15, 1e-6, 1.0, 1e10])
+    def test_scales_of_gradient_and_constraints_do_not_matter(self, size, length):
+        rng = np.random.default_rng(1)
+        gradient, rows = rng.normal(size=24), rng.normal(size=(2, 24))
+        rows += 0.5 * gradient  # both are violated
+        expected, dual, _ = project(gradient, rows)
+        assert np.all(dual > 0)
+        for count in (1, 2):
+            expected, dual, _ = project(gradient, rows[:count])
+            result, scaled, violated = project(gradient * size, rows[:count] * length)
+            assert violated
+            np.testing.assert_allclose(result / size, expected, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(scaled * length / size, dual, rtol=1e-4)
+
+    def test_constraints_too_small_to_square_leave_the_gradient_alone(self):
+        gradient = np.linspace(1, 2, 24)
+        for rows in ([gradient * 1e-30], [gradient * 1e-30, -gradient * 1e-30]):
+            result, dual, _ = project(gradient, np.asarray(rows))
+            np.testing.assert_array_equal(result, gradient.astype(np.float32))
+            assert not dual.any()
+
+
+class TestOneConstraint:
+    @pytest.mark.parametrize("sign", [1, -1])
+    def test_equals_the_closed_form(self, sign):
+        rng = np.random.default_rng(2)
+        gradient, row = rng.normal(size=24).astype(np.float32), rng.normal(size=24).astype(np.float32)
+        row *= sign * np.sign(row @ gradient)
+        dual = max(0.0, float(gradient @ row) / float(row @ row))
+        result, found, violated = project(gradient, row[None])
+        assert violated == (sign > 0)
+        np.testing.assert_allclose(found, [dual], rtol=1e-5)
+        np.testing.assert_allclose(result, gradient - dual * row, rtol=1e-4, atol=1e-6)
+
+    def test_margin_bounds_the_dual_of_a_violated_step_from_below(self):
+        row = np.eye(24, dtype=np.float32)[0]
+        for dot, dual in [(-1.0, 0.0), (0.1, 0.5), (0.5, 0.5), (2.0, 2.0)]:
+            result, found, _ = project(dot * row, row[None], margin=0.5)
+            np.testing.assert_allclose(found, [dual], rtol=1e-6)
+            np.testing.assert_allclose(result, (dot - dual) * row, atol=1e-6)
+
+    def test_eps_is_added_to_the_square(self):
+        row = 0.01 * np.eye(24, dtype=np.float32)[0]
+        _, dual, _ = project(row, row[None], eps=1e-3)
+        np.testing.assert_allclose(dual, [1e-4 / (1e-4 + 1e-3)], rtol=1e-5)
+
+
+class TestSeveralConstraints:
+    def test_margin_applies_to_all_once_one_is_violated(self):
+        rows = np.eye(24, dtype=np.float32)[:2]
+        result, dual, _ = project(rows[0] * 3 - rows[1], rows, margin=0.5)
+        np.testing.assert_allclose(dual, [3, 0.5], rtol=1e-6)
+        np.testing.assert_allclose(result, -1.5 * rows[1], atol=1e-6)
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_margin_and_eps_give_the_optimum_of_the_bounded_problem(self, seed):
+        count, margin, eps = 3, 0.5, 1e-3
+        rng = np.random.default_rng(seed)
+        gradient, rows = rng.normal(size=24), rng.normal(size=(count, 24)) / 3
+        gradient += 1.5 * rows[0] * np.sign(rows[0] @ gradient)
+        gram, dots = rows @ rows.T + eps * np.eye(count), rows @ gradient
+        best = scipy.optimize.minimize(
+            lambda v: v @ gram @ v / 2 - dots @ v,
+            np.ones(count),
+            jac=lambda v: gram @ v - dots,
+            bounds=[(margin, None)] * count,
+            tol=1e-14,
+        )
+        _, dual, violated = project(gradient, rows, margin, eps)
+        assert violated
+        np.testing.assert_allclose(dual, best.x, atol=1e-4)
+
+    def test_opposite_constraints_do_not_blow_up(self):
+        # Recorded: the singular system of the first two once had the solution (5.6e7, 5.6e7), which won by rounding.
+        rows = np.array([[18, -12, -6], [-18, 12, 6], [-13, 18, 20], [2, 8, -11]]) / 7
+        gradient = np.array([0.6353141665458679, 0.0036887144669890404, 0.005451889708638191])
+        gram, dots = np.asarray(rows @ rows.T, np.float32), np.asarray(rows @ gradient, np.float32)
+        dual = jax.jit(projection.solve_dual)(gram, dots)
+        assert np.all(np.asarray(dual) < 10)
+        result = gradient - np.asarray(dual, np.float64) @ rows
+        assert np.all(rows @ result < 1e-5)
+
+
+class TestTransformation:
+    def problem(self, count=2, dtype=jnp.float32):
+        rng = np.random.default_rng(3)
+        gradient, rows = rng.normal(size=24), rng.normal(size=(count, 24))
+        rows += 0.5 * gradient
+        return tree_of(gradient, dtype), tree_of(rows, dtype)
+
+    def test_state_keeps_its_types_and_shapes(self):
+        gradient, rows = self.problem()
+        transform = projection.project_gradient(2)
+        state = transform.init(gradient)
+        _, after = compiled(2)(gradient, rows)
+        chex.assert_trees_all_equal_shapes_and_dtypes(state, after)
+        assert [leaf.weak_type for leaf in jax.tree.leaves(after)] == [False] * 3
+
+    def test_vmap_projects_each_problem(self):
+        rng = np.random.default_rng(4)
+        gradients, rows = rng.normal(size=(3, 24)), rng.normal(size=(3, 2, 24))
+        rows[0] += gradients[0]
+        rows[1] -= 9 * gradients[1]
+        transform = projection.project_gradient(2)
+
+        @jax.jit
+        @jax.vmap
+        def step(g, c):
+            return transform.update(g, transform.init(g), constraint_grads=c)
+
+        results, states = step(tree_of(gradients), tree_of(rows))
+        assert states.violated.tolist()[:2] == [True, False]
+        for i in range(3):
+            expected, dual, _ = project(gradients[i], rows[i])
+            np.testing.assert_allclose(flat(jax.tree.map(lambda leaf, i=i: leaf[i], results)), expected, atol=1e-5)
+            np.testing.assert_allclose(states.dual[i], dual, atol=1e-5)
+
+    def test_a_selection_projects_its_leaves_alone_and_leaves_the_others_bit_equal(self):
+        gradient, rows = self.problem()
+        selection = trees.select(gradient, "b")
+        masked = optax.masked(projection.project_gradient(2), selection, mask_compatible_extra_args=True)
+        result, state = jax.jit(lambda: masked.update(gradient, masked.init(gradient), constraint_grads=rows))()
+        assert np.asarray(result["a"]).tobytes() == np.asarray(gradient["a"]).tobytes()
+        part, rows_part = {"b": gradient["b"]}, {"b": rows["b"]}
+        expected, expected_state = compiled(2)(part, rows_part)
+        np.testing.assert_allclose(result["b"], expected["b"], rtol=1e-6)
+        np.testing.assert_allclose(state.inner_state.dual, expected_state.dual, rtol=1e-6)
+        assert np.any(result["b"] != gradient["b"])
+
+    def test_chains_before_an_optimizer(self):
+        gradient, rows = self.problem()
+        chain = optax.chain(projection.project_gradient(2), optax.sgd(0.1))
+        updates, _ = jax.jit(lambda: chain.update(gradient, chain.init(gradient), gradient, constraint_grads=rows))()
+        expected, _ = compiled(2)(gradient, rows)
+        chex.assert_trees_all_close(updates, jax.tree.map(lambda leaf: -0.1 * leaf, expected), rtol=1e-5, atol=1e-7)
+
+    def test_missing_constraints_are_a_type_error(self):
+        gradient, _ = self.problem()
+        transform = projection.project_gradient(2)
+        with pytest.raises(TypeError, match="constraint_grads"):
+            transform.update(gradient, transform.init(gradient))
+
+    def test_bfloat16_gradients_keep_their_type_and_are_projected_as_well_as_it_allows(self):
+        rng = np.random.default_rng(0)
+        gradient = jnp.asarray(rng.normal(size=4096), jnp.bfloat16)
+        rows = jnp.asarray(rng.normal(size=(1, 4096)) + np.asarray(gradient, np.float64), jnp.bfloat16)
+        transform = projection.project_gradient(1)
+        result, state = transform.update(gradient, transform.init(gradient), constraint_grads=rows)
+        assert result.dtype == jnp.bfloat16
+        assert state.dual.dtype == jnp.float32
+        # Rounding each entry of the result to eight bits is random; a dual rounded to eight bits would not be.
+        cosine = flat(result) @ flat(rows) / np.linalg.norm(flat(result)) / np.linalg.norm(flat(rows))
+        assert abs(cosine) < 1e-4
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"num_constraints": 0}, "num_constraints must be 1 to 10, got 0"),
+            ({"num_constraints": 11}, "num_constraints must be 1 to 10, got 11"),
+            ({"margin": -0.1}, "must not be negative, got margin -0.1"),
+            ({"eps": -1e-3}, "must not be negative, got margin 0.0 and eps -0.001"),
+        ],
+    )
+    def test_settings_out_of_range_are_refused(self, arguments, message):
+        with pytest.raises(InputError, match=message):
+            projection.project_gradient(**arguments)
+
+    def test_the_dual_is_solved_for_at_most_ten_constraints(self):
+        with pytest.raises(InputError, match=r"at most 10 .* got 11"):
+            projection.solve_dual(jnp.eye(11), jnp.ones(11))

@@ -1,0 +1,162 @@
+"""Re-initialisation: what stays is bit-equal, what is drawn has the promised distribution."""
+
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scissorhands_jax import reinit, trees
+from scissorhands_jax.errors import InputError
+
+KEY = jax.random.key(0)
+CONV = (3, 3, 20, 50)  # height, width, in, out: fan_in 180
+DENSE = (40, 500)  # in, out: fan_in 40
+
+
+def bits(tree):
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+def network():
+    rng = np.random.default_rng(0)
+    w = rng.normal(size=(6, 4)).astype(np.float32)
+    w[0, :3] = -0.0, np.nan, np.inf
+    return {"fc": {"bias": jnp.arange(4.0), "kernel": jnp.asarray(w)}, "scale": jnp.ones((5,), jnp.bfloat16)}
+
+
+def random_mask(params, seed, share=0.5):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.random(leaf.shape) < share), params)
+
+
+def test_untouched_weights_stay_bit_equal_and_marked_ones_change():
+    params = network()
+    mask = random_mask(params, 1)
+    fresh = reinit.reinitialize(KEY, params, mask, initializer=reinit.uniform())
+    chex.assert_trees_all_equal_shapes_and_dtypes(fresh, params)
+    for old, new, marked in zip(*map(jax.tree.leaves, (params, fresh, mask)), strict=True):
+        old, new, marked = np.asarray(old), np.asarray(new), np.asarray(marked)
+        assert old[~marked].tobytes() == new[~marked].tobytes()
+        assert np.all(old[marked] != new[marked])
+        assert np.all(np.isfinite(new[marked]))
+
+
+def test_a_draw_does_not_depend_on_the_mask_or_on_other_values():
+    params = network()
+    everything = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), params)
+    full = reinit.reinitialize(KEY, params, everything, initializer=reinit.uniform())
+    mask = random_mask(params, 2)
+    other = jax.tree.map(jnp.ones_like, params)
+    some = reinit.reinitialize(KEY, other, mask, initializer=reinit.uniform())
+    chex.assert_trees_all_equal(some, trees.where(mask, full, other))
+
+
+def test_draws_differ_between_keys_and_between_leaves_of_one_shape():
+    params = {"a": jnp.zeros(DENSE), "b": jnp.zeros(DENSE)}
+    mask = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), params)
+    first = reinit.reinitialize(KEY, params, mask, initializer=reinit.uniform())
+    second = reinit.reinitialize(jax.random.key(1), params, mask, initializer=reinit.uniform())
+    assert np.all(first["a"] != first["b"])
+    assert np.all(first["a"] != second["a"])
+    chex.assert_trees_all_equal(first, reinit.reinitialize(KEY, params, mask, initializer=reinit.uniform()))
+
+
+def test_leaves_outside_trim_are_returned_as_they_are():
+    params = network()
+    everything = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), params)
+    fresh = reinit.reinitialize(
+        KEY, params, everything, initializer=reinit.ones(), trim=trees.select(params, "fc/kernel")
+    )
+    assert fresh["fc"]["bias"] is params["fc"]["bias"]
+    assert fresh["scale"] is params["scale"]
+    assert np.all(fresh["fc"]["kernel"] == 1)
+
+
+@pytest.mark.parametrize(("shape", "fan_in"), [(CONV, 180), (DENSE, 40), ((3000,), 1)])
+def test_uniform_fills_plus_minus_one_over_the_root_of_fan_in(shape, fan_in):
+    draw = np.asarray(reinit.uniform()(KEY, shape))
+    bound = 1 / math.sqrt(fan_in)
+    assert np.abs(draw).max() <= bound
+    assert draw.min() < -0.99 * bound
+    assert draw.max() > 0.99 * bound
+    # Within four standard errors of the mean and of the variance of a uniform distribution.
+    assert abs(draw.mean()) < 4 * bound / math.sqrt(3 * draw.size)
+    assert abs(draw.var() * 3 / bound**2 - 1) < 4 * math.sqrt(0.8 / draw.size)
+
+
+@pytest.mark.parametrize(("shape", "fan_in"), [(CONV, 180), (DENSE, 40)])
+def test_normal_has_the_variance_of_uniform(shape, fan_in):
+    draw = np.asarray(reinit.normal()(KEY, shape))
+    assert abs(draw.mean()) < 4 / math.sqrt(3 * fan_in * draw.size)
+    assert abs(draw.var() * 3 * fan_in - 1) < 4 * math.sqrt(2 / draw.size)
+    assert np.abs(draw).max() > 3 / math.sqrt(3 * fan_in)
+
+
+def test_given_bounds_and_deviations_override_fan_in():
+    assert np.abs(reinit.uniform(0.5)(KEY, DENSE)).max() == pytest.approx(0.5, rel=1e-3)
+    assert np.std(reinit.normal(0.5)(KEY, DENSE)) == pytest.approx(0.5, rel=0.02)
+
+
+def test_fan_in_of_pytorch_layouts_leaves_the_first_axis_out():
+    assert np.abs(reinit.uniform(out_axis=0)(KEY, DENSE)).max() == pytest.approx(1 / math.sqrt(500), rel=1e-3)
+    assert np.abs(reinit.uniform(out_axis=0)(KEY, CONV)).max() == pytest.approx(1 / math.sqrt(3000), rel=1e-3)
+    for make in (reinit.kaiming_uniform, reinit.normal):
+        ratio = make(out_axis=0)(KEY, DENSE) / make()(KEY, DENSE)
+        np.testing.assert_allclose(ratio, math.sqrt(40 / 500), rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [CONV, DENSE])
+def test_kaiming_uniform_with_the_root_of_five_is_uniform(shape):
+    draw = reinit.kaiming_uniform(math.sqrt(5))(KEY, shape)
+    np.testing.assert_allclose(draw, reinit.uniform()(KEY, shape), rtol=1e-6)
+    np.testing.assert_allclose(reinit.kaiming_uniform()(KEY, shape), math.sqrt(6) * draw, rtol=1e-5)
+
+
+def test_published_zeroes_biases_and_draws_everything_else_uniformly():
+    params = {
+        "fc": {"bias": jnp.ones(4), "kernel": jnp.zeros(DENSE)},
+        "norm": {"scale": jnp.zeros(3000)},
+        "bias": [jnp.ones(2)],
+    }
+    mask = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), params)
+    fresh = reinit.reinitialize(KEY, params, mask, initializer=reinit.published())
+    assert fresh["fc"]["bias"].tolist() == [0, 0, 0, 0]
+    assert np.abs(fresh["fc"]["kernel"]).max() == pytest.approx(1 / math.sqrt(40), rel=1e-3)
+    assert np.min(fresh["norm"]["scale"]) == pytest.approx(-1, rel=1e-2)
+    assert np.max(fresh["norm"]["scale"]) == pytest.approx(1, rel=1e-2)
+    assert np.all(fresh["bias"][0] != 0)  # a list below "bias" is no leaf of that name
+
+
+@pytest.mark.parametrize("name", list(reinit.INITIALIZERS))
+def test_initializers_are_found_by_name_and_keep_the_dtype(name):
+    for dtype in (jnp.bfloat16, jnp.float32):
+        draw = reinit.by_name(name)(KEY, DENSE, dtype)
+        assert (draw.shape, draw.dtype) == (DENSE, dtype)
+    assert reinit.by_name(name)(KEY, (3, 0)).shape == (3, 0)
+
+
+def test_constants_are_constant():
+    assert np.all(reinit.zeros()(KEY, (3, 2)) == 0)
+    assert np.all(reinit.ones()(KEY, (3, 2)) == 1)
+
+
+def test_initializers_of_jax_fit():
+    params = {"w": jnp.zeros((2, 3))}
+    mask = {"w": jnp.asarray([[True, False, True], [False] * 3])}
+    fresh = reinit.reinitialize(KEY, params, mask, initializer=jax.nn.initializers.constant(3.0))
+    assert fresh["w"].tolist() == [[3, 0, 3], [0, 0, 0]]
+
+
+def test_unknown_names_are_refused_with_the_known_ones():
+    with pytest.raises(InputError, match="no initializer 'xavier'; choose one of uniform, normal"):
+        reinit.by_name("xavier")
+
+
+def test_works_inside_jit():
+    params = network()
+    mask = random_mask(params, 3)
+    draw = jax.jit(lambda p, m: reinit.reinitialize(KEY, p, m, initializer=reinit.published()))
+    assert bits(draw(params, mask)) == bits(reinit.reinitialize(KEY, params, mask, initializer=reinit.published()))
