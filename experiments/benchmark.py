@@ -266,12 +266,12 @@ class Repair:
         self._step = method.step
 
     def __call__(self) -> Any:
-        self.carry, metrics = training._step(self._step, self.carry, next(self._batches), self.data)
+        self.carry, metrics = training._step(self._step, self.carry, training._gather(self.data, next(self._batches)))
         return self.carry, metrics
 
     def compiled(self) -> jax.stages.Compiled:
         """The compiled step."""
-        return training._step.lower(self._step, self.carry, self.batch, self.data).compile()
+        return training._step.lower(self._step, self.carry, training._gather(self.data, self.batch)).compile()
 
 
 @functools.lru_cache(maxsize=1)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -97,7 +98,7 @@ class Checkpointer:
             raise CheckpointError(f"{damaged}: {_line(error)}") from error
         if checksum(carry) != sum_found:
             raise CheckpointError(f"{damaged}: its numbers have changed since they were written")
-        return carry, position
+        return jax.tree.map(_as_free_as, carry, template), position
 
     def close(self) -> None:
         """Waits for nothing to be pending."""
@@ -179,6 +180,15 @@ def load_network(path: str | Path, params: Params, model_state: ModelState) -> t
     return tree["params"], tree["model_state"]
 
 
+def _as_free_as(leaf: jax.Array, template: jax.Array) -> jax.Array:
+    """Orbax ties arrays to their devices; one that jit was free to move is so again, or steps would compile anew."""
+    if template.committed:
+        return leaf
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(jnp.array(_raw(leaf)), impl=jax.random.key_impl(leaf))
+    return jnp.array(_raw(leaf))
+
+
 def _read_meta(path: Path) -> dict[str, Any]:
     file = path / "meta" / "metadata"
     try:
@@ -211,11 +221,12 @@ def _line(error: Exception) -> str:
 def equal(a: PyTree, b: PyTree) -> bool:
     """Whether two trees hold bit-identical arrays, typed keys included."""
     return jax.tree.structure(a) == jax.tree.structure(b) and all(
-        _raw(x).tobytes() == _raw(y).tobytes() for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+        (x.shape, x.dtype) == (y.shape, y.dtype) and _raw(x).tobytes() == _raw(y).tobytes()
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     )
 
 
 def _raw(leaf: jax.Array) -> np.ndarray:
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
-    return np.ascontiguousarray(leaf)
+    return np.asarray(leaf, order="C")

@@ -16,7 +16,7 @@ RESULTS_FILE = "results.json"
 
 def open_folder(
     folder: Path, description: dict[str, Any], *, overwrite: bool = False, resume: bool | None = None
-) -> None:
+) -> bool:
     """Makes a folder ready for a run and writes down what runs in it.
 
     Args:
@@ -24,6 +24,9 @@ def open_folder(
       description: JSON-able; a resumed run must have the same.
       overwrite: replace the run that is there.
       resume: go on with the run that is there, and without one start it; None where that cannot be asked for.
+
+    Returns:
+      Whether the run starts anew.
 
     Raises:
       InputError: the folder holds another run or other files.
@@ -43,13 +46,14 @@ def open_folder(
                 f"{folder} holds a run with other settings: {name} was {earlier.get(name)!r} and is now "
                 f"{description.get(name)!r}; repeat them, or use --overwrite"
             )
-        return
+        return False
     if file.exists():
         shutil.rmtree(folder)
     elif folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty and holds no run of ours; name another folder")
     folder.mkdir(parents=True, exist_ok=True)
     files.write_text(file, json.dumps(description, indent=2) + "\n")
+    return True
 
 
 def read_description(folder: Path) -> dict[str, Any]:

@@ -13,12 +13,12 @@ import numpy as np
 
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import trees
-from scissorhands_jax.base import Carry, Data, Key, Method, ModelState, Params
+from scissorhands_jax.base import Batch, Carry, Data, Key, Method, ModelState, Params
 from scissorhands_jax.checkpoints import Checkpointer, Position, checksum, fingerprint
 from scissorhands_jax.errors import InputError, NonFiniteError
 
-# Host and device meet once per step on CPU, where a step is all work; on accelerators after this many steps.
-_STEPS_PER_SYNC = 50
+# The host waits for the device, to look at the metrics, this often; more often would cost small networks dearly.
+_SECONDS_PER_SYNC = 0.1
 
 OnStep = Callable[["Progress"], None]
 
@@ -96,7 +96,6 @@ def run(
         }
         if checkpoint.latest_step is not None:
             carry, position = checkpoint.restore(carry, identity)
-    sync = 1 if jax.default_backend() == "cpu" else _STEPS_PER_SYNC
     watch = _Watch(on_step, checkpoint, num_epochs)
 
     for epoch in range(position.epoch, num_epochs):
@@ -105,12 +104,12 @@ def run(
         if done == 0:
             carry = method.begin_epoch(carry, data)
         for offset, batch in enumerate(batches[done:], start=done + 1):
-            carry, metrics = _step(method.step, carry, batch, data)
+            carry, metrics = _step(method.step, carry, _gather(data, batch))
             watch.add(metrics, epoch, offset, len(batches))
             save = checkpoint is not None and (
                 offset == len(batches) or (checkpoint.every_steps and offset % checkpoint.every_steps == 0)
             )
-            if save or offset % sync == 0 or offset == len(batches):
+            if save or watch.is_due() or offset == len(batches):
                 watch.flush(int(carry.step))
             if checkpoint is not None and save:
                 checkpoint.save(carry, Position(epoch, offset), identity)
@@ -120,9 +119,13 @@ def run(
     return Result(params, model_state, int(carry.step), max(0.0, elapsed - compiling), compiling)
 
 
+# Apart from the step, so that the step compiles for the shape of a batch and not anew for every size of a data set.
+_gather = jax.jit(data_lib.gather)
+
+
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _step(step, carry: Carry, batch, data: Data):
-    return step(carry, data_lib.gather(data, batch))
+def _step(step, carry: Carry, batch: Batch):
+    return step(carry, batch)
 
 
 class _Watch:
@@ -133,6 +136,11 @@ class _Watch:
         self._checkpoint = checkpoint
         self._num_epochs = num_epochs
         self._pending: list[tuple] = []
+        self._looked = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Whether it is time to look."""
+        return time.monotonic() - self._looked > _SECONDS_PER_SYNC
 
     def add(self, metrics, epoch: int, offset: int, steps_in_epoch: int) -> None:
         self._pending.append((metrics, epoch, offset, steps_in_epoch))
@@ -147,6 +155,7 @@ class _Watch:
             if self._on_step is not None:
                 self._on_step(Progress(number, epoch, offset, steps, self._num_epochs, metrics))
         self._pending = []
+        self._looked = time.monotonic()
 
     def _advice(self) -> str:
         kept = None if self._checkpoint is None else self._checkpoint.latest_step

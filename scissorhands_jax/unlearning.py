@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,19 +82,18 @@ def unlearn(
         "forget_sha256": hashlib.sha256(positions.tobytes()).hexdigest(),
         "original_sha256": _sha256(params, model_state),
     }
-    checkpointer_folder = out / "checkpoints"
-    runs.open_folder(out, description, overwrite=overwrite, resume=resume)
+    fresh = runs.open_folder(out, description, overwrite=overwrite, resume=resume)
     files.write_text(out / FORGET_FILE, "".join(f"{position}\n" for position in positions))
-    keeper = checkpoints.Checkpointer(checkpointer_folder, every_steps=checkpoint_every)
-    seed_key = jax.random.key(config.seed)
+    keeper = checkpoints.Checkpointer(out / "checkpoints", every_steps=checkpoint_every)
+    resumed_at = keeper.latest_step
     history: list[dict] = []
-    with progress_bar(console) as progress:
+    with _cleared_if_refused(out, keeper, fresh), progress_bar(console) as progress:
         task = progress.add_task("evaluating the original", total=1, note=f"{len(positions)} examples to forget")
         before = evaluation.evaluate(model, params, model_state, data, test, seed=config.seed)
         progress.update(task, completed=1, note=_note(before))
         result = run(
             method,
-            seed_key,
+            jax.random.key(config.seed),
             params,
             model_state,
             data,
@@ -99,7 +101,6 @@ def unlearn(
             checkpoint=keeper,
             on_step=follow(progress, config.method_name, history),
         )
-        keeper.close()
         task = progress.add_task("evaluating the result", total=1, note="")
         after = evaluation.evaluate(model, result.params, result.model_state, data, test, seed=config.seed)
         progress.update(task, completed=1, note=_note(after))
@@ -112,7 +113,8 @@ def unlearn(
     scenario = f"{config.dataset}, forget {config.forget}"
     rows = [
         _row(scenario, "original", config.seed, before, None),
-        _row(scenario, config.method_name, config.seed, after, result.seconds),
+        # Of a resumed run only the last part was timed, and half a cost is none.
+        _row(scenario, config.method_name, config.seed, after, result.seconds if resumed_at is None else None),
     ]
     document = {
         "rows": rows,
@@ -120,6 +122,7 @@ def unlearn(
         "after": after,
         "cost": {
             "steps": result.steps,
+            "resumed_at_step": resumed_at,
             "seconds": result.seconds,
             "compile_seconds": result.compile_seconds,
         },
@@ -209,6 +212,19 @@ def _build(name: str, splits: datasets.Splits) -> Model:
     return models.build(name, num_classes=len(splits.class_names), image_shape=splits.image_shape)
 
 
+@contextlib.contextmanager
+def _cleared_if_refused(out: Path, keeper: checkpoints.Checkpointer, fresh: bool) -> Iterator[None]:
+    """Removes a folder made for a run that was refused before it saved anything; nothing then blocks the next try."""
+    try:
+        yield
+    except InputError:
+        if fresh and keeper.latest_step is None:
+            shutil.rmtree(out)
+        raise
+    finally:
+        keeper.close()
+
+
 def _resolved(config: RunConfig, splits: datasets.Splits) -> RunConfig:
     """Fills in what depends on the data set and the network."""
     if config.augment is None:
@@ -256,8 +272,9 @@ def _write_report(path: Path, config: RunConfig, document: dict[str, Any], histo
             "What was done",
             [
                 f"{config.method_name} made a {config.model} forget {document['forget']['count']} of its training "
-                f"examples ({config.forget}) in {cost['steps']} steps, {cost['seconds']:.0f} s and "
-                f"{cost['compile_seconds']:.0f} s of compilation.",
+                f"examples ({config.forget}) in {cost['steps']} steps. "
+                + ("It" if cost["resumed_at_step"] is None else f"What came after step {cost['resumed_at_step']}")
+                + f" took {cost['seconds']:.0f} s and {cost['compile_seconds']:.0f} s of compilation.",
                 f"Accuracy on the forgotten examples went from {before['acc_forget']:.2f} % to "
                 f"{after['acc_forget']:.2f} %, on the test set from {before['acc_test']:.2f} % to "
                 f"{after['acc_test']:.2f} %.",

@@ -93,7 +93,7 @@ def check_step_and_memory(step, memory):
     assert numbers["params_bytes"] == 4 * step["numbers"]["weights"]
     # Parameters and momentum go in and, donated, come out; both gradients are in between.
     assert numbers["peak_bytes"] > 3 * numbers["params_bytes"]
-    images = 2 * 8 * (48 + 4)
+    images = 2 * 4 * (48 + 4)
     beyond = numbers["peak_bytes"] - images - numbers["activations_bytes"]
     assert numbers["copies_beyond_activations"] == pytest.approx(beyond / numbers["params_bytes"])
     assert numbers["resident_growth_bytes"] is None or numbers["resident_growth_bytes"] >= 0

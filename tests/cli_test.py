@@ -233,9 +233,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(weights, arguments, words,
     files = sorted(Path.cwd().iterdir())
     assert unlearn(weights, "out", *arguments) == 2
     assert words in error_of(capsys)
-    assert [path for path in sorted(Path.cwd().iterdir()) if path.name != "out"] == files
-    assert not Path("hacked").exists()
-    assert not list(Path.cwd().glob("out/results.json")) + list(Path.cwd().glob("out/network*"))
+    assert sorted(Path.cwd().iterdir()) == files
 
 
 def test_damaged_and_foreign_checkpoints_are_named(weights, tmp_path, capsys):

@@ -22,7 +22,6 @@ from scissorhands_jax.losses import classification_loss
 from scissorhands_jax.models import MODELS, build, from_equinox, from_linen, from_nnx
 from scissorhands_jax.models.layers import BatchNorm, Normalize, as_float
 from scissorhands_jax.models.resnet import ResNet, cifar_resnet, pad_shortcut
-from scissorhands_jax.torch_weights import from_state_dict, read_state_dict
 
 KEY = jax.random.key(0)
 SIZES = {
@@ -149,21 +148,6 @@ class TestResNet:
         got, _ = fixed.apply(params, plain, x, train=False)
         expected, _ = off.apply(params, plain, (x - mean) / std, train=False)
         chex.assert_trees_all_close(got, expected, rtol=1e-5)
-
-    def test_pretrained_network_makes_the_errors_that_pytorch_counted(self, shared):
-        model = build("resnet20", num_classes=10, image_shape=(32, 32, 3))
-        tensors = read_state_dict(shared / "data/resnet20-12fca82f.th")
-        params, model_state = from_state_dict(tensors, *jax.eval_shape(model.init, KEY))
-        with np.load(shared / "data/cifar10_test.npz") as test:
-            planes = np.cumsum(np.cumsum(test["residual"], 2, dtype=np.uint8), 3, dtype=np.uint8)
-            labels = test["label"].reshape(-1, 500)
-        pixels = np.stack([planes[1] + planes[0], planes[0], planes[2] + planes[0]], -1).reshape(-1, 500, 32, 32, 3)
-
-        @jax.jit
-        def correct(x, y):
-            return jnp.sum(model.apply(params, model_state, x, train=False)[0].argmax(-1) == y)
-
-        assert sum(int(correct(x, y)) for x, y in zip(pixels, labels, strict=True)) == 9173
 
     def test_stored_normalisation_may_stay_unused(self):
         x = images()

@@ -60,7 +60,7 @@ def examples(count: int, seed: int = 0) -> dict[str, np.ndarray]:
     return {"image": image.astype(np.float32), "label": label}
 
 
-def data(forget: int = 5, retain: int = 10) -> Data:
+def data(forget: int = 6, retain: int = 10) -> Data:
     """A forget and a retain set; neither is a multiple of the batch size 4."""
     return Data(examples(forget, 1), examples(retain, 2))
 

@@ -404,7 +404,7 @@ def pair_gradients(
     retain_key, forget_key = split_key(key)
     if pair == "auto":
         pair = choose_pair(loss_fn, params, model_state, batch, retain_key)
-    if pair == "vmap" and _same_shapes(batch.retain, batch.forget):
+    if pair == "vmap" and _same_shapes(batch.retain, batch.forget) and _is_numeric(model_state):
         return _pair_vmapped(loss_fn, params, model_state, batch, key, retain_key, forget_key)
 
     def loss(p, state, examples, k):
@@ -525,6 +525,11 @@ def _check_data(data: Data) -> None:
         raise InputError("the forget set is empty; name at least one training example")
     if data_lib.size(data.retain) == 0:
         raise InputError("the retain set is empty; scissorhands needs examples to repair the network on")
+
+
+def _is_numeric(tree: PyTree) -> bool:
+    """Whether every array can be added to: flags and keys cannot, and are no running averages."""
+    return all(jnp.issubdtype(leaf.dtype, jnp.number) for leaf in jax.tree.leaves(tree))
 
 
 def _same_shapes(a: PyTree, b: PyTree) -> bool:
