@@ -261,7 +261,7 @@ class Repair:
         carry = method.init(jax.random.key(1), *model.init(jax.random.key(0)), self.data)
         self.carry = trees.copy(method.begin_epoch(carry, self.data))
         batches = list(method.batches(jax.random.key(2), self.data, 0))
-        self.batch = batches[0]
+        self.examples = data_lib.gather(self.data, batches[0])
         self._batches = itertools.cycle(batches)
         self._step = method.step
 
@@ -271,7 +271,7 @@ class Repair:
 
     def compiled(self) -> jax.stages.Compiled:
         """The compiled step."""
-        return training._step.lower(self._step, self.carry, training._gather(self.data, self.batch)).compile()
+        return training._step.lower(self._step, self.carry, self.examples).compile()
 
 
 @functools.lru_cache(maxsize=1)
@@ -314,14 +314,13 @@ def memory_case(name: str, network: str, settings: Settings, on_round: OnRound) 
         - analysis.alias_size_in_bytes
         + analysis.temp_size_in_bytes
     )
-    params, images = _bytes(step.carry.params), _bytes(step.data)
+    params, images = _bytes(step.carry.params), _bytes(step.examples)
 
     @jax.jit
     def gradient(params, model_state, batch):
         return jax.grad(lambda p: step.loss_fn(p, model_state, batch, train=True, key=None)[0])(params)
 
-    batch = data_lib.take(step.data.retain, step.batch.retain)
-    plain = _memory(gradient.lower(step.carry.params, step.carry.model_state, batch).compile())
+    plain = _memory(gradient.lower(step.carry.params, step.carry.model_state, step.examples.retain).compile())
     activations = plain.temp_size_in_bytes  # The gradient itself is an output and does not count as temporary.
     on_round("measures a fresh process")
     growth = _in_fresh_process(_resident_growth, network, settings) if jax.default_backend() == "cpu" else None
@@ -354,10 +353,10 @@ def _resident_growth(network: str, settings: Settings) -> int | None:
         ctypes.CDLL(None).malloc_trim(0)  # What compilation left behind would otherwise be used again, unseen.
         Path("/proc/self/clear_refs").write_text("5")  # The peak counts from here.
         before = _proc_status("VmRSS")
-        carry, batch = step.carry, step.batch
+        carry = step.carry
         del step.carry
         for _ in range(2):
-            carry, _ = jax.block_until_ready(compiled(carry, batch, step.data))
+            carry, _ = jax.block_until_ready(compiled(carry, step.examples))
         return _proc_status("VmHWM") - before
     except (OSError, AttributeError):  # not Linux, or not glibc
         return None

@@ -54,7 +54,7 @@ def test_every_module_has_a_layer():
     assert {name for _, name in modules()} == set(LEVEL)
 
 
-@pytest.mark.parametrize(("path", "name"), modules(), ids=lambda value: getattr(value, "stem", value))
+@pytest.mark.parametrize(("path", "name"), list(modules()), ids=lambda value: getattr(value, "stem", value))
 def test_imports_run_downwards(path, name):
     for imported in imported_names(path):
         top, *rest = imported.split(".")

@@ -66,10 +66,10 @@ def data(forget: int = 6, retain: int = 10) -> Data:
 
 
 @functools.cache
-def method(name: str, **changes) -> Method:
-    """A method of the registry on this network, with augmentation, batches of 4 and a learning rate that shows.
+def method(name: str, *, augment: bool = True, **changes) -> Method:
+    """A method of the registry on this network, with batches of 4 and a learning rate that shows.
 
     One value per setting, so that it is compiled once for all tests.
     """
     settings = dataclasses.replace(METHODS[name](), **{"epochs": 2, "batch_size": 4, "learning_rate": 0.02} | changes)
-    return settings.build(model(), loss(augment=True), CLASSES)
+    return settings.build(model(), loss(augment=augment), CLASSES)

@@ -412,7 +412,8 @@ def pair_gradients(
 
     grad = jax.value_and_grad(loss, has_aux=True)
     (retain_loss, model_state), retain_grad = grad(params, model_state, batch.retain, retain_key)
-    (forget_loss, model_state), forget_grad = grad(params, model_state, batch.forget, forget_key)
+    forget = _after(retain_grad, batch.forget)
+    (forget_loss, model_state), forget_grad = grad(params, model_state, forget, forget_key)
     return (retain_loss, forget_loss), retain_grad, forget_grad, model_state
 
 
@@ -428,6 +429,17 @@ def choose_pair(
         return "sequential"
     jaxpr = jax.make_jaxpr(lambda p: loss_fn(p, model_state, batch.retain, train=True, key=key)[0])(params)
     return "sequential" if _contains(jaxpr.jaxpr, "conv_general_dilated") else "vmap"
+
+
+def _after(gradient: PyTree, examples: PyTree) -> PyTree:
+    """The same examples, but not to be had before the gradient is done.
+
+    Without that XLA runs both forward passes first and keeps the activations of both: measured on CPU for ResNet-20 at
+    batch 128 + 128, 801 MB of temporaries instead of 404. It sees through an `optimization_barrier`, but cannot know
+    that a norm is never negative.
+    """
+    never = trees.norm(gradient) < 0
+    return jax.tree.map(lambda leaf: jnp.where(never, jnp.zeros_like(leaf), leaf), examples)
 
 
 def _pair_vmapped(loss_fn, params, model_state, batch, key, retain_key, forget_key):
