@@ -596,6 +596,7 @@ def _run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
             if name not in results:
                 progress.update(task, description=name, note="")
                 results[name] = case(lambda note: progress.update(task, note=note))
+                results = {known: results[known] for known in listed if known in results}
                 document = _document(results, settings, options.note)
                 if options.out is not None:
                     files.write_text(options.out, json.dumps(document, indent=2, allow_nan=False) + "\n")

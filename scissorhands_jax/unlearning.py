@@ -30,7 +30,7 @@ from scissorhands_jax import (
 from scissorhands_jax import data as data_lib
 from scissorhands_jax.base import Data, Model, ModelState, Params
 from scissorhands_jax.config import RunConfig
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import InputError, WeightsError
 from scissorhands_jax.progress import follow, progress_bar
 from scissorhands_jax.training import run
 
@@ -200,7 +200,11 @@ def load_weights(model: Model, *, weights: str | None, checkpoint: str | None) -
     state_dict = torch_weights.read_state_dict(weights)
     # Counters that older files lack keep the template's value, so the template has real arrays.
     params, model_state = model.init(jax.random.key(0))
-    return torch_weights.from_state_dict(state_dict, params, model_state)
+    network = torch_weights.from_state_dict(state_dict, params, model_state)
+    for name, leaf in zip(trees.leaf_names(network), jax.tree.leaves(network), strict=True):
+        if not np.all(np.isfinite(leaf)):
+            raise WeightsError(f"{weights} holds NaN or infinity in {name[2:]}, so there is no network to work with")
+    return network
 
 
 def _network_folder(checkpoint: str | Path) -> Path:

@@ -130,7 +130,9 @@ def test_a_run_killed_at_a_random_moment_resumes_to_the_same_bits(weights, tmp_p
             os.kill(process.pid, signal.SIGKILL)
     assert (out / "checkpoints" / "3").exists()
     assert unlearn(weights, out, *more, "--resume") == 0
-    assert (tmp_path / "whole" / "network.safetensors").read_bytes() == (out / "network.safetensors").read_bytes()
+    # Tensor by tensor: safetensors writes the entries of its metadata in any order.
+    whole, killed = (torch_weights.read_state_dict(path / "network.safetensors") for path in (tmp_path / "whole", out))
+    assert checkpoints.equal(whole, killed)
 
 
 def test_a_taken_folder_is_kept_unless_told_otherwise(weights, tmp_path, capsys):
@@ -205,7 +207,7 @@ BAD = {
     "weights that are text": (["--weights", "WORDS"], "WORDS"),
     "truncated weights": (["--weights", "TRUNCATED"], "TRUNCATED"),
     "weights of another network": (["--weights", "OTHER"], "head.weight"),
-    "weights with NaN": (["--weights", "NAN"], "is not finite"),
+    "weights with NaN": (["--weights", "NAN"], "NaN or infinity in layer2/kernel"),
     "a hostile pickle": (["--weights", "HOSTILE"], "system"),
 }
 
