@@ -26,6 +26,7 @@ from scissorhands_jax import (
     report,
     runs,
     torch_weights,
+    trees,
 )
 from scissorhands_jax import data as data_lib
 from scissorhands_jax.base import Data, Model, ModelState, Params
@@ -203,7 +204,9 @@ def load_weights(model: Model, *, weights: str | None, checkpoint: str | None) -
     network = torch_weights.from_state_dict(state_dict, params, model_state)
     for name, leaf in zip(trees.leaf_names(network), jax.tree.leaves(network), strict=True):
         if not np.all(np.isfinite(leaf)):
-            raise WeightsError(f"{weights} holds NaN or infinity in {name[2:]}, so there is no network to work with")
+            raise WeightsError(
+                f"{weights} holds NaN or infinity in {name.partition('/')[2]}, so there is no network to work with"
+            )
     return network
 
 
@@ -257,9 +260,9 @@ def _note(numbers: dict[str, Any]) -> str:
     return " ".join(f"{name} {numbers[f'acc_{name}']:.2f} %" for name in ("forget", "retain", "test"))
 
 
-def _sha256(*trees: Any) -> str:
+def _sha256(*parts: Any) -> str:
     digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(trees):
+    for leaf in jax.tree.leaves(parts):
         digest.update(np.ascontiguousarray(leaf).tobytes())
     return digest.hexdigest()
 
