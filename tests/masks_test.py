@@ -1,5 +1,6 @@
 """Exact masks against a stable sort in NumPy; frozen weights that stay bit-equal under decay and momentum."""
 
+import re
 from typing import NamedTuple
 
 import chex
@@ -107,12 +108,17 @@ class TestTopK:
         for row, k, marked in zip(rows, counts, mask, strict=True):
             np.testing.assert_array_equal(marked, expected_mask(row, int(k)))
 
-    def test_large_leaves_are_counted_exactly_whatever_their_size(self):
-        size, k = (1 << 16) + 13, 30_000  # above the size that is counted in sixteen slices, and no multiple of them
-        values = np.random.default_rng(0).integers(0, 50, size).astype(np.float32)
-        scores = {"large": jnp.asarray(values), "small": jnp.full((3,), 25.0)}
-        np.testing.assert_array_equal(flat(masks.top_k(scores, k)), expected_mask(flat(scores), k))
-        assert int(masks.count_marked(masks.top_k(scores, k))) == k
+    def test_large_trees_whose_search_starts_at_a_sample_are_exact(self):
+        size = (1 << 18) + 13
+        rng = np.random.default_rng(0)
+        mostly_zero = np.zeros(size)
+        mostly_zero[rng.integers(0, size, 40)] = [*range(37), np.inf, np.nan, np.nan]
+        for values in (rng.exponential(size=size), rng.integers(0, 50, size), np.ones(size), mostly_zero):
+            scores = {"large": jnp.asarray(values, jnp.float32), "small": jnp.full((3,), 25.0)}
+            for k in (1, 20, size // 3, size + 3):
+                mask = masks.top_k(scores, k)
+                np.testing.assert_array_equal(flat(mask), expected_mask(flat(scores), k))
+        assert int(masks.count_marked(mask)) == size + 3
 
     def test_narrow_types_rank_like_their_values(self):
         values = np.random.default_rng(0).random(20)
@@ -128,12 +134,20 @@ class TestTopK:
             assert float(masks.kth_largest(scores, 3)) == 1 + 2e-12
             assert float(masks.kth_largest(scores, 5)) == 5e-324
 
-    def test_nothing_is_sorted_concatenated_or_gathered(self):
-        scores = {"a": jnp.ones((300, 300)), "b": jnp.ones(7)}
-        jaxpr = str(jax.make_jaxpr(lambda s, k: masks.top_k(s, k))(scores, 5))
+    @pytest.mark.parametrize("size", [90_000, 1 << 19])
+    def test_the_tree_is_never_sorted_concatenated_or_gathered(self, size):
+        scores = {"a": jax.ShapeDtypeStruct((2, size // 2), jnp.float32), "b": jax.ShapeDtypeStruct((7,), jnp.float32)}
+        jaxpr = str(jax.make_jaxpr(lambda s: masks.top_k(s, 5))(scores))
         assert "while[" in jaxpr
-        for primitive in ("sort", "top_k", "concatenate", "gather", "cumsum"):
+        assert (" sort[" in jaxpr) == (size > 1 << 18)
+        for primitive in ("top_k", "cumsum", "scatter"):
             assert f"{primitive}[" not in jaxpr
+        for line in jaxpr.splitlines():
+            if any(f" {primitive}[" in line for primitive in ("sort", "concatenate", "gather")):
+                # A small sample at most, which says where to begin in large trees.
+                result = re.match(r"\s*\w+:[a-z]+\d+\[(\d*)\] = ", line)
+                assert result, line
+                assert int(result[1] or 1) <= 1 << 15, line
 
     def test_no_ranked_leaf_is_refused(self):
         with pytest.raises(InputError, match="no parameter array is ranked"):
