@@ -67,7 +67,7 @@ def solve_dual(gram: jax.Array, dots: jax.Array, *, margin: float | jax.Array = 
     objective = 0.5 * jnp.einsum("sk,kl,sl->s", values, gram, values) - values @ shifted
     # Singular systems have huge solutions besides the ordinary ones; this breaks the tie against them.
     objective += jnp.finfo(dtype).eps * jnp.sum(values**2, axis=1)
-    best = jnp.argmin(jnp.where(feasible, objective, jnp.inf))
+    best = jnp.argmin(jnp.where(feasible & jnp.isfinite(objective), objective, jnp.inf))
     return margin + values[best] * unit / length
 
 

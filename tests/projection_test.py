@@ -187,15 +187,27 @@ class TestSeveralConstraints:
         assert violated
         np.testing.assert_allclose(dual, best.x, atol=1e-4)
 
-    def test_opposite_constraints_do_not_blow_up(self):
-        # Recorded: the singular system of the first two once had the solution (5.6e7, 5.6e7), which won by rounding.
-        rows = np.array([[18, -12, -6], [-18, 12, 6], [-13, 18, 20], [2, 8, -11]]) / 7
-        gradient = np.array([0.6353141665458679, 0.0036887144669890404, 0.005451889708638191])
+    @pytest.mark.parametrize(
+        ("rows", "gradient"),
+        [
+            (
+                [[-7, -15, 10, 15], [21, 45, -30, -45], [-9, -4, 14, -3], [4, -3, -3, -13], [11, -11, 13, -14]],
+                [-1.8937297827055335, -0.6395740957523889, 0.21136825223866879, -0.6842079243385594],
+            ),
+            (
+                [[-19, 8, -9, 13, -16], [57, -24, 27, -39, 48], [-5, 0, 7, -9, 10], [-4, 19, -5, -5, 13], [-15, 4, -2, -6, 18]],
+                [1.4700003066073706, -0.3887144478180102, -0.23299395522556532, -1.187071447399457, -1.383662372522731],
+            ),
+        ],
+    )
+    def test_opposite_constraints_do_not_blow_up(self, rows, gradient):
+        # Recorded: the second row is -3 times the first, and their singular system once had a huge solution
+        # (1.8e8, 6.1e7, and 1.4e24, 4.7e23) that won over the ordinary one by rounding.
+        rows, gradient = np.array(rows) / 7, np.array(gradient)
         gram, dots = np.asarray(rows @ rows.T, np.float32), np.asarray(rows @ gradient, np.float32)
-        dual = jax.jit(projection.solve_dual)(gram, dots)
-        assert np.all(np.asarray(dual) < 10)
-        result = gradient - np.asarray(dual, np.float64) @ rows
-        assert np.all(rows @ result < 1e-5)
+        dual = np.asarray(jax.jit(projection.solve_dual)(gram, dots), np.float64)
+        assert np.all(dual < 10)
+        assert np.all(rows @ (gradient - dual @ rows) < 1e-5)
 
 
 class TestTransformation:
