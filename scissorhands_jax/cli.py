@@ -1,4 +1,4 @@
-"""The command line: `scissorhands demo | unlearn | evaluate`, the same as `python -m scissorhands_jax`."""
+"""The command line: `scissorhands demo | unlearn | tune | evaluate | data`, or `python -m scissorhands_jax`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from scissorhands_jax import config as config_lib
 from scissorhands_jax.errors import InputError
 
 _STATUS_BAD_INPUT = 2
@@ -26,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(stderr=True)
     try:
         options.overrides = _overrides(rest)
-        if options.overrides and options.command != "unlearn":
+        if options.overrides and options.command not in ("unlearn", "tune"):
             raise InputError(f"{options.command} does not know {options.overrides[0]!r}; see --help")
         options.run(options, console)
     except InputError as error:
@@ -64,34 +65,88 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Settings of the method follow as NAME=VALUE, e.g. method.fraction=0.05 method.forget_weight=0.1; "
         "an unknown name prints them all.",
     )
-    _add_network(unlearn)
-    unlearn.add_argument(
-        "--forget",
-        required=True,
-        metavar="SPEC",
-        help="random:SHARE, class:LABEL or indices:FILE (one position per line)",
-    )
-    unlearn.add_argument("--out", required=True, type=Path, metavar="RUN", help="folder for the unlearned network")
-    unlearn.add_argument("--method", default="scissorhands", metavar="NAME", help="default scissorhands")
-    unlearn.add_argument("--seed", type=int, default=0, help="of the random forget set and of the run (default 0)")
-    unlearn.add_argument("--retain-limit", type=int, metavar="N", help="repair on N random retained examples only")
-    unlearn.add_argument("--epochs", type=int, metavar="N", help="the same as method.epochs=N")
-    unlearn.add_argument("--batch-size", type=int, metavar="N", help="the same as method.batch_size=N")
-    unlearn.add_argument(
-        "--augment",
-        action=argparse.BooleanOptionalAction,
-        help="random crops and flips while repairing (default: as is customary for the data set)",
-    )
+    _add_job(unlearn)
     unlearn.add_argument("--checkpoint-every", type=int, metavar="STEPS", help="default: after every epoch")
     existing = unlearn.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace the run in RUN")
     existing.add_argument("--resume", action="store_true", help="go on with the run in RUN")
     unlearn.set_defaults(run=_run_unlearn)
 
+    tune = commands.add_parser(
+        "tune",
+        help="choose the method's settings without an oracle: on validation data, within a budget",
+        epilog="Settings of the method that stay as they are follow as NAME=VALUE, as for unlearn.",
+    )
+    _add_job(tune)
+    tune.add_argument(
+        "--validation",
+        metavar="SPEC",
+        help="test:SHARE sets that share of the test set aside; indices:FILE names training examples that the network "
+        "was not trained on (default: all of those)",
+    )
+    tune.add_argument("--trials", type=int, default=12, metavar="N", help="the budget (default 12)")
+    tune.add_argument("--minutes", type=float, metavar="N", help="start no trial after so long")
+    tune.add_argument("--overwrite", action="store_true", help="replace the tuning in RUN")
+    tune.set_defaults(run=_run_tune)
+
     evaluate = commands.add_parser("evaluate", help="print a network's test accuracy as JSON")
     _add_network(evaluate)
     evaluate.set_defaults(run=_run_evaluate)
+
+    data = commands.add_parser("data", help="make data sets ready")
+    prepare = data.add_subparsers(dest="data_command", required=True, metavar="COMMAND").add_parser(
+        "prepare",
+        help="make a data set ready, without a network, from archives that were copied to this machine",
+        description="Writes a data set where --data-dir of the other commands finds it, in the format of "
+        "tensorflow_datasets. Needs neither a network nor TensorFlow.",
+    )
+    prepare.add_argument("name", metavar="NAME", help="cifar10, cifar100, svhn or faces")
+    prepare.add_argument(
+        "--from",
+        dest="sources",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="cifar-10-binary.tar.gz; cifar-100-binary.tar.gz; train_32x32.mat and test_32x32.mat; for faces a folder "
+        "with IDENTITY/*.jpg, with train/IDENTITY/*.jpg and test/IDENTITY/*.jpg, or with train.txt and test.txt of "
+        "lines `path label` (default: archives in DIR, else a download, which needs the extra `tensorflow`)",
+    )
+    prepare.add_argument("--data-dir", required=True, type=Path, metavar="DIR", help="folder for the data set")
+    prepare.add_argument("--image-size", type=int, metavar="N", help="rescale faces to NxN pixels")
+    prepare.add_argument("--unverified", action="store_true", help="take archives that are not the official ones")
+    prepare.add_argument("--overwrite", action="store_true", help="replace the data set in DIR")
+    prepare.set_defaults(run=_run_prepare)
     return parser
+
+
+def _add_job(parser: argparse.ArgumentParser) -> None:
+    _add_network(parser)
+    parser.add_argument(
+        "--forget",
+        required=True,
+        metavar="SPEC",
+        help="random:SHARE, class:LABEL[,LABEL], identity:NAME[,NAME], identity:FILE (a name per line), "
+        "identity:random:N, indices:FILE (a position in the training set per line) or mislabelled:FILE (a position per "
+        "line, perhaps with the right label)",
+    )
+    parser.add_argument(
+        "--trained-on",
+        metavar="FILE",
+        help="positions of the examples that the network was trained on, one per line (default: all of the training "
+        "set; a --checkpoint RUN knows its own)",
+    )
+    parser.add_argument("--out", required=True, type=Path, metavar="RUN", help="folder for the result")
+    parser.add_argument("--method", default="scissorhands", metavar="NAME", help="default scissorhands")
+    parser.add_argument("--seed", type=int, default=0, help="of the random forget set and of the run (default 0)")
+    parser.add_argument("--retain-limit", type=int, metavar="N", help="repair on N random retained examples only")
+    parser.add_argument("--epochs", type=int, metavar="N", help="the same as method.epochs=N")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="the same as method.batch_size=N")
+    parser.add_argument(
+        "--augment",
+        action=argparse.BooleanOptionalAction,
+        help="random crops and flips while repairing (default: as is customary for the data set)",
+    )
 
 
 def _add_network(parser: argparse.ArgumentParser) -> None:
@@ -99,7 +154,12 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--weights", metavar="FILE", help="PyTorch file (.pt .pth .th .tar) or .safetensors")
     source.add_argument("--checkpoint", metavar="RUN", help="folder of an earlier run")
     parser.add_argument("--model", metavar="NAME", help="resnet20, resnet18, vgg16_bn, ...; known for a --checkpoint")
-    parser.add_argument("--dataset", metavar="NAME", help="cifar10 or digits; known for a --checkpoint")
+    parser.add_argument(
+        "--dataset",
+        metavar="NAME",
+        help="digits, cifar10, cifar100, svhn, faces, orl_faces, cifar100_own, npz:FILE or folder:DIR; known for a "
+        "--checkpoint",
+    )
     parser.add_argument("--data-dir", metavar="DIR", help="folder of the data set's files")
 
 
@@ -118,8 +178,34 @@ def _run_demo(options: argparse.Namespace, console: Console) -> None:
 
 
 def _run_unlearn(options: argparse.Namespace, console: Console) -> None:
-    from scissorhands_jax import config as config_lib
     from scissorhands_jax import unlearning
+
+    unlearning.unlearn(
+        _config_of(options),
+        options.out,
+        checkpoint_every=options.checkpoint_every,
+        overwrite=options.overwrite,
+        resume=options.resume,
+        console=console,
+    )
+
+
+def _run_tune(options: argparse.Namespace, console: Console) -> None:
+    from scissorhands_jax import unlearning
+
+    unlearning.tune(
+        _config_of(options),
+        options.out,
+        validation=options.validation,
+        num_trials=options.trials,
+        max_minutes=options.minutes,
+        overwrite=options.overwrite,
+        console=console,
+    )
+
+
+def _config_of(options: argparse.Namespace) -> config_lib.RunConfig:
+    """The job that the options and settings describe."""
     from scissorhands_jax.methods import METHODS
 
     if options.method not in METHODS:
@@ -137,21 +223,14 @@ def _run_unlearn(options: argparse.Namespace, console: Console) -> None:
         dataset=dataset,
         data_dir=data_dir,
         forget=options.forget,
+        trained_on=options.trained_on,
         seed=options.seed,
         retain_limit=options.retain_limit,
         augment=options.augment,
         method_name=options.method,
         method=settings,
     )
-    config = config_lib.override(config, options.overrides)
-    unlearning.unlearn(
-        config,
-        options.out,
-        checkpoint_every=options.checkpoint_every,
-        overwrite=options.overwrite,
-        resume=options.resume,
-        console=console,
-    )
+    return config_lib.override(config, options.overrides)
 
 
 def _run_evaluate(options: argparse.Namespace, console: Console) -> None:
@@ -167,6 +246,27 @@ def _run_evaluate(options: argparse.Namespace, console: Console) -> None:
         console=console,
     )
     sys.stdout.write(json.dumps(answer, indent=2) + "\n")
+
+
+def _run_prepare(options: argparse.Namespace, console: Console) -> None:
+    from scissorhands_jax import datasets
+
+    with console.status(f"preparing {options.name}"):
+        folder = datasets.prepare(
+            options.name,
+            options.sources,
+            options.data_dir,
+            image_size=options.image_size,
+            unverified=options.unverified,
+            overwrite=options.overwrite,
+        )
+    splits = datasets.load(options.name, options.data_dir)
+    console.print(
+        f"{len(splits.train['label']):,} images to train and {len(splits.test['label']):,} to test with, of "
+        f"{len(splits.class_names)} classes and shape {splits.image_shape}, are ready in {folder}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _network_of(options: argparse.Namespace) -> tuple[str, str, str | None]:

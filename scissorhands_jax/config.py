@@ -23,6 +23,7 @@ class RunConfig:
     dataset: str
     data_dir: str | None = None
     forget: str
+    trained_on: str | None = None
     seed: int = 0
     retain_limit: int | None = None
     augment: bool | None = None
@@ -86,6 +87,9 @@ def parse_value(text: str, hint: Any, name: str) -> Any:
       InputError: it is none.
     """
     choices = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for choice in choices:
+        if typing.get_origin(choice) is tuple:
+            return _parse_tuple(text, choice, name, choices)
     if type(None) in choices and text.lower() in ("none", "null"):
         return None
     for choice in choices:
@@ -102,6 +106,19 @@ def parse_value(text: str, hint: Any, name: str) -> Any:
             return text
     expected = " or ".join(_type_name(choice) for choice in choices)
     raise InputError(f"{name} must be {expected}, got {text!r}")
+
+
+def _parse_tuple(text: str, hint: Any, name: str, choices: tuple) -> tuple | None:
+    """Values with commas between them; `none` is the empty tuple, or None where that is allowed."""
+    if text.lower() in ("none", "null"):
+        return None if type(None) in choices else ()
+    kinds = typing.get_args(hint)
+    words = text.split(",")
+    if kinds[-1] is Ellipsis:
+        kinds = (kinds[0],) * len(words)
+    if len(words) != len(kinds):
+        raise InputError(f"{name} must be {len(kinds)} values with commas between them, got {text!r}")
+    return tuple(parse_value(word, kind, name) for word, kind in zip(words, kinds, strict=True))
 
 
 def _type_name(choice: Any) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
+import json
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -27,17 +29,28 @@ from scissorhands_jax import (
     runs,
     torch_weights,
     trees,
+    tuning,
 )
 from scissorhands_jax import data as data_lib
-from scissorhands_jax.base import Data, Model, ModelState, Params
+from scissorhands_jax.base import Data, Dataset, Method, Model, ModelState, Params, StatefulLossFn
 from scissorhands_jax.config import RunConfig
 from scissorhands_jax.errors import InputError, WeightsError
+from scissorhands_jax.methods import MethodSettings
 from scissorhands_jax.progress import follow, progress_bar
 from scissorhands_jax.training import run
 
 NETWORK_FOLDER = "network"
 WEIGHTS_FILE = "network.safetensors"
 FORGET_FILE = "forget_indices.txt"
+TRAINED_ON_FILE = "trained_on.txt"
+FORGOTTEN_BEFORE_FILE = "forgotten_before.txt"
+TUNING_FILE = "tuning.json"
+TUNED: dict[str, dict[str, tuning.Range]] = {
+    "scissorhands": tuning.SPACE,
+    "influence": {"alpha": (1e-1, 1e2)},
+    "ssd": {"selection": (1.0, 100.0), "dampening": (0.1, 10.0)},
+}
+"""What is tuned, by method; of the others the learning rate."""
 
 
 def unlearn(
@@ -55,6 +68,10 @@ def unlearn(
     PyTorch's names (`network.safetensors`), the forgotten positions and the run's checkpoints. Input is checked before
     the folder is touched; the network and the results are written only when the run has ended well.
 
+    Requests can follow one another: where the network comes from an earlier run, what that run and those before it
+    forgot is in neither the forget nor the retain set, and its accuracy is reported as `acc_forgotten_before`. Where
+    the forget set is `mislabelled:FILE` with the right labels, `acc_corrected` is the share that gets its right label.
+
     Returns:
       The document in `results.json`.
 
@@ -62,35 +79,43 @@ def unlearn(
       InputError: something in the configuration, the files or the folder cannot be used.
       NonFiniteError: the run diverged; its last good checkpoint stays in the folder.
     """
-    if config.retain_limit is not None and config.retain_limit < 1:
-        raise InputError(f"--retain-limit must be at least 1, got {config.retain_limit}")
-    splits = datasets.load(config.dataset, config.data_dir)
-    config = _resolved(config, splits)
-    model = _build(config.model, splits)
-    params, model_state = load_weights(model, weights=config.weights, checkpoint=config.checkpoint)
-    positions = data_lib.forget_positions(config.forget, splits.train["label"], seed=config.seed)
-    data = data_lib.split(splits.train, positions)
-    data = _limited(data, config)
-    test = splits.test
-    if config.forget.startswith("class:"):
-        test = data_lib.take(test, np.flatnonzero(test["label"] != int(config.forget.partition(":")[2])))
-    augment = data_lib.crop_and_flip if config.augment else None
-    method = config.method.build(model, losses.classification_loss(model, augment=augment), len(splits.class_names))
+    job = _prepared(config)
+    config, model, params, model_state, past = job.config, job.model, job.params, job.model_state, job.past
+    data, test, positions, splits = job.data, job.test, job.positions, job.splits
+    right_labels = _right_labels(config.forget, len(splits.class_names))
+    method = job.method(config.method)
     resolved = dataclasses.asdict(config)
 
     description = {
         **resolved,
         "forget_sha256": hashlib.sha256(positions.tobytes()).hexdigest(),
+        "trained_on_sha256": hashlib.sha256(past.trained_on.tobytes()).hexdigest(),
+        "train_checksum": job.train_checksum,
         "original_sha256": _sha256(params, model_state),
     }
     fresh = runs.open_folder(out, description, overwrite=overwrite, resume=resume)
-    files.write_text(out / FORGET_FILE, "".join(f"{position}\n" for position in positions))
+    _write_positions(out / FORGET_FILE, positions)
+    _write_positions(out / TRAINED_ON_FILE, past.trained_on)
+    _write_positions(out / FORGOTTEN_BEFORE_FILE, past.forgotten)
+
+    def measure(params: Params, model_state: ModelState) -> dict[str, Any]:
+        numbers = evaluation.evaluate(model, params, model_state, data, test, seed=config.seed)
+        extra: dict[str, Any] = {}
+        if past.forgotten.size:
+            extra["forgotten_before"] = data_lib.take(splits.train, past.forgotten)
+        if right_labels is not None:
+            extra["corrected"] = {**data.forget, "label": right_labels}
+        for name, part in extra.items():
+            logits = metrics.predict(model, params, model_state, part["image"], batch_size=500)
+            numbers |= {f"acc_{name}": metrics.accuracy(logits, part["label"]), f"num_{name}": len(part["label"])}
+        return numbers
+
     keeper = checkpoints.Checkpointer(out / "checkpoints", every_steps=checkpoint_every)
     resumed_at = keeper.latest_step
     history: list[dict] = []
     with _cleared_if_refused(out, keeper, fresh), progress_bar(console) as progress:
         task = progress.add_task("evaluating the original", total=1, note=f"{len(positions)} examples to forget")
-        before = evaluation.evaluate(model, params, model_state, data, test, seed=config.seed)
+        before = measure(params, model_state)
         progress.update(task, completed=1, note=_note(before))
         result = run(
             method,
@@ -102,8 +127,10 @@ def unlearn(
             checkpoint=keeper,
             on_step=follow(progress, config.method_name, history),
         )
+        if result.steps == 0:
+            progress.update(progress.task_ids[-1], completed=1, total=1, note="done in one go, without steps")
         task = progress.add_task("evaluating the result", total=1, note="")
-        after = evaluation.evaluate(model, result.params, result.model_state, data, test, seed=config.seed)
+        after = measure(result.params, result.model_state)
         progress.update(task, completed=1, note=_note(after))
 
     checkpoints.save_network(out / NETWORK_FOLDER, result.params, result.model_state, resolved)
@@ -128,6 +155,7 @@ def unlearn(
             "compile_seconds": result.compile_seconds,
         },
         "forget": {"spec": config.forget, "count": len(positions), "sha256": description["forget_sha256"]},
+        "trained_on": {"count": len(past.trained_on), "sha256": description["trained_on_sha256"]},
         "config": resolved,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **report.environment(),
@@ -137,6 +165,82 @@ def unlearn(
     report.print_tables(rows, console)
     console.print(
         f"written to {out}: {NETWORK_FOLDER}/, {WEIGHTS_FILE}, {runs.RESULTS_FILE}, report.html", highlight=False
+    )
+    return document
+
+
+def tune(
+    config: RunConfig,
+    out: Path,
+    *,
+    validation: str | None,
+    num_trials: int,
+    max_minutes: float | None,
+    overwrite: bool = False,
+    console: Console,
+) -> dict[str, Any]:
+    """Chooses settings of the method for one unlearning job, within a budget, and writes `tuning.json` into a folder.
+
+    Neither the test set (but for the share of it that is set aside for this) nor a retrained network is looked at.
+
+    Args:
+      config: the job, as for `unlearn`.
+      out: the folder, which must be new or hold an earlier tuning.
+      validation: `test:SHARE` sets that share of the test set aside, drawn with the seed: leave it out of any later
+        evaluation; `indices:FILE` names examples of the training split that the network was not trained on; None takes
+        all of those.
+      num_trials: the budget.
+      max_minutes: no trial starts after so long.
+
+    Returns:
+      The document in `tuning.json`: the best settings as overrides, and every trial.
+
+    Raises:
+      InputError: something cannot be used, or there is nothing to validate with.
+    """
+    job = _prepared(config)
+    config = job.config
+    examples, what = _validation(job, validation)
+    space = TUNED.get(config.method_name, {"learning_rate": (1e-4, 1e-1)})
+    tuning.check(config.method, space, num_trials)
+    description = {"command": "tune", **dataclasses.asdict(config), "validation": what, "trials": num_trials}
+    runs.open_folder(out, description, overwrite=overwrite)
+    with progress_bar(console) as progress:
+        task = progress.add_task(f"tuning {config.method_name}", total=num_trials, note="")
+
+        def on_trial(number: int, trial: tuning.Trial) -> None:
+            changes = " ".join(f"{name}={value:g}" for name, value in trial.changes.items())
+            progress.update(task, completed=number, note=f"score {trial.score:.2f}  {changes}")
+
+        result = tuning.tune(
+            job.model,
+            job.method,
+            config.method,
+            jax.random.key(config.seed),
+            job.params,
+            job.model_state,
+            job.data,
+            examples,
+            whole_classes=config.forget.startswith(("class:", "identity:")),
+            space=space,
+            num_trials=num_trials,
+            max_seconds=None if max_minutes is None else 60 * max_minutes,
+            on_trial=on_trial,
+        )
+    document = {
+        "overrides": [f"method.{name}={value:g}" for name, value in result.best.changes.items()],
+        **tuning.as_dict(result),
+        "space": space,
+        "validation": {"what": what, "count": data_lib.size(examples)},
+        "config": dataclasses.asdict(config),
+        **report.environment(),
+    }
+    files.write_text(out / TUNING_FILE, json.dumps(document, indent=2) + "\n")
+    console.print(
+        f"best of {len(result.trials)} trials, score {result.best.score:.2f} (with the settings as they were: "
+        f"{result.trials[0].score:.2f}); hand these to unlearn: {' '.join(document['overrides'])}",
+        highlight=False,
+        soft_wrap=True,
     )
     return document
 
@@ -153,8 +257,8 @@ def evaluate_network(
     """The test accuracy of a network, and for a run's result also its accuracy on what it forgot and kept.
 
     Returns:
-      `model`, `dataset`, `acc_test`, `correct_test`, `num_test`; with `checkpoint` also `acc_*`, `correct_*`, `num_*`
-      for `forget` and `retain`.
+      `model`, `dataset`, `acc_test`, `correct_test`, `num_test`; with the `checkpoint` of a run also `acc_*`,
+      `correct_*`, `num_*` for `forget`, `retain` and, after several requests, `forgotten_before`.
     """
     splits = datasets.load(dataset, data_dir)
     network = _build(model, splits)
@@ -162,9 +266,11 @@ def evaluate_network(
     parts = {"test": splits.test}
     if checkpoint is not None and describe_run(checkpoint)["dataset"] == dataset:
         total = data_lib.size(splits.train)
-        forgotten = data_lib.check_positions(data_lib.read_positions(Path(checkpoint) / FORGET_FILE), total)
-        data = data_lib.split(splits.train, forgotten)
+        past, forgotten = _read_past(_run_folder(checkpoint), total)
+        data = data_lib.split(splits.train, forgotten, past.trained_on)
         parts |= {"forget": data.forget, "retain": data.retain}
+        if past.forgotten.size:
+            parts["forgotten_before"] = data_lib.take(splits.train, past.forgotten)
     answer: dict[str, Any] = {"model": model, "dataset": dataset}
     with progress_bar(console) as progress:
         task = progress.add_task("evaluating", total=len(parts), note="")
@@ -210,9 +316,151 @@ def load_weights(model: Model, *, weights: str | None, checkpoint: str | None) -
     return network
 
 
+class _Job(NamedTuple):
+    """What an unlearning job is made of, read and checked."""
+
+    config: RunConfig  # with nothing left open
+    splits: datasets.Splits
+    model: Model
+    params: Params
+    model_state: ModelState
+    past: _Past
+    positions: np.ndarray  # of the forget set, in the training split
+    data: Data
+    test: Dataset
+    train_checksum: str
+    loss_fn: StatefulLossFn
+
+    def method(self, settings: MethodSettings) -> Method:
+        """The method of some settings for this network and these data."""
+        return settings.build(self.model, self.loss_fn, len(self.splits.class_names))
+
+
+def _prepared(config: RunConfig) -> _Job:
+    """Reads and checks everything that a job needs; see `unlearn` for the errors."""
+    if config.retain_limit is not None and config.retain_limit < 1:
+        raise InputError(f"--retain-limit must be at least 1, got {config.retain_limit}")
+    splits = datasets.load(config.dataset, config.data_dir)
+    config = _resolved(config, splits)
+    model = _build(config.model, splits)
+    params, model_state = load_weights(model, weights=config.weights, checkpoint=config.checkpoint)
+    train_checksum = checkpoints.checksum(splits.train)
+    past = _past(config, data_lib.size(splits.train), train_checksum)
+    positions = data_lib.forget_positions(
+        config.forget,
+        splits.train["label"],
+        seed=config.seed,
+        class_names=splits.class_names,
+        trained_on=past.trained_on,
+    )
+    data = data_lib.split(splits.train, positions, past.trained_on)
+    test = data_lib.known_classes(splits.test, data.retain)
+    data = _limited(data, config)
+    augment = functools.partial(data_lib.crop_and_flip, padding=splits.crop_padding) if config.augment else None
+    loss_fn = losses.classification_loss(model, augment=augment)
+    return _Job(config, splits, model, params, model_state, past, positions, data, test, train_checksum, loss_fn)
+
+
+def _validation(job: _Job, spec: str | None) -> tuple[Dataset, str]:
+    """Examples that the network has never seen, of the classes that stay, and what they are."""
+    train, total = job.splits.train, data_lib.size(job.splits.train)
+    unseen = np.setdiff1d(np.arange(total), np.union1d(job.past.trained_on, job.past.forgotten))
+    kind, _, value = (spec or "").partition(":")
+    if spec is None:
+        if unseen.size == 0:
+            raise InputError(
+                "the network was trained on the whole training split, so there is nothing to validate with; set a part "
+                "of the test set aside with --validation test:0.5, or say what it saw with --trained-on FILE"
+            )
+        found, what = data_lib.take(train, unseen), "the training split's examples that the network was not trained on"
+    elif kind == "test" and value:
+        positions = data_lib.forget_positions(f"random:{value}", job.splits.test["label"], seed=job.config.seed)
+        found, what = data_lib.take(job.splits.test, positions), f"{value} of the test set, seed {job.config.seed}"
+    elif kind == "indices" and value:
+        positions = data_lib.check_positions(data_lib.read_positions(Path(value)), total)
+        if not np.isin(positions, unseen).all():
+            count = np.count_nonzero(~np.isin(positions, unseen))
+            raise InputError(f"{count} of the examples in {value} were trained on; tune on others")
+        found, what = data_lib.take(train, positions), f"{value}, of the training split"
+    else:
+        raise InputError(f"cannot read the validation set {spec!r}; write test:0.5 or indices:FILE")
+    found = data_lib.known_classes(found, job.data.retain)
+    if data_lib.size(found) == 0:
+        raise InputError("the validation set holds no example of the classes that stay; name another")
+    return found, what
+
+
 def _network_folder(checkpoint: str | Path) -> Path:
     folder = Path(checkpoint)
     return folder / NETWORK_FOLDER if (folder / NETWORK_FOLDER).is_dir() else folder
+
+
+class _Past(NamedTuple):
+    """What became of a network before a run; sorted int32 positions in the training split of its data set."""
+
+    trained_on: np.ndarray  # and has not forgotten since
+    forgotten: np.ndarray  # by earlier runs
+
+
+def _past(config: RunConfig, total: int, train_checksum: str) -> _Past:
+    """As the user says, or as the run that made the network has written it down; else all was trained on.
+
+    Raises:
+      InputError: nobody knows, or both say it.
+    """
+    nothing = np.zeros(0, np.int32)
+    told = None
+    if config.trained_on is not None:
+        told = data_lib.check_training_set(data_lib.read_positions(Path(config.trained_on)), total)
+    if config.checkpoint is not None and "forget" in describe_run(config.checkpoint):
+        folder = _run_folder(config.checkpoint)
+        what = f"the network in {config.checkpoint} has forgotten examples before"
+        if not (folder / runs.RUN_FILE).is_file():
+            known = False
+        else:
+            known = runs.read_description(folder).get("train_checksum") == train_checksum
+        if known and told is not None:
+            raise InputError(f"{what}, and its run has noted what it was trained on; leave --trained-on out")
+        if known:
+            past, forgotten = _read_past(folder, total)
+            return _Past(
+                np.setdiff1d(past.trained_on, forgotten, assume_unique=True),
+                np.union1d(past.forgotten, forgotten),
+            )
+        if told is None:
+            raise InputError(
+                f"{what}, of other data than these or in a run that is not there; add --trained-on FILE with the "
+                "positions in these data that it was trained on and has not forgotten"
+            )
+    return _Past(np.arange(total, dtype=np.int32) if told is None else told, nothing)
+
+
+def _read_past(folder: Path, total: int) -> tuple[_Past, np.ndarray]:
+    """What a run has noted: the past of its original network, and what the run itself forgot."""
+    trained_on = data_lib.check_training_set(data_lib.read_positions(folder / TRAINED_ON_FILE), total)
+    forgotten = data_lib.check_positions(data_lib.read_positions(folder / FORGET_FILE), total)
+    before = data_lib.read_positions(folder / FORGOTTEN_BEFORE_FILE)
+    return _Past(trained_on, data_lib.check_positions(before, total) if before.size else before), forgotten
+
+
+def _write_positions(path: Path, positions: np.ndarray) -> None:
+    files.write_text(path, "".join(f"{position}\n" for position in positions))
+
+
+def _right_labels(forget: str, num_classes: int) -> np.ndarray | None:
+    """The right labels of a `mislabelled:FILE`, in the order of the forget set; None where there are none."""
+    kind, _, path = forget.partition(":")
+    if kind != "mislabelled":
+        return None
+    labels = data_lib.read_mislabelled(Path(path))[1]
+    if labels is not None and labels.max() >= num_classes:
+        raise InputError(f"{path} has the label {labels.max()}; the data set has 0 to {num_classes - 1}")
+    return labels
+
+
+def _run_folder(checkpoint: str | Path) -> Path:
+    """The folder of the run that a network came from, which may be given by the folder of the network itself."""
+    return _network_folder(checkpoint).parent
 
 
 def _build(name: str, splits: datasets.Splits) -> Model:
@@ -236,9 +484,10 @@ def _resolved(config: RunConfig, splits: datasets.Splits) -> RunConfig:
     """Fills in what depends on the data set and the network."""
     if config.augment is None:
         config = dataclasses.replace(config, augment=splits.augmented)
-    if getattr(config.method, "trim", "") is None:
-        upper = models.UPPER_LAYERS.get(config.model)
-        config = dataclasses.replace(config, method=dataclasses.replace(config.method, trim=upper))
+    for field in ("trim", "layers"):
+        if getattr(config.method, field, "") is None:
+            upper = models.UPPER_LAYERS.get(config.model)
+            config = dataclasses.replace(config, method=dataclasses.replace(config.method, **{field: upper}))
     return config
 
 
@@ -267,6 +516,12 @@ def _sha256(*parts: Any) -> str:
     return digest.hexdigest()
 
 
+_EXTRA_NUMBERS = {
+    "acc_forgotten_before": "Accuracy on what earlier requests made it forget",
+    "acc_corrected": "The share of the wrongly labelled examples that get their right label",
+}
+
+
 def _write_report(path: Path, config: RunConfig, document: dict[str, Any], history: list[dict]) -> None:
     before, after, cost = document["before"], document["after"], document["cost"]
     histories = {
@@ -285,6 +540,11 @@ def _write_report(path: Path, config: RunConfig, document: dict[str, Any], histo
                 f"Accuracy on the forgotten examples went from {before['acc_forget']:.2f} % to "
                 f"{after['acc_forget']:.2f} %, on the test set from {before['acc_test']:.2f} % to "
                 f"{after['acc_test']:.2f} %.",
+                *(
+                    f"{text} went from {before[name]:.2f} % to {after[name]:.2f} %."
+                    for name, text in _EXTRA_NUMBERS.items()
+                    if name in after
+                ),
             ],
         ),
         (

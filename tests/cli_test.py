@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -106,13 +107,6 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(weights, tmp_
     assert any(not np.array_equal(first[key], other[key]) for key in first)
 
 
-def test_an_unlearned_network_can_be_unlearned_again(weights, tmp_path):
-    assert unlearn(weights, tmp_path / "first", *QUICK) == 0
-    more = ["--checkpoint", tmp_path / "first", "--forget", "class:1", "--out", tmp_path / "second", *QUICK]
-    assert cli.main(["unlearn", *map(str, more)]) == 0
-    assert (tmp_path / "second" / "results.json").exists()
-
-
 def test_a_run_killed_at_a_random_moment_resumes_to_the_same_bits(weights, tmp_path):
     more = ["--epochs", "6", "--checkpoint-every", "3", "--batch-size", "32", "method.trim=layer2|head"]
     assert unlearn(weights, tmp_path / "whole", *more) == 0
@@ -185,7 +179,7 @@ BAD = {
     "positions that are no integers": (["--forget", "indices:WORDS"], "line 2 of"),
     "a file of positions that is not there": (["--forget", "indices:nowhere.txt"], "nowhere.txt"),
     "an unknown class": (["--forget", "class:12"], "there is no class '12'"),
-    "an unknown kind of forget set": (["--forget", "everything"], "random:0.1, class:3 or indices:FILE"),
+    "an unknown kind of forget set": (["--forget", "everything"], "random:0.1, class:3, identity:NAME"),
     "a fraction of one": (["method.fraction=1"], "fraction must lie strictly between 0 and 1, got 1.0"),
     "a fraction of zero": (["method.fraction=0"], "fraction must lie strictly between 0 and 1, got 0.0"),
     "a pattern that matches nothing": (["method.trim=layer7|haed"], "near matches: "),
@@ -264,3 +258,49 @@ def test_the_pretrained_network_scores_as_published(shared, capsys):
     answer = evaluated(capsys, "--weights", weights, *network)
     assert abs(answer["correct_test"] - 9173) <= 3
     assert answer["num_test"] == 10_000
+
+
+class TestTune:
+    def tune(self, weights, out, *more):
+        arguments = ["tune", "--weights", weights, *NETWORK, "--forget", "random:0.1", "--out", out, *QUICK, *more]
+        return cli.main(list(map(str, arguments)))
+
+    def test_the_best_trial_comes_as_settings_for_unlearn(self, weights, tmp_path, capsys):
+        out = tmp_path / "tuning"
+        assert self.tune(weights, out, "--validation", "test:0.5", "--trials", 3, "--epochs", 1) == 0
+        document = json.loads((out / "tuning.json").read_text())
+        assert len(document["trials"]) == 3
+        assert document["best"]["score"] == min(trial["score"] for trial in document["trials"])
+        assert document["validation"]["count"] == 225
+        assert " ".join(document["overrides"]) in " ".join(capsys.readouterr().err.split())
+        assert unlearn(weights, tmp_path / "run", *QUICK, *document["overrides"]) == 0
+        used = json.loads((tmp_path / "run" / "results.json").read_text())["config"]["method"]
+        assert all(used[name] == value for name, value in document["best"]["changes"].items())
+
+    def test_the_rest_of_the_training_split_is_the_default(self, weights, tmp_path):
+        seen = tmp_path / "seen.txt"
+        seen.write_text("".join(f"{position}\n" for position in range(1000)))
+        out = tmp_path / "tuning"
+        assert self.tune(weights, out, "--trained-on", seen, "--trials", 1, "--method", "finetune", "--epochs", 1) == 2
+        # QUICK names layers to trim, which fine-tuning has not.
+        arguments = ["tune", "--weights", weights, *NETWORK, "--forget", "random:0.1", "--out", out, "--epochs", 1]
+        more = ["--trained-on", seen, "--trials", 1, "--method", "finetune"]
+        assert cli.main(list(map(str, [*arguments, *more]))) == 0
+        document = json.loads((out / "tuning.json").read_text())
+        assert document["validation"]["count"] == 347
+        assert list(document["best"]["changes"]) == ["learning_rate"]
+
+    @pytest.mark.parametrize(
+        ("more", "message"),
+        [
+            ([], "trained on the whole training split, so there is nothing to validate with"),
+            (["--validation", "tset:0.5"], "cannot read the validation set 'tset:0.5'"),
+            (["--validation", "indices:{file}"], "2 of the examples in .* were trained on"),
+            (["--validation", "test:0.5", "--trials", "0"], "at least 1 trial, got 0"),
+        ],
+    )
+    def test_bad_input_is_one_sentence(self, weights, tmp_path, capsys, more, message):
+        file = tmp_path / "positions.txt"
+        file.write_text("0\n1\n")
+        assert self.tune(weights, tmp_path / "out", *(word.format(file=file) for word in more)) == 2
+        assert re.search(message, error_of(capsys))

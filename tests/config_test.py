@@ -102,13 +102,18 @@ def test_all_names_are_listed():
 def test_every_setting_of_every_method_takes_its_own_value_as_text(name):
     run = config.RunConfig(model="mlp", dataset="digits", forget="class:1", method_name=name, method=METHODS[name]())
     names = config.setting_names(run)
-    assert {"seed", "retain_limit", "method.epochs", "method.learning_rate"} <= set(names)
+    assert {"seed", "retain_limit", "method.epochs", "method.batch_size"} <= set(names)
     values = {}
     for setting in names:
         values[setting] = run
         for part in setting.split("."):
             values[setting] = getattr(values[setting], part)
-    changes = [f"{setting}={value}" for setting, value in values.items() if not isinstance(value, dict)]
+    values = {
+        setting: ",".join(map(str, value)) or "none" if isinstance(value, tuple) else value
+        for setting, value in values.items()
+        if not isinstance(value, dict)
+    }
+    changes = [f"{setting}={value}" for setting, value in values.items()]
     assert config.override(run, changes) == run
 
 

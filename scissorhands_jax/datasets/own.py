@@ -1,0 +1,292 @@
+"""The user's own images: NumPy files, folders of images, and face identities from either."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from scissorhands_jax.base import Dataset
+from scissorhands_jax.datasets.compact import ARRAY_ERRORS
+from scissorhands_jax.datasets.splits import Splits, check_labels, divide, every_fifth
+from scissorhands_jax.errors import InputError
+
+# Pillow's errors for damaged and for far too large images.
+_IMAGE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".pgm", ".ppm", ".bmp", ".webp")
+
+
+def npz_file(path: Path) -> Splits:
+    """Images and labels from one `.npz` file.
+
+    It holds `image` (N, H, W, C) or (N, H, W), uint8 or floating point in [0, 1], and `label` (N,) integers from 0; to
+    test with either `test_image` and `test_label`, or else the 5th, 10th, ... example of each label (the others are
+    the training set, whose positions count from 0 again); optionally `class_names`, text.
+
+    Raises:
+      InputError: the file cannot be read, or its arrays do not go together.
+    """
+    arrays = _arrays(path)
+    images, labels = _images(arrays, "image", path), _labels(arrays, "label", path)
+    if ("test_image" in arrays) != ("test_label" in arrays):
+        raise InputError(f"{path} has only one of test_image and test_label; give both, or none")
+    test: Dataset
+    if "test_image" in arrays:
+        train = {"image": images, "label": labels}
+        test = {"image": _images(arrays, "test_image", path), "label": _labels(arrays, "test_label", path)}
+    else:
+        if len(images) != len(labels):
+            raise InputError(f"{path} holds {len(images)} images for {len(labels)} labels; give each image one label")
+        train, test = divide(images, labels, every_fifth(labels))
+    for part, name in ((train, "image"), (test, "test_image")):
+        if len(part["image"]) != len(part["label"]):
+            raise InputError(
+                f"{path} holds {len(part['image'])} examples in {name} for {len(part['label'])} labels; "
+                "give each image one label"
+            )
+    if test["image"].shape[1:] != train["image"].shape[1:] or test["image"].dtype != train["image"].dtype:
+        raise InputError(
+            f"images to test with in {path} are {test['image'].dtype} of shape {test['image'].shape[1:]}, those to "
+            f"train with {train['image'].dtype} of shape {train['image'].shape[1:]}; make them alike"
+        )
+    count = int(max(train["label"].max(), test["label"].max(initial=0))) + 1
+    names = (
+        tuple(map(str, arrays["class_names"].tolist())) if "class_names" in arrays else tuple(map(str, range(count)))
+    )
+    for part in (train, test):
+        part["label"] = check_labels(part["label"], len(names), path)
+    return _complete(Splits(train, test, names, augmented=False), path)
+
+
+def orl_faces(data_dir: Path | None) -> Splits:
+    """The ORL faces (Samaria and Harter, 1994), 112x92 grey, uint8, from `orl_faces.npz`: 40 people as identities.
+
+    Of the ten photographs of each person the 5th and the 10th test, the other eight train.
+    """
+    if data_dir is None:
+        raise InputError("orl_faces needs --data-dir, the folder that holds orl_faces.npz")
+    path = data_dir / "orl_faces.npz"
+    arrays = _arrays(path)
+    images, people = _images(arrays, "image", path), check_labels(_labels(arrays, "subject", path), 40, path)
+    if len(images) != len(people):
+        raise InputError(f"{path} holds {len(images)} images of {len(people)} people; it is damaged")
+    names = tuple(f"s{person + 1}" for person in range(40))
+    train, test = divide(images, people, every_fifth(people))
+    return _complete(Splits(train, test, names, augmented=True, crop_padding=0), path)
+
+
+def image_folder(root: Path) -> Splits:
+    """Images from a folder, as `find_images` finds them, all of one size; uint8, grey if every image is, else RGB.
+
+    Raises:
+      InputError: images are missing, unreadable or of different sizes.
+    """
+    folder = find_images(root)
+    parts: dict[str, Dataset] = {}
+    for split, files in folder.splits.items():
+        images: np.ndarray | None = None
+        for index, image in enumerate(folder.read(split)):
+            if images is None:
+                images = np.empty((len(files), *image.shape), np.uint8)
+            images[index] = image
+        assert images is not None
+        parts[split] = {"image": images, "label": np.asarray([file.label for file in files], np.int32)}
+    return Splits(parts["train"], parts["test"], folder.class_names, augmented=False)
+
+
+class ImageFile(NamedTuple):
+    """One image and the label of its class or identity."""
+
+    path: Path
+    label: int
+
+
+class Folder(NamedTuple):
+    """The images of a folder, by split; those of a split are sorted by class and then by name."""
+
+    root: Path
+    class_names: tuple[str, ...]
+    splits: dict[str, list[ImageFile]]
+    image_shape: tuple[int, int, int]  # (H, W, C) of every image once read
+    resized: bool
+
+    def read(self, split: str) -> Iterator[np.ndarray]:
+        """The images of a split one by one, uint8.
+
+        Raises:
+          InputError: an image is damaged, or of another size than the first.
+        """
+        for file in self.splits[split]:
+            yield _open(file.path, self.image_shape, self.resized)
+
+
+def find_images(root: Path, *, image_size: int | None = None) -> Folder:
+    """Finds the images of a folder and which of them train and test.
+
+    The folder has one of three forms, looked for in this order:
+
+    * `train.txt` and `test.txt` with a line `relative/path label` per image; labels are whole numbers or names;
+    * `train/CLASS/*` and `test/CLASS/*`;
+    * `CLASS/*`, of which the 5th, 10th, ... image of each class tests.
+
+    Classes and images are sorted by name, numbers in names by their value.
+
+    Args:
+      root: the folder.
+      image_size: rescale every image to this height and width, in pixels; None takes them as they are.
+
+    Raises:
+      InputError: the folder is missing or has another form, a class is only tested, or an image cannot be opened.
+    """
+    if not root.is_dir():
+        raise InputError(f"{root} is no folder; name the folder that holds the images")
+    if image_size is not None and not 1 <= image_size <= 4096:
+        raise InputError(f"--image-size must be 1 to 4096 pixels, got {image_size}")
+    if (root / "train.txt").is_file():
+        named = {split: _listing(root / f"{split}.txt") for split in ("train", "test")}
+    elif (root / "train").is_dir():
+        named = {split: _classes(root / split) for split in ("train", "test")}
+    else:
+        files = _classes(root)
+        tests = every_fifth(np.unique([name for _, name in files], return_inverse=True)[1] if files else np.empty(0))
+        named = {
+            "train": [file for file, chosen in zip(files, tests, strict=True) if not chosen],
+            "test": [file for file, chosen in zip(files, tests, strict=True) if chosen],
+        }
+    class_names = tuple(sorted({name for _, name in named["train"]}, key=_natural))
+    for split, files in named.items():
+        if not files:
+            raise InputError(
+                f"{root} holds no images to {split} with; it needs CLASS/*.jpg (five or more in a class), "
+                "train/CLASS/*.jpg and test/CLASS/*.jpg, or train.txt and test.txt with lines `path label`"
+            )
+    strange = sorted({name for _, name in named["test"]} - set(class_names), key=_natural)
+    if strange:
+        raise InputError(f"{root} tests {len(strange)} classes without training images, the first is {strange[0]}")
+    labels = {name: label for label, name in enumerate(class_names)}
+    splits = {
+        split: sorted(
+            (ImageFile(path, labels[name]) for path, name in files), key=lambda file: (file.label, _natural(file.path))
+        )
+        for split, files in named.items()
+    }
+    return Folder(root, class_names, splits, _shape(splits, image_size), image_size is not None)
+
+
+def _classes(root: Path) -> list[tuple[Path, str]]:
+    """Image files and the names of the folders they lie in."""
+    folders = sorted((path for path in root.iterdir() if path.is_dir()), key=_natural) if root.is_dir() else []
+    return [
+        (path, folder.name)
+        for folder in folders
+        for path in sorted(folder.iterdir(), key=_natural)
+        if path.suffix.lower() in SUFFIXES
+    ]
+
+
+def _listing(path: Path) -> list[tuple[Path, str]]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}, the list of images beside train.txt: {error}") from error
+    files = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        words = line.strip().rsplit(maxsplit=1)
+        if len(words) != 2:
+            raise InputError(f"line {number} of {path} is {line.strip()[:40]!r}; write `relative/path label`")
+        files.append((path.parent / words[0], words[1]))
+    return files
+
+
+def _natural(path: Path | str) -> list[tuple[int, int, str]]:
+    """Sorts names with the numbers in them by value: s2 before s10."""
+    parts = re.split(r"(\d+)", str(path))
+    return [(1, int(part), part) if part.isdigit() else (0, 0, part) for part in parts]
+
+
+def _shape(splits: dict[str, list[ImageFile]], image_size: int | None) -> tuple[int, int, int]:
+    """Grey if every image is, else RGB; the size of the first image, or the one asked for."""
+    grey = True
+    size = (0, 0)
+    for file in reversed([file for files in splits.values() for file in files]):
+        try:
+            with Image.open(file.path) as image:
+                grey &= image.mode in ("1", "L", "LA")
+                size = image.size
+        except _IMAGE_ERRORS as error:
+            raise InputError(f"{file.path} cannot be opened as an image: {error}") from error
+    width, height = size if image_size is None else (image_size, image_size)
+    return height, width, 1 if grey else 3
+
+
+def _open(path: Path, shape: tuple[int, int, int], resized: bool) -> np.ndarray:
+    height, width, channels = shape
+    try:
+        with Image.open(path) as image:
+            converted = image.convert("L" if channels == 1 else "RGB")
+    except _IMAGE_ERRORS as error:
+        raise InputError(f"{path} cannot be read as an image: {error}") from error
+    if resized:
+        converted = converted.resize((width, height), Image.Resampling.BICUBIC)
+    elif converted.size != (width, height):
+        raise InputError(
+            f"{path} has {converted.width}x{converted.height} pixels, other images have {width}x{height}; rescale them "
+            "to one size, as `scissorhands data prepare faces --from DIR --image-size N` does"
+        )
+    return np.asarray(converted, np.uint8).reshape(shape)
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist; name a .npz file with the arrays image and label") from error
+    except (*ARRAY_ERRORS, AttributeError) as error:
+        raise InputError(f"{path} is not a whole .npz file: {error}") from error
+
+
+def _images(arrays: dict[str, np.ndarray], name: str, path: Path) -> np.ndarray:
+    """shape=(N, H, W, C), uint8 or float32"""
+    if name not in arrays:
+        raise InputError(f"{path} has no array {name!r}, only {', '.join(arrays) or 'nothing'}")
+    images = arrays[name]
+    if images.ndim == 3:
+        images = images[..., None]
+    if np.issubdtype(images.dtype, np.floating):
+        images = images.astype(np.float32)
+        if not np.all((images >= 0) & (images <= 1)):
+            raise InputError(f"{name} in {path} is floating point outside [0, 1]; rescale it, or give uint8")
+    if images.ndim != 4 or images.dtype not in (np.uint8, np.float32):
+        raise InputError(
+            f"{name} in {path} is {images.dtype} of shape {arrays[name].shape}; give uint8 or floating point of shape "
+            "(N, H, W, C) or (N, H, W)"
+        )
+    return images
+
+
+def _labels(arrays: dict[str, np.ndarray], name: str, path: Path) -> np.ndarray:
+    if name not in arrays:
+        raise InputError(f"{path} has no array {name!r}, only {', '.join(arrays) or 'nothing'}")
+    labels = arrays[name]
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or not labels.size or labels.min() < 0:
+        raise InputError(
+            f"{name} in {path} is {labels.dtype} of shape {labels.shape}; give whole numbers from 0, one per image"
+        )
+    return labels
+
+
+def _complete(splits: Splits, path: Path) -> Splits:
+    for part, name in ((splits.train, "train"), (splits.test, "test")):
+        if not len(part["label"]):
+            raise InputError(
+                f"{path} leaves no examples to {name} with; it needs five or more of a label, or test_image"
+            )
+    return splits

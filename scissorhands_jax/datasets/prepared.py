@@ -1,0 +1,212 @@
+"""Image sets in the format of `tensorflow_datasets` (ArrayRecord): written and read without TensorFlow.
+
+`tensorflow_datasets` needs TensorFlow only to encode and decode images; Pillow does that here. What is written has the
+name, version and features of its own builders for CIFAR-10, CIFAR-100 and SVHN, and what those builders have written as
+ArrayRecord is read as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from scissorhands_jax.base import Dataset
+from scissorhands_jax.datasets.splits import Splits, check_labels
+from scissorhands_jax.errors import InputError
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
+
+
+class Example(NamedTuple):
+    """One example on its way to the disk."""
+
+    id: str  # sorting by it gives the order of the split
+    image: np.ndarray  # (H, W, C) uint8
+    labels: dict[str, int]  # "label", perhaps others
+
+
+def cifar10(data_dir: Path | None) -> Splits:
+    """CIFAR-10 (Krizhevsky, 2009), uint8 RGB, in the order of the archive."""
+    return _read("cifar10", data_dir, augmented=True)
+
+
+def cifar100(data_dir: Path | None) -> Splits:
+    """CIFAR-100 (Krizhevsky, 2009) with its 100 fine labels, uint8 RGB, in the order of the archive."""
+    return _read("cifar100", data_dir, augmented=True)
+
+
+def svhn(data_dir: Path | None) -> Splits:
+    """SVHN, cropped digits (Netzer et al., 2011), uint8 RGB, in the order of the archive; without its extra set."""
+    return _read("svhn", data_dir, augmented=False)
+
+
+def faces(data_dir: Path | None) -> Splits:
+    """Face identities that `scissorhands data prepare faces` read from a folder; customarily flipped, not cropped."""
+    return _read("faces", data_dir, augmented=True, crop_padding=0)
+
+
+# The folder of each set and the version of its contents, as tensorflow_datasets has them.
+FOLDERS = {"cifar10": "cifar10", "cifar100": "cifar100", "svhn": "svhn_cropped", "faces": "faces"}
+VERSIONS = {"cifar10": "3.0.2", "cifar100": "3.0.2", "svhn": "3.1.0", "faces": "1.0.0"}
+
+
+def present(data_dir: Path, name: str) -> bool:
+    """Whether a folder holds a prepared data set."""
+    return bool(_versions(data_dir, name))
+
+
+def folder_of(name: str, data_dir: Path) -> Path:
+    """Where `write` puts a data set: `data_dir/NAME/VERSION`."""
+    return data_dir / FOLDERS[name] / VERSIONS[name]
+
+
+def write(
+    name: str,
+    splits: Mapping[str, Iterable[Example]],
+    class_names: Mapping[str, tuple[str, ...]],
+    image_shape: tuple[int, int, int],
+    data_dir: Path,
+) -> Path:
+    """Writes a data set to `data_dir`, whole or not at all; one that is there is replaced.
+
+    Args:
+      name: one of FOLDERS.
+      splits: the examples of "train" and "test".
+      class_names: of each kind of label that examples have.
+      image_shape: (H, W, C) with 1 or 3 channels.
+      data_dir: made if it does not exist.
+
+    Returns:
+      Its folder.
+
+    Raises:
+      InputError: a split has more than 1 GB of compressed images.
+    """
+    import tensorflow_datasets as tfds
+
+    labels = {kind: tfds.features.ClassLabel(names=list(names)) for kind, names in class_names.items()}
+    image = tfds.features.Image(shape=image_shape)
+    features = tfds.features.FeaturesDict({"id": tfds.features.Text(), "image": image, **labels})
+    folder = folder_of(name, data_dir)
+    data_dir.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(prefix=".preparing-", dir=data_dir) as work,
+        contextlib.redirect_stdout(io.StringIO()),  # it prints
+    ):
+        builder = _builder_class()(FOLDERS[name], VERSIONS[name], features, splits, Path(work))
+        # Without this it would rather fetch a copy of its own where there is a network.
+        config = tfds.download.DownloadConfig(try_download_gcs=False)
+        tfds.disable_progress_bar()
+        try:
+            builder.download_and_prepare(download_config=config)
+        except ImportError as error:
+            if "tensorflow" not in str(error):
+                raise
+            raise InputError(
+                f"more than 1 GB of images in a split of {name} takes TensorFlow to sort; make them smaller, as "
+                "--image-size does, or `pip install 'scissorhands-jax[tensorflow]'`"
+            ) from error
+        finally:
+            tfds.enable_progress_bar()
+        folder.parent.mkdir(exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        Path(builder.data_dir).rename(folder)
+    return folder
+
+
+def _builder_class() -> type[tfds.core.GeneratorBasedBuilder]:
+    import tensorflow_datasets as tfds
+
+    class ImageSet(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+        """Labelled images that are handed in."""
+
+        code_path = None  # no checksums of downloads to look for beside this file
+
+        def __init__(self, name: str, version: str, features: Any, splits: Mapping, data_dir: Path) -> None:
+            self.name = name
+            self.VERSION = tfds.core.Version(version)
+            self._features = features
+            self._splits = splits
+            super().__init__(data_dir=data_dir, file_format="array_record")
+
+        def _info(self) -> tfds.core.DatasetInfo:
+            return tfds.core.DatasetInfo(builder=self, features=self._features, supervised_keys=("image", "label"))
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
+            return {split: self._generate_examples(examples) for split, examples in self._splits.items()}
+
+        def _generate_examples(self, examples: Iterable[Example]) -> Iterator:
+            for index, example in enumerate(examples):
+                yield index, {"id": example.id, "image": _png(example.image), **example.labels}
+
+    return ImageSet
+
+
+def _png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def _versions(data_dir: Path, name: str) -> list[Path]:
+    """Folders of the versions of a prepared set, the newest last."""
+    found = [path.parent for path in (data_dir / FOLDERS[name]).glob("*/dataset_info.json")]
+    return sorted(found, key=lambda path: [int(part) for part in re.findall(r"\d+", path.name)])
+
+
+def _read(name: str, data_dir: Path | None, *, augmented: bool, crop_padding: int = 4) -> Splits:
+    how = f"`scissorhands data prepare {name} --from FILES --data-dir DIR`"
+    if data_dir is None:
+        raise InputError(f"{name} needs --data-dir, the folder that {how} has filled")
+    versions = _versions(data_dir, name)
+    if not versions:
+        raise InputError(f"{data_dir} holds no prepared {name}; make it ready with {how}")
+    import tensorflow_datasets as tfds
+
+    folder = versions[-1]
+    try:
+        builder = tfds.builder_from_directory(folder)
+        class_names = tuple(builder.info.features["label"].names)
+        shape = builder.info.features["image"].shape
+        decoders = {"image": tfds.decode.SkipDecoding()}
+        train, test = (
+            _load(builder.as_data_source(split, decoders=decoders), shape, len(class_names))
+            for split in ("train", "test")
+        )
+    except NotImplementedError as error:
+        raise InputError(
+            f"{folder} is not in ArrayRecord format, the only one that is read without TensorFlow; make it anew "
+            f"with {how}, or by tensorflow_datasets with file_format='array_record'"
+        ) from error
+    except Exception as error:  # Many types come out of a damaged folder.
+        line = (str(error).strip().splitlines() or [""])[0][:200]
+        raise InputError(
+            f"the data set in {folder} is damaged ({type(error).__name__}: {line}); make it anew with {how} --overwrite"
+        ) from error
+    return Splits(train, test, class_names, augmented, crop_padding)
+
+
+def _load(source: Any, shape: tuple[int, int, int], num_classes: int) -> Dataset:
+    """All examples of a tfds data source, sorted by their ids."""
+    images = np.empty((len(source), *shape), np.uint8)
+    labels = np.empty(len(source), np.int64)
+    ids = []
+    for start in range(0, len(source), 1000):
+        chunk = range(start, min(start + 1000, len(source)))
+        for position, record in zip(chunk, source.__getitems__(list(chunk)), strict=True):
+            with Image.open(io.BytesIO(record["image"])) as image:
+                images[position] = np.asarray(image).reshape(shape)
+            labels[position] = record["label"]
+            ids.append(record["id"])
+    order = np.argsort(np.asarray(ids, np.bytes_), kind="stable")
+    return {"image": images[order], "label": check_labels(labels, num_classes, "it")[order]}
