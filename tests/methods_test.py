@@ -10,6 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from scissorhands_jax import checkpoints, trees
@@ -18,7 +19,7 @@ from scissorhands_jax.base import Batch, Data, Method, Model, lift
 from scissorhands_jax.checkpoints import Checkpointer
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.losses import classification_loss, cross_entropy
-from scissorhands_jax.methods import METHODS, Semantics, scissorhands, trim_network
+from scissorhands_jax.methods import METHODS, Semantics, TrainingSettings, scissorhands, trim_network
 from scissorhands_jax.methods.scissorhands import constraint_gradients, pair_gradients
 from scissorhands_jax.models import from_equinox
 from scissorhands_jax.optimizers import sgd
@@ -82,9 +83,19 @@ GRADIENT = jax.jit(jax.grad(plain_loss))
 DATA = jax.tree.map(jnp.asarray, Data(examples(6, 1), examples(10, 2)))
 
 
-def build(name, loss_fn=LOSS, **changes):
-    changes = {"epochs": 2, "batch_size": 4, "learning_rate": 0.05} | changes
-    return dataclasses.replace(METHODS[name](), **changes).build(MODEL, loss_fn, 3)
+STEPPING = [name for name, settings in METHODS.items() if issubclass(settings, TrainingSettings)]
+AT_ONCE = [name for name in METHODS if name not in STEPPING]
+READS_LOGITS = {"scrub", "bad_teacher", "boundary_shrink", "boundary_expand"}  # All others take any loss.
+
+
+def build(name, loss_fn=LOSS, model=MODEL, **changes):
+    given = {"epochs": 2, "batch_size": 4}
+    if name in STEPPING:
+        given["learning_rate"] = 0.05
+    if name == "boundary_shrink":
+        given["clip"] = False  # our images are no pixels
+    settings = dataclasses.replace(METHODS[name](), **given | changes)
+    return settings.build(model, loss_fn, 3)
 
 
 class Epoch(NamedTuple):
@@ -117,7 +128,7 @@ def kinds_of(batches):
     return {str(jax.tree.map(jnp.shape, batch)) for batch in batches}
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", STEPPING)
 class TestContract:
     def test_steps_advance_by_one_keep_structure_and_types_and_are_finite(self, name):
         epoch = contract_epoch(name)
@@ -177,14 +188,18 @@ class TestContract:
 
     def test_every_example_of_the_parts_that_are_read_is_seen_in_an_epoch(self, name):
         batches = list(contract_epoch(name).method.batches(KEY, DATA, 0))
-        for part, dataset in enumerate(DATA):
-            seen = {int(position) for batch in batches if batch[part] is not None for position in batch[part]}
-            assert seen in (set(), set(range(data_lib.size(dataset))))
+        shares = {"retain": getattr(METHODS[name](), "retain_fraction", 1)}
+        for part, dataset in DATA._asdict().items():
+            passes = [getattr(batch, part) for batch in batches]
+            seen = {int(position) for positions in passes if positions is not None for position in positions}
+            assert len(seen) in (0, round(shares.get(part, 1) * data_lib.size(dataset)))
 
     def test_a_plain_loss_over_any_pytree_will_do(self, name):
-        model = Model(lambda key: (original(1)[0], ()), None)
-        settings = dataclasses.replace(METHODS[name](), epochs=2, batch_size=4)
-        method = settings.build(model, lift(plain_loss), 3)
+        def stateless(params, model_state, x, *, train, key=None):
+            return forward(params, x), model_state
+
+        model = Model(lambda key: (original(1)[0], ()), stateless if name in READS_LOGITS else None)
+        method = build(name, lift(plain_loss), model)
         carry = method.init(KEY, original()[0], (), DATA)
         for positions in list(method.batches(KEY, DATA, 0))[:1]:
             after, metrics = jax.eval_shape(method.step, carry, data_lib.gather(DATA, positions))
@@ -209,8 +224,44 @@ class TestContract:
                     method.init(KEY, params, model_state, DATA._replace(**{part: empty}))
 
 
+@pytest.mark.parametrize("name", AT_ONCE)
+class TestContractWithoutSteps:
+    def test_the_network_is_edited_by_init_and_by_nothing_else(self, name):
+        method, start = build(name), original()
+        carry = method.init(KEY, *start, DATA)
+        chex.assert_trees_all_equal_shapes_and_dtypes((carry.params, carry.model_state), start)
+        chex.assert_tree_all_finite((carry.params, carry.model_state))
+        assert checkpoints.equal(method.init(KEY, *start, DATA), carry)
+        assert checkpoints.equal(start, original())
+        assert list(method.batches(KEY, DATA, 0)) == []
+        assert int(carry.step) == 0
+
+    @pytest.mark.parametrize("epochs", [0, 2])
+    def test_a_run_takes_no_steps_and_can_be_resumed(self, name, epochs, tmp_path):
+        method = build(name)
+        start = functools.partial(run, method, KEY, *original(), DATA, num_epochs=epochs, on_step=pytest.fail)
+        results = [start(checkpoint=Checkpointer(tmp_path)) for _ in range(2)]
+        assert [result.steps for result in results] == [0, 0]
+        expected = method.init(jax.random.split(KEY)[0], *original(), DATA)
+        for result in results:
+            assert checkpoints.equal((result.params, result.model_state), (expected.params, expected.model_state))
+
+    def test_a_plain_loss_over_any_pytree_will_do(self, name):
+        params, _ = original()
+        carry = build(name, lift(plain_loss), None).init(KEY, params, (), DATA)
+        chex.assert_trees_all_equal_shapes_and_dtypes(carry.params, params)
+
+    def test_refusals(self, name):
+        with pytest.raises(InputError, match="batch_size must be at least 1"):
+            build(name, batch_size=0)
+        for part in Data._fields:
+            for empty in (None, jax.tree.map(lambda leaf: leaf[:0], DATA.retain)):
+                with pytest.raises(InputError, match=f"the {part} set is empty"):
+                    build(name).init(KEY, *original(), DATA._replace(**{part: empty}))
+
+
 # One of each skeleton; `training_test.py` has Scissorhands and fine-tuning, at every step.
-@pytest.mark.parametrize("name", ["retrain", "gradient_ascent", "l1_sparse", "salun"])
+@pytest.mark.parametrize("name", ["retrain", "gradient_ascent", "l1_sparse", "salun", "scrub"])
 def test_steps_compile_once_per_kind_and_a_stopped_run_ends_bit_equal(name, tmp_path):
     epoch = contract_epoch(name)
     arguments = epoch.method, KEY, *original(), DATA
@@ -595,3 +646,40 @@ class TestRefusals:
     def test_initializers_are_taken_by_name(self):
         with pytest.raises(InputError, match="no initializer 'xavier'"):
             build("scissorhands", initializer="xavier")
+
+
+class TestOneCompilationForAllValues:
+    """Numbers travel in the carry, so that a sweep over them compiles nothing after its first value."""
+
+    def test_scissorhands(self):
+        def sweep(**changes):
+            settings = dataclasses.replace(METHODS["scissorhands"](epochs=1, batch_size=4), **changes)
+            method = settings.build(tiny.model(), tiny.loss(), tiny.CLASSES)
+            return run(method, KEY, *tiny.start(), tiny.data(), num_epochs=1).params
+
+        first = sweep()
+        changes = ({"forget_weight": 0.7}, {"fraction": 0.2}, {"learning_rate": 0.3}, {"weight_decay": 0.1})
+        with Compilations() as compilations:
+            results = [sweep(**change) for change in (*changes, {"momentum": 0.5})]
+        assert compilations.names == []
+        for result in results:
+            assert not checkpoints.equal(result, first)
+
+    def test_equal_settings_make_equal_steps(self):
+        settings = METHODS["scissorhands"]()
+        steps = [settings.build(tiny.model(), classification_loss(tiny.model()), 3).step for _ in range(2)]
+        assert steps[0] == steps[1]
+        assert hash(steps[0]) == hash(steps[1])
+        other = dataclasses.replace(settings, projected=False).build(tiny.model(), tiny.loss(), 3).step
+        assert steps[0] != other
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if hasattr(METHODS[name](), "milestones")])
+def test_every_method_with_a_learning_rate_follows_its_milestones(name):
+    epoch = contract_epoch(name)
+    method = build(name, milestones=(1,), gamma=0.1)
+    rates = [
+        optax.tree_utils.tree_get(method.begin_epoch(carry, DATA).opt_state, "learning_rate")
+        for carry in (epoch.carries[0], epoch.carries[-1])
+    ]
+    np.testing.assert_allclose(rates, [0.05, 0.005], rtol=1e-6)
