@@ -22,6 +22,7 @@ __all__ = ["MODELS", "build", "from_equinox", "from_linen", "from_nnx"]
 
 # Each makes a linen module from `num_classes` and its own options.
 MODELS: dict[str, Callable[..., nn.Module]] = {
+    "resnet8": functools.partial(cifar_resnet, 8),
     "resnet20": functools.partial(cifar_resnet, 20),
     "resnet32": functools.partial(cifar_resnet, 32),
     "resnet44": functools.partial(cifar_resnet, 44),
@@ -37,13 +38,21 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 
 _CIFAR_UPPER, _RESNET_UPPER = "layer3|linear", "layer3|layer4|fc"
 UPPER_LAYERS: dict[str, str] = {
-    **dict.fromkeys(("resnet20", "resnet32", "resnet44", "resnet56", "resnet110"), _CIFAR_UPPER),
+    **dict.fromkeys(("resnet8", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110"), _CIFAR_UPPER),
     **dict.fromkeys(("resnet18", "resnet34"), _RESNET_UPPER),
     "vgg16_bn": r"features/(24|27|30|34|37|40)|classifier",
     "mlp": "layer2|head",
 }
-"""The layers that the command line trims unless told otherwise, as patterns for `trees.select`: the authors' upper
-half, `layer3|layer4|fc`, and its like in the other networks."""
+"""The layers that the command line trims or trains anew unless told otherwise, as patterns for `trees.select`: the
+authors' upper half, `layer3|layer4|fc`, and its like in the other networks."""
+
+CAM_LAYERS: dict[str, str | None] = {
+    **dict.fromkeys(("resnet8", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110"), "layer3"),
+    **dict.fromkeys(("resnet18", "resnet34"), "layer4"),
+    "vgg16_bn": "features",
+    "mlp": None,
+}
+"""The last stage of convolutions, whose output Grad-CAM reads unless told otherwise; `None` where there is none."""
 
 
 def build(name: str, *, num_classes: int, image_shape: Sequence[int], **options) -> Model:

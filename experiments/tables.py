@@ -1,0 +1,121 @@
+"""Renders tables and plots of finished experiments: `python -m experiments.tables RESULTS.json...`.
+
+    python -m experiments.tables                                    # all of experiments/results
+    python -m experiments.tables runs/cifar10_small/results.json --out tables
+
+Of each results file: `tables.md`, `tables.tex` (needs booktabs), and every plot as SVG and PNG. Where the experiment
+has a counterpart in the paper (`paper_table` in its config), the paper's own numbers, from `paper_numbers.json`, stand
+below the measured ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from scissorhands_jax import files, report
+from scissorhands_jax.errors import InputError
+
+RESULTS = Path(__file__).parent / "results"
+PAPER = Path(__file__).parent / "paper_numbers.json"
+_CAUTION = (
+    "The paper's networks, data and training are its own. Where those differ, compare the order of the methods and the "
+    "direction of the differences, not the digits."
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Renders the files and returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.tables", description=__doc__.partition("\n")[0])
+    parser.add_argument("results", nargs="*", type=Path, metavar="RESULTS.json", help="default: experiments/results")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="a folder per file in DIR; default beside each file")
+    options = parser.parse_args(arguments)
+    console = Console(stderr=True)
+    try:
+        paths = options.results or sorted(RESULTS.glob("*/results.json"))
+        if not paths:
+            raise InputError(f"{RESULTS} holds no results; name a results file")
+        names = [path.resolve().parent.name for path in paths]
+        if options.out is not None and len(set(names)) < len(names):
+            raise InputError(
+                f"two of the files lie in folders of one name ({', '.join(names)}); render them one by one"
+            )
+        for path, name in zip(paths, names, strict=True):
+            folder = path.parent if options.out is None else options.out / name
+            render(report.read_results(path), folder, name)
+            console.print(f"written: {folder / 'tables.md'}, tables.tex and the plots", highlight=False)
+    except InputError as error:
+        console.print(f"[bold red]error:[/] {error}", soft_wrap=True)
+        return 2
+    return 0
+
+
+def render(document: Mapping[str, Any], folder: Path, name: str) -> None:
+    """Writes the tables and plots of one results file into a folder.
+
+    Args:
+      document: as of `report.read_results`.
+      folder: made if it does not exist.
+      name: of an experiment whose config does not say it.
+
+    Raises:
+      InputError: a row cannot be shown or contradicts itself, or `paper_table` names no table of the paper.
+    """
+    rows = report.with_gaps(document["rows"])
+    name = document["config"].get("experiment") or name
+    published = paper_table(document["config"].get("paper_table"))
+    pictures = report.pictures(rows)
+    stems = [slug(f"{picture.scenario}-{picture.name}") for picture in pictures]
+    text, tex = f"# {name}\n", "% \\usepackage{booktabs}\n"
+    for scenario, methods in report.grouped(rows).items():
+        note, label = report.note(methods), f"tab:{slug(f'{name}-{scenario}')}"
+        table = report.grid(methods)
+        text += f"\n## {scenario}\n\n{report.markdown(table)}\n{note}\n"
+        tex += "\n" + report.latex(table, caption=f"{name}: {scenario}. {note}", label=label)
+        if published is not None:
+            fixed = {method: group for method, group in methods.items() if group[0].get("sweep") is None}
+            table = report.comparison(fixed, published["rows"])
+            origin = f"{published['table']} of the paper: {published['what']}."
+            remark = " ".join(filter(None, (_CAUTION, published.get("note"))))
+            text += f"\n### Beside the paper\n\n{origin}\n\n{report.markdown(table)}\n{remark}\n"
+            tex += "\n" + report.latex(
+                table, caption=f"{name}: {scenario}, beside {origin} {remark}", label=f"{label}-paper"
+            )
+        for picture, stem in zip(pictures, stems, strict=True):
+            if picture.scenario == scenario:
+                text += f"\n![{picture.alt}]({stem}.svg)\n\n{picture.caption}\n"
+    for picture, stem in zip(pictures, stems, strict=True):
+        files.write_text(folder / f"{stem}.svg", report.figure_svg(picture.figure) + "\n")
+        files.write_bytes(folder / f"{stem}.png", report.figure_png(picture.figure))
+    files.write_text(folder / "tables.md", text)
+    files.write_text(folder / "tables.tex", tex)
+
+
+def paper_table(key: str | None) -> dict[str, Any] | None:
+    """A table of the paper: `table`, `what`, `rows`, maybe a `note`; None for no key.
+
+    Raises:
+      InputError: there is no table of that key.
+    """
+    if key is None:
+        return None
+    tables = json.loads(PAPER.read_text(encoding="utf-8"))["tables"]
+    if key not in tables:
+        raise InputError(f"the paper has no table {key!r} here; paper_table is one of {', '.join(tables)}")
+    return tables[key]
+
+
+def slug(text: str) -> str:
+    """A name for a file or a LaTeX label."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", text.replace("%", "percent")).strip("_")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""Grad-CAM: which regions of an image speak for a class (Selvaraju et al., ICCV 2017).
+
+The networks stay as they are: the layer's output is read, and moved by zero, while flax calls it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from scissorhands_jax.base import ApplyFn, Model, ModelState, Params
+from scissorhands_jax.errors import InputError
+from scissorhands_jax.models import CAM_LAYERS
+
+Array = np.ndarray | jax.Array
+Replace = Callable[[str, Any], Any]  # (path of a submodule, its output) -> the output to go on with
+
+
+def default_layer(name: str) -> str:
+    """The layer that Grad-CAM reads in a network of the registry: the last stage of convolutions.
+
+    Raises:
+      InputError: the network has no convolution, or there is no such network.
+
+    >>> default_layer("resnet20")
+    'layer3'
+    """
+    if name not in CAM_LAYERS:
+        raise InputError(f"there is no network {name!r}; choose one of {', '.join(CAM_LAYERS)}")
+    layer = CAM_LAYERS[name]
+    if layer is None:
+        raise InputError(f"{name} has no convolution, so Grad-CAM has no map to show; choose another network")
+    return layer
+
+
+def heatmaps(
+    model: Model, params: Params, model_state: ModelState, images: Array, labels: Array, *, layer: str
+) -> np.ndarray:
+    """Grad-CAM heat maps of a network in evaluation mode.
+
+    With `A` the output of `layer` (h, w, K) and `y_c` the logit of class `c`,
+
+      map = max(0, sum_k a_k A_k),   a_k = mean over h and w of the derivative of y_c by A_k,
+
+    enlarged to the image by bilinear interpolation and divided by its maximum. A map therefore shows where, not how
+    much; one without any region that speaks for the class is zero everywhere. Neither a positive factor on the logits
+    nor a constant added to them changes it.
+
+    Args:
+      model: of a linen module, from `models.build` or `from_linen`.
+      params: the network's parameters.
+      model_state: BatchNorm statistics and the like; read, never moved.
+      images: shape (N, H, W, C), as the network takes them. All go through the network at once.
+      labels: the classes `c`, shape (N,), integers: the true ones, or whatever is to be explained.
+      layer: path of a submodule with an output of shape (N, h, w, K), such as `layer3` or `layer3/0/conv2`; see
+        `default_layer`.
+
+    Returns:
+      Shape (N, H, W), float32 in [0, 1].
+
+    Raises:
+      InputError: the network has no such layer or calls it more than once, its output is no image, shapes or labels do
+        not fit, or the network's numbers are not finite.
+    """
+    images, labels = jnp.asarray(images), np.asarray(labels)
+    if images.ndim != 4 or images.shape[0] == 0 or labels.shape != images.shape[:1]:
+        raise InputError(
+            f"expected images of shape (N, H, W, C) and labels of shape (N,) with N > 0, got {images.shape} and "
+            f"{labels.shape}"
+        )
+    logits, output = _shapes(model, params, model_state, images, layer)
+    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= logits.shape[1]:
+        raise InputError(
+            f"labels must be integers in 0..{logits.shape[1] - 1}, got {labels.dtype} in {labels.min()}..{labels.max()}"
+        )
+    maps = _compiled(model.apply, layer)(
+        params, model_state, images, jnp.asarray(labels, jnp.int32), jnp.zeros(output.shape, output.dtype)
+    )
+    maps = np.asarray(maps)
+    if not np.isfinite(maps).all():
+        raise InputError("the heat maps hold NaN or infinity; the network has diverged, take an earlier one")
+    top = maps.max(axis=(1, 2), keepdims=True)
+    return np.divide(maps, top, out=np.zeros_like(maps), where=top > 0)
+
+
+def _shapes(
+    model: Model, params: Params, model_state: ModelState, images: jax.Array, layer: str
+) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    """Shape and dtype of the logits and of the layer's output, without computing anything."""
+    outputs: dict[str, list[Any]] = {}
+
+    def record(path, output):
+        outputs.setdefault(path, []).append(output)
+        return output
+
+    logits = jax.eval_shape(functools.partial(_forward, model.apply, record), params, model_state, images)
+    usable = [path for path, found in outputs.items() if [np.ndim(output) for output in found] == [4]]
+    if layer in usable:
+        (output,) = outputs[layer]
+        return logits, jax.ShapeDtypeStruct(output.shape, output.dtype)
+    choice = f"choose one of {', '.join(usable)}" if usable else "it has none that Grad-CAM could read"
+    if layer not in outputs:
+        raise InputError(f"the network has no linen layer {layer!r}; {choice}")
+    if len(outputs[layer]) > 1:
+        raise InputError(f"the network calls the layer {layer!r} {len(outputs[layer])} times; {choice}")
+    shape = getattr(outputs[layer][0], "shape", type(outputs[layer][0]).__name__)
+    raise InputError(f"the layer {layer!r} gives {shape}, not (N, h, w, K); {choice}")
+
+
+def _forward(apply: ApplyFn, replace: Replace, params: Params, model_state: ModelState, images: jax.Array) -> jax.Array:
+    """The logits, with `replace` applied to the output of every submodule."""
+
+    def intercept(call, args, kwargs, context):
+        output = call(*args, **kwargs)
+        if context.method_name != "__call__":
+            return output
+        return replace("/".join(context.module.path), output)
+
+    with nn.intercept_methods(intercept):
+        logits, _ = apply(params, model_state, images, train=False)
+    return logits
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled(apply: ApplyFn, layer: str) -> Callable[..., jax.Array]:
+    """One jitted function per model and layer: jit keeps its compilations with the function object it returned."""
+
+    @jax.jit
+    def maps(params, model_state, images, labels, zeros):
+        def score(added):
+            activations = []
+
+            def add(path, output):
+                if path != layer:
+                    return output
+                activations.append(output + added)
+                return activations[-1]
+
+            logits = _forward(apply, add, params, model_state, images)
+            # In evaluation mode no example's logits depend on another's activations, so one sum serves all.
+            chosen = jnp.take_along_axis(logits, labels[:, None], axis=1)
+            return jnp.sum(chosen.astype(jnp.float32)), activations[0]
+
+        gradient, activation = jax.grad(score, has_aux=True)(zeros)
+        weights = jnp.mean(gradient.astype(jnp.float32), axis=(1, 2), keepdims=True)
+        cam = jax.nn.relu(jnp.sum(weights * activation.astype(jnp.float32), axis=-1))
+        return jax.image.resize(cam, images.shape[:3], "linear")
+
+    return maps
