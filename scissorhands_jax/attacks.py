@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.svm import SVC
 
@@ -140,6 +141,19 @@ def correctness(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return (logits.argmax(axis=1) == column[:, 0]).astype(np.int8)
 
 
+def loss(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The cross-entropy, minus the log-probability of the true class, in nats. shape=(N,), dtype=float64
+
+    Raises:
+      InputError: `logits` (N, C) and integer `labels` (N,) do not fit each other.
+
+    >>> loss(np.array([[0.0, 0.0], [1000.0, 0.0]]), np.array([0, 1])).round(4).tolist()
+    [0.6931, 1000.0]
+    """
+    logits, column = _pair(logits, labels, "logits")
+    return -np.take_along_axis(log_softmax(logits.astype(np.float64), axis=1), column, axis=1)[:, 0]
+
+
 def _floating(probs: np.ndarray) -> np.ndarray:
     """At least float32: `_TINY` would be 0 in half precision."""
     probs = np.asarray(probs)
@@ -206,6 +220,7 @@ FEATURES: MappingProxyType[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] 
         "entropy": lambda logits, labels: entropy(probabilities(logits)),
         "modified_entropy": lambda logits, labels: modified_entropy(probabilities(logits), labels),
         "probabilities": lambda logits, labels: probabilities(logits),
+        "loss": lambda logits, labels: loss(logits, labels),
     }
 )
 """What an attack may look at, by name: `(logits, labels) -> scores`."""
@@ -220,6 +235,7 @@ def paper_mia(
     target_labels: np.ndarray,
     *,
     feature: str = "confidence",
+    attack: str = "svc",
     max_size: int = 10_000,
     seed: int,
 ) -> float:
@@ -236,6 +252,7 @@ def paper_mia(
       nonmember_logits, nonmember_labels: the test set. shape=(K, C), (K,)
       target_logits, target_labels: the forget set. shape=(N, C), (N,)
       feature: a key of `FEATURES`; the paper's tables use `"confidence"`.
+      attack: a key of `ATTACKS`; `"logistic"` with the feature `"loss"` is the loss attack.
       max_size: largest number of members, and of non-members, to fit on. The default keeps all test images of CIFAR
         (up to 8 s for one feature) and bounds the time of larger test sets.
       seed: seeds the subsampling.
@@ -256,7 +273,7 @@ def paper_mia(
     size = min(len(members), len(nonmembers), max_size)
     rng = np.random.default_rng(seed)
     members, nonmembers = (scores[_subset(rng, len(scores), size)] for scores in (members, nonmembers))
-    return membership_inference(members, nonmembers, score(target_logits, target_labels), attack="svc").mia
+    return membership_inference(members, nonmembers, score(target_logits, target_labels), attack=attack).mia
 
 
 def _subset(rng: np.random.Generator, count: int, size: int) -> np.ndarray:

@@ -104,6 +104,11 @@ class Checkpointer:
         """Waits for nothing to be pending."""
         self._manager.close()
 
+    def remove(self) -> None:
+        """Closes it and deletes the folder: the run is over and its result is kept elsewhere."""
+        self.close()
+        shutil.rmtree(self.directory)
+
 
 def fingerprint(tree: PyTree) -> dict[str, str]:
     """Names, shapes and types of a tree's arrays, as JSON: what a checkpoint must agree with."""

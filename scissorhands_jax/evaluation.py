@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ def evaluate(
     *,
     seed: int = 0,
     batch_size: int = 500,
+    every_attack: bool = False,
 ) -> dict[str, Any]:
     """Accuracies on the forget, retain and test set and the paper's membership inference, in percent.
 
@@ -28,9 +30,11 @@ def evaluate(
       data: forget and retain sets, batches of `{"image", "label"}`.
       test: held-out examples of the classes that stay.
       seed: of the attack's subsample.
+      every_attack: also the SVC on the other four features and the logistic regression on losses.
 
     Returns:
-      `acc_forget, acc_retain, acc_test, mia` (0 to 100), and the counts `correct_*` and `num_*` behind the accuracies.
+      `acc_forget, acc_retain, acc_test, mia` (0 to 100), and the counts `correct_*` and `num_*` behind the accuracies;
+      with `every_attack` also `mia_correctness, mia_entropy, mia_modified_entropy, mia_probabilities` and `mia_loss`.
     """
     parts = {"forget": data.forget, "retain": data.retain, "test": test}
     labels = {name: np.asarray(part["label"]) for name, part in parts.items()}
@@ -39,15 +43,13 @@ def evaluate(
         for name, part in parts.items()
     }
     row: dict[str, Any] = {f"acc_{name}": metrics.accuracy(logits[name], labels[name]) for name in parts}
-    row["mia"] = attacks.paper_mia(
-        logits["retain"],
-        labels["retain"],
-        logits["test"],
-        labels["test"],
-        logits["forget"],
-        labels["forget"],
-        seed=seed,
-    )
+    shown = [(logits[name], labels[name]) for name in ("retain", "test", "forget")]
+    attack = functools.partial(attacks.paper_mia, *(array for pair in shown for array in pair), seed=seed)
+    row["mia"] = attack()
+    if every_attack:
+        for feature in ("correctness", "entropy", "modified_entropy", "probabilities"):
+            row[f"mia_{feature}"] = attack(feature=feature)
+        row["mia_loss"] = attack(feature="loss", attack="logistic")
     for name in parts:
         row[f"correct_{name}"] = metrics.correct(logits[name], labels[name])
         row[f"num_{name}"] = len(labels[name])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
 import optax
 
-from scissorhands_jax.base import Key, Model, StatefulLossFn
+from scissorhands_jax.base import Key, Model, ModelState, Params, PyTree, Scalar, StatefulLossFn
+from scissorhands_jax.errors import InputError
 
 Augment = Callable[[Key, jax.Array], jax.Array]
 
@@ -17,6 +19,49 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
+def kl_divergence(teacher: jax.Array, student: jax.Array, *, temperature: float = 1.0) -> jax.Array:
+    """The mean over a batch of `T^2 KL(softmax(teacher / T) || softmax(student / T))`. shape=()
+
+    The factor keeps gradients of one size as the temperature T changes (Hinton et al., 2015).
+
+    Args:
+      teacher, student: logits, (N, C) floats.
+
+    >>> import jax.numpy as jnp
+    >>> round(float(kl_divergence(jnp.array([[0.0, 0.0]]), jnp.log(jnp.array([[0.2, 0.8]])))), 4)
+    0.2231
+    """
+    targets, predictions = (jax.nn.log_softmax(logits / temperature) for logits in (teacher, student))
+    return temperature**2 * optax.losses.kl_divergence_with_log_targets(predictions, targets).mean()
+
+
+def teacher_logits(model: Model, teacher: tuple[Params, ModelState], images: jax.Array) -> jax.Array:
+    """The logits of a network in evaluation mode. shape=(N, C)"""
+    params, model_state = teacher
+    logits, _ = model.apply(params, model_state, images, train=False)
+    return logits
+
+
+def check_temperature(temperature: float) -> float:
+    """Raises InputError unless the temperature is above 0."""
+    if not temperature > 0:
+        raise InputError(f"temperature must be above 0, got {temperature}")
+    return temperature
+
+
+def augmented(augment: Augment | None, key: Key | None, images: jax.Array) -> tuple[jax.Array, Key | None]:
+    """The images as a training pass sees them, and the key that is left for the network."""
+    if augment is None or key is None:
+        return images, key
+    key, augment_key = jax.random.split(key)
+    return augment(augment_key, images), key
+
+
+def augmentation_of(loss_fn: StatefulLossFn) -> Augment | None:
+    """What a `classification_loss` does to images; None for any other loss."""
+    return loss_fn.augment if isinstance(loss_fn, _ClassificationLoss) else None
+
+
 def classification_loss(model: Model, *, augment: Augment | None = None) -> StatefulLossFn:
     """Mean cross-entropy over batches `{"image": (N, ...), "label": (N,)}`.
 
@@ -24,13 +69,21 @@ def classification_loss(model: Model, *, augment: Augment | None = None) -> Stat
       model: the network.
       augment: `(key, images) -> images`, applied in training passes that are given a key.
     """
+    return _ClassificationLoss(model, augment)
 
-    def loss_fn(params, model_state, batch, *, train, key):
+
+@dataclasses.dataclass(frozen=True)
+class _ClassificationLoss:
+    """A value that equals others made of the same network, so that they share compiled code."""
+
+    model: Model
+    augment: Augment | None
+
+    def __call__(
+        self, params: Params, model_state: ModelState, batch: PyTree, *, train: bool, key: Key | None
+    ) -> tuple[Scalar, ModelState]:
         images = batch["image"]
-        if augment is not None and train and key is not None:
-            key, augment_key = jax.random.split(key)
-            images = augment(augment_key, images)
-        logits, model_state = model.apply(params, model_state, images, train=train, key=key)
+        if train:
+            images, key = augmented(self.augment, key, images)
+        logits, model_state = self.model.apply(params, model_state, images, train=train, key=key)
         return cross_entropy(logits, batch["label"]), model_state
-
-    return loss_fn

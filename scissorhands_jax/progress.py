@@ -29,10 +29,11 @@ def progress_bar(console: Console) -> Iterator[Progress]:
 
 def follow(progress: Progress, description: str, history: list[dict] | None = None) -> OnStep:
     """An `on_step` that moves a bar, shows the losses and, if asked to, keeps every step's scalar metrics."""
-    task = progress.add_task(description, total=None, note="compiling")
+    task = progress.add_task(description, total=None, note="preparing")
 
     def on_step(step: Step) -> None:
-        total = step.steps_in_epoch * step.num_epochs
+        # Exact if no later epoch is shorter or longer than this one, as those of some methods are.
+        total = step.step - step.offset + step.steps_in_epoch * (step.num_epochs - step.epoch)
         losses = " ".join(
             f"{name.removeprefix('loss_')} {float(value):.3f}"
             for name, value in step.metrics.items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax
@@ -75,12 +75,49 @@ def gradient_sum(
     Raises:
       InputError: there is no batch.
     """
+    measure = jnp.abs if absolute else None
+    weighted = weighted and not absolute
+    return _sum(loss_fn, params, model_state, batches, measure=measure, weighted=weighted, train=train, key=key)
+
+
+def diagonal_fisher(
+    loss_fn: StatefulLossFn, params: Params, model_state: ModelState, batches: Iterable[PyTree]
+) -> Scores:
+    """The diagonal of the empirical Fisher information: the mean over batches of `(dL/dw)^2`, in evaluation mode.
+
+    L is the mean loss of a batch, with the labels that it holds. With one example per batch this is the Fisher
+    information of the examples. A random batch of B has the mean `m^2 + v / B`, with m and v the mean and the variance
+    of the gradients of examples; published unlearning code takes such batches for speed. Estimates from batches of
+    different sizes therefore do not compare.
+
+    Returns:
+      A pytree of non-negative scores shaped like `params`, float32 or wider.
+
+    Raises:
+      InputError: there is no batch.
+    """
+    sums = _sum(loss_fn, params, model_state, batches, measure=jnp.square, weighted=False)
+    return _divided(sums.gradient, sums.weight)
+
+
+def _sum(
+    loss_fn: StatefulLossFn,
+    params: Params,
+    model_state: ModelState,
+    batches: Iterable[PyTree],
+    *,
+    measure: Callable[[jax.Array], jax.Array] | None,
+    weighted: bool,
+    train: bool = False,
+    key: Key | None = None,
+) -> GradientSum:
+    """The sum over batches of the measured gradient, or of the gradient times the size of its batch if weighted."""
     total, weight, losses = _zeros(params), jnp.zeros((), jnp.float32), []
     for position, batch in enumerate(batches):
         batch_key = None if key is None else jax.random.fold_in(key, position)
-        size = 1 if absolute or not weighted else jax.tree.leaves(batch)[0].shape[0]
+        size = jax.tree.leaves(batch)[0].shape[0] if weighted else 1
         total, weight, loss, model_state = _add_gradient(
-            loss_fn, total, weight, params, model_state, batch, jnp.float32(size), batch_key, train, absolute
+            loss_fn, total, weight, params, model_state, batch, jnp.float32(size), batch_key, train, measure
         )
         losses.append(loss)
     if not losses:
@@ -88,14 +125,14 @@ def gradient_sum(
     return GradientSum(total, weight, jnp.stack(losses), model_state)
 
 
-@functools.partial(jax.jit, static_argnames=("loss_fn", "train", "absolute"))
-def _add_gradient(loss_fn, total, weight, params, model_state, batch, size, key, train, absolute):
+@functools.partial(jax.jit, static_argnames=("loss_fn", "train", "measure"))
+def _add_gradient(loss_fn, total, weight, params, model_state, batch, size, key, train, measure):
     def loss(p):
         return loss_fn(p, model_state, batch, train=train, key=key)
 
     (value, new_state), gradient = jax.value_and_grad(loss, has_aux=True)(params)
     gradient = jax.tree.map(lambda g: g.astype(_accumulator(g)), gradient)
-    gradient = jax.tree.map(jnp.abs if absolute else lambda g: g * size.astype(g.dtype), gradient)
+    gradient = jax.tree.map(measure or (lambda g: g * size.astype(g.dtype)), gradient)
     return jax.tree.map(jnp.add, total, gradient), weight + size, value, new_state
 
 
@@ -106,6 +143,11 @@ def _zeros(params: Params) -> PyTree:
 
 def _accumulator(leaf: jax.Array) -> jnp.dtype:
     return jnp.promote_types(leaf.dtype, jnp.float32)
+
+
+@jax.jit
+def _divided(gradient: PyTree, weight: jax.Array) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf / weight.astype(leaf.dtype), gradient)
 
 
 @jax.jit

@@ -189,6 +189,26 @@ def from_state_dict(
     return jax.tree.structure((params, model_state)).unflatten(leaves)
 
 
+def with_fresh_head(
+    state_dict: Mapping[str, np.ndarray], params: Params, model_state: ModelState
+) -> tuple[Params, ModelState]:
+    """Puts the arrays of a state dict into trees, but for a head of another width, which stays as it is in the trees.
+
+    Args:
+      state_dict: arrays by PyTorch's names.
+      params, model_state: a freshly drawn network.
+
+    Raises:
+      WeightsError: as `from_state_dict`; arrays of one layer only, the head, may have other shapes.
+    """
+    fresh = to_state_dict(params, model_state)
+    other = {name for name, array in fresh.items() if name in state_dict and state_dict[name].shape != array.shape}
+    layers = {name.rpartition(".")[0] for name in other}
+    if len(layers) == 1:
+        state_dict = {**state_dict, **{name: fresh[name] for name in other}}
+    return from_state_dict(state_dict, params, model_state)
+
+
 def to_state_dict(params: Params, model_state: ModelState) -> StateDict:
     """Names and lays out the arrays of trees as PyTorch does; undoes `from_state_dict`.
 

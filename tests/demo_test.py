@@ -7,6 +7,8 @@ import pytest
 from scissorhands_jax import checkpoints, cli
 from scissorhands_jax.report import ROW_FIELDS
 
+pytestmark = pytest.mark.xdist_group("demo")  # one run for all
+
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
@@ -50,14 +52,22 @@ def test_report_and_checkpoints_are_there(demo):
     page = (demo / "report.html").read_text()
     assert "Random 10 %: a network that generalises" in page
     assert page.count("<svg") >= 4
-    folders = sorted(path.name for path in (demo / "checkpoints").iterdir())
+    folders = sorted(path.name for path in (demo / "networks").iterdir())
     assert len(folders) == 8
-    assert checkpoints.read_description(demo / "checkpoints" / folders[0])["seed"] == 0
+    assert checkpoints.read_description(demo / "networks" / folders[0])["seed"] == 0
 
 
-def test_a_second_demo_does_not_overwrite_the_first(demo, capsys):
-    assert cli.main(["demo", "--out", str(demo)]) == 2
-    assert "--overwrite" in capsys.readouterr().err
+def test_a_second_demo_goes_on_with_the_first(demo, rows):
+    assert cli.main(["demo", "--out", str(demo), "--seeds", "1"]) == 0
+    again = json.loads((demo / "results.json").read_text())["rows"]
+    assert again == list(rows.values())
+
+
+def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path, capsys):
+    (tmp_path / "letter.txt").write_text("dear")
+    assert cli.main(["demo", "--out", str(tmp_path)]) == 2
+    assert "holds no run of ours" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
 
 
 @pytest.mark.parametrize("seeds", ["0", "11"])

@@ -15,8 +15,11 @@ PACKAGE = Path(scissorhands_jax.__file__).parent
 LAYERS = (
     ("errors", "base", "trees", "files"),
     ("saliency", "masks", "reinit", "projection", "losses", "data", "optimizers", "models"),
-    ("methods", "torch_weights", "_torch_pickle", "metrics", "attacks", "checkpoints", "datasets"),
-    ("training", "config", "evaluation", "report", "runs", "progress", "unlearning", "demo"),
+    ("methods", "torch_weights", "_torch_pickle", "metrics", "attacks", "checkpoints", "datasets", "gradcam"),
+    (
+        *("training", "config", "evaluation", "report", "runs", "progress", "relearning", "tuning"),
+        *("grid", "unlearning", "demo"),
+    ),
     ("cli", "__main__", "__init__"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -27,8 +30,15 @@ WITHIN = {
     ("trees", "base"),
     ("torch_weights", "_torch_pickle"),
     ("progress", "training"),
+    ("relearning", "training"),
+    ("tuning", "training"),
     ("__main__", "cli"),
-    *((importer, imported) for importer in ("unlearning", "demo") for imported in LAYERS[3] if imported != importer),
+    *(
+        (importer, imported)
+        for importer in ("grid", "unlearning", "demo")
+        for imported in LAYERS[3]
+        if importer != imported
+    ),
 }
 FOREIGN = {"torch", "tensorflow", "experiments", "tests"}
 

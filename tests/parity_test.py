@@ -48,10 +48,9 @@ def folder():
 
 
 def first_of(kind):
-    """The smallest trace of a kind that is replayed."""
+    """The smallest trace of a kind."""
     names = [name for name in folder().names if folder().read_settings(name).get("kind") == kind]
-    names.sort(key=lambda name: sum(file.stat().st_size for file in TRACES.glob(f"{name}.*")))
-    return next(name for name in names if not parity.replay(folder(), name).skipped)
+    return min(names, key=lambda name: sum(file.stat().st_size for file in TRACES.glob(f"{name}.*")))
 
 
 class Forgery:
@@ -125,8 +124,6 @@ def forge(shared, tmp_path):
 @pytest.mark.parametrize("name", grouped(NAMES, lambda name: name[:2] in ("04", "05")))
 def test_trace_replays(shared, name):
     outcome = parity.replay(folder(), name)
-    if outcome.skipped:
-        pytest.skip(outcome.message)
     assert outcome.ok, "\n".join(map(str, [outcome, *outcome.failed]))
 
 
@@ -141,7 +138,7 @@ def test_any_falsified_value_is_found(forge, kind):
 
 
 def test_every_replayed_kind_is_falsified():
-    assert [kind.name for kind in parity.KINDS if kind.replay and kind.name not in FALSIFICATIONS] == []
+    assert [kind.name for kind in parity.KINDS if kind.name not in FALSIFICATIONS] == []
 
 
 @pytest.mark.parametrize("kind", ["network", "inputs"])
@@ -202,15 +199,9 @@ def test_damaged_files_fail_in_one_line(tmp_path, capsys, break_it, message):
     assert summary == "0 passed, 1 failed"
 
 
-def test_kinds_without_a_replay_are_skipped_and_an_empty_folder_fails(tmp_path, capsys):
+def test_an_empty_folder_fails(tmp_path, capsys):
     assert parity.main(tmp_path) == 1
-    small_folder(tmp_path)
-    unfinished = [kind for kind in parity.KINDS if kind.replay is None]
-    for kind in unfinished:
-        (tmp_path / f"{kind.prefix}_later.json").write_text(json.dumps({"kind": kind.name, "arrays": {}}))
-    assert parity.main(tmp_path) == 0
-    summary = capsys.readouterr().out.splitlines()[-1]
-    assert summary == "1 passed, 0 failed" + (f", {len(unfinished)} skipped" if unfinished else "")
+    assert capsys.readouterr().out == "0 passed, 0 failed\n"
 
 
 def test_command_line(tmp_path):

@@ -153,3 +153,30 @@ def test_scores_that_are_not_finite_are_refused_by_name(bad):
     with pytest.raises(InputError, match="saliency of head/1 is not finite"):
         saliency.check_finite(scores)
     saliency.check_finite({"conv": scores["conv"]})
+
+
+@pytest.mark.parametrize("sizes", [(1,) * 7, (3, 3, 1), (7,)])
+def test_diagonal_fisher_is_the_mean_over_batches_of_squared_mean_gradients(sizes):
+    params, x = linear_case()
+    fisher = saliency.diagonal_fisher(base.lift(linear_loss), params, (), iter(parts(x, sizes)))
+    means = np.stack([part.astype(np.float64).mean(axis=0) for part in np.split(x, np.cumsum(sizes)[:-1])])
+    # The offsets have one gradient whatever the examples.
+    expected = {
+        "pair": Pair(np.square(means).mean(axis=0), [np.square(2 * offset) for offset in params["pair"].offsets])
+    }
+    chex.assert_trees_all_close(fisher, expected, rtol=1e-5)
+
+
+def test_diagonal_fisher_of_a_network_is_in_eval_mode():
+    params, state = tiny.start()
+    examples = tiny.examples(2)
+    sums = [saliency.gradient_sum(tiny.loss(), params, state, [examples], train=train) for train in (False, True)]
+    fisher = saliency.diagonal_fisher(tiny.loss(), params, state, [examples])
+    expected = jax.tree.map(lambda leaf: jnp.square(leaf / 2), sums[0].gradient)
+    chex.assert_trees_all_close(fisher, expected, rtol=1e-4, atol=1e-9)
+    assert not np.allclose(fisher["fc"]["kernel"], jnp.square(sums[1].gradient["fc"]["kernel"] / 2), rtol=0.1)
+
+
+def test_diagonal_fisher_needs_a_batch():
+    with pytest.raises(InputError, match="at least one batch"):
+        saliency.diagonal_fisher(base.lift(linear_loss), linear_case()[0], (), [])

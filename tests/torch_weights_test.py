@@ -819,3 +819,23 @@ def test_reading_takes_little_more_memory_than_the_file(tmp_path):
         tracemalloc.stop()
         assert sum(array.nbytes for array in found.values()) == 80_000_000
         assert peak < 82_000_000, kind
+
+
+def test_a_head_of_another_width_stays_fresh_and_all_else_is_taken_over():
+    params, model_state = template(classes=7)
+    params["fc"]["kernel"] += 5
+    taken, state = torch_weights.with_fresh_head(network(), params, model_state)
+    np.testing.assert_array_equal(taken["fc"]["kernel"], params["fc"]["kernel"])
+    np.testing.assert_array_equal(taken["fc"]["bias"], params["fc"]["bias"])
+    expected = torch_weights.from_state_dict(network(), *template())
+    np.testing.assert_array_equal(taken["conv1"]["kernel"], expected[0]["conv1"]["kernel"])
+    np.testing.assert_array_equal(state["batch_stats"]["bn1"]["mean"], expected[1]["batch_stats"]["bn1"]["mean"])
+    same = torch_weights.with_fresh_head(network(), *template())
+    np.testing.assert_array_equal(same[0]["fc"]["kernel"], expected[0]["fc"]["kernel"])
+
+
+def test_only_one_layer_may_have_another_shape():
+    params, model_state = template(classes=7)
+    params["conv1"]["bias"] = np.zeros(4, np.float32)
+    with pytest.raises(WeightsError, match=r"conv1\.bias"):
+        torch_weights.with_fresh_head(network(), params, model_state)

@@ -1,4 +1,4 @@
-"""The skeleton of every method that follows one gradient per step: an objective, a stream of batches, an optimizer."""
+"""The skeletons of methods: one that follows a direction per step, and one that edits the network and is done."""
 
 from __future__ import annotations
 
@@ -38,8 +38,26 @@ class Objective(Protocol):
     ) -> tuple[Scalar, tuple[ModelState, Metrics]]: ...
 
 
-def descend(
-    objective: Objective,
+class Direction(Protocol):
+    """What one step follows in place of a gradient: `(carry, batch, key) -> (direction, model_state, metrics)`."""
+
+    def __call__(self, carry: Carry, batch: Batch, key: Key) -> tuple[PyTree, ModelState, Metrics]: ...
+
+
+def descend(objective: Objective, optimizer: optax.GradientTransformation, **options: Any) -> Method:
+    """A method that minimises `objective`; the options are those of `follow`."""
+
+    def gradient_of(carry: Carry, batch: Batch, key: Key) -> tuple[PyTree, ModelState, Metrics]:
+        (_, (model_state, metrics)), gradient = jax.value_and_grad(objective, has_aux=True)(
+            carry.params, carry, batch, key
+        )
+        return gradient, model_state, metrics
+
+    return follow(gradient_of, optimizer, **options)
+
+
+def follow(
+    direction: Direction,
     optimizer: optax.GradientTransformation,
     *,
     batches: Batches,
@@ -49,10 +67,10 @@ def descend(
     mask_of: Callable[[Any], PyTree] | None = None,
     begin_epoch: Callable[[Carry, Data], Carry] = keep_carry,
 ) -> Method:
-    """A method that minimises `objective` over `batches`.
+    """A method whose steps go against a direction, over `batches`.
 
     Args:
-      optimizer: applied to the gradient; with `mask_of`, its updates are masked last, so frozen weights stay bit-equal.
+      optimizer: applied to the direction; with `mask_of`, updates are masked last, so frozen weights stay bit-equal.
       reads: which parts of the data must not be empty, of "forget" and "retain".
       start: `(key, params, model_state)` to where the method begins; default where it is.
       aux: what the carry holds besides the network, from the data.
@@ -63,9 +81,7 @@ def descend(
         optimizer = optax.chain(optimizer, masks.mask_updates())
 
     def init(key: Key, params: Params, model_state: ModelState, data: Data) -> Carry:
-        for part in reads:
-            if data_lib.size(getattr(data, part)) == 0:
-                raise InputError(f"the {part} set is empty; name at least one training example for it")
+        check_not_empty(data, reads)
         start_key, aux_key, step_key = jax.random.split(key, 3)
         if start is not None:
             params, model_state = start(start_key, params, model_state)
@@ -74,9 +90,7 @@ def descend(
 
     def step(carry: Carry, batch: Batch) -> tuple[Carry, Metrics]:
         key = jax.random.fold_in(carry.key, carry.step)
-        (_, (model_state, metrics)), gradient = jax.value_and_grad(objective, has_aux=True)(
-            carry.params, carry, batch, key
-        )
+        gradient, model_state, metrics = direction(carry, batch, key)
         extra = {} if mask_of is None else {"mask": mask_of(carry.aux)}
         updates, opt_state = optimizer.update(gradient, carry.opt_state, carry.params, **extra)
         carry = carry._replace(
@@ -88,6 +102,28 @@ def descend(
         return carry, {**metrics, "grad_norm": trees.norm(gradient)}
 
     return Method(init, step, batches, begin_epoch)
+
+
+def edit(
+    change: Callable[[Key, Params, ModelState, Data], tuple[Params, ModelState]], *, reads: tuple[str, ...]
+) -> Method:
+    """A method that takes no steps: `init` makes the change, and every epoch is empty."""
+
+    def init(key: Key, params: Params, model_state: ModelState, data: Data) -> Carry:
+        check_not_empty(data, reads)
+        return new_carry(key, *change(key, params, model_state, data), opt_state=())
+
+    def step(carry: Carry, batch: Batch) -> tuple[Carry, Metrics]:
+        raise NotImplementedError("this method has no steps; it is done when it begins")
+
+    return Method(init, step, lambda key, data, epoch: ())
+
+
+def check_not_empty(data: Data, parts: tuple[str, ...]) -> None:
+    """Raises InputError naming the first of these parts of the data, "forget" and "retain", that is empty."""
+    for part in parts:
+        if data_lib.size(getattr(data, part)) == 0:
+            raise InputError(f"the {part} set is empty; name at least one training example for it")
 
 
 def split_key(key: Key | None) -> tuple[Key | None, Key | None]:

@@ -76,11 +76,13 @@ class L1SparseSettings(TrainingSettings):
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The configured method."""
         del model, num_classes
-        return l1_sparse(
-            loss_fn,
-            self.optimizer(),
-            penalty=self.penalty,
-            num_epochs=self.epochs,
-            unpenalized_epochs=self.unpenalized_epochs,
-            batch_size=self.batch_size,
+        return self.scheduled(
+            l1_sparse(
+                loss_fn,
+                self.optimizer(),
+                penalty=self.penalty,
+                num_epochs=self.epochs,
+                unpenalized_epochs=self.unpenalized_epochs,
+                batch_size=self.batch_size,
+            )
         )

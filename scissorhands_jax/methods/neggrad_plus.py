@@ -54,10 +54,12 @@ class NegGradPlusSettings(TrainingSettings):
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The configured method."""
         del model, num_classes
-        return neggrad_plus(
-            loss_fn,
-            self.optimizer(),
-            forget_weight=self.forget_weight,
-            batch_size=self.batch_size,
-            forget_batch_size=self.forget_batch_size,
+        return self.scheduled(
+            neggrad_plus(
+                loss_fn,
+                self.optimizer(),
+                forget_weight=self.forget_weight,
+                batch_size=self.batch_size,
+                forget_batch_size=self.forget_batch_size,
+            )
         )

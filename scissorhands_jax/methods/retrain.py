@@ -29,13 +29,14 @@ def retrain(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RetrainSettings(TrainingSettings):
-    """The authors' CIFAR-10 settings, with a constant learning rate."""
+    """The authors' CIFAR-10 settings."""
 
     epochs: int = 160
     batch_size: int = 256
     learning_rate: float = 0.1
+    milestones: tuple[int, ...] = (91, 136)
 
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The configured method."""
         del num_classes
-        return retrain(model, loss_fn, self.optimizer(), batch_size=self.batch_size)
+        return self.scheduled(retrain(model, loss_fn, self.optimizer(), batch_size=self.batch_size))

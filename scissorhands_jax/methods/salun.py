@@ -154,13 +154,15 @@ class SalunSettings(TrainingSettings):
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The configured method."""
         del model
-        return salun(
-            loss_fn,
-            self.optimizer(),
-            num_classes=num_classes,
-            fraction=self.fraction,
-            mode=self.mode,
-            batch_size=self.batch_size,
+        return self.scheduled(
+            salun(
+                loss_fn,
+                self.optimizer(),
+                num_classes=num_classes,
+                fraction=self.fraction,
+                mode=self.mode,
+                batch_size=self.batch_size,
+            )
         )
 
 

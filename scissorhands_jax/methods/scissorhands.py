@@ -23,9 +23,11 @@ from scissorhands_jax.base import (
     Batch,
     Carry,
     Data,
+    Dataset,
     Key,
     Mask,
     Method,
+    Metrics,
     Model,
     ModelState,
     Params,
@@ -103,6 +105,7 @@ class ScissorhandsAux(NamedTuple):
 
     constraint_grads: PyTree | None  # leaves of shape (K, ...), fixed for an epoch; None when they are the step's own
     joint_step: jax.Array  # shape=(), int32: steps with forget examples in this epoch
+    forget_weight: jax.Array  # shape=(), float32: the paper's lambda
 
 
 class OptState(NamedTuple):
@@ -133,6 +136,7 @@ def scissorhands(
     project: Where = None,
     projected: bool = True,
     num_constraints: int = 1,
+    saliency_share: float = 1.0,
     mode: Mode = "paper",
     batch_size: int = 128,
     forget_batch_size: int | None = None,
@@ -155,6 +159,7 @@ def scissorhands(
       project: leaves whose gradients are projected; default all.
       projected: False leaves the projection out (the paper's ablation).
       num_constraints: constraint gradients per epoch; more than one only with `constraints_per_epoch`.
+      saliency_share: of the forget set, drawn at random, that weights are scored on (the paper's Figure 2); in (0, 1].
       mode: "paper" is Algorithm 1; "authors" is the published code.
       batch_size: retain examples per step.
       forget_batch_size: forget examples per step; default `batch_size`, at most the forget set.
@@ -166,6 +171,8 @@ def scissorhands(
     """
     masks.check_fraction(fraction)
     semantics = _semantics(mode, departures)
+    if not 0 < saliency_share <= 1:
+        raise InputError(f"saliency_share must lie above 0 and not above 1, got {saliency_share}")
     if forget_weight < 0:
         raise InputError(f"forget_weight must not be negative, got {forget_weight}")
     if num_constraints > 1 and not semantics.constraints_per_epoch:
@@ -178,12 +185,8 @@ def scissorhands(
     forget_batch_size = data_lib.check_batch_size(batch_size if forget_batch_size is None else forget_batch_size)
     if initializer is None:
         initializer = reinit.published() if mode == "authors" else reinit.uniform()
-    projector = projection.project_gradient(num_constraints, margin=semantics.margin, eps=semantics.eps)
-
-    def transform(params: Params) -> optax.GradientTransformationExtraArgs:
-        if project is None:
-            return projector
-        return optax.masked(projector, trees.select(params, project), mask_compatible_extra_args=True)
+    projection.project_gradient(num_constraints, margin=semantics.margin, eps=semantics.eps)  # refuses bad numbers
+    repair = _Repair(loss_fn, optimizer.update, project, projected, num_constraints, semantics, pair)
 
     def constraints(key: Key, params: Params, model_state: ModelState, data: Data) -> PyTree:
         batches = _random_batches(key, data, num_constraints, forget_batch_size)
@@ -194,8 +197,9 @@ def scissorhands(
         saliency_key, pass_key, draw_key, step_key = jax.random.split(key, 4)
         batches: Iterable[PyTree]
         if semantics.saliency_batches is None:
-            passes = data_lib.even_batches(data_lib.size(data.forget), batch_size)
-            batches = (data_lib.take(data.forget, positions) for positions in passes)
+            scored = _share(saliency_key, data.forget, saliency_share)
+            passes = data_lib.even_batches(data_lib.size(scored), batch_size)
+            batches = (data_lib.take(scored, positions) for positions in passes)
         else:
             batches = _random_batches(saliency_key, data, semantics.saliency_batches, forget_batch_size)
         trimmed = trim_network(
@@ -215,8 +219,9 @@ def scissorhands(
         held = None
         if semantics.constraints_per_epoch and projected:
             held = jax.tree.map(lambda leaf: jnp.zeros((num_constraints, *leaf.shape), leaf.dtype), params)
-        opt_state = OptState(transform(params).init(params) if projected else (), optimizer.init(params))
-        return new_carry(step_key, params, model_state, opt_state, ScissorhandsAux(held, jnp.zeros((), jnp.int32)))
+        opt_state = OptState(repair.projector(params).init(params) if projected else (), optimizer.init(params))
+        aux = ScissorhandsAux(held, jnp.zeros((), jnp.int32), jnp.float32(forget_weight))
+        return new_carry(step_key, params, model_state, opt_state, aux)
 
     def begin_epoch(carry: Carry, data: Data) -> Carry:
         held = carry.aux.constraint_grads
@@ -224,45 +229,7 @@ def scissorhands(
             # Apart from the step's own stream, which folds the step in directly.
             key = jax.random.fold_in(jax.random.split(carry.key)[0], carry.step)
             held = constraints(key, carry.params, carry.model_state, data)
-        return carry._replace(aux=ScissorhandsAux(held, jnp.zeros((), jnp.int32)))
-
-    def step(carry: Carry, batch: Batch):
-        key = jax.random.fold_in(carry.key, carry.step)
-        params = carry.params
-        if batch.forget is None:
-            (loss, model_state), gradient = jax.value_and_grad(
-                _of_batch(loss_fn, carry, batch.retain, key), has_aux=True
-            )(params)
-            metrics = {"loss_retain": loss}
-            aux, projection_state = carry.aux, carry.opt_state.projection
-        else:
-            (loss, forget_loss), retain_grad, forget_grad, model_state = pair_gradients(
-                loss_fn, params, carry.model_state, batch, key, pair=pair
-            )
-            gradient = jax.tree.map(lambda r, f: r - forget_weight * f, retain_grad, forget_grad)
-            metrics = {"loss_retain": loss, "loss_forget": forget_loss}
-            aux = carry.aux._replace(joint_step=carry.aux.joint_step + 1)
-            projection_state = carry.opt_state.projection
-            if projected:
-                held = carry.aux.constraint_grads
-                if held is None:
-                    held = jax.tree.map(lambda leaf: leaf[None], forget_grad)
-                due = aux.joint_step % semantics.project_every == 0
-                gradient, projection_state = _project(
-                    transform(params), gradient, projection_state, held, due if semantics.project_every > 1 else None
-                )
-                last = projection_state if project is None else projection_state.inner_state
-                metrics |= {"dots": last.dots, "dual": last.dual, "projected": last.violated}
-        metrics["grad_norm"] = trees.norm(gradient)
-        updates, optimizer_state = optimizer.update(gradient, carry.opt_state.optimizer, params)
-        carry = carry._replace(
-            step=carry.step + 1,
-            params=optax.apply_updates(params, updates),
-            model_state=model_state,
-            opt_state=OptState(projection_state, optimizer_state),
-            aux=aux,
-        )
-        return carry, metrics
+        return carry._replace(aux=carry.aux._replace(constraint_grads=held, joint_step=jnp.zeros((), jnp.int32)))
 
     def batches(key: Key, data: Data, epoch: int) -> Iterable[Batch]:
         retain_key, forget_key = jax.random.split(jax.random.fold_in(key, epoch))
@@ -275,7 +242,71 @@ def scissorhands(
         forget = data_lib.shuffled_batches(forget_key, forget_size, forget_batch_size, fill=fill)
         return (Batch(f, r) for f, r in itertools.zip_longest(forget, retain) if r is not None)
 
-    return Method(init, step, batches, begin_epoch)
+    return Method(init, repair, batches, begin_epoch)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Repair:
+    """One repair step, as a value: steps that differ in numbers alone (rates, lambda) are equal and compile once."""
+
+    loss_fn: StatefulLossFn
+    update: optax.TransformUpdateFn
+    project: Where
+    projected: bool
+    num_constraints: int
+    semantics: Semantics
+    pair: Pair
+
+    def projector(self, params: Params) -> optax.GradientTransformationExtraArgs:
+        """The projection of the selected leaves."""
+        projector = projection.project_gradient(
+            self.num_constraints, margin=self.semantics.margin, eps=self.semantics.eps
+        )
+        if self.project is None:
+            return projector
+        return optax.masked(projector, trees.select(params, self.project), mask_compatible_extra_args=True)
+
+    def __call__(self, carry: Carry, batch: Batch) -> tuple[Carry, Metrics]:
+        key = jax.random.fold_in(carry.key, carry.step)
+        if batch.forget is None:
+            (loss, model_state), gradient = jax.value_and_grad(
+                _of_batch(self.loss_fn, carry, batch.retain, key), has_aux=True
+            )(carry.params)
+            metrics = {"loss_retain": loss}
+            aux, projection_state = carry.aux, carry.opt_state.projection
+        else:
+            gradient, model_state, projection_state, metrics = self._joint(carry, batch, key)
+            aux = carry.aux._replace(joint_step=carry.aux.joint_step + 1)
+        metrics["grad_norm"] = trees.norm(gradient)
+        updates, optimizer_state = self.update(gradient, carry.opt_state.optimizer, carry.params)
+        carry = carry._replace(
+            step=carry.step + 1,
+            params=optax.apply_updates(carry.params, updates),
+            model_state=model_state,
+            opt_state=OptState(projection_state, optimizer_state),
+            aux=aux,
+        )
+        return carry, metrics
+
+    def _joint(self, carry: Carry, batch: Batch, key: Key) -> tuple[PyTree, ModelState, PyTree, Metrics]:
+        """The gradient of `L_r - lambda L_f`, projected where that is due."""
+        (loss, forget_loss), retain_grad, forget_grad, model_state = pair_gradients(
+            self.loss_fn, carry.params, carry.model_state, batch, key, pair=self.pair
+        )
+        weight = carry.aux.forget_weight
+        gradient = jax.tree.map(lambda r, f: r - weight.astype(f.dtype) * f, retain_grad, forget_grad)
+        metrics = {"loss_retain": loss, "loss_forget": forget_loss}
+        state = carry.opt_state.projection
+        if self.projected:
+            held = carry.aux.constraint_grads
+            if held is None:
+                held = jax.tree.map(lambda leaf: leaf[None], forget_grad)
+            every = self.semantics.project_every
+            due = None if every == 1 else (carry.aux.joint_step + 1) % every == 0
+            gradient, state = _project(self.projector(carry.params), gradient, state, held, due)
+            last = state if self.project is None else state.inner_state
+            metrics |= {"dots": last.dots, "dual": last.dual, "projected": last.violated}
+        return gradient, model_state, state, metrics
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -290,6 +321,7 @@ class ScissorhandsSettings(TrainingSettings):
     project: str | None = None
     projected: bool = True
     num_constraints: int = 1
+    saliency_share: float = 1.0
     mode: Mode = "paper"
     forget_batch_size: int | None = None
     pair: Pair = "auto"
@@ -298,22 +330,25 @@ class ScissorhandsSettings(TrainingSettings):
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The configured method."""
         del model, num_classes
-        return scissorhands(
-            loss_fn,
-            self.optimizer(),
-            fraction=self.fraction,
-            forget_weight=self.forget_weight,
-            initializer=None if self.initializer is None else reinit.by_name(self.initializer),
-            rank=self.rank,
-            trim=self.trim,
-            project=self.project,
-            projected=self.projected,
-            num_constraints=self.num_constraints,
-            mode=self.mode,
-            batch_size=self.batch_size,
-            forget_batch_size=self.forget_batch_size,
-            pair=self.pair,
-            **self.departures,
+        return self.scheduled(
+            scissorhands(
+                loss_fn,
+                self.optimizer(),
+                fraction=self.fraction,
+                forget_weight=self.forget_weight,
+                initializer=None if self.initializer is None else reinit.by_name(self.initializer),
+                rank=self.rank,
+                trim=self.trim,
+                project=self.project,
+                projected=self.projected,
+                num_constraints=self.num_constraints,
+                saliency_share=self.saliency_share,
+                mode=self.mode,
+                batch_size=self.batch_size,
+                forget_batch_size=self.forget_batch_size,
+                pair=self.pair,
+                **self.departures,
+            )
         )
 
 
@@ -521,6 +556,13 @@ def _trimmable(params: Params, trim: Where, semantics: Semantics) -> Selection:
     if not any(jax.tree.leaves(selection)):
         raise InputError(f"the layer pattern {trim!r} selects only biases and scales, which are not trimmed; widen it")
     return selection
+
+
+def _share(key: Key, dataset: Dataset, share: float) -> Dataset:
+    """A random share of the examples, at least one."""
+    total = data_lib.size(dataset)
+    count = max(1, round(share * total))
+    return dataset if count == total else data_lib.take(dataset, data_lib.permutation(key, total)[:count])
 
 
 def _random_batches(key: Key, data: Data, count: int, batch_size: int) -> Iterator[PyTree]:

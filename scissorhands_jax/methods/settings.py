@@ -4,14 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import optax
 
+from scissorhands_jax import data as data_lib
 from scissorhands_jax import optimizers
-from scissorhands_jax.base import Method, Model, StatefulLossFn
+from scissorhands_jax.base import Carry, Data, Method, Model, StatefulLossFn
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainingSettings:
+class MethodSettings:
+    """What the command line and the experiments ask of every method, also of one that takes no steps."""
+
+    epochs: int = 0
+    batch_size: int = 256
+
+    def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
+        """The configured method."""
+        raise TypeError(f"{type(self).__name__} does not say how its method is built")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingSettings(MethodSettings):
     """Settings of SGD over epochs; each method's own class adds its own, with the authors' values as defaults."""
 
     epochs: int = 10
@@ -19,11 +34,38 @@ class TrainingSettings:
     learning_rate: float = 5e-3
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    milestones: tuple[int, ...] = ()
+    """Epochs, counted from 0, before which the learning rate is multiplied by `gamma`."""
+    gamma: float = 0.1
 
     def optimizer(self) -> optax.GradientTransformation:
         """SGD with these settings."""
         return optimizers.sgd(self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay)
 
-    def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
-        """The configured method."""
-        raise TypeError(f"{type(self).__name__} does not say how its method is built")
+    def scheduled(self, method: Method) -> Method:
+        """The method with the learning rate that its epochs call for; its optimizer must be the one from here."""
+        if not self.milestones:
+            return method
+
+        lengths: dict[tuple[int, ...], int] = {}
+
+        def steps_in(epoch: int, data: Data) -> int:
+            """Epochs differ in length for some methods, so all are counted, each once."""
+            case = (epoch, *map(data_lib.size, data))
+            if case not in lengths:
+                lengths[case] = max(1, len(list(method.batches(jax.random.key(0), data, epoch))))
+            return lengths[case]
+
+        def begin_epoch(carry: Carry, data: Data) -> Carry:
+            carry = method.begin_epoch(carry, data)
+            epoch, left = 0, int(carry.step)
+            while left > 0:
+                left -= steps_in(epoch, data)
+                epoch += 1
+            rate = self.learning_rate * self.gamma ** sum(epoch >= milestone for milestone in self.milestones)
+            held = optax.tree_utils.tree_get(carry.opt_state, "learning_rate")
+            return carry._replace(
+                opt_state=optax.tree_utils.tree_set(carry.opt_state, learning_rate=jnp.asarray(rate, held.dtype))
+            )
+
+        return method._replace(begin_epoch=begin_epoch)

@@ -3,30 +3,47 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import numpy as np
 import optax
 
 from scissorhands_jax import saliency, trees
-from scissorhands_jax.base import Batch, Data, Method
-from scissorhands_jax.methods import finetune, gradient_ascent, l1_sparse, salun
+from scissorhands_jax.base import Batch, Carry, Data, Method
+from scissorhands_jax.losses import cross_entropy
+from scissorhands_jax.methods import (
+    boundary_expand,
+    boundary_shrink,
+    finetune,
+    gradient_ascent,
+    influence,
+    l1_sparse,
+    salun,
+)
+from scissorhands_jax.methods.boundary_shrink import adversarial_images, boundary_labels
+from scissorhands_jax.methods.influence import published_recursion, removal_gradients
 from scissorhands_jax.methods.salun import salun_mask
 from scissorhands_jax.optimizers import sgd
 from scissorhands_jax.torch_weights import to_state_dict
 from tests.parity.checks import (
     GRADIENTS,
+    INFLUENCE,
+    INFLUENCED_WEIGHTS,
     LOSSES,
+    MASK_MISMATCHES,
+    PIXELS,
     WEIGHTS,
+    ZERO_GRADIENTS,
     Check,
-    NotYetError,
     absolute,
     exact,
     relative,
     states,
 )
 from tests.parity.method import Setting, mask_checks, our_layout, setting_of
-from tests.parity.traces import Trace
+from tests.parity.networks import as_images
+from tests.parity.traces import MalformedError, Record, Trace
 
 
 def replay_baseline(trace: Trace) -> list[Check]:
@@ -35,7 +52,7 @@ def replay_baseline(trace: Trace) -> list[Check]:
     for beginning, replay in _REPLAYS.items():
         if name.startswith(beginning):
             return replay(trace)
-    raise NotYetError(f"not yet replayed: {name}")
+    raise MalformedError(f"nothing replays the method {name!r}")
 
 
 def _finetune(trace: Trace) -> list[Check]:
@@ -126,7 +143,113 @@ def _random_label(trace: Trace) -> list[Check]:
         exact("retain labels", labels[~of_forget], setting.labels[positions[~of_forget]]),
         relative("frac_random_label_equals_true", same, trace.meta["frac_random_label_equals_true"], 1e-12),
         relative("max_change_of_masked_out_entries", moved, trace.meta["max_change_of_masked_out_entries"], 1e-6),
-        *_run(trace, setting, method, "retain", labels=labels, aux=mask),
+        *_run(trace, setting, method, "retain", labels=labels, prepare=lambda carry: carry._replace(aux=mask)),
+    ]
+
+
+def _boundary_shrink(trace: Trace) -> list[Check]:
+    """Labels are computed as the method does, one batch after another, and so are the images of the first epoch."""
+    setting, hyper, arrays = setting_of(trace), trace.meta["hyper"].plain(), trace.arrays
+    attack = {"step_size": trace.meta["bound"], "clip": (0.0, 1.0)}
+    frozen = (setting.model, setting.params, setting.model_state)
+    images, labels, true = [], [], []
+    for positions in trace.batches("batch"):
+        batch = setting.batch(positions)
+        moved, found = _attack(*frozen, batch["image"], batch["label"], **attack)
+        images.append(moved)
+        labels.append(found)
+        true.append(batch["label"])
+    first = as_images(arrays["x_adv_first_epoch"])
+    wrong = np.abs(np.concatenate(images)[: len(first)] - first) > PIXELS
+    if wrong.any() and np.sum(wrong) <= MASK_MISMATCHES:  # a gradient that is zero but for rounding has either sign
+        shown = [setting.batch(positions) for positions in trace.batches("batch")]
+        slopes = np.concatenate([_slopes(*frozen, batch["image"], batch["label"]) for batch in shown])[: len(first)]
+        wrong &= np.abs(slopes) > ZERO_GRADIENTS * np.max(np.abs(slopes))
+    same = float(np.mean(np.concatenate(labels) == np.concatenate(true)))
+    method = boundary_shrink(
+        setting.model, setting.loss_fn, _optimizer(hyper), mode="authors", batch_size=hyper["batch_size"], **attack
+    )
+    return [
+        exact("adv_label", np.concatenate(labels), arrays["adv_label"]),
+        exact("x_adv_first_epoch", int(np.sum(wrong)), 0),
+        relative("frac_adv_label_equals_true", same, trace.meta["frac_adv_label_equals_true"], 1e-12),
+        *_run(
+            trace,
+            setting,
+            method,
+            "forget",
+            losses=("loss_original", "loss_relabelled"),
+            bn_mode={"attack_model": "eval copy of the start net, never updated", "model": "train"},
+        ),
+    ]
+
+
+_quickly = functools.partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@functools.partial(_quickly, static_argnames=("step_size", "clip"))
+def _attack(model, params, model_state, images, labels, step_size, clip):
+    moved, _ = adversarial_images(
+        model, params, model_state, images, labels, step_size=step_size, clip=clip, rounded=True
+    )
+    return moved, boundary_labels(model, params, model_state, moved, labels, any_label=True)
+
+
+@_quickly
+def _slopes(model, params, model_state, images, labels):
+    return jax.grad(lambda x: cross_entropy(model.apply(params, model_state, x, train=False)[0], labels))(images)
+
+
+def _boundary_expand(trace: Trace) -> list[Check]:
+    """The recorded last row of the head, which was drawn at random, is put in the place of ours."""
+    setting, hyper, arrays = setting_of(trace), trace.meta["hyper"].plain(), trace.arrays
+    weight, bias = arrays["fc_weight_expanded"], arrays["fc_bias_expanded"]
+    classes = len(weight) - 1
+    method = boundary_expand(
+        setting.model, _optimizer(hyper), num_classes=classes, mode="authors", batch_size=hyper["batch_size"]
+    )
+    begun = []
+
+    def prepare(carry: Carry) -> Carry:
+        rows = {"fc/kernel": weight[-1:].T, "fc/bias": bias[-1:]}
+        names = trees.leaf_names(carry.params.shadow)
+        shadow = jax.tree.unflatten(jax.tree.structure(carry.params.shadow), [rows[name] for name in names])
+        carry = carry._replace(params=carry.params._replace(shadow=shadow))
+        begun.append(to_state_dict(*method.finish(carry)))
+        return carry
+
+    checks = _run(trace, setting, method, "forget", prepare=prepare)
+    return [
+        exact("target_label", classes, trace.meta["target_label"]),
+        exact("fc_weight_expanded", begun[0]["fc.weight"], weight),
+        exact("fc_bias_expanded", begun[0]["fc.bias"], bias),
+        *checks,
+    ]
+
+
+def _influence(trace: Trace) -> list[Check]:
+    setting, meta, arrays = setting_of(trace), trace.meta, trace.arrays
+    inputs = trace.inputs().arrays
+    order = arrays["retain_order"]
+    data = Data(setting.batch(inputs["idx_forget"]), setting.batch(order))
+    frozen = (setting.loss_fn, setting.params, setting.model_state)
+    forget, retain = removal_gradients(*frozen, data, batch_size=1)  # as the recursion's, to compile once
+    samples = [setting.batch(order[p : p + 1]) for p in range(min(len(order), meta["N"] + 2))]
+    difference = jax.tree.map(np.subtract, forget, retain)
+    perturbation = published_recursion(*frozen, samples, difference, constant=meta["N"])
+    method = influence(setting.loss_fn, alpha=meta["alpha"], num_samples=meta["N"], mode="authors", batch_size=1)
+    result = method.finish(method.init(jax.random.key(0), setting.params, setting.model_state, data))
+    trace.accept("batch_size", "of sums that do not depend on it")
+    return [
+        exact("retain_order", np.sort(order), np.sort(inputs["idx_retain"])),
+        exact("n_forget", len(inputs["idx_forget"]), meta["n_forget"]),
+        exact("n_retain", len(order), meta["n_retain"]),
+        exact("n_single_sample_gradients", len(samples), meta["n_single_sample_gradients"]),
+        exact("bn_mode", meta["bn_mode"].split()[0], "eval"),
+        relative("forget_grad", setting.flat(forget, setting.order), arrays["forget_grad"], GRADIENTS),
+        relative("retain_grad_scaled", setting.flat(retain, setting.order), arrays["retain_grad_scaled"], GRADIENTS),
+        relative("perturb", setting.flat(perturbation, setting.order), arrays["perturb"], INFLUENCE),
+        *states("sd_last", to_state_dict(*result), trace.state("sd_last"), INFLUENCED_WEIGHTS),
     ]
 
 
@@ -136,6 +259,9 @@ _REPLAYS = {
     "l1-sparse": _l1_sparse,
     "SalUn mask": _salun_mask,
     "random labels": _random_label,
+    "boundary shrink": _boundary_shrink,
+    "boundary expanding": _boundary_expand,
+    "IU": _influence,
 }
 
 
@@ -143,8 +269,24 @@ def _optimizer(hyper: dict) -> optax.GradientTransformation:
     return sgd(hyper["lr"], momentum=hyper["momentum"], weight_decay=hyper["weight_decay"])
 
 
-def _run(trace: Trace, setting: Setting, method: Method, part: str, *, labels=None, aux=None) -> list[Check]:
-    """All recorded batches, as the given part of the data."""
+def _run(
+    trace: Trace,
+    setting: Setting,
+    method: Method,
+    part: str,
+    *,
+    labels=None,
+    prepare: Callable[[Carry], Carry] | None = None,
+    losses: tuple[str, ...] = (),
+    bn_mode: str | dict = "train",
+) -> list[Check]:
+    """All recorded batches, as the given part of the data.
+
+    Args:
+      labels: in place of the examples' own.
+      prepare: changes the carry before the first step.
+      losses: the metrics of a step that `ce` holds, in its order; by default the first one that is a loss.
+    """
     arrays, meta = trace.arrays, trace.meta
     hyper = meta["hyper"].plain()
     batches = trace.batches("batch")
@@ -155,34 +297,38 @@ def _run(trace: Trace, setting: Setting, method: Method, part: str, *, labels=No
             batch["label"] = given.astype(np.int32)
     data = Data(examples[0], examples[0])
     carry = method.init(jax.random.key(0), setting.params, setting.model_state, data)
-    if aux is not None:
-        carry = carry._replace(aux=aux)
-    losses, norms, checks = [], [], []
+    if prepare is not None:
+        carry = prepare(carry)
+    values, norms, checks = [], [], []
     for index, batch in enumerate(examples):
         if index % steps_per_epoch == 0:
             carry = method.begin_epoch(carry, data)
         carry, metrics = _step(method.step, carry, Batch(**{part: batch}))
-        losses.append(next(float(value) for name, value in metrics.items() if name.startswith("loss_")))
+        names = losses or [name for name in metrics if name.startswith("loss_")][:1]
+        values += [float(metrics[name]) for name in names]
         norms.append(float(metrics["grad_norm"]))
         done = index + 1
         for suffix in [f"step{done}", *(["last"] if done == len(examples) else [])]:
             if any(key.startswith(f"sd_{suffix}/") for key in arrays):
-                got = to_state_dict(carry.params, carry.model_state)
+                got = to_state_dict(*method.finish(carry))
                 checks += states(f"sd_{suffix}", got, trace.state(f"sd_{suffix}"), WEIGHTS)
             if any(key.startswith(f"mom_{suffix}/") for key in arrays):
-                momentum = setting.named(optax.tree_utils.tree_get(carry.opt_state, "trace"))
-                checks += states(f"mom_{suffix}", momentum, trace.state(f"mom_{suffix}"), GRADIENTS)
+                momentum, _ = method.finish(carry._replace(params=optax.tree_utils.tree_get(carry.opt_state, "trace")))
+                checks += states(f"mom_{suffix}", setting.named(momentum), trace.state(f"mom_{suffix}"), GRADIENTS)
+    positions, recorded_mode = np.concatenate(batches), meta["bn_mode"]
+    evaluations = max(1, len(losses))
     return [
-        absolute("ce", losses, arrays["ce"], LOSSES),
-        exact("ce_batch", np.array([len(b) for b in batches]), arrays["ce_batch"]),
+        absolute("ce", values, arrays["ce"], LOSSES),
+        exact("ce_batch", np.repeat([len(b) for b in batches], evaluations), arrays["ce_batch"]),
         relative("gnorm", norms, arrays["gnorm"], GRADIENTS),
         relative("lr", np.full(len(batches), hyper["lr"]), arrays["lr"], 1e-12),
         exact("batch_size", max(map(len, batches)), hyper["batch_size"]),
-        exact("bn_mode", meta["bn_mode"], "train"),
+        exact("epochs", len(positions) / len(np.unique(positions)), hyper["epochs"]),
+        exact("bn_mode", recorded_mode.plain() if isinstance(recorded_mode, Record) else recorded_mode, bn_mode),
         *checks,
     ]
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
+@_quickly
 def _step(step, carry, batch):
     return step(carry, batch)

@@ -19,15 +19,14 @@ MASK_MISMATCHES = 2  # entries
 PROJECTED = 1e-6  # relative
 DUALS = 1e-9  # absolute
 LOGITS = 1e-5  # relative to the largest entry
+INFLUENCE = 3e-4  # relative to the largest entry; the recursion amplifies rounding
+INFLUENCED_WEIGHTS = 5e-5  # relative to the largest entry of the tensor
+PIXELS = 1e-6  # absolute, of images in [0, 1]
 # Of networks whose batches were not chosen to stay away from ReLU kinks: one flipped ReLU moves a few norms. The first
 # is relative to the largest norm of the network, the second, which is ours, of each norm to itself.
 GRADIENT_NORMS = 1e-3
 EACH_GRADIENT_NORM = 2e-2
 ZERO_GRADIENTS = 1e-5  # what rounding leaves of a zero gradient, relative to the norm of the same layer's kernel
-
-
-class NotYetError(Exception):
-    """Nothing replays this trace yet; it counts as skipped."""
 
 
 class Check(NamedTuple):

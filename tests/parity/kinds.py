@@ -16,11 +16,11 @@ Replay = Callable[[Trace], list[Check]]
 
 
 class Kind(NamedTuple):
-    """A kind of trace: the number its file names begin with, if any, and its replay, if there is one yet."""
+    """A kind of trace: the number its file names begin with, if any, and its replay."""
 
     name: str
     prefix: str | None
-    replay: Replay | None
+    replay: Replay
 
 
 KINDS = (

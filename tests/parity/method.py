@@ -485,7 +485,7 @@ class _Epochs:
         due = (int(carry.aux.joint_step) + 1) % self.every == 0
         project = self.project_pattern if batch.forget is not None and self.hyper["project"] and due else None
         functions = (self.setting.model, self.setting.loss_fn, self.hyper["memory_num"])
-        return _step_and_look(self.method, functions, project, self.hyper["lam"], carry, batch)
+        return _step_and_look(self.method.step, functions, project, carry, batch)
 
     def _batch(self, index: int) -> Batch:
         joint = self.trace.arrays["step_kind"][index] == 0
@@ -644,9 +644,8 @@ def _schedule(rate: float, drops: tuple[int, ...]) -> optax.Schedule:
 def _method(loss_fn, drops: tuple[int, ...], trim: str, project: str, hyper: tuple) -> Method:
     """One method per setting, so that traces with the same settings share its compilations."""
     hyper = dict(hyper)
-    optimizer = optimizers.sgd(
-        _schedule(hyper["unlearn_lr"], drops), momentum=hyper["momentum"], weight_decay=hyper["weight_decay"]
-    )
+    rate = _schedule(hyper["unlearn_lr"], drops) if drops else hyper["unlearn_lr"]
+    optimizer = optimizers.sgd(rate, momentum=hyper["momentum"], weight_decay=hyper["weight_decay"])
     return scissorhands(
         loss_fn,
         optimizer,
@@ -667,8 +666,9 @@ def _every(hyper: dict) -> int:
 
 
 # Every trace compiles its step for four shapes of batches and runs it a few times: compiling fast matters more.
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), compiler_options={"xla_backend_optimization_level": 0})
-def _step_and_look(method, setting_functions, project: str | None, forget_weight: float, carry: Carry, batch: Batch):
+# Steps that differ in numbers alone are equal, so that several traces share them.
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), compiler_options={"xla_backend_optimization_level": 0})
+def _step_and_look(step, setting_functions, project: str | None, carry: Carry, batch: Batch):
     """The method's step, and beside it what it does not report; compiled together, so that nothing is computed twice.
 
     Returns the new carry, the step's metrics, its gradient before and after projection, and the retain logits.
@@ -679,7 +679,7 @@ def _step_and_look(method, setting_functions, project: str | None, forget_weight
         before = jax.grad(lambda p: loss_fn(p, carry.model_state, batch.retain, train=True, key=None)[0])(carry.params)
     else:
         _, retain, forget, _ = pair_gradients(loss_fn, carry.params, carry.model_state, batch, None)
-        before = jax.tree.map(lambda r, f: r - forget_weight * f, retain, forget)
+        before = jax.tree.map(lambda r, f: r - carry.aux.forget_weight * f, retain, forget)
     after = before
     if project is not None:
         transform = optax.masked(
@@ -688,7 +688,7 @@ def _step_and_look(method, setting_functions, project: str | None, forget_weight
             mask_compatible_extra_args=True,
         )
         after, _ = transform.update(before, transform.init(before), constraint_grads=carry.aux.constraint_grads)
-    return *method.step(carry, batch), before, after, logits
+    return *step(carry, batch), before, after, logits
 
 
 def _numbers(name: str, got, recorded: np.ndarray, tolerance: float, *, relative_to_largest: bool = False) -> Check:

@@ -1,0 +1,54 @@
+"""The tables by name: the paper's, the variants of the authors' scripts, and of each a small one for two CPU cores."""
+
+from __future__ import annotations
+
+import difflib
+
+from experiments.configs import celebahq, cifar10, cifar100, faces, svhn
+from scissorhands_jax import demo
+from scissorhands_jax.errors import InputError
+from scissorhands_jax.grid import Experiment
+
+CONFIGS = {
+    "demo": lambda: demo.EXPERIMENT,
+    "cifar10": cifar10.ten_percent,
+    "cifar10_20": cifar10.twenty_percent,
+    "cifar10_50": cifar10.fifty_percent,
+    "cifar10_class": cifar10.one_class,
+    "cifar10_ablation": cifar10.ablation,
+    "cifar10_scenarios": cifar10.scenarios,
+    "cifar100": cifar100.ten_percent,
+    "cifar100_20": cifar100.twenty_percent,
+    "cifar100_50": cifar100.fifty_percent,
+    "svhn": svhn.ten_percent,
+    "svhn_20": svhn.twenty_percent,
+    "svhn_class": svhn.one_class,
+    "celebahq": celebahq.identities,
+    "cifar10_small": cifar10.small(cifar10.ten_percent),
+    "cifar10_20_small": cifar10.small(cifar10.twenty_percent),
+    "cifar10_50_small": cifar10.small(cifar10.fifty_percent),
+    "cifar10_class_small": cifar10.small(cifar10.one_class),
+    "cifar10_ablation_small": cifar10.small(cifar10.ablation),
+    "cifar10_scenarios_small": cifar10.small(cifar10.scenarios),
+    "cifar100_small": cifar100.small(cifar100.ten_percent),
+    "cifar100_20_small": cifar100.small(cifar100.twenty_percent),
+    "cifar100_50_small": cifar100.small(cifar100.fifty_percent),
+    "svhn_small": svhn.small(svhn.ten_percent),
+    "svhn_20_small": svhn.small(svhn.twenty_percent),
+    "svhn_class_small": svhn.small(svhn.one_class),
+    "celebahq_small": celebahq.small(celebahq.identities),
+    "faces": faces.identities,
+}
+"""Each makes an `Experiment`."""
+
+
+def load(name: str) -> Experiment:
+    """The experiment of that name.
+
+    Raises:
+      InputError: there is none.
+    """
+    if name not in CONFIGS:
+        near = difflib.get_close_matches(name, CONFIGS, n=3, cutoff=0.4) or list(CONFIGS)
+        raise InputError(f"there is no configuration {name!r}; near matches: {', '.join(near)}")
+    return CONFIGS[name]()

@@ -1,0 +1,94 @@
+"""What the tables share: every method at the authors' settings, and the small version of a table."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from scissorhands_jax.grid import Experiment, Scenario
+from scissorhands_jax.methods import METHODS, MethodSettings
+from scissorhands_jax.methods.finetune import FinetuneSettings
+from scissorhands_jax.methods.retrain import RetrainSettings
+
+Settings = dict[str, MethodSettings]
+SMALL_NETWORK: dict[str, Any] = {"stage_sizes": (1, 1, 1, 1), "widths": (16, 32, 64, 128), "stem": "imagenet"}
+"""A ResNet-18 with one block per stage and a quarter of its channels, on images that the stem halves twice. With the
+other stem it would take seven times as long on a CPU."""
+
+
+def every_method(*, upper: str, **changes: Mapping[str, Any]) -> Settings:
+    """All methods of the registry but `retrain`, and the published code beside Scissorhands.
+
+    Args:
+      upper: the layers that Scissorhands trims and projects and that CF-k and EU-k train (`trees.select`).
+      **changes: by method, settings other than the defaults, which are the authors' for CIFAR-10.
+    """
+    layers = {"scissorhands": {"trim": upper}, "cf_k": {"layers": upper}, "eu_k": {"layers": upper}}
+    methods = {
+        name: kind(**{**layers.get(name, {}), **changes.get(name, {})})
+        for name, kind in METHODS.items()
+        if name != "retrain"
+    }
+    published = {"mode": "authors", "project": upper}
+    methods["scissorhands, published code"] = dataclasses.replace(methods["scissorhands"], **published)
+    return methods
+
+
+def smaller(
+    experiment: Callable[[], Experiment], changes: Mapping[str, Mapping[str, Any]], **fields: Any
+) -> Callable[[], Experiment]:
+    """The same table on a small network and a few thousand images: one seed in ten minutes on 2 CPU cores.
+
+    Without augmentation a small network knows few images by heart after some epochs, and is far worse on others, so
+    that what was seen can be told from what was not.
+
+    Args:
+      experiment: of full size.
+      changes: settings by method that fit the small network; for the rows of a method that have others, too.
+      **fields: of the experiment, other than those chosen here.
+    """
+
+    def make() -> Experiment:
+        full = experiment()
+        scenarios = tuple(
+            dataclasses.replace(
+                scenario,
+                methods={
+                    label: dataclasses.replace(settings, **_fitting(label, scenario, changes))
+                    for label, settings in scenario.methods.items()
+                },
+            )
+            for scenario in full.scenarios
+        )
+        chosen = {
+            "name": f"{full.name}_small",
+            "model": "resnet18",
+            "model_options": SMALL_NETWORK,
+            "train_limit": 5_000,
+            "test_limit": 2_000,
+            "augment": False,
+            "training": RetrainSettings(epochs=25, batch_size=64, learning_rate=0.1, milestones=(15, 21)),
+            "relearn_epochs": 10,
+            "relearning": FinetuneSettings(learning_rate=1e-2, batch_size=64),
+            "gradcam_layer": "layer2",
+            "checkpoint_cells": False,
+        }
+        return dataclasses.replace(full, scenarios=scenarios, **{**chosen, **fields})
+
+    return make
+
+
+def _fitting(label: str, scenario: Scenario, changes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The changes for one row, but for what it sweeps, or has otherwise than the plain row of its method."""
+    settings = scenario.methods[label]
+    name = next(name for name, kind in METHODS.items() if type(settings) is kind)
+    # Methods without epochs take no steps; their settings have no learning rate either.
+    shared = {} if settings.epochs == 0 else changes.get("all", {})
+    fitting = {"batch_size": 64, **shared, **changes.get(name, {})}
+    plain, swept = scenario.methods.get(name, settings), scenario.sweeps.get(label, {}).get("name")
+    return {
+        field: value
+        for field, value in fitting.items()
+        if field != swept and getattr(settings, field) == getattr(plain, field)
+    }

@@ -1,0 +1,43 @@
+"""The ORL faces, 40 people with 10 photographs each: 4 people are forgotten; minutes per seed on 2 CPU cores.
+
+    python -m experiments.run --config faces --data-dir data --seeds 0,1,2
+
+It stands in for CelebAMask-HQ (`celebahq`): grey, small, but real identities.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from experiments.configs import common
+from scissorhands_jax.grid import Experiment, Scenario
+from scissorhands_jax.methods.finetune import FinetuneSettings
+from scissorhands_jax.methods.retrain import RetrainSettings
+
+_UPPER = "layer4|fc"
+
+
+def identities() -> Experiment:
+    """Four people, drawn by the seed."""
+    methods = common.every_method(upper=_UPPER, **SMALL)
+    return Experiment(
+        name="faces",
+        dataset="orl_faces",
+        model="resnet18",
+        model_options={**common.SMALL_NETWORK, "mean": (0.45,), "std": (0.2,)},
+        image_size=(56, 46),
+        validation_share=0.125,
+        augment=False,
+        training=RetrainSettings(epochs=40, batch_size=32, learning_rate=0.05, milestones=(25, 35)),
+        scenarios=(Scenario(name="4 of 40 identities", forget=("identity:random:4",), methods=methods),),
+        gradcam_layer="layer2",
+        relearn_epochs=10,
+        relearning=FinetuneSettings(learning_rate=1e-2, batch_size=32),
+        paper_table="table2_celebahq",
+    )
+
+
+SMALL: dict[str, dict[str, Any]] = {
+    name: {"epochs": 5, "batch_size": 32} for name in common.METHODS if name not in ("retrain", "influence", "ssd")
+}
+SMALL["scissorhands"] |= {"trim": _UPPER, "learning_rate": 1e-2, "forget_weight": 0.1}

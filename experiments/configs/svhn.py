@@ -1,0 +1,50 @@
+"""SVHN (the paper's Table 1): no augmentation, 50 epochs of training, at the authors' settings.
+
+scissorhands data prepare svhn --from train_32x32.mat test_32x32.mat --data-dir data
+python -m experiments.run --config svhn --data-dir data --seeds 0,1,2
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from experiments.configs import cifar10, common
+from scissorhands_jax.grid import Experiment, Scenario
+from scissorhands_jax.methods.retrain import RetrainSettings
+
+
+def _table(
+    name: str, scenario: str, forget: str, *, upper: str, forget_weight: float = 0.01, table: str | None = None
+) -> Experiment:
+    settings = {"batch_size": 256, "fraction": 0.1, "forget_weight": forget_weight, "learning_rate": 1e-3}
+    methods = common.every_method(upper=upper, scissorhands=settings)
+    return dataclasses.replace(
+        cifar10.ten_percent(),
+        name=name,
+        dataset="svhn",
+        augment=False,
+        training=RetrainSettings(epochs=50, batch_size=256, learning_rate=0.1, milestones=()),
+        scenarios=(Scenario(name=scenario, forget=(forget,), methods=methods),),
+        paper_table=table,
+    )
+
+
+def ten_percent() -> Experiment:
+    """A random tenth."""
+    return _table("svhn", "random 10 %", "random:0.1", upper=cifar10.UPPER, table="table1_svhn")
+
+
+def twenty_percent() -> Experiment:
+    """A random fifth."""
+    return _table("svhn_20", "random 20 %", "random:0.2", upper=cifar10.UPPER)
+
+
+def one_class() -> Experiment:
+    """One digit, the seed's."""
+    return _table("svhn_class", "one class", "class:{seed}", upper="layer4|fc", forget_weight=0.1)
+
+
+def small(experiment: Callable[[], Experiment]) -> Callable[[], Experiment]:
+    """The small version."""
+    return common.smaller(experiment, cifar10.SMALL)

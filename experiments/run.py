@@ -1,0 +1,75 @@
+"""Fills a table: `python -m experiments.run --config cifar10_small --data-dir data --seeds 0,1,2`.
+
+A table that was stopped goes on when the same command is typed again. Settings of the experiment follow as NAME=VALUE,
+such as `train_limit=500 training.epochs=2`; `python -m experiments.tables` renders the results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from experiments import configs
+from scissorhands_jax import config, grid, report
+from scissorhands_jax.errors import InputError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one table and returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.run", description=__doc__.partition("\n")[0])
+    parser.add_argument("--config", required=True, metavar="NAME", help=", ".join(configs.CONFIGS))
+    parser.add_argument("--seeds", default="0,1,2", metavar="N,N,...", help="default 0,1,2")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder of the data set's files")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default runs/NAME")
+    parser.add_argument("--networks", type=Path, metavar="DIR", help="trained networks to share; default OUT/networks")
+    parser.add_argument("--only", metavar="REGEX", help="methods whose name matches")
+    parser.add_argument("--overwrite", action="store_true", help="replace the table in OUT")
+    parser.add_argument("settings", nargs="*", metavar="NAME=VALUE")
+    options = parser.parse_args(arguments)
+    console = Console(stderr=True)
+    try:
+        experiment = config.override(configs.load(options.config), options.settings)
+        out = options.out or Path("runs") / options.config
+        seeds = read_seeds(options.seeds)
+        document = grid.run_grid(
+            experiment,
+            out,
+            seeds=seeds,
+            data_dir=options.data_dir,
+            networks=options.networks,
+            only=options.only,
+            overwrite=options.overwrite,
+            console=console,
+        )
+        shown = [label for label in ("scissorhands",) if re.search(options.only or "", label)]
+        picture = grid.gradcam_picture(
+            experiment, out, seed=seeds[0], labels=shown, data_dir=options.data_dir, networks=options.networks
+        )
+    except InputError as error:
+        console.print(f"[bold red]error:[/] {error}", soft_wrap=True)
+        return 2
+    figures = [] if picture is None else [picture]
+    grid.write_report(out, document, title=experiment.name, prose=[], figures=figures)
+    for figure in figures:
+        (out / "gradcam.png").write_bytes(report.figure_png(figure.figure))
+    report.print_tables(document["rows"], Console())
+    return 0
+
+
+def read_seeds(text: str) -> list[int]:
+    """Seeds from `0,1,2`.
+
+    Raises:
+      InputError: that is not what it is.
+    """
+    if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", text):
+        raise InputError(f"--seeds must be numbers with commas between them, got {text!r}")
+    return [int(seed) for seed in text.split(",")]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""How close tuning without an oracle comes to tuning with one.
+
+    python -m experiments.run --config cifar10_small --data-dir data --seeds 0,1,2 --only NOTHING
+    python -m experiments.tuning --config cifar10_small --data-dir data --seeds 0,1,2 --trials 12 \
+        --networks runs/cifar10_small/networks --out experiments/results/cifar10_small/tuning.json
+
+Every trial is scored on validation data, as `scissorhands tune` does it, and beside that against the retrained network,
+which the choice never sees.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from scipy import stats
+
+from experiments import configs
+from experiments.run import read_seeds
+from scissorhands_jax import config, evaluation, files, grid, metrics, report, tuning, unlearning
+from scissorhands_jax.errors import InputError
+from scissorhands_jax.progress import progress_bar
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Tunes on every seed, writes the trials and returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.tuning", description=__doc__.partition("\n")[0])
+    parser.add_argument("--config", required=True, metavar="NAME")
+    parser.add_argument("--only", default="^scissorhands$", metavar="REGEX", help="methods; default scissorhands")
+    parser.add_argument("--seeds", default="0,1,2", metavar="N,N,...", help="default 0,1,2")
+    parser.add_argument("--trials", type=int, default=12, metavar="N", help="budget per seed (default 12)")
+    parser.add_argument("--data-dir", metavar="DIR")
+    parser.add_argument("--networks", type=Path, required=True, metavar="DIR", help="trained networks, made if missing")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE")
+    parser.add_argument("settings", nargs="*", metavar="NAME=VALUE")
+    options = parser.parse_args(arguments)
+    console = Console(stderr=True)
+    try:
+        experiment = config.override(configs.load(options.config), options.settings)
+        table = grid.Table(experiment, options.data_dir, options.networks.parent, options.networks)
+        labels = [label for label in experiment.scenarios[0].methods if re.search(options.only, label)]
+        seeds = read_seeds(options.seeds)
+        rows = []
+        for seed, label in itertools.product(seeds, labels):
+            rows.append(tune_beside_oracle(table, label, seed, options.trials))
+            _write(options.out, {"rows": rows, "config": table.resolved, **report.environment()})
+            console.print(_line(rows[-1]), highlight=False)
+    except InputError as error:
+        console.print(f"[bold red]error:[/] {error}", soft_wrap=True)
+        return 2
+    return 0
+
+
+def tune_beside_oracle(table: grid.Table, label: str, seed: int, trials: int) -> dict[str, Any]:
+    """One tuning in the first scenario, with every trial's Avg. Gap beside its score."""
+    scenario = table.experiment.scenarios[0]
+    settings = scenario.methods[label]
+    setting = grid.Setting(table, scenario, seed)
+    with progress_bar(Console(stderr=True)) as progress:
+        original, retrained = setting.original(progress), setting.retrained(progress)
+        oracle = _evaluate(table, setting, retrained.params, retrained.model_state)
+        task = progress.add_task(f"seed {seed}: {label}", total=trials, note="")
+
+        def observe(params, model_state):
+            return {"avg_gap": metrics.average_gap(_evaluate(table, setting, params, model_state), oracle)}
+
+        def on_trial(number, trial):
+            gap = trial.observed.get("avg_gap", float("nan"))
+            progress.update(task, completed=number, note=f"score {trial.score:.2f}, Avg. Gap {gap:.2f}")
+
+        result = tuning.tune(
+            table.model,
+            table.method,
+            settings,
+            jax.random.fold_in(jax.random.key(seed), 3),
+            original.params,
+            original.model_state,
+            setting.data,
+            setting.validation,
+            whole_classes=any(spec.startswith(("class:", "identity:")) for spec in scenario.forget),
+            space=unlearning.TUNED.get(label.partition(",")[0], {"learning_rate": (1e-4, 1e-1)}),
+            num_trials=trials,
+            on_trial=on_trial,
+            observe=observe,
+        )
+        progress.remove_task(task)
+    whole = [trial for trial in result.trials if trial.observed]
+    gaps = [trial.observed["avg_gap"] for trial in whole]
+    untouched = _evaluate(table, setting, original.params, original.model_state)
+    return {
+        "method": label,
+        "seed": seed,
+        "gap": {
+            "original": metrics.average_gap(untouched, oracle),
+            "default settings": result.trials[0].observed.get("avg_gap", float("nan")),
+            "tuned without oracle": result.best.observed["avg_gap"],
+            "tuned with oracle": min(gaps),
+            "median trial": float(np.median(gaps)),
+        },
+        "rank_correlation": float(stats.spearmanr([trial.score for trial in whole], gaps).statistic),
+        **tuning.as_dict(result),
+    }
+
+
+def _line(row: dict[str, Any]) -> str:
+    gaps = ", ".join(f"{name} {gap:.2f}" for name, gap in row["gap"].items())
+    changes = " ".join(f"{name}={value:g}" for name, value in row["best"]["changes"].items())
+    correlation = f"rank correlation {row['rank_correlation']:.2f}"
+    return f"{row['method']}, seed {row['seed']}: {changes}; Avg. Gap: {gaps}; {correlation}"
+
+
+def _write(path: Path, document: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_text(path, json.dumps(document, indent=2) + "\n")
+
+
+def _evaluate(table: grid.Table, setting: grid.Setting, params, model_state) -> dict[str, Any]:
+    return evaluation.evaluate(table.model, params, model_state, setting.data, setting.test, seed=setting.seed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""Bad Teacher (Chundawat et al., AAAI 2023): learn from an incompetent teacher what to forget."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from scissorhands_jax import data as data_lib
+from scissorhands_jax import losses, trees
+from scissorhands_jax.base import Batch, Data, Key, Method, Model, ModelState, Params, StatefulLossFn
+from scissorhands_jax.errors import InputError
+from scissorhands_jax.methods._gradient import descend, mixed_batches
+from scissorhands_jax.methods.settings import TrainingSettings
+
+
+class Teachers(NamedTuple):
+    """Two networks in evaluation mode, each params and model state."""
+
+    competent: tuple[Params, ModelState]  # the original
+    incompetent: tuple[Params, ModelState]  # freshly drawn
+
+
+def bad_teacher(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    *,
+    retain_fraction: float = 0.3,
+    temperature: float = 1.0,
+    augment: losses.Augment | None = None,
+    batch_size: int = 256,
+) -> Method:
+    """Minimises the divergence from a random network on forget and from the original on retain examples.
+
+    With c the original, b a network that `model.init` draws, s the student, which starts as c, over mixed batches:
+
+      mean over the batch of  T^2 KL(softmax(t(x) / T) || softmax(s(x) / T)),  t = b on forget, c on retain examples
+
+    Labels are not read. A subset of the retain set, drawn once, stands for all of it. The authors' settings:
+    retain_fraction 0.3, T = 1, one epoch of Adam at 1e-4, batch 256; their code also divides by the number of classes
+    and has no T^2.
+
+    Args:
+      retain_fraction: share of the retain set that is read, in (0, 1].
+      temperature: T, above 0.
+      augment: as for `classification_loss`; teachers and student see the same images.
+
+    Raises:
+      InputError: a setting is out of its range.
+    """
+    if not 0 < retain_fraction <= 1:
+        raise InputError(f"retain_fraction must lie above 0 and not above 1, got {retain_fraction}")
+    losses.check_temperature(temperature)
+    mixed = mixed_batches(batch_size)
+
+    def aux(key: Key, params: Params, model_state: ModelState, data: Data) -> Teachers:
+        del data
+        return Teachers(trees.copy((params, model_state)), model.init(key))
+
+    def objective(params, carry, batch, key):
+        count = data_lib.size(batch.forget)
+        images = jnp.concatenate([batch.forget["image"], batch.retain["image"]])
+        images, key = losses.augmented(augment, key, images)
+        incompetent = losses.teacher_logits(model, carry.aux.incompetent, images[:count])
+        competent = losses.teacher_logits(model, carry.aux.competent, images[count:])
+        student, model_state = model.apply(params, carry.model_state, images, train=True, key=key)
+        forget = losses.kl_divergence(incompetent, student[:count], temperature=temperature)
+        retain = losses.kl_divergence(competent, student[count:], temperature=temperature)
+        share = count / len(images)
+        loss = share * forget + (1 - share) * retain
+        return loss, (model_state, {"loss_mixed": loss, "kl_forget": forget, "kl_retain": retain})
+
+    def batches(key: Key, data: Data, epoch: int) -> Iterable[Batch]:
+        subset_key, key = jax.random.split(key)
+        total = data_lib.size(data.retain)
+        # A data set of positions: what is drawn from it are positions in the retain set.
+        subset = data_lib.permutation(subset_key, total)[: max(1, round(retain_fraction * total))]
+        for batch in mixed(key, data._replace(retain=subset), epoch):
+            yield batch._replace(retain=subset[batch.retain])
+
+    return descend(objective, optimizer, batches=batches, reads=("forget", "retain"), aux=aux)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BadTeacherSettings(TrainingSettings):
+    """Ours, but for the subset and the temperature: SGD, where the authors take one epoch of Adam."""
+
+    batch_size: int = 256
+    learning_rate: float = 1e-2
+    retain_fraction: float = 0.3
+    temperature: float = 1.0
+
+    def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
+        """The configured method."""
+        del num_classes
+        method = bad_teacher(
+            model,
+            self.optimizer(),
+            retain_fraction=self.retain_fraction,
+            temperature=self.temperature,
+            augment=losses.augmentation_of(loss_fn),
+            batch_size=self.batch_size,
+        )
+        return self.scheduled(method)

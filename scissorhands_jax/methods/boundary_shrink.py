@@ -1,0 +1,168 @@
+"""Boundary shrinking (Chen et al., CVPR 2023): give the forget examples to the class behind their nearest boundary."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from scissorhands_jax import trees
+from scissorhands_jax.base import Data, Key, Method, Model, ModelState, Params, Scalar, StatefulLossFn
+from scissorhands_jax.errors import InputError
+from scissorhands_jax.losses import cross_entropy
+from scissorhands_jax.methods._gradient import descend, forget_batches
+from scissorhands_jax.methods.settings import TrainingSettings
+from scissorhands_jax.models.layers import as_float
+
+Mode = Literal["paper", "authors"]
+Clip = tuple[float, float]
+
+
+def boundary_shrink(
+    model: Model,
+    loss_fn: StatefulLossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    step_size: float = 0.1,
+    clip: Clip | None = (0.0, 1.0),
+    mode: Mode = "paper",
+    batch_size: int = 256,
+) -> Method:
+    """Minimises the loss of forget examples (x, y) with the label `argmax_{j != y} f_j(x + step_size sign(dL/dx))`.
+
+    f is the original network, frozen and in evaluation mode, and L its cross-entropy: one fast-gradient-sign step over
+    the nearest boundary tells the nearest wrong class. The network itself sees the clean x, in train mode. In
+    `mode="authors"` the label may be the true one where x stays on its side of the boundary, and x + ... is rounded to
+    multiples of 1/255. The authors' setting for CIFAR-10: step 0.1, 10 epochs, `sgd(1e-6)`, batch 256.
+
+    Args:
+      loss_fn: of batches `{"image", "label"}`, whose label is replaced.
+      step_size: in units of the images as floats, at least 0; uint8 images count as multiples of 1/255, as in
+        `models.layers.as_float`, and reach the frozen network that way.
+      clip: range of valid images, which x + ... is clipped to; None does not clip.
+
+    Raises:
+      InputError: a setting is out of its range; by `init`, in paper mode, if forget images lie outside `clip`.
+    """
+    if mode not in ("paper", "authors"):
+        raise InputError(f"mode must be paper or authors, got {mode!r}")
+    if not step_size >= 0:
+        raise InputError(f"step_size must not be negative, got {step_size}")
+    if clip is not None and not clip[0] < clip[1]:
+        raise InputError(f"clip must be a range such as (0.0, 1.0), got {clip}")
+
+    def aux(key: Key, params: Params, model_state: ModelState, data: Data) -> tuple[Params, ModelState]:
+        del key
+        if clip is not None and mode == "paper":
+            _check_range(data.forget["image"], clip)
+        return trees.copy((params, model_state))
+
+    def objective(params, carry, batch, key):
+        examples, (frozen, frozen_state) = batch.forget, carry.aux
+        images, original_loss = adversarial_images(
+            model,
+            frozen,
+            frozen_state,
+            examples["image"],
+            examples["label"],
+            step_size=step_size,
+            clip=clip,
+            rounded=mode == "authors",
+        )
+        labels = boundary_labels(model, frozen, frozen_state, images, examples["label"], any_label=mode == "authors")
+        loss, model_state = loss_fn(params, carry.model_state, {**examples, "label": labels}, train=True, key=key)
+        return loss, (model_state, {"loss_relabelled": loss, "loss_original": original_loss})
+
+    return descend(objective, optimizer, batches=forget_batches(batch_size), reads=("forget",), aux=aux)
+
+
+def adversarial_images(
+    model: Model,
+    params: Params,
+    model_state: ModelState,
+    images: jax.Array,
+    labels: jax.Array,
+    *,
+    step_size: float,
+    clip: Clip | None,
+    rounded: bool = False,
+) -> tuple[jax.Array, Scalar]:
+    """One fast-gradient-sign step (Goodfellow et al., 2015) that raises the cross-entropy, in evaluation mode.
+
+    Args:
+      images: shape=(N, ...), floating point or uint8. labels: shape=(N,), integers.
+      rounded: to multiples of 1/255, halves to even, as 8-bit images in [0, 1] are stored.
+
+    Returns:
+      Floating point images, and the mean cross-entropy of the given ones.
+    """
+    images = as_float(images)
+
+    def loss(x):
+        return cross_entropy(model.apply(params, model_state, x, train=False)[0], labels)
+
+    value, gradient = jax.value_and_grad(loss)(images)
+    moved = images + step_size * jnp.sign(gradient)
+    if clip is not None:
+        moved = jnp.clip(moved, *clip)
+    if rounded:
+        moved = jnp.round(moved * 255) / 255
+    return moved, value
+
+
+def boundary_labels(
+    model: Model,
+    params: Params,
+    model_state: ModelState,
+    images: jax.Array,
+    labels: jax.Array,
+    *,
+    any_label: bool = False,
+) -> jax.Array:
+    """The most likely class of each image in evaluation mode, other than its label unless `any_label`.
+
+    labels: shape=(N,), integers; the result has the same shape and dtype.
+    """
+    logits, _ = model.apply(params, model_state, images, train=False)
+    if not any_label:
+        true = labels[:, None] == jnp.arange(logits.shape[-1], dtype=labels.dtype)[None]
+        logits = jnp.where(true, -jnp.inf, logits)
+    return jnp.argmax(logits, axis=-1).astype(labels.dtype)
+
+
+def _check_range(images: jax.Array, clip: Clip) -> None:
+    low, high = map(float, as_float(jnp.stack([jnp.min(images), jnp.max(images)])))
+    if not clip[0] <= low <= high <= clip[1]:
+        raise InputError(
+            f"the forget images reach from {low:.4g} to {high:.4g}, outside clip = {clip}; give the range of valid "
+            "images, or None"
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BoundaryShrinkSettings(TrainingSettings):
+    """The authors' CIFAR-10 settings."""
+
+    batch_size: int = 256
+    learning_rate: float = 1e-6
+    step_size: float = 0.1
+    clip: bool = True
+    """Whether adversarial images are clipped to [0, 1]."""
+    mode: Mode = "paper"
+
+    def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
+        """The configured method."""
+        del num_classes
+        method = boundary_shrink(
+            model,
+            loss_fn,
+            self.optimizer(),
+            step_size=self.step_size,
+            clip=(0.0, 1.0) if self.clip else None,
+            mode=self.mode,
+            batch_size=self.batch_size,
+        )
+        return self.scheduled(method)

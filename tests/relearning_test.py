@@ -1,0 +1,63 @@
+"""Relearn time: epochs are counted from the unlearned network, and one optimizer runs through all of them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scissorhands_jax.base import Data
+from scissorhands_jax.errors import InputError
+from scissorhands_jax.methods.finetune import FinetuneSettings
+from scissorhands_jax.relearning import relearn_time
+from scissorhands_jax.training import run
+from tests import tiny
+
+KEY = jax.random.key(3)
+FORGET = tiny.examples(8, 1)
+METHOD = tiny.method("finetune", augment=False)
+
+
+def relearn(target, max_epochs, method=METHOD):
+    return relearn_time(tiny.model(), method, KEY, *tiny.start(), FORGET, target=target, max_epochs=max_epochs)
+
+
+def test_what_was_never_lost_is_back_after_no_epoch():
+    result = relearn(0.0, 3)
+    assert result.epochs == 0
+    assert len(result.curve) == 1
+
+
+def test_the_cap_is_kept_and_said():
+    result = relearn(101.0, 2)
+    assert result.epochs is None
+    assert len(result.curve) == 3
+
+
+def test_the_count_is_the_first_epoch_that_reaches_the_target():
+    curve = relearn(101.0, 6).curve
+    target = max(curve)
+    assert target > curve[0], "the network must learn something for this test"
+    result = relearn(target, 6)
+    assert result.epochs == curve.index(target)
+    assert result.curve == curve[: result.epochs + 1]
+
+
+def test_momentum_goes_on_from_epoch_to_epoch():
+    """Two epochs here are two epochs of one run, given the same order of examples."""
+    whole = {"image": FORGET["image"], "label": FORGET["label"]}
+    settings = FinetuneSettings(epochs=1, batch_size=8, learning_rate=0.05, momentum=0.9)
+    method = settings.build(tiny.model(), tiny.loss(), tiny.CLASSES)
+    one_batch = method._replace(batches=lambda key, data, epoch: [next(iter(method.batches(KEY, data, 0)))])
+    expected = run(one_batch, KEY, *tiny.start(), Data(None, whole), num_epochs=2)
+    seen = []
+    spy = one_batch._replace(
+        begin_epoch=lambda carry, data: (seen.append(jax.tree.map(jnp.copy, carry.params)), carry)[1]
+    )
+    relearn(101.0, 3, spy)
+    for got, wanted in zip(jax.tree.leaves(seen[2]), jax.tree.leaves(expected.params), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_cap_below_one_is_refused():
+    with pytest.raises(InputError, match="at least 1 epoch, got 0"):
+        relearn(50.0, 0)
