@@ -33,6 +33,7 @@ def open_folder(
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; name a folder for the run")
+    description = json.loads(json.dumps(description))  # as it will be read again: tuples become lists
     file = folder / RUN_FILE
     if file.exists() and not overwrite:
         if not resume:

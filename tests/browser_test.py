@@ -16,8 +16,6 @@ import pytest
 from scissorhands_jax import report
 from tests.report_test import gradcam_arguments, sweep_rows
 
-pytestmark = pytest.mark.xdist_group("browser")  # one browser for all
-
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),

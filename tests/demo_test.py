@@ -7,8 +7,6 @@ import pytest
 from scissorhands_jax import checkpoints, cli
 from scissorhands_jax.report import ROW_FIELDS
 
-pytestmark = pytest.mark.xdist_group("demo")  # one run for all
-
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):

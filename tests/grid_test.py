@@ -53,9 +53,6 @@ def cells(document):
     return {(cell["scenario"], cell["method"]): cell for cell in document["cells"]}
 
 
-pytestmark = pytest.mark.xdist_group("grid")
-
-
 class TestTable:
     def test_there_is_a_row_per_scenario_and_method(self, table):
         _, document = table

@@ -25,6 +25,7 @@ from scissorhands_jax.models.resnet import ResNet, cifar_resnet, pad_shortcut
 
 KEY = jax.random.key(0)
 SIZES = {
+    "resnet8": 75_290,  # 432 + 32 + 4,672 + 13,952 + 55,552 + 650: stem, its norm, three blocks, head
     "resnet20": 269_722,
     "resnet32": 464_154,
     "resnet44": 658_586,

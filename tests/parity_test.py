@@ -36,12 +36,6 @@ FALSIFICATIONS = {
 FREE = {"inputs": ["y"], "network": ["arch", "train_accuracy_full"]}
 
 
-def grouped(values, whole_epochs):
-    """The values as parameters; those of whole epochs share compilations, so one worker takes them all."""
-    mark = pytest.mark.xdist_group("epochs")
-    return [pytest.param(value, marks=mark if whole_epochs(value) else ()) for value in values]
-
-
 @functools.cache
 def folder():
     return Folder(TRACES)
@@ -121,13 +115,13 @@ def forge(shared, tmp_path):
     return lambda kind: Forgery(tmp_path, first_of(kind))
 
 
-@pytest.mark.parametrize("name", grouped(NAMES, lambda name: name[:2] in ("04", "05")))
+@pytest.mark.parametrize("name", NAMES)
 def test_trace_replays(shared, name):
     outcome = parity.replay(folder(), name)
     assert outcome.ok, "\n".join(map(str, [outcome, *outcome.failed]))
 
 
-@pytest.mark.parametrize("kind", grouped(FALSIFICATIONS, lambda kind: "epoch" in kind))
+@pytest.mark.parametrize("kind", list(FALSIFICATIONS))
 def test_any_falsified_value_is_found(forge, kind):
     forgery, rng = forge(kind), random.Random(0)
     assert forgery.unchanged().ok, "the unchanged trace fails, so its falsifications would prove nothing"

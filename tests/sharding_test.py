@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 DEVICES = 8
-pytestmark = pytest.mark.xdist_group("sharding")  # one process for all
 CHECKS = ("masks", "ties", "reinitialize", "projection", "saliency", "run")
 
 
