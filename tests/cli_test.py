@@ -108,7 +108,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(weights, tmp_
 
 
 def test_a_run_killed_at_a_random_moment_resumes_to_the_same_bits(weights, tmp_path):
-    more = ["--epochs", "6", "--checkpoint-every", "3", "--batch-size", "32", "method.trim=layer2|head"]
+    more = ["--epochs", "3", "--checkpoint-every", "3", "--batch-size", "64", "method.trim=layer2|head"]
     assert unlearn(weights, tmp_path / "whole", *more) == 0
     out = tmp_path / "killed"
     command = [sys.executable, "-m", "scissorhands_jax", "unlearn", "--weights", str(weights), *NETWORK]
