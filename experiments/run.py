@@ -45,7 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
             overwrite=options.overwrite,
             console=console,
         )
-        shown = [label for label in ("scissorhands",) if re.search(options.only or "", label)]
+        done = {cell["method"] for cell in document["cells"] if cell["seed"] == seeds[0]}
+        shown = [label for label in ("scissorhands",) if label in done]
         picture = grid.gradcam_picture(
             experiment, out, seed=seeds[0], labels=shown, data_dir=options.data_dir, networks=options.networks
         )

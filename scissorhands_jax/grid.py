@@ -38,7 +38,7 @@ from scissorhands_jax import (
 from scissorhands_jax import data as data_lib
 from scissorhands_jax.base import Data, Dataset, Method, Model, ModelState, Params
 from scissorhands_jax.errors import InputError, NonFiniteError
-from scissorhands_jax.methods import TrainingSettings, describe
+from scissorhands_jax.methods import MethodSettings, describe
 from scissorhands_jax.methods.finetune import FinetuneSettings
 from scissorhands_jax.methods.retrain import RetrainSettings
 from scissorhands_jax.progress import follow, progress_bar
@@ -58,7 +58,7 @@ class Scenario:
     `flipped` stands for the examples whose labels were flipped: corrective unlearning."""
     flipped_labels: float = 0.0
     """Share of the training examples that carry a wrong label from the start."""
-    methods: Mapping[str, TrainingSettings]
+    methods: Mapping[str, MethodSettings]
     """Settings by the label of their row; the original and the retrained network come by themselves."""
     sweeps: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     """For a figure: by label, `{"name": swept setting, "value": its value}`."""
@@ -130,7 +130,8 @@ def run_grid(
       out: the folder; a table of the same experiment in it is continued.
       data_dir: the folder of the data set's files.
       seeds: each draws its own forget set, original, retrained and unlearned networks.
-      networks: where trained networks are kept and found, to share them between experiments; default `out/networks`.
+      networks: where originals and retrained networks are kept and found, to share them between experiments; default
+        `out/networks`, where the unlearned ones always are.
       only: a regular expression; only rows whose label it matches are made (the references always are).
       overwrite: replace a table that is there.
       console: for progress; default stderr.
@@ -143,10 +144,14 @@ def run_grid(
     console = console or Console(stderr=True)
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise InputError(f"seeds must be different numbers from 0 on, got {list(seeds)}")
+    try:
+        chosen = re.compile(only or "")
+    except re.error as error:
+        raise InputError(f"the choice of methods {only!r} is not a regular expression: {error}") from error
     table = Table(experiment, data_dir, out, networks or out / "networks")
     runs.open_folder(out, {"command": "grid", **table.resolved}, overwrite=overwrite, resume=True)
     with progress_bar(console) as progress:
-        table.fill(progress, seeds, re.compile(only or ""))
+        table.fill(progress, seeds, chosen)
     return table.document
 
 
@@ -280,7 +285,7 @@ class Table:
                 progress.advance(task)
         self.collect()
 
-    def method(self, settings: TrainingSettings) -> Method:
+    def method(self, settings: MethodSettings) -> Method:
         """Built once per settings, so that it compiles once for all seeds."""
         key = repr(settings)
         if key not in self.built:
@@ -304,28 +309,23 @@ class Table:
             "rows": rows,
             "cells": cells,
             "failures": [cell for cell in found if "failure" in cell],
-            "config": {
-                "experiment": self.experiment.name,
-                "paper_table": self.experiment.paper_table,
-                **self.resolved,
-            },
+            "config": {"experiment": self.experiment.name, **self.resolved},
             "seconds": time.perf_counter() - self.started,
             **report.environment(),
         }
         report.write_results(self.out / runs.RESULTS_FILE, self.document)
 
-    def load(self, name: str) -> Network:
-        """The network of that name from its folder.
+    def load(self, folder: Path) -> Network:
+        """The network in a folder.
 
         Raises:
-          CheckpointError: it is not there.
+          CheckpointError: there is none.
         """
-        network = checkpoints.load_network(self.networks / name, *self.model.init(jax.random.key(0)))
-        return Network(*network, self.costs.get(name))
+        network = checkpoints.load_network(folder, *self.model.init(jax.random.key(0)))
+        return Network(*network, self.costs.get(folder.name))
 
-    def train(self, name: str, examples: Data, seed: int, progress: Progress) -> Network:
-        """The network of that name from its folder, or trained on the retain set of `examples` and put there."""
-        folder = self.networks / name
+    def train(self, folder: Path, examples: Data, seed: int, progress: Progress) -> Network:
+        """The network in a folder, or trained on the retain set of `examples` and put there."""
         identity = {
             "seed": seed,
             "trained_on": checkpoints.checksum(examples.retain),
@@ -340,15 +340,14 @@ class Table:
                     f"the network in {folder} was made with {key} = {found[key]!r}, not {identity[key]!r}; remove it, "
                     "or name another folder"
                 )
-            return self.load(name)
-        network = self.run(
-            name, self.experiment.training, jax.random.fold_in(jax.random.key(seed), 0), None, examples, progress
-        )
+            return self.load(folder)
+        key = jax.random.fold_in(jax.random.key(seed), 0)
+        network = self.run(folder.name, self.experiment.training, key, None, examples, progress)
         checkpoints.save_network(folder, network.params, network.model_state, identity)
-        self.costs[name] = network.cost
+        self.costs[folder.name] = network.cost
         return network
 
-    def run(self, name, settings: TrainingSettings, key, start: Network | None, examples: Data, progress) -> Network:
+    def run(self, name, settings: MethodSettings, key, start: Network | None, examples: Data, progress) -> Network:
         """One run of a method, with its costs."""
         follower = follow(progress, f"  {name}")
         keeper = None
@@ -428,26 +427,31 @@ class Setting:
         """The file of a cell."""
         return self.table.out / "cells" / f"{_slug(self.scenario.name)}-seed{self.seed}-{_slug(label)}.json"
 
-    def network_name(self, label: str) -> str:
-        """The folder of a network; scenarios with as many wrong labels share the original."""
+    def network_folder(self, label: str) -> Path:
+        """The folder of a network; scenarios with as many wrong labels share the original.
+
+        Other tables may share the references, but not what their own settings of a method have unlearned.
+        """
         if label == ORIGINAL:
             flipped = self.scenario.flipped_labels
-            return f"original-seed{self.seed}" + (f"-flipped{flipped:g}" if flipped else "")
-        return f"{_slug(self.scenario.name)}-seed{self.seed}-{_slug(label)}"
+            return self.table.networks / (f"original-seed{self.seed}" + (f"-flipped{flipped:g}" if flipped else ""))
+        networks = self.table.networks if label == RETRAIN else self.table.out / "networks"
+        return networks / f"{_slug(self.scenario.name)}-seed{self.seed}-{_slug(label)}"
 
     def load(self, label: str) -> Network:
         """The network of a cell that is done."""
-        return self.table.load(self.network_name(label))
+        return self.table.load(self.network_folder(label))
 
     def original(self, progress: Progress) -> Network:
         """Trained on everything, wrong labels included."""
         everything = Data(None, data_lib.take(self.train, self.trained_on))
-        return self.table.train(self.network_name(ORIGINAL), everything, self.seed, progress)
+        return self.table.train(self.network_folder(ORIGINAL), everything, self.seed, progress)
 
     def retrained(self, progress: Progress) -> Network:
         """Trained without the forget set."""
         # Another seed than the original's: the gold standard shares nothing with it.
-        return self.table.train(self.network_name(RETRAIN), Data(None, self.data.retain), self.seed + 1_000, progress)
+        examples = Data(None, self.data.retain)
+        return self.table.train(self.network_folder(RETRAIN), examples, self.seed + 1_000, progress)
 
     def unlearned(self, label: str, progress: Progress) -> Network:
         """The original after all requests, one after another."""
@@ -505,7 +509,7 @@ class Setting:
         if experiment.relearn_epochs:
             cell["relearn"] = self._relearn(label, network, numbers["acc_forget"])
         if label not in makers:
-            folder = table.networks / self.network_name(label)
+            folder = self.network_folder(label)
             checkpoints.save_network(folder, network.params, network.model_state, cell)
         self._write(label, cell)
 

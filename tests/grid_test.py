@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from scissorhands_jax import grid, metrics
+from scissorhands_jax import checkpoints, grid, metrics
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.grid import Experiment, Scenario
 from scissorhands_jax.methods import METHODS, describe
@@ -124,6 +124,10 @@ class TestTable:
         with pytest.raises(InputError, match="split_seed was 1 and is now 2"):
             grid.run_grid(other, out, seeds=[3], console=QUIET)
 
+    def test_a_choice_that_is_no_expression_is_refused(self, tmp_path):
+        with pytest.raises(InputError, match=r"the choice of methods '\(' is not a regular expression"):
+            grid.run_grid(EXPERIMENT, tmp_path / "out", seeds=[3], only="(", console=QUIET)
+
     def test_networks_are_shared_between_tables(self, table, tmp_path):
         out, document = table
         one = dataclasses.replace(EXPERIMENT, scenarios=EXPERIMENT.scenarios[:1])
@@ -134,6 +138,19 @@ class TestTable:
             cells(shared)["random 10 %", "retrain"]["network"] == cells(document)["random 10 %", "retrain"]["network"]
         )
         assert shared["rows"][1]["seconds"] is None
+
+    def test_another_table_does_not_replace_what_this_one_unlearned(self, table, tmp_path):
+        out, document = table
+        slower = FinetuneSettings(epochs=1, learning_rate=1e-4, **BATCH)
+        scenario = dataclasses.replace(EXPERIMENT.scenarios[0], methods={"finetune": slower}, sweeps={})
+        other = dataclasses.replace(EXPERIMENT, scenarios=(scenario,), relearn_epochs=0, every_attack=False)
+        name = "random_10_percent-seed3-finetune"
+        before = checkpoints.read_description(out / "networks" / name)
+        again = grid.run_grid(other, tmp_path / "out", seeds=[3], networks=out / "networks", console=QUIET)
+        assert checkpoints.read_description(out / "networks" / name) == before
+        cell = cells(again)["random 10 %", "finetune"]
+        assert checkpoints.read_description(tmp_path / "out" / "networks" / name)["network"] == cell["network"]
+        assert cell["network"] != cells(document)["random 10 %", "finetune"]["network"]
 
     def test_a_network_of_another_training_is_refused(self, table, tmp_path):
         out, _ = table
