@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import configs, run, tuning
-from scissorhands_jax import config, grid, models, trees
+from scissorhands_jax import config, grid, models, torch_weights, trees
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods import METHODS
 
@@ -56,6 +56,25 @@ def test_a_small_table_asks_the_same_questions(name):
         assert (one.name, one.forget, one.flipped_labels) == (other.name, other.forget, other.flipped_labels)
         assert list(one.methods) == list(other.methods)
     assert small.train_limit is None or small.train_limit <= 5_000
+
+
+def test_identities_start_from_a_file_with_the_names_of_torchvision():
+    """Such a file has no `normalize.*`, a head of 1,000 classes, and all else under our names."""
+    experiment = configs.load("celebahq")
+
+    def network(num_classes, value):
+        options = {"image_shape": (64, 64, 3), **experiment.model_options}
+        model = models.build(experiment.model, num_classes=num_classes, **options)
+        shapes = jax.eval_shape(model.init, jax.random.key(0))
+        return jax.tree.map(lambda leaf: np.full(leaf.shape, value, leaf.dtype), shapes)
+
+    published = torch_weights.to_state_dict(*network(1000, 1))
+    assert {"conv1.weight", "layer4.2.bn2.running_var", "layer2.0.downsample.0.weight", "fc.bias"} <= set(published)
+    assert not [name for name in published if name.startswith("normalize")]
+    params, _ = torch_weights.with_fresh_head(published, *network(307, 0))
+    assert {
+        name: float(leaf.max()) for name, leaf in zip(trees.leaf_names(params), jax.tree.leaves(params), strict=True)
+    } == {name: 0.0 if name.startswith("fc/") else 1.0 for name in trees.leaf_names(params)}
 
 
 def test_an_unknown_configuration_is_named_with_its_like():

@@ -34,6 +34,7 @@ def identities() -> Experiment:
         name="celebahq",
         dataset="faces",
         model="resnet34",
+        model_options={"normalize": "fixed"},  # torchvision's files hold no mean and deviation
         image_size=(224, 224),
         augment=False,
         training=RetrainSettings(epochs=10, batch_size=8, learning_rate=1e-3, milestones=()),

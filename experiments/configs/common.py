@@ -38,7 +38,7 @@ def every_method(*, upper: str, **changes: Mapping[str, Any]) -> Settings:
 def smaller(
     experiment: Callable[[], Experiment], changes: Mapping[str, Mapping[str, Any]], **fields: Any
 ) -> Callable[[], Experiment]:
-    """The same table on a small network and a few thousand images: one seed in ten minutes on 2 CPU cores.
+    """The same table on a small network and a few thousand images: about ten minutes a seed on 2 CPU cores.
 
     Without augmentation a small network knows few images by heart after some epochs, and is far worse on others, so
     that what was seen can be told from what was not.
