@@ -15,6 +15,7 @@ from rich.console import Console
 
 from experiments import configs
 from scissorhands_jax import config, grid, report
+from scissorhands_jax.cli import complain
 from scissorhands_jax.errors import InputError
 
 
@@ -51,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
             experiment, out, seed=seeds[0], labels=shown, data_dir=options.data_dir, networks=options.networks
         )
     except InputError as error:
-        console.print(f"[bold red]error:[/] {error}", soft_wrap=True)
+        complain(console, str(error))
         return 2
     figures = [] if picture is None else [picture]
     grid.write_report(out, document, title=experiment.name, prose=[], figures=figures)

@@ -21,6 +21,7 @@ from typing import Any
 from rich.console import Console
 
 from scissorhands_jax import files, report
+from scissorhands_jax.cli import complain
 from scissorhands_jax.errors import InputError
 
 RESULTS = Path(__file__).parent / "results"
@@ -52,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
             render(report.read_results(path), folder, name)
             console.print(f"written: {folder / 'tables.md'}, tables.tex and the plots", highlight=False)
     except InputError as error:
-        console.print(f"[bold red]error:[/] {error}", soft_wrap=True)
+        complain(console, str(error))
         return 2
     return 0
 

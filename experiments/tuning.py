@@ -25,8 +25,11 @@ from scipy import stats
 
 from experiments import configs
 from experiments.run import read_seeds
-from scissorhands_jax import config, evaluation, files, grid, metrics, report, tuning, unlearning
+from scissorhands_jax import config, evaluation, files, grid, metrics, report, tuning
+from scissorhands_jax import data as data_lib
+from scissorhands_jax.cli import complain
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.methods import describe
 from scissorhands_jax.progress import progress_bar
 
 
@@ -54,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
             _write(options.out, {"rows": rows, "config": table.resolved, **report.environment()})
             console.print(_line(rows[-1]), highlight=False)
     except InputError as error:
-        console.print(f"[bold red]error:[/] {error}", soft_wrap=True)
+        complain(console, str(error))
         return 2
     return 0
 
@@ -85,8 +88,8 @@ def tune_beside_oracle(table: grid.Table, label: str, seed: int, trials: int) ->
             original.model_state,
             setting.data,
             setting.validation,
-            whole_classes=any(spec.startswith(("class:", "identity:")) for spec in scenario.forget),
-            space=unlearning.TUNED.get(label.partition(",")[0], {"learning_rate": (1e-4, 1e-1)}),
+            whole_classes=any(map(data_lib.forgets_classes, scenario.forget)),
+            space=tuning.space_of(describe(settings)["method"]),
             num_trials=trials,
             on_trial=on_trial,
             observe=observe,

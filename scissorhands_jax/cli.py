@@ -31,20 +31,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise InputError(f"{options.command} does not know {options.overrides[0]!r}; see --help")
         options.run(options, console)
     except InputError as error:
-        _complain(console, str(error))
+        complain(console, str(error))
         return _STATUS_BAD_INPUT
     except OSError as error:
         what = f"{error.strerror or type(error).__name__}: {error.filename}" if error.filename else str(error)
-        _complain(console, what)
+        complain(console, what)
         return _STATUS_BAD_INPUT
     except KeyboardInterrupt:
         advice = "; the same command with --resume goes on from the last checkpoint"
-        _complain(console, "stopped" + (advice if options.command == "unlearn" else ""))
+        complain(console, "stopped" + (advice if options.command == "unlearn" else ""))
         return _STATUS_INTERRUPTED
     return 0
 
 
-def _complain(console: Console, message: str) -> None:
+def complain(console: Console, message: str) -> None:
+    """Prints an error as one line, whatever is in it."""
     console.print("[bold red]error:[/] ", end="", highlight=False)
     console.print(" ".join(message.split()), style=None, markup=False, highlight=False, soft_wrap=True)
 

@@ -244,6 +244,11 @@ def _label_of(name: str, class_names: Sequence[str]) -> int:
     return class_names.index(name) if name in class_names else -1
 
 
+def forgets_classes(spec: str) -> bool:
+    """Whether a forget specification names whole classes or identities."""
+    return spec.startswith(("class:", "identity:"))
+
+
 def read_positions(path: Path) -> np.ndarray:
     """Integer positions from a text file, one per line; text after # is ignored.
 

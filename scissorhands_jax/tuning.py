@@ -20,8 +20,17 @@ from scissorhands_jax.methods import MethodSettings
 from scissorhands_jax.training import run
 
 Range = tuple[float, float]
-SPACE: dict[str, Range] = {"fraction": (0.003, 0.3), "forget_weight": (0.005, 1.0), "learning_rate": (1e-3, 1e-1)}
-"""What is tuned for Scissorhands: low and high, searched on a logarithmic scale."""
+SPACES: dict[str, dict[str, Range]] = {
+    "scissorhands": {"fraction": (0.003, 0.3), "forget_weight": (0.005, 1.0), "learning_rate": (1e-3, 1e-1)},
+    "influence": {"alpha": (1e-1, 1e2)},
+    "ssd": {"selection": (1.0, 100.0), "dampening": (0.1, 10.0)},
+}
+"""What is tuned, by method: low and high, searched on a logarithmic scale."""
+
+
+def space_of(method_name: str) -> dict[str, Range]:
+    """What is tuned for a method: as in SPACES, else the learning rate."""
+    return SPACES.get(method_name, {"learning_rate": (1e-4, 1e-1)})
 
 
 class Trial(NamedTuple):
@@ -52,8 +61,8 @@ def tune(
     data: Data,
     validation: Dataset,
     *,
+    space: Mapping[str, Range],
     whole_classes: bool,
-    space: Mapping[str, Range] = SPACE,
     num_trials: int = 12,
     max_seconds: float | None = None,
     on_trial: Callable[[int, Trial], None] | None = None,
@@ -71,8 +80,8 @@ def tune(
       params, model_state: the original network.
       data: forget and retain sets.
       validation: examples that the original was not trained on; without the classes that are forgotten as a whole.
-      whole_classes: whether whole classes or identities are forgotten.
-      space: low and high by field, positive, searched on a logarithmic scale.
+      space: low and high by field, positive, searched on a logarithmic scale; `space_of` has one for every method.
+      whole_classes: whether whole classes or identities are forgotten (`data.forgets_classes`).
       num_trials: the budget, at least 1.
       max_seconds: no trial starts after so long.
       on_trial: told the number, counted from 1, and the trial.

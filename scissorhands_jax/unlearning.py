@@ -45,12 +45,6 @@ FORGET_FILE = "forget_indices.txt"
 TRAINED_ON_FILE = "trained_on.txt"
 FORGOTTEN_BEFORE_FILE = "forgotten_before.txt"
 TUNING_FILE = "tuning.json"
-TUNED: dict[str, dict[str, tuning.Range]] = {
-    "scissorhands": tuning.SPACE,
-    "influence": {"alpha": (1e-1, 1e2)},
-    "ssd": {"selection": (1.0, 100.0), "dampening": (0.1, 10.0)},
-}
-"""What is tuned, by method; of the others the learning rate."""
 
 
 def unlearn(
@@ -201,7 +195,7 @@ def tune(
     job = _prepared(config)
     config = job.config
     examples, what = _validation(job, validation)
-    space = TUNED.get(config.method_name, {"learning_rate": (1e-4, 1e-1)})
+    space = tuning.space_of(config.method_name)
     tuning.check(config.method, space, num_trials)
     description = {"command": "tune", **dataclasses.asdict(config), "validation": what, "trials": num_trials}
     runs.open_folder(out, description, overwrite=overwrite)
@@ -221,8 +215,8 @@ def tune(
             job.model_state,
             job.data,
             examples,
-            whole_classes=config.forget.startswith(("class:", "identity:")),
             space=space,
+            whole_classes=data_lib.forgets_classes(config.forget),
             num_trials=num_trials,
             max_seconds=None if max_minutes is None else 60 * max_minutes,
             on_trial=on_trial,

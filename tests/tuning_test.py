@@ -17,6 +17,7 @@ from tests import tiny
 from tests.compilations import Compilations
 
 KEY = jax.random.key(5)
+SPACE = tuning.space_of("scissorhands")
 SETTINGS = ScissorhandsSettings(epochs=1, batch_size=4)
 
 
@@ -25,7 +26,7 @@ def build(settings):
 
 
 def tune(settings=SETTINGS, **changes):
-    options = {"whole_classes": False, "num_trials": 3, "build": build} | changes
+    options = {"whole_classes": False, "space": SPACE, "num_trials": 3, "build": build} | changes
     return tuning.tune(
         tiny.model(),
         options.pop("build"),
@@ -39,15 +40,15 @@ def tune(settings=SETTINGS, **changes):
 
 
 def test_candidates_start_with_the_given_settings_and_fill_the_ranges():
-    rows = tuning.candidates(SETTINGS, tuning.SPACE, 17, KEY)
+    rows = tuning.candidates(SETTINGS, SPACE, 17, KEY)
     assert rows[0] == {"fraction": 0.03, "forget_weight": 0.05, "learning_rate": 5e-3}
-    for name, (low, high) in tuning.SPACE.items():
+    for name, (low, high) in SPACE.items():
         values = np.log([row[name] for row in rows[1:]])
         places = (values - np.log(low)) / (np.log(high) - np.log(low))
         # A Sobol sequence of 16 has one point in each sixteenth of every axis; three digits move it by 0.002 at most.
         np.testing.assert_allclose(np.sort(places), (np.arange(16) + 0.5) / 16, atol=0.5 / 16 + 0.003)
-    assert rows == tuning.candidates(SETTINGS, tuning.SPACE, 17, KEY)
-    assert len(tuning.candidates(SETTINGS, tuning.SPACE, 1, KEY)) == 1
+    assert rows == tuning.candidates(SETTINGS, SPACE, 17, KEY)
+    assert len(tuning.candidates(SETTINGS, SPACE, 1, KEY)) == 1
 
 
 def test_the_best_trial_is_the_one_with_the_smallest_score():
