@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -49,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         experiment = config.override(configs.load(options.config), options.settings)
         table = grid.Table(experiment, options.data_dir, options.networks.parent, options.networks)
-        labels = [label for label in experiment.scenarios[0].methods if re.search(options.only, label)]
+        labels = list(filter(grid.choice(options.only).search, experiment.scenarios[0].methods))
         seeds = read_seeds(options.seeds)
         rows = []
         for seed, label in itertools.product(seeds, labels):

@@ -79,12 +79,6 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Settings of the method that stay as they are follow as NAME=VALUE, as for unlearn.",
     )
     _add_job(tune)
-    tune.add_argument(
-        "--validation",
-        metavar="SPEC",
-        help="test:SHARE sets that share of the test set aside; indices:FILE names training examples that the network "
-        "was not trained on (default: all of those)",
-    )
     tune.add_argument("--trials", type=int, default=12, metavar="N", help="the budget (default 12)")
     tune.add_argument("--minutes", type=float, metavar="N", help="start no trial after so long")
     tune.add_argument("--overwrite", action="store_true", help="replace the tuning in RUN")
@@ -136,6 +130,12 @@ def _add_job(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="positions of the examples that the network was trained on, one per line (default: all of the training "
         "set; a --checkpoint RUN knows its own)",
+    )
+    parser.add_argument(
+        "--validation",
+        metavar="SPEC",
+        help="what tune looks at: test:SHARE sets that share of the test set aside, and with it unlearn reports on the "
+        "rest; indices:FILE names training examples that the network was not trained on (default: all of those)",
     )
     parser.add_argument("--out", required=True, type=Path, metavar="RUN", help="folder for the result")
     parser.add_argument("--method", default="scissorhands", metavar="NAME", help="default scissorhands")
@@ -197,7 +197,6 @@ def _run_tune(options: argparse.Namespace, console: Console) -> None:
     unlearning.tune(
         _config_of(options),
         options.out,
-        validation=options.validation,
         num_trials=options.trials,
         max_minutes=options.minutes,
         overwrite=options.overwrite,
@@ -225,6 +224,7 @@ def _config_of(options: argparse.Namespace) -> config_lib.RunConfig:
         data_dir=data_dir,
         forget=options.forget,
         trained_on=options.trained_on,
+        validation=options.validation,
         seed=options.seed,
         retain_limit=options.retain_limit,
         augment=options.augment,

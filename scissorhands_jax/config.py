@@ -24,6 +24,7 @@ class RunConfig:
     data_dir: str | None = None
     forget: str
     trained_on: str | None = None
+    validation: str | None = None
     seed: int = 0
     retain_limit: int | None = None
     augment: bool | None = None

@@ -144,15 +144,24 @@ def run_grid(
     console = console or Console(stderr=True)
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise InputError(f"seeds must be different numbers from 0 on, got {list(seeds)}")
-    try:
-        chosen = re.compile(only or "")
-    except re.error as error:
-        raise InputError(f"the choice of methods {only!r} is not a regular expression: {error}") from error
+    chosen = choice(only)
     table = Table(experiment, data_dir, out, networks or out / "networks")
     runs.open_folder(out, {"command": "grid", **table.resolved}, overwrite=overwrite, resume=True)
     with progress_bar(console) as progress:
         table.fill(progress, seeds, chosen)
     return table.document
+
+
+def choice(only: str | None) -> re.Pattern:
+    """The expression that the labels of chosen rows match; all of them for None.
+
+    Raises:
+      InputError: it is not a regular expression.
+    """
+    try:
+        return re.compile(only or "")
+    except re.error as error:
+        raise InputError(f"the choice of methods {only!r} is not a regular expression: {error}") from error
 
 
 def gradcam_picture(

@@ -167,7 +167,6 @@ def tune(
     config: RunConfig,
     out: Path,
     *,
-    validation: str | None,
     num_trials: int,
     max_minutes: float | None,
     overwrite: bool = False,
@@ -178,11 +177,10 @@ def tune(
     Neither the test set (but for the share of it that is set aside for this) nor a retrained network is looked at.
 
     Args:
-      config: the job, as for `unlearn`.
+      config: the job, as for `unlearn`. Its `validation` is `test:SHARE`, which sets that share of the test set aside,
+        drawn with the seed (`unlearn` with the same leaves it out of its test set); `indices:FILE`, examples of the
+        training split that the network was not trained on; or None for all of those.
       out: the folder, which must be new or hold an earlier tuning.
-      validation: `test:SHARE` sets that share of the test set aside, drawn with the seed: leave it out of any later
-        evaluation; `indices:FILE` names examples of the training split that the network was not trained on; None takes
-        all of those.
       num_trials: the budget.
       max_minutes: no trial starts after so long.
 
@@ -194,10 +192,10 @@ def tune(
     """
     job = _prepared(config)
     config = job.config
-    examples, what = _validation(job, validation)
+    examples, what = _validation(job)
     space = tuning.space_of(config.method_name)
     tuning.check(config.method, space, num_trials)
-    description = {"command": "tune", **dataclasses.asdict(config), "validation": what, "trials": num_trials}
+    description = {"command": "tune", **dataclasses.asdict(config), "trials": num_trials}
     runs.open_folder(out, description, overwrite=overwrite)
     with progress_bar(console) as progress:
         task = progress.add_task(f"tuning {config.method_name}", total=num_trials, note="")
@@ -221,6 +219,7 @@ def tune(
             max_seconds=None if max_minutes is None else 60 * max_minutes,
             on_trial=on_trial,
         )
+    aside = [] if job.set_aside is None else [f"--validation {config.validation}"]
     document = {
         "overrides": [f"method.{name}={value:g}" for name, value in result.best.changes.items()],
         **tuning.as_dict(result),
@@ -232,7 +231,7 @@ def tune(
     files.write_text(out / TUNING_FILE, json.dumps(document, indent=2) + "\n")
     console.print(
         f"best of {len(result.trials)} trials, score {result.best.score:.2f} (with the settings as they were: "
-        f"{result.trials[0].score:.2f}); hand these to unlearn: {' '.join(document['overrides'])}",
+        f"{result.trials[0].score:.2f}); hand these to unlearn: {' '.join(document['overrides'] + aside)}",
         highlight=False,
         soft_wrap=True,
     )
@@ -322,6 +321,7 @@ class _Job(NamedTuple):
     positions: np.ndarray  # of the forget set, in the training split
     data: Data
     test: Dataset
+    set_aside: Dataset | None  # the share of the test split that is for validation
     train_checksum: str
     loss_fn: StatefulLossFn
 
@@ -348,36 +348,48 @@ def _prepared(config: RunConfig) -> _Job:
         trained_on=past.trained_on,
     )
     data = data_lib.split(splits.train, positions, past.trained_on)
-    test = data_lib.known_classes(splits.test, data.retain)
+    test, set_aside = _divided(config, splits.test)
+    test = data_lib.known_classes(test, data.retain)
     data = _limited(data, config)
     augment = functools.partial(data_lib.crop_and_flip, padding=splits.crop_padding) if config.augment else None
     loss_fn = losses.classification_loss(model, augment=augment)
-    return _Job(config, splits, model, params, model_state, past, positions, data, test, train_checksum, loss_fn)
+    return _Job(
+        config, splits, model, params, model_state, past, positions, data, test, set_aside, train_checksum, loss_fn
+    )
 
 
-def _validation(job: _Job, spec: str | None) -> tuple[Dataset, str]:
+def _divided(config: RunConfig, test: Dataset) -> tuple[Dataset, Dataset | None]:
+    """The test split, and the share of it that is set aside for validation, if any."""
+    kind, _, value = (config.validation or "").partition(":")
+    if config.validation is not None and (kind not in ("test", "indices") or not value):
+        raise InputError(f"cannot read the validation set {config.validation!r}; write test:0.5 or indices:FILE")
+    if kind != "test":
+        return test, None
+    aside = data_lib.forget_positions(f"random:{value}", test["label"], seed=config.seed)
+    rest = np.setdiff1d(np.arange(data_lib.size(test)), aside)
+    return data_lib.take(test, rest), data_lib.take(test, aside)
+
+
+def _validation(job: _Job) -> tuple[Dataset, str]:
     """Examples that the network has never seen, of the classes that stay, and what they are."""
-    train, total = job.splits.train, data_lib.size(job.splits.train)
+    spec, train, total = job.config.validation, job.splits.train, data_lib.size(job.splits.train)
     unseen = np.setdiff1d(np.arange(total), np.union1d(job.past.trained_on, job.past.forgotten))
-    kind, _, value = (spec or "").partition(":")
-    if spec is None:
+    if job.set_aside is not None:
+        found, what = job.set_aside, f"{spec}, seed {job.config.seed}"
+    elif spec is None:
         if unseen.size == 0:
             raise InputError(
                 "the network was trained on the whole training split, so there is nothing to validate with; set a part "
                 "of the test set aside with --validation test:0.5, or say what it saw with --trained-on FILE"
             )
         found, what = data_lib.take(train, unseen), "the training split's examples that the network was not trained on"
-    elif kind == "test" and value:
-        positions = data_lib.forget_positions(f"random:{value}", job.splits.test["label"], seed=job.config.seed)
-        found, what = data_lib.take(job.splits.test, positions), f"{value} of the test set, seed {job.config.seed}"
-    elif kind == "indices" and value:
-        positions = data_lib.check_positions(data_lib.read_positions(Path(value)), total)
+    else:
+        file = spec.partition(":")[2]
+        positions = data_lib.check_positions(data_lib.read_positions(Path(file)), total)
         if not np.isin(positions, unseen).all():
             count = np.count_nonzero(~np.isin(positions, unseen))
-            raise InputError(f"{count} of the examples in {value} were trained on; tune on others")
-        found, what = data_lib.take(train, positions), f"{value}, of the training split"
-    else:
-        raise InputError(f"cannot read the validation set {spec!r}; write test:0.5 or indices:FILE")
+            raise InputError(f"{count} of the examples in {file} were trained on; tune on others")
+        found, what = data_lib.take(train, positions), f"{spec}, of the training split"
     found = data_lib.known_classes(found, job.data.retain)
     if data_lib.size(found) == 0:
         raise InputError("the validation set holds no example of the classes that stay; name another")

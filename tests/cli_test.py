@@ -272,10 +272,12 @@ class TestTune:
         assert len(document["trials"]) == 3
         assert document["best"]["score"] == min(trial["score"] for trial in document["trials"])
         assert document["validation"]["count"] == 225
-        assert " ".join(document["overrides"]) in " ".join(capsys.readouterr().err.split())
-        assert unlearn(weights, tmp_path / "run", *QUICK, *document["overrides"]) == 0
-        used = json.loads((tmp_path / "run" / "results.json").read_text())["config"]["method"]
+        assert " ".join([*document["overrides"], "--validation test:0.5"]) in " ".join(capsys.readouterr().err.split())
+        assert unlearn(weights, tmp_path / "run", *QUICK, "--validation", "test:0.5", *document["overrides"]) == 0
+        results = json.loads((tmp_path / "run" / "results.json").read_text())
+        used = results["config"]["method"]
         assert all(used[name] == value for name, value in document["best"]["changes"].items())
+        assert results["after"]["num_test"] == 225, "what tuning has looked at is no longer in the test set"
 
     def test_the_rest_of_the_training_split_is_the_default(self, weights, tmp_path):
         seen = tmp_path / "seen.txt"
