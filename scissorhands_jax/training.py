@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import time
 from collections.abc import Callable
@@ -12,13 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import trees
-from scissorhands_jax.base import Batch, Carry, Data, Key, Method, ModelState, Params
+from scissorhands_jax import feeding, trees
+from scissorhands_jax.base import Batch, Carry, Data, Key, Method, Metrics, ModelState, Params
 from scissorhands_jax.checkpoints import Checkpointer, Position, checksum, fingerprint
 from scissorhands_jax.errors import InputError, NonFiniteError
 
-# The host waits for the device, to look at the metrics, this often; more often would cost small networks dearly.
-_SECONDS_PER_SYNC = 0.1
+# How often the host looks at what the device has done; more often would cost small networks dearly.
+_SECONDS_PER_LOOK = 0.1
+# Calls that may wait for the device, each with its examples; many where a call is a single step.
+_CALLS_AHEAD = 2
+_STEPS_AHEAD = 32
 
 OnStep = Callable[["Progress"], None]
 
@@ -54,6 +58,8 @@ def run(
     num_epochs: int,
     checkpoint: Checkpointer | None = None,
     on_step: OnStep | None = None,
+    steps_per_call: int | None = None,
+    feed_from: feeding.FeedFrom = "auto",
 ) -> Result:
     """Runs a method from its `init` to its `finish`.
 
@@ -65,23 +71,31 @@ def run(
       method: what to run; call `run` again with the same value and shapes, and nothing is compiled anew.
       key: typed PRNG key.
       params, model_state: the original network; never changed or donated.
-      data: forget and retain sets, put on the device once.
+      data: forget and retain sets, pytrees of arrays.
       num_epochs: passes, as the method counts them.
       checkpoint: where to save and from where to go on; None saves nothing.
-      on_step: called with a `Progress` after every step.
+      on_step: called with a `Progress` for every step, in order, once its metrics are there. The device does not wait
+        for it, and what it raises ends the run some steps later.
+      steps_per_call: how many steps one compiled program takes. None: 1 on CPU, many on accelerators
+        (`feeding.steps_per_call`). More than one give the same numbers up to rounding.
+      feed_from: "device" puts the data there once, "host" loads batches ahead of the device, "auto" decides by size
+        (`feeding.make_feed`). All give the same numbers.
 
     Returns:
       The unlearned network and what it cost.
 
     Raises:
-      InputError: `num_epochs` is negative, or the method refuses the data.
+      InputError: `num_epochs` is negative, `steps_per_call` below 1, or the method refuses the data.
       NonFiniteError: a metric became NaN or infinite; the checkpoints before that step stay.
       CheckpointError: the checkpoint folder belongs to another run.
     """
     if num_epochs < 0:
         raise InputError(f"num_epochs must not be negative, got {num_epochs}")
+    if steps_per_call is not None and steps_per_call < 1:
+        raise InputError(f"steps_per_call must be at least 1, got {steps_per_call}")
     started, compiled = time.perf_counter(), _compile_seconds()
-    data = jax.tree.map(jnp.asarray, data)
+    feed = feeding.make_feed(data, feed_from)
+    data = feed.data
     init_key, batch_key = jax.random.split(key)
     # A copy, because steps donate the carry, and init may have put the caller's arrays into it, or one array twice.
     carry = trees.copy(method.init(init_key, params, model_state, data))
@@ -96,31 +110,33 @@ def run(
         }
         if checkpoint.latest_step is not None:
             carry, position = checkpoint.restore(carry, identity)
-    watch = _Watch(on_step, checkpoint, num_epochs)
+    every = None if checkpoint is None else checkpoint.every_steps
+    watch = _Watch(on_step, checkpoint, num_epochs, int(carry.step))
 
     for epoch in range(position.epoch, num_epochs):
         batches = list(method.batches(batch_key, data, epoch))
         done = position.offset if epoch == position.epoch else 0
         if done == 0:
             carry = method.begin_epoch(carry, data)
-        for offset, batch in enumerate(batches[done:], start=done + 1):
-            carry, metrics = _step(method.step, carry, _gather(data, batch))
-            watch.add(metrics, epoch, offset, len(batches))
-            save = checkpoint is not None and (
-                offset == len(batches) or (checkpoint.every_steps and offset % checkpoint.every_steps == 0)
-            )
-            if save or watch.is_due() or offset == len(batches):
-                watch.flush(int(carry.step))
-            if checkpoint is not None and save:
-                checkpoint.save(carry, Position(epoch, offset), identity)
+        per_call = steps_per_call or feeding.steps_per_call(data, batches)
+        calls = feeding.stretches(batches, done, per_call=per_call, every=every)
+        for call, examples in zip(calls, feed.examples(batches, calls), strict=True):
+            if call.rows is None:
+                carry, metrics = _step(method.step, carry, examples)
+            else:
+                carry, metrics = _steps(method.step, carry, examples, call.count)
+            watch.add(metrics, epoch, call, len(batches))
+            offset = call.first + call.count
+            if offset == len(batches) or (every and offset % every == 0):
+                watch.read_all()
+                if checkpoint is not None:
+                    checkpoint.save(carry, Position(epoch, offset), identity)
+            else:
+                watch.look(at_most=_STEPS_AHEAD if call.rows is None else _CALLS_AHEAD)
     params, model_state = jax.block_until_ready(method.finish(carry))
     compiling = _compile_seconds() - compiled
     elapsed = time.perf_counter() - started
     return Result(params, model_state, int(carry.step), max(0.0, elapsed - compiling), compiling)
-
-
-# Apart from the step, so that the step compiles for the shape of a batch and not anew for every size of a data set.
-_gather = jax.jit(data_lib.gather)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
@@ -128,39 +144,79 @@ def _step(step, carry: Carry, batch: Batch):
     return step(carry, batch)
 
 
-class _Watch:
-    """Holds back metrics until the host looks at them, refuses those that are not finite, and passes them on."""
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _steps(step, carry: Carry, batches: Batch, count: jax.Array):
+    """The first `count` steps of a stack of batches; row i of the metrics is the i-th step's, the rest are zeros.
 
-    def __init__(self, on_step: OnStep | None, checkpoint: Checkpointer | None, num_epochs: int) -> None:
+    The number is not compiled in, so that a stretch may end wherever a checkpoint is due.
+    """
+
+    def row(tree, index):
+        return jax.tree.map(lambda leaf: leaf[index], tree)
+
+    def body(index, state):
+        carry, metrics = state
+        carry, found = step(carry, row(batches, index))
+        return carry, jax.tree.map(lambda kept, new: kept.at[index].set(new), metrics, found)
+
+    rows = len(jax.tree.leaves(batches)[0])
+    _, shapes = jax.eval_shape(step, carry, row(batches, 0))
+    metrics = jax.tree.map(lambda leaf: jnp.zeros((rows, *leaf.shape), leaf.dtype), shapes)
+    return jax.lax.fori_loop(0, count, body, (carry, metrics))
+
+
+class _Watch:
+    """Holds back metrics until the device has them, refuses those that are not finite, and passes them on."""
+
+    def __init__(
+        self, on_step: OnStep | None, checkpoint: Checkpointer | None, num_epochs: int, steps_taken: int
+    ) -> None:
         self._on_step = on_step
         self._checkpoint = checkpoint
         self._num_epochs = num_epochs
-        self._pending: list[tuple] = []
+        self._step = steps_taken
+        self._pending: collections.deque[tuple] = collections.deque()
         self._looked = time.monotonic()
 
-    def is_due(self) -> bool:
-        """Whether it is time to look."""
-        return time.monotonic() - self._looked > _SECONDS_PER_SYNC
+    def add(self, metrics, epoch: int, call: feeding.Stretch, steps_in_epoch: int) -> None:
+        self._pending.append((metrics, epoch, call, steps_in_epoch))
 
-    def add(self, metrics, epoch: int, offset: int, steps_in_epoch: int) -> None:
-        self._pending.append((metrics, epoch, offset, steps_in_epoch))
+    def look(self, *, at_most: int) -> None:
+        """Reads, now and then, what is there already; waits only where more calls than `at_most` are under way."""
+        count = max(0, len(self._pending) - at_most)
+        if time.monotonic() - self._looked > _SECONDS_PER_LOOK:
+            while count < len(self._pending) and _is_ready(self._pending[count][0]):
+                count += 1
+            self._looked = time.monotonic()
+        self._read(count)
 
-    def flush(self, step: int) -> None:
-        first = step - len(self._pending) + 1
-        rows = jax.device_get([row[0] for row in self._pending])
-        for number, (metrics, (_, epoch, offset, steps)) in enumerate(zip(rows, self._pending, strict=True), first):
-            for name, value in metrics.items():
-                if not np.all(np.isfinite(value)):
-                    raise NonFiniteError(number, name, float(np.ravel(value)[0]), self._advice())
-            if self._on_step is not None:
-                self._on_step(Progress(number, epoch, offset, steps, self._num_epochs, metrics))
-        self._pending = []
-        self._looked = time.monotonic()
+    def read_all(self) -> None:
+        """Waits for everything."""
+        self._read(len(self._pending))
+
+    def _read(self, count: int) -> None:
+        taken = [self._pending.popleft() for _ in range(count)]
+        for found, (_, epoch, call, steps) in zip(jax.device_get([row[0] for row in taken]), taken, strict=True):
+            for index in range(call.count):
+                self._step += 1
+                row = found if call.rows is None else {name: value[index] for name, value in found.items()}
+                self._tell(Progress(self._step, epoch, call.first + index + 1, steps, self._num_epochs, row))
+
+    def _tell(self, progress: Progress) -> None:
+        for name, value in progress.metrics.items():
+            if not np.all(np.isfinite(value)):
+                raise NonFiniteError(progress.step, name, float(np.ravel(value)[0]), self._advice())
+        if self._on_step is not None:
+            self._on_step(progress)
 
     def _advice(self) -> str:
         kept = None if self._checkpoint is None else self._checkpoint.latest_step
         good = "nothing was saved" if kept is None else f"the checkpoint of step {kept} is good and stays"
         return f"{good}; lower the learning rate or the forget weight"
+
+
+def _is_ready(metrics: Metrics) -> bool:
+    return all(leaf.is_ready() for leaf in jax.tree.leaves(metrics))
 
 
 _COMPILE_EVENTS = ("/jax/core/compile/jaxpr_to_mlir_module_duration", "/jax/core/compile/backend_compile_duration")

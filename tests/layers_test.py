@@ -17,7 +17,7 @@ LAYERS = (
     ("saliency", "masks", "reinit", "projection", "losses", "data", "optimizers", "models"),
     ("methods", "torch_weights", "_torch_pickle", "metrics", "attacks", "checkpoints", "datasets", "gradcam"),
     (
-        *("training", "config", "evaluation", "report", "runs", "progress", "relearning", "tuning"),
+        *("training", "feeding", "config", "evaluation", "report", "runs", "progress", "relearning", "tuning"),
         *("grid", "unlearning", "demo"),
     ),
     ("cli", "__main__", "__init__"),
@@ -29,6 +29,7 @@ WITHIN = {
     ("trees", "errors"),
     ("trees", "base"),
     ("torch_weights", "_torch_pickle"),
+    ("training", "feeding"),
     ("progress", "training"),
     ("relearning", "training"),
     ("tuning", "training"),

@@ -1,0 +1,167 @@
+"""Where the examples of a step come from: data that lie on the device, or a host that loads ahead of it.
+
+Both give the same examples for the same positions, so what a run computes does not depend on where its data lie.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple, Protocol
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scissorhands_jax import data as data_lib
+from scissorhands_jax.base import Batch, Data, PyTree
+from scissorhands_jax.errors import InputError
+
+FeedFrom = Literal["auto", "device", "host"]
+
+# The share of the memory that data may take; the rest is for the network, its gradients and activations.
+_DATA_SHARE = 0.25
+# What the examples of one call may take beside the data set itself.
+_CALL_BYTES = 256 * 2**20
+_STEPS_PER_CALL = 64
+_LOADED_AHEAD = 2
+
+
+class Stretch(NamedTuple):
+    """Consecutive steps of an epoch that one call takes: their batches have one structure and one shape."""
+
+    first: int  # offset in the epoch of the first of them
+    count: int
+    rows: int | None  # batches that the call has room for, `count` of which are taken; None: one batch, one step
+
+
+def stretches(batches: Sequence[Batch], done: int, *, per_call: int, every: int | None = None) -> list[Stretch]:
+    """Cuts what is left of an epoch into calls.
+
+    Args:
+      batches: of the whole epoch.
+      done: how many of its steps were taken already.
+      per_call: the most steps of one call.
+      every: a call ends after each offset that is a multiple of this, because a checkpoint is saved there.
+    """
+    lengths = _uniform_lengths(batches)
+    found, first = [], done
+    while first < len(batches):
+        end = min(lengths[first], first + per_call)
+        if every is not None:
+            end = min(end, (first // every + 1) * every)
+        # Room for a power of two, by the stretch of equal batches as a whole: where it is cut must not compile anew.
+        whole = lengths[first] - lengths.index(lengths[first])
+        rows = None if per_call == 1 else min(per_call, 1 << (whole - 1).bit_length())
+        found.append(Stretch(first, min(end - first, rows or 1), rows))
+        first += found[-1].count
+    return found
+
+
+def _uniform_lengths(batches: Sequence[Batch]) -> list[int]:
+    """For every batch the offset at which those of its structure and shape end."""
+    shapes = [jax.tree.map(np.shape, batch) for batch in batches]
+    ends, end = [0] * len(batches), len(batches)
+    for offset in reversed(range(len(batches))):
+        if offset + 1 < len(batches) and shapes[offset] != shapes[offset + 1]:
+            end = offset + 1
+        ends[offset] = end
+    return ends
+
+
+class Feed(Protocol):
+    """Turns positions into examples on the device."""
+
+    data: Data  # what methods may read
+
+    def examples(self, batches: Sequence[Batch], calls: Sequence[Stretch]) -> Iterator[Batch]:
+        """The examples of each call, with a leading axis over its rows unless it is a single step."""
+        ...
+
+
+class DeviceFeed:
+    """Data that lie on the device; a batch is a gather of rows."""
+
+    def __init__(self, data: Data) -> None:
+        self.data = jax.tree.map(jnp.asarray, data)
+
+    def examples(self, batches: Sequence[Batch], calls: Sequence[Stretch]) -> Iterator[Batch]:
+        """As `Feed` says."""
+        return (_gather(self.data, _positions(batches, call)) for call in calls)
+
+
+class HostFeed:
+    """Data that stay on the host (arrays, or maps of files into memory); threads read ahead of the device."""
+
+    def __init__(self, data: Data) -> None:
+        self.data = data
+
+    def examples(self, batches: Sequence[Batch], calls: Sequence[Stretch]) -> Iterator[Batch]:
+        """As `Feed` says."""
+        loaded = (
+            grain.MapDataset.source(calls)
+            .map(lambda call: data_lib.gather(self.data, _positions(batches, call)))
+            .to_iter_dataset(grain.ReadOptions(num_threads=_LOADED_AHEAD, prefetch_buffer_size=_LOADED_AHEAD))
+        )
+        return (jax.device_put(batch) for batch in loaded)
+
+
+def make_feed(data: Data, feed_from: FeedFrom = "auto") -> Feed:
+    """The feed for some data.
+
+    Args:
+      data: pytrees of arrays.
+      feed_from: "device" copies them there at once, "host" leaves them where they are and loads batches ahead, "auto"
+        decides by their size: a quarter of the memory may be theirs.
+
+    Raises:
+      InputError: `feed_from` is none of these.
+    """
+    if feed_from not in ("auto", "device", "host"):
+        raise InputError(f"data are fed from auto, device or host, got {feed_from!r}")
+    if feed_from == "auto":
+        feed_from = "device" if _bytes(data) <= _DATA_SHARE * _memory() else "host"
+    return DeviceFeed(data) if feed_from == "device" else HostFeed(data)
+
+
+def steps_per_call(data: Data, batches: Sequence[Batch]) -> int:
+    """How many steps one call should take, by the device.
+
+    XLA runs convolutions in a loop about 25 times slower on CPU than outside of one (jax issue 12868), and a call
+    costs little there: 1. On accelerators the loop runs on the device, which then never waits for the host.
+    """
+    if jax.default_backend() == "cpu":
+        return 1
+    largest = max((_batch_bytes(data, batch) for batch in batches), default=1)
+    return max(1, min(_STEPS_PER_CALL, _CALL_BYTES // max(1, largest)))
+
+
+def _batch_bytes(data: Data, batch: Batch) -> int:
+    total = 0
+    for part, positions in zip(data, batch, strict=True):
+        if positions is not None:
+            total += sum(len(positions) * _bytes(leaf) // max(1, len(leaf)) for leaf in jax.tree.leaves(part))
+    return total
+
+
+def _bytes(tree: PyTree) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+
+def _memory() -> int:
+    """Bytes of the device's memory; on CPU that of the machine."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats.get("bytes_limit") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _positions(batches: Sequence[Batch], call: Stretch) -> Batch:
+    """The positions of a call, stacked; what it has room for beyond its steps repeats the last."""
+    if call.rows is None:
+        return batches[call.first]
+    rows = [batches[call.first + min(row, call.count - 1)] for row in range(call.rows)]
+    return jax.tree.map(lambda *positions: np.stack(positions), *rows)
+
+
+# Apart from the step, so that the step compiles for the shape of a batch and not anew for every size of a data set.
+_gather = jax.jit(data_lib.gather)
