@@ -15,6 +15,7 @@ from scissorhands_jax.optimizers import sgd
 from scissorhands_jax.projection import project_gradient, solve_dual
 from scissorhands_jax.reinit import reinitialize
 from scissorhands_jax.saliency import connection_sensitivity
+from scissorhands_jax.sweeps import Member, run_many
 from scissorhands_jax.training import Result, run
 from scissorhands_jax.trees import select
 
@@ -25,6 +26,7 @@ __all__ = [
     "Checkpointer",
     "Data",
     "InputError",
+    "Member",
     "Method",
     "Model",
     "NonFiniteError",
@@ -43,6 +45,7 @@ __all__ = [
     "reinitialize",
     "retrain",
     "run",
+    "run_many",
     "scissorhands",
     "select",
     "sgd",

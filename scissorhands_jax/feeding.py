@@ -32,8 +32,8 @@ class Stretch(NamedTuple):
     """Consecutive steps of an epoch that one call takes: their batches have one structure and one shape."""
 
     first: int  # offset in the epoch of the first of them
-    count: int
-    rows: int | None  # batches that the call has room for, `count` of which are taken; None: one batch, one step
+    steps: int
+    rows: int | None  # batches that the call has room for, `steps` of which are taken; None: one batch, one step
 
 
 def stretches(batches: Sequence[Batch], done: int, *, per_call: int, every: int | None = None) -> list[Stretch]:
@@ -55,7 +55,7 @@ def stretches(batches: Sequence[Batch], done: int, *, per_call: int, every: int 
         whole = lengths[first] - lengths.index(lengths[first])
         rows = None if per_call == 1 else min(per_call, 1 << (whole - 1).bit_length())
         found.append(Stretch(first, min(end - first, rows or 1), rows))
-        first += found[-1].count
+        first += found[-1].steps
     return found
 
 
@@ -159,7 +159,7 @@ def _positions(batches: Sequence[Batch], call: Stretch) -> Batch:
     """The positions of a call, stacked; what it has room for beyond its steps repeats the last."""
     if call.rows is None:
         return batches[call.first]
-    rows = [batches[call.first + min(row, call.count - 1)] for row in range(call.rows)]
+    rows = [batches[call.first + min(row, call.steps - 1)] for row in range(call.rows)]
     return jax.tree.map(lambda *positions: np.stack(positions), *rows)
 
 

@@ -124,9 +124,9 @@ def run(
             if call.rows is None:
                 carry, metrics = _step(method.step, carry, examples)
             else:
-                carry, metrics = _steps(method.step, carry, examples, call.count)
+                carry, metrics = _steps(method.step, carry, examples, call.steps)
             watch.add(metrics, epoch, call, len(batches))
-            offset = call.first + call.count
+            offset = call.first + call.steps
             if offset == len(batches) or (every and offset % every == 0):
                 watch.read_all()
                 if checkpoint is not None:
@@ -197,7 +197,7 @@ class _Watch:
     def _read(self, count: int) -> None:
         taken = [self._pending.popleft() for _ in range(count)]
         for found, (_, epoch, call, steps) in zip(jax.device_get([row[0] for row in taken]), taken, strict=True):
-            for index in range(call.count):
+            for index in range(call.steps):
                 self._step += 1
                 row = found if call.rows is None else {name: value[index] for name, value in found.items()}
                 self._tell(Progress(self._step, epoch, call.first + index + 1, steps, self._num_epochs, row))

@@ -8,12 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from scipy import stats
 
-from scissorhands_jax import attacks, metrics
+from scissorhands_jax import attacks, metrics, sweeps
 from scissorhands_jax.base import Data, Dataset, Key, Method, Model, ModelState, Params
 from scissorhands_jax.errors import InputError, NonFiniteError
 from scissorhands_jax.methods import MethodSettings
@@ -92,15 +90,16 @@ def tune(
     """
     check(settings, space, num_trials)
     before = measure(model, params, model_state, data, validation)
-    build = _compiling_once(build, settings) if set(space) == {"learning_rate"} else build
+    tries = candidates(settings, space, num_trials, key)
+    methods = sweeps.methods_of(build, [dataclasses.replace(settings, **changes) for changes in tries])
     started, trials = time.perf_counter(), []
-    for number, changes in enumerate(candidates(settings, space, num_trials, key), start=1):
+    for number, (changes, method) in enumerate(zip(tries, methods, strict=True), start=1):
         if trials and max_seconds is not None and time.perf_counter() - started > max_seconds:
             break
         tried = dataclasses.replace(settings, **changes)
         begun, observed = time.perf_counter(), {}
         try:
-            result = run(build(tried), key, params, model_state, data, num_epochs=tried.epochs)
+            result = run(method, key, params, model_state, data, num_epochs=tried.epochs)
             numbers = measure(model, result.params, result.model_state, data, validation)
             score = proxy_score(numbers, before, whole_classes=whole_classes)
         except NonFiniteError:
@@ -115,27 +114,6 @@ def tune(
     if not np.isfinite(best.score):
         raise InputError(f"all {len(trials)} trials diverged; lower the range of the learning rate")
     return Tuning(dataclasses.replace(settings, **best.changes), best, trials)
-
-
-def _compiling_once(
-    build: Callable[[MethodSettings], Method], settings: MethodSettings
-) -> Callable[[MethodSettings], Method]:
-    """Builds the method once, for the given settings; the others differ in a learning rate, which the carry holds."""
-    method = build(settings)
-
-    def of(tried: MethodSettings) -> Method:
-        def init(key, params, model_state, data):
-            carry = method.init(key, params, model_state, data)
-            held = optax.tree_utils.tree_get(carry.opt_state, "learning_rate")
-            if held is None:
-                raise InputError(f"{type(settings).__name__} keeps no learning rate in its state; tune something else")
-            rate = jnp.asarray(tried.learning_rate, held.dtype)
-            return carry._replace(opt_state=optax.tree_utils.tree_set(carry.opt_state, learning_rate=rate))
-
-        return method._replace(init=init)
-
-    scheduled = getattr(settings, "milestones", ())
-    return build if scheduled else of
 
 
 def candidates(

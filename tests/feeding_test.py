@@ -39,8 +39,8 @@ class TestStretches:
     @pytest.mark.parametrize("done", range(7))
     def test_calls_end_where_checkpoints_are_due_and_room_does_not_depend_on_where_a_run_resumes(self, done):
         found = stretches(batches(*[4] * 7), done, per_call=64, every=3)
-        assert [step for call in found for step in range(call.first, call.first + call.count)] == list(range(done, 7))
-        assert {call.first + call.count for call in found} == {end for end in (3, 6, 7) if end > done}
+        assert [step for call in found for step in range(call.first, call.first + call.steps)] == list(range(done, 7))
+        assert {call.first + call.steps for call in found} == {end for end in (3, 6, 7) if end > done}
         assert {call.rows for call in found} == {8}
 
 

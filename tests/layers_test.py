@@ -17,7 +17,18 @@ LAYERS = (
     ("saliency", "masks", "reinit", "projection", "losses", "data", "optimizers", "models"),
     ("methods", "torch_weights", "_torch_pickle", "metrics", "attacks", "checkpoints", "datasets", "gradcam"),
     (
-        *("training", "feeding", "config", "evaluation", "report", "runs", "progress", "relearning", "tuning"),
+        *(
+            "training",
+            "feeding",
+            "config",
+            "evaluation",
+            "report",
+            "runs",
+            "progress",
+            "relearning",
+            "tuning",
+            "sweeps",
+        ),
         *("grid", "unlearning", "demo"),
     ),
     ("cli", "__main__", "__init__"),
@@ -32,6 +43,8 @@ WITHIN = {
     ("training", "feeding"),
     ("progress", "training"),
     ("relearning", "training"),
+    ("sweeps", "training"),
+    ("tuning", "sweeps"),
     ("tuning", "training"),
     ("__main__", "cli"),
     *(
