@@ -249,6 +249,9 @@ def evaluate_network(
 ) -> dict[str, Any]:
     """The test accuracy of a network, and for a run's result also its accuracy on what it forgot and kept.
 
+    The test set of a run's result is the one that the run reported on: without classes that it forgot as a whole, and
+    without what was set aside for validation.
+
     Returns:
       `model`, `dataset`, `acc_test`, `correct_test`, `num_test`; with the `checkpoint` of a run also `acc_*`,
       `correct_*`, `num_*` for `forget`, `retain` and, after several requests, `forgotten_before`.
@@ -257,11 +260,13 @@ def evaluate_network(
     network = _build(model, splits)
     params, model_state = load_weights(network, weights=weights, checkpoint=checkpoint)
     parts = {"test": splits.test}
-    if checkpoint is not None and describe_run(checkpoint)["dataset"] == dataset:
+    described = {} if checkpoint is None else describe_run(checkpoint)
+    if checkpoint is not None and described["dataset"] == dataset:
         total = data_lib.size(splits.train)
         past, forgotten = _read_past(_run_folder(checkpoint), total)
         data = data_lib.split(splits.train, forgotten, past.trained_on)
-        parts |= {"forget": data.forget, "retain": data.retain}
+        test, _ = _divided(splits.test, described.get("validation"), described.get("seed", 0))
+        parts = {"test": data_lib.known_classes(test, data.retain), "forget": data.forget, "retain": data.retain}
         if past.forgotten.size:
             parts["forgotten_before"] = data_lib.take(splits.train, past.forgotten)
     answer: dict[str, Any] = {"model": model, "dataset": dataset}
@@ -348,7 +353,7 @@ def _prepared(config: RunConfig) -> _Job:
         trained_on=past.trained_on,
     )
     data = data_lib.split(splits.train, positions, past.trained_on)
-    test, set_aside = _divided(config, splits.test)
+    test, set_aside = _divided(splits.test, config.validation, config.seed)
     test = data_lib.known_classes(test, data.retain)
     data = _limited(data, config)
     augment = functools.partial(data_lib.crop_and_flip, padding=splits.crop_padding) if config.augment else None
@@ -358,14 +363,14 @@ def _prepared(config: RunConfig) -> _Job:
     )
 
 
-def _divided(config: RunConfig, test: Dataset) -> tuple[Dataset, Dataset | None]:
+def _divided(test: Dataset, validation: str | None, seed: int) -> tuple[Dataset, Dataset | None]:
     """The test split, and the share of it that is set aside for validation, if any."""
-    kind, _, value = (config.validation or "").partition(":")
-    if config.validation is not None and (kind not in ("test", "indices") or not value):
-        raise InputError(f"cannot read the validation set {config.validation!r}; write test:0.5 or indices:FILE")
+    kind, _, value = (validation or "").partition(":")
+    if validation is not None and (kind not in ("test", "indices") or not value):
+        raise InputError(f"cannot read the validation set {validation!r}; write test:0.5 or indices:FILE")
     if kind != "test":
         return test, None
-    aside = data_lib.forget_positions(f"random:{value}", test["label"], seed=config.seed)
+    aside = data_lib.forget_positions(f"random:{value}", test["label"], seed=seed)
     rest = np.setdiff1d(np.arange(data_lib.size(test)), aside)
     return data_lib.take(test, rest), data_lib.take(test, aside)
 
