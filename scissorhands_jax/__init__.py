@@ -7,7 +7,7 @@ from scissorhands_jax.base import Batch, Carry, Data, Method, Model, freeze, lif
 from scissorhands_jax.checkpoints import Checkpointer
 from scissorhands_jax.data import split
 from scissorhands_jax.errors import CheckpointError, InputError, NonFiniteError, WeightsError
-from scissorhands_jax.losses import classification_loss
+from scissorhands_jax.losses import classification_loss, microbatched
 from scissorhands_jax.masks import mask_updates, top_fraction
 from scissorhands_jax.methods import finetune, retrain, scissorhands
 from scissorhands_jax.models import from_equinox, from_linen, from_nnx
@@ -41,6 +41,7 @@ __all__ = [
     "from_nnx",
     "lift",
     "mask_updates",
+    "microbatched",
     "project_gradient",
     "reinitialize",
     "retrain",

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import jax
 import optax
 
+from scissorhands_jax import microbatches
 from scissorhands_jax.base import Key, Model, ModelState, Params, PyTree, Scalar, StatefulLossFn
 from scissorhands_jax.errors import InputError
 
@@ -31,8 +32,13 @@ def kl_divergence(teacher: jax.Array, student: jax.Array, *, temperature: float 
     >>> round(float(kl_divergence(jnp.array([[0.0, 0.0]]), jnp.log(jnp.array([[0.2, 0.8]])))), 4)
     0.2231
     """
+    return kl_divergences(teacher, student, temperature=temperature).mean()
+
+
+def kl_divergences(teacher: jax.Array, student: jax.Array, *, temperature: float = 1.0) -> jax.Array:
+    """The terms of `kl_divergence`, one per example. shape=(N,)"""
     targets, predictions = (jax.nn.log_softmax(logits / temperature) for logits in (teacher, student))
-    return temperature**2 * optax.losses.kl_divergence_with_log_targets(predictions, targets).mean()
+    return temperature**2 * optax.losses.kl_divergence_with_log_targets(predictions, targets)
 
 
 def teacher_logits(model: Model, teacher: tuple[Params, ModelState], images: jax.Array) -> jax.Array:
@@ -72,18 +78,79 @@ def classification_loss(model: Model, *, augment: Augment | None = None) -> Stat
     return _ClassificationLoss(model, augment)
 
 
+def microbatched(loss_fn: StatefulLossFn, parts: int) -> StatefulLossFn:
+    """The same loss with batches computed in `parts`, one after the other (gradient accumulation).
+
+    Value and gradient are those of the whole batch to rounding, and a step needs the activations of one part only. That
+    holds for networks without BatchNorm; with it, statistics are those of each part, and running statistics move once
+    per part. A `classification_loss` augments the whole batch first, so its images do not depend on `parts`; dropout,
+    and augmentation within any other loss, draw other numbers. See `microbatches.accumulated`.
+
+    Raises:
+      InputError: `parts` is below 1; when traced in training mode, if it does not divide a batch. In evaluation mode,
+        as for saliency, parts differ in size by at most one.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from scissorhands_jax.base import lift
+    >>> halves = microbatched(lift(lambda w, x: jnp.mean(jnp.square(w * x))), 2)
+    >>> grad = jax.grad(lambda w: halves(w, (), jnp.array([1.0, 2.0, 3.0, 4.0]), train=True, key=None)[0])
+    >>> float(grad(1.0))
+    15.0
+    """
+    microbatches.check((), parts)
+    if isinstance(loss_fn, _ClassificationLoss | _Microbatched):
+        return dataclasses.replace(loss_fn, parts=parts)
+    return loss_fn if parts == 1 else _Microbatched(loss_fn, parts)
+
+
+def microbatches_of(loss_fn: StatefulLossFn) -> int:
+    """In how many parts a loss computes a batch."""
+    return loss_fn.parts if isinstance(loss_fn, _ClassificationLoss | _Microbatched) else 1
+
+
 @dataclasses.dataclass(frozen=True)
 class _ClassificationLoss:
     """A value that equals others made of the same network, so that they share compiled code."""
 
     model: Model
     augment: Augment | None
+    parts: int = 1
 
     def __call__(
         self, params: Params, model_state: ModelState, batch: PyTree, *, train: bool, key: Key | None
     ) -> tuple[Scalar, ModelState]:
         images = batch["image"]
         if train:
+            microbatches.check([len(images)], self.parts)
             images, key = augmented(self.augment, key, images)
-        logits, model_state = self.model.apply(params, model_state, images, train=train, key=key)
-        return cross_entropy(logits, batch["label"]), model_state
+
+        def mean_loss(params, model_state, examples, key):
+            images, labels = examples
+            logits, model_state = self.model.apply(params, model_state, images, train=train, key=key)
+            return cross_entropy(logits, labels), (model_state, {})
+
+        whole = microbatches.accumulated(mean_loss, self.parts)
+        loss, (model_state, _) = whole(params, model_state, (images, batch["label"]), key)
+        return loss, model_state
+
+
+@dataclasses.dataclass(frozen=True)
+class _Microbatched:
+    """Any loss in parts, as a value like `_ClassificationLoss`."""
+
+    loss_fn: StatefulLossFn
+    parts: int
+
+    def __call__(
+        self, params: Params, model_state: ModelState, batch: PyTree, *, train: bool, key: Key | None
+    ) -> tuple[Scalar, ModelState]:
+        if train:
+            microbatches.check({len(leaf) for leaf in jax.tree.leaves(batch)}, self.parts)
+
+        def mean_loss(params, model_state, examples, key):
+            loss, model_state = self.loss_fn(params, model_state, examples, train=train, key=key)
+            return loss, (model_state, {})
+
+        loss, (model_state, _) = microbatches.accumulated(mean_loss, self.parts)(params, model_state, batch, key)
+        return loss, model_state

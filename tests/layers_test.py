@@ -14,7 +14,7 @@ import scissorhands_jax
 PACKAGE = Path(scissorhands_jax.__file__).parent
 LAYERS = (
     ("errors", "base", "trees", "files"),
-    ("saliency", "masks", "reinit", "projection", "losses", "data", "optimizers", "models"),
+    ("saliency", "masks", "reinit", "projection", "losses", "microbatches", "data", "optimizers", "models"),
     ("methods", "torch_weights", "_torch_pickle", "metrics", "attacks", "checkpoints", "datasets", "gradcam"),
     (
         *(
@@ -41,6 +41,7 @@ WITHIN = {
     ("trees", "base"),
     ("torch_weights", "_torch_pickle"),
     ("training", "feeding"),
+    ("losses", "microbatches"),
     ("progress", "training"),
     ("relearning", "training"),
     ("sweeps", "training"),

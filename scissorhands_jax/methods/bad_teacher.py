@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from scissorhands_jax.base import Batch, Data, Key, Method, Model, ModelState, P
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods._gradient import descend, mixed_batches
 from scissorhands_jax.methods.settings import TrainingSettings
+from scissorhands_jax.microbatches import accumulated, check, mapped
 
 
 class Teachers(NamedTuple):
@@ -33,6 +35,7 @@ def bad_teacher(
     temperature: float = 1.0,
     augment: losses.Augment | None = None,
     batch_size: int = 256,
+    microbatches: int = 1,
 ) -> Method:
     """Minimises the divergence from a random network on forget and from the original on retain examples.
 
@@ -48,6 +51,7 @@ def bad_teacher(
       retain_fraction: share of the retain set that is read, in (0, 1].
       temperature: T, above 0.
       augment: as for `classification_loss`; teachers and student see the same images.
+      microbatches: parts that a batch is computed in, one after the other; see `losses.microbatched`.
 
     Raises:
       InputError: a setting is out of its range.
@@ -55,6 +59,7 @@ def bad_teacher(
     if not 0 < retain_fraction <= 1:
         raise InputError(f"retain_fraction must lie above 0 and not above 1, got {retain_fraction}")
     losses.check_temperature(temperature)
+    check([batch_size], microbatches)
     mixed = mixed_batches(batch_size)
 
     def aux(key: Key, params: Params, model_state: ModelState, data: Data) -> Teachers:
@@ -65,14 +70,25 @@ def bad_teacher(
         count = data_lib.size(batch.forget)
         images = jnp.concatenate([batch.forget["image"], batch.retain["image"]])
         images, key = losses.augmented(augment, key, images)
-        incompetent = losses.teacher_logits(model, carry.aux.incompetent, images[:count])
-        competent = losses.teacher_logits(model, carry.aux.competent, images[count:])
-        student, model_state = model.apply(params, carry.model_state, images, train=True, key=key)
-        forget = losses.kl_divergence(incompetent, student[:count], temperature=temperature)
-        retain = losses.kl_divergence(competent, student[count:], temperature=temperature)
-        share = count / len(images)
-        loss = share * forget + (1 - share) * retain
-        return loss, (model_state, {"loss_mixed": loss, "kl_forget": forget, "kl_retain": retain})
+        parts = ((carry.aux.incompetent, images[:count]), (carry.aux.competent, images[count:]))
+        logits = [mapped(functools.partial(losses.teacher_logits, model, net), x, microbatches) for net, x in parts]
+        total = len(images)
+        forgets = jnp.arange(total) < count
+
+        def mean_loss(params, model_state, examples, key):
+            images, teacher, forgets = examples
+            student, model_state = model.apply(params, model_state, images, train=True, key=key)
+            each = losses.kl_divergences(teacher, student, temperature=temperature)
+            # Sums over either kind in this part, so that the mean over parts is that over the kind.
+            forget, retain = (
+                jnp.mean(jnp.where(chosen, each, 0)) * total / size
+                for chosen, size in ((forgets, count), (~forgets, total - count))
+            )
+            loss = jnp.mean(each)
+            return loss, (model_state, {"loss_mixed": loss, "kl_forget": forget, "kl_retain": retain})
+
+        whole = accumulated(mean_loss, microbatches)
+        return whole(params, carry.model_state, (images, jnp.concatenate(logits), forgets), key)
 
     def batches(key: Key, data: Data, epoch: int) -> Iterable[Batch]:
         subset_key, key = jax.random.split(key)
@@ -93,6 +109,7 @@ class BadTeacherSettings(TrainingSettings):
     learning_rate: float = 1e-2
     retain_fraction: float = 0.3
     temperature: float = 1.0
+    mixed: ClassVar[bool] = True
 
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The configured method."""
@@ -104,5 +121,6 @@ class BadTeacherSettings(TrainingSettings):
             temperature=self.temperature,
             augment=losses.augmentation_of(loss_fn),
             batch_size=self.batch_size,
+            microbatches=self.microbatches,
         )
         return self.scheduled(method)

@@ -17,6 +17,7 @@ from scissorhands_jax.base import ApplyFn, Carry, Data, Key, Method, Model, Mode
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods._gradient import check_not_empty, descend, forget_batches
 from scissorhands_jax.methods.settings import TrainingSettings
+from scissorhands_jax.microbatches import check
 
 Mode = Literal["paper", "authors"]
 _CHECKED_IMAGES = 8
@@ -39,6 +40,7 @@ def boundary_expand(
     augment: losses.Augment | None = None,
     mode: Mode = "paper",
     batch_size: int = 256,
+    microbatches: int = 1,
 ) -> Method:
     """Minimises the loss of forget examples under a label of their own, K, in the network widened by one output.
 
@@ -50,6 +52,7 @@ def boundary_expand(
       num_classes: K; labels of the forget set are not read.
       head: pattern (`trees.select`) of the last linear layer, for networks of any framework; None finds it.
       augment: as for `classification_loss`.
+      microbatches: parts that a batch is computed in, one after the other; see `losses.microbatched`.
 
     Raises:
       InputError: a setting is out of its range; by `init`, if the last layer is not found, or not linear.
@@ -58,7 +61,8 @@ def boundary_expand(
         raise InputError(f"mode must be paper or authors, got {mode!r}")
     if num_classes < 2:
         raise InputError(f"boundary expanding needs at least 2 classes, got {num_classes}")
-    loss_fn = losses.classification_loss(widened(model), augment=augment)
+    check([batch_size], microbatches)
+    loss_fn = losses.microbatched(losses.classification_loss(widened(model), augment=augment), microbatches)
 
     def objective(expanded, carry, batch, key):
         shadow = jnp.full_like(batch.forget["label"], num_classes)
@@ -232,5 +236,6 @@ class BoundaryExpandSettings(TrainingSettings):
             head=self.head,
             augment=losses.augmentation_of(loss_fn),
             batch_size=self.batch_size,
+            microbatches=self.microbatches,
         )
         return self.scheduled(method)

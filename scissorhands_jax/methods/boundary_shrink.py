@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from scissorhands_jax import trees
+from scissorhands_jax import losses, trees
 from scissorhands_jax.base import Data, Key, Method, Model, ModelState, Params, Scalar, StatefulLossFn
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.losses import cross_entropy
 from scissorhands_jax.methods._gradient import descend, forget_batches
 from scissorhands_jax.methods.settings import TrainingSettings
+from scissorhands_jax.microbatches import mapped
 from scissorhands_jax.models.layers import as_float
 
 Mode = Literal["paper", "authors"]
@@ -62,19 +63,19 @@ def boundary_shrink(
 
     def objective(params, carry, batch, key):
         examples, (frozen, frozen_state) = batch.forget, carry.aux
-        images, original_loss = adversarial_images(
-            model,
-            frozen,
-            frozen_state,
-            examples["image"],
-            examples["label"],
-            step_size=step_size,
-            clip=clip,
-            rounded=mode == "authors",
-        )
-        labels = boundary_labels(model, frozen, frozen_state, images, examples["label"], any_label=mode == "authors")
+
+        def relabelled(part):
+            images, labels = part
+            moved, value = adversarial_images(
+                model, frozen, frozen_state, images, labels, step_size=step_size, clip=clip, rounded=mode == "authors"
+            )
+            nearest = boundary_labels(model, frozen, frozen_state, moved, labels, any_label=mode == "authors")
+            return nearest, jnp.full(labels.shape, value)
+
+        parts = losses.microbatches_of(loss_fn)
+        labels, original_losses = mapped(relabelled, (examples["image"], examples["label"]), parts)
         loss, model_state = loss_fn(params, carry.model_state, {**examples, "label": labels}, train=True, key=key)
-        return loss, (model_state, {"loss_relabelled": loss, "loss_original": original_loss})
+        return loss, (model_state, {"loss_relabelled": loss, "loss_original": jnp.mean(original_losses)})
 
     return descend(objective, optimizer, batches=forget_batches(batch_size), reads=("forget",), aux=aux)
 
@@ -158,7 +159,7 @@ class BoundaryShrinkSettings(TrainingSettings):
         del num_classes
         method = boundary_shrink(
             model,
-            loss_fn,
+            self.microbatched(loss_fn),
             self.optimizer(),
             step_size=self.step_size,
             clip=(0.0, 1.0) if self.clip else None,

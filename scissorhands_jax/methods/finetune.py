@@ -29,4 +29,4 @@ class FinetuneSettings(TrainingSettings):
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The configured method."""
         del model, num_classes
-        return self.scheduled(finetune(loss_fn, self.optimizer(), batch_size=self.batch_size))
+        return self.scheduled(finetune(self.microbatched(loss_fn), self.optimizer(), batch_size=self.batch_size))

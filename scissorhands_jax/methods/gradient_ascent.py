@@ -39,4 +39,4 @@ class GradientAscentSettings(TrainingSettings):
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The configured method."""
         del model, num_classes
-        return self.scheduled(gradient_ascent(loss_fn, self.optimizer(), batch_size=self.batch_size))
+        return self.scheduled(gradient_ascent(self.microbatched(loss_fn), self.optimizer(), batch_size=self.batch_size))

@@ -78,7 +78,7 @@ class L1SparseSettings(TrainingSettings):
         del model, num_classes
         return self.scheduled(
             l1_sparse(
-                loss_fn,
+                self.microbatched(loss_fn),
                 self.optimizer(),
                 penalty=self.penalty,
                 num_epochs=self.epochs,

@@ -142,7 +142,9 @@ class CfKSettings(TrainingSettings):
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The configured method."""
         del model, num_classes
-        return self.scheduled(cf_k(loss_fn, self.optimizer(), layers=self.layers, batch_size=self.batch_size))
+        return self.scheduled(
+            cf_k(self.microbatched(loss_fn), self.optimizer(), layers=self.layers, batch_size=self.batch_size)
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,4 +154,6 @@ class EuKSettings(CfKSettings):
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The configured method."""
         del num_classes
-        return self.scheduled(eu_k(model, loss_fn, self.optimizer(), layers=self.layers, batch_size=self.batch_size))
+        return self.scheduled(
+            eu_k(model, self.microbatched(loss_fn), self.optimizer(), layers=self.layers, batch_size=self.batch_size)
+        )

@@ -122,7 +122,7 @@ class MunbaSettings(TrainingSettings):
         """The configured method."""
         del model
         method = munba(
-            loss_fn,
+            self.microbatched(loss_fn),
             self.optimizer(),
             num_classes=num_classes,
             forget_loss=self.forget_loss,

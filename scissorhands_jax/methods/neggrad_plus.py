@@ -56,7 +56,7 @@ class NegGradPlusSettings(TrainingSettings):
         del model, num_classes
         return self.scheduled(
             neggrad_plus(
-                loss_fn,
+                self.microbatched(loss_fn),
                 self.optimizer(),
                 forget_weight=self.forget_weight,
                 batch_size=self.batch_size,

@@ -39,4 +39,4 @@ class RetrainSettings(TrainingSettings):
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The configured method."""
         del num_classes
-        return self.scheduled(retrain(model, loss_fn, self.optimizer(), batch_size=self.batch_size))
+        return self.scheduled(retrain(model, self.microbatched(loss_fn), self.optimizer(), batch_size=self.batch_size))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -150,13 +150,14 @@ class SalunSettings(TrainingSettings):
     batch_size: int = 256
     fraction: float | None = 0.5
     mode: Mode = "paper"
+    mixed: ClassVar[bool] = True
 
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The configured method."""
         del model
         return self.scheduled(
             salun(
-                loss_fn,
+                self.microbatched(loss_fn),
                 self.optimizer(),
                 num_classes=num_classes,
                 fraction=self.fraction,

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import masks, projection, reinit, saliency, trees
+from scissorhands_jax import losses, masks, microbatches, projection, reinit, saliency, trees
 from scissorhands_jax.base import (
     Batch,
     Carry,
@@ -149,7 +149,7 @@ def scissorhands(
     `sgd(5e-3)`, 10 epochs, batch 256, `trim = project = "layer3|layer4|fc"`.
 
     Args:
-      loss_fn: the general form of the loss, mean over a batch.
+      loss_fn: the general form of the loss, mean over a batch; `losses.microbatched` computes batches in parts.
       optimizer: applied to the projected gradient.
       fraction: share of the ranked weights that is re-initialised, in (0, 1).
       forget_weight: the paper's lambda, at least 0.
@@ -163,7 +163,8 @@ def scissorhands(
       mode: "paper" is Algorithm 1; "authors" is the published code.
       batch_size: retain examples per step.
       forget_batch_size: forget examples per step; default `batch_size`, at most the forget set.
-      pair: how both gradients are computed: "vmap" over the stacked batches, "sequential", or "auto" (`choose_pair`).
+      pair: how both gradients are computed: "vmap" over the stacked batches, "sequential", which needs the memory of
+        one pass, or "auto" (`choose_pair`).
       **departures: single fields of `Semantics` that differ from the mode.
 
     Raises:
@@ -181,6 +182,8 @@ def scissorhands(
         )
     if pair not in ("auto", "vmap", "sequential"):
         raise InputError(f"pair must be auto, vmap or sequential, got {pair!r}")
+    if pair == "vmap" and losses.microbatches_of(loss_fn) > 1:
+        raise InputError("pair = vmap computes two whole batches at once; with microbatches take sequential")
     data_lib.check_batch_size(batch_size)
     forget_batch_size = data_lib.check_batch_size(batch_size if forget_batch_size is None else forget_batch_size)
     if initializer is None:
@@ -332,7 +335,7 @@ class ScissorhandsSettings(TrainingSettings):
         del model, num_classes
         return self.scheduled(
             scissorhands(
-                loss_fn,
+                self.microbatched(loss_fn),
                 self.optimizer(),
                 fraction=self.fraction,
                 forget_weight=self.forget_weight,
@@ -447,7 +450,7 @@ def pair_gradients(
 
     grad = jax.value_and_grad(loss, has_aux=True)
     (retain_loss, model_state), retain_grad = grad(params, model_state, batch.retain, retain_key)
-    forget = _after(retain_grad, batch.forget)
+    forget = microbatches.after(retain_grad, batch.forget)
     (forget_loss, model_state), forget_grad = grad(params, model_state, forget, forget_key)
     return (retain_loss, forget_loss), retain_grad, forget_grad, model_state
 
@@ -458,23 +461,18 @@ def choose_pair(
     """Which way of computing the two gradients is the faster one here.
 
     Gradients of weights under vmap become grouped convolutions: measured on CPU, 2.4 to 2.6 times slower for ResNets.
-    So: one after the other on CPU and for networks with convolutions, vmap for the rest on accelerators.
+    So: one after the other on CPU, for networks with convolutions and in microbatches, vmap for the rest on
+    accelerators.
     """
     if jax.default_backend() == "cpu" or not _same_shapes(batch.retain, batch.forget):
         return "sequential"
-    jaxpr = jax.make_jaxpr(lambda p: loss_fn(p, model_state, batch.retain, train=True, key=key)[0])(params)
-    return "sequential" if _contains(jaxpr.jaxpr, "conv_general_dilated") else "vmap"
+    if losses.microbatches_of(loss_fn) > 1:
+        return "sequential"
 
+    def loss(p):
+        return loss_fn(p, model_state, batch.retain, train=True, key=key)[0]
 
-def _after(gradient: PyTree, examples: PyTree) -> PyTree:
-    """The same examples, but not to be had before the gradient is done.
-
-    Without that XLA runs both forward passes first and keeps the activations of both: measured on CPU for ResNet-20 at
-    batch 128 + 128, 801 MB of temporaries instead of 404. It sees through an `optimization_barrier`, but cannot know
-    that a norm is never negative.
-    """
-    never = trees.norm(gradient) < 0
-    return jax.tree.map(lambda leaf: jnp.where(never, jnp.zeros_like(leaf), leaf), examples)
+    return "sequential" if microbatches.has_convolution(loss, params) else "vmap"
 
 
 def _pair_vmapped(loss_fn, params, model_state, batch, key, retain_key, forget_key):
@@ -588,16 +586,3 @@ def _is_numeric(tree: PyTree) -> bool:
 
 def _same_shapes(a: PyTree, b: PyTree) -> bool:
     return jax.tree.map(jnp.shape, a) == jax.tree.map(jnp.shape, b)
-
-
-def _contains(jaxpr, primitive: str) -> bool:
-    """Whether a jaxpr uses a primitive anywhere, inner jaxprs included."""
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == primitive:
-            return True
-        for value in equation.params.values():
-            for inner in jax.tree.leaves(value, is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")):
-                inner = getattr(inner, "jaxpr", inner)
-                if hasattr(inner, "eqns") and _contains(inner, primitive):
-                    return True
-    return False

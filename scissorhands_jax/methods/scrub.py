@@ -14,6 +14,7 @@ from scissorhands_jax.base import Batch, Data, Key, Method, Model, StatefulLossF
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods._gradient import descend, forget_batches, retain_batches
 from scissorhands_jax.methods.settings import TrainingSettings
+from scissorhands_jax.microbatches import accumulated, check
 
 
 def scrub(
@@ -27,6 +28,7 @@ def scrub(
     augment: losses.Augment | None = None,
     batch_size: int = 128,
     forget_batch_size: int = 32,
+    microbatches: int = 1,
 ) -> Method:
     """Alternates passes that leave the teacher on the forget set and passes that return to it on the retain set.
 
@@ -50,6 +52,7 @@ def scrub(
       augment: as for `classification_loss`; teacher and student see the same images.
       batch_size: retain examples per step.
       forget_batch_size: forget examples per step.
+      microbatches: parts that a batch is computed in, one after the other; see `losses.microbatched`.
 
     Raises:
       InputError: a setting is out of its range.
@@ -59,19 +62,26 @@ def scrub(
     if kl_weight < 0 or loss_weight < 0:
         raise InputError(f"kl_weight and loss_weight must not be negative, got {kl_weight} and {loss_weight}")
     losses.check_temperature(temperature)
+    check((batch_size, forget_batch_size), microbatches)
     max_pass, min_pass = forget_batches(forget_batch_size), retain_batches(batch_size)
 
     def objective(params, carry, batch, key):
         examples = batch.forget if batch.retain is None else batch.retain
         images, key = losses.augmented(augment, key, examples["image"])
-        teacher = losses.teacher_logits(model, carry.aux, images)
-        student, model_state = model.apply(params, carry.model_state, images, train=True, key=key)
-        divergence = losses.kl_divergence(teacher, student, temperature=temperature)
-        loss = losses.cross_entropy(student, examples["label"])
-        if batch.retain is None:
-            return -divergence, (model_state, {"loss_forget": loss, "kl_forget": divergence})
-        value = kl_weight * divergence + loss_weight * loss
-        return value, (model_state, {"loss_retain": loss, "kl_retain": divergence})
+
+        def mean_loss(params, model_state, examples, key):
+            images, labels = examples
+            teacher = losses.teacher_logits(model, carry.aux, images)
+            student, model_state = model.apply(params, model_state, images, train=True, key=key)
+            divergence = losses.kl_divergence(teacher, student, temperature=temperature)
+            loss = losses.cross_entropy(student, labels)
+            if batch.retain is None:
+                return -divergence, (model_state, {"loss_forget": loss, "kl_forget": divergence})
+            value = kl_weight * divergence + loss_weight * loss
+            return value, (model_state, {"loss_retain": loss, "kl_retain": divergence})
+
+        whole = accumulated(mean_loss, microbatches)
+        return whole(params, carry.model_state, (images, examples["label"]), key)
 
     def batches(key: Key, data: Data, epoch: int) -> Iterable[Batch]:
         max_key, min_key = jax.random.split(key)
@@ -112,5 +122,6 @@ class ScrubSettings(TrainingSettings):
             augment=losses.augmentation_of(loss_fn),
             batch_size=self.batch_size,
             forget_batch_size=self.forget_batch_size,
+            microbatches=self.microbatches,
         )
         return self.scheduled(method)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import optimizers
-from scissorhands_jax.base import Carry, Data, Method, Model, StatefulLossFn
+from scissorhands_jax import losses, microbatches, optimizers
+from scissorhands_jax.base import Carry, Data, Key, Method, Model, ModelState, Params, StatefulLossFn
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,13 +38,34 @@ class TrainingSettings(MethodSettings):
     milestones: tuple[int, ...] = ()
     """Epochs, counted from 0, before which the learning rate is multiplied by `gamma`."""
     gamma: float = 0.1
+    microbatches: int = 1
+    """Parts that the batches of a step are computed in, one after the other, where memory is short: gradients are those
+    of the whole batch (`losses.microbatched`), but BatchNorm sees each part by itself."""
+
+    mixed: ClassVar[bool] = False
+    """Whether the forget and the retain examples of a step are one batch."""
+
+    def microbatched(self, loss_fn: StatefulLossFn) -> StatefulLossFn:
+        """The loss in microbatches.
+
+        Raises:
+          InputError: they do not divide a batch size.
+        """
+        sizes = (self.batch_size, getattr(self, "forget_batch_size", None))
+        microbatches.check([size for size in sizes if size is not None], self.microbatches)
+        return losses.microbatched(loss_fn, self.microbatches)
 
     def optimizer(self) -> optax.GradientTransformation:
         """SGD with these settings."""
         return optimizers.sgd(self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay)
 
     def scheduled(self, method: Method) -> Method:
-        """The method with the learning rate that its epochs call for; its optimizer must be the one from here."""
+        """The method with the learning rate that its epochs call for; its optimizer must be the one from here.
+
+        Its `init` raises InputError if microbatches do not divide a batch of these data, before anything is compiled.
+        """
+        if self.microbatches > 1:
+            method = method._replace(init=self._checked(method))
         if not self.milestones:
             return method
 
@@ -69,3 +91,12 @@ class TrainingSettings(MethodSettings):
             )
 
         return method._replace(begin_epoch=begin_epoch)
+
+    def _checked(self, method: Method):
+        def init(key: Key, params: Params, model_state: ModelState, data: Data) -> Carry:
+            for batch in method.batches(jax.random.key(0), data, 0):
+                sizes = [data_lib.size(part) for part in batch]
+                microbatches.check([sum(sizes)] if self.mixed else sizes, self.microbatches)
+            return method.init(key, params, model_state, data)
+
+        return init
