@@ -42,6 +42,7 @@ WITHIN = {
     ("torch_weights", "_torch_pickle"),
     ("training", "feeding"),
     ("losses", "microbatches"),
+    ("models", "microbatches"),
     ("progress", "training"),
     ("relearning", "training"),
     ("sweeps", "training"),

@@ -7,14 +7,17 @@ its name, so a leaf of the variable tree and an entry of a state dict differ onl
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from collections.abc import Callable
+from typing import Literal, TypeVar, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.core import lift
 from jax.typing import DTypeLike
 
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.microbatches import after
 
 Normalization = Literal["stored", "stored_unused", "fixed", "off"]
 
@@ -153,6 +156,65 @@ class BatchNorm(nn.Module):
             mean, var = running_mean.value, running_var.value
         normalized = (wide - row(mean)) * jax.lax.rsqrt(row(var) + self.eps)
         return (normalized * row(scale) + row(bias)).astype(self.dtype or x.dtype)
+
+
+Block = TypeVar("Block", bound=type[nn.Module] | Callable[..., jax.Array])
+
+
+def rematerialized(block: Block, remat: bool) -> Block:
+    """The block, which with `remat` keeps nothing but its input for the backward pass and is computed once more there.
+
+    The same names and numbers. Statistics move once: what the second computation does to them is discarded. On CPU only
+    reverse-mode differentiation passes through it.
+
+    Args:
+      block: a class of modules called as `block(x, *static)`, or a function `(module, x, *static)` within a module's
+        compact method.
+    """
+    return nn.transforms.lift_transform(_recomputed, block) if remat else block
+
+
+def _recomputed(function: Callable) -> Callable:
+    """A lifted transform, as `flax.core.lift.checkpoint` is one."""
+
+    def inner(scope_fn, repack_fn, variable_groups, rng_groups, x, *static):
+        def run(variable_groups, rng_groups, x):
+            scope = scope_fn(variable_groups, rng_groups)
+            y = function(scope, x, *static)
+            return y, repack_fn(scope)
+
+        recompute = checkpoint_late if jax.default_backend() == "cpu" else jax.checkpoint
+        return recompute(run)(variable_groups, rng_groups, x)
+
+    return lift.pack(inner, (True,), (True,), (True,), name="remat")
+
+
+def checkpoint_late(function: Callable) -> Callable:
+    """`jax.checkpoint` that frees memory on XLA:CPU too, for reverse-mode differentiation alone.
+
+    There XLA drops the barrier that keeps `jax.checkpoint`'s second forward pass apart from the first (measured for
+    ResNet-20: one of the two is removed again, and memory does not fall). Here the second one waits for the gradient.
+    """
+
+    @jax.custom_vjp
+    def checkpointed(*arguments):
+        return function(*arguments)
+
+    def forward(*arguments):
+        return function(*arguments), arguments
+
+    def backward(arguments, cotangents):
+        is_float = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(cotangents)]
+        known = [leaf for leaf, chosen in zip(jax.tree.leaves(cotangents), is_float, strict=True) if chosen]
+
+        def late(leaf):
+            return after(known, leaf) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+        _, pull = jax.vjp(function, *jax.tree.map(late, arguments))
+        return pull(cotangents)
+
+    checkpointed.defvjp(forward, backward)
+    return checkpointed
 
 
 def average_pool(x: jax.Array) -> jax.Array:

@@ -24,6 +24,7 @@ from scissorhands_jax.models.layers import (
     conv,
     enter,
     linear,
+    rematerialized,
 )
 
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -63,7 +64,7 @@ class BasicBlock(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         y = conv(self.width, 3, self.stride, kernel_init=self.kernel_init, dtype=self.dtype, name="conv1")(x)
         y = nn.relu(BatchNorm(name="bn1")(y, train=train))
         y = conv(self.width, 3, kernel_init=self.kernel_init, dtype=self.dtype, name="conv2")(y)
@@ -85,13 +86,15 @@ class Stage(nn.Module):
     shortcut: Shortcut
     kernel_init: nn.initializers.Initializer
     dtype: DTypeLike
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        make = rematerialized(BasicBlock, self.remat)
         for index in range(self.blocks):
             stride = self.stride if index == 0 else 1
-            block = BasicBlock(self.width, stride, self.shortcut, self.kernel_init, self.dtype, name=str(index))
-            x = block(x, train=train)
+            block = make(self.width, stride, self.shortcut, self.kernel_init, self.dtype, name=str(index))
+            x = block(x, train)
         return x
 
 
@@ -109,6 +112,7 @@ class ResNet(nn.Module):
       normalize, mean, std: how inputs are normalised, see `layers.enter`.
       kernel_init, head_init: of the convolutions and of the last kernel.
       dtype: of the computation up to the pooled features; parameters, statistics and logits are float32.
+      remat: keep no more than the input of each block for the backward pass, which computes the rest again.
     """
 
     num_classes: int
@@ -123,6 +127,7 @@ class ResNet(nn.Module):
     kernel_init: nn.initializers.Initializer = KAIMING_FAN_OUT
     head_init: nn.initializers.Initializer = TORCH_LINEAR
     dtype: DTypeLike = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
@@ -148,8 +153,8 @@ class ResNet(nn.Module):
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         for index, (blocks, width) in enumerate(zip(self.stage_sizes, self.widths, strict=True)):
             stride = 1 if index == 0 else 2
-            stage = Stage(blocks, width, stride, self.shortcut, self.kernel_init, dtype, name=f"layer{index + 1}")
-            x = stage(x, train=train)
+            options = (self.shortcut, self.kernel_init, dtype, self.remat)
+            x = Stage(blocks, width, stride, *options, name=f"layer{index + 1}")(x, train=train)
         x = average_pool(x)
         return linear(self.num_classes, x.shape[-1], kernel_init=self.head_init, dtype=x.dtype, name=self.head)(x)
 

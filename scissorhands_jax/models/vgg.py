@@ -8,7 +8,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.models.layers import BatchNorm, Normalization, average_pool, conv, enter
+from scissorhands_jax.models.layers import BatchNorm, Normalization, average_pool, conv, enter, rematerialized
 from scissorhands_jax.models.resnet import CIFAR10_MEAN, CIFAR10_STD
 
 VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -19,17 +19,24 @@ class Features(nn.Module):
 
     widths: tuple[tuple[int, ...], ...]
     dtype: DTypeLike
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        # The layers have no module of their own around them: their names are those of the whole sequence.
+        def layer(module: nn.Module, x: jax.Array, width: int, index: int) -> jax.Array:
+            del module
+            x = conv(width, 3, use_bias=True, dtype=self.dtype, name=str(index))(x)
+            return nn.relu(BatchNorm(name=str(index + 1))(x, train=train))
+
+        layer = rematerialized(layer, self.remat)
         index = 0
         for group, widths in enumerate(self.widths):
             if group:
                 x = nn.max_pool(x, (2, 2), strides=(2, 2))
                 index += 1
             for width in widths:
-                x = conv(width, 3, use_bias=True, dtype=self.dtype, name=str(index))(x)
-                x = nn.relu(BatchNorm(name=str(index + 1))(x, train=train))
+                x = layer(self, x, width, index)
                 index += 3
         return x
 
@@ -42,6 +49,7 @@ class VGG(nn.Module):
       widths: channels of the convolutions, by group.
       normalize, mean, std: how inputs are normalised, see `layers.enter`.
       dtype: of the computation up to the pooled features; parameters, statistics and logits are float32.
+      remat: keep no more than the input of each layer for the backward pass, which computes the rest again.
     """
 
     num_classes: int
@@ -50,6 +58,7 @@ class VGG(nn.Module):
     mean: tuple[float, ...] = CIFAR10_MEAN
     std: tuple[float, ...] = CIFAR10_STD
     dtype: DTypeLike = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
@@ -63,7 +72,7 @@ class VGG(nn.Module):
         least = 2 ** (len(self.widths) - 1)
         if min(x.shape[1:3]) < least:
             raise InputError(f"images are {x.shape[1]}x{x.shape[2]}; this VGG needs at least {least}x{least}")
-        x = Features(self.widths, dtype, name="features")(x, train=train)
+        x = Features(self.widths, dtype, self.remat, name="features")(x, train=train)
         x = average_pool(x)
         normal = nn.initializers.normal(0.01)
         return nn.Dense(self.num_classes, kernel_init=normal, dtype=x.dtype, name="classifier")(x)
