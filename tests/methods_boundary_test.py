@@ -228,6 +228,14 @@ class TestHead:
             found = find_head(Model(None, apply), params, (), jnp.eye(2), num_classes=3, head="fc|offset")
             assert named(found).keys() == {"fc/kernel", "offset/bias"}
 
+    def test_a_pattern_that_selects_more_than_the_head_is_refused(self):
+        """Also where nothing else that it selects has an axis of as many classes."""
+        model = Model(None, lambda params, state, x, *, train, key=None: (x @ params["hidden"] @ params["fc"], state))
+        network = model, {"hidden": jnp.eye(2), "fc": jnp.arange(6.0).reshape(2, 3)}, (), jnp.eye(2)
+        assert find_head(*network, num_classes=3, head="fc")["fc"].shape == (2, 1)
+        with pytest.raises(InputError, match=r"head = 'hidden\|fc' does not select the last linear layer .*, whole"):
+            find_head(*network, num_classes=3, head="hidden|fc")
+
     def test_square_and_zero_heads_are_found(self):
         model = Model(None, lambda params, state, x, *, train, key=None: (x @ params["w"].T, state))
         params = {"w": jnp.arange(9.0).reshape(3, 3) ** 2}

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scissorhands_jax.base import Data
+from scissorhands_jax.base import Data, Model
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.losses import classification_loss
 from scissorhands_jax.methods.finetune import FinetuneSettings
 from scissorhands_jax.relearning import relearn_time
 from scissorhands_jax.training import run
@@ -56,6 +57,32 @@ def test_momentum_goes_on_from_epoch_to_epoch():
     relearn(101.0, 3, spy)
     for got, wanted in zip(jax.tree.leaves(seen[2]), jax.tree.leaves(expected.params), strict=True):
         np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_every_epoch_has_an_order_of_its_own():
+    orders = []
+
+    def noted(key, data, epoch):
+        batches = list(METHOD.batches(key, data, epoch))
+        orders.append(np.concatenate([batch.retain for batch in batches]).tolist())
+        return batches
+
+    relearn(101.0, 3, METHOD._replace(batches=noted))
+    assert len({tuple(order) for order in orders}) == 3
+    assert all(sorted(order) == list(range(8)) for order in orders)
+
+
+def test_accuracy_is_that_of_the_trained_statistics():
+    def apply(params, steps, x, *, train, key=None):
+        return params * jax.nn.one_hot(jnp.broadcast_to(steps, len(x)), tiny.CLASSES), steps + 1 if train else steps
+
+    model = Model(None, apply)
+    method = FinetuneSettings(epochs=1, batch_size=8, learning_rate=0.0).build(
+        model, classification_loss(model), tiny.CLASSES
+    )
+    ones = FORGET | {"label": np.ones(8, np.int32)}
+    start = jnp.ones(()), jnp.zeros((), jnp.int32)
+    assert relearn_time(model, method, KEY, *start, ones, target=50.0, max_epochs=2) == (1, [0.0, 100.0])
 
 
 def test_a_cap_below_one_is_refused():

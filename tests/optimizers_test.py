@@ -1,0 +1,70 @@
+"""The optimizer is PyTorch's SGD, and its numbers can change without another compilation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from scissorhands_jax.errors import InputError
+from scissorhands_jax.optimizers import sgd
+
+START = {"w": np.array([1.0, -2.0], np.float32), "b": np.array([0.5], np.float32)}
+GRADIENTS = [{"w": np.array([0.3, -0.1], np.float32), "b": np.array([2.0], np.float32)}] * 2 + [
+    {"w": np.array([-1.0, 0.4], np.float32), "b": np.array([0.0], np.float32)}
+]
+
+
+def steps_of(optimizer):
+    """The parameters after each of the gradients."""
+    params, state = jax.tree.map(jnp.asarray, START), optimizer.init(START)
+    for gradient in GRADIENTS:
+        updates, state = optimizer.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        yield params
+
+
+def torch_steps(rates, momentum, weight_decay):
+    """torch.optim.SGD by its documentation, in float64: v = momentum v + (g + weight_decay p), p = p - rate v."""
+    params = {name: value.astype(float) for name, value in START.items()}
+    velocity = dict.fromkeys(params, 0.0)
+    for rate, gradient in zip(rates, GRADIENTS, strict=True):
+        velocity = {n: momentum * velocity[n] + gradient[n] + weight_decay * params[n] for n in params}
+        params = {n: params[n] - rate * velocity[n] for n in params}
+        yield params
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("rates", [[0.5] * 3, [0.5, 0.25, 0.125]])
+def test_decay_joins_the_gradient_and_momentum_comes_after(rates, momentum, weight_decay):
+    scheduled = len(set(rates)) > 1
+    rate = (lambda count: 0.5 * 0.5**count) if scheduled else rates[0]
+    got = steps_of(sgd(rate, momentum=momentum, weight_decay=weight_decay))
+    for params, expected in zip(got, torch_steps(rates, momentum, weight_decay), strict=True):
+        for name, value in expected.items():
+            np.testing.assert_allclose(params[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_numbers_travel_in_the_state_and_share_their_update():
+    one, other = sgd(0.5, weight_decay=0.0), sgd(0.1, momentum=0.5, weight_decay=0.3)
+    assert one.update is other.update
+    assert one.update is not sgd(0.5, momentum=0.0).update
+    state = one.init(START)
+    assert optax.tree_utils.tree_get(state, "learning_rate") == 0.5
+    state = optax.tree_utils.tree_set(state, learning_rate=jnp.float32(0.25))
+    updates, _ = one.update(GRADIENTS[0], state, START)
+    np.testing.assert_allclose(updates["w"], -0.25 * GRADIENTS[0]["w"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"learning_rate": -0.1}, "learning_rate must not be negative, got -0.1"),
+        ({"learning_rate": 0.1, "momentum": -0.5}, "must not be negative, got -0.5 and 0.0005"),
+        ({"learning_rate": 0.1, "weight_decay": -1.0}, "must not be negative, got 0.9 and -1.0"),
+    ],
+)
+def test_negative_settings_are_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        sgd(**settings)
