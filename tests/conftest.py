@@ -1,5 +1,7 @@
 """Settings and fixtures for all tests."""
 
+import os
+import tempfile
 from pathlib import Path
 
 import jax
@@ -8,6 +10,44 @@ import pytest
 # Comparisons with recorded numbers are in full float32; shapes that broadcast by accident are errors.
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Tests compile thousands of small programs and run most of them once, so XLA shall compile them fast instead of well,
+# which more than halves the suite's time. `XLA_FLAGS= bash tests/run.sh` tests what users compile.
+if "XLA_FLAGS" not in os.environ:
+    flags = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
+    if jax.__version_info__ < (0, 11):  # Later ones lack it, and a flag that XLA does not know ends the process.
+        flags.append("--xla_cpu_use_fusion_emitters=false")
+    os.environ["XLA_FLAGS"] = " ".join(flags)
+
+
+# The files that take longest, by measured CPU time.
+SLOWEST = ("parity", "cli", "experiments", "methods", "models", "sharding", "training", "grid", "methods_distillation")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Workers take whole files in this order (`--no-loadscope-reorder`), so no long one is left for the end."""
+    ranks = {f"{name}_test.py": rank for rank, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What one process has compiled, no other compiles again: neither the other worker nor a test's subprocesses.
+
+    They inherit the variables. The folder is gone after the run, so no other machine or version meets it.
+    """
+    if hasattr(config, "workerinput") or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    folder = tempfile.TemporaryDirectory(prefix="compiled-", ignore_cleanup_errors=True)
+    config.add_cleanup(folder.cleanup)
+    settings = {
+        "jax_compilation_cache_dir": folder.name,
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+        "jax_persistent_cache_enable_xla_caches": "none",
+    }
+    for name, value in settings.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)
 
 
 @pytest.fixture(scope="session")

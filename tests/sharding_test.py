@@ -14,7 +14,8 @@ CHECKS = ("masks", "ties", "reinitialize", "projection", "saliency", "run")
 @pytest.fixture(scope="module")
 def outcome():
     """What the checks below print, by name."""
-    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}"}
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}"
+    environment = {**os.environ, "XLA_FLAGS": flags}
     command = [sys.executable, __file__]
     root = Path(__file__).parents[1]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300, check=False)
