@@ -1,4 +1,4 @@
-"""The command line: `scissorhands demo | unlearn | tune | evaluate | data`, or `python -m scissorhands_jax`."""
+"""The command line: `scissorhands demo | unlearn | plan | tune | evaluate | data`, or `python -m scissorhands_jax`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(stderr=True)
     try:
         options.overrides = _overrides(rest)
-        if options.overrides and options.command not in ("unlearn", "tune"):
+        if options.overrides and options.command not in ("unlearn", "plan", "tune"):
             raise InputError(f"{options.command} does not know {options.overrides[0]!r}; see --help")
         options.run(options, console)
     except InputError as error:
@@ -73,6 +73,20 @@ def _parser() -> argparse.ArgumentParser:
     existing.add_argument("--resume", action="store_true", help="go on with the run in RUN")
     unlearn.set_defaults(run=_run_unlearn)
 
+    plan = commands.add_parser(
+        "plan",
+        help="say what a run will cost in memory and time, before it is paid",
+        description="Takes the arguments of unlearn, or --config FILE; without weights the network gets fresh ones. "
+        "It takes a few real steps and forgets nothing.",
+        epilog="Settings follow as NAME=VALUE, as for unlearn, e.g. method.microbatches=4 model_options.remat=true.",
+    )
+    _add_job(plan, runs=False)
+    plan.add_argument("--config", type=Path, metavar="FILE", help="results.json or run.json of an earlier run")
+    plan.add_argument("--devices", type=int, default=1, metavar="N", help="how many the run is to have (default 1)")
+    plan.add_argument("--memory", type=float, metavar="G", help="GiB of each device (default: what this one has)")
+    plan.add_argument("--json", action="store_true", help="print JSON in place of the table")
+    plan.set_defaults(run=_run_plan)
+
     tune = commands.add_parser(
         "tune",
         help="choose the method's settings without an oracle: on validation data, within a budget",
@@ -115,11 +129,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_job(parser: argparse.ArgumentParser) -> None:
-    _add_network(parser)
+def _add_job(parser: argparse.ArgumentParser, *, runs: bool = True) -> None:
+    _add_network(parser, required=runs)
     parser.add_argument(
         "--forget",
-        required=True,
+        required=runs,
         metavar="SPEC",
         help="random:SHARE, class:LABEL[,LABEL], identity:NAME[,NAME], identity:FILE (a name per line), "
         "identity:random:N, indices:FILE (a position in the training set per line) or mislabelled:FILE (a position per "
@@ -137,7 +151,8 @@ def _add_job(parser: argparse.ArgumentParser) -> None:
         help="what tune looks at: test:SHARE sets that share of the test set aside, and with it unlearn reports on the "
         "rest; indices:FILE names training examples that the network was not trained on (default: all of those)",
     )
-    parser.add_argument("--out", required=True, type=Path, metavar="RUN", help="folder for the result")
+    if runs:
+        parser.add_argument("--out", required=True, type=Path, metavar="RUN", help="folder for the result")
     parser.add_argument("--method", default="scissorhands", metavar="NAME", help="default scissorhands")
     parser.add_argument("--seed", type=int, default=0, help="of the random forget set and of the run (default 0)")
     parser.add_argument("--retain-limit", type=int, metavar="N", help="repair on N random retained examples only")
@@ -150,8 +165,8 @@ def _add_job(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_network(parser: argparse.ArgumentParser) -> None:
-    source = parser.add_mutually_exclusive_group(required=True)
+def _add_network(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    source = parser.add_mutually_exclusive_group(required=required)
     source.add_argument("--weights", metavar="FILE", help="PyTorch file (.pt .pth .th .tar) or .safetensors")
     source.add_argument("--checkpoint", metavar="RUN", help="folder of an earlier run")
     parser.add_argument("--model", metavar="NAME", help="resnet20, resnet18, vgg16_bn, ...; known for a --checkpoint")
@@ -204,6 +219,28 @@ def _run_tune(options: argparse.Namespace, console: Console) -> None:
     )
 
 
+def _run_plan(options: argparse.Namespace, console: Console) -> None:
+    from scissorhands_jax import planning
+
+    if options.config is None:
+        if options.forget is None:
+            raise InputError("--forget is missing; say what is to be forgotten, or name an earlier run with --config")
+        config = _config_of(options)
+    else:
+        given = [name for name in ("weights", "checkpoint", "model", "dataset", "forget") if getattr(options, name)]
+        if given:
+            raise InputError(f"--config says what to run; leave --{given[0]} out, or write it as {given[0]}=VALUE")
+        config = planning.read_config(options.config)
+        if options.data_dir is not None:
+            config = dataclasses.replace(config, data_dir=options.data_dir)
+        config = config_lib.override(config, options.overrides)
+    document = planning.plan(config, devices=options.devices, memory_gib=options.memory, console=console)
+    if options.json:
+        sys.stdout.write(json.dumps(document, indent=2) + "\n")
+    else:
+        planning.print_plan(document, Console())
+
+
 def _config_of(options: argparse.Namespace) -> config_lib.RunConfig:
     """The job that the options and settings describe."""
     from scissorhands_jax.methods import METHODS
@@ -218,6 +255,7 @@ def _config_of(options: argparse.Namespace) -> config_lib.RunConfig:
         settings = dataclasses.replace(settings, batch_size=options.batch_size)
     config = config_lib.RunConfig(
         model=model,
+        model_options=_model_options(options),
         weights=options.weights,
         checkpoint=options.checkpoint,
         dataset=dataset,
@@ -285,6 +323,15 @@ def _network_of(options: argparse.Namespace) -> tuple[str, str, str | None]:
     if known and model != known["model"]:
         raise InputError(f"the run in {options.checkpoint} holds a {known['model']}, not a {model}")
     return model, dataset, options.data_dir or known.get("data_dir")
+
+
+def _model_options(options: argparse.Namespace) -> dict:
+    """Those of the run in --checkpoint, whose network it is."""
+    if options.checkpoint is None:
+        return {}
+    from scissorhands_jax import unlearning
+
+    return unlearning.describe_run(options.checkpoint).get("model_options", {})
 
 
 def entry() -> None:

@@ -18,6 +18,7 @@ class RunConfig:
     """One unlearning run; saved as it is with the results."""
 
     model: str
+    model_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     weights: str | None = None
     checkpoint: str | None = None
     dataset: str

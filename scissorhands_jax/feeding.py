@@ -121,8 +121,13 @@ def make_feed(data: Data, feed_from: FeedFrom = "auto") -> Feed:
     if feed_from not in ("auto", "device", "host"):
         raise InputError(f"data are fed from auto, device or host, got {feed_from!r}")
     if feed_from == "auto":
-        feed_from = "device" if _bytes(data) <= _DATA_SHARE * _memory() else "host"
+        feed_from = "device" if fits_on_device(data) else "host"
     return DeviceFeed(data) if feed_from == "device" else HostFeed(data)
+
+
+def fits_on_device(data: Data) -> bool:
+    """Whether the data are no more than a quarter of the device's memory, and are put there by themselves."""
+    return _bytes(data) <= _DATA_SHARE * device_memory()
 
 
 def steps_per_call(data: Data, batches: Sequence[Batch]) -> int:
@@ -149,8 +154,8 @@ def _bytes(tree: PyTree) -> int:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
-def _memory() -> int:
-    """Bytes of the device's memory; on CPU that of the machine."""
+def device_memory() -> int:
+    """Bytes of the memory of one device; on CPU that of the machine."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return stats.get("bytes_limit") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 

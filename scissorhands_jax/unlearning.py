@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,7 +73,7 @@ def unlearn(
       InputError: something in the configuration, the files or the folder cannot be used.
       NonFiniteError: the run diverged; its last good checkpoint stays in the folder.
     """
-    job = _prepared(config)
+    job = prepared(config)
     config, model, params, model_state, past = job.config, job.model, job.params, job.model_state, job.past
     data, test, positions, splits = job.data, job.test, job.positions, job.splits
     right_labels = _right_labels(config.forget, len(splits.class_names))
@@ -190,7 +190,7 @@ def tune(
     Raises:
       InputError: something cannot be used, or there is nothing to validate with.
     """
-    job = _prepared(config)
+    job = prepared(config)
     config = job.config
     examples, what = _validation(job)
     space = tuning.space_of(config.method_name)
@@ -257,10 +257,10 @@ def evaluate_network(
       `correct_*`, `num_*` for `forget`, `retain` and, after several requests, `forgotten_before`.
     """
     splits = datasets.load(dataset, data_dir)
-    network = _build(model, splits)
+    described = {} if checkpoint is None else describe_run(checkpoint)
+    network = _build(model, splits, described.get("model_options", {}))
     params, model_state = load_weights(network, weights=weights, checkpoint=checkpoint)
     parts = {"test": splits.test}
-    described = {} if checkpoint is None else describe_run(checkpoint)
     if checkpoint is not None and described["dataset"] == dataset:
         total = data_lib.size(splits.train)
         past, forgotten = _read_past(_run_folder(checkpoint), total)
@@ -314,7 +314,7 @@ def load_weights(model: Model, *, weights: str | None, checkpoint: str | None) -
     return network
 
 
-class _Job(NamedTuple):
+class Job(NamedTuple):
     """What an unlearning job is made of, read and checked."""
 
     config: RunConfig  # with nothing left open
@@ -335,14 +335,24 @@ class _Job(NamedTuple):
         return settings.build(self.model, self.loss_fn, len(self.splits.class_names))
 
 
-def _prepared(config: RunConfig) -> _Job:
-    """Reads and checks everything that a job needs; see `unlearn` for the errors."""
+def prepared(config: RunConfig, check: Callable[[RunConfig, Model], None] | None = None) -> Job:
+    """Reads and checks everything that a job needs; see `unlearn` for the errors.
+
+    Args:
+      check: what to look at before the weights are read and anything is compiled; where it is given, a job without
+        weights has fresh ones.
+    """
     if config.retain_limit is not None and config.retain_limit < 1:
         raise InputError(f"--retain-limit must be at least 1, got {config.retain_limit}")
     splits = datasets.load(config.dataset, config.data_dir)
     config = _resolved(config, splits)
-    model = _build(config.model, splits)
-    params, model_state = load_weights(model, weights=config.weights, checkpoint=config.checkpoint)
+    model = _build(config.model, splits, config.model_options)
+    if check is not None:
+        check(config, model)
+    if check is not None and config.weights is None and config.checkpoint is None:
+        params, model_state = model.init(jax.random.key(config.seed))
+    else:
+        params, model_state = load_weights(model, weights=config.weights, checkpoint=config.checkpoint)
     train_checksum = checkpoints.checksum(splits.train)
     past = _past(config, data_lib.size(splits.train), train_checksum)
     positions = data_lib.forget_positions(
@@ -358,7 +368,7 @@ def _prepared(config: RunConfig) -> _Job:
     data = _limited(data, config)
     augment = functools.partial(data_lib.crop_and_flip, padding=splits.crop_padding) if config.augment else None
     loss_fn = losses.classification_loss(model, augment=augment)
-    return _Job(
+    return Job(
         config, splits, model, params, model_state, past, positions, data, test, set_aside, train_checksum, loss_fn
     )
 
@@ -375,7 +385,7 @@ def _divided(test: Dataset, validation: str | None, seed: int) -> tuple[Dataset,
     return data_lib.take(test, rest), data_lib.take(test, aside)
 
 
-def _validation(job: _Job) -> tuple[Dataset, str]:
+def _validation(job: Job) -> tuple[Dataset, str]:
     """Examples that the network has never seen, of the classes that stay, and what they are."""
     spec, train, total = job.config.validation, job.splits.train, data_lib.size(job.splits.train)
     unseen = np.setdiff1d(np.arange(total), np.union1d(job.past.trained_on, job.past.forgotten))
@@ -474,8 +484,8 @@ def _run_folder(checkpoint: str | Path) -> Path:
     return _network_folder(checkpoint).parent
 
 
-def _build(name: str, splits: datasets.Splits) -> Model:
-    return models.build(name, num_classes=len(splits.class_names), image_shape=splits.image_shape)
+def _build(name: str, splits: datasets.Splits, options: Mapping[str, Any]) -> Model:
+    return models.build(name, num_classes=len(splits.class_names), image_shape=splits.image_shape, **options)
 
 
 @contextlib.contextmanager

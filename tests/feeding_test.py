@@ -69,7 +69,7 @@ class TestMakeFeed:
     def test_data_that_do_not_fit_stay(self, monkeypatch):
         data = tiny.data()
         total = sum(leaf.nbytes for leaf in jax.tree.leaves(data))
-        monkeypatch.setattr(feeding, "_memory", lambda: 4 * total - 4)
+        monkeypatch.setattr(feeding, "device_memory", lambda: 4 * total - 4)
         feed = feeding.make_feed(data)
         assert isinstance(feed, feeding.HostFeed)
         assert feed.data is data

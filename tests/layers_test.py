@@ -29,7 +29,7 @@ LAYERS = (
             "tuning",
             "sweeps",
         ),
-        *("grid", "unlearning", "demo"),
+        *("grid", "unlearning", "planning", "demo"),
     ),
     ("cli", "__main__", "__init__"),
 )
@@ -51,7 +51,7 @@ WITHIN = {
     ("__main__", "cli"),
     *(
         (importer, imported)
-        for importer in ("grid", "unlearning", "demo")
+        for importer in ("grid", "unlearning", "planning", "demo")
         for imported in LAYERS[3]
         if importer != imported
     ),

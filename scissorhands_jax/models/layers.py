@@ -204,13 +204,7 @@ def checkpoint_late(function: Callable) -> Callable:
         return function(*arguments), arguments
 
     def backward(arguments, cotangents):
-        is_float = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(cotangents)]
-        known = [leaf for leaf, chosen in zip(jax.tree.leaves(cotangents), is_float, strict=True) if chosen]
-
-        def late(leaf):
-            return after(known, leaf) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
-
-        _, pull = jax.vjp(function, *jax.tree.map(late, arguments))
+        _, pull = jax.vjp(function, *after(cotangents, arguments))
         return pull(cotangents)
 
     checkpointed.defvjp(forward, backward)
