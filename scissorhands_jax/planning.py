@@ -630,7 +630,9 @@ _TIMES = {
 
 
 def _size(count: float) -> str:
-    unit, size = next((u, s) for u, s in (("GiB", _GIB), ("MiB", 2**20), ("KiB", 2**10)) if count >= s or s == 2**10)
+    if count < 2**10:
+        return f"{count:.0f} bytes"
+    unit, size = next((u, s) for u, s in (("GiB", _GIB), ("MiB", 2**20), ("KiB", 2**10)) if count >= s)
     return f"{count / size:,.3g} {unit}"
 
 

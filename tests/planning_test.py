@@ -185,5 +185,5 @@ class TestRefusals:
 
 
 def test_sizes_and_times_read_well():
-    assert [planning._size(n) for n in (512, 1536, 3 * 2**30)] == ["0.5 KiB", "1.5 KiB", "3 GiB"]
+    assert [planning._size(n) for n in (512, 1536, 3 * 2**30)] == ["512 bytes", "1.5 KiB", "3 GiB"]
     assert [planning._duration(n) for n in (1.25, 600, 7200)] == ["1.2 s", "10.0 min", "2.0 h"]
