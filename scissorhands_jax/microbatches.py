@@ -148,6 +148,10 @@ def _sum(one: Callable, params: PyTree, model_state: ModelState, examples: PyTre
         value, model_state = one(params, model_state, part, part_key)
         return jax.tree.map(lambda a, b: a + share * b.astype(a.dtype), so_far, value), model_state
 
+    def turn(carry, row, share):
+        index, part = row
+        return add(carry, index, part, share), None
+
     carry, in_line = (wide, model_state), _in_line(one, params, model_state, part, key)
     for start, share, group in _groups(examples, total, parts):
         count = _size(group)
@@ -158,7 +162,7 @@ def _sum(one: Callable, params: PyTree, model_state: ModelState, examples: PyTre
                 carry = add(carry, start + index, held, share)
         else:
             rows = (jnp.arange(start, start + count), group)
-            carry, _ = jax.lax.scan(lambda c, row, share=share: (add(c, *row, share), None), carry, rows)
+            carry, _ = jax.lax.scan(functools.partial(turn, share=share), carry, rows)
     so_far, model_state = carry
     return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), so_far, outline), model_state
 

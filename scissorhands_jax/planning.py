@@ -344,10 +344,11 @@ class _Planner:
             return 0.0
         with tempfile.TemporaryDirectory() as folder:
             keeper = checkpoints.Checkpointer(folder)
-            first, later = (
-                _timed(lambda n=n: keeper.save(carry._replace(step=jnp.int32(n)), checkpoints.Position(n, 0), {}))
-                for n in (1, 2)
-            )
+
+            def save(step: int) -> None:
+                keeper.save(carry._replace(step=jnp.int32(step)), checkpoints.Position(step, 0), {})
+
+            first, later = (_timed(functools.partial(save, step)) for step in (1, 2))
             keeper.close()
         return first + (epochs - 1) * later
 
@@ -359,7 +360,9 @@ class _Planner:
     ) -> dict[str, int]:
         """Bytes on one device that has everything, by what they are for."""
         gradients = _gradients(self.job.config.method_name) * _bytes(carry.params)
-        images = self._outline_of(Kind(None, _EVALUATION_BATCH)).retain["image"]
+        examples = self._outline_of(Kind(None, _EVALUATION_BATCH)).retain
+        assert examples is not None
+        images = examples["image"]
         forward = self._temporaries(lambda p, s, x: self.job.model.apply(p, s, x, train=False)[0], carry, images)
         self.evaluating = forward + _bytes(images)
         steps = max((program.temporaries for program in programs.values()), default=0)
@@ -548,9 +551,9 @@ class _Clock:
 def _compile_clock() -> Iterator[_Clock]:
     clock = _Clock()
 
-    def listen(event: str, duration: float, **_: Any) -> None:
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
         if event in ("/jax/core/compile/jaxpr_to_mlir_module_duration", "/jax/core/compile/backend_compile_duration"):
-            clock.seconds += duration
+            clock.seconds += duration_secs
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
