@@ -79,7 +79,9 @@ def _set(config: Any, path: list[str], name: str, text: str) -> Any:
     if holds_settings:
         raise InputError(f"{name} holds several settings; write {name}.NAME=value")
     hint = typing.get_type_hints(type(config))[head]
-    return dataclasses.replace(config, **{head: parse_value(text, hint, name)})
+    change = {head: parse_value(text, hint, name)}
+    # Settings that depend on one another change together.
+    return config.changed(**change) if hasattr(config, "changed") else dataclasses.replace(config, **change)
 
 
 def parse_value(text: str, hint: Any, name: str) -> Any:

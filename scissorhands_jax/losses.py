@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import optax
@@ -15,9 +16,18 @@ from scissorhands_jax.errors import InputError
 Augment = Callable[[Key, jax.Array], jax.Array]
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """The mean cross-entropy of a batch. logits: (N, C) floats; labels: (N,) integers; returns shape=()"""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+def cross_entropy(logits: jax.Array, labels: jax.Array, *, label_smoothing: float = 0.0) -> jax.Array:
+    """The mean cross-entropy of a batch. shape=()
+
+    Args:
+      logits: (N, C) floats.
+      labels: (N,) integers.
+      label_smoothing: the share of the target that is spread evenly over all C classes (Szegedy et al., 2016).
+    """
+    if label_smoothing == 0:
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype), label_smoothing)
+    return optax.softmax_cross_entropy(logits, targets).mean()
 
 
 def kl_divergence(teacher: jax.Array, student: jax.Array, *, temperature: float = 1.0) -> jax.Array:
@@ -68,14 +78,34 @@ def augmentation_of(loss_fn: StatefulLossFn) -> Augment | None:
     return loss_fn.augment if isinstance(loss_fn, _ClassificationLoss) else None
 
 
-def classification_loss(model: Model, *, augment: Augment | None = None) -> StatefulLossFn:
+def classification_loss(
+    model: Model, *, augment: Augment | None = None, label_smoothing: float = 0.0
+) -> StatefulLossFn:
     """Mean cross-entropy over batches `{"image": (N, ...), "label": (N,)}`.
 
     Args:
       model: the network.
       augment: `(key, images) -> images`, applied in training passes that are given a key.
+      label_smoothing: see `cross_entropy`; in training passes only.
+
+    Raises:
+      InputError: `label_smoothing` is not at least 0 and below 1.
     """
-    return _ClassificationLoss(model, augment)
+    if not 0 <= label_smoothing < 1:
+        raise InputError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing}")
+    return _ClassificationLoss(model, augment, label_smoothing=label_smoothing)
+
+
+def altered(loss_fn: StatefulLossFn, **changes: Any) -> StatefulLossFn:
+    """The same `classification_loss` with another `augment` or `label_smoothing`.
+
+    Raises:
+      InputError: it is another kind of loss, or a value cannot be used.
+    """
+    if not isinstance(loss_fn, _ClassificationLoss):
+        raise InputError(f"only a classification_loss can be given {', '.join(changes)}, and this is another loss")
+    known = {"augment": loss_fn.augment, "label_smoothing": loss_fn.label_smoothing}
+    return microbatched(classification_loss(loss_fn.model, **(known | changes)), loss_fn.parts)
 
 
 def microbatched(loss_fn: StatefulLossFn, parts: int) -> StatefulLossFn:
@@ -116,6 +146,7 @@ class _ClassificationLoss:
     model: Model
     augment: Augment | None
     parts: int = 1
+    label_smoothing: float = 0.0
 
     def __call__(
         self, params: Params, model_state: ModelState, batch: PyTree, *, train: bool, key: Key | None
@@ -128,7 +159,8 @@ class _ClassificationLoss:
         def mean_loss(params, model_state, examples, key):
             images, labels = examples
             logits, model_state = self.model.apply(params, model_state, images, train=train, key=key)
-            return cross_entropy(logits, labels), (model_state, {})
+            smoothing = self.label_smoothing if train else 0.0
+            return cross_entropy(logits, labels, label_smoothing=smoothing), (model_state, {})
 
         whole = microbatches.accumulated(mean_loss, self.parts)
         loss, (model_state, _) = whole(params, model_state, (images, batch["label"]), key)

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 
-import jax
 import numpy as np
 import pytest
 from rich.console import Console
@@ -247,20 +246,6 @@ def test_settings_describe_themselves(name):
     document = json.loads(json.dumps(describe(METHODS[name]())))
     assert document["method"] == name
     assert "epochs" in document
-
-
-def test_the_learning_rate_follows_the_milestones():
-    from tests import tiny
-
-    settings = RetrainSettings(epochs=4, batch_size=4, learning_rate=0.5, milestones=(1, 3), gamma=0.1)
-    method = settings.build(tiny.model(), tiny.loss(), tiny.CLASSES)
-    rates, data = [], tiny.data()
-    carry = method.init(jax.random.key(0), *tiny.start(), data)
-    for epoch in range(4):
-        carry = method.begin_epoch(carry, data)
-        rates.append(float(carry.opt_state.hyperparams["learning_rate"]))
-        carry = carry._replace(step=carry.step + len(list(method.batches(carry.key, data, epoch))))
-    np.testing.assert_allclose(rates, [0.5, 0.05, 0.05, 0.005], rtol=1e-6)
 
 
 def test_a_cell_that_was_stopped_goes_on_from_its_last_epoch(tmp_path, monkeypatch):

@@ -139,11 +139,18 @@ def test_only_forget_retain_and_validation_examples_are_read(monkeypatch):
     assert data_lib.size(data.forget) == 6
 
 
-def test_learning_rates_share_one_compilation():
-    settings = METHODS["neggrad_plus"](epochs=1, batch_size=4, learning_rate=1e-2)
+@pytest.mark.parametrize(
+    ("name", "changes", "rates"),
+    [
+        ("neggrad_plus", {"learning_rate": 1e-2}, (1e-3, 1e-1)),
+        ("retrain", {"recipe": "fast", "learning_rate": 20.0}, (10.0, 3000.0)),
+    ],
+)
+def test_learning_rates_share_one_compilation(name, changes, rates):
+    settings = METHODS[name](epochs=1, batch_size=4, **changes)
     told = []
     with Compilations() as compilations:
-        result = tune(settings, space={"learning_rate": (1e-3, 1e-1)}, on_trial=lambda n, trial: told.append(trial))
+        result = tune(settings, space={"learning_rate": rates}, on_trial=lambda n, trial: told.append(trial))
     assert compilations.names.count("jit(_step)") <= 1
     for trial in told:
         alone = dataclasses.replace(settings, **trial.changes)

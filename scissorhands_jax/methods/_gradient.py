@@ -62,7 +62,7 @@ def follow(
     *,
     batches: Batches,
     reads: tuple[str, ...],
-    start: Callable[[Key, Params, ModelState], tuple[Params, ModelState]] | None = None,
+    start: Callable[[Key, Params, ModelState, Data], tuple[Params, ModelState]] | None = None,
     aux: Callable[[Key, Params, ModelState, Data], PyTree] | None = None,
     mask_of: Callable[[Any], PyTree] | None = None,
     begin_epoch: Callable[[Carry, Data], Carry] = keep_carry,
@@ -72,7 +72,7 @@ def follow(
     Args:
       optimizer: applied to the direction; with `mask_of`, updates are masked last, so frozen weights stay bit-equal.
       reads: which parts of the data must not be empty, of "forget" and "retain".
-      start: `(key, params, model_state)` to where the method begins; default where it is.
+      start: `(key, params, model_state, data)` to where the method begins; default where it is.
       aux: what the carry holds besides the network, from the data.
       mask_of: the mask in that.
       begin_epoch: as in `Method`.
@@ -84,7 +84,7 @@ def follow(
         check_not_empty(data, reads)
         start_key, aux_key, step_key = jax.random.split(key, 3)
         if start is not None:
-            params, model_state = start(start_key, params, model_state)
+            params, model_state = start(start_key, params, model_state, data)
         held = () if aux is None else aux(aux_key, params, model_state, data)
         return new_carry(step_key, params, model_state, optimizer.init(params), held)
 

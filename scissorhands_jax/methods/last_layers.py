@@ -25,7 +25,7 @@ from scissorhands_jax.methods._gradient import descend, retain_batches
 from scissorhands_jax.methods.settings import TrainingSettings
 
 Where = str | Callable[[str, jax.Array], bool] | None
-Start = Callable[[Key, Params, ModelState], tuple[Params, ModelState]]
+Start = Callable[[Key, Params, ModelState, Data], tuple[Params, ModelState]]
 
 
 def cf_k(
@@ -60,7 +60,8 @@ def eu_k(
       layers: the weights that learn (`trees.select`); None is all of them, which is retraining.
     """
 
-    def start(key: Key, params: Params, model_state: ModelState) -> tuple[Params, ModelState]:
+    def start(key: Key, params: Params, model_state: ModelState, data: Data) -> tuple[Params, ModelState]:
+        del data
         fresh, fresh_state = model.init(key)
         learns = trees.select(params, layers)
         moves, _ = _owners(learns, model_state)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from scissorhands_jax import data as data_lib
@@ -24,6 +24,10 @@ class MethodSettings:
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The configured method."""
         raise TypeError(f"{type(self).__name__} does not say how its method is built")
+
+    def changed(self, **changes: Any) -> Self:
+        """A copy with other values; how `config.override` changes settings."""
+        return dataclasses.replace(self, **changes)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,40 +61,36 @@ class TrainingSettings(MethodSettings):
 
     def optimizer(self) -> optax.GradientTransformation:
         """SGD with these settings."""
-        return optimizers.sgd(self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay)
+        return optimizers.sgd(
+            self.learning_rate,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            scheduled=bool(self.milestones),
+        )
+
+    def schedule(self, lengths: Sequence[int]) -> optimizers.Schedule:
+        """The learning rate over epochs of so many steps: all `epochs`, and those up to the last milestone."""
+        return optimizers.drops([sum(lengths[:milestone]) for milestone in self.milestones], self.gamma)
 
     def scheduled(self, method: Method) -> Method:
-        """The method with the learning rate that its epochs call for; its optimizer must be the one from here.
+        """The method with the learning rate that its steps call for; its optimizer must be the one from here.
 
-        Its `init` raises InputError if microbatches do not divide a batch of these data, before anything is compiled.
+        The schedule is set when a run begins, because only the data tell how many steps an epoch has. Then `init` also
+        raises InputError if microbatches do not divide a batch of these data, before anything is compiled.
         """
         if self.microbatches > 1:
             method = method._replace(init=self._checked(method))
-        if not self.milestones:
-            return method
 
-        lengths: dict[tuple[int, ...], int] = {}
+        def init(key: Key, params: Params, model_state: ModelState, data: Data) -> Carry:
+            carry = method.init(key, params, model_state, data)
+            if optax.tree_utils.tree_get(carry.opt_state, "knots") is None:
+                return carry
+            # Epochs differ in length for some methods, so all are counted.
+            epochs = range(max((self.epochs, *self.milestones)))
+            lengths = [len(list(method.batches(jax.random.key(0), data, epoch))) for epoch in epochs]
+            return carry._replace(opt_state=optimizers.with_schedule(carry.opt_state, self.schedule(lengths)))
 
-        def steps_in(epoch: int, data: Data) -> int:
-            """Epochs differ in length for some methods, so all are counted, each once."""
-            case = (epoch, *map(data_lib.size, data))
-            if case not in lengths:
-                lengths[case] = max(1, len(list(method.batches(jax.random.key(0), data, epoch))))
-            return lengths[case]
-
-        def begin_epoch(carry: Carry, data: Data) -> Carry:
-            carry = method.begin_epoch(carry, data)
-            epoch, left = 0, int(carry.step)
-            while left > 0:
-                left -= steps_in(epoch, data)
-                epoch += 1
-            rate = self.learning_rate * self.gamma ** sum(epoch >= milestone for milestone in self.milestones)
-            held = optax.tree_utils.tree_get(carry.opt_state, "learning_rate")
-            return carry._replace(
-                opt_state=optax.tree_utils.tree_set(carry.opt_state, learning_rate=jnp.asarray(rate, held.dtype))
-            )
-
-        return method._replace(begin_epoch=begin_epoch)
+        return method._replace(init=init)
 
     def _checked(self, method: Method):
         def init(key: Key, params: Params, model_state: ModelState, data: Data) -> Carry:

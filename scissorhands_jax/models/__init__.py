@@ -16,6 +16,7 @@ from scissorhands_jax.errors import InputError
 from scissorhands_jax.models.adapters import from_equinox, from_linen, from_nnx
 from scissorhands_jax.models.mlp import MLP
 from scissorhands_jax.models.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNet, cifar_resnet
+from scissorhands_jax.models.resnet9 import ResNet9
 from scissorhands_jax.models.vgg import VGG
 
 __all__ = ["MODELS", "build", "from_equinox", "from_linen", "from_nnx"]
@@ -32,14 +33,19 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet34": functools.partial(
         ResNet, stage_sizes=(3, 4, 6, 3), stem="imagenet", mean=IMAGENET_MEAN, std=IMAGENET_STD
     ),
+    "resnet9": ResNet9,
     "vgg16_bn": VGG,
     "mlp": MLP,
 }
+
+DTYPES = ("float32", "bfloat16")
+"""What networks compute in; parameters, gradients, statistics and logits are float32 in any case."""
 
 _CIFAR_UPPER, _RESNET_UPPER = "layer3|linear", "layer3|layer4|fc"
 UPPER_LAYERS: dict[str, str] = {
     **dict.fromkeys(("resnet8", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110"), _CIFAR_UPPER),
     **dict.fromkeys(("resnet18", "resnet34"), _RESNET_UPPER),
+    "resnet9": "layer3|head",
     "vgg16_bn": r"features/(24|27|30|34|37|40)|classifier",
     "mlp": "layer2|head",
 }
@@ -49,6 +55,7 @@ authors' upper half, `layer3|layer4|fc`, and its like in the other networks."""
 CAM_LAYERS: dict[str, str | None] = {
     **dict.fromkeys(("resnet8", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110"), "layer3"),
     **dict.fromkeys(("resnet18", "resnet34"), "layer4"),
+    "resnet9": "layer3",
     "vgg16_bn": "features",
     "mlp": None,
 }
@@ -62,11 +69,11 @@ def build(name: str, *, num_classes: int, image_shape: Sequence[int], **options)
       name: a key of `MODELS`.
       num_classes: length of the logits.
       image_shape: of one example, (H, W, C); an `mlp` takes any shape.
-      **options: fields of the network's class (`ResNet`, `VGG`, `MLP`), such as `mean`, `std`, `normalize`, `dtype`,
-        `hidden`; lists become tuples.
+      **options: fields of the network's class (`ResNet`, `ResNet9`, `VGG`, `MLP`), such as `mean`, `std`,
+        `normalize`, `hidden`, or `dtype`, one of DTYPES; lists become tuples.
 
     Raises:
-      InputError: the name or an option is unknown, or num_classes or image_shape is not positive.
+      InputError: the name, an option or the dtype is unknown, or num_classes or image_shape is not positive.
 
     Example:
       >>> model = build("mlp", num_classes=10, image_shape=(8, 8, 1), hidden=(32,))
@@ -86,6 +93,8 @@ def build(name: str, *, num_classes: int, image_shape: Sequence[int], **options)
     for option in options:
         if option not in known:
             raise InputError(f"{name} has no option {option!r}; it has {', '.join(known)}")
+    if "dtype" in options and options["dtype"] not in [*DTYPES, *map(jnp.dtype, DTYPES)]:
+        raise InputError(f"{name} cannot compute in {options['dtype']!r}; choose one of {', '.join(DTYPES)}")
     module = make(num_classes=num_classes, **{key: _as_tuple(value) for key, value in options.items()})
     return from_linen(module, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
 
