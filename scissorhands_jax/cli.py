@@ -159,6 +159,12 @@ def _add_job(parser: argparse.ArgumentParser, *, runs: bool = True) -> None:
     parser.add_argument("--epochs", type=int, metavar="N", help="the same as method.epochs=N")
     parser.add_argument("--batch-size", type=int, metavar="N", help="the same as method.batch_size=N")
     parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="what the network computes in, the same as model_options.dtype=...; weights, gradients and statistics stay "
+        "float32 (default float32, or as the run of a --checkpoint did)",
+    )
+    parser.add_argument(
         "--augment",
         action=argparse.BooleanOptionalAction,
         help="random crops and flips while repairing (default: as is customary for the data set)",
@@ -248,11 +254,6 @@ def _config_of(options: argparse.Namespace) -> config_lib.RunConfig:
     if options.method not in METHODS:
         raise InputError(f"there is no method {options.method!r}; choose one of {', '.join(METHODS)}")
     model, dataset, data_dir = _network_of(options)
-    settings = METHODS[options.method]()
-    if options.epochs is not None:
-        settings = dataclasses.replace(settings, epochs=options.epochs)
-    if options.batch_size is not None:
-        settings = dataclasses.replace(settings, batch_size=options.batch_size)
     config = config_lib.RunConfig(
         model=model,
         model_options=_model_options(options),
@@ -267,9 +268,15 @@ def _config_of(options: argparse.Namespace) -> config_lib.RunConfig:
         retain_limit=options.retain_limit,
         augment=options.augment,
         method_name=options.method,
-        method=settings,
+        method=METHODS[options.method](),
     )
-    return config_lib.override(config, options.overrides)
+    given = {
+        "method.epochs": options.epochs,
+        "method.batch_size": options.batch_size,
+        "model_options.dtype": options.dtype,
+    }
+    short = [f"{name}={value}" for name, value in given.items() if value is not None]
+    return config_lib.override(config, [*options.overrides, *short])
 
 
 def _run_evaluate(options: argparse.Namespace, console: Console) -> None:

@@ -563,7 +563,7 @@ class TestAdapterDetails:
         assert got.dtype == jnp.float32
         chex.assert_trees_all_close(got, expected, rtol=0.1, atol=0.1)
         assert (got != expected).any()
-        for name in ("vgg16_bn", "mlp", "resnet20"):
+        for name in ("vgg16_bn", "mlp", "resnet20", "resnet9"):
             model = build(name, num_classes=10, image_shape=(32, 32, 3), dtype="bfloat16")
             shapes = jax.eval_shape(model.init, KEY)
             x32 = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.uint8)
