@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 
-from experiments.configs import celebahq, cifar10, cifar100, faces, svhn
+from experiments.configs import celebahq, cifar10, cifar100, faces, recipes, svhn
 from scissorhands_jax import demo
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.grid import Experiment
@@ -38,6 +38,8 @@ CONFIGS = {
     "svhn_class_small": svhn.small(svhn.one_class),
     "celebahq_small": celebahq.small(celebahq.identities),
     "faces": faces.identities,
+    "recipes": recipes.full,
+    "recipes_small": recipes.small,
 }
 """Each makes an `Experiment`."""
 
