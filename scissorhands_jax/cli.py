@@ -161,8 +161,8 @@ def _add_job(parser: argparse.ArgumentParser, *, runs: bool = True) -> None:
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
-        help="what the network computes in, the same as model_options.dtype=...; weights, gradients and statistics stay "
-        "float32 (default float32, or as the run of a --checkpoint did)",
+        help="what the network computes in, the same as model_options.dtype=...; weights, gradients and statistics are "
+        "float32 in any case (default float32, or as the run of a --checkpoint did)",
     )
     parser.add_argument(
         "--augment",

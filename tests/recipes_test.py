@@ -10,9 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from scissorhands_jax import config, datasets, losses, models, optimizers, saliency, torch_weights, trees
+from scissorhands_jax import config, losses, models, optimizers, saliency, torch_weights, trees
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import metrics as metrics_lib
 from scissorhands_jax.base import Batch, Carry, Data, Model, freeze
 from scissorhands_jax.checkpoints import Checkpointer
 from scissorhands_jax.errors import InputError
@@ -245,10 +244,12 @@ class TestBfloat16:
         batch = data_lib.gather(data, next(iter(method.batches(KEY, data, 0))))
         assert "bf16" in str(jax.make_jaxpr(method.step)(carry, batch))
         after, metrics = jax.eval_shape(method.step, carry, batch)
-        params, state = model.init(KEY)
-        scores = saliency.connection_sensitivity(freeze(loss, state), params, [data.forget])
-        floats = [leaf for leaf in jax.tree.leaves((start, carry, after, metrics, scores)) if floating(leaf)]
-        assert len(floats) > 30
+        params, state = jax.eval_shape(model.init, KEY)
+        scores = jax.eval_shape(
+            lambda p, s: saliency.connection_sensitivity(freeze(loss, s), p, [data.forget]), params, state
+        )
+        floats = [leaf for leaf in jax.tree.leaves((carry, after, metrics, scores)) if floating(leaf)]
+        assert len(floats) > 20
         assert {leaf.dtype for leaf in floats} == {jnp.dtype("float32")}
         assert trees.vdot(carry.params, carry.params).dtype == jnp.float32
 
@@ -270,32 +271,6 @@ class TestBfloat16:
         chex.assert_trees_all_equal_shapes_and_dtypes(after.model_state, state)
         kept = jax.tree.leaves((after.params, after.model_state, after.opt_state, metrics))
         assert {leaf.dtype for leaf in kept if floating(leaf)} == {jnp.dtype("float32")}
-
-    def test_the_unlearned_network_is_as_good(self):
-        """On the digits: a network that knows them, unlearned in either dtype."""
-        splits = datasets.load("digits", None)
-        data = data_lib.split(splits.train, range(130))
-        settings = METHODS["scissorhands"](
-            epochs=3, batch_size=64, learning_rate=0.02, fraction=0.05, forget_weight=0.2, weight_decay=0.0
-        )
-        found, start = {}, None
-        for dtype in models.DTYPES:
-            model = models.build("mlp", num_classes=10, image_shape=(8, 8, 1), hidden=(64,), dtype=dtype)
-            loss = losses.classification_loss(model)
-            if start is None:
-                everything = Data(None, splits.train)
-                training = RetrainSettings(epochs=8, batch_size=64, learning_rate=0.05, milestones=())
-                start = run(training.build(model, loss, 10), KEY, None, None, everything, num_epochs=8)
-            result = run(settings.build(model, loss, 10), KEY, *start[:2], data, num_epochs=3)
-            found[dtype] = {
-                name: metrics_lib.accuracy(
-                    metrics_lib.predict(model, result.params, result.model_state, part["image"]), part["label"]
-                )
-                for name, part in {"forget": data.forget, "retain": data.retain, "test": splits.test}.items()
-            }
-        assert found["float32"]["test"] > 85
-        for name, tolerance in {"forget": 6, "retain": 2, "test": 3}.items():
-            assert abs(found["float32"][name] - found["bfloat16"][name]) < tolerance, found
 
 
 def floating(leaf):
@@ -361,9 +336,9 @@ class TestResNet9:
         )
 
     def test_small_pools_and_identities(self):
-        x = jax.random.normal(KEY, (2, 7, 5, 3))
-        wanted = np.asarray(x)[:, :6, :4].reshape(2, 3, 2, 2, 2, 3).max((2, 4))
-        np.testing.assert_array_equal(halve(x), wanted)
+        x = np.random.default_rng(0).normal(size=(2, 7, 5, 3)).astype(np.float32)
+        wanted = x[:, :6, :4].reshape(2, 3, 2, 2, 2, 3).max((2, 4))
+        np.testing.assert_array_equal(halve(jnp.asarray(x)), wanted)
         kernel = np.asarray(identity_first(KEY, (3, 3, 3, 5)))
         np.testing.assert_array_equal(kernel[1, 1, :, :3], np.eye(3))
         assert np.count_nonzero(kernel[..., :3]) == 3

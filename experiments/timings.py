@@ -1,0 +1,135 @@
+"""How long the paper's CIFAR-10 protocol takes on this machine, compilation apart: `python -m experiments.timings`.
+
+    python -m experiments.timings --out timings.json --data-dir data
+    python -m experiments.timings --out timings.json --tiny
+
+Ten epochs of Scissorhands and a retraining at the paper's 160 epochs on ResNet-18, in bfloat16 and float32, and the
+exact threshold over the weights of a large network. Results are written one by one; what FILE holds is not timed again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from rich.console import Console
+
+from experiments import benchmark, configs
+from scissorhands_jax import data as data_lib
+from scissorhands_jax import datasets, files, losses, masks, models, report
+from scissorhands_jax.cli import complain
+from scissorhands_jax.errors import InputError
+from scissorhands_jax.methods import MethodSettings
+from scissorhands_jax.methods.retrain import RetrainSettings
+from scissorhands_jax.training import run
+
+WEIGHTS = 860_000_000  # as many as the network of Stable Diffusion 1.4 has
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Times what FILE does not hold yet, and returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.timings", description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder of CIFAR-10's files")
+    parser.add_argument("--tiny", action="store_true", help="rehearse: the digits, few epochs, few weights")
+    options = parser.parse_args(arguments)
+    console = Console(stderr=True)
+    try:
+        document = _kept(options.out, tiny=options.tiny)
+        for name, measure in cases(options.data_dir, tiny=options.tiny).items():
+            if name not in document["results"]:
+                document["results"][name] = measure()
+                files.write_text(options.out, json.dumps(document, indent=2) + "\n")
+                console.print(f"{name}: {document['results'][name]}", highlight=False)
+    except InputError as error:
+        complain(console, str(error))
+        return 2
+    return 0
+
+
+def _kept(out: Path, *, tiny: bool) -> dict[str, Any]:
+    """What the file holds, if it was made by a machine and versions like these; else nothing."""
+    now = {"tiny": tiny, **report.environment()}
+    if out.exists():
+        found = json.loads(out.read_text(encoding="utf-8"))
+        if {name: found.get(name) for name in now} == now:
+            return found
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return {"results": {}, **now}
+
+
+def cases(data_dir: str | None, *, tiny: bool) -> dict[str, Callable[[], dict[str, Any]]]:
+    """What is timed, by name."""
+    experiment = configs.load("cifar10")
+    scissorhands = dataclasses.replace(experiment.scenarios[0].methods["scissorhands"], epochs=10)
+    retrain = RetrainSettings()
+    if tiny:
+        scissorhands = dataclasses.replace(scissorhands, epochs=2, trim="layer1|head")
+        retrain = dataclasses.replace(retrain, epochs=2, milestones=(1,))
+    listed: dict[str, Callable[[], dict[str, Any]]] = {}
+    listed["threshold"] = functools.partial(threshold, 50_000 if tiny else WEIGHTS)
+    for name, settings in (("scissorhands", scissorhands), ("retrain", retrain)):
+        for dtype in ("bfloat16",) if tiny else ("bfloat16", "float32"):
+            listed[f"{name}, {dtype}"] = functools.partial(protocol, settings, dtype, data_dir, tiny=tiny)
+    return listed
+
+
+def protocol(settings: MethodSettings, dtype: str, data_dir: str | None, *, tiny: bool) -> dict[str, Any]:
+    """One method on a random tenth of the training set, from fresh weights: the time does not depend on them."""
+    name, options = ("mlp", {"hidden": (16,)}) if tiny else ("resnet18", {})
+    splits = datasets.load("digits" if tiny else "cifar10", data_dir)
+    model = models.build(
+        name, num_classes=len(splits.class_names), image_shape=splits.image_shape, dtype=dtype, **options
+    )
+    crop = functools.partial(data_lib.crop_and_flip, padding=splits.crop_padding)
+    loss_fn = losses.classification_loss(model, augment=crop if splits.augmented else None)
+    forget = data_lib.forget_positions("random:0.1", splits.train["label"], seed=0)
+    data = data_lib.split(splits.train, forget)
+    method = settings.build(model, loss_fn, len(splits.class_names))
+    key, start = jax.random.key(0), model.init(jax.random.key(1))
+    # One epoch compiles all there is; the run that counts finds it compiled.
+    first = run(method, key, *start, data, num_epochs=1)
+    result = run(method, key, *start, data, num_epochs=settings.epochs)
+    return {
+        "epochs": settings.epochs,
+        "batch_size": settings.batch_size,
+        "steps": result.steps,
+        "seconds": result.seconds,
+        "compile_seconds": first.compile_seconds,
+        "compile_seconds_later": result.compile_seconds,
+    }
+
+
+def threshold(count: int) -> dict[str, Any]:
+    """The exact threshold of so many scores, beside one pass that reads them and one that copies them."""
+    channels = 16 if count < 1_000_000 else 1_280
+    shapes = benchmark._conv_shapes(count, channels=channels)
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    scores = [jax.random.uniform(key, shape) for key, shape in zip(keys, shapes, strict=True)]
+    k = round(benchmark.FRACTION * count)
+    read, copy = jax.jit(lambda tree: sum(map(jnp.sum, tree))), jax.jit(lambda tree: [2 * leaf for leaf in tree])
+    calls = {"read pass": lambda: read(scores), "copy pass": lambda: copy(scores)}
+    settings = benchmark.Settings(repeats=5)
+    result = benchmark.compare(
+        "threshold", "", lambda: masks.kth_largest(scores, k), calls, settings, lambda note: None
+    )
+    assert result.seconds is not None
+    medians = {row.name: row.seconds.median for row in result.against}
+    return {
+        "weights": count,
+        "seconds": result.seconds.median,
+        "ratio": {row.name: row.ratio.median for row in result.against},
+        "copy_bytes_per_second": 8 * count / medians["copy pass"],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
