@@ -132,7 +132,8 @@ def after(done: PyTree, examples: PyTree) -> PyTree:
 
 def has_convolution(function: Callable, *arguments: Any) -> bool:
     """Whether a function uses a convolution anywhere; it is traced, not compiled."""
-    return _contains(jax.make_jaxpr(function)(*arguments).jaxpr, "conv_general_dilated")
+    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+    return any(_contains(jaxpr, name) for name in ("conv_general_dilated", "fast_conv_general_dilated"))
 
 
 def _sum(one: Callable, params: PyTree, model_state: ModelState, examples: PyTree, key: Key | None, parts: int):

@@ -249,6 +249,29 @@ class TestBatchNorm:
         np.testing.assert_array_equal(frozen, moved)
         assert new is None
 
+    def test_derivatives_are_those_of_the_closed_form(self):
+        x = jax.random.normal(KEY, (3, 2, 2, 5)) + 1
+        variables = BatchNorm().init(KEY, x, train=False)
+        params = {"scale": jnp.linspace(0.5, 2, 5), "bias": jnp.linspace(-1, 1, 5)}
+
+        def own(x, params):
+            y, moved = BatchNorm().apply(variables | {"params": params}, x, train=True, mutable=["batch_stats"])
+            return jnp.sum(jnp.sin(y)) + jnp.sum(moved["batch_stats"]["mean"] * moved["batch_stats"]["var"])
+
+        def reference(x, params):
+            mean, var = jnp.mean(x, (0, 1, 2), keepdims=True), jnp.var(x, (0, 1, 2), keepdims=True)
+            y = (x - mean) / jnp.sqrt(var + 1e-5) * params["scale"].reshape(mean.shape)
+            y += params["bias"].reshape(mean.shape)
+            return jnp.sum(jnp.sin(y)) + jnp.sum(0.1 * mean * (0.9 + 0.1 * var * 12 / 11))
+
+        def gradient_and_hessian_product(function):
+            gradient = jax.grad(function, (0, 1))
+            return jax.jit(lambda x, params: jax.jvp(gradient, (x, params), (jnp.square(x), params)))(x, params)
+
+        chex.assert_trees_all_close(
+            gradient_and_hessian_product(own), gradient_and_hessian_product(reference), rtol=1e-4, atol=1e-4
+        )
+
     def test_variance_survives_a_large_mean(self):
         noise = np.random.default_rng(0).normal(size=(64, 1))
         x = (noise + 4096).astype(np.float32)

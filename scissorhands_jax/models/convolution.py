@@ -1,0 +1,443 @@
+"""Convolutions that are fast on CPU, where XLA's own leave much of the machine unused.
+
+`convolve` is `jax.lax.conv_general_dilated` on accelerators, on several devices and for small inputs. On one CPU, where
+the work is worth it, it is one of
+
+* the minimal filtering F(2x2, 3x3) of Winograd for 3x3 kernels of stride 1 (Lavin and Gray, 2016, section 4.1): 16
+  matrix products over tiles of 4x4 inputs give 2x2 outputs each, with 4/9 of the multiplications;
+* one matrix product over patches for everything else;
+
+both over chunks of the batch that stay in a core's cache. Forward pass, input gradient and kernel gradient are three
+primitives, each bilinear in its two arguments and each transposed into the other two, so that forward mode, reverse
+mode and any mixture of them (Hessian products) take the same fast paths.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+_LEAST_FLOPS = 3e8  # below, XLA's convolution takes a few milliseconds, and compiles in less time
+_TILES, _TILE_FLOATS = 256, 32768  # a chunk has as many tiles, or as many as bring one of 16 operands to that size
+_PATCH_FLOATS = 1 << 18
+_LEAST_CHANNELS = 32
+
+
+class _Window(NamedTuple):
+    """What a convolution does apart from its two arrays; hashable, hence a parameter of the primitives."""
+
+    size: int
+    stride: int
+    padding: int
+    image: tuple[int, int]  # height and width of the input
+
+
+def convolve(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0) -> jax.Array:
+    """The convolution (cross-correlation) of images with a square kernel.
+
+    Args:
+      x: shape (N, H, W, C).
+      kernel: shape (k, k, C, K), of the same floating-point dtype.
+      stride: between windows, along both axes.
+      padding: zeros on each side of both axes.
+
+    Returns:
+      Shape (N, (H + 2 padding - k) // stride + 1, (W + 2 padding - k) // stride + 1, K).
+    """
+    window = _Window(kernel.shape[0], stride, padding, (x.shape[1], x.shape[2]))
+    if jax.default_backend() != "cpu" or not _is_worth_it(x, kernel, window):
+        return _forward(x, kernel, window=window)
+    return forward_p.bind(x, kernel, window=window)
+
+
+def _is_worth_it(x: jax.Array, kernel: jax.Array, window: _Window) -> bool:
+    if x.dtype != jnp.float32 or kernel.dtype != jnp.float32 or getattr(jax.typeof(x), "vma", None):
+        return False
+    height, width = _output_size(window)
+    return 2 * x.shape[0] * height * width * kernel.size >= _LEAST_FLOPS
+
+
+def _output_size(window: _Window) -> tuple[int, int]:
+    height, width = ((side + 2 * window.padding - window.size) // window.stride + 1 for side in window.image)
+    return height, width
+
+
+# XLA's convolution and its two transposes.
+
+
+def _forward(x: jax.Array, kernel: jax.Array, *, window: _Window) -> jax.Array:
+    padding = [(window.padding, window.padding)] * 2
+    strides = (window.stride, window.stride)
+    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _input(slope: jax.Array, kernel: jax.Array, *, window: _Window) -> jax.Array:
+    x = jax.ShapeDtypeStruct((slope.shape[0], *window.image, kernel.shape[2]), slope.dtype)
+    return jax.linear_transpose(lambda x: _forward(x, kernel, window=window), x)(slope)[0]
+
+
+def _kernel(x: jax.Array, slope: jax.Array, *, window: _Window) -> jax.Array:
+    kernel = jax.ShapeDtypeStruct((window.size, window.size, x.shape[3], slope.shape[3]), x.dtype)
+    return jax.linear_transpose(lambda kernel: _forward(x, kernel, window=window), kernel)(slope)[0]
+
+
+# Minimal filtering. Along one axis, with B, G and A of the paper: y = A^T [(G g) * (B^T d)] for 4 inputs d, 3 weights
+# g and 2 outputs y. Parts are lists, one array per element of the small matrix, so that no array is ever permuted.
+
+Parts = Sequence[jax.Array]
+
+
+def _two_axes(transform: Callable[[Parts], Parts], parts: Sequence[Parts]) -> list[Parts]:
+    """A transform of the rows and then of the columns of a small matrix of arrays."""
+    columns = [transform([row[j] for row in parts]) for j in range(len(parts[0]))]
+    return [transform([column[i] for column in columns]) for i in range(len(columns[0]))]
+
+
+def _of_inputs(d: Parts) -> Parts:
+    return d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]
+
+
+def _of_kernel(g: Parts) -> Parts:
+    middle = (g[0] + g[2]) / 2
+    return g[0], middle + g[1] / 2, middle - g[1] / 2, g[2]
+
+
+def _of_products(m: Parts) -> Parts:
+    return m[0] + m[1] + m[2], m[1] - m[2] - m[3]
+
+
+def _of_slopes(y: Parts) -> Parts:  # the transpose of `_of_products`
+    return y[0], y[0] + y[1], y[0] - y[1], -y[1]
+
+
+def _to_kernel(u: Parts) -> Parts:  # the transpose of `_of_kernel`
+    half = (u[1] + u[2]) / 2
+    return u[0] + half, (u[1] - u[2]) / 2, half + u[3]
+
+
+def _input_tiles(x: jax.Array) -> list[jax.Array]:
+    """The transformed 4x4 input tiles of images: 16 arrays, shape (tiles, C)."""
+    _, height, width, channels = x.shape
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    corners = [[padded[:, i : i + height - 1 : 2, j : j + width - 1 : 2] for j in range(4)] for i in range(4)]
+    return [part.reshape(-1, channels) for row in _two_axes(_of_inputs, corners) for part in row]
+
+
+def _slope_tiles(slope: jax.Array) -> list[jax.Array]:
+    """The transformed 2x2 output tiles of gradients: 16 arrays, shape (tiles, K)."""
+    corners = [[slope[:, i::2, j::2] for j in range(2)] for i in range(2)]
+    return [part.reshape(-1, slope.shape[3]) for row in _two_axes(_of_slopes, corners) for part in row]
+
+
+def _winograd_forward(x: jax.Array, kernel: jax.Array, *, window: _Window) -> jax.Array:
+    return _filtered(x, _two_axes(_of_kernel, list(kernel)), 0, window)
+
+
+def _winograd_input(slope: jax.Array, kernel: jax.Array, *, window: _Window) -> jax.Array:
+    # A reversed kernel has the same parts in another order, so that XLA computes them once for both passes.
+    order = (3, 1, 2, 0)
+    parts = _two_axes(_of_kernel, list(kernel))
+    return _filtered(slope, [[parts[i][j] for j in order] for i in order], 1, window)
+
+
+def _filtered(x: jax.Array, kernel: Sequence[Parts], axis: int, window: _Window) -> jax.Array:
+    """Images with their channels times those of the transformed kernel along its axis 0 (in) or 1 (out)."""
+    height, width = window.image
+    weights = [part for row in kernel for part in row]
+
+    def filter_chunk(x):
+        pairs = zip(_input_tiles(x), weights, strict=True)
+        products = [lax.dot_general(tile, weight, (((1,), (axis,)), ((), ()))) for tile, weight in pairs]
+        tiles = [part.reshape(-1, height // 2, width // 2, part.shape[1]) for part in products]
+        outputs = _two_axes(_of_products, [tiles[4 * i : 4 * i + 4] for i in range(4)])
+        rows = [jnp.stack(row, axis=3) for row in outputs]  # (N, H/2, W/2, 2, channels)
+        return jnp.stack(rows, axis=2).reshape(x.shape[0], height, width, -1)
+
+    return _map_chunks(filter_chunk, x, _tile_chunk(x.shape, x.shape[3]))
+
+
+def _winograd_kernel(x: jax.Array, slope: jax.Array, *, window: _Window) -> jax.Array:
+    del window
+
+    def sum_chunk(x, slope):
+        pairs = zip(_input_tiles(x), _slope_tiles(slope), strict=True)
+        return [lax.dot_general(*pair, (((0,), (0,)), ((), ()))) for pair in pairs]
+
+    sums = _sum_chunks(sum_chunk, (x, slope), _tile_chunk(x.shape, max(x.shape[3], slope.shape[3])))
+    return jnp.stack([jnp.stack(row) for row in _two_axes(_to_kernel, [sums[4 * i : 4 * i + 4] for i in range(4)])])
+
+
+def _tile_chunk(shape: tuple[int, ...], channels: int) -> int:
+    number, height, width, _ = shape
+    tiles = max(_TILES, _TILE_FLOATS // channels)
+    return _chunk(number, tiles * 4 / (height * width))
+
+
+# Patches.
+
+
+def _patches(x: jax.Array, window: _Window) -> jax.Array:
+    """All windows as rows of a matrix, shape (N * H' * W', size * size * C)."""
+    size, stride, pad, _ = window
+    padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    height, width = _output_size(window)
+    rows, columns = (height - 1) * stride + 1, (width - 1) * stride + 1
+    taps = [padded[:, i : i + rows : stride, j : j + columns : stride] for i in range(size) for j in range(size)]
+    return jnp.concatenate(taps, axis=-1).reshape(-1, size * size * x.shape[3])
+
+
+def _patches_forward(x: jax.Array, kernel: jax.Array, *, window: _Window) -> jax.Array:
+    matrix = kernel.reshape(-1, kernel.shape[3])
+    height, width = _output_size(window)
+
+    def convolve_chunk(x):
+        return (_patches(x, window) @ matrix).reshape(x.shape[0], height, width, -1)
+
+    return _map_chunks(convolve_chunk, x, _patch_chunk(x.shape, window))
+
+
+def _patches_kernel(x: jax.Array, slope: jax.Array, *, window: _Window) -> jax.Array:
+    def sum_chunk(x, slope):
+        # Rows are output channels: Eigen takes twice as long for the transpose where they are few.
+        return lax.dot_general(slope.reshape(-1, slope.shape[3]), _patches(x, window), (((0,), (0,)), ((), ())))
+
+    total = _sum_chunks(sum_chunk, (x, slope), _patch_chunk(x.shape, window))
+    return total.T.reshape(window.size, window.size, x.shape[3], slope.shape[3])
+
+
+def _patch_chunk(shape: tuple[int, ...], window: _Window) -> int:
+    return _chunk(shape[0], _PATCH_FLOATS / (math.prod(_output_size(window)) * window.size**2 * shape[3]))
+
+
+# Patches of rows, for layers with few channels: products with all rows of the kernel at once, whose results are shifted
+# and added, take a third of the patches' memory and have three times the columns.
+
+
+def _row_patches(x: jax.Array) -> jax.Array:
+    """Three neighbours in a row, side by side, with one row of zeros above and below: (N, H + 2, W, 3 C)."""
+    width = x.shape[2]
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    return jnp.concatenate([padded[:, :, j : j + width] for j in range(3)], axis=3)
+
+
+def _rows_forward(x: jax.Array, kernel: jax.Array, *, window: _Window) -> jax.Array:
+    _, height, width, channels = x.shape
+    features = kernel.shape[3]
+    matrix = kernel.transpose(1, 2, 0, 3).reshape(3 * channels, 3 * features)
+
+    def convolve_chunk(x):
+        products = _row_patches(x).reshape(-1, 3 * channels) @ matrix
+        products = products.reshape(x.shape[0], height + 2, width, 3, features)
+        return sum(products[:, i : i + height, :, i] for i in range(3))
+
+    return _map_chunks(convolve_chunk, x, _patch_chunk(x.shape, window))
+
+
+def _rows_input(slope: jax.Array, kernel: jax.Array, *, window: _Window) -> jax.Array:
+    return _rows_forward(slope, kernel[::-1, ::-1].swapaxes(2, 3), window=window)
+
+
+# Strided kernels, backwards: every phase of the input is a small convolution of the slope.
+
+
+def _is_halving(window: _Window) -> bool:
+    return window[:3] == (3, 2, 1) and window.image[0] % 2 == window.image[1] % 2 == 0
+
+
+def _halving_input(slope: jax.Array, kernel: jax.Array, *, window: _Window) -> jax.Array:
+    """Input gradient of a 3x3 kernel with stride 2: even rows meet its middle row, odd rows the two others."""
+    _, height, width, features = slope.shape
+    taps = [[(1, 0)], [(0, 1), (2, 0)]]  # by parity of the input's row: rows of the kernel, and shifts of the slope
+
+    def convolve_chunk(slope):
+        padded = jnp.pad(slope, ((0, 0), (0, 1), (0, 1), (0, 0)))
+        rows = []
+        for i, j in itertools.product(range(2), range(2)):
+            pairs = list(itertools.product(taps[i], taps[j]))
+            shifted = [padded[:, y : y + height, x : x + width] for (_, y), (_, x) in pairs]
+            matrix = jnp.concatenate([kernel[a, b].T for (a, _), (b, _) in pairs])
+            product = jnp.concatenate(shifted, axis=-1).reshape(-1, matrix.shape[0]) @ matrix
+            rows.append(product.reshape(slope.shape[0], height, width, -1))
+        columns = [jnp.stack(rows[:2], axis=3), jnp.stack(rows[2:], axis=3)]  # (N, H', W', 2, C)
+        return jnp.stack(columns, axis=2).reshape(slope.shape[0], 2 * height, 2 * width, -1)
+
+    chunk = _chunk(slope.shape[0], _PATCH_FLOATS / (height * width * 9 * features))
+    return _map_chunks(convolve_chunk, slope, chunk)
+
+
+# 1x1 kernels.
+
+
+def _point_forward(x: jax.Array, kernel: jax.Array, *, window: _Window) -> jax.Array:
+    return x[:, :: window.stride, :: window.stride] @ kernel[0, 0]
+
+
+def _point_input(slope: jax.Array, kernel: jax.Array, *, window: _Window) -> jax.Array:
+    product = slope @ kernel[0, 0].T
+    gaps = [
+        (0, side - 1 - (size - 1) * window.stride, window.stride - 1)
+        for side, size in zip(window.image, slope.shape[1:3], strict=True)
+    ]
+    return lax.pad(product, jnp.zeros((), product.dtype), [(0, 0, 0), *gaps, (0, 0, 0)])
+
+
+def _point_kernel(x: jax.Array, slope: jax.Array, *, window: _Window) -> jax.Array:
+    inputs = x[:, :: window.stride, :: window.stride]
+    return jnp.einsum("nhwc,nhwk->ck", inputs, slope)[None, None]
+
+
+def _is_point(window: _Window) -> bool:
+    return (window.size, window.padding) == (1, 0)
+
+
+# Chunks of the batch.
+
+
+def _chunk(number: int, wanted: float) -> int:
+    """The largest divisor of the batch size that is not above the wanted number of images."""
+    wanted = max(1, min(number, round(wanted)))
+    return next(size for size in range(wanted, 0, -1) if number % size == 0)
+
+
+def _map_chunks(function: Callable[[jax.Array], jax.Array], x: jax.Array, chunk: int) -> jax.Array:
+    if chunk == x.shape[0]:
+        return function(x)
+
+    def step(index, result):
+        part = function(lax.dynamic_slice_in_dim(x, index * chunk, chunk))
+        return lax.dynamic_update_slice_in_dim(result, part, index * chunk, axis=0)
+
+    outline = jax.eval_shape(function, jax.ShapeDtypeStruct((chunk, *x.shape[1:]), x.dtype))
+    start = jnp.broadcast_to(_zero(x), (x.shape[0], *outline.shape[1:]))
+    return lax.fori_loop(0, x.shape[0] // chunk, step, start)
+
+
+def _sum_chunks(function: Callable[..., Any], arrays: Sequence[jax.Array], chunk: int) -> Any:
+    number = arrays[0].shape[0]
+    if chunk == number:
+        return function(*arrays)
+
+    def step(index, total):
+        parts = function(*[lax.dynamic_slice_in_dim(array, index * chunk, chunk) for array in arrays])
+        return jax.tree.map(jnp.add, total, parts)
+
+    outline = jax.eval_shape(
+        function, *[jax.ShapeDtypeStruct((chunk, *array.shape[1:]), array.dtype) for array in arrays]
+    )
+    start = jax.tree.map(lambda leaf: jnp.broadcast_to(_zero(arrays[0]), leaf.shape), outline)
+    return lax.fori_loop(0, number // chunk, step, start)
+
+
+def _zero(x: jax.Array) -> jax.Array:
+    """A zero that XLA does not see through; it would keep one constant for all loops and copy it into each."""
+    return jnp.minimum(jnp.abs(x[0, 0, 0, 0]), 0)
+
+
+# Which of them, by what was measured on single layers.
+
+
+def _is_tiled(window: _Window, channels: Sequence[int]) -> bool:
+    even = window.image[0] % 2 == window.image[1] % 2 == 0
+    return _keeps_size(window) and even and min(channels) >= _LEAST_CHANNELS
+
+
+def _keeps_size(window: _Window) -> bool:
+    return window[:3] == (3, 1, 1)
+
+
+def _fast_forward(x: jax.Array, kernel: jax.Array, *, window: _Window) -> jax.Array:
+    function = _forward
+    if _is_point(window):
+        function = _point_forward
+    elif _is_tiled(window, kernel.shape[2:]):
+        function = _winograd_forward
+    elif _keeps_size(window):
+        function = _rows_forward
+    elif x.shape[3] >= 64:
+        function = _patches_forward
+    return function(x, kernel, window=window)
+
+
+def _fast_input(slope: jax.Array, kernel: jax.Array, *, window: _Window) -> jax.Array:
+    function = _input
+    if _is_point(window):
+        function = _point_input
+    elif _is_tiled(window, kernel.shape[2:]):
+        function = _winograd_input
+    elif _keeps_size(window):
+        function = _rows_input
+    elif _is_halving(window) and kernel.shape[2] < 256:
+        function = _halving_input
+    return function(slope, kernel, window=window)
+
+
+def _fast_kernel(x: jax.Array, slope: jax.Array, *, window: _Window) -> jax.Array:
+    function = _patches_kernel
+    if _is_point(window):
+        function = _point_kernel
+    elif _is_tiled(window, (x.shape[3], slope.shape[3])):
+        function = _winograd_kernel
+    return function(x, slope, window=window)
+
+
+# The primitives.
+
+
+def _primitive(name: str, plain: Callable[..., jax.Array], fast: Callable[..., jax.Array]) -> Primitive:
+    """A primitive that is `fast` when it is compiled for one CPU device, else `plain`, which gives its shape too."""
+    primitive = Primitive(name)
+    primitive.def_impl(jax.jit(primitive.bind, static_argnames="window"))
+
+    def abstract(*arguments: jax.core.ShapedArray, window: _Window) -> jax.core.ShapedArray:
+        result = jax.eval_shape(functools.partial(plain, window=window), *arguments)
+        return jax.core.ShapedArray(result.shape, result.dtype)
+
+    def lower_for_cpu(context: mlir.LoweringRuleContext, *arguments: Any, window: _Window) -> Any:
+        axes = context.module_context.axis_context
+        alone = isinstance(axes, mlir.ShardingContext) and axes.num_devices == 1
+        return mlir.lower_fun(fast if alone else plain, multiple_results=False)(context, *arguments, window=window)
+
+    def batch(arguments: Sequence[jax.Array], axes: Sequence[int | None], *, window: _Window) -> tuple[jax.Array, int]:
+        images, other = arguments
+        if primitive is kernel_p or axes[1] is not None:
+            return jax.vmap(functools.partial(plain, window=window), tuple(axes))(images, other), 0
+        images = jnp.moveaxis(images, axes[0], 0)
+        result = primitive.bind(images.reshape(-1, *images.shape[2:]), other, window=window)
+        return result.reshape(*images.shape[:2], *result.shape[1:]), 0
+
+    primitive.def_abstract_eval(abstract)
+    mlir.register_lowering(primitive, mlir.lower_fun(plain, multiple_results=False))
+    mlir.register_lowering(primitive, lower_for_cpu, platform="cpu")
+    batching.primitive_batchers[primitive] = batch
+    return primitive
+
+
+forward_p = _primitive("fast_conv_general_dilated", _forward, _fast_forward)  # of x and kernel
+input_p = _primitive("fast_conv_input_gradient", _input, _fast_input)  # of slope and kernel
+kernel_p = _primitive("fast_conv_kernel_gradient", _kernel, _fast_kernel)  # of x and slope
+
+# <slope, forward(x, kernel)> = <x, input(slope, kernel)> = <kernel, kernel(x, slope)>.
+ad.defbilinear(
+    forward_p,
+    lambda slope, x, kernel, window: input_p.bind(slope, kernel, window=window),
+    lambda slope, x, kernel, window: kernel_p.bind(x, slope, window=window),
+)
+ad.defbilinear(
+    input_p,
+    lambda x, slope, kernel, window: forward_p.bind(x, kernel, window=window),
+    lambda x, slope, kernel, window: kernel_p.bind(x, slope, window=window),
+)
+ad.defbilinear(
+    kernel_p,
+    lambda kernel, x, slope, window: input_p.bind(slope, kernel, window=window),
+    lambda kernel, x, slope, window: forward_p.bind(x, kernel, window=window),
+)

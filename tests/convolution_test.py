@@ -1,0 +1,132 @@
+"""The fast convolutions against XLA's: values, derivatives of every kind, and where each of them is used."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from scissorhands_jax.models import convolution
+from scissorhands_jax.models.convolution import convolve
+
+# By algorithm: images (N, H, W, C), kernel (k, k, C, K), stride and padding.
+CASES = {
+    "winograd": ((6, 4, 8, 32), (3, 3, 32, 34), 1, 1),
+    "rows": ((6, 5, 4, 3), (3, 3, 3, 5), 1, 1),
+    "patches": ((6, 5, 4, 64), (3, 3, 64, 2), 1, 0),
+    "halving": ((6, 4, 8, 32), (3, 3, 32, 6), 2, 1),
+    "halving of an odd image": ((4, 5, 7, 3), (3, 3, 3, 4), 2, 1),
+    "point": ((4, 6, 5, 3), (1, 1, 3, 4), 2, 0),
+    "large kernel": ((4, 9, 8, 2), (7, 7, 2, 3), 2, 3),
+}
+
+
+@pytest.fixture(autouse=True)
+def _always_fast_in_small_chunks(monkeypatch):
+    monkeypatch.setattr(convolution, "_LEAST_FLOPS", 0)
+    monkeypatch.setattr(convolution, "_TILES", 16)
+    monkeypatch.setattr(convolution, "_TILE_FLOATS", 1)
+    monkeypatch.setattr(convolution, "_PATCH_FLOATS", 2000)
+
+
+def arrays(name):
+    """Images, kernel, a slope of the output, and both functions."""
+    shape, kernel_shape, stride, padding = CASES[name]
+    rng = np.random.default_rng(0)
+    x, kernel = (jnp.asarray(rng.standard_normal(s), jnp.float32) for s in (shape, kernel_shape))
+
+    def fast(x, kernel):
+        return convolve(x, kernel, stride=stride, padding=padding)
+
+    def plain(x, kernel):
+        return lax.conv_general_dilated(
+            x, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    slope = jnp.asarray(rng.standard_normal(jax.eval_shape(plain, x, kernel).shape), jnp.float32)
+    return x, kernel, slope, fast, plain
+
+
+def check_close(found, expected):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert a.shape == b.shape
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * float(jnp.abs(b).max()))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_value_and_both_gradients_are_those_of_xla(name):
+    x, kernel, slope, fast, plain = arrays(name)
+
+    def all_three(function):
+        def compute(x, kernel, slope):
+            y, transpose = jax.vjp(function, x, kernel)
+            return y, transpose(slope)
+
+        return jax.jit(compute)(x, kernel, slope)
+
+    check_close(all_three(fast), all_three(plain))
+
+
+def test_products_with_the_hessian_in_either_order():
+    x, kernel, slope, fast, plain = arrays("rows")
+
+    def both_orders(function):
+        def loss(x, kernel):
+            return jnp.sum(jnp.square(function(x, kernel)) * slope)
+
+        def compute(x, kernel):
+            gradient = jax.grad(loss, (0, 1))
+            forward = jax.jvp(gradient, (x, kernel), (x[::-1], kernel[::-1]))[1]
+            _, reverse = jax.vjp(gradient, x, kernel)
+            return forward, reverse((x[::-1], kernel[::-1]))
+
+        return jax.jit(compute)(x, kernel)
+
+    found = both_orders(fast)
+    check_close(found[0], found[1])
+    check_close(found, both_orders(plain))
+
+
+def test_batched_images_batched_kernels_and_both():
+    x, kernel, _, fast, plain = arrays("point")
+    images, kernels = jnp.stack([x, 2 * x, x + 1]), jnp.stack([kernel, -kernel, kernel + 1])
+    for axes, operands in (((0, None), (images, kernel)), ((None, 0), (x, kernels)), ((0, 0), (images, kernels))):
+
+        def gradients(function, axes=axes):
+            return jax.grad(lambda x, kernel: jnp.sum(jnp.sin(jax.vmap(function, axes)(x, kernel))), (0, 1))
+
+        check_close(gradients(fast)(*operands), gradients(plain)(*operands))
+
+
+def compiled(function, *arguments):
+    return jax.jit(function).lower(*arguments).as_text()
+
+
+class TestWhereItIsUsed:
+    def test_on_one_cpu_device_nothing_is_left_of_xlas_convolution(self):
+        x, kernel, _, fast, plain = arrays("winograd")
+        assert "stablehlo.convolution" in compiled(plain, x, kernel)
+        assert "stablehlo.convolution" not in compiled(jax.grad(lambda x, k: fast(x, k).sum(), (0, 1)), x, kernel)
+
+    def test_several_devices_get_xlas_convolution(self):
+        x, kernel, _, fast, _ = arrays("winograd")
+        mesh = jax.sharding.AbstractMesh((2,), ("data",))
+        sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+        x = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+        lowered = jax.jit(fast).trace(x, kernel).lower(lowering_platforms=("cpu",)).as_text()
+        assert "stablehlo.convolution" in lowered
+
+    def test_accelerators_get_xlas_convolution(self):
+        x, kernel, _, fast, _ = arrays("winograd")
+        lowered = jax.jit(fast).trace(x, kernel).lower(lowering_platforms=("cuda",)).as_text()
+        assert "stablehlo.convolution" in lowered
+
+    def test_small_or_narrow_inputs_get_xlas_convolution(self, monkeypatch):
+        x, kernel, _, fast, _ = arrays("winograd")
+        names = {equation.primitive.name for equation in jax.make_jaxpr(fast)(x, kernel).eqns}
+        assert names == {"fast_conv_general_dilated"}
+        narrow = jax.make_jaxpr(fast)(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
+        assert [equation.primitive.name for equation in narrow.eqns] == ["conv_general_dilated"]
+        monkeypatch.setattr(convolution, "_LEAST_FLOPS", 1e9)
+        small = jax.make_jaxpr(lambda x, kernel: fast(x, kernel))(x, kernel)  # another function, so that it is traced
+        assert [equation.primitive.name for equation in small.eqns] == ["conv_general_dilated"]
