@@ -22,7 +22,9 @@ import jax
 import jax.numpy as jnp
 from rich.console import Console
 
-from experiments import benchmark, configs
+from experiments import configs
+from experiments.benchmark.settings import FRACTION, Settings, conv_shapes
+from experiments.benchmark.timing import compare
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import datasets, files, losses, masks, models, report
 from scissorhands_jax.cli import complain
@@ -111,16 +113,14 @@ def protocol(settings: MethodSettings, dtype: str, data_dir: str | None, *, tiny
 def threshold(count: int) -> dict[str, Any]:
     """The exact threshold of so many scores, beside one pass that reads them and one that copies them."""
     channels = 16 if count < 1_000_000 else 1_280
-    shapes = benchmark._conv_shapes(count, channels=channels)
+    shapes = conv_shapes(count, channels=channels)
     keys = jax.random.split(jax.random.key(0), len(shapes))
     scores = [jax.random.uniform(key, shape) for key, shape in zip(keys, shapes, strict=True)]
-    k = round(benchmark.FRACTION * count)
+    k = round(FRACTION * count)
     read, copy = jax.jit(lambda tree: sum(map(jnp.sum, tree))), jax.jit(lambda tree: [2 * leaf for leaf in tree])
     calls = {"read pass": lambda: read(scores), "copy pass": lambda: copy(scores)}
-    settings = benchmark.Settings(repeats=5)
-    result = benchmark.compare(
-        "threshold", "", lambda: masks.kth_largest(scores, k), calls, settings, lambda note: None
-    )
+    settings = Settings(repeats=5)
+    result = compare("threshold", "", lambda: masks.kth_largest(scores, k), calls, settings, lambda note: None)
     assert result.seconds is not None
     medians = {row.name: row.seconds.median for row in result.against}
     return {

@@ -1,22 +1,29 @@
 """The benchmark at tiny sizes: that it measures what it says. How fast anything is, is never asserted."""
 
 import dataclasses
+import importlib.util
 import json
+import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from experiments import benchmark
+from experiments.benchmark import __main__ as benchmark
+from experiments.benchmark import against_torch, limits, parts, settings, steps, timing
+from scissorhands_jax import torch_weights, training
+from scissorhands_jax.models import convolution
 
-SETTINGS = benchmark.Settings(batch_size=4, repeats=3, quick=True)
+SETTINGS = settings.Settings(batch_size=4, repeats=3, quick=True)
+HAS_TORCH = importlib.util.find_spec("torch") is not None
 
 
 class TestTimeInTurn:
     def test_every_call_is_made_in_every_round_and_two_rounds_do_not_count(self):
         made, notes = [], []
         calls = {"a": lambda: made.append("a"), "b": lambda: made.append("b")}
-        timed = benchmark.time_in_turn(calls, 3, notes.append)
+        timed = timing.time_in_turn(calls, 3, notes.append)
         assert made == ["a", "b"] * 5
         assert [len(timed[name].seconds) for name in "ab"] == [3, 3]
         assert notes == ["compiles", "warms up", "round 1/3", "round 2/3", "round 3/3"]
@@ -34,7 +41,7 @@ class TestTimeInTurn:
 
         fixed, inputs = jnp.ones(2), [jnp.ones(size) for size in range(8)]
         calls = {"grows": lambda: grows(inputs[next(sizes)]), "stays": lambda: stays(fixed), "never": lambda: fixed}
-        timed = benchmark.time_in_turn(calls, 3)
+        timed = timing.time_in_turn(calls, 3)
         assert {name: row.recompilations for name, row in timed.items()} == {"grows": 4, "stays": 0, "never": 0}
         assert timed["grows"].compile_seconds > 0
         assert timed["stays"].compile_seconds > 0
@@ -43,17 +50,17 @@ class TestTimeInTurn:
     def test_a_recompiling_case_shows_in_its_result(self):
         turn = iter(range(1, 100))
         step = jax.jit(lambda x: x + 1)
-        result = benchmark.compare("x", "grows", lambda: step(jnp.ones(next(turn))), {}, SETTINGS, lambda note: None)
+        result = timing.compare("x", "grows", lambda: step(jnp.ones(next(turn))), {}, SETTINGS, lambda note: None)
         assert result.recompilations >= SETTINGS.repeats + 1
 
 
 def test_spread_is_the_median_and_the_quartiles():
-    spread = benchmark.Spread.of([5.0, 1.0, 2.0, 4.0, 3.0])
-    assert spread == benchmark.Spread(median=3.0, lower=2.0, upper=4.0, repeats=5)
+    spread = timing.Spread.of([5.0, 1.0, 2.0, 4.0, 3.0])
+    assert spread == timing.Spread(median=3.0, lower=2.0, upper=4.0, repeats=5)
 
 
 def test_ratios_are_taken_round_by_round():
-    result = benchmark.compare("x", "", lambda: None, {"self": lambda: None}, SETTINGS, lambda note: None)
+    result = timing.compare("x", "", lambda: None, {"self": lambda: None}, SETTINGS, lambda note: None)
     (against,) = result.against
     assert against.ratio.repeats == against.seconds.repeats == SETTINGS.repeats
     assert result.ratio_to("self") == against.ratio.median
@@ -62,8 +69,11 @@ def test_ratios_are_taken_round_by_round():
 def check_order_and_origin(document):
     names = [result["name"] for result in document["results"]]
     assert names == list(benchmark.cases(SETTINGS))
-    assert names[:3] == ["mlp/step", "mlp/projection", "mlp/memory"]
-    assert {name.split("/")[1] for name in names[3:]} == set(benchmark.PARTS)
+    steps_there = ["mlp/step", "mlp/projection", "mlp/memory", *(f"mlp/{step}" for step in against_torch.STEPS)]
+    first = len(steps_there) if HAS_TORCH else 3
+    passes = [f"mlp@{batch_size}/{what}" for batch_size in (2, 4) for what in limits.PASSES]
+    assert names[: first + 7] == [*steps_there[:first], "product/float32", *passes]
+    assert names[first + 7 :] == [f"5K/{part}" for part in parts.PARTS]
     assert document["settings"] == {"batch_size": 4, "repeats": 3, "quick": True}
     assert document["note"] == "rehearsal"
     assert document["machine"]["backend"] == "cpu"
@@ -72,7 +82,8 @@ def check_order_and_origin(document):
 
 def check_times(results):
     """Quartiles are in order, references are there, and nothing compiles after the first call."""
-    references = {"mlp/step": ["unprojected step"], "mlp/projection": ["step"]}
+    references = {"mlp": ["PyTorch"], "mlp@2": ["matrix product"], "mlp@4": ["matrix product"], "product": ["copy"]}
+    references |= {"mlp/step": ["unprojected step"], "mlp/projection": ["step"]}
     for result in results:
         assert len(result["load"]) == 2
         if result["name"] == "mlp/memory":
@@ -82,7 +93,8 @@ def check_times(results):
             assert 0 < spread["lower"] <= spread["median"] <= spread["upper"]
             assert spread["repeats"] == 3
         names = [row["name"] for row in result["against"]]
-        assert names == references.get(result["name"], ["read pass", "copy pass"])
+        group = result["name"].split("/")[0]
+        assert names == references.get(result["name"], references.get(group, ["read pass", "copy pass"]))
         assert result["recompilations"] == 0
 
 
@@ -99,8 +111,27 @@ def check_step_and_memory(step, memory):
     assert numbers["resident_growth_bytes"] is None or numbers["resident_growth_bytes"] >= 0
 
 
+def check_rates(results):
+    """Rates follow from times and counts, and shares of the limits from ratios."""
+    by_name = {result["name"]: result for result in results}
+    product = by_name["product/float32"]
+    assert product["numbers"]["flops"] == 2 * 64**3
+    for batch_size in (2, 4):
+        for what, factor in (("forward", 1), ("gradient", 3), ("train", 3)):
+            row = by_name[f"mlp@{batch_size}/{what}"]
+            numbers, seconds = row["numbers"], row["seconds"]["median"]
+            assert numbers["flops"] == factor * 2 * batch_size * (48 * 16 + 16 * 10)
+            assert numbers["flops_per_second"] == pytest.approx(numbers["flops"] / seconds)
+            ratio = row["against"][0]["ratio"]["median"]
+            assert numbers["share_of_matrix_rate"] == pytest.approx(numbers["flops"] / (2 * 64**3) / ratio)
+            assert numbers["images_per_second"] == pytest.approx(batch_size / seconds)
+    numbers, (_, copy) = by_name["5K/saliency"]["numbers"], by_name["5K/saliency"]["against"]
+    assert numbers["least_bytes"] == 3 * 4 * 5000  # gradient, weights and scores
+    assert numbers["share_of_copy_bandwidth"] == pytest.approx(1.5 / copy["ratio"]["median"])
+
+
 def check_aims(found):
-    assert len(found) in (6, 7)  # measured memory only where the system tells it
+    assert len(found) in (6 + HAS_TORCH, 7 + HAS_TORCH)  # measured memory only where the system tells it
     for aim in found:
         assert aim["met"] == (aim["value"] <= aim["limit"])
     (recompiled,) = [aim for aim in found if aim["what"].startswith("compilations")]
@@ -116,9 +147,10 @@ def test_a_rehearsal_measures_everything_and_can_be_resumed(tmp_path, capsys):
     check_order_and_origin(document)
     check_times(results)
     check_step_and_memory(results[0], results[2])
+    check_rates(results)
     check_aims(document["aims"])
     for row in results:
-        assert json.loads(json.dumps(dataclasses.asdict(benchmark.Result.from_json(row)))) == row
+        assert json.loads(json.dumps(dataclasses.asdict(timing.Result.from_json(row)))) == row
 
     capsys.readouterr()
     assert benchmark.main([*command, "--note", "again", "--resume", "--json"]) == 0
@@ -168,7 +200,43 @@ class TestCommand:
 
 
 def test_full_size_has_both_networks_and_both_trees():
-    settings = benchmark.Settings()
-    assert list(settings.networks) == ["resnet20", "resnet18"]
-    sizes = {name: sum(benchmark.math.prod(shape) for shape in shapes) for name, shapes in settings.trees.items()}
+    full = settings.Settings()
+    assert list(full.networks) == ["resnet20", "resnet18"]
+    sizes = {name: sum(math.prod(shape) for shape in shapes) for name, shapes in full.trees.items()}
     assert sizes == {"11M": 11_173_962, "100M": 100_000_000}
+
+
+def test_operations_are_counted_as_the_network_defines_them():
+    model, _ = settings.build("resnet8", (("image_shape", (8, 8, 3)), ("widths", (4, 6, 8))))
+    params, model_state = jax.eval_shape(model.init, jax.random.key(0))
+    images = jnp.zeros((2, 8, 8, 3))
+    jaxpr = jax.make_jaxpr(lambda p, s: model.apply(p, s, images, train=False)[0])(params, model_state).jaxpr
+    pixels = {64: 3 * 9 * 4 + 2 * 4 * 9 * 4, 16: 4 * 9 * 6 + 6 * 9 * 6, 4: 6 * 9 * 8 + 8 * 9 * 8}
+    multiplications = 2 * (sum(count * weights for count, weights in pixels.items()) + 8 * 10)
+    assert limits.count_flops(jaxpr) == 2 * multiplications
+
+
+@pytest.mark.skipif(not HAS_TORCH, reason="PyTorch is not installed")
+@pytest.mark.parametrize("network", ["resnet20", "resnet18"])
+@pytest.mark.parametrize("step", ["torch_repair", "torch_train"])
+def test_pytorch_takes_the_same_steps(network, step, monkeypatch):
+    """Two steps from the same weights on the same images move both networks alike."""
+    monkeypatch.setattr(convolution, "_LEAST_FLOPS", float("inf"))  # compiles faster
+    full = settings.Settings(batch_size=4)
+    steps.repair_of.cache_clear()
+    own, reference, _ = against_torch.pair_of_calls(network, step, full)
+    repair, module = steps.repair_of(network, full), reference.__closure__
+    (torch_steps,) = [cell.cell_contents for cell in module if hasattr(cell.cell_contents, "module")]
+    before = {name: value.detach().numpy().copy() for name, value in torch_steps.module.named_parameters()}
+    if step == "torch_repair":
+        carry, _ = training._step(repair._step, repair.carry, repair.examples)
+        found = carry.params, carry.model_state
+    else:
+        found = own()[:2]
+    reference()
+    expected = {name: value.detach().numpy() for name, value in torch_steps.module.state_dict().items()}
+    state = torch_weights.to_state_dict(*found)
+    assert set(expected) <= set(state)
+    for name, old in before.items():
+        change = np.asarray(state[name]) - old
+        np.testing.assert_allclose(change, expected[name] - old, rtol=1e-2, atol=2e-2 * abs(change).max())

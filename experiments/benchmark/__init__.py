@@ -1,0 +1,1 @@
+"""Figures of a machine, each as a ratio to something timed in turn with it: `python -m experiments.benchmark`."""

@@ -1,0 +1,278 @@
+"""Figures of this machine, each as a ratio to something timed in turn with it: `python -m experiments.benchmark`.
+
+    python -m experiments.benchmark --out experiments/results/benchmark_cpu.json
+    python -m experiments.benchmark --only 100M --repeats 21
+    python -m experiments.benchmark --quick                                        # a rehearsal, tiny sizes
+
+A case is a function that returns one `Result`; `cases` lists them and `aims` judges them. A new figure is a new case.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from rich.console import Console
+from rich.table import Table
+
+from experiments.benchmark import against_torch
+from experiments.benchmark.limits import PASSES, pass_case, product_case
+from experiments.benchmark.parts import COPY, PARTS, READ, part_case
+from experiments.benchmark.settings import Settings
+from experiments.benchmark.steps import STEP, UNPROJECTED, memory_case, projection_case, step_case
+from experiments.benchmark.timing import Aim, OnRound, Result, Spread
+from scissorhands_jax import files, report
+from scissorhands_jax.errors import InputError
+from scissorhands_jax.progress import progress_bar
+
+Case = Callable[[OnRound], Result]
+
+
+def cases(settings: Settings) -> dict[str, Case]:
+    """Every case by name, in an order in which neighbours share what they are run on."""
+    listed: dict[str, Case] = {}
+    for network in settings.networks:
+        for kind, case in (("step", step_case), ("projection", projection_case), ("memory", memory_case)):
+            name = f"{network}/{kind}"
+            listed[name] = functools.partial(_call, case, name, network, settings)
+        for step in against_torch.STEPS if against_torch.is_there() else ():
+            name = f"{network}/{step}"
+            listed[name] = functools.partial(_call, against_torch.torch_case, name, network, step, settings)
+    for dtype in (jnp.float32,) if jax.default_backend() == "cpu" else (jnp.float32, jnp.bfloat16):
+        name = f"product/{jnp.dtype(dtype).name}"
+        listed[name] = functools.partial(_call, product_case, name, dtype, settings)
+    for label in settings.sizes:
+        for what in PASSES:
+            name = f"{label}/{what}"
+            listed[name] = functools.partial(_call, pass_case, name, label, what, settings)
+    for tree in settings.trees:
+        for part in PARTS:
+            name = f"{tree}/{part}"
+            listed[name] = functools.partial(_call, part_case, name, tree, part, settings)
+    return listed
+
+
+def _call(case: Callable[..., Result], *arguments: Any) -> Result:
+    before = os.getloadavg()[0]
+    result = case(*arguments)
+    return dataclasses.replace(result, load=(round(before, 2), round(os.getloadavg()[0], 2)))
+
+
+def aims(results: Mapping[str, Result], settings: Settings) -> list[Aim]:
+    """The promises that can be judged by these results."""
+    network, tree = list(settings.networks)[-1], list(settings.trees)[-1]
+    judged: list[tuple[str, str, float, Callable[[Result], float | None]]] = [
+        (
+            "projection, dual and a masked update, by themselves: share of the step",
+            f"{network}/projection",
+            0.05,
+            lambda result: result.ratio_to(STEP),
+        ),
+        (
+            "projection and dual, by leaving them out: share of the step",
+            f"{network}/step",
+            0.05,
+            lambda result: 1 - 1 / result.ratio_to(UNPROJECTED),
+        ),
+        ("threshold, in passes that read", f"{tree}/threshold", 10, lambda result: result.ratio_to(READ)),
+        ("threshold, in passes that copy", f"{tree}/threshold", 10, lambda result: result.ratio_to(COPY)),
+    ]
+    for name in settings.networks:
+        judged += [
+            (
+                "repair step: time in eager PyTorch's",
+                f"{name}/torch_repair",
+                1,
+                lambda result: result.ratio_to(against_torch.PYTORCH),
+            ),
+            ("compilations after the first step", f"{name}/step", 0, lambda result: result.recompilations),
+            (
+                "peak memory as compiled, less activations, in copies of the parameters",
+                f"{name}/memory",
+                6,
+                lambda result: result.numbers["copies_beyond_activations"],
+            ),
+            (
+                "peak memory as measured, less activations, in copies of the parameters",
+                f"{name}/memory",
+                6,
+                lambda result: result.numbers["measured_copies_beyond_activations"],
+            ),
+        ]
+    found = []
+    for what, case, limit, value in judged:
+        number = value(results[case]) if case in results else None
+        if number is not None:
+            found.append(Aim(what=what, case=case, value=number, limit=limit))
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the cases and prints them; returns the exit status, 2 for input that cannot be used."""
+    options = _parser().parse_args(arguments)
+    console = Console(stderr=True)
+    try:
+        document = _run(options, console)
+    except (InputError, OSError) as error:
+        console.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        console.print("stopped; the same command with --resume keeps what --out has")
+        return 130
+    if options.json:
+        print(json.dumps(document, indent=2, allow_nan=False))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m experiments.benchmark", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--only", default="", metavar="PATTERN", help="cases whose name has a match, e.g. 'resnet18|100M'"
+    )
+    parser.add_argument("--repeats", type=int, default=None, metavar="N", help="rounds that count (default 9)")
+    parser.add_argument("--batch-size", type=int, default=None, metavar="N", help="of each kind per step (default 128)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the results as JSON, after every case")
+    parser.add_argument("--resume", action="store_true", help="keep the cases that FILE already has")
+    parser.add_argument("--note", default="", metavar="TEXT", help="goes into the JSON, e.g. what else was running")
+    parser.add_argument("--json", action="store_true", help="print the JSON on standard output, the table on the other")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to rehearse")
+    return parser
+
+
+def _run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    small = {"batch_size": 4, "repeats": 3} if options.quick else {}
+    given = {"batch_size": options.batch_size, "repeats": options.repeats}
+    settings = Settings(quick=options.quick, **small | {name: n for name, n in given.items() if n is not None})
+    if settings.batch_size < 1 or settings.repeats < 1:
+        raise InputError("--batch-size and --repeats must be at least 1")
+    listed = cases(settings)
+    try:
+        chosen = {name: case for name, case in listed.items() if re.search(options.only, name)}
+    except re.error as error:
+        raise InputError(f"--only {options.only!r} is not a regular expression: {error}") from error
+    if not chosen:
+        raise InputError(f"--only {options.only!r} matches no case; there are {', '.join(listed)}")
+    results = _kept(options, settings)
+    document = _document(results, settings, options.note)
+    with progress_bar(console) as progress:
+        task = progress.add_task("benchmark", total=len(chosen), note="")
+        for name, case in chosen.items():
+            if name not in results:
+                progress.update(task, description=name, note="")
+                results[name] = case(lambda note: progress.update(task, note=note))
+                results = {known: results[known] for known in listed if known in results}
+                document = _document(results, settings, options.note)
+                if options.out is not None:
+                    files.write_text(options.out, json.dumps(document, indent=2, allow_nan=False) + "\n")
+            progress.advance(task)
+        progress.update(task, description="benchmark", note="")
+    output = console if options.json else Console()
+    if not output.is_terminal:
+        output.width = 120
+    for table in (_times_table, _memory_table):
+        output.print(table(list(results.values())))
+    output.print(_aims_table(aims(results, settings), quick=settings.quick))
+    return document
+
+
+def _kept(options: argparse.Namespace, settings: Settings) -> dict[str, Result]:
+    """What an earlier run left, if it was made with the same settings on the same machine."""
+    if not options.resume:
+        return {}
+    if options.out is None:
+        raise InputError("--resume needs --out FILE")
+    if not options.out.exists():
+        return {}
+    try:
+        found = json.loads(options.out.read_text(encoding="utf-8"))
+        results = {row["name"]: Result.from_json(row) for row in found["results"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{options.out} holds no results of this benchmark; leave out --resume") from error
+    for part, now in {"settings": dataclasses.asdict(settings), **report.environment()}.items():
+        if found.get(part) != now:
+            raise InputError(f"the {part} of {options.out} differ from this run's; leave out --resume")
+    return results
+
+
+def _document(results: Mapping[str, Result], settings: Settings, note: str) -> dict[str, Any]:
+    return {
+        "results": [dataclasses.asdict(result) for result in results.values()],
+        "aims": [{**dataclasses.asdict(aim), "met": aim.met} for aim in aims(results, settings)],
+        "settings": dataclasses.asdict(settings),
+        "note": note,
+        **report.environment(),
+    }
+
+
+def _times_table(results: Sequence[Result]) -> Table:
+    table = Table(
+        *("case", "median [quartiles]", "ratio to what took turns with it", "images/s", "rate", "compile"),
+        title="Times",
+    )
+    for result in results:
+        if result.seconds is not None:
+            images = result.numbers.get("images_per_second")
+            table.add_row(
+                result.name,
+                _duration(result.seconds),
+                "\n".join(f"{row.ratio.median:.3g} × {row.name}" for row in result.against),
+                "" if images is None else f"{images:.3g}",
+                _rate(result.numbers),
+                "" if result.compile_seconds is None else f"{result.compile_seconds:.2g} s",
+            )
+    return table
+
+
+def _rate(numbers: Mapping[str, float | None]) -> str:
+    for rate, unit, share in (
+        ("flops_per_second", "GFLOP/s", "share_of_matrix_rate"),
+        ("bytes_per_second", "GB/s", "share_of_copy_bandwidth"),
+    ):
+        achieved, part = numbers.get(rate), numbers.get(share)
+        if achieved is not None:
+            return f"{achieved / 1e9:.3g} {unit}" + ("" if part is None else f", {part:.0%}")
+    return ""
+
+
+def _memory_table(results: Sequence[Result]) -> Table:
+    table = Table("case", "quantity", "value", title="Memory")
+    for result in results:
+        if result.seconds is None:
+            for name, value in result.numbers.items():
+                table.add_row(result.name, name.removesuffix("_bytes").replace("_", " "), _quantity(name, value))
+    return table
+
+
+def _aims_table(found: Sequence[Aim], *, quick: bool) -> Table:
+    table = Table(
+        "aim", "case", "value", "at most", "met", title="Aims (which tiny sizes do not judge)" if quick else "Aims"
+    )
+    for aim in found:
+        mark = "[green]yes" if aim.met else "[red]no"
+        table.add_row(aim.what, aim.case, f"{aim.value:.3g}", f"{aim.limit:g}", mark)
+    return table
+
+
+def _duration(spread: Spread) -> str:
+    unit, size = next((u, s) for u, s in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)) if spread.median >= s or s == 1e-6)
+    return f"{spread.median / size:.3g} [{spread.lower / size:.3g}, {spread.upper / size:.3g}] {unit}"
+
+
+def _quantity(name: str, value: float | None) -> str:
+    if value is None:
+        return "unknown"
+    return f"{value / 1e6:,.1f} MB" if name.endswith("_bytes") else f"{value:.3g}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""How anything is measured: in turn with what it is compared with, so that the ratio holds on a busy machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.benchmark.settings import Settings
+
+OnRound = Callable[[str], None]  # told how far a case has come
+Call = Callable[[], Any]  # returns arrays, which are waited for
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Spread:
+    """Repeated measurements: the median and the quartiles."""
+
+    median: float
+    lower: float
+    upper: float
+    repeats: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """The spread of some numbers."""
+        lower, median, upper = (float(value) for value in np.quantile(values, [0.25, 0.5, 0.75]))
+        return cls(median=median, lower=lower, upper=upper, repeats=len(values))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Against:
+    """A reference, timed in turn with the case; `ratio` is case / reference, taken round by round."""
+
+    name: str
+    seconds: Spread
+    ratio: Spread
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result:
+    """What one case gives."""
+
+    name: str
+    what: str
+    seconds: Spread | None = None
+    against: tuple[Against, ...] = ()
+    compile_seconds: float | None = None  # of the first call; None if this process had compiled it before
+    recompilations: int | None = None  # after the first call
+    numbers: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
+    load: tuple[float, float] | None = None  # mean number of busy processes over a minute, before and after
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Result:
+        """The inverse of `dataclasses.asdict`, after JSON."""
+        fields = dict(document)
+        fields["seconds"] = fields["seconds"] and Spread(**fields["seconds"])
+        fields["against"] = tuple(
+            Against(name=row["name"], seconds=Spread(**row["seconds"]), ratio=Spread(**row["ratio"]))
+            for row in fields["against"]
+        )
+        fields["load"] = fields["load"] and tuple(fields["load"])
+        return cls(**fields)
+
+    def ratio_to(self, name: str) -> float:
+        """The median ratio to the reference of that name."""
+        return next(row.ratio.median for row in self.against if row.name == name)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Aim:
+    """A promise, and whether this run keeps it."""
+
+    what: str
+    case: str
+    value: float
+    limit: float
+
+    @property
+    def met(self) -> bool:
+        """Whether the value is within the limit."""
+        return self.value <= self.limit
+
+
+# How it is measured.
+
+_COMPILE = "/jax/core/compile/backend_compile_duration"
+_LOWER = "/jax/core/compile/jaxpr_to_mlir_module_duration"
+_compiled = {"count": 0.0, "seconds": 0.0}
+
+
+def _on_event(event: str, duration_secs: float, **_: str | int) -> None:
+    if event in (_COMPILE, _LOWER):
+        _compiled["count"] += event == _COMPILE
+        _compiled["seconds"] += duration_secs
+
+
+jax.monitoring.register_event_duration_secs_listener(_on_event)
+
+
+@dataclasses.dataclass
+class Timed:
+    """One function's calls."""
+
+    seconds: list[float] = dataclasses.field(default_factory=list)
+    compile_seconds: float | None = None  # of the first call, None if it compiled nothing
+    recompilations: int = 0  # of all later calls
+
+
+def time_in_turn(calls: Mapping[str, Call], repeats: int, on_round: OnRound | None = None) -> dict[str, Timed]:
+    """Times functions in turn, round after round, so that whatever else the machine does strikes all of them alike.
+
+    Args:
+      calls: what is timed.
+      repeats: rounds that count; two more come before them, the first of which compiles.
+      on_round: told about every round.
+    """
+    timed = {name: Timed() for name in calls}
+    for turn in range(-2, repeats):
+        if on_round is not None:
+            on_round("compiles" if turn == -2 else "warms up" if turn == -1 else f"round {turn + 1}/{repeats}")
+        for name, call in calls.items():
+            before = dict(_compiled)
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            seconds = time.perf_counter() - start
+            compilations = _compiled["count"] - before["count"]
+            if turn > -2:
+                timed[name].recompilations += int(compilations)
+            elif compilations:
+                timed[name].compile_seconds = _compiled["seconds"] - before["seconds"]
+            if turn >= 0:
+                timed[name].seconds.append(seconds)
+    return timed
+
+
+def compare(
+    name: str,
+    what: str,
+    call: Call,
+    references: Mapping[str, Call],
+    settings: Settings,
+    on_round: OnRound,
+) -> Result:
+    """Times a function against references."""
+    timed = time_in_turn({name: call, **references}, settings.repeats, on_round)
+    own = timed[name]
+    against = tuple(
+        Against(
+            name=reference,
+            seconds=Spread.of(timed[reference].seconds),
+            ratio=Spread.of([a / b for a, b in zip(own.seconds, timed[reference].seconds, strict=True)]),
+        )
+        for reference in references
+    )
+    return Result(
+        name=name,
+        what=what,
+        seconds=Spread.of(own.seconds),
+        against=against,
+        compile_seconds=own.compile_seconds,
+        recompilations=own.recompilations,
+    )

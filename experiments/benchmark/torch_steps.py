@@ -1,0 +1,170 @@
+"""The training step and the Scissorhands repair step in eager PyTorch: what the library's steps are timed against.
+
+Plain PyTorch as its users write it, in its fastest eager form: channels last, no gradient hooks, no collection of
+garbage between steps. Networks bear the names of the library's, so that `torch_weights.to_state_dict` fills them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions around a shortcut, learned or padded with zero channels."""
+
+    def __init__(self, inputs: int, width: int, stride: int, *, learned: bool) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.stride, self.missing = stride, width - inputs
+        self.downsample = None
+        if learned and (stride != 1 or width != inputs):
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = functional.relu(self.bn1(self.conv1(x)), inplace=True)
+        y = self.bn2(self.conv2(y))
+        if self.downsample is not None:
+            x = self.downsample(x)
+        elif self.missing:
+            before = self.missing // 2
+            x = functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.missing - before))
+        return functional.relu(y + x, inplace=True)
+
+
+class ResNet(nn.Module):
+    """The library's `ResNet` with the stem of CIFAR; images are uint8, shape (N, H, W, 3)."""
+
+    def __init__(
+        self,
+        stage_sizes: Sequence[int],
+        widths: Sequence[int],
+        *,
+        head: str,
+        learned: bool,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).reshape(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).reshape(1, -1, 1, 1), persistent=False)
+        self.conv1 = nn.Conv2d(3, widths[0], 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        inputs = widths[0]
+        self.stages = [f"layer{index + 1}" for index in range(len(widths))]
+        for index, (name, blocks, width) in enumerate(zip(self.stages, stage_sizes, widths, strict=True)):
+            stage = nn.Sequential()
+            for block in range(blocks):
+                stride = 2 if index and not block else 1
+                stage.append(Block(inputs, width, stride, learned=learned))
+                inputs = width
+            self.add_module(name, stage)
+        self.head = head
+        self.add_module(head, nn.Linear(inputs, 10))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = images.permute(0, 3, 1, 2).float() / 255  # a view of (N, H, W, C) is channels last
+        x = (x - self.mean) / self.std
+        x = functional.relu(self.bn1(self.conv1(x)), inplace=True)
+        for name in self.stages:
+            x = getattr(self, name)(x)
+        return getattr(self, self.head)(x.mean((2, 3)))
+
+
+class Perceptron(nn.Module):
+    """The library's `MLP`, for rehearsals."""
+
+    def __init__(self, inputs: int, hidden: Sequence[int]) -> None:
+        super().__init__()
+        widths = [inputs, *hidden]
+        self.layers = [f"layer{index + 1}" for index in range(len(hidden))]
+        for name, width, following in zip(self.layers, widths[:-1], widths[1:], strict=True):
+            self.add_module(name, nn.Linear(width, following))
+        self.head = nn.Linear(widths[-1], 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = images.float().flatten(1) / 255
+        for name in self.layers:
+            x = functional.relu(getattr(self, name)(x))
+        return self.head(x)
+
+
+def network(name: str, options: Mapping[str, Any]) -> nn.Module:
+    """The counterpart of `models.build(name, num_classes=10, **options)`, as far as the benchmark needs it."""
+    if name == "mlp":
+        return Perceptron(int(np.prod(options["image_shape"])), options["hidden"])
+    if name == "resnet20":
+        constants = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+        return ResNet((3, 3, 3), (16, 32, 64), head="linear", learned=False, **constants)
+    constants = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}
+    return ResNet((2, 2, 2, 2), (64, 128, 256, 512), head="fc", learned=True, **constants)
+
+
+class Steps:
+    """A network with its optimizer, and the two steps that are timed."""
+
+    def __init__(
+        self,
+        name: str,
+        options: Mapping[str, Any],
+        *,
+        learning_rate: float,
+        forget_weight: float,
+        state: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        """`state` holds the initial weights under the library's names; None draws them."""
+        self.module = network(name, options)
+        if state is not None:
+            known = self.module.state_dict()
+            given = {key: torch.from_numpy(np.array(value)) for key, value in state.items() if key in known}
+            self.module.load_state_dict(given)
+        self.module.to(memory_format=torch.channels_last).train()
+        self.forget_weight = forget_weight
+        self.optimizer = torch.optim.SGD(
+            self.module.parameters(), learning_rate, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
+        )
+
+    def train(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """One step of SGD on the cross-entropy; returns the loss."""
+        self.optimizer.zero_grad()
+        loss = functional.cross_entropy(self.module(images), labels)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    def repair(
+        self,
+        retain: tuple[torch.Tensor, torch.Tensor],
+        forget: tuple[torch.Tensor, torch.Tensor],
+    ) -> torch.Tensor:
+        """One joint step of Scissorhands, Algorithm 1: both gradients, projection, SGD; returns the dual."""
+        parameters = list(self.module.parameters())
+        slopes = []
+        for images, labels in (retain, forget):
+            loss = functional.cross_entropy(self.module(images), labels)
+            slopes.append(torch.autograd.grad(loss, parameters))
+        gradient = torch._foreach_sub(slopes[0], slopes[1], alpha=self.forget_weight)
+        dot = sum(torch.sum(g * f) for g, f in zip(gradient, slopes[1], strict=True))
+        square = sum(torch.sum(f * f) for f in slopes[1])
+        dual = torch.clamp(dot / square, min=0)
+        torch._foreach_sub_(gradient, torch._foreach_mul(slopes[1], dual))
+        for parameter, slope in zip(parameters, gradient, strict=True):
+            parameter.grad = slope
+        self.optimizer.step()
+        return dual
+
+
+def tensors(batch: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch of the library's as PyTorch's tensors."""
+    images, labels = np.array(batch["image"]), np.array(batch["label"])
+    return torch.from_numpy(images), torch.from_numpy(labels).long()
