@@ -134,16 +134,20 @@ def test_a_run_killed_at_a_random_moment_resumes_to_the_same_bits(weights, tmp_p
     out = tmp_path / "killed"
     command = [sys.executable, "-m", "scissorhands_jax", "unlearn", "--weights", str(weights), *NETWORK]
     command += ["--forget", "random:0.1", "--out", str(out), *more]
+
+    def saved():
+        return any(path.name.isdigit() for path in (out / "checkpoints").glob("*"))
+
     # The same precision as in this process, which conftest.py sets: bits are compared.
     environment = {**os.environ, "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
     with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 120
-        while not (out / "checkpoints" / "3").exists() and process.poll() is None and time.monotonic() < deadline:
+        while not saved() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
         time.sleep(np.random.default_rng().uniform(0, 0.5))
         if process.poll() is None:
             os.kill(process.pid, signal.SIGKILL)
-    assert (out / "checkpoints" / "3").exists()
+    assert saved()
     assert unlearn(weights, out, *more, "--resume") == 0
     # Tensor by tensor: safetensors writes the entries of its metadata in any order.
     whole, killed = (torch_weights.read_state_dict(path / "network.safetensors") for path in (tmp_path / "whole", out))

@@ -34,6 +34,7 @@ SIZES = {
     "resnet18": 11_173_962,
     "resnet34": 21_289_802,
     "vgg16_bn": 14_728_266,
+    "resnet9": 2_009_496,  # 24 whitening biases, 2,004,480 in kernels, 2,432 in norms, 2,560 in the head
     "mlp": 855_050,
 }
 
