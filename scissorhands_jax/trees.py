@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from scissorhands_jax.base import Params, PyTree, Selection
 from scissorhands_jax.errors import InputError
@@ -92,47 +93,38 @@ def _zip(tree: PyTree, other: PyTree) -> list[tuple]:
     return list(zip(leaves, structure.flatten_up_to(other), strict=True))
 
 
-def _accumulator(*leaves: jax.Array) -> jnp.dtype:
-    return jnp.promote_types(jnp.result_type(*leaves), jnp.float32)
+def _contract(a: jax.Array, b: jax.Array, kept_a: int = 0, kept_b: int = 0) -> jax.Array:
+    """The sum of products over all but the first axes of two arrays, in at least float32.
+
+    Nothing is reshaped: a flat view of an array that is sharded along an inner axis would have to be gathered.
+    """
+    dtype = jnp.result_type(a, b)
+    contracted = tuple(range(kept_a, a.ndim)), tuple(range(kept_b, b.ndim))
+    mesh = jax.typeof(a).sharding.mesh
+    return jax.lax.dot_general(
+        a.astype(dtype),
+        b.astype(dtype),
+        (contracted, ((), ())),
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=jnp.promote_types(dtype, jnp.float32),
+        # On a mesh with explicit axes JAX asks where the result should lie.
+        out_sharding=NamedSharding(mesh, PartitionSpec()) if mesh.explicit_axes else None,
+    )
 
 
 def vdot(a: PyTree, b: PyTree) -> jax.Array:
     """The dot product of two trees, leaf by leaf, summed in at least float32. shape=()"""
-    return sum(
-        (
-            jnp.vdot(x, y, preferred_element_type=_accumulator(x, y), precision=jax.lax.Precision.HIGHEST)
-            for x, y in _zip(a, b)
-        ),
-        start=jnp.zeros((), jnp.float32),
-    )
+    return sum((_contract(x, y) for x, y in _zip(a, b)), start=jnp.zeros((), jnp.float32))
 
 
 def stack_vdot(stack: PyTree, tree: PyTree) -> jax.Array:
     """Dot products of each of K stacked trees (leaves of shape (K, ...)) with one tree. shape=(K,)"""
-    return sum(
-        jnp.einsum(
-            "kn,n->k",
-            rows.reshape(rows.shape[0], -1),
-            leaf.reshape(-1),
-            preferred_element_type=_accumulator(rows, leaf),
-            precision=jax.lax.Precision.HIGHEST,
-        )
-        for rows, leaf in _zip(stack, tree)
-    )
+    return sum(_contract(rows, leaf, kept_a=1) for rows, leaf in _zip(stack, tree))
 
 
 def gram(stack: PyTree) -> jax.Array:
     """The Gram matrix of K stacked trees (leaves of shape (K, ...)). shape=(K, K)"""
-    return sum(
-        jnp.einsum(
-            "kn,ln->kl",
-            rows.reshape(rows.shape[0], -1),
-            rows.reshape(rows.shape[0], -1),
-            preferred_element_type=_accumulator(rows),
-            precision=jax.lax.Precision.HIGHEST,
-        )
-        for rows in jax.tree.leaves(stack)
-    )
+    return sum(_contract(rows, rows, kept_a=1, kept_b=1) for rows in jax.tree.leaves(stack))
 
 
 def norm(tree: PyTree) -> jax.Array:
