@@ -1,7 +1,8 @@
 """Checkpoints of runs and of networks, through Orbax.
 
 Orbax writes a checkpoint into a temporary folder and renames it when it is whole, so an interrupted write never
-replaces a good one.
+replaces a good one. With many processes each writes and reads its own parts of the arrays; what is on disk does not
+depend on how many there were, or on how arrays lay on their devices.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from scissorhands_jax import trees
 from scissorhands_jax.base import Carry, ModelState, Params, PyTree
@@ -105,7 +107,7 @@ class Checkpointer:
         self._manager.close()
 
     def remove(self) -> None:
-        """Closes it and deletes the folder: the run is over and its result is kept elsewhere."""
+        """Closes it and deletes the folder: the run is over and its result is kept elsewhere; for a single process."""
         self.close()
         shutil.rmtree(self.directory)
 
@@ -117,38 +119,79 @@ def fingerprint(tree: PyTree) -> dict[str, str]:
 
 
 def checksum(tree: PyTree) -> str:
-    """A short fingerprint of the numbers in a tree of arrays, to tell one data set or network from another."""
-    value = 0
-    for leaf in jax.tree.leaves(tree):
-        value = zlib.crc32(_raw(leaf).reshape(-1).view(np.uint8), value)
-    return f"{value:08x}"
+    """A short fingerprint of the numbers in a tree of arrays, to tell one data set or network from another.
+
+    Each array gives the sum, modulo 2**64, of its bit patterns times odd numbers that grow with their positions: any
+    single change shows, and parts can be summed where they lie. Where arrays are divided over processes, all of these
+    must call it.
+    """
+    leaves = jax.tree.leaves(tree)
+    sums = np.array([_sum_of_parts(leaf) for leaf in leaves], np.uint64)
+    if any(isinstance(leaf, jax.Array) and not leaf.is_fully_addressable for leaf in leaves):
+        sums = multihost_utils.process_allgather(sums.view(np.uint32)).view(np.uint64).sum(axis=0)
+    return f"{zlib.crc32(sums):08x}"
+
+
+def _sum_of_parts(leaf: jax.Array | np.ndarray) -> int:
+    """What this process adds to the checksum of an array; of parts that lie in many places one counts."""
+    if not isinstance(leaf, jax.Array):
+        return _weighted_sum(np.asarray(leaf), np.shape(leaf), ())
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    parts = [shard for shard in leaf.addressable_shards if shard.replica_id == 0]
+    return sum(_weighted_sum(np.asarray(part.data), leaf.shape, part.index) for part in parts) % 2**64
+
+
+def _weighted_sum(part: np.ndarray, shape: tuple[int, ...], index: tuple[slice, ...]) -> int:
+    """The sum over a part of an array of bits * (2 * position in the whole + 1), modulo 2**64."""
+    if part.size == 0:
+        return 0
+    if part.itemsize not in (1, 2, 4, 8):
+        part, shape = np.ascontiguousarray(part)[..., None].view(np.uint8), (*shape, part.itemsize)
+    position, stride = np.zeros((), np.uint64), 1
+    for axis in reversed(range(part.ndim)):
+        start = (index[axis].start or 0) if axis < len(index) else 0
+        steps = (start + np.arange(part.shape[axis], dtype=np.uint64)) * np.uint64(stride)
+        stride *= shape[axis]
+        if axis == 0 and part.ndim > 1:
+            break
+        position = steps.reshape(-1, *[1] * position.ndim) + position
+    bits = np.ascontiguousarray(part).view(f"u{part.itemsize}")
+    if part.ndim < 2:
+        return int((bits * (2 * position + np.uint64(1))).sum(dtype=np.uint64))
+    # A position is one number for its row plus one for its place therein, so that two sums do for all.
+    bits = bits.reshape(len(part), -1)
+    rows, columns = bits.sum(axis=1, dtype=np.uint64), bits.sum(axis=0, dtype=np.uint64)
+    return (int((rows * (2 * steps + np.uint64(1))).sum()) + 2 * int((columns * position.reshape(-1)).sum())) % 2**64
 
 
 def save_network(path: str | Path, params: Params, model_state: ModelState, description: dict[str, Any]) -> None:
     """Writes a network as an Orbax checkpoint in a new folder, whole or not at all.
 
     Args:
-      path: the folder; replaced if it exists, after the new one is whole.
+      path: the folder; replaced if it exists, after the new one is whole. With many processes all must call this.
       params, model_state: pytrees of arrays.
       description: JSON-able; what is needed to build the network again.
     """
     path = Path(path).absolute()
     fresh = path.with_name(path.name + ".new")
-    shutil.rmtree(fresh, ignore_errors=True)
+    if jax.process_index() == 0:
+        shutil.rmtree(fresh, ignore_errors=True)
+    ocp.multihost.sync_global_processes("save_network:start")
     tree = {"params": params, "model_state": model_state}
     meta = {"description": description, "fingerprint": fingerprint(tree), "checksum": checksum(tree)}
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         checkpointer.save(
             fresh, args=ocp.args.Composite(network=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta))
         )
-    if path.exists():
+    if jax.process_index() == 0:
         old = path.with_name(path.name + ".old")
         shutil.rmtree(old, ignore_errors=True)
-        path.rename(old)
+        if path.exists():
+            path.rename(old)
         fresh.rename(path)
-        shutil.rmtree(old)
-    else:
-        fresh.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
+    ocp.multihost.sync_global_processes("save_network:end")
 
 
 def read_description(path: str | Path) -> dict[str, Any]:
@@ -163,6 +206,8 @@ def read_description(path: str | Path) -> dict[str, Any]:
 def load_network(path: str | Path, params: Params, model_state: ModelState) -> tuple[Params, ModelState]:
     """Reads a network into the shapes of the given trees (arrays or `jax.ShapeDtypeStruct`).
 
+    It comes to lie on the default device, however many it was saved from; with many processes in each of them.
+
     Raises:
       CheckpointError: there is no network checkpoint, it is damaged, or it holds another network.
     """
@@ -170,7 +215,8 @@ def load_network(path: str | Path, params: Params, model_state: ModelState) -> t
     meta = _read_meta(path)
     template = {"params": params, "model_state": model_state}
     _same_fingerprint(meta["fingerprint"], fingerprint(template), path)
-    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), template)
+    # As NumPy arrays, because the devices that the network was saved from may not exist here.
+    abstract = jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), template)
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             tree = checkpointer.restore(path, args=ocp.args.Composite(network=ocp.args.StandardRestore(abstract)))[
@@ -182,7 +228,7 @@ def load_network(path: str | Path, params: Params, model_state: ModelState) -> t
         raise CheckpointError(
             f"the network checkpoint {path} is damaged: its numbers have changed since it was written"
         )
-    return tree["params"], tree["model_state"]
+    return jax.tree.map(jnp.asarray, (tree["params"], tree["model_state"]))
 
 
 def _as_free_as(leaf: jax.Array, template: jax.Array) -> jax.Array:

@@ -14,17 +14,29 @@ from pathlib import Path
 from rich.console import Console
 
 from scissorhands_jax import config as config_lib
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import InputError, PeerError
 
+_STATUS_LOST_PEER = 1
 _STATUS_BAD_INPUT = 2
 _STATUS_INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit status: 0, 2 for input that cannot be used, 130 when interrupted."""
+    """Runs one command and returns its exit status.
+
+    0; 1 when another process of the run died; 2 for input that cannot be used; 130 when interrupted.
+    """
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
-    console = Console(stderr=True)
+    status = _run(options, rest, Console(stderr=True))
+    if not getattr(options, "distributed", False):
+        return status
+    from scissorhands_jax import distributed
+
+    return distributed.leave(status)
+
+
+def _run(options: argparse.Namespace, rest: Sequence[str], console: Console) -> int:
     try:
         options.overrides = _overrides(rest)
         if options.overrides and options.command not in ("unlearn", "plan", "tune"):
@@ -33,6 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         complain(console, str(error))
         return _STATUS_BAD_INPUT
+    except PeerError as error:
+        complain(console, str(error))
+        return _STATUS_LOST_PEER
     except OSError as error:
         what = f"{error.strerror or type(error).__name__}: {error.filename}" if error.filename else str(error)
         complain(console, what)
@@ -68,6 +83,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_job(unlearn)
     unlearn.add_argument("--checkpoint-every", type=int, metavar="STEPS", help="default: after every epoch")
+    many = unlearn.add_argument_group("many devices, many processes")
+    many.add_argument(
+        "--mesh",
+        metavar="DATA[xMODEL]",
+        help="divide batches over DATA devices and large arrays over MODEL, e.g. 8 or 4x2 (default: one device; all "
+        "devices where there are many processes)",
+    )
+    many.add_argument("--fsdp", action="store_true", help="divide large arrays over the DATA devices as well")
+    many.add_argument(
+        "--distributed", action="store_true", help="one of many processes on a cluster that JAX knows (Slurm, TPU, ...)"
+    )
+    many.add_argument("--coordinator", metavar="HOST:PORT", help="one of many processes: where process 0 is reached")
+    many.add_argument("--num-processes", type=int, metavar="N", help="how many processes there are")
+    many.add_argument("--process-id", type=int, metavar="I", help="which of them this is, from 0; 0 writes the results")
     existing = unlearn.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace the run in RUN")
     existing.add_argument("--resume", action="store_true", help="go on with the run in RUN")
@@ -200,16 +229,31 @@ def _run_demo(options: argparse.Namespace, console: Console) -> None:
 
 
 def _run_unlearn(options: argparse.Namespace, console: Console) -> None:
-    from scissorhands_jax import unlearning
+    from scissorhands_jax import distributed, sharding
 
-    unlearning.unlearn(
-        _config_of(options),
-        options.out,
-        checkpoint_every=options.checkpoint_every,
-        overwrite=options.overwrite,
-        resume=options.resume,
-        console=console,
-    )
+    address = (options.coordinator, options.num_processes, options.process_id)
+    options.distributed = options.distributed or any(value is not None for value in address)
+    if options.distributed:
+        distributed.start(*address)
+        if not distributed.is_first():
+            console = Console(stderr=True, quiet=True)
+    with distributed.explaining():
+        layout = None
+        if options.mesh or options.distributed or options.fsdp:
+            sizes = sharding.parse_mesh(options.mesh) if options.mesh else ()
+            layout = sharding.make_layout(*sizes, fsdp=options.fsdp)
+
+        from scissorhands_jax import unlearning
+
+        unlearning.unlearn(
+            _config_of(options),
+            options.out,
+            checkpoint_every=options.checkpoint_every,
+            overwrite=options.overwrite,
+            resume=options.resume,
+            layout=layout,
+            console=console,
+        )
 
 
 def _run_tune(options: argparse.Namespace, console: Console) -> None:

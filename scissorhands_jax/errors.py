@@ -15,6 +15,10 @@ class CheckpointError(InputError):
     """A checkpoint is missing, incomplete, or belongs to another run."""
 
 
+class PeerError(RuntimeError):
+    """Another process of the same run died or cannot be reached."""
+
+
 class NonFiniteError(InputError):
     """A loss or gradient became NaN or infinite; names the step at which it did."""
 

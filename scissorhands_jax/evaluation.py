@@ -9,6 +9,7 @@ import numpy as np
 
 from scissorhands_jax import attacks, metrics
 from scissorhands_jax.base import Data, Dataset, Model, ModelState, Params
+from scissorhands_jax.sharding import Layout
 
 
 def evaluate(
@@ -21,6 +22,7 @@ def evaluate(
     seed: int = 0,
     batch_size: int = 500,
     every_attack: bool = False,
+    layout: Layout | None = None,
 ) -> dict[str, Any]:
     """Accuracies on the forget, retain and test set and the paper's membership inference, in percent.
 
@@ -30,6 +32,7 @@ def evaluate(
       data: forget and retain sets, batches of `{"image", "label"}`.
       test: held-out examples of the classes that stay.
       seed: of the attack's subsample.
+      layout: as for `metrics.predict`.
       every_attack: also the SVC on the other four features and the logistic regression on losses.
 
     Returns:
@@ -39,7 +42,7 @@ def evaluate(
     parts = {"forget": data.forget, "retain": data.retain, "test": test}
     labels = {name: np.asarray(part["label"]) for name, part in parts.items()}
     logits = {
-        name: metrics.predict(model, params, model_state, part["image"], batch_size=batch_size)
+        name: metrics.predict(model, params, model_state, part["image"], batch_size=batch_size, layout=layout)
         for name, part in parts.items()
     }
     row: dict[str, Any] = {f"acc_{name}": metrics.accuracy(logits[name], labels[name]) for name in parts}

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scissorhands_jax import data as data_lib
+from scissorhands_jax import sharding
 from scissorhands_jax.base import Batch, Data, PyTree
 from scissorhands_jax.errors import InputError
 
@@ -99,27 +100,46 @@ class HostFeed:
 
     def examples(self, batches: Sequence[Batch], calls: Sequence[Stretch]) -> Iterator[Batch]:
         """As `Feed` says."""
+        return (jax.device_put(batch) for batch in self._loaded(batches, calls))
+
+    def _loaded(self, batches: Sequence[Batch], calls: Sequence[Stretch]) -> Iterator[Batch]:
         loaded = (
             grain.MapDataset.source(calls)
             .map(lambda call: data_lib.gather(self.data, _positions(batches, call)))
             .to_iter_dataset(grain.ReadOptions(num_threads=_LOADED_AHEAD, prefetch_buffer_size=_LOADED_AHEAD))
         )
-        return (jax.device_put(batch) for batch in loaded)
+        return iter(loaded)
 
 
-def make_feed(data: Data, feed_from: FeedFrom = "auto") -> Feed:
+class DividedFeed(HostFeed):
+    """A `HostFeed` for many devices: each process reads the rows of its own, and no data set is on a device."""
+
+    def __init__(self, data: Data, layout: sharding.Layout) -> None:
+        super().__init__(sharding.host_rows(data, layout))
+
+    def examples(self, batches: Sequence[Batch], calls: Sequence[Stretch]) -> Iterator[Batch]:
+        """As `Feed` says."""
+        return self._loaded(batches, calls)
+
+
+def make_feed(data: Data, feed_from: FeedFrom = "auto", layout: sharding.Layout | None = None) -> Feed:
     """The feed for some data.
 
     Args:
       data: pytrees of arrays.
       feed_from: "device" copies them there at once, "host" leaves them where they are and loads batches ahead, "auto"
         decides by their size: a quarter of the memory may be theirs.
+      layout: where batches lie on many devices; data are then loaded from the host.
 
     Raises:
-      InputError: `feed_from` is none of these.
+      InputError: `feed_from` is none of these, or "device" with a layout.
     """
     if feed_from not in ("auto", "device", "host"):
         raise InputError(f"data are fed from auto, device or host, got {feed_from!r}")
+    if layout is not None:
+        if feed_from == "device":
+            raise InputError("with a layout every process feeds its share from the host; leave feed_from out")
+        return DividedFeed(data, layout)
     if feed_from == "auto":
         feed_from = "device" if fits_on_device(data) else "host"
     return DeviceFeed(data) if feed_from == "device" else HostFeed(data)

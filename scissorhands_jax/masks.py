@@ -134,7 +134,7 @@ def _scatter(structure, leaves, marked, rank: Selection | None) -> Mask:
     flags = [True] * len(leaves) if rank is None else structure.flatten_up_to(rank)
     rest = iter(marked)
     return structure.unflatten(
-        [next(rest) if flag else jnp.zeros(leaf.shape, bool) for leaf, flag in zip(leaves, flags, strict=True)]
+        [next(rest) if flag else jnp.zeros_like(leaf, dtype=bool) for leaf, flag in zip(leaves, flags, strict=True)]
     )
 
 

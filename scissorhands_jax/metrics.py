@@ -16,6 +16,7 @@ import numpy as np
 
 from scissorhands_jax.base import ApplyFn, Model, ModelState, Params
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.sharding import Layout
 
 Array = np.ndarray | jax.Array
 
@@ -34,19 +35,26 @@ class Summary(NamedTuple):
 
 
 @functools.lru_cache(maxsize=32)
-def _forward(apply: ApplyFn) -> Callable[[Params, ModelState, jax.Array], jax.Array]:
+def _forward(apply: ApplyFn, layout: Layout | None = None) -> Callable[[Params, ModelState, jax.Array], jax.Array]:
     """One jitted forward pass per model: jit keeps its compilations with the function object it returned."""
 
     @jax.jit
     def forward(params, model_state, images):
         logits, _ = apply(params, model_state, images, train=False)
-        return logits.astype(jnp.float32)
+        logits = logits.astype(jnp.float32)
+        return logits if layout is None else layout.replicate(logits)
 
     return forward
 
 
 def predict(
-    model: Model, params: Params, model_state: ModelState, images: Array, *, batch_size: int = 256
+    model: Model,
+    params: Params,
+    model_state: ModelState,
+    images: Array,
+    *,
+    batch_size: int = 256,
+    layout: Layout | None = None,
 ) -> np.ndarray:
     """The logits of a network in evaluation mode, batch by batch.
 
@@ -61,6 +69,8 @@ def predict(
       images: shape=(N, ...), any dtype, on the host or on a device. They go to the network as they are, like those in
         `losses.classification_loss`: scaling uint8 pixels is the model's business, or the loader's.
       batch_size: images per forward pass.
+      layout: divides every batch, and with it the work, over many devices; parameters lie as it says, and of many
+        processes all call this and read their own share of the images.
 
     Returns:
       Logits of shape (N, C), dtype float32, on the host.
@@ -73,7 +83,12 @@ def predict(
     count = images.shape[0] if images.ndim else 0
     if count == 0:
         raise InputError(f"predict needs at least one image, got an array of shape {images.shape}")
-    forward = _forward(model.apply)
+    forward = _forward(model.apply, layout)
+    if layout is not None:
+        images, batch_size = np.asarray(images), layout.rounded_up(batch_size)
+        positions = np.minimum(np.arange(-(-count // batch_size) * batch_size), count - 1).reshape(-1, batch_size)
+        outputs = [forward(params, model_state, layout.rows(images, rows)) for rows in positions]
+        return np.concatenate([np.asarray(output) for output in outputs])[:count]
     xnp = jnp if isinstance(images, jax.Array) else np
     outputs = []
     for start in range(0, count, batch_size):

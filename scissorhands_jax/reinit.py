@@ -50,7 +50,7 @@ def reinitialize(
         if not chosen:
             return weights
         draw = initializer.choose(trees.path_name(path)) if isinstance(initializer, ByName) else initializer
-        fresh = draw(jax.random.fold_in(key, position), weights.shape, weights.dtype)
+        fresh = _draw(draw, jax.random.fold_in(key, position), weights)
         return jnp.where(marked, fresh, weights)
 
     flat, structure = jax.tree_util.tree_flatten_with_path(params)
@@ -60,6 +60,18 @@ def reinitialize(
     return structure.unflatten(
         [leaf(i, path, weights, marked, flag) for i, ((path, weights), marked, flag) in enumerate(rows)]
     )
+
+
+def _draw(initializer: Initializer, key: Key, weights: jax.Array) -> jax.Array:
+    """Fresh weights that lie where the old ones do; with many devices each draws its own part."""
+    traced = isinstance(weights, jax.core.Tracer)
+    if jax.typeof(weights).sharding.mesh.explicit_axes:
+        fresh = initializer(key, weights.shape, weights.dtype)
+        return jax.sharding.reshard(fresh, jax.typeof(weights).sharding if traced else weights.sharding)
+    if not traced and isinstance(weights, jax.Array) and len(weights.sharding.device_set) > 1:
+        part = jax.jit(initializer, static_argnums=(1, 2), out_shardings=weights.sharding)
+        return part(key, weights.shape, weights.dtype)
+    return initializer(key, weights.shape, weights.dtype)
 
 
 def uniform(bound: float | None = None, *, out_axis: int = -1) -> Initializer:

@@ -136,9 +136,9 @@ def _add_gradient(loss_fn, total, weight, params, model_state, batch, size, key,
     return jax.tree.map(jnp.add, total, gradient), weight + size, value, new_state
 
 
-@jax.jit
 def _zeros(params: Params) -> PyTree:
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, _accumulator(leaf)), params)
+    # Outside of jit, where they come to lie like the parameters on many devices.
+    return jax.tree.map(lambda leaf: jnp.zeros_like(leaf, dtype=_accumulator(leaf)), params)
 
 
 def _accumulator(leaf: jax.Array) -> jnp.dtype:

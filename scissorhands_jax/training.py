@@ -17,6 +17,7 @@ from scissorhands_jax import feeding, trees
 from scissorhands_jax.base import Batch, Carry, Data, Key, Method, Metrics, ModelState, Params
 from scissorhands_jax.checkpoints import Checkpointer, Position, checksum, fingerprint
 from scissorhands_jax.errors import InputError, NonFiniteError
+from scissorhands_jax.sharding import Layout
 
 # How often the host looks at what the device has done; more often would cost small networks dearly.
 _SECONDS_PER_LOOK = 0.1
@@ -60,6 +61,7 @@ def run(
     on_step: OnStep | None = None,
     steps_per_call: int | None = None,
     feed_from: feeding.FeedFrom = "auto",
+    layout: Layout | None = None,
 ) -> Result:
     """Runs a method from its `init` to its `finish`.
 
@@ -80,12 +82,16 @@ def run(
         (`feeding.steps_per_call`). More than one give the same numbers up to rounding.
       feed_from: "device" puts the data there once, "host" loads batches ahead of the device, "auto" decides by size
         (`feeding.make_feed`). All give the same numbers.
+      layout: how network, optimizer state and batches are divided over many devices, perhaps those of many processes
+        (`sharding.make_layout`); each of these then makes the same call and reads its own share of the data. None: one
+        device. All give the same numbers up to rounding, and a checkpoint of one can be gone on with on another.
 
     Returns:
       The unlearned network and what it cost.
 
     Raises:
-      InputError: `num_epochs` is negative, `steps_per_call` below 1, or the method refuses the data.
+      InputError: `num_epochs` is negative, `steps_per_call` below 1, the method refuses the data, or the layout does
+        not divide a batch.
       NonFiniteError: a metric became NaN or infinite; the checkpoints before that step stay.
       CheckpointError: the checkpoint folder belongs to another run.
     """
@@ -94,11 +100,15 @@ def run(
     if steps_per_call is not None and steps_per_call < 1:
         raise InputError(f"steps_per_call must be at least 1, got {steps_per_call}")
     started, compiled = time.perf_counter(), _compile_seconds()
-    feed = feeding.make_feed(data, feed_from)
+    feed = feeding.make_feed(data, feed_from, layout)
     data = feed.data
     init_key, batch_key = jax.random.split(key)
+    if layout is not None:
+        if num_epochs:
+            layout.check_batches(list(method.batches(batch_key, data, 0)))
+        params, model_state = layout.place((params, model_state))
     # A copy, because steps donate the carry, and init may have put the caller's arrays into it, or one array twice.
-    carry = trees.copy(method.init(init_key, params, model_state, data))
+    carry = _placed(layout, trees.copy(method.init(init_key, params, model_state, data)))
     position = Position(0, 0)
     identity: dict[str, Any] = {}
     if checkpoint is not None:
@@ -117,14 +127,14 @@ def run(
         batches = list(method.batches(batch_key, data, epoch))
         done = position.offset if epoch == position.epoch else 0
         if done == 0:
-            carry = method.begin_epoch(carry, data)
+            carry = _placed(layout, method.begin_epoch(carry, data))
         per_call = steps_per_call or feeding.steps_per_call(data, batches)
         calls = feeding.stretches(batches, done, per_call=per_call, every=every)
         for call, examples in zip(calls, feed.examples(batches, calls), strict=True):
             if call.rows is None:
-                carry, metrics = _step(method.step, carry, examples)
+                carry, metrics = _step(method.step, carry, examples, layout)
             else:
-                carry, metrics = _steps(method.step, carry, examples, call.steps)
+                carry, metrics = _steps(method.step, carry, examples, call.steps, layout)
             watch.add(metrics, epoch, call, len(batches))
             offset = call.first + call.steps
             if offset == len(batches) or (every and offset % every == 0):
@@ -139,13 +149,29 @@ def run(
     return Result(params, model_state, int(carry.step), max(0.0, elapsed - compiling), compiling)
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _step(step, carry: Carry, batch: Batch):
-    return step(carry, batch)
+def _placed(layout: Layout | None, carry: Carry) -> Carry:
+    return carry if layout is None else layout.place(carry)
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _steps(step, carry: Carry, batches: Batch, count: jax.Array):
+def _divided(layout: Layout | None, step):
+    """The step for a layout: the carry comes out as it goes in, and the host can read the metrics anywhere."""
+    if layout is None:
+        return step
+
+    def divided(carry: Carry, batch: Batch):
+        carry, metrics = step(carry, batch)
+        return layout.constrain(carry), layout.replicate(metrics)
+
+    return divided
+
+
+@functools.partial(jax.jit, static_argnames=("step", "layout"), donate_argnames="carry")
+def _step(step, carry: Carry, batch: Batch, layout: Layout | None = None):
+    return _divided(layout, step)(carry, batch)
+
+
+@functools.partial(jax.jit, static_argnames=("step", "layout"), donate_argnames="carry")
+def _steps(step, carry: Carry, batches: Batch, count: jax.Array, layout: Layout | None = None):
     """The first `count` steps of a stack of batches; row i of the metrics is the i-th step's, the rest are zeros.
 
     The number is not compiled in, so that a stretch may end wherever a checkpoint is due.
@@ -159,6 +185,7 @@ def _steps(step, carry: Carry, batches: Batch, count: jax.Array):
         carry, found = step(carry, row(batches, index))
         return carry, jax.tree.map(lambda kept, new: kept.at[index].set(new), metrics, found)
 
+    step = _divided(layout, step)
     rows = len(jax.tree.leaves(batches)[0])
     _, shapes = jax.eval_shape(step, carry, row(batches, 0))
     metrics = jax.tree.map(lambda leaf: jnp.zeros((rows, *leaf.shape), leaf.dtype), shapes)

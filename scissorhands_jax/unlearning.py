@@ -20,6 +20,7 @@ from rich.console import Console
 from scissorhands_jax import (
     checkpoints,
     datasets,
+    distributed,
     evaluation,
     files,
     losses,
@@ -27,6 +28,7 @@ from scissorhands_jax import (
     models,
     report,
     runs,
+    sharding,
     torch_weights,
     trees,
     tuning,
@@ -54,6 +56,7 @@ def unlearn(
     checkpoint_every: int | None = None,
     overwrite: bool = False,
     resume: bool = False,
+    layout: sharding.Layout | None = None,
     console: Console,
 ) -> dict[str, Any]:
     """Runs one unlearning job and writes its folder.
@@ -65,6 +68,10 @@ def unlearn(
     Requests can follow one another: where the network comes from an earlier run, what that run and those before it
     forgot is in neither the forget nor the retain set, and its accuracy is reported as `acc_forgotten_before`. Where
     the forget set is `mislabelled:FILE` with the right labels, `acc_corrected` is the share that gets its right label.
+
+    With a `layout` the work is divided over many devices, perhaps those of many processes (`distributed.start`). All of
+    these then make the same call, with a folder that all of them see; the first writes into it what is not divided. A
+    run can be resumed with another layout and another number of processes.
 
     Returns:
       The document in `results.json`.
@@ -87,20 +94,24 @@ def unlearn(
         "train_checksum": job.train_checksum,
         "original_sha256": _sha256(params, model_state),
     }
-    fresh = runs.open_folder(out, description, overwrite=overwrite, resume=resume)
-    _write_positions(out / FORGET_FILE, positions)
-    _write_positions(out / TRAINED_ON_FILE, past.trained_on)
-    _write_positions(out / FORGOTTEN_BEFORE_FILE, past.forgotten)
+    writes = distributed.is_first()
+    fresh = distributed.from_first(lambda: runs.open_folder(out, description, overwrite=overwrite, resume=resume))
+    if writes:
+        _write_positions(out / FORGET_FILE, positions)
+        _write_positions(out / TRAINED_ON_FILE, past.trained_on)
+        _write_positions(out / FORGOTTEN_BEFORE_FILE, past.forgotten)
+    if layout is not None:
+        params, model_state = layout.place((params, model_state))
 
     def measure(params: Params, model_state: ModelState) -> dict[str, Any]:
-        numbers = evaluation.evaluate(model, params, model_state, data, test, seed=config.seed)
+        numbers = evaluation.evaluate(model, params, model_state, data, test, seed=config.seed, layout=layout)
         extra: dict[str, Any] = {}
         if past.forgotten.size:
             extra["forgotten_before"] = data_lib.take(splits.train, past.forgotten)
         if right_labels is not None:
             extra["corrected"] = {**data.forget, "label": right_labels}
         for name, part in extra.items():
-            logits = metrics.predict(model, params, model_state, part["image"], batch_size=500)
+            logits = metrics.predict(model, params, model_state, part["image"], batch_size=500, layout=layout)
             numbers |= {f"acc_{name}": metrics.accuracy(logits, part["label"]), f"num_{name}": len(part["label"])}
         return numbers
 
@@ -120,6 +131,7 @@ def unlearn(
             num_epochs=config.method.epochs,
             checkpoint=keeper,
             on_step=follow(progress, config.method_name, history),
+            layout=layout,
         )
         if result.steps == 0:
             progress.update(progress.task_ids[-1], completed=1, total=1, note="done in one go, without steps")
@@ -128,10 +140,10 @@ def unlearn(
         progress.update(task, completed=1, note=_note(after))
 
     checkpoints.save_network(out / NETWORK_FOLDER, result.params, result.model_state, resolved)
+    network = sharding.to_host((result.params, result.model_state))
     names = {"model": config.model, "made_by": "scissorhands_jax", "method": config.method_name}
-    torch_weights.write_safetensors(
-        out / WEIGHTS_FILE, torch_weights.to_state_dict(result.params, result.model_state), names
-    )
+    if writes:
+        torch_weights.write_safetensors(out / WEIGHTS_FILE, torch_weights.to_state_dict(*network), names)
     scenario = f"{config.dataset}, forget {config.forget}"
     rows = [
         _row(scenario, "original", config.seed, before, None),
@@ -154,6 +166,10 @@ def unlearn(
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **report.environment(),
     }
+    if layout is not None:
+        document["layout"] = {**layout.mesh.shape, "fsdp": layout.fsdp, "processes": jax.process_count()}
+    if not writes:
+        return document
     report.write_results(out / runs.RESULTS_FILE, document)
     _write_report(out / "report.html", config, document, history)
     report.print_tables(rows, console)
@@ -494,7 +510,7 @@ def _cleared_if_refused(out: Path, keeper: checkpoints.Checkpointer, fresh: bool
     try:
         yield
     except InputError:
-        if fresh and keeper.latest_step is None:
+        if fresh and keeper.latest_step is None and distributed.is_first():
             shutil.rmtree(out)
         raise
     finally:

@@ -13,7 +13,7 @@ import scissorhands_jax
 
 PACKAGE = Path(scissorhands_jax.__file__).parent
 LAYERS = (
-    ("errors", "base", "trees", "files"),
+    ("errors", "base", "trees", "files", "sharding", "distributed", "_watcher"),
     ("saliency", "masks", "reinit", "projection", "losses", "microbatches", "data", "optimizers", "models"),
     ("methods", "torch_weights", "_torch_pickle", "metrics", "attacks", "checkpoints", "datasets", "gradcam"),
     (
@@ -38,6 +38,10 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 WITHIN = {
     ("base", "errors"),
     ("trees", "errors"),
+    ("sharding", "base"),
+    ("sharding", "errors"),
+    ("distributed", "errors"),
+    ("distributed", "_watcher"),
     ("trees", "base"),
     ("torch_weights", "_torch_pickle"),
     ("training", "feeding"),
