@@ -63,7 +63,9 @@ def launch(job, out, count, *more, devices=1):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    # Processes of one run compile the same programs at the same time, so that a cache between them would not help.
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_ENABLE_COMPILATION_CACHE": "false"}
     command = [sys.executable, "-m", "tests.distributed_test", *job, "--out", str(out), *more]
     return [
         subprocess.Popen(
