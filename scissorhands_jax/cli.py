@@ -1,4 +1,7 @@
-"""The command line: `scissorhands demo | unlearn | plan | tune | evaluate | data`, or `python -m scissorhands_jax`."""
+"""The command line: `scissorhands demo | unlearn | plan | tune | evaluate | request | data`.
+
+`python -m scissorhands_jax` is the same.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from scissorhands_jax import cli_requests
 from scissorhands_jax import config as config_lib
 from scissorhands_jax.errors import InputError, PeerError
 
@@ -24,7 +28,8 @@ _STATUS_INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status.
 
-    0; 1 when another process of the run died; 2 for input that cannot be used; 130 when interrupted.
+    0; 1 when another process of the run died; 2 for input that cannot be used; 130 when interrupted. `request run` also
+    has 3 for "retrain now", and `request verify` 1 for what was changed.
     """
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
@@ -39,9 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace, rest: Sequence[str], console: Console) -> int:
     try:
         options.overrides = _overrides(rest)
-        if options.overrides and options.command not in ("unlearn", "plan", "tune"):
+        if options.overrides and options.command not in ("unlearn", "plan", "tune", "request"):
             raise InputError(f"{options.command} does not know {options.overrides[0]!r}; see --help")
-        options.run(options, console)
+        status = options.run(options, console)
     except InputError as error:
         complain(console, str(error))
         return _STATUS_BAD_INPUT
@@ -53,10 +58,13 @@ def _run(options: argparse.Namespace, rest: Sequence[str], console: Console) -> 
         complain(console, what)
         return _STATUS_BAD_INPUT
     except KeyboardInterrupt:
-        advice = "; the same command with --resume goes on from the last checkpoint"
-        complain(console, "stopped" + (advice if options.command == "unlearn" else ""))
+        advice = {
+            "unlearn": "; the same command with --resume goes on from the last checkpoint",
+            "request": "; `request run` goes on from the last checkpoint",
+        }
+        complain(console, "stopped" + advice.get(options.command, ""))
         return _STATUS_INTERRUPTED
-    return 0
+    return status or 0
 
 
 def complain(console: Console, message: str) -> None:
@@ -130,6 +138,8 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("evaluate", help="print a network's test accuracy as JSON")
     _add_network(evaluate)
     evaluate.set_defaults(run=_run_evaluate)
+
+    cli_requests.add_parser(commands)
 
     data = commands.add_parser("data", help="make data sets ready")
     prepare = data.add_subparsers(dest="data_command", required=True, metavar="COMMAND").add_parser(

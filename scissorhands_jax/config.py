@@ -12,6 +12,8 @@ from typing import Any
 
 from scissorhands_jax.errors import InputError
 
+_SHOWN = 100  # characters of what someone wrote, in a message
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
@@ -45,7 +47,7 @@ def override(config: Any, changes: Iterable[str]) -> Any:
     for change in changes:
         name, equals, text = change.partition("=")
         if not equals or not name:
-            raise InputError(f"cannot read the setting {change!r}; write name=value, e.g. method.fraction=0.05")
+            raise InputError(f"cannot read the setting {_shown(change)}; write name=value, e.g. method.fraction=0.05")
         config = _set(config, name.split("."), name, text)
     return config
 
@@ -109,7 +111,7 @@ def parse_value(text: str, hint: Any, name: str) -> Any:
         if text in typing.get_args(choice):
             return text
     expected = " or ".join(_type_name(choice) for choice in choices)
-    raise InputError(f"{name} must be {expected}, got {text!r}")
+    raise InputError(f"{name} must be {expected}, got {_shown(text)}")
 
 
 def _parse_tuple(text: str, hint: Any, name: str, choices: tuple) -> tuple | None:
@@ -121,8 +123,12 @@ def _parse_tuple(text: str, hint: Any, name: str, choices: tuple) -> tuple | Non
     if kinds[-1] is Ellipsis:
         kinds = (kinds[0],) * len(words)
     if len(words) != len(kinds):
-        raise InputError(f"{name} must be {len(kinds)} values with commas between them, got {text!r}")
+        raise InputError(f"{name} must be {len(kinds)} values with commas between them, got {_shown(text)}")
     return tuple(parse_value(word, kind, name) for word, kind in zip(words, kinds, strict=True))
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "...")
 
 
 def _type_name(choice: Any) -> str:
@@ -137,7 +143,7 @@ def _json_or_text(text: str) -> Any:
     for read in (json.loads, float):
         try:
             return read(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
     return text
 
@@ -147,4 +153,6 @@ def _unknown(name: str, known: list[str]) -> typing.NoReturn:
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     near += [k for k in known if difflib.SequenceMatcher(None, k.split(".")[-1], tail).ratio() > 0.7]
     shown = list(dict.fromkeys(near)) or known
-    raise InputError(f"there is no setting {name!r}; {'near names' if near else 'the settings'} are {', '.join(shown)}")
+    raise InputError(
+        f"there is no setting {_shown(name)}; {'near names' if near else 'the settings'} are {', '.join(shown)}"
+    )

@@ -19,6 +19,10 @@ class PeerError(RuntimeError):
     """Another process of the same run died or cannot be reached."""
 
 
+class LedgerError(InputError):
+    """A ledger or record is missing, damaged, was changed by hand, or cannot be written."""
+
+
 class NonFiniteError(InputError):
     """A loss or gradient became NaN or infinite; names the step at which it did."""
 

@@ -13,7 +13,7 @@ import scissorhands_jax
 
 PACKAGE = Path(scissorhands_jax.__file__).parent
 LAYERS = (
-    ("errors", "base", "trees", "files", "sharding", "distributed", "_watcher"),
+    ("errors", "base", "trees", "files", "sharding", "distributed", "_watcher", "signing", "ledger"),
     ("saliency", "masks", "reinit", "projection", "losses", "microbatches", "data", "optimizers", "models"),
     ("methods", "torch_weights", "_torch_pickle", "metrics", "attacks", "checkpoints", "datasets", "gradcam"),
     (
@@ -29,9 +29,9 @@ LAYERS = (
             "tuning",
             "sweeps",
         ),
-        *("grid", "unlearning", "planning", "demo"),
+        *("verdicts", "records", "grid", "unlearning", "planning", "demo", "deletion"),
     ),
-    ("cli", "__main__", "__init__"),
+    ("cli", "cli_requests", "__main__", "__init__"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Within a layer: what may import what. Every other pair of one layer must not know of each other.
@@ -43,6 +43,13 @@ WITHIN = {
     ("distributed", "errors"),
     ("distributed", "_watcher"),
     ("trees", "base"),
+    ("signing", "base"),
+    ("signing", "errors"),
+    ("signing", "files"),
+    ("signing", "trees"),
+    ("ledger", "errors"),
+    ("ledger", "files"),
+    ("ledger", "signing"),
     ("torch_weights", "_torch_pickle"),
     ("training", "feeding"),
     ("losses", "microbatches"),
@@ -52,10 +59,13 @@ WITHIN = {
     ("sweeps", "training"),
     ("tuning", "sweeps"),
     ("tuning", "training"),
+    ("records", "report"),
+    ("records", "verdicts"),
+    ("cli", "cli_requests"),
     ("__main__", "cli"),
     *(
         (importer, imported)
-        for importer in ("grid", "unlearning", "planning", "demo")
+        for importer in ("grid", "unlearning", "planning", "demo", "deletion")
         for imported in LAYERS[3]
         if importer != imported
     ),

@@ -1,0 +1,235 @@
+"""What makes a ledger hard to forge: canonical JSON, digests under a secret, Ed25519 signatures.
+
+A plain SHA-256 of a picture, or of a list of positions, tells anyone who has a guess whether the guess is right: there
+are only so many pictures and positions. Whatever describes what was forgotten is therefore hashed under a secret
+(HMAC-SHA-256), which proves the same to whoever has the secret and nothing to all others. Networks and code, which
+nobody can guess from a short list, are hashed without one, so that an auditor needs no secret to recompute them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from scissorhands_jax import files, trees
+from scissorhands_jax.base import Dataset, PyTree
+from scissorhands_jax.errors import InputError, LedgerError
+
+SECRET_FILE = "secret"
+SIGNING_FILE = "signing"
+PUBLIC_FILE = "public_key.pem"
+_MAX_DOCUMENT = 2**26  # bytes; a record has a few thousand
+_CHUNK = 2**20
+
+
+class Keys(NamedTuple):
+    """The two keys of a ledger, 32 bytes each: one that signs, one that digests."""
+
+    secret: bytes
+    signing: bytes
+
+    @property
+    def public(self) -> str:
+        """The public key of the signatures, in hexadecimal."""
+        return _ed25519().Ed25519PrivateKey.from_private_bytes(self.signing).public_key().public_bytes_raw().hex()
+
+    def sign(self, purpose: str, digest: str) -> str:
+        """An Ed25519 signature of a digest, good for one purpose; hexadecimal."""
+        return _ed25519().Ed25519PrivateKey.from_private_bytes(self.signing).sign(_message(purpose, digest)).hex()
+
+    def digest(self, purpose: str, content: bytes) -> str:
+        """HMAC-SHA-256 of some content, good for one purpose; hexadecimal."""
+        return hmac.new(self.secret, purpose.encode() + b"\0" + content, hashlib.sha256).hexdigest()
+
+
+def signed_by(public: str, purpose: str, digest: str, signature: str) -> bool:
+    """Whether a signature of `Keys.sign` is that of the holder of a public key."""
+    from cryptography.exceptions import InvalidSignature
+
+    # Python would also read capitals and spaces, which nobody wrote.
+    if not isinstance(signature, str) or re.fullmatch("[0-9a-f]{128}", signature) is None:
+        return False
+    try:
+        key = _ed25519().Ed25519PublicKey.from_public_bytes(bytes.fromhex(public))
+        key.verify(bytes.fromhex(signature), _message(purpose, digest))
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def make_keys(folder: Path) -> Keys:
+    """Reads the keys in a folder, and draws those that are not there yet.
+
+    The files can be read by their owner alone. Of two processes that draw at the same time, one wins, and both read
+    its keys.
+
+    Raises:
+      LedgerError: as `read_keys`.
+      InputError: the package `cryptography` is missing.
+    """
+    _ed25519()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for name in (SECRET_FILE, SIGNING_FILE):
+        if not (folder / name).exists():
+            files.write_new(folder / name, f"{secrets.token_hex(32)}\n".encode(), mode=0o600)
+    return read_keys(folder)
+
+
+def read_keys(folder: Path) -> Keys:
+    """Reads the keys of a ledger.
+
+    Raises:
+      LedgerError: they are missing, damaged, or can be read by others than their owner.
+      InputError: the package `cryptography` is missing.
+    """
+    _ed25519()
+    return Keys(*(_read_key(folder / name) for name in (SECRET_FILE, SIGNING_FILE)))
+
+
+def _read_key(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+        mode = path.stat().st_mode
+    except FileNotFoundError as error:
+        raise LedgerError(f"the key {path} is missing; put it back from your backup") from error
+    except OSError as error:
+        raise LedgerError(f"the key {path} cannot be read: {error.strerror}") from error
+    if re.fullmatch(rb"[0-9a-f]{64}\n", content) is None:
+        raise LedgerError(f"the key {path} is damaged; put it back from your backup")
+    if os.name == "posix" and mode & 0o077:
+        raise LedgerError(f"the key {path} can be read by others; make it your own with `chmod 600 {path}`")
+    return bytes.fromhex(content.decode())
+
+
+def public_pem(public: str) -> bytes:
+    """A public key in the form that `openssl` and other tools read."""
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    key = _ed25519().Ed25519PublicKey.from_public_bytes(bytes.fromhex(public))
+    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+def canonical(value: Any) -> bytes:
+    """The one way to write a value as JSON: sorted keys, no spaces, ASCII.
+
+    Raises:
+      TypeError: there is a float in it, of which JSON has many spellings (`without_floats` turns it into text), or
+        something else that has no JSON.
+    """
+    for part in _parts(value):
+        if not (part is None or isinstance(part, str | bool | int)):
+            raise TypeError(f"{part!r} cannot be written in one way only")
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+
+
+def without_floats(value: Any) -> Any:
+    """A copy in which floats are text, as short as reads back to the same number, and tuples are lists."""
+    if isinstance(value, dict):
+        return {str(key): without_floats(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_floats(entry) for entry in value]
+    return repr(value) if isinstance(value, float) else value
+
+
+def read_canonical(path: Path) -> dict[str, Any]:
+    """Reads an object that `canonical` wrote, and nothing else.
+
+    Raises:
+      LedgerError: the file is missing or holds anything else, be it one more space.
+    """
+    try:
+        content = files.read_bytes(path, _MAX_DOCUMENT)
+    except FileNotFoundError as error:
+        raise LedgerError(f"{path} is missing") from error
+    except (OSError, ValueError) as error:
+        raise LedgerError(f"{path} cannot be read: {error}") from error
+    return parse_canonical(content, str(path))
+
+
+def parse_canonical(content: bytes, what: str) -> dict[str, Any]:
+    """The same for bytes that were read already."""
+    try:
+        value = json.loads(content)
+        if not isinstance(value, dict) or canonical(value) != content:
+            raise ValueError("it is not written as it should be")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise LedgerError(f"{what} was changed or damaged: {str(error)[:200]}") from error
+    return value
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            yield from _parts(key)
+            yield from _parts(entry)
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            yield from _parts(entry)
+    else:
+        yield value
+
+
+def sha256(content: bytes) -> str:
+    """SHA-256 of bytes; hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file; hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def network_sha256(params: PyTree, model_state: PyTree) -> str:
+    """SHA-256 of the names, types, shapes and numbers of a network's arrays; hexadecimal."""
+    network = {"params": params, "model_state": model_state}
+    digest = hashlib.sha256()
+    for name, leaf in zip(trees.leaf_names(network), jax.tree.leaves(network), strict=True):
+        array = np.asarray(leaf, order="C")
+        digest.update(canonical([name, array.dtype.str, list(array.shape)]))
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def example_digests(keys: Keys, dataset: Dataset) -> list[str]:
+    """A digest of each example, of all that it holds, under the secret; hexadecimal.
+
+    Args:
+      keys: of the ledger.
+      dataset: a dict of arrays that share their first axis, such as `{"image", "label"}`.
+    """
+    names = sorted(dataset)
+    arrays = [np.asarray(dataset[name]) for name in names]
+    head = canonical([[name, a.dtype.str, list(a.shape[1:])] for name, a in zip(names, arrays, strict=True)])
+    rows = zip(*arrays, strict=True)
+    return [
+        keys.digest("example", head + b"".join(np.ascontiguousarray(part).tobytes() for part in row)) for row in rows
+    ]
+
+
+def _message(purpose: str, digest: str) -> bytes:
+    return f"scissorhands_jax {purpose} {digest}".encode()
+
+
+def _ed25519() -> Any:
+    try:
+        from cryptography.hazmat.primitives.asymmetric import ed25519
+    except ImportError as error:
+        raise InputError(
+            "a ledger signs with Ed25519, which takes the package cryptography; install it with "
+            "`pip install 'scissorhands-jax[records]'`"
+        ) from error
+    return ed25519
