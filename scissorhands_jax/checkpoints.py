@@ -7,10 +7,13 @@ depend on how many there were, or on how arrays lay on their devices.
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
+import os
+import re
 import shutil
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from scissorhands_jax import trees
+from scissorhands_jax import files, trees
 from scissorhands_jax.base import Carry, ModelState, Params, PyTree
 from scissorhands_jax.errors import CheckpointError, InputError
 
@@ -60,7 +63,11 @@ class Checkpointer:
         return self._manager.latest_step()
 
     def save(self, carry: Carry, position: Position, fingerprint: dict[str, Any]) -> None:
-        """Writes a checkpoint named by the carry's step; one that exists is left as it is."""
+        """Writes a checkpoint named by the carry's step; one that exists is left as it is.
+
+        Raises:
+          OSError: the disk is full or the like; earlier checkpoints stay.
+        """
         step = int(carry.step)
         if step in self._manager.all_steps():
             return
@@ -70,9 +77,10 @@ class Checkpointer:
             "fingerprint": fingerprint,
             "checksum": checksum(carry),
         }
-        self._manager.save(
-            step, args=ocp.args.Composite(carry=ocp.args.StandardSave(carry), meta=ocp.args.JsonSave(meta))
-        )
+        with _named_write_errors(self.directory):
+            self._manager.save(
+                step, args=ocp.args.Composite(carry=ocp.args.StandardSave(carry), meta=ocp.args.JsonSave(meta))
+            )
 
     def restore(self, template: Carry, fingerprint: dict[str, Any]) -> tuple[Carry, Position]:
         """Reads the newest checkpoint into the shape of `template`.
@@ -98,7 +106,7 @@ class Checkpointer:
             ]
         except Exception as error:
             raise CheckpointError(f"{damaged}: {_line(error)}") from error
-        if checksum(carry) != sum_found:
+        if checksum(carry) != sum_found or not _alike(carry, template):
             raise CheckpointError(f"{damaged}: its numbers have changed since they were written")
         return jax.tree.map(_as_free_as, carry, template), position
 
@@ -172,6 +180,9 @@ def save_network(path: str | Path, params: Params, model_state: ModelState, desc
       path: the folder; replaced if it exists, after the new one is whole. With many processes all must call this.
       params, model_state: pytrees of arrays.
       description: JSON-able; what is needed to build the network again.
+
+    Raises:
+      OSError: the disk is full or the like; what was there stays.
     """
     path = Path(path).absolute()
     fresh = path.with_name(path.name + ".new")
@@ -180,7 +191,7 @@ def save_network(path: str | Path, params: Params, model_state: ModelState, desc
     ocp.multihost.sync_global_processes("save_network:start")
     tree = {"params": params, "model_state": model_state}
     meta = {"description": description, "fingerprint": fingerprint(tree), "checksum": checksum(tree)}
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+    with _named_write_errors(path), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         checkpointer.save(
             fresh, args=ocp.args.Composite(network=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta))
         )
@@ -224,11 +235,27 @@ def load_network(path: str | Path, params: Params, model_state: ModelState) -> t
             ]
     except Exception as error:
         raise CheckpointError(f"the network checkpoint {path} is damaged: {_line(error)}") from error
-    if checksum(tree) != meta["checksum"]:
+    if checksum(tree) != meta["checksum"] or not _alike(tree, template):
         raise CheckpointError(
             f"the network checkpoint {path} is damaged: its numbers have changed since it was written"
         )
     return jax.tree.map(jnp.asarray, (tree["params"], tree["model_state"]))
+
+
+@contextlib.contextmanager
+def _named_write_errors(path: Path) -> Iterator[None]:
+    """Says in one sentence what Orbax met while writing, in place of many types and of stack traces in the log."""
+    log = logging.getLogger("absl")
+    was, log.disabled = log.disabled, True
+    try:
+        yield
+    except Exception as error:  # TensorStore's errors are of several types, with the system's number in their text.
+        number = re.search(r"os_error_code='(\d+)'", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+    finally:
+        log.disabled = was
 
 
 def _as_free_as(leaf: jax.Array, template: jax.Array) -> jax.Array:
@@ -243,7 +270,7 @@ def _as_free_as(leaf: jax.Array, template: jax.Array) -> jax.Array:
 def _read_meta(path: Path) -> dict[str, Any]:
     file = path / "meta" / "metadata"
     try:
-        meta = json.loads(file.read_text(encoding="utf-8"))
+        meta = files.read_json(file)
         dicts = isinstance(meta["description"], dict) and isinstance(meta["fingerprint"], dict)
         if not dicts or not isinstance(meta["checksum"], str):
             raise TypeError("its metadata has the wrong form")
@@ -262,6 +289,12 @@ def _same_fingerprint(found: dict, expected: dict, directory: Path) -> None:
             f"the checkpoint in {directory} belongs to another network or run: {len(differing)} entries differ, "
             f"the first is {name} with {found.get(name, 'nothing')} there and {expected.get(name, 'nothing')} here"
         )
+
+
+def _alike(a: PyTree, b: PyTree) -> bool:
+    """Whether the leaves of two trees have the same shapes and types; with damaged metadata a key comes as numbers."""
+    kinds = [[(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)] for tree in (a, b)]
+    return kinds[0] == kinds[1]
 
 
 def _line(error: Exception) -> str:

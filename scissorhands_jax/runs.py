@@ -64,7 +64,7 @@ def read_description(folder: Path) -> dict[str, Any]:
       CheckpointError: the folder holds no run, or its description is damaged.
     """
     try:
-        description = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        description = files.read_json(folder / RUN_FILE)
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder} holds no run; it has no {RUN_FILE}") from error
     except (OSError, ValueError) as error:

@@ -8,7 +8,6 @@ import os
 import platform
 from collections.abc import Mapping
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -71,7 +70,7 @@ def read_results(path: str | os.PathLike) -> dict[str, Any]:
       InputError: there is no such file, or it holds no results.
     """
     try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        document = files.read_json(path)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
