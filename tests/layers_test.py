@@ -15,7 +15,10 @@ PACKAGE = Path(scissorhands_jax.__file__).parent
 LAYERS = (
     ("errors", "base", "trees", "files", "sharding", "distributed", "_watcher", "signing", "ledger"),
     ("saliency", "masks", "reinit", "projection", "losses", "microbatches", "data", "optimizers", "models"),
-    ("methods", "torch_weights", "_torch_pickle", "metrics", "attacks", "checkpoints", "datasets", "gradcam"),
+    (
+        *("methods", "torch_weights", "_torch_pickle", "metrics", "attacks", "checkpoints", "datasets", "gradcam"),
+        *("evidence", "probes"),
+    ),
     (
         *(
             "training",
@@ -29,7 +32,7 @@ LAYERS = (
             "tuning",
             "sweeps",
         ),
-        *("verdicts", "records", "grid", "unlearning", "planning", "demo", "deletion"),
+        *("verdicts", "records", "ensembles", "grid", "unlearning", "planning", "demo", "deletion"),
     ),
     ("cli", "cli_requests", "__main__", "__init__"),
 )
@@ -56,6 +59,7 @@ WITHIN = {
     ("models", "microbatches"),
     ("progress", "training"),
     ("relearning", "training"),
+    ("ensembles", "sweeps"),
     ("sweeps", "training"),
     ("tuning", "sweeps"),
     ("tuning", "training"),

@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from scissorhands_jax import metrics
 from scissorhands_jax.base import Data, Model
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.losses import classification_loss
 from scissorhands_jax.methods.finetune import FinetuneSettings
-from scissorhands_jax.relearning import relearn_time
+from scissorhands_jax.relearning import recovery, relearn_time
 from scissorhands_jax.training import run
 from tests import tiny
 
@@ -88,3 +89,23 @@ def test_accuracy_is_that_of_the_trained_statistics():
 def test_a_cap_below_one_is_refused():
     with pytest.raises(InputError, match="at least 1 epoch, got 0"):
         relearn(50.0, 0)
+
+
+class TestRecovery:
+    DATA = Data(FORGET, tiny.examples(12, 2))
+
+    def recover(self, num_epochs, data=DATA):
+        return recovery(tiny.model(), METHOD, KEY, *tiny.start(), data, num_epochs=num_epochs)
+
+    def test_it_is_trained_on_the_retain_set_alone(self):
+        curve = self.recover(3)
+        assert len(curve) == 4
+        logits = metrics.predict(tiny.model(), *tiny.start(), FORGET["image"])
+        assert curve[0] == metrics.accuracy(logits, FORGET["label"])
+        result = run(METHOD, jax.random.fold_in(KEY, 1), *tiny.start(), Data(None, self.DATA.retain), num_epochs=1)
+        logits = metrics.predict(tiny.model(), result.params, result.model_state, FORGET["image"])
+        assert curve[1] == metrics.accuracy(logits, FORGET["label"])
+
+    def test_no_epochs_are_refused(self):
+        with pytest.raises(InputError, match="at least 1 epoch, got 0"):
+            self.recover(0)

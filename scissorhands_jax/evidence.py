@@ -1,0 +1,552 @@
+"""Is it gone? Attacks and distances over many networks, with intervals: offline statistics in float64 NumPy.
+
+Scores are arrays of shape (networks, examples): one number per network and example, usually the `margins`. "Unlearned"
+are networks that were trained on the forget set and then unlearned it, "retrained" those that never saw it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+from scipy.special import logsumexp
+
+from scissorhands_jax.errors import InputError
+
+FALSE_POSITIVE_RATES = (0.01, 0.001)
+"""At which the true positive rate is reported: an attack that is right about a few, and knows about whom."""
+
+_FEW_REFERENCES = 64
+"""Below so many networks on a side, variances are pooled over examples (Carlini et al., section VI-C)."""
+
+
+class Estimate(NamedTuple):
+    """A number and how sure it is."""
+
+    value: float
+    low: float
+    high: float
+    level: float  # coverage that the interval aims at
+    networks: int  # resampled; 1 where only examples were
+    examples: int
+
+
+def margins(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """How sure networks are of the true labels: `log p_y - log (1 - p_y)`, p the softmax of the logits.
+
+    This logit of the confidence is nearly Gaussian over training runs (Carlini et al., 2022, section IV-A), and the
+    correct-class margin of Georgiev et al., 2024.
+
+    Args:
+      logits: shape=(..., examples, classes).
+      labels: integers. shape=(examples,)
+
+    Returns:
+      shape=(..., examples), dtype=float64
+
+    Raises:
+      InputError: shapes do not fit, labels are out of range, or a logit is not finite.
+
+    >>> margins(np.array([[0.0, 0.0], [2.0, -1.0]]), np.array([0, 0])).tolist()
+    [0.0, 3.0]
+    """
+    logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
+    if logits.ndim < 2 or labels.shape != logits.shape[-2:-1] or logits.shape[-1] < 2 or logits.size == 0:
+        raise InputError(
+            f"expected logits of shape (..., N, C) with C > 1 and labels of shape (N,), got {logits.shape} and "
+            f"{labels.shape}"
+        )
+    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= logits.shape[-1]:
+        raise InputError(f"labels must be integers in 0..{logits.shape[-1] - 1}, got {labels.min()}..{labels.max()}")
+    if not np.isfinite(logits).all():
+        raise InputError("logits hold NaN or infinity; a network has diverged, try a smaller learning rate")
+    is_true = labels[:, None] == np.arange(logits.shape[-1])
+    chosen = np.take_along_axis(logits, np.broadcast_to(labels[:, None], (*logits.shape[:-1], 1)), axis=-1)[..., 0]
+    return chosen - logsumexp(np.where(is_true, -np.inf, logits), axis=-1)
+
+
+def auc(positives: np.ndarray, negatives: np.ndarray) -> float:
+    """The probability that a positive scores above a negative, ties counted as half (Mann and Whitney, 1947).
+
+    Args:
+      positives: shape=(n,)
+      negatives: shape=(m,)
+
+    >>> auc(np.array([1.0, 2.0]), np.array([0.0, 1.0]))
+    0.875
+    """
+    positives, negatives = _checked(positives, negatives)
+    ranks = stats.rankdata(np.concatenate([positives, negatives]))
+    count = len(positives)
+    return float((ranks[:count].sum() - count * (count + 1) / 2) / (count * len(negatives)))
+
+
+def tpr_at_fpr(positives: np.ndarray, negatives: np.ndarray, fpr: float) -> float:
+    """The share of positives above a threshold that at most a share `fpr` of the negatives exceeds.
+
+    With fewer than 1 / fpr negatives no negative may exceed it.
+
+    >>> tpr_at_fpr(np.array([0.5, 1.5, 2.5, 3.5]), np.array([0.0, 1.0, 2.0, 3.0]), 0.25)
+    0.5
+    """
+    positives, negatives = _checked(positives, negatives)
+    # The small number keeps 0.29 * 100 at 29.
+    allowed = int(fpr * len(negatives) + 1e-9)
+    if allowed >= len(negatives):
+        return 1.0
+    return float(np.mean(positives > np.sort(negatives)[len(negatives) - 1 - allowed]))
+
+
+def _checked(*arrays: np.ndarray) -> list[np.ndarray]:
+    checked = [np.asarray(array, np.float64).ravel() for array in arrays]
+    if any(not len(array) or np.isnan(array).any() for array in checked):
+        raise InputError("an attack needs at least one positive and one negative score, and none of them NaN")
+    return checked
+
+
+class Attack(NamedTuple):
+    """What an attack says of members and non-members; higher is more of a member. One row per attacked network."""
+
+    positives: np.ndarray  # shape=(rows, n)
+    negatives: np.ndarray  # shape=(rows, m)
+
+
+def log_ratio(scores: np.ndarray, references: np.ndarray, member: np.ndarray, *, pooled: bool | None = None):
+    """How much better "the example was in" explains scores than "it was out": LiRA with Gaussians, online.
+
+    With the means and variances of each example's score over the reference networks that were trained on it, and over
+    those that were not,
+
+      log N(score; mean_in, var_in) - log N(score; mean_out, var_out).
+
+    Args:
+      scores: of the attacked networks. shape=(..., examples)
+      references: shape=(networks, examples)
+      member: which reference networks were trained on which examples, bool. shape=(networks, examples)
+      pooled: one variance for all examples, each side its own; None: where some example has fewer than 64 references on
+        a side.
+
+    Returns:
+      shape=(..., examples)
+
+    Raises:
+      InputError: shapes do not fit, or an example has fewer than two references on a side.
+
+    References:
+      Carlini et al., Membership inference attacks from first principles, S&P 2022, algorithm 1 and section VI-C.
+    """
+    scores, references = np.asarray(scores, np.float64), np.asarray(references, np.float64)
+    if references.ndim != 2 or member.shape != references.shape or scores.shape[-1:] != references.shape[1:]:
+        raise InputError(
+            f"scores {scores.shape}, references {references.shape} and membership {member.shape} do not fit"
+        )
+    sides = []
+    for side in (member, ~member):
+        count = side.sum(axis=0)
+        if count.min(initial=2) < 2:
+            raise InputError(
+                f"example {int(count.argmin())} has {int(count.min())} reference networks on one side; the attack "
+                "needs two, so train more networks"
+            )
+        mean = np.where(side, references, 0).sum(axis=0) / count
+        square = np.where(side, (references - mean) ** 2, 0).sum(axis=0)
+        is_pooled = bool(count.min() < _FEW_REFERENCES) if pooled is None else pooled
+        var = square.sum() / (count - 1).sum() if is_pooled else square / (count - 1)
+        sides.append((mean, np.maximum(var, 1e-12)))
+    (mean_in, var_in), (mean_out, var_out) = sides
+    return 0.5 * (
+        (scores - mean_out) ** 2 / var_out - (scores - mean_in) ** 2 / var_in + np.log(var_out) - np.log(var_in)
+    )
+
+
+def u_lira(
+    unlearned: np.ndarray, retrained: np.ndarray, *others: tuple[np.ndarray, np.ndarray], pooled: bool | None = None
+) -> tuple[Attack, ...]:
+    """Per-example U-LiRA: was this network trained on the example and made to forget it, or never trained on it?
+
+    The attacker knows the method: each example has a Gaussian of its scores over unlearned networks and one over
+    retrained networks, and `log_ratio` of the attacked network decides. Networks are attacked in pairs, one of each
+    kind, by references that leave both out; so nothing tells the two apart if the method is perfect, and the AUC within
+    a pair is then 0.5 on average, however few networks there are.
+
+    What is told apart is all that unlearning leaves behind: a remaining trace of the example, an answer that is wronger
+    than a stranger's, or a general change that every image shows. For the latter hand in `others`.
+
+    Args:
+      unlearned, retrained: scores of the forget set. shape=(networks, examples); surplus networks of one kind are
+        left out
+      *others: pairs of such scores on other examples, such as held-out ones, attacked in the same way.
+      pooled: as in `log_ratio`.
+
+    Returns:
+      One attack per pair of scores: the forget set's, then those of the `others`; a row is a pair of networks.
+
+    Raises:
+      InputError: fewer than three networks of a kind.
+
+    References:
+      Hayes et al., Inexact unlearning needs more careful evaluations to avoid a false sense of privacy, SaTML 2025: the
+      attack with Gaussians per example. Leaving out pairs is ours.
+    """
+    pairs = min(len(unlearned), len(retrained))
+    if pairs < 3:
+        raise InputError(f"U-LiRA needs three unlearned and three retrained networks, got {pairs} pairs; train more")
+    attacks = []
+    for inside, outside in ((unlearned, retrained), *others):
+        inside, outside = np.asarray(inside, np.float64)[:pairs], np.asarray(outside, np.float64)[:pairs]
+        positives, negatives = np.empty_like(inside), np.empty_like(outside)
+        member = np.repeat([True, False], pairs - 1)[:, None] & np.ones(inside.shape[1], bool)
+        for pair in range(pairs):
+            references = np.concatenate([np.delete(inside, pair, axis=0), np.delete(outside, pair, axis=0)])
+            both = np.stack([inside[pair], outside[pair]])
+            positives[pair], negatives[pair] = log_ratio(both, references, member, pooled=pooled)
+        attacks.append(Attack(positives, negatives))
+    return tuple(attacks)
+
+
+def rmia(
+    scores: np.ndarray,
+    references: np.ndarray,
+    population: np.ndarray,
+    *,
+    gamma: float = 2.0,
+) -> np.ndarray:
+    """RMIA: how often an example is likelier under the attacked network than a stranger, both against references.
+
+    With p the probability of the true label, and p(x) its mean over reference networks,
+
+      score(x) = share of population examples z with  (p(x | network) / p(x)) / (p(z | network) / p(z)) >= gamma.
+
+    References are networks of which half were trained on x and half were not, so that p(x) needs no correction (the
+    online attack); the same for z.
+
+    Args:
+      scores: margins of the attacked network. shape=(examples,)
+      references: margins over reference networks. shape=(networks, examples)
+      population: positions among the examples of those to compare with, which the attacked network never saw.
+      gamma: by how much likelier; at least 1.
+
+    Returns:
+      In [0, 1]. shape=(examples,)
+
+    Raises:
+      InputError: there is nobody to compare with, or gamma is below 1.
+
+    References:
+      Zarifzadeh, Liu and Shokri, Low-cost high-power membership inference attacks, ICML 2024, equations 2 to 4.
+    """
+    if gamma < 1 or not len(population) or not len(references):
+        raise InputError(
+            f"RMIA needs gamma of at least 1, references and a population, got {gamma}, {len(references)} and "
+            f"{len(population)}"
+        )
+    # log p = -log(1 + exp(-margin)), in logarithms so that no small probability becomes 0.
+    log_p = -np.logaddexp(0, -np.asarray(scores, np.float64))
+    log_reference = logsumexp(-np.logaddexp(0, -np.asarray(references, np.float64)), axis=0) - math.log(len(references))
+    ratio = log_p - log_reference
+    strangers = np.sort(ratio[population])
+    return np.searchsorted(strangers, ratio - math.log(gamma), side="right") / len(strangers)
+
+
+def klom(
+    unlearned: np.ndarray, retrained: np.ndarray, *, bins: int = 20, floor: float = 1e-5, clip: float = 100.0
+) -> np.ndarray:
+    """KLoM: per example, how far the margins of unlearned networks are from those of retrained ones.
+
+    KL(unlearned || retrained) between two histograms of equal bins over the range of both, where a bin that the
+    retrained networks leave empty has the probability `floor`. It is 0 for equal distributions, but not for two samples
+    of one distribution: read it beside retrained against retrained at the same number of networks.
+
+    Args:
+      unlearned, retrained: margins. shape=(networks, examples)
+      bins: with fewer than some 100 networks on a side take fewer, or most are empty.
+      floor: the published value.
+      clip: margins are cut to plus and minus this.
+
+    Returns:
+      In nats. shape=(examples,), dtype=float64
+
+    Raises:
+      InputError: no networks, other examples, or fewer than two bins.
+
+    References:
+      Georgiev et al., Attribute-to-delete: machine unlearning via datamodel matching, 2024, appendix E.1.
+
+    >>> klom(np.array([[0.0], [1.0]]), np.array([[0.0], [1.0]]), bins=2).tolist()
+    [0.0]
+    """
+    inside, outside = _pair(unlearned, retrained)
+    if bins < 2:
+        raise InputError(f"KLoM needs at least two bins, got {bins}")
+    inside, outside = np.clip(inside, -clip, clip), np.clip(outside, -clip, clip)
+    low = np.minimum(inside.min(axis=0), outside.min(axis=0))
+    width = np.maximum(inside.max(axis=0), outside.max(axis=0)) - low
+    width = np.where(width > 0, width, 1.0)
+
+    def histogram(values: np.ndarray) -> np.ndarray:
+        places = np.minimum((bins * (values - low) / width).astype(int), bins - 1)
+        return (places[..., None] == np.arange(bins)).mean(axis=0)
+
+    p, q = histogram(inside), histogram(outside)
+    return np.where(p > 0, p * np.log(np.where(p > 0, p, 1.0) / np.maximum(q, floor)), 0.0).sum(axis=1)
+
+
+def example_epsilons(unlearned: np.ndarray, retrained: np.ndarray, *, delta: float = 0.01) -> np.ndarray:
+    """The privacy degree of each example in the NeurIPS 2023 unlearning challenge.
+
+    Over attacks that call a network unlearned where its score lies above, or below, a threshold,
+
+      epsilon = max(0, log(1 - delta - FPR) - log FNR, log(1 - delta - FNR) - log FPR),
+
+    an attack with FPR = FNR = 0 gives infinity, and one with a single 0 is left out, as in the challenge. Thresholds
+    are halfway between neighbouring scores of both kinds. The challenge's second attack, a logistic regression, is
+    covered by the second direction.
+
+    Args:
+      unlearned, retrained: scores. shape=(networks, examples)
+      delta: the challenge's value.
+
+    Returns:
+      In [0, infinity]. shape=(examples,), dtype=float64
+
+    Raises:
+      InputError: no networks, or other examples.
+
+    References:
+      Triantafillou et al., Are we making progress in unlearning? Findings from the first NeurIPS unlearning
+      competition, 2024, section 3.
+    """
+    inside, outside = _pair(unlearned, retrained)
+    both = np.sort(np.concatenate([inside, outside]), axis=0)
+    thresholds = (both[1:] + both[:-1]) / 2
+    above = [(values[None] > thresholds[:, None]).mean(axis=1) for values in (inside, outside)]
+    tpr, fpr = (np.concatenate([rate, 1 - rate]) for rate in above)
+    fnr = 1 - tpr
+    # Rates are multiples of 1 / networks; rounding must not make a zero a small number.
+    fnr, fpr = (np.where(rate < 1e-9, 0.0, rate) for rate in (fnr, fpr))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        bounds = [np.log(1 - delta - a) - np.log(b) for a, b in ((fpr, fnr), (fnr, fpr))]
+    best = np.fmax(*bounds)
+    best = np.where((fpr == 0) != (fnr == 0), 0.0, np.where(np.isnan(best), 0.0, best))
+    best = np.where((fpr == 0) & (fnr == 0), np.inf, best)
+    return np.maximum(best.max(axis=0), 0.0)
+
+
+def forgetting_score(unlearned: np.ndarray, retrained: np.ndarray, *, delta: float = 0.01) -> float:
+    """The forgetting quality of the NeurIPS 2023 challenge: 1 where no attack gains anything, towards 0 with leakage.
+
+    The mean over examples of 2 / 2^n, where n is 1 for an epsilon in [0, 0.5), 2 in [0.5, 1), and so on up to 13. The
+    challenge had 512 networks of each kind. With few, chance alone makes some threshold look good: read it beside
+    retrained against retrained at the same number of networks.
+
+    Args:
+      unlearned, retrained, delta: as in `example_epsilons`.
+    """
+    epsilons = example_epsilons(unlearned, retrained, delta=delta)
+    return float(np.mean(2.0 / 2.0 ** np.digitize(epsilons, 0.5 * np.arange(13))))
+
+
+def _pair(unlearned: np.ndarray, retrained: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    inside, outside = np.asarray(unlearned, np.float64), np.asarray(retrained, np.float64)
+    if inside.ndim != 2 or outside.ndim != 2 or inside.shape[1] != outside.shape[1] or not inside.size * outside.size:
+        raise InputError(
+            f"expected scores of shape (networks, examples) on the same examples, got {inside.shape} and "
+            f"{outside.shape}"
+        )
+    if not (np.isfinite(inside).all() and np.isfinite(outside).all()):
+        raise InputError("scores hold NaN or infinity; a network has diverged, try a smaller learning rate")
+    return inside, outside
+
+
+def attack_estimates(
+    attack: Attack,
+    *,
+    over_networks: bool = True,
+    cross_validated: bool = False,
+    rates: Sequence[float] = FALSE_POSITIVE_RATES,
+    level: float = 0.95,
+    num_resamples: int = 500,
+    seed: int = 0,
+) -> dict[str, Estimate]:
+    """AUC and true positive rates of an attack, with intervals by bootstrap over networks and examples.
+
+    The AUC is the mean over rows of the AUC within a row; true positive rates are those of all rows together, because a
+    single row has too few negatives. Rows (attacked networks) and columns (examples) are resampled independently, which
+    errs on the wide side (Owen, 2007). References of the attack stay as they are.
+
+    Args:
+      attack: rows are networks.
+      over_networks: resample rows; without it, as with a single row, the interval is for these very networks.
+      cross_validated: every row was attacked with the other rows as references, as `u_lira` does. Rows then share their
+        errors, and with n of them the deviation is multiplied by sqrt(1 + n / (n - 1)), about 1.4.
+      rates: of false positives at which true positives are counted.
+      level: coverage that the intervals aim at.
+      num_resamples: bootstrap samples.
+      seed: of the resampling.
+
+    Returns:
+      `auc`, and `tpr_at_1`, `tpr_at_0.1` and so on by rate in per cent. In [0, 1].
+
+    References:
+      Owen, The pigeonhole bootstrap, Annals of Applied Statistics, 2007. Nadeau and Bengio, Inference for the
+      generalization error, Machine Learning, 2003, for the correction of cross-validation.
+    """
+    positives, negatives = np.asarray(attack.positives, np.float64), np.asarray(attack.negatives, np.float64)
+    rows, columns = len(positives), positives.shape[1]
+    over_networks = over_networks and rows > 1
+    generator = np.random.default_rng(seed)
+
+    def counts(total: int, resampled: bool = True) -> np.ndarray:
+        if not resampled:
+            return np.ones((num_resamples, total))
+        return generator.multinomial(total, np.full(total, 1 / total), size=num_resamples).astype(np.float64)
+
+    row_counts, own, other = counts(rows, over_networks), counts(columns), counts(negatives.shape[1])
+    resampled = np.empty((num_resamples, rows))
+    values = np.empty(rows)
+    for row in range(rows):
+        ahead = np.sign(positives[row][:, None] - negatives[row][None])
+        wins = np.where(np.isnan(ahead), 0.0, ahead) / 2 + 0.5
+        values[row] = wins.mean()
+        resampled[:, row] = np.einsum("bn,bn->b", own @ wins, other) / wins.size
+    number = rows if over_networks else 1
+    wider = math.sqrt(1 + rows / (rows - 1)) if cross_validated and rows > 1 else 1.0
+    estimates = {
+        "auc": estimate(
+            float(values.mean()), wider * (resampled * row_counts).sum(axis=1) / rows, number, columns, level, (0, 1)
+        )
+    }
+    for rate in rates:
+        replicates = _resampled_rates(positives, negatives, row_counts, own, other, rate)
+        value = tpr_at_fpr(positives, negatives, rate)
+        estimates[f"tpr_at_{100 * rate:g}"] = estimate(value, wider * replicates, number, columns, level, (0, 1))
+    return estimates
+
+
+def _resampled_rates(
+    positives: np.ndarray, negatives: np.ndarray, rows: np.ndarray, own: np.ndarray, other: np.ndarray, rate: float
+) -> np.ndarray:
+    """`tpr_at_fpr` where row r and column c of a sample count `rows[sample, r] * columns[sample, c]` times."""
+    answers = []
+    order = {name: np.argsort(-values, axis=None) for name, values in (("in", positives), ("out", negatives))}
+    highest_first = negatives.ravel()[order["out"]]
+    falling = -positives.ravel()[order["in"]]
+    for sample in range(len(rows)):
+        weights = np.outer(rows[sample], other[sample]).ravel()[order["out"]]
+        passed = np.cumsum(weights)
+        # The first negative that may not exceed the threshold is the threshold.
+        threshold = highest_first[
+            min(np.searchsorted(passed, int(rate * passed[-1] + 1e-9), side="right"), len(passed) - 1)
+        ]
+        gained = np.cumsum(np.outer(rows[sample], own[sample]).ravel()[order["in"]])
+        above = np.searchsorted(falling, -threshold, side="left")
+        answers.append(gained[above - 1] / gained[-1] if above else 0.0)
+    return np.asarray(answers)
+
+
+def estimate(
+    value: float,
+    replicates: np.ndarray,
+    networks: int,
+    examples: int,
+    level: float = 0.95,
+    bounds: tuple[float, float] = (-np.inf, np.inf),
+) -> Estimate:
+    """An interval from bootstrap replicates: the value plus and minus t times their standard deviation.
+
+    With n networks, t is that of n - 1 degrees of freedom and the deviation is multiplied by sqrt(n / (n - 1)): a
+    bootstrap of few networks is too narrow by just that. For the mean of n numbers this is Student's interval.
+    Percentiles would be off where resampling shifts the statistic, as it does for histograms.
+
+    Args:
+      value: from all data.
+      replicates: of resampled data. shape=(samples,)
+      networks: that were resampled; 1 where only examples were.
+      examples: that were resampled.
+      level: coverage, in (0, 1).
+      bounds: of the number.
+    """
+    if not 0 < level < 1:
+        raise InputError(f"level must be between 0 and 1, got {level}")
+    number = networks if networks > 1 else max(examples, 2)
+    reach = stats.t.ppf(0.5 + level / 2, number - 1) * math.sqrt(number / (number - 1)) * float(np.std(replicates))
+    low, high = max(bounds[0], value - reach), min(bounds[1], value + reach)
+    return Estimate(float(value), float(low), float(high), level, networks, examples)
+
+
+def compared(
+    statistic: Callable[[np.ndarray, np.ndarray], float],
+    unlearned: np.ndarray,
+    retrained: np.ndarray,
+    *,
+    level: float = 0.95,
+    num_resamples: int = 100,
+    seed: int = 0,
+    bounds: tuple[float, float] = (-np.inf, np.inf),
+) -> Estimate:
+    """A statistic of two sets of scores, with an interval by bootstrap over the networks of each and over examples.
+
+    Args:
+      statistic: `(unlearned, retrained) -> number`, such as `forgetting_score`.
+      unlearned, retrained: scores. shape=(networks, examples)
+      level, num_resamples, seed, bounds: as in `estimate`.
+    """
+    inside, outside = _pair(unlearned, retrained)
+    generator = np.random.default_rng(seed)
+    replicates = []
+    for _ in range(num_resamples):
+        examples = generator.integers(inside.shape[1], size=inside.shape[1])
+        first, second = (generator.integers(len(values), size=len(values)) for values in (inside, outside))
+        replicates.append(statistic(inside[first][:, examples], outside[second][:, examples]))
+    networks = min(len(inside), len(outside))
+    value = statistic(inside, outside)
+    return estimate(value, np.asarray(replicates), networks, inside.shape[1], level, bounds)
+
+
+def mean_estimate(values: Sequence[float] | np.ndarray, *, level: float = 0.95, seed: int = 0) -> Estimate:
+    """The mean of one number per network, with an interval by bootstrap over networks.
+
+    A single network has no interval: low and high are its value.
+    """
+    array = np.asarray(values, np.float64)
+    if array.ndim != 1 or not array.size or not np.isfinite(array).all():
+        raise InputError(f"expected a list of one or more finite numbers, got {values!r}")
+    if array.size == 1 or np.ptp(array) == 0:
+        value = float(array[0])
+        return Estimate(value, value, value, level, array.size, 0)
+    drawn = stats.bootstrap((array,), np.mean, method="percentile", n_resamples=2000, rng=np.random.default_rng(seed))
+    return estimate(float(array.mean()), drawn.bootstrap_distribution, array.size, 0, level)
+
+
+def average(estimates: Sequence[Estimate], bounds: tuple[float, float] = (-np.inf, np.inf)) -> Estimate:
+    """The mean of independent estimates, such as those of several forget sets, from their intervals.
+
+    Args:
+      estimates: of one level.
+      bounds: of the number.
+
+    Raises:
+      InputError: there are none, or their levels differ.
+    """
+    if not estimates or len({one.level for one in estimates}) > 1:
+        raise InputError(f"an average needs estimates of one level, got {len(estimates)}")
+    if len(estimates) == 1:
+        return estimates[0]
+    level, count = estimates[0].level, len(estimates)
+
+    def freedom(one: Estimate) -> int:
+        return (one.networks if one.networks > 1 else max(one.examples, 2)) - 1
+
+    # Clipped ends are too near, so the wider side counts.
+    errors = [
+        max(one.high - one.value, one.value - one.low) / stats.t.ppf(0.5 + level / 2, freedom(one)) for one in estimates
+    ]
+    degrees = sum(map(freedom, estimates))
+    reach = stats.t.ppf(0.5 + level / 2, degrees) * math.sqrt(sum(error**2 for error in errors)) / count
+    value = math.fsum(one.value for one in estimates) / count
+    networks, examples = sum(one.networks for one in estimates), sum(one.examples for one in estimates)
+    low, high = max(bounds[0], value - reach), min(bounds[1], value + reach)
+    return Estimate(value, low, high, level, networks, examples)

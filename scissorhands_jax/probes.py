@@ -1,0 +1,104 @@
+"""Looks inside a network: what its features still know, and how far its weights have moved."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from scissorhands_jax import trees
+from scissorhands_jax.base import ApplyFn, Model, ModelState, Params
+from scissorhands_jax.errors import InputError
+
+Array = np.ndarray | jax.Array
+
+
+def features(
+    model: Model, params: Params, model_state: ModelState, images: Array, *, batch_size: int = 500
+) -> np.ndarray:
+    """What the last dense layer of a network reads, in evaluation mode.
+
+    Args:
+      model: of a linen module, from `models.build` or `from_linen`.
+      params, model_state: of the network.
+      images: shape=(N, ...), as the network takes them.
+      batch_size: images per forward pass.
+
+    Returns:
+      shape=(N, F), dtype=float32
+
+    Raises:
+      InputError: there are no images, or the network calls no linen `Dense` layer.
+    """
+    if not len(images):
+        raise InputError("features need at least one image")
+    read = _reader(model.apply)
+    parts = []
+    for start in range(0, len(images), batch_size):
+        batch = np.asarray(images[start : start + batch_size])
+        missing = min(batch_size, len(images)) - len(batch)
+        batch = np.pad(batch, [(0, missing)] + [(0, 0)] * (batch.ndim - 1), mode="edge")
+        parts.append(np.asarray(read(params, model_state, batch)))
+    return np.concatenate(parts)[: len(images)]
+
+
+@functools.lru_cache(maxsize=32)
+def _reader(apply: ApplyFn) -> Callable[[Params, ModelState, Array], jax.Array]:
+    """One jitted function per model: jit keeps its compilations with the function object it returned."""
+
+    @jax.jit
+    def read(params, model_state, images):
+        held = []
+
+        def intercept(call, args, kwargs, context):
+            if isinstance(context.module, nn.Dense) and context.method_name == "__call__":
+                held.append(args[0])
+            return call(*args, **kwargs)
+
+        with nn.intercept_methods(intercept):
+            apply(params, model_state, images, train=False)
+        if not held:
+            raise InputError("the network calls no linen Dense layer, so there are no features to probe")
+        return held[-1].astype(jnp.float32).reshape(len(images), -1)
+
+    return read
+
+
+def linear_probe(
+    known: np.ndarray, known_labels: np.ndarray, *asked: tuple[np.ndarray, np.ndarray]
+) -> tuple[float, ...]:
+    """How many labels a linear classifier on the features finds that was fitted on other examples.
+
+    A head that was made to be wrong leaves the features as they were, and a new head on them finds what was to be
+    forgotten (arXiv 2604.08271). Standardised features, logistic regression with C = 1.
+
+    Args:
+      known: features to fit on. shape=(M, F)
+      known_labels: at least two different ones. shape=(M,)
+      *asked: features and labels of the examples in question. shapes (N, F) and (N,)
+
+    Returns:
+      Percent of each of the `asked`, 0 to 100.
+
+    Raises:
+      InputError: nothing to fit on or to ask, fewer than two classes, or features that are not finite.
+    """
+    if not len(known) or not all(len(labels) for _, labels in asked) or len(np.unique(known_labels)) < 2:
+        raise InputError("a linear probe needs examples of two classes to fit on, and examples to ask")
+    if not all(np.isfinite(values).all() for values in (known, *(values for values, _ in asked))):
+        raise InputError("features hold NaN or infinity; the network has diverged, try a smaller learning rate")
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300)).fit(known, known_labels)
+    return tuple(100.0 * float(np.mean(probe.predict(values) == labels)) for values, labels in asked)
+
+
+def distance(first: Params, second: Params) -> float:
+    """How far one network's weights are from another's, over the length of the second. 0 for the same network."""
+    difference = jax.tree.map(jnp.subtract, first, second)
+    return float(trees.norm(difference) / trees.norm(second))
