@@ -1,4 +1,4 @@
-"""The command line: `scissorhands demo | unlearn | plan | tune | evaluate | request | data`.
+"""The command line: `scissorhands demo | unlearn | plan | tune | audit | evaluate | request | data`.
 
 `python -m scissorhands_jax` is the same.
 """
@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace, rest: Sequence[str], console: Console) -> int:
     try:
         options.overrides = _overrides(rest)
-        if options.overrides and options.command not in ("unlearn", "plan", "tune", "request"):
+        if options.overrides and options.command not in ("unlearn", "plan", "tune", "audit", "request"):
             raise InputError(f"{options.command} does not know {options.overrides[0]!r}; see --help")
         status = options.run(options, console)
     except InputError as error:
@@ -61,6 +62,7 @@ def _run(options: argparse.Namespace, rest: Sequence[str], console: Console) -> 
         advice = {
             "unlearn": "; the same command with --resume goes on from the last checkpoint",
             "request": "; `request run` goes on from the last checkpoint",
+            "audit": "; the same command goes on with the next network",
         }
         complain(console, "stopped" + advice.get(options.command, ""))
         return _STATUS_INTERRUPTED
@@ -134,6 +136,42 @@ def _parser() -> argparse.ArgumentParser:
     tune.add_argument("--minutes", type=float, metavar="N", help="start no trial after so long")
     tune.add_argument("--overwrite", action="store_true", help="replace the tuning in RUN")
     tune.set_defaults(run=_run_tune)
+
+    audit = commands.add_parser(
+        "audit",
+        help="attack unlearning methods with an ensemble of networks, and say whether the attacks can be trusted",
+        description="Trains an ensemble of networks, half of them with and half without each forget set, and tells "
+        "what a method leaves of a forget set from never having seen it. Says first what it will cost. An audit that "
+        "was stopped goes on, and grows with --networks, when the same command is typed again.",
+        epilog="Settings follow as NAME=VALUE: of the networks, e.g. training.epochs=30 train_limit=5000, and of a "
+        "method by its name, e.g. scissorhands.fraction=0.05.",
+    )
+    audit.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for results.json and report.html")
+    audit.add_argument(
+        "--tier",
+        default="standard",
+        metavar="NAME",
+        help="smoke: a population attack on two networks; standard: every attack on 16 networks (the default); full: "
+        "on 128",
+    )
+    audit.add_argument("--networks", type=int, metavar="N", help="another even number of networks, 2 to 256")
+    audit.add_argument("--store", type=Path, metavar="DIR", help="trained networks to share; default DIR/networks")
+    audit.add_argument("--dataset", default="digits", metavar="NAME", help="as for unlearn (default digits)")
+    audit.add_argument("--data-dir", metavar="DIR", help="folder of the data set's files")
+    audit.add_argument("--model", default="mlp", metavar="NAME", help="mlp (the default), resnet20, resnet18, ...")
+    audit.add_argument(
+        "--method", action="append", metavar="NAME", help="again for each further one (default scissorhands)"
+    )
+    audit.add_argument(
+        "--forget",
+        action="append",
+        metavar="SPEC",
+        help="as for unlearn, again for each further forget set; they must not overlap, and a random:SHARE is drawn "
+        "from what the ones before it left (default three of random:0.05)",
+    )
+    audit.add_argument("--seed", type=int, default=0, help="of forget sets and networks (default 0)")
+    audit.add_argument("--overwrite", action="store_true", help="replace the audit in DIR")
+    audit.set_defaults(run=_run_audit)
 
     evaluate = commands.add_parser("evaluate", help="print a network's test accuracy as JSON")
     _add_network(evaluate)
@@ -299,6 +337,54 @@ def _run_plan(options: argparse.Namespace, console: Console) -> None:
         sys.stdout.write(json.dumps(document, indent=2) + "\n")
     else:
         planning.print_plan(document, Console())
+
+
+def _run_audit(options: argparse.Namespace, console: Console) -> None:
+    from scissorhands_jax import audit, models
+    from scissorhands_jax.grid import Experiment, Scenario
+    from scissorhands_jax.methods import METHODS
+    from scissorhands_jax.methods.retrain import RetrainSettings
+
+    methods = {}
+    for name in options.method or ["scissorhands"]:
+        if name not in METHODS or name == "retrain":
+            known = ", ".join(method for method in METHODS if method != "retrain")
+            raise InputError(f"there is no method {name!r} to audit; choose one of {known}")
+        settings = METHODS[name]()
+        for field in ("trim", "layers"):
+            if getattr(settings, field, "") is None:
+                upper: dict[str, Any] = {field: models.UPPER_LAYERS.get(options.model)}
+                settings = dataclasses.replace(settings, **upper)
+        prefix = f"{name}."
+        own = [text.removeprefix(prefix) for text in options.overrides if text.startswith(prefix)]
+        methods[name] = config_lib.override(settings, own)
+    others = [text for text in options.overrides if text.split(".")[0] not in methods]
+    specs = options.forget or ["random:0.05"] * 3
+    scenarios = tuple(
+        Scenario(name=f"{spec}, set {number}" if specs.count(spec) > 1 else spec, forget=(spec,), methods=methods)
+        for number, spec in enumerate(specs, start=1)
+    )
+    experiment = config_lib.override(
+        Experiment(
+            name=f"{options.dataset}, {options.model}",
+            dataset=options.dataset,
+            model=options.model,
+            training=RetrainSettings(),
+            scenarios=scenarios,
+        ),
+        others,
+    )
+    audit.run_audit(
+        experiment,
+        options.out,
+        tier=options.tier,
+        num_networks=options.networks,
+        seed=options.seed,
+        data_dir=options.data_dir,
+        networks=options.store,
+        overwrite=options.overwrite,
+        console=console,
+    )
 
 
 def _config_of(options: argparse.Namespace) -> config_lib.RunConfig:

@@ -36,7 +36,7 @@ from scissorhands_jax import (
     torch_weights,
 )
 from scissorhands_jax import data as data_lib
-from scissorhands_jax.base import Data, Dataset, Method, Model, ModelState, Params
+from scissorhands_jax.base import Data, Dataset, Method, Model, ModelState, Params, StatefulLossFn
 from scissorhands_jax.errors import InputError, NonFiniteError
 from scissorhands_jax.methods import MethodSettings, describe
 from scissorhands_jax.methods.finetune import FinetuneSettings
@@ -260,10 +260,7 @@ class Table:
         self.networks = networks
         self.process = uuid.uuid4().hex
         self.splits = load_splits(experiment, data_dir)
-        augment = self.splits.augmented if experiment.augment is None else experiment.augment
-        self.model = _model(experiment, self.splits)
-        crop = functools.partial(data_lib.crop_and_flip, padding=self.splits.crop_padding)
-        self.loss_fn = losses.classification_loss(self.model, augment=crop if augment else None)
+        self.model, self.loss_fn = build(experiment, self.splits)
         self.built: dict[str, Method] = {}
         self.costs: dict[str, dict[str, float] | None] = {}
         self.started = time.perf_counter()
@@ -361,7 +358,7 @@ class Table:
         follower = follow(progress, f"  {name}")
         keeper = None
         if self.experiment.checkpoint_cells:
-            keeper = checkpoints.Checkpointer(self.out / "checkpoints" / _slug(name))
+            keeper = checkpoints.Checkpointer(self.out / "checkpoints" / slug(name))
         resumed = keeper is not None and keeper.latest_step is not None
         params, model_state = (None, None) if start is None else (start.params, start.model_state)
         result = run(
@@ -413,7 +410,7 @@ class Setting:
         }
         folder = self.table.out / "positions"
         folder.mkdir(parents=True, exist_ok=True)
-        files.write_text(folder / f"{_slug(self.scenario.name)}-seed{self.seed}.json", json.dumps(parts) + "\n")
+        files.write_text(folder / f"{slug(self.scenario.name)}-seed{self.seed}.json", json.dumps(parts) + "\n")
 
     def _positions(self, spec: str) -> np.ndarray:
         """What a request names, as positions in the training set; all of it was trained on."""
@@ -434,7 +431,7 @@ class Setting:
 
     def cell_file(self, label: str) -> Path:
         """The file of a cell."""
-        return self.table.out / "cells" / f"{_slug(self.scenario.name)}-seed{self.seed}-{_slug(label)}.json"
+        return self.table.out / "cells" / f"{slug(self.scenario.name)}-seed{self.seed}-{slug(label)}.json"
 
     def network_folder(self, label: str) -> Path:
         """The folder of a network; scenarios with as many wrong labels share the original.
@@ -445,7 +442,7 @@ class Setting:
             flipped = self.scenario.flipped_labels
             return self.table.networks / (f"original-seed{self.seed}" + (f"-flipped{flipped:g}" if flipped else ""))
         networks = self.table.networks if label == RETRAIN else self.table.out / "networks"
-        return networks / f"{_slug(self.scenario.name)}-seed{self.seed}-{_slug(label)}"
+        return networks / f"{slug(self.scenario.name)}-seed{self.seed}-{slug(label)}"
 
     def load(self, label: str) -> Network:
         """The network of a cell that is done."""
@@ -596,6 +593,14 @@ def _limited(part: Dataset, limit: int | None, name: str, seed: int) -> Dataset:
     return data_lib.take(part, data_lib.validation_split(part["label"], limit / total, seed)[1])
 
 
+def build(experiment: Experiment, splits: datasets.Splits) -> tuple[Model, StatefulLossFn]:
+    """The network of an experiment and its training loss, with augmentation where the experiment wants it."""
+    model = _model(experiment, splits)
+    augment = splits.augmented if experiment.augment is None else experiment.augment
+    crop = functools.partial(data_lib.crop_and_flip, padding=splits.crop_padding)
+    return model, losses.classification_loss(model, augment=crop if augment else None)
+
+
 def _model(experiment: Experiment, splits: datasets.Splits) -> Model:
     model = models.build(
         experiment.model,
@@ -613,5 +618,10 @@ def _model(experiment: Experiment, splits: datasets.Splits) -> Model:
     return model._replace(init=init)
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
+    """A text as a part of a file name.
+
+    >>> slug("random 10 %, seed 3")
+    'random_10_percent_seed_3'
+    """
     return re.sub(r"[^A-Za-z0-9.=]+", "_", text.replace("%", "percent")).strip("_")

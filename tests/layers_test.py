@@ -32,7 +32,7 @@ LAYERS = (
             "tuning",
             "sweeps",
         ),
-        *("verdicts", "records", "ensembles", "grid", "unlearning", "planning", "demo", "deletion"),
+        *("verdicts", "records", "ensembles", "grid", "unlearning", "planning", "demo", "deletion", "audit"),
     ),
     ("cli", "cli_requests", "__main__", "__init__"),
 )
@@ -69,7 +69,7 @@ WITHIN = {
     ("__main__", "cli"),
     *(
         (importer, imported)
-        for importer in ("grid", "unlearning", "planning", "demo", "deletion")
+        for importer in ("grid", "unlearning", "planning", "demo", "deletion", "audit")
         for imported in LAYERS[3]
         if importer != imported
     ),

@@ -97,6 +97,16 @@ def ablation() -> Experiment:
     )
 
 
+def audit() -> Experiment:
+    """Three forget sets of 5 % each, and the methods that are audited on them (`python -m experiments.audit`)."""
+    methods = common.every_method(upper=UPPER, scissorhands=_SCISSORHANDS)
+    kept = {name: methods[name] for name in ("finetune", "neggrad_plus", "scrub", "salun", "scissorhands")}
+    scenarios = tuple(
+        Scenario(name=f"random 5 %, set {number}", forget=("random:0.05",), methods=kept) for number in (1, 2, 3)
+    )
+    return dataclasses.replace(_EXPERIMENT, name="cifar10_audit", scenarios=scenarios)
+
+
 _SWEEPS: dict[str, tuple[float, ...]] = {
     "fraction": (0.003, 0.01, 0.03, 0.1, 0.3),
     "forget_weight": (0.0, 0.01, 0.05, 0.2, 0.5),

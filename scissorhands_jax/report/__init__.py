@@ -1,11 +1,13 @@
 """Results for people: tables for the terminal, Markdown and LaTeX, `results.json`, plots, and `report.html`.
 
-`rows` says what a row of results is; everything here reads rows.
+`rows` says what a row of results is; everything here reads rows, but for `audits`, which reads evidence.
 """
 
+from scissorhands_jax.report.audits import METRICS, NULL, evidence_grids, gates_grid, print_audit, verdict, write_audit
 from scissorhands_jax.report.figures import (
     Picture,
     curves_figure,
+    evidence_figure,
     figure_png,
     figure_svg,
     gap_figure,
@@ -17,21 +19,27 @@ from scissorhands_jax.report.figures import (
 from scissorhands_jax.report.page import write_html
 from scissorhands_jax.report.results import environment, read_results, write_results
 from scissorhands_jax.report.rows import DASH, REFERENCE, ROW_FIELDS, Row, grouped, note, with_gaps
-from scissorhands_jax.report.tables import Grid, comparison, grid, latex, markdown, print_tables
+from scissorhands_jax.report.tables import Cell, Grid, comparison, grid, latex, markdown, print_tables
 
 __all__ = [
     "DASH",
+    "METRICS",
+    "NULL",
     "REFERENCE",
     "ROW_FIELDS",
+    "Cell",
     "Grid",
     "Picture",
     "Row",
     "comparison",
     "curves_figure",
     "environment",
+    "evidence_figure",
+    "evidence_grids",
     "figure_png",
     "figure_svg",
     "gap_figure",
+    "gates_grid",
     "gradcam_figure",
     "grid",
     "grouped",
@@ -40,10 +48,13 @@ __all__ = [
     "note",
     "panels_figure",
     "pictures",
+    "print_audit",
     "print_tables",
     "read_results",
     "sweep_figure",
+    "verdict",
     "with_gaps",
+    "write_audit",
     "write_html",
     "write_results",
 ]

@@ -478,3 +478,55 @@ def _method_pictures(scenario: str, methods: Mapping[str, Sequence[Row]]) -> lis
         )
     )
     return shown
+
+
+_EVIDENCE_PANELS = (
+    "u_lira_auc",
+    "lira_auc",
+    "rmia_auc",
+    "population_auc",
+    "klom_forget",
+    "forgetting_score",
+    "recovered",
+)
+
+
+def evidence_figure(
+    entries: Iterable[Mapping[str, Any]],
+    titles: Mapping[str, tuple[str, float | None]],
+    *,
+    panels: Sequence[str] = _EVIDENCE_PANELS,
+) -> Figure:
+    """Metrics of an audit, a panel each: a dot and its interval per method, means over forget sets.
+
+    Args:
+      entries: of a document of `audit.run_audit`, with `scenario`, `method`, `metric`, `value`, `low` and `high`; those
+        without a scenario are drawn.
+      titles: name of each metric and its value for perfect forgetting, which becomes a broken line.
+      panels: metrics in this order, as far as there are entries.
+
+    Raises:
+      InputError: there is nothing to draw.
+    """
+    held = {(entry["metric"], entry["method"]): entry for entry in entries if entry["scenario"] is None}
+    shown = [metric for metric in panels if any(metric == found for found, _ in held)]
+    methods = list(dict.fromkeys(method for metric, method in held if metric in shown))
+    if not shown:
+        raise InputError("there is no evidence to plot")
+    with matplotlib.rc_context(_STYLE):
+        height = 0.55 + 0.21 * len(methods)
+        figure = Figure(figsize=(_WIDTH, height * len(shown)), layout=_layout())
+        for axes, metric in zip(figure.subplots(len(shown), 1, squeeze=False)[:, 0], shown, strict=True):
+            title, perfect = titles[metric]
+            for position, method in enumerate(methods):
+                entry = held.get((metric, method))
+                if entry is not None:
+                    axes.plot([entry["low"], entry["high"]], [position, position], color=_BLUE, linewidth=2)
+                    axes.plot([entry["value"]], [position], "o", color=_ORANGE, markersize=4.5)
+            if perfect is not None:
+                axes.axvline(perfect, color=_INK, linewidth=1, dashes=(5, 3), zorder=1)
+            axes.set_title(title)
+            axes.set_yticks(range(len(methods)), [_label(method) for method in methods], fontsize=8)
+            axes.set_ylim(len(methods) - 0.4, -0.6)
+            axes.grid(axis="x")
+    return figure

@@ -29,6 +29,7 @@ from scissorhands_jax.report.rows import (
     seeds,
     smallest_gap,
 )
+from scissorhands_jax.report.tables import Grid
 
 # Nothing in the page is loaded from anywhere, and its policy forbids the browser to try.
 _PAGE = string.Template("""\
@@ -150,6 +151,7 @@ def write_html(
     settings: Mapping[str, Any],
     environment: Mapping[str, Any],
     hashes: Mapping[str, Any] | None = None,
+    sheets: Sequence[tuple[str, Sequence[str], Grid]] = (),
 ) -> None:
     """Writes a report that is one file.
 
@@ -162,6 +164,7 @@ def write_html(
       settings: what the runs were configured with; mappings inside become groups.
       environment: as from the function of that name.
       hashes: of networks, forget sets and the like, by name; mappings inside become groups.
+      sheets: further tables, shown before all rows, as `(heading, paragraphs, grid)`.
 
     Raises:
       InputError: a row that cannot be shown, or a figure of a scenario that has no rows.
@@ -171,6 +174,7 @@ def write_html(
         if figure.scenario is not None and figure.scenario not in groups:
             raise InputError(f"a figure belongs to the scenario {figure.scenario!r}, which has no rows")
     body = [_prose(heading, paragraphs) for heading, paragraphs in summary_sections]
+    body += [_sheet(*sheet) for sheet in sheets]
     for position, (scenario, methods) in enumerate(groups.items()):
         own = [figure for figure in figures if figure.scenario == scenario]
         body.append(_scenario(f"scenario-{position + 1}", scenario, methods, own))
@@ -204,6 +208,33 @@ def _lede(groups: Mapping[str, Mapping[str, Sequence[Row]]]) -> str:
 def _prose(heading: str, paragraphs: Sequence[str]) -> str:
     text = "".join(f"<p>{html.escape(paragraph)}</p>\n" for paragraph in paragraphs)
     return f'<section class="prose">\n<h2>{html.escape(heading)}</h2>\n{text}</section>'
+
+
+def _sheet(heading: str, paragraphs: Sequence[str], table: Grid) -> str:
+    """A table of texts, in a box that scrolls where the page is too narrow."""
+    name = html.escape(heading)
+    notes = "".join(f'<p class="note">{html.escape(paragraph)}</p>\n' for paragraph in paragraphs)
+    heads = "".join(f'<th scope="col">{html.escape(header)}</th>' for header in table.headers)
+    lines = "\n".join(
+        f'<tr><th scope="row">{_breakable(cells[0].text)}</th>'
+        + "".join(
+            f'<td>{html.escape(cell.text)} <span class="std">{html.escape(cell.deviation)}</span></td>'
+            for cell in cells[1:]
+        )
+        + "</tr>"
+        for cells in table.lines
+    )
+    return f"""<section>
+<h2>{name}</h2>
+{notes}<div class="scroll" role="region" tabindex="0" aria-label="{name}">
+<table class="many">
+<thead><tr>{heads}</tr></thead>
+<tbody>
+{lines}
+</tbody>
+</table>
+</div>
+</section>"""
 
 
 def _breakable(name: str) -> str:

@@ -1,0 +1,70 @@
+"""Audits methods: `python -m experiments.audit --config cifar10_audit_small --data-dir data --tier standard`.
+
+Writes `results.json`, `report.html`, `tables.md` and `attacks.svg`. An audit that was stopped goes on, and becomes
+larger with --networks, when the same command is typed again. Settings of the experiment follow as NAME=VALUE, such as
+`train_limit=500 training.epochs=2`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from experiments import configs
+from scissorhands_jax import audit, config, files, report
+from scissorhands_jax.cli import complain
+from scissorhands_jax.errors import InputError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one audit and returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.audit", description=__doc__.partition("\n")[0])
+    parser.add_argument("--config", required=True, metavar="NAME", help=", ".join(configs.CONFIGS))
+    parser.add_argument("--tier", default="standard", metavar="NAME", help=", ".join(audit.TIERS))
+    parser.add_argument("--networks", type=int, metavar="N", help="another number than the tier's")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--data-dir", metavar="DIR", help="folder of the data set's files")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default runs/NAME")
+    parser.add_argument("--store", type=Path, metavar="DIR", help="trained networks to share; default OUT/networks")
+    parser.add_argument("--overwrite", action="store_true", help="replace the audit in OUT")
+    parser.add_argument("settings", nargs="*", metavar="NAME=VALUE")
+    options = parser.parse_args(arguments)
+    console = Console(stderr=True)
+    out = options.out or Path("runs") / options.config
+    try:
+        document = audit.run_audit(
+            config.override(configs.load(options.config), options.settings),
+            out,
+            tier=options.tier,
+            num_networks=options.networks,
+            seed=options.seed,
+            data_dir=options.data_dir,
+            networks=options.store,
+            overwrite=options.overwrite,
+            console=console,
+        )
+    except InputError as error:
+        complain(console, str(error))
+        return 2
+    write_tables(out, document)
+    return 0
+
+
+def write_tables(out: Path, document: Mapping[str, Any]) -> None:
+    """Writes `tables.md` and `attacks.svg` of an audit's document into a folder."""
+    parts = [f"# {document['config']['experiment']}, {document['config']['tier']}\n", f"{report.verdict(document)}\n"]
+    parts += ["## Gates\n", report.markdown(report.gates_grid(document))]
+    for heading, table in report.evidence_grids(document):
+        parts += [f"## {heading}\n", report.markdown(table)]
+    files.write_text(out / "tables.md", "\n".join(parts))
+    figure = report.evidence_figure(document["evidence"], report.METRICS)
+    files.write_text(out / "attacks.svg", report.figure_svg(figure))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

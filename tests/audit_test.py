@@ -1,0 +1,229 @@
+"""An audit from end to end: random labels that a network knows by heart, one method that forgets, one that does not."""
+
+import dataclasses
+import io
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from experiments import audit as experiments_audit
+from scissorhands_jax import audit, cli, report
+from scissorhands_jax.errors import InputError
+from scissorhands_jax.evidence import Estimate
+from scissorhands_jax.grid import Experiment, Scenario
+from scissorhands_jax.methods.finetune import FinetuneSettings
+from scissorhands_jax.methods.retrain import RetrainSettings
+
+QUIET = Console(quiet=True)
+SGD = {"batch_size": 40, "weight_decay": 0.0}
+# `retrain` as a method reads nothing of the original: the perfect method.
+METHODS = {
+    "nothing": FinetuneSettings(epochs=1, learning_rate=0.0, **SGD),
+    "from scratch": RetrainSettings(epochs=15, learning_rate=0.1, milestones=(), **SGD),
+}
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory):
+    generator = np.random.default_rng(0)
+    arrays = {}
+    for part, count in (("", 400), ("test_", 150)):
+        arrays[f"{part}image"] = generator.integers(0, 2, (count, 8, 8, 2)).astype(np.float32)
+        arrays[f"{part}label"] = generator.integers(0, 3, count).astype(np.int32)
+    file = tmp_path_factory.mktemp("data") / "noise.npz"
+    np.savez(file, **arrays)
+    return Experiment(
+        name="noise",
+        dataset=f"npz:{file}",
+        model="mlp",
+        model_options={"hidden": (64,)},
+        validation_share=0.0,
+        augment=False,
+        training=RetrainSettings(epochs=15, learning_rate=0.1, milestones=(), **SGD),
+        relearning=FinetuneSettings(learning_rate=0.01, **SGD),
+        scenarios=(
+            Scenario(name="set 1", forget=("random:0.15",), methods=METHODS),
+            Scenario(name="set 2", forget=("random:0.15",), methods={"nothing": METHODS["nothing"]}),
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def done(experiment, tmp_path_factory):
+    out = tmp_path_factory.mktemp("audit") / "out"
+    return out, audit.run_audit(experiment, out, num_networks=12, console=QUIET)
+
+
+def means(document):
+    found = {}
+    for entry in document["evidence"]:
+        if entry["scenario"] is None:
+            found[entry["method"], entry["metric"]] = entry
+    return found
+
+
+class TestStandard:
+    def test_all_gates_hold(self, done):
+        _, document = done
+        assert [gate["passed"] for gate in document["gates"]] == [True] * 8, document["gates"]
+        assert document["trusted"] is True
+        assert "gates that were run hold" in report.verdict(document)
+
+    def test_what_does_nothing_is_caught_as_the_original_is(self, done):
+        _, document = done
+        found = means(document)
+        for metric in ("u_lira_auc", "lira_auc", "rmia_auc", "population_auc"):
+            assert found["nothing", metric]["low"] > 0.5
+            assert found["nothing", metric]["value"] == pytest.approx(found["original", metric]["value"], abs=0.02)
+        assert found["nothing", "klom_forget"]["value"] > 1.3 * found["from scratch", "klom_forget"]["value"]
+        assert found["nothing", "forgetting_score"]["value"] < 0.5 * found["from scratch", "forgetting_score"]["value"]
+
+    def test_what_retrains_is_not(self, done):
+        _, document = done
+        found = means(document)
+        for metric in ("u_lira_auc", "lira_auc", "rmia_auc", "population_auc"):
+            entry = found["from scratch", metric]
+            assert entry["low"] <= 0.5 <= entry["high"], metric
+        assert abs(found["from scratch", "recovered"]["value"]) < 15
+
+    def test_every_number_has_an_interval_around_it(self, done):
+        _, document = done
+        assert {entry["metric"] for entry in document["evidence"]} == set(report.METRICS)
+        for entry in document["evidence"]:
+            assert entry["low"] <= entry["value"] <= entry["high"], entry
+        assert {entry["scenario"] for entry in document["evidence"]} == {"set 1", "set 2", None}
+
+    def test_rows_compare_with_the_partner(self, done):
+        _, document = done
+        counts = {}
+        for row in document["rows"]:
+            counts[row["scenario"], row["method"]] = counts.get((row["scenario"], row["method"]), 0) + 1
+            assert row["avg_gap"] is not None
+        assert set(counts.values()) == {6}
+        assert len(counts) == 7
+
+    def test_the_page_shows_gates_before_numbers(self, done):
+        out, document = done
+        page = (out / "report.html").read_text()
+        assert page.index("<h2>Gates</h2>") < page.index("U-LiRA AUC, held out") < page.index("<h2>set 1</h2>")
+        assert report.verdict(document).split(":")[0] in page
+        assert str(out) not in page
+
+    def test_a_second_call_makes_what_is_missing_and_says_what_it_costs(self, done, experiment):
+        out, document = done
+        lost = next((out / "cells").glob("set_2-nothing-*"))
+        lost.unlink()
+        before = {path: path.stat().st_mtime_ns for path in out.rglob("*.npz")}
+        console = Console(width=200, file=io.StringIO())
+        again = audit.run_audit(experiment, out, num_networks=12, console=console)
+        after = {path: path.stat().st_mtime_ns for path in out.rglob("*.npz")}
+        assert {path: time for path, time in after.items() if path != lost} == before
+        assert lost in after
+        assert again["evidence"] == document["evidence"]
+        assert again["gates"] == document["gates"]
+        text = console.file.getvalue()
+        assert "0 networks to train and 1 to unlearn or measure: about" in text
+        assert text.index("MB of disk") < text.index("gates that were run hold")
+
+    def test_another_seed_is_another_audit(self, done, experiment):
+        out, _ = done
+        with pytest.raises(InputError, match="seed was 0 and is now 1"):
+            audit.run_audit(experiment, out, num_networks=12, seed=1, console=QUIET)
+
+
+class TestGates:
+    def gate(self, value, low, high, *, must_find):
+        return audit._gate("a gate", "u_lira_auc", must_find, [Estimate(value, low, high, 0.95, 8, 100)])
+
+    def test_an_attack_that_sees_what_is_not_there_fails(self):
+        assert self.gate(0.6, 0.55, 0.65, must_find=False).passed is False
+        assert self.gate(0.4, 0.35, 0.45, must_find=False).passed is False
+        assert self.gate(0.52, 0.49, 0.55, must_find=False).passed is True
+
+    def test_an_attack_that_misses_the_original_fails(self):
+        assert self.gate(0.6, 0.49, 0.71, must_find=True).passed is False
+        assert self.gate(0.6, 0.51, 0.69, must_find=True).passed is True
+
+    def test_a_failed_gate_is_the_first_thing_that_is_said(self):
+        gate = self.gate(0.6, 0.49, 0.71, must_find=True)
+        text = report.verdict({"gates": [gate._asdict()]})
+        assert text.startswith("These numbers cannot be trusted, because 1 of the gates failed.")
+        assert "cannot see what is there" in text
+
+    def test_without_any_gate_there_is_no_trust(self):
+        gate = audit._gate("a gate", "u_lira_auc", True, [])
+        assert gate.passed is None
+        assert "no gate could be run" in report.verdict({"gates": [gate._asdict()]})
+
+
+class TestInput:
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"forget": ("random:0.1", "class:1")}, "one forget set per scenario"),
+            ({"flipped_labels": 0.1}, "no wrong labels"),
+            ({"methods": {"original": METHODS["nothing"]}}, "named as the references are"),
+        ],
+    )
+    def test_a_scenario_that_cannot_be_audited_is_refused(self, experiment, tmp_path, changes, message):
+        wrong = dataclasses.replace(experiment.scenarios[0], **changes)
+        with pytest.raises(InputError, match=message):
+            audit.run_audit(dataclasses.replace(experiment, scenarios=(wrong,)), tmp_path / "out", console=QUIET)
+        assert not (tmp_path / "out").exists()
+
+    def test_an_unknown_tier_is_named(self, experiment, tmp_path):
+        with pytest.raises(InputError, match="no tier 'huge'; choose one of smoke, standard, full"):
+            audit.run_audit(experiment, tmp_path / "out", tier="huge", console=QUIET)
+
+    def test_forget_sets_do_not_overlap_and_have_the_share_of_the_whole(self, experiment, tmp_path):
+        work = audit._Audit(experiment, tmp_path, audit.TIERS["smoke"], None, 3, None, tmp_path)
+        sizes = [len(positions) for positions in work.design.forget]
+        assert sizes == [60, 60]
+        assert np.intersect1d(*work.design.forget).size == 0
+
+
+class TestCommand:
+    def test_one_pair_of_networks_and_a_population_attack(self, experiment, tmp_path, capsys):
+        arguments = ["audit", "--tier", "smoke", "--out", str(tmp_path / "out"), "--method", "finetune"]
+        arguments += ["--dataset", experiment.dataset, "--forget", "random:0.15", "model_options.hidden=[64]"]
+        arguments += ["augment=false", "validation_share=0", "training.milestones=none", "training.epochs=15"]
+        arguments += ["training.batch_size=40", "finetune.epochs=1", "finetune.batch_size=40"]
+        assert cli.main(arguments) == 0
+        document = json.loads((tmp_path / "out" / "results.json").read_text())
+        assert [row["method"] for row in document["rows"]] == ["original", "retrain", "finetune"]
+        assert document["config"]["scenarios"][0]["methods"]["finetune"]["epochs"] == 1
+        assert {entry["metric"] for entry in document["evidence"]} == {"population_auc"}
+        outcomes = {(gate["metric"], gate["name"]): gate["passed"] for gate in document["gates"]}
+        assert outcomes["population_auc", "the original is caught"] is True
+        assert outcomes["u_lira_auc", "the original is caught"] is None
+        assert "2 networks to train" in capsys.readouterr().err
+        assert (tmp_path / "out" / "report.html").exists()
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--method", "retrain"], "there is no method 'retrain' to audit"),
+            (["--networks", "7"], "an even number of networks"),
+            (["--method", "finetune", "scissorhands.fraction=0.1"], "scissorhands.fraction"),
+        ],
+    )
+    def test_bad_input_is_one_sentence(self, tmp_path, capsys, arguments, message):
+        assert cli.main(["audit", "--out", str(tmp_path / "out"), *arguments]) == 2
+        assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_experiment_writes_tables(done, tmp_path):
+    _, document = done
+    experiments_audit.write_tables(tmp_path, document)
+    text = (tmp_path / "tables.md").read_text()
+    assert text.index("gates that were run hold") < text.index("| U-LiRA AUC |")
+    assert text.count("| nothing |") == len(report.evidence_grids(document))
+    assert (tmp_path / "attacks.svg").read_text().startswith("<svg")
+
+
+def test_every_metric_has_a_name_and_the_grid_shows_it(done):
+    _, document = done
+    shown = [header for _, table in report.evidence_grids(document) for header in table.headers]
+    assert set(shown) - {"Method"} == {title for title, _ in report.METRICS.values()}
