@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from scissorhands_jax import checkpoints, sweeps
@@ -200,7 +201,9 @@ class Ensemble:
         found = checkpoints.read_description(self.path(network))
         if found.get("identity") != json.loads(json.dumps(self.identity(network))):
             raise CheckpointError(f"{self.path(network)} holds another network than its name says; remove it")
-        return checkpoints.load_network(self.path(network), *self._shapes)
+        params, model_state = checkpoints.load_network(self.path(network), *self._shapes)
+        # Orbax ties arrays to their device, and steps would compile anew for them.
+        return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), (params, model_state))
 
     def description(self, network: int) -> dict[str, Any]:
         """What was written down with a network: its identity and its cost in seconds."""

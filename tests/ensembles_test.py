@@ -47,6 +47,11 @@ class TestDesign:
             other = int(ensembles.partner(network))
             assert (made.included[network, changing] != made.included[other, changing]).all()
 
+    def test_chance_says_which_of_a_pair_has_a_forget_set(self):
+        made = design()
+        for positions in made.forget:
+            assert 0 < made.included[::2, positions[0]].sum() < 8
+
     def test_forget_sets_occur_in_every_combination_equally_often(self):
         made = design()
         has = np.stack([made.included[:, positions[0]] for positions in made.forget])
@@ -99,6 +104,10 @@ class TestEnsemble:
         weights = [made.load(network) for network in range(4)]
         assert not any(checkpoints.equal(weights[0], other) for other in weights[1:])
         assert made.description(2)["identity"]["network"] == 2
+
+    def test_steps_do_not_compile_anew_for_a_network_from_disk(self, trained):
+        fresh, read = tiny.start(), ensemble(trained).load(0)
+        assert [leaf.committed for leaf in jax.tree.leaves(read)] == [leaf.committed for leaf in jax.tree.leaves(fresh)]
 
     def test_a_network_is_a_function_of_its_identity(self, trained, tmp_path):
         again = ensemble(tmp_path)

@@ -146,7 +146,9 @@ class TestULira:
 
 
 class TestRmia:
-    def test_it_is_the_share_of_strangers_that_are_beaten(self):
+    @pytest.mark.parametrize("gamma", [1.0, 1.2])
+    def test_it_is_the_share_of_strangers_that_are_beaten(self, gamma):
+        """With gamma 1 a stranger is as likely as itself, and that counts."""
         scores, references = normal(9), normal(7, 9, seed=1)
 
         def p(margin):
@@ -154,8 +156,8 @@ class TestRmia:
 
         ratio = p(scores) / p(references).mean(axis=0)
         population = np.array([5, 6, 7, 8])
-        expected = [np.mean(ratio[x] / ratio[population] >= 1.2) for x in range(9)]
-        np.testing.assert_array_equal(evidence.rmia(scores, references, population, gamma=1.2), expected)
+        expected = [np.mean(ratio[x] / ratio[population] >= gamma) for x in range(9)]
+        np.testing.assert_array_equal(evidence.rmia(scores, references, population, gamma=gamma), expected)
 
     def test_a_member_stands_out(self):
         """Half the references know the example, so the attacked network's confidence is above their mean."""
@@ -245,6 +247,14 @@ class TestIntervals:
         assert found["auc"].networks == 3
         assert evidence.attack_estimates(attack, over_networks=False)["auc"].networks == 1
         assert set(found) == {"auc", "tpr_at_1", "tpr_at_0.1"}
+
+    def test_rows_that_serve_each_other_as_references_are_less_sure(self):
+        attack = Attack(normal(5, 60) + 1, normal(5, 60, seed=1))
+        plain, crossed = (evidence.attack_estimates(attack, cross_validated=value) for value in (False, True))
+        for name in ("auc", "tpr_at_1"):
+            reach = [found[name].high - found[name].value for found in (plain, crossed)]
+            assert reach[1] == pytest.approx(1.5 * reach[0]), name
+            assert plain[name].value == crossed[name].value
 
     def test_resampled_rates_are_those_of_the_resampled_scores(self):
         """Scores are rounded, so that there are ties."""
