@@ -433,9 +433,11 @@ def _key(key: Any) -> Any:
     raise TypeError(f"a {type(key).__name__} is no key")
 
 
-def _find_global(module: object, name: object) -> _Global:
+def _find_global(module: object, name: object) -> _Global | str:
     if not isinstance(module, str) or not isinstance(name, str):
         raise TypeError("a global's name is text")
+    if f"{module}.{name}" in _INERT:
+        return f"{module}.{name}"
     known = _GLOBALS.get(f"{module}.{name}")
     if known is None:
         raise ForbiddenGlobal(show(f"{module}.{name}"))
@@ -559,6 +561,10 @@ def _numpy_scalar(machine: _Machine, dtype: np.dtype, raw: bytes | str) -> int |
     raw = raw.encode("latin1") if isinstance(raw, str) else raw  # text, if Python 2 wrote it
     return np.frombuffer(raw, dtype)[0].item()
 
+
+# Classes that are keys of a dict in well-known files (Stable Diffusion v1's has the state of its callbacks by class).
+# Their names stand for them: a name cannot be called.
+_INERT = {"pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"}
 
 _DTYPES = {  # PyTorch's names of element types, the prefix of the storage class if it has one, and NumPy's types
     ("float16", "Half"): "<f2",

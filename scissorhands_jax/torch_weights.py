@@ -16,6 +16,7 @@ Files come from strangers: no pickle is ever executed, and what is not a tensor,
 from __future__ import annotations
 
 import codecs
+import contextlib
 import json
 import logging
 import math
@@ -23,7 +24,7 @@ import mmap
 import os
 import tempfile
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -32,7 +33,6 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import safetensors
-import safetensors.numpy
 
 from scissorhands_jax import _torch_pickle, trees
 from scissorhands_jax._torch_pickle import Damaged, Extent, ForbiddenGlobal, Refused, Storage, Tensor, show
@@ -66,6 +66,7 @@ _SAFETENSORS_DTYPES = {
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
     "C64": np.dtype("<c8"),
 }
+_SAFETENSORS_CODES = {dtype: code for code, dtype in _SAFETENSORS_DTYPES.items()}
 
 _LOOKS_LIKE = (  # first bytes of what is often mistaken for a weights file
     (b"version https://git-lfs", "a Git LFS pointer; fetch the file itself with `git lfs pull`"),
@@ -96,12 +97,55 @@ def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
       WeightsError: there is no such file, it is something else, damaged, or holds a pickle that asks for more than
         tensors, containers and numbers, which is named and not executed.
     """
+    with open_state_dict(path) as tensors:
+        return tensors.read()
+
+
+class LazyStateDict(Mapping[str, np.ndarray]):
+    """The tensors of an open file; each is read when it is asked for, and again when it is asked for again."""
+
+    def __init__(self, file: BinaryIO, tensors: dict[str, Tensor], extents: dict[str, Extent]) -> None:
+        self._file, self._tensors, self._extents = file, tensors, extents
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return _torch_pickle.read_tensors(self._file, {name: self._tensors[name]}, self._extents)[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, which is not read."""
+        return self._tensors[name].shape
+
+    def dtype(self, name: str) -> np.dtype:
+        """The type of a tensor, which is not read."""
+        return self._tensors[name].dtype
+
+    def read(self) -> StateDict:
+        """All tensors; a storage that several share is read once."""
+        return _torch_pickle.read_tensors(self._file, self._tensors, self._extents)
+
+
+@contextlib.contextmanager
+def open_state_dict(path: str | os.PathLike[str]) -> Iterator[LazyStateDict]:
+    """Opens a file as `read_state_dict` does, for reading one tensor after the other.
+
+    Raises:
+      WeightsError: as `read_state_dict`, also while tensors are read.
+    """
     try:
         if not Path(path).is_file():
             raise Refused("is a folder or device; give the file itself" if Path(path).exists() else "does not exist")
         with open(path, "rb") as file:
-            tensors, extents = _find_tensors(path, file)
-            return _torch_pickle.read_tensors(file, tensors, extents)
+            yield LazyStateDict(file, *_find_tensors(path, file))
+    except WeightsError:
+        raise
     except Refused as error:
         raise WeightsError(f"cannot read weights from {show(os.fspath(path), 500)}: the file {error}") from error
     except (OSError, ValueError, MemoryError) as error:  # ValueError: a path with a null character
@@ -113,11 +157,12 @@ def write_safetensors(
 ) -> None:
     """Writes a state dict to a `.safetensors` file, for `load_state_dict(load_file(path))` in PyTorch.
 
-    The file appears under its name only when it is complete; one that was there before is replaced.
+    The file appears under its name only when it is complete; one that was there before is replaced. At most one array
+    is copied at a time.
 
     Args:
       path: the file to write, in an existing folder.
-      state_dict: arrays by name, as `to_state_dict` returns them.
+      state_dict: arrays by name, as `to_state_dict` or `state_dict_views` return them.
       metadata: text to keep in the header, next to `format: pt`.
 
     Raises:
@@ -126,11 +171,10 @@ def write_safetensors(
     where = show(os.fspath(path), 500)
     arrays = {}
     for name, value in state_dict.items():
-        array = np.asarray(value, order="C")  # the writer takes the buffer as it is
-        array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        array = np.asarray(value)
         if not isinstance(name, str) or name == "__metadata__":
             raise WeightsError(f"cannot write weights to {where}: {show(name)} is no name for an array; rename it")
-        if array.dtype not in _SAFETENSORS_DTYPES.values():
+        if array.dtype.newbyteorder("<") not in _SAFETENSORS_CODES:
             raise WeightsError(
                 f"cannot write weights to {where}: {show(name)} is of type {array.dtype}, which .safetensors does not "
                 "know; convert it"
@@ -139,15 +183,35 @@ def write_safetensors(
     try:
         with tempfile.TemporaryDirectory(prefix=".weights-", dir=Path(path).absolute().parent) as folder:
             part = Path(folder) / "part"
-            part.touch()
-            mode = part.stat().st_mode  # as the umask has it; some versions of the writer leave 0600
-            safetensors.numpy.save_file(arrays, part, metadata={"format": "pt"} | dict(metadata or {}))
-            part.chmod(mode)
-            with open(part, "rb+") as file:
+            with open(part, "wb") as file:
+                _write_arrays(file, arrays, {"format": "pt"} | dict(metadata or {}))
+                file.flush()
                 os.fsync(file.fileno())
             os.replace(part, path)
-    except Exception as error:  # safetensors reports a full disk and odd metadata alike with exceptions of its own
+    except (OSError, ValueError, TypeError) as error:  # a full disk, names that are not text in UTF-8, odd metadata
         raise WeightsError(f"cannot write weights to {where}: {error}") from error
+
+
+def _write_arrays(file: BinaryIO, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """The format of https://huggingface.co/docs/safetensors, array by array; their own writer copies all of them first.
+
+    Wide types come first, so that every array is aligned.
+    """
+    names = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
+    header: dict[str, Any] = {"__metadata__": metadata}
+    begin = 0
+    for name in names:
+        array = arrays[name]
+        code = _SAFETENSORS_CODES[array.dtype.newbyteorder("<")]
+        header[name] = {"dtype": code, "shape": array.shape, "data_offsets": (begin, begin + array.nbytes)}
+        begin += array.nbytes
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name in names:
+        array = np.asarray(arrays[name], order="C")
+        array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        file.write(array.reshape(-1).view(np.uint8))
 
 
 def from_state_dict(
@@ -223,6 +287,25 @@ def to_state_dict(params: Params, model_state: ModelState) -> StateDict:
       WeightsError: two leaves get the same name.
     """
     return {name: slot.give() for name, slot in _slots(params, model_state).items()}
+
+
+def state_dict_views(params: Params, model_state: ModelState) -> StateDict:
+    """The same without copies of arrays in this machine's memory: views, which may not be contiguous.
+
+    Raises:
+      WeightsError: two leaves get the same name.
+    """
+    return {name: slot.view() for name, slot in _slots(params, model_state).items()}
+
+
+def state_dict_shapes(params: Params, model_state: ModelState) -> dict[str, tuple[int, ...]]:
+    """Names and shapes that the arrays of trees have in PyTorch.
+
+    Args:
+      params, model_state: trees of arrays or `jax.ShapeDtypeStruct`s.
+    """
+    slots = _slots(params, model_state)
+    return {name: tuple(slot.leaf.shape[axis] for axis in slot.axes()) for name, slot in slots.items()}
 
 
 def _find_tensors(path: str | os.PathLike[str], file: BinaryIO) -> tuple[dict[str, Tensor], dict[str, Extent]]:
@@ -355,9 +438,12 @@ class _Slot(NamedTuple):
         rank = len(self.leaf.shape)
         return (rank - 1, rank - 2, *range(rank - 2)) if self.is_kernel and rank > 1 else tuple(range(rank))
 
-    def give(self) -> np.ndarray:
-        array = np.asarray(np.asarray(self.leaf).transpose(self.axes()), order="C")
+    def view(self) -> np.ndarray:
+        array = np.asarray(self.leaf).transpose(self.axes())
         return array.astype(np.int64) if self.is_counter else array
+
+    def give(self) -> np.ndarray:
+        return np.asarray(self.view(), order="C")
 
     def initial(self) -> np.ndarray:
         if isinstance(self.leaf, jax.ShapeDtypeStruct):

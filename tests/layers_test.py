@@ -33,6 +33,7 @@ LAYERS = (
             "sweeps",
         ),
         *("verdicts", "records", "ensembles", "grid", "unlearning", "planning", "demo", "deletion", "audit"),
+        "diffusion",
     ),
     ("cli", "cli_requests", "__main__", "__init__"),
 )
@@ -69,7 +70,7 @@ WITHIN = {
     ("__main__", "cli"),
     *(
         (importer, imported)
-        for importer in ("grid", "unlearning", "planning", "demo", "deletion", "audit")
+        for importer in ("grid", "unlearning", "planning", "demo", "deletion", "audit", "diffusion")
         for imported in LAYERS[3]
         if importer != imported
     ),
@@ -114,7 +115,10 @@ def test_imports_run_downwards(path, name):
 def test_importing_the_library_loads_no_heavy_extra():
     code = "import sys, scissorhands_jax; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert set(done.stdout.split()) & {"equinox", "matplotlib", "sklearn", "torch", "tensorflow"} == set()
+    assert (
+        set(done.stdout.split()) & {"equinox", "ftfy", "matplotlib", "sklearn", "tokenizers", "torch", "tensorflow"}
+        == set()
+    )
 
 
 def public_functions():

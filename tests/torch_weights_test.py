@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -462,12 +463,12 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path, monkeypatch):
     assert b'"format":"pt"' in before
     assert b'"by":"test"' in before
 
-    def fill_the_disk(arrays, part, metadata):
+    def fill_the_disk(file, arrays, metadata):
         del arrays, metadata
-        Path(part).write_bytes(b"half")
+        file.write(b"half")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("safetensors.numpy.save_file", fill_the_disk)
+    monkeypatch.setattr(torch_weights, "_write_arrays", fill_the_disk)
     with pytest.raises(WeightsError, match="no space left"):
         torch_weights.write_safetensors(path, {"x": np.zeros(2)})
     assert path.read_bytes() == before
@@ -478,6 +479,25 @@ def test_big_endian_and_strided_arrays_are_written_as_they_read(tmp_path):
     base = np.arange(12, dtype=np.float32).reshape(3, 4)
     torch_weights.write_safetensors(tmp_path / "x", {"big": base.astype(">f4"), "strided": base[::2, ::-1].T})
     assert_same(torch_weights.read_state_dict(tmp_path / "x"), {"big": base, "strided": base[::2, ::-1].T})
+
+
+def test_the_format_is_the_one_of_the_safetensors_package(tmp_path):
+    arrays = {"c": np.arange(3, dtype=np.int8), "b": np.ones((2, 0), np.float16), "a": np.float32(2), "ü": np.ones(5)}
+    torch_weights.write_safetensors(tmp_path / "ours", arrays, {"by": "test"})
+    safetensors.numpy.save_file({name: np.asarray(array) for name, array in arrays.items()}, tmp_path / "theirs")
+    assert_same(safetensors.numpy.load_file(tmp_path / "ours"), safetensors.numpy.load_file(tmp_path / "theirs"))
+    with safetensors.safe_open(tmp_path / "ours", "numpy") as file:
+        assert file.metadata() == {"format": "pt", "by": "test"}
+    (size,) = np.frombuffer((tmp_path / "ours").read_bytes()[:8], "<u8")
+    assert size % 8 == 0
+
+
+def test_a_file_can_be_read_tensor_by_tensor(tmp_path):
+    arrays = {"b": np.arange(4), "a": np.ones((2, 3), np.float32)}
+    torch_weights.write_safetensors(tmp_path / "x", arrays)
+    with torch_weights.open_state_dict(tmp_path / "x") as tensors:
+        assert (tensors.shape("a"), tensors.dtype("b"), "c" in tensors) == ((2, 3), np.int64, False)
+        assert_same(dict(tensors), arrays)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,141 @@
+"""Building blocks of the networks of Stable Diffusion v1, under the names that diffusers gives them.
+
+Modules are Flax nnx: the path of a parameter is then the key of a diffusers file, but for the last word (`kernel` and
+`scale` are `weight`) and the order of a kernel's axes, as `torch_weights` has it. Images are (N, H, W, C).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+# Traced once for every shape, so that outlines of networks of a thousand arrays are there in a moment.
+_KERNEL_INIT = jax.jit(nnx.initializers.lecun_normal(), static_argnums=(1, 2))
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+    """How a network computes; nothing of it changes its parameters, which are float32.
+
+    Attributes:
+      dtype: of activations and products. Statistics of normalisations, softmax and sinusoids stay in float32.
+      remat: compute the activations inside of each block again in the backward pass instead of keeping them.
+      attention: the implementation of `jax.nn.dot_product_attention`; None leaves the choice to JAX. `cudnn` wants
+        bfloat16 or float16 and a GPU.
+    """
+
+    dtype: str = "float32"
+    remat: bool = False
+    attention: Literal["xla", "cudnn"] | None = None
+
+
+def conv(
+    inputs: int, outputs: int, compute: Compute, rngs: nnx.Rngs, *, size: int = 3, stride: int = 1, padding=None
+) -> nnx.Conv:
+    """A square convolution, padded by `size // 2` on all sides unless told otherwise."""
+    padding = [(size // 2, size // 2)] * 2 if padding is None else padding
+    return nnx.Conv(
+        inputs,
+        outputs,
+        (size, size),
+        strides=(stride, stride),
+        padding=padding,
+        dtype=compute.dtype,
+        kernel_init=_KERNEL_INIT,
+        rngs=rngs,
+    )
+
+
+def linear(inputs: int, outputs: int, compute: Compute, rngs: nnx.Rngs, *, use_bias: bool = True) -> nnx.Linear:
+    """A dense layer."""
+    return nnx.Linear(inputs, outputs, use_bias=use_bias, dtype=compute.dtype, kernel_init=_KERNEL_INIT, rngs=rngs)
+
+
+def group_norm(channels: int, groups: int, eps: float, compute: Compute, rngs: nnx.Rngs) -> nnx.GroupNorm:
+    """Group normalisation; the variance in a second pass around the mean, as PyTorch computes it."""
+    return nnx.GroupNorm(
+        channels, num_groups=groups, epsilon=eps, dtype=compute.dtype, use_fast_variance=False, rngs=rngs
+    )
+
+
+def layer_norm(width: int, compute: Compute, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """Layer normalisation with PyTorch's epsilon."""
+    return nnx.LayerNorm(width, epsilon=1e-5, dtype=compute.dtype, use_fast_variance=False, rngs=rngs)
+
+
+def attend(
+    query: jax.Array, key: jax.Array, value: jax.Array, heads: int, compute: Compute, *, causal: bool = False
+) -> jax.Array:
+    """Scaled dot-product attention. Shapes (N, T, C) and, for key and value, (N, S, C); the result is (N, T, C)."""
+    query, key, value = (x.reshape(*x.shape[:2], heads, -1) for x in (query, key, value))
+    out = jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation=compute.attention)
+    return out.reshape(*out.shape[:2], -1)
+
+
+def run_block(block: nnx.Module, compute: Compute, *args: jax.Array | None) -> jax.Array:
+    """`block(*args)`, rematerialised if so asked."""
+    if not compute.remat:
+        return block(*args)
+    graph, state = nnx.split(block)
+    return jax.checkpoint(lambda state, *args: nnx.merge(graph, state)(*args))(state, *args)
+
+
+def sinusoids(timesteps: jax.Array, width: int) -> jax.Array:
+    """Cosines, then sines, of timesteps at geometric frequencies from 1 to 1/10000. shape=(N, width), dtype=float32"""
+    frequencies = jnp.exp(jnp.arange(width // 2, dtype=jnp.float32) * (-jnp.log(10000.0) / (width // 2)))
+    angles = timesteps.astype(jnp.float32)[:, None] * frequencies[None]
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class ResnetBlock(nnx.Module):
+    """Normalise, SiLU, convolve, twice, plus the input; in between the embedding of the timestep is added, if any."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        groups: int,
+        eps: float,
+        time_width: int | None,
+        compute: Compute,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.norm1 = group_norm(inputs, groups, eps, compute, rngs)
+        self.conv1 = conv(inputs, outputs, compute, rngs)
+        self.time_emb_proj = None if time_width is None else linear(time_width, outputs, compute, rngs)
+        self.norm2 = group_norm(outputs, groups, eps, compute, rngs)
+        self.conv2 = conv(outputs, outputs, compute, rngs)
+        self.conv_shortcut = None if inputs == outputs else conv(inputs, outputs, compute, rngs, size=1)
+
+    def __call__(self, x: jax.Array, time: jax.Array | None = None) -> jax.Array:
+        """x has shape (N, H, W, inputs), time (N, time_width)."""
+        h = self.conv1(nnx.silu(self.norm1(x)))
+        if self.time_emb_proj is not None:
+            h = h + self.time_emb_proj(nnx.silu(time))[:, None, None, :]
+        h = self.conv2(nnx.silu(self.norm2(h)))
+        return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+class Downsample(nnx.Module):
+    """Halves height and width by a convolution. `padding` is per side of an axis: (1, 1), or (0, 1) in the VAE."""
+
+    def __init__(self, channels: int, padding: tuple[int, int], compute: Compute, rngs: nnx.Rngs) -> None:
+        self.conv = conv(channels, channels, compute, rngs, stride=2, padding=[padding] * 2)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.conv(x)
+
+
+class Upsample(nnx.Module):
+    """Doubles height and width by repeating pixels, then convolves."""
+
+    def __init__(self, channels: int, compute: Compute, rngs: nnx.Rngs) -> None:
+        self.conv = conv(channels, channels, compute, rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.conv(jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2))

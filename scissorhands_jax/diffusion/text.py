@@ -1,0 +1,102 @@
+"""The text encoder of Stable Diffusion v1: that of CLIP ViT-L/14 (transformers' CLIPTextModel)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from scissorhands_jax.diffusion.layers import Compute, attend, layer_norm, linear, run_block
+from scissorhands_jax.diffusion.tokenizer import MAX_LENGTH, VOCABULARY_SIZE
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """Sizes of the text encoder; the defaults are Stable Diffusion v1's, 123,060,480 parameters.
+
+    Attributes:
+      vocabulary: number of tokens.
+      length: of a prompt, at most.
+      width: of the embeddings.
+      layers: of the transformer.
+      heads: of its attention.
+    """
+
+    vocabulary: int = VOCABULARY_SIZE
+    length: int = MAX_LENGTH
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+
+
+class _Embeddings(nnx.Module):
+    def __init__(self, config: TextConfig, compute: Compute, rngs: nnx.Rngs) -> None:
+        self.token_embedding = nnx.Embed(config.vocabulary, config.width, dtype=compute.dtype, rngs=rngs)
+        self.position_embedding = nnx.Embed(config.length, config.width, dtype=compute.dtype, rngs=rngs)
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        return self.token_embedding(ids) + self.position_embedding(jnp.arange(ids.shape[1]))[None]
+
+
+class _SelfAttention(nnx.Module):
+    def __init__(self, config: TextConfig, compute: Compute, rngs: nnx.Rngs) -> None:
+        self.heads, self.compute = config.heads, compute
+        self.q_proj = linear(config.width, config.width, compute, rngs)
+        self.k_proj = linear(config.width, config.width, compute, rngs)
+        self.v_proj = linear(config.width, config.width, compute, rngs)
+        self.out_proj = linear(config.width, config.width, compute, rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        out = attend(self.q_proj(x), self.k_proj(x), self.v_proj(x), self.heads, self.compute, causal=True)
+        return self.out_proj(out)
+
+
+class _Perceptron(nnx.Module):
+    def __init__(self, config: TextConfig, compute: Compute, rngs: nnx.Rngs) -> None:
+        self.fc1 = linear(config.width, 4 * config.width, compute, rngs)
+        self.fc2 = linear(4 * config.width, config.width, compute, rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        hidden = self.fc1(x)
+        return self.fc2(hidden * nnx.sigmoid(1.702 * hidden))  # CLIP's approximation of GELU
+
+
+class _Layer(nnx.Module):
+    def __init__(self, config: TextConfig, compute: Compute, rngs: nnx.Rngs) -> None:
+        self.layer_norm1 = layer_norm(config.width, compute, rngs)
+        self.self_attn = _SelfAttention(config, compute, rngs)
+        self.layer_norm2 = layer_norm(config.width, compute, rngs)
+        self.mlp = _Perceptron(config, compute, rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x + self.self_attn(self.layer_norm1(x))
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class _Layers(nnx.Module):
+    def __init__(self, config: TextConfig, compute: Compute, rngs: nnx.Rngs) -> None:
+        self.layers = nnx.List([_Layer(config, compute, rngs) for _ in range(config.layers)])
+
+
+class _TextModel(nnx.Module):
+    def __init__(self, config: TextConfig, compute: Compute, rngs: nnx.Rngs) -> None:
+        self.embeddings = _Embeddings(config, compute, rngs)
+        self.encoder = _Layers(config, compute, rngs)
+        self.final_layer_norm = layer_norm(config.width, compute, rngs)
+
+
+class TextEncoder(nnx.Module):
+    """Embeds prompts; every token sees those before it."""
+
+    def __init__(self, config: TextConfig, compute: Compute, *, rngs: nnx.Rngs) -> None:
+        self.compute = compute
+        self.text_model = _TextModel(config, compute, rngs)
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        """Embeddings of ids, shape (N, T). shape=(N, T, width), dtype=float32"""
+        x = self.text_model.embeddings(ids)
+        for layer in self.text_model.encoder.layers:
+            x = run_block(layer, self.compute, x)
+        return self.text_model.final_layer_norm(x).astype(jnp.float32)

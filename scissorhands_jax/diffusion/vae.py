@@ -1,0 +1,188 @@
+"""The variational autoencoder of Stable Diffusion v1, in two halves (diffusers' AutoencoderKL).
+
+An image of 8h x 8w pixels becomes latents of h x w. The two halves have disjoint names, so that one dict of parameters
+serves both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from scissorhands_jax.diffusion.layers import (
+    Compute,
+    Downsample,
+    ResnetBlock,
+    Upsample,
+    attend,
+    conv,
+    group_norm,
+    linear,
+    run_block,
+)
+
+_EPS = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class VAEConfig:
+    """Sizes of the autoencoder; the defaults are Stable Diffusion v1's, 83,653,863 parameters.
+
+    Attributes:
+      channels: of images.
+      latent_channels: of latents.
+      widths: channels of the levels; each level but the last halves height and width.
+      layers_per_block: residual blocks of a level of the encoder; the decoder has one more.
+      groups: of group normalisation.
+      scaling: the UNet's latents are the encoder's times this, which makes their variance about 1.
+    """
+
+    channels: int = 3
+    latent_channels: int = 4
+    widths: tuple[int, ...] = (128, 256, 512, 512)
+    layers_per_block: int = 2
+    groups: int = 32
+    scaling: float = 0.18215
+
+    @property
+    def factor(self) -> int:
+        """How many pixels a latent is high and wide."""
+        return 2 ** (len(self.widths) - 1)
+
+
+class Moments(NamedTuple):
+    """The normal distribution of an image's latents. shapes=(N, h, w, latent_channels)"""
+
+    mean: jax.Array
+    log_variance: jax.Array
+
+
+class PixelAttention(nnx.Module):
+    """Attention of all pixels to each other, with one head, added to its input."""
+
+    def __init__(self, width: int, config: VAEConfig, compute: Compute, rngs: nnx.Rngs) -> None:
+        self.compute = compute
+        self.group_norm = group_norm(width, config.groups, _EPS, compute, rngs)
+        self.to_q = linear(width, width, compute, rngs)
+        self.to_k = linear(width, width, compute, rngs)
+        self.to_v = linear(width, width, compute, rngs)
+        self.to_out = nnx.List([linear(width, width, compute, rngs)])
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        pixels = self.group_norm(x).reshape(x.shape[0], -1, x.shape[-1])
+        out = attend(self.to_q(pixels), self.to_k(pixels), self.to_v(pixels), 1, self.compute)
+        return x + self.to_out[0](out).reshape(x.shape)
+
+
+class Level(nnx.Module):
+    """The blocks of one level, or of the middle, where attention stands between two of them."""
+
+    def __init__(
+        self,
+        resnets: list[tuple[int, int]],
+        config: VAEConfig,
+        compute: Compute,
+        rngs: nnx.Rngs,
+        *,
+        attention: bool = False,
+        down: bool = False,
+        up: bool = False,
+    ) -> None:
+        self.compute, width = compute, resnets[-1][1]
+        self.resnets = nnx.List(
+            [
+                ResnetBlock(*sizes, groups=config.groups, eps=_EPS, time_width=None, compute=compute, rngs=rngs)
+                for sizes in resnets
+            ]
+        )
+        self.attentions = nnx.List([PixelAttention(width, config, compute, rngs)] if attention else [])
+        self.downsamplers = nnx.List([Downsample(width, (0, 1), compute, rngs)] if down else [])
+        self.upsamplers = nnx.List([Upsample(width, compute, rngs)] if up else [])
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        first, *others = self.resnets
+        for block in (first, *self.attentions, *others, *self.downsamplers, *self.upsamplers):
+            x = run_block(block, self.compute, x)
+        return x
+
+
+class _Coder(nnx.Module):
+    """What is between the first and the last convolution of either half; the middle is where the widths are largest."""
+
+    def __init__(self, config: VAEConfig, inputs: int, outputs: int, first: int, last: int, compute, rngs) -> None:
+        self.conv_in = conv(inputs, first, compute, rngs)
+        widest = config.widths[-1]
+        self.mid_block = Level([(widest, widest)] * 2, config, compute, rngs, attention=True)
+        self.conv_norm_out = group_norm(last, config.groups, _EPS, compute, rngs)
+        self.conv_out = conv(last, outputs, compute, rngs)
+
+    def finish(self, x: jax.Array) -> jax.Array:
+        return self.conv_out(nnx.silu(self.conv_norm_out(x)))
+
+
+class _Encoder(_Coder):
+    def __init__(self, config: VAEConfig, compute: Compute, rngs: nnx.Rngs) -> None:
+        widths, last = config.widths, len(config.widths) - 1
+        super().__init__(config, config.channels, 2 * config.latent_channels, widths[0], widths[-1], compute, rngs)
+        blocks, width = [], widths[0]
+        for index, outputs in enumerate(widths):
+            resnets = [(width, outputs)] + [(outputs, outputs)] * (config.layers_per_block - 1)
+            blocks.append(Level(resnets, config, compute, rngs, down=index < last))
+            width = outputs
+        self.down_blocks = nnx.List(blocks)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.conv_in(x)
+        for level in self.down_blocks:
+            x = level(x)
+        return self.finish(self.mid_block(x))
+
+
+class _Decoder(_Coder):
+    def __init__(self, config: VAEConfig, compute: Compute, rngs: nnx.Rngs) -> None:
+        widths = config.widths[::-1]
+        super().__init__(config, config.latent_channels, config.channels, widths[0], widths[-1], compute, rngs)
+        blocks, width = [], widths[0]
+        for index, outputs in enumerate(widths):
+            resnets = [(width, outputs)] + [(outputs, outputs)] * config.layers_per_block
+            blocks.append(Level(resnets, config, compute, rngs, up=index < len(widths) - 1))
+            width = outputs
+        self.up_blocks = nnx.List(blocks)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.mid_block(self.conv_in(x))
+        for level in self.up_blocks:
+            x = level(x)
+        return self.finish(x)
+
+
+class Encoder(nnx.Module):
+    """From images to the distribution of their latents."""
+
+    def __init__(self, config: VAEConfig, compute: Compute, *, rngs: nnx.Rngs) -> None:
+        self.compute = compute
+        self.encoder = _Encoder(config, compute, rngs)
+        self.quant_conv = conv(2 * config.latent_channels, 2 * config.latent_channels, compute, rngs, size=1)
+
+    def __call__(self, images: jax.Array) -> Moments:
+        """Moments of the latents, not scaled, of images in [-1, 1], shape (N, H, W, channels)."""
+        moments = self.quant_conv(self.encoder(images.astype(self.compute.dtype))).astype(jnp.float32)
+        mean, log_variance = jnp.split(moments, 2, axis=-1)
+        return Moments(mean, jnp.clip(log_variance, -30.0, 20.0))
+
+
+class Decoder(nnx.Module):
+    """From latents to images."""
+
+    def __init__(self, config: VAEConfig, compute: Compute, *, rngs: nnx.Rngs) -> None:
+        self.compute = compute
+        self.decoder = _Decoder(config, compute, rngs)
+        self.post_quant_conv = conv(config.latent_channels, config.latent_channels, compute, rngs, size=1)
+
+    def __call__(self, latents: jax.Array) -> jax.Array:
+        """Images, about in [-1, 1], shape (N, H, W, channels), of latents that are not scaled."""
+        return self.decoder(self.post_quant_conv(latents.astype(self.compute.dtype))).astype(jnp.float32)

@@ -1,0 +1,245 @@
+"""The networks, schedules and samplers compute what PyTorch's diffusers and transformers compute."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scissorhands_jax import torch_weights, trees
+from scissorhands_jax.diffusion import networks, schedules
+from scissorhands_jax.diffusion.layers import Compute
+from scissorhands_jax.diffusion.networks import TINY
+from scissorhands_jax.diffusion.unet import Noisy, UNetConfig
+from scissorhands_jax.errors import InputError
+from tests import diffusion_traces
+
+# Tiny networks run in no time; compiling them well would take longer than all else here.
+CHEAP = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+@functools.cache
+def recorded():
+    with np.load(diffusion_traces.RECORDED) as arrays:
+        return dict(arrays)
+
+
+@functools.cache
+def params(part):
+    outline = networks.outline(part, TINY)
+    shapes = torch_weights.state_dict_shapes(outline, {})
+    return torch_weights.from_state_dict(diffusion_traces.weights(shapes), outline, {})[0]
+
+
+def to_jax(array):
+    """From PyTorch's (N, C, H, W)."""
+    return jnp.asarray(array.transpose(0, 2, 3, 1))
+
+
+def to_torch(array):
+    return np.asarray(array).transpose(0, 3, 1, 2)
+
+
+def unet_inputs():
+    given = diffusion_traces.inputs()
+    return Noisy(to_jax(given["latents"]), jnp.asarray(given["timesteps"]), jnp.asarray(given["context"]))
+
+
+def output_and_gradient(model, params, x, to_recorded, expected):
+    """The output as it was recorded, and the gradient by PyTorch's names."""
+
+    def loss(params):
+        output, _ = model.apply(params, {}, x, train=True)
+        output = to_recorded(output)
+        return 0.5 * jnp.sum(jnp.square(output - diffusion_traces.target(expected.shape))), output
+
+    function = jax.jit(jax.grad(loss, has_aux=True), compiler_options=CHEAP)
+    gradient, output = function(params)
+    return np.asarray(output), torch_weights.to_state_dict(gradient, {})
+
+
+def assert_near(found, expected, tolerance):
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
+
+
+def assert_agrees(name, output, gradient):
+    assert_near(output, recorded()[name], 1e-5)
+    found, expected = diffusion_traces.digest(gradient), recorded()[f"{name}_gradient"]
+    assert found.shape == expected.shape
+    # A gradient that is zero but for rounding, as that of a bias before a softmax is, has no digits to agree in.
+    scale = np.maximum(expected[:, :1], 1e-3 * expected[:, 0].max())
+    assert (np.abs(found - expected) <= 1e-4 * scale).all()
+
+
+def nchw(x):
+    return x.transpose(0, 3, 1, 2)
+
+
+NETWORKS = {
+    "unet": (networks.unet, "unet", nchw),
+    "vae_encoder": (networks.vae_encoder, "vae", lambda moments: jnp.concatenate([nchw(x) for x in moments], axis=1)),
+    "vae_decoder": (networks.vae_decoder, "vae", nchw),
+    "text": (networks.text_encoder, "text", lambda x: x),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_outputs_and_gradients_are_those_of_pytorch(name):
+    make, part, to_recorded = NETWORKS[name]
+    given = diffusion_traces.inputs()
+    x = {
+        "unet": unet_inputs(),
+        "vae_encoder": to_jax(given["images"]),
+        "vae_decoder": to_jax(given["latents"]),
+        "text": jnp.asarray(given["ids"]),
+    }[name]
+    model = make(getattr(TINY, part))
+    own = model.init(jax.random.key(0))[0]
+    tree = {key: params(part)[key] for key in own}  # the half of the VAE
+    output, gradient = output_and_gradient(model, tree, x, to_recorded, recorded()[name])
+    assert_agrees(name, output, gradient)
+
+
+def test_stable_diffusion_has_its_size():
+    sizes = [trees.size(networks.outline(part)) for part in networks.PARTS]
+    assert sizes == [859_520_964, 83_653_863, 123_060_480]
+    names = torch_weights.state_dict_shapes(networks.outline("unet"), {})
+    assert len(names) == 686
+    assert names["up_blocks.1.attentions.1.transformer_blocks.0.attn2.to_k.weight"] == (1280, 768)
+
+
+def test_rematerialisation_changes_nothing_and_bfloat16_little():
+    config = UNetConfig(widths=(16,), attention=(True,), layers_per_block=1, heads=2, context_width=8, groups=4)
+    outline = jax.eval_shape(networks.unet(config).init, jax.random.key(0))[0]
+    made = diffusion_traces.weights(torch_weights.state_dict_shapes(outline, {}))
+    tree, _ = torch_weights.from_state_dict(made, outline, {})
+    x = unet_inputs()._replace(context=unet_inputs().context[..., :8])
+    results = [
+        output_and_gradient(networks.unet(config, compute), tree, x, nchw, recorded()["unet"])
+        for compute in (Compute(), Compute(remat=True), Compute(dtype="bfloat16", attention="xla"))
+    ]
+    plain, remat, narrow = results
+    assert_near(remat[0], plain[0], 1e-6)
+    assert_near(diffusion_traces.digest(remat[1]), diffusion_traces.digest(plain[1]), 1e-5)
+    assert narrow[0].dtype == np.float32
+    assert all(leaf.dtype == np.float32 for leaf in narrow[1].values())
+    error = np.linalg.norm(narrow[0] - plain[0]) / np.linalg.norm(plain[0])
+    assert 1e-4 < error < 0.03
+
+
+def test_equal_settings_give_one_network():
+    assert networks.unet(dataclasses.replace(TINY.unet)) is networks.unet(TINY.unet)
+    loss = networks.noise_loss(networks.unet(TINY.unet))
+    assert loss == networks.noise_loss(networks.unet(TINY.unet))
+    assert hash(loss) == hash(networks.noise_loss(networks.unet(TINY.unet)))
+
+
+def test_latents_must_be_divisible():
+    odd = Noisy(jnp.zeros((1, 6, 7, 4)), jnp.zeros(1), jnp.zeros((1, 3, 32)))
+    with pytest.raises(InputError, match=r"latents have shape \(1, 6, 7, 4\); height and width must be multiples of 2"):
+        jax.eval_shape(lambda p: networks.unet(TINY.unet).apply(p, {}, odd, train=False), params("unet"))
+
+
+def test_unknown_parts_are_refused():
+    with pytest.raises(InputError, match="there is no network 'safety'; choose one of unet, vae, text"):
+        networks.outline("safety", TINY)
+
+
+class TestNoiseLoss:
+    def linear(self):
+        """A network that returns a multiple of its input."""
+
+        def apply(params, model_state, x, *, train, key=None):
+            return params * x.latents, model_state
+
+        return networks.Model(lambda key: (jnp.float32(1), {}), apply)
+
+    def test_it_is_the_error_of_the_noise(self):
+        """With constant latents c and a factor w, E (noise - w (sqrt(s) c + sqrt(1 - s) noise))^2 is known."""
+        loss_fn = networks.noise_loss(self.linear())
+        factor, constant = 0.7, 0.5
+        batch = {"latents": jnp.full((4000, 4, 4, 1), constant), "context": jnp.zeros((4000, 1, 1))}
+        found, _ = loss_fn(jnp.float32(factor), {}, batch, train=True, key=jax.random.key(1))
+        share = schedules.signal_shares(schedules.SD_V1_SCHEDULE)
+        expected = np.mean((1 - factor * np.sqrt(1 - share)) ** 2 + factor**2 * share * constant**2)
+        assert found == pytest.approx(expected, rel=0.04)  # three standard deviations of 4,000 timesteps
+
+    def test_the_key_decides(self):
+        loss_fn = networks.noise_loss(self.linear())
+        batch = {"latents": jnp.ones((2, 4, 4, 1)), "context": jnp.zeros((2, 1, 1))}
+        a, b, c = (
+            loss_fn(jnp.float32(0.5), {}, batch, train=True, key=key)[0]
+            for key in (jax.random.key(1), jax.random.key(1), jax.random.key(2))
+        )
+        assert a == b
+        assert a != c
+        none, zero = (loss_fn(jnp.float32(0.5), {}, batch, train=False, key=k)[0] for k in (None, jax.random.key(0)))
+        assert none == zero
+
+
+class TestSampling:
+    @pytest.mark.parametrize("name", list(schedules.SAMPLERS))
+    @pytest.mark.parametrize("number", diffusion_traces.STEPS)
+    def test_samplers_are_those_of_diffusers(self, name, number):
+        sampler = schedules.SAMPLERS[name](number)
+        np.testing.assert_allclose(sampler.timesteps, recorded()[f"{name}_{number}_timesteps"], rtol=1e-6, atol=1e-4)
+        start = to_jax(diffusion_traces.inputs()["start"])
+        latents = jax.jit(functools.partial(schedules.sample, sampler, diffusion_traces.toy_noise))(start)
+        assert_near(to_torch(latents), recorded()[f"{name}_{number}"], 1e-5)
+
+    @pytest.mark.parametrize("name", list(schedules.SAMPLERS))
+    def test_one_known_image_is_found(self, name):
+        """If all images are x0, the exact prediction leads every sampler to x0, but for the noise of its last step."""
+        shares = schedules.signal_shares(schedules.SD_V1_SCHEDULE).astype(np.float64)
+        image = jnp.asarray(np.random.default_rng(0).standard_normal((1, 2, 2, 1)), jnp.float32)
+
+        def exact(latents, timestep):
+            share = jnp.interp(timestep, jnp.arange(1000.0), jnp.asarray(shares, jnp.float32))
+            return (latents - jnp.sqrt(share) * image) / jnp.sqrt(1 - share)
+
+        start = jnp.asarray(np.random.default_rng(1).standard_normal(image.shape), jnp.float32)
+        found = schedules.sample(schedules.SAMPLERS[name](50), exact, start)
+        assert np.abs(found - image).max() < 0.1
+
+    def test_noise_is_added_as_diffusers_adds_it(self):
+        given = diffusion_traces.inputs()
+        noisy = schedules.add_noise(
+            schedules.SD_V1_SCHEDULE, to_jax(given["latents"]), to_jax(given["start"]), jnp.array([0, 999])
+        )
+        assert_near(to_torch(noisy), recorded()["noisy"], 1e-5)
+
+    def test_a_cosine_schedule_ends_in_noise(self):
+        share = schedules.signal_shares(schedules.Schedule(num_steps=100, kind="cosine"))
+        assert share.shape == (100,)
+        assert (np.diff(share) < 0).all()
+        assert share[0] > 0.999
+        assert share[-1] < 1e-4
+        assert share[49] == pytest.approx(0.5, abs=0.02)
+
+    @pytest.mark.parametrize("number", [0, 501])
+    def test_impossible_numbers_of_steps_are_refused(self, number):
+        for make in schedules.SAMPLERS.values():
+            with pytest.raises(InputError, match=rf"number of steps must be \d to 500, got {number}"):
+                make(number)
+
+    def test_guidance_goes_beyond_the_prompt(self):
+        def predict(noisy):
+            return jnp.broadcast_to(noisy.context.mean((1, 2))[:, None, None, None], noisy.latents.shape)
+
+        latents, context = jnp.zeros((2, 1, 1, 1)), jnp.array([1.0, 2.0]).reshape(2, 1, 1)
+        empty = jnp.full((1, 1, 1), 0.5)
+        found = schedules.guided(predict, context, empty, 3.0)(latents, jnp.float32(7))
+        np.testing.assert_allclose(found.reshape(-1), [0.5 + 3 * 0.5, 0.5 + 3 * 1.5])
+        each = schedules.guided(predict, context, empty, jnp.array([1.0, 0.0]))(latents, jnp.float32(7))
+        np.testing.assert_allclose(each.reshape(-1), [1.0, 0.5])
+
+    @pytest.mark.parametrize("seed", diffusion_traces.SEEDS)
+    def test_draws_of_a_torch_seed(self, seed):
+        for shape in ((4, 8, 8), (3, 7), (4, 64, 64)):
+            found = schedules.torch_normal(seed, shape).reshape(-1)[:: 37 if shape[-1] == 64 else 1]
+            np.testing.assert_allclose(found, recorded()[f"randn_{seed}_{shape[-1]}"], rtol=0, atol=2e-6)
+        with pytest.raises(InputError, match=r"16 numbers or more, not for shape \(3, 5\)"):
+            schedules.torch_normal(seed, (3, 5))
