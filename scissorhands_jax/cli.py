@@ -1,4 +1,4 @@
-"""The command line: `scissorhands demo | unlearn | plan | tune | audit | evaluate | request | data`.
+"""The command line: `scissorhands demo | unlearn | plan | tune | audit | evaluate | request | data | sd`.
 
 `python -m scissorhands_jax` is the same.
 """
@@ -19,6 +19,7 @@ from rich.console import Console
 
 from scissorhands_jax import cli_requests
 from scissorhands_jax import config as config_lib
+from scissorhands_jax.diffusion import cli as diffusion_cli
 from scissorhands_jax.errors import InputError, PeerError
 
 _STATUS_LOST_PEER = 1
@@ -60,11 +61,11 @@ def _run(options: argparse.Namespace, rest: Sequence[str], console: Console) -> 
         return _STATUS_BAD_INPUT
     except KeyboardInterrupt:
         advice = {
-            "unlearn": "; the same command with --resume goes on from the last checkpoint",
             "request": "; `request run` goes on from the last checkpoint",
             "audit": "; the same command goes on with the next network",
         }
-        complain(console, "stopped" + advice.get(options.command, ""))
+        resumable = "; the same command with --resume goes on from the last checkpoint"
+        complain(console, "stopped" + advice.get(options.command, resumable if hasattr(options, "resume") else ""))
         return _STATUS_INTERRUPTED
     return status or 0
 
@@ -203,6 +204,8 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--unverified", action="store_true", help="take archives that are not the official ones")
     prepare.add_argument("--overwrite", action="store_true", help="replace the data set in DIR")
     prepare.set_defaults(run=_run_prepare)
+
+    diffusion_cli.add_commands(commands)
     return parser
 
 

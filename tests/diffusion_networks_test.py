@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +13,9 @@ from scissorhands_jax import torch_weights, trees
 from scissorhands_jax.diffusion import networks, schedules
 from scissorhands_jax.diffusion.layers import Compute
 from scissorhands_jax.diffusion.networks import TINY
-from scissorhands_jax.diffusion.unet import Noisy, UNetConfig
+from scissorhands_jax.diffusion.unet import Noisy
 from scissorhands_jax.errors import InputError
 from tests import diffusion_traces
-
-# Tiny networks run in no time; compiling them well would take longer than all else here.
-CHEAP = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 @functools.cache
@@ -28,9 +26,7 @@ def recorded():
 
 @functools.cache
 def params(part):
-    outline = networks.outline(part, TINY)
-    shapes = torch_weights.state_dict_shapes(outline, {})
-    return torch_weights.from_state_dict(diffusion_traces.weights(shapes), outline, {})[0]
+    return diffusion_traces.params(networks.outline(part, TINY))
 
 
 def to_jax(array):
@@ -55,7 +51,7 @@ def output_and_gradient(model, params, x, to_recorded, expected):
         output = to_recorded(output)
         return 0.5 * jnp.sum(jnp.square(output - diffusion_traces.target(expected.shape))), output
 
-    function = jax.jit(jax.grad(loss, has_aux=True), compiler_options=CHEAP)
+    function = jax.jit(jax.grad(loss, has_aux=True), compiler_options=diffusion_traces.CHEAP)
     gradient, output = function(params)
     return np.asarray(output), torch_weights.to_state_dict(gradient, {})
 
@@ -97,7 +93,7 @@ def test_outputs_and_gradients_are_those_of_pytorch(name):
         "text": jnp.asarray(given["ids"]),
     }[name]
     model = make(getattr(TINY, part))
-    own = model.init(jax.random.key(0))[0]
+    own = jax.eval_shape(model.init, jax.random.key(0))[0]
     tree = {key: params(part)[key] for key in own}  # the half of the VAE
     output, gradient = output_and_gradient(model, tree, x, to_recorded, recorded()[name])
     assert_agrees(name, output, gradient)
@@ -112,22 +108,31 @@ def test_stable_diffusion_has_its_size():
 
 
 def test_rematerialisation_changes_nothing_and_bfloat16_little():
-    config = UNetConfig(widths=(16,), attention=(True,), layers_per_block=1, heads=2, context_width=8, groups=4)
-    outline = jax.eval_shape(networks.unet(config).init, jax.random.key(0))[0]
-    made = diffusion_traces.weights(torch_weights.state_dict_shapes(outline, {}))
-    tree, _ = torch_weights.from_state_dict(made, outline, {})
-    x = unet_inputs()._replace(context=unet_inputs().context[..., :8])
-    results = [
-        output_and_gradient(networks.unet(config, compute), tree, x, nchw, recorded()["unet"])
-        for compute in (Compute(), Compute(remat=True), Compute(dtype="bfloat16", attention="xla"))
-    ]
-    plain, remat, narrow = results
-    assert_near(remat[0], plain[0], 1e-6)
-    assert_near(diffusion_traces.digest(remat[1]), diffusion_traces.digest(plain[1]), 1e-5)
+    ids, expected = jnp.asarray(diffusion_traces.inputs()["ids"]), recorded()["text"]
+    remat, narrow = (
+        output_and_gradient(networks.text_encoder(TINY.text, compute), params("text"), ids, lambda x: x, expected)
+        for compute in (Compute(remat=True), Compute(dtype="bfloat16", attention="xla"))
+    )
+    assert_agrees("text", *remat)
     assert narrow[0].dtype == np.float32
     assert all(leaf.dtype == np.float32 for leaf in narrow[1].values())
-    error = np.linalg.norm(narrow[0] - plain[0]) / np.linalg.norm(plain[0])
+    error = np.linalg.norm(narrow[0] - expected) / np.linalg.norm(expected)
     assert 1e-4 < error < 0.03
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("unet", 12), ("vae_encoder", 6), ("vae_decoder", 8)])
+def test_switches_reach_every_block(name, blocks):
+    make, part, _ = NETWORKS[name]
+    x = {"unet": unet_inputs(), "vae_encoder": jnp.zeros((1, 16, 16, 3)), "vae_decoder": jnp.zeros((1, 8, 8, 4))}[name]
+    model = make(getattr(TINY, part), Compute(dtype="bfloat16", remat=True))
+    program, outputs = jax.make_jaxpr(lambda tree: model.apply(tree, {}, x, train=True)[0], return_shape=True)(
+        networks.outline(part, TINY)
+    )
+    assert len(re.findall(r"= (?:checkpoint|remat2?)\[", str(program))) == blocks
+    convolutions = re.findall(r":(\w+)\[[\d,]*\] = conv_general_dilated", str(program))
+    assert len(convolutions) > blocks
+    assert set(convolutions) == {"bf16"}
+    assert {leaf.dtype for leaf in jax.tree.leaves(outputs)} == {np.dtype(np.float32)}
 
 
 def test_equal_settings_give_one_network():
@@ -162,7 +167,7 @@ class TestNoiseLoss:
         loss_fn = networks.noise_loss(self.linear())
         factor, constant = 0.7, 0.5
         batch = {"latents": jnp.full((4000, 4, 4, 1), constant), "context": jnp.zeros((4000, 1, 1))}
-        found, _ = loss_fn(jnp.float32(factor), {}, batch, train=True, key=jax.random.key(1))
+        found = jax.jit(lambda key: loss_fn(jnp.float32(factor), {}, batch, train=True, key=key)[0])(jax.random.key(1))
         share = schedules.signal_shares(schedules.SD_V1_SCHEDULE)
         expected = np.mean((1 - factor * np.sqrt(1 - share)) ** 2 + factor**2 * share * constant**2)
         assert found == pytest.approx(expected, rel=0.04)  # three standard deviations of 4,000 timesteps
@@ -170,14 +175,9 @@ class TestNoiseLoss:
     def test_the_key_decides(self):
         loss_fn = networks.noise_loss(self.linear())
         batch = {"latents": jnp.ones((2, 4, 4, 1)), "context": jnp.zeros((2, 1, 1))}
-        a, b, c = (
-            loss_fn(jnp.float32(0.5), {}, batch, train=True, key=key)[0]
-            for key in (jax.random.key(1), jax.random.key(1), jax.random.key(2))
-        )
-        assert a == b
-        assert a != c
-        none, zero = (loss_fn(jnp.float32(0.5), {}, batch, train=False, key=k)[0] for k in (None, jax.random.key(0)))
-        assert none == zero
+        loss = jax.jit(lambda key: loss_fn(jnp.float32(0.5), {}, batch, train=True, key=key)[0])
+        assert loss(jax.random.key(1)) == loss(jax.random.key(1)) != loss(jax.random.key(2))
+        assert loss(None) == loss(jax.random.key(0))
 
 
 class TestSampling:

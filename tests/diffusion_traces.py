@@ -13,9 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
+from scissorhands_jax import torch_weights
+
 RECORDED = Path(__file__).with_name("diffusion_traces.npz")
 SEEDS = (0, 42, 2**31 + 5)
 STEPS = (50, 20)
+# Tiny networks run in no time; compiling them well would take longer than all else.
+CHEAP = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
@@ -29,6 +33,12 @@ def weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
             normal /= np.sqrt(np.prod(shape[1:])) if "embedding.weight" not in name else 1
         arrays[name] = normal.astype(np.float32)
     return arrays
+
+
+def params(outline):
+    """The same as a tree like the outline."""
+    made = weights(torch_weights.state_dict_shapes(outline, {}))
+    return torch_weights.from_state_dict(made, outline, {})[0]
 
 
 def inputs() -> dict[str, np.ndarray]:
@@ -137,7 +147,6 @@ def _check_compvis_names() -> None:
     import torch
     from diffusers.loaders import single_file_utils
 
-    from scissorhands_jax import torch_weights
     from scissorhands_jax.diffusion import networks
     from scissorhands_jax.diffusion import weights as weights_lib
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from flax import nnx, traverse_util
 
 from scissorhands_jax.base import Key, Model, ModelState, Params, PyTree, Scalar, StatefulLossFn
 from scissorhands_jax.diffusion.layers import Compute
@@ -77,7 +78,19 @@ def outline(part: Part, config: Config = SD_V1) -> Params:
     Raises:
       InputError: the part is not one of `PARTS`.
     """
-    return jax.eval_shape(functools.partial(init, part, config), jax.random.key(0))
+    modules = {
+        "unet": {UNet: config.unet},
+        "vae": {Encoder: config.vae, Decoder: config.vae},
+        "text": {TextEncoder: config.text},
+    }
+    if part not in modules:
+        raise InputError(f"there is no network {part!r}; choose one of {', '.join(PARTS)}")
+    leaves = {}
+    for kind, sizes in modules[part].items():
+        module = nnx.eval_shape(lambda kind=kind, sizes=sizes: kind(sizes, FLOAT32, rngs=nnx.Rngs(0)))
+        state = nnx.as_pure(nnx.state(module, nnx.Param))
+        leaves |= {tuple(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
+    return traverse_util.unflatten_dict(leaves)
 
 
 def init(part: Part, config: Config, key: jax.Array) -> Params:

@@ -1,0 +1,153 @@
+"""The command `scissorhands sd`: Stable Diffusion v1."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from scissorhands_jax.errors import InputError
+
+
+def add_commands(commands: argparse._SubParsersAction) -> None:
+    """Adds `sd import`, `sd export` and `sd generate` to the command line's parser."""
+    parser = commands.add_parser("sd", help="Stable Diffusion v1: weights in and out, images")
+    inner = parser.add_subparsers(dest="sd_command", required=True, metavar="COMMAND")
+
+    import_ = inner.add_parser(
+        "import",
+        help="make the weights of Stable Diffusion v1 ready",
+        description="Reads .safetensors (or PyTorch files, without executing anything in them) of diffusers' or of "
+        "CompVis' making and writes Orbax checkpoints. Each of --unet, --vae and --text takes a file or a folder.",
+    )
+    import_.add_argument(
+        "--from", dest="source", type=Path, metavar="PATH", help="a diffusers folder, or one checkpoint"
+    )
+    import_.add_argument("--unet", type=Path, metavar="PATH", help="instead of that in --from")
+    import_.add_argument("--vae", type=Path, metavar="PATH", help="the same")
+    import_.add_argument("--text", type=Path, metavar="PATH", help="the same for the text encoder")
+    import_.add_argument(
+        "--tokenizer", type=Path, metavar="PATH", help="folder with vocab.json and merges.txt, or file"
+    )
+    import_.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the networks")
+    import_.add_argument(
+        "--config", default="sd-v1", metavar="NAME", help="sizes of the networks: sd-v1 (default), or tiny for trials"
+    )
+    import_.add_argument("--overwrite", action="store_true", help="replace networks in DIR")
+    import_.set_defaults(run=_run_import)
+
+    export = inner.add_parser("export", help="write the networks as diffusers' .safetensors")
+    export.add_argument("--model", required=True, type=Path, metavar="DIR", help="folder of sd import")
+    export.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")
+    export.add_argument("--dtype", metavar="NAME", help="float32, float16 or bfloat16 (default: as it was imported)")
+    export.add_argument("--overwrite", action="store_true", help="replace files in the folder")
+    export.set_defaults(run=_run_export)
+
+    generate = inner.add_parser("generate", help="make images of prompts")
+    generate.add_argument("--model", required=True, type=Path, metavar="DIR", help="folder of sd import")
+    generate.add_argument(
+        "--unet", type=Path, metavar="DIR", help="another folder with a unet, such as an unlearned one"
+    )
+    generate.add_argument(
+        "--tokenizer", type=Path, metavar="PATH", help="the same as for import (default: the model's)"
+    )
+    prompts = generate.add_mutually_exclusive_group(required=True)
+    prompts.add_argument("--prompt", metavar="TEXT", help="one prompt")
+    prompts.add_argument("--prompts", type=Path, metavar="CSV", help="file with the column prompt, and perhaps seed")
+    generate.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the images")
+    generate.add_argument(
+        "--images", type=int, default=1, metavar="N", help="of --prompt, with one seed after the other"
+    )
+    generate.add_argument("--seed", type=int, default=0, help="PyTorch's, of the first image (default 0)")
+    generate.add_argument("--sampler", default="lms", metavar="NAME", help="lms (default) or ddim")
+    generate.add_argument("--steps", type=int, default=50, metavar="N", help="default 50")
+    generate.add_argument("--guidance", type=float, default=7.5, metavar="X", help="default 7.5")
+    generate.add_argument("--size", type=int, default=512, metavar="N", help="height and width in pixels (default 512)")
+    generate.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at a time (default 1)")
+    generate.add_argument("--dtype", default="float32", metavar="NAME", help="to compute in: float32 or bfloat16")
+    existing = generate.add_mutually_exclusive_group()
+    existing.add_argument("--overwrite", action="store_true", help="replace the images in DIR")
+    existing.add_argument("--resume", action="store_true", help="make those images that are not in DIR yet")
+    generate.set_defaults(run=_run_generate)
+
+
+def _run_import(options: argparse.Namespace, console: Console) -> None:
+    from scissorhands_jax.diffusion import generate, networks, weights
+
+    if options.config not in networks.CONFIGS:
+        raise InputError(f"--config is {options.config}; choose one of {', '.join(networks.CONFIGS)}")
+    sources = {}
+    for part in networks.PARTS:
+        path = getattr(options, part) or options.source
+        if path is not None:
+            sources[part] = path
+    done = weights.import_weights(
+        sources, options.out, networks.CONFIGS[options.config], overwrite=options.overwrite, on_part=_telling(console)
+    )
+    folder = options.source / generate.TOKENIZER_FOLDER if options.source is not None else None
+    if options.tokenizer is not None or (folder is not None and folder.is_dir()):
+        generate.copy_tokenizer(options.tokenizer or folder, options.out)
+    console.print(f"{' and '.join(done)} {'is' if len(done) == 1 else 'are'} ready in {options.out}", soft_wrap=True)
+
+
+def _telling(console: Console):
+    def on_part(part: str, imported) -> None:
+        console.print(
+            f"{part}: {imported.num_params:,} parameters ({imported.dtype}) from {imported.source}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    return on_part
+
+
+def _run_export(options: argparse.Namespace, console: Console) -> None:
+    from scissorhands_jax.diffusion import weights
+
+    with console.status("exporting"):
+        written = weights.export_weights(options.model, options.out, dtype=options.dtype, overwrite=options.overwrite)
+    for path in written.values():
+        console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+
+
+def _run_generate(options: argparse.Namespace, console: Console) -> None:
+    from scissorhands_jax.diffusion import generate
+    from scissorhands_jax.diffusion.layers import Compute
+
+    if options.dtype not in ("float32", "bfloat16"):
+        raise InputError(f"--dtype is {options.dtype}; choose float32 or bfloat16")
+    if options.images < 1:
+        raise InputError(f"--images must be at least 1, got {options.images}")
+    if options.prompts is not None:
+        prompts = generate.read_prompts(options.prompts, seed=options.seed)
+    else:
+        prompts = [generate.Prompt(options.prompt, options.seed + index) for index in range(options.images)]
+    with console.status("reading the networks"):
+        pipeline = generate.load_pipeline(options.model, unet=options.unet, tokenizer=options.tokenizer)
+    settings = generate.Settings(
+        options.sampler, options.steps, options.guidance, options.size, Compute(dtype=options.dtype)
+    )
+    answer = generate.generate(
+        pipeline,
+        prompts,
+        options.out,
+        settings=settings,
+        batch_size=options.batch_size,
+        description={"networks_sha256": _fingerprint(options)},
+        overwrite=options.overwrite,
+        resume=options.resume,
+        console=console,
+    )
+    sys.stdout.write(json.dumps(answer, indent=2) + "\n")
+
+
+def _fingerprint(options: argparse.Namespace) -> str:
+    """Of the networks' descriptions, which hold a checksum of their numbers."""
+    digest = hashlib.sha256()
+    for part, folder in (("unet", options.unet or options.model), ("vae", options.model), ("text", options.model)):
+        digest.update((folder / part / "meta" / "metadata").read_bytes())
+    return digest.hexdigest()
