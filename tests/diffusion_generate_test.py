@@ -32,7 +32,8 @@ class Words:
 @pytest.fixture(scope="module")
 def pipeline():
     params = {part: diffusion_traces.params(networks.outline(part, CONFIG)) for part in networks.PARTS}
-    return Pipeline(CONFIG, params, Words())
+    # As a checkpoint is restored, so that all tests share what is compiled.
+    return Pipeline(CONFIG, jax.device_put(params, jax.devices()[0]), Words())
 
 
 PROMPTS = [Prompt("a cat", 3), Prompt("the dog barks", 4), Prompt("a cat", 5)]

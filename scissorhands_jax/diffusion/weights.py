@@ -109,12 +109,12 @@ def read_network(part: Part, file: Path, config: Config = networks.SD_V1) -> tup
     Raises:
       WeightsError: see `import_weights`; also NaN or infinity.
     """
-    outline = networks.outline(part, config)
-    shapes = torch_weights.state_dict_shapes(outline, {})
     with torch_weights.open_state_dict(file) as tensors:
         wrong = _other_network(part, config, {name: tensors.shape(name) for name in tensors})
         if wrong is not None:
             raise WeightsError(f"{file} looks like {wrong}, not like the {_NAMES[part]} of Stable Diffusion v1")
+        outline = networks.outline(part, config)
+        shapes = torch_weights.state_dict_shapes(outline, {})
         renamed = _Renamed(tensors, shapes, _aliases(part, config), _left_aside(part, tensors))
         try:
             params, _ = torch_weights.from_state_dict(renamed, outline, {})
