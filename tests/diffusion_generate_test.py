@@ -74,8 +74,7 @@ def test_an_image_is_what_its_parts_make_of_it(pipeline):
     found = generate.draw(pipeline.params, ids, empty, noise, np.float32(1), sampler, config=CONFIG)
 
     def call(model, part):
-        function = lambda x: model.apply(pipeline.params[part], {}, x, train=False)[0]  # noqa: E731
-        return jax.jit(function, compiler_options=diffusion_traces.CHEAP)
+        return jax.jit(lambda x: model.apply(pipeline.params[part], {}, x, train=False)[0])
 
     context = call(networks.text_encoder(CONFIG.text), "text")(ids)
     predict = call(networks.unet(CONFIG.unet), "unet")

@@ -51,7 +51,7 @@ def output_and_gradient(model, params, x, to_recorded, expected):
         output = to_recorded(output)
         return 0.5 * jnp.sum(jnp.square(output - diffusion_traces.target(expected.shape))), output
 
-    function = jax.jit(jax.grad(loss, has_aux=True), compiler_options=diffusion_traces.CHEAP)
+    function = jax.jit(jax.grad(loss, has_aux=True))
     gradient, output = function(params)
     return np.asarray(output), torch_weights.to_state_dict(gradient, {})
 

@@ -18,8 +18,6 @@ from scissorhands_jax import torch_weights
 RECORDED = Path(__file__).with_name("diffusion_traces.npz")
 SEEDS = (0, 42, 2**31 + 5)
 STEPS = (50, 20)
-# Tiny networks run in no time; compiling them well would take longer than all else.
-CHEAP = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:

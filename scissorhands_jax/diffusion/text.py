@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from scissorhands_jax.diffusion.layers import Compute, attend, layer_norm, linear, run_block
+from scissorhands_jax.diffusion.layers import Compute, Keys, attend, layer_norm, linear, run_block
 from scissorhands_jax.diffusion.tokenizer import MAX_LENGTH, VOCABULARY_SIZE
 
 
@@ -32,7 +32,7 @@ class TextConfig:
 
 
 class _Embeddings(nnx.Module):
-    def __init__(self, config: TextConfig, compute: Compute, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: TextConfig, compute: Compute, rngs: Keys) -> None:
         self.token_embedding = nnx.Embed(config.vocabulary, config.width, dtype=compute.dtype, rngs=rngs)
         self.position_embedding = nnx.Embed(config.length, config.width, dtype=compute.dtype, rngs=rngs)
 
@@ -41,7 +41,7 @@ class _Embeddings(nnx.Module):
 
 
 class _SelfAttention(nnx.Module):
-    def __init__(self, config: TextConfig, compute: Compute, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: TextConfig, compute: Compute, rngs: Keys) -> None:
         self.heads, self.compute = config.heads, compute
         self.q_proj = linear(config.width, config.width, compute, rngs)
         self.k_proj = linear(config.width, config.width, compute, rngs)
@@ -54,7 +54,7 @@ class _SelfAttention(nnx.Module):
 
 
 class _Perceptron(nnx.Module):
-    def __init__(self, config: TextConfig, compute: Compute, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: TextConfig, compute: Compute, rngs: Keys) -> None:
         self.fc1 = linear(config.width, 4 * config.width, compute, rngs)
         self.fc2 = linear(4 * config.width, config.width, compute, rngs)
 
@@ -64,7 +64,7 @@ class _Perceptron(nnx.Module):
 
 
 class _Layer(nnx.Module):
-    def __init__(self, config: TextConfig, compute: Compute, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: TextConfig, compute: Compute, rngs: Keys) -> None:
         self.layer_norm1 = layer_norm(config.width, compute, rngs)
         self.self_attn = _SelfAttention(config, compute, rngs)
         self.layer_norm2 = layer_norm(config.width, compute, rngs)
@@ -76,12 +76,12 @@ class _Layer(nnx.Module):
 
 
 class _Layers(nnx.Module):
-    def __init__(self, config: TextConfig, compute: Compute, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: TextConfig, compute: Compute, rngs: Keys) -> None:
         self.layers = nnx.List([_Layer(config, compute, rngs) for _ in range(config.layers)])
 
 
 class _TextModel(nnx.Module):
-    def __init__(self, config: TextConfig, compute: Compute, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: TextConfig, compute: Compute, rngs: Keys) -> None:
         self.embeddings = _Embeddings(config, compute, rngs)
         self.encoder = _Layers(config, compute, rngs)
         self.final_layer_norm = layer_norm(config.width, compute, rngs)
@@ -91,8 +91,8 @@ class TextEncoder(nnx.Module):
     """Embeds prompts; every token sees those before it."""
 
     def __init__(self, config: TextConfig, compute: Compute, *, rngs: nnx.Rngs) -> None:
-        self.compute = compute
-        self.text_model = _TextModel(config, compute, rngs)
+        self.compute, keys = compute, Keys(rngs)
+        self.text_model = _TextModel(config, compute, keys)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         """Embeddings of ids, shape (N, T). shape=(N, T, width), dtype=float32"""

@@ -12,6 +12,7 @@ from flax import nnx
 from scissorhands_jax.diffusion.layers import (
     Compute,
     Downsample,
+    Keys,
     ResnetBlock,
     Upsample,
     attend,
@@ -66,7 +67,7 @@ class Noisy(NamedTuple):
 class Attention(nnx.Module):
     """Attention of `x` to `context`, or to itself."""
 
-    def __init__(self, width: int, context_width: int, heads: int, compute: Compute, rngs: nnx.Rngs) -> None:
+    def __init__(self, width: int, context_width: int, heads: int, compute: Compute, rngs: Keys) -> None:
         self.heads, self.compute = heads, compute
         self.to_q = linear(width, width, compute, rngs, use_bias=False)
         self.to_k = linear(context_width, width, compute, rngs, use_bias=False)
@@ -81,7 +82,7 @@ class Attention(nnx.Module):
 class GatedLinear(nnx.Module):
     """GEGLU: one half of a linear map times the exact GELU of the other."""
 
-    def __init__(self, width: int, hidden: int, compute: Compute, rngs: nnx.Rngs) -> None:
+    def __init__(self, width: int, hidden: int, compute: Compute, rngs: Keys) -> None:
         self.proj = linear(width, 2 * hidden, compute, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -92,7 +93,7 @@ class GatedLinear(nnx.Module):
 class FeedForward(nnx.Module):
     """Out to four times the width and back; `net.1` is a dropout without parameters in diffusers."""
 
-    def __init__(self, width: int, compute: Compute, rngs: nnx.Rngs) -> None:
+    def __init__(self, width: int, compute: Compute, rngs: Keys) -> None:
         self.net = nnx.Dict(
             {"0": GatedLinear(width, 4 * width, compute, rngs), "2": linear(4 * width, width, compute, rngs)}
         )
@@ -104,7 +105,7 @@ class FeedForward(nnx.Module):
 class TransformerBlock(nnx.Module):
     """Attends to the image, to the prompt, and feeds forward; each after a normalisation and added to its input."""
 
-    def __init__(self, width: int, context_width: int, heads: int, compute: Compute, rngs: nnx.Rngs) -> None:
+    def __init__(self, width: int, context_width: int, heads: int, compute: Compute, rngs: Keys) -> None:
         self.norm1 = layer_norm(width, compute, rngs)
         self.attn1 = Attention(width, width, heads, compute, rngs)
         self.norm2 = layer_norm(width, compute, rngs)
@@ -122,7 +123,7 @@ class TransformerBlock(nnx.Module):
 class Transformer(nnx.Module):
     """A transformer block over the pixels of an image."""
 
-    def __init__(self, width: int, config: UNetConfig, compute: Compute, rngs: nnx.Rngs) -> None:
+    def __init__(self, width: int, config: UNetConfig, compute: Compute, rngs: Keys) -> None:
         self.norm = group_norm(width, config.groups, _TRANSFORMER_EPS, compute, rngs)
         self.proj_in = conv(width, width, compute, rngs, size=1)
         self.transformer_blocks = nnx.List([TransformerBlock(width, config.context_width, config.heads, compute, rngs)])
@@ -137,7 +138,7 @@ class Transformer(nnx.Module):
 class TimeEmbedding(nnx.Module):
     """Two linear maps with a SiLU in between."""
 
-    def __init__(self, inputs: int, width: int, compute: Compute, rngs: nnx.Rngs) -> None:
+    def __init__(self, inputs: int, width: int, compute: Compute, rngs: Keys) -> None:
         self.linear_1 = linear(inputs, width, compute, rngs)
         self.linear_2 = linear(width, width, compute, rngs)
 
@@ -153,7 +154,7 @@ class Level(nnx.Module):
         resnets: list[tuple[int, int]],
         config: UNetConfig,
         compute: Compute,
-        rngs: nnx.Rngs,
+        rngs: Keys,
         *,
         attention: int,
         down: bool = False,
@@ -188,15 +189,15 @@ class UNet(nnx.Module):
     """
 
     def __init__(self, config: UNetConfig, compute: Compute, *, rngs: nnx.Rngs) -> None:
-        self.config, self.compute = config, compute
+        self.config, self.compute, keys = config, compute, Keys(rngs)
         widths, count = config.widths, config.layers_per_block
         last = len(widths) - 1
-        self.conv_in = conv(config.channels, widths[0], compute, rngs)
-        self.time_embedding = TimeEmbedding(widths[0], 4 * widths[0], compute, rngs)
+        self.conv_in = conv(config.channels, widths[0], compute, keys)
+        self.time_embedding = TimeEmbedding(widths[0], 4 * widths[0], compute, keys)
 
         def level(resnets: list[tuple[int, int]], *, attention: bool, down: bool = False, up: bool = False) -> Level:
             number = len(resnets) if attention else 0
-            return Level(resnets, config, compute, rngs, attention=number, down=down, up=up)
+            return Level(resnets, config, compute, keys, attention=number, down=down, up=up)
 
         down_blocks, skips, width = [], [widths[0]], widths[0]
         for index, outputs in enumerate(widths):
@@ -205,7 +206,7 @@ class UNet(nnx.Module):
             skips += [outputs] * (count + (index < last))
             width = outputs
         self.down_blocks = nnx.List(down_blocks)
-        self.mid_block = Level([(width, width)] * 2, config, compute, rngs, attention=1)
+        self.mid_block = Level([(width, width)] * 2, config, compute, keys, attention=1)
         up_blocks = []
         for index, outputs in reversed(list(enumerate(widths))):
             resnets = []
@@ -214,8 +215,8 @@ class UNet(nnx.Module):
                 width = outputs
             up_blocks.append(level(resnets, attention=config.attention[index], up=index > 0))
         self.up_blocks = nnx.List(up_blocks)
-        self.conv_norm_out = group_norm(widths[0], config.groups, 1e-5, compute, rngs)
-        self.conv_out = conv(widths[0], config.channels, compute, rngs)
+        self.conv_norm_out = group_norm(widths[0], config.groups, 1e-5, compute, keys)
+        self.conv_out = conv(widths[0], config.channels, compute, keys)
 
     def __call__(self, inputs: Noisy) -> jax.Array:
         """The predicted noise. shape=(N, H, W, channels), dtype=float32

@@ -16,6 +16,7 @@ from flax import nnx
 from scissorhands_jax.diffusion.layers import (
     Compute,
     Downsample,
+    Keys,
     ResnetBlock,
     Upsample,
     attend,
@@ -64,7 +65,7 @@ class Moments(NamedTuple):
 class PixelAttention(nnx.Module):
     """Attention of all pixels to each other, with one head, added to its input."""
 
-    def __init__(self, width: int, config: VAEConfig, compute: Compute, rngs: nnx.Rngs) -> None:
+    def __init__(self, width: int, config: VAEConfig, compute: Compute, rngs: Keys) -> None:
         self.compute = compute
         self.group_norm = group_norm(width, config.groups, _EPS, compute, rngs)
         self.to_q = linear(width, width, compute, rngs)
@@ -86,7 +87,7 @@ class Level(nnx.Module):
         resnets: list[tuple[int, int]],
         config: VAEConfig,
         compute: Compute,
-        rngs: nnx.Rngs,
+        rngs: Keys,
         *,
         attention: bool = False,
         down: bool = False,
@@ -125,7 +126,7 @@ class _Coder(nnx.Module):
 
 
 class _Encoder(_Coder):
-    def __init__(self, config: VAEConfig, compute: Compute, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: VAEConfig, compute: Compute, rngs: Keys) -> None:
         widths, last = config.widths, len(config.widths) - 1
         super().__init__(config, config.channels, 2 * config.latent_channels, widths[0], widths[-1], compute, rngs)
         blocks, width = [], widths[0]
@@ -143,7 +144,7 @@ class _Encoder(_Coder):
 
 
 class _Decoder(_Coder):
-    def __init__(self, config: VAEConfig, compute: Compute, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: VAEConfig, compute: Compute, rngs: Keys) -> None:
         widths = config.widths[::-1]
         super().__init__(config, config.latent_channels, config.channels, widths[0], widths[-1], compute, rngs)
         blocks, width = [], widths[0]
@@ -164,9 +165,9 @@ class Encoder(nnx.Module):
     """From images to the distribution of their latents."""
 
     def __init__(self, config: VAEConfig, compute: Compute, *, rngs: nnx.Rngs) -> None:
-        self.compute = compute
-        self.encoder = _Encoder(config, compute, rngs)
-        self.quant_conv = conv(2 * config.latent_channels, 2 * config.latent_channels, compute, rngs, size=1)
+        self.compute, keys = compute, Keys(rngs)
+        self.encoder = _Encoder(config, compute, keys)
+        self.quant_conv = conv(2 * config.latent_channels, 2 * config.latent_channels, compute, keys, size=1)
 
     def __call__(self, images: jax.Array) -> Moments:
         """Moments of the latents, not scaled, of images in [-1, 1], shape (N, H, W, channels)."""
@@ -179,9 +180,9 @@ class Decoder(nnx.Module):
     """From latents to images."""
 
     def __init__(self, config: VAEConfig, compute: Compute, *, rngs: nnx.Rngs) -> None:
-        self.compute = compute
-        self.decoder = _Decoder(config, compute, rngs)
-        self.post_quant_conv = conv(config.latent_channels, config.latent_channels, compute, rngs, size=1)
+        self.compute, keys = compute, Keys(rngs)
+        self.decoder = _Decoder(config, compute, keys)
+        self.post_quant_conv = conv(config.latent_channels, config.latent_channels, compute, keys, size=1)
 
     def __call__(self, latents: jax.Array) -> jax.Array:
         """Images, about in [-1, 1], shape (N, H, W, channels), of latents that are not scaled."""
