@@ -1,14 +1,47 @@
-"""Sharded trees give what one device gives, ungathered; on 8 virtual CPU devices in a process of its own."""
+"""Networks and batches over many devices give what one device gives, ungathered; 8 virtual CPU devices, one process."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
+from scissorhands_jax import sharding, training
+from scissorhands_jax.base import Batch
+from scissorhands_jax.errors import InputError
+from scissorhands_jax.sharding import make_layout
+from tests import tiny
+
 DEVICES = 8
-CHECKS = ("masks", "ties", "reinitialize", "projection", "saliency", "run")
+MESHES = {
+    "8x1": (8, 1, False),
+    "8x1 fsdp": (8, 1, True),
+    "4x2": (4, 2, False),
+    "4x2 fsdp": (4, 2, True),
+    "1x8": (1, 8, False),
+}
+COUNTED = {"threshold": "threshold_pass", "projection": "projection"}
+TREE_CHECKS = ("masks", "ties", "published_cut", "reinitialize", "dot_products", "projection", "saliency", "checksum")
+CHECKS = (
+    *(f"{check}, {axes}" for axes in ("auto", "explicit") for check in TREE_CHECKS),
+    *(f"run, mlp, {mesh}" for mesh in MESHES),
+    *(f"run, resnet, {mesh}" for mesh in ("8x1", "4x2 fsdp", "1x8")),
+    "traffic, data parallel",
+    "traffic, fsdp",
+    "one compilation",
+    "formulas, data parallel",
+    "formulas, divided weights",
+    "formulas, threshold and projection",
+    "stacked steps",
+    "prediction",
+    "batch refused",
+    "mesh refused",
+    "a checkpoint goes on with on another mesh",
+    "a network is read on one device",
+)
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +49,7 @@ def outcome():
     """What the checks below print, by name."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}"
     environment = {**os.environ, "XLA_FLAGS": flags}
-    command = [sys.executable, __file__]
+    command = [sys.executable, "-m", "tests.sharding_test"]
     root = Path(__file__).parents[1]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -24,107 +57,278 @@ def outcome():
 
 
 @pytest.mark.parametrize("check", CHECKS)
-def test_sharded_equals_one_device(outcome, check):
+def test_many_devices_do_what_one_does(outcome, check):
     assert outcome[check] == "ok"
 
 
+class TestLayout:
+    def test_the_largest_divisible_dimension_is_divided_and_small_arrays_are_not(self):
+        mesh = jax.sharding.AbstractMesh((4, 2), ("data", "model"))
+        layout, full = (sharding.Layout(mesh, fsdp=fsdp, replicate_below=100) for fsdp in (False, True))
+        assert layout.spec((3, 3, 16, 32)) == jax.P(None, None, None, "model")
+        assert layout.spec((64, 33)) == jax.P("model")
+        assert layout.spec((33, 5)) == layout.spec((99,)) == layout.spec(()) == jax.P()
+        assert full.spec((64, 33)) == jax.P(("data", "model"))
+        assert full.spec((33, 6)) == jax.P(None, "model")  # 8 divides neither, 2 divides one
+        assert full.spec((16, 16)) == jax.P(None, ("data", "model"))
+
+    def test_one_device_is_a_mesh_too(self):
+        result = training.run(
+            tiny.method("finetune"), jax.random.key(0), *tiny.start(), tiny.data(), num_epochs=1, layout=make_layout()
+        )
+        expected = training.run(tiny.method("finetune"), jax.random.key(0), *tiny.start(), tiny.data(), num_epochs=1)
+        for left, right in zip(jax.tree.leaves(result[:2]), jax.tree.leaves(expected[:2]), strict=True):
+            np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-6)
+
+    @pytest.mark.parametrize(
+        ("sizes", "message"),
+        [
+            ((4, 2), "a mesh of 4 x 2 needs 8 devices, but there are 1; ask for fewer"),
+            ((0, 1), "at least one device, got data 0 and model 1"),
+            ((None, 2), "1 devices cannot be divided by a model axis of 2"),
+        ],
+    )
+    def test_a_mesh_that_cannot_be_is_refused(self, sizes, message):
+        with pytest.raises(InputError, match=message):
+            make_layout(*sizes)
+
+    @pytest.mark.parametrize("text", ["", "x2", "4x2x1", "4 by 2", "-1"])
+    def test_a_mesh_that_cannot_be_read_is_refused(self, text):
+        with pytest.raises(InputError, match="write DATA or DATAxMODEL"):
+            sharding.parse_mesh(text)
+        assert sharding.parse_mesh("4x2") == (4, 2)
+        assert sharding.parse_mesh("8") == (8, 1)
+
+    def test_data_cannot_be_asked_to_lie_on_the_device(self):
+        with pytest.raises(InputError, match="leave feed_from out"):
+            training.run(
+                tiny.method("finetune"),
+                jax.random.key(0),
+                *tiny.start(),
+                tiny.data(),
+                num_epochs=1,
+                layout=make_layout(),
+                feed_from="device",
+            )
+
+
 def main() -> None:
-    import jax
+    """Runs all checks that need many devices, and prints `name: ok` or what is wrong."""
+    import functools
+    import shutil
+    import tempfile
+
     import jax.numpy as jnp
-    import numpy as np
     from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-    from scissorhands_jax import masks, reinit, saliency, trees
-    from scissorhands_jax.base import Data, lift
-    from scissorhands_jax.methods import scissorhands
+    from experiments import scaling
+    from experiments.collectives import collectives
+    from scissorhands_jax import checkpoints, masks, metrics, models, reinit, saliency, trees
+    from scissorhands_jax.base import Data
+    from scissorhands_jax.losses import classification_loss
+    from scissorhands_jax.methods import finetune, scissorhands
+    from scissorhands_jax.models.resnet import ResNet
     from scissorhands_jax.optimizers import sgd
     from scissorhands_jax.projection import project_gradient
-    from scissorhands_jax.training import run
 
     jax.config.update("jax_default_matmul_precision", "highest")
     assert jax.device_count() == DEVICES
-    mesh = jax.make_mesh((DEVICES,), ("model",), axis_types=(AxisType.Auto,))
+    key = jax.random.key(0)
 
-    def spread(tree, axis=0):
-        """The tree with one axis of every array split over the devices."""
-
-        def place(leaf):
-            spec = PartitionSpec(*[None] * axis, "model") if leaf.ndim > axis else PartitionSpec()
-            return jax.device_put(leaf, NamedSharding(mesh, spec))
-
-        return jax.tree.map(place, tree)
+    def report(name, condition, found=""):
+        print(f"{name}: {'ok' if condition else f'wrong {found}'}", flush=True)
 
     def same(a, b):
         pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
         return all(np.array_equal(x, y) for x, y in pairs)
 
-    def report(name, condition):
-        print(f"{name}: {'ok' if condition else 'differs'}", flush=True)
+    def near(a, b, tolerance=1e-5):
+        a, b = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), (a, b))
+        return trees.norm(jax.tree.map(np.subtract, a, b)) <= tolerance * trees.norm(a)
 
-    def largest_gather(function, *arguments):
-        """Elements of the largest array that the compiled program collects on every device."""
+    def alike(a, b):
+        """Whether two trees lie on the devices alike."""
+        pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+        return all(x.sharding.is_equivalent_to(y.sharding, x.ndim) for x, y in pairs)
+
+    def largest(function, *arguments, kinds=("all-gather", "all-to-all", "collective-permute", "all-reduce")):
+        """Numbers in the largest array that crosses devices in the compiled program."""
         text = jax.jit(function).lower(*arguments).compile().as_text()
-        sizes = [0]
-        for line in text.splitlines():
-            if " all-gather(" in line or " all-to-all(" in line:
-                shape = line.split("=")[1].split("[")[1].split("]")[0]
-                sizes.append(int(np.prod([int(n) for n in shape.split(",") if n])))
-        return max(sizes)
+        return max([each.largest for each in collectives(text) if each.kind in kinds], default=0)
 
-    key = jax.random.key(0)
     tree = {
         "kernel": jax.random.normal(key, (64, 48)),
         "wide": jax.random.normal(jax.random.key(1), (16, 8, 24)),
         "bias": jax.random.normal(jax.random.key(2), (8,)),
     }
-    sharded = spread(tree)
-    scores, sharded_scores = jax.tree.map(jnp.abs, tree), jax.tree.map(jnp.abs, sharded)
+    rows = jax.tree.map(lambda leaf: jnp.stack([leaf + jnp.flip(leaf), leaf - 1]), tree)
+    scores = jax.tree.map(jnp.abs, tree)
+    coarse = jax.tree.map(lambda leaf: jnp.round(leaf * 2), scores)
+    transform = project_gradient(2)
 
     def top(s):
         return masks.top_fraction(s, 0.1)
 
-    report("masks", same(top(scores), top(sharded_scores)) and largest_gather(top, sharded_scores) < 100)
-    coarse = jax.tree.map(lambda leaf: jnp.round(leaf * 2), scores)
-    report("ties", same(top(coarse), top(spread(coarse))))
-
-    mask = top(scores)
+    def cut(s):
+        return masks.kept_fraction_mask(s, 0.9)[0]
 
     def renew(t, m):
         return reinit.reinitialize(jax.random.key(5), t, m, initializer=reinit.uniform())
 
-    report("reinitialize", same(renew(tree, mask), renew(sharded, spread(mask))))
-
-    rows = jax.tree.map(lambda leaf: jnp.stack([leaf + jnp.flip(leaf), leaf - 1]), tree)
-    transform = project_gradient(2)
+    def dots(a, stack):
+        return trees.vdot(a, a), trees.stack_vdot(stack, a), trees.gram(stack)
 
     def project(gradient, constraints):
         return transform.update(gradient, transform.init(gradient), constraint_grads=constraints)[0]
 
-    one, many = project(tree, rows), project(sharded, spread(rows, axis=1))
-    distance = trees.norm(jax.tree.map(jnp.subtract, one, jax.device_get(many))) / trees.norm(one)
-    report("projection", distance < 1e-5 and largest_gather(project, sharded, spread(rows, axis=1)) < 100)
+    for axes in (AxisType.Auto, AxisType.Explicit):
+        everywhere = PartitionSpec() if axes is AxisType.Explicit else None
+        # The wide array is divided along an inner axis, which a flat view would gather.
+        mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(axes,) * 2)
+        specs = {"kernel": ("model", "data"), "wide": (None, "model", "data"), "bias": ("model",)}
 
-    def loss_fn(params, batch):
-        return jnp.mean((jnp.tanh(batch["x"] @ params["a"]) @ params["b"] - batch["y"]) ** 2)
+        def spread(tree, lead=0, mesh=mesh, specs=specs):
+            places = {name: PartitionSpec(*[None] * lead, *spec) for name, spec in specs.items()}
+            return jax.tree.map(lambda leaf, place: jax.device_put(leaf, NamedSharding(mesh, place)), tree, places)
 
-    params = {
-        "a": 0.3 * jax.random.normal(jax.random.key(3), (16, 32)),
-        "b": 0.3 * jax.random.normal(jax.random.key(4), (32, 8)),
+        def say(check, condition, axes=axes):
+            report(f"{check}, {axes.name.lower()}", condition)
+
+        with jax.set_mesh(mesh):
+            many, many_scores, many_rows = spread(tree), spread(scores), spread(rows, 1)
+            mask = top(many_scores)
+            lies = alike(mask, many)
+            say("masks", same(top(scores), mask) and lies and largest(top, many_scores) == 1)
+            say("ties", same(top(coarse), top(spread(coarse))) and largest(top, spread(coarse)) == 1)
+            say("published_cut", same(cut(scores), cut(many_scores)) and largest(cut, many_scores) == 1)
+            fresh = renew(many, mask)
+            lies = alike(fresh, many)
+            traced = jax.jit(renew)(many, mask)
+            say("reinitialize", same(renew(tree, top(scores)), fresh) and same(fresh, traced) and lies)
+            say("dot_products", near(dots(tree, rows), dots(many, many_rows)) and largest(dots, many, many_rows) <= 4)
+            say(
+                "projection",
+                near(project(tree, rows), project(many, many_rows)) and largest(project, many, many_rows) <= 4,
+            )
+            say("checksum", checkpoints.checksum(tree) == checkpoints.checksum(many) != checkpoints.checksum(scores))
+
+            def loss_fn(params, batch, place=everywhere):
+                hidden = jnp.tanh(jnp.einsum("bi,io->bo", batch, params["kernel"], out_sharding=place))
+                return jnp.mean(hidden**2) + jnp.mean(params["wide"] ** 4) + jnp.mean(params["bias"] ** 2)
+
+            batch = jax.random.normal(key, (32, 64))
+            found = saliency.connection_sensitivity(loss_fn, many, [batch])
+            expected = saliency.connection_sensitivity(functools.partial(loss_fn, place=None), tree, [batch])
+            lies = alike(found, many)
+        say("saliency", near(expected, found) and lies)
+
+    data = Data(tiny.examples(16, 1), tiny.examples(48, 2))
+    shape = (4, 4, 2)
+    networks = {
+        "mlp": models.build("mlp", num_classes=3, image_shape=shape, hidden=(64, 48)),
+        "resnet": models.from_linen(
+            ResNet(3, stage_sizes=(1, 1), widths=(8, 16), normalize="off"),
+            jax.ShapeDtypeStruct((1, *shape), jnp.float32),
+        ),
     }
-    examples = {
-        "x": jax.random.normal(jax.random.key(5), (64, 16)),
-        "y": jax.random.normal(jax.random.key(6), (64, 8)),
-    }
-    one = saliency.connection_sensitivity(loss_fn, params, [examples])
-    many = saliency.connection_sensitivity(loss_fn, spread(params), [examples])
-    report("saliency", trees.norm(jax.tree.map(jnp.subtract, one, jax.device_get(many))) < 1e-5 * trees.norm(one))
 
-    data = Data(jax.tree.map(lambda leaf: leaf[:16], examples), jax.tree.map(lambda leaf: leaf[16:], examples))
-    method = scissorhands(lift(loss_fn), sgd(0.05), fraction=0.1, batch_size=16)
-    one = run(method, key, params, (), data, num_epochs=2).params
-    many = run(method, key, spread(params), (), data, num_epochs=2).params
-    distance = trees.norm(jax.tree.map(jnp.subtract, one, jax.device_get(many))) / trees.norm(one)
-    report("run", distance < 1e-5 and not many["a"].sharding.is_fully_replicated)
+    def layout_of(mesh):
+        data_axis, model_axis, fsdp = MESHES[mesh]
+        return make_layout(data_axis, model_axis, fsdp=fsdp, replicate_below=64)
+
+    def lies_as(tree, layout):
+        pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(layout.shardings(tree)), strict=True)
+        return all(leaf.sharding.is_equivalent_to(place, leaf.ndim) for leaf, place in pairs)
+
+    def step_text(method, layout, model):
+        """The compiled step, and the numbers in the largest array of the network."""
+        start = layout.place(model.init(jax.random.key(1)))
+        carry = layout.place(method.init(key, *start, sharding.host_rows(data, layout)))
+        examples = jax.tree.map(lambda leaf: layout.rows(leaf, np.arange(16)), data)
+        batch = Batch(examples.forget, examples.retain)
+        text = training._step.lower(method.step, carry, batch, layout).compile().as_text()
+        return text, trees.size(start[0]), max(leaf.size for leaf in jax.tree.leaves(start[0]))
+
+    results = {}
+    for name, model in networks.items():
+        start = model.init(jax.random.key(1))
+        method = scissorhands(classification_loss(model), sgd(0.05), fraction=0.1, batch_size=16)
+        one = training.run(method, key, *start, data, num_epochs=2)
+        for mesh in MESHES if name == "mlp" else ("8x1", "4x2 fsdp", "1x8"):
+            layout = layout_of(mesh)
+            many = training.run(method, key, *start, data, num_epochs=2, layout=layout)
+            results[name, mesh] = many
+            good = near(one[:2], many[:2], 1e-4) and lies_as(many[:2], layout)
+            report(f"run, {name}, {mesh}", good)
+            if name == "mlp" and mesh in ("8x1", "8x1 fsdp"):
+                text, total, biggest = step_text(method, layout, model)
+                found = collectives(text)
+                if mesh == "8x1":
+                    # Two gradients, two losses; and no array of weights is gathered.
+                    reduced = sum(sum(each.sizes) for each in found) // 4
+                    kinds = {each.kind for each in found}
+                    good = kinds == {"all-reduce"} and 2 * total <= reduced <= 2 * total + 16
+                    report("traffic, data parallel", good, f"{kinds} {reduced} of {total}")
+                else:
+                    # What crosses devices is one layer's weights or its activations at a time.
+                    report("traffic, fsdp", max(each.largest for each in found) <= 2 * biggest, str(found))
+
+    model = networks["mlp"]
+    start = model.init(jax.random.key(1))
+    loss_fn = classification_loss(model)
+    method = scissorhands(loss_fn, sgd(0.05), fraction=0.1, batch_size=16)
+    layout = layout_of("4x2 fsdp")
+    compiled = training._step._cache_size()
+    training.run(finetune(loss_fn, sgd(0.05), batch_size=16), key, *start, data, num_epochs=3, layout=layout)
+    report("one compilation", training._step._cache_size() == compiled + 1)
+    stacked = training.run(method, key, *start, data, num_epochs=2, layout=layout, steps_per_call=2)
+    report("stacked steps", near(results["mlp", "4x2 fsdp"].params, stacked.params))
+
+    images = data.retain["image"][:45]
+    expected = metrics.predict(model, *start, images, batch_size=16)
+    found = metrics.predict(model, *layout.place(start), images, batch_size=16, layout=layout)
+    report("prediction", found.shape == (45, 3) and near(expected, found))
+
+    parallel, divided = scaling.on_mesh(128, 8, 1, False), scaling.on_mesh(128, 4, 2, True)
+    formula, found = parallel["predicted"], sum(parallel["step_bytes"].values())
+    report("formulas, data parallel", formula["step"] <= found <= formula["step"] + 64, str(parallel))
+    formula, found = divided["predicted"], sum(divided["step_bytes"].values())
+    good = 0 < found <= formula["step_at_most"] and divided["state_bytes"] < parallel["state_bytes"] / 2
+    report("formulas, divided weights", good, str(divided))
+    good = [sum(divided[f"{part}_bytes"].values()) == formula[name] for part, name in COUNTED.items()]
+    report("formulas, threshold and projection", all(good), str(divided))
+
+    def refusal(function):
+        try:
+            function()
+        except InputError as error:
+            return str(error)
+        return ""
+
+    odd = finetune(loss_fn, sgd(0.05), batch_size=18)
+    message = refusal(lambda: training.run(odd, key, *start, data, num_epochs=1, layout=layout))
+    report("batch refused", "a batch of 18 retain examples cannot be divided over the 4 devices" in message, message)
+    message = refusal(lambda: make_layout(4, 4))
+    report("mesh refused", message == "a mesh of 4 x 4 needs 16 devices, but there are 8; ask for fewer", message)
+
+    with tempfile.TemporaryDirectory() as folder:
+        first, second = layout_of("4x2 fsdp"), layout_of("1x8")
+        keeper = checkpoints.Checkpointer(folder, keep=1)
+        training.run(method, key, *start, data, num_epochs=1, checkpoint=keeper, layout=first)
+        keeper.close()
+        good = []
+        for other in (second, None):
+            copy = shutil.copytree(folder, f"{folder}/{other is None}", ignore=shutil.ignore_patterns("True", "False"))
+            keeper = checkpoints.Checkpointer(copy)
+            resumed = training.run(method, key, *start, data, num_epochs=2, checkpoint=keeper, layout=other)
+            keeper.close()
+            good.append(near(results["mlp", "4x2 fsdp"].params, resumed.params, 1e-4))
+        report("a checkpoint goes on with on another mesh", all(good), str(good))
+        trained = results["mlp", "4x2 fsdp"]
+        checkpoints.save_network(f"{folder}/network", *trained[:2], {})
+        params, _ = checkpoints.load_network(f"{folder}/network", *start)
+        alone = all(leaf.sharding.device_set == {jax.devices()[0]} for leaf in jax.tree.leaves(params))
+        report("a network is read on one device", same(trained.params, params) and alone)
 
 
 if __name__ == "__main__":
