@@ -63,7 +63,7 @@ def start(
     given = [value is not None for value in (coordinator, num_processes, process_id)]
     if any(given) and not all(given):
         raise InputError("of --coordinator, --num-processes and --process-id all three are needed, or none")
-    if coordinator is not None:
+    if coordinator is not None and num_processes is not None and process_id is not None:
         if re.fullmatch(r".+:\d{1,5}", coordinator) is None:
             raise InputError(f"cannot read the coordinator {coordinator!r}; write HOST:PORT, e.g. 10.0.0.1:1234")
         if num_processes < 1 or not 0 <= process_id < num_processes:
@@ -166,6 +166,7 @@ def _watch() -> None:
         return
     command = [sys.executable, "-I", _watcher.__file__, _LOST, _ENDED]
     _watching = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    assert _watching.stdin is not None
     for name, number in (("stdout", 1), ("stderr", 2)):
         getattr(sys, name).flush()
         stream = os.fdopen(os.dup(number), "w", encoding="utf-8", errors="backslashreplace", buffering=1)

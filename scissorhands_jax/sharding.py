@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -80,7 +81,7 @@ class Layout:
         dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
         read: dict[tuple, np.ndarray] = {}
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: Any) -> np.ndarray:
             place = tuple((axis.start, axis.stop) for axis in index[: positions.ndim])
             if place not in read:  # Devices along the axis `model` hold the same rows.
                 read[place] = np.asarray(leaf[positions[index[: positions.ndim]]], dtype)
@@ -188,6 +189,7 @@ def to_host(tree: PyTree) -> PyTree:
 
     def whole(leaf):
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable and not leaf.is_fully_replicated:
+            assert isinstance(leaf.sharding, NamedSharding)
             leaf = jax.jit(lambda x: x, out_shardings=NamedSharding(leaf.sharding.mesh, PartitionSpec()))(leaf)
         return np.asarray(leaf)
 
