@@ -4,8 +4,8 @@
 
 makes random weights as a diffusers folder (4.3 GB), imports them, computes with them here and in PyTorch, exports them
 and compares the files bit by bit. Every stage is a process of its own, so that its peak of memory is its own. PYTHON is
-an interpreter with torch, diffusers and transformers; without it the comparison is left out. Needs 12 GiB of memory and
-14 GB of disk.
+an interpreter with torch, diffusers and transformers; without it the comparison is left out. The files take 13 GB of
+disk.
 """
 
 from __future__ import annotations

@@ -209,7 +209,7 @@ def generate(
       prompts: one for each image.
       out: folder of the images.
       settings: how to make them.
-      batch_size: images at a time; each needs about 1 GiB in float32 at 512 pixels besides the networks' 4 GiB.
+      batch_size: images at a time.
       description: JSON-able; what a resumed run must agree on besides settings and prompts, such as the networks.
       overwrite: replace the images that are there.
       resume: go on with the images that are there.

@@ -42,7 +42,7 @@ TINY = Config(
     VAEConfig(widths=(16, 32), layers_per_block=1, groups=8),
     TextConfig(vocabulary=99, length=11, width=32, layers=2, heads=4),
 )
-"""For tests and trials: every kind of block, 0.9 million parameters."""
+"""For tests and trials: every kind of block, 989,915 parameters."""
 
 CONFIGS = {"sd-v1": SD_V1, "tiny": TINY}
 

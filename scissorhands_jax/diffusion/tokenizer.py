@@ -44,8 +44,8 @@ class Tokenizer:
     Args:
       files: see `find_vocabulary`.
       cleaning: what happens to a text before it is split into words. `ftfy` repairs it (mojibake, HTML entities, curly
-        quotes, ligatures, full-width letters), as CLIP's authors do and transformers' tokenizer before version 5 with
-        ftfy installed, which is how Stable Diffusion v1 was trained; `nfc` composes characters only, as transformers 5.
+        quotes, ligatures, full-width letters), as CLIP's authors do, and transformers' tokenizer before version 5 with
+        ftfy installed; `nfc` composes characters only, as transformers 5.
 
     Raises:
       InputError: a package is missing, or the files are not CLIP's vocabulary.
