@@ -33,13 +33,25 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from scissorhands_jax import attacks, checkpoints, feeding, losses, metrics, models, report, trees, unlearning
+from scissorhands_jax import (
+    attacks,
+    checkpoints,
+    feeding,
+    losses,
+    metrics,
+    microbatches,
+    models,
+    report,
+    trees,
+    unlearning,
+)
 from scissorhands_jax import data as data_lib
 from scissorhands_jax.base import Batch, Carry, Data, Dataset, Method, Model, ModelState, Params, PyTree
 from scissorhands_jax.config import RunConfig
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods import METHODS, MethodSettings, TrainingSettings
 from scissorhands_jax.methods.scissorhands import choose_pair
+from scissorhands_jax.models import convolution
 from scissorhands_jax.progress import progress_bar
 
 _GIB = 2**30
@@ -413,11 +425,18 @@ class _Planner:
         return _Memory("sharded parameters", split, sharded, total, sharded)
 
     def _flops(self, program: Program, carry: Carry, kind: Kind) -> float:
-        """Of one device's share of a step; of a batch in microbatches, whose loop would count once, without them."""
-        if getattr(self.settings, "microbatches", 1) == 1:
+        """Of one device's share of a step, of its convolutions as they are written.
+
+        XLA counts what is in a loop once: microbatches, and the chunks in which convolutions are computed on CPU.
+        """
+        batch = self._outline_of(kind.over(self.devices))
+        step = self.method.step
+        if getattr(self.settings, "microbatches", 1) > 1:
+            step = self.job.method(_changed(self.settings, microbatches=1)).step
+        elif not microbatches.has_convolution(step, _outline(carry), batch):
             return program.flops
-        whole = self.job.method(_changed(self.settings, microbatches=1))
-        lowered = jax.jit(whole.step).lower(_outline(carry), self._outline_of(kind.over(self.devices)))
+        with convolution.plainly():
+            lowered = jax.jit(lambda carry, batch: step(carry, batch)).lower(_outline(carry), batch)
         return float((lowered.cost_analysis() or {}).get("flops", 0.0))
 
     def _advice(self, parts: Mapping[str, int], carry: Carry) -> list[dict[str, Any]]:

@@ -130,3 +130,17 @@ class TestWhereItIsUsed:
         monkeypatch.setattr(convolution, "_LEAST_FLOPS", 1e9)
         small = jax.make_jaxpr(lambda x, kernel: fast(x, kernel))(x, kernel)  # another function, so that it is traced
         assert [equation.primitive.name for equation in small.eqns] == ["conv_general_dilated"]
+
+
+def test_xla_counts_the_operations_of_what_is_traced_plainly():
+    x, kernel = jax.ShapeDtypeStruct((16, 32, 32, 32), jnp.float32), jax.ShapeDtypeStruct((3, 3, 32, 32), jnp.float32)
+    operations = 2 * 16 * 32 * 32 * 9 * 32 * 32
+
+    def counted():
+        lowered = jax.jit(lambda x, kernel: convolve(x, kernel, padding=1)).lower(x, kernel)
+        return lowered.cost_analysis()["flops"]
+
+    assert counted() < 0.5 * operations  # its chunks are a loop
+    with convolution.plainly():
+        assert counted() == pytest.approx(operations, rel=0.1)  # less at the borders
+    assert counted() < 0.5 * operations
