@@ -1,6 +1,7 @@
 """Stable Diffusion v1's weights: from diffusers' and CompVis' files to Orbax, and back to diffusers'.
 
-Tensors are read, renamed and laid out one at a time, so that an import needs little more memory than the network.
+Tensors are read, renamed and laid out one at a time. Importing the UNet took 6.6 GiB, twice its 3.2
+(`experiments/results/diffusion_full_cpu.json`); exporting it 4.3 GiB.
 """
 
 from __future__ import annotations
