@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 _KINDS = "all-gather|all-reduce|all-to-all|collective-broadcast|collective-permute|reduce-scatter|ragged-all-to-all"
-_CALL = re.compile(rf"= (?P<types>\([^=]*?\)|\S+) (?P<kind>{_KINDS})(?:-start)?\(")
+_CALL = re.compile(rf"= (?P<types>\(.*?\)|\S+) (?P<kind>{_KINDS})(?:-start)?\(")
 _ARRAY = re.compile(r"(?P<dtype>[a-z]+\d*[a-z0-9]*)\[(?P<shape>[\d,]*)\]")
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8, "s64": 8, "u64": 8}
 

@@ -142,8 +142,8 @@ def make_layout(
     Raises:
       InputError: there are fewer devices, or a process would be left without work.
 
-    >>> make_layout(1, 1).spec((1024, 512))
-    PartitionSpec()
+    >>> dict(make_layout(1, 1).mesh.shape)
+    {'data': 1, 'model': 1}
     """
     devices, processes = jax.device_count(), jax.process_count()
     if model < 1 or (data is not None and data < 1):
