@@ -125,6 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--devices", type=int, default=1, metavar="N", help="how many the run is to have (default 1)")
     plan.add_argument("--memory", type=float, metavar="G", help="GiB of each device (default: what this one has)")
     plan.add_argument("--json", action="store_true", help="print JSON in place of the table")
+    plan.add_argument("--out", metavar="RUN", help="as for unlearn; nothing is written to it")
     plan.set_defaults(run=_run_plan)
 
     tune = commands.add_parser(
@@ -233,8 +234,8 @@ def _add_job(parser: argparse.ArgumentParser, *, runs: bool = True) -> None:
     )
     if runs:
         parser.add_argument("--out", required=True, type=Path, metavar="RUN", help="folder for the result")
-    parser.add_argument("--method", default="scissorhands", metavar="NAME", help="default scissorhands")
-    parser.add_argument("--seed", type=int, default=0, help="of the random forget set and of the run (default 0)")
+    parser.add_argument("--method", metavar="NAME", help="default scissorhands")
+    parser.add_argument("--seed", type=int, help="of the random forget set and of the run (default 0)")
     parser.add_argument("--retain-limit", type=int, metavar="N", help="repair on N random retained examples only")
     parser.add_argument("--epochs", type=int, metavar="N", help="the same as method.epochs=N")
     parser.add_argument("--batch-size", type=int, metavar="N", help="the same as method.batch_size=N")
@@ -320,6 +321,16 @@ def _run_tune(options: argparse.Namespace, console: Console) -> None:
     )
 
 
+# Options of a job that a configuration has as settings.
+_CONFIGURED = {
+    **{name: name for name in ("weights", "checkpoint", "model", "dataset", "forget", "trained_on", "validation")},
+    **{name: name for name in ("retain_limit", "augment", "seed")},
+    "epochs": "method.epochs",
+    "batch_size": "method.batch_size",
+    "dtype": "model_options.dtype",
+}
+
+
 def _run_plan(options: argparse.Namespace, console: Console) -> None:
     from scissorhands_jax import planning
 
@@ -328,9 +339,12 @@ def _run_plan(options: argparse.Namespace, console: Console) -> None:
             raise InputError("--forget is missing; say what is to be forgotten, or name an earlier run with --config")
         config = _config_of(options)
     else:
-        given = [name for name in ("weights", "checkpoint", "model", "dataset", "forget") if getattr(options, name)]
-        if given:
-            raise InputError(f"--config says what to run; leave --{given[0]} out, or write it as {given[0]}=VALUE")
+        if options.method is not None:
+            raise InputError("--config says what to run; leave --method out")
+        for name, setting in _CONFIGURED.items():
+            if getattr(options, name) is not None:
+                option = name.replace("_", "-")
+                raise InputError(f"--config says what to run; leave --{option} out, or write it as {setting}=VALUE")
         config = planning.read_config(options.config)
         if options.data_dir is not None:
             config = dataclasses.replace(config, data_dir=options.data_dir)
@@ -394,8 +408,9 @@ def _config_of(options: argparse.Namespace) -> config_lib.RunConfig:
     """The job that the options and settings describe."""
     from scissorhands_jax.methods import METHODS
 
-    if options.method not in METHODS:
-        raise InputError(f"there is no method {options.method!r}; choose one of {', '.join(METHODS)}")
+    method = options.method or "scissorhands"
+    if method not in METHODS:
+        raise InputError(f"there is no method {method!r}; choose one of {', '.join(METHODS)}")
     model, dataset, data_dir = _network_of(options)
     config = config_lib.RunConfig(
         model=model,
@@ -407,11 +422,11 @@ def _config_of(options: argparse.Namespace) -> config_lib.RunConfig:
         forget=options.forget,
         trained_on=options.trained_on,
         validation=options.validation,
-        seed=options.seed,
+        seed=options.seed or 0,
         retain_limit=options.retain_limit,
         augment=options.augment,
-        method_name=options.method,
-        method=METHODS[options.method](),
+        method_name=method,
+        method=METHODS[method](),
     )
     given = {
         "method.epochs": options.epochs,

@@ -166,7 +166,7 @@ def _batch_bytes(data: Data, batch: Batch) -> int:
     total = 0
     for part, positions in zip(data, batch, strict=True):
         if positions is not None:
-            total += sum(len(positions) * _bytes(leaf) // max(1, len(leaf)) for leaf in jax.tree.leaves(part))
+            total += sum(np.size(positions) * _bytes(leaf) // max(1, len(leaf)) for leaf in jax.tree.leaves(part))
     return total
 
 

@@ -117,7 +117,9 @@ class HostRows:
     def __len__(self) -> int:
         return len(self._array)
 
-    def __getitem__(self, positions: np.ndarray) -> jax.Array:
+    def __getitem__(self, positions: np.ndarray | slice) -> jax.Array:
+        if isinstance(positions, slice):
+            positions = np.arange(len(self))[positions]
         return self._layout.rows(self._array, np.asarray(positions))
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
@@ -150,7 +152,9 @@ def make_layout(
         raise InputError(f"both axes of a mesh need at least one device, got data {data} and model {model}")
     if data is None:
         if devices % model:
-            raise InputError(f"{devices} devices cannot be divided by a model axis of {model}; name the data axis too")
+            raise InputError(
+                f"a model axis of {model} does not divide the number of devices, {devices}; name the data axis too"
+            )
         data = devices // model
     asked = data * model
     if asked > devices:

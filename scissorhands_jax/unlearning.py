@@ -94,6 +94,8 @@ def unlearn(
         "train_checksum": job.train_checksum,
         "original_sha256": _sha256(params, model_state),
     }
+    if layout is not None and config.method.epochs:
+        layout.check_batches(list(method.batches(jax.random.key(config.seed), data, 0)))
     writes = distributed.is_first()
     fresh = distributed.from_first(lambda: runs.open_folder(out, description, overwrite=overwrite, resume=resume))
     if writes:

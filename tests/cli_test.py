@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from scissorhands_jax import checkpoints, cli, models, torch_weights
+from tests.compilations import Compilations
 
 NETWORK = ["--model", "mlp", "--dataset", "digits"]
 QUICK = ["--epochs", "2", "method.trim=layer2|head"]
@@ -255,6 +256,14 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(weights, arguments, words,
     assert unlearn(weights, "out", *arguments) == 2
     assert words in error_of(capsys)
     assert sorted(Path.cwd().iterdir()) == files
+
+
+def test_a_mesh_is_refused_before_anything_is_computed(weights, tmp_path, capsys):
+    with Compilations() as compilations:
+        assert unlearn(weights, tmp_path / "run", "--mesh", "2") == 2
+    assert "a mesh of 2 x 1 needs 2 devices, but there are 1" in error_of(capsys)
+    assert compilations.names == []
+    assert not (tmp_path / "run").exists()
 
 
 def test_damaged_and_foreign_checkpoints_are_named(weights, tmp_path, capsys):

@@ -56,6 +56,8 @@ class TestStepsPerCall:
         data = Data(None, {"x": np.lib.stride_tricks.as_strided(np.zeros(1, np.uint8), (1000, 2**20), (0, 0))})
         assert feeding.steps_per_call(data, batches(32, 16)) == 256 // 32
         assert feeding.steps_per_call(data, batches(900)) == 1
+        of_a_sweep = [Batch(None, np.zeros((8, 4), np.int32))]  # eight members' batches of four
+        assert feeding.steps_per_call(data, of_a_sweep) == 256 // 32
 
     def test_less_than_one_is_refused(self):
         with pytest.raises(InputError, match="steps_per_call must be at least 1, got 0"):

@@ -24,6 +24,7 @@ from scissorhands_jax.methods.scissorhands import constraint_gradients, pair_gra
 from scissorhands_jax.models import from_equinox
 from scissorhands_jax.optimizers import rate_of, sgd
 from scissorhands_jax.reinit import ones
+from scissorhands_jax.sharding import make_layout
 from scissorhands_jax.training import run
 from tests import tiny
 from tests.compilations import Compilations
@@ -258,6 +259,15 @@ class TestContractWithoutSteps:
             for empty in (None, jax.tree.map(lambda leaf: leaf[:0], DATA.retain)):
                 with pytest.raises(InputError, match=f"the {part} set is empty"):
                     build(name).init(KEY, *original(), DATA._replace(**{part: empty}))
+
+
+# Those that read data when they begin.
+@pytest.mark.parametrize("name", ["bad_teacher", "boundary_expand", "boundary_shrink", "influence", "salun", "ssd"])
+def test_data_that_lie_with_a_layout_give_the_same_network(name):
+    arguments = build(name), KEY, *original(), DATA
+    divided, whole = run(*arguments, num_epochs=1, layout=make_layout()), run(*arguments, num_epochs=1)
+    for left, right in zip(jax.tree.leaves(divided[:2]), jax.tree.leaves(whole[:2]), strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-5)
 
 
 # One of each skeleton; `training_test.py` has Scissorhands and fine-tuning, at every step.

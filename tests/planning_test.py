@@ -178,6 +178,9 @@ class TestRefusals:
     def test_both_a_file_and_arguments_or_neither(self, tmp_path, capsys):
         assert cli.main(["plan", "--config", str(tmp_path / "x.json"), *NETWORK]) == 2
         assert "--config says what to run; leave --model out, or write it as model=VALUE" in error_of(capsys)
+        for option, value, written in (("--batch-size", "8", "method.batch_size"), ("--seed", "1", "seed")):
+            assert cli.main(["plan", "--config", str(tmp_path / "x.json"), option, value]) == 2
+            assert f"leave {option} out, or write it as {written}=VALUE" in error_of(capsys)
         assert cli.main(["plan", *NETWORK]) == 2
         assert "--forget is missing" in error_of(capsys)
         assert cli.main(["plan", "--config", str(tmp_path / "x.json")]) == 2

@@ -38,6 +38,7 @@ CHECKS = (
     "stacked steps",
     "prediction",
     "batch refused",
+    "batch refused before the original is evaluated",
     "mesh refused",
     "a checkpoint goes on with on another mesh",
     "a network is read on one device",
@@ -85,7 +86,7 @@ class TestLayout:
         [
             ((4, 2), "a mesh of 4 x 2 needs 8 devices, but there are 1; ask for fewer"),
             ((0, 1), "at least one device, got data 0 and model 1"),
-            ((None, 2), "1 devices cannot be divided by a model axis of 2"),
+            ((None, 2), "a model axis of 2 does not divide the number of devices, 1"),
         ],
     )
     def test_a_mesh_that_cannot_be_is_refused(self, sizes, message):
@@ -114,19 +115,32 @@ class TestLayout:
 
 def main() -> None:
     """Runs all checks that need many devices, and prints `name: ok` or what is wrong."""
+    import dataclasses
     import functools
     import shutil
     import tempfile
 
     import jax.numpy as jnp
     from jax.sharding import AxisType, NamedSharding, PartitionSpec
+    from rich.console import Console
 
     from experiments import scaling
     from experiments.collectives import collectives
-    from scissorhands_jax import checkpoints, masks, metrics, models, reinit, saliency, trees
+    from scissorhands_jax import (
+        checkpoints,
+        masks,
+        metrics,
+        models,
+        reinit,
+        saliency,
+        torch_weights,
+        trees,
+        unlearning,
+    )
     from scissorhands_jax.base import Data
+    from scissorhands_jax.config import RunConfig
     from scissorhands_jax.losses import classification_loss
-    from scissorhands_jax.methods import finetune, scissorhands
+    from scissorhands_jax.methods import METHODS, finetune, scissorhands
     from scissorhands_jax.models.resnet import ResNet
     from scissorhands_jax.optimizers import sgd
     from scissorhands_jax.projection import project_gradient
@@ -290,9 +304,10 @@ def main() -> None:
     found = metrics.predict(model, *layout.place(start), images, batch_size=16, layout=layout)
     report("prediction", found.shape == (45, 3) and near(expected, found))
 
-    parallel, divided = scaling.on_mesh(128, 8, 1, False), scaling.on_mesh(128, 4, 2, True)
-    formula, found = parallel["predicted"], sum(parallel["step_bytes"].values())
-    report("formulas, data parallel", formula["step"] <= found <= formula["step"] + 64, str(parallel))
+    spread_over = [scaling.on_mesh(128, count, 1, False) for count in (1, 2, 4, 8)]
+    moved = [(row["predicted"]["step"], sum(row["step_bytes"].values())) for row in spread_over]
+    report("formulas, data parallel", all(formula <= found <= formula + 64 for formula, found in moved), str(moved))
+    parallel, divided = spread_over[-1], scaling.on_mesh(128, 4, 2, True)
     formula, found = divided["predicted"], sum(divided["step_bytes"].values())
     good = 0 < found <= formula["step_at_most"] and divided["state_bytes"] < parallel["state_bytes"] / 2
     report("formulas, divided weights", good, str(divided))
@@ -309,6 +324,25 @@ def main() -> None:
     odd = finetune(loss_fn, sgd(0.05), batch_size=18)
     message = refusal(lambda: training.run(odd, key, *start, data, num_epochs=1, layout=layout))
     report("batch refused", "a batch of 18 retain examples cannot be divided over the 4 devices" in message, message)
+    config = RunConfig(
+        model="mlp",
+        model_options={"hidden": (8,)},
+        dataset="digits",
+        forget="random:0.1",
+        method_name="finetune",
+        method=METHODS["finetune"](batch_size=50),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        weights = f"{folder}/weights.safetensors"
+        small = models.build("mlp", num_classes=10, image_shape=(8, 8, 1), hidden=(8,))
+        torch_weights.write_safetensors(weights, torch_weights.to_state_dict(*small.init(key)))
+        job = dataclasses.replace(config, weights=weights)
+        out = Path(folder) / "run"
+        with Compilations() as compilations:
+            message = refusal(lambda: unlearning.unlearn(job, out, layout=layout, console=Console(quiet=True)))
+        good = "a batch of 50 retain examples cannot be divided over the 4 devices" in message and not out.exists()
+        computed = [name for name in compilations.names if "forward" in name or "step" in name]
+        report("batch refused before the original is evaluated", good and not computed, f"{message} {computed}")
     message = refusal(lambda: make_layout(4, 4))
     report("mesh refused", message == "a mesh of 4 x 4 needs 16 devices, but there are 8; ask for fewer", message)
 

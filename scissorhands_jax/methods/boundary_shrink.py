@@ -7,6 +7,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from scissorhands_jax import losses, trees
@@ -135,7 +136,8 @@ def boundary_labels(
 
 
 def _check_range(images: jax.Array, clip: Clip) -> None:
-    low, high = map(float, as_float(jnp.stack([jnp.min(images), jnp.max(images)])))
+    images = np.asarray(images)
+    low, high = map(float, as_float(jnp.stack([images.min(), images.max()])))
     if not clip[0] <= low <= high <= clip[1]:
         raise InputError(
             f"the forget images reach from {low:.4g} to {high:.4g}, outside clip = {clip}; give the range of valid "

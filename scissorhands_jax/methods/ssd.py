@@ -55,7 +55,6 @@ def ssd(loss_fn: StatefulLossFn, *, selection: float = 10.0, dampening: float = 
     data_lib.check_batch_size(batch_size)
 
     def change(key: Key, params: Params, model_state: ModelState, data: Data) -> tuple[Params, ModelState]:
-        data = jax.tree.map(jnp.asarray, data)
         forget_size = data_lib.size(data.forget)
         size = min(batch_size, forget_size)
 
@@ -96,14 +95,13 @@ def dampen(
     return jax.tree.transpose(jax.tree.structure(params), jax.tree.structure((0, 0)), pairs)
 
 
-@jax.jit
 def _take(data: Data, positions: np.ndarray) -> Dataset:
     """Examples of the whole training set: positions count forget examples first, then retain examples."""
     count = data_lib.size(data.forget)
 
     def take(forget, retain):
         inside = (positions < count).reshape(-1, *[1] * (forget.ndim - 1))
-        return jnp.where(inside, forget[jnp.minimum(positions, count - 1)], retain[jnp.maximum(positions - count, 0)])
+        return jnp.where(inside, forget[np.minimum(positions, count - 1)], retain[np.maximum(positions - count, 0)])
 
     return jax.tree.map(take, data.forget, data.retain)
 
