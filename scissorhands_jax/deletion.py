@@ -177,7 +177,7 @@ def run(
                 continue
             number = len(book.history("started")) + 1
             file = _positions_file(book, number)
-            files.write_text(file, "".join(f"{position}\n" for position in positions))
+            files.write_text(file, _lines(positions))
             config = _config(book, subject, f"indices:{file.absolute()}", seed, method, settings)
             config = dataclasses.replace(config, retain_limit=retain_limit, augment=augment)
             _checked_content(book, config, group)
@@ -235,6 +235,7 @@ def verify(
         current, stopped = _current(book), _unfinished(book)
         unfinished = None if stopped is None else stopped.body["run"]
         found += records.problems(folder, hashes, current, unfinished, book.keys)
+        found += _trained_on_problems(book)
         if evaluate and current is not None and not found:
             found += _evaluated(book, current, subject, console)
         return found, events[-1].hash
@@ -256,8 +257,7 @@ def _first_config(subject: Subject, forget: str, seed: int) -> RunConfig:
 def _begin(folder: Path, keys: Path | None, config: RunConfig, job: unlearning.Job) -> None:
     drawn = signing.make_keys(keys or folder / ledger.KEYS_FOLDER)
     if config.trained_on is not None:
-        text = "".join(f"{position}\n" for position in job.past.trained_on)
-        files.write_text(folder / TRAINED_ON_FILE, text)
+        files.write_text(folder / TRAINED_ON_FILE, _lines(job.past.trained_on))
     kind, colon, path = config.dataset.partition(":")
     about = {
         "model": config.model,
@@ -450,6 +450,21 @@ def _checked_content(book: Ledger, config: RunConfig, asked: Sequence[Request]) 
     return digests
 
 
+def _trained_on_problems(book: Ledger) -> list[str]:
+    """Compares the list of what the network was trained on with its digest, and its bytes with how it is written."""
+    file, expected = book.folder / TRAINED_ON_FILE, book.about["trained_on"]
+    if expected is None:
+        return []
+    if not file.is_file():
+        return [f"{file} is missing"]
+    try:
+        positions = data_lib.read_positions(file)
+        same = file.read_bytes() == _lines(positions).encode()
+    except (InputError, OSError) as error:
+        return [f"{file} was changed: {error}"]
+    return [] if same and _positions_digest(book.keys, positions) == expected else [f"{file} was changed"]
+
+
 def _current(book: Ledger) -> int | None:
     """The run whose network is in use; None: the original."""
     done = [event.body["run"] for event in book.history("recorded") if event.body["verdict"] == ledger.FORGOTTEN]
@@ -579,6 +594,10 @@ def _tidy(book: Ledger) -> None:
 
 def _positions_file(book: Ledger, number: int) -> Path:
     return records.run_folder(book.folder, number).with_suffix(".txt")
+
+
+def _lines(positions: np.ndarray) -> str:
+    return "".join(f"{position}\n" for position in positions)
 
 
 def _positions_digest(keys: Keys, positions: np.ndarray) -> str:

@@ -320,6 +320,31 @@ def test_a_ledger_that_cannot_be_begun_leaves_nothing(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.fixture(scope="module")
+def begun(served) -> Path:
+    """A ledger with an open request about a network that saw a part of the training set."""
+    folder = served.parent / "begun"
+    (served.parent / "seen").write_text("".join(f"{position}\n" for position in range(150)))
+    (served.parent / "nine").write_text("9\n")
+    weights, seen = (str(served.parent / name) for name in ("mlp.safetensors", "seen"))
+    subject = deletion.Subject("mlp", f"npz:{served.parent / 'data.npz'}", None, weights, None, seen)
+    deletion.add(folder, forget=f"indices:{served.parent / 'nine'}", requester="A", subject=subject)
+    return folder
+
+
+@pytest.mark.parametrize("change", [lambda text: "1" + text, lambda text: "# seen\n" + text, lambda text: "x", None])
+def test_a_changed_list_of_what_was_trained_on_is_found(begun, tmp_path, change, capsys):
+    folder = shutil.copytree(begun, tmp_path / "ledger")
+    assert verified(folder, "--quick", capsys=capsys) == []
+    file = folder / deletion.TRAINED_ON_FILE
+    if change is None:
+        file.unlink()
+    else:
+        file.write_text(change(file.read_text()))
+    (found,) = verified(folder, "--quick", capsys=capsys)
+    assert str(file) in found
+
+
 def test_twins_of_named_examples_are_counted(served, tmp_path):
     def change(arrays):
         arrays["image"][50], arrays["label"][50] = arrays["image"][9], arrays["label"][9]
