@@ -213,7 +213,8 @@ def verify(
     Args:
       folder: of the ledger.
       head: a head that was kept elsewhere, which the history must contain; it tells an old copy from the ledger.
-      evaluate: also evaluate the network in use anew and compare with its record.
+      evaluate: also evaluate the network in use anew and compare with its record. The original, which is in use until
+        a run has forgotten, has no record; its numbers are compared with the hash that the ledger has, always.
       subject: what has moved since the ledger was begun.
       keys: folder of the ledger's keys; None: `keys` in the folder.
 
@@ -236,6 +237,8 @@ def verify(
         unfinished = None if stopped is None else stopped.body["run"]
         found += records.problems(folder, hashes, current, unfinished, book.keys)
         found += _trained_on_problems(book)
+        if current is None:
+            found += _original_problems(book, subject)
         if evaluate and current is not None and not found:
             found += _evaluated(book, current, subject, console)
         return found, events[-1].hash
@@ -463,6 +466,20 @@ def _trained_on_problems(book: Ledger) -> list[str]:
     except (InputError, OSError) as error:
         return [f"{file} was changed: {error}"]
     return [] if same and _positions_digest(book.keys, positions) == expected else [f"{file} was changed"]
+
+
+def _original_problems(book: Ledger, subject: Subject) -> list[str]:
+    """Compares the numbers of the original network with their hash."""
+    about = book.about
+    place = subject.weights or subject.checkpoint or about["weights"] or about["checkpoint"]
+    try:
+        config = _config(book, subject, "", 0, "finetune", MethodSettings())
+        network = unlearning.original_network(config)
+    except InputError as error:
+        return [f"the original network in {place} cannot be read: {error}"]
+    if signing.network_sha256(*network) != about["network"]:
+        return [f"{place} was changed: it is not the network that the ledger was begun with"]
+    return []
 
 
 def _current(book: Ledger) -> int | None:

@@ -332,6 +332,16 @@ def load_weights(model: Model, *, weights: str | None, checkpoint: str | None) -
     return network
 
 
+def original_network(config: RunConfig) -> tuple[Params, ModelState]:
+    """The network that a job would begin with, without what else the job needs.
+
+    Raises:
+      InputError: the data set, whose shapes the network has, or the network cannot be read.
+    """
+    model = _build(config.model, datasets.load(config.dataset, config.data_dir), config.model_options)
+    return load_weights(model, weights=config.weights, checkpoint=config.checkpoint)
+
+
 class Job(NamedTuple):
     """What an unlearning job is made of, read and checked."""
 

@@ -345,6 +345,19 @@ def test_a_changed_list_of_what_was_trained_on_is_found(begun, tmp_path, change,
     assert str(file) in found
 
 
+def test_a_changed_original_is_found_while_it_is_in_use(begun, tmp_path, capsys):
+    whole = (begun.parent / "mlp.safetensors").read_bytes()
+    file = tmp_path / "moved.safetensors"
+    file.write_bytes(whole)
+    assert verified(begun, "--weights", file, capsys=capsys) == []
+    file.write_bytes(whole[:-2] + bytes([whole[-2] ^ 1]) + whole[-1:])  # of the last number
+    (found,) = verified(begun, "--quick", "--weights", file, capsys=capsys)
+    assert f"{file} was changed" in found
+    file.unlink()
+    (found,) = verified(begun, "--quick", "--weights", file, capsys=capsys)
+    assert f"the original network in {file} cannot be read" in found
+
+
 def test_twins_of_named_examples_are_counted(served, tmp_path):
     def change(arrays):
         arrays["image"][50], arrays["label"][50] = arrays["image"][9], arrays["label"][9]
