@@ -94,7 +94,8 @@ class Ledger:
     Args:
       folder: of the ledger.
       keys: of its keys; None: the folder `keys` in it.
-      check: refuse a ledger with a changed row; without it `problems` names them all.
+      check: refuse a ledger with a changed row or byte, before the next seal hides it; without it `problems` names
+        them all.
 
     Raises:
       LedgerError: there is none, it or its keys are damaged, or it was made by a later version.
@@ -127,7 +128,7 @@ class Ledger:
                 raise LedgerError(f"the secret in {keys or folder / KEYS_FOLDER} is not that of {self.path}")
             if check:
                 with self._named_errors(), self._reading():
-                    found = self._history_problems() or self._table_problems()
+                    found = self._history_problems() or self._table_problems() or self._seal_problems()
                 if found:
                     raise LedgerError(f"{found[0]}; `scissorhands request verify` says all that is wrong")
         except BaseException:
@@ -336,13 +337,15 @@ class Ledger:
 
     def _seal_problems(self) -> list[str]:
         path = self.folder / SEAL_FILE
+        heads = [event.hash for event in self.history()]
+        if len(heads) == 1 and not path.exists():
+            return []  # A process died in `begin`; the next one to write seals before that.
         seal = signing.read_canonical(path)
         body = {name: value for name, value in seal.items() if name != "signature"}
         if set(seal) != {"head", "sha256", "size", "signature"} or not signing.signed_by(
             self.keys.public, "seal", sha256(canonical(body)), seal["signature"]
         ):
             return [f"{path} was changed: its signature is not the ledger's"]
-        heads = [event.hash for event in self.history()]
         if seal["head"] not in heads:
             return [f"{self.path} lacks rows that {path} knows: the end of the history was cut off or replaced"]
         if seal["head"] != heads[-1]:
@@ -373,6 +376,20 @@ class Ledger:
             # The transaction before it stands; a seal that is behind is no damage, and the next one catches up.
             logger.warning("%s could not be written: %s", self.folder / SEAL_FILE, error)
 
+    def _seal_beginning(self) -> None:
+        """Writes the seal that a process died over in `begin`, so that it is never missing beside a second row.
+
+        Raises:
+          LedgerError: it cannot be written, or is missing though the ledger was written to since.
+        """
+        path = self.folder / SEAL_FILE
+        if self._version() == 0 or path.exists():
+            return
+        if self._database.execute("SELECT count(*) FROM history").fetchone() == (1,):
+            self._seal()
+        if not path.exists():
+            raise LedgerError(f"{path} is missing and cannot be written, and nothing was changed")
+
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
         """All reads in it see one state, whoever writes meanwhile."""
@@ -386,6 +403,7 @@ class Ledger:
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         """A transaction that is whole or has not happened, and the seal on it."""
+        self._seal_beginning()
         self._database.execute("BEGIN IMMEDIATE")
         try:
             yield

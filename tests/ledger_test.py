@@ -137,9 +137,8 @@ def test_every_change_by_hand_is_found_and_named(folder, statements, words):
     by_hand(folder, *statements)
     found = problems(folder)
     assert any(re.search(words, line) for line in found), found
-    if "VACUUM" not in statements:
-        with pytest.raises(LedgerError):  # nobody works with it
-            Ledger(folder)
+    with pytest.raises(LedgerError):  # nobody works with it, and no later seal hides the change
+        Ledger(folder)
 
 
 def test_a_history_whose_end_is_cut_off_is_found(folder):
@@ -195,6 +194,30 @@ def test_a_process_that_died_before_the_seal_is_no_damage(folder):
         request(book)
     assert (folder / ledger.SEAL_FILE).read_bytes() != seal
     assert problems(folder) == []
+
+
+def test_a_missing_seal_is_no_damage_only_where_a_process_died_in_the_beginning(folder, tmp_path):
+    (folder / ledger.SEAL_FILE).unlink()
+    with pytest.raises(LedgerError, match=r"ledger\.seal is missing"):
+        Ledger(folder)
+    Ledger.begin(tmp_path / "new", ABOUT).close()
+    seal = tmp_path / "new" / ledger.SEAL_FILE
+    seal.unlink()
+    assert problems(tmp_path / "new") == []
+    with Ledger(tmp_path / "new") as book:
+        book._seal = lambda: None  # the disk is full, or the process dies
+        with pytest.raises(LedgerError, match="cannot be written"):
+            request(book)
+        assert book.requests() == []
+        del book._seal
+        seal_begun, seals = book._seal, []
+        book._seal = lambda: seals.append(seals or seal_begun())  # dies before the second
+        request(book)
+        assert len(seals) == 2
+    assert seal.exists()
+    assert problems(tmp_path / "new") == []
+    with Ledger(tmp_path / "new") as book:
+        assert len(book.requests()) == 1
 
 
 def test_an_unfinished_transaction_is_taken_back(folder):
