@@ -217,6 +217,7 @@ def verify(
         a run has forgotten, has no record; its numbers are compared with the hash that the ledger has, always.
       subject: what has moved since the ledger was begun.
       keys: folder of the ledger's keys; None: `keys` in the folder.
+      console: for progress, and a note if the seal is behind the ledger.
 
     Returns:
       What was found, one sentence each, empty if all is well; and the head, if the ledger can be read.
@@ -229,6 +230,15 @@ def verify(
         found = book.problems()
         if found:
             return found, None
+        behind = book.unsealed()
+        if behind:
+            console.print(
+                f"note: {book.folder / ledger.SEAL_FILE} is behind by {behind} rows, as after a kill; the rows were "
+                "checked, and bytes outside rows were not compared",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
         events = book.history()
         if head is not None and head not in (event.hash for event in events):
             found.append(f"the history in {book.path} has no row {head}; this is an older copy, or another ledger")

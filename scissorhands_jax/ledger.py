@@ -335,6 +335,22 @@ class Ledger:
                 found.append(f"examples of a request {number}, which does not exist, are in {self.path}")
         return found
 
+    def unsealed(self) -> int:
+        """How many of the newest rows are not under the seal; if there are any, bytes outside rows cannot be compared.
+
+        Raises:
+          LedgerError: the seal is damaged, or missing where `problems` names it.
+        """
+        path = self.folder / SEAL_FILE
+        with self._named_errors(), self._reading():
+            heads = [event.hash for event in self.history()]
+            if len(heads) == 1 and not path.exists():
+                return 1
+            head = signing.read_canonical(path).get("head")
+        if head not in heads:
+            raise LedgerError(f"{path} is not the seal of {self.path}")
+        return len(heads) - 1 - heads.index(head)
+
     def _seal_problems(self) -> list[str]:
         path = self.folder / SEAL_FILE
         heads = [event.hash for event in self.history()]

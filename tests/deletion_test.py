@@ -194,6 +194,19 @@ def test_an_older_copy_is_told_by_a_head_that_was_kept(book_folder, tmp_path, ca
     assert "older copy" in found
 
 
+def test_a_seal_that_is_behind_is_said_to_be(book_folder, capsys):
+    seal = (book_folder / ledger.SEAL_FILE).read_bytes()
+    with Ledger(book_folder) as book:
+        for _ in range(2):
+            book.append("covered", {"run": 1, "requests": [3]})
+    capsys.readouterr()
+    for words, said in ((seal, True), ((book_folder / ledger.SEAL_FILE).read_bytes(), False)):
+        (book_folder / ledger.SEAL_FILE).write_bytes(words)
+        assert command("verify", "--ledger", book_folder, "--quick") == 0
+        captured = capsys.readouterr()
+        assert ("is behind by 2 rows" in captured.out + captured.err) is said
+
+
 def test_a_forger_with_other_keys_is_found(book_folder, capsys):
     """Everything is signed anew, and all hashes fit; but the key is another than the one that was begun with."""
     keys = signing.Keys(bytes(32), bytes(range(32)))

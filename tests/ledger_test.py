@@ -191,7 +191,9 @@ def test_a_process_that_died_before_the_seal_is_no_damage(folder):
     (folder / ledger.SEAL_FILE).write_bytes(seal)
     assert problems(folder) == []
     with Ledger(folder) as book:
+        assert book.unsealed() == 1
         request(book)
+        assert book.unsealed() == 0
     assert (folder / ledger.SEAL_FILE).read_bytes() != seal
     assert problems(folder) == []
 
