@@ -184,12 +184,19 @@ def _run_run(options: argparse.Namespace, console: Console) -> int:
 
 def _auditor(path: Path) -> Any:
     from scissorhands_jax import verdicts
+    from scissorhands_jax.signing import sha256
 
     try:
-        document = files.read_json(path)
+        content = files.read_bytes(path, files.MAX_JSON)
+        document = files.parse_json(content)
     except (OSError, ValueError) as error:
         raise InputError(f"the audit {path} cannot be read: {error}") from error
-    return lambda folder, network: verdicts.from_audit(document, network)
+
+    def audited(folder: Path, network: str) -> verdicts.Evidence:
+        evidence = verdicts.from_audit(document, network)
+        return evidence._replace(source=f"{evidence.source} (audit file with SHA-256 {sha256(content)})")
+
+    return audited
 
 
 def _run_verify(options: argparse.Namespace, console: Console) -> int:

@@ -384,6 +384,7 @@ def _unlearned_and_judged(
         "previous": recorded[-1].body["record"] if recorded else ledger.START,
         "finished": ledger.now(),
         "requests": [_shown_request(book, request) for request in asked],
+        "earlier_tries": _earlier_tries(book, number, body["requests"]),
         "network": {"model": config.model, "before": body["network"], "after": network},
         "files": records.file_hashes(out, book.keys),
         "forget": {"count": len(job.positions), "digest": _positions_digest(book.keys, job.positions)},
@@ -507,6 +508,12 @@ def _unfinished(book: Ledger) -> Event | None:
     ended = {event.body["run"] for kind in ("recorded", "failed") for event in book.history(kind)}
     left = [event for event in book.history("started") if event.body["run"] not in ended]
     return left[0] if left else None
+
+
+def _earlier_tries(book: Ledger, number: int, requests: Sequence[int]) -> int:
+    """How many runs before, also ones that failed, were about any of these requests."""
+    before = [event.body for event in book.history("started") if event.body["run"] < number]
+    return sum(not set(requests).isdisjoint(body["requests"]) for body in before)
 
 
 def _reference(book: Ledger) -> dict[str, Any] | None:

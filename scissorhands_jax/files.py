@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-_MAX_JSON = 2**28
+MAX_JSON = 2**28
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -73,7 +73,15 @@ def read_json(path: str | os.PathLike) -> Any:
       OSError: the file is missing or cannot be read.
       ValueError: it holds something else, is nested too deeply, or is larger than 256 MiB.
     """
-    content = read_bytes(path, _MAX_JSON)
+    return parse_json(read_bytes(path, MAX_JSON))
+
+
+def parse_json(content: bytes) -> Any:
+    """The same for bytes that were read already.
+
+    Raises:
+      ValueError: they hold something else, or are nested too deeply.
+    """
     try:
         return json.loads(content.decode())
     except RecursionError as error:

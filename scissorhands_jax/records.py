@@ -234,6 +234,8 @@ def _show(path: Path, record: Mapping[str, Any], rows: Iterable[report.Row]) -> 
         f"Request {request['id']} of {request['received']}, due {request['due']}: {request['examples']} examples."
         for request in record["requests"]
     ]
+    if record["earlier_tries"]:
+        asked.append(f"Earlier runs with requests of this one: {record['earlier_tries']}.")
     measured = [
         f"{finding['name']}: {finding['value']}; a network that never saw them lies between {finding['low']} and "
         f"{finding['high']}."

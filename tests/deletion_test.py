@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scissorhands_jax import cli, deletion, ledger, records, signing
+from scissorhands_jax import cli, deletion, ledger, records, signing, verdicts
 from scissorhands_jax.ledger import Ledger
 from tests import forking
 
@@ -270,6 +270,26 @@ def test_a_request_that_a_run_has_covered_needs_none(book_folder, tmp_path, caps
     assert "no request is open" in capsys.readouterr().out
     with Ledger(book_folder) as book:
         assert book.requests()[number - 1][5:] == ("forgotten", 1)
+
+
+def test_a_record_names_its_audit_and_earlier_tries(book_folder, tmp_path, monkeypatch, capsys):
+    """Whoever tries again until the evidence is good by chance leaves a trace."""
+    audit = {"network": "ab", "source": "U-LiRA", "findings": [{"name": "AUC", "value": 0.5, "low": 0, "high": 1}]}
+    audit["gates"] = [{"name": "original caught", "passed": True, "why": "AUC 0.9"}]
+    (tmp_path / "audit.json").write_text(json.dumps(audit))
+    from_audit = verdicts.from_audit  # about whichever network the run makes
+    monkeypatch.setattr(verdicts, "from_audit", lambda document, network: from_audit(document, "ab"))
+    words = ["--ledger", book_folder, *QUICK, "--again", "--seed", "1", "--audit", tmp_path / "audit.json"]
+    assert command("run", *words) == 0
+    record, _ = records.read(records.path_of(book_folder, 3), signing.read_keys(book_folder / "keys").public)
+    digest = signing.file_sha256(tmp_path / "audit.json")
+    assert record["evidence"]["source"] == f"U-LiRA (audit file with SHA-256 {digest})"
+    assert record["earlier_tries"] == 1, "request 2 was tried in run 2, request 3 never"
+    first, _ = records.read(records.path_of(book_folder, 1), signing.read_keys(book_folder / "keys").public)
+    assert first["earlier_tries"] == 0
+    page = records.report_path(book_folder, 3).read_text()
+    assert digest in page
+    assert "Earlier runs with requests of this one: 1." in page
 
 
 def test_a_run_that_diverges_opens_its_requests_again(book_folder, capsys):
