@@ -5,7 +5,8 @@ examples that were to be forgotten are compared with the test set, in the networ
 its being right. If they could as well be a random part of the test set, at the level that was asked for, nothing in the
 network's outputs tells them apart. That alone says little: a handful of examples, or a network that learned nothing by
 heart, cannot be told apart whatever was done. Therefore there is a gate: the same comparison must catch the network
-from before. Where it does not, the answer is not "forgotten" but "retrain now".
+from before. Where it does not, the answer is not "forgotten" but "retrain now". A second gate compares one half of the
+test set with the other, which nothing may tell apart.
 
 What this cannot see: examples that differ from the test set in more than their classes can be told apart in a network
 that never saw them; and examples whose trace shows only beside networks that were trained without them. An audit
@@ -30,6 +31,8 @@ BUDGET = 1.0
 together may cost. The user may say otherwise."""
 
 _SOURCE = "held-out comparison"
+_NULL_LEVEL = 0.999
+"""Of the gate that compares held-out examples with held-out ones: one that fails by chance costs a run its answer."""
 
 
 class Finding(NamedTuple):
@@ -153,7 +156,7 @@ def held_out_comparison(
         else f"the {len(before.labels)} examples are too few, or it never knew them by heart; nothing follows from the "
         "comparison"
     )
-    return Evidence(_SOURCE, findings, (Gate("the network before is caught", bool(caught), why),))
+    return Evidence(_SOURCE, findings, (Gate("the network before is caught", bool(caught), why), _null(held_after)))
 
 
 def from_audit(document: Mapping[str, Any], network: str) -> Evidence:
@@ -225,6 +228,27 @@ def _against(finding: Finding) -> str:
         f"the {finding.name} shows them {how}: {finding.value:.3f}, and a network that never saw them lies between "
         f"{finding.low:.3f} and {finding.high:.3f}"
     )
+
+
+def _null(held: Scored) -> Gate:
+    """The comparison must not tell one half of the held-out examples, drawn class by class, from the other."""
+    name = "held-out against held-out"
+    generator = np.random.default_rng(0)
+    first = np.zeros(len(held.labels), bool)
+    for label in np.unique(held.labels):
+        drawn = generator.permutation(np.flatnonzero(held.labels == label))
+        first[drawn[: len(drawn) // 2]] = True
+    if not first.any():
+        return Gate(name, False, "the test set has no two examples of a class, so the comparison cannot be checked")
+    half, rest = (Scored(held.logits[part], np.asarray(held.labels)[part]) for part in (first, ~first))
+    level = 1 - (1 - _NULL_LEVEL) / len(_SCORES)
+    told = [score for score in _SCORES if not _compared(half, rest, score, level).holds]
+    why = (
+        f"in {' and '.join(told)} it tells held-out examples from held-out ones"
+        if told
+        else "it does not tell one half of the test set from the other"
+    )
+    return Gate(name, not told, why)
 
 
 def _compared(part: Scored, held: Scored, score: str, level: float) -> Finding:

@@ -91,6 +91,23 @@ def test_all_else_is_to_be_retrained(evidence, words):
     assert answer(evidence, exact=True).answer == "forgotten", "a network that was trained anew needs no evidence"
 
 
+def test_held_out_examples_are_not_told_from_each_other(monkeypatch):
+    gate = compared([4, 1, 1, 1]).gates[1]
+    assert gate == ("held-out against held-out", True, "it does not tell one half of the test set from the other")
+    skewed = verdicts.likeness
+    monkeypatch.setattr(verdicts, "likeness", lambda own, *rest, level: skewed(own + 1, *rest, level=level))
+    evidence = compared([4, 1, 1, 1])
+    assert not evidence.gates[1].passed
+    assert "tells held-out examples from held-out ones" in " ".join(answer(evidence).reasons)
+    assert not compared([4, 1, 1, 1], held_count=3).gates[1].passed, "no class has two"
+
+
+def test_the_null_gate_fails_by_chance_in_no_more_than_its_level():
+    held = labels(60)
+    passed = [verdicts._null(logits(held, 1, seed)).passed for seed in range(300)]
+    assert np.mean(passed) > 0.985
+
+
 def test_classes_that_are_not_tested_give_no_evidence():
     own, held = np.full(9, 2), labels(9, 2)
     parts = [logits(own, 3, 0), logits(own, 1, 1), logits(held, 1, 2), logits(held, 1, 3)]
