@@ -77,7 +77,13 @@ def add_parser(commands: Any) -> None:
 
 def _add_ledger(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ledger", required=True, type=Path, metavar="DIR", help="folder of the ledger")
-    parser.add_argument("--keys", type=Path, metavar="DIR", help="folder of its keys (default: keys in the ledger's)")
+    parser.add_argument(
+        "--keys",
+        type=Path,
+        metavar="DIR",
+        help="folder of its keys (default: keys in the ledger's); keep it elsewhere: whoever has the keys can change "
+        "anything and sign it anew, and an auditor needs them for verify",
+    )
 
 
 def _add_subject(parser: argparse.ArgumentParser, what: str) -> None:
