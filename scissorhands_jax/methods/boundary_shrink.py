@@ -136,8 +136,8 @@ def boundary_labels(
 
 
 def _check_range(images: jax.Array, clip: Clip) -> None:
-    images = np.asarray(images)
-    low, high = map(float, as_float(jnp.stack([images.min(), images.max()])))
+    values = np.asarray(images)
+    low, high = map(float, as_float(jnp.stack([values.min(), values.max()])))
     if not clip[0] <= low <= high <= clip[1]:
         raise InputError(
             f"the forget images reach from {low:.4g} to {high:.4g}, outside clip = {clip}; give the range of valid "
