@@ -522,31 +522,27 @@ def mean_estimate(values: Sequence[float] | np.ndarray, *, level: float = 0.95, 
 
 
 def average(estimates: Sequence[Estimate], bounds: tuple[float, float] = (-np.inf, np.inf)) -> Estimate:
-    """The mean of independent estimates, such as those of several forget sets, from their intervals.
+    """The mean of estimates from the same networks, such as those of several forget sets, from their intervals.
+
+    Forget sets share the networks, and what is peculiar to these shows in every set. So the errors may all point the
+    same way, and the mean reaches as far as the parts do on average: it is no surer than they are.
 
     Args:
       estimates: of one level.
       bounds: of the number.
+
+    Returns:
+      With the networks of the part that has fewest, and the examples of all together.
 
     Raises:
       InputError: there are none, or their levels differ.
     """
     if not estimates or len({one.level for one in estimates}) > 1:
         raise InputError(f"an average needs estimates of one level, got {len(estimates)}")
-    if len(estimates) == 1:
-        return estimates[0]
-    level, count = estimates[0].level, len(estimates)
-
-    def freedom(one: Estimate) -> int:
-        return (one.networks if one.networks > 1 else max(one.examples, 2)) - 1
-
+    count = len(estimates)
     # Clipped ends are too near, so the wider side counts.
-    errors = [
-        max(one.high - one.value, one.value - one.low) / stats.t.ppf(0.5 + level / 2, freedom(one)) for one in estimates
-    ]
-    degrees = sum(map(freedom, estimates))
-    reach = stats.t.ppf(0.5 + level / 2, degrees) * math.sqrt(sum(error**2 for error in errors)) / count
+    reach = math.fsum(max(one.high - one.value, one.value - one.low) for one in estimates) / count
     value = math.fsum(one.value for one in estimates) / count
-    networks, examples = sum(one.networks for one in estimates), sum(one.examples for one in estimates)
+    networks, examples = min(one.networks for one in estimates), sum(one.examples for one in estimates)
     low, high = max(bounds[0], value - reach), min(bounds[1], value + reach)
-    return Estimate(value, low, high, level, networks, examples)
+    return Estimate(value, low, high, estimates[0].level, networks, examples)
