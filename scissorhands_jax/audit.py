@@ -12,7 +12,7 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,6 +78,7 @@ class Gate(NamedTuple):
     passed: bool | None  # None: there are too few networks for it
     explanation: str
     estimate: Estimate | None
+    reported: bool = True  # the audit has numbers of this metric
 
 
 class Job(NamedTuple):
@@ -469,12 +470,13 @@ class _Audit:
         places = {(s.name, label): (n, i) for n, s in enumerate(self.scenarios) for i, label in enumerate(_labels(s))}
         rows.sort(key=lambda row: (places[row["scenario"], row["method"]], row["seed"]))
         analysis = _Analysis(self, cells)
-        entries, gates = analysis.entries(), analysis.gates()
+        entries = analysis.entries()
+        gates = analysis.gates({entry["metric"] for entry in entries})
         return {
             "rows": report.with_gaps(rows),
             "evidence": entries,
             "gates": [gate._asdict() | {"estimate": _as_dict(gate.estimate)} for gate in gates],
-            "trusted": all(gate.passed is not False for gate in gates) and any(gate.passed for gate in gates),
+            "trusted": _trusted(gates),
             "failures": failures,
             "ensemble": {
                 "networks": len(self.ensemble),
@@ -670,10 +672,13 @@ class _Analysis:
         }
         return {name: evidence.mean_estimate(found) for name, found in values.items()}
 
-    def gates(self) -> list[Gate]:
+    def gates(self, reported: Collection[str]) -> list[Gate]:
         """Whether each attack is silent on retrained networks and finds the original, on average over forget sets.
 
         The intervals together have a coverage of 95 %: a sound audit fails a null gate once in twenty.
+
+        Args:
+          reported: metrics that the audit has numbers of.
         """
         numbers = range(len(self.audit.scenarios))
         level = 1 - 0.05 / len(ATTACKS)
@@ -688,7 +693,7 @@ class _Analysis:
             silent = NULL if attack == "u_lira" else RETRAIN
             for label, name in ((silent, "retrained is not told from retrained"), (ORIGINAL, "the original is caught")):
                 estimates = [one[metric] for one in found[label] if metric in one]
-                gates.append(_gate(name, metric, label == ORIGINAL, estimates))
+                gates.append(_gate(name, metric, label == ORIGINAL, estimates)._replace(reported=metric in reported))
         return gates
 
 
@@ -705,6 +710,12 @@ def _gate(name: str, metric: str, must_find: bool, estimates: Sequence[Estimate]
         passed = mean.low <= 0.5 <= mean.high
         why = f"{interval}, must hold 0.5: " + ("it does" if passed else "the attack sees what is not there")
     return Gate(name, metric, passed, why, mean)
+
+
+def _trusted(gates: Sequence[Gate]) -> bool:
+    """Whether some gate holds, none failed, and each of a metric that is reported could be run."""
+    ran = [gate.passed for gate in gates if gate.passed is not None or gate.reported]
+    return any(ran) and all(ran)
 
 
 def _named(attack: str, estimates: Mapping[str, Estimate]) -> dict[str, Estimate]:

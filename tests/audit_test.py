@@ -156,6 +156,21 @@ class TestGates:
         gate = audit._gate("a gate", "u_lira_auc", True, [])
         assert gate.passed is None
         assert "no gate could be run" in report.verdict({"gates": [gate._asdict()]})
+        assert audit._trusted([gate]) is False
+
+    def test_a_number_whose_gate_could_not_be_run_is_not_trusted(self):
+        """As with 6 to 10 networks, which are too few to compare retrained with retrained."""
+        holds = self.gate(0.6, 0.51, 0.69, must_find=True)
+        silent = audit._gate("retrained is not told from retrained", "u_lira_auc", False, [])
+        assert audit._trusted([holds, silent]) is False
+        text = report.verdict({"gates": [holds._asdict(), silent._asdict()]})
+        assert text.startswith("These numbers cannot be trusted, because gates of what is reported could not be run.")
+        assert "retrained is not told from retrained: U-LiRA AUC takes more networks" in text
+        silent = silent._replace(reported=False)
+        assert audit._trusted([holds, silent]) is True
+        assert "1 could not be run, and their metrics are not reported" in report.verdict(
+            {"gates": [holds._asdict(), silent._asdict()]}
+        )
 
 
 class TestInput:
@@ -198,6 +213,7 @@ class TestCommand:
         outcomes = {(gate["metric"], gate["name"]): gate["passed"] for gate in document["gates"]}
         assert outcomes["population_auc", "the original is caught"] is True
         assert outcomes["u_lira_auc", "the original is caught"] is None
+        assert document["trusted"] is (outcomes["population_auc", "retrained is not told from retrained"] is True)
         assert "2 networks to train" in capsys.readouterr().err
         assert (tmp_path / "out" / "report.html").exists()
 

@@ -108,8 +108,12 @@ def verdict(document: Mapping[str, Any]) -> str:
     run_gates = [gate for gate in document["gates"] if gate["passed"]]
     if not run_gates:
         return "These numbers cannot be trusted, because no gate could be run; take more networks."
-    left_out = len(document["gates"]) - len(run_gates)
-    rest = f"; {left_out} could not be run with so few networks or on such forget sets" if left_out else ""
+    not_run = [gate for gate in document["gates"] if gate["passed"] is None]
+    unknown = [gate for gate in not_run if gate.get("reported")]
+    if unknown:
+        which = "; ".join(f"{gate['name']}: {gate['explanation']}" for gate in unknown)
+        return f"These numbers cannot be trusted, because gates of what is reported could not be run. {which}."
+    rest = f"; {len(not_run)} could not be run, and their metrics are not reported" if not_run else ""
     return (
         f"All {len(run_gates)} gates that were run hold{rest}: the attacks find the original, and nothing in retrained "
         "networks."
