@@ -129,7 +129,7 @@ def run_audit(
     if tier not in TIERS:
         raise InputError(f"there is no tier {tier!r}; choose one of {', '.join(TIERS)}")
     work = _Audit(experiment, out, TIERS[tier], num_networks, seed, data_dir, networks or out / "networks")
-    description = {"command": "audit", "tier": tier, "seed": seed, **grid.resolve(experiment)}
+    description = {"command": "audit", "tier": tier, "seed": seed, **grid.resolve(experiment), **work.checksums()}
     runs.open_folder(out, description, overwrite=overwrite, resume=True)
     jobs = work.jobs()
     work.announce(jobs, console)
@@ -242,6 +242,13 @@ class _Audit:
         ends = np.cumsum([len(positions) for positions in (*chosen, outside)])
         *forget, always, halved, held_out = np.split(np.arange(ends[-1]), ends[:-1])
         self.forget_columns, self.always, self.halved, self.held_out = forget, always, halved, held_out
+
+    def checksums(self) -> dict[str, str]:
+        """Of the images and labels that networks are trained on and answer: other data make another audit."""
+        return {
+            "training_data_checksum": checkpoints.checksum(self.train),
+            "watched_data_checksum": checkpoints.checksum(self.watched),
+        }
 
     def method(self, settings: MethodSettings) -> Method:
         """Built once per settings, so that it compiles once."""

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -131,6 +132,21 @@ class TestStandard:
         out, _ = done
         with pytest.raises(InputError, match="seed was 0 and is now 1"):
             audit.run_audit(experiment, out, num_networks=12, seed=1, console=QUIET)
+
+    @pytest.mark.parametrize(("image", "what"), [("image", "training_data"), ("test_image", "watched_data")])
+    def test_other_data_under_the_same_name_are_another_audit(self, done, experiment, image, what):
+        out, _ = done
+        file = pathlib.Path(experiment.dataset.removeprefix("npz:"))
+        before = file.read_bytes()
+        with np.load(file) as held:
+            arrays = dict(held)
+        arrays[image] = 1 - arrays[image]
+        try:
+            np.savez(file, **arrays)
+            with pytest.raises(InputError, match=f"other settings: {what}_checksum was"):
+                audit.run_audit(experiment, out, num_networks=12, console=QUIET)
+        finally:
+            file.write_bytes(before)
 
 
 class TestGates:
