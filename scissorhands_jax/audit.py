@@ -439,15 +439,19 @@ class _Audit:
         forget, retain, held_out = self._columns(job)
         asked = ((read[columns], label[columns]) for columns in (forget, held_out))
         found = probes.linear_probe(read[retain], label[retain], *asked)
-        other, _ = self.load(int(ensembles.partner(job.network)))
-        retrained = original[0] if job.label == RETRAIN else other
-        return {
-            "recovery": curve,
-            "probe": dict(zip(("forget", "held_out"), found, strict=True)),
-            # Of a retrained network, to the original that it is paired with.
-            "distance_original": probes.distance(network[0], other if job.label == RETRAIN else original[0]),
-            "distance_retrained": probes.distance(network[0], retrained),
-        }
+        numbers = {"recovery": curve, "probe": dict(zip(("forget", "held_out"), found, strict=True))}
+        partner, _ = self.load(int(ensembles.partner(job.network)))
+        if job.label != RETRAIN:
+            numbers["distance_original"] = probes.distance(network[0], original[0])
+            numbers["distance_retrained"] = probes.distance(network[0], partner)
+            return numbers
+        # A retrained network is held against the original of its pair, and against the next one that was retrained.
+        numbers["distance_original"] = probes.distance(network[0], partner)
+        retrained = self.design.retrained(job.number)
+        following = int(retrained[(np.searchsorted(retrained, job.network) + 1) % len(retrained)])
+        if following != job.network:
+            numbers["distance_retrained"] = probes.distance(network[0], self.load(following)[0])
+        return numbers
 
     def read(self, job: Job) -> tuple[dict[str, Any], np.ndarray | None] | None:
         """A cell's numbers and the margins on watched examples; None where it is not there."""
@@ -674,10 +678,11 @@ class _Analysis:
         values = {
             "recovered": [numbers["recovery"][-1] - numbers["recovery"][0] for numbers in looked],
             "probe_gap": [numbers["probe"]["forget"] - numbers["probe"]["held_out"] for numbers in looked],
-            "distance_original": [numbers["distance_original"] for numbers in looked],
-            "distance_retrained": [numbers["distance_retrained"] for numbers in looked],
+        } | {
+            name: [numbers[name] for numbers in looked if name in numbers]
+            for name in ("distance_original", "distance_retrained")
         }
-        return {name: evidence.mean_estimate(found) for name, found in values.items()}
+        return {name: evidence.mean_estimate(found) for name, found in values.items() if found}
 
     def gates(self, reported: Collection[str]) -> list[Gate]:
         """Whether each attack is silent on retrained networks and finds the original, on average over forget sets.

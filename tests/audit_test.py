@@ -89,6 +89,12 @@ class TestStandard:
             assert entry["low"] <= 0.5 <= entry["high"], metric
         assert abs(found["from scratch", "recovered"]["value"]) < 15
 
+    def test_one_retrained_network_is_as_far_from_another_as_what_retrains(self, done):
+        _, document = done
+        found = means(document)
+        far = found["from scratch", "distance_retrained"]["value"]
+        assert found["retrain", "distance_retrained"]["value"] == pytest.approx(far, rel=0.15)
+
     def test_every_number_has_an_interval_around_it(self, done):
         _, document = done
         assert {entry["metric"] for entry in document["evidence"]} == set(report.METRICS)
