@@ -79,6 +79,7 @@ class Gate(NamedTuple):
     explanation: str
     estimate: Estimate | None
     reported: bool = True  # the audit has numbers of this metric
+    decides: bool = True  # on the whole audit; otherwise on its own metric alone
 
 
 class Job(NamedTuple):
@@ -483,6 +484,7 @@ class _Audit:
         analysis = _Analysis(self, cells)
         entries = analysis.entries()
         gates = analysis.gates({entry["metric"] for entry in entries})
+        gates += analysis.distance_gates(entries)
         return {
             "rows": report.with_gaps(rows),
             "evidence": entries,
@@ -579,18 +581,13 @@ class _Analysis:
 
     def _sides(self, label: str, number: int) -> tuple[np.ndarray, np.ndarray] | None:
         """Scores of networks in question and of retrained ones, as many of both, in pairs; None if fewer than three."""
-        retrained = self._by_pair(RETRAIN, number)
         if label == NULL:
-            pairs = sorted(retrained)
-            half = len(pairs) // 2
-            mine, theirs = pairs[:half], pairs[half : 2 * half]
-            held = retrained
-        else:
-            held = self._by_pair(label, number)
-            mine = theirs = sorted(set(held) & set(retrained))
-        if len(mine) < 3:
+            return self._halves(label, number)
+        retrained, held = self._by_pair(RETRAIN, number), self._by_pair(label, number)
+        pairs = sorted(set(held) & set(retrained))
+        if len(pairs) < 3:
             return None
-        return np.stack([held[pair] for pair in mine]), np.stack([retrained[pair] for pair in theirs])
+        return np.stack([held[pair] for pair in pairs]), np.stack([retrained[pair] for pair in pairs])
 
     def _u_lira(self, label: str, number: int, level: float, rates: Sequence[float]) -> dict[str, Estimate]:
         """Unlearned against retrained networks, on the forget set and on held-out examples."""
@@ -608,10 +605,29 @@ class _Analysis:
         return estimates
 
     def _distances(self, label: str, number: int) -> dict[str, Estimate]:
-        """KLoM on every part, and the forgetting score."""
-        sides = self._sides(label, number)
-        if sides is None:
-            return {}
+        """KLoM on every part, and the forgetting score; with all networks, and with as few as NULL has."""
+        all_sides, halves = self._sides(label, number), self._halves(label, number)
+        estimates: dict[str, Estimate] = {}
+        # Of NULL there is the second only: half of the retrained networks against the other half.
+        if all_sides is not None and label != NULL:
+            estimates |= self._compare(all_sides, number)
+        if halves is not None:
+            estimates |= {f"{name}_halves": found for name, found in self._compare(halves, number).items()}
+        return estimates
+
+    def _halves(self, label: str, number: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Scores of networks in question of the first half of the pairs, and of retrained ones of the second half."""
+        retrained = self._by_pair(RETRAIN, number)
+        held = retrained if label == NULL else self._by_pair(label, number)
+        pairs = sorted(retrained)
+        half = len(pairs) // 2
+        mine, theirs = [pair for pair in pairs[:half] if pair in held], pairs[half : 2 * half]
+        if len(mine) < 3:
+            return None
+        return np.stack([held[pair] for pair in mine]), np.stack([retrained[pair] for pair in theirs])
+
+    def _compare(self, sides: tuple[np.ndarray, np.ndarray], number: int) -> dict[str, Estimate]:
+        """The distances between two sets of networks."""
 
         def worst(unlearned: np.ndarray, retrained: np.ndarray) -> float:
             return float(np.percentile(evidence.klom(unlearned, retrained, bins=self.bins), 95))
@@ -708,6 +724,35 @@ class _Analysis:
                 gates.append(_gate(name, metric, label == ORIGINAL, estimates)._replace(reported=metric in reported))
         return gates
 
+    def distance_gates(self, entries: Sequence[Mapping[str, Any]]) -> list[Gate]:
+        """Whether the original is farther from retrained networks than these are from each other, as many of each.
+
+        A distance that fails says nothing at this number of networks, and is no evidence; the attacks stand.
+
+        Args:
+          entries: of `entries`.
+        """
+        means = {(entry["method"], entry["metric"]): entry for entry in entries if entry["scenario"] is None}
+        gates = []
+        for metric in ("klom_forget_halves", "forgetting_score_halves"):
+            title, name = METRICS[metric][0], "the original is farther off than retrained from retrained"
+            original, null = means.get((ORIGINAL, metric)), means.get((NULL, metric))
+            reported = any(shown.startswith(metric.removesuffix("_halves")) for _, shown in means)
+            if original is None or null is None:
+                gate = Gate(name, metric, None, f"{title} takes more networks", None, reported, False)
+            else:
+                is_score = metric.startswith("forgetting")
+                passed = original["value"] < null["low"] if is_score else original["value"] > null["high"]
+                why = (
+                    f"{title} {original['value']:.3f}, must lie {'below' if is_score else 'above'} the interval "
+                    f"[{null['low']:.3f}, {null['high']:.3f}] of {NULL}: "
+                    + ("it does" if passed else "with so few networks it says nothing")
+                )
+                found = Estimate(**{field: original[field] for field in Estimate._fields})
+                gate = Gate(name, metric, passed, why, found, reported, False)
+            gates.append(gate)
+        return gates
+
 
 def _gate(name: str, metric: str, must_find: bool, estimates: Sequence[Estimate]) -> Gate:
     title = METRICS[metric][0]
@@ -715,6 +760,8 @@ def _gate(name: str, metric: str, must_find: bool, estimates: Sequence[Estimate]
         return Gate(name, metric, None, f"{title} takes more networks, or strangers of the same classes", None)
     mean = evidence.average(estimates, (0, 1))
     interval = f"{title} {mean.value:.3f}, {100 * mean.level:.4g} % interval [{mean.low:.3f}, {mean.high:.3f}]"
+    if mean.networks == 1:
+        interval += " over examples alone"
     if must_find:
         passed = mean.low > 0.5
         why = f"{interval}, must lie above 0.5: " + ("it does" if passed else "the attack cannot see what is there")
@@ -725,8 +772,8 @@ def _gate(name: str, metric: str, must_find: bool, estimates: Sequence[Estimate]
 
 
 def _trusted(gates: Sequence[Gate]) -> bool:
-    """Whether some gate holds, none failed, and each of a metric that is reported could be run."""
-    ran = [gate.passed for gate in gates if gate.passed is not None or gate.reported]
+    """Of the gates that decide: whether some holds, none failed, and each of a reported metric could be run."""
+    ran = [gate.passed for gate in gates if gate.decides and (gate.passed is not None or gate.reported)]
     return any(ran) and all(ran)
 
 

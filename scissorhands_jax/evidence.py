@@ -32,6 +32,7 @@ class Estimate(NamedTuple):
     level: float  # coverage that the interval aims at
     networks: int  # resampled; 1 where only examples were
     examples: int
+    negatives: int = 0  # scores that a rate of false positives is counted among; 0 where there is no such rate
 
 
 def margins(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -422,7 +423,8 @@ def attack_estimates(
     for rate in rates:
         replicates = _resampled_rates(positives, negatives, row_counts, own, other, rate)
         value = tpr_at_fpr(positives, negatives, rate)
-        estimates[f"tpr_at_{100 * rate:g}"] = estimate(value, wider * replicates, number, columns, level, (0, 1))
+        found = estimate(value, wider * replicates, number, columns, level, (0, 1))
+        estimates[f"tpr_at_{100 * rate:g}"] = found._replace(negatives=negatives.size)
     return estimates
 
 
@@ -532,7 +534,7 @@ def average(estimates: Sequence[Estimate], bounds: tuple[float, float] = (-np.in
       bounds: of the number.
 
     Returns:
-      With the networks of the part that has fewest, and the examples of all together.
+      With the networks and negatives of the part that has fewest, and the examples of all together.
 
     Raises:
       InputError: there are none, or their levels differ.
@@ -545,4 +547,5 @@ def average(estimates: Sequence[Estimate], bounds: tuple[float, float] = (-np.in
     value = math.fsum(one.value for one in estimates) / count
     networks, examples = min(one.networks for one in estimates), sum(one.examples for one in estimates)
     low, high = max(bounds[0], value - reach), min(bounds[1], value + reach)
-    return Estimate(value, low, high, estimates[0].level, networks, examples)
+    negatives = min(one.negatives for one in estimates)
+    return Estimate(value, low, high, estimates[0].level, networks, examples, negatives)

@@ -68,9 +68,24 @@ def means(document):
 class TestStandard:
     def test_all_gates_hold(self, done):
         _, document = done
-        assert [gate["passed"] for gate in document["gates"]] == [True] * 8, document["gates"]
+        assert [gate["passed"] for gate in document["gates"] if gate["decides"]] == [True] * 8, document["gates"]
         assert document["trusted"] is True
-        assert "gates that were run hold" in report.verdict(document)
+        assert "gates of the attacks that were run hold" in report.verdict(document)
+
+    def test_distances_stand_beside_null_at_its_number_of_networks(self, done):
+        _, document = done
+        found = means(document)
+        for metric in ("klom_forget", "klom_retain", "klom_held_out", "forgetting_score"):
+            networks = {method: entry["networks"] for (method, name), entry in found.items() if name == metric}
+            assert set(networks.values()) == {6}
+            assert audit.NULL not in networks
+            halves = {m: entry["networks"] for (m, name), entry in found.items() if name == f"{metric}_halves"}
+            assert set(halves.values()) == {3}
+            assert set(halves) == set(networks) | {audit.NULL}
+        own = {gate["metric"]: gate for gate in document["gates"] if not gate["decides"]}
+        assert set(own) == {"klom_forget_halves", "forgetting_score_halves"}
+        null, original = (found[label, "klom_forget_halves"] for label in (audit.NULL, "original"))
+        assert own["klom_forget_halves"]["passed"] is (original["value"] > null["high"])
 
     def test_what_does_nothing_is_caught_as_the_original_is(self, done):
         _, document = done
@@ -132,7 +147,7 @@ class TestStandard:
         assert again["gates"] == document["gates"]
         text = console.file.getvalue()
         assert "0 networks to train and 1 to unlearn or measure: about" in text
-        assert text.index("MB of disk") < text.index("gates that were run hold")
+        assert text.index("MB of disk") < text.index("that were run hold")
 
     def test_another_seed_is_another_audit(self, done, experiment):
         out, _ = done
@@ -256,12 +271,48 @@ def test_the_experiment_writes_tables(done, tmp_path):
     _, document = done
     experiments_audit.write_tables(tmp_path, document)
     text = (tmp_path / "tables.md").read_text()
-    assert text.index("gates that were run hold") < text.index("| U-LiRA AUC |")
+    assert text.index("that were run hold") < text.index("| U-LiRA AUC |")
     assert text.count("| nothing |") == len(report.evidence_grids(document))
     assert (tmp_path / "attacks.svg").read_text().startswith("<svg")
 
 
 def test_every_metric_has_a_name_and_the_grid_shows_it(done):
     _, document = done
-    shown = [header for _, table in report.evidence_grids(document) for header in table.headers]
+    shown = [header.partition(" (")[0] for _, table in report.evidence_grids(document) for header in table.headers]
     assert set(shown) - {"Method"} == {title for title, _ in report.METRICS.values()}
+
+
+def test_what_is_no_evidence_is_called_so():
+    def entry(metric, networks=6, **more):
+        place = {"scenario": None, "method": "m", "metric": metric, "value": 0.5, "low": 0.4, "high": 0.6}
+        return place | {"networks": networks} | more
+
+    entries = [entry("lira_tpr_at_1", negatives=1_500), entry("lira_tpr_at_0.1", negatives=1_500)]
+    entries += [entry("klom_forget"), entry("forgetting_score"), entry("recovered", networks=1)]
+    analysis = audit._Analysis.__new__(audit._Analysis)
+    halves = [
+        entry(f"{metric}_halves") | {"method": method, "value": value, "level": 0.95, "examples": 9, "negatives": 0}
+        for metric in ("klom_forget", "forgetting_score")
+        for method, value in ((audit.NULL, 0.5), ("original", 0.61))
+    ]
+    gates = analysis.distance_gates(entries + halves)
+    # More than what retrained networks show of each other is far for a distance, and near for a score.
+    assert [gate.passed for gate in gates] == [True, False]
+    holds = audit._gate("a gate", "lira_auc", True, [Estimate(0.6, 0.55, 0.65, 0.95, 8, 100)])
+    assert audit._trusted([holds, *gates]) is True
+    document = {"evidence": entries, "gates": [gate._asdict() for gate in (holds, *gates)]}
+    assert "no evidence in the forgetting score: not even" in report.verdict(document)
+    tables = [table for _, table in report.evidence_grids(document)]
+    assert [header for table in tables for header in table.headers if header != "Method"] == [
+        "LiRA TPR at 1 % (1,500 negatives)",
+        "LiRA TPR at 0.1 % (1,500 negatives: too few)",
+        "KLoM forget, P95",
+        "Forgetting score (says nothing here)",
+        "Recovered, % points",
+    ]
+    intervals = [[cell.deviation for cell in table.lines[0][1:]] for table in tables]
+    assert intervals == [["[0.400, 0.600]"] * 2, ["[0.400, 0.600]"] * 2, [""]]
+    gates = analysis.distance_gates(entries)
+    assert [gate.passed for gate in gates] == [None, None]
+    document["gates"] = [gate._asdict() for gate in (holds, *gates)]
+    assert "no evidence in KLoM and the forgetting score" in report.verdict(document)

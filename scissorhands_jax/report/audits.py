@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -35,6 +35,10 @@ METRICS: dict[str, tuple[str, float | None]] = {
     "klom_retain": ("KLoM retain, P95", 0.0),
     "klom_held_out": ("KLoM held out, P95", 0.0),
     "forgetting_score": ("Forgetting score", 1.0),
+    "klom_forget_halves": ("KLoM forget, P95, half the networks", 0.0),
+    "klom_retain_halves": ("KLoM retain, P95, half the networks", 0.0),
+    "klom_held_out_halves": ("KLoM held out, P95, half the networks", 0.0),
+    "forgetting_score_halves": ("Forgetting score, half the networks", 1.0),
     "recovered": ("Recovered, % points", 0.0),
     "probe_gap": ("Probe, forget minus held out, % points", 0.0),
     "distance_original": ("Distance to original", None),
@@ -53,11 +57,18 @@ _WHAT = (
     "from examples that it never saw; below 0.5 the forget set stands out by being answered worse.",
     "KLoM is the divergence between the margins of unlearned and of retrained networks, at the 95th percentile over "
     "examples; the forgetting score is that of the NeurIPS 2023 challenge, 1 at best. Both are biased with few "
-    f"networks: the row \u201c{NULL}\u201d, half of these networks against the other half, says by how much. Recovered "
-    "is the accuracy on the forget set that comes back by training on the retain set alone. Distances are in units of "
-    "the other network's length.",
-    "Intervals are by bootstrap over networks and examples, with Student's t for the number of networks; references of "
-    "the attacks are not drawn anew. Variances are pooled over examples where there are fewer than 64 networks a side.",
+    f"networks: the row \u201c{NULL}\u201d, half of these networks against the other half, says by how much, and the "
+    "columns \u201chalf the networks\u201d have as many networks for every method. KLoM cannot exceed 11.5, where "
+    "unlearned and retrained networks share no bin. Where not even the original is farther off than that row, the "
+    "number says nothing at this size and is no evidence.",
+    "Recovered is the accuracy on the forget set that comes back by training on the retain set alone. Distances are in "
+    "units of the other network's length; of a retrained network, to another retrained one.",
+    "Intervals of attacks, KLoM and forgetting score are by bootstrap over networks and examples; those of what is "
+    "measured inside networks are over the few networks that were looked into and no examples. All take Student's t "
+    "for the number of networks, references of the attacks are not drawn anew, and one network alone has no interval. "
+    "Forget sets share the networks, so a mean over them is given no narrower an interval than they have. Variances "
+    "are pooled over examples where there are fewer than 64 networks a side. A true positive rate needs some ten false "
+    "positives to be more than an anecdote: where there are fewer negatives than that takes, the table says so.",
 )
 _SHOWN = (
     ("Can unlearned and retrained networks be told apart?", "u_lira"),
@@ -71,6 +82,7 @@ def evidence_grids(document: Mapping[str, Any]) -> list[tuple[str, Grid]]:
     """The tables of an audit, means over its forget sets with their intervals, by heading."""
     values = {(entry["method"], entry["metric"]): entry for entry in document["evidence"] if entry["scenario"] is None}
     methods = list(dict.fromkeys(method for method, _ in values))
+    silent = _says_nothing(document)
     tables = []
     for heading, prefixes in _SHOWN:
         shown = [metric for metric in METRICS if metric.startswith(tuple(prefixes.split()))]
@@ -81,14 +93,36 @@ def evidence_grids(document: Mapping[str, Any]) -> list[tuple[str, Grid]]:
             if any((method, metric) in values for metric in present)
         ]
         if present:
-            headers = ("Method", *(METRICS[metric][0] for metric in present))
-            tables.append((heading, Grid(headers, tuple(lines))))
+            headers = [
+                _header(metric, [values[method, metric] for method in methods if (method, metric) in values], silent)
+                for metric in present
+            ]
+            tables.append((heading, Grid(("Method", *headers), tuple(lines))))
     return tables
+
+
+def _says_nothing(document: Mapping[str, Any]) -> tuple[str, ...]:
+    """How the metrics begin whose own gate does not hold."""
+    own = [gate for gate in document["gates"] if not gate.get("decides", True) and gate["passed"] is not True]
+    return tuple(gate["metric"].partition("_")[0] for gate in own if gate["reported"])
+
+
+def _header(metric: str, entries: Sequence[Mapping[str, Any]], silent: tuple[str, ...]) -> str:
+    """A metric's name, with what must be known of all its numbers."""
+    title = METRICS[metric][0]
+    _, is_rate, percent = metric.partition("_tpr_at_")
+    if is_rate:
+        negatives = min(entry.get("negatives", 0) for entry in entries)
+        too_few = ": too few" if negatives < 10 / (float(percent) / 100) else ""
+        return f"{title} ({negatives:,} negatives{too_few})"
+    return f"{title} (says nothing here)" if metric.startswith(silent) else title
 
 
 def _cell(entry: Mapping[str, Any] | None) -> Cell:
     if entry is None:
         return Cell(DASH)
+    if entry["networks"] == 1:
+        return Cell(f"{entry['value']:.3f}")
     return Cell(f"{entry['value']:.3f}", f"[{entry['low']:.3f}, {entry['high']:.3f}]")
 
 
@@ -101,22 +135,31 @@ def gates_grid(document: Mapping[str, Any]) -> Grid:
 
 def verdict(document: Mapping[str, Any]) -> str:
     """Whether the numbers can be trusted, in a sentence or two."""
-    failed = [gate for gate in document["gates"] if gate["passed"] is False]
+    deciding = [gate for gate in document["gates"] if gate.get("decides", True)]
+    failed = [gate for gate in deciding if gate["passed"] is False]
     if failed:
         why = "; ".join(f"{gate['name']}: {gate['explanation']}" for gate in failed)
         return f"These numbers cannot be trusted, because {len(failed)} of the gates failed. {why}."
-    run_gates = [gate for gate in document["gates"] if gate["passed"]]
+    run_gates = [gate for gate in deciding if gate["passed"]]
     if not run_gates:
         return "These numbers cannot be trusted, because no gate could be run; take more networks."
-    not_run = [gate for gate in document["gates"] if gate["passed"] is None]
+    not_run = [gate for gate in deciding if gate["passed"] is None]
     unknown = [gate for gate in not_run if gate.get("reported")]
     if unknown:
         which = "; ".join(f"{gate['name']}: {gate['explanation']}" for gate in unknown)
         return f"These numbers cannot be trusted, because gates of what is reported could not be run. {which}."
     rest = f"; {len(not_run)} could not be run, and their metrics are not reported" if not_run else ""
+    silent = _says_nothing(document)
+    names = [name for start, name in (("klom", "KLoM"), ("forgetting", "the forgetting score")) if start in silent]
     return (
-        f"All {len(run_gates)} gates that were run hold{rest}: the attacks find the original, and nothing in retrained "
-        "networks."
+        f"All {len(run_gates)} gates of the attacks that were run hold{rest}: they find the original, and nothing in "
+        "retrained networks."
+        + (
+            f" With so few networks there is no evidence in {' and '.join(names)}: not even the original was shown to "
+            "be farther from retrained networks than these are from each other."
+            if names
+            else ""
+        )
     )
 
 

@@ -485,8 +485,8 @@ _EVIDENCE_PANELS = (
     "lira_auc",
     "rmia_auc",
     "population_auc",
-    "klom_forget",
-    "forgetting_score",
+    "klom_forget_halves",
+    "forgetting_score_halves",
     "recovered",
 )
 
