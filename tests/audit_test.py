@@ -288,6 +288,7 @@ def test_what_is_no_evidence_is_called_so():
         return place | {"networks": networks} | more
 
     entries = [entry("lira_tpr_at_1", negatives=1_500), entry("lira_tpr_at_0.1", negatives=1_500)]
+    entries += [entry("lira_tpr_at_0.1", negatives=900) | {"method": "n"}]
     entries += [entry("klom_forget"), entry("forgetting_score"), entry("recovered", networks=1)]
     analysis = audit._Analysis.__new__(audit._Analysis)
     halves = [
@@ -305,7 +306,7 @@ def test_what_is_no_evidence_is_called_so():
     tables = [table for _, table in report.evidence_grids(document)]
     assert [header for table in tables for header in table.headers if header != "Method"] == [
         "LiRA TPR at 1 % (1,500 negatives)",
-        "LiRA TPR at 0.1 % (1,500 negatives: too few)",
+        "LiRA TPR at 0.1 % (900 to 1,500 negatives: too few)",
         "KLoM forget, P95",
         "Forgetting score (says nothing here)",
         "Recovered, % points",

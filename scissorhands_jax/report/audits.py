@@ -112,9 +112,10 @@ def _header(metric: str, entries: Sequence[Mapping[str, Any]], silent: tuple[str
     title = METRICS[metric][0]
     _, is_rate, percent = metric.partition("_tpr_at_")
     if is_rate:
-        negatives = min(entry.get("negatives", 0) for entry in entries)
-        too_few = ": too few" if negatives < 10 / (float(percent) / 100) else ""
-        return f"{title} ({negatives:,} negatives{too_few})"
+        counts = sorted({entry.get("negatives", 0) for entry in entries})
+        shown = " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1])))
+        too_few = ": too few" if counts[0] < 10 / (float(percent) / 100) else ""
+        return f"{title} ({shown} negatives{too_few})"
     return f"{title} (says nothing here)" if metric.startswith(silent) else title
 
 
