@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scissorhands_jax import checkpoints, sweeps
+from scissorhands_jax import checkpoints, sweeps, trees
 from scissorhands_jax import data as data_lib
 from scissorhands_jax.base import Batch, Carry, Data, Dataset, Key, Method, Model, ModelState, Params
 from scissorhands_jax.errors import CheckpointError, InputError, NonFiniteError
@@ -269,5 +269,4 @@ def disk_bytes(model: Model, count: int) -> int:
       model: the network.
       count: how many.
     """
-    shapes = jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0)))
-    return count * sum(leaf.size * leaf.dtype.itemsize for leaf in shapes)
+    return count * trees.nbytes(jax.eval_shape(model.init, jax.random.key(0)))

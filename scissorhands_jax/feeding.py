@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import sharding
-from scissorhands_jax.base import Batch, Data, PyTree
+from scissorhands_jax import sharding, trees
+from scissorhands_jax.base import Batch, Data
 from scissorhands_jax.errors import InputError
 
 FeedFrom = Literal["auto", "device", "host"]
@@ -46,21 +46,21 @@ def stretches(batches: Sequence[Batch], done: int, *, per_call: int, every: int 
       per_call: the most steps of one call.
       every: a call ends after each offset that is a multiple of this, because a checkpoint is saved there.
     """
-    lengths = _uniform_lengths(batches)
+    ends = _ends_of_alike(batches)
     found, first = [], done
     while first < len(batches):
-        end = min(lengths[first], first + per_call)
+        end = min(ends[first], first + per_call)
         if every is not None:
             end = min(end, (first // every + 1) * every)
         # Room for a power of two, by the stretch of equal batches as a whole: where it is cut must not compile anew.
-        whole = lengths[first] - lengths.index(lengths[first])
+        whole = ends[first] - ends.index(ends[first])
         rows = None if per_call == 1 else min(per_call, 1 << (whole - 1).bit_length())
         found.append(Stretch(first, min(end - first, rows or 1), rows))
         first += found[-1].steps
     return found
 
 
-def _uniform_lengths(batches: Sequence[Batch]) -> list[int]:
+def _ends_of_alike(batches: Sequence[Batch]) -> list[int]:
     """For every batch the offset at which those of its structure and shape end."""
     shapes = [jax.tree.map(np.shape, batch) for batch in batches]
     ends, end = [0] * len(batches), len(batches)
@@ -147,7 +147,7 @@ def make_feed(data: Data, feed_from: FeedFrom = "auto", layout: sharding.Layout 
 
 def fits_on_device(data: Data) -> bool:
     """Whether the data are no more than a quarter of the device's memory, and are put there by themselves."""
-    return _bytes(data) <= _DATA_SHARE * device_memory()
+    return trees.nbytes(data) <= _DATA_SHARE * device_memory()
 
 
 def steps_per_call(data: Data, batches: Sequence[Batch]) -> int:
@@ -166,12 +166,8 @@ def _batch_bytes(data: Data, batch: Batch) -> int:
     total = 0
     for part, positions in zip(data, batch, strict=True):
         if positions is not None:
-            total += sum(np.size(positions) * _bytes(leaf) // max(1, len(leaf)) for leaf in jax.tree.leaves(part))
+            total += sum(np.size(positions) * trees.nbytes(leaf) // max(1, len(leaf)) for leaf in jax.tree.leaves(part))
     return total
-
-
-def _bytes(tree: PyTree) -> int:
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
 def device_memory() -> int:

@@ -17,7 +17,6 @@ import contextlib
 import dataclasses
 import functools
 import gc
-import json
 import statistics
 import sys
 import tempfile
@@ -37,6 +36,7 @@ from scissorhands_jax import (
     attacks,
     checkpoints,
     feeding,
+    files,
     losses,
     metrics,
     microbatches,
@@ -134,7 +134,7 @@ def read_config(path: Path) -> RunConfig:
       InputError: the file describes none.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = files.read_json(path)
     except ValueError as error:
         raise InputError(f"{path} is no JSON file: {error}") from error
     found = document.get("config", document) if isinstance(document, dict) else {}
@@ -160,9 +160,9 @@ def _of_fields(kind: Any, values: Mapping[str, Any], path: Path | None) -> Any:
 def _check_state(config: RunConfig, model: Model, *, devices: int, limit: int) -> None:
     """Refuses what cannot fit whatever is done; only shapes are looked at."""
     params, model_state = jax.eval_shape(model.init, jax.random.key(0))
-    needed = _bytes((params, model_state)) + _gradients(config.method_name) * _bytes(params)
+    needed = trees.nbytes((params, model_state)) + _gradients(config.method_name) * trees.nbytes(params)
     if isinstance(config.method, TrainingSettings):
-        needed += _bytes(jax.eval_shape(config.method.optimizer().init, params))
+        needed += trees.nbytes(jax.eval_shape(config.method.optimizer().init, params))
     share = needed / devices
     if share > limit:
         raise InputError(
@@ -371,26 +371,26 @@ class _Planner:
         process: int,
     ) -> dict[str, int]:
         """Bytes on one device that has everything, by what they are for."""
-        gradients = _gradients(self.job.config.method_name) * _bytes(carry.params)
+        gradients = _gradients(self.job.config.method_name) * trees.nbytes(carry.params)
         examples = self._outline_of(Kind(None, _EVALUATION_BATCH)).retain
         assert examples is not None
         images = examples["image"]
         forward = self._temporaries(lambda p, s, x: self.job.model.apply(p, s, x, train=False)[0], carry, images)
-        self.evaluating = forward + _bytes(images)
+        self.evaluating = forward + trees.nbytes(images)
         steps = max((program.temporaries for program in programs.values()), default=0)
         if not programs:  # What such methods do is gradients of batches; a gradient is no temporary of its program.
             batch_of = Kind(None, self.settings.batch_size)
             loss_fn = functools.partial(self.job.loss_fn, train=False, key=None)
             gradient = jax.grad(lambda p, s, x: loss_fn(p, s, x)[0])
             steps = gradients + self._temporaries(gradient, carry, self._outline_of(batch_of).retain)
-        batch = max((_bytes(self._outline_of(kind.over(self.devices))) for kind in programs), default=0)
-        on_device = _bytes(self.data) if feeding.fits_on_device(self.data) else 0
+        batch = max((trees.nbytes(self._outline_of(kind.over(self.devices))) for kind in programs), default=0)
+        on_device = trees.nbytes(self.data) if feeding.fits_on_device(self.data) else 0
         parts = {
-            "original network": _bytes((carry.params, carry.model_state)),
-            "params and model state": _bytes((carry.params, carry.model_state)),
+            "original network": trees.nbytes((carry.params, carry.model_state)),
+            "params and model state": trees.nbytes((carry.params, carry.model_state)),
             "gradients": min(gradients, steps),
-            "optimiser state": _bytes(carry.opt_state),
-            "what the method holds": _bytes(carry.aux),
+            "optimiser state": trees.nbytes(carry.opt_state),
+            "what the method holds": trees.nbytes(carry.aux),
             _TEMPORARIES: max(0, steps - gradients),
             "data on the device": on_device + batch,
             "program": sum(program.code for program in programs.values()),
@@ -418,7 +418,7 @@ class _Planner:
             return _Memory("one device", dict(parts), total, total, total)
         split = {name: -(-size // devices) if name in _SHARDED else size for name, size in parts.items()}
         params, _ = jax.eval_shape(self.job.model.init, jax.random.key(0))
-        split["gathered layers"] = 2 * max(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+        split["gathered layers"] = 2 * max(map(trees.nbytes, jax.tree.leaves(params)))
         sharded = sum(split.values())
         if total <= self.limit or total <= sharded:
             return _Memory("data parallel", dict(parts), total, total, sharded)
@@ -443,7 +443,7 @@ class _Planner:
         """What would need less, each with the memory that it is predicted to need."""
         kind = max(self.kinds, key=_examples, default=Kind(None, None)).over(self.devices)
         sizes = [size for size in kind if size is not None]
-        gradients = _gradients(self.job.config.method_name) * _bytes(carry.params)
+        gradients = _gradients(self.job.config.method_name) * trees.nbytes(carry.params)
         advice: list[dict[str, Any]] = []
 
         def activations(settings: MethodSettings, share: int = 1, **options: Any) -> int:
@@ -483,7 +483,7 @@ class _Planner:
         again = bool(sizes) and self._takes("remat") and not self.job.config.model_options.get("remat")
         if again:
             suggest("rematerialisation", "model_options.remat=true", activations(self.settings, remat=True))
-        accumulator = _bytes(carry.params)
+        accumulator = trees.nbytes(carry.params)
         more = [n for n in dividing if n > now] if isinstance(self.settings, TrainingSettings) else []
         first_that_fits(
             more, lambda n: suggest(f"{n} microbatches", f"method.microbatches={n}{apart}", share_of(n), accumulator)
@@ -554,10 +554,6 @@ def _changed(settings: MethodSettings, **changes: Any) -> MethodSettings:
 
 def _outline(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
-
-
-def _bytes(tree: PyTree) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 class _Clock:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import math
 import re
 from collections.abc import Callable
 
@@ -86,6 +87,11 @@ def size(tree: PyTree, selection: Selection | None = None) -> int:
     if selection is None:
         return sum(leaf.size for leaf in jax.tree.leaves(tree))
     return sum(leaf.size for leaf, chosen in _zip(tree, selection) if chosen)
+
+
+def nbytes(tree: PyTree) -> int:
+    """How many bytes the arrays of a tree take, or would take where they are shapes only."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _zip(tree: PyTree, other: PyTree) -> list[tuple]:

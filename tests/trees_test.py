@@ -172,3 +172,10 @@ def test_a_copy_survives_donation_of_the_original():
     jax.tree.map(lambda leaf: leaf.delete(), tree)
     assert copied["w"].tolist() == [0, 1, 2, 3]
     assert jax.random.key_data(copied["key"]).tolist() == [0, 0]
+
+
+def test_bytes_are_those_of_arrays_of_shapes_and_of_keys():
+    tree = {"a": jnp.zeros((3, 5), jnp.bfloat16), "b": (np.zeros(7, np.uint8), jnp.float32(0))}
+    assert trees.nbytes(tree) == 3 * 5 * 2 + 7 + 4
+    assert trees.nbytes(jax.eval_shape(lambda: tree)) == trees.nbytes(tree)
+    assert trees.nbytes(jax.random.key(0)) == 8

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scissorhands_jax import losses, models
-from scissorhands_jax.base import Model, PyTree, StatefulLossFn
+from scissorhands_jax.base import Model, StatefulLossFn
 
 FRACTION = 0.03
 
@@ -106,8 +106,3 @@ def random_images(shape: tuple[int, ...], count: int, *, seed: int) -> dict[str,
         "image": jnp.asarray(rng.integers(0, 256, (count, *shape)), jnp.uint8),
         "label": jnp.asarray(rng.integers(0, 10, count), jnp.int32),
     }
-
-
-def bytes_of(tree: PyTree) -> int:
-    """What a tree of arrays takes."""
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))

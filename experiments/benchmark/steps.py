@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from experiments.benchmark import parts
-from experiments.benchmark.settings import FRACTION, Settings, bytes_of, network_of, random_images
+from experiments.benchmark.settings import FRACTION, Settings, network_of, random_images
 from experiments.benchmark.timing import OnRound, Result, compare
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import optimizers, training, trees
@@ -100,7 +100,7 @@ def memory_case(name: str, network: str, settings: Settings, on_round: OnRound) 
         - analysis.alias_size_in_bytes
         + analysis.temp_size_in_bytes
     )
-    params, images = bytes_of(step.carry.params), bytes_of(step.examples)
+    params, images = trees.nbytes(step.carry.params), trees.nbytes(step.examples)
 
     @jax.jit
     def gradient(params, model_state, batch):
