@@ -99,7 +99,8 @@ def _mapped(folder, leaf):
 
 @pytest.mark.parametrize("feed_from", ["device", "host"])
 def test_many_steps_per_call_give_the_same_numbers_and_resume_bit_equal(feed_from, tmp_path):
-    method, data, start = tiny.method("scissorhands"), tiny.data(), tiny.start()
+    # Two joint steps and three others, for which a call has room for four.
+    method, data, start = tiny.method("scissorhands"), tiny.data(6, 18), tiny.start()
     histories = {}
 
     def history(name):
@@ -107,7 +108,7 @@ def test_many_steps_per_call_give_the_same_numbers_and_resume_bit_equal(feed_fro
 
     single = run(method, KEY, *start, data, num_epochs=2, on_step=history("single"))
     many = run(method, KEY, *start, data, num_epochs=2, on_step=history("many"), steps_per_call=8, feed_from=feed_from)
-    assert many.steps == single.steps == 6
+    assert many.steps == single.steps == 10
     for left, right in zip(jax.tree.leaves(many[:2]), jax.tree.leaves(single[:2]), strict=True):
         np.testing.assert_allclose(left, right, rtol=2e-5, atol=2e-6)
     for left, right in zip(histories["many"], histories["single"], strict=True):
@@ -116,13 +117,13 @@ def test_many_steps_per_call_give_the_same_numbers_and_resume_bit_equal(feed_fro
             np.testing.assert_allclose(left.metrics[name], value, rtol=2e-4, atol=1e-5)
 
     def stop(progress):
-        if progress.step == 5:
+        if progress.step == 7:
             raise KeyboardInterrupt
 
     options = {"num_epochs": 2, "steps_per_call": 8, "feed_from": feed_from}
     with pytest.raises(KeyboardInterrupt):
         run(method, KEY, *start, data, checkpoint=Checkpointer(tmp_path, every_steps=2), on_step=stop, **options)
-    assert Checkpointer(tmp_path).latest_step == 3
+    assert Checkpointer(tmp_path).latest_step == 5
     with Compilations() as again:
         resumed = run(method, KEY, *start, data, checkpoint=Checkpointer(tmp_path, every_steps=2), **options)
     assert checkpoints.equal(resumed[:2], many[:2])
