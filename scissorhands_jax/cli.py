@@ -13,7 +13,6 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -357,21 +356,18 @@ def _run_plan(options: argparse.Namespace, console: Console) -> None:
 
 
 def _run_audit(options: argparse.Namespace, console: Console) -> None:
-    from scissorhands_jax import audit, models
+    from scissorhands_jax import audit
     from scissorhands_jax.grid import Experiment, Scenario
     from scissorhands_jax.methods import METHODS
     from scissorhands_jax.methods.retrain import RetrainSettings
+    from scissorhands_jax.methods.settings import on_upper_layers
 
     methods = {}
     for name in options.method or ["scissorhands"]:
         if name not in METHODS or name == "retrain":
             known = ", ".join(method for method in METHODS if method != "retrain")
             raise InputError(f"there is no method {name!r} to audit; choose one of {known}")
-        settings = METHODS[name]()
-        for field in ("trim", "layers"):
-            if getattr(settings, field, "") is None:
-                upper: dict[str, Any] = {field: models.UPPER_LAYERS.get(options.model)}
-                settings = dataclasses.replace(settings, **upper)
+        settings = on_upper_layers(METHODS[name](), options.model)
         prefix = f"{name}."
         own = [text.removeprefix(prefix) for text in options.overrides if text.startswith(prefix)]
         methods[name] = config_lib.override(settings, own)

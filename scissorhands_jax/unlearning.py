@@ -38,6 +38,7 @@ from scissorhands_jax.base import Data, Dataset, Method, Model, ModelState, Para
 from scissorhands_jax.config import RunConfig
 from scissorhands_jax.errors import InputError, WeightsError
 from scissorhands_jax.methods import MethodSettings
+from scissorhands_jax.methods.settings import on_upper_layers
 from scissorhands_jax.progress import follow, progress_bar
 from scissorhands_jax.training import run
 
@@ -533,11 +534,7 @@ def _resolved(config: RunConfig, splits: datasets.Splits) -> RunConfig:
     """Fills in what depends on the data set and the network."""
     if config.augment is None:
         config = dataclasses.replace(config, augment=splits.augmented)
-    for field in ("trim", "layers"):
-        if getattr(config.method, field, "") is None:
-            upper = models.UPPER_LAYERS.get(config.model)
-            config = dataclasses.replace(config, method=dataclasses.replace(config.method, **{field: upper}))
-    return config
+    return dataclasses.replace(config, method=on_upper_layers(config.method, config.model))
 
 
 def _limited(data: Data, config: RunConfig) -> Data:

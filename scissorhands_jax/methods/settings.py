@@ -10,7 +10,7 @@ import jax
 import optax
 
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import losses, microbatches, optimizers
+from scissorhands_jax import losses, microbatches, models, optimizers
 from scissorhands_jax.base import Carry, Data, Key, Method, Model, ModelState, Params, StatefulLossFn
 
 
@@ -100,3 +100,10 @@ class TrainingSettings(MethodSettings):
             return method.init(key, params, model_state, data)
 
         return init
+
+
+def on_upper_layers(settings: MethodSettings, network: str) -> MethodSettings:
+    """The settings with `trim` or `layers`, where they are left open, as is customary for a network of the registry."""
+    upper = models.UPPER_LAYERS.get(network)
+    changes: dict[str, Any] = {name: upper for name in ("trim", "layers") if getattr(settings, name, "") is None}
+    return dataclasses.replace(settings, **changes)
