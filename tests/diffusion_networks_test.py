@@ -137,9 +137,6 @@ def test_switches_reach_every_block(name, blocks):
 
 def test_equal_settings_give_one_network():
     assert networks.unet(dataclasses.replace(TINY.unet)) is networks.unet(TINY.unet)
-    loss = networks.noise_loss(networks.unet(TINY.unet))
-    assert loss == networks.noise_loss(networks.unet(TINY.unet))
-    assert hash(loss) == hash(networks.noise_loss(networks.unet(TINY.unet)))
 
 
 def test_latents_must_be_divisible():
@@ -151,33 +148,6 @@ def test_latents_must_be_divisible():
 def test_unknown_parts_are_refused():
     with pytest.raises(InputError, match="there is no network 'safety'; choose one of unet, vae, text"):
         networks.outline("safety", TINY)
-
-
-class TestNoiseLoss:
-    def linear(self):
-        """A network that returns a multiple of its input."""
-
-        def apply(params, model_state, x, *, train, key=None):
-            return params * x.latents, model_state
-
-        return networks.Model(lambda key: (jnp.float32(1), {}), apply)
-
-    def test_it_is_the_error_of_the_noise(self):
-        """With constant latents c and a factor w, E (noise - w (sqrt(s) c + sqrt(1 - s) noise))^2 is known."""
-        loss_fn = networks.noise_loss(self.linear())
-        factor, constant = 0.7, 0.5
-        batch = {"latents": jnp.full((4000, 4, 4, 1), constant), "context": jnp.zeros((4000, 1, 1))}
-        found = jax.jit(lambda key: loss_fn(jnp.float32(factor), {}, batch, train=True, key=key)[0])(jax.random.key(1))
-        share = schedules.signal_shares(schedules.SD_V1_SCHEDULE)
-        expected = np.mean((1 - factor * np.sqrt(1 - share)) ** 2 + factor**2 * share * constant**2)
-        assert found == pytest.approx(expected, rel=0.04)  # three standard deviations of 4,000 timesteps
-
-    def test_the_key_decides(self):
-        loss_fn = networks.noise_loss(self.linear())
-        batch = {"latents": jnp.ones((2, 4, 4, 1)), "context": jnp.zeros((2, 1, 1))}
-        loss = jax.jit(lambda key: loss_fn(jnp.float32(0.5), {}, batch, train=True, key=key)[0])
-        assert loss(jax.random.key(1)) == loss(jax.random.key(1)) != loss(jax.random.key(2))
-        assert loss(None) == loss(jax.random.key(0))
 
 
 class TestSampling:

@@ -1,4 +1,4 @@
-"""The three networks of Stable Diffusion v1 as `Model`s, and the loss that trains the UNet.
+"""The three networks of Stable Diffusion v1 as `Model`s.
 
 Parameters are nested dicts; names joined by dots are diffusers' keys. There is no model state.
 """
@@ -10,14 +10,12 @@ import functools
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 from flax import nnx, traverse_util
 
-from scissorhands_jax.base import Key, Model, ModelState, Params, PyTree, Scalar, StatefulLossFn
+from scissorhands_jax.base import Model, Params
 from scissorhands_jax.diffusion.layers import Compute
-from scissorhands_jax.diffusion.schedules import SD_V1_SCHEDULE, Schedule, add_noise
 from scissorhands_jax.diffusion.text import TextConfig, TextEncoder
-from scissorhands_jax.diffusion.unet import Noisy, UNet, UNetConfig
+from scissorhands_jax.diffusion.unet import UNet, UNetConfig
 from scissorhands_jax.diffusion.vae import Decoder, Encoder, VAEConfig
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.models import from_nnx
@@ -107,36 +105,3 @@ def init(part: Part, config: Config, key: jax.Array) -> Params:
         first, second = jax.random.split(key)
         return vae_encoder(config.vae).init(first)[0] | vae_decoder(config.vae).init(second)[0]
     raise InputError(f"there is no network {part!r}; choose one of {', '.join(PARTS)}")
-
-
-def noise_loss(model: Model, schedule: Schedule = SD_V1_SCHEDULE) -> StatefulLossFn:
-    """The loss of diffusion models: the mean of (noise - predicted noise)^2 (Ho et al. 2020, eq. 14).
-
-    A batch is a dict of `latents`, shape (N, H, W, C), scaled, and `context`, shape (N, T, D). Timesteps, uniform over
-    the schedule, and standard normal noise come from the key of the call; without one from key 0, so that the loss is a
-    function of the parameters alone.
-
-    Args:
-      model: takes a `Noisy` and returns the noise.
-      schedule: of the forward process.
-    """
-    return _NoiseLoss(model, schedule)
-
-
-@dataclasses.dataclass(frozen=True)
-class _NoiseLoss:
-    """A value that equals others made of the same network, so that they share compiled code."""
-
-    model: Model
-    schedule: Schedule
-
-    def __call__(
-        self, params: Params, model_state: ModelState, batch: PyTree, *, train: bool, key: Key | None
-    ) -> tuple[Scalar, ModelState]:
-        latents, context = batch["latents"], batch["context"]
-        step_key, noise_key = jax.random.split(jax.random.key(0) if key is None else key)
-        timesteps = jax.random.randint(step_key, latents.shape[:1], 0, self.schedule.num_steps)
-        noise = jax.random.normal(noise_key, latents.shape, jnp.float32)
-        noisy = Noisy(add_noise(self.schedule, latents, noise, timesteps), timesteps, context)
-        predicted, model_state = self.model.apply(params, model_state, noisy, train=train, key=key)
-        return jnp.mean(jnp.square(predicted - noise)), model_state

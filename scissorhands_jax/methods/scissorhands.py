@@ -141,6 +141,7 @@ def scissorhands(
     batch_size: int = 128,
     forget_batch_size: int | None = None,
     pair: Pair = "auto",
+    saliency_loss_fn: StatefulLossFn | None = None,
     **departures,
 ) -> Method:
     """Scissorhands as a method.
@@ -165,6 +166,7 @@ def scissorhands(
       forget_batch_size: forget examples per step; default `batch_size`, at most the forget set.
       pair: how both gradients are computed: "vmap" over the stacked batches, "sequential", which needs the memory of
         one pass, or "auto" (`choose_pair`).
+      saliency_loss_fn: the loss that weights are scored with, where it is another one than `loss_fn`.
       **departures: single fields of `Semantics` that differ from the mode.
 
     Raises:
@@ -207,7 +209,7 @@ def scissorhands(
             batches = _random_batches(saliency_key, data, semantics.saliency_batches, forget_batch_size)
         trimmed = trim_network(
             draw_key,
-            loss_fn,
+            saliency_loss_fn or loss_fn,
             params,
             model_state,
             batches,

@@ -1,0 +1,85 @@
+"""The losses of diffusion networks: what trains them, and what makes them forget a concept."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from scissorhands_jax.base import Key, Model, ModelState, Params, PyTree, Scalar, StatefulLossFn
+from scissorhands_jax.diffusion.schedules import SD_V1_SCHEDULE, Schedule, add_noise
+from scissorhands_jax.diffusion.unet import Noisy
+
+
+def noise_loss(model: Model, schedule: Schedule = SD_V1_SCHEDULE) -> StatefulLossFn:
+    """The loss of diffusion models: the mean of (noise - predicted noise)^2 (Ho et al. 2020, eq. 14).
+
+    A batch is a dict of `latents`, shape (N, H, W, C), scaled, and `context`, shape (N, T, D). Timesteps, uniform over
+    the schedule, and standard normal noise come from the key of the call; without one from key 0, so that the loss is a
+    function of the parameters alone.
+
+    Args:
+      model: takes a `Noisy` and returns the noise.
+      schedule: of the forward process.
+    """
+    return _NoiseLoss(model, schedule)
+
+
+def concept_loss(model: Model, schedule: Schedule = SD_V1_SCHEDULE) -> StatefulLossFn:
+    """`noise_loss`, but for batches that say what shall be drawn in their stead.
+
+    A batch with `pseudo`, shape (N, T, D), the embedding of another prompt, has the negative mean of
+    (e(x_t, t, context) - e(x_t, t, pseudo))^2 for its loss: the second prediction is held fixed, timestep and noise are
+    the same for both. The loss grows as the concept turns into the other prompt. So a repair that descends
+    `L_r - lambda L_f` draws the two together, which is what the published code of Scissorhands does, and where the
+    projection is on, no step takes them apart.
+
+    Args:
+      model: takes a `Noisy` and returns the noise.
+      schedule: of the forward process.
+    """
+    return _ConceptLoss(model, schedule)
+
+
+@dataclasses.dataclass(frozen=True)
+class _NoiseLoss:
+    """A value that equals others made of the same network, so that they share compiled code."""
+
+    model: Model
+    schedule: Schedule
+
+    def __call__(
+        self, params: Params, model_state: ModelState, batch: PyTree, *, train: bool, key: Key | None
+    ) -> tuple[Scalar, ModelState]:
+        noisy, noise = _noised(self.schedule, batch, key)
+        predicted, model_state = self.model.apply(params, model_state, noisy, train=train, key=key)
+        return jnp.mean(jnp.square(predicted - noise)), model_state
+
+
+@dataclasses.dataclass(frozen=True)
+class _ConceptLoss:
+    """As `_NoiseLoss`."""
+
+    model: Model
+    schedule: Schedule
+
+    def __call__(
+        self, params: Params, model_state: ModelState, batch: PyTree, *, train: bool, key: Key | None
+    ) -> tuple[Scalar, ModelState]:
+        if "pseudo" not in batch:
+            return _NoiseLoss(self.model, self.schedule)(params, model_state, batch, train=train, key=key)
+        noisy, _ = _noised(self.schedule, batch, key)
+        instead = noisy._replace(context=batch["pseudo"])
+        target, _ = self.model.apply(jax.lax.stop_gradient(params), model_state, instead, train=train, key=key)
+        predicted, model_state = self.model.apply(params, model_state, noisy, train=train, key=key)
+        return -jnp.mean(jnp.square(predicted - target)), model_state
+
+
+def _noised(schedule: Schedule, batch: PyTree, key: Key | None) -> tuple[Noisy, jax.Array]:
+    """The batch at random timesteps, and the noise in it."""
+    latents = batch["latents"]
+    step_key, noise_key = jax.random.split(jax.random.key(0) if key is None else key)
+    timesteps = jax.random.randint(step_key, latents.shape[:1], 0, schedule.num_steps)
+    noise = jax.random.normal(noise_key, latents.shape, jnp.float32)
+    return Noisy(add_noise(schedule, latents, noise, timesteps), timesteps, batch["context"]), noise
