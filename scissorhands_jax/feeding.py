@@ -5,6 +5,7 @@ Both give the same examples for the same positions, so what a run computes does 
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple, Protocol
@@ -16,7 +17,7 @@ import numpy as np
 
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import sharding, trees
-from scissorhands_jax.base import Batch, Data
+from scissorhands_jax.base import Batch, Data, Dataset
 from scissorhands_jax.errors import InputError
 
 FeedFrom = Literal["auto", "device", "host"]
@@ -112,7 +113,10 @@ class HostFeed:
 
 
 class DividedFeed(HostFeed):
-    """A `HostFeed` for many devices: each process reads the rows of its own, and no data set is on a device."""
+    """A `HostFeed` for many devices: each process reads the rows of its own, and no data set is on a device.
+
+    Methods see their data by `sharding.HostRows`, so that the batches they take themselves are divided too.
+    """
 
     def __init__(self, data: Data, layout: sharding.Layout) -> None:
         super().__init__(sharding.host_rows(data, layout))
@@ -122,6 +126,20 @@ class DividedFeed(HostFeed):
         return self._loaded(batches, calls)
 
 
+class ResidentFeed(DividedFeed):
+    """Data that lie whole on every device of one process, each of which gathers the rows that are its own."""
+
+    def __init__(self, data: Data, layout: sharding.Layout) -> None:
+        super().__init__(data, layout)
+        self._layout = layout
+        self._resident = layout.everywhere(data)
+
+    def examples(self, batches: Sequence[Batch], calls: Sequence[Stretch]) -> Iterator[Batch]:
+        """As `Feed` says."""
+        for call in calls:
+            yield _gather_divided(self._resident, self._layout.divided(_positions(batches, call)), self._layout)
+
+
 def make_feed(data: Data, feed_from: FeedFrom = "auto", layout: sharding.Layout | None = None) -> Feed:
     """The feed for some data.
 
@@ -129,20 +147,22 @@ def make_feed(data: Data, feed_from: FeedFrom = "auto", layout: sharding.Layout 
       data: pytrees of arrays.
       feed_from: "device" copies them there at once, "host" leaves them where they are and loads batches ahead, "auto"
         decides by their size: a quarter of the memory may be theirs.
-      layout: where batches lie on many devices; data are then loaded from the host.
+      layout: where batches lie on many devices. "device" then puts all data on each of them; where the devices are
+        those of many processes, each process loads its share from its host.
 
     Raises:
-      InputError: `feed_from` is none of these, or "device" with a layout.
+      InputError: `feed_from` is none of these, or "device" with a layout over many processes.
     """
     if feed_from not in ("auto", "device", "host"):
         raise InputError(f"data are fed from auto, device or host, got {feed_from!r}")
-    if layout is not None:
-        if feed_from == "device":
-            raise InputError("with a layout every process feeds its share from the host; leave feed_from out")
-        return DividedFeed(data, layout)
+    many = jax.process_count() > 1
+    if feed_from == "device" and layout is not None and many:
+        raise InputError("with many processes each feeds its share from the host; leave feed_from out")
     if feed_from == "auto":
-        feed_from = "device" if fits_on_device(data) else "host"
-    return DeviceFeed(data) if feed_from == "device" else HostFeed(data)
+        feed_from = "device" if fits_on_device(data) and not (layout is not None and many) else "host"
+    if layout is None:
+        return DeviceFeed(data) if feed_from == "device" else HostFeed(data)
+    return ResidentFeed(data, layout) if feed_from == "device" else DividedFeed(data, layout)
 
 
 def fits_on_device(data: Data) -> bool:
@@ -186,3 +206,13 @@ def _positions(batches: Sequence[Batch], call: Stretch) -> Batch:
 
 # Apart from the step, so that the step compiles for the shape of a batch and not anew for every size of a data set.
 _gather = jax.jit(data_lib.gather)
+
+
+@functools.partial(jax.jit, static_argnames="layout")
+def _gather_divided(data: Data, positions: Batch, layout: sharding.Layout) -> Batch:
+    examples = data_lib.gather(data, positions)
+
+    def divide(batch: jax.Array, part: Dataset) -> Dataset:
+        return jax.tree.map(lambda leaf: layout.constrain_rows(leaf, batch.ndim), part)
+
+    return jax.tree.map(divide, positions, examples)

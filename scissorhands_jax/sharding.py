@@ -76,8 +76,6 @@ class Layout:
           leaf: shape=(N, ...)
           positions: integers. shape=(B,), or (S, B) for a stack of S batches
         """
-        divided = positions.shape[-1] % self.mesh.shape[DATA] == 0
-        spec = PartitionSpec(*[None] * (positions.ndim - 1), DATA if divided else None)
         dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
         read: dict[tuple, np.ndarray] = {}
 
@@ -88,7 +86,23 @@ class Layout:
             return read[place]
 
         shape = (*positions.shape, *leaf.shape[1:])
-        return jax.make_array_from_callback(shape, NamedSharding(self.mesh, spec), part, dtype=dtype)
+        return jax.make_array_from_callback(shape, self._rows_sharding(positions.shape), part, dtype=dtype)
+
+    def divided(self, positions: PyTree) -> PyTree:
+        """Positions of examples, shapes (B,) or (S, B), on the devices that take those examples; as `rows` does it."""
+        return jax.tree.map(lambda leaf: jax.device_put(leaf, self._rows_sharding(leaf.shape)), positions)
+
+    def constrain_rows(self, leaf: jax.Array, axes: int) -> jax.Array:
+        """Inside jit: divides examples along the last of their first `axes` axes, as `rows` does it."""
+        return jax.lax.with_sharding_constraint(leaf, self._rows_sharding(leaf.shape[:axes]))
+
+    def everywhere(self, tree: PyTree) -> PyTree:
+        """Puts every array whole on every device."""
+        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
+
+    def _rows_sharding(self, shape: Sequence[int]) -> NamedSharding:
+        divided = shape[-1] % self.mesh.shape[DATA] == 0
+        return NamedSharding(self.mesh, PartitionSpec(*[None] * (len(shape) - 1), DATA if divided else None))
 
     def rounded_up(self, batch_size: int) -> int:
         """The next number of examples that the axis `data` divides."""

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from scissorhands_jax import sharding, training
+from scissorhands_jax import feeding, sharding, training
 from scissorhands_jax.base import Batch
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.sharding import make_layout
@@ -36,6 +36,9 @@ CHECKS = (
     "formulas, divided weights",
     "formulas, threshold and projection",
     "stacked steps",
+    "data on every device",
+    "stacked steps of data on every device",
+    "gathered where they are needed",
     "prediction",
     "batch refused",
     "batch refused before the original is evaluated",
@@ -100,17 +103,12 @@ class TestLayout:
         assert sharding.parse_mesh("4x2") == (4, 2)
         assert sharding.parse_mesh("8") == (8, 1)
 
-    def test_data_cannot_be_asked_to_lie_on_the_device(self):
+    def test_many_processes_feed_their_shares_from_the_host(self, monkeypatch):
+        monkeypatch.setattr(jax, "process_count", lambda: 2)
+        layout = make_layout()
         with pytest.raises(InputError, match="leave feed_from out"):
-            training.run(
-                tiny.method("finetune"),
-                jax.random.key(0),
-                *tiny.start(),
-                tiny.data(),
-                num_epochs=1,
-                layout=make_layout(),
-                feed_from="device",
-            )
+            feeding.make_feed(tiny.data(), "device", layout)
+        assert type(feeding.make_feed(tiny.data(), "auto", layout)) is feeding.DividedFeed
 
 
 def main() -> None:
@@ -298,6 +296,22 @@ def main() -> None:
     report("one compilation", compilations.names.count("jit(_step)") == 1, str(compilations.names))
     stacked = training.run(method, key, *start, data, num_epochs=2, layout=layout, steps_per_call=2)
     report("stacked steps", near(results["mlp", "4x2 fsdp"].params, stacked.params))
+
+    expected = results["mlp", "4x2 fsdp"]  # whose data were put on the devices, because they fit
+    for name, per_call, reference in (("data", None, expected), ("stacked steps of data", 2, stacked)):
+        fed = training.run(
+            method, key, *start, data, num_epochs=2, layout=layout, steps_per_call=per_call, feed_from="host"
+        )
+        report(f"{name} on every device", same(fed[:2], reference[:2]))
+    resident, read = (feeding.make_feed(data, source, layout) for source in ("device", "host"))
+    batches = [Batch(np.arange(16), np.arange(16)[::-1]), Batch(np.arange(16), np.arange(16) + 20)]
+    good = []
+    for calls in ([feeding.Stretch(0, 1, None), feeding.Stretch(1, 1, None)], [feeding.Stretch(0, 2, 2)]):
+        for left, right in zip(resident.examples(batches, calls), read.examples(batches, calls), strict=True):
+            good.append(same(left, right) and alike(left, right))
+    positions = layout.divided(jax.tree.map(np.asarray, batches[0]))
+    text = feeding._gather_divided.lower(layout.everywhere(data), positions, layout).compile().as_text()
+    report("gathered where they are needed", all(good) and not collectives(text), f"{good} {collectives(text)}")
 
     images = data.retain["image"][:45]
     expected = metrics.predict(model, *start, images, batch_size=16)
