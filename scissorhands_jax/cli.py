@@ -107,6 +107,13 @@ def _parser() -> argparse.ArgumentParser:
     many.add_argument("--coordinator", metavar="HOST:PORT", help="one of many processes: where process 0 is reached")
     many.add_argument("--num-processes", type=int, metavar="N", help="how many processes there are")
     many.add_argument("--process-id", type=int, metavar="I", help="which of them this is, from 0; 0 writes the results")
+    speed = unlearn.add_argument_group("speed, where the automatic choice is to be overridden")
+    speed.add_argument(
+        "--steps-per-call", type=int, metavar="N", help="steps of one compiled call (default: 1 on CPU, else many)"
+    )
+    speed.add_argument(
+        "--feed-from", default="auto", metavar="WHERE", help="device or host: where the data lie (default: by size)"
+    )
     existing = unlearn.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace the run in RUN")
     existing.add_argument("--resume", action="store_true", help="go on with the run in RUN")
@@ -303,6 +310,8 @@ def _run_unlearn(options: argparse.Namespace, console: Console) -> None:
             overwrite=options.overwrite,
             resume=options.resume,
             layout=layout,
+            steps_per_call=options.steps_per_call,
+            feed_from=options.feed_from,
             console=console,
         )
 

@@ -153,16 +153,26 @@ def make_feed(data: Data, feed_from: FeedFrom = "auto", layout: sharding.Layout 
     Raises:
       InputError: `feed_from` is none of these, or "device" with a layout over many processes.
     """
-    if feed_from not in ("auto", "device", "host"):
-        raise InputError(f"data are fed from auto, device or host, got {feed_from!r}")
-    many = jax.process_count() > 1
-    if feed_from == "device" and layout is not None and many:
-        raise InputError("with many processes each feeds its share from the host; leave feed_from out")
+    check(feed_from, layout)
     if feed_from == "auto":
-        feed_from = "device" if fits_on_device(data) and not (layout is not None and many) else "host"
+        feed_from = "device" if fits_on_device(data) and not _is_shared(layout) else "host"
     if layout is None:
         return DeviceFeed(data) if feed_from == "device" else HostFeed(data)
     return ResidentFeed(data, layout) if feed_from == "device" else DividedFeed(data, layout)
+
+
+def check(feed_from: FeedFrom, layout: sharding.Layout | None = None, steps_per_call: int | None = None) -> None:
+    """Raises InputError for what `make_feed` refuses, and for fewer steps in a call than one."""
+    if feed_from not in ("auto", "device", "host"):
+        raise InputError(f"data are fed from auto, device or host, got {feed_from!r}")
+    if feed_from == "device" and _is_shared(layout):
+        raise InputError("with many processes each feeds its share from the host; leave feed_from out")
+    if steps_per_call is not None and steps_per_call < 1:
+        raise InputError(f"steps_per_call must be at least 1, got {steps_per_call}")
+
+
+def _is_shared(layout: sharding.Layout | None) -> bool:
+    return layout is not None and jax.process_count() > 1
 
 
 def fits_on_device(data: Data) -> bool:

@@ -97,8 +97,7 @@ def run(
     """
     if num_epochs < 0:
         raise InputError(f"num_epochs must not be negative, got {num_epochs}")
-    if steps_per_call is not None and steps_per_call < 1:
-        raise InputError(f"steps_per_call must be at least 1, got {steps_per_call}")
+    feeding.check(feed_from, layout, steps_per_call)
     started, compiled = time.perf_counter(), _compile_seconds()
     feed = feeding.make_feed(data, feed_from, layout)
     data = feed.data

@@ -22,6 +22,7 @@ from scissorhands_jax import (
     datasets,
     distributed,
     evaluation,
+    feeding,
     files,
     losses,
     metrics,
@@ -58,6 +59,8 @@ def unlearn(
     overwrite: bool = False,
     resume: bool = False,
     layout: sharding.Layout | None = None,
+    steps_per_call: int | None = None,
+    feed_from: feeding.FeedFrom = "auto",
     console: Console,
 ) -> dict[str, Any]:
     """Runs one unlearning job and writes its folder.
@@ -72,7 +75,8 @@ def unlearn(
 
     With a `layout` the work is divided over many devices, perhaps those of many processes (`distributed.start`). All of
     these then make the same call, with a folder that all of them see; the first writes into it what is not divided. A
-    run can be resumed with another layout and another number of processes.
+    run can be resumed with another layout and another number of processes. `steps_per_call` and `feed_from` are as in
+    `training.run`.
 
     Returns:
       The document in `results.json`.
@@ -81,6 +85,7 @@ def unlearn(
       InputError: something in the configuration, the files or the folder cannot be used.
       NonFiniteError: the run diverged; its last good checkpoint stays in the folder.
     """
+    feeding.check(feed_from, layout, steps_per_call)
     job = prepared(config)
     config, model, params, model_state, past = job.config, job.model, job.params, job.model_state, job.past
     data, test, positions, splits = job.data, job.test, job.positions, job.splits
@@ -134,6 +139,8 @@ def unlearn(
             num_epochs=config.method.epochs,
             checkpoint=keeper,
             on_step=follow(progress, config.method_name, history),
+            steps_per_call=steps_per_call,
+            feed_from=feed_from,
             layout=layout,
         )
         if result.steps == 0:

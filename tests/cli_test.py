@@ -129,6 +129,18 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(weights, tmp_
     assert any(not np.array_equal(first[key], other[key]) for key in first)
 
 
+def test_calls_of_many_steps_and_data_on_the_host_can_be_asked_for(weights, tmp_path):
+    with Compilations() as single:
+        assert unlearn(weights, tmp_path / "one", *QUICK, "--retain-limit", 200) == 0
+    with Compilations() as many:
+        more = (*QUICK, "--retain-limit", 200, "--steps-per-call", 4, "--feed-from", "host")
+        assert unlearn(weights, tmp_path / "four", *more) == 0
+    assert "jit(_steps)" in set(many.names) - set(single.names)
+    first, second = (torch_weights.read_state_dict(tmp_path / name / "network.safetensors") for name in ("one", "four"))
+    for name, value in first.items():
+        np.testing.assert_allclose(second[name], value, rtol=1e-4, atol=1e-5)
+
+
 def test_a_run_killed_at_a_random_moment_resumes_to_the_same_bits(weights, tmp_path):
     more = ["--epochs", "3", "--checkpoint-every", "3", "--batch-size", "64", "method.trim=layer2|head"]
     assert unlearn(weights, tmp_path / "whole", *more) == 0
@@ -218,6 +230,8 @@ BAD = {
     "a batch size of zero": (["--batch-size", "0"], "batch_size must be at least 1, got 0"),
     "negative epochs": (["--epochs", "-1"], "num_epochs must not be negative"),
     "a retain limit of zero": (["--retain-limit", "0"], "--retain-limit"),
+    "steps that no call can take": (["--steps-per-call", "0"], "steps_per_call must be at least 1, got 0"),
+    "data that lie nowhere": (["--feed-from", "disk"], "auto, device or host, got 'disk'"),
     "an unknown method": (["--method", "magic"], "there is no method 'magic'"),
     "an unknown network": (["--model", "resnet21"], "resnet20"),
     "an unknown data set": (["--dataset", "cifar11"], "cifar10"),

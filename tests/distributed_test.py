@@ -113,26 +113,27 @@ def saved_steps(out) -> list[int]:
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
 
 
-@pytest.fixture(scope="module")
-def killed(job, alone, tmp_path_factory):
-    """What one process has begun, two go on with, on two devices each, until one is killed after a checkpoint."""
-    out = shutil.copytree(alone[1], tmp_path_factory.mktemp("killed") / "run")
+def kill_one(victim, job, out, *more, devices):
+    """Two processes go on with a run until one is killed after a checkpoint: how each ended, after how long."""
     first = saved_steps(out)
-    processes = launch(job, out, 2, "--mesh", "2x2", "--fsdp", "--resume", devices=2)
+    processes = launch(job, out, 2, *more, devices=devices)
     deadline = time.monotonic() + 100
-    while saved_steps(out)[-1:] == first and time.monotonic() < deadline and processes[1].poll() is None:
+    while saved_steps(out)[-1:] == first and time.monotonic() < deadline and processes[victim].poll() is None:
         time.sleep(0.02)
-    processes[1].send_signal(signal.SIGKILL)
+    processes[victim].send_signal(signal.SIGKILL)
     began = time.monotonic()
     found = outcome(processes)
-    return out, found, time.monotonic() - began
+    return found, time.monotonic() - began
 
 
-def test_a_killed_process_ends_the_others_with_one_sentence(killed):
-    out, ((status, printed, error), (dead, _, _)), seconds = killed
-    assert dead == -signal.SIGKILL
-    assert status == 1, error
-    assert seconds < 60
+@pytest.fixture(scope="module")
+def killed(job, alone, tmp_path_factory):
+    """What one process has begun, two go on with, on two devices each, until the second is killed."""
+    out = shutil.copytree(alone[1], tmp_path_factory.mktemp("killed") / "run")
+    return out, *kill_one(1, job, out, "--mesh", "2x2", "--fsdp", "--resume", devices=2)
+
+
+def check_one_sentence(out, printed, error):
     assert re.sub(r"rows .*\n", "", printed) == ""
     lines = [line for line in error.splitlines() if line.startswith("error: ")]
     assert lines == [
@@ -141,6 +142,27 @@ def test_a_killed_process_ends_the_others_with_one_sentence(killed):
     ]
     assert "Traceback" not in error
     assert not (out / "results.json").exists()
+
+
+def test_a_killed_process_ends_the_others_with_one_sentence(killed):
+    out, ((status, printed, error), (dead, _, _)), seconds = killed
+    assert dead == -signal.SIGKILL
+    assert status == 1, error
+    assert seconds < 60
+    check_one_sentence(out, printed, error)
+
+
+def test_the_death_of_the_first_process_ends_the_others_too(job, alone, tmp_path):
+    """It serves the runtime of all, which therefore ends them from within; two begin here without an earlier run."""
+    out = tmp_path / "run"
+    ((dead, _, _), (status, printed, error)), seconds = kill_one(0, job, out, devices=1)
+    assert dead == -signal.SIGKILL
+    assert status not in (0, -signal.SIGKILL), error
+    assert seconds < 60
+    check_one_sentence(out, printed, error)
+    assert saved_steps(out)
+    assert cli.main([*job, "--out", str(out), "--resume"]) == 0
+    check_same(out, alone[0])
 
 
 def test_a_run_goes_on_with_any_number_of_processes(killed, job, alone, tmp_path):
