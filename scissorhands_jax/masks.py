@@ -60,7 +60,7 @@ def top_k(scores: Scores, k: int | jax.Array, *, rank: Selection | None = None) 
 def kth_largest(scores: Scores, k: int | jax.Array, *, rank: Selection | None = None) -> jax.Array:
     """The exact value of the k-th largest score (k counts from 1). shape=(), dtype of the scores"""
     _, _, chosen = _ranked(scores, rank)
-    return _kth_value(chosen, jnp.asarray(k, _counter(chosen)))
+    return kth_largest_and_passes(chosen, jnp.asarray(k, _counter(chosen)))[0]
 
 
 def kept_fraction_mask(scores: Scores, kept: float, *, rank: Selection | None = None) -> tuple[Mask, jax.Array]:
@@ -140,7 +140,7 @@ def _scatter(structure, leaves, marked, rank: Selection | None) -> Mask:
 
 @jax.jit
 def _mark_largest(leaves: list[jax.Array], k: jax.Array) -> list[jax.Array]:
-    cut, marked = _search(leaves, _all_bits, k, first=_guess(leaves, k), exact=False)
+    cut, marked, _ = _search(leaves, _all_bits, k, first=_guess(leaves, k), exact=False)
     return jax.lax.cond(
         marked > k,
         lambda: _drop_last_ties(leaves, cut, marked - k),
@@ -149,9 +149,13 @@ def _mark_largest(leaves: list[jax.Array], k: jax.Array) -> list[jax.Array]:
 
 
 @jax.jit
-def _kth_value(leaves: list[jax.Array], k: jax.Array) -> jax.Array:
-    bits, _ = _search(leaves, _all_bits, k, first=_guess(leaves, k))
-    return jax.lax.bitcast_convert_type(bits, leaves[0].dtype)
+def kth_largest_and_passes(leaves: list[jax.Array], k: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The k-th largest entry of arrays of one floating point type, and how many passes over them it took.
+
+    A pass counts in every array; the look at a sample before the first is none.
+    """
+    bits, _, passes = _search(leaves, _all_bits, k, first=_guess(leaves, k))
+    return jax.lax.bitcast_convert_type(bits, leaves[0].dtype), passes
 
 
 def _all_bits(leaves: list[jax.Array]) -> list[jax.Array]:
@@ -180,8 +184,8 @@ def _search(
     *,
     first: Sequence[jax.Array] | None = None,
     exact: bool = True,
-) -> tuple[jax.Array, jax.Array]:
-    """The largest integer that at least `k` entries of some arrays reach, and how many reach it.
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The largest integer that at least `k` entries of some arrays reach, how many reach it, and the passes taken.
 
     Args:
       source: what the arrays are made from.
@@ -198,24 +202,25 @@ def _search(
         return [low + width // parts * part + width % parts * part // parts for part in range(1, parts)]
 
     def unfinished(state):
-        low, high, reached, _ = state  # At least k entries reach `low`; fewer reach `high`.
+        low, high, reached, _, _ = state  # At least k entries reach `low`; fewer reach `high`.
         return (high - low > 1) & (exact | (reached != k))
 
     def narrow(state):
-        low, high, reached, candidates = state
+        low, high, reached, candidates, passes = state
         # Without the barrier XLA makes the integers once, before the loop, and stores them: slower, and much memory.
         held, candidates = jax.lax.optimization_barrier((source, candidates))
         for candidate, count in zip(candidates, _count_reaching(integers(held), candidates), strict=True):
             enough = count >= k
             low, reached = jnp.where(enough, candidate, low), jnp.where(enough, count, reached)
             high = jnp.where(enough, high, jnp.minimum(high, candidate))
-        return low, high, reached, split(low, high)
+        return low, high, reached, split(low, high), passes + 1
 
     low, high = jnp.zeros((), dtype), jnp.asarray(jnp.iinfo(dtype).max, dtype)
     reached = jnp.asarray(sum(leaf.size for leaf in shapes), k.dtype)
     candidates = split(low, high) if first is None else list(first)
-    low, _, reached, _ = jax.lax.while_loop(unfinished, narrow, (low, high, reached, candidates))
-    return low, reached
+    start = (low, high, reached, candidates, jnp.zeros((), jnp.int32))
+    low, _, reached, _, passes = jax.lax.while_loop(unfinished, narrow, start)
+    return low, reached, passes
 
 
 def _guess(leaves: list[jax.Array], k: jax.Array) -> list[jax.Array] | None:
@@ -268,7 +273,7 @@ def _drop_last_ties(leaves: list[jax.Array], cut: jax.Array, surplus: jax.Array)
     # Any end with that many ties behind it will do, and few ties are soon told apart.
     total = sum(leaf.size for leaf in leaves)
     first = [zero + total * part // (_CANDIDATES + 1) for part in range(1, _CANDIDATES + 1)]
-    end, _ = _search((leaves, cut, zero), positions_of_ties, surplus, first=first, exact=False)
+    end, _, _ = _search((leaves, cut, zero), positions_of_ties, surplus, first=first, exact=False)
     ties = positions_of_ties((leaves, cut, zero))
     return [(bits > cut) | ((tie >= 0) & (tie < end)) for bits, tie in zip(_all_bits(leaves), ties, strict=True)]
 

@@ -107,16 +107,24 @@ def test_timings_are_measured_and_kept(tmp_path):
     listed = list(timings.cases(None, tiny=True))
     assert listed == ["threshold", "scissorhands, bfloat16", last]
     kept = timings._kept(out, tiny=True)
-    kept["results"] = {"scissorhands, bfloat16": {"kept": True}}
+    kept["results"] = {"scissorhands, bfloat16": {"kept": True, "seconds": 10.5}}
     out.write_text(json.dumps(kept))
     assert timings.main(["--out", str(out), "--tiny"]) == 0
-    results = json.loads(out.read_text())["results"]
+    document = json.loads(out.read_text())
+    results = document["results"]
     assert [name for name in listed if "kept" not in results[name]] == ["threshold", last]
     assert (results[last]["epochs"], results[last]["steps"]) == (2, 10)
     assert results[last]["seconds"] > 0
     assert results[last]["compile_seconds_later"] < results[last]["compile_seconds"]
     assert results["threshold"]["weights"] == 50_000
     assert set(results["threshold"]["ratio"]) == {"read pass", "copy pass"}
+    assert 1 <= results["threshold"]["passes"] <= 11
+    share = results["threshold"]["passes"] / 2 / results["threshold"]["ratio"]["copy pass"]
+    assert results["threshold"]["share_of_copy_bandwidth"] == pytest.approx(share)
+    aims = {aim["case"]: (aim["value"], aim["met"]) for aim in document["aims"]}
+    assert aims["scissorhands, bfloat16"] == (10.5, False)
+    assert aims[last] == (results[last]["seconds"], True)
+    assert aims["threshold"] == (share, share >= 0.5)
     assert timings._kept(out, tiny=False)["results"] == {}, "what a rehearsal measured is nothing"
 
 

@@ -120,6 +120,16 @@ class TestTopK:
                 np.testing.assert_array_equal(flat(mask), expected_mask(flat(scores), k))
         assert int(masks.count_marked(mask)) == size + 3
 
+    def test_a_pass_finds_three_bits_and_a_sample_saves_passes(self):
+        values = jnp.asarray(np.random.default_rng(0).exponential(size=(1 << 18) + 13), jnp.float32)
+        taken = []
+        for size in (1000, len(values)):
+            value, passes = masks.kth_largest_and_passes([values[:size]], jnp.int32(size // 30))
+            assert value == np.sort(values[:size])[-(size // 30)]
+            taken.append(int(passes))
+        assert taken[0] in (10, 11)  # of 31 bits
+        assert 1 <= taken[1] < taken[0]
+
     def test_narrow_types_rank_like_their_values(self):
         values = np.random.default_rng(0).random(20)
         scores = {"a": jnp.asarray(values, jnp.bfloat16), "b": jnp.asarray(values, jnp.float16), "c": jnp.float32(0.5)}

@@ -32,7 +32,7 @@ def pass_case(name: str, label: str, what: str, settings: Settings, on_round: On
     """
     size = settings.sizes[label]
     calls, flops = _calls(label, size)
-    product, product_flops = matrix_product(jnp.float32, settings)
+    product, product_flops = matrix_product(jnp.dtype(size.dtype), settings)
     result = compare(name, PASSES[what], calls[what], {MATRIX_PRODUCT: product}, settings, on_round)
     assert result.seconds is not None
     flops *= 1 if what == "forward" else 3
@@ -47,7 +47,7 @@ def pass_case(name: str, label: str, what: str, settings: Settings, on_round: On
 
 def product_case(name: str, dtype: Any, settings: Settings, on_round: OnRound) -> Result:
     """The rate of matrix products, against that of reading and writing the same arrays."""
-    product, flops = matrix_product(dtype, settings)
+    product, flops = matrix_product(jnp.dtype(dtype), settings)
     matrix = _matrix(dtype, settings)
     double = jax.jit(lambda matrix: matrix * 2)
     result = compare(name, "square matrix product", product, {"copy": lambda: double(matrix)}, settings, on_round)
@@ -72,7 +72,7 @@ def _matrix(dtype: Any, settings: Settings) -> jax.Array:
 
 
 @functools.lru_cache(maxsize=2)
-def matrix_product(dtype: Any, settings: Settings) -> tuple[Call, int]:
+def matrix_product(dtype: jnp.dtype, settings: Settings) -> tuple[Call, int]:
     """The product of two square matrices as a function without arguments, and its floating-point operations."""
     matrix = _matrix(dtype, settings)
     product = jax.jit(jnp.matmul)

@@ -19,11 +19,16 @@ FRACTION = 0.03
 
 
 class Size(NamedTuple):
-    """A network at a width and a batch size."""
+    """A network at a width, a batch size and a dtype to compute in."""
 
     network: str
     options: tuple[tuple[str, Any], ...]
     batch_size: int
+
+    @property
+    def dtype(self) -> str:
+        """What the network computes in."""
+        return dict(self.options).get("dtype", "float32")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,12 +59,14 @@ class Settings:
 
     @property
     def sizes(self) -> dict[str, Size]:
-        """The networks, widths and batch sizes at which forward pass, gradient and training step are measured."""
+        """What forward pass, gradient and training step are measured on: networks, widths, batch sizes, dtypes."""
         if self.quick:
             options = tuple(self.networks["mlp"].items())
-            return {f"mlp@{batch_size}": Size("mlp", options, batch_size) for batch_size in (2, 4)}
+            sizes = {f"mlp@{batch_size}": Size("mlp", options, batch_size) for batch_size in (2, 4)}
+            return sizes | _in_bfloat16(sizes, "mlp@4")
         image = ("image_shape", (32, 32, 3))
-        grow = 1 if jax.default_backend() == "cpu" else 8  # an accelerator is idle at what keeps a CPU busy
+        on_cpu = jax.default_backend() == "cpu"
+        grow = 1 if on_cpu else 8  # an accelerator is idle at what keeps a CPU busy
         sizes = {}
         for network, base, factors, batch_sizes in (
             ("resnet20", (16, 32, 64), (1, 2, 4), (32, 128, 512)),
@@ -70,7 +77,14 @@ class Settings:
                 for batch_size in batch_sizes if factor == 1 else (64,):
                     label = f"{network}@{grow * batch_size}" + (f"w{factor}" if factor > 1 else "")
                     sizes[label] = Size(network, options, grow * batch_size)
-        return sizes
+        return sizes if on_cpu else sizes | _in_bfloat16(sizes, *sizes)
+
+
+def _in_bfloat16(sizes: dict[str, Size], *labels: str) -> dict[str, Size]:
+    return {
+        f"{label}-bfloat16": sizes[label]._replace(options=(*sizes[label].options, ("dtype", "bfloat16")))
+        for label in labels
+    }
 
 
 @functools.cache

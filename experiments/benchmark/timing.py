@@ -79,11 +79,16 @@ class Aim:
     case: str
     value: float
     limit: float
+    at_least: bool = False  # else at most
 
     @property
     def met(self) -> bool:
         """Whether the value is within the limit."""
-        return self.value <= self.limit
+        return self.value >= self.limit if self.at_least else self.value <= self.limit
+
+    def to_json(self) -> dict[str, Any]:
+        """Its fields, and whether it is met."""
+        return {**dataclasses.asdict(self), "met": self.met}
 
 
 # How it is measured.

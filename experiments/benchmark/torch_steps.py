@@ -6,6 +6,7 @@ garbage between steps. Networks bear the names of the library's, so that `torch_
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -110,8 +111,11 @@ def network(name: str, options: Mapping[str, Any]) -> nn.Module:
     return ResNet((2, 2, 2, 2), (64, 128, 256, 512), head="fc", learned=True, **constants)
 
 
+Examples = tuple[torch.Tensor, torch.Tensor]  # images, uint8, shape (N, H, W, C), and labels
+
+
 class Steps:
-    """A network with its optimizer, and the two steps that are timed."""
+    """A network with its optimizer, the two steps and the epoch that are timed."""
 
     def __init__(
         self,
@@ -142,11 +146,19 @@ class Steps:
         self.optimizer.step()
         return loss.detach()
 
-    def repair(
-        self,
-        retain: tuple[torch.Tensor, torch.Tensor],
-        forget: tuple[torch.Tensor, torch.Tensor],
-    ) -> torch.Tensor:
+    def epoch(self, retain: Examples, forget: Examples, batch_size: int) -> torch.Tensor:
+        """One pass over both sets in random order with random crops and flips: joint steps, then retain-only ones."""
+        last = torch.zeros(())
+        batches = [torch.randperm(len(labels)).split(batch_size) for _, labels in (retain, forget)]
+        for kept, gone in itertools.zip_longest(*batches):
+            images, labels = crop_and_flip(retain[0][kept]), retain[1][kept]
+            if gone is None:
+                last = self.train(images, labels)
+            else:
+                last = self.repair((images, labels), (crop_and_flip(forget[0][gone]), forget[1][gone]))
+        return last
+
+    def repair(self, retain: Examples, forget: Examples) -> torch.Tensor:
         """One joint step of Scissorhands, Algorithm 1: both gradients, projection, SGD; returns the dual."""
         parameters = list(self.module.parameters())
         slopes = []
@@ -164,7 +176,18 @@ class Steps:
         return dual
 
 
-def tensors(batch: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+def crop_and_flip(images: torch.Tensor, padding: int = 4) -> torch.Tensor:
+    """Random crops of zero-padded images, and random flips of these. shape=(N, H, W, C)"""
+    count, height, width, _ = images.shape
+    padded = functional.pad(images, (0, 0, padding, padding, padding, padding))
+    offsets = torch.randint(0, 2 * padding + 1, (count, 2)).tolist()
+    crops = torch.stack(
+        [image[top : top + height, left : left + width] for image, (top, left) in zip(padded, offsets, strict=True)]
+    )
+    return torch.where((torch.rand(count) < 0.5)[:, None, None, None], crops.flip(2), crops)
+
+
+def tensors(batch: Mapping[str, Any]) -> Examples:
     """A batch of the library's as PyTorch's tensors."""
     images, labels = np.array(batch["image"]), np.array(batch["label"])
     return torch.from_numpy(images), torch.from_numpy(labels).long()
