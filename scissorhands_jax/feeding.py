@@ -27,6 +27,7 @@ _DATA_SHARE = 0.25
 # What the examples of one call may take beside the data set itself.
 _CALL_BYTES = 256 * 2**20
 _STEPS_PER_CALL = 64
+_STEPS_PER_CALL_ON_CPU = 4  # more would save little, and with a large network be a long time without news
 _LOADED_AHEAD = 2
 
 
@@ -180,14 +181,16 @@ def fits_on_device(data: Data) -> bool:
     return trees.nbytes(data) <= _DATA_SHARE * device_memory()
 
 
-def steps_per_call(data: Data, batches: Sequence[Batch]) -> int:
+def steps_per_call(data: Data, batches: Sequence[Batch], *, loops_on_cpu: bool = False) -> int:
     """How many steps one call should take, by the device.
 
-    XLA runs convolutions in a loop about 25 times slower on CPU than outside of one (jax issue 12868), and a call
-    costs little there: 1. On accelerators the loop runs on the device, which then never waits for the host.
+    On accelerators many: the loop runs on the device, which then never waits for the host. On CPU a call costs little,
+    and XLA runs its convolutions in a loop about 25 times slower than outside of one (jax issue 12868): 1. But every
+    call has its temporary memory from the system anew, which for ResNet-20 is a fifth of the time, so that with
+    convolutions that are fast in a loop (`loops_on_cpu`) it takes a few.
     """
     if jax.default_backend() == "cpu":
-        return 1
+        return _STEPS_PER_CALL_ON_CPU if loops_on_cpu else 1
     largest = max((_batch_bytes(data, batch) for batch in batches), default=1)
     return max(1, min(_STEPS_PER_CALL, _CALL_BYTES // max(1, largest)))
 

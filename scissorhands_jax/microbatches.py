@@ -133,7 +133,8 @@ def after(done: PyTree, examples: PyTree) -> PyTree:
 def has_convolution(function: Callable, *arguments: Any) -> bool:
     """Whether a function uses a convolution anywhere; it is traced, not compiled."""
     jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
-    return any(_contains(jaxpr, name) for name in ("conv_general_dilated", "fast_conv_general_dilated"))
+    names = ("conv_general_dilated", "fast_conv_general_dilated")
+    return any(equation.primitive.name in names for equation in equations(jaxpr))
 
 
 def _sum(one: Callable, params: PyTree, model_state: ModelState, examples: PyTree, key: Key | None, parts: int):
@@ -201,14 +202,12 @@ def _in_line(function: Callable, *arguments: Any) -> bool:
     return jax.default_backend() == "cpu" and has_convolution(function, *arguments)
 
 
-def _contains(jaxpr, primitive: str) -> bool:
-    """Whether a jaxpr uses a primitive anywhere, inner jaxprs included."""
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """All equations of a jaxpr, those of inner jaxprs included."""
     for equation in jaxpr.eqns:
-        if equation.primitive.name == primitive:
-            return True
+        yield equation
         for value in equation.params.values():
             for inner in jax.tree.leaves(value, is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")):
                 inner = getattr(inner, "jaxpr", inner)
-                if hasattr(inner, "eqns") and _contains(inner, primitive):
-                    return True
-    return False
+                if hasattr(inner, "eqns"):
+                    yield from equations(inner)

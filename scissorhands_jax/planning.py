@@ -42,6 +42,7 @@ from scissorhands_jax import (
     microbatches,
     models,
     report,
+    training,
     trees,
     unlearning,
 )
@@ -77,19 +78,25 @@ class Kind(NamedTuple):
         """The share of one device."""
         return Kind(*(None if count is None else count // devices for count in self))
 
+    def positions(self, data: Data) -> Batch:
+        """Of some examples of this kind."""
+        return Batch(
+            *(
+                None if count is None else np.arange(count) % data_lib.size(part)
+                for count, part in zip(self, data, strict=True)
+            )
+        )
+
     def examples(self, data: Data) -> Batch:
         """Some examples of this kind."""
-        positions = (
-            None if count is None else np.arange(count) % data_lib.size(part)
-            for count, part in zip(self, data, strict=True)
-        )
-        return data_lib.gather(data, Batch(*positions))
+        return data_lib.gather(data, self.positions(data))
 
 
 class Program(NamedTuple):
-    """A compiled step."""
+    """A compiled call of one or more steps."""
 
-    call: Callable[[Carry, Batch], tuple[Carry, PyTree]]
+    call: jax.stages.Compiled
+    rows: int | None  # batches that a call has room for, as `training.compile_call` says
     temporaries: int  # bytes, gradients included
     code: int  # bytes
     flops: float
@@ -172,6 +179,10 @@ def _check_state(config: RunConfig, model: Model, *, devices: int, limit: int) -
         )
 
 
+def _repeated(batch: Batch, count: int) -> Batch:
+    return jax.tree.map(lambda leaf: jnp.stack([leaf] * count), batch)
+
+
 class _Planner:
     """One plan in the making."""
 
@@ -196,7 +207,10 @@ class _Planner:
             self._tell("begins the method")
             beginning, per_epoch, carry = self._beginning(params, model_state, clock)
             self._tell("compiles the steps")
-            programs = {kind: self.program(self.method, carry, kind.over(self.devices)) for kind in self.kinds}
+            programs = {
+                kind: self.program(self.method, carry, kind.over(self.devices), steps=-(-count // self.settings.epochs))
+                for kind, count in self.kinds.items()
+            }
             process = _process_bytes()
             self._tell("takes some steps")
             seconds, carry = self._steps(programs, carry)
@@ -247,14 +261,16 @@ class _Planner:
             **report.environment(),
         }
 
-    def program(self, method: Method, carry: Carry, kind: Kind) -> Program:
-        """A step, compiled for one device."""
-        compiled = jax.jit(method.step, donate_argnums=0).lower(_outline(carry), self._outline_of(kind)).compile()
+    def program(self, method: Method, carry: Carry, kind: Kind, *, steps: int = 1) -> Program:
+        """What the run calls for so many steps of a kind in an epoch, compiled for one device."""
+        batches = [kind.positions(self.data)] * steps
+        outline = self._outline_of(kind)
+        compiled, rows = training.compile_call(method.step, _outline(carry), outline, self.data, batches)
         analysis = compiled.memory_analysis()
         if analysis is None:
             raise InputError(f"the {jax.default_backend()} backend does not say how much memory compiled code takes")
         flops = float((compiled.cost_analysis() or {}).get("flops", 0.0))
-        return Program(compiled, analysis.temp_size_in_bytes, analysis.generated_code_size_in_bytes, flops)
+        return Program(compiled, rows, analysis.temp_size_in_bytes, analysis.generated_code_size_in_bytes, flops)
 
     def _tell(self, note: str) -> None:
         self.progress.update(self.task, advance=1, note=note)
@@ -340,12 +356,14 @@ class _Planner:
         seconds = {}
         data = jax.tree.map(jnp.asarray, self._subset(1))
         for kind, program in programs.items():
-            batch = kind.over(self.devices).examples(data)
+            arguments: tuple[Any, ...] = (kind.over(self.devices).examples(data),)
+            if program.rows is not None:
+                arguments = (_repeated(arguments[0], program.rows), program.rows)
             times: list[float] = []
             while len(times) < 3 or (len(times) <= _TIMED_STEPS and sum(times) < _TIMED_SECONDS):
                 start = time.perf_counter()
-                carry, _ = jax.block_until_ready(program.call(carry, batch))
-                times.append(time.perf_counter() - start)
+                carry, _ = jax.block_until_ready(program.call(carry, *arguments))
+                times.append((time.perf_counter() - start) / (program.rows or 1))
             seconds[kind] = statistics.median(times[1:])  # The first one also maps memory.
         return seconds, carry
 
@@ -383,7 +401,11 @@ class _Planner:
             loss_fn = functools.partial(self.job.loss_fn, train=False, key=None)
             gradient = jax.grad(lambda p, s, x: loss_fn(p, s, x)[0])
             steps = gradients + self._temporaries(gradient, carry, self._outline_of(batch_of).retain)
-        batch = max((trees.nbytes(self._outline_of(kind.over(self.devices))) for kind in programs), default=0)
+        batches = (
+            (program.rows or 1) * trees.nbytes(self._outline_of(kind.over(self.devices)))
+            for kind, program in programs.items()
+        )
+        batch = max(batches, default=0)
         on_device = trees.nbytes(self.data) if feeding.fits_on_device(self.data) else 0
         parts = {
             "original network": trees.nbytes((carry.params, carry.model_state)),

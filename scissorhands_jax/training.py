@@ -17,6 +17,7 @@ from scissorhands_jax import feeding, trees
 from scissorhands_jax.base import Batch, Carry, Data, Key, Method, Metrics, ModelState, Params
 from scissorhands_jax.checkpoints import Checkpointer, Position, checksum, fingerprint
 from scissorhands_jax.errors import InputError, NonFiniteError
+from scissorhands_jax.models import convolution
 from scissorhands_jax.sharding import Layout
 
 # How often the host looks at what the device has done; more often would cost small networks dearly.
@@ -78,8 +79,8 @@ def run(
       checkpoint: where to save and from where to go on; None saves nothing.
       on_step: called with a `Progress` for every step, in order, once its metrics are there. The device does not wait
         for it, and what it raises ends the run some steps later.
-      steps_per_call: how many steps one compiled program takes. None: 1 on CPU, many on accelerators
-        (`feeding.steps_per_call`). More than one give the same numbers up to rounding.
+      steps_per_call: how many steps one compiled program takes. None: many on accelerators, on CPU a few for large
+        convolutions and else 1 (`feeding.steps_per_call`). More than one give the same numbers up to rounding.
       feed_from: "device" puts the data there once, "host" loads batches ahead of the device, "auto" decides by size
         (`feeding.make_feed`). All give the same numbers.
       layout: how network, optimizer state and batches are divided over many devices, perhaps those of many processes
@@ -121,13 +122,17 @@ def run(
             carry, position = checkpoint.restore(carry, identity)
     every = None if checkpoint is None else checkpoint.every_steps
     watch = _Watch(on_step, checkpoint, num_epochs, int(carry.step))
+    loops: bool | None = None if layout is None else False
 
     for epoch in range(position.epoch, num_epochs):
         batches = list(method.batches(batch_key, data, epoch))
         done = position.offset if epoch == position.epoch else 0
         if done == 0:
             carry = _placed(layout, method.begin_epoch(carry, data))
-        per_call = steps_per_call or feeding.steps_per_call(data, batches)
+        if loops is None and batches:
+            examples = jax.eval_shape(lambda batch=batches[0]: data_lib.gather(data, batch))
+            loops = steps_per_call is None and convolution.pays_in_a_loop(method.step, carry, examples)
+        per_call = steps_per_call or feeding.steps_per_call(data, batches, loops_on_cpu=bool(loops))
         calls = feeding.stretches(batches, done, per_call=per_call, every=every)
         for call, examples in zip(calls, feed.examples(batches, calls), strict=True):
             if call.rows is None:
@@ -146,6 +151,28 @@ def run(
     compiling = _compile_seconds() - compiled
     elapsed = time.perf_counter() - started
     return Result(params, model_state, int(carry.step), max(0.0, elapsed - compiling), compiling)
+
+
+def compile_call(
+    step: Callable, carry: Carry, examples: Batch, data: Data, batches: list[Batch]
+) -> tuple[jax.stages.Compiled, int | None]:
+    """The program that `run` calls for steps like these on one device, and the batches that a call has room for.
+
+    Args:
+      step: a method's.
+      carry, examples: of one step; arrays or their outlines.
+      data, batches: of the run and of one of its epochs, all alike.
+
+    Returns:
+      The compiled `(carry, examples)`; or, with room for `rows` batches, `(carry, stacked examples, count)`.
+    """
+    loops = convolution.pays_in_a_loop(step, carry, examples)
+    per_call = feeding.steps_per_call(data, batches, loops_on_cpu=loops)
+    rows = feeding.stretches(batches, 0, per_call=per_call)[0].rows
+    if rows is None:
+        return _step.lower(step, carry, examples).compile(), None
+    stacked = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape), leaf.dtype), examples)
+    return _steps.lower(step, carry, stacked, rows).compile(), rows
 
 
 def _placed(layout: Layout | None, carry: Carry) -> Carry:
@@ -186,9 +213,10 @@ def _steps(step, carry: Carry, batches: Batch, count: jax.Array, layout: Layout 
 
     step = _divided(layout, step)
     rows = len(jax.tree.leaves(batches)[0])
-    _, shapes = jax.eval_shape(step, carry, row(batches, 0))
-    metrics = jax.tree.map(lambda leaf: jnp.zeros((rows, *leaf.shape), leaf.dtype), shapes)
-    return jax.lax.fori_loop(0, count, body, (carry, metrics))
+    with convolution.within_loop():
+        _, shapes = jax.eval_shape(step, carry, row(batches, 0))
+        metrics = jax.tree.map(lambda leaf: jnp.zeros((rows, *leaf.shape), leaf.dtype), shapes)
+        return jax.lax.fori_loop(0, count, body, (carry, metrics))
 
 
 class _Watch:

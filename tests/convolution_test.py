@@ -53,18 +53,56 @@ def check_close(found, expected):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * float(jnp.abs(b).max()))
 
 
+def all_three(function):
+    """The function's value and both gradients."""
+
+    def compute(x, kernel, slope):
+        y, transpose = jax.vjp(function, x, kernel)
+        return y, transpose(slope)
+
+    return jax.jit(compute)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_value_and_both_gradients_are_those_of_xla(name):
     x, kernel, slope, fast, plain = arrays(name)
+    check_close(all_three(fast)(x, kernel, slope), all_three(plain)(x, kernel, slope))
 
-    def all_three(function):
-        def compute(x, kernel, slope):
-            y, transpose = jax.vjp(function, x, kernel)
-            return y, transpose(slope)
 
-        return jax.jit(compute)(x, kernel, slope)
+class TestWithinALoop:
+    KNOWN = ("winograd", "rows", "halving", "point")
 
-    check_close(all_three(fast), all_three(plain))
+    @pytest.mark.parametrize("name", CASES)
+    def test_all_three_passes_leave_xlas_convolution_or_none_does(self, name):
+        x, kernel, slope, fast, _ = arrays(name)
+        with convolution.within_loop():
+            text = compiled(all_three(fast), x, kernel, slope)
+        assert ("stablehlo.convolution" in text) == (name not in self.KNOWN)
+
+    def test_values_and_gradients_are_those_of_xla(self):
+        x, kernel, slope, fast, plain = arrays("halving")  # whose forward pass is XLA's outside of a loop
+        with convolution.within_loop():
+            found = all_three(fast)(x, kernel, slope)
+        check_close(found, all_three(plain)(x, kernel, slope))
+
+    def test_it_pays_where_a_convolution_is_large_and_all_are_known(self, monkeypatch):
+        def pays(*names):
+            cases = [arrays(name) for name in names]
+            loss = [lambda x, kernel, fast=fast: jnp.sum(fast(x, kernel) ** 2) for _, _, _, fast, _ in cases]
+
+            def function(pairs):
+                return jax.grad(lambda pairs: sum(each(*pair) for each, pair in zip(loss, pairs, strict=True)))(pairs)
+
+            return convolution.pays_in_a_loop(function, [(x, kernel) for x, kernel, *_ in cases])
+
+        assert pays("winograd", "rows")
+        assert not pays("winograd", "large kernel")
+        monkeypatch.setattr(convolution, "_LEAST_FLOPS", 1e6)
+        assert pays("winograd", "rows"), "one large convolution is enough"
+        assert not pays("rows", "point")
+        assert not convolution.pays_in_a_loop(lambda x: x @ x, jnp.ones((300, 300)))
+        monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+        assert not pays("winograd")
 
 
 def test_products_with_the_hessian_in_either_order():

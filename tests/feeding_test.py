@@ -1,14 +1,16 @@
 """Where examples come from: on the device or loaded ahead, one step or many per call, runs end the same."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scissorhands_jax import checkpoints, feeding, training
+from scissorhands_jax import checkpoints, feeding, finetune, lift, sgd, training
 from scissorhands_jax.base import Batch, Data
 from scissorhands_jax.checkpoints import Checkpointer
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.feeding import Stretch, stretches
+from scissorhands_jax.models import convolution
 from scissorhands_jax.training import run
 from tests import tiny
 from tests.compilations import Compilations
@@ -50,6 +52,26 @@ class TestStepsPerCall:
         assert feeding.steps_per_call(data, batches(4)) == 1
         monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
         assert feeding.steps_per_call(data, batches(4)) == 64
+
+    def test_on_cpu_it_is_a_few_for_large_convolutions(self, monkeypatch):
+        """The steps are those of single calls, their temporary memory is not taken anew each time."""
+        monkeypatch.setattr(convolution, "_LEAST_FLOPS", 1e3)
+
+        def loss_fn(params, batch):
+            features = jnp.tanh(convolution.convolve(batch["image"], params["kernel"], padding=1))
+            return jnp.mean((features.mean((1, 2)) @ params["head"] - batch["label"][:, None]) ** 2)
+
+        params = {"kernel": jnp.full((3, 3, 2, 4), 0.1), "head": jnp.full((4, 1), 0.5)}
+        method = finetune(lift(loss_fn), sgd(0.1), batch_size=4)
+        results = {}
+        for steps in (None, 1):
+            with Compilations() as compilations:
+                results[steps] = run(method, KEY, params, (), tiny.data(6, 22), num_epochs=1, steps_per_call=steps)
+            kinds = {name for name in compilations.names if "step" in name}
+            assert kinds == {"jit(_steps)" if steps is None else "jit(_step)"}
+        assert results[None].steps == results[1].steps > 4
+        for left, right in zip(*(jax.tree.leaves(result.params) for result in results.values()), strict=True):
+            np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-6)
 
     def test_large_batches_take_fewer(self, monkeypatch):
         monkeypatch.setattr(jax, "default_backend", lambda: "gpu")

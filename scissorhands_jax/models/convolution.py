@@ -20,13 +20,15 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+
+from scissorhands_jax import microbatches
 
 _LEAST_FLOPS = 3e8  # below, XLA's convolution takes a few milliseconds, and compiles in less time
 _TILES, _TILE_FLOATS = 256, 32768  # a chunk has as many tiles, or as many as bring one of 16 operands to that size
@@ -41,6 +43,7 @@ class _Window(NamedTuple):
     stride: int
     padding: int
     image: tuple[int, int]  # height and width of the input
+    looped: bool = False  # whether it is part of a loop, in which XLA's own convolutions are many times slower
 
 
 def convolve(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0) -> jax.Array:
@@ -55,28 +58,60 @@ def convolve(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int =
     Returns:
       Shape (N, (H + 2 padding - k) // stride + 1, (W + 2 padding - k) // stride + 1, K).
     """
-    window = _Window(kernel.shape[0], stride, padding, (x.shape[1], x.shape[2]))
-    if _plainly.get() or jax.default_backend() != "cpu" or not _is_worth_it(x, kernel, window):
+    looped = _context.get() == "loop"
+    window = _Window(kernel.shape[0], stride, padding, (x.shape[1], x.shape[2]), looped)
+    can = _context.get() != "plain" and jax.default_backend() == "cpu" and _is_known(x, kernel, window)
+    if not can or not (looped or _is_large(x, kernel, window)):
         return _forward(x, kernel, window=window)
     return forward_p.bind(x, kernel, window=window)
 
 
-_plainly: contextvars.ContextVar[bool] = contextvars.ContextVar("plainly", default=False)
+_context: contextvars.ContextVar[Literal["", "plain", "loop"]] = contextvars.ContextVar("convolutions", default="")
 
 
 @contextlib.contextmanager
-def plainly() -> Iterator[None]:
-    """What is traced within has XLA's own convolutions, whose operations XLA can count."""
-    token = _plainly.set(True)
+def _traced_as(kind: Literal["plain", "loop"]) -> Iterator[None]:
+    token = _context.set(kind)
     try:
         yield
     finally:
-        _plainly.reset(token)
+        _context.reset(token)
 
 
-def _is_worth_it(x: jax.Array, kernel: jax.Array, window: _Window) -> bool:
+def plainly() -> contextlib.AbstractContextManager[None]:
+    """What is traced within has XLA's own convolutions, whose operations XLA can count."""
+    return _traced_as("plain")
+
+
+def within_loop() -> contextlib.AbstractContextManager[None]:
+    """What is traced within will run in a loop, where also small convolutions on CPU had better not be XLA's own."""
+    return _traced_as("loop")
+
+
+def pays_in_a_loop(function: Callable, *arguments: Any) -> bool:
+    """Whether a function has large convolutions, and only such as are fast in a loop on CPU; traced, not compiled."""
+    if jax.default_backend() != "cpu":
+        return False
+    with within_loop():
+        # A new function, lest an earlier trace outside of a loop is found.
+        jaxpr = jax.make_jaxpr(lambda *arguments: function(*arguments))(*arguments).jaxpr
+    found = list(microbatches.equations(jaxpr))
+    large = any(
+        _is_large(*(variable.aval for variable in equation.invars), equation.params["window"])
+        for equation in found
+        if equation.primitive is forward_p
+    )
+    return large and all(equation.primitive is not lax.conv_general_dilated_p for equation in found)
+
+
+def _is_known(x: jax.Array, kernel: jax.Array, window: _Window) -> bool:
+    """Whether there is anything but XLA's convolution for it, in a loop for all three passes."""
     if x.dtype != jnp.float32 or kernel.dtype != jnp.float32 or getattr(jax.typeof(x), "vma", None):
         return False
+    return not window.looped or _is_point(window) or _keeps_size(window) or _is_halving(window)
+
+
+def _is_large(x: Any, kernel: Any, window: _Window) -> bool:
     height, width = _output_size(window)
     return 2 * x.shape[0] * height * width * kernel.size >= _LEAST_FLOPS
 
@@ -202,7 +237,7 @@ def _tile_chunk(shape: tuple[int, ...], channels: int) -> int:
 
 def _patches(x: jax.Array, window: _Window) -> jax.Array:
     """All windows as rows of a matrix, shape (N * H' * W', size * size * C)."""
-    size, stride, pad, _ = window
+    size, stride, pad = window[:3]
     padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     height, width = _output_size(window)
     rows, columns = (height - 1) * stride + 1, (width - 1) * stride + 1
@@ -377,7 +412,7 @@ def _fast_forward(x: jax.Array, kernel: jax.Array, *, window: _Window) -> jax.Ar
         function = _winograd_forward
     elif _keeps_size(window):
         function = _rows_forward
-    elif x.shape[3] >= 64:
+    elif window.looped or x.shape[3] >= 64:
         function = _patches_forward
     return function(x, kernel, window=window)
 
@@ -390,7 +425,7 @@ def _fast_input(slope: jax.Array, kernel: jax.Array, *, window: _Window) -> jax.
         function = _winograd_input
     elif _keeps_size(window):
         function = _rows_input
-    elif _is_halving(window) and kernel.shape[2] < 256:
+    elif _is_halving(window) and (window.looped or kernel.shape[2] < 256):
         function = _halving_input
     return function(slope, kernel, window=window)
 
