@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from experiments.benchmark import __main__ as benchmark
-from experiments.benchmark import against_torch, limits, parts, settings, steps, timing
+from experiments.benchmark import against_torch, epochs, limits, parts, settings, steps, timing
 from scissorhands_jax import checkpoints, torch_weights, training
 from scissorhands_jax.models import convolution
 
@@ -69,8 +69,8 @@ def test_ratios_are_taken_round_by_round():
 def check_order_and_origin(document):
     names = [result["name"] for result in document["results"]]
     assert names == list(benchmark.cases(SETTINGS))
-    steps_there = ["mlp/step", "mlp/projection", "mlp/memory", *(f"mlp/{step}" for step in against_torch.STEPS)]
-    first = len(steps_there) if HAS_TORCH else 3
+    steps_there = [f"mlp/{kind}" for kind in ("step", "projection", "memory", "epoch", *against_torch.STEPS)]
+    first = len(steps_there) if HAS_TORCH else 4
     passes = [f"mlp@{size}/{what}" for size in ("2", "4", "4-bfloat16") for what in limits.PASSES]
     together = [f"sweep of mlp/{how}" for how in ("batched", "scanned")]
     assert names[:first] == steps_there[:first]
@@ -86,6 +86,7 @@ def check_times(results):
     references = {"mlp": ["PyTorch"], "mlp@2": ["matrix product"], "mlp@4": ["matrix product"], "product": ["copy"]}
     references |= {"mlp/step": ["unprojected step"], "mlp/projection": ["step"], "sweep of mlp": ["turns"]}
     references["mlp@4-bfloat16"] = references["mlp@4"]
+    references["mlp/epoch"] = ["one step per call", *(["PyTorch"] if HAS_TORCH else [])]
     for result in results:
         assert len(result["load"]) == 2
         if result["name"] == "mlp/memory":
@@ -93,7 +94,7 @@ def check_times(results):
             continue
         for spread in (result["seconds"], *(row["ratio"] for row in result["against"])):
             assert 0 < spread["lower"] <= spread["median"] <= spread["upper"]
-            assert spread["repeats"] == (1 if result["name"] == "mlp/torch_epoch" else 3)
+            assert spread["repeats"] == (1 if result["name"] == "mlp/epoch" else 3)
         names = [row["name"] for row in result["against"]]
         group = result["name"].split("/")[0]
         assert names == references.get(result["name"], references.get(group, ["read pass", "copy pass"]))
@@ -244,20 +245,23 @@ def test_pytorch_takes_the_same_steps(network, step, monkeypatch):
         np.testing.assert_allclose(change, expected[name] - old, rtol=1e-2, atol=2e-2 * abs(change).max())
 
 
+def test_every_epoch_begins_where_the_first_began():
+    data, own, references = epochs.epochs("mlp", SETTINGS)
+    assert [len(part["label"]) for part in data] == [4, 4 * epochs.RETAIN_BATCHES]
+    first = own()
+    assert not checkpoints.equal(first[0], steps.repair_of("mlp", SETTINGS).carry.params)
+    assert checkpoints.equal(first, own())
+    assert checkpoints.equal(first, references[epochs.SINGLE]())
+
+
 @pytest.mark.skipif(not HAS_TORCH, reason="PyTorch is not installed")
-def test_epochs_pass_over_as_many_images_and_pytorch_crops_and_flips():
+def test_pytorch_crops_and_flips():
     import torch
 
     from experiments.benchmark import torch_steps
 
-    own, reference, images = against_torch.pair_of_calls("mlp", "torch_epoch", SETTINGS)
-    assert images == 4 + 4 * against_torch.RETAIN_BATCHES
-    before = own()
-    reference()
-    assert checkpoints.equal(before, own()), "every call begins where the first began"
     image = torch.arange(48, dtype=torch.uint8).reshape(1, 4, 4, 3) + 1
     padded = np.pad(image[0].numpy(), ((4, 4), (4, 4), (0, 0)))
-    windows = {padded[top : top + 4, left : left + 4].tobytes() for top in range(9) for left in range(9)}
-    flipped = {padded[top : top + 4, left : left + 4][:, ::-1].tobytes() for top in range(9) for left in range(9)}
+    windows = [padded[top : top + 4, left : left + 4] for top in range(9) for left in range(9)]
     found = {crop.numpy().tobytes() for crop in torch_steps.crop_and_flip(image.repeat(2000, 1, 1, 1))}
-    assert found == windows | flipped
+    assert found == {window.tobytes() for window in windows} | {window[:, ::-1].tobytes() for window in windows}

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import typing
 
 import jax
 import numpy as np
 import optax
 
-from experiments.benchmark.settings import FRACTION, Settings, network_of, random_images
+from experiments.benchmark.settings import Settings, network_of
 from experiments.benchmark.steps import LEARNING_RATE, repair_of
 from experiments.benchmark.timing import Call, OnRound, Result, compare
-from scissorhands_jax import data as data_lib
-from scissorhands_jax import losses, optimizers, torch_weights, training, trees
-from scissorhands_jax.base import Carry, Data
-from scissorhands_jax.methods.scissorhands import scissorhands
+from scissorhands_jax import optimizers, torch_weights, trees
+from scissorhands_jax.base import Carry
+
+if typing.TYPE_CHECKING:
+    from experiments.benchmark import torch_steps
 
 PYTORCH = "PyTorch"
 STEPS = {
     "torch_train": "training step against eager PyTorch, channels last",
     "torch_repair": "repair step against eager PyTorch, channels last",
-    "torch_epoch": "repair epoch against eager PyTorch, channels last: crops and flips, one joint step in ten",
 }
-RETAIN_BATCHES = 10  # of an epoch with one forget batch: as if a tenth of the set were forgotten
 
 
 def is_there() -> bool:
@@ -34,37 +34,36 @@ def is_there() -> bool:
 def torch_case(name: str, network: str, step: str, settings: Settings, on_round: OnRound) -> Result:
     """A step of the same network on the same images from the same weights, in both; each has all cores."""
     own, reference, images = pair_of_calls(network, step, settings)
-    if step == "torch_epoch":
-        settings = dataclasses.replace(settings, repeats=-(-settings.repeats // 3))
     result = compare(name, STEPS[step], own, {PYTORCH: reference}, settings, on_round)
     assert result.seconds is not None
     numbers = {"images_per_second": images / result.seconds.median}
     return dataclasses.replace(result, numbers=numbers)
 
 
-def pair_of_calls(network: str, step: str, settings: Settings) -> tuple[Call, Call, int]:
-    """A step or an epoch of the library, the same of PyTorch, and how many images each takes.
-
-    Both begin at the weights of the repair's start; each call of a step takes one step further and returns the weights.
-    """
+def steps_of(network: str, carry: Carry, settings: Settings) -> torch_steps.Steps:
+    """PyTorch's network with the weights of a carry of Scissorhands."""
     from experiments.benchmark import torch_steps
 
-    repair = repair_of(network, settings)
-    carry = trees.copy(repair.carry)
     state = torch_weights.to_state_dict(carry.params, carry.model_state)
-    steps = torch_steps.Steps(
+    return torch_steps.Steps(
         network,
         settings.networks[network],
         learning_rate=LEARNING_RATE,
         forget_weight=float(carry.aux.forget_weight),
         state={name: np.asarray(value) for name, value in state.items()},
     )
-    if step == "torch_epoch":
-        data, own = repair_epoch(network, settings, carry)
-        forget, retain = (torch_steps.tensors(part) for part in data)
-        images = sum(len(labels) for _, labels in (forget, retain))
-        return own, lambda: steps.epoch(retain, forget, settings.batch_size), images
 
+
+def pair_of_calls(network: str, step: str, settings: Settings) -> tuple[Call, Call, int]:
+    """A step of the library, the same of PyTorch, and how many images each takes.
+
+    Both begin at the weights of the repair's start; each call takes one step further and returns the weights.
+    """
+    from experiments.benchmark import torch_steps
+
+    repair = repair_of(network, settings)
+    carry = trees.copy(repair.carry)
+    steps = steps_of(network, carry, settings)
     forget, retain = (torch_steps.tensors(part) for part in (repair.examples.forget, repair.examples.retain))
     if step == "torch_repair":
         return repair, lambda: steps.repair(retain, forget), 2 * settings.batch_size
@@ -87,22 +86,3 @@ def pair_of_calls(network: str, step: str, settings: Settings) -> tuple[Call, Ca
         return held[0]
 
     return own, lambda: steps.train(*retain), settings.batch_size
-
-
-def repair_epoch(network: str, settings: Settings, carry: Carry) -> tuple[Data, Call]:
-    """Random images, and a call that makes one epoch of the repair on them as `training.run` does, from the carry."""
-    model, _ = network_of(network, settings)
-    shape, size = settings.networks[network]["image_shape"], settings.batch_size
-    data = Data(random_images(shape, size, seed=1), random_images(shape, RETAIN_BATCHES * size, seed=2))
-    method = scissorhands(
-        losses.classification_loss(model, augment=data_lib.crop_and_flip),
-        optimizers.sgd(LEARNING_RATE),
-        fraction=FRACTION,
-        batch_size=size,
-    )
-    begun = method._replace(init=lambda *_: carry)
-
-    def epoch():
-        return training.run(begun, jax.random.key(1), carry.params, carry.model_state, data, num_epochs=1)[:2]
-
-    return data, epoch
