@@ -70,6 +70,18 @@ def add_parser(commands: Any) -> None:
     verify = actions.add_parser("verify", help="look for any change in the ledger, the records and the networks")
     _add_ledger(verify)
     verify.add_argument("--head", metavar="HASH", help="a head that you kept: tells an old copy from the ledger")
+    verify.add_argument(
+        "--public",
+        type=Path,
+        metavar="PEM",
+        help="verify with the public key alone (records/public_key.pem, from someone you trust), without the keys",
+    )
+    verify.add_argument(
+        "--reseal",
+        action="store_true",
+        help="seal a ledger anew whose seal was lost or whose bytes another program has moved, if every row is as it "
+        "was signed; a row in the history says so from then on",
+    )
     verify.add_argument("--quick", action="store_true", help="do not evaluate the network anew")
     _add_subject(verify, "the original network, if it has moved")
     verify.set_defaults(run=_run_verify)
@@ -82,7 +94,7 @@ def _add_ledger(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         help="folder of its keys (default: keys in the ledger's); keep it elsewhere: whoever has the keys can change "
-        "anything and sign it anew, and an auditor needs them for verify",
+        "anything and sign it anew",
     )
 
 
@@ -119,6 +131,13 @@ def _run_add(options: argparse.Namespace, console: Console) -> int:
         keys=options.keys,
     )
     console.print(f"request {added.number}: {added.examples} examples to forget until {added.due}", highlight=False)
+    if added.public is not None:
+        console.print(
+            f"the ledger is begun; hand its public key to whoever is to verify it: {added.public}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
     if added.twins:
         console.print(
             f"note: the training set holds {added.twins} more examples with the same content, which the request does "
@@ -215,6 +234,8 @@ def _run_verify(options: argparse.Namespace, console: Console) -> int:
         evaluate=not options.quick,
         subject=_subject(options),
         keys=options.keys,
+        public=options.public,
+        reseal=options.reseal,
         console=console,
     )
     sys.stdout.writelines(f"CHANGED: {problem}\n" for problem in found)

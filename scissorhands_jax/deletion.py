@@ -68,6 +68,7 @@ class Added(NamedTuple):
     examples: int
     due: str
     twins: int  # examples of the training set that are not named, but the same as one that is
+    public: Path | None  # file of the public key, where the request began the ledger
 
 
 def add(
@@ -100,7 +101,8 @@ def add(
     today = datetime.datetime.now(datetime.UTC).date()
     due = due or (today + datetime.timedelta(days=DAYS)).isoformat()
     ledger.check_request(requester, due)
-    if not ledger.exists(folder):
+    begins = not ledger.exists(folder)
+    if begins:
         # Nothing is written before the request is known to be good.
         config = _first_config(subject, forget, seed)
         job = unlearning.prepared(dataclasses.replace(config, method=settings))
@@ -115,7 +117,7 @@ def add(
         twins = sum(digest in named for digest in digests) - len(examples)
         network = _network_in_use(book)
         number = book.add(requester=requester, received=ledger.now(), due=due, network=network, examples=examples)
-    return Added(number, len(examples), due, twins)
+    return Added(number, len(examples), due, twins, records.public_path(folder) if begins else None)
 
 
 def run(
@@ -206,6 +208,8 @@ def verify(
     evaluate: bool = True,
     subject: Subject = _KNOWN,
     keys: Path | None = None,
+    public: Path | None = None,
+    reseal: bool = False,
     console: Console,
 ) -> tuple[list[str], str | None]:
     """Looks for everything in a ledger, its records and its networks that is not as it was written.
@@ -217,41 +221,50 @@ def verify(
         a run has forgotten, has no record; its numbers are compared with the hash that the ledger has, always.
       subject: what has moved since the ledger was begun.
       keys: folder of the ledger's keys; None: `keys` in the folder.
-      console: for progress, and a note if the seal is behind the ledger.
+      public: file with the public key, for an auditor who has no other. All that a signature covers is verified, the
+        network included; files that describe forgotten examples have digests under the secret, and a note says so.
+      reseal: where every row is as it was signed and the seal alone does not fit, seal the ledger anew.
+      console: for progress and notes.
 
     Returns:
       What was found, one sentence each, empty if all is well; and the head, if the ledger can be read.
     """
+    if reseal and public is not None:
+        raise InputError("the public key cannot seal; leave --public out, or --reseal")
     try:
-        book = Ledger(folder, keys, check=False)
+        book = Ledger(folder, keys, public=public, check=False)
     except LedgerError as error:
         return [str(error)], None
     with book:
-        found = book.problems()
+        found = (book.reseal() if reseal else []) or book.problems()
         if found:
             return found, None
-        behind = book.unsealed()
-        if behind:
-            console.print(
-                f"note: {book.folder / ledger.SEAL_FILE} is behind by {behind} rows, as after a kill; the rows were "
-                "checked, and bytes outside rows were not compared",
-                highlight=False,
-                markup=False,
-                soft_wrap=True,
-            )
         events = book.history()
+        for event in book.history("resealed"):
+            _note(console, f"the ledger was sealed anew on {event.time}: {'; '.join(event.body['why'])}")
         if head is not None and head not in (event.hash for event in events):
             found.append(f"the history in {book.path} has no row {head}; this is an older copy, or another ledger")
         hashes = {event.body["run"]: event.body["record"] for event in events if event.kind == "recorded"}
         current, stopped = _current(book), _unfinished(book)
         unfinished = None if stopped is None else stopped.body["run"]
-        found += records.problems(folder, hashes, current, unfinished, book.keys)
-        found += _trained_on_problems(book)
+        found += records.problems(folder, hashes, current, unfinished, book.public, book.secrets)
+        if book.secrets is None:
+            _note(
+                console,
+                "without the ledger's secret nobody can tell whether the files that describe forgotten examples are as "
+                "they were: in runs/ all but the networks, and the list of what the first network was trained on",
+            )
+        else:
+            found += _trained_on_problems(book)
         if current is None:
             found += _original_problems(book, subject)
         if evaluate and current is not None and not found:
             found += _evaluated(book, current, subject, console)
         return found, events[-1].hash
+
+
+def _note(console: Console, text: str) -> None:
+    console.print(f"note: {text}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _first_config(subject: Subject, forget: str, seed: int) -> RunConfig:
@@ -283,6 +296,7 @@ def _begin(folder: Path, keys: Path | None, config: RunConfig, job: unlearning.J
     with Ledger.begin(folder, about, keys) as book:
         if book.about["network"] != about["network"]:
             raise LedgerError(f"another process has just begun a ledger for another network in {folder}")
+        records.write_public(folder, book.keys)
 
 
 def _config(book: Ledger, subject: Subject, forget: str, seed: int, method: str, settings: MethodSettings) -> RunConfig:
@@ -582,7 +596,7 @@ def _shown_evidence(evidence: Evidence) -> dict[str, Any]:
 
 def _evaluated(book: Ledger, current: int, subject: Subject, console: Console) -> list[str]:
     """Evaluates the network in use anew; the counts may differ where another machine rounds differently."""
-    record, _ = records.read(records.path_of(book.folder, current), book.keys.public)
+    record, _ = records.read(records.path_of(book.folder, current), book.public)
     config = _config(book, subject, "", 0, "finetune", MethodSettings())
     try:
         answer = unlearning.evaluate_network(

@@ -4,7 +4,8 @@ One SQLite file, written in whole transactions: a process that is killed leaves 
 and several processes can work on one ledger. Beside the tables `requests` and `examples` there is `history`, to which
 rows are only added. Each of its rows holds the hash of the row before and an Ed25519 signature, and the other two
 tables follow from it, so that a value changed by hand is found and named. A seal beside the file, signed too, has its
-SHA-256, so that a changed byte is found even where SQLite keeps nothing.
+SHA-256, so that a changed byte is found even where SQLite keeps nothing. While a transaction ends, the seal has what
+the file's bytes are and what they will be: a process may die at any moment, and one of the two fits.
 
 What this cannot find out from within: that somebody put back an older copy of the whole folder. Keep the head, the hash
 of the newest row that `verify` prints, somewhere else, and hand it to a later `verify`.
@@ -94,6 +95,7 @@ class Ledger:
     Args:
       folder: of the ledger.
       keys: of its keys; None: the folder `keys` in it.
+      public: file with the public key, for one who has no other: the ledger can then be read and verified, not changed.
       check: refuse a ledger with a changed row or byte, before the next seal hides it; without it `problems` names
         them all.
 
@@ -101,7 +103,9 @@ class Ledger:
       LedgerError: there is none, it or its keys are damaged, or it was made by a later version.
     """
 
-    def __init__(self, folder: Path, keys: Path | None = None, *, check: bool = True) -> None:
+    def __init__(
+        self, folder: Path, keys: Path | None = None, *, public: Path | None = None, check: bool = True
+    ) -> None:
         self.folder = folder
         self.path = folder / DATABASE_FILE
         if not self.path.is_file():
@@ -116,21 +120,32 @@ class Ledger:
                     raise LedgerError(f"{self.path} is no ledger, or one that was never begun")
                 if self._version() > len(_MIGRATIONS):
                     raise LedgerError(f"{self.path} was made by a later version of scissorhands_jax; install that")
-                self.keys = signing.read_keys(keys or folder / KEYS_FOLDER)
+                place = keys or folder / KEYS_FOLDER
+                self.secrets: Keys | None = None
+                if public is not None:
+                    self.public = signing.read_public(public)
+                else:
+                    self.secrets = signing.read_keys(place)
+                    self.public = self.secrets.public
                 if self._version() < len(_MIGRATIONS):
                     with self._writing():
                         self._migrate()
                 self._check_schema()
             begun = self._event(1).body
-            if begun.get("public_key") != self.keys.public:
-                raise LedgerError(f"the signing key in {keys or folder / KEYS_FOLDER} is not that of {self.path}")
-            if begun.get("secret") != _token(self.keys):
-                raise LedgerError(f"the secret in {keys or folder / KEYS_FOLDER} is not that of {self.path}")
+            if begun.get("public_key") != self.public:
+                kind = "signing" if public is None else "public"
+                raise LedgerError(f"the {kind} key in {public or place} is not that of {self.path}")
+            if self.secrets is not None and begun.get("secret") != _token(self.secrets):
+                raise LedgerError(f"the secret in {place} is not that of {self.path}")
             if check:
                 with self._named_errors(), self._reading():
-                    found = self._history_problems() or self._table_problems() or self._seal_problems()
+                    found = self._history_problems() or self._table_problems()
+                    advice = "`scissorhands request verify` says all that is wrong"
+                    if not found:
+                        found = self._seal_problems()
+                        advice = "if it was no forger, `scissorhands request verify --reseal` seals it anew"
                 if found:
-                    raise LedgerError(f"{found[0]}; `scissorhands request verify` says all that is wrong")
+                    raise LedgerError(f"{found[0]}; {advice}")
         except BaseException:
             self.close()
             raise
@@ -147,7 +162,7 @@ class Ledger:
         drawn = signing.make_keys(keys or folder / KEYS_FOLDER)
         folder.mkdir(parents=True, exist_ok=True)
         new = cls.__new__(cls)
-        new.folder, new.path, new.keys = folder, folder / DATABASE_FILE, drawn
+        new.folder, new.path, new.secrets, new.public = folder, folder / DATABASE_FILE, drawn, drawn.public
         with new._named_errors():
             new._database = _connect(new.path, create=True)
         try:
@@ -171,6 +186,19 @@ class Ledger:
     def close(self) -> None:
         """Gives the file back."""
         self._database.close()
+
+    @property
+    def keys(self) -> Keys:
+        """The keys that sign and digest.
+
+        Raises:
+          LedgerError: the ledger was opened with its public key alone.
+        """
+        if self.secrets is None:
+            raise LedgerError(
+                f"{self.path} was opened with its public key alone, which can verify it but not change it"
+            )
+        return self.secrets
 
     @property
     def about(self) -> dict[str, Any]:
@@ -275,14 +303,48 @@ class Ledger:
         found = []
         try:
             with self._named_errors(), self._reading():
-                for (line,) in self._database.execute("PRAGMA integrity_check(5)"):
-                    if line != "ok":
-                        found.append(f"{self.path} is damaged: {line}")
-                found += self._history_problems() or self._table_problems()
+                found += self._row_problems()
                 found += self._seal_problems()
         except LedgerError as error:
             found.append(str(error))
         return found
+
+    def reseal(self) -> list[str]:
+        """Seals the file anew where its seal is lost or does not fit, after every row was verified.
+
+        So a ledger goes on whose seal was not in a backup, or whose bytes another program has arranged anew (`VACUUM`).
+        What the seal alone protected, bytes outside rows and the end of the history, is taken as it is found, and a row
+        `resealed` in the history says so and why. A ledger that lacks rows of a good seal is never sealed anew.
+
+        Returns:
+          Why it cannot be sealed anew, one sentence each; empty if it is sealed.
+        """
+        with self._named_errors():
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                found = self._row_problems()
+                if found:
+                    return found
+                why = self._seal_problems()
+                if self._lacks_rows():
+                    return why
+                if why:
+                    before = self._state(committed=True)
+                    self._append("resealed", {"why": why})
+                    self._write_seal([before, self._state()])
+                    self._database.execute("COMMIT")
+                return []
+            finally:
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
+
+    def _row_problems(self) -> list[str]:
+        found = [
+            f"{self.path} is damaged: {line}"
+            for (line,) in self._database.execute("PRAGMA integrity_check(5)")
+            if line != "ok"
+        ]
+        return found + (self._history_problems() or self._table_problems())
 
     def _history_problems(self) -> list[str]:
         found, previous, last = [], START, 0
@@ -297,7 +359,7 @@ class Ledger:
                 found.append(f"{where} follows row {last}; rows between them are missing")
             if event.hash != _event_hash(event):
                 found.append(f"{where} was changed")
-            elif not signing.signed_by(self.keys.public, "history", event.hash, event.signature):
+            elif not signing.signed_by(self.public, "history", event.hash, event.signature):
                 found.append(f"{where} has a signature that is not the ledger's")
             if event.previous != previous:
                 found.append(f"{where} does not follow the row before it")
@@ -335,76 +397,56 @@ class Ledger:
                 found.append(f"examples of a request {number}, which does not exist, are in {self.path}")
         return found
 
-    def unsealed(self) -> int:
-        """How many of the newest rows are not under the seal; if there are any, bytes outside rows cannot be compared.
-
-        Raises:
-          LedgerError: the seal is damaged, or missing where `problems` names it.
-        """
-        path = self.folder / SEAL_FILE
-        with self._named_errors(), self._reading():
-            heads = [event.hash for event in self.history()]
-            if len(heads) == 1 and not path.exists():
-                return 1
-            head = signing.read_canonical(path).get("head")
-        if head not in heads:
-            raise LedgerError(f"{path} is not the seal of {self.path}")
-        return len(heads) - 1 - heads.index(head)
-
     def _seal_problems(self) -> list[str]:
         path = self.folder / SEAL_FILE
-        heads = [event.hash for event in self.history()]
-        if len(heads) == 1 and not path.exists():
-            return []  # A process died in `begin`; the next one to write seals before that.
-        seal = signing.read_canonical(path)
-        body = {name: value for name, value in seal.items() if name != "signature"}
-        if set(seal) != {"head", "sha256", "size", "signature"} or not signing.signed_by(
-            self.keys.public, "seal", sha256(canonical(body)), seal["signature"]
-        ):
+        try:
+            seal = signing.read_canonical(path)
+        except LedgerError as error:
+            return [str(error)]
+        if not self._is_signed(seal):
             return [f"{path} was changed: its signature is not the ledger's"]
-        if seal["head"] not in heads:
+        if self._lacks_rows():
             return [f"{self.path} lacks rows that {path} knows: the end of the history was cut off or replaced"]
-        if seal["head"] != heads[-1]:
-            return []  # A process died between its transaction and the seal; the next one to write seals anew.
-        content, size = self._database.serialize(), self.path.stat().st_size
-        if (sha256(content), size) != (seal["sha256"], seal["size"]):
+        content = self._database.serialize()
+        if {"head": self.head, "sha256": sha256(content), "size": self.path.stat().st_size} not in seal["states"]:
             return [f"{self.path} was changed by another program: its bytes are not those in {path}"]
         return []
 
-    def _seal(self) -> None:
-        """Writes down what the file's bytes are.
+    def _is_signed(self, seal: dict[str, Any]) -> bool:
+        return set(seal) == {"states", "signature"} and signing.signed_by(
+            self.public, "seal", sha256(canonical(seal["states"])), seal["signature"]
+        )
+
+    def _lacks_rows(self) -> bool:
+        """Whether a good seal knows a head that the history has not: that of the earliest state it stands for."""
+        try:
+            seal = signing.read_canonical(self.folder / SEAL_FILE)
+        except LedgerError:
+            return False
+        heads = [event.hash for event in self.history()]
+        return self._is_signed(seal) and seal["states"][0]["head"] not in heads
+
+    def _state(self, committed: bool = False) -> dict[str, Any]:
+        """What the file's bytes are, or, within a transaction, will be when it has ended.
 
         The bytes come from SQLite: to open the file beside it and close it again would give up SQLite's locks on it.
         """
-        try:
-            self._database.execute("BEGIN IMMEDIATE")  # nobody writes meanwhile
-            try:
-                body = {
-                    "head": self.head,
-                    "sha256": sha256(self._database.serialize()),
-                    "size": self.path.stat().st_size,
-                }
-                seal = {**body, "signature": self.keys.sign("seal", sha256(canonical(body)))}
-                files.write_bytes(self.folder / SEAL_FILE, canonical(seal))
-            finally:
-                self._database.execute("ROLLBACK")
-        except (sqlite3.Error, OSError, LedgerError) as error:
-            # The transaction before it stands; a seal that is behind is no damage, and the next one catches up.
-            logger.warning("%s could not be written: %s", self.folder / SEAL_FILE, error)
+        content = bytearray(self._database.serialize())
+        if not committed:
+            # The end of a transaction changes these places alone (SQLite's file format, sections 1.3.7 and 1.3.20).
+            counter = (int.from_bytes(content[24:28]) + 1) % 2**32
+            major, minor, patch = sqlite3.sqlite_version_info
+            content[24:28] = content[92:96] = counter.to_bytes(4)
+            content[96:100] = (major * 1_000_000 + minor * 1_000 + patch).to_bytes(4)
+        return {"head": self.head, "sha256": sha256(bytes(content)), "size": len(content)}
 
-    def _seal_beginning(self) -> None:
-        """Writes the seal that a process died over in `begin`, so that it is never missing beside a second row.
-
-        Raises:
-          LedgerError: it cannot be written, or is missing though the ledger was written to since.
-        """
+    def _write_seal(self, states: Sequence[dict[str, Any]]) -> None:
         path = self.folder / SEAL_FILE
-        if self._version() == 0 or path.exists():
-            return
-        if self._database.execute("SELECT count(*) FROM history").fetchone() == (1,):
-            self._seal()
-        if not path.exists():
-            raise LedgerError(f"{path} is missing and cannot be written, and nothing was changed")
+        seal = {"states": states, "signature": self.keys.sign("seal", sha256(canonical(states)))}
+        try:
+            files.write_bytes(path, canonical(seal))
+        except OSError as error:
+            raise LedgerError(f"{path} cannot be written, and nothing was changed: {error.strerror}") from error
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
@@ -418,16 +460,39 @@ class Ledger:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """A transaction that is whole or has not happened, and the seal on it."""
-        self._seal_beginning()
+        """A transaction that is whole or has not happened, sealed before it ends."""
         self._database.execute("BEGIN IMMEDIATE")
         try:
+            states = []
+            if self._version() > 0:
+                # What another program has changed since the ledger was opened must not come under the new seal.
+                found = self._seal_problems()
+                if found:
+                    raise LedgerError(f"{found[0]}, and nothing was changed")
+                states = [self._state(committed=True)]
             yield
+            if states == [self._state(committed=True)]:
+                return  # Nothing was written, and the bytes will stay as they are.
+            after = self._state()
+            self._write_seal([*states, after])
             self._database.execute("COMMIT")
         finally:
             if self._database.in_transaction:
                 self._database.execute("ROLLBACK")
-        self._seal()
+        self._settle(after)
+
+    def _settle(self, after: dict[str, Any]) -> None:
+        """Takes the state before a transaction out of the seal, so that nobody can go back to it."""
+        try:
+            self._database.execute("BEGIN IMMEDIATE")  # nobody writes meanwhile
+            try:
+                if self.head == after["head"]:
+                    self._write_seal([after])
+            finally:
+                self._database.execute("ROLLBACK")
+        except (sqlite3.Error, LedgerError) as error:
+            # The transaction stands, and the seal with both states fits it; the next one catches up.
+            logger.warning("%s could not be written again: %s", self.folder / SEAL_FILE, error)
 
     def _append(self, kind: str, body: dict[str, Any]) -> None:
         last = self._database.execute("SELECT seq, hash FROM history ORDER BY seq DESC LIMIT 1").fetchone()
@@ -557,12 +622,19 @@ def _connect(path: Path, *, create: bool = False, timeout: float = _BUSY_SECONDS
     """A connection in which every statement is its own transaction unless one is begun; the disk has what is committed.
 
     The rollback journal, not the write-ahead log: a ledger is then one file, whose bytes its last transaction decides.
+    Pages that become free are overwritten, so that these too are what the seal expects.
     """
     mode = "rwc" if create else "rw"
     where = f"file:{urllib.parse.quote(str(path.absolute()))}?mode={mode}"
     database = sqlite3.connect(where, uri=True, timeout=timeout, isolation_level=None)
     try:
-        for setting in ("synchronous = EXTRA", "foreign_keys = ON", "trusted_schema = OFF", "cell_size_check = ON"):
+        for setting in (
+            "synchronous = EXTRA",
+            "foreign_keys = ON",
+            "trusted_schema = OFF",
+            "cell_size_check = ON",
+            "secure_delete = ON",
+        ):
             database.execute(f"PRAGMA {setting}")
     except BaseException:
         database.close()

@@ -60,10 +60,19 @@ def write(folder: Path, record: Mapping[str, Any], rows: Iterable[report.Row], k
     digest = sha256(canonical(record))
     envelope = {"record": record, "hash": digest, "signature": keys.sign("record", digest)}
     files.write_bytes(path_of(folder, number), canonical(envelope))
-    public = folder / FOLDER / signing.PUBLIC_FILE
-    if not public.exists():
-        files.write_bytes(public, signing.public_pem(keys.public))
+    if not public_path(folder).exists():
+        write_public(folder, keys)
     return digest
+
+
+def public_path(folder: Path) -> Path:
+    """The file with a ledger's public key, for whoever is to verify its records."""
+    return folder / FOLDER / signing.PUBLIC_FILE
+
+
+def write_public(folder: Path, keys: Keys) -> None:
+    """Writes the public key where it can be handed over."""
+    files.write_bytes(public_path(folder), signing.public_pem(keys.public))
 
 
 def read(path: Path, public: str) -> tuple[dict[str, Any], str]:
@@ -88,7 +97,7 @@ def read(path: Path, public: str) -> tuple[dict[str, Any], str]:
 
 
 def problems(
-    folder: Path, hashes: Mapping[int, str], current: int | None, unfinished: int | None, keys: Keys
+    folder: Path, hashes: Mapping[int, str], current: int | None, unfinished: int | None, public: str, keys: Keys | None
 ) -> list[str]:
     """Everything about a ledger's records and networks that is not as it was written, one sentence each.
 
@@ -98,14 +107,15 @@ def problems(
       current: number of the record whose network is in use. Folders of others may be gone altogether, since a network
         that still knows what was forgotten later should not be kept; what is left of them must be unchanged.
       unfinished: number of a run that was stopped, whose record may be there before the ledger has it.
-      keys: of the ledger.
+      public: the ledger's public key, in hexadecimal.
+      keys: of the ledger; None: what has a digest under the secret is only looked for, by name.
     """
     found = []
     previous = ledger.START
     for number, expected in hashes.items():
         path = path_of(folder, number)
         try:
-            record, digest = read(path, keys.public)
+            record, digest = read(path, public)
         except LedgerError as error:
             found.append(str(error))
             previous = expected
@@ -122,13 +132,13 @@ def problems(
     numbers = [*hashes, *([] if unfinished is None else [unfinished])]
     known = {path for number in numbers for path in (path_of(folder, number), report_path(folder, number))}
     for path in sorted((folder / FOLDER).glob("*")):
-        if path.name == signing.PUBLIC_FILE:
-            if path.read_bytes() != signing.public_pem(keys.public):
+        if path == public_path(folder):
+            if path.read_bytes() != signing.public_pem(public):
                 found.append(f"{path} was changed: it is not the key of the ledger")
         elif path not in known and path.suffix != ".tmp":  # what a killed process was writing
             found.append(f"{path} is no record that the ledger knows")
-    if hashes and not (folder / FOLDER / signing.PUBLIC_FILE).exists():
-        found.append(f"{folder / FOLDER / signing.PUBLIC_FILE} is missing")
+    if hashes and not public_path(folder).exists():
+        found.append(f"{public_path(folder)} is missing")
     return found
 
 
@@ -137,18 +147,18 @@ def run_folder(folder: Path, number: int) -> Path:
     return folder / "runs" / f"{number:06d}"
 
 
-def file_hashes(folder: Path, keys: Keys) -> dict[str, dict[str, str]]:
+def file_hashes(folder: Path, keys: Keys | None) -> dict[str, dict[str, str | None]]:
     """Hashes of all files that a run has left: `{"network": {name: SHA-256}, "other": {name: digest}}`.
 
-    The other files list what was forgotten, so theirs are under the secret.
+    The other files list what was forgotten, so theirs are under the secret; without it they are None.
     """
-    hashes: dict[str, dict[str, str]] = {"network": {}, "other": {}}
+    hashes: dict[str, dict[str, str | None]] = {"network": {}, "other": {}}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
         if name.startswith(_OPEN_FILES):
             hashes["network"][name] = signing.file_sha256(path)
         elif not name.startswith(_LEFT_OUT):
-            hashes["other"][name] = keys.digest("file", path.read_bytes())
+            hashes["other"][name] = None if keys is None else keys.digest("file", path.read_bytes())
     return hashes
 
 
@@ -213,7 +223,7 @@ def _report_problems(path: Path, record: Mapping[str, Any]) -> list[str]:
     return [] if signing.file_sha256(path) == record["report"] else [f"{path} was changed"]
 
 
-def _file_problems(folder: Path, record: Mapping[str, Any], keys: Keys) -> list[str]:
+def _file_problems(folder: Path, record: Mapping[str, Any], keys: Keys | None) -> list[str]:
     found = []
     now = file_hashes(folder, keys)
     for kind, expected in record["files"].items():
@@ -222,7 +232,7 @@ def _file_problems(folder: Path, record: Mapping[str, Any], keys: Keys) -> list[
                 found.append(f"{folder / name} is missing")
             elif name not in expected:
                 found.append(f"{folder / name} was not there when the record was written")
-            elif now[kind][name] != expected[name]:
+            elif now[kind][name] not in (expected[name], None):
                 found.append(f"{folder / name} was changed")
     return found
 
@@ -255,8 +265,9 @@ def _show(path: Path, record: Mapping[str, Any], rows: Iterable[report.Row]) -> 
                 "How to check it",
                 [
                     "`scissorhands request verify` recomputes every hash and signature, the chain of the records, and "
-                    "the network's numbers. What describes the forgotten examples is hashed under the ledger's "
-                    "secret, and none of their content is here.",
+                    "the network's numbers, with `--public public_key.pem` also for one who has not the ledger's keys. "
+                    "What describes the forgotten examples is hashed under the ledger's secret, and none of their "
+                    "content is here.",
                 ],
             ),
         ],

@@ -29,6 +29,7 @@ SECRET_FILE = "secret"
 SIGNING_FILE = "signing"
 PUBLIC_FILE = "public_key.pem"
 _MAX_DOCUMENT = 2**26  # bytes; a record has a few thousand
+_MAX_PUBLIC = 2**12
 _CHUNK = 2**20
 
 
@@ -117,6 +118,28 @@ def public_pem(public: str) -> bytes:
 
     key = _ed25519().Ed25519PublicKey.from_public_bytes(bytes.fromhex(public))
     return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+def read_public(path: Path) -> str:
+    """A public key from a file as `public_pem` writes it; hexadecimal.
+
+    Raises:
+      LedgerError: the file is missing or holds no such key.
+      InputError: the package `cryptography` is missing.
+    """
+    ed25519 = _ed25519()
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    try:
+        key = load_pem_public_key(files.read_bytes(path, _MAX_PUBLIC))
+    except OSError as error:
+        raise LedgerError(f"the public key {path} cannot be read: {error.strerror}") from error
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise LedgerError(f"{path} holds no public key in PEM form; it is the {PUBLIC_FILE} of a ledger") from error
+    if not isinstance(key, ed25519.Ed25519PublicKey):
+        raise LedgerError(f"{path} holds a key of another kind than Ed25519; it is the {PUBLIC_FILE} of a ledger")
+    return key.public_bytes_raw().hex()
 
 
 def canonical(value: Any) -> bytes:

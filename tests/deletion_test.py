@@ -194,17 +194,59 @@ def test_an_older_copy_is_told_by_a_head_that_was_kept(book_folder, tmp_path, ca
     assert "older copy" in found
 
 
-def test_a_seal_that_is_behind_is_said_to_be(book_folder, capsys):
-    seal = (book_folder / ledger.SEAL_FILE).read_bytes()
-    with Ledger(book_folder) as book:
-        for _ in range(2):
-            book.append("covered", {"run": 1, "requests": [3]})
-    capsys.readouterr()
-    for words, said in ((seal, True), ((book_folder / ledger.SEAL_FILE).read_bytes(), False)):
-        (book_folder / ledger.SEAL_FILE).write_bytes(words)
-        assert command("verify", "--ledger", book_folder, "--quick") == 0
+def test_a_lost_seal_is_replaced_and_every_later_verification_says_so(book_folder, capsys):
+    (book_folder / ledger.SEAL_FILE).unlink()
+    (found,) = verified(book_folder, "--quick", capsys=capsys)
+    assert "ledger.seal is missing" in found
+    assert command("list", "--ledger", book_folder) == 2
+    assert "request verify --reseal" in error_of(capsys)
+    for words in (["--reseal"], []):
+        assert command("verify", "--ledger", book_folder, "--quick", *words) == 0
         captured = capsys.readouterr()
-        assert ("is behind by 2 rows" in captured.out + captured.err) is said
+        assert "the ledger was sealed anew on 20" in captured.err
+        assert "all is as it was written" in captured.out
+
+
+class TestPublicKey:
+    """An auditor has a copy without the keys, and the public key from elsewhere."""
+
+    @pytest.fixture
+    def pem(self, book_folder, tmp_path) -> Path:
+        shutil.copy(book_folder / "records" / "public_key.pem", tmp_path / "public_key.pem")
+        shutil.rmtree(book_folder / "keys")
+        return tmp_path / "public_key.pem"
+
+    def test_it_verifies_what_is_signed_and_says_what_is_not(self, book_folder, pem, capsys):
+        assert verified(book_folder, "--public", pem, capsys=capsys) == []
+        assert command("verify", "--ledger", book_folder, "--public", pem, "--quick") == 0
+        assert "without the ledger's secret nobody can tell" in capsys.readouterr().err
+        assert command("verify", "--ledger", book_folder, "--public", pem, "--reseal") == 2
+        assert "the public key cannot seal" in error_of(capsys)
+
+    def test_any_changed_byte_of_what_is_signed_is_found(self, book_folder, pem, capsys):
+        generator = random.Random(2)
+        signed = [book_folder / ledger.DATABASE_FILE, book_folder / ledger.SEAL_FILE]
+        signed += [*(book_folder / "records").iterdir(), book_folder / "runs/000001/network.safetensors"]
+        signed += [path for path in (book_folder / "runs/000001/network").rglob("*") if path.stat().st_size]
+        for path in signed:
+            if path.is_dir():
+                continue
+            whole = path.read_bytes()
+            position = generator.randrange(len(whole))
+            path.write_bytes(whole[:position] + bytes([whole[position] ^ 2]) + whole[position + 1 :])
+            found = verified(book_folder, "--public", pem, "--quick", capsys=capsys)
+            assert any(path.name in line for line in found), (path, position, found)
+            for left in book_folder.glob("*-journal"):
+                left.unlink()
+            path.write_bytes(whole)
+        (book_folder / "runs/000001/results.json").unlink()
+        (found,) = verified(book_folder, "--public", pem, "--quick", capsys=capsys)
+        assert "results.json is missing" in found
+
+    def test_another_key_is_refused(self, book_folder, pem, capsys):
+        pem.write_bytes(signing.public_pem(signing.Keys(bytes(32), bytes(range(32))).public))
+        (found,) = verified(book_folder, "--public", pem, capsys=capsys)
+        assert "the public key in" in found
 
 
 def test_a_forger_with_other_keys_is_found(book_folder, capsys):

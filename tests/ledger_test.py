@@ -184,42 +184,163 @@ def test_any_changed_byte_is_found(folder):
     assert problems(folder) == []
 
 
-def test_a_process_that_died_before_the_seal_is_no_damage(folder):
-    seal = (folder / ledger.SEAL_FILE).read_bytes()
-    with Ledger(folder) as book:
-        request(book)
-    (folder / ledger.SEAL_FILE).write_bytes(seal)
-    assert problems(folder) == []
-    with Ledger(folder) as book:
-        assert book.unsealed() == 1
-        request(book)
-        assert book.unsealed() == 0
-    assert (folder / ledger.SEAL_FILE).read_bytes() != seal
-    assert problems(folder) == []
+class Died(BaseException):
+    """As if the process had been killed."""
 
 
-def test_a_missing_seal_is_no_damage_only_where_a_process_died_in_the_beginning(folder, tmp_path):
-    (folder / ledger.SEAL_FILE).unlink()
-    with pytest.raises(LedgerError, match=r"ledger\.seal is missing"):
-        Ledger(folder)
-    Ledger.begin(tmp_path / "new", ABOUT).close()
-    seal = tmp_path / "new" / ledger.SEAL_FILE
-    seal.unlink()
-    assert problems(tmp_path / "new") == []
-    with Ledger(tmp_path / "new") as book:
-        book._seal = lambda: None  # the disk is full, or the process dies
-        with pytest.raises(LedgerError, match="cannot be written"):
+class DiesAt:
+    """A connection whose process dies before or after a statement, the first time."""
+
+    def __init__(self, database, statement, after):
+        self.database, self.statement, self.after, self.died = database, statement, after, False
+
+    def __getattr__(self, name):
+        return getattr(self.database, name)
+
+    def execute(self, statement, *arguments):
+        last = statement == self.statement and not self.died
+        if last and not self.after:
+            self.died = True
+            raise Died
+        result = self.database.execute(statement, *arguments)
+        if last:
+            self.died = True
+            raise Died
+        return result
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_process_that_died_around_its_commit_leaves_no_byte_uncompared(folder, after):
+    with Ledger(folder) as book:
+        book._database = DiesAt(book._database, "COMMIT", after)
+        with pytest.raises(Died):
             request(book)
-        assert book.requests() == []
-        del book._seal
-        seal_begun, seals = book._seal, []
-        book._seal = lambda: seals.append(seals or seal_begun())  # dies before the second
+    assert len(signing.read_canonical(folder / ledger.SEAL_FILE)["states"]) == 2
+    path = folder / ledger.DATABASE_FILE
+    whole = path.read_bytes()
+    assert problems(folder) == []
+    for position in random.Random(0).sample(range(len(whole)), 40):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 8]) + whole[position + 1 :])
+        assert problems(folder), position
+        for left in folder.glob("*-journal"):
+            left.unlink()
+    path.write_bytes(whole)
+    with Ledger(folder) as book:
+        assert len(book.requests()) == 3 + after
         request(book)
-        assert len(seals) == 2
-    assert seal.exists()
-    assert problems(tmp_path / "new") == []
-    with Ledger(tmp_path / "new") as book:
-        assert len(book.requests()) == 1
+    assert len(signing.read_canonical(folder / ledger.SEAL_FILE)["states"]) == 1
+    assert problems(folder) == []
+
+
+def test_the_bytes_to_come_are_foreseen_whatever_is_written(folder):
+    """Also where pages become free, and where a transaction is larger than SQLite's memory for it."""
+    generator = random.Random(0)
+    with Ledger(folder) as book:
+        for size in (1, 40, 30_000, 1, 300):
+            rows = [Example(position, "a" * 64) for position in range(size)]
+            number = request(book, "x" * generator.randrange(1, 400), examples=rows)
+            book.append("started", {"run": number, "requests": [number], "config": "c" * generator.randrange(9000)})
+            book.append("failed", {"run": number, "requests": [number], "why": ""})
+            assert book.problems() == []
+
+
+def test_a_state_before_the_last_transaction_cannot_be_put_back(folder):
+    before = (folder / ledger.DATABASE_FILE).read_bytes()
+    with Ledger(folder) as book:
+        request(book)
+    (folder / ledger.DATABASE_FILE).write_bytes(before)
+    (found,) = problems(folder)
+    assert "the end of the history was cut off" in found
+    with Ledger(folder, check=False) as book:
+        assert book.reseal() == [found], "nor sealed anew"
+    assert problems(folder) == [found]
+
+
+def vacuum(folder):
+    by_hand(folder, "VACUUM")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (vacuum, "changed by another program"),
+        (lambda f: (f / ledger.SEAL_FILE).unlink(), "is missing"),
+        (lambda f: (f / ledger.SEAL_FILE).write_text("{}"), "signature"),
+    ],
+)
+def test_a_ledger_whose_seal_does_not_fit_is_sealed_anew_and_says_so(folder, change, words):
+    change(folder)
+    (found,) = problems(folder)
+    assert words in found
+    with pytest.raises(LedgerError, match=r"request verify --reseal"):
+        Ledger(folder)
+    with Ledger(folder, check=False) as book:
+        with pytest.raises(LedgerError):  # what another program has changed is not sealed in passing
+            request(book)
+        assert book.reseal() == []
+        assert book.history()[-1].body == {"why": [found]}
+        assert book.reseal() == []
+        assert len(book.history("resealed")) == 1, "where the seal fits, there is nothing to do"
+    with Ledger(folder) as book:
+        assert len(book.requests()) == 3
+        request(book)
+    assert problems(folder) == []
+
+
+def test_a_changed_row_is_not_sealed_anew(folder):
+    by_hand(folder, "UPDATE requests SET due = '2036-01-01' WHERE id = 3")
+    with Ledger(folder, check=False) as book:
+        assert "due of request 3" in book.reseal()[0]
+    assert problems(folder)
+
+
+def test_a_seal_that_cannot_be_written_ends_the_transaction(folder, monkeypatch):
+    def full(path, content):
+        raise OSError(28, "No space left on device", str(path))
+
+    with Ledger(folder) as book:
+        monkeypatch.setattr(ledger.files, "write_bytes", full)
+        with pytest.raises(LedgerError, match=r"ledger\.seal cannot be written, and nothing was changed: No space"):
+            request(book)
+        assert len(book.requests()) == 3
+    monkeypatch.undo()
+    assert problems(folder) == []
+
+
+class TestPublicKey:
+    @pytest.fixture
+    def pem(self, folder, tmp_path) -> Path:
+        path = tmp_path / "public_key.pem"
+        with Ledger(folder) as book:
+            path.write_bytes(signing.public_pem(book.public))
+        shutil.rmtree(folder / "keys")
+        return path
+
+    def test_it_verifies_and_does_not_write(self, folder, pem):
+        with Ledger(folder, public=pem) as book:
+            assert book.problems() == []
+            with pytest.raises(LedgerError, match="with its public key alone"):
+                request(book)
+            assert len(book.requests()) == 3
+        by_hand(folder, *unguarded("history_stays", "UPDATE history SET time = 'x' WHERE seq = 4"))
+        with Ledger(folder, public=pem, check=False) as book:
+            assert "row 4" in book.problems()[0]
+
+    @pytest.mark.parametrize(
+        ("content", "words"),
+        [
+            (None, "cannot be read"),
+            (b"key", "holds no public key in PEM form"),
+            (b"x" * 5000, "holds no public key in PEM form"),
+            (signing.public_pem(signing.Keys(bytes(32), bytes(range(32))).public), "public key in .* is not that of"),
+        ],
+    )
+    def test_another_one_is_refused(self, folder, pem, content, words):
+        pem.unlink()
+        if content is not None:
+            pem.write_bytes(content)
+        with pytest.raises(LedgerError, match=words):
+            Ledger(folder, public=pem)
 
 
 def test_an_unfinished_transaction_is_taken_back(folder):
