@@ -59,6 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     for figure in figures:
         (out / "gradcam.png").write_bytes(report.figure_png(figure.figure))
     report.print_tables(document["rows"], Console())
+    console.print(report.gates_note(document["gates"]), highlight=False, markup=False, soft_wrap=True)
     return 0
 
 

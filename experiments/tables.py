@@ -3,7 +3,8 @@
     python -m experiments.tables                                    # all of experiments/results
     python -m experiments.tables runs/cifar10_small/results.json --out tables
 
-Of each results file: `tables.md`, `tables.tex` (needs booktabs), and every plot as SVG and PNG. Where the experiment
+Of each results file: `tables.md`, `tables.tex` (needs booktabs), and every plot as SVG and PNG; of an audit what
+`experiments.audit` writes. Where the experiment
 has a counterpart in the paper (`paper_table` in its config), the paper's own numbers, from `paper_numbers.json`, stand
 below the measured ones.
 """
@@ -20,7 +21,8 @@ from typing import Any
 
 from rich.console import Console
 
-from scissorhands_jax import files, report
+from experiments import audit
+from scissorhands_jax import files, gates, report
 from scissorhands_jax.cli import complain
 from scissorhands_jax.errors import InputError
 
@@ -50,7 +52,11 @@ def main(arguments: list[str] | None = None) -> int:
             )
         for path, name in zip(paths, names, strict=True):
             folder = path.parent if options.out is None else options.out / name
-            render(report.read_results(path), folder, name)
+            document = report.read_results(path)
+            if "evidence" in document:
+                audit.write_tables(folder, document)
+            else:
+                render(document, folder, name)
             console.print(f"written: {folder / 'tables.md'}, tables.tex and the plots", highlight=False)
     except InputError as error:
         complain(console, str(error))
@@ -92,6 +98,9 @@ def render(document: Mapping[str, Any], folder: Path, name: str) -> None:
         for picture, stem in zip(pictures, stems, strict=True):
             if picture.scenario == scenario:
                 text += f"\n![{picture.alt}]({stem}.svg)\n\n{picture.caption}\n"
+    # Results from before there were gates say as much as their rows do.
+    found = document.get("gates") or [gate._asdict() for gate in gates.of_rows(document["rows"])]
+    text += f"\n## Gates\n\n{report.gates_note(found)}\n\n{report.markdown(report.gates_grid({'gates': found}))}"
     for picture, stem in zip(pictures, stems, strict=True):
         files.write_text(folder / f"{stem}.svg", report.figure_svg(picture.figure) + "\n")
         files.write_bytes(folder / f"{stem}.png", report.figure_png(picture.figure))

@@ -38,6 +38,7 @@ from scissorhands_jax import data as data_lib
 from scissorhands_jax.base import Data, Dataset, Method, ModelState, Params
 from scissorhands_jax.errors import InputError, NonFiniteError
 from scissorhands_jax.evidence import Attack, Estimate
+from scissorhands_jax.gates import Gate, of_attack, trusted
 from scissorhands_jax.grid import ORIGINAL, RETRAIN, Experiment, Scenario
 from scissorhands_jax.methods import MethodSettings
 from scissorhands_jax.progress import progress_bar
@@ -68,18 +69,6 @@ TIERS: dict[str, Tier] = {
 # Networks that are trained in one compiled program on an accelerator, and kept together.
 _AT_ONCE = 16
 ATTACKS = ("population", "u_lira", "lira", "rmia")
-
-
-class Gate(NamedTuple):
-    """A check that every audit runs: whether it can find what is there, and nothing where nothing is."""
-
-    name: str
-    metric: str
-    passed: bool | None  # None: there are too few networks for it
-    explanation: str
-    estimate: Estimate | None
-    reported: bool = True  # the audit has numbers of this metric
-    decides: bool = True  # on the whole audit; otherwise on its own metric alone
 
 
 class Job(NamedTuple):
@@ -489,7 +478,7 @@ class _Audit:
             "rows": report.with_gaps(rows),
             "evidence": entries,
             "gates": [gate._asdict() | {"estimate": _as_dict(gate.estimate)} for gate in gates],
-            "trusted": _trusted(gates),
+            "trusted": trusted(gates),
             "failures": failures,
             "ensemble": {
                 "networks": len(self.ensemble),
@@ -721,7 +710,9 @@ class _Analysis:
             silent = NULL if attack == "u_lira" else RETRAIN
             for label, name in ((silent, "retrained is not told from retrained"), (ORIGINAL, "the original is caught")):
                 estimates = [one[metric] for one in found[label] if metric in one]
-                gates.append(_gate(name, metric, label == ORIGINAL, estimates)._replace(reported=metric in reported))
+                gates.append(
+                    of_attack(name, metric, label == ORIGINAL, estimates)._replace(reported=metric in reported)
+                )
         return gates
 
     def distance_gates(self, entries: Sequence[Mapping[str, Any]]) -> list[Gate]:
@@ -752,29 +743,6 @@ class _Analysis:
                 gate = Gate(name, metric, passed, why, found, reported, False)
             gates.append(gate)
         return gates
-
-
-def _gate(name: str, metric: str, must_find: bool, estimates: Sequence[Estimate]) -> Gate:
-    title = METRICS[metric][0]
-    if not estimates:
-        return Gate(name, metric, None, f"{title} takes more networks, or strangers of the same classes", None)
-    mean = evidence.average(estimates, (0, 1))
-    interval = f"{title} {mean.value:.3f}, {100 * mean.level:.4g} % interval [{mean.low:.3f}, {mean.high:.3f}]"
-    if mean.networks == 1:
-        interval += " over examples alone"
-    if must_find:
-        passed = mean.low > 0.5
-        why = f"{interval}, must lie above 0.5: " + ("it does" if passed else "the attack cannot see what is there")
-    else:
-        passed = mean.low <= 0.5 <= mean.high
-        why = f"{interval}, must hold 0.5: " + ("it does" if passed else "the attack sees what is not there")
-    return Gate(name, metric, passed, why, mean)
-
-
-def _trusted(gates: Sequence[Gate]) -> bool:
-    """Of the gates that decide: whether some holds, none failed, and each of a reported metric could be run."""
-    ran = [gate.passed for gate in gates if gate.decides and (gate.passed is not None or gate.reported)]
-    return any(ran) and all(ran)
 
 
 def _named(attack: str, estimates: Mapping[str, Estimate]) -> dict[str, Estimate]:

@@ -181,8 +181,13 @@ def _parser() -> argparse.ArgumentParser:
     audit.add_argument("--overwrite", action="store_true", help="replace the audit in DIR")
     audit.set_defaults(run=_run_audit)
 
-    evaluate = commands.add_parser("evaluate", help="print a network's test accuracy as JSON")
+    evaluate = commands.add_parser("evaluate", help="print a network's accuracies as JSON, and what vouches for them")
     _add_network(evaluate)
+    evaluate.add_argument(
+        "--retrained",
+        metavar="RUN",
+        help="folder of a run of --method retrain on the same forget set; without one no gate can be run",
+    )
     evaluate.set_defaults(run=_run_evaluate)
 
     cli_requests.add_parser(commands)
@@ -452,6 +457,7 @@ def _run_evaluate(options: argparse.Namespace, console: Console) -> None:
         data_dir=data_dir,
         weights=options.weights,
         checkpoint=options.checkpoint,
+        retrained=options.retrained,
         console=console,
     )
     sys.stdout.write(json.dumps(answer, indent=2) + "\n")

@@ -95,5 +95,6 @@ def run_demo(
         prose=[("What was done, and why so", _WHAT), ("How to read it", _HOW)],
     )
     report.print_tables(document["rows"], Console())
+    console.print(report.gates_note(document["gates"]), highlight=False, markup=False, soft_wrap=True)
     console.print(f"open {out / 'report.html'}; all numbers are in {out / 'results.json'}", highlight=False)
     return document

@@ -26,6 +26,7 @@ from scissorhands_jax import (
     datasets,
     evaluation,
     files,
+    gates,
     gradcam,
     losses,
     metrics,
@@ -227,6 +228,7 @@ def write_report(
         title=title,
         summary_sections=prose,
         rows=rows,
+        sheets=[("Gates", [report.gates_note(document["gates"])], report.gates_grid(document))],
         figures=[*report.pictures(rows), *figures],
         settings=document["config"],
         hashes={"Networks (CRC-32)": networks, "Forget sets (SHA-256)": forgotten},
@@ -315,6 +317,7 @@ class Table:
             "rows": rows,
             "cells": cells,
             "failures": [cell for cell in found if "failure" in cell],
+            "gates": [gate._asdict() for gate in gates.of_rows(rows)],
             "config": {"experiment": self.experiment.name, **self.resolved},
             "seconds": time.perf_counter() - self.started,
             **report.environment(),
@@ -495,6 +498,8 @@ class Setting:
         if self.scenario.flipped_labels:
             true = self.true_labels[self.forget_positions]
             numbers["acc_forget_true_labels"] = self._accuracy(network, self.data.forget["image"], true)
+        if label == RETRAIN:
+            numbers |= self._held_out(network)
         settings = table.experiment.training if label in makers else self.scenario.methods[label]
         cell = {
             "scenario": self.scenario.name,
@@ -548,6 +553,25 @@ class Setting:
     def _original_acc_forget(self) -> float:
         cell = json.loads(self.cell_file(ORIGINAL).read_text(encoding="utf-8"))
         return cell["metrics"]["acc_forget"]
+
+    def _held_out(self, network: Network) -> dict[str, float]:
+        """The forget set beside examples that were held out from the training set, or else beside the test set."""
+        held, flipped = self.table.splits.test, np.zeros(0, np.int32)
+        if len(self.held_out):
+            held, flipped = data_lib.take(self.train, self.held_out), np.isin(self.held_out, self.flipped).nonzero()[0]
+        shown = []
+        for part, wrong in (
+            (self.data.forget, np.isin(self.forget_positions, self.flipped).nonzero()[0]),
+            (held, flipped),
+        ):
+            # A wrong label is answered otherwise than a right one, by a network that never saw either.
+            kinds = np.array(part["label"], np.int64)
+            kinds[wrong] += len(self.table.splits.class_names)
+            logits = metrics.predict(
+                self.table.model, network.params, network.model_state, part["image"], batch_size=500
+            )
+            shown += [logits, part["label"], kinds]
+        return gates.held_out_numbers(*shown)
 
     def _accuracy(self, network: Network, images: np.ndarray, labels: np.ndarray) -> float:
         logits = metrics.predict(self.table.model, network.params, network.model_state, images, batch_size=500)

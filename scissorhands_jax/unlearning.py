@@ -24,6 +24,7 @@ from scissorhands_jax import (
     evaluation,
     feeding,
     files,
+    gates,
     losses,
     metrics,
     models,
@@ -160,8 +161,9 @@ def unlearn(
         # Of a resumed run only the last part was timed, and half a cost is none.
         _row(scenario, config.method_name, config.seed, after, result.seconds if resumed_at is None else None),
     ]
-    document = {
+    document: dict[str, Any] = {
         "rows": rows,
+        "gates": [gate._asdict() for gate in gates.of_rows(rows)],
         "before": before,
         "after": after,
         "cost": {
@@ -183,6 +185,7 @@ def unlearn(
     report.write_results(out / runs.RESULTS_FILE, document)
     _write_report(out / "report.html", config, document, history)
     report.print_tables(rows, console)
+    console.print(report.gates_note(document["gates"]), highlight=False, markup=False, soft_wrap=True)
     console.print(
         f"written to {out}: {NETWORK_FOLDER}/, {WEIGHTS_FILE}, {runs.RESULTS_FILE}, report.html", highlight=False
     )
@@ -271,6 +274,7 @@ def evaluate_network(
     data_dir: str | None,
     weights: str | None = None,
     checkpoint: str | None = None,
+    retrained: str | None = None,
     console: Console,
 ) -> dict[str, Any]:
     """The test accuracy of a network, and for a run's result also its accuracy on what it forgot and kept.
@@ -278,10 +282,18 @@ def evaluate_network(
     The test set of a run's result is the one that the run reported on: without classes that it forgot as a whole, and
     without what was set aside for validation.
 
+    Args:
+      retrained: folder of the run that retrained the network of the `checkpoint` without the same forget set; the gates
+        of `gates.of_rows` are then run, and `avg_gap` is the distance to it.
+
     Returns:
-      `model`, `dataset`, `acc_test`, `correct_test`, `num_test`; with the `checkpoint` of a run also `acc_*`,
+      `model`, `dataset`, `acc_test`, `correct_test`, `num_test`, `gates`; with the `checkpoint` of a run also `acc_*`,
       `correct_*`, `num_*` for `forget`, `retain` and, after several requests, `forgotten_before`.
+
+    Raises:
+      InputError: something cannot be used, or the retrained network is one for something else.
     """
+    rows = _beside(checkpoint, retrained)
     splits = datasets.load(dataset, data_dir)
     described = {} if checkpoint is None else describe_run(checkpoint)
     network = _build(model, splits, described.get("model_options", {}))
@@ -304,7 +316,47 @@ def evaluate_network(
             answer[f"correct_{name}"] = metrics.correct(logits, part["label"])
             answer[f"num_{name}"] = len(part["label"])
             progress.advance(task)
+    if retrained is not None:
+        rows[-1] |= _held_out_numbers(network, load_weights(network, weights=None, checkpoint=retrained), parts, splits)
+        answer["avg_gap"] = metrics.average_gap(rows[1], rows[-1])
+    answer["gates"] = [
+        {"name": gate.name.removeprefix(f"{_EVALUATED}: "), "passed": gate.passed, "why": gate.explanation}
+        for gate in gates.of_rows(rows)
+    ]
     return answer
+
+
+_EVALUATED = "evaluation"
+
+
+def _beside(checkpoint: str | None, retrained: str | None) -> list[dict[str, Any]]:
+    """The rows of the original and of a run, and that of the retrained network beside them, as the runs noted them."""
+    if retrained is None:
+        return [{**dict.fromkeys(report.ROW_FIELDS), "scenario": _EVALUATED, "method": gates.ORIGINAL}]
+    if checkpoint is None:
+        raise InputError("--retrained stands beside a run; name that with --checkpoint RUN")
+    own, other = (report.read_results(_run_folder(run) / runs.RESULTS_FILE) for run in (checkpoint, retrained))
+    if other["config"].get("method_name") != report.REFERENCE:
+        raise InputError(f"{retrained} is a run of {other['config'].get('method_name')}; name one of --method retrain")
+    for part in ("forget", "trained_on"):
+        if own.get(part, {}).get("sha256") != other.get(part, {}).get("sha256"):
+            what = "forgot other examples" if part == "forget" else "began with another training set"
+            raise InputError(f"{retrained} {what} than {checkpoint}, so the two cannot be compared")
+    rows = [*own["rows"], *other["rows"][1:]]
+    return [{**row, "scenario": _EVALUATED, "seed": None} for row in rows]
+
+
+def _held_out_numbers(
+    model: Model, network: tuple[Params, ModelState], parts: Mapping[str, Dataset], splits: datasets.Splits
+) -> dict[str, float]:
+    """The forget set beside the test set, class by class, as a retrained network sees them."""
+    if "forget" not in parts:
+        return {}
+    shown = []
+    for part in (parts["forget"], splits.test):
+        label = np.asarray(part["label"])
+        shown += [metrics.predict(model, *network, part["image"], batch_size=500), label, label]
+    return gates.held_out_numbers(*shown)
 
 
 def describe_run(checkpoint: str | Path) -> dict[str, Any]:
@@ -555,7 +607,8 @@ def _limited(data: Data, config: RunConfig) -> Data:
 def _row(scenario: str, method: str, seed: int, numbers: dict[str, Any], seconds: float | None) -> dict[str, Any]:
     """A row of the common format; without a retrained network there is no Avg. Gap and no RTE."""
     measured = {"scenario": scenario, "method": method, "seed": seed, "seconds": seconds}
-    return {field: measured.get(field, numbers.get(field)) for field in report.ROW_FIELDS}
+    row = {field: measured.get(field, numbers.get(field)) for field in report.ROW_FIELDS}
+    return {**row, "num_forget": numbers["num_forget"]}
 
 
 def _note(numbers: dict[str, Any]) -> str:
@@ -605,7 +658,8 @@ def _write_report(path: Path, config: RunConfig, document: dict[str, Any], histo
             [
                 "A network that never saw the forgotten examples treats them like test examples: about the same "
                 "accuracy, and an attacker who tells members from non-members (MIA, the share judged never seen) finds "
-                "about as many as in the test set. Without a retrained network beside it there is no Avg. Gap.",
+                "about as many as in the test set. Without a retrained network beside it there is no Avg. Gap. One is "
+                "made by the same command with `--method retrain`, and `evaluate --retrained` puts it beside this one.",
             ],
         ),
     ]
@@ -613,6 +667,7 @@ def _write_report(path: Path, config: RunConfig, document: dict[str, Any], histo
         path,
         title=f"Unlearning: {config.model} on {config.dataset}",
         summary_sections=summary,
+        sheets=[("Gates", [report.gates_note(document["gates"])], report.gates_grid(document))],
         rows=document["rows"],
         figures=report.pictures(document["rows"], histories or None),
         settings=document["config"],

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from experiments import audit as experiments_audit
-from scissorhands_jax import audit, cli, report
+from scissorhands_jax import audit, cli, gates, report
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.evidence import Estimate
 from scissorhands_jax.grid import Experiment, Scenario
@@ -172,7 +172,7 @@ class TestStandard:
 
 class TestGates:
     def gate(self, value, low, high, *, must_find):
-        return audit._gate("a gate", "u_lira_auc", must_find, [Estimate(value, low, high, 0.95, 8, 100)])
+        return gates.of_attack("a gate", "u_lira_auc", must_find, [Estimate(value, low, high, 0.95, 8, 100)])
 
     def test_an_attack_that_sees_what_is_not_there_fails(self):
         assert self.gate(0.6, 0.55, 0.65, must_find=False).passed is False
@@ -190,21 +190,21 @@ class TestGates:
         assert "cannot see what is there" in text
 
     def test_without_any_gate_there_is_no_trust(self):
-        gate = audit._gate("a gate", "u_lira_auc", True, [])
+        gate = gates.of_attack("a gate", "u_lira_auc", True, [])
         assert gate.passed is None
         assert "no gate could be run" in report.verdict({"gates": [gate._asdict()]})
-        assert audit._trusted([gate]) is False
+        assert gates.trusted([gate]) is False
 
     def test_a_number_whose_gate_could_not_be_run_is_not_trusted(self):
         """As with 6 to 10 networks, which are too few to compare retrained with retrained."""
         holds = self.gate(0.6, 0.51, 0.69, must_find=True)
-        silent = audit._gate("retrained is not told from retrained", "u_lira_auc", False, [])
-        assert audit._trusted([holds, silent]) is False
+        silent = gates.of_attack("retrained is not told from retrained", "u_lira_auc", False, [])
+        assert gates.trusted([holds, silent]) is False
         text = report.verdict({"gates": [holds._asdict(), silent._asdict()]})
         assert text.startswith("These numbers cannot be trusted, because gates of what is reported could not be run.")
         assert "retrained is not told from retrained: U-LiRA AUC takes more networks" in text
         silent = silent._replace(reported=False)
-        assert audit._trusted([holds, silent]) is True
+        assert gates.trusted([holds, silent]) is True
         assert "1 could not be run, and their metrics are not reported" in report.verdict(
             {"gates": [holds._asdict(), silent._asdict()]}
         )
@@ -299,8 +299,8 @@ def test_what_is_no_evidence_is_called_so():
     gates = analysis.distance_gates(entries + halves)
     # More than what retrained networks show of each other is far for a distance, and near for a score.
     assert [gate.passed for gate in gates] == [True, False]
-    holds = audit._gate("a gate", "lira_auc", True, [Estimate(0.6, 0.55, 0.65, 0.95, 8, 100)])
-    assert audit._trusted([holds, *gates]) is True
+    holds = gates.of_attack("a gate", "lira_auc", True, [Estimate(0.6, 0.55, 0.65, 0.95, 8, 100)])
+    assert gates.trusted([holds, *gates]) is True
     document = {"evidence": entries, "gates": [gate._asdict() for gate in (holds, *gates)]}
     assert "no evidence in the forgetting score: not even" in report.verdict(document)
     tables = [table for _, table in report.evidence_grids(document)]

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from scissorhands_jax import checkpoints, cli, models, torch_weights
+from scissorhands_jax import checkpoints, cli, metrics, models, torch_weights
 from tests.compilations import Compilations
 
 NETWORK = ["--model", "mlp", "--dataset", "digits"]
@@ -56,6 +56,7 @@ def test_a_run_leaves_network_weights_results_and_report(weights, tmp_path, caps
     assert unlearn(weights, out, *QUICK, "--seed", 4, "method.fraction=0.1", "--method.forget_weight=0.02") == 0
     results = json.loads((out / "results.json").read_text())
     fields = ["scenario", "method", "seed", "acc_forget", "acc_retain", "acc_test", "mia", "avg_gap", "seconds", "rte"]
+    fields.append("num_forget")
     assert [row["method"] for row in results["rows"]] == ["original", "scissorhands"]
     for row in results["rows"]:
         assert list(row) == fields
@@ -74,6 +75,33 @@ def test_a_run_leaves_network_weights_results_and_report(weights, tmp_path, caps
     assert answer["num_test"] == 450
     again = evaluated(capsys, "--weights", out / "network.safetensors", *NETWORK)
     assert again["correct_test"] == answer["correct_test"] == round(answer["acc_test"] * 4.5)
+
+
+def test_an_evaluation_says_which_gates_it_could_run(weights, tmp_path, capsys):
+    words = ["method.learning_rate=0.1", "--seed", 1]
+    for method in ("finetune", "retrain"):
+        assert unlearn(weights, tmp_path / method, "--method", method, "--epochs", 2, *words) == 0
+    alone = evaluated(capsys, "--checkpoint", tmp_path / "finetune")
+    assert [gate["passed"] for gate in alone["gates"]] == [None] * 3
+    assert {gate["why"] for gate in alone["gates"]} == {"needs a retrained network"}
+    beside = evaluated(capsys, "--checkpoint", tmp_path / "finetune", "--retrained", tmp_path / "retrain")
+    after = [json.loads((tmp_path / name / "results.json").read_text())["after"] for name in ("finetune", "retrain")]
+    assert beside["avg_gap"] == pytest.approx(metrics.average_gap(*after))
+    # The original was never trained, so nothing is caught; and a retrained network has nothing to be found.
+    assert [gate["passed"] for gate in beside["gates"]] == [False, True, None]
+    assert beside["gates"][2] == {
+        "name": "the original is farther off than retrained from retrained",
+        "passed": None,
+        "why": "needs retrained networks of two seeds",
+    }
+    page = (tmp_path / "finetune" / "report.html").read_text()
+    assert "No gate was run, so nothing shows that these numbers can be trusted: needs a retrained network." in page
+    refused = [(["--retrained", tmp_path / "finetune"], "is a run of finetune; name one of --method retrain")]
+    assert unlearn(weights, tmp_path / "other", "--method", "retrain", "--epochs", 0) == 0
+    refused.append((["--retrained", tmp_path / "other"], "forgot other examples"))
+    for more, message in refused:
+        assert cli.main(["evaluate", "--checkpoint", str(tmp_path / "finetune"), *map(str, more)]) == 2
+        assert message in error_of(capsys)
 
 
 def test_bfloat16_gives_a_like_network_and_is_remembered_with_the_run(weights, tmp_path, capsys):

@@ -73,3 +73,8 @@ def test_the_number_of_seeds_is_checked(tmp_path, capsys, seeds):
     assert cli.main(["demo", "--out", str(tmp_path / "out"), "--seeds", seeds]) == 2
     assert "--seeds must be 1 to 10" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_every_gate_that_one_seed_allows_holds(demo):
+    gates = json.loads((demo / "results.json").read_text())["gates"]
+    assert [gate["passed"] for gate in gates] == [True, True, None] * 2

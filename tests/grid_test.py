@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from scissorhands_jax import checkpoints, grid, metrics
+from scissorhands_jax import checkpoints, gates, grid, metrics, report
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.grid import Experiment, Scenario
 from scissorhands_jax.methods import METHODS, describe
@@ -96,6 +96,17 @@ class TestTable:
     def test_the_original_needs_no_relearning(self, table):
         _, document = table
         assert cells(document)["random 10 %", "original"]["relearn"]["epochs"] == 0
+
+    def test_gates_stand_beside_the_numbers(self, table):
+        out, document = table
+        found = {gate["name"]: gate["passed"] for gate in document["gates"]}
+        assert len(found) == 3 * len(EXPERIMENT.scenarios)
+        # Wrong labels come with held-out examples that have wrong ones; a class of a mixed request has some, too.
+        assert [value for name, value in found.items() if gates.NULL in name] == [True] * 3
+        assert [value for name, value in found.items() if gates.FARTHER in name] == [None] * 3
+        grid.write_report(out, document, title="tiny", prose=[])
+        page = (out / "report.html").read_text()
+        assert page.index(report.gates_note(document["gates"])[:40]) < page.index("<h2>random 10 %</h2>")
 
     def test_results_hold_no_path(self, table):
         out, document = table

@@ -32,7 +32,7 @@ LAYERS = (
             "tuning",
             "sweeps",
         ),
-        *("verdicts", "records", "ensembles", "grid", "unlearning", "planning", "demo", "deletion", "audit"),
+        *("verdicts", "gates", "records", "ensembles", "grid", "unlearning", "planning", "demo", "deletion", "audit"),
         "diffusion",
     ),
     ("cli", "cli_requests", "__main__", "__init__"),
@@ -66,6 +66,8 @@ WITHIN = {
     ("tuning", "training"),
     ("records", "report"),
     ("records", "verdicts"),
+    ("gates", "report"),
+    ("gates", "verdicts"),
     ("cli", "cli_requests"),
     ("__main__", "cli"),
     *(

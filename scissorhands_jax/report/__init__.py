@@ -3,7 +3,16 @@
 `rows` says what a row of results is; everything here reads rows, but for `audits`, which reads evidence.
 """
 
-from scissorhands_jax.report.audits import METRICS, NULL, evidence_grids, gates_grid, print_audit, verdict, write_audit
+from scissorhands_jax.report.audits import (
+    METRICS,
+    NULL,
+    evidence_grids,
+    gates_grid,
+    gates_note,
+    print_audit,
+    verdict,
+    write_audit,
+)
 from scissorhands_jax.report.figures import (
     Picture,
     curves_figure,
@@ -40,6 +49,7 @@ __all__ = [
     "figure_svg",
     "gap_figure",
     "gates_grid",
+    "gates_note",
     "gradcam_figure",
     "grid",
     "grouped",

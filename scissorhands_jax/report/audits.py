@@ -134,6 +134,21 @@ def gates_grid(document: Mapping[str, Any]) -> Grid:
     return Grid(("Gate", "Outcome", "Why"), tuple(lines))
 
 
+def gates_note(gates: Sequence[Mapping[str, Any]]) -> str:
+    """Whether numbers of tables can be trusted, in a sentence or two, from the gates that stand beside them."""
+    failed, held, not_run = ([gate for gate in gates if gate["passed"] is passed] for passed in (False, True, None))
+    reasons = "; ".join(f"{gate['name']}: {gate['explanation']}" for gate in failed or not_run)
+    count = len(gates)
+    if failed:
+        return f"These numbers cannot be trusted, because {len(failed)} of {count} gates failed. {reasons}."
+    if not held:
+        whys = "; ".join(dict.fromkeys(gate["explanation"] for gate in not_run))
+        return f"No gate was run, so nothing shows that these numbers can be trusted: {whys}."
+    if not_run:
+        return f"{len(held)} of {count} gates hold, the others were not run. {reasons}."
+    return f"All {count} gates hold: originals are caught, and nothing is found in retrained networks."
+
+
 def verdict(document: Mapping[str, Any]) -> str:
     """Whether the numbers can be trusted, in a sentence or two."""
     deciding = [gate for gate in document["gates"] if gate.get("decides", True)]
