@@ -88,6 +88,7 @@ def run_audit(
     seed: int = 0,
     data_dir: str | None = None,
     networks: Path | None = None,
+    trained_on: np.ndarray | None = None,
     overwrite: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
@@ -105,6 +106,8 @@ def run_audit(
       seed: of the forget sets, the inclusion masks and all networks.
       data_dir: the folder of the data set's files.
       networks: where the ensemble is kept and found, to share it between audits; default `out/networks`.
+      trained_on: positions in the training split of the only examples that networks may be trained on; None: all. The
+        positions of a forget set `indices:FILE` count within these, without the held-out ones.
       overwrite: replace the audit that is there.
       console: for progress; default stderr.
 
@@ -118,7 +121,7 @@ def run_audit(
     console = console or Console(stderr=True)
     if tier not in TIERS:
         raise InputError(f"there is no tier {tier!r}; choose one of {', '.join(TIERS)}")
-    work = _Audit(experiment, out, TIERS[tier], num_networks, seed, data_dir, networks or out / "networks")
+    work = _Audit(experiment, out, TIERS[tier], num_networks, seed, data_dir, networks or out / "networks", trained_on)
     description = {"command": "audit", "tier": tier, "seed": seed, **grid.resolve(experiment), **work.checksums()}
     runs.open_folder(out, description, overwrite=overwrite, resume=True)
     jobs = work.jobs()
@@ -144,6 +147,7 @@ class _Audit:
         seed: int,
         data_dir: str | None,
         networks: Path,
+        trained_on: np.ndarray | None,
     ) -> None:
         self.experiment = experiment
         self.out = out
@@ -164,10 +168,10 @@ class _Audit:
                 raise InputError(f"the methods of {scenario.name!r} are named as the references are: {taken.pop()}")
         self.splits = grid.load_splits(experiment, data_dir)
         self.model, self.loss_fn = grid.build(experiment, self.splits)
-        trained_on, held_out = data_lib.validation_split(
+        kept, held_out = data_lib.validation_split(
             self.splits.train["label"], experiment.validation_share, experiment.split_seed
         )
-        self.train = data_lib.take(self.splits.train, trained_on)
+        self.train = data_lib.take(self.splits.train, kept if trained_on is None else np.intersect1d(kept, trained_on))
         strangers = data_lib.take(self.splits.train, held_out) if len(held_out) else self.splits.test
         key = jax.random.key(seed)
         self.key = jax.random.fold_in(key, 1)
@@ -480,6 +484,7 @@ class _Audit:
             "gates": [gate._asdict() | {"estimate": _as_dict(gate.estimate)} for gate in gates],
             "trusted": trusted(gates),
             "failures": failures,
+            "data": self.checksums(),
             "ensemble": {
                 "networks": len(self.ensemble),
                 "networks_per_side": len(self.ensemble) // 2,

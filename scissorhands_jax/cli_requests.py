@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.table import Table
 
 from scissorhands_jax import config as config_lib
-from scissorhands_jax import files
 from scissorhands_jax.errors import InputError
 
 STATUS_CHANGED = 1
@@ -45,7 +44,8 @@ def add_parser(commands: Any) -> None:
     run = actions.add_parser(
         "run",
         help="make the network forget what all open requests name, and leave a signed record",
-        epilog="Settings of the method follow as NAME=VALUE, as for unlearn. Exit status 3: retrain now.",
+        epilog="Settings of the method follow as method.NAME=VALUE, as for unlearn, and with --tier those of the "
+        "audit's networks as training.NAME=VALUE, e.g. training.epochs=30. Exit status 3: retrain now.",
     )
     _add_ledger(run)
     run.add_argument("--method", default="scissorhands", metavar="NAME", help="default scissorhands; retrain is exact")
@@ -63,7 +63,19 @@ def add_parser(commands: Any) -> None:
         help="percentage points of retain or test accuracy that all runs together may cost (default 1)",
     )
     run.add_argument("--level", type=float, metavar="SHARE", help="level of the evidence's intervals (default 0.95)")
-    run.add_argument("--audit", type=Path, metavar="FILE", help="findings and gates of an audit of the network")
+    audited = run.add_mutually_exclusive_group()
+    audited.add_argument(
+        "--tier",
+        metavar="NAME",
+        help="also audit the method on these very examples against retrained networks: smoke (2 networks), standard "
+        "(16) or full (128), trained with the settings training.NAME=VALUE; says first what it will cost",
+    )
+    audited.add_argument(
+        "--audit",
+        metavar="DIR",
+        help="the same with an audit that was made elsewhere: the folder or results.json of `scissorhands audit`",
+    )
+    run.add_argument("--networks", type=int, metavar="N", help="of --tier: another even number of networks")
     _add_subject(run, "the original network, if it has moved")
     run.set_defaults(run=_run_run)
 
@@ -169,18 +181,26 @@ def _run_list(options: argparse.Namespace, console: Console) -> int:
 
 
 def _run_run(options: argparse.Namespace, console: Console) -> int:
-    from scissorhands_jax import deletion, verdicts
+    from scissorhands_jax import deletion, deletion_audits, verdicts
     from scissorhands_jax.ledger import RETRAIN
     from scissorhands_jax.methods import METHODS
 
     if options.method not in METHODS:
         raise InputError(f"there is no method {options.method!r}; choose one of {', '.join(METHODS)}")
+    training = [word for word in options.overrides if word.startswith("training.")]
     for word in options.overrides:
-        if not word.startswith("method."):
+        if not word.startswith("method.") and word not in training:
             raise InputError(f"request run takes settings of the method only, as method.NAME=VALUE; got {word!r}")
+    if options.tier is None and (training or options.networks is not None):
+        raise InputError("training.NAME=VALUE and --networks say how an audit is made; name its --tier")
+    plan = None
+    if options.tier is not None or options.audit is not None:
+        file = None if options.audit is None else str(Path(options.audit).absolute())
+        changes = tuple(word.removeprefix("training.") for word in training)
+        plan = deletion_audits.Plan(options.tier, options.networks, changes, file)
     given = {"epochs": options.epochs, "batch_size": options.batch_size}
     short = [f"{name}={value}" for name, value in given.items() if value is not None]
-    words = [word.removeprefix("method.") for word in options.overrides]
+    words = [word.removeprefix("method.") for word in options.overrides if word not in training]
     settings = config_lib.override(METHODS[options.method](), [*words, *short])
     outcomes = deletion.run(
         options.ledger,
@@ -195,7 +215,7 @@ def _run_run(options: argparse.Namespace, console: Console) -> int:
         level=verdicts.LEVEL if options.level is None else options.level,
         subject=_subject(options),
         keys=options.keys,
-        auditor=None if options.audit is None else _auditor(options.audit),
+        audit=plan,
         console=console,
     )
     for outcome in outcomes:
@@ -205,23 +225,6 @@ def _run_run(options: argparse.Namespace, console: Console) -> int:
     if not outcomes:
         sys.stdout.write("no request is open\n")
     return STATUS_RETRAIN if any(outcome.verdict.answer == RETRAIN for outcome in outcomes) else 0
-
-
-def _auditor(path: Path) -> Any:
-    from scissorhands_jax import verdicts
-    from scissorhands_jax.signing import sha256
-
-    try:
-        content = files.read_bytes(path, files.MAX_JSON)
-        document = files.parse_json(content)
-    except (OSError, ValueError) as error:
-        raise InputError(f"the audit {path} cannot be read: {error}") from error
-
-    def audited(folder: Path, network: str) -> verdicts.Evidence:
-        evidence = verdicts.from_audit(document, network)
-        return evidence._replace(source=f"{evidence.source} (audit file with SHA-256 {sha256(content)})")
-
-    return audited
 
 
 def _run_verify(options: argparse.Namespace, console: Console) -> int:

@@ -20,7 +20,19 @@ import numpy as np
 from rich.console import Console
 
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import datasets, files, ledger, metrics, records, report, runs, signing, unlearning, verdicts
+from scissorhands_jax import (
+    datasets,
+    deletion_audits,
+    files,
+    ledger,
+    metrics,
+    records,
+    report,
+    runs,
+    signing,
+    unlearning,
+    verdicts,
+)
 from scissorhands_jax.base import Dataset, ModelState, Params
 from scissorhands_jax.config import RunConfig
 from scissorhands_jax.errors import InputError, LedgerError
@@ -134,6 +146,7 @@ def run(
     level: float = verdicts.LEVEL,
     subject: Subject = _KNOWN,
     keys: Path | None = None,
+    audit: deletion_audits.Plan | None = None,
     auditor: Auditor | None = None,
     console: Console,
 ) -> list[Outcome]:
@@ -151,7 +164,8 @@ def run(
       level: of the evidence, as in `verdicts`.
       subject: what has moved since the ledger was begun.
       keys: folder of the ledger's keys; None: `keys` in the folder.
-      auditor: what gives the evidence in place of `verdicts.held_out_comparison`.
+      audit: of the run's procedure, to count beside `verdicts.held_out_comparison`.
+      auditor: what gives the evidence in place of both.
 
     Returns:
       The outcomes in order; empty if there was nothing to do.
@@ -184,6 +198,8 @@ def run(
             config = dataclasses.replace(config, retain_limit=retain_limit, augment=augment)
             _checked_content(book, config, group)
             job = unlearning.prepared(config)
+            if audit is not None:
+                deletion_audits.check(audit, job, level)
             book.append(
                 "started",
                 {
@@ -192,6 +208,7 @@ def run(
                     "config": json.dumps(dataclasses.asdict(config)),
                     "budget": repr(float(budget)),
                     "level": repr(float(level)),
+                    "audit": None if audit is None else audit.as_text(),
                     "network": signing.network_sha256(job.params, job.model_state),
                 },
             )
@@ -373,14 +390,19 @@ def _unlearned_and_judged(
     held_before, held_after = seen(before, job.splits.test), seen(after, job.splits.test)
     if auditor is None:
         earlier = data_lib.take(job.splits.train, job.past.forgotten) if job.past.forgotten.size else None
+        # An audit and the comparison share what the findings may err.
+        level = float(body["level"]) if body.get("audit") is None else 1 - (1 - float(body["level"])) / 2
         evidence = verdicts.held_out_comparison(
             seen(before, job.data.forget),
             seen(after, job.data.forget),
             held_before,
             held_after,
             None if earlier is None else seen(after, earlier),
-            float(body["level"]),
+            level,
         )
+        if body.get("audit") is not None:
+            plan = deletion_audits.from_text(body["audit"])
+            evidence = deletion_audits.gather(plan, evidence, job, out, network, level, console)
     else:
         evidence = auditor(out, network)
     reference = _reference(book) or _counts(held_before, document["before"], len(job.splits.class_names))
@@ -633,8 +655,11 @@ def _read_config(text: str) -> RunConfig:
 
 
 def _tidy(book: Ledger) -> None:
-    """Removes what recorded runs no longer need: checkpoints on the way, which may still know what was forgotten."""
+    """Removes what runs no longer need and may still know what was forgotten: checkpoints, networks of audits."""
+    for event in book.history("failed"):
+        deletion_audits.forget(records.run_folder(book.folder, event.body["run"]))
     for event in book.history("recorded"):
+        deletion_audits.forget(records.run_folder(book.folder, event.body["run"]))
         shutil.rmtree(records.run_folder(book.folder, event.body["run"]) / "checkpoints", ignore_errors=True)
         with contextlib.suppress(OSError):
             _positions_file(book, event.body["run"]).unlink(missing_ok=True)

@@ -479,6 +479,20 @@ def estimate(
     return Estimate(float(value), float(low), float(high), level, networks, examples)
 
 
+def at_level(found: Estimate, level: float) -> Estimate:
+    """What `estimate` would have given at another level.
+
+    Args:
+      found: an estimate, whose wider side counts where bounds have clipped the other.
+      level: coverage, in (0, 1).
+    """
+    number = found.networks if found.networks > 1 else max(found.examples, 2)
+    quantiles = (float(stats.t.ppf(0.5 + one / 2, number - 1)) for one in (level, found.level))
+    new, old = quantiles
+    reach = max(found.high - found.value, found.value - found.low) * new / old
+    return found._replace(low=found.value - reach, high=found.value + reach, level=level)
+
+
 def compared(
     statistic: Callable[[np.ndarray, np.ndarray], float],
     unlearned: np.ndarray,

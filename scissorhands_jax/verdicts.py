@@ -10,7 +10,8 @@ test set with the other, which nothing may tell apart.
 
 What this cannot see: examples that differ from the test set in more than their classes can be told apart in a network
 that never saw them; and examples whose trace shows only beside networks that were trained without them. An audit
-against retrained networks sees both, and where there is one, its findings and gates take the place of these.
+against retrained networks sees both. Where the run's procedure was audited (`deletion_audits`), its findings count
+beside these, and its gates take the place of the first one.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ LEVEL = 0.95
 BUDGET = 1.0
 """Chance that all findings hold in a network that never saw the examples; percentage points of accuracy that all runs
 together may cost. The user may say otherwise."""
+
+HELD_OUT_GATE = "held-out against held-out"
+"""The name of the gate that compares one half of the test set with the other."""
 
 _SOURCE = "held-out comparison"
 _NULL_LEVEL = 0.999
@@ -232,7 +236,7 @@ def _against(finding: Finding) -> str:
 
 def _null(held: Scored) -> Gate:
     """The comparison must not tell one half of the held-out examples, drawn class by class, from the other."""
-    name = "held-out against held-out"
+    name = HELD_OUT_GATE
     generator = np.random.default_rng(0)
     first = np.zeros(len(held.labels), bool)
     for label in np.unique(held.labels):

@@ -32,7 +32,19 @@ LAYERS = (
             "tuning",
             "sweeps",
         ),
-        *("verdicts", "gates", "records", "ensembles", "grid", "unlearning", "planning", "demo", "deletion", "audit"),
+        *(
+            "verdicts",
+            "gates",
+            "records",
+            "ensembles",
+            "grid",
+            "unlearning",
+            "planning",
+            "demo",
+            "deletion",
+            "deletion_audits",
+            "audit",
+        ),
         "diffusion",
     ),
     ("cli", "cli_requests", "__main__", "__init__"),
@@ -72,7 +84,7 @@ WITHIN = {
     ("__main__", "cli"),
     *(
         (importer, imported)
-        for importer in ("grid", "unlearning", "planning", "demo", "deletion", "audit", "diffusion")
+        for importer in ("grid", "unlearning", "planning", "demo", "deletion", "deletion_audits", "audit", "diffusion")
         for imported in LAYERS[3]
         if importer != imported
     ),
