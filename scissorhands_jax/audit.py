@@ -147,7 +147,7 @@ class _Audit:
         seed: int,
         data_dir: str | None,
         networks: Path,
-        trained_on: np.ndarray | None,
+        trained_on: np.ndarray | None = None,
     ) -> None:
         self.experiment = experiment
         self.out = out

@@ -5,21 +5,23 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import microbatches
+from scissorhands_jax import feeding, microbatches
 from scissorhands_jax.base import Batch, Carry, Data, Key, Method, Metrics, ModelState, Params, PyTree, keep_carry
 from scissorhands_jax.errors import InputError, NonFiniteError
 from scissorhands_jax.methods import MethodSettings
 from scissorhands_jax.training import OnStep, Result, run
 
-How = Literal["auto", "batched", "scanned", "turns"]
+How = Literal["auto", "batched", "scanned", "turns", "sharded"]
+_MEMBERS = "members"
 _TIMED_STEPS = 3
 
 
@@ -43,9 +45,10 @@ def run_many(
         order of examples are each member's own.
       data: as for `run`; the same for all.
       num_epochs: as for `run`.
-      how: "batched" maps the step over a batch axis of members, "scanned" takes one member after another within the
-        compiled program, "turns" runs them one after another. "auto" takes what is the fastest of these on this device,
-        by a few steps of each (`fastest`).
+      how: "batched" maps the step over a batch axis of members, "sharded" does so with that axis divided over the
+        devices of this process, "scanned" takes one member after another within the compiled program, "turns" runs them
+        one after another. "auto" takes what is the fastest of these on this machine, by a few steps of each
+        (`fastest`).
       on_step: told of every step, with metrics of all members, shape (members, ...); in "turns" of one member's each.
 
     Returns:
@@ -58,15 +61,22 @@ def run_many(
     """
     if not members:
         raise InputError("a sweep needs at least one member, got none")
-    if how not in ("auto", "batched", "scanned", "turns"):
-        raise InputError(f"how must be auto, batched, scanned or turns, got {how!r}")
+    if how not in get_args(How):
+        raise InputError(f"how must be {', '.join(get_args(How)[:-1])} or {get_args(How)[-1]}, got {how!r}")
     if how == "auto":
         timed = fastest(members, data)
         how = min(timed, key=timed.__getitem__)
     if how == "turns":
         return [_run_one(member, data, num_epochs, on_step) for member in members]
-    stacked = run(_together(members, how), members[0].key, (), (), data, num_epochs=num_epochs, on_step=on_step)
+    mesh = _mesh(len(members)) if how == "sharded" else None
+    if mesh is not None and feeding.fits_on_device(data):
+        # Every device reads all examples, and keeps them.
+        data = jax.device_put(data, NamedSharding(mesh, PartitionSpec()))
+    method = _together(members, how, mesh)
+    stacked = run(method, members[0].key, (), (), data, num_epochs=num_epochs, on_step=on_step)
     networks, bad_steps = stacked.params
+    if mesh is not None:  # a network of its own again, beside which others lie on one device
+        networks = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), networks)
     seconds, compile_seconds = stacked.seconds / len(members), stacked.compile_seconds / len(members)
     return [
         Result(params, model_state, stacked.steps, seconds, compile_seconds)
@@ -79,7 +89,8 @@ def run_many(
 def fastest(members: Sequence[Member], data: Data) -> dict[How, float]:
     """Seconds per step of all members, for each way that is worth trying on this device.
 
-    The best of a few steps after compilation, on the first batch. Convolutions within a loop or a batch axis of
+    The best of a few steps after compilation, on the first batch; "sharded" where there are devices to divide the
+    members over (`_mesh`). Convolutions within a loop or a batch axis of
     networks are many times slower on CPU (grouped convolutions; jax issue 12868), so only "turns" is there for them.
     """
     first = members[0]
@@ -90,7 +101,25 @@ def fastest(members: Sequence[Member], data: Data) -> dict[How, float]:
     seconds: dict[How, float] = {"turns": len(members) * _best_seconds(first.method.step, carry, batch)}
     for how in ("batched", "scanned"):
         seconds[how] = _best_seconds(_Many(first.method.step, how), _wrap(carries), batches)
+    mesh = _mesh(len(members))
+    if mesh.size > 1:
+        divided, rows = _divided(_wrap(carries), mesh), jax.device_put(batches, NamedSharding(mesh, PartitionSpec()))
+        seconds["sharded"] = _best_seconds(_Many(first.method.step, "sharded", mesh), divided, rows)
     return seconds
+
+
+def _mesh(count: int) -> Mesh:
+    """The most devices of this process that so many members can be divided over evenly."""
+    devices = jax.local_devices()
+    size = max(size for size in range(1, len(devices) + 1) if count % size == 0)
+    return Mesh(np.array(devices[:size]), (_MEMBERS,))
+
+
+def _divided(carry: Carry, mesh: Mesh) -> Carry:
+    """A carry of `_Many` whose members lie on the devices of a mesh, some on each; what they share is on all."""
+    shared = jax.device_put(carry._replace(params=()), NamedSharding(mesh, PartitionSpec()))
+    own = jax.device_put((carry.params, carry.aux), NamedSharding(mesh, PartitionSpec(_MEMBERS)))
+    return shared._replace(params=own[0], aux=own[1])
 
 
 def methods_of(build: Callable[[MethodSettings], Method], variants: Sequence[MethodSettings]) -> list[Method]:
@@ -148,9 +177,15 @@ class _Many:
 
     step: Callable[[Carry, Batch], tuple[Carry, Metrics]]
     how: How
+    mesh: Mesh | None = None
 
     def __call__(self, carry: Carry, batch: Batch) -> tuple[Carry, Metrics]:
-        if self.how == "batched":
+        if self.mesh is not None:
+            # No member asks for anything of another, so each device works by itself.
+            own = PartitionSpec(_MEMBERS)
+            mapped = jax.shard_map(jax.vmap(self.step), mesh=self.mesh, in_specs=own, out_specs=own, check_vma=False)
+            carries, metrics = mapped(carry.params, batch)
+        elif self.how == "batched":
             carries, metrics = jax.vmap(self.step)(carry.params, batch)
         else:
             carries, metrics = jax.lax.map(lambda pair: self.step(*pair), (carry.params, batch))
@@ -164,7 +199,7 @@ class _Many:
         return carry._replace(step=carry.step + 1, params=carries, aux=bad_step), metrics
 
 
-def _together(members: Sequence[Member], how: How) -> Method:
+def _together(members: Sequence[Member], how: How, mesh: Mesh | None = None) -> Method:
     """All members as one method."""
     methods = [member.method for member in members]
     step = methods[0].step
@@ -174,16 +209,19 @@ def _together(members: Sequence[Member], how: How) -> Method:
             'methods_of, or take how="turns"'
         )
 
+    def placed(carry: Carry) -> Carry:
+        return carry if mesh is None else _divided(carry, mesh)
+
     def init(key: Key, params: Params, model_state: ModelState, data: Data) -> Carry:
         del key, params, model_state
-        return _wrap(_stack([_start(member, data) for member in members]))
+        return placed(_wrap(_stack([_start(member, data) for member in members])))
 
     def begin_epoch(carry: Carry, data: Data) -> Carry:
         if all(method.begin_epoch is keep_carry for method in methods):
             return carry
         carries = _unstack(carry.params, len(members))
         begun = [method.begin_epoch(each, data) for method, each in zip(methods, carries, strict=True)]
-        return carry._replace(params=_stack(begun))
+        return placed(carry._replace(params=_stack(begun)))
 
     def batches(key: Key, data: Data, epoch: int) -> list[Batch]:
         del key
@@ -197,7 +235,7 @@ def _together(members: Sequence[Member], how: How) -> Method:
         networks = [method.finish(each) for method, each in zip(methods, carries, strict=True)]
         return (networks, carry.aux), ()
 
-    return Method(init, _Many(step, how), batches, begin_epoch, finish)
+    return Method(init, _Many(step, how, mesh), batches, begin_epoch, finish)
 
 
 def _keys(member: Member) -> jax.Array:

@@ -296,12 +296,12 @@ def test_what_is_no_evidence_is_called_so():
         for metric in ("klom_forget", "forgetting_score")
         for method, value in ((audit.NULL, 0.5), ("original", 0.61))
     ]
-    gates = analysis.distance_gates(entries + halves)
+    own = analysis.distance_gates(entries + halves)
     # More than what retrained networks show of each other is far for a distance, and near for a score.
-    assert [gate.passed for gate in gates] == [True, False]
+    assert [gate.passed for gate in own] == [True, False]
     holds = gates.of_attack("a gate", "lira_auc", True, [Estimate(0.6, 0.55, 0.65, 0.95, 8, 100)])
-    assert gates.trusted([holds, *gates]) is True
-    document = {"evidence": entries, "gates": [gate._asdict() for gate in (holds, *gates)]}
+    assert gates.trusted([holds, *own]) is True
+    document = {"evidence": entries, "gates": [gate._asdict() for gate in (holds, *own)]}
     assert "no evidence in the forgetting score: not even" in report.verdict(document)
     tables = [table for _, table in report.evidence_grids(document)]
     assert [header for table in tables for header in table.headers if header != "Method"] == [
@@ -313,7 +313,7 @@ def test_what_is_no_evidence_is_called_so():
     ]
     intervals = [[cell.deviation for cell in table.lines[0][1:]] for table in tables]
     assert intervals == [["[0.400, 0.600]"] * 2, ["[0.400, 0.600]"] * 2, [""]]
-    gates = analysis.distance_gates(entries)
-    assert [gate.passed for gate in gates] == [None, None]
-    document["gates"] = [gate._asdict() for gate in (holds, *gates)]
+    own = analysis.distance_gates(entries)
+    assert [gate.passed for gate in own] == [None, None]
+    document["gates"] = [gate._asdict() for gate in (holds, *own)]
     assert "no evidence in KLoM and the forgetting score" in report.verdict(document)

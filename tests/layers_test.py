@@ -73,6 +73,7 @@ WITHIN = {
     ("progress", "training"),
     ("relearning", "training"),
     ("ensembles", "sweeps"),
+    ("sweeps", "feeding"),
     ("sweeps", "training"),
     ("tuning", "sweeps"),
     ("tuning", "training"),

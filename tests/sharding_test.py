@@ -45,6 +45,9 @@ CHECKS = (
     "mesh refused",
     "a checkpoint goes on with on another mesh",
     "a network is read on one device",
+    "members, each where its own run ends",
+    "members, divided over devices that ask nothing of each other",
+    "members, timed beside the other ways",
 )
 
 
@@ -131,10 +134,12 @@ def main() -> None:
         models,
         reinit,
         saliency,
+        sweeps,
         torch_weights,
         trees,
         unlearning,
     )
+    from scissorhands_jax import data as data_lib
     from scissorhands_jax.base import Data
     from scissorhands_jax.config import RunConfig
     from scissorhands_jax.losses import classification_loss
@@ -378,6 +383,29 @@ def main() -> None:
         params, _ = checkpoints.load_network(f"{folder}/network", *start)
         alone = all(leaf.sharding.device_set == {jax.devices()[0]} for leaf in jax.tree.leaves(params))
         report("a network is read on one device", same(trained.params, params) and alone)
+
+    settings = [METHODS["scissorhands"](batch_size=16, learning_rate=0.05, fraction=f) for f in (0.1, 0.2, 0.3)]
+    built = sweeps.methods_of(lambda one: one.build(model, loss_fn, 3), [*settings, *settings])
+    members = [sweeps.Member(method, jax.random.key(seed), *start) for seed, method in enumerate(built)]
+    alone = [training.run(*member, data, num_epochs=2) for member in members]
+    swept = sweeps.run_many(members, data, num_epochs=2, how="sharded")
+    good = [near(one[:2], each[:2], 1e-4) for one, each in zip(alone, swept, strict=True)]
+    good.append(not near(swept[0].params, swept[1].params))
+    report("members, each where its own run ends", all(good), str(good))
+    mesh = sweeps._mesh(len(members))
+    together = sweeps._together(members, "sharded", mesh)
+    carry = together.init(key, (), (), data)
+    kernel = jax.tree.leaves(carry.params.params)[0]
+    shards = {shard.device: shard.data.shape[0] for shard in kernel.addressable_shards}
+    rows = jnp.tile(jnp.arange(16), (len(members), 1))
+    batch = jax.device_put(data_lib.gather(data, Batch(rows, rows)), NamedSharding(mesh, PartitionSpec()))
+    text = jax.jit(together.step).lower(carry, batch).compile().as_text()
+    # What crosses devices is which members' metrics were finite: nothing of a network.
+    crossing = max([each.largest for each in collectives(text)], default=0)
+    good = list(shards.values()) == [1] * 6 and crossing <= len(members)
+    report("members, divided over devices that ask nothing of each other", good, f"{shards} {crossing}")
+    seconds = sweeps.fastest(members, data)
+    report("members, timed beside the other ways", set(seconds) == {"turns", "batched", "scanned", "sharded"})
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ SCISSORHANDS = [
 ]
 
 
-@pytest.mark.parametrize("how", WAYS)
+@pytest.mark.parametrize("how", [*WAYS, "sharded"])  # the last on more devices than one: see sharding_test
 def test_every_member_ends_where_its_own_run_ends(how):
     for variants in (SCISSORHANDS, [settings("neggrad_plus"), settings("neggrad_plus", learning_rate=0.01)]):
         swept = run_many(members(variants), data(), num_epochs=2, how=how)
@@ -125,7 +125,7 @@ class TestFastest:
     ("make", "how", "message"),
     [
         (lambda: [], "auto", "at least one member"),
-        (lambda: members(SCISSORHANDS), "vmap", "how must be auto, batched, scanned or turns, got 'vmap'"),
+        (lambda: members(SCISSORHANDS), "vmap", "how must be auto, batched, scanned, turns or sharded, got 'vmap'"),
         (lambda: members([settings("finetune"), settings("scrub")]), "batched", "the steps of the 2 methods differ"),
         (lambda: members([settings(), settings(batch_size=5)]), "batched", "differ in size or number"),
         (lambda: members([settings("ssd")]), "auto", "without steps"),
