@@ -392,6 +392,11 @@ def main() -> None:
     good = [near(one[:2], each[:2], 1e-4) for one, each in zip(alone, swept, strict=True)]
     good.append(not near(swept[0].params, swept[1].params))
     report("members, each where its own run ends", all(good), str(good))
+    built = sweeps.methods_of(
+        lambda one: one.build(model, loss_fn, 3),
+        [METHODS["finetune"](batch_size=16, learning_rate=rate) for rate in (0.01, 0.02, 0.03, 0.04, 0.05, 0.06)],
+    )
+    members = [sweeps.Member(method, key, *start) for method in built]
     mesh = sweeps._mesh(len(members))
     together = sweeps._together(members, "sharded", mesh)
     carry = together.init(key, (), (), data)
