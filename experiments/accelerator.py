@@ -94,19 +94,27 @@ def parts(work: Path, data_dir: str | None, *, tiny: bool) -> list[Part]:
         name = f"{config}-{dtype}-seeds{seeds.replace(',', '')}"
         return Part(name=name, command=(*command, *limits, *settings), result=folder / "results.json")
 
+    def audited(config: str, tier: str) -> Part:
+        folder = work / f"{config}_{tier}"
+        command = (*python, "experiments.audit", "--config", config, "--tier", tier, "--out", str(folder))
+        settings = _TINY_AUDIT if tiny else (*data, "model_options.dtype=bfloat16")
+        return Part(name=f"{config}-{tier}", command=(*command, *settings), result=folder / "results.json")
+
     if tiny:
-        return [*listed, table("demo", "0", "bfloat16")]
+        return [*listed, table("demo", "0", "bfloat16"), audited("demo_audit", "smoke")]
     dtypes = ("bfloat16", "float32")
     return [
         *listed,
         *(table("cifar10", "0", dtype) for dtype in dtypes),
         *(table("cifar10", "0,1,2", dtype) for dtype in dtypes),
+        audited("cifar10_audit_resnet9", "standard"),
         table("recipes", "0,1,2", "bfloat16"),
         *(table(config, "0,1,2", "bfloat16") for config in ("cifar10_class", "cifar10_ablation", "cifar10_50")),
         *(table(config, "0,1,2", "bfloat16") for config in ("cifar10_20", "cifar10_scenarios", "cifar100")),
     ]
 
 
+_TINY_AUDIT = ("training.epochs=1", "train_limit=300", "test_limit=100")
 _TINY_TABLE = ("training.epochs=1", "train_limit=200", "test_limit=100", "every_attack=false")
 
 

@@ -1,8 +1,8 @@
 """Audits methods: `python -m experiments.audit --config cifar10_audit_small --data-dir data --tier standard`.
 
-Writes `results.json`, `report.html`, `tables.md` and `attacks.svg`. An audit that was stopped goes on, and becomes
-larger with --networks, when the same command is typed again. Settings of the experiment follow as NAME=VALUE, such as
-`train_limit=500 training.epochs=2`.
+Writes `results.json`, which grows while the audit runs, `report.html`, `tables.md` and `attacks.svg`. An audit that was
+stopped goes on, and becomes larger with --networks, when the same command is typed again. Settings of the experiment
+follow as NAME=VALUE, such as `train_limit=500 training.epochs=2`.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,6 +66,7 @@ TIERS: dict[str, Tier] = {
 }
 """Smoke is a population attack on one pair of networks, standard every attack with few networks, full with many."""
 
+_SECONDS_PER_RESULTS = 20.0
 # Networks that are trained in one compiled program on an accelerator, and kept together.
 _AT_ONCE = 16
 ATTACKS = ("population", "u_lira", "lira", "rmia")
@@ -127,7 +128,7 @@ def run_audit(
     jobs = work.jobs()
     work.announce(jobs, console)
     with progress_bar(console) as progress:
-        work.fill(jobs, progress)
+        work.fill(jobs, progress, lambda: report.write_results(out / runs.RESULTS_FILE, work.so_far(tier)))
     document = work.document(tier)
     report.write_results(out / runs.RESULTS_FILE, document)
     report.write_audit(out / "report.html", document)
@@ -341,8 +342,8 @@ class _Audit:
     def _is_looked_into(self, job: Job) -> bool:
         return job.network // 2 < self.tier.close_looks
 
-    def fill(self, jobs: Sequence[Job], progress: Progress) -> None:
-        """Trains, unlearns and measures whatever is not there yet."""
+    def fill(self, jobs: Sequence[Job], progress: Progress, keep: Callable[[], None]) -> None:
+        """Trains, unlearns and measures whatever is not there yet; now and then `keep` is called."""
         missing = self.ensemble.missing()
         total = len(self.ensemble)
         task = progress.add_task("networks", total=total, completed=total - len(missing), note="")
@@ -351,9 +352,13 @@ class _Audit:
             progress.advance(task, len(group))
         waiting = [job for job in jobs if not self.cell_file(job).exists()]
         task = progress.add_task("", total=len(jobs), completed=len(jobs) - len(waiting), note="")
+        kept = 0.0
         for job in waiting:
             progress.update(task, description=f"{self.scenarios[job.number].name}: {job.label}")
             self._make(job)
+            if time.perf_counter() - kept > _SECONDS_PER_RESULTS:
+                keep()
+                kept = time.perf_counter()
             progress.advance(task)
 
     def _groups(self, missing: list[int]) -> list[list[int]]:
@@ -460,6 +465,22 @@ class _Audit:
     def document(self, tier: str) -> dict[str, Any]:
         """All that was measured, and what it says."""
         cells = {job: cell for job in self.jobs() if (cell := self.read(job)) is not None}
+        rows, failures = self._rows(cells)
+        analysis = _Analysis(self, cells)
+        entries = analysis.entries()
+        gates = analysis.gates({entry["metric"] for entry in entries})
+        gates += analysis.distance_gates(entries)
+        return self._document(tier, rows, failures, entries, gates, {"klom_bins": analysis.bins})
+
+    def so_far(self, tier: str) -> dict[str, Any]:
+        """The rows of an audit that is not done, which says nothing yet: it has no evidence and no gates."""
+        cells = {job: cell for job in self.jobs() if (cell := self.read(job)) is not None}
+        return self._document(tier, *self._rows(cells), [], [], {})
+
+    def _rows(
+        self, cells: Mapping[Job, tuple[dict[str, Any], np.ndarray | None]]
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """One row per network that was measured, and the methods that diverged."""
         rows, failures = [], []
         for job, (numbers, scores) in cells.items():
             place = {"scenario": self.scenarios[job.number].name, "method": job.label, "seed": job.network // 2}
@@ -474,10 +495,17 @@ class _Audit:
             )
         places = {(s.name, label): (n, i) for n, s in enumerate(self.scenarios) for i, label in enumerate(_labels(s))}
         rows.sort(key=lambda row: (places[row["scenario"], row["method"]], row["seed"]))
-        analysis = _Analysis(self, cells)
-        entries = analysis.entries()
-        gates = analysis.gates({entry["metric"] for entry in entries})
-        gates += analysis.distance_gates(entries)
+        return rows, failures
+
+    def _document(
+        self,
+        tier: str,
+        rows: Sequence[dict[str, Any]],
+        failures: Sequence[dict[str, Any]],
+        entries: Sequence[dict[str, Any]],
+        gates: Sequence[Gate],
+        more: Mapping[str, Any],
+    ) -> dict[str, Any]:
         return {
             "rows": report.with_gaps(rows),
             "evidence": entries,
@@ -494,7 +522,7 @@ class _Audit:
                 "forget": [len(positions) for positions in self.design.forget],
                 "forget_sha256": [ensembles.positions_hash(positions) for positions in self.design.forget],
                 "masks_sha256": hashlib.sha256(np.packbits(self.design.included).tobytes()).hexdigest(),
-                "klom_bins": analysis.bins,
+                **more,
             },
             "config": {
                 "experiment": self.experiment.name,

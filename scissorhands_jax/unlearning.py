@@ -299,7 +299,7 @@ def evaluate_network(
     network = _build(model, splits, described.get("model_options", {}))
     params, model_state = load_weights(network, weights=weights, checkpoint=checkpoint)
     parts = {"test": splits.test}
-    if checkpoint is not None and described["dataset"] == dataset:
+    if checkpoint is not None and described.get("dataset") == dataset:
         total = data_lib.size(splits.train)
         past, forgotten = _read_past(_run_folder(checkpoint), total)
         data = data_lib.split(splits.train, forgotten, past.trained_on)
@@ -501,7 +501,8 @@ def _validation(job: Job) -> tuple[Dataset, str]:
 
 def _network_folder(checkpoint: str | Path) -> Path:
     folder = Path(checkpoint)
-    return folder / NETWORK_FOLDER if (folder / NETWORK_FOLDER).is_dir() else folder
+    # A network's own folder has a part of that name in it, too.
+    return folder / NETWORK_FOLDER if (folder / NETWORK_FOLDER / NETWORK_FOLDER).is_dir() else folder
 
 
 class _Past(NamedTuple):

@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from experiments import accelerator, configs, timings
+from experiments import accelerator, audit, configs, timings
+from scissorhands_jax import audit as library_audit
 
 # Counts its own starts in its result, then sleeps, fails or ends.
 WORKER = """
@@ -100,6 +101,31 @@ def test_parts_are_commands_for_configurations_that_exist(tmp_path):
         assert part.name.startswith(config)
     tiny = accelerator.parts(tmp_path, None, tiny=True)
     assert {part.command[2] for part in tiny} == {part.command[2] for part in listed}, "a rehearsal runs every command"
+
+
+def test_the_audit_is_rehearsed_and_its_results_are_there_before_it_ends(tmp_path, monkeypatch):
+    (part,) = [part for part in accelerator.parts(tmp_path, None, tiny=True) if "audit" in part.name]
+    make, seen = library_audit._Audit._make, []
+
+    def watched(self, job):
+        if part.result.exists():
+            seen.append(json.loads(part.result.read_text()))
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        make(self, job)
+
+    monkeypatch.setattr(library_audit._Audit, "_make", watched)
+    monkeypatch.setattr(library_audit, "_SECONDS_PER_RESULTS", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        audit.main(list(part.command[3:]))
+    assert [len(document["rows"]) for document in seen] == [1, 2]
+    assert all(document["trusted"] is False and not document["evidence"] for document in seen)
+    monkeypatch.setattr(library_audit._Audit, "_make", make)
+    assert audit.main(list(part.command[3:])) == 0
+    document = json.loads(part.result.read_text())
+    assert document["rows"][0] == seen[0]["rows"][0], "the second call goes on with what the first has measured"
+    assert {row["method"] for row in document["rows"]} == {"original", "retrain", "finetune", "scissorhands"}
+    assert document["gates"]
 
 
 def test_timings_are_measured_and_kept(tmp_path):

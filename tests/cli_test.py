@@ -73,6 +73,7 @@ def test_a_run_leaves_network_weights_results_and_report(weights, tmp_path, caps
         assert answer[f"acc_{name}"] == results["after"][f"acc_{name}"]
     assert answer["num_forget"] == 135
     assert answer["num_test"] == 450
+    assert evaluated(capsys, "--checkpoint", out / "network") == answer, "the network's own folder will do"
     again = evaluated(capsys, "--weights", out / "network.safetensors", *NETWORK)
     assert again["correct_test"] == answer["correct_test"] == round(answer["acc_test"] * 4.5)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 
 from experiments.configs import celebahq, cifar10, cifar100, faces, recipes, svhn
@@ -9,8 +10,16 @@ from scissorhands_jax import demo
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.grid import Experiment
 
+
+def demo_audit() -> Experiment:
+    """The demonstration's network and methods, audited on a random tenth of the digits with their right labels."""
+    scenario = dataclasses.replace(demo.EXPERIMENT.scenarios[0], flipped_labels=0.0)
+    return dataclasses.replace(demo.EXPERIMENT, name="demo_audit", scenarios=(scenario,))
+
+
 CONFIGS = {
     "demo": lambda: demo.EXPERIMENT,
+    "demo_audit": demo_audit,
     "cifar10": cifar10.ten_percent,
     "cifar10_20": cifar10.twenty_percent,
     "cifar10_50": cifar10.fifty_percent,
@@ -18,6 +27,7 @@ CONFIGS = {
     "cifar10_ablation": cifar10.ablation,
     "cifar10_scenarios": cifar10.scenarios,
     "cifar10_audit": cifar10.audit,
+    "cifar10_audit_resnet9": cifar10.audit_resnet9,
     "cifar100": cifar100.ten_percent,
     "cifar100_20": cifar100.twenty_percent,
     "cifar100_50": cifar100.fifty_percent,

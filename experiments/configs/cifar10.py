@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from experiments.configs import common
+from scissorhands_jax import models
 from scissorhands_jax.grid import Experiment, Scenario
 from scissorhands_jax.methods.retrain import RetrainSettings
 from scissorhands_jax.methods.scissorhands import ScissorhandsSettings
@@ -105,6 +106,23 @@ def audit() -> Experiment:
         Scenario(name=f"random 5 %, set {number}", forget=("random:0.05",), methods=kept) for number in (1, 2, 3)
     )
     return dataclasses.replace(_EXPERIMENT, name="cifar10_audit", scenarios=scenarios)
+
+
+def audit_resnet9() -> Experiment:
+    """The same audit with ResNet-9, which learns in few epochs: what an accelerator trains many of."""
+    methods = common.every_method(upper=models.UPPER_LAYERS["resnet9"], scissorhands=_SCISSORHANDS)
+    original = audit()
+    scenarios = tuple(
+        dataclasses.replace(scenario, methods={name: methods[name] for name in scenario.methods})
+        for scenario in original.scenarios
+    )
+    return dataclasses.replace(
+        original,
+        name="cifar10_audit_resnet9",
+        model="resnet9",
+        training=RetrainSettings(recipe="fast", epochs=16, batch_size=256),
+        scenarios=scenarios,
+    )
 
 
 _SWEEPS: dict[str, tuple[float, ...]] = {

@@ -145,7 +145,7 @@ def _header(column: Column) -> str:
 
 def _left(table: Grid) -> int:
     """How many columns hold words."""
-    return sum(header in ("Method", "") for header in table.headers)
+    return sum(header in ("Method", "", "Gate", "Outcome", "Why") for header in table.headers)
 
 
 def markdown(table: Grid) -> str:
