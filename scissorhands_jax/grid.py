@@ -226,9 +226,8 @@ def write_report(
     report.write_html(
         out / "report.html",
         title=title,
-        summary_sections=prose,
+        summary_sections=[*prose, report.gates_section(document["gates"])],
         rows=rows,
-        sheets=[("Gates", [report.gates_note(document["gates"])], report.gates_grid(document))],
         figures=[*report.pictures(rows), *figures],
         settings=document["config"],
         hashes={"Networks (CRC-32)": networks, "Forget sets (SHA-256)": forgotten},

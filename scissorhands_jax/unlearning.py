@@ -667,8 +667,7 @@ def _write_report(path: Path, config: RunConfig, document: dict[str, Any], histo
     report.write_html(
         path,
         title=f"Unlearning: {config.model} on {config.dataset}",
-        summary_sections=summary,
-        sheets=[("Gates", [report.gates_note(document["gates"])], report.gates_grid(document))],
+        summary_sections=[*summary, report.gates_section(document["gates"])],
         rows=document["rows"],
         figures=report.pictures(document["rows"], histories or None),
         settings=document["config"],

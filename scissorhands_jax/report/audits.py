@@ -70,6 +70,7 @@ _WHAT = (
     "are pooled over examples where there are fewer than 64 networks a side. A true positive rate needs some ten false "
     "positives to be more than an anecdote: where there are fewer negatives than that takes, the table says so.",
 )
+_OUTCOMES = {True: "holds", False: "FAILS", None: "not run"}
 _SHOWN = (
     ("Can unlearned and retrained networks be told apart?", "u_lira"),
     ("Can the forget set be told from what a network never saw?", "lira rmia population"),
@@ -129,9 +130,16 @@ def _cell(entry: Mapping[str, Any] | None) -> Cell:
 
 def gates_grid(document: Mapping[str, Any]) -> Grid:
     """The gates of an audit as a table."""
-    words = {True: "holds", False: "FAILS", None: "not run"}
-    lines = [(Cell(gate["name"]), Cell(words[gate["passed"]]), Cell(gate["explanation"])) for gate in document["gates"]]
+    lines = [
+        (Cell(gate["name"]), Cell(_OUTCOMES[gate["passed"]]), Cell(gate["explanation"])) for gate in document["gates"]
+    ]
     return Grid(("Gate", "Outcome", "Why"), tuple(lines))
+
+
+def gates_section(gates: Sequence[Mapping[str, Any]]) -> tuple[str, list[str]]:
+    """A section of a page about the gates beside its tables: what they say together, and each of them."""
+    each = [f"{gate['name']}: {_OUTCOMES[gate['passed']]}. {gate['explanation']}." for gate in gates]
+    return "What the gates say", [gates_note(gates), *each]
 
 
 def gates_note(gates: Sequence[Mapping[str, Any]]) -> str:
