@@ -123,7 +123,8 @@ def test_the_audit_is_rehearsed_and_its_results_are_there_before_it_ends(tmp_pat
     monkeypatch.setattr(library_audit._Audit, "_make", make)
     assert audit.main(list(part.command[3:])) == 0
     document = json.loads(part.result.read_text())
-    assert document["rows"][0] == seen[0]["rows"][0], "the second call goes on with what the first has measured"
+    measured = {row["network"] for row in document["rows"]}
+    assert {row["network"] for row in seen[1]["rows"]} <= measured, "the second call goes on where the first ended"
     assert {row["method"] for row in document["rows"]} == {"original", "retrain", "finetune", "scissorhands"}
     assert document["gates"]
 
