@@ -220,8 +220,11 @@ def _run_run(options: argparse.Namespace, console: Console) -> int:
     )
     for outcome in outcomes:
         numbers = ", ".join(map(str, outcome.requests))
-        sys.stdout.write(f"requests {numbers}: {outcome.verdict.answer}; record {outcome.record}\n")
+        noun = "request" if len(outcome.requests) == 1 else "requests"
+        sys.stdout.write(f"{noun} {numbers}: {outcome.verdict.answer}; record {outcome.record}\n")
         sys.stdout.writelines(f"  {reason}\n" for reason in outcome.verdict.reasons)
+        if outcome.verdict.answer == RETRAIN:
+            sys.stdout.write("  what serves them: --method retrain, or --again with other settings\n")
     if not outcomes:
         sys.stdout.write("no request is open\n")
     return STATUS_RETRAIN if any(outcome.verdict.answer == RETRAIN for outcome in outcomes) else 0

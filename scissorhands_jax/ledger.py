@@ -304,7 +304,10 @@ class Ledger:
         try:
             with self._named_errors(), self._reading():
                 found += self._row_problems()
-                found += self._seal_problems()
+                seal = self._seal_problems()
+                if seal and not found and not self._lacks_rows():
+                    seal = [f"{seal[0]}; every row is as it was signed, so --reseal can seal it anew"]
+                found += seal
         except LedgerError as error:
             found.append(str(error))
         return found
