@@ -1,0 +1,58 @@
+"""Whole epochs of the repair, as `training.run` makes them: crops and flips, joint steps and then retain-only ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from experiments.benchmark import against_torch
+from experiments.benchmark.settings import FRACTION, Settings, network_of, random_images
+from experiments.benchmark.steps import LEARNING_RATE, repair_of
+from experiments.benchmark.timing import Call, OnRound, Result, compare
+from scissorhands_jax import data as data_lib
+from scissorhands_jax import losses, optimizers, training, trees
+from scissorhands_jax.base import Data
+from scissorhands_jax.methods.scissorhands import scissorhands
+
+SINGLE = "one step per call"
+RETAIN_BATCHES = 10  # for one forget batch: as if a tenth of the set were forgotten
+
+
+def epoch_case(name: str, network: str, settings: Settings, on_round: OnRound) -> Result:
+    """An epoch, against one with a call for every step and, where there is a PyTorch, against PyTorch's."""
+    data, own, references = epochs(network, settings)
+    few = dataclasses.replace(settings, repeats=-(-settings.repeats // 3))
+    what = f"repair epoch, one joint step in {RETAIN_BATCHES}, crops and flips, without the trimming"
+    result = compare(name, what, own, references, few, on_round)
+    assert result.seconds is not None
+    images = sum(map(data_lib.size, data))
+    return dataclasses.replace(result, numbers={"images_per_second": images / result.seconds.median})
+
+
+def epochs(network: str, settings: Settings) -> tuple[Data, Call, dict[str, Call]]:
+    """Random images, an epoch of the library on them, and what it is compared with; all from the same weights."""
+    carry = trees.copy(repair_of(network, settings).carry)
+    shape, size = settings.networks[network]["image_shape"], settings.batch_size
+    data = Data(random_images(shape, size, seed=1), random_images(shape, RETAIN_BATCHES * size, seed=2))
+    method = scissorhands(
+        losses.classification_loss(network_of(network, settings)[0], augment=data_lib.crop_and_flip),
+        optimizers.sgd(LEARNING_RATE),
+        fraction=FRACTION,
+        batch_size=size,
+    )
+    trimmed = method._replace(init=lambda *_: carry)
+
+    def own(**options: Any) -> Any:
+        key = jax.random.key(1)
+        return training.run(trimmed, key, carry.params, carry.model_state, data, num_epochs=1, **options)[:2]
+
+    references: dict[str, Call] = {SINGLE: lambda: own(steps_per_call=1)}
+    if against_torch.is_there():
+        from experiments.benchmark import torch_steps
+
+        steps = against_torch.steps_of(network, carry, settings)
+        forget, retain = (torch_steps.tensors(part) for part in data)
+        references[against_torch.PYTORCH] = lambda: steps.epoch(retain, forget, size)
+    return data, own, references
