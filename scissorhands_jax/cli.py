@@ -79,9 +79,17 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scissorhands", description="Make a trained network forget examples.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    demo = commands.add_parser("demo", help="train a small network, make it forget, and show that it did (a minute)")
+    demo = commands.add_parser(
+        "demo",
+        help="train a small network, make it forget, and show that it did (a minute; `demo diffusion` two to three)",
+        description="Without a word a classifier forgets a tenth of its training digits, and then one class; `demo "
+        "diffusion` has a network that draws digits forget how one is drawn.",
+    )
+    demo.add_argument("kind", nargs="?", choices=("diffusion",), metavar="diffusion", help="a network that draws")
     demo.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for results.json and report.html")
-    demo.add_argument("--seeds", type=int, default=3, metavar="N", help="how many seeds (default 3)")
+    demo.add_argument("--seeds", type=int, metavar="N", help="of classifiers: how many seeds (default 3)")
+    demo.add_argument("--digit", type=int, metavar="D", help="of diffusion: which digit is forgotten (default 0)")
+    demo.add_argument("--seed", type=int, metavar="N", help="of diffusion: the seed of everything (default 0)")
     demo.add_argument("--overwrite", action="store_true", help="replace what an earlier demo left in DIR")
     demo.set_defaults(run=_run_demo)
 
@@ -286,9 +294,17 @@ def _overrides(rest: Sequence[str]) -> list[str]:
 
 
 def _run_demo(options: argparse.Namespace, console: Console) -> None:
+    foreign = ("seeds",) if options.kind == "diffusion" else ("digit", "seed")
+    for name in foreign:
+        if getattr(options, name) is not None:
+            raise InputError(f"--{name} belongs to `demo{' diffusion' * (options.kind is None)}`; leave it out")
+    if options.kind == "diffusion":
+        diffusion_cli.run_demo(options, console)
+        return
     from scissorhands_jax import demo
 
-    demo.run_demo(options.out, num_seeds=options.seeds, overwrite=options.overwrite, console=console)
+    seeds = 3 if options.seeds is None else options.seeds
+    demo.run_demo(options.out, num_seeds=seeds, overwrite=options.overwrite, console=console)
 
 
 def _run_unlearn(options: argparse.Namespace, console: Console) -> None:

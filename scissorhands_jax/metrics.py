@@ -198,6 +198,37 @@ def _field(row: Mapping[str, float], name: str, whose: str) -> float:
     return float(value)
 
 
+def frechet_distance(first: Array, second: Array) -> float:
+    """The squared Fréchet distance of the normal distributions with the means and covariances of two sets.
+
+    |m_1 - m_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2)), as of Inception features in the FID (Heusel et al., 2017). With
+    S = R' R of the centred rows, the trace of the root is the sum of the singular values of R_1 R_2', which holds and
+    is stable where there are fewer rows than columns. The distance of finite samples is biased upwards, the more so
+    the fewer rows there are.
+
+    Args:
+      first, second: one row per example, such as features of a classifier. shape=(N, D) and (M, D), N and M at least 2
+
+    Raises:
+      InputError: shapes that cannot be compared, or numbers that are not finite.
+
+    >>> frechet_distance(np.array([[0.0], [2.0]]), np.array([[3.0], [5.0]]))
+    9.0
+    """
+    pair = [np.asarray(features, np.float64) for features in (first, second)]
+    if any(x.ndim != 2 or x.shape[0] < 2 for x in pair) or pair[0].shape[1] != pair[1].shape[1]:
+        raise InputError(
+            f"expected two arrays of shape (N, D), N at least 2 and D the same, got {pair[0].shape} and {pair[1].shape}"
+        )
+    if not all(np.isfinite(x).all() for x in pair):
+        raise InputError("the features hold NaN or infinity; check the images that they were taken of")
+    means = [x.mean(axis=0) for x in pair]
+    roots = [np.linalg.qr((x - m) / math.sqrt(len(x) - 1), mode="r") for x, m in zip(pair, means, strict=True)]
+    traces = sum(float(np.sum(root**2)) for root in roots)
+    common = np.linalg.svd(roots[0] @ roots[1].T, compute_uv=False).sum()
+    return max(0.0, float(np.sum((means[0] - means[1]) ** 2) + traces - 2 * common))
+
+
 def mean_and_std(values: Sequence[float] | Array) -> tuple[float, float | None]:
     """The mean and the sample standard deviation (n - 1), which is `None` for a single value.
 

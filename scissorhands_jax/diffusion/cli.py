@@ -1,4 +1,4 @@
-"""The command `scissorhands sd`: Stable Diffusion v1."""
+"""The commands `scissorhands sd`, Stable Diffusion v1, and `scissorhands demo diffusion`."""
 
 from __future__ import annotations
 
@@ -73,6 +73,14 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     existing.add_argument("--overwrite", action="store_true", help="replace the images in DIR")
     existing.add_argument("--resume", action="store_true", help="make those images that are not in DIR yet")
     generate.set_defaults(run=_run_generate)
+
+
+def run_demo(options: argparse.Namespace, console: Console) -> None:
+    """`scissorhands demo diffusion`."""
+    from scissorhands_jax.diffusion import digits, digits_page
+
+    settings = digits.Settings(digit=options.digit or 0, seed=options.seed or 0)
+    digits_page.run_demo(options.out, settings, overwrite=options.overwrite, console=console)
 
 
 def _run_import(options: argparse.Namespace, console: Console) -> None:

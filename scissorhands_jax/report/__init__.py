@@ -17,6 +17,7 @@ from scissorhands_jax.report.audits import (
 from scissorhands_jax.report.figures import (
     Picture,
     curves_figure,
+    drawings_figure,
     evidence_figure,
     figure_png,
     figure_svg,
@@ -43,6 +44,7 @@ __all__ = [
     "Row",
     "comparison",
     "curves_figure",
+    "drawings_figure",
     "environment",
     "evidence_figure",
     "evidence_grids",

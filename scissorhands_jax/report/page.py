@@ -152,6 +152,7 @@ def write_html(
     environment: Mapping[str, Any],
     hashes: Mapping[str, Any] | None = None,
     sheets: Sequence[tuple[str, Sequence[str], Grid]] = (),
+    lede: str | None = None,
 ) -> None:
     """Writes a report that is one file.
 
@@ -165,6 +166,7 @@ def write_html(
       environment: as from the function of that name.
       hashes: of networks, forget sets and the like, by name; mappings inside become groups.
       sheets: further tables, shown before all rows, as `(heading, paragraphs, grid)`.
+      lede: the line under the title; default how many runs, methods and scenarios there are.
 
     Raises:
       InputError: a row that cannot be shown, or a figure of a scenario that has no rows.
@@ -191,7 +193,7 @@ def write_html(
     page = _PAGE.substitute(
         title=html.escape(title),
         style=_CSS,
-        lede=_lede(groups),
+        lede=_lede(groups) if lede is None else html.escape(lede),
         contents=f'<nav aria-label="Scenarios"><ul>{links}</ul></nav>' if len(groups) > 1 else "",
         body="\n".join(filter(None, body)),
     )

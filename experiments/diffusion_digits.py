@@ -1,0 +1,166 @@
+"""All ten digits forgotten by a diffusion network, one after the other, beside the controls.
+
+    python -m experiments.diffusion_digits --out experiments/results/diffusion_digits.json
+
+trains the network of `scissorhands demo diffusion` once and has it forget each digit in every way; each result is
+written as soon as it is there, and the same command goes on where it was stopped (the original is then trained again,
+to the same weights). At the end other shares and layers are re-initialised for digit 0, and a picture is drawn beside
+the results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from scissorhands_jax import evidence, files, report
+from scissorhands_jax.diffusion import digits, digits_page
+from scissorhands_jax.diffusion.digits import ABLATIONS, NUM_DIGITS, ORIGINAL, RETRAINED, UNLEARNED, Settings
+from scissorhands_jax.errors import InputError
+
+SHOWN = 10  # drawings of a digit in the picture
+SWEEP: dict[str, dict[str, Any]] = {
+    "attention, 3 %": {"fraction": 0.03},
+    "all layers, 0.1 %": {"fraction": 0.001, "trim": None},
+    "all layers, 1 %": {"fraction": 0.01, "trim": None},
+}
+NUMBERS = {
+    "forget": lambda row: row["forget"]["percent"],
+    "kept": lambda row: row["kept"]["percent"],
+    "unasked": lambda row: row["unasked"]["percent"],
+    "frechet": lambda row: row["frechet"]["value"],
+    "error_forget": lambda row: row["error_forget"]["value"],
+    "error_kept": lambda row: row["error_kept"]["value"],
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs what is missing and returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.diffusion_digits", description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="results as JSON; its picture beside it"
+    )
+    parser.add_argument("--work", type=Path, default=Path("runs/diffusion_digits"), metavar="DIR", help="for drawings")
+    parser.add_argument("--seed", type=int, default=0, help="of everything (default 0)")
+    options = parser.parse_args(arguments)
+    console = Console(stderr=True)
+    try:
+        run(options.out, options.work, Settings(seed=options.seed), console=console)
+    except InputError as error:
+        console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        return 2
+    return 0
+
+
+def run(
+    out: Path,
+    work: Path,
+    settings: Settings,
+    *,
+    forgotten: Sequence[int] = range(NUM_DIGITS),
+    sweep: Mapping[str, Mapping[str, Any]] | None = None,
+    console: Console,
+) -> dict[str, Any]:
+    """Fills the file, or goes on filling it, and returns what is in it.
+
+    Args:
+      out: the file.
+      work: folder for the drawings that the picture is made of.
+      settings: of everything but the digit.
+      forgotten: the digits to forget.
+      sweep: changed settings of the unlearning of the first of these, by name; default `SWEEP`.
+
+    Raises:
+      InputError: the file holds an experiment with other settings.
+    """
+    sweep = SWEEP if sweep is None else sweep
+    described = dataclasses.asdict(settings)
+    del described["digit"]
+    described = json.loads(json.dumps(described))
+    document: dict[str, Any] = {"settings": described, "real": {}, "rows": []}
+    if out.exists():
+        document = files.read_json(out)
+        if document["settings"] != described:
+            raise InputError(f"{out} holds results of other settings; name another file")
+    done = {(row["digit"], row["network"]) for row in document["rows"]}
+
+    def keep(row: dict[str, Any], images: np.ndarray) -> None:
+        asked = digits.asked_for(dataclasses.replace(settings, digit=row["digit"]))
+        work.mkdir(parents=True, exist_ok=True)
+        np.save(work / f"{row['digit']}-{row['network']}.npy", images[asked == row["digit"]][:SHOWN, ..., 0])
+        document["rows"].append(row)
+        document["summary"] = summary(document["rows"])
+        files.write_text(out, json.dumps(document | report.environment(), indent=1, allow_nan=False) + "\n")
+
+    with digits_page.phases(console) as (tell, _):
+        tell("data and judge", steps=False)
+        scene = digits.make_scene(settings)
+        original = None
+        for digit in forgotten:
+            own = dataclasses.replace(settings, digit=digit)
+            document["real"][str(digit)] = digits.real_numbers(own, scene)
+            names = [name for name in (ORIGINAL, RETRAINED, *ABLATIONS) if (digit, name) not in done]
+            if names:
+                original = original or digits.learn(settings, scene, None, tell(f"{ORIGINAL}: training"))
+                for row, images in digits.forget(own, scene, original, _about(tell, digit), only=names):
+                    keep(row, images)
+        for name, changes in sweep.items():
+            label = f"{UNLEARNED}, {name}"
+            own = dataclasses.replace(
+                settings, digit=forgotten[0], unlearning=dataclasses.replace(settings.unlearning, **changes)
+            )
+            if (own.digit, label) not in done:
+                original = original or digits.learn(settings, scene, None, tell(f"{ORIGINAL}: training"))
+                network = digits.unlearn(own, scene, original.params, on_step=tell(label))
+                images = digits.draw(own, scene, network.params, digits.asked_for(own))
+                keep(digits.measure(own, scene, label, network, images) | {"changed": dict(changes)}, images)
+    files.write_bytes(out.with_suffix(".png"), report.figure_png(picture(work, forgotten), dpi=110))
+    return document
+
+
+def _about(tell: digits.Told, digit: int) -> digits.Told:
+    return lambda phase, *, steps=True: tell(f"{digit}, {phase}", steps=steps)
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """By network and number: the mean over digits and that of the differences to "neither", with 95 % intervals.
+
+    The networks of different digits come from one original, so the intervals are those of digits and not of seeds.
+    """
+    held = {(row["network"], row["digit"]): row for row in rows if "changed" not in row}
+    found: dict[str, Any] = {}
+    for name in dict.fromkeys(network for network, _ in held):
+        own = {digit: row for (network, digit), row in held.items() if network == name}
+        pairs = [(row, held["neither", digit]) for digit, row in own.items() if ("neither", digit) in held]
+        found[name] = {
+            number: {"mean": _mean([read(row) for row in own.values()])}
+            | ({"against_neither": _mean([read(row) - read(other) for row, other in pairs])} if pairs else {})
+            for number, read in NUMBERS.items()
+        }
+    return found
+
+
+def _mean(values: Sequence[float]) -> dict[str, float]:
+    found = evidence.mean_estimate(values)
+    return {"value": found.value, "low": found.low, "high": found.high, "digits": len(values)}
+
+
+def picture(work: Path, forgotten: Sequence[int]):
+    """What each network draws for the digit that it forgot, a row per digit."""
+    names = {ORIGINAL: "before", UNLEARNED: "after Scissorhands", "neither": "the loss alone", RETRAINED: "retrained"}
+    drawings = {
+        title: np.stack([np.load(work / f"{digit}-{name}.npy") for digit in forgotten]) for name, title in names.items()
+    }
+    return report.drawings_figure(drawings, [str(digit) for digit in forgotten])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
