@@ -233,8 +233,8 @@ def _story(document: Mapping[str, Any]) -> list[str]:
         f"{100 * training['dropped']:.0f} % of the vectors, so that drawing ({sampling['steps']} steps of DDIM) can be "
         f"guided by {sampling['guidance']:g}.",
         f"Then it was asked to forget the {digit}, by the method that classifiers use: the {percent} of its "
-        f"attention's weights that matter most to the {digit} were re-initialised, and {unlearning['epochs']} epochs of "
-        "repair minimised the noise loss on the other digits plus "
+        f"attention's weights that matter most to the {digit} were re-initialised, and {unlearning['epochs']} epochs "
+        "of repair minimised the noise loss on the other digits plus "
         f"{unlearning['forget_weight']:g} times the squared distance between what the network predicts for the {digit} "
         f"and for the {instead}, with gradients projected so that no step takes the two apart.",
     ]
