@@ -328,7 +328,7 @@ class TestExperiment:
                 raise KeyboardInterrupt
 
         settings = dataclasses.replace(TINY, digit=0)  # the experiment has digits of its own
-        arguments = {"forgotten": [3], "sweep": {"all": {"trim": None}}, "console": Console(quiet=True)}
+        arguments = {"forgotten": [3], "swept": [3], "console": Console(quiet=True)}
         with monkeypatch.context() as patch:
             patch.setattr(files, "write_text", stop)
             with pytest.raises(KeyboardInterrupt):
@@ -336,9 +336,9 @@ class TestExperiment:
         assert [row["network"] for row in json.loads(file.read_text())["rows"]] == NETWORKS[:2]
         diffusion_digits.run(file, tmp_path / "work", settings, **arguments)
         found = json.loads(file.read_text())
-        assert without_cost(found["rows"][:-1]) == without_cost(document["rows"])
+        assert without_cost(found["rows"][:6]) == without_cost(document["rows"])
         assert found["real"]["3"] == document["real"]
-        assert found["rows"][-1]["changed"] == {"trim": None}
+        assert [row["changed"] for row in found["rows"][6:]] == list(diffusion_digits.SWEEP.values())
         assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
         again = file.read_bytes()
         diffusion_digits.run(file, tmp_path / "work", settings, **arguments)

@@ -83,7 +83,7 @@ class Unlearning:
     batch_size: int = 128
     forget_batch_size: int = 64
     learning_rate: float = 1e-3
-    fraction: float = 0.01
+    fraction: float = 0.003
     forget_weight: float = 1.0
     trim: str | None = ".*/attn."
 

@@ -247,7 +247,8 @@ _HOW = (
     "images. The last line is what real digits reach: the judge's accuracy on all held-out ones, the forgotten digit's "
     "share of the training digits, and the distance of as many training digits from the held-out ones.",
     "Intervals are over drawings and digits of these very networks: another seed gives other networks, and they do not "
-    "cover that. Rates, share and layers of what is re-initialised were chosen on digit 0 with these numbers in sight.",
+    "cover that. Rates, share and layers of what is re-initialised were chosen on digits 0 and 2 with these numbers in "
+    "sight.",
 )
 _LOSSES = (
     "The noise loss is that of held-out real digits with their own text; intervals are over digits. The retrained "
