@@ -55,10 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     console = Console(stderr=True)
     try:
-        run(options.out, options.work, Settings(seed=options.seed), console=console)
+        document = run(options.out, options.work, Settings(seed=options.seed), console=console)
     except InputError as error:
         console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         return 2
+    sys.stdout.write(table(document["rows"]))
     return 0
 
 
@@ -125,6 +126,26 @@ def run(
                 keep(digits.measure(own, scene, label, network, images) | {"changed": changes}, images)
     files.write_bytes(out.with_suffix(".png"), report.figure_png(picture(work, forgotten), dpi=110))
     return document
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: by network the means over digits, with the lowest and the highest digit, and one line per sweep."""
+    header = "| network | digits | forgotten digit, % | other digits, % | unasked, % | Fréchet distance |"
+    lines = [header, "| --- | ---: | ---: | ---: | ---: | ---: |"]
+    changed = [row for row in rows if "changed" in row]
+    groups = {row["network"]: [] for row in rows if "changed" not in row}
+    groups |= {f"{row['network']}, digit {row['digit']}": [row] for row in changed}
+    for row in rows:
+        if "changed" not in row:
+            groups[row["network"]].append(row)
+    for name, own in groups.items():
+        cells = []
+        for number, places in (("forget", 1), ("kept", 1), ("unasked", 1), ("frechet", 2)):
+            values = [NUMBERS[number](row) for row in own]
+            mean, low, high = (f"{value:.{places}f}" for value in (np.mean(values), min(values), max(values)))
+            cells.append(mean if len(values) == 1 else f"{mean} ({low} to {high})")
+        lines.append(f"| {name} | {len(own)} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def _about(tell: digits.Told, digit: int) -> digits.Told:

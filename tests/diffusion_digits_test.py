@@ -360,6 +360,9 @@ class TestExperiment:
         assert (mean["value"], mean["digits"]) == (92.0, 2)
         assert less["value"] == -4.0
         assert less["low"] < -4.0 < less["high"]
+        shown = diffusion_digits.table(rows).splitlines()
+        assert "| scissorhands | 2 | 92.0 (90.0 to 94.0) | 92.0 (90.0 to 94.0) |" in shown[2]
+        assert shown[4].startswith("| scissorhands, digit 0 | 1 | 10.0 |")
 
 
 @pytest.mark.parametrize(
