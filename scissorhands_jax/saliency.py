@@ -125,7 +125,7 @@ def _sum(
     return GradientSum(total, weight, jnp.stack(losses), model_state)
 
 
-@functools.partial(jax.jit, static_argnames=("loss_fn", "train", "measure"))
+@functools.partial(jax.jit, static_argnames=("loss_fn", "train", "measure"), donate_argnames=("total", "weight"))
 def _add_gradient(loss_fn, total, weight, params, model_state, batch, size, key, train, measure):
     def loss(p):
         return loss_fn(p, model_state, batch, train=train, key=key)

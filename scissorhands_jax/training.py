@@ -73,7 +73,8 @@ def run(
     Args:
       method: what to run; call `run` again with the same value and shapes, and nothing is compiled anew.
       key: typed PRNG key.
-      params, model_state: the original network; never changed or donated.
+      params, model_state: the original network; never changed or donated. Where the call holds the only reference to
+        it, its memory is free again once the method has begun.
       data: forget and retain sets, pytrees of arrays.
       num_epochs: passes, as the method counts them.
       checkpoint: where to save and from where to go on; None saves nothing.
@@ -120,6 +121,7 @@ def run(
         }
         if checkpoint.latest_step is not None:
             carry, position = checkpoint.restore(carry, identity)
+    del params, model_state
     every = None if checkpoint is None else checkpoint.every_steps
     watch = _Watch(on_step, checkpoint, num_epochs, int(carry.step))
     loops: bool | None = None if layout is None else False

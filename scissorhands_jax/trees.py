@@ -144,5 +144,12 @@ def where(mask: PyTree, a: PyTree, b: PyTree) -> PyTree:
 
 
 def copy(tree: PyTree) -> PyTree:
-    """A copy of every array, so that donating one tree leaves the other alive."""
-    return jax.tree.map(lambda leaf: jnp.copy(leaf), tree)
+    """A copy of every array, so that donating one tree leaves the other alive.
+
+    A tree that nobody else holds is let go of array by array, so that it is never there twice.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    del tree
+    for position in range(len(leaves)):
+        leaves[position] = jnp.copy(leaves[position])
+    return structure.unflatten(leaves)
