@@ -45,7 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace, rest: Sequence[str], console: Console) -> int:
     try:
         options.overrides = _overrides(rest)
-        if options.overrides and options.command not in ("unlearn", "plan", "tune", "audit", "request"):
+        takes = options.command in ("unlearn", "plan", "tune", "audit", "request")
+        takes = takes or getattr(options, "sd_command", None) == "unlearn"
+        if options.overrides and not takes:
             raise InputError(f"{options.command} does not know {options.overrides[0]!r}; see --help")
         status = options.run(options, console)
     except InputError as error:

@@ -119,7 +119,12 @@ def ones() -> Initializer:
 
 def published(*, out_axis: int = -1) -> ByName:
     """The published code's rule: biases become 0, all other leaves are drawn from `uniform()`."""
-    return ByName(lambda name: zeros() if name.split("/")[-1] == "bias" else uniform(out_axis=out_axis))
+    return with_zero_biases(uniform(out_axis=out_axis))
+
+
+def with_zero_biases(initializer: Initializer) -> ByName:
+    """The same initializer, but for biases, which become 0."""
+    return ByName(lambda name: zeros() if name.split("/")[-1] == "bias" else initializer)
 
 
 INITIALIZERS: dict[str, Callable[[], Initializer]] = {

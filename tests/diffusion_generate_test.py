@@ -11,6 +11,7 @@ from PIL import Image
 from scissorhands_jax import checkpoints, cli
 from scissorhands_jax.diffusion import generate, networks, schedules
 from scissorhands_jax.diffusion.generate import Pipeline, Prompt, Settings
+from scissorhands_jax.diffusion.unet import Noisy
 from scissorhands_jax.errors import InputError
 from tests import diffusion_traces
 
@@ -80,7 +81,7 @@ def test_an_image_is_what_its_parts_make_of_it(pipeline):
     predict = call(networks.unet(CONFIG.unet), "unet")
     latents, predictions = sampler.initial * noise, []
     for timestep, scale, weights in zip(sampler.timesteps, sampler.scale, sampler.weights, strict=True):
-        noisy = networks.Noisy(np.float32(scale) * latents, np.full(2, timestep, np.float32), context)
+        noisy = Noisy(np.float32(scale) * latents, np.full(2, timestep, np.float32), context)
         predictions.insert(0, np.asarray(predict(noisy)))
         latents = latents + sum(np.float32(w) * e for w, e in zip(weights, predictions, strict=False))
     pixels = call(networks.vae_decoder(CONFIG.vae), "vae")(latents / CONFIG.vae.scaling)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
 from pathlib import Path
@@ -14,8 +13,8 @@ from scissorhands_jax.errors import InputError
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
-    """Adds `sd import`, `sd export` and `sd generate` to the command line's parser."""
-    parser = commands.add_parser("sd", help="Stable Diffusion v1: weights in and out, images")
+    """Adds `sd import`, `sd export`, `sd generate` and `sd unlearn` to the command line's parser."""
+    parser = commands.add_parser("sd", help="Stable Diffusion v1: weights in and out, images, forgetting a concept")
     inner = parser.add_subparsers(dest="sd_command", required=True, metavar="COMMAND")
 
     import_ = inner.add_parser(
@@ -63,16 +62,74 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         "--images", type=int, default=1, metavar="N", help="of --prompt, with one seed after the other"
     )
     generate.add_argument("--seed", type=int, default=0, help="PyTorch's, of the first image (default 0)")
-    generate.add_argument("--sampler", default="lms", metavar="NAME", help="lms (default) or ddim")
-    generate.add_argument("--steps", type=int, default=50, metavar="N", help="default 50")
-    generate.add_argument("--guidance", type=float, default=7.5, metavar="X", help="default 7.5")
-    generate.add_argument("--size", type=int, default=512, metavar="N", help="height and width in pixels (default 512)")
     generate.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at a time (default 1)")
-    generate.add_argument("--dtype", default="float32", metavar="NAME", help="to compute in: float32 or bfloat16")
+    _add_sampling(generate)
     existing = generate.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace the images in DIR")
     existing.add_argument("--resume", action="store_true", help="make those images that are not in DIR yet")
     generate.set_defaults(run=_run_generate)
+
+    unlearn = inner.add_parser(
+        "unlearn",
+        help="make the UNet forget a concept",
+        description="Makes training images of both lists of prompts, or reads them, and runs Scissorhands on the UNet. "
+        "The result goes into DIR/unet: use it with `sd generate --unet DIR` and `sd export --model DIR`.",
+        epilog="Settings of the method come first, as NAME=VALUE, e.g. fraction=0.01 forget_weight=0.2; an unknown "
+        "name prints them all.",
+    )
+    unlearn.add_argument("--model", required=True, type=Path, metavar="DIR", help="folder of sd import")
+    for part, what in (("forget", "is to be forgotten"), ("retain", "is to be kept")):
+        unlearn.add_argument(
+            f"--{part}-prompts",
+            required=True,
+            nargs="+",
+            action="extend",
+            metavar="CSV|TEXT",
+            help=f"what {what}: prompts, or files with the column prompt, and perhaps seed",
+        )
+        unlearn.add_argument(
+            f"--{part}-images",
+            type=Path,
+            metavar="DIR",
+            help="pictures of it, whose captions the prompts are in turn (default: they are made of the prompts)",
+        )
+    unlearn.add_argument(
+        "--images", type=int, metavar="N", help="of each set (default: one for each prompt, or all in DIR)"
+    )
+    unlearn.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the result")
+    unlearn.add_argument(
+        "--preset",
+        default="paper",
+        metavar="NAME",
+        help="paper (default): Algorithm 1; released: what the published code does",
+    )
+    unlearn.add_argument("--epochs", type=int, metavar="N", help="the same as epochs=N")
+    unlearn.add_argument("--batch-size", type=int, metavar="N", help="of each set in a step, the same as batch_size=N")
+    unlearn.add_argument("--microbatches", type=int, metavar="N", help="the same as microbatches=N")
+    _add_sampling(unlearn)
+    unlearn.add_argument("--remat", action="store_true", help="less memory for more time: compute activations again")
+    unlearn.add_argument(
+        "--generate-batch-size", type=int, default=1, metavar="N", help="training images made at a time (default 1)"
+    )
+    unlearn.add_argument("--seed", type=int, default=0, help="of the run and of prompts without one (default 0)")
+    unlearn.add_argument(
+        "--cache", type=Path, metavar="DIR", help="training images and what is computed of them (default: in --out)"
+    )
+    unlearn.add_argument("--tokenizer", type=Path, metavar="PATH", help="the same as for import (default: the model's)")
+    unlearn.add_argument("--checkpoint-every", type=int, metavar="STEPS", help="default: after every epoch")
+    existing = unlearn.add_mutually_exclusive_group()
+    existing.add_argument("--overwrite", action="store_true", help="replace the run in --out")
+    existing.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    unlearn.set_defaults(run=_run_unlearn)
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    """How images are made and networks compute."""
+    parser.add_argument("--sampler", default="lms", metavar="NAME", help="lms (default) or ddim")
+    parser.add_argument("--steps", type=int, default=50, metavar="N", help="of the sampler (default 50)")
+    parser.add_argument("--guidance", type=float, default=7.5, metavar="X", help="default 7.5")
+    parser.add_argument("--size", type=int, default=512, metavar="N", help="height and width in pixels (default 512)")
+    parser.add_argument("--dtype", default="float32", metavar="NAME", help="to compute in: float32 or bfloat16")
 
 
 def run_demo(options: argparse.Namespace, console: Console) -> None:
@@ -124,10 +181,8 @@ def _run_export(options: argparse.Namespace, console: Console) -> None:
 
 def _run_generate(options: argparse.Namespace, console: Console) -> None:
     from scissorhands_jax.diffusion import generate
-    from scissorhands_jax.diffusion.layers import Compute
 
-    if options.dtype not in ("float32", "bfloat16"):
-        raise InputError(f"--dtype is {options.dtype}; choose float32 or bfloat16")
+    settings = _sampling(options)
     if options.images < 1:
         raise InputError(f"--images must be at least 1, got {options.images}")
     if options.prompts is not None:
@@ -136,16 +191,13 @@ def _run_generate(options: argparse.Namespace, console: Console) -> None:
         prompts = [generate.Prompt(options.prompt, options.seed + index) for index in range(options.images)]
     with console.status("reading the networks"):
         pipeline = generate.load_pipeline(options.model, unet=options.unet, tokenizer=options.tokenizer)
-    settings = generate.Settings(
-        options.sampler, options.steps, options.guidance, options.size, Compute(dtype=options.dtype)
-    )
     answer = generate.generate(
         pipeline,
         prompts,
         options.out,
         settings=settings,
         batch_size=options.batch_size,
-        description={"networks_sha256": _fingerprint(options)},
+        description={"networks_sha256": generate.fingerprint(options.model, unet=options.unet)},
         overwrite=options.overwrite,
         resume=options.resume,
         console=console,
@@ -153,9 +205,44 @@ def _run_generate(options: argparse.Namespace, console: Console) -> None:
     sys.stdout.write(json.dumps(answer, indent=2) + "\n")
 
 
-def _fingerprint(options: argparse.Namespace) -> str:
-    """Of the networks' descriptions, which hold a checksum of their numbers."""
-    digest = hashlib.sha256()
-    for part, folder in (("unet", options.unet or options.model), ("vae", options.model), ("text", options.model)):
-        digest.update((folder / part / "meta" / "metadata").read_bytes())
-    return digest.hexdigest()
+def _run_unlearn(options: argparse.Namespace, console: Console) -> None:
+    from scissorhands_jax import config
+    from scissorhands_jax.diffusion import unlearn
+
+    given = {name: getattr(options, name) for name in ("epochs", "batch_size", "microbatches")}
+    short = [f"{name}={value}" for name, value in given.items() if value is not None]
+    settings = config.override(unlearn.preset(options.preset), [*options.overrides, *short])
+    forget, retain = (
+        unlearn.read_side(words, images, options.images, part=part, seed=options.seed)
+        for part, words, images in (
+            ("forget", options.forget_prompts, options.forget_images),
+            ("retain", options.retain_prompts, options.retain_images),
+        )
+    )
+    answer = unlearn.unlearn(
+        options.model,
+        options.out,
+        forget,
+        retain,
+        settings=settings,
+        generation=_sampling(options),
+        generation_batch_size=options.generate_batch_size,
+        seed=options.seed,
+        cache=options.cache,
+        tokenizer=options.tokenizer,
+        checkpoint_every=options.checkpoint_every,
+        overwrite=options.overwrite,
+        resume=options.resume,
+        console=console,
+    )
+    sys.stdout.write(json.dumps(answer, indent=2) + "\n")
+
+
+def _sampling(options: argparse.Namespace):
+    from scissorhands_jax.diffusion import generate
+    from scissorhands_jax.diffusion.layers import Compute
+
+    if options.dtype not in ("float32", "bfloat16"):
+        raise InputError(f"--dtype is {options.dtype}; choose float32 or bfloat16")
+    compute = Compute(dtype=options.dtype, remat=getattr(options, "remat", False))
+    return generate.Settings(options.sampler, options.steps, options.guidance, options.size, compute)

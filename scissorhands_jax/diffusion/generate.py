@@ -123,16 +123,34 @@ def load_pipeline(
     Raises:
       InputError: something is missing or damaged, or the networks do not fit together.
     """
+    words = load_tokenizer(folder, tokenizer, cleaning)
+    config = read_config(folder, unet=unet)
+    params = {part: weights.load_network(part, source)[1] for part, source in _sources(folder, unet).items()}
+    return Pipeline(config, params, words)
+
+
+def load_tokenizer(folder: Path, tokenizer: Path | None = None, cleaning: Cleaning = "ftfy") -> Tokenizer:
+    """The tokenizer of a model; see `load_pipeline`."""
     inside = folder / TOKENIZER_FOLDER
-    vocabulary = find_vocabulary(inside if tokenizer is None and inside.is_dir() else tokenizer)
-    configs, params = {}, {}
-    for part in networks.PARTS:
-        source = unet if part == "unet" and unet is not None else folder
-        configs[part], params[part], _ = weights.load_network(part, source)
-    config = Config(**configs)
+    return Tokenizer(find_vocabulary(inside if tokenizer is None and inside.is_dir() else tokenizer), cleaning)
+
+
+def read_config(folder: Path, *, unet: Path | None = None) -> Config:
+    """The sizes of the networks of a model, which are not read; see `load_pipeline`."""
+    config = Config(**{part: weights.read_config(part, source)[0] for part, source in _sources(folder, unet).items()})
     if config.unet.context_width != config.text.width or config.unet.channels != config.vae.latent_channels:
         raise InputError(f"the networks in {folder} do not fit together; import all three of one model")
-    return Pipeline(config, params, Tokenizer(vocabulary, cleaning))
+    return config
+
+
+def fingerprint(folder: Path, *, unet: Path | None = None) -> str:
+    """A hash that tells a model from others; see `load_pipeline`."""
+    parts = [weights.fingerprint(part, source) for part, source in _sources(folder, unet).items()]
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def _sources(folder: Path, unet: Path | None) -> dict[networks.Part, Path]:
+    return {part: unet if part == "unet" and unet is not None else folder for part in networks.PARTS}
 
 
 def copy_tokenizer(source: Path | None, folder: Path) -> tuple[Path, ...]:
@@ -221,15 +239,10 @@ def generate(
     Raises:
       InputError: a setting cannot be used, or the folder is taken.
     """
-    if settings.sampler not in schedules.SAMPLERS:
-        raise InputError(f"--sampler is {settings.sampler}; choose one of {', '.join(schedules.SAMPLERS)}")
     if batch_size < 1:
         raise InputError(f"--batch-size must be at least 1, got {batch_size}")
     config = pipeline.config
-    multiple = config.vae.factor * 2 ** (len(config.unet.widths) - 1)
-    if settings.size < multiple or settings.size % multiple:
-        raise InputError(f"--size must be a multiple of {multiple}, got {settings.size}")
-    sampler = schedules.SAMPLERS[settings.sampler](settings.steps)
+    sampler = check_settings(settings, config)
     listed = repr([tuple(prompt) for prompt in prompts]).encode()
     runs.open_folder(
         out,
@@ -241,7 +254,7 @@ def generate(
         overwrite=overwrite,
         resume=resume,
     )
-    names = [f"{number:05d}.png" for number in range(len(prompts))]
+    names = image_names(len(prompts))
     _write_list(out / IMAGES_FILE, names, prompts)
     missing = [number for number, name in enumerate(names) if not (out / name).exists()]
     batch_size = min(batch_size, len(missing)) or 1
@@ -269,6 +282,25 @@ def generate(
                 _write_image(out / names[number], image)
             progress.advance(task, len(batch))
     return {"images": len(prompts), "made": len(missing), "seconds": time.perf_counter() - start}
+
+
+def check_settings(settings: Settings, config: Config) -> schedules.Sampler:
+    """The sampler of some settings.
+
+    Raises:
+      InputError: a setting cannot be used with networks of these sizes.
+    """
+    if settings.sampler not in schedules.SAMPLERS:
+        raise InputError(f"--sampler is {settings.sampler}; choose one of {', '.join(schedules.SAMPLERS)}")
+    multiple = config.vae.factor * 2 ** (len(config.unet.widths) - 1)
+    if settings.size < multiple or settings.size % multiple:
+        raise InputError(f"--size must be a multiple of {multiple}, got {settings.size}")
+    return schedules.SAMPLERS[settings.sampler](settings.steps)
+
+
+def image_names(count: int) -> list[str]:
+    """The files of so many images."""
+    return [f"{number:05d}.png" for number in range(count)]
 
 
 def _write_list(path: Path, names: Sequence[str], prompts: Sequence[Prompt]) -> None:

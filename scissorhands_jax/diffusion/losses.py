@@ -15,9 +15,11 @@ from scissorhands_jax.diffusion.unet import Noisy
 def noise_loss(model: Model, schedule: Schedule = SD_V1_SCHEDULE) -> StatefulLossFn:
     """The loss of diffusion models: the mean of (noise - predicted noise)^2 (Ho et al. 2020, eq. 14).
 
-    A batch is a dict of `latents`, shape (N, H, W, C), scaled, and `context`, shape (N, T, D). Timesteps, uniform over
-    the schedule, and standard normal noise come from the key of the call; without one from key 0, so that the loss is a
-    function of the parameters alone.
+    A batch is a dict of `latents`, shape (N, H, W, C), scaled, and `context`, shape (N, T, D). With `deviation`, like
+    `latents`, these are the mean and the standard deviation of normal latents, which every call draws anew, as the
+    training of latent diffusion models does (Rombach et al. 2022). Timesteps, uniform over the schedule, and standard
+    normal noise come from the key of the call; without one from key 0, so that the loss is a function of the parameters
+    alone.
 
     Args:
       model: takes a `Noisy` and returns the noise.
@@ -80,6 +82,9 @@ def _noised(schedule: Schedule, batch: PyTree, key: Key | None) -> tuple[Noisy, 
     """The batch at random timesteps, and the noise in it."""
     latents = batch["latents"]
     step_key, noise_key = jax.random.split(jax.random.key(0) if key is None else key)
+    if "deviation" in batch:
+        drawn = jax.random.normal(jax.random.fold_in(noise_key, 1), latents.shape, jnp.float32)
+        latents = latents + batch["deviation"] * drawn
     timesteps = jax.random.randint(step_key, latents.shape[:1], 0, schedule.num_steps)
     noise = jax.random.normal(noise_key, latents.shape, jnp.float32)
     return Noisy(add_noise(schedule, latents, noise, timesteps), timesteps, batch["context"]), noise

@@ -7,6 +7,7 @@ Tensors are read, renamed and laid out one at a time. Importing the UNet took 6.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -84,14 +85,7 @@ def import_weights(
     done = {}
     for part, file in found.items():
         params, dtype = read_network(part, file, config)
-        description = {
-            "diffusion": part,
-            "config": dataclasses.asdict(getattr(config, part)),
-            "dtype": dtype,
-            "source": file.name,
-        }
-        out.mkdir(parents=True, exist_ok=True)
-        checkpoints.save_network(out / part, params, {}, description)
+        save_network(part, out, getattr(config, part), params, dtype, file.name)
         done[part] = Imported(file, trees.size(params), dtype)
         on_part(part, done[part])
         del params
@@ -168,6 +162,18 @@ def load_network(part: Part, folder: Path) -> tuple[Any, Params, str]:
     Raises:
       CheckpointError: there is none, or it is damaged.
     """
+    config, dtype = read_config(part, folder)
+    outline = networks.outline(part, dataclasses.replace(networks.SD_V1, **{part: config}))
+    params, _ = checkpoints.load_network(folder / part, outline, {})
+    return config, params, dtype
+
+
+def read_config(part: Part, folder: Path) -> tuple[Any, str]:
+    """What `load_network` returns, without the params, which are not read.
+
+    Raises:
+      CheckpointError: see `load_network`.
+    """
     path = folder / part
     description = checkpoints.read_description(path)
     kind = type(getattr(networks.SD_V1, part))
@@ -180,9 +186,28 @@ def load_network(part: Part, folder: Path) -> tuple[Any, Params, str]:
         config, dtype = kind(**sizes), str(description["dtype"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path} holds no {_NAMES[part]} of Stable Diffusion v1: {error}") from error
-    outline = networks.outline(part, dataclasses.replace(networks.SD_V1, **{part: config}))
-    params, _ = checkpoints.load_network(path, outline, {})
-    return config, params, dtype
+    return config, dtype
+
+
+def save_network(part: Part, folder: Path, config: Any, params: Params, dtype: str, source: str) -> None:
+    """Writes a network where `load_network` finds it; one that is there is replaced when the new one is whole.
+
+    Args:
+      part, folder: the network goes into the folder of this name in that one.
+      config: its sizes.
+      params: its parameters.
+      dtype: the type that `export_weights` writes it in.
+      source: what it was made from, for people.
+    """
+    description = {"diffusion": part, "config": dataclasses.asdict(config), "dtype": dtype, "source": source}
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoints.save_network(folder / part, params, {}, description)
+
+
+def fingerprint(part: Part, folder: Path) -> str:
+    """A hash that tells a network in a folder from others, of its description, which has a checksum of its numbers."""
+    read_config(part, folder)
+    return hashlib.sha256((folder / part / "meta" / "metadata").read_bytes()).hexdigest()
 
 
 def export_weights(

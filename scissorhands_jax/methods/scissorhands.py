@@ -8,6 +8,7 @@ Repair:  minimise L_r - forget_weight * L_f; with g_o its gradient and g_f that 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import typing
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from scissorhands_jax import data as data_lib
@@ -80,6 +82,9 @@ class Semantics:
     its steps are retain-only once the forget examples are used up. Algorithm 1 does not say; see the README."""
     ragged_batches: bool = False
     """The last batch of a pass may be smaller, instead of being filled up."""
+    fixed_batches: bool = False
+    """Every step, and every saliency batch of `saliency_batches`, sees the first examples of each set, as in the
+    published code for Stable Diffusion; an epoch has as many steps as there are batches in the forget set."""
 
 
 SEMANTICS: dict[str, Semantics] = {
@@ -193,8 +198,10 @@ def scissorhands(
     projection.project_gradient(num_constraints, margin=semantics.margin, eps=semantics.eps)  # refuses bad numbers
     repair = _Repair(loss_fn, optimizer.update, project, projected, num_constraints, semantics, pair)
 
+    drawn = functools.partial(_random_batches, batch_size=forget_batch_size, fixed=semantics.fixed_batches)
+
     def constraints(key: Key, params: Params, model_state: ModelState, data: Data) -> PyTree:
-        batches = _random_batches(key, data, num_constraints, forget_batch_size)
+        batches = drawn(key, data, num_constraints)
         return constraint_gradients(loss_fn, params, model_state, batches)[0]
 
     def init(key: Key, params: Params, model_state: ModelState, data: Data) -> Carry:
@@ -206,7 +213,7 @@ def scissorhands(
             passes = data_lib.even_batches(data_lib.size(scored), batch_size)
             batches = (data_lib.take(scored, positions) for positions in passes)
         else:
-            batches = _random_batches(saliency_key, data, semantics.saliency_batches, forget_batch_size)
+            batches = drawn(saliency_key, data, semantics.saliency_batches)
         trimmed = trim_network(
             draw_key,
             saliency_loss_fn or loss_fn,
@@ -239,6 +246,9 @@ def scissorhands(
     def batches(key: Key, data: Data, epoch: int) -> Iterable[Batch]:
         retain_key, forget_key = jax.random.split(jax.random.fold_in(key, epoch))
         forget_size, retain_size = data_lib.size(data.forget), data_lib.size(data.retain)
+        if semantics.fixed_batches:
+            first = Batch(_first(forget_size, forget_batch_size), _first(retain_size, batch_size))
+            return itertools.repeat(first, -(-forget_size // forget_batch_size))
         fill = not semantics.ragged_batches
         retain = data_lib.shuffled_batches(retain_key, retain_size, batch_size, fill=fill)
         if semantics.every_step_joint:
@@ -565,13 +575,16 @@ def _share(key: Key, dataset: Dataset, share: float) -> Dataset:
     return dataset if count == total else data_lib.take(dataset, data_lib.permutation(key, total)[:count])
 
 
-def _random_batches(key: Key, data: Data, count: int, batch_size: int) -> Iterator[PyTree]:
-    """The first batch of each of `count` fresh shuffles of the forget set."""
+def _random_batches(key: Key, data: Data, count: int, *, batch_size: int, fixed: bool) -> Iterator[PyTree]:
+    """The first batch of each of `count` fresh shuffles of the forget set; unshuffled where it is fixed."""
+    total = data_lib.size(data.forget)
     for turn in range(count):
-        order = data_lib.shuffled_batches(
-            jax.random.fold_in(key, turn), data_lib.size(data.forget), batch_size, fill=False
-        )
-        yield data_lib.take(data.forget, order[0])
+        order = data_lib.shuffled_batches(jax.random.fold_in(key, turn), total, batch_size, fill=False)
+        yield data_lib.take(data.forget, _first(total, batch_size) if fixed else order[0])
+
+
+def _first(total: int, batch_size: int) -> np.ndarray:
+    return np.arange(min(total, batch_size), dtype=np.int32)
 
 
 def _check_data(data: Data) -> None:
