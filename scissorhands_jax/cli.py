@@ -46,7 +46,7 @@ def _run(options: argparse.Namespace, rest: Sequence[str], console: Console) -> 
     try:
         options.overrides = _overrides(rest)
         takes = options.command in ("unlearn", "plan", "tune", "audit", "request")
-        takes = takes or getattr(options, "sd_command", None) == "unlearn"
+        takes = takes or getattr(options, "sd_command", None) in ("unlearn", "plan")
         if options.overrides and not takes:
             raise InputError(f"{options.command} does not know {options.overrides[0]!r}; see --help")
         status = options.run(options, console)

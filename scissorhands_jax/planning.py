@@ -174,8 +174,8 @@ def _check_state(config: RunConfig, model: Model, *, devices: int, limit: int) -
     if share > limit:
         raise InputError(
             f"{config.model} does not fit whatever is done: parameters, gradients and optimiser state alone take "
-            f"{_size(share)} on each of {devices} {'device' if devices == 1 else 'devices'}, and {_size(limit)} are "
-            "there; use more devices or a smaller network"
+            f"{size_text(share)} on each of {devices} {'device' if devices == 1 else 'devices'}, and "
+            f"{size_text(limit)} are there; use more devices or a smaller network"
         )
 
 
@@ -211,7 +211,7 @@ class _Planner:
                 kind: self.program(self.method, carry, kind.over(self.devices), steps=-(-count // self.settings.epochs))
                 for kind, count in self.kinds.items()
             }
-            process = _process_bytes()
+            process = process_bytes()
             self._tell("takes some steps")
             seconds, carry = self._steps(programs, carry)
             saving = self._saving(carry)
@@ -608,7 +608,7 @@ def _timed(call: Callable[[], Any], clock: _Clock | None = None) -> float:
     return elapsed if clock is None else max(0.0, elapsed - (clock.seconds - compiled))
 
 
-def _process_bytes() -> int:
+def process_bytes() -> int:
     """Resident memory of this process without the arrays on its CPU device; 0 where nobody says."""
     gc.collect()
     status = Path("/proc/self/status")
@@ -638,10 +638,10 @@ def print_plan(document: Mapping[str, Any], console: Console) -> None:
             table.add_row(kind["kind"], f"{kind['steps']:,}", f"{flops:,.3g}", f"{milliseconds:,.3g}")
         console.print(table)
     table = Table("part", "per device", title="Memory", show_footer=True)
-    table.columns[0].footer, table.columns[1].footer = "together", _size(memory["total_bytes"])
+    table.columns[0].footer, table.columns[1].footer = "together", size_text(memory["total_bytes"])
     for name, size in memory["parts_bytes"].items():
         if size:
-            table.add_row(name, _size(size))
+            table.add_row(name, size_text(size))
     console.print(table)
     table = Table("part", "time", title="Time", show_footer=True)
     table.columns[0].footer, table.columns[1].footer = "together", _duration(seconds["total"])
@@ -649,12 +649,12 @@ def print_plan(document: Mapping[str, Any], console: Console) -> None:
         if name != "total" and value >= 0.05:
             table.add_row(_TIMES[name], _duration(value))
     console.print(table)
-    limit = _size(memory["limit_bytes"])
+    limit = size_text(memory["limit_bytes"])
     verdict = f"[bold green]It fits[/] in {limit}." if memory["fits"] else f"[bold red]It does not fit[/] in {limit}."
     console.print(verdict, highlight=False)
     for piece in document["advice"]:
         mark = "[green]fits[/]" if piece["fits"] else "[red]does not[/]"
-        text = f"{piece['what']} ({piece['how']}): {_size(piece['total_bytes'])}, "
+        text = f"{piece['what']} ({piece['how']}): {size_text(piece['total_bytes'])}, "
         console.print(f"  {text}{mark}", highlight=False, soft_wrap=True)
 
 
@@ -669,7 +669,8 @@ _TIMES = {
 }
 
 
-def _size(count: float) -> str:
+def size_text(count: float) -> str:
+    """Bytes for people."""
     if count < 2**10:
         return f"{count:.0f} bytes"
     unit, size = next((u, s) for u, s in (("GiB", _GIB), ("MiB", 2**20), ("KiB", 2**10)) if count >= s)

@@ -69,7 +69,7 @@ def test_time_is_steps_times_their_time_and_more(document):
 
 
 def test_several_devices_share_the_batch_and_perhaps_the_state(monkeypatch, document):
-    monkeypatch.setattr(planning, "_process_bytes", lambda: 0)
+    monkeypatch.setattr(planning, "process_bytes", lambda: 0)
     found = planning.plan(config("finetune", epochs=1), devices=4, memory_gib=64)
     assert found["strategy"] == "data parallel"
     parts = found["memory"]["parts_bytes"]
@@ -83,7 +83,7 @@ def test_several_devices_share_the_batch_and_perhaps_the_state(monkeypatch, docu
 
 
 def test_what_does_not_fit_comes_with_what_would(monkeypatch):
-    monkeypatch.setattr(planning, "_process_bytes", lambda: 0)
+    monkeypatch.setattr(planning, "process_bytes", lambda: 0)
     job = config(retain=None, epochs=1, pair="vmap")
     job = dataclasses.replace(job, forget="random:0.5", method=dataclasses.replace(job.method, batch_size=512))
     # Original, params, momentum, two gradients, and the data; a million bytes are left for activations.
@@ -103,7 +103,7 @@ def test_what_does_not_fit_comes_with_what_would(monkeypatch):
 
 
 def test_a_method_without_steps(monkeypatch):
-    monkeypatch.setattr(planning, "_process_bytes", lambda: 0)
+    monkeypatch.setattr(planning, "process_bytes", lambda: 0)
     found = planning.plan(config("ssd"), memory_gib=64)
     assert (found["steps"], found["kinds"], found["seconds"]["steps"]) == (0, [], 0)
     assert found["seconds"]["beginning"] > 0
@@ -188,5 +188,5 @@ class TestRefusals:
 
 
 def test_sizes_and_times_read_well():
-    assert [planning._size(n) for n in (512, 1536, 3 * 2**30)] == ["512 bytes", "1.5 KiB", "3 GiB"]
+    assert [planning.size_text(n) for n in (512, 1536, 3 * 2**30)] == ["512 bytes", "1.5 KiB", "3 GiB"]
     assert [planning._duration(n) for n in (1.25, 600, 7200)] == ["1.2 s", "10.0 min", "2.0 h"]

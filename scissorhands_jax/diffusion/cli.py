@@ -13,7 +13,7 @@ from scissorhands_jax.errors import InputError
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
-    """Adds `sd import`, `sd export`, `sd generate` and `sd unlearn` to the command line's parser."""
+    """Adds `sd import`, `sd export`, `sd generate`, `sd unlearn` and `sd plan` to the command line's parser."""
     parser = commands.add_parser("sd", help="Stable Diffusion v1: weights in and out, images, forgetting a concept")
     inner = parser.add_subparsers(dest="sd_command", required=True, metavar="COMMAND")
 
@@ -97,17 +97,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         "--images", type=int, metavar="N", help="of each set (default: one for each prompt, or all in DIR)"
     )
     unlearn.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the result")
-    unlearn.add_argument(
-        "--preset",
-        default="paper",
-        metavar="NAME",
-        help="paper (default): Algorithm 1; released: what the published code does",
-    )
-    unlearn.add_argument("--epochs", type=int, metavar="N", help="the same as epochs=N")
-    unlearn.add_argument("--batch-size", type=int, metavar="N", help="of each set in a step, the same as batch_size=N")
-    unlearn.add_argument("--microbatches", type=int, metavar="N", help="the same as microbatches=N")
-    _add_sampling(unlearn)
-    unlearn.add_argument("--remat", action="store_true", help="less memory for more time: compute activations again")
+    _add_method(unlearn)
     unlearn.add_argument(
         "--generate-batch-size", type=int, default=1, metavar="N", help="training images made at a time (default 1)"
     )
@@ -121,6 +111,36 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     existing.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     existing.add_argument("--resume", action="store_true", help="go on with the run in --out")
     unlearn.set_defaults(run=_run_unlearn)
+
+    plan = inner.add_parser(
+        "plan",
+        help="say how much memory unlearn will need, before it is spent",
+        description="Compiles the programs of unlearn for the sizes of the networks, which takes minutes at full size "
+        "on CPU. Weights are neither needed nor read.",
+        epilog="Settings of the method follow as NAME=VALUE, as for unlearn.",
+    )
+    sizes = plan.add_mutually_exclusive_group()
+    sizes.add_argument("--model", type=Path, metavar="DIR", help="folder of sd import")
+    sizes.add_argument("--config", default="sd-v1", metavar="NAME", help="or the sizes: sd-v1 (default) or tiny")
+    _add_method(plan)
+    plan.add_argument("--memory", type=float, metavar="G", help="GiB of the device (default: what this one has)")
+    plan.add_argument("--json", action="store_true", help="print JSON in place of the table")
+    plan.set_defaults(run=_run_plan)
+
+
+def _add_method(parser: argparse.ArgumentParser) -> None:
+    """The method and how it computes."""
+    parser.add_argument(
+        "--preset",
+        default="paper",
+        metavar="NAME",
+        help="paper (default): Algorithm 1; released: what the published code does",
+    )
+    parser.add_argument("--epochs", type=int, metavar="N", help="the same as epochs=N")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="of each set in a step, the same as batch_size=N")
+    parser.add_argument("--microbatches", type=int, metavar="N", help="the same as microbatches=N")
+    _add_sampling(parser)
+    parser.add_argument("--remat", action="store_true", help="less memory for more time: compute activations again")
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -143,16 +163,13 @@ def run_demo(options: argparse.Namespace, console: Console) -> None:
 def _run_import(options: argparse.Namespace, console: Console) -> None:
     from scissorhands_jax.diffusion import generate, networks, weights
 
-    if options.config not in networks.CONFIGS:
-        raise InputError(f"--config is {options.config}; choose one of {', '.join(networks.CONFIGS)}")
+    config = networks.named(options.config)
     sources = {}
     for part in networks.PARTS:
         path = getattr(options, part) or options.source
         if path is not None:
             sources[part] = path
-    done = weights.import_weights(
-        sources, options.out, networks.CONFIGS[options.config], overwrite=options.overwrite, on_part=_telling(console)
-    )
+    done = weights.import_weights(sources, options.out, config, overwrite=options.overwrite, on_part=_telling(console))
     folder = options.source / generate.TOKENIZER_FOLDER if options.source is not None else None
     if options.tokenizer is not None or (folder is not None and folder.is_dir()):
         generate.copy_tokenizer(options.tokenizer or folder, options.out)
@@ -206,12 +223,9 @@ def _run_generate(options: argparse.Namespace, console: Console) -> None:
 
 
 def _run_unlearn(options: argparse.Namespace, console: Console) -> None:
-    from scissorhands_jax import config
     from scissorhands_jax.diffusion import unlearn
 
-    given = {name: getattr(options, name) for name in ("epochs", "batch_size", "microbatches")}
-    short = [f"{name}={value}" for name, value in given.items() if value is not None]
-    settings = config.override(unlearn.preset(options.preset), [*options.overrides, *short])
+    settings = _settings(options)
     forget, retain = (
         unlearn.read_side(words, images, options.images, part=part, seed=options.seed)
         for part, words, images in (
@@ -236,6 +250,27 @@ def _run_unlearn(options: argparse.Namespace, console: Console) -> None:
         console=console,
     )
     sys.stdout.write(json.dumps(answer, indent=2) + "\n")
+
+
+def _run_plan(options: argparse.Namespace, console: Console) -> None:
+    from scissorhands_jax.diffusion import generate, networks, planning
+
+    config = networks.named(options.config) if options.model is None else generate.read_config(options.model)
+    with console.status("compiling for the sizes of the network"):
+        document = planning.plan(config, _settings(options), generation=_sampling(options), memory_gib=options.memory)
+    if options.json:
+        sys.stdout.write(json.dumps(document, indent=2) + "\n")
+    else:
+        planning.print_plan(document, Console())
+
+
+def _settings(options: argparse.Namespace):
+    from scissorhands_jax import config
+    from scissorhands_jax.diffusion import unlearn
+
+    given = {name: getattr(options, name) for name in ("epochs", "batch_size", "microbatches")}
+    short = [f"{name}={value}" for name, value in given.items() if value is not None]
+    return config.override(unlearn.preset(options.preset), [*options.overrides, *short])
 
 
 def _sampling(options: argparse.Namespace):

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from scissorhands_jax.models.layers import checkpoint_late
+
 # Traced once for every shape, so that outlines of networks of a thousand arrays are there in a moment.
 _KERNEL_INIT = jax.jit(nnx.initializers.lecun_normal(), static_argnums=(1, 2))
 
@@ -93,7 +95,8 @@ def run_block(block: nnx.Module, compute: Compute, *args: jax.Array | None) -> j
     if not compute.remat:
         return block(*args)
     graph, state = nnx.split(block)
-    return jax.checkpoint(lambda state, *args: nnx.merge(graph, state)(*args))(state, *args)
+    recompute = checkpoint_late if jax.default_backend() == "cpu" else jax.checkpoint
+    return recompute(lambda state, *args: nnx.merge(graph, state)(*args))(state, *args)
 
 
 def sinusoids(timesteps: jax.Array, width: int) -> jax.Array:

@@ -45,6 +45,17 @@ TINY = Config(
 CONFIGS = {"sd-v1": SD_V1, "tiny": TINY}
 
 
+def named(name: str) -> Config:
+    """Sizes by their name in CONFIGS.
+
+    Raises:
+      InputError: there are none of that name.
+    """
+    if name not in CONFIGS:
+        raise InputError(f"--config is {name}; choose one of {', '.join(CONFIGS)}")
+    return CONFIGS[name]
+
+
 @functools.cache
 def unet(config: UNetConfig = SD_V1.unet, compute: Compute = FLOAT32) -> Model:
     """Predicts the noise in a `Noisy`. Equal arguments give one value, so that compiled code is shared."""

@@ -73,6 +73,10 @@ class ConceptSettings:
     """From Algorithm 1. These two are none: saliency batches see fresh timesteps, and so does every step of an epoch a
     forget batch."""
 
+    def transformation(self) -> optax.GradientTransformation:
+        """The optimizer with its rate."""
+        return optax.adam(self.learning_rate) if self.optimizer == "adam" else optax.sgd(self.learning_rate)
+
     def method(self, model: Model) -> Method:
         """Scissorhands with these settings.
 
@@ -84,15 +88,14 @@ class ConceptSettings:
         if self.learning_rate <= 0:
             raise InputError(f"learning_rate must be above 0, got {self.learning_rate:g}")
         microbatches.check([self.batch_size], self.microbatches)
-        optimizers = {"adam": optax.adam, "sgd": optax.sgd}
-        if self.optimizer not in optimizers:
-            raise InputError(f"optimizer must be {' or '.join(optimizers)}, got {self.optimizer!r}")
+        if self.optimizer not in ("adam", "sgd"):
+            raise InputError(f"optimizer must be adam or sgd, got {self.optimizer!r}")
         forget_loss, noise_loss = (
             losses_lib.microbatched(make(model), self.microbatches) for make in (losses.concept_loss, losses.noise_loss)
         )
         return scissorhands(
             forget_loss,
-            optimizers[self.optimizer](self.learning_rate),
+            self.transformation(),
             fraction=self.fraction,
             forget_weight=self.forget_weight,
             initializer=reinit.with_zero_biases(reinit.by_name(self.initializer)),

@@ -196,7 +196,7 @@ def scissorhands(
     if initializer is None:
         initializer = reinit.published() if mode == "authors" else reinit.uniform()
     projection.project_gradient(num_constraints, margin=semantics.margin, eps=semantics.eps)  # refuses bad numbers
-    repair = _Repair(loss_fn, optimizer.update, project, projected, num_constraints, semantics, pair)
+    repair = Repair(loss_fn, optimizer.update, project, projected, num_constraints, semantics, pair)
 
     drawn = functools.partial(_random_batches, batch_size=forget_batch_size, fixed=semantics.fixed_batches)
 
@@ -227,13 +227,7 @@ def scissorhands(
             semantics=semantics,
             pass_key=pass_key,
         )
-        params, model_state = trimmed.params, trimmed.model_state
-        held = None
-        if semantics.constraints_per_epoch and projected:
-            held = jax.tree.map(lambda leaf: jnp.zeros((num_constraints, *leaf.shape), leaf.dtype), params)
-        opt_state = OptState(repair.projector(params).init(params) if projected else (), optimizer.init(params))
-        aux = ScissorhandsAux(held, jnp.zeros((), jnp.int32), jnp.float32(forget_weight))
-        return new_carry(step_key, params, model_state, opt_state, aux)
+        return repair.begin(step_key, trimmed.params, trimmed.model_state, optimizer, forget_weight)
 
     def begin_epoch(carry: Carry, data: Data) -> Carry:
         held = carry.aux.constraint_grads
@@ -261,7 +255,7 @@ def scissorhands(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Repair:
+class Repair:
     """One repair step, as a value: steps that differ in numbers alone (rates, lambda) are equal and compile once."""
 
     loss_fn: StatefulLossFn
@@ -280,6 +274,22 @@ class _Repair:
         if self.project is None:
             return projector
         return optax.masked(projector, trees.select(params, self.project), mask_compatible_extra_args=True)
+
+    def begin(
+        self,
+        key: Key,
+        params: Params,
+        model_state: ModelState,
+        optimizer: optax.GradientTransformation,
+        forget_weight: float,
+    ) -> Carry:
+        """The carry of a trimmed network."""
+        held = None
+        if self.semantics.constraints_per_epoch and self.projected:
+            held = jax.tree.map(lambda leaf: jnp.zeros((self.num_constraints, *leaf.shape), leaf.dtype), params)
+        opt_state = OptState(self.projector(params).init(params) if self.projected else (), optimizer.init(params))
+        aux = ScissorhandsAux(held, jnp.zeros((), jnp.int32), jnp.float32(forget_weight))
+        return new_carry(key, params, model_state, opt_state, aux)
 
     def __call__(self, carry: Carry, batch: Batch) -> tuple[Carry, Metrics]:
         key = jax.random.fold_in(carry.key, carry.step)
