@@ -6,17 +6,25 @@ makes random weights as a diffusers folder (4.3 GB), imports them, computes with
 and compares the files bit by bit. Every stage is a process of its own, so that its peak of memory is its own. PYTHON is
 an interpreter with torch, diffusers and transformers; without it the comparison is left out. The files take 13 GB of
 disk.
+
+    python -m experiments.diffusion_full --only plan --only unlearn --out experiments/results/diffusion_full_cpu.json
+
+predicts the memory of unlearning steps at batch 1 (`sd plan`) and takes two, with everything before them (saliency,
+threshold, re-initialisation), as `sd unlearn` does; the other results in the file stay. These need no files. A stage
+that leaves the machine less than 1.2 GiB is ended.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +35,7 @@ import numpy as np
 # Side of the latents, pixels to a latent, width of the prompts, tokens, length of a prompt. The stage in PyTorch does
 # not import the library.
 SIZES = {"sd-v1": (64, 8, 768, 49408, 77), "tiny": (8, 2, 32, 99, 11)}
+LEAST_FREE_GIB = 1.2
 FILES = {
     "unet": "unet/diffusion_pytorch_model.safetensors",
     "vae": "vae/diffusion_pytorch_model.safetensors",
@@ -187,12 +196,176 @@ def export(work: Path, name: str) -> dict[str, Any]:
     return {"seconds_total": seconds, "peak_gib": peak, "bit_exact": same}
 
 
-STAGES = {"make": make, "torch": torch, "import": import_, "compute": compute, "export": export}
+def unlearning(name: str) -> tuple[Any, Any, Any]:
+    """The sizes, the settings of the method, and how to compute, of the stages below.
+
+    Algorithm 1 with plain gradient steps: Adam's moments would take 6.4 GiB more. Activations are computed again.
+    """
+    from scissorhands_jax import config
+    from scissorhands_jax.diffusion import generate, networks, unlearn
+    from scissorhands_jax.diffusion.layers import Compute
+
+    side, factor, *_ = SIZES[name]
+    settings = config.override(unlearn.preset("paper"), ["batch_size=1", "epochs=2", "optimizer=sgd"])
+    return networks.CONFIGS[name], settings, generate.Settings(size=side * factor, compute=Compute(remat=True))
+
+
+def plan(work: Path, name: str) -> dict[str, Any]:
+    """What the steps of `unlearn` are predicted to need."""
+    del work
+    from scissorhands_jax.diffusion import planning
+
+    sizes, settings, generation = unlearning(name)
+    document = planning.plan(sizes, settings, generation=generation)
+    gib = {
+        phase: {part: round(size / 2**30, 2) for part, size in parts.items()}
+        for phase, parts in document["phases_bytes"].items()
+    }
+    return {
+        "phases_gib": {phase: parts | {"together": round(sum(parts.values()), 2)} for phase, parts in gib.items()},
+        "total_gib": round(document["total_bytes"] / 2**30, 2),
+        "seconds_compile": round(document["compile_seconds"], 1),
+    }
+
+
+def unlearn(work: Path, name: str) -> dict[str, Any]:
+    """Two projected repair steps at batch 1 and all that comes before them, by `training.run`, on random weights."""
+    del work
+    import jax
+
+    from scissorhands_jax import Data, masks, reinit, saliency, training
+    from scissorhands_jax.diffusion import networks
+
+    sizes, settings, generation = unlearning(name)
+    compiling, parts = [0.0], {}
+
+    def listen(event: str, duration: float, **_: Any) -> None:
+        if event in ("/jax/core/compile/jaxpr_to_mlir_module_duration", "/jax/core/compile/backend_compile_duration"):
+            compiling[0] += duration
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+
+    def measured(part: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        """The call, whose seconds without compilation and whose peak of memory are kept."""
+
+        def timed_call(*arguments: Any, **options: Any) -> Any:
+            reset_peak()
+            compiled, start = compiling[0], time.perf_counter()
+            result = jax.block_until_ready(call(*arguments, **options))
+            compile_seconds = compiling[0] - compiled
+            key = part if part not in parts else f"{part} again"
+            parts[key] = {
+                "seconds": round(time.perf_counter() - start - compile_seconds, 2),
+                "seconds_compile": round(compile_seconds, 2),
+                "peak_gib": peak_gib(),
+            }
+            sys.stderr.write(f"{key}: {json.dumps(parts[key])}\n")
+            return result
+
+        return timed_call
+
+    # The library's own functions, where the method and the loop call them.
+    saliency.gradient_sum = measured("saliency of one example", saliency.gradient_sum)
+    masks.top_fraction = measured("threshold and mask", masks.top_fraction)
+    reinit.reinitialize = measured("re-initialisation", reinit.reinitialize)
+    training._step = measured("repair step", training._step)
+
+    draw = np.random.default_rng(0)
+    side, _, width, _, length = SIZES[name]
+
+    def examples() -> dict[str, np.ndarray]:
+        shapes = {"latents": (1, side, side, 4), "deviation": (1, side, side, 4), "context": (1, length, width)}
+        return {part: 0.5 * draw.standard_normal(shape).astype(np.float32) for part, shape in shapes.items()}
+
+    told: list[dict[str, float]] = []
+
+    def on_step(step: training.Progress) -> None:
+        told.append({metric: float(value.item()) for metric, value in step.metrics.items()})
+
+    start = time.perf_counter()
+    method = settings.method(networks.unet(sizes.unet, generation.compute))
+    result = training.run(
+        method,
+        jax.random.key(0),
+        measured("random weights", lambda: networks.init("unet", sizes, jax.random.key(1)))(),
+        {},
+        Data(examples(), examples()),
+        num_epochs=settings.epochs,
+        on_step=on_step,
+    )
+    finite = all(bool(np.isfinite(leaf).all()) for leaf in jax.tree.leaves(result.params))
+    return {
+        "optimizer": settings.optimizer,
+        "fraction": settings.fraction,
+        "remat": generation.compute.remat,
+        "preset": "paper",
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(result.params)),
+        "parts": parts,
+        "steps": told,
+        "finite": finite,
+        "peak_gib": max(part["peak_gib"] for part in parts.values()),
+        "seconds_total": round(time.perf_counter() - start, 1),
+        "versions": {"jax": jax.__version__},
+    }
+
+
+STAGES = {
+    "make": make,
+    "torch": torch,
+    "import": import_,
+    "compute": compute,
+    "export": export,
+    "plan": plan,
+    "unlearn": unlearn,
+}
 
 
 def peak_gib() -> float:
-    """The largest resident size that this process has had."""
+    """The largest resident size that this process has had, on Linux since `reset_peak`."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM"))
+        return round(int(line.split()[1]) / 2**20, 2)
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+
+
+def reset_peak() -> None:
+    """Begins a new phase for `peak_gib`, where the system can."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def guarded(command: list[str]) -> str:
+    """What a stage prints; it is ended where it would leave the machine too little memory.
+
+    Raises:
+      RuntimeError: it failed, or was ended.
+    """
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        low = threading.Event()
+
+        def watch() -> None:
+            while process.poll() is None:
+                if free_gib() < LEAST_FREE_GIB:
+                    low.set()
+                    process.kill()
+                time.sleep(0.2)
+
+        threading.Thread(target=watch, daemon=True).start()
+        output = process.communicate()[0]
+    if process.returncode:
+        why = "it would have left the machine too little memory" if low.is_set() else f"status {process.returncode}"
+        raise RuntimeError(f"{' '.join(command)} failed: {why}")
+    return output
+
+
+def free_gib() -> float:
+    """Memory that the machine can still give; without end where it does not say."""
+    info = Path("/proc/meminfo")
+    if not info.exists():
+        return float("inf")
+    line = next(line for line in info.read_text(encoding="ascii").splitlines() if line.startswith("MemAvailable"))
+    return int(line.split()[1]) / 2**20
 
 
 def main() -> None:
@@ -202,6 +375,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="where to write the result as JSON")
     parser.add_argument("--work", type=Path, metavar="DIR", help="folder for the files (default: a temporary one)")
     parser.add_argument("--config", choices=SIZES, default="sd-v1", help="tiny tries the script out")
+    parser.add_argument(
+        "--only", choices=STAGES, action="append", help="this stage; may be repeated (the other results in FILE stay)"
+    )
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.stage:
@@ -211,14 +387,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary)
         document: dict[str, Any] = {"config": options.config, "cores": len(os.sched_getaffinity(0))}
-        for stage in STAGES:
+        if options.only and options.out is not None and options.out.exists():
+            document = json.loads(options.out.read_text(encoding="utf-8"))
+        for stage in options.only or STAGES:
             if stage == "torch" and options.torch is None:
                 continue
             python = options.torch if stage == "torch" else sys.executable
             command = [python, "-m", "experiments.diffusion_full", "--stage", stage]
             command += ["--config", options.config, "--work", str(work)]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            document[stage] = json.loads(done.stdout.strip().splitlines()[-1])
+            document[stage] = json.loads(guarded(command).strip().splitlines()[-1])
             sys.stderr.write(f"{stage}: {json.dumps(document[stage])}\n")
     text = json.dumps(document, indent=2) + "\n"
     if options.out is not None:
