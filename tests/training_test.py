@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import weakref
 from pathlib import Path
 
 import chex
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scissorhands_jax import checkpoints
+from scissorhands_jax import checkpoints, trees
 from scissorhands_jax.base import Batch, Data, Method, lift, new_carry
 from scissorhands_jax.checkpoints import Checkpointer
 from scissorhands_jax.errors import CheckpointError, InputError, NonFiniteError
@@ -320,3 +321,15 @@ def test_plain_losses_run_through_lift():
     data = Data(None, {"x": np.full((4,), 3.0, np.float32)})
     result = run(method, KEY, jnp.zeros(()), (), data, num_epochs=1)
     assert float(result.params) == pytest.approx(3.0)
+
+
+def test_a_network_that_only_the_run_holds_is_let_go_of():
+    start, held = [trees.copy(part) for part in tiny.start()], []
+    leaves = [weakref.ref(leaf) for leaf in jax.tree.leaves(start[0])]
+
+    def on_step(step):
+        held.append(sum(leaf() is not None for leaf in leaves))
+
+    method = tiny.method("finetune")
+    run(method, KEY, start.pop(0), start.pop(0), tiny.data(), num_epochs=1, on_step=on_step, steps_per_call=1)
+    assert held == [0] * 3

@@ -4,7 +4,7 @@ No weights are read and no step is taken: the programs of saliency and of the re
 the network. A phase holds, with P the bytes of the parameters,
 
     scoring     P of the original and P of the summed gradients, and what the program of a batch needs besides
-    trimming    P of the original, of the sum, of the scores and of the new parameters, and a quarter of P for the mask
+    trimming    P of the original, P of the sum and P of the scores; less once these are a mask
     repair      P of the parameters and the optimizer's state, and what the program of a step needs besides: 2 P of
                 gradients, activations, temporaries
 
@@ -19,17 +19,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from scissorhands_jax import feeding, planning, report, trees
-from scissorhands_jax.base import Batch, PyTree
+from scissorhands_jax import feeding, planning, report, training, trees
+from scissorhands_jax.base import Batch, Data
 from scissorhands_jax.diffusion import generate, losses, networks
 from scissorhands_jax.diffusion.networks import Config
 from scissorhands_jax.diffusion.unlearn import ConceptSettings
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.losses import microbatched
 from scissorhands_jax.methods.scissorhands import Repair
+
+_STEPS = 64  # An epoch is taken to have at least so many.
 
 
 def plan(
@@ -79,8 +82,11 @@ def plan(
     started = time.perf_counter()
     noise_loss = microbatched(losses.noise_loss(model), settings.microbatches)
     gradient = jax.grad(lambda p, batch, key: noise_loss(p, {}, batch, train=True, key=key)[0])
-    scoring = _temporaries(jax.jit(gradient), params, forget, key)
-    step = _temporaries(jax.jit(method.step, donate_argnums=0), carry, Batch(forget, retain))
+    scoring = _temporaries(jax.jit(gradient).lower(params, forget, key).compile())
+    positions = np.arange(settings.batch_size, dtype=np.int32)
+    epoch = [Batch(positions, positions)] * _STEPS
+    compiled, _ = training.compile_call(method.step, carry, Batch(forget, retain), Data(forget, retain), epoch)
+    step = _temporaries(compiled)
     seconds = time.perf_counter() - started
     held = trees.nbytes(params)
     around = {"batch": trees.nbytes((forget, retain)), "process": process}
@@ -91,13 +97,7 @@ def plan(
             "gradient": held,
             "activations and temporaries": scoring,
         },
-        "trimming": {
-            "network": held,
-            "sum of gradients": held,
-            "scores": held,
-            "mask": held // 4,
-            "new network": held,
-        },
+        "trimming": {"network": held, "sum of gradients": held, "scores": held},
         "repair": {
             "network": held,
             "optimizer": trees.nbytes((carry.opt_state, carry.aux)),
@@ -141,9 +141,9 @@ def print_plan(document: dict[str, Any], console: Console) -> None:
         )
 
 
-def _temporaries(function: Any, *arguments: PyTree) -> int:
-    """Bytes that a compiled function needs besides its arguments and results."""
-    analysis = function.lower(*arguments).compile().memory_analysis()
+def _temporaries(compiled: jax.stages.Compiled) -> int:
+    """Bytes that a program needs besides its arguments and results."""
+    analysis = compiled.memory_analysis()
     if analysis is None:
         raise InputError(f"the {jax.default_backend()} backend does not say how much memory compiled code takes")
     return analysis.temp_size_in_bytes

@@ -411,6 +411,8 @@ def trim_network(
         key=pass_key if semantics.saliency_train else None,
     )
     scores = saliency.scores_of(sums, params, absolute=semantics.saliency_absolute)
+    losses, moved_state = sums.losses, sums.model_state
+    del sums  # As large as the network, like the scores; nothing of it is needed any more.
     saliency.check_finite(scores)
     trimmed = _trimmable(params, trim, semantics)
     unnamed = None if semantics.rank_all else trimmed
@@ -419,9 +421,10 @@ def trim_network(
         mask, _ = masks.kept_fraction_mask(scores, 1 - fraction, rank=ranked)
     else:
         mask = masks.top_fraction(scores, fraction, rank=ranked)
+    del scores
     mask = masks.restrict(mask, trimmed)
     params = reinit.reinitialize(key, params, mask, initializer=initializer, trim=trimmed)
-    return Trimmed(params, sums.model_state if semantics.saliency_train else model_state, mask, sums.losses)
+    return Trimmed(params, moved_state if semantics.saliency_train else model_state, mask, losses)
 
 
 def constraint_gradients(
