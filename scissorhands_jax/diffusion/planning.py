@@ -78,7 +78,6 @@ def plan(
     optimizer = settings.transformation()
     carry = jax.eval_shape(lambda key, p: method.step.begin(key, p, {}, optimizer, settings.forget_weight), key, params)
 
-    process = planning.process_bytes() if jax.default_backend() == "cpu" else 0
     started = time.perf_counter()
     noise_loss = microbatched(losses.noise_loss(model), settings.microbatches)
     gradient = jax.grad(lambda p, batch, key: noise_loss(p, {}, batch, train=True, key=key)[0])
@@ -88,6 +87,8 @@ def plan(
     compiled, _ = training.compile_call(method.step, carry, Batch(forget, retain), Data(forget, retain), epoch)
     step = _temporaries(compiled)
     seconds = time.perf_counter() - started
+    # With what the compiler has left in it, as in a run.
+    process = planning.process_bytes() if jax.default_backend() == "cpu" else 0
     held = trees.nbytes(params)
     around = {"batch": trees.nbytes((forget, retain)), "process": process}
     phases = {
