@@ -191,7 +191,13 @@ def save_network(path: str | Path, params: Params, model_state: ModelState, desc
     ocp.multihost.sync_global_processes("save_network:start")
     tree = {"params": params, "model_state": model_state}
     meta = {"description": description, "fingerprint": fingerprint(tree), "checksum": checksum(tree)}
-    with _named_write_errors(path), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+    # Arrays wait for the disk compressed, by default all at once, which made a large network be there twice.
+    largest = max((leaf.nbytes for leaf in jax.tree.leaves(tree)), default=0)
+    handler = ocp.CompositeCheckpointHandler(
+        network=ocp.StandardCheckpointHandler(save_concurrent_gb=max(1, -(-largest // 10**9))),
+        meta=ocp.JsonCheckpointHandler(),
+    )
+    with _named_write_errors(path), ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(
             fresh, args=ocp.args.Composite(network=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta))
         )
