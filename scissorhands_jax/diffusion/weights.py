@@ -1,7 +1,7 @@
 """Stable Diffusion v1's weights: from diffusers' and CompVis' files to Orbax, and back to diffusers'.
 
-Tensors are read, renamed and laid out one at a time. Importing the UNet took 6.6 GiB, twice its 3.2
-(`experiments/results/diffusion_full_cpu.json`); exporting it 4.3 GiB.
+Tensors are read, renamed, laid out and written a few at a time. Exporting the UNet, 3.2 GiB, took 4.3 GiB; importing it
+6.6 GiB (`experiments/results/diffusion_full_cpu.json`), when all of it was still written at once.
 """
 
 from __future__ import annotations
