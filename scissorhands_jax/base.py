@@ -42,7 +42,7 @@ class ApplyFn(Protocol):
     """A forward pass: `(params, model_state, x, *, train, key=None) -> (logits, model_state)`."""
 
     def __call__(
-        self, params: Params, model_state: ModelState, x: jax.Array, *, train: bool, key: Key | None = None
+        self, params: Params, model_state: ModelState, x: PyTree, *, train: bool, key: Key | None = None
     ) -> tuple[jax.Array, ModelState]: ...
 
 

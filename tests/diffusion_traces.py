@@ -53,6 +53,8 @@ def inputs() -> dict[str, np.ndarray]:
         "images": normal(2, 3, 16, 16),
         "ids": draw.integers(0, 99, (2, 11)),
         "start": normal(2, 4, 8, 8),
+        "pixels": normal(2, 3, 16, 16),
+        "photograph": draw.integers(0, 256, (21, 34, 3)).astype(np.uint8),
     }
 
 
@@ -80,8 +82,9 @@ def _record() -> None:
     import diffusers
     import torch
     import transformers
+    from PIL import Image
 
-    from scissorhands_jax.diffusion import networks
+    from scissorhands_jax.diffusion import networks, vision
     from scissorhands_jax.diffusion import weights as weights_lib
 
     torch.set_num_threads(1)
@@ -116,6 +119,29 @@ def _record() -> None:
     text = transformers.CLIPTextModel(clip)
     prefix = "" if any(name.startswith("text_model.") for name in text.state_dict()) else "text_model."
     trace("text", fill(text, prefix), text(given["ids"]).last_hidden_state, prefix)
+
+    # The id that ends a prompt is the highest, as in the real vocabulary; 2 has transformers look for that.
+    sizes = vision.CLIPS["tiny"]
+    both = transformers.CLIPConfig(
+        text_config=clip.to_dict() | {"eos_token_id": 2},
+        vision_config={
+            "hidden_size": sizes.vision.width,
+            "intermediate_size": 4 * sizes.vision.width,
+            "num_hidden_layers": sizes.vision.layers,
+            "num_attention_heads": sizes.vision.heads,
+            "patch_size": sizes.vision.patch,
+            "image_size": sizes.vision.size,
+        },
+        projection_dim=sizes.projection,
+    )
+    clip = fill(transformers.CLIPModel(both))
+    trace("clip_images", clip, clip.visual_projection(clip.vision_model(given["pixels"]).pooler_output))
+    trace("clip_texts", clip, clip.text_projection(clip.text_model(given["ids"]).pooler_output))
+    processor = transformers.CLIPImageProcessorPil(
+        size={"shortest_edge": sizes.vision.size}, crop_size={"height": sizes.vision.size, "width": sizes.vision.size}
+    )
+    photograph = Image.fromarray(inputs()["photograph"])
+    out["clip_prepared"] = processor(photograph, return_tensors="np")["pixel_values"][0]
 
     betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
     samplers = {

@@ -7,7 +7,7 @@ Modules are Flax nnx: the path of a parameter is then the key of a diffusers fil
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,13 @@ class Compute:
     attention: Literal["xla", "cudnn"] | None = None
 
 
-class Keys:
+if TYPE_CHECKING:
+    _Rngs = nnx.Rngs  # what the layers of nnx say they take
+else:
+    _Rngs = object
+
+
+class Keys(_Rngs):
     """Keys for initial parameters, in place of `nnx.Rngs`, whose counting with arrays takes seconds to trace."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
@@ -130,7 +136,7 @@ class ResnetBlock(nnx.Module):
     def __call__(self, x: jax.Array, time: jax.Array | None = None) -> jax.Array:
         """x has shape (N, H, W, inputs), time (N, time_width)."""
         h = self.conv1(nnx.silu(self.norm1(x)))
-        if self.time_emb_proj is not None:
+        if self.time_emb_proj is not None and time is not None:
             h = h + self.time_emb_proj(nnx.silu(time))[:, None, None, :]
         h = self.conv2(nnx.silu(self.norm2(h)))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))

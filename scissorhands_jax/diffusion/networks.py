@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 from flax import nnx, traverse_util
@@ -87,16 +88,23 @@ def outline(part: Part, config: Config = SD_V1) -> Params:
     Raises:
       InputError: the part is not one of `PARTS`.
     """
-    modules = {
+    modules: dict[Part, dict[Any, Any]] = {
         "unet": {UNet: config.unet},
         "vae": {Encoder: config.vae, Decoder: config.vae},
         "text": {TextEncoder: config.text},
     }
     if part not in modules:
         raise InputError(f"there is no network {part!r}; choose one of {', '.join(PARTS)}")
-    leaves = {}
-    for kind, sizes in modules[part].items():
-        module = nnx.eval_shape(lambda kind=kind, sizes=sizes: kind(sizes, FLOAT32, rngs=nnx.Rngs(0)))
+    return module_outline(
+        *(lambda rngs, kind=kind, sizes=sizes: kind(sizes, FLOAT32, rngs=rngs) for kind, sizes in modules[part].items())
+    )
+
+
+def module_outline(*makes: Callable[[nnx.Rngs], nnx.Module]) -> Params:
+    """Names, shapes and types of the parameters of modules in one tree: a nested dict of `jax.ShapeDtypeStruct`s."""
+    leaves: dict[tuple[str, ...], jax.ShapeDtypeStruct] = {}
+    for make in makes:
+        module = nnx.eval_shape(lambda make=make: make(nnx.Rngs(0)))
         state = nnx.as_pure(nnx.state(module, nnx.Param))
         leaves |= {tuple(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
     return traverse_util.unflatten_dict(leaves)

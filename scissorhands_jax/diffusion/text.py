@@ -41,22 +41,22 @@ class _Embeddings(nnx.Module):
 
 
 class _SelfAttention(nnx.Module):
-    def __init__(self, config: TextConfig, compute: Compute, rngs: Keys) -> None:
-        self.heads, self.compute = config.heads, compute
-        self.q_proj = linear(config.width, config.width, compute, rngs)
-        self.k_proj = linear(config.width, config.width, compute, rngs)
-        self.v_proj = linear(config.width, config.width, compute, rngs)
-        self.out_proj = linear(config.width, config.width, compute, rngs)
+    def __init__(self, width: int, heads: int, causal: bool, compute: Compute, rngs: Keys) -> None:
+        self.heads, self.causal, self.compute = heads, causal, compute
+        self.q_proj = linear(width, width, compute, rngs)
+        self.k_proj = linear(width, width, compute, rngs)
+        self.v_proj = linear(width, width, compute, rngs)
+        self.out_proj = linear(width, width, compute, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        out = attend(self.q_proj(x), self.k_proj(x), self.v_proj(x), self.heads, self.compute, causal=True)
+        out = attend(self.q_proj(x), self.k_proj(x), self.v_proj(x), self.heads, self.compute, causal=self.causal)
         return self.out_proj(out)
 
 
 class _Perceptron(nnx.Module):
-    def __init__(self, config: TextConfig, compute: Compute, rngs: Keys) -> None:
-        self.fc1 = linear(config.width, 4 * config.width, compute, rngs)
-        self.fc2 = linear(4 * config.width, config.width, compute, rngs)
+    def __init__(self, width: int, compute: Compute, rngs: Keys) -> None:
+        self.fc1 = linear(width, 4 * width, compute, rngs)
+        self.fc2 = linear(4 * width, width, compute, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         hidden = self.fc1(x)
@@ -64,39 +64,50 @@ class _Perceptron(nnx.Module):
 
 
 class _Layer(nnx.Module):
-    def __init__(self, config: TextConfig, compute: Compute, rngs: Keys) -> None:
-        self.layer_norm1 = layer_norm(config.width, compute, rngs)
-        self.self_attn = _SelfAttention(config, compute, rngs)
-        self.layer_norm2 = layer_norm(config.width, compute, rngs)
-        self.mlp = _Perceptron(config, compute, rngs)
+    def __init__(self, width: int, heads: int, causal: bool, compute: Compute, rngs: Keys) -> None:
+        self.layer_norm1 = layer_norm(width, compute, rngs)
+        self.self_attn = _SelfAttention(width, heads, causal, compute, rngs)
+        self.layer_norm2 = layer_norm(width, compute, rngs)
+        self.mlp = _Perceptron(width, compute, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = x + self.self_attn(self.layer_norm1(x))
         return x + self.mlp(self.layer_norm2(x))
 
 
-class _Layers(nnx.Module):
-    def __init__(self, config: TextConfig, compute: Compute, rngs: Keys) -> None:
-        self.layers = nnx.List([_Layer(config, compute, rngs) for _ in range(config.layers)])
+class Transformer(nnx.Module):
+    """The layers of CLIP's text and image encoders; `causal` lets each place see those before it only."""
+
+    def __init__(self, width: int, layers: int, heads: int, *, causal: bool, compute: Compute, rngs: Keys) -> None:
+        self.compute = compute
+        self.layers = nnx.List([_Layer(width, heads, causal, compute, rngs) for _ in range(layers)])
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x has shape (N, T, width)."""
+        for layer in self.layers:
+            x = run_block(layer, self.compute, x)
+        return x
 
 
-class _TextModel(nnx.Module):
-    def __init__(self, config: TextConfig, compute: Compute, rngs: Keys) -> None:
-        self.embeddings = _Embeddings(config, compute, rngs)
-        self.encoder = _Layers(config, compute, rngs)
-        self.final_layer_norm = layer_norm(config.width, compute, rngs)
-
-
-class TextEncoder(nnx.Module):
+class TextModel(nnx.Module):
     """Embeds prompts; every token sees those before it."""
 
-    def __init__(self, config: TextConfig, compute: Compute, *, rngs: nnx.Rngs) -> None:
-        self.compute, keys = compute, Keys(rngs)
-        self.text_model = _TextModel(config, compute, keys)
+    def __init__(self, config: TextConfig, compute: Compute, rngs: Keys) -> None:
+        self.embeddings = _Embeddings(config, compute, rngs)
+        self.encoder = Transformer(config.width, config.layers, config.heads, causal=True, compute=compute, rngs=rngs)
+        self.final_layer_norm = layer_norm(config.width, compute, rngs)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         """Embeddings of ids, shape (N, T). shape=(N, T, width), dtype=float32"""
-        x = self.text_model.embeddings(ids)
-        for layer in self.text_model.encoder.layers:
-            x = run_block(layer, self.compute, x)
-        return self.text_model.final_layer_norm(x).astype(jnp.float32)
+        return self.final_layer_norm(self.encoder(self.embeddings(ids))).astype(jnp.float32)
+
+
+class TextEncoder(nnx.Module):
+    """The `TextModel` under the name that files have it by."""
+
+    def __init__(self, config: TextConfig, compute: Compute, *, rngs: nnx.Rngs) -> None:
+        self.text_model = TextModel(config, compute, Keys(rngs))
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        """As `TextModel`."""
+        return self.text_model(ids)

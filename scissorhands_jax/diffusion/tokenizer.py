@@ -82,9 +82,9 @@ def find_vocabulary(path: str | Path | None = None) -> tuple[Path, ...]:
     if path is None:
         for package in _INSTALLED:
             spec = importlib.util.find_spec(package)
-            for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
-                if (Path(folder) / BPE_FILE).is_file():
-                    return (Path(folder) / BPE_FILE,)
+            for place in (spec.submodule_search_locations or ()) if spec is not None else ():
+                if (Path(place) / BPE_FILE).is_file():
+                    return (Path(place) / BPE_FILE,)
         raise InputError(
             f"there is no tokenizer file; {advice}, or install the package that has one: "
             "`pip install --no-deps open_clip_torch`"

@@ -20,7 +20,7 @@ import numpy as np
 
 from scissorhands_jax import checkpoints, files, torch_weights, trees
 from scissorhands_jax.base import Params
-from scissorhands_jax.diffusion import networks
+from scissorhands_jax.diffusion import networks, vision
 from scissorhands_jax.diffusion.networks import PARTS, Config, Part
 from scissorhands_jax.errors import CheckpointError, InputError, WeightsError
 
@@ -118,6 +118,77 @@ def read_network(part: Part, file: Path, config: Config = networks.SD_V1) -> tup
         types = {str(tensors.dtype(renamed.sources[name])) for name in shapes}
     widths = [name for name in DTYPES if name in types]
     return params, widths[0] if len(types) == len(widths) == 1 else "float32"
+
+
+def read_clip(path: Path) -> tuple[str, Params]:
+    """Reads OpenAI's CLIP, both encoders, from a file in the layout of transformers' CLIPModel.
+
+    `position_ids` and `logit_scale`, which no feature depends on, are left aside.
+
+    Args:
+      path: the file, `.safetensors` or PyTorch's, or the folder with `model.safetensors` or `pytorch_model.bin`.
+
+    Returns:
+      The name of the network in `vision.CLIPS` and its params, float32.
+
+    Raises:
+      InputError: there is no such file.
+      WeightsError: it is damaged or holds another network; every missing, extra and misshapen tensor is reported.
+    """
+    file = path
+    if path.is_dir():
+        names = ("model.safetensors", "pytorch_model.bin")
+        file = next((path / name for name in names if (path / name).is_file()), path / names[0])
+    if not file.is_file():
+        raise InputError(f"there is no file {file}; give the model.safetensors of a CLIP model of transformers")
+    with torch_weights.open_state_dict(file) as tensors:
+        name = _clip_name(file, {name: tensors.shape(name) for name in tensors})
+        outline = vision.clip_outline(vision.CLIPS[name])
+        shapes = torch_weights.state_dict_shapes(outline, {})
+        renamed = _Renamed(
+            tensors, shapes, lambda name: (), lambda name: name == "logit_scale" or name.endswith(".position_ids")
+        )
+        try:
+            params, _ = torch_weights.from_state_dict(renamed, outline, {})
+        except WeightsError as error:
+            raise WeightsError(f"{file} does not hold CLIP {name}: {error}") from error
+    return name, params
+
+
+def _clip_name(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Which of `vision.CLIPS` a file is to hold, by its patches and positions."""
+    advice = "give the model.safetensors of OpenAI's CLIP ViT-L/14 in the layout of transformers' CLIPModel"
+    if any(name.startswith("visual.") for name in shapes):
+        raise WeightsError(f"{file} is CLIP in the layout of its authors or of open_clip; {advice}")
+    keys = [f"vision_model.embeddings.{kind}_embedding.weight" for kind in ("patch", "position")]
+    if not set(keys) <= set(shapes):
+        what = "a text encoder alone" if any("self_attn.q_proj" in name for name in shapes) else "something else"
+        raise WeightsError(f"{file} has no image encoder of CLIP, it holds {what}; {advice}")
+    patches, positions = (shapes[key] for key in keys)
+    sizes = {name: config.vision for name, config in vision.CLIPS.items()}
+    name = next(
+        (
+            name
+            for name, size in sizes.items()
+            if patches == (size.width, 3, size.patch, size.patch)
+            and positions == (1 + (size.size // size.patch) ** 2, size.width)
+        ),
+        None,
+    )
+    if name is None:
+        known = ", ".join(name for name in sizes if name != "tiny")
+        raise WeightsError(
+            f"{file} is a CLIP with patches {patches} and positions {positions}, none of {known}; {advice}"
+        )
+    described = file.with_name("config.json")
+    if described.is_file():
+        try:
+            activation = files.read_json(described)["vision_config"]["hidden_act"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return name
+        if activation != "quick_gelu":
+            raise WeightsError(f"{described} names the activation {activation}, and OpenAI's is quick_gelu; {advice}")
+    return name
 
 
 def find_file(part: Part, path: Path) -> Path:
