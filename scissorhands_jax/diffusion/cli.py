@@ -13,7 +13,7 @@ from scissorhands_jax.errors import InputError
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
-    """Adds `sd import`, `sd export`, `sd generate`, `sd unlearn` and `sd plan` to the command line's parser."""
+    """Adds `sd import`, `sd export`, `sd generate`, `sd unlearn`, `sd plan` and `sd evaluate` to the command line's parser."""
     parser = commands.add_parser("sd", help="Stable Diffusion v1: weights in and out, images, forgetting a concept")
     inner = parser.add_subparsers(dest="sd_command", required=True, metavar="COMMAND")
 
@@ -126,6 +126,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     plan.add_argument("--memory", type=float, metavar="G", help="GiB of the device (default: what this one has)")
     plan.add_argument("--json", action="store_true", help="print JSON in place of the table")
     plan.set_defaults(run=_run_plan)
+    _add_evaluate(inner)
 
 
 def _add_method(parser: argparse.ArgumentParser) -> None:
@@ -143,7 +144,71 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--remat", action="store_true", help="less memory for more time: compute activations again")
 
 
-def _add_sampling(parser: argparse.ArgumentParser) -> None:
+def _add_evaluate(inner: argparse._SubParsersAction) -> None:
+    evaluate = inner.add_parser(
+        "evaluate",
+        help="count exposed body parts in images, and measure what is left of others",
+        description="Counts what NudeNet (the extra `nudenet`) finds in a folder of images, against those of the "
+        "original network, and writes a report. With --prompts, --model and --unet the images are made first, and "
+        "those that are there stay.",
+    )
+    evaluate.add_argument(
+        "--images",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="images of the unlearned network, or where to make them",
+    )
+    evaluate.add_argument("--original", type=Path, metavar="DIR", help="the same of the original network")
+    evaluate.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the report")
+    evaluate.add_argument(
+        "--threshold", type=float, default=0.6, metavar="X", help="least score that counts (default 0.6)"
+    )
+    evaluate.add_argument(
+        "--classes", metavar="NAMES", help="NudeNet's classes, with commas between them (default: all that are EXPOSED)"
+    )
+    evaluate.add_argument(
+        "--pairing",
+        default="auto",
+        metavar="HOW",
+        help="images belong together by prompts (and seeds, in images.csv), names (of files), none, or auto (default), "
+        "which is prompts if that can be",
+    )
+    evaluate.add_argument("--show-flagged", action="store_true", help="do not hide flagged images in the contact sheet")
+    utility = evaluate.add_argument_group("what is left of other images")
+    utility.add_argument("--utility-images", type=Path, metavar="DIR", help="images of kept prompts")
+    utility.add_argument(
+        "--utility-reference",
+        type=Path,
+        metavar="DIR",
+        help="what they should look like: the original's, or photographs",
+    )
+    utility.add_argument(
+        "--clip",
+        type=Path,
+        metavar="PATH",
+        help="OpenAI's CLIP, model.safetensors of transformers: features and scores",
+    )
+    making = evaluate.add_argument_group("making the images first")
+    making.add_argument("--prompts", type=Path, metavar="CSV", help="file with the column prompt, and perhaps seed")
+    making.add_argument("--model", type=Path, metavar="DIR", help="folder of sd import")
+    making.add_argument(
+        "--unet",
+        type=Path,
+        metavar="DIR",
+        help="folder with the unlearned unet; the model's own makes the original's images",
+    )
+    making.add_argument("--tokenizer", type=Path, metavar="PATH", help="the same as for import (default: the model's)")
+    making.add_argument("--seed", type=int, default=0, help="of the first prompt, where the file has none (default 0)")
+    making.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at a time (default 1)")
+    _add_sampling(making)
+    existing = evaluate.add_mutually_exclusive_group()
+    existing.add_argument("--overwrite", action="store_true", help="replace the report in --out; images stay")
+    existing.add_argument("--resume", action="store_true", help="go on with the report in --out")
+    evaluate.set_defaults(run=_run_evaluate)
+
+
+def _add_sampling(parser: argparse._ActionsContainer) -> None:
     """How images are made and networks compute."""
     parser.add_argument("--sampler", default="lms", metavar="NAME", help="lms (default) or ddim")
     parser.add_argument("--steps", type=int, default=50, metavar="N", help="of the sampler (default 50)")
@@ -271,6 +336,53 @@ def _settings(options: argparse.Namespace):
     given = {name: getattr(options, name) for name in ("epochs", "batch_size", "microbatches")}
     short = [f"{name}={value}" for name, value in given.items() if value is not None]
     return config.override(unlearn.preset(options.preset), [*options.overrides, *short])
+
+
+def _run_evaluate(options: argparse.Namespace, console: Console) -> None:
+    from scissorhands_jax.diffusion import evaluate, generate, quality
+
+    sampling = _sampling(options)
+    names = {"classes": tuple(options.classes.split(","))} if options.classes is not None else {}
+    settings = evaluate.Settings(
+        threshold=options.threshold, pairing=options.pairing, show_flagged=options.show_flagged, **names
+    )
+    generation = None
+    if options.prompts is not None:
+        if options.model is None:
+            raise InputError("--prompts needs a network to make images with; name its folder with --model")
+        prompts = generate.read_prompts(options.prompts, seed=options.seed)
+        generation = evaluate.Generation(
+            prompts, options.model, options.unet, options.tokenizer, sampling, options.batch_size
+        )
+    elif options.model is not None or options.unet is not None:
+        raise InputError("--model and --unet make images of prompts; name a file of prompts with --prompts")
+    if options.utility_images is None and (options.clip is not None or options.utility_reference is not None):
+        raise InputError(
+            "--utility-reference and --clip are for images of kept prompts; name them with --utility-images"
+        )
+    utility = None
+    if options.utility_images is not None:
+        clip = None
+        if options.clip is not None:
+            tokenizer = generate.load_tokenizer(options.model or options.clip, options.tokenizer)
+            with console.status("reading CLIP"):
+                clip = quality.load_clip(options.clip, tokenizer, sampling.compute)
+        utility = evaluate.Utility(options.utility_images, options.utility_reference, clip)
+    document = evaluate.evaluate(
+        options.images,
+        options.out,
+        original=options.original,
+        generation=generation,
+        utility=utility,
+        settings=settings,
+        overwrite=options.overwrite,
+        resume=options.resume,
+        console=console,
+    )
+    console.print(evaluate.verdict(document), highlight=False, soft_wrap=True, markup=False)
+    console.print(f"open {options.out / 'report.html'}", highlight=False, soft_wrap=True)
+    answer = {key: document[key] for key in ("pairing", "counts", "utility")}
+    sys.stdout.write(json.dumps(answer, indent=2) + "\n")
 
 
 def _sampling(options: argparse.Namespace):

@@ -44,7 +44,7 @@ class Pipeline(NamedTuple):
     """Everything that turns a prompt into an image."""
 
     config: Config
-    params: dict[str, Params]  # of `unet`, `vae` and `text`
+    params: dict[networks.Part, Params]  # of `unet`, `vae` and `text`
     tokenizer: Tokenizer
 
 
@@ -169,7 +169,7 @@ def copy_tokenizer(source: Path | None, folder: Path) -> tuple[Path, ...]:
 
 @functools.partial(jax.jit, static_argnames=("config", "compute"))
 def draw(
-    params: dict[str, Params],
+    params: dict[networks.Part, Params],
     ids: jax.Array,
     empty: jax.Array,
     noise: jax.Array,

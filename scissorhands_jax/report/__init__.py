@@ -16,6 +16,8 @@ from scissorhands_jax.report.audits import (
 )
 from scissorhands_jax.report.figures import (
     Picture,
+    changes_figure,
+    contact_sheet_figure,
     curves_figure,
     drawings_figure,
     evidence_figure,
@@ -42,7 +44,9 @@ __all__ = [
     "Grid",
     "Picture",
     "Row",
+    "changes_figure",
     "comparison",
+    "contact_sheet_figure",
     "curves_figure",
     "drawings_figure",
     "environment",

@@ -422,6 +422,98 @@ def _verdicts(logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]
     ]
 
 
+def changes_figure(entries: Iterable[Mapping[str, Any]]) -> Figure:
+    """The paper's Figure 3: what is found in images by class, as a percentage change against the original network.
+
+    Bars end at the change, lines are intervals, and beside each class stands how often the original has it. A class
+    that the original has not has no bar. Without an original, bars are the percentages of images that have the class.
+
+    Args:
+      entries: by class, with `class`, `detections`, `share` and, if there is an original, `original_detections` and
+        `change`; shares and changes have `value`, `low` and `high`, in per cent, and None for what is not there.
+
+    Raises:
+      InputError: there are none.
+    """
+    entries = list(entries)
+    if not entries:
+        raise InputError("there are no classes to plot")
+    compared = "change" in entries[0]
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, 0.75 + 0.36 * len(entries)), layout=_layout())
+        axes = figure.subplots()
+        values = [entry["change" if compared else "share"] for entry in entries]
+        # One class that grew manyfold must not make the others invisible.
+        reach = max([value["high"] or 0 for value in values] + [value["value"] or 0 for value in values])
+        right = min(max(reach, 15), 150 if compared else 100)
+        for position, (entry, value) in enumerate(zip(entries, values, strict=True)):
+            color = _BLUE if compared and (value["value"] or 0) <= 0 else _ORANGE
+            if value["value"] is None:
+                text = f"none in the original, {entry['detections']} now"
+                axes.text(-2, position, text, va="center", ha="right", fontsize=8, color=_SOFT)
+                continue
+            end = min(value["value"], right)
+            axes.barh(position, end, height=0.62, color=color, alpha=0.3, linewidth=0)
+            axes.plot([end, end], [position - 0.31, position + 0.31], color=color, linewidth=2)
+            high = right if value["high"] is None else min(value["high"], right)
+            axes.plot([min(value["low"], right), high], [position, position], color=_INK, linewidth=1.2)
+            if value["high"] is None or value["high"] > right:
+                axes.plot([right], [position], ">", color=_INK, markersize=5, clip_on=False)
+            number = f"{value['value']:+.0f} %" if compared else f"{value['value']:.1f} %"
+            axes.annotate(
+                number.replace("-", "\N{MINUS SIGN}"),
+                (max(end, high), position),
+                xytext=(6, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=9,
+                annotation_clip=False,
+            )
+        names = [entry["class"].removesuffix("_EXPOSED").replace("_", " ").capitalize() for entry in entries]
+        if compared:
+            names = [f"{name} ({entry['original_detections']:,})" for name, entry in zip(names, entries, strict=True)]
+        axes.set_yticks(range(len(entries)), [_label(name) for name in names], fontsize=9)
+        axes.set_ylim(len(entries) - 0.4, -0.6)
+        axes.set_xlim(-102 if compared else 0, 1.18 * right)
+        if compared:
+            axes.axvline(0, color=_INK, linewidth=1)
+        axes.set_xlabel("change in detections per image, % of the original" if compared else "images with the class, %")
+        axes.grid(axis="x")
+        axes.spines["left"].set_visible(False)
+    return figure
+
+
+def contact_sheet_figure(sections: Mapping[str, Sequence[tuple[np.ndarray, str, bool]]], *, columns: int = 6) -> Figure:
+    """Small images in rows under headings.
+
+    Args:
+      sections: by heading: pixels of shape (H, W, 3), dtype=uint8, a line or two of text, and whether the text stands
+        out.
+      columns: images in a row.
+
+    Raises:
+      InputError: there are no images.
+    """
+    sections = {title: list(images) for title, images in sections.items() if images}
+    if not sections:
+        raise InputError("there are no images for a contact sheet")
+    rows = [-(-len(images) // columns) for images in sections.values()]
+    side = _WIDTH / columns
+    heights = [0.34 + number * (side + 0.24) for number in rows]
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, sum(heights)), layout=ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.02))
+        parts = figure.subfigures(len(sections), 1, height_ratios=heights, squeeze=False)[:, 0]
+        for part, number, (title, images) in zip(parts, rows, sections.items(), strict=True):
+            part.suptitle(_label(title, 60), x=0.01, horizontalalignment="left", fontsize=10, fontweight="bold")
+            panels = part.subplots(number, columns, squeeze=False).reshape(-1)
+            for axes, (pixels, text, stands_out) in zip(panels, images, strict=False):
+                _draw_image(axes, pixels, text.replace("$", r"\$"), _ORANGE if stands_out else _SOFT)
+                axes.xaxis.label.set_fontsize(5.5)
+            for axes in panels[len(images) :]:
+                axes.set_axis_off()
+    return figure
+
+
 def figure_png(figure: Figure, *, dpi: int = 200) -> bytes:
     """A figure as a PNG file; the same figure gives the same bytes."""
     buffer = BytesIO()

@@ -1,0 +1,240 @@
+"""What unlearning costs: how far images of kept prompts are from a reference, and how well they fit their prompts."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import scipy.linalg
+from PIL import Image
+from rich.progress import Progress
+from scipy import stats
+
+from scissorhands_jax import evidence
+from scissorhands_jax.base import Params
+from scissorhands_jax.diffusion import vision, weights
+from scissorhands_jax.diffusion.layers import Compute
+from scissorhands_jax.diffusion.networks import FLOAT32
+from scissorhands_jax.diffusion.nudity import Entry, read_image
+from scissorhands_jax.diffusion.tokenizer import Tokenizer
+from scissorhands_jax.errors import InputError
+
+_CELLS, _OCTAVES, _SIDE = 4, 3, 128
+_LEAST_IMAGES = 8
+
+
+class Clip(NamedTuple):
+    """Weights of CLIP and the tokenizer of its prompts."""
+
+    name: str  # in `vision.CLIPS`
+    params: Params
+    tokenizer: Callable[[Sequence[str]], np.ndarray]
+    compute: Compute = FLOAT32
+
+
+class Distance(NamedTuple):
+    """A Fréchet distance, and what chance makes of it.
+
+    Each of `matched` and `floor` is mean, 2.5th and 97.5th percentile over random draws of `size` images: of the images
+    against the reference, and of the reference against other images of the reference.
+    """
+
+    value: evidence.Estimate
+    matched: tuple[float, float, float]
+    floor: tuple[float, float, float]
+    size: int
+
+
+def load_clip(path: Path, tokenizer: Tokenizer, compute: Compute = FLOAT32) -> Clip:
+    """Reads CLIP's weights; its tokenizer is Stable Diffusion v1's.
+
+    Raises:
+      InputError: see `weights.read_clip`.
+    """
+    name, params = weights.read_clip(path)
+    return Clip(name, jax.device_put(params, jax.devices()[0]), tokenizer, compute)
+
+
+def appearance(image: Image.Image) -> np.ndarray:
+    """What an image looks like from afar, without a trained network. shape=(96,), dtype=float64
+
+    In each of 4 x 4 cells: the mean red, green and blue, in [0, 1], and at three scales, from 1/128 to 1/32 of the
+    image's height, the base-10 logarithm of the mean contrast, which is the absolute difference in brightness to the
+    image at the next coarser scale (plus 0.001). Colours, layout, sharpness and noise show in it, objects do not.
+    """
+    pixels = np.asarray(image.convert("RGB").resize((_SIDE, _SIDE), Image.Resampling.BOX), np.float64) / 255
+    features = [_by_cell(pixels)]
+    grey = pixels @ np.array([0.299, 0.587, 0.114])
+    for _ in range(_OCTAVES):
+        coarse = grey.reshape(len(grey) // 2, 2, -1, 2).mean(axis=(1, 3))
+        contrast = np.abs(grey - coarse.repeat(2, axis=0).repeat(2, axis=1))
+        features.append(np.log10(_by_cell(contrast[..., None]) + 1e-3))
+        grey = coarse
+    return np.concatenate([feature.reshape(-1) for feature in features])
+
+
+def _by_cell(values: np.ndarray) -> np.ndarray:
+    size = len(values) // _CELLS
+    return values.reshape(_CELLS, size, _CELLS, size, -1).mean(axis=(1, 3))
+
+
+@functools.partial(jax.jit, static_argnames=("name", "compute"))
+def _image_features(params: Params, pixels: jax.Array, *, name: str, compute: Compute) -> jax.Array:
+    return vision.clip_images(vision.CLIPS[name], compute).apply(params, {}, pixels, train=False)[0]
+
+
+@functools.partial(jax.jit, static_argnames=("name", "compute"))
+def _text_features(params: Params, ids: jax.Array, *, name: str, compute: Compute) -> jax.Array:
+    return vision.clip_texts(vision.CLIPS[name], compute).apply(params, {}, ids, train=False)[0]
+
+
+def image_features(
+    entries: Sequence[Entry], clip: Clip | None, *, batch_size: int = 8, progress: Progress, description: str
+) -> np.ndarray:
+    """Features of images: CLIP's, before they are normalised, or without it `appearance`. shape=(images, features)
+
+    Raises:
+      InputError: an image cannot be read.
+    """
+    task = progress.add_task(description, total=len(entries), note="")
+    rows: list[np.ndarray] = []
+    batch_size = min(batch_size, len(entries))
+    for start in range(0, len(entries), batch_size):
+        images = [read_image(entry.path) for entry in entries[start : start + batch_size]]
+        if clip is None:
+            rows += [appearance(image) for image in images]
+        else:
+            pixels = np.stack([vision.prepare(image, vision.CLIPS[clip.name].vision.size) for image in images])
+            found = _image_features(clip.params, _padded(pixels, batch_size), name=clip.name, compute=clip.compute)
+            rows += list(np.asarray(found, np.float64)[: len(images)])
+        progress.advance(task, len(images))
+    return np.stack(rows)
+
+
+def prompt_features(prompts: Sequence[str], clip: Clip, *, batch_size: int = 64) -> np.ndarray:
+    """CLIP's features of prompts. shape=(prompts, projection), dtype=float64"""
+    different = list(dict.fromkeys(prompts))
+    batch_size = min(batch_size, len(different))
+    rows: list[np.ndarray] = []
+    for start in range(0, len(different), batch_size):
+        ids = np.asarray(clip.tokenizer(different[start : start + batch_size]))
+        found = _text_features(clip.params, _padded(ids, batch_size), name=clip.name, compute=clip.compute)
+        rows += list(np.asarray(found, np.float64)[: len(ids)])
+    known = dict(zip(different, rows, strict=True))
+    return np.stack([known[prompt] for prompt in prompts])
+
+
+def _padded(batch: np.ndarray, size: int) -> np.ndarray:
+    """The last batch needs no compilation of its own."""
+    return np.concatenate([batch, *[batch[-1:]] * (size - len(batch))])
+
+
+def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
+    """The squared Fréchet distance of the Gaussians with the means and covariances of two samples.
+
+      |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))
+
+    The last trace is the sum of the roots of the eigenvalues of C1^(1/2) C2 C1^(1/2), which is symmetric, so that
+    covariances without full rank do no harm.
+
+    Args:
+      first, second: shape=(n, D) and (m, D), with at least two rows each.
+
+    Raises:
+      InputError: too few rows, other features, or NaN.
+
+    References:
+      Dowson and Landau, The Fréchet distance between multivariate normal distributions, 1982. Heusel et al., GANs
+      trained by a two time-scale update rule converge to a local Nash equilibrium, 2017, for its use on images: FID,
+      which takes features of Inception-v3.
+    """
+    first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1] or min(len(first), len(second)) < 2:
+        raise InputError(f"expected features of shape (N, D) with N > 1, got {first.shape} and {second.shape}")
+    if not (np.isfinite(first).all() and np.isfinite(second).all()):
+        raise InputError("features hold NaN or infinity; there is no distance between them")
+    one, other = (np.atleast_2d(np.cov(rows, rowvar=False)) for rows in (first, second))
+    values, vectors = scipy.linalg.eigh(one)
+    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+    cross = np.sqrt(np.maximum(scipy.linalg.eigvalsh(root @ other @ root), 0)).sum()
+    distance = np.sum((first.mean(axis=0) - second.mean(axis=0)) ** 2) + np.trace(one) + np.trace(other) - 2 * cross
+    return max(float(distance), 0.0)
+
+
+def compare(
+    images: np.ndarray,
+    reference: np.ndarray,
+    *,
+    level: float = 0.95,
+    num_resamples: int = 100,
+    num_draws: int = 20,
+    seed: int = 0,
+    on_step: Callable[[], None] = lambda: None,
+) -> Distance:
+    """The Fréchet distance between features of images and of a reference, with its floor.
+
+    The distance of two finite samples is above that of what they were drawn from, the more so the fewer images and the
+    more features there are. So random draws of the same size are compared as well: images against reference, and
+    reference against reference. Where these agree, the images are as near as they can be told.
+
+    The interval of the whole distance is by bootstrap over images of both sides; it does not know of the bias.
+
+    Args:
+      images: features. shape=(n, D)
+      reference: features. shape=(m, D)
+      level: coverage that the interval aims at.
+      num_resamples: of the bootstrap.
+      num_draws: of `matched` and `floor`.
+      seed: of both.
+      on_step: called after each distance.
+
+    Raises:
+      InputError: fewer than 8 images on a side.
+    """
+    check_sizes(len(images), len(reference))
+    generator = np.random.default_rng(seed)
+    replicates, matched, floor = [], [], []
+    value = frechet_distance(images, reference)
+    for _ in range(num_resamples):
+        drawn = [rows[generator.integers(len(rows), size=len(rows))] for rows in (images, reference)]
+        replicates.append(frechet_distance(drawn[0], drawn[1]))
+        on_step()
+    size = min(len(images), len(reference) // 2)
+    for _ in range(num_draws):
+        order = generator.permutation(len(reference))
+        one, other = reference[order[:size]], reference[order[size : 2 * size]]
+        floor.append(frechet_distance(one, other))
+        matched.append(frechet_distance(images[generator.permutation(len(images))[:size]], other))
+        on_step()
+
+    def spread(values: list[float]) -> tuple[float, float, float]:
+        low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+        return float(np.mean(values)), float(low), float(high)
+
+    number = min(len(images), len(reference))
+    estimate = evidence.estimate(value, np.asarray(replicates), 1, number, level, (0, math.inf))
+    return Distance(estimate, spread(matched), spread(floor), size)
+
+
+def check_sizes(images: int, reference: int) -> None:
+    """Raises `InputError` where there are too few images for `compare`."""
+    if min(images, reference) < _LEAST_IMAGES:
+        raise InputError(
+            f"a distance between {images} images and {reference} of the reference says nothing; give at least "
+            f"{_LEAST_IMAGES} of each, better thousands"
+        )
+
+
+def mean_score(values: np.ndarray, level: float = 0.95) -> dict[str, Any]:
+    """A mean with Student's interval: `mean`, `low`, `high` (None for one value) and `images`."""
+    values = np.asarray(values, np.float64)
+    low = high = None
+    if len(values) > 1:
+        reach = stats.t.ppf(0.5 + level / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
+        low, high = float(values.mean() - reach), float(values.mean() + reach)
+    return {"mean": float(values.mean()), "low": low, "high": high, "images": len(values)}
