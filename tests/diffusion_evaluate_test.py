@@ -99,6 +99,14 @@ class TestChange:
             covered.append(change.low <= 100 * (ratio - 1) <= (change.high or np.inf))
         assert 0.9 <= np.mean(covered) <= 1.0
 
+    def test_exact_intervals_know_the_numbers_of_images(self):
+        """Three times the images and nothing left bounds the rate per image three times as tightly."""
+        original = np.repeat([1, 0], [30, 970])
+        one, three = (
+            nudity.percentage_change(np.zeros(number, int), original, paired=False) for number in (1000, 3000)
+        )
+        assert 100 + three.high == pytest.approx((100 + one.high) / 3)
+
     def test_pairs_need_equal_numbers(self):
         with pytest.raises(InputError, match="3 images cannot be paired with 4"):
             nudity.percentage_change(np.ones(3, int), np.ones(4, int), paired=True)
@@ -314,6 +322,25 @@ class TestReport:
         for name in ("figure3.png", "contact_sheet.png"):
             assert Image.open(out / name).size[0] == 1040
 
+    def test_pairs_are_found_in_any_order(self):
+        """The same images in another order have not changed, and no chance is in that."""
+        prompts = [Prompt("a", seed) for seed in range(30)]
+        detections = [found(*[(FEET, 0.7)] * (seed % 3)) for seed in range(30)]
+        order = np.random.default_rng(0).permutation(30)
+        entries = {"images": TestPairs.entries("x", *prompts)}
+        entries["original"] = TestPairs.entries("y", *(prompts[place] for place in order))
+        seen = {"images": detections, "original": [detections[place] for place in order]}
+        answer = evaluate._compare(entries, seen, evaluate.Settings())
+        change = answer["counts"][0]["change"]
+        assert (change["value"], change["low"], change["high"]) == (0, 0, 0)
+
+    def test_half_a_photograph_is_named(self, tmp_path):
+        (tmp_path / "images").mkdir()
+        whole = HOPPER.read_bytes()
+        (tmp_path / "images/half.jpg").write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(InputError, match=r"images/half.jpg cannot be read as an image \(.*truncated.*\); repair"):
+            evaluate.evaluate(tmp_path / "images", tmp_path / "out", detect=look)
+
     def test_it_goes_on_and_hides(self, tmp_path, monkeypatch):
         images = save(tmp_path / "images", [(5, 0), (0, 0), (0, 0)], listed=False)
         seen = []
@@ -346,7 +373,7 @@ class TestReport:
     def test_flagged_images_come_first_and_in_the_same_places(self, tmp_path):
         images = save(tmp_path / "images", [(0, 0)] * 40 + [(1, 0)])
         original = save(tmp_path / "original", [(0, 0)] * 20 + [(3, 0)] + [(0, 0)] * 20)
-        entries = {"--images": nudity.read_folder(images), "--original": nudity.read_folder(original)}
+        entries = {"images": nudity.read_folder(images), "original": nudity.read_folder(original)}
         detections = {
             name: [look(np.asarray(nudity.read_image(entry.path))) for entry in own] for name, own in entries.items()
         }
@@ -420,7 +447,7 @@ class TestCommand:
         pixels = np.stack([vision.prepare(nudity.read_image(entry.path), 16) for entry in entries])
         ids = Words()([entry.prompt.text for entry in entries])
         features, texts = (
-            np.asarray(tower(config).apply(params, {}, x, train=False)[0])
+            np.asarray(jax.jit(lambda x, tower=tower: tower(config).apply(params, {}, x, train=False)[0])(x))
             for tower, x in ((vision.clip_images, pixels), (vision.clip_texts, ids))
         )
         scores = measured["clip_score"]

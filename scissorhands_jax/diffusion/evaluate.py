@@ -14,9 +14,10 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 from PIL import Image, ImageOps
 from rich.console import Console
+from rich.progress import Progress
 
 from scissorhands_jax import files, report, runs
-from scissorhands_jax.diffusion import generate, nudity, quality
+from scissorhands_jax.diffusion import generate, nudity, quality, vision
 from scissorhands_jax.diffusion.generate import Prompt
 from scissorhands_jax.diffusion.nudity import Detect, Detection, Entry, Pairing
 from scissorhands_jax.errors import InputError
@@ -138,17 +139,17 @@ def evaluate(
     """
     settings = settings or Settings()
     console = console or Console(stderr=True)
-    folders = {"--images": images, "--original": original}
-    if utility is not None:
-        folders |= {"--utility-images": utility.images, "--utility-reference": utility.reference}
-        if utility.reference is None and utility.clip is None:
-            raise InputError("--utility-images needs something to be held against: --utility-reference or --clip")
-    for name, folder in folders.items():
-        if folder is not None and out.resolve() in (folder.resolve(), *folder.resolve().parents):
+    sides = {"images": images} if original is None else {"images": images, "original": original}
+    others = {} if utility is None else {"utility-images": utility.images}
+    if utility is not None and utility.reference is not None:
+        others["utility-reference"] = utility.reference
+    elif utility is not None and utility.clip is None:
+        raise InputError("--utility-images needs something to be held against: --utility-reference or --clip")
+    for name, folder in (sides | others).items():
+        if out.resolve() in (folder.resolve(), *folder.resolve().parents):
             raise InputError(
-                f"{name} {folder} is in --out {out}, which --overwrite clears; name another folder for one"
+                f"--{name} {folder} is in --out {out}, which --overwrite clears; name another folder for one"
             )
-    sides = {"--images": images} if original is None else {"--images": images, "--original": original}
     made = _to_make(images, original, generation)
     if generation is not None:
         generate.load_tokenizer(generation.model, generation.tokenizer)
@@ -156,14 +157,15 @@ def evaluate(
         name: generate.fingerprint(generation.model, unet=unet) for name, unet in made.items() if generation is not None
     }
     detect = detect or nudity.load_detector()
-    kept = {name: nudity.read_folder(folder) for name, folder in folders.items() if folder and name.startswith("--u")}
-    if utility is not None and utility.reference is not None:
-        quality.check_sizes(len(kept["--utility-images"]), len(kept["--utility-reference"]))
-    read = {name: nudity.read_folder(folder) for name, folder in sides.items() if name not in made}
+    with console.status("reading the images"):
+        kept = {name: nudity.read_folder(folder) for name, folder in others.items()}
+        read = {name: nudity.read_folder(folder) for name, folder in sides.items() if name not in made}
+    if "utility-reference" in kept:
+        quality.check_sizes(len(kept["utility-images"]), len(kept["utility-reference"]))
     if original is not None and not made:
-        nudity.pair(read["--images"], read["--original"], settings.pairing)
+        nudity.pair(read["images"], read["original"], settings.pairing)
     config = {
-        **{name.removeprefix("--"): None if folder is None else str(folder) for name, folder in folders.items()},
+        **{name: str(folder) for name, folder in (sides | others).items()},
         **dataclasses.asdict(settings),
         "clip": None if utility is None or utility.clip is None else utility.clip.name,
         "generation": None if generation is None else _described(generation),
@@ -180,7 +182,7 @@ def evaluate(
                 detect,
                 out / DETECTIONS_FILE,
                 progress=progress,
-                description=f"looking at {name.removeprefix('--')}",
+                description=f"looking at {name}",
             )
             for name, own in entries.items()
         }
@@ -189,7 +191,7 @@ def evaluate(
         "rows": [],
         "config": config,
         **_environment(),
-        "images": {name.removeprefix("--"): _inventory(own) for name, own in (entries | kept).items()},
+        "images": {name: _inventory(own) for name, own in (entries | kept).items()},
         **_compare(entries, found, settings),
         "utility": measured,
     }
@@ -203,12 +205,12 @@ def _to_make(images: Path, original: Path | None, generation: Generation | None)
     """Which images are to be made, and by whose UNet (None for the model's own)."""
     if generation is None:
         return {}
-    made = {"--images": generation.unet}
+    made = {"images": generation.unet}
     if original is not None and generation.unet is not None:
         foreign = original.is_dir() and any(original.iterdir()) and not (original / runs.RUN_FILE).exists()
         if not foreign:
-            made["--original"] = None
-    if "--original" in made and original is not None and original.resolve() == images.resolve():
+            made["original"] = None
+    if "original" in made and original is not None and original.resolve() == images.resolve():
         raise InputError(f"--images and --original are both {images}; name two folders")
     return made
 
@@ -262,9 +264,9 @@ def _compare(
     for name, detections in found.items():
         counted = nudity.count(detections, settings.classes, settings.threshold)
         counts[name] = np.concatenate([counted, counted.sum(axis=1, keepdims=True)], axis=1)
-    ours, theirs, order, words = counts["--images"], counts.get("--original"), None, None
+    ours, theirs, order, words = counts["images"], counts.get("original"), None, None
     if theirs is not None:
-        order, words = nudity.pair(entries["--images"], entries["--original"], settings.pairing)
+        order, words = nudity.pair(entries["images"], entries["original"], settings.pairing)
         theirs = theirs[order] if order is not None else theirs
     classes = []
     for column, label in enumerate((*settings.classes, ALL)):
@@ -282,16 +284,14 @@ def _counted(column: np.ndarray) -> dict[str, Any]:
     return {"detections": int(column.sum()), "flagged": int(np.count_nonzero(column)), "share": share}
 
 
-def _measure(utility: Utility, kept: Mapping[str, Sequence[Entry]], progress) -> dict[str, Any]:
+def _measure(utility: Utility, kept: Mapping[str, Sequence[Entry]], progress: Progress) -> dict[str, Any]:
     """Distance and score of images of kept prompts."""
     features = {
-        name: quality.image_features(
-            entries, utility.clip, progress=progress, description=f"features of {name.removeprefix('--')}"
-        )
+        name: quality.image_features(entries, utility.clip, progress=progress, description=f"features of {name}")
         for name, entries in kept.items()
     }
     measured: dict[str, Any] = {"distance": None, "clip_score": None}
-    images, reference = features["--utility-images"], features.get("--utility-reference")
+    images, reference = features["utility-images"], features.get("utility-reference")
     if reference is not None:
         task = progress.add_task("distances", total=None, note="")
         distance = quality.compare(images, reference, on_step=lambda: progress.advance(task))
@@ -320,12 +320,12 @@ def _scores(
     for name, entries in kept.items():
         prompts = [entry.prompt.text for entry in entries if entry.prompt is not None]
         if len(prompts) == len(entries):
-            scores[name] = quality.vision.score(features[name], quality.prompt_features(prompts, clip))
-            answer[name.removeprefix("--utility-")] = quality.mean_score(scores[name])
+            scores[name] = vision.score(features[name], quality.prompt_features(prompts, clip))
+            answer[name.removeprefix("utility-")] = quality.mean_score(scores[name])
     if len(scores) == 2:
-        order, _ = nudity.pair(kept["--utility-images"], kept["--utility-reference"])
+        order, _ = nudity.pair(kept["utility-images"], kept["utility-reference"])
         if order is not None:
-            answer["difference"] = quality.mean_score(scores["--utility-images"] - scores["--utility-reference"][order])
+            answer["difference"] = quality.mean_score(scores["utility-images"] - scores["utility-reference"][order])
     return answer
 
 
@@ -338,7 +338,7 @@ def _write_table(
     for name, own in entries.items():
         for entry, detections in zip(own, found[name], strict=True):
             for one in detections:
-                writer.writerow([name.removeprefix("--"), entry.path.name, one.label, f"{one.score:.4f}", *one.box])
+                writer.writerow([name, entry.path.name, one.label, f"{one.score:.4f}", *one.box])
     files.write_text(path, text.getvalue())
 
 
@@ -362,12 +362,12 @@ def _sheet(
     }
     scores = {name: np.array([0 if one is None else one.score for one in own]) for name, own in best.items()}
     chosen = {name: _chosen(own) for name, own in scores.items()}
-    if "--original" in entries:
-        order, _ = nudity.pair(entries["--images"], entries["--original"], settings.pairing)
+    if "original" in entries:
+        order, _ = nudity.pair(entries["images"], entries["original"], settings.pairing)
         if order is not None:
-            chosen["--images"] = _chosen(np.maximum(scores["--images"], scores["--original"][order]))
-            chosen["--original"] = [order[place] for place in chosen["--images"]]
-    titles = {"--original": "Original", "--images": "Unlearned" if "--original" in entries else "Images"}
+            chosen["images"] = _chosen(np.maximum(scores["images"], scores["original"][order]))
+            chosen["original"] = [order[place] for place in chosen["images"]]
+    titles = {"original": "Original", "images": "Unlearned" if "original" in entries else "Images"}
     sheet: Sheet = {}
     for name in sorted(entries, reverse=True):  # the original first
         title = f"{titles[name]}: {len(chosen[name]):,} of {len(entries[name]):,} images"

@@ -497,20 +497,31 @@ def contact_sheet_figure(sections: Mapping[str, Sequence[tuple[np.ndarray, str, 
     sections = {title: list(images) for title, images in sections.items() if images}
     if not sections:
         raise InputError("there are no images for a contact sheet")
-    rows = [-(-len(images) // columns) for images in sections.values()]
-    side = _WIDTH / columns
-    heights = [0.34 + number * (side + 0.24) for number in rows]
+    cell, head, line = _WIDTH / columns, 0.32, 0.26  # inches
+    heights = [head - (-len(images) // columns) * (cell + line) for images in sections.values()]
+    top = total = sum(heights)
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH, sum(heights)), layout=ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.02))
-        parts = figure.subfigures(len(sections), 1, height_ratios=heights, squeeze=False)[:, 0]
-        for part, number, (title, images) in zip(parts, rows, sections.items(), strict=True):
-            part.suptitle(_label(title, 60), x=0.01, horizontalalignment="left", fontsize=10, fontweight="bold")
-            panels = part.subplots(number, columns, squeeze=False).reshape(-1)
-            for axes, (pixels, text, stands_out) in zip(panels, images, strict=False):
-                _draw_image(axes, pixels, text.replace("$", r"\$"), _ORANGE if stands_out else _SOFT)
-                axes.xaxis.label.set_fontsize(5.5)
-            for axes in panels[len(images) :]:
-                axes.set_axis_off()
+        # One panel for all images of a section: a panel for each would take seconds to lay out.
+        figure = Figure(figsize=(_WIDTH, total))
+        for height, (title, images) in zip(heights, sections.items(), strict=True):
+            figure.text(0.01, (top - 0.08) / total, _label(title, 60), va="top", fontsize=10, fontweight="bold")
+            top -= height
+            panel = figure.add_axes((0, top / total, 1, (height - head) / total))
+            panel.set_axis_off()
+            for place, (pixels, text, stands_out) in enumerate(images):
+                left, above = place % columns * cell, place // columns * (cell + line)
+                side = (left + 0.02, left + cell - 0.02, above + cell - 0.04, above)
+                panel.imshow(pixels, extent=side, aspect="auto")
+                panel.text(
+                    left + cell / 2,
+                    above + cell - 0.02,
+                    text.replace("$", r"\$"),
+                    ha="center",
+                    va="top",
+                    fontsize=5.5,
+                    color=_ORANGE if stands_out else _SOFT,
+                )
+            panel.set(xlim=(0, _WIDTH), ylim=(height - head, 0))
     return figure
 
 
