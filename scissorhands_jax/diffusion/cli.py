@@ -13,7 +13,7 @@ from scissorhands_jax.errors import InputError
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
-    """Adds `sd import`, `sd export`, `sd generate`, `sd unlearn`, `sd plan` and `sd evaluate` to the command line's parser."""
+    """Adds `sd import`, `sd export`, `sd generate`, `sd unlearn`, `sd plan` and `sd evaluate` to the parser."""
     parser = commands.add_parser("sd", help="Stable Diffusion v1: weights in and out, images, forgetting a concept")
     inner = parser.add_subparsers(dest="sd_command", required=True, metavar="COMMAND")
 
@@ -292,7 +292,7 @@ def _run_unlearn(options: argparse.Namespace, console: Console) -> None:
 
     settings = _settings(options)
     forget, retain = (
-        unlearn.read_side(words, images, options.images, part=part, seed=options.seed)
+        unlearn.read_side(words, images, options.images, part=part, seed=options.seed)  # type: ignore[arg-type]
         for part, words, images in (
             ("forget", options.forget_prompts, options.forget_images),
             ("retain", options.retain_prompts, options.retain_images),

@@ -153,6 +153,7 @@ def evaluate(
     made = _to_make(images, original, generation)
     if generation is not None:
         generate.load_tokenizer(generation.model, generation.tokenizer)
+        generate.check_settings(generation.settings, generate.read_config(generation.model, unet=generation.unet))
     networks_sha256 = {
         name: generate.fingerprint(generation.model, unet=unet) for name, unet in made.items() if generation is not None
     }

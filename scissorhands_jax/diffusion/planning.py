@@ -74,9 +74,10 @@ def plan(
     context = _array((settings.batch_size, config.text.length, config.unet.context_width))
     retain = {"latents": latents, "deviation": latents, "context": context}
     forget = retain if settings.pseudo is None else {**retain, "pseudo": context}
-    assert isinstance(method.step, Repair)
+    repair = method.step
+    assert isinstance(repair, Repair)
     optimizer = settings.transformation()
-    carry = jax.eval_shape(lambda key, p: method.step.begin(key, p, {}, optimizer, settings.forget_weight), key, params)
+    carry = jax.eval_shape(lambda key, p: repair.begin(key, p, {}, optimizer, settings.forget_weight), key, params)
 
     started = time.perf_counter()
     noise_loss = microbatched(losses.noise_loss(model), settings.microbatches)

@@ -150,7 +150,7 @@ class Side(NamedTuple):
 
     prompts: Sequence[Prompt]
     images: Path | None = None
-    count: int | None = None
+    count: int | None = None  # type: ignore[assignment]  # in place of the tuple's method
 
 
 def preset(name: str) -> ConceptSettings:
@@ -272,7 +272,7 @@ def unlearn(
         return files.read_json(results)
 
     started = time.perf_counter()
-    held: dict[str, Params] = {}
+    held: dict[networks.Part, Params] = {}
     made = _made(model, cache, sides, generation, generation_batch_size, networks_sha256, words, held, console)
     with progress_bar(console) as progress:
 
@@ -367,7 +367,7 @@ def _made(
     batch_size: int,
     networks_sha256: str,
     words: Tokenizer,
-    held: dict[str, Params],
+    held: dict[networks.Part, Params],
     console: Console,
 ) -> dict[str, list[Path]]:
     """The pictures of both sets; those that are to be made are, and the networks for that are left in `held`."""
@@ -404,7 +404,7 @@ def _encoded(
     size: int,
     pseudo: str | None,
     words: Tokenizer,
-    held: dict[str, Params],
+    held: dict[networks.Part, Params],
     bar: Callable[[str, int], Callable[[int], None]],
 ) -> Data:
     """Both sets as the losses take them."""
