@@ -24,7 +24,7 @@ from rich.console import Console
 
 from scissorhands_jax import evidence, files, report
 from scissorhands_jax.diffusion import digits, digits_page
-from scissorhands_jax.diffusion.digits import ABLATIONS, NUM_DIGITS, ORIGINAL, RETRAINED, UNLEARNED, Settings
+from scissorhands_jax.diffusion.digits import NUM_DIGITS, ORIGINAL, PUBLISHED, RETRAINED, UNLEARNED, WAYS, Settings
 from scissorhands_jax.errors import InputError
 
 SHOWN = 10  # drawings of a digit in the picture
@@ -109,7 +109,7 @@ def run(
         for digit in forgotten:
             own = dataclasses.replace(settings, digit=digit)
             document["real"][str(digit)] = digits.real_numbers(own, scene)
-            names = [name for name in (ORIGINAL, RETRAINED, *ABLATIONS) if (digit, name) not in done]
+            names = [name for name in (ORIGINAL, RETRAINED, *WAYS) if (digit, name) not in done]
             if names:
                 original = original or digits.learn(settings, scene, None, tell(f"{ORIGINAL}: training"))
                 for row, images in digits.forget(own, scene, original, _about(tell, digit), only=names):
@@ -153,7 +153,7 @@ def _about(tell: digits.Told, digit: int) -> digits.Told:
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """By network and number: the mean over digits and that of the differences to "neither", with 95 % intervals.
+    """By network and number: the mean over digits and that of the differences to Scissorhands, with 95 % intervals.
 
     The networks of different digits come from one original, so the intervals are those of digits and not of seeds.
     """
@@ -161,10 +161,10 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in dict.fromkeys(network for network, _ in held):
         own = {digit: row for (network, digit), row in held.items() if network == name}
-        pairs = [(row, held["neither", digit]) for digit, row in own.items() if ("neither", digit) in held]
+        pairs = [(row, held[UNLEARNED, digit]) for digit, row in own.items() if (UNLEARNED, digit) in held]
         found[name] = {
             number: {"mean": _mean([read(row) for row in own.values()])}
-            | ({"against_neither": _mean([read(row) - read(other) for row, other in pairs])} if pairs else {})
+            | ({"against_scissorhands": _mean([read(row) - read(other) for row, other in pairs])} if pairs else {})
             for number, read in NUMBERS.items()
         }
     return found
@@ -177,7 +177,7 @@ def _mean(values: Sequence[float]) -> dict[str, float]:
 
 def picture(work: Path, forgotten: Sequence[int]):
     """What each network draws for the digit that it forgot, a row per digit."""
-    names = {ORIGINAL: "before", UNLEARNED: "after Scissorhands", "neither": "the loss alone", RETRAINED: "retrained"}
+    names = {ORIGINAL: "before", UNLEARNED: "after Scissorhands", PUBLISHED: PUBLISHED, RETRAINED: "retrained"}
     drawings = {
         title: np.stack([np.load(work / f"{digit}-{name}.npy") for digit in forgotten]) for name, title in names.items()
     }

@@ -13,12 +13,13 @@ from rich.console import Console
 
 from experiments import diffusion_digits
 from scissorhands_jax import Model, cli, files, metrics, report, trees
+from scissorhands_jax.base import Method, new_carry
 from scissorhands_jax.diffusion import digits, digits_page, schedules
 from scissorhands_jax.diffusion.unet import Noisy, UNetConfig
 from scissorhands_jax.errors import InputError
 
 REAL_NETWORK = digits.network
-NETWORKS = [digits.ORIGINAL, digits.RETRAINED, *digits.ABLATIONS]
+NETWORKS = [digits.ORIGINAL, digits.RETRAINED, *digits.WAYS]
 TINY = digits.Settings(
     digit=3,
     network=dataclasses.replace(digits.NETWORK, context_width=100),
@@ -194,7 +195,7 @@ class TestExamples:
 def test_only_the_share_of_the_attention_is_drawn_anew_and_none_of_it_without_re_initialisation(scene):
     settings = dataclasses.replace(TINY.unlearning, epochs=0)
     original, _ = LINEAR.init(jax.random.key(5))
-    method = digits._unlearning(TINY.network, 0.1, settings, 3, True)
+    method = digits._unlearning(TINY.network, 0.1, settings, 3, digits.Way(True, True))
     data = digits.examples(scene, 3, 4)
     params = method.init(jax.random.key(0), original, {}, data).params
     moved = {
@@ -250,7 +251,7 @@ class TestCommand:
             assert row["frechet"]["images"] == 18
             assert row["error_forget"]["digits"] + row["error_kept"]["digits"] == 450
         steps = {row["network"]: row["cost"]["steps"] for row in document["rows"]}
-        assert len({steps[name] for name in digits.ABLATIONS}) == 1
+        assert len({steps[name] for name in digits.WAYS}) == 1
         assert steps[digits.ORIGINAL] == steps[digits.RETRAINED] == 3
 
     def test_what_it_was_made_with(self, document):
@@ -301,18 +302,49 @@ class TestFindings:
     @pytest.mark.parametrize(
         ("forgotten", "kept", "says"),
         [
-            (0, 18, "bought nothing"),
-            (0, 3, "forgets at least as much and keeps less"),
-            (4, 18, "forgets less and keeps at least as much"),
-            (4, 3, "forgets less and keeps less"),
+            (30, 880, "It forgets alike, as far as so many drawings tell, and keeps as much."),
+            (100, 880, "It forgets less, and keeps as much."),
+            (5, 700, "It forgets more, and keeps less."),
+            (30, 900, "It forgets alike, as far as so many drawings tell, and keeps more."),
         ],
     )
-    def test_the_control_is_judged_by_the_numbers(self, document, forgotten, kept, says):
+    def test_controls_are_judged_by_intervals(self, document, forgotten, kept, says):
         changed = json.loads(json.dumps(document))
         rows = {row["network"]: row for row in changed["rows"]}
-        rows["scissorhands"] |= {"forget": digits.share(1, 4), "kept": digits.share(10, 18)}
-        rows["neither"] |= {"forget": digits.share(forgotten, 4), "kept": digits.share(kept, 18)}
-        assert says in " ".join(digits_page.findings(changed))
+        rows["scissorhands"] |= {"forget": digits.share(25, 150), "kept": digits.share(870, 900)}
+        rows["no projection"] |= {"forget": digits.share(forgotten, 150), "kept": digits.share(kept, 900)}
+        (said,) = [line for line in digits_page.findings(changed) if line.startswith("With no projection")]
+        assert said.endswith(says)
+
+
+class TestWays:
+    def test_each_leaves_out_what_it_says(self, scene, monkeypatch):
+        """What `scissorhands` is asked for, and whether the network begins at the original's weights."""
+        asked, begun, data = {}, {}, {}
+
+        def unlearning(config, dropped, settings, steps, way):
+            asked[way] = (way.projected, settings.published_weight if way.instead else settings.forget_weight)
+            return Method(lambda key, params, *_: new_carry(key, {"w": 2 * params["w"]}, {}, ()), None, None)
+
+        def run(method, key, params, given, epochs, on_step):
+            way = list(asked)[-1]
+            begun[way] = float(method.init(key, params, {}, given).params["w"])
+            data[way] = "pseudo" in given.forget
+
+        monkeypatch.setattr(digits, "_unlearning", unlearning)
+        monkeypatch.setattr(digits, "_run", run)
+        for way in digits.WAYS.values():
+            digits.unlearn(TINY, scene, {"w": jnp.float32(1)}, way)
+        whole, untrimmed, unprojected, published = digits.WAYS.values()
+        weight, other = TINY.unlearning.forget_weight, TINY.unlearning.published_weight
+        assert asked == {
+            whole: (True, weight),
+            untrimmed: (True, weight),
+            unprojected: (False, weight),
+            published: (False, other),
+        }
+        assert begun == {whole: 2, untrimmed: 1, unprojected: 2, published: 2}
+        assert data == {whole: False, untrimmed: False, unprojected: False, published: True}
 
 
 class TestExperiment:
@@ -352,14 +384,14 @@ class TestExperiment:
             number = {"percent": kept, "value": kept}
             return {"network": network, "digit": digit} | dict.fromkeys(diffusion_digits.NUMBERS, number)
 
-        rows = [row("scissorhands", 0, 90.0), row("scissorhands", 1, 94.0), row("neither", 0, 95.0)]
-        rows += [row("neither", 1, 97.0), row("scissorhands", 0, 10.0) | {"changed": {}}]
+        rows = [row("scissorhands", 0, 90.0), row("scissorhands", 1, 94.0), row("no projection", 0, 95.0)]
+        rows += [row("no projection", 1, 97.0), row("scissorhands", 0, 10.0) | {"changed": {}}]
         found = diffusion_digits.summary(rows)
-        assert list(found) == ["scissorhands", "neither"]
-        mean, less = (found["scissorhands"]["kept"][name] for name in ("mean", "against_neither"))
-        assert (mean["value"], mean["digits"]) == (92.0, 2)
-        assert less["value"] == -4.0
-        assert less["low"] < -4.0 < less["high"]
+        assert list(found) == ["scissorhands", "no projection"]
+        mean, more = (found["no projection"]["kept"][name] for name in ("mean", "against_scissorhands"))
+        assert (mean["value"], mean["digits"]) == (96.0, 2)
+        assert more["value"] == 4.0
+        assert more["low"] < 4.0 < more["high"]
         shown = diffusion_digits.table(rows).splitlines()
         assert "| scissorhands | 2 | 92.0 (90.0 to 94.0) | 92.0 (90.0 to 94.0) |" in shown[2]
         assert shown[4].startswith("| scissorhands, digit 0 | 1 | 10.0 |")

@@ -45,13 +45,30 @@ NUM_DIGITS = 10
 NETWORK = UNetConfig(widths=(40,), attention=(False,), layers_per_block=1, heads=4, context_width=32, groups=8)
 SCHEDULE = schedules.Schedule(kind="cosine")
 ORIGINAL, RETRAINED, UNLEARNED = "original", "retrain", "scissorhands"
-ABLATIONS = {
-    UNLEARNED: (True, True),
-    "no re-initialisation": (False, True),
-    "no projection": (True, False),
-    "neither": (False, False),
+PUBLISHED = "another text"
+
+
+class Way(NamedTuple):
+    """A way to unlearn.
+
+    trimmed: salient weights are re-initialised.
+    projected: no step makes the forget loss better, by the projection.
+    instead: the forget loss is that of the published code for Stable Diffusion, the distance to what is predicted for
+      another digit, instead of the paper's, the noise loss.
+    """
+
+    trimmed: bool
+    projected: bool
+    instead: bool = False
+
+
+WAYS = {
+    UNLEARNED: Way(True, True),
+    "no re-initialisation": Way(False, True),
+    "no projection": Way(True, False),
+    PUBLISHED: Way(True, False, instead=True),
 }
-"""What forgets by unlearning: whether salient weights are re-initialised, and whether gradients are projected."""
+"""What forgets by unlearning: Algorithm 1 of the paper, the same without either part, and the published code."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,7 +93,7 @@ class Unlearning:
     """Settings of `scissorhands`; every step has forget and retain examples.
 
     Adam's rate falls as in `Training`. Only weights of the attention are re-initialised, as in the published code for
-    Stable Diffusion.
+    Stable Diffusion. `published_weight` takes the place of `forget_weight` where the loss is that code's.
     """
 
     epochs: int = 8
@@ -84,7 +101,8 @@ class Unlearning:
     forget_batch_size: int = 64
     learning_rate: float = 1e-3
     fraction: float = 0.003
-    forget_weight: float = 1.0
+    forget_weight: float = 0.02
+    published_weight: float = 1.0
     trim: str | None = ".*/attn."
 
 
@@ -139,7 +157,7 @@ class Settings:
 
     @property
     def instead(self) -> int:
-        """The digit that is to be drawn in place of the forgotten one."""
+        """The digit that `PUBLISHED` draws in place of the forgotten one."""
         return (self.digit + 1) % NUM_DIGITS
 
 
@@ -206,15 +224,15 @@ def _learning(config: UNetConfig, settings: Training, steps: int) -> Method:
 
 
 @functools.cache
-def _unlearning(config: UNetConfig, dropped: float, settings: Unlearning, steps: int, projected: bool) -> Method:
+def _unlearning(config: UNetConfig, dropped: float, settings: Unlearning, steps: int, way: Way) -> Method:
     """As `_learning`."""
     return scissorhands(
         _Dropped(concept_loss(network(config), SCHEDULE), dropped),
         _adam(settings.learning_rate, steps),
         fraction=settings.fraction,
-        forget_weight=settings.forget_weight,
+        forget_weight=settings.published_weight if way.instead else settings.forget_weight,
         trim=settings.trim,
-        projected=projected,
+        projected=way.projected,
         batch_size=settings.batch_size,
         forget_batch_size=settings.forget_batch_size,
         saliency_loss_fn=noise_loss(network(config), SCHEDULE),
@@ -303,9 +321,8 @@ def unlearn(
     settings: Settings,
     scene: Scene,
     original: Params,
+    way: Way = WAYS[UNLEARNED],
     *,
-    trimmed: bool = True,
-    projected: bool = True,
     on_step: training.OnStep | None = None,
 ) -> Network:
     """Makes the original forget `settings.digit` by Scissorhands.
@@ -314,15 +331,14 @@ def unlearn(
       settings: of the method.
       scene: data, texts and keys.
       original: the network, which stays as it is.
-      trimmed: False leaves out the re-initialisation.
-      projected: False leaves out the projection.
+      way: what is left out of it.
     """
-    data = examples(scene, settings.digit, settings.instead)
+    data = examples(scene, settings.digit, settings.instead if way.instead else None)
     chosen = settings.unlearning
     steps = chosen.epochs * -(-data_lib.size(data.retain) // chosen.batch_size)
-    method = _unlearning(settings.network, settings.training.dropped, chosen, steps, projected)
+    method = _unlearning(settings.network, settings.training.dropped, chosen, steps, way)
     key = jax.random.fold_in(scene.keys[UNLEARNED], settings.digit)
-    return _run(method if trimmed else _untrimmed(method), key, original, data, settings.unlearning.epochs, on_step)
+    return _run(method if way.trimmed else _untrimmed(method), key, original, data, settings.unlearning.epochs, on_step)
 
 
 def _run(method: Method, key: Key, params: Params, data: Data, epochs: int, on_step: training.OnStep | None) -> Network:
@@ -512,7 +528,7 @@ def forget(
 ) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
     """Forgets `settings.digit` in every way, and yields each network's numbers and drawings as soon as it has them.
 
-    The original comes first, then the retrained network, then those of `ABLATIONS`.
+    The original comes first, then the retrained network, then those of `WAYS`.
 
     Args:
       settings: the digit, and how.
@@ -522,7 +538,7 @@ def forget(
       only: the networks to make; default all.
     """
     asked = asked_for(settings)
-    for name in (ORIGINAL, RETRAINED, *ABLATIONS):
+    for name in (ORIGINAL, RETRAINED, *WAYS):
         if only is not None and name not in only:
             continue
         if name == ORIGINAL:
@@ -530,9 +546,7 @@ def forget(
         elif name == RETRAINED:
             network = learn(settings, scene, settings.digit, tell(f"{name}: training"))
         else:
-            trimmed, projected = ABLATIONS[name]
-            on_step = tell(f"{name}: unlearning")
-            network = unlearn(settings, scene, original.params, trimmed=trimmed, projected=projected, on_step=on_step)
+            network = unlearn(settings, scene, original.params, WAYS[name], on_step=tell(f"{name}: unlearning"))
         tell(f"{name}: drawing", steps=False)
         images = draw(settings, scene, network.params, asked)
         tell(f"{name}: judging", steps=False)

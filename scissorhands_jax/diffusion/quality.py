@@ -10,12 +10,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import scipy.linalg
 from PIL import Image
 from rich.progress import Progress
 from scipy import stats
 
-from scissorhands_jax import evidence
+from scissorhands_jax import evidence, metrics
 from scissorhands_jax.base import Params
 from scissorhands_jax.diffusion import vision, weights
 from scissorhands_jax.diffusion.layers import Compute
@@ -134,38 +133,6 @@ def _padded(batch: np.ndarray, size: int) -> np.ndarray:
     return np.concatenate([batch, *[batch[-1:]] * (size - len(batch))])
 
 
-def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
-    """The squared Fréchet distance of the Gaussians with the means and covariances of two samples.
-
-      |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))
-
-    The last trace is the sum of the roots of the eigenvalues of C1^(1/2) C2 C1^(1/2), which is symmetric, so that
-    covariances without full rank do no harm.
-
-    Args:
-      first, second: shape=(n, D) and (m, D), with at least two rows each.
-
-    Raises:
-      InputError: too few rows, other features, or NaN.
-
-    References:
-      Dowson and Landau, The Fréchet distance between multivariate normal distributions, 1982. Heusel et al., GANs
-      trained by a two time-scale update rule converge to a local Nash equilibrium, 2017, for its use on images: FID,
-      which takes features of Inception-v3.
-    """
-    first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
-    if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1] or min(len(first), len(second)) < 2:
-        raise InputError(f"expected features of shape (N, D) with N > 1, got {first.shape} and {second.shape}")
-    if not (np.isfinite(first).all() and np.isfinite(second).all()):
-        raise InputError("features hold NaN or infinity; there is no distance between them")
-    one, other = (np.atleast_2d(np.cov(rows, rowvar=False)) for rows in (first, second))
-    values, vectors = scipy.linalg.eigh(one)
-    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    cross = np.sqrt(np.maximum(scipy.linalg.eigvalsh(root @ other @ root), 0)).sum()
-    distance = np.sum((first.mean(axis=0) - second.mean(axis=0)) ** 2) + np.trace(one) + np.trace(other) - 2 * cross
-    return max(float(distance), 0.0)
-
-
 def compare(
     images: np.ndarray,
     reference: np.ndarray,
@@ -199,17 +166,17 @@ def compare(
     check_sizes(len(images), len(reference))
     generator = np.random.default_rng(seed)
     replicates, matched, floor = [], [], []
-    value = frechet_distance(images, reference)
+    value = metrics.frechet_distance(images, reference)
     for _ in range(num_resamples):
         drawn = [rows[generator.integers(len(rows), size=len(rows))] for rows in (images, reference)]
-        replicates.append(frechet_distance(drawn[0], drawn[1]))
+        replicates.append(metrics.frechet_distance(drawn[0], drawn[1]))
         on_step()
     size = min(len(images), len(reference) // 2)
     for _ in range(num_draws):
         order = generator.permutation(len(reference))
         one, other = reference[order[:size]], reference[order[size : 2 * size]]
-        floor.append(frechet_distance(one, other))
-        matched.append(frechet_distance(images[generator.permutation(len(images))[:size]], other))
+        floor.append(metrics.frechet_distance(one, other))
+        matched.append(metrics.frechet_distance(images[generator.permutation(len(images))[:size]], other))
         on_step()
 
     def spread(values: list[float]) -> tuple[float, float, float]:
