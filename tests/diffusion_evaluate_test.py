@@ -15,7 +15,7 @@ import safetensors.numpy
 from PIL import Image
 
 from scissorhands_jax import checkpoints, cli, torch_weights
-from scissorhands_jax.diffusion import evaluate, generate, networks, nudity, quality, vision, weights
+from scissorhands_jax.diffusion import evaluate, generate, networks, nudity, pictures, quality, vision, weights
 from scissorhands_jax.diffusion.generate import Prompt
 from scissorhands_jax.diffusion.nudity import Detection, Entry
 from scissorhands_jax.errors import InputError
@@ -204,7 +204,7 @@ class TestNudeNet:
     """NudeNet's own detector on a photograph; the numbers are what NudeNet 3.4.2 said of it."""
 
     def test_it_finds_a_face(self):
-        (face,) = nudity.load_detector()(np.asarray(nudity.read_image(HOPPER)))
+        (face,) = nudity.load_detector()(np.asarray(pictures.read(HOPPER)))
         assert face.label == "FACE_FEMALE"
         assert face.score == pytest.approx(0.6149, abs=0.01)
         np.testing.assert_allclose(face.box, (168, 138, 188, 207), atol=3)
@@ -342,7 +342,7 @@ class TestReport:
         original = save(tmp_path / "original", [(0, 0)] * 20 + [(3, 0)] + [(0, 0)] * 20)
         entries = {"images": nudity.read_folder(images), "original": nudity.read_folder(original)}
         detections = {
-            name: [look(np.asarray(nudity.read_image(entry.path))) for entry in own] for name, own in entries.items()
+            name: [look(np.asarray(pictures.read(entry.path))) for entry in own] for name, own in entries.items()
         }
         sheet = evaluate._sheet(entries, detections, evaluate.Settings())
         assert list(sheet) == ["Original: 24 of 41 images", "Unlearned: 24 of 41 images"]
@@ -351,7 +351,7 @@ class TestReport:
         assert names[:2] == ["00020", "00040"]
         flags = [[flag for _, _, flag in own] for own in sheet.values()]
         assert [sum(own) for own in flags] == [1, 1]
-        original_pixels = np.asarray(nudity.read_image(original / "00020.png").resize((160, 160)))
+        original_pixels = np.asarray(pictures.read(original / "00020.png").resize((160, 160)))
         assert np.std(np.diff(next(iter(sheet.values()))[0][0].astype(float), axis=0)) < 0.5 * np.std(
             np.diff(original_pixels.astype(float), axis=0)
         )
@@ -411,7 +411,7 @@ class TestCommand:
         config = vision.CLIPS["tiny"]
         params = weights.read_clip(model / "clip.safetensors")[1]
         entries = nudity.read_folder(kept)
-        pixels = np.stack([vision.prepare(nudity.read_image(entry.path), 16) for entry in entries])
+        pixels = np.stack([vision.prepare(pictures.read(entry.path), 16) for entry in entries])
         ids = Words()([entry.prompt.text for entry in entries])
         features, texts = (
             np.asarray(jax.jit(lambda x, tower=tower: tower(config).apply(params, {}, x, train=False)[0])(x))
@@ -455,6 +455,7 @@ class TestBadInput:
                 ["--images", "listless"],
                 r"listless/images.csv is no list of images with the columns file, seed and prom",
             ),
+            (["--images", "headed"], r"headed/images.csv lists no images; make some with sd generate, or remove it"),
             (["--threshold", "0.2"], "--threshold must be 0.25 to 1, got 0.2; NudeNet reports nothing below"),
             (["--threshold", "1.5"], "--threshold must be 0.25 to 1, got 1.5"),
             (["--classes", "FEET,FACE_MALE"], "--classes has FEET; choose of FEET_EXPOSED, BELLY_EXPOSED"),
@@ -484,10 +485,11 @@ class TestBadInput:
         Path("short/00001.png").unlink()
         save(Path("torn"), [(0, 0)], listed=False)
         Path("torn/b.png").write_bytes(Path("torn/00000.png").read_bytes()[:200])
-        for name in ("empty", "text", "listless", "m/tokenizer"):
+        for name in ("empty", "text", "listless", "headed", "m/tokenizer"):
             Path(name).mkdir(parents=True)
         Path("text/a.jpg").write_text("no image")
         Path("listless/images.csv").write_text("name\na.png\n")
+        Path("headed/images.csv").write_text("file,seed,prompt\n")
         Path("p.csv").write_text("prompt\na cat\n")
         Path("seeds.csv").write_text("seed\n1\n")
         monkeypatch.setattr(nudity, "find_all", None)

@@ -436,8 +436,8 @@ class TestBadInput:
             return error_of(capsys, *paper(folder, out), *change)
 
         assert "has no column `prompt`" in message("--retain-prompts", tmp_path / "list.csv")
-        assert "there is no image in" in message("--forget-images", tmp_path / "empty")
-        assert "a.png is no image that can be read" in message(
+        assert "has no images" in message("--forget-images", tmp_path / "empty")
+        assert "a.png cannot be read as an image" in message(
             "--images", 1, "--batch-size", 1, "--forget-images", tmp_path / "broken"
         )
         assert "holds 2 images, fewer than the 3 asked for" in message("--retain-images", folder / "dressed")
@@ -450,7 +450,7 @@ class TestBadInput:
         picture = (folder / "nude/0.png").read_bytes()
         for number in range(3):
             (tmp_path / f"cut/{number}.png").write_bytes(picture[: len(picture) // 2])
-        assert "0.png is no image that can be read" in error_of(
+        assert "0.png cannot be read as an image" in error_of(
             capsys, *paper(folder, tmp_path / "second"), "--forget-images", tmp_path / "cut"
         )
 

@@ -21,15 +21,12 @@ from PIL import Image, ImageOps
 
 from scissorhands_jax import files
 from scissorhands_jax.base import Params
-from scissorhands_jax.diffusion import networks
+from scissorhands_jax.diffusion import networks, pictures
 from scissorhands_jax.diffusion.text import TextConfig
 from scissorhands_jax.diffusion.vae import VAEConfig
 from scissorhands_jax.errors import CheckpointError, InputError
 
 DESCRIPTION_FILE = "description.json"
-
-# What Pillow raises for damaged files.
-_UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
 def find_images(folder: Path, count: int | None = None) -> list[Path]:
@@ -38,19 +35,11 @@ def find_images(folder: Path, count: int | None = None) -> list[Path]:
     Raises:
       InputError: there is no folder, there are fewer pictures, or none, or one cannot be read.
     """
-    if not folder.is_dir():
-        raise InputError(f"there is no folder {folder}; name one with images")
-    endings = Image.registered_extensions()
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in endings)[:count]
-    if not paths:
-        raise InputError(f"there is no image in {folder}; it should hold .png or .jpg files")
+    paths = pictures.find(folder)[:count]
     if count is not None and len(paths) < count:
         raise InputError(f"{folder} holds {len(paths)} images, fewer than the {count} asked for; lower --images")
     for path in paths:
-        try:
-            Image.open(path).close()
-        except _UNREADABLE as error:
-            raise InputError(f"{path} is no image that can be read: {error}") from error
+        pictures.check(path)
     return paths
 
 
@@ -60,12 +49,7 @@ def read_image(path: Path, size: int) -> np.ndarray:
     Raises:
       InputError: it cannot be read.
     """
-    try:
-        with Image.open(path) as image:
-            picture = ImageOps.exif_transpose(image).convert("RGB")
-    except _UNREADABLE as error:
-        raise InputError(f"{path} is no image that can be read: {error}") from error
-    return np.asarray(ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC))
+    return np.asarray(ImageOps.fit(pictures.read(path), (size, size), Image.Resampling.BICUBIC))
 
 
 def embeddings(

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from scissorhands_jax import files, report, runs
-from scissorhands_jax.diffusion import generate, nudity, quality, vision
+from scissorhands_jax.diffusion import generate, nudity, pictures, quality, vision
 from scissorhands_jax.diffusion.generate import Prompt
 from scissorhands_jax.diffusion.nudity import Detect, Detection, Entry, Pairing
 from scissorhands_jax.errors import InputError
@@ -375,7 +375,7 @@ def _sheet(
         sheet[title] = []
         for place in chosen[name]:
             flag = best[name][place]
-            image = ImageOps.fit(nudity.read_image(entries[name][place].path), (_THUMBNAIL, _THUMBNAIL))
+            image = ImageOps.fit(pictures.read(entries[name][place].path), (_THUMBNAIL, _THUMBNAIL))
             if flag is not None and not settings.show_flagged:
                 image = hide(image)
             text = "" if flag is None else f"{_words(flag.label).lower()} {flag.score:.2f}"

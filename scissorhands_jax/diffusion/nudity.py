@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import json
 import math
 from collections import Counter
@@ -17,11 +16,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from PIL import Image
 from rich.progress import Progress
 from scipy import stats
 
 from scissorhands_jax import files
+from scissorhands_jax.diffusion import pictures
 from scissorhands_jax.diffusion.generate import IMAGES_FILE, Prompt
 from scissorhands_jax.errors import InputError
 
@@ -56,7 +55,6 @@ THRESHOLD = 0.6
 LEAST_SCORE = 0.25
 """NudeNet reports nothing below."""
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _FEW = 10  # images with a class, below which resampling them says too little
 _SAVED_EVERY = 100  # images
 
@@ -104,26 +102,17 @@ def read_folder(folder: Path) -> list[Entry]:
     Raises:
       InputError: there is no such folder, it has no images, an image is missing, or one is none.
     """
-    if not folder.is_dir():
-        raise InputError(f"there is no folder {folder}; name a folder of images")
     listed = folder / IMAGES_FILE
+    prompts: Sequence[Prompt | None]
     if listed.is_file():
         paths, prompts = _read_list(listed)
     else:
-        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+        paths = pictures.find(folder)
         prompts = [None] * len(paths)
-    if not paths:
-        raise InputError(f"{folder} has no images ({', '.join(SUFFIXES)})")
-    entries = []
-    for path, prompt in zip(paths, prompts, strict=True):
-        content = path.read_bytes()
-        try:
-            with Image.open(io.BytesIO(content)) as image:
-                image.verify()
-        except Exception as error:  # every format has its own ways to fail
-            raise _unreadable(path, error) from error
-        entries.append(Entry(path, hashlib.sha256(content).hexdigest(), prompt))
-    return entries
+    return [
+        Entry(path, hashlib.sha256(pictures.check(path)).hexdigest(), prompt)
+        for path, prompt in zip(paths, prompts, strict=True)
+    ]
 
 
 def _read_list(listed: Path) -> tuple[list[Path], list[Prompt | None]]:
@@ -134,6 +123,8 @@ def _read_list(listed: Path) -> tuple[list[Path], list[Prompt | None]]:
         raise InputError(
             f"{listed} is no list of images with the columns file, seed and prompt; repair or remove it"
         ) from error
+    if not rows:
+        raise InputError(f"{listed} lists no images; make some with sd generate, or remove it")
     paths = [listed.parent / name for name, _, _ in rows]
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
@@ -143,23 +134,6 @@ def _read_list(listed: Path) -> tuple[list[Path], list[Prompt | None]]:
             "sd generate --resume"
         )
     return paths, [Prompt(text, seed) for _, text, seed in rows]
-
-
-def _unreadable(path: Path, error: Exception) -> InputError:
-    return InputError(f"{path} cannot be read as an image ({error or type(error).__name__}); repair or remove it")
-
-
-def read_image(path: Path) -> Image.Image:
-    """An image as RGB.
-
-    Raises:
-      InputError: it cannot be read.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except Exception as error:
-        raise _unreadable(path, error) from error
 
 
 def load_detector() -> Detect:
@@ -213,7 +187,7 @@ def find_all(
     missing = {entry.sha256: entry.path for entry in entries if entry.sha256 not in known}
     task = progress.add_task(description, total=len(entries), completed=len(entries) - len(missing), note="")
     for number, (name, path) in enumerate(missing.items(), start=1):
-        known[name] = list(detect(np.asarray(read_image(path))))
+        known[name] = list(detect(np.asarray(pictures.read(path))))
         found[name] = [[*one[:2], list(one.box)] for one in known[name]]
         if number % _SAVED_EVERY == 0 or number == len(missing):
             files.write_text(kept, json.dumps(found) + "\n")

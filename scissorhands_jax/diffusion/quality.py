@@ -16,10 +16,10 @@ from scipy import stats
 
 from scissorhands_jax import evidence, metrics
 from scissorhands_jax.base import Params
-from scissorhands_jax.diffusion import vision, weights
+from scissorhands_jax.diffusion import pictures, vision, weights
 from scissorhands_jax.diffusion.layers import Compute
 from scissorhands_jax.diffusion.networks import FLOAT32
-from scissorhands_jax.diffusion.nudity import Entry, read_image
+from scissorhands_jax.diffusion.nudity import Entry
 from scissorhands_jax.diffusion.tokenizer import Tokenizer
 from scissorhands_jax.errors import InputError
 
@@ -104,7 +104,7 @@ def image_features(
     rows: list[np.ndarray] = []
     batch_size = min(batch_size, len(entries))
     for start in range(0, len(entries), batch_size):
-        images = [read_image(entry.path) for entry in entries[start : start + batch_size]]
+        images = [pictures.read(entry.path) for entry in entries[start : start + batch_size]]
         if clip is None:
             rows += [appearance(image) for image in images]
         else:

@@ -1,0 +1,58 @@
+"""Folders of pictures that people made or `sd generate` did."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from scissorhands_jax.errors import InputError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+def find(folder: Path) -> list[Path]:
+    """The pictures in a folder, by name.
+
+    Raises:
+      InputError: there is no such folder, or none in it.
+    """
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {folder}; name a folder of images")
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not paths:
+        raise InputError(f"{folder} has no images ({', '.join(SUFFIXES)})")
+    return paths
+
+
+def check(path: Path) -> bytes:
+    """The bytes of a picture whose header can be read; whether all pixels are there shows when it is looked at.
+
+    Raises:
+      InputError: it is none.
+    """
+    content = path.read_bytes()
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            image.verify()
+    except Exception as error:  # every format has its own ways to fail
+        raise _unreadable(path, error) from error
+    return content
+
+
+def read(path: Path) -> Image.Image:
+    """A picture as RGB, the way up that its camera noted.
+
+    Raises:
+      InputError: it cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path} cannot be read as an image ({error or type(error).__name__}); repair or remove it")
