@@ -132,8 +132,7 @@ def run(
         if done == 0:
             carry = _placed(layout, method.begin_epoch(carry, data))
         if loops is None and batches:
-            examples = jax.eval_shape(lambda batch=batches[0]: data_lib.gather(data, batch))
-            loops = steps_per_call is None and convolution.pays_in_a_loop(method.step, carry, examples)
+            loops = steps_per_call is None and _pays_in_a_loop(method.step, carry, data, batches[0])
         per_call = steps_per_call or feeding.steps_per_call(data, batches, loops_on_cpu=bool(loops))
         calls = feeding.stretches(batches, done, per_call=per_call, every=every)
         for call, examples in zip(calls, feed.examples(batches, calls), strict=True):
@@ -153,6 +152,13 @@ def run(
     compiling = _compile_seconds() - compiled
     elapsed = time.perf_counter() - started
     return Result(params, model_state, int(carry.step), max(0.0, elapsed - compiling), compiling)
+
+
+def _pays_in_a_loop(step: Callable, carry: Carry, data: Data, batch: Batch) -> bool:
+    """As `convolution.pays_in_a_loop`; a network without a kernel of images is not traced for it."""
+    if not any(leaf.ndim == 4 for leaf in jax.tree.leaves(carry.params)):
+        return False
+    return convolution.pays_in_a_loop(step, carry, jax.eval_shape(lambda: data_lib.gather(data, batch)))
 
 
 def compile_call(
