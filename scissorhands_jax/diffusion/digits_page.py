@@ -241,7 +241,8 @@ def _story(document: Mapping[str, Any]) -> list[str]:
 
 
 _HOW = (
-    "The judge is a support vector classifier that was trained on the real training digits. Shares have 95 % "
+    "The judge is a support vector classifier that was trained on the real training digits. It knows ten answers only: "
+    "a drawing that is no digit at all is taken for one of them, so look at the drawings too. Shares have 95 % "
     "Clopper-Pearson intervals; “unasked” is how often the empty text gives the forgotten digit. The Fréchet distance "
     "compares means and covariances of pixels with those of held-out real digits; its interval is by bootstrap over "
     "images. The last line is what real digits reach: the judge's accuracy on all held-out ones, the forgotten digit's "
