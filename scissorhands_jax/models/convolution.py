@@ -19,6 +19,7 @@ import contextvars
 import functools
 import itertools
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -33,6 +34,9 @@ from scissorhands_jax import microbatches
 _LEAST_FLOPS = 3e8  # below, XLA's convolution takes a few milliseconds, and compiles in less time
 _TILES, _TILE_FLOATS = 256, 32768  # a chunk has as many tiles, or as many as bring one of 16 operands to that size
 _PATCH_FLOATS = 1 << 18
+# Where several cores share a product, it must be larger to be worth sharing; sums over chunks gain nothing by it.
+_MORE_TILES, _MORE_PATCHES, _MORE_ROWS = 4, 4, 16
+_MANY_CHANNELS, _FEW_CHANNELS = 256, 32  # from so many on tiles, up to so many rows are large enough, or too small
 _LEAST_CHANNELS = 32
 
 
@@ -212,7 +216,8 @@ def _filtered(x: jax.Array, kernel: Sequence[Parts], axis: int, window: _Window)
         rows = [jnp.stack(row, axis=3) for row in outputs]  # (N, H/2, W/2, 2, channels)
         return jnp.stack(rows, axis=2).reshape(x.shape[0], height, width, -1)
 
-    return _map_chunks(filter_chunk, x, _tile_chunk(x.shape, x.shape[3]))
+    more = _MORE_TILES if _has_cores() and x.shape[3] < _MANY_CHANNELS else 1
+    return _map_chunks(filter_chunk, x, _tile_chunk(x.shape, x.shape[3], more))
 
 
 def _winograd_kernel(x: jax.Array, slope: jax.Array, *, window: _Window) -> jax.Array:
@@ -226,9 +231,9 @@ def _winograd_kernel(x: jax.Array, slope: jax.Array, *, window: _Window) -> jax.
     return jnp.stack([jnp.stack(row) for row in _two_axes(_to_kernel, [sums[4 * i : 4 * i + 4] for i in range(4)])])
 
 
-def _tile_chunk(shape: tuple[int, ...], channels: int) -> int:
+def _tile_chunk(shape: tuple[int, ...], channels: int, more: int = 1) -> int:
     number, height, width, _ = shape
-    tiles = max(_TILES, _TILE_FLOATS // channels)
+    tiles = max(_TILES, _TILE_FLOATS // channels) * more
     return _chunk(number, tiles * 4 / (height * width))
 
 
@@ -252,7 +257,7 @@ def _patches_forward(x: jax.Array, kernel: jax.Array, *, window: _Window) -> jax
     def convolve_chunk(x):
         return (_patches(x, window) @ matrix).reshape(x.shape[0], height, width, -1)
 
-    return _map_chunks(convolve_chunk, x, _patch_chunk(x.shape, window))
+    return _map_chunks(convolve_chunk, x, _patch_chunk(x.shape, window, _MORE_PATCHES if _has_cores() else 1))
 
 
 def _patches_kernel(x: jax.Array, slope: jax.Array, *, window: _Window) -> jax.Array:
@@ -264,8 +269,8 @@ def _patches_kernel(x: jax.Array, slope: jax.Array, *, window: _Window) -> jax.A
     return total.T.reshape(window.size, window.size, x.shape[3], slope.shape[3])
 
 
-def _patch_chunk(shape: tuple[int, ...], window: _Window) -> int:
-    return _chunk(shape[0], _PATCH_FLOATS / (math.prod(_output_size(window)) * window.size**2 * shape[3]))
+def _patch_chunk(shape: tuple[int, ...], window: _Window, more: int = 1) -> int:
+    return _chunk(shape[0], more * _PATCH_FLOATS / (math.prod(_output_size(window)) * window.size**2 * shape[3]))
 
 
 # Patches of rows, for layers with few channels: products with all rows of the kernel at once, whose results are shifted
@@ -289,7 +294,8 @@ def _rows_forward(x: jax.Array, kernel: jax.Array, *, window: _Window) -> jax.Ar
         products = products.reshape(x.shape[0], height + 2, width, 3, features)
         return sum(products[:, i : i + height, :, i] for i in range(3))
 
-    return _map_chunks(convolve_chunk, x, _patch_chunk(x.shape, window))
+    more = _MORE_ROWS if _has_cores() and max(channels, features) <= _FEW_CHANNELS else 1
+    return _map_chunks(convolve_chunk, x, _patch_chunk(x.shape, window, more))
 
 
 def _rows_input(slope: jax.Array, kernel: jax.Array, *, window: _Window) -> jax.Array:
@@ -320,7 +326,8 @@ def _halving_input(slope: jax.Array, kernel: jax.Array, *, window: _Window) -> j
         columns = [jnp.stack(rows[:2], axis=3), jnp.stack(rows[2:], axis=3)]  # (N, H', W', 2, C)
         return jnp.stack(columns, axis=2).reshape(slope.shape[0], 2 * height, 2 * width, -1)
 
-    chunk = _chunk(slope.shape[0], _PATCH_FLOATS / (height * width * 9 * features))
+    more = _MORE_PATCHES if _has_cores() else 1
+    chunk = _chunk(slope.shape[0], more * _PATCH_FLOATS / (height * width * 9 * features))
     return _map_chunks(convolve_chunk, slope, chunk)
 
 
@@ -350,6 +357,11 @@ def _is_point(window: _Window) -> bool:
 
 
 # Chunks of the batch.
+
+
+def _has_cores() -> bool:
+    """Whether this process may use more than one core."""
+    return len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)) > 1
 
 
 def _chunk(number: int, wanted: float) -> int:
