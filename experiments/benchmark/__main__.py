@@ -62,7 +62,7 @@ def cases(settings: Settings) -> dict[str, Case]:
             name = f"{label}/{what}"
             listed[name] = functools.partial(_call, pass_case, name, label, what, settings)
     for network in sweeping.networks(settings):
-        for how in sweeping.TOGETHER:
+        for how in sweeping.together():
             name = f"sweep of {network}/{how}"
             listed[name] = functools.partial(_call, sweeping.sweep_case, name, network, how, settings)
     for tree in settings.trees:

@@ -17,7 +17,12 @@ from scissorhands_jax.methods.scissorhands import scissorhands
 from scissorhands_jax.sweeps import How, Member, run_many
 
 TURNS = "turns"
-TOGETHER: tuple[How, ...] = tuple(how for how in get_args(How) if how not in ("auto", TURNS))
+
+
+def together() -> list[How]:
+    """The ways of running members in one program that this machine has devices for."""
+    ways = [how for how in get_args(How) if how not in ("auto", TURNS)]
+    return ways if len(jax.local_devices()) > 1 else [how for how in ways if how != "sharded"]
 
 
 def networks(settings: Settings) -> dict[str, dict[str, Any]]:
