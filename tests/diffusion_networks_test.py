@@ -128,7 +128,8 @@ def test_switches_reach_every_block(name, blocks):
     program, outputs = jax.make_jaxpr(lambda tree: model.apply(tree, {}, x, train=True)[0], return_shape=True)(
         networks.outline(part, TINY)
     )
-    assert len(re.findall(r"= (?:checkpoint|remat2?)\[", str(program))) == blocks
+    # On CPU by a derivative of its own (`models.layers.checkpoint_late`).
+    assert len(re.findall(r"= (?:checkpoint|remat2?|custom_vjp_call)\[", str(program))) == blocks
     convolutions = re.findall(r":(\w+)\[[\d,]*\] = conv_general_dilated", str(program))
     assert len(convolutions) > blocks
     assert set(convolutions) == {"bf16"}
