@@ -313,7 +313,7 @@ class TestFindings:
         rows = {row["network"]: row for row in changed["rows"]}
         rows["scissorhands"] |= {"forget": digits.share(25, 150), "kept": digits.share(870, 900)}
         rows["no projection"] |= {"forget": digits.share(forgotten, 150), "kept": digits.share(kept, 900)}
-        (said,) = [line for line in digits_page.findings(changed) if line.startswith("With no projection")]
+        (said,) = [line for line in digits_page.findings(changed) if line.startswith("No projection: ")]
         assert said.endswith(says)
 
 

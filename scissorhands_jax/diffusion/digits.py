@@ -82,7 +82,7 @@ class Training:
       dropped: share of the examples whose text is taken away, so that the network also learns the empty text.
     """
 
-    epochs: int = 50
+    epochs: int = 40
     batch_size: int = 128
     learning_rate: float = 4e-3
     dropped: float = 0.1

@@ -198,7 +198,9 @@ def findings(document: Mapping[str, Any]) -> list[str]:
         f"Before, the judge takes {drawn(before)} for what was asked; after Scissorhands, {drawn(after)}. It is right "
         f"about {judge['percent']:.1f} % of {judge['total']} real digits that it has not seen."
     ]
-    said += [f"With {name}: {drawn(rows[name])}. {_against(rows[name], after)}" for name in WAYS if name != UNLEARNED]
+    said += [
+        f"{name.capitalize()}: {drawn(rows[name])}. {_against(rows[name], after)}" for name in WAYS if name != UNLEARNED
+    ]
     said.append(
         f"The network retrained without the {digit}: {drawn(rows[RETRAINED])}. It never met that text, so what it "
         "draws for it is nobody's choice. That drawings are gone is no proof that nothing of the digit is left in the "
