@@ -23,6 +23,7 @@ import numpy as np
 from rich.console import Console
 
 from scissorhands_jax import evidence, files, report
+from scissorhands_jax.cli import complain
 from scissorhands_jax.diffusion import digits, digits_page
 from scissorhands_jax.diffusion.digits import NUM_DIGITS, ORIGINAL, PUBLISHED, RETRAINED, UNLEARNED, WAYS, Settings
 from scissorhands_jax.errors import InputError
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         document = run(options.out, options.work, Settings(seed=options.seed, training=TRAINING), console=console)
     except InputError as error:
-        console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        complain(console, str(error))
         return 2
     sys.stdout.write(table(document["rows"]))
     return 0

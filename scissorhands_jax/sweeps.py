@@ -90,8 +90,8 @@ def fastest(members: Sequence[Member], data: Data) -> dict[How, float]:
     """Seconds per step of all members, for each way that is worth trying on this device.
 
     The best of a few steps after compilation, on the first batch; "sharded" where there are devices to divide the
-    members over (`_mesh`). Convolutions within a loop or a batch axis of
-    networks are many times slower on CPU (grouped convolutions; jax issue 12868), so only "turns" is there for them.
+    members over (`_mesh`). Convolutions within a loop or a batch axis of networks are many times slower on CPU (grouped
+    convolutions; jax issue 12868), so only "turns" is there for them.
     """
     first = members[0]
     carry, batch = _first_step(first, data)
