@@ -147,7 +147,8 @@ def check_one_sentence(out, printed, error):
 def test_a_killed_process_ends_the_others_with_one_sentence(killed):
     out, ((status, printed, error), (dead, _, _)), seconds = killed
     assert dead == -signal.SIGKILL
-    assert status == 1, error
+    # A collective fails and the process ends itself, or JAX aborts it, whichever sees the death first.
+    assert status in (1, -signal.SIGABRT), error
     assert seconds < 60
     check_one_sentence(out, printed, error)
 
