@@ -1,12 +1,15 @@
 """The fast convolutions against XLA's: values, derivatives of every kind, and where each of them is used."""
 
+from typing import ClassVar
+
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
 
-from scissorhands_jax.models import convolution
+from scissorhands_jax.models import convolution, onednn
 from scissorhands_jax.models.convolution import convolve
 
 # By algorithm: images (N, H, W, C), kernel (k, k, C, K), stride and padding.
@@ -24,9 +27,23 @@ CASES = {
 @pytest.fixture(autouse=True)
 def _always_fast_in_small_chunks(monkeypatch):
     monkeypatch.setattr(convolution, "_LEAST_FLOPS", 0)
+    monkeypatch.setattr(convolution, "_LEAST_FLOPS_ONEDNN", 0)
     monkeypatch.setattr(convolution, "_TILES", 16)
     monkeypatch.setattr(convolution, "_TILE_FLOATS", 1)
     monkeypatch.setattr(convolution, "_PATCH_FLOATS", 2000)
+    monkeypatch.setattr(convolution, "_ROW_FLOATS", 120)
+    monkeypatch.setattr(onednn, "is_there", lambda: False)
+
+
+@pytest.fixture
+def with_onednn(monkeypatch):
+    if not onednn._works():
+        pytest.skip("needs a jaxlib with oneDNN")
+    monkeypatch.setattr(onednn, "is_there", lambda: True)
+
+
+# JAX says so where it cannot store a program; the tests have a cache, in which users would not get oneDNN.
+ignore_cache = pytest.mark.filterwarnings("ignore:Error writing persistent compilation cache")
 
 
 def arrays(name):
@@ -67,6 +84,73 @@ def all_three(function):
 def test_value_and_both_gradients_are_those_of_xla(name):
     x, kernel, slope, fast, plain = arrays(name)
     check_close(all_three(fast)(x, kernel, slope), all_three(plain)(x, kernel, slope))
+
+
+@ignore_cache
+@pytest.mark.usefixtures("with_onednn")
+class TestOneDNN:
+    # By case: calls in the forward pass, for the input's gradient, and for the kernel's.
+    CALLS: ClassVar = {
+        "winograd": (1, 1, 0),
+        "rows": (1, 1, 1),
+        "halving": (1, 0, 0),
+        "halving of an odd image": (1, 0, 0),
+        "point": (0, 0, 0),
+        "large kernel": (1, 0, 0),
+    }
+
+    @pytest.fixture(autouse=True)
+    def _on_several_cores(self, monkeypatch):
+        monkeypatch.setattr(convolution, "several_cores", lambda: True)
+
+    @pytest.mark.parametrize("name", CALLS)
+    def test_value_and_both_gradients_are_those_of_xla(self, name):
+        x, kernel, slope, fast, plain = arrays(name)
+        check_close(all_three(fast)(x, kernel, slope), all_three(plain)(x, kernel, slope))
+        passes = (
+            lambda x, kernel, slope: fast(x, kernel),
+            lambda x, kernel, slope: jax.vjp(lambda x: fast(x, kernel), x)[1](slope),
+            lambda x, kernel, slope: jax.vjp(lambda kernel: fast(x, kernel), kernel)[1](slope),
+        )
+        forward, *both = (compiled(each, x, kernel, slope).count("@__onednn$") for each in passes)
+        assert (forward, *both) == self.CALLS[name]
+
+    def test_many_channels_are_left_to_winograd_and_on_one_core_more_of_them(self, monkeypatch):
+        def calls(*channels):
+            x, kernel = jnp.ones((2, 4, 4, channels[0])), jnp.ones((3, 3, *channels))
+            return compiled(lambda x, kernel: convolve(x, kernel, padding=1), x, kernel).count("@__onednn$")
+
+        assert [calls(16, 64), calls(32, 32), calls(64, 64)] == [1, 1, 0]
+        monkeypatch.setattr(convolution, "several_cores", lambda: False)
+        assert [calls(16, 64), calls(32, 32), calls(64, 64)] == [1, 0, 0]
+
+    def test_products_with_the_hessian_in_a_loop_and_batched(self):
+        x, kernel, slope, fast, plain = arrays("rows")
+
+        def compute(function):
+            gradient = jax.grad(lambda x, kernel: jnp.sum(jnp.square(function(x, kernel)) * slope), (0, 1))
+
+            def product(index, pair):
+                images, kernels = jax.vmap(lambda scale: jax.jvp(gradient, (x, kernel * scale), pair)[1])(jnp.ones(2))
+                return images.mean(0) / 100, kernels.mean(0) / 100
+
+            return jax.jit(lambda pair: lax.fori_loop(0, 3, product, pair))((x[::-1], kernel[::-1]))
+
+        check_close(compute(fast), compute(plain))
+
+    def test_exported_programs_have_xlas_convolution(self):
+        x, kernel, _, fast, plain = arrays("rows")
+        exported = jax.export.export(jax.jit(fast))(x, kernel)
+        check_close(exported.call(x, kernel), plain(x, kernel))
+
+    def test_several_steps_a_call_pay_on_several_cores_for_few_channels(self, monkeypatch):
+        def pays(*channels):
+            x, kernel = jnp.ones((2, 4, 4, channels[0])), jnp.ones((3, 3, *channels))
+            return convolution.pays_in_a_loop(lambda x, kernel: convolve(x, kernel, padding=1), x, kernel)
+
+        assert [pays(16, 64), pays(64, 65)] == [True, False]
+        monkeypatch.setattr(onednn, "is_there", lambda: False)
+        assert not pays(16, 64)
 
 
 class TestWithinALoop:
