@@ -94,7 +94,7 @@ def check_times(results):
             continue
         for spread in (result["seconds"], *(row["ratio"] for row in result["against"])):
             assert 0 < spread["lower"] <= spread["median"] <= spread["upper"]
-            assert spread["repeats"] == (1 if result["name"] == "mlp/epoch" else 3)
+            assert spread["repeats"] == 3
         names = [row["name"] for row in result["against"]]
         group = result["name"].split("/")[0]
         assert names == references.get(result["name"], references.get(group, ["read pass", "copy pass"]))

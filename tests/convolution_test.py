@@ -143,15 +143,6 @@ class TestOneDNN:
         exported = jax.export.export(jax.jit(fast))(x, kernel)
         check_close(exported.call(x, kernel), plain(x, kernel))
 
-    def test_several_steps_a_call_pay_on_several_cores_for_few_channels(self, monkeypatch):
-        def pays(*channels):
-            x, kernel = jnp.ones((2, 4, 4, channels[0])), jnp.ones((3, 3, *channels))
-            return convolution.pays_in_a_loop(lambda x, kernel: convolve(x, kernel, padding=1), x, kernel)
-
-        assert [pays(16, 64), pays(64, 65)] == [True, False]
-        monkeypatch.setattr(onednn, "is_there", lambda: False)
-        assert not pays(16, 64)
-
 
 class TestWithinALoop:
     KNOWN = ("winograd", "rows", "halving", "point")

@@ -23,7 +23,7 @@ RETAIN_BATCHES = 10  # for one forget batch: as if a tenth of the set were forgo
 def epoch_case(name: str, network: str, settings: Settings, on_round: OnRound) -> Result:
     """An epoch, against one with a call for every step and, where there is a PyTorch, against PyTorch's."""
     data, own, references = epochs(network, settings)
-    few = dataclasses.replace(settings, repeats=-(-settings.repeats // 3))
+    few = dataclasses.replace(settings, repeats=min(settings.repeats, max(3, settings.repeats // 3)))
     what = f"repair epoch, one joint step in {RETAIN_BATCHES}, crops and flips, without the trimming"
     result = compare(name, what, own, references, few, on_round)
     assert result.seconds is not None
