@@ -14,7 +14,11 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Tests compile thousands of small programs and run most of them once, so XLA shall compile them fast instead of well,
 # which more than halves the suite's time. `XLA_FLAGS= bash tests/run.sh` tests what users compile.
 if "XLA_FLAGS" not in os.environ:
-    flags = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
+    flags = [
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+        "--xla_cpu_parallel_codegen_split_count=1",  # both cores are busy anyway
+    ]
     if jax.__version_info__ < (0, 11):  # Later ones lack it, and a flag that XLA does not know ends the process.
         flags.append("--xla_cpu_use_fusion_emitters=false")
     os.environ["XLA_FLAGS"] = " ".join(flags)

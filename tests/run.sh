@@ -5,9 +5,11 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=.venv-test
 "${PYTHON:-python3}" -m venv "$venv"
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e ".[test]"
+# Not compiled: most of it is never imported.
+install=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile)
+"${install[@]}" -e ".[test]"
 # Carries the vocabulary of CLIP's tokenizer, which tests read; the package is never imported, so it needs nothing else.
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps open_clip_torch
+"${install[@]}" --no-deps open_clip_torch
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .
 "$venv/bin/mypy"
