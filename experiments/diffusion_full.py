@@ -384,11 +384,12 @@ def main() -> None:
     options = parser.parse_args()
     if options.stage:
         answer = STAGES[options.stage](options.work, options.config)
-        sys.stdout.write("\n" + json.dumps({"peak_gib": peak_gib()} | answer) + "\n")
+        told = {"cores": len(os.sched_getaffinity(0)), "peak_gib": peak_gib()}
+        sys.stdout.write("\n" + json.dumps(told | answer) + "\n")
         return
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary)
-        document: dict[str, Any] = {"config": options.config, "cores": len(os.sched_getaffinity(0))}
+        document: dict[str, Any] = {"config": options.config}
         for stage in options.only or STAGES:
             if stage == "torch" and options.torch is None:
                 continue

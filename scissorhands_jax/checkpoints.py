@@ -191,13 +191,7 @@ def save_network(path: str | Path, params: Params, model_state: ModelState, desc
     ocp.multihost.sync_global_processes("save_network:start")
     tree = {"params": params, "model_state": model_state}
     meta = {"description": description, "fingerprint": fingerprint(tree), "checksum": checksum(tree)}
-    # Arrays wait for the disk compressed, by default all at once, which made a large network be there twice.
-    largest = max((leaf.nbytes for leaf in jax.tree.leaves(tree)), default=0)
-    handler = ocp.CompositeCheckpointHandler(
-        network=ocp.StandardCheckpointHandler(save_concurrent_gb=max(1, -(-largest // 10**9))),
-        meta=ocp.JsonCheckpointHandler(),
-    )
-    with _named_write_errors(path), ocp.Checkpointer(handler) as checkpointer:
+    with _named_write_errors(path), ocp.Checkpointer(_handler(tree)) as checkpointer:
         checkpointer.save(
             fresh, args=ocp.args.Composite(network=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta))
         )
@@ -209,6 +203,19 @@ def save_network(path: str | Path, params: Params, model_state: ModelState, desc
         fresh.rename(path)
         shutil.rmtree(old, ignore_errors=True)
     ocp.multihost.sync_global_processes("save_network:end")
+
+
+def _handler(tree: PyTree) -> ocp.CompositeCheckpointHandler:
+    """Orbax's for a network, with a gigabyte (or the largest array) on the way to or from the disk at a time.
+
+    By default everything is at once, compressed beside what it is made of or becomes: a large network is there twice.
+    """
+    largest = max((trees.nbytes(leaf) for leaf in jax.tree.leaves(tree)), default=0)
+    concurrent = max(1, -(-largest // 10**9))
+    return ocp.CompositeCheckpointHandler(
+        network=ocp.StandardCheckpointHandler(save_concurrent_gb=concurrent, restore_concurrent_gb=concurrent),
+        meta=ocp.JsonCheckpointHandler(),
+    )
 
 
 def read_description(path: str | Path) -> dict[str, Any]:
@@ -235,7 +242,7 @@ def load_network(path: str | Path, params: Params, model_state: ModelState) -> t
     # As NumPy arrays, because the devices that the network was saved from may not exist here.
     abstract = jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), template)
     try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        with ocp.Checkpointer(_handler(template)) as checkpointer:
             tree = checkpointer.restore(path, args=ocp.args.Composite(network=ocp.args.StandardRestore(abstract)))[
                 "network"
             ]
@@ -245,7 +252,11 @@ def load_network(path: str | Path, params: Params, model_state: ModelState) -> t
         raise CheckpointError(
             f"the network checkpoint {path} is damaged: its numbers have changed since it was written"
         )
-    return jax.tree.map(jnp.asarray, (tree["params"], tree["model_state"]))
+    leaves, structure = jax.tree.flatten((tree["params"], tree["model_state"]))
+    del tree
+    for i, leaf in enumerate(leaves):  # one after the other, so that a large network is not there twice
+        leaves[i] = jnp.asarray(leaf)
+    return jax.tree.unflatten(structure, leaves)
 
 
 @contextlib.contextmanager
