@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -92,6 +91,12 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seeds", type=int, metavar="N", help="of classifiers: how many seeds (default 3)")
     demo.add_argument("--digit", type=int, metavar="D", help="of diffusion: which digit is forgotten (default 0)")
     demo.add_argument("--seed", type=int, metavar="N", help="of diffusion: the seed of everything (default 0)")
+    demo.add_argument(
+        "--published",
+        action="store_true",
+        default=None,
+        help="of diffusion: also with the published code's loss, half a minute more",
+    )
     demo.add_argument("--overwrite", action="store_true", help="replace what an earlier demo left in DIR")
     demo.set_defaults(run=_run_demo)
 
@@ -296,7 +301,7 @@ def _overrides(rest: Sequence[str]) -> list[str]:
 
 
 def _run_demo(options: argparse.Namespace, console: Console) -> None:
-    foreign = ("seeds",) if options.kind == "diffusion" else ("digit", "seed")
+    foreign = ("seeds",) if options.kind == "diffusion" else ("digit", "seed", "published")
     for name in foreign:
         if getattr(options, name) is not None:
             raise InputError(f"--{name} belongs to `demo{' diffusion' * (options.kind is None)}`; leave it out")
@@ -526,10 +531,3 @@ def _model_options(options: argparse.Namespace) -> dict:
     from scissorhands_jax import unlearning
 
     return unlearning.describe_run(options.checkpoint).get("model_options", {})
-
-
-def entry() -> None:
-    """Console entry point."""
-    # Quieter logs of libraries, unless the user asked for them.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    sys.exit(main())

@@ -65,11 +65,14 @@ def scene():
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
+    return demo(tmp_path_factory.mktemp("demo") / "out", "--digit", "3", "--published")
+
+
+def demo(folder, *words):
     """The command, with a network and counts that are tiny."""
-    folder = tmp_path_factory.mktemp("demo") / "out"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(digits, "Settings", lambda **changes: dataclasses.replace(TINY, **changes))
-        assert cli.main(["demo", "diffusion", "--out", str(folder), "--digit", "3"]) == 0
+        assert cli.main(["demo", "diffusion", "--out", str(folder), *words]) == 0
     return folder
 
 
@@ -277,6 +280,16 @@ class TestCommand:
         for name in ("before_after", "controls"):
             assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
+    def test_the_published_codes_loss_is_there_if_it_is_asked_for(self, tmp_path, document):
+        folder = demo(tmp_path / "out", "--digit", "3")
+        fewer, page = json.loads((folder / "results.json").read_text()), (folder / "report.html").read_text()
+        assert without_cost(fewer["rows"]) == without_cost(document["rows"])[:-1]
+        assert digits_page.findings(fewer) == [
+            line for line in digits_page.findings(document) if not line.startswith("Another text")
+        ]
+        assert all(network in page for network in NETWORKS[2:-1])
+        assert digits.PUBLISHED not in page
+
     def test_a_second_demo_needs_permission(self, out, capsys):
         assert cli.main(["demo", "diffusion", "--out", str(out)]) == 2
         assert "--overwrite" in capsys.readouterr().err
@@ -290,6 +303,7 @@ class TestCommand:
             (["diffusion", "--seed", "-1"], "--seed must be 0 to 2147483647, got -1"),
             (["diffusion", "--seeds", "2"], "--seeds belongs to `demo`"),
             (["--digit", "2"], "--digit belongs to `demo diffusion`"),
+            (["--published"], "--published belongs to `demo diffusion`"),
         ],
     )
     def test_bad_input_is_refused_before_anything_happens(self, tmp_path, capsys, words, message):

@@ -222,7 +222,9 @@ def run_demo(options: argparse.Namespace, console: Console) -> None:
     from scissorhands_jax.diffusion import digits, digits_page
 
     settings = digits.Settings(digit=options.digit or 0, seed=options.seed or 0)
-    digits_page.run_demo(options.out, settings, overwrite=options.overwrite, console=console)
+    digits_page.run_demo(
+        options.out, settings, published=bool(options.published), overwrite=options.overwrite, console=console
+    )
 
 
 def _run_import(options: argparse.Namespace, console: Console) -> None:

@@ -1,0 +1,36 @@
+"""Huge pages for the arrays of the command line, on Linux."""
+
+import os
+import sys
+from pathlib import Path
+
+_NAME = "glibc.malloc.hugetlb"
+_ENABLED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+def restart() -> None:
+    """Starts this process anew with `malloc` asking for huge pages, where the system gives them on request.
+
+    XLA takes the memory of every call on a CPU from the system anew, and its page faults are up to a quarter of the
+    time of a small network's step (`experiments/cpu_profile.md`); huge pages have one fault for 512. glibc reads the
+    variable when a process starts, so this comes before anything large is imported. A process that was told by
+    `GLIBC_TUNABLES`, either way, is left alone.
+    """
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if _NAME in tunables or not sys.executable or not _wanted():
+        return
+    os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, f"{_NAME}=1"]))
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _wanted() -> bool:
+    """Whether the system has huge pages for those that ask for them, and glibc (from 2.35) can ask."""
+    try:
+        library, _, version = os.confstr("CS_GNU_LIBC_VERSION").partition(" ")
+        return (
+            library == "glibc"
+            and tuple(map(int, version.split("."))) >= (2, 35)
+            and "[madvise]" in _ENABLED.read_text(encoding="ascii")
+        )
+    except (AttributeError, OSError, ValueError):  # not Linux, or not glibc
+        return False
