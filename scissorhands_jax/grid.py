@@ -329,7 +329,7 @@ class Table:
         Raises:
           CheckpointError: there is none.
         """
-        network = checkpoints.load_network(folder, *self.model.init(jax.random.key(0)))
+        network = checkpoints.load_network(folder, *jax.eval_shape(self.model.init, jax.random.key(0)))
         return Network(*network, self.costs.get(folder.name))
 
     def train(self, folder: Path, examples: Data, seed: int, progress: Progress) -> Network:

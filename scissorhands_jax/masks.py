@@ -81,12 +81,11 @@ def kept_fraction_mask(scores: Scores, kept: float, *, rank: Selection | None = 
     if not 1 <= k <= total:
         raise InputError(f"keeping {kept} of {total} weights leaves k = {k}, outside 1 to {total}; change the fraction")
     kth = kth_largest(scores, total - k + 1, rank=rank)
-    largest = functools.reduce(jnp.maximum, (leaf.max() for leaf in chosen if leaf.size))
-    smallest = functools.reduce(jnp.minimum, (leaf.min() for leaf in chosen if leaf.size))
+    largest, smallest = _extremes([leaf for leaf in chosen if leaf.size])
     degenerate = (kth >= largest - 1e-12) | (kth <= smallest + 1e-12)
     threshold = jnp.where(degenerate, (largest - smallest) / 2, kth)
     leaves, structure, chosen = _ranked(scores, rank)
-    return _scatter(structure, leaves, [leaf > threshold for leaf in chosen], rank), threshold
+    return _scatter(structure, leaves, _above(chosen, threshold), rank), threshold
 
 
 def restrict(mask: Mask, selection: Selection) -> Mask:
@@ -136,6 +135,19 @@ def _scatter(structure, leaves, marked, rank: Selection | None) -> Mask:
     return structure.unflatten(
         [next(rest) if flag else jnp.zeros_like(leaf, dtype=bool) for leaf, flag in zip(leaves, flags, strict=True)]
     )
+
+
+@jax.jit
+def _extremes(leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    return (
+        functools.reduce(jnp.maximum, [leaf.max() for leaf in leaves]),
+        functools.reduce(jnp.minimum, [leaf.min() for leaf in leaves]),
+    )
+
+
+@jax.jit
+def _above(leaves: list[jax.Array], threshold: jax.Array) -> list[jax.Array]:
+    return [leaf > threshold for leaf in leaves]
 
 
 @jax.jit

@@ -161,9 +161,14 @@ def scores_of(sums: GradientSum, params: Params, *, absolute: bool = False) -> S
     return _scores(sums.gradient, params, weight)
 
 
+@jax.jit
+def _all_finite(scores: Scores) -> PyTree:
+    return jax.tree.map(lambda leaf: jnp.all(jnp.isfinite(leaf)), scores)
+
+
 def check_finite(scores: Scores) -> None:
     """Raises InputError naming the first array whose scores are not all finite. Reads one flag per array."""
-    flags = jax.device_get(jax.tree.map(lambda leaf: jnp.all(jnp.isfinite(leaf)), scores))
+    flags = jax.device_get(_all_finite(scores))
     for name, finite in zip(trees.leaf_names(scores), jax.tree.leaves(flags), strict=True):
         if not finite:
             raise InputError(

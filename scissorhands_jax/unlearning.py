@@ -375,14 +375,15 @@ def load_weights(model: Model, *, weights: str | None, checkpoint: str | None) -
       WeightsError: the file is damaged or belongs to another network.
       CheckpointError: the same for a run.
     """
-    params, model_state = jax.eval_shape(model.init, jax.random.key(0))
+    key = jax.random.key(0)
+    params, model_state = jax.eval_shape(model.init, key)
     if checkpoint is not None:
         return checkpoints.load_network(_network_folder(checkpoint), params, model_state)
     if weights is None:
         raise InputError("name the original network with --weights FILE or --checkpoint RUN")
     state_dict = torch_weights.read_state_dict(weights)
-    # Counters that older files lack keep the template's value, so the template has real arrays.
-    params, model_state = model.init(jax.random.key(0))
+    # Counters that older files lack keep the template's value, so these are real; fresh weights are not compiled.
+    model_state = jax.jit(lambda key: model.init(key)[1])(key)
     network = torch_weights.from_state_dict(state_dict, params, model_state)
     for name, leaf in zip(trees.leaf_names(network), jax.tree.leaves(network), strict=True):
         if not np.all(np.isfinite(leaf)):

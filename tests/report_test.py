@@ -331,13 +331,16 @@ def test_a_crash_while_writing_leaves_the_old_file_and_no_litter(tmp_path, monke
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_environment_says_what_ran_and_not_where():
+def test_environment_says_what_ran_and_not_where(monkeypatch):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     environment = report.environment()
     packages = {"python", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn"}
     assert set(environment["versions"]) == packages
     assert all(re.match(r"\d+\.\d+", version) for version in environment["versions"].values())
     assert set(environment["machine"]) == {"backend", "device", "devices", "cores", "platform"}
     assert os.path.expanduser("~") not in json.dumps(environment)
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+    assert report.environment()["machine"]["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
 
 
 def dots(axes):

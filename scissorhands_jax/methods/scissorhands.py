@@ -439,11 +439,21 @@ def constraint_gradients(
     rows, losses, total = [], [], None
     for batch in batches:
         sums = saliency.gradient_sum(loss_fn, params, model_state, [batch])
-        gradient = jax.tree.map(lambda leaf, weight=sums.weight: leaf / weight.astype(leaf.dtype), sums.gradient)
-        total = gradient if total is None else jax.tree.map(jnp.add, total, gradient)
+        total = _next_row(total, sums.gradient, sums.weight)
         rows.append(total)
         losses.append(sums.losses[0])
-    return jax.tree.map(lambda leaf, *sums: jnp.stack(sums).astype(leaf.dtype), params, *rows), jnp.stack(losses)
+    return _stacked(params, rows), jnp.stack(losses)
+
+
+@jax.jit
+def _next_row(total: PyTree | None, gradient: PyTree, weight: jax.Array) -> PyTree:
+    gradient = jax.tree.map(lambda leaf: leaf / weight.astype(leaf.dtype), gradient)
+    return gradient if total is None else jax.tree.map(jnp.add, total, gradient)
+
+
+@jax.jit
+def _stacked(params: Params, rows: list[PyTree]) -> PyTree:
+    return jax.tree.map(lambda leaf, *sums: jnp.stack(sums).astype(leaf.dtype), params, *rows)
 
 
 def pair_gradients(
