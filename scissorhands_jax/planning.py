@@ -103,17 +103,23 @@ class Program(NamedTuple):
 
 
 def plan(
-    config: RunConfig, *, devices: int = 1, memory_gib: float | None = None, console: Console | None = None
+    config: RunConfig,
+    *,
+    devices: int = 1,
+    memory_gib: float | None = None,
+    starting: float = 0.0,
+    console: Console | None = None,
 ) -> dict[str, Any]:
     """Predicts what `unlearning.unlearn` will cost.
 
     A few steps of each kind are taken, the start of the method and the evaluation are timed on parts of the data and
-    scaled up. Not predicted: reading weights, writing the report, and with several devices communication.
+    scaled up. Not predicted: writing the report, and with several devices communication.
 
     Args:
       config: the job; without weights the network gets fresh ones.
       devices: how many; more than one share every batch.
       memory_gib: of each device, in GiB; None is what this one has.
+      starting: seconds that a process takes before a run can begin, to be counted in.
 
     Returns:
       A JSON-able document: `parameters`, `kinds` of steps, `memory`, `time` in seconds, `advice`.
@@ -131,7 +137,7 @@ def plan(
     job = unlearning.prepared(config, check=functools.partial(_check_state, devices=devices, limit=limit))
     reading = time.perf_counter() - started
     with progress_bar(console) as progress:
-        return _Planner(job, devices, limit, progress).document(reading)
+        return _Planner(job, devices, limit, progress).document(starting, reading)
 
 
 def read_config(path: Path) -> RunConfig:
@@ -197,7 +203,7 @@ class _Planner:
             self._check_divides()
         self.task = progress.add_task("planning", total=4, note="")
 
-    def document(self, reading: float) -> dict[str, Any]:
+    def document(self, starting: float, reading: float) -> dict[str, Any]:
         """The whole plan."""
         job, config = self.job, self.job.config
         params, model_state = jax.tree.map(jnp.asarray, (job.params, job.model_state))
@@ -220,6 +226,7 @@ class _Planner:
         stepping = sum(count * seconds[kind] for kind, count in counts.items())
         parts = self._parts(carry, programs, process)
         timing = {
+            "starting": starting,
             "reading": reading,
             "compiling": compiling,
             "evaluation": 2 * evaluating,
@@ -659,6 +666,7 @@ def print_plan(document: Mapping[str, Any], console: Console) -> None:
 
 
 _TIMES = {
+    "starting": "starting the process",
     "reading": "reading data and weights",
     "compiling": "compilation",
     "evaluation": "evaluation, before and after",
