@@ -139,6 +139,7 @@ def has_convolution(function: Callable, *arguments: Any) -> bool:
 
 def _sum(one: Callable, params: PyTree, model_state: ModelState, examples: PyTree, key: Key | None, parts: int):
     """The sum of share times `one(params, model_state, part, key)[0]` over the parts, and the last model state."""
+    one = jax.jit(one, inline=True)  # traced once for all parts
     total = _size(examples)
     part = jax.tree.map(lambda leaf: leaf[: max(1, total // parts)], examples)
     outline, _ = jax.eval_shape(one, params, model_state, part, key)
