@@ -483,7 +483,7 @@ def pair_gradients(
     def loss(p, state, examples, k):
         return loss_fn(p, state, examples, train=True, key=k)
 
-    grad = jax.value_and_grad(loss, has_aux=True)
+    grad = jax.jit(jax.value_and_grad(loss, has_aux=True), inline=True)  # traced once for batches of one size
     (retain_loss, model_state), retain_grad = grad(params, model_state, batch.retain, retain_key)
     forget = microbatches.after(retain_grad, batch.forget)
     (forget_loss, model_state), forget_grad = grad(params, model_state, forget, forget_key)
