@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 _NAME = "glibc.malloc.hugetlb"
+_ASKED = "SCISSORHANDS_ASKED_FOR_HUGE_PAGES"
 _ENABLED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
@@ -17,8 +18,9 @@ def restart() -> None:
     `GLIBC_TUNABLES`, either way, is left alone.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
-    if _NAME in tunables or not sys.executable or not _wanted():
+    if _NAME in tunables or _ASKED in os.environ or not sys.executable or not _wanted():
         return
+    os.environ[_ASKED] = "1"  # An interpreter with privileges of its own loses the other variable again.
     os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, f"{_NAME}=1"]))
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 

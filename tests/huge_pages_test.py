@@ -19,8 +19,9 @@ def restarts(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "confstr", lambda name: "glibc 2.36", raising=False)
     monkeypatch.setattr(os, "execv", lambda *call: calls.append(call))
     monkeypatch.setattr(sys, "orig_argv", ["python", "-X", "utf8", "-m", "scissorhands_jax", "demo"])
-    monkeypatch.setenv("GLIBC_TUNABLES", "")  # so that what `restart` sets is undone
-    monkeypatch.delenv("GLIBC_TUNABLES")
+    for name in ("GLIBC_TUNABLES", _huge_pages._ASKED):
+        monkeypatch.setenv(name, "")  # so that what `restart` sets is undone
+        monkeypatch.delenv(name)
     return calls
 
 
@@ -28,6 +29,13 @@ def test_the_same_command_starts_anew_with_the_variable(restarts):
     _huge_pages.restart()
     assert restarts == [(sys.executable, [sys.executable, "-X", "utf8", "-m", "scissorhands_jax", "demo"])]
     assert os.environ["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
+    _huge_pages.restart()
+    assert len(restarts) == 1
+
+
+def test_it_is_asked_once_also_where_the_variable_gets_lost(restarts, monkeypatch):
+    _huge_pages.restart()
+    monkeypatch.delenv("GLIBC_TUNABLES")
     _huge_pages.restart()
     assert len(restarts) == 1
 
@@ -70,7 +78,9 @@ def test_the_command_has_them_before_jax_is_loaded():
         "import os, sys; from scissorhands_jax import _huge_pages; _huge_pages.restart(); "
         "print(sys.argv[1], 'jax' in sys.modules, os.environ.get('GLIBC_TUNABLES', ''))"
     )
-    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("GLIBC_TUNABLES", _huge_pages._ASKED)
+    }
     done = subprocess.run(
         [sys.executable, "-c", code, "two words"], capture_output=True, text=True, check=True, env=environment
     )
