@@ -12,10 +12,10 @@ _ENABLED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 def restart() -> None:
     """Starts this process anew with `malloc` asking for huge pages, where the system gives them on request.
 
-    XLA takes the memory of every call on a CPU from the system anew, and its page faults are a sixth of the time of a
-    ResNet-20's step (`experiments/cpu_profile.md`); huge pages have one fault for 512. glibc reads the variable when a
-    process starts, so this comes before anything large is imported. A process that was told by `GLIBC_TUNABLES`, either
-    way, is left alone.
+    XLA takes the memory of every call on a CPU from the system anew. Page faults are a sixth of the time of a
+    ResNet-20's step, and with huge pages there is one where there were a hundred (`experiments/cpu_profile.md`). glibc
+    reads the variable when a process starts, so this comes before anything large is imported. A process that was told
+    by `GLIBC_TUNABLES`, either way, is left alone.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     if _NAME in tunables or _ASKED in os.environ or not sys.executable or not _wanted():

@@ -122,7 +122,7 @@ def plan(
       starting: seconds that a process takes before a run can begin, to be counted in.
 
     Returns:
-      A JSON-able document: `parameters`, `kinds` of steps, `memory`, `time` in seconds, `advice`.
+      A JSON-able document: `parameters`, `kinds` of steps, `memory`, `seconds`, `advice` and more.
 
     Raises:
       InputError: as `unlearn`; the devices do not divide a batch; or the network cannot fit whatever is done.

@@ -119,7 +119,8 @@ class Timed:
 def time_in_turn(calls: Mapping[str, Call], repeats: int, on_round: OnRound | None = None) -> dict[str, Timed]:
     """Times functions in turn, round after round, so that whatever else the machine does strikes all of them alike.
 
-    Every other round goes backwards: who comes after another library's work is a tenth slower than after its own.
+    Every other round goes backwards: right after PyTorch's, an epoch of ResNet-20 took 4 to 16 % longer than after its
+    own.
 
     Args:
       calls: what is timed.

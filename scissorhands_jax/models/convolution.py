@@ -41,7 +41,7 @@ _PATCH_FLOATS = 1 << 18
 _MORE_TILES, _MORE_PATCHES, _MORE_ROWS = 4, 4, 16
 _MANY_CHANNELS, _FEW_CHANNELS = 256, 32  # from so many on tiles, up to so many rows are large enough, or too small
 _LEAST_CHANNELS = 32
-_ROW_FLOATS = 1 << 16  # images in a chunk of rows of patches
+_ROW_FLOATS = 1 << 16  # a chunk of rows of patches is of images with so many numbers
 
 
 class _Window(NamedTuple):
