@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import math
+import time
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import pytest
 from experiments.benchmark import __main__ as benchmark
 from experiments.benchmark import against_torch, epochs, limits, parts, settings, steps, timing
 from scissorhands_jax import checkpoints, torch_weights, training
+from scissorhands_jax.methods.scissorhands import constraint_gradients
 from scissorhands_jax.models import convolution
 
 SETTINGS = settings.Settings(batch_size=4, repeats=3, quick=True)
@@ -27,6 +29,14 @@ class TestTimeInTurn:
         assert "".join(made) == "abbaabbaab"
         assert [len(timed[name].seconds) for name in "ab"] == [3, 3]
         assert notes == ["compiles", "warms up", "round 1/3", "round 2/3", "round 3/3"]
+
+    def test_what_is_called_before_is_not_timed(self):
+        made = []
+        calls = {"a": lambda: made.append("a"), "b": lambda: made.append("b")}
+        before = {name: lambda name=name: (made.append(name.upper()), time.sleep(0.2)) for name in "ab"}
+        timed = timing.time_in_turn(calls, 1, before=before)
+        assert "".join(made) == "abBbAaAaBb"
+        assert max(*timed["a"].seconds, *timed["b"].seconds) < 0.2
 
     def test_compilations_are_counted_where_they_happen(self):
         sizes = iter(range(3, 8))
@@ -86,7 +96,7 @@ def check_times(results):
     references = {"mlp": ["PyTorch"], "mlp@2": ["matrix product"], "mlp@4": ["matrix product"], "product": ["copy"]}
     references |= {"mlp/step": ["unprojected step"], "mlp/projection": ["step"], "sweep of mlp": ["turns"]}
     references["mlp@4-bfloat16"] = references["mlp@4"]
-    references["mlp/epoch"] = ["one step per call", *(["PyTorch"] if HAS_TORCH else [])]
+    references["mlp/epoch"] = ["one step per call", *(["PyTorch", "published code's in PyTorch"] if HAS_TORCH else [])]
     for result in results:
         assert len(result["load"]) == 2
         if result["name"] == "mlp/memory":
@@ -134,7 +144,7 @@ def check_rates(results):
 
 
 def check_aims(found):
-    assert len(found) in (6 + 2 * HAS_TORCH, 7 + 2 * HAS_TORCH)  # measured memory only where the system tells it
+    assert len(found) in (6 + 3 * HAS_TORCH, 7 + 3 * HAS_TORCH)  # measured memory only where the system tells it
     for aim in found:
         assert aim["met"] == (aim["value"] >= aim["limit"] if aim["at_least"] else aim["value"] <= aim["limit"])
     (recompiled,) = [aim for aim in found if aim["what"].startswith("compilations")]
@@ -245,13 +255,72 @@ def test_pytorch_takes_the_same_steps(network, step, monkeypatch):
         np.testing.assert_allclose(change, expected[name] - old, rtol=1e-2, atol=2e-2 * abs(change).max())
 
 
+@pytest.mark.skipif(not HAS_TORCH, reason="PyTorch is not installed")
+@pytest.mark.parametrize("sign", [1, -1])
+def test_pytorch_repairs_as_the_published_code_does(sign, monkeypatch):
+    """A step in authors' mode, with a constraint that is violated and with its opposite, which is not."""
+    import torch
+
+    from experiments.benchmark import torch_steps
+
+    monkeypatch.setattr(convolution, "_LEAST_FLOPS", float("inf"))  # compiles faster
+    full = settings.Settings(batch_size=4)
+    repair = steps.Repair("resnet20", full, mode="authors", project="layer3|linear")
+    forget, retain = (torch_steps.tensors(part) for part in (repair.examples.forget, repair.examples.retain))
+    reference = against_torch.steps_of("resnet20", repair.carry, full, published=True)
+    assert reference.module.conv1.weight.is_contiguous()
+    constraint, _ = constraint_gradients(
+        repair.loss_fn, repair.carry.params, repair.carry.model_state, [repair.examples.forget]
+    )
+    found = torch_weights.to_state_dict(jax.tree.map(lambda leaf: leaf[0], constraint), repair.carry.model_state)
+    names = [name for name, _ in reference.module.named_parameters() if name.startswith(("layer3", "linear"))]
+    held = np.concatenate([np.ravel(found[name]) for name in names])
+    np.testing.assert_allclose(-reference.constraint(*forget), held, rtol=1e-3, atol=1e-4 * abs(held).max())
+
+    with_it = repair.carry.aux._replace(constraint_grads=jax.tree.map(lambda leaf: sign * leaf, constraint))
+    carry, metrics = training._step(repair._step, repair.carry._replace(aux=with_it), repair.examples)
+    before = {name: value.detach().numpy().copy() for name, value in reference.module.named_parameters()}
+    reference.held = torch.from_numpy(-sign * held)
+    dual = reference.repair(retain, forget)
+    np.testing.assert_allclose(dual, metrics["dual"][0], rtol=1e-3)
+    assert (float(dual) == 0) != bool(metrics["projected"])
+    after = reference.module.state_dict()
+    state = torch_weights.to_state_dict(carry.params, carry.model_state)
+    for name, old in before.items():
+        change = np.asarray(state[name]) - old
+        np.testing.assert_allclose(change, after[name].numpy() - old, rtol=1e-2, atol=2e-2 * abs(change).max())
+
+
+@pytest.mark.skipif(not HAS_TORCH, reason="PyTorch is not installed")
+def test_an_epoch_of_the_published_code_takes_its_constraint_first_and_leaves_nothing_frozen(monkeypatch):
+    import gc
+
+    from experiments.benchmark import torch_steps
+
+    forget, retain = (torch_steps.tensors(settings.random_images((4, 4, 3), n, seed=n)) for n in (4, 12))
+    options = {"image_shape": (4, 4, 3), "hidden": (16,)}
+    steps_of_it = torch_steps.Published("mlp", options, learning_rate=0.1, forget_weight=0.05)
+    taken = []
+    for name in ("train", "repair"):
+        function = getattr(steps_of_it, name)
+        monkeypatch.setattr(
+            steps_of_it, name, lambda *batch, name=name, function=function: (taken.append(name), function(*batch))[1]
+        )
+    steps_of_it.epoch(retain, forget, 4)
+    assert taken == ["repair", "train", "train"]
+    assert steps_of_it.held.shape == (16 * 10 + 10,)
+    assert gc.get_freeze_count() == 0
+
+
 def test_every_epoch_begins_where_the_first_began():
-    data, own, references = epochs.epochs("mlp", SETTINGS)
+    data, own, references, single_steps = epochs.epochs("mlp", SETTINGS)
     assert [len(part["label"]) for part in data] == [4, 4 * epochs.RETAIN_BATCHES]
     first = own()
     assert not checkpoints.equal(first[0], steps.repair_of("mlp", SETTINGS).carry.params)
     assert checkpoints.equal(first, own())
     assert checkpoints.equal(first, references[epochs.SINGLE]())
+    assert not checkpoints.equal(first, single_steps[epochs.OWN]())
+    assert single_steps.keys() - {epochs.OWN} == references.keys()
 
 
 @pytest.mark.skipif(not HAS_TORCH, reason="PyTorch is not installed")

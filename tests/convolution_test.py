@@ -91,17 +91,24 @@ def test_value_and_both_gradients_are_those_of_xla(name):
 class TestOneDNN:
     # By case: calls in the forward pass, for the input's gradient, and for the kernel's.
     CALLS: ClassVar = {
-        "winograd": (1, 1, 0),
+        "winograd": (1, 1, 16),
         "rows": (1, 1, 1),
-        "halving": (1, 0, 0),
+        "patches": (1, 0, 1),
+        "halving": (1, 0, 1),
         "halving of an odd image": (1, 0, 0),
-        "point": (0, 0, 0),
+        "point": (0, 0, 1),
         "large kernel": (1, 0, 0),
     }
 
     @pytest.fixture(autouse=True)
     def _on_several_cores(self, monkeypatch):
         monkeypatch.setattr(convolution, "several_cores", lambda: True)
+
+    @pytest.mark.parametrize("name", ["winograd", "patches", "halving", "point"])
+    def test_kernel_gradients_on_one_core_are_those_of_xla(self, name, monkeypatch):
+        monkeypatch.setattr(convolution, "several_cores", lambda: False)
+        x, kernel, slope, fast, plain = arrays(name)
+        check_close(all_three(fast)(x, kernel, slope), all_three(plain)(x, kernel, slope))
 
     @pytest.mark.parametrize("name", CALLS)
     def test_value_and_both_gradients_are_those_of_xla(self, name):
@@ -120,9 +127,10 @@ class TestOneDNN:
             x, kernel = jnp.ones((2, 4, 4, channels[0])), jnp.ones((3, 3, *channels))
             return compiled(lambda x, kernel: convolve(x, kernel, padding=1), x, kernel).count("@__onednn$")
 
-        assert [calls(16, 64), calls(32, 32), calls(64, 64)] == [1, 1, 0]
+        sizes = ((16, 64), (32, 32), (64, 64), (96, 96))
+        assert [calls(*channels) for channels in sizes] == [1, 1, 16, 0]
         monkeypatch.setattr(convolution, "several_cores", lambda: False)
-        assert [calls(16, 64), calls(32, 32), calls(64, 64)] == [1, 0, 0]
+        assert [calls(*channels) for channels in sizes] == [1, 0, 0, 0]
 
     def test_products_with_the_hessian_in_a_loop_and_batched(self):
         x, kernel, slope, fast, plain = arrays("rows")

@@ -44,6 +44,17 @@ assert float(lowered.compile()(x, kernel).sum()) == 2 * 4 * 4 * 22**2
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+@pytest.mark.parametrize("axes", [(1, 0), (0, 0), (1, 1), (0, 1)])
+def test_products_over_any_two_axes(axes):
+    if not onednn._works():
+        pytest.skip("needs a jaxlib with oneDNN")
+    rng = np.random.default_rng(0)
+    left, right = (np.moveaxis(rng.standard_normal((4, n)), 0, axis) for n, axis in zip((3, 5), axes, strict=True))
+    left, right = np.float32(left), np.float32(right)
+    found = jax.jit(lambda left, right: onednn.product(left, right, axes))(left, right)
+    np.testing.assert_allclose(found, np.tensordot(left, right, axes), rtol=1e-6)
+
+
 @pytest.mark.parametrize("what", ["another machine", "another release", "no such call", "wrong numbers"])
 def test_what_is_not_known_to_work_is_not_used(monkeypatch, what):
     if what == "another machine":
@@ -54,6 +65,6 @@ def test_what_is_not_known_to_work_is_not_used(monkeypatch, what):
         call = onednn._call
         monkeypatch.setattr(onednn, "_call", lambda name, *rest: call("nothing", *rest))
     else:
-        product = onednn.transposed_product
-        monkeypatch.setattr(onednn, "transposed_product", lambda left, right: product(left, right) + np.float32(1))
+        product = onednn.product
+        monkeypatch.setattr(onednn, "product", lambda *matrices, axes: product(*matrices, axes) + np.float32(1))
     assert not onednn._works.__wrapped__()  # what it says without its memory

@@ -20,6 +20,7 @@ if typing.TYPE_CHECKING:
     from experiments.benchmark import torch_steps
 
 PYTORCH = "PyTorch"
+PUBLISHED = "published code's in PyTorch"
 STEPS = {
     "torch_train": "training step against eager PyTorch, channels last",
     "torch_repair": "repair step against eager PyTorch, channels last",
@@ -34,18 +35,19 @@ def is_there() -> bool:
 def torch_case(name: str, network: str, step: str, settings: Settings, on_round: OnRound) -> Result:
     """A step of the same network on the same images from the same weights, in both; each has all cores."""
     own, reference, images = pair_of_calls(network, step, settings)
-    result = compare(name, STEPS[step], own, {PYTORCH: reference}, settings, on_round)
+    both = {name: own, PYTORCH: reference}
+    result = compare(name, STEPS[step], own, {PYTORCH: reference}, settings, on_round, both)
     assert result.seconds is not None
     numbers = {"images_per_second": images / result.seconds.median}
     return dataclasses.replace(result, numbers=numbers)
 
 
-def steps_of(network: str, carry: Carry, settings: Settings) -> torch_steps.Steps:
+def steps_of(network: str, carry: Carry, settings: Settings, *, published: bool = False) -> torch_steps.Steps:
     """PyTorch's network with the weights of a carry of Scissorhands."""
     from experiments.benchmark import torch_steps
 
     state = torch_weights.to_state_dict(carry.params, carry.model_state)
-    return torch_steps.Steps(
+    return (torch_steps.Published if published else torch_steps.Steps)(
         network,
         settings.networks[network],
         learning_rate=LEARNING_RATE,

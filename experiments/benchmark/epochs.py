@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
+import numpy as np
 
 from experiments.benchmark import against_torch
 from experiments.benchmark.settings import FRACTION, Settings, network_of, random_images
@@ -16,23 +18,27 @@ from scissorhands_jax import losses, optimizers, training, trees
 from scissorhands_jax.base import Data
 from scissorhands_jax.methods.scissorhands import scissorhands
 
-SINGLE = "one step per call"
+OWN, SINGLE = "own", "one step per call"
 RETAIN_BATCHES = 10  # for one forget batch: as if a tenth of the set were forgotten
 
 
 def epoch_case(name: str, network: str, settings: Settings, on_round: OnRound) -> Result:
-    """An epoch, against one with a call for every step and, where there is a PyTorch, against PyTorch's."""
-    data, own, references = epochs(network, settings)
+    """An epoch, against one with a call for every step and, where there is a PyTorch, two of PyTorch's."""
+    data, own, references, single_steps = epochs(network, settings)
     few = dataclasses.replace(settings, repeats=min(settings.repeats, max(3, settings.repeats // 3)))
     what = f"repair epoch, one joint step in {RETAIN_BATCHES}, crops and flips, without the trimming"
-    result = compare(name, what, own, references, few, on_round)
+    before = {name: single_steps[name] for name in references} | {name: single_steps[OWN]}
+    result = compare(name, what, own, references, few, on_round, before)
     assert result.seconds is not None
     images = sum(map(data_lib.size, data))
     return dataclasses.replace(result, numbers={"images_per_second": images / result.seconds.median})
 
 
-def epochs(network: str, settings: Settings) -> tuple[Data, Call, dict[str, Call]]:
-    """Random images, an epoch of the library on them, and what it is compared with; all from the same weights."""
+def epochs(network: str, settings: Settings) -> tuple[Data, Call, dict[str, Call], dict[str, Call]]:
+    """Random images, an epoch of the library on them, what it is compared with, and a joint step of each of them.
+
+    All epochs of the library, and the first ones of PyTorch, are from the same weights.
+    """
     carry = trees.copy(repair_of(network, settings).carry)
     shape, size = settings.networks[network]["image_shape"], settings.batch_size
     data = Data(random_images(shape, size, seed=1), random_images(shape, RETAIN_BATCHES * size, seed=2))
@@ -44,15 +50,20 @@ def epochs(network: str, settings: Settings) -> tuple[Data, Call, dict[str, Call
     )
     trimmed = method._replace(init=lambda *_: carry)
 
-    def own(**options: Any) -> Any:
+    def own(data: Data = data, **options: Any) -> Any:
         key = jax.random.key(1)
         return training.run(trimmed, key, carry.params, carry.model_state, data, num_epochs=1, **options)[:2]
 
-    references: dict[str, Call] = {SINGLE: lambda: own(steps_per_call=1)}
+    step = functools.partial(own, Data(data.forget, data_lib.take(data.retain, np.arange(size))))
+    references: dict[str, Call] = {SINGLE: functools.partial(own, steps_per_call=1)}
+    steps: dict[str, Call] = {OWN: step, SINGLE: step}
     if against_torch.is_there():
         from experiments.benchmark import torch_steps
 
-        steps = against_torch.steps_of(network, carry, settings)
         forget, retain = (torch_steps.tensors(part) for part in data)
-        references[against_torch.PYTORCH] = lambda: steps.epoch(retain, forget, size)
-    return data, own, references
+        first = tuple(part[:size] for part in retain)
+        for name, published in ((against_torch.PYTORCH, False), (against_torch.PUBLISHED, True)):
+            made = against_torch.steps_of(network, carry, settings, published=published)
+            references[name] = functools.partial(made.epoch, retain, forget, size)
+            steps[name] = functools.partial(made.epoch, first, forget, size)
+    return data, own, references, steps

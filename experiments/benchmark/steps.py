@@ -33,14 +33,15 @@ _gather = jax.jit(data_lib.gather)
 class Repair:
     """The repair step of a network on random images, as `training.run` calls it; each call takes one joint step."""
 
-    def __init__(self, network: str, settings: Settings, *, projected: bool = True) -> None:
+    def __init__(self, network: str, settings: Settings, **options: Any) -> None:
+        """`options` are further ones of `scissorhands`."""
         model, self.loss_fn = network_of(network, settings)
         method = scissorhands(
             self.loss_fn,
             optimizers.sgd(LEARNING_RATE),
             fraction=FRACTION,
-            projected=projected,
             batch_size=settings.batch_size,
+            **options,
         )
         shape, count = settings.networks[network]["image_shape"], 2 * settings.batch_size
         self.data = Data(random_images(shape, count, seed=1), random_images(shape, count, seed=2))

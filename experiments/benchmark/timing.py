@@ -116,31 +116,41 @@ class Timed:
     recompilations: int = 0  # of all later calls
 
 
-def time_in_turn(calls: Mapping[str, Call], repeats: int, on_round: OnRound | None = None) -> dict[str, Timed]:
+def time_in_turn(
+    calls: Mapping[str, Call],
+    repeats: int,
+    on_round: OnRound | None = None,
+    *,
+    before: Mapping[str, Call] | None = None,
+) -> dict[str, Timed]:
     """Times functions in turn, round after round, so that whatever else the machine does strikes all of them alike.
 
-    Every other round goes backwards: right after PyTorch's, an epoch of ResNet-20 took 4 to 16 % longer than after its
-    own.
+    Every other round goes backwards.
 
     Args:
       calls: what is timed.
       repeats: rounds that count; two more come before them, the first of which compiles.
       on_round: told about every round.
+      before: by the same names, a call right before each one that does not count. The first step of JAX after one of
+        PyTorch, and the other way round, takes up to twice as long as the second, because the system has to find and
+        clear its memory, and threads of PyTorch keep a core busy for 10 ms after their work.
     """
     timed = {name: Timed() for name in calls}
     for turn in range(-2, repeats):
         if on_round is not None:
             on_round("compiles" if turn == -2 else "warms up" if turn == -1 else f"round {turn + 1}/{repeats}")
         for name, call in list(calls.items())[:: -1 if turn % 2 else 1]:
-            before = dict(_compiled)
+            if before is not None and turn > -2:
+                jax.block_until_ready(before[name]())
+            known = dict(_compiled)
             start = time.perf_counter()
             jax.block_until_ready(call())
             seconds = time.perf_counter() - start
-            compilations = _compiled["count"] - before["count"]
+            compilations = _compiled["count"] - known["count"]
             if turn > -2:
                 timed[name].recompilations += int(compilations)
             elif compilations:
-                timed[name].compile_seconds = _compiled["seconds"] - before["seconds"]
+                timed[name].compile_seconds = _compiled["seconds"] - known["seconds"]
             if turn >= 0:
                 timed[name].seconds.append(seconds)
     return timed
@@ -153,9 +163,10 @@ def compare(
     references: Mapping[str, Call],
     settings: Settings,
     on_round: OnRound,
+    before: Mapping[str, Call] | None = None,
 ) -> Result:
-    """Times a function against references."""
-    timed = time_in_turn({name: call, **references}, settings.repeats, on_round)
+    """Times a function against references; see `time_in_turn`."""
+    timed = time_in_turn({name: call, **references}, settings.repeats, on_round, before=before)
     own = timed[name]
     against = tuple(
         Against(

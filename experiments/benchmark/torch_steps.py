@@ -1,11 +1,14 @@
 """The training step and the Scissorhands repair step in eager PyTorch: what the library's steps are timed against.
 
-Plain PyTorch as its users write it, in its fastest eager form: channels last, no gradient hooks, no collection of
-garbage between steps. Networks bear the names of the library's, so that `torch_weights.to_state_dict` fills them.
+`Steps` is plain PyTorch as its users write it, in its fastest eager form: channels last, no gradient hooks, no
+collection of garbage between steps. `Published` repairs as the published code does. Networks bear the names of the
+library's, so that `torch_weights.to_state_dict` fills them.
 """
 
 from __future__ import annotations
 
+import copy
+import gc
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -57,6 +60,7 @@ class ResNet(nn.Module):
         std: Sequence[float],
     ) -> None:
         super().__init__()
+        self.layout = torch.channels_last  # of the images
         self.register_buffer("mean", torch.tensor(mean).reshape(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).reshape(1, -1, 1, 1), persistent=False)
         self.conv1 = nn.Conv2d(3, widths[0], 3, 1, 1, bias=False)
@@ -75,6 +79,7 @@ class ResNet(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = images.permute(0, 3, 1, 2).float() / 255  # a view of (N, H, W, C) is channels last
+        x = x.contiguous(memory_format=self.layout)
         x = (x - self.mean) / self.std
         x = functional.relu(self.bn1(self.conv1(x)), inplace=True)
         for name in self.stages:
@@ -125,6 +130,7 @@ class Steps:
         learning_rate: float,
         forget_weight: float,
         state: Mapping[str, np.ndarray] | None = None,
+        layout: torch.memory_format = torch.channels_last,
     ) -> None:
         """`state` holds the initial weights under the library's names; None draws them."""
         self.module = network(name, options)
@@ -132,7 +138,8 @@ class Steps:
             known = self.module.state_dict()
             given = {key: torch.from_numpy(np.array(value)) for key, value in state.items() if key in known}
             self.module.load_state_dict(given)
-        self.module.to(memory_format=torch.channels_last).train()
+        self.module.to(memory_format=layout).train()
+        self.module.layout = layout
         self.forget_weight = forget_weight
         self.optimizer = torch.optim.SGD(
             self.module.parameters(), learning_rate, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
@@ -174,6 +181,74 @@ class Steps:
             parameter.grad = slope
         self.optimizer.step()
         return dual
+
+
+class Published(Steps):
+    """The repair as the published code runs it, written anew after the description of what that does.
+
+    PyTorch's default layout, one backward pass of the difference of both losses, a constraint that a copy of the
+    network in evaluation mode gives once an epoch, a projection of the upper layers in float64, numbers read back after
+    every step, and garbage collected after every step.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options, layout=torch.contiguous_format)
+        self.held: torch.Tensor | None = None  # of the projected layers, shape=(n,), the gradient of minus the loss
+
+    def epoch(self, retain: Examples, forget: Examples, batch_size: int) -> torch.Tensor:
+        """The same pass over both sets, as the published code makes it.
+
+        What the process holds before it is exempt from collection, so that JAX's objects cost it nothing.
+        """
+        gc.freeze()
+        try:
+            first = torch.randperm(len(forget[1]))[:batch_size]
+            self.held = self.constraint(crop_and_flip(forget[0][first]), forget[1][first])
+            return super().epoch(retain, forget, batch_size)
+        finally:
+            gc.unfreeze()
+
+    def constraint(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The gradient of minus the forget loss in evaluation mode, shape=(n,)."""
+        network = copy.deepcopy(self.module).eval()
+        network.zero_grad()
+        (-functional.cross_entropy(network(images), labels)).backward()
+        return torch.cat([parameter.grad.flatten() for parameter in upper(network)])
+
+    def train(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        loss = super().train(images, labels)
+        loss.item()
+        gc.collect()
+        return loss
+
+    def repair(self, retain: Examples, forget: Examples) -> torch.Tensor:
+        """One joint step; returns the dual, 0 without conflict and at least 1/2 with one."""
+        assert self.held is not None
+        self.optimizer.zero_grad()
+        retain_loss, forget_loss = (functional.cross_entropy(self.module(x), y) for x, y in (retain, forget))
+        loss = retain_loss - self.forget_weight * forget_loss
+        loss.backward()
+        projected = upper(self.module)
+        gradient = torch.cat([parameter.grad.flatten() for parameter in projected])
+        dual = torch.zeros((), dtype=torch.float64)
+        if torch.dot(gradient, self.held).item() < 0:
+            g, memory = gradient.double(), self.held.double()
+            dual = torch.clamp(-torch.dot(g, memory) / (torch.dot(memory, memory) + 1e-3), min=0.5)
+            parts = (g + dual * memory).float().split([parameter.numel() for parameter in projected])
+            for parameter, part in zip(projected, parts, strict=True):
+                parameter.grad.copy_(part.view_as(parameter))
+        self.optimizer.step()
+        loss.item()
+        gc.collect()
+        return dual
+
+
+UPPER = ("layer3", "layer4", "fc", "linear", "head")
+
+
+def upper(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters of the layers that the published code projects, and of the other networks' like."""
+    return [parameter for name, parameter in module.named_parameters() if name.split(".")[0] in UPPER]
 
 
 def crop_and_flip(images: torch.Tensor, padding: int = 4) -> torch.Tensor:

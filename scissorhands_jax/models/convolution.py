@@ -37,11 +37,13 @@ _LEAST_FLOPS = 3e8  # below, XLA's convolution takes a few milliseconds, and com
 _LEAST_FLOPS_ONEDNN = 5e7  # oneDNN's have nothing to compile
 _TILES, _TILE_FLOATS = 256, 32768  # a chunk has as many tiles, or as many as bring one of 16 operands to that size
 _PATCH_FLOATS = 1 << 18
-# Where several cores share a product, it must be larger to be worth sharing; sums over chunks gain nothing by it.
+# Where several cores share a product, it must be larger to be worth sharing; sums over chunks gain only by oneDNN's.
 _MORE_TILES, _MORE_PATCHES, _MORE_ROWS = 4, 4, 16
+_MORE_TILE_SUMS, _MORE_ROW_SUMS = 2, 4
 _MANY_CHANNELS, _FEW_CHANNELS = 256, 32  # from so many on tiles, up to so many rows are large enough, or too small
+_SOME_CHANNELS = 64  # up to so many oneDNN's products of tiles are faster than XLA's on several cores
 _LEAST_CHANNELS = 32
-_ROW_FLOATS = 1 << 16  # a chunk of rows of patches is of images with so many numbers
+_ROW_FLOATS = 1 << 16  # a chunk of rows of patches is of images with so many numbers before or after
 
 
 class _Window(NamedTuple):
@@ -216,10 +218,11 @@ def _filtered(x: jax.Array, kernel: Sequence[Parts], axis: int, window: _Window)
     """Images with their channels times those of the transformed kernel along its axis 0 (in) or 1 (out)."""
     height, width = window.image
     weights = [part for row in kernel for part in row]
+    multiply = _product if several_cores() and x.shape[3] <= _SOME_CHANNELS else _dot
 
     def filter_chunk(x):
         pairs = zip(_input_tiles(x), weights, strict=True)
-        products = [lax.dot_general(tile, weight, (((1,), (axis,)), ((), ()))) for tile, weight in pairs]
+        products = [multiply(tile, weight, (1, axis)) for tile, weight in pairs]
         tiles = [part.reshape(-1, height // 2, width // 2, part.shape[1]) for part in products]
         outputs = _two_axes(_of_products, [tiles[4 * i : 4 * i + 4] for i in range(4)])
         rows = [jnp.stack(row, axis=3) for row in outputs]  # (N, H/2, W/2, 2, channels)
@@ -234,9 +237,10 @@ def _winograd_kernel(x: jax.Array, slope: jax.Array, *, window: _Window) -> jax.
 
     def sum_chunk(x, slope):
         pairs = zip(_input_tiles(x), _slope_tiles(slope), strict=True)
-        return [lax.dot_general(*pair, (((0,), (0,)), ((), ()))) for pair in pairs]
+        return [_product(*pair, (0, 0)) for pair in pairs]
 
-    sums = _sum_chunks(sum_chunk, (x, slope), _tile_chunk(x.shape, max(x.shape[3], slope.shape[3])))
+    chunk = _tile_chunk(x.shape, max(x.shape[3], slope.shape[3]), _more(_MORE_TILE_SUMS))
+    sums = _sum_chunks(sum_chunk, (x, slope), chunk)
     return jnp.stack([jnp.stack(row) for row in _two_axes(_to_kernel, [sums[4 * i : 4 * i + 4] for i in range(4)])])
 
 
@@ -272,9 +276,10 @@ def _patches_forward(x: jax.Array, kernel: jax.Array, *, window: _Window) -> jax
 def _patches_kernel(x: jax.Array, slope: jax.Array, *, window: _Window) -> jax.Array:
     def sum_chunk(x, slope):
         # Rows are output channels: Eigen takes twice as long for the transpose where they are few.
-        return lax.dot_general(slope.reshape(-1, slope.shape[3]), _patches(x, window), (((0,), (0,)), ((), ())))
+        return multiply(slope.reshape(-1, slope.shape[3]), _patches(x, window), (0, 0))
 
-    total = _sum_chunks(sum_chunk, (x, slope), _patch_chunk(x.shape, window))
+    multiply, more = (_product, _more(_MORE_PATCHES)) if x.shape[3] >= _LEAST_CHANNELS else (_dot, 1)
+    total = _sum_chunks(sum_chunk, (x, slope), _patch_chunk(x.shape, window, more))
     return total.T.reshape(window.size, window.size, x.shape[3], slope.shape[3])
 
 
@@ -357,8 +362,8 @@ def _point_input(slope: jax.Array, kernel: jax.Array, *, window: _Window) -> jax
 
 
 def _point_kernel(x: jax.Array, slope: jax.Array, *, window: _Window) -> jax.Array:
-    inputs = x[:, :: window.stride, :: window.stride]
-    return jnp.einsum("nhwc,nhwk->ck", inputs, slope)[None, None]
+    inputs = x[:, :: window.stride, :: window.stride].reshape(-1, x.shape[3])
+    return _product(inputs, slope.reshape(-1, slope.shape[3]), (0, 0))[None, None]
 
 
 def _is_point(window: _Window) -> bool:
@@ -374,9 +379,9 @@ def several_cores() -> bool:
 
 
 def _chunk(number: int, wanted: float) -> int:
-    """The largest divisor of the batch size that is not above the wanted number of images."""
-    wanted = max(1, min(number, round(wanted)))
-    return next(size for size in range(wanted, 0, -1) if number % size == 0)
+    """The largest divisor of the batch size that is at most a little above the wanted number of images."""
+    most = max(1, min(number, int(1.25 * wanted)))
+    return next(size for size in range(most, 0, -1) if number % size == 0)
 
 
 def _map_chunks(function: Callable[[jax.Array], jax.Array], x: jax.Array, chunk: int) -> jax.Array:
@@ -416,6 +421,20 @@ def _zero(x: jax.Array) -> jax.Array:
 # oneDNN's.
 
 
+def _product(left: jax.Array, right: jax.Array, axes: tuple[int, int]) -> jax.Array:
+    """The product of two matrices over an axis of each, oneDNN's where it is there: it shares also small ones."""
+    return (onednn.product if onednn.is_there() else _dot)(left, right, axes)
+
+
+def _dot(left: jax.Array, right: jax.Array, axes: tuple[int, int]) -> jax.Array:
+    return lax.dot_general(left, right, (((axes[0],), (axes[1],)), ((), ())))
+
+
+def _more(factor: int) -> int:
+    """By how much chunks of sums grow: not at all where XLA multiplies, or a single core does."""
+    return factor if several_cores() and onednn.is_there() else 1
+
+
 def _onednn_forward(x: jax.Array, kernel: jax.Array, *, window: _Window) -> jax.Array:
     return onednn.convolution(x, kernel, stride=window.stride, padding=window.padding)
 
@@ -432,9 +451,10 @@ def _onednn_kernel(x: jax.Array, slope: jax.Array, *, window: _Window) -> jax.Ar
         height = slope.shape[1]
         padded = jnp.pad(slope, ((0, 0), (2, 2), (0, 0), (0, 0)))
         rows = jnp.concatenate([padded[:, 2 - i : 4 - i + height] for i in range(3)], axis=3)  # (N, H + 2, W, 3 K)
-        return onednn.transposed_product(_row_patches(x).reshape(-1, 3 * channels), rows.reshape(-1, 3 * features))
+        return onednn.product(_row_patches(x).reshape(-1, 3 * channels), rows.reshape(-1, 3 * features), (0, 0))
 
-    total = _sum_chunks(sum_chunk, (x, slope), _chunk(x.shape[0], _ROW_FLOATS / math.prod(x.shape[1:])))
+    floats = math.prod(x.shape[1:3]) * max(channels, features)
+    total = _sum_chunks(sum_chunk, (x, slope), _chunk(x.shape[0], _more(_MORE_ROW_SUMS) * _ROW_FLOATS / floats))
     return total.reshape(3, channels, 3, features).transpose(2, 0, 1, 3)
 
 

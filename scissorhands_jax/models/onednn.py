@@ -18,6 +18,7 @@ import numpy as np
 
 # Where the form has changed a call may end the process, so only the releases on which the tests ran are tried.
 _RELEASES = ((0, 10), (0, 11), (0, 12))
+_AXES = ((0, 0), (1, 1))  # of the products that are tried: either matrix transposed
 
 
 def is_there() -> bool:
@@ -38,12 +39,13 @@ def _works() -> bool:
     try:
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
             convolved = jax.jit(functools.partial(convolution, stride=2, padding=1)).lower(x, kernel).compile()
-            multiplied = jax.jit(transposed_product).lower(rows, rows).compile()
+            multiplied = [jax.jit(functools.partial(product, axes=axes)).lower(rows, rows).compile() for axes in _AXES]
     except jax.errors.JaxRuntimeError:
         return False
     windows = [x[:, max(0, i) : i + 3, max(0, j) : j + 3].sum() for i in (-1, 1) for j in (-1, 1)]
     right = np.array_equal(np.ravel(convolved(x, kernel)), windows)
-    return right and np.array_equal(multiplied(rows, rows), rows.T @ rows)
+    products = [np.tensordot(rows, rows, axes) for axes in _AXES]
+    return right and all(np.array_equal(multiply(rows, rows), found) for multiply, found in zip(multiplied, products))
 
 
 def convolution(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -> jax.Array:
@@ -76,18 +78,19 @@ def convolution(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -
     return _call("convolution", {"onednn_conv_config": config}, (x.shape[0], height, width, kernel.shape[3]), x, kernel)
 
 
-def transposed_product(left: jax.Array, right: jax.Array) -> jax.Array:
-    """`left.T @ right`; cannot be differentiated or batched.
+def product(left: jax.Array, right: jax.Array, axes: tuple[int, int] = (1, 0)) -> jax.Array:
+    """The product of two matrices over one axis of each; cannot be differentiated or batched.
 
     Args:
-      left: shape=(n, C), dtype=float32
-      right: shape=(n, K), dtype=float32
+      left: shape=(M, N) or, for axis 0, (N, M), dtype=float32
+      right: shape=(N, K) or, for axis 1, (K, N), dtype=float32
+      axes: which axis of either is summed over.
 
     Returns:
-      shape=(C, K)
+      shape=(M, K)
     """
-    config = {"onednn_matmul_config": {"transpose_a": True}}
-    return _call("matmul", config, (left.shape[1], right.shape[1]), left, right)
+    config = {"onednn_matmul_config": {"transpose_a": axes[0] == 0, "transpose_b": axes[1] == 1}}
+    return _call("matmul", config, (left.shape[1 - axes[0]], right.shape[1 - axes[1]]), left, right)
 
 
 def _call(name: str, config: dict[str, Any], shape: tuple[int, ...], *operands: jax.Array) -> jax.Array:
