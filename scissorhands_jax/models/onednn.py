@@ -44,8 +44,8 @@ def _works() -> bool:
         return False
     windows = [x[:, max(0, i) : i + 3, max(0, j) : j + 3].sum() for i in (-1, 1) for j in (-1, 1)]
     right = np.array_equal(np.ravel(convolved(x, kernel)), windows)
-    products = [np.tensordot(rows, rows, axes) for axes in _AXES]
-    return right and all(np.array_equal(multiply(rows, rows), found) for multiply, found in zip(multiplied, products))
+    pairs = zip(multiplied, _AXES, strict=True)
+    return right and all(np.array_equal(multiply(rows, rows), np.tensordot(rows, rows, axes)) for multiply, axes in pairs)
 
 
 def convolution(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -> jax.Array:
