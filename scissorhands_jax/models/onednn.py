@@ -39,13 +39,14 @@ def _works() -> bool:
     try:
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
             convolved = jax.jit(functools.partial(convolution, stride=2, padding=1)).lower(x, kernel).compile()
-            multiplied = [jax.jit(functools.partial(product, axes=axes)).lower(rows, rows).compile() for axes in _AXES]
+            compiled = [jax.jit(functools.partial(product, axes=axes)).lower(rows, rows).compile() for axes in _AXES]
     except jax.errors.JaxRuntimeError:
         return False
     windows = [x[:, max(0, i) : i + 3, max(0, j) : j + 3].sum() for i in (-1, 1) for j in (-1, 1)]
     right = np.array_equal(np.ravel(convolved(x, kernel)), windows)
-    pairs = zip(multiplied, _AXES, strict=True)
-    return right and all(np.array_equal(multiply(rows, rows), np.tensordot(rows, rows, axes)) for multiply, axes in pairs)
+    pairs = zip(compiled, _AXES, strict=True)
+    products = [np.array_equal(call(rows, rows), np.tensordot(rows, rows, axes)) for call, axes in pairs]
+    return right and all(products)
 
 
 def convolution(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -> jax.Array:
