@@ -3,7 +3,8 @@
 `convolve` is `jax.lax.conv_general_dilated` on accelerators, on several devices and for small inputs. On one CPU, where
 the work is worth it, it is one of
 
-* oneDNN's, where the process has it (`onednn`), for few channels and for strided kernels;
+* oneDNN's, where the process has it (`onednn`), for few channels and for strided kernels, and its matrix products
+  below for kernel gradients and for few channels;
 * the minimal filtering F(2x2, 3x3) of Winograd for 3x3 kernels of stride 1 (Lavin and Gray, 2016, section 4.1): 16
   matrix products over tiles of 4x4 inputs give 2x2 outputs each, with 4/9 of the multiplications;
 * one matrix product over patches for everything else;
