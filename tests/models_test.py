@@ -20,7 +20,7 @@ from scissorhands_jax.base import Model
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.losses import classification_loss
 from scissorhands_jax.models import MODELS, build, from_equinox, from_linen, from_nnx
-from scissorhands_jax.models.layers import BatchNorm, Normalize, as_float
+from scissorhands_jax.models.layers import BatchNorm, Normalize, _normalize_batch, as_float, relu_sum
 from scissorhands_jax.models.resnet import ResNet, cifar_resnet, pad_shortcut
 
 KEY = jax.random.key(0)
@@ -208,6 +208,34 @@ class TestResNet:
         assert params["fc"]["bias"].any()
 
 
+class TestReluSum:
+    @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+    def test_it_is_the_relu_of_the_sum_to_the_last_bit(self, dtype):
+        rng = np.random.default_rng(0)
+        a, b = (jnp.asarray(rng.normal(size=10_000) * rng.choice([1e-6, 1, 1e6], 10_000), dtype) for _ in range(2))
+        special = jnp.asarray([0, -0.0, 1, -1, 2e38, -2e38, np.inf, np.nan, -np.inf], dtype)
+        a = jnp.concatenate([a, a[:100], jnp.repeat(special, 8)])
+        b = jnp.concatenate([b, -a[:100], jnp.tile(special[:8], 9)])
+        found = jax.jit(relu_sum)(a, b)
+        assert found.dtype == dtype
+        np.testing.assert_array_equal(found.astype(jnp.float32), jax.nn.relu(a + b).astype(jnp.float32))
+
+    def test_derivatives_of_both_orders_are_those_of_the_relu(self):
+        a, b = images(4, 3), images(5, 3)[:4]
+        a = a.at[0].set(-b[0])  # where the sum is zero its derivative is zero, as that of `jax.nn.relu`
+
+        def second(function):
+            gradient = jax.grad(lambda a, b: jnp.sum(jnp.sin(function(a * a - 1, a * b))), (0, 1))
+            return jax.jit(lambda a, b: jax.jvp(gradient, (a, b), (b, a)))(a, b)
+
+        def first(function):
+            return jax.grad(lambda a, b: jnp.sum(function(a, b) * jnp.cos(a)), (0, 1))(a, b)
+
+        relu = lambda a, b: jax.nn.relu(a + b)  # noqa: E731
+        chex.assert_trees_all_close(first(relu_sum), first(relu), rtol=1e-6)
+        chex.assert_trees_all_close(second(relu_sum), second(relu), rtol=1e-5, atol=1e-6)
+
+
 class TestBatchNorm:
     def run(self, x, *, train, mutable=("batch_stats",), **options):
         module = BatchNorm(**options)
@@ -279,6 +307,38 @@ class TestBatchNorm:
         *_, old, new = self.run(jnp.asarray(x), train=True)
         var = (np.asarray(new["var"]) - 0.9 * np.asarray(old["var"])) / 0.1
         np.testing.assert_allclose(var, x.astype(np.float64).var(ddof=1), rtol=1e-3)
+
+    @pytest.mark.parametrize("ratio", [0, 1, 3.9, 4.1, 300])
+    def test_statistics_and_derivatives_are_those_of_float64_whatever_the_mean_is_to_the_deviation(self, ratio):
+        """In one channel, with an ordinary one beside it: one pass on CPU up to a ratio of 4, then two."""
+        rng = np.random.default_rng(0)
+        x = rng.normal(size=(4096, 2)) * [0.1, 1] + [0.1 * ratio, 0]
+        slope, scale, bias = rng.normal(size=x.shape), np.array([1.5, 0.5]), np.array([0.1, -1])
+
+        def all_of_it(x, slope, scale, bias):
+            y, transpose, (mean, var) = jax.vjp(
+                lambda *arguments: (lambda y, *moments: (y, moments))(*_normalize_batch(*arguments, 1e-5)),
+                *(x, scale, bias),
+                has_aux=True,
+            )
+            return (mean, var), (y, transpose(slope))
+
+        found = jax.jit(all_of_it)(*(jnp.asarray(array, jnp.float32) for array in (x, slope, scale, bias)))
+        with jax.enable_x64(True):
+            x, slope = (jnp.asarray(np.asarray(array, np.float32), jnp.float64) for array in (x, slope))
+            mean, var = x.mean(0), x.var(0)
+
+            def reference(x, scale, bias):
+                std = jnp.sqrt(x.var(0, keepdims=True) + 1e-5)
+                return (x - x.mean(0, keepdims=True)) / std * scale[None] + bias[None]
+
+            y, transpose = jax.vjp(reference, x, jnp.asarray(scale), jnp.asarray(bias))
+            expected = (mean, var), (y, transpose(slope))
+        np.testing.assert_allclose(found[0][0], mean, rtol=1e-6, atol=1e-7)
+        np.testing.assert_allclose(found[0][1], var, rtol=5e-6)
+        for own, right in zip(jax.tree.leaves(found[1]), jax.tree.leaves(expected[1]), strict=True):
+            error = np.abs(own - right).reshape(-1, 2).max(0) / np.abs(right).reshape(-1, 2).max(0)
+            assert np.all(error < 1e-6 * np.array([3 + ratio, 3]))
 
     def test_narrow_inputs_get_wide_statistics(self):
         x = images(8, 4).astype(jnp.bfloat16)

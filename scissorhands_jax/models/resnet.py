@@ -24,6 +24,7 @@ from scissorhands_jax.models.layers import (
     conv,
     enter,
     linear,
+    relu_sum,
     rematerialized,
 )
 
@@ -74,7 +75,7 @@ class BasicBlock(nn.Module):
                 x = pad_shortcut(x, self.width, self.stride)
             else:
                 x = Downsample(self.width, self.stride, self.kernel_init, self.dtype, name="downsample")(x, train=train)
-        return nn.relu(y + x)
+        return relu_sum(y, x)
 
 
 class Stage(nn.Module):
