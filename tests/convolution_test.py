@@ -122,12 +122,14 @@ class TestOneDNN:
         forward, *both = (compiled(each, x, kernel, slope).count("@__onednn$") for each in passes)
         assert (forward, *both) == self.CALLS[name]
 
-    def test_many_channels_are_left_to_winograd_and_on_one_core_more_of_them(self, monkeypatch):
+    def test_many_channels_are_left_to_winograd_and_on_one_core_or_with_much_work_more_of_them(self, monkeypatch):
         def calls(*channels):
             x, kernel = jnp.ones((2, 4, 4, channels[0])), jnp.ones((3, 3, *channels))
             return compiled(lambda x, kernel: convolve(x, kernel, padding=1), x, kernel).count("@__onednn$")
 
         sizes = ((16, 64), (32, 32), (64, 64), (96, 96))
+        assert [calls(*channels) for channels in sizes] == [1, 1, 1, 0]
+        monkeypatch.setattr(convolution, "_SOME_FLOPS", 2 * 32 * 9 * 64 * 64 - 1)
         assert [calls(*channels) for channels in sizes] == [1, 1, 16, 0]
         monkeypatch.setattr(convolution, "several_cores", lambda: False)
         assert [calls(*channels) for channels in sizes] == [1, 0, 0, 0]

@@ -3,8 +3,8 @@
 `convolve` is `jax.lax.conv_general_dilated` on accelerators, on several devices and for small inputs. On one CPU, where
 the work is worth it, it is one of
 
-* oneDNN's, where the process has it (`onednn`), for few channels and for strided kernels, and its matrix products
-  below for kernel gradients and for few channels;
+* oneDNN's, where the process has it (`onednn`), for few channels and for strided kernels, on several cores also for
+  not so few and little work, and its matrix products below for kernel gradients and for few channels;
 * the minimal filtering F(2x2, 3x3) of Winograd for 3x3 kernels of stride 1 (Lavin and Gray, 2016, section 4.1): 16
   matrix products over tiles of 4x4 inputs give 2x2 outputs each, with 4/9 of the multiplications;
 * one matrix product over patches for everything else;
@@ -42,7 +42,9 @@ _PATCH_FLOATS = 1 << 18
 _MORE_TILES, _MORE_PATCHES, _MORE_ROWS = 4, 4, 16
 _MORE_TILE_SUMS, _MORE_ROW_SUMS = 2, 4
 _MANY_CHANNELS, _FEW_CHANNELS = 256, 32  # from so many on tiles, up to so many rows are large enough, or too small
-_SOME_CHANNELS = 64  # up to so many oneDNN's products of tiles are faster than XLA's on several cores
+# Up to so many channels oneDNN's products of tiles are faster than XLA's on several cores, and up to so much work its
+# convolutions are faster still.
+_SOME_CHANNELS, _SOME_FLOPS = 64, 3e9
 _LEAST_CHANNELS = 32
 _ROW_FLOATS = 1 << 16  # a chunk of rows of patches is of images with so many numbers before or after
 
@@ -127,9 +129,13 @@ def _is_known(x: jax.Array, kernel: jax.Array, window: _Window) -> bool:
 
 
 def _is_large(x: Any, kernel: Any, window: _Window) -> bool:
-    height, width = _output_size(window)
-    least = _LEAST_FLOPS_ONEDNN if _has_onednn(window, kernel.shape[2:]) else _LEAST_FLOPS
-    return 2 * x.shape[0] * height * width * kernel.size >= least
+    least = _LEAST_FLOPS_ONEDNN if _has_onednn(window, x.shape[0], kernel.shape) else _LEAST_FLOPS
+    return _flops(window, x.shape[0], kernel.shape) >= least
+
+
+def _flops(window: _Window, number: int, kernel: Sequence[int]) -> int:
+    """Of a convolution of so many images with a kernel of this shape."""
+    return 2 * number * math.prod(_output_size(window)) * math.prod(kernel)
 
 
 def _output_size(window: _Window) -> tuple[int, int]:
@@ -292,10 +298,10 @@ def _patch_chunk(shape: tuple[int, ...], window: _Window, more: int = 1) -> int:
 # and added, take a third of the patches' memory and have three times the columns.
 
 
-def _row_patches(x: jax.Array) -> jax.Array:
-    """Three neighbours in a row, side by side, with one row of zeros above and below: (N, H + 2, W, 3 C)."""
+def _row_patches(x: jax.Array, more_rows: int) -> jax.Array:
+    """Three neighbours in a row, side by side, with rows of zeros above and below: (N, H + 2 more_rows, W, 3 C)."""
     width = x.shape[2]
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    padded = jnp.pad(x, ((0, 0), (more_rows, more_rows), (1, 1), (0, 0)))
     return jnp.concatenate([padded[:, :, j : j + width] for j in range(3)], axis=3)
 
 
@@ -305,7 +311,7 @@ def _rows_forward(x: jax.Array, kernel: jax.Array, *, window: _Window) -> jax.Ar
     matrix = kernel.transpose(1, 2, 0, 3).reshape(3 * channels, 3 * features)
 
     def convolve_chunk(x):
-        products = _row_patches(x).reshape(-1, 3 * channels) @ matrix
+        products = _row_patches(x, 1).reshape(-1, 3 * channels) @ matrix
         products = products.reshape(x.shape[0], height + 2, width, 3, features)
         return sum(products[:, i : i + height, :, i] for i in range(3))
 
@@ -450,17 +456,20 @@ def _onednn_kernel(x: jax.Array, slope: jax.Array, *, window: _Window) -> jax.Ar
 
     def sum_chunk(x, slope):
         height = slope.shape[1]
-        padded = jnp.pad(slope, ((0, 0), (2, 2), (0, 0), (0, 0)))
-        rows = jnp.concatenate([padded[:, 2 - i : 4 - i + height] for i in range(3)], axis=3)  # (N, H + 2, W, 3 K)
-        return onednn.product(_row_patches(x).reshape(-1, 3 * channels), rows.reshape(-1, 3 * features), (0, 0))
+        padded = jnp.pad(slope, ((0, 0), (1, 1), (0, 0), (0, 0)))
+        rows = jnp.concatenate([padded[:, 2 - i : 2 - i + height] for i in range(3)], axis=3)  # (N, H, W, 3 K)
+        return onednn.product(_row_patches(x, 0).reshape(-1, 3 * channels), rows.reshape(-1, 3 * features), (0, 0))
 
     floats = math.prod(x.shape[1:3]) * max(channels, features)
     total = _sum_chunks(sum_chunk, (x, slope), _chunk(x.shape[0], _more(_MORE_ROW_SUMS) * _ROW_FLOATS / floats))
     return total.reshape(3, channels, 3, features).transpose(2, 0, 1, 3)
 
 
-def _has_onednn(window: _Window, channels: Sequence[int]) -> bool:
-    few = min(channels) < (2 * _LEAST_CHANNELS if several_cores() else _LEAST_CHANNELS)
+def _has_onednn(window: _Window, number: int, kernel: Sequence[int]) -> bool:
+    fewest = min(kernel[2:])
+    few = fewest < _LEAST_CHANNELS
+    if several_cores() and not few:
+        few = fewest < _SOME_CHANNELS or (fewest == _SOME_CHANNELS and _flops(window, number, kernel) <= _SOME_FLOPS)
     return window.size > 1 and (few or window.stride > 1) and onednn.is_there()
 
 
@@ -480,7 +489,7 @@ def _fast_forward(x: jax.Array, kernel: jax.Array, *, window: _Window) -> jax.Ar
     function = _forward
     if _is_point(window):
         function = _point_forward
-    elif _has_onednn(window, kernel.shape[2:]):
+    elif _has_onednn(window, x.shape[0], kernel.shape):
         function = _onednn_forward
     elif _is_tiled(window, kernel.shape[2:]):
         function = _winograd_forward
@@ -495,7 +504,7 @@ def _fast_input(slope: jax.Array, kernel: jax.Array, *, window: _Window) -> jax.
     function = _input
     if _is_point(window):
         function = _point_input
-    elif _keeps_size(window) and _has_onednn(window, kernel.shape[2:]):
+    elif _keeps_size(window) and _has_onednn(window, slope.shape[0], kernel.shape):
         function = _onednn_input
     elif _is_tiled(window, kernel.shape[2:]):
         function = _winograd_input
