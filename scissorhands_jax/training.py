@@ -80,8 +80,8 @@ def run(
       checkpoint: where to save and from where to go on; None saves nothing.
       on_step: called with a `Progress` for every step, in order, once its metrics are there. The device does not wait
         for it, and what it raises ends the run some steps later.
-      steps_per_call: how many steps one compiled program takes. None: many on accelerators, on a single core a
-        few for large convolutions, else 1 (`feeding.steps_per_call`). More give the same numbers up to rounding.
+      steps_per_call: how many steps one compiled program takes. None: many on accelerators, on CPU a few for large
+        convolutions, else 1 (`feeding.steps_per_call`). More give the same numbers up to rounding.
       feed_from: "device" puts the data there once, "host" loads batches ahead of the device, "auto" decides by size
         (`feeding.make_feed`). All give the same numbers.
       layout: how network, optimizer state and batches are divided over many devices, perhaps those of many processes

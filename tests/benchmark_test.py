@@ -96,7 +96,7 @@ def check_times(results):
     references = {"mlp": ["PyTorch"], "mlp@2": ["matrix product"], "mlp@4": ["matrix product"], "product": ["copy"]}
     references |= {"mlp/step": ["unprojected step"], "mlp/projection": ["step"], "sweep of mlp": ["turns"]}
     references["mlp@4-bfloat16"] = references["mlp@4"]
-    references["mlp/epoch"] = [] if convolution.several_cores() else ["one step per call"]
+    references["mlp/epoch"] = ["one step per call"]
     references["mlp/epoch"] += ["PyTorch", "published code's in PyTorch"] if HAS_TORCH else []
     for result in results:
         assert len(result["load"]) == 2
@@ -313,8 +313,7 @@ def test_an_epoch_of_the_published_code_takes_its_constraint_first_and_leaves_no
     assert gc.get_freeze_count() == 0
 
 
-def test_every_epoch_begins_where_the_first_began(monkeypatch):
-    monkeypatch.setattr(convolution, "several_cores", lambda: False)
+def test_every_epoch_begins_where_the_first_began():
     data, own, references, single_steps = epochs.epochs("mlp", SETTINGS)
     assert [len(part["label"]) for part in data] == [4, 4 * epochs.RETAIN_BATCHES]
     first = own()

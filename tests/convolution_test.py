@@ -180,9 +180,6 @@ class TestWithinALoop:
 
             return convolution.pays_in_a_loop(function, [(x, kernel) for x, kernel, *_ in cases])
 
-        monkeypatch.setattr(convolution, "several_cores", lambda: True)
-        assert not pays("winograd", "rows")
-        monkeypatch.setattr(convolution, "several_cores", lambda: False)
         assert pays("winograd", "rows")
         assert not pays("winograd", "large kernel")
         monkeypatch.setattr(convolution, "_LEAST_FLOPS", 1e6)

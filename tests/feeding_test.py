@@ -53,10 +53,12 @@ class TestStepsPerCall:
         monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
         assert feeding.steps_per_call(data, batches(4)) == 64
 
-    def test_on_one_core_it_is_a_few_for_large_convolutions(self, monkeypatch):
+    @pytest.mark.parametrize("several_cores", [False, True])
+    def test_on_cpu_it_is_a_few_for_large_convolutions(self, several_cores, monkeypatch):
         """The steps are those of single calls, their temporary memory is not taken anew each time."""
         monkeypatch.setattr(convolution, "_LEAST_FLOPS", 1e3)
-        monkeypatch.setattr(convolution, "several_cores", lambda: False)
+        monkeypatch.setattr(convolution, "_LEAST_FLOPS_ONEDNN", 1e3)
+        monkeypatch.setattr(convolution, "several_cores", lambda: several_cores)
 
         def loss_fn(params, batch):
             features = jnp.tanh(convolution.convolve(batch["image"], params["kernel"], padding=1))

@@ -17,14 +17,13 @@ from scissorhands_jax import data as data_lib
 from scissorhands_jax import losses, optimizers, training, trees
 from scissorhands_jax.base import Data
 from scissorhands_jax.methods.scissorhands import scissorhands
-from scissorhands_jax.models import convolution
 
 OWN, SINGLE = "own", "one step per call"
 RETAIN_BATCHES = 10  # for one forget batch: as if a tenth of the set were forgotten
 
 
 def epoch_case(name: str, network: str, settings: Settings, on_round: OnRound) -> Result:
-    """An epoch, against one with a call for every step, where it has not, and two of PyTorch's, where it is there."""
+    """An epoch, against one with a call for every step and two of PyTorch's, where it is there."""
     data, own, references, single_steps = epochs(network, settings)
     few = dataclasses.replace(settings, repeats=min(settings.repeats, max(3, (settings.repeats + 1) // 2)))
     what = f"repair epoch, one joint step in {RETAIN_BATCHES}, crops and flips, without the trimming"
@@ -56,11 +55,8 @@ def epochs(network: str, settings: Settings) -> tuple[Data, Call, dict[str, Call
         return training.run(trimmed, key, carry.params, carry.model_state, data, num_epochs=1, **options)[:2]
 
     step = functools.partial(own, Data(data.forget, data_lib.take(data.retain, np.arange(size))))
-    references: dict[str, Call] = {}
-    steps: dict[str, Call] = {OWN: step}
-    if jax.default_backend() != "cpu" or not convolution.several_cores():  # else the same
-        references[SINGLE] = functools.partial(own, steps_per_call=1)
-        steps[SINGLE] = step
+    references: dict[str, Call] = {SINGLE: functools.partial(own, steps_per_call=1)}
+    steps: dict[str, Call] = {OWN: step, SINGLE: step}
     if against_torch.is_there():
         from experiments.benchmark import torch_steps
 
