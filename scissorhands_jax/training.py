@@ -132,7 +132,9 @@ def run(
         if done == 0:
             carry = _placed(layout, method.begin_epoch(carry, data))
         if loops is None and batches:
-            loops = steps_per_call is None and _pays_in_a_loop(method.step, carry, data, batches[0])
+            loops = steps_per_call is None and _pays_in_a_loop(
+                method.step, carry, jax.eval_shape(data_lib.gather, data, batches[0])
+            )
         per_call = steps_per_call or feeding.steps_per_call(data, batches, loops_on_cpu=bool(loops))
         calls = feeding.stretches(batches, done, per_call=per_call, every=every)
         for call, examples in zip(calls, feed.examples(batches, calls), strict=True):
@@ -154,11 +156,18 @@ def run(
     return Result(params, model_state, int(carry.step), max(0.0, elapsed - compiling), compiling)
 
 
-def _pays_in_a_loop(step: Callable, carry: Carry, data: Data, batch: Batch) -> bool:
-    """As `convolution.pays_in_a_loop`; a network without a kernel of images is not traced for it."""
-    if not any(leaf.ndim == 4 for leaf in jax.tree.leaves(carry.params)):
+def _pays_in_a_loop(step: Callable, carry: Carry, examples: Batch) -> bool:
+    """As `convolution.pays_in_a_loop`; a network without a kernel of images is not traced for it.
+
+    What is traced is a call, of one step, so that JAX remembers it and further runs of the method need not wait.
+    """
+    if jax.default_backend() != "cpu" or not any(leaf.ndim == 4 for leaf in jax.tree.leaves(carry.params)):
         return False
-    return convolution.pays_in_a_loop(step, carry, jax.eval_shape(lambda: data_lib.gather(data, batch)))
+    return convolution.pays_in_a_loop(_steps.trace(step, carry, _stacked(examples, 1), 1).jaxpr)
+
+
+def _stacked(examples: Batch, rows: int) -> Batch:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape), leaf.dtype), examples)
 
 
 def compile_call(
@@ -174,13 +183,12 @@ def compile_call(
     Returns:
       The compiled `(carry, examples)`; or, with room for `rows` batches, `(carry, stacked examples, count)`.
     """
-    loops = convolution.pays_in_a_loop(step, carry, examples)
+    loops = _pays_in_a_loop(step, carry, examples)
     per_call = feeding.steps_per_call(data, batches, loops_on_cpu=loops)
     rows = feeding.stretches(batches, 0, per_call=per_call)[0].rows
     if rows is None:
         return _step.lower(step, carry, examples).compile(), None
-    stacked = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape), leaf.dtype), examples)
-    return _steps.lower(step, carry, stacked, rows).compile(), rows
+    return _steps.lower(step, carry, _stacked(examples, rows), rows).compile(), rows
 
 
 def _placed(layout: Layout | None, carry: Carry) -> Carry:

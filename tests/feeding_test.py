@@ -60,7 +60,10 @@ class TestStepsPerCall:
         monkeypatch.setattr(convolution, "_LEAST_FLOPS_ONEDNN", 1e3)
         monkeypatch.setattr(convolution, "several_cores", lambda: several_cores)
 
+        traced = []
+
         def loss_fn(params, batch):
+            traced.append(batch)
             features = jnp.tanh(convolution.convolve(batch["image"], params["kernel"], padding=1))
             return jnp.mean((features.mean((1, 2)) @ params["head"] - batch["label"][:, None]) ** 2)
 
@@ -75,6 +78,9 @@ class TestStepsPerCall:
         assert results[None].steps == results[1].steps > 4
         for left, right in zip(*(jax.tree.leaves(result.params) for result in results.values()), strict=True):
             np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-6)
+        traced.clear()
+        run(method, KEY, params, (), tiny.data(6, 22), num_epochs=1)
+        assert not traced, "a further run need not look again whether a loop pays"
 
     def test_large_batches_take_fewer(self, monkeypatch):
         monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
