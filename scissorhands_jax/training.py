@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -132,9 +132,8 @@ def run(
         if done == 0:
             carry = _placed(layout, method.begin_epoch(carry, data))
         if loops is None and batches:
-            loops = steps_per_call is None and _pays_in_a_loop(
-                method.step, carry, jax.eval_shape(data_lib.gather, data, batches[0])
-            )
+            outline = functools.partial(jax.eval_shape, data_lib.gather, data, batches[0])
+            loops = steps_per_call is None and _pays_in_a_loop(method.step, carry, outline(), data, batches)
         per_call = steps_per_call or feeding.steps_per_call(data, batches, loops_on_cpu=bool(loops))
         calls = feeding.stretches(batches, done, per_call=per_call, every=every)
         for call, examples in zip(calls, feed.examples(batches, calls), strict=True):
@@ -156,14 +155,16 @@ def run(
     return Result(params, model_state, int(carry.step), max(0.0, elapsed - compiling), compiling)
 
 
-def _pays_in_a_loop(step: Callable, carry: Carry, examples: Batch) -> bool:
-    """As `convolution.pays_in_a_loop`; a network without a kernel of images is not traced for it.
+def _pays_in_a_loop(step: Callable, carry: Carry, examples: Batch, data: Data, batches: Sequence[Batch]) -> bool:
+    """As `convolution.pays_in_a_loop` says of the first call; a network without a kernel of images is not traced.
 
-    What is traced is a call, of one step, so that JAX remembers it and further runs of the method need not wait.
+    JAX remembers what is traced, for that call and for further runs of the method.
     """
     if jax.default_backend() != "cpu" or not any(leaf.ndim == 4 for leaf in jax.tree.leaves(carry.params)):
         return False
-    return convolution.pays_in_a_loop(_steps.trace(step, carry, _stacked(examples, 1), 1).jaxpr)
+    per_call = feeding.steps_per_call(data, batches, loops_on_cpu=True)
+    rows = feeding.stretches(batches, 0, per_call=per_call)[0].rows or 1
+    return convolution.pays_in_a_loop(_steps.trace(step, carry, _stacked(examples, rows), rows).jaxpr)
 
 
 def _stacked(examples: Batch, rows: int) -> Batch:
@@ -183,7 +184,7 @@ def compile_call(
     Returns:
       The compiled `(carry, examples)`; or, with room for `rows` batches, `(carry, stacked examples, count)`.
     """
-    loops = _pays_in_a_loop(step, carry, examples)
+    loops = _pays_in_a_loop(step, carry, examples, data, batches)
     per_call = feeding.steps_per_call(data, batches, loops_on_cpu=loops)
     rows = feeding.stretches(batches, 0, per_call=per_call)[0].rows
     if rows is None:
@@ -197,12 +198,10 @@ def _placed(layout: Layout | None, carry: Carry) -> Carry:
 
 def _divided(layout: Layout | None, step):
     """The step for a layout: the carry comes out as it goes in, and the host can read the metrics anywhere."""
-    if layout is None:
-        return step
 
     def divided(carry: Carry, batch: Batch):
         carry, metrics = step(carry, batch)
-        return layout.constrain(carry), layout.replicate(metrics)
+        return (carry, metrics) if layout is None else (layout.constrain(carry), layout.replicate(metrics))
 
     return divided
 
@@ -227,7 +226,7 @@ def _steps(step, carry: Carry, batches: Batch, count: jax.Array, layout: Layout 
         carry, found = step(carry, row(batches, index))
         return carry, jax.tree.map(lambda kept, new: kept.at[index].set(new), metrics, found)
 
-    step = _divided(layout, step)
+    step = jax.jit(_divided(layout, step), inline=True)  # traced once
     rows = len(jax.tree.leaves(batches)[0])
     with convolution.within_loop():
         _, shapes = jax.eval_shape(step, carry, row(batches, 0))
