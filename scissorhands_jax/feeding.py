@@ -186,8 +186,8 @@ def steps_per_call(data: Data, batches: Sequence[Batch], *, loops_on_cpu: bool =
 
     On accelerators many: the loop runs on the device, which then never waits for the host. On CPU a call costs little,
     and XLA runs its convolutions in a loop about 25 times slower than outside of one (jax issue 12868): 1. But every
-    call has its temporary memory from the system anew, which on one core is a fifth of the time of a ResNet-20, so that
-    where a loop is fast (`loops_on_cpu`, see `convolution.pays_in_a_loop`) it takes a few.
+    call has its temporary memory from the system anew, so that where a loop is fast (`loops_on_cpu`, see
+    `convolution.pays_in_a_loop`) it takes a few.
     """
     if jax.default_backend() == "cpu":
         return _STEPS_PER_CALL_ON_CPU if loops_on_cpu else 1
