@@ -132,8 +132,7 @@ def run(
         if done == 0:
             carry = _placed(layout, method.begin_epoch(carry, data))
         if loops is None and batches:
-            outline = functools.partial(jax.eval_shape, data_lib.gather, data, batches[0])
-            loops = steps_per_call is None and _pays_in_a_loop(method.step, carry, outline(), data, batches)
+            loops = steps_per_call is None and _pays_in_a_loop(method.step, carry, data, batches)
         per_call = steps_per_call or feeding.steps_per_call(data, batches, loops_on_cpu=bool(loops))
         calls = feeding.stretches(batches, done, per_call=per_call, every=every)
         for call, examples in zip(calls, feed.examples(batches, calls), strict=True):
@@ -155,7 +154,7 @@ def run(
     return Result(params, model_state, int(carry.step), max(0.0, elapsed - compiling), compiling)
 
 
-def _pays_in_a_loop(step: Callable, carry: Carry, examples: Batch, data: Data, batches: Sequence[Batch]) -> bool:
+def _pays_in_a_loop(step: Callable, carry: Carry, data: Data, batches: Sequence[Batch]) -> bool:
     """As `convolution.pays_in_a_loop` says of the first call; a network without a kernel of images is not traced.
 
     JAX remembers what is traced, for that call and for further runs of the method.
@@ -164,6 +163,7 @@ def _pays_in_a_loop(step: Callable, carry: Carry, examples: Batch, data: Data, b
         return False
     per_call = feeding.steps_per_call(data, batches, loops_on_cpu=True)
     rows = feeding.stretches(batches, 0, per_call=per_call)[0].rows or 1
+    examples = jax.eval_shape(data_lib.gather, data, batches[0])
     return convolution.pays_in_a_loop(_steps.trace(step, carry, _stacked(examples, rows), rows).jaxpr)
 
 
@@ -184,7 +184,7 @@ def compile_call(
     Returns:
       The compiled `(carry, examples)`; or, with room for `rows` batches, `(carry, stacked examples, count)`.
     """
-    loops = _pays_in_a_loop(step, carry, examples, data, batches)
+    loops = _pays_in_a_loop(step, carry, data, batches)
     per_call = feeding.steps_per_call(data, batches, loops_on_cpu=loops)
     rows = feeding.stretches(batches, 0, per_call=per_call)[0].rows
     if rows is None:

@@ -461,11 +461,10 @@ def _onednn_kernel(x: jax.Array, slope: jax.Array, *, window: _Window) -> jax.Ar
 
 
 def _has_onednn(window: _Window, number: int, kernel: Sequence[int]) -> bool:
-    fewest = min(kernel[2:])
-    few = fewest < _LEAST_CHANNELS
-    if several_cores() and not few:
-        few = fewest < _SOME_CHANNELS or (fewest == _SOME_CHANNELS and _flops(window, number, kernel) <= _SOME_FLOPS)
-    return window.size > 1 and (few or window.stride > 1) and onednn.is_there()
+    fewest, several = min(kernel[2:]), several_cores()
+    few = fewest < (_SOME_CHANNELS if several else _LEAST_CHANNELS)
+    small = several and fewest <= _SOME_CHANNELS and _flops(window, number, kernel) <= _SOME_FLOPS
+    return window.size > 1 and (few or small or window.stride > 1) and onednn.is_there()
 
 
 # Which of them, by what was measured on single layers.

@@ -167,25 +167,6 @@ def _normalize_batch(
     return (x - mean[None]) * jax.lax.rsqrt(var + eps)[None] * scale[None] + bias[None], mean, var
 
 
-_LARGE_MEAN = 16.0  # times the variance is a squared mean that leaves E[x^2] - mean^2 too few digits
-
-
-def _variance(x: jax.Array, mean: jax.Array) -> jax.Array:
-    """The biased variance of x, shape (M, C), around its mean, shape (C,).
-
-    On CPU E[x^2] - mean^2, because XLA stores the centred values for a pass around the mean. The relative error of this
-    is about 1e-7 mean^2 / variance, so that a single channel with a large mean makes it take that pass after all.
-    """
-    if jax.default_backend() != "cpu":
-        return jnp.mean(jnp.square(x - mean[None]), axis=0)
-    fast = jnp.mean(jnp.square(x), axis=0) - jnp.square(mean)
-    return jax.lax.cond(
-        jnp.all(jnp.square(mean) <= _LARGE_MEAN * fast),
-        lambda: fast,
-        lambda: jnp.mean(jnp.square(x - mean[None]), axis=0),
-    )
-
-
 @_normalize_batch.defjvp
 def _normalize_batch_jvp(eps, primals, tangents):
     """The derivative in terms of the normalised input, so that its transpose needs two reductions and not five.
@@ -204,6 +185,25 @@ def _normalize_batch_jvp(eps, primals, tangents):
     tilt = inverse * (scale_dot - gain * slope)
     y_dot = gain[None] * x_dot + tilt[None] * x + (bias_dot - gain * mean_dot - tilt * mean)[None]
     return outputs, (y_dot, mean_dot, 2 * slope / inverse)
+
+
+_LARGE_MEAN = 16.0  # times the variance is a squared mean that leaves E[x^2] - mean^2 too few digits
+
+
+def _variance(x: jax.Array, mean: jax.Array) -> jax.Array:
+    """The biased variance of x, shape (M, C), around its mean, shape (C,).
+
+    On CPU E[x^2] - mean^2, because XLA stores the centred values for a pass around the mean. The relative error of this
+    is about 1e-7 mean^2 / variance, so that a single channel with a large mean makes it take that pass after all.
+    """
+    if jax.default_backend() != "cpu":
+        return jnp.mean(jnp.square(x - mean[None]), axis=0)
+    fast = jnp.mean(jnp.square(x), axis=0) - jnp.square(mean)
+    return jax.lax.cond(
+        jnp.all(jnp.square(mean) <= _LARGE_MEAN * fast),
+        lambda: fast,
+        lambda: jnp.mean(jnp.square(x - mean[None]), axis=0),
+    )
 
 
 @jax.custom_jvp
