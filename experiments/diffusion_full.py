@@ -234,26 +234,20 @@ def unlearn(work: Path, name: str) -> dict[str, Any]:
     del work
     import jax
 
-    from scissorhands_jax import Data, masks, reinit, saliency, training
+    from scissorhands_jax import Data, compilation, masks, reinit, saliency, training
     from scissorhands_jax.diffusion import networks
 
     sizes, settings, generation = unlearning(name)
-    compiling, parts = [0.0], {}
-
-    def listen(event: str, duration: float, **_: Any) -> None:
-        if event in ("/jax/core/compile/jaxpr_to_mlir_module_duration", "/jax/core/compile/backend_compile_duration"):
-            compiling[0] += duration
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
+    parts: dict[str, Any] = {}
 
     def measured(part: str, call: Callable[..., Any]) -> Callable[..., Any]:
         """The call, whose seconds without compilation and whose peak of memory are kept."""
 
         def timed_call(*arguments: Any, **options: Any) -> Any:
             reset_peak()
-            compiled, start = compiling[0], time.perf_counter()
+            compiled, start = compilation.seconds(), time.perf_counter()
             result = jax.block_until_ready(call(*arguments, **options))
-            compile_seconds = compiling[0] - compiled
+            compile_seconds = compilation.seconds() - compiled
             key = part if part not in parts else f"{part} again"
             parts[key] = {
                 "seconds": round(time.perf_counter() - start - compile_seconds, 2),

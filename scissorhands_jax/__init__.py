@@ -11,6 +11,7 @@ with _epy.lazy_api_imports(globals()):
     from scissorhands_jax import audit as audit
     from scissorhands_jax import base as base
     from scissorhands_jax import checkpoints as checkpoints
+    from scissorhands_jax import compilation as compilation
     from scissorhands_jax import config as config
     from scissorhands_jax import data as data
     from scissorhands_jax import datasets as datasets

@@ -13,7 +13,6 @@ and so is the time: that of a step with batches of b / N examples, without the c
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import functools
 import gc
@@ -21,7 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +34,7 @@ from rich.table import Table
 from scissorhands_jax import (
     attacks,
     checkpoints,
+    compilation,
     feeding,
     files,
     losses,
@@ -207,21 +207,21 @@ class _Planner:
         """The whole plan."""
         job, config = self.job, self.job.config
         params, model_state = jax.tree.map(jnp.asarray, (job.params, job.model_state))
-        with _compile_clock() as clock:
-            self._tell("evaluates some images")
-            evaluating = self._evaluation(params, model_state)
-            self._tell("begins the method")
-            beginning, per_epoch, carry = self._beginning(params, model_state, clock)
-            self._tell("compiles the steps")
-            programs = {
-                kind: self.program(self.method, carry, kind.over(self.devices), steps=-(-count // self.settings.epochs))
-                for kind, count in self.kinds.items()
-            }
-            process = process_bytes()
-            self._tell("takes some steps")
-            seconds, carry = self._steps(programs, carry)
-            saving = self._saving(carry)
-            compiling = clock.seconds
+        compiled = compilation.seconds()
+        self._tell("evaluates some images")
+        evaluating = self._evaluation(params, model_state)
+        self._tell("begins the method")
+        beginning, per_epoch, carry = self._beginning(params, model_state)
+        self._tell("compiles the steps")
+        programs = {
+            kind: self.program(self.method, carry, kind.over(self.devices), steps=-(-count // self.settings.epochs))
+            for kind, count in self.kinds.items()
+        }
+        process = process_bytes()
+        self._tell("takes some steps")
+        seconds, carry = self._steps(programs, carry)
+        saving = self._saving(carry)
+        compiling = compilation.seconds() - compiled
         counts = self.kinds
         stepping = sum(count * seconds[kind] for kind, count in counts.items())
         parts = self._parts(carry, programs, process)
@@ -337,7 +337,7 @@ class _Planner:
             shown += [logits[rows] + rng.normal(scale=1e-3, size=(len(rows), 1)), np.asarray(part["label"])]
         return batches * per_batch + _timed(lambda: attacks.paper_mia(*shown, seed=0))
 
-    def _beginning(self, params: Params, model_state: ModelState, clock: _Clock) -> tuple[float, float, Carry]:
+    def _beginning(self, params: Params, model_state: ModelState) -> tuple[float, float, Carry]:
         """Seconds of the method's `init` and of each `begin_epoch`, without compilation, and a carry."""
         key = jax.random.key(self.job.config.seed)
 
@@ -349,13 +349,13 @@ class _Planner:
         part = "forget" if self.kinds else "retain"
         all_batches = data_lib.size(getattr(self.data, part)) / max(1, data_lib.size(getattr(self._subset(1), part)))
         carry = begin(1)
-        beginning = _timed(lambda: begin(1), clock)
+        beginning = _timed(lambda: begin(1))
         if all_batches > 1:
-            more = _timed(lambda: begin(3), clock) - beginning
+            more = _timed(lambda: begin(3)) - beginning
             beginning += (all_batches - 1) * max(0.0, more) / (min(3, all_batches) - 1)
         data = jax.tree.map(jnp.asarray, self._subset(1))
         carry = self.method.begin_epoch(carry, data)
-        per_epoch = _timed(lambda: jax.block_until_ready(self.method.begin_epoch(carry, data)), clock)
+        per_epoch = _timed(lambda: jax.block_until_ready(self.method.begin_epoch(carry, data)))
         return beginning, per_epoch, trees.copy(carry)
 
     def _steps(self, programs: Mapping[Kind, Program], carry: Carry) -> tuple[dict[Kind, float], Carry]:
@@ -585,34 +585,12 @@ def _outline(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
 
-class _Clock:
-    """Seconds that JAX has spent on lowering and compiling."""
-
-    seconds = 0.0
-
-
-@contextlib.contextmanager
-def _compile_clock() -> Iterator[_Clock]:
-    clock = _Clock()
-
-    def listen(event: str, duration_secs: float, **_: str | int) -> None:
-        if event in ("/jax/core/compile/jaxpr_to_mlir_module_duration", "/jax/core/compile/backend_compile_duration"):
-            clock.seconds += duration_secs
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield clock
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
-
-
-def _timed(call: Callable[[], Any], clock: _Clock | None = None) -> float:
-    """Seconds of a call, without what the clock counts."""
-    compiled = clock.seconds if clock is not None else 0.0
-    start = time.perf_counter()
+def _timed(call: Callable[[], Any]) -> float:
+    """Seconds of a call, without compilation."""
+    compiled, start = compilation.seconds(), time.perf_counter()
     call()
     elapsed = time.perf_counter() - start
-    return elapsed if clock is None else max(0.0, elapsed - (clock.seconds - compiled))
+    return max(0.0, elapsed - (compilation.seconds() - compiled))
 
 
 def process_bytes() -> int:

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scissorhands_jax import compilation, feeding, trees
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import feeding, trees
 from scissorhands_jax.base import Batch, Carry, Data, Key, Method, Metrics, ModelState, Params
 from scissorhands_jax.checkpoints import Checkpointer, Position, checksum, fingerprint
 from scissorhands_jax.errors import InputError, NonFiniteError
@@ -47,7 +47,7 @@ class Result(NamedTuple):
     model_state: ModelState
     steps: int
     seconds: float  # wall time without compilation
-    compile_seconds: float
+    compile_seconds: float  # spent on tracing, lowering and compiling
 
 
 def run(
@@ -100,7 +100,7 @@ def run(
     if num_epochs < 0:
         raise InputError(f"num_epochs must not be negative, got {num_epochs}")
     feeding.check(feed_from, layout, steps_per_call)
-    started, compiled = time.perf_counter(), _compile_seconds()
+    started, compiled = time.perf_counter(), compilation.seconds()
     feed = feeding.make_feed(data, feed_from, layout)
     data = feed.data
     init_key, batch_key = jax.random.split(key)
@@ -149,7 +149,7 @@ def run(
             else:
                 watch.look(at_most=_STEPS_AHEAD if call.rows is None else _CALLS_AHEAD)
     params, model_state = jax.block_until_ready(method.finish(carry))
-    compiling = _compile_seconds() - compiled
+    compiling = compilation.seconds() - compiled
     elapsed = time.perf_counter() - started
     return Result(params, model_state, int(carry.step), max(0.0, elapsed - compiling), compiling)
 
@@ -286,21 +286,3 @@ class _Watch:
 
 def _is_ready(metrics: Metrics) -> bool:
     return all(leaf.is_ready() for leaf in jax.tree.leaves(metrics))
-
-
-_COMPILE_EVENTS = ("/jax/core/compile/jaxpr_to_mlir_module_duration", "/jax/core/compile/backend_compile_duration")
-_compile_total = 0.0
-
-
-def _compile_seconds() -> float:
-    """Seconds that this process has spent on lowering and compiling since this module was imported."""
-    return _compile_total
-
-
-def _on_event(event: str, duration_secs: float, **_: str | int) -> None:
-    global _compile_total
-    if event in _COMPILE_EVENTS:
-        _compile_total += duration_secs
-
-
-jax.monitoring.register_event_duration_secs_listener(_on_event)

@@ -190,6 +190,18 @@ def test_time_spent_compiling_is_told_apart():
     assert second.seconds > 0
 
 
+def test_tracing_is_part_of_compiling():
+    method, pause = counter(), 0.3
+
+    def slow_to_trace(carry, batch):
+        time.sleep(pause)
+        return method.step(carry, batch)
+
+    result = count(method._replace(step=slow_to_trace))
+    assert result.compile_seconds >= pause
+    assert result.seconds < pause
+
+
 def counter(bad_step=None, value=np.nan):
     """A method that counts on one weight, and whose loss is bad at one step."""
 

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from experiments.benchmark.settings import Settings
+from scissorhands_jax import compilation
 
 OnRound = Callable[[str], None]  # told how far a case has come
 Call = Callable[[], Any]  # returns arrays, which are waited for
@@ -93,15 +94,12 @@ class Aim:
 
 # How it is measured.
 
-_COMPILE = "/jax/core/compile/backend_compile_duration"
-_LOWER = "/jax/core/compile/jaxpr_to_mlir_module_duration"
-_compiled = {"count": 0.0, "seconds": 0.0}
+_programs = 0
 
 
-def _on_event(event: str, duration_secs: float, **_: str | int) -> None:
-    if event in (_COMPILE, _LOWER):
-        _compiled["count"] += event == _COMPILE
-        _compiled["seconds"] += duration_secs
+def _on_event(event: str, *_: float, **__: str | int) -> None:
+    global _programs
+    _programs += event == "/jax/core/compile/backend_compile_duration"
 
 
 jax.monitoring.register_event_duration_secs_listener(_on_event)
@@ -142,15 +140,14 @@ def time_in_turn(
         for name, call in list(calls.items())[:: -1 if turn % 2 else 1]:
             if before is not None and turn > -2:
                 jax.block_until_ready(before[name]())
-            known = dict(_compiled)
-            start = time.perf_counter()
+            programs, compiled, start = _programs, compilation.seconds(), time.perf_counter()
             jax.block_until_ready(call())
             seconds = time.perf_counter() - start
-            compilations = _compiled["count"] - known["count"]
+            compilations = _programs - programs
             if turn > -2:
-                timed[name].recompilations += int(compilations)
+                timed[name].recompilations += compilations
             elif compilations:
-                timed[name].compile_seconds = _compiled["seconds"] - known["seconds"]
+                timed[name].compile_seconds = compilation.seconds() - compiled
             if turn >= 0:
                 timed[name].seconds.append(seconds)
     return timed
