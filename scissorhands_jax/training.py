@@ -125,6 +125,7 @@ def run(
     every = None if checkpoint is None else checkpoint.every_steps
     watch = _Watch(on_step, checkpoint, num_epochs, int(carry.step))
     loops: bool | None = None if layout is None else False
+    kinds: set[str] = set()  # of calls that were made
 
     for epoch in range(position.epoch, num_epochs):
         batches = list(method.batches(batch_key, data, epoch))
@@ -136,6 +137,10 @@ def run(
         per_call = steps_per_call or feeding.steps_per_call(data, batches, loops_on_cpu=bool(loops))
         calls = feeding.stretches(batches, done, per_call=per_call, every=every)
         for call, examples in zip(calls, feed.examples(batches, calls), strict=True):
+            if (kind := str(jax.tree.map(np.shape, (call.rows, examples)))) not in kinds:
+                # It may be compiled now, and steps that run meanwhile would be taken for a part of that.
+                kinds.add(kind)
+                jax.block_until_ready(carry)
             if call.rows is None:
                 carry, metrics = _step(method.step, carry, examples, layout)
             else:

@@ -202,6 +202,31 @@ def test_tracing_is_part_of_compiling():
     assert result.seconds < pause
 
 
+def test_steps_taken_while_others_are_compiled_count_as_running():
+    positions = np.zeros(1, np.int32)
+    both = [Batch(positions, positions), Batch(None, positions)]
+
+    def new_method():
+        def step(carry, batch):
+            taken = carry._replace(step=carry.step + 1)
+            if batch.forget is None:
+                time.sleep(1.0)  # while it is traced
+                return taken, {"loss": jnp.zeros(())}
+            product = jax.lax.fori_loop(0, batch.forget["times"][0], lambda _, m: m @ m, jnp.eye(512))
+            return taken, {"loss": product[0, 0]}
+
+        return counter()._replace(step=step, batches=lambda *_: both)
+
+    def seconds(method, times):
+        data = Data({"times": np.array([times])}, {"x": np.zeros(1)})
+        return run(method, KEY, {"w": jnp.zeros(())}, {}, data, num_epochs=1).seconds
+
+    compiled = new_method()
+    seconds(compiled, 1)
+    times = round(100 * 0.5 / seconds(compiled, 100))
+    assert seconds(new_method(), times) > 0.5 * seconds(compiled, times) > 0.1
+
+
 def counter(bad_step=None, value=np.nan):
     """A method that counts on one weight, and whose loss is bad at one step."""
 
