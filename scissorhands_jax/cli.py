@@ -125,7 +125,10 @@ def _parser() -> argparse.ArgumentParser:
     many.add_argument("--process-id", type=int, metavar="I", help="which of them this is, from 0; 0 writes the results")
     speed = unlearn.add_argument_group("speed, where the automatic choice is to be overridden")
     speed.add_argument(
-        "--steps-per-call", type=int, metavar="N", help="steps of one compiled call (default: 1 on CPU, else many)"
+        "--steps-per-call",
+        type=int,
+        metavar="N",
+        help="steps of one compiled call (default: many; on a CPU 4 where all convolutions are fast in a loop, else 1)",
     )
     speed.add_argument(
         "--feed-from", default="auto", metavar="WHERE", help="device or host: where the data lie (default: by size)"
