@@ -13,7 +13,7 @@ import scissorhands_jax
 
 PACKAGE = Path(scissorhands_jax.__file__).parent
 LAYERS = (
-    ("errors", "base", "trees", "files", "sharding", "distributed", "_watcher", "signing", "ledger"),
+    ("errors", "base", "trees", "files", "compilation", "sharding", "distributed", "_watcher", "signing", "ledger"),
     ("saliency", "masks", "reinit", "projection", "losses", "microbatches", "data", "optimizers", "models"),
     (
         *("methods", "torch_weights", "_torch_pickle", "metrics", "attacks", "checkpoints", "datasets", "gradcam"),
