@@ -56,7 +56,7 @@ def test_programs_one_after_the_other_add_up():
     assert 2 * PAUSE <= clocked(lambda: (first(x), second(x))) < 3 * PAUSE
 
 
-def test_a_compilation_after_its_trace_is_in_it():
+def test_compiling_what_was_lowered_before_counts():
     x = jnp.ones(3)
     lowered = jax.jit(lambda x: jnp.sort(jnp.sin(x))).lower(x)
     assert clocked(lowered.compile) > 0
