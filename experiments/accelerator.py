@@ -26,7 +26,7 @@ from typing import Any
 from rich.console import Console
 
 from scissorhands_jax import files
-from scissorhands_jax.cli import complain
+from scissorhands_jax.cli.main import complain
 from scissorhands_jax.errors import InputError
 
 _POLL_SECONDS, _GRACE_SECONDS = 0.1, 10.0

@@ -16,9 +16,11 @@ from typing import Any
 from rich.console import Console
 
 from experiments import configs
-from scissorhands_jax import audit, config, files, report
-from scissorhands_jax.cli import complain
+from scissorhands_jax import files, report
+from scissorhands_jax.audit import run as audit
+from scissorhands_jax.cli.main import complain
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.jobs import config
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -22,11 +22,13 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from scissorhands_jax import evidence, files, report
-from scissorhands_jax.cli import complain
-from scissorhands_jax.diffusion import digits, digits_page
-from scissorhands_jax.diffusion.digits import NUM_DIGITS, ORIGINAL, PUBLISHED, RETRAINED, UNLEARNED, WAYS, Settings
+from scissorhands_jax import files, report
+from scissorhands_jax.cli.main import complain
+from scissorhands_jax.diffusion.demo import digits
+from scissorhands_jax.diffusion.demo import page as digits_page
+from scissorhands_jax.diffusion.demo.digits import NUM_DIGITS, ORIGINAL, PUBLISHED, RETRAINED, UNLEARNED, WAYS, Settings
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.metrics import ensemble_attacks
 
 TRAINING = digits.Training(epochs=50)  # a little longer than the demonstration has time for
 SHOWN = 10  # drawings of a digit in the picture
@@ -173,7 +175,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _mean(values: Sequence[float]) -> dict[str, float]:
-    found = evidence.mean_estimate(values)
+    found = ensemble_attacks.mean_estimate(values)
     return {"value": found.value, "low": found.low, "high": found.high, "digits": len(values)}
 
 

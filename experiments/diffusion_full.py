@@ -69,10 +69,11 @@ def timed(call: Callable[[], Any], repeats: int = 2) -> tuple[Any, list[float]]:
 
 def make(work: Path, name: str) -> dict[str, Any]:
     """Random weights, as diffusers stores them."""
-    from scissorhands_jax import files, torch_weights
+    from scissorhands_jax import files
     from scissorhands_jax.diffusion import networks
     from scissorhands_jax.diffusion import weights as weights_lib
-    from tests import diffusion_traces
+    from scissorhands_jax.torch_weights import state_dicts as torch_weights
+    from tests.diffusion import traces as diffusion_traces
 
     sizes, config = {}, networks.CONFIGS[name]
     for part in networks.PARTS:
@@ -178,8 +179,8 @@ def compute(work: Path, name: str) -> dict[str, Any]:
 def export(work: Path, name: str) -> dict[str, Any]:
     """From Orbax back to diffusers' files, and whether they are the same."""
     del name
-    from scissorhands_jax import torch_weights
     from scissorhands_jax.diffusion import weights
+    from scissorhands_jax.torch_weights import state_dicts as torch_weights
 
     start = time.perf_counter()
     written = weights.export_weights(work / "model", work / "back")
@@ -202,13 +203,13 @@ def unlearning(name: str) -> tuple[Any, Any, Any]:
 
     Algorithm 1 with plain gradient steps: Adam's moments would take 6.4 GiB more. Activations are computed again.
     """
-    from scissorhands_jax import config
-    from scissorhands_jax.diffusion import generate, networks, unlearn
+    from scissorhands_jax.diffusion import generating, networks, unlearning
     from scissorhands_jax.diffusion.layers import Compute
+    from scissorhands_jax.jobs import config
 
     side, factor, *_ = SIZES[name]
-    settings = config.override(unlearn.preset("paper"), ["batch_size=1", "epochs=1", "optimizer=sgd"])
-    return networks.CONFIGS[name], settings, generate.Settings(size=side * factor, compute=Compute(remat=True))
+    settings = config.override(unlearning.preset("paper"), ["batch_size=1", "epochs=1", "optimizer=sgd"])
+    return networks.CONFIGS[name], settings, generating.Settings(size=side * factor, compute=Compute(remat=True))
 
 
 def plan(work: Path, name: str) -> dict[str, Any]:
@@ -234,8 +235,10 @@ def unlearn(work: Path, name: str) -> dict[str, Any]:
     del work
     import jax
 
-    from scissorhands_jax import Data, compilation, masks, reinit, saliency, training
+    from scissorhands_jax import Data, masks, reinit, saliency
     from scissorhands_jax.diffusion import networks
+    from scissorhands_jax.training import compilation
+    from scissorhands_jax.training import loop as training
 
     sizes, settings, generation = unlearning(name)
     parts: dict[str, Any] = {}
@@ -311,7 +314,7 @@ STAGES = {
     "compute": compute,
     "export": export,
     "plan": plan,
-    "unlearn": unlearn,
+    "unlearn": unlearning,
 }
 
 

@@ -22,7 +22,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from scissorhands_jax import files, models, report, torch_weights
+from scissorhands_jax import files, models, report
+from scissorhands_jax.torch_weights import state_dicts as torch_weights
 
 MEMORY_AIM, TIME_AIM = 0.2, 0.3  # relative
 CASES: dict[str, dict[str, Any]] = {

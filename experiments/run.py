@@ -14,9 +14,10 @@ from pathlib import Path
 from rich.console import Console
 
 from experiments import configs
-from scissorhands_jax import config, grid, report
-from scissorhands_jax.cli import complain
+from scissorhands_jax import report
+from scissorhands_jax.cli.main import complain
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.jobs import config, grid
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -26,12 +26,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.collectives import bytes_by_kind
-from scissorhands_jax import files, masks, models, projection, report, training, trees
+from scissorhands_jax import files, masks, models, projection, report, trees
 from scissorhands_jax.base import Batch, Carry, Data, Method
 from scissorhands_jax.losses import classification_loss
 from scissorhands_jax.methods.scissorhands import scissorhands
 from scissorhands_jax.optimizers import sgd
-from scissorhands_jax.sharding import Layout, make_layout
+from scissorhands_jax.training import loop as training
+from scissorhands_jax.training.sharding import Layout, make_layout
 
 MESHES = (
     *((1, 1, False), (2, 1, False), (4, 1, False), (8, 1, False)),

@@ -22,9 +22,10 @@ from typing import Any
 from rich.console import Console
 
 from experiments import audit
-from scissorhands_jax import files, gates, report
-from scissorhands_jax.cli import complain
+from scissorhands_jax import files, report
+from scissorhands_jax.cli.main import complain
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.report import gates
 
 RESULTS = Path(__file__).parent / "results"
 PAPER = Path(__file__).parent / "paper_numbers.json"

@@ -28,11 +28,11 @@ from experiments.benchmark.settings import FRACTION, Settings, conv_shapes
 from experiments.benchmark.timing import Aim, compare
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import datasets, files, losses, masks, models, report
-from scissorhands_jax.cli import complain
+from scissorhands_jax.cli.main import complain
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods import MethodSettings
 from scissorhands_jax.methods.retrain import RetrainSettings
-from scissorhands_jax.training import run
+from scissorhands_jax.training.loop import run
 
 WEIGHTS = 860_000_000  # as many as the network of Stable Diffusion 1.4 has
 

@@ -24,12 +24,15 @@ from scipy import stats
 
 from experiments import configs
 from experiments.run import read_seeds
-from scissorhands_jax import config, evaluation, files, grid, metrics, report, tuning
 from scissorhands_jax import data as data_lib
-from scissorhands_jax.cli import complain
+from scissorhands_jax import files, report
+from scissorhands_jax.cli.main import complain
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.jobs import config, grid, tuning
+from scissorhands_jax.jobs.progress import progress_bar
 from scissorhands_jax.methods import describe
-from scissorhands_jax.progress import progress_bar
+from scissorhands_jax.metrics import accuracies as metrics
+from scissorhands_jax.metrics import row as evaluation
 
 
 def main(arguments: list[str] | None = None) -> int:

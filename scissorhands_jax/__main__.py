@@ -2,15 +2,15 @@
 
 import os
 
-from scissorhands_jax import _huge_pages
+from scissorhands_jax.cli import huge_pages
 
 
 def entry() -> None:
     """Console entry point."""
-    _huge_pages.restart()
+    huge_pages.restart()
     # Quieter logs of libraries, unless the user asked for them.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from scissorhands_jax import cli  # takes seconds, which a restart need not pay twice
+    from scissorhands_jax.cli import main as cli
 
     raise SystemExit(cli.main())
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from scissorhands_jax import report
-from tests.report_test import gradcam_arguments, sweep_rows
+from tests.report.page_test import gradcam_arguments, sweep_rows
 
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic", "--no-first-run"),

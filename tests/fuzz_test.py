@@ -18,13 +18,17 @@ import jax
 import numpy as np
 import pytest
 
-from scissorhands_jax import checkpoints, config, data, files, ledger, records, report, runs, torch_weights, verdicts
-from scissorhands_jax.checkpoints import Checkpointer, Position
+from scissorhands_jax import data, files, report
+from scissorhands_jax.deletion import ledger, records, verdicts
+from scissorhands_jax.deletion.ledger import Example, Ledger
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.ledger import Example, Ledger
+from scissorhands_jax.jobs import config, runs
 from scissorhands_jax.methods import METHODS
-from tests import torch_weights_test as torch_files
-from tests.checkpoints_test import carry
+from scissorhands_jax.torch_weights import state_dicts as torch_weights
+from scissorhands_jax.training import checkpoints
+from scissorhands_jax.training.checkpoints import Checkpointer, Position
+from tests.torch_weights import state_dicts_test as torch_files
+from tests.training.checkpoints_test import carry
 
 CASES = {
     "weights": 500,
@@ -42,7 +46,7 @@ CASES = {
 SECONDS, MEMORY = 5.0, 2**30  # for one input, beyond what the process has
 
 # Modules and functions that picklescan (github.com/mmaitre314/picklescan, scanner.py) lists as dangerous; where it
-# lists a whole module, one function of it. Those that tests/torch_weights_test.py has already are left out.
+# lists a whole module, one function of it. Those that tests/torch_weights/state_dicts_test.py has already are left out.
 LISTED = """
     __builtin__: compile getattr apply exec open breakpoint
     builtins: compile apply breakpoint

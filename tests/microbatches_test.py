@@ -20,7 +20,7 @@ from scissorhands_jax.microbatches import accumulated, has_convolution, mapped
 from scissorhands_jax.models import from_linen
 from scissorhands_jax.models.layers import linear
 from scissorhands_jax.optimizers import sgd
-from scissorhands_jax.training import run
+from scissorhands_jax.training.loop import run
 from tests import tiny
 from tests.compilations import Compilations
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from scissorhands_jax import cli
-from scissorhands_jax.config import setting_names
+from scissorhands_jax.cli import main as cli
+from scissorhands_jax.jobs.config import setting_names
 from scissorhands_jax.methods import METHODS
 from scissorhands_jax.models import MODELS
 

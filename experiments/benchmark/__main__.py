@@ -34,7 +34,7 @@ from experiments.benchmark.steps import STEP, UNPROJECTED, memory_case, projecti
 from experiments.benchmark.timing import Aim, OnRound, Result, Spread
 from scissorhands_jax import files, report
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.progress import progress_bar
+from scissorhands_jax.jobs.progress import progress_bar
 
 Case = Callable[[OnRound], Result]
 

@@ -14,9 +14,10 @@ from experiments.benchmark.settings import FRACTION, Settings, network_of, rando
 from experiments.benchmark.steps import LEARNING_RATE, repair_of
 from experiments.benchmark.timing import Call, OnRound, Result, compare
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import losses, optimizers, training, trees
+from scissorhands_jax import losses, optimizers, trees
 from scissorhands_jax.base import Data
 from scissorhands_jax.methods.scissorhands import scissorhands
+from scissorhands_jax.training import loop as training
 
 OWN, SINGLE = "own", "one step per call"
 RETAIN_BATCHES = 10  # for one forget batch: as if a tenth of the set were forgotten

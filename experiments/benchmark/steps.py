@@ -19,10 +19,11 @@ from experiments.benchmark import parts
 from experiments.benchmark.settings import FRACTION, Settings, network_of, random_images
 from experiments.benchmark.timing import OnRound, Result, compare
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import optimizers, training, trees
+from scissorhands_jax import optimizers, trees
 from scissorhands_jax.base import Data
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods.scissorhands import scissorhands
+from scissorhands_jax.training import loop as training
 
 UNPROJECTED, STEP = "unprojected step", "step"
 LEARNING_RATE = 1e-3

@@ -14,7 +14,7 @@ from experiments.benchmark.timing import OnRound, Result, compare
 from scissorhands_jax import optimizers
 from scissorhands_jax.base import Data
 from scissorhands_jax.methods.scissorhands import scissorhands
-from scissorhands_jax.sweeps import How, Member, run_many
+from scissorhands_jax.training.sweeps import How, Member, run_many
 
 TURNS = "turns"
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from experiments.benchmark.settings import Settings
-from scissorhands_jax import compilation
+from scissorhands_jax.training import compilation
 
 OnRound = Callable[[str], None]  # told how far a case has come
 Call = Callable[[], Any]  # returns arrays, which are waited for

@@ -6,9 +6,9 @@ import dataclasses
 import difflib
 
 from experiments.configs import celebahq, cifar10, cifar100, faces, recipes, svhn
-from scissorhands_jax import demo
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.grid import Experiment
+from scissorhands_jax.jobs import demo
+from scissorhands_jax.jobs.grid import Experiment
 
 
 def demo_audit() -> Experiment:

@@ -14,7 +14,7 @@ from typing import Any
 
 from experiments.configs import common
 from scissorhands_jax import models
-from scissorhands_jax.grid import Experiment, Scenario
+from scissorhands_jax.jobs.grid import Experiment, Scenario
 from scissorhands_jax.methods.retrain import RetrainSettings
 from scissorhands_jax.methods.scissorhands import ScissorhandsSettings
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from scissorhands_jax.grid import Experiment, Scenario
+from scissorhands_jax.jobs.grid import Experiment, Scenario
 from scissorhands_jax.methods import METHODS, MethodSettings
 from scissorhands_jax.methods.finetune import FinetuneSettings
 from scissorhands_jax.methods.retrain import RetrainSettings

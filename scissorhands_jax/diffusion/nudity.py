@@ -21,7 +21,7 @@ from scipy import stats
 
 from scissorhands_jax import files
 from scissorhands_jax.diffusion import pictures
-from scissorhands_jax.diffusion.generate import IMAGES_FILE, Prompt
+from scissorhands_jax.diffusion.generating import IMAGES_FILE, Prompt
 from scissorhands_jax.errors import InputError
 
 CLASSES = (

@@ -23,14 +23,17 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from scissorhands_jax import feeding, planning, report, training, trees
+from scissorhands_jax import report, trees
 from scissorhands_jax.base import Batch, Data
-from scissorhands_jax.diffusion import generate, losses, networks
+from scissorhands_jax.diffusion import generating, losses, networks
 from scissorhands_jax.diffusion.networks import Config
-from scissorhands_jax.diffusion.unlearn import ConceptSettings
+from scissorhands_jax.diffusion.unlearning import ConceptSettings
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.jobs import planning
 from scissorhands_jax.losses import microbatched
 from scissorhands_jax.methods.scissorhands import Repair
+from scissorhands_jax.training import feeding
+from scissorhands_jax.training import loop as training
 
 _STEPS = 64  # An epoch is taken to have at least so many.
 
@@ -39,7 +42,7 @@ def plan(
     config: Config,
     settings: ConceptSettings,
     *,
-    generation: generate.Settings = generate.DEFAULTS,
+    generation: generating.Settings = generating.DEFAULTS,
     memory_gib: float | None = None,
 ) -> dict[str, Any]:
     """Predicts the memory of `unlearn.unlearn` with the same settings, on one device.
@@ -60,7 +63,7 @@ def plan(
     Raises:
       InputError: a setting cannot be used.
     """
-    generate.check_settings(generation, config)
+    generating.check_settings(generation, config)
     if memory_gib is not None and not memory_gib > 0:
         raise InputError(f"--memory must be above 0 GiB, got {memory_gib:g}")
     limit = feeding.device_memory() if memory_gib is None else int(memory_gib * 2**30)

@@ -14,7 +14,6 @@ from PIL import Image
 from rich.progress import Progress
 from scipy import stats
 
-from scissorhands_jax import evidence, metrics
 from scissorhands_jax.base import Params
 from scissorhands_jax.diffusion import pictures, vision, weights
 from scissorhands_jax.diffusion.layers import Compute
@@ -22,6 +21,8 @@ from scissorhands_jax.diffusion.networks import FLOAT32
 from scissorhands_jax.diffusion.nudity import Entry
 from scissorhands_jax.diffusion.tokenizer import Tokenizer
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.metrics import accuracies as metrics
+from scissorhands_jax.metrics import ensemble_attacks
 
 _CELLS, _OCTAVES, _SIDE = 4, 3, 128
 _LEAST_IMAGES = 8
@@ -43,7 +44,7 @@ class Distance(NamedTuple):
     against the reference, and of the reference against other images of the reference.
     """
 
-    value: evidence.Estimate
+    value: ensemble_attacks.Estimate
     matched: tuple[float, float, float]
     floor: tuple[float, float, float]
     size: int
@@ -184,7 +185,7 @@ def compare(
         return float(np.mean(values)), float(low), float(high)
 
     number = min(len(images), len(reference))
-    estimate = evidence.estimate(value, np.asarray(replicates), 1, number, level, (0, math.inf))
+    estimate = ensemble_attacks.estimate(value, np.asarray(replicates), 1, number, level, (0, math.inf))
     return Distance(estimate, spread(matched), spread(floor), size)
 
 

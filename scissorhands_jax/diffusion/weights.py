@@ -18,11 +18,13 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from scissorhands_jax import checkpoints, files, torch_weights, trees
+from scissorhands_jax import files, trees
 from scissorhands_jax.base import Params
 from scissorhands_jax.diffusion import networks, vision
 from scissorhands_jax.diffusion.networks import PARTS, Config, Part
 from scissorhands_jax.errors import CheckpointError, InputError, WeightsError
+from scissorhands_jax.torch_weights import state_dicts as torch_weights
+from scissorhands_jax.training import checkpoints
 
 FOLDERS: dict[Part, str] = {"unet": "unet", "vae": "vae", "text": "text_encoder"}
 DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}

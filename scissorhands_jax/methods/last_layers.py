@@ -10,17 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from scissorhands_jax import trees
-from scissorhands_jax.base import (
-    Data,
-    Key,
-    Mask,
-    Method,
-    Model,
-    ModelState,
-    Params,
-    Selection,
-    StatefulLossFn,
-)
+from scissorhands_jax.base import Data, Key, Mask, Method, Model, ModelState, Params, Selection, StatefulLossFn
 from scissorhands_jax.methods._gradient import descend, retain_batches
 from scissorhands_jax.methods.settings import TrainingSettings
 

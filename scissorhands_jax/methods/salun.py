@@ -12,17 +12,7 @@ import optax
 
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import masks, saliency, trees
-from scissorhands_jax.base import (
-    Data,
-    Key,
-    Mask,
-    Method,
-    Model,
-    ModelState,
-    Params,
-    PyTree,
-    StatefulLossFn,
-)
+from scissorhands_jax.base import Data, Key, Mask, Method, Model, ModelState, Params, PyTree, StatefulLossFn
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods._gradient import descend, mixed_batches
 from scissorhands_jax.methods.settings import TrainingSettings

@@ -11,18 +11,7 @@ import numpy as np
 
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import masks, saliency, trees
-from scissorhands_jax.base import (
-    Data,
-    Dataset,
-    Key,
-    Mask,
-    Method,
-    Model,
-    ModelState,
-    Params,
-    Scores,
-    StatefulLossFn,
-)
+from scissorhands_jax.base import Data, Dataset, Key, Mask, Method, Model, ModelState, Params, Scores, StatefulLossFn
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods._gradient import edit
 from scissorhands_jax.methods.settings import MethodSettings

@@ -19,7 +19,7 @@ from jax.typing import DTypeLike
 
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.microbatches import after
-from scissorhands_jax.models.convolution import convolve
+from scissorhands_jax.models.cpu_convolution import convolve
 
 Normalization = Literal["stored", "stored_unused", "fixed", "off"]
 

@@ -15,8 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from scissorhands_jax import metrics
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.metrics import accuracies as metrics
 from scissorhands_jax.report.rows import DASH, GAP_COLUMN, REFERENCE, Row, cell, grouped, numbers
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers; always on white, also in a dark page.

@@ -18,8 +18,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from scissorhands_jax import metrics
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.metrics import accuracies as metrics
 
 Row = Mapping[str, Any]
 Methods = Mapping[str, Sequence[Row]]  # rows of one scenario, by method

@@ -26,7 +26,7 @@ from scissorhands_jax.methods.boundary_shrink import adversarial_images, boundar
 from scissorhands_jax.methods.influence import published_recursion, removal_gradients
 from scissorhands_jax.methods.salun import salun_mask
 from scissorhands_jax.optimizers import sgd
-from scissorhands_jax.torch_weights import to_state_dict
+from scissorhands_jax.torch_weights.state_dicts import to_state_dict
 from tests.parity.checks import (
     GRADIENTS,
     INFLUENCE,

@@ -23,7 +23,7 @@ from scissorhands_jax.methods.scissorhands import (
 )
 from scissorhands_jax.projection import project_gradient, solve_dual
 from scissorhands_jax.reinit import ByName, zeros
-from scissorhands_jax.torch_weights import from_state_dict, to_state_dict
+from scissorhands_jax.torch_weights.state_dicts import from_state_dict, to_state_dict
 from tests.parity.checks import (
     DOTS,
     DUALS,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from scissorhands_jax import attacks, metrics
+from scissorhands_jax.metrics import accuracies as metrics
+from scissorhands_jax.metrics import attacks
 from tests.parity.checks import LOSSES, Check, absolute, exact, holds, relative
 from tests.parity.traces import Trace
 

@@ -20,7 +20,7 @@ from scissorhands_jax.models import MODELS, from_linen
 from scissorhands_jax.models.layers import BatchNorm
 from scissorhands_jax.models.resnet import ResNet
 from scissorhands_jax.models.vgg import VGG
-from scissorhands_jax.torch_weights import from_state_dict, to_state_dict
+from scissorhands_jax.torch_weights.state_dicts import from_state_dict, to_state_dict
 from tests.parity.checks import (
     EACH_GRADIENT_NORM,
     GRADIENT_NORMS,

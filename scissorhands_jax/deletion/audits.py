@@ -1,0 +1,275 @@
+"""Audits as evidence of a deletion run: made within the run, or handed in where one was made elsewhere.
+
+An audit against retrained networks cannot be made of one network alone: it trains an ensemble on the same data, makes
+half of it forget the very examples of the run with the run's method and settings, and compares these with the other
+half, which never saw them. So it is about the procedure, and stands beside what is seen in the network itself.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.console import Console
+
+from scissorhands_jax import data as data_lib
+from scissorhands_jax import files, report
+from scissorhands_jax.audit import ensembles
+from scissorhands_jax.audit import run as audit
+from scissorhands_jax.deletion import verdicts
+from scissorhands_jax.deletion.signing import sha256
+from scissorhands_jax.deletion.verdicts import Evidence, Finding, Gate
+from scissorhands_jax.errors import InputError
+from scissorhands_jax.jobs import config as config_lib
+from scissorhands_jax.jobs import runs, unlearning
+from scissorhands_jax.jobs.grid import Experiment, Scenario
+from scissorhands_jax.methods import describe
+from scissorhands_jax.methods.retrain import RetrainSettings
+from scissorhands_jax.metrics import ensemble_attacks
+from scissorhands_jax.metrics.ensemble_attacks import Estimate
+from scissorhands_jax.training import checkpoints
+
+FOLDER = "audit"
+"""In the folder of a run: what is kept of the audit."""
+_FORGET_FILE = "forget.txt"
+
+
+class Plan(NamedTuple):
+    """Where the audit of a run comes from; one of `tier` and `file`."""
+
+    tier: str | None = None
+    """A key of `audit.TIERS`: the run makes the audit."""
+    networks: int | None = None
+    """Another number than the tier's."""
+    training: tuple[str, ...] = ()
+    """Settings of the networks' training as overrides of `RetrainSettings`, e.g. `epochs=30`."""
+    file: str | None = None
+    """The folder or `results.json` of an audit that was made already, or JSON as `verdicts.from_audit` takes it."""
+
+    def as_text(self) -> str:
+        """As `from_text` reads it."""
+        return json.dumps(self._asdict())
+
+
+def from_text(text: str) -> Plan:
+    """What `Plan.as_text` has written."""
+    fields = json.loads(text)
+    return Plan(**{**fields, "training": tuple(fields["training"])})
+
+
+def check(plan: Plan, job: unlearning.Job, level: float) -> None:
+    """Refuses, before anything is unlearned, what could not become evidence of a run.
+
+    Raises:
+      InputError: the tier or a setting is unknown, or the audit is of something else or cannot be trusted.
+    """
+    if job.config.method_name == report.REFERENCE:
+        raise InputError("a network that is trained anew needs no audit; leave --tier and --audit out")
+    if job.config.retain_limit is not None:
+        raise InputError("an audit repairs on all retained examples; leave --retain-limit out, or --tier and --audit")
+    if plan.tier is not None:
+        if plan.tier not in audit.TIERS:
+            raise InputError(f"there is no tier {plan.tier!r}; choose one of {', '.join(audit.TIERS)}")
+        config_lib.override(RetrainSettings(), plan.training)
+    else:
+        document, _ = _read(plan)
+        if _is_result(document):
+            _found(document, job, level, must_be_trusted=True)
+
+
+def gather(
+    plan: Plan, own: Evidence, job: unlearning.Job, out: Path, network: str, level: float, console: Console
+) -> Evidence:
+    """The evidence of a run from its audit, which is made now if it is not there yet.
+
+    Where what is seen in the network itself speaks against it already, no audit is made: it could not make up for it.
+    A made audit's networks know the examples, so they lie in a folder beside the run's that is to go with `forget`.
+
+    Args:
+      plan: of the audit.
+      own: `verdicts.held_out_comparison` of the network.
+      job: of the run.
+      out: folder of the run; `audit/` in it gets the audit's results.
+      network: SHA-256 of the network that the run has made.
+      level: chance that all findings of the audit hold if the examples were never seen.
+      console: for the audit's cost and progress.
+
+    Raises:
+      InputError: as by `check`, or the audit could not be made.
+    """
+    if plan.file is not None:
+        document, digest = _read(plan)
+        if not _is_result(document):
+            found = verdicts.from_audit(document, network)
+            return found._replace(source=f"{found.source} (audit file with SHA-256 {digest})")
+        findings, gates = _found(document, job, level, must_be_trusted=True)
+        report.write_results(out / FOLDER / runs.RESULTS_FILE, document)
+        source = f"{_described(document)}, results with SHA-256 {digest}"
+    else:
+        if not all(finding.holds for finding in own.findings):
+            console.print("the network itself speaks against it, so no audit is made", highlight=False)
+            return own
+        folder = work_folder(out)
+        document = _made(plan, job, folder, console)
+        for name in (runs.RESULTS_FILE, "report.html"):
+            files.write_bytes(out / FOLDER / name, (folder / name).read_bytes())
+        findings, gates = _found(document, job, level, must_be_trusted=False)
+        source = _described(document)
+    kept = tuple(gate for gate in own.gates if gate.name == verdicts.HELD_OUT_GATE)
+    return Evidence(f"{own.source}, and an audit of the procedure ({source})", own.findings + findings, kept + gates)
+
+
+def work_folder(out: Path) -> Path:
+    """Where the networks of the audit of a run lie, beside the folder of the run."""
+    return out.with_suffix(".audit")
+
+
+def forget(out: Path) -> None:
+    """Removes the networks of the audit of a run, which know what was forgotten."""
+    shutil.rmtree(work_folder(out), ignore_errors=True)
+
+
+def _made(plan: Plan, job: unlearning.Job, folder: Path, console: Console) -> dict[str, Any]:
+    config = job.config
+    file = folder.with_suffix(".audit.txt")
+    files.write_text(file, "".join(f"{position}\n" for position in _within(job)))
+    try:
+        return audit.run_audit(
+            Experiment(
+                name="deletion request",
+                dataset=config.dataset,
+                model=config.model,
+                model_options=config.model_options,
+                validation_share=0.0,
+                augment=config.augment,
+                training=config_lib.override(RetrainSettings(), plan.training),
+                scenarios=(
+                    Scenario(
+                        name="forget set of the run",
+                        forget=(f"indices:{file.absolute()}",),
+                        methods={config.method_name: config.method},
+                    ),
+                ),
+            ),
+            folder,
+            tier=str(plan.tier),
+            num_networks=plan.networks,
+            seed=config.seed,
+            data_dir=config.data_dir,
+            trained_on=job.past.trained_on,
+            console=console,
+        )
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def _within(job: unlearning.Job) -> np.ndarray:
+    """The forget set as positions among the examples that the network was trained on, as the audit counts them."""
+    return np.searchsorted(job.past.trained_on, job.positions)
+
+
+def _read(plan: Plan) -> tuple[Any, str]:
+    """A document and the SHA-256 of its file."""
+    path = Path(str(plan.file))
+    path = path / runs.RESULTS_FILE if path.is_dir() else path
+    try:
+        content = files.read_bytes(path, files.MAX_JSON)
+        return files.parse_json(content), sha256(content)
+    except (OSError, ValueError) as error:
+        raise InputError(f"the audit {path} cannot be read: {error}") from error
+
+
+def _is_result(document: Any) -> bool:
+    """Whether `scissorhands audit` wrote it."""
+    return isinstance(document, dict) and {"evidence", "ensemble"} <= set(document)
+
+
+def _described(document: Mapping[str, Any]) -> str:
+    ensemble, training = document["ensemble"], document["config"]["training"]
+    return (
+        f"tier {document['config']['tier']}: {ensemble['networks']} networks, each trained for {training['epochs']} "
+        "epochs on half of the other examples, half of them with the examples of this run"
+    )
+
+
+def _found(
+    document: Mapping[str, Any], job: unlearning.Job, level: float, *, must_be_trusted: bool
+) -> tuple[tuple[Finding, ...], tuple[Gate, ...]]:
+    """What an audit says of the run's method on the run's examples.
+
+    Raises:
+      InputError: it is about something else, or cannot be read; or its gates fail, and it must be trusted.
+    """
+    try:
+        name, label = _place(document, job)
+        gates = tuple(
+            Gate(f"audit: {gate['name']}", gate["passed"] is True, str(gate["explanation"]))
+            for gate in document["gates"]
+            if gate["decides"] and (gate["passed"] is not None or gate["reported"])
+        )
+        entries = {entry["metric"]: entry for entry in document["evidence"] if _is_of(entry, name, label)}
+        estimates = {
+            report.METRICS[metric][0]: Estimate(**{field: entries[metric][field] for field in Estimate._fields})
+            for metric in (f"{attack}_auc" for attack in audit.ATTACKS)
+            if metric in entries
+        }
+        failed = [str(gate.why) for gate in gates if not gate.passed]
+        if must_be_trusted and (failed or not gates):
+            raise InputError(f"the audit cannot be trusted: {'; '.join(failed) or 'no gate could be run'}")
+        each = 1 - (1 - level) / max(1, len(estimates))
+        findings = tuple(
+            _finding(f"{title} of the audit", ensemble_attacks.at_level(estimate, each))
+            for title, estimate in estimates.items()
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"the audit cannot be read: {type(error).__name__} {error}") from error
+    if not findings or not gates:
+        why = f"it has no numbers of {label}" if gates else "none of its gates could be run"
+        gates += (Gate("audit", False, f"the audit says nothing, {why}"),)
+    return findings, gates
+
+
+def _is_of(entry: Mapping[str, Any], name: str, label: str) -> bool:
+    return entry["scenario"] == name and entry["method"] == label
+
+
+def _finding(name: str, found: Estimate) -> Finding:
+    """An AUC and where it lies if the examples were never seen: within reach of 0.5."""
+    return Finding(name, found.value, 0.5 - (found.high - found.value), 0.5 + (found.value - found.low))
+
+
+def _place(document: Mapping[str, Any], job: unlearning.Job) -> tuple[str, str]:
+    """The scenario and the label under which an audit has the run's forget set and method.
+
+    Raises:
+      InputError: it has not.
+    """
+    ours, theirs = job.config, document["config"]
+    if (theirs["model"], dict(theirs["model_options"])) != (ours.model, dict(ours.model_options)):
+        raise InputError(f"the audit is about another network: a {theirs['model']}, and the run's is a {ours.model}")
+    augmented = job.splits.augmented if theirs["augment"] is None else theirs["augment"]
+    trained_on = data_lib.take(job.splits.train, job.past.trained_on)
+    if augmented != ours.augment or document["data"]["training_data_checksum"] != checkpoints.checksum(trained_on):
+        raise InputError(
+            "the audit's networks were trained on other examples than the network before the run was (all of the "
+            "training split that it has not forgotten, with validation_share=0); `--tier` makes a fitting audit"
+        )
+    wanted = ensembles.positions_hash(_within(job))
+    digests = document["ensemble"]["forget_sha256"]
+    scenarios = [one for one, digest in zip(theirs["scenarios"], digests, strict=True) if digest == wanted]
+    if not scenarios:
+        raise InputError("none of the audit's forget sets is that of the run; `--tier` makes a fitting audit")
+    settings = json.loads(json.dumps(describe(ours.method)))
+    labels = [label for label, known in scenarios[0]["methods"].items() if known == settings]
+    if not labels:
+        raise InputError(
+            f"the audit has no {ours.method_name} with the settings of the run; it has "
+            f"{', '.join(scenarios[0]['methods'])}, maybe with other settings"
+        )
+    return scenarios[0]["name"], labels[0]

@@ -1,0 +1,294 @@
+"""The one loop: runs any method over its epochs, with progress, checkpoints and exact resume."""
+
+from __future__ import annotations
+
+import collections
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scissorhands_jax import data as data_lib
+from scissorhands_jax import trees
+from scissorhands_jax.base import Batch, Carry, Data, Key, Method, Metrics, ModelState, Params
+from scissorhands_jax.errors import InputError, NonFiniteError
+from scissorhands_jax.models import cpu_convolution
+from scissorhands_jax.training import compilation, feeding
+from scissorhands_jax.training.checkpoints import Checkpointer, Position, checksum, fingerprint
+from scissorhands_jax.training.sharding import Layout
+
+# How often the host looks at what the device has done; more often would cost small networks dearly.
+_SECONDS_PER_LOOK = 0.1
+# Calls that may wait for the device, each with its examples; many where a call is a single step.
+_CALLS_AHEAD = 2
+_STEPS_AHEAD = 32
+
+OnStep = Callable[["Progress"], None]
+
+
+class Progress(NamedTuple):
+    """What `on_step` is told after every step."""
+
+    step: int  # counted from 1
+    epoch: int  # counted from 0
+    offset: int  # steps taken in this epoch
+    steps_in_epoch: int
+    num_epochs: int
+    metrics: dict[str, np.ndarray]
+
+
+class Result(NamedTuple):
+    """What a run gives back."""
+
+    params: Params
+    model_state: ModelState
+    steps: int
+    seconds: float  # wall time without compilation
+    compile_seconds: float  # spent on tracing, lowering and compiling
+
+
+def run(
+    method: Method,
+    key: Key,
+    params: Params,
+    model_state: ModelState,
+    data: Data,
+    *,
+    num_epochs: int,
+    checkpoint: Checkpointer | None = None,
+    on_step: OnStep | None = None,
+    steps_per_call: int | None = None,
+    feed_from: feeding.FeedFrom = "auto",
+    layout: Layout | None = None,
+) -> Result:
+    """Runs a method from its `init` to its `finish`.
+
+    The result is a pure function of the arguments: shuffles come from (key, epoch), the randomness of a step from (key,
+    step), so a run that was stopped at any moment and called again with the same arguments and checkpoint folder ends
+    in bit-identical weights.
+
+    Args:
+      method: what to run; call `run` again with the same value and shapes, and nothing is compiled anew.
+      key: typed PRNG key.
+      params, model_state: the original network; never changed or donated. Where the call holds the only reference to
+        it, its memory is free again once the method has begun.
+      data: forget and retain sets, pytrees of arrays.
+      num_epochs: passes, as the method counts them.
+      checkpoint: where to save and from where to go on; None saves nothing.
+      on_step: called with a `Progress` for every step, in order, once its metrics are there. The device does not wait
+        for it, and what it raises ends the run some steps later.
+      steps_per_call: how many steps one compiled program takes. None: many on accelerators, on CPU a few for large
+        convolutions, else 1 (`feeding.steps_per_call`). More give the same numbers up to rounding.
+      feed_from: "device" puts the data there once, "host" loads batches ahead of the device, "auto" decides by size
+        (`feeding.make_feed`). All give the same numbers.
+      layout: how network, optimizer state and batches are divided over many devices, perhaps those of many processes
+        (`sharding.make_layout`); each of these then makes the same call and reads its own share of the data. None: one
+        device. All give the same numbers up to rounding, and a checkpoint of one can be gone on with on another.
+
+    Returns:
+      The unlearned network and what it cost.
+
+    Raises:
+      InputError: `num_epochs` is negative, `steps_per_call` below 1, the method refuses the data, or the layout does
+        not divide a batch.
+      NonFiniteError: a metric became NaN or infinite; the checkpoints before that step stay.
+      CheckpointError: the checkpoint folder belongs to another run.
+    """
+    if num_epochs < 0:
+        raise InputError(f"num_epochs must not be negative, got {num_epochs}")
+    feeding.check(feed_from, layout, steps_per_call)
+    started, compiled = time.perf_counter(), compilation.seconds()
+    feed = feeding.make_feed(data, feed_from, layout)
+    data = feed.data
+    init_key, batch_key = jax.random.split(key)
+    if layout is not None:
+        if num_epochs:
+            layout.check_batches(list(method.batches(batch_key, data, 0)))
+        params, model_state = layout.place((params, model_state))
+    # A copy, because steps donate the carry, and init may have put the caller's arrays into it, or one array twice.
+    carry = _placed(layout, trees.copy(method.init(init_key, params, model_state, data)))
+    position = Position(0, 0)
+    identity: dict[str, Any] = {}
+    if checkpoint is not None:
+        identity = fingerprint(carry) | {
+            "key": np.asarray(jax.random.key_data(key)).tolist(),
+            "original network": checksum((params, model_state)),
+            "forget examples": f"{data_lib.size(data.forget)}, checksum {checksum(data.forget)}",
+            "retain examples": f"{data_lib.size(data.retain)}, checksum {checksum(data.retain)}",
+        }
+        if checkpoint.latest_step is not None:
+            carry, position = checkpoint.restore(carry, identity)
+    del params, model_state
+    every = None if checkpoint is None else checkpoint.every_steps
+    watch = _Watch(on_step, checkpoint, num_epochs, int(carry.step))
+    loops: bool | None = None if layout is None else False
+    kinds: set[str] = set()  # of calls that were made
+
+    for epoch in range(position.epoch, num_epochs):
+        batches = list(method.batches(batch_key, data, epoch))
+        done = position.offset if epoch == position.epoch else 0
+        if done == 0:
+            carry = _placed(layout, method.begin_epoch(carry, data))
+        if loops is None and batches:
+            loops = steps_per_call is None and _pays_in_a_loop(method.step, carry, data, batches)
+        per_call = steps_per_call or feeding.steps_per_call(data, batches, loops_on_cpu=bool(loops))
+        calls = feeding.stretches(batches, done, per_call=per_call, every=every)
+        for call, examples in zip(calls, feed.examples(batches, calls), strict=True):
+            if (kind := str(jax.tree.map(np.shape, (call.rows, examples)))) not in kinds:
+                # It may be compiled now, and steps that run meanwhile would be taken for a part of that.
+                kinds.add(kind)
+                jax.block_until_ready(carry)
+            if call.rows is None:
+                carry, metrics = _step(method.step, carry, examples, layout)
+            else:
+                carry, metrics = _steps(method.step, carry, examples, call.steps, layout)
+            watch.add(metrics, epoch, call, len(batches))
+            offset = call.first + call.steps
+            if offset == len(batches) or (every and offset % every == 0):
+                watch.read_all()
+                if checkpoint is not None:
+                    checkpoint.save(carry, Position(epoch, offset), identity)
+            else:
+                watch.look(at_most=_STEPS_AHEAD if call.rows is None else _CALLS_AHEAD)
+    params, model_state = jax.block_until_ready(method.finish(carry))
+    compiling = compilation.seconds() - compiled
+    elapsed = time.perf_counter() - started
+    return Result(params, model_state, int(carry.step), max(0.0, elapsed - compiling), compiling)
+
+
+def _pays_in_a_loop(step: Callable, carry: Carry, data: Data, batches: Sequence[Batch]) -> bool:
+    """As `convolution.pays_in_a_loop` says of the first call; a network without a kernel of images is not traced.
+
+    JAX remembers what is traced, for that call and for further runs of the method.
+    """
+    if jax.default_backend() != "cpu" or not any(leaf.ndim == 4 for leaf in jax.tree.leaves(carry.params)):
+        return False
+    per_call = feeding.steps_per_call(data, batches, loops_on_cpu=True)
+    rows = feeding.stretches(batches, 0, per_call=per_call)[0].rows or 1
+    examples = jax.eval_shape(data_lib.gather, data, batches[0])
+    return cpu_convolution.pays_in_a_loop(_steps.trace(step, carry, _stacked(examples, rows), rows).jaxpr)
+
+
+def _stacked(examples: Batch, rows: int) -> Batch:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape), leaf.dtype), examples)
+
+
+def compile_call(
+    step: Callable, carry: Carry, examples: Batch, data: Data, batches: list[Batch]
+) -> tuple[jax.stages.Compiled, int | None]:
+    """The program that `run` calls for steps like these on one device, and the batches that a call has room for.
+
+    Args:
+      step: a method's.
+      carry, examples: of one step; arrays or their outlines.
+      data, batches: of the run and of one of its epochs, all alike.
+
+    Returns:
+      The compiled `(carry, examples)`; or, with room for `rows` batches, `(carry, stacked examples, count)`.
+    """
+    loops = _pays_in_a_loop(step, carry, data, batches)
+    per_call = feeding.steps_per_call(data, batches, loops_on_cpu=loops)
+    rows = feeding.stretches(batches, 0, per_call=per_call)[0].rows
+    if rows is None:
+        return _step.lower(step, carry, examples).compile(), None
+    return _steps.lower(step, carry, _stacked(examples, rows), rows).compile(), rows
+
+
+def _placed(layout: Layout | None, carry: Carry) -> Carry:
+    return carry if layout is None else layout.place(carry)
+
+
+def _divided(layout: Layout | None, step):
+    """The step for a layout: the carry comes out as it goes in, and the host can read the metrics anywhere."""
+
+    def divided(carry: Carry, batch: Batch):
+        carry, metrics = step(carry, batch)
+        return (carry, metrics) if layout is None else (layout.constrain(carry), layout.replicate(metrics))
+
+    return divided
+
+
+@functools.partial(jax.jit, static_argnames=("step", "layout"), donate_argnames="carry")
+def _step(step, carry: Carry, batch: Batch, layout: Layout | None = None):
+    return _divided(layout, step)(carry, batch)
+
+
+@functools.partial(jax.jit, static_argnames=("step", "layout"), donate_argnames="carry")
+def _steps(step, carry: Carry, batches: Batch, count: jax.Array, layout: Layout | None = None):
+    """The first `count` steps of a stack of batches; row i of the metrics is the i-th step's, the rest are zeros.
+
+    The number is not compiled in, so that a stretch may end wherever a checkpoint is due.
+    """
+
+    def row(tree, index):
+        return jax.tree.map(lambda leaf: leaf[index], tree)
+
+    def body(index, state):
+        carry, metrics = state
+        carry, found = step(carry, row(batches, index))
+        return carry, jax.tree.map(lambda kept, new: kept.at[index].set(new), metrics, found)
+
+    step = jax.jit(_divided(layout, step), inline=True)  # traced once
+    rows = len(jax.tree.leaves(batches)[0])
+    with cpu_convolution.within_loop():
+        _, shapes = jax.eval_shape(step, carry, row(batches, 0))
+        metrics = jax.tree.map(lambda leaf: jnp.zeros((rows, *leaf.shape), leaf.dtype), shapes)
+        return jax.lax.fori_loop(0, count, body, (carry, metrics))
+
+
+class _Watch:
+    """Holds back metrics until the device has them, refuses those that are not finite, and passes them on."""
+
+    def __init__(
+        self, on_step: OnStep | None, checkpoint: Checkpointer | None, num_epochs: int, steps_taken: int
+    ) -> None:
+        self._on_step = on_step
+        self._checkpoint = checkpoint
+        self._num_epochs = num_epochs
+        self._step = steps_taken
+        self._pending: collections.deque[tuple] = collections.deque()
+        self._looked = time.monotonic()
+
+    def add(self, metrics, epoch: int, call: feeding.Stretch, steps_in_epoch: int) -> None:
+        self._pending.append((metrics, epoch, call, steps_in_epoch))
+
+    def look(self, *, at_most: int) -> None:
+        """Reads, now and then, what is there already; waits only where more calls than `at_most` are under way."""
+        count = max(0, len(self._pending) - at_most)
+        if time.monotonic() - self._looked > _SECONDS_PER_LOOK:
+            while count < len(self._pending) and _is_ready(self._pending[count][0]):
+                count += 1
+            self._looked = time.monotonic()
+        self._read(count)
+
+    def read_all(self) -> None:
+        """Waits for everything."""
+        self._read(len(self._pending))
+
+    def _read(self, count: int) -> None:
+        taken = [self._pending.popleft() for _ in range(count)]
+        for found, (_, epoch, call, steps) in zip(jax.device_get([row[0] for row in taken]), taken, strict=True):
+            for index in range(call.steps):
+                self._step += 1
+                row = found if call.rows is None else {name: value[index] for name, value in found.items()}
+                self._tell(Progress(self._step, epoch, call.first + index + 1, steps, self._num_epochs, row))
+
+    def _tell(self, progress: Progress) -> None:
+        for name, value in progress.metrics.items():
+            if not np.all(np.isfinite(value)):
+                raise NonFiniteError(progress.step, name, float(np.ravel(value)[0]), self._advice())
+        if self._on_step is not None:
+            self._on_step(progress)
+
+    def _advice(self) -> str:
+        kept = None if self._checkpoint is None else self._checkpoint.latest_step
+        good = "nothing was saved" if kept is None else f"the checkpoint of step {kept} is good and stays"
+        return f"{good}; lower the learning rate or the forget weight"
+
+
+def _is_ready(metrics: Metrics) -> bool:
+    return all(leaf.is_ready() for leaf in jax.tree.leaves(metrics))

@@ -1,0 +1,284 @@
+"""Several runs of one method at once: over seeds, learning rates, fractions, forget weights, or networks."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from scissorhands_jax import data as data_lib
+from scissorhands_jax import microbatches
+from scissorhands_jax.base import Batch, Carry, Data, Key, Method, Metrics, ModelState, Params, PyTree, keep_carry
+from scissorhands_jax.errors import InputError, NonFiniteError
+from scissorhands_jax.methods import MethodSettings
+from scissorhands_jax.training import feeding
+from scissorhands_jax.training.loop import OnStep, Result, run
+
+How = Literal["auto", "batched", "scanned", "turns", "sharded"]
+_MEMBERS = "members"
+_TIMED_STEPS = 3
+
+
+class Member(NamedTuple):
+    """One run of a sweep."""
+
+    method: Method
+    key: Key
+    params: Params
+    model_state: ModelState
+
+
+def run_many(
+    members: Sequence[Member], data: Data, *, num_epochs: int, how: How = "auto", on_step: OnStep | None = None
+) -> list[Result | NonFiniteError]:
+    """What `run` would give for every member, in one compiled program.
+
+    Args:
+      members: whose methods have equal steps, as those of Scissorhands have whose numbers alone differ, and all that
+        `methods_of` makes of settings that differ in their learning rate. Keys, initial networks, fractions and the
+        order of examples are each member's own.
+      data: as for `run`; the same for all.
+      num_epochs: as for `run`.
+      how: "batched" maps the step over a batch axis of members, "sharded" does so with that axis divided over the
+        devices of this process, "scanned" takes one member after another within the compiled program, "turns" runs them
+        one after another. "auto" takes what is the fastest of these on this machine, by a few steps of each
+        (`fastest`).
+      on_step: told of every step, with metrics of all members, shape (members, ...); in "turns" of one member's each.
+
+    Returns:
+      A result per member, in order, equal to that of `run` up to rounding; its seconds are the member's share. A member
+      that diverged has the error in its place and does not end the others.
+
+    Raises:
+      InputError: there is no member, their steps or batches differ so that they cannot share a program, or `how` is
+        unknown.
+    """
+    if not members:
+        raise InputError("a sweep needs at least one member, got none")
+    if how not in get_args(How):
+        raise InputError(f"how must be {', '.join(get_args(How)[:-1])} or {get_args(How)[-1]}, got {how!r}")
+    if how == "auto":
+        timed = fastest(members, data)
+        how = min(timed, key=timed.__getitem__)
+    if how == "turns":
+        return [_run_one(member, data, num_epochs, on_step) for member in members]
+    mesh = _mesh(len(members)) if how == "sharded" else None
+    if mesh is not None and feeding.fits_on_device(data):
+        # Every device reads all examples, and keeps them.
+        data = jax.device_put(data, NamedSharding(mesh, PartitionSpec()))
+    method = _together(members, how, mesh)
+    stacked = run(method, members[0].key, (), (), data, num_epochs=num_epochs, on_step=on_step)
+    networks, bad_steps = stacked.params
+    if mesh is not None:  # a network of its own again, beside which others lie on one device
+        networks = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), networks)
+    seconds, compile_seconds = stacked.seconds / len(members), stacked.compile_seconds / len(members)
+    return [
+        Result(params, model_state, stacked.steps, seconds, compile_seconds)
+        if bad_step < 0
+        else NonFiniteError(bad_step + 1, "a metric", float("nan"), "lower the learning rate or the forget weight")
+        for (params, model_state), bad_step in zip(networks, bad_steps.tolist(), strict=True)
+    ]
+
+
+def fastest(members: Sequence[Member], data: Data) -> dict[How, float]:
+    """Seconds per step of all members, for each way that is worth trying on this device.
+
+    The best of a few steps after compilation, on the first batch; "sharded" where there are devices to divide the
+    members over (`_mesh`). Convolutions within a loop or a batch axis of networks are many times slower on CPU (grouped
+    convolutions; jax issue 12868), so only "turns" is there for them.
+    """
+    first = members[0]
+    carry, batch = _first_step(first, data)
+    if jax.default_backend() == "cpu" and microbatches.has_convolution(first.method.step, carry, batch):
+        return {"turns": float("inf")}
+    carries, batches = _stack([_first_step(member, data) for member in members])
+    seconds: dict[How, float] = {"turns": len(members) * _best_seconds(first.method.step, carry, batch)}
+    for how in ("batched", "scanned"):
+        seconds[how] = _best_seconds(_Many(first.method.step, how), _wrap(carries), batches)
+    mesh = _mesh(len(members))
+    if mesh.size > 1:
+        divided, rows = _divided(_wrap(carries), mesh), jax.device_put(batches, NamedSharding(mesh, PartitionSpec()))
+        seconds["sharded"] = _best_seconds(_Many(first.method.step, "sharded", mesh), divided, rows)
+    return seconds
+
+
+def _mesh(count: int) -> Mesh:
+    """The most devices of this process that so many members can be divided over evenly."""
+    devices = jax.local_devices()
+    size = max(size for size in range(1, len(devices) + 1) if count % size == 0)
+    return Mesh(np.array(devices[:size]), (_MEMBERS,))
+
+
+def _divided(carry: Carry, mesh: Mesh) -> Carry:
+    """A carry of `_Many` whose members lie on the devices of a mesh, some on each; what they share is on all."""
+    shared = jax.device_put(carry._replace(params=()), NamedSharding(mesh, PartitionSpec()))
+    own = jax.device_put((carry.params, carry.aux), NamedSharding(mesh, PartitionSpec(_MEMBERS)))
+    return shared._replace(params=own[0], aux=own[1])
+
+
+def methods_of(build: Callable[[MethodSettings], Method], variants: Sequence[MethodSettings]) -> list[Method]:
+    """The methods of some settings; what differs in the learning rate alone shares one step, and so its program.
+
+    That works where the optimizer keeps the rate in its state, as `optimizers.sgd` does.
+
+    Raises:
+      InputError: by `init` of a method that does not.
+    """
+    steps: list[tuple[MethodSettings, Method]] = []
+    methods = []
+    for settings in variants:
+        method = build(settings)
+        for known, other in steps:
+            if _but_rate(settings) == _but_rate(known):
+                method = method._replace(step=other.step, init=_with_rate(method.init, type(settings).__name__))
+                break
+        else:
+            steps.append((settings, method))
+        methods.append(method)
+    return methods
+
+
+def _but_rate(settings: MethodSettings) -> tuple[type, dict]:
+    fields = dataclasses.asdict(settings)
+    return type(settings), {name: value for name, value in fields.items() if name != "learning_rate"}
+
+
+def _with_rate(init: Callable[..., Carry], name: str) -> Callable[..., Carry]:
+    def checked(key: Key, params: Params, model_state: ModelState, data: Data) -> Carry:
+        carry = init(key, params, model_state, data)
+        if optax.tree_utils.tree_get(carry.opt_state, "learning_rate") is None:
+            raise InputError(f"{name} keeps no learning rate in its state; sweep over something else")
+        return carry
+
+    return checked
+
+
+def _run_one(member: Member, data: Data, num_epochs: int, on_step: OnStep | None) -> Result | NonFiniteError:
+    method, key, params, model_state = member
+    try:
+        return run(method, key, params, model_state, data, num_epochs=num_epochs, on_step=on_step)
+    except NonFiniteError as error:
+        return error
+
+
+@dataclasses.dataclass(frozen=True)
+class _Many:
+    """One step of every member; a value, so that sweeps of equal steps compile once.
+
+    What is run is a carry whose `params` are the stacked carries of the members and whose `aux` says at which step each
+    of them first had a metric that is not finite, -1 for none.
+    """
+
+    step: Callable[[Carry, Batch], tuple[Carry, Metrics]]
+    how: How
+    mesh: Mesh | None = None
+
+    def __call__(self, carry: Carry, batch: Batch) -> tuple[Carry, Metrics]:
+        if self.mesh is not None:
+            # No member asks for anything of another, so each device works by itself.
+            own = PartitionSpec(_MEMBERS)
+            mapped = jax.shard_map(jax.vmap(self.step), mesh=self.mesh, in_specs=own, out_specs=own, check_vma=False)
+            carries, metrics = mapped(carry.params, batch)
+        elif self.how == "batched":
+            carries, metrics = jax.vmap(self.step)(carry.params, batch)
+        else:
+            carries, metrics = jax.lax.map(lambda pair: self.step(*pair), (carry.params, batch))
+        floats = {name: value for name, value in metrics.items() if jnp.issubdtype(value.dtype, jnp.inexact)}
+        good = jnp.ones(carry.aux.shape, bool)
+        for value in floats.values():
+            good &= jnp.isfinite(value).reshape(len(value), -1).all(axis=1)
+        bad_step = jnp.where((carry.aux < 0) & ~good, carry.step, carry.aux)
+        # The loop ends a run whose metrics are not finite, which one member must not do to the others.
+        metrics |= {name: jnp.nan_to_num(value, posinf=0.0, neginf=0.0) for name, value in floats.items()}
+        return carry._replace(step=carry.step + 1, params=carries, aux=bad_step), metrics
+
+
+def _together(members: Sequence[Member], how: How, mesh: Mesh | None = None) -> Method:
+    """All members as one method."""
+    methods = [member.method for member in members]
+    step = methods[0].step
+    if any(method.step != step for method in methods):
+        raise InputError(
+            f"the steps of the {len(members)} methods differ, so they cannot share a program; make them with "
+            'methods_of, or take how="turns"'
+        )
+
+    def placed(carry: Carry) -> Carry:
+        return carry if mesh is None else _divided(carry, mesh)
+
+    def init(key: Key, params: Params, model_state: ModelState, data: Data) -> Carry:
+        del key, params, model_state
+        return placed(_wrap(_stack([_start(member, data) for member in members])))
+
+    def begin_epoch(carry: Carry, data: Data) -> Carry:
+        if all(method.begin_epoch is keep_carry for method in methods):
+            return carry
+        carries = _unstack(carry.params, len(members))
+        begun = [method.begin_epoch(each, data) for method, each in zip(methods, carries, strict=True)]
+        return placed(carry._replace(params=_stack(begun)))
+
+    def batches(key: Key, data: Data, epoch: int) -> list[Batch]:
+        del key
+        each = [list(member.method.batches(_keys(member)[1], data, epoch)) for member in members]
+        if any(jax.tree.map(np.shape, rows) != jax.tree.map(np.shape, each[0]) for rows in each):
+            raise InputError("the members' batches differ in size or number, so they cannot share a program; use turns")
+        return [jax.tree.map(lambda *positions: np.stack(positions), *rows) for rows in zip(*each, strict=True)]
+
+    def finish(carry: Carry) -> tuple[PyTree, PyTree]:
+        carries = _unstack(carry.params, len(members))
+        networks = [method.finish(each) for method, each in zip(methods, carries, strict=True)]
+        return (networks, carry.aux), ()
+
+    return Method(init, _Many(step, how, mesh), batches, begin_epoch, finish)
+
+
+def _keys(member: Member) -> jax.Array:
+    """The keys of its `init` and of its batches, as `run` derives them."""
+    return jax.random.split(member.key)
+
+
+def _start(member: Member, data: Data) -> Carry:
+    return member.method.init(_keys(member)[0], member.params, member.model_state, data)
+
+
+def _first_step(member: Member, data: Data) -> tuple[Carry, Batch]:
+    """What the first step of its first epoch is given.
+
+    Raises:
+      InputError: it takes no step.
+    """
+    batch = next(iter(member.method.batches(_keys(member)[1], data, 0)), None)
+    if batch is None:
+        raise InputError('a method without steps has nothing to share; sweep over it with how="turns"')
+    return member.method.begin_epoch(_start(member, data), data), data_lib.gather(data, batch)
+
+
+def _best_seconds(step: Callable, carry: Carry, batch: Batch) -> float:
+    """The least that a step took, compiled already."""
+    compiled = jax.jit(step)
+    seconds = []
+    for _ in range(_TIMED_STEPS + 1):
+        started = time.perf_counter()
+        jax.block_until_ready(compiled(carry, batch))
+        seconds.append(time.perf_counter() - started)
+    return min(seconds[1:])
+
+
+def _wrap(carries: Carry) -> Carry:
+    count = len(carries.step)
+    return Carry(jnp.zeros((), jnp.int32), carries.key[0], carries, (), (), jnp.full((count,), -1, jnp.int32))
+
+
+def _stack(trees: Sequence[PyTree]) -> PyTree:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def _unstack(tree: PyTree, count: int) -> list[PyTree]:
+    return [jax.tree.map(lambda leaf, index=index: leaf[index], tree) for index in range(count)]

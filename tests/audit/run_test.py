@@ -1,0 +1,322 @@
+"""An audit from end to end: random labels that a network knows by heart, one method that forgets, one that does not."""
+
+import dataclasses
+import io
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from experiments import audit as experiments_audit
+from scissorhands_jax import report
+from scissorhands_jax.audit import run as audit
+from scissorhands_jax.cli import main as cli
+from scissorhands_jax.errors import InputError
+from scissorhands_jax.jobs.grid import Experiment, Scenario
+from scissorhands_jax.methods.finetune import FinetuneSettings
+from scissorhands_jax.methods.retrain import RetrainSettings
+from scissorhands_jax.metrics.ensemble_attacks import Estimate
+from scissorhands_jax.report import gates
+
+QUIET = Console(quiet=True)
+SGD = {"batch_size": 40, "weight_decay": 0.0}
+# `retrain` as a method reads nothing of the original: the perfect method.
+METHODS = {
+    "nothing": FinetuneSettings(epochs=1, learning_rate=0.0, **SGD),
+    "from scratch": RetrainSettings(epochs=15, learning_rate=0.1, milestones=(), **SGD),
+}
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory):
+    generator = np.random.default_rng(0)
+    arrays = {}
+    for part, count in (("", 400), ("test_", 150)):
+        arrays[f"{part}image"] = generator.integers(0, 2, (count, 8, 8, 2)).astype(np.float32)
+        arrays[f"{part}label"] = generator.integers(0, 3, count).astype(np.int32)
+    file = tmp_path_factory.mktemp("data") / "noise.npz"
+    np.savez(file, **arrays)
+    return Experiment(
+        name="noise",
+        dataset=f"npz:{file}",
+        model="mlp",
+        model_options={"hidden": (64,)},
+        validation_share=0.0,
+        augment=False,
+        training=RetrainSettings(epochs=15, learning_rate=0.1, milestones=(), **SGD),
+        relearning=FinetuneSettings(learning_rate=0.01, **SGD),
+        scenarios=(
+            Scenario(name="set 1", forget=("random:0.15",), methods=METHODS),
+            Scenario(name="set 2", forget=("random:0.15",), methods={"nothing": METHODS["nothing"]}),
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def done(experiment, tmp_path_factory):
+    out = tmp_path_factory.mktemp("audit") / "out"
+    return out, audit.run_audit(experiment, out, num_networks=12, console=QUIET)
+
+
+def means(document):
+    found = {}
+    for entry in document["evidence"]:
+        if entry["scenario"] is None:
+            found[entry["method"], entry["metric"]] = entry
+    return found
+
+
+class TestStandard:
+    def test_all_gates_hold(self, done):
+        _, document = done
+        assert [gate["passed"] for gate in document["gates"] if gate["decides"]] == [True] * 8, document["gates"]
+        assert document["trusted"] is True
+        assert "gates of the attacks that were run hold" in report.verdict(document)
+
+    def test_distances_stand_beside_null_at_its_number_of_networks(self, done):
+        _, document = done
+        found = means(document)
+        for metric in ("klom_forget", "klom_retain", "klom_held_out", "forgetting_score"):
+            networks = {method: entry["networks"] for (method, name), entry in found.items() if name == metric}
+            assert set(networks.values()) == {6}
+            assert audit.NULL not in networks
+            halves = {m: entry["networks"] for (m, name), entry in found.items() if name == f"{metric}_halves"}
+            assert set(halves.values()) == {3}
+            assert set(halves) == set(networks) | {audit.NULL}
+        own = {gate["metric"]: gate for gate in document["gates"] if not gate["decides"]}
+        assert set(own) == {"klom_forget_halves", "forgetting_score_halves"}
+        null, original = (found[label, "klom_forget_halves"] for label in (audit.NULL, "original"))
+        assert own["klom_forget_halves"]["passed"] is (original["value"] > null["high"])
+
+    def test_what_does_nothing_is_caught_as_the_original_is(self, done):
+        _, document = done
+        found = means(document)
+        for metric in ("u_lira_auc", "lira_auc", "rmia_auc", "population_auc"):
+            assert found["nothing", metric]["low"] > 0.5
+            assert found["nothing", metric]["value"] == pytest.approx(found["original", metric]["value"], abs=0.02)
+        assert found["nothing", "klom_forget"]["value"] > 1.3 * found["from scratch", "klom_forget"]["value"]
+        assert found["nothing", "forgetting_score"]["value"] < 0.5 * found["from scratch", "forgetting_score"]["value"]
+
+    def test_what_retrains_is_not(self, done):
+        _, document = done
+        found = means(document)
+        for metric in ("u_lira_auc", "lira_auc", "rmia_auc", "population_auc"):
+            entry = found["from scratch", metric]
+            assert entry["low"] <= 0.5 <= entry["high"], metric
+        assert abs(found["from scratch", "recovered"]["value"]) < 15
+
+    def test_one_retrained_network_is_as_far_from_another_as_what_retrains(self, done):
+        _, document = done
+        found = means(document)
+        far = found["from scratch", "distance_retrained"]["value"]
+        assert found["retrain", "distance_retrained"]["value"] == pytest.approx(far, rel=0.15)
+
+    def test_every_number_has_an_interval_around_it(self, done):
+        _, document = done
+        assert {entry["metric"] for entry in document["evidence"]} == set(report.METRICS)
+        for entry in document["evidence"]:
+            assert entry["low"] <= entry["value"] <= entry["high"], entry
+        assert {entry["scenario"] for entry in document["evidence"]} == {"set 1", "set 2", None}
+
+    def test_rows_compare_with_the_partner(self, done):
+        _, document = done
+        counts = {}
+        for row in document["rows"]:
+            counts[row["scenario"], row["method"]] = counts.get((row["scenario"], row["method"]), 0) + 1
+            assert row["avg_gap"] is not None
+        assert set(counts.values()) == {6}
+        assert len(counts) == 7
+
+    def test_the_page_shows_gates_before_numbers(self, done):
+        out, document = done
+        page = (out / "report.html").read_text()
+        assert page.index("<h2>Gates</h2>") < page.index("U-LiRA AUC, held out") < page.index("<h2>set 1</h2>")
+        assert report.verdict(document).split(":")[0] in page
+        assert str(out) not in page
+
+    def test_a_second_call_makes_what_is_missing_and_says_what_it_costs(self, done, experiment):
+        out, document = done
+        lost = next((out / "cells").glob("set_2-nothing-*"))
+        lost.unlink()
+        before = {path: path.stat().st_mtime_ns for path in out.rglob("*.npz")}
+        console = Console(width=200, file=io.StringIO())
+        again = audit.run_audit(experiment, out, num_networks=12, console=console)
+        after = {path: path.stat().st_mtime_ns for path in out.rglob("*.npz")}
+        assert {path: time for path, time in after.items() if path != lost} == before
+        assert lost in after
+        assert again["evidence"] == document["evidence"]
+        assert again["gates"] == document["gates"]
+        text = console.file.getvalue()
+        assert "0 networks to train and 1 to unlearn or measure: about" in text
+        assert text.index("MB of disk") < text.index("that were run hold")
+
+    def test_another_seed_is_another_audit(self, done, experiment):
+        out, _ = done
+        with pytest.raises(InputError, match="seed was 0 and is now 1"):
+            audit.run_audit(experiment, out, num_networks=12, seed=1, console=QUIET)
+
+    @pytest.mark.parametrize(("image", "what"), [("image", "training_data"), ("test_image", "watched_data")])
+    def test_other_data_under_the_same_name_are_another_audit(self, done, experiment, image, what):
+        out, _ = done
+        file = pathlib.Path(experiment.dataset.removeprefix("npz:"))
+        before = file.read_bytes()
+        with np.load(file) as held:
+            arrays = dict(held)
+        arrays[image] = 1 - arrays[image]
+        try:
+            np.savez(file, **arrays)
+            with pytest.raises(InputError, match=f"other settings: {what}_checksum was"):
+                audit.run_audit(experiment, out, num_networks=12, console=QUIET)
+        finally:
+            file.write_bytes(before)
+
+
+class TestGates:
+    def gate(self, value, low, high, *, must_find):
+        return gates.of_attack("a gate", "u_lira_auc", must_find, [Estimate(value, low, high, 0.95, 8, 100)])
+
+    def test_an_attack_that_sees_what_is_not_there_fails(self):
+        assert self.gate(0.6, 0.55, 0.65, must_find=False).passed is False
+        assert self.gate(0.4, 0.35, 0.45, must_find=False).passed is False
+        assert self.gate(0.52, 0.49, 0.55, must_find=False).passed is True
+
+    def test_an_attack_that_misses_the_original_fails(self):
+        assert self.gate(0.6, 0.49, 0.71, must_find=True).passed is False
+        assert self.gate(0.6, 0.51, 0.69, must_find=True).passed is True
+
+    def test_a_failed_gate_is_the_first_thing_that_is_said(self):
+        gate = self.gate(0.6, 0.49, 0.71, must_find=True)
+        text = report.verdict({"gates": [gate._asdict()]})
+        assert text.startswith("These numbers cannot be trusted, because 1 of the gates failed.")
+        assert "cannot see what is there" in text
+
+    def test_without_any_gate_there_is_no_trust(self):
+        gate = gates.of_attack("a gate", "u_lira_auc", True, [])
+        assert gate.passed is None
+        assert "no gate could be run" in report.verdict({"gates": [gate._asdict()]})
+        assert gates.trusted([gate]) is False
+
+    def test_a_number_whose_gate_could_not_be_run_is_not_trusted(self):
+        """As with 6 to 10 networks, which are too few to compare retrained with retrained."""
+        holds = self.gate(0.6, 0.51, 0.69, must_find=True)
+        silent = gates.of_attack("retrained is not told from retrained", "u_lira_auc", False, [])
+        assert gates.trusted([holds, silent]) is False
+        text = report.verdict({"gates": [holds._asdict(), silent._asdict()]})
+        assert text.startswith("These numbers cannot be trusted, because gates of what is reported could not be run.")
+        assert "retrained is not told from retrained: U-LiRA AUC takes more networks" in text
+        silent = silent._replace(reported=False)
+        assert gates.trusted([holds, silent]) is True
+        assert "1 could not be run, and their metrics are not reported" in report.verdict(
+            {"gates": [holds._asdict(), silent._asdict()]}
+        )
+
+
+class TestInput:
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"forget": ("random:0.1", "class:1")}, "one forget set per scenario"),
+            ({"flipped_labels": 0.1}, "no wrong labels"),
+            ({"methods": {"original": METHODS["nothing"]}}, "named as the references are"),
+        ],
+    )
+    def test_a_scenario_that_cannot_be_audited_is_refused(self, experiment, tmp_path, changes, message):
+        wrong = dataclasses.replace(experiment.scenarios[0], **changes)
+        with pytest.raises(InputError, match=message):
+            audit.run_audit(dataclasses.replace(experiment, scenarios=(wrong,)), tmp_path / "out", console=QUIET)
+        assert not (tmp_path / "out").exists()
+
+    def test_an_unknown_tier_is_named(self, experiment, tmp_path):
+        with pytest.raises(InputError, match="no tier 'huge'; choose one of smoke, standard, full"):
+            audit.run_audit(experiment, tmp_path / "out", tier="huge", console=QUIET)
+
+    def test_forget_sets_do_not_overlap_and_have_the_share_of_the_whole(self, experiment, tmp_path):
+        work = audit._Audit(experiment, tmp_path, audit.TIERS["smoke"], None, 3, None, tmp_path)
+        sizes = [len(positions) for positions in work.design.forget]
+        assert sizes == [60, 60]
+        assert np.intersect1d(*work.design.forget).size == 0
+
+
+class TestCommand:
+    def test_one_pair_of_networks_and_a_population_attack(self, experiment, tmp_path, capsys):
+        arguments = ["audit", "--tier", "smoke", "--out", str(tmp_path / "out"), "--method", "finetune"]
+        arguments += ["--dataset", experiment.dataset, "--forget", "random:0.15", "model_options.hidden=[64]"]
+        arguments += ["augment=false", "validation_share=0", "training.milestones=none", "training.epochs=15"]
+        arguments += ["training.batch_size=40", "finetune.epochs=1", "finetune.batch_size=40"]
+        assert cli.main(arguments) == 0
+        document = json.loads((tmp_path / "out" / "results.json").read_text())
+        assert [row["method"] for row in document["rows"]] == ["original", "retrain", "finetune"]
+        assert document["config"]["scenarios"][0]["methods"]["finetune"]["epochs"] == 1
+        assert {entry["metric"] for entry in document["evidence"]} == {"population_auc"}
+        outcomes = {(gate["metric"], gate["name"]): gate["passed"] for gate in document["gates"]}
+        assert outcomes["population_auc", "the original is caught"] is True
+        assert outcomes["u_lira_auc", "the original is caught"] is None
+        assert document["trusted"] is (outcomes["population_auc", "retrained is not told from retrained"] is True)
+        assert "2 networks to train" in capsys.readouterr().err
+        assert (tmp_path / "out" / "report.html").exists()
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--method", "retrain"], "there is no method 'retrain' to audit"),
+            (["--networks", "7"], "an even number of networks"),
+            (["--method", "finetune", "scissorhands.fraction=0.1"], "scissorhands.fraction"),
+        ],
+    )
+    def test_bad_input_is_one_sentence(self, tmp_path, capsys, arguments, message):
+        assert cli.main(["audit", "--out", str(tmp_path / "out"), *arguments]) == 2
+        assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_experiment_writes_tables(done, tmp_path):
+    _, document = done
+    experiments_audit.write_tables(tmp_path, document)
+    text = (tmp_path / "tables.md").read_text()
+    assert text.index("that were run hold") < text.index("| U-LiRA AUC |")
+    assert text.count("| nothing |") == len(report.evidence_grids(document))
+    assert (tmp_path / "attacks.svg").read_text().startswith("<svg")
+
+
+def test_every_metric_has_a_name_and_the_grid_shows_it(done):
+    _, document = done
+    shown = [header.partition(" (")[0] for _, table in report.evidence_grids(document) for header in table.headers]
+    assert set(shown) - {"Method"} == {title for title, _ in report.METRICS.values()}
+
+
+def test_what_is_no_evidence_is_called_so():
+    def entry(metric, networks=6, **more):
+        place = {"scenario": None, "method": "m", "metric": metric, "value": 0.5, "low": 0.4, "high": 0.6}
+        return place | {"networks": networks} | more
+
+    entries = [entry("lira_tpr_at_1", negatives=1_500), entry("lira_tpr_at_0.1", negatives=1_500)]
+    entries += [entry("lira_tpr_at_0.1", negatives=900) | {"method": "n"}]
+    entries += [entry("klom_forget"), entry("forgetting_score"), entry("recovered", networks=1)]
+    analysis = audit._Analysis.__new__(audit._Analysis)
+    halves = [
+        entry(f"{metric}_halves") | {"method": method, "value": value, "level": 0.95, "examples": 9, "negatives": 0}
+        for metric in ("klom_forget", "forgetting_score")
+        for method, value in ((audit.NULL, 0.5), ("original", 0.61))
+    ]
+    own = analysis.distance_gates(entries + halves)
+    # More than what retrained networks show of each other is far for a distance, and near for a score.
+    assert [gate.passed for gate in own] == [True, False]
+    holds = gates.of_attack("a gate", "lira_auc", True, [Estimate(0.6, 0.55, 0.65, 0.95, 8, 100)])
+    assert gates.trusted([holds, *own]) is True
+    document = {"evidence": entries, "gates": [gate._asdict() for gate in (holds, *own)]}
+    assert "no evidence in the forgetting score: not even" in report.verdict(document)
+    tables = [table for _, table in report.evidence_grids(document)]
+    assert [header for table in tables for header in table.headers if header != "Method"] == [
+        "LiRA TPR at 1 % (1,500 negatives)",
+        "LiRA TPR at 0.1 % (900 to 1,500 negatives: too few)",
+        "KLoM forget, P95",
+        "Forgetting score (says nothing here)",
+        "Recovered, % points",
+    ]
+    intervals = [[cell.deviation for cell in table.lines[0][1:]] for table in tables]
+    assert intervals == [["[0.400, 0.600]"] * 2, ["[0.400, 0.600]"] * 2, [""]]
+    own = analysis.distance_gates(entries)
+    assert [gate.passed for gate in own] == [None, None]
+    document["gates"] = [gate._asdict() for gate in (holds, *own)]
+    assert "no evidence in KLoM and the forgetting score" in report.verdict(document)

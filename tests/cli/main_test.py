@@ -1,0 +1,393 @@
+"""The command line as a user meets it: whole runs on the digits, and every kind of bad input."""
+
+import json
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from scissorhands_jax import models
+from scissorhands_jax.cli import main as cli
+from scissorhands_jax.metrics import accuracies as metrics
+from scissorhands_jax.torch_weights import state_dicts as torch_weights
+from scissorhands_jax.training import checkpoints
+from tests.compilations import Compilations
+
+NETWORK = ["--model", "mlp", "--dataset", "digits"]
+QUICK = ["--epochs", "2", "method.trim=layer2|head"]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    """A network for the digits, in a file."""
+    model = models.build("mlp", num_classes=10, image_shape=(8, 8, 1))
+    path = tmp_path_factory.mktemp("weights") / "mlp.safetensors"
+    torch_weights.write_safetensors(path, torch_weights.to_state_dict(*model.init(jax.random.key(3))))
+    return path
+
+
+def unlearn(weights, out, *more, forget="random:0.1"):
+    arguments = ["unlearn", "--weights", str(weights), *NETWORK, "--forget", forget, "--out", str(out), *more]
+    return cli.main(list(map(str, arguments)))
+
+
+def error_of(capsys) -> str:
+    """The one line that a refused command prints."""
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "Traceback" not in captured.err
+    lines = [line for line in captured.err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0].removeprefix("error: ")
+
+
+def evaluated(capsys, *arguments) -> dict:
+    capsys.readouterr()
+    assert cli.main(["evaluate", *map(str, arguments)]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_run_leaves_network_weights_results_and_report(weights, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert unlearn(weights, out, *QUICK, "--seed", 4, "method.fraction=0.1", "--method.forget_weight=0.02") == 0
+    results = json.loads((out / "results.json").read_text())
+    fields = ["scenario", "method", "seed", "acc_forget", "acc_retain", "acc_test", "mia", "avg_gap", "seconds", "rte"]
+    fields.append("num_forget")
+    assert [row["method"] for row in results["rows"]] == ["original", "scissorhands"]
+    for row in results["rows"]:
+        assert list(row) == fields
+        assert all(0 <= row[name] <= 100 for name in ("acc_forget", "acc_retain", "acc_test", "mia"))
+    assert results["config"]["method"]["fraction"] == 0.1
+    assert results["config"]["method"]["forget_weight"] == 0.02
+    assert results["config"]["method"]["epochs"] == 2
+    assert results["forget"]["count"] == 135
+    assert len((out / "forget_indices.txt").read_text().split()) == 135
+    assert "<html" in (out / "report.html").read_text()
+
+    answer = evaluated(capsys, "--checkpoint", out)
+    for name in ("forget", "retain", "test"):
+        assert answer[f"acc_{name}"] == results["after"][f"acc_{name}"]
+    assert answer["num_forget"] == 135
+    assert answer["num_test"] == 450
+    assert evaluated(capsys, "--checkpoint", out / "network") == answer, "the network's own folder will do"
+    again = evaluated(capsys, "--weights", out / "network.safetensors", *NETWORK)
+    assert again["correct_test"] == answer["correct_test"] == round(answer["acc_test"] * 4.5)
+
+
+def test_an_evaluation_says_which_gates_it_could_run(weights, tmp_path, capsys):
+    words = ["method.learning_rate=0.1", "--seed", 1]
+    for method in ("finetune", "retrain"):
+        assert unlearn(weights, tmp_path / method, "--method", method, "--epochs", 2, *words) == 0
+    alone = evaluated(capsys, "--checkpoint", tmp_path / "finetune")
+    assert [gate["passed"] for gate in alone["gates"]] == [None] * 3
+    assert {gate["why"] for gate in alone["gates"]} == {"needs a retrained network"}
+    beside = evaluated(capsys, "--checkpoint", tmp_path / "finetune", "--retrained", tmp_path / "retrain")
+    after = [json.loads((tmp_path / name / "results.json").read_text())["after"] for name in ("finetune", "retrain")]
+    assert beside["avg_gap"] == pytest.approx(metrics.average_gap(*after))
+    # The original was never trained, so nothing is caught; and a retrained network has nothing to be found.
+    assert [gate["passed"] for gate in beside["gates"]] == [False, True, None]
+    assert beside["gates"][2] == {
+        "name": "the original is farther off than retrained from retrained",
+        "passed": None,
+        "why": "needs retrained networks of two seeds",
+    }
+    page = (tmp_path / "finetune" / "report.html").read_text()
+    assert "No gate was run, so nothing shows that these numbers can be trusted: needs a retrained network." in page
+    refused = [(["--retrained", tmp_path / "finetune"], "is a run of finetune; name one of --method retrain")]
+    assert unlearn(weights, tmp_path / "other", "--method", "retrain", "--epochs", 0) == 0
+    refused.append((["--retrained", tmp_path / "other"], "forgot other examples"))
+    for more, message in refused:
+        assert cli.main(["evaluate", "--checkpoint", str(tmp_path / "finetune"), *map(str, more)]) == 2
+        assert message in error_of(capsys)
+
+
+def test_bfloat16_gives_a_like_network_and_is_remembered_with_the_run(weights, tmp_path, capsys):
+    after = {}
+    for dtype in ("float32", "bfloat16"):
+        out = tmp_path / dtype
+        assert unlearn(weights, out, "--epochs", 5, *QUICK[2:], "method.learning_rate=0.1", "--dtype", dtype) == 0
+        results = json.loads((out / "results.json").read_text())
+        assert results["config"]["model_options"] == {"dtype": dtype}
+        after[dtype] = {f"acc_{part}": results["after"][f"acc_{part}"] for part in ("forget", "retain", "test")}
+    assert after["float32"]["acc_test"] > 60
+    for name, accuracy in after["float32"].items():
+        assert abs(accuracy - after["bfloat16"][name]) < 5, after
+    saved = torch_weights.read_state_dict(out / "network.safetensors")
+    assert {array.dtype for array in saved.values()} == {np.dtype("float32")}
+    answer = evaluated(capsys, "--checkpoint", out)
+    assert {name: answer[name] for name in after["bfloat16"]} == after["bfloat16"]
+
+
+def test_exported_weights_are_the_checkpoint_bit_for_bit(weights, tmp_path):
+    out = tmp_path / "run"
+    assert unlearn(weights, out, *QUICK) == 0
+    model = models.build("mlp", num_classes=10, image_shape=(8, 8, 1))
+    template = jax.eval_shape(model.init, jax.random.key(0))
+    saved = checkpoints.load_network(out / "network", *template)
+    imported = torch_weights.from_state_dict(torch_weights.read_state_dict(out / "network.safetensors"), *template)
+    assert checkpoints.equal(saved, imported)
+    original = torch_weights.from_state_dict(torch_weights.read_state_dict(weights), *template)
+    assert not checkpoints.equal(saved, original)
+
+
+def test_a_class_and_a_file_of_positions_can_be_forgotten(weights, tmp_path, capsys):
+    assert unlearn(weights, tmp_path / "class", *QUICK, "--validation", "test:0.2", forget="class:3") == 0
+    results = json.loads((tmp_path / "class" / "results.json").read_text())
+    assert results["after"]["num_test"] < 360  # the paper leaves the class out of the test set
+    answer = evaluated(capsys, "--checkpoint", tmp_path / "class")
+    assert {name: answer[name] for name in ("num_test", "acc_test")} == {
+        name: results["after"][name] for name in ("num_test", "acc_test")
+    }
+    file = tmp_path / "positions.txt"
+    file.write_text("5\n17 # the seventeenth\n\n300\n")
+    assert unlearn(weights, tmp_path / "file", *QUICK, forget=f"indices:{file}") == 0
+    assert (tmp_path / "file" / "forget_indices.txt").read_text() == "5\n17\n300\n"
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(weights, tmp_path):
+    def tensors(name, seed):
+        assert unlearn(weights, tmp_path / name, *QUICK, "--seed", seed, "--retain-limit", 200) == 0
+        return torch_weights.read_state_dict(tmp_path / name / "network.safetensors")
+
+    first, second, other = tensors("a", 1), tensors("b", 1), tensors("c", 2)
+    assert all(np.array_equal(first[key], second[key]) for key in first)
+    assert any(not np.array_equal(first[key], other[key]) for key in first)
+
+
+def test_calls_of_many_steps_and_data_on_the_host_can_be_asked_for(weights, tmp_path):
+    with Compilations() as single:
+        assert unlearn(weights, tmp_path / "one", *QUICK, "--retain-limit", 200) == 0
+    with Compilations() as many:
+        more = (*QUICK, "--retain-limit", 200, "--steps-per-call", 4, "--feed-from", "host")
+        assert unlearn(weights, tmp_path / "four", *more) == 0
+    assert "jit(_steps)" in set(many.names) - set(single.names)
+    first, second = (torch_weights.read_state_dict(tmp_path / name / "network.safetensors") for name in ("one", "four"))
+    for name, value in first.items():
+        np.testing.assert_allclose(second[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_killed_at_a_random_moment_resumes_to_the_same_bits(weights, tmp_path):
+    more = ["--epochs", "3", "--checkpoint-every", "3", "--batch-size", "64", "method.trim=layer2|head"]
+    assert unlearn(weights, tmp_path / "whole", *more) == 0
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "scissorhands_jax", "unlearn", "--weights", str(weights), *NETWORK]
+    command += ["--forget", "random:0.1", "--out", str(out), *more]
+
+    def saved():
+        return any(path.name.isdigit() for path in (out / "checkpoints").glob("*"))
+
+    # The same precision as in this process, which conftest.py sets: bits are compared.
+    environment = {**os.environ, "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 120
+        while not saved() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(np.random.default_rng().uniform(0, 0.5))
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+    assert saved()
+    assert unlearn(weights, out, *more, "--resume") == 0
+    # Tensor by tensor: safetensors writes the entries of its metadata in any order.
+    whole, killed = (torch_weights.read_state_dict(path / "network.safetensors") for path in (tmp_path / "whole", out))
+    assert checkpoints.equal(whole, killed)
+
+
+def test_a_taken_folder_is_kept_unless_told_otherwise(weights, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert unlearn(weights, out, *QUICK) == 0
+    before = (out / "network.safetensors").read_bytes()
+    capsys.readouterr()
+    assert unlearn(weights, out, *QUICK, "--seed", 1) == 2
+    message = error_of(capsys)
+    assert "--overwrite" in message
+    assert "--resume" in message
+    assert unlearn(weights, out, *QUICK, "--seed", 1, "--resume") == 2
+    assert "seed was 0 and is now 1" in error_of(capsys)
+    assert (out / "network.safetensors").read_bytes() == before
+    assert unlearn(weights, out, *QUICK, "--seed", 1, "--overwrite") == 0
+    assert (out / "network.safetensors").read_bytes() != before
+
+
+def test_a_folder_with_other_files_is_never_emptied(weights, tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    assert unlearn(weights, tmp_path, *QUICK, "--overwrite") == 2
+    assert "is not empty" in error_of(capsys)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_diverging_run_names_the_step_and_keeps_the_last_good_checkpoint(weights, tmp_path, capsys):
+    out = tmp_path / "run"
+    more = ["--epochs", "50", "--checkpoint-every", "1", "method.learning_rate=1000", "method.forget_weight=5"]
+    assert unlearn(weights, out, *more) == 2
+    message = error_of(capsys)
+    step = int(message.split("at step ")[1].split(";")[0])
+    assert f"the checkpoint of step {step - 1} is good" in message
+    assert (out / "checkpoints" / str(step - 1)).is_dir()
+    assert not (out / "results.json").exists()
+    assert not (out / "network.safetensors").exists()
+
+
+class Hostile:
+    def __reduce__(self):
+        return (os.system, ("touch hacked",))
+
+
+BAD = {
+    "an empty forget set": (["--forget", "indices:EMPTY"], "the forget set is empty"),
+    "a share that rounds to nothing": (["--forget", "random:0.0001"], "the forget set is empty"),
+    "a share of one": (["--forget", "random:1"], "between 0 and 1"),
+    "the whole training set": (["--forget", "indices:ALL"], "whole training set"),
+    "positions out of range": (["--forget", "indices:FAR"], "lie outside 0 to 1346, the first is 5000"),
+    "repeated positions": (["--forget", "indices:TWICE"], "are repeated, the first is 7"),
+    "positions that are no integers": (["--forget", "indices:WORDS"], "line 2 of"),
+    "a file of positions that is not there": (["--forget", "indices:nowhere.txt"], "nowhere.txt"),
+    "an unknown class": (["--forget", "class:12"], "there is no class '12'"),
+    "an unknown kind of forget set": (["--forget", "everything"], "random:0.1, class:3, identity:NAME"),
+    "a fraction of one": (["method.fraction=1"], "fraction must lie strictly between 0 and 1, got 1.0"),
+    "a fraction of zero": (["method.fraction=0"], "fraction must lie strictly between 0 and 1, got 0.0"),
+    "a pattern that matches nothing": (["method.trim=layer7|haed"], "near matches: "),
+    "a broken pattern": (["method.trim=layer("], "not a regular expression"),
+    "an unknown setting": (["method.fractoin=0.1"], "method.fraction"),
+    "a setting of the wrong type": (["method.epochs=many"], "method.epochs must be int, got 'many'"),
+    "an unknown departure": (["method.departures.speed=9"], "has no setting 'speed'"),
+    "an unknown mode": (["method.mode=published"], "paper or authors"),
+    "an unknown argument": (["--quickly"], "unknown argument '--quickly'"),
+    "a batch size of zero": (["--batch-size", "0"], "batch_size must be at least 1, got 0"),
+    "negative epochs": (["--epochs", "-1"], "num_epochs must not be negative"),
+    "a retain limit of zero": (["--retain-limit", "0"], "--retain-limit"),
+    "steps that no call can take": (["--steps-per-call", "0"], "steps_per_call must be at least 1, got 0"),
+    "data that lie nowhere": (["--feed-from", "disk"], "auto, device or host, got 'disk'"),
+    "an unknown method": (["--method", "magic"], "there is no method 'magic'"),
+    "an unknown network": (["--model", "resnet21"], "resnet20"),
+    "an unknown data set": (["--dataset", "cifar11"], "cifar10"),
+    "a data set without its folder": (["--dataset", "cifar10"], "--data-dir"),
+    "a folder without the data": (["--dataset", "cifar10", "--data-dir", "."], "cifar10_train_*.npz"),
+    "weights that are not there": (["--weights", "nowhere.pth"], "nowhere.pth"),
+    "weights that are text": (["--weights", "WORDS"], "WORDS"),
+    "truncated weights": (["--weights", "TRUNCATED"], "TRUNCATED"),
+    "weights of another network": (["--weights", "OTHER"], "head.weight"),
+    "weights with NaN": (["--weights", "NAN"], "NaN or infinity in layer2/kernel"),
+    "a hostile pickle": (["--weights", "HOSTILE"], "system"),
+}
+
+
+@pytest.fixture
+def bad_files(weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("EMPTY").write_text("# nothing\n")
+    Path("ALL").write_text("\n".join(map(str, range(1347))))
+    Path("FAR").write_text("3\n5000\n")
+    Path("TWICE").write_text("7\n8\n7\n")
+    Path("WORDS").write_text("3\nthree\n")
+    Path("TRUNCATED").write_bytes(weights.read_bytes()[:5000])
+    tensors = {key: value.copy() for key, value in torch_weights.read_state_dict(weights).items()}
+    other = {**tensors, "head.weight": np.zeros((7, 256), np.float32)}
+    torch_weights.write_safetensors("OTHER", other)
+    tensors["layer2.weight"][0, 0] = np.nan
+    torch_weights.write_safetensors("NAN", tensors)
+    Path("HOSTILE").write_bytes(pickle.dumps(Hostile(), protocol=2))
+
+
+@pytest.mark.usefixtures("bad_files")
+@pytest.mark.parametrize(("arguments", "words"), BAD.values(), ids=BAD)
+def test_bad_input_is_one_sentence_and_leaves_nothing(weights, arguments, words, capsys):
+    files = sorted(Path.cwd().iterdir())
+    assert unlearn(weights, "out", *arguments) == 2
+    assert words in error_of(capsys)
+    assert sorted(Path.cwd().iterdir()) == files
+
+
+def test_a_mesh_is_refused_before_anything_is_computed(weights, tmp_path, capsys):
+    with Compilations() as compilations:
+        assert unlearn(weights, tmp_path / "run", "--mesh", "2") == 2
+    assert "a mesh of 2 x 1 needs 2 devices, but there are 1" in error_of(capsys)
+    assert compilations.names == []
+    assert not (tmp_path / "run").exists()
+
+
+def test_damaged_and_foreign_checkpoints_are_named(weights, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert unlearn(weights, out, *QUICK) == 0
+    capsys.readouterr()
+    assert cli.main(["evaluate", "--checkpoint", str(tmp_path)]) == 2
+    assert "no network checkpoint" in error_of(capsys)
+    assert cli.main(["evaluate", "--checkpoint", str(out), "--model", "resnet20"]) == 2
+    assert "holds a mlp, not a resnet20" in error_of(capsys)
+    (out / "network" / "meta" / "metadata").write_text("{")
+    assert cli.main(["evaluate", "--checkpoint", str(out)]) == 2
+    assert "is damaged" in error_of(capsys)
+
+
+def test_the_module_is_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "scissorhands_jax", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "unlearn" in done.stdout
+
+
+def test_the_pretrained_network_scores_as_published(shared):
+    """As users run it: compiled well, without the tests' settings."""
+    weights = shared / "data" / "resnet20-12fca82f.th"
+    network = ["--model", "resnet20", "--dataset", "cifar10", "--data-dir", str(shared / "data")]
+    command = [sys.executable, "-m", "scissorhands_jax", "evaluate", "--weights", str(weights), *network]
+    ours = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS" and not name.startswith("JAX_")}
+    done = subprocess.run(command, capture_output=True, text=True, env=ours, check=True)
+    answer = json.loads(done.stdout)
+    assert abs(answer["correct_test"] - 9173) <= 3
+    assert answer["num_test"] == 10_000
+
+
+class TestTune:
+    def tune(self, weights, out, *more):
+        arguments = ["tune", "--weights", weights, *NETWORK, "--forget", "random:0.1", "--out", out, *QUICK, *more]
+        return cli.main(list(map(str, arguments)))
+
+    def test_the_best_trial_comes_as_settings_for_unlearn(self, weights, tmp_path, capsys):
+        out = tmp_path / "tuning"
+        assert self.tune(weights, out, "--validation", "test:0.5", "--trials", 3, "--epochs", 1) == 0
+        document = json.loads((out / "tuning.json").read_text())
+        assert len(document["trials"]) == 3
+        assert document["best"]["score"] == min(trial["score"] for trial in document["trials"])
+        assert document["validation"]["count"] == 225
+        assert " ".join([*document["overrides"], "--validation test:0.5"]) in " ".join(capsys.readouterr().err.split())
+        assert unlearn(weights, tmp_path / "run", *QUICK, "--validation", "test:0.5", *document["overrides"]) == 0
+        results = json.loads((tmp_path / "run" / "results.json").read_text())
+        used = results["config"]["method"]
+        assert all(used[name] == value for name, value in document["best"]["changes"].items())
+        assert results["after"]["num_test"] == 225, "what tuning has looked at is no longer in the test set"
+
+    def test_the_rest_of_the_training_split_is_the_default(self, weights, tmp_path):
+        seen = tmp_path / "seen.txt"
+        seen.write_text("".join(f"{position}\n" for position in range(1000)))
+        out = tmp_path / "tuning"
+        assert self.tune(weights, out, "--trained-on", seen, "--trials", 1, "--method", "finetune", "--epochs", 1) == 2
+        # QUICK names layers to trim, which fine-tuning has not.
+        arguments = ["tune", "--weights", weights, *NETWORK, "--forget", "random:0.1", "--out", out, "--epochs", 1]
+        more = ["--trained-on", seen, "--trials", 1, "--method", "finetune"]
+        assert cli.main(list(map(str, [*arguments, *more]))) == 0
+        document = json.loads((out / "tuning.json").read_text())
+        assert document["validation"]["count"] == 347
+        assert list(document["best"]["changes"]) == ["learning_rate"]
+
+    @pytest.mark.parametrize(
+        ("more", "message"),
+        [
+            ([], "trained on the whole training split, so there is nothing to validate with"),
+            (["--validation", "tset:0.5"], "cannot read the validation set 'tset:0.5'"),
+            (["--validation", "indices:{file}"], "2 of the examples in .* were trained on"),
+            (["--validation", "test:0.5", "--trials", "0"], "at least 1 trial, got 0"),
+        ],
+    )
+    def test_bad_input_is_one_sentence(self, weights, tmp_path, capsys, more, message):
+        file = tmp_path / "positions.txt"
+        file.write_text("0\n1\n")
+        assert self.tune(weights, tmp_path / "out", *(word.format(file=file) for word in more)) == 2
+        assert re.search(message, error_of(capsys))

@@ -1,0 +1,282 @@
+"""Processes that work on ledgers, die, run out of disk or may not write: `python -m tests.deletion.forking FOLDER SCENARIO...`.
+
+Everything is imported once and JAX is not begun, so that a fork costs next to nothing and is a process of its own.
+Prints what each scenario has seen, as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import matplotlib.backends.backend_svg  # noqa: F401  what runs import late
+import numpy as np
+import sklearn.svm  # noqa: F401
+from rich.console import Console
+
+from scissorhands_jax import files, models, report
+from scissorhands_jax.deletion import ledger, signing, verdicts
+from scissorhands_jax.deletion import requests as deletion
+from scissorhands_jax.deletion.ledger import Example, Ledger
+from scissorhands_jax.errors import InputError
+from scissorhands_jax.methods import METHODS
+from scissorhands_jax.torch_weights import state_dicts as torch_weights
+from scissorhands_jax.training import checkpoints
+
+EXAMPLES, KILLS = 200, 50
+ABOUT = {"model": "mlp", "network": "0" * 64}
+
+
+def forked(work: Callable[[], Any]) -> int:
+    """Runs something in a child; returns its process id."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        work()
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+
+
+def status(child: int) -> int:
+    """0 if a child did all it should, 1 if not, -9 if it was killed."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def example(number: int, folder: Path) -> list[Example]:
+    return [Example(number, f"{number:064d}")]
+
+
+def fill(folder: Path, who: str, count: int, size: int = 1) -> None:
+    """Requests that are added one after another, each by opening the ledger anew."""
+    for number in range(count):
+        with Ledger(folder) as book:
+            rows = [Example(position, f"{number:064d}") for position in range(size)]
+            book.add(requester=f"{who} {number}", received="now", due="2026-12-31", network="0" * 64, examples=rows)
+
+
+def many(folder: Path) -> dict[str, Any]:
+    """Four processes begin one ledger and add to it at the same time."""
+
+    def work(who: int) -> None:
+        Ledger.begin(folder, ABOUT).close()
+        fill(folder, f"process {who}", 15)
+
+    children = [forked(lambda who=who: work(who)) for who in range(4)]
+    ended = [status(child) for child in children]
+    with Ledger(folder) as book:
+        return {"ended": ended, "names": [r.requester for r in book.requests()], "problems": book.problems()}
+
+
+def limited(folder: Path) -> dict[str, Any]:
+    """No file may grow beyond a limit, as on a full disk: the ledger, a network, a text."""
+    Ledger.begin(folder, ABOUT).close()
+    fill(folder, "early", 2)
+    size = (folder / ledger.DATABASE_FILE).stat().st_size
+    said: dict[str, str] = {}
+    arrays = {"a": np.arange(20_000, dtype=np.float32)}
+
+    def work() -> None:
+        checkpoints.save_network(folder / "network", arrays, {}, {"which": "old"})
+        files.write_text(folder / "text", "old")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 4096, resource.RLIM_INFINITY))
+        for name, attempt in {
+            "ledger": lambda: fill(folder, "late", 1, size=2000),
+            "network": lambda: checkpoints.save_network(folder / "network", {"a": arrays["a"] + 1}, {}, {}),
+            "text": lambda: files.write_text(folder / "text", "new" * size),
+        }.items():
+            try:
+                attempt()
+            except (InputError, OSError) as error:
+                said[name] = f"{type(error).__name__}: {error}"
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        said["kept"] = str(
+            np.array_equal(checkpoints.load_network(folder / "network", arrays, {})[0]["a"], arrays["a"])
+            and (folder / "text").read_text() == "old"
+        )
+        (folder / "said").write_text(json.dumps(said))
+
+    ended = status(forked(work))
+    said = json.loads((folder / "said").read_text()) if (folder / "said").exists() else {}
+    with Ledger(folder) as book:
+        names = [request.requester for request in book.requests()]
+        problems = book.problems()
+    fill(folder, "again", 1, size=2000)
+    with Ledger(folder) as book:
+        return {"ended": ended, "said": said, "names": names, "problems": problems + book.problems()}
+
+
+def forbidden(folder: Path) -> dict[str, Any]:
+    """Someone who may read a ledger and its keys, but not write; as nobody, because bits do not bind root."""
+    Ledger.begin(folder, ABOUT).close()
+    fill(folder, "early", 2)
+    nobody = 65534
+    for path in [folder, *folder.rglob("*")]:
+        if os.geteuid() == 0:
+            os.chown(path, nobody, nobody)
+        path.chmod(0o500 if path.is_dir() else 0o400)
+    (folder.parent / "said").mkdir()
+    (folder.parent / "said").chmod(0o777)
+
+    def work() -> None:
+        if os.geteuid() == 0:
+            os.setgid(nobody)
+            os.setuid(nobody)
+        said = {}
+        for name, attempt in {
+            "add": lambda: fill(folder, "late", 1),
+            "text": lambda: files.write_text(folder / "text", "new"),
+            "begin": lambda: Ledger.begin(folder / "other", ABOUT),
+        }.items():
+            try:
+                attempt()
+            except (InputError, OSError) as error:
+                said[name] = f"{type(error).__name__}: {error}"
+        with Ledger(folder) as book:
+            said["read"] = str(len(book.requests()))
+        (folder.parent / "said" / "said").write_text(json.dumps(said))
+
+    ended = status(forked(work))
+    said = json.loads((folder.parent / "said" / "said").read_text()) if ended == 0 else {}
+    for path in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
+        path.chmod(0o700)
+    return {"ended": ended, "said": said}
+
+
+def evidence(folder: Path, network: str) -> verdicts.Evidence:
+    """Evidence that is always good: what is killed here is the run."""
+    return verdicts.Evidence(
+        "test", (verdicts.Finding("f", 0.5, 0.4, 0.6),), (verdicts.Gate("g", True, "so that runs follow one another"),)
+    )
+
+
+def serve(folder: Path) -> None:
+    """What `scissorhands request run` does."""
+    settings = METHODS["finetune"](epochs=2, batch_size=64)
+    with open(os.devnull, "w") as sink:
+        deletion.run(
+            folder,
+            settings,
+            method="finetune",
+            one_by_one=True,
+            budget=100.0,
+            auditor=evidence,
+            console=Console(file=sink),
+        )
+
+
+def prepare(folder: Path) -> None:
+    """Data, a network, a ledger with two requests, and the digests of all examples."""
+    generator = np.random.default_rng(0)
+    label = np.arange(EXAMPLES + 50) % 3
+    image = generator.uniform(size=(len(label), 4, 4, 1)).astype(np.float32)
+    train = {"image": image[:EXAMPLES], "label": label[:EXAMPLES].astype(np.int32)}
+    np.savez(folder / "data.npz", **train, test_image=image[EXAMPLES:], test_label=label[EXAMPLES:])
+    model = models.build("mlp", num_classes=3, image_shape=(4, 4, 1))
+    torch_weights.write_safetensors(
+        folder / "mlp.safetensors", torch_weights.to_state_dict(*model.init(jax.random.key(0)))
+    )
+    (folder / "first").write_text("0\n1\n")
+    subject = deletion.Subject("mlp", f"npz:{folder / 'data.npz'}", None, str(folder / "mlp.safetensors"))
+    forget = f"indices:{folder / 'first'}"
+    deletion.add(folder / "ledger", forget=forget, requester="request 1", subject=subject)
+    with Ledger(folder / "ledger") as book:
+        digests = signing.example_digests(book.keys, train)
+    (folder / "digests").write_text(json.dumps(digests))
+
+
+def ask(folder: Path, number: int) -> None:
+    """One more request, for two examples that nobody has asked for yet."""
+    digests = json.loads((folder / "digests").read_text())
+    first = 2 * (number - 1)
+    with Ledger(folder / "ledger") as book:
+        rows = [Example(position, digests[position]) for position in (first, first + 1)]
+        book.add(requester=f"request {number}", received="now", due="2026-12-31", network="0" * 64, examples=rows)
+
+
+def kills(folder: Path) -> dict[str, Any]:
+    """A run is killed at random moments; the ledger is whole after each of them, and in the end all is done."""
+    jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    answer: dict[str, Any] = {"prepared": status(forked(lambda: prepare(folder)))}
+    ask(folder, 2)
+    whole = folder / "whole"
+    shutil.copytree(folder / "ledger", whole)
+    answer["whole"] = status(forked(lambda: serve(whole)))
+    with Ledger(whole) as book:
+        expected = [event.body["network"] for event in book.history("recorded")]
+    started = time.monotonic()
+    shutil.rmtree(whole)
+    shutil.copytree(folder / "ledger", whole)
+    status(forked(lambda: serve(whole)))
+    duration = (time.monotonic() - started) / 2  # of one of its two runs
+    generator = random.Random()
+    asked, killed, problems, cut = 2, 0, [], {}
+    while killed < KILLS:
+        child = forked(lambda: serve(folder / "ledger"))
+        time.sleep(generator.uniform(0.05, duration))
+        os.kill(child, signal.SIGKILL)
+        if status(child) == -signal.SIGKILL:
+            killed += 1
+        with Ledger(folder / "ledger") as book:
+            problems += book.problems()
+            names = [request.requester for request in book.requests()]
+            if names != [f"request {number + 1}" for number in range(asked)]:
+                problems.append(f"requests are {names}")
+            open_ones = [request for request in book.requests() if request.state != ledger.FORGOTTEN]
+            state = "waiting" if all(request.state == ledger.OPEN for request in open_ones) else "running"
+            cut[state] = cut.get(state, 0) + 1
+        if not open_ones:
+            asked += 1
+            ask(folder, asked)
+    answer["finished"] = status(forked(lambda: serve(folder / "ledger")))
+
+    def check() -> None:
+        with open(os.devnull, "w") as sink:
+            found, _ = deletion.verify(folder / "ledger", console=Console(file=sink))
+        (folder / "found").write_text(json.dumps(found))
+
+    answer["checked"] = status(forked(check))
+    with Ledger(folder / "ledger") as book:
+        networks = [event.body["network"] for event in book.history("recorded")]
+        states = [request.state for request in book.requests()]
+    found = json.loads((folder / "found").read_text())
+    results = [report.read_results(path) for path in (folder / "ledger" / "runs").glob("*/results.json")]
+    return answer | {
+        "killed": killed,
+        "problems": problems,
+        "states": states,
+        "found": found,
+        "cut": cut,
+        "same": networks[:2] == expected,
+        "asked": asked,
+        "resumed": sum(document["cost"]["resumed_at_step"] is not None for document in results),
+        "seconds": duration,
+    }
+
+
+def main() -> None:
+    answers = {}
+    for name in sys.argv[2:]:
+        folder = Path(sys.argv[1]) / name / "folder"
+        folder.mkdir(parents=True)
+        answers[name] = globals()[name](folder)
+    json.dump(answers, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,429 @@
+"""A diffusion network that forgets a digit: numbers against closed forms, and command and experiment in small."""
+
+import dataclasses
+import html
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.linalg
+from rich.console import Console
+
+from experiments import diffusion_digits
+from scissorhands_jax import Model, files, report, trees
+from scissorhands_jax.base import Method, new_carry
+from scissorhands_jax.cli import main as cli
+from scissorhands_jax.diffusion import schedules
+from scissorhands_jax.diffusion.demo import digits
+from scissorhands_jax.diffusion.demo import page as digits_page
+from scissorhands_jax.diffusion.unet import Noisy, UNetConfig
+from scissorhands_jax.errors import InputError
+from scissorhands_jax.metrics import accuracies as metrics
+
+REAL_NETWORK = digits.network
+NETWORKS = [digits.ORIGINAL, digits.RETRAINED, *digits.WAYS]
+TINY = digits.Settings(
+    digit=3,
+    network=dataclasses.replace(digits.NETWORK, context_width=100),
+    training=digits.Training(epochs=1, batch_size=512),
+    unlearning=digits.Unlearning(epochs=1, batch_size=512, forget_batch_size=8),
+    sampling=digits.Sampling(steps=3, forgotten=4, kept=2, unasked=3, batch_size=9, resamples=3),
+)
+
+
+def _predict(params, model_state, x, *, train, key=None):
+    """Linear in every place, in the text and in time."""
+    layers = params["mid"]
+    text = x.context[:, 0] @ layers["attn1"]["kernel"] + x.timesteps[:, None] / 1000 @ layers["time"]["kernel"]
+    return x.latents @ layers["conv"]["kernel"] + text[:, None, None], model_state
+
+
+def _init(key):
+    first, second = jax.random.split(key)
+    return {
+        "mid": {
+            "attn1": {"kernel": jax.random.normal(first, (100, 4)) / 10},
+            "conv": {"kernel": jax.random.normal(second, (4, 4)) / 2},
+            "time": {"kernel": jnp.zeros((1, 4))},
+        }
+    }, {}
+
+
+LINEAR = Model(_init, _predict)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def linear():
+    """A network that compiles in a moment; the UNet has tests of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digits, "network", lambda config: LINEAR)
+        yield
+
+
+@pytest.fixture(scope="module")
+def scene():
+    return digits.make_scene(TINY)
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    return demo(tmp_path_factory.mktemp("demo") / "out", "--digit", "3", "--published")
+
+
+def demo(folder, *words):
+    """The command, with a network and counts that are tiny."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digits, "Settings", lambda **changes: dataclasses.replace(TINY, **changes))
+        assert cli.main(["demo", "diffusion", "--out", str(folder), *words]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def document(out):
+    return json.loads((out / "results.json").read_text())
+
+
+def without_cost(rows):
+    return [{name: value for name, value in row.items() if name != "cost"} for row in rows]
+
+
+class TestFrechetDistance:
+    def exact(self, mean, covariance, count=12):
+        """Rows whose mean and covariance are these to rounding."""
+        rows = np.random.default_rng(count).normal(size=(count, len(mean)))
+        rows -= rows.mean(axis=0)
+        white = rows @ np.linalg.inv(np.linalg.cholesky(np.cov(rows.T)).T)
+        return white @ np.linalg.cholesky(covariance).T + mean
+
+    def test_of_independent_coordinates(self):
+        first = self.exact(np.array([0.0, 1.0, 2.0]), np.diag([1.0, 4.0, 9.0]))
+        second = self.exact(np.array([1.0, 1.0, 0.0]), np.diag([4.0, 4.0, 1.0]), count=20)
+        expected = (1 + 0 + 4) + (1 + 0 + 4)  # of means, and of standard deviations
+        assert metrics.frechet_distance(first, second) == pytest.approx(expected)
+
+    def test_of_any_covariances(self):
+        draw = np.random.default_rng(0)
+        covariances = [root @ root.T for root in draw.normal(size=(2, 4, 4))]
+        first, second = (self.exact(np.zeros(4), covariance) for covariance in covariances)
+        root = scipy.linalg.sqrtm(covariances[0] @ covariances[1]).real
+        expected = np.trace(covariances[0] + covariances[1] - 2 * root)
+        assert metrics.frechet_distance(first, second) == pytest.approx(expected)
+        assert metrics.frechet_distance(second, first) == pytest.approx(expected)
+
+    def test_to_itself_it_is_nothing_also_with_fewer_rows_than_columns(self):
+        rows = np.random.default_rng(1).normal(size=(5, 9))
+        assert metrics.frechet_distance(rows, rows) == pytest.approx(0, abs=1e-9)
+        assert metrics.frechet_distance(rows, rows + 2) == pytest.approx(9 * 4)
+
+    @pytest.mark.parametrize(
+        ("first", "second"),
+        [
+            (np.zeros((1, 2)), np.zeros((3, 2))),
+            (np.zeros((3, 2)), np.zeros((3, 4))),
+            (np.zeros(3), np.zeros(3)),
+            (np.full((3, 2), np.nan), np.zeros((3, 2))),
+        ],
+    )
+    def test_what_has_none(self, first, second):
+        with pytest.raises(InputError, match=r"two arrays of shape|NaN"):
+            metrics.frechet_distance(first, second)
+
+
+def test_folding_keeps_squares_of_pixels_together():
+    images = np.random.default_rng(0).uniform(size=(3, 8, 8, 1)).astype(np.float32)
+    latents = digits.fold(images)
+    assert latents.shape == (3, 4, 4, 4)
+    np.testing.assert_allclose(latents[1, 2, 3], 2 * images[1, 4:6, 6:8, 0].ravel() - 1, atol=1e-6)
+    np.testing.assert_allclose(digits.unfold(latents), images, atol=1e-6)
+
+
+def test_the_network_is_a_small_unet():
+    """Shapes alone, but for a smaller one that is initialised in earnest."""
+    model = REAL_NETWORK(digits.NETWORK)
+    params, state = jax.eval_shape(model.init, jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 283_564
+    noisy = Noisy(jnp.zeros((2, 4, 4, 4)), jnp.zeros(2), jnp.zeros((2, 1, 32)))
+    assert jax.eval_shape(lambda p: model.apply(p, state, noisy, train=False)[0], params).shape == (2, 4, 4, 4)
+    small = REAL_NETWORK(UNetConfig(widths=(4,), attention=(False,), layers_per_block=1, heads=1, groups=2))
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(small.init(jax.random.key(0))))
+
+
+def test_guidance_leads_from_the_empty_text_to_the_one_that_was_asked_for():
+    predict = lambda noisy: noisy.latents + noisy.context.sum(axis=(1, 2))[:, None, None, None]  # noqa: E731
+    latents, asked, empty = jnp.ones((2, 1, 1, 1)), jnp.array([[[3.0]], [[5.0]]]), jnp.zeros((1, 1, 1))
+    for guidance in (0.0, 1.0, 2.0):
+        found = schedules.guided(predict, asked, empty, guidance)(latents, jnp.float32(7))
+        np.testing.assert_allclose(found.ravel(), [1 + 3 * guidance, 1 + 5 * guidance])
+
+
+def test_texts_are_dropped_in_training_but_not_where_another_is_to_take_their_place():
+    def loss_fn(params, model_state, batch, *, train, key):
+        return batch["context"].mean(axis=(1, 2)), model_state
+
+    dropping = digits._Dropped(loss_fn, 0.25)
+    batch = {"context": jnp.ones((4000, 1, 8))}
+    kept, _ = dropping({}, {}, batch, train=True, key=jax.random.key(0))
+    assert set(np.unique(kept)) == {0, 1}  # whole texts
+    assert kept.mean() == pytest.approx(0.75, abs=0.03)  # four standard deviations
+    for given, key in ((batch, None), (batch | {"pseudo": batch["context"]}, jax.random.key(0))):
+        assert dropping({}, {}, given, train=True, key=key)[0].min() == 1
+
+
+class TestExamples:
+    def test_what_is_retained_holds_no_forgotten_digit(self, scene):
+        data = digits.examples(scene, 3, 4)
+        labels = scene.train["label"]
+        np.testing.assert_array_equal(data.forget["latents"], digits.fold(scene.train["image"][labels == 3]))
+        np.testing.assert_array_equal(data.retain["latents"], digits.fold(scene.train["image"][labels != 3]))
+        np.testing.assert_array_equal(data.retain["context"], scene.texts[labels[labels != 3]])
+        assert not (data.retain["context"] == scene.texts[3]).all(axis=(1, 2)).any()
+        assert "pseudo" not in data.retain
+        assert (data.forget["context"] == scene.texts[3]).all()
+        assert (data.forget["pseudo"] == scene.texts[4]).all()
+
+    def test_all_digits_and_none_to_forget(self, scene):
+        data = digits.examples(scene, None)
+        assert len(data.retain["latents"]) == 1347
+        assert len(data.forget["latents"]) == 0
+
+    def test_the_empty_text_is_nothing_and_the_others_differ(self, scene):
+        assert not scene.texts[10].any()
+        assert len(np.unique(scene.texts, axis=0)) == 11
+
+    def test_the_judge_learned_from_training_digits_alone(self, scene):
+        held_out = digits.judged(scene, scene.test["image"]) == scene.test["label"]
+        assert 0.98 < held_out.mean() < 1
+        train = {image.tobytes() for image in scene.train["image"]}
+        assert not any(image.tobytes() in train for image in scene.test["image"])
+
+
+def test_only_the_share_of_the_attention_is_drawn_anew_and_none_of_it_without_re_initialisation(scene):
+    settings = dataclasses.replace(TINY.unlearning, epochs=0)
+    original, _ = LINEAR.init(jax.random.key(5))
+    method = digits._unlearning(TINY.network, 0.1, settings, 3, digits.Way(True, True))
+    data = digits.examples(scene, 3, 4)
+    params = method.init(jax.random.key(0), original, {}, data).params
+    moved = {
+        name: int(np.sum(before != after))
+        for name, before, after in zip(
+            trees.leaf_names(original), jax.tree.leaves(original), jax.tree.leaves(params), strict=True
+        )
+    }
+    attention = {name: count for name, count in moved.items() if "/attn" in name}
+    assert sum(moved.values()) == sum(attention.values())
+    weights = [leaf for name, leaf in zip(moved, jax.tree.leaves(original), strict=True) if "/attn" in name]
+    assert sum(moved.values()) == round(settings.fraction * sum(leaf.size for leaf in weights if leaf.ndim > 1))
+    untrimmed = digits._untrimmed(method).init(jax.random.key(0), original, {}, data)
+    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), original, untrimmed.params)))
+
+
+class TestDraw:
+    def test_a_drawing_depends_on_its_digit_and_number_alone(self, scene):
+        """A network that sees the text: batches, order and other drawings make no difference."""
+        params, _ = LINEAR.init(jax.random.key(5))
+        alone = digits.draw(TINY, scene, params, np.array([7, 7]))
+        among = digits.draw(TINY, scene, params, np.array([2] * 8 + [7] * 5 + [10]))
+        assert alone.shape == (2, 8, 8, 1)
+        np.testing.assert_allclose(alone, among[8:10], atol=1e-5)
+        assert abs(alone[0] - alone[1]).max() > 0.1
+
+    def test_a_network_that_predicts_nothing_leaves_the_noise(self, scene, monkeypatch):
+        """DDIM then multiplies by the square root of the ratio of the last to the first share of the signal."""
+        still = Model(lambda key: ({}, {}), lambda params, state, x, *, train, key=None: (0 * x.latents, state))
+        monkeypatch.setattr(digits, "network", lambda config: still)
+        images = digits.draw(TINY, scene, {}, np.full(9, 4))
+        words = np.asarray(jax.random.key_data(scene.keys["noise"])).ravel().tolist()
+        noise = np.random.default_rng([*words, 4]).standard_normal((9, 4, 4, 4), np.float32)
+        shares = schedules.signal_shares(digits.SCHEDULE)
+        stride = 1000 // 3
+        factor = np.sqrt(shares[1] / shares[2 * stride + 1])
+        last = np.sqrt(shares[0] / shares[1]) if stride > 1 else 1
+        np.testing.assert_allclose(images, np.clip(digits.unfold(factor * last * noise), 0, 1), atol=1e-4)
+
+
+class TestCommand:
+    def test_there_is_a_row_for_every_network(self, document):
+        assert [row["network"] for row in document["rows"]] == NETWORKS
+        assert document["settings"]["digit"] == 3
+        assert document["instead"] == 4
+        for row in document["rows"]:
+            for name, total in (("forget", 4), ("kept", 18), ("unasked", 3)):
+                assert row[name]["total"] == total
+                assert row[name]["low"] <= row[name]["percent"] == 100 * row[name]["count"] / total <= row[name]["high"]
+            assert sum(row["became"]) == 4
+            assert row["became"][3] == row["forget"]["count"]
+            assert row["frechet"]["low"] <= row["frechet"]["value"] <= row["frechet"]["high"]
+            assert row["frechet"]["images"] == 18
+            assert row["error_forget"]["digits"] + row["error_kept"]["digits"] == 450
+        steps = {row["network"]: row["cost"]["steps"] for row in document["rows"]}
+        assert len({steps[name] for name in digits.WAYS}) == 1
+        assert steps[digits.ORIGINAL] == steps[digits.RETRAINED] == 3
+
+    def test_what_it_was_made_with(self, document):
+        assert document["versions"]["jax"] == jax.__version__
+        assert document["machine"]["cores"]
+        phases = document["seconds"]
+        assert phases["total"] == pytest.approx(sum(value for name, value in phases.items() if name != "total"))
+        assert {"data and judge", "original: training", "scissorhands: unlearning"} <= set(phases)
+
+    def test_the_floor_is_of_real_digits(self, document, scene):
+        assert document["real"]["judge"]["count"] == np.sum(
+            digits.judged(scene, scene.test["image"]) == scene.test["label"]
+        )
+        assert document["real"]["frechet"]["value"] < min(row["frechet"]["value"] for row in document["rows"])
+
+    def test_page_and_pictures(self, out, document):
+        page = (out / "report.html").read_text()
+        assert "A diffusion network forgets the 3" in page
+        assert page.count("data:image/png;base64,") == 2
+        assert all(network in page for network in NETWORKS[2:])
+        for sentence in digits_page.findings(document):
+            assert html.escape(sentence) in page
+        for name in ("before_after", "controls"):
+            assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+    def test_the_published_codes_loss_is_there_if_it_is_asked_for(self, tmp_path, document):
+        folder = demo(tmp_path / "out", "--digit", "3")
+        fewer, page = json.loads((folder / "results.json").read_text()), (folder / "report.html").read_text()
+        assert without_cost(fewer["rows"]) == without_cost(document["rows"])[:-1]
+        assert digits_page.findings(fewer) == [
+            line for line in digits_page.findings(document) if not line.startswith("Another text")
+        ]
+        assert all(network in page for network in NETWORKS[2:-1])
+        assert digits.PUBLISHED not in page
+
+    def test_a_second_demo_needs_permission(self, out, capsys):
+        assert cli.main(["demo", "diffusion", "--out", str(out)]) == 2
+        assert "--overwrite" in capsys.readouterr().err
+        assert (out / "results.json").exists()
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["diffusion", "--digit", "10"], "--digit must be 0 to 9, got 10"),
+            (["diffusion", "--digit", "-1"], "--digit must be 0 to 9, got -1"),
+            (["diffusion", "--seed", "-1"], "--seed must be 0 to 2147483647, got -1"),
+            (["diffusion", "--seeds", "2"], "--seeds belongs to `demo`"),
+            (["--digit", "2"], "--digit belongs to `demo diffusion`"),
+            (["--published"], "--published belongs to `demo diffusion`"),
+        ],
+    )
+    def test_bad_input_is_refused_before_anything_happens(self, tmp_path, capsys, words, message):
+        assert cli.main(["demo", *words, "--out", str(tmp_path / "out")]) == 2
+        assert message in " ".join(capsys.readouterr().err.split())
+        assert not (tmp_path / "out").exists()
+
+
+class TestFindings:
+    @pytest.mark.parametrize(
+        ("forgotten", "kept", "says"),
+        [
+            (30, 880, "It forgets alike, as far as so many drawings tell, and keeps as much."),
+            (100, 880, "It forgets less, and keeps as much."),
+            (5, 700, "It forgets more, and keeps less."),
+            (30, 900, "It forgets alike, as far as so many drawings tell, and keeps more."),
+        ],
+    )
+    def test_controls_are_judged_by_intervals(self, document, forgotten, kept, says):
+        changed = json.loads(json.dumps(document))
+        rows = {row["network"]: row for row in changed["rows"]}
+        rows["scissorhands"] |= {"forget": digits.share(25, 150), "kept": digits.share(870, 900)}
+        rows["no projection"] |= {"forget": digits.share(forgotten, 150), "kept": digits.share(kept, 900)}
+        (said,) = [line for line in digits_page.findings(changed) if line.startswith("No projection: ")]
+        assert said.endswith(says)
+
+
+class TestWays:
+    def test_each_leaves_out_what_it_says(self, scene, monkeypatch):
+        """What `scissorhands` is asked for, and whether the network begins at the original's weights."""
+        asked, begun, data = {}, {}, {}
+
+        def unlearning(config, dropped, settings, steps, way):
+            asked[way] = (way.projected, settings.published_weight if way.instead else settings.forget_weight)
+            return Method(lambda key, params, *_: new_carry(key, {"w": 2 * params["w"]}, {}, ()), None, None)
+
+        def run(method, key, params, given, epochs, on_step):
+            way = list(asked)[-1]
+            begun[way] = float(method.init(key, params, {}, given).params["w"])
+            data[way] = "pseudo" in given.forget
+
+        monkeypatch.setattr(digits, "_unlearning", unlearning)
+        monkeypatch.setattr(digits, "_run", run)
+        for way in digits.WAYS.values():
+            digits.unlearn(TINY, scene, {"w": jnp.float32(1)}, way)
+        whole, untrimmed, unprojected, published = digits.WAYS.values()
+        weight, other = TINY.unlearning.forget_weight, TINY.unlearning.published_weight
+        assert asked == {
+            whole: (True, weight),
+            untrimmed: (True, weight),
+            unprojected: (False, weight),
+            published: (False, other),
+        }
+        assert begun == {whole: 2, untrimmed: 1, unprojected: 2, published: 2}
+        assert data == {whole: False, untrimmed: False, unprojected: False, published: True}
+
+
+class TestExperiment:
+    def test_it_goes_on_where_it_was_stopped_and_agrees_with_the_demo(self, document, tmp_path, monkeypatch):
+        """One digit of a seed gives the same numbers in both, in whatever pieces it was made."""
+        file, write = tmp_path / "results.json", files.write_text
+        writes = []
+
+        def stop(path, text):
+            write(path, text)
+            writes.append(path)
+            if len(writes) == 2:
+                raise KeyboardInterrupt
+
+        settings = dataclasses.replace(TINY, digit=0)  # the experiment has digits of its own
+        arguments = {"forgotten": [3], "swept": [3], "console": Console(quiet=True)}
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "write_text", stop)
+            with pytest.raises(KeyboardInterrupt):
+                diffusion_digits.run(file, tmp_path / "work", settings, **arguments)
+        assert [row["network"] for row in json.loads(file.read_text())["rows"]] == NETWORKS[:2]
+        diffusion_digits.run(file, tmp_path / "work", settings, **arguments)
+        found = json.loads(file.read_text())
+        assert without_cost(found["rows"][:6]) == without_cost(document["rows"])
+        assert found["real"]["3"] == document["real"]
+        assert [row["changed"] for row in found["rows"][6:]] == list(diffusion_digits.SWEEP.values())
+        assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
+        again = file.read_bytes()
+        diffusion_digits.run(file, tmp_path / "work", settings, **arguments)
+        assert file.read_bytes() == again
+
+        with pytest.raises(InputError, match="other settings"):
+            diffusion_digits.run(file, tmp_path / "work", dataclasses.replace(TINY, seed=1), **arguments)
+
+    def test_the_summary_is_of_digits(self):
+        def row(network, digit, kept):
+            number = {"percent": kept, "value": kept}
+            return {"network": network, "digit": digit} | dict.fromkeys(diffusion_digits.NUMBERS, number)
+
+        rows = [row("scissorhands", 0, 90.0), row("scissorhands", 1, 94.0), row("no projection", 0, 95.0)]
+        rows += [row("no projection", 1, 97.0), row("scissorhands", 0, 10.0) | {"changed": {}}]
+        found = diffusion_digits.summary(rows)
+        assert list(found) == ["scissorhands", "no projection"]
+        mean, more = (found["no projection"]["kept"][name] for name in ("mean", "against_scissorhands"))
+        assert (mean["value"], mean["digits"]) == (96.0, 2)
+        assert more["value"] == 4.0
+        assert more["low"] < 4.0 < more["high"]
+        shown = diffusion_digits.table(rows).splitlines()
+        assert "| scissorhands | 2 | 92.0 (90.0 to 94.0) | 92.0 (90.0 to 94.0) |" in shown[2]
+        assert shown[4].startswith("| scissorhands, digit 0 | 1 | 10.0 |")
+
+
+@pytest.mark.parametrize(
+    ("drawings", "labels"),
+    [
+        ({}, []),
+        ({"a": np.zeros((2, 3, 4, 4))}, ["one"]),
+        ({"a": np.zeros((1, 3, 4, 4)), "b": np.zeros((1, 2, 4, 4))}, ["one"]),
+        ({"a": np.zeros((1, 0, 4, 4))}, ["one"]),
+    ],
+)
+def test_drawings_must_fit_together(drawings, labels):
+    with pytest.raises(InputError, match="drawings need one shape"):
+        report.drawings_figure(drawings, labels)

@@ -1,0 +1,510 @@
+"""`scissorhands sd evaluate`: counts, changes with intervals, distances and scores, and a report that hides."""
+
+import csv
+import dataclasses
+import json
+import re
+import sys
+from pathlib import Path
+
+import jax
+import matplotlib
+import numpy as np
+import pytest
+import safetensors.numpy
+from PIL import Image
+
+from scissorhands_jax.cli import main as cli
+from scissorhands_jax.diffusion import evaluating, generating, networks, nudity, pictures, quality, vision, weights
+from scissorhands_jax.diffusion.generating import Prompt
+from scissorhands_jax.diffusion.nudity import Detection, Entry
+from scissorhands_jax.errors import InputError
+from scissorhands_jax.torch_weights import state_dicts as torch_weights
+from scissorhands_jax.training import checkpoints
+from tests.diffusion import traces as diffusion_traces
+from tests.diffusion.generating_test import Words
+
+HOPPER = Path(matplotlib.get_data_path()) / "sample_data/grace_hopper.jpg"  # in the public domain
+FEET, BELLY = nudity.EXPOSED[:2]
+
+
+def found(*words):
+    return [Detection(label, score, (0, 0, 1, 1)) for label, score in words]
+
+
+class TestCounts:
+    def test_of_known_detections(self):
+        detections = [
+            found((FEET, 0.61), (FEET, 0.9), (BELLY, 0.59)),
+            found(),
+            found(("FEET_COVERED", 0.99), (BELLY, 0.6)),
+        ]
+        np.testing.assert_array_equal(nudity.count(detections, (FEET, BELLY), 0.6), [[2, 0], [0, 0], [0, 1]])
+        np.testing.assert_array_equal(nudity.count(detections, (BELLY,), 0.25), [[1], [0], [1]])
+        assert nudity.count([], (FEET,)).shape == (0, 1)
+
+    def test_nine_classes_are_exposed(self):
+        assert len(nudity.CLASSES) == len(set(nudity.CLASSES)) == 18
+        assert len(nudity.EXPOSED) == 9
+
+    def test_shares_have_exact_intervals(self):
+        assert nudity.share_flagged(np.zeros(100, int)) == (0, 0, pytest.approx(100 * (1 - 0.025**0.01)))
+        value, low, high = nudity.share_flagged(np.array([2, 0, 1, 0]))
+        assert value == 50
+        assert low < 10
+        assert low == pytest.approx(100 - high)
+
+
+class TestChange:
+    def test_it_is_per_image_and_in_per_cent(self):
+        original = np.repeat([0, 1, 2], [60, 20, 20])
+        same = nudity.percentage_change(original, original, paired=True)
+        assert (same.value, same.low, same.high, same.interval) == (0, 0, 0, "paired bootstrap")
+        unpaired = nudity.percentage_change(original, original, paired=False)
+        assert unpaired.value == 0
+        assert unpaired.low < -20
+        assert unpaired.high > 20
+        half = nudity.percentage_change(original, np.tile(original, 3) * 2, paired=False)
+        assert half.value == pytest.approx(-50)
+        more = nudity.percentage_change(original * 3, original, paired=True)
+        assert (more.value, more.low, more.high) == pytest.approx((200, 200, 200))
+
+    def test_nothing_before_has_no_percentage(self):
+        change = nudity.percentage_change(np.ones(5, int), np.zeros(5, int), paired=True)
+        assert change[:3] == (None, None, None)
+        assert "the original has none" in change.interval
+
+    def test_nothing_left_is_not_certain(self):
+        """All of 30 images with it in the original: the bound on a share of p = 1 - 0.025^(1/30) of both together."""
+        original = np.repeat([1, 0], [30, 970])
+        for paired in (True, False):
+            change = nudity.percentage_change(np.zeros(1000, int), original, paired=paired)
+            share = 1 - 0.025 ** (1 / 30)
+            assert change[:2] == (-100, -100)
+            assert change.high == pytest.approx(100 * (share / (1 - share) - 1))
+            assert change.interval.endswith("widened to the exact interval")
+
+    def test_next_to_nothing_before_bounds_nothing(self):
+        change = nudity.percentage_change(np.repeat([1, 0], [20, 80]), np.repeat([0, 1], [98, 2]), paired=False)
+        assert change.value == pytest.approx(900)
+        assert change.high is None
+
+    @pytest.mark.parametrize(("paired", "ratio", "rate"), [(True, 0.3, 0.3), (False, 0.5, 0.3), (False, 0.1, 0.08)])
+    def test_intervals_cover_a_known_truth(self, paired, ratio, rate):
+        """Counts of images that share a prompt go together, and an image may have several."""
+        draw, covered = np.random.default_rng(0), []
+        for seed in range(150):
+            number = 200
+            prompts = rate * draw.gamma(0.5, 2, size=(2, number))
+            theirs, ours = draw.poisson(prompts[0]), draw.poisson(ratio * prompts[0 if paired else 1])
+            change = nudity.percentage_change(ours, theirs, paired=paired, num_resamples=600, seed=seed)
+            covered.append(change.low <= 100 * (ratio - 1) <= (change.high or np.inf))
+        assert 0.9 <= np.mean(covered) <= 1.0
+
+    def test_exact_intervals_know_the_numbers_of_images(self):
+        """Three times the images and nothing left bounds the rate per image three times as tightly."""
+        original = np.repeat([1, 0], [30, 970])
+        one, three = (
+            nudity.percentage_change(np.zeros(number, int), original, paired=False) for number in (1000, 3000)
+        )
+        assert 100 + three.high == pytest.approx((100 + one.high) / 3)
+
+    def test_pairs_need_equal_numbers(self):
+        with pytest.raises(InputError, match="3 images cannot be paired with 4"):
+            nudity.percentage_change(np.ones(3, int), np.ones(4, int), paired=True)
+        with pytest.raises(InputError, match=r"expected counts by image of shape \(N,\), got \(0,\) and \(2,\)"):
+            nudity.percentage_change(np.ones(0, int), np.ones(2, int), paired=False)
+
+
+class TestPairs:
+    @staticmethod
+    def entries(folder, *prompts):
+        return [Entry(Path(folder, f"{n}.png"), "", prompt) for n, prompt in enumerate(prompts)]
+
+    def test_prompts_and_seeds_in_any_order(self):
+        a, b, c = Prompt("a", 1), Prompt("a", 2), Prompt("b", 1)
+        one, other = self.entries("x", a, b, c, a), self.entries("y", c, a, a, b)
+        order, words = nudity.pair(one, other)
+        assert order == [1, 3, 0, 2]
+        assert words == "paired by prompt and seed"
+        assert nudity.pair(one, other, "none")[0] is None
+
+    def test_what_does_not_belong_together(self):
+        one, other = self.entries("x", Prompt("a", 1)), self.entries("y", Prompt("a", 2))
+        assert nudity.pair(one, other) == (None, "not paired: their prompts and seeds differ")
+        assert nudity.pair(one, other, "names") == ([0], "paired by the names of files")
+        unknown = self.entries("y", None)
+        assert nudity.pair(one, unknown)[0] is None
+        assert nudity.pair(unknown, unknown, "names")[0] == [0]
+        with pytest.raises(InputError, match="images in x and y cannot be paired: their prompts and seeds differ; use"):
+            nudity.pair(one, other, "prompts")
+        with pytest.raises(InputError, match=r"cannot be paired: not both folders have an images.csv"):
+            nudity.pair(one, unknown, "prompts")
+        with pytest.raises(InputError, match="cannot be paired: the names of their files differ"):
+            nudity.pair(one, one + self.entries("z", None, None)[1:], "names")
+
+
+class TestDistance:
+    def test_the_floor_is_what_chance_makes_of_it(self):
+        draw = np.random.default_rng(0)
+        reference, same, other = (
+            draw.standard_normal((80, 6)),
+            draw.standard_normal((60, 6)),
+            draw.normal(1, 1, (60, 6)),
+        )
+        alike, apart = (quality.compare(rows, reference, num_resamples=30) for rows in (same, other))
+        assert alike.size == 40
+        assert alike.value.value < alike.floor[0]  # of fewer images, hence farther from 0, which is the truth
+        assert alike.matched[1] < alike.floor[0] < alike.matched[2]
+        assert alike.floor[0] > 0.2
+        assert apart.matched[1] > 2 * apart.floor[2]
+        assert apart.value.low < apart.value.value < apart.value.high
+        assert apart.value.low < 6.2 < apart.value.high
+
+    def test_what_is_too_little(self):
+        with pytest.raises(
+            InputError, match="a distance between 7 images and 9 of the reference says nothing; give at"
+        ):
+            quality.compare(np.zeros((7, 2)), np.zeros((9, 2)))
+
+
+class TestAppearance:
+    def test_flat_colours_have_no_contrast(self):
+        image = Image.new("RGB", (64, 96), (255, 51, 0))
+        features = quality.appearance(image)
+        assert features.shape == (96,)
+        np.testing.assert_allclose(features[:48].reshape(16, 3), np.tile([1, 0.2, 0], (16, 1)))
+        np.testing.assert_allclose(features[48:], -3)
+
+    def test_stripes_show_at_their_scale_and_place(self):
+        pixels = np.full((128, 128, 3), 100, np.uint8)
+        pixels[:32, :32:2] = 200
+        features = quality.appearance(Image.fromarray(pixels))
+        finest, others = features[48:64], features[64:]
+        assert finest[0] == pytest.approx(np.log10(50 / 255 + 1e-3))
+        np.testing.assert_allclose(finest[1:], -3)
+        assert others[0] == pytest.approx(-3)
+
+
+def test_a_mean_has_students_interval():
+    answer = quality.mean_score(np.array([1.0, 2.0, 3.0, 4.0]))
+    reach = 3.182446 * np.std([1, 2, 3, 4], ddof=1) / 2
+    assert (answer["mean"], answer["images"]) == (2.5, 4)
+    assert answer["high"] - 2.5 == pytest.approx(reach) == pytest.approx(2.5 - answer["low"])
+    assert quality.mean_score(np.array([1.0]))["low"] is None
+
+
+def test_nothing_is_left_of_what_is_hidden():
+    noise = np.random.default_rng(0).integers(0, 256, (90, 90, 3)).astype(np.uint8)
+    swapped = noise.reshape(9, 10, 9, 10, 3)[:, ::-1, :, ::-1].reshape(90, 90, 3)
+    hidden, other = (np.asarray(evaluating.hide(Image.fromarray(pixels)), float) for pixels in (noise, swapped))
+    np.testing.assert_array_equal(hidden, other)
+    assert np.abs(np.diff(hidden, axis=0)).max() < 12 < np.abs(np.diff(noise.astype(float), axis=0)).max()
+
+
+class TestNudeNet:
+    """NudeNet's own detector on a photograph; the numbers are what NudeNet 3.4.2 said of it."""
+
+    def test_it_finds_a_face(self):
+        (face,) = nudity.load_detector()(np.asarray(pictures.read(HOPPER)))
+        assert face.label == "FACE_FEMALE"
+        assert face.score == pytest.approx(0.6149, abs=0.01)
+        np.testing.assert_allclose(face.box, (168, 138, 188, 207), atol=3)
+
+    def test_the_command_counts_what_it_finds(self, tmp_path, capsys):
+        import nudenet
+
+        images = tmp_path / "images"
+        images.mkdir()
+        photograph = Image.open(HOPPER)
+        for number, angle in enumerate((0, 10, 90)):
+            photograph.rotate(angle).save(images / f"{number}.png")
+        Image.new("L", (40, 30), 128).save(images / "grey.png")
+        own = nudenet.NudeDetector()
+        expected = {path.name: own.detect(str(path)) for path in images.iterdir()}
+        arguments = ["sd", "evaluate", "--images", str(images), "--out", str(tmp_path / "out")]
+        assert cli.main([*arguments, "--classes", "FACE_FEMALE,FACE_MALE", "--threshold", "0.25"]) == 0
+        answer = json.loads(capsys.readouterr().out)
+        faces = [one for found in expected.values() for one in found if one["class"] == "FACE_FEMALE"]
+        assert answer["counts"][0]["detections"] == len(faces) >= 1
+        assert answer["pairing"] is None
+        rows = list(csv.DictReader((tmp_path / "out/detections.csv").open()))
+        for name, theirs in expected.items():
+            ours = [(row["class"], float(row["score"])) for row in rows if row["file"] == name]
+            assert ours == [(one["class"], pytest.approx(one["score"], abs=1e-4)) for one in theirs]
+        results = json.loads((tmp_path / "out/results.json").read_text())
+        assert results["versions"]["nudenet"]
+
+    def test_its_classes_are_ours(self):
+        from nudenet import nudenet
+
+        assert set(vars(nudenet)["__labels"]) == set(nudity.CLASSES)
+
+
+def look(image):
+    """Feet where it is red, a belly where it is green: by the number of pixels in the first row."""
+    red, green = (int((image[0, :, channel] > 200).sum()) for channel in (0, 1))
+    return found(*[(FEET, 0.7)] * red, *[(BELLY, 0.5)] * green)
+
+
+def save(folder, colours, *, listed=True, size=20):
+    """Images whose first rows begin with so many red and green pixels."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number, (red, green) in enumerate(colours):
+        pixels = np.random.default_rng(number).integers(0, 150, (size, size, 3)).astype(np.uint8)
+        pixels[0, :red] = (255, 0, 0)
+        pixels[0, red : red + green] = (0, 255, 0)
+        Image.fromarray(pixels).save(folder / f"{number:05d}.png")
+        rows.append([f"{number:05d}.png", number, f"word{'s' * (number % 5)}"])
+    if listed:
+        with (folder / "images.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([["file", "seed", "prompt"], *rows])
+    return folder
+
+
+class TestReport:
+    def test_counts_pictures_and_a_page(self, tmp_path):
+        images = save(tmp_path / "images", [(0, 1)] * 4 + [(1, 0)] * 2 + [(0, 0)] * 10)
+        original = save(tmp_path / "original", [(2, 0)] * 10 + [(0, 0)] * 6)
+        utility = evaluating.Utility(images, original)
+        settings = evaluating.Settings(classes=(FEET, BELLY))
+        out = tmp_path / "out"
+        document = evaluating.evaluate(
+            images, out, original=original, utility=utility, settings=settings, detect=look
+        )  # fmt: skip
+        feet, belly, total = document["counts"]
+        assert (feet["detections"], feet["flagged"], feet["original_detections"]) == (2, 2, 20)
+        assert feet["change"]["value"] == pytest.approx(-90)
+        assert (belly["detections"], belly["change"]["value"]) == (0, None)  # below the threshold
+        assert total["change"] == feet["change"]
+        assert document["pairing"] == "paired by prompt and seed"
+        assert "2 detections in 2 of 16 images (12.5 %), against 20 in 10 of 16" in evaluating.verdict(document)
+        distance = document["utility"]["distance"]
+        assert distance["name"] == "frechet_distance_appearance"
+        assert (distance["dimensions"], distance["draw_size"]) == (96, 8)
+        assert json.loads((out / "results.json").read_text())["counts"][0]["change"] == feet["change"]
+        page = (out / "report.html").read_text()
+        for words in ("It is no FID", "AGPL-3.0", "none in the original", "hidden by a mosaic", "Frechet distance"):
+            assert words.replace("Frechet", "Fréchet") in page
+        assert "Nothing here says what forgetting has cost" not in page
+        for name in ("figure3.png", "contact_sheet.png"):
+            assert Image.open(out / name).size[0] == 1040
+
+    def test_pairs_are_found_in_any_order(self):
+        """The same images in another order have not changed, and no chance is in that."""
+        prompts = [Prompt("a", seed) for seed in range(30)]
+        detections = [found(*[(FEET, 0.7)] * (seed % 3)) for seed in range(30)]
+        order = np.random.default_rng(0).permutation(30)
+        entries = {"images": TestPairs.entries("x", *prompts)}
+        entries["original"] = TestPairs.entries("y", *(prompts[place] for place in order))
+        seen = {"images": detections, "original": [detections[place] for place in order]}
+        answer = evaluating._compare(entries, seen, evaluating.Settings())
+        change = answer["counts"][0]["change"]
+        assert (change["value"], change["low"], change["high"]) == (0, 0, 0)
+
+    def test_half_a_photograph_is_named(self, tmp_path):
+        (tmp_path / "images").mkdir()
+        whole = HOPPER.read_bytes()
+        (tmp_path / "images/half.jpg").write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(InputError, match=r"images/half.jpg cannot be read as an image \(.*truncated.*\); repair"):
+            evaluating.evaluate(tmp_path / "images", tmp_path / "out", detect=look)
+
+    def test_it_goes_on_and_hides(self, tmp_path, monkeypatch):
+        images = save(tmp_path / "images", [(5, 0), (0, 0), (0, 0)], listed=False)
+        seen = []
+
+        def stumble(image):
+            seen.append(image)
+            if len(seen) == 3:
+                raise KeyboardInterrupt
+            return look(image)
+
+        out, settings = tmp_path / "out", evaluating.Settings(classes=(FEET,))
+        monkeypatch.setattr(nudity, "_SAVED_EVERY", 1)
+        with pytest.raises(KeyboardInterrupt):
+            evaluating.evaluate(images, out, settings=settings, detect=stumble)
+        with pytest.raises(InputError, match="already holds a run; add --resume"):
+            evaluating.evaluate(images, out, settings=settings, detect=stumble)
+        again = evaluating.evaluate(images, out, settings=settings, detect=stumble, resume=True)
+        assert len(seen) == 4
+        assert again["counts"][0]["detections"] == 5
+        assert "Nothing here says what forgetting has cost" in (out / "report.html").read_text()
+        changed = dataclasses.replace(settings, threshold=0.8)
+        with pytest.raises(InputError, match=r"other settings: threshold was 0.6 and is now 0.8"):
+            evaluating.evaluate(images, out, settings=changed, detect=stumble, resume=True)
+        covered = (out / "contact_sheet.png").read_bytes()
+        shown = dataclasses.replace(settings, show_flagged=True)
+        evaluating.evaluate(images, out, settings=shown, detect=look, overwrite=True)
+        assert (out / "contact_sheet.png").read_bytes() != covered
+        assert len(list(images.iterdir())) == 3
+
+    def test_flagged_images_come_first_and_in_the_same_places(self, tmp_path):
+        images = save(tmp_path / "images", [(0, 0)] * 40 + [(1, 0)])
+        original = save(tmp_path / "original", [(0, 0)] * 20 + [(3, 0)] + [(0, 0)] * 20)
+        entries = {"images": nudity.read_folder(images), "original": nudity.read_folder(original)}
+        detections = {
+            name: [look(np.asarray(pictures.read(entry.path))) for entry in own] for name, own in entries.items()
+        }
+        sheet = evaluating._sheet(entries, detections, evaluating.Settings())
+        assert list(sheet) == ["Original: 24 of 41 images", "Unlearned: 24 of 41 images"]
+        names, others = ([text.split("\n")[0] for _, text, _ in own] for own in sheet.values())
+        assert names == others
+        assert names[:2] == ["00020", "00040"]
+        flags = [[flag for _, _, flag in own] for own in sheet.values()]
+        assert [sum(own) for own in flags] == [1, 1]
+        original_pixels = np.asarray(pictures.read(original / "00020.png").resize((160, 160)))
+        assert np.std(np.diff(next(iter(sheet.values()))[0][0].astype(float), axis=0)) < 0.5 * np.std(
+            np.diff(original_pixels.astype(float), axis=0)
+        )
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A folder of `sd import`, another one with another UNet, and a file of CLIP."""
+    folder = tmp_path_factory.mktemp("model")
+    for part in networks.PARTS:
+        params = diffusion_traces.params(networks.outline(part, networks.TINY))
+        described = {"diffusion": part, "config": vars(getattr(networks.TINY, part)), "dtype": "float32"}
+        checkpoints.save_network(folder / "sd" / part, params, {}, described)
+        if part == "unet":
+            other = jax.tree.map(lambda leaf: 0.9 * np.asarray(leaf), params)
+            checkpoints.save_network(folder / "unlearned" / part, other, {}, described)
+    tiny = torch_weights.state_dict_shapes(vision.clip_outline(vision.CLIPS["tiny"]), {})
+    safetensors.numpy.save_file(diffusion_traces.weights(tiny), folder / "clip.safetensors")
+    return folder
+
+
+@pytest.fixture
+def words(monkeypatch):
+    """Words for CLIP's vocabulary, whose file no test has."""
+    monkeypatch.setattr(generating, "find_vocabulary", lambda path: ())
+    monkeypatch.setattr(generating, "Tokenizer", lambda files, cleaning: Words())
+
+
+class TestCommand:
+    def test_prompts_are_drawn_by_both_networks_and_counted(self, model, words, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(nudity, "load_detector", lambda: lambda image: found((FEET, 0.7)))
+        (tmp_path / "i2p.csv").write_text(",prompt,sd_seed\n0,a cat,3\n1,the dog barks,4\n")
+        arguments = ["sd", "evaluate", "--prompts", str(tmp_path / "i2p.csv"), "--model", str(model / "sd")]
+        arguments += ["--unet", str(model / "unlearned"), "--images", str(tmp_path / "new"), "--size", "16"]
+        arguments += ["--original", str(tmp_path / "old"), "--steps", "4", "--batch-size", "2"]
+        arguments += ["--out", str(tmp_path / "out")]
+        assert cli.main(arguments) == 0
+        answer = json.loads(capsys.readouterr().out)
+        assert answer["pairing"] == "paired by prompt and seed"
+        assert answer["counts"][0]["detections"] == answer["counts"][0]["original_detections"] == 2
+        new, old = (np.asarray(Image.open(tmp_path / name / "00001.png"), int) for name in ("new", "old"))
+        assert (new != old).any()
+        made = (tmp_path / "new/00000.png").stat().st_mtime_ns
+        assert cli.main([*arguments, "--overwrite"]) == 0
+        assert (tmp_path / "new/00000.png").stat().st_mtime_ns == made
+        assert cli.main([*arguments, "--unet", str(model / "sd"), "--overwrite"]) == 2
+        assert "holds a run with other settings: networks_sha256 was" in " ".join(capsys.readouterr().err.split())
+
+    def test_clip_scores(self, model, words, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(nudity, "load_detector", lambda: look)
+        images = save(tmp_path / "images", [(0, 0)] * 9)
+        kept, reference = save(tmp_path / "kept", [(2, 3)] * 9, size=16), save(tmp_path / "reference", [(7, 3)] * 9)
+        arguments = ["sd", "evaluate", "--images", str(images), "--utility-images", str(kept), "--clip"]
+        arguments += [str(model / "clip.safetensors"), "--out", str(tmp_path / "out")]
+        assert cli.main([*arguments, "--utility-reference", str(reference)]) == 0
+        measured = json.loads(capsys.readouterr().out)["utility"]
+        config = vision.CLIPS["tiny"]
+        params = weights.read_clip(model / "clip.safetensors")[1]
+        entries = nudity.read_folder(kept)
+        pixels = np.stack([vision.prepare(pictures.read(entry.path), 16) for entry in entries])
+        ids = Words()([entry.prompt.text for entry in entries])
+        features, texts = (
+            np.asarray(jax.jit(lambda x, tower=tower: tower(config).apply(params, {}, x, train=False)[0])(x))
+            for tower, x in ((vision.clip_images, pixels), (vision.clip_texts, ids))
+        )
+        scores = measured["clip_score"]
+        assert scores["images"]["mean"] == pytest.approx(vision.score(features, texts).mean(), rel=1e-4)
+        difference = scores["images"]["mean"] - scores["reference"]["mean"]
+        assert scores["difference"]["mean"] == pytest.approx(difference)
+        assert measured["distance"]["name"] == "frechet_distance_clip"
+        assert measured["distance"]["dimensions"] == 24
+        (kept / "images.csv").unlink()
+        assert cli.main([*arguments, "--overwrite"]) == 0
+        measured = json.loads(capsys.readouterr().out)["utility"]
+        assert (measured["distance"], measured["clip_score"]["images"]) == (None, None)
+
+    def test_without_the_extra(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.setitem(sys.modules, "nudenet", None)
+        arguments = ["sd", "evaluate", "--images", str(save(tmp_path / "a", [(0, 0)])), "--out", str(tmp_path / "out")]
+        assert cli.main(arguments) == 2
+        error = capsys.readouterr().err
+        assert "install the extra: pip install 'scissorhands-jax[nudenet]'" in error
+        assert error.count("\n") == 1
+        assert not (tmp_path / "out").exists()
+
+
+class TestBadInput:
+    @pytest.fixture(autouse=True)
+    def detector(self, monkeypatch):
+        monkeypatch.setattr(nudity, "load_detector", lambda: look)
+
+    @pytest.mark.parametrize(
+        ("further", "message"),
+        [
+            (["--images", "ABSENT"], "there is no folder .*ABSENT; name a folder of images"),
+            (["--images", "empty"], r"empty has no images \(.png, .jpg, .jpeg, .webp, .bmp\)"),
+            (["--images", "torn"], r"torn/b.png cannot be read as an image \(.*\); repair or remove it"),
+            (["--images", "text"], r"text/a.jpg cannot be read as an image \(cannot identify image file.*\); repair"),
+            (["--images", "short"], r"1 of 2 images in .*images.csv are not there \(00001.png\); finish them with"),
+            (
+                ["--images", "listless"],
+                r"listless/images.csv is no list of images with the columns file, seed and prom",
+            ),
+            (["--images", "headed"], r"headed/images.csv lists no images; make some with sd generate, or remove it"),
+            (["--threshold", "0.2"], "--threshold must be 0.25 to 1, got 0.2; NudeNet reports nothing below"),
+            (["--threshold", "1.5"], "--threshold must be 0.25 to 1, got 1.5"),
+            (["--classes", "FEET,FACE_MALE"], "--classes has FEET; choose of FEET_EXPOSED, BELLY_EXPOSED"),
+            (["--pairing", "seeds"], "--pairing is seeds; choose one of auto, prompts, names, none"),
+            (["--original", "other", "--pairing", "prompts"], "cannot be paired: their prompts and seeds differ"),
+            (["--original", "other", "--pairing", "names"], "cannot be paired: the names of their files differ"),
+            (["--prompts", "p.csv"], "--prompts needs a network to make images with; name its folder with --model"),
+            (["--prompts", "seeds.csv", "--model", "m"], "seeds.csv has no column `prompt`, its first line is 'seed'"),
+            (["--model", "m"], "--model and --unet make images of prompts; name a file of prompts with --prompts"),
+            (["--prompts", "p.csv", "--model", "m", "--images", "new"], "there is no tokenizer file"),
+            (["--utility-reference", "ok"], "--utility-reference and --clip are for images of kept prompts; name them"),
+            (["--utility-images", "ok"], "--utility-images needs something to be held against: --utility-reference or"),
+            (
+                ["--utility-images", "ok", "--utility-reference", "ok"],
+                "a distance between 2 images and 2 of the reference says nothing; give at least 8 of each",
+            ),
+            (["--utility-images", "ok", "--clip", "p.csv", "--tokenizer", "empty"], "there is no tokenizer file in"),
+            (["--dtype", "float8"], "--dtype is float8; choose float32 or bfloat16"),
+            (["--out", "ok"], "--images .*ok is in --out .*ok, which --overwrite clears; name another folder for one"),
+        ],
+    )
+    def test_one_sentence_before_anything_is_done(self, tmp_path, capsys, monkeypatch, further, message):
+        monkeypatch.chdir(tmp_path)
+        save(Path("ok"), [(0, 0)] * 2)
+        save(Path("other"), [(0, 0)] * 3)
+        save(Path("short"), [(0, 0)] * 2)
+        Path("short/00001.png").unlink()
+        save(Path("torn"), [(0, 0)], listed=False)
+        Path("torn/b.png").write_bytes(Path("torn/00000.png").read_bytes()[:200])
+        for name in ("empty", "text", "listless", "headed", "m/tokenizer"):
+            Path(name).mkdir(parents=True)
+        Path("text/a.jpg").write_text("no image")
+        Path("listless/images.csv").write_text("name\na.png\n")
+        Path("headed/images.csv").write_text("file,seed,prompt\n")
+        Path("p.csv").write_text("prompt\na cat\n")
+        Path("seeds.csv").write_text("seed\n1\n")
+        monkeypatch.setattr(nudity, "find_all", None)
+        assert cli.main(["sd", "evaluate", "--images", "ok", "--out", "out", *further]) == 2
+        error = capsys.readouterr().err
+        assert re.search(message, error), error
+        assert error.count("\n") == 1
+        assert "results.json" not in [path.name for path in Path("out").glob("*")]
+
+    def test_detections_that_are_damaged(self, tmp_path):
+        images, out = save(tmp_path / "images", [(0, 0)]), tmp_path / "out"
+        evaluating.evaluate(images, out, detect=look)
+        for content in ("[", "[]", '{"a": [[1, 2]]}'):
+            (out / "detections.json").write_text(content)
+            with pytest.raises(InputError, match=r"detections.json is damaged \(.*\); remove it"):
+                evaluating.evaluate(images, out, detect=look, resume=True)

@@ -1,0 +1,469 @@
+"""`scissorhands sd unlearn`: both presets from prompts or pictures to a UNet, with a small network in the UNet's place.
+
+The small one has the UNet's names and is linear, so that losses have closed forms; a real UNet is in
+`diffusion_sharding_test.py`.
+"""
+
+import csv
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from scissorhands_jax import Batch, Data, Model, trees
+from scissorhands_jax.cli import main as cli
+from scissorhands_jax.diffusion import encoded, generating, losses, networks, schedules, unlearning, weights
+from scissorhands_jax.diffusion.unet import Noisy
+from scissorhands_jax.errors import CheckpointError, InputError
+from scissorhands_jax.jobs import config
+from scissorhands_jax.training import checkpoints
+from tests.diffusion import traces as diffusion_traces
+from tests.diffusion.generating_test import Words
+
+CONFIG = networks.TINY
+OUTLINE = networks.outline
+ATTENTION = "up_blocks/1/attentions/1/transformer_blocks/0/attn1"
+
+
+def nested(path, leaf):
+    for word in reversed(path.split("/")):
+        leaf = {word: leaf}
+    return leaf
+
+
+def array(*shape):
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+SMALL = {
+    "conv_in": {"weight": array(4, 4)},
+    "conv_out": {"bias": array(4)},
+    **nested(ATTENTION, {"to_q": {"weight": array(32, 4)}, "to_out": {"0": {"bias": array(4)}}}),
+}
+
+
+def small_outline(part, sizes=networks.SD_V1):
+    return SMALL if part == "unet" else OUTLINE(part, sizes)
+
+
+def small_apply(params, model_state, x, *, train, key=None):
+    attention = params["up_blocks"]["1"]["attentions"]["1"]["transformer_blocks"]["0"]["attn1"]
+    asked = x.context.mean(axis=1) @ attention["to_q"]["weight"] + attention["to_out"]["0"]["bias"][None]
+    bias = params["conv_out"]["bias"][None, None, None]
+    return x.latents @ params["conv_in"]["weight"] + bias + asked[:, None, None], model_state
+
+
+def small_params(seed=0):
+    draw = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: jnp.asarray(0.5 * draw.standard_normal(leaf.shape), jnp.float32), SMALL)
+
+
+MODEL = Model(lambda key: (small_params(), {}), small_apply)
+
+
+def write_model(folder, *, vae_scale=1.0):
+    for part in networks.PARTS:
+        params = small_params() if part == "unet" else diffusion_traces.params(OUTLINE(part, CONFIG))
+        if part == "vae":
+            params = jax.tree.map(lambda leaf: vae_scale * leaf, params)
+        weights.save_network(part, folder, getattr(CONFIG, part), params, "float16", "a test")
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_network():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(networks, "outline", small_outline)
+        patch.setattr(networks, "unet", lambda sizes, compute=networks.FLOAT32: MODEL)
+        patch.setattr(generating, "find_vocabulary", lambda path: ())
+        patch.setattr(generating, "Tokenizer", lambda files, cleaning: Words())
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """With the model, pictures, and two finished runs."""
+    folder = tmp_path_factory.mktemp("unlearn")
+    write_model(folder / "model")
+    draw = np.random.default_rng(3)
+    for part, sizes in (("nude", [(20, 30), (16, 16), (40, 18)]), ("dressed", [(16, 16), (33, 17)])):
+        (folder / part).mkdir()
+        for number, size in enumerate(sizes):
+            pixels = draw.integers(0, 256, (*size, 3), np.uint8)
+            picture = Image.fromarray(pixels if number else pixels[..., 0])  # the first one is grey
+            picture.save(folder / part / f"{number}.{'jpg' if number == 1 else 'png'}")
+    (folder / part / "notes.txt").write_text("no picture")
+    assert cli.main(paper(folder, folder / "paper")) == 0
+    assert cli.main(released(folder, folder / "released")) == 0
+    return folder
+
+
+def paper(folder, out, *more):
+    """Of images that are made."""
+    words = ["sd", "unlearn", "--model", str(folder / "model"), "fraction=0.2", *more, "--out", str(out)]
+    words += ["--forget-prompts", "a cat", "cats", "--retain-prompts", "the dog barks", "--images", "3"]
+    return [*words, "--size", "16", "--steps", "2", "--batch-size", "2", "--generate-batch-size", "3"]
+
+
+def released(folder, out, *more):
+    """Of images that are read."""
+    words = ["sd", "unlearn", "--preset", "released", "--model", str(folder / "model"), *more, "--out", str(out)]
+    words += ["--forget-images", str(folder / "nude"), "--retain-images", str(folder / "dressed")]
+    words += ["--forget-prompts", "nude", "sexual content", "--retain-prompts", "a dressed person"]
+    return [*words, "--size", "16", "--epochs", "2", "--batch-size", "2"]
+
+
+def result(out):
+    return weights.load_network("unet", out)[1]
+
+
+def rows(out):
+    with (out / "steps.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def error_of(capsys, *arguments):
+    assert cli.main([str(word) for word in arguments]) == 2
+    return " ".join(capsys.readouterr().err.split())
+
+
+class TestRuns:
+    def test_paper_projects_and_counts(self, folder):
+        found, document = rows(folder / "paper"), json.loads((folder / "paper/results.json").read_text())
+        assert [row["step"] for row in found] == [str(number + 1) for number in range(3 * 2)]
+        assert [row["epoch"] for row in found] == list("001122")
+        assert document["steps"] == document["joint_steps"] == 6
+        projected = [row for row in found if row["projected"] == "1"]
+        assert document["projected_steps"] == len(projected) > 0
+        for row in found:
+            assert (float(row["dots"]) > 0) == (row["projected"] == "1") == (float(row["dual"]) > 0)
+            assert float(row["loss_retain"]) > 0 < float(row["loss_forget"])
+        assert document["config"]["fraction"] == 0.2
+        assert document["images"] == {"forget": 3, "retain": 3}
+        assert {"jax", "optax"} <= set(document["versions"])
+        assert document["cost"]["seconds"] > 0 <= document["cost"]["preparing_seconds"]
+
+    def test_released_does_not_project(self, folder):
+        found = rows(folder / "released")
+        assert len(found) == 2 * 2  # as many steps an epoch as the forget set has batches
+        assert {row["projected"] for row in found} == {""}
+        assert all(float(row["loss_forget"]) <= 0 < float(row["loss_retain"]) for row in found)
+
+    def test_the_network_is_where_other_commands_look(self, folder, tmp_path):
+        out = folder / "paper"
+        assert sorted(path.name for path in out.iterdir()) == ["cache", "results.json", "run.json", "steps.csv", "unet"]
+        before, after = weights.load_network("unet", folder / "model")[1], result(out)
+        assert jax.tree.map(jnp.shape, before) == jax.tree.map(jnp.shape, after)
+        assert not checkpoints.equal(before, after)
+        assert cli.main(["sd", "export", "--model", str(out), "--out", str(tmp_path / "back")]) == 0
+        assert (tmp_path / "back/unet/diffusion_pytorch_model.safetensors").is_file()
+        made = ["sd", "generate", "--prompt", "a cat", "--size", "16", "--steps", "2", "--batch-size", "3", "--images"]
+        made += ["3", "--model", str(folder / "model")]
+        assert cli.main([*made, "--out", str(tmp_path / "old")]) == 0
+        assert cli.main([*made, "--out", str(tmp_path / "new"), "--unet", str(out)]) == 0
+        assert (tmp_path / "old/00000.png").read_bytes() != (tmp_path / "new/00000.png").read_bytes()
+        # The training images are those that `sd generate` makes of the same prompts and seeds.
+        assert (tmp_path / "old/00000.png").read_bytes() == (out / "cache/forget/images/00000.png").read_bytes()
+
+    def test_training_images_take_prompts_in_turn_with_new_seeds(self, folder):
+        with (folder / "paper/cache/forget/images/images.csv").open() as file:
+            made = [(row["prompt"], row["seed"]) for row in csv.DictReader(file)]
+        assert made == [("a cat", "0"), ("cats", "1"), ("a cat", "2")]
+
+    def test_a_run_that_was_stopped_ends_in_the_same_weights(self, folder, tmp_path, monkeypatch, capsys):
+        follow = unlearning.follow
+
+        def stopping(progress, description):
+            def on_step(step):
+                if step.step == 4:
+                    raise KeyboardInterrupt
+
+            follow(progress, description)
+            return on_step
+
+        words = paper(folder, tmp_path / "out", "--checkpoint-every", "1")
+        with monkeypatch.context() as patch:
+            patch.setattr(unlearning, "follow", stopping)
+            assert cli.main(words) == 130
+        assert not (tmp_path / "out/results.json").exists()
+        made = (tmp_path / "out/cache/forget/images/00001.png").stat().st_mtime_ns
+        (tmp_path / "out/cache/forget/moments/00002.npy").unlink()
+        assert "already holds a run; add --resume" in error_of(capsys, *words)
+        changed = paper(folder, tmp_path / "out", "forget_weight=0.3", "--resume")
+        assert "other settings: forget_weight was 0.1 and is now 0.3" in error_of(capsys, *changed)
+        assert cli.main([*words, "--resume"]) == 0
+        assert made == (tmp_path / "out/cache/forget/images/00001.png").stat().st_mtime_ns
+        assert json.loads((tmp_path / "out/results.json").read_text())["cost"]["resumed_at_step"] == 3
+        assert checkpoints.equal(result(tmp_path / "out"), result(folder / "paper"))
+        assert rows(tmp_path / "out") == rows(folder / "paper")
+        capsys.readouterr()
+        assert cli.main([*words, "--resume"]) == 0
+        assert json.loads(capsys.readouterr().out)["steps"] == 6
+
+    def test_arrays_of_another_model_are_refused(self, folder, tmp_path, capsys):
+        write_model(tmp_path / "model", vae_scale=1.01)
+        cache = tmp_path / "cache"
+        shutil.copytree(folder / "released/cache", cache)
+        words = released(folder, tmp_path / "out", "--cache", str(cache))
+        words[words.index("--model") + 1] = str(tmp_path / "model")
+        message = error_of(capsys, *words)
+        assert "forget/moments holds arrays of another run, its vae differs; name another --cache" in message
+        # With the model that they are of they are read, and nothing is computed.
+        before = (cache / "forget/moments/00001.npy").stat().st_mtime_ns
+        assert cli.main(released(folder, tmp_path / "again", "--cache", str(cache))) == 0
+        assert (cache / "forget/moments/00001.npy").stat().st_mtime_ns == before
+        assert checkpoints.equal(result(tmp_path / "again"), result(folder / "released"))
+        (cache / "forget/moments/00001.npy").write_bytes(b"half")
+        assert "00001.npy is damaged" in error_of(capsys, *released(folder, tmp_path / "b", "--cache", cache))
+
+
+class TestArrays:
+    def test_moments_are_those_of_the_vae(self, folder):
+        """The shorter side becomes the size and the middle stays; latents are scaled as the UNet's are."""
+        paths = encoded.find_images(folder / "nude")
+        assert [path.name for path in paths] == ["0.png", "1.jpg", "2.png"]
+        pixels = np.stack([encoded.read_image(path, 16) for path in paths])
+        assert pixels.dtype == np.uint8
+        assert (pixels[0, ..., 0] == pixels[0, ..., 2]).all()
+        exact = np.asarray(Image.open(paths[1]))
+        assert (pixels[1] == exact).all()
+        encode = jax.jit(lambda x: networks.vae_encoder(CONFIG.vae).apply(vae, {}, x, train=False)[0])
+        vae = weights.load_network("vae", folder / "model")[1]
+        found = encode(pixels.astype(np.float32) / 127.5 - 1)
+        mean, deviation = encoded.moments(
+            folder / "released/cache/forget/moments",
+            paths,
+            16,
+            CONFIG.vae,
+            lambda: pytest.fail("nothing is missing"),
+            network=weights.fingerprint("vae", folder / "model"),
+        )
+        np.testing.assert_allclose(mean, CONFIG.vae.scaling * found.mean, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(deviation, CONFIG.vae.scaling * np.exp(found.log_variance / 2), rtol=1e-4)
+
+    def test_latents_are_drawn_from_their_moments(self):
+        """With weight w in conv_in and no other, E (noise - w x_t)^2 of latents N(m, s^2) is known."""
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), SMALL)
+        params = zeros | {"conv_in": {"weight": 0.7 * jnp.eye(4)}}
+        shape = (3000, 2, 2, 4)
+        batch = {
+            "latents": jnp.full(shape, 0.5),
+            "deviation": jnp.full(shape, 2.0),
+            "context": jnp.zeros((3000, 1, 32)),
+        }
+        found = losses.noise_loss(MODEL)(params, {}, batch, train=True, key=jax.random.key(0))[0]
+        share = schedules.signal_shares(schedules.SD_V1_SCHEDULE)
+        expected = np.mean((1 - 0.7 * np.sqrt(1 - share)) ** 2 + 0.7**2 * share * (0.5**2 + 2.0**2))
+        assert found == pytest.approx(expected, rel=0.04)
+
+
+def data(count=5):
+    draw = np.random.default_rng(1)
+
+    def side(pseudo):
+        made = {name: draw.standard_normal((count, 2, 2, 4)) for name in ("latents", "deviation")}
+        made |= {name: draw.standard_normal((count, 3, 32)) for name in ("context", *pseudo)}
+        return {name: jnp.asarray(value, jnp.float32) for name, value in made.items()}
+
+    return Data(side(["pseudo"]), side([]))
+
+
+class TestPresets:
+    def test_released_draws_ten_arrays_anew(self):
+        """Of the real network by their names, and of the small one as they are."""
+        outline = OUTLINE("unet", networks.SD_V1)
+        chosen = trees.select(outline, unlearning.PRESETS["released"].trim)
+        assert sum(jax.tree.leaves(chosen)) == 10
+        assert trees.size(outline, chosen) == 4 * 1280**2 + 1280 + 4 * 640**2 + 640
+        settings = config.override(unlearning.PRESETS["released"], ["fraction=0.5", "batch_size=2"])
+        examples, start = data(), small_params()
+        carry = settings.method(MODEL).init(jax.random.key(0), start, {}, examples)
+        same = jax.tree.map(lambda a, b: bool((a == b).all()), start, carry.params)
+        assert same == trees.select(start, lambda name, leaf: ATTENTION not in name)
+        query = carry.params["up_blocks"]["1"]["attentions"]["1"]["transformer_blocks"]["0"]["attn1"]
+        assert (query["to_out"]["0"]["bias"] == 0).any()
+        assert jnp.abs(query["to_q"]["weight"]).max() > 1 / np.sqrt(32)  # beyond what `uniform` draws
+
+    def test_released_sees_the_first_examples_only(self):
+        method = config.override(unlearning.PRESETS["released"], ["batch_size=2"]).method(MODEL)
+        found = list(method.batches(jax.random.key(0), data(5), 1))
+        assert [(batch.forget.tolist(), batch.retain.tolist()) for batch in found] == [([0, 1], [0, 1])] * 3
+        # What comes after them is never scored either.
+        examples = data()
+        other = examples._replace(forget=jax.tree.map(lambda leaf: leaf.at[2:].set(9), examples.forget))
+        carries = [method.init(jax.random.key(0), small_params(), {}, each) for each in (examples, other)]
+        assert checkpoints.equal(*(carry.params for carry in carries))
+        loose = ["batch_size=2", "departures.fixed_batches=false", "departures.every_step_joint=true"]
+        method = config.override(unlearning.PRESETS["released"], loose).method(MODEL)
+        seen = [batch.forget for batch in method.batches(jax.random.key(0), data(5), 0)]
+        assert set(np.concatenate(seen).tolist()) == set(range(5))
+
+    @pytest.mark.parametrize("name", unlearning.PRESETS)
+    def test_a_step_descends_the_loss_of_its_preset(self, name):
+        """Its loss written out, with the timesteps and the noise of the step's key."""
+        changes = ["batch_size=5", "optimizer=sgd", "learning_rate=1", "projected=false", "fraction=0.5"]
+        settings = config.override(unlearning.PRESETS[name], changes)
+        examples, method = data(), settings.method(MODEL)
+        carry = method.init(jax.random.key(3), small_params(), {}, examples)
+        if name == "paper":
+            examples = examples._replace(forget={k: v for k, v in examples.forget.items() if k != "pseudo"})
+        keys = jax.random.split(jax.random.fold_in(carry.key, 0))
+        share = jnp.asarray(schedules.signal_shares(schedules.SD_V1_SCHEDULE))
+
+        def predictions(params, batch, key, *contexts):
+            step_key, noise_key = jax.random.split(key)
+            noise, times = jax.random.normal(noise_key, (5, 2, 2, 4)), jax.random.randint(step_key, (5,), 0, 1000)
+            drawn = jax.random.normal(jax.random.fold_in(noise_key, 1), noise.shape)
+            s = share[times][:, None, None, None]
+            x = jnp.sqrt(s) * (batch["latents"] + batch["deviation"] * drawn) + jnp.sqrt(1 - s) * noise
+            made = (small_apply(params, {}, Noisy(x, times, c), train=True)[0] for c in contexts)
+            return noise, *made
+
+        def loss(params):
+            noise, found = predictions(params, examples.retain, keys[0], examples.retain["context"])
+            forget, fixed = examples.forget, jax.lax.stop_gradient(params)
+            other, away = predictions(params, forget, keys[1], forget["context"])
+            if name == "released":
+                _, away = predictions(params, forget, keys[1], forget["context"])
+                _, other = predictions(fixed, forget, keys[1], forget["pseudo"])
+            sign = 1 if name == "released" else -1
+            return jnp.mean((noise - found) ** 2) + sign * 0.1 * jnp.mean((away - other) ** 2)
+
+        after, _ = jax.jit(method.step)(carry, Batch(examples.forget, examples.retain))
+        expected = jax.tree.map(lambda p, g: p - g, carry.params, jax.grad(loss)(carry.params))
+        for a, b in zip(jax.tree.leaves(after.params), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+    def test_paper_scores_the_mean_gradient_of_all_forget_examples(self):
+        settings = config.override(unlearning.PRESETS["paper"], ["batch_size=5", "fraction=0.3"])
+        examples, start = data(), small_params()
+        init_key, pass_key = jax.random.key(3), jax.random.split(jax.random.key(3), 4)[1]
+        carry = settings.method(MODEL).init(init_key, start, {}, examples)
+        gradient = jax.grad(
+            lambda p: losses.noise_loss(MODEL)(p, {}, examples.forget, train=True, key=jax.random.fold_in(pass_key, 0))[
+                0
+            ]
+        )(start)
+        kernels = [leaf for leaf in jax.tree.leaves(jax.tree.map(lambda g, w: jnp.abs(g * w), gradient, start))]
+        changed = [a != b for a, b in zip(jax.tree.leaves(start), jax.tree.leaves(carry.params), strict=True)]
+        ranked = [(s, c) for s, c in zip(kernels, changed, strict=True) if s.ndim > 1]
+        scores, chosen = (np.concatenate([np.ravel(leaf) for leaf in column]) for column in zip(*ranked, strict=True))
+        assert chosen.sum() == round(0.3 * chosen.size)
+        assert scores[chosen].min() > scores[~chosen].max()
+
+
+class TestPlan:
+    def test_what_has_a_shape_is_exact_and_the_largest_phase_counts(self, capsys):
+        words = ["sd", "plan", "--config", "tiny", "--size", "16", "--batch-size", "2", "--memory", "64"]
+        assert cli.main([*words, "--json"]) == 0
+        document = json.loads(capsys.readouterr().out)
+        held, phases = 4 * document["parameters"], document["phases_bytes"]
+        assert document["parameters"] == trees.size(SMALL)
+        assert {parts["network"] for parts in phases.values()} == {held}
+        assert phases["repair"]["gradients"] == 2 * held
+        assert 2 * held < phases["repair"]["optimizer"] < 2 * held + 100  # Adam's moments, and some numbers
+        assert {parts["batch"] for parts in phases.values()} == {2 * 2 * 4 * (2 * 8 * 8 * 4 + CONFIG.text.length * 32)}
+        assert document["total_bytes"] == max(sum(parts.values()) for parts in phases.values())
+        assert document["fits"]
+        assert cli.main([*words[:-1], "1e-6", "--preset", "released", "--json"]) == 0
+        other = json.loads(capsys.readouterr().out)
+        assert not other["fits"]
+        assert other["phases_bytes"]["repair"]["batch"] > phases["repair"]["batch"]  # the other prompt
+
+    def test_it_says_whether_it_fits(self, folder, capsys):
+        words = ["sd", "plan", "--model", folder / "model", "--size", "16", "--batch-size", "1", "--memory"]
+        for memory, text in (("64", "It fits in 64 GiB"), ("0.001", "It does not fit in 1.02 MiB")):
+            assert cli.main([str(word) for word in (*words, memory)]) == 0
+            assert text in " ".join(capsys.readouterr().out.split())
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (["--config", "sdxl"], "--config is sdxl; choose one of sd-v1, tiny"),
+            (["--memory", "0"], "--memory must be above 0 GiB, got 0"),
+            (["fraction=0"], "fraction must lie strictly between 0 and 1"),
+        ],
+    )
+    def test_bad_input(self, capsys, change, message):
+        assert message in error_of(capsys, "sd", "plan", *change)
+
+
+class TestBadInput:
+    """One sentence each, before anything is compiled or written."""
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (["--preset", "fast"], "there is no preset 'fast'; choose one of paper, released"),
+            (["--size", "18"], "--size must be a multiple of 4, got 18"),
+            (["--dtype", "float8"], "--dtype is float8"),
+            (["--batch-size", "4"], "the forget set has 3 images, fewer than a batch of 4; raise --images, or lower"),
+            (["--images", "0"], "--images must be at least 1, got 0"),
+            (["--microbatches", "2", "--batch-size", "3"], "a batch of 3 examples cannot be divided into 2"),
+            (["--epochs", "0"], "epochs must be at least 1, got 0"),
+            (["--generate-batch-size", "0"], "--generate-batch-size must be at least 1, got 0"),
+            (["--forget-images", "nowhere"], "there is no folder nowhere"),
+            (["--forget-prompts", " "], "--forget-prompts has an empty prompt"),
+            (["--forget-prompts", "epochs=3"], "has 'epochs=3', which reads like a setting; write settings before it"),
+            (["--sampler", "euler"], "--sampler is euler"),
+            (["--model", "nowhere"], "there is no network checkpoint in nowhere/unet"),
+            (["sparsity=0.9"], "there is no setting 'sparsity'; the settings are fraction"),
+            (["fraction=2"], "fraction must lie strictly between 0 and 1"),
+            (["trim=up_blocks/9"], "the layer pattern 'up_blocks/9' matches none"),
+            (["initializer=kaiming"], "there is no initializer 'kaiming'"),
+            (["learning_rate=0"], "learning_rate must be above 0, got 0"),
+            (["optimizer=lion"], "optimizer must be adam or sgd, got 'lion'"),
+            (["departures.margins=1"], "scissorhands has no setting 'margins'"),
+        ],
+    )
+    def test_of_the_command_line(self, folder, tmp_path, capsys, monkeypatch, change, message):
+        monkeypatch.chdir(tmp_path)
+        words = paper(folder, tmp_path / "out")
+        words = [word for word in words if word != "fraction=0.2"] if change == ["fraction=2"] else words
+        words[2:2] = change if "=" in change[0] else []
+        assert message in error_of(capsys, *words, *([] if "=" in change[0] else change))
+        assert not (tmp_path / "out").exists()
+
+    def test_of_files(self, folder, tmp_path, capsys):
+        (tmp_path / "list.csv").write_text("text\nx\n")
+        (tmp_path / "empty").mkdir()
+        (tmp_path / "broken").mkdir()
+        (tmp_path / "broken/a.png").write_bytes(b"\x89PNG no more")
+        out = tmp_path / "out"
+
+        def message(*change):
+            return error_of(capsys, *paper(folder, out), *change)
+
+        assert "has no column `prompt`" in message("--retain-prompts", tmp_path / "list.csv")
+        assert "has no images" in message("--forget-images", tmp_path / "empty")
+        assert "a.png cannot be read as an image" in message(
+            "--images", 1, "--batch-size", 1, "--forget-images", tmp_path / "broken"
+        )
+        assert "holds 2 images, fewer than the 3 asked for" in message("--retain-images", folder / "dressed")
+        assert not out.exists()
+        out.mkdir()
+        (out / "file").touch()
+        assert "is not empty and holds no run of ours" in message()
+        assert "holds a run; name a folder for it alone" in message("--cache", folder / "paper")
+        (tmp_path / "cut").mkdir()
+        picture = (folder / "nude/0.png").read_bytes()
+        for number in range(3):
+            (tmp_path / f"cut/{number}.png").write_bytes(picture[: len(picture) // 2])
+        assert "0.png cannot be read as an image" in error_of(
+            capsys, *paper(folder, tmp_path / "second"), "--forget-images", tmp_path / "cut"
+        )
+
+    def test_arrays_in_a_folder_of_something_else(self, tmp_path):
+        ids = np.zeros((1, CONFIG.text.length), np.int32)
+        (tmp_path / "description.json").write_text("[")
+        with pytest.raises(CheckpointError, match="is damaged"):
+            encoded.embeddings(tmp_path, ids, CONFIG.text, dict, network="a")
+
+    def test_a_preset_by_its_name(self):
+        with pytest.raises(InputError, match="there is no preset 'x'"):
+            unlearning.preset("x")
+        assert unlearning.read_side(["a=b c"], None, None, part="forget").prompts[0].text == "a=b c"

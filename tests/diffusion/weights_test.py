@@ -1,0 +1,279 @@
+"""Weights of Stable Diffusion v1 come in from every format, go out bit by bit, and strangers are named."""
+
+import dataclasses
+import json
+import zipfile
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from scissorhands_jax.cli import main as cli
+from scissorhands_jax.diffusion import networks, weights
+from scissorhands_jax.diffusion.networks import PARTS, TINY
+from scissorhands_jax.errors import CheckpointError, InputError, WeightsError
+from scissorhands_jax.torch_weights import state_dicts as torch_weights
+from scissorhands_jax.training import checkpoints
+from tests.diffusion import traces as diffusion_traces
+
+FILES = {
+    "unet": "unet/diffusion_pytorch_model.safetensors",
+    "vae": "vae/diffusion_pytorch_model.safetensors",
+    "text": "text_encoder/model.safetensors",
+}
+
+
+def tensors(part, config=TINY):
+    return diffusion_traces.weights(torch_weights.state_dict_shapes(networks.outline(part, config), {}))
+
+
+def write(path, arrays):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    safetensors.numpy.save_file(arrays, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A diffusers folder of tiny networks."""
+    path = tmp_path_factory.mktemp("diffusers")
+    for part in PARTS:
+        write(path / FILES[part], tensors(part))
+    return path
+
+
+def assert_read(part, file, expected=None):
+    params, _ = weights.read_network(part, file, TINY)
+    found = torch_weights.to_state_dict(params, {})
+    expected = tensors(part) if expected is None else expected
+    assert set(found) == set(expected)
+    assert all(found[name].tobytes() == expected[name].tobytes() for name in expected)
+
+
+def test_there_and_back_is_bit_exact(folder, tmp_path):
+    out, back = tmp_path / "model", tmp_path / "back"
+    arguments = ["sd", "import", "--from", str(folder), "--config", "tiny", "--out", str(out)]
+    assert cli.main(arguments) == 0
+    assert cli.main(["sd", "export", "--model", str(out), "--out", str(back)]) == 0
+    for part in PARTS:
+        assert (back / FILES[part]).read_bytes()[-1000:] == (folder / FILES[part]).read_bytes()[-1000:]
+        found = safetensors.numpy.load_file(back / FILES[part])
+        expected = tensors(part)
+        assert set(found) == set(expected)
+        assert all(found[name].tobytes() == expected[name].tobytes() for name in expected)
+        assert "_class_name" in (config := json.loads((back / FILES[part]).with_name("config.json").read_text())) or (
+            config["architectures"] == ["CLIPTextModel"]
+        )
+    assert cli.main(arguments) == 2  # it is there already
+    assert cli.main([*arguments, "--overwrite"]) == 0
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_narrow_files_come_back_as_they_were(tmp_path, dtype):
+    narrow = {name: array.astype(weights.DTYPES[dtype]) for name, array in tensors("text").items()}
+    torch_weights.write_safetensors(tmp_path / "in.safetensors", narrow)
+    done = weights.import_weights({"text": tmp_path / "in.safetensors"}, tmp_path / "model", TINY)
+    assert (done["text"].dtype, done["text"].num_params) == (dtype, 28_992)
+    written = weights.export_weights(tmp_path / "model", tmp_path / "out")
+    assert list(written) == ["text"]
+    assert written["text"].read_bytes() == (tmp_path / "in.safetensors").read_bytes()
+    weights.export_weights(tmp_path / "model", tmp_path / "wide", dtype="float32")
+    wide = torch_weights.read_state_dict(tmp_path / "wide/text_encoder/model.safetensors")
+    assert all((wide[name] == narrow[name].astype(np.float32)).all() for name in narrow)
+
+
+def test_what_does_not_fit_is_not_rounded_to_infinity(tmp_path):
+    arrays = tensors("text") | {"text_model.final_layer_norm.bias": np.full(32, 1e6, np.float32)}
+    weights.import_weights({"text": write(tmp_path / "x.safetensors", arrays)}, tmp_path / "model", TINY)
+    with pytest.raises(WeightsError, match=r"final_layer_norm.bias has numbers that float16 cannot hold"):
+        weights.export_weights(tmp_path / "model", tmp_path / "out", dtype="float16")
+    assert not (tmp_path / "out/text_encoder/model.safetensors").exists()
+
+
+class TestNames:
+    def test_older_and_newer_diffusers(self, tmp_path):
+        old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+        arrays = {}
+        for name, array in tensors("vae").items():
+            if ".attentions.0." in name:
+                for new, word in old.items():
+                    name = name.replace(f".{new}.", f".{word}.")
+            arrays[name] = array
+        assert "decoder.mid_block.attentions.0.proj_attn.weight" in arrays
+        assert_read("vae", write(tmp_path / "vae.safetensors", arrays))
+        bare = {name.removeprefix("text_model."): array for name, array in tensors("text").items()}
+        bare["embeddings.position_ids"] = np.arange(11)[None]
+        assert_read("text", write(tmp_path / "text.safetensors", bare))
+
+    @staticmethod
+    def compvis():
+        """The tiny networks as one CompVis checkpoint, with all that such files hold besides."""
+        arrays = {"betas": np.zeros(1000, np.float32), "sqrt_recipm1_alphas_cumprod": np.zeros(1000, np.float32)}
+        arrays |= {"model_ema.decay": np.zeros(1, np.float32), "model_ema.diffusion_modelout2bias": np.zeros(4)}
+        for part in PARTS:
+            aliases = weights._aliases(part, TINY)
+            for name, array in tensors(part).items():
+                if part == "vae" and "attentions" in name and name.endswith("weight") and array.ndim == 2:
+                    array = array[..., None, None]  # 1x1 convolutions there
+                arrays[list(aliases(name))[-1]] = array
+        arrays["cond_stage_model.transformer.text_model.embeddings.position_ids"] = np.arange(11)[None]
+        return arrays
+
+    def test_one_checkpoint_of_all_three(self, tmp_path):
+        arrays = self.compvis()
+        for name in (
+            "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight",
+            "model.diffusion_model.input_blocks.2.0.op.weight",
+            "model.diffusion_model.middle_block.1.proj_in.weight",
+            "model.diffusion_model.output_blocks.1.1.conv.weight",
+            "model.diffusion_model.output_blocks.2.0.skip_connection.weight",
+            "first_stage_model.decoder.up.1.upsample.conv.weight",
+            "first_stage_model.encoder.down.1.block.0.nin_shortcut.weight",
+            "first_stage_model.encoder.mid.attn_1.proj_out.weight",
+        ):
+            assert name in arrays
+        file = write(tmp_path / "sd.safetensors", arrays)
+        for part in PARTS:
+            assert_read(part, file)
+        del arrays["model.diffusion_model.out.2.bias"]
+        arrays["model.diffusion_model.label_emb.weight"] = np.zeros((2, 2), np.float32)
+        file = write(tmp_path / "broken.safetensors", arrays)
+        with pytest.raises(WeightsError, match=r"1 missing \(conv_out.bias\), 1 not in the model \(model.diffusion_m"):
+            weights.read_network("unet", file, TINY)
+        assert_read("vae", file)
+
+    def test_a_pickled_checkpoint_with_the_state_of_callbacks(self, tmp_path):
+        """The published sd-v1-4.ckpt has a class of pytorch_lightning as a key; it is neither imported nor called."""
+        stored = {name: array for name, array in tensors("text").items()}
+        program, storages = _pickled_checkpoint(stored)
+        with zipfile.ZipFile(tmp_path / "sd.ckpt", "w") as archive:
+            archive.writestr("archive/data.pkl", program)
+            for key, raw in storages.items():
+                archive.writestr(f"archive/data/{key}", raw)
+        assert_read("text", tmp_path / "sd.ckpt")
+
+    def test_full_size_names_are_all_different(self):
+        for part in PARTS:
+            aliases = weights._aliases(part, networks.SD_V1)
+            names = list(torch_weights.state_dict_shapes(networks.outline(part), {}))
+            assert len({list(aliases(name))[-1] for name in names}) == len(names)
+
+
+def _pickled_checkpoint(arrays):
+    """`torch.save({"callbacks": {ModelCheckpoint: {...}}, "state_dict": arrays})`, spelled out."""
+
+    def text(word):
+        raw = word.encode()
+        return b"X" + len(raw).to_bytes(4, "little") + raw
+
+    def integer(number):
+        return b"J" + number.to_bytes(4, "little")
+
+    def numbers(values):
+        return b"(" + b"".join(map(integer, values)) + b"t"
+
+    program, storages = b"\x80\x02}(" + text("callbacks") + b"}", {}
+    program += b"cpytorch_lightning.callbacks.model_checkpoint\nModelCheckpoint\n}" + text("monitor") + b"Nss"
+    program += text("state_dict") + b"}("
+    for key, (name, array) in enumerate(arrays.items()):
+        storages[str(key)] = array.tobytes()
+        storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text(str(key)) + text("cpu")
+        strides = [stride // 4 for stride in array.strides]
+        program += text(name) + b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + integer(array.size) + b"tQ"
+        program += integer(0) + numbers(array.shape) + numbers(strides) + b"\x89ccollections\nOrderedDict\n)RtR"
+    return program + b"uu.", storages
+
+
+class TestWrongFiles:
+    def test_missing_extra_and_misshapen_tensors_are_named(self, tmp_path):
+        arrays = tensors("unet")
+        del arrays["conv_in.bias"]
+        arrays["conv_out.scale"] = np.zeros(3, np.float32)
+        arrays["conv_norm_out.weight"] = np.zeros(31, np.float32)
+        with pytest.raises(WeightsError) as caught:
+            weights.read_network("unet", write(tmp_path / "x.safetensors", arrays), TINY)
+        message = str(caught.value)
+        assert "x.safetensors does not hold the UNet of Stable Diffusion v1: " in message
+        assert "1 missing (conv_in.bias)" in message
+        assert "1 not in the model (conv_out.scale)" in message
+        assert "1 that do not fit (conv_norm_out.weight: expected (32,), found (31,))" in message
+
+    @pytest.mark.parametrize(
+        ("part", "shapes", "looks"),
+        [
+            ("unet", {"mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight": (2, 1024)}, "the UNet of .*v2"),
+            ("unet", {"mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight": (2, 2048)}, "the UNet of .*XL"),
+            ("unet", {"model.diffusion_model.x.attn2.to_k.weight": (2, 1024)}, "the UNet of Stable Diffusion v2"),
+            ("unet", {"conditioner.embedders.0.x": (2,), "model.diffusion_model.y": (2,)}, "a checkpoint of SDXL"),
+            ("text", {"cond_stage_model.model.transformer.x": (1,)}, "a checkpoint of Stable Diffusion v2"),
+            ("unet", {"conv_in.weight": (320, 9, 3, 3), "m.attn2.to_k.weight": (320, 768)}, "a UNet for editing"),
+            ("unet", {"double_blocks.0.img_attn.qkv.weight": (2, 2)}, "a diffusion transformer"),
+            ("unet", {"lora_unet_x.lora_up.weight": (2, 2)}, "a LoRA"),
+            ("unet", {"quant_conv.weight": (8, 8, 1, 1)}, "a VAE"),
+            ("vae", {"mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight": (2, 768)}, "a UNet"),
+            ("vae", {"text_model.encoder.layers.0.self_attn.q_proj.weight": (768, 768)}, "a text encoder"),
+            ("text", {"text_model.encoder.layers.0.self_attn.q_proj.weight": (1024, 1024)}, "the text encoder of .*v2"),
+            ("text", {"text_model.encoder.layers.0.self_attn.q_proj.weight": (1280, 1280)}, "the text encoder of .*XL"),
+            ("text", {"text_model.e.self_attn.q_proj.weight": (768, 768), "vision_model.x": (1,)}, "a whole CLIP"),
+        ],
+    )
+    def test_other_networks_are_recognised(self, tmp_path, part, shapes, looks):
+        file = write(tmp_path / "x.safetensors", {name: np.zeros(shape, np.float16) for name, shape in shapes.items()})
+        with pytest.raises(WeightsError, match=f"x.safetensors looks like {looks}.*, not like the"):
+            weights.read_network(part, file, networks.SD_V1)
+
+    def test_stable_diffusion_v1_is_taken_for_itself(self):
+        for part in PARTS:
+            shapes = torch_weights.state_dict_shapes(networks.outline(part), {})
+            assert weights._other_network(part, networks.SD_V1, shapes) is None
+            aliases = weights._aliases(part, networks.SD_V1)
+            compvis = {list(aliases(name))[-1]: shape for name, shape in shapes.items()}
+            assert weights._other_network(part, networks.SD_V1, compvis) is None
+
+    def test_half_a_download(self, folder, tmp_path, capsys):
+        whole = (folder / FILES["text"]).read_bytes()
+        for share in (0.01, 0.5, 0.99):
+            (tmp_path / "half.safetensors").write_bytes(whole[: int(share * len(whole))])
+            with pytest.raises(WeightsError, match=r"half.safetensors.*damaged.*download or copy it again"):
+                weights.read_network("text", tmp_path / "half.safetensors", TINY)
+        (tmp_path / "unet").mkdir()
+        (tmp_path / "unet/diffusion_pytorch_model.safetensors.incomplete").touch()
+        with pytest.raises(InputError, match=r"only half downloaded"):
+            weights.find_file("unet", tmp_path)
+        arguments = ["sd", "import", "--text", str(tmp_path / "half.safetensors"), "--out", str(tmp_path / "out")]
+        assert cli.main([*arguments, "--config", "tiny"]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+        assert not (tmp_path / "out").exists()
+
+    def test_not_a_number(self, tmp_path):
+        arrays = tensors("text")
+        arrays["text_model.final_layer_norm.bias"][3] = np.nan
+        with pytest.raises(WeightsError, match=r"final_layer_norm.bias holds NaN or infinity"):
+            weights.read_network("text", write(tmp_path / "x.safetensors", arrays), TINY)
+
+    def test_folders_without_weights(self, tmp_path):
+        with pytest.raises(InputError, match=r"there is no file or folder .*absent"):
+            weights.find_file("unet", tmp_path / "absent")
+        (tmp_path / "README.md").touch()
+        with pytest.raises(InputError, match=r"no diffusion_pytorch_model.safetensors in .*, it holds README.md"):
+            weights.find_file("vae", tmp_path)
+        (tmp_path / "diffusion_pytorch_model.safetensors.index.json").touch()
+        with pytest.raises(InputError, match="in several pieces"):
+            weights.find_file("unet", tmp_path)
+        with pytest.raises(InputError, match="nothing to import"):
+            weights.import_weights({}, tmp_path / "out")
+        with pytest.raises(InputError, match="there is no network in"):
+            weights.export_weights(tmp_path, tmp_path / "out")
+        with pytest.raises(InputError, match="--dtype is int8; choose one of float32, float16, bfloat16"):
+            weights.export_weights(tmp_path, tmp_path / "out", dtype="int8")
+
+    def test_checkpoints_of_something_else(self, tmp_path):
+        params = diffusion_traces.params(networks.outline("text", TINY))
+        checkpoints.save_network(tmp_path / "text", params, {}, {"model": "resnet20"})
+        with pytest.raises(CheckpointError, match="text holds no text encoder of Stable Diffusion v1"):
+            weights.load_network("text", tmp_path)
+        sizes = dataclasses.asdict(TINY.text) | {"width": 64}
+        described = {"diffusion": "text", "config": sizes, "dtype": "float32"}
+        checkpoints.save_network(tmp_path / "text", params, {}, described)
+        with pytest.raises(CheckpointError, match="belongs to another network"):
+            weights.load_network("text", tmp_path)

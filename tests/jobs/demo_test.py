@@ -1,0 +1,81 @@
+"""The demonstration shows forgetting, and leaves what it promises."""
+
+import json
+
+import pytest
+
+from scissorhands_jax.cli import main as cli
+from scissorhands_jax.report import ROW_FIELDS
+from scissorhands_jax.training import checkpoints
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo") / "out"
+    assert cli.main(["demo", "--out", str(out), "--seeds", "1"]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def rows(demo):
+    rows = json.loads((demo / "results.json").read_text())["rows"]
+    return {(row["scenario"], row["method"]): row for row in rows}
+
+
+def test_there_is_one_row_per_scenario_and_method(rows):
+    methods = ["original", "retrain", "finetune", "scissorhands"]
+    assert list(rows) == [(scenario, method) for scenario in ("random 10 %", "one class") for method in methods]
+    for row in rows.values():
+        assert set(ROW_FIELDS) <= set(row)
+        assert all(0 <= row[name] <= 100 for name in ("acc_forget", "acc_retain", "acc_test", "mia"))
+        assert row["seconds"] > 0
+
+
+@pytest.mark.parametrize("scenario", ["random 10 %", "one class"])
+def test_scissorhands_comes_several_times_nearer_to_the_retrained_network(rows, scenario):
+    gap = {method: rows[scenario, method]["avg_gap"] for method in ("original", "finetune", "scissorhands", "retrain")}
+    assert gap["retrain"] == 0
+    assert gap["original"] > 3 * gap["scissorhands"]
+    assert gap["finetune"] > 3 * gap["scissorhands"]
+    assert rows[scenario, "retrain"]["rte"] == 1
+
+
+def test_the_gap_is_that_of_the_row_beside_it(rows):
+    row, retrained = rows["random 10 %", "scissorhands"], rows["random 10 %", "retrain"]
+    fields = ("acc_forget", "acc_retain", "acc_test", "mia")
+    assert row["avg_gap"] == pytest.approx(sum(abs(row[name] - retrained[name]) for name in fields) / 4)
+    assert row["rte"] == pytest.approx(row["seconds"] / retrained["seconds"])
+
+
+def test_report_and_checkpoints_are_there(demo):
+    page = (demo / "report.html").read_text()
+    assert "Random 10 %: a network that generalises" in page
+    assert page.count("<svg") >= 4
+    folders = sorted(path.name for path in (demo / "networks").iterdir())
+    assert len(folders) == 8
+    assert checkpoints.read_description(demo / "networks" / folders[0])["seed"] == 0
+
+
+def test_a_second_demo_goes_on_with_the_first(demo, rows):
+    assert cli.main(["demo", "--out", str(demo), "--seeds", "1"]) == 0
+    again = json.loads((demo / "results.json").read_text())["rows"]
+    assert again == list(rows.values())
+
+
+def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path, capsys):
+    (tmp_path / "letter.txt").write_text("dear")
+    assert cli.main(["demo", "--out", str(tmp_path)]) == 2
+    assert "holds no run of ours" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
+@pytest.mark.parametrize("seeds", ["0", "11"])
+def test_the_number_of_seeds_is_checked(tmp_path, capsys, seeds):
+    assert cli.main(["demo", "--out", str(tmp_path / "out"), "--seeds", seeds]) == 2
+    assert "--seeds must be 1 to 10" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_gate_that_one_seed_allows_holds(demo):
+    gates = json.loads((demo / "results.json").read_text())["gates"]
+    assert [gate["passed"] for gate in gates] == [True, True, None] * 2

@@ -1,0 +1,304 @@
+"""Tables: what is in a cell, what a resumed table does, and which examples a network has seen."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from scissorhands_jax import report
+from scissorhands_jax.errors import InputError
+from scissorhands_jax.jobs import grid
+from scissorhands_jax.jobs.grid import Experiment, Scenario
+from scissorhands_jax.methods import METHODS, describe
+from scissorhands_jax.methods.finetune import FinetuneSettings
+from scissorhands_jax.methods.retrain import RetrainSettings
+from scissorhands_jax.methods.scissorhands import ScissorhandsSettings
+from scissorhands_jax.metrics import accuracies as metrics
+from scissorhands_jax.report import gates
+from scissorhands_jax.training import checkpoints
+
+QUIET = Console(quiet=True)
+BATCH = {"batch_size": 100}
+METHOD = {"finetune": FinetuneSettings(epochs=1, **BATCH)}
+EXPERIMENT = Experiment(
+    name="tiny",
+    dataset="digits",
+    model="mlp",
+    model_options={"hidden": (16, 16)},
+    train_limit=600,
+    test_limit=200,
+    training=RetrainSettings(epochs=3, learning_rate=0.2, milestones=(2,), **BATCH),
+    relearn_epochs=2,
+    relearning=FinetuneSettings(learning_rate=0.1, batch_size=30),
+    scenarios=(
+        Scenario(
+            name="random 10 %",
+            forget=("random:0.1",),
+            methods={**METHOD, "scissorhands": ScissorhandsSettings(epochs=1, **BATCH)},
+            sweeps={"scissorhands": {"name": "fraction", "value": 0.03}},
+        ),
+        Scenario(name="wrong labels", flipped_labels=0.2, forget=("flipped",), methods=METHOD),
+        Scenario(name="two requests", forget=("random:0.1", "class:{seed}"), methods=METHOD),
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """The folder of a finished table of one seed, and its document."""
+    out = tmp_path_factory.mktemp("table") / "out"
+    return out, grid.run_grid(EXPERIMENT, out, seeds=[3], console=QUIET)
+
+
+def cells(document):
+    return {(cell["scenario"], cell["method"]): cell for cell in document["cells"]}
+
+
+class TestTable:
+    def test_there_is_a_row_per_scenario_and_method(self, table):
+        _, document = table
+        labels = [(row["scenario"], row["method"]) for row in document["rows"]]
+        assert labels == [
+            (scenario.name, label)
+            for scenario in EXPERIMENT.scenarios
+            for label in ("original", "retrain", *scenario.methods)
+        ]
+
+    def test_rows_compare_with_the_retrained_network_of_their_scenario(self, table):
+        _, document = table
+        rows = {(row["scenario"], row["method"]): row for row in document["rows"]}
+        for (scenario, _), row in rows.items():
+            reference = rows[scenario, "retrain"]
+            assert row["avg_gap"] == metrics.average_gap(row, reference)
+            assert row["rte"] == pytest.approx(row["seconds"] / reference["seconds"])
+        assert rows["random 10 %", "scissorhands"]["sweep"] == {"name": "fraction", "value": 0.03}
+
+    def test_a_cell_says_what_was_done_and_measured(self, table):
+        _, document = table
+        cell = cells(document)["random 10 %", "scissorhands"]
+        assert cell["settings"]["method"] == "scissorhands"
+        assert cell["settings"]["forget_weight"] == 0.05
+        assert cell["cost"]["steps"] == 5 == -(-486 // 100)
+        assert cell["forget"]["count"] == 54
+        for name in ("acc_validation", "mia_correctness", "mia_loss", "mia_modified_entropy"):
+            assert 0 <= cell["metrics"][name] <= 100
+        assert cell["relearn"]["cap"] == 2
+        assert 1 <= len(cell["relearn"]["curve"]) <= 3
+
+    def test_the_splits_are_written_down(self, table, settings):
+        out, _ = table
+        for name, setting in settings.items():
+            saved = json.loads(
+                (out / "positions" / f"{name.replace(' %', '_percent').replace(' ', '_')}-seed3.json").read_text()
+            )
+            assert saved["trained_on"] == setting.trained_on.tolist()
+            assert saved["validation"] == setting.held_out.tolist()
+            assert [len(request) for request in saved["requests"]] == [len(r) for r in setting.requests]
+
+    def test_the_original_needs_no_relearning(self, table):
+        _, document = table
+        assert cells(document)["random 10 %", "original"]["relearn"]["epochs"] == 0
+
+    def test_gates_stand_beside_the_numbers(self, table):
+        out, document = table
+        found = {gate["name"]: gate["passed"] for gate in document["gates"]}
+        assert len(found) == 3 * len(EXPERIMENT.scenarios)
+        # Wrong labels come with held-out examples that have wrong ones; a class of a mixed request has some, too.
+        assert [value for name, value in found.items() if gates.NULL in name] == [True] * 3
+        assert [value for name, value in found.items() if gates.FARTHER in name] == [None] * 3
+        grid.write_report(out, document, title="tiny", prose=[])
+        page = (out / "report.html").read_text()
+        assert page.index(report.gates_note(document["gates"])[:40]) < page.index("<h2>random 10 %</h2>")
+
+    def test_results_hold_no_path(self, table):
+        out, document = table
+        assert str(out) not in json.dumps(document)
+
+    def test_a_second_call_makes_nothing_anew(self, table):
+        out, document = table
+        before = {path: path.stat().st_mtime_ns for path in (out / "cells").iterdir()}
+        again = grid.run_grid(EXPERIMENT, out, seeds=[3], console=QUIET)
+        assert {path: path.stat().st_mtime_ns for path in (out / "cells").iterdir()} == before
+        assert again["rows"] == document["rows"]
+
+    def test_a_lost_cell_comes_back_the_same_but_for_its_time(self, table):
+        out, document = table
+        next((out / "cells").glob("random*scissorhands.json")).unlink()
+        again = grid.run_grid(EXPERIMENT, out, seeds=[3], console=QUIET)
+        old, new = (cells(d)["random 10 %", "scissorhands"] for d in (document, again))
+        assert {**new, "cost": None, "process": None} == {**old, "cost": None, "process": None}
+        # Retraining was timed in another process, so that the ratio would compare two machines.
+        assert next(row for row in again["rows"] if row["method"] == "scissorhands")["rte"] is None
+
+    def test_another_experiment_is_refused(self, table):
+        out, _ = table
+        other = dataclasses.replace(EXPERIMENT, split_seed=2)
+        with pytest.raises(InputError, match="split_seed was 1 and is now 2"):
+            grid.run_grid(other, out, seeds=[3], console=QUIET)
+
+    def test_a_choice_that_is_no_expression_is_refused(self, tmp_path):
+        with pytest.raises(InputError, match=r"the choice of methods '\(' is not a regular expression"):
+            grid.run_grid(EXPERIMENT, tmp_path / "out", seeds=[3], only="(", console=QUIET)
+
+    def test_networks_are_shared_between_tables(self, table, tmp_path):
+        out, document = table
+        one = dataclasses.replace(EXPERIMENT, scenarios=EXPERIMENT.scenarios[:1])
+        networks = out / "networks"
+        shared = grid.run_grid(one, tmp_path / "one", seeds=[3], networks=networks, only="^finetune$", console=QUIET)
+        assert [row["method"] for row in shared["rows"]] == ["original", "retrain", "finetune"]
+        assert (
+            cells(shared)["random 10 %", "retrain"]["network"] == cells(document)["random 10 %", "retrain"]["network"]
+        )
+        assert shared["rows"][1]["seconds"] is None
+
+    def test_another_table_does_not_replace_what_this_one_unlearned(self, table, tmp_path):
+        out, document = table
+        slower = FinetuneSettings(epochs=1, learning_rate=1e-4, **BATCH)
+        scenario = dataclasses.replace(EXPERIMENT.scenarios[0], methods={"finetune": slower}, sweeps={})
+        other = dataclasses.replace(EXPERIMENT, scenarios=(scenario,), relearn_epochs=0, every_attack=False)
+        name = "random_10_percent-seed3-finetune"
+        before = checkpoints.read_description(out / "networks" / name)
+        again = grid.run_grid(other, tmp_path / "out", seeds=[3], networks=out / "networks", console=QUIET)
+        assert checkpoints.read_description(out / "networks" / name) == before
+        cell = cells(again)["random 10 %", "finetune"]
+        assert checkpoints.read_description(tmp_path / "out" / "networks" / name)["network"] == cell["network"]
+        assert cell["network"] != cells(document)["random 10 %", "finetune"]["network"]
+
+    def test_a_network_of_another_training_is_refused(self, table, tmp_path):
+        out, _ = table
+        other = dataclasses.replace(EXPERIMENT, training=dataclasses.replace(EXPERIMENT.training, epochs=4))
+        with pytest.raises(InputError, match=r"was made with training = .*; remove it, or name another folder"):
+            grid.run_grid(other, tmp_path / "out", seeds=[3], networks=out / "networks", console=QUIET)
+
+    @pytest.mark.parametrize("seeds", [[], [1, 1], [-1]])
+    def test_seeds_are_checked(self, tmp_path, seeds):
+        with pytest.raises(InputError, match="seeds must be different numbers from 0 on"):
+            grid.run_grid(EXPERIMENT, tmp_path / "out", seeds=seeds, console=QUIET)
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    """Every scenario with seed 3."""
+    out = tmp_path_factory.mktemp("settings")
+    table = grid.Table(EXPERIMENT, None, out, out)
+    return {scenario.name: grid.Setting(table, scenario, 3) for scenario in EXPERIMENT.scenarios}
+
+
+class TestSetting:
+    def test_every_forget_example_was_trained_on_and_none_is_held_out(self, settings):
+        for setting in settings.values():
+            assert np.isin(setting.forget_positions, setting.trained_on).all()
+            assert not np.isin(setting.held_out, setting.trained_on).any()
+            # Classes have unequal sizes, and 600 is shared out among them, rounded down.
+            assert len(setting.held_out) + len(setting.trained_on) == 596
+
+    def test_forget_and_retain_are_the_training_set(self, settings):
+        for setting in settings.values():
+            parts = [setting.data.forget["image"], setting.data.retain["image"]]
+            together = np.sort(np.concatenate(parts).reshape(len(setting.trained_on), -1), axis=0)
+            whole = setting.train["image"][setting.trained_on].reshape(len(setting.trained_on), -1)
+            np.testing.assert_array_equal(together, np.sort(whole, axis=0))
+
+    def test_wrong_labels_are_wrong_and_forgotten(self, settings):
+        setting = settings["wrong labels"]
+        assert (setting.data.forget["label"] != setting.true_labels[setting.forget_positions]).all()
+        rest = np.setdiff1d(setting.trained_on, setting.forget_positions)
+        np.testing.assert_array_equal(setting.train["label"][rest], setting.true_labels[rest])
+        assert len(setting.forget_positions) > 80
+
+    def test_a_forgotten_class_leaves_test_and_validation(self, settings):
+        setting = settings["two requests"]
+        assert 3 not in setting.test["label"]
+        assert 3 not in setting.validation["label"]
+        assert 3 not in setting.data.retain["label"]
+        assert 3 in settings["random 10 %"].test["label"]
+
+    def test_the_second_request_does_not_train_on_the_first(self, settings, monkeypatch):
+        setting = settings["two requests"]
+        seen = []
+
+        def record(self, name, method, key, start, examples, progress):
+            seen.append(examples)
+            return start
+
+        network = grid.Network((), (), {"seconds": 1.0})
+        monkeypatch.setattr(grid.Setting, "original", lambda self, progress: network)
+        monkeypatch.setattr(grid.Table, "run", record)
+        assert setting.unlearned("finetune", None).cost == {"seconds": 2.0}
+        first, second = (len(examples.retain["label"]) for examples in seen)
+        both = len(setting.forget_positions)
+        assert first == len(setting.trained_on) - len(setting.requests[0])
+        assert second == len(setting.trained_on) - both
+        forgotten = setting.train["image"][setting.requests[0]].reshape(len(setting.requests[0]), -1)
+        kept = seen[1].retain["image"].reshape(second, -1)
+        assert not (kept[:, None] == forgotten[None]).all(-1).any()
+
+
+def test_seeds_differ_in_their_forget_sets(tmp_path):
+    table = grid.Table(EXPERIMENT, None, tmp_path, tmp_path)
+    one, two = (grid.Setting(table, EXPERIMENT.scenarios[0], seed) for seed in (0, 1))
+    assert set(one.forget_positions) != set(two.forget_positions)
+    np.testing.assert_array_equal(one.held_out, two.held_out)
+
+
+@pytest.mark.parametrize("field", ["train_limit", "test_limit"])
+def test_limits_are_checked(field):
+    with pytest.raises(InputError, match=rf"{field} must be 1 to \d+, got 0"):
+        grid.load_splits(dataclasses.replace(EXPERIMENT, **{field: 0}), None)
+
+
+def test_images_are_resized(tmp_path):
+    splits = grid.load_splits(dataclasses.replace(EXPERIMENT, image_size=(4, 6)), None)
+    assert splits.train["image"].shape == (596, 4, 6, 1)
+    assert splits.image_shape == (4, 6, 1)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_settings_describe_themselves(name):
+    document = json.loads(json.dumps(describe(METHODS[name]())))
+    assert document["method"] == name
+    assert "epochs" in document
+
+
+def test_a_cell_that_was_stopped_goes_on_from_its_last_epoch(tmp_path, monkeypatch):
+    one = dataclasses.replace(EXPERIMENT, scenarios=EXPERIMENT.scenarios[:1], relearn_epochs=0, every_attack=False)
+    whole = grid.run_grid(one, tmp_path / "whole", seeds=[0], only="NONE", console=QUIET)
+    kept = dataclasses.replace(one, checkpoint_cells=True)
+    true_run, steps = grid.run, []
+
+    def stopped(*arguments, on_step, **options):
+        def count(progress):
+            steps.append(progress.epoch)
+            if len(steps) == 12:
+                raise KeyboardInterrupt
+            on_step(progress)
+
+        return true_run(*arguments, on_step=count, **options)
+
+    monkeypatch.setattr(grid, "run", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        grid.run_grid(kept, tmp_path / "out", seeds=[0], only="NONE", console=QUIET)
+    first = list(steps)
+    assert first[0] == 0
+    assert first[-1] >= 1
+    assert not list((tmp_path / "out").glob("cells/*"))
+    resumed = grid.run_grid(kept, tmp_path / "out", seeds=[0], only="NONE", console=QUIET)
+    assert steps[len(first)] == first[-1], "the epochs before the last checkpoint are not run again"
+    old, new = (cells(document)["random 10 %", "original"] for document in (whole, resumed))
+    assert new["network"] == old["network"]
+    assert new["cost"] is None
+    assert not list((tmp_path / "out" / "checkpoints").iterdir())
+
+
+def test_a_method_that_diverges_is_a_failure_and_the_table_goes_on(tmp_path):
+    hopeless = FinetuneSettings(epochs=3, learning_rate=1e12, **BATCH)
+    scenario = Scenario(name="one", forget=("random:0.1",), methods={"hopeless": hopeless, **METHOD})
+    experiment = dataclasses.replace(EXPERIMENT, scenarios=(scenario,), relearn_epochs=0, every_attack=False)
+    document = grid.run_grid(experiment, tmp_path / "out", seeds=[0], console=QUIET)
+    assert [row["method"] for row in document["rows"]] == ["original", "retrain", "finetune"]
+    (failure,) = document["failures"]
+    assert failure["method"] == "hopeless"
+    assert "lower the learning rate" in failure["failure"]

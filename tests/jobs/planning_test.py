@@ -1,0 +1,193 @@
+"""Plans: counts and shapes are exact, sums add up, what cannot fit is refused before anything is compiled."""
+
+import dataclasses
+import json
+
+import pytest
+
+from scissorhands_jax.cli import main as cli
+from scissorhands_jax.errors import InputError
+from scissorhands_jax.jobs import planning
+from scissorhands_jax.jobs.config import RunConfig, override
+from scissorhands_jax.methods import METHODS
+from tests.cli.main_test import error_of
+from tests.compilations import Compilations
+
+NETWORK = ["--model", "mlp", "--dataset", "digits"]
+WEIGHTS = 64 * 256 + 256 + 256 * 256 + 256 + 256 * 10 + 10
+EXAMPLE = 64 * 4 + 4  # an 8x8 image of floats and a label
+FORGET, RETAIN = 135, 512
+
+
+def config(method="scissorhands", *, retain=RETAIN, **changes):
+    """A job on the digits: 135 of 1,347 training examples are forgotten."""
+    settings = dataclasses.replace(METHODS[method](), batch_size=64, **changes)
+    return RunConfig(
+        model="mlp", dataset="digits", forget="random:0.1", retain_limit=retain, method_name=method, method=settings
+    )
+
+
+@pytest.fixture(scope="module")
+def document():
+    return planning.plan(config(epochs=3), memory_gib=64)
+
+
+def test_steps_are_counted_by_kind_as_the_run_takes_them(document):
+    # An epoch has ceil(135 / 64) joint steps, and the others of ceil(512 / 64) see retained examples alone.
+    assert [(kind["forget"], kind["retain"], kind["steps"]) for kind in document["kinds"]] == [
+        (64, 64, 3 * 3),
+        (None, 64, 3 * 5),
+    ]
+    assert document["steps"] == 24
+    joint, alone = document["kinds"]
+    # Forward 2 operations per weight and example, backward 4, but for the gradient of the images.
+    operations = 64 * (6 * WEIGHTS - 2 * 64 * 256)
+    assert alone["flops_per_step"] == pytest.approx(operations, rel=0.1)
+    assert joint["flops_per_step"] == pytest.approx(2 * operations, rel=0.1)
+
+
+def test_what_has_a_shape_is_exact_and_the_sum_is_the_sum(document):
+    assert document["parameters"] == WEIGHTS
+    parts = document["memory"]["parts_bytes"]
+    assert parts["params and model state"] == parts["original network"] == 4 * WEIGHTS
+    assert parts["gradients"] == 2 * 4 * WEIGHTS
+    assert 4 * WEIGHTS <= parts["optimiser state"] <= 4 * WEIGHTS + 100  # momentum, and some numbers
+    assert parts["data on the device"] == (FORGET + RETAIN + 64 + 64) * EXAMPLE
+    assert document["memory"]["total_bytes"] == sum(parts.values())
+    assert document["memory"]["fits"]
+    assert document["advice"] == []
+
+
+def test_time_is_steps_times_their_time_and_more(document):
+    seconds = dict(document["seconds"])
+    assert seconds["steps"] == pytest.approx(
+        sum(kind["steps"] * kind["seconds_per_step"] for kind in document["kinds"])
+    )
+    total = seconds.pop("total")
+    assert total == pytest.approx(sum(seconds.values()))
+    assert min(seconds.values()) >= 0
+    assert all(kind["seconds_per_step"] > 0 for kind in document["kinds"])
+
+
+def test_several_devices_share_the_batch_and_perhaps_the_state(monkeypatch, document):
+    monkeypatch.setattr(planning, "process_bytes", lambda: 0)
+    found = planning.plan(config("finetune", epochs=1), devices=4, memory_gib=64)
+    assert found["strategy"] == "data parallel"
+    parts = found["memory"]["parts_bytes"]
+    assert parts["data on the device"] == (FORGET + RETAIN + 64 / 4) * EXAMPLE
+    whole, other = 4 * 4 * WEIGHTS, parts["activations and temporaries"] + parts["data on the device"]
+    assert found["memory"]["total_bytes"] == pytest.approx(whole + other, abs=100)
+    assert found["memory"]["sharded_bytes"] == pytest.approx(whole / 4 + 2 * 4 * 256 * 256 + other, abs=100)
+    # All devices together do the work of one.
+    flops = document["kinds"][1]["flops_per_step"]
+    assert found["kinds"][0]["flops_per_step"] == pytest.approx(flops, rel=0.15)
+
+
+def test_what_does_not_fit_comes_with_what_would(monkeypatch):
+    monkeypatch.setattr(planning, "process_bytes", lambda: 0)
+    job = config(retain=None, epochs=1, pair="vmap")
+    job = dataclasses.replace(job, forget="random:0.5", method=dataclasses.replace(job.method, batch_size=512))
+    # Original, params, momentum, two gradients, and the data; a million bytes are left for activations.
+    tight = 5 * 4 * WEIGHTS + (1347 + 2 * 512) * EXAMPLE + 1_000_000
+    found = planning.plan(job, memory_gib=tight / 2**30)
+    assert not found["memory"]["fits"]
+    advice = {piece["how"].partition("=")[0]: piece for piece in reversed(found["advice"])}
+    assert set(advice) >= {"method.pair", "model_options.remat", "method.microbatches", "model_options.dtype"}
+    assert any(name.startswith("--devices") for name in advice)
+    assert advice["method.microbatches"]["fits"]
+    for piece in found["advice"]:
+        assert piece["fits"] == (piece["total_bytes"] <= tight)
+        assert piece["total_bytes"] > 4 * 4 * WEIGHTS
+    # What it advises is what it then finds.
+    again = planning.plan(override(job, advice["method.microbatches"]["how"].split()), memory_gib=64)
+    assert again["memory"]["total_bytes"] == pytest.approx(advice["method.microbatches"]["total_bytes"], rel=0.2)
+
+
+def test_a_method_without_steps(monkeypatch):
+    monkeypatch.setattr(planning, "process_bytes", lambda: 0)
+    found = planning.plan(config("ssd"), memory_gib=64)
+    assert (found["steps"], found["kinds"], found["seconds"]["steps"]) == (0, [], 0)
+    assert found["seconds"]["beginning"] > 0
+    assert found["memory"]["parts_bytes"]["gradients"] == 4 * WEIGHTS
+
+
+def test_the_command_prints_a_table_or_json(tmp_path, capsys):
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps({"config": dataclasses.asdict(config(epochs=1))}))
+    arguments = ["plan", "--config", str(file), "--devices", "1", "--memory", "64", "method.epochs=2"]
+    assert cli.main([*arguments, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["steps"] == 16
+    assert printed["memory"]["limit_bytes"] == 64 * 2**30
+    planning.print_plan(printed, planning.Console(width=100))
+    shown = capsys.readouterr().out
+    for text in ("scissorhands on mlp, 85,002 parameters, 16 steps on one device", "64 forget + 64 retain", "It fits"):
+        assert text in shown
+    printed["memory"]["fits"] = False
+    printed["advice"] = [{"what": "2 microbatches", "how": "method.microbatches=2", "total_bytes": 2**30, "fits": True}]
+    planning.print_plan(printed, planning.Console(width=100))
+    shown = capsys.readouterr().out
+    assert "It does not fit in 64 GiB" in shown
+    assert "2 microbatches (method.microbatches=2): 1 GiB, fits" in shown
+
+
+class TestConfigurations:
+    def test_a_run_reads_back_as_it_was(self, tmp_path):
+        job = dataclasses.replace(config("retrain", milestones=(2, 3)), model_options={"remat": True})
+        for document in ({"config": dataclasses.asdict(job), "rows": []}, {**dataclasses.asdict(job), "sha256": ""}):
+            file = tmp_path / "run.json"
+            file.write_text(json.dumps(document))
+            assert planning.read_config(file) == job
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("{", "is no JSON file"),
+            ("[]", "describes no unlearning run"),
+            ('{"config": {"model": "mlp"}}', "describes no unlearning run"),
+            (json.dumps(dataclasses.asdict(config()) | {"method_name": "magic"}), "has the method 'magic'"),
+            (json.dumps(dataclasses.asdict(config()) | {"method": {"spell": 1}}), "has the setting 'spell'"),
+        ],
+    )
+    def test_files_that_describe_no_run_are_refused(self, tmp_path, text, message):
+        (tmp_path / "file.json").write_text(text)
+        with pytest.raises(InputError, match=message):
+            planning.read_config(tmp_path / "file.json")
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("more", "message"),
+        [
+            (["--memory", "0.001"], "mlp does not fit whatever is done: parameters, gradients and optimiser state"),
+            (["--memory", "0"], "--memory must be above 0 GiB, got 0"),
+            (["--devices", "0"], "--devices must be at least 1, got 0"),
+            (["--devices", "3"], "3 devices cannot share a batch of 128 examples"),
+            (["method.microbatches=3"], "a batch of 128 examples cannot be divided into 3 equal microbatches"),
+        ],
+    )
+    def test_before_anything_is_compiled(self, capsys, more, message):
+        with Compilations() as compiled:
+            assert cli.main(["plan", *NETWORK, "--forget", "random:0.1", *more]) == 2
+        assert message in error_of(capsys)
+        # Fresh weights are drawn where there are none, and orders of examples; the network is not even drawn where its
+        # size is what is refused.
+        programs = " ".join(compiled.names)
+        assert not any(word in programs for word in ("forward", "gradient", "step"))
+        assert "--memory" not in more or "init" not in programs
+
+    def test_both_a_file_and_arguments_or_neither(self, tmp_path, capsys):
+        assert cli.main(["plan", "--config", str(tmp_path / "x.json"), *NETWORK]) == 2
+        assert "--config says what to run; leave --model out, or write it as model=VALUE" in error_of(capsys)
+        for option, value, written in (("--batch-size", "8", "method.batch_size"), ("--seed", "1", "seed")):
+            assert cli.main(["plan", "--config", str(tmp_path / "x.json"), option, value]) == 2
+            assert f"leave {option} out, or write it as {written}=VALUE" in error_of(capsys)
+        assert cli.main(["plan", *NETWORK]) == 2
+        assert "--forget is missing" in error_of(capsys)
+        assert cli.main(["plan", "--config", str(tmp_path / "x.json")]) == 2
+        assert "No such file" in error_of(capsys)
+
+
+def test_sizes_and_times_read_well():
+    assert [planning.size_text(n) for n in (512, 1536, 3 * 2**30)] == ["512 bytes", "1.5 KiB", "3 GiB"]
+    assert [planning._duration(n) for n in (1.25, 600, 7200)] == ["1.2 s", "10.0 min", "2.0 h"]

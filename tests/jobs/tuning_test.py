@@ -1,0 +1,162 @@
+"""Tuning looks at validation data only, keeps its budget, and finds what it should."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from scipy import stats
+
+from scissorhands_jax import data as data_lib
+from scissorhands_jax.errors import InputError, NonFiniteError
+from scissorhands_jax.jobs import tuning
+from scissorhands_jax.methods import METHODS
+from scissorhands_jax.methods.scissorhands import ScissorhandsSettings
+from scissorhands_jax.metrics import accuracies as metrics
+from scissorhands_jax.metrics import attacks
+from scissorhands_jax.training.loop import run
+from tests import tiny
+from tests.compilations import Compilations
+
+KEY = jax.random.key(5)
+SPACE = tuning.space_of("scissorhands")
+SETTINGS = ScissorhandsSettings(epochs=1, batch_size=4)
+
+
+def build(settings):
+    return settings.build(tiny.model(), tiny.loss(), tiny.CLASSES)
+
+
+def tune(settings=SETTINGS, **changes):
+    options = {"whole_classes": False, "space": SPACE, "num_trials": 3, "build": build} | changes
+    return tuning.tune(
+        tiny.model(),
+        options.pop("build"),
+        settings,
+        KEY,
+        *tiny.start(),
+        tiny.data(),
+        tiny.examples(20, 9),
+        **options,
+    )
+
+
+def test_candidates_start_with_the_given_settings_and_fill_the_ranges():
+    rows = tuning.candidates(SETTINGS, SPACE, 17, KEY)
+    assert rows[0] == {"fraction": 0.03, "forget_weight": 0.05, "learning_rate": 5e-3}
+    for name, (low, high) in SPACE.items():
+        values = np.log([row[name] for row in rows[1:]])
+        places = (values - np.log(low)) / (np.log(high) - np.log(low))
+        # A Sobol sequence of 16 has one point in each sixteenth of every axis; three digits move it by 0.002 at most.
+        np.testing.assert_allclose(np.sort(places), (np.arange(16) + 0.5) / 16, atol=0.5 / 16 + 0.003)
+    assert rows == tuning.candidates(SETTINGS, SPACE, 17, KEY)
+    assert len(tuning.candidates(SETTINGS, SPACE, 1, KEY)) == 1
+
+
+def test_the_best_trial_is_the_one_with_the_smallest_score():
+    told = []
+    result = tune(on_trial=lambda number, trial: told.append((number, trial)))
+    assert [number for number, _ in told] == [1, 2, 3]
+    assert [trial for _, trial in told] == result.trials
+    assert result.best.score == min(trial.score for trial in result.trials)
+    assert dataclasses.replace(SETTINGS, **result.best.changes) == result.settings
+
+
+def test_the_numbers_are_what_they_say():
+    data, validation = tiny.data(), tiny.examples(20, 9)
+    numbers = tuning.measure(tiny.model(), *tiny.start(), data, validation)
+    logits = {
+        name: metrics.predict(tiny.model(), *tiny.start(), part["image"])
+        for name, part in (("forget", data.forget), ("validation", validation))
+    }
+    losses = [
+        attacks.loss(logits[name], part["label"])
+        for name, part in (("forget", data.forget), ("validation", validation))
+    ]
+    grid = np.sort(np.concatenate(losses))
+    steps = [np.mean(values[None] <= grid[:, None], axis=1) for values in losses]
+    assert numbers["loss_distance"] == pytest.approx(100 * np.abs(steps[0] - steps[1]).max())
+    assert numbers["loss_distance"] == pytest.approx(100 * stats.ks_2samp(*losses).statistic)
+    assert numbers["acc_validation"] == metrics.accuracy(logits["validation"], validation["label"])
+
+
+@pytest.mark.parametrize(("whole_classes", "expected"), [(False, (30 + 2 + 4) / 3), (True, (12 + 2 + 4) / 3)])
+def test_the_score_is_the_mean_of_three_distances(whole_classes, expected):
+    before = {"acc_retain": 100.0, "acc_validation": 80.0}
+    numbers = {"loss_distance": 30.0, "acc_forget": 12.0, "acc_retain": 98.0, "acc_validation": 84.0}
+    assert tuning.proxy_score(numbers, before, whole_classes=whole_classes) == pytest.approx(expected)
+
+
+def test_a_trial_that_diverges_loses(monkeypatch):
+    true_run, calls = tuning.run, []
+
+    def fail_twice(*args, **kwargs):
+        calls.append(1)
+        if len(calls) < 3:
+            raise NonFiniteError(1, "loss", float("nan"), "nothing was saved")
+        return true_run(*args, **kwargs)
+
+    monkeypatch.setattr(tuning, "run", fail_twice)
+    result = tune()
+    assert [np.isfinite(trial.score) for trial in result.trials] == [False, False, True]
+    assert result.best == result.trials[2]
+    assert tuning.as_dict(result)["trials"][0]["score"] is None
+    calls.clear()
+    with pytest.raises(InputError, match="all 2 trials diverged; lower the range of the learning rate"):
+        tune(num_trials=2)
+
+
+def test_no_trial_starts_after_the_time_is_up():
+    assert len(tune(max_seconds=0.0).trials) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_trials": 0}, "at least 1 trial, got 0"),
+        ({"space": {"fractoin": (0.1, 0.2)}}, "has no setting 'fractoin' to tune"),
+        ({"space": {"fraction": (0.2, 0.1)}}, "two positive numbers in order, got 0.2 to 0.1"),
+        ({"space": {"fraction": (0.0, 0.1)}}, "two positive numbers in order"),
+    ],
+)
+def test_bad_budgets_and_ranges_are_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        tune(**changes)
+
+
+def test_only_forget_retain_and_validation_examples_are_read(monkeypatch):
+    seen = []
+    true_predict = metrics.predict
+
+    def record(model, params, model_state, images, **options):
+        seen.append(np.asarray(images))
+        return true_predict(model, params, model_state, images, **options)
+
+    monkeypatch.setattr(metrics, "predict", record)
+    tune(num_trials=1)
+    data = tiny.data()
+    allowed = [np.asarray(part["image"]) for part in (data.forget, data.retain, tiny.examples(20, 9))]
+    assert len(seen) == 6
+    assert all(any(np.array_equal(images, known) for known in allowed) for images in seen)
+    assert data_lib.size(data.forget) == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "rates"),
+    [
+        ("neggrad_plus", {"learning_rate": 1e-2}, (1e-3, 1e-1)),
+        ("retrain", {"recipe": "fast", "learning_rate": 20.0}, (10.0, 3000.0)),
+    ],
+)
+def test_learning_rates_share_one_compilation(name, changes, rates):
+    settings = METHODS[name](epochs=1, batch_size=4, **changes)
+    told = []
+    with Compilations() as compilations:
+        result = tune(settings, space={"learning_rate": rates}, on_trial=lambda n, trial: told.append(trial))
+    assert compilations.names.count("jit(_step)") <= 1
+    for trial in told:
+        alone = dataclasses.replace(settings, **trial.changes)
+        network = run(build(alone), KEY, *tiny.start(), tiny.data(), num_epochs=1)
+        numbers = tuning.measure(tiny.model(), network.params, network.model_state, tiny.data(), tiny.examples(20, 9))
+        assert trial.numbers == pytest.approx(numbers)
+    assert len({tuple(trial.numbers.values()) for trial in result.trials}) > 1

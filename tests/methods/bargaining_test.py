@@ -1,0 +1,231 @@
+"""MUNBa: the bargain against its defining equations, the published formula and an optimizer, and where none exists."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+
+from scissorhands_jax import data as data_lib
+from scissorhands_jax.base import Data, lift
+from scissorhands_jax.errors import InputError
+from scissorhands_jax.methods import munba
+from scissorhands_jax.methods.munba import bargain
+from scissorhands_jax.optimizers import sgd
+from tests.methods.contract_test import DATA, GRADIENT, KEY, LOSS, original, plain_loss
+from tests.training import clusters
+
+PLAIN_SGD = sgd(1.0, momentum=0.0, weight_decay=0.0)
+SIZE = 7
+ROOT = np.sqrt(2)
+
+
+def tree(vector):
+    """A vector of seven as a tree with a scalar in it."""
+    vector = np.asarray(vector, np.float32)
+    return {"matrix": vector[:4].reshape(2, 2), "rest": [vector[4], vector[5:]]}
+
+
+def flat(gradient):
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(gradient)]).astype(np.float64)
+
+
+jitted = jax.jit(bargain)
+
+
+def solve(retain, forget):
+    """The agreed direction as a vector, and the cosine."""
+    agreed, cosine = jitted(tree(retain), tree(forget))
+    return flat(agreed), float(cosine)
+
+
+def pair(seed, cosine=None, scale=1.0):
+    """Two random vectors, the second `scale` times as long, with a given cosine between them."""
+    a, b = np.random.default_rng(seed).normal(size=(2, SIZE))
+    if cosine is not None:
+        b -= a * (a @ b) / (a @ a)
+        b = cosine * a / np.linalg.norm(a) + np.sqrt(1 - cosine**2) * b / np.linalg.norm(b)
+    return a, scale * b
+
+
+CASES = [pair(0), pair(1), pair(2, 0.99), pair(3, -0.6, 50.0), pair(4, -0.99, 1e-3), pair(5, 0.0, 1e3)]
+
+
+@pytest.mark.parametrize(("retain", "forget"), CASES)
+class TestBargain:
+    def test_the_defining_equations_hold(self, retain, forget):
+        agreed, cosine = solve(retain, forget)
+        gradients = np.stack([retain, forget], axis=1)
+        alpha, *_ = np.linalg.lstsq(gradients, agreed, rcond=None)
+        np.testing.assert_allclose(gradients @ alpha, agreed, rtol=1e-4, atol=1e-5)
+        assert np.all(alpha > 0)
+        np.testing.assert_allclose(gradients.T @ gradients @ alpha, 1 / alpha, rtol=2e-4)
+        expected = retain @ forget / np.linalg.norm(retain) / np.linalg.norm(forget)
+        np.testing.assert_allclose(cosine, expected, atol=1e-6)
+
+    def test_it_equals_the_published_formula(self, retain, forget):
+        one, two, three = retain @ retain, retain @ forget, forget @ forget
+        root = np.sqrt(one * three)
+        first = np.sqrt((root**2 - two * root) / (one * root**2 - one * two**2))
+        expected = first * retain
+        # The published second weight is 0 / 0 for orthogonal gradients.
+        if abs(two) > 1e-9 * root:
+            expected = expected + (1 - one * first**2) / (two * first) * forget
+            np.testing.assert_allclose(solve(retain, forget)[0], expected, rtol=1e-4, atol=1e-5)
+
+    def test_it_maximises_the_sum_of_the_log_gains(self, retain, forget):
+        # Gains along a unit vector of the plane of both, in logarithms; scales only add constants.
+        basis, _ = np.linalg.qr(np.stack([retain, forget], axis=1))
+        a, b = (basis.T @ v / np.linalg.norm(v) for v in (retain, forget))
+
+        def loss(angle):
+            g = np.array([np.cos(angle[0]), np.sin(angle[0])])
+            return -np.sum(np.log(np.maximum([g @ a, g @ b], 1e-12)))
+
+        starts = np.linspace(0, 2 * np.pi, 400)
+        best = minimize(loss, starts[np.argmin([loss([s]) for s in starts])], method="Nelder-Mead", tol=1e-12).x[0]
+        expected = ROOT * basis @ np.array([np.cos(best), np.sin(best)])
+        np.testing.assert_allclose(solve(retain, forget)[0], expected, rtol=1e-4, atol=1e-4)
+
+    def test_both_gain_the_players_are_equal_and_scales_do_not_matter(self, retain, forget):
+        agreed, cosine = solve(retain, forget)
+        gains = [agreed @ v / np.linalg.norm(v) for v in (retain, forget)]
+        np.testing.assert_allclose(gains, np.sqrt(1 + cosine), rtol=1e-3)
+        swapped, _ = solve(forget, retain)
+        np.testing.assert_allclose(swapped, agreed, rtol=1e-5, atol=1e-6)
+        # Squares of 1e-30 are zero in float32, and those of 1e30 infinite.
+        for scales in ((4.0, 0.5), (1e-30, 1e30)):
+            scaled, _ = solve(scales[0] * retain, scales[1] * forget)
+            np.testing.assert_allclose(scaled, agreed, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(np.linalg.norm(agreed), ROOT, rtol=1e-5)
+
+
+class TestWhereGradientsDegenerate:
+    vector = np.random.default_rng(9).normal(size=SIZE)
+
+    def test_parallel_gradients_are_followed(self):
+        agreed, cosine = solve(self.vector, 3 * self.vector)
+        np.testing.assert_allclose(agreed, ROOT * self.vector / np.linalg.norm(self.vector), rtol=1e-5)
+        assert cosine == pytest.approx(1)
+
+    def test_orthogonal_gradients_are_bisected(self):
+        agreed, cosine = solve(np.eye(SIZE)[0], 5 * np.eye(SIZE)[6])
+        np.testing.assert_allclose(agreed, np.eye(SIZE)[0] + np.eye(SIZE)[6], rtol=1e-6)
+        assert cosine == 0
+
+    @pytest.mark.parametrize("swap", [False, True])
+    def test_a_zero_gradient_has_no_say(self, swap):
+        gradients = (np.zeros(SIZE), self.vector)
+        agreed, cosine = solve(*(gradients[::-1] if swap else gradients))
+        np.testing.assert_allclose(agreed, ROOT * self.vector / np.linalg.norm(self.vector), rtol=1e-5)
+        assert cosine == 0
+
+    def test_two_zero_gradients_agree_on_nothing(self):
+        agreed, cosine = solve(np.zeros(SIZE), np.zeros(SIZE))
+        assert agreed.tolist() == [0] * SIZE
+        assert cosine == 0
+
+    @pytest.mark.parametrize("scale", [1.0, 3.0, 0.7, 1e-12, 12345.678])
+    def test_opposite_gradients_give_no_step_and_not_a_step_along_rounding_errors(self, scale):
+        for seed in range(5):
+            vector = np.random.default_rng(seed).normal(size=SIZE)
+            agreed, cosine = solve(vector, -scale * vector)
+            assert agreed.tolist() == [0] * SIZE
+            assert cosine == pytest.approx(-1)
+
+    def test_nearly_opposite_gradients_have_a_bargain(self):
+        retain, forget = pair(6, -1 + 1e-6)
+        agreed, _ = solve(retain, forget)
+        np.testing.assert_allclose(np.linalg.norm(agreed), ROOT, rtol=1e-4)
+        assert agreed @ retain > 0
+        assert agreed @ forget > 0
+
+    def test_narrow_types_are_computed_in_float32_and_kept(self):
+        retain, forget = (jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), tree(v)) for v in pair(7, -0.5))
+        agreed, _ = bargain(retain, forget)
+        assert {leaf.dtype for leaf in jax.tree.leaves(agreed)} == {jnp.dtype(jnp.bfloat16)}
+        expected, _ = solve(flat(retain), flat(forget))
+        np.testing.assert_allclose(flat(agreed), expected, rtol=1e-2)
+
+
+class TestMethod:
+    def step(self, loss_fn=None, start=None, **settings):
+        params, model_state = (original()[0], ()) if start is None else start
+        method = munba(loss_fn or lift(plain_loss), PLAIN_SGD, num_classes=3, batch_size=4, **settings)
+        batch = data_lib.gather(DATA, next(iter(method.batches(KEY, DATA, 0))))
+        carry = method.init(KEY, params, model_state, DATA)
+        after, metrics = jax.jit(method.step)(carry, batch)
+        followed = jax.tree.map(np.subtract, jax.device_get(params), jax.device_get(after.params))
+        return batch, followed, after, metrics
+
+    @pytest.mark.parametrize("forget_loss", ["random_label", "ascent"])
+    def test_a_step_goes_against_the_bargain_of_both_gradients(self, forget_loss):
+        def shifted(key, labels):
+            return (labels + 1) % 3
+
+        batch, followed, _, metrics = self.step(forget_loss=forget_loss, relabel=shifted)
+        params = original()[0]
+        if forget_loss == "ascent":
+            forget = jax.tree.map(jnp.negative, GRADIENT(params, batch.forget))
+            np.testing.assert_allclose(metrics["loss_forget"], plain_loss(params, batch.forget), rtol=1e-5)
+        else:
+            forget = GRADIENT(params, {**batch.forget, "label": (batch.forget["label"] + 1) % 3})
+            assert "loss_forget" not in metrics
+        expected, cosine = jitted(GRADIENT(params, batch.retain), forget)
+        chex.assert_trees_all_close(followed, expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(metrics["cosine"], cosine, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(metrics["grad_norm"], ROOT, rtol=1e-5)
+
+    def test_random_labels_are_wrong_and_drawn_anew_in_every_step(self):
+        drawn = []
+
+        def loss_fn(params, batch):
+            jax.debug.callback(lambda labels: drawn.append(labels.tolist()), batch["label"])
+            return plain_loss(params, batch)
+
+        method = munba(lift(loss_fn), PLAIN_SGD, num_classes=3, batch_size=4)
+        batch = data_lib.gather(DATA, next(iter(method.batches(KEY, DATA, 0))))
+        carry, step = method.init(KEY, original()[0], (), DATA), jax.jit(method.step)
+        for _ in range(8):
+            carry, _ = step(carry, batch)
+        jax.effects_barrier()
+        true, kept = batch.forget["label"].tolist(), batch.retain["label"].tolist()
+        random = [labels for labels in drawn if labels != kept]
+        assert len(random) >= 8
+        assert len({tuple(labels) for labels in random}) > 4
+        assert not any(wrong == right for labels in random for wrong, right in zip(labels, true, strict=True))
+
+    def test_statistics_move_twice_retain_first(self):
+        batch, _, after, _ = self.step(LOSS, original(), forget_loss="ascent")
+        assert int(after.model_state["count"]) == 2
+        # The later forget batch weighs 0.1, the earlier retain batch 0.09; noise apart.
+        expected = 0.09 * batch.retain["image"].mean(axis=0) + 0.1 * batch.forget["image"].mean(axis=0)
+        np.testing.assert_allclose(after.model_state["mean"], expected, atol=0.02)
+
+    def test_it_forgets_a_class_and_keeps_the_others(self):
+        method = munba(clusters.LOSS, sgd(0.03), num_classes=3, batch_size=16)
+        _, after = clusters.outcome(method, 5)
+        assert after.acc_forget == 0
+        assert after.acc_retain == 1
+
+    def test_ascent_needs_no_labels(self):
+        def loss_fn(params, batch):
+            return jnp.mean(jnp.square(batch @ params["w"]))
+
+        method = munba(lift(loss_fn), PLAIN_SGD, num_classes=1, forget_loss="ascent", batch_size=2)
+        data = Data(jnp.ones((2, 3)), jnp.arange(12.0).reshape(4, 3))
+        carry = method.init(KEY, {"w": jnp.ones(3)}, (), data)
+        batch = data_lib.gather(data, next(iter(method.batches(KEY, data, 0))))
+        assert jax.eval_shape(method.step, carry, batch)[1]["loss_forget"].shape == ()
+
+    def test_settings_out_of_range_are_refused(self):
+        build = functools.partial(munba, LOSS, PLAIN_SGD)
+        with pytest.raises(InputError, match="forget_loss must be random_label or ascent, got 'uniform'"):
+            build(num_classes=3, forget_loss="uniform")
+        with pytest.raises(InputError, match="random labels need at least 2 classes, got 1"):
+            build(num_classes=1)
+        with pytest.raises(InputError, match="batch_size must be at least 1, got 0"):
+            build(num_classes=3, forget_batch_size=0)

@@ -1,0 +1,152 @@
+"""Sweeps: every member ends where its own run ends, whatever way they are run, and all share one program."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scissorhands_jax import losses, models
+from scissorhands_jax.base import Data
+from scissorhands_jax.errors import InputError, NonFiniteError
+from scissorhands_jax.methods import METHODS
+from scissorhands_jax.training import sweeps
+from scissorhands_jax.training.loop import run
+from scissorhands_jax.training.sweeps import Member, methods_of, run_many
+from tests.compilations import Compilations
+
+MODEL = models.build("mlp", num_classes=3, image_shape=(4, 4, 1), hidden=(8,))
+LOSS = losses.classification_loss(MODEL)
+START = MODEL.init(jax.random.key(0))
+WAYS = ("batched", "scanned", "turns")
+
+
+def data(forget=6, retain=10):
+    rng = np.random.default_rng(0)
+    parts = [
+        {"image": rng.random((n, 4, 4, 1), np.float32), "label": rng.integers(0, 3, n, dtype=np.int32)}
+        for n in (forget, retain)
+    ]
+    return Data(*parts)
+
+
+def build(settings):
+    return settings.build(MODEL, LOSS, 3)
+
+
+def settings(name="scissorhands", **changes):
+    common = {"epochs": 2, "batch_size": 4} | ({} if name == "ssd" else {"learning_rate": 0.05})
+    return dataclasses.replace(METHODS[name](), **common | changes)
+
+
+def members(variants):
+    methods = methods_of(build, variants)
+    return [Member(method, jax.random.key(seed), *START) for seed, method in enumerate(methods)]
+
+
+def same_network(left, right):
+    for a, b in zip(jax.tree.leaves(left[:2]), jax.tree.leaves(right[:2]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6)
+
+
+SCISSORHANDS = [
+    settings(fraction=0.1),
+    settings(fraction=0.3, forget_weight=0.2, learning_rate=0.01),
+    settings(fraction=0.1, forget_weight=0.0),
+]
+
+
+@pytest.mark.parametrize("how", [*WAYS, "sharded"])  # the last on more devices than one: see sharding_test
+def test_every_member_ends_where_its_own_run_ends(how):
+    for variants in (SCISSORHANDS, [settings("neggrad_plus"), settings("neggrad_plus", learning_rate=0.01)]):
+        swept = run_many(members(variants), data(), num_epochs=2, how=how)
+        for member, result in zip(members(variants), swept, strict=True):
+            alone = run(*member, data(), num_epochs=2)
+            assert result.steps == alone.steps
+            same_network(result, alone)
+    assert not np.allclose(*(np.asarray(result.params["head"]["bias"]) for result in swept))
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_a_sweep_compiles_its_step_once(how):
+    # Sizes of their own, so that no other test has compiled the step.
+    size = 6 + WAYS.index(how)
+    with Compilations() as compilations:
+        run_many(
+            members([settings(fraction=f, batch_size=size) for f in (0.1, 0.2, 0.3)]),
+            data(size, size),
+            num_epochs=2,
+            how=how,
+        )
+    assert [name for name in compilations.names if "_step" in name] == ["jit(_step)"]
+
+
+def test_schedules_are_kept():
+    variants = [settings("finetune", milestones=(1,), learning_rate=rate) for rate in (0.05, 0.01)]
+    for member, result in zip(
+        members(variants), run_many(members(variants), data(), num_epochs=2, how="batched"), strict=True
+    ):
+        same_network(
+            result, run(build(variants[0 if member.key == jax.random.key(0) else 1]), *member[1:], data(), num_epochs=2)
+        )
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_a_member_that_diverges_does_not_end_the_others(how):
+    variants = [settings("finetune"), settings("finetune", learning_rate=1e30)]
+    good, bad = run_many(members(variants), data(), num_epochs=2, how=how)
+    same_network(good, run(*members(variants)[0], data(), num_epochs=2))
+    assert isinstance(bad, NonFiniteError)
+    assert 1 < bad.step <= 6
+
+
+def test_metrics_come_per_member():
+    seen = []
+    run_many(members(SCISSORHANDS), data(), num_epochs=1, how="batched", on_step=seen.append)
+    assert [progress.step for progress in seen] == [1, 2, 3]
+    assert seen[0].metrics["loss_retain"].shape == (3,)
+
+
+class TestFastest:
+    def test_it_times_every_way_and_auto_takes_one(self):
+        seconds = sweeps.fastest(members(SCISSORHANDS), data())
+        assert set(seconds) == set(WAYS)
+        assert all(value > 0 for value in seconds.values())
+        assert len(run_many(members(SCISSORHANDS), data(), num_epochs=1)) == 3
+
+    def test_convolutions_take_turns_on_cpu(self):
+        from tests import tiny
+
+        member = Member(tiny.method("finetune"), jax.random.key(0), *tiny.start())
+        assert set(sweeps.fastest([member, member], tiny.data())) == {"turns"}
+
+
+@pytest.mark.parametrize(
+    ("make", "how", "message"),
+    [
+        (lambda: [], "auto", "at least one member"),
+        (lambda: members(SCISSORHANDS), "vmap", "how must be auto, batched, scanned, turns or sharded, got 'vmap'"),
+        (lambda: members([settings("finetune"), settings("scrub")]), "batched", "the steps of the 2 methods differ"),
+        (lambda: members([settings(), settings(batch_size=5)]), "batched", "differ in size or number"),
+        (lambda: members([settings("ssd")]), "auto", "without steps"),
+    ],
+)
+def test_what_cannot_be_swept_is_refused(make, how, message):
+    with pytest.raises(InputError, match=message):
+        run_many(make(), data(), num_epochs=1, how=how)
+
+
+def test_rates_that_are_not_in_the_state_are_refused():
+    def blind(variant):
+        method = build(variant)
+
+        def init(*arguments):
+            carry = method.init(*arguments)
+            return carry._replace(opt_state=jnp.zeros(()))
+
+        return method._replace(init=init)
+
+    methods = methods_of(blind, [settings("finetune"), settings("finetune", learning_rate=0.1)])
+    with pytest.raises(InputError, match="FinetuneSettings keeps no learning rate in its state"):
+        run(methods[1], jax.random.key(0), *START, data(), num_epochs=1)
