@@ -28,7 +28,7 @@ from scissorhands_jax.diffusion.demo import digits
 from scissorhands_jax.diffusion.demo import page as digits_page
 from scissorhands_jax.diffusion.demo.digits import NUM_DIGITS, ORIGINAL, PUBLISHED, RETRAINED, UNLEARNED, WAYS, Settings
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.metrics import ensemble_attacks
+from scissorhands_jax.metrics import intervals
 
 TRAINING = digits.Training(epochs=50)  # a little longer than the demonstration has time for
 SHOWN = 10  # drawings of a digit in the picture
@@ -175,7 +175,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _mean(values: Sequence[float]) -> dict[str, float]:
-    found = ensemble_attacks.mean_estimate(values)
+    found = intervals.mean_estimate(values)
     return {"value": found.value, "low": found.low, "high": found.high, "digits": len(values)}
 
 

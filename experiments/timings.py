@@ -26,9 +26,10 @@ from rich.console import Console
 from experiments import configs
 from experiments.benchmark.settings import FRACTION, Settings, conv_shapes
 from experiments.benchmark.timing import Aim, compare
+from scissorhands_jax import augmentation, datasets, files, losses, masks, models, report
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import datasets, files, losses, masks, models, report
 from scissorhands_jax.cli.main import complain
+from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods import MethodSettings
 from scissorhands_jax.methods.retrain import RetrainSettings
@@ -112,9 +113,9 @@ def protocol(settings: MethodSettings, dtype: str, data_dir: str | None, *, tiny
     model = models.build(
         name, num_classes=len(splits.class_names), image_shape=splits.image_shape, dtype=dtype, **options
     )
-    crop = functools.partial(data_lib.crop_and_flip, padding=splits.crop_padding)
+    crop = functools.partial(augmentation.crop_and_flip, padding=splits.crop_padding)
     loss_fn = losses.classification_loss(model, augment=crop if splits.augmented else None)
-    forget = data_lib.forget_positions("random:0.1", splits.train["label"], seed=0)
+    forget = forget_sets.forget_positions("random:0.1", splits.train["label"], seed=0)
     data = data_lib.split(splits.train, forget)
     method = settings.build(model, loss_fn, len(splits.class_names))
     key, start = jax.random.key(0), model.init(jax.random.key(1))

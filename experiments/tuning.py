@@ -24,14 +24,14 @@ from scipy import stats
 
 from experiments import configs
 from experiments.run import read_seeds
-from scissorhands_jax import data as data_lib
 from scissorhands_jax import files, report
 from scissorhands_jax.cli.main import complain
+from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import config, grid, tuning
 from scissorhands_jax.jobs.progress import progress_bar
 from scissorhands_jax.methods import describe
-from scissorhands_jax.metrics import accuracies as metrics
+from scissorhands_jax.metrics import accuracies
 from scissorhands_jax.metrics import row as evaluation
 
 
@@ -75,7 +75,7 @@ def tune_beside_oracle(table: grid.Table, label: str, seed: int, trials: int) ->
         task = progress.add_task(f"seed {seed}: {label}", total=trials, note="")
 
         def observe(params, model_state):
-            return {"avg_gap": metrics.average_gap(_evaluate(table, setting, params, model_state), oracle)}
+            return {"avg_gap": accuracies.average_gap(_evaluate(table, setting, params, model_state), oracle)}
 
         def on_trial(number, trial):
             gap = trial.observed.get("avg_gap", float("nan"))
@@ -90,7 +90,7 @@ def tune_beside_oracle(table: grid.Table, label: str, seed: int, trials: int) ->
             original.model_state,
             setting.data,
             setting.validation,
-            whole_classes=any(map(data_lib.forgets_classes, scenario.forget)),
+            whole_classes=any(map(forget_sets.forgets_classes, scenario.forget)),
             space=tuning.space_of(describe(settings)["method"]),
             num_trials=trials,
             on_trial=on_trial,
@@ -104,7 +104,7 @@ def tune_beside_oracle(table: grid.Table, label: str, seed: int, trials: int) ->
         "method": label,
         "seed": seed,
         "gap": {
-            "original": metrics.average_gap(untouched, oracle),
+            "original": accuracies.average_gap(untouched, oracle),
             "default settings": result.trials[0].observed.get("avg_gap", float("nan")),
             "tuned without oracle": result.best.observed["avg_gap"],
             "tuned with oracle": min(gaps),

@@ -1,35 +1,23 @@
 """Machine unlearning in JAX: Scissorhands and its baselines as pure functions over parameter pytrees.
 
-The common names are here; the modules hold the rest (`scissorhands_jax.masks`, `.models`, `.torch_weights`, ...).
+The common names are here; the packages and modules hold the rest (`.masks`, `.models`, `.training`, ...).
 """
 
 from etils import epy as _epy
 
 # Loaded when they are first used, so that the command line can see to its memory before JAX is there.
 with _epy.lazy_api_imports(globals()):
-    from scissorhands_jax import attacks as attacks
     from scissorhands_jax import audit as audit
+    from scissorhands_jax import augmentation as augmentation
     from scissorhands_jax import base as base
-    from scissorhands_jax import checkpoints as checkpoints
-    from scissorhands_jax import compilation as compilation
-    from scissorhands_jax import config as config
     from scissorhands_jax import data as data
     from scissorhands_jax import datasets as datasets
     from scissorhands_jax import deletion as deletion
-    from scissorhands_jax import deletion_audits as deletion_audits
-    from scissorhands_jax import demo as demo
     from scissorhands_jax import diffusion as diffusion
-    from scissorhands_jax import distributed as distributed
-    from scissorhands_jax import ensembles as ensembles
     from scissorhands_jax import errors as errors
-    from scissorhands_jax import evaluation as evaluation
-    from scissorhands_jax import evidence as evidence
-    from scissorhands_jax import feeding as feeding
     from scissorhands_jax import files as files
-    from scissorhands_jax import gates as gates
-    from scissorhands_jax import gradcam as gradcam
-    from scissorhands_jax import grid as grid
-    from scissorhands_jax import ledger as ledger
+    from scissorhands_jax import hashing as hashing
+    from scissorhands_jax import jobs as jobs
     from scissorhands_jax import losses as losses
     from scissorhands_jax import masks as masks
     from scissorhands_jax import methods as methods
@@ -37,27 +25,14 @@ with _epy.lazy_api_imports(globals()):
     from scissorhands_jax import microbatches as microbatches
     from scissorhands_jax import models as models
     from scissorhands_jax import optimizers as optimizers
-    from scissorhands_jax import planning as planning
-    from scissorhands_jax import probes as probes
-    from scissorhands_jax import progress as progress
     from scissorhands_jax import projection as projection
-    from scissorhands_jax import records as records
     from scissorhands_jax import reinit as reinit
-    from scissorhands_jax import relearning as relearning
     from scissorhands_jax import report as report
-    from scissorhands_jax import runs as runs
     from scissorhands_jax import saliency as saliency
-    from scissorhands_jax import sharding as sharding
-    from scissorhands_jax import signing as signing
-    from scissorhands_jax import sweeps as sweeps
     from scissorhands_jax import torch_weights as torch_weights
     from scissorhands_jax import training as training
     from scissorhands_jax import trees as trees
-    from scissorhands_jax import tuning as tuning
-    from scissorhands_jax import unlearning as unlearning
-    from scissorhands_jax import verdicts as verdicts
     from scissorhands_jax.base import Batch, Carry, Data, Method, Model, freeze, lift
-    from scissorhands_jax.checkpoints import Checkpointer
     from scissorhands_jax.data import split
     from scissorhands_jax.errors import CheckpointError, InputError, NonFiniteError, PeerError, WeightsError
     from scissorhands_jax.losses import classification_loss, microbatched
@@ -68,9 +43,7 @@ with _epy.lazy_api_imports(globals()):
     from scissorhands_jax.projection import project_gradient, solve_dual
     from scissorhands_jax.reinit import reinitialize
     from scissorhands_jax.saliency import connection_sensitivity
-    from scissorhands_jax.sharding import Layout, make_layout
-    from scissorhands_jax.sweeps import Member, run_many
-    from scissorhands_jax.training import Result, run
+    from scissorhands_jax.training import Checkpointer, Layout, Member, Result, make_layout, run, run_many
     from scissorhands_jax.trees import select
 
 __all__ = [

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scissorhands_jax import data
+from scissorhands_jax import augmentation, data
 from scissorhands_jax.base import Batch
+from scissorhands_jax.datasets import forget_sets, splits
 from scissorhands_jax.errors import InputError
 
 LABELS = np.repeat(np.arange(5), 20)
@@ -28,44 +29,44 @@ def index_file(tmp_path):
 
 class TestForgetPositions:
     def test_a_random_share_is_drawn_with_the_seed(self):
-        drawn = data.forget_positions("random:0.13", LABELS, seed=1)
+        drawn = forget_sets.forget_positions("random:0.13", LABELS, seed=1)
         assert drawn.dtype == np.int32
         assert len(drawn) == len(set(drawn.tolist())) == 13
         assert np.all(np.diff(drawn) > 0)
-        np.testing.assert_array_equal(drawn, data.forget_positions("random:0.13", LABELS, seed=1))
-        assert drawn.tolist() != data.forget_positions("random:0.13", LABELS, seed=2).tolist()
+        np.testing.assert_array_equal(drawn, forget_sets.forget_positions("random:0.13", LABELS, seed=1))
+        assert drawn.tolist() != forget_sets.forget_positions("random:0.13", LABELS, seed=2).tolist()
 
     def test_a_class_is_all_of_its_examples(self):
-        np.testing.assert_array_equal(data.forget_positions("class:3", LABELS, seed=0), np.arange(60, 80))
+        np.testing.assert_array_equal(forget_sets.forget_positions("class:3", LABELS, seed=0), np.arange(60, 80))
 
     def test_a_file_names_positions_with_comments_and_blank_lines(self, index_file):
         spec = index_file("# to forget\n\n 7 # requested\r\n+3\n0\n")
-        np.testing.assert_array_equal(data.forget_positions(spec, LABELS, seed=0), [0, 3, 7])
+        np.testing.assert_array_equal(forget_sets.forget_positions(spec, LABELS, seed=0), [0, 3, 7])
 
     @pytest.mark.parametrize("share", ["0", "1", "-0.1", "1.5", "nan", "ten", "inf", "0,1"])
     def test_shares_outside_zero_and_one_are_refused(self, share):
         with pytest.raises(InputError, match=f"strictly between 0 and 1, got '{share}'"):
-            data.forget_positions(f"random:{share}", LABELS, seed=0)
+            forget_sets.forget_positions(f"random:{share}", LABELS, seed=0)
 
     @pytest.mark.parametrize(
         ("share", "message"), [("0.001", "forget set is empty"), ("0.999", "whole training set of 100")]
     )
     def test_shares_that_round_to_nothing_or_everything_are_refused(self, share, message):
         with pytest.raises(InputError, match=message):
-            data.forget_positions(f"random:{share}", LABELS, seed=0)
+            forget_sets.forget_positions(f"random:{share}", LABELS, seed=0)
 
     @pytest.mark.parametrize("label", ["5", "-1", "cat", "1.0", "99999999999999999999"])
     def test_unknown_classes_are_refused_with_the_known_ones(self, label):
         with pytest.raises(InputError, match=f"no class '{label}' in the training set; its labels are 0, 1, 2, 3, 4$"):
-            data.forget_positions(f"class:{label}", LABELS, seed=0)
+            forget_sets.forget_positions(f"class:{label}", LABELS, seed=0)
 
     def test_many_classes_are_not_all_listed(self):
         with pytest.raises(InputError, match=r"labels are 0, 1, .*, 11, \.\.\.$"):
-            data.forget_positions("class:100", np.arange(100), seed=0)
+            forget_sets.forget_positions("class:100", np.arange(100), seed=0)
 
     @pytest.mark.parametrize("value", ["1,3", "3,1", "b,d", "1,d", "3,1,b"])
     def test_several_classes_are_named_by_label_or_name(self, value):
-        positions = data.forget_positions(f"class:{value}", LABELS, seed=0, class_names=tuple("abcde"))
+        positions = forget_sets.forget_positions(f"class:{value}", LABELS, seed=0, class_names=tuple("abcde"))
         np.testing.assert_array_equal(positions, np.flatnonzero(np.isin(LABELS, [1, 3])))
 
     @pytest.mark.parametrize("value", ["1,5", "1,", ",", "a,z", "1 2"])
@@ -73,30 +74,30 @@ class TestForgetPositions:
         with pytest.raises(
             InputError, match=r"there is no class '.*' in the training set; its labels are 0, 1, 2, 3, 4"
         ):
-            data.forget_positions(f"class:{value}", LABELS, seed=0, class_names=tuple("abcde"))
+            forget_sets.forget_positions(f"class:{value}", LABELS, seed=0, class_names=tuple("abcde"))
 
     def test_a_number_is_a_label_even_where_classes_have_numbers_for_names(self):
         names = ("4", "3", "2", "1", "0")
         np.testing.assert_array_equal(
-            data.forget_positions("class:3", LABELS, seed=0, class_names=names), np.arange(60, 80)
+            forget_sets.forget_positions("class:3", LABELS, seed=0, class_names=names), np.arange(60, 80)
         )
         np.testing.assert_array_equal(
-            data.forget_positions("identity:3", LABELS, seed=0, class_names=names), np.arange(20, 40)
+            forget_sets.forget_positions("identity:3", LABELS, seed=0, class_names=names), np.arange(20, 40)
         )
 
     def test_the_only_class_cannot_be_forgotten(self):
         with pytest.raises(InputError, match="nothing is left to retain"):
-            data.forget_positions("class:2", np.full(9, 2), seed=0)
+            forget_sets.forget_positions("class:2", np.full(9, 2), seed=0)
 
     @pytest.mark.parametrize("spec", ["", "random", "random:", "class:", "identity:", "first:10", "0.1"])
     def test_other_specifications_are_refused_with_the_forms(self, spec):
         with pytest.raises(InputError, match=r"write random:0\.1, class:3, identity:NAME, .* or mislabelled:FILE"):
-            data.forget_positions(spec, LABELS, seed=0)
+            forget_sets.forget_positions(spec, LABELS, seed=0)
 
     @pytest.mark.parametrize("line", ["3.0", "three", "1 2", "0x10", "1e3", "--1", "9" * 30])
     def test_lines_that_are_no_integers_are_refused_by_number(self, index_file, line):
         with pytest.raises(InputError, match=r"line 3 of .*forget\.txt is .*, not an integer"):
-            data.forget_positions(index_file(f"1\n# comment\n{line}\n"), LABELS, seed=0)
+            forget_sets.forget_positions(index_file(f"1\n# comment\n{line}\n"), LABELS, seed=0)
 
     @pytest.mark.parametrize(
         ("text", "message"),
@@ -112,12 +113,12 @@ class TestForgetPositions:
     )
     def test_files_that_name_no_valid_forget_set_are_refused(self, index_file, text, message):
         with pytest.raises(InputError, match=message):
-            data.forget_positions(index_file(text), LABELS, seed=0)
+            forget_sets.forget_positions(index_file(text), LABELS, seed=0)
 
     def test_unreadable_files_are_refused(self, tmp_path):
         for path in (tmp_path / "absent.txt", tmp_path):
             with pytest.raises(InputError, match="cannot read the positions in"):
-                data.forget_positions(f"indices:{path}", LABELS, seed=0)
+                forget_sets.forget_positions(f"indices:{path}", LABELS, seed=0)
 
 
 PEOPLE = ("ann", "bob", "cy", "dee", "eve")
@@ -129,18 +130,19 @@ class TestIdentities:
         file.write_text("# asked to be forgotten\ndee\n\nbob # on Monday\n")
         expected = np.flatnonzero(np.isin(LABELS, [1, 3]))
         for value in ("bob,dee", "dee,bob", str(file)):
-            positions = data.forget_positions(f"identity:{value}", LABELS, seed=0, class_names=PEOPLE)
+            positions = forget_sets.forget_positions(f"identity:{value}", LABELS, seed=0, class_names=PEOPLE)
             np.testing.assert_array_equal(positions, expected)
 
     def test_a_name_is_no_file_even_where_there_is_one(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         (tmp_path / "bob").write_text("eve\n")
-        positions = data.forget_positions("identity:bob", LABELS, seed=0, class_names=PEOPLE)
+        positions = forget_sets.forget_positions("identity:bob", LABELS, seed=0, class_names=PEOPLE)
         np.testing.assert_array_equal(positions, np.arange(20, 40))
 
     def test_identities_are_drawn_with_the_seed(self):
         drawn = [
-            data.forget_positions("identity:random:2", LABELS, seed=seed, class_names=PEOPLE) for seed in (0, 0, 1)
+            forget_sets.forget_positions("identity:random:2", LABELS, seed=seed, class_names=PEOPLE)
+            for seed in (0, 0, 1)
         ]
         np.testing.assert_array_equal(drawn[0], drawn[1])
         assert drawn[0].tolist() != drawn[2].tolist()
@@ -152,46 +154,46 @@ class TestIdentities:
     @pytest.mark.parametrize("count", ["0", "5", "-1", "two", "", "1.5"])
     def test_other_numbers_of_identities_are_refused(self, count):
         with pytest.raises(InputError, match=f"cannot draw '{count}' of 5 identities; write identity:random:4"):
-            data.forget_positions(f"identity:random:{count}", LABELS, seed=0, class_names=PEOPLE)
+            forget_sets.forget_positions(f"identity:random:{count}", LABELS, seed=0, class_names=PEOPLE)
 
     def test_unknown_names_are_refused_with_near_ones(self, tmp_path):
         with pytest.raises(
             InputError, match=r"no identity 'ev' in the training set, nor a file .*; near names are eve"
         ):
-            data.forget_positions("identity:bob,ev", LABELS, seed=0, class_names=PEOPLE)
+            forget_sets.forget_positions("identity:bob,ev", LABELS, seed=0, class_names=PEOPLE)
         with pytest.raises(InputError, match="near names are none, the data set names no classes"):
-            data.forget_positions("identity:bob", LABELS, seed=0)
+            forget_sets.forget_positions("identity:bob", LABELS, seed=0)
         (tmp_path / "empty.txt").write_text("# nobody\n")
         with pytest.raises(InputError, match="the forget set is empty"):
-            data.forget_positions(f"identity:{tmp_path / 'empty.txt'}", LABELS, seed=0, class_names=PEOPLE)
+            forget_sets.forget_positions(f"identity:{tmp_path / 'empty.txt'}", LABELS, seed=0, class_names=PEOPLE)
 
     def test_a_person_without_training_examples_is_unknown(self):
         with pytest.raises(InputError, match="no identity 'eve' in the training set"):
-            data.forget_positions("identity:eve", LABELS[:80], seed=0, class_names=PEOPLE)
+            forget_sets.forget_positions("identity:eve", LABELS[:80], seed=0, class_names=PEOPLE)
 
 
 class TestMislabelled:
     def test_positions_come_with_or_without_right_labels(self, tmp_path):
         file = tmp_path / "wrong.txt"
         file.write_text("7 2\n3\t0 # a zero\n")
-        positions, labels = data.read_mislabelled(file)
+        positions, labels = forget_sets.read_mislabelled(file)
         assert positions.tolist() == [3, 7]
         assert labels.tolist() == [0, 2]
-        assert data.forget_positions(f"mislabelled:{file}", LABELS, seed=0).tolist() == [3, 7]
+        assert forget_sets.forget_positions(f"mislabelled:{file}", LABELS, seed=0).tolist() == [3, 7]
         file.write_text("7\n3 1\n")
-        assert data.read_mislabelled(file)[1] is None
-        assert data.forget_positions(f"mislabelled:{file}", LABELS, seed=0).tolist() == [3, 7]
+        assert forget_sets.read_mislabelled(file)[1] is None
+        assert forget_sets.forget_positions(f"mislabelled:{file}", LABELS, seed=0).tolist() == [3, 7]
 
     @pytest.mark.parametrize("line", ["-1", "1 2 3", "1 cat", "1.5", "a"])
     def test_other_lines_are_refused_by_number(self, tmp_path, line):
         (tmp_path / "wrong.txt").write_text(f"7 2\n{line}\n")
         with pytest.raises(InputError, match=r"line 2 of .*wrong\.txt is .*; write a position, or a position and the"):
-            data.read_mislabelled(tmp_path / "wrong.txt")
+            forget_sets.read_mislabelled(tmp_path / "wrong.txt")
 
     def test_repeated_positions_are_refused(self, tmp_path):
         (tmp_path / "wrong.txt").write_text("7 2\n7 1\n")
         with pytest.raises(InputError, match="1 forget positions are repeated, the first is 7"):
-            data.forget_positions(f"mislabelled:{tmp_path / 'wrong.txt'}", LABELS, seed=0)
+            forget_sets.forget_positions(f"mislabelled:{tmp_path / 'wrong.txt'}", LABELS, seed=0)
 
 
 class TestTrainedOn:
@@ -203,8 +205,10 @@ class TestTrainedOn:
     @pytest.mark.parametrize("share", [0.1, 0.5])
     def test_every_forget_example_was_in_the_training_set_of_the_network(self, spec, share):
         for seed in range(10):
-            trained_on, held_out = data.validation_split(LABELS, share, seed)
-            positions = data.forget_positions(spec, LABELS, seed=seed + 1, class_names=PEOPLE, trained_on=trained_on)
+            trained_on, held_out = splits.validation_split(LABELS, share, seed)
+            positions = forget_sets.forget_positions(
+                spec, LABELS, seed=seed + 1, class_names=PEOPLE, trained_on=trained_on
+            )
             assert set(positions.tolist()) <= set(trained_on.tolist())
             assert not set(positions.tolist()) & set(held_out.tolist())
             parts = data.split({"position": np.arange(len(LABELS))}, positions, trained_on)
@@ -213,8 +217,8 @@ class TestTrainedOn:
             np.testing.assert_array_equal(np.sort(both), trained_on)
 
     def test_without_it_held_out_examples_would_be_drawn(self):
-        trained_on, _ = data.validation_split(LABELS, 0.1, 1)
-        positions = data.forget_positions("random:0.5", LABELS, seed=2)
+        trained_on, _ = splits.validation_split(LABELS, 0.1, 1)
+        positions = forget_sets.forget_positions("random:0.5", LABELS, seed=2)
         with pytest.raises(
             InputError, match=r"\d of the 50 examples to forget were not in the training set of this net"
         ):
@@ -222,26 +226,26 @@ class TestTrainedOn:
 
     def test_a_random_share_is_one_of_the_training_set(self):
         trained_on = np.arange(0, 100, 2)
-        drawn = data.forget_positions("random:0.2", LABELS, seed=0, trained_on=trained_on)
+        drawn = forget_sets.forget_positions("random:0.2", LABELS, seed=0, trained_on=trained_on)
         assert len(drawn) == 10
-        everything = data.forget_positions("random:0.2", LABELS, seed=0, trained_on=np.arange(100))
-        np.testing.assert_array_equal(everything, data.forget_positions("random:0.2", LABELS, seed=0))
+        everything = forget_sets.forget_positions("random:0.2", LABELS, seed=0, trained_on=np.arange(100))
+        np.testing.assert_array_equal(everything, forget_sets.forget_positions("random:0.2", LABELS, seed=0))
 
     @pytest.mark.parametrize("kind", ["indices", "mislabelled"])
     def test_a_file_that_names_strangers_is_refused_with_their_number(self, tmp_path, kind):
         (tmp_path / "file.txt").write_text("1\n2\n3\n9\n")
         with pytest.raises(InputError, match=r"2 of the 4 examples to forget were not in .* the first is 1; name only"):
-            data.forget_positions(
+            forget_sets.forget_positions(
                 f"{kind}:{tmp_path / 'file.txt'}", LABELS, seed=0, trained_on=np.array([0, 2, 4, 9, 50])
             )
 
     def test_a_class_that_was_not_trained_on_is_unknown(self):
         with pytest.raises(InputError, match=r"no class '4' in the training set; its labels are 0, 1, 2, 3$"):
-            data.forget_positions("class:4", LABELS, seed=0, trained_on=np.arange(80))
+            forget_sets.forget_positions("class:4", LABELS, seed=0, trained_on=np.arange(80))
 
     def test_all_that_was_trained_on_cannot_be_forgotten(self):
         for act in (
-            lambda: data.forget_positions("class:2", LABELS, seed=0, trained_on=np.arange(40, 60)),
+            lambda: forget_sets.forget_positions("class:2", LABELS, seed=0, trained_on=np.arange(40, 60)),
             lambda: data.split({"label": LABELS}, np.arange(40, 60), np.arange(40, 60)),
         ):
             with pytest.raises(InputError, match="whole training set of 20; nothing is left to retain"):
@@ -265,7 +269,7 @@ class TestTrainedOn:
 class TestValidationSplit:
     def test_every_class_gives_its_share_and_no_example_is_lost(self):
         labels = np.random.default_rng(0).permutation(np.repeat(np.arange(4), [100, 50, 7, 3]))
-        train, validation = data.validation_split(labels, 0.29, 5)
+        train, validation = splits.validation_split(labels, 0.29, 5)
         assert np.bincount(labels[validation]).tolist() == [29, 14, 2]
         assert train.dtype == validation.dtype == np.int32
         assert np.all(np.diff(train) > 0)
@@ -273,56 +277,56 @@ class TestValidationSplit:
         assert sorted([*train, *validation]) == list(range(160))
 
     def test_the_seed_alone_decides(self):
-        splits = [data.validation_split(LABELS, 0.2, seed)[1].tolist() for seed in (0, 0, 1)]
+        splits = [splits.validation_split(LABELS, 0.2, seed)[1].tolist() for seed in (0, 0, 1)]
         assert splits[0] == splits[1] != splits[2]
 
     def test_a_share_of_zero_holds_nothing_out(self):
-        train, validation = data.validation_split(LABELS, 0, 0)
+        train, validation = splits.validation_split(LABELS, 0, 0)
         assert len(train) == 100
         assert validation.size == 0
 
     @pytest.mark.parametrize("share", [-0.1, 1, float("nan")])
     def test_other_shares_are_refused(self, share):
         with pytest.raises(InputError, match=r"validation share must lie in \[0, 1\), got"):
-            data.validation_split(LABELS, share, 0)
+            splits.validation_split(LABELS, share, 0)
 
     def test_a_share_below_one_example_is_refused(self):
         with pytest.raises(InputError, match=r"0\.04 is less than one example of every class"):
-            data.validation_split(LABELS, 0.04, 0)
+            splits.validation_split(LABELS, 0.04, 0)
 
 
 class TestFlipLabels:
     def test_the_positions_are_those_where_labels_are_wrong(self):
-        changed, positions = data.flip_labels(LABELS, 0.3, 5, seed=1)
+        changed, positions = forget_sets.flip_labels(LABELS, 0.3, 5, seed=1)
         np.testing.assert_array_equal(np.flatnonzero(changed != LABELS), positions)
         assert len(positions) == 30
         assert changed.dtype == LABELS.dtype
         assert set(changed.tolist()) <= set(range(5))
-        np.testing.assert_array_equal(data.flip_labels(LABELS, 0.3, 5, seed=1)[0], changed)
-        assert np.any(data.flip_labels(LABELS, 0.3, 5, seed=2)[0] != changed)
+        np.testing.assert_array_equal(forget_sets.flip_labels(LABELS, 0.3, 5, seed=1)[0], changed)
+        assert np.any(forget_sets.flip_labels(LABELS, 0.3, 5, seed=2)[0] != changed)
 
     def test_every_wrong_label_is_about_equally_likely(self):
-        changed, _ = data.flip_labels(np.full(4000, 2), 1.0, 5, seed=0)
+        changed, _ = forget_sets.flip_labels(np.full(4000, 2), 1.0, 5, seed=0)
         counts = np.bincount(changed, minlength=5)
         assert counts[2] == 0
         assert np.delete(counts, 2).min() > 880  # 1,000 expected, standard deviation 27
 
     def test_the_forget_set_of_the_same_seed_is_drawn_independently(self):
-        forget = data.forget_positions("random:0.5", np.zeros(2000, int), seed=3)
-        flipped = data.flip_labels(np.zeros(2000, int), 0.5, 2, seed=3)[1]
+        forget = forget_sets.forget_positions("random:0.5", np.zeros(2000, int), seed=3)
+        flipped = forget_sets.flip_labels(np.zeros(2000, int), 0.5, 2, seed=3)[1]
         assert abs(np.intersect1d(forget, flipped).size - 500) < 50  # standard deviation 11
 
     @pytest.mark.parametrize(("share", "classes"), [(-0.1, 5), (1.1, 5), (float("nan"), 5), (0.1, 1)])
     def test_numbers_out_of_range_are_refused(self, share, classes):
         with pytest.raises(InputError, match="flip a share from 0 to 1 among at least 2 classes"):
-            data.flip_labels(LABELS, share, classes, 0)
+            forget_sets.flip_labels(LABELS, share, classes, 0)
 
 
 def test_classes_that_are_forgotten_as_a_whole_are_not_tested():
     test = {"image": np.arange(6), "label": np.array([0, 1, 2, 0, 1, 2])}
-    kept = data.known_classes(test, {"label": np.array([2, 0, 0])})
+    kept = splits.known_classes(test, {"label": np.array([2, 0, 0])})
     assert kept["image"].tolist() == [0, 2, 3, 5]
-    assert data.known_classes(test, {"label": np.array([2, 0, 1])})["image"].tolist() == list(range(6))
+    assert splits.known_classes(test, {"label": np.array([2, 0, 1])})["image"].tolist() == list(range(6))
 
 
 class TestCheckPositions:
@@ -434,7 +438,7 @@ class TestCropAndFlip:
     def test_each_image_is_a_shifted_and_perhaps_flipped_crop_with_zero_padding(self, dtype):
         # Distinct positive numbers, so that a crop tells where it came from.
         images = np.random.default_rng(0).permutation(np.arange(1, 255)).astype(dtype)[: 8 * 5 * 6].reshape(8, 5, 6, 1)
-        augmented = np.asarray(data.crop_and_flip(jax.random.key(0), images, padding=2))
+        augmented = np.asarray(augmentation.crop_and_flip(jax.random.key(0), images, padding=2))
         assert augmented.shape == images.shape
         assert augmented.dtype == images.dtype
         found = set()
@@ -447,7 +451,9 @@ class TestCropAndFlip:
 
     def test_corners_are_uniform_and_half_of_the_images_are_flipped(self):
         image = np.arange(1, 10, dtype=np.float32).reshape(3, 3, 1)
-        augmented = np.asarray(data.crop_and_flip(jax.random.key(1), np.repeat(image[None], 900, axis=0), padding=1))
+        augmented = np.asarray(
+            augmentation.crop_and_flip(jax.random.key(1), np.repeat(image[None], 900, axis=0), padding=1)
+        )
         where = {crop.tobytes(): place for place, crop in windows(image, 1)}
         counts = dict.fromkeys(where.values(), 0)
         for result in augmented:
@@ -457,7 +463,7 @@ class TestCropAndFlip:
 
     def test_without_padding_images_are_whole_or_mirrored(self):
         images = np.random.default_rng(0).random((12, 3, 5, 2)).astype(np.float32)
-        augmented = np.asarray(data.crop_and_flip(jax.random.key(2), images, padding=0))
+        augmented = np.asarray(augmentation.crop_and_flip(jax.random.key(2), images, padding=0))
         mirrored = [not np.array_equal(*pair) for pair in zip(augmented, images, strict=True)]
         assert {True, False} == set(mirrored)
         expected = np.where(np.array(mirrored)[:, None, None, None], images[:, :, ::-1], images)
@@ -465,6 +471,6 @@ class TestCropAndFlip:
 
     def test_the_key_alone_decides(self):
         images = np.random.default_rng(0).random((6, 4, 4, 2)).astype(np.float32)
-        crop = jax.jit(data.crop_and_flip)
+        crop = jax.jit(augmentation.crop_and_flip)
         np.testing.assert_array_equal(crop(jax.random.key(0), images), crop(jax.random.key(0), images))
         assert np.any(crop(jax.random.key(0), images) != crop(jax.random.key(1), images))

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from scissorhands_jax import data, files, report
+from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.deletion import ledger, records, verdicts
 from scissorhands_jax.deletion.ledger import Example, Ledger
 from scissorhands_jax.errors import InputError
@@ -405,6 +406,6 @@ def test_positions_of_any_form(survives, tmp_path):
     refused = 0
     for _ in range(CASES["positions"]):
         (tmp_path / "positions").write_bytes(damaged(raw, generator))
-        refused += survives(lambda: data.check_positions(data.read_positions(tmp_path / "positions"), 900))
-        survives(lambda: data.read_mislabelled(tmp_path / "positions"))
+        refused += survives(lambda: data.check_positions(forget_sets.read_positions(tmp_path / "positions"), 900))
+        survives(lambda: forget_sets.read_mislabelled(tmp_path / "positions"))
     assert refused > CASES["positions"] / 10

@@ -1,6 +1,7 @@
-"""A module imports only from lower layers, and heavy or foreign packages stay out of the import of the library."""
+"""The order of the house, one home for each public name, and an import of the library that stays light."""
 
 import ast
+import collections
 import inspect
 import pkgutil
 import subprocess
@@ -12,93 +13,21 @@ import pytest
 import scissorhands_jax
 
 PACKAGE = Path(scissorhands_jax.__file__).parent
-LAYERS = (
-    ("errors", "base", "trees", "files", "compilation", "sharding", "distributed", "_watcher", "signing", "ledger"),
-    ("saliency", "masks", "reinit", "projection", "losses", "microbatches", "data", "optimizers", "models"),
-    (
-        *("methods", "torch_weights", "_torch_pickle", "metrics", "attacks", "checkpoints", "datasets", "gradcam"),
-        *("evidence", "probes"),
-    ),
-    (
-        *(
-            "training",
-            "feeding",
-            "config",
-            "evaluation",
-            "report",
-            "runs",
-            "progress",
-            "relearning",
-            "tuning",
-            "sweeps",
-        ),
-        *(
-            "verdicts",
-            "gates",
-            "records",
-            "ensembles",
-            "grid",
-            "unlearning",
-            "planning",
-            "demo",
-            "deletion",
-            "deletion_audits",
-            "audit",
-        ),
-        "diffusion",
-    ),
-    ("cli", "cli_requests", "_huge_pages", "__main__", "__init__"),
+ORDER = (
+    *("errors", "base", "trees", "files", "hashing"),  # the ground
+    "torch_weights",
+    *("data", "augmentation", "saliency", "masks", "reinit", "projection", "microbatches", "losses", "optimizers"),
+    *("datasets", "models", "methods", "training", "metrics", "report", "jobs", "audit", "deletion", "diffusion"),
+    *("cli", "__main__", "__init__"),
 )
-LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-# Within a layer: what may import what. Every other pair of one layer must not know of each other.
-WITHIN = {
-    ("base", "errors"),
-    ("trees", "errors"),
-    ("sharding", "base"),
-    ("sharding", "errors"),
-    ("distributed", "errors"),
-    ("distributed", "_watcher"),
-    ("trees", "base"),
-    ("signing", "base"),
-    ("signing", "errors"),
-    ("signing", "files"),
-    ("signing", "trees"),
-    ("ledger", "errors"),
-    ("ledger", "files"),
-    ("ledger", "signing"),
-    ("torch_weights", "_torch_pickle"),
-    ("training", "feeding"),
-    ("losses", "microbatches"),
-    ("models", "microbatches"),
-    ("progress", "training"),
-    ("relearning", "training"),
-    ("ensembles", "sweeps"),
-    ("sweeps", "feeding"),
-    ("sweeps", "training"),
-    ("tuning", "sweeps"),
-    ("tuning", "training"),
-    ("records", "report"),
-    ("records", "verdicts"),
-    ("gates", "report"),
-    ("gates", "verdicts"),
-    ("cli", "cli_requests"),
-    ("__main__", "cli"),
-    ("__main__", "_huge_pages"),
-    *(
-        (importer, imported)
-        for importer in ("grid", "unlearning", "planning", "demo", "deletion", "deletion_audits", "audit", "diffusion")
-        for imported in LAYERS[3]
-        if importer != imported
-    ),
-}
+"""The house from the ground up: whatever stands directly in the package, each importing only what comes before it."""
 FOREIGN = {"torch", "tensorflow", "experiments", "tests"}
 
 
 def modules():
-    """Every module of the package with the top-level name that stands for it in LAYERS."""
+    """Every module of the package, with the entry of ORDER that it belongs to."""
     for path in sorted(PACKAGE.rglob("*.py")):
-        parts = path.relative_to(PACKAGE).with_suffix("").parts
-        yield path, parts[0]
+        yield path, path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
 def imported_names(path):
@@ -111,8 +40,22 @@ def imported_names(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def test_every_module_has_a_layer():
-    assert {name for _, name in modules()} == set(LEVEL)
+def public_names(path):
+    """The public functions, classes and constants that a module defines itself."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found = [node.name]
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found = [target.id for target in targets if isinstance(target, ast.Name)]
+        else:
+            continue
+        yield from (name for name in found if not name.startswith("_"))
+
+
+def test_every_module_stands_somewhere():
+    assert {name for _, name in modules()} == set(ORDER)
+    assert len(ORDER) == len(set(ORDER))
 
 
 @pytest.mark.parametrize(("path", "name"), list(modules()), ids=lambda value: getattr(value, "stem", value))
@@ -120,12 +63,18 @@ def test_imports_run_downwards(path, name):
     for imported in imported_names(path):
         top, *rest = imported.split(".")
         assert top not in FOREIGN, f"{path} imports {imported}"
-        if top != "scissorhands_jax" or not rest or name == "__init__":
-            continue
-        other = rest[0]
-        assert other in LEVEL, f"{path} imports {imported}"
-        allowed = other == name or LEVEL[other] < LEVEL[name] or (name, other) in WITHIN
-        assert allowed, f"{name} (layer {LEVEL[name]}) imports {other} (layer {LEVEL[other]})"
+        if top == "scissorhands_jax":
+            assert rest, f"{path} imports the whole package"
+            other = rest[0]
+            assert other == name or ORDER.index(other) < ORDER.index(name), f"{path} imports {imported}"
+
+
+def test_a_public_name_is_defined_in_one_file_only():
+    homes = collections.defaultdict(list)
+    for path, _ in modules():
+        for name in set(public_names(path)):
+            homes[name].append(str(path.relative_to(PACKAGE)))
+    assert {name: files for name, files in homes.items() if len(files) > 1} == {}
 
 
 def test_importing_the_library_loads_no_heavy_extra():

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from scissorhands_jax import augmentation, losses, saliency, trees
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import losses, saliency, trees
 from scissorhands_jax.base import Batch, lift
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods import METHODS, TrainingSettings, scissorhands
@@ -98,7 +98,7 @@ def test_parts_are_drawn_from_different_keys_and_augmentation_from_one():
     assert float(value) == pytest.approx(float(sum(draws) / 2))
 
     model, params, state = network(Dense)
-    loss = losses.classification_loss(model, augment=functools.partial(data_lib.crop_and_flip, padding=1))
+    loss = losses.classification_loss(model, augment=functools.partial(augmentation.crop_and_flip, padding=1))
     batch = tiny.examples(4)
 
     @jax.jit

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from scissorhands_jax.augmentation import crop_and_flip
 from scissorhands_jax.base import Data, Method, Model, StatefulLossFn
-from scissorhands_jax.data import crop_and_flip
 from scissorhands_jax.losses import classification_loss
 from scissorhands_jax.methods import METHODS
 from scissorhands_jax.models import from_linen

@@ -13,8 +13,8 @@ from experiments.benchmark import against_torch
 from experiments.benchmark.settings import FRACTION, Settings, network_of, random_images
 from experiments.benchmark.steps import LEARNING_RATE, repair_of
 from experiments.benchmark.timing import Call, OnRound, Result, compare
+from scissorhands_jax import augmentation, losses, optimizers, trees
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import losses, optimizers, trees
 from scissorhands_jax.base import Data
 from scissorhands_jax.methods.scissorhands import scissorhands
 from scissorhands_jax.training import loop as training
@@ -44,7 +44,7 @@ def epochs(network: str, settings: Settings) -> tuple[Data, Call, dict[str, Call
     shape, size = settings.networks[network]["image_shape"], settings.batch_size
     data = Data(random_images(shape, size, seed=1), random_images(shape, RETAIN_BATCHES * size, seed=2))
     method = scissorhands(
-        losses.classification_loss(network_of(network, settings)[0], augment=data_lib.crop_and_flip),
+        losses.classification_loss(network_of(network, settings)[0], augment=augmentation.crop_and_flip),
         optimizers.sgd(LEARNING_RATE),
         fraction=FRACTION,
         batch_size=size,

@@ -1,0 +1,1 @@
+"""Whether a method forgets: ensembles of networks trained with and without each forget set, attacked and compared."""

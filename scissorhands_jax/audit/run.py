@@ -25,14 +25,15 @@ from scissorhands_jax import data as data_lib
 from scissorhands_jax import files, report
 from scissorhands_jax.audit import ensembles
 from scissorhands_jax.base import Data, Dataset, Method, ModelState, Params
+from scissorhands_jax.datasets import forget_sets, splits
 from scissorhands_jax.errors import InputError, NonFiniteError
 from scissorhands_jax.jobs import grid, runs
 from scissorhands_jax.jobs.grid import ORIGINAL, RETRAIN, Experiment, Scenario
 from scissorhands_jax.jobs.progress import progress_bar
 from scissorhands_jax.methods import MethodSettings
-from scissorhands_jax.metrics import accuracies as metrics
-from scissorhands_jax.metrics import attacks, ensemble_attacks, probes, relearning
-from scissorhands_jax.metrics.ensemble_attacks import Attack, Estimate
+from scissorhands_jax.metrics import accuracies, attacks, ensemble_attacks, intervals, probes, relearning
+from scissorhands_jax.metrics.ensemble_attacks import Attack
+from scissorhands_jax.metrics.intervals import Estimate
 from scissorhands_jax.report import METRICS, NULL
 from scissorhands_jax.report.gates import Gate, of_attack, trusted
 from scissorhands_jax.training import checkpoints
@@ -162,7 +163,7 @@ class _Audit:
                 raise InputError(f"the methods of {scenario.name!r} are named as the references are: {taken.pop()}")
         self.splits = grid.load_splits(experiment, data_dir)
         self.model, self.loss_fn = grid.build(experiment, self.splits)
-        kept, held_out = data_lib.validation_split(
+        kept, held_out = splits.validation_split(
             self.splits.train["label"], experiment.validation_share, experiment.split_seed
         )
         self.train = data_lib.take(self.splits.train, kept if trained_on is None else np.intersect1d(kept, trained_on))
@@ -202,7 +203,7 @@ class _Audit:
             kind, _, share = spec.partition(":")
             if kind == "random" and share.replace(".", "", 1).isdigit():
                 spec = f"random:{float(share) * len(labels) / len(left)!r}"
-            positions = data_lib.forget_positions(
+            positions = forget_sets.forget_positions(
                 spec,
                 labels,
                 seed=self.seed + 1_000 * number,
@@ -297,7 +298,7 @@ class _Audit:
         seconds = len(missing) * training_one
         for _ in range(2):
             started = time.perf_counter()
-            metrics.predict(self.model, *network, self.watched["image"], batch_size=500)
+            accuracies.predict(self.model, *network, self.watched["image"], batch_size=500)
             looking = time.perf_counter() - started
         seconds += len(waiting) * looking
         costs: dict[str, float] = {}
@@ -380,7 +381,7 @@ class _Audit:
             numbers = {"seconds": result.seconds, "compile_seconds": result.compile_seconds}
         else:
             numbers["seconds"] = self.ensemble.description(job.network)["seconds"]
-        logits = metrics.predict(self.model, *network, self.watched["image"], batch_size=500)
+        logits = accuracies.predict(self.model, *network, self.watched["image"], batch_size=500)
         numbers |= self._usual(job, logits)
         if self._is_looked_into(job):
             numbers |= self._look_into(job, network, original, data)
@@ -406,7 +407,7 @@ class _Audit:
         parts = self._columns(job)
         label = self.watched["label"]
         numbers = {
-            f"acc_{name}": metrics.accuracy(logits[columns], label[columns])
+            f"acc_{name}": accuracies.accuracy(logits[columns], label[columns])
             for name, columns in zip(("forget", "retain", "test"), parts, strict=True)
         }
         forget, retain, held_out = ((logits[columns], label[columns]) for columns in parts)
@@ -570,7 +571,7 @@ class _Analysis:
                     found.setdefault((label, metric), []).append(estimate)
                     entries.append({"scenario": scenario.name, "method": label, "metric": metric, **estimate._asdict()})
         for (label, metric), estimates in found.items():
-            mean = ensemble_attacks.average(estimates, _bounds(metric))
+            mean = intervals.average(estimates, _bounds(metric))
             entries.append({"scenario": None, "method": label, "metric": metric, **mean._asdict()})
         return entries
 
@@ -660,7 +661,7 @@ class _Analysis:
             ("forgetting_score", ensemble_attacks.forgetting_score, own),
         ]
         return {
-            name: ensemble_attacks.compared(statistic, *(side[:, columns] for side in sides), bounds=_bounds(name))
+            name: intervals.compared(statistic, *(side[:, columns] for side in sides), bounds=_bounds(name))
             for name, statistic, columns in cases
             if len(columns)
         }
@@ -682,7 +683,7 @@ class _Analysis:
             estimates["population_auc"] = found["auc"]
         # Whole classes have no strangers that references could be trained on.
         spec = audit.scenarios[number].forget[0]
-        if self.pairs < 3 or data_lib.forgets_classes(spec) or len(self.references) < 2 * self.pairs:
+        if self.pairs < 3 or forget_sets.forgets_classes(spec) or len(self.references) < 2 * self.pairs:
             return estimates
         tried: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {"lira": [], "rmia": []}
         for network, row in scores.items():
@@ -724,7 +725,7 @@ class _Analysis:
             name: [numbers[name] for numbers in looked if name in numbers]
             for name in ("distance_original", "distance_retrained")
         }
-        return {name: ensemble_attacks.mean_estimate(found) for name, found in values.items() if found}
+        return {name: intervals.mean_estimate(found) for name, found in values.items() if found}
 
     def gates(self, reported: Collection[str]) -> list[Gate]:
         """Whether each attack is silent on retrained networks and finds the original, on average over forget sets.

@@ -21,16 +21,16 @@ from scissorhands_jax import files, report
 from scissorhands_jax.audit import ensembles
 from scissorhands_jax.audit import run as audit
 from scissorhands_jax.deletion import verdicts
-from scissorhands_jax.deletion.signing import sha256
-from scissorhands_jax.deletion.verdicts import Evidence, Finding, Gate
+from scissorhands_jax.deletion.verdicts import Evidence, Gate
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.hashing import sha256
 from scissorhands_jax.jobs import config as config_lib
 from scissorhands_jax.jobs import runs, unlearning
 from scissorhands_jax.jobs.grid import Experiment, Scenario
 from scissorhands_jax.methods import describe
 from scissorhands_jax.methods.retrain import RetrainSettings
-from scissorhands_jax.metrics import ensemble_attacks
-from scissorhands_jax.metrics.ensemble_attacks import Estimate
+from scissorhands_jax.metrics import intervals
+from scissorhands_jax.metrics.intervals import Estimate, Finding
 from scissorhands_jax.training import checkpoints
 
 FOLDER = "audit"
@@ -222,7 +222,7 @@ def _found(
             raise InputError(f"the audit cannot be trusted: {'; '.join(failed) or 'no gate could be run'}")
         each = 1 - (1 - level) / max(1, len(estimates))
         findings = tuple(
-            _finding(f"{title} of the audit", ensemble_attacks.at_level(estimate, each))
+            _finding(f"{title} of the audit", intervals.at_level(estimate, each))
             for title, estimate in estimates.items()
         )
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:

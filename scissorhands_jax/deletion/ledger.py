@@ -24,10 +24,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scissorhands_jax import files
+from scissorhands_jax import files, hashing
 from scissorhands_jax.deletion import signing
-from scissorhands_jax.deletion.signing import Keys, canonical, sha256
+from scissorhands_jax.deletion.signing import Keys
 from scissorhands_jax.errors import InputError, LedgerError
+from scissorhands_jax.hashing import canonical, sha256
 
 logger = logging.getLogger(__name__)
 
@@ -404,7 +405,7 @@ class Ledger:
     def _seal_problems(self) -> list[str]:
         path = self.folder / SEAL_FILE
         try:
-            seal = signing.read_canonical(path)
+            seal = hashing.read_canonical(path)
         except LedgerError as error:
             return [str(error)]
         if not self._is_signed(seal):
@@ -424,7 +425,7 @@ class Ledger:
     def _lacks_rows(self) -> bool:
         """Whether a good seal knows a head that the history has not: that of the earliest state it stands for."""
         try:
-            seal = signing.read_canonical(self.folder / SEAL_FILE)
+            seal = hashing.read_canonical(self.folder / SEAL_FILE)
         except LedgerError:
             return False
         heads = [event.hash for event in self.history()]
@@ -521,7 +522,7 @@ class Ledger:
         if not isinstance(row[0], int) or not all(isinstance(value, str) for value in row[1:]):
             raise LedgerError(f"{what} was changed or damaged")
         event = Event(*row)
-        return event._replace(body=signing.parse_canonical(row[3].encode(), what))
+        return event._replace(body=hashing.parse_canonical(row[3].encode(), what))
 
     def _version(self) -> int:
         return self._database.execute("PRAGMA user_version").fetchone()[0]

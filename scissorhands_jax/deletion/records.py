@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import scissorhands_jax
-from scissorhands_jax import files, report
-from scissorhands_jax.deletion import ledger, signing, verdicts
-from scissorhands_jax.deletion.signing import Keys, canonical, sha256
+from scissorhands_jax import files, hashing, report
+from scissorhands_jax.deletion import ledger, signing
+from scissorhands_jax.deletion.signing import Keys
 from scissorhands_jax.errors import LedgerError
+from scissorhands_jax.hashing import canonical, sha256
+from scissorhands_jax.metrics import intervals
 
 FOLDER = "records"
 FORMAT = 1
@@ -57,7 +59,7 @@ def write(folder: Path, record: Mapping[str, Any], rows: Iterable[report.Row], k
     """
     number = record["number"]
     _show(report_path(folder, number), record, rows)
-    record = {**record, "report": signing.file_sha256(report_path(folder, number))}
+    record = {**record, "report": hashing.file_sha256(report_path(folder, number))}
     digest = sha256(canonical(record))
     envelope = {"record": record, "hash": digest, "signature": keys.sign("record", digest)}
     files.write_bytes(path_of(folder, number), canonical(envelope))
@@ -86,7 +88,7 @@ def read(path: Path, public: str) -> tuple[dict[str, Any], str]:
     Raises:
       LedgerError: the file is missing, or a byte in it was changed.
     """
-    envelope = signing.read_canonical(path)
+    envelope = hashing.read_canonical(path)
     record, digest = envelope.get("record"), envelope.get("hash")
     if set(envelope) != {"record", "hash", "signature"} or not isinstance(record, dict):
         raise LedgerError(f"{path} was changed: it has not the form of a record")
@@ -157,7 +159,7 @@ def file_hashes(folder: Path, keys: Keys | None) -> dict[str, dict[str, str | No
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
         if name.startswith(_OPEN_FILES):
-            hashes["network"][name] = signing.file_sha256(path)
+            hashes["network"][name] = hashing.file_sha256(path)
         elif not name.startswith(_LEFT_OUT):
             hashes["other"][name] = None if keys is None else keys.digest("file", path.read_bytes())
     return hashes
@@ -167,14 +169,14 @@ def configuration(config: Mapping[str, Any]) -> dict[str, Any]:
     """A run's configuration as a record may show it: without paths, and with numbers as text."""
     shown = {name: value for name, value in config.items() if name not in _PATHS}
     kind, colon, _ = shown["dataset"].partition(":")
-    return signing.without_floats(shown | {"dataset": f"{kind}{colon}…" if colon else kind})
+    return hashing.without_floats(shown | {"dataset": f"{kind}{colon}…" if colon else kind})
 
 
 def code() -> dict[str, Any]:
     """What ran: version and SHA-256 of the package's source, and the commit if Git tracks it."""
     package = Path(scissorhands_jax.__file__).parent
     sources = sorted(package.rglob("*.py"))
-    listed = [[path.relative_to(package).as_posix(), signing.file_sha256(path)] for path in sources]
+    listed = [[path.relative_to(package).as_posix(), hashing.file_sha256(path)] for path in sources]
     try:
         version = importlib.metadata.version("scissorhands-jax")
     except importlib.metadata.PackageNotFoundError:  # run from its source
@@ -191,7 +193,7 @@ def counted(counts: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
     """Shares by name as counts, percent and 95 % Clopper-Pearson interval."""
     numbers = {}
     for name, (correct, total) in counts.items():
-        low, high = verdicts.interval(correct, total)
+        low, high = intervals.interval(correct, total)
         numbers[name] = {
             "count": correct,
             "of": total,
@@ -221,7 +223,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
 def _report_problems(path: Path, record: Mapping[str, Any]) -> list[str]:
     if not path.is_file():
         return [f"{path} is missing"]
-    return [] if signing.file_sha256(path) == record["report"] else [f"{path} was changed"]
+    return [] if hashing.file_sha256(path) == record["report"] else [f"{path} was changed"]
 
 
 def _file_problems(folder: Path, record: Mapping[str, Any], keys: Keys | None) -> list[str]:

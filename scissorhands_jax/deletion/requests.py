@@ -20,18 +20,20 @@ import numpy as np
 from rich.console import Console
 
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import datasets, files, report
+from scissorhands_jax import datasets, files, hashing, report
 from scissorhands_jax.base import Dataset, ModelState, Params
+from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.deletion import audits as deletion_audits
 from scissorhands_jax.deletion import ledger, records, signing, verdicts
 from scissorhands_jax.deletion.ledger import Event, Example, Ledger, Request
-from scissorhands_jax.deletion.signing import Keys, canonical, sha256
+from scissorhands_jax.deletion.signing import Keys
 from scissorhands_jax.deletion.verdicts import Evidence, Scored, Verdict
 from scissorhands_jax.errors import InputError, LedgerError
+from scissorhands_jax.hashing import canonical, sha256
 from scissorhands_jax.jobs import runs, unlearning
 from scissorhands_jax.jobs.config import RunConfig
 from scissorhands_jax.methods import METHODS, MethodSettings
-from scissorhands_jax.metrics import accuracies as metrics
+from scissorhands_jax.metrics import accuracies
 
 DAYS = 30
 """After so many days a request is due, unless it says otherwise."""
@@ -201,7 +203,7 @@ def run(
                     "budget": repr(float(budget)),
                     "level": repr(float(level)),
                     "audit": None if audit is None else audit.as_text(),
-                    "network": signing.network_sha256(job.params, job.model_state),
+                    "network": hashing.network_sha256(job.params, job.model_state),
                 },
             )
             event = book.history("started")[-1]
@@ -298,7 +300,7 @@ def _begin(folder: Path, keys: Path | None, config: RunConfig, job: unlearning.J
         "model": config.model,
         "dataset": f"{kind}:{Path(path).absolute()}" if colon else kind,
         **{name: _absolute(getattr(config, name)) for name in ("data_dir", "weights", "checkpoint")},
-        "network": signing.network_sha256(job.params, job.model_state),
+        "network": hashing.network_sha256(job.params, job.model_state),
         "trained_on": None if config.trained_on is None else _positions_digest(drawn, job.past.trained_on),
         "training_set": _training_digest(drawn, signing.example_digests(drawn, job.splits.train)),
     }
@@ -363,7 +365,7 @@ def _unlearned_and_judged(
     asked = [request for request in book.requests() if request.id in body["requests"]]
     _checked_content(book, config, asked)
     job = unlearning.prepared(config)
-    if signing.network_sha256(job.params, job.model_state) != body["network"]:
+    if hashing.network_sha256(job.params, job.model_state) != body["network"]:
         raise InputError(f"the network that run {number} was begun with is not there any more")
     if not (out / runs.RESULTS_FILE).is_file() or not (out / "report.html").is_file():
         if out.exists() and not (out / runs.RUN_FILE).is_file():
@@ -371,11 +373,11 @@ def _unlearned_and_judged(
         unlearning.unlearn(config, out, resume=True, console=console)
     document = report.read_results(out / runs.RESULTS_FILE)
     after = unlearning.load_weights(job.model, weights=None, checkpoint=str(out))
-    network = signing.network_sha256(*after)
+    network = hashing.network_sha256(*after)
 
     def seen(network: tuple[Params, ModelState], examples: Dataset) -> Scored:
         params, model_state = network
-        logits = metrics.predict(job.model, params, model_state, examples["image"], batch_size=500)
+        logits = accuracies.predict(job.model, params, model_state, examples["image"], batch_size=500)
         return Scored(logits, np.asarray(examples["label"]))
 
     before = (job.params, job.model_state)
@@ -425,7 +427,7 @@ def _unlearned_and_judged(
         "machine": document["machine"],
         "metrics": {name: _measured(document[name]) for name in ("before", "after")},
         "test": counts["test"],
-        "evidence": signing.without_floats(_shown_evidence(evidence)),
+        "evidence": hashing.without_floats(_shown_evidence(evidence)),
         "utility": {"budget": body["budget"], **{name: f"{points:.4f}" for name, points in lost.items()}},
         "verdict": {"answer": verdict.answer, "reasons": list(verdict.reasons)},
     }
@@ -487,7 +489,7 @@ def _checked_content(book: Ledger, config: RunConfig, asked: Sequence[Request]) 
         )
     if about["trained_on"] is not None:
         file = book.folder / TRAINED_ON_FILE
-        if _positions_digest(book.keys, data_lib.read_positions(file)) != about["trained_on"]:
+        if _positions_digest(book.keys, forget_sets.read_positions(file)) != about["trained_on"]:
             raise InputError(f"{file} is not what it was when the ledger was begun; put it back")
     return digests
 
@@ -500,7 +502,7 @@ def _trained_on_problems(book: Ledger) -> list[str]:
     if not file.is_file():
         return [f"{file} is missing"]
     try:
-        positions = data_lib.read_positions(file)
+        positions = forget_sets.read_positions(file)
         same = file.read_bytes() == _lines(positions).encode()
     except (InputError, OSError) as error:
         return [f"{file} was changed: {error}"]
@@ -516,7 +518,7 @@ def _original_problems(book: Ledger, subject: Subject) -> list[str]:
         network = unlearning.original_network(config)
     except InputError as error:
         return [f"the original network in {place} cannot be read: {error}"]
-    if signing.network_sha256(*network) != about["network"]:
+    if hashing.network_sha256(*network) != about["network"]:
         return [f"{place} was changed: it is not the network that the ledger was begun with"]
     return []
 

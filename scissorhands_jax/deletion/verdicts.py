@@ -20,11 +20,11 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from scissorhands_jax.deletion.ledger import FORGOTTEN, RETRAIN
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.metrics import attacks
+from scissorhands_jax.metrics.intervals import Finding, likeness
 
 LEVEL = 0.95
 BUDGET = 1.0
@@ -37,20 +37,6 @@ HELD_OUT_GATE = "held-out against held-out"
 _SOURCE = "held-out comparison"
 _NULL_LEVEL = 0.999
 """Of the gate that compares held-out examples with held-out ones: one that fails by chance costs a run its answer."""
-
-
-class Finding(NamedTuple):
-    """A number about examples, and the interval in which it lies if the network never saw them."""
-
-    name: str
-    value: float
-    low: float
-    high: float
-
-    @property
-    def holds(self) -> bool:
-        """Whether the number is what it would be had the network never seen the examples."""
-        return self.low <= self.value <= self.high
 
 
 class Gate(NamedTuple):
@@ -81,52 +67,6 @@ class Scored(NamedTuple):
 
     logits: np.ndarray  # shape=(N, C)
     labels: np.ndarray  # shape=(N,), int
-
-
-def likeness(
-    scores: np.ndarray, labels: np.ndarray, held: np.ndarray, held_labels: np.ndarray, *, level: float
-) -> Finding:
-    """Compares examples with held-out ones of the same class in one score: a stratified Mann-Whitney test.
-
-    The value is the chance that an example has a larger score than a held-out example of its class, ties counting half:
-    with n_c examples and m_c held-out ones of class c and U_c the pairs in which the example's is larger,
-
-        A = sum_c n_c / n * U_c / (n_c m_c).
-
-    Were the examples a random part of the class, A would have the mean 1/2 and the variance
-    sum_c (n_c / n)^2 (N_c + 1 - sum_t (t^3 - t) / (N_c (N_c - 1))) / (12 n_c m_c), with N_c = n_c + m_c and t the
-    numbers of equal scores; the interval is the normal one around 1/2. Classes without held-out examples are left out.
-
-    Args:
-      scores: of the examples. shape=(N,)
-      labels: their classes. shape=(N,)
-      held, held_labels: the same of held-out examples. shape=(M,)
-      level: chance that A lies in the interval if nothing tells the examples apart.
-
-    Raises:
-      InputError: no class has both, or the level is not between 0 and 1.
-
-    References:
-      van Elteren, On the combination of independent two-sample tests of Wilcoxon, 1960.
-    """
-    if not 0 < level < 1:
-        raise InputError(f"the level must lie between 0 and 1, got {level}")
-    shared = np.intersect1d(labels, held_labels)
-    total = np.count_nonzero(np.isin(labels, shared))
-    if total == 0:
-        raise InputError("there is no held-out example of any class in the forget set, so there is nothing to compare")
-    value = variance = 0.0
-    for label in shared:
-        own, other = scores[labels == label], held[held_labels == label]
-        n, m = len(own), len(other)
-        pooled = np.concatenate([own, other])
-        larger = stats.rankdata(pooled)[:n].sum() - n * (n + 1) / 2
-        ties = np.unique(pooled, return_counts=True)[1].astype(np.float64)
-        tied = (ties**3 - ties).sum() / ((n + m) * (n + m - 1))
-        value += n / total * larger / (n * m)
-        variance += (n / total) ** 2 * (n + m + 1 - tied) / (12 * n * m)
-    reach = stats.norm.ppf((1 + level) / 2) * np.sqrt(max(variance, 0.0))
-    return Finding("", float(value), float(0.5 - reach), float(0.5 + reach))
 
 
 def held_out_comparison(
@@ -218,12 +158,6 @@ def judge(evidence: Evidence, lost: Mapping[str, float], budget: float, *, exact
     else:
         reasons.append("nothing that was measured tells the examples from ones that it never saw")
     return Verdict(FORGOTTEN, tuple(reasons))
-
-
-def interval(count: int, total: int, level: float = LEVEL) -> tuple[float, float]:
-    """The Clopper-Pearson interval of a share, in percent."""
-    low, high = stats.binomtest(count, total).proportion_ci(level, "exact")
-    return 100 * float(low), 100 * float(high)
 
 
 def _against(finding: Finding) -> str:

@@ -21,8 +21,7 @@ from scissorhands_jax.diffusion.networks import FLOAT32
 from scissorhands_jax.diffusion.nudity import Entry
 from scissorhands_jax.diffusion.tokenizer import Tokenizer
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.metrics import accuracies as metrics
-from scissorhands_jax.metrics import ensemble_attacks
+from scissorhands_jax.metrics import accuracies, intervals
 
 _CELLS, _OCTAVES, _SIDE = 4, 3, 128
 _LEAST_IMAGES = 8
@@ -44,7 +43,7 @@ class Distance(NamedTuple):
     against the reference, and of the reference against other images of the reference.
     """
 
-    value: ensemble_attacks.Estimate
+    value: intervals.Estimate
     matched: tuple[float, float, float]
     floor: tuple[float, float, float]
     size: int
@@ -167,17 +166,17 @@ def compare(
     check_sizes(len(images), len(reference))
     generator = np.random.default_rng(seed)
     replicates, matched, floor = [], [], []
-    value = metrics.frechet_distance(images, reference)
+    value = accuracies.frechet_distance(images, reference)
     for _ in range(num_resamples):
         drawn = [rows[generator.integers(len(rows), size=len(rows))] for rows in (images, reference)]
-        replicates.append(metrics.frechet_distance(drawn[0], drawn[1]))
+        replicates.append(accuracies.frechet_distance(drawn[0], drawn[1]))
         on_step()
     size = min(len(images), len(reference) // 2)
     for _ in range(num_draws):
         order = generator.permutation(len(reference))
         one, other = reference[order[:size]], reference[order[size : 2 * size]]
-        floor.append(metrics.frechet_distance(one, other))
-        matched.append(metrics.frechet_distance(images[generator.permutation(len(images))[:size]], other))
+        floor.append(accuracies.frechet_distance(one, other))
+        matched.append(accuracies.frechet_distance(images[generator.permutation(len(images))[:size]], other))
         on_step()
 
     def spread(values: list[float]) -> tuple[float, float, float]:
@@ -185,7 +184,7 @@ def compare(
         return float(np.mean(values)), float(low), float(high)
 
     number = min(len(images), len(reference))
-    estimate = ensemble_attacks.estimate(value, np.asarray(replicates), 1, number, level, (0, math.inf))
+    estimate = intervals.estimate(value, np.asarray(replicates), 1, number, level, (0, math.inf))
     return Distance(estimate, spread(matched), spread(floor), size)
 
 

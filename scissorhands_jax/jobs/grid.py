@@ -21,17 +21,17 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
+from scissorhands_jax import augmentation, datasets, files, losses, models, report
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import datasets, files, losses, models, report
 from scissorhands_jax.base import Data, Dataset, Method, Model, ModelState, Params, StatefulLossFn
+from scissorhands_jax.datasets import forget_sets, splits
 from scissorhands_jax.errors import InputError, NonFiniteError
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.progress import follow, progress_bar
 from scissorhands_jax.methods import MethodSettings, describe
 from scissorhands_jax.methods.finetune import FinetuneSettings
 from scissorhands_jax.methods.retrain import RetrainSettings
-from scissorhands_jax.metrics import accuracies as metrics
-from scissorhands_jax.metrics import gradcam, relearning
+from scissorhands_jax.metrics import accuracies, gradcam, relearning
 from scissorhands_jax.metrics import row as evaluation
 from scissorhands_jax.report import gates
 from scissorhands_jax.torch_weights import state_dicts as torch_weights
@@ -189,7 +189,7 @@ def gradcam_picture(
     for label in (ORIGINAL, RETRAIN, *labels):
         network = setting.load(label)
         maps[label] = gradcam.heatmaps(table.model, network.params, network.model_state, images, classes, layer=layer)
-        logits[label] = metrics.predict(table.model, network.params, network.model_state, images)
+        logits[label] = accuracies.predict(table.model, network.params, network.model_state, images)
     figure = report.gradcam_figure(
         images, maps, num_forget=num_images, labels=classes, logits=logits, class_names=table.splits.class_names
     )
@@ -383,18 +383,18 @@ class Setting:
         self.seed = seed
         splits = table.splits
         self.true_labels = splits.train["label"]
-        labels, self.flipped = data_lib.flip_labels(
+        labels, self.flipped = forget_sets.flip_labels(
             self.true_labels, scenario.flipped_labels, len(splits.class_names), seed=seed
         )
         self.train = {**splits.train, "label": labels}
-        self.trained_on, self.held_out = data_lib.validation_split(
+        self.trained_on, self.held_out = splits.validation_split(
             self.true_labels, table.experiment.validation_share, table.experiment.split_seed
         )
         self.requests = [self._positions(spec.format(seed=seed)) for spec in scenario.forget]
         self.forget_positions = np.unique(np.concatenate(self.requests))
         self.data = self._split(self.forget_positions, self.forget_positions)
-        self.test = data_lib.known_classes(splits.test, self.data.retain)
-        self.validation = data_lib.known_classes(data_lib.take(self.train, self.held_out), self.data.retain)
+        self.test = splits.known_classes(splits.test, self.data.retain)
+        self.validation = splits.known_classes(data_lib.take(self.train, self.held_out), self.data.retain)
 
     def save_positions(self) -> None:
         """Writes down which examples are trained on, held out and forgotten: positions in the limited training set."""
@@ -411,7 +411,7 @@ class Setting:
         """What a request names, as positions in the training set; all of it was trained on."""
         if spec == FLIPPED:
             return data_lib.check_positions(np.intersect1d(self.flipped, self.trained_on), len(self.true_labels))
-        return data_lib.forget_positions(
+        return forget_sets.forget_positions(
             spec,
             self.train["label"],
             seed=self.seed,
@@ -559,15 +559,15 @@ class Setting:
             # A wrong label is answered otherwise than a right one, by a network that never saw either.
             kinds = np.array(part["label"], np.int64)
             kinds[wrong] += len(self.table.splits.class_names)
-            logits = metrics.predict(
+            logits = accuracies.predict(
                 self.table.model, network.params, network.model_state, part["image"], batch_size=500
             )
             shown += [logits, part["label"], kinds]
         return gates.held_out_numbers(*shown)
 
     def _accuracy(self, network: Network, images: np.ndarray, labels: np.ndarray) -> float:
-        logits = metrics.predict(self.table.model, network.params, network.model_state, images, batch_size=500)
-        return metrics.accuracy(logits, labels)
+        logits = accuracies.predict(self.table.model, network.params, network.model_state, images, batch_size=500)
+        return accuracies.accuracy(logits, labels)
 
 
 def _row(cell: dict[str, Any], reference: dict[str, Any] | None) -> dict[str, Any]:
@@ -577,7 +577,7 @@ def _row(cell: dict[str, Any], reference: dict[str, Any] | None) -> dict[str, An
     row |= cell["metrics"] | {"seconds": cost.get("seconds"), "compile_seconds": cost.get("compile_seconds")}
     row |= {"avg_gap": None, "rte": None}
     if reference is not None:
-        row["avg_gap"] = metrics.average_gap(cell["metrics"], reference["metrics"])
+        row["avg_gap"] = accuracies.average_gap(cell["metrics"], reference["metrics"])
         same_process = cell["process"] == reference["process"]
         if cell["cost"] and reference["cost"] and same_process:
             row["rte"] = cell["cost"]["seconds"] / reference["cost"]["seconds"]
@@ -595,7 +595,7 @@ def load_splits(experiment: Experiment, data_dir: str | None) -> datasets.Splits
     test = _limited(splits.test, experiment.test_limit, "test_limit", experiment.split_seed)
     if experiment.image_size is not None:
         train, test = (
-            {**part, "image": data_lib.resize(part["image"], experiment.image_size)} for part in (train, test)
+            {**part, "image": augmentation.resize(part["image"], experiment.image_size)} for part in (train, test)
         )
     return splits._replace(train=train, test=test)
 
@@ -606,14 +606,14 @@ def _limited(part: Dataset, limit: int | None, name: str, seed: int) -> Dataset:
         return part
     if not 1 <= limit < total:
         raise InputError(f"{name} must be 1 to {total}, got {limit}")
-    return data_lib.take(part, data_lib.validation_split(part["label"], limit / total, seed)[1])
+    return data_lib.take(part, splits.validation_split(part["label"], limit / total, seed)[1])
 
 
 def build(experiment: Experiment, splits: datasets.Splits) -> tuple[Model, StatefulLossFn]:
     """The network of an experiment and its training loss, with augmentation where the experiment wants it."""
     model = _model(experiment, splits)
     augment = splits.augmented if experiment.augment is None else experiment.augment
-    crop = functools.partial(data_lib.crop_and_flip, padding=splits.crop_padding)
+    crop = functools.partial(augmentation.crop_and_flip, padding=splits.crop_padding)
     return model, losses.classification_loss(model, augment=crop if augment else None)
 
 

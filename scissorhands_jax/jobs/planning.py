@@ -40,8 +40,7 @@ from scissorhands_jax.jobs.config import RunConfig
 from scissorhands_jax.jobs.progress import progress_bar
 from scissorhands_jax.methods import METHODS, MethodSettings, TrainingSettings
 from scissorhands_jax.methods.scissorhands import choose_pair
-from scissorhands_jax.metrics import accuracies as metrics
-from scissorhands_jax.metrics import attacks
+from scissorhands_jax.metrics import accuracies, attacks
 from scissorhands_jax.models import cpu_convolution
 from scissorhands_jax.training import checkpoints, compilation, feeding
 from scissorhands_jax.training import loop as training
@@ -315,7 +314,7 @@ class _Planner:
         sample = self.job.test["image"][: 2 * _EVALUATION_BATCH]
 
         def predict():
-            return metrics.predict(self.job.model, params, model_state, sample, batch_size=_EVALUATION_BATCH)
+            return accuracies.predict(self.job.model, params, model_state, sample, batch_size=_EVALUATION_BATCH)
 
         logits = predict()
         per_batch = _timed(predict) / -(-len(sample) // _EVALUATION_BATCH)

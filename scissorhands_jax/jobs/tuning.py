@@ -14,8 +14,7 @@ from scipy import stats
 from scissorhands_jax.base import Data, Dataset, Key, Method, Model, ModelState, Params
 from scissorhands_jax.errors import InputError, NonFiniteError
 from scissorhands_jax.methods import MethodSettings
-from scissorhands_jax.metrics import accuracies as metrics
-from scissorhands_jax.metrics import attacks
+from scissorhands_jax.metrics import accuracies, attacks
 from scissorhands_jax.training import sweeps
 from scissorhands_jax.training.loop import run
 
@@ -142,8 +141,8 @@ def measure(model: Model, params: Params, model_state: ModelState, data: Data, v
     parts = {"forget": data.forget, "retain": data.retain, "validation": validation}
     numbers, losses = {}, {}
     for name, part in parts.items():
-        logits = metrics.predict(model, params, model_state, part["image"], batch_size=500)
-        numbers[f"acc_{name}"] = metrics.accuracy(logits, part["label"])
+        logits = accuracies.predict(model, params, model_state, part["image"], batch_size=500)
+        numbers[f"acc_{name}"] = accuracies.accuracy(logits, part["label"])
         losses[name] = attacks.loss(logits, np.asarray(part["label"]))
     distance = stats.ks_2samp(losses["forget"], losses["validation"], method="asymp").statistic
     numbers["loss_distance"] = 100 * float(distance)

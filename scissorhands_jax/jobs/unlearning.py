@@ -17,16 +17,17 @@ import jax
 import numpy as np
 from rich.console import Console
 
+from scissorhands_jax import augmentation, datasets, files, losses, models, report, trees
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import datasets, files, losses, models, report, trees
 from scissorhands_jax.base import Data, Dataset, Method, Model, ModelState, Params, StatefulLossFn
+from scissorhands_jax.datasets import forget_sets, splits
 from scissorhands_jax.errors import InputError, WeightsError
 from scissorhands_jax.jobs import runs, tuning
 from scissorhands_jax.jobs.config import RunConfig
 from scissorhands_jax.jobs.progress import follow, progress_bar
 from scissorhands_jax.methods import MethodSettings
 from scissorhands_jax.methods.settings import on_upper_layers
-from scissorhands_jax.metrics import accuracies as metrics
+from scissorhands_jax.metrics import accuracies
 from scissorhands_jax.metrics import row as evaluation
 from scissorhands_jax.report import gates
 from scissorhands_jax.torch_weights import state_dicts as torch_weights
@@ -109,8 +110,8 @@ def unlearn(
         if right_labels is not None:
             extra["corrected"] = {**data.forget, "label": right_labels}
         for name, part in extra.items():
-            logits = metrics.predict(model, params, model_state, part["image"], batch_size=500, layout=layout)
-            numbers |= {f"acc_{name}": metrics.accuracy(logits, part["label"]), f"num_{name}": len(part["label"])}
+            logits = accuracies.predict(model, params, model_state, part["image"], batch_size=500, layout=layout)
+            numbers |= {f"acc_{name}": accuracies.accuracy(logits, part["label"]), f"num_{name}": len(part["label"])}
         return numbers
 
     keeper = checkpoints.Checkpointer(out / "checkpoints", every_steps=checkpoint_every)
@@ -232,7 +233,7 @@ def tune(
             job.data,
             examples,
             space=space,
-            whole_classes=data_lib.forgets_classes(config.forget),
+            whole_classes=forget_sets.forgets_classes(config.forget),
             num_trials=num_trials,
             max_seconds=None if max_minutes is None else 60 * max_minutes,
             on_trial=on_trial,
@@ -293,21 +294,21 @@ def evaluate_network(
         past, forgotten = _read_past(_run_folder(checkpoint), total)
         data = data_lib.split(splits.train, forgotten, past.trained_on)
         test, _ = _divided(splits.test, described.get("validation"), described.get("seed", 0))
-        parts = {"test": data_lib.known_classes(test, data.retain), "forget": data.forget, "retain": data.retain}
+        parts = {"test": splits.known_classes(test, data.retain), "forget": data.forget, "retain": data.retain}
         if past.forgotten.size:
             parts["forgotten_before"] = data_lib.take(splits.train, past.forgotten)
     answer: dict[str, Any] = {"model": model, "dataset": dataset}
     with progress_bar(console) as progress:
         task = progress.add_task("evaluating", total=len(parts), note="")
         for name, part in parts.items():
-            logits = metrics.predict(network, params, model_state, part["image"], batch_size=500)
-            answer[f"acc_{name}"] = metrics.accuracy(logits, part["label"])
-            answer[f"correct_{name}"] = metrics.correct(logits, part["label"])
+            logits = accuracies.predict(network, params, model_state, part["image"], batch_size=500)
+            answer[f"acc_{name}"] = accuracies.accuracy(logits, part["label"])
+            answer[f"correct_{name}"] = accuracies.correct(logits, part["label"])
             answer[f"num_{name}"] = len(part["label"])
             progress.advance(task)
     if retrained is not None:
         rows[-1] |= _held_out_numbers(network, load_weights(network, weights=None, checkpoint=retrained), parts, splits)
-        answer["avg_gap"] = metrics.average_gap(rows[1], rows[-1])
+        answer["avg_gap"] = accuracies.average_gap(rows[1], rows[-1])
     answer["gates"] = [
         {"name": gate.name.removeprefix(f"{_EVALUATED}: "), "passed": gate.passed, "why": gate.explanation}
         for gate in gates.of_rows(rows)
@@ -344,7 +345,7 @@ def _held_out_numbers(
     shown = []
     for part in (parts["forget"], splits.test):
         label = np.asarray(part["label"])
-        shown += [metrics.predict(model, *network, part["image"], batch_size=500), label, label]
+        shown += [accuracies.predict(model, *network, part["image"], batch_size=500), label, label]
     return gates.held_out_numbers(*shown)
 
 
@@ -433,7 +434,7 @@ def prepared(config: RunConfig, check: Callable[[RunConfig, Model], None] | None
         params, model_state = load_weights(model, weights=config.weights, checkpoint=config.checkpoint)
     train_checksum = checkpoints.checksum(splits.train)
     past = _past(config, data_lib.size(splits.train), train_checksum)
-    positions = data_lib.forget_positions(
+    positions = forget_sets.forget_positions(
         config.forget,
         splits.train["label"],
         seed=config.seed,
@@ -442,9 +443,9 @@ def prepared(config: RunConfig, check: Callable[[RunConfig, Model], None] | None
     )
     data = data_lib.split(splits.train, positions, past.trained_on)
     test, set_aside = _divided(splits.test, config.validation, config.seed)
-    test = data_lib.known_classes(test, data.retain)
+    test = splits.known_classes(test, data.retain)
     data = _limited(data, config)
-    augment = functools.partial(data_lib.crop_and_flip, padding=splits.crop_padding) if config.augment else None
+    augment = functools.partial(augmentation.crop_and_flip, padding=splits.crop_padding) if config.augment else None
     loss_fn = losses.classification_loss(model, augment=augment)
     return Job(
         config, splits, model, params, model_state, past, positions, data, test, set_aside, train_checksum, loss_fn
@@ -458,7 +459,7 @@ def _divided(test: Dataset, validation: str | None, seed: int) -> tuple[Dataset,
         raise InputError(f"cannot read the validation set {validation!r}; write test:0.5 or indices:FILE")
     if kind != "test":
         return test, None
-    aside = data_lib.forget_positions(f"random:{value}", test["label"], seed=seed)
+    aside = forget_sets.forget_positions(f"random:{value}", test["label"], seed=seed)
     rest = np.setdiff1d(np.arange(data_lib.size(test)), aside)
     return data_lib.take(test, rest), data_lib.take(test, aside)
 
@@ -478,12 +479,12 @@ def _validation(job: Job) -> tuple[Dataset, str]:
         found, what = data_lib.take(train, unseen), "the training split's examples that the network was not trained on"
     else:
         file = spec.partition(":")[2]
-        positions = data_lib.check_positions(data_lib.read_positions(Path(file)), total)
+        positions = data_lib.check_positions(forget_sets.read_positions(Path(file)), total)
         if not np.isin(positions, unseen).all():
             count = np.count_nonzero(~np.isin(positions, unseen))
             raise InputError(f"{count} of the examples in {file} were trained on; tune on others")
         found, what = data_lib.take(train, positions), f"{spec}, of the training split"
-    found = data_lib.known_classes(found, job.data.retain)
+    found = splits.known_classes(found, job.data.retain)
     if data_lib.size(found) == 0:
         raise InputError("the validation set holds no example of the classes that stay; name another")
     return found, what
@@ -511,7 +512,7 @@ def _past(config: RunConfig, total: int, train_checksum: str) -> _Past:
     nothing = np.zeros(0, np.int32)
     told = None
     if config.trained_on is not None:
-        told = data_lib.check_training_set(data_lib.read_positions(Path(config.trained_on)), total)
+        told = data_lib.check_training_set(forget_sets.read_positions(Path(config.trained_on)), total)
     if config.checkpoint is not None and "forget" in describe_run(config.checkpoint):
         folder = _run_folder(config.checkpoint)
         what = f"the network in {config.checkpoint} has forgotten examples before"
@@ -537,9 +538,9 @@ def _past(config: RunConfig, total: int, train_checksum: str) -> _Past:
 
 def _read_past(folder: Path, total: int) -> tuple[_Past, np.ndarray]:
     """What a run has noted: the past of its original network, and what the run itself forgot."""
-    trained_on = data_lib.check_training_set(data_lib.read_positions(folder / TRAINED_ON_FILE), total)
-    forgotten = data_lib.check_positions(data_lib.read_positions(folder / FORGET_FILE), total)
-    before = data_lib.read_positions(folder / FORGOTTEN_BEFORE_FILE)
+    trained_on = data_lib.check_training_set(forget_sets.read_positions(folder / TRAINED_ON_FILE), total)
+    forgotten = data_lib.check_positions(forget_sets.read_positions(folder / FORGET_FILE), total)
+    before = forget_sets.read_positions(folder / FORGOTTEN_BEFORE_FILE)
     return _Past(trained_on, data_lib.check_positions(before, total) if before.size else before), forgotten
 
 
@@ -552,7 +553,7 @@ def _right_labels(forget: str, num_classes: int) -> np.ndarray | None:
     kind, _, path = forget.partition(":")
     if kind != "mislabelled":
         return None
-    labels = data_lib.read_mislabelled(Path(path))[1]
+    labels = forget_sets.read_mislabelled(Path(path))[1]
     if labels is not None and labels.max() >= num_classes:
         raise InputError(f"{path} has the label {labels.max()}; the data set has 0 to {num_classes - 1}")
     return labels

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from scissorhands_jax import augmentation, losses, optimizers
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import losses, optimizers
 from scissorhands_jax.base import Data, Key, Method, Model, ModelState, Params, StatefulLossFn
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods._gradient import descend, retain_batches
@@ -58,8 +58,8 @@ def retrain(
     def objective(params, carry, batch, key):
         examples = batch.retain
         if flips == "alternating":
-            mirrored = data_lib.alternating_flips(examples["image"], carry.step // carry.aux)
-            examples = {**examples, "image": data_lib.flip(examples["image"], mirrored)}
+            mirrored = augmentation.alternating_flips(examples["image"], carry.step // carry.aux)
+            examples = {**examples, "image": augmentation.flip(examples["image"], mirrored)}
         loss, model_state = loss_fn(params, carry.model_state, examples, train=True, key=key)
         return loss, (model_state, {"loss_retain": loss})
 
@@ -179,7 +179,7 @@ class RetrainSettings(TrainingSettings):
         flips: Flips = "random"
         if self.flips == "alternating" and losses.augmentation_of(loss_fn) is not None:
             flips = "alternating"
-            shift = functools.partial(data_lib.crop, padding=self.translate, mode="reflect")
+            shift = functools.partial(augmentation.crop, padding=self.translate, mode="reflect")
             loss_fn = losses.altered(loss_fn, augment=shift)
         if self.label_smoothing:
             loss_fn = losses.altered(loss_fn, label_smoothing=self.label_smoothing)

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -22,16 +21,6 @@ Array = np.ndarray | jax.Array
 
 GAP_FIELDS = ("acc_forget", "acc_retain", "acc_test", "mia")
 """The four numbers of a result, in percent, that the paper's Avg. Gap compares."""
-
-
-class Summary(NamedTuple):
-    """Several seeds in five numbers; what one seed cannot tell is `None`."""
-
-    mean: float
-    std: float | None  # sample standard deviation (n - 1); None for one value
-    n: int
-    low: float | None  # bootstrap interval of the mean; None for one value
-    high: float | None
 
 
 @functools.lru_cache(maxsize=32)
@@ -227,57 +216,3 @@ def frechet_distance(first: Array, second: Array) -> float:
     traces = sum(float(np.sum(root**2)) for root in roots)
     common = np.linalg.svd(roots[0] @ roots[1].T, compute_uv=False).sum()
     return max(0.0, float(np.sum((means[0] - means[1]) ** 2) + traces - 2 * common))
-
-
-def mean_and_std(values: Sequence[float] | Array) -> tuple[float, float | None]:
-    """The mean and the sample standard deviation (n - 1), which is `None` for a single value.
-
-    Raises:
-      InputError: no values, or one that is not finite.
-
-    >>> mean_and_std([1.0, 3.0])
-    (2.0, 1.4142135623730951)
-    >>> mean_and_std([5.0])
-    (5.0, None)
-    """
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or array.size == 0 or not np.isfinite(array).all():
-        raise InputError(f"expected a list of one or more finite numbers, got {values!r}")
-    return float(array.mean()), float(array.std(ddof=1)) if array.size > 1 else None
-
-
-def summarize(
-    values: Sequence[float] | Array,
-    *,
-    level: float = 0.95,
-    num_resamples: int = 10_000,
-    seed: int | np.random.Generator = 0,
-) -> Summary:
-    """Mean, standard deviation and a percentile bootstrap interval of the mean, over seeds.
-
-    The interval of a handful of seeds is too narrow (with three it can never leave their range): read it as a lower
-    bound on the uncertainty.
-
-    Args:
-      values: one number per seed; shape=(n,).
-      level: coverage the interval aims at, between 0 and 1.
-      num_resamples: bootstrap samples.
-      seed: seeds the resampling, so that a summary is reproducible; or a generator.
-
-    Raises:
-      InputError: no values, a value that is not finite, or a level outside (0, 1).
-
-    >>> summarize([90.0, 92.0, 94.0])
-    Summary(mean=92.0, std=2.0, n=3, low=90.0, high=94.0)
-    """
-    if not 0 < level < 1:
-        raise InputError(f"level must be between 0 and 1, got {level}")
-    if num_resamples < 1:
-        raise InputError(f"num_resamples must be at least 1, got {num_resamples}")
-    mean, std = mean_and_std(values)
-    array = np.asarray(values, dtype=np.float64)
-    if array.size == 1:
-        return Summary(mean, std, 1, None, None)
-    draws = np.random.default_rng(seed).integers(array.size, size=(num_resamples, array.size))
-    low, high = np.quantile(array[draws].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
-    return Summary(mean, std, array.size, float(low), float(high))

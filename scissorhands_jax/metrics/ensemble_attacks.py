@@ -7,7 +7,7 @@ are networks that were trained on the forget set and then unlearned it, "retrain
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,24 +15,13 @@ from scipy import stats
 from scipy.special import logsumexp
 
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.metrics.intervals import Estimate, _pair, estimate
 
 FALSE_POSITIVE_RATES = (0.01, 0.001)
 """At which the true positive rate is reported: an attack that is right about a few, and knows about whom."""
 
 _FEW_REFERENCES = 64
 """Below so many networks on a side, variances are pooled over examples (Carlini et al., section VI-C)."""
-
-
-class Estimate(NamedTuple):
-    """A number and how sure it is."""
-
-    value: float
-    low: float
-    high: float
-    level: float  # coverage that the interval aims at
-    networks: int  # resampled; 1 where only examples were
-    examples: int
-    negatives: int = 0  # scores that a rate of false positives is counted among; 0 where there is no such rate
 
 
 def margins(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -350,18 +339,6 @@ def forgetting_score(unlearned: np.ndarray, retrained: np.ndarray, *, delta: flo
     return float(np.mean(2.0 / 2.0 ** np.digitize(epsilons, 0.5 * np.arange(13))))
 
 
-def _pair(unlearned: np.ndarray, retrained: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    inside, outside = np.asarray(unlearned, np.float64), np.asarray(retrained, np.float64)
-    if inside.ndim != 2 or outside.ndim != 2 or inside.shape[1] != outside.shape[1] or not inside.size * outside.size:
-        raise InputError(
-            f"expected scores of shape (networks, examples) on the same examples, got {inside.shape} and "
-            f"{outside.shape}"
-        )
-    if not (np.isfinite(inside).all() and np.isfinite(outside).all()):
-        raise InputError("scores hold NaN or infinity; a network has diverged, try a smaller learning rate")
-    return inside, outside
-
-
 def attack_estimates(
     attack: Attack,
     *,
@@ -447,119 +424,3 @@ def _resampled_rates(
         above = np.searchsorted(falling, -threshold, side="left")
         answers.append(gained[above - 1] / gained[-1] if above else 0.0)
     return np.asarray(answers)
-
-
-def estimate(
-    value: float,
-    replicates: np.ndarray,
-    networks: int,
-    examples: int,
-    level: float = 0.95,
-    bounds: tuple[float, float] = (-np.inf, np.inf),
-) -> Estimate:
-    """An interval from bootstrap replicates: the value plus and minus t times their standard deviation.
-
-    With n networks, t is that of n - 1 degrees of freedom and the deviation is multiplied by sqrt(n / (n - 1)): a
-    bootstrap of few networks is too narrow by just that. For the mean of n numbers this is Student's interval.
-    Percentiles would be off where resampling shifts the statistic, as it does for histograms.
-
-    Args:
-      value: from all data.
-      replicates: of resampled data. shape=(samples,)
-      networks: that were resampled; 1 where only examples were.
-      examples: that were resampled.
-      level: coverage, in (0, 1).
-      bounds: of the number.
-    """
-    if not 0 < level < 1:
-        raise InputError(f"level must be between 0 and 1, got {level}")
-    number = networks if networks > 1 else max(examples, 2)
-    reach = stats.t.ppf(0.5 + level / 2, number - 1) * math.sqrt(number / (number - 1)) * float(np.std(replicates))
-    low, high = max(bounds[0], value - reach), min(bounds[1], value + reach)
-    return Estimate(float(value), float(low), float(high), level, networks, examples)
-
-
-def at_level(found: Estimate, level: float) -> Estimate:
-    """What `estimate` would have given at another level.
-
-    Args:
-      found: an estimate, whose wider side counts where bounds have clipped the other.
-      level: coverage, in (0, 1).
-    """
-    number = found.networks if found.networks > 1 else max(found.examples, 2)
-    quantiles = (float(stats.t.ppf(0.5 + one / 2, number - 1)) for one in (level, found.level))
-    new, old = quantiles
-    reach = max(found.high - found.value, found.value - found.low) * new / old
-    return found._replace(low=found.value - reach, high=found.value + reach, level=level)
-
-
-def compared(
-    statistic: Callable[[np.ndarray, np.ndarray], float],
-    unlearned: np.ndarray,
-    retrained: np.ndarray,
-    *,
-    level: float = 0.95,
-    num_resamples: int = 100,
-    seed: int = 0,
-    bounds: tuple[float, float] = (-np.inf, np.inf),
-) -> Estimate:
-    """A statistic of two sets of scores, with an interval by bootstrap over the networks of each and over examples.
-
-    Args:
-      statistic: `(unlearned, retrained) -> number`, such as `forgetting_score`.
-      unlearned, retrained: scores. shape=(networks, examples)
-      level, num_resamples, seed, bounds: as in `estimate`.
-    """
-    inside, outside = _pair(unlearned, retrained)
-    generator = np.random.default_rng(seed)
-    replicates = []
-    for _ in range(num_resamples):
-        examples = generator.integers(inside.shape[1], size=inside.shape[1])
-        first, second = (generator.integers(len(values), size=len(values)) for values in (inside, outside))
-        replicates.append(statistic(inside[first][:, examples], outside[second][:, examples]))
-    networks = min(len(inside), len(outside))
-    value = statistic(inside, outside)
-    return estimate(value, np.asarray(replicates), networks, inside.shape[1], level, bounds)
-
-
-def mean_estimate(values: Sequence[float] | np.ndarray, *, level: float = 0.95, seed: int = 0) -> Estimate:
-    """The mean of one number per network, with an interval by bootstrap over networks.
-
-    A single network has no interval: low and high are its value.
-    """
-    array = np.asarray(values, np.float64)
-    if array.ndim != 1 or not array.size or not np.isfinite(array).all():
-        raise InputError(f"expected a list of one or more finite numbers, got {values!r}")
-    if array.size == 1 or np.ptp(array) == 0:
-        value = float(array[0])
-        return Estimate(value, value, value, level, array.size, 0)
-    drawn = stats.bootstrap((array,), np.mean, method="percentile", n_resamples=2000, rng=np.random.default_rng(seed))
-    return estimate(float(array.mean()), drawn.bootstrap_distribution, array.size, 0, level)
-
-
-def average(estimates: Sequence[Estimate], bounds: tuple[float, float] = (-np.inf, np.inf)) -> Estimate:
-    """The mean of estimates from the same networks, such as those of several forget sets, from their intervals.
-
-    Forget sets share the networks, and what is peculiar to these shows in every set. So the errors may all point the
-    same way, and the mean reaches as far as the parts do on average: it is no surer than they are.
-
-    Args:
-      estimates: of one level.
-      bounds: of the number.
-
-    Returns:
-      With the networks and negatives of the part that has fewest, and the examples of all together.
-
-    Raises:
-      InputError: there are none, or their levels differ.
-    """
-    if not estimates or len({one.level for one in estimates}) > 1:
-        raise InputError(f"an average needs estimates of one level, got {len(estimates)}")
-    count = len(estimates)
-    # Clipped ends are too near, so the wider side counts.
-    reach = math.fsum(max(one.high - one.value, one.value - one.low) for one in estimates) / count
-    value = math.fsum(one.value for one in estimates) / count
-    networks, examples = min(one.networks for one in estimates), sum(one.examples for one in estimates)
-    low, high = max(bounds[0], value - reach), min(bounds[1], value + reach)
-    negatives = min(one.negatives for one in estimates)
-    return Estimate(value, low, high, estimates[0].level, networks, examples, negatives)

@@ -10,7 +10,7 @@ import jax
 
 from scissorhands_jax.base import Data, Dataset, Key, Method, Model, ModelState, Params
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.metrics import accuracies as metrics
+from scissorhands_jax.metrics import accuracies
 from scissorhands_jax.training.loop import run
 
 
@@ -107,8 +107,8 @@ def _accuracies(
     """The accuracy on the forget set in percent, at first and after every further epoch."""
     carry = None
     for epoch in itertools.count(1):
-        logits = metrics.predict(model, params, model_state, forget["image"], batch_size=500)
-        yield metrics.accuracy(logits, forget["label"])
+        logits = accuracies.predict(model, params, model_state, forget["image"], batch_size=500)
+        yield accuracies.accuracy(logits, forget["label"])
         # One epoch at a time, because the accuracy may decide whether there is another; the carry goes on.
         part = method._replace(finish=lambda carry: (carry, ()))
         if carry is not None:

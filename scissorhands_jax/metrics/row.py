@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from scissorhands_jax.base import Data, Dataset, Model, ModelState, Params
-from scissorhands_jax.metrics import accuracies as metrics
-from scissorhands_jax.metrics import attacks
+from scissorhands_jax.metrics import accuracies, attacks
 from scissorhands_jax.training.sharding import Layout
 
 
@@ -43,10 +42,10 @@ def evaluate(
     parts = {"forget": data.forget, "retain": data.retain, "test": test}
     labels = {name: np.asarray(part["label"]) for name, part in parts.items()}
     logits = {
-        name: metrics.predict(model, params, model_state, part["image"], batch_size=batch_size, layout=layout)
+        name: accuracies.predict(model, params, model_state, part["image"], batch_size=batch_size, layout=layout)
         for name, part in parts.items()
     }
-    row: dict[str, Any] = {f"acc_{name}": metrics.accuracy(logits[name], labels[name]) for name in parts}
+    row: dict[str, Any] = {f"acc_{name}": accuracies.accuracy(logits[name], labels[name]) for name in parts}
     shown = [(logits[name], labels[name]) for name in ("retain", "test", "forget")]
     attack = functools.partial(attacks.paper_mia, *(array for pair in shown for array in pair), seed=seed)
     row["mia"] = attack()
@@ -55,6 +54,6 @@ def evaluate(
             row[f"mia_{feature}"] = attack(feature=feature)
         row["mia_loss"] = attack(feature="loss", attack="logistic")
     for name in parts:
-        row[f"correct_{name}"] = metrics.correct(logits[name], labels[name])
+        row[f"correct_{name}"] = accuracies.correct(logits[name], labels[name])
         row[f"num_{name}"] = len(labels[name])
     return row

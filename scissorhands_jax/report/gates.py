@@ -16,11 +16,9 @@ import numpy as np
 from scipy import stats
 
 from scissorhands_jax import report
-from scissorhands_jax.deletion import verdicts
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.metrics import accuracies as metrics
-from scissorhands_jax.metrics import ensemble_attacks
-from scissorhands_jax.metrics.ensemble_attacks import Estimate
+from scissorhands_jax.metrics import accuracies, ensemble_attacks, intervals
+from scissorhands_jax.metrics.intervals import Estimate
 
 ORIGINAL = "original"
 CAUGHT = "the original is caught"
@@ -56,7 +54,7 @@ def of_attack(name: str, metric: str, must_find: bool, estimates: Sequence[Estim
     title = report.METRICS[metric][0]
     if not estimates:
         return Gate(name, metric, None, f"{title} takes more networks, or strangers of the same classes", None)
-    mean = ensemble_attacks.average(estimates, (0, 1))
+    mean = intervals.average(estimates, (0, 1))
     interval = f"{title} {mean.value:.3f}, {100 * mean.level:.4g} % interval [{mean.low:.3f}, {mean.high:.3f}]"
     if mean.networks == 1:
         interval += " over examples alone"
@@ -93,7 +91,7 @@ def held_out_numbers(
     """
     own, other = ensemble_attacks.margins(logits, labels), ensemble_attacks.margins(held, held_labels)
     try:
-        found = verdicts.likeness(own, kinds, other, held_kinds, level=_NULL_LEVEL)
+        found = intervals.likeness(own, kinds, other, held_kinds, level=_NULL_LEVEL)
     except InputError:
         return {}
     return {"held_out_auc": found.value, "held_out_low": found.low, "held_out_high": found.high}
@@ -183,8 +181,10 @@ def _null(retrained: Sequence[Mapping[str, Any]]) -> Gate:
 def _farther(original: Sequence[Mapping[str, Any]], retrained: Sequence[Mapping[str, Any]]) -> Gate:
     reference = {row.get("seed"): row for row in retrained}
     try:
-        own = [metrics.average_gap(row, reference[row.get("seed")]) for row in original if row.get("seed") in reference]
-        gaps = {pair: metrics.average_gap(*(reference[seed] for seed in pair)) for pair in _pairs(reference)}
+        own = [
+            accuracies.average_gap(row, reference[row.get("seed")]) for row in original if row.get("seed") in reference
+        ]
+        gaps = {pair: accuracies.average_gap(*(reference[seed] for seed in pair)) for pair in _pairs(reference)}
     except InputError:
         return Gate(FARTHER, "avg_gap", None, "the results have no Avg. Gap", None)
     if not gaps or not own:

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.metrics import accuracies as metrics
+from scissorhands_jax.metrics import accuracies, intervals
 
 Row = Mapping[str, Any]
 Methods = Mapping[str, Sequence[Row]]  # rows of one scenario, by method
@@ -145,8 +145,8 @@ def with_gaps(rows: Iterable[Row]) -> list[Row]:
     answer = []
     for position, row in enumerate(rows):
         reference = retrained.get((row["scenario"], row.get("seed")))
-        if reference is not None and all(len(numbers([row, reference], field)) == 2 for field in metrics.GAP_FIELDS):
-            gap, claimed = metrics.average_gap(row, reference), row.get("avg_gap")
+        if reference is not None and all(len(numbers([row, reference], field)) == 2 for field in accuracies.GAP_FIELDS):
+            gap, claimed = accuracies.average_gap(row, reference), row.get("avg_gap")
             if claimed is not None and not math.isclose(gap, claimed, abs_tol=1e-6):
                 raise InputError(f"row {position} claims an avg_gap of {claimed}, but its numbers give {gap}")
             row = {**row, "avg_gap": gap}
@@ -183,16 +183,16 @@ def cell(rows: Sequence[Row], column: Column) -> tuple[str, str]:
     if column.kind == "interval":
         if len(found) < 2 or rows[0]["method"] == REFERENCE:
             return DASH, ""
-        summary = metrics.summarize(found)
+        summary = intervals.summarize(found)
         return f"[{rounded(summary.low, column.digits)}, {rounded(summary.high, column.digits)}]", ""
     if column.kind == "capped":
         caps = numbers([row for row in rows if row.get(column.field) is None], "relearn_cap")
         if caps:
-            mean, _ = metrics.mean_and_std(found + caps)
+            mean, _ = intervals.mean_and_std(found + caps)
             return f">{rounded(mean, column.digits)}", ""
     if not found:
         return DASH, ""
-    mean, std = metrics.mean_and_std(found)
+    mean, std = intervals.mean_and_std(found)
     return rounded(mean, column.digits), "" if std is None else f"±{rounded(std, column.digits)}"
 
 

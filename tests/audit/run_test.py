@@ -17,7 +17,7 @@ from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs.grid import Experiment, Scenario
 from scissorhands_jax.methods.finetune import FinetuneSettings
 from scissorhands_jax.methods.retrain import RetrainSettings
-from scissorhands_jax.metrics.ensemble_attacks import Estimate
+from scissorhands_jax.metrics.intervals import Estimate
 from scissorhands_jax.report import gates
 
 QUIET = Console(quiet=True)

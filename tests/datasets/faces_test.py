@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scissorhands_jax import data, datasets, models
+from scissorhands_jax import datasets, models
 from scissorhands_jax.cli import main as cli
+from scissorhands_jax.datasets import forget_sets, splits
 from scissorhands_jax.jobs import unlearning
 from scissorhands_jax.jobs.config import RunConfig
 from scissorhands_jax.torch_weights import state_dicts as torch_weights
@@ -129,7 +130,7 @@ def test_requests_one_after_another(data_dir, tmp_path, capsys):
     model = models.build("mlp", num_classes=PEOPLE, image_shape=(16, 16, 1))
     weights = tmp_path / "mlp.safetensors"
     torch_weights.write_safetensors(weights, torch_weights.to_state_dict(*model.init(jax.random.key(3))))
-    trained_on, held_out = data.validation_split(labels, 0.125, 0)
+    trained_on, held_out = splits.validation_split(labels, 0.125, 0)
     (tmp_path / "train.txt").write_text("\n".join(map(str, trained_on)))
     (tmp_path / "people.txt").write_text("s3\ns11\n")
     first, second = tmp_path / "first", tmp_path / "second"
@@ -143,9 +144,9 @@ def test_requests_one_after_another(data_dir, tmp_path, capsys):
         63,
         18,
     )  # 9 people stay in the test set
-    forgotten = data.read_positions(first / "forget_indices.txt")
+    forgotten = forget_sets.read_positions(first / "forget_indices.txt")
     np.testing.assert_array_equal(forgotten, np.setdiff1d(np.flatnonzero(np.isin(labels, [2, 10])), held_out))
-    np.testing.assert_array_equal(data.read_positions(first / "trained_on.txt"), trained_on)
+    np.testing.assert_array_equal(forget_sets.read_positions(first / "trained_on.txt"), trained_on)
 
     def refused(forget, *more):
         capsys.readouterr()
@@ -181,8 +182,10 @@ def test_requests_one_after_another(data_dir, tmp_path, capsys):
     after = json.loads((second / "results.json").read_text())["after"]
     assert (after["num_forget"], after["num_retain"], after["num_test"]) == (3, 60, 18)
     assert (after["num_forgotten_before"], after["num_corrected"]) == (14, 3)
-    assert data.read_positions(second / "forget_indices.txt").tolist() == mislabelled
-    np.testing.assert_array_equal(data.read_positions(second / "trained_on.txt"), np.setdiff1d(trained_on, forgotten))
+    assert forget_sets.read_positions(second / "forget_indices.txt").tolist() == mislabelled
+    np.testing.assert_array_equal(
+        forget_sets.read_positions(second / "trained_on.txt"), np.setdiff1d(trained_on, forgotten)
+    )
     capsys.readouterr()
     assert cli.main(["evaluate", "--checkpoint", str(second)]) == 0
     answer = json.loads(capsys.readouterr().out)

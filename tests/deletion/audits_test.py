@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from scissorhands_jax import hashing
 from scissorhands_jax.cli import main as cli
 from scissorhands_jax.deletion import audits as deletion_audits
 from scissorhands_jax.deletion import ledger, records, signing
@@ -133,7 +134,7 @@ class TestHandedIn:
         folder = shutil.copytree(whole[0], tmp_path / "ledger")
         assert command("run", "--ledger", folder, *FINETUNE, "--audit", whole[1] / name) == 3
         assert "Population AUC of the audit shows them still known" in capsys.readouterr().out
-        digest = signing.file_sha256(whole[1] / "results.json")
+        digest = hashing.file_sha256(whole[1] / "results.json")
         assert f"results with SHA-256 {digest}" in record_of(folder)["evidence"]["source"]
         assert "audit/results.json" in record_of(folder)["files"]["other"]
 

@@ -1,4 +1,6 @@
-"""Processes that work on ledgers, die, run out of disk or may not write: `python -m tests.deletion.forking FOLDER SCENARIO...`.
+"""Processes that work on ledgers, die, run out of disk or may not write.
+
+Run as `python -m tests.deletion.forking FOLDER SCENARIO...`.
 
 Everything is imported once and JAX is not begun, so that a fork costs next to nothing and is a process of its own.
 Prints what each scenario has seen, as JSON.
@@ -31,6 +33,7 @@ from scissorhands_jax.deletion import requests as deletion
 from scissorhands_jax.deletion.ledger import Example, Ledger
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods import METHODS
+from scissorhands_jax.metrics import intervals
 from scissorhands_jax.torch_weights import state_dicts as torch_weights
 from scissorhands_jax.training import checkpoints
 
@@ -159,7 +162,7 @@ def forbidden(folder: Path) -> dict[str, Any]:
 def evidence(folder: Path, network: str) -> verdicts.Evidence:
     """Evidence that is always good: what is killed here is the run."""
     return verdicts.Evidence(
-        "test", (verdicts.Finding("f", 0.5, 0.4, 0.6),), (verdicts.Gate("g", True, "so that runs follow one another"),)
+        "test", (intervals.Finding("f", 0.5, 0.4, 0.6),), (verdicts.Gate("g", True, "so that runs follow one another"),)
     )
 
 

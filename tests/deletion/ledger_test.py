@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from scissorhands_jax import hashing
 from scissorhands_jax.deletion import ledger, signing
 from scissorhands_jax.deletion.ledger import Example, Ledger
 from scissorhands_jax.errors import InputError, LedgerError
@@ -215,7 +216,7 @@ def test_a_process_that_died_around_its_commit_leaves_no_byte_uncompared(folder,
         book._database = DiesAt(book._database, "COMMIT", after)
         with pytest.raises(Died):
             request(book)
-    assert len(signing.read_canonical(folder / ledger.SEAL_FILE)["states"]) == 2
+    assert len(hashing.read_canonical(folder / ledger.SEAL_FILE)["states"]) == 2
     path = folder / ledger.DATABASE_FILE
     whole = path.read_bytes()
     assert problems(folder) == []
@@ -228,7 +229,7 @@ def test_a_process_that_died_around_its_commit_leaves_no_byte_uncompared(folder,
     with Ledger(folder) as book:
         assert len(book.requests()) == 3 + after
         request(book)
-    assert len(signing.read_canonical(folder / ledger.SEAL_FILE)["states"]) == 1
+    assert len(hashing.read_canonical(folder / ledger.SEAL_FILE)["states"]) == 1
     assert problems(folder) == []
 
 
@@ -425,17 +426,17 @@ class TestKeys:
 
 class TestCanonical:
     def test_there_is_one_way_to_write_a_value(self):
-        assert signing.canonical({"b": [1, None, True], "a": "é"}) == b'{"a":"\\u00e9","b":[1,null,true]}'
-        assert signing.without_floats({"rate": 0.1, "pair": (1e-30, 2)}) == {"rate": "0.1", "pair": ["1e-30", 2]}
+        assert hashing.canonical({"b": [1, None, True], "a": "é"}) == b'{"a":"\\u00e9","b":[1,null,true]}'
+        assert hashing.without_floats({"rate": 0.1, "pair": (1e-30, 2)}) == {"rate": "0.1", "pair": ["1e-30", 2]}
         with pytest.raises(TypeError):
-            signing.canonical({"rate": 0.1})
+            hashing.canonical({"rate": 0.1})
 
     @pytest.mark.parametrize(
         "text", [b'{"a": 1}', b'{"b":1,"a":2}', b'{"a":1,"a":1}', b'{"a":1.0}', b"[1]", b"{", b"\xff"]
     )
     def test_and_no_other_is_read(self, text):
         with pytest.raises(LedgerError, match="changed or damaged"):
-            signing.parse_canonical(text, "it")
+            hashing.parse_canonical(text, "it")
 
 
 @pytest.fixture(scope="module")

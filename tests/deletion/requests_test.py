@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from scissorhands_jax import hashing
 from scissorhands_jax.cli import main as cli
 from scissorhands_jax.deletion import ledger, records, signing, verdicts
 from scissorhands_jax.deletion import requests as deletion
@@ -257,9 +258,9 @@ def test_a_forger_with_other_keys_is_found(book_folder, capsys):
     path = records.path_of(book_folder, 1)
     envelope = json.loads(path.read_text())
     envelope["record"]["verdict"]["reasons"] = ["forged"]
-    envelope["hash"] = signing.sha256(signing.canonical(envelope["record"]))
+    envelope["hash"] = hashing.sha256(hashing.canonical(envelope["record"]))
     envelope["signature"] = keys.sign("record", envelope["hash"])
-    path.write_bytes(signing.canonical(envelope))
+    path.write_bytes(hashing.canonical(envelope))
     assert any("signature is not the ledger's" in line for line in verified(book_folder, "--quick", capsys=capsys))
 
 
@@ -326,7 +327,7 @@ def test_a_record_names_its_audit_and_earlier_tries(book_folder, tmp_path, monke
     words = ["--ledger", book_folder, *QUICK, "--again", "--seed", "1", "--audit", tmp_path / "audit.json"]
     assert command("run", *words) == 0
     record, _ = records.read(records.path_of(book_folder, 3), signing.read_keys(book_folder / "keys").public)
-    digest = signing.file_sha256(tmp_path / "audit.json")
+    digest = hashing.file_sha256(tmp_path / "audit.json")
     assert record["evidence"]["source"] == f"U-LiRA (audit file with SHA-256 {digest})"
     assert record["earlier_tries"] == 1, "request 2 was tried in run 2, request 3 never"
     first, _ = records.read(records.path_of(book_folder, 1), signing.read_keys(book_folder / "keys").public)

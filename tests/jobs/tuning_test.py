@@ -12,8 +12,7 @@ from scissorhands_jax.errors import InputError, NonFiniteError
 from scissorhands_jax.jobs import tuning
 from scissorhands_jax.methods import METHODS
 from scissorhands_jax.methods.scissorhands import ScissorhandsSettings
-from scissorhands_jax.metrics import accuracies as metrics
-from scissorhands_jax.metrics import attacks
+from scissorhands_jax.metrics import accuracies, attacks
 from scissorhands_jax.training.loop import run
 from tests import tiny
 from tests.compilations import Compilations
@@ -66,7 +65,7 @@ def test_the_numbers_are_what_they_say():
     data, validation = tiny.data(), tiny.examples(20, 9)
     numbers = tuning.measure(tiny.model(), *tiny.start(), data, validation)
     logits = {
-        name: metrics.predict(tiny.model(), *tiny.start(), part["image"])
+        name: accuracies.predict(tiny.model(), *tiny.start(), part["image"])
         for name, part in (("forget", data.forget), ("validation", validation))
     }
     losses = [
@@ -77,7 +76,7 @@ def test_the_numbers_are_what_they_say():
     steps = [np.mean(values[None] <= grid[:, None], axis=1) for values in losses]
     assert numbers["loss_distance"] == pytest.approx(100 * np.abs(steps[0] - steps[1]).max())
     assert numbers["loss_distance"] == pytest.approx(100 * stats.ks_2samp(*losses).statistic)
-    assert numbers["acc_validation"] == metrics.accuracy(logits["validation"], validation["label"])
+    assert numbers["acc_validation"] == accuracies.accuracy(logits["validation"], validation["label"])
 
 
 @pytest.mark.parametrize(("whole_classes", "expected"), [(False, (30 + 2 + 4) / 3), (True, (12 + 2 + 4) / 3)])
@@ -126,13 +125,13 @@ def test_bad_budgets_and_ranges_are_refused(changes, message):
 
 def test_only_forget_retain_and_validation_examples_are_read(monkeypatch):
     seen = []
-    true_predict = metrics.predict
+    true_predict = accuracies.predict
 
     def record(model, params, model_state, images, **options):
         seen.append(np.asarray(images))
         return true_predict(model, params, model_state, images, **options)
 
-    monkeypatch.setattr(metrics, "predict", record)
+    monkeypatch.setattr(accuracies, "predict", record)
     tune(num_trials=1)
     data = tiny.data()
     allowed = [np.asarray(part["image"]) for part in (data.forget, data.retain, tiny.examples(20, 9))]

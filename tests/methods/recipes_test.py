@@ -10,8 +10,8 @@ import numpy as np
 import optax
 import pytest
 
+from scissorhands_jax import augmentation, losses, models, optimizers, saliency, trees
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import losses, models, optimizers, saliency, trees
 from scissorhands_jax.base import Batch, Carry, Data, Model, freeze
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import config
@@ -118,19 +118,21 @@ class TestAugmentation:
     @pytest.mark.parametrize("convert", [lambda x: x, lambda x: x / 256, lambda x: x.astype(jnp.bfloat16)])
     def test_every_image_is_mirrored_in_every_other_epoch(self, convert):
         images = convert(self.IMAGES)
-        first, second, third = (np.asarray(data_lib.alternating_flips(images, jnp.int32(epoch))) for epoch in range(3))
+        first, second, third = (
+            np.asarray(augmentation.alternating_flips(images, jnp.int32(epoch))) for epoch in range(3)
+        )
         np.testing.assert_array_equal(first, ~second)
         np.testing.assert_array_equal(first, third)
         assert 0.4 < first.mean() < 0.6, "half of them begin mirrored"
         order = np.random.default_rng(0).permutation(600)
-        np.testing.assert_array_equal(data_lib.alternating_flips(images[order], jnp.int32(0)), first[order])
+        np.testing.assert_array_equal(augmentation.alternating_flips(images[order], jnp.int32(0)), first[order])
 
     def test_images_of_few_grey_values_differ_too(self):
         coarse = jnp.asarray(np.random.default_rng(0).integers(0, 17, (400, 8, 8, 1)) / 16, jnp.float32)
-        assert 0.4 < float(data_lib.alternating_flips(coarse, jnp.int32(0)).mean()) < 0.6
+        assert 0.4 < float(augmentation.alternating_flips(coarse, jnp.int32(0)).mean()) < 0.6
 
     def test_flip_mirrors_the_chosen(self):
-        flipped = data_lib.flip(self.IMAGES[:2], jnp.asarray([True, False]))
+        flipped = augmentation.flip(self.IMAGES[:2], jnp.asarray([True, False]))
         np.testing.assert_array_equal(flipped[0], self.IMAGES[0, :, ::-1])
         np.testing.assert_array_equal(flipped[1], self.IMAGES[1])
 
@@ -138,7 +140,7 @@ class TestAugmentation:
         """Every crop is one of the 25 of that image, and all 25 occur."""
         images = self.IMAGES[:300]
         padded = np.pad(np.asarray(images), ((0, 0), (2, 2), (2, 2), (0, 0)), mode="reflect")
-        crops = np.asarray(data_lib.crop(KEY, images, padding=2, mode="reflect"))
+        crops = np.asarray(augmentation.crop(KEY, images, padding=2, mode="reflect"))
         seen = set()
         for crop, whole in zip(crops, padded, strict=True):
             seen |= {(y, x) for y in range(5) for x in range(5) if np.array_equal(crop, whole[y : y + 5, x : x + 7])}
@@ -223,7 +225,7 @@ class TestTraining:
         value = jax.jit(lambda images: loss(*carry[2:4], batch.retain | {"image": images}, train=True, key=None)[0])
         step = jax.jit(method.step)
         for number, epoch in ((0, 0), (2, 0), (3, 1), (6, 2)):
-            seen = data_lib.flip(upright, data_lib.alternating_flips(upright, jnp.int32(epoch)))
+            seen = augmentation.flip(upright, augmentation.alternating_flips(upright, jnp.int32(epoch)))
             _, metrics = step(carry._replace(step=jnp.int32(number)), batch)
             assert float(metrics["loss_retain"]) == pytest.approx(float(value(seen)), rel=1e-5)
 

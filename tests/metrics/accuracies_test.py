@@ -9,7 +9,7 @@ import pytest
 
 from scissorhands_jax.base import Model
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.metrics import accuracies as metrics
+from scissorhands_jax.metrics import accuracies, intervals
 
 # The paper's tables 1 and 2: Acc_f, Acc_t, Acc_r, MIA and the printed Avg. Gap; the first row of each is retrained.
 CIFAR100 = [
@@ -67,7 +67,7 @@ def test_average_gap_of_the_papers_tables(table):
     retrained = as_row(*table[0])
     for row in table[1:]:
         if row[-1] is not None:
-            assert metrics.average_gap(as_row(*row), retrained) == pytest.approx(row[-1], abs=0.0051)
+            assert accuracies.average_gap(as_row(*row), retrained) == pytest.approx(row[-1], abs=0.0051)
 
 
 def test_average_gap_of_the_authors_numbers(shared):
@@ -78,34 +78,34 @@ def test_average_gap_of_the_authors_numbers(shared):
         return {ours: row[theirs] for theirs, ours in names.items()}
 
     for row in document["rows"]:
-        gap = metrics.average_gap(rename(row), rename(document["retrain"]))
+        gap = accuracies.average_gap(rename(row), rename(document["retrain"]))
         assert gap == pytest.approx(row["avg_gap"], abs=1e-12)
 
 
 def test_average_gap_is_zero_to_itself_and_symmetric():
     ours, retrained = as_row(*CIFAR10[-1]), as_row(*CIFAR10[0])
-    assert metrics.average_gap(ours, ours) == 0
-    assert metrics.average_gap(ours, retrained) == metrics.average_gap(retrained, ours)
+    assert accuracies.average_gap(ours, ours) == 0
+    assert accuracies.average_gap(ours, retrained) == accuracies.average_gap(retrained, ours)
 
 
 @pytest.mark.parametrize("bad", [None, float("nan"), float("inf")])
 def test_average_gap_refuses_what_is_not_a_number(bad):
     row = as_row(*CIFAR10[1])
     with pytest.raises(InputError, match="finite mia in the retrained row"):
-        metrics.average_gap(row, row | {"mia": bad})
+        accuracies.average_gap(row, row | {"mia": bad})
 
 
 def test_average_gap_names_a_missing_field():
     row = as_row(*CIFAR10[1])
     with pytest.raises(InputError, match="acc_test in the row"):
-        metrics.average_gap({name: value for name, value in row.items() if name != "acc_test"}, row)
+        accuracies.average_gap({name: value for name, value in row.items() if name != "acc_test"}, row)
 
 
 def test_accuracy_counts_the_largest_logit_and_the_first_of_equals():
     logits = np.array([[0.0, 1.0], [0.0, 1.0], [2.0, 2.0], [2.0, 2.0]])
-    assert metrics.correct(logits, np.array([1, 0, 0, 1])) == 2
-    assert metrics.accuracy(logits, np.array([1, 0, 0, 1])) == 50.0
-    assert metrics.accuracy(logits[:1], np.array([1], np.uint8)) == 100.0
+    assert accuracies.correct(logits, np.array([1, 0, 0, 1])) == 2
+    assert accuracies.accuracy(logits, np.array([1, 0, 0, 1])) == 50.0
+    assert accuracies.accuracy(logits[:1], np.array([1], np.uint8)) == 100.0
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_accuracy_counts_the_largest_logit_and_the_first_of_equals():
         (np.array([[0.0, np.nan], [0.0, 1.0]]), np.array([0, 1]), "1 of 2 rows"),
     ],
 )
-@pytest.mark.parametrize("metric", [metrics.correct, metrics.accuracy, metrics.cross_entropy_per_example])
+@pytest.mark.parametrize("metric", [accuracies.correct, accuracies.accuracy, accuracies.cross_entropy_per_example])
 def test_unusable_logits_and_labels_are_refused(metric, logits, labels, message):
     with pytest.raises(InputError, match=message):
         metric(logits, labels)
@@ -129,14 +129,14 @@ def test_cross_entropy_is_that_of_jax_and_survives_large_logits():
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(50, 7)), rng.integers(7, size=50)
     expected = -jax.nn.log_softmax(jnp.asarray(logits, jnp.float32))[jnp.arange(50), labels]
-    np.testing.assert_allclose(metrics.cross_entropy_per_example(logits, labels), expected, atol=1e-5)
-    assert metrics.cross_entropy_per_example(np.array([[1e4, 0.0]], np.float32), np.array([1])) == [1e4]
+    np.testing.assert_allclose(accuracies.cross_entropy_per_example(logits, labels), expected, atol=1e-5)
+    assert accuracies.cross_entropy_per_example(np.array([[1e4, 0.0]], np.float32), np.array([1])) == [1e4]
 
 
 def test_cross_entropy_of_the_authors_numbers(shared):
     with np.load(shared / "golden" / "shared" / "07_mia_loss.npz") as trace:
         for who in ("member", "nonmember"):
-            losses = metrics.cross_entropy_per_example(trace[f"{who}_logits"], trace[f"{who}_labels"])
+            losses = accuracies.cross_entropy_per_example(trace[f"{who}_logits"], trace[f"{who}_labels"])
             np.testing.assert_allclose(losses, trace[f"{who}_loss"], atol=2e-6)
 
 
@@ -159,7 +159,7 @@ def test_predict_is_the_plain_forward_pass(count, array):
     rng = np.random.default_rng(0)
     images = rng.normal(size=(count, 2, 2)).astype(np.float32)
     params = {"w": jnp.asarray(rng.normal(size=(4, 3)), jnp.float32)}
-    logits = metrics.predict(make_linear(), params, {"b": jnp.arange(3.0)}, array(images), batch_size=8)
+    logits = accuracies.predict(make_linear(), params, {"b": jnp.arange(3.0)}, array(images), batch_size=8)
     assert isinstance(logits, np.ndarray)
     assert logits.dtype == np.float32
     np.testing.assert_allclose(logits, images.reshape(count, 4) @ np.asarray(params["w"]) + np.arange(3), atol=1e-5)
@@ -173,7 +173,7 @@ def test_predict_hands_images_over_as_they_are_and_returns_float32():
         return (x[:, :2] * params).astype(jnp.bfloat16), model_state
 
     images = np.array([[255, 3, 9]], np.uint8)
-    logits = metrics.predict(Model(init=lambda key: (1, ()), apply=apply), 1.0, (), images, batch_size=4)
+    logits = accuracies.predict(Model(init=lambda key: (1, ()), apply=apply), 1.0, (), images, batch_size=4)
     assert seen == [np.uint8]
     assert logits.dtype == np.float32
     assert logits.tolist() == [[255.0, 3.0]]
@@ -185,41 +185,41 @@ def test_predict_compiles_once_per_model():
     params, model_state = model.init(jax.random.key(0))
     for count, scale in [(20, 1.0), (3, 2.0), (16, 3.0)]:
         scaled = jax.tree.map(lambda leaf, scale=scale: leaf * scale, params)
-        metrics.predict(model, scaled, model_state, np.zeros((count, 4), np.float32), batch_size=8)
-    metrics.predict(model._replace(init=None), params, model_state, np.zeros((5, 4), np.float32), batch_size=8)
+        accuracies.predict(model, scaled, model_state, np.zeros((count, 4), np.float32), batch_size=8)
+    accuracies.predict(model._replace(init=None), params, model_state, np.zeros((5, 4), np.float32), batch_size=8)
     assert traces == [(8, 4)]
 
 
 def test_predict_refuses_nothing_to_do():
     model = make_linear()
     with pytest.raises(InputError, match="at least one image"):
-        metrics.predict(model, *model.init(None), np.zeros((0, 4), np.float32))
+        accuracies.predict(model, *model.init(None), np.zeros((0, 4), np.float32))
     with pytest.raises(InputError, match="batch_size"):
-        metrics.predict(model, *model.init(None), np.zeros((1, 4), np.float32), batch_size=0)
+        accuracies.predict(model, *model.init(None), np.zeros((1, 4), np.float32), batch_size=0)
 
 
 def test_summary_in_closed_form():
-    summary = metrics.summarize([1.0, 2.0, 3.0, 6.0])
+    summary = intervals.summarize([1.0, 2.0, 3.0, 6.0])
     assert (summary.mean, summary.n) == (3.0, 4)
     assert summary.std == pytest.approx(np.sqrt(14 / 3))
     assert 1.0 <= summary.low < 3.0 < summary.high <= 6.0
 
 
 def test_summary_of_one_value_claims_no_spread():
-    assert metrics.summarize([4.0]) == metrics.Summary(4.0, None, 1, None, None)
+    assert intervals.summarize([4.0]) == intervals.Summary(4.0, None, 1, None, None)
 
 
 def test_summary_is_reproducible_by_seed():
     values = np.random.default_rng(1).normal(size=9)
-    assert metrics.summarize(values, seed=3) == metrics.summarize(values, seed=np.random.default_rng(3))
-    assert metrics.summarize(values, seed=3) != metrics.summarize(values, seed=4)
+    assert intervals.summarize(values, seed=3) == intervals.summarize(values, seed=np.random.default_rng(3))
+    assert intervals.summarize(values, seed=3) != intervals.summarize(values, seed=4)
 
 
 def test_bootstrap_interval_covers_the_true_mean_about_as_often_as_it_says():
     rng = np.random.default_rng(0)
     covered = 0
     for trial in range(400):
-        summary = metrics.summarize(rng.normal(5.0, 2.0, size=30), level=0.9, num_resamples=400, seed=trial)
+        summary = intervals.summarize(rng.normal(5.0, 2.0, size=30), level=0.9, num_resamples=400, seed=trial)
         covered += summary.low <= 5.0 <= summary.high
     assert 0.84 <= covered / 400 <= 0.93
 
@@ -227,10 +227,10 @@ def test_bootstrap_interval_covers_the_true_mean_about_as_often_as_it_says():
 @pytest.mark.parametrize("values", [[], [1.0, float("nan")], [[1.0]]])
 def test_summary_refuses_what_has_no_mean(values):
     with pytest.raises(InputError, match="finite numbers"):
-        metrics.summarize(values)
+        intervals.summarize(values)
 
 
 @pytest.mark.parametrize("options", [{"level": 1.0}, {"level": 0.0}, {"num_resamples": 0}])
 def test_summary_refuses_impossible_options(options):
     with pytest.raises(InputError, match=r"level|num_resamples"):
-        metrics.summarize([1.0, 2.0], **options)
+        intervals.summarize([1.0, 2.0], **options)

@@ -8,8 +8,9 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.metrics import ensemble_attacks
-from scissorhands_jax.metrics.ensemble_attacks import Attack, Estimate
+from scissorhands_jax.metrics import ensemble_attacks, intervals
+from scissorhands_jax.metrics.ensemble_attacks import Attack
+from scissorhands_jax.metrics.intervals import Estimate
 
 
 def normal(*shape, seed=0):
@@ -237,7 +238,7 @@ class TestForgettingScore:
 class TestIntervals:
     def test_of_a_mean_it_is_that_of_student(self):
         values = normal(8, seed=4)
-        found = ensemble_attacks.mean_estimate(values)
+        found = intervals.mean_estimate(values)
         low, high = stats.t.interval(0.95, 7, values.mean(), stats.sem(values))
         assert (found.low, found.high) == (pytest.approx(low, abs=0.08), pytest.approx(high, abs=0.08))
 
@@ -285,7 +286,7 @@ class TestIntervals:
             np.testing.assert_allclose(found, expected)
 
     def test_a_statistic_of_two_sides_is_resampled(self):
-        found = ensemble_attacks.compared(ensemble_attacks.forgetting_score, normal(12, 60) + 1, normal(12, 60, seed=1))
+        found = intervals.compared(ensemble_attacks.forgetting_score, normal(12, 60) + 1, normal(12, 60, seed=1))
         assert 0 < found.low < found.value < found.high < 1
         assert (found.networks, found.examples) == (12, 60)
 
@@ -293,13 +294,13 @@ class TestIntervals:
         """They may share their errors, as forget sets of the same networks do."""
         parts = [Estimate(0.5 + shift, 0.4 + shift, 0.6 + shift, 0.95, 11, 100) for shift in (-0.1, 0.0, 0.1)]
         parts[1] = parts[1]._replace(networks=8, low=0.1)
-        mean = ensemble_attacks.average(parts)
+        mean = intervals.average(parts)
         assert mean.value == pytest.approx(0.5)
         assert (mean.low, mean.high) == (pytest.approx(0.3), pytest.approx(0.7))
         assert (mean.networks, mean.examples) == (8, 300)
-        assert ensemble_attacks.average(parts, (0.4, 0.6))[1:3] == (0.4, 0.6)
+        assert intervals.average(parts, (0.4, 0.6))[1:3] == (0.4, 0.6)
         with pytest.raises(InputError, match="estimates of one level"):
-            ensemble_attacks.average([parts[0], parts[0]._replace(level=0.9)])
+            intervals.average([parts[0], parts[0]._replace(level=0.9)])
 
     def test_the_interval_of_an_average_holds_the_truth_where_forget_sets_share_their_networks(self):
         """What is peculiar to a network moves its numbers on all three forget sets."""
@@ -307,11 +308,11 @@ class TestIntervals:
         for seed in range(60):
             shared = normal(6, seed=seed)
             sets = [shared + 0.3 * normal(6, seed=1_000 * (number + 1) + seed) for number in range(3)]
-            found = ensemble_attacks.average([ensemble_attacks.mean_estimate(values) for values in sets])
+            found = intervals.average([intervals.mean_estimate(values) for values in sets])
             held += found.low <= 0 <= found.high
         assert held >= 54
 
     @pytest.mark.parametrize("level", [0.0, 1.0, 95])
     def test_a_level_is_a_share(self, level):
         with pytest.raises(InputError, match="between 0 and 1"):
-            ensemble_attacks.estimate(0.5, np.zeros(3), 5, 5, level)
+            intervals.estimate(0.5, np.zeros(3), 5, 5, level)

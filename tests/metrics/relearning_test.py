@@ -9,7 +9,7 @@ from scissorhands_jax.base import Data, Model
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.losses import classification_loss
 from scissorhands_jax.methods.finetune import FinetuneSettings
-from scissorhands_jax.metrics import accuracies as metrics
+from scissorhands_jax.metrics import accuracies
 from scissorhands_jax.metrics.relearning import recovery, relearn_time
 from scissorhands_jax.training.loop import run
 from tests import tiny
@@ -100,11 +100,11 @@ class TestRecovery:
     def test_it_is_trained_on_the_retain_set_alone(self):
         curve = self.recover(3)
         assert len(curve) == 4
-        logits = metrics.predict(tiny.model(), *tiny.start(), FORGET["image"])
-        assert curve[0] == metrics.accuracy(logits, FORGET["label"])
+        logits = accuracies.predict(tiny.model(), *tiny.start(), FORGET["image"])
+        assert curve[0] == accuracies.accuracy(logits, FORGET["label"])
         result = run(METHOD, jax.random.fold_in(KEY, 1), *tiny.start(), Data(None, self.DATA.retain), num_epochs=1)
-        logits = metrics.predict(tiny.model(), result.params, result.model_state, FORGET["image"])
-        assert curve[1] == metrics.accuracy(logits, FORGET["label"])
+        logits = accuracies.predict(tiny.model(), result.params, result.model_state, FORGET["image"])
+        assert curve[1] == accuracies.accuracy(logits, FORGET["label"])
 
     def test_no_epochs_are_refused(self):
         with pytest.raises(InputError, match="at least 1 epoch, got 0"):

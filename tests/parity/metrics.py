@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from scissorhands_jax.metrics import accuracies as metrics
-from scissorhands_jax.metrics import attacks
+from scissorhands_jax.metrics import accuracies, attacks
 from tests.parity.checks import LOSSES, Check, absolute, exact, holds, relative
 from tests.parity.traces import Trace
 
@@ -35,7 +34,7 @@ def _average_gap(trace: Trace) -> list[Check]:
     checks = [exact("synthetic_rows", trace.meta["synthetic_rows"], True)]
     for number, row in enumerate(trace.meta["rows"]):
         ours = {name: row[theirs] for theirs, name in NAMES.items()}
-        gap = metrics.average_gap(ours, retrained)
+        gap = accuracies.average_gap(ours, retrained)
         parts = {theirs: abs(ours[name] - retrained[name]) for theirs, name in NAMES.items()}
         checks += [
             absolute(f"row {number}", gap, row["avg_gap"], SCORES),
@@ -105,7 +104,7 @@ def _loss_attack(trace: Trace) -> list[Check]:
     meta, arrays = trace.meta, trace.arrays
     checks = [exact("library", meta["library"].split()[0], "scikit-learn")]
     for part in ("member", "nonmember"):
-        losses = metrics.cross_entropy_per_example(arrays[f"{part}_logits"], arrays[f"{part}_labels"])
+        losses = accuracies.cross_entropy_per_example(arrays[f"{part}_logits"], arrays[f"{part}_labels"])
         checks.append(absolute(f"{part}_loss", losses, arrays[f"{part}_loss"], LOSSES))
     sample, members = arrays["x"], arrays["members"]
     known = {1: arrays["member_loss"], 0: arrays["nonmember_loss"]}

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from scissorhands_jax import report
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.metrics import accuracies as metrics
+from scissorhands_jax.metrics import intervals
 
 HOSTILE = """<script>alert("1")</script>&amp;'$x_1$ [red]b[/red] onload="x" id="y" --> """
 
@@ -116,7 +116,7 @@ def test_unusable_rows_are_refused(change, message):
 def test_interval_of_the_gap_is_that_of_its_seeds_and_a_lower_bound_for_few():
     rows = make_rows(scenarios=["random"], methods=["retrain", "finetune"], num_seeds=12)
     gaps = [row["avg_gap"] for row in rows if row["method"] == "finetune"]
-    summary = metrics.summarize(gaps)
+    summary = intervals.summarize(gaps)
     text = printed(rows, 200)
     assert f"[{summary.low:.2f}, {summary.high:.2f}]" in text
     assert "lower bound" not in text

@@ -135,7 +135,7 @@ def main() -> None:
     from scissorhands_jax.jobs.config import RunConfig
     from scissorhands_jax.losses import classification_loss
     from scissorhands_jax.methods import METHODS, finetune, scissorhands
-    from scissorhands_jax.metrics import accuracies as metrics
+    from scissorhands_jax.metrics import accuracies
     from scissorhands_jax.models.resnet import ResNet
     from scissorhands_jax.optimizers import sgd
     from scissorhands_jax.projection import project_gradient
@@ -313,8 +313,8 @@ def main() -> None:
     report("gathered where they are needed", all(good) and not collectives(text), f"{good} {collectives(text)}")
 
     images = data.retain["image"][:45]
-    expected = metrics.predict(model, *start, images, batch_size=16)
-    found = metrics.predict(model, *layout.place(start), images, batch_size=16, layout=layout)
+    expected = accuracies.predict(model, *start, images, batch_size=16)
+    found = accuracies.predict(model, *layout.place(start), images, batch_size=16, layout=layout)
     report("prediction", found.shape == (45, 3) and near(expected, found))
 
     spread_over = [scaling.on_mesh(128, count, 1, False) for count in (1, 2, 4, 8)]

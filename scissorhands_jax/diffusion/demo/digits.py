@@ -34,14 +34,12 @@ from scissorhands_jax.base import (
     StatefulLossFn,
 )
 from scissorhands_jax.datasets import digits as load_digits
-from scissorhands_jax.deletion import verdicts
 from scissorhands_jax.diffusion import networks, schedules
 from scissorhands_jax.diffusion.losses import concept_loss, noise_loss
 from scissorhands_jax.diffusion.unet import Noisy, UNetConfig
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods import retrain, scissorhands
-from scissorhands_jax.metrics import accuracies as metrics
-from scissorhands_jax.metrics import ensemble_attacks
+from scissorhands_jax.metrics import accuracies, intervals
 from scissorhands_jax.training import loop as training
 
 NUM_DIGITS = 10
@@ -398,7 +396,7 @@ def draw(settings: Settings, scene: Scene, params: Params, asked: np.ndarray) ->
 
 def share(count: int, total: int) -> dict[str, float]:
     """A share in percent with its 95 % Clopper-Pearson interval and the counts behind it."""
-    low, high = verdicts.interval(count, total)
+    low, high = intervals.interval(count, total)
     return {"count": count, "total": total, "percent": 100 * count / total, "low": low, "high": high}
 
 
@@ -419,11 +417,9 @@ def distance(images: np.ndarray, real: np.ndarray, *, resamples: int) -> dict[st
     def resampled(pixels: np.ndarray) -> np.ndarray:
         return pixels[generator.integers(len(pixels), size=len(pixels))]
 
-    value = metrics.frechet_distance(first, second)
-    replicates = [metrics.frechet_distance(resampled(first), resampled(second)) for _ in range(resamples)]
-    found = ensemble_attacks.estimate(
-        value, np.asarray(replicates), 1, min(len(first), len(second)), bounds=(0, np.inf)
-    )
+    value = accuracies.frechet_distance(first, second)
+    replicates = [accuracies.frechet_distance(resampled(first), resampled(second)) for _ in range(resamples)]
+    found = intervals.estimate(value, np.asarray(replicates), 1, min(len(first), len(second)), bounds=(0, np.inf))
     return {
         "value": found.value,
         "low": found.low,
@@ -497,7 +493,7 @@ def measure(settings: Settings, scene: Scene, name: str, network: Network, image
 
 
 def _mean(values: np.ndarray) -> dict[str, float]:
-    found = ensemble_attacks.mean_estimate(values)
+    found = intervals.mean_estimate(values)
     return {"value": found.value, "low": found.low, "high": found.high, "digits": len(values)}
 
 
