@@ -15,7 +15,7 @@ from scissorhands_jax import data as data_lib
 from scissorhands_jax.base import Batch, lift
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods import METHODS, TrainingSettings, scissorhands
-from scissorhands_jax.methods.scissorhands import choose_pair, pair_gradients
+from scissorhands_jax.methods.pair_gradients import choose_pair, pair_gradients
 from scissorhands_jax.microbatches import accumulated, has_convolution, mapped
 from scissorhands_jax.models import from_linen
 from scissorhands_jax.models.layers import linear

@@ -39,7 +39,7 @@ from scissorhands_jax.jobs import unlearning
 from scissorhands_jax.jobs.config import RunConfig
 from scissorhands_jax.jobs.progress import progress_bar
 from scissorhands_jax.methods import METHODS, MethodSettings, TrainingSettings
-from scissorhands_jax.methods.scissorhands import choose_pair
+from scissorhands_jax.methods.pair_gradients import choose_pair
 from scissorhands_jax.metrics import accuracies, attacks
 from scissorhands_jax.models import cpu_convolution
 from scissorhands_jax.training import checkpoints, compilation, feeding

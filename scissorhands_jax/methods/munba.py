@@ -15,8 +15,8 @@ from scissorhands_jax import trees
 from scissorhands_jax.base import Batch, Carry, Key, Method, Metrics, Model, ModelState, PyTree, StatefulLossFn
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods._gradient import follow, paired_batches
+from scissorhands_jax.methods.pair_gradients import pair_gradients
 from scissorhands_jax.methods.salun import Relabel, wrong_labels
-from scissorhands_jax.methods.scissorhands import pair_gradients
 from scissorhands_jax.methods.settings import TrainingSettings
 
 ForgetLoss = Literal["random_label", "ascent"]

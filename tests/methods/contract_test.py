@@ -19,7 +19,8 @@ from scissorhands_jax.base import Batch, Data, Method, Model, lift
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.losses import classification_loss, cross_entropy
 from scissorhands_jax.methods import METHODS, Semantics, TrainingSettings, scissorhands, trim_network
-from scissorhands_jax.methods.scissorhands import constraint_gradients, pair_gradients
+from scissorhands_jax.methods.pair_gradients import pair_gradients
+from scissorhands_jax.methods.scissorhands import constraint_gradients
 from scissorhands_jax.models import from_equinox
 from scissorhands_jax.optimizers import rate_of, sgd
 from scissorhands_jax.reinit import ones
