@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class InputError(ValueError):
     """Something the caller handed in cannot be used; the message is the whole story."""
@@ -30,3 +33,45 @@ class NonFiniteError(InputError):
         super().__init__(f"{metric} is {value} at step {step}; {advice}")
         self.step = step
         self.metric = metric
+
+
+def suggest(word: object, known: Iterable[str]) -> str:
+    """The end of a sentence that refuses a name: the known names that resemble it, or all of them if none does.
+
+    Dotted names, such as those of settings, are also compared by their last part alone.
+
+    Args:
+      word: The name that was given. Whatever is not text is compared as `str` writes it.
+      known: The names that could have been given.
+
+    >>> suggest("resnet_18", ["resnet18", "mlp"])
+    'near matches: resnet18'
+    >>> suggest("fraction", ["seed", "method.fraction"])
+    'near matches: method.fraction'
+    >>> suggest("zzz", ["resnet18", "mlp"])
+    'choose one of resnet18, mlp'
+    """
+    text, names = str(word), list(known)
+    near = difflib.get_close_matches(text, names)
+    if any("." in name for name in names):
+        last = text.rpartition(".")[2]
+        near += [name for name in names if difflib.SequenceMatcher(None, name.rpartition(".")[2], last).ratio() > 0.7]
+    if near:
+        return f"near matches: {', '.join(dict.fromkeys(near))}"
+    return f"choose one of {', '.join(names)}"
+
+
+def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+    """Refuses a value that is not one of several words.
+
+    Args:
+      name: What the value is of, for the message.
+      value: The value that was given.
+      choices: The words that could have been given.
+
+    Raises:
+      InputError: The value is not one of the choices.
+    """
+    choices = tuple(choices)
+    if value not in choices:
+        raise InputError(f"{name} is {value!r}; choose one of {', '.join(choices)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from scissorhands_jax import losses, trees
 from scissorhands_jax.base import ApplyFn, Carry, Data, Key, Method, Model, ModelState, Params, PyTree, StatefulLossFn
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods._gradient import check_not_empty, descend, forget_batches
-from scissorhands_jax.methods.settings import TrainingSettings
+from scissorhands_jax.methods.settings import Gradient, TrainingSettings
 from scissorhands_jax.microbatches import check
 
 Mode = Literal["paper", "authors"]
@@ -226,6 +226,7 @@ class BoundaryExpandSettings(TrainingSettings):
     batch_size: int = 256
     learning_rate: float = 1e-6
     head: str | None = None
+    gradients: ClassVar[tuple[Gradient, ...]] = ("forget",)
 
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The configured method; of the loss only its augmentation is taken over."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from scissorhands_jax.base import Data, Key, Method, Model, ModelState, Params, 
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.losses import cross_entropy
 from scissorhands_jax.methods._gradient import descend, forget_batches
-from scissorhands_jax.methods.settings import TrainingSettings
+from scissorhands_jax.methods.settings import Gradient, TrainingSettings
 from scissorhands_jax.microbatches import mapped
 from scissorhands_jax.models.layers import as_float
 
@@ -155,6 +155,7 @@ class BoundaryShrinkSettings(TrainingSettings):
     clip: bool = True
     """Whether adversarial images are clipped to [0, 1]."""
     mode: Mode = "paper"
+    gradients: ClassVar[tuple[Gradient, ...]] = ("forget",)
 
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The configured method."""

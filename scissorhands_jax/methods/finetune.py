@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import optax
 
 from scissorhands_jax.base import Method, Model, StatefulLossFn
 from scissorhands_jax.methods._gradient import descend, retain_batches, retain_loss
-from scissorhands_jax.methods.settings import TrainingSettings
+from scissorhands_jax.methods.settings import Gradient, TrainingSettings
 
 
 def finetune(loss_fn: StatefulLossFn, optimizer: optax.GradientTransformation, *, batch_size: int = 256) -> Method:
@@ -25,6 +26,7 @@ class FinetuneSettings(TrainingSettings):
 
     batch_size: int = 256
     learning_rate: float = 1e-2
+    gradients: ClassVar[tuple[Gradient, ...]] = ("retain",)
 
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The configured method."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax.numpy as jnp
 import optax
 
 from scissorhands_jax.base import Method, Model, StatefulLossFn
 from scissorhands_jax.methods._gradient import descend, forget_batches
-from scissorhands_jax.methods.settings import TrainingSettings
+from scissorhands_jax.methods.settings import Gradient, TrainingSettings
 
 
 def gradient_ascent(
@@ -35,6 +36,7 @@ class GradientAscentSettings(TrainingSettings):
     epochs: int = 5
     batch_size: int = 256
     learning_rate: float = 1e-4
+    gradients: ClassVar[tuple[Gradient, ...]] = ("forget",)
 
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The configured method."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import optax
 from scissorhands_jax.base import Carry, Data, Method, Model, StatefulLossFn
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods._gradient import descend, retain_batches
-from scissorhands_jax.methods.settings import TrainingSettings
+from scissorhands_jax.methods.settings import Gradient, TrainingSettings
 
 
 def l1_sparse(
@@ -72,6 +73,7 @@ class L1SparseSettings(TrainingSettings):
     learning_rate: float = 1e-2
     penalty: float = 1e-4
     unpenalized_epochs: int = 0
+    gradients: ClassVar[tuple[Gradient, ...]] = ("retain",)
 
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The configured method."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import optax
 from scissorhands_jax import trees
 from scissorhands_jax.base import Data, Key, Mask, Method, Model, ModelState, Params, Selection, StatefulLossFn
 from scissorhands_jax.methods._gradient import descend, retain_batches
-from scissorhands_jax.methods.settings import TrainingSettings
+from scissorhands_jax.methods.settings import Gradient, TrainingSettings
 
 Where = str | Callable[[str, jax.Array], bool] | None
 Start = Callable[[Key, Params, ModelState, Data], tuple[Params, ModelState]]
@@ -129,6 +130,7 @@ class CfKSettings(TrainingSettings):
     weight_decay: float = 5e-5
     milestones: tuple[int, ...] = (31, 46)
     layers: str | None = None
+    gradients: ClassVar[tuple[Gradient, ...]] = ("retain",)
 
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The configured method."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import typing
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods._gradient import follow, paired_batches
 from scissorhands_jax.methods.pair_gradients import pair_gradients
 from scissorhands_jax.methods.salun import Relabel, wrong_labels
-from scissorhands_jax.methods.settings import TrainingSettings
+from scissorhands_jax.methods.settings import Gradient, TrainingSettings
 
 ForgetLoss = Literal["random_label", "ascent"]
 
@@ -117,6 +117,7 @@ class MunbaSettings(TrainingSettings):
     learning_rate: float = 1e-2
     forget_loss: ForgetLoss = "random_label"
     forget_batch_size: int | None = None
+    gradients: ClassVar[tuple[Gradient, ...]] = ("retain", "forget")
 
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The configured method."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from scissorhands_jax import data as data_lib
 from scissorhands_jax.base import Data, Key, Method, Model, ModelState, Params, StatefulLossFn
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods._gradient import descend, retain_batches
-from scissorhands_jax.methods.settings import TrainingSettings
+from scissorhands_jax.methods.settings import Gradient, TrainingSettings
 from scissorhands_jax.models.whitening import fit_whitening
 
 Recipe = Literal["paper", "fast"]
@@ -133,6 +133,7 @@ class RetrainSettings(TrainingSettings):
     """`alternating` replaces what a loss that augments does to images, by crops out of `translate` mirrored pixels on
     each side and `data.alternating_flips`. A loss that does not augment stays as it is."""
     translate: int = 2
+    gradients: ClassVar[tuple[Gradient, ...]] = ("retain",)
 
     def __post_init__(self) -> None:
         if self.recipe not in RECIPES:

@@ -12,7 +12,7 @@ import functools
 import itertools
 import typing
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ from scissorhands_jax.base import (
 )
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods.pair_gradients import Pair, pair_gradients
-from scissorhands_jax.methods.settings import TrainingSettings
+from scissorhands_jax.methods.settings import Gradient, TrainingSettings
 
 Where = str | Callable[[str, jax.Array], bool] | None
 Mode = Literal["paper", "authors"]
@@ -350,6 +350,7 @@ class ScissorhandsSettings(TrainingSettings):
     forget_batch_size: int | None = None
     pair: Pair = "auto"
     departures: dict[str, Any] = dataclasses.field(default_factory=dict)
+    gradients: ClassVar[tuple[Gradient, ...]] = ("retain", "forget")
 
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The configured method."""

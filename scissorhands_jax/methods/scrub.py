@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterable
+from typing import ClassVar
 
 import jax
 import optax
@@ -13,7 +14,7 @@ from scissorhands_jax import losses, trees
 from scissorhands_jax.base import Batch, Data, Key, Method, Model, StatefulLossFn
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods._gradient import descend, forget_batches, retain_batches
-from scissorhands_jax.methods.settings import TrainingSettings
+from scissorhands_jax.methods.settings import Gradient, TrainingSettings
 from scissorhands_jax.microbatches import accumulated, check
 
 
@@ -108,6 +109,7 @@ class ScrubSettings(TrainingSettings):
     loss_weight: float = 0.99
     temperature: float = 4.0
     forget_batch_size: int = 32
+    gradients: ClassVar[tuple[Gradient, ...]] = ("either",)
 
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The configured method."""

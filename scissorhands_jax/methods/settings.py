@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import jax
 import optax
@@ -13,13 +13,22 @@ from scissorhands_jax import data as data_lib
 from scissorhands_jax import losses, microbatches, models, optimizers
 from scissorhands_jax.base import Carry, Data, Key, Method, Model, ModelState, Params, StatefulLossFn
 
+Gradient = Literal["forget", "retain", "both", "either"]
+"""What a gradient is of: the loss of one set, one loss of both sets, or the loss of one or the other in turn."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MethodSettings:
     """What the command line and the experiments ask of every method, also of one that takes no steps."""
 
     epochs: int = 0
+    """The number of passes over the data."""
     batch_size: int = 256
+    """The number of examples that a step, or a pass over the data in parts, sees at once."""
+
+    gradients: ClassVar[tuple[Gradient, ...]] = ("both",)
+    """The gradients, each as large as the network, that a step holds at the same time; of a method without steps, those
+    that its beginning holds."""
 
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The configured method."""
@@ -37,17 +46,21 @@ class TrainingSettings(MethodSettings):
     epochs: int = 10
     batch_size: int = 128
     learning_rate: float = 5e-3
+    """The learning rate of SGD."""
     momentum: float = 0.9
+    """The momentum of SGD, as PyTorch defines it; 0 is none."""
     weight_decay: float = 5e-4
+    """The weight decay of SGD, added to the gradient of every parameter as PyTorch does it."""
     milestones: tuple[int, ...] = ()
-    """Epochs, counted from 0, before which the learning rate is multiplied by `gamma`."""
+    """The epochs, counted from 0, before which the learning rate is multiplied by `gamma`; none by default."""
     gamma: float = 0.1
+    """The factor of the learning rate at each milestone."""
     microbatches: int = 1
-    """Parts that the batches of a step are computed in, one after the other, where memory is short: gradients are those
-    of the whole batch (`losses.microbatched`), but BatchNorm sees each part by itself."""
+    """The number of parts in which a batch is computed, one after the other, where memory is short. Gradients are those
+    of the whole batch (`losses.microbatched`), but BatchNorm normalises each part by itself."""
 
     mixed: ClassVar[bool] = False
-    """Whether the forget and the retain examples of a step are one batch."""
+    """Whether the forget and the retain examples of a step are concatenated to one batch."""
 
     def microbatched(self, loss_fn: StatefulLossFn) -> StatefulLossFn:
         """The loss in microbatches.
