@@ -28,7 +28,7 @@ from scissorhands_jax import files, report
 from scissorhands_jax.cli.main import complain
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.jobs import config, grid, tuning
+from scissorhands_jax.jobs import config, grid, search
 from scissorhands_jax.jobs.progress import progress_bar
 from scissorhands_jax.methods import describe
 from scissorhands_jax.metrics import accuracies
@@ -81,7 +81,7 @@ def tune_beside_oracle(table: grid.Table, label: str, seed: int, trials: int) ->
             gap = trial.observed.get("avg_gap", float("nan"))
             progress.update(task, completed=number, note=f"score {trial.score:.2f}, Avg. Gap {gap:.2f}")
 
-        result = tuning.tune(
+        result = search.tune_settings(
             table.model,
             table.method,
             settings,
@@ -91,7 +91,7 @@ def tune_beside_oracle(table: grid.Table, label: str, seed: int, trials: int) ->
             setting.data,
             setting.validation,
             whole_classes=any(map(forget_sets.forgets_classes, scenario.forget)),
-            space=tuning.space_of(describe(settings)["method"]),
+            space=search.space_of(describe(settings)["method"]),
             num_trials=trials,
             on_trial=on_trial,
             observe=observe,
@@ -111,7 +111,7 @@ def tune_beside_oracle(table: grid.Table, label: str, seed: int, trials: int) ->
             "median trial": float(np.median(gaps)),
         },
         "rank_correlation": float(stats.spearmanr([trial.score for trial in whole], gaps).statistic),
-        **tuning.as_dict(result),
+        **search.search_as_dict(result),
     }
 
 

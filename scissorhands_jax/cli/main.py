@@ -349,9 +349,10 @@ def _run_unlearn(options: argparse.Namespace, console: Console) -> None:
 
 
 def _run_tune(options: argparse.Namespace, console: Console) -> None:
-    from scissorhands_jax.jobs import unlearning
 
-    unlearning.tune(
+    from scissorhands_jax.jobs import tuning
+
+    tuning.tune(
         _config_of(options),
         options.out,
         num_trials=options.trials,
@@ -479,10 +480,11 @@ def _config_of(options: argparse.Namespace) -> config_lib.RunConfig:
 
 
 def _run_evaluate(options: argparse.Namespace, console: Console) -> None:
-    from scissorhands_jax.jobs import unlearning
+
+    from scissorhands_jax.jobs import evaluating
 
     model, dataset, data_dir = _network_of(options)
-    answer = unlearning.evaluate_network(
+    answer = evaluating.evaluate_network(
         model=model,
         dataset=dataset,
         data_dir=data_dir,
@@ -519,9 +521,9 @@ def _network_of(options: argparse.Namespace) -> tuple[str, str, str | None]:
     """Model, data set and its folder: as given, or as the run in --checkpoint remembers them."""
     known: dict = {}
     if options.checkpoint is not None:
-        from scissorhands_jax.jobs import unlearning
+        from scissorhands_jax.jobs.job import describe_run
 
-        known = unlearning.describe_run(options.checkpoint)
+        known = describe_run(options.checkpoint)
     model, dataset = options.model or known.get("model"), options.dataset or known.get("dataset")
     if not model:
         raise InputError("--model is missing; name the network, e.g. --model resnet20")
@@ -536,6 +538,7 @@ def _model_options(options: argparse.Namespace) -> dict:
     """Those of the run in --checkpoint, whose network it is."""
     if options.checkpoint is None:
         return {}
-    from scissorhands_jax.jobs import unlearning
 
-    return unlearning.describe_run(options.checkpoint).get("model_options", {})
+    from scissorhands_jax.jobs.job import describe_run
+
+    return describe_run(options.checkpoint).get("model_options", {})

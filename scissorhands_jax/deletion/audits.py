@@ -25,8 +25,9 @@ from scissorhands_jax.deletion.verdicts import Evidence, Gate
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.hashing import sha256
 from scissorhands_jax.jobs import config as config_lib
-from scissorhands_jax.jobs import runs, unlearning
+from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.grid import Experiment, Scenario
+from scissorhands_jax.jobs.job import Job
 from scissorhands_jax.methods import describe
 from scissorhands_jax.methods.retrain import RetrainSettings
 from scissorhands_jax.metrics import intervals
@@ -61,7 +62,7 @@ def from_text(text: str) -> Plan:
     return Plan(**{**fields, "training": tuple(fields["training"])})
 
 
-def check(plan: Plan, job: unlearning.Job, level: float) -> None:
+def check(plan: Plan, job: Job, level: float) -> None:
     """Refuses, before anything is unlearned, what could not become evidence of a run.
 
     Raises:
@@ -81,9 +82,7 @@ def check(plan: Plan, job: unlearning.Job, level: float) -> None:
             _found(document, job, level, must_be_trusted=True)
 
 
-def gather(
-    plan: Plan, own: Evidence, job: unlearning.Job, out: Path, network: str, level: float, console: Console
-) -> Evidence:
+def gather(plan: Plan, own: Evidence, job: Job, out: Path, network: str, level: float, console: Console) -> Evidence:
     """The evidence of a run from its audit, which is made now if it is not there yet.
 
     Where what is seen in the network itself speaks against it already, no audit is made: it could not make up for it.
@@ -133,7 +132,7 @@ def forget(out: Path) -> None:
     shutil.rmtree(work_folder(out), ignore_errors=True)
 
 
-def _made(plan: Plan, job: unlearning.Job, folder: Path, console: Console) -> dict[str, Any]:
+def _made(plan: Plan, job: Job, folder: Path, console: Console) -> dict[str, Any]:
     config = job.config
     file = folder.with_suffix(".audit.txt")
     files.write_text(file, "".join(f"{position}\n" for position in _within(job)))
@@ -167,7 +166,7 @@ def _made(plan: Plan, job: unlearning.Job, folder: Path, console: Console) -> di
         file.unlink(missing_ok=True)
 
 
-def _within(job: unlearning.Job) -> np.ndarray:
+def _within(job: Job) -> np.ndarray:
     """The forget set as positions among the examples that the network was trained on, as the audit counts them."""
     return np.searchsorted(job.past.trained_on, job.positions)
 
@@ -197,7 +196,7 @@ def _described(document: Mapping[str, Any]) -> str:
 
 
 def _found(
-    document: Mapping[str, Any], job: unlearning.Job, level: float, *, must_be_trusted: bool
+    document: Mapping[str, Any], job: Job, level: float, *, must_be_trusted: bool
 ) -> tuple[tuple[Finding, ...], tuple[Gate, ...]]:
     """What an audit says of the run's method on the run's examples.
 
@@ -244,7 +243,7 @@ def _finding(name: str, found: Estimate) -> Finding:
     return Finding(name, found.value, 0.5 - (found.high - found.value), 0.5 + (found.value - found.low))
 
 
-def _place(document: Mapping[str, Any], job: unlearning.Job) -> tuple[str, str]:
+def _place(document: Mapping[str, Any], job: Job) -> tuple[str, str]:
     """The scenario and the label under which an audit has the run's forget set and method.
 
     Raises:

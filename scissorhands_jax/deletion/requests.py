@@ -30,14 +30,14 @@ from scissorhands_jax.deletion.signing import Keys
 from scissorhands_jax.deletion.verdicts import Evidence, Scored, Verdict
 from scissorhands_jax.errors import InputError, LedgerError
 from scissorhands_jax.hashing import canonical, sha256
-from scissorhands_jax.jobs import runs, unlearning
+from scissorhands_jax.jobs import evaluating, runs, unlearning
 from scissorhands_jax.jobs.config import RunConfig
+from scissorhands_jax.jobs.job import TRAINED_ON_FILE, Job, describe_run, load_weights, original_network, prepare_job
 from scissorhands_jax.methods import METHODS, MethodSettings
 from scissorhands_jax.metrics import accuracies
 
 DAYS = 30
 """After so many days a request is due, unless it says otherwise."""
-TRAINED_ON_FILE = "trained_on.txt"
 _RETRAIN = "retrain"  # the one method whose network never saw the examples
 
 Auditor = Callable[[Path, str], Evidence]
@@ -111,13 +111,13 @@ def add(
     if begins:
         # Nothing is written before the request is known to be good.
         config = _first_config(subject, forget, seed)
-        job = unlearning.prepared(dataclasses.replace(config, method=settings))
+        job = prepare_job(dataclasses.replace(config, method=settings))
         _begin(folder, keys, config, job)
         subject = _KNOWN  # to the ledger, from now on
     with Ledger(folder, keys) as book:
         config = _config(book, subject, forget, seed, "finetune", settings)
         digests = _checked_content(book, config, [])
-        job = unlearning.prepared(config)
+        job = prepare_job(config)
         examples = [Example(int(position), digests[position]) for position in job.positions]
         named = {example.digest for example in examples}
         twins = sum(digest in named for digest in digests) - len(examples)
@@ -191,7 +191,7 @@ def run(
             config = _config(book, subject, f"indices:{file.absolute()}", seed, method, settings)
             config = dataclasses.replace(config, retain_limit=retain_limit, augment=augment)
             _checked_content(book, config, group)
-            job = unlearning.prepared(config)
+            job = prepare_job(config)
             if audit is not None:
                 deletion_audits.check(audit, job, level)
             book.append(
@@ -291,7 +291,7 @@ def _first_config(subject: Subject, forget: str, seed: int) -> RunConfig:
     )
 
 
-def _begin(folder: Path, keys: Path | None, config: RunConfig, job: unlearning.Job) -> None:
+def _begin(folder: Path, keys: Path | None, config: RunConfig, job: Job) -> None:
     drawn = signing.make_keys(keys or folder / ledger.KEYS_FOLDER)
     if config.trained_on is not None:
         files.write_text(folder / TRAINED_ON_FILE, _lines(job.past.trained_on))
@@ -340,7 +340,7 @@ def _config(book: Ledger, subject: Subject, forget: str, seed: int, method: str,
 
 def _model_options(checkpoint: str | None) -> dict[str, Any]:
     """How the network of a run is built; what comes from a file of weights is built as it is by default."""
-    return {} if checkpoint is None else unlearning.describe_run(checkpoint).get("model_options", {})
+    return {} if checkpoint is None else describe_run(checkpoint).get("model_options", {})
 
 
 def _carry_out(book: Ledger, started: Event, subject: Subject, auditor: Auditor | None, console: Console) -> Outcome:
@@ -364,7 +364,7 @@ def _unlearned_and_judged(
     out = records.run_folder(book.folder, number)
     asked = [request for request in book.requests() if request.id in body["requests"]]
     _checked_content(book, config, asked)
-    job = unlearning.prepared(config)
+    job = prepare_job(config)
     if hashing.network_sha256(job.params, job.model_state) != body["network"]:
         raise InputError(f"the network that run {number} was begun with is not there any more")
     if not (out / runs.RESULTS_FILE).is_file() or not (out / "report.html").is_file():
@@ -372,7 +372,7 @@ def _unlearned_and_judged(
             shutil.rmtree(out)  # stopped before it had begun
         unlearning.unlearn(config, out, resume=True, console=console)
     document = report.read_results(out / runs.RESULTS_FILE)
-    after = unlearning.load_weights(job.model, weights=None, checkpoint=str(out))
+    after = load_weights(job.model, weights=None, checkpoint=str(out))
     network = hashing.network_sha256(*after)
 
     def seen(network: tuple[Params, ModelState], examples: Dataset) -> Scored:
@@ -515,7 +515,7 @@ def _original_problems(book: Ledger, subject: Subject) -> list[str]:
     place = subject.weights or subject.checkpoint or about["weights"] or about["checkpoint"]
     try:
         config = _config(book, subject, "", 0, "finetune", MethodSettings())
-        network = unlearning.original_network(config)
+        network = original_network(config)
     except InputError as error:
         return [f"the original network in {place} cannot be read: {error}"]
     if hashing.network_sha256(*network) != about["network"]:
@@ -615,7 +615,7 @@ def _evaluated(book: Ledger, current: int, subject: Subject, console: Console) -
     record, _ = records.read(records.path_of(book.folder, current), book.public)
     config = _config(book, subject, "", 0, "finetune", MethodSettings())
     try:
-        answer = unlearning.evaluate_network(
+        answer = evaluating.evaluate_network(
             model=config.model,
             dataset=config.dataset,
             data_dir=config.data_dir,

@@ -35,8 +35,8 @@ from scissorhands_jax import data as data_lib
 from scissorhands_jax import files, losses, microbatches, models, report, trees
 from scissorhands_jax.base import Batch, Carry, Data, Dataset, Method, Model, ModelState, Params, PyTree
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.jobs import unlearning
 from scissorhands_jax.jobs.config import RunConfig
+from scissorhands_jax.jobs.job import Job, prepare_job
 from scissorhands_jax.jobs.progress import progress_bar
 from scissorhands_jax.methods import METHODS, MethodSettings, TrainingSettings
 from scissorhands_jax.methods.pair_gradients import choose_pair
@@ -124,7 +124,7 @@ def plan(
     limit = feeding.device_memory() if memory_gib is None else int(memory_gib * _GIB)
     console = console or Console(stderr=True)
     started = time.perf_counter()
-    job = unlearning.prepared(config, check=functools.partial(_check_state, devices=devices, limit=limit))
+    job = prepare_job(config, check=functools.partial(_check_state, devices=devices, limit=limit))
     reading = time.perf_counter() - started
     with progress_bar(console) as progress:
         return _Planner(job, devices, limit, progress).document(starting, reading)
@@ -182,7 +182,7 @@ def _repeated(batch: Batch, count: int) -> Batch:
 class _Planner:
     """One plan in the making."""
 
-    def __init__(self, job: unlearning.Job, devices: int, limit: int, progress: Progress) -> None:
+    def __init__(self, job: Job, devices: int, limit: int, progress: Progress) -> None:
         self.job, self.devices, self.limit, self.progress = job, devices, limit, progress
         self.settings: MethodSettings = job.config.method
         self.method: Method = job.method(self.settings)

@@ -13,7 +13,8 @@ from scissorhands_jax.deletion import audits as deletion_audits
 from scissorhands_jax.deletion import ledger, records, signing
 from scissorhands_jax.deletion import requests as deletion
 from scissorhands_jax.deletion.ledger import Ledger
-from scissorhands_jax.jobs import unlearning
+from scissorhands_jax.jobs.job import prepare_job
+from scissorhands_jax.methods import MethodSettings
 from tests.deletion import forking
 from tests.deletion.requests_test import command, error_of, verified
 
@@ -192,7 +193,7 @@ class TestHandedIn:
 def test_a_forget_set_is_counted_among_what_was_trained_on(asked):
     with Ledger(asked) as book:
         config = deletion._config(
-            book, deletion.Subject(), f"indices:{asked.parent / 'forty'}", 0, "finetune", unlearning.MethodSettings()
+            book, deletion.Subject(), f"indices:{asked.parent / 'forty'}", 0, "finetune", MethodSettings()
         )
-    job = unlearning.prepared(config)
+    job = prepare_job(config)
     np.testing.assert_array_equal(deletion_audits._within(job), np.arange(20, 60))

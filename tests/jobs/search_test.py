@@ -9,7 +9,7 @@ from scipy import stats
 
 from scissorhands_jax import data as data_lib
 from scissorhands_jax.errors import InputError, NonFiniteError
-from scissorhands_jax.jobs import tuning
+from scissorhands_jax.jobs import search, tuning
 from scissorhands_jax.methods import METHODS
 from scissorhands_jax.methods.scissorhands import ScissorhandsSettings
 from scissorhands_jax.metrics import accuracies, attacks
@@ -18,7 +18,7 @@ from tests import tiny
 from tests.compilations import Compilations
 
 KEY = jax.random.key(5)
-SPACE = tuning.space_of("scissorhands")
+SPACE = search.space_of("scissorhands")
 SETTINGS = ScissorhandsSettings(epochs=1, batch_size=4)
 
 
@@ -28,7 +28,7 @@ def build(settings):
 
 def tune(settings=SETTINGS, **changes):
     options = {"whole_classes": False, "space": SPACE, "num_trials": 3, "build": build} | changes
-    return tuning.tune(
+    return search.tune_settings(
         tiny.model(),
         options.pop("build"),
         settings,
@@ -41,15 +41,15 @@ def tune(settings=SETTINGS, **changes):
 
 
 def test_candidates_start_with_the_given_settings_and_fill_the_ranges():
-    rows = tuning.candidates(SETTINGS, SPACE, 17, KEY)
+    rows = search.candidates(SETTINGS, SPACE, 17, KEY)
     assert rows[0] == {"fraction": 0.03, "forget_weight": 0.05, "learning_rate": 5e-3}
     for name, (low, high) in SPACE.items():
         values = np.log([row[name] for row in rows[1:]])
         places = (values - np.log(low)) / (np.log(high) - np.log(low))
         # A Sobol sequence of 16 has one point in each sixteenth of every axis; three digits move it by 0.002 at most.
         np.testing.assert_allclose(np.sort(places), (np.arange(16) + 0.5) / 16, atol=0.5 / 16 + 0.003)
-    assert rows == tuning.candidates(SETTINGS, SPACE, 17, KEY)
-    assert len(tuning.candidates(SETTINGS, SPACE, 1, KEY)) == 1
+    assert rows == search.candidates(SETTINGS, SPACE, 17, KEY)
+    assert len(search.candidates(SETTINGS, SPACE, 1, KEY)) == 1
 
 
 def test_the_best_trial_is_the_one_with_the_smallest_score():
@@ -63,7 +63,7 @@ def test_the_best_trial_is_the_one_with_the_smallest_score():
 
 def test_the_numbers_are_what_they_say():
     data, validation = tiny.data(), tiny.examples(20, 9)
-    numbers = tuning.measure(tiny.model(), *tiny.start(), data, validation)
+    numbers = search.measure_trial(tiny.model(), *tiny.start(), data, validation)
     logits = {
         name: accuracies.predict(tiny.model(), *tiny.start(), part["image"])
         for name, part in (("forget", data.forget), ("validation", validation))
@@ -83,11 +83,11 @@ def test_the_numbers_are_what_they_say():
 def test_the_score_is_the_mean_of_three_distances(whole_classes, expected):
     before = {"acc_retain": 100.0, "acc_validation": 80.0}
     numbers = {"loss_distance": 30.0, "acc_forget": 12.0, "acc_retain": 98.0, "acc_validation": 84.0}
-    assert tuning.proxy_score(numbers, before, whole_classes=whole_classes) == pytest.approx(expected)
+    assert search.proxy_score(numbers, before, whole_classes=whole_classes) == pytest.approx(expected)
 
 
 def test_a_trial_that_diverges_loses(monkeypatch):
-    true_run, calls = tuning.run, []
+    true_run, calls = search.run, []
 
     def fail_twice(*args, **kwargs):
         calls.append(1)
@@ -95,11 +95,11 @@ def test_a_trial_that_diverges_loses(monkeypatch):
             raise NonFiniteError(1, "loss", float("nan"), "nothing was saved")
         return true_run(*args, **kwargs)
 
-    monkeypatch.setattr(tuning, "run", fail_twice)
+    monkeypatch.setattr(search, "run", fail_twice)
     result = tune()
     assert [np.isfinite(trial.score) for trial in result.trials] == [False, False, True]
     assert result.best == result.trials[2]
-    assert tuning.as_dict(result)["trials"][0]["score"] is None
+    assert search.search_as_dict(result)["trials"][0]["score"] is None
     calls.clear()
     with pytest.raises(InputError, match="all 2 trials diverged; lower the range of the learning rate"):
         tune(num_trials=2)
@@ -156,6 +156,8 @@ def test_learning_rates_share_one_compilation(name, changes, rates):
     for trial in told:
         alone = dataclasses.replace(settings, **trial.changes)
         network = run(build(alone), KEY, *tiny.start(), tiny.data(), num_epochs=1)
-        numbers = tuning.measure(tiny.model(), network.params, network.model_state, tiny.data(), tiny.examples(20, 9))
+        numbers = search.measure_trial(
+            tiny.model(), network.params, network.model_state, tiny.data(), tiny.examples(20, 9)
+        )
         assert trial.numbers == pytest.approx(numbers)
     assert len({tuple(trial.numbers.values()) for trial in result.trials}) > 1

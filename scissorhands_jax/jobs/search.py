@@ -1,0 +1,181 @@
+"""Choosing a method's settings without an oracle: on validation data, never on the test set or a retrained network."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from scipy import stats
+
+from scissorhands_jax.base import Data, Dataset, Key, Method, Model, ModelState, Params
+from scissorhands_jax.errors import InputError, NonFiniteError
+from scissorhands_jax.methods import MethodSettings
+from scissorhands_jax.metrics import accuracies, attacks
+from scissorhands_jax.training import sweeps
+from scissorhands_jax.training.loop import run
+
+Range = tuple[float, float]
+SPACES: dict[str, dict[str, Range]] = {
+    "scissorhands": {"fraction": (0.003, 0.3), "forget_weight": (0.005, 1.0), "learning_rate": (1e-3, 1e-1)},
+    "influence": {"alpha": (1e-1, 1e2)},
+    "ssd": {"selection": (1.0, 100.0), "dampening": (0.1, 10.0)},
+}
+"""What is tuned, by method: low and high, searched on a logarithmic scale."""
+
+
+def space_of(method_name: str) -> dict[str, Range]:
+    """What is tuned for a method: as in SPACES, else the learning rate."""
+    return SPACES.get(method_name, {"learning_rate": (1e-4, 1e-1)})
+
+
+class Trial(NamedTuple):
+    """One setting that was tried."""
+
+    changes: dict[str, float]
+    score: float  # percentage points, smaller is better; infinite where the run diverged
+    numbers: dict[str, float]  # behind the score; empty where the run diverged
+    observed: dict[str, float]  # what the caller measured beside; it never enters the choice
+    seconds: float
+
+
+class Tuning(NamedTuple):
+    """What was tried, and what it chose."""
+
+    settings: MethodSettings
+    best: Trial
+    trials: list[Trial]
+
+
+def tune_settings(
+    model: Model,
+    build: Callable[[MethodSettings], Method],
+    settings: MethodSettings,
+    key: Key,
+    params: Params,
+    model_state: ModelState,
+    data: Data,
+    validation: Dataset,
+    *,
+    space: Mapping[str, Range],
+    whole_classes: bool,
+    num_trials: int = 12,
+    max_seconds: float | None = None,
+    on_trial: Callable[[int, Trial], None] | None = None,
+    observe: Callable[[Params, ModelState], dict[str, float]] | None = None,
+) -> Tuning:
+    """Tries settings from a scrambled Sobol sequence, the given ones first, and keeps the one with the smallest score.
+
+    The score asks what can be asked without a retrained network (`proxy_score`).
+
+    Args:
+      model: its logits are scored.
+      build: makes the method of some settings.
+      settings: where the search starts; it changes the fields in `space`.
+      key: of the draws and the runs; every trial runs with the same key.
+      params, model_state: the original network.
+      data: forget and retain sets.
+      validation: examples that the original was not trained on; without the classes that are forgotten as a whole.
+      space: low and high by field, positive, searched on a logarithmic scale; `space_of` has one for every method.
+      whole_classes: whether whole classes or identities are forgotten (`data.forgets_classes`).
+      num_trials: the budget, at least 1.
+      max_seconds: no trial starts after so long.
+      on_trial: told the number, counted from 1, and the trial.
+      observe: measures every unlearned network for the record, for example against an oracle; not used for the choice.
+
+    Raises:
+      InputError: a range or the budget cannot be used, or every trial diverged.
+    """
+    check_search(settings, space, num_trials)
+    before = measure_trial(model, params, model_state, data, validation)
+    tries = candidates(settings, space, num_trials, key)
+    methods = sweeps.methods_of(build, [dataclasses.replace(settings, **changes) for changes in tries])
+    started, trials = time.perf_counter(), []
+    for number, (changes, method) in enumerate(zip(tries, methods, strict=True), start=1):
+        if trials and max_seconds is not None and time.perf_counter() - started > max_seconds:
+            break
+        tried = dataclasses.replace(settings, **changes)
+        begun, observed = time.perf_counter(), {}
+        try:
+            result = run(method, key, params, model_state, data, num_epochs=tried.epochs)
+            numbers = measure_trial(model, result.params, result.model_state, data, validation)
+            score = proxy_score(numbers, before, whole_classes=whole_classes)
+        except NonFiniteError:
+            numbers, score = {}, float("inf")
+        seconds = time.perf_counter() - begun
+        if numbers and observe is not None:
+            observed = observe(result.params, result.model_state)
+        trials.append(Trial(changes, score, numbers, observed, seconds))
+        if on_trial is not None:
+            on_trial(number, trials[-1])
+    best = min(trials, key=lambda trial: trial.score)
+    if not np.isfinite(best.score):
+        raise InputError(f"all {len(trials)} trials diverged; lower the range of the learning rate")
+    return Tuning(dataclasses.replace(settings, **best.changes), best, trials)
+
+
+def candidates(
+    settings: MethodSettings, space: Mapping[str, Range], num_trials: int, key: Key
+) -> Sequence[dict[str, float]]:
+    """The settings as they are, then points that fill the space evenly (Sobol), to three digits."""
+    start = {name: getattr(settings, name) for name in space}
+    if num_trials == 1:
+        return [start]
+    seed = int(jax.random.randint(key, (), 0, 2**31 - 1))
+    count = num_trials - 1
+    points = stats.qmc.Sobol(len(space), rng=seed).random_base2(int(np.ceil(np.log2(max(count, 2)))))[:count]
+    low, high = np.log([low for low, _ in space.values()]), np.log([high for _, high in space.values()])
+    values = np.exp(low + points * (high - low))
+    return [start, *({name: float(f"{v:.3g}") for name, v in zip(space, row, strict=True)} for row in values)]
+
+
+def measure_trial(
+    model: Model, params: Params, model_state: ModelState, data: Data, validation: Dataset
+) -> dict[str, float]:
+    """Accuracies in percent, and the distance of the forget set's losses from the validation set's.
+
+    `loss_distance` is the Kolmogorov-Smirnov statistic between both samples of losses, in percent: 0 where they are
+    distributed alike, as they are under a network that saw neither.
+    """
+    parts = {"forget": data.forget, "retain": data.retain, "validation": validation}
+    numbers, losses = {}, {}
+    for name, part in parts.items():
+        logits = accuracies.predict(model, params, model_state, part["image"], batch_size=500)
+        numbers[f"acc_{name}"] = accuracies.accuracy(logits, part["label"])
+        losses[name] = attacks.loss(logits, np.asarray(part["label"]))
+    distance = stats.ks_2samp(losses["forget"], losses["validation"], method="asymp").statistic
+    numbers["loss_distance"] = 100 * float(distance)
+    return numbers
+
+
+def proxy_score(numbers: Mapping[str, float], before: Mapping[str, float], *, whole_classes: bool) -> float:
+    """How far a network is from what retraining would give, as far as that is known without it; percentage points.
+
+    The retrained network is about as good as the original on retained and on unseen examples. A random forget set is to
+    it like any unseen examples, so its losses are distributed like those of the validation set; a whole class that it
+    never saw it never answers. The score is the mean of the three distances: forget, retain, validation.
+    """
+    forget = numbers["acc_forget"] if whole_classes else numbers["loss_distance"]
+    lost = [abs(numbers[name] - before[name]) for name in ("acc_retain", "acc_validation")]
+    return (forget + sum(lost)) / 3
+
+
+def check_search(settings: MethodSettings, space: Mapping[str, Range], num_trials: int) -> None:
+    """Raises InputError if a range or the budget cannot be used."""
+    if num_trials < 1:
+        raise InputError(f"tuning needs at least 1 trial, got {num_trials}")
+    names = [field.name for field in dataclasses.fields(settings)]
+    for name, (low, high) in space.items():
+        if name not in names:
+            raise InputError(f"{type(settings).__name__} has no setting {name!r} to tune; it has {', '.join(names)}")
+        if not 0 < low <= high:
+            raise InputError(f"the range of {name} must be two positive numbers in order, got {low} to {high}")
+
+
+def search_as_dict(tuning: Tuning) -> dict[str, Any]:
+    """A tuning as JSON."""
+    rows = [trial._asdict() | {"score": trial.score if np.isfinite(trial.score) else None} for trial in tuning.trials]
+    return {"best": tuning.best._asdict(), "trials": rows}
