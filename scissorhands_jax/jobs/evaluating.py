@@ -11,6 +11,7 @@ from rich.console import Console
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import datasets, report
 from scissorhands_jax.base import Dataset, Model, ModelState, Params
+from scissorhands_jax.datasets.splits import known_classes
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.job import (
@@ -63,7 +64,7 @@ def evaluate_network(
         past, forgotten = read_past(run_folder_of(checkpoint), total)
         data = data_lib.split(splits.train, forgotten, past.trained_on)
         test, _ = divide_test_set(splits.test, described.get("validation"), described.get("seed", 0))
-        parts = {"test": splits.known_classes(test, data.retain), "forget": data.forget, "retain": data.retain}
+        parts = {"test": known_classes(test, data.retain), "forget": data.forget, "retain": data.retain}
         if past.forgotten.size:
             parts["forgotten_before"] = data_lib.take(splits.train, past.forgotten)
     answer: dict[str, Any] = {"model": model, "dataset": dataset}

@@ -15,6 +15,7 @@ from scissorhands_jax import augmentation, datasets, losses, models, trees
 from scissorhands_jax import data as data_lib
 from scissorhands_jax.base import Data, Dataset, Method, Model, ModelState, Params, StatefulLossFn
 from scissorhands_jax.datasets import forget_sets
+from scissorhands_jax.datasets.splits import known_classes
 from scissorhands_jax.errors import InputError, WeightsError
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.config import RunConfig
@@ -124,7 +125,7 @@ def prepare_job(config: RunConfig, check: Callable[[RunConfig, Model], None] | N
     )
     data = data_lib.split(splits.train, positions, past.trained_on)
     test, set_aside = divide_test_set(splits.test, config.validation, config.seed)
-    test = splits.known_classes(test, data.retain)
+    test = known_classes(test, data.retain)
     data = _limited(data, config)
     augment = functools.partial(augmentation.crop_and_flip, padding=splits.crop_padding) if config.augment else None
     loss_fn = losses.classification_loss(model, augment=augment)

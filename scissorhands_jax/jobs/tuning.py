@@ -14,7 +14,8 @@ from rich.console import Console
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import files, report
 from scissorhands_jax.base import Dataset
-from scissorhands_jax.datasets import forget_sets, splits
+from scissorhands_jax.datasets import forget_sets
+from scissorhands_jax.datasets.splits import known_classes
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import runs, search
 from scissorhands_jax.jobs.config import RunConfig
@@ -122,7 +123,7 @@ def _validation(job: Job) -> tuple[Dataset, str]:
             count = np.count_nonzero(~np.isin(positions, unseen))
             raise InputError(f"{count} of the examples in {file} were trained on; tune on others")
         found, what = data_lib.take(train, positions), f"{spec}, of the training split"
-    found = splits.known_classes(found, job.data.retain)
+    found = known_classes(found, job.data.retain)
     if data_lib.size(found) == 0:
         raise InputError("the validation set holds no example of the classes that stay; name another")
     return found, what

@@ -9,7 +9,7 @@ from scipy import stats
 
 from scissorhands_jax import data as data_lib
 from scissorhands_jax.errors import InputError, NonFiniteError
-from scissorhands_jax.jobs import search, tuning
+from scissorhands_jax.jobs import search
 from scissorhands_jax.methods import METHODS
 from scissorhands_jax.methods.scissorhands import ScissorhandsSettings
 from scissorhands_jax.metrics import accuracies, attacks
