@@ -153,3 +153,12 @@ def copy(tree: PyTree) -> PyTree:
     for position in range(len(leaves)):
         leaves[position] = jnp.copy(leaves[position])
     return structure.unflatten(leaves)
+
+
+def has_image_kernels(params: PyTree) -> bool:
+    """Whether any array has four axes or more, as the kernels of convolutions over images have.
+
+    XLA computes such convolutions several times more slowly in a loop (on CPU) or mapped over kernels (everywhere), so
+    code that has a choice asks this first. Only shapes are looked at.
+    """
+    return any(jnp.ndim(leaf) >= 4 for leaf in jax.tree.leaves(params))

@@ -542,7 +542,7 @@ class _Planner:
         if pair != "auto" or None in kind:
             return pair == "vmap"
         batch = kind.examples(self._row())
-        return choose_pair(self.job.loss_fn, carry.params, carry.model_state, batch, None) == "vmap"
+        return choose_pair(self.job.loss_fn, carry.params, batch) == "vmap"
 
 
 class _Memory(NamedTuple):

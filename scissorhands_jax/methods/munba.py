@@ -36,8 +36,9 @@ def munba(
 
     The forget loss is that of random labels, or minus the loss ("ascent"); `bargain` has the mathematics. Every
     direction has the norm sqrt(2), however small the gradients, so the learning rate alone sets the pace: let it decay.
-    Both are training passes, retain first. The published code (arXiv 2411.15537, batch 256) clips the norm to 1,
-    takes retain-only steps once the forget examples of an epoch are used up, and lets a random label be the true one.
+    Both are training passes from the same network state, which only the retain pass moves. The published code (arXiv
+    2411.15537, batch 256) clips the norm to 1, takes retain-only steps once the forget examples of an epoch are used
+    up, and lets a random label be the true one.
 
     Args:
       loss_fn: for "random_label", of batches with a "label" entry.

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-from scissorhands_jax import losses, microbatches
-from scissorhands_jax.base import (
-    Batch,
-    Key,
-    ModelState,
-    Params,
-    PyTree,
-    StatefulLossFn,
-)
+from scissorhands_jax import losses, microbatches, trees
+from scissorhands_jax.base import Batch, Key, ModelState, Params, PyTree, StatefulLossFn
 from scissorhands_jax.methods._gradient import split_key
 
 Pair = Literal["auto", "vmap", "sequential"]
@@ -29,89 +23,74 @@ def pair_gradients(
     key: Key | None,
     *,
     pair: Pair = "auto",
+    forget_moves_state: bool = False,
 ) -> tuple[tuple[jax.Array, jax.Array], Params, Params, ModelState]:
-    """Losses and gradients of the retain and of the forget batch at the same parameters.
+    """Losses and gradients of the retain and of the forget batch at the same parameters, both in training mode.
 
-    Both are training passes with their own batch statistics; running statistics move twice, retain first. "vmap"
-    computes both at once and gives the same statistics, provided that the state's update is affine in the state, as
-    running averages and counters are.
+    Both passes start from the same `model_state`. The new state is the one that the retain pass leaves; the one of the
+    forget pass is dropped, so that the forget examples leave no trace in running statistics. "vmap" and "sequential"
+    therefore compute the same thing for every kind of state: running averages, power iterations, counters, flags, keys.
+
+    Args:
+      loss_fn: The general form of the loss, a mean over a batch.
+      params: The parameters at which both gradients are taken.
+      model_state: The state that both passes start from.
+      batch: Examples in both of its parts.
+      key: The typed PRNG key of the step, from which each pass gets a key of its own; None where nothing is random.
+      pair: "vmap" computes both at once over the stacked batches, "sequential" one after the other with the memory of
+        one pass. "auto" takes what is faster here (`choose_pair`). Batches whose shapes differ cannot be stacked, so
+        they are always computed one after the other.
+      forget_moves_state: True is the published code of Scissorhands: the forget pass starts from the state that the
+        retain pass left and moves it again. The passes are then always computed one after the other.
 
     Returns:
-      `((retain loss, forget loss), retain gradient, forget gradient, model_state)`.
+      `((retain loss, forget loss), retain gradient, forget gradient, new model state)`.
     """
     retain_key, forget_key = split_key(key)
     if pair == "auto":
-        pair = choose_pair(loss_fn, params, model_state, batch, retain_key)
-    if pair == "vmap" and _same_shapes(batch.retain, batch.forget) and _is_numeric(model_state):
-        return _pair_vmapped(loss_fn, params, model_state, batch, key, retain_key, forget_key)
+        pair = choose_pair(loss_fn, params, batch)
 
-    def loss(p, state, examples, k):
-        return loss_fn(p, state, examples, train=True, key=k)
+    def loss(params, state, examples, key):
+        return loss_fn(params, state, examples, train=True, key=key)
 
-    grad = jax.jit(jax.value_and_grad(loss, has_aux=True), inline=True)  # traced once for batches of one size
-    (retain_loss, model_state), retain_grad = grad(params, model_state, batch.retain, retain_key)
-    forget = microbatches.after(retain_grad, batch.forget)
-    (forget_loss, model_state), forget_grad = grad(params, model_state, forget, forget_key)
-    return (retain_loss, forget_loss), retain_grad, forget_grad, model_state
+    gradient = jax.value_and_grad(loss, has_aux=True)
+    if pair == "vmap" and not forget_moves_state and _have_same_shapes(batch.retain, batch.forget):
+        keys = None if key is None else jnp.stack([retain_key, forget_key])
+        return _pair_vmapped(gradient, params, model_state, batch, keys)
+    gradient = jax.jit(gradient, inline=True)  # traced once for batches of one size
+    (retain_loss, new_state), retain_grad = gradient(params, model_state, batch.retain, retain_key)
+    examples = microbatches.after(retain_grad, batch.forget)
+    before = new_state if forget_moves_state else model_state
+    (forget_loss, after_forget), forget_grad = gradient(params, before, examples, forget_key)
+    return (retain_loss, forget_loss), retain_grad, forget_grad, after_forget if forget_moves_state else new_state
 
 
-def choose_pair(
-    loss_fn: StatefulLossFn, params: Params, model_state: ModelState, batch: Batch, key: Key | None
-) -> Literal["vmap", "sequential"]:
-    """Which way of computing the two gradients is the faster one here.
+def choose_pair(loss_fn: StatefulLossFn, params: Params, batch: Batch) -> Literal["vmap", "sequential"]:
+    """Which way of computing the two gradients is expected to be faster.
 
-    Gradients of weights under vmap become grouped convolutions: measured on CPU, 2.4 to 2.6 times slower for ResNets.
-    So: one after the other on CPU, for networks with convolutions and in microbatches, vmap for the rest on
-    accelerators.
+    Under `vmap` the gradients of convolution kernels become grouped convolutions (2.4 to 2.6 times slower for ResNets,
+    measured on CPU). So the answer is "vmap" only on accelerators, for networks without kernels over images and batches
+    of equal shapes that are not computed in microbatches.
+
+    Args:
+      loss_fn: The loss, which knows whether it computes batches in parts.
+      params: The parameters; only the shapes of the arrays are used.
+      batch: The batch; only the shapes of the arrays are used.
     """
-    if jax.default_backend() == "cpu" or not _same_shapes(batch.retain, batch.forget):
+    if jax.default_backend() == "cpu" or losses.microbatches_of(loss_fn) > 1 or trees.has_image_kernels(params):
         return "sequential"
-    if losses.microbatches_of(loss_fn) > 1:
-        return "sequential"
-
-    def loss(p):
-        return loss_fn(p, model_state, batch.retain, train=True, key=key)[0]
-
-    return "sequential" if microbatches.has_convolution(loss, params) else "vmap"
+    return "vmap" if _have_same_shapes(batch.retain, batch.forget) else "sequential"
 
 
-def _pair_vmapped(loss_fn, params, model_state, batch, key, retain_key, forget_key):
-    stacked = jax.tree.map(lambda r, f: jnp.stack([r, f]), batch.retain, batch.forget)
-    keys = None if key is None else jnp.stack([retain_key, forget_key])
-
-    def loss(p, examples, k):
-        return loss_fn(p, model_state, examples, train=True, key=k)
-
-    (losses, states), gradients = jax.vmap(
-        jax.value_and_grad(loss, has_aux=True), in_axes=(None, 0, None if key is None else 0)
-    )(params, stacked, keys)
-
-    def advance(state):
-        return loss_fn(params, state, batch.forget, train=True, key=forget_key)[1]
-
-    # The forget pass should have started from the state that the retain pass left. For an affine update the
-    # difference is its linear part applied to what the retain pass moved; only that part survives compilation.
-    floats = jax.tree.map(lambda leaf: jnp.issubdtype(leaf.dtype, jnp.inexact), model_state)
-    moved = jax.tree.map(lambda after, before: after[0] - before, states, model_state)
-    tangent = jax.tree.map(
-        lambda is_float, leaf: leaf if is_float else jnp.zeros(leaf.shape, jax.dtypes.float0), floats, moved
-    )
-    _, shift = jax.jvp(advance, (model_state,), (tangent,))
-    new_state = jax.tree.map(
-        lambda is_float, after, linear, difference: after[1] + (linear if is_float else difference),
-        floats,
-        states,
-        shift,
-        moved,
-    )
-    retain_grad, forget_grad = (jax.tree.map(lambda leaf, i=i: leaf[i], gradients) for i in (0, 1))
-    return (losses[0], losses[1]), retain_grad, forget_grad, new_state
+def _pair_vmapped(
+    gradient: Callable, params: Params, model_state: ModelState, batch: Batch, keys: Key | None
+) -> tuple[tuple[jax.Array, jax.Array], Params, Params, ModelState]:
+    stacked = jax.tree.map(lambda retain, forget: jnp.stack([retain, forget]), batch.retain, batch.forget)
+    in_axes = (None, None, 0, None if keys is None else 0)
+    (values, states), gradients = jax.vmap(gradient, in_axes)(params, model_state, stacked, keys)
+    retain_grad, forget_grad = (jax.tree.map(lambda leaf, row=row: leaf[row], gradients) for row in (0, 1))
+    return (values[0], values[1]), retain_grad, forget_grad, jax.tree.map(lambda leaf: leaf[0], states)
 
 
-def _is_numeric(tree: PyTree) -> bool:
-    """Whether every array can be added to: flags and keys cannot, and are no running averages."""
-    return all(jnp.issubdtype(leaf.dtype, jnp.number) for leaf in jax.tree.leaves(tree))
-
-
-def _same_shapes(a: PyTree, b: PyTree) -> bool:
+def _have_same_shapes(a: PyTree, b: PyTree) -> bool:
     return jax.tree.map(jnp.shape, a) == jax.tree.map(jnp.shape, b)

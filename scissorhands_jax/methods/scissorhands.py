@@ -70,6 +70,9 @@ class Semantics:
     constraints_per_epoch: bool = False
     """Constraint gradients come once an epoch from eval-mode forget batches, the k-th the sum of the first k,
     instead of the forget gradient of the very step."""
+    forget_moves_state: bool = False
+    """The forget pass of a joint step starts from the network's state (running statistics) that the retain pass left,
+    and moves it again; else both passes start from the same state and only the retain pass moves it."""
     margin: float = 0.0
     """Lower bound on the dual variables of a violated step."""
     eps: float = 0.0
@@ -97,6 +100,7 @@ SEMANTICS: dict[str, Semantics] = {
         skip_bn_names=True,
         trim_vectors=True,
         constraints_per_epoch=True,
+        forget_moves_state=True,
         margin=0.5,
         eps=1e-3,
         ragged_batches=True,
@@ -315,7 +319,13 @@ class Repair:
     def _joint(self, carry: Carry, batch: Batch, key: Key) -> tuple[PyTree, ModelState, PyTree, Metrics]:
         """The gradient of `L_r - lambda L_f`, projected where that is due."""
         (loss, forget_loss), retain_grad, forget_grad, model_state = pair_gradients(
-            self.loss_fn, carry.params, carry.model_state, batch, key, pair=self.pair
+            self.loss_fn,
+            carry.params,
+            carry.model_state,
+            batch,
+            key,
+            pair=self.pair,
+            forget_moves_state=self.semantics.forget_moves_state,
         )
         weight = carry.aux.forget_weight
         gradient = jax.tree.map(lambda r, f: r - weight.astype(f.dtype) * f, retain_grad, forget_grad)

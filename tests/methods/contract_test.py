@@ -6,7 +6,6 @@ import itertools
 from typing import NamedTuple
 
 import chex
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,9 +18,7 @@ from scissorhands_jax.base import Batch, Data, Method, Model, lift
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.losses import classification_loss, cross_entropy
 from scissorhands_jax.methods import METHODS, Semantics, TrainingSettings, scissorhands, trim_network
-from scissorhands_jax.methods.pair_gradients import pair_gradients
 from scissorhands_jax.methods.scissorhands import constraint_gradients
-from scissorhands_jax.models import from_equinox
 from scissorhands_jax.optimizers import rate_of, sgd
 from scissorhands_jax.reinit import ones
 from scissorhands_jax.training import checkpoints
@@ -452,73 +449,6 @@ class TestScissorhandsRepair:
         batch = data_lib.gather(DATA, next(iter(method.batches(KEY, DATA, 0))))
         after, _ = jax.eval_shape(method.step, begun, batch)
         chex.assert_trees_all_equal_shapes_and_dtypes(after, carry)
-
-
-class TestPair:
-    def test_vmap_equals_one_after_the_other_with_batchnorm_and_counters(self):
-        stats = {"mean": jnp.array([0.1, -0.2, 0.3]), "var": jnp.array([0.5, 1.5, 2.0]), "count": jnp.int32(5)}
-        batch = Batch(tiny.examples(4, 3), tiny.examples(4, 4))
-        results = [
-            jax.jit(functools.partial(pair_gradients, tiny.loss(), pair=pair))(
-                tiny.start()[0], {"batch_stats": {"bn": stats}}, batch, None
-            )
-            for pair in ("sequential", "vmap")
-        ]
-        chex.assert_trees_all_close(*results, rtol=1e-4, atol=1e-6)
-        chex.assert_trees_all_equal_shapes_and_dtypes(*results)
-        moved = results[1][3]["batch_stats"]["bn"]
-        assert int(moved["count"]) == 7
-        assert np.all(moved["mean"] != stats["mean"])
-        assert np.all(moved["var"] != stats["var"])
-
-    def test_vmap_equals_one_after_the_other_with_random_numbers(self):
-        batch = Batch(examples(4, 3), examples(4, 4))
-        results = [
-            jax.jit(functools.partial(pair_gradients, LOSS, pair=pair))(*original(), batch, KEY)
-            for pair in ("sequential", "vmap")
-        ]
-        chex.assert_trees_all_close(*results, rtol=1e-4, atol=1e-6)
-        without, _ = LOSS(*original(), batch.retain, train=True, key=None)
-        assert float(results[0][0][0]) != pytest.approx(float(without), rel=1e-6)
-
-    def test_retain_statistics_move_first(self):
-        def loss_fn(params, model_state, batch, *, train, key):
-            return params * jnp.mean(batch), 0.5 * model_state + jnp.mean(batch)
-
-        for pair in ("sequential", "vmap"):
-            batch = Batch(forget=jnp.array([3.0]), retain=jnp.array([10.0]))
-            (retain, forget), _, _, state = pair_gradients(
-                loss_fn, jnp.float32(1), jnp.float32(4), batch, None, pair=pair
-            )
-            assert (float(retain), float(forget), float(state)) == (10, 3, (0.5 * 4 + 10) * 0.5 + 3)
-
-    def outlines(self, loss_fn, params, model_state, batch):
-        return [
-            jax.eval_shape(functools.partial(pair_gradients, loss_fn, pair=pair), params, model_state, batch, None)
-            for pair in ("sequential", "vmap")
-        ]
-
-    def test_batches_of_different_sizes_fall_back(self):
-        first, second = self.outlines(LOSS, *original(), Batch(examples(2, 0), examples(4, 1)))
-        assert first == second
-
-    def test_states_with_flags_fall_back(self):
-        class Net(eqx.Module):
-            norm: eqx.nn.BatchNorm
-            head: eqx.nn.Linear
-
-            def __call__(self, x, state):
-                x, state = self.norm(x, state)
-                return self.head(x), state
-
-        model = from_equinox(
-            lambda key: Net(eqx.nn.BatchNorm(4, axis_name="batch", mode="ema"), eqx.nn.Linear(4, 3, key=key))
-        )
-        params, model_state = jax.eval_shape(model.init, KEY)
-        assert any(leaf.dtype == bool for leaf in jax.tree.leaves(model_state))
-        batch = Batch(examples(4, 0), examples(4, 1))
-        first, second = self.outlines(classification_loss(model), params, model_state, batch)
-        assert first == second
 
 
 class TestTrim:

@@ -673,7 +673,9 @@ def _step_and_look(step, setting_functions, project: str | None, carry: Carry, b
     if batch.forget is None:
         before = jax.grad(lambda p: loss_fn(p, carry.model_state, batch.retain, train=True, key=None)[0])(carry.params)
     else:
-        _, retain, forget, _ = pair_gradients(loss_fn, carry.params, carry.model_state, batch, None)
+        _, retain, forget, _ = pair_gradients(
+            loss_fn, carry.params, carry.model_state, batch, None, forget_moves_state=True
+        )
         before = jax.tree.map(lambda r, f: r - carry.aux.forget_weight * f, retain, forget)
     after = before
     if project is not None:
