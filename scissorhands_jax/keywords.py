@@ -1,13 +1,19 @@
 """Keyword arguments that are declared and documented once, as the fields of a dataclass.
 
-The documentation of a field is the string below it:
+The documentation of a field is the string below it. A function that `takes` the dataclass has a keyword argument for
+each field, and the same fields can be part of the settings of an experiment, so that no default and no explanation is
+written twice:
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class FinetuneOptions:
         batch_size: int = 256
         \"\"\"The number of retain examples that a step sees.\"\"\"
 
-`field_docs` reads it, for the help of a command line.
+    @takes(FinetuneOptions)
+    def finetune(loss_fn: StatefulLossFn, optimizer: GradientTransformation, options: FinetuneOptions) -> Method:
+        ...
+
+    finetune(loss_fn, optimizer, batch_size=128)
 """
 
 from __future__ import annotations
@@ -17,7 +23,83 @@ import dataclasses
 import functools
 import inspect
 import itertools
+import re
 import textwrap
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
+
+REST = {"rest": True}
+"""Metadata of a field of type `dict[str, Any]` that also collects all keyword arguments that are no fields."""
+_WIDTH = 100
+
+_A = TypeVar("_A")
+_B = TypeVar("_B")
+_C = TypeVar("_C")
+_Result = TypeVar("_Result")
+_Options = TypeVar("_Options")
+_Fields = ParamSpec("_Fields")
+
+
+class _Expand(Protocol[_Fields, _Options]):  # type: ignore[misc]
+    """What `takes` returns: the last argument of a function becomes keyword arguments."""
+
+    @overload
+    def __call__(
+        self, function: Callable[[_A, _Options], _Result], /
+    ) -> Callable[Concatenate[_A, _Fields], _Result]: ...
+    @overload
+    def __call__(
+        self, function: Callable[[_A, _B, _Options], _Result], /
+    ) -> Callable[Concatenate[_A, _B, _Fields], _Result]: ...
+    @overload
+    def __call__(
+        self, function: Callable[[_A, _B, _C, _Options], _Result], /
+    ) -> Callable[Concatenate[_A, _B, _C, _Fields], _Result]: ...
+
+
+def takes(options: Callable[_Fields, _Options]) -> _Expand[_Fields, _Options]:
+    """A decorator: the function takes the fields of a dataclass as keyword arguments, instead of an object as its last.
+
+    The signature and the docstring of the result list every field, with the documentation that stands below it in the
+    dataclass. Its other arguments remain what they are.
+
+    Args:
+      options: The dataclass. A field with the metadata `REST` becomes `**name`, and can be given as one dictionary as
+        well.
+
+    >>> @dataclasses.dataclass(frozen=True, kw_only=True)
+    ... class Options:
+    ...     factor: int = 2
+    >>> @takes(Options)
+    ... def scaled(number: int, options: Options) -> int:
+    ...     return number * options.factor
+    >>> scaled(3, factor=5)
+    15
+    """
+
+    def expand(function: Callable[..., Any]) -> Callable[..., Any]:
+        signature = _expanded(function, options)
+        given = [p.name for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+        collected = [p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]
+
+        @functools.wraps(function)
+        def expanded(*args: Any, **kwargs: Any) -> Any:
+            try:
+                arguments = signature.bind(*args, **kwargs).arguments
+            except TypeError as error:
+                raise TypeError(f"{function.__name__}() {error}") from None
+            positional = [arguments.pop(name) for name in given]
+            for name in collected:
+                loose = arguments.get(name, {})
+                arguments[name] = loose.pop(name, {}) | loose
+            return function(*positional, options(**arguments))  # type: ignore[call-arg]
+
+        expanded.__signature__ = signature  # type: ignore[attr-defined]
+        docs = field_docs(options)  # type: ignore[arg-type]
+        expanded.__doc__ = _with_arguments(inspect.getdoc(function) or "", docs, signature)
+        return expanded
+
+    return expand
 
 
 def field_docs(kind: type) -> dict[str, str]:
@@ -59,3 +141,33 @@ def _own_field_docs(kind: type) -> dict[str, str]:
         ):
             docs[field.target.id] = inspect.cleandoc(text.value.value)
     return docs
+
+
+def _expanded(function: Callable[..., Any], options: Any) -> inspect.Signature:
+    """The signature of a function whose last parameter is replaced by the fields of a dataclass."""
+    own = inspect.signature(function)
+    rest = [field.name for field in dataclasses.fields(options) if field.metadata.get("rest")]
+    fields = list(inspect.signature(options).parameters.values())
+    named = [parameter for parameter in fields if parameter.name not in rest]
+    # Those without a default first, as readers look for them there.
+    named.sort(key=lambda parameter: parameter.default is not parameter.empty)
+    collected = [inspect.Parameter(name, inspect.Parameter.VAR_KEYWORD) for name in rest]
+    return own.replace(parameters=[*list(own.parameters.values())[:-1], *named, *collected])
+
+
+def _with_arguments(text: str, docs: dict[str, str], signature: inspect.Signature) -> str:
+    """A docstring with the documentation of arguments at the end of its section Args."""
+    entries = []
+    for parameter in signature.parameters.values():
+        if parameter.name in docs:
+            stars = "**" if parameter.kind is parameter.VAR_KEYWORD else ""
+            entry = f"{stars}{parameter.name}: {' '.join(docs[parameter.name].split())}"
+            entries.append(textwrap.fill(entry, _WIDTH, initial_indent="  ", subsequent_indent="    "))
+    sections = re.split(r"\n\n(?=\S)", text)
+    places = [i for i, section in enumerate(sections) if section.startswith("Args:\n")]
+    if places:
+        sections[places[0]] = "\n".join([sections[places[0]].rstrip(), *entries])
+    else:
+        later = (i for i, s in enumerate(sections) if s.startswith(("Returns:", "Raises:", "References:", "Example:")))
+        sections.insert(next(later, len(sections)), "\n".join(["Args:", *entries]))
+    return "\n\n".join(sections)
