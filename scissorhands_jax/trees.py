@@ -20,6 +20,9 @@ from scissorhands_jax.errors import InputError
 
 logger = logging.getLogger(__name__)
 
+Where = str | Callable[[str, jax.Array], bool] | None
+"""Which leaves: a regular expression over their names, a predicate of name and leaf, or all; see `select`."""
+
 
 def path_name(path: tuple) -> str:
     """A key path of `jax.tree_util` as text: `layer1/0/conv1/kernel`."""
@@ -31,7 +34,7 @@ def leaf_names(tree: PyTree) -> list[str]:
     return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
-def select(params: Params, where: str | Callable[[str, jax.Array], bool] | None) -> Selection:
+def select(params: Params, where: Where) -> Selection:
     """Chooses whole leaves: a pytree of Python bools, shaped like `params`.
 
     Args:

@@ -21,10 +21,12 @@ from scissorhands_jax.methods.munba import MunbaSettings, munba
 from scissorhands_jax.methods.neggrad_plus import NegGradPlusSettings, neggrad_plus
 from scissorhands_jax.methods.retrain import RetrainSettings, retrain
 from scissorhands_jax.methods.salun import RandomLabelSettings, SalunSettings, salun
-from scissorhands_jax.methods.scissorhands import ScissorhandsSettings, Semantics, scissorhands, trim_network
+from scissorhands_jax.methods.scissorhands import ScissorhandsSettings, scissorhands
 from scissorhands_jax.methods.scrub import ScrubSettings, scrub
+from scissorhands_jax.methods.semantics import Semantics
 from scissorhands_jax.methods.settings import MethodSettings, TrainingSettings
 from scissorhands_jax.methods.ssd import SsdSettings, ssd
+from scissorhands_jax.methods.trimming import trim_network
 
 __all__ = [
     "METHODS",

@@ -10,9 +10,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import typing
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, ClassVar, Literal, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,85 +26,21 @@ from scissorhands_jax.base import (
     Data,
     Dataset,
     Key,
-    Mask,
     Method,
     Metrics,
     Model,
     ModelState,
     Params,
     PyTree,
-    Selection,
     StatefulLossFn,
     new_carry,
 )
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods.pair_gradients import Pair, pair_gradients
+from scissorhands_jax.methods.semantics import Mode, Semantics, _semantics
 from scissorhands_jax.methods.settings import Gradient, TrainingSettings
-
-Where = str | Callable[[str, jax.Array], bool] | None
-Mode = Literal["paper", "authors"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Semantics:
-    """Every point in which the published code departs from the paper, each with its own switch.
-
-    The defaults are Algorithm 1 of the paper; `SEMANTICS["authors"]` is the published code.
-    """
-
-    saliency_train: bool = False
-    """Saliency in training mode: batch statistics are used, and running statistics move once per batch."""
-    saliency_absolute: bool = False
-    """Score |w| * sum |gradient of a batch| instead of |w * mean gradient|."""
-    saliency_batches: int | None = None
-    """How many random forget batches are scored; None takes the whole forget set."""
-    published_cut: bool = False
-    """Strictly above the floor((1 - fraction) * n)-th smallest score, with the fallback of `kept_fraction_mask`."""
-    rank_all: bool = False
-    """The cut ranks all weights although only some layers are trimmed, so that fewer than `fraction` of them are."""
-    skip_bn_names: bool = False
-    """Names that contain "bn" are not trimmed; the BatchNorm of a downsample branch has no such name and is."""
-    trim_vectors: bool = False
-    """Arrays with fewer than two axes are trimmed too, biases to 0 and scales to U(-1, 1)."""
-    constraints_per_epoch: bool = False
-    """Constraint gradients come once an epoch from eval-mode forget batches, the k-th the sum of the first k,
-    instead of the forget gradient of the very step."""
-    forget_moves_state: bool = False
-    """The forget pass of a joint step starts from the network's state (running statistics) that the retain pass left,
-    and moves it again; else both passes start from the same state and only the retain pass moves it."""
-    margin: float = 0.0
-    """Lower bound on the dual variables of a violated step."""
-    eps: float = 0.0
-    """Added to the diagonal of the Gram matrix."""
-    project_every: int = 1
-    """Only every such joint step of an epoch is projected (10 in the 50 % CIFAR-10 and the CelebA scripts)."""
-    every_step_joint: bool = False
-    """Forget batches are cycled so that every step of an epoch sees one; else an epoch passes once over both sets, and
-    its steps are retain-only once the forget examples are used up. Algorithm 1 does not say; see the README."""
-    ragged_batches: bool = False
-    """The last batch of a pass may be smaller, instead of being filled up."""
-    fixed_batches: bool = False
-    """Every step, and every saliency batch of `saliency_batches`, sees the first examples of each set, as in the
-    published code for Stable Diffusion; an epoch has as many steps as there are batches in the forget set."""
-
-
-SEMANTICS: dict[str, Semantics] = {
-    "paper": Semantics(),
-    "authors": Semantics(
-        saliency_train=True,
-        saliency_absolute=True,
-        saliency_batches=1,
-        published_cut=True,
-        rank_all=True,
-        skip_bn_names=True,
-        trim_vectors=True,
-        constraints_per_epoch=True,
-        forget_moves_state=True,
-        margin=0.5,
-        eps=1e-3,
-        ragged_batches=True,
-    ),
-}
+from scissorhands_jax.methods.trimming import trim_network
+from scissorhands_jax.trees import Where
 
 
 class ScissorhandsAux(NamedTuple):
@@ -121,15 +56,6 @@ class OptState(NamedTuple):
 
     projection: PyTree
     optimizer: PyTree
-
-
-class Trimmed(NamedTuple):
-    """The result of `trim_network`."""
-
-    params: Params
-    model_state: ModelState
-    mask: Mask
-    losses: jax.Array  # shape=(batches,): forget losses of the saliency batches
 
 
 def scissorhands(
@@ -387,56 +313,6 @@ class ScissorhandsSettings(TrainingSettings):
         )
 
 
-def trim_network(
-    key: Key,
-    loss_fn: StatefulLossFn,
-    params: Params,
-    model_state: ModelState,
-    batches: Iterable[PyTree],
-    *,
-    fraction: float,
-    initializer: reinit.Initializer | reinit.ByName,
-    rank: Where = None,
-    trim: Where = None,
-    semantics: Semantics = SEMANTICS["paper"],
-    pass_key: Key | None = None,
-) -> Trimmed:
-    """The first half of the method: score the weights on forget batches and re-initialise the top `fraction`.
-
-    Args:
-      key: of the fresh weights.
-      pass_key: of augmentation and dropout in the saliency pass.
-      Others: as for `scissorhands`.
-
-    Raises:
-      InputError: no batch, a pattern that matches nothing, or scores that are not finite.
-    """
-    sums = saliency.gradient_sum(
-        loss_fn,
-        params,
-        model_state,
-        batches,
-        train=semantics.saliency_train,
-        absolute=semantics.saliency_absolute,
-        key=pass_key if semantics.saliency_train else None,
-    )
-    scores = saliency.scores_of(sums, params, absolute=semantics.saliency_absolute)
-    losses, moved_state = sums.losses, sums.model_state
-    del sums  # As large as the network, like the scores; nothing of it is needed any more.
-    saliency.check_finite(scores)
-    trimmed = _trimmable(params, trim, semantics)
-    unnamed = None if semantics.rank_all else trimmed
-    ranked = unnamed if rank is None else trees.select(params, rank)
-    if semantics.published_cut:
-        mask, _ = masks.kept_fraction_mask(scores, 1 - fraction, rank=ranked)
-    else:
-        mask = masks.top_fraction(scores, fraction, rank=ranked)
-    del scores
-    mask = masks.restrict(mask, trimmed)
-    params = reinit.reinitialize(key, params, mask, initializer=initializer, trim=trimmed)
-    return Trimmed(params, moved_state if semantics.saliency_train else model_state, mask, losses)
-
-
 def constraint_gradients(
     loss_fn: StatefulLossFn, params: Params, model_state: ModelState, batches: Iterable[PyTree]
 ) -> tuple[PyTree, jax.Array]:
@@ -483,35 +359,6 @@ def _of_batch(loss_fn, carry, examples, key):
         return loss_fn(params, carry.model_state, examples, train=True, key=key)
 
     return loss
-
-
-def _semantics(mode: str, departures: dict) -> Semantics:
-    if mode not in SEMANTICS:
-        raise InputError(f"mode must be one of {', '.join(SEMANTICS)}, got {mode!r}")
-    types = typing.get_type_hints(Semantics)
-    for name, value in departures.items():
-        if name not in types:
-            raise InputError(f"scissorhands has no setting {name!r}; its departures are {', '.join(types)}")
-        if not isinstance(value, types[name] | int if types[name] is float else types[name]):
-            expected = getattr(types[name], "__name__", types[name])
-            raise InputError(f"the departure {name} must be {expected}, got {value!r}")
-    semantics = dataclasses.replace(SEMANTICS[mode], **departures)
-    if semantics.project_every < 1 or (semantics.saliency_batches is not None and semantics.saliency_batches < 1):
-        raise InputError("project_every and saliency_batches must be at least 1")
-    return semantics
-
-
-def _trimmable(params: Params, trim: Where, semantics: Semantics) -> Selection:
-    """The leaves that the pattern selects, less those that the semantics leave alone."""
-
-    def allowed(path, leaf, chosen):
-        vector = leaf.ndim < 2 and not semantics.trim_vectors
-        return chosen and not vector and not (semantics.skip_bn_names and "bn" in trees.path_name(path))
-
-    selection = jax.tree_util.tree_map_with_path(allowed, params, trees.select(params, trim))
-    if not any(jax.tree.leaves(selection)):
-        raise InputError(f"the layer pattern {trim!r} selects only biases and scales, which are not trimmed; widen it")
-    return selection
 
 
 def _share(key: Key, dataset: Dataset, share: float) -> Dataset:

@@ -15,7 +15,9 @@ from scissorhands_jax import masks, optimizers, saliency, trees
 from scissorhands_jax.base import Batch, Carry, Data, Method, Model, ModelState, Params, PyTree, StatefulLossFn
 from scissorhands_jax.losses import classification_loss
 from scissorhands_jax.methods.pair_gradients import pair_gradients
-from scissorhands_jax.methods.scissorhands import SEMANTICS, constraint_gradients, scissorhands, trim_network
+from scissorhands_jax.methods.scissorhands import constraint_gradients, scissorhands
+from scissorhands_jax.methods.semantics import SEMANTICS
+from scissorhands_jax.methods.trimming import trim_network
 from scissorhands_jax.projection import project_gradient, solve_dual
 from scissorhands_jax.reinit import ByName, zeros
 from scissorhands_jax.torch_weights.state_dicts import from_state_dict, to_state_dict
