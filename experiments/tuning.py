@@ -31,8 +31,8 @@ from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import config, grid, search
 from scissorhands_jax.jobs.progress import progress_bar
 from scissorhands_jax.methods import describe
-from scissorhands_jax.metrics import accuracies
-from scissorhands_jax.metrics import row as evaluation
+from scissorhands_jax.metrics import distances
+from scissorhands_jax.metrics.row import measure_row
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -75,7 +75,7 @@ def tune_beside_oracle(table: grid.Table, label: str, seed: int, trials: int) ->
         task = progress.add_task(f"seed {seed}: {label}", total=trials, note="")
 
         def observe(params, model_state):
-            return {"avg_gap": accuracies.average_gap(_evaluate(table, setting, params, model_state), oracle)}
+            return {"avg_gap": distances.average_gap(_evaluate(table, setting, params, model_state), oracle)}
 
         def on_trial(number, trial):
             gap = trial.observed.get("avg_gap", float("nan"))
@@ -104,7 +104,7 @@ def tune_beside_oracle(table: grid.Table, label: str, seed: int, trials: int) ->
         "method": label,
         "seed": seed,
         "gap": {
-            "original": accuracies.average_gap(untouched, oracle),
+            "original": distances.average_gap(untouched, oracle),
             "default settings": result.trials[0].observed.get("avg_gap", float("nan")),
             "tuned without oracle": result.best.observed["avg_gap"],
             "tuned with oracle": min(gaps),
@@ -128,7 +128,7 @@ def _write(path: Path, document: dict[str, Any]) -> None:
 
 
 def _evaluate(table: grid.Table, setting: grid.Setting, params, model_state) -> dict[str, Any]:
-    return evaluation.evaluate(table.model, params, model_state, setting.data, setting.test, seed=setting.seed)
+    return measure_row(table.model, params, model_state, setting.data, setting.test, seed=setting.seed)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from scissorhands_jax.jobs import grid, runs
 from scissorhands_jax.jobs.grid import ORIGINAL, RETRAIN, Experiment, Scenario
 from scissorhands_jax.jobs.progress import progress_bar
 from scissorhands_jax.methods import MethodSettings
-from scissorhands_jax.metrics import accuracies, attacks, ensemble_attacks, intervals, probes, relearning
+from scissorhands_jax.metrics import accuracies, attacks, distances, ensemble_attacks, intervals, probes, relearning
 from scissorhands_jax.metrics.ensemble_attacks import Attack
 from scissorhands_jax.metrics.intervals import Estimate
 from scissorhands_jax.report import METRICS, NULL
@@ -435,15 +435,15 @@ class _Audit:
         numbers = {"recovery": curve, "probe": dict(zip(("forget", "held_out"), found, strict=True))}
         partner, _ = self.load(int(ensembles.partner(job.network)))
         if job.label != RETRAIN:
-            numbers["distance_original"] = probes.distance(network[0], original[0])
-            numbers["distance_retrained"] = probes.distance(network[0], partner)
+            numbers["distance_original"] = distances.weight_distance(network[0], original[0])
+            numbers["distance_retrained"] = distances.weight_distance(network[0], partner)
             return numbers
         # A retrained network is held against the original of its pair, and against the next one that was retrained.
-        numbers["distance_original"] = probes.distance(network[0], partner)
+        numbers["distance_original"] = distances.weight_distance(network[0], partner)
         retrained = self.design.retrained(job.number)
         following = int(retrained[(np.searchsorted(retrained, job.network) + 1) % len(retrained)])
         if following != job.network:
-            numbers["distance_retrained"] = probes.distance(network[0], self.load(following)[0])
+            numbers["distance_retrained"] = distances.weight_distance(network[0], self.load(following)[0])
         return numbers
 
     def read(self, job: Job) -> tuple[dict[str, Any], np.ndarray | None] | None:
@@ -661,7 +661,7 @@ class _Analysis:
             ("forgetting_score", ensemble_attacks.forgetting_score, own),
         ]
         return {
-            name: intervals.compared(statistic, *(side[:, columns] for side in sides), bounds=_bounds(name))
+            name: intervals.two_way_bootstrap(statistic, *(side[:, columns] for side in sides), bounds=_bounds(name))
             for name, statistic, columns in cases
             if len(columns)
         }
@@ -768,7 +768,7 @@ class _Analysis:
             original, null = means.get((ORIGINAL, metric)), means.get((NULL, metric))
             reported = any(shown.startswith(metric.removesuffix("_halves")) for _, shown in means)
             if original is None or null is None:
-                gate = Gate(name, metric, None, f"{title} takes more networks", None, reported, False)
+                gate = Gate(name, None, f"{title} takes more networks", metric, None, reported, False)
             else:
                 is_score = metric.startswith("forgetting")
                 passed = original["value"] < null["low"] if is_score else original["value"] > null["high"]
@@ -778,7 +778,7 @@ class _Analysis:
                     + ("it does" if passed else "with so few networks it says nothing")
                 )
                 found = Estimate(**{field: original[field] for field in Estimate._fields})
-                gate = Gate(name, metric, passed, why, found, reported, False)
+                gate = Gate(name, passed, why, metric, found, reported, False)
             gates.append(gate)
         return gates
 

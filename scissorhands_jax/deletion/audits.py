@@ -31,7 +31,8 @@ from scissorhands_jax.jobs.job import Job
 from scissorhands_jax.methods import describe
 from scissorhands_jax.methods.retrain import RetrainSettings
 from scissorhands_jax.metrics import intervals
-from scissorhands_jax.metrics.intervals import Estimate, Finding
+from scissorhands_jax.metrics.intervals import Estimate
+from scissorhands_jax.metrics.rank_tests import Finding
 from scissorhands_jax.training import checkpoints
 
 FOLDER = "audit"

@@ -193,13 +193,13 @@ def counted(counts: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
     """Shares by name as counts, percent and 95 % Clopper-Pearson interval."""
     numbers = {}
     for name, (correct, total) in counts.items():
-        low, high = intervals.interval(correct, total)
+        share = intervals.share_estimate(correct, total)
         numbers[name] = {
             "count": correct,
             "of": total,
             "percent": _percent(100 * correct / total),
-            "low": _percent(low),
-            "high": _percent(high),
+            "low": _percent(100 * share.low),
+            "high": _percent(100 * share.high),
         }
     return numbers
 

@@ -24,7 +24,7 @@ import numpy as np
 from scissorhands_jax.deletion.ledger import FORGOTTEN, RETRAIN
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.metrics import attacks
-from scissorhands_jax.metrics.intervals import Finding, likeness
+from scissorhands_jax.metrics.rank_tests import Finding, rank_test
 
 LEVEL = 0.95
 BUDGET = 1.0
@@ -109,7 +109,7 @@ def from_audit(document: Mapping[str, Any], network: str) -> Evidence:
     Args:
       document: `{"network": SHA-256, "source": text, "findings": [{"name", "value", "low", "high"}, ...],
         "gates": [{"name", "passed", "why"}, ...]}`, both lists with at least one entry.
-      network: SHA-256 of the network in question (`signing.network_sha256`).
+      network: SHA-256 of the network in question (`hashing.network_sha256`).
 
     Raises:
       InputError: the document has another form, or is about another network.
@@ -191,11 +191,11 @@ def _null(held: Scored) -> Gate:
 
 def _compared(part: Scored, held: Scored, score: str, level: float) -> Finding:
     scores = _SCORES[score]
-    return likeness(scores(*part), np.asarray(part.labels), scores(*held), np.asarray(held.labels), level=level)
+    return rank_test(scores(*part), np.asarray(part.labels), scores(*held), np.asarray(held.labels), level=level)
 
 
 # Larger for what a network has seen.
 _SCORES = {
-    "confidence": lambda logits, labels: -attacks.loss(logits, labels),
+    "confidence": lambda logits, labels: -attacks.cross_entropy_per_example(logits, labels),
     "correctness": lambda logits, labels: attacks.correctness(logits, labels).astype(np.float64),
 }

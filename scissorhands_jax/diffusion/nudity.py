@@ -17,12 +17,12 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from rich.progress import Progress
-from scipy import stats
 
 from scissorhands_jax import files
 from scissorhands_jax.diffusion import pictures
 from scissorhands_jax.diffusion.generating import IMAGES_FILE, Prompt
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.metrics import intervals
 
 CLASSES = (
     "FEET_EXPOSED",
@@ -295,33 +295,14 @@ def percentage_change(
     name = "paired bootstrap" if paired else "unpaired bootstrap"
     if not original.sum():
         return Change(None, None, None, "the original has none, so there is no percentage")
-    generator = np.random.default_rng(seed)
-
-    def resampled(*columns: np.ndarray) -> np.ndarray:
-        """Means of resampled images; images alike are drawn as one."""
-        kinds, numbers = np.unique(np.stack(columns, axis=1), axis=0, return_counts=True)
-        total = numbers.sum()
-        return generator.multinomial(total, numbers / total, size=num_resamples) @ kinds / total
-
-    if paired:
-        ours, theirs = resampled(counts, original).T
-    else:
-        ours, theirs = resampled(counts)[:, 0], resampled(original)[:, 0]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = ours / theirs
-    ratios = ratios[~np.isnan(ratios)]
-    # Neighbouring values, because there is nothing halfway to infinity.
-    low = float(np.quantile(ratios, (1 - level) / 2, method="lower"))
-    high = float(np.quantile(ratios, (1 + level) / 2, method="higher"))
+    ratio = intervals.mean_ratio(counts, original, paired=paired, level=level, num_resamples=num_resamples, seed=seed)
+    low, high = ratio.low, ratio.high
     flagged, before = int(np.count_nonzero(counts)), int(np.count_nonzero(original))
     if min(flagged, before) < _FEW:
         name += ", widened to the exact interval"
-        share = stats.binomtest(flagged, flagged + before).proportion_ci(level, method="exact")
-        per_image = original.size / counts.size
-        low = min(low, per_image * share.low / (1 - share.low))
-        high = max(high, per_image * share.high / (1 - share.high))
-    value = counts.mean() / original.mean()
-    return Change(_per_cent(value), _per_cent(low), _per_cent(high) if math.isfinite(high) else None, name)
+        exact = intervals.share_ratio(flagged, counts.size, before, original.size, level=level)
+        low, high = min(low, exact.low), max(high, exact.high)
+    return Change(_per_cent(ratio.value), _per_cent(low), _per_cent(high) if math.isfinite(high) else None, name)
 
 
 def _per_cent(ratio: float) -> float:
@@ -336,5 +317,5 @@ def share_flagged(counts: np.ndarray, level: float = 0.95) -> tuple[float, float
       level: coverage.
     """
     number = int(np.count_nonzero(counts))
-    interval = stats.binomtest(number, len(counts)).proportion_ci(level, method="exact")
-    return 100 * number / len(counts), 100 * float(interval.low), 100 * float(interval.high)
+    found = intervals.share_estimate(number, len(counts), level=level)
+    return 100 * number / len(counts), 100 * found.low, 100 * found.high

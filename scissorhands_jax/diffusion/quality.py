@@ -12,7 +12,6 @@ import jax
 import numpy as np
 from PIL import Image
 from rich.progress import Progress
-from scipy import stats
 
 from scissorhands_jax.base import Params
 from scissorhands_jax.diffusion import pictures, vision, weights
@@ -21,7 +20,7 @@ from scissorhands_jax.diffusion.networks import FLOAT32
 from scissorhands_jax.diffusion.nudity import Entry
 from scissorhands_jax.diffusion.tokenizer import Tokenizer
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.metrics import accuracies, intervals
+from scissorhands_jax.metrics import distances, intervals
 
 _CELLS, _OCTAVES, _SIDE = 4, 3, 128
 _LEAST_IMAGES = 8
@@ -165,26 +164,33 @@ def compare(
     """
     check_sizes(len(images), len(reference))
     generator = np.random.default_rng(seed)
-    replicates, matched, floor = [], [], []
-    value = accuracies.frechet_distance(images, reference)
-    for _ in range(num_resamples):
-        drawn = [rows[generator.integers(len(rows), size=len(rows))] for rows in (images, reference)]
-        replicates.append(accuracies.frechet_distance(drawn[0], drawn[1]))
+    matched, floor = [], []
+
+    def measured(first: np.ndarray, second: np.ndarray) -> float:
         on_step()
+        return distances.frechet_distance(first, second)
+
+    estimate = intervals.two_sample_bootstrap(
+        measured,
+        images,
+        reference,
+        level=level,
+        num_resamples=num_resamples,
+        seed=generator,
+        bounds=(0, math.inf),
+    )
     size = min(len(images), len(reference) // 2)
     for _ in range(num_draws):
         order = generator.permutation(len(reference))
         one, other = reference[order[:size]], reference[order[size : 2 * size]]
-        floor.append(accuracies.frechet_distance(one, other))
-        matched.append(accuracies.frechet_distance(images[generator.permutation(len(images))[:size]], other))
+        floor.append(distances.frechet_distance(one, other))
+        matched.append(distances.frechet_distance(images[generator.permutation(len(images))[:size]], other))
         on_step()
 
     def spread(values: list[float]) -> tuple[float, float, float]:
         low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
         return float(np.mean(values)), float(low), float(high)
 
-    number = min(len(images), len(reference))
-    estimate = intervals.estimate(value, np.asarray(replicates), 1, number, level, (0, math.inf))
     return Distance(estimate, spread(matched), spread(floor), size)
 
 
@@ -199,9 +205,6 @@ def check_sizes(images: int, reference: int) -> None:
 
 def mean_score(values: np.ndarray, level: float = 0.95) -> dict[str, Any]:
     """A mean with Student's interval: `mean`, `low`, `high` (None for one value) and `images`."""
-    values = np.asarray(values, np.float64)
-    low = high = None
-    if len(values) > 1:
-        reach = stats.t.ppf(0.5 + level / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
-        low, high = float(values.mean() - reach), float(values.mean() + reach)
-    return {"mean": float(values.mean()), "low": low, "high": high, "images": len(values)}
+    found = intervals.mean_estimate(values, level=level)
+    low, high = (found.low, found.high) if len(values) > 1 else (None, None)
+    return {"mean": found.value, "low": low, "high": high, "images": len(values)}

@@ -23,7 +23,7 @@ from scissorhands_jax.jobs.job import (
     run_folder_of,
 )
 from scissorhands_jax.jobs.progress import progress_bar
-from scissorhands_jax.metrics import accuracies
+from scissorhands_jax.metrics import accuracies, distances
 from scissorhands_jax.report import gates
 
 
@@ -78,7 +78,7 @@ def evaluate_network(
             progress.advance(task)
     if retrained is not None:
         rows[-1] |= _held_out_numbers(network, load_weights(network, weights=None, checkpoint=retrained), parts, splits)
-        answer["avg_gap"] = accuracies.average_gap(rows[1], rows[-1])
+        answer["avg_gap"] = distances.average_gap(rows[1], rows[-1])
     answer["gates"] = [
         {"name": gate.name.removeprefix(f"{_EVALUATED}: "), "passed": gate.passed, "why": gate.explanation}
         for gate in gates.of_rows(rows)

@@ -31,8 +31,8 @@ from scissorhands_jax.jobs.progress import follow, progress_bar
 from scissorhands_jax.methods import MethodSettings, describe
 from scissorhands_jax.methods.finetune import FinetuneSettings
 from scissorhands_jax.methods.retrain import RetrainSettings
-from scissorhands_jax.metrics import accuracies, gradcam, relearning
-from scissorhands_jax.metrics import row as evaluation
+from scissorhands_jax.metrics import accuracies, distances, gradcam, relearning
+from scissorhands_jax.metrics.row import measure_row
 from scissorhands_jax.report import gates
 from scissorhands_jax.torch_weights import state_dicts as torch_weights
 from scissorhands_jax.training import checkpoints
@@ -476,7 +476,7 @@ class Setting:
         makers: dict[str, Callable[[Progress], Network]] = {ORIGINAL: self.original, RETRAIN: self.retrained}
         network = makers[label](progress) if label in makers else self.unlearned(label, progress)
         table, experiment = self.table, self.table.experiment
-        numbers = evaluation.evaluate(
+        numbers = measure_row(
             table.model,
             network.params,
             network.model_state,
@@ -577,7 +577,7 @@ def _row(cell: dict[str, Any], reference: dict[str, Any] | None) -> dict[str, An
     row |= cell["metrics"] | {"seconds": cost.get("seconds"), "compile_seconds": cost.get("compile_seconds")}
     row |= {"avg_gap": None, "rte": None}
     if reference is not None:
-        row["avg_gap"] = accuracies.average_gap(cell["metrics"], reference["metrics"])
+        row["avg_gap"] = distances.average_gap(cell["metrics"], reference["metrics"])
         same_process = cell["process"] == reference["process"]
         if cell["cost"] and reference["cost"] and same_process:
             row["rte"] = cell["cost"]["seconds"] / reference["cost"]["seconds"]

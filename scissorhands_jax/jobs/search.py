@@ -145,7 +145,7 @@ def measure_trial(
     for name, part in parts.items():
         logits = accuracies.predict(model, params, model_state, part["image"], batch_size=500)
         numbers[f"acc_{name}"] = accuracies.accuracy(logits, part["label"])
-        losses[name] = attacks.loss(logits, np.asarray(part["label"]))
+        losses[name] = attacks.cross_entropy_per_example(logits, np.asarray(part["label"]))
     distance = stats.ks_2samp(losses["forget"], losses["validation"], method="asymp").statistic
     numbers["loss_distance"] = 100 * float(distance)
     return numbers

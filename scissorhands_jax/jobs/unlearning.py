@@ -32,7 +32,7 @@ from scissorhands_jax.jobs.job import (
 )
 from scissorhands_jax.jobs.progress import follow, progress_bar
 from scissorhands_jax.metrics import accuracies
-from scissorhands_jax.metrics import row as evaluation
+from scissorhands_jax.metrics.row import measure_row
 from scissorhands_jax.report import gates
 from scissorhands_jax.torch_weights import state_dicts as torch_weights
 from scissorhands_jax.training import checkpoints, distributed, feeding, sharding
@@ -100,7 +100,7 @@ def unlearn(
         params, model_state = layout.place((params, model_state))
 
     def measure(params: Params, model_state: ModelState) -> dict[str, Any]:
-        numbers = evaluation.evaluate(model, params, model_state, data, test, seed=config.seed, layout=layout)
+        numbers = measure_row(model, params, model_state, data, test, seed=config.seed, layout=layout)
         extra: dict[str, Any] = {}
         if past.forgotten.size:
             extra["forgotten_before"] = data_lib.take(splits.train, past.forgotten)

@@ -16,6 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.svm import SVC
 
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.metrics import accuracies
 
 _TINY = 1e-30  # stands in for 0 under a logarithm, as in the authors' code
 
@@ -27,7 +28,7 @@ class AttackResult(NamedTuple):
     predictions: np.ndarray  # shape=(N,), dtype=int8: 1 = judged a member, 0 = judged a non-member
 
 
-ATTACKS: MappingProxyType[str, Callable[[], SVC | LogisticRegression]] = MappingProxyType(
+CLASSIFIERS: MappingProxyType[str, Callable[[], SVC | LogisticRegression]] = MappingProxyType(
     {
         # gamma="auto" is 1 / number of features.
         "svc": lambda: SVC(C=3, gamma="auto", kernel="rbf"),
@@ -57,7 +58,7 @@ def membership_inference(
       member_scores: features of examples the network was trained on. shape=(M,) or (M, F)
       nonmember_scores: features of examples it was not trained on. shape=(K,) or (K, F)
       target_scores: features of the examples to judge, usually the forget set. shape=(N,) or (N, F)
-      attack: a key of `ATTACKS`.
+      attack: a key of `CLASSIFIERS`.
 
     Raises:
       InputError: an unknown attack, or scores that are empty, not finite or of different widths.
@@ -66,8 +67,8 @@ def membership_inference(
     >>> result.mia, result.predictions.tolist()
     (75.0, [0, 0, 0, 1])
     """
-    if attack not in ATTACKS:
-        raise InputError(f"there is no attack {attack!r}; choose one of {', '.join(ATTACKS)}")
+    if attack not in CLASSIFIERS:
+        raise InputError(f"there is no attack {attack!r}; choose one of {', '.join(CLASSIFIERS)}")
     members = _columns(member_scores, "member_scores")
     nonmembers = _columns(nonmember_scores, "nonmember_scores")
     targets = _columns(target_scores, "target_scores")
@@ -77,7 +78,7 @@ def membership_inference(
             f"got {members.shape[1]}, {nonmembers.shape[1]} and {targets.shape[1]}"
         )
     labels = np.concatenate([np.ones(len(members), np.int8), np.zeros(len(nonmembers), np.int8)])
-    classifier = ATTACKS[attack]().fit(np.concatenate([members, nonmembers]), labels)
+    classifier = CLASSIFIERS[attack]().fit(np.concatenate([members, nonmembers]), labels)
     predictions = classifier.predict(targets).astype(np.int8)
     return AttackResult(100.0 * int(np.count_nonzero(predictions == 0)) / len(predictions), predictions)
 
@@ -92,19 +93,6 @@ def _columns(scores: np.ndarray, name: str) -> np.ndarray:
     if not np.isfinite(scores).all():
         raise InputError(f"{name} hold NaN or infinity; the network has diverged, try a smaller learning rate")
     return scores
-
-
-def _pair(values: np.ndarray, labels: np.ndarray, what: str) -> tuple[np.ndarray, np.ndarray]:
-    """Values of shape (N, C) and their labels as a column (N, 1)."""
-    values, labels = np.asarray(values), np.asarray(labels)
-    if values.ndim != 2 or labels.shape != values.shape[:1] or values.size == 0:
-        raise InputError(
-            f"expected {what} of shape (N, C) and labels of shape (N,) with N > 0, "
-            f"got {values.shape} and {labels.shape}"
-        )
-    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= values.shape[1]:
-        raise InputError(f"labels must be integers in 0..{values.shape[1] - 1}, got {labels.min()}..{labels.max()}")
-    return values, labels[:, None]
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
@@ -127,8 +115,8 @@ def confidence(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     >>> confidence(np.array([[0.0, 0.0], [1000.0, 0.0]]), np.array([0, 1])).tolist()
     [0.5, 0.0]
     """
-    logits, column = _pair(logits, labels, "logits")
-    return np.take_along_axis(probabilities(logits), column, axis=1)[:, 0]
+    logits, labels = accuracies.check_logits(logits, labels)
+    return np.take_along_axis(probabilities(logits), labels[:, None], axis=1)[:, 0]
 
 
 def correctness(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -137,21 +125,21 @@ def correctness(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     Raises:
       InputError: `logits` (N, C) and integer `labels` (N,) do not fit each other.
     """
-    logits, column = _pair(logits, labels, "logits")
-    return (logits.argmax(axis=1) == column[:, 0]).astype(np.int8)
+    logits, labels = accuracies.check_logits(logits, labels)
+    return (logits.argmax(axis=1) == labels).astype(np.int8)
 
 
-def loss(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def cross_entropy_per_example(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The cross-entropy, minus the log-probability of the true class, in nats. shape=(N,), dtype=float64
 
     Raises:
       InputError: `logits` (N, C) and integer `labels` (N,) do not fit each other.
 
-    >>> loss(np.array([[0.0, 0.0], [1000.0, 0.0]]), np.array([0, 1])).round(4).tolist()
+    >>> cross_entropy_per_example(np.array([[0.0, 0.0], [1000.0, 0.0]]), np.array([0, 1])).round(4).tolist()
     [0.6931, 1000.0]
     """
-    logits, column = _pair(logits, labels, "logits")
-    return -np.take_along_axis(log_softmax(logits.astype(np.float64), axis=1), column, axis=1)[:, 0]
+    logits, labels = accuracies.check_logits(logits, labels)
+    return -np.take_along_axis(log_softmax(logits.astype(np.float64), axis=1), labels[:, None], axis=1)[:, 0]
 
 
 def _floating(probs: np.ndarray) -> np.ndarray:
@@ -201,13 +189,13 @@ def modified_entropy(probs: np.ndarray, labels: np.ndarray, mode: str = "paper")
     >>> modified_entropy(np.array([[1.0, 0.0], [1.0, 0.0]]), np.array([0, 1])).round(2).tolist()
     [0.0, 138.16]
     """
-    probs, column = _pair(_floating(probs), labels, "probabilities")
+    probs, labels = accuracies.check_logits(_floating(probs), labels, what="probabilities")
     if mode == "paper":
         own = np.zeros(probs.shape, dtype=bool)
-        np.put_along_axis(own, column, True, axis=1)
+        np.put_along_axis(own, labels[:, None], True, axis=1)
         terms = np.where(own, (1 - probs) * _log(probs), probs * _log(1 - probs))
     elif mode == "authors":
-        terms = np.where(np.isin(np.arange(probs.shape[1]), column), 1 - probs, probs) * _log(probs)
+        terms = np.where(np.isin(np.arange(probs.shape[1]), labels), 1 - probs, probs) * _log(probs)
     else:
         raise InputError(f"mode must be 'paper' or 'authors', got {mode!r}")
     return np.abs(terms.sum(axis=1))
@@ -220,7 +208,7 @@ FEATURES: MappingProxyType[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] 
         "entropy": lambda logits, labels: entropy(probabilities(logits)),
         "modified_entropy": lambda logits, labels: modified_entropy(probabilities(logits), labels),
         "probabilities": lambda logits, labels: probabilities(logits),
-        "loss": lambda logits, labels: loss(logits, labels),
+        "loss": lambda logits, labels: cross_entropy_per_example(logits, labels),
     }
 )
 """What an attack may look at, by name: `(logits, labels) -> scores`."""
@@ -252,7 +240,7 @@ def paper_mia(
       nonmember_logits, nonmember_labels: the test set. shape=(K, C), (K,)
       target_logits, target_labels: the forget set. shape=(N, C), (N,)
       feature: a key of `FEATURES`; the paper's tables use `"confidence"`.
-      attack: a key of `ATTACKS`; `"logistic"` with the feature `"loss"` is the loss attack.
+      attack: a key of `CLASSIFIERS`; `"logistic"` with the feature `"loss"` is the loss attack.
       max_size: largest number of members, and of non-members, to fit on. The default keeps all test images of CIFAR
         (up to 8 s for one feature) and bounds the time of larger test sets.
       seed: seeds the subsampling.

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 from scipy.special import logsumexp
 
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.metrics.intervals import Estimate, _pair, estimate
+from scissorhands_jax.metrics import accuracies
+from scissorhands_jax.metrics.intervals import Estimate, check_scores, from_replicates
 
 FALSE_POSITIVE_RATES = (0.01, 0.001)
 """At which the true positive rate is reported: an attack that is right about a few, and knows about whom."""
@@ -43,35 +43,12 @@ def margins(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     >>> margins(np.array([[0.0, 0.0], [2.0, -1.0]]), np.array([0, 0])).tolist()
     [0.0, 3.0]
     """
-    logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
-    if logits.ndim < 2 or labels.shape != logits.shape[-2:-1] or logits.shape[-1] < 2 or logits.size == 0:
-        raise InputError(
-            f"expected logits of shape (..., N, C) with C > 1 and labels of shape (N,), got {logits.shape} and "
-            f"{labels.shape}"
-        )
-    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= logits.shape[-1]:
-        raise InputError(f"labels must be integers in 0..{logits.shape[-1] - 1}, got {labels.min()}..{labels.max()}")
-    if not np.isfinite(logits).all():
-        raise InputError("logits hold NaN or infinity; a network has diverged, try a smaller learning rate")
+    logits, labels = accuracies.check_logits(np.asarray(logits, np.float64), labels, stacked=True)
+    if logits.shape[-1] < 2:
+        raise InputError(f"a margin needs two classes or more, got logits of shape {logits.shape}")
     is_true = labels[:, None] == np.arange(logits.shape[-1])
     chosen = np.take_along_axis(logits, np.broadcast_to(labels[:, None], (*logits.shape[:-1], 1)), axis=-1)[..., 0]
     return chosen - logsumexp(np.where(is_true, -np.inf, logits), axis=-1)
-
-
-def auc(positives: np.ndarray, negatives: np.ndarray) -> float:
-    """The probability that a positive scores above a negative, ties counted as half (Mann and Whitney, 1947).
-
-    Args:
-      positives: shape=(n,)
-      negatives: shape=(m,)
-
-    >>> auc(np.array([1.0, 2.0]), np.array([0.0, 1.0]))
-    0.875
-    """
-    positives, negatives = _checked(positives, negatives)
-    ranks = stats.rankdata(np.concatenate([positives, negatives]))
-    count = len(positives)
-    return float((ranks[:count].sum() - count * (count + 1) / 2) / (count * len(negatives)))
 
 
 def tpr_at_fpr(positives: np.ndarray, negatives: np.ndarray, fpr: float) -> float:
@@ -268,7 +245,7 @@ def klom(
     >>> klom(np.array([[0.0], [1.0]]), np.array([[0.0], [1.0]]), bins=2).tolist()
     [0.0]
     """
-    inside, outside = _pair(unlearned, retrained)
+    inside, outside = check_scores(unlearned, retrained)
     if bins < 2:
         raise InputError(f"KLoM needs at least two bins, got {bins}")
     inside, outside = np.clip(inside, -clip, clip), np.clip(outside, -clip, clip)
@@ -309,7 +286,7 @@ def example_epsilons(unlearned: np.ndarray, retrained: np.ndarray, *, delta: flo
       Triantafillou et al., Are we making progress in unlearning? Findings from the first NeurIPS unlearning
       competition, 2024, section 3.
     """
-    inside, outside = _pair(unlearned, retrained)
+    inside, outside = check_scores(unlearned, retrained)
     both = np.sort(np.concatenate([inside, outside]), axis=0)
     thresholds = (both[1:] + both[:-1]) / 2
     above = [(values[None] > thresholds[:, None]).mean(axis=1) for values in (inside, outside)]
@@ -393,14 +370,14 @@ def attack_estimates(
     number = rows if over_networks else 1
     wider = math.sqrt(1 + rows / (rows - 1)) if cross_validated and rows > 1 else 1.0
     estimates = {
-        "auc": estimate(
+        "auc": from_replicates(
             float(values.mean()), wider * (resampled * row_counts).sum(axis=1) / rows, number, columns, level, (0, 1)
         )
     }
     for rate in rates:
         replicates = _resampled_rates(positives, negatives, row_counts, own, other, rate)
         value = tpr_at_fpr(positives, negatives, rate)
-        found = estimate(value, wider * replicates, number, columns, level, (0, 1))
+        found = from_replicates(value, wider * replicates, number, columns, level, (0, 1))
         estimates[f"tpr_at_{100 * rate:g}"] = found._replace(negatives=negatives.size)
     return estimates
 

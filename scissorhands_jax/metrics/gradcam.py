@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +19,6 @@ from scissorhands_jax.base import ApplyFn, Model, ModelState, Params
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.models import CAM_LAYERS
 
-Array = np.ndarray | jax.Array
 Replace = Callable[[str, Any], Any]  # (path of a submodule, its output) -> the output to go on with
 
 
@@ -40,7 +40,7 @@ def default_layer(name: str) -> str:
 
 
 def heatmaps(
-    model: Model, params: Params, model_state: ModelState, images: Array, labels: Array, *, layer: str
+    model: Model, params: Params, model_state: ModelState, images: chex.Array, labels: chex.Array, *, layer: str
 ) -> np.ndarray:
     """Grad-CAM heat maps of a network in evaluation mode.
 

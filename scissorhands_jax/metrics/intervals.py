@@ -1,4 +1,18 @@
-"""How sure a number is: intervals of means, shares and rank statistics, each with the source of its formula."""
+"""How sure a number is: one function for each kind of interval.
+
+| number | interval |
+| --- | --- |
+| the mean of a few numbers, such as one per seed | `mean_estimate`: Student's |
+| a share of examples | `share_estimate`: Clopper and Pearson's |
+| the difference of two shares | `share_difference`: Agresti and Caffo's |
+| the ratio of two shares | `share_ratio`: exact, given the sum of the counts |
+| the ratio of two means of counts | `mean_ratio`: percentiles of a bootstrap over images |
+| any number from two sets of examples | `two_sample_bootstrap` |
+| any number from two sets of networks on the same examples | `two_way_bootstrap`, over networks and examples |
+| any number from a few networks, such as the mean over pairs of them | `jackknife` |
+
+`tests/metrics/intervals_test.py` simulates the coverage of each at the sizes that are used.
+"""
 
 from __future__ import annotations
 
@@ -6,28 +20,294 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from scipy import stats
 
 from scissorhands_jax.errors import InputError
 
-Array = np.ndarray | jax.Array
+UNBOUNDED = (-math.inf, math.inf)
+"""The bounds of a number that may be anything."""
 
 
 class Estimate(NamedTuple):
-    """A number and how sure it is."""
+    """A number with the interval that says how sure it is."""
 
     value: float
     low: float
     high: float
-    level: float  # coverage that the interval aims at
-    networks: int  # resampled; 1 where only examples were
-    examples: int
-    negatives: int = 0  # scores that a rate of false positives is counted among; 0 where there is no such rate
+    level: float  # the coverage that the interval aims at, in (0, 1)
+    networks: int  # how many networks were resampled; 1 if only examples were
+    examples: int  # how many examples were resampled; 0 if only networks were
+    negatives: int = 0  # the scores among which a rate of false positives is counted; 0 if there is no such rate
 
 
-def _pair(unlearned: np.ndarray, retrained: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise InputError(f"level must be between 0 and 1, got {level}")
+
+
+def _finite(values: Sequence[float] | np.ndarray) -> np.ndarray:
+    array = np.asarray(values, np.float64)
+    if array.ndim != 1 or not array.size or not np.isfinite(array).all():
+        raise InputError(f"expected a list of one or more finite numbers, got {values!r}")
+    return array
+
+
+def _student(level: float, count: int) -> float:
+    """The quantile of Student's distribution with `count - 1` degrees of freedom that leaves `level` in the middle."""
+    return float(stats.t.ppf(0.5 + level / 2, count - 1))
+
+
+def _within(
+    value: float, reach: float, level: float, networks: int, examples: int, bounds: tuple[float, float]
+) -> Estimate:
+    low, high = max(bounds[0], value - reach), min(bounds[1], value + reach)
+    return Estimate(float(value), float(low), float(high), level, networks, examples)
+
+
+def mean_and_std(values: Sequence[float] | np.ndarray) -> tuple[float, float | None]:
+    """The mean and the sample standard deviation (n - 1), which is `None` for a single value.
+
+    Raises:
+      InputError: There is no value, or one that is not finite.
+
+    >>> mean_and_std([1.0, 3.0])
+    (2.0, 1.4142135623730951)
+    >>> mean_and_std([5.0])
+    (5.0, None)
+    """
+    array = _finite(values)
+    return float(array.mean()), float(array.std(ddof=1)) if array.size > 1 else None
+
+
+def mean_estimate(
+    values: Sequence[float] | np.ndarray, *, level: float = 0.95, bounds: tuple[float, float] = UNBOUNDED
+) -> Estimate:
+    """The mean of independent numbers, such as one per seed or network, with Student's interval.
+
+    The interval is exact for normal numbers however few there are. A single number has none: `low` and `high` are then
+    its value.
+
+    Args:
+      values: The numbers. shape=(n,)
+      level: The coverage that the interval aims at, in (0, 1).
+      bounds: The smallest and largest value that the mean can have; the interval is cut there.
+
+    Returns:
+      An estimate with n `networks`.
+
+    Raises:
+      InputError: There is no value, one is not finite, or the level is not between 0 and 1.
+
+    References:
+      Student, The probable error of a mean, Biometrika, 1908.
+
+    >>> found = mean_estimate([90.0, 92.0, 94.0])
+    >>> found.value, round(found.low, 2), round(found.high, 2)
+    (92.0, 87.03, 96.97)
+    """
+    _check_level(level)
+    array = _finite(values)
+    count = array.size
+    reach = _student(level, count) * array.std(ddof=1) / math.sqrt(count) if count > 1 else 0.0
+    return _within(float(array.mean()), reach, level, count, 0, bounds)
+
+
+def share_estimate(count: int, total: int, *, level: float = 0.95) -> Estimate:
+    """A share of independent examples, in [0, 1], with the exact interval, which covers at least as often as it says.
+
+    Args:
+      count: How many of the examples have a property.
+      total: How many examples there are, at least one.
+      level: The coverage that the interval aims at, in (0, 1).
+
+    Returns:
+      An estimate of `total` examples.
+
+    Raises:
+      InputError: The level is not between 0 and 1, or the counts do not make a share.
+
+    References:
+      Clopper and Pearson, The use of confidence or fiducial limits illustrated in the case of the binomial,
+      Biometrika, 1934.
+    """
+    _check_level(level)
+    if not 0 <= count <= total or total < 1:
+        raise InputError(f"a share needs counts with 0 <= count <= total and total > 0, got {count} of {total}")
+    interval = stats.binomtest(count, total).proportion_ci(level, "exact")
+    return Estimate(count / total, float(interval.low), float(interval.high), level, 1, total)
+
+
+def share_difference(
+    count: float, total: int, other_count: float, other_total: int, *, level: float = 0.95
+) -> Estimate:
+    """The difference of two independent shares, first minus second, in [-1, 1].
+
+    One success and one failure are added to each side, so that shares of 0 and 1 have a width too.
+
+    Args:
+      count: How many of the first examples have a property. It need not be whole if it comes from a percentage.
+      total: How many first examples there are.
+      other_count: The same as `count`, for the second examples.
+      other_total: The same as `total`, for the second examples.
+      level: The coverage that the interval aims at, in (0, 1).
+
+    Returns:
+      An estimate whose `examples` are those of the smaller side.
+
+    References:
+      Agresti and Caffo, Simple and effective confidence intervals for proportions and differences of proportions result
+      from adding two successes and two failures, The American Statistician, 2000.
+    """
+    _check_level(level)
+    shares = (count + 1) / (total + 2), (other_count + 1) / (other_total + 2)
+    variance = sum(p * (1 - p) / (n + 2) for p, n in zip(shares, (total, other_total), strict=True))
+    reach = float(stats.norm.ppf(0.5 + level / 2)) * math.sqrt(variance)
+    low, high = max(-1.0, shares[0] - shares[1] - reach), min(1.0, shares[0] - shares[1] + reach)
+    return Estimate(count / total - other_count / other_total, low, high, level, 1, min(total, other_total))
+
+
+def share_ratio(count: int, total: int, other_count: int, other_total: int, *, level: float = 0.95) -> Estimate:
+    """The ratio of two small independent shares, first by second, from 0 to infinity.
+
+    Given the sum of the two counts, the first is binomial if both are Poisson numbers, and the exact interval of that
+    share gives the interval of the ratio.
+
+    Args:
+      count: How many of the first examples have a property.
+      total: How many first examples there are.
+      other_count: The same as `count`, for the second examples; one of the two must be positive.
+      other_total: The same as `total`, for the second examples.
+      level: The coverage that the interval aims at, in (0, 1).
+
+    Returns:
+      An estimate whose `examples` are those of the smaller side.
+
+    References:
+      Przyborowski and Wilenski, Homogeneity of results in testing samples from Poisson series, Biometrika, 1940.
+    """
+    share = share_estimate(count, count + other_count, level=level)
+    per_example = other_total / total
+
+    def ratio(part: float) -> float:
+        return per_example * part / (1 - part) if part < 1 else math.inf
+
+    return Estimate(ratio(share.value), ratio(share.low), ratio(share.high), level, 1, min(total, other_total))
+
+
+def mean_ratio(
+    counts: np.ndarray,
+    other_counts: np.ndarray,
+    *,
+    paired: bool,
+    level: float = 0.95,
+    num_resamples: int = 10_000,
+    seed: int | np.random.Generator = 0,
+) -> Estimate:
+    """The ratio of the means of two sets of counts, first by second, with percentiles of a bootstrap over examples.
+
+    Resamples in which both means are 0 are left out. Resampling cannot see what did not happen: where few examples
+    have anything to count, the interval is too narrow (see `share_ratio`).
+
+    Args:
+      counts: A whole number for each example. shape=(n,)
+      other_counts: The same for the second set, with a positive sum; in the same order if they are paired. shape=(m,)
+      paired: Whether the examples of the two sets are drawn together.
+      level: The coverage that the interval aims at, in (0, 1).
+      num_resamples: How many bootstrap samples are drawn.
+      seed: Seeds the resampling, or is its generator.
+
+    Returns:
+      An estimate whose ends may be infinite.
+
+    References:
+      Efron and Tibshirani, An introduction to the bootstrap, 1993, chapter 13.
+    """
+    _check_level(level)
+    generator = np.random.default_rng(seed)
+
+    def resampled_means(*columns: np.ndarray) -> np.ndarray:
+        """Means of resampled examples, by column; examples that are alike are drawn as one."""
+        distinct, numbers = np.unique(np.stack(columns, axis=1), axis=0, return_counts=True)
+        total = numbers.sum()
+        return generator.multinomial(total, numbers / total, size=num_resamples) @ distinct / total
+
+    if paired:
+        first, second = resampled_means(counts, other_counts).T
+    else:
+        first, second = resampled_means(counts)[:, 0], resampled_means(other_counts)[:, 0]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = first / second
+    ratios = ratios[~np.isnan(ratios)]
+    # Neighbouring values, because there is nothing halfway to infinity.
+    low = float(np.quantile(ratios, (1 - level) / 2, method="lower"))
+    high = float(np.quantile(ratios, (1 + level) / 2, method="higher"))
+    value = float(counts.mean() / other_counts.mean())
+    return Estimate(value, low, high, level, 1, min(len(counts), len(other_counts)))
+
+
+def from_replicates(
+    value: float,
+    replicates: Sequence[float] | np.ndarray,
+    networks: int,
+    examples: int,
+    level: float = 0.95,
+    bounds: tuple[float, float] = UNBOUNDED,
+) -> Estimate:
+    """An interval from bootstrap replicates: the value plus and minus t times their standard deviation.
+
+    With n networks, t is that of n - 1 degrees of freedom and the deviation is multiplied by sqrt(n / (n - 1)), because
+    a bootstrap of few networks is too narrow by exactly this factor: for the mean of n numbers the result is Student's
+    interval. Percentiles would be wrong where resampling shifts the statistic, as it does for histograms.
+
+    Args:
+      value: The statistic of all data.
+      replicates: The statistic of resampled data. shape=(samples,)
+      networks: How many networks were resampled; 1 if only examples were.
+      examples: How many examples were resampled.
+      level: The coverage that the interval aims at, in (0, 1).
+      bounds: The smallest and largest value that the statistic can have; the interval is cut there.
+
+    Raises:
+      InputError: The level is not between 0 and 1.
+
+    References:
+      Efron and Tibshirani, An introduction to the bootstrap, 1993, sections 12.4 and 12.5.
+    """
+    _check_level(level)
+    number = _resampled(networks, examples)
+    reach = _student(level, number) * math.sqrt(number / (number - 1)) * float(np.std(replicates))
+    return _within(value, reach, level, networks, examples, bounds)
+
+
+def _resampled(networks: int, examples: int) -> int:
+    """How many things were resampled on the axis that says least."""
+    return networks if networks > 1 else max(examples, 2)
+
+
+def at_level(found: Estimate, level: float) -> Estimate:
+    """What `from_replicates` or `mean_estimate` would have given at another level.
+
+    Args:
+      found: An estimate. Where bounds have cut one side, the wider side counts.
+      level: The new coverage, in (0, 1).
+    """
+    number = _resampled(found.networks, found.examples)
+    reach = max(found.high - found.value, found.value - found.low)
+    reach *= _student(level, number) / _student(found.level, number)
+    return found._replace(low=found.value - reach, high=found.value + reach, level=level)
+
+
+def check_scores(unlearned: np.ndarray, retrained: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of two sets of networks on the same examples as float64, after a check of shapes and numbers.
+
+    Args:
+      unlearned: The scores of the first networks. shape=(networks, examples)
+      retrained: The scores of the other networks. shape=(networks, examples)
+
+    Raises:
+      InputError: There are no scores, the examples differ in number, or a score is not finite.
+    """
     inside, outside = np.asarray(unlearned, np.float64), np.asarray(retrained, np.float64)
     if inside.ndim != 2 or outside.ndim != 2 or inside.shape[1] != outside.shape[1] or not inside.size * outside.size:
         raise InputError(
@@ -39,68 +319,67 @@ def _pair(unlearned: np.ndarray, retrained: np.ndarray) -> tuple[np.ndarray, np.
     return inside, outside
 
 
-def estimate(
-    value: float,
-    replicates: np.ndarray,
-    networks: int,
-    examples: int,
+def two_sample_bootstrap(
+    statistic: Callable[[np.ndarray, np.ndarray], float],
+    first: np.ndarray,
+    second: np.ndarray,
+    *,
     level: float = 0.95,
-    bounds: tuple[float, float] = (-np.inf, np.inf),
+    num_resamples: int = 100,
+    seed: int | np.random.Generator = 0,
+    bounds: tuple[float, float] = UNBOUNDED,
 ) -> Estimate:
-    """An interval from bootstrap replicates: the value plus and minus t times their standard deviation.
+    """A statistic of two independent sets of examples, with an interval by bootstrap over the rows of each.
 
-    With n networks, t is that of n - 1 degrees of freedom and the deviation is multiplied by sqrt(n / (n - 1)): a
-    bootstrap of few networks is too narrow by just that. For the mean of n numbers this is Student's interval.
-    Percentiles would be off where resampling shifts the statistic, as it does for histograms.
+    The interval does not know of a bias that the statistic has in finite samples.
 
     Args:
-      value: from all data.
-      replicates: of resampled data. shape=(samples,)
-      networks: that were resampled; 1 where only examples were.
-      examples: that were resampled.
-      level: coverage, in (0, 1).
-      bounds: of the number.
+      statistic: Maps two arrays to a number, such as `distances.frechet_distance`; called once with all rows, then
+        once for each resample.
+      first: One row for each example. shape=(n, ...)
+      second: One row for each example. shape=(m, ...)
+      level: The coverage that the interval aims at, in (0, 1).
+      num_resamples: How many bootstrap samples are drawn.
+      seed: Seeds the resampling, or is its generator.
+      bounds: The smallest and largest value that the statistic can have; the interval is cut there.
     """
-    if not 0 < level < 1:
-        raise InputError(f"level must be between 0 and 1, got {level}")
-    number = networks if networks > 1 else max(examples, 2)
-    reach = stats.t.ppf(0.5 + level / 2, number - 1) * math.sqrt(number / (number - 1)) * float(np.std(replicates))
-    low, high = max(bounds[0], value - reach), min(bounds[1], value + reach)
-    return Estimate(float(value), float(low), float(high), level, networks, examples)
+    generator = np.random.default_rng(seed)
+    value = statistic(first, second)
+    replicates = []
+    for _ in range(num_resamples):
+        drawn = [rows[generator.integers(len(rows), size=len(rows))] for rows in (first, second)]
+        replicates.append(statistic(drawn[0], drawn[1]))
+    return from_replicates(value, replicates, 1, min(len(first), len(second)), level, bounds)
 
 
-def at_level(found: Estimate, level: float) -> Estimate:
-    """What `estimate` would have given at another level.
-
-    Args:
-      found: an estimate, whose wider side counts where bounds have clipped the other.
-      level: coverage, in (0, 1).
-    """
-    number = found.networks if found.networks > 1 else max(found.examples, 2)
-    quantiles = (float(stats.t.ppf(0.5 + one / 2, number - 1)) for one in (level, found.level))
-    new, old = quantiles
-    reach = max(found.high - found.value, found.value - found.low) * new / old
-    return found._replace(low=found.value - reach, high=found.value + reach, level=level)
-
-
-def compared(
+def two_way_bootstrap(
     statistic: Callable[[np.ndarray, np.ndarray], float],
     unlearned: np.ndarray,
     retrained: np.ndarray,
     *,
     level: float = 0.95,
     num_resamples: int = 100,
-    seed: int = 0,
-    bounds: tuple[float, float] = (-np.inf, np.inf),
+    seed: int | np.random.Generator = 0,
+    bounds: tuple[float, float] = UNBOUNDED,
 ) -> Estimate:
     """A statistic of two sets of scores, with an interval by bootstrap over the networks of each and over examples.
 
+    Rows and columns are resampled independently, so that the variance of a single score counts more than once: the
+    interval is wider than it has to be (Owen, 2007).
+
     Args:
-      statistic: `(unlearned, retrained) -> number`, such as `forgetting_score`.
-      unlearned, retrained: scores. shape=(networks, examples)
-      level, num_resamples, seed, bounds: as in `estimate`.
+      statistic: Maps `(unlearned, retrained)` to a number, such as `ensemble_attacks.forgetting_score`.
+      unlearned: The scores of unlearned networks. shape=(networks, examples)
+      retrained: The scores of retrained networks on the same examples. shape=(networks, examples)
+      level: The coverage that the interval aims at, in (0, 1).
+      num_resamples: How many bootstrap samples are drawn.
+      seed: Seeds the resampling, or is its generator.
+      bounds: The smallest and largest value that the statistic can have; the interval is cut there.
+
+    References:
+      Owen, The pigeonhole bootstrap, Annals of Applied Statistics, 2007.
     """
-    inside, outside = _pair(unlearned, retrained)
+    inside, outside = check_scores(unlearned, retrained)
     generator = np.random.default_rng(seed)
     replicates = []
     for _ in range(num_resamples):
@@ -108,178 +387,63 @@ def compared(
         first, second = (generator.integers(len(values), size=len(values)) for values in (inside, outside))
         replicates.append(statistic(inside[first][:, examples], outside[second][:, examples]))
     networks = min(len(inside), len(outside))
-    value = statistic(inside, outside)
-    return estimate(value, np.asarray(replicates), networks, inside.shape[1], level, bounds)
+    return from_replicates(statistic(inside, outside), replicates, networks, inside.shape[1], level, bounds)
 
 
-def mean_estimate(values: Sequence[float] | np.ndarray, *, level: float = 0.95, seed: int = 0) -> Estimate:
-    """The mean of one number per network, with an interval by bootstrap over networks.
+def jackknife(
+    statistic: Callable[[Sequence[int]], float],
+    number: int,
+    *,
+    level: float = 0.95,
+    bounds: tuple[float, float] = UNBOUNDED,
+) -> Estimate:
+    """A statistic of a few networks, with Student's interval of the jackknife.
 
-    A single network has no interval: low and high are its value.
-    """
-    array = np.asarray(values, np.float64)
-    if array.ndim != 1 or not array.size or not np.isfinite(array).all():
-        raise InputError(f"expected a list of one or more finite numbers, got {values!r}")
-    if array.size == 1 or np.ptp(array) == 0:
-        value = float(array[0])
-        return Estimate(value, value, value, level, array.size, 0)
-    drawn = stats.bootstrap((array,), np.mean, method="percentile", n_resamples=2000, rng=np.random.default_rng(seed))
-    return estimate(float(array.mean()), drawn.bootstrap_distribution, array.size, 0, level)
-
-
-def average(estimates: Sequence[Estimate], bounds: tuple[float, float] = (-np.inf, np.inf)) -> Estimate:
-    """The mean of estimates from the same networks, such as those of several forget sets, from their intervals.
-
-    Forget sets share the networks, and what is peculiar to these shows in every set. So the errors may all point the
-    same way, and the mean reaches as far as the parts do on average: it is no surer than they are.
+    Two networks have no interval, because a statistic of pairs has no value for one of them alone: `low` and `high` are
+    then the value.
 
     Args:
-      estimates: of one level.
-      bounds: of the number.
+      statistic: Maps the positions of the networks that are kept to a number, such as the mean over their pairs.
+      number: How many networks there are, at least two.
+      level: The coverage that the interval aims at, in (0, 1).
+      bounds: The smallest and largest value that the statistic can have; the interval is cut there.
+
+    References:
+      Tukey, Bias and confidence in not quite large samples, Annals of Mathematical Statistics, 1958.
+    """
+    _check_level(level)
+    everything = range(number)
+    value, reach = statistic(everything), 0.0
+    if number > 2:
+        left_out = np.array([statistic([one for one in everything if one != without]) for without in everything])
+        deviation = math.sqrt((number - 1) / number * float(np.square(left_out - left_out.mean()).sum()))
+        reach = _student(level, number) * deviation
+    return _within(value, reach, level, number, 0, bounds)
+
+
+def average(estimates: Sequence[Estimate], bounds: tuple[float, float] = UNBOUNDED) -> Estimate:
+    """The mean of estimates from the same networks, such as those of several forget sets, from their intervals.
+
+    Forget sets share the networks, and whatever is peculiar to a network shows in each of its forget sets. So the
+    errors may all point the same way, and the mean reaches as far as the parts do on average: it is no surer than they
+    are.
+
+    Args:
+      estimates: The parts, all of one level.
+      bounds: The smallest and largest value that the number can have; the interval is cut there.
 
     Returns:
-      With the networks and negatives of the part that has fewest, and the examples of all together.
+      An estimate with the networks and negatives of the part that has fewest, and the examples of all together.
 
     Raises:
-      InputError: there are none, or their levels differ.
+      InputError: There is no estimate, or their levels differ.
     """
     if not estimates or len({one.level for one in estimates}) > 1:
         raise InputError(f"an average needs estimates of one level, got {len(estimates)}")
     count = len(estimates)
-    # Clipped ends are too near, so the wider side counts.
+    # Ends that bounds have cut are too near, so the wider side counts.
     reach = math.fsum(max(one.high - one.value, one.value - one.low) for one in estimates) / count
     value = math.fsum(one.value for one in estimates) / count
     networks, examples = min(one.networks for one in estimates), sum(one.examples for one in estimates)
-    low, high = max(bounds[0], value - reach), min(bounds[1], value + reach)
-    negatives = min(one.negatives for one in estimates)
-    return Estimate(value, low, high, estimates[0].level, networks, examples, negatives)
-
-
-class Summary(NamedTuple):
-    """Several seeds in five numbers; what one seed cannot tell is `None`."""
-
-    mean: float
-    std: float | None  # sample standard deviation (n - 1); None for one value
-    n: int
-    low: float | None  # bootstrap interval of the mean; None for one value
-    high: float | None
-
-
-def mean_and_std(values: Sequence[float] | Array) -> tuple[float, float | None]:
-    """The mean and the sample standard deviation (n - 1), which is `None` for a single value.
-
-    Raises:
-      InputError: no values, or one that is not finite.
-
-    >>> mean_and_std([1.0, 3.0])
-    (2.0, 1.4142135623730951)
-    >>> mean_and_std([5.0])
-    (5.0, None)
-    """
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or array.size == 0 or not np.isfinite(array).all():
-        raise InputError(f"expected a list of one or more finite numbers, got {values!r}")
-    return float(array.mean()), float(array.std(ddof=1)) if array.size > 1 else None
-
-
-def summarize(
-    values: Sequence[float] | Array,
-    *,
-    level: float = 0.95,
-    num_resamples: int = 10_000,
-    seed: int | np.random.Generator = 0,
-) -> Summary:
-    """Mean, standard deviation and a percentile bootstrap interval of the mean, over seeds.
-
-    The interval of a handful of seeds is too narrow (with three it can never leave their range): read it as a lower
-    bound on the uncertainty.
-
-    Args:
-      values: one number per seed; shape=(n,).
-      level: coverage the interval aims at, between 0 and 1.
-      num_resamples: bootstrap samples.
-      seed: seeds the resampling, so that a summary is reproducible; or a generator.
-
-    Raises:
-      InputError: no values, a value that is not finite, or a level outside (0, 1).
-
-    >>> summarize([90.0, 92.0, 94.0])
-    Summary(mean=92.0, std=2.0, n=3, low=90.0, high=94.0)
-    """
-    if not 0 < level < 1:
-        raise InputError(f"level must be between 0 and 1, got {level}")
-    if num_resamples < 1:
-        raise InputError(f"num_resamples must be at least 1, got {num_resamples}")
-    mean, std = mean_and_std(values)
-    array = np.asarray(values, dtype=np.float64)
-    if array.size == 1:
-        return Summary(mean, std, 1, None, None)
-    draws = np.random.default_rng(seed).integers(array.size, size=(num_resamples, array.size))
-    low, high = np.quantile(array[draws].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
-    return Summary(mean, std, array.size, float(low), float(high))
-
-
-class Finding(NamedTuple):
-    """A number about examples, and the interval in which it lies if the network never saw them."""
-
-    name: str
-    value: float
-    low: float
-    high: float
-
-    @property
-    def holds(self) -> bool:
-        """Whether the number is what it would be had the network never seen the examples."""
-        return self.low <= self.value <= self.high
-
-
-def likeness(
-    scores: np.ndarray, labels: np.ndarray, held: np.ndarray, held_labels: np.ndarray, *, level: float
-) -> Finding:
-    """Compares examples with held-out ones of the same class in one score: a stratified Mann-Whitney test.
-
-    The value is the chance that an example has a larger score than a held-out example of its class, ties counting half:
-    with n_c examples and m_c held-out ones of class c and U_c the pairs in which the example's is larger,
-
-        A = sum_c n_c / n * U_c / (n_c m_c).
-
-    Were the examples a random part of the class, A would have the mean 1/2 and the variance
-    sum_c (n_c / n)^2 (N_c + 1 - sum_t (t^3 - t) / (N_c (N_c - 1))) / (12 n_c m_c), with N_c = n_c + m_c and t the
-    numbers of equal scores; the interval is the normal one around 1/2. Classes without held-out examples are left out.
-
-    Args:
-      scores: of the examples. shape=(N,)
-      labels: their classes. shape=(N,)
-      held, held_labels: the same of held-out examples. shape=(M,)
-      level: chance that A lies in the interval if nothing tells the examples apart.
-
-    Raises:
-      InputError: no class has both, or the level is not between 0 and 1.
-
-    References:
-      van Elteren, On the combination of independent two-sample tests of Wilcoxon, 1960.
-    """
-    if not 0 < level < 1:
-        raise InputError(f"the level must lie between 0 and 1, got {level}")
-    shared = np.intersect1d(labels, held_labels)
-    total = np.count_nonzero(np.isin(labels, shared))
-    if total == 0:
-        raise InputError("there is no held-out example of any class in the forget set, so there is nothing to compare")
-    value = variance = 0.0
-    for label in shared:
-        own, other = scores[labels == label], held[held_labels == label]
-        n, m = len(own), len(other)
-        pooled = np.concatenate([own, other])
-        larger = stats.rankdata(pooled)[:n].sum() - n * (n + 1) / 2
-        ties = np.unique(pooled, return_counts=True)[1].astype(np.float64)
-        tied = (ties**3 - ties).sum() / ((n + m) * (n + m - 1))
-        value += n / total * larger / (n * m)
-        variance += (n / total) ** 2 * (n + m + 1 - tied) / (12 * n * m)
-    reach = stats.norm.ppf((1 + level) / 2) * np.sqrt(max(variance, 0.0))
-    return Finding("", float(value), float(0.5 - reach), float(0.5 + reach))
-
-
-def interval(count: int, total: int, level: float = 0.95) -> tuple[float, float]:
-    """The Clopper-Pearson interval of a share, in percent."""
-    low, high = stats.binomtest(count, total).proportion_ci(level, "exact")
-    return 100 * float(low), 100 * float(high)
+    found = _within(value, reach, estimates[0].level, networks, examples, bounds)
+    return found._replace(negatives=min(one.negatives for one in estimates))

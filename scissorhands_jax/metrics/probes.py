@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,15 +14,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from scissorhands_jax import trees
 from scissorhands_jax.base import ApplyFn, Model, ModelState, Params
 from scissorhands_jax.errors import InputError
 
-Array = np.ndarray | jax.Array
-
 
 def features(
-    model: Model, params: Params, model_state: ModelState, images: Array, *, batch_size: int = 500
+    model: Model, params: Params, model_state: ModelState, images: chex.Array, *, batch_size: int = 500
 ) -> np.ndarray:
     """What the last dense layer of a network reads, in evaluation mode.
 
@@ -50,7 +48,7 @@ def features(
 
 
 @functools.lru_cache(maxsize=32)
-def _reader(apply: ApplyFn) -> Callable[[Params, ModelState, Array], jax.Array]:
+def _reader(apply: ApplyFn) -> Callable[[Params, ModelState, chex.Array], jax.Array]:
     """One jitted function per model: jit keeps its compilations with the function object it returned."""
 
     @jax.jit
@@ -96,9 +94,3 @@ def linear_probe(
         raise InputError("features hold NaN or infinity; the network has diverged, try a smaller learning rate")
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300)).fit(known, known_labels)
     return tuple(100.0 * float(np.mean(probe.predict(values) == labels)) for values, labels in asked)
-
-
-def distance(first: Params, second: Params) -> float:
-    """How far one network's weights are from another's, over the length of the second. 0 for the same network."""
-    difference = jax.tree.map(jnp.subtract, first, second)
-    return float(trees.norm(difference) / trees.norm(second))

@@ -12,7 +12,7 @@ from scissorhands_jax.metrics import accuracies, attacks
 from scissorhands_jax.training.sharding import Layout
 
 
-def evaluate(
+def measure_row(
     model: Model,
     params: Params,
     model_state: ModelState,

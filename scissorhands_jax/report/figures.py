@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.metrics import accuracies
+from scissorhands_jax.metrics import distances
 from scissorhands_jax.report.rows import DASH, GAP_COLUMN, REFERENCE, Row, cell, grouped, numbers
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers; always on white, also in a dark page.
@@ -138,7 +138,7 @@ def panels_figure(rows: Iterable[Row], *, highlight: str | None = "scissorhands"
             "Accuracy on the test set (%)",
             "MIA (%)",
         )
-        for axes, field, title in zip(panels, accuracies.GAP_FIELDS, titles, strict=True):
+        for axes, field, title in zip(panels, distances.GAP_FIELDS, titles, strict=True):
             for position, method in enumerate(methods):
                 values = numbers(groups[method], field)
                 if values:

@@ -9,23 +9,25 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from scissorhands_jax import report
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.metrics import accuracies, ensemble_attacks, intervals
+from scissorhands_jax.metrics import ensemble_attacks, intervals
+from scissorhands_jax.metrics.distances import average_gap
 from scissorhands_jax.metrics.intervals import Estimate
+from scissorhands_jax.metrics.rank_tests import rank_test
+from scissorhands_jax.report.rows import Row
 
 ORIGINAL = "original"
 CAUGHT = "the original is caught"
-NULL = "nothing is found in retrained networks"
+SILENT = "nothing is found in retrained networks"
 FARTHER = "the original is farther off than retrained from retrained"
 
-LEVEL = 0.95
+_LEVEL = 0.95
 _NULL_LEVEL = 0.99
 """Of the gate in which chance alone fails a sound table."""
 
@@ -34,26 +36,26 @@ class Gate(NamedTuple):
     """A check of the numbers: whether they find what is there, and nothing where nothing is."""
 
     name: str
-    metric: str
-    passed: bool | None  # None: it could not be run
-    explanation: str
-    estimate: Estimate | None
-    reported: bool = True  # there are numbers of this metric
-    decides: bool = True  # on all numbers; otherwise on its own metric alone
+    passed: bool | None  # None if it could not be run
+    explanation: str  # what was found, or what is missing
+    metric: str = ""  # the number that it is about, if it is about a single one
+    estimate: Estimate | None = None
+    reported: bool = True  # whether there are numbers of this metric
+    decides: bool = True  # whether all numbers depend on it; otherwise its own metric alone does
 
 
 def of_attack(name: str, metric: str, must_find: bool, estimates: Sequence[Estimate]) -> Gate:
     """The gate of an attack in an audit: its mean AUC over forget sets must lie above 0.5, or must not.
 
     Args:
-      name: of the gate.
-      metric: a key of `report.METRICS`.
-      must_find: there is something to find.
-      estimates: of the AUC, one per forget set; none where the attack could not be run.
+      name: What the gate is called.
+      metric: The attack's AUC, a key of `report.METRICS`.
+      must_find: Whether there is something to find, so that the AUC must lie above 0.5.
+      estimates: The AUC on each forget set; empty if the attack could not be run.
     """
     title = report.METRICS[metric][0]
     if not estimates:
-        return Gate(name, metric, None, f"{title} takes more networks, or strangers of the same classes", None)
+        return Gate(name, None, f"{title} takes more networks, or held-out examples of the same classes", metric)
     mean = intervals.average(estimates, (0, 1))
     interval = f"{title} {mean.value:.3f}, {100 * mean.level:.4g} % interval [{mean.low:.3f}, {mean.high:.3f}]"
     if mean.networks == 1:
@@ -64,108 +66,111 @@ def of_attack(name: str, metric: str, must_find: bool, estimates: Sequence[Estim
     else:
         passed = mean.low <= 0.5 <= mean.high
         why = f"{interval}, must hold 0.5: " + ("it does" if passed else "the attack sees what is not there")
-    return Gate(name, metric, passed, why, mean)
+    return Gate(name, passed, why, metric, mean)
 
 
 def trusted(gates: Sequence[Gate]) -> bool:
-    """Of the gates that decide: whether some holds, none failed, and each of a reported metric could be run."""
+    """Whether numbers may be believed: of the gates that decide, one at least holds and none failed.
+
+    A deciding gate that could not be run counts as failed if there are numbers of its metric.
+    """
     ran = [gate.passed for gate in gates if gate.decides and (gate.passed is not None or gate.reported)]
     return any(ran) and all(ran)
 
 
 def held_out_numbers(
-    logits: np.ndarray, labels: np.ndarray, kinds: np.ndarray, held: np.ndarray, held_labels: np.ndarray, held_kinds
+    logits: np.ndarray,
+    labels: np.ndarray,
+    groups: np.ndarray,
+    held: np.ndarray,
+    held_labels: np.ndarray,
+    held_groups: np.ndarray,
 ) -> dict[str, float]:
-    """What the gate `NULL` asks of a retrained network, for its row of results.
+    """What the gate `SILENT` asks of a retrained network, for its row of results.
 
     Args:
-      logits, labels: of the forget set. shape=(N, C), (N,)
-      kinds: an integer each; only held-out examples of the same kind are compared, such as of the same class and with
-        as wrong a label. shape=(N,)
-      held, held_labels, held_kinds: the same of held-out examples.
+      logits: What the network says to the forget set. shape=(N, C)
+      labels: The labels of the forget set. shape=(N,)
+      groups: An integer for each forget example. It is compared with held-out examples of the same group only, such as
+        those of its class whose label is as right or wrong. shape=(N,)
+      held: What the network says to held-out examples. shape=(M, C)
+      held_labels: The labels of held-out examples. shape=(M,)
+      held_groups: The groups of held-out examples. shape=(M,)
 
     Returns:
-      `held_out_auc`, the chance that the network is surer of a forget example than of a held-out one of its kind, and
-      `held_out_low` and `held_out_high`, between which it lies if the network saw neither (`verdicts.likeness`); empty
-      where no held-out example is of any of the kinds.
+      `held_out_auc`, the chance that the network is surer of a forget example than of a held-out one of its group, and
+      `held_out_low` and `held_out_high`, between which it lies if the network saw neither (see `rank_test`). Empty if
+      no held-out example is in any of the groups.
     """
     own, other = ensemble_attacks.margins(logits, labels), ensemble_attacks.margins(held, held_labels)
     try:
-        found = intervals.likeness(own, kinds, other, held_kinds, level=_NULL_LEVEL)
+        found = rank_test(own, groups, other, held_groups, level=_NULL_LEVEL)
     except InputError:
         return {}
     return {"held_out_auc": found.value, "held_out_low": found.low, "held_out_high": found.high}
 
 
-def of_rows(rows: Sequence[Mapping[str, Any]]) -> list[Gate]:
-    """The gates of tables of results: of every scenario its originals against its retrained networks.
+def of_rows(rows: Sequence[Row]) -> list[Gate]:
+    """The gates of tables of results, which compare the originals of each scenario with its retrained networks.
 
-    `CAUGHT`: over the forget sets of all seeds the original gets more right, or MIA judges fewer of them never seen; an
-    interval of the difference of two shares (Agresti and Caffo, 2000) leaves out 0, and neither says the opposite.
-    `NULL`: retrained networks treat the forget set as they treat held-out examples. `FARTHER`: the original's Avg. Gap
-    lies above the gaps between retrained networks of different seeds, with an interval by jackknife over seeds.
+    * `CAUGHT`: Over the forget sets of all seeds the original gets more right, or MIA judges fewer of them never seen:
+      the interval of the difference of two shares leaves out 0, and neither number says the opposite.
+    * `SILENT`: Retrained networks treat the forget set as they treat held-out examples.
+    * `FARTHER`: The original's Avg. Gap lies above the gaps between retrained networks of different seeds, with an
+      interval by jackknife over seeds.
 
     Args:
-      rows: as of `report.rows`. Gates whose numbers they lack are not run, and say what is missing.
+      rows: Rows of results (see `report.rows`). A gate whose numbers they lack is not run, and says what is missing.
     """
     gates = []
     for scenario, methods in report.grouped(rows).items():
         original, retrained = (methods.get(label, []) for label in (ORIGINAL, report.REFERENCE))
         missing = "a retrained network" if not retrained else "the original" if not original else None
         if missing is not None:
-            found = [Gate(name, "", None, f"needs {missing}", None) for name in (CAUGHT, NULL, FARTHER)]
+            found = [Gate(name, None, f"needs {missing}") for name in (CAUGHT, SILENT, FARTHER)]
         else:
-            found = [_caught(original, retrained), _null(retrained), _farther(original, retrained)]
+            found = [_caught(original, retrained), _silent(retrained), _farther(original, retrained)]
         gates += [gate._replace(name=f"{scenario}: {gate.name}") for gate in found]
     return gates
 
 
-def _caught(original: Sequence[Mapping[str, Any]], retrained: Sequence[Mapping[str, Any]]) -> Gate:
-    """The original knows the forget set better, beyond what the number of examples explains."""
+def _caught(original: Sequence[Row], retrained: Sequence[Row]) -> Gate:
+    """Whether the original knows the forget set better, beyond what the number of examples explains."""
     said, more, less = [], False, False
+    each = 1 - (1 - _LEVEL) / 2  # two numbers
     for field, title, sign in (("acc_forget", "accuracy on the forget set", 1), ("mia", "MIA", -1)):
-        counts = [_counts(rows, field) for rows in (original, retrained)]
-        if None in counts:
+        own, other = _counts(original, field), _counts(retrained, field)
+        if own is None or other is None:
             continue
-        (hits, total), (other_hits, other_total) = counts
-        # One example more on either side of each share, so that shares of 0 and 1 have a width.
-        shares = (hits + 1) / (total + 2), (other_hits + 1) / (other_total + 2)
-        variance = sum(p * (1 - p) / (n + 2) for p, n in zip(shares, (total, other_total), strict=True))
-        reach = float(stats.norm.ppf(1 - (1 - LEVEL) / 4)) * math.sqrt(variance)  # two numbers, two sides
-        low, high = max(-1.0, shares[0] - shares[1] - reach), min(1.0, shares[0] - shares[1] + reach)
-        more |= (low if sign > 0 else -high) > 0
-        less |= (high if sign > 0 else -low) < 0
+        found = intervals.share_difference(*own, *other, level=each)
+        more |= (found.low if sign > 0 else -found.high) > 0
+        less |= (found.high if sign > 0 else -found.low) < 0
         said.append(
-            f"{title} {100 * hits / total:.2f} % against {100 * other_hits / other_total:.2f} % in retrained networks, "
-            f"difference in [{100 * low:.2f}, {100 * high:.2f}]"
+            f"{title} {100 * own[0] / own[1]:.2f} % against {100 * other[0] / other[1]:.2f} % in retrained networks, "
+            f"difference in [{100 * found.low:.2f}, {100 * found.high:.2f}]"
         )
     if not said:
-        return Gate(CAUGHT, "acc_forget", None, "the results do not say how many examples were forgotten", None)
-    # MIA is anything in a network in which members and others look alike, so it must not contradict the accuracy.
+        return Gate(CAUGHT, None, "the results do not say how many examples were forgotten", "acc_forget")
+    # MIA may be anything in a network in which members and others look alike, so it must not contradict the accuracy.
     caught = more and not less
     why = "; ".join(said) + ": "
     why += "it knows them better" if caught else "nothing shows that it knows them better"
-    return Gate(CAUGHT, "acc_forget", caught, why, None)
+    return Gate(CAUGHT, caught, why, "acc_forget")
 
 
-def _counts(rows: Sequence[Mapping[str, Any]], field: str) -> tuple[float, int] | None:
-    """Examples of all seeds that a percentage counts, and all of them."""
+def _counts(rows: Sequence[Row], field: str) -> tuple[float, int] | None:
+    """How many examples of all seeds a percentage counts, and of how many; None if a row does not say."""
     if any(row.get(field) is None or not row.get("num_forget") for row in rows):
         return None
     return sum(row[field] * row["num_forget"] / 100 for row in rows), sum(row["num_forget"] for row in rows)
 
 
-def _null(retrained: Sequence[Mapping[str, Any]]) -> Gate:
+def _silent(retrained: Sequence[Row]) -> Gate:
     """Each network is compared with held-out examples of its own; they may share these, so the mean is no surer."""
     shown = [row for row in retrained if row.get("held_out_auc") is not None]
     if not shown:
-        return Gate(
-            NULL,
-            "held_out_auc",
-            None,
-            "the results have no comparison with held-out examples like those of the forget set",
-            None,
-        )
+        why = "the results have no comparison with held-out examples like those of the forget set"
+        return Gate(SILENT, None, why, "held_out_auc")
     value, low, high = (
         math.fsum(row[f"held_out_{name}"] for row in shown) / len(shown) for name in ("auc", "low", "high")
     )
@@ -175,46 +180,35 @@ def _null(retrained: Sequence[Mapping[str, Any]]) -> Gate:
         f"[{100 * low:.1f}, {100 * high:.1f}]: "
         + ("it does" if passed else "so the forget set was seen after all, or differs from what it is compared with")
     )
-    return Gate(NULL, "held_out_auc", passed, why, Estimate(value, low, high, _NULL_LEVEL, len(shown), 0))
+    return Gate(SILENT, passed, why, "held_out_auc", Estimate(value, low, high, _NULL_LEVEL, len(shown), 0))
 
 
-def _farther(original: Sequence[Mapping[str, Any]], retrained: Sequence[Mapping[str, Any]]) -> Gate:
+def _farther(original: Sequence[Row], retrained: Sequence[Row]) -> Gate:
+    """Whether the original is farther from retrained networks than these are from each other, by Avg. Gap."""
     reference = {row.get("seed"): row for row in retrained}
+    seeds = list(reference)
     try:
-        own = [
-            accuracies.average_gap(row, reference[row.get("seed")]) for row in original if row.get("seed") in reference
-        ]
-        gaps = {pair: accuracies.average_gap(*(reference[seed] for seed in pair)) for pair in _pairs(reference)}
+        own = [average_gap(row, reference[row.get("seed")]) for row in original if row.get("seed") in reference]
+        gaps = {
+            pair: average_gap(*(reference[seeds[position]] for position in pair))
+            for pair in itertools.combinations(range(len(seeds)), 2)
+        }
     except InputError:
-        return Gate(FARTHER, "avg_gap", None, "the results have no Avg. Gap", None)
+        return Gate(FARTHER, None, "the results have no Avg. Gap", "avg_gap")
     if not gaps or not own:
-        return Gate(FARTHER, "avg_gap", None, "needs retrained networks of two seeds", None)
-    null = _between(gaps, list(reference))
+        return Gate(FARTHER, None, "needs retrained networks of two seeds", "avg_gap")
+
+    def mean_of_pairs(kept: Sequence[int]) -> float:
+        found = [gaps[pair] for pair in itertools.combinations(kept, 2)]
+        return math.fsum(found) / len(found)
+
+    null = intervals.jackknife(mean_of_pairs, len(seeds), level=_LEVEL, bounds=(0, math.inf))
     value = math.fsum(own) / len(own)
     passed = value > null.high
-    interval = f", {100 * null.level:g} % interval [{null.low:.2f}, {null.high:.2f}]" if len(reference) > 2 else ""
+    interval = f", {100 * null.level:g} % interval [{null.low:.2f}, {null.high:.2f}]" if len(seeds) > 2 else ""
     why = (
         f"Avg. Gap {value:.2f}, must lie above that between retrained networks, {null.value:.2f}{interval}: "
         + ("it does" if passed else "it does not")
         + ", and a method's that does not cannot be told from retraining by it"
     )
-    return Gate(FARTHER, "avg_gap", passed, why, null)
-
-
-def _pairs(seeds: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
-    return list(itertools.combinations(seeds, 2))
-
-
-def _between(gaps: Mapping[tuple[Any, Any], float], seeds: Sequence[Any]) -> Estimate:
-    """The mean over pairs of seeds, with Student's interval of the jackknife; two seeds alone have none."""
-
-    def mean(without: Any = None) -> float:
-        kept = [gap for pair, gap in gaps.items() if without is None or seeds[without] not in pair]
-        return math.fsum(kept) / len(kept)
-
-    count, value, reach = len(seeds), mean(), 0.0
-    if count > 2:
-        left_out = np.array([mean(number) for number in range(count)])
-        deviation = math.sqrt((count - 1) / count * float(np.square(left_out - left_out.mean()).sum()))
-        reach = float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) * deviation
-    return Estimate(value, max(0.0, value - reach), value + reach, LEVEL, count, 0)
+    return Gate(FARTHER, passed, why, "avg_gap", null)

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.metrics import accuracies, intervals
+from scissorhands_jax.metrics import distances, intervals
 
 Row = Mapping[str, Any]
 Methods = Mapping[str, Sequence[Row]]  # rows of one scenario, by method
@@ -41,9 +41,6 @@ ROW_FIELDS = (
 DASH = "–"
 REFERENCE = "retrain"
 """The method that all others are compared with."""
-
-FEW_SEEDS = 10
-"""Below so many seeds a bootstrap interval is far too narrow."""
 
 
 class Column(NamedTuple):
@@ -145,8 +142,8 @@ def with_gaps(rows: Iterable[Row]) -> list[Row]:
     answer = []
     for position, row in enumerate(rows):
         reference = retrained.get((row["scenario"], row.get("seed")))
-        if reference is not None and all(len(numbers([row, reference], field)) == 2 for field in accuracies.GAP_FIELDS):
-            gap, claimed = accuracies.average_gap(row, reference), row.get("avg_gap")
+        if reference is not None and all(len(numbers([row, reference], field)) == 2 for field in distances.GAP_FIELDS):
+            gap, claimed = distances.average_gap(row, reference), row.get("avg_gap")
             if claimed is not None and not math.isclose(gap, claimed, abs_tol=1e-6):
                 raise InputError(f"row {position} claims an avg_gap of {claimed}, but its numbers give {gap}")
             row = {**row, "avg_gap": gap}
@@ -183,8 +180,8 @@ def cell(rows: Sequence[Row], column: Column) -> tuple[str, str]:
     if column.kind == "interval":
         if len(found) < 2 or rows[0]["method"] == REFERENCE:
             return DASH, ""
-        summary = intervals.summarize(found)
-        return f"[{rounded(summary.low, column.digits)}, {rounded(summary.high, column.digits)}]", ""
+        gap = intervals.mean_estimate(found, bounds=(0, math.inf))
+        return f"[{rounded(gap.low, column.digits)}, {rounded(gap.high, column.digits)}]", ""
     if column.kind == "capped":
         caps = numbers([row for row in rows if row.get(column.field) is None], "relearn_cap")
         if caps:
@@ -208,9 +205,7 @@ def interval_note(methods: Methods) -> str:
     """How to read the gap's interval; empty where none is shown."""
     if _INTERVAL not in columns(methods):
         return ""
-    few = min(len(rows) for method, rows in methods.items() if method != REFERENCE) < FEW_SEEDS
-    text = f"{_INTERVAL.header} is a bootstrap interval of the mean Avg. Gap over seeds"
-    return text + (", with so few of them a lower bound on the uncertainty" if few else "")
+    return f"{_INTERVAL.header} is Student's interval of the mean Avg. Gap over seeds"
 
 
 def note(methods: Methods) -> str:

@@ -16,7 +16,7 @@ import pytest
 
 from scissorhands_jax import models
 from scissorhands_jax.cli import main as cli
-from scissorhands_jax.metrics import accuracies
+from scissorhands_jax.metrics import distances
 from scissorhands_jax.torch_weights import state_dicts as torch_weights
 from scissorhands_jax.training import checkpoints
 from tests.compilations import Compilations
@@ -91,7 +91,7 @@ def test_an_evaluation_says_which_gates_it_could_run(weights, tmp_path, capsys):
     assert {gate["why"] for gate in alone["gates"]} == {"needs a retrained network"}
     beside = evaluated(capsys, "--checkpoint", tmp_path / "finetune", "--retrained", tmp_path / "retrain")
     after = [json.loads((tmp_path / name / "results.json").read_text())["after"] for name in ("finetune", "retrain")]
-    assert beside["avg_gap"] == pytest.approx(accuracies.average_gap(*after))
+    assert beside["avg_gap"] == pytest.approx(distances.average_gap(*after))
     # The original was never trained, so nothing is caught; and a retrained network has nothing to be found.
     assert [gate["passed"] for gate in beside["gates"]] == [False, True, None]
     assert beside["gates"][2] == {

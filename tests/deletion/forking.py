@@ -33,7 +33,7 @@ from scissorhands_jax.deletion import requests as deletion
 from scissorhands_jax.deletion.ledger import Example, Ledger
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods import METHODS
-from scissorhands_jax.metrics import intervals
+from scissorhands_jax.metrics import rank_tests
 from scissorhands_jax.torch_weights import state_dicts as torch_weights
 from scissorhands_jax.training import checkpoints
 
@@ -162,7 +162,9 @@ def forbidden(folder: Path) -> dict[str, Any]:
 def evidence(folder: Path, network: str) -> verdicts.Evidence:
     """Evidence that is always good: what is killed here is the run."""
     return verdicts.Evidence(
-        "test", (intervals.Finding("f", 0.5, 0.4, 0.6),), (verdicts.Gate("g", True, "so that runs follow one another"),)
+        "test",
+        (rank_tests.Finding("f", 0.5, 0.4, 0.6),),
+        (verdicts.Gate("g", True, "so that runs follow one another"),),
     )
 
 

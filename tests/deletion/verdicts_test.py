@@ -2,13 +2,12 @@
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from scissorhands_jax.deletion import verdicts
 from scissorhands_jax.deletion.verdicts import Evidence, Gate, Scored
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.metrics import intervals
-from scissorhands_jax.metrics.intervals import Finding
+from scissorhands_jax.metrics import rank_tests
+from scissorhands_jax.metrics.rank_tests import Finding
 
 GOOD = Evidence("test", (Finding("f", 0.5, 0.4, 0.6),), (Gate("g", True, "well"),))
 
@@ -22,43 +21,6 @@ def logits(labels, margin, seed, classes=3):
 
 def labels(count, classes=3):
     return np.arange(count) % classes
-
-
-def test_one_class_is_the_mann_whitney_test_with_ties():
-    generator = np.random.default_rng(0)
-    own, held = generator.integers(0, 5, 30).astype(float), generator.integers(0, 6, 41).astype(float)
-    zeros = np.zeros(30, int), np.zeros(41, int)
-    found = intervals.likeness(own, zeros[0], held, zeros[1], level=0.95)
-    expected = stats.mannwhitneyu(own, held, method="asymptotic", use_continuity=False)
-    assert found.value == pytest.approx(expected.statistic / (30 * 41))
-    # The p-value that SciPy gives is the level at which the value lies on the edge of the interval.
-    edge = intervals.likeness(own, zeros[0], held, zeros[1], level=1 - expected.pvalue)
-    assert found.value == pytest.approx(edge.high if found.value > 0.5 else edge.low)
-
-
-def test_classes_are_compared_each_with_its_own():
-    """One class is easy, the other hard: together the forget set, which is mostly easy, would seem well known."""
-    generator = np.random.default_rng(1)
-    own_labels, held_labels = np.repeat([0, 1], [90, 10]), np.repeat([0, 1], [50, 150])
-    own, held = (generator.normal(size=len(which)) + 5 * (which == 0) for which in (own_labels, held_labels))
-    assert intervals.likeness(own, own_labels, held, held_labels, level=0.95).holds
-    assert not intervals.likeness(own, 0 * own_labels, held, 0 * held_labels, level=0.95).holds
-
-
-def test_the_interval_has_its_level():
-    generator = np.random.default_rng(2)
-    which = labels(60), labels(90)
-    holds = [
-        intervals.likeness(generator.normal(size=60), which[0], generator.normal(size=90), which[1], level=0.9).holds
-        for _ in range(1000)
-    ]
-    assert 0.87 < np.mean(holds) < 0.93
-
-
-@pytest.mark.parametrize(("level", "held"), [(1.0, [0]), (0.95, [1])])
-def test_what_cannot_be_compared_is_refused(level, held):
-    with pytest.raises(InputError):
-        intervals.likeness(np.ones(1), np.zeros(1, int), np.ones(1), np.asarray(held), level=level)
 
 
 def compared(margins, count=300, earlier=None, held_count=300):
@@ -96,8 +58,8 @@ def test_all_else_is_to_be_retrained(evidence, words):
 def test_held_out_examples_are_not_told_from_each_other(monkeypatch):
     gate = compared([4, 1, 1, 1]).gates[1]
     assert gate == ("held-out against held-out", True, "it does not tell one half of the test set from the other")
-    skewed = intervals.likeness
-    monkeypatch.setattr(intervals, "likeness", lambda own, *rest, level: skewed(own + 1, *rest, level=level))
+    skewed = rank_tests.rank_test
+    monkeypatch.setattr(verdicts, "rank_test", lambda own, *rest, level: skewed(own + 1, *rest, level=level))
     evidence = compared([4, 1, 1, 1])
     assert not evidence.gates[1].passed
     assert "tells held-out examples from held-out ones" in " ".join(answer(evidence).reasons)
@@ -123,14 +85,6 @@ def test_the_budget_is_spent_whatever_the_evidence():
         verdict = answer(GOOD, 1.01, exact=exact)
         assert verdict.answer == "retrain now"
         assert verdict.reasons == ("the utility budget is spent: 1.01 of 1.00 points of test accuracy are lost",)
-
-
-def test_intervals_are_those_of_clopper_and_pearson():
-    low, high = intervals.interval(3, 10)
-    assert low == pytest.approx(100 * stats.beta.ppf(0.025, 3, 8))
-    assert high == pytest.approx(100 * stats.beta.ppf(0.975, 4, 7))
-    assert intervals.interval(0, 5)[0] == 0
-    assert intervals.interval(5, 5)[1] == 100
 
 
 AUDIT = {

@@ -7,7 +7,7 @@ import pytest
 
 from experiments import tables
 from scissorhands_jax import report
-from scissorhands_jax.metrics import accuracies
+from scissorhands_jax.metrics import distances
 from tests.report.page_test import make_rows, sweep_rows
 
 PAPER = json.loads(tables.PAPER.read_text(encoding="utf-8"))["tables"]
@@ -16,7 +16,7 @@ MISPRINTED = {("table1_svhn", "l1_sparse")}
 
 
 def means(row):
-    return {field: row[field][0] for field in accuracies.GAP_FIELDS}
+    return {field: row[field][0] for field in distances.GAP_FIELDS}
 
 
 @pytest.mark.parametrize("key", PAPER)
@@ -26,12 +26,12 @@ def test_numbers_of_the_paper_give_its_own_gaps(key):
     methods = [row["method"] for row in table["rows"]]
     assert len(set(methods)) == len(methods)
     for row in table["rows"]:
-        assert set(row) == {"method", "avg_gap", *accuracies.GAP_FIELDS}
+        assert set(row) == {"method", "avg_gap", *distances.GAP_FIELDS}
         if row["method"] == "retrain":
             assert row["avg_gap"] is None
             continue
         # Numbers are printed with two digits: four of each add up to an error of 0.01, and the gap is rounded, too.
-        follows = abs(accuracies.average_gap(means(row), means(reference)) - row["avg_gap"]) < 0.011
+        follows = abs(distances.average_gap(means(row), means(reference)) - row["avg_gap"]) < 0.011
         assert follows == ((key, row["method"]) not in MISPRINTED), row
 
 

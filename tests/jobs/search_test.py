@@ -69,7 +69,7 @@ def test_the_numbers_are_what_they_say():
         for name, part in (("forget", data.forget), ("validation", validation))
     }
     losses = [
-        attacks.loss(logits[name], part["label"])
+        attacks.cross_entropy_per_example(logits[name], part["label"])
         for name, part in (("forget", data.forget), ("validation", validation))
     ]
     grid = np.sort(np.concatenate(losses))

@@ -2,6 +2,8 @@
 
 import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from scissorhands_jax.errors import InputError
 from scissorhands_jax.metrics import attacks
 
 
-@pytest.mark.parametrize("attack", list(attacks.ATTACKS))
+@pytest.mark.parametrize("attack", list(attacks.CLASSIFIERS))
 def test_planted_leakage_is_found(attack):
     rng = np.random.default_rng(0)
     inside, outside = rng.uniform(0.9, 1.0, 400), rng.uniform(0.0, 0.6, 400)
@@ -148,3 +150,18 @@ def test_paper_mia_tells_a_remembered_from_a_forgotten_set(feature):
 def test_paper_mia_refuses_an_empty_sample():
     with pytest.raises(InputError, match="max_size"):
         attacks.paper_mia(*example_sets(), max_size=0, seed=0)
+
+
+def test_cross_entropy_is_that_of_jax_and_survives_large_logits():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(50, 7)), rng.integers(7, size=50)
+    expected = -jax.nn.log_softmax(jnp.asarray(logits, jnp.float32))[jnp.arange(50), labels]
+    np.testing.assert_allclose(attacks.cross_entropy_per_example(logits, labels), expected, atol=1e-5)
+    assert attacks.cross_entropy_per_example(np.array([[1e4, 0.0]], np.float32), np.array([1])) == [1e4]
+
+
+def test_cross_entropy_of_the_authors_numbers(shared):
+    with np.load(shared / "golden" / "shared" / "07_mia_loss.npz") as trace:
+        for who in ("member", "nonmember"):
+            losses = attacks.cross_entropy_per_example(trace[f"{who}_logits"], trace[f"{who}_labels"])
+            np.testing.assert_allclose(losses, trace[f"{who}_loss"], atol=2e-6)

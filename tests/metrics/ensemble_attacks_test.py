@@ -8,29 +8,24 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.metrics import ensemble_attacks, intervals
+from scissorhands_jax.metrics import ensemble_attacks
 from scissorhands_jax.metrics.ensemble_attacks import Attack
-from scissorhands_jax.metrics.intervals import Estimate
 
 
 def normal(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape)
 
 
-class TestRates:
-    @pytest.mark.parametrize("digits", [1, 8])
-    def test_auc_is_that_of_scikit_learn_with_ties_and_without(self, digits):
-        positives, negatives = normal(70, seed=1).round(digits) + 0.5, normal(50, seed=2).round(digits)
-        labels = np.repeat([1, 0], [70, 50])
-        expected = roc_auc_score(labels, np.concatenate([positives, negatives]))
-        assert ensemble_attacks.auc(positives, negatives) == pytest.approx(expected, abs=1e-12)
+def auc(positives, negatives):
+    positives, negatives = np.ravel(positives), np.ravel(negatives)
+    labels = np.repeat([1, 0], [len(positives), len(negatives)])
+    return roc_auc_score(labels, np.concatenate([positives, negatives]))
 
+
+class TestRates:
     @pytest.mark.parametrize("separation", [0.0, 1.0, 2.5])
-    def test_gaussians_have_the_known_auc_and_rates(self, separation):
+    def test_gaussians_have_the_known_rates(self, separation):
         positives, negatives = normal(400_000, seed=3) + separation, normal(400_000, seed=4)
-        assert ensemble_attacks.auc(positives, negatives) == pytest.approx(
-            stats.norm.cdf(separation / 2**0.5), abs=3e-3
-        )
         for rate in ensemble_attacks.FALSE_POSITIVE_RATES:
             known = stats.norm.cdf(separation - stats.norm.ppf(1 - rate))
             assert ensemble_attacks.tpr_at_fpr(positives, negatives, rate) == pytest.approx(known, rel=0.1)
@@ -44,9 +39,9 @@ class TestRates:
 
     def test_nothing_to_compare_is_refused(self):
         with pytest.raises(InputError, match="at least one positive"):
-            ensemble_attacks.auc(np.zeros(0), np.zeros(3))
+            ensemble_attacks.tpr_at_fpr(np.zeros(0), np.zeros(3), 0.1)
         with pytest.raises(InputError, match="NaN"):
-            ensemble_attacks.auc(np.array([np.nan]), np.zeros(3))
+            ensemble_attacks.tpr_at_fpr(np.array([np.nan]), np.zeros(3), 0.1)
 
 
 class TestMargins:
@@ -115,12 +110,7 @@ class TestULira:
         centre = 5 * normal(1, 400, seed=7)
         unlearned, retrained = (centre + normal(24, 400, seed=seed) + leak for seed, leak in ((8, 1.0), (9, 0.0)))
         (attack,) = ensemble_attacks.u_lira(unlearned, retrained)
-        assert (
-            ensemble_attacks.auc(unlearned, retrained)
-            < 0.58
-            < 0.7
-            < ensemble_attacks.attack_estimates(attack)["auc"].value
-        )
+        assert auc(unlearned, retrained) < 0.58 < 0.7 < ensemble_attacks.attack_estimates(attack)["auc"].value
 
     def test_wronger_than_a_stranger_is_caught_as_well(self):
         unlearned, retrained = normal(10, 300, seed=1) - 2, normal(10, 300, seed=2)
@@ -130,7 +120,7 @@ class TestULira:
     @pytest.mark.parametrize("networks", [3, 4, 8])
     def test_without_a_leak_it_is_null_however_few_networks_there_are(self, networks):
         (attack,) = ensemble_attacks.u_lira(normal(networks, 20_000, seed=1), normal(networks, 20_000, seed=2))
-        rows = [ensemble_attacks.auc(*pair) for pair in zip(*attack, strict=True)]
+        rows = [auc(*pair) for pair in zip(*attack, strict=True)]
         assert np.mean(rows) == pytest.approx(0.5, abs=0.01)
 
     def test_the_interval_holds_a_half_where_networks_differ_as_a_whole(self):
@@ -176,7 +166,7 @@ class TestRmia:
         references = np.where(np.arange(20)[:, None] % 2 == 0, 4.0, -2.0) + normal(20, 300, seed=1)
         scores = np.concatenate([np.full(100, 4.0), np.full(200, -2.0)]) + normal(300, seed=2)
         found = ensemble_attacks.rmia(scores, references, np.arange(200, 300))
-        assert ensemble_attacks.auc(found[:100], found[100:200]) > 0.9
+        assert auc(found[:100], found[100:200]) > 0.9
 
     @pytest.mark.parametrize("wrong", [{"gamma": 0.5}, {"population": np.zeros(0, int)}])
     def test_what_cannot_be_used_is_refused(self, wrong):
@@ -236,12 +226,6 @@ class TestForgettingScore:
 
 
 class TestIntervals:
-    def test_of_a_mean_it_is_that_of_student(self):
-        values = normal(8, seed=4)
-        found = intervals.mean_estimate(values)
-        low, high = stats.t.interval(0.95, 7, values.mean(), stats.sem(values))
-        assert (found.low, found.high) == (pytest.approx(low, abs=0.08), pytest.approx(high, abs=0.08))
-
     def test_more_networks_are_surer(self):
         widths = []
         for networks in (4, 16):
@@ -284,35 +268,3 @@ class TestIntervals:
             ]
             found = ensemble_attacks._resampled_rates(positives, negatives, rows, own, other, rate)
             np.testing.assert_allclose(found, expected)
-
-    def test_a_statistic_of_two_sides_is_resampled(self):
-        found = intervals.compared(ensemble_attacks.forgetting_score, normal(12, 60) + 1, normal(12, 60, seed=1))
-        assert 0 < found.low < found.value < found.high < 1
-        assert (found.networks, found.examples) == (12, 60)
-
-    def test_an_average_is_as_unsure_as_its_parts(self):
-        """They may share their errors, as forget sets of the same networks do."""
-        parts = [Estimate(0.5 + shift, 0.4 + shift, 0.6 + shift, 0.95, 11, 100) for shift in (-0.1, 0.0, 0.1)]
-        parts[1] = parts[1]._replace(networks=8, low=0.1)
-        mean = intervals.average(parts)
-        assert mean.value == pytest.approx(0.5)
-        assert (mean.low, mean.high) == (pytest.approx(0.3), pytest.approx(0.7))
-        assert (mean.networks, mean.examples) == (8, 300)
-        assert intervals.average(parts, (0.4, 0.6))[1:3] == (0.4, 0.6)
-        with pytest.raises(InputError, match="estimates of one level"):
-            intervals.average([parts[0], parts[0]._replace(level=0.9)])
-
-    def test_the_interval_of_an_average_holds_the_truth_where_forget_sets_share_their_networks(self):
-        """What is peculiar to a network moves its numbers on all three forget sets."""
-        held = 0
-        for seed in range(60):
-            shared = normal(6, seed=seed)
-            sets = [shared + 0.3 * normal(6, seed=1_000 * (number + 1) + seed) for number in range(3)]
-            found = intervals.average([intervals.mean_estimate(values) for values in sets])
-            held += found.low <= 0 <= found.high
-        assert held >= 54
-
-    @pytest.mark.parametrize("level", [0.0, 1.0, 95])
-    def test_a_level_is_a_share(self, level):
-        with pytest.raises(InputError, match="between 0 and 1"):
-            intervals.estimate(0.5, np.zeros(3), 5, 5, level)

@@ -1,6 +1,5 @@
 """Probes: features are what the head reads, and a linear map finds in them what it can."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -47,9 +46,3 @@ def test_a_probe_finds_what_is_linear_and_nothing_else():
 def test_a_probe_without_a_question_is_refused(known, labels, message):
     with pytest.raises(InputError, match=message):
         probes.linear_probe(known, labels, (np.zeros((1, 2)), np.zeros(1, int)))
-
-
-def test_distance_is_relative_and_zero_to_itself():
-    params, _ = tiny.start()
-    assert probes.distance(params, params) == 0
-    assert probes.distance(jax.tree.map(lambda leaf: 3 * leaf, params), params) == pytest.approx(2, rel=1e-5)

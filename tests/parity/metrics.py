@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from scissorhands_jax.metrics import accuracies, attacks
+from scissorhands_jax.metrics import attacks, distances
 from tests.parity.checks import LOSSES, Check, absolute, exact, holds, relative
 from tests.parity.traces import Trace
 
@@ -34,7 +34,7 @@ def _average_gap(trace: Trace) -> list[Check]:
     checks = [exact("synthetic_rows", trace.meta["synthetic_rows"], True)]
     for number, row in enumerate(trace.meta["rows"]):
         ours = {name: row[theirs] for theirs, name in NAMES.items()}
-        gap = accuracies.average_gap(ours, retrained)
+        gap = distances.average_gap(ours, retrained)
         parts = {theirs: abs(ours[name] - retrained[name]) for theirs, name in NAMES.items()}
         checks += [
             absolute(f"row {number}", gap, row["avg_gap"], SCORES),
@@ -50,7 +50,7 @@ def _svc(trace: Trace) -> list[Check]:
     parts = sorted({key.split("/")[0] for key in arrays if key.endswith("/logits")})
     logits = {part: arrays[f"{part}/logits"] for part in parts}
     labels = {part: arrays[f"{part}/labels"] for part in parts}
-    settings = attacks.ATTACKS["svc"]().get_params()
+    settings = attacks.CLASSIFIERS["svc"]().get_params()
     recorded = meta["svc"].plain()
     library = recorded.pop("library")
     checks = [
@@ -93,7 +93,7 @@ def _svc(trace: Trace) -> list[Check]:
 def _fitted(name: str, members: np.ndarray, nonmembers: np.ndarray, trace: Trace) -> list[Check]:
     """The fitted classifier itself: its support vectors by class, and gamma."""
     examples = np.concatenate([members, nonmembers]).reshape(len(members) + len(nonmembers), -1)
-    classifier = attacks.ATTACKS["svc"]().fit(examples, np.repeat([1, 0], [len(members), len(nonmembers)]))
+    classifier = attacks.CLASSIFIERS["svc"]().fit(examples, np.repeat([1, 0], [len(members), len(nonmembers)]))
     return [
         exact(f"svc/{name}/n_support", classifier.n_support_, trace.arrays[f"svc/{name}/n_support"]),
         absolute(f"svc/{name}/gamma", 1 / examples.shape[1], trace.arrays[f"svc/{name}/gamma"], SCORES),
@@ -104,7 +104,7 @@ def _loss_attack(trace: Trace) -> list[Check]:
     meta, arrays = trace.meta, trace.arrays
     checks = [exact("library", meta["library"].split()[0], "scikit-learn")]
     for part in ("member", "nonmember"):
-        losses = accuracies.cross_entropy_per_example(arrays[f"{part}_logits"], arrays[f"{part}_labels"])
+        losses = attacks.cross_entropy_per_example(arrays[f"{part}_logits"], arrays[f"{part}_labels"])
         checks.append(absolute(f"{part}_loss", losses, arrays[f"{part}_loss"], LOSSES))
     sample, members = arrays["x"], arrays["members"]
     known = {1: arrays["member_loss"], 0: arrays["nonmember_loss"]}

@@ -37,13 +37,13 @@ def note(table):
 
 def test_sound_results_hold():
     table = rows()
-    assert outcome(table) == {gates.CAUGHT: True, gates.NULL: True, gates.FARTHER: True}
+    assert outcome(table) == {gates.CAUGHT: True, gates.SILENT: True, gates.FARTHER: True}
     assert note(table) == "All 3 gates hold: originals are caught, and nothing is found in retrained networks."
 
 
 def test_an_original_that_knows_no_more_than_a_retrained_network_is_not_caught():
     table = rows(original=ORIGINAL | {"acc_forget": 91.0, "mia": 20.0})
-    assert outcome(table) == {gates.CAUGHT: False, gates.NULL: True, gates.FARTHER: False}
+    assert outcome(table) == {gates.CAUGHT: False, gates.SILENT: True, gates.FARTHER: False}
     assert note(table).startswith("These numbers cannot be trusted, because 2 of 3 gates failed. one: the original is")
     assert "nothing shows that it knows them better" in note(table)
 
@@ -79,7 +79,7 @@ def test_differences_of_shares_have_their_coverage():
 @pytest.mark.parametrize("value", [0.4, 0.6])
 def test_a_retrained_network_that_saw_the_forget_set_is_found(value):
     table = rows(retrained=RETRAINED | HELD_OUT | {"held_out_auc": value})
-    assert outcome(table) == {gates.CAUGHT: True, gates.NULL: False, gates.FARTHER: True}
+    assert outcome(table) == {gates.CAUGHT: True, gates.SILENT: False, gates.FARTHER: True}
     assert "the forget set was seen after all" in note(table)
 
 
@@ -93,7 +93,7 @@ def test_the_gap_between_retrained_networks_is_the_jackknife_over_seeds():
 
 
 def test_what_is_missing_is_said():
-    assert outcome(rows(1)) == {gates.CAUGHT: True, gates.NULL: True, gates.FARTHER: None}
+    assert outcome(rows(1)) == {gates.CAUGHT: True, gates.SILENT: True, gates.FARTHER: None}
     assert why(rows(1), gates.FARTHER) == "needs retrained networks of two seeds"
     assert "interval" not in why(rows(2), gates.FARTHER), "of two seeds there is a value alone"
     assert "1 of 3 gates hold, the others were not run. one: nothing" in note(rows(1, retrained=RETRAINED))

@@ -68,7 +68,7 @@ def test_table_has_mean_and_sample_deviation_in_first_seen_order():
     assert text.index("random") < text.index("class 3")
     finetune = next(words for words in lines if words[0] == "finetune")
     # 53, 53.125, 53.25: mean 53.125, standard deviation 0.125
-    expected = "53.12 ±0.12 53.13 ±0.12 53.15 ±0.12 53.16 ±0.12 4.69 ±0.01 [4.67, 4.70] 5312.5 ±12.5 0.531 ±0.001"
+    expected = "53.12 ±0.12 53.13 ±0.12 53.15 ±0.12 53.16 ±0.12 4.69 ±0.01 [4.66, 4.72] 5312.5 ±12.5 0.531 ±0.001"
     assert finetune[1:] == expected.split()
     assert "1.000 ±0.000" in text  # no spread is a spread, too
     assert text.count(report.DASH) == 4  # the gap of the retrained network and its interval, once per scenario
@@ -113,14 +113,13 @@ def test_unusable_rows_are_refused(change, message):
         printed([rows[0], rows[1] | change], 100)
 
 
-def test_interval_of_the_gap_is_that_of_its_seeds_and_a_lower_bound_for_few():
+def test_interval_of_the_gap_is_that_of_its_seeds():
     rows = make_rows(scenarios=["random"], methods=["retrain", "finetune"], num_seeds=12)
     gaps = [row["avg_gap"] for row in rows if row["method"] == "finetune"]
-    summary = intervals.summarize(gaps)
+    summary = intervals.mean_estimate(gaps)
     text = printed(rows, 200)
     assert f"[{summary.low:.2f}, {summary.high:.2f}]" in text
-    assert "lower bound" not in text
-    assert "with so few of them a lower bound" in printed(make_rows(), 200)
+    assert "is Student's interval of the mean Avg. Gap" in " ".join(text.split())
     one = printed(make_rows(num_seeds=1), 200)
     assert "95" not in one
     assert "[" not in one
@@ -147,9 +146,9 @@ def test_terminal_table_with_every_column_fits(tmp_path):
         assert max(map(len, text.splitlines())) <= width
         assert "boundary_expand" in text
         assert "Relearn" in text
-    assert "[4.67," in printed(rows, 100)
-    assert "[4.67," not in printed(rows, 80)  # first the interval goes
-    assert "bootstrap" not in printed(rows, 80)
+    assert "[4.66," in printed(rows, 100)
+    assert "[4.66," not in printed(rows, 80)  # first the interval goes
+    assert "Student" not in printed(rows, 80)
 
 
 def sweep_rows():
@@ -208,7 +207,7 @@ def test_markdown_and_latex_show_every_cell_and_nothing_hostile():
     assert len(lines) == 5
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {len(table.headers) + 1}
     assert (
-        r"| a\_b\|c | 56.12 ±0.12 | 56.13 ±0.12 | 56.15 ±0.12 | 56.16 ±0.12 | **4.39 ±0.01** | \[4.38, 4.40\] |" in text
+        r"| a\_b\|c | 56.12 ±0.12 | 56.13 ±0.12 | 56.15 ±0.12 | 56.16 ±0.12 | **4.39 ±0.01** | \[4.36, 4.42\] |" in text
     )
     assert "<" not in text.replace(r"\<", "")
     tex = report.latex(table, caption="10 % of $x_1$ & more", label="tab:a")
@@ -573,7 +572,7 @@ def test_page_nests_and_shows_every_row_mean_setting_and_version(tmp_path):
         "53.15±0.12",
         "53.16±0.12",
         "4.69±0.01",
-        "[4.67, 4.70]",
+        "[4.66, 4.72]",
         "5312.5±12.5",
         "0.531±0.001",
     ]

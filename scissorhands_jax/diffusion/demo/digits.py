@@ -39,7 +39,7 @@ from scissorhands_jax.diffusion.losses import concept_loss, noise_loss
 from scissorhands_jax.diffusion.unet import Noisy, UNetConfig
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods import retrain, scissorhands
-from scissorhands_jax.metrics import accuracies, intervals
+from scissorhands_jax.metrics import distances, intervals
 from scissorhands_jax.training import loop as training
 
 NUM_DIGITS = 10
@@ -396,8 +396,9 @@ def draw(settings: Settings, scene: Scene, params: Params, asked: np.ndarray) ->
 
 def share(count: int, total: int) -> dict[str, float]:
     """A share in percent with its 95 % Clopper-Pearson interval and the counts behind it."""
-    low, high = intervals.interval(count, total)
-    return {"count": count, "total": total, "percent": 100 * count / total, "low": low, "high": high}
+    found = intervals.share_estimate(count, total)
+    percent = 100 * count / total
+    return {"count": count, "total": total, "percent": percent, "low": 100 * found.low, "high": 100 * found.high}
 
 
 def judged(scene: Scene, images: np.ndarray) -> np.ndarray:
@@ -412,14 +413,9 @@ def distance(images: np.ndarray, real: np.ndarray, *, resamples: int) -> dict[st
       `value`, `low` and `high`, and how many images there are: `images` and `real_images`.
     """
     first, second = _flat(images), _flat(real)
-    generator = np.random.default_rng(0)
-
-    def resampled(pixels: np.ndarray) -> np.ndarray:
-        return pixels[generator.integers(len(pixels), size=len(pixels))]
-
-    value = accuracies.frechet_distance(first, second)
-    replicates = [accuracies.frechet_distance(resampled(first), resampled(second)) for _ in range(resamples)]
-    found = intervals.estimate(value, np.asarray(replicates), 1, min(len(first), len(second)), bounds=(0, np.inf))
+    found = intervals.two_sample_bootstrap(
+        distances.frechet_distance, first, second, num_resamples=resamples, bounds=(0, np.inf)
+    )
     return {
         "value": found.value,
         "low": found.low,

@@ -20,7 +20,7 @@ from scissorhands_jax.diffusion.demo import digits
 from scissorhands_jax.diffusion.demo import page as digits_page
 from scissorhands_jax.diffusion.unet import Noisy, UNetConfig
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.metrics import accuracies
+from scissorhands_jax.metrics import distances
 
 REAL_NETWORK = digits.network
 NETWORKS = [digits.ORIGINAL, digits.RETRAINED, *digits.WAYS]
@@ -101,7 +101,7 @@ class TestFrechetDistance:
         first = self.exact(np.array([0.0, 1.0, 2.0]), np.diag([1.0, 4.0, 9.0]))
         second = self.exact(np.array([1.0, 1.0, 0.0]), np.diag([4.0, 4.0, 1.0]), count=20)
         expected = (1 + 0 + 4) + (1 + 0 + 4)  # of means, and of standard deviations
-        assert accuracies.frechet_distance(first, second) == pytest.approx(expected)
+        assert distances.frechet_distance(first, second) == pytest.approx(expected)
 
     def test_of_any_covariances(self):
         draw = np.random.default_rng(0)
@@ -109,13 +109,13 @@ class TestFrechetDistance:
         first, second = (self.exact(np.zeros(4), covariance) for covariance in covariances)
         root = scipy.linalg.sqrtm(covariances[0] @ covariances[1]).real
         expected = np.trace(covariances[0] + covariances[1] - 2 * root)
-        assert accuracies.frechet_distance(first, second) == pytest.approx(expected)
-        assert accuracies.frechet_distance(second, first) == pytest.approx(expected)
+        assert distances.frechet_distance(first, second) == pytest.approx(expected)
+        assert distances.frechet_distance(second, first) == pytest.approx(expected)
 
     def test_to_itself_it_is_nothing_also_with_fewer_rows_than_columns(self):
         rows = np.random.default_rng(1).normal(size=(5, 9))
-        assert accuracies.frechet_distance(rows, rows) == pytest.approx(0, abs=1e-9)
-        assert accuracies.frechet_distance(rows, rows + 2) == pytest.approx(9 * 4)
+        assert distances.frechet_distance(rows, rows) == pytest.approx(0, abs=1e-9)
+        assert distances.frechet_distance(rows, rows + 2) == pytest.approx(9 * 4)
 
     @pytest.mark.parametrize(
         ("first", "second"),
@@ -128,7 +128,7 @@ class TestFrechetDistance:
     )
     def test_what_has_none(self, first, second):
         with pytest.raises(InputError, match=r"two arrays of shape|NaN"):
-            accuracies.frechet_distance(first, second)
+            distances.frechet_distance(first, second)
 
 
 def test_folding_keeps_squares_of_pixels_together():

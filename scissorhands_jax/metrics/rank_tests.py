@@ -1,0 +1,81 @@
+"""Whether examples are told from held-out ones of their class: a rank test, and what it finds."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from scissorhands_jax.errors import InputError
+
+
+class Finding(NamedTuple):
+    """A number about examples, with the range in which it lies if the network never saw them.
+
+    Unlike that of an `Estimate`, the range does not depend on the value and need not hold it.
+    """
+
+    name: str
+    value: float
+    low: float
+    high: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the number is what it would be if the network had never seen the examples."""
+        return self.low <= self.value <= self.high
+
+
+def rank_test(
+    scores: np.ndarray,
+    labels: np.ndarray,
+    held: np.ndarray,
+    held_labels: np.ndarray,
+    *,
+    level: float,
+    name: str = "",
+) -> Finding:
+    """Compares examples with held-out ones of the same class in one score: a stratified Mann-Whitney test.
+
+    The value is the chance that an example has a larger score than a held-out example of its class, ties counting half:
+    with n_c examples and m_c held-out ones of class c and U_c the pairs in which the example's is larger,
+
+        A = sum_c n_c / n * U_c / (n_c m_c).
+
+    Were the examples a random part of the class, A would have the mean 1/2 and the variance
+    sum_c (n_c / n)^2 (N_c + 1 - sum_t (t^3 - t) / (N_c (N_c - 1))) / (12 n_c m_c), with N_c = n_c + m_c and t the
+    numbers of equal scores; the range is the normal one around 1/2. Classes without held-out examples are left out.
+
+    Args:
+      scores: The scores of the examples. shape=(N,)
+      labels: The classes of the examples. shape=(N,)
+      held: The scores of held-out examples. shape=(M,)
+      held_labels: The classes of held-out examples. shape=(M,)
+      level: The chance that A lies in the range if nothing tells the examples apart, in (0, 1).
+      name: What the finding is called.
+
+    Raises:
+      InputError: No class has both kinds of examples, or the level is not between 0 and 1.
+
+    References:
+      van Elteren, On the combination of independent two-sample tests of Wilcoxon, 1960.
+    """
+    if not 0 < level < 1:
+        raise InputError(f"level must be between 0 and 1, got {level}")
+    shared = np.intersect1d(labels, held_labels)
+    total = np.count_nonzero(np.isin(labels, shared))
+    if total == 0:
+        raise InputError("there is no held-out example of any class in the forget set, so there is nothing to compare")
+    value = variance = 0.0
+    for label in shared:
+        own, other = scores[labels == label], held[held_labels == label]
+        n, m = len(own), len(other)
+        pooled = np.concatenate([own, other])
+        larger = stats.rankdata(pooled)[:n].sum() - n * (n + 1) / 2
+        ties = np.unique(pooled, return_counts=True)[1].astype(np.float64)
+        tied = (ties**3 - ties).sum() / ((n + m) * (n + m - 1))
+        value += n / total * larger / (n * m)
+        variance += (n / total) ** 2 * (n + m + 1 - tied) / (12 * n * m)
+    reach = stats.norm.ppf((1 + level) / 2) * np.sqrt(max(variance, 0.0))
+    return Finding(name, float(value), float(0.5 - reach), float(0.5 + reach))

@@ -1,0 +1,258 @@
+"""Intervals against SciPy and closed forms, and their coverage in simulations at the sizes that are used.
+
+The tolerance of a simulation is four standard deviations of a binomial share, so that a right interval fails one in
+fifteen thousand times; seeds are fixed.
+"""
+
+import functools
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from scissorhands_jax.errors import InputError
+from scissorhands_jax.metrics import distances, ensemble_attacks, intervals
+from scissorhands_jax.metrics.intervals import Estimate
+
+
+def covers(intervals_found, truth):
+    """The share of intervals that hold the truth, and its Monte-Carlo error: four standard deviations at 95 %."""
+    held = [found.low <= truth <= found.high for found in intervals_found]
+    return np.mean(held), 4 * math.sqrt(0.95 * 0.05 / len(held))
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+class TestMean:
+    @pytest.mark.parametrize("count", [2, 3, 5, 10, 250])
+    def test_it_is_students_interval_and_covers_as_it_says(self, count):
+        draws = 5 + 2 * normal(2000, count)
+        share, error = covers([intervals.mean_estimate(values) for values in draws], 5)
+        assert share == pytest.approx(0.95, abs=error)
+        found = intervals.mean_estimate(draws[0], level=0.9)
+        low, high = stats.t.interval(0.9, count - 1, draws[0].mean(), stats.sem(draws[0]))
+        assert (found.value, found.low, found.high) == pytest.approx((draws[0].mean(), low, high))
+        assert (found.level, found.networks, found.examples) == (0.9, count, 0)
+
+    def test_one_value_claims_no_spread_and_equal_ones_have_none(self):
+        assert intervals.mean_estimate([4.0]) == Estimate(4.0, 4.0, 4.0, 0.95, 1, 0)
+        assert intervals.mean_estimate([4.0, 4.0]) == Estimate(4.0, 4.0, 4.0, 0.95, 2, 0)
+        assert intervals.mean_and_std([4.0]) == (4.0, None)
+
+    def test_bounds_cut_it(self):
+        found = intervals.mean_estimate([0.0, 1.0], bounds=(0, 1))
+        assert (found.low, found.high) == (0, 1)
+
+    @pytest.mark.parametrize("values", [[], [1.0, float("nan")], [[1.0]]])
+    @pytest.mark.parametrize("function", [intervals.mean_estimate, intervals.mean_and_std])
+    def test_what_has_no_mean_is_refused(self, function, values):
+        with pytest.raises(InputError, match="finite numbers"):
+            function(values)
+
+    @pytest.mark.parametrize("level", [0.0, 1.0, 95])
+    def test_a_level_is_a_share(self, level):
+        for wrong in (
+            lambda: intervals.mean_estimate([1.0, 2.0], level=level),
+            lambda: intervals.share_estimate(1, 2, level=level),
+            lambda: intervals.share_difference(1, 2, 1, 2, level=level),
+            lambda: intervals.from_replicates(0.5, np.zeros(3), 5, 5, level),
+            lambda: intervals.jackknife(len, 3, level=level),
+        ):
+            with pytest.raises(InputError, match="between 0 and 1"):
+                wrong()
+
+
+class TestShares:
+    def test_it_is_that_of_clopper_and_pearson(self):
+        found = intervals.share_estimate(3, 10)
+        assert found.value == 0.3
+        assert found.low == pytest.approx(stats.beta.ppf(0.025, 3, 8))
+        assert found.high == pytest.approx(stats.beta.ppf(0.975, 4, 7))
+        assert intervals.share_estimate(0, 5).low == 0
+        assert intervals.share_estimate(5, 5).high == 1
+        assert (found.networks, found.examples) == (1, 10)
+
+    @pytest.mark.parametrize(("count", "total"), [(0, 0), (-1, 3), (4, 3)])
+    def test_counts_that_make_no_share_are_refused(self, count, total):
+        with pytest.raises(InputError, match="a share needs counts"):
+            intervals.share_estimate(count, total)
+
+    @pytest.mark.parametrize("total", [20, 60, 250])
+    @pytest.mark.parametrize("share", [0.02, 0.5, 0.9])
+    def test_it_covers_at_least_as_it_says_whatever_the_share(self, total, share):
+        """Exactly, not by simulation: the probabilities of all counts whose interval holds the share."""
+        held = [intervals.share_estimate(count, total) for count in range(total + 1)]
+        covered = sum(
+            stats.binom.pmf(count, total, share) for count, found in enumerate(held) if found.low <= share <= found.high
+        )
+        assert covered >= 0.95
+
+    @pytest.mark.parametrize("total", [80, 1500])
+    @pytest.mark.parametrize(("one", "other"), [(0.9, 0.9), (0.95, 0.6), (0.02, 0.1)])
+    def test_a_difference_is_covered_as_it_says(self, total, one, other):
+        """At the sizes of a gate: a forget set of 80 in one network, or of 500 in three."""
+        draws = np.random.default_rng(0).binomial(total, [[one], [other]], size=(2, 2000))
+        found = [intervals.share_difference(first, total, second, total, level=0.95) for first, second in draws.T]
+        covered, error = covers(found, one - other)
+        assert 0.95 - error - 0.01 <= covered <= 0.95 + error + 0.02
+
+    def test_a_difference_of_certain_shares_has_a_width(self):
+        found = intervals.share_difference(50, 50, 0, 50)
+        assert found.value == 1
+        assert 0.85 < found.low < 1 == found.high
+
+    def test_a_ratio_of_rare_shares_is_covered_at_least_as_it_says(self):
+        draws = np.random.default_rng(0).poisson([[4.0], [8.0]], size=(2, 2000))
+        ratio = functools.cache(lambda a, b: intervals.share_ratio(a, 1000, b, 2000))
+        covered, error = covers([ratio(a, b) for a, b in draws.T.tolist() if a + b], 1.0)
+        assert covered >= 0.95 - error
+
+    def test_a_ratio_to_nothing_has_no_upper_end(self):
+        found = intervals.share_ratio(3, 100, 0, 100)
+        assert (found.value, found.high) == (math.inf, math.inf)
+        assert found.low > 0
+
+
+class TestRatioOfMeans:
+    @pytest.mark.parametrize("paired", [True, False])
+    def test_it_covers_about_as_it_says(self, paired):
+        """Detections in 250 images; percentiles are a little narrow at this size."""
+        generator = np.random.default_rng(0)
+        found = []
+        for seed in range(400):
+            second = generator.poisson(0.6, 250)
+            first = generator.binomial(second, 0.5) if paired else generator.poisson(0.3, 250)
+            found.append(intervals.mean_ratio(first, second, paired=paired, num_resamples=500, seed=seed))
+        covered, error = covers(found, 0.5)
+        assert 0.94 - error <= covered <= 0.95 + error
+
+    def test_equal_pairs_leave_no_doubt(self):
+        counts = np.array([0, 2, 1])
+        assert intervals.mean_ratio(counts, counts, paired=True)[:3] == (1, 1, 1)
+
+
+class TestTwoSamples:
+    def test_it_covers_as_it_says(self):
+        """For the difference of the means of 60 drawings and 90 digits."""
+
+        def difference(first, second):
+            return float(first.mean() - second.mean())
+
+        draws = [(normal(60, seed=seed) + 1, 2 * normal(90, seed=10_000 + seed)) for seed in range(800)]
+        found = [intervals.two_sample_bootstrap(difference, *pair, seed=seed) for seed, pair in enumerate(draws)]
+        covered, error = covers(found, 1.0)
+        assert covered == pytest.approx(0.945, abs=error), "100 resamples cost about half a point"
+
+    def test_the_statistic_is_called_once_for_all_rows_and_once_for_each_resample(self):
+        calls = []
+
+        def watched(first, second):
+            calls.append((len(first), len(second)))
+            return distances.frechet_distance(first, second)
+
+        first, second = normal(8, 2), normal(9, 2) + 3
+        found = intervals.two_sample_bootstrap(watched, first, second, num_resamples=5, bounds=(0, math.inf))
+        assert calls == [(8, 9)] * 6
+        assert found.value == distances.frechet_distance(first, second)
+        assert (found.networks, found.examples) == (1, 8)
+
+
+class TestTwoWays:
+    def test_a_statistic_of_two_sides_is_resampled(self):
+        found = intervals.two_way_bootstrap(
+            ensemble_attacks.forgetting_score, normal(12, 60) + 1, normal(12, 60, seed=1)
+        )
+        assert 0 < found.low < found.value < found.high < 1
+        assert (found.networks, found.examples) == (12, 60)
+
+    @pytest.mark.parametrize("spread", [(1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.3, 0.0, 1.0)])
+    def test_it_covers_at_least_as_it_says(self, spread):
+        """With variance of networks, of examples and of single scores; the last is counted more than once."""
+        found = []
+        for seed in range(200):
+            of_network, of_example, of_score = spread
+            sides = [
+                of_network * normal(8, 1, seed=10 * seed + side) + of_score * normal(8, 50, seed=10 * seed + 2 + side)
+                for side in range(2)
+            ]
+            common = of_example * normal(1, 50, seed=10 * seed + 5)
+            unlearned, retrained = (side + common for side in sides)
+            found.append(intervals.two_way_bootstrap(lambda a, b: float(a.mean() - b.mean()), unlearned, retrained))
+        covered, error = covers(found, 0.0)
+        assert covered >= 0.95 - error
+
+    @pytest.mark.parametrize("wrong", [np.zeros((0, 3)), np.zeros((2, 4)), np.zeros(3), np.full((2, 3), np.nan)])
+    def test_scores_that_do_not_fit_are_refused(self, wrong):
+        with pytest.raises(InputError, match="scores"):
+            intervals.check_scores(wrong, np.zeros((2, 3)))
+
+
+class TestReplicates:
+    def test_few_networks_widen_it_to_students_interval(self):
+        """The standard deviation of all resampled means of n numbers is that of the numbers over n."""
+        values = normal(5)
+        resampled = np.array(list(itertools.product(values, repeat=5))).mean(axis=1)
+        found = intervals.from_replicates(values.mean(), resampled, 5, 0)
+        assert found == pytest.approx(intervals.mean_estimate(values))
+
+    @pytest.mark.parametrize("level", [0.5, 0.99])
+    def test_another_level_is_what_the_replicates_would_have_given(self, level):
+        replicates = normal(50)
+        found = intervals.from_replicates(0.2, replicates, 7, 100, 0.95)
+        assert intervals.at_level(found, level) == pytest.approx(
+            intervals.from_replicates(0.2, replicates, 7, 100, level)
+        )
+        mean = intervals.mean_estimate(replicates[:4])
+        assert intervals.at_level(mean, level) == pytest.approx(intervals.mean_estimate(replicates[:4], level=level))
+
+
+class TestJackknife:
+    def test_of_a_mean_it_is_students_interval(self):
+        values = normal(6)
+        found = intervals.jackknife(lambda kept: float(values[list(kept)].mean()), 6)
+        assert found == pytest.approx(intervals.mean_estimate(values))
+
+    @pytest.mark.parametrize(("number", "least"), [(3, 0.9), (5, 0.93), (10, 0.93)])
+    def test_of_distances_between_networks_it_covers_about_as_it_says(self, number, least):
+        """The mean distance of pairs of networks whose four numbers vary by chance, as in the gate of a table."""
+        found = []
+        for rows in normal(600, number, 4):
+
+            def mean_distance(kept, rows=rows):
+                return float(np.mean([np.abs(rows[a] - rows[b]).mean() for a, b in itertools.combinations(kept, 2)]))
+
+            found.append(intervals.jackknife(mean_distance, number, bounds=(0, math.inf)))
+        covered, error = covers(found, 2 / math.sqrt(math.pi))
+        assert least - error <= covered <= 0.97 + error
+
+    def test_two_networks_have_a_value_alone(self):
+        found = intervals.jackknife(lambda kept: float(sum(kept)), 2)
+        assert found == Estimate(1.0, 1.0, 1.0, 0.95, 2, 0)
+
+
+class TestAverage:
+    def test_an_average_is_as_unsure_as_its_parts(self):
+        """They may share their errors, as forget sets of the same networks do."""
+        parts = [Estimate(0.5 + shift, 0.4 + shift, 0.6 + shift, 0.95, 11, 100) for shift in (-0.1, 0.0, 0.1)]
+        parts[1] = parts[1]._replace(networks=8, low=0.1)
+        mean = intervals.average(parts)
+        assert mean.value == pytest.approx(0.5)
+        assert (mean.low, mean.high) == (pytest.approx(0.3), pytest.approx(0.7))
+        assert (mean.networks, mean.examples) == (8, 300)
+        assert intervals.average(parts, (0.4, 0.6))[1:3] == (0.4, 0.6)
+        with pytest.raises(InputError, match="estimates of one level"):
+            intervals.average([parts[0], parts[0]._replace(level=0.9)])
+
+    def test_the_interval_of_an_average_holds_the_truth_where_forget_sets_share_their_networks(self):
+        """What is peculiar to a network moves its numbers on all three forget sets."""
+        found = []
+        for seed in range(400):
+            shared = normal(6, seed=seed)
+            sets = [shared + 0.3 * normal(6, seed=1_000 * (number + 1) + seed) for number in range(3)]
+            found.append(intervals.average([intervals.mean_estimate(values) for values in sets]))
+        covered, error = covers(found, 0.0)
+        assert covered >= 0.95 - error
