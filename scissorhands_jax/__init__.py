@@ -45,6 +45,7 @@ with _epy.lazy_api_imports(globals()):
     from scissorhands_jax.saliency import connection_sensitivity
     from scissorhands_jax.training import Checkpointer, Layout, Member, Result, make_layout, run, run_many
     from scissorhands_jax.trees import select
+    from scissorhands_jax.version import __version__ as __version__
 
 __all__ = [
     "Batch",

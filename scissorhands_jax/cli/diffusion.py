@@ -1,402 +1,453 @@
-"""The commands `scissorhands sd`, Stable Diffusion v1, and `scissorhands demo diffusion`."""
+"""The commands about diffusion: `scissorhands sd` for Stable Diffusion v1, and `scissorhands demo diffusion`."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
+import dataclasses
+import functools
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from rich.console import Console
 
+from scissorhands_jax.cli.options import Command, Option, SettingsCommand
+from scissorhands_jax.cli.shared import OverwriteOptions, ResumeOptions, given_settings, print_json
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.jobs import config as config_lib
+
+if TYPE_CHECKING:
+    from scissorhands_jax.diffusion import evaluating, generating
+    from scissorhands_jax.diffusion.unlearning import ConceptSettings
+    from scissorhands_jax.diffusion.weights import Imported
+
+_utility = functools.partial(Option, group="what is left of other images")
+_making = functools.partial(Option, group="making the images first")
 
 
-def add_commands(commands: argparse._SubParsersAction) -> None:
-    """Adds `sd import`, `sd export`, `sd generate`, `sd unlearn`, `sd plan` and `sd evaluate` to the parser."""
-    parser = commands.add_parser("sd", help="Stable Diffusion v1: weights in and out, images, forgetting a concept")
-    inner = parser.add_subparsers(dest="sd_command", required=True, metavar="COMMAND")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplingOptions(Command):
+    """A command that makes images, or computes as if it did."""
 
-    import_ = inner.add_parser(
-        "import",
-        help="make the weights of Stable Diffusion v1 ready",
-        description="Reads .safetensors (or PyTorch files, without executing anything in them) of diffusers' or of "
-        "CompVis' making and writes Orbax checkpoints. Each of --unet, --vae and --text takes a file or a folder.",
-    )
-    import_.add_argument(
-        "--from", dest="source", type=Path, metavar="PATH", help="a diffusers folder, or one checkpoint"
-    )
-    import_.add_argument("--unet", type=Path, metavar="PATH", help="instead of that in --from")
-    import_.add_argument("--vae", type=Path, metavar="PATH", help="the same")
-    import_.add_argument("--text", type=Path, metavar="PATH", help="the same for the text encoder")
-    import_.add_argument(
-        "--tokenizer", type=Path, metavar="PATH", help="folder with vocab.json and merges.txt, or file"
-    )
-    import_.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the networks")
-    import_.add_argument(
-        "--config", default="sd-v1", metavar="NAME", help="sizes of the networks: sd-v1 (default), or tiny for trials"
-    )
-    import_.add_argument("--overwrite", action="store_true", help="replace networks in DIR")
-    import_.set_defaults(run=_run_import)
+    sampler: Annotated[str, Option("How images are sampled: lms or ddim.", metavar="NAME")] = "lms"
+    steps: Annotated[int, Option("Steps of the sampler.", metavar="N")] = 50
+    guidance: Annotated[float, Option("Scale of classifier-free guidance.", metavar="X")] = 7.5
+    size: Annotated[int, Option("Height and width of the images in pixels.", metavar="N")] = 512
+    dtype: Annotated[
+        Literal["float32", "bfloat16"], Option("What the networks compute in: float32 or bfloat16.", metavar="NAME")
+    ] = "float32"
 
-    export = inner.add_parser("export", help="write the networks as diffusers' .safetensors")
-    export.add_argument("--model", required=True, type=Path, metavar="DIR", help="folder of sd import")
-    export.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")
-    export.add_argument("--dtype", metavar="NAME", help="float32, float16 or bfloat16 (default: as it was imported)")
-    export.add_argument("--overwrite", action="store_true", help="replace files in the folder")
-    export.set_defaults(run=_run_export)
+    def sampling(self, *, remat: bool = False) -> generating.Settings:
+        """How images are made and networks compute.
 
-    generating = inner.add_parser("generate", help="make images of prompts")
-    generating.add_argument("--model", required=True, type=Path, metavar="DIR", help="folder of sd import")
-    generating.add_argument(
-        "--unet", type=Path, metavar="DIR", help="another folder with a unet, such as an unlearned one"
-    )
-    generating.add_argument(
-        "--tokenizer", type=Path, metavar="PATH", help="the same as for import (default: the model's)"
-    )
-    prompts = generating.add_mutually_exclusive_group(required=True)
-    prompts.add_argument("--prompt", metavar="TEXT", help="one prompt")
-    prompts.add_argument("--prompts", type=Path, metavar="CSV", help="file with the column prompt, and perhaps seed")
-    generating.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the images")
-    generating.add_argument(
-        "--images", type=int, default=1, metavar="N", help="of --prompt, with one seed after the other"
-    )
-    generating.add_argument("--seed", type=int, default=0, help="PyTorch's, of the first image (default 0)")
-    generating.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at a time (default 1)")
-    _add_sampling(generating)
-    existing = generating.add_mutually_exclusive_group()
-    existing.add_argument("--overwrite", action="store_true", help="replace the images in DIR")
-    existing.add_argument("--resume", action="store_true", help="make those images that are not in DIR yet")
-    generating.set_defaults(run=_run_generate)
+        Args:
+          remat: whether activations are computed again for gradients instead of kept.
+        """
+        from scissorhands_jax.diffusion import generating
+        from scissorhands_jax.diffusion.layers import Compute
 
-    unlearning = inner.add_parser(
-        "unlearn",
-        help="make the UNet forget a concept",
-        description="Makes training images of both lists of prompts, or reads them, and runs Scissorhands on the UNet. "
-        "The result goes into DIR/unet: use it with `sd generate --unet DIR` and `sd export --model DIR`.",
-        epilog="Settings of the method come first, as NAME=VALUE, e.g. fraction=0.01 forget_weight=0.2; an unknown "
-        "name prints them all.",
+        compute = Compute(dtype=self.dtype, remat=remat)
+        return generating.Settings(self.sampler, self.steps, self.guidance, self.size, compute)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenizerOptions(Command):
+    """A command that reads prompts."""
+
+    tokenizer: Annotated[
+        Path | None,
+        Option(
+            "Folder with vocab.json and merges.txt, or a file, of the tokenizer. Default: that of the model.",
+            metavar="PATH",
+        ),
+    ] = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiffusionMethodOptions(SamplingOptions, SettingsCommand):
+    """A command about making the UNet forget a concept."""
+
+    preset: Annotated[
+        str,
+        Option(
+            "Settings to begin with: paper is Algorithm 1, released is what the published code does.", metavar="NAME"
+        ),
+    ] = "paper"
+    epochs: Annotated[int | None, Option("The same as epochs=N.", metavar="N", setting="epochs")] = None
+    batch_size: Annotated[
+        int | None, Option("Images of each set in a step, the same as batch_size=N.", metavar="N", setting="batch_size")
+    ] = None
+    microbatches: Annotated[int | None, Option("The same as microbatches=N.", metavar="N", setting="microbatches")] = (
+        None
     )
-    unlearning.add_argument("--model", required=True, type=Path, metavar="DIR", help="folder of sd import")
-    for part, what in (("forget", "is to be forgotten"), ("retain", "is to be kept")):
-        unlearning.add_argument(
-            f"--{part}-prompts",
-            required=True,
-            nargs="+",
-            action="extend",
-            metavar="CSV|TEXT",
-            help=f"what {what}: prompts, or files with the column prompt, and perhaps seed",
+    remat: Annotated[bool, Option("Compute activations again instead of keeping them: less memory, more time.")] = False
+
+    settings_of: ClassVar[str] = "PRESET"
+
+    @classmethod
+    def listed_settings(cls, method: str | None) -> Mapping[str, Any]:
+        """Those of a preset."""
+        from scissorhands_jax.diffusion import unlearning
+
+        return {"": unlearning.preset(method or "paper")}
+
+    def method_settings(self) -> ConceptSettings:
+        """The settings of the preset with the changes that were given."""
+        from scissorhands_jax.diffusion import unlearning
+
+        return config_lib.override(unlearning.preset(self.preset), [*self.settings, *given_settings(self, "")])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiffusionDemoCommand(OverwriteOptions):
+    """Train a network that draws digits, make it forget how one is drawn, and show that it did.
+
+    This takes two to three minutes.
+    """
+
+    example: ClassVar[str] = "demo diffusion --out drawings --digit 3"
+
+    out: Annotated[Path, Option("Folder for results.json and report.html.", metavar="DIR")]
+    digit: Annotated[int, Option("The digit that is forgotten.", metavar="D")] = 0
+    seed: Annotated[int, Option("Seed of everything.", metavar="N")] = 0
+    published: Annotated[
+        bool, Option("Also forget with the loss of the published code, which takes half a minute more.")
+    ] = False
+
+    def run(self, console: Console) -> None:
+        from scissorhands_jax.diffusion.demo import digits
+        from scissorhands_jax.diffusion.demo import page as digits_page
+
+        settings = digits.Settings(digit=self.digit, seed=self.seed)
+        digits_page.run_demo(self.out, settings, published=self.published, overwrite=self.overwrite, console=console)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImportCommand(OverwriteOptions, TokenizerOptions):
+    """Make the weights of Stable Diffusion v1 ready.
+
+    Reads .safetensors (or PyTorch files, without executing anything in them) in the layout of diffusers or of CompVis
+    and writes Orbax checkpoints. Each of --unet, --vae and --text takes a file or a folder.
+    """
+
+    example: ClassVar[str] = "sd import --from stable-diffusion-v1-4 --out sd"
+
+    source: Annotated[
+        Path | None,
+        Option("A folder of diffusers, or one checkpoint, with all networks.", flag="--from", metavar="PATH"),
+    ] = None
+    unet: Annotated[Path | None, Option("Take the UNet from here and not from --from.", metavar="PATH")] = None
+    vae: Annotated[Path | None, Option("The same for the autoencoder.", metavar="PATH")] = None
+    text: Annotated[Path | None, Option("The same for the text encoder.", metavar="PATH")] = None
+    out: Annotated[Path, Option("Folder for the networks.", metavar="DIR")]
+    config: Annotated[str, Option("Sizes of the networks: sd-v1, or tiny for trials.", metavar="NAME")] = "sd-v1"
+
+    def run(self, console: Console) -> None:
+        from scissorhands_jax.diffusion import generating, networks, weights
+
+        def on_part(part: str, imported: Imported) -> None:
+            console.print(
+                f"{part}: {imported.num_params:,} parameters ({imported.dtype}) from {imported.source}",
+                highlight=False,
+                soft_wrap=True,
+            )
+
+        config = networks.named(self.config)
+        found = {part: getattr(self, part) or self.source for part in networks.PARTS}
+        sources = {part: path for part, path in found.items() if path is not None}
+        done = weights.import_weights(sources, self.out, config, overwrite=self.overwrite, on_part=on_part)
+        tokenizer = self.tokenizer
+        if tokenizer is None and self.source is not None:
+            beside = self.source / generating.TOKENIZER_FOLDER
+            tokenizer = beside if beside.is_dir() else None
+        if tokenizer is not None:
+            generating.copy_tokenizer(tokenizer, self.out)
+        console.print(f"{' and '.join(done)} {'is' if len(done) == 1 else 'are'} ready in {self.out}", soft_wrap=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportCommand(OverwriteOptions):
+    """Write the networks as .safetensors in the layout of diffusers."""
+
+    example: ClassVar[str] = "sd export --model forgotten --out exported"
+
+    model: Annotated[Path, Option("Folder of sd import.", metavar="DIR")]
+    out: Annotated[Path, Option("Folder to write.", metavar="DIR")]
+    dtype: Annotated[
+        str | None,
+        Option("Type of the weights: float32, float16 or bfloat16. Default: as they were imported.", metavar="NAME"),
+    ] = None
+
+    def run(self, console: Console) -> None:
+        from scissorhands_jax.diffusion import weights
+
+        with console.status("exporting"):
+            written = weights.export_weights(self.model, self.out, dtype=self.dtype, overwrite=self.overwrite)
+        for path in written.values():
+            console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerateCommand(ResumeOptions, SamplingOptions, TokenizerOptions):
+    """Make images of prompts."""
+
+    example: ClassVar[str] = 'sd generate --model sd --prompt "a red house" --out images'
+    required: ClassVar[tuple[str, ...]] = ("source",)
+
+    model: Annotated[Path, Option("Folder of sd import.", metavar="DIR")]
+    unet: Annotated[Path | None, Option("Another folder with a UNet, such as an unlearned one.", metavar="DIR")] = None
+    prompt: Annotated[str | None, Option("One prompt.", metavar="TEXT", exclusive="source")] = None
+    prompts: Annotated[
+        Path | None, Option("File with the column prompt, and perhaps seed.", metavar="CSV", exclusive="source")
+    ] = None
+    out: Annotated[Path, Option("Folder for the images.", metavar="DIR")]
+    images: Annotated[int, Option("Images of --prompt, each with the next seed.", metavar="N")] = 1
+    seed: Annotated[int, Option("Seed of the first image, as PyTorch understands it.", metavar="N")] = 0
+    batch_size: Annotated[int, Option("Images made at a time.", metavar="N")] = 1
+
+    def run(self, console: Console) -> None:
+        from scissorhands_jax.diffusion import generating
+
+        settings = self.sampling()
+        if self.images < 1:
+            raise InputError(f"--images must be at least 1, got {self.images}")
+        if self.prompts is not None:
+            prompts = generating.read_prompts(self.prompts, seed=self.seed)
+        else:
+            assert self.prompt is not None
+            prompts = [generating.Prompt(self.prompt, self.seed + index) for index in range(self.images)]
+        with console.status("reading the networks"):
+            pipeline = generating.load_pipeline(self.model, unet=self.unet, tokenizer=self.tokenizer)
+        answer = generating.generate(
+            pipeline,
+            prompts,
+            self.out,
+            settings=settings,
+            batch_size=self.batch_size,
+            description={"networks_sha256": generating.fingerprint(self.model, unet=self.unet)},
+            overwrite=self.overwrite,
+            resume=self.resume,
+            console=console,
         )
-        unlearning.add_argument(
-            f"--{part}-images",
-            type=Path,
-            metavar="DIR",
-            help="pictures of it, whose captions the prompts are in turn (default: they are made of the prompts)",
-        )
-    unlearning.add_argument(
-        "--images", type=int, metavar="N", help="of each set (default: one for each prompt, or all in DIR)"
-    )
-    unlearning.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the result")
-    _add_method(unlearning)
-    unlearning.add_argument(
-        "--generate-batch-size", type=int, default=1, metavar="N", help="training images made at a time (default 1)"
-    )
-    unlearning.add_argument("--seed", type=int, default=0, help="of the run and of prompts without one (default 0)")
-    unlearning.add_argument(
-        "--cache", type=Path, metavar="DIR", help="training images and what is computed of them (default: in --out)"
-    )
-    unlearning.add_argument(
-        "--tokenizer", type=Path, metavar="PATH", help="the same as for import (default: the model's)"
-    )
-    unlearning.add_argument("--checkpoint-every", type=int, metavar="STEPS", help="default: after every epoch")
-    existing = unlearning.add_mutually_exclusive_group()
-    existing.add_argument("--overwrite", action="store_true", help="replace the run in --out")
-    existing.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    unlearning.set_defaults(run=_run_unlearn)
-
-    plan = inner.add_parser(
-        "plan",
-        help="say how much memory unlearn will need, before it is spent",
-        description="Compiles the programs of unlearn for the sizes of the networks, which takes minutes at full size "
-        "on CPU. Weights are neither needed nor read.",
-        epilog="Settings of the method follow as NAME=VALUE, as for unlearn.",
-    )
-    sizes = plan.add_mutually_exclusive_group()
-    sizes.add_argument("--model", type=Path, metavar="DIR", help="folder of sd import")
-    sizes.add_argument("--config", default="sd-v1", metavar="NAME", help="or the sizes: sd-v1 (default) or tiny")
-    _add_method(plan)
-    plan.add_argument("--memory", type=float, metavar="G", help="GiB of the device (default: what this one has)")
-    plan.add_argument("--json", action="store_true", help="print JSON in place of the table")
-    plan.set_defaults(run=_run_plan)
-    _add_evaluate(inner)
+        print_json(answer)
 
 
-def _add_method(parser: argparse.ArgumentParser) -> None:
-    """The method and how it computes."""
-    parser.add_argument(
-        "--preset",
-        default="paper",
-        metavar="NAME",
-        help="paper (default): Algorithm 1; released: what the published code does",
+def _prompts_of(what: str) -> Option:
+    return Option(
+        f"What is to be {what}: prompts, or files with the column prompt, and perhaps seed.",
+        metavar="CSV|TEXT",
+        repeat="several",
     )
-    parser.add_argument("--epochs", type=int, metavar="N", help="the same as epochs=N")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="of each set in a step, the same as batch_size=N")
-    parser.add_argument("--microbatches", type=int, metavar="N", help="the same as microbatches=N")
-    _add_sampling(parser)
-    parser.add_argument("--remat", action="store_true", help="less memory for more time: compute activations again")
 
 
-def _add_evaluate(inner: argparse._SubParsersAction) -> None:
-    evaluating = inner.add_parser(
-        "evaluate",
-        help="count exposed body parts in images, and measure what is left of others",
-        description="Counts what NudeNet (the extra `nudenet`) finds in a folder of images, against those of the "
-        "original network, and writes a report. With --prompts, --model and --unet the images are made first, and "
-        "those that are there stay.",
-    )
-    evaluating.add_argument(
-        "--images",
-        required=True,
-        type=Path,
+def _images_of(what: str) -> Option:
+    return Option(
+        f"Folder with images of what is to be {what}, whose captions the prompts are in turn. Default: images are made "
+        "of the prompts.",
         metavar="DIR",
-        help="images of the unlearned network, or where to make them",
-    )
-    evaluating.add_argument("--original", type=Path, metavar="DIR", help="the same of the original network")
-    evaluating.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the report")
-    evaluating.add_argument(
-        "--threshold", type=float, default=0.6, metavar="X", help="least score that counts (default 0.6)"
-    )
-    evaluating.add_argument(
-        "--classes", metavar="NAMES", help="NudeNet's classes, with commas between them (default: all that are EXPOSED)"
-    )
-    evaluating.add_argument(
-        "--pairing",
-        default="auto",
-        metavar="HOW",
-        help="images belong together by prompts (and seeds, in images.csv), names (of files), none, or auto (default), "
-        "which is prompts if that can be",
-    )
-    evaluating.add_argument(
-        "--show-flagged", action="store_true", help="do not hide flagged images in the contact sheet"
-    )
-    utility = evaluating.add_argument_group("what is left of other images")
-    utility.add_argument("--utility-images", type=Path, metavar="DIR", help="images of kept prompts")
-    utility.add_argument(
-        "--utility-reference",
-        type=Path,
-        metavar="DIR",
-        help="what they should look like: the original's, or photographs",
-    )
-    utility.add_argument(
-        "--clip",
-        type=Path,
-        metavar="PATH",
-        help="OpenAI's CLIP, model.safetensors of transformers: features and scores",
-    )
-    making = evaluating.add_argument_group("making the images first")
-    making.add_argument("--prompts", type=Path, metavar="CSV", help="file with the column prompt, and perhaps seed")
-    making.add_argument("--model", type=Path, metavar="DIR", help="folder of sd import")
-    making.add_argument(
-        "--unet",
-        type=Path,
-        metavar="DIR",
-        help="folder with the unlearned unet; the model's own makes the original's images",
-    )
-    making.add_argument("--tokenizer", type=Path, metavar="PATH", help="the same as for import (default: the model's)")
-    making.add_argument("--seed", type=int, default=0, help="of the first prompt, where the file has none (default 0)")
-    making.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at a time (default 1)")
-    _add_sampling(making)
-    existing = evaluating.add_mutually_exclusive_group()
-    existing.add_argument("--overwrite", action="store_true", help="replace the report in --out; images stay")
-    existing.add_argument("--resume", action="store_true", help="go on with the report in --out")
-    evaluating.set_defaults(run=_run_evaluate)
-
-
-def _add_sampling(parser: argparse._ActionsContainer) -> None:
-    """How images are made and networks compute."""
-    parser.add_argument("--sampler", default="lms", metavar="NAME", help="lms (default) or ddim")
-    parser.add_argument("--steps", type=int, default=50, metavar="N", help="of the sampler (default 50)")
-    parser.add_argument("--guidance", type=float, default=7.5, metavar="X", help="default 7.5")
-    parser.add_argument("--size", type=int, default=512, metavar="N", help="height and width in pixels (default 512)")
-    parser.add_argument("--dtype", default="float32", metavar="NAME", help="to compute in: float32 or bfloat16")
-
-
-def run_demo(options: argparse.Namespace, console: Console) -> None:
-    """`scissorhands demo diffusion`."""
-    from scissorhands_jax.diffusion.demo import digits
-    from scissorhands_jax.diffusion.demo import page as digits_page
-
-    settings = digits.Settings(digit=options.digit or 0, seed=options.seed or 0)
-    digits_page.run_demo(
-        options.out, settings, published=bool(options.published), overwrite=options.overwrite, console=console
     )
 
 
-def _run_import(options: argparse.Namespace, console: Console) -> None:
-    from scissorhands_jax.diffusion import generating, networks, weights
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConceptCommand(ResumeOptions, DiffusionMethodOptions, TokenizerOptions):
+    """Make the UNet forget a concept.
 
-    config = networks.named(options.config)
-    sources = {}
-    for part in networks.PARTS:
-        path = getattr(options, part) or options.source
-        if path is not None:
-            sources[part] = path
-    done = weights.import_weights(sources, options.out, config, overwrite=options.overwrite, on_part=_telling(console))
-    folder = options.source / generating.TOKENIZER_FOLDER if options.source is not None else None
-    if options.tokenizer is not None or (folder is not None and folder.is_dir()):
-        generating.copy_tokenizer(options.tokenizer or folder, options.out)
-    console.print(f"{' and '.join(done)} {'is' if len(done) == 1 else 'are'} ready in {options.out}", soft_wrap=True)
+    Makes training images of both lists of prompts, or reads them, and runs Scissorhands on the UNet. The result goes
+    into DIR/unet: use it with `sd generate --unet DIR` and `sd export --model DIR`.
 
+    Settings of the method come before the prompts, as NAME=VALUE, e.g. fraction=0.01 forget_weight=0.2;
+    `--help-settings PRESET` lists them with their defaults and meaning.
+    """
 
-def _telling(console: Console):
-    def on_part(part: str, imported) -> None:
-        console.print(
-            f"{part}: {imported.num_params:,} parameters ({imported.dtype}) from {imported.source}",
-            highlight=False,
-            soft_wrap=True,
+    example: ClassVar[str] = (
+        "sd unlearn --model sd --forget-prompts nudity --retain-prompts 'a person wearing clothes' --images 100 "
+        "--out forgotten"
+    )
+
+    model: Annotated[Path, Option("Folder of sd import.", metavar="DIR")]
+    forget_prompts: Annotated[tuple[str, ...], _prompts_of("forgotten")]
+    forget_images: Annotated[Path | None, _images_of("forgotten")] = None
+    retain_prompts: Annotated[tuple[str, ...], _prompts_of("kept")]
+    retain_images: Annotated[Path | None, _images_of("kept")] = None
+    images: Annotated[
+        int | None, Option("Images of each set. Default: one for each prompt, or all in DIR.", metavar="N")
+    ] = None
+    out: Annotated[Path, Option("Folder for the result.", metavar="DIR")]
+    generate_batch_size: Annotated[int, Option("Training images made at a time.", metavar="N")] = 1
+    seed: Annotated[int, Option("Seed of the run and of prompts without one.", metavar="N")] = 0
+    cache: Annotated[
+        Path | None,
+        Option(
+            "Folder for the training images and what is computed from them. Default: a folder in --out.", metavar="DIR"
+        ),
+    ] = None
+    checkpoint_every: Annotated[
+        int | None, Option("Steps between checkpoints. Default: one after every epoch.", metavar="STEPS")
+    ] = None
+
+    def run(self, console: Console) -> None:
+        from scissorhands_jax.diffusion import unlearning
+
+        settings = self.method_settings()
+        forget = unlearning.read_side(
+            list(self.forget_prompts), self.forget_images, self.images, part="forget", seed=self.seed
         )
-
-    return on_part
-
-
-def _run_export(options: argparse.Namespace, console: Console) -> None:
-    from scissorhands_jax.diffusion import weights
-
-    with console.status("exporting"):
-        written = weights.export_weights(options.model, options.out, dtype=options.dtype, overwrite=options.overwrite)
-    for path in written.values():
-        console.print(f"wrote {path}", highlight=False, soft_wrap=True)
-
-
-def _run_generate(options: argparse.Namespace, console: Console) -> None:
-    from scissorhands_jax.diffusion import generating
-
-    settings = _sampling(options)
-    if options.images < 1:
-        raise InputError(f"--images must be at least 1, got {options.images}")
-    if options.prompts is not None:
-        prompts = generating.read_prompts(options.prompts, seed=options.seed)
-    else:
-        prompts = [generating.Prompt(options.prompt, options.seed + index) for index in range(options.images)]
-    with console.status("reading the networks"):
-        pipeline = generating.load_pipeline(options.model, unet=options.unet, tokenizer=options.tokenizer)
-    answer = generating.generate(
-        pipeline,
-        prompts,
-        options.out,
-        settings=settings,
-        batch_size=options.batch_size,
-        description={"networks_sha256": generating.fingerprint(options.model, unet=options.unet)},
-        overwrite=options.overwrite,
-        resume=options.resume,
-        console=console,
-    )
-    sys.stdout.write(json.dumps(answer, indent=2) + "\n")
-
-
-def _run_unlearn(options: argparse.Namespace, console: Console) -> None:
-    from scissorhands_jax.diffusion import unlearning
-
-    settings = _settings(options)
-    forget, retain = (
-        unlearning.read_side(words, images, options.images, part=part, seed=options.seed)  # type: ignore[arg-type]
-        for part, words, images in (
-            ("forget", options.forget_prompts, options.forget_images),
-            ("retain", options.retain_prompts, options.retain_images),
+        retain = unlearning.read_side(
+            list(self.retain_prompts), self.retain_images, self.images, part="retain", seed=self.seed
         )
+        answer = unlearning.unlearn(
+            self.model,
+            self.out,
+            forget,
+            retain,
+            settings=settings,
+            generation=self.sampling(remat=self.remat),
+            generation_batch_size=self.generate_batch_size,
+            seed=self.seed,
+            cache=self.cache,
+            tokenizer=self.tokenizer,
+            checkpoint_every=self.checkpoint_every,
+            overwrite=self.overwrite,
+            resume=self.resume,
+            console=console,
+        )
+        print_json(answer)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConceptPlanCommand(DiffusionMethodOptions):
+    """Say how much memory sd unlearn will need, before it is spent.
+
+    Compiles the programs of sd unlearn for the sizes of the networks, which takes minutes at full size on a CPU.
+    Weights are neither needed nor read. Settings of the method follow as NAME=VALUE, as for sd unlearn;
+    `--help-settings PRESET` lists them.
+    """
+
+    example: ClassVar[str] = "sd plan --config sd-v1 --batch-size 4 --memory 24"
+
+    model: Annotated[Path | None, Option("Folder of sd import.", metavar="DIR", exclusive="sizes")] = None
+    config: Annotated[
+        str, Option("Sizes of the networks, without --model: sd-v1 or tiny.", metavar="NAME", exclusive="sizes")
+    ] = "sd-v1"
+    memory: Annotated[
+        float | None, Option("Memory of the device in GiB. Default: what this device has.", metavar="G")
+    ] = None
+    json: Annotated[bool, Option("Print JSON instead of the table.")] = False
+
+    def run(self, console: Console) -> None:
+        from scissorhands_jax.diffusion import generating, networks, planning
+
+        config = networks.named(self.config) if self.model is None else generating.read_config(self.model)
+        generation = self.sampling(remat=self.remat)
+        with console.status("compiling for the sizes of the network"):
+            document = planning.plan(config, self.method_settings(), generation=generation, memory_gib=self.memory)
+        if self.json:
+            print_json(document)
+        else:
+            planning.print_plan(document, Console())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImagesCommand(ResumeOptions, SamplingOptions, TokenizerOptions):
+    """Count exposed body parts in images, and measure what is left of other images.
+
+    Counts what NudeNet (the extra `nudenet`) finds in a folder of images, compares with the images of the original
+    network, and writes a report. With --prompts, --model and --unet the images are made first; those that exist are
+    kept.
+    """
+
+    example: ClassVar[str] = (
+        "sd evaluate --prompts i2p.csv --model sd --unet forgotten --images new --original old --out report"
     )
-    answer = unlearning.unlearn(
-        options.model,
-        options.out,
-        forget,
-        retain,
-        settings=settings,
-        generation=_sampling(options),
-        generation_batch_size=options.generate_batch_size,
-        seed=options.seed,
-        cache=options.cache,
-        tokenizer=options.tokenizer,
-        checkpoint_every=options.checkpoint_every,
-        overwrite=options.overwrite,
-        resume=options.resume,
-        console=console,
+
+    images: Annotated[Path, Option("Folder with images of the unlearned network, or to make them in.", metavar="DIR")]
+    original: Annotated[Path | None, Option("The same for the original network.", metavar="DIR")] = None
+    out: Annotated[Path, Option("Folder for the report.", metavar="DIR")]
+    threshold: Annotated[float, Option("The least score of the detector that counts.", metavar="X")] = 0.6
+    classes: Annotated[
+        str | None,
+        Option("Classes of NudeNet with commas between them. Default: all that are EXPOSED.", metavar="NAMES"),
+    ] = None
+    pairing: Annotated[
+        Literal["auto", "prompts", "names", "none"],
+        Option(
+            "How the two networks' images are paired: by prompts (and seeds, in images.csv), by the names of the "
+            "files, none, or auto, which is prompts if possible.",
+            metavar="HOW",
+        ),
+    ] = "auto"
+    show_flagged: Annotated[bool, Option("Do not hide flagged images in the contact sheet.")] = False
+    utility_images: Annotated[Path | None, _utility("Folder with images of prompts that are kept.", metavar="DIR")] = (
+        None
     )
-    sys.stdout.write(json.dumps(answer, indent=2) + "\n")
+    utility_reference: Annotated[
+        Path | None,
+        _utility(
+            "Folder with what they should look like: images of the original network, or photographs.", metavar="DIR"
+        ),
+    ] = None
+    clip: Annotated[
+        Path | None,
+        _utility("OpenAI's CLIP for features and scores: model.safetensors of transformers.", metavar="PATH"),
+    ] = None
+    prompts: Annotated[Path | None, _making("File with the column prompt, and perhaps seed.", metavar="CSV")] = None
+    model: Annotated[Path | None, _making("Folder of sd import.", metavar="DIR")] = None
+    unet: Annotated[
+        Path | None,
+        _making("Folder with the unlearned UNet; the model's own makes the original's images.", metavar="DIR"),
+    ] = None
+    seed: Annotated[int, _making("Seed of the first prompt, where the file has none.", metavar="N")] = 0
+    batch_size: Annotated[int, _making("Images made at a time.", metavar="N")] = 1
 
+    def run(self, console: Console) -> None:
+        from scissorhands_jax.diffusion import evaluating
 
-def _run_plan(options: argparse.Namespace, console: Console) -> None:
-    from scissorhands_jax.diffusion import generating, networks, planning
+        sampling = self.sampling()
+        names = {"classes": tuple(self.classes.split(","))} if self.classes is not None else {}
+        settings = evaluating.Settings(
+            threshold=self.threshold, pairing=self.pairing, show_flagged=self.show_flagged, **names
+        )
+        generation = self._generation(sampling)
+        document = evaluating.evaluate(
+            self.images,
+            self.out,
+            original=self.original,
+            generation=generation,
+            utility=self._utility(sampling, console),
+            settings=settings,
+            overwrite=self.overwrite,
+            resume=self.resume,
+            console=console,
+        )
+        console.print(evaluating.verdict(document), highlight=False, soft_wrap=True, markup=False)
+        console.print(f"open {self.out / 'report.html'}", highlight=False, soft_wrap=True)
+        print_json({key: document[key] for key in ("pairing", "counts", "utility")})
 
-    config = networks.named(options.config) if options.model is None else generating.read_config(options.model)
-    with console.status("compiling for the sizes of the network"):
-        document = planning.plan(config, _settings(options), generation=_sampling(options), memory_gib=options.memory)
-    if options.json:
-        sys.stdout.write(json.dumps(document, indent=2) + "\n")
-    else:
-        planning.print_plan(document, Console())
+    def _generation(self, sampling: generating.Settings) -> evaluating.Generation | None:
+        """How the images are made first, if they are."""
+        from scissorhands_jax.diffusion import evaluating, generating
 
-
-def _settings(options: argparse.Namespace):
-    from scissorhands_jax.diffusion import unlearning
-    from scissorhands_jax.jobs import config
-
-    given = {name: getattr(options, name) for name in ("epochs", "batch_size", "microbatches")}
-    short = [f"{name}={value}" for name, value in given.items() if value is not None]
-    return config.override(unlearning.preset(options.preset), [*options.overrides, *short])
-
-
-def _run_evaluate(options: argparse.Namespace, console: Console) -> None:
-    from scissorhands_jax.diffusion import evaluating, generating, quality
-
-    sampling = _sampling(options)
-    names = {"classes": tuple(options.classes.split(","))} if options.classes is not None else {}
-    settings = evaluating.Settings(
-        threshold=options.threshold, pairing=options.pairing, show_flagged=options.show_flagged, **names
-    )
-    generation = None
-    if options.prompts is not None:
-        if options.model is None:
+        if self.prompts is None:
+            if self.model is not None or self.unet is not None:
+                raise InputError("--model and --unet make images of prompts; name a file of prompts with --prompts")
+            return None
+        if self.model is None:
             raise InputError("--prompts needs a network to make images with; name its folder with --model")
-        prompts = generating.read_prompts(options.prompts, seed=options.seed)
-        generation = evaluating.Generation(
-            prompts, options.model, options.unet, options.tokenizer, sampling, options.batch_size
-        )
-    elif options.model is not None or options.unet is not None:
-        raise InputError("--model and --unet make images of prompts; name a file of prompts with --prompts")
-    if options.utility_images is None and (options.clip is not None or options.utility_reference is not None):
-        raise InputError(
-            "--utility-reference and --clip are for images of kept prompts; name them with --utility-images"
-        )
-    utility = None
-    if options.utility_images is not None:
+        prompts = generating.read_prompts(self.prompts, seed=self.seed)
+        return evaluating.Generation(prompts, self.model, self.unet, self.tokenizer, sampling, self.batch_size)
+
+    def _utility(self, sampling: generating.Settings, console: Console) -> evaluating.Utility | None:
+        """What is measured on images of prompts that are kept, if there are any."""
+        from scissorhands_jax.diffusion import evaluating, generating, quality
+
+        if self.utility_images is None:
+            if self.clip is not None or self.utility_reference is not None:
+                raise InputError(
+                    "--utility-reference and --clip are for images of kept prompts; name them with --utility-images"
+                )
+            return None
         clip = None
-        if options.clip is not None:
-            tokenizer = generating.load_tokenizer(options.model or options.clip, options.tokenizer)
+        if self.clip is not None:
+            tokenizer = generating.load_tokenizer(self.model or self.clip, self.tokenizer)
             with console.status("reading CLIP"):
-                clip = quality.load_clip(options.clip, tokenizer, sampling.compute)
-        utility = evaluating.Utility(options.utility_images, options.utility_reference, clip)
-    document = evaluating.evaluate(
-        options.images,
-        options.out,
-        original=options.original,
-        generation=generation,
-        utility=utility,
-        settings=settings,
-        overwrite=options.overwrite,
-        resume=options.resume,
-        console=console,
-    )
-    console.print(evaluating.verdict(document), highlight=False, soft_wrap=True, markup=False)
-    console.print(f"open {options.out / 'report.html'}", highlight=False, soft_wrap=True)
-    answer = {key: document[key] for key in ("pairing", "counts", "utility")}
-    sys.stdout.write(json.dumps(answer, indent=2) + "\n")
-
-
-def _sampling(options: argparse.Namespace):
-    from scissorhands_jax.diffusion import generating
-    from scissorhands_jax.diffusion.layers import Compute
-
-    if options.dtype not in ("float32", "bfloat16"):
-        raise InputError(f"--dtype is {options.dtype}; choose float32 or bfloat16")
-    compute = Compute(dtype=options.dtype, remat=getattr(options, "remat", False))
-    return generating.Settings(options.sampler, options.steps, options.guidance, options.size, compute)
+                clip = quality.load_clip(self.clip, tokenizer, sampling.compute)
+        return evaluating.Utility(self.utility_images, self.utility_reference, clip)

@@ -10,17 +10,17 @@ _ENABLED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def restart() -> None:
-    """Starts this process anew with `malloc` asking for huge pages, where the system gives them on request.
+    """Starts this process again with `malloc` asking for huge pages, where the system gives them on request.
 
-    XLA takes the memory of every call on a CPU from the system anew. Page faults are a sixth of the time of a
-    ResNet-20's step, and with huge pages there is one where there were a hundred (`experiments/cpu_profile.md`). glibc
-    reads the variable when a process starts, so this comes before anything large is imported. A process that was told
-    by `GLIBC_TUNABLES`, either way, is left alone.
+    On a CPU, XLA takes the memory of every call from the system and gives it back afterwards. Page faults are a sixth
+    of the time of a ResNet-20's step, and with huge pages there is one where there were a hundred
+    (`experiments/cpu_profile.md`). glibc reads the variable when a process starts, so this comes before anything large
+    is imported. Where `GLIBC_TUNABLES` already decides about huge pages, either way, nothing is changed.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     if _NAME in tunables or _ASKED in os.environ or not sys.executable or not _wanted():
         return
-    os.environ[_ASKED] = "1"  # An interpreter with privileges of its own loses the other variable again.
+    os.environ[_ASKED] = "1"  # A privileged interpreter loses the other variable.
     os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, f"{_NAME}=1"]))
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
@@ -28,7 +28,7 @@ def restart() -> None:
 def _wanted() -> bool:
     """Whether the system has huge pages for those that ask for them, and glibc (from 2.35) can ask."""
     try:
-        library, _, version = os.confstr("CS_GNU_LIBC_VERSION").partition(" ")
+        library, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
         return (
             library == "glibc"
             and tuple(map(int, version.split("."))) >= (2, 35)

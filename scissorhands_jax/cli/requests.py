@@ -1,18 +1,30 @@
-"""The command line of deletion requests: `scissorhands request add | list | run | verify`."""
+"""The commands about deletion requests: `scissorhands request add | list | run | verify`."""
 
 from __future__ import annotations
 
-import argparse
-import json
+import dataclasses
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from rich.console import Console
 from rich.table import Table
 
+from scissorhands_jax.cli.options import Command, Option
+from scissorhands_jax.cli.shared import (
+    DataFolderOptions,
+    MethodOptions,
+    default_settings,
+    given_settings,
+    print_json,
+)
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import config as config_lib
+
+if TYPE_CHECKING:
+    from scissorhands_jax.deletion.audits import Plan
+    from scissorhands_jax.deletion.requests import Subject
 
 STATUS_CHANGED = 1
 """Exit status of `verify` that has found something."""
@@ -20,233 +32,274 @@ STATUS_RETRAIN = 3
 """Exit status of `run` with the answer "retrain now"."""
 
 
-def add_parser(commands: Any) -> None:
-    """Adds the command `request` to a parser's commands."""
-    request = commands.add_parser("request", help="keep a ledger of deletion requests, serve them, and prove it")
-    actions = request.add_subparsers(dest="request_command", required=True, metavar="COMMAND")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LedgerOptions(Command):
+    """A command about a ledger of deletion requests."""
 
-    add = actions.add_parser("add", help="take a request in; the first one begins the ledger")
-    _add_ledger(add)
-    add.add_argument("--forget", required=True, metavar="SPEC", help="which examples, as for unlearn")
-    add.add_argument("--requester", required=True, metavar="WHO", help="who asks; stays in the ledger, not in records")
-    add.add_argument("--due", metavar="DATE", help="until when, e.g. 2026-12-31 (default: in 30 days)")
-    add.add_argument("--seed", type=int, default=0, help="of a random choice (default 0)")
-    _add_subject(add, "the network that the ledger is about; needed once")
-    add.add_argument("--model", metavar="NAME", help="resnet20, resnet18, vgg16_bn, ...; needed once")
-    add.add_argument("--trained-on", metavar="FILE", help="positions that the network was trained on; default: all")
-    add.set_defaults(run=_run_add)
-
-    show = actions.add_parser("list", help="show all requests and what became of them")
-    _add_ledger(show)
-    show.add_argument("--json", action="store_true", help="as JSON")
-    show.set_defaults(run=_run_list)
-
-    run = actions.add_parser(
-        "run",
-        help="make the network forget what all open requests name, and leave a signed record",
-        epilog="Settings of the method follow as method.NAME=VALUE, as for unlearn, and with --tier those of the "
-        "audit's networks as training.NAME=VALUE, e.g. training.epochs=30. Exit status 3: retrain now.",
-    )
-    _add_ledger(run)
-    run.add_argument("--method", default="scissorhands", metavar="NAME", help="default scissorhands; retrain is exact")
-    run.add_argument("--epochs", type=int, metavar="N", help="the same as method.epochs=N")
-    run.add_argument("--batch-size", type=int, metavar="N", help="the same as method.batch_size=N")
-    run.add_argument("--seed", type=int, default=0, help="of the run (default 0)")
-    run.add_argument("--retain-limit", type=int, metavar="N", help="repair on N random retained examples only")
-    run.add_argument("--augment", action=argparse.BooleanOptionalAction, help="random crops and flips while repairing")
-    run.add_argument("--one-by-one", action="store_true", help="a run for each request instead of one for all")
-    run.add_argument("--again", action="store_true", help='also the requests that were answered "retrain now"')
-    run.add_argument(
-        "--budget",
-        type=float,
-        metavar="POINTS",
-        help="percentage points of retain or test accuracy that all runs together may cost (default 1)",
-    )
-    run.add_argument("--level", type=float, metavar="SHARE", help="level of the evidence's intervals (default 0.95)")
-    audited = run.add_mutually_exclusive_group()
-    audited.add_argument(
-        "--tier",
-        metavar="NAME",
-        help="also audit the method on these very examples against retrained networks: smoke (2 networks), standard "
-        "(16) or full (128), trained with the settings training.NAME=VALUE; says first what it will cost",
-    )
-    audited.add_argument(
-        "--audit",
-        metavar="DIR",
-        help="the same with an audit that was made elsewhere: the folder or results.json of `scissorhands audit`",
-    )
-    run.add_argument("--networks", type=int, metavar="N", help="of --tier: another even number of networks")
-    _add_subject(run, "the original network, if it has moved")
-    run.set_defaults(run=_run_run)
-
-    verify = actions.add_parser("verify", help="look for any change in the ledger, the records and the networks")
-    _add_ledger(verify)
-    verify.add_argument("--head", metavar="HASH", help="a head that you kept: tells an old copy from the ledger")
-    verify.add_argument(
-        "--public",
-        type=Path,
-        metavar="PEM",
-        help="verify with the public key alone (records/public_key.pem, from someone you trust), without the keys",
-    )
-    verify.add_argument(
-        "--reseal",
-        action="store_true",
-        help="seal a ledger anew whose seal was lost or whose bytes another program has moved, if every row is as it "
-        "was signed; a row in the history says so from then on",
-    )
-    verify.add_argument("--quick", action="store_true", help="do not evaluate the network anew")
-    _add_subject(verify, "the original network, if it has moved")
-    verify.set_defaults(run=_run_verify)
+    ledger: Annotated[Path, Option("Folder of the ledger.", metavar="DIR")]
+    keys: Annotated[
+        Path | None,
+        Option(
+            "Folder of the ledger's keys. Keep it elsewhere: whoever has the keys can change anything and sign it "
+            "again. Default: keys in the ledger's folder.",
+            metavar="DIR",
+        ),
+    ] = None
 
 
-def _add_ledger(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--ledger", required=True, type=Path, metavar="DIR", help="folder of the ledger")
-    parser.add_argument(
-        "--keys",
-        type=Path,
-        metavar="DIR",
-        help="folder of its keys (default: keys in the ledger's); keep it elsewhere: whoever has the keys can change "
-        "anything and sign it anew",
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SubjectOptions(LedgerOptions, DataFolderOptions):
+    """A command about a ledger and the network that the ledger is about."""
+
+    weights: Annotated[
+        str | None,
+        Option(
+            "File with the network's weights: needed once, and again if it has moved.",
+            metavar="FILE",
+            exclusive="network",
+        ),
+    ] = None
+    checkpoint: Annotated[
+        str | None,
+        Option("The same for a network that an earlier run left: its folder.", metavar="RUN", exclusive="network"),
+    ] = None
+    dataset: Annotated[str | None, Option("Name of the network's data set: needed once.", metavar="NAME")] = None
+
+    def subject(self) -> Subject:
+        """What the options say about the network."""
+        from scissorhands_jax.deletion.requests import Subject
+
+        return Subject(**{name: getattr(self, name, None) for name in Subject._fields})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AddCommand(SubjectOptions):
+    """Take in a deletion request; the first one begins the ledger."""
+
+    example: ClassVar[str] = (
+        'request add --ledger ledger --requester "A. Person" --forget indices:mine.txt --weights net.th '
+        "--model resnet20 --dataset cifar10 --data-dir data"
     )
 
+    forget: Annotated[str, Option("Which examples are to be forgotten, as for unlearn.", metavar="SPEC")]
+    requester: Annotated[str, Option("Who asks. This stays in the ledger and out of the records.", metavar="WHO")]
+    due: Annotated[
+        str | None,
+        Option("The day until which it has to be done, e.g. 2026-12-31. Default: in 30 days.", metavar="DATE"),
+    ] = None
+    seed: Annotated[int, Option("Seed of a random forget set.", metavar="N")] = 0
+    model: Annotated[
+        str | None, Option("Name of the network: resnet20, resnet18, vgg16_bn, ...; needed once.", metavar="NAME")
+    ] = None
+    trained_on: Annotated[
+        str | None,
+        Option(
+            "File with the positions that the network was trained on. Default: the whole training set.", metavar="FILE"
+        ),
+    ] = None
 
-def _add_subject(parser: argparse.ArgumentParser, what: str) -> None:
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument("--weights", metavar="FILE", help=what)
-    source.add_argument("--checkpoint", metavar="RUN", help=f"{what}; folder of an earlier run")
-    parser.add_argument("--dataset", metavar="NAME", help="its data set")
-    parser.add_argument("--data-dir", metavar="DIR", help="folder of the data set's files")
+    def run(self, console: Console) -> None:
+        from scissorhands_jax.deletion import requests as deletion
 
-
-def _subject(options: argparse.Namespace) -> Any:
-    from scissorhands_jax.deletion.requests import Subject
-
-    return Subject(**{name: getattr(options, name, None) for name in Subject._fields})
-
-
-def _no_settings(options: argparse.Namespace) -> None:
-    if options.overrides:
-        raise InputError(f"request {options.request_command} does not know {options.overrides[0]!r}; see --help")
-
-
-def _run_add(options: argparse.Namespace, console: Console) -> int:
-    from scissorhands_jax.deletion import requests as deletion
-
-    _no_settings(options)
-    added = deletion.add(
-        options.ledger,
-        forget=options.forget,
-        requester=options.requester,
-        due=options.due,
-        seed=options.seed,
-        subject=_subject(options),
-        keys=options.keys,
-    )
-    console.print(f"request {added.number}: {added.examples} examples to forget until {added.due}", highlight=False)
-    if added.public is not None:
-        console.print(
-            f"the ledger is begun; hand its public key to whoever is to verify it: {added.public}",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
+        added = deletion.add(
+            self.ledger,
+            forget=self.forget,
+            requester=self.requester,
+            due=self.due,
+            seed=self.seed,
+            subject=self.subject(),
+            keys=self.keys,
         )
-    if added.twins:
-        console.print(
-            f"note: the training set holds {added.twins} more examples with the same content, which the request does "
-            "not name and the network will keep",
-            highlight=False,
+        console.print(f"request {added.number}: {added.examples} examples to forget until {added.due}", highlight=False)
+        if added.public is not None:
+            console.print(
+                f"the ledger is begun; hand its public key to whoever is to verify it: {added.public}",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
+        if added.twins:
+            console.print(
+                f"note: the training set holds {added.twins} more examples with the same content, which the request "
+                "does not name and the network will keep",
+                highlight=False,
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ListCommand(LedgerOptions):
+    """Show all deletion requests and what became of them."""
+
+    example: ClassVar[str] = "request list --ledger ledger"
+
+    json: Annotated[bool, Option("Print JSON instead of a table.")] = False
+
+    def run(self, console: Console) -> None:
+        from scissorhands_jax.deletion.ledger import Ledger, overdue
+
+        with Ledger(self.ledger, self.keys) as book:
+            rows = [(request, len(book.examples(request.id))) for request in book.requests()]
+        if self.json:
+            print_json([{**request._asdict(), "examples": count} for request, count in rows])
+            return
+        table = Table("id", "requester", "received", "due", "examples", "state", "run")
+        for request, count in rows:
+            due = f"{request.due} OVERDUE" if overdue(request) else request.due
+            run = "" if request.run is None else str(request.run)
+            words = (str(request.id), request.requester, request.received[:10], due, str(count), request.state, run)
+            table.add_row(*(word.replace("[", "\\[") for word in words))
+        Console().print(table)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServeCommand(SubjectOptions, MethodOptions):
+    """Make the network forget what all open requests name, and leave a signed record.
+
+    Settings of the method follow as method.NAME=VALUE, as for unlearn, and with --tier those of the audit's networks
+    as training.NAME=VALUE, e.g. training.epochs=30; `--help-settings METHOD` lists both. The method `retrain` is
+    exact. The exit status is 3 if the answer is "retrain now".
+    """
+
+    example: ClassVar[str] = "request run --ledger ledger --epochs 5"
+    when_interrupted: ClassVar[str] = "`request run` continues from the last checkpoint"
+
+    one_by_one: Annotated[bool, Option("One run for each request instead of one for all.")] = False
+    again: Annotated[bool, Option('Also serve the requests that were answered "retrain now".')] = False
+    budget: Annotated[
+        float | None,
+        Option(
+            "Percentage points of retain or test accuracy that all runs together may cost. Default: 1.",
+            metavar="POINTS",
+        ),
+    ] = None
+    level: Annotated[
+        float | None, Option("Level of the intervals in the evidence. Default: 0.95.", metavar="SHARE")
+    ] = None
+    tier: Annotated[
+        str | None,
+        Option(
+            "Also audit the method on these very examples against retrained networks: smoke (2 networks), standard "
+            "(16) or full (128), trained with the settings training.NAME=VALUE. Says first what it will cost.",
+            metavar="NAME",
+            exclusive="audit",
+        ),
+    ] = None
+    audit: Annotated[
+        str | None,
+        Option(
+            "The same with an audit that was made elsewhere: the folder or results.json of `scissorhands audit`.",
+            metavar="DIR",
+            exclusive="audit",
+        ),
+    ] = None
+    networks: Annotated[int | None, Option("Of --tier: another even number of networks.", metavar="N")] = None
+
+    @classmethod
+    def listed_settings(cls, method: str | None) -> Mapping[str, Any]:
+        """Those of the method, and those of the training of an audit's networks."""
+        from scissorhands_jax.methods.retrain import RetrainSettings
+
+        return {**super().listed_settings(method), "training.": RetrainSettings()}
+
+    def run(self, console: Console) -> int:
+        from scissorhands_jax.deletion import requests as deletion
+        from scissorhands_jax.deletion import verdicts
+        from scissorhands_jax.deletion.ledger import RETRAIN
+
+        settings = default_settings(self.method_name)
+        training = [word for word in self.settings if word.startswith("training.")]
+        others = [word for word in self.settings if word not in training]
+        for word in others:
+            if not word.startswith("method."):
+                raise InputError(f"request run takes settings of the method only, as method.NAME=VALUE; got {word!r}")
+        plan = self._audit_plan(training)
+        changes = [word.removeprefix("method.") for word in (*others, *given_settings(self, "method."))]
+        outcomes = deletion.run(
+            self.ledger,
+            config_lib.override(settings, changes),
+            method=self.method_name,
+            seed=self.seed or 0,
+            retain_limit=self.retain_limit,
+            augment=self.augment,
+            one_by_one=self.one_by_one,
+            again=self.again,
+            budget=verdicts.BUDGET if self.budget is None else self.budget,
+            level=verdicts.LEVEL if self.level is None else self.level,
+            subject=self.subject(),
+            keys=self.keys,
+            audit=plan,
+            console=console,
         )
-    return 0
+        for outcome in outcomes:
+            numbers = ", ".join(map(str, outcome.requests))
+            noun = "request" if len(outcome.requests) == 1 else "requests"
+            sys.stdout.write(f"{noun} {numbers}: {outcome.verdict.answer}; record {outcome.record}\n")
+            sys.stdout.writelines(f"  {reason}\n" for reason in outcome.verdict.reasons)
+            if outcome.verdict.answer == RETRAIN:
+                sys.stdout.write("  what serves them: --method retrain, or --again with other settings\n")
+        if not outcomes:
+            sys.stdout.write("no request is open\n")
+        return STATUS_RETRAIN if any(outcome.verdict.answer == RETRAIN for outcome in outcomes) else 0
 
+    def _audit_plan(self, training: list[str]) -> Plan | None:
+        """How the method is audited on the requests' examples, if it is."""
+        from scissorhands_jax.deletion.audits import Plan
 
-def _run_list(options: argparse.Namespace, console: Console) -> int:
-    from scissorhands_jax.deletion.ledger import Ledger, overdue
-
-    del console
-    _no_settings(options)
-    with Ledger(options.ledger, options.keys) as book:
-        rows = [(request, len(book.examples(request.id))) for request in book.requests()]
-    if options.json:
-        document = [{**request._asdict(), "examples": count} for request, count in rows]
-        sys.stdout.write(json.dumps(document, indent=2) + "\n")
-        return 0
-    table = Table("id", "requester", "received", "due", "examples", "state", "run")
-    for request, count in rows:
-        due = f"{request.due} OVERDUE" if overdue(request) else request.due
-        run = "" if request.run is None else str(request.run)
-        words = (str(request.id), request.requester, request.received[:10], due, str(count), request.state, run)
-        table.add_row(*(word.replace("[", "\\[") for word in words))
-    Console().print(table)
-    return 0
-
-
-def _run_run(options: argparse.Namespace, console: Console) -> int:
-    from scissorhands_jax.deletion import audits as deletion_audits
-    from scissorhands_jax.deletion import requests as deletion
-    from scissorhands_jax.deletion import verdicts
-    from scissorhands_jax.deletion.ledger import RETRAIN
-    from scissorhands_jax.methods import METHODS
-
-    if options.method not in METHODS:
-        raise InputError(f"there is no method {options.method!r}; choose one of {', '.join(METHODS)}")
-    training = [word for word in options.overrides if word.startswith("training.")]
-    for word in options.overrides:
-        if not word.startswith("method.") and word not in training:
-            raise InputError(f"request run takes settings of the method only, as method.NAME=VALUE; got {word!r}")
-    if options.tier is None and (training or options.networks is not None):
-        raise InputError("training.NAME=VALUE and --networks say how an audit is made; name its --tier")
-    plan = None
-    if options.tier is not None or options.audit is not None:
-        file = None if options.audit is None else str(Path(options.audit).absolute())
+        if self.tier is None and (training or self.networks is not None):
+            raise InputError("training.NAME=VALUE and --networks say how an audit is made; name its --tier")
+        if self.tier is None and self.audit is None:
+            return None
         changes = tuple(word.removeprefix("training.") for word in training)
-        plan = deletion_audits.Plan(options.tier, options.networks, changes, file)
-    given = {"epochs": options.epochs, "batch_size": options.batch_size}
-    short = [f"{name}={value}" for name, value in given.items() if value is not None]
-    words = [word.removeprefix("method.") for word in options.overrides if word not in training]
-    settings = config_lib.override(METHODS[options.method](), [*words, *short])
-    outcomes = deletion.run(
-        options.ledger,
-        settings,
-        method=options.method,
-        seed=options.seed,
-        retain_limit=options.retain_limit,
-        augment=options.augment,
-        one_by_one=options.one_by_one,
-        again=options.again,
-        budget=verdicts.BUDGET if options.budget is None else options.budget,
-        level=verdicts.LEVEL if options.level is None else options.level,
-        subject=_subject(options),
-        keys=options.keys,
-        audit=plan,
-        console=console,
-    )
-    for outcome in outcomes:
-        numbers = ", ".join(map(str, outcome.requests))
-        noun = "request" if len(outcome.requests) == 1 else "requests"
-        sys.stdout.write(f"{noun} {numbers}: {outcome.verdict.answer}; record {outcome.record}\n")
-        sys.stdout.writelines(f"  {reason}\n" for reason in outcome.verdict.reasons)
-        if outcome.verdict.answer == RETRAIN:
-            sys.stdout.write("  what serves them: --method retrain, or --again with other settings\n")
-    if not outcomes:
-        sys.stdout.write("no request is open\n")
-    return STATUS_RETRAIN if any(outcome.verdict.answer == RETRAIN for outcome in outcomes) else 0
+        file = None if self.audit is None else str(Path(self.audit).absolute())
+        return Plan(self.tier, self.networks, changes, file)
 
 
-def _run_verify(options: argparse.Namespace, console: Console) -> int:
-    from scissorhands_jax.deletion import requests as deletion
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VerifyCommand(SubjectOptions):
+    """Look for any change in the ledger, the records and the networks.
 
-    _no_settings(options)
-    found, head = deletion.verify(
-        options.ledger,
-        head=options.head,
-        evaluate=not options.quick,
-        subject=_subject(options),
-        keys=options.keys,
-        public=options.public,
-        reseal=options.reseal,
-        console=console,
-    )
-    sys.stdout.writelines(f"CHANGED: {problem}\n" for problem in found)
-    if not found:
-        sys.stdout.write(f"all is as it was written; head {head}\n")
-    return STATUS_CHANGED if found else 0
+    The exit status is 1 if something was changed.
+    """
+
+    example: ClassVar[str] = "request verify --ledger ledger --public public_key.pem"
+
+    head: Annotated[
+        str | None,
+        Option(
+            "A head of the ledger that you kept: with it an old copy of the ledger is told from the ledger.",
+            metavar="HASH",
+        ),
+    ] = None
+    public: Annotated[
+        Path | None,
+        Option(
+            "Verify with the public key alone (records/public_key.pem, from someone you trust), without the keys.",
+            metavar="PEM",
+        ),
+    ] = None
+    reseal: Annotated[
+        bool,
+        Option(
+            "Seal a ledger again whose seal was lost or whose bytes another program has moved, if every row is as it "
+            "was signed; a row in the history says so from then on."
+        ),
+    ] = False
+    quick: Annotated[bool, Option("Do not evaluate the network again.")] = False
+
+    def run(self, console: Console) -> int:
+        from scissorhands_jax.deletion import requests as deletion
+
+        found, head = deletion.verify(
+            self.ledger,
+            head=self.head,
+            evaluate=not self.quick,
+            subject=self.subject(),
+            keys=self.keys,
+            public=self.public,
+            reseal=self.reseal,
+            console=console,
+        )
+        sys.stdout.writelines(f"CHANGED: {problem}\n" for problem in found)
+        if not found:
+            sys.stdout.write(f"all is as it was written; head {head}\n")
+        return STATUS_CHANGED if found else 0

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import types
 import typing
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import InputError, suggest
+from scissorhands_jax.keywords import field_docs
 
 _SHOWN = 100  # characters of what someone wrote, in a message
 
@@ -64,20 +65,49 @@ def setting_names(config: Any, prefix: str = "") -> list[str]:
     return names
 
 
+def describe_settings(settings: Any, prefix: str = "") -> dict[str, tuple[str, str]]:
+    """The settings of a dataclass by the dotted names that `override` takes, each with its value and documentation.
+
+    Args:
+      settings: the dataclass, whose values are the defaults.
+      prefix: what stands before each name, such as "method.".
+    """
+    described: dict[str, tuple[str, str]] = {}
+    docs = field_docs(type(settings))
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            described |= describe_settings(value, f"{prefix}{field.name}.")
+        else:
+            described[prefix + field.name] = (_value_text(value), " ".join(docs.get(field.name, "").split()))
+    return described
+
+
+def _value_text(value: Any) -> str:
+    """A value as `override` reads it."""
+    if isinstance(value, tuple):
+        return ",".join(map(_value_text, value)) or "none"
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={_value_text(item)}" for name, item in value.items()) or "none"
+    return str(value).lower() if isinstance(value, bool | None) else str(value)
+
+
 def _set(config: Any, path: list[str], name: str, text: str) -> Any:
     head, rest = path[0], path[1:]
     prefix = name.removesuffix(".".join(path))
     if isinstance(config, dict):
-        return {**config, head: _json_or_text(text)} if not rest else _unknown(name, [prefix + head])
+        if rest:
+            raise _unknown(name, [prefix + head])
+        return {**config, head: _json_or_text(text)}
     names = [field.name for field in dataclasses.fields(config)]
     if head not in names:
-        return _unknown(name, setting_names(config, prefix))
+        raise _unknown(name, setting_names(config, prefix))
     value = getattr(config, head)
     holds_settings = dataclasses.is_dataclass(value) or isinstance(value, dict)
     if rest and holds_settings:
         return dataclasses.replace(config, **{head: _set(value, rest, name, text)})
     if rest:
-        return _unknown(name, setting_names(config, prefix))
+        raise _unknown(name, setting_names(config, prefix))
     if holds_settings:
         raise InputError(f"{name} holds several settings; write {name}.NAME=value")
     hint = typing.get_type_hints(type(config))[head]
@@ -90,7 +120,7 @@ def parse_value(text: str, hint: Any, name: str) -> Any:
     """Reads text as a value of an annotated type.
 
     Raises:
-      InputError: it is none.
+      InputError: the text is no value of this type.
     """
     choices = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     for choice in choices:
@@ -106,8 +136,8 @@ def parse_value(text: str, hint: Any, name: str) -> Any:
                 return choice(text)
             except ValueError:
                 continue
-        if choice is str:
-            return text
+        if choice in (str, Path):
+            return choice(text)
         if text in typing.get_args(choice):
             return text
     expected = " or ".join(_type_name(choice) for choice in choices)
@@ -132,8 +162,10 @@ def _shown(text: str) -> str:
 
 
 def _type_name(choice: Any) -> str:
-    literals = typing.get_args(choice)
-    return "none" if choice is type(None) else " or ".join(map(str, literals)) if literals else choice.__name__
+    if choice is type(None):
+        return "none"
+    words = [str(word) for word in typing.get_args(choice)] or [choice.__name__]
+    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def _json_or_text(text: str) -> Any:
@@ -148,11 +180,5 @@ def _json_or_text(text: str) -> Any:
     return text
 
 
-def _unknown(name: str, known: list[str]) -> typing.NoReturn:
-    tail = name.split(".")[-1]
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-    near += [k for k in known if difflib.SequenceMatcher(None, k.split(".")[-1], tail).ratio() > 0.7]
-    shown = list(dict.fromkeys(near)) or known
-    raise InputError(
-        f"there is no setting {_shown(name)}; {'near names' if near else 'the settings'} are {', '.join(shown)}"
-    )
+def _unknown(name: str, known: list[str]) -> InputError:
+    return InputError(f"there is no setting {_shown(name)}; {suggest(name, known)}; --help-settings explains them all")

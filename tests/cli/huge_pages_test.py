@@ -75,7 +75,7 @@ def test_a_library_that_cannot_ask_is_not_restarted(restarts, monkeypatch, confs
 
 def test_the_command_has_them_before_jax_is_loaded():
     code = (
-        "import os, sys; from scissorhands_jax import _huge_pages; _huge_pages.restart(); "
+        "import os, sys; from scissorhands_jax.cli import huge_pages; huge_pages.restart(); "
         "print(sys.argv[1], 'jax' in sys.modules, os.environ.get('GLIBC_TUNABLES', ''))"
     )
     environment = {

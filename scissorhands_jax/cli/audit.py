@@ -1,0 +1,120 @@
+"""The command `scissorhands audit`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from rich.console import Console
+
+from scissorhands_jax.cli.options import Option, SettingsCommand
+from scissorhands_jax.cli.shared import DEFAULT_METHOD, DataFolderOptions, OverwriteOptions, default_settings
+from scissorhands_jax.errors import InputError, suggest
+from scissorhands_jax.jobs import config as config_lib
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AuditCommand(OverwriteOptions, DataFolderOptions, SettingsCommand):
+    """Attack unlearning methods with an ensemble of networks, and say whether the attacks can be trusted.
+
+    Trains an ensemble of networks, half of them with and half without each forget set, and measures how well an attack
+    can tell what a method leaves of a forget set from never having seen it. Says first what it will cost. The same
+    command continues an audit that was stopped, and enlarges it with a higher --networks.
+
+    Settings follow as NAME=VALUE: of the networks, e.g. training.epochs=30 train_limit=5000, and of a method by its
+    name, e.g. scissorhands.fraction=0.05; `--help-settings METHOD` lists both.
+    """
+
+    example: ClassVar[str] = "audit --tier smoke --dataset digits --model mlp --method scissorhands --out audit"
+    when_interrupted: ClassVar[str] = "the same command continues with the next network"
+
+    out: Annotated[Path, Option("Folder for results.json and report.html.", metavar="DIR")]
+    tier: Annotated[
+        str,
+        Option(
+            "How thorough the audit is. smoke: a population attack on two networks; standard: every attack on 16 "
+            "networks; full: every attack on 128 networks.",
+            metavar="NAME",
+        ),
+    ] = "standard"
+    networks: Annotated[int | None, Option("Another number of networks: an even one from 2 to 256.", metavar="N")] = (
+        None
+    )
+    store: Annotated[
+        Path | None,
+        Option("Folder for trained networks, which several audits can share. Default: DIR/networks.", metavar="DIR"),
+    ] = None
+    dataset: Annotated[str, Option("Name of the data set, as for unlearn.", metavar="NAME")] = "digits"
+    model: Annotated[str, Option("Name of the network: mlp, resnet20, resnet18, ...", metavar="NAME")] = "mlp"
+    method: Annotated[
+        tuple[str, ...],
+        Option(
+            "Name of a method; give the option again for each further one. Default: scissorhands.",
+            metavar="NAME",
+            repeat="each",
+        ),
+    ] = ("scissorhands",)
+    forget: Annotated[
+        tuple[str, ...],
+        Option(
+            "A forget set, as for unlearn; give the option again for each further one. They must not overlap, and a "
+            "random:SHARE is drawn from what the ones before it left. Default: three of random:0.05.",
+            metavar="SPEC",
+            repeat="each",
+        ),
+    ] = ("random:0.05",) * 3
+    seed: Annotated[int, Option("Seed of forget sets and networks.", metavar="N")] = 0
+
+    @classmethod
+    def listed_settings(cls, method: str | None) -> Mapping[str, Any]:
+        """Those of the method by its name, and those of the networks' training."""
+        from scissorhands_jax.methods.retrain import RetrainSettings
+
+        name = method or DEFAULT_METHOD
+        return {f"{name}.": default_settings(name), "training.": RetrainSettings()}
+
+    def run(self, console: Console) -> None:
+        from scissorhands_jax.audit import run as audit
+        from scissorhands_jax.jobs.grid import Experiment, Scenario
+        from scissorhands_jax.methods.retrain import RetrainSettings
+
+        methods = {name: self._method_settings(name) for name in self.method}
+        others = [text for text in self.settings if text.split(".")[0] not in methods]
+        scenarios = tuple(
+            Scenario(
+                name=f"{spec}, set {number}" if self.forget.count(spec) > 1 else spec, forget=(spec,), methods=methods
+            )
+            for number, spec in enumerate(self.forget, start=1)
+        )
+        experiment = Experiment(
+            name=f"{self.dataset}, {self.model}",
+            dataset=self.dataset,
+            model=self.model,
+            training=RetrainSettings(),
+            scenarios=scenarios,
+        )
+        audit.run_audit(
+            config_lib.override(experiment, others),
+            self.out,
+            tier=self.tier,
+            num_networks=self.networks,
+            seed=self.seed,
+            data_dir=self.data_dir,
+            networks=self.store,
+            overwrite=self.overwrite,
+            console=console,
+        )
+
+    def _method_settings(self, name: str) -> Any:
+        """The settings of a method to audit, with those of its own that were given."""
+        from scissorhands_jax.methods import METHODS
+        from scissorhands_jax.methods.settings import on_upper_layers
+
+        known = [method for method in METHODS if method != "retrain"]
+        if name not in known:
+            raise InputError(f"there is no method {name!r} to audit; {suggest(name, known)}")
+        prefix = f"{name}."
+        own = [text.removeprefix(prefix) for text in self.settings if text.startswith(prefix)]
+        return config_lib.override(on_upper_layers(METHODS[name](), self.model), own)

@@ -1,0 +1,234 @@
+"""The commands about one network: demo, unlearn, plan, tune and evaluate."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from rich.console import Console
+
+from scissorhands_jax.cli.options import Option, options_of
+from scissorhands_jax.cli.shared import JobOptions, NetworkOptions, OverwriteOptions, ResumeOptions, print_json
+from scissorhands_jax.errors import InputError
+from scissorhands_jax.jobs import config as config_lib
+
+_many = functools.partial(Option, group="many devices, many processes")
+_speed = functools.partial(Option, group="speed, where the automatic choice is to be overridden")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DemoCommand(OverwriteOptions):
+    """Train a small network, make it forget, and show that it did.
+
+    A classifier of digits forgets a tenth of its training images, and another one a whole class; this takes about a
+    minute. `scissorhands demo diffusion` has a network that draws digits forget how one of them is drawn.
+    """
+
+    example: ClassVar[str] = "demo --out demo"
+
+    out: Annotated[Path, Option("Folder for results.json and report.html.", metavar="DIR")]
+    seeds: Annotated[int, Option("Number of seeds.", metavar="N")] = 3
+
+    def run(self, console: Console) -> None:
+        from scissorhands_jax.jobs import demo
+
+        demo.run_demo(self.out, num_seeds=self.seeds, overwrite=self.overwrite, console=console)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UnlearnCommand(ResumeOptions, JobOptions):
+    """Make a trained network forget a part of its training set.
+
+    Settings of the method follow as NAME=VALUE, e.g. method.fraction=0.05 method.forget_weight=0.1; `--help-settings
+    METHOD` lists them with their defaults and meaning.
+    """
+
+    example: ClassVar[str] = (
+        "unlearn --weights resnet20.th --model resnet20 --dataset cifar10 --data-dir data --forget class:3 --out run"
+    )
+    required: ClassVar[tuple[str, ...]] = ("network", "forget")
+
+    out: Annotated[Path, Option("Folder for the result.", metavar="RUN")]
+    checkpoint_every: Annotated[
+        int | None, Option("Steps between checkpoints. Default: one after every epoch.", metavar="STEPS")
+    ] = None
+    mesh: Annotated[
+        str | None,
+        _many(
+            "Divide batches over DATA devices and large arrays over MODEL, e.g. 8 or 4x2. Default: one device, or all "
+            "devices where there are many processes.",
+            metavar="DATA[xMODEL]",
+        ),
+    ] = None
+    fsdp: Annotated[bool, _many("Divide large arrays over the DATA devices as well.")] = False
+    distributed: Annotated[
+        bool, _many("This is one of many processes on a cluster that JAX knows (Slurm, TPU, ...).")
+    ] = False
+    coordinator: Annotated[
+        str | None, _many("This is one of many processes, and process 0 is reached here.", metavar="HOST:PORT")
+    ] = None
+    num_processes: Annotated[int | None, _many("Number of processes.", metavar="N")] = None
+    process_id: Annotated[
+        int | None, _many("Which of them this is, counted from 0; process 0 writes the results.", metavar="I")
+    ] = None
+    steps_per_call: Annotated[
+        int | None,
+        _speed(
+            "Steps in one compiled call. Default: many; on a CPU 4 where all convolutions are fast in a loop, else 1.",
+            metavar="N",
+        ),
+    ] = None
+    feed_from: Annotated[
+        Literal["auto", "device", "host"],
+        _speed("Where the data are kept: device or host; auto decides by their size.", metavar="WHERE"),
+    ] = "auto"
+
+    @property
+    def _address(self) -> tuple[str | None, int | None, int | None]:
+        return self.coordinator, self.num_processes, self.process_id
+
+    @property
+    def _is_distributed(self) -> bool:
+        return self.distributed or any(value is not None for value in self._address)
+
+    def run(self, console: Console) -> None:
+        from scissorhands_jax.training import distributed, sharding
+
+        if self._is_distributed:
+            distributed.start(*self._address)
+            if not distributed.is_first():
+                console = Console(stderr=True, quiet=True)
+        with distributed.explaining():
+            layout = None
+            if self.mesh or self._is_distributed or self.fsdp:
+                sizes = sharding.parse_mesh(self.mesh) if self.mesh else ()
+                layout = sharding.make_layout(*sizes, fsdp=self.fsdp)
+
+            from scissorhands_jax.jobs import unlearning
+
+            unlearning.unlearn(
+                self.config(),
+                self.out,
+                checkpoint_every=self.checkpoint_every,
+                overwrite=self.overwrite,
+                resume=self.resume,
+                layout=layout,
+                steps_per_call=self.steps_per_call,
+                feed_from=self.feed_from,
+                console=console,
+            )
+
+    def leave(self, status: int) -> int:
+        """Ends the other processes of the run as well."""
+        if not self._is_distributed:
+            return status
+        from scissorhands_jax.training import distributed
+
+        return distributed.leave(status)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanCommand(JobOptions):
+    """Say what a run will cost in memory and time, before it is paid.
+
+    Takes the arguments of unlearn, or --config FILE; without weights the network gets fresh ones. It takes a few real
+    steps and forgets nothing. Settings follow as NAME=VALUE, as for unlearn, e.g. method.microbatches=4
+    model_options.remat=true; `--help-settings METHOD` lists those of a method.
+    """
+
+    example: ClassVar[str] = "plan --config run/results.json --devices 4"
+
+    config_file: Annotated[
+        Path | None,
+        Option(
+            "File results.json or run.json of an earlier run, which says what to plan.", flag="--config", metavar="FILE"
+        ),
+    ] = None
+    devices: Annotated[int, Option("Number of devices that the run is to have.", metavar="N")] = 1
+    memory: Annotated[
+        float | None, Option("Memory of each device in GiB. Default: what this device has.", metavar="G")
+    ] = None
+    json: Annotated[bool, Option("Print JSON instead of the table.")] = False
+    out: Annotated[str | None, Option("Taken as by unlearn; nothing is written to it.", metavar="RUN")] = None
+
+    def run(self, console: Console) -> None:
+        from scissorhands_jax.jobs import planning
+
+        config = self.config() if self.config_file is None else self._saved_config(self.config_file)
+        # By now this process has loaded what a run loads, with one thread, so that its CPU time is about the time it
+        # took.
+        starting = time.process_time()
+        document = planning.plan(
+            config, devices=self.devices, memory_gib=self.memory, starting=starting, console=console
+        )
+        if self.json:
+            print_json(document)
+        else:
+            planning.print_plan(document, Console())
+
+    def _saved_config(self, path: Path) -> config_lib.RunConfig:
+        from scissorhands_jax.jobs import planning
+
+        if self.method is not None:
+            raise InputError("--config says what to run; leave --method out")
+        for name, found in options_of(type(self)).items():
+            if found.setting is not None and getattr(self, name) is not None:
+                advice = f"leave {found.flag} out, or write it as {found.setting}=VALUE"
+                raise InputError(f"--config says what to run; {advice}")
+        config = planning.read_config(path)
+        if self.data_dir is not None:
+            config = dataclasses.replace(config, data_dir=self.data_dir)
+        return config_lib.override(config, self.settings)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TuneCommand(OverwriteOptions, JobOptions):
+    """Choose the method's settings without an oracle: on validation data, within a budget.
+
+    Settings of the method that are to stay as they are follow as NAME=VALUE, as for unlearn; `--help-settings METHOD`
+    lists them with their defaults and meaning.
+    """
+
+    example: ClassVar[str] = "tune --checkpoint run --forget random:0.1 --validation test:0.5 --out tuning"
+    required: ClassVar[tuple[str, ...]] = ("network", "forget")
+
+    out: Annotated[Path, Option("Folder for the result.", metavar="RUN")]
+    trials: Annotated[int, Option("Number of settings to try.", metavar="N")] = 12
+    minutes: Annotated[float | None, Option("Start no trial after this many minutes.", metavar="N")] = None
+
+    def run(self, console: Console) -> None:
+        from scissorhands_jax.jobs import tuning
+
+        tuning.tune(
+            self.config(),
+            self.out,
+            num_trials=self.trials,
+            max_minutes=self.minutes,
+            overwrite=self.overwrite,
+            console=console,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateCommand(NetworkOptions):
+    """Print a network's accuracies as JSON, and the gates that say whether they can be trusted."""
+
+    example: ClassVar[str] = "evaluate --checkpoint run"
+    required: ClassVar[tuple[str, ...]] = ("network",)
+
+    retrained: Annotated[
+        str | None,
+        Option(
+            "Folder of a run of --method retrain on the same forget set; without one no gate can be run.", metavar="RUN"
+        ),
+    ] = None
+
+    def run(self, console: Console) -> None:
+        from scissorhands_jax.jobs import evaluating
+
+        network = self.described_network()
+        del network["model_options"]  # The evaluation reads them itself.
+        print_json(evaluating.evaluate_network(**network, retrained=self.retrained, console=console))

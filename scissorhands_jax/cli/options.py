@@ -1,0 +1,286 @@
+"""Command lines derived from dataclasses: each field of a command is an option, declared and documented once.
+
+The parser below is argparse's. tyro derives one from dataclasses as well and was tried first, but it cannot keep this
+command line: its errors are boxes of several lines, which only its private module `tyro._errors` can replace with one
+sentence; `bool | None` becomes an option with a value instead of the pair `--augment` and `--no-augment`; and the text
+`None` is read as no value, also where a file or folder may have that name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import re
+import shutil
+import sys
+import textwrap
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, NoReturn
+
+from rich.console import Console
+
+from scissorhands_jax.errors import InputError, suggest
+from scissorhands_jax.jobs import config
+
+_SETTING = re.compile(r"(--)?\w+(\.\w+)*=")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    """A command of the command line; subclasses add options as fields, each with an `Option`, and say what `run` does.
+
+    The docstring of a subclass is the description that `--help` prints; its first sentence stands in the overview.
+    """
+
+    example: ClassVar[str] = ""
+    """The example in the help, without the name of the program."""
+    required: ClassVar[tuple[str, ...]] = ()
+    """Fields with a default, or exclusive groups, that this command nevertheless requires."""
+    when_interrupted: ClassVar[str] = ""
+    """What to do after the command was interrupted, for the message that says so."""
+
+    def run(self, console: Console) -> int | None:
+        """Does what the command is for.
+
+        Args:
+          console: where progress and remarks are printed; results go to standard output.
+
+        Returns:
+          The exit status, or None for 0.
+        """
+        raise NotImplementedError
+
+    def leave(self, status: int) -> int:
+        """Called last, with the exit status; returns the one to exit with."""
+        return status
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SettingsCommand(Command):
+    """A command that also takes settings of a method, written NAME=VALUE or --NAME=VALUE."""
+
+    settings_of: ClassVar[str] = "METHOD"
+    """What has the settings, as the name of the value of `--help-settings`."""
+
+    settings: tuple[str, ...] = ()
+
+    @classmethod
+    def listed_settings(cls, method: str | None) -> Mapping[str, Any]:
+        """The settings that `--help-settings` lists.
+
+        Args:
+          method: what the user wrote after `--help-settings`; None if nothing.
+
+        Returns:
+          Dataclasses of settings by the prefix of their names, such as "method.".
+        """
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """How a field of a command is written on the command line, declared as `field: Annotated[TYPE, Option(...)]`.
+
+    A field without a default is an option that is required.
+    """
+
+    help: str
+    """What the option does, in sentences; a default that is a number or a text is added to them."""
+    metavar: str | None = None
+    """The name of the value in `--help`."""
+    _: dataclasses.KW_ONLY
+    flag: str = ""
+    """How the option is written; by default `--` and the name of the field with hyphens. A flag without hyphens makes
+    it a positional argument."""
+    group: str | None = None
+    """The heading in `--help` that the option is listed under."""
+    exclusive: str | None = None
+    """Options of one command that have the same word here exclude each other."""
+    repeat: Literal["each", "several"] | None = None
+    """For fields that are tuples: "each" value has its own option, or one option takes "several" values."""
+    setting: str | None = None
+    """The dotted name of the setting that the option sets."""
+    type: Any = None
+    """The type of a value or, for a tuple, of an item; `options_of` takes it from the field."""
+    is_required: bool = False
+    """Whether the command requires the option; found by `options_of`."""
+    is_pair: bool = False
+    """Whether there are two options, `--name` and `--no-name`; found by `options_of`."""
+
+    @property
+    def flags(self) -> list[str]:
+        """All ways to write the option."""
+        return [self.flag, f"--no-{self.flag.removeprefix('--')}"] if self.is_pair else [self.flag]
+
+
+def options_of(command: type[Command]) -> dict[str, Option]:
+    """The options of a command by the names of their fields, with all that the fields say about them."""
+    hints, options = typing.get_type_hints(command, include_extras=True), {}
+    for field in dataclasses.fields(command):
+        hint, *extras = typing.get_args(hints[field.name])
+        if not (extras and isinstance(extras[0], Option)):
+            continue
+        is_wrapped = isinstance(hint, types.UnionType) or typing.get_origin(hint) is tuple
+        inner = [choice for choice in typing.get_args(hint) if choice not in (type(None), Ellipsis)]
+        shown = isinstance(field.default, str | int | float) and not isinstance(field.default, bool)
+        options[field.name] = dataclasses.replace(
+            extras[0],
+            help=f"{extras[0].help} Default: {field.default}." if shown else extras[0].help,
+            flag=extras[0].flag or "--" + field.name.replace("_", "-"),
+            type=inner[0] if is_wrapped else hint,
+            is_required=field.default is dataclasses.MISSING or field.name in command.required,
+            is_pair=is_wrapped and inner[0] is bool,
+        )
+    return options
+
+
+def flags_of(command: type[Command]) -> list[str]:
+    """All options of a command as they are written."""
+    own = ["--help", "--help-settings"] if issubclass(command, SettingsCommand) else ["--help"]
+    return [*own, *(flag for found in options_of(command).values() for flag in found.flags)]
+
+
+def parse(name: str, command: type[Command], words: Sequence[str]) -> Command:
+    """The command, with its options as they are written in `words`.
+
+    `--help` and `--help-settings` print and raise SystemExit.
+
+    Args:
+      name: the command as it is written, such as "request add".
+      command: the class of the command.
+      words: what the user wrote after the name.
+
+    Raises:
+      InputError: an option is unknown or missing, or its value is of another type.
+    """
+    flags = flags_of(command)
+    for word in words:
+        # Said before argparse complains that an option is missing, whose name perhaps only has a typing error.
+        if word.startswith("--") and word != "--" and " " not in word and word.partition("=")[0] not in flags:
+            _read_setting(word, name, command)
+    found, rest = make_parser(name, command).parse_known_args(words)
+    values = {
+        field: _read_value(getattr(found, field), described)
+        for field, described in options_of(command).items()
+        if hasattr(found, field)
+    }
+    settings = tuple(_read_setting(word, name, command) for word in rest)
+    return command(**values, settings=settings) if issubclass(command, SettingsCommand) else command(**values)
+
+
+def make_parser(name: str, command: type[Command]) -> argparse.ArgumentParser:
+    """The argparse parser of one command, which leaves all values as texts and adds no defaults.
+
+    Args:
+      name: the command as it is written, such as "request add".
+      command: the class whose fields are the options.
+    """
+    parser = _Parser(
+        prog=f"scissorhands {name}",
+        description=paragraphs(inspect.getdoc(command) or ""),
+        epilog=f"example:\n  scissorhands {command.example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    if issubclass(command, SettingsCommand):
+        listed = "Print all settings with their defaults and meaning, and exit."
+        parser.add_argument(
+            "--help-settings", action=_HelpSettings, command=command, metavar=command.settings_of, help=listed
+        )
+    groups: dict[str | None, Any] = {None: parser}
+    exclusive: dict[str, Any] = {}
+
+    def comes_later(item: tuple[str, Option]) -> bool:
+        return not item[1].is_required and item[1].exclusive not in command.required
+
+    for field, found in sorted(options_of(command).items(), key=comes_later):
+        if found.group not in groups:
+            groups[found.group] = parser.add_argument_group(found.group)
+        container = groups[found.group]
+        if found.exclusive is not None:
+            if found.exclusive not in exclusive:
+                is_required = found.exclusive in command.required
+                exclusive[found.exclusive] = container.add_mutually_exclusive_group(required=is_required)
+            container = exclusive[found.exclusive]
+        container.add_argument(found.flag, **_argparse_arguments(field, found))
+    if issubclass(command, SettingsCommand):
+        usage, indent = parser.format_usage().removeprefix("usage: ").rstrip(), " " * len(f"usage: {parser.prog} ")
+        parser.usage = f"{usage}\n{indent}[NAME=VALUE ...]"
+    return parser
+
+
+def paragraphs(text: str, indent: str = "", first: str | None = None) -> str:
+    """The text with each paragraph filled to the width of the terminal.
+
+    Args:
+      text: paragraphs with empty lines between them.
+      indent: what each line begins with.
+      first: what the first line of a paragraph begins with instead.
+    """
+    width, first = min(shutil.get_terminal_size().columns, 100) - 2, indent if first is None else first
+    parts = (" ".join(part.split()) for part in text.split("\n\n"))
+    return "\n\n".join(textwrap.fill(part, width, initial_indent=first, subsequent_indent=indent) for part in parts)
+
+
+def _argparse_arguments(field: str, found: Option) -> dict[str, Any]:
+    """What argparse is told about an option."""
+    arguments: dict[str, Any] = {"help": found.help.replace("%", "%%")}
+    if found.flags[0].startswith("-"):
+        arguments |= {"dest": field, "required": found.is_required}
+    if found.is_pair:
+        return arguments | {"action": argparse.BooleanOptionalAction}
+    if found.type is bool:
+        return arguments | {"action": "store_true"}
+    if found.repeat is not None:
+        arguments |= {"action": "append"} if found.repeat == "each" else {"action": "extend", "nargs": "+"}
+    return arguments | {"metavar": found.metavar}
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse's parser with errors of one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message.removeprefix('argument ')}; see `{self.prog} --help`")
+
+
+class _HelpSettings(argparse.Action):
+    """Lists the settings of a method as `--help` lists options."""
+
+    def __init__(self, *, command: type[SettingsCommand], **arguments: Any) -> None:
+        super().__init__(nargs="?", **arguments)
+        self.command = command
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option_string: Any = None) -> None:
+        del namespace, option_string
+        for prefix, settings in self.command.listed_settings(values).items():
+            for name, (value, text) in config.describe_settings(settings, prefix).items():
+                sys.stdout.write(f"{name} (default: {value})\n")
+                if text:
+                    sys.stdout.write(paragraphs(text, "    ") + "\n")
+        parser.exit()
+
+
+def _read_value(value: Any, found: Option) -> Any:
+    """What argparse found, by the type of the field."""
+    if isinstance(value, list):
+        return tuple(_read_value(text, found) for text in value)
+    return config.parse_value(value, found.type, found.flags[0]) if isinstance(value, str) else value
+
+
+def _read_setting(word: str, name: str, command: type[Command]) -> str:
+    """A word that is no option, as the setting `a.b=c`; `--a.b=c` is read as well.
+
+    Raises:
+      InputError: the word is not a setting, or the command takes none.
+    """
+    is_setting = _SETTING.match(word) is not None
+    if is_setting and issubclass(command, SettingsCommand):
+        return word.removeprefix("--")
+    if is_setting:
+        raise InputError(f"{name} does not know {word!r}; see `scissorhands {name} --help`")
+    known = [flag for flag in flags_of(command) if flag.startswith("--")]
+    raise InputError(f"unknown argument {word!r}; {suggest(word, known)}; see `scissorhands {name} --help`")

@@ -1,0 +1,236 @@
+"""The options that several commands share, and what is made of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from scissorhands_jax.cli.options import Command, Option, SettingsCommand, options_of
+from scissorhands_jax.errors import InputError, suggest
+from scissorhands_jax.jobs import config as config_lib
+
+DEFAULT_METHOD = "scissorhands"
+"""The method that is run if none is named."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OverwriteOptions(Command):
+    """A command that refuses a folder with an earlier result unless it is told to replace it."""
+
+    overwrite: Annotated[bool, Option("Replace an earlier result in the folder.", exclusive="existing")] = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResumeOptions(OverwriteOptions):
+    """A command that can continue what was interrupted."""
+
+    when_interrupted: ClassVar[str] = "the same command with --resume continues from the last checkpoint"
+
+    resume: Annotated[bool, Option("Continue what was interrupted in the folder.", exclusive="existing")] = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataFolderOptions(Command):
+    """A command that reads a data set."""
+
+    data_dir: Annotated[str | None, Option("Folder of the data set's files.", metavar="DIR")] = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NetworkOptions(DataFolderOptions):
+    """A command about one trained network."""
+
+    weights: Annotated[
+        str | None,
+        Option(
+            "File with the network's weights: PyTorch (.pt .pth .th .tar) or .safetensors.",
+            metavar="FILE",
+            exclusive="network",
+            setting="weights",
+        ),
+    ] = None
+    checkpoint: Annotated[
+        str | None,
+        Option(
+            "Folder of an earlier run, whose network is taken.",
+            metavar="RUN",
+            exclusive="network",
+            setting="checkpoint",
+        ),
+    ] = None
+    model: Annotated[
+        str | None,
+        Option(
+            "Name of the network: resnet20, resnet18, vgg16_bn, ...; a --checkpoint knows its own.",
+            metavar="NAME",
+            setting="model",
+        ),
+    ] = None
+    dataset: Annotated[
+        str | None,
+        Option(
+            "Name of the data set: digits, cifar10, cifar100, svhn, faces, orl_faces, cifar100_own, npz:FILE or "
+            "folder:DIR; a --checkpoint knows its own.",
+            metavar="NAME",
+            setting="dataset",
+        ),
+    ] = None
+
+    def described_network(self) -> dict[str, Any]:
+        """Model, its options, data set and its folder: as given, or as the run in --checkpoint remembers them.
+
+        Raises:
+          InputError: the network or the data set is not named, or --checkpoint holds another network.
+        """
+        known: dict[str, Any] = {}
+        if self.checkpoint is not None:
+            from scissorhands_jax.jobs.job import describe_run
+
+            known = describe_run(self.checkpoint)
+        model, dataset = self.model or known.get("model"), self.dataset or known.get("dataset")
+        if not model:
+            raise InputError("--model is missing; name the network, e.g. --model resnet20")
+        if not dataset:
+            raise InputError("--dataset is missing; name the data set, e.g. --dataset cifar10")
+        if known and model != known["model"]:
+            raise InputError(f"the run in {self.checkpoint} holds a {known['model']}, not a {model}")
+        return {
+            "model": model,
+            "model_options": known.get("model_options", {}),
+            "dataset": dataset,
+            "data_dir": self.data_dir or known.get("data_dir"),
+            "weights": self.weights,
+            "checkpoint": self.checkpoint,
+        }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MethodOptions(SettingsCommand):
+    """A command that runs an unlearning method, whose settings follow as method.NAME=VALUE."""
+
+    method: Annotated[
+        str | None, Option(f"Name of the method, e.g. finetune or salun. Default: {DEFAULT_METHOD}.", metavar="NAME")
+    ] = None
+    seed: Annotated[
+        int | None, Option("Seed of the run and of a random forget set. Default: 0.", metavar="N", setting="seed")
+    ] = None
+    retain_limit: Annotated[
+        int | None, Option("Repair on N random retained examples only.", metavar="N", setting="retain_limit")
+    ] = None
+    epochs: Annotated[int | None, Option("The same as method.epochs=N.", metavar="N", setting="method.epochs")] = None
+    batch_size: Annotated[
+        int | None, Option("The same as method.batch_size=N.", metavar="N", setting="method.batch_size")
+    ] = None
+    augment: Annotated[
+        bool | None,
+        Option("Random crops and flips while repairing. Default: as is customary for the data set.", setting="augment"),
+    ] = None
+
+    @property
+    def method_name(self) -> str:
+        """The method that was named, or the default one."""
+        return self.method or DEFAULT_METHOD
+
+    @classmethod
+    def listed_settings(cls, method: str | None) -> Mapping[str, Any]:
+        """Those of the method, with the prefix `method.`."""
+        return {"method.": default_settings(method or DEFAULT_METHOD)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JobOptions(NetworkOptions, MethodOptions):
+    """A command about making one network forget one set of examples."""
+
+    forget: Annotated[
+        str | None,
+        Option(
+            "What is to be forgotten: random:SHARE, class:LABEL[,LABEL], identity:NAME[,NAME], identity:FILE (a name "
+            "per line), identity:random:N, indices:FILE (a position in the training set per line) or mislabelled:FILE "
+            "(a position per line, perhaps with the right label).",
+            metavar="SPEC",
+            setting="forget",
+        ),
+    ] = None
+    trained_on: Annotated[
+        str | None,
+        Option(
+            "File with the positions of the examples that the network was trained on, one per line. Default: the whole "
+            "training set; a --checkpoint knows its own.",
+            metavar="FILE",
+            setting="trained_on",
+        ),
+    ] = None
+    validation: Annotated[
+        str | None,
+        Option(
+            "The examples that tune may look at: test:SHARE sets that share of the test set aside, and unlearn then "
+            "reports on the rest; indices:FILE names training examples that the network was not trained on. Default: "
+            "all of the latter.",
+            metavar="SPEC",
+            setting="validation",
+        ),
+    ] = None
+    dtype: Annotated[
+        Literal["float32", "bfloat16"] | None,
+        Option(
+            "What the network computes in, the same as model_options.dtype=NAME: float32 or bfloat16. Weights, "
+            "gradients and statistics are float32 in either case. Default: float32, or as the run of a --checkpoint "
+            "did.",
+            metavar="NAME",
+            setting="model_options.dtype",
+        ),
+    ] = None
+
+    def config(self) -> config_lib.RunConfig:
+        """The run that the options and settings describe."""
+        settings = default_settings(self.method_name)
+        if self.forget is None:
+            raise InputError("--forget is missing; say what is to be forgotten, or name an earlier run with --config")
+        config = config_lib.RunConfig(
+            **self.described_network(),
+            forget=self.forget,
+            trained_on=self.trained_on,
+            validation=self.validation,
+            seed=self.seed or 0,
+            retain_limit=self.retain_limit,
+            augment=self.augment,
+            method_name=self.method_name,
+            method=settings,
+        )
+        return config_lib.override(config, [*self.settings, *given_settings(self, "method.", "model_options.")])
+
+
+def default_settings(method: str) -> Any:
+    """The settings of a method, as they are unless they are changed.
+
+    Raises:
+      InputError: there is no such method.
+    """
+    from scissorhands_jax.methods import METHODS
+
+    if method not in METHODS:
+        raise InputError(f"there is no method {method!r}; {suggest(method, METHODS)}")
+    return METHODS[method]()
+
+
+def given_settings(command: Command, *prefixes: str) -> list[str]:
+    """The options of a command that were given and stand for settings, as NAME=VALUE.
+
+    Args:
+      command: the command with its options.
+      prefixes: how the names of these settings begin.
+    """
+    settings = []
+    for field, found in options_of(type(command)).items():
+        value = getattr(command, field)
+        if found.setting is not None and found.setting.startswith(prefixes) and value is not None:
+            settings.append(f"{found.setting}={value}")
+    return settings
+
+
+def print_json(document: Any) -> None:
+    """Prints a result to standard output."""
+    sys.stdout.write(json.dumps(document, indent=2) + "\n")
