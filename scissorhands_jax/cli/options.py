@@ -15,7 +15,6 @@ import re
 import shutil
 import sys
 import textwrap
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, NoReturn
@@ -123,7 +122,7 @@ def options_of(command: type[Command]) -> dict[str, Option]:
         hint, *extras = typing.get_args(hints[field.name])
         if not (extras and isinstance(extras[0], Option)):
             continue
-        is_wrapped = isinstance(hint, types.UnionType) or typing.get_origin(hint) is tuple
+        is_wrapped = typing.get_origin(hint) in (*config.UNIONS, tuple)
         inner = [choice for choice in typing.get_args(hint) if choice not in (type(None), Ellipsis)]
         shown = isinstance(field.default, str | int | float) and not isinstance(field.default, bool)
         options[field.name] = dataclasses.replace(

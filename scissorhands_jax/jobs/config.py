@@ -13,6 +13,8 @@ from typing import Any
 from scissorhands_jax.errors import InputError, suggest
 from scissorhands_jax.keywords import field_docs
 
+UNIONS = (types.UnionType, typing.Union)
+"""The origins of the types `A | B`: the second one where A or B is not a class, as `Literal` is not."""
 _SHOWN = 100  # characters of what someone wrote, in a message
 
 
@@ -122,7 +124,7 @@ def parse_value(text: str, hint: Any, name: str) -> Any:
     Raises:
       InputError: the text is no value of this type.
     """
-    choices = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    choices = typing.get_args(hint) if typing.get_origin(hint) in UNIONS else (hint,)
     for choice in choices:
         if typing.get_origin(choice) is tuple:
             return _parse_tuple(text, choice, name, choices)
