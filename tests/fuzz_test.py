@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import pytest
 
-from scissorhands_jax import data, files, report
+from scissorhands_jax import data, files, hashing, report
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.deletion import ledger, records, verdicts
 from scissorhands_jax.deletion.ledger import Example, Ledger
@@ -284,9 +284,9 @@ def test_damaged_ledgers(survives, book_folder, tmp_path):
 def test_damaged_records(survives, book_folder, tmp_path):
     keys = ledger.signing.read_keys(book_folder / "keys")
     record = {"number": 1, "previous": ledger.START, "metrics": {"forget": {"count": 3, "percent": "1.5"}}}
-    digest = ledger.signing.sha256(ledger.signing.canonical(record))
+    digest = hashing.sha256(hashing.canonical(record))
     envelope = {"record": record, "hash": digest, "signature": keys.sign("record", digest)}
-    (tmp_path / "record").write_bytes(ledger.signing.canonical(envelope))
+    (tmp_path / "record").write_bytes(hashing.canonical(envelope))
     assert records.read(tmp_path / "record", keys.public) == (record, digest)
     for content in json_cases(envelope, CASES["records"], 4):
         (tmp_path / "record").write_bytes(content)

@@ -7,7 +7,6 @@ of it, and the other half are retrained networks, trained on none of it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import trees
+from scissorhands_jax import hashing, trees
 from scissorhands_jax.base import Batch, Carry, Data, Dataset, Key, Method, Model, ModelState, Params
 from scissorhands_jax.errors import CheckpointError, InputError, NonFiniteError
 from scissorhands_jax.training import checkpoints, sweeps
@@ -129,12 +128,7 @@ def address(identity: Mapping[str, Any]) -> str:
     True
     """
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:20]
-
-
-def positions_hash(positions: np.ndarray) -> str:
-    """The SHA-256 of sorted positions as int32."""
-    return hashlib.sha256(np.sort(positions).astype("<i4").tobytes()).hexdigest()
+    return hashing.sha256(text)[:20]
 
 
 class Ensemble:
@@ -172,7 +166,7 @@ class Ensemble:
         self._shapes = jax.eval_shape(model.init, key)
         self._identity = {
             **identity,
-            "examples": checkpoints.checksum(train),
+            "examples": hashing.tree_checksum(train),
             "epochs": num_epochs,
             "key": np.asarray(jax.random.key_data(key)).tolist(),
         }
@@ -183,7 +177,7 @@ class Ensemble:
     def identity(self, network: int) -> dict[str, Any]:
         """All that decides the weights of a network."""
         trained_on = np.flatnonzero(self.design.included[network])
-        return {**self._identity, "network": network, "trained_on": positions_hash(trained_on)}
+        return {**self._identity, "network": network, "trained_on": hashing.positions_sha256(trained_on)}
 
     def path(self, network: int) -> Path:
         """The folder of a network, there or not."""

@@ -8,7 +8,6 @@ examples.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import io
 import json
 import time
@@ -22,7 +21,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import files, report
+from scissorhands_jax import files, hashing, report
 from scissorhands_jax.audit import ensembles
 from scissorhands_jax.base import Data, Dataset, Method, ModelState, Params
 from scissorhands_jax.datasets import forget_sets, splits
@@ -36,7 +35,6 @@ from scissorhands_jax.metrics.ensemble_attacks import Attack
 from scissorhands_jax.metrics.intervals import Estimate
 from scissorhands_jax.report import METRICS, NULL
 from scissorhands_jax.report.gates import Gate, of_attack, trusted
-from scissorhands_jax.training import checkpoints
 from scissorhands_jax.training.loop import run
 
 
@@ -235,8 +233,8 @@ class _Audit:
     def checksums(self) -> dict[str, str]:
         """Of the images and labels that networks are trained on and answer: other data make another audit."""
         return {
-            "training_data_checksum": checkpoints.checksum(self.train),
-            "watched_data_checksum": checkpoints.checksum(self.watched),
+            "training_data_checksum": hashing.tree_checksum(self.train),
+            "watched_data_checksum": hashing.tree_checksum(self.watched),
         }
 
     def method(self, settings: MethodSettings) -> Method:
@@ -385,7 +383,7 @@ class _Audit:
         numbers |= self._usual(job, logits)
         if self._is_looked_into(job):
             numbers |= self._look_into(job, network, original, data)
-        numbers["network"] = checkpoints.checksum(network)
+        numbers["network"] = hashing.tree_checksum(network)
         self._write(job, numbers, logits)
 
     def _write(self, job: Job, numbers: dict[str, Any], logits: np.ndarray | None) -> None:
@@ -514,8 +512,8 @@ class _Audit:
                 "always": len(self.design.always),
                 "halved": len(self.design.halved),
                 "forget": [len(positions) for positions in self.design.forget],
-                "forget_sha256": [ensembles.positions_hash(positions) for positions in self.design.forget],
-                "masks_sha256": hashlib.sha256(np.packbits(self.design.included).tobytes()).hexdigest(),
+                "forget_sha256": [hashing.positions_sha256(positions) for positions in self.design.forget],
+                "masks_sha256": hashing.sha256(np.packbits(self.design.included).tobytes()),
                 **more,
             },
             "config": {

@@ -223,7 +223,7 @@ class GenerateCommand(ResumeOptions, SamplingOptions, TokenizerOptions):
             self.out,
             settings=settings,
             batch_size=self.batch_size,
-            description={"networks_sha256": generating.fingerprint(self.model, unet=self.unet)},
+            description={"networks_sha256": generating.model_sha256(self.model, unet=self.unet)},
             overwrite=self.overwrite,
             resume=self.resume,
             console=console,

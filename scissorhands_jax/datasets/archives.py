@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -11,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from scissorhands_jax import hashing
 from scissorhands_jax.datasets.prepared import Example
 from scissorhands_jax.errors import InputError
 
@@ -126,8 +126,7 @@ def _verify(path: Path, archive: Archive) -> None:
     size = path.stat().st_size
     if size != archive.size:
         raise InputError(f"{path} has {size:,} bytes, the official one has {archive.size:,}; {advice}")
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashing.file_sha256(path)
     if digest != archive.sha256:
         raise InputError(f"{path} has the SHA-256 {digest}, the official one has {archive.sha256}; {advice}")
 

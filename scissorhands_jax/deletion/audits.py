@@ -17,8 +17,7 @@ import numpy as np
 from rich.console import Console
 
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import files, report
-from scissorhands_jax.audit import ensembles
+from scissorhands_jax import files, hashing, report
 from scissorhands_jax.audit import run as audit
 from scissorhands_jax.deletion import verdicts
 from scissorhands_jax.deletion.verdicts import Evidence, Gate
@@ -33,7 +32,6 @@ from scissorhands_jax.methods.retrain import RetrainSettings
 from scissorhands_jax.metrics import intervals
 from scissorhands_jax.metrics.intervals import Estimate
 from scissorhands_jax.metrics.rank_tests import Finding
-from scissorhands_jax.training import checkpoints
 
 FOLDER = "audit"
 """In the folder of a run: what is kept of the audit."""
@@ -255,12 +253,12 @@ def _place(document: Mapping[str, Any], job: Job) -> tuple[str, str]:
         raise InputError(f"the audit is about another network: a {theirs['model']}, and the run's is a {ours.model}")
     augmented = job.splits.augmented if theirs["augment"] is None else theirs["augment"]
     trained_on = data_lib.take(job.splits.train, job.past.trained_on)
-    if augmented != ours.augment or document["data"]["training_data_checksum"] != checkpoints.checksum(trained_on):
+    if augmented != ours.augment or document["data"]["training_data_checksum"] != hashing.tree_checksum(trained_on):
         raise InputError(
             "the audit's networks were trained on other examples than the network before the run was (all of the "
             "training split that it has not forgotten, with validation_share=0); `--tier` makes a fitting audit"
         )
-    wanted = ensembles.positions_hash(_within(job))
+    wanted = hashing.positions_sha256(_within(job))
     digests = document["ensemble"]["forget_sha256"]
     scenarios = [one for one, digest in zip(theirs["scenarios"], digests, strict=True) if digest == wanted]
     if not scenarios:

@@ -7,10 +7,9 @@ of what these are. So an interrupted pass goes on with the next, and nothing is 
 from __future__ import annotations
 
 import functools
-import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageOps
 
-from scissorhands_jax import files
+from scissorhands_jax import files, hashing
 from scissorhands_jax.base import Params
 from scissorhands_jax.diffusion import networks, pictures
 from scissorhands_jax.diffusion.text import TextConfig
@@ -69,7 +68,7 @@ def embeddings(
       ids: of the tokens. shape=(P, T)
       config: sizes of the text encoder.
       params: its parameters; called if an array is missing.
-      network: the text encoder's `weights.fingerprint`.
+      network: the text encoder's `weights.part_sha256`.
       batch_size: prompts at a time.
       on_done: told how many more are there.
 
@@ -77,7 +76,7 @@ def embeddings(
       CheckpointError: the folder holds arrays of something else, or damaged ones.
     """
     apply = functools.partial(_embed, config=config)
-    description = {"text_encoder": network, "prompts": hashlib.sha256(ids.tobytes()).hexdigest()}
+    description = {"text_encoder": network, "prompts": hashing.sha256(ids.tobytes())}
     shape = (ids.shape[1], config.width)
     return _rows(folder, description, len(ids), shape, ids.__getitem__, apply, params, batch_size, on_done)
 
@@ -103,7 +102,7 @@ def moments(
       size: height and width in pixels that they are brought to.
       config: sizes of the VAE.
       params: its parameters; called if an array is missing.
-      network: the VAE's `weights.fingerprint`.
+      network: the VAE's `weights.part_sha256`.
       batch_size: images at a time.
       on_done: told how many more are there.
 
@@ -119,7 +118,7 @@ def moments(
         return np.stack([read_image(images[position], size) for position in positions])
 
     side = size // config.factor
-    description = {"vae": network, "size": size, "images": images_sha256(images)}
+    description = {"vae": network, "size": size, "images": hashing.files_sha256(images)}
     rows = _rows(
         folder,
         description,
@@ -133,14 +132,6 @@ def moments(
     )
     scaling = np.float32(config.scaling)
     return scaling * rows[:, 0], scaling * np.exp(rows[:, 1] / 2)
-
-
-def images_sha256(images: Iterable[Path]) -> str:
-    """A hash of the contents of some files, in order."""
-    digest = hashlib.sha256()
-    for path in images:
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
 
 
 @functools.partial(jax.jit, static_argnames="config")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -16,7 +15,7 @@ from PIL import Image, ImageOps
 from rich.console import Console
 from rich.progress import Progress
 
-from scissorhands_jax import files, report
+from scissorhands_jax import files, hashing, report
 from scissorhands_jax.diffusion import generating, nudity, pictures, quality, vision
 from scissorhands_jax.diffusion.generating import Prompt
 from scissorhands_jax.diffusion.nudity import Detect, Detection, Entry, Pairing
@@ -156,7 +155,7 @@ def evaluate(
         generating.load_tokenizer(generation.model, generation.tokenizer)
         generating.check_settings(generation.settings, generating.read_config(generation.model, unet=generation.unet))
     networks_sha256 = {
-        name: generating.fingerprint(generation.model, unet=unet)
+        name: generating.model_sha256(generation.model, unet=unet)
         for name, unet in made.items()
         if generation is not None
     }
@@ -223,7 +222,7 @@ def _described(generation: Generation) -> dict[str, Any]:
     listed = repr([tuple(prompt) for prompt in generation.prompts]).encode()
     return {
         "prompts": len(generation.prompts),
-        "prompts_sha256": hashlib.sha256(listed).hexdigest(),
+        "prompts_sha256": hashing.sha256(listed),
         "model": str(generation.model),
         "unet": None if generation.unet is None else str(generation.unet),
         **{name: str(value) for name, value in generation.settings._asdict().items()},
@@ -247,7 +246,7 @@ def _generate(generation: Generation, unet: Path | None, folder: Path, networks_
 
 def _inventory(entries: Sequence[Entry]) -> dict[str, Any]:
     contents = "".join(entry.sha256 for entry in entries).encode()
-    return {"number": len(entries), "sha256": hashlib.sha256(contents).hexdigest()}
+    return {"number": len(entries), "sha256": hashing.sha256(contents)}
 
 
 def _environment() -> dict[str, dict[str, Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import functools
-import hashlib
 import io
 import time
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from scissorhands_jax import files
+from scissorhands_jax import files, hashing
 from scissorhands_jax.base import Params
 from scissorhands_jax.diffusion import networks, schedules, weights
 from scissorhands_jax.diffusion.layers import Compute
@@ -144,10 +143,10 @@ def read_config(folder: Path, *, unet: Path | None = None) -> Config:
     return config
 
 
-def fingerprint(folder: Path, *, unet: Path | None = None) -> str:
-    """A hash that tells a model from others; see `load_pipeline`."""
-    parts = [weights.fingerprint(part, source) for part, source in _sources(folder, unet).items()]
-    return hashlib.sha256("".join(parts).encode()).hexdigest()
+def model_sha256(folder: Path, *, unet: Path | None = None) -> str:
+    """The SHA-256 of the networks of a model; see `load_pipeline`."""
+    parts = [weights.part_sha256(part, source) for part, source in _sources(folder, unet).items()]
+    return hashing.sha256("".join(parts))
 
 
 def _sources(folder: Path, unet: Path | None) -> dict[networks.Part, Path]:
@@ -248,7 +247,7 @@ def generate(
     runs.open_folder(
         out,
         {
-            "prompts_sha256": hashlib.sha256(listed).hexdigest(),
+            "prompts_sha256": hashing.sha256(listed),
             **{name: str(value) for name, value in settings._asdict().items()},
             **(description or {}),
         },

@@ -7,7 +7,6 @@ files in its package are the AGPL-3.0's. No line or weight of it is in this libr
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import math
 from collections import Counter
@@ -18,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from rich.progress import Progress
 
-from scissorhands_jax import files
+from scissorhands_jax import files, hashing
 from scissorhands_jax.diffusion import pictures
 from scissorhands_jax.diffusion.generating import IMAGES_FILE, Prompt
 from scissorhands_jax.errors import InputError
@@ -110,8 +109,7 @@ def read_folder(folder: Path) -> list[Entry]:
         paths = pictures.find(folder)
         prompts = [None] * len(paths)
     return [
-        Entry(path, hashlib.sha256(pictures.check(path)).hexdigest(), prompt)
-        for path, prompt in zip(paths, prompts, strict=True)
+        Entry(path, hashing.sha256(pictures.check(path)), prompt) for path, prompt in zip(paths, prompts, strict=True)
     ]
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import hashlib
 import json
 import re
 import time
@@ -26,7 +25,7 @@ import numpy as np
 import optax
 from rich.console import Console
 
-from scissorhands_jax import files, microbatches, reinit, report, trees
+from scissorhands_jax import files, hashing, microbatches, reinit, report, trees
 from scissorhands_jax import losses as losses_lib
 from scissorhands_jax.base import Data, Dataset, Method, Model, Params
 from scissorhands_jax.diffusion import encoded, generating, losses, networks, weights
@@ -254,7 +253,7 @@ def unlearn(
     method = settings.method(unet)
     trees.select(networks.outline("unet", config), settings.trim)  # refuses what matches nothing
     sides = {"forget": _filled("forget", forget, settings), "retain": _filled("retain", retain, settings)}
-    networks_sha256 = generating.fingerprint(model)
+    networks_sha256 = generating.model_sha256(model)
     cache = out / CACHE_FOLDER if cache is None else cache
     if (cache / runs.RUN_FILE).exists() or cache.is_file():
         raise InputError(f"--cache is {cache}, which is a file or holds a run; name a folder for it alone")
@@ -353,10 +352,10 @@ def _filled(part: str, side: Side, settings: ConceptSettings) -> Side:
 def _described(side: Side) -> dict[str, Any]:
     """What a resumed run must have again."""
     listed = [prompt.text if side.images is not None else tuple(prompt) for prompt in side.prompts]
-    found = None if side.images is None else encoded.images_sha256(encoded.find_images(side.images, side.count))
+    found = None if side.images is None else hashing.files_sha256(encoded.find_images(side.images, side.count))
     return {
         "images": len(side.prompts),
-        "prompts_sha256": hashlib.sha256(repr(listed).encode()).hexdigest(),
+        "prompts_sha256": hashing.sha256(repr(listed)),
         "images_sha256": found,
     }
 
@@ -416,7 +415,7 @@ def _encoded(
             held[part] = weights.load_network(part, model)[1]
         return held[part]
 
-    fingerprints = {part: weights.fingerprint(part, model) for part in networks.PARTS}
+    fingerprints = {part: weights.part_sha256(part, model) for part in networks.PARTS}
 
     def embed(folder: Path, texts: Sequence[str], name: str) -> np.ndarray:
         return encoded.embeddings(

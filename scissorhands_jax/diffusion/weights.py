@@ -7,7 +7,6 @@ it 4.8, with Python and JAX therein (`experiments/results/diffusion_full_cpu.jso
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from scissorhands_jax import files, trees
+from scissorhands_jax import files, hashing, trees
 from scissorhands_jax.base import Params
 from scissorhands_jax.diffusion import networks, vision
 from scissorhands_jax.diffusion.networks import PARTS, Config, Part
@@ -277,10 +276,10 @@ def save_network(part: Part, folder: Path, config: Any, params: Params, dtype: s
     checkpoints.save_network(folder / part, params, {}, description)
 
 
-def fingerprint(part: Part, folder: Path) -> str:
-    """A hash that tells a network in a folder from others, of its description, which has a checksum of its numbers."""
+def part_sha256(part: Part, folder: Path) -> str:
+    """The SHA-256 of the description of a network in a folder, which has a checksum of its numbers; hexadecimal."""
     read_config(part, folder)
-    return hashlib.sha256((folder / part / "meta" / "metadata").read_bytes()).hexdigest()
+    return hashing.file_sha256(folder / part / "meta" / "metadata")
 
 
 def export_weights(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import json
 import re
 import time
@@ -21,7 +20,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from scissorhands_jax import augmentation, datasets, files, losses, models, report
+from scissorhands_jax import augmentation, datasets, files, hashing, losses, models, report
 from scissorhands_jax import data as data_lib
 from scissorhands_jax.base import Data, Dataset, Method, Model, ModelState, Params, StatefulLossFn
 from scissorhands_jax.datasets import forget_sets, splits
@@ -329,7 +328,7 @@ class Table:
         """The network in a folder, or trained on the retain set of `examples` and put there."""
         identity = {
             "seed": seed,
-            "trained_on": checkpoints.checksum(examples.retain),
+            "trained_on": hashing.tree_checksum(examples.retain),
             "classes": len(self.splits.class_names),
             **{key: self.resolved[key] for key in ("model", "model_options", "pretrained", "training", "augment")},
         }
@@ -502,11 +501,11 @@ class Setting:
             "metrics": numbers,
             "cost": network.cost,
             "process": table.process,
-            "network": checkpoints.checksum((network.params, network.model_state)),
+            "network": hashing.tree_checksum((network.params, network.model_state)),
             "forget": {
                 "requests": [spec.format(seed=self.seed) for spec in self.scenario.forget],
                 "count": len(self.forget_positions),
-                "sha256": hashlib.sha256(self.forget_positions.astype(np.int32).tobytes()).hexdigest(),
+                "sha256": hashing.positions_sha256(self.forget_positions),
             },
         }
         if experiment.relearn_epochs:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from scissorhands_jax import augmentation, datasets, losses, models, trees
+from scissorhands_jax import augmentation, datasets, hashing, losses, models, trees
 from scissorhands_jax import data as data_lib
 from scissorhands_jax.base import Data, Dataset, Method, Model, ModelState, Params, StatefulLossFn
 from scissorhands_jax.datasets import forget_sets
@@ -114,7 +114,7 @@ def prepare_job(config: RunConfig, check: Callable[[RunConfig, Model], None] | N
         params, model_state = model.init(jax.random.key(config.seed))
     else:
         params, model_state = load_weights(model, weights=config.weights, checkpoint=config.checkpoint)
-    train_checksum = checkpoints.checksum(splits.train)
+    train_checksum = hashing.tree_checksum(splits.train)
     past = past_of(config, data_lib.size(splits.train), train_checksum)
     positions = forget_sets.forget_positions(
         config.forget,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import shutil
 import time
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ import numpy as np
 from rich.console import Console
 
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import files, report
+from scissorhands_jax import files, hashing, report
 from scissorhands_jax.base import ModelState, Params
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.errors import InputError
@@ -83,10 +82,10 @@ def unlearn(
 
     description = {
         **resolved,
-        "forget_sha256": hashlib.sha256(positions.tobytes()).hexdigest(),
-        "trained_on_sha256": hashlib.sha256(past.trained_on.tobytes()).hexdigest(),
+        "forget_sha256": hashing.positions_sha256(positions),
+        "trained_on_sha256": hashing.positions_sha256(past.trained_on),
         "train_checksum": job.train_checksum,
-        "original_sha256": _sha256(params, model_state),
+        "original_sha256": hashing.network_sha256(params, model_state),
     }
     if layout is not None and config.method.epochs:
         layout.check_batches(list(method.batches(jax.random.key(config.seed), data, 0)))
@@ -216,13 +215,6 @@ def _row(scenario: str, method: str, seed: int, numbers: dict[str, Any], seconds
 
 def _note(numbers: dict[str, Any]) -> str:
     return " ".join(f"{name} {numbers[f'acc_{name}']:.2f} %" for name in ("forget", "retain", "test"))
-
-
-def _sha256(*parts: Any) -> str:
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(parts):
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()
 
 
 _EXTRA_NUMBERS = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from scissorhands_jax import hashing
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.metrics import distances
 from scissorhands_jax.report.rows import DASH, GAP_COLUMN, REFERENCE, Row, cell, grouped, numbers
@@ -540,7 +540,7 @@ def figure_svg(figure: Figure) -> str:
         figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     text = buffer.getvalue()
     text = text[text.index("<svg") :].strip()
-    prefix = f"f{hashlib.sha256(text.encode()).hexdigest()[:8]}-"
+    prefix = f"f{hashing.sha256(text)[:8]}-"
 
     def adapt(tag: re.Match) -> str:
         renamed = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{prefix}", tag[0])

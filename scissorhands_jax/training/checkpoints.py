@@ -12,7 +12,6 @@ import logging
 import os
 import re
 import shutil
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,9 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
-from scissorhands_jax import files, trees
+from scissorhands_jax import files, hashing, trees
 from scissorhands_jax.base import Carry, ModelState, Params, PyTree
 from scissorhands_jax.errors import CheckpointError, InputError
 
@@ -75,7 +73,7 @@ class Checkpointer:
             "epoch": position.epoch,
             "offset": position.offset,
             "fingerprint": fingerprint,
-            "checksum": checksum(carry),
+            "checksum": hashing.tree_checksum(carry),
         }
         with _named_write_errors(self.directory):
             self._manager.save(
@@ -106,7 +104,7 @@ class Checkpointer:
             ]
         except Exception as error:
             raise CheckpointError(f"{damaged}: {_line(error)}") from error
-        if checksum(carry) != sum_found or not _alike(carry, template):
+        if hashing.tree_checksum(carry) != sum_found or not _alike(carry, template):
             raise CheckpointError(f"{damaged}: its numbers have changed since they were written")
         return jax.tree.map(_as_free_as, carry, template), position
 
@@ -126,53 +124,6 @@ def fingerprint(tree: PyTree) -> dict[str, str]:
     return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in zip(names, jax.tree.leaves(tree), strict=True)}
 
 
-def checksum(tree: PyTree) -> str:
-    """A short fingerprint of the numbers in a tree of arrays, to tell one data set or network from another.
-
-    Each array gives the sum, modulo 2**64, of its bit patterns times odd numbers that grow with their positions: any
-    single change shows, and parts can be summed where they lie. Where arrays are divided over processes, all of these
-    must call it.
-    """
-    leaves = jax.tree.leaves(tree)
-    sums = np.array([_sum_of_parts(leaf) for leaf in leaves], np.uint64)
-    if any(isinstance(leaf, jax.Array) and not leaf.is_fully_addressable for leaf in leaves):
-        sums = multihost_utils.process_allgather(sums.view(np.uint32)).view(np.uint64).sum(axis=0)
-    return f"{zlib.crc32(sums):08x}"
-
-
-def _sum_of_parts(leaf: jax.Array | np.ndarray) -> int:
-    """What this process adds to the checksum of an array; of parts that lie in many places one counts."""
-    if not isinstance(leaf, jax.Array):
-        return _weighted_sum(np.asarray(leaf), np.shape(leaf), ())
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    parts = [shard for shard in leaf.addressable_shards if shard.replica_id == 0]
-    return sum(_weighted_sum(np.asarray(part.data), leaf.shape, part.index) for part in parts) % 2**64
-
-
-def _weighted_sum(part: np.ndarray, shape: tuple[int, ...], index: tuple[slice, ...]) -> int:
-    """The sum over a part of an array of bits * (2 * position in the whole + 1), modulo 2**64."""
-    if part.size == 0:
-        return 0
-    if part.itemsize not in (1, 2, 4, 8):
-        part, shape = np.ascontiguousarray(part)[..., None].view(np.uint8), (*shape, part.itemsize)
-    position, stride = np.zeros((), np.uint64), 1
-    for axis in reversed(range(part.ndim)):
-        start = (index[axis].start or 0) if axis < len(index) else 0
-        steps = (start + np.arange(part.shape[axis], dtype=np.uint64)) * np.uint64(stride)
-        stride *= shape[axis]
-        if axis == 0 and part.ndim > 1:
-            break
-        position = steps.reshape(-1, *[1] * position.ndim) + position
-    bits = np.ascontiguousarray(part).view(f"u{part.itemsize}")
-    if part.ndim < 2:
-        return int((bits * (2 * position + np.uint64(1))).sum(dtype=np.uint64))
-    # A position is one number for its row plus one for its place therein, so that two sums do for all.
-    bits = bits.reshape(len(part), -1)
-    rows, columns = bits.sum(axis=1, dtype=np.uint64), bits.sum(axis=0, dtype=np.uint64)
-    return (int((rows * (2 * steps + np.uint64(1))).sum()) + 2 * int((columns * position.reshape(-1)).sum())) % 2**64
-
-
 def save_network(path: str | Path, params: Params, model_state: ModelState, description: dict[str, Any]) -> None:
     """Writes a network as an Orbax checkpoint in a new folder, whole or not at all.
 
@@ -190,7 +141,7 @@ def save_network(path: str | Path, params: Params, model_state: ModelState, desc
         shutil.rmtree(fresh, ignore_errors=True)
     ocp.multihost.sync_global_processes("save_network:start")
     tree = {"params": params, "model_state": model_state}
-    meta = {"description": description, "fingerprint": fingerprint(tree), "checksum": checksum(tree)}
+    meta = {"description": description, "fingerprint": fingerprint(tree), "checksum": hashing.tree_checksum(tree)}
     with _named_write_errors(path), ocp.Checkpointer(_handler(tree)) as checkpointer:
         checkpointer.save(
             fresh, args=ocp.args.Composite(network=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta))
@@ -248,7 +199,7 @@ def load_network(path: str | Path, params: Params, model_state: ModelState) -> t
             ]
     except Exception as error:
         raise CheckpointError(f"the network checkpoint {path} is damaged: {_line(error)}") from error
-    if checksum(tree) != meta["checksum"] or not _alike(tree, template):
+    if hashing.tree_checksum(tree) != meta["checksum"] or not _alike(tree, template):
         raise CheckpointError(
             f"the network checkpoint {path} is damaged: its numbers have changed since it was written"
         )

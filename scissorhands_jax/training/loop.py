@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import trees
+from scissorhands_jax import hashing, trees
 from scissorhands_jax.base import Batch, Carry, Data, Key, Method, Metrics, ModelState, Params
 from scissorhands_jax.errors import InputError, NonFiniteError
 from scissorhands_jax.models import cpu_convolution
 from scissorhands_jax.training import compilation, feeding
-from scissorhands_jax.training.checkpoints import Checkpointer, Position, checksum, fingerprint
+from scissorhands_jax.training.checkpoints import Checkpointer, Position, fingerprint
 from scissorhands_jax.training.sharding import Layout
 
 # How often the host looks at what the device has done; more often would cost small networks dearly.
@@ -116,9 +116,9 @@ def run(
     if checkpoint is not None:
         identity = fingerprint(carry) | {
             "key": np.asarray(jax.random.key_data(key)).tolist(),
-            "original network": checksum((params, model_state)),
-            "forget examples": f"{data_lib.size(data.forget)}, checksum {checksum(data.forget)}",
-            "retain examples": f"{data_lib.size(data.retain)}, checksum {checksum(data.retain)}",
+            "original network": hashing.tree_checksum((params, model_state)),
+            "forget examples": f"{data_lib.size(data.forget)}, checksum {hashing.tree_checksum(data.forget)}",
+            "retain examples": f"{data_lib.size(data.retain)}, checksum {hashing.tree_checksum(data.retain)}",
         }
         if checkpoint.latest_step is not None:
             carry, position = checkpoint.restore(carry, identity)

@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scissorhands_jax import datasets, models
+from scissorhands_jax import datasets, hashing, models
 from scissorhands_jax.cli import main as cli
 from scissorhands_jax.datasets import forget_sets, splits
 from scissorhands_jax.jobs.config import RunConfig
 from scissorhands_jax.jobs.job import past_of
 from scissorhands_jax.torch_weights import state_dicts as torch_weights
-from scissorhands_jax.training import checkpoints
 
 PEOPLE = 11  # so that s10 and s11 come after s9
 QUICK = ["--epochs", "1", "--method", "finetune"]
@@ -199,6 +198,6 @@ def test_requests_one_after_another(data_dir, tmp_path, capsys):
     assert "2 of the 3 examples to forget were not in the training set" in error_of(capsys)
     config = RunConfig(model="mlp", dataset="faces", forget="class:0", checkpoint=str(second))
     train = datasets.load("faces", data_dir).train
-    past = past_of(config, len(labels), checkpoints.checksum(train))
+    past = past_of(config, len(labels), hashing.tree_checksum(train))
     np.testing.assert_array_equal(past.forgotten, np.union1d(forgotten, mislabelled))
     np.testing.assert_array_equal(past.trained_on, np.setdiff1d(trained_on, past.forgotten))

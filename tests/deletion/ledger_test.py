@@ -424,21 +424,6 @@ class TestKeys:
             Ledger(folder)
 
 
-class TestCanonical:
-    def test_there_is_one_way_to_write_a_value(self):
-        assert hashing.canonical({"b": [1, None, True], "a": "é"}) == b'{"a":"\\u00e9","b":[1,null,true]}'
-        assert hashing.without_floats({"rate": 0.1, "pair": (1e-30, 2)}) == {"rate": "0.1", "pair": ["1e-30", 2]}
-        with pytest.raises(TypeError):
-            hashing.canonical({"rate": 0.1})
-
-    @pytest.mark.parametrize(
-        "text", [b'{"a": 1}', b'{"b":1,"a":2}', b'{"a":1,"a":1}', b'{"a":1.0}', b"[1]", b"{", b"\xff"]
-    )
-    def test_and_no_other_is_read(self, text):
-        with pytest.raises(LedgerError, match="changed or damaged"):
-            hashing.parse_canonical(text, "it")
-
-
 @pytest.fixture(scope="module")
 def seen():
     """What several processes have done at the same time, or under limits."""

@@ -240,7 +240,7 @@ class TestArrays:
             16,
             CONFIG.vae,
             lambda: pytest.fail("nothing is missing"),
-            network=weights.fingerprint("vae", folder / "model"),
+            network=weights.part_sha256("vae", folder / "model"),
         )
         np.testing.assert_allclose(mean, CONFIG.vae.scaling * found.mean, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(deviation, CONFIG.vae.scaling * np.exp(found.log_variance / 2), rtol=1e-4)

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from scissorhands_jax import hashing
 from scissorhands_jax.base import Batch
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.training import feeding, sharding
@@ -222,7 +223,7 @@ def main() -> None:
                 "projection",
                 near(project(tree, rows), project(many, many_rows)) and largest(project, many, many_rows) <= 4,
             )
-            say("checksum", checkpoints.checksum(tree) == checkpoints.checksum(many) != checkpoints.checksum(scores))
+            say("checksum", hashing.tree_checksum(tree) == hashing.tree_checksum(many) != hashing.tree_checksum(scores))
 
             def loss_fn(params, batch, place=everywhere):
                 hidden = jnp.tanh(jnp.einsum("bi,io->bo", batch, params["kernel"], out_sharding=place))
