@@ -1,8 +1,9 @@
 """Which weights change: exact top-fraction masks without a sort, and updates restricted to a mask.
 
-The bit pattern of a non-negative float orders like the float, so an exact k-th largest value over a whole tree is
-found by narrowing a range of bit patterns, three bits per counting pass. The tree is never sorted, concatenated or
-gathered, so the same code serves one device and sharded trees.
+The bit pattern of a non-negative float orders like the float. So the exact k-th largest value of a whole tree is found
+by narrowing a range of bit patterns: a pass over the tree counts how many entries reach each of seven candidates, which
+settles three bits of the answer. The tree is never sorted, concatenated or gathered, so the same code serves a single
+device and sharded trees.
 """
 
 from __future__ import annotations
@@ -19,9 +20,7 @@ from scissorhands_jax import trees
 from scissorhands_jax.base import Mask, PyTree, Scores, Selection
 from scissorhands_jax.errors import InputError
 
-_CANDIDATES = 7  # per pass: three bits of the answer
-_SAMPLE = 1 << 14  # entries whose k-th largest is the first candidate
-_SPREAD = (-5, -2, -0.6, 0, 0.6, 2, 5)  # the first candidates' distances from it, in standard errors
+_CANDIDATES = 7  # Each pass splits the range into eight parts.
 
 
 def top_fraction(scores: Scores, fraction: float, *, rank: Selection | None = None) -> Mask:
@@ -60,7 +59,7 @@ def top_k(scores: Scores, k: int | jax.Array, *, rank: Selection | None = None) 
 def kth_largest(scores: Scores, k: int | jax.Array, *, rank: Selection | None = None) -> jax.Array:
     """The exact value of the k-th largest score (k counts from 1). shape=(), dtype of the scores"""
     _, _, chosen = _ranked(scores, rank)
-    return kth_largest_and_passes(chosen, jnp.asarray(k, _counter(chosen)))[0]
+    return _kth_largest(chosen, jnp.asarray(k, _counter(chosen)))
 
 
 def kept_fraction_mask(scores: Scores, kept: float, *, rank: Selection | None = None) -> tuple[Mask, jax.Array]:
@@ -152,22 +151,18 @@ def _above(leaves: list[jax.Array], threshold: jax.Array) -> list[jax.Array]:
 
 @jax.jit
 def _mark_largest(leaves: list[jax.Array], k: jax.Array) -> list[jax.Array]:
-    cut, marked, _ = _search(leaves, _all_bits, k, first=_guess(leaves, k), exact=False)
+    cut, reached = _search(leaves, _all_bits, k, high=jnp.iinfo(_all_bits(leaves)[0].dtype).max)
     return jax.lax.cond(
-        marked > k,
-        lambda: _drop_last_ties(leaves, cut, marked - k),
+        reached > k,
+        lambda: _drop_last_ties(leaves, cut, reached - k),
         lambda: [bits >= cut for bits in _all_bits(leaves)],
     )
 
 
 @jax.jit
-def kth_largest_and_passes(leaves: list[jax.Array], k: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The k-th largest entry of arrays of one floating point type, and how many passes over them it took.
-
-    A pass counts in every array; the look at a sample before the first is none.
-    """
-    bits, _, passes = _search(leaves, _all_bits, k, first=_guess(leaves, k))
-    return jax.lax.bitcast_convert_type(bits, leaves[0].dtype), passes
+def _kth_largest(leaves: list[jax.Array], k: jax.Array) -> jax.Array:
+    bits, _ = _search(leaves, _all_bits, k, high=jnp.iinfo(_all_bits(leaves)[0].dtype).max)
+    return jax.lax.bitcast_convert_type(bits, leaves[0].dtype)
 
 
 def _all_bits(leaves: list[jax.Array]) -> list[jax.Array]:
@@ -190,68 +185,49 @@ def _counter(leaves) -> jnp.dtype:
 
 
 def _search(
-    source: PyTree,
-    integers: Callable[[PyTree], list[jax.Array]],
-    k: jax.Array,
-    *,
-    first: Sequence[jax.Array] | None = None,
-    exact: bool = True,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The largest integer that at least `k` entries of some arrays reach, how many reach it, and the passes taken.
+    source: PyTree, integers: Callable[[PyTree], list[jax.Array]], k: jax.Array, *, high: int
+) -> tuple[jax.Array, jax.Array]:
+    """The largest integer that at least `k` entries of some arrays reach, and how many entries reach it.
 
     Args:
-      source: what the arrays are made from.
-      integers: `(source) -> arrays`; called in every pass, so that they are never stored. k entries are not negative.
-      k: counts from 1.
-      first: candidates for the first pass, ascending. They change the time, never the answer.
-      exact: without it, the search also stops at any integer that exactly `k` entries reach.
-    """
-    shapes = jax.eval_shape(integers, source)
-    dtype = shapes[0].dtype
+      source: What the arrays are made from.
+      integers: `(source) -> arrays`. It is called in every pass, so that the arrays are never stored. At least k
+        entries are not negative.
+      k: Counts from 1. shape=()
+      high: An integer that fewer than k entries reach, or the largest one of the type.
 
-    def split(low, high):
-        width, parts = high - low, _CANDIDATES + 1
-        return [low + width // parts * part + width % parts * part // parts for part in range(1, parts)]
+    Returns:
+      Two integers of shape ().
+    """
+    dtype = jax.eval_shape(integers, source)[0].dtype
 
     def unfinished(state):
-        low, high, reached, _, _ = state  # At least k entries reach `low`; fewer reach `high`.
-        return (high - low > 1) & (exact | (reached != k))
+        low, high, _ = state
+        return high - low > 1
 
     def narrow(state):
-        low, high, reached, candidates, passes = state
-        # Without the barrier XLA makes the integers once, before the loop, and stores them: slower, and much memory.
+        low, high, reached = state  # At least k entries reach `low`, and fewer than k reach `high`.
+        width, parts = high - low, _CANDIDATES + 1
+        candidates = [low + width // parts * part + width % parts * part // parts for part in range(1, parts)]
+        # Without the barrier XLA computes the integers once, before the loop, and stores them: slower, and much memory.
         held, candidates = jax.lax.optimization_barrier((source, candidates))
         for candidate, count in zip(candidates, _count_reaching(integers(held), candidates), strict=True):
             enough = count >= k
             low, reached = jnp.where(enough, candidate, low), jnp.where(enough, count, reached)
             high = jnp.where(enough, high, jnp.minimum(high, candidate))
-        return low, high, reached, split(low, high), passes + 1
+        return low, high, reached
 
-    low, high = jnp.zeros((), dtype), jnp.asarray(jnp.iinfo(dtype).max, dtype)
-    reached = jnp.asarray(sum(leaf.size for leaf in shapes), k.dtype)
-    candidates = split(low, high) if first is None else list(first)
-    start = (low, high, reached, candidates, jnp.zeros((), jnp.int32))
-    low, _, reached, _, passes = jax.lax.while_loop(unfinished, narrow, start)
-    return low, reached, passes
-
-
-def _guess(leaves: list[jax.Array], k: jax.Array) -> list[jax.Array] | None:
-    """Bit patterns around the k-th largest entry of a sample: they save about half of the passes."""
-    total = sum(leaf.size for leaf in leaves)
-    stride = total // _SAMPLE | 1  # Odd, lest a sample sees only some of the channels.
-    if stride < 16 or jax.device_count() > 1:  # Slices of a sharded array would move data.
-        return None
-    sample = jnp.sort(jnp.concatenate(_all_bits([leaf.reshape(-1)[::stride] for leaf in leaves])))
-    above = k.astype(jnp.float32) / total
-    middle, error = sample.size * (1 - above), jnp.sqrt(sample.size * above * (1 - above))
-    return [sample[jnp.clip(middle + s * error, 0, sample.size - 1).astype(jnp.int32)] for s in _SPREAD]
+    everything = sum(leaf.size for leaf in jax.eval_shape(integers, source))
+    start = (jnp.zeros((), dtype), jnp.asarray(high, dtype), jnp.asarray(everything, k.dtype))
+    low, _, reached = jax.lax.while_loop(unfinished, narrow, start)
+    return low, reached
 
 
 def _count_reaching(integers: list[jax.Array], candidates: Sequence[jax.Array]) -> list[jax.Array]:
-    """How many entries reach each candidate.
+    """How many entries reach each candidate, as a list of arrays of shape ().
 
-    One reduction with several results reads the data once. Measured on CPU with 100 M entries: seven counts take as
-    long as one float sum, and an eighth of the time of one integer sum, which XLA leaves as scalar code.
+    One reduction with several results reads the data once. Measured on a CPU with 100 million entries, seven counts
+    took as long as one sum of floats, and an eighth of the time of a sum of integers, which XLA leaves as scalar code.
     """
     dtype = _counter(integers)
     zeros = [jnp.zeros((), dtype)] * len(candidates)
@@ -262,7 +238,7 @@ def _count_reaching(integers: list[jax.Array], candidates: Sequence[jax.Array]) 
     counts = zeros
     for leaf in integers:
         hits = [(leaf >= candidate).astype(dtype) for candidate in candidates]
-        if jax.device_count() > 1:  # Of one reduction with several results XLA gathers the parts.
+        if jax.device_count() > 1:  # XLA would gather the parts of one reduction with several results.
             found = [jnp.sum(hit, dtype=dtype) for hit in hits]
         else:
             found = jax.lax.reduce(hits, zeros, add, tuple(range(leaf.ndim)))
@@ -271,22 +247,19 @@ def _count_reaching(integers: list[jax.Array], candidates: Sequence[jax.Array]) 
 
 
 def _drop_last_ties(leaves: list[jax.Array], cut: jax.Array, surplus: jax.Array) -> list[jax.Array]:
-    """Everything that reaches the cut, but for the last `surplus` of the entries equal to it, in tree order."""
-    zero = jnp.zeros((), _counter(leaves))
+    """Marks everything that reaches the cut except the last `surplus` of the entries equal to it, in tree order."""
 
     def positions_of_ties(source):
-        leaves, cut, start = source
-        values = []
+        leaves, cut = source
+        values, start = [], 0
         for leaf, bits in zip(leaves, _all_bits(leaves), strict=True):
             values.append(jnp.where(bits == cut, start + _positions(leaf.shape), -1))
             start += leaf.size
         return values
 
-    # Any end with that many ties behind it will do, and few ties are soon told apart.
     total = sum(leaf.size for leaf in leaves)
-    first = [zero + total * part // (_CANDIDATES + 1) for part in range(1, _CANDIDATES + 1)]
-    end, _, _ = _search((leaves, cut, zero), positions_of_ties, surplus, first=first, exact=False)
-    ties = positions_of_ties((leaves, cut, zero))
+    end, _ = _search((leaves, cut), positions_of_ties, surplus, high=total)
+    ties = positions_of_ties((leaves, cut))
     return [(bits > cut) | ((tie >= 0) & (tie < end)) for bits, tie in zip(_all_bits(leaves), ties, strict=True)]
 
 

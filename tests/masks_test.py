@@ -1,6 +1,5 @@
 """Exact masks against a stable sort in NumPy; frozen weights that stay bit-equal under decay and momentum."""
 
-import re
 from typing import NamedTuple
 
 import chex
@@ -108,7 +107,7 @@ class TestTopK:
         for row, k, marked in zip(rows, counts, mask, strict=True):
             np.testing.assert_array_equal(marked, expected_mask(row, int(k)))
 
-    def test_large_trees_whose_search_starts_at_a_sample_are_exact(self):
+    def test_large_trees_are_exact(self):
         size = (1 << 18) + 13
         rng = np.random.default_rng(0)
         mostly_zero = np.zeros(size)
@@ -120,15 +119,20 @@ class TestTopK:
                 np.testing.assert_array_equal(flat(mask), expected_mask(flat(scores), k))
         assert int(masks.count_marked(mask)) == size + 3
 
-    def test_a_pass_finds_three_bits_and_a_sample_saves_passes(self):
-        values = jnp.asarray(np.random.default_rng(0).exponential(size=(1 << 18) + 13), jnp.float32)
-        taken = []
-        for size in (1000, len(values)):
-            value, passes = masks.kth_largest_and_passes([values[:size]], jnp.int32(size // 30))
-            assert value == np.sort(values[:size])[-(size // 30)]
-            taken.append(int(passes))
-        assert taken[0] in (10, 11)  # of 31 bits
-        assert 1 <= taken[1] < taken[0]
+    def test_a_pass_settles_three_bits(self, monkeypatch):
+        passes = []
+        count = masks._count_reaching
+
+        def counting(integers, candidates):
+            jax.debug.callback(lambda: passes.append(1))
+            return count(integers, candidates)
+
+        monkeypatch.setattr(masks, "_count_reaching", counting)
+        values = jnp.asarray(np.random.default_rng(0).exponential(size=1001), jnp.float32)  # a shape of its own
+        value = masks.kth_largest(values, 33)
+        jax.effects_barrier()
+        assert value == np.sort(values)[-33]
+        assert len(passes) in (10, 11)  # 31 bits
 
     def test_narrow_types_rank_like_their_values(self):
         values = np.random.default_rng(0).random(20)
@@ -144,20 +148,12 @@ class TestTopK:
             assert float(masks.kth_largest(scores, 3)) == 1 + 2e-12
             assert float(masks.kth_largest(scores, 5)) == 5e-324
 
-    @pytest.mark.parametrize("size", [90_000, 1 << 19])
-    def test_the_tree_is_never_sorted_concatenated_or_gathered(self, size):
-        scores = {"a": jax.ShapeDtypeStruct((2, size // 2), jnp.float32), "b": jax.ShapeDtypeStruct((7,), jnp.float32)}
+    def test_the_tree_is_never_sorted_concatenated_or_gathered(self):
+        scores = {"a": jax.ShapeDtypeStruct((2, 1 << 18), jnp.float32), "b": jax.ShapeDtypeStruct((7,), jnp.float32)}
         jaxpr = str(jax.make_jaxpr(lambda s: masks.top_k(s, 5))(scores))
         assert "while[" in jaxpr
-        assert (" sort[" in jaxpr) == (size > 1 << 18)
-        for primitive in ("top_k", "cumsum", "scatter"):
-            assert f"{primitive}[" not in jaxpr
-        for line in jaxpr.splitlines():
-            if any(f" {primitive}[" in line for primitive in ("sort", "concatenate", "gather")):
-                # A small sample at most, which says where to begin in large trees.
-                result = re.match(r"\s*\w+:[a-z]+\d+\[(\d*)\] = ", line)
-                assert result, line
-                assert int(result[1] or 1) <= 1 << 15, line
+        for primitive in ("sort", "concatenate", "gather", "top_k", "cumsum", "scatter"):
+            assert f" {primitive}[" not in jaxpr
 
     def test_no_ranked_leaf_is_refused(self):
         with pytest.raises(InputError, match="no parameter array is ranked"):
