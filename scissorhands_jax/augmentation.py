@@ -42,27 +42,6 @@ def flip(images: jax.Array, flips: jax.Array) -> jax.Array:
     return jnp.where(flips[:, None, None, None], images[:, :, ::-1], images)
 
 
-def alternating_flips(images: jax.Array, epoch: jax.Array) -> jax.Array:
-    """Which images are mirrored in an epoch: each in every other one, half of them in the first (Jordan, 2024).
-
-    Two epochs in a row show every image both ways, which random flips do for half of the images only. With which way an
-    image begins is a hash of its own pixels, so it needs neither a key nor the image's position.
-
-    Args:
-      images: (N, H, W, C), integer or floating point.
-      epoch: counted from 0. shape=()
-
-    Returns:
-      bool, shape=(N,)
-    """
-    words = jax.lax.bitcast_convert_type(images, jnp.dtype(f"uint{8 * images.dtype.itemsize}"))
-    # A sum does not mind how the pixels lie in memory; the multiplier (2^32 / golden ratio) stirs every bit of it into
-    # the highest one.
-    sums = jnp.sum(words, axis=(1, 2, 3), dtype=jnp.uint32)
-    first = (sums * jnp.uint32(2654435769)) >> 31
-    return ((first + jnp.asarray(epoch, jnp.uint32)) & 1).astype(bool)
-
-
 def resize(images: np.ndarray, size: tuple[int, int], *, batch_size: int = 256) -> np.ndarray:
     """Images of another height and width, by antialiased linear interpolation, on the host.
 

@@ -243,8 +243,8 @@ def restricted(method: Method, part: np.ndarray) -> Method:
     own = Data(None, {"position": part})
 
     def init(key: Key, params: Params, model_state: ModelState, data: Data) -> Carry:
-        del data
-        return method.init(key, params, model_state, own)
+        # The examples themselves, since a network may be fitted to them before it is trained (`resnet9`).
+        return method.init(key, params, model_state, Data(None, data_lib.take(data.retain, part)))
 
     def batches(key: Key, data: Data, epoch: int) -> list[Batch]:
         del data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
@@ -165,15 +166,33 @@ def _pass_over(part: str, batch_size: int) -> Batches:
     return batches
 
 
-def paired_batches(batch_size: int, forget_batch_size: int | None = None) -> Batches:
-    """One pass over the retain set; forget batches are cycled beside it, so that every step sees both."""
-    data_lib.check_batch_size(batch_size)
-    forget_size = data_lib.check_batch_size(batch_size if forget_batch_size is None else forget_batch_size)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairedOptions:
+    """The sizes of the two batches of a step that sees both sets."""
+
+    batch_size: int = 256
+    """The number of retain examples that a step sees."""
+    forget_batch_size: int | None = None
+    """The number of forget examples that a step sees, at most the size of the forget set. None takes `batch_size`."""
+
+    def sizes(self) -> tuple[int, int]:
+        """The sizes of the forget and of the retain batch, in this order.
+
+        Raises:
+          InputError: One of them is below 1.
+        """
+        forget = self.batch_size if self.forget_batch_size is None else self.forget_batch_size
+        return data_lib.check_batch_size(forget), data_lib.check_batch_size(self.batch_size)
+
+
+def paired_batches(options: PairedOptions) -> Batches:
+    """One pass over the retain set per epoch, while the forget set is cycled, so that every step sees both."""
+    forget_batch, retain_batch = options.sizes()
 
     def batches(key: Key, data: Data, epoch: int) -> Iterable[Batch]:
         retain_key, forget_key = jax.random.split(jax.random.fold_in(key, epoch))
-        retain = data_lib.shuffled_batches(retain_key, data_lib.size(data.retain), batch_size)
-        forget = data_lib.cycled_batches(forget_key, data_lib.size(data.forget), forget_size)
+        retain = data_lib.shuffled_batches(retain_key, data_lib.size(data.retain), retain_batch)
+        forget = data_lib.cycled_batches(forget_key, data_lib.size(data.forget), forget_batch)
         return (Batch(f, r) for r, f in zip(retain, forget, strict=False))
 
     return batches

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import optax
 
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import losses, trees
+from scissorhands_jax import losses, microbatches, trees
 from scissorhands_jax.base import Batch, Data, Key, Method, Model, ModelState, Params, StatefulLossFn
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.keywords import takes
 from scissorhands_jax.methods._gradient import descend, mixed_batches
-from scissorhands_jax.methods.settings import TrainingSettings
-from scissorhands_jax.microbatches import accumulated, check, mapped
+from scissorhands_jax.methods.settings import LogitArguments, TrainingSettings
 
 
 class Teachers(NamedTuple):
@@ -27,39 +27,46 @@ class Teachers(NamedTuple):
     incompetent: tuple[Params, ModelState]  # freshly drawn
 
 
-def bad_teacher(
-    model: Model,
-    optimizer: optax.GradientTransformation,
-    *,
-    retain_fraction: float = 0.3,
-    temperature: float = 1.0,
-    augment: losses.Augment | None = None,
-    batch_size: int = 256,
-    microbatches: int = 1,
-) -> Method:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BadTeacherOptions:
+    """The keyword arguments of `bad_teacher` that are settings as well."""
+
+    retain_fraction: float = 0.3
+    """The share of the retain set that is read, above 0 and at most 1. It is drawn once and stands for all of it."""
+    temperature: float = 1.0
+    """T, the temperature of both softmaxes, above 0."""
+    batch_size: int = 256
+    """The number of examples of both sets together that a step sees."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BadTeacherArguments(BadTeacherOptions, LogitArguments):
+    """The keyword arguments of `bad_teacher`."""
+
+
+@takes(BadTeacherArguments)
+def bad_teacher(model: Model, optimizer: optax.GradientTransformation, options: BadTeacherArguments) -> Method:
     """Minimises the divergence from a random network on forget and from the original on retain examples.
 
     With c the original, b a network that `model.init` draws, s the student, which starts as c, over mixed batches:
 
       mean over the batch of  T^2 KL(softmax(t(x) / T) || softmax(s(x) / T)),  t = b on forget, c on retain examples
 
-    Labels are not read. A subset of the retain set, drawn once, stands for all of it. The authors' settings:
-    retain_fraction 0.3, T = 1, one epoch of Adam at 1e-4, batch 256; their code also divides by the number of classes
-    and has no T^2.
+    Labels are not read. The authors' settings are a retain_fraction of 0.3, T = 1, and one epoch of Adam at 1e-4 with
+    batches of 256; their code also divides by the number of classes and has no T^2.
 
     Args:
-      retain_fraction: share of the retain set that is read, in (0, 1].
-      temperature: T, above 0.
-      augment: as for `classification_loss`; teachers and student see the same images.
-      microbatches: parts that a batch is computed in, one after the other; see `losses.microbatched`.
+      model: The network, which also draws the incompetent teacher.
+      optimizer: The optimizer, such as `optimizers.sgd`.
 
     Raises:
-      InputError: a setting is out of its range.
+      InputError: A setting is out of its range.
     """
+    retain_fraction, batch_size, parts = options.retain_fraction, options.batch_size, options.microbatches
     if not 0 < retain_fraction <= 1:
         raise InputError(f"retain_fraction must lie above 0 and not above 1, got {retain_fraction}")
-    losses.check_temperature(temperature)
-    check([batch_size], microbatches)
+    temperature = losses.check_temperature(options.temperature)
+    microbatches.check([batch_size], parts)
     mixed = mixed_batches(batch_size)
 
     def aux(key: Key, params: Params, model_state: ModelState, data: Data) -> Teachers:
@@ -69,9 +76,12 @@ def bad_teacher(
     def objective(params, carry, batch, key):
         count = data_lib.size(batch.forget)
         images = jnp.concatenate([batch.forget["image"], batch.retain["image"]])
-        images, key = losses.augmented(augment, key, images)
-        parts = ((carry.aux.incompetent, images[:count]), (carry.aux.competent, images[count:]))
-        logits = [mapped(functools.partial(losses.teacher_logits, model, net), x, microbatches) for net, x in parts]
+        images, key = losses.augmented(options.augment, key, images)
+        taught = ((carry.aux.incompetent, images[:count]), (carry.aux.competent, images[count:]))
+        logits = [
+            microbatches.mapped(functools.partial(losses.teacher_logits, model, teacher), x, parts)
+            for teacher, x in taught
+        ]
         total = len(images)
         forgets = jnp.arange(total) < count
 
@@ -87,7 +97,7 @@ def bad_teacher(
             loss = jnp.mean(each)
             return loss, (model_state, {"loss_mixed": loss, "kl_forget": forget, "kl_retain": retain})
 
-        whole = accumulated(mean_loss, microbatches)
+        whole = microbatches.accumulated(mean_loss, parts)
         return whole(params, carry.model_state, (images, jnp.concatenate(logits), forgets), key)
 
     def batches(key: Key, data: Data, epoch: int) -> Iterable[Batch]:
@@ -102,25 +112,20 @@ def bad_teacher(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BadTeacherSettings(TrainingSettings):
-    """Ours, but for the subset and the temperature: SGD, where the authors take one epoch of Adam."""
+class BadTeacherSettings(BadTeacherOptions, TrainingSettings):
+    """The authors' subset and temperature, with SGD in place of their one epoch of Adam."""
 
-    batch_size: int = 256
     learning_rate: float = 1e-2
-    retain_fraction: float = 0.3
-    temperature: float = 1.0
     mixed: ClassVar[bool] = True
 
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
-        """The configured method."""
+        """The method with these settings; see `MethodSettings.build`."""
         del num_classes
         method = bad_teacher(
             model,
             self.optimizer(),
-            retain_fraction=self.retain_fraction,
-            temperature=self.temperature,
             augment=losses.augmentation_of(loss_fn),
-            batch_size=self.batch_size,
             microbatches=self.microbatches,
+            **self.values(BadTeacherOptions),
         )
         return self.scheduled(method)

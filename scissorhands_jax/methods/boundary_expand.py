@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import typing
 from collections.abc import Iterator
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from scissorhands_jax import losses, trees
+from scissorhands_jax import losses, microbatches, trees
 from scissorhands_jax.base import ApplyFn, Carry, Data, Key, Method, Model, ModelState, Params, PyTree, StatefulLossFn
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import InputError, check_choice
+from scissorhands_jax.keywords import takes
 from scissorhands_jax.methods._gradient import check_not_empty, descend, forget_batches
-from scissorhands_jax.methods.settings import Gradient, TrainingSettings
-from scissorhands_jax.microbatches import check
+from scissorhands_jax.methods.settings import Gradient, LogitArguments, Mode, TrainingSettings
 
-Mode = Literal["paper", "authors"]
 _CHECKED_IMAGES = 8
 _ROUNDING = 1e-2  # relative; also of bfloat16
 
@@ -31,38 +31,48 @@ class Expanded(NamedTuple):
     shadow: PyTree  # like params, None but in the last layer: its arrays with the class axis of length 1
 
 
-def boundary_expand(
-    model: Model,
-    optimizer: optax.GradientTransformation,
-    *,
-    num_classes: int,
-    head: str | None = None,
-    augment: losses.Augment | None = None,
-    mode: Mode = "paper",
-    batch_size: int = 256,
-    microbatches: int = 1,
-) -> Method:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BoundaryExpandOptions:
+    """The keyword arguments of `boundary_expand` that are settings as well."""
+
+    head: str | None = None
+    """The last linear layer, as a pattern for `trees.select`, in networks of any framework. None finds it."""
+    batch_size: int = 256
+    """The number of forget examples that a step sees."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BoundaryExpandArguments(BoundaryExpandOptions, LogitArguments):
+    """The keyword arguments of `boundary_expand`."""
+
+    num_classes: int
+    """K, the number of classes, at least 2. Labels of the forget set are not read."""
+    mode: Mode = "paper"
+    """"paper" returns the network in its original shape; "authors" keeps all K + 1 outputs, for a model of K + 1
+    classes."""
+
+
+@takes(BoundaryExpandArguments)
+def boundary_expand(model: Model, optimizer: optax.GradientTransformation, options: BoundaryExpandArguments) -> Method:
     """Minimises the loss of forget examples under a label of their own, K, in the network widened by one output.
 
-    The K + 1 logits are those of the network and that of the shadow class, drawn as a fresh linear layer is. The
-    result is the network without the shadow class, in its original shape; in `mode="authors"` it keeps all K + 1
-    outputs, for a model of that many classes. The authors' setting for CIFAR-10: 10 epochs, `sgd(1e-6)`, batch 256.
+    The K + 1 logits are those of the network and that of the shadow class, which is drawn as a fresh linear layer is.
+    The result is the network without the shadow class. The authors' setting for CIFAR-10 is 10 epochs of `sgd(1e-6)`
+    with batches of 256.
 
     Args:
-      num_classes: K; labels of the forget set are not read.
-      head: pattern (`trees.select`) of the last linear layer, for networks of any framework; None finds it.
-      augment: as for `classification_loss`.
-      microbatches: parts that a batch is computed in, one after the other; see `losses.microbatched`.
+      model: The network.
+      optimizer: The optimizer, such as `optimizers.sgd`.
 
     Raises:
-      InputError: a setting is out of its range; by `init`, if the last layer is not found, or not linear.
+      InputError: A setting is out of its range, or (from `init`) the last layer is not found, or is not linear.
     """
-    if mode not in ("paper", "authors"):
-        raise InputError(f"mode must be paper or authors, got {mode!r}")
+    num_classes, batch_size, parts = options.num_classes, options.batch_size, options.microbatches
+    check_choice("mode", options.mode, typing.get_args(Mode))
     if num_classes < 2:
         raise InputError(f"boundary expanding needs at least 2 classes, got {num_classes}")
-    check([batch_size], microbatches)
-    loss_fn = losses.microbatched(losses.classification_loss(widened(model), augment=augment), microbatches)
+    microbatches.check([batch_size], parts)
+    loss_fn = losses.microbatched(losses.classification_loss(widened(model), augment=options.augment), parts)
 
     def objective(expanded, carry, batch, key):
         shadow = jnp.full_like(batch.forget["label"], num_classes)
@@ -77,11 +87,11 @@ def boundary_expand(
         check_not_empty(data, ("forget",))
         key, shadow_key = jax.random.split(key)
         images = data.forget["image"][:_CHECKED_IMAGES]
-        first_class = find_head(model, params, model_state, images, num_classes=num_classes, head=head)
+        first_class = find_head(model, params, model_state, images, num_classes=num_classes, head=options.head)
         return method.init(key, Expanded(params, draw_shadow(shadow_key, first_class)), model_state, data)
 
     def finish(carry: Carry) -> tuple[Params, ModelState]:
-        params = widen(carry.params) if mode == "authors" else carry.params.params
+        params = widen(carry.params) if options.mode == "authors" else carry.params.params
         return params, carry.model_state
 
     return method._replace(init=init, finish=finish)
@@ -220,23 +230,20 @@ def _slopes(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BoundaryExpandSettings(TrainingSettings):
-    """The authors' CIFAR-10 settings; the shadow class is removed in the end, as in the paper."""
+class BoundaryExpandSettings(BoundaryExpandOptions, TrainingSettings):
+    """The authors' settings for CIFAR-10; the shadow class is removed in the end, as in the paper."""
 
-    batch_size: int = 256
     learning_rate: float = 1e-6
-    head: str | None = None
     gradients: ClassVar[tuple[Gradient, ...]] = ("forget",)
 
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
-        """The configured method; of the loss only its augmentation is taken over."""
+        """The method with these settings; only the augmentation of the loss is used. See `MethodSettings.build`."""
         method = boundary_expand(
             model,
             self.optimizer(),
             num_classes=num_classes,
-            head=self.head,
             augment=losses.augmentation_of(loss_fn),
-            batch_size=self.batch_size,
             microbatches=self.microbatches,
+            **self.values(BoundaryExpandOptions),
         )
         return self.scheduled(method)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, Literal
+import typing
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,45 +13,59 @@ import optax
 
 from scissorhands_jax import losses, trees
 from scissorhands_jax.base import Data, Key, Method, Model, ModelState, Params, Scalar, StatefulLossFn
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import InputError, check_choice
+from scissorhands_jax.keywords import takes
 from scissorhands_jax.losses import cross_entropy
 from scissorhands_jax.methods._gradient import descend, forget_batches
-from scissorhands_jax.methods.settings import Gradient, TrainingSettings
+from scissorhands_jax.methods.settings import Gradient, Mode, TrainingSettings
 from scissorhands_jax.microbatches import mapped
 from scissorhands_jax.models.layers import as_float
 
-Mode = Literal["paper", "authors"]
-Clip = tuple[float, float]
+PixelRange = tuple[float, float]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BoundaryShrinkOptions:
+    """The keyword arguments of `boundary_shrink` that are settings as well."""
+
+    step_size: float = 0.1
+    """The size of the adversarial step, at least 0, in units of the images as floats. uint8 images count as multiples
+    of 1/255, as in `models.layers.as_float`, and reach the frozen network that way."""
+    mode: Mode = "paper"
+    """"paper" takes the nearest wrong class. "authors" lets the label be the true one where x stays on its side of the
+    boundary, and rounds the moved x to multiples of 1/255."""
+    batch_size: int = 256
+    """The number of forget examples that a step sees."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BoundaryShrinkArguments(BoundaryShrinkOptions):
+    """The keyword arguments of `boundary_shrink`."""
+
+    clip: PixelRange | None = (0.0, 1.0)
+    """The range of valid images, which moved images are clipped to. None does not clip."""
+
+
+@takes(BoundaryShrinkArguments)
 def boundary_shrink(
-    model: Model,
-    loss_fn: StatefulLossFn,
-    optimizer: optax.GradientTransformation,
-    *,
-    step_size: float = 0.1,
-    clip: Clip | None = (0.0, 1.0),
-    mode: Mode = "paper",
-    batch_size: int = 256,
+    model: Model, loss_fn: StatefulLossFn, optimizer: optax.GradientTransformation, options: BoundaryShrinkArguments
 ) -> Method:
     """Minimises the loss of forget examples (x, y) with the label `argmax_{j != y} f_j(x + step_size sign(dL/dx))`.
 
     f is the original network, frozen and in evaluation mode, and L its cross-entropy: one fast-gradient-sign step over
-    the nearest boundary tells the nearest wrong class. The network itself sees the clean x, in train mode. In
-    `mode="authors"` the label may be the true one where x stays on its side of the boundary, and x + ... is rounded to
-    multiples of 1/255. The authors' setting for CIFAR-10: step 0.1, 10 epochs, `sgd(1e-6)`, batch 256.
+    the nearest boundary finds the nearest wrong class. The network itself sees the x as it is, in training mode. The
+    authors' setting for CIFAR-10 is a step of 0.1 and 10 epochs of `sgd(1e-6)` with batches of 256.
 
     Args:
-      loss_fn: of batches `{"image", "label"}`, whose label is replaced.
-      step_size: in units of the images as floats, at least 0; uint8 images count as multiples of 1/255, as in
-        `models.layers.as_float`, and reach the frozen network that way.
-      clip: range of valid images, which x + ... is clipped to; None does not clip.
+      model: The network.
+      loss_fn: The general form of the loss, a mean over batches `{"image", "label"}` whose label is replaced.
+      optimizer: The optimizer, such as `optimizers.sgd`.
 
     Raises:
-      InputError: a setting is out of its range; by `init`, in paper mode, if forget images lie outside `clip`.
+      InputError: A setting is out of its range, or (from `init`, in paper mode) forget images lie outside `clip`.
     """
-    if mode not in ("paper", "authors"):
-        raise InputError(f"mode must be paper or authors, got {mode!r}")
+    step_size, clip, mode = options.step_size, options.clip, options.mode
+    check_choice("mode", mode, typing.get_args(Mode))
     if not step_size >= 0:
         raise InputError(f"step_size must not be negative, got {step_size}")
     if clip is not None and not clip[0] < clip[1]:
@@ -78,7 +93,7 @@ def boundary_shrink(
         loss, model_state = loss_fn(params, carry.model_state, {**examples, "label": labels}, train=True, key=key)
         return loss, (model_state, {"loss_relabelled": loss, "loss_original": jnp.mean(original_losses)})
 
-    return descend(objective, optimizer, batches=forget_batches(batch_size), reads=("forget",), aux=aux)
+    return descend(objective, optimizer, batches=forget_batches(options.batch_size), reads=("forget",), aux=aux)
 
 
 def adversarial_images(
@@ -89,7 +104,7 @@ def adversarial_images(
     labels: jax.Array,
     *,
     step_size: float,
-    clip: Clip | None,
+    clip: PixelRange | None,
     rounded: bool = False,
 ) -> tuple[jax.Array, Scalar]:
     """One fast-gradient-sign step (Goodfellow et al., 2015) that raises the cross-entropy, in evaluation mode.
@@ -135,7 +150,7 @@ def boundary_labels(
     return jnp.argmax(logits, axis=-1).astype(labels.dtype)
 
 
-def _check_range(images: jax.Array, clip: Clip) -> None:
+def _check_range(images: jax.Array, clip: PixelRange) -> None:
     values = np.asarray(images)
     low, high = map(float, as_float(jnp.stack([values.min(), values.max()])))
     if not clip[0] <= low <= high <= clip[1]:
@@ -146,27 +161,22 @@ def _check_range(images: jax.Array, clip: Clip) -> None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BoundaryShrinkSettings(TrainingSettings):
-    """The authors' CIFAR-10 settings."""
+class BoundaryShrinkSettings(BoundaryShrinkOptions, TrainingSettings):
+    """The authors' settings for CIFAR-10."""
 
-    batch_size: int = 256
     learning_rate: float = 1e-6
-    step_size: float = 0.1
     clip: bool = True
     """Whether adversarial images are clipped to [0, 1]."""
-    mode: Mode = "paper"
     gradients: ClassVar[tuple[Gradient, ...]] = ("forget",)
 
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
-        """The configured method."""
+        """The method with these settings; see `MethodSettings.build`."""
         del num_classes
         method = boundary_shrink(
             model,
             self.microbatched(loss_fn),
             self.optimizer(),
-            step_size=self.step_size,
             clip=(0.0, 1.0) if self.clip else None,
-            mode=self.mode,
-            batch_size=self.batch_size,
+            **self.values(BoundaryShrinkOptions),
         )
         return self.scheduled(method)

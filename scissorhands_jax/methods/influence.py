@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import typing
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,64 +15,71 @@ from scipy.sparse.linalg import LinearOperator, cg
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import saliency, trees
 from scissorhands_jax.base import Data, Dataset, Key, Method, Model, ModelState, Params, PyTree, StatefulLossFn
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import InputError, check_choice
+from scissorhands_jax.keywords import takes
 from scissorhands_jax.methods._gradient import edit
-from scissorhands_jax.methods.settings import MethodSettings
-
-Mode = Literal["paper", "authors"]
+from scissorhands_jax.methods.settings import MethodSettings, Mode
 
 
-def influence(
-    loss_fn: StatefulLossFn,
-    *,
-    alpha: float = 10.0,
-    damping: float = 1.0,
-    num_samples: int = 1000,
-    mode: Mode = "paper",
-    batch_size: int = 256,
-) -> Method:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InfluenceOptions:
+    """The keyword arguments of `influence`."""
+
+    alpha: float = 10.0
+    """The factor of the update; 1 is the Newton step."""
+    damping: float = 1.0
+    """The weight of the identity in F, above 0. Along directions in which no sample has a gradient the update is
+    `alpha / damping` times f - r."""
+    num_samples: int = 1000
+    """N, the number of examples drawn from the retain set, or all of it where it is smaller. In authors' mode it is the
+    constant of the recursion, which looks at up to N + 2 examples."""
+    mode: Mode = "paper"
+    """"paper" solves for the update; "authors" follows the published recursion."""
+    batch_size: int = 256
+    """The number of examples of a pass over the data that are computed at once; the result does not depend on it."""
+
+
+@takes(InfluenceOptions)
+def influence(loss_fn: StatefulLossFn, options: InfluenceOptions) -> Method:
     """Moves the weights once, by `alpha * F^-1 (f - r)`, and takes no steps.
 
     With n training examples, n_f of them to forget, `f = (1/n) sum_forget g` and `r = n_f / (n n_r) sum_retain g` for
     the gradients g of single examples; f - r is the gradient of the mean loss over all examples minus that over the
-    retained ones. F stands for the Hessian: the damped empirical Fisher matrix `damping I + (1/N) sum g g^T` over N
-    retained examples, whose inverse is what WoodFisher's recursion (Singh & Alistarh, NeurIPS 2020) arrives at. All
-    passes are in evaluation mode; `model_state` stays as it is.
+    retained ones. F stands for the Hessian: it is the damped empirical Fisher matrix `damping I + (1/N) sum g g^T` over
+    N retained examples, whose inverse is what WoodFisher's recursion (Singh & Alistarh, NeurIPS 2020) arrives at. All
+    passes are in evaluation mode, and `model_state` stays as it is.
 
     In `mode="authors"` the published recursion replaces the inverse: it follows the first retained examples in their
     order, its Fisher terms never leave the direction of the first gradient, and damping is not read. The authors'
-    setting for CIFAR-10: alpha 10. Damping 1 is ours, from the identity that their recursion begins with.
+    setting for CIFAR-10 is an alpha of 10. A damping of 1 is our choice, after the identity that their recursion begins
+    with.
 
     Args:
-      alpha: scale of the update; 1 is the Newton step.
-      damping: above 0. Along directions in which no sample has a gradient the update is `alpha / damping` times f - r.
-      num_samples: N, drawn from the retain set; all of it where that is smaller. In authors' mode the constant of the
-        recursion, which looks at up to N + 2 examples.
-      batch_size: of passes over the data; the result does not depend on it.
+      loss_fn: The general form of the loss, a mean over a batch.
 
     Raises:
-      InputError: a setting is out of its range; by `init`, if the update is not finite or cannot be solved for.
+      InputError: A setting is out of its range, or (from `init`) the update is not finite or cannot be solved for.
     """
-    data_lib.check_batch_size(batch_size)
-    if mode not in ("paper", "authors"):
-        raise InputError(f"mode must be paper or authors, got {mode!r}")
-    if not damping > 0:
-        raise InputError(f"damping must be above 0, got {damping}")
-    if num_samples < 1:
-        raise InputError(f"num_samples must be at least 1, got {num_samples}")
+    batch_size = data_lib.check_batch_size(options.batch_size)
+    check_choice("mode", options.mode, typing.get_args(Mode))
+    if not options.damping > 0:
+        raise InputError(f"damping must be above 0, got {options.damping}")
+    if options.num_samples < 1:
+        raise InputError(f"num_samples must be at least 1, got {options.num_samples}")
+    count = options.num_samples
 
     def change(key: Key, params: Params, model_state: ModelState, data: Data) -> tuple[Params, ModelState]:
         forget, retain = removal_gradients(loss_fn, params, model_state, data, batch_size=batch_size)
         difference = _plus(forget, -1.0, retain)
         total = data_lib.size(data.retain)
-        if mode == "authors":
-            examples = (data_lib.take(data.retain, np.array([p])) for p in range(min(total, num_samples + 2)))
-            update = published_recursion(loss_fn, params, model_state, examples, difference, constant=num_samples)
+        if options.mode == "authors":
+            examples = (data_lib.take(data.retain, np.array([p])) for p in range(min(total, count + 2)))
+            update = published_recursion(loss_fn, params, model_state, examples, difference, constant=count)
         else:
-            chosen = np.sort(data_lib.permutation(key, total)[:num_samples])
+            chosen = np.sort(data_lib.permutation(key, total)[:count])
             batches = [data_lib.take(data.retain, chosen[p]) for p in data_lib.even_batches(len(chosen), batch_size)]
-            update = inverse_fisher_product(loss_fn, params, model_state, batches, difference, damping=damping)
-        moved = _plus(params, alpha, update)
+            update = inverse_fisher_product(loss_fn, params, model_state, batches, difference, damping=options.damping)
+        moved = _plus(params, options.alpha, update)
         if not jnp.isfinite(_norm(moved)):
             raise InputError("the influence update is not finite; check the original weights, or lower alpha")
         return moved, model_state
@@ -221,22 +228,10 @@ def _recur(vector, along, gradient, constant):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class InfluenceSettings(MethodSettings):
-    """The authors' CIFAR-10 settings. It takes no steps, so `epochs` does nothing."""
-
-    alpha: float = 10.0
-    damping: float = 1.0
-    num_samples: int = 1000
-    mode: Mode = "paper"
+class InfluenceSettings(InfluenceOptions, MethodSettings):
+    """The authors' settings for CIFAR-10. The method takes no steps, so `epochs` has no effect."""
 
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
-        """The configured method."""
+        """The method with these settings; see `MethodSettings.build`."""
         del model, num_classes
-        return influence(
-            loss_fn,
-            alpha=self.alpha,
-            damping=self.damping,
-            num_samples=self.num_samples,
-            mode=self.mode,
-            batch_size=self.batch_size,
-        )
+        return influence(loss_fn, **self.values(InfluenceOptions))

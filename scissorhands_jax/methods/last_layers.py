@@ -1,4 +1,4 @@
-"""CF-k and EU-k (Goel et al., 2022): only the last layers learn anew, from where they are or from scratch."""
+"""CF-k and EU-k (Goel et al., 2022, arXiv 2201.06640): only the last layers learn, where they are or from scratch."""
 
 from __future__ import annotations
 
@@ -12,64 +12,79 @@ import optax
 
 from scissorhands_jax import trees
 from scissorhands_jax.base import Data, Key, Mask, Method, Model, ModelState, Params, Selection, StatefulLossFn
+from scissorhands_jax.keywords import takes
 from scissorhands_jax.methods._gradient import descend, retain_batches
 from scissorhands_jax.methods.settings import Gradient, TrainingSettings
+from scissorhands_jax.trees import Where
 
-Where = str | Callable[[str, jax.Array], bool] | None
 Start = Callable[[Key, Params, ModelState, Data], tuple[Params, ModelState]]
 
 
-def cf_k(
-    loss_fn: StatefulLossFn, optimizer: optax.GradientTransformation, *, layers: Where, batch_size: int = 64
-) -> Method:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LastLayersOptions:
+    """The keyword arguments of `cf_k` and `eu_k`."""
+
+    layers: Where
+    """The weights that learn, as a pattern for `trees.select`. None is all of them, which makes `cf_k` fine-tuning and
+    `eu_k` retraining; the command line then takes the upper layers of a network that it knows."""
+    batch_size: int = 64
+    """The number of retain examples that a step sees."""
+
+
+@takes(LastLayersOptions)
+def cf_k(loss_fn: StatefulLossFn, optimizer: optax.GradientTransformation, options: LastLayersOptions) -> Method:
     """Catastrophic forgetting of the last k layers: minimises the mean retain loss over the selected weights alone.
 
-    All other weights stay bit-equal, and so do the running statistics of layers none of whose weights are selected
-    (found by the names of the leaves), so in evaluation those layers compute what the original's do. In training
-    passes they normalise by the batch, as in the published code (arXiv 2201.06640), which lets the statistics move.
-    The authors' settings: 62 epochs, batch 64, decay 5e-5, cosine restarts from 0.1 to 0.005.
+    All other weights stay bit-equal, and so do the running statistics of layers that have no selected weight (found by
+    the names of the leaves), so that in evaluation those layers compute what the original's do. In training passes they
+    normalise by the batch, as in the published code (arXiv 2201.06640), which lets the statistics move. The authors'
+    settings are 62 epochs with batches of 64, a decay of 5e-5 and cosine restarts from 0.1 to 0.005.
 
     Args:
-      layers: the weights that learn (`trees.select`); None is all of them, which is fine-tuning.
+      loss_fn: The general form of the loss, a mean over a batch.
+      optimizer: The optimizer, such as `optimizers.sgd`.
+
+    Raises:
+      InputError: The batch size is below 1, or (from `init`) the pattern selects nothing.
     """
-    return _last_layers(loss_fn, optimizer, layers, batch_size, None)
+    return _last_layers(loss_fn, optimizer, options, None)
 
 
+@takes(LastLayersOptions)
 def eu_k(
-    model: Model,
-    loss_fn: StatefulLossFn,
-    optimizer: optax.GradientTransformation,
-    *,
-    layers: Where,
-    batch_size: int = 64,
+    model: Model, loss_fn: StatefulLossFn, optimizer: optax.GradientTransformation, options: LastLayersOptions
 ) -> Method:
     """Exact unlearning of the last k layers: `cf_k` after re-initialising them by `model.init`.
 
-    Their running statistics start anew as well. What the frozen layers know of the forget set stays.
+    Their running statistics are re-initialised as well. What the frozen layers know of the forget set stays.
 
     Args:
-      layers: the weights that learn (`trees.select`); None is all of them, which is retraining.
+      model: The network, which draws the fresh weights.
+      loss_fn: The general form of the loss, a mean over a batch.
+      optimizer: The optimizer, such as `optimizers.sgd`.
+
+    Raises:
+      InputError: The batch size is below 1, or (from `init`) the pattern selects nothing.
     """
 
     def start(key: Key, params: Params, model_state: ModelState, data: Data) -> tuple[Params, ModelState]:
         del data
         fresh, fresh_state = model.init(key)
-        learns = trees.select(params, layers)
+        learns = trees.select(params, options.layers)
         moves, _ = _owners(learns, model_state)
         return _choose(learns, fresh, params), _choose(moves, fresh_state, model_state)
 
-    return _last_layers(loss_fn, optimizer, layers, batch_size, start)
+    return _last_layers(loss_fn, optimizer, options, start)
 
 
 def _last_layers(
     loss_fn: StatefulLossFn,
     optimizer: optax.GradientTransformation,
-    layers: Where,
-    batch_size: int,
+    options: LastLayersOptions,
     start: Start | None,
 ) -> Method:
     def objective(params, carry, batch, key):
-        learns = trees.select(params, layers)
+        learns = trees.select(params, options.layers)
         # The backward pass then ends at the first layer that learns.
         params = _choose(learns, params, jax.lax.stop_gradient(params))
         loss, model_state = loss_fn(params, carry.model_state, batch.retain, train=True, key=key)
@@ -77,12 +92,12 @@ def _last_layers(
         return loss, (_choose(stays, carry.model_state, model_state), {"loss_retain": loss})
 
     def aux(key: Key, params: Params, model_state: ModelState, data: Data) -> Mask:
-        return jax.tree.map(jnp.asarray, trees.select(params, layers))
+        return jax.tree.map(jnp.asarray, trees.select(params, options.layers))
 
     return descend(
         objective,
         optimizer,
-        batches=retain_batches(batch_size),
+        batches=retain_batches(options.batch_size),
         reads=("retain",),
         start=start,
         aux=aux,
@@ -121,11 +136,10 @@ def _owners(learns: Selection, model_state: ModelState) -> tuple[Selection, Sele
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CfKSettings(TrainingSettings):
-    """The authors' epochs, batch size, decay and first learning rate; two drops in place of their cosine restarts."""
+class CfKSettings(LastLayersOptions, TrainingSettings):
+    """The authors' epochs, batch size, decay and first learning rate, with two drops in place of cosine restarts."""
 
     epochs: int = 62
-    batch_size: int = 64
     learning_rate: float = 0.1
     weight_decay: float = 5e-5
     milestones: tuple[int, ...] = (31, 46)
@@ -133,20 +147,17 @@ class CfKSettings(TrainingSettings):
     gradients: ClassVar[tuple[Gradient, ...]] = ("retain",)
 
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
-        """The configured method."""
+        """The method with these settings; see `MethodSettings.build`."""
         del model, num_classes
-        return self.scheduled(
-            cf_k(self.microbatched(loss_fn), self.optimizer(), layers=self.layers, batch_size=self.batch_size)
-        )
+        return self.scheduled(cf_k(self.microbatched(loss_fn), self.optimizer(), **self.values(LastLayersOptions)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EuKSettings(CfKSettings):
-    """As `CfKSettings`."""
+    """The same settings as `CfKSettings`."""
 
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
-        """The configured method."""
+        """The method with these settings; see `MethodSettings.build`."""
         del num_classes
-        return self.scheduled(
-            eu_k(model, self.microbatched(loss_fn), self.optimizer(), layers=self.layers, batch_size=self.batch_size)
-        )
+        options = self.values(LastLayersOptions)
+        return self.scheduled(eu_k(model, self.microbatched(loss_fn), self.optimizer(), **options))

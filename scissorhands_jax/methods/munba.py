@@ -1,4 +1,4 @@
-"""MUNBa (Wu & Harandi, 2024): retaining and forgetting bargain over every step."""
+"""MUNBa (Wu & Harandi, 2024, arXiv 2411.15537): retaining and forgetting bargain over every step."""
 
 from __future__ import annotations
 
@@ -13,47 +13,49 @@ import optax
 
 from scissorhands_jax import trees
 from scissorhands_jax.base import Batch, Carry, Key, Method, Metrics, Model, ModelState, PyTree, StatefulLossFn
-from scissorhands_jax.errors import InputError
-from scissorhands_jax.methods._gradient import follow, paired_batches
+from scissorhands_jax.errors import check_choice
+from scissorhands_jax.keywords import takes
+from scissorhands_jax.methods._gradient import PairedOptions, follow, paired_batches
 from scissorhands_jax.methods.pair_gradients import pair_gradients
-from scissorhands_jax.methods.salun import Relabel, wrong_labels
+from scissorhands_jax.methods.salun import RelabelArguments, wrong_labels
 from scissorhands_jax.methods.settings import Gradient, TrainingSettings
 
 ForgetLoss = Literal["random_label", "ascent"]
 
 
-def munba(
-    loss_fn: StatefulLossFn,
-    optimizer: optax.GradientTransformation,
-    *,
-    num_classes: int,
-    forget_loss: ForgetLoss = "random_label",
-    relabel: Relabel | None = None,
-    batch_size: int = 256,
-    forget_batch_size: int | None = None,
-) -> Method:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MunbaOptions(PairedOptions):
+    """The keyword arguments of `munba` that are settings as well."""
+
+    forget_loss: ForgetLoss = "random_label"
+    """The loss of the forget batch: the loss with random labels, or "ascent", the negative of the loss."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MunbaArguments(MunbaOptions, RelabelArguments):
+    """The keyword arguments of `munba`."""
+
+
+@takes(MunbaArguments)
+def munba(loss_fn: StatefulLossFn, optimizer: optax.GradientTransformation, options: MunbaArguments) -> Method:
     """Steps against the Nash bargain of the retain and the forget gradient, one batch of each per step.
 
-    The forget loss is that of random labels, or minus the loss ("ascent"); `bargain` has the mathematics. Every
-    direction has the norm sqrt(2), however small the gradients, so the learning rate alone sets the pace: let it decay.
-    Both are training passes from the same network state, which only the retain pass moves. The published code (arXiv
-    2411.15537, batch 256) clips the norm to 1, takes retain-only steps once the forget examples of an epoch are used
-    up, and lets a random label be the true one.
+    `bargain` has the mathematics. Every direction has the norm sqrt(2), however small the gradients are, so the
+    learning rate alone sets the pace: let it decay. Both gradients are those of training passes from the same network
+    state, which only the retain pass moves. The published code (arXiv 2411.15537, batches of 256) clips the norm to 1,
+    takes steps on retained examples alone once the forget examples of an epoch are used up, and lets a random label be
+    the true one.
 
     Args:
-      loss_fn: for "random_label", of batches with a "label" entry.
-      num_classes: labels are drawn from 0 to num_classes - 1.
-      relabel: `(key, labels) -> labels`; default `wrong_labels`.
-      batch_size: retain examples per step.
-      forget_batch_size: forget examples per step; default `batch_size`, at most the forget set.
+      loss_fn: The general form of the loss, a mean over a batch. With random labels, batches have a "label" entry.
+      optimizer: The optimizer, such as `optimizers.sgd`.
 
     Raises:
-      InputError: a setting is out of its range.
+      InputError: A setting is out of its range.
     """
-    if forget_loss not in ("random_label", "ascent"):
-        raise InputError(f"forget_loss must be random_label or ascent, got {forget_loss!r}")
-    ascent = forget_loss == "ascent"
-    draw = None if ascent else relabel or wrong_labels(num_classes)
+    check_choice("forget_loss", options.forget_loss, typing.get_args(ForgetLoss))
+    ascent = options.forget_loss == "ascent"
+    draw = None if ascent else options.relabel or wrong_labels(options.num_classes)
 
     def direction(carry: Carry, batch: Batch, key: Key) -> tuple[PyTree, ModelState, Metrics]:
         label_key, key = jax.random.split(key)
@@ -69,8 +71,7 @@ def munba(
         metrics = {"loss_retain": retain_loss, "loss_forget" if ascent else "loss_relabelled": loss, "cosine": cosine}
         return agreed, model_state, metrics
 
-    batches = paired_batches(batch_size, forget_batch_size)
-    return follow(direction, optimizer, batches=batches, reads=("forget", "retain"))
+    return follow(direction, optimizer, batches=paired_batches(options), reads=("forget", "retain"))
 
 
 def bargain(retain: PyTree, forget: PyTree) -> tuple[PyTree, jax.Array]:
@@ -111,24 +112,14 @@ def _unit(tree: PyTree) -> PyTree:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MunbaSettings(TrainingSettings):
-    """Ours, but for the batch size."""
+class MunbaSettings(MunbaOptions, TrainingSettings):
+    """The batch size of the authors, with a learning rate of ours."""
 
-    batch_size: int = 256
     learning_rate: float = 1e-2
-    forget_loss: ForgetLoss = "random_label"
-    forget_batch_size: int | None = None
     gradients: ClassVar[tuple[Gradient, ...]] = ("retain", "forget")
 
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
-        """The configured method."""
+        """The method with these settings; see `MethodSettings.build`."""
         del model
-        method = munba(
-            self.microbatched(loss_fn),
-            self.optimizer(),
-            num_classes=num_classes,
-            forget_loss=self.forget_loss,
-            batch_size=self.batch_size,
-            forget_batch_size=self.forget_batch_size,
-        )
-        return self.scheduled(method)
+        options = self.values(MunbaOptions)
+        return self.scheduled(munba(self.microbatched(loss_fn), self.optimizer(), num_classes=num_classes, **options))

@@ -1,9 +1,10 @@
 """Retraining from scratch without the forget set: the gold standard, and how original networks are trained here.
 
-Two recipes. `paper` is the authors': SGD whose rate drops twice. `fast` is made of what the CIFAR-10 speed records have
-in common (hlb-CIFAR10; airbench: Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024, arXiv 2404.00498):
-label smoothing, Nesterov's momentum, a rate that rises and falls in straight lines, a decay that does not depend on it,
-faster biases of the normalisation, small translations, alternating flips, few epochs. Their network is `resnet9`.
+There are two recipes. `paper` is the authors': SGD whose rate drops twice. `fast` is made of what the CIFAR-10 speed
+records have in common (hlb-CIFAR10; airbench: Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024, arXiv
+2404.00498): few epochs, label smoothing, Nesterov's momentum, a rate that rises and falls in straight lines, a decay
+that does not depend on the rate, faster biases of the normalisation layers, small translations, and alternating flips.
+All of it is in this module; the network of the records is `models.resnet9`.
 """
 
 from __future__ import annotations
@@ -17,35 +18,50 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from scissorhands_jax import augmentation, losses, optimizers
+from scissorhands_jax import augmentation, losses, optimizers, trees
 from scissorhands_jax import data as data_lib
-from scissorhands_jax.base import Data, Key, Method, Model, ModelState, Params, StatefulLossFn
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.base import Data, Key, Method, Model, ModelState, Params, Selection, StatefulLossFn
+from scissorhands_jax.errors import InputError, check_choice
+from scissorhands_jax.keywords import takes
 from scissorhands_jax.methods._gradient import descend, retain_batches
 from scissorhands_jax.methods.settings import Gradient, TrainingSettings
-from scissorhands_jax.models.whitening import fit_whitening
+from scissorhands_jax.models.resnet9 import fit_whitening
 
 Recipe = Literal["paper", "fast"]
 Flips = Literal["random", "alternating"]
+Shape = Literal["drops", "triangle"]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RetrainOptions:
+    """The keyword arguments of `retrain`."""
+
+    batch_size: int = 256
+    """The number of retain examples that a step sees."""
+    flips: Flips = "random"
+    """"random" leaves flips to the augmentation of the loss. "alternating" mirrors images {"image": (N, H, W, C)} by
+    `alternating_flips` before the loss sees them; a configured training then also replaces the augmentation of a loss
+    that has one by random crops out of `translate` mirrored pixels on each side, and does not flip without one."""
+
+
+@takes(RetrainOptions)
 def retrain(
-    model: Model,
-    loss_fn: StatefulLossFn,
-    optimizer: optax.GradientTransformation,
-    *,
-    batch_size: int = 256,
-    flips: Flips = "random",
+    model: Model, loss_fn: StatefulLossFn, optimizer: optax.GradientTransformation, options: RetrainOptions
 ) -> Method:
-    """Draws a fresh network and minimises the mean retain loss; reads nothing of the given one.
+    """Draws a fresh network and minimises the mean retain loss; nothing of the given network is read.
 
-    The authors' setting for CIFAR-10: 160 epochs, `sgd(0.1)` dropped tenfold at epochs 91 and 136, batch 256. A network
-    with a whitening layer (`models.whitening`) has it fitted to the retain set first.
+    The authors' setting for CIFAR-10 is 160 epochs of `sgd(0.1)`, dropped tenfold at epochs 91 and 136, with batches of
+    256. A network with a whitening layer (`models.resnet9`) has it fitted to the retain set first.
 
     Args:
-      flips: `alternating` mirrors images {"image": (N, H, W, C)} by `data.alternating_flips` before `loss_fn` sees
-        them; `random` leaves flips to the loss.
+      model: The network, which draws the fresh weights.
+      loss_fn: The general form of the loss, a mean over a batch.
+      optimizer: The optimizer, such as `optimizers.sgd`.
+
+    Raises:
+      InputError: A setting is out of its range.
     """
+    check_choice("flips", options.flips, get_args(Flips))
 
     def start(key: Key, params: Params, model_state: ModelState, data: Data) -> tuple[Params, ModelState]:
         del params, model_state
@@ -53,12 +69,12 @@ def retrain(
         return params, fit_whitening(model_state, data.retain)
 
     def steps_in_epoch(key: Key, params: Params, model_state: ModelState, data: Data) -> jax.Array:
-        return jnp.asarray(-(-data_lib.size(data.retain) // batch_size), jnp.int32)
+        return jnp.asarray(-(-data_lib.size(data.retain) // options.batch_size), jnp.int32)
 
     def objective(params, carry, batch, key):
         examples = batch.retain
-        if flips == "alternating":
-            mirrored = augmentation.alternating_flips(examples["image"], carry.step // carry.aux)
+        if options.flips == "alternating":
+            mirrored = alternating_flips(examples["image"], carry.step // carry.aux)
             examples = {**examples, "image": augmentation.flip(examples["image"], mirrored)}
         loss, model_state = loss_fn(params, carry.model_state, examples, train=True, key=key)
         return loss, (model_state, {"loss_retain": loss})
@@ -66,11 +82,93 @@ def retrain(
     return descend(
         objective,
         optimizer,
-        batches=retain_batches(batch_size),
+        batches=retain_batches(options.batch_size),
         reads=("retain",),
         start=start,
-        aux=steps_in_epoch if flips == "alternating" else None,
+        aux=steps_in_epoch if options.flips == "alternating" else None,
     )
+
+
+def alternating_flips(images: jax.Array, epoch: jax.Array) -> jax.Array:
+    """Which images are mirrored in an epoch: each in every other one, half of them in the first (Jordan, 2024).
+
+    Two epochs in a row show every image both ways, which random flips do for half of the images only. Which way an
+    image begins is a hash of its own pixels, so it needs neither a key nor the position of the image.
+
+    Args:
+      images: The images, integers or floats. shape=(N, H, W, C)
+      epoch: The epoch, counted from 0. shape=()
+
+    Returns:
+      True for the images to be mirrored. bool, shape=(N,)
+    """
+    words = jax.lax.bitcast_convert_type(images, jnp.dtype(f"uint{8 * images.dtype.itemsize}"))
+    # A sum does not depend on the order of the pixels in memory; the multiplier (2^32 / golden ratio) makes its highest
+    # bit depend on all of them.
+    sums = jnp.sum(words, axis=(1, 2, 3), dtype=jnp.uint32)
+    first = (sums * jnp.uint32(2654435769)) >> 31
+    return ((first + jnp.asarray(epoch, jnp.uint32)) & 1).astype(bool)
+
+
+def triangle(num_steps: int, *, warmup: float, first: float = 0.2, last: float = 0.07) -> optimizers.Schedule:
+    """A schedule that rises to its peak over a share `warmup` of the steps and falls from there to the end.
+
+    Both ways are straight lines, from `first` times the peak and to `last` times it (Smith, 2018; with these shares in
+    Jordan, 2024).
+
+    Raises:
+      InputError: `warmup` is not at least 0 and below 1.
+    """
+    if not 0 <= warmup < 1:
+        raise InputError(f"warmup must be a share of the steps, at least 0 and below 1, got {warmup}")
+    top = int(num_steps * warmup)
+    return optimizers.Schedule([0, top, max(num_steps, top + 1)], [first if top else 1.0, 1.0, last])
+
+
+def per_kilo_example(
+    learning_rate: float, *, momentum: float, weight_decay: float, batch_size: int
+) -> tuple[float, float]:
+    """The learning rate and the weight decay for `optimizers.sgd` of settings that are independent of one another.
+
+    In the units of the arguments (Jordan, 2024) the size of the steps depends on the learning rate alone, and how fast
+    weights decay on the decay alone; neither depends on the momentum or the batch size. With Nesterov's momentum m a
+    constant gradient moves weights by 1 + 1 / (1 - m) times the rate, so
+
+      rate = learning_rate * batch_size / 1024 / (1 + 1 / (1 - m)),  decay = weight_decay / learning_rate.
+
+    Args:
+      learning_rate: The rate per 1,024 examples of the mean loss, above 0.
+      momentum: Nesterov's momentum, at least 0 and below 1.
+      weight_decay: The share of each weight that a batch of 1,024 examples removes.
+      batch_size: The number of examples of a step.
+
+    Raises:
+      InputError: The learning rate is not positive, or the momentum not at least 0 and below 1.
+    """
+    if not learning_rate > 0 or not 0 <= momentum < 1:
+        raise InputError(f"learning_rate must be above 0 and momentum below 1, got {learning_rate} and {momentum}")
+    rate = learning_rate * batch_size / 1024 / (1 + 1 / (1 - momentum))
+    return rate, weight_decay / learning_rate
+
+
+def scale_norm_biases(factor: float) -> optax.GradientTransformation:
+    """Multiplies the gradients of the biases of normalisation layers: leaves `bias` of layers that have a `scale`.
+
+    It belongs before the optimizer, which then adds the same weight decay to these biases as to all other weights.
+
+    Raises:
+      InputError: The factor is negative.
+    """
+    if factor < 0:
+        raise InputError(f"norm_bias_scale must not be negative, got {factor}")
+
+    def norm_biases(params: Params) -> Selection:
+        names = trees.leaf_names(params)
+        parts = [name.rpartition("/") for name in names]
+        flags = [last == "bias" and f"{layer}{slash}scale" in names for layer, slash, last in parts]
+        return jax.tree.unflatten(jax.tree.structure(params), flags)
+
+    return optax.masked(optax.scale(factor), norm_biases)
 
 
 RECIPES: dict[Recipe, dict[str, Any]] = {
@@ -101,49 +199,50 @@ RECIPES: dict[Recipe, dict[str, Any]] = {
         "flips": "alternating",
     },
 }
-_OF_RECIPE: Any = None  # Stands for the recipe's value until `__post_init__` puts it there.
+_OF_RECIPE: Any = None  # stands for the recipe's value until `__post_init__` puts it there
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RetrainSettings(TrainingSettings):
-    """The values of `recipe`, `paper` being the authors' for CIFAR-10, and what is set otherwise.
+class RetrainSettings(RetrainOptions, TrainingSettings):
+    """The values of a recipe, except for those that are given.
 
     Raises:
-      InputError: a choice is unknown.
+      InputError: A choice is unknown.
     """
 
     recipe: Recipe = "paper"
+    """The recipe that gives the values of all other settings: "paper", the authors' for CIFAR-10, or "fast"."""
     epochs: int = _OF_RECIPE
     batch_size: int = _OF_RECIPE
     learning_rate: float = _OF_RECIPE
-    """The largest; where `decoupled`, per 1,024 examples (`optimizers.per_kilo_example`)."""
+    """The largest learning rate; with `decoupled`, per 1,024 examples."""
     momentum: float = _OF_RECIPE
     weight_decay: float = _OF_RECIPE
+    """The weight decay of SGD; with `decoupled`, the share that 1,024 examples remove of a weight."""
     milestones: tuple[int, ...] = _OF_RECIPE
-    """For `drops`."""
-    schedule_shape: Literal["drops", "triangle"] = _OF_RECIPE
-    """`drops` follows the milestones; `triangle` is `optimizers.triangle`, with `warmup`, over all epochs."""
+    schedule_shape: Shape = _OF_RECIPE
+    """"drops" follows the milestones; "triangle" rises and falls in straight lines over all epochs."""
     warmup: float = 0.23
+    """The share of the steps over which the rate of a triangle rises, at least 0 and below 1."""
     decoupled: bool = _OF_RECIPE
-    """Nesterov's momentum, and a decay and a momentum that leave the size of the steps alone."""
+    """Whether momentum is Nesterov's and learning rate and weight decay are in units that do not depend on one another
+    (`per_kilo_example`)."""
     label_smoothing: float = _OF_RECIPE
+    """The share of the target that is spread evenly over all classes in training, at least 0 and below 1."""
     norm_bias_scale: float = _OF_RECIPE
-    """How many times as fast the biases of the normalisation layers learn."""
+    """The factor of the gradients of the biases of normalisation layers."""
     flips: Flips = _OF_RECIPE
-    """`alternating` replaces what a loss that augments does to images, by crops out of `translate` mirrored pixels on
-    each side and `data.alternating_flips`. A loss that does not augment stays as it is."""
     translate: int = 2
+    """The number of mirrored pixels on each side that images are cropped out of, with alternating flips."""
     gradients: ClassVar[tuple[Gradient, ...]] = ("retain",)
 
     def __post_init__(self) -> None:
-        if self.recipe not in RECIPES:
-            raise InputError(f"there is no recipe {self.recipe!r}; choose one of {', '.join(RECIPES)}")
+        check_choice("recipe", self.recipe, RECIPES)
         for name, value in RECIPES[self.recipe].items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
-        for name, choices in (("schedule_shape", ("drops", "triangle")), ("flips", get_args(Flips))):
-            if getattr(self, name) not in choices:
-                raise InputError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}")
+        check_choice("schedule_shape", self.schedule_shape, get_args(Shape))
+        check_choice("flips", self.flips, get_args(Flips))
 
     def changed(self, **changes: Any) -> RetrainSettings:
         """A copy with other values; another recipe brings its own for all that was as the old recipe has it."""
@@ -156,26 +255,24 @@ class RetrainSettings(TrainingSettings):
         """SGD with these settings."""
         rate, decay = self.learning_rate, self.weight_decay
         if self.decoupled:
-            rate, decay = optimizers.per_kilo_example(
-                rate, momentum=self.momentum, weight_decay=decay, batch_size=self.batch_size
-            )
-        return optimizers.sgd(
+            rate, decay = per_kilo_example(rate, momentum=self.momentum, weight_decay=decay, batch_size=self.batch_size)
+        sgd = optimizers.sgd(
             rate,
             momentum=self.momentum,
             weight_decay=decay,
             nesterov=self.decoupled,
-            norm_bias_scale=self.norm_bias_scale,
             scheduled=self.schedule_shape == "triangle" or bool(self.milestones),
         )
+        return sgd if self.norm_bias_scale == 1 else optax.chain(scale_norm_biases(self.norm_bias_scale), sgd)
 
     def schedule(self, lengths: Sequence[int]) -> optimizers.Schedule:
         """As `TrainingSettings.schedule`, or the triangle."""
         if self.schedule_shape == "drops":
             return super().schedule(lengths)
-        return optimizers.triangle(sum(lengths[: self.epochs]), warmup=self.warmup)
+        return triangle(sum(lengths[: self.epochs]), warmup=self.warmup)
 
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
-        """The configured method."""
+        """The method with these settings; see `MethodSettings.build`."""
         del num_classes
         flips: Flips = "random"
         if self.flips == "alternating" and losses.augmentation_of(loss_fn) is not None:

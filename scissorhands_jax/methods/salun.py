@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Callable, Iterable
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +14,20 @@ import optax
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import masks, saliency, trees
 from scissorhands_jax.base import Data, Key, Mask, Method, Model, ModelState, Params, PyTree, StatefulLossFn
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import InputError, check_choice
+from scissorhands_jax.keywords import takes
 from scissorhands_jax.methods._gradient import descend, mixed_batches
-from scissorhands_jax.methods.settings import TrainingSettings
+from scissorhands_jax.methods.settings import Mode, TrainingSettings
 
 Relabel = Callable[[Key, jax.Array], jax.Array]
-Mode = Literal["paper", "authors"]
 
 
 def wrong_labels(num_classes: int) -> Relabel:
-    """Uniform over all classes but the true one."""
+    """Labels drawn uniformly from all classes except the true one.
+
+    Raises:
+      InputError: There are fewer than 2 classes.
+    """
     if num_classes < 2:
         raise InputError(f"random labels need at least 2 classes, got {num_classes}")
 
@@ -33,7 +38,7 @@ def wrong_labels(num_classes: int) -> Relabel:
 
 
 def any_labels(num_classes: int) -> Relabel:
-    """Uniform over all classes, the true one included, as the published code draws them."""
+    """Labels drawn uniformly from all classes, the true one included, as the published code draws them."""
 
     def relabel(key, labels):
         return jax.random.randint(key, labels.shape, 0, num_classes, labels.dtype)
@@ -41,44 +46,64 @@ def any_labels(num_classes: int) -> Relabel:
     return relabel
 
 
-def salun(
-    loss_fn: StatefulLossFn,
-    optimizer: optax.GradientTransformation,
-    *,
-    num_classes: int,
-    fraction: float | None = 0.5,
-    mode: Mode = "paper",
-    relabel: Relabel | None = None,
-    batch_size: int = 256,
-) -> Method:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RelabelArguments:
+    """Which labels the forget examples are given, for methods that replace them."""
+
+    num_classes: int
+    """The number of classes, at least 2; labels are drawn from 0 to `num_classes - 1`."""
+    relabel: Relabel | None = None
+    """The function that draws them, `(key, labels) -> labels`. None takes `wrong_labels`, or `any_labels` where the
+    method has a mode "authors" and follows it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SalunOptions:
+    """The keyword arguments of `salun` that are settings as well."""
+
+    fraction: float | None = 0.5
+    """The share of the weights that may move, above 0 and below 1. None has no mask: the random-label method."""
+    mode: Mode = "paper"
+    """"paper" masks the update. "authors" masks the gradient instead, so that weight decay and momentum move the other
+    weights too, and a random label may be the true one."""
+    batch_size: int = 256
+    """The number of examples of both sets together that a step sees."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SalunArguments(SalunOptions, RelabelArguments):
+    """The keyword arguments of `salun`."""
+
+
+@takes(SalunArguments)
+def salun(loss_fn: StatefulLossFn, optimizer: optax.GradientTransformation, options: SalunArguments) -> Method:
     """Minimises the loss of forget examples with random labels and retain examples with their own, in mixed batches.
 
-    The mask marks the top `fraction` of `|dL_f/dw|` over the whole forget set (evaluation mode); other weights stay
-    bit-equal. `fraction=None` is the random-label method without a mask. In `mode="authors"` the gradient is masked
-    instead of the update, so weight decay and momentum move the other weights, and a random label may be the true one.
-    The authors' setting for CIFAR-10: fraction 0.5, 10 epochs, `sgd(5e-3)`, batch 256.
+    The mask marks the top `fraction` of `|dL_f/dw|` over the whole forget set, in evaluation mode. All other weights
+    stay bit-equal. The authors' setting for CIFAR-10 is a fraction of 0.5 and 10 epochs of `sgd(5e-3)` with batches of
+    256.
 
     Args:
-      loss_fn: of batches with a "label" entry, which is replaced for forget examples.
-      num_classes: labels are drawn from 0 to num_classes - 1.
-      relabel: `(key, labels) -> labels`; default `wrong_labels`, in authors' mode `any_labels`.
+      loss_fn: The general form of the loss, a mean over a batch with a "label" entry, which is replaced for forget
+        examples.
+      optimizer: The optimizer, such as `optimizers.sgd`.
 
     Raises:
-      InputError: a setting is out of its range.
+      InputError: A setting is out of its range.
     """
+    fraction, mode = options.fraction, options.mode
     if fraction is not None:
         masks.check_fraction(fraction)
-    if mode not in ("paper", "authors"):
-        raise InputError(f"mode must be paper or authors, got {mode!r}")
-    if relabel is None:
-        relabel = any_labels(num_classes) if mode == "authors" else wrong_labels(num_classes)
+    check_choice("mode", mode, typing.get_args(Mode))
+    draw = any_labels if mode == "authors" else wrong_labels
+    relabel = draw(options.num_classes) if options.relabel is None else options.relabel
     gradient_masked = fraction is not None and mode == "authors"
 
     def aux(key: Key, params: Params, model_state: ModelState, data: Data) -> Mask | None:
         del key
         if fraction is None:
             return None
-        positions = data_lib.even_batches(data_lib.size(data.forget), batch_size)
+        positions = data_lib.even_batches(data_lib.size(data.forget), options.batch_size)
         examples = (data_lib.take(data.forget, p) for p in positions)
         return salun_mask(loss_fn, params, model_state, examples, fraction, mode=mode)
 
@@ -99,7 +124,7 @@ def salun(
     return descend(
         objective,
         optimizer,
-        batches=mixed_batches(batch_size),
+        batches=mixed_batches(options.batch_size),
         reads=("forget", "retain"),
         aux=aux,
         mask_of=(lambda mask: mask) if update_masked else None,
@@ -134,27 +159,16 @@ def _masked_gradient(params: Params, mask: Mask) -> PyTree:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SalunSettings(TrainingSettings):
-    """The authors' CIFAR-10 settings."""
+class SalunSettings(SalunOptions, TrainingSettings):
+    """The authors' settings for CIFAR-10."""
 
-    batch_size: int = 256
-    fraction: float | None = 0.5
-    mode: Mode = "paper"
     mixed: ClassVar[bool] = True
 
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
-        """The configured method."""
+        """The method with these settings; see `MethodSettings.build`."""
         del model
-        return self.scheduled(
-            salun(
-                self.microbatched(loss_fn),
-                self.optimizer(),
-                num_classes=num_classes,
-                fraction=self.fraction,
-                mode=self.mode,
-                batch_size=self.batch_size,
-            )
-        )
+        options = self.values(SalunOptions)
+        return self.scheduled(salun(self.microbatched(loss_fn), self.optimizer(), num_classes=num_classes, **options))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -162,3 +176,4 @@ class RandomLabelSettings(SalunSettings):
     """SalUn without its mask."""
 
     fraction: None = None
+    """None, since this method has no mask."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import typing
 from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar, NamedTuple
 
@@ -35,16 +36,18 @@ from scissorhands_jax.base import (
     StatefulLossFn,
     new_carry,
 )
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import InputError, check_choice
+from scissorhands_jax.keywords import REST, takes
+from scissorhands_jax.methods._gradient import check_not_empty
 from scissorhands_jax.methods.pair_gradients import Pair, pair_gradients
-from scissorhands_jax.methods.semantics import Mode, Semantics, _semantics
-from scissorhands_jax.methods.settings import Gradient, TrainingSettings
+from scissorhands_jax.methods.semantics import Semantics, resolve_semantics
+from scissorhands_jax.methods.settings import Gradient, Mode, TrainingSettings
 from scissorhands_jax.methods.trimming import trim_network
 from scissorhands_jax.trees import Where
 
 
 class ScissorhandsAux(NamedTuple):
-    """What the repair carries besides the network."""
+    """What the repair carries in addition to the network."""
 
     constraint_grads: PyTree | None  # leaves of shape (K, ...), fixed for an epoch; None when they are the step's own
     joint_step: jax.Array  # shape=(), int32: steps with forget examples in this epoch
@@ -58,129 +61,166 @@ class OptState(NamedTuple):
     optimizer: PyTree
 
 
-def scissorhands(
-    loss_fn: StatefulLossFn,
-    optimizer: optax.GradientTransformation,
-    *,
-    fraction: float,
-    forget_weight: float = 0.05,
-    initializer: reinit.Initializer | reinit.ByName | None = None,
-    rank: Where = None,
-    trim: Where = None,
-    project: Where = None,
-    projected: bool = True,
-    num_constraints: int = 1,
-    saliency_share: float = 1.0,
-    mode: Mode = "paper",
-    batch_size: int = 128,
-    forget_batch_size: int | None = None,
-    pair: Pair = "auto",
-    saliency_loss_fn: StatefulLossFn | None = None,
-    **departures,
-) -> Method:
-    """Scissorhands as a method.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScissorhandsOptions:
+    """The keyword arguments of `scissorhands` that are settings as well."""
 
-    The authors' settings for CIFAR-10, ResNet-18, 10 %: `mode="authors"`, fraction 0.03, forget_weight 0.05,
-    `sgd(5e-3)`, 10 epochs, batch 256, `trim = project = "layer3|layer4|fc"`.
+    fraction: float
+    """The share of the ranked weights that is re-initialised, above 0 and below 1."""
+    forget_weight: float = 0.05
+    """The paper's lambda, the weight of the forget loss in the repair, at least 0."""
+    initializer: reinit.Initializer | reinit.ByName | str | None = None
+    """What trimmed weights become: an initializer, or its name in `reinit.INITIALIZERS`. None is `reinit.uniform()`, in
+    authors' mode `reinit.published()`."""
+    rank: Where = None
+    """The leaves whose weights are ranked, as a pattern for `trees.select`. None is the trimmed ones, in authors' mode
+    all."""
+    trim: Where = None
+    """The leaves that are trimmed, as a pattern for `trees.select`. None is all with two or more axes, that is no
+    biases and scales; the command line then takes the upper layers of a network that it knows."""
+    project: Where = None
+    """The leaves whose gradients are projected, as a pattern for `trees.select`. None is all."""
+    projected: bool = True
+    """Whether gradients are projected at all; False is the paper's ablation."""
+    num_constraints: int = 1
+    """The number of constraint gradients of an epoch, 1 to 10; more than 1 needs the departure
+    `constraints_per_epoch`."""
+    saliency_share: float = 1.0
+    """The share of the forget set, drawn at random, that weights are scored on, above 0 and at most 1 (the paper's
+    Figure 2)."""
+    mode: Mode = "paper"
+    """"paper" is Algorithm 1, "authors" the published code."""
+    batch_size: int = 128
+    """The number of retain examples that a step sees."""
+    forget_batch_size: int | None = None
+    """The number of forget examples that a step sees, at most the size of the forget set. None takes `batch_size`."""
+    pair: Pair = "auto"
+    """How the two gradients of a step are computed: "vmap" over the stacked batches, "sequential" in the memory of one
+    pass, or "auto", which takes the one that `choose_pair` expects to be faster."""
+    departures: dict[str, Any] = dataclasses.field(default_factory=dict, metadata=REST)
+    """Single fields of `Semantics` whose values differ from those of the mode."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScissorhandsArguments(ScissorhandsOptions):
+    """The keyword arguments of `scissorhands`."""
+
+    saliency_loss_fn: StatefulLossFn | None = None
+    """The loss that weights are scored with. None is the loss of the steps."""
+
+
+@takes(ScissorhandsArguments)
+def scissorhands(
+    loss_fn: StatefulLossFn, optimizer: optax.GradientTransformation, options: ScissorhandsArguments
+) -> Method:
+    """Scissorhands as a method: `init` trims the network, and the steps repair it.
+
+    The authors' settings for CIFAR-10, ResNet-18 and 10 % to forget are `mode="authors"`, a fraction of 0.03, a
+    forget_weight of 0.05, `trim = project = "layer3|layer4|fc"`, and 10 epochs of `sgd(5e-3)` with batches of 256.
 
     Args:
-      loss_fn: the general form of the loss, mean over a batch; `losses.microbatched` computes batches in parts.
-      optimizer: applied to the projected gradient.
-      fraction: share of the ranked weights that is re-initialised, in (0, 1).
-      forget_weight: the paper's lambda, at least 0.
-      initializer: what trimmed weights become; default `reinit.uniform()`, in authors' mode `reinit.published()`.
-      rank: leaves that are ranked (`trees.select`); default the trimmed ones, in authors' mode all.
-      trim: leaves that are trimmed; default all with two or more axes, that is no biases and scales.
-      project: leaves whose gradients are projected; default all.
-      projected: False leaves the projection out (the paper's ablation).
-      num_constraints: constraint gradients per epoch; more than one only with `constraints_per_epoch`.
-      saliency_share: of the forget set, drawn at random, that weights are scored on (the paper's Figure 2); in (0, 1].
-      mode: "paper" is Algorithm 1; "authors" is the published code.
-      batch_size: retain examples per step.
-      forget_batch_size: forget examples per step; default `batch_size`, at most the forget set.
-      pair: how both gradients are computed: "vmap" over the stacked batches, "sequential", which needs the memory of
-        one pass, or "auto" (`choose_pair`).
-      saliency_loss_fn: the loss that weights are scored with, where it is another one than `loss_fn`.
-      **departures: single fields of `Semantics` that differ from the mode.
+      loss_fn: The general form of the loss, a mean over a batch. `losses.microbatched` computes batches in parts.
+      optimizer: The optimizer that the projected gradient is handed to, such as `optimizers.sgd`.
 
     Raises:
-      InputError: a setting is out of its range or unknown.
+      InputError: A setting is out of its range or unknown.
     """
-    masks.check_fraction(fraction)
-    semantics = _semantics(mode, departures)
-    if not 0 < saliency_share <= 1:
-        raise InputError(f"saliency_share must lie above 0 and not above 1, got {saliency_share}")
-    if forget_weight < 0:
-        raise InputError(f"forget_weight must not be negative, got {forget_weight}")
-    if num_constraints > 1 and not semantics.constraints_per_epoch:
-        raise InputError(
-            f"num_constraints = {num_constraints} needs constraints_per_epoch; a step has one forget gradient"
-        )
-    if pair not in ("auto", "vmap", "sequential"):
-        raise InputError(f"pair must be auto, vmap or sequential, got {pair!r}")
-    if pair == "vmap" and losses.microbatches_of(loss_fn) > 1:
-        raise InputError("pair = vmap computes two whole batches at once; with microbatches take sequential")
-    data_lib.check_batch_size(batch_size)
-    forget_batch_size = data_lib.check_batch_size(batch_size if forget_batch_size is None else forget_batch_size)
-    if initializer is None:
-        initializer = reinit.published() if mode == "authors" else reinit.uniform()
-    projection.project_gradient(num_constraints, margin=semantics.margin, eps=semantics.eps)  # refuses bad numbers
-    repair = Repair(loss_fn, optimizer.update, project, projected, num_constraints, semantics, pair)
-
+    semantics = resolve_semantics(options.mode, options.departures)
+    initializer = _check(options, semantics, loss_fn)
+    forget_batch_size = options.batch_size if options.forget_batch_size is None else options.forget_batch_size
     drawn = functools.partial(_random_batches, batch_size=forget_batch_size, fixed=semantics.fixed_batches)
+    repair = Repair(
+        loss_fn,
+        optimizer.update,
+        options.project,
+        options.projected,
+        options.num_constraints,
+        semantics,
+        options.pair,
+    )
 
-    def constraints(key: Key, params: Params, model_state: ModelState, data: Data) -> PyTree:
-        batches = drawn(key, data, num_constraints)
-        return constraint_gradients(loss_fn, params, model_state, batches)[0]
+    def saliency_batches(key: Key, data: Data) -> Iterable[PyTree]:
+        if semantics.saliency_batches is not None:
+            return drawn(key, data, semantics.saliency_batches)
+        scored = _share(key, data.forget, options.saliency_share)
+        passes = data_lib.even_batches(data_lib.size(scored), options.batch_size)
+        return (data_lib.take(scored, positions) for positions in passes)
 
     def init(key: Key, params: Params, model_state: ModelState, data: Data) -> Carry:
-        _check_data(data)
+        check_not_empty(data, ("forget", "retain"))
         saliency_key, pass_key, draw_key, step_key = jax.random.split(key, 4)
-        batches: Iterable[PyTree]
-        if semantics.saliency_batches is None:
-            scored = _share(saliency_key, data.forget, saliency_share)
-            passes = data_lib.even_batches(data_lib.size(scored), batch_size)
-            batches = (data_lib.take(scored, positions) for positions in passes)
-        else:
-            batches = drawn(saliency_key, data, semantics.saliency_batches)
         trimmed = trim_network(
             draw_key,
-            saliency_loss_fn or loss_fn,
+            options.saliency_loss_fn or loss_fn,
             params,
             model_state,
-            batches,
-            fraction=fraction,
+            saliency_batches(saliency_key, data),
+            fraction=options.fraction,
             initializer=initializer,
-            rank=rank,
-            trim=trim,
+            rank=options.rank,
+            trim=options.trim,
             semantics=semantics,
             pass_key=pass_key,
         )
-        return repair.begin(step_key, trimmed.params, trimmed.model_state, optimizer, forget_weight)
+        return repair.begin(step_key, trimmed.params, trimmed.model_state, optimizer, options.forget_weight)
 
     def begin_epoch(carry: Carry, data: Data) -> Carry:
         held = carry.aux.constraint_grads
         if held is not None:
             # Apart from the step's own stream, which folds the step in directly.
             key = jax.random.fold_in(jax.random.split(carry.key)[0], carry.step)
-            held = constraints(key, carry.params, carry.model_state, data)
+            batches = drawn(key, data, options.num_constraints)
+            held, _ = constraint_gradients(loss_fn, carry.params, carry.model_state, batches)
         return carry._replace(aux=carry.aux._replace(constraint_grads=held, joint_step=jnp.zeros((), jnp.int32)))
 
-    def batches(key: Key, data: Data, epoch: int) -> Iterable[Batch]:
-        retain_key, forget_key = jax.random.split(jax.random.fold_in(key, epoch))
-        forget_size, retain_size = data_lib.size(data.forget), data_lib.size(data.retain)
-        if semantics.fixed_batches:
-            first = Batch(_first(forget_size, forget_batch_size), _first(retain_size, batch_size))
-            return itertools.repeat(first, -(-forget_size // forget_batch_size))
-        fill = not semantics.ragged_batches
-        retain = data_lib.shuffled_batches(retain_key, retain_size, batch_size, fill=fill)
-        if semantics.every_step_joint:
-            cycle = data_lib.cycled_batches(forget_key, forget_size, forget_batch_size)
-            return (Batch(f, r) for r, f in zip(retain, cycle, strict=False))
-        forget = data_lib.shuffled_batches(forget_key, forget_size, forget_batch_size, fill=fill)
-        return (Batch(f, r) for f, r in itertools.zip_longest(forget, retain) if r is not None)
-
+    batches = functools.partial(
+        _epoch, semantics=semantics, forget_batch_size=forget_batch_size, retain_batch_size=options.batch_size
+    )
     return Method(init, repair, batches, begin_epoch)
+
+
+def _check(
+    options: ScissorhandsArguments, semantics: Semantics, loss_fn: StatefulLossFn
+) -> reinit.Initializer | reinit.ByName:
+    """Refuses settings that cannot be used; returns the initializer that they name."""
+    masks.check_fraction(options.fraction)
+    if not 0 < options.saliency_share <= 1:
+        raise InputError(f"saliency_share must lie above 0 and not above 1, got {options.saliency_share}")
+    if options.forget_weight < 0:
+        raise InputError(f"forget_weight must not be negative, got {options.forget_weight}")
+    if options.num_constraints > 1 and not semantics.constraints_per_epoch:
+        raise InputError(
+            f"num_constraints = {options.num_constraints} needs constraints_per_epoch; a step has one forget gradient"
+        )
+    check_choice("pair", options.pair, typing.get_args(Pair))
+    if options.pair == "vmap" and losses.microbatches_of(loss_fn) > 1:
+        raise InputError("pair = vmap computes two whole batches at once; with microbatches take sequential")
+    for size in (options.batch_size, options.forget_batch_size):
+        data_lib.check_batch_size(options.batch_size if size is None else size)
+    # Refuses numbers that are out of their ranges.
+    projection.project_gradient(options.num_constraints, margin=semantics.margin, eps=semantics.eps)
+    if isinstance(options.initializer, str):
+        return reinit.by_name(options.initializer)
+    usual = reinit.published if options.mode == "authors" else reinit.uniform
+    return usual() if options.initializer is None else options.initializer
+
+
+def _epoch(
+    key: Key, data: Data, epoch: int, *, semantics: Semantics, forget_batch_size: int, retain_batch_size: int
+) -> Iterable[Batch]:
+    """The batches of an epoch."""
+    retain_key, forget_key = jax.random.split(jax.random.fold_in(key, epoch))
+    forget_size, retain_size = data_lib.size(data.forget), data_lib.size(data.retain)
+    if semantics.fixed_batches:
+        first = Batch(_first(forget_size, forget_batch_size), _first(retain_size, retain_batch_size))
+        return itertools.repeat(first, -(-forget_size // forget_batch_size))
+    fill = not semantics.ragged_batches
+    retain = data_lib.shuffled_batches(retain_key, retain_size, retain_batch_size, fill=fill)
+    if semantics.every_step_joint:
+        cycle = data_lib.cycled_batches(forget_key, forget_size, forget_batch_size)
+        return (Batch(f, r) for r, f in zip(retain, cycle, strict=False))
+    forget = data_lib.shuffled_batches(forget_key, forget_size, forget_batch_size, fill=fill)
+    return (Batch(f, r) for f, r in itertools.zip_longest(forget, retain) if r is not None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,50 +309,6 @@ class Repair:
         return gradient, model_state, state, metrics
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ScissorhandsSettings(TrainingSettings):
-    """See `scissorhands` for each of them; `departures.NAME=VALUE` sets single fields of `Semantics`."""
-
-    fraction: float = 0.03
-    forget_weight: float = 0.05
-    initializer: str | None = None
-    rank: str | None = None
-    trim: str | None = None
-    project: str | None = None
-    projected: bool = True
-    num_constraints: int = 1
-    saliency_share: float = 1.0
-    mode: Mode = "paper"
-    forget_batch_size: int | None = None
-    pair: Pair = "auto"
-    departures: dict[str, Any] = dataclasses.field(default_factory=dict)
-    gradients: ClassVar[tuple[Gradient, ...]] = ("retain", "forget")
-
-    def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
-        """The configured method."""
-        del model, num_classes
-        return self.scheduled(
-            scissorhands(
-                self.microbatched(loss_fn),
-                self.optimizer(),
-                fraction=self.fraction,
-                forget_weight=self.forget_weight,
-                initializer=None if self.initializer is None else reinit.by_name(self.initializer),
-                rank=self.rank,
-                trim=self.trim,
-                project=self.project,
-                projected=self.projected,
-                num_constraints=self.num_constraints,
-                saliency_share=self.saliency_share,
-                mode=self.mode,
-                batch_size=self.batch_size,
-                forget_batch_size=self.forget_batch_size,
-                pair=self.pair,
-                **self.departures,
-            )
-        )
-
-
 def constraint_gradients(
     loss_fn: StatefulLossFn, params: Params, model_state: ModelState, batches: Iterable[PyTree]
 ) -> tuple[PyTree, jax.Array]:
@@ -380,8 +376,22 @@ def _first(total: int, batch_size: int) -> np.ndarray:
     return np.arange(min(total, batch_size), dtype=np.int32)
 
 
-def _check_data(data: Data) -> None:
-    if data_lib.size(data.forget) == 0:
-        raise InputError("the forget set is empty; name at least one training example")
-    if data_lib.size(data.retain) == 0:
-        raise InputError("the retain set is empty; scissorhands needs examples to repair the network on")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScissorhandsSettings(ScissorhandsOptions, TrainingSettings):
+    """The authors' settings for 10 % of CIFAR-10 and ResNet-18, except for the batch size and the layers.
+
+    On the command line `departures.NAME=VALUE` sets single fields of `Semantics`.
+    """
+
+    fraction: float = 0.03
+    initializer: str | None = None
+    rank: str | None = None
+    trim: str | None = None
+    project: str | None = None
+    gradients: ClassVar[tuple[Gradient, ...]] = ("retain", "forget")
+
+    def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
+        """The method with these settings; see `MethodSettings.build`."""
+        del model, num_classes
+        method = scissorhands(self.microbatched(loss_fn), self.optimizer(), **self.values(ScissorhandsOptions))
+        return self.scheduled(method)

@@ -10,27 +10,39 @@ from typing import ClassVar
 import jax
 import optax
 
-from scissorhands_jax import losses, trees
+from scissorhands_jax import losses, microbatches, trees
 from scissorhands_jax.base import Batch, Data, Key, Method, Model, StatefulLossFn
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.keywords import takes
 from scissorhands_jax.methods._gradient import descend, forget_batches, retain_batches
-from scissorhands_jax.methods.settings import Gradient, TrainingSettings
-from scissorhands_jax.microbatches import accumulated, check
+from scissorhands_jax.methods.settings import Gradient, LogitArguments, TrainingSettings
 
 
-def scrub(
-    model: Model,
-    optimizer: optax.GradientTransformation,
-    *,
-    forget_epochs: int = 2,
-    kl_weight: float = 0.001,
-    loss_weight: float = 0.99,
-    temperature: float = 4.0,
-    augment: losses.Augment | None = None,
-    batch_size: int = 128,
-    forget_batch_size: int = 32,
-    microbatches: int = 1,
-) -> Method:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScrubOptions:
+    """The keyword arguments of `scrub` that are settings as well."""
+
+    forget_epochs: int = 2
+    """The number of epochs, counted from the first, that begin with a max pass, at least 1."""
+    kl_weight: float = 0.001
+    """alpha, the weight of the divergence in a min pass, at least 0."""
+    loss_weight: float = 0.99
+    """gamma, the weight of the cross-entropy in a min pass, at least 0."""
+    temperature: float = 4.0
+    """T, the temperature of both softmaxes, above 0."""
+    batch_size: int = 128
+    """The number of retain examples that a step of a min pass sees."""
+    forget_batch_size: int = 32
+    """The number of forget examples that a step of a max pass sees."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScrubArguments(ScrubOptions, LogitArguments):
+    """The keyword arguments of `scrub`."""
+
+
+@takes(ScrubArguments)
+def scrub(model: Model, optimizer: optax.GradientTransformation, options: ScrubArguments) -> Method:
     """Alternates passes that leave the teacher on the forget set and passes that return to it on the retain set.
 
     With the original, in evaluation mode, as teacher t, the student s starting there, and
@@ -39,36 +51,31 @@ def scrub(
       max pass, in the first `forget_epochs` epochs:  minimise  -mean over forget examples of d
       min pass, in every epoch:                       minimise  mean over retain examples of alpha d + gamma CE
 
-    The rewinding of SCRUB+R, which goes back to the epoch whose forget error suits a validation set, is left out. In
-    a network without BatchNorm and dropout the student starts at d = 0, where the gradient of d vanishes: the first
-    max pass then does next to nothing.
-    The defaults are those of the authors' notebook for the large scale: 3 epochs of `sgd(5e-4)`. Their notebook for
-    the small scale has 10 epochs of Adam at 5e-4, forget_epochs 3, alpha 0.5, gamma 1 and T = 2.
+    The rewinding of SCRUB+R, which returns to the epoch whose forget error suits a validation set, is left out. In a
+    network without BatchNorm and dropout the student starts at d = 0, where the gradient of d vanishes: the first max
+    pass then does next to nothing. The defaults are those of the authors' notebook for the large scale: 3 epochs of
+    `sgd(5e-4)`. Their notebook for the small scale has 10 epochs of Adam at 5e-4, forget_epochs 3, alpha 0.5, gamma 1
+    and T = 2.
 
     Args:
-      forget_epochs: epochs, counted from the first, that begin with a max pass; at least 1.
-      kl_weight: alpha, at least 0.
-      loss_weight: gamma, at least 0.
-      temperature: T, above 0.
-      augment: as for `classification_loss`; teacher and student see the same images.
-      batch_size: retain examples per step.
-      forget_batch_size: forget examples per step.
-      microbatches: parts that a batch is computed in, one after the other; see `losses.microbatched`.
+      model: The network.
+      optimizer: The optimizer, such as `optimizers.sgd`.
 
     Raises:
-      InputError: a setting is out of its range.
+      InputError: A setting is out of its range.
     """
-    if forget_epochs < 1:
-        raise InputError(f"forget_epochs must be at least 1, got {forget_epochs}")
+    kl_weight, loss_weight, parts = options.kl_weight, options.loss_weight, options.microbatches
+    if options.forget_epochs < 1:
+        raise InputError(f"forget_epochs must be at least 1, got {options.forget_epochs}")
     if kl_weight < 0 or loss_weight < 0:
         raise InputError(f"kl_weight and loss_weight must not be negative, got {kl_weight} and {loss_weight}")
-    losses.check_temperature(temperature)
-    check((batch_size, forget_batch_size), microbatches)
-    max_pass, min_pass = forget_batches(forget_batch_size), retain_batches(batch_size)
+    temperature = losses.check_temperature(options.temperature)
+    microbatches.check((options.batch_size, options.forget_batch_size), parts)
+    max_pass, min_pass = forget_batches(options.forget_batch_size), retain_batches(options.batch_size)
 
     def objective(params, carry, batch, key):
         examples = batch.forget if batch.retain is None else batch.retain
-        images, key = losses.augmented(augment, key, examples["image"])
+        images, key = losses.augmented(options.augment, key, examples["image"])
 
         def mean_loss(params, model_state, examples, key):
             images, labels = examples
@@ -81,13 +88,13 @@ def scrub(
             value = kl_weight * divergence + loss_weight * loss
             return value, (model_state, {"loss_retain": loss, "kl_retain": divergence})
 
-        whole = accumulated(mean_loss, microbatches)
+        whole = microbatches.accumulated(mean_loss, parts)
         return whole(params, carry.model_state, (images, examples["label"]), key)
 
     def batches(key: Key, data: Data, epoch: int) -> Iterable[Batch]:
         max_key, min_key = jax.random.split(key)
         retain = min_pass(min_key, data, epoch)
-        return itertools.chain(max_pass(max_key, data, epoch), retain) if epoch < forget_epochs else retain
+        return itertools.chain(max_pass(max_key, data, epoch), retain) if epoch < options.forget_epochs else retain
 
     return descend(
         objective,
@@ -99,31 +106,21 @@ def scrub(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ScrubSettings(TrainingSettings):
+class ScrubSettings(ScrubOptions, TrainingSettings):
     """The authors' settings for the large scale."""
 
     epochs: int = 3
     learning_rate: float = 5e-4
-    forget_epochs: int = 2
-    kl_weight: float = 0.001
-    loss_weight: float = 0.99
-    temperature: float = 4.0
-    forget_batch_size: int = 32
     gradients: ClassVar[tuple[Gradient, ...]] = ("either",)
 
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
-        """The configured method."""
+        """The method with these settings; see `MethodSettings.build`."""
         del num_classes
         method = scrub(
             model,
             self.optimizer(),
-            forget_epochs=self.forget_epochs,
-            kl_weight=self.kl_weight,
-            loss_weight=self.loss_weight,
-            temperature=self.temperature,
             augment=losses.augmentation_of(loss_fn),
-            batch_size=self.batch_size,
-            forget_batch_size=self.forget_batch_size,
             microbatches=self.microbatches,
+            **self.values(ScrubOptions),
         )
         return self.scheduled(method)

@@ -1,14 +1,14 @@
-"""The points in which the published code of Scissorhands departs from the paper."""
+"""The points in which the published code of Scissorhands departs from Algorithm 1 of the paper."""
 
 from __future__ import annotations
 
 import dataclasses
 import typing
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any
 
-from scissorhands_jax.errors import InputError
-
-Mode = Literal["paper", "authors"]
+from scissorhands_jax.errors import InputError, check_choice, suggest
+from scissorhands_jax.methods.settings import Mode
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,13 +73,21 @@ SEMANTICS: dict[str, Semantics] = {
 }
 
 
-def _semantics(mode: str, departures: dict) -> Semantics:
-    if mode not in SEMANTICS:
-        raise InputError(f"mode must be one of {', '.join(SEMANTICS)}, got {mode!r}")
+def resolve_semantics(mode: Mode, departures: Mapping[str, Any]) -> Semantics:
+    """The semantics of a mode, with single fields changed.
+
+    Args:
+      mode: "paper" or "authors".
+      departures: The new values of fields of `Semantics` by their names.
+
+    Raises:
+      InputError: The mode or a name is unknown, or a value has the wrong type or is out of its range.
+    """
+    check_choice("mode", mode, SEMANTICS)
     types = typing.get_type_hints(Semantics)
     for name, value in departures.items():
         if name not in types:
-            raise InputError(f"scissorhands has no setting {name!r}; its departures are {', '.join(types)}")
+            raise InputError(f"scissorhands has no setting {name!r}, nor is it a departure; {suggest(name, types)}")
         if not isinstance(value, types[name] | int if types[name] is float else types[name]):
             expected = getattr(types[name], "__name__", types[name])
             raise InputError(f"the departure {name} must be {expected}, got {value!r}")

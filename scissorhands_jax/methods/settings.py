@@ -1,4 +1,10 @@
-"""What every configured method has: the settings of its training, and how it is built from them."""
+"""What all methods have in common as settings, and what a method is built from when a job or a table configures it.
+
+A method declares its keyword arguments once, as the fields of a dataclass `...Options`, which its factory takes
+(`keywords.takes`). Its `...Settings`, for the command line and the experiments, are these options together with those
+of the training. Arguments that no command line can express (functions) and those that follow from the data (the number
+of classes) are in a dataclass `...Arguments` that extends the options, for the factory alone.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +18,9 @@ import optax
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import losses, microbatches, models, optimizers
 from scissorhands_jax.base import Carry, Data, Key, Method, Model, ModelState, Params, StatefulLossFn
+
+Mode = Literal["paper", "authors"]
+"""Whether a method follows its paper or the code that its authors published."""
 
 Gradient = Literal["forget", "retain", "both", "either"]
 """What a gradient is of: the loss of one set, one loss of both sets, or the loss of one or the other in turn."""
@@ -31,16 +40,47 @@ class MethodSettings:
     that its beginning holds."""
 
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
-        """The configured method."""
+        """The method with these settings.
+
+        Args:
+          model: The network, for methods that draw a fresh one or read its logits.
+          loss_fn: The general form of the loss, a mean over a batch.
+          num_classes: The number of classes, for methods that draw labels.
+
+        Raises:
+          InputError: A setting is out of its range.
+        """
         raise TypeError(f"{type(self).__name__} does not say how its method is built")
 
     def changed(self, **changes: Any) -> Self:
         """A copy with other values; how `config.override` changes settings."""
         return dataclasses.replace(self, **changes)
 
+    def values(self, options: type) -> dict[str, Any]:
+        """The values of the settings that are fields of `options`, a dataclass which these settings extend."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(options)}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainingSettings(MethodSettings):
+class MicrobatchOptions:
+    """How a batch is computed."""
+
+    microbatches: int = 1
+    """The number of parts in which a batch is computed, one after the other, where memory is short. Gradients are those
+    of the whole batch (`losses.microbatched`), but BatchNorm normalises each part by itself."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogitArguments(MicrobatchOptions):
+    """What methods take that compute their own loss from the logits of a network."""
+
+    augment: losses.Augment | None = None
+    """What is done to the images of a step, `(key, images) -> images`, as for `classification_loss`. Teachers and
+    student see the same images. None changes nothing."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingSettings(MicrobatchOptions, MethodSettings):
     """Settings of SGD over epochs; each method's own class adds its own, with the authors' values as defaults."""
 
     epochs: int = 10
@@ -55,9 +95,6 @@ class TrainingSettings(MethodSettings):
     """The epochs, counted from 0, before which the learning rate is multiplied by `gamma`; none by default."""
     gamma: float = 0.1
     """The factor of the learning rate at each milestone."""
-    microbatches: int = 1
-    """The number of parts in which a batch is computed, one after the other, where memory is short. Gradients are those
-    of the whole batch (`losses.microbatched`), but BatchNorm normalises each part by itself."""
 
     mixed: ClassVar[bool] = False
     """Whether the forget and the retain examples of a step are concatenated to one batch."""

@@ -13,39 +13,52 @@ from scissorhands_jax import data as data_lib
 from scissorhands_jax import masks, saliency, trees
 from scissorhands_jax.base import Data, Dataset, Key, Mask, Method, Model, ModelState, Params, Scores, StatefulLossFn
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.keywords import takes
 from scissorhands_jax.methods._gradient import edit
 from scissorhands_jax.methods.settings import MethodSettings
 
 logger = logging.getLogger(__name__)
 
 
-def ssd(loss_fn: StatefulLossFn, *, selection: float = 10.0, dampening: float = 1.0, batch_size: int = 128) -> Method:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SsdOptions:
+    """The keyword arguments of `ssd`."""
+
+    selection: float = 10.0
+    """alpha, at least 0: how many times as large the forget set's Fisher information must be as that of all data."""
+    dampening: float = 1.0
+    """lambda, at least 0, which scales the factor of the selected weights."""
+    batch_size: int = 128
+    """The number of examples whose mean gradient is squared, at most the size of the forget set."""
+
+
+@takes(SsdOptions)
+def ssd(loss_fn: StatefulLossFn, options: SsdOptions) -> Method:
     """Shrinks weights once, by the Fisher information F_f of the forget set and F_D of the whole training set.
 
       w <- w * min(lambda F_D / F_f, 1)  where  F_f > alpha F_D,  else w
 
     There are no steps and no epochs. Both diagonals are `saliency.diagonal_fisher`, as in the published code: means of
-    squared gradients of random batches, in evaluation mode; D includes the forget set. Here all batches have one
-    size, at most that of the forget set, because estimates of different batch sizes do not compare. With
-    `batch_size=1` they are exact, and slow; F_D is then at least the forget set's share p of F_f, so an alpha of 1/p
-    or more dampens nothing. The authors' settings for ResNet-18 on CIFAR: alpha 10, lambda 1, batch 128 for random
-    examples and 64 for classes.
+    squared gradients of random batches, in evaluation mode; D includes the forget set. Here all batches have one size,
+    because estimates from batches of different sizes cannot be compared. With `batch_size=1` they are exact, and slow;
+    F_D is then at least the forget set's share p of F_f, so an alpha of 1/p or more dampens nothing. The authors'
+    settings for ResNet-18 on CIFAR are an alpha of 10, a lambda of 1, and batches of 128 for random examples and of 64
+    for classes.
 
     Args:
-      selection: alpha, at least 0.
-      dampening: lambda, at least 0.
-      batch_size: examples per squared gradient.
+      loss_fn: The general form of the loss, a mean over a batch.
 
     Raises:
-      InputError: a setting is out of its range, or a Fisher diagonal is not finite.
+      InputError: A setting is out of its range, or (from `init`) a Fisher diagonal is not finite.
     """
+    selection, dampening = options.selection, options.dampening
     if selection < 0 or dampening < 0:
         raise InputError(f"selection and dampening must not be negative, got {selection} and {dampening}")
-    data_lib.check_batch_size(batch_size)
+    data_lib.check_batch_size(options.batch_size)
 
     def change(key: Key, params: Params, model_state: ModelState, data: Data) -> tuple[Params, ModelState]:
         forget_size = data_lib.size(data.forget)
-        size = min(batch_size, forget_size)
+        size = min(options.batch_size, forget_size)
 
         def fisher(part_key: Key, total: int) -> Scores:
             positions = data_lib.shuffled_batches(part_key, total, size)
@@ -96,14 +109,10 @@ def _take(data: Data, positions: np.ndarray) -> Dataset:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SsdSettings(MethodSettings):
-    """The authors' settings for ResNet-18 on CIFAR; epochs do nothing."""
-
-    batch_size: int = 128
-    selection: float = 10.0
-    dampening: float = 1.0
+class SsdSettings(SsdOptions, MethodSettings):
+    """The authors' settings for ResNet-18 on CIFAR. The method takes no steps, so `epochs` has no effect."""
 
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
-        """The configured method."""
+        """The method with these settings; see `MethodSettings.build`."""
         del model, num_classes
-        return ssd(loss_fn, selection=self.selection, dampening=self.dampening, batch_size=self.batch_size)
+        return ssd(loss_fn, **self.values(SsdOptions))
