@@ -87,7 +87,7 @@ def resolve_semantics(mode: Mode, departures: Mapping[str, Any]) -> Semantics:
     types = typing.get_type_hints(Semantics)
     for name, value in departures.items():
         if name not in types:
-            raise InputError(f"scissorhands has no setting {name!r}, nor is it a departure; {suggest(name, types)}")
+            raise InputError(f"scissorhands has no setting {name!r}; {suggest(name, types)}")
         if not isinstance(value, types[name] | int if types[name] is float else types[name]):
             expected = getattr(types[name], "__name__", types[name])
             raise InputError(f"the departure {name} must be {expected}, got {value!r}")

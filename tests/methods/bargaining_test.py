@@ -223,7 +223,7 @@ class TestMethod:
 
     def test_settings_out_of_range_are_refused(self):
         build = functools.partial(munba, LOSS, PLAIN_SGD)
-        with pytest.raises(InputError, match="forget_loss must be random_label or ascent, got 'uniform'"):
+        with pytest.raises(InputError, match="forget_loss is 'uniform'; choose one of random_label, ascent"):
             build(num_classes=3, forget_loss="uniform")
         with pytest.raises(InputError, match="random labels need at least 2 classes, got 1"):
             build(num_classes=1)

@@ -143,7 +143,7 @@ class TestBoundaryShrink:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"mode": "thesis"}, "mode must be paper or authors, got 'thesis'"),
+            ({"mode": "thesis"}, "mode is 'thesis'; choose one of paper, authors"),
             ({"step_size": -0.1}, "step_size must not be negative, got -0.1"),
             ({"clip": (1.0, 0.0)}, r"clip must be a range such as \(0.0, 1.0\), got \(1.0, 0.0\)"),
             ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
@@ -365,7 +365,7 @@ class TestBoundaryExpand:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"mode": "thesis"}, "mode must be paper or authors, got 'thesis'"),
+            ({"mode": "thesis"}, "mode is 'thesis'; choose one of paper, authors"),
             ({"num_classes": 1}, "boundary expanding needs at least 2 classes, got 1"),
             ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ],

@@ -171,7 +171,7 @@ class TestAuthors:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"mode": "thesis"}, "mode must be paper or authors, got 'thesis'"),
+        ({"mode": "thesis"}, "mode is 'thesis'; choose one of paper, authors"),
         ({"damping": 0.0}, "damping must be above 0, got 0.0"),
         ({"damping": float("nan")}, "damping must be above 0, got nan"),
         ({"num_samples": 0}, "num_samples must be at least 1, got 0"),
