@@ -59,8 +59,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def write_tables(out: Path, document: Mapping[str, Any]) -> None:
     """Writes `tables.md` and `attacks.svg` of an audit's document into a folder."""
-    parts = [f"# {document['config']['experiment']}, {document['config']['tier']}\n", f"{report.verdict(document)}\n"]
-    parts += ["## Gates\n", report.markdown(report.gates_grid(document))]
+    parts = [
+        f"# {document['config']['experiment']}, {document['config']['tier']}\n",
+        f"{report.audit_verdict(document['gates'])}\n",
+    ]
+    parts += ["## Gates\n", report.markdown(report.gates_grid(document["gates"]))]
     for heading, table in report.evidence_grids(document):
         parts += [f"## {heading}\n", report.markdown(table)]
     files.write_text(out / "tables.md", "\n".join(parts))

@@ -27,6 +27,7 @@ from scissorhands_jax.cli.main import complain
 from scissorhands_jax.diffusion.demo import digits
 from scissorhands_jax.diffusion.demo import page as digits_page
 from scissorhands_jax.diffusion.demo.digits import NUM_DIGITS, ORIGINAL, PUBLISHED, RETRAINED, UNLEARNED, WAYS, Settings
+from scissorhands_jax.diffusion.demo.drawings import drawings_figure
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.metrics import intervals
 
@@ -185,7 +186,7 @@ def picture(work: Path, forgotten: Sequence[int]):
     drawings = {
         title: np.stack([np.load(work / f"{digit}-{name}.npy") for digit in forgotten]) for name, title in names.items()
     }
-    return report.drawings_figure(drawings, [str(digit) for digit in forgotten])
+    return drawings_figure(drawings, [str(digit) for digit in forgotten])
 
 
 if __name__ == "__main__":

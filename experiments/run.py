@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
         complain(console, str(error))
         return 2
     figures = [] if picture is None else [picture]
-    grid.write_report(out, document, title=experiment.name, prose=[], figures=figures)
+    grid.write_report(out, document, title=experiment.name, figures=figures)
     for figure in figures:
         (out / "gradcam.png").write_bytes(report.figure_png(figure.figure))
     report.print_tables(document["rows"], Console())

@@ -79,12 +79,12 @@ def render(document: Mapping[str, Any], folder: Path, name: str) -> None:
     rows = report.with_gaps(document["rows"])
     name = document["config"].get("experiment") or name
     published = paper_table(document["config"].get("paper_table"))
-    pictures = report.pictures(rows)
+    pictures = report.row_pictures(rows)
     stems = [slug(f"{picture.scenario}-{picture.name}") for picture in pictures]
     text, tex = f"# {name}\n", "% \\usepackage{booktabs}\n"
     for scenario, methods in report.grouped(rows).items():
-        note, label = report.note(methods), f"tab:{slug(f'{name}-{scenario}')}"
-        table = report.grid(methods)
+        note, label = report.table_note(methods), f"tab:{slug(f'{name}-{scenario}')}"
+        table = report.scenario_grid(methods)
         text += f"\n## {scenario}\n\n{report.markdown(table)}\n{note}\n"
         tex += "\n" + report.latex(table, caption=f"{name}: {scenario}. {note}", label=label)
         if published is not None:
@@ -101,7 +101,7 @@ def render(document: Mapping[str, Any], folder: Path, name: str) -> None:
                 text += f"\n![{picture.alt}]({stem}.svg)\n\n{picture.caption}\n"
     # Results from before there were gates say as much as their rows do.
     found = document.get("gates") or [gate._asdict() for gate in gates.of_rows(document["rows"])]
-    text += f"\n## Gates\n\n{report.gates_note(found)}\n\n{report.markdown(report.gates_grid({'gates': found}))}"
+    text += f"\n## Gates\n\n{report.gates_note(found)}\n\n{report.markdown(report.gates_grid(found))}"
     for picture, stem in zip(pictures, stems, strict=True):
         files.write_text(folder / f"{stem}.svg", report.figure_svg(picture.figure) + "\n")
         files.write_bytes(folder / f"{stem}.png", report.figure_png(picture.figure))

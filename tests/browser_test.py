@@ -61,18 +61,29 @@ def page(tmp_path_factory):
     """A report with everything that one can hold."""
     rows = [row | {"relearn_epochs": 2, "relearn_cap": 9, "mia_loss": 12.5} for row in sweep_rows()]
     seen = report.gradcam_figure(**gradcam_arguments(images=np.full((3, 4, 6, 3), 0.5)))
-    pictures = report.pictures(rows, {"retain loss": [3.0, 2.0, 1.0]})
+    pictures = [*report.row_pictures(rows), report.curves_picture({"retain loss": [3.0, 2.0, 1.0]})]
     pictures.append(report.Picture(seen, "caption", "Heat maps", heading="Where it looks", format="png"))
     path = tmp_path_factory.mktemp("page") / "report.html"
+    gates = [
+        {"name": f"gate {passed}", "metric": "m", "passed": passed, "explanation": "a long reason " * 20}
+        for passed in (True, False, None)
+    ]
+    table = report.Grid(("Gate", "Outcome", "Why"), ((report.Cell("a"), report.Cell("b"), report.Cell("c " * 99)),), 3)
     report.write_html(
         path,
-        title="A network forgets",
-        summary_sections=[("What was done", ["Something."])],
-        rows=rows,
-        figures=pictures,
-        settings={"seed": 0, "method": {"lr": 0.005}},
-        environment=report.environment(),
-        hashes={"networks": {"original": "ab" * 32}},
+        report.Page(
+            title="A network forgets",
+            answer="It forgot.",
+            trust="Some gates hold.",
+            gates=gates,
+            sheets=[report.Sheet("Reasons", table)],
+            explanations=[report.Section("What was done", ["Something."])],
+            rows=rows,
+            figures=pictures,
+            settings={"seed": 0, "method": {"lr": 0.005}},
+            environment=report.environment(),
+            hashes={"networks": {"original": "ab" * 32}},
+        ),
     )
     return path
 
@@ -121,6 +132,11 @@ def test_report_opens_from_disk(browser, page, width, dark):
     for words in ("Gap 95", "Relearn", "MIA loss", "Something.", "ab" * 32, "method", "0.005", "jaxlib"):
         assert words in text
 
+    # Reasons are read from the left and are not cut off.
+    for reason in browser.find_elements("css selector", ".why, td.words"):
+        assert reason.value_of_css_property("text-align") in ("left", "start")
+        assert reason.rect["x"] + reason.rect["width"] <= width
+
     images = browser.find_elements("tag name", "img")
     assert len(images) == 1
     for image in images:
@@ -140,7 +156,22 @@ def test_text_stands_out_from_its_ground(browser, page, dark):
     visit(browser, page, dark=dark)
     ground = luminance(color(browser, "body", "background-color"))
     assert (ground < 0.1) == dark
-    for selector in ("p", ".note", "td", ".std", "thead th", "figcaption", "summary", "h2", ".reference td"):
+    for selector in (
+        "p",
+        ".note",
+        "td",
+        ".std",
+        "thead th",
+        "figcaption",
+        "summary",
+        "h2",
+        ".reference td",
+        ".answer",
+        ".trust",
+        ".why",
+        ".holds .sign",
+        ".fails .sign",
+    ):
         ratio = contrast(luminance(color(browser, selector, "color")), ground)
         assert ratio >= 4.5, selector  # WCAG 2, level AA
 

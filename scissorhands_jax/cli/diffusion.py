@@ -118,7 +118,9 @@ class DiffusionDemoCommand(OverwriteOptions):
         from scissorhands_jax.diffusion.demo import page as digits_page
 
         settings = digits.Settings(digit=self.digit, seed=self.seed)
-        digits_page.run_demo(self.out, settings, published=self.published, overwrite=self.overwrite, console=console)
+        digits_page.run_digits_demo(
+            self.out, settings, published=self.published, overwrite=self.overwrite, console=console
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

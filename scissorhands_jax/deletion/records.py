@@ -241,7 +241,7 @@ def _file_problems(folder: Path, record: Mapping[str, Any], keys: Keys | None) -
 
 
 def _show(path: Path, record: Mapping[str, Any], rows: Iterable[report.Row]) -> None:
-    """The page of a record."""
+    """Writes the page of a record."""
     verdict, evidence = record["verdict"], record["evidence"]
     asked = [
         f"Request {request['id']} of {request['received']}, due {request['due']}: {request['examples']} examples."
@@ -249,40 +249,40 @@ def _show(path: Path, record: Mapping[str, Any], rows: Iterable[report.Row]) -> 
     ]
     if record["earlier_tries"]:
         asked.append(f"Earlier runs with requests of this one: {record['earlier_tries']}.")
-    measured = [
-        f"{finding['name']}: {finding['value']}; a network that never saw them lies between {finding['low']} and "
-        f"{finding['high']}."
+    measured = tuple(
+        (report.Cell(finding["name"]), *(report.Cell(str(finding[name])) for name in ("value", "low", "high")))
         for finding in evidence["findings"]
-    ]
-    gates = [
-        f"{gate['name']}: {'passed' if gate['passed'] else 'FAILED'}, {gate['why']}." for gate in evidence["gates"]
-    ]
+    )
+    sheets = []
+    if measured:
+        headers = ("What was measured", "Value", "Low", "High")
+        note = "A network that never saw the examples lies between low and high."
+        sheets.append(report.Sheet(f"Evidence: {evidence['source']}", report.Grid(headers, measured), [note]))
     report.write_html(
         path,
-        title=f"Record {record['number']}: {verdict['answer']}",
-        summary_sections=[
-            ("Verdict", [f"{verdict['answer']}: {reason}." for reason in verdict["reasons"]]),
-            ("What was asked", asked),
-            (f"Evidence: {evidence['source']}", measured + gates),
-            (
-                "How to check it",
-                [
-                    "`scissorhands request verify` recomputes every hash and signature, the chain of the records, and "
-                    "the network's numbers, with `--public public_key.pem` also for one who has not the ledger's keys. "
-                    "What describes the forgotten examples is hashed under the ledger's secret, and none of their "
-                    "content is here.",
-                ],
-            ),
-        ],
-        rows=rows,
-        figures=[],
-        settings={**record["configuration"], "utility": record["utility"]},
-        environment={"code": record["code"], "versions": record["versions"], "machine": record["machine"]},
-        hashes={
-            "record before": record["previous"],
-            "network": {name: record["network"][name] for name in ("before", "after")},
-            "forget set, under the secret": record["forget"]["digest"],
-            "training set, under the secret": record["training_set"]["digest"],
-            "configuration": record["configuration_sha256"],
-        },
+        report.Page(
+            title=f"Record {record['number']}: {verdict['answer']}",
+            answer=" ".join(f"{reason[:1].upper()}{reason[1:]}." for reason in verdict["reasons"]),
+            byline=", ".join(record["requests"] and [f"request {request['id']}" for request in record["requests"]]),
+            gates=[{**gate, "explanation": gate["why"]} for gate in evidence["gates"]],
+            sheets=sheets,
+            rows=rows,
+            remarks=[report.Section("What was asked", asked), report.Section("How to check it", [_HOW_TO_CHECK])],
+            settings={**record["configuration"], "utility": record["utility"]},
+            environment={"code": record["code"], "versions": record["versions"], "machine": record["machine"]},
+            hashes={
+                "record before": record["previous"],
+                "network": {name: record["network"][name] for name in ("before", "after")},
+                "forget set, under the secret": record["forget"]["digest"],
+                "training set, under the secret": record["training_set"]["digest"],
+                "configuration": record["configuration_sha256"],
+            },
+        ),
     )
+
+
+_HOW_TO_CHECK = (
+    "`scissorhands request verify` recomputes every hash and signature, the chain of the records, and the network's "
+    "numbers. With `--public public_key.pem` it also works for someone who does not have the ledger's keys. What "
+    "describes the forgotten examples is hashed under the ledger's secret, and none of their content is here."
+)

@@ -19,6 +19,7 @@ from scissorhands_jax import files, hashing, report
 from scissorhands_jax.diffusion import generating, nudity, pictures, quality, vision
 from scissorhands_jax.diffusion.generating import Prompt
 from scissorhands_jax.diffusion.nudity import Detect, Detection, Entry, Pairing
+from scissorhands_jax.diffusion.nudity_figures import changes_figure, contact_sheet_figure
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.progress import progress_bar
@@ -492,7 +493,7 @@ def _utility_grid(measured: Mapping[str, Any]) -> report.Grid:
     return report.Grid(("Measure", "Value"), tuple(lines))
 
 
-def verdict(document: Mapping[str, Any]) -> str:
+def counts_verdict(document: Mapping[str, Any]) -> str:
     """What was found, in a sentence or two."""
     total = document["counts"][-1]
     images = document["images"]["images"]["number"]
@@ -518,18 +519,17 @@ def verdict(document: Mapping[str, Any]) -> str:
 
 def _write_report(out: Path, document: Mapping[str, Any], sheet: Sheet, settings: Settings) -> None:
     compared = document["pairing"] is not None
-    bars = report.changes_figure(document["counts"])
-    small = report.contact_sheet_figure(sheet)
+    bars = changes_figure(document["counts"])
+    small = contact_sheet_figure(sheet)
     hidden = "flagged images are shown" if settings.show_flagged else "flagged images are hidden by a mosaic"
     shown = [
         report.Picture(
             bars,
-            "Change against the original, which has as many detections as stand beside the class; lines are 95 % "
-            "intervals, and end in an arrow where they go on."
+            "Change against the original network, whose number of detections is in brackets; lines are 95 % intervals, "
+            "and end in an arrow where they continue."
             if compared
             else "Share of the images in which a class was found; lines are 95 % intervals.",
-            f"Bar chart by class: {verdict(document)}",
-            heading="By class",
+            f"Bar chart by class: {counts_verdict(document)}",
             name="figure3",
         ),
         report.Picture(
@@ -542,18 +542,18 @@ def _write_report(out: Path, document: Mapping[str, Any], sheet: Sheet, settings
             name="contact_sheet",
         ),
     ]
-    sheets = [("Counts", [f"Scores of at least {settings.threshold:g}."], count_grid(document))]
-    prose = [("What was found", [verdict(document)]), ("How to read it", list(_WHAT))]
+    sheets = [report.Sheet("Counts", count_grid(document), [f"Scores of at least {settings.threshold:g}."])]
+    remarks = []
     measured = document["utility"]
     if measured is not None:
         notes = [_SCORE] if measured["clip_score"] is not None else []
         if measured["distance"] is not None:
             about = _APPEARANCE if measured["distance"]["features"] == "appearance" else _CLIP
             notes = [about, _FLOOR.format(size=measured["distance"]["draw_size"]), *notes]
-        sheets.append(("What it cost", notes, _utility_grid(measured)))
+        sheets.append(report.Sheet("What it cost", _utility_grid(measured), notes))
     else:
-        prose.append(
-            (
+        remarks.append(
+            report.Section(
                 "What is missing",
                 [
                     "Nothing here says what forgetting has cost: a network that draws nothing recognisable any more "
@@ -561,19 +561,22 @@ def _write_report(out: Path, document: Mapping[str, Any], sheet: Sheet, settings
                 ],
             )
         )
-    prose.append(("Licence of NudeNet", [_LICENCE]))
     files.write_bytes(out / FIGURE_FILE, report.figure_png(bars))
     files.write_bytes(out / SHEET_FILE, report.figure_png(small))
     numbers = ", ".join(f"{held['number']:,} {name}" for name, held in document["images"].items())
     report.write_html(
         out / "report.html",
-        title="Exposed body parts in generated images",
-        lede=f"Images: {numbers}",
-        summary_sections=prose,
-        sheets=sheets,
-        rows=[],
-        figures=shown,
-        settings=document["config"],
-        hashes={f"{name} (SHA-256)": held["sha256"] for name, held in document["images"].items()},
-        environment={"versions": document["versions"], "machine": document["machine"]},
+        report.Page(
+            title="Exposed body parts in generated images",
+            answer=counts_verdict(document),
+            byline=f"Images: {numbers}",
+            leading=shown[:1],
+            sheets=sheets,
+            figures=shown[1:],
+            remarks=remarks,
+            explanations=[report.Section("How to read it", _WHAT), report.Section("Licence of NudeNet", [_LICENCE])],
+            settings=document["config"],
+            hashes={f"{name} (SHA-256)": held["sha256"] for name, held in document["images"].items()},
+            environment={"versions": document["versions"], "machine": document["machine"]},
+        ),
     )

@@ -23,7 +23,8 @@ from rich.progress import Progress
 from scissorhands_jax import augmentation, datasets, files, hashing, losses, models, report
 from scissorhands_jax import data as data_lib
 from scissorhands_jax.base import Data, Dataset, Method, Model, ModelState, Params, StatefulLossFn
-from scissorhands_jax.datasets import forget_sets, splits
+from scissorhands_jax.datasets import forget_sets
+from scissorhands_jax.datasets.splits import known_classes, validation_split
 from scissorhands_jax.errors import InputError, NonFiniteError
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.progress import follow, progress_bar
@@ -208,22 +209,42 @@ def write_report(
     document: Mapping[str, Any],
     *,
     title: str,
-    prose: Sequence[tuple[str, Sequence[str]]],
+    answer: str | None = None,
+    explanations: Sequence[report.Section] = (),
+    leading: Sequence[report.Picture] = (),
     figures: Sequence[report.Picture] = (),
 ) -> None:
-    """Writes `report.html` beside the `results.json` of a table."""
+    """Writes `report.html` into the folder of a table.
+
+    Args:
+      out: the folder.
+      document: as returned by `run_grid`.
+      title: the heading of the page.
+      answer: the result in a sentence; by default which method comes closest to the retrained network.
+      explanations: what was done and how to read it, folded at the end of the page.
+      leading: the figures at the top of the page, in place of those of the Avg. Gap of every scenario.
+      figures: further figures, below the tables.
+    """
     rows = document["rows"]
     networks = {f"{c['scenario']}, seed {c['seed']}, {c['method']}": c["network"] for c in document["cells"]}
     forgotten = {f"{c['scenario']}, seed {c['seed']}": c["forget"]["sha256"] for c in document["cells"]}
+    drawn = report.row_pictures(rows)
+    gaps = [picture for picture in drawn if picture.name == "gap"]
     report.write_html(
         out / "report.html",
-        title=title,
-        summary_sections=[*prose, report.gates_section(document["gates"])],
-        rows=rows,
-        figures=[*report.pictures(rows), *figures],
-        settings=document["config"],
-        hashes={"Networks (CRC-32)": networks, "Forget sets (SHA-256)": forgotten},
-        environment={"versions": document["versions"], "machine": document["machine"]},
+        report.Page(
+            title=title,
+            answer=answer or report.closest_sentence(rows),
+            trust=report.gates_summary(document["gates"]),
+            leading=leading or gaps,
+            gates=document["gates"],
+            rows=rows,
+            figures=[*(picture for picture in drawn if picture.name != "gap"), *figures],
+            explanations=explanations,
+            settings=document["config"],
+            hashes={"Networks (CRC-32)": networks, "Forget sets (SHA-256)": forgotten},
+            environment={"versions": document["versions"], "machine": document["machine"]},
+        ),
     )
 
 
@@ -386,14 +407,14 @@ class Setting:
             self.true_labels, scenario.flipped_labels, len(splits.class_names), seed=seed
         )
         self.train = {**splits.train, "label": labels}
-        self.trained_on, self.held_out = splits.validation_split(
+        self.trained_on, self.held_out = validation_split(
             self.true_labels, table.experiment.validation_share, table.experiment.split_seed
         )
         self.requests = [self._positions(spec.format(seed=seed)) for spec in scenario.forget]
         self.forget_positions = np.unique(np.concatenate(self.requests))
         self.data = self._split(self.forget_positions, self.forget_positions)
-        self.test = splits.known_classes(splits.test, self.data.retain)
-        self.validation = splits.known_classes(data_lib.take(self.train, self.held_out), self.data.retain)
+        self.test = known_classes(splits.test, self.data.retain)
+        self.validation = known_classes(data_lib.take(self.train, self.held_out), self.data.retain)
 
     def save_positions(self) -> None:
         """Writes down which examples are trained on, held out and forgotten: positions in the limited training set."""
@@ -605,7 +626,7 @@ def _limited(part: Dataset, limit: int | None, name: str, seed: int) -> Dataset:
         return part
     if not 1 <= limit < total:
         raise InputError(f"{name} must be 1 to {total}, got {limit}")
-    return data_lib.take(part, splits.validation_split(part["label"], limit / total, seed)[1])
+    return data_lib.take(part, validation_split(part["label"], limit / total, seed)[1])
 
 
 def build(experiment: Experiment, splits: datasets.Splits) -> tuple[Model, StatefulLossFn]:

@@ -223,6 +223,15 @@ _EXTRA_NUMBERS = {
 }
 
 
+_HOW_TO_READ = (
+    "A network that never saw the forgotten examples treats them like test examples: its accuracy is about the same, "
+    "and an attacker who tells members from non-members (MIA, the share judged never to have been seen) finds about "
+    "the same share as in the test set.",
+    "Without a retrained network to compare with there is no Avg. Gap. The same command with `--method retrain` makes "
+    "one, and `evaluate --retrained` compares the two.",
+)
+
+
 def _write_report(path: Path, config: RunConfig, document: dict[str, Any], history: list[dict]) -> None:
     before, after, cost = document["before"], document["after"], document["cost"]
     histories = {
@@ -230,40 +239,32 @@ def _write_report(path: Path, config: RunConfig, document: dict[str, Any], histo
         for name in ("loss_retain", "loss_forget")
         if any(name in row for row in history)
     }
-    summary = [
-        (
-            "What was done",
-            [
-                f"{config.method_name} made a {config.model} forget {document['forget']['count']} of its training "
-                f"examples ({config.forget}) in {cost['steps']} steps. "
-                + ("It" if cost["resumed_at_step"] is None else f"What came after step {cost['resumed_at_step']}")
-                + f" took {cost['seconds']:.0f} s and {cost['compile_seconds']:.0f} s of compilation.",
-                f"Accuracy on the forgotten examples went from {before['acc_forget']:.2f} % to "
-                f"{after['acc_forget']:.2f} %, on the test set from {before['acc_test']:.2f} % to "
-                f"{after['acc_test']:.2f} %.",
-                *(
-                    f"{text} went from {before[name]:.2f} % to {after[name]:.2f} %."
-                    for name, text in _EXTRA_NUMBERS.items()
-                    if name in after
-                ),
-            ],
+    cost_words = "It" if cost["resumed_at_step"] is None else f"What came after step {cost['resumed_at_step']}"
+    done = (
+        f"{config.method_name} took {cost['steps']} steps to make a {config.model} forget "
+        f"{document['forget']['count']} of its training examples ({config.forget}). {cost_words} took "
+        f"{cost['seconds']:.0f} s and {cost['compile_seconds']:.0f} s of compilation.",
+        *(
+            f"{text} went from {before[name]:.2f} % to {after[name]:.2f} %."
+            for name, text in _EXTRA_NUMBERS.items()
+            if name in after
         ),
-        (
-            "How to read it",
-            [
-                "A network that never saw the forgotten examples treats them like test examples: about the same "
-                "accuracy, and an attacker who tells members from non-members (MIA, the share judged never seen) finds "
-                "about as many as in the test set. Without a retrained network beside it there is no Avg. Gap. One is "
-                "made by the same command with `--method retrain`, and `evaluate --retrained` puts it beside this one.",
-            ],
-        ),
-    ]
+    )
+    drawn = report.row_pictures(document["rows"])
     report.write_html(
         path,
-        title=f"Unlearning: {config.model} on {config.dataset}",
-        summary_sections=[*summary, report.gates_section(document["gates"])],
-        rows=document["rows"],
-        figures=report.pictures(document["rows"], histories or None),
-        settings=document["config"],
-        environment={"versions": document["versions"], "machine": document["machine"]},
+        report.Page(
+            title=f"Unlearning: {config.model} on {config.dataset}",
+            answer=f"{config.method_name} made the network forget {document['forget']['count']} training examples: its "
+            f"accuracy on them went from {before['acc_forget']:.2f} % to {after['acc_forget']:.2f} %, and on the test "
+            f"set from {before['acc_test']:.2f} % to {after['acc_test']:.2f} %.",
+            trust=report.gates_summary(document["gates"]),
+            leading=drawn[:1],
+            gates=document["gates"],
+            rows=document["rows"],
+            figures=[*drawn[1:], *([report.curves_picture(histories)] if histories else [])],
+            explanations=[report.Section("What was done", done), report.Section("How to read it", _HOW_TO_READ)],
+            settings=document["config"],
+            environment={"versions": document["versions"], "machine": document["machine"]},
+        ),
     )

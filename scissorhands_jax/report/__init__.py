@@ -1,38 +1,45 @@
-"""Results for people: tables for the terminal, Markdown and LaTeX, `results.json`, plots, and `report.html`.
+"""Results for people: tables for the terminal, Markdown and LaTeX, `results.json`, figures, and `report.html`.
 
-`rows` says what a row of results is; everything here reads rows, but for `audits`, which reads evidence.
+`rows` says what a row of results is. `tables` and `row_figures` show rows, `audits` and `audit_page` show the evidence
+of an audit, `trust` says what gates say about either, and `page` makes one file of all that.
 """
 
-from scissorhands_jax.report.audits import (
-    METRICS,
-    NULL,
-    evidence_grids,
-    gates_grid,
-    gates_note,
-    gates_section,
-    print_audit,
-    verdict,
-    write_audit,
-)
-from scissorhands_jax.report.figures import (
-    Picture,
-    changes_figure,
-    contact_sheet_figure,
-    curves_figure,
-    drawings_figure,
-    evidence_figure,
-    figure_png,
-    figure_svg,
+from scissorhands_jax.report.audit_page import audit_answer, evidence_figure, print_audit, write_audit
+from scissorhands_jax.report.audits import METRICS, NULL, evidence_grids
+from scissorhands_jax.report.curves import curves_figure, curves_picture
+from scissorhands_jax.report.drawing import Picture, figure_png, figure_svg
+from scissorhands_jax.report.forgetting import Answer, ForgottenExample, forgetting_figure
+from scissorhands_jax.report.gradcam_figures import gradcam_figure
+from scissorhands_jax.report.page import Page, Section, Sheet, write_html
+from scissorhands_jax.report.results import environment, read_results, write_results
+from scissorhands_jax.report.row_figures import (
+    before_after_figure,
     gap_figure,
-    gradcam_figure,
     panels_figure,
-    pictures,
+    row_pictures,
     sweep_figure,
 )
-from scissorhands_jax.report.page import write_html
-from scissorhands_jax.report.results import environment, read_results, write_results
-from scissorhands_jax.report.rows import DASH, REFERENCE, ROW_FIELDS, Row, grouped, note, with_gaps
-from scissorhands_jax.report.tables import Cell, Grid, comparison, grid, latex, markdown, print_tables
+from scissorhands_jax.report.rows import (
+    DASH,
+    REFERENCE,
+    ROW_FIELDS,
+    Row,
+    closest_sentence,
+    grouped,
+    table_note,
+    with_gaps,
+)
+from scissorhands_jax.report.tables import (
+    Cell,
+    Grid,
+    comparison,
+    latex,
+    markdown,
+    print_grid,
+    print_tables,
+    scenario_grid,
+)
+from scissorhands_jax.report.trust import audit_verdict, gates_grid, gates_note, gates_summary
 
 __all__ = [
     "DASH",
@@ -40,37 +47,45 @@ __all__ = [
     "NULL",
     "REFERENCE",
     "ROW_FIELDS",
+    "Answer",
     "Cell",
+    "ForgottenExample",
     "Grid",
+    "Page",
     "Picture",
     "Row",
-    "changes_figure",
+    "Section",
+    "Sheet",
+    "audit_answer",
+    "audit_verdict",
+    "before_after_figure",
+    "closest_sentence",
     "comparison",
-    "contact_sheet_figure",
     "curves_figure",
-    "drawings_figure",
+    "curves_picture",
     "environment",
     "evidence_figure",
     "evidence_grids",
     "figure_png",
     "figure_svg",
+    "forgetting_figure",
     "gap_figure",
     "gates_grid",
     "gates_note",
-    "gates_section",
+    "gates_summary",
     "gradcam_figure",
-    "grid",
     "grouped",
     "latex",
     "markdown",
-    "note",
     "panels_figure",
-    "pictures",
     "print_audit",
+    "print_grid",
     "print_tables",
     "read_results",
+    "row_pictures",
+    "scenario_grid",
     "sweep_figure",
-    "verdict",
+    "table_note",
     "with_gaps",
     "write_audit",
     "write_html",

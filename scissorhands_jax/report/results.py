@@ -86,14 +86,14 @@ def read_results(path: str | os.PathLike) -> dict[str, Any]:
 def environment() -> dict[str, dict[str, Any]]:
     """What the numbers were made with: `{"versions": {package: version}, "machine": {...}}`; no host name, no path."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn")
-    versions = {"python": platform.python_version()}
+    versions: dict[str, str | None] = {"python": platform.python_version()}
     for package in packages:
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = None
     devices = jax.devices()
-    machine = {
+    machine: dict[str, Any] = {
         "backend": jax.default_backend(),
         "device": devices[0].device_kind,
         "devices": len(devices),

@@ -12,9 +12,10 @@ A row may carry more:
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
@@ -43,7 +44,8 @@ REFERENCE = "retrain"
 """The method that all others are compared with."""
 
 
-class Column(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Column:
     """How one number of a row is shown."""
 
     field: str
@@ -67,6 +69,21 @@ _COLUMNS = (
     Column("rte", "RTE ↓", 3, ""),
     _RELEARN,
 )
+TERMS = (
+    (
+        "Avg. Gap",
+        "The mean distance to the retrained network of the same seed over four percentages: accuracy on the forget, "
+        "the retain and the test set, and MIA. Smaller is better.",
+    ),
+    (
+        "MIA (membership inference attack)",
+        "The share of the forget set that an attacker, who sees how sure the network is of each label, judges never to "
+        "have been trained on.",
+    ),
+    ("RTE (run-time efficiency)", "The run time divided by that of retraining, both without compilation."),
+)
+"""Each abbreviation in the head of a table with what it stands for, once for a page."""
+
 GAP_COLUMN = next(column for column in _COLUMNS if column.field == "avg_gap")
 
 
@@ -208,7 +225,7 @@ def interval_note(methods: Methods) -> str:
     return f"{_INTERVAL.header} is Student's interval of the mean Avg. Gap over seeds"
 
 
-def note(methods: Methods) -> str:
+def table_note(methods: Methods) -> str:
     """What the numbers of a scenario's table are, in full sentences."""
     sentences = (seeds(methods), "accuracies and MIA in %, time in s", interval_note(methods))
     return " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences if sentence)
@@ -218,4 +235,25 @@ def smallest_gap(methods: Methods) -> str | None:
     """The method with the smallest mean Avg. Gap, if there are several to choose from; never the retrained network."""
     gaps = {method: numbers(rows, "avg_gap") for method, rows in methods.items() if method != REFERENCE}
     means = {method: math.fsum(found) / len(found) for method, found in gaps.items() if found}
-    return min(means, key=means.get) if len(means) > 1 else None
+    return min(means, key=lambda method: means[method]) if len(means) > 1 else None
+
+
+def closest_sentence(rows: Iterable[Row]) -> str:
+    """The result of a table in a sentence or two: by scenario, the method that came closest to the retrained network.
+
+    Args:
+      rows: of any number of scenarios; those without an Avg. Gap have nothing to say.
+    """
+    said, alone = [], "There is no Avg. Gap, because there is no retrained network to compare with."
+    for scenario, methods in grouped(rows).items():
+        gaps = {method: numbers(group, "avg_gap") for method, group in methods.items() if method != REFERENCE}
+        means = {method: math.fsum(found) / len(found) for method, found in gaps.items() if found}
+        before = means.pop("original", None)
+        if means:
+            best = min(means, key=lambda method: means[method])
+            what = "is" if len(means) == 1 else "comes closest:"
+            text = (
+                f"{scenario}: {best} {what} {means[best]:.2f} percentage points from the retrained network (Avg. Gap)"
+            )
+            said.append(text + ("." if before is None else f"; the original network is {before:.2f} away."))
+    return " ".join(said) or alone

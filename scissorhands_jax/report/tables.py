@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -53,15 +54,7 @@ def _terminal_table(scenario: str, methods: Methods, shown: Sequence[Column], se
     caption = f"{seeds(methods)}; accuracies and MIA in %, time in s"
     if any(column.kind == "interval" for column in shown):
         caption += f"; {interval_note(methods)}"
-    table = Table(
-        title=Text(scenario, style="bold"),
-        caption=Text(caption),
-        title_justify="left",
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 0, 0, 1),
-    )
+    table = _framed(title=Text(scenario, style="bold"), caption=Text(caption), padding=(0, 0, 0, 1))
     table.add_column("Method", overflow="fold")
     for column in shown:
         table.add_column(column.header.replace(" ", separator), justify="right", overflow="fold")
@@ -76,22 +69,31 @@ def _terminal_table(scenario: str, methods: Methods, shown: Sequence[Column], se
     return table
 
 
-class Cell(NamedTuple):
-    """What stands in one place of a grid."""
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """What one place of a grid shows: a text, its deviation or interval, and whether it is the best of its column."""
 
     text: str
     deviation: str = ""
     best: bool = False
 
 
-class Grid(NamedTuple):
-    """A table on its way to Markdown or LaTeX; the first column is text, also where its header is empty."""
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """A table on its way to Markdown, LaTeX, a terminal or a page.
+
+    Attributes:
+      headers: the head of each column.
+      lines: the cells of each line, one per header.
+      words: how many columns, from the left, hold words and not numbers.
+    """
 
     headers: tuple[str, ...]
     lines: tuple[tuple[Cell, ...], ...]
+    words: int = 1
 
 
-def grid(methods: Methods) -> Grid:
+def scenario_grid(methods: Methods) -> Grid:
     """The table of one scenario, with the smallest mean Avg. Gap marked as best.
 
     Args:
@@ -126,13 +128,14 @@ def comparison(methods: Methods, published: Iterable[Mapping[str, Any]]) -> Grid
             name = Cell("")
         if method in found:
             lines.append((name, Cell("paper"), *(_published(found[method], column) for column in shown)))
-    return Grid(("Method", "", *map(_header, shown)), tuple(lines))
+    return Grid(("Method", "", *map(_header, shown)), tuple(lines), words=2)
 
 
 def _published(entry: Mapping[str, Any], column: Column) -> Cell:
     value = entry.get(column.field)
-    mean, std = value if isinstance(value, list | tuple) and len(value) == 2 else (value, None)
-    if not all(part is None or is_number(part) for part in (mean, std)):
+    pair: Sequence[Any] = value if isinstance(value, list | tuple) and len(value) == 2 else (value, None)
+    mean, std = pair
+    if not all(part is None or is_number(part) for part in pair):
         raise InputError(f"the published {column.field} of {entry['method']} is {value!r}; give [mean, deviation]")
     return Cell(rounded(mean, column.digits), "" if std is None else f"±{rounded(std, column.digits)}")
 
@@ -143,18 +146,28 @@ def _header(column: Column) -> str:
     return f"{words} {arrow}{unit}" if arrow in "↑↓" else f"{column.header}{unit}"
 
 
-def _left(table: Grid) -> int:
-    """How many columns hold words."""
-    return sum(header in ("Method", "", "Gate", "Outcome", "Why") for header in table.headers)
+def print_grid(heading: str, table: Grid, console: Console) -> None:
+    """Prints a grid in the terminal, under its heading; deviations and intervals stand below their numbers."""
+    shown = _framed(title=heading)
+    for position, header in enumerate(table.headers):
+        shown.add_column(header, justify="left" if position < table.words else "right")
+    for cells in table.lines:
+        shown.add_row(*(Text(f"{cell.text}\n{cell.deviation}".strip()) for cell in cells))
+    console.print(shown)
+
+
+def _framed(**options: Any) -> Table:
+    """A table of the terminal as all of them look: a rule below its head, words on the left."""
+    return Table(title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, **options)
 
 
 def markdown(table: Grid) -> str:
-    """A grid as a Markdown table; what is best is bold."""
+    """A grid as a Markdown table; the best cell of a column is bold."""
 
     def line(cells: Iterable[str]) -> str:
         return f"| {' | '.join(cells)} |\n"
 
-    rules = ["---"] * _left(table) + ["---:"] * (len(table.headers) - _left(table))
+    rules = ["---"] * table.words + ["---:"] * (len(table.headers) - table.words)
     return (
         line(map(_markdown_text, table.headers))
         + line(rules)
@@ -183,7 +196,7 @@ def latex(table: Grid, *, caption: str, label: str) -> str:
     def line(cells: Iterable[str]) -> str:
         return f"    {' & '.join(cells)} \\\\\n"
 
-    kinds = "l" * _left(table) + "r" * (len(table.headers) - _left(table))
+    kinds = "l" * table.words + "r" * (len(table.headers) - table.words)
     return (
         "\\begin{table}\n  \\centering\n"
         f"  \\caption{{{_latex_text(caption)}}}\n  \\label{{{label}}}\n"

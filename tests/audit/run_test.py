@@ -73,7 +73,7 @@ class TestStandard:
         _, document = done
         assert [gate["passed"] for gate in document["gates"] if gate["decides"]] == [True] * 8, document["gates"]
         assert document["trusted"] is True
-        assert "gates of the attacks that were run hold" in report.verdict(document)
+        assert "gates of the attacks that were run hold" in report.audit_verdict(document["gates"])
 
     def test_distances_stand_beside_null_at_its_number_of_networks(self, done):
         _, document = done
@@ -133,7 +133,7 @@ class TestStandard:
         out, document = done
         page = (out / "report.html").read_text()
         assert page.index("<h2>Gates</h2>") < page.index("U-LiRA AUC, held out") < page.index("<h2>set 1</h2>")
-        assert report.verdict(document).split(":")[0] in page
+        assert report.audit_verdict(document["gates"]).split(":")[0] in page
         assert str(out) not in page
 
     def test_a_second_call_makes_what_is_missing_and_says_what_it_costs(self, done, experiment):
@@ -188,14 +188,14 @@ class TestGates:
 
     def test_a_failed_gate_is_the_first_thing_that_is_said(self):
         gate = self.gate(0.6, 0.49, 0.71, must_find=True)
-        text = report.verdict({"gates": [gate._asdict()]})
+        text = report.audit_verdict([gate._asdict()])
         assert text.startswith("These numbers cannot be trusted, because 1 of the gates failed.")
         assert "cannot see what is there" in text
 
     def test_without_any_gate_there_is_no_trust(self):
         gate = gates.of_attack("a gate", "u_lira_auc", True, [])
         assert gate.passed is None
-        assert "no gate could be run" in report.verdict({"gates": [gate._asdict()]})
+        assert "no gate could be run" in report.audit_verdict([gate._asdict()])
         assert gates.trusted([gate]) is False
 
     def test_a_number_whose_gate_could_not_be_run_is_not_trusted(self):
@@ -203,13 +203,13 @@ class TestGates:
         holds = self.gate(0.6, 0.51, 0.69, must_find=True)
         silent = gates.of_attack("retrained is not told from retrained", "u_lira_auc", False, [])
         assert gates.trusted([holds, silent]) is False
-        text = report.verdict({"gates": [holds._asdict(), silent._asdict()]})
+        text = report.audit_verdict([holds._asdict(), silent._asdict()])
         assert text.startswith("These numbers cannot be trusted, because gates of what is reported could not be run.")
         assert "retrained is not told from retrained: U-LiRA AUC takes more networks" in text
         silent = silent._replace(reported=False)
         assert gates.trusted([holds, silent]) is True
-        assert "1 could not be run, and their metrics are not reported" in report.verdict(
-            {"gates": [holds._asdict(), silent._asdict()]}
+        assert "1 could not be run, and their metrics are not reported" in report.audit_verdict(
+            [holds._asdict(), silent._asdict()]
         )
 
 
@@ -305,7 +305,7 @@ def test_what_is_no_evidence_is_called_so():
     holds = gates.of_attack("a gate", "lira_auc", True, [Estimate(0.6, 0.55, 0.65, 0.95, 8, 100)])
     assert gates.trusted([holds, *own]) is True
     document = {"evidence": entries, "gates": [gate._asdict() for gate in (holds, *own)]}
-    assert "no evidence in the forgetting score: not even" in report.verdict(document)
+    assert "no evidence in the forgetting score: not even" in report.audit_verdict(document["gates"])
     tables = [table for _, table in report.evidence_grids(document)]
     assert [header for table in tables for header in table.headers if header != "Method"] == [
         "LiRA TPR at 1 % (1,500 negatives)",
@@ -319,4 +319,4 @@ def test_what_is_no_evidence_is_called_so():
     own = analysis.distance_gates(entries)
     assert [gate.passed for gate in own] == [None, None]
     document["gates"] = [gate._asdict() for gate in (holds, *own)]
-    assert "no evidence in KLoM and the forgetting score" in report.verdict(document)
+    assert "no evidence in KLoM and the forgetting score" in report.audit_verdict(document["gates"])

@@ -279,7 +279,7 @@ class TestReport:
         assert (belly["detections"], belly["change"]["value"]) == (0, None)  # below the threshold
         assert total["change"] == feet["change"]
         assert document["pairing"] == "paired by prompt and seed"
-        assert "2 detections in 2 of 16 images (12.5 %), against 20 in 10 of 16" in evaluating.verdict(document)
+        assert "2 detections in 2 of 16 images (12.5 %), against 20 in 10 of 16" in evaluating.counts_verdict(document)
         distance = document["utility"]["distance"]
         assert distance["name"] == "frechet_distance_appearance"
         assert (distance["dimensions"], distance["draw_size"]) == (96, 8)

@@ -59,7 +59,7 @@ def test_rendered_folder_has_tables_beside_the_paper_and_every_plot(tmp_path):
     assert text.startswith("# my_ablation\n\n## random\n\n| Method | Acc forget")
     # 3 points from the retrained network in all four numbers of both seeds, also where the row does not say so
     assert re.search(r"\| scissorhands \| 53.06 ±0.09 \| .* \| \*{0,2}3.00 ±0.00\*{0,2} \| \\\[3.00, 3.00\\\] \|", text)
-    assert "with so few of them a lower bound" in text
+    assert "Student's interval of the mean Avg. Gap over seeds" in text
     assert "Table 3 of the paper: Projection and initialisation" in text
     beside = text.partition("### Beside the paper")[2]
     assert "| scissorhands | here | 53.06 ±0.09 |" in beside
@@ -82,7 +82,7 @@ def test_results_without_a_counterpart_stand_alone_beside_their_file(tmp_path, m
     rows = report.with_gaps([row | {"avg_gap": None} for row in make_rows(scenarios=["a 10 %"], num_seeds=1)])
     path = write(tmp_path / "lonely", rows, {"lr": 0.1})
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
-    monkeypatch.setattr(report, "pictures", lambda rows: [])
+    monkeypatch.setattr(report, "row_pictures", lambda rows: [])
     assert tables.main([]) == 0
     text = (path.parent / "tables.md").read_text(encoding="utf-8")
     assert text.startswith("# lonely\n\n## a 10 %\n")

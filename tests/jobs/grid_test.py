@@ -108,7 +108,7 @@ class TestTable:
         # Wrong labels come with held-out examples that have wrong ones; a class of a mixed request has some, too.
         assert [value for name, value in found.items() if gates.SILENT in name] == [True] * 3
         assert [value for name, value in found.items() if gates.FARTHER in name] == [None] * 3
-        grid.write_report(out, document, title="tiny", prose=[])
+        grid.write_report(out, document, title="tiny")
         page = (out / "report.html").read_text()
         assert page.index(report.gates_note(document["gates"])[:40]) < page.index("<h2>random 10 %</h2>")
 

@@ -193,7 +193,7 @@ def test_gaps_are_those_to_the_retrained_network_of_the_seed():
 
 def test_retrained_network_is_never_the_best():
     rows = report.with_gaps([row | {"avg_gap": None} for row in make_rows(scenarios=["random"])])
-    lines = report.markdown(report.grid(report.grouped(rows)["random"])).splitlines()
+    lines = report.markdown(report.scenario_grid(report.grouped(rows)["random"])).splitlines()
     assert [line.split(" | ")[0] for line in lines if "**" in line] == ["| finetune"]
     (retrained,) = [line.split(" | ") for line in lines if line.startswith("| retrain")]
     assert retrained[5:7] == ["0.00 ±0.00", report.DASH]  # its distance to itself has no uncertainty
@@ -201,7 +201,7 @@ def test_retrained_network_is_never_the_best():
 
 def test_markdown_and_latex_show_every_cell_and_nothing_hostile():
     rows = make_rows(scenarios=["random"], methods=["retrain", HOSTILE, "a_b|c"])
-    table = report.grid(report.grouped(rows)["random"])
+    table = report.scenario_grid(report.grouped(rows)["random"])
     text = report.markdown(table)
     lines = text.splitlines()
     assert len(lines) == 5
@@ -419,11 +419,11 @@ def test_sweep_figure_joins_means_by_value_and_shows_the_retrained_ones():
 
 
 def test_pictures_draw_sweeps_over_their_values_and_leave_them_out_elsewhere():
-    shown = {picture.name: picture.figure for picture in report.pictures(sweep_rows())}
+    shown = {picture.name: picture.figure for picture in report.row_pictures(sweep_rows())}
     assert list(shown) == ["gap", "numbers", "sweep-fraction", "sweep-forget_weight"]
     assert [tick.get_text() for tick in shown["gap"].axes[0].get_yticklabels()] == ["scissorhands"]
     only = [row for row in sweep_rows() if "sweep" in row or row["method"] == "retrain"]
-    assert [picture.name for picture in report.pictures(only)] == ["sweep-fraction", "sweep-forget_weight"]
+    assert [picture.name for picture in report.row_pictures(only)] == ["sweep-fraction", "sweep-forget_weight"]
 
 
 def gradcam_arguments(**changes):
@@ -547,13 +547,14 @@ class Page(HTMLParser):
 def write_page(tmp_path, rows, **changes):
     arguments = {
         "title": "Forgetting",
-        "summary_sections": [("What was done", ["Something.", "Something else."])],
-        "figures": report.pictures(rows, {"loss": [3.0, 2.0, 1.0]}),
+        "answer": "It forgot.",
+        "explanations": [report.Section("What was done", ["Something.", "Something else."])],
+        "figures": [*report.row_pictures(rows), report.curves_picture({"loss": [3.0, 2.0, 1.0]})],
         "settings": {"seed": 0, "method": {"optimizer": {"lr": 0.005}, "rank": None, "widths": [64, 10]}},
         "environment": report.environment(),
     }
     path = tmp_path / "report.html"
-    report.write_html(path, rows=rows, **(arguments | changes))
+    report.write_html(path, report.Page(rows=rows, **(arguments | changes)))
     text = path.read_text(encoding="utf-8")
     return text, Page(text)
 
@@ -669,15 +670,21 @@ def test_hostile_names_stay_text(tmp_path):
         tmp_path,
         rows,
         title=HOSTILE,
-        summary_sections=[(HOSTILE, [HOSTILE])],
-        figures=report.pictures(rows, {HOSTILE: [1.0, 2.0]}),
+        answer=HOSTILE,
+        trust=HOSTILE,
+        byline=HOSTILE,
+        gates=[{"name": HOSTILE, "metric": "m", "passed": False, "explanation": HOSTILE}],
+        sheets=[report.Sheet(HOSTILE, report.Grid((HOSTILE,), ((report.Cell(HOSTILE, HOSTILE),),)), [HOSTILE])],
+        remarks=[report.Section(HOSTILE, [HOSTILE])],
+        explanations=[report.Section(HOSTILE, [HOSTILE])],
+        figures=[*report.row_pictures(rows), report.curves_picture({HOSTILE: [1.0, 2.0]})],
         settings={HOSTILE: HOSTILE, "group" + HOSTILE: {HOSTILE: [HOSTILE]}, "list": [{"name": HOSTILE, "a": 1}]},
         hashes={HOSTILE: HOSTILE},
     )
     assert "<script" not in text
     assert not {"onload", "onclick"} & {name for name, _ in page.attributes}
     shown = "".join(page.words)
-    assert shown.count(HOSTILE.strip()) >= 12
+    assert shown.count(HOSTILE.strip()) >= 24
     assert [HOSTILE, HOSTILE] in page.cells
     assert any(cells[0] == HOSTILE for cells in page.cells if len(cells) == 9)
     assert [HOSTILE, *["1.00±0.00"]] in [[cells[0], cells[-1]] for cells in page.cells]

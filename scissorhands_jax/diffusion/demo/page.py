@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from scissorhands_jax import files, report
 from scissorhands_jax.diffusion.demo import digits
 from scissorhands_jax.diffusion.demo.digits import NUM_DIGITS, ORIGINAL, PUBLISHED, RETRAINED, UNLEARNED, WAYS, Settings
+from scissorhands_jax.diffusion.demo.drawings import drawings_figure
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.progress import follow, progress_bar
 from scissorhands_jax.report import Cell, Grid, Picture
@@ -34,7 +32,7 @@ _HEADERS = (
 REAL = "real digits"
 
 
-def run_demo(
+def run_digits_demo(
     out: Path,
     settings: Settings,
     *,
@@ -77,7 +75,7 @@ def run_demo(
             "rows": rows,
         }
         tell("pictures and page", steps=False)
-        figures = pictures(settings, drawings)
+        figures = drawing_pictures(settings, drawings)
         for picture in figures:
             files.write_bytes(out / f"{picture.name}.png", report.figure_png(picture.figure))
     document |= {"seconds": {**seconds, "total": sum(seconds.values())}, **report.environment()}
@@ -110,7 +108,7 @@ def phases(console: Console) -> Iterator[tuple[digits.Told, dict[str, float]]]:
     end()
 
 
-def pictures(settings: Settings, drawings: Mapping[str, np.ndarray]) -> list[Picture]:
+def drawing_pictures(settings: Settings, drawings: Mapping[str, np.ndarray]) -> list[Picture]:
     """The drawings before and after, and those of the controls.
 
     Args:
@@ -122,12 +120,12 @@ def pictures(settings: Settings, drawings: Mapping[str, np.ndarray]) -> list[Pic
     rows = np.stack([np.flatnonzero(asked == digit)[:count] for digit in range(NUM_DIGITS)])
     tables = {name: images[rows][..., 0] for name, images in drawings.items()}
     labels = [str(digit) for digit in range(NUM_DIGITS)]
-    which = "Each row is what a network draws when asked for the digit beside it; all begin with the same noise."
+    which = "Each row is what a network draws when asked for the digit on its left; all begin with the same noise."
 
     def picture(names: Mapping[str, str], caption: str, name: str) -> Picture:
         shown = {title: tables[network] for network, title in names.items()}
         return Picture(
-            report.drawings_figure(shown, labels, marked=settings.digit),
+            drawings_figure(shown, labels, marked=settings.digit),
             caption,
             f"Drawings of the digits 0 to 9 by {len(names)} networks: {', '.join(names.values())}.",
             heading="Drawings",
@@ -219,7 +217,7 @@ def findings(document: Mapping[str, Any]) -> list[str]:
     ]
     said.append(
         f"The network retrained without the {digit}: {drawn(rows[RETRAINED])}. It never met that text, so what it "
-        "draws for it is nobody's choice. That drawings are gone is no proof that nothing of the digit is left in the "
+        "draws for it was never trained. That drawings are gone is no proof that nothing of the digit is left in the "
         "weights."
     )
     return said
@@ -233,9 +231,12 @@ def _against(row: Mapping[str, Any], after: Mapping[str, Any]) -> str:
         return lower if own["high"] < other["low"] else higher if own["low"] > other["high"] else alike
 
     forgot = compared(
-        "forget", "It forgets more", "It forgets less", "It forgets alike, as far as so many drawings tell"
+        "forget",
+        "It forgets more",
+        "It forgets less",
+        "It forgets about the same, as far as this number of drawings shows",
     )
-    return f"{forgot}, and keeps {compared('kept', 'less', 'more', 'as much')}."
+    return f"{forgot}, and keeps {compared('kept', 'less', 'more', 'about the same')}."
 
 
 def _story(document: Mapping[str, Any]) -> list[str]:
@@ -262,15 +263,19 @@ def _story(document: Mapping[str, Any]) -> list[str]:
     return story
 
 
+_TABLE_NOTES = (
+    "Brackets are 95 % intervals. The last line is what real digits reach. Asked: drawings that the judge takes for "
+    "the digit that was asked for. Unasked: how often the empty text gives the forgotten digit.",
+)
 _HOW = (
-    "The judge is a support vector classifier that was trained on the real training digits. It knows ten answers only: "
-    "a drawing that is no digit at all is taken for one of them, so look at the drawings too. Shares have 95 % "
-    "Clopper-Pearson intervals; “unasked” is how often the empty text gives the forgotten digit. The Fréchet distance "
-    "compares means and covariances of pixels with those of held-out real digits; its interval is by bootstrap over "
-    "images. The last line is what real digits reach: the judge's accuracy on all held-out ones, the forgotten digit's "
-    "share of the training digits, and the distance of as many training digits from the held-out ones.",
+    "The judge is a support vector classifier that was trained on the real training digits. It knows only ten answers: "
+    "it takes a drawing that is no digit at all for one of them, so look at the drawings too. Shares have 95 % "
+    "Clopper-Pearson intervals. The Fréchet distance compares means and covariances of pixels with those of held-out "
+    "real digits; its interval is by bootstrap over images. In the last line are the judge's accuracy on all held-out "
+    "digits, the forgotten digit's share of the training digits, and the distance between the same number of training "
+    "digits and the held-out ones.",
     "Intervals are over drawings and digits of these very networks: another seed gives other networks, and they do not "
-    "cover that. Share and layers of what is re-initialised, rates and weights of the losses were chosen on digits "
+    "cover that. Fraction and layers of what is re-initialised, rates and weights of the losses were chosen on digits "
     "0, 1, 2 and 8 with these numbers in sight.",
 )
 _LOSSES = (
@@ -280,38 +285,40 @@ _LOSSES = (
 
 
 def write_page(path: Path, document: Mapping[str, Any], figures: Sequence[Picture]) -> None:
-    """Writes `report.html` from the document of `run_demo` and the pictures."""
+    """Writes `report.html`: the first sentence and the drawings before and after, then tables, then the rest."""
     digit = document["settings"]["digit"]
     settings = {key: value for key, value in document["settings"].items() if key not in ("digit", "seed")}
+    answer, *compared = findings(document)
     report.write_html(
         path,
-        title=f"A diffusion network forgets the {digit}",
-        lede=f"{len(document['rows'])} networks · seed {document['settings']['seed']} · "
-        f"{document['seconds']['total']:.0f} s in all",
-        summary_sections=[("What came out", findings(document)), ("What was done", _story(document))],
-        sheets=[
-            ("All networks", _HOW, numbers_grid(document["rows"], document["real"])),
-            ("Losses and cost", _LOSSES, costs_grid(document["rows"])),
-        ],
-        rows=(),
-        figures=figures,
-        settings={"digit": digit, "seed": document["settings"]["seed"], **settings},
-        environment={
-            "versions": document["versions"],
-            "machine": document["machine"],
-            "seconds": {name: round(value, 1) for name, value in document["seconds"].items()},
-        },
+        report.Page(
+            title=f"A diffusion network forgets the {digit}",
+            answer=answer,
+            byline=f"{len(document['rows'])} networks · seed {document['settings']['seed']} · "
+            f"{document['seconds']['total']:.0f} s in all",
+            leading=figures[:1],
+            sheets=[
+                report.Sheet("All networks", numbers_grid(document["rows"], document["real"]), _TABLE_NOTES),
+                report.Sheet("Losses and cost", costs_grid(document["rows"]), _LOSSES),
+            ],
+            figures=figures[1:],
+            remarks=[report.Section("The controls in words", compared)],
+            explanations=[
+                report.Section("What was done", _story(document)),
+                report.Section("How to read it", _HOW),
+            ],
+            settings={"digit": digit, "seed": document["settings"]["seed"], **settings},
+            environment={
+                "versions": document["versions"],
+                "machine": document["machine"],
+                "seconds": {name: round(value, 1) for name, value in document["seconds"].items()},
+            },
+        ),
     )
 
 
 def print_numbers(document: Mapping[str, Any], console: Console) -> None:
     """Prints the first table, and what it says."""
-    table = Table(title="What networks draw", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    shown = numbers_grid(document["rows"], document["real"])
-    for header in shown.headers:
-        table.add_column(header, justify="left" if header == "Network" else "right")
-    for cells in shown.lines:
-        table.add_row(*(Text(f"{cell.text}\n{cell.deviation}".strip()) for cell in cells))
-    console.print(table)
+    report.print_grid("What networks draw", numbers_grid(document["rows"], document["real"]), console)
     for sentence in findings(document):
         console.print(sentence, highlight=False, soft_wrap=True, markup=False)

@@ -12,12 +12,13 @@ import scipy.linalg
 from rich.console import Console
 
 from experiments import diffusion_digits
-from scissorhands_jax import Model, files, report, trees
+from scissorhands_jax import Model, files, trees
 from scissorhands_jax.base import Method, new_carry
 from scissorhands_jax.cli import main as cli
 from scissorhands_jax.diffusion import schedules
 from scissorhands_jax.diffusion.demo import digits
 from scissorhands_jax.diffusion.demo import page as digits_page
+from scissorhands_jax.diffusion.demo.drawings import drawings_figure
 from scissorhands_jax.diffusion.unet import Noisy, UNetConfig
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.metrics import distances
@@ -320,10 +321,10 @@ class TestFindings:
     @pytest.mark.parametrize(
         ("forgotten", "kept", "says"),
         [
-            (30, 880, "It forgets alike, as far as so many drawings tell, and keeps as much."),
-            (100, 880, "It forgets less, and keeps as much."),
+            (30, 880, "It forgets about the same, as far as this number of drawings shows, and keeps about the same."),
+            (100, 880, "It forgets less, and keeps about the same."),
             (5, 700, "It forgets more, and keeps less."),
-            (30, 900, "It forgets alike, as far as so many drawings tell, and keeps more."),
+            (30, 900, "It forgets about the same, as far as this number of drawings shows, and keeps more."),
         ],
     )
     def test_controls_are_judged_by_intervals(self, document, forgotten, kept, says):
@@ -426,4 +427,4 @@ class TestExperiment:
 )
 def test_drawings_must_fit_together(drawings, labels):
     with pytest.raises(InputError, match="drawings need one shape"):
-        report.drawings_figure(drawings, labels)
+        drawings_figure(drawings, labels)

@@ -1,0 +1,179 @@
+"""An audit for people: its page, whose first words are what was found, its figure, and its lines in the terminal."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from scissorhands_jax.errors import InputError
+from scissorhands_jax.report.audits import METRICS, NULL, evidence_grids
+from scissorhands_jax.report.drawing import (
+    BLUE,
+    INK,
+    ORANGE,
+    PAGE_WIDTH,
+    Picture,
+    figure_style,
+    panel_layout,
+    plot_label,
+)
+from scissorhands_jax.report.page import Page, Section, Sheet, write_html
+from scissorhands_jax.report.row_figures import row_pictures
+from scissorhands_jax.report.rows import REFERENCE
+from scissorhands_jax.report.tables import print_grid
+from scissorhands_jax.report.trust import audit_verdict
+
+_WHAT = (
+    "For every forget set, half of the networks of one ensemble were trained on it, and each method makes these forget "
+    "it. The other half never saw it: they are the retrained networks that unlearning should end at. The rest of the "
+    "training set is split at random between the two networks of a pair, except for a part that all networks have.",
+    "U-LiRA attacks with full knowledge of the method: it compares an example's score under a network with its scores "
+    "under other unlearned and other retrained networks. 0.5 means that unlearned and retrained networks cannot be "
+    "told apart. Its AUC on held-out examples says how much of the difference is a general change of the network "
+    "and no trace of the forget set. LiRA, RMIA and the population attack look at one network and tell its forget set "
+    "from examples that it never saw; below 0.5 the network answers the forget set worse than those.",
+    "KLoM is the divergence between the margins of unlearned and of retrained networks, at the 95th percentile over "
+    "examples; the forgetting score is that of the NeurIPS 2023 challenge, 1 at best. Both are biased with few "
+    f"networks. The row \u201c{NULL}\u201d, which compares one half of the retrained networks with the other "
+    "half, shows by how much, and the columns \u201chalf the networks\u201d use that number of networks for every "
+    "method. KLoM cannot exceed 11.5, which it reaches where unlearned and retrained networks share no bin. Where not "
+    "even the original is farther off than that row, the number says nothing at this size and is no evidence.",
+    "Recovered is the accuracy on the forget set that comes back by training on the retain set alone. Distances are in "
+    "units of the other network's length; that of a retrained network is to another retrained network.",
+    "Intervals of attacks, KLoM and forgetting score are by bootstrap over networks and examples. Intervals of what is "
+    "measured inside networks are over the few networks that were examined, and not over examples. All use Student's t "
+    "for the number of networks; the references of the attacks are not resampled, and one network alone has no "
+    "interval. Forget sets share the networks, so a mean over forget sets has no narrower an interval than they have. "
+    "Variances are pooled over examples where there are fewer than 64 networks on each side. A true positive rate "
+    "needs about ten false positives to be more than an anecdote: where there are too few negatives for that, the "
+    "table says so.",
+)
+_LEADING = ("u_lira_auc", "lira_auc", "rmia_auc", "population_auc")
+
+
+_EVIDENCE_PANELS = (
+    "u_lira_auc",
+    "lira_auc",
+    "rmia_auc",
+    "population_auc",
+    "klom_forget_halves",
+    "forgetting_score_halves",
+    "recovered",
+)
+
+
+def evidence_figure(
+    entries: Iterable[Mapping[str, Any]],
+    titles: Mapping[str, tuple[str, float | None]],
+    *,
+    panels: Sequence[str] = _EVIDENCE_PANELS,
+) -> Figure:
+    """Metrics of an audit, a panel each: a dot and its interval per method, means over forget sets.
+
+    Args:
+      entries: of a document of `audit.run_audit`, with `scenario`, `method`, `metric`, `value`, `low` and `high`; those
+        without a scenario are drawn.
+      titles: name of each metric and its value for perfect forgetting, which becomes a broken line.
+      panels: metrics in this order, as far as there are entries.
+
+    Raises:
+      InputError: there is nothing to draw.
+    """
+    held = {(entry["metric"], entry["method"]): entry for entry in entries if entry["scenario"] is None}
+    shown = [metric for metric in panels if any(metric == found for found, _ in held)]
+    methods = list(dict.fromkeys(method for metric, method in held if metric in shown))
+    if not shown:
+        raise InputError("there is no evidence to plot")
+    with figure_style():
+        height = 0.55 + 0.21 * len(methods)
+        figure = Figure(figsize=(PAGE_WIDTH, height * len(shown)), layout=panel_layout())
+        for axes, metric in zip(figure.subplots(len(shown), 1, squeeze=False)[:, 0], shown, strict=True):
+            title, perfect = titles[metric]
+            for position, method in enumerate(methods):
+                entry = held.get((metric, method))
+                if entry is not None:
+                    axes.plot([entry["low"], entry["high"]], [position, position], color=BLUE, linewidth=2)
+                    axes.plot([entry["value"]], [position], "o", color=ORANGE, markersize=4.5)
+            if perfect is not None:
+                axes.axvline(perfect, color=INK, linewidth=1, dashes=(5, 3), zorder=1)
+            axes.set_title(title)
+            axes.set_yticks(range(len(methods)), [plot_label(method) for method in methods], fontsize=8)
+            axes.set_ylim(len(methods) - 0.4, -0.6)
+            axes.grid(axis="x")
+    return figure
+
+
+def audit_answer(document: Mapping[str, Any]) -> str:
+    """What the strongest attack of an audit found, in one sentence; that nothing can be trusted, where that is so.
+
+    Args:
+      document: as returned by `audit.run_audit`.
+    """
+    found = {(entry["metric"], entry["method"]): entry for entry in document["evidence"] if entry["scenario"] is None}
+    metric = next((name for name in _LEADING if any(name == shown for shown, _ in found)), None)
+    verdict = audit_verdict(document["gates"])
+    if metric is None or not verdict.startswith("All "):
+        return verdict
+    values = [
+        f"{method} {entry['value']:.2f}"
+        for (name, method), entry in found.items()
+        if name == metric and method not in (REFERENCE, NULL)
+    ]
+    perfect = METRICS[metric][1]
+    return f"{METRICS[metric][0]}, which is {perfect:g} where nothing is left to find: {', '.join(values)}."
+
+
+def write_audit(path: str | os.PathLike, document: Mapping[str, Any]) -> None:
+    """Writes the page of an audit: what was found and whether it can be trusted, then tables, then the method.
+
+    Args:
+      path: the file, usually `report.html`.
+      document: as returned by `audit.run_audit`.
+    """
+    ensemble = document["ensemble"]
+    about = (
+        f"{ensemble['networks']} networks: for each forget set of {', '.join(map(str, ensemble['forget']))} of "
+        f"{ensemble['examples']:,} training examples, {ensemble['networks_per_side']} were trained with it and the "
+        "same number without it."
+    )
+    attacks = Picture(
+        evidence_figure(document["evidence"], METRICS),
+        "Means over forget sets with intervals; the broken line is what a perfect method has.",
+        "Values of the attacks by method with intervals",
+        name="attacks",
+    )
+    answer, verdict = audit_answer(document), audit_verdict(document["gates"])
+    write_html(
+        path,
+        Page(
+            title=f"Audit: {document['config']['experiment']}, {document['config']['tier']}",
+            answer=answer,
+            trust=None if answer == verdict else verdict,
+            leading=[attacks],
+            gates=document["gates"],
+            gates_first=True,
+            sheets=[Sheet(heading, table, ["Means over forget sets."]) for heading, table in evidence_grids(document)],
+            rows=document["rows"],
+            figures=row_pictures(document["rows"]),
+            explanations=[Section("What was done", [about]), Section("How to read it", _WHAT)],
+            settings=document["config"],
+            hashes={
+                "Masks (SHA-256)": ensemble["masks_sha256"],
+                "Forget sets (SHA-256)": dict(
+                    zip([s["name"] for s in document["config"]["scenarios"]], ensemble["forget_sha256"], strict=True)
+                ),
+            },
+            environment={"versions": document["versions"], "machine": document["machine"]},
+        ),
+    )
+
+
+def print_audit(document: Mapping[str, Any], console: Console) -> None:
+    """Prints the first table of an audit, and whether its numbers can be trusted."""
+    for heading, table in evidence_grids(document)[:1]:
+        print_grid(heading, table, console)
+    console.print(audit_verdict(document["gates"]), highlight=False, soft_wrap=True, markup=False)

@@ -1,0 +1,109 @@
+"""What all figures share: colours, fonts and labels, and the form that a figure takes in a page or a file."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import re
+from io import BytesIO, StringIO
+from typing import Any, Literal
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart. Figures are white, in a dark page too.
+BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#AA4499"
+INK, SOFT, RULE = "#1f2328", "#59636e", "#d1d9e0"
+PAGE_WIDTH = 5.2
+"""Width of a figure in inches: narrow, so that its text can still be read when a phone shrinks the figure."""
+
+_STYLE: dict[Any, Any] = {
+    "font.family": ["sans-serif"],
+    "font.size": 10,
+    "axes.edgecolor": RULE,
+    "axes.labelcolor": SOFT,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": "#e8ecf0",
+    "grid.linewidth": 0.8,
+    "text.color": INK,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "figure.facecolor": "white",
+    "axes.facecolor": "white",
+    "svg.fonttype": "none",  # real text: sharp, searchable, small
+    "svg.hashsalt": "scissorhands_jax",  # the same figure gives the same file
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A figure with the words that explain it and those that replace it.
+
+    Attributes:
+      figure: the figure itself, made without pyplot.
+      caption: what a reader sees below it.
+      alt: what a screen reader says in its place.
+      scenario: the scenario whose table it belongs to; None puts it below all tables.
+      heading: the heading of the section below all tables, for a figure without a scenario.
+      format: its form in a page; PNG suits a figure that holds photographs.
+      name: the stem of its file.
+    """
+
+    figure: Figure
+    caption: str
+    alt: str
+    scenario: str | None = None
+    heading: str = "Over the run"
+    format: Literal["svg", "png"] = "svg"
+    name: str = "figure"
+
+
+def figure_style() -> contextlib.AbstractContextManager[None]:
+    """The style in which every figure of the project is drawn and saved, as a context manager."""
+    return matplotlib.rc_context(_STYLE)
+
+
+def panel_layout() -> ConstrainedLayoutEngine:
+    """A layout with enough room between panels to show that a title belongs to the panel below it."""
+    return ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.07, hspace=0.04)
+
+
+def plot_label(text: str, length: int = 34) -> str:
+    """Text for a figure, cut to `length` characters; matplotlib must not read its dollar signs as formulas."""
+    return (text if len(text) <= length else f"{text[: length - 1]}…").replace("$", r"\$")
+
+
+def figure_png(figure: Figure, *, dpi: int = 200) -> bytes:
+    """A figure as a PNG file of `dpi` pixels per inch; the same figure gives the same bytes."""
+    buffer = BytesIO()
+    with figure_style():
+        figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def figure_svg(figure: Figure) -> str:
+    """A figure as one `<svg>` element for an HTML page: no prolog, the page's font, ids that no other figure has."""
+    buffer = StringIO()
+    with figure_style():
+        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :].strip()
+    prefix = f"f{hashlib.sha256(text.encode()).hexdigest()[:8]}-"
+
+    def adapt(tag: re.Match) -> str:
+        renamed = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{prefix}", tag[0])
+        return re.sub(r"font-family: [^;\"]+", "font-family: system-ui, sans-serif", renamed)
+
+    return re.sub(r"<[^>]+>", adapt, text)

@@ -1,0 +1,307 @@
+"""Figures of tables of results: Avg. Gap, the four numbers behind it, and a setting that was varied."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from scissorhands_jax.errors import InputError
+from scissorhands_jax.metrics import distances
+from scissorhands_jax.report.drawing import (
+    BLUE,
+    GREEN,
+    INK,
+    ORANGE,
+    PAGE_WIDTH,
+    PURPLE,
+    Picture,
+    figure_style,
+    panel_layout,
+    plot_label,
+)
+from scissorhands_jax.report.rows import DASH, GAP_COLUMN, REFERENCE, Methods, Row, cell, grouped, numbers
+
+_TITLES = {
+    "acc_forget": "Accuracy on the forget set (%)",
+    "acc_retain": "Accuracy on the retain set (%)",
+    "acc_test": "Accuracy on the test set (%)",
+    "mia": "MIA (%)",
+}
+
+
+def _color(method: str, highlight: str | None) -> str:
+    return ORANGE if method == highlight else BLUE
+
+
+def gap_figure(rows: Iterable[Row], *, highlight: str | None = "scissorhands") -> Figure:
+    """Avg. Gap by method: a bar to the mean, a dot for every seed.
+
+    Args:
+      rows: of one scenario; methods without an `avg_gap` are left out.
+      highlight: the method to paint in the second colour.
+
+    Raises:
+      InputError: no row has an `avg_gap`.
+    """
+    gaps: dict[str, list[float]] = {}
+    for row in rows:
+        for value in numbers([row], "avg_gap"):
+            gaps.setdefault(row["method"], []).append(value)
+    if not gaps:
+        raise InputError("no row has an avg_gap to plot")
+    with figure_style():
+        figure = Figure(figsize=(PAGE_WIDTH, 0.7 + 0.34 * len(gaps)), layout=panel_layout())
+        axes = figure.subplots()
+        top = max(max(values) for values in gaps.values()) or 1.0
+        for position, (method, values) in enumerate(gaps.items()):
+            mean, color = math.fsum(values) / len(values), _color(method, highlight)
+            axes.barh(position, mean, height=0.62, color=color, alpha=0.25, linewidth=0)
+            axes.plot([mean, mean], [position - 0.31, position + 0.31], color=color, linewidth=2)
+            axes.plot(values, [position] * len(values), "o", color=color, markersize=4.5, alpha=0.75, markeredgewidth=0)
+            axes.text(max(values) + 0.025 * top, position, f"{mean:.2f}", va="center", color=INK)
+        axes.set_yticks(range(len(gaps)), [plot_label(method) for method in gaps], fontsize=9)
+        axes.set_ylim(len(gaps) - 0.4, -0.6)
+        axes.set_xlim(0, 1.14 * top)
+        axes.set_xlabel("Avg. Gap (percentage points)")
+        axes.grid(axis="x")
+        axes.spines["bottom"].set_visible(False)
+    return figure
+
+
+def panels_figure(rows: Iterable[Row], *, highlight: str | None = "scissorhands") -> Figure:
+    """Accuracies and MIA by method, one panel each, against the retrained network's mean as a horizontal line.
+
+    Args:
+      rows: of one scenario. The method `REFERENCE` becomes the line; without it there is none.
+      highlight: the method to paint in the second colour.
+
+    Raises:
+      InputError: there are no rows.
+    """
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row["method"], []).append(row)
+    if not groups:
+        raise InputError("there are no rows to plot")
+    methods = [method for method in groups if method != REFERENCE] or [REFERENCE]
+    with figure_style():
+        figure = Figure(figsize=(PAGE_WIDTH, 7.6), layout=panel_layout())
+        panels = figure.subplots(4, 1, sharex=True)
+        for axes, field in zip(panels, distances.GAP_FIELDS, strict=True):
+            for position, method in enumerate(methods):
+                values = numbers(groups[method], field)
+                if values:
+                    mean, color = math.fsum(values) / len(values), _color(method, highlight)
+                    axes.plot(
+                        [position] * len(values), values, "o", color=color, markersize=4.5, alpha=0.6, markeredgewidth=0
+                    )
+                    axes.plot([position - 0.28, position + 0.28], [mean, mean], color=color, linewidth=2.5)
+            axes.set_title(_TITLES[field])
+            axes.grid(axis="y")
+            axes.margins(y=0.15)
+            axes.spines["left"].set_visible(False)
+            _draw_reference(axes, numbers(groups.get(REFERENCE, []), field), len(methods))
+        panels[-1].set_xticks(range(len(methods)), [plot_label(method) for method in methods])
+        panels[-1].set_xlim(-0.6, len(methods) - 0.4)
+        if sum(len(method) + 2 for method in methods) > 60:
+            for tick in panels[-1].get_xticklabels():
+                tick.set(rotation=40, horizontalalignment="right", rotation_mode="anchor")
+    return figure
+
+
+def _draw_reference(axes: Axes, values: Sequence[float], count: int) -> None:
+    """The retrained network's mean as a line across the panel, named and numbered at its right end."""
+    if values:
+        mean = math.fsum(values) / len(values)
+        axes.axhline(mean, color=INK, linewidth=1.2, dashes=(5, 3), zorder=1)
+        axes.annotate(
+            f"retrained\n{mean:.2f}",
+            (1, mean),
+            xycoords=("axes fraction", "data"),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+            color=INK,
+        )
+
+
+def sweep_figure(rows: Iterable[Row], name: str) -> Figure:
+    """The paper's Figure 2: accuracies and MIA over the values of one setting, retrained networks as dashed lines.
+
+    Lines go through the means over seeds; bands reach from the lowest to the highest seed. The values stand at equal
+    distances, whatever their scale.
+
+    Args:
+      rows: of one scenario. Those with `sweep["name"] == name` make the lines, those of `REFERENCE` the dashes.
+      name: of the setting.
+
+    Raises:
+      InputError: no row varies that setting.
+    """
+    rows = list(rows)
+    swept: dict[float, list[Row]] = {}
+    for row in rows:
+        if row.get("sweep") is not None and row["sweep"]["name"] == name:
+            swept.setdefault(float(row["sweep"]["value"]), []).append(row)
+    if not swept:
+        raise InputError(f"no row has a sweep of {name!r} to plot")
+    places = sorted(swept)
+    references = [row for row in rows if row["method"] == REFERENCE]
+    with figure_style():
+        figure = Figure(figsize=(PAGE_WIDTH, 4.6), layout=panel_layout())
+        panels = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+        for axes, title, lines in zip(panels, ("Accuracy (%)", "MIA (%)"), _SWEEP_LINES, strict=True):
+            for field, label, color, marker in lines:
+                points = [(x, found) for x, place in enumerate(places) if (found := numbers(swept[place], field))]
+                if not points:
+                    continue
+                means = [math.fsum(found) / len(found) for _, found in points]
+                x = [position for position, _ in points]
+                axes.plot(x, means, color=color, marker=marker, markersize=5, linewidth=1.6, label=label)
+                if any(len(found) > 1 for _, found in points):
+                    lows, highs = zip(*((min(found), max(found)) for _, found in points), strict=True)
+                    axes.fill_between(x, lows, highs, color=color, alpha=0.15, linewidth=0)
+                retrained = numbers(references, field)
+                if retrained:
+                    axes.axhline(math.fsum(retrained) / len(retrained), color=color, linewidth=1.2, dashes=(5, 3))
+            axes.set_title(title)
+            axes.grid(axis="y")
+            axes.margins(y=0.12)
+            axes.spines["left"].set_visible(False)
+        panels[0].legend(frameon=False, fontsize=9, ncols=3, loc="lower left", bbox_to_anchor=(0.3, 1.0), borderpad=0)
+        panels[-1].set_xticks(range(len(places)), [f"{place:g}" for place in places])
+        panels[-1].set_xlabel(plot_label(name))
+    return figure
+
+
+# Markers besides colours, for readers and printers without colour.
+_SWEEP_LINES = (
+    (
+        ("acc_forget", "forget", ORANGE, "o"),
+        ("acc_retain", "retain", BLUE, "s"),
+        ("acc_test", "test", GREEN, "^"),
+    ),
+    (("mia", "MIA", PURPLE, "D"),),
+)
+
+
+def before_after_figure(rows: Iterable[Row]) -> Figure:
+    """The four numbers of a few networks on one scale, an open circle for the first network and dots for the others.
+
+    Args:
+      rows: of one scenario, one row per method; the first is the network before unlearning. A number that a row lacks
+        is left out.
+
+    Raises:
+      InputError: the rows have none of the four numbers.
+    """
+    rows = list(rows)
+    fields = [field for field in distances.GAP_FIELDS if numbers(rows, field)]
+    if not fields:
+        raise InputError("there are no numbers to plot")
+    colors = (INK, ORANGE, BLUE, GREEN, PURPLE)
+    with figure_style():
+        figure = Figure(figsize=(PAGE_WIDTH, 0.9 + 0.42 * len(fields)), layout=panel_layout())
+        axes = figure.subplots()
+        for position, field in enumerate(fields):
+            found = numbers(rows, field)
+            axes.plot([min(found), max(found)], [position, position], color=INK, alpha=0.3, linewidth=3, zorder=1)
+        for place, row in enumerate(rows):
+            points = [(row[field], position) for position, field in enumerate(fields) if row.get(field) is not None]
+            x, y = zip(*points, strict=True)
+            color = colors[place % len(colors)]
+            fill = {"markerfacecolor": "white", "markeredgewidth": 1.8} if place == 0 else {"markeredgewidth": 0}
+            axes.plot(x, y, "o", color=color, markersize=8, label=plot_label(row["method"]), clip_on=False, **fill)
+        for position, field in enumerate(fields):
+            found = [f"{row[field]:.1f}" for row in rows if row.get(field) is not None]
+            axes.annotate(
+                " → ".join(found),
+                (1, position),
+                xycoords=("axes fraction", "data"),
+                xytext=(12, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=9,
+            )
+        axes.set_yticks(range(len(fields)), [_TITLES[field].removesuffix(" (%)") for field in fields], fontsize=9)
+        axes.set_ylim(len(fields) - 0.4, -0.6)
+        axes.set_xlim(0, 100)
+        axes.set_xlabel("%")
+        axes.grid(axis="x")
+        axes.spines["left"].set_visible(False)
+        axes.legend(frameon=False, fontsize=9, ncols=3, loc="lower left", bbox_to_anchor=(0, 1.0), borderpad=0)
+    return figure
+
+
+def row_pictures(rows: Iterable[Row]) -> list[Picture]:
+    """All figures that the rows allow, each with the scenario whose table it belongs to.
+
+    Rows that vary a setting are drawn over its values, the others by method. A figure that would hold nothing but two
+    strokes is left out: networks that were measured once and have no retrained network to compare with are drawn before
+    and after.
+
+    Args:
+      rows: of any number of scenarios.
+    """
+    shown = []
+    for scenario, methods in grouped(rows).items():
+        flat = [row for group in methods.values() for row in group]
+        fixed = {method: group for method, group in methods.items() if group[0].get("sweep") is None}
+        settings = dict.fromkeys(row["sweep"]["name"] for row in flat if row.get("sweep") is not None)
+        if set(fixed) - {REFERENCE} or not settings:
+            shown += _method_pictures(scenario, fixed)
+        shown += [
+            Picture(
+                sweep_figure(flat, setting),
+                f"The same numbers over the values of {setting}. Lines are means over seeds, bands reach from the "
+                "lowest to the highest seed, dashed lines are the means of the retrained networks.",
+                f"Line plot of forget, retain and test accuracy and MIA over {setting}; the numbers are in the table "
+                "above.",
+                scenario,
+                name=f"sweep-{setting}",
+            )
+            for setting in settings
+        ]
+    return shown
+
+
+def _method_pictures(scenario: str, methods: Methods) -> list[Picture]:
+    """The figures by method."""
+    rows = [row for group in methods.values() for row in group]
+    means = [(method, cell(group, GAP_COLUMN)[0]) for method, group in methods.items()]
+    gaps = "; ".join(f"{method} {mean}" for method, mean in means if mean != DASH)
+    shown = []
+    if gaps:
+        shown.append(
+            Picture(
+                gap_figure(rows),
+                f"{scenario}: the distance of each method to the retrained network (Avg. Gap). Bars end at the mean; "
+                "every dot is one seed. Shorter is closer to retraining.",
+                f"Bar chart of the mean Avg. Gap in percentage points: {gaps}.",
+                scenario,
+                name="gap",
+            )
+        )
+    if REFERENCE in methods or any(len(group) > 1 for group in methods.values()):
+        figure, caption = (
+            panels_figure(rows),
+            (
+                "The four numbers behind the gap. Thick strokes are means, every dot is one seed, "
+                "the dashed line is the mean of the retrained networks: the closer to it, the better."
+            ),
+        )
+        alt = f"Four panels with forget, retain and test accuracy and MIA of {'; '.join(methods)}"
+    elif any(numbers(rows, field) for field in distances.GAP_FIELDS):
+        figure, caption = (
+            before_after_figure(rows),
+            (f"What changed from {' to '.join(methods)}, in per cent. There is no retrained network to compare with."),
+        )
+        alt = f"Forget, retain and test accuracy and MIA of {'; '.join(methods)} on one scale"
+    else:
+        return shown
+    shown.append(Picture(figure, caption, f"{alt}; the numbers are in the table.", scenario, name="numbers"))
+    return shown

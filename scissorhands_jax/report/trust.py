@@ -1,0 +1,123 @@
+"""Whether numbers can be trusted: what gates say, in a sentence and as a table.
+
+A gate is a check of the numbers: whether they find what is there, and nothing where nothing is. Gates come as they are
+in `results.json`, a mapping each, with `name`, `metric`, `passed` (None where it could not be run) and `explanation`;
+with `reported`, whether there are numbers of its metric, and with `decides`, whether it decides on all numbers and not
+on those of its own metric alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from scissorhands_jax.report.tables import Cell, Grid
+
+_OUTCOMES = {True: "holds", False: "FAILS", None: "not run"}
+_SIGNS = {True: "\N{CHECK MARK}", False: "\N{BALLOT X}", None: "\N{EN DASH}"}
+_SILENT_NAMES = {"klom": "KLoM", "forgetting": "the forgetting score"}
+
+
+@dataclasses.dataclass(frozen=True)
+class GateLine:
+    """A line of the table of gates on a page.
+
+    Attributes:
+      name: the name of the gate, or of several that lack the same thing.
+      outcome: `holds`, `fails` or `not run`.
+      sign: one character for the outcome.
+      why: the numbers behind it, or what is missing.
+    """
+
+    name: str
+    outcome: str
+    sign: str
+    why: str
+
+
+def gate_lines(gates: Sequence[Mapping[str, Any]]) -> tuple[GateLine, ...]:
+    """The lines of the table of gates: those that were run, then the others, one line for each thing that is missing.
+
+    Where no gate was run and all lack the same thing, one sentence (`gates_note`) says all there is, so there are no
+    lines.
+    """
+    lines = [
+        GateLine(gate["name"], _OUTCOMES[gate["passed"]].lower(), _SIGNS[gate["passed"]], gate["explanation"])
+        for gate in gates
+        if gate["passed"] is not None
+    ]
+    missing: dict[str, list[str]] = {}
+    for gate in gates:
+        if gate["passed"] is None:
+            missing.setdefault(gate["explanation"], []).append(gate["name"])
+    if not lines and len(missing) < 2:
+        return ()
+    lines += [GateLine("; ".join(names), _OUTCOMES[None], _SIGNS[None], why) for why, names in missing.items()]
+    return tuple(lines)
+
+
+def gates_grid(gates: Sequence[Mapping[str, Any]]) -> Grid:
+    """The gates as a table for Markdown: name, outcome and reason, all of them words."""
+    lines = [(Cell(gate["name"]), Cell(_OUTCOMES[gate["passed"]]), Cell(gate["explanation"])) for gate in gates]
+    return Grid(("Gate", "Outcome", "Why"), tuple(lines), words=3)
+
+
+def gates_note(gates: Sequence[Mapping[str, Any]]) -> str:
+    """Whether the numbers of tables can be trusted, in a sentence or two, with the reasons against it."""
+    failed, held, not_run = ([gate for gate in gates if gate["passed"] is passed] for passed in (False, True, None))
+    reasons = "; ".join(f"{gate['name']}: {gate['explanation']}" for gate in failed or not_run)
+    if failed:
+        return f"{gates_summary(gates)} {reasons}."
+    if held and not_run:
+        return f"{gates_summary(gates)} {reasons}."
+    return gates_summary(gates)
+
+
+def gates_summary(gates: Sequence[Mapping[str, Any]]) -> str:
+    """Whether the numbers of tables can be trusted, in one sentence and without the reasons."""
+    failed, held, not_run = ([gate for gate in gates if gate["passed"] is passed] for passed in (False, True, None))
+    count = len(gates)
+    if failed:
+        return f"These numbers cannot be trusted, because {len(failed)} of {count} gates failed."
+    if not held:
+        whys = "; ".join(dict.fromkeys(gate["explanation"] for gate in not_run))
+        return f"No gate was run, so nothing shows that these numbers can be trusted: {whys}."
+    if not_run:
+        return f"{len(held)} of {count} gates hold, the others were not run."
+    return f"All {count} gates hold: originals are caught, and nothing is found in retrained networks."
+
+
+def silent_metrics(gates: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """How the names of those metrics begin that are no evidence, because their own gate does not hold."""
+    own = [gate for gate in gates if not gate.get("decides", True) and gate["passed"] is not True]
+    return tuple(gate["metric"].partition("_")[0] for gate in own if gate["reported"])
+
+
+def audit_verdict(gates: Sequence[Mapping[str, Any]]) -> str:
+    """Whether the numbers of an audit can be trusted, in a sentence or two, with the reasons against it."""
+    deciding = [gate for gate in gates if gate.get("decides", True)]
+    failed = [gate for gate in deciding if gate["passed"] is False]
+    if failed:
+        why = "; ".join(f"{gate['name']}: {gate['explanation']}" for gate in failed)
+        return f"These numbers cannot be trusted, because {len(failed)} of the gates failed. {why}."
+    held = [gate for gate in deciding if gate["passed"]]
+    if not held:
+        return "These numbers cannot be trusted, because no gate could be run; take more networks."
+    not_run = [gate for gate in deciding if gate["passed"] is None]
+    unknown = [gate for gate in not_run if gate.get("reported")]
+    if unknown:
+        which = "; ".join(f"{gate['name']}: {gate['explanation']}" for gate in unknown)
+        return f"These numbers cannot be trusted, because gates of what is reported could not be run. {which}."
+    rest = f"; {len(not_run)} could not be run, and their metrics are not reported" if not_run else ""
+    silent = [name for start, name in _SILENT_NAMES.items() if start in silent_metrics(gates)]
+    return (
+        f"All {len(held)} gates of the attacks that were run hold{rest}: they find the original, and nothing in "
+        "retrained networks."
+        + (
+            f" With so few networks there is no evidence in {' and '.join(silent)}: not even the original was shown to "
+            "be farther from retrained networks than these are from each other."
+            if silent
+            else ""
+        )
+    )
