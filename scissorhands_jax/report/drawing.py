@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import re
 from io import BytesIO, StringIO
 from typing import Any, Literal
@@ -12,6 +11,8 @@ from typing import Any, Literal
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from scissorhands_jax import hashing
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart. Figures are white, in a dark page too.
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#AA4499"
@@ -100,7 +101,7 @@ def figure_svg(figure: Figure) -> str:
         figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     text = buffer.getvalue()
     text = text[text.index("<svg") :].strip()
-    prefix = f"f{hashlib.sha256(text.encode()).hexdigest()[:8]}-"
+    prefix = f"f{hashing.sha256(text)[:8]}-"
 
     def adapt(tag: re.Match) -> str:
         renamed = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{prefix}", tag[0])
