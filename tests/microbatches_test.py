@@ -18,7 +18,7 @@ from scissorhands_jax.methods import METHODS, TrainingSettings, scissorhands
 from scissorhands_jax.methods.pair_gradients import choose_pair, pair_gradients
 from scissorhands_jax.microbatches import accumulated, has_convolution, mapped
 from scissorhands_jax.models import from_linen
-from scissorhands_jax.models.layers import linear
+from scissorhands_jax.models.layers import torch_linear
 from scissorhands_jax.optimizers import sgd
 from scissorhands_jax.training.loop import run
 from tests import tiny
@@ -37,7 +37,7 @@ class Convolution(nn.Module):
     def __call__(self, images):
         x = nn.relu(nn.Conv(self.width, (3, 3), name="conv")(images))
         x = nn.relu(nn.Conv(self.width, (3, 3), name="conv2")(x))
-        return linear(tiny.CLASSES, self.width, name="fc", dtype=jnp.float32)(x.mean(axis=(1, 2)))
+        return torch_linear(tiny.CLASSES, self.width, name="fc", dtype=jnp.float32)(x.mean(axis=(1, 2)))
 
 
 class Dense(nn.Module):
@@ -46,7 +46,7 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, images):
         x = nn.tanh(nn.Dense(self.width, name="hidden")(images.reshape(len(images), -1)))
-        return linear(tiny.CLASSES, self.width, name="fc", dtype=jnp.float32)(x)
+        return torch_linear(tiny.CLASSES, self.width, name="fc", dtype=jnp.float32)(x)
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from scissorhands_jax.base import Data, Method, Model, StatefulLossFn
 from scissorhands_jax.losses import classification_loss
 from scissorhands_jax.methods import METHODS
 from scissorhands_jax.models import from_linen
-from scissorhands_jax.models.layers import BatchNorm, conv, linear
+from scissorhands_jax.models.layers import BatchNorm, torch_conv, torch_linear
 
 CLASSES = 3
 SHAPE = (4, 4, 2)
@@ -28,10 +28,10 @@ class Net(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        x = conv(self.width, 3, name="conv", dtype=jnp.float32)(images)
+        x = torch_conv(self.width, 3, name="conv", dtype=jnp.float32)(images)
         x = nn.relu(BatchNorm(name="bn")(x, train=train))
         x = x.reshape(len(x), -1)
-        return linear(CLASSES, x.shape[-1], name="fc", dtype=jnp.float32)(x)
+        return torch_linear(CLASSES, x.shape[-1], name="fc", dtype=jnp.float32)(x)
 
 
 @functools.cache

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from scissorhands_jax.models.cpu_convolution import conv_general_dilated
 from scissorhands_jax.models.layers import checkpoint_late
 
 # Traced once for every shape, so that outlines of networks of a thousand arrays are there in a moment.
@@ -66,6 +67,7 @@ def conv(
         padding=padding,
         dtype=compute.dtype,
         kernel_init=_KERNEL_INIT,
+        conv_general_dilated=conv_general_dilated,
         rngs=rngs,
     )
 

@@ -20,6 +20,7 @@ from scissorhands_jax.diffusion.layers import Compute, Keys, layer_norm, linear
 from scissorhands_jax.diffusion.networks import FLOAT32
 from scissorhands_jax.diffusion.text import TextConfig, TextModel, Transformer
 from scissorhands_jax.models import from_nnx
+from scissorhands_jax.models.cpu_convolution import conv_general_dilated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,15 @@ class _Embeddings(nnx.Module):
         patch = (config.patch, config.patch)
         self.class_embedding = nnx.Param(jax.random.normal(rngs.params(), (config.width,)))
         self.patch_embedding = nnx.Conv(
-            3, config.width, patch, strides=patch, padding="VALID", use_bias=False, dtype=compute.dtype, rngs=rngs
+            3,
+            config.width,
+            patch,
+            strides=patch,
+            padding="VALID",
+            use_bias=False,
+            dtype=compute.dtype,
+            conv_general_dilated=conv_general_dilated,
+            rngs=rngs,
         )
         self.position_embedding = nnx.Embed(
             1 + (config.size // config.patch) ** 2, config.width, dtype=compute.dtype, rngs=rngs

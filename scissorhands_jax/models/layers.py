@@ -8,7 +8,7 @@ its name, so a leaf of the variable tree and an entry of a state dict differ onl
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal, TypeVar, get_args
 
 import jax
@@ -19,7 +19,7 @@ from jax.typing import DTypeLike
 
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.microbatches import after
-from scissorhands_jax.models.cpu_convolution import convolve
+from scissorhands_jax.models.cpu_convolution import conv_general_dilated
 
 Normalization = Literal["stored", "stored_unused", "fixed", "off"]
 
@@ -283,7 +283,7 @@ def average_pool(x: jax.Array) -> jax.Array:
     return jnp.mean(x.astype(jnp.promote_types(x.dtype, jnp.float32)), axis=(1, 2))
 
 
-def conv(
+def torch_conv(
     features: int,
     size: int,
     stride: int = 1,
@@ -303,22 +303,11 @@ def conv(
         kernel_init=kernel_init,
         dtype=dtype,
         name=name,
-        conv_general_dilated_cls=_fast_convolution,
+        conv_general_dilated=conv_general_dilated,
     )
 
 
-def _fast_convolution() -> Callable[..., jax.Array]:
-    return _convolve_square
-
-
-def _convolve_square(
-    x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Sequence[tuple[int, int]], **_: object
-) -> jax.Array:
-    """`convolve` as `nn.Conv` calls it; the rest are the defaults of `jax.lax.conv_general_dilated`."""
-    return convolve(x, kernel, stride=strides[0], padding=padding[0][0])
-
-
-def linear(
+def torch_linear(
     features: int,
     fan_in: int,
     *,

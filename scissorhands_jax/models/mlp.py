@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from scissorhands_jax.models.layers import as_float, linear, rematerialized
+from scissorhands_jax.models.layers import as_float, torch_linear, rematerialized
 
 
 class MLP(nn.Module):
@@ -36,7 +36,9 @@ class MLP(nn.Module):
         def layers(module: nn.Module, x: jax.Array, start: int, end: int) -> jax.Array:
             del module
             for index in range(start, end):
-                layer = linear(self.hidden[index], x.shape[-1], dtype=jnp.dtype(self.dtype), name=f"layer{index + 1}")
+                layer = torch_linear(
+                    self.hidden[index], x.shape[-1], dtype=jnp.dtype(self.dtype), name=f"layer{index + 1}"
+                )
                 x = nn.relu(layer(x))
             return x
 
@@ -45,4 +47,4 @@ class MLP(nn.Module):
         for start in range(0, depth, max(1, together)):
             x = rematerialized(layers, self.remat)(self, x, start, min(depth, start + together))
         wide = jnp.promote_types(self.dtype, jnp.float32)
-        return linear(self.num_classes, x.shape[-1], dtype=wide, name="head")(x)
+        return torch_linear(self.num_classes, x.shape[-1], dtype=wide, name="head")(x)

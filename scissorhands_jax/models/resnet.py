@@ -21,9 +21,9 @@ from scissorhands_jax.models.layers import (
     BatchNorm,
     Normalization,
     average_pool,
-    conv,
+    torch_conv,
     enter,
-    linear,
+    torch_linear,
     relu_sum,
     rematerialized,
 )
@@ -45,7 +45,7 @@ class Downsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        x = conv(self.width, 1, self.stride, kernel_init=self.kernel_init, dtype=self.dtype, name="0")(x)
+        x = torch_conv(self.width, 1, self.stride, kernel_init=self.kernel_init, dtype=self.dtype, name="0")(x)
         return BatchNorm(name="1")(x, train=train)
 
 
@@ -66,9 +66,9 @@ class BasicBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        y = conv(self.width, 3, self.stride, kernel_init=self.kernel_init, dtype=self.dtype, name="conv1")(x)
+        y = torch_conv(self.width, 3, self.stride, kernel_init=self.kernel_init, dtype=self.dtype, name="conv1")(x)
         y = nn.relu(BatchNorm(name="bn1")(y, train=train))
-        y = conv(self.width, 3, kernel_init=self.kernel_init, dtype=self.dtype, name="conv2")(y)
+        y = torch_conv(self.width, 3, kernel_init=self.kernel_init, dtype=self.dtype, name="conv2")(y)
         y = BatchNorm(name="bn2")(y, train=train)
         if self.stride != 1 or x.shape[-1] != self.width:
             if self.shortcut == "pad":
@@ -148,7 +148,7 @@ class ResNet(nn.Module):
         dtype = jnp.dtype(self.dtype)
         x = enter(images, self.normalize, self.mean, self.std).astype(dtype)
         size, stride = (7, 2) if self.stem == "imagenet" else (3, 1)
-        x = conv(self.widths[0], size, stride, kernel_init=self.kernel_init, dtype=dtype, name="conv1")(x)
+        x = torch_conv(self.widths[0], size, stride, kernel_init=self.kernel_init, dtype=dtype, name="conv1")(x)
         x = nn.relu(BatchNorm(name="bn1")(x, train=train))
         if self.stem == "imagenet":
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
@@ -157,7 +157,7 @@ class ResNet(nn.Module):
             options = (self.shortcut, self.kernel_init, dtype, self.remat)
             x = Stage(blocks, width, stride, *options, name=f"layer{index + 1}")(x, train=train)
         x = average_pool(x)
-        return linear(self.num_classes, x.shape[-1], kernel_init=self.head_init, dtype=x.dtype, name=self.head)(x)
+        return torch_linear(self.num_classes, x.shape[-1], kernel_init=self.head_init, dtype=x.dtype, name=self.head)(x)
 
 
 def cifar_resnet(depth: int, num_classes: int, **options) -> ResNet:

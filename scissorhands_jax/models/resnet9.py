@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 
 from scissorhands_jax.base import Dataset, ModelState
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.models.layers import TORCH_LINEAR, BatchNorm, as_float, conv, rematerialized
+from scissorhands_jax.models.layers import TORCH_LINEAR, BatchNorm, as_float, rematerialized, torch_conv
 
 _WHITEN = "whiten"
 _NUM_IMAGES, _CHUNK, _EPS = 5_000, 500, 5e-4
@@ -130,7 +130,7 @@ class Group(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         def layer(x, number, *, pool=False):
-            x = conv(self.width, 3, kernel_init=identity_first, dtype=self.dtype, name=f"conv{number}")(x)
+            x = torch_conv(self.width, 3, kernel_init=identity_first, dtype=self.dtype, name=f"conv{number}")(x)
             x = halve(x) if pool else x
             return nn.gelu(BatchNorm(name=f"bn{number}")(x, train=train))
 

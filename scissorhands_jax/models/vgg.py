@@ -8,7 +8,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.models.layers import BatchNorm, Normalization, average_pool, conv, enter, rematerialized
+from scissorhands_jax.models.layers import BatchNorm, Normalization, average_pool, torch_conv, enter, rematerialized
 from scissorhands_jax.models.resnet import CIFAR10_MEAN, CIFAR10_STD
 
 VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -26,7 +26,7 @@ class Features(nn.Module):
         # The layers have no module of their own around them: their names are those of the whole sequence.
         def layer(module: nn.Module, x: jax.Array, width: int, index: int) -> jax.Array:
             del module
-            x = conv(width, 3, use_bias=True, dtype=self.dtype, name=str(index))(x)
+            x = torch_conv(width, 3, use_bias=True, dtype=self.dtype, name=str(index))(x)
             return nn.relu(BatchNorm(name=str(index + 1))(x, train=train))
 
         layer = rematerialized(layer, self.remat)
