@@ -128,7 +128,7 @@ def microbatched(loss_fn: StatefulLossFn, parts: int) -> StatefulLossFn:
     >>> float(grad(1.0))
     15.0
     """
-    microbatches.check((), parts)
+    microbatches.check_microbatches((), parts)
     if isinstance(loss_fn, _ClassificationLoss | _Microbatched):
         return dataclasses.replace(loss_fn, parts=parts)
     return loss_fn if parts == 1 else _Microbatched(loss_fn, parts)
@@ -153,7 +153,7 @@ class _ClassificationLoss:
     ) -> tuple[Scalar, ModelState]:
         images = batch["image"]
         if train:
-            microbatches.check([len(images)], self.parts)
+            microbatches.check_microbatches([len(images)], self.parts)
             images, key = augmented(self.augment, key, images)
 
         def mean_loss(params, model_state, examples, key):
@@ -178,7 +178,7 @@ class _Microbatched:
         self, params: Params, model_state: ModelState, batch: PyTree, *, train: bool, key: Key | None
     ) -> tuple[Scalar, ModelState]:
         if train:
-            microbatches.check({len(leaf) for leaf in jax.tree.leaves(batch)}, self.parts)
+            microbatches.check_microbatches({len(leaf) for leaf in jax.tree.leaves(batch)}, self.parts)
 
         def mean_loss(params, model_state, examples, key):
             loss, model_state = self.loss_fn(params, model_state, examples, train=train, key=key)

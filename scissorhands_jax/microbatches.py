@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -41,8 +41,9 @@ def accumulated(mean_fn: MeanFn, parts: int) -> MeanFn:
 
     Args:
       mean_fn: must not close over arrays that are being differentiated.
-      parts: how many, of sizes that differ by at most one; 1 gives `mean_fn` itself. They are compiled as a loop, but
-        for convolutions on CPU: XLA runs those 25 times slower in a loop, so the parts are written out.
+      parts: How many parts, of sizes that differ by at most one; 1 gives `mean_fn` itself. On accelerators they are
+        compiled as a loop. On CPU they are written out one after the other, because XLA's convolutions are about 25
+        times slower in a loop there (jax issue 12868).
     """
     if parts == 1:
         return mean_fn
@@ -82,8 +83,7 @@ def mapped(function: Callable[[PyTree], PyTree], examples: PyTree, parts: int) -
     if parts == 1:
         return function(examples)
     total = _size(examples)
-    first = jax.tree.map(lambda leaf: leaf[:1], examples)
-    if _in_line(function, first):
+    if jax.default_backend() == "cpu":
         results, last = [], None
         for _, _, group in _groups(examples, total, parts):
             outputs = []
@@ -97,7 +97,7 @@ def mapped(function: Callable[[PyTree], PyTree], examples: PyTree, parts: int) -
     return jax.tree.map(lambda *groups: jnp.concatenate([_joined(group) for group in groups]), *results)
 
 
-def check(sizes: Iterable[int], parts: int) -> int:
+def check_microbatches(sizes: Iterable[int], parts: int) -> int:
     """Returns the number of parts.
 
     Raises:
@@ -130,13 +130,6 @@ def after(done: PyTree, examples: PyTree) -> PyTree:
     return jax.tree.map(held, examples)
 
 
-def has_convolution(function: Callable, *arguments: Any) -> bool:
-    """Whether a function uses a convolution anywhere; it is traced, not compiled."""
-    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
-    names = ("conv_general_dilated", "fast_conv_general_dilated")
-    return any(equation.primitive.name in names for equation in equations(jaxpr))
-
-
 def _sum(one: Callable, params: PyTree, model_state: ModelState, examples: PyTree, key: Key | None, parts: int):
     """The sum of share times `one(params, model_state, part, key)[0]` over the parts, and the last model state."""
     one = jax.jit(one, inline=True)  # traced once for all parts
@@ -155,10 +148,10 @@ def _sum(one: Callable, params: PyTree, model_state: ModelState, examples: PyTre
         index, part = row
         return add(carry, index, part, share), None
 
-    carry, in_line = (wide, model_state), _in_line(one, params, model_state, part, key)
+    carry = (wide, model_state)
     for start, share, group in _groups(examples, total, parts):
         count = _size(group)
-        if in_line:
+        if jax.default_backend() == "cpu":
             for index in range(count):
                 part = jax.tree.map(lambda leaf, index=index: leaf[index], group)
                 held = after(carry[0], part) if start + index else part
@@ -197,18 +190,3 @@ def _joined(parts: jax.Array) -> jax.Array:
 
 def _size(examples: PyTree) -> int:
     return jax.tree.leaves(examples)[0].shape[0]
-
-
-def _in_line(function: Callable, *arguments: Any) -> bool:
-    return jax.default_backend() == "cpu" and has_convolution(function, *arguments)
-
-
-def equations(jaxpr: Any) -> Iterator[Any]:
-    """All equations of a jaxpr, those of inner jaxprs included."""
-    for equation in jaxpr.eqns:
-        yield equation
-        for value in equation.params.values():
-            for inner in jax.tree.leaves(value, is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")):
-                inner = getattr(inner, "jaxpr", inner)
-                if hasattr(inner, "eqns"):
-                    yield from equations(inner)

@@ -123,7 +123,7 @@ def count_flops(jaxpr: Any) -> int:
         if name == "dot_general":
             contracted = equation.params["dimension_numbers"][0][0]
             total += 2 * result.size * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
-        elif name in ("conv_general_dilated", "fast_conv_general_dilated"):
+        elif name in ("conv_general_dilated", "cpu_conv_general_dilated"):
             kernel = equation.invars[1].aval.shape  # (height, width, in, out)
             total += 2 * result.size * math.prod(kernel[:-1])
         for value in equation.params.values():

@@ -88,7 +88,7 @@ class ConceptSettings:
             raise InputError(f"epochs must be at least 1, got {self.epochs}")
         if self.learning_rate <= 0:
             raise InputError(f"learning_rate must be above 0, got {self.learning_rate:g}")
-        microbatches.check([self.batch_size], self.microbatches)
+        microbatches.check_microbatches([self.batch_size], self.microbatches)
         if self.optimizer not in ("adam", "sgd"):
             raise InputError(f"optimizer must be adam or sgd, got {self.optimizer!r}")
         forget_loss, noise_loss = (

@@ -32,7 +32,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import files, losses, microbatches, models, report, trees
+from scissorhands_jax import files, losses, models, report, trees
 from scissorhands_jax.base import Batch, Carry, Data, Dataset, Method, Model, ModelState, Params, PyTree
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs.config import RunConfig
@@ -41,7 +41,6 @@ from scissorhands_jax.jobs.progress import progress_bar
 from scissorhands_jax.methods import METHODS, MethodSettings, TrainingSettings
 from scissorhands_jax.methods.pair_gradients import choose_pair
 from scissorhands_jax.metrics import accuracies, attacks
-from scissorhands_jax.models import cpu_convolution
 from scissorhands_jax.training import checkpoints, compilation, feeding
 from scissorhands_jax.training import loop as training
 
@@ -89,7 +88,6 @@ class Program(NamedTuple):
     rows: int | None  # batches that a call has room for, as `training.compile_call` says
     temporaries: int  # bytes, gradients included
     code: int  # bytes
-    flops: float
 
 
 def plan(
@@ -233,7 +231,7 @@ class _Planner:
                 "retain": kind.retain,
                 "steps": count,
                 "seconds_per_step": seconds[kind],
-                "flops_per_step": self._flops(programs[kind], carry, kind) * self.devices,
+                "flops_per_step": self._flops(carry, kind) * self.devices,
                 "temporaries_bytes": programs[kind].temporaries,
             }
             for kind, count in counts.items()
@@ -266,8 +264,7 @@ class _Planner:
         analysis = compiled.memory_analysis()
         if analysis is None:
             raise InputError(f"the {jax.default_backend()} backend does not say how much memory compiled code takes")
-        flops = float((compiled.cost_analysis() or {}).get("flops", 0.0))
-        return Program(compiled, rows, analysis.temp_size_in_bytes, analysis.generated_code_size_in_bytes, flops)
+        return Program(compiled, rows, analysis.temp_size_in_bytes, analysis.generated_code_size_in_bytes)
 
     def _tell(self, note: str) -> None:
         self.progress.update(self.task, advance=1, note=note)
@@ -443,20 +440,18 @@ class _Planner:
             return _Memory("data parallel", dict(parts), total, total, sharded)
         return _Memory("sharded parameters", split, sharded, total, sharded)
 
-    def _flops(self, program: Program, carry: Carry, kind: Kind) -> float:
-        """Of one device's share of a step, of its convolutions as they are written.
+    def _flops(self, carry: Carry, kind: Kind) -> float:
+        """Of one device's share of a step, in one part.
 
-        XLA counts what is in a loop once: microbatches, and the chunks in which convolutions are computed on CPU.
+        Counted of the program for an accelerator, which has no loops: XLA counts what is in a loop once, and on CPU a
+        convolution may be one over parts of the batch.
         """
-        batch = self._outline_of(kind.over(self.devices))
         step = self.method.step
         if getattr(self.settings, "microbatches", 1) > 1:
             step = self.job.method(_changed(self.settings, microbatches=1)).step
-        elif not microbatches.has_convolution(step, _outline(carry), batch):
-            return program.flops
-        with cpu_convolution.plainly():
-            lowered = jax.jit(lambda carry, batch: step(carry, batch)).lower(_outline(carry), batch)
-        return float((lowered.cost_analysis() or {}).get("flops", 0.0))
+        batch = self._outline_of(kind.over(self.devices))
+        traced = jax.jit(lambda carry, batch: step(carry, batch)).trace(_outline(carry), batch)
+        return float((traced.lower(lowering_platforms=("cuda",)).cost_analysis() or {}).get("flops", 0.0))
 
     def _advice(self, parts: Mapping[str, int], carry: Carry) -> list[dict[str, Any]]:
         """What would need less, each with the memory that it is predicted to need."""

@@ -72,7 +72,7 @@ def unlearn(
       InputError: something in the configuration, the files or the folder cannot be used.
       NonFiniteError: the run diverged; its last good checkpoint stays in the folder.
     """
-    feeding.check(feed_from, layout, steps_per_call)
+    feeding.check_feed(feed_from, layout, steps_per_call)
     job = prepare_job(config)
     config, model, params, model_state, past = job.config, job.model, job.params, job.model_state, job.past
     data, test, positions, splits = job.data, job.test, job.positions, job.splits

@@ -66,7 +66,7 @@ def bad_teacher(model: Model, optimizer: optax.GradientTransformation, options: 
     if not 0 < retain_fraction <= 1:
         raise InputError(f"retain_fraction must lie above 0 and not above 1, got {retain_fraction}")
     temperature = losses.check_temperature(options.temperature)
-    microbatches.check([batch_size], parts)
+    microbatches.check_microbatches([batch_size], parts)
     mixed = mixed_batches(batch_size)
 
     def aux(key: Key, params: Params, model_state: ModelState, data: Data) -> Teachers:

@@ -71,7 +71,7 @@ def boundary_expand(model: Model, optimizer: optax.GradientTransformation, optio
     check_choice("mode", options.mode, typing.get_args(Mode))
     if num_classes < 2:
         raise InputError(f"boundary expanding needs at least 2 classes, got {num_classes}")
-    microbatches.check([batch_size], parts)
+    microbatches.check_microbatches([batch_size], parts)
     loss_fn = losses.microbatched(losses.classification_loss(widened(model), augment=options.augment), parts)
 
     def objective(expanded, carry, batch, key):

@@ -70,7 +70,7 @@ def scrub(model: Model, optimizer: optax.GradientTransformation, options: ScrubA
     if kl_weight < 0 or loss_weight < 0:
         raise InputError(f"kl_weight and loss_weight must not be negative, got {kl_weight} and {loss_weight}")
     temperature = losses.check_temperature(options.temperature)
-    microbatches.check((options.batch_size, options.forget_batch_size), parts)
+    microbatches.check_microbatches((options.batch_size, options.forget_batch_size), parts)
     max_pass, min_pass = forget_batches(options.forget_batch_size), retain_batches(options.batch_size)
 
     def objective(params, carry, batch, key):

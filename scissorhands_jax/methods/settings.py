@@ -106,7 +106,7 @@ class TrainingSettings(MicrobatchOptions, MethodSettings):
           InputError: they do not divide a batch size.
         """
         sizes = (self.batch_size, getattr(self, "forget_batch_size", None))
-        microbatches.check([size for size in sizes if size is not None], self.microbatches)
+        microbatches.check_microbatches([size for size in sizes if size is not None], self.microbatches)
         return losses.microbatched(loss_fn, self.microbatches)
 
     def optimizer(self) -> optax.GradientTransformation:
@@ -146,7 +146,7 @@ class TrainingSettings(MicrobatchOptions, MethodSettings):
         def init(key: Key, params: Params, model_state: ModelState, data: Data) -> Carry:
             for batch in method.batches(jax.random.key(0), data, 0):
                 sizes = [data_lib.size(part) for part in batch]
-                microbatches.check([sum(sizes)] if self.mixed else sizes, self.microbatches)
+                microbatches.check_microbatches([sum(sizes)] if self.mixed else sizes, self.microbatches)
             return method.init(key, params, model_state, data)
 
         return init

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from scissorhands_jax.models.layers import as_float, torch_linear, rematerialized
+from scissorhands_jax.models.layers import as_float, rematerialized, torch_linear
 
 
 class MLP(nn.Module):

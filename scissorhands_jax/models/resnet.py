@@ -21,11 +21,11 @@ from scissorhands_jax.models.layers import (
     BatchNorm,
     Normalization,
     average_pool,
-    torch_conv,
     enter,
-    torch_linear,
     relu_sum,
     rematerialized,
+    torch_conv,
+    torch_linear,
 )
 
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)

@@ -8,7 +8,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.models.layers import BatchNorm, Normalization, average_pool, torch_conv, enter, rematerialized
+from scissorhands_jax.models.layers import BatchNorm, Normalization, average_pool, enter, rematerialized, torch_conv
 from scissorhands_jax.models.resnet import CIFAR10_MEAN, CIFAR10_STD
 
 VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))

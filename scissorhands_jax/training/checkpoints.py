@@ -118,7 +118,7 @@ class Checkpointer:
         shutil.rmtree(self.directory)
 
 
-def fingerprint(tree: PyTree) -> dict[str, str]:
+def describe_arrays(tree: PyTree) -> dict[str, str]:
     """Names, shapes and types of a tree's arrays, as JSON: what a checkpoint must agree with."""
     names = trees.leaf_names(tree)
     return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in zip(names, jax.tree.leaves(tree), strict=True)}
@@ -141,7 +141,7 @@ def save_network(path: str | Path, params: Params, model_state: ModelState, desc
         shutil.rmtree(fresh, ignore_errors=True)
     ocp.multihost.sync_global_processes("save_network:start")
     tree = {"params": params, "model_state": model_state}
-    meta = {"description": description, "fingerprint": fingerprint(tree), "checksum": hashing.tree_checksum(tree)}
+    meta = {"description": description, "fingerprint": describe_arrays(tree), "checksum": hashing.tree_checksum(tree)}
     with _named_write_errors(path), ocp.Checkpointer(_handler(tree)) as checkpointer:
         checkpointer.save(
             fresh, args=ocp.args.Composite(network=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta))
@@ -189,7 +189,7 @@ def load_network(path: str | Path, params: Params, model_state: ModelState) -> t
     path = Path(path).absolute()
     meta = _read_meta(path)
     template = {"params": params, "model_state": model_state}
-    _same_fingerprint(meta["fingerprint"], fingerprint(template), path)
+    _same_fingerprint(meta["fingerprint"], describe_arrays(template), path)
     # As NumPy arrays, because the devices that the network was saved from may not exist here.
     abstract = jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), template)
     try:

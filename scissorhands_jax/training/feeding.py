@@ -28,11 +28,10 @@ _DATA_SHARE = 0.25
 # What the examples of one call may take beside the data set itself.
 _CALL_BYTES = 256 * 2**20
 _STEPS_PER_CALL = 64
-_STEPS_PER_CALL_ON_CPU = 4  # more would save little, and with a large network be a long time without news
 _LOADED_AHEAD = 2
 
 
-class Stretch(NamedTuple):
+class StepGroup(NamedTuple):
     """Consecutive steps of an epoch that one call takes: their batches have one structure and one shape."""
 
     first: int  # offset in the epoch of the first of them
@@ -40,7 +39,7 @@ class Stretch(NamedTuple):
     rows: int | None  # batches that the call has room for, `steps` of which are taken; None: one batch, one step
 
 
-def stretches(batches: Sequence[Batch], done: int, *, per_call: int, every: int | None = None) -> list[Stretch]:
+def group_steps(batches: Sequence[Batch], done: int, *, per_call: int, every: int | None = None) -> list[StepGroup]:
     """Cuts what is left of an epoch into calls.
 
     Args:
@@ -55,10 +54,10 @@ def stretches(batches: Sequence[Batch], done: int, *, per_call: int, every: int 
         end = min(ends[first], first + per_call)
         if every is not None:
             end = min(end, (first // every + 1) * every)
-        # Room for a power of two, by the stretch of equal batches as a whole: where it is cut must not compile anew.
+        # Room for a power of two, by all equal batches in a row: where they are cut must not make it compile again.
         whole = ends[first] - ends.index(ends[first])
         rows = None if per_call == 1 else min(per_call, 1 << (whole - 1).bit_length())
-        found.append(Stretch(first, min(end - first, rows or 1), rows))
+        found.append(StepGroup(first, min(end - first, rows or 1), rows))
         first += found[-1].steps
     return found
 
@@ -79,7 +78,7 @@ class Feed(Protocol):
 
     data: Data  # what methods may read
 
-    def examples(self, batches: Sequence[Batch], calls: Sequence[Stretch]) -> Iterator[Batch]:
+    def examples(self, batches: Sequence[Batch], calls: Sequence[StepGroup]) -> Iterator[Batch]:
         """The examples of each call, with a leading axis over its rows unless it is a single step."""
         ...
 
@@ -90,7 +89,7 @@ class DeviceFeed:
     def __init__(self, data: Data) -> None:
         self.data = jax.tree.map(jnp.asarray, data)
 
-    def examples(self, batches: Sequence[Batch], calls: Sequence[Stretch]) -> Iterator[Batch]:
+    def examples(self, batches: Sequence[Batch], calls: Sequence[StepGroup]) -> Iterator[Batch]:
         """As `Feed` says."""
         return (_gather(self.data, _positions(batches, call)) for call in calls)
 
@@ -101,11 +100,11 @@ class HostFeed:
     def __init__(self, data: Data) -> None:
         self.data = data
 
-    def examples(self, batches: Sequence[Batch], calls: Sequence[Stretch]) -> Iterator[Batch]:
+    def examples(self, batches: Sequence[Batch], calls: Sequence[StepGroup]) -> Iterator[Batch]:
         """As `Feed` says."""
         return (jax.device_put(batch) for batch in self._loaded(batches, calls))
 
-    def _loaded(self, batches: Sequence[Batch], calls: Sequence[Stretch]) -> Iterator[Batch]:
+    def _loaded(self, batches: Sequence[Batch], calls: Sequence[StepGroup]) -> Iterator[Batch]:
         loaded = (
             grain.MapDataset.source(calls)
             .map(lambda call: data_lib.gather(self.data, _positions(batches, call)))
@@ -123,7 +122,7 @@ class DividedFeed(HostFeed):
     def __init__(self, data: Data, layout: sharding.Layout) -> None:
         super().__init__(sharding.host_rows(data, layout))
 
-    def examples(self, batches: Sequence[Batch], calls: Sequence[Stretch]) -> Iterator[Batch]:
+    def examples(self, batches: Sequence[Batch], calls: Sequence[StepGroup]) -> Iterator[Batch]:
         """As `Feed` says."""
         return self._loaded(batches, calls)
 
@@ -136,7 +135,7 @@ class ResidentFeed(DividedFeed):
         self._layout = layout
         self._resident = layout.everywhere(data)
 
-    def examples(self, batches: Sequence[Batch], calls: Sequence[Stretch]) -> Iterator[Batch]:
+    def examples(self, batches: Sequence[Batch], calls: Sequence[StepGroup]) -> Iterator[Batch]:
         """As `Feed` says."""
         for call in calls:
             yield _gather_divided(self._resident, self._layout.divided(_positions(batches, call)), self._layout)
@@ -155,7 +154,7 @@ def make_feed(data: Data, feed_from: FeedFrom = "auto", layout: sharding.Layout 
     Raises:
       InputError: `feed_from` is none of these, or "device" with a layout over many processes.
     """
-    check(feed_from, layout)
+    check_feed(feed_from, layout)
     if feed_from == "auto":
         feed_from = "device" if fits_on_device(data) and not _is_shared(layout) else "host"
     if layout is None:
@@ -163,7 +162,7 @@ def make_feed(data: Data, feed_from: FeedFrom = "auto", layout: sharding.Layout 
     return ResidentFeed(data, layout) if feed_from == "device" else DividedFeed(data, layout)
 
 
-def check(feed_from: FeedFrom, layout: sharding.Layout | None = None, steps_per_call: int | None = None) -> None:
+def check_feed(feed_from: FeedFrom, layout: sharding.Layout | None = None, steps_per_call: int | None = None) -> None:
     """Raises InputError for what `make_feed` refuses, and for fewer steps in a call than one."""
     if feed_from not in ("auto", "device", "host"):
         raise InputError(f"data are fed from auto, device or host, got {feed_from!r}")
@@ -182,16 +181,18 @@ def fits_on_device(data: Data) -> bool:
     return trees.nbytes(data) <= _DATA_SHARE * device_memory()
 
 
-def steps_per_call(data: Data, batches: Sequence[Batch], *, loops_on_cpu: bool = False) -> int:
-    """How many steps one call should take, by the device.
+def steps_per_call(data: Data, batches: Sequence[Batch]) -> int:
+    """How many steps one call of a compiled program should take on the default device.
 
-    On accelerators many: the loop runs on the device, which then never waits for the host. On CPU a call costs little,
-    and XLA runs its convolutions in a loop about 25 times slower than outside of one (jax issue 12868): 1. But every
-    call has its temporary memory from the system anew, so that where a loop is fast (`loops_on_cpu`, see
-    `convolution.pays_in_a_loop`) it takes a few.
+    On accelerators many: the loop runs on the device, which then never waits for the host. On CPU one: a call costs
+    little there, while XLA's convolutions are about 25 times slower in a loop than outside of one (jax issue 12868).
+
+    Args:
+      data: The data of the run, whose rows say how large the examples are.
+      batches: The positions of an epoch; the largest batch decides.
     """
     if jax.default_backend() == "cpu":
-        return _STEPS_PER_CALL_ON_CPU if loops_on_cpu else 1
+        return 1
     largest = max((_batch_bytes(data, batch) for batch in batches), default=1)
     return max(1, min(_STEPS_PER_CALL, _CALL_BYTES // max(1, largest)))
 
@@ -210,7 +211,7 @@ def device_memory() -> int:
     return stats.get("bytes_limit") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _positions(batches: Sequence[Batch], call: Stretch) -> Batch:
+def _positions(batches: Sequence[Batch], call: StepGroup) -> Batch:
     """The positions of a call, stacked; what it has room for beyond its steps repeats the last."""
     if call.rows is None:
         return batches[call.first]
@@ -218,7 +219,7 @@ def _positions(batches: Sequence[Batch], call: Stretch) -> Batch:
     return jax.tree.map(lambda *positions: np.stack(positions), *rows)
 
 
-# Apart from the step, so that the step compiles for the shape of a batch and not anew for every size of a data set.
+# Apart from the step, so that the step compiles for the shape of a batch and not again for every size of a data set.
 _gather = jax.jit(data_lib.gather)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
@@ -16,9 +17,8 @@ from scissorhands_jax import data as data_lib
 from scissorhands_jax import hashing, trees
 from scissorhands_jax.base import Batch, Carry, Data, Key, Method, Metrics, ModelState, Params
 from scissorhands_jax.errors import InputError, NonFiniteError
-from scissorhands_jax.models import cpu_convolution
 from scissorhands_jax.training import compilation, feeding
-from scissorhands_jax.training.checkpoints import Checkpointer, Position, fingerprint
+from scissorhands_jax.training.checkpoints import Checkpointer, Position, describe_arrays
 from scissorhands_jax.training.sharding import Layout
 
 # How often the host looks at what the device has done; more often would cost small networks dearly.
@@ -31,9 +31,9 @@ OnStep = Callable[["Progress"], None]
 
 
 class Progress(NamedTuple):
-    """What `on_step` is told after every step."""
+    """What `on_step` is called with after every step."""
 
-    step: int  # counted from 1
+    step: int  # steps taken so far, this one included
     epoch: int  # counted from 0
     offset: int  # steps taken in this epoch
     steps_in_epoch: int
@@ -68,113 +68,118 @@ def run(
     """Runs a method from its `init` to its `finish`.
 
     The result is a pure function of the arguments: shuffles come from (key, epoch), the randomness of a step from (key,
-    step), so a run that was stopped at any moment and called again with the same arguments and checkpoint folder ends
-    in bit-identical weights.
+    step). So a run that was stopped at any moment and is called again with the same arguments and checkpoint folder
+    ends in bit-identical weights, provided that it is resumed on the same kind of machine and devices, as many of them,
+    with the same versions of Python, JAX and jaxlib and with the same flags of XLA and JAX. Elsewhere the resumed run
+    is the same up to rounding; the checkpoint records where it was made, and a warning says that it is resumed
+    elsewhere.
 
     Args:
-      method: what to run; call `run` again with the same value and shapes, and nothing is compiled anew.
-      key: typed PRNG key.
-      params, model_state: the original network; never changed or donated. Where the call holds the only reference to
-        it, its memory is free again once the method has begun.
-      data: forget and retain sets, pytrees of arrays.
-      num_epochs: passes, as the method counts them.
-      checkpoint: where to save and from where to go on; None saves nothing.
-      on_step: called with a `Progress` for every step, in order, once its metrics are there. The device does not wait
+      method: The method to run. Calling `run` again with the same value and shapes compiles nothing again.
+      key: A typed PRNG key.
+      params: Parameters of the original network, a pytree of arrays; never changed or donated. Where the call holds the
+        only reference to the network, its memory is free again once the method has begun.
+      model_state: The state of the original network, a pytree of arrays; treated as `params` are.
+      data: Forget and retain sets, pytrees of arrays that share their first axis.
+      num_epochs: How many epochs to run, as the method counts them; 0 returns what the method's `init` makes.
+      checkpoint: Where to save, and where to resume from; None saves nothing.
+      on_step: Called with a `Progress` for every step, in order, once its metrics are there. The device does not wait
         for it, and what it raises ends the run some steps later.
-      steps_per_call: how many steps one compiled program takes. None: many on accelerators, on CPU a few for large
-        convolutions, else 1 (`feeding.steps_per_call`). More give the same numbers up to rounding.
+      steps_per_call: How many steps one compiled program takes. None takes many on accelerators and 1 on CPU
+        (`feeding.steps_per_call`). All numbers of steps give the same results up to rounding.
       feed_from: "device" puts the data there once, "host" loads batches ahead of the device, "auto" decides by size
         (`feeding.make_feed`). All give the same numbers.
-      layout: how network, optimizer state and batches are divided over many devices, perhaps those of many processes
-        (`sharding.make_layout`); each of these then makes the same call and reads its own share of the data. None: one
-        device. All give the same numbers up to rounding, and a checkpoint of one can be gone on with on another.
+      layout: How network, optimizer state and batches are divided over many devices, perhaps those of many processes
+        (`sharding.make_layout`); each process then makes the same call and reads its own share of the data. None uses
+        one device. All layouts give the same numbers up to rounding, and a run may be resumed with another one.
 
     Returns:
       The unlearned network and what it cost.
 
     Raises:
-      InputError: `num_epochs` is negative, `steps_per_call` below 1, the method refuses the data, or the layout does
+      InputError: `num_epochs` is negative, `steps_per_call` is below 1, the method refuses the data, or the layout does
         not divide a batch.
-      NonFiniteError: a metric became NaN or infinite; the checkpoints before that step stay.
-      CheckpointError: the checkpoint folder belongs to another run.
+      NonFiniteError: A metric became NaN or infinite; the checkpoints before that step stay.
+      CheckpointError: The checkpoint folder belongs to another run.
     """
     if num_epochs < 0:
         raise InputError(f"num_epochs must not be negative, got {num_epochs}")
-    feeding.check(feed_from, layout, steps_per_call)
+    feeding.check_feed(feed_from, layout, steps_per_call)
     started, compiled = time.perf_counter(), compilation.seconds()
     feed = feeding.make_feed(data, feed_from, layout)
-    data = feed.data
     init_key, batch_key = jax.random.split(key)
     if layout is not None:
         if num_epochs:
-            layout.check_batches(list(method.batches(batch_key, data, 0)))
+            layout.check_batches(list(method.batches(batch_key, feed.data, 0)))
         params, model_state = layout.place((params, model_state))
     # A copy, because steps donate the carry, and init may have put the caller's arrays into it, or one array twice.
-    carry = _placed(layout, trees.copy(method.init(init_key, params, model_state, data)))
-    position = Position(0, 0)
-    identity: dict[str, Any] = {}
+    carry = _placed(layout, trees.copy(method.init(init_key, params, model_state, feed.data)))
+    position, identity = Position(0, 0), {}
     if checkpoint is not None:
-        identity = fingerprint(carry) | {
-            "key": np.asarray(jax.random.key_data(key)).tolist(),
-            "original network": hashing.tree_checksum((params, model_state)),
-            "forget examples": f"{data_lib.size(data.forget)}, checksum {hashing.tree_checksum(data.forget)}",
-            "retain examples": f"{data_lib.size(data.retain)}, checksum {hashing.tree_checksum(data.retain)}",
-        }
+        identity = _identity(key, carry, (params, model_state), feed.data)
         if checkpoint.latest_step is not None:
             carry, position = checkpoint.restore(carry, identity)
     del params, model_state
-    every = None if checkpoint is None else checkpoint.every_steps
     watch = _Watch(on_step, checkpoint, num_epochs, int(carry.step))
-    loops: bool | None = None if layout is None else False
-    kinds: set[str] = set()  # of calls that were made
-
+    take_epoch = _Epochs(method.step, feed, watch, checkpoint, identity, steps_per_call, layout)
     for epoch in range(position.epoch, num_epochs):
-        batches = list(method.batches(batch_key, data, epoch))
+        batches = list(method.batches(batch_key, feed.data, epoch))
         done = position.offset if epoch == position.epoch else 0
         if done == 0:
-            carry = _placed(layout, method.begin_epoch(carry, data))
-        if loops is None and batches:
-            loops = steps_per_call is None and _pays_in_a_loop(method.step, carry, data, batches)
-        per_call = steps_per_call or feeding.steps_per_call(data, batches, loops_on_cpu=bool(loops))
-        calls = feeding.stretches(batches, done, per_call=per_call, every=every)
-        for call, examples in zip(calls, feed.examples(batches, calls), strict=True):
-            if (kind := str(jax.tree.map(np.shape, (call.rows, examples)))) not in kinds:
-                # It may be compiled now, and steps that run meanwhile would be taken for a part of that.
-                kinds.add(kind)
-                jax.block_until_ready(carry)
-            if call.rows is None:
-                carry, metrics = _step(method.step, carry, examples, layout)
-            else:
-                carry, metrics = _steps(method.step, carry, examples, call.steps, layout)
-            watch.add(metrics, epoch, call, len(batches))
-            offset = call.first + call.steps
-            if offset == len(batches) or (every and offset % every == 0):
-                watch.read_all()
-                if checkpoint is not None:
-                    checkpoint.save(carry, Position(epoch, offset), identity)
-            else:
-                watch.look(at_most=_STEPS_AHEAD if call.rows is None else _CALLS_AHEAD)
-    params, model_state = jax.block_until_ready(method.finish(carry))
+            carry = _placed(layout, method.begin_epoch(carry, feed.data))
+        carry = take_epoch(carry, batches, Position(epoch, done))
+    unlearned = jax.block_until_ready(method.finish(carry))
     compiling = compilation.seconds() - compiled
     elapsed = time.perf_counter() - started
-    return Result(params, model_state, int(carry.step), max(0.0, elapsed - compiling), compiling)
+    return Result(*unlearned, int(carry.step), max(0.0, elapsed - compiling), compiling)
 
 
-def _pays_in_a_loop(step: Callable, carry: Carry, data: Data, batches: Sequence[Batch]) -> bool:
-    """As `convolution.pays_in_a_loop` says of the first call; a network without a kernel of images is not traced.
-
-    JAX remembers what is traced, for that call and for further runs of the method.
-    """
-    if jax.default_backend() != "cpu" or not any(leaf.ndim == 4 for leaf in jax.tree.leaves(carry.params)):
-        return False
-    per_call = feeding.steps_per_call(data, batches, loops_on_cpu=True)
-    rows = feeding.stretches(batches, 0, per_call=per_call)[0].rows or 1
-    examples = jax.eval_shape(data_lib.gather, data, batches[0])
-    return cpu_convolution.pays_in_a_loop(_steps.trace(step, carry, _stacked(examples, rows), rows).jaxpr)
+def _identity(key: Key, carry: Carry, network: tuple[Params, ModelState], data: Data) -> dict[str, Any]:
+    """What a checkpoint must agree with to be resumed from, as JSON."""
+    return describe_arrays(carry) | {
+        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "original network": hashing.tree_checksum(network),
+        "forget examples": f"{data_lib.size(data.forget)}, checksum {hashing.tree_checksum(data.forget)}",
+        "retain examples": f"{data_lib.size(data.retain)}, checksum {hashing.tree_checksum(data.retain)}",
+    }
 
 
-def _stacked(examples: Batch, rows: int) -> Batch:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape), leaf.dtype), examples)
+@dataclasses.dataclass
+class _Epochs:
+    """Takes the steps of one epoch after the other."""
+
+    step: Callable
+    feed: feeding.Feed
+    watch: _Watch
+    checkpoint: Checkpointer | None
+    identity: dict[str, Any]
+    steps_per_call: int | None
+    layout: Layout | None
+    shapes: set[str] = dataclasses.field(default_factory=set)  # of calls that were made
+
+    def __call__(self, carry: Carry, batches: Sequence[Batch], position: Position) -> Carry:
+        """The carry after the steps from this position to the end of its epoch."""
+        every = None if self.checkpoint is None else self.checkpoint.every_steps
+        per_call = self.steps_per_call or feeding.steps_per_call(self.feed.data, batches)
+        calls = feeding.group_steps(batches, position.offset, per_call=per_call, every=every)
+        for call, examples in zip(calls, self.feed.examples(batches, calls), strict=True):
+            if (shapes := str(jax.tree.map(np.shape, (call.rows, examples)))) not in self.shapes:
+                # It may be compiled now, and steps that run meanwhile would be taken for a part of that.
+                self.shapes.add(shapes)
+                jax.block_until_ready(carry)
+            if call.rows is None:
+                carry, metrics = _step(self.step, carry, examples, self.layout)
+            else:
+                carry, metrics = _steps(self.step, carry, examples, call.steps, self.layout)
+            self.watch.add(metrics, position.epoch, call, len(batches))
+            offset = call.first + call.steps
+            if offset == len(batches) or (every and offset % every == 0):
+                self.watch.read_all()
+                if self.checkpoint is not None:
+                    self.checkpoint.save(carry, Position(position.epoch, offset), self.identity)
+            else:
+                self.watch.look(at_most=_STEPS_AHEAD if call.rows is None else _CALLS_AHEAD)
+        return carry
 
 
 def compile_call(
@@ -183,19 +188,20 @@ def compile_call(
     """The program that `run` calls for steps like these on one device, and the batches that a call has room for.
 
     Args:
-      step: a method's.
-      carry, examples: of one step; arrays or their outlines.
-      data, batches: of the run and of one of its epochs, all alike.
+      step: The step of a method.
+      carry: What the step takes; arrays or their outlines.
+      examples: The examples of one step; arrays or their outlines.
+      data: The data of the run.
+      batches: The batches of one of its epochs, all of one shape.
 
     Returns:
       The compiled `(carry, examples)`; or, with room for `rows` batches, `(carry, stacked examples, count)`.
     """
-    loops = _pays_in_a_loop(step, carry, data, batches)
-    per_call = feeding.steps_per_call(data, batches, loops_on_cpu=loops)
-    rows = feeding.stretches(batches, 0, per_call=per_call)[0].rows
+    rows = feeding.group_steps(batches, 0, per_call=feeding.steps_per_call(data, batches))[0].rows
     if rows is None:
         return _step.lower(step, carry, examples).compile(), None
-    return _steps.lower(step, carry, _stacked(examples, rows), rows).compile(), rows
+    stacked = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape), leaf.dtype), examples)
+    return _steps.lower(step, carry, stacked, rows).compile(), rows
 
 
 def _placed(layout: Layout | None, carry: Carry) -> Carry:
@@ -221,7 +227,7 @@ def _step(step, carry: Carry, batch: Batch, layout: Layout | None = None):
 def _steps(step, carry: Carry, batches: Batch, count: jax.Array, layout: Layout | None = None):
     """The first `count` steps of a stack of batches; row i of the metrics is the i-th step's, the rest are zeros.
 
-    The number is not compiled in, so that a stretch may end wherever a checkpoint is due.
+    The number is not compiled in, so that a call may end wherever a checkpoint is due.
     """
 
     def row(tree, index):
@@ -234,10 +240,9 @@ def _steps(step, carry: Carry, batches: Batch, count: jax.Array, layout: Layout 
 
     step = jax.jit(_divided(layout, step), inline=True)  # traced once
     rows = len(jax.tree.leaves(batches)[0])
-    with cpu_convolution.within_loop():
-        _, shapes = jax.eval_shape(step, carry, row(batches, 0))
-        metrics = jax.tree.map(lambda leaf: jnp.zeros((rows, *leaf.shape), leaf.dtype), shapes)
-        return jax.lax.fori_loop(0, count, body, (carry, metrics))
+    _, shapes = jax.eval_shape(step, carry, row(batches, 0))
+    metrics = jax.tree.map(lambda leaf: jnp.zeros((rows, *leaf.shape), leaf.dtype), shapes)
+    return jax.lax.fori_loop(0, count, body, (carry, metrics))
 
 
 class _Watch:
@@ -253,7 +258,7 @@ class _Watch:
         self._pending: collections.deque[tuple] = collections.deque()
         self._looked = time.monotonic()
 
-    def add(self, metrics, epoch: int, call: feeding.Stretch, steps_in_epoch: int) -> None:
+    def add(self, metrics, epoch: int, call: feeding.StepGroup, steps_in_epoch: int) -> None:
         self._pending.append((metrics, epoch, call, steps_in_epoch))
 
     def look(self, *, at_most: int) -> None:
@@ -275,9 +280,9 @@ class _Watch:
             for index in range(call.steps):
                 self._step += 1
                 row = found if call.rows is None else {name: value[index] for name, value in found.items()}
-                self._tell(Progress(self._step, epoch, call.first + index + 1, steps, self._num_epochs, row))
+                self._pass_on(Progress(self._step, epoch, call.first + index + 1, steps, self._num_epochs, row))
 
-    def _tell(self, progress: Progress) -> None:
+    def _pass_on(self, progress: Progress) -> None:
         for name, value in progress.metrics.items():
             if not np.all(np.isfinite(value)):
                 raise NonFiniteError(progress.step, name, float(np.ravel(value)[0]), self._advice())

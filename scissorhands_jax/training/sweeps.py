@@ -14,7 +14,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import microbatches
+from scissorhands_jax import trees
 from scissorhands_jax.base import Batch, Carry, Data, Key, Method, Metrics, ModelState, Params, PyTree, keep_carry
 from scissorhands_jax.errors import InputError, NonFiniteError
 from scissorhands_jax.methods import MethodSettings
@@ -96,7 +96,7 @@ def fastest(members: Sequence[Member], data: Data) -> dict[How, float]:
     """
     first = members[0]
     carry, batch = _first_step(first, data)
-    if jax.default_backend() == "cpu" and microbatches.has_convolution(first.method.step, carry, batch):
+    if jax.default_backend() == "cpu" and trees.has_image_kernels(carry.params):
         return {"turns": float("inf")}
     carries, batches = _stack([_first_step(member, data) for member in members])
     seconds: dict[How, float] = {"turns": len(members) * _best_seconds(first.method.step, carry, batch)}

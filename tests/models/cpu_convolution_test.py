@@ -188,7 +188,7 @@ class TestWhereItIsUsed:
             ((2, 6, 6, 4), (3, 3, 2, 4), jnp.float32, {"feature_group_count": 2}),
             ((2, 6, 6, 4), (3, 3, 4, 4), jnp.float32, {"batch_group_count": 2}),
             ((2, 6, 6, 4), (3, 3, 4, 4), jnp.float32, {"precision": lax.Precision.HIGHEST}),
-            ((2, 6, 6, 4), (3, 3, 4, 4), jnp.float32, {"preferred_element_type": jnp.bfloat16}),
+            ((2, 6, 6, 4), (3, 3, 4, 4), jnp.bfloat16, {"preferred_element_type": jnp.float32}),
             ((2, 4, 6, 6), (4, 4, 3, 3), jnp.float32, {"dimension_numbers": None}),
             ((2, 6, 4), (3, 4, 4), jnp.float32, {"dimension_numbers": ("NHC", "HIO", "NHC")}),
         ],
@@ -204,7 +204,7 @@ class TestWhereItIsUsed:
     def test_mistakes_are_reported_by_lax(self):
         x, kernel = jnp.ones((2, 6, 6, 4)), jnp.ones((3, 3, 5, 4))
         for function in (lax.conv_general_dilated, conv_general_dilated):
-            with pytest.raises((TypeError, ValueError), match="feature_group_count|feature dimension"):
+            with pytest.raises((TypeError, ValueError), match=r"feature_group_count|feature dimension"):
                 function(x, kernel, (1, 1), "SAME", dimension_numbers=AXES)
 
 

@@ -52,7 +52,7 @@ class TestNetwork:
         for templates in ((params, model_state), (outline(params), outline(model_state))):
             loaded = checkpoints.load_network(str(tmp_path / "a" / "net"), *templates)
             assert checkpoints.equal(loaded, (params, model_state))
-            assert checkpoints.fingerprint(loaded) == checkpoints.fingerprint((params, model_state))
+            assert checkpoints.describe_arrays(loaded) == checkpoints.describe_arrays((params, model_state))
 
     def test_an_existing_one_is_replaced_and_leaves_no_other_folder(self, tmp_path):
         path = tmp_path / "net"

@@ -1,18 +1,15 @@
 """Where examples come from: on the device or loaded ahead, one step or many per call, runs end the same."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scissorhands_jax import finetune, lift, sgd
 from scissorhands_jax.base import Batch, Data
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.models import cpu_convolution
 from scissorhands_jax.training import checkpoints, feeding
 from scissorhands_jax.training import loop as training
 from scissorhands_jax.training.checkpoints import Checkpointer
-from scissorhands_jax.training.feeding import Stretch, stretches
+from scissorhands_jax.training.feeding import StepGroup, group_steps
 from scissorhands_jax.training.loop import run
 from tests import tiny
 from tests.compilations import Compilations
@@ -28,21 +25,25 @@ def batches(*sizes, joint=0):
     ]
 
 
-class TestStretches:
+class TestStepGroupes:
     def test_one_step_per_call_has_no_rows(self):
-        found = stretches(batches(4, 4, 4), 1, per_call=1)
-        assert found == [Stretch(1, 1, None), Stretch(2, 1, None)]
+        found = group_steps(batches(4, 4, 4), 1, per_call=1)
+        assert found == [StepGroup(1, 1, None), StepGroup(2, 1, None)]
 
     def test_kinds_and_shapes_do_not_share_a_call(self):
-        found = stretches(batches(4, 4, 4, 4, 4, 3, joint=2), 0, per_call=8)
-        assert found == [Stretch(0, 2, 2), Stretch(2, 3, 4), Stretch(5, 1, 1)]
+        found = group_steps(batches(4, 4, 4, 4, 4, 3, joint=2), 0, per_call=8)
+        assert found == [StepGroup(0, 2, 2), StepGroup(2, 3, 4), StepGroup(5, 1, 1)]
 
-    def test_long_stretches_are_cut_into_calls_with_the_same_room(self):
-        assert stretches(batches(*[4] * 7), 0, per_call=3) == [Stretch(0, 3, 3), Stretch(3, 3, 3), Stretch(6, 1, 3)]
+    def test_many_equal_batches_are_cut_into_calls_with_the_same_room(self):
+        assert group_steps(batches(*[4] * 7), 0, per_call=3) == [
+            StepGroup(0, 3, 3),
+            StepGroup(3, 3, 3),
+            StepGroup(6, 1, 3),
+        ]
 
     @pytest.mark.parametrize("done", range(7))
     def test_calls_end_where_checkpoints_are_due_and_room_does_not_depend_on_where_a_run_resumes(self, done):
-        found = stretches(batches(*[4] * 7), done, per_call=64, every=3)
+        found = group_steps(batches(*[4] * 7), done, per_call=64, every=3)
         assert [step for call in found for step in range(call.first, call.first + call.steps)] == list(range(done, 7))
         assert {call.first + call.steps for call in found} == {end for end in (3, 6, 7) if end > done}
         assert {call.rows for call in found} == {8}
@@ -54,35 +55,6 @@ class TestStepsPerCall:
         assert feeding.steps_per_call(data, batches(4)) == 1
         monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
         assert feeding.steps_per_call(data, batches(4)) == 64
-
-    @pytest.mark.parametrize("several_cores", [False, True])
-    def test_on_cpu_it_is_a_few_for_large_convolutions(self, several_cores, monkeypatch):
-        """The steps are those of single calls, their temporary memory is not taken anew each time."""
-        monkeypatch.setattr(cpu_convolution, "_LEAST_FLOPS", 1e3)
-        monkeypatch.setattr(cpu_convolution, "_LEAST_FLOPS_ONEDNN", 1e3)
-        monkeypatch.setattr(cpu_convolution, "several_cores", lambda: several_cores)
-
-        traced = []
-
-        def loss_fn(params, batch):
-            traced.append(batch)
-            features = jnp.tanh(cpu_convolution.convolve(batch["image"], params["kernel"], padding=1))
-            return jnp.mean((features.mean((1, 2)) @ params["head"] - batch["label"][:, None]) ** 2)
-
-        params = {"kernel": jnp.full((3, 3, 2, 4), 0.1), "head": jnp.full((4, 1), 0.5)}
-        method = finetune(lift(loss_fn), sgd(0.1), batch_size=4)
-        results = {}
-        for steps in (None, 1):
-            with Compilations() as compilations:
-                results[steps] = run(method, KEY, params, (), tiny.data(6, 22), num_epochs=1, steps_per_call=steps)
-            kinds = {name for name in compilations.names if "step" in name}
-            assert kinds == {"jit(_steps)" if steps is None else "jit(_step)"}
-        assert results[None].steps == results[1].steps > 4
-        for left, right in zip(*(jax.tree.leaves(result.params) for result in results.values()), strict=True):
-            np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-6)
-        traced.clear()
-        run(method, KEY, params, (), tiny.data(6, 22), num_epochs=1)
-        assert not traced, "a further run need not look again whether a loop pays"
 
     def test_large_batches_take_fewer(self, monkeypatch):
         monkeypatch.setattr(jax, "default_backend", lambda: "gpu")

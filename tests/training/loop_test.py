@@ -120,7 +120,7 @@ KILLED = """
     import sys
     import jax, jax.numpy as jnp, numpy as np
     from scissorhands_jax.base import Data, lift
-    from scissorhands_jax.checkpoints import Checkpointer
+    from scissorhands_jax.training.checkpoints import Checkpointer
     from scissorhands_jax.methods import finetune
     from scissorhands_jax.optimizers import sgd
     from scissorhands_jax.training import run

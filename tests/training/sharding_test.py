@@ -306,7 +306,7 @@ def main() -> None:
     resident, read = (feeding.make_feed(data, source, layout) for source in ("device", "host"))
     batches = [Batch(np.arange(16), np.arange(16)[::-1]), Batch(np.arange(16), np.arange(16) + 20)]
     good = []
-    for calls in ([feeding.Stretch(0, 1, None), feeding.Stretch(1, 1, None)], [feeding.Stretch(0, 2, 2)]):
+    for calls in ([feeding.StepGroup(0, 1, None), feeding.StepGroup(1, 1, None)], [feeding.StepGroup(0, 2, 2)]):
         for left, right in zip(resident.examples(batches, calls), read.examples(batches, calls), strict=True):
             good.append(same(left, right) and alike(left, right))
     positions = layout.divided(jax.tree.map(np.asarray, batches[0]))
