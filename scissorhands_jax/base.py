@@ -45,6 +45,8 @@ class ApplyFn(Protocol):
         self, params: Params, model_state: ModelState, x: PyTree, *, train: bool, key: Key | None = None
     ) -> tuple[jax.Array, ModelState]: ...
 
+    def __hash__(self) -> int: ...  # compiled functions are kept by it
+
 
 class Model(NamedTuple):
     """A network as a pair of pure functions, whatever framework it was written in."""

@@ -141,7 +141,7 @@ def tree_checksum(tree: PyTree) -> str:
     sums = np.array([_sum_of_parts(leaf) for leaf in leaves], np.uint64)
     if any(isinstance(leaf, jax.Array) and not leaf.is_fully_addressable for leaf in leaves):
         sums = multihost_utils.process_allgather(sums.view(np.uint32)).view(np.uint64).sum(axis=0)
-    return f"{zlib.crc32(sums):08x}"
+    return f"{zlib.crc32(sums.tobytes()):08x}"
 
 
 def _sum_of_parts(leaf: jax.Array | np.ndarray) -> int:

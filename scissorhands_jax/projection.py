@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,9 +42,11 @@ def solve_dual(gram: jax.Array, dots: jax.Array, *, margin: float | jax.Array = 
     >>> solve_dual(jnp.array([[4.0]]), jnp.array([-2.0])).tolist()
     [0.0]
     """
-    (count,) = dots.shape
+    chex.assert_rank(dots, 1)
+    count = dots.shape[0]
     if count > MAX_CONSTRAINTS:
         raise InputError(f"at most {MAX_CONSTRAINTS} constraint gradients can be projected against, got {count}")
+    chex.assert_shape(gram, (count, count))
     dtype = jnp.promote_types(jnp.result_type(gram, dots), jnp.float32)
     gram, dots = gram.astype(dtype), dots.astype(dtype)
     margin = jnp.asarray(margin, dtype)
@@ -132,6 +135,7 @@ def project_gradient(
         dual = jnp.where(violated, dual, 0)
 
         def subtract(g, rows):
+            chex.assert_shape(rows, (num_constraints, *g.shape))
             wide = g.astype(jnp.promote_types(g.dtype, dual.dtype))
             projected = wide - jnp.tensordot(dual, rows.astype(dual.dtype), 1, precision="highest")
             return jnp.where(violated, projected.astype(g.dtype), g)

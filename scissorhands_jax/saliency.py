@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -152,6 +153,7 @@ def _divided(gradient: PyTree, weight: jax.Array) -> PyTree:
 
 @jax.jit
 def _scores(gradient: PyTree, params: Params, weight: jax.Array) -> Scores:
+    chex.assert_trees_all_equal_shapes(gradient, params)
     return jax.tree.map(lambda g, w: jnp.abs(g / weight.astype(g.dtype) * w), gradient, params)
 
 

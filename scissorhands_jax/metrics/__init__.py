@@ -1,4 +1,4 @@
-"""What a network knows: accuracies, attacks on one network and on ensembles, and how sure each number is."""
+"""What a network knows and how far it is from another: accuracies, attacks, distances, and how sure each number is."""
 
 from scissorhands_jax.metrics.accuracies import accuracy, predict
 from scissorhands_jax.metrics.attacks import membership_inference

@@ -1,6 +1,6 @@
-"""What a network gets right, how far it is from the retrained one, and how sure the numbers are.
+"""What a network says to images, and how much of it is right.
 
-Arrays in, floats out. JAX runs the forward pass; everything after the logits is offline statistics, in NumPy.
+JAX runs the forward pass; everything after the logits is NumPy.
 """
 
 from __future__ import annotations
@@ -46,21 +46,21 @@ def predict(
     number of images, compiles nothing. The last batch is padded to `batch_size` and the surplus is cut off.
 
     Args:
-      model: its `apply` is called with `train=False`; the same `Model` must be handed in again to profit from the
-        compiled function.
-      params: the network's parameters.
-      model_state: BatchNorm statistics and the like; read, never moved.
-      images: shape=(N, ...), any dtype, on the host or on a device. They go to the network as they are, like those in
-        `losses.classification_loss`: scaling uint8 pixels is the model's business, or the loader's.
-      batch_size: images per forward pass.
-      layout: divides every batch, and with it the work, over many devices; parameters lie as it says, and of many
-        processes all call this and read their own share of the images.
+      model: The network, whose `apply` is called with `train=False`. The compiled function is kept with it, so hand in
+        the same `Model` again.
+      params: The parameters of the network.
+      model_state: BatchNorm statistics and the like, which are read and never changed.
+      images: The images, of any dtype, on the host or on a device. They go to the network as they are, like those in
+        `losses.classification_loss`: scaling uint8 pixels is the model's business, or the loader's. shape=(N, ...)
+      batch_size: How many images a forward pass takes.
+      layout: Divides every batch, and with it the work, over many devices. Parameters lie as it says. With many
+        processes all of them call this, and each reads its own share of the images. The default uses one device.
 
     Returns:
-      Logits of shape (N, C), dtype float32, on the host.
+      The logits, on the host. shape=(N, C), dtype=float32
 
     Raises:
-      InputError: there are no images, or `batch_size` is not positive.
+      InputError: There are no images, or `batch_size` is not positive.
     """
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {batch_size}")
@@ -123,11 +123,11 @@ def correct(logits: chex.Array, labels: chex.Array) -> int:
     """How many examples get their true label; of equal logits the first one counts.
 
     Args:
-      logits: shape=(N, C).
-      labels: shape=(N,), integers in 0..C-1.
+      logits: One row for each example. shape=(N, C)
+      labels: The true classes, integers in 0..C-1. shape=(N,)
 
     Raises:
-      InputError: shapes, labels or logits that cannot be used: none at all, out of range, NaN.
+      InputError: There is no example, the shapes do not fit, a label is out of range, or a logit is not finite.
 
     >>> correct(np.array([[2.0, 1.0], [0.0, 3.0], [5.0, 4.0]]), np.array([0, 1, 1]))
     2

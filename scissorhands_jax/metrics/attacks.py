@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from scipy.special import log_softmax
-from sklearn.linear_model import LogisticRegression
-from sklearn.svm import SVC
 
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.metrics import accuracies
@@ -21,21 +19,37 @@ from scissorhands_jax.metrics import accuracies
 _TINY = 1e-30  # stands in for 0 under a logarithm, as in the authors' code
 
 
+class Classifier(Protocol):
+    """What an attack needs of a scikit-learn classifier."""
+
+    def fit(self, X: np.ndarray, y: np.ndarray) -> Classifier: ...
+
+    def predict(self, X: np.ndarray) -> np.ndarray: ...
+
+
 class AttackResult(NamedTuple):
-    """What an attack makes of the target examples."""
+    """What an attack says of the target examples."""
 
     mia: float  # percent (0..100) of them judged non-members: the paper's MIA, P(y = 0 | x_f)
     predictions: np.ndarray  # shape=(N,), dtype=int8: 1 = judged a member, 0 = judged a non-member
 
 
-CLASSIFIERS: MappingProxyType[str, Callable[[], SVC | LogisticRegression]] = MappingProxyType(
-    {
-        # gamma="auto" is 1 / number of features.
-        "svc": lambda: SVC(C=3, gamma="auto", kernel="rbf"),
-        "logistic": lambda: LogisticRegression(),
-    }
+def _support_vectors() -> Classifier:
+    from sklearn.svm import SVC
+
+    return SVC(C=3, gamma="auto", kernel="rbf")  # "auto" is 1 / number of features
+
+
+def _logistic_regression() -> Classifier:
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression()
+
+
+CLASSIFIERS: MappingProxyType[str, Callable[[], Classifier]] = MappingProxyType(
+    {"svc": _support_vectors, "logistic": _logistic_regression}
 )
-"""Attacks by name: each makes an unfitted binary classifier."""
+"""The classifiers of attacks by name, each a function that makes an unfitted one."""
 
 
 def membership_inference(
@@ -55,13 +69,13 @@ def membership_inference(
         feature about 0.1 s for 2,000, 2 s for 10,000, 5 to 8 s for 20,000. Subsample before (`paper_mia` does).
 
     Args:
-      member_scores: features of examples the network was trained on. shape=(M,) or (M, F)
-      nonmember_scores: features of examples it was not trained on. shape=(K,) or (K, F)
-      target_scores: features of the examples to judge, usually the forget set. shape=(N,) or (N, F)
-      attack: a key of `CLASSIFIERS`.
+      member_scores: Features of examples that the network was trained on. shape=(M,) or (M, F)
+      nonmember_scores: Features of examples that it was not trained on. shape=(K,) or (K, F)
+      target_scores: Features of the examples to judge, usually the forget set. shape=(N,) or (N, F)
+      attack: The classifier, a key of `CLASSIFIERS`.
 
     Raises:
-      InputError: an unknown attack, or scores that are empty, not finite or of different widths.
+      InputError: The attack is unknown, or scores are empty, not finite or of different widths.
 
     >>> result = membership_inference(np.array([0.9, 1.0]), np.array([0.1, 0.2]), np.array([0.0, 0.15, 0.3, 0.95]))
     >>> result.mia, result.predictions.tolist()
@@ -110,7 +124,7 @@ def confidence(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The probability of the true class. shape=(N,), dtype=float32
 
     Raises:
-      InputError: `logits` (N, C) and integer `labels` (N,) do not fit each other.
+      InputError: `logits` (N, C) and integer `labels` (N,) do not fit each other, or a logit is not finite.
 
     >>> confidence(np.array([[0.0, 0.0], [1000.0, 0.0]]), np.array([0, 1])).tolist()
     [0.5, 0.0]
@@ -123,7 +137,7 @@ def correctness(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """1 where the true class has the largest logit, else 0. shape=(N,), dtype=int8
 
     Raises:
-      InputError: `logits` (N, C) and integer `labels` (N,) do not fit each other.
+      InputError: `logits` (N, C) and integer `labels` (N,) do not fit each other, or a logit is not finite.
     """
     logits, labels = accuracies.check_logits(logits, labels)
     return (logits.argmax(axis=1) == labels).astype(np.int8)
@@ -133,7 +147,7 @@ def cross_entropy_per_example(logits: np.ndarray, labels: np.ndarray) -> np.ndar
     """The cross-entropy, minus the log-probability of the true class, in nats. shape=(N,), dtype=float64
 
     Raises:
-      InputError: `logits` (N, C) and integer `labels` (N,) do not fit each other.
+      InputError: `logits` (N, C) and integer `labels` (N,) do not fit each other, or a logit is not finite.
 
     >>> cross_entropy_per_example(np.array([[0.0, 0.0], [1000.0, 0.0]]), np.array([0, 1])).round(4).tolist()
     [0.6931, 1000.0]
@@ -176,12 +190,12 @@ def modified_entropy(probs: np.ndarray, labels: np.ndarray, mode: str = "paper")
     which ignores each example's own label and changes scale with the classes that happen to be present.
 
     Args:
-      probs: probabilities, rows sum to 1. shape=(N, C)
-      labels: integers in 0..C-1. shape=(N,)
-      mode: `"paper"` or `"authors"`.
+      probs: Probabilities, whose rows sum to 1. shape=(N, C)
+      labels: The true classes, integers in 0..C-1. shape=(N,)
+      mode: Which of the two formulas is used, `"paper"` or `"authors"`.
 
     Raises:
-      InputError: an unknown mode, or arrays that do not fit each other.
+      InputError: The mode is unknown, or the arrays do not fit each other.
 
     References:
       Song and Mittal, Systematic Evaluation of Privacy Risks of Machine Learning Models, USENIX Security 2021.
@@ -211,7 +225,7 @@ FEATURES: MappingProxyType[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] 
         "loss": lambda logits, labels: cross_entropy_per_example(logits, labels),
     }
 )
-"""What an attack may look at, by name: `(logits, labels) -> scores`."""
+"""What an attack may look at, by name: each function maps `(logits, labels)` to scores."""
 
 
 def paper_mia(
@@ -236,17 +250,20 @@ def paper_mia(
     For class-wise forgetting the caller decides whether the forgotten class stays in the test set.
 
     Args:
-      member_logits, member_labels: the retain set. shape=(M, C), (M,)
-      nonmember_logits, nonmember_labels: the test set. shape=(K, C), (K,)
-      target_logits, target_labels: the forget set. shape=(N, C), (N,)
-      feature: a key of `FEATURES`; the paper's tables use `"confidence"`.
-      attack: a key of `CLASSIFIERS`; `"logistic"` with the feature `"loss"` is the loss attack.
-      max_size: largest number of members, and of non-members, to fit on. The default keeps all test images of CIFAR
+      member_logits: The logits of the retain set. shape=(M, C)
+      member_labels: The labels of the retain set. shape=(M,)
+      nonmember_logits: The logits of the test set. shape=(K, C)
+      nonmember_labels: The labels of the test set. shape=(K,)
+      target_logits: The logits of the forget set. shape=(N, C)
+      target_labels: The labels of the forget set. shape=(N,)
+      feature: What the attack looks at, a key of `FEATURES`; the paper's tables use `"confidence"`.
+      attack: The classifier, a key of `CLASSIFIERS`; `"logistic"` with the feature `"loss"` is the loss attack.
+      max_size: The largest number of members, and of non-members, to fit on. The default keeps all test images of CIFAR
         (up to 8 s for one feature) and bounds the time of larger test sets.
-      seed: seeds the subsampling.
+      seed: Seeds the subsampling.
 
     Raises:
-      InputError: an unknown feature, `max_size` below 1, or arrays that cannot be used.
+      InputError: The feature is unknown, `max_size` is below 1, or the arrays cannot be used.
 
     References:
       Wu and Harandi, Scissorhands, ECCV 2024, section 4, "Metrics" (ii).

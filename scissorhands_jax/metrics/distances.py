@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,14 +22,14 @@ def average_gap(row: Mapping[str, float], retrain_row: Mapping[str, float]) -> f
     """The paper's Avg. Gap: the mean absolute difference to the retrained network over four numbers.
 
     Args:
-      row: holds `acc_forget`, `acc_retain`, `acc_test` and `mia`, all in percent.
-      retrain_row: the same of the network trained from scratch without the forget set.
+      row: Holds `acc_forget`, `acc_retain`, `acc_test` and `mia`, all in percent.
+      retrain_row: The same numbers of the network that was trained from scratch without the forget set.
 
     Returns:
-      Percentage points; 0 is indistinguishable by these four numbers.
+      Percentage points; 0 if these four numbers do not tell the two networks apart.
 
     Raises:
-      InputError: a number is missing, `None` or not finite.
+      InputError: A number is missing, `None` or not finite.
 
     References:
       Wu and Harandi, Scissorhands, ECCV 2024, section 4, "Metrics" (iii).
@@ -49,7 +50,7 @@ def _field(row: Mapping[str, float], name: str, whose: str) -> float:
     return float(value)
 
 
-def frechet_distance(first: np.ndarray | jax.Array, second: np.ndarray | jax.Array) -> float:
+def frechet_distance(first: chex.Array, second: chex.Array) -> float:
     """The squared Fréchet distance of the normal distributions with the means and covariances of two sets.
 
     |m_1 - m_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2)), as of Inception features in the FID (Heusel et al., 2017). With
@@ -58,10 +59,11 @@ def frechet_distance(first: np.ndarray | jax.Array, second: np.ndarray | jax.Arr
     the fewer rows there are.
 
     Args:
-      first, second: one row per example, such as features of a classifier. shape=(N, D) and (M, D), N and M at least 2
+      first: One row for each example, such as features of a classifier, two rows at least. shape=(N, D)
+      second: The same for the other set. shape=(M, D)
 
     Raises:
-      InputError: shapes that cannot be compared, or numbers that are not finite.
+      InputError: The shapes cannot be compared, or a number is not finite.
 
     >>> frechet_distance(np.array([[0.0], [2.0]]), np.array([[3.0], [5.0]]))
     9.0
@@ -74,13 +76,24 @@ def frechet_distance(first: np.ndarray | jax.Array, second: np.ndarray | jax.Arr
     if not all(np.isfinite(x).all() for x in pair):
         raise InputError("the features hold NaN or infinity; check the images that they were taken of")
     means = [x.mean(axis=0) for x in pair]
-    roots = [np.linalg.qr((x - m) / math.sqrt(len(x) - 1), mode="r") for x, m in zip(pair, means, strict=True)]
+    roots = [
+        np.asarray(np.linalg.qr((x - m) / math.sqrt(len(x) - 1), mode="r")) for x, m in zip(pair, means, strict=True)
+    ]
     traces = sum(float(np.sum(root**2)) for root in roots)
     common = np.linalg.svd(roots[0] @ roots[1].T, compute_uv=False).sum()
     return max(0.0, float(np.sum((means[0] - means[1]) ** 2) + traces - 2 * common))
 
 
 def weight_distance(first: Params, second: Params) -> float:
-    """How far one network's weights are from another's, over the length of the second. 0 for the same network."""
+    """How far one network's weights are from another's, relative to the norm of the second; 0 for equal networks.
+
+    Args:
+      first: The parameters of one network.
+      second: The parameters of the other, of the same structure and shapes.
+
+    Raises:
+      AssertionError: The shapes differ.
+    """
+    chex.assert_trees_all_equal_shapes(first, second)
     difference = jax.tree.map(jnp.subtract, first, second)
     return float(trees.norm(difference) / trees.norm(second))

@@ -1,4 +1,4 @@
-"""Is it gone? Attacks and distances over many networks, with intervals: offline statistics in float64 NumPy.
+"""Attacks on many networks and distances between them, with intervals: offline statistics in float64 NumPy.
 
 Scores are arrays of shape (networks, examples): one number per network and example, usually the `margins`. "Unlearned"
 are networks that were trained on the forget set and then unlearned it, "retrained" those that never saw it.
@@ -18,10 +18,10 @@ from scissorhands_jax.metrics import accuracies
 from scissorhands_jax.metrics.intervals import Estimate, check_scores, from_replicates
 
 FALSE_POSITIVE_RATES = (0.01, 0.001)
-"""At which the true positive rate is reported: an attack that is right about a few, and knows about whom."""
+"""The rates at which the true positive rate is reported: an attack that is right about few may know about which."""
 
 _FEW_REFERENCES = 64
-"""Below so many networks on a side, variances are pooled over examples (Carlini et al., section VI-C)."""
+"""With fewer networks on a side, variances are pooled over examples (Carlini et al., section VI-C)."""
 
 
 def margins(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -31,14 +31,14 @@ def margins(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     correct-class margin of Georgiev et al., 2024.
 
     Args:
-      logits: shape=(..., examples, classes).
-      labels: integers. shape=(examples,)
+      logits: The logits of one network or of several. shape=(..., examples, classes)
+      labels: The true classes, integers. shape=(examples,)
 
     Returns:
-      shape=(..., examples), dtype=float64
+      One margin for each network and example. shape=(..., examples), dtype=float64
 
     Raises:
-      InputError: shapes do not fit, labels are out of range, or a logit is not finite.
+      InputError: The shapes do not fit, a label is out of range, or a logit is not finite.
 
     >>> margins(np.array([[0.0, 0.0], [2.0, -1.0]]), np.array([0, 0])).tolist()
     [0.0, 3.0]
@@ -54,7 +54,15 @@ def margins(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def tpr_at_fpr(positives: np.ndarray, negatives: np.ndarray, fpr: float) -> float:
     """The share of positives above a threshold that at most a share `fpr` of the negatives exceeds.
 
-    With fewer than 1 / fpr negatives no negative may exceed it.
+    With fewer than 1 / fpr negatives no negative may exceed the threshold.
+
+    Args:
+      positives: The scores of positives, of any shape; at least one.
+      negatives: The scores of negatives, of any shape; at least one.
+      fpr: The false positive rate, in [0, 1].
+
+    Raises:
+      InputError: There is no positive or no negative, or a score is NaN.
 
     >>> tpr_at_fpr(np.array([0.5, 1.5, 2.5, 3.5]), np.array([0.0, 1.0, 2.0, 3.0]), 0.25)
     0.5
@@ -75,7 +83,7 @@ def _checked(*arrays: np.ndarray) -> list[np.ndarray]:
 
 
 class Attack(NamedTuple):
-    """What an attack says of members and non-members; higher is more of a member. One row per attacked network."""
+    """What an attack says of members and non-members; a higher score means a likelier member. Rows are networks."""
 
     positives: np.ndarray  # shape=(rows, n)
     negatives: np.ndarray  # shape=(rows, m)
@@ -90,17 +98,17 @@ def log_ratio(scores: np.ndarray, references: np.ndarray, member: np.ndarray, *,
       log N(score; mean_in, var_in) - log N(score; mean_out, var_out).
 
     Args:
-      scores: of the attacked networks. shape=(..., examples)
-      references: shape=(networks, examples)
-      member: which reference networks were trained on which examples, bool. shape=(networks, examples)
-      pooled: one variance for all examples, each side its own; None: where some example has fewer than 64 references on
-        a side.
+      scores: The scores of the attacked networks. shape=(..., examples)
+      references: The scores of reference networks. shape=(networks, examples)
+      member: Which reference networks were trained on which examples. shape=(networks, examples), dtype=bool
+      pooled: Whether each side has one variance for all examples. The default pools a side if an example has fewer than
+        64 references on it.
 
     Returns:
-      shape=(..., examples)
+      The log-ratio for each attacked network and example. shape=(..., examples), dtype=float64
 
     Raises:
-      InputError: shapes do not fit, or an example has fewer than two references on a side.
+      InputError: The shapes do not fit, or an example has fewer than two references on a side.
 
     References:
       Carlini et al., Membership inference attacks from first principles, S&P 2022, algorithm 1 and section VI-C.
@@ -140,19 +148,20 @@ def u_lira(
     a pair is then 0.5 on average, however few networks there are.
 
     What is told apart is all that unlearning leaves behind: a remaining trace of the example, an answer that is wronger
-    than a stranger's, or a general change that every image shows. For the latter hand in `others`.
+    than that of a network which never saw it, or a general change that every image shows. `others` show the latter.
 
     Args:
-      unlearned, retrained: scores of the forget set. shape=(networks, examples); surplus networks of one kind are
-        left out
-      *others: pairs of such scores on other examples, such as held-out ones, attacked in the same way.
-      pooled: as in `log_ratio`.
+      unlearned: The scores of unlearned networks on the forget set. shape=(networks, examples)
+      retrained: The scores of retrained networks. If there are more of one kind than of the other, the surplus is left
+        out. shape=(networks, examples)
+      *others: Pairs of such scores on other examples, such as held-out ones, which are attacked in the same way.
+      pooled: Whether variances are pooled, as in `log_ratio`.
 
     Returns:
-      One attack per pair of scores: the forget set's, then those of the `others`; a row is a pair of networks.
+      One attack for each pair of scores, the forget set's first; a row is a pair of networks.
 
     Raises:
-      InputError: fewer than three networks of a kind.
+      InputError: There are fewer than three networks of a kind.
 
     References:
       Hayes et al., Inexact unlearning needs more careful evaluations to avoid a false sense of privacy, SaTML 2025: the
@@ -181,7 +190,7 @@ def rmia(
     *,
     gamma: float = 2.0,
 ) -> np.ndarray:
-    """RMIA: how often an example is likelier under the attacked network than a stranger, both against references.
+    """RMIA: how often an example is likelier under the attacked network than one it never saw, both against references.
 
     With p the probability of the true label, and p(x) its mean over reference networks,
 
@@ -191,16 +200,16 @@ def rmia(
     online attack); the same for z.
 
     Args:
-      scores: margins of the attacked network. shape=(examples,)
-      references: margins over reference networks. shape=(networks, examples)
-      population: positions among the examples of those to compare with, which the attacked network never saw.
-      gamma: by how much likelier; at least 1.
+      scores: The margins of the attacked network. shape=(examples,)
+      references: The margins of reference networks. shape=(networks, examples)
+      population: The positions of the examples to compare with, which the attacked network never saw. shape=(m,)
+      gamma: By which factor an example must be likelier, at least 1.
 
     Returns:
-      In [0, 1]. shape=(examples,)
+      One score for each example, in [0, 1]. shape=(examples,)
 
     Raises:
-      InputError: there is nobody to compare with, or gamma is below 1.
+      InputError: There is no reference network or no population, or gamma is below 1.
 
     References:
       Zarifzadeh, Liu and Shokri, Low-cost high-power membership inference attacks, ICML 2024, equations 2 to 4.
@@ -214,8 +223,8 @@ def rmia(
     log_p = -np.logaddexp(0, -np.asarray(scores, np.float64))
     log_reference = logsumexp(-np.logaddexp(0, -np.asarray(references, np.float64)), axis=0) - math.log(len(references))
     ratio = log_p - log_reference
-    strangers = np.sort(ratio[population])
-    return np.searchsorted(strangers, ratio - math.log(gamma), side="right") / len(strangers)
+    unseen = np.sort(ratio[population])
+    return np.searchsorted(unseen, ratio - math.log(gamma), side="right") / len(unseen)
 
 
 def klom(
@@ -225,19 +234,20 @@ def klom(
 
     KL(unlearned || retrained) between two histograms of equal bins over the range of both, where a bin that the
     retrained networks leave empty has the probability `floor`. It is 0 for equal distributions, but not for two samples
-    of one distribution: read it beside retrained against retrained at the same number of networks.
+    of one distribution: compare it with retrained against retrained at the same number of networks.
 
     Args:
-      unlearned, retrained: margins. shape=(networks, examples)
-      bins: with fewer than some 100 networks on a side take fewer, or most are empty.
-      floor: the published value.
-      clip: margins are cut to plus and minus this.
+      unlearned: The margins of unlearned networks. shape=(networks, examples)
+      retrained: The margins of retrained networks on the same examples. shape=(networks, examples)
+      bins: The number of bins. With fewer than about 100 networks on a side take fewer than 20, or most are empty.
+      floor: The probability of a bin that is empty; the default is the published value.
+      clip: Margins are cut to plus and minus this value.
 
     Returns:
-      In nats. shape=(examples,), dtype=float64
+      The divergence for each example, in nats. shape=(examples,), dtype=float64
 
     Raises:
-      InputError: no networks, other examples, or fewer than two bins.
+      InputError: There are no networks, the examples differ in number, or there are fewer than two bins.
 
     References:
       Georgiev et al., Attribute-to-delete: machine unlearning via datamodel matching, 2024, appendix E.1.
@@ -273,14 +283,15 @@ def example_epsilons(unlearned: np.ndarray, retrained: np.ndarray, *, delta: flo
     covered by the second direction.
 
     Args:
-      unlearned, retrained: scores. shape=(networks, examples)
-      delta: the challenge's value.
+      unlearned: The scores of unlearned networks. shape=(networks, examples)
+      retrained: The scores of retrained networks on the same examples. shape=(networks, examples)
+      delta: The delta of differential privacy; the default is the challenge's.
 
     Returns:
-      In [0, infinity]. shape=(examples,), dtype=float64
+      An epsilon for each example, from 0 to infinity. shape=(examples,), dtype=float64
 
     Raises:
-      InputError: no networks, or other examples.
+      InputError: There are no networks, or the examples differ in number.
 
     References:
       Triantafillou et al., Are we making progress in unlearning? Findings from the first NeurIPS unlearning
@@ -306,11 +317,13 @@ def forgetting_score(unlearned: np.ndarray, retrained: np.ndarray, *, delta: flo
     """The forgetting quality of the NeurIPS 2023 challenge: 1 where no attack gains anything, towards 0 with leakage.
 
     The mean over examples of 2 / 2^n, where n is 1 for an epsilon in [0, 0.5), 2 in [0.5, 1), and so on up to 13. The
-    challenge had 512 networks of each kind. With few, chance alone makes some threshold look good: read it beside
-    retrained against retrained at the same number of networks.
+    challenge had 512 networks of each kind. With few, chance alone makes some threshold look good: compare it
+    with retrained against retrained at the same number of networks.
 
     Args:
-      unlearned, retrained, delta: as in `example_epsilons`.
+      unlearned: The scores of unlearned networks. shape=(networks, examples)
+      retrained: The scores of retrained networks on the same examples. shape=(networks, examples)
+      delta: As in `example_epsilons`.
     """
     epsilons = example_epsilons(unlearned, retrained, delta=delta)
     return float(np.mean(2.0 / 2.0 ** np.digitize(epsilons, 0.5 * np.arange(13))))
@@ -333,17 +346,18 @@ def attack_estimates(
     errs on the wide side (Owen, 2007). References of the attack stay as they are.
 
     Args:
-      attack: rows are networks.
-      over_networks: resample rows; without it, as with a single row, the interval is for these very networks.
-      cross_validated: every row was attacked with the other rows as references, as `u_lira` does. Rows then share their
-        errors, and with n of them the deviation is multiplied by sqrt(1 + n / (n - 1)), about 1.4.
-      rates: of false positives at which true positives are counted.
-      level: coverage that the intervals aim at.
-      num_resamples: bootstrap samples.
-      seed: of the resampling.
+      attack: The scores that the attack gave; rows are networks.
+      over_networks: Whether rows are resampled. If not, or if there is a single row, the interval holds for these very
+        networks.
+      cross_validated: Whether every row was attacked with the other rows as references, as `u_lira` does. Rows then
+        share their errors, and with n of them the deviation is multiplied by sqrt(1 + n / (n - 1)), about 1.4.
+      rates: The rates of false positives at which true positives are counted.
+      level: The coverage that the intervals aim at, in (0, 1).
+      num_resamples: How many bootstrap samples are drawn.
+      seed: Seeds the resampling.
 
     Returns:
-      `auc`, and `tpr_at_1`, `tpr_at_0.1` and so on by rate in per cent. In [0, 1].
+      `auc`, and `tpr_at_1`, `tpr_at_0.1` and so on by rate in percent; all in [0, 1].
 
     References:
       Owen, The pigeonhole bootstrap, Annals of Applied Statistics, 2007. Nadeau and Bengio, Inference for the
@@ -394,9 +408,8 @@ def _resampled_rates(
         weights = np.outer(rows[sample], other[sample]).ravel()[order["out"]]
         passed = np.cumsum(weights)
         # The first negative that may not exceed the threshold is the threshold.
-        threshold = highest_first[
-            min(np.searchsorted(passed, int(rate * passed[-1] + 1e-9), side="right"), len(passed) - 1)
-        ]
+        first = int(np.searchsorted(passed, int(rate * passed[-1] + 1e-9), side="right"))
+        threshold = highest_first[min(first, len(passed) - 1)]
         gained = np.cumsum(np.outer(rows[sample], own[sample]).ravel()[order["in"]])
         above = np.searchsorted(falling, -threshold, side="left")
         answers.append(gained[above - 1] / gained[-1] if above else 0.0)

@@ -1,6 +1,6 @@
 """Grad-CAM: which regions of an image speak for a class (Selvaraju et al., ICCV 2017).
 
-The networks stay as they are: the layer's output is read, and moved by zero, while flax calls it.
+Networks need no change: while flax calls a layer, its output is read, and zero is added to it to differentiate by.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from scissorhands_jax.base import ApplyFn, Model, ModelState, Params
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.models import CAM_LAYERS
 
-Replace = Callable[[str, Any], Any]  # (path of a submodule, its output) -> the output to go on with
+Replace = Callable[[str, Any], Any]  # maps the path of a submodule and its output to the output that takes its place
 
 
 def default_layer(name: str) -> str:
     """The layer that Grad-CAM reads in a network of the registry: the last stage of convolutions.
 
     Raises:
-      InputError: the network has no convolution, or there is no such network.
+      InputError: The network has no convolution, or there is no such network.
 
     >>> default_layer("resnet20")
     'layer3'
@@ -53,20 +53,20 @@ def heatmaps(
     nor a constant added to them changes it.
 
     Args:
-      model: of a linen module, from `models.build` or `from_linen`.
-      params: the network's parameters.
-      model_state: BatchNorm statistics and the like; read, never moved.
-      images: shape (N, H, W, C), as the network takes them. All go through the network at once.
-      labels: the classes `c`, shape (N,), integers: the true ones, or whatever is to be explained.
-      layer: path of a submodule with an output of shape (N, h, w, K), such as `layer3` or `layer3/0/conv2`; see
+      model: A network made of a linen module, by `models.build` or `from_linen`.
+      params: The parameters of the network.
+      model_state: BatchNorm statistics and the like, which are read and never changed.
+      images: The images as the network takes them. All go through the network at once. shape=(N, H, W, C)
+      labels: The classes `c`, integers: the true ones, or whichever are to be explained. shape=(N,)
+      layer: The path of a submodule with an output of shape (N, h, w, K), such as `layer3` or `layer3/0/conv2`; see
         `default_layer`.
 
     Returns:
-      Shape (N, H, W), float32 in [0, 1].
+      One map for each image, in [0, 1]. shape=(N, H, W), dtype=float32
 
     Raises:
-      InputError: the network has no such layer or calls it more than once, its output is no image, shapes or labels do
-        not fit, or the network's numbers are not finite.
+      InputError: The network has no such layer or calls it more than once, its output is not an image, shapes or labels
+        do not fit, or the network's numbers are not finite.
     """
     images, labels = jnp.asarray(images), np.asarray(labels)
     if images.ndim != 4 or images.shape[0] == 0 or labels.shape != images.shape[:1]:
@@ -79,10 +79,8 @@ def heatmaps(
         raise InputError(
             f"labels must be integers in 0..{logits.shape[1] - 1}, got {labels.dtype} in {labels.min()}..{labels.max()}"
         )
-    maps = _compiled(model.apply, layer)(
-        params, model_state, images, jnp.asarray(labels, jnp.int32), jnp.zeros(output.shape, output.dtype)
-    )
-    maps = np.asarray(maps)
+    zeros = jnp.zeros(output.shape, output.dtype)
+    maps = np.asarray(_compiled(model.apply, layer)(params, model_state, images, jnp.asarray(labels, jnp.int32), zeros))
     if not np.isfinite(maps).all():
         raise InputError("the heat maps hold NaN or infinity; the network has diverged, take an earlier one")
     top = maps.max(axis=(1, 2), keepdims=True)

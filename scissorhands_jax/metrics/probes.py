@@ -1,4 +1,4 @@
-"""Looks inside a network: what its features still know, and how far its weights have moved."""
+"""What the features of a network still know, whatever its last layer says."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from scissorhands_jax.base import ApplyFn, Model, ModelState, Params
 from scissorhands_jax.errors import InputError
@@ -21,30 +18,32 @@ from scissorhands_jax.errors import InputError
 def features(
     model: Model, params: Params, model_state: ModelState, images: chex.Array, *, batch_size: int = 500
 ) -> np.ndarray:
-    """What the last dense layer of a network reads, in evaluation mode.
+    """The features of a network: what its last dense layer reads, in evaluation mode.
 
     Args:
-      model: of a linen module, from `models.build` or `from_linen`.
-      params, model_state: of the network.
-      images: shape=(N, ...), as the network takes them.
-      batch_size: images per forward pass.
+      model: A network made of a linen module, by `models.build` or `from_linen`.
+      params: The parameters of the network.
+      model_state: BatchNorm statistics and the like, which are read and never changed.
+      images: The images as the network takes them. shape=(N, ...)
+      batch_size: How many images a forward pass takes.
 
     Returns:
-      shape=(N, F), dtype=float32
+      One row for each image. shape=(N, F), dtype=float32
 
     Raises:
-      InputError: there are no images, or the network calls no linen `Dense` layer.
+      InputError: There are no images, or the network calls no linen `Dense` layer.
     """
-    if not len(images):
+    count = np.shape(images)[0]
+    if not count:
         raise InputError("features need at least one image")
     read = _reader(model.apply)
     parts = []
-    for start in range(0, len(images), batch_size):
+    for start in range(0, count, batch_size):
         batch = np.asarray(images[start : start + batch_size])
-        missing = min(batch_size, len(images)) - len(batch)
+        missing = min(batch_size, count) - len(batch)
         batch = np.pad(batch, [(0, missing)] + [(0, 0)] * (batch.ndim - 1), mode="edge")
         parts.append(np.asarray(read(params, model_state, batch)))
-    return np.concatenate(parts)[: len(images)]
+    return np.concatenate(parts)[:count]
 
 
 @functools.lru_cache(maxsize=32)
@@ -72,22 +71,26 @@ def _reader(apply: ApplyFn) -> Callable[[Params, ModelState, chex.Array], jax.Ar
 def linear_probe(
     known: np.ndarray, known_labels: np.ndarray, *asked: tuple[np.ndarray, np.ndarray]
 ) -> tuple[float, ...]:
-    """How many labels a linear classifier on the features finds that was fitted on other examples.
+    """How many labels a linear classifier on the features gets right that was fitted on other examples.
 
-    A head that was made to be wrong leaves the features as they were, and a new head on them finds what was to be
-    forgotten (arXiv 2604.08271). Standardised features, logistic regression with C = 1.
+    If a method only made the last layer wrong, the features are as they were, and a new last layer on them finds what
+    was to be forgotten (arXiv 2604.08271). The classifier is a logistic regression with C = 1 on standardised features.
 
     Args:
-      known: features to fit on. shape=(M, F)
-      known_labels: at least two different ones. shape=(M,)
-      *asked: features and labels of the examples in question. shapes (N, F) and (N,)
+      known: The features that the classifier is fitted on. shape=(M, F)
+      known_labels: Their labels, of which at least two differ. shape=(M,)
+      *asked: For each set in question its features and labels. shapes=(N, F) and (N,)
 
     Returns:
-      Percent of each of the `asked`, 0 to 100.
+      The percentage of right labels in each set in question, from 0 to 100.
 
     Raises:
-      InputError: nothing to fit on or to ask, fewer than two classes, or features that are not finite.
+      InputError: There is nothing to fit on or to ask, there are fewer than two classes, or a feature is not finite.
     """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     if not len(known) or not all(len(labels) for _, labels in asked) or len(np.unique(known_labels)) < 2:
         raise InputError("a linear probe needs examples of two classes to fit on, and examples to ask")
     if not all(np.isfinite(values).all() for values in (known, *(values for values, _ in asked))):

@@ -1,14 +1,15 @@
-"""Whether a network learns again what it was made to forget: how fast from it, and at all without it."""
+"""Whether a network learns again what it was made to forget: how soon from the forget set, and whether without it."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
 
-from scissorhands_jax.base import Data, Dataset, Key, Method, Model, ModelState, Params
+from scissorhands_jax.base import Carry, Data, Dataset, Key, Method, Model, ModelState, Params
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.metrics import accuracies
 from scissorhands_jax.training.loop import run
@@ -17,8 +18,8 @@ from scissorhands_jax.training.loop import run
 class Relearning(NamedTuple):
     """The course of fine-tuning on the forget set."""
 
-    epochs: int | None  # until the target was reached; None where it was not within the cap
-    curve: list[float]  # accuracy on the forget set in percent, before the first epoch and after each
+    epochs: int | None  # until the target was reached; None if it was not reached within the cap
+    curve: list[float]  # the accuracy on the forget set in percent, before the first epoch and after each
 
 
 def relearn_time(
@@ -32,30 +33,30 @@ def relearn_time(
     target: float,
     max_epochs: int,
 ) -> Relearning:
-    """Epochs of training on the forget set until the accuracy on it is back (the paper's section 4, metric v).
+    """How many epochs of training on the forget set bring the accuracy on it back (the paper's section 4, metric v).
 
     A network that only hides what it knew is back after a step or two; compare with the retrained network's number.
-    The paper does not say on what is fine-tuned; here it is the forget set alone.
+    The paper does not say on what it fine-tunes; here it is the forget set alone.
 
     Args:
-      model: its logits decide.
-      method: reads retain examples only, such as `finetune`; it is given the forget set as those.
-      key: of the shuffles and the augmentation.
-      params, model_state: the unlearned network.
-      forget: `{"image", "label"}`.
-      target: the original's accuracy on the forget set, in percent.
-      max_epochs: the cap.
+      model: The network whose logits are judged.
+      method: A method that reads retain examples only, such as `finetune`; it gets the forget set as those.
+      key: Seeds the shuffles and the augmentation.
+      params: The parameters of the unlearned network.
+      model_state: The state of the unlearned network.
+      forget: The forget set, `{"image", "label"}`.
+      target: The accuracy to reach, in percent; usually the original's on the forget set.
+      max_epochs: The largest number of epochs, at least 1.
 
     Raises:
       InputError: `max_epochs` is below 1.
     """
     if max_epochs < 1:
         raise InputError(f"relearning needs at least 1 epoch, got {max_epochs}")
-
-    accuracies = _accuracies(model, method, key, params, model_state, forget, forget)
-    curve = [next(accuracies)]
+    measured = _accuracies(model, method, key, params, model_state, forget, forget)
+    curve = [next(measured)]
     while curve[-1] < target and len(curve) <= max_epochs:
-        curve.append(next(accuracies))
+        curve.append(next(measured))
     return Relearning(len(curve) - 1 if curve[-1] >= target else None, curve)
 
 
@@ -72,15 +73,19 @@ def recovery(
     """The accuracy on the forget set while the network is trained on the retain set alone.
 
     What comes back without having been seen was hidden, not forgotten. Compare with the retrained network, whose
-    accuracy there is that of a stranger and stays so.
+    accuracy there is that on unseen examples and stays so.
 
     Args:
-      model, method, key, params, model_state: as in `relearn_time`.
-      data: the forget set is looked at only.
-      num_epochs: of training on the retain set, at least 1.
+      model: The network whose logits are judged.
+      method: A method that reads retain examples only, such as `finetune`.
+      key: Seeds the shuffles and the augmentation.
+      params: The parameters of the unlearned network.
+      model_state: The state of the unlearned network.
+      data: The retain set, which is trained on, and the forget set, which is only looked at.
+      num_epochs: How many epochs it is trained on the retain set, at least 1.
 
     Returns:
-      In percent, before the first epoch and after each.
+      Percentages, before the first epoch and after each.
 
     Raises:
       InputError: `num_epochs` is below 1.
@@ -91,8 +96,8 @@ def recovery(
     """
     if num_epochs < 1:
         raise InputError(f"recovery needs at least 1 epoch, got {num_epochs}")
-    accuracies = _accuracies(model, method, key, params, model_state, data.retain, data.forget)
-    return [next(accuracies) for _ in range(num_epochs + 1)]
+    measured = _accuracies(model, method, key, params, model_state, data.retain, data.forget)
+    return [next(measured) for _ in range(num_epochs + 1)]
 
 
 def _accuracies(
@@ -105,14 +110,21 @@ def _accuracies(
     forget: Dataset,
 ) -> Iterator[float]:
     """The accuracy on the forget set in percent, at first and after every further epoch."""
-    carry = None
+    # One epoch at a time, because the accuracy may decide whether there is another; each starts where the last ended.
+    part = method._replace(finish=_whole_carry)
     for epoch in itertools.count(1):
         logits = accuracies.predict(model, params, model_state, forget["image"], batch_size=500)
         yield accuracies.accuracy(logits, forget["label"])
-        # One epoch at a time, because the accuracy may decide whether there is another; the carry goes on.
-        part = method._replace(finish=lambda carry: (carry, ()))
-        if carry is not None:
-            part = part._replace(init=lambda key, params, model_state, data, carry=carry: carry)
         epoch_key = jax.random.fold_in(key, epoch)
         carry = run(part, epoch_key, params, model_state, Data(None, trained_on), num_epochs=1).params
         params, model_state = carry.params, carry.model_state
+        part = part._replace(init=functools.partial(_start_at, carry))
+
+
+def _whole_carry(carry: Carry) -> tuple[Carry, tuple[()]]:
+    return carry, ()
+
+
+def _start_at(carry: Carry, key: Key, params: Params, model_state: ModelState, data: Data) -> Carry:
+    del key, params, model_state, data
+    return carry

@@ -29,11 +29,16 @@ def measure_row(
     When a whole class is forgotten, leave it out of `test`, as the paper does.
 
     Args:
-      data: forget and retain sets, batches of `{"image", "label"}`.
-      test: held-out examples of the classes that stay.
-      seed: of the attack's subsample.
-      layout: as for `metrics.predict`.
-      every_attack: also the SVC on the other four features and the logistic regression on losses.
+      model: The network that is measured.
+      params: The parameters of the network.
+      model_state: BatchNorm statistics and the like, which are read and never changed.
+      data: The forget and the retain set, each `{"image", "label"}`.
+      test: Held-out examples of the classes that stay, likewise.
+      seed: Seeds the subsample of the attack.
+      batch_size: How many images a forward pass takes.
+      every_attack: Whether there are also numbers of the SVC on the other four features and of the logistic regression
+        on losses.
+      layout: Divides the work over many devices, as in `metrics.predict`. The default uses one device.
 
     Returns:
       `acc_forget, acc_retain, acc_test, mia` (0 to 100), and the counts `correct_*` and `num_*` behind the accuracies;
