@@ -170,7 +170,7 @@ class PlanCommand(JobOptions):
             planning.print_plan(document, Console())
 
     def _saved_config(self, path: Path) -> config_lib.RunConfig:
-        from scissorhands_jax.jobs import planning
+        from scissorhands_jax.jobs.earlier_runs import read_run_config
 
         if self.method is not None:
             raise InputError("--config says what to run; leave --method out")
@@ -178,7 +178,7 @@ class PlanCommand(JobOptions):
             if found.setting is not None and getattr(self, name) is not None:
                 advice = f"leave {found.flag} out, or write it as {found.setting}=VALUE"
                 raise InputError(f"--config says what to run; {advice}")
-        config = planning.read_config(path)
+        config = read_run_config(path)
         if self.data_dir is not None:
             config = dataclasses.replace(config, data_dir=self.data_dir)
         return config_lib.override(config, self.settings)
@@ -229,6 +229,4 @@ class EvaluateCommand(NetworkOptions):
     def run(self, console: Console) -> None:
         from scissorhands_jax.jobs import evaluating
 
-        network = self.described_network()
-        del network["model_options"]  # The evaluation reads them itself.
-        print_json(evaluating.evaluate_network(**network, retrained=self.retrained, console=console))
+        print_json(evaluating.evaluate_network(self.network(), retrained=self.retrained, console=console))

@@ -79,32 +79,17 @@ class NetworkOptions(DataFolderOptions):
         ),
     ] = None
 
-    def described_network(self) -> dict[str, Any]:
-        """Model, its options, data set and its folder: as given, or as the run in --checkpoint remembers them.
+    def network(self) -> config_lib.NetworkConfig:
+        """The network that is named; what is left out is as the run in `checkpoint` has saved it."""
+        from scissorhands_jax.jobs.earlier_runs import network_config
 
-        Raises:
-          InputError: the network or the data set is not named, or --checkpoint holds another network.
-        """
-        known: dict[str, Any] = {}
-        if self.checkpoint is not None:
-            from scissorhands_jax.jobs.job import describe_run
-
-            known = describe_run(self.checkpoint)
-        model, dataset = self.model or known.get("model"), self.dataset or known.get("dataset")
-        if not model:
-            raise InputError("--model is missing; name the network, e.g. --model resnet20")
-        if not dataset:
-            raise InputError("--dataset is missing; name the data set, e.g. --dataset cifar10")
-        if known and model != known["model"]:
-            raise InputError(f"the run in {self.checkpoint} holds a {known['model']}, not a {model}")
-        return {
-            "model": model,
-            "model_options": known.get("model_options", {}),
-            "dataset": dataset,
-            "data_dir": self.data_dir or known.get("data_dir"),
-            "weights": self.weights,
-            "checkpoint": self.checkpoint,
-        }
+        return network_config(
+            model=self.model,
+            dataset=self.dataset,
+            data_dir=self.data_dir,
+            weights=self.weights,
+            checkpoint=self.checkpoint,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -190,9 +175,8 @@ class JobOptions(NetworkOptions, MethodOptions):
         if self.forget is None:
             raise InputError("--forget is missing; say what is to be forgotten, or name an earlier run with --config")
         config = config_lib.RunConfig(
-            **self.described_network(),
+            **vars(dataclasses.replace(self.network(), trained_on=self.trained_on)),
             forget=self.forget,
-            trained_on=self.trained_on,
             validation=self.validation,
             seed=self.seed or 0,
             retain_limit=self.retain_limit,

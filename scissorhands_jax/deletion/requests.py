@@ -31,9 +31,10 @@ from scissorhands_jax.deletion.verdicts import Evidence, Scored, Verdict
 from scissorhands_jax.errors import InputError, LedgerError
 from scissorhands_jax.hashing import canonical, sha256
 from scissorhands_jax.jobs import evaluating, runs, unlearning
-from scissorhands_jax.jobs.config import RunConfig
-from scissorhands_jax.jobs.job import TRAINED_ON_FILE, Job, describe_run, load_weights, original_network, prepare_job
-from scissorhands_jax.methods import METHODS, MethodSettings
+from scissorhands_jax.jobs.config import NetworkConfig, RunConfig
+from scissorhands_jax.jobs.earlier_runs import TRAINED_ON_FILE, network_config, parse_run_config
+from scissorhands_jax.jobs.job import OriginalNetwork, load_weights, prepare_job, prepare_network, read_network
+from scissorhands_jax.methods import MethodSettings
 from scissorhands_jax.metrics import accuracies
 
 DAYS = 30
@@ -103,26 +104,25 @@ def add(
       InputError: something cannot be used, or the training set is not what it was.
       LedgerError: the ledger cannot be used or written.
     """
-    settings = MethodSettings()
     today = datetime.datetime.now(datetime.UTC).date()
     due = due or (today + datetime.timedelta(days=DAYS)).isoformat()
     ledger.check_request(requester, due)
     begins = not ledger.exists(folder)
     if begins:
         # Nothing is written before the request is known to be good.
-        config = _first_config(subject, forget, seed)
-        job = prepare_job(dataclasses.replace(config, method=settings))
-        _begin(folder, keys, config, job)
+        network = prepare_network(_first_config(subject))
+        network.forget_set(forget, seed)
+        _begin(folder, keys, network)
         subject = _KNOWN  # to the ledger, from now on
     with Ledger(folder, keys) as book:
-        config = _config(book, subject, forget, seed, "finetune", settings)
+        config = _config(book, subject)
         digests = _checked_content(book, config, [])
-        job = prepare_job(config)
-        examples = [Example(int(position), digests[position]) for position in job.positions]
+        positions, _ = prepare_network(config).forget_set(forget, seed)
+        examples = [Example(int(position), digests[position]) for position in positions]
         named = {example.digest for example in examples}
         twins = sum(digest in named for digest in digests) - len(examples)
-        network = _network_in_use(book)
-        number = book.add(requester=requester, received=ledger.now(), due=due, network=network, examples=examples)
+        in_use = _network_in_use(book)
+        number = book.add(requester=requester, received=ledger.now(), due=due, network=in_use, examples=examples)
     return Added(number, len(examples), due, twins, records.public_path(folder) if begins else None)
 
 
@@ -188,8 +188,15 @@ def run(
             number = len(book.history("started")) + 1
             file = _positions_file(book, number)
             files.write_text(file, _lines(positions))
-            config = _config(book, subject, f"indices:{file.absolute()}", seed, method, settings)
-            config = dataclasses.replace(config, retain_limit=retain_limit, augment=augment)
+            config = RunConfig(
+                **vars(_config(book, subject)),
+                forget=f"indices:{file.absolute()}",
+                seed=seed,
+                retain_limit=retain_limit,
+                augment=augment,
+                method_name=method,
+                method=settings,
+            )
             _checked_content(book, config, group)
             job = prepare_job(config)
             if audit is not None:
@@ -278,31 +285,28 @@ def _note(console: Console, text: str) -> None:
     console.print(f"note: {text}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _first_config(subject: Subject, forget: str, seed: int) -> RunConfig:
+def _first_config(subject: Subject) -> NetworkConfig:
     if not subject.model or not subject.dataset or not (subject.weights or subject.checkpoint):
         raise InputError(
             "there is no ledger yet; say which network it is about with --model, --dataset, and --weights FILE or "
             "--checkpoint RUN"
         )
-    places = {name: value for name, value in subject._asdict().items() if name not in ("model", "dataset")}
-    options = _model_options(subject.checkpoint)
-    return RunConfig(
-        model=subject.model, model_options=options, dataset=subject.dataset, forget=forget, seed=seed, **places
-    )
+    return network_config(**subject._asdict())
 
 
-def _begin(folder: Path, keys: Path | None, config: RunConfig, job: Job) -> None:
+def _begin(folder: Path, keys: Path | None, network: OriginalNetwork) -> None:
+    config = network.config
     drawn = signing.make_keys(keys or folder / ledger.KEYS_FOLDER)
     if config.trained_on is not None:
-        files.write_text(folder / TRAINED_ON_FILE, _lines(job.past.trained_on))
+        files.write_text(folder / TRAINED_ON_FILE, _lines(network.past.trained_on))
     kind, colon, path = config.dataset.partition(":")
     about = {
         "model": config.model,
         "dataset": f"{kind}:{Path(path).absolute()}" if colon else kind,
         **{name: _absolute(getattr(config, name)) for name in ("data_dir", "weights", "checkpoint")},
-        "network": hashing.network_sha256(job.params, job.model_state),
-        "trained_on": None if config.trained_on is None else _positions_digest(drawn, job.past.trained_on),
-        "training_set": _training_digest(drawn, signing.example_digests(drawn, job.splits.train)),
+        "network": hashing.network_sha256(network.params, network.model_state),
+        "trained_on": None if config.trained_on is None else _positions_digest(drawn, network.past.trained_on),
+        "training_set": _training_digest(drawn, signing.example_digests(drawn, network.splits.train)),
     }
     with Ledger.begin(folder, about, keys) as book:
         if book.about["network"] != about["network"]:
@@ -310,8 +314,8 @@ def _begin(folder: Path, keys: Path | None, config: RunConfig, job: Job) -> None
         records.write_public(folder, book.keys)
 
 
-def _config(book: Ledger, subject: Subject, forget: str, seed: int, method: str, settings: MethodSettings) -> RunConfig:
-    """A job for the network in use, with what has moved."""
+def _config(book: Ledger, subject: Subject) -> NetworkConfig:
+    """The network in use, and where it and its data are now."""
     about, current = book.about, _current(book)
     for name in ("model", "trained_on"):
         if getattr(subject, name) is not None and (name == "trained_on" or subject.model != about["model"]):
@@ -323,24 +327,14 @@ def _config(book: Ledger, subject: Subject, forget: str, seed: int, method: str,
         trained_on = str((book.folder / TRAINED_ON_FILE).absolute())
     if current is not None:
         weights, checkpoint, trained_on = None, str(records.run_folder(book.folder, current).absolute()), None
-    return RunConfig(
+    return network_config(
         model=about["model"],
-        model_options=_model_options(checkpoint),
         weights=weights,
         checkpoint=checkpoint,
         dataset=subject.dataset or about["dataset"],
         data_dir=subject.data_dir or about["data_dir"],
-        forget=forget,
         trained_on=trained_on,
-        seed=seed,
-        method_name=method,
-        method=settings,
     )
-
-
-def _model_options(checkpoint: str | None) -> dict[str, Any]:
-    """How the network of a run is built; what comes from a file of weights is built as it is by default."""
-    return {} if checkpoint is None else describe_run(checkpoint).get("model_options", {})
 
 
 def _carry_out(book: Ledger, started: Event, subject: Subject, auditor: Auditor | None, console: Console) -> Outcome:
@@ -359,7 +353,8 @@ def _carry_out(book: Ledger, started: Event, subject: Subject, auditor: Auditor 
 def _unlearned_and_judged(
     book: Ledger, body: Mapping[str, Any], subject: Subject, auditor: Auditor | None, console: Console
 ) -> Outcome:
-    number, config = body["run"], _read_config(body["config"])
+    number = body["run"]
+    config = parse_run_config(json.loads(body["config"]), f"run {number} in the ledger")
     config = dataclasses.replace(config, data_dir=subject.data_dir or config.data_dir)
     out = records.run_folder(book.folder, number)
     asked = [request for request in book.requests() if request.id in body["requests"]]
@@ -465,7 +460,7 @@ def _still_to_forget(book: Ledger, group: Sequence[Request]) -> tuple[list[Reque
     return left, np.asarray(sorted(positions), np.int64)
 
 
-def _checked_content(book: Ledger, config: RunConfig, asked: Sequence[Request]) -> list[str]:
+def _checked_content(book: Ledger, config: NetworkConfig, asked: Sequence[Request]) -> list[str]:
     """Proves that the training set is the one that the ledger was begun with; returns the digests of its examples.
 
     Raises:
@@ -514,8 +509,7 @@ def _original_problems(book: Ledger, subject: Subject) -> list[str]:
     about = book.about
     place = subject.weights or subject.checkpoint or about["weights"] or about["checkpoint"]
     try:
-        config = _config(book, subject, "", 0, "finetune", MethodSettings())
-        network = original_network(config)
+        network = read_network(_config(book, subject))
     except InputError as error:
         return [f"the original network in {place} cannot be read: {error}"]
     if hashing.network_sha256(*network) != about["network"]:
@@ -613,15 +607,9 @@ def _shown_evidence(evidence: Evidence) -> dict[str, Any]:
 def _evaluated(book: Ledger, current: int, subject: Subject, console: Console) -> list[str]:
     """Evaluates the network in use anew; the counts may differ where another machine rounds differently."""
     record, _ = records.read(records.path_of(book.folder, current), book.public)
-    config = _config(book, subject, "", 0, "finetune", MethodSettings())
+    config = _config(book, subject)
     try:
-        answer = evaluating.evaluate_network(
-            model=config.model,
-            dataset=config.dataset,
-            data_dir=config.data_dir,
-            checkpoint=config.checkpoint,
-            console=console,
-        )
+        answer = evaluating.evaluate_network(config, console=console)
     except InputError as error:
         return [f"the network of run {current} cannot be evaluated anew: {error}"]
     measured = record["metrics"]["after"]
@@ -640,12 +628,6 @@ def _evaluated(book: Ledger, current: int, subject: Subject, console: Console) -
                 f"says {correct} of {total}; it, the data or the code is another"
             )
     return found
-
-
-def _read_config(text: str) -> RunConfig:
-    fields = json.loads(text)
-    settings: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields["method"].items()}
-    return RunConfig(**{**fields, "method": METHODS[fields["method_name"]](**settings)})
 
 
 def _tidy(book: Ledger) -> None:

@@ -19,23 +19,45 @@ _SHOWN = 100  # characters of what someone wrote, in a message
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """One unlearning run; saved as it is with the results."""
+class NetworkConfig:
+    """A network, the data set that it was trained on, and where both are; saved as it is with the results."""
 
     model: str
+    """The name of the network in the registry, such as `resnet20`."""
     model_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Options of the network, such as `dtype`; by default each has the value that the network's module gives it."""
     weights: str | None = None
+    """A PyTorch file (.pt .pth .th .tar) or a .safetensors file that holds the network."""
     checkpoint: str | None = None
+    """The folder of an earlier run, whose result is the network. Name either this or `weights`."""
     dataset: str
+    """The name of the data set, such as `cifar10`, or `npz:FILE` or `folder:DIR` for one of your own."""
     data_dir: str | None = None
-    forget: str
+    """The folder of the data set's files; by default the one that the data set itself looks into."""
     trained_on: str | None = None
+    """A file with the positions of the examples that the network was trained on, one on each line; by default all of
+    the training set, or what the run in `checkpoint` has noted."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig(NetworkConfig):
+    """One unlearning run: a network, what it is to forget, and how; saved as it is with the results."""
+
+    forget: str
+    """What is to be forgotten, as `forget_sets.forget_positions` takes it, such as `random:0.1` or `class:3`."""
     validation: str | None = None
+    """What tuning looks at: `test:SHARE` sets that share of the test set aside, and the run then reports on the rest;
+    `indices:FILE` names training examples that the network was not trained on; by default those are all taken."""
     seed: int = 0
+    """The seed of random forget sets and of the run."""
     retain_limit: int | None = None
+    """The number of retained examples, drawn at random, that the run uses; by default all of them."""
     augment: bool | None = None
+    """Whether training images are cropped and flipped at random; by default as is customary for the data set."""
     method_name: str = "scissorhands"
-    method: Any = None
+    """The name of the method in the registry."""
+    method: Any = None  # A MethodSettings, whose import would load JAX, which the command line must be able to put off.
+    """The settings of the method."""
 
 
 def override(config: Any, changes: Iterable[str]) -> Any:

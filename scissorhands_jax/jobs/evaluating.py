@@ -14,88 +14,80 @@ from scissorhands_jax.base import Dataset, Model, ModelState, Params
 from scissorhands_jax.datasets.splits import known_classes
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import runs
-from scissorhands_jax.jobs.job import (
-    build_network,
-    describe_run,
-    divide_test_set,
-    load_weights,
-    read_past,
-    run_folder_of,
-)
+from scissorhands_jax.jobs.config import NetworkConfig
+from scissorhands_jax.jobs.earlier_runs import origin_folder, read_past, saved_config
+from scissorhands_jax.jobs.job import build_model, divide_test_set, load_weights
 from scissorhands_jax.jobs.progress import progress_bar
 from scissorhands_jax.metrics import accuracies, distances
 from scissorhands_jax.report import gates
 
+_SCENARIO = "evaluation"
 
-def evaluate_network(
-    *,
-    model: str,
-    dataset: str,
-    data_dir: str | None,
-    weights: str | None = None,
-    checkpoint: str | None = None,
-    retrained: str | None = None,
-    console: Console,
-) -> dict[str, Any]:
-    """The test accuracy of a network, and for a run's result also its accuracy on what it forgot and kept.
 
-    The test set of a run's result is the one that the run reported on: without classes that it forgot as a whole, and
-    without what was set aside for validation.
+def evaluate_network(config: NetworkConfig, *, retrained: str | None = None, console: Console) -> dict[str, Any]:
+    """Measures the test accuracy of a network; of a run's result also its accuracy on what it forgot and retained.
+
+    The test set of a run's result is the one that the run reported on: without classes that were forgotten as a whole,
+    and without what was set aside for validation.
 
     Args:
-      retrained: folder of the run that retrained the network of the `checkpoint` without the same forget set; the gates
-        of `gates.of_rows` are then run, and `avg_gap` is the distance to it.
+      config: The network.
+      retrained: The folder of the run that retrained the network of `config.checkpoint` without the same forget set.
+        If it is given, the gates of `gates.of_rows` compare the two, and `avg_gap` is the distance between them.
+      console: Where progress is shown.
 
     Returns:
-      `model`, `dataset`, `acc_test`, `correct_test`, `num_test`, `gates`; with the `checkpoint` of a run also `acc_*`,
-      `correct_*`, `num_*` for `forget`, `retain` and, after several requests, `forgotten_before`.
+      `model`, `dataset`, `acc_test` (percent), `correct_test`, `num_test` and `gates`; with the `checkpoint` of a run
+      also `acc_*`, `correct_*` and `num_*` for `forget`, `retain` and, after several requests, `forgotten_before`.
 
     Raises:
-      InputError: something cannot be used, or the retrained network is one for something else.
+      InputError: Something cannot be used, or the retrained network belongs to another run.
     """
-    rows = _beside(checkpoint, retrained)
-    splits = datasets.load(dataset, data_dir)
-    described = {} if checkpoint is None else describe_run(checkpoint)
-    network = build_network(model, splits, described.get("model_options", {}))
-    params, model_state = load_weights(network, weights=weights, checkpoint=checkpoint)
-    parts = {"test": splits.test}
-    if checkpoint is not None and described.get("dataset") == dataset:
-        total = data_lib.size(splits.train)
-        past, forgotten = read_past(run_folder_of(checkpoint), total)
-        data = data_lib.split(splits.train, forgotten, past.trained_on)
-        test, _ = divide_test_set(splits.test, described.get("validation"), described.get("seed", 0))
-        parts = {"test": known_classes(test, data.retain), "forget": data.forget, "retain": data.retain}
-        if past.forgotten.size:
-            parts["forgotten_before"] = data_lib.take(splits.train, past.forgotten)
-    answer: dict[str, Any] = {"model": model, "dataset": dataset}
+    rows = _noted_rows(config.checkpoint, retrained)
+    splits = datasets.load(config.dataset, config.data_dir)
+    model = build_model(config, splits)
+    network = load_weights(model, weights=config.weights, checkpoint=config.checkpoint)
+    parts = _parts(config, splits)
+    answer: dict[str, Any] = {"model": config.model, "dataset": config.dataset}
     with progress_bar(console) as progress:
         task = progress.add_task("evaluating", total=len(parts), note="")
         for name, part in parts.items():
-            logits = accuracies.predict(network, params, model_state, part["image"], batch_size=500)
+            logits = accuracies.predict(model, *network, part["image"], batch_size=500)
             answer[f"acc_{name}"] = accuracies.accuracy(logits, part["label"])
             answer[f"correct_{name}"] = accuracies.correct(logits, part["label"])
             answer[f"num_{name}"] = len(part["label"])
             progress.advance(task)
     if retrained is not None:
-        rows[-1] |= _held_out_numbers(network, load_weights(network, weights=None, checkpoint=retrained), parts, splits)
+        rows[-1] |= _held_out_numbers(model, load_weights(model, weights=None, checkpoint=retrained), parts, splits)
         answer["avg_gap"] = distances.average_gap(rows[1], rows[-1])
     answer["gates"] = [
-        {"name": gate.name.removeprefix(f"{_EVALUATED}: "), "passed": gate.passed, "why": gate.explanation}
+        {"name": gate.name.removeprefix(f"{_SCENARIO}: "), "passed": gate.passed, "why": gate.explanation}
         for gate in gates.of_rows(rows)
     ]
     return answer
 
 
-_EVALUATED = "evaluation"
+def _parts(config: NetworkConfig, splits: datasets.Splits) -> dict[str, Dataset]:
+    """The sets that the network is measured on, by name."""
+    saved = {} if config.checkpoint is None else saved_config(config.checkpoint)
+    if config.checkpoint is None or saved.get("dataset") != config.dataset:
+        return {"test": splits.test}
+    past, forgotten = read_past(origin_folder(config.checkpoint), data_lib.size(splits.train))
+    data = data_lib.split(splits.train, forgotten, past.trained_on)
+    test, _ = divide_test_set(splits.test, saved.get("validation"), saved.get("seed", 0))
+    parts = {"test": known_classes(test, data.retain), "forget": data.forget, "retain": data.retain}
+    if past.forgotten.size:
+        parts["forgotten_before"] = data_lib.take(splits.train, past.forgotten)
+    return parts
 
 
-def _beside(checkpoint: str | None, retrained: str | None) -> list[dict[str, Any]]:
-    """The rows of the original and of a run, and that of the retrained network beside them, as the runs noted them."""
+def _noted_rows(checkpoint: str | None, retrained: str | None) -> list[dict[str, Any]]:
+    """The rows of the original, of a run and of the retrained network, as the two runs noted them."""
     if retrained is None:
-        return [{**dict.fromkeys(report.ROW_FIELDS), "scenario": _EVALUATED, "method": gates.ORIGINAL}]
+        return [{**dict.fromkeys(report.ROW_FIELDS), "scenario": _SCENARIO, "method": gates.ORIGINAL}]
     if checkpoint is None:
-        raise InputError("--retrained stands beside a run; name that with --checkpoint RUN")
-    own, other = (report.read_results(run_folder_of(run) / runs.RESULTS_FILE) for run in (checkpoint, retrained))
+        raise InputError("--retrained is compared with a run; name that run with --checkpoint RUN")
+    own, other = (report.read_results(origin_folder(run) / runs.RESULTS_FILE) for run in (checkpoint, retrained))
     if other["config"].get("method_name") != report.REFERENCE:
         raise InputError(f"{retrained} is a run of {other['config'].get('method_name')}; name one of --method retrain")
     for part in ("forget", "trained_on"):
@@ -103,13 +95,13 @@ def _beside(checkpoint: str | None, retrained: str | None) -> list[dict[str, Any
             what = "forgot other examples" if part == "forget" else "began with another training set"
             raise InputError(f"{retrained} {what} than {checkpoint}, so the two cannot be compared")
     rows = [*own["rows"], *other["rows"][1:]]
-    return [{**row, "scenario": _EVALUATED, "seed": None} for row in rows]
+    return [{**row, "scenario": _SCENARIO, "seed": None} for row in rows]
 
 
 def _held_out_numbers(
     model: Model, network: tuple[Params, ModelState], parts: Mapping[str, Dataset], splits: datasets.Splits
 ) -> dict[str, float]:
-    """The forget set beside the test set, class by class, as a retrained network sees them."""
+    """The accuracies of a retrained network on the forget set and the test set, class by class."""
     if "forget" not in parts:
         return {}
     shown = []

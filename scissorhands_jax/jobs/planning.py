@@ -32,13 +32,13 @@ from rich.progress import Progress
 from rich.table import Table
 
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import files, losses, models, report, trees
+from scissorhands_jax import losses, models, report, trees
 from scissorhands_jax.base import Batch, Carry, Data, Dataset, Method, Model, ModelState, Params, PyTree
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs.config import RunConfig
 from scissorhands_jax.jobs.job import Job, prepare_job
 from scissorhands_jax.jobs.progress import progress_bar
-from scissorhands_jax.methods import METHODS, MethodSettings, TrainingSettings
+from scissorhands_jax.methods import MethodSettings, TrainingSettings
 from scissorhands_jax.methods.pair_gradients import choose_pair
 from scissorhands_jax.metrics import accuracies, attacks
 from scissorhands_jax.training import checkpoints, compilation, feeding
@@ -122,40 +122,10 @@ def plan(
     limit = feeding.device_memory() if memory_gib is None else int(memory_gib * _GIB)
     console = console or Console(stderr=True)
     started = time.perf_counter()
-    job = prepare_job(config, check=functools.partial(_check_state, devices=devices, limit=limit))
+    job = prepare_job(config, check=functools.partial(_check_state, config, devices=devices, limit=limit))
     reading = time.perf_counter() - started
     with progress_bar(console) as progress:
         return _Planner(job, devices, limit, progress).document(starting, reading)
-
-
-def read_config(path: Path) -> RunConfig:
-    """The job that `results.json` or `run.json` of an earlier run describes.
-
-    Raises:
-      InputError: the file describes none.
-    """
-    try:
-        document = files.read_json(path)
-    except ValueError as error:
-        raise InputError(f"{path} is no JSON file: {error}") from error
-    found = document.get("config", document) if isinstance(document, dict) else {}
-    if not isinstance(found, dict) or not {"model", "dataset", "forget", "method_name", "method"} <= set(found):
-        raise InputError(f"{path} describes no unlearning run; name the results.json or run.json of one")
-    name = found["method_name"]
-    if name not in METHODS:
-        raise InputError(f"{path} has the method {name!r}; there are {', '.join(METHODS)}")
-    settings = _of_fields(METHODS[name], found["method"], path)
-    return dataclasses.replace(_of_fields(RunConfig, found, None), method=settings)
-
-
-def _of_fields(kind: Any, values: Mapping[str, Any], path: Path | None) -> Any:
-    """A dataclass from JSON, whose lists are tuples; with a path, names that it lacks are refused."""
-    known = {field.name for field in dataclasses.fields(kind)}
-    strangers = [name for name in values if name not in known]
-    if path is not None and strangers:
-        raise InputError(f"{path} has the setting {strangers[0]!r}, which this version does not know")
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    return kind(**{name: value for name, value in given.items() if name in known})
 
 
 def _check_state(config: RunConfig, model: Model, *, devices: int, limit: int) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +15,21 @@ import numpy as np
 from rich.console import Console
 
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import files, hashing, report
-from scissorhands_jax.base import ModelState, Params
+from scissorhands_jax import hashing, report
+from scissorhands_jax.base import Dataset, ModelState, Params
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.config import RunConfig
-from scissorhands_jax.jobs.job import (
-    FORGET_FILE,
-    FORGOTTEN_BEFORE_FILE,
-    NETWORK_FOLDER,
-    TRAINED_ON_FILE,
-    WEIGHTS_FILE,
-    prepare_job,
-)
+from scissorhands_jax.jobs.earlier_runs import NETWORK_FOLDER, WEIGHTS_FILE, write_past
+from scissorhands_jax.jobs.job import Job, prepare_job
 from scissorhands_jax.jobs.progress import follow, progress_bar
 from scissorhands_jax.metrics import accuracies
 from scissorhands_jax.metrics.row import measure_row
 from scissorhands_jax.report import gates
 from scissorhands_jax.torch_weights import state_dicts as torch_weights
 from scissorhands_jax.training import checkpoints, distributed, feeding, sharding
-from scissorhands_jax.training.loop import run
+from scissorhands_jax.training.loop import Result, run
 
 
 def unlearn(
@@ -54,75 +48,60 @@ def unlearn(
 
     The folder then holds `results.json`, `report.html`, the network as an Orbax checkpoint (`network/`) and with
     PyTorch's names (`network.safetensors`), the forgotten positions and the run's checkpoints. Input is checked before
-    the folder is touched; the network and the results are written only when the run has ended well.
+    the folder is touched; the network and the results are written only once the run has ended well.
 
     Requests can follow one another: where the network comes from an earlier run, what that run and those before it
-    forgot is in neither the forget nor the retain set, and its accuracy is reported as `acc_forgotten_before`. Where
-    the forget set is `mislabelled:FILE` with the right labels, `acc_corrected` is the share that gets its right label.
+    forgot is in neither the forget nor the retain set, and its accuracy is reported as `acc_forgotten_before`. If the
+    forget set is `mislabelled:FILE` with the right labels, `acc_corrected` is the share that gets its right label.
 
-    With a `layout` the work is divided over many devices, perhaps those of many processes (`distributed.start`). All of
-    these then make the same call, with a folder that all of them see; the first writes into it what is not divided. A
-    run can be resumed with another layout and another number of processes. `steps_per_call` and `feed_from` are as in
-    `training.run`.
+    Args:
+      config: The job.
+      out: The folder, which must be new, or hold a run that is to be replaced or resumed.
+      checkpoint_every: The number of steps between two checkpoints; None saves at the end of every epoch only.
+      overwrite: Whether a run that is in the folder is replaced.
+      resume: Whether a run that is in the folder is continued from its last checkpoint. Without a run there, one is
+        started.
+      layout: How the work is divided over many devices, perhaps those of many processes (`distributed.start`); None is
+        one device. All processes then make the same call, with a folder that all of them see, and the first of them
+        writes what is not divided. A run can be resumed with another layout and another number of processes.
+      steps_per_call, feed_from: As in `training.run`.
+      console: Where progress and tables are shown.
 
     Returns:
       The document in `results.json`.
 
     Raises:
-      InputError: something in the configuration, the files or the folder cannot be used.
-      NonFiniteError: the run diverged; its last good checkpoint stays in the folder.
+      InputError: Something in the configuration, the files or the folder cannot be used.
+      NonFiniteError: The run diverged; its last good checkpoint stays in the folder.
     """
     feeding.check_feed(feed_from, layout, steps_per_call)
     job = prepare_job(config)
-    config, model, params, model_state, past = job.config, job.model, job.params, job.model_state, job.past
-    data, test, positions, splits = job.data, job.test, job.positions, job.splits
-    right_labels = _right_labels(config.forget, len(splits.class_names))
+    config = job.config
+    right_labels = _right_labels(config.forget, len(job.splits.class_names))
     method = job.method(config.method)
-    resolved = dataclasses.asdict(config)
-
-    description = {
-        **resolved,
-        "forget_sha256": hashing.positions_sha256(positions),
-        "trained_on_sha256": hashing.positions_sha256(past.trained_on),
-        "train_checksum": job.train_checksum,
-        "original_sha256": hashing.network_sha256(params, model_state),
-    }
+    description = _describe(job)
     if layout is not None and config.method.epochs:
-        layout.check_batches(list(method.batches(jax.random.key(config.seed), data, 0)))
+        layout.check_batches(list(method.batches(jax.random.key(config.seed), job.data, 0)))
     writes = distributed.is_first()
     fresh = distributed.from_first(lambda: runs.open_folder(out, description, overwrite=overwrite, resume=resume))
     if writes:
-        _write_positions(out / FORGET_FILE, positions)
-        _write_positions(out / TRAINED_ON_FILE, past.trained_on)
-        _write_positions(out / FORGOTTEN_BEFORE_FILE, past.forgotten)
+        write_past(out, job.past, job.positions)
+    network = (job.params, job.model_state)
     if layout is not None:
-        params, model_state = layout.place((params, model_state))
-
-    def measure(params: Params, model_state: ModelState) -> dict[str, Any]:
-        numbers = measure_row(model, params, model_state, data, test, seed=config.seed, layout=layout)
-        extra: dict[str, Any] = {}
-        if past.forgotten.size:
-            extra["forgotten_before"] = data_lib.take(splits.train, past.forgotten)
-        if right_labels is not None:
-            extra["corrected"] = {**data.forget, "label": right_labels}
-        for name, part in extra.items():
-            logits = accuracies.predict(model, params, model_state, part["image"], batch_size=500, layout=layout)
-            numbers |= {f"acc_{name}": accuracies.accuracy(logits, part["label"]), f"num_{name}": len(part["label"])}
-        return numbers
+        network = layout.place(network)
 
     keeper = checkpoints.Checkpointer(out / "checkpoints", every_steps=checkpoint_every)
     resumed_at = keeper.latest_step
     history: list[dict] = []
     with _cleared_if_refused(out, keeper, fresh), progress_bar(console) as progress:
-        task = progress.add_task("evaluating the original", total=1, note=f"{len(positions)} examples to forget")
-        before = measure(params, model_state)
+        task = progress.add_task("evaluating the original", total=1, note=f"{len(job.positions)} examples to forget")
+        before = _measure(job, *network, right_labels, layout)
         progress.update(task, completed=1, note=_note(before))
         result = run(
             method,
             jax.random.key(config.seed),
-            params,
-            model_state,
-            data,
+            *network,
+            job.data,
             num_epochs=config.method.epochs,
             checkpoint=keeper,
             on_step=follow(progress, config.method_name, history),
@@ -133,21 +112,73 @@ def unlearn(
         if result.steps == 0:
             progress.update(progress.task_ids[-1], completed=1, total=1, note="done in one go, without steps")
         task = progress.add_task("evaluating the result", total=1, note="")
-        after = measure(result.params, result.model_state)
+        after = _measure(job, result.params, result.model_state, right_labels, layout)
         progress.update(task, completed=1, note=_note(after))
 
-    checkpoints.save_network(out / NETWORK_FOLDER, result.params, result.model_state, resolved)
-    network = sharding.to_host((result.params, result.model_state))
-    names = {"model": config.model, "made_by": "scissorhands_jax", "method": config.method_name}
+    document = _document(job, description, before, after, result, resumed_at)
+    if layout is not None:
+        document["layout"] = {**layout.mesh.shape, "fsdp": layout.fsdp, "processes": jax.process_count()}
+    _save_result(out, config, result)
     if writes:
-        torch_weights.write_safetensors(out / WEIGHTS_FILE, torch_weights.to_state_dict(*network), names)
+        report.write_results(out / runs.RESULTS_FILE, document)
+        _write_report(out / "report.html", config, document, history)
+        report.print_tables(document["rows"], console)
+        console.print(report.gates_note(document["gates"]), highlight=False, markup=False, soft_wrap=True)
+        console.print(
+            f"written to {out}: {NETWORK_FOLDER}/, {WEIGHTS_FILE}, {runs.RESULTS_FILE}, report.html", highlight=False
+        )
+    return document
+
+
+def _describe(job: Job) -> dict[str, Any]:
+    """What a run must have in common with the run that it resumes."""
+    return {
+        **dataclasses.asdict(job.config),
+        "forget_sha256": hashing.positions_sha256(job.positions),
+        "trained_on_sha256": hashing.positions_sha256(job.past.trained_on),
+        "train_checksum": job.train_checksum,
+        "original_sha256": hashing.network_sha256(job.params, job.model_state),
+    }
+
+
+def _measure(
+    job: Job,
+    params: Params,
+    model_state: ModelState,
+    right_labels: np.ndarray | None,
+    layout: sharding.Layout | None,
+) -> dict[str, Any]:
+    """The numbers of a network on the sets of the job; see `unlearn` for those that are not always there."""
+    numbers = measure_row(job.model, params, model_state, job.data, job.test, seed=job.config.seed, layout=layout)
+    extra: dict[str, Dataset] = {}
+    if job.past.forgotten.size:
+        extra["forgotten_before"] = data_lib.take(job.splits.train, job.past.forgotten)
+    if right_labels is not None:
+        extra["corrected"] = {**job.data.forget, "label": right_labels}
+    for name, part in extra.items():
+        logits = accuracies.predict(job.model, params, model_state, part["image"], batch_size=500, layout=layout)
+        numbers |= {f"acc_{name}": accuracies.accuracy(logits, part["label"]), f"num_{name}": len(part["label"])}
+    return numbers
+
+
+def _document(
+    job: Job,
+    description: Mapping[str, Any],
+    before: dict[str, Any],
+    after: dict[str, Any],
+    result: Result,
+    resumed_at: int | None,
+) -> dict[str, Any]:
+    """What `results.json` holds."""
+    config = job.config
     scenario = f"{config.dataset}, forget {config.forget}"
+    # Of a resumed run only the last part was timed, and the cost of a part would mislead.
+    seconds = result.seconds if resumed_at is None else None
     rows = [
         _row(scenario, "original", config.seed, before, None),
-        # Of a resumed run only the last part was timed, and half a cost is none.
-        _row(scenario, config.method_name, config.seed, after, result.seconds if resumed_at is None else None),
+        _row(scenario, config.method_name, config.seed, after, seconds),
     ]
-    document: dict[str, Any] = {
+    return {
         "rows": rows,
         "gates": [gate._asdict() for gate in gates.of_rows(rows)],
         "before": before,
@@ -158,28 +189,21 @@ def unlearn(
             "seconds": result.seconds,
             "compile_seconds": result.compile_seconds,
         },
-        "forget": {"spec": config.forget, "count": len(positions), "sha256": description["forget_sha256"]},
-        "trained_on": {"count": len(past.trained_on), "sha256": description["trained_on_sha256"]},
-        "config": resolved,
+        "forget": {"spec": config.forget, "count": len(job.positions), "sha256": description["forget_sha256"]},
+        "trained_on": {"count": len(job.past.trained_on), "sha256": description["trained_on_sha256"]},
+        "config": dataclasses.asdict(config),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **report.environment(),
     }
-    if layout is not None:
-        document["layout"] = {**layout.mesh.shape, "fsdp": layout.fsdp, "processes": jax.process_count()}
-    if not writes:
-        return document
-    report.write_results(out / runs.RESULTS_FILE, document)
-    _write_report(out / "report.html", config, document, history)
-    report.print_tables(rows, console)
-    console.print(report.gates_note(document["gates"]), highlight=False, markup=False, soft_wrap=True)
-    console.print(
-        f"written to {out}: {NETWORK_FOLDER}/, {WEIGHTS_FILE}, {runs.RESULTS_FILE}, report.html", highlight=False
-    )
-    return document
 
 
-def _write_positions(path: Path, positions: np.ndarray) -> None:
-    files.write_text(path, "".join(f"{position}\n" for position in positions))
+def _save_result(out: Path, config: RunConfig, result: Result) -> None:
+    """Writes the network as a checkpoint, in which all processes take part, and as a file, which the first writes."""
+    checkpoints.save_network(out / NETWORK_FOLDER, result.params, result.model_state, dataclasses.asdict(config))
+    network = sharding.to_host((result.params, result.model_state))
+    if distributed.is_first():
+        names = {"model": config.model, "made_by": "scissorhands_jax", "method": config.method_name}
+        torch_weights.write_safetensors(out / WEIGHTS_FILE, torch_weights.to_state_dict(*network), names)
 
 
 def _right_labels(forget: str, num_classes: int) -> np.ndarray | None:

@@ -12,7 +12,7 @@ from scissorhands_jax import datasets, hashing, models
 from scissorhands_jax.cli import main as cli
 from scissorhands_jax.datasets import forget_sets, splits
 from scissorhands_jax.jobs.config import RunConfig
-from scissorhands_jax.jobs.job import past_of
+from scissorhands_jax.jobs.earlier_runs import past_of
 from scissorhands_jax.torch_weights import state_dicts as torch_weights
 
 PEOPLE = 11  # so that s10 and s11 come after s9

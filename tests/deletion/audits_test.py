@@ -13,6 +13,7 @@ from scissorhands_jax.deletion import audits as deletion_audits
 from scissorhands_jax.deletion import ledger, records, signing
 from scissorhands_jax.deletion import requests as deletion
 from scissorhands_jax.deletion.ledger import Ledger
+from scissorhands_jax.jobs.config import RunConfig
 from scissorhands_jax.jobs.job import prepare_job
 from scissorhands_jax.methods import MethodSettings
 from tests.deletion import forking
@@ -192,8 +193,7 @@ class TestHandedIn:
 
 def test_a_forget_set_is_counted_among_what_was_trained_on(asked):
     with Ledger(asked) as book:
-        config = deletion._config(
-            book, deletion.Subject(), f"indices:{asked.parent / 'forty'}", 0, "finetune", MethodSettings()
-        )
-    job = prepare_job(config)
+        network = deletion._config(book, deletion.Subject())
+    settings = MethodSettings()
+    job = prepare_job(RunConfig(**vars(network), forget=f"indices:{asked.parent / 'forty'}", method=settings))
     np.testing.assert_array_equal(deletion_audits._within(job), np.arange(20, 60))

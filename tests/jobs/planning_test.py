@@ -6,7 +6,6 @@ import json
 import pytest
 
 from scissorhands_jax.cli import main as cli
-from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import planning
 from scissorhands_jax.jobs.config import RunConfig, override
 from scissorhands_jax.methods import METHODS
@@ -129,30 +128,6 @@ def test_the_command_prints_a_table_or_json(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "It does not fit in 64 GiB" in shown
     assert "2 microbatches (method.microbatches=2): 1 GiB, fits" in shown
-
-
-class TestConfigurations:
-    def test_a_run_reads_back_as_it_was(self, tmp_path):
-        job = dataclasses.replace(config("retrain", milestones=(2, 3)), model_options={"remat": True})
-        for document in ({"config": dataclasses.asdict(job), "rows": []}, {**dataclasses.asdict(job), "sha256": ""}):
-            file = tmp_path / "run.json"
-            file.write_text(json.dumps(document))
-            assert planning.read_config(file) == job
-
-    @pytest.mark.parametrize(
-        ("text", "message"),
-        [
-            ("{", "is no JSON file"),
-            ("[]", "describes no unlearning run"),
-            ('{"config": {"model": "mlp"}}', "describes no unlearning run"),
-            (json.dumps(dataclasses.asdict(config()) | {"method_name": "magic"}), "has the method 'magic'"),
-            (json.dumps(dataclasses.asdict(config()) | {"method": {"spell": 1}}), "has the setting 'spell'"),
-        ],
-    )
-    def test_files_that_describe_no_run_are_refused(self, tmp_path, text, message):
-        (tmp_path / "file.json").write_text(text)
-        with pytest.raises(InputError, match=message):
-            planning.read_config(tmp_path / "file.json")
 
 
 class TestRefusals:

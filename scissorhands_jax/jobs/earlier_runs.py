@@ -1,0 +1,224 @@
+"""What an earlier run left behind: its configuration, its network, and what that network was trained on and forgot."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from scissorhands_jax import data as data_lib
+from scissorhands_jax import files
+from scissorhands_jax.datasets import forget_sets
+from scissorhands_jax.errors import InputError, suggest
+from scissorhands_jax.jobs import runs
+from scissorhands_jax.jobs.config import NetworkConfig, RunConfig
+from scissorhands_jax.methods import METHODS
+from scissorhands_jax.training import checkpoints
+
+NETWORK_FOLDER = "network"
+WEIGHTS_FILE = "network.safetensors"
+FORGET_FILE = "forget_indices.txt"
+TRAINED_ON_FILE = "trained_on.txt"
+FORGOTTEN_BEFORE_FILE = "forgotten_before.txt"
+
+_Settings = TypeVar("_Settings")
+
+
+class Past(NamedTuple):
+    """What happened to a network before a run, as positions in the training split of its data set.
+
+    Both arrays are sorted and of int32.
+    """
+
+    trained_on: np.ndarray  # and has not forgotten since
+    forgotten: np.ndarray  # by earlier runs
+
+
+def read_run_config(path: Path) -> RunConfig:
+    """Reads the configuration of an earlier run from its `results.json` or `run.json`.
+
+    Args:
+      path: The file.
+
+    Raises:
+      InputError: The file is not JSON, does not describe an unlearning run, or has a method or a setting of a method
+        that this version does not know.
+    """
+    try:
+        document = files.read_json(path)
+    except ValueError as error:
+        raise InputError(f"{path} is no JSON file: {error}") from error
+    found = document.get("config", document) if isinstance(document, dict) else None
+    return parse_run_config(found, str(path))
+
+
+def parse_run_config(found: Any, where: str) -> RunConfig:
+    """The configuration of a run from JSON, as `dataclasses.asdict` writes a `RunConfig`.
+
+    Entries that are not settings of a run are ignored, because `run.json` holds hashes as well.
+
+    Args:
+      found: The JSON value.
+      where: The file or place that it comes from, for messages.
+
+    Raises:
+      InputError: The value does not describe an unlearning run, or has a method or a setting of a method that this
+        version does not know.
+    """
+    needed = {"model", "dataset", "forget", "method_name", "method"}
+    if not isinstance(found, dict) or not needed <= set(found) or not isinstance(found["method"], dict):
+        raise InputError(f"{where} describes no unlearning run; name the results.json or run.json of one")
+    name = found["method_name"]
+    if name not in METHODS:
+        raise InputError(f"{where} has the method {name!r}; {suggest(name, METHODS)}")
+    known = {field.name for field in dataclasses.fields(METHODS[name])}
+    unknown = [setting for setting in found["method"] if setting not in known]
+    if unknown:
+        raise InputError(f"{where} has the setting {unknown[0]!r}, which this version does not know")
+    method = _from_json(METHODS[name], found["method"])
+    return dataclasses.replace(_from_json(RunConfig, found), method=method)
+
+
+def _from_json(kind: type[_Settings], values: Mapping[str, Any]) -> _Settings:
+    """A dataclass from JSON, whose lists stand for tuples; entries that are not fields are ignored."""
+    known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return kind(**{name: value for name, value in given.items() if name in known})
+
+
+def network_config(
+    *,
+    model: str | None,
+    dataset: str | None,
+    data_dir: str | None = None,
+    weights: str | None = None,
+    checkpoint: str | None = None,
+    trained_on: str | None = None,
+) -> NetworkConfig:
+    """The configuration of a network: as it is given, and otherwise as the run that made the network saved it.
+
+    The options of the network (`model_options`) are always those of the run, since they decide how it is built.
+
+    Args:
+      model, dataset, data_dir, weights, checkpoint, trained_on: As in `NetworkConfig`. With a `checkpoint`, None for
+        one of the first three stands for what the run has saved.
+
+    Raises:
+      InputError: The model or the data set is neither given nor saved, or the run holds another model.
+      CheckpointError: There is no network in the folder of the checkpoint.
+    """
+    saved = {} if checkpoint is None else saved_config(checkpoint)
+    model, dataset = model or saved.get("model"), dataset or saved.get("dataset")
+    if not model:
+        raise InputError("--model is missing; name the network, e.g. --model resnet20")
+    if not dataset:
+        raise InputError("--dataset is missing; name the data set, e.g. --dataset cifar10")
+    if saved.get("model", model) != model:
+        raise InputError(f"the run in {checkpoint} holds a {saved['model']}, not a {model}")
+    return NetworkConfig(
+        model=model,
+        model_options=saved.get("model_options", {}),
+        weights=weights,
+        checkpoint=checkpoint,
+        dataset=dataset,
+        data_dir=data_dir or saved.get("data_dir"),
+        trained_on=trained_on,
+    )
+
+
+def saved_config(checkpoint: str | Path) -> dict[str, Any]:
+    """The configuration that was saved with a network, as JSON.
+
+    Args:
+      checkpoint: The folder of a run, or the folder of the network itself.
+
+    Returns:
+      The fields of a `RunConfig` if a run made the network, and otherwise whatever `checkpoints.save_network` was
+      given.
+
+    Raises:
+      CheckpointError: There is no network in the folder, or it is damaged.
+    """
+    return checkpoints.read_description(network_folder(checkpoint))
+
+
+def network_folder(checkpoint: str | Path) -> Path:
+    """The folder of the network of a run; `checkpoint` is the folder of the run or of the network itself."""
+    folder = Path(checkpoint)
+    # The folder of a network contains a folder of the same name, too.
+    return folder / NETWORK_FOLDER if (folder / NETWORK_FOLDER / NETWORK_FOLDER).is_dir() else folder
+
+
+def origin_folder(checkpoint: str | Path) -> Path:
+    """The folder of the run that made a network; `checkpoint` is that folder or the one of the network itself."""
+    return network_folder(checkpoint).parent
+
+
+def past_of(config: NetworkConfig, total: int, train_checksum: str) -> Past:
+    """What a network was trained on and has forgotten: as the user says, or as the run that made the network noted it.
+
+    If neither says anything, the network was trained on the whole training split.
+
+    Args:
+      config: The network.
+      total: The number of examples in the training split.
+      train_checksum: The checksum of the training split (`hashing.tree_checksum`). What the run has noted counts only
+        for the same data.
+
+    Raises:
+      InputError: The past cannot be known, both the user and the run say it, or a file cannot be read.
+    """
+    nothing = np.zeros(0, np.int32)
+    given = None
+    if config.trained_on is not None:
+        given = data_lib.check_training_set(forget_sets.read_positions(Path(config.trained_on)), total)
+    if config.checkpoint is not None and "forget" in saved_config(config.checkpoint):
+        folder = origin_folder(config.checkpoint)
+        what = f"the network in {config.checkpoint} has forgotten examples before"
+        if not (folder / runs.RUN_FILE).is_file():
+            known = False
+        else:
+            known = runs.read_description(folder).get("train_checksum") == train_checksum
+        if known and given is not None:
+            raise InputError(f"{what}, and its run has noted what it was trained on; leave --trained-on out")
+        if known:
+            past, forgotten = read_past(folder, total)
+            return Past(
+                np.setdiff1d(past.trained_on, forgotten, assume_unique=True),
+                np.union1d(past.forgotten, forgotten),
+            )
+        if given is None:
+            raise InputError(
+                f"{what}, of other data than these or in a run that is not there; add --trained-on FILE with the "
+                "positions in these data that it was trained on and has not forgotten"
+            )
+    return Past(np.arange(total, dtype=np.int32) if given is None else given, nothing)
+
+
+def read_past(folder: Path, total: int) -> tuple[Past, np.ndarray]:
+    """What a run noted: the past of the network that it began with, and the positions that the run itself forgot.
+
+    Args:
+      folder: The folder of the run.
+      total: The number of examples in the training split.
+
+    Raises:
+      InputError: A file is missing or damaged.
+    """
+    trained_on = data_lib.check_training_set(forget_sets.read_positions(folder / TRAINED_ON_FILE), total)
+    forgotten = data_lib.check_positions(forget_sets.read_positions(folder / FORGET_FILE), total)
+    before = forget_sets.read_positions(folder / FORGOTTEN_BEFORE_FILE)
+    return Past(trained_on, data_lib.check_positions(before, total) if before.size else before), forgotten
+
+
+def write_past(folder: Path, past: Past, forget: np.ndarray) -> None:
+    """Writes down, in the folder of a run, what `read_past` reads; one position on each line."""
+    for name, positions in (
+        (FORGET_FILE, forget),
+        (TRAINED_ON_FILE, past.trained_on),
+        (FORGOTTEN_BEFORE_FILE, past.forgotten),
+    ):
+        files.write_text(folder / name, "".join(f"{position}\n" for position in positions))
