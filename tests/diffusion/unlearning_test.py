@@ -400,7 +400,7 @@ class TestBadInput:
         [
             (["--preset", "fast"], "there is no preset 'fast'; choose one of paper, released"),
             (["--size", "18"], "--size must be a multiple of 4, got 18"),
-            (["--dtype", "float8"], "--dtype is float8"),
+            (["--dtype", "float8"], "--dtype must be float32 or bfloat16, got 'float8'"),
             (["--batch-size", "4"], "the forget set has 3 images, fewer than a batch of 4; raise --images, or lower"),
             (["--images", "0"], "--images must be at least 1, got 0"),
             (["--microbatches", "2", "--batch-size", "3"], "a batch of 3 examples cannot be divided into 2"),
@@ -411,7 +411,7 @@ class TestBadInput:
             (["--forget-prompts", "epochs=3"], "has 'epochs=3', which reads like a setting; write settings before it"),
             (["--sampler", "euler"], "--sampler is euler"),
             (["--model", "nowhere"], "there is no network checkpoint in nowhere/unet"),
-            (["sparsity=0.9"], "there is no setting 'sparsity'; the settings are fraction"),
+            (["sparsity=0.9"], "there is no setting 'sparsity'; choose one of fraction"),
             (["fraction=2"], "fraction must lie strictly between 0 and 1"),
             (["trim=up_blocks/9"], "the layer pattern 'up_blocks/9' matches none"),
             (["initializer=kaiming"], "there is no initializer 'kaiming'"),

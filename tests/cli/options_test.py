@@ -1,0 +1,167 @@
+"""Command lines derived from dataclasses: every type of option, help that loads nothing heavy, and errors of a line."""
+
+import dataclasses
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import pytest
+
+import scissorhands_jax
+from scissorhands_jax.cli import main as cli
+from scissorhands_jax.cli import options
+from scissorhands_jax.cli.options import Option
+from scissorhands_jax.errors import InputError
+from scissorhands_jax.methods import METHODS
+from tests.cli.main_test import error_of
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rates:
+    first: float = 0.5
+    """The first rate."""
+    milestones: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SampleCommand(options.SettingsCommand):
+    """Take samples.
+
+    As many as are asked for.
+    """
+
+    example: ClassVar[str] = "sample --out 5%"
+    required: ClassVar[tuple[str, ...]] = ("source", "count")
+
+    place: Annotated[str, Option("A positional argument.", flag="place")]
+    out: Annotated[Path, Option("A folder.", "DIR")]
+    count: Annotated[int | None, Option("A number that is required, although it has a default.")] = None
+    share: Annotated[float, Option("A share of 100 %.")] = 0.25
+    kind: Annotated[Literal["a", "b"] | None, Option("A choice.")] = None
+    flag: Annotated[bool, Option("A flag.", group="rare")] = False
+    pair: Annotated[bool | None, Option("A pair of flags.")] = None
+    each: Annotated[tuple[int, ...], Option("A repeated option.", repeat="each")] = (7,)
+    several: Annotated[tuple[Path, ...], Option("Several values.", repeat="several", flag="--from")] = ()
+    file: Annotated[str | None, Option("One source.", exclusive="source")] = None
+    folder: Annotated[str | None, Option("Another source.", exclusive="source")] = None
+
+    @classmethod
+    def listed_settings(cls, method: str | None) -> Mapping[str, Any]:
+        return {f"{method}.": Rates()}
+
+
+def parse(*words):
+    return options.parse("sample", SampleCommand, words)
+
+
+REQUIRED = ("here", "--out", "x", "--count", "3", "--file", "None")
+
+
+def test_values_have_the_types_of_their_fields():
+    assert parse(*REQUIRED) == SampleCommand(place="here", out=Path("x"), count=3, file="None")
+    words = ["--share=1e-3", "--kind", "b", "--flag", "--no-pair", "--each", "1", "--each", "2", "--from", "p", "q"]
+    command = parse(*REQUIRED, *words, "--from", "r", "--rates.first=2", "rates.milestones=1,2")
+    assert (command.share, command.kind, command.flag, command.pair, command.each) == (1e-3, "b", True, False, (1, 2))
+    assert command.several == (Path("p"), Path("q"), Path("r"))
+    assert command.settings == ("rates.first=2", "rates.milestones=1,2")
+    assert parse(*REQUIRED, "--pair").pair is True
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["here"], r"the following arguments are required: --out, --count; see `scissorhands sample --help`"),
+        (["here", "--out", "x", "--count", "1"], "one of the arguments --file --folder is required"),
+        ([*REQUIRED, "--folder", "y"], "--folder: not allowed with argument --file"),
+        ([*REQUIRED[:-1]], "--file: expected one argument"),
+        ([*REQUIRED, "--count", "many"], "--count must be int, got 'many'"),
+        ([*REQUIRED, "--count", "none"], "--count must be int, got 'none'"),
+        ([*REQUIRED, "--each", "x"], "--each must be int, got 'x'"),
+        ([*REQUIRED, "--kind", "c"], "--kind must be a or b, got 'c'"),
+        ([*REQUIRED, "--shar", "1"], "unknown argument '--shar'; near matches: --share"),
+        (["--ot", "x"], "unknown argument '--ot'; near matches: .*--out"),
+        ([*REQUIRED, "word"], "unknown argument 'word'"),
+        ([*REQUIRED, "--a-b=1"], "unknown argument '--a-b=1'"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_in_one_sentence(words, message):
+    with pytest.raises(InputError, match=message) as refused:
+        parse(*words)
+    assert "\n" not in str(refused.value)
+
+
+def test_help_has_every_option_its_default_and_the_example(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse("--help")
+    assert stopped.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "Take samples. As many as are asked for.",
+        "(--file FILE | --folder FOLDER)",
+        "[NAME=VALUE ...]",
+        "A share of 100 %. Default: 0.25.",
+        "rare: --flag A flag.",
+        "--pair, --no-pair A pair of flags.",
+        "example: scissorhands sample --out 5%",
+    ):
+        assert words in text
+
+
+def test_settings_are_listed_with_their_defaults_and_meaning(capsys):
+    with pytest.raises(SystemExit):
+        parse("--help-settings", "rates")
+    expected = "rates.first (default: 0.5)\n    The first rate.\nrates.milestones (default: none)\n"
+    assert capsys.readouterr().out == expected
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_has_help_with_an_example_that_can_be_read(name, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*name.split(), "--help"])
+    assert stopped.value.code == 0
+    assert f"scissorhands {name}" in capsys.readouterr().out
+    command = cli.COMMANDS[name]
+    words = shlex.split(command.example)
+    assert type(cli.read_command(words)) is command
+    assert all(found.help.endswith((".", ". ")) for found in options.options_of(command).values())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_settings_of_every_method_are_listed(method, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["unlearn", "--help-settings", method])
+    assert "method.epochs (default: " in capsys.readouterr().out
+
+
+def test_help_loads_nothing_heavy():
+    code = "import sys\nfrom scissorhands_jax.cli import main as cli\nfor words in {words}:\n"
+    code += (
+        "    try:\n        cli.main(words)\n    except SystemExit:\n        pass\nprint(*sys.modules, file=sys.stderr)"
+    )
+    words = [["--help"], ["--version"], ["sd", "--help"], ["unlearn", "--help"], ["unlearn", "--sed"]]
+    done = subprocess.run(
+        [sys.executable, "-c", code.format(words=json.dumps(words))], capture_output=True, text=True, check=True
+    )
+    assert {"jax", "numpy", "optax", "flax", "matplotlib"} & set(done.stderr.split()) == set()
+    assert f"scissorhands {scissorhands_jax.__version__}\n" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "a command is missing after `scissorhands`; choose one of demo, unlearn,"),
+        (["unlaern"], "there is no command 'unlaern'; near matches: unlearn; see `scissorhands --help`"),
+        (["request"], "a command is missing after `scissorhands request`; choose one of add, list, run, verify"),
+        (["sd", "unlern"], "there is no command 'sd unlern'; near matches: unlearn; see `scissorhands sd --help`"),
+        (["sd", "generate", "--preset", "paper"], "--preset belongs to `sd unlearn` and `sd plan`; leave it out"),
+        (["evaluate", "--checkpoint", "x", "method.epochs=3"], "evaluate does not know 'method.epochs=3'"),
+        (["unlearn", "--help-settings", "scisorhands"], "no method 'scisorhands'; near matches: scissorhands"),
+    ],
+)
+def test_commands_that_cannot_be_run_say_what_can(words, message, capsys):
+    assert cli.main(words) == 2
+    assert message in error_of(capsys)
