@@ -420,7 +420,7 @@ class ImagesCommand(ResumeOptions, SamplingOptions, TokenizerOptions):
             resume=self.resume,
             console=console,
         )
-        console.print(evaluating.verdict(document), highlight=False, soft_wrap=True, markup=False)
+        console.print(evaluating.counts_verdict(document), highlight=False, soft_wrap=True, markup=False)
         console.print(f"open {self.out / 'report.html'}", highlight=False, soft_wrap=True)
         print_json({key: document[key] for key in ("pairing", "counts", "utility")})
 

@@ -77,7 +77,7 @@ class UnlearnCommand(ResumeOptions, JobOptions):
     steps_per_call: Annotated[
         int | None,
         _speed(
-            "Steps in one compiled call. Default: many; on a CPU 4 where all convolutions are fast in a loop, else 1.",
+            "Steps in one compiled call. Default: many on an accelerator, 1 on a CPU.",
             metavar="N",
         ),
     ] = None
