@@ -1,7 +1,7 @@
 """Fills a table: `python -m experiments.run --config cifar10_small --data-dir data --seeds 0,1,2`.
 
-A table that was stopped goes on when the same command is typed again. Settings of the experiment follow as NAME=VALUE,
-such as `train_limit=500 training.epochs=2`; `python -m experiments.tables` renders the results.
+A table that was stopped is continued when the same command is typed again. Settings of the experiment follow as
+NAME=VALUE, such as `train_limit=500 training.epochs=2`; `python -m experiments.tables` renders the results.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def read_seeds(text: str) -> list[int]:
     """Seeds from `0,1,2`.
 
     Raises:
-      InputError: that is not what it is.
+      InputError: The text has another form.
     """
     if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", text):
         raise InputError(f"--seeds must be numbers with commas between them, got {text!r}")

@@ -3,17 +3,15 @@
     python -m experiments.tables                                    # all of experiments/results
     python -m experiments.tables runs/cifar10_small/results.json --out tables
 
-Of each results file: `tables.md`, `tables.tex` (needs booktabs), and every plot as SVG and PNG; of an audit what
-`experiments.audit` writes. Where the experiment
-has a counterpart in the paper (`paper_table` in its config), the paper's own numbers, from `paper_numbers.json`, stand
-below the measured ones.
+For each results file it writes `tables.md`, `tables.tex` (which needs booktabs), and every plot as SVG and PNG; for an
+audit it writes what `experiments.audit` writes. Where the experiment has a counterpart in the paper (`paper_table` in
+its config), the numbers of the paper, from `paper_numbers.json`, follow the measured ones.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +23,7 @@ from experiments import audit
 from scissorhands_jax import files, report
 from scissorhands_jax.cli.main import complain
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.jobs.cells import slug
 from scissorhands_jax.report import gates
 
 RESULTS = Path(__file__).parent / "results"
@@ -121,11 +120,6 @@ def paper_table(key: str | None) -> dict[str, Any] | None:
     if key not in tables:
         raise InputError(f"the paper has no table {key!r} here; paper_table is one of {', '.join(tables)}")
     return tables[key]
-
-
-def slug(text: str) -> str:
-    """A name for a file or a LaTeX label."""
-    return re.sub(r"[^A-Za-z0-9.-]+", "_", text.replace("%", "percent")).strip("_")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     python -m experiments.tuning --config cifar10_small --data-dir data --seeds 0,1,2 --trials 12 \
         --networks runs/cifar10_small/networks --out experiments/results/cifar10_small/tuning.json
 
-Every trial is scored on validation data, as `scissorhands tune` does it, and beside that against the retrained network,
+Every trial is scored on validation data, as `scissorhands tune` does it, and also compared with the retrained network,
 which the choice never sees.
 """
 
@@ -25,11 +25,13 @@ from scipy import stats
 from experiments import configs
 from experiments.run import read_seeds
 from scissorhands_jax import files, report
+from scissorhands_jax.base import ModelState, Params
 from scissorhands_jax.cli.main import complain
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import config, grid, search
 from scissorhands_jax.jobs.progress import progress_bar
+from scissorhands_jax.jobs.scenarios import SeededScenario, TableNetworks
 from scissorhands_jax.methods import describe
 from scissorhands_jax.metrics import distances
 from scissorhands_jax.metrics.row import measure_row
@@ -50,13 +52,13 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console(stderr=True)
     try:
         experiment = config.override(configs.load(options.config), options.settings)
-        table = grid.Table(experiment, options.data_dir, options.networks.parent, options.networks)
-        labels = list(filter(grid.choice(options.only).search, experiment.scenarios[0].methods))
+        store = TableNetworks(experiment, options.data_dir, options.networks.parent, options.networks)
+        labels = list(filter(grid.label_pattern(options.only).search, experiment.scenarios[0].methods))
         seeds = read_seeds(options.seeds)
         rows = []
         for seed, label in itertools.product(seeds, labels):
-            rows.append(tune_beside_oracle(table, label, seed, options.trials))
-            _write(options.out, {"rows": rows, "config": table.resolved, **report.environment()})
+            rows.append(tune_with_oracle(store, label, seed, options.trials))
+            _write(options.out, {"rows": rows, "config": store.loaded.settings, **report.environment()})
             console.print(_line(rows[-1]), highlight=False)
     except InputError as error:
         complain(console, str(error))
@@ -64,32 +66,32 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def tune_beside_oracle(table: grid.Table, label: str, seed: int, trials: int) -> dict[str, Any]:
-    """One tuning in the first scenario, with every trial's Avg. Gap beside its score."""
-    scenario = table.experiment.scenarios[0]
+def tune_with_oracle(store: TableNetworks, label: str, seed: int, trials: int) -> dict[str, Any]:
+    """One tuning in the first scenario, with the Avg. Gap of every trial in addition to its score."""
+    scenario = store.experiment.scenarios[0]
     settings = scenario.methods[label]
-    setting = grid.Setting(table, scenario, seed)
+    prepared = SeededScenario(store, scenario, seed)
     with progress_bar(Console(stderr=True)) as progress:
-        original, retrained = setting.original(progress), setting.retrained(progress)
-        oracle = _evaluate(table, setting, retrained.params, retrained.model_state)
+        original, retrained = prepared.original(progress), prepared.retrained(progress)
+        oracle = _evaluate(prepared, retrained.params, retrained.model_state)
         task = progress.add_task(f"seed {seed}: {label}", total=trials, note="")
 
         def observe(params, model_state):
-            return {"avg_gap": distances.average_gap(_evaluate(table, setting, params, model_state), oracle)}
+            return {"avg_gap": distances.average_gap(_evaluate(prepared, params, model_state), oracle)}
 
         def on_trial(number, trial):
             gap = trial.observed.get("avg_gap", float("nan"))
             progress.update(task, completed=number, note=f"score {trial.score:.2f}, Avg. Gap {gap:.2f}")
 
         result = search.tune_settings(
-            table.model,
-            table.method,
+            store.loaded.model,
+            store.loaded.method,
             settings,
             jax.random.fold_in(jax.random.key(seed), 3),
             original.params,
             original.model_state,
-            setting.data,
-            setting.validation,
+            prepared.data,
+            prepared.validation,
             whole_classes=any(map(forget_sets.forgets_classes, scenario.forget)),
             space=search.space_of(describe(settings)["method"]),
             num_trials=trials,
@@ -99,7 +101,7 @@ def tune_beside_oracle(table: grid.Table, label: str, seed: int, trials: int) ->
         progress.remove_task(task)
     whole = [trial for trial in result.trials if trial.observed]
     gaps = [trial.observed["avg_gap"] for trial in whole]
-    untouched = _evaluate(table, setting, original.params, original.model_state)
+    untouched = _evaluate(prepared, original.params, original.model_state)
     return {
         "method": label,
         "seed": seed,
@@ -127,8 +129,9 @@ def _write(path: Path, document: dict[str, Any]) -> None:
     files.write_text(path, json.dumps(document, indent=2) + "\n")
 
 
-def _evaluate(table: grid.Table, setting: grid.Setting, params, model_state) -> dict[str, Any]:
-    return measure_row(table.model, params, model_state, setting.data, setting.test, seed=setting.seed)
+def _evaluate(prepared: SeededScenario, params: Params, model_state: ModelState) -> dict[str, Any]:
+    model = prepared.store.loaded.model
+    return measure_row(model, params, model_state, prepared.data, prepared.test, seed=prepared.seed)
 
 
 if __name__ == "__main__":

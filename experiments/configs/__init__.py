@@ -8,7 +8,7 @@ import difflib
 from experiments.configs import celebahq, cifar10, cifar100, faces, recipes, svhn
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import demo
-from scissorhands_jax.jobs.grid import Experiment
+from scissorhands_jax.jobs.experiment import Experiment
 
 
 def demo_audit() -> Experiment:
@@ -57,10 +57,10 @@ CONFIGS = {
 
 
 def load(name: str) -> Experiment:
-    """The experiment of that name.
+    """The experiment with this name.
 
     Raises:
-      InputError: there is none.
+      InputError: No experiment has this name. The message lists the most similar names.
     """
     if name not in CONFIGS:
         near = difflib.get_close_matches(name, CONFIGS, n=3, cutoff=0.4) or list(CONFIGS)

@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Callable
 
 from experiments.configs import cifar10, common, faces
-from scissorhands_jax.jobs.grid import Experiment, Scenario
+from scissorhands_jax.jobs.experiment import Experiment, Scenario
 from scissorhands_jax.methods.retrain import RetrainSettings
 
 UPPER = "layer4|fc"

@@ -14,7 +14,7 @@ from typing import Any
 
 from experiments.configs import common
 from scissorhands_jax import models
-from scissorhands_jax.jobs.grid import Experiment, Scenario
+from scissorhands_jax.jobs.experiment import Experiment, Scenario, Sweep
 from scissorhands_jax.methods.retrain import RetrainSettings
 from scissorhands_jax.methods.scissorhands import ScissorhandsSettings
 
@@ -86,12 +86,12 @@ def ablation() -> Experiment:
     for name in ("normal", "zeros", "ones"):
         methods[f"scissorhands, {name}"] = dataclasses.replace(base, initializer=name)
     methods["scissorhands, ones, no projection"] = dataclasses.replace(base, initializer="ones", projected=False)
-    sweeps: dict[str, dict[str, Any]] = {}
+    sweeps: dict[str, Sweep] = {}
     for name, values in _SWEEPS.items():
         for value in values:
             label = f"scissorhands, {name} {value:g}"
             methods[label] = dataclasses.replace(base, **{name: value})
-            sweeps[label] = {"name": name, "value": value}
+            sweeps[label] = Sweep(name, value)
     scenario = Scenario(name="random 10 %", forget=("random:0.1",), methods=methods, sweeps=sweeps)
     return dataclasses.replace(
         _EXPERIMENT, name="cifar10_ablation", scenarios=(scenario,), paper_table="table3_ablation", relearn_epochs=0

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from experiments.configs import cifar10, common
-from scissorhands_jax.jobs.grid import Experiment, Scenario
+from scissorhands_jax.jobs.experiment import Experiment, Scenario
 
 UPPER = "layer4|fc"
 

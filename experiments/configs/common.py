@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from scissorhands_jax.jobs.grid import Experiment, Scenario
+from scissorhands_jax.jobs.experiment import Experiment, Scenario
 from scissorhands_jax.methods import METHODS, MethodSettings
 from scissorhands_jax.methods.finetune import FinetuneSettings
 from scissorhands_jax.methods.retrain import RetrainSettings
@@ -86,9 +86,9 @@ def _fitting(label: str, scenario: Scenario, changes: Mapping[str, Mapping[str, 
     # Methods without epochs take no steps; their settings have no learning rate either.
     shared = {} if settings.epochs == 0 else changes.get("all", {})
     fitting = {"batch_size": 64, **shared, **changes.get(name, {})}
-    plain, swept = scenario.methods.get(name, settings), scenario.sweeps.get(label, {}).get("name")
+    plain, sweep = scenario.methods.get(name, settings), scenario.sweeps.get(label)
     return {
         field: value
         for field, value in fitting.items()
-        if field != swept and getattr(settings, field) == getattr(plain, field)
+        if (sweep is None or field != sweep.name) and getattr(settings, field) == getattr(plain, field)
     }

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from experiments.configs import common
-from scissorhands_jax.jobs.grid import Experiment, Scenario
+from scissorhands_jax.jobs.experiment import Experiment, Scenario
 from scissorhands_jax.methods.finetune import FinetuneSettings
 from scissorhands_jax.methods.retrain import RetrainSettings
 

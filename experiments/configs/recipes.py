@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 
 from experiments.configs import cifar10, common
-from scissorhands_jax.jobs.grid import Experiment, Scenario
+from scissorhands_jax.jobs.experiment import Experiment, Scenario
 from scissorhands_jax.methods.retrain import RetrainSettings
 
 

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable
 
 from experiments.configs import cifar10, common
-from scissorhands_jax.jobs.grid import Experiment, Scenario
+from scissorhands_jax.jobs.experiment import Experiment, Scenario
 from scissorhands_jax.methods.retrain import RetrainSettings
 
 

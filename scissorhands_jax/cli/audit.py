@@ -77,7 +77,7 @@ class AuditCommand(OverwriteOptions, DataFolderOptions, SettingsCommand):
 
     def run(self, console: Console) -> None:
         from scissorhands_jax.audit import run as audit
-        from scissorhands_jax.jobs.grid import Experiment, Scenario
+        from scissorhands_jax.jobs.experiment import Experiment, Scenario
         from scissorhands_jax.methods.retrain import RetrainSettings
 
         methods = {name: self._method_settings(name) for name in self.method}

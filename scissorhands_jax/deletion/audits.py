@@ -25,7 +25,7 @@ from scissorhands_jax.errors import InputError
 from scissorhands_jax.hashing import sha256
 from scissorhands_jax.jobs import config as config_lib
 from scissorhands_jax.jobs import runs
-from scissorhands_jax.jobs.grid import Experiment, Scenario
+from scissorhands_jax.jobs.experiment import Experiment, Scenario
 from scissorhands_jax.jobs.job import Job
 from scissorhands_jax.methods import describe
 from scissorhands_jax.methods.retrain import RetrainSettings

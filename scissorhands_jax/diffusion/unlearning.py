@@ -34,7 +34,7 @@ from scissorhands_jax.diffusion.networks import Config
 from scissorhands_jax.diffusion.tokenizer import Tokenizer
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import runs
-from scissorhands_jax.jobs.progress import follow, progress_bar
+from scissorhands_jax.jobs.progress import follow_steps, progress_bar
 from scissorhands_jax.methods import scissorhands
 from scissorhands_jax.training import checkpoints
 from scissorhands_jax.training.loop import Progress, run
@@ -287,7 +287,7 @@ def unlearn(
         keeper = checkpoints.Checkpointer(out / "checkpoints", every_steps=checkpoint_every, keep=1)
         resumed_at = keeper.latest_step
         with (out / STEPS_FILE).open("a+", encoding="utf-8", newline="") as file:
-            log, show = _Log(file, resumed_at), follow(progress, "unlearning")
+            log, show = _Log(file, resumed_at), follow_steps(progress, "unlearning")
 
             def on_step(step: Progress) -> None:
                 log(step)

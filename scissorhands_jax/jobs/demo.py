@@ -15,6 +15,8 @@ from scissorhands_jax import data as data_lib
 from scissorhands_jax import files, report
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import grid
+from scissorhands_jax.jobs.experiment import Experiment, Scenario
+from scissorhands_jax.jobs.scenarios import SeededScenario, TableNetworks
 from scissorhands_jax.methods.finetune import FinetuneSettings
 from scissorhands_jax.methods.retrain import RetrainSettings
 from scissorhands_jax.methods.scissorhands import ScissorhandsSettings
@@ -25,7 +27,7 @@ _COMMON: dict[str, Any] = {"batch_size": 64, "weight_decay": 0.0}
 _TRAINING = RetrainSettings(epochs=100, learning_rate=0.05, milestones=(), **_COMMON)
 _FINETUNE = FinetuneSettings(epochs=10, learning_rate=0.02, **_COMMON)
 
-EXPERIMENT = grid.Experiment(
+EXPERIMENT = Experiment(
     name="demo",
     dataset="digits",
     model="mlp",
@@ -34,7 +36,7 @@ EXPERIMENT = grid.Experiment(
     training=_TRAINING,
     every_attack=False,
     scenarios=(
-        grid.Scenario(
+        Scenario(
             name="random 10 %",
             flipped_labels=0.2,
             forget=("random:0.1",),
@@ -45,7 +47,7 @@ EXPERIMENT = grid.Experiment(
                 ),
             },
         ),
-        grid.Scenario(
+        Scenario(
             name="one class",
             forget=("class:{seed}",),
             methods={
@@ -89,16 +91,16 @@ def run_demo(
     `forgetting.svg` and `forgetting.png`.
 
     Args:
-      out: the folder.
-      num_seeds: how many seeds, 1 to 10.
-      overwrite: replace what is in the folder.
-      console: for progress; by default the standard error.
+      out: The folder. A demonstration in it that was stopped is continued.
+      num_seeds: The number of seeds, 1 to 10. They are 0, 1, 2, ...
+      overwrite: Whether to replace a demonstration that is in the folder.
+      console: Shows the progress and the verdict of the gates. The default is stderr.
 
     Returns:
       The document in `results.json`.
 
     Raises:
-      InputError: `num_seeds` is not 1 to 10, or the folder is taken.
+      InputError: `num_seeds` is not 1 to 10, or the folder holds something else.
     """
     if not 1 <= num_seeds <= 10:
         raise InputError(f"--seeds must be 1 to 10, got {num_seeds}")
@@ -139,20 +141,20 @@ def _answer(rows: Sequence[report.Row]) -> str:
 
 def _forgetting_pictures(out: Path, rows: Sequence[report.Row]) -> list[report.Picture]:
     """Forgotten digits of seed 0 with what each network says to them: first of the scenario `one class`."""
-    table = grid.Table(EXPERIMENT, None, out, out / "networks")
+    store = TableNetworks(EXPERIMENT, None, out, out / "networks")
     by_scenario = report.grouped(rows)
     pictures = []
     for scenario in reversed(EXPERIMENT.scenarios):
-        setting = grid.Setting(table, scenario, 0)
+        prepared = SeededScenario(store, scenario, 0)
         # Digits with a right label are answered alike by all networks, so the picture shows those with a wrong one.
-        wrong = np.isin(setting.forget_positions, setting.flipped)
+        wrong = np.isin(prepared.forget_positions, prepared.flipped)
         chosen = np.flatnonzero(wrong if scenario.flipped_labels else ~wrong)[:_SHOWN]
         gaps = {
             name: statistics.fmean(row["avg_gap"] for row in by_scenario[scenario.name][method])
             for method, name in _NAMES.items()
         }
         which = "whose label was flipped" if scenario.flipped_labels else "of the class"
-        examples = _forgotten_examples(table, setting, chosen)
+        examples = _forgotten_examples(prepared, chosen)
         said = "; ".join(
             f"{name}: {', '.join(example.answers[name].label for example in examples)}" for name in _NAMES.values()
         )
@@ -169,15 +171,13 @@ def _forgetting_pictures(out: Path, rows: Sequence[report.Row]) -> list[report.P
     return pictures
 
 
-def _forgotten_examples(
-    table: grid.Table, setting: grid.Setting, positions: np.ndarray
-) -> list[report.ForgottenExample]:
+def _forgotten_examples(prepared: SeededScenario, positions: np.ndarray) -> list[report.ForgottenExample]:
     """Examples of a forget set, by their positions in it, with the answers of all networks."""
-    examples = data_lib.take(setting.data.forget, positions)
-    answers = {}
+    examples = data_lib.take(prepared.data.forget, positions)
+    model, answers = prepared.store.loaded.model, {}
     for method, name in _NAMES.items():
-        network = setting.load(method)
-        logits = accuracies.predict(table.model, network.params, network.model_state, examples["image"])
+        network = prepared.load(method)
+        logits = accuracies.predict(model, network.params, network.model_state, examples["image"])
         answers[name] = special.softmax(logits.astype(np.float64), axis=1)
     return [
         report.ForgottenExample(

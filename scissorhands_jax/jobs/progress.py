@@ -1,4 +1,4 @@
-"""Progress bars of runs."""
+"""Progress bars of runs, and how long things take in words."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scissorhands_jax.training.loop import Progress as Step
 
 @contextlib.contextmanager
 def progress_bar(console: Console) -> Iterator[Progress]:
-    """A live display with one line per task; nothing but its last state where the console is no terminal."""
+    """A live display with one line per task. Where the console is no terminal, only its last state is printed."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=12),
@@ -27,12 +27,18 @@ def progress_bar(console: Console) -> Iterator[Progress]:
         yield progress
 
 
-def follow(progress: Progress, description: str, history: list[dict] | None = None) -> OnStep:
-    """An `on_step` that moves a bar, shows the losses and, if asked to, keeps every step's scalar metrics."""
+def follow_steps(progress: Progress, description: str, history: list[dict] | None = None) -> OnStep:
+    """An `on_step` for `training.run` that moves a bar and shows the losses.
+
+    Args:
+      progress: The display, which gets one more line.
+      description: What the line is called.
+      history: Is appended to: one dictionary per step with `step`, `epoch` and all scalar metrics. None keeps nothing.
+    """
     task = progress.add_task(description, total=None, note="preparing")
 
     def on_step(step: Step) -> None:
-        # Exact if no later epoch is shorter or longer than this one, as those of some methods are.
+        # Exact if every later epoch has as many steps as this one, which does not hold for all methods.
         total = step.step - step.offset + step.steps_in_epoch * (step.num_epochs - step.epoch)
         losses = " ".join(
             f"{name.removeprefix('loss_')} {float(value):.3f}"
@@ -46,3 +52,14 @@ def follow(progress: Progress, description: str, history: list[dict] | None = No
             history.append({"step": step.step, "epoch": step.epoch} | scalars)
 
     return on_step
+
+
+def duration_text(seconds: float) -> str:
+    """A duration in the unit that fits it.
+
+    >>> [duration_text(number) for number in (1.25, 600, 7200)]
+    ['1.2 s', '10.0 min', '2.0 h']
+    """
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

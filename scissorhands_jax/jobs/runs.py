@@ -1,4 +1,4 @@
-"""The folder of a run: who may write into it, and what it is called by."""
+"""The folder of a run: who may write into it, and the names of its files."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ def open_folder(
     """Makes a folder ready for a run and writes down what runs in it.
 
     Args:
-      folder: made if it does not exist.
-      description: JSON-able; a resumed run must have the same.
-      overwrite: replace the run that is there.
-      resume: go on with the run that is there, and without one start it; None where that cannot be asked for.
+      folder: The folder. It is made if it does not exist.
+      description: JSON-able. A resumed run must have the same description.
+      overwrite: Whether to remove the run that is in the folder.
+      resume: Whether a run that is in the folder is continued. None is the same as False, for commands that cannot be
+        resumed: their error does not propose it.
 
     Returns:
-      Whether the run starts anew.
+      Whether the run starts from its beginning.
 
     Raises:
-      InputError: the folder holds another run or other files.
+      InputError: The folder holds another run or other files.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; name a folder for the run")
@@ -37,9 +38,9 @@ def open_folder(
     file = folder / RUN_FILE
     if file.exists() and not overwrite:
         if not resume:
-            going_on = "" if resume is None else "--resume to go on with it or "
-            raise InputError(f"{folder} already holds a run; add {going_on}--overwrite to replace it")
-        earlier = read_description(folder)
+            hint = "" if resume is None else "--resume to continue it or "
+            raise InputError(f"{folder} already holds a run; add {hint}--overwrite to replace it")
+        earlier = read_run(folder)
         changed = [name for name in {**description, **earlier} if earlier.get(name) != description.get(name)]
         if changed:
             name = changed[0]
@@ -57,11 +58,11 @@ def open_folder(
     return True
 
 
-def read_description(folder: Path) -> dict[str, Any]:
-    """What `open_folder` wrote.
+def read_run(folder: Path) -> dict[str, Any]:
+    """The description that `open_folder` wrote.
 
     Raises:
-      CheckpointError: the folder holds no run, or its description is damaged.
+      CheckpointError: The folder holds no run, or its description is damaged.
     """
     try:
         description = files.read_json(folder / RUN_FILE)

@@ -23,7 +23,7 @@ from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.config import RunConfig
 from scissorhands_jax.jobs.earlier_runs import NETWORK_FOLDER, WEIGHTS_FILE, write_past
 from scissorhands_jax.jobs.job import Job, prepare_job
-from scissorhands_jax.jobs.progress import follow, progress_bar
+from scissorhands_jax.jobs.progress import follow_steps, progress_bar
 from scissorhands_jax.metrics import accuracies
 from scissorhands_jax.metrics.row import measure_row
 from scissorhands_jax.report import gates
@@ -104,7 +104,7 @@ def unlearn(
             job.data,
             num_epochs=config.method.epochs,
             checkpoint=keeper,
-            on_step=follow(progress, config.method_name, history),
+            on_step=follow_steps(progress, config.method_name, history),
             steps_per_call=steps_per_call,
             feed_from=feed_from,
             layout=layout,

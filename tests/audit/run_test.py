@@ -14,7 +14,7 @@ from scissorhands_jax import report
 from scissorhands_jax.audit import run as audit
 from scissorhands_jax.cli import main as cli
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.jobs.grid import Experiment, Scenario
+from scissorhands_jax.jobs.experiment import Experiment, Scenario
 from scissorhands_jax.methods.finetune import FinetuneSettings
 from scissorhands_jax.methods.retrain import RetrainSettings
 from scissorhands_jax.metrics.intervals import Estimate

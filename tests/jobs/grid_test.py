@@ -1,17 +1,17 @@
-"""Tables: what is in a cell, what a resumed table does, and which examples a network has seen."""
+"""Tables: what is in a cell, and what a resumed table does."""
 
 import dataclasses
 import json
 
-import numpy as np
 import pytest
 from rich.console import Console
 
 from scissorhands_jax import report
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.jobs import grid
-from scissorhands_jax.jobs.grid import Experiment, Scenario
-from scissorhands_jax.methods import METHODS, describe
+from scissorhands_jax.jobs import grid, scenarios
+from scissorhands_jax.jobs.cells import slug
+from scissorhands_jax.jobs.experiment import Experiment, Scenario, Sweep
+from scissorhands_jax.jobs.scenarios import SeededScenario, TableNetworks
 from scissorhands_jax.methods.finetune import FinetuneSettings
 from scissorhands_jax.methods.retrain import RetrainSettings
 from scissorhands_jax.methods.scissorhands import ScissorhandsSettings
@@ -37,7 +37,7 @@ EXPERIMENT = Experiment(
             name="random 10 %",
             forget=("random:0.1",),
             methods={**METHOD, "scissorhands": ScissorhandsSettings(epochs=1, **BATCH)},
-            sweeps={"scissorhands": {"name": "fraction", "value": 0.03}},
+            sweeps={"scissorhands": Sweep("fraction", 0.03)},
         ),
         Scenario(name="wrong labels", flipped_labels=0.2, forget=("flipped",), methods=METHOD),
         Scenario(name="two requests", forget=("random:0.1", "class:{seed}"), methods=METHOD),
@@ -87,15 +87,15 @@ class TestTable:
         assert cell["relearn"]["cap"] == 2
         assert 1 <= len(cell["relearn"]["curve"]) <= 3
 
-    def test_the_splits_are_written_down(self, table, settings):
+    def test_the_splits_are_written_down(self, table):
         out, _ = table
-        for name, setting in settings.items():
-            saved = json.loads(
-                (out / "positions" / f"{name.replace(' %', '_percent').replace(' ', '_')}-seed3.json").read_text()
-            )
-            assert saved["trained_on"] == setting.trained_on.tolist()
-            assert saved["validation"] == setting.held_out.tolist()
-            assert [len(request) for request in saved["requests"]] == [len(r) for r in setting.requests]
+        store = TableNetworks(EXPERIMENT, None, out, out)
+        for scenario in EXPERIMENT.scenarios:
+            saved = json.loads((out / "positions" / f"{slug(scenario.name)}-seed3.json").read_text())
+            prepared = SeededScenario(store, scenario, 3)
+            assert saved["trained_on"] == prepared.trained_on.tolist()
+            assert saved["validation"] == prepared.held_out.tolist()
+            assert [len(request) for request in saved["requests"]] == [len(r) for r in prepared.requests]
 
     def test_the_original_needs_no_relearning(self, table):
         _, document = table
@@ -179,95 +179,11 @@ class TestTable:
         assert not (tmp_path / "out").exists()
 
 
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory):
-    """Every scenario with seed 3."""
-    out = tmp_path_factory.mktemp("settings")
-    table = grid.Table(EXPERIMENT, None, out, out)
-    return {scenario.name: grid.Setting(table, scenario, 3) for scenario in EXPERIMENT.scenarios}
-
-
-class TestSetting:
-    def test_every_forget_example_was_trained_on_and_none_is_held_out(self, settings):
-        for setting in settings.values():
-            assert np.isin(setting.forget_positions, setting.trained_on).all()
-            assert not np.isin(setting.held_out, setting.trained_on).any()
-            # Classes have unequal sizes, and 600 is shared out among them, rounded down.
-            assert len(setting.held_out) + len(setting.trained_on) == 596
-
-    def test_forget_and_retain_are_the_training_set(self, settings):
-        for setting in settings.values():
-            parts = [setting.data.forget["image"], setting.data.retain["image"]]
-            together = np.sort(np.concatenate(parts).reshape(len(setting.trained_on), -1), axis=0)
-            whole = setting.train["image"][setting.trained_on].reshape(len(setting.trained_on), -1)
-            np.testing.assert_array_equal(together, np.sort(whole, axis=0))
-
-    def test_wrong_labels_are_wrong_and_forgotten(self, settings):
-        setting = settings["wrong labels"]
-        assert (setting.data.forget["label"] != setting.true_labels[setting.forget_positions]).all()
-        rest = np.setdiff1d(setting.trained_on, setting.forget_positions)
-        np.testing.assert_array_equal(setting.train["label"][rest], setting.true_labels[rest])
-        assert len(setting.forget_positions) > 80
-
-    def test_a_forgotten_class_leaves_test_and_validation(self, settings):
-        setting = settings["two requests"]
-        assert 3 not in setting.test["label"]
-        assert 3 not in setting.validation["label"]
-        assert 3 not in setting.data.retain["label"]
-        assert 3 in settings["random 10 %"].test["label"]
-
-    def test_the_second_request_does_not_train_on_the_first(self, settings, monkeypatch):
-        setting = settings["two requests"]
-        seen = []
-
-        def record(self, name, method, key, start, examples, progress):
-            seen.append(examples)
-            return start
-
-        network = grid.Network((), (), {"seconds": 1.0})
-        monkeypatch.setattr(grid.Setting, "original", lambda self, progress: network)
-        monkeypatch.setattr(grid.Table, "run", record)
-        assert setting.unlearned("finetune", None).cost == {"seconds": 2.0}
-        first, second = (len(examples.retain["label"]) for examples in seen)
-        both = len(setting.forget_positions)
-        assert first == len(setting.trained_on) - len(setting.requests[0])
-        assert second == len(setting.trained_on) - both
-        forgotten = setting.train["image"][setting.requests[0]].reshape(len(setting.requests[0]), -1)
-        kept = seen[1].retain["image"].reshape(second, -1)
-        assert not (kept[:, None] == forgotten[None]).all(-1).any()
-
-
-def test_seeds_differ_in_their_forget_sets(tmp_path):
-    table = grid.Table(EXPERIMENT, None, tmp_path, tmp_path)
-    one, two = (grid.Setting(table, EXPERIMENT.scenarios[0], seed) for seed in (0, 1))
-    assert set(one.forget_positions) != set(two.forget_positions)
-    np.testing.assert_array_equal(one.held_out, two.held_out)
-
-
-@pytest.mark.parametrize("field", ["train_limit", "test_limit"])
-def test_limits_are_checked(field):
-    with pytest.raises(InputError, match=rf"{field} must be 1 to \d+, got 0"):
-        grid.load_splits(dataclasses.replace(EXPERIMENT, **{field: 0}), None)
-
-
-def test_images_are_resized(tmp_path):
-    splits = grid.load_splits(dataclasses.replace(EXPERIMENT, image_size=(4, 6)), None)
-    assert splits.train["image"].shape == (596, 4, 6, 1)
-    assert splits.image_shape == (4, 6, 1)
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_settings_describe_themselves(name):
-    document = json.loads(json.dumps(describe(METHODS[name]())))
-    assert document["method"] == name
-    assert "epochs" in document
-
-
 def test_a_cell_that_was_stopped_goes_on_from_its_last_epoch(tmp_path, monkeypatch):
     one = dataclasses.replace(EXPERIMENT, scenarios=EXPERIMENT.scenarios[:1], relearn_epochs=0, every_attack=False)
     whole = grid.run_grid(one, tmp_path / "whole", seeds=[0], only="NONE", console=QUIET)
     kept = dataclasses.replace(one, checkpoint_cells=True)
-    true_run, steps = grid.run, []
+    true_run, steps = scenarios.run, []
 
     def stopped(*arguments, on_step, **options):
         def count(progress):
@@ -278,7 +194,7 @@ def test_a_cell_that_was_stopped_goes_on_from_its_last_epoch(tmp_path, monkeypat
 
         return true_run(*arguments, on_step=count, **options)
 
-    monkeypatch.setattr(grid, "run", stopped)
+    monkeypatch.setattr(scenarios, "run", stopped)
     with pytest.raises(KeyboardInterrupt):
         grid.run_grid(kept, tmp_path / "out", seeds=[0], only="NONE", console=QUIET)
     first = list(steps)

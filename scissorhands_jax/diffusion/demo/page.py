@@ -18,7 +18,7 @@ from scissorhands_jax.diffusion.demo import digits
 from scissorhands_jax.diffusion.demo.digits import NUM_DIGITS, ORIGINAL, PUBLISHED, RETRAINED, UNLEARNED, WAYS, Settings
 from scissorhands_jax.diffusion.demo.drawings import drawings_figure
 from scissorhands_jax.jobs import runs
-from scissorhands_jax.jobs.progress import follow, progress_bar
+from scissorhands_jax.jobs.progress import follow_steps, progress_bar
 from scissorhands_jax.report import Cell, Grid, Picture
 
 _SHOWN = 10  # drawings of a digit in a picture
@@ -102,7 +102,7 @@ def phases(console: Console) -> Iterator[tuple[digits.Told, dict[str, float]]]:
         def tell(phase: str, *, steps: bool = True) -> Callable | None:
             end()
             current.append((phase, time.perf_counter()))
-            return follow(progress, phase) if steps else None
+            return follow_steps(progress, phase) if steps else None
 
         yield tell, seconds
     end()

@@ -1,0 +1,198 @@
+"""Cells: results that take long to compute, each kept in a file of its own and computed only once.
+
+Tables and audits are folders of cells. A computation that is killed at any moment loses the cell it was working on and
+nothing else: the next call reads the cells that are done and computes the others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import time
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
+
+from rich.progress import Progress
+
+from scissorhands_jax import files
+from scissorhands_jax.errors import CheckpointError, InputError, NonFiniteError
+from scissorhands_jax.jobs import runs
+
+SECONDS_BETWEEN_RESULTS = 20.0
+_DIVERGED = ".diverged"
+
+
+class CellResult(Protocol):
+    """What a cell holds once it is computed: a value that can be written to a file and read back."""
+
+    SUFFIX: ClassVar[str]
+    """Of the file, such as ".json"."""
+
+    def encode(self) -> bytes:
+        """The content of the file."""
+        ...
+
+    @classmethod
+    def decode(cls, content: bytes) -> Self:
+        """The value of which `encode` gave this content."""
+        ...
+
+
+CellT = TypeVar("CellT", bound=CellResult)
+
+
+@dataclasses.dataclass(frozen=True)
+class Diverged:
+    """What a cell holds whose method diverged at its settings."""
+
+    place: Mapping[str, str | int]
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell(Generic[CellT]):
+    """One result: what determines it, and how it is computed."""
+
+    place: Mapping[str, str | int]
+    """Its coordinates by name, such as `{"scenario": "one class", "seed": 3, "method": "finetune"}`. With the
+    description of the folder they determine the result."""
+    compute: Callable[[Progress], CellT]
+    """Is called once, with the display on which it may show its progress."""
+    may_diverge: bool = False
+    """Whether the others are still computed if this one raises `NonFiniteError`."""
+
+    @property
+    def name(self) -> str:
+        """The name of its file, without the suffix."""
+        return "-".join(slug(value if isinstance(value, str) else f"{key}{value}") for key, value in self.place.items())
+
+    @property
+    def title(self) -> str:
+        """What it is called in a progress bar."""
+        return ", ".join(value if isinstance(value, str) else f"{key} {value}" for key, value in self.place.items())
+
+
+class CellFolder(Generic[CellT]):
+    """The cells of one experiment on disk.
+
+    Args:
+      folder: Holds a file per cell. It is made when the first cell is written.
+      kind: The type of the results.
+    """
+
+    def __init__(self, folder: Path, kind: type[CellT]) -> None:
+        self.folder = folder
+        self.kind = kind
+
+    @classmethod
+    def open(cls, out: Path, description: Mapping[str, Any], kind: type[CellT], *, overwrite: bool) -> Self:
+        """The cells in the folder of a run, `out/cells`. A run with the same description is continued.
+
+        Args:
+          out: The folder of the run. It is made if it does not exist.
+          description: All settings that the cells depend on, as JSON.
+          kind: The type of the results.
+          overwrite: Whether to remove the run that is in the folder.
+
+        Raises:
+          InputError: The folder holds other files or a run with another description.
+        """
+        runs.open_folder(out, dict(description), overwrite=overwrite, resume=True)
+        return cls(out / "cells", kind)
+
+    def path(self, cell: Cell[CellT]) -> Path:
+        """The file of a cell that has been computed."""
+        return self.folder / (cell.name + self.kind.SUFFIX)
+
+    def is_done(self, cell: Cell[CellT]) -> bool:
+        """Whether the cell has a result, or is known to diverge."""
+        return self.path(cell).exists() or self.path(cell).with_suffix(_DIVERGED).exists()
+
+    def read(self, cell: Cell[CellT]) -> CellT | Diverged | None:
+        """The result of a cell, or None if it has none yet.
+
+        Raises:
+          CheckpointError: The file is damaged.
+        """
+        for path in (self.path(cell), self.path(cell).with_suffix(_DIVERGED)):
+            if path.exists():
+                return self._read(path)
+        return None
+
+    def read_all(self) -> list[CellT | Diverged]:
+        """The results of all cells in the folder, also of those that another call has computed, sorted by file name.
+
+        Raises:
+          CheckpointError: A file is damaged.
+        """
+        found = [path for path in self.folder.glob("*") if path.suffix in (self.kind.SUFFIX, _DIVERGED)]
+        return [self._read(path) for path in sorted(found)]
+
+    def fill(
+        self,
+        cells: Sequence[Cell[CellT]],
+        progress: Progress,
+        write_results: Callable[[], None],
+        *,
+        seconds_between: float | None = None,
+    ) -> None:
+        """Computes the cells that have no result yet, in their order.
+
+        Args:
+          cells: All cells of this call.
+          progress: Shows one line for them together.
+          write_results: Writes the results so far. It is called after the first new cell and then at intervals, but not
+            at the end, when the caller knows more.
+          seconds_between: The shortest interval between two such calls. None is `SECONDS_BETWEEN_RESULTS`.
+
+        Raises:
+          InputError: Two cells have the same file.
+          NonFiniteError: A cell diverged that must not. The cells before it are kept.
+        """
+        interval = SECONDS_BETWEEN_RESULTS if seconds_between is None else seconds_between
+        places: dict[str, Cell[CellT]] = {}
+        for cell in cells:
+            other = places.setdefault(cell.name, cell)
+            if other is not cell:
+                raise InputError(f"{other.title!r} and {cell.title!r} would share a file; give one another name")
+        waiting = [cell for cell in cells if not self.is_done(cell)]
+        task = progress.add_task("", total=len(cells), completed=len(cells) - len(waiting), note="")
+        written = -math.inf
+        for cell in waiting:
+            progress.update(task, description=cell.title)
+            self._compute(cell, progress)
+            if time.perf_counter() - written >= interval:
+                write_results()
+                written = time.perf_counter()
+            progress.advance(task)
+
+    def _compute(self, cell: Cell[CellT], progress: Progress) -> None:
+        path = self.path(cell)
+        try:
+            content = cell.compute(progress).encode()
+        except NonFiniteError as error:
+            if not cell.may_diverge:
+                raise
+            path = path.with_suffix(_DIVERGED)
+            content = json.dumps(dataclasses.asdict(Diverged(dict(cell.place), str(error)))).encode()
+        files.write_bytes(path, content)
+
+    def _read(self, path: Path) -> CellT | Diverged:
+        content = path.read_bytes()
+        try:
+            return Diverged(**json.loads(content)) if path.suffix == _DIVERGED else self.kind.decode(content)
+        except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise CheckpointError(f"{path} is damaged: {error}; remove it, and it is computed again") from error
+
+
+def slug(text: str) -> str:
+    """A text as a part of a file name.
+
+    >>> slug("random 10 %, seed 3")
+    'random_10_percent_seed_3'
+    """
+    return re.sub(r"[^A-Za-z0-9.=-]+", "_", text.replace("%", "percent")).strip("_")

@@ -1,0 +1,337 @@
+"""One scenario with one seed: its examples, and its networks, which are trained, unlearned, kept and measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import uuid
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from rich.progress import Progress
+
+from scissorhands_jax import data as data_lib
+from scissorhands_jax import files, hashing
+from scissorhands_jax.base import Data, Key, ModelState, Params
+from scissorhands_jax.datasets import forget_sets
+from scissorhands_jax.datasets.splits import known_classes, validation_split
+from scissorhands_jax.errors import InputError
+from scissorhands_jax.jobs.cells import slug
+from scissorhands_jax.jobs.experiment import FLIPPED, Experiment, LoadedExperiment, Scenario
+from scissorhands_jax.jobs.progress import follow_steps
+from scissorhands_jax.jobs.table_cells import Cost, ForgetSummary, RelearnSummary, TableCell
+from scissorhands_jax.methods import MethodSettings, describe
+from scissorhands_jax.metrics import accuracies, relearning
+from scissorhands_jax.metrics.row import measure_row
+from scissorhands_jax.report import REFERENCE, gates
+from scissorhands_jax.report.gates import ORIGINAL
+from scissorhands_jax.training import checkpoints
+from scissorhands_jax.training.loop import run
+
+
+class TrainedNetwork(NamedTuple):
+    """A network, and what it cost if it was made in this process from its beginning."""
+
+    params: Params
+    model_state: ModelState
+    cost: Cost | None
+
+
+class TableNetworks:
+    """The networks of one table: trained or unlearned when they are first needed, kept in folders, and read again.
+
+    Args:
+      experiment: What the table is about.
+      data_dir: The folder of the data set's files. None for data sets that need none.
+      out: The folder of the table.
+      networks: The folder of its original and retrained networks.
+    """
+
+    def __init__(self, experiment: Experiment, data_dir: str | None, out: Path, networks: Path) -> None:
+        self.loaded = LoadedExperiment(experiment, data_dir)
+        self.experiment = experiment
+        self.out = out
+        self.networks = networks
+        self.process = uuid.uuid4().hex
+        self._costs: dict[str, Cost | None] = {}
+
+    def load(self, folder: Path) -> TrainedNetwork:
+        """The network in a folder.
+
+        Raises:
+          CheckpointError: The folder holds no network, or another one.
+        """
+        shapes = jax.eval_shape(self.loaded.model.init, jax.random.key(0))
+        params, model_state = checkpoints.load_network(folder, *shapes)
+        return TrainedNetwork(params, model_state, self._costs.get(folder.name))
+
+    def train(self, folder: Path, examples: Data, seed: int, progress: Progress) -> TrainedNetwork:
+        """The network in a folder; if there is none, it is trained on the retain set of `examples` and kept there.
+
+        Raises:
+          InputError: The folder holds a network that was trained in another way.
+        """
+        identity = {
+            "seed": seed,
+            "trained_on": hashing.tree_checksum(examples.retain),
+            **self.loaded.training_identity(),
+        }
+        if folder.exists():
+            description = checkpoints.read_description(folder)
+            found = {name: description.get(name) for name in identity}
+            if found != identity:
+                name = next(name for name in identity if found[name] != identity[name])
+                raise InputError(
+                    f"the network in {folder} was made with {name} = {found[name]!r}, not {identity[name]!r}; remove "
+                    "it, or name another folder"
+                )
+            return self.load(folder)
+        key = jax.random.fold_in(jax.random.key(seed), 0)
+        network = self.run(folder.name, self.experiment.training, key, None, examples, progress)
+        checkpoints.save_network(folder, network.params, network.model_state, identity)
+        self._costs[folder.name] = network.cost
+        return network
+
+    def run(
+        self,
+        name: str,
+        settings: MethodSettings,
+        key: Key,
+        start: TrainedNetwork | None,
+        examples: Data,
+        progress: Progress,
+    ) -> TrainedNetwork:
+        """Runs a method with its progress shown and, if the experiment says so, a checkpoint every epoch."""
+        on_step = follow_steps(progress, f"  {name}")
+        keeper = None
+        if self.experiment.checkpoint_cells:
+            keeper = checkpoints.Checkpointer(self.out / "checkpoints" / slug(name))
+        resumed = keeper is not None and keeper.latest_step is not None
+        params, model_state = (None, None) if start is None else (start.params, start.model_state)
+        result = run(
+            self.loaded.method(settings),
+            key,
+            params,
+            model_state,
+            examples,
+            num_epochs=settings.epochs,
+            checkpoint=keeper,
+            on_step=on_step,
+        )
+        progress.remove_task(progress.task_ids[-1])
+        if keeper is not None:
+            keeper.remove()
+        # Of a resumed run only the last part was timed, which is no cost of the whole.
+        cost = None if resumed else Cost(result.seconds, result.compile_seconds, result.steps)
+        return TrainedNetwork(result.params, result.model_state, cost)
+
+
+class SeededScenario:
+    """One scenario with one seed: its examples and its networks.
+
+    Args:
+      store: The networks of the table that it belongs to.
+      scenario: One of the experiment's scenarios.
+      seed: Decides the forget set, the wrong labels and all networks.
+    """
+
+    def __init__(self, store: TableNetworks, scenario: Scenario, seed: int) -> None:
+        self.store = store
+        self.scenario = scenario
+        self.seed = seed
+        splits, experiment = store.loaded.splits, store.experiment
+        self.true_labels = splits.train["label"]
+        labels, self.flipped = forget_sets.flip_labels(
+            self.true_labels, scenario.flipped_labels, len(splits.class_names), seed=seed
+        )
+        self.train = {**splits.train, "label": labels}
+        self.trained_on, self.held_out = validation_split(
+            self.true_labels, experiment.validation_share, experiment.split_seed
+        )
+        self.requests = [self._positions(spec.format(seed=seed)) for spec in scenario.forget]
+        self.forget_positions = np.unique(np.concatenate(self.requests))
+        self.data = self._split(self.forget_positions, self.forget_positions)
+        self.test = known_classes(splits.test, self.data.retain)
+        self.validation = known_classes(data_lib.take(self.train, self.held_out), self.data.retain)
+        self._target: float | None = None
+
+    def save_positions(self) -> None:
+        """Writes down which examples are trained on, held out and forgotten: positions in the limited training set."""
+        parts = {
+            "trained_on": self.trained_on.tolist(),
+            "validation": self.held_out.tolist(),
+            "requests": [request.tolist() for request in self.requests],
+        }
+        file = self.store.out / "positions" / f"{slug(self.scenario.name)}-seed{self.seed}.json"
+        files.write_text(file, json.dumps(parts) + "\n")
+
+    def _positions(self, spec: str) -> np.ndarray:
+        """What a request names, as positions in the training set; the networks are trained on all of it."""
+        if spec == FLIPPED:
+            return data_lib.check_positions(np.intersect1d(self.flipped, self.trained_on), len(self.true_labels))
+        return forget_sets.forget_positions(
+            spec,
+            self.train["label"],
+            seed=self.seed,
+            class_names=self.store.loaded.splits.class_names,
+            trained_on=self.trained_on,
+        )
+
+    def _split(self, forget: np.ndarray, forgotten: np.ndarray) -> Data:
+        """The examples to forget now, and the training examples that have not been forgotten so far."""
+        retain = np.setdiff1d(self.trained_on, forgotten)
+        return Data(data_lib.take(self.train, forget), data_lib.take(self.train, retain))
+
+    def network_folder(self, label: str) -> Path:
+        """The folder of a network. Scenarios with the same share of wrong labels have the same original.
+
+        Tables may share the reference networks, but not the unlearned ones, whose settings may differ.
+        """
+        if label == ORIGINAL:
+            flipped = self.scenario.flipped_labels
+            return self.store.networks / (f"original-seed{self.seed}" + (f"-flipped{flipped:g}" if flipped else ""))
+        networks = self.store.networks if label == REFERENCE else self.store.out / "networks"
+        return networks / f"{slug(self.scenario.name)}-seed{self.seed}-{slug(label)}"
+
+    def load(self, label: str) -> TrainedNetwork:
+        """The network of a cell that has been computed."""
+        return self.store.load(self.network_folder(label))
+
+    def original(self, progress: Progress) -> TrainedNetwork:
+        """The network that is trained on everything, wrong labels included."""
+        everything = Data(None, data_lib.take(self.train, self.trained_on))
+        return self.store.train(self.network_folder(ORIGINAL), everything, self.seed, progress)
+
+    def retrained(self, progress: Progress) -> TrainedNetwork:
+        """The network that is trained without the forget set."""
+        # Its seed differs from the original's: the gold standard shares nothing with it.
+        examples = Data(None, self.data.retain)
+        return self.store.train(self.network_folder(REFERENCE), examples, self.seed + 1_000, progress)
+
+    def unlearned(self, label: str, progress: Progress) -> TrainedNetwork:
+        """The original after all requests, one after another."""
+        network = self.original(progress)
+        settings = self.scenario.methods[label]
+        key = jax.random.fold_in(jax.random.key(self.seed), 1)
+        total: Cost | None = Cost(0, 0, 0)
+        forgotten = np.zeros(0, np.int32)
+        for number, positions in enumerate(self.requests):
+            forgotten = np.union1d(forgotten, positions)
+            examples = self._split(positions, forgotten)
+            name = f"{self.scenario.name}-seed{self.seed}-{label}-{number}"
+            network = self.store.run(name, settings, jax.random.fold_in(key, number), network, examples, progress)
+            total = _sum(total, network.cost)
+        return network._replace(cost=total)
+
+    def measure(self, label: str, progress: Progress) -> TableCell:
+        """Trains or unlearns one network, keeps it, and measures it.
+
+        Args:
+          label: `ORIGINAL`, `REFERENCE` or a method of the scenario.
+          progress: Shows the steps.
+
+        Raises:
+          NonFiniteError: The run diverged.
+        """
+        is_reference = label in (ORIGINAL, REFERENCE)
+        makers = {ORIGINAL: self.original, REFERENCE: self.retrained}
+        network = makers[label](progress) if is_reference else self.unlearned(label, progress)
+        metrics = self._metrics(label, network)
+        cell = TableCell(
+            scenario=self.scenario.name,
+            method=label,
+            seed=self.seed,
+            sweep=self.scenario.sweeps.get(label),
+            settings=describe(self.store.experiment.training if is_reference else self.scenario.methods[label]),
+            metrics=metrics,
+            cost=network.cost,
+            process=self.store.process,
+            network=hashing.tree_checksum((network.params, network.model_state)),
+            forget=ForgetSummary(
+                [spec.format(seed=self.seed) for spec in self.scenario.forget],
+                len(self.forget_positions),
+                hashing.positions_sha256(self.forget_positions),
+            ),
+            relearn=self._relearn(label, network, metrics["acc_forget"], progress),
+        )
+        if not is_reference:
+            folder = self.network_folder(label)
+            checkpoints.save_network(folder, network.params, network.model_state, cell.as_dict())
+        return cell
+
+    def _metrics(self, label: str, network: TrainedNetwork) -> dict[str, float]:
+        loaded, experiment = self.store.loaded, self.store.experiment
+        numbers = measure_row(
+            loaded.model,
+            network.params,
+            network.model_state,
+            self.data,
+            self.test,
+            seed=self.seed,
+            every_attack=experiment.every_attack,
+        )
+        if len(self.held_out):
+            numbers["acc_validation"] = self._accuracy(network, self.validation["image"], self.validation["label"])
+        if self.scenario.flipped_labels:
+            true = self.true_labels[self.forget_positions]
+            numbers["acc_forget_true_labels"] = self._accuracy(network, self.data.forget["image"], true)
+        if label == REFERENCE:
+            numbers |= self._held_out_numbers(network)
+        return numbers
+
+    def _relearn(
+        self, label: str, network: TrainedNetwork, acc_forget: float, progress: Progress
+    ) -> RelearnSummary | None:
+        experiment = self.store.experiment
+        if not experiment.relearn_epochs:
+            return None
+        target = acc_forget if label == ORIGINAL else self._original_accuracy(progress)
+        result = relearning.relearn_time(
+            self.store.loaded.model,
+            self.store.loaded.method(experiment.relearning),
+            jax.random.fold_in(jax.random.key(self.seed), 2),
+            network.params,
+            network.model_state,
+            self.data.forget,
+            target=target,
+            max_epochs=experiment.relearn_epochs,
+        )
+        return RelearnSummary(result.epochs, experiment.relearn_epochs, target, result.curve)
+
+    def _original_accuracy(self, progress: Progress) -> float:
+        """The accuracy of the original on the forget set, in percent."""
+        if self._target is None:
+            forget = self.data.forget
+            self._target = self._accuracy(self.original(progress), forget["image"], forget["label"])
+        return self._target
+
+    def _held_out_numbers(self, network: TrainedNetwork) -> dict[str, float]:
+        """How the network treats the forget set and comparable held-out examples, or test examples if none are."""
+        held, flipped = self.store.loaded.splits.test, np.zeros(0, np.intp)
+        if len(self.held_out):
+            held, flipped = data_lib.take(self.train, self.held_out), np.isin(self.held_out, self.flipped).nonzero()[0]
+        shown = []
+        for part, wrong in (
+            (self.data.forget, np.isin(self.forget_positions, self.flipped).nonzero()[0]),
+            (held, flipped),
+        ):
+            # A network that saw neither answers a wrong label differently from a right one.
+            kinds = np.array(part["label"], np.int64)
+            kinds[wrong] += len(self.store.loaded.splits.class_names)
+            shown += [self._logits(network, part["image"]), part["label"], kinds]
+        return gates.held_out_numbers(*shown)
+
+    def _accuracy(self, network: TrainedNetwork, images: np.ndarray, labels: np.ndarray) -> float:
+        return accuracies.accuracy(self._logits(network, images), labels)
+
+    def _logits(self, network: TrainedNetwork, images: np.ndarray) -> np.ndarray:
+        return accuracies.predict(self.store.loaded.model, network.params, network.model_state, images, batch_size=500)
+
+
+def _sum(first: Cost | None, second: Cost | None) -> Cost | None:
+    """The cost of two runs together, or None if that of one is unknown."""
+    if first is None or second is None:
+        return None
+    return Cost(*(getattr(first, field.name) + getattr(second, field.name) for field in dataclasses.fields(Cost)))
