@@ -1,8 +1,8 @@
 """Audits methods: `python -m experiments.audit --config cifar10_audit_small --data-dir data --tier standard`.
 
 Writes `results.json`, which grows while the audit runs, `report.html`, `tables.md` and `attacks.svg`. An audit that was
-stopped goes on, and becomes larger with --networks, when the same command is typed again. Settings of the experiment
-follow as NAME=VALUE, such as `train_limit=500 training.epochs=2`.
+stopped is continued, and one with fewer --networks is made larger, when the same command is typed again. Settings of
+the experiment follow as NAME=VALUE, such as `train_limit=500 training.epochs=2`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rich.console import Console
 
 from experiments import configs
 from scissorhands_jax import files, report
-from scissorhands_jax.audit import run as audit
+from scissorhands_jax.audit import TIERS, run_audit
 from scissorhands_jax.cli.main import complain
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import config
@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs one audit and returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m experiments.audit", description=__doc__.partition("\n")[0])
     parser.add_argument("--config", required=True, metavar="NAME", help=", ".join(configs.CONFIGS))
-    parser.add_argument("--tier", default="standard", metavar="NAME", help=", ".join(audit.TIERS))
+    parser.add_argument("--tier", default="standard", metavar="NAME", help=", ".join(TIERS))
     parser.add_argument("--networks", type=int, metavar="N", help="another number than the tier's")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data-dir", metavar="DIR", help="folder of the data set's files")
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console(stderr=True)
     out = options.out or Path("runs") / options.config
     try:
-        document = audit.run_audit(
+        document = run_audit(
             config.override(configs.load(options.config), options.settings),
             out,
             tier=options.tier,

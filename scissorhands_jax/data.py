@@ -28,8 +28,8 @@ def size(dataset: Dataset) -> int:
     return lengths.pop() if lengths else 0
 
 
-def take(dataset: Dataset, positions: jax.Array | np.ndarray | None) -> Dataset | None:
-    """The examples at the given positions; works inside jit. None gives None."""
+def take(dataset: Dataset, positions: jax.Array | np.ndarray | None) -> Dataset:
+    """The examples at the given positions; works inside jit. No positions (None) give no data set (None)."""
     if positions is None:
         return None
     return jax.tree.map(lambda leaf: leaf[positions], dataset)

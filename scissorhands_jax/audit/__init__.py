@@ -1,1 +1,6 @@
 """Whether a method forgets: ensembles of networks trained with and without each forget set, attacked and compared."""
+
+from scissorhands_jax.audit.measuring import TIERS
+from scissorhands_jax.audit.run import run_audit
+
+__all__ = ["TIERS", "run_audit"]

@@ -1,8 +1,8 @@
-"""Many networks on known parts of one training set: trained once, kept by what they are, shared by all metrics.
+"""Many networks on known parts of one training set: trained once, kept by what they are, and shared by all metrics.
 
 Strong evidence of forgetting compares distributions over training runs, so it takes many networks. A design of
-inclusion masks makes each of them serve twice: for every forget set half of the networks are originals, trained on all
-of it, and the other half are retrained networks, trained on none of it.
+inclusion masks uses each of them twice: for every forget set half of the networks are originals, which were trained on
+all of it, and the other half are retrained networks, which were trained on none of it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Design(NamedTuple):
     included: np.ndarray  # shape=(networks, examples), dtype=bool
     forget: tuple[np.ndarray, ...]  # positions of each forget set; disjoint
     always: np.ndarray  # positions that every network is trained on
-    halved: np.ndarray  # positions that half of the networks, drawn at random, are trained on
+    halved: np.ndarray  # positions that half of the networks, drawn at random for each, are trained on
 
     def originals(self, number: int) -> np.ndarray:
         """The networks that were trained on this forget set."""
@@ -43,7 +43,7 @@ class Design(NamedTuple):
 
 
 def partner(network: int | np.ndarray) -> int | np.ndarray:
-    """The network that has what this one has not; of a pair one has seen a forget set, the other has not."""
+    """The other network of a pair: of every forget set one of the two was trained on it and the other was not."""
     return network ^ 1
 
 
@@ -55,28 +55,31 @@ def design(
     *,
     always_share: float = 0.1,
 ) -> Design:
-    """Draws the inclusion masks of an ensemble; pure in its arguments.
+    """Draws the inclusion masks of an ensemble; a pure function of its arguments.
 
-    The training set falls into the forget sets, examples that every network has (`always`), and the rest, which is
-    halved. Networks 2i and 2i + 1 are a pair: a random half of the rest goes to one and the other half to the other,
-    and so does every forget set, as a whole.
+    The training set consists of the forget sets, examples that every network is trained on (`always`), and the rest,
+    which is halved. Networks 2i and 2i + 1 are a pair: one is trained on a random half of the rest and the other on the
+    other half. Every forget set goes to one of them, as a whole.
 
     Guarantees:
       * Exactly half of the networks are trained on each forget set, and exactly half on each example of the rest.
       * Given what else it was trained on, a network with a forget set differs from one without it in that set alone:
         the latter is a draw from the distribution of networks retrained without it. With a multiple of 2^K networks,
-        K forget sets occur in every combination equally often.
+        every combination of K forget sets occurs equally often.
       * A smaller ensemble of the same key is the beginning of a larger one, so that an ensemble can be made larger.
 
     Args:
-      key: of all draws.
-      num_networks: even, from 2 to 256.
-      total: examples in the training set.
-      forget: positions of each forget set.
-      always_share: share of the examples outside the forget sets that every network is trained on.
+      key: Decides all draws.
+      num_networks: The number of networks; even, from 2 to 256.
+      total: The number of examples in the training set.
+      forget: Positions of each forget set in the training set.
+      always_share: Share of the examples outside the forget sets that every network is trained on, in [0, 1).
+
+    Returns:
+      The masks and the positions of each part.
 
     Raises:
-      InputError: a number is out of its range, forget sets overlap, or nothing is left to be halved.
+      InputError: A number is out of its range, forget sets overlap, or nothing is left to be halved.
 
     References:
       Carlini et al., Membership inference attacks from first principles, S&P 2022, section IV (balanced halves);
@@ -93,7 +96,9 @@ def design(
     sets = tuple(data_lib.check_positions(positions, total) for positions in forget)
     everything = np.concatenate(sets)
     if len(np.unique(everything)) < len(everything):
-        raise InputError("forget sets of one ensemble must not overlap; a network has or has not each of them")
+        raise InputError(
+            "forget sets of one ensemble must not overlap, because a network has all of one or nothing of it"
+        )
     rest = np.setdiff1d(np.arange(total, dtype=np.int32), everything)
     drawn = rest[data_lib.permutation(jax.random.fold_in(key, 0), len(rest))]
     count = round(always_share * len(rest))
@@ -132,16 +137,16 @@ def address(identity: Mapping[str, Any]) -> str:
 
 
 class Ensemble:
-    """The networks of a design, each in a folder named by what it was made of, trained when it is not there.
+    """The networks of a design, each in a folder that is named by the hash of all that decides its weights.
 
     Args:
-      model: the network.
-      method: trains it on the retain set of the data it is given, as `methods.retrain` does.
-      num_epochs: of the training.
-      train: the whole training set; every network's part is taken of it.
-      layout: who is trained on what.
-      key: of the initial weights and of the order of examples.
-      folder: of the networks; other ensembles may share it.
+      model: The network.
+      method: Trains it on the retain set of the data that it is given, as `methods.retrain` does.
+      num_epochs: The length of the training.
+      train: The whole training set, of which every network gets its part.
+      design: Which network is trained on which examples.
+      key: Decides the initial weights and the order of the examples.
+      folder: Holds the folders of the networks. Other ensembles may share it.
       identity: JSON-able; whatever else the networks depend on, such as the configuration of the method.
     """
 
@@ -151,7 +156,7 @@ class Ensemble:
         method: Method,
         num_epochs: int,
         train: Dataset,
-        layout: Design,
+        design: Design,
         key: Key,
         folder: Path,
         identity: Mapping[str, Any],
@@ -160,7 +165,7 @@ class Ensemble:
         self.method = method
         self.num_epochs = num_epochs
         self.train = train
-        self.design = layout
+        self.design = design
         self.folder = folder
         self._key = key
         self._shapes = jax.eval_shape(model.init, key)
@@ -175,12 +180,12 @@ class Ensemble:
         return len(self.design.included)
 
     def identity(self, network: int) -> dict[str, Any]:
-        """All that decides the weights of a network."""
+        """All that decides the weights of a network, as JSON."""
         trained_on = np.flatnonzero(self.design.included[network])
         return {**self._identity, "network": network, "trained_on": hashing.positions_sha256(trained_on)}
 
     def path(self, network: int) -> Path:
-        """The folder of a network, there or not."""
+        """The folder of a network, whether it exists or not."""
         return self.folder / address(self.identity(network))
 
     def missing(self) -> list[int]:
@@ -191,31 +196,31 @@ class Ensemble:
         """A trained network.
 
         Raises:
-          CheckpointError: it is not there, is damaged, or is another one.
+          CheckpointError: It has not been trained, its files are damaged, or they hold another network.
         """
         found = checkpoints.read_description(self.path(network))
         if found.get("identity") != json.loads(json.dumps(self.identity(network))):
             raise CheckpointError(f"{self.path(network)} holds another network than its name says; remove it")
         params, model_state = checkpoints.load_network(self.path(network), *self._shapes)
-        # Orbax ties arrays to their device, and steps would compile anew for them.
+        # Orbax ties arrays to their device, and every step would be compiled again for them.
         return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), (params, model_state))
 
     def description(self, network: int) -> dict[str, Any]:
-        """What was written down with a network: its identity and its cost in seconds."""
+        """What is kept with a trained network: its identity and its cost in seconds."""
         return checkpoints.read_description(self.path(network))
 
     def make(self, networks: Sequence[int], *, how: sweeps.How = "auto") -> None:
         """Trains networks, one after another or at once, and keeps them.
 
-        The training set lies on the device once, and every network draws its batches from its own part; nothing is
-        compiled anew for another part.
+        The training set lies on the device once, and every network draws its batches from its own part, so that all
+        share one compiled program.
 
         Args:
-          networks: whose parts have one size, unless `how` is "turns".
-          how: as for `sweeps.run_many`.
+          networks: Which ones. Their parts must have the same size unless `how` is "turns".
+          how: As for `sweeps.run_many`.
 
         Raises:
-          NonFiniteError: one of them diverged; those before it are kept.
+          NonFiniteError: One of them diverged. Those before it are kept.
         """
         members = []
         for network in networks:
@@ -232,13 +237,13 @@ class Ensemble:
 
 
 def restricted(method: Method, part: np.ndarray) -> Method:
-    """A method that reads retain examples only, on a part of those that it is given.
+    """A method that reads only retain examples, restricted to a part of them.
 
-    It has the same step, so that it shares its compiled program with every other part.
+    It has the same step as the method, so that all parts share one compiled program.
 
     Args:
-      method: such as `methods.retrain`.
-      part: positions in the retain set, int32. shape=(n,)
+      method: The method, such as `methods.retrain`.
+      part: Positions in the retain set. shape=(n,), dtype=int32
     """
     own = Data(None, {"position": part})
 
@@ -258,10 +263,10 @@ def restricted(method: Method, part: np.ndarray) -> Method:
 
 
 def disk_bytes(model: Model, count: int) -> int:
-    """Bytes that so many stored networks take, up to the file system's share.
+    """The bytes that stored networks take, without what the file system adds.
 
     Args:
-      model: the network.
-      count: how many.
+      model: The network.
+      count: The number of networks.
     """
     return count * trees.nbytes(jax.eval_shape(model.init, jax.random.key(0)))

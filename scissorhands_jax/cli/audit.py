@@ -76,7 +76,7 @@ class AuditCommand(OverwriteOptions, DataFolderOptions, SettingsCommand):
         return {f"{name}.": default_settings(name), "training.": RetrainSettings()}
 
     def run(self, console: Console) -> None:
-        from scissorhands_jax.audit import run as audit
+        from scissorhands_jax.audit import run_audit
         from scissorhands_jax.jobs.experiment import Experiment, Scenario
         from scissorhands_jax.methods.retrain import RetrainSettings
 
@@ -95,7 +95,7 @@ class AuditCommand(OverwriteOptions, DataFolderOptions, SettingsCommand):
             training=RetrainSettings(),
             scenarios=scenarios,
         )
-        audit.run_audit(
+        run_audit(
             config_lib.override(experiment, others),
             self.out,
             tier=self.tier,

@@ -18,7 +18,8 @@ from rich.console import Console
 
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import files, hashing, report
-from scissorhands_jax.audit import run as audit
+from scissorhands_jax.audit import TIERS, run_audit
+from scissorhands_jax.audit.analysis import AUDIT_ATTACKS
 from scissorhands_jax.deletion import verdicts
 from scissorhands_jax.deletion.verdicts import Evidence, Gate
 from scissorhands_jax.errors import InputError
@@ -72,8 +73,8 @@ def check(plan: Plan, job: Job, level: float) -> None:
     if job.config.retain_limit is not None:
         raise InputError("an audit repairs on all retained examples; leave --retain-limit out, or --tier and --audit")
     if plan.tier is not None:
-        if plan.tier not in audit.TIERS:
-            raise InputError(f"there is no tier {plan.tier!r}; choose one of {', '.join(audit.TIERS)}")
+        if plan.tier not in TIERS:
+            raise InputError(f"there is no tier {plan.tier!r}; choose one of {', '.join(TIERS)}")
         config_lib.override(RetrainSettings(), plan.training)
     else:
         document, _ = _read(plan)
@@ -136,7 +137,7 @@ def _made(plan: Plan, job: Job, folder: Path, console: Console) -> dict[str, Any
     file = folder.with_suffix(".audit.txt")
     files.write_text(file, "".join(f"{position}\n" for position in _within(job)))
     try:
-        return audit.run_audit(
+        return run_audit(
             Experiment(
                 name="deletion request",
                 dataset=config.dataset,
@@ -212,7 +213,7 @@ def _found(
         entries = {entry["metric"]: entry for entry in document["evidence"] if _is_of(entry, name, label)}
         estimates = {
             report.METRICS[metric][0]: Estimate(**{field: entries[metric][field] for field in Estimate._fields})
-            for metric in (f"{attack}_auc" for attack in audit.ATTACKS)
+            for metric in (f"{attack}_auc" for attack in AUDIT_ATTACKS)
             if metric in entries
         }
         failed = [str(gate.why) for gate in gates if not gate.passed]

@@ -136,7 +136,7 @@ class CellFolder(Generic[CellT]):
         self,
         cells: Sequence[Cell[CellT]],
         progress: Progress,
-        write_results: Callable[[], None],
+        write_results: Callable[[], object],
         *,
         seconds_between: float | None = None,
     ) -> None:

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from experiments import audit as experiments_audit
 from scissorhands_jax import report
-from scissorhands_jax.audit import run as audit
+from scissorhands_jax.audit import TIERS, run_audit
+from scissorhands_jax.audit.measuring import Audit
 from scissorhands_jax.cli import main as cli
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs.experiment import Experiment, Scenario
@@ -57,7 +58,7 @@ def experiment(tmp_path_factory):
 @pytest.fixture(scope="module")
 def done(experiment, tmp_path_factory):
     out = tmp_path_factory.mktemp("audit") / "out"
-    return out, audit.run_audit(experiment, out, num_networks=12, console=QUIET)
+    return out, run_audit(experiment, out, num_networks=12, console=QUIET)
 
 
 def means(document):
@@ -81,13 +82,13 @@ class TestStandard:
         for metric in ("klom_forget", "klom_retain", "klom_held_out", "forgetting_score"):
             networks = {method: entry["networks"] for (method, name), entry in found.items() if name == metric}
             assert set(networks.values()) == {6}
-            assert audit.NULL not in networks
+            assert report.NULL not in networks
             halves = {m: entry["networks"] for (m, name), entry in found.items() if name == f"{metric}_halves"}
             assert set(halves.values()) == {3}
-            assert set(halves) == set(networks) | {audit.NULL}
+            assert set(halves) == set(networks) | {report.NULL}
         own = {gate["metric"]: gate for gate in document["gates"] if not gate["decides"]}
         assert set(own) == {"klom_forget_halves", "forgetting_score_halves"}
-        null, original = (found[label, "klom_forget_halves"] for label in (audit.NULL, "original"))
+        null, original = (found[label, "klom_forget_halves"] for label in (report.NULL, "original"))
         assert own["klom_forget_halves"]["passed"] is (original["value"] > null["high"])
 
     def test_what_does_nothing_is_caught_as_the_original_is(self, done):
@@ -142,7 +143,7 @@ class TestStandard:
         lost.unlink()
         before = {path: path.stat().st_mtime_ns for path in out.rglob("*.npz")}
         console = Console(width=200, file=io.StringIO())
-        again = audit.run_audit(experiment, out, num_networks=12, console=console)
+        again = run_audit(experiment, out, num_networks=12, console=console)
         after = {path: path.stat().st_mtime_ns for path in out.rglob("*.npz")}
         assert {path: time for path, time in after.items() if path != lost} == before
         assert lost in after
@@ -155,7 +156,7 @@ class TestStandard:
     def test_another_seed_is_another_audit(self, done, experiment):
         out, _ = done
         with pytest.raises(InputError, match="seed was 0 and is now 1"):
-            audit.run_audit(experiment, out, num_networks=12, seed=1, console=QUIET)
+            run_audit(experiment, out, num_networks=12, seed=1, console=QUIET)
 
     @pytest.mark.parametrize(("image", "what"), [("image", "training_data"), ("test_image", "watched_data")])
     def test_other_data_under_the_same_name_are_another_audit(self, done, experiment, image, what):
@@ -168,7 +169,7 @@ class TestStandard:
         try:
             np.savez(file, **arrays)
             with pytest.raises(InputError, match=f"other settings: {what}_checksum was"):
-                audit.run_audit(experiment, out, num_networks=12, console=QUIET)
+                run_audit(experiment, out, num_networks=12, console=QUIET)
         finally:
             file.write_bytes(before)
 
@@ -225,15 +226,15 @@ class TestInput:
     def test_a_scenario_that_cannot_be_audited_is_refused(self, experiment, tmp_path, changes, message):
         wrong = dataclasses.replace(experiment.scenarios[0], **changes)
         with pytest.raises(InputError, match=message):
-            audit.run_audit(dataclasses.replace(experiment, scenarios=(wrong,)), tmp_path / "out", console=QUIET)
+            run_audit(dataclasses.replace(experiment, scenarios=(wrong,)), tmp_path / "out", console=QUIET)
         assert not (tmp_path / "out").exists()
 
     def test_an_unknown_tier_is_named(self, experiment, tmp_path):
         with pytest.raises(InputError, match="no tier 'huge'; choose one of smoke, standard, full"):
-            audit.run_audit(experiment, tmp_path / "out", tier="huge", console=QUIET)
+            run_audit(experiment, tmp_path / "out", tier="huge", console=QUIET)
 
     def test_forget_sets_do_not_overlap_and_have_the_share_of_the_whole(self, experiment, tmp_path):
-        work = audit._Audit(experiment, tmp_path, audit.TIERS["smoke"], None, 3, None, tmp_path)
+        work = Audit(experiment, TIERS["smoke"], None, 3, None, tmp_path)
         sizes = [len(positions) for positions in work.design.forget]
         assert sizes == [60, 60]
         assert np.intersect1d(*work.design.forget).size == 0
@@ -283,40 +284,3 @@ def test_every_metric_has_a_name_and_the_grid_shows_it(done):
     _, document = done
     shown = [header.partition(" (")[0] for _, table in report.evidence_grids(document) for header in table.headers]
     assert set(shown) - {"Method"} == {title for title, _ in report.METRICS.values()}
-
-
-def test_what_is_no_evidence_is_called_so():
-    def entry(metric, networks=6, **more):
-        place = {"scenario": None, "method": "m", "metric": metric, "value": 0.5, "low": 0.4, "high": 0.6}
-        return place | {"networks": networks} | more
-
-    entries = [entry("lira_tpr_at_1", negatives=1_500), entry("lira_tpr_at_0.1", negatives=1_500)]
-    entries += [entry("lira_tpr_at_0.1", negatives=900) | {"method": "n"}]
-    entries += [entry("klom_forget"), entry("forgetting_score"), entry("recovered", networks=1)]
-    analysis = audit._Analysis.__new__(audit._Analysis)
-    halves = [
-        entry(f"{metric}_halves") | {"method": method, "value": value, "level": 0.95, "examples": 9, "negatives": 0}
-        for metric in ("klom_forget", "forgetting_score")
-        for method, value in ((audit.NULL, 0.5), ("original", 0.61))
-    ]
-    own = analysis.distance_gates(entries + halves)
-    # More than what retrained networks show of each other is far for a distance, and near for a score.
-    assert [gate.passed for gate in own] == [True, False]
-    holds = gates.of_attack("a gate", "lira_auc", True, [Estimate(0.6, 0.55, 0.65, 0.95, 8, 100)])
-    assert gates.trusted([holds, *own]) is True
-    document = {"evidence": entries, "gates": [gate._asdict() for gate in (holds, *own)]}
-    assert "no evidence in the forgetting score: not even" in report.audit_verdict(document["gates"])
-    tables = [table for _, table in report.evidence_grids(document)]
-    assert [header for table in tables for header in table.headers if header != "Method"] == [
-        "LiRA TPR at 1 % (1,500 negatives)",
-        "LiRA TPR at 0.1 % (900 to 1,500 negatives: too few)",
-        "KLoM forget, P95",
-        "Forgetting score (says nothing here)",
-        "Recovered, % points",
-    ]
-    intervals = [[cell.deviation for cell in table.lines[0][1:]] for table in tables]
-    assert intervals == [["[0.400, 0.600]"] * 2, ["[0.400, 0.600]"] * 2, [""]]
-    own = analysis.distance_gates(entries)
-    assert [gate.passed for gate in own] == [None, None]
-    document["gates"] = [gate._asdict() for gate in (holds, *own)]
-    assert "no evidence in KLoM and the forgetting score" in report.audit_verdict(document["gates"])

@@ -175,7 +175,7 @@ class TestRuns:
         assert made == [("a cat", "0"), ("cats", "1"), ("a cat", "2")]
 
     def test_a_run_that_was_stopped_ends_in_the_same_weights(self, folder, tmp_path, monkeypatch, capsys):
-        follow = unlearning.follow
+        follow = unlearning.follow_steps
 
         def stopping(progress, description):
             def on_step(step):
@@ -187,7 +187,7 @@ class TestRuns:
 
         words = paper(folder, tmp_path / "out", "--checkpoint-every", "1")
         with monkeypatch.context() as patch:
-            patch.setattr(unlearning, "follow", stopping)
+            patch.setattr(unlearning, "follow_steps", stopping)
             assert cli.main(words) == 130
         assert not (tmp_path / "out/results.json").exists()
         made = (tmp_path / "out/cache/forget/images/00001.png").stat().st_mtime_ns

@@ -10,7 +10,8 @@ import time
 import pytest
 
 from experiments import accelerator, audit, configs, timings
-from scissorhands_jax.audit import run as library_audit
+from scissorhands_jax.audit.measuring import Audit
+from scissorhands_jax.jobs import cells
 
 # Counts its own starts in its result, then sleeps, fails or ends.
 WORKER = """
@@ -105,22 +106,22 @@ def test_parts_are_commands_for_configurations_that_exist(tmp_path):
 
 def test_the_audit_is_rehearsed_and_its_results_are_there_before_it_ends(tmp_path, monkeypatch):
     (part,) = [part for part in accelerator.parts(tmp_path, None, tiny=True) if "audit" in part.name]
-    make, seen = library_audit._Audit._make, []
+    measure, seen = Audit.measure, []
 
-    def watched(self, job):
+    def watched(self, target, progress):
         if part.result.exists():
             seen.append(json.loads(part.result.read_text()))
         if len(seen) == 2:
             raise KeyboardInterrupt
-        make(self, job)
+        return measure(self, target, progress)
 
-    monkeypatch.setattr(library_audit._Audit, "_make", watched)
-    monkeypatch.setattr(library_audit, "_SECONDS_PER_RESULTS", 0.0)
+    monkeypatch.setattr(Audit, "measure", watched)
+    monkeypatch.setattr(cells, "SECONDS_BETWEEN_RESULTS", 0.0)
     with pytest.raises(KeyboardInterrupt):
         audit.main(list(part.command[3:]))
     assert [len(document["rows"]) for document in seen] == [1, 2]
     assert all(document["trusted"] is False and not document["evidence"] for document in seen)
-    monkeypatch.setattr(library_audit._Audit, "_make", make)
+    monkeypatch.setattr(Audit, "measure", measure)
     assert audit.main(list(part.command[3:])) == 0
     document = json.loads(part.result.read_text())
     measured = {row["network"] for row in document["rows"]}

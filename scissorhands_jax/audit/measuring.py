@@ -1,0 +1,380 @@
+"""What an audit measures of each network: its answers on watched examples and, of a few networks, what is inside.
+
+Every network of the ensemble is an original for half of the forget sets and a retrained network for the others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+import json
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Self
+
+import jax
+import numpy as np
+from rich.progress import Progress
+
+from scissorhands_jax import data as data_lib
+from scissorhands_jax import hashing
+from scissorhands_jax.audit import ensembles
+from scissorhands_jax.audit.analysis import AuditedSet, InsideNumbers, Watched
+from scissorhands_jax.base import Data, Dataset, ModelState, Params
+from scissorhands_jax.datasets import forget_sets
+from scissorhands_jax.datasets.splits import validation_split
+from scissorhands_jax.errors import InputError
+from scissorhands_jax.jobs.cells import Cell
+from scissorhands_jax.jobs.experiment import Experiment, LoadedExperiment
+from scissorhands_jax.metrics import accuracies, attacks, distances, probes, relearning
+from scissorhands_jax.report import NULL, REFERENCE
+from scissorhands_jax.report.gates import ORIGINAL
+from scissorhands_jax.training.loop import run
+
+# How many networks are trained in one compiled program on an accelerator.
+_TRAINED_AT_ONCE = 16
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tier:
+    """How much is spent on evidence."""
+
+    networks: int
+    """The size of the ensemble; even."""
+    watched: int
+    """The largest number of examples of each kind that every network answers: of each forget set and of those that all
+    networks are trained on. There may be twice as many held-out ones, and four times as many of those that half of the
+    networks are trained on."""
+    close_looks: int
+    """The number of networks per method and forget set that are looked into: trained further, probed, and compared by
+    their weights."""
+    recovery_epochs: int = 2
+    """How long these are trained further."""
+
+
+TIERS: dict[str, Tier] = {
+    "smoke": Tier(networks=2, watched=500, close_looks=0),
+    "standard": Tier(networks=16, watched=250, close_looks=3),
+    "full": Tier(networks=128, watched=500, close_looks=8),
+}
+"""Smoke is a population attack on one pair of networks, standard every attack with few networks, full with many."""
+
+
+class AuditTarget(NamedTuple):
+    """A network that is measured: of which forget set, under which label, and which one of the ensemble it comes from.
+
+    The label is `ORIGINAL` or `REFERENCE` for networks of the ensemble themselves, else the method that unlearns one.
+    """
+
+    number: int
+    label: str
+    network: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AuditCell:
+    """What was measured of one network."""
+
+    SUFFIX: ClassVar[str] = ".npz"
+
+    seconds: float
+    """Of the run that made it, without compilation."""
+    compile_seconds: float | None
+    """None for the networks of the ensemble, which share their compilation."""
+    acc_forget: float
+    acc_retain: float
+    acc_test: float
+    mia: float
+    network: str
+    """A checksum of the weights."""
+    inside: InsideNumbers | None
+    """None if the network was not looked into."""
+    logits: np.ndarray
+    """Of the watched examples. shape=(N, C), dtype=float32"""
+
+    def encode(self) -> bytes:
+        """The content of its file."""
+        numbers = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del numbers["logits"]
+        numbers["inside"] = None if self.inside is None else dataclasses.asdict(self.inside)
+        buffer = io.BytesIO()
+        np.savez(buffer, numbers=np.frombuffer(json.dumps(numbers).encode(), np.uint8), logits=self.logits)
+        return buffer.getvalue()
+
+    @classmethod
+    def decode(cls, content: bytes) -> Self:
+        """Reads what `encode` wrote."""
+        with np.load(io.BytesIO(content)) as held:
+            numbers: dict[str, Any] = json.loads(held["numbers"].tobytes().decode())
+            inside = numbers.pop("inside")
+            return cls(
+                **numbers, inside=None if inside is None else InsideNumbers(**inside), logits=np.array(held["logits"])
+            )
+
+
+class Audit:
+    """The networks of an audit: which there are, how they are made, and how they are measured.
+
+    Args:
+      experiment: Data, network, training, and scenarios with their methods. Each scenario has one forget set.
+      tier: How much is measured.
+      num_networks: The size of the ensemble; None is the tier's.
+      seed: Decides the forget sets, the inclusion masks and all networks.
+      data_dir: The folder of the data set's files. None for data sets that need none.
+      networks: The folder of the ensemble.
+      trained_on: Positions in the training split of the only examples that networks may be trained on; None is all.
+
+    Raises:
+      InputError: The experiment cannot be audited.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        tier: Tier,
+        num_networks: int | None,
+        seed: int,
+        data_dir: str | None,
+        networks: Path,
+        trained_on: np.ndarray | None = None,
+    ) -> None:
+        _check_scenarios(experiment)
+        self.experiment = experiment
+        self.scenarios = experiment.scenarios
+        self.tier = tier
+        self.seed = seed
+        self.loaded = LoadedExperiment(experiment, data_dir)
+        train = self.loaded.splits.train
+        kept, held_out = validation_split(train["label"], experiment.validation_share, experiment.split_seed)
+        self.train = data_lib.take(train, kept if trained_on is None else np.intersect1d(kept, trained_on))
+        key = jax.random.key(seed)
+        self.key = jax.random.fold_in(key, 1)
+        self.design = ensembles.design(
+            jax.random.fold_in(key, 2),
+            tier.networks if num_networks is None else num_networks,
+            data_lib.size(self.train),
+            self._forget_sets(),
+        )
+        self.ensemble = ensembles.Ensemble(
+            self.loaded.model,
+            self.loaded.method(experiment.training),
+            experiment.training.epochs,
+            self.train,
+            self.design,
+            jax.random.fold_in(key, 3),
+            networks,
+            self.loaded.training_identity(),
+        )
+        self._watch(data_lib.take(train, held_out) if len(held_out) else self.loaded.splits.test)
+        self._held: dict[int, tuple[Params, ModelState]] = {}
+
+    def _forget_sets(self) -> list[np.ndarray]:
+        """Positions in the training set: one set after another, each drawn from what the earlier ones left."""
+        labels = self.train["label"]
+        left = np.arange(len(labels))
+        sets = []
+        for number, scenario in enumerate(self.scenarios):
+            spec = scenario.forget[0].format(seed=self.seed)
+            form, _, share = spec.partition(":")
+            if form == "random" and share.replace(".", "", 1).isdigit():
+                spec = f"random:{float(share) * len(labels) / len(left)!r}"
+            positions = forget_sets.forget_positions(
+                spec,
+                labels,
+                seed=self.seed + 1_000 * number,
+                class_names=self.loaded.splits.class_names,
+                trained_on=left,
+            )
+            sets.append(positions)
+            left = np.setdiff1d(left, positions)
+        return sets
+
+    def _watch(self, outside: Dataset) -> None:
+        """Chooses the examples that every network answers, the last ones from those that no network is trained on."""
+        generator = np.random.default_rng([self.seed, 11])
+        most = self.tier.watched
+
+        def draw(positions: np.ndarray, limit: int) -> np.ndarray:
+            return generator.permutation(positions)[:limit]
+
+        chosen = [draw(positions, most) for positions in self.design.forget]
+        chosen += [draw(self.design.always, most), draw(self.design.halved, 4 * most)]
+        held_out_positions = draw(np.arange(data_lib.size(outside)), 2 * most)
+        positions = np.concatenate(chosen)
+        parts = [data_lib.take(self.train, positions), data_lib.take(outside, held_out_positions)]
+        self.images = np.concatenate([part["image"] for part in parts])
+        labels = np.concatenate([part["label"] for part in parts])
+        ends = np.cumsum([len(drawn) for drawn in (*chosen, held_out_positions)])
+        *forget, always, halved, held_out = np.split(np.arange(ends[-1]), ends[:-1])
+        self.watched = Watched(
+            labels=labels,
+            included=self.design.included[:, positions],
+            forget_sets=tuple(
+                AuditedSet(
+                    scenario.name,
+                    (ORIGINAL, REFERENCE, *scenario.methods),
+                    columns,
+                    forget_sets.forgets_classes(scenario.forget[0]),
+                )
+                for scenario, columns in zip(self.scenarios, forget, strict=True)
+            ),
+            always=always,
+            halved=halved,
+            held_out=held_out,
+        )
+
+    def data_checksums(self) -> dict[str, str]:
+        """Checksums of the examples that networks are trained on and answer. Other data make another audit."""
+        watched = {"image": self.images, "label": self.watched.labels}
+        return {
+            "training_data_checksum": hashing.tree_checksum(self.train),
+            "watched_data_checksum": hashing.tree_checksum(watched),
+        }
+
+    def targets(self) -> list[AuditTarget]:
+        """All networks to measure, those of one network of the ensemble together, so that it is read once."""
+        targets = []
+        for number in range(len(self.scenarios)):
+            originals, retrained = self.design.originals(number), self.design.retrained(number)
+            targets += [AuditTarget(number, ORIGINAL, int(network)) for network in originals]
+            targets += [AuditTarget(number, REFERENCE, int(network)) for network in retrained]
+        for number, scenario in enumerate(self.scenarios):
+            for label in scenario.methods:
+                targets += [AuditTarget(number, label, int(network)) for network in self.design.originals(number)]
+        return sorted(targets, key=lambda target: target.network)
+
+    def cell(self, target: AuditTarget) -> Cell[AuditCell]:
+        """The cell of a network."""
+        scenario = self.scenarios[target.number]
+        return Cell(
+            {"scenario": scenario.name, "method": target.label, "network": target.network},
+            functools.partial(self.measure, target),
+            may_diverge=target.label in scenario.methods,
+        )
+
+    def data(self, target: AuditTarget) -> Data:
+        """The forget set, and the other examples that the network was trained on."""
+        forget = self.design.forget[target.number]
+        included = self.design.included[target.network].copy()
+        included[forget] = False
+        return Data(data_lib.take(self.train, forget), data_lib.take(self.train, np.flatnonzero(included)))
+
+    def is_looked_into(self, target: AuditTarget) -> bool:
+        """Whether the network is also measured from within."""
+        return target.network // 2 < self.tier.close_looks
+
+    def training_groups(self) -> list[list[int]]:
+        """The networks of the ensemble that are missing, in groups that are trained in one go.
+
+        On accelerators a group has several networks with the same number of examples, on a CPU it has one.
+        """
+        missing = self.ensemble.missing()
+        at_once = 1 if jax.default_backend() == "cpu" else _TRAINED_AT_ONCE
+        sizes = self.design.included.sum(axis=1)
+        alike = [[network for network in missing if sizes[network] == size] for size in np.unique(sizes[missing])]
+        return sorted(group[start : start + at_once] for group in alike for start in range(0, len(group), at_once))
+
+    def load(self, network: int) -> tuple[Params, ModelState]:
+        """A network of the ensemble. The two that were asked for last stay in memory."""
+        if network not in self._held:
+            self._held = dict(list(self._held.items())[-1:])
+            self._held[network] = self.ensemble.load(network)
+        return self._held[network]
+
+    def answers(self, network: tuple[Params, ModelState]) -> np.ndarray:
+        """The logits of a network on the watched examples. shape=(N, C)"""
+        return accuracies.predict(self.loaded.model, *network, self.images, batch_size=500)
+
+    def measure(self, target: AuditTarget, progress: Progress) -> AuditCell:
+        """Unlearns a network where the label names a method, and measures it.
+
+        Args:
+          target: What to measure.
+          progress: Is not used, because one network takes little time.
+
+        Raises:
+          NonFiniteError: The method diverged.
+        """
+        del progress
+        network = original = self.load(target.network)
+        settings = self.scenarios[target.number].methods.get(target.label)
+        data = self.data(target)
+        if settings is None:
+            seconds, compile_seconds = self.ensemble.description(target.network)["seconds"], None
+        else:
+            key = jax.random.fold_in(jax.random.fold_in(self.key, target.number), target.network)
+            result = run(self.loaded.method(settings), key, *original, data, num_epochs=settings.epochs)
+            network = (result.params, result.model_state)
+            seconds, compile_seconds = result.seconds, result.compile_seconds
+        logits, label = self.answers(network), self.watched.labels
+        forget, retain, test = ((logits[columns], label[columns]) for columns in self._columns(target))
+        return AuditCell(
+            seconds=seconds,
+            compile_seconds=compile_seconds,
+            acc_forget=accuracies.accuracy(*forget),
+            acc_retain=accuracies.accuracy(*retain),
+            acc_test=accuracies.accuracy(*test),
+            mia=attacks.paper_mia(*retain, *test, *forget, seed=self.seed),
+            inside=self._look_inside(target, network, original, data) if self.is_looked_into(target) else None,
+            network=hashing.tree_checksum(network),
+            logits=logits,
+        )
+
+    def _columns(self, target: AuditTarget) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Watched examples of the forget set, of what the network was to retain, and held out, of the same classes."""
+        watched = self.watched
+        own = watched.forget_sets[target.number].columns
+        retained = np.setdiff1d(np.flatnonzero(watched.included[target.network]), own)
+        known = np.isin(watched.labels[watched.held_out], np.unique(watched.labels[retained]))
+        return own, retained, watched.held_out[known]
+
+    def _look_inside(
+        self,
+        target: AuditTarget,
+        network: tuple[Params, ModelState],
+        original: tuple[Params, ModelState],
+        data: Data,
+    ) -> InsideNumbers:
+        """What takes the network itself: recovery, a probe of its features, its distance to other networks."""
+        recovered = relearning.recovery(
+            self.loaded.model,
+            self.loaded.method(self.experiment.relearning),
+            jax.random.fold_in(self.key, 1_000_000 + target.network),
+            *network,
+            data,
+            num_epochs=self.tier.recovery_epochs,
+        )
+        features, label = probes.features(self.loaded.model, *network, self.images), self.watched.labels
+        forget, retain, held_out = self._columns(target)
+        asked = ((features[columns], label[columns]) for columns in (forget, held_out))
+        probe_forget, probe_held_out = probes.linear_probe(features[retain], label[retain], *asked)
+        partner, _ = self.load(int(ensembles.partner(target.network)))
+        # Which network of a pair is the original and which the retrained one depends on the forget set.
+        first, second = original[0], partner
+        if target.label == REFERENCE:
+            first, second = partner, self._next_retrained(target)
+        return InsideNumbers(
+            recovery=recovered,
+            probe_forget=probe_forget,
+            probe_held_out=probe_held_out,
+            distance_original=distances.weight_distance(network[0], first),
+            distance_retrained=None if second is None else distances.weight_distance(network[0], second),
+        )
+
+    def _next_retrained(self, target: AuditTarget) -> Params | None:
+        """The weights of the next network without the same forget set, or None if there is no other."""
+        retrained = self.design.retrained(target.number)
+        following = int(retrained[(np.searchsorted(retrained, target.network) + 1) % len(retrained)])
+        return None if following == target.network else self.load(following)[0]
+
+
+def _check_scenarios(experiment: Experiment) -> None:
+    for scenario in experiment.scenarios:
+        if len(scenario.forget) != 1 or scenario.flipped_labels:
+            raise InputError(
+                f"an audit takes one forget set per scenario and no wrong labels; {scenario.name!r} has "
+                f"{len(scenario.forget)} and a share of {scenario.flipped_labels:g}"
+            )
+        taken = {ORIGINAL, REFERENCE, NULL} & set(scenario.methods)
+        if taken:
+            raise InputError(f"the methods of {scenario.name!r} are named as the references are: {taken.pop()}")

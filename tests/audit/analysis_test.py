@@ -1,0 +1,153 @@
+"""The analysis of an audit, from arrays alone: what is there is found, and what cannot be shown is said."""
+
+import numpy as np
+import pytest
+
+from scissorhands_jax import report
+from scissorhands_jax.audit.analysis import (
+    Analysis,
+    AuditedSet,
+    InsideNumbers,
+    Measurement,
+    MetricEstimate,
+    Watched,
+    distance_gates,
+)
+from scissorhands_jax.metrics.intervals import Estimate
+from scissorhands_jax.report import NULL, gates
+
+NETWORKS, FORGET, ALWAYS, HALVED, HELD_OUT = 16, 40, 20, 120, 60
+
+
+def made_up(effects):
+    """An ensemble whose scores are random, but higher by 2 where a network was trained on an example.
+
+    Args:
+      effects: For each method, how much of that is left on the forget set.
+    """
+    generator = np.random.default_rng(0)
+    *ends, total = np.cumsum([FORGET, ALWAYS, HALVED, HELD_OUT])
+    forget, always, halved, held_out = np.split(np.arange(total), ends)
+    included = np.zeros((NETWORKS, ends[-1]), bool)
+    included[:, always] = True
+    included[::2, forget] = True
+    for pair in range(NETWORKS // 2):
+        half = generator.permutation(halved)[: HALVED // 2]
+        included[2 * pair, half] = True
+        included[2 * pair + 1, np.setdiff1d(halved, half)] = True
+    easy = generator.normal(size=total)
+    labels = ("original", "retrain", *effects)
+    watched = Watched(
+        labels=generator.integers(0, 3, total),
+        included=included,
+        forget_sets=(AuditedSet("set", labels, forget, False),),
+        always=always,
+        halved=halved,
+        held_out=held_out,
+    )
+
+    def measured(label, network, left):
+        member = np.append(included[network], np.zeros(HELD_OUT, bool)).astype(float)
+        member[forget] *= left
+        margins = easy + 2 * member + generator.normal(size=total)
+        inside = InsideNumbers([50.0, 50.0 + 10 * left], 60.0 + 20 * left, 60.0, 0.1, None) if network < 4 else None
+        return Measurement(0, label, network, margins, inside)
+
+    measurements = [measured("retrain" if network % 2 else "original", network, 1) for network in range(NETWORKS)]
+    for label, left in effects.items():
+        measurements += [measured(label, network, left) for network in range(0, NETWORKS, 2)]
+    return watched, measurements
+
+
+@pytest.fixture(scope="module")
+def analysis():
+    return Analysis(*made_up({"perfect": 0.0, "nothing": 1.0}))
+
+
+@pytest.fixture(scope="module")
+def means(analysis):
+    return {(one.method, one.metric): one.estimate for one in analysis.estimates() if one.scenario is None}
+
+
+class TestAnalysis:
+    def test_attacks_find_what_is_left_and_nothing_else(self, means):
+        for metric in ("population_auc", "u_lira_auc", "lira_auc", "rmia_auc"):
+            assert means["nothing", metric].low > 0.5
+            assert means["perfect", metric].low <= 0.5 <= means["perfect", metric].high
+            assert metric == "u_lira_auc" or means["original", metric].low > 0.5
+        held_out = means["nothing", "u_lira_held_out_auc"]
+        assert held_out.low <= 0.5 <= held_out.high
+
+    def test_distances_grow_with_what_is_left(self, means):
+        assert means["nothing", "klom_forget"].value > means["perfect", "klom_forget"].value
+        assert means["nothing", "forgetting_score"].value < means["perfect", "forgetting_score"].value
+        assert (NULL, "klom_forget") not in means
+        assert means[NULL, "klom_forget_halves"].networks == NETWORKS // 4
+
+    def test_what_is_inside_is_averaged_over_the_networks_that_were_looked_into(self, means):
+        assert means["nothing", "recovered"].value == 10
+        assert means["nothing", "probe_gap"].value == 20
+        assert means["perfect", "recovered"].value == 0
+        assert ("perfect", "distance_retrained") not in means
+
+    def test_all_attack_gates_hold(self, analysis, means):
+        found = analysis.attack_gates({metric for _, metric in means})
+        assert [gate.passed for gate in found] == [True] * 8
+        assert all(gate.reported for gate in found)
+
+    def test_every_number_has_a_title(self, means):
+        assert {metric for _, metric in means} <= set(report.METRICS)
+
+    def test_the_order_of_measurements_of_one_network_does_not_matter(self, analysis):
+        by_label = sorted(analysis.measurements, key=lambda one: one.label)
+        assert Analysis(analysis.watched, by_label).estimates() == analysis.estimates()
+
+    def test_what_takes_more_networks_is_left_out(self):
+        watched, measurements = made_up({"nothing": 1.0})
+        few = [one for one in measurements if one.network < 2]
+        small = Watched(**{**vars(watched), "included": watched.included[:2]})
+        found = Analysis(small, few)
+        assert {one.metric.partition("_")[0] for one in found.estimates()} == {
+            "population",
+            "recovered",
+            "probe",
+            "distance",
+        }
+        assert [gate.passed for gate in found.attack_gates({"population_auc"})][2:] == [None] * 6
+
+
+def entry(metric, method="m", value=0.5, *, networks=6, negatives=0):
+    return MetricEstimate(None, method, metric, Estimate(value, 0.4, 0.6, 0.95, networks, 9, negatives))
+
+
+def test_what_is_no_evidence_is_called_so():
+    entries = [entry("lira_tpr_at_1", negatives=1_500), entry("lira_tpr_at_0.1", negatives=1_500)]
+    entries += [entry("lira_tpr_at_0.1", "n", negatives=900)]
+    entries += [entry("klom_forget"), entry("forgetting_score"), entry("recovered", networks=1)]
+    halves = [
+        entry(f"{metric}_halves", method, value)
+        for metric in ("klom_forget", "forgetting_score")
+        for method, value in ((NULL, 0.5), ("original", 0.61))
+    ]
+    own = distance_gates(entries + halves)
+    # More than what retrained networks show of each other is far for a distance, and near for a score.
+    assert [gate.passed for gate in own] == [True, False]
+    holds = gates.of_attack("a gate", "lira_auc", True, [Estimate(0.6, 0.55, 0.65, 0.95, 8, 100)])
+    assert gates.trusted([holds, *own]) is True
+    evidence = [one.as_dict() for one in entries]
+    document = {"evidence": evidence, "gates": [gate._asdict() for gate in (holds, *own)]}
+    assert "no evidence in the forgetting score: not even" in report.audit_verdict(document["gates"])
+    tables = [table for _, table in report.evidence_grids(document)]
+    assert [header for table in tables for header in table.headers if header != "Method"] == [
+        "LiRA TPR at 1 % (1,500 negatives)",
+        "LiRA TPR at 0.1 % (900 to 1,500 negatives: too few)",
+        "KLoM forget, P95",
+        "Forgetting score (says nothing here)",
+        "Recovered, % points",
+    ]
+    intervals = [[cell.deviation for cell in table.lines[0][1:]] for table in tables]
+    assert intervals == [["[0.400, 0.600]"] * 2, ["[0.400, 0.600]"] * 2, [""]]
+    own = distance_gates(entries)
+    assert [gate.passed for gate in own] == [None, None]
+    document["gates"] = [gate._asdict() for gate in (holds, *own)]
+    assert "no evidence in KLoM and the forgetting score" in report.audit_verdict(document["gates"])
