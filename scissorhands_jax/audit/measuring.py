@@ -24,7 +24,7 @@ from scissorhands_jax.base import Data, Dataset, ModelState, Params
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.datasets.splits import validation_split
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.jobs.cells import Cell
+from scissorhands_jax.jobs.cells import ResultCell
 from scissorhands_jax.jobs.experiment import Experiment, LoadedExperiment
 from scissorhands_jax.metrics import accuracies, attacks, distances, probes, relearning
 from scissorhands_jax.report import NULL, REFERENCE
@@ -243,10 +243,10 @@ class Audit:
                 targets += [AuditTarget(number, label, int(network)) for network in self.design.originals(number)]
         return sorted(targets, key=lambda target: target.network)
 
-    def cell(self, target: AuditTarget) -> Cell[AuditCell]:
+    def cell(self, target: AuditTarget) -> ResultCell[AuditCell]:
         """The cell of a network."""
         scenario = self.scenarios[target.number]
-        return Cell(
+        return ResultCell(
             {"scenario": scenario.name, "method": target.label, "network": target.network},
             functools.partial(self.measure, target),
             may_diverge=target.label in scenario.methods,

@@ -20,7 +20,7 @@ from scissorhands_jax import data as data_lib
 from scissorhands_jax import models, report
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import runs
-from scissorhands_jax.jobs.cells import Cell, CellFolder, Diverged
+from scissorhands_jax.jobs.cells import CellFolder, Diverged, ResultCell
 from scissorhands_jax.jobs.experiment import Experiment, Scenario
 from scissorhands_jax.jobs.progress import progress_bar
 from scissorhands_jax.jobs.scenarios import SeededScenario, TableNetworks
@@ -109,10 +109,10 @@ class Table:
         self._started = time.perf_counter()
         self._prepared: SeededScenario | None = None
 
-    def cells(self, seeds: Sequence[int], only: re.Pattern[str]) -> list[Cell[TableCell]]:
+    def cells(self, seeds: Sequence[int], only: re.Pattern[str]) -> list[ResultCell[TableCell]]:
         """All cells, each after those whose networks it needs."""
         return [
-            Cell(
+            ResultCell(
                 {"scenario": scenario.name, "seed": seed, "method": label},
                 functools.partial(self._measure, scenario, seed, label),
                 may_diverge=label in scenario.methods,

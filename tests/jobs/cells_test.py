@@ -12,7 +12,7 @@ from rich.console import Console
 from scissorhands_jax import files
 from scissorhands_jax.errors import CheckpointError, InputError, NonFiniteError
 from scissorhands_jax.jobs import cells
-from scissorhands_jax.jobs.cells import Cell, CellFolder, Diverged
+from scissorhands_jax.jobs.cells import CellFolder, Diverged, ResultCell
 from scissorhands_jax.jobs.progress import progress_bar
 
 NAMES = ("a", "b 1 %", "c", "hopeless", "d.e")
@@ -73,7 +73,7 @@ def run(out, kind, computed, *, stop_before=None, stop_after=None, description=N
         return [dataclasses.asdict(result) for result in folder.read_all()]
 
     made = [
-        Cell({"seed": 3, "method": name}, lambda progress, name=name: compute(name, progress), name == "hopeless")
+        ResultCell({"seed": 3, "method": name}, lambda progress, name=name: compute(name, progress), name == "hopeless")
         for name in NAMES
     ]
     with progress_bar(QUIET) as progress:
@@ -118,7 +118,7 @@ class TestResume:
             raise KeyboardInterrupt
 
         folder, calls = CellFolder(tmp_path / "cells", kind), []
-        made = [Cell({"seed": 1}, lambda progress: kind(0.5))]
+        made = [ResultCell({"seed": 1}, lambda progress: kind(0.5))]
         with monkeypatch.context() as patch:
             patch.setattr(files, "write_bytes", crash)
             with pytest.raises(KeyboardInterrupt):
@@ -147,7 +147,7 @@ def test_a_cell_that_must_not_diverge_ends_the_run_and_keeps_those_before_it(tmp
         raise NonFiniteError(7, "loss", float("nan"), "lower the learning rate")
 
     folder = CellFolder(tmp_path, Number)
-    made = [Cell({"n": 1}, lambda progress: Number(1.0)), Cell({"n": 2}, diverge)]
+    made = [ResultCell({"n": 1}, lambda progress: Number(1.0)), ResultCell({"n": 2}, diverge)]
     with pytest.raises(NonFiniteError):
         fill(folder, made)
     assert folder.read(made[0]) == Number(1.0)
@@ -158,13 +158,13 @@ def test_a_cell_that_must_not_diverge_ends_the_run_and_keeps_those_before_it(tmp
 
 
 def test_two_cells_must_not_share_a_file(tmp_path):
-    made = [Cell({"scenario": name}, lambda progress: Number(1.0)) for name in ("one class", "one_class")]
+    made = [ResultCell({"scenario": name}, lambda progress: Number(1.0)) for name in ("one class", "one_class")]
     with pytest.raises(InputError, match="'one class' and 'one_class' would share a file"):
         fill(CellFolder(tmp_path, Number), made)
 
 
 def test_results_are_written_now_and_then(tmp_path, monkeypatch):
-    made = [Cell({"n": number}, lambda progress: Number(1.0)) for number in range(5)]
+    made = [ResultCell({"n": number}, lambda progress: Number(1.0)) for number in range(5)]
     calls = []
     fill(CellFolder(tmp_path / "seldom", Number), made, lambda: calls.append(1))
     assert len(calls) == 1
