@@ -54,7 +54,7 @@ class Diverged:
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell(Generic[CellT]):
+class ResultCell(Generic[CellT]):
     """One result: what determines it, and how it is computed."""
 
     place: Mapping[str, str | int]
@@ -104,15 +104,15 @@ class CellFolder(Generic[CellT]):
         runs.open_folder(out, dict(description), overwrite=overwrite, resume=True)
         return cls(out / "cells", kind)
 
-    def path(self, cell: Cell[CellT]) -> Path:
+    def path(self, cell: ResultCell[CellT]) -> Path:
         """The file of a cell that has been computed."""
         return self.folder / (cell.name + self.kind.SUFFIX)
 
-    def is_done(self, cell: Cell[CellT]) -> bool:
+    def is_done(self, cell: ResultCell[CellT]) -> bool:
         """Whether the cell has a result, or is known to diverge."""
         return self.path(cell).exists() or self.path(cell).with_suffix(_DIVERGED).exists()
 
-    def read(self, cell: Cell[CellT]) -> CellT | Diverged | None:
+    def read(self, cell: ResultCell[CellT]) -> CellT | Diverged | None:
         """The result of a cell, or None if it has none yet.
 
         Raises:
@@ -134,7 +134,7 @@ class CellFolder(Generic[CellT]):
 
     def fill(
         self,
-        cells: Sequence[Cell[CellT]],
+        cells: Sequence[ResultCell[CellT]],
         progress: Progress,
         write_results: Callable[[], object],
         *,
@@ -154,7 +154,7 @@ class CellFolder(Generic[CellT]):
           NonFiniteError: A cell diverged that must not. The cells before it are kept.
         """
         interval = SECONDS_BETWEEN_RESULTS if seconds_between is None else seconds_between
-        places: dict[str, Cell[CellT]] = {}
+        places: dict[str, ResultCell[CellT]] = {}
         for cell in cells:
             other = places.setdefault(cell.name, cell)
             if other is not cell:
@@ -170,7 +170,7 @@ class CellFolder(Generic[CellT]):
                 written = time.perf_counter()
             progress.advance(task)
 
-    def _compute(self, cell: Cell[CellT], progress: Progress) -> None:
+    def _compute(self, cell: ResultCell[CellT], progress: Progress) -> None:
         path = self.path(cell)
         try:
             content = cell.compute(progress).encode()

@@ -181,7 +181,7 @@ def past_of(config: NetworkConfig, total: int, train_checksum: str) -> Past:
         if not (folder / runs.RUN_FILE).is_file():
             known = False
         else:
-            known = runs.read_description(folder).get("train_checksum") == train_checksum
+            known = runs.read_run(folder).get("train_checksum") == train_checksum
         if known and given is not None:
             raise InputError(f"{what}, and its run has noted what it was trained on; leave --trained-on out")
         if known:
