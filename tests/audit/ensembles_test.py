@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from scissorhands_jax import losses, models
 from scissorhands_jax.audit import ensembles
 from scissorhands_jax.base import Data
 from scissorhands_jax.errors import CheckpointError, InputError, NonFiniteError
@@ -176,6 +177,15 @@ class TestTogether:
         alone = {name: values[part] for name, values in pool.items()}
         expected = training.run(method, KEY, None, None, Data(None, alone), num_epochs=3)
         assert checkpoints.equal(mine.params, expected.params)
+
+    def test_a_network_is_fitted_to_its_part_before_it_is_trained(self):
+        model = models.build("resnet9", num_classes=3, image_shape=(10, 10, 3), widths=(2, 2, 2))
+        images = np.random.default_rng(0).uniform(size=(12, 10, 10, 3)).astype(np.float32)
+        pool, part = {"image": images, "label": np.arange(12, dtype=np.int32) % 3}, np.arange(1, 9, dtype=np.int32)
+        method = RetrainSettings(batch_size=4).build(model, losses.classification_loss(model), 3)
+        carry = ensembles.restricted(method, part).init(KEY, None, None, Data(None, pool))
+        expected = method.init(KEY, None, None, Data(None, {name: values[part] for name, values in pool.items()}))
+        assert checkpoints.equal(carry.model_state, expected.model_state)
 
     def test_one_that_diverges_says_so(self, tmp_path):
         wild = ensemble(tmp_path)

@@ -258,7 +258,7 @@ BAD = {
     "an unknown setting": (["method.fractoin=0.1"], "method.fraction"),
     "a setting of the wrong type": (["method.epochs=many"], "method.epochs must be int, got 'many'"),
     "an unknown departure": (["method.departures.speed=9"], "has no setting 'speed'"),
-    "an unknown mode": (["method.mode=published"], "paper or authors"),
+    "an unknown mode": (["method.mode=published"], "choose one of paper, authors"),
     "an unknown argument": (["--quickly"], "unknown argument '--quickly'"),
     "a batch size of zero": (["--batch-size", "0"], "batch_size must be at least 1, got 0"),
     "negative epochs": (["--epochs", "-1"], "num_epochs must not be negative"),

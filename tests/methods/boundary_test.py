@@ -21,7 +21,7 @@ from scissorhands_jax.training import checkpoints
 from scissorhands_jax.training.checkpoints import Checkpointer
 from scissorhands_jax.training.loop import run
 from tests import tiny
-from tests.methods.contract_test import DATA, LOSS, MODEL, original
+from tests.methods.example import DATA, LOSS, MODEL, original
 from tests.models.networks_test import ADAPTED, images
 
 KEY = jax.random.key(3)

@@ -16,7 +16,7 @@ from scissorhands_jax.optimizers import sgd
 from scissorhands_jax.training import checkpoints
 from scissorhands_jax.training.loop import run
 from tests import tiny
-from tests.methods.contract_test import DATA, KEY, MODEL, forward, original
+from tests.methods.example import DATA, KEY, MODEL, forward, original
 from tests.training import clusters
 
 HOST = jax.tree.map(np.asarray, DATA)  # Indexing on the host compiles nothing.

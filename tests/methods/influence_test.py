@@ -17,7 +17,7 @@ from scissorhands_jax.methods import influence
 from scissorhands_jax.methods.influence import _add_rows, _rows_times, inverse_fisher_product
 from scissorhands_jax.saliency import gradient_sum
 from scissorhands_jax.training import checkpoints
-from tests.methods.contract_test import DATA, KEY, LOSS, apply, original
+from tests.methods.example import DATA, KEY, LOSS, apply, original
 
 PARAMS, STATE = original()
 STATE = {**STATE, "mean": jnp.array([0.5, -1.0, 2.0, 0.0])}  # read in evaluation mode

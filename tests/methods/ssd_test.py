@@ -13,7 +13,7 @@ from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods import ssd
 from scissorhands_jax.methods.ssd import dampen
 from scissorhands_jax.training import checkpoints
-from tests.methods.contract_test import DATA, GRADIENT, KEY, LOSS, original, plain_loss
+from tests.methods.example import DATA, GRADIENT, KEY, LOSS, original, plain_loss
 from tests.training import clusters
 
 

@@ -15,7 +15,7 @@ from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods import munba
 from scissorhands_jax.methods.munba import bargain
 from scissorhands_jax.optimizers import sgd
-from tests.methods.contract_test import DATA, GRADIENT, KEY, LOSS, original, plain_loss
+from tests.methods.example import DATA, GRADIENT, KEY, LOSS, original, plain_loss
 from tests.training import clusters
 
 PLAIN_SGD = sgd(1.0, momentum=0.0, weight_decay=0.0)

@@ -16,7 +16,7 @@ from scissorhands_jax.optimizers import rate_of, sgd
 from scissorhands_jax.training import checkpoints
 from scissorhands_jax.training.loop import run
 from tests import tiny
-from tests.methods import contract_test as methods_test
+from tests.methods import example
 
 KEY = jax.random.key(5)
 OPTIMIZER = sgd(0.1, momentum=0.9, weight_decay=0.1)  # All of it would move a frozen weight.
@@ -91,8 +91,8 @@ def test_with_all_layers_they_are_fine_tuning_and_retraining():
     for special, general in (("cf_k", "finetune"), ("eu_k", "retrain")):
         ends = []
         for name in (special, general):
-            method = methods_test.build(name, weight_decay=0.1, milestones=())
-            last = methods_test.epoch_of(method, start=methods_test.original()).carries[-1]
+            method = example.build(name, weight_decay=0.1, milestones=())
+            last = example.epoch_of(method, start=example.original()).carries[-1]
             ends.append((last.params, last.model_state))
         assert checkpoints.equal(*ends)
 

@@ -1,0 +1,340 @@
+"""Scissorhands: trimming, the repair and its projection, refusals, and one compilation for all values."""
+
+import dataclasses
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scissorhands_jax import data as data_lib
+from scissorhands_jax import trees
+from scissorhands_jax.base import Data, lift
+from scissorhands_jax.errors import InputError
+from scissorhands_jax.losses import classification_loss
+from scissorhands_jax.methods import METHODS, Semantics, scissorhands, trim_network
+from scissorhands_jax.methods.scissorhands import constraint_gradients
+from scissorhands_jax.optimizers import sgd
+from scissorhands_jax.reinit import ones
+from scissorhands_jax.training import checkpoints
+from scissorhands_jax.training.loop import run
+from tests import tiny
+from tests.compilations import Compilations
+from tests.methods.example import (
+    DATA,
+    GRADIENT,
+    KEY,
+    LOSS,
+    PLAIN_SGD,
+    build,
+    dot,
+    epoch_of,
+    examples,
+    original,
+    plain_loss,
+)
+
+
+def descent(params, carry):
+    """What plain gradient descent with learning rate 1 subtracted."""
+    return jax.tree.map(lambda before, after: before - after, params, carry.params)
+
+
+class TestScissorhandsRepair:
+    def test_the_step_never_improves_the_forget_loss_to_first_order(self):
+        method = scissorhands(
+            lift(plain_loss), PLAIN_SGD, fraction=0.2, batch_size=4, forget_weight=0.05, every_step_joint=True
+        )
+        carry, step, duals = method.init(KEY, original(3)[0], (), DATA), jax.jit(method.step), []
+        for epoch in range(4):
+            for positions in method.batches(KEY, DATA, epoch):
+                batch, params = data_lib.gather(DATA, positions), carry.params
+                carry, metrics = step(carry, batch)
+                retain, forget = GRADIENT(params, batch.retain), GRADIENT(params, batch.forget)
+                objective = jax.tree.map(lambda r, f: r - 0.05 * f, retain, forget)
+                followed = descent(params, carry)
+                along, square = dot(objective, forget), dot(forget, forget)
+                assert dot(followed, forget) <= 2e-5 * np.sqrt(dot(followed, followed) * square)
+                duals.append(max(0.0, along / square))
+                expected = jax.tree.map(lambda o, f: o - duals[-1] * f, objective, forget)
+                chex.assert_trees_all_close(followed, expected, rtol=1e-3, atol=3e-6)
+                np.testing.assert_allclose(metrics["dual"], duals[-1:], rtol=1e-3, atol=1e-5)
+                assert bool(metrics["projected"]) == (along > 0)
+        assert min(np.count_nonzero(duals), duals.count(0.0)) >= 2
+
+    def test_without_projection_the_step_follows_the_objective(self):
+        method = scissorhands(
+            lift(plain_loss), PLAIN_SGD, fraction=0.2, batch_size=4, forget_weight=0.5, projected=False
+        )
+        epoch = epoch_of(method, steps=1)
+        before, batch = epoch.carries[0].params, epoch.batches[0]
+        gradients = [GRADIENT(before, part) for part in (batch.retain, batch.forget)]
+        expected = jax.tree.map(lambda r, f: r - 0.5 * f, *gradients)
+        chex.assert_trees_all_close(descent(before, epoch.carries[1]), expected, rtol=1e-4, atol=1e-6)
+        assert set(epoch.metrics[0]) == {"loss_retain", "loss_forget", "grad_norm"}
+
+    @functools.cached_property
+    def twins(self):
+        """One example many times in both sets: retain and forget gradients are equal, so every step is violated."""
+        one = jax.tree.map(lambda leaf: leaf[:1], DATA.forget)
+        return Data(*(jax.tree.map(lambda leaf, n=n: jnp.repeat(leaf, n, axis=0), one) for n in (6, 12)))
+
+    @pytest.mark.parametrize(("margin", "dual"), [(0.0, 1.0), (0.5, 1.0), (5.0, 5.0)])
+    def test_margin_bounds_the_dual_of_violated_steps_from_below(self, margin, dual):
+        method = scissorhands(lift(plain_loss), PLAIN_SGD, fraction=0.2, batch_size=4, forget_weight=0.0, margin=margin)
+        joint = epoch_of(method, self.twins, steps=1).metrics[0]
+        assert joint["projected"]
+        assert joint["dots"][0] > 0
+        np.testing.assert_allclose(joint["dual"], [dual], rtol=1e-4)
+
+    def test_authors_mode_adds_at_least_half_of_each_constraint(self):
+        method = scissorhands(
+            lift(plain_loss),
+            PLAIN_SGD,
+            fraction=0.2,
+            batch_size=4,
+            forget_weight=0.0,
+            mode="authors",
+            num_constraints=2,
+        )
+        epoch = epoch_of(method, self.twins, steps=1)
+        held = epoch.carries[0].aux.constraint_grads
+        assert [leaf.shape[0] for leaf in jax.tree.leaves(held)] == [2] * 3
+        assert epoch.metrics[0]["projected"]
+        assert np.all(epoch.metrics[0]["dual"] >= 0.5)
+        # The constraints stay what they were at the beginning of the epoch.
+        chex.assert_trees_all_equal(epoch.carries[1].aux.constraint_grads, held)
+        later = method.begin_epoch(epoch.carries[-1], self.twins)
+        assert not checkpoints.equal(later.aux.constraint_grads, held)
+        assert int(later.aux.joint_step) == 0
+
+    def test_only_every_so_many_joint_steps_of_an_epoch_are_projected(self):
+        method = scissorhands(
+            lift(plain_loss),
+            PLAIN_SGD,
+            fraction=0.2,
+            batch_size=4,
+            forget_weight=0.0,
+            project_every=2,
+            every_step_joint=True,
+        )
+        epoch = epoch_of(method, self.twins)
+        assert [bool(metrics["projected"]) for metrics in epoch.metrics] == [False, True, False]
+        unprojected = GRADIENT(epoch.carries[0].params, epoch.batches[0].retain)
+        chex.assert_trees_all_close(
+            descent(epoch.carries[0].params, epoch.carries[1]), unprojected, rtol=1e-4, atol=1e-6
+        )
+        # Counted anew in each epoch.
+        carry = method.begin_epoch(epoch.carries[1], self.twins)
+        assert not method.step(carry, epoch.batches[0])[1]["projected"]
+
+    def test_a_projection_pattern_leaves_other_gradients_as_they_are(self):
+        method = scissorhands(lift(plain_loss), PLAIN_SGD, fraction=0.2, batch_size=4, forget_weight=0.0, project="1")
+        epoch = epoch_of(method, self.twins, steps=1)
+        before, batch = epoch.carries[0].params, epoch.batches[0]
+        retain, forget = (GRADIENT(before, part) for part in (batch.retain, batch.forget))
+        followed = descent(before, epoch.carries[1])
+        chex.assert_trees_all_close(followed[0], retain[0], rtol=1e-4, atol=1e-6)
+        assert epoch.metrics[0]["projected"]
+        assert not np.allclose(followed[1][0], retain[1][0], rtol=1e-2)
+        assert abs(dot(followed[1], forget[1])) < 1e-4
+
+    def test_an_epoch_passes_once_over_both_sets_or_cycles_the_forget_set(self):
+        once = list(scissorhands(LOSS, PLAIN_SGD, fraction=0.1, batch_size=2).batches(KEY, DATA, 0))
+        assert [batch.forget is None for batch in once] == [False] * 3 + [True] * 2
+        joint = list(
+            scissorhands(LOSS, PLAIN_SGD, fraction=0.1, batch_size=2, every_step_joint=True).batches(KEY, DATA, 0)
+        )
+        assert [batch.forget is None for batch in joint] == [False] * 5
+        assert sorted(np.concatenate([batch.forget for batch in joint[:3]])) == list(range(6))
+        sizes = scissorhands(LOSS, PLAIN_SGD, fraction=0.1, batch_size=4, forget_batch_size=1).batches(KEY, DATA, 0)
+        assert [(len(batch.forget), len(batch.retain)) for batch in sizes] == [(1, 4)] * 3
+
+    def test_steps_stop_with_the_retain_set(self):
+        short = Data(DATA.retain, DATA.forget)
+        batches = list(scissorhands(LOSS, PLAIN_SGD, fraction=0.1, batch_size=2).batches(KEY, short, 0))
+        assert [batch.forget is None for batch in batches] == [False] * 3
+
+    def test_ragged_batches_are_not_filled_up(self):
+        method = scissorhands(LOSS, PLAIN_SGD, fraction=0.1, batch_size=4, ragged_batches=True)
+        batches = list(method.batches(KEY, DATA, 0))
+        assert [len(batch.retain) for batch in batches] == [4, 4, 2]
+        assert [None if batch.forget is None else len(batch.forget) for batch in batches] == [4, 2, None]
+
+    @pytest.mark.parametrize("mode", ["paper", "authors"])
+    def test_bfloat16_params_keep_their_type_through_an_epoch(self, mode):
+        params, _ = original(dtype=jnp.bfloat16)
+        method = scissorhands(lift(plain_loss), sgd(0.05), fraction=0.2, batch_size=4, mode=mode)
+        carry = method.init(KEY, params, (), DATA)
+        begun = method.begin_epoch(carry, DATA)
+        chex.assert_trees_all_equal_shapes_and_dtypes(begun, carry)
+        batch = data_lib.gather(DATA, next(iter(method.batches(KEY, DATA, 0))))
+        after, _ = jax.eval_shape(method.step, begun, batch)
+        chex.assert_trees_all_equal_shapes_and_dtypes(after, carry)
+
+
+class TestTrim:
+    def trim(self, loss_fn=None, start=None, **options):
+        params, model_state = (original()[0], ()) if start is None else start
+        batches = options.pop("batches", [DATA.forget])
+        options = {"fraction": 0.2, "initializer": ones()} | options
+        return params, trim_network(KEY, loss_fn or lift(plain_loss), params, model_state, batches, **options)
+
+    def marked(self, mask):
+        flags = zip(trees.leaf_names(mask), jax.tree.leaves(mask), strict=True)
+        return {name: int(leaf.sum()) for name, leaf in flags}
+
+    @pytest.mark.parametrize("fraction", [0.01, 0.2, 0.5, 0.99])
+    def test_the_rounded_share_of_the_ranked_weights_is_redrawn(self, fraction):
+        params, trimmed = self.trim(fraction=fraction)
+        marked = self.marked(trimmed.mask)
+        assert sum(marked.values()) == max(1, round(fraction * (4 * 6 + 6 * 3)))
+        assert marked["0/hidden/bias"] == 0
+        # What is marked became one, all the rest is bit-equal.
+        expected = jax.tree.map(lambda w, m: jnp.where(m, 1.0, w), params, trimmed.mask)
+        assert checkpoints.equal(trimmed.params, expected)
+
+    def test_the_most_salient_weights_are_marked(self):
+        params, trimmed = self.trim()
+        gradient = GRADIENT(params, DATA.forget)
+        scores = jax.tree.map(lambda g, w: jnp.abs(g * w), gradient, params)
+        kernels = [scores[0]["hidden"].kernel, scores[1][0]]
+        masks = [trimmed.mask[0]["hidden"].kernel, trimmed.mask[1][0]]
+        inside = np.concatenate([np.asarray(s)[np.asarray(m)] for s, m in zip(kernels, masks, strict=True)])
+        outside = np.concatenate([np.asarray(s)[~np.asarray(m)] for s, m in zip(kernels, masks, strict=True)])
+        assert inside.min() >= outside.max()
+
+    def test_trimmed_weights_lie_inside_the_pattern_and_the_share_is_of_it(self):
+        _, trimmed = self.trim(trim="1", fraction=0.5)
+        assert self.marked(trimmed.mask) == {"0/hidden/kernel": 0, "0/hidden/bias": 0, "1/0": 9}
+
+    def test_ranking_more_than_is_trimmed_trims_fewer(self):
+        _, everywhere = self.trim(fraction=0.3)
+        _, trimmed = self.trim(trim="1", rank="0/hidden/kernel|1", fraction=0.3)
+        marked = self.marked(trimmed.mask)
+        assert 0 < marked["1/0"] < round(0.3 * 42)
+        assert marked == {**self.marked(everywhere.mask), "0/hidden/kernel": 0}
+
+    def test_batches_of_the_saliency_pass_need_not_have_one_size(self):
+        _, whole = self.trim()
+        _, parts = self.trim(
+            batches=[jax.tree.map(lambda leaf, p=p: leaf[p], DATA.forget) for p in (slice(4), slice(4, 6))]
+        )
+        assert checkpoints.equal(whole.mask, parts.mask)
+        assert parts.losses.shape == (2,)
+
+    def test_paper_mode_scores_in_eval_mode_and_leaves_statistics_alone(self):
+        for train, moved in ((False, 0), (True, 1)):
+            _, trimmed = self.trim(LOSS, original(), semantics=Semantics(saliency_train=train))
+            assert int(trimmed.model_state["count"]) == moved
+
+    def test_vectors_and_bn_names_are_trimmed_only_on_demand(self):
+        vector, matrix = jnp.ones(6), jnp.ones((6, 3))
+        params = {"bn1": {"scale": vector, "kernel": matrix}, "downsample": {"scale": vector}}
+        params |= {"conv": {"kernel": matrix, "bias": vector}}
+        norms = ["bn1/kernel", "bn1/scale"]
+        for semantics, names in (
+            (Semantics(), ["bn1/kernel", "conv/kernel"]),
+            (Semantics(trim_vectors=True), [*norms, "conv/bias", "conv/kernel", "downsample/scale"]),
+            (Semantics(trim_vectors=True, skip_bn_names=True), ["conv/bias", "conv/kernel", "downsample/scale"]),
+        ):
+
+            def total(params, batch):
+                return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(params)) * jnp.mean(batch)
+
+            batches = [jnp.ones(2)]
+            _, trimmed = self.trim(lift(total), (params, ()), batches=batches, fraction=0.9, semantics=semantics)
+            assert [name for name, count in self.marked(trimmed.mask).items() if count] == names
+
+    def test_patterns_that_select_nothing_to_trim_are_refused(self):
+        with pytest.raises(InputError, match="matches none of the 3 parameter arrays"):
+            self.trim(trim="layer4")
+        with pytest.raises(InputError, match="selects only biases and scales"):
+            self.trim(trim="0/hidden/bias")
+
+    def test_scores_that_are_not_finite_are_refused(self):
+        params = original()[0]
+        params[1] = (params[1][0].at[0, 0].set(jnp.nan),)
+        with pytest.raises(InputError, match="not finite"):
+            self.trim(start=(params, ()))
+
+    def test_no_batch_is_refused(self):
+        with pytest.raises(InputError, match="at least one batch"):
+            self.trim(batches=[])
+
+
+def test_constraint_gradients_are_running_sums_in_the_type_of_the_params():
+    batches = [examples(4, seed) for seed in range(3)]
+    for dtype, tolerance in ((jnp.float32, 1e-5), (jnp.bfloat16, 3e-2)):
+        params, model_state = original(dtype=dtype)
+        rows, losses = constraint_gradients(lift(plain_loss), params, model_state, batches)
+        gradients = [GRADIENT(params, batch) for batch in batches]
+        sums = [functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), gradients[: k + 1]) for k in range(3)]
+        expected = jax.tree.map(lambda *leaves: jnp.stack(leaves), *sums)
+        chex.assert_trees_all_equal_shapes_and_dtypes(rows, expected)
+        chex.assert_trees_all_close(rows, expected, rtol=tolerance, atol=tolerance)
+        np.testing.assert_allclose(losses, [plain_loss(params, batch) for batch in batches], rtol=1e-2)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"fraction": 0.0}, "fraction must lie strictly between 0 and 1, got 0.0"),
+            ({"fraction": 1.0}, "fraction must lie strictly between 0 and 1, got 1.0"),
+            ({"forget_weight": -0.1}, "forget_weight must not be negative, got -0.1"),
+            ({"mode": "thesis"}, "mode is 'thesis'; choose one of paper, authors"),
+            ({"pair": "both"}, "pair is 'both'; choose one of auto, vmap, sequential"),
+            ({"num_constraints": 2}, "num_constraints = 2 needs constraints_per_epoch"),
+            ({"num_constraints": 11, "mode": "authors"}, "num_constraints must be 1 to 10, got 11"),
+            ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+            ({"forget_batch_size": 0}, "batch_size must be at least 1, got 0"),
+            ({"saliency": True}, "no setting 'saliency'; near matches: saliency_train, saliency_batches"),
+            ({"margin": -1.0}, "margin and eps must not be negative"),
+            ({"margin": "half"}, "the departure margin must be float, got 'half'"),
+            ({"saliency_train": "yes"}, "the departure saliency_train must be bool, got 'yes'"),
+            ({"saliency_batches": 2.5}, r"the departure saliency_batches must be int \| None, got 2.5"),
+            ({"project_every": 0}, "project_every and saliency_batches must be at least 1"),
+            ({"saliency_batches": 0}, "project_every and saliency_batches must be at least 1"),
+        ],
+    )
+    def test_settings_out_of_range_are_refused(self, settings, message):
+        with pytest.raises(InputError, match=message):
+            scissorhands(LOSS, PLAIN_SGD, **({"fraction": 0.1} | settings))
+
+    def test_a_projection_pattern_that_matches_nothing_is_refused(self):
+        method = scissorhands(lift(plain_loss), PLAIN_SGD, fraction=0.1, project="layer4", batch_size=6)
+        with pytest.raises(InputError, match="layer pattern 'layer4' matches none"):
+            method.init(KEY, original()[0], (), DATA)
+
+    def test_initializers_are_taken_by_name(self):
+        with pytest.raises(InputError, match="no initializer 'xavier'"):
+            build("scissorhands", initializer="xavier")
+
+
+class TestOneCompilationForAllValues:
+    """Numbers travel in the carry, so that a sweep over them compiles nothing after its first value."""
+
+    def test_scissorhands(self):
+        def sweep(**changes):
+            settings = dataclasses.replace(METHODS["scissorhands"](epochs=1, batch_size=4), **changes)
+            method = settings.build(tiny.model(), tiny.loss(), tiny.CLASSES)
+            return run(method, KEY, *tiny.start(), tiny.data(), num_epochs=1).params
+
+        first = sweep()
+        changes = ({"forget_weight": 0.7}, {"fraction": 0.2}, {"learning_rate": 0.3}, {"weight_decay": 0.1})
+        with Compilations() as compilations:
+            results = [sweep(**change) for change in (*changes, {"momentum": 0.5})]
+        assert compilations.names == []
+        for result in results:
+            assert not checkpoints.equal(result, first)
+
+    def test_equal_settings_make_equal_steps(self):
+        settings = METHODS["scissorhands"]()
+        steps = [settings.build(tiny.model(), classification_loss(tiny.model()), 3).step for _ in range(2)]
+        assert steps[0] == steps[1]
+        assert hash(steps[0]) == hash(steps[1])
+        other = dataclasses.replace(settings, projected=False).build(tiny.model(), tiny.loss(), 3).step
+        assert steps[0] != other
