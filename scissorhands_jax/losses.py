@@ -20,9 +20,9 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, *, label_smoothing: floa
     """The mean cross-entropy of a batch. shape=()
 
     Args:
-      logits: (N, C) floats.
-      labels: (N,) integers.
-      label_smoothing: the share of the target that is spread evenly over all C classes (Szegedy et al., 2016).
+      logits: Floats, shape=(N, C).
+      labels: Integers, shape=(N,).
+      label_smoothing: The share of the target that is spread evenly over all C classes (Szegedy et al., 2016).
     """
     if label_smoothing == 0:
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
@@ -36,7 +36,9 @@ def kl_divergence(teacher: jax.Array, student: jax.Array, *, temperature: float 
     The factor keeps gradients of one size as the temperature T changes (Hinton et al., 2015).
 
     Args:
-      teacher, student: logits, (N, C) floats.
+      teacher: The teacher's logits, floats, shape=(N, C).
+      student: The student's logits, floats, shape=(N, C).
+      temperature: T, above 0.
 
     >>> import jax.numpy as jnp
     >>> round(float(kl_divergence(jnp.array([[0.0, 0.0]]), jnp.log(jnp.array([[0.2, 0.8]])))), 4)
@@ -59,7 +61,11 @@ def teacher_logits(model: Model, teacher: tuple[Params, ModelState], images: jax
 
 
 def check_temperature(temperature: float) -> float:
-    """Raises InputError unless the temperature is above 0."""
+    """Returns the temperature.
+
+    Raises:
+      InputError: It is not above 0.
+    """
     if not temperature > 0:
         raise InputError(f"temperature must be above 0, got {temperature}")
     return temperature
@@ -74,7 +80,7 @@ def augmented(augment: Augment | None, key: Key | None, images: jax.Array) -> tu
 
 
 def augmentation_of(loss_fn: StatefulLossFn) -> Augment | None:
-    """What a `classification_loss` does to images; None for any other loss."""
+    """What a `classification_loss` does to images in training; None for any other loss."""
     return loss_fn.augment if isinstance(loss_fn, _ClassificationLoss) else None
 
 
@@ -84,12 +90,17 @@ def classification_loss(
     """Mean cross-entropy over batches `{"image": (N, ...), "label": (N,)}`.
 
     Args:
-      model: the network.
-      augment: `(key, images) -> images`, applied in training passes that are given a key.
-      label_smoothing: see `cross_entropy`; in training passes only.
+      model: The network.
+      augment: `(key, images) -> images`, which is applied in training passes that are given a key. None changes
+        nothing.
+      label_smoothing: As for `cross_entropy`, in training passes only; at least 0 and below 1.
+
+    Returns:
+      The general form of the loss. Losses of one network and with equal settings are equal, so they share compiled
+      code.
 
     Raises:
-      InputError: `label_smoothing` is not at least 0 and below 1.
+      InputError: `label_smoothing` is out of its range.
     """
     if not 0 <= label_smoothing < 1:
         raise InputError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing}")
@@ -100,7 +111,7 @@ def altered(loss_fn: StatefulLossFn, **changes: Any) -> StatefulLossFn:
     """The same `classification_loss` with another `augment` or `label_smoothing`.
 
     Raises:
-      InputError: it is another kind of loss, or a value cannot be used.
+      InputError: It is another kind of loss, or a value cannot be used.
     """
     if not isinstance(loss_fn, _ClassificationLoss):
         raise InputError(f"only a classification_loss can be given {', '.join(changes)}, and this is another loss")
@@ -116,9 +127,12 @@ def microbatched(loss_fn: StatefulLossFn, parts: int) -> StatefulLossFn:
     per part. A `classification_loss` augments the whole batch first, so its images do not depend on `parts`; dropout,
     and augmentation within any other loss, draw other numbers. See `microbatches.accumulated`.
 
+    Args:
+      loss_fn: The general form of the loss, a mean over a batch.
+      parts: The number of parts, at least 1. In evaluation mode, as for saliency, they may differ in size by one.
+
     Raises:
-      InputError: `parts` is below 1; when traced in training mode, if it does not divide a batch. In evaluation mode,
-        as for saliency, parts differ in size by at most one.
+      InputError: `parts` is below 1, or (when traced in training mode) does not divide a batch.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -135,7 +149,7 @@ def microbatched(loss_fn: StatefulLossFn, parts: int) -> StatefulLossFn:
 
 
 def microbatches_of(loss_fn: StatefulLossFn) -> int:
-    """In how many parts a loss computes a batch."""
+    """The number of parts that a loss computes a batch in."""
     return loss_fn.parts if isinstance(loss_fn, _ClassificationLoss | _Microbatched) else 1
 
 

@@ -1,4 +1,4 @@
-"""The optimizers of the papers' scripts and of fast training, composed from optax."""
+"""The optimizer of the papers' scripts, composed from optax, whose learning rate and schedule lie in its state."""
 
 from __future__ import annotations
 
@@ -33,12 +33,14 @@ def sgd(
     travels in the state like any number.
 
     Args:
-      learning_rate: the rate, or a function of the step.
-      momentum, weight_decay: as PyTorch's; the momentum is Nesterov's with `nesterov`.
-      scheduled: the state holds a schedule as well, constant until `with_schedule` sets it.
+      learning_rate: The rate, at least 0, or a function of the step.
+      momentum: PyTorch's momentum, at least 0; 0 does without.
+      weight_decay: PyTorch's weight decay, at least 0.
+      nesterov: Whether the momentum is Nesterov's.
+      scheduled: Whether the state holds a schedule as well, which is constant until `with_schedule` sets it.
 
     Raises:
-      InputError: a setting is negative.
+      InputError: A setting is negative.
     """
     if not callable(learning_rate) and learning_rate < 0:
         raise InputError(f"learning_rate must not be negative, got {learning_rate}")
@@ -69,7 +71,7 @@ def _sgd(
 
 @functools.cache
 def _shared_update(present: tuple[str, ...], nesterov: bool) -> optax.TransformUpdateExtraArgsFn:
-    """It reads its numbers from the state, so one function object serves all of them."""
+    """The update, which reads its numbers from the state, so that one function object serves all values."""
     example = {name: 0.0 if name in present else None for name in ("learning_rate", "momentum", "weight_decay")}
     example |= {name: 0.0 for name in present}
     return optax.inject_hyperparams(_sgd)(**example, nesterov=nesterov).update
@@ -78,12 +80,12 @@ def _shared_update(present: tuple[str, ...], nesterov: bool) -> optax.TransformU
 def interpolate(step: jax.Array, knots: jax.Array, factors: jax.Array) -> jax.Array:
     """The value at `step` of the line through the points (knots, factors), level before the first and after the last.
 
-    Without a loop or a search, unlike `jnp.interp`: a schedule has few knots, and every step asks.
+    It has no loop and no search, unlike `jnp.interp`, since a schedule has few knots and is read in every step.
 
     Args:
-      step: shape=()
-      knots: in order; two may be equal if their factors are. int32, shape=(K,)
-      factors: floating point, shape=(K,)
+      step: The step. shape=()
+      knots: The steps of the points in ascending order; two may be equal if their factors are. int32, shape=(K,)
+      factors: The values of the points. floating point, shape=(K,)
     """
     start, stop = knots[:-1], knots[1:]
     share = ((step - start) / jnp.maximum(stop - start, 1)).astype(factors.dtype)
@@ -92,26 +94,26 @@ def interpolate(step: jax.Array, knots: jax.Array, factors: jax.Array) -> jax.Ar
     return jnp.sum(on_line) + before + after
 
 
-class Schedule(NamedTuple):
-    """A learning rate over the steps, by `interpolate`, as factors of its peak; numbers, no code."""
+class RateSchedule(NamedTuple):
+    """A learning rate over the steps as factors of its peak, between which `interpolate` draws straight lines."""
 
     knots: Sequence[int]
     factors: Sequence[float]
 
 
-def drops(steps: Sequence[int], gamma: float) -> Schedule:
-    """The rate is multiplied by `gamma` before each of these steps, counted from 0."""
+def drops(steps: Sequence[int], gamma: float) -> RateSchedule:
+    """A schedule that multiplies the rate by `gamma` before each of these steps, which are counted from 0."""
     knots, factors = [-1], [1.0]
     for number, step in enumerate(sorted(steps)):
         knots += [step - 1, step]
         factors += [gamma**number, gamma ** (number + 1)]
-    return Schedule(knots, factors)
+    return RateSchedule(knots, factors)
 
 
-def with_schedule(opt_state: PyTree, schedule: Schedule) -> PyTree:
+def with_schedule(opt_state: PyTree, schedule: RateSchedule) -> PyTree:
     """The state of a `scheduled` optimizer whose rate is its learning rate times the schedule's factor of the step.
 
-    The step counts the updates of this state, so a run that is resumed from it goes on with the schedule.
+    The step counts the updates of this state, so a run that is resumed from it continues the schedule.
     """
     held = optax.tree_utils.tree_get(opt_state, "factors")
     knots, factors = jnp.asarray(schedule.knots, jnp.int32), jnp.asarray(schedule.factors, held.dtype)

@@ -1,4 +1,4 @@
-"""The skeletons of methods: one that follows a direction per step, and one that edits the network and is done."""
+"""What methods are made of: steps that follow a direction, an edit without steps, and the batches of an epoch."""
 
 from __future__ import annotations
 
@@ -46,7 +46,13 @@ class Direction(Protocol):
 
 
 def descend(objective: Objective, optimizer: optax.GradientTransformation, **options: Any) -> Method:
-    """A method that minimises `objective`; the options are those of `follow`."""
+    """A method that minimises an objective.
+
+    Args:
+      objective: The objective of a step.
+      optimizer: The optimizer that its gradient is handed to.
+      **options: The other arguments of `follow_direction`.
+    """
 
     def gradient_of(carry: Carry, batch: Batch, key: Key) -> tuple[PyTree, ModelState, Metrics]:
         (_, (model_state, metrics)), gradient = jax.value_and_grad(objective, has_aux=True)(
@@ -54,10 +60,10 @@ def descend(objective: Objective, optimizer: optax.GradientTransformation, **opt
         )
         return gradient, model_state, metrics
 
-    return follow(gradient_of, optimizer, **options)
+    return follow_direction(gradient_of, optimizer, **options)
 
 
-def follow(
+def follow_direction(
     direction: Direction,
     optimizer: optax.GradientTransformation,
     *,
@@ -68,15 +74,18 @@ def follow(
     mask_of: Callable[[Any], PyTree] | None = None,
     begin_epoch: Callable[[Carry, Data], Carry] = keep_carry,
 ) -> Method:
-    """A method whose steps go against a direction, over `batches`.
+    """A method whose steps hand a direction to an optimizer in place of a gradient.
 
     Args:
-      optimizer: applied to the direction; with `mask_of`, updates are masked last, so frozen weights stay bit-equal.
-      reads: which parts of the data must not be empty, of "forget" and "retain".
-      start: `(key, params, model_state, data)` to where the method begins; default where it is.
-      aux: what the carry holds besides the network, from the data.
-      mask_of: the mask in that.
-      begin_epoch: as in `Method`.
+      direction: The direction of a step, from its carry, batch and key.
+      optimizer: The optimizer. With `mask_of` its updates are masked last, so that frozen weights stay bit-equal.
+      batches: The batches of an epoch.
+      reads: The parts of the data that must not be empty, of "forget" and "retain".
+      start: `(key, params, model_state, data)` to the params and the state that the method begins with. None begins
+        with the given ones.
+      aux: `(key, params, model_state, data)` to what the carry holds in addition to the network. None is nothing.
+      mask_of: The mask of the weights that may move, from what `aux` made. None lets all move.
+      begin_epoch: As in `Method`.
     """
     if mask_of is not None:
         optimizer = optax.chain(optimizer, masks.mask_updates())
@@ -121,14 +130,22 @@ def edit(
 
 
 def check_not_empty(data: Data, parts: tuple[str, ...]) -> None:
-    """Raises InputError naming the first of these parts of the data, "forget" and "retain", that is empty."""
+    """Refuses empty parts of the data.
+
+    Args:
+      data: The data of a method.
+      parts: The parts to look at, of "forget" and "retain".
+
+    Raises:
+      InputError: One of them is empty.
+    """
     for part in parts:
         if data_lib.size(getattr(data, part)) == 0:
             raise InputError(f"the {part} set is empty; name at least one training example for it")
 
 
 def split_key(key: Key | None) -> tuple[Key | None, Key | None]:
-    """Two keys of one, or two Nones of None."""
+    """Two keys from one, or two Nones from None."""
     if key is None:
         return None, None
     first, second = jax.random.split(key)
@@ -136,7 +153,7 @@ def split_key(key: Key | None) -> tuple[Key | None, Key | None]:
 
 
 def retain_loss(loss_fn: StatefulLossFn) -> Objective:
-    """The mean retain loss."""
+    """The mean retain loss as an objective."""
 
     def objective(params, carry, batch, key):
         loss, model_state = loss_fn(params, carry.model_state, batch.retain, train=True, key=key)
@@ -146,12 +163,12 @@ def retain_loss(loss_fn: StatefulLossFn) -> Objective:
 
 
 def retain_batches(batch_size: int) -> Batches:
-    """One pass over the retain set."""
+    """One pass over the retain set per epoch, in a new order each time."""
     return _pass_over("retain", batch_size)
 
 
 def forget_batches(batch_size: int) -> Batches:
-    """One pass over the forget set."""
+    """One pass over the forget set per epoch, in a new order each time."""
     return _pass_over("forget", batch_size)
 
 
@@ -201,7 +218,7 @@ def paired_batches(options: PairedOptions) -> Batches:
 def mixed_batches(batch_size: int) -> Batches:
     """One pass over both sets together; every batch holds forget and retain examples in the proportion of the sets.
 
-    A shuffled mixture would hold another number of each in every batch, and each number would compile anew.
+    A shuffled mixture would hold a different number of each in every batch, and each number would need a compilation.
     """
     data_lib.check_batch_size(batch_size)
 

@@ -1,4 +1,4 @@
-"""Influence unlearning (Koh & Liang, 2017; Izzo et al., 2021; as in Jia et al., NeurIPS 2023): one Newton step."""
+"""Influence unlearning, one Newton step (Koh & Liang, 2017; Izzo et al., 2021; as in Jia et al., NeurIPS 2023)."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def influence(loss_fn: StatefulLossFn, options: InfluenceOptions) -> Method:
 def removal_gradients(
     loss_fn: StatefulLossFn, params: Params, model_state: ModelState, data: Data, *, batch_size: int
 ) -> tuple[PyTree, PyTree]:
-    """`f` and `r` of `influence`, in evaluation mode; float32 or wider."""
+    """The gradients f and r of `influence`, in evaluation mode, in float32 or wider."""
     sizes = [data_lib.size(part) for part in data]
 
     def scaled_sum(examples: Dataset, size: int) -> PyTree:
@@ -116,19 +116,21 @@ def inverse_fisher_product(
 
     By Woodbury's identity this is `(vector - J^T a) / damping` with `(damping N I + J J^T) a = J vector`, a system of N
     equations. Conjugate gradients solve it, in some tens of iterations on image networks; each is two passes over the
-    examples, one forward (`J u`) and one backward (`J^T a`), driven from Python. So neither J nor any n x n or N x N
+    examples, one forward (`J u`) and one backward (`J^T a`), driven from Python. Neither J nor any n x n or N x N
     matrix exists, and the memory does not grow with N.
 
     Args:
-      loss_fn: read in evaluation mode, one example at a time.
-      batches: the N examples, in pytrees of arrays with a leading example axis.
-      vector: shaped like `params`.
-      damping: above 0. The subtraction cancels where it is small beside the curvature, which leaves errors of about
-        `1e-7 |vector| / damping`.
-      tolerance: of the residual, relative to `J vector`.
+      loss_fn: The general form of the loss, which is evaluated for one example at a time, in evaluation mode.
+      params: The parameters at which the gradients are taken.
+      model_state: The state of the network, which is read and not moved.
+      batches: The N examples, in pytrees of arrays with a leading example axis.
+      vector: The vector, a pytree like `params`.
+      damping: The weight of the identity, above 0. Where it is small against the curvature the subtraction cancels,
+        which leaves errors of about `1e-7 |vector| / damping`.
+      tolerance: The norm of the residual at which the iterations end, relative to that of `J vector`.
 
     Raises:
-      InputError: the iterations do not converge; gradients that are not finite, or too small a damping.
+      InputError: The iterations do not converge, because gradients are not finite or the damping is too small.
     """
     sizes = [data_lib.size(batch) for batch in batches]
     total = sum(sizes)
@@ -171,7 +173,12 @@ def published_recursion(
     so every correction is parallel to the first gradient. WoodFisher would apply its running inverse to each g instead.
 
     Args:
-      examples: batches of one example each; the first sets o.
+      loss_fn: The general form of the loss, in evaluation mode.
+      params: The parameters at which the gradients are taken.
+      model_state: The state of the network, which is read and not moved.
+      examples: Batches of one example each. The first one sets o.
+      vector: The vector k begins as, a pytree like `params`.
+      constant: The constant of the recursion.
     """
     along = None
     for example in examples:

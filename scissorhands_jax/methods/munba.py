@@ -15,7 +15,7 @@ from scissorhands_jax import trees
 from scissorhands_jax.base import Batch, Carry, Key, Method, Metrics, Model, ModelState, PyTree, StatefulLossFn
 from scissorhands_jax.errors import check_choice
 from scissorhands_jax.keywords import takes
-from scissorhands_jax.methods._gradient import PairedOptions, follow, paired_batches
+from scissorhands_jax.methods._gradient import PairedOptions, follow_direction, paired_batches
 from scissorhands_jax.methods.pair_gradients import pair_gradients
 from scissorhands_jax.methods.salun import RelabelArguments, wrong_labels
 from scissorhands_jax.methods.settings import Gradient, TrainingSettings
@@ -71,7 +71,7 @@ def munba(loss_fn: StatefulLossFn, optimizer: optax.GradientTransformation, opti
         metrics = {"loss_retain": retain_loss, "loss_forget" if ascent else "loss_relabelled": loss, "cosine": cosine}
         return agreed, model_state, metrics
 
-    return follow(direction, optimizer, batches=paired_batches(options), reads=("forget", "retain"))
+    return follow_direction(direction, optimizer, batches=paired_batches(options), reads=("forget", "retain"))
 
 
 def bargain(retain: PyTree, forget: PyTree) -> tuple[PyTree, jax.Array]:
@@ -86,7 +86,7 @@ def bargain(retain: PyTree, forget: PyTree) -> tuple[PyTree, jax.Array]:
 
       g = sqrt(2) (u_r + u_f) / |u_r + u_f|
 
-    which is computed: the bisector, of one length whatever the scales, with nothing that cancels but the sum.
+    which is computed: the bisector, of one length whatever the scales, where only the sum can cancel.
     A gradient that is zero has no say, and the other one is followed. Of exactly opposite gradients (the sum is
     within rounding, 16 eps, of zero) no direction serves both, and the result is zero.
     """

@@ -110,7 +110,7 @@ def alternating_flips(images: jax.Array, epoch: jax.Array) -> jax.Array:
     return ((first + jnp.asarray(epoch, jnp.uint32)) & 1).astype(bool)
 
 
-def triangle(num_steps: int, *, warmup: float, first: float = 0.2, last: float = 0.07) -> optimizers.Schedule:
+def triangle(num_steps: int, *, warmup: float, first: float = 0.2, last: float = 0.07) -> optimizers.RateSchedule:
     """A schedule that rises to its peak over a share `warmup` of the steps and falls from there to the end.
 
     Both ways are straight lines, from `first` times the peak and to `last` times it (Smith, 2018; with these shares in
@@ -122,7 +122,7 @@ def triangle(num_steps: int, *, warmup: float, first: float = 0.2, last: float =
     if not 0 <= warmup < 1:
         raise InputError(f"warmup must be a share of the steps, at least 0 and below 1, got {warmup}")
     top = int(num_steps * warmup)
-    return optimizers.Schedule([0, top, max(num_steps, top + 1)], [first if top else 1.0, 1.0, last])
+    return optimizers.RateSchedule([0, top, max(num_steps, top + 1)], [first if top else 1.0, 1.0, last])
 
 
 def per_kilo_example(
@@ -265,7 +265,7 @@ class RetrainSettings(RetrainOptions, TrainingSettings):
         )
         return sgd if self.norm_bias_scale == 1 else optax.chain(scale_norm_biases(self.norm_bias_scale), sgd)
 
-    def schedule(self, lengths: Sequence[int]) -> optimizers.Schedule:
+    def schedule(self, lengths: Sequence[int]) -> optimizers.RateSchedule:
         """As `TrainingSettings.schedule`, or the triangle."""
         if self.schedule_shape == "drops":
             return super().schedule(lengths)

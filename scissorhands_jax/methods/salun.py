@@ -142,8 +142,11 @@ def salun_mask(
 ) -> Mask:
     """Marks the weights with the largest `|sum of forget gradients|`, in evaluation mode.
 
-    In paper mode every example counts the same and `round(fraction * n)` weights are marked; in authors' mode every
-    batch counts the same, whatever its size, and it is `int(fraction * n)`.
+    In paper mode every example has the same weight in the sum and `round(fraction * n)` weights are marked. In authors'
+    mode every batch has the same weight, whatever its size, and `int(fraction * n)` are marked.
+
+    Raises:
+      InputError: A gradient is not finite.
     """
     sums = saliency.gradient_sum(loss_fn, params, model_state, batches, weighted=mode == "paper")
     magnitudes = jax.tree.map(jnp.abs, sums.gradient)
@@ -154,7 +157,7 @@ def salun_mask(
 
 
 def _masked_gradient(params: Params, mask: Mask) -> PyTree:
-    """The same values; only masked-in entries pass a gradient."""
+    """The same values, where only the marked entries have a gradient."""
     return jax.tree.map(lambda keep, w: jnp.where(keep, w, jax.lax.stop_gradient(w)), mask, params)
 
 

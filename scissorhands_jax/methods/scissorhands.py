@@ -225,7 +225,7 @@ def _epoch(
 
 @dataclasses.dataclass(frozen=True)
 class Repair:
-    """One repair step, as a value: steps that differ in numbers alone (rates, lambda) are equal and compile once."""
+    """One repair step as a value: steps that differ only in numbers (rates, lambda) are equal, and so compile once."""
 
     loss_fn: StatefulLossFn
     update: optax.TransformUpdateFn

@@ -19,39 +19,45 @@ class Semantics:
     """
 
     saliency_train: bool = False
-    """Saliency in training mode: batch statistics are used, and running statistics move once per batch."""
+    """Whether weights are scored in training mode: batch statistics are used, and running statistics move once per
+    batch."""
     saliency_absolute: bool = False
-    """Score |w| * sum |gradient of a batch| instead of |w * mean gradient|."""
+    """Whether the score of a weight w is |w| * sum |gradient of a batch| instead of |w * mean gradient|."""
     saliency_batches: int | None = None
-    """How many random forget batches are scored; None takes the whole forget set."""
+    """The number of random forget batches that weights are scored on, at least 1. None takes the whole forget set."""
     published_cut: bool = False
-    """Strictly above the floor((1 - fraction) * n)-th smallest score, with the fallback of `kept_fraction_mask`."""
+    """Whether weights are trimmed whose score is strictly above the floor((1 - fraction) * n)-th smallest one, with the
+    fallback of `masks.kept_fraction_mask`, instead of exactly the top `fraction`."""
     rank_all: bool = False
-    """The cut ranks all weights although only some layers are trimmed, so that fewer than `fraction` of them are."""
+    """Whether the cut ranks all weights although only some layers are trimmed, so that fewer than `fraction` of them
+    are."""
     skip_bn_names: bool = False
-    """Names that contain "bn" are not trimmed; the BatchNorm of a downsample branch has no such name and is."""
+    """Whether leaves with "bn" in their names are exempt from trimming. The BatchNorm of a downsample branch has no
+    such name, so it is trimmed."""
     trim_vectors: bool = False
-    """Arrays with fewer than two axes are trimmed too, biases to 0 and scales to U(-1, 1)."""
+    """Whether arrays with fewer than two axes are trimmed too, biases to 0 and scales to U(-1, 1)."""
     constraints_per_epoch: bool = False
-    """Constraint gradients come once an epoch from eval-mode forget batches, the k-th the sum of the first k,
-    instead of the forget gradient of the very step."""
+    """Whether constraint gradients are made once an epoch from forget batches in evaluation mode, the k-th the sum of
+    the first k. Otherwise the constraint is the forget gradient of the step itself."""
     forget_moves_state: bool = False
-    """The forget pass of a joint step starts from the network's state (running statistics) that the retain pass left,
-    and moves it again; else both passes start from the same state and only the retain pass moves it."""
+    """Whether the forget pass of a joint step starts from the network's state (running statistics) that the retain pass
+    left, and moves it again. Otherwise both passes start from the same state, and only the retain pass moves it."""
     margin: float = 0.0
-    """Lower bound on the dual variables of a violated step."""
+    """The lower bound on the dual variables of a violated step, at least 0."""
     eps: float = 0.0
-    """Added to the diagonal of the Gram matrix."""
+    """The number that is added to the diagonal of the Gram matrix, at least 0."""
     project_every: int = 1
-    """Only every such joint step of an epoch is projected (10 in the 50 % CIFAR-10 and the CelebA scripts)."""
+    """Which joint steps of an epoch are projected: every one, or every n-th (n = 10 in the scripts for 50 % of CIFAR-10
+    and for CelebA)."""
     every_step_joint: bool = False
-    """Forget batches are cycled so that every step of an epoch sees one; else an epoch passes once over both sets, and
-    its steps are retain-only once the forget examples are used up. Algorithm 1 does not say; see the README."""
+    """Whether forget batches are cycled so that every step of an epoch sees one. Otherwise an epoch passes once over
+    both sets, and its steps see retain examples alone once the forget examples are used up. Algorithm 1 leaves this
+    open."""
     ragged_batches: bool = False
-    """The last batch of a pass may be smaller, instead of being filled up."""
+    """Whether the last batch of a pass may be smaller. Otherwise it is filled up."""
     fixed_batches: bool = False
-    """Every step, and every saliency batch of `saliency_batches`, sees the first examples of each set, as in the
-    published code for Stable Diffusion; an epoch has as many steps as there are batches in the forget set."""
+    """Whether every step, and every one of the `saliency_batches`, sees the first examples of each set, as in the
+    published code for Stable Diffusion. An epoch then has one step for each batch of the forget set."""
 
 
 SEMANTICS: dict[str, Semantics] = {

@@ -81,14 +81,14 @@ class LogitArguments(MicrobatchOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingSettings(MicrobatchOptions, MethodSettings):
-    """Settings of SGD over epochs; each method's own class adds its own, with the authors' values as defaults."""
+    """Settings of SGD over epochs. The settings of a method add its own, with its authors' values as defaults."""
 
     epochs: int = 10
     batch_size: int = 128
     learning_rate: float = 5e-3
     """The learning rate of SGD."""
     momentum: float = 0.9
-    """The momentum of SGD, as PyTorch defines it; 0 is none."""
+    """The momentum of SGD, as PyTorch defines it; 0 does without."""
     weight_decay: float = 5e-4
     """The weight decay of SGD, added to the gradient of every parameter as PyTorch does it."""
     milestones: tuple[int, ...] = ()
@@ -100,10 +100,10 @@ class TrainingSettings(MicrobatchOptions, MethodSettings):
     """Whether the forget and the retain examples of a step are concatenated to one batch."""
 
     def microbatched(self, loss_fn: StatefulLossFn) -> StatefulLossFn:
-        """The loss in microbatches.
+        """The same loss, which computes a batch in `microbatches` parts.
 
         Raises:
-          InputError: they do not divide a batch size.
+          InputError: The number of parts does not divide a batch size.
         """
         sizes = (self.batch_size, getattr(self, "forget_batch_size", None))
         microbatches.check_microbatches([size for size in sizes if size is not None], self.microbatches)
@@ -118,15 +118,19 @@ class TrainingSettings(MicrobatchOptions, MethodSettings):
             scheduled=bool(self.milestones),
         )
 
-    def schedule(self, lengths: Sequence[int]) -> optimizers.Schedule:
-        """The learning rate over epochs of so many steps: all `epochs`, and those up to the last milestone."""
+    def schedule(self, lengths: Sequence[int]) -> optimizers.RateSchedule:
+        """The learning rate over the steps of the run.
+
+        Args:
+          lengths: The number of steps of every epoch, up to the last milestone where that lies behind `epochs`.
+        """
         return optimizers.drops([sum(lengths[:milestone]) for milestone in self.milestones], self.gamma)
 
     def scheduled(self, method: Method) -> Method:
-        """The method with the learning rate that its steps call for; its optimizer must be the one from here.
+        """The method with the learning rate of these settings, whose optimizer must be the one that they make.
 
-        The schedule is set when a run begins, because only the data tell how many steps an epoch has. Then `init` also
-        raises InputError if microbatches do not divide a batch of these data, before anything is compiled.
+        The schedule is set by `init`, since the length of an epoch depends on the data. With microbatches `init` also
+        raises InputError if they do not divide a batch of the data, before anything is compiled.
         """
         if self.microbatches > 1:
             method = method._replace(init=self._checked(method))
@@ -153,7 +157,12 @@ class TrainingSettings(MicrobatchOptions, MethodSettings):
 
 
 def on_upper_layers(settings: MethodSettings, network: str) -> MethodSettings:
-    """The settings with `trim` or `layers`, where they are left open, as is customary for a network of the registry."""
+    """The settings with `trim` or `layers`, where they are None, set to the upper layers of a network.
+
+    Args:
+      settings: The settings of any method.
+      network: The name of a network. For one that is not in the registry nothing changes.
+    """
     upper = models.UPPER_LAYERS.get(network)
     changes: dict[str, Any] = {name: upper for name in ("trim", "layers") if getattr(settings, name, "") is None}
     return dataclasses.replace(settings, **changes)

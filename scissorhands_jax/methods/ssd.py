@@ -17,7 +17,7 @@ from scissorhands_jax.keywords import takes
 from scissorhands_jax.methods._gradient import edit
 from scissorhands_jax.methods.settings import MethodSettings
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ def ssd(loss_fn: StatefulLossFn, options: SsdOptions) -> Method:
         everything = fisher(all_key, forget_size + data_lib.size(data.retain))
         params, mask = dampen(params, forget, everything, selection=selection, dampening=dampening)
         marked = int(masks.count_marked(mask))
-        logger.log(
+        _logger.log(
             logging.INFO if marked else logging.WARNING, "ssd dampened %d of %d weights", marked, trees.size(params)
         )
         return params, model_state

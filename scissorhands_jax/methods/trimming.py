@@ -26,9 +26,9 @@ class Trimmed(NamedTuple):
     """The result of `trim_network`."""
 
     params: Params
-    model_state: ModelState
-    mask: Mask
-    losses: jax.Array  # shape=(batches,): forget losses of the saliency batches
+    model_state: ModelState  # the given one, unless weights were scored in training mode
+    mask: Mask  # True for the weights that were re-initialised
+    losses: jax.Array  # shape=(batches,): the forget losses of the batches
 
 
 def trim_network(
@@ -45,15 +45,28 @@ def trim_network(
     semantics: Semantics = SEMANTICS["paper"],
     pass_key: Key | None = None,
 ) -> Trimmed:
-    """The first half of the method: score the weights on forget batches and re-initialise the top `fraction`.
+    """The first half of Scissorhands: scores the weights on forget batches and re-initialises the top `fraction`.
+
+    The score of a weight w is `|E[dL_f/dw] * w|`, the connection sensitivity of SNIP (Lee et al., ICLR 2019), with the
+    variants of `semantics`.
 
     Args:
-      key: of the fresh weights.
-      pass_key: of augmentation and dropout in the saliency pass.
-      Others: as for `scissorhands`.
+      key: The typed PRNG key that the fresh weights are drawn with.
+      loss_fn: The general form of the loss, a mean over a batch.
+      params: The parameters of the original network, a pytree of floating-point arrays; they are not changed.
+      model_state: The state of the original network.
+      batches: Batches of forget examples, at least one.
+      fraction: The share of the ranked weights that is re-initialised, above 0 and below 1.
+      initializer: What trimmed weights become.
+      rank: The leaves whose weights are ranked, as a pattern for `trees.select`. None is the trimmed ones, or all where
+        the semantics say so.
+      trim: The leaves that are trimmed, as a pattern for `trees.select`. None is all with two or more axes.
+      semantics: The departures from Algorithm 1; none by default.
+      pass_key: The typed PRNG key of augmentation and dropout, where weights are scored in training mode. None does
+        without.
 
     Raises:
-      InputError: no batch, a pattern that matches nothing, or scores that are not finite.
+      InputError: There is no batch, a pattern matches nothing, or scores are not finite.
     """
     sums = saliency.gradient_sum(
         loss_fn,
@@ -66,7 +79,7 @@ def trim_network(
     )
     scores = saliency.scores_of(sums, params, absolute=semantics.saliency_absolute)
     losses, moved_state = sums.losses, sums.model_state
-    del sums  # As large as the network, like the scores; nothing of it is needed any more.
+    del sums  # as large as the network, like the scores
     saliency.check_finite(scores)
     trimmed = _trimmable(params, trim, semantics)
     unnamed = None if semantics.rank_all else trimmed

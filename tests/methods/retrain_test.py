@@ -56,7 +56,7 @@ class TestSgd:
             optimizers.sgd(0.1, momentum=0.8, weight_decay=0.02, nesterov=True, scheduled=True),
         )
         params = jax.tree.map(jnp.float32, NUMBERS)
-        state = optimizers.with_schedule(optimizer.init(params), optimizers.Schedule([0, 2, 4], [0.5, 1.0, 0.0]))
+        state = optimizers.with_schedule(optimizer.init(params), optimizers.RateSchedule([0, 2, 4], [0.5, 1.0, 0.0]))
         gradients = [jax.tree.map(lambda x, s=step: x + s, NUMBERS) for step in range(6)]
         rates = []
         for gradient in gradients:
