@@ -84,20 +84,20 @@ def evidence_figure(
       InputError: there is nothing to draw.
     """
     held = {(entry["metric"], entry["method"]): entry for entry in entries if entry["scenario"] is None}
-    shown = [metric for metric in panels if any(metric == found for found, _ in held)]
-    methods = list(dict.fromkeys(method for metric, method in held if metric in shown))
+    shown = {metric: [method for found, method in held if found == metric] for metric in panels}
+    shown = {metric: methods for metric, methods in shown.items() if methods}
     if not shown:
         raise InputError("there is no evidence to plot")
+    heights = [0.55 + 0.21 * len(methods) for methods in shown.values()]
     with figure_style():
-        height = 0.55 + 0.21 * len(methods)
-        figure = Figure(figsize=(PAGE_WIDTH, height * len(shown)), layout=panel_layout())
-        for axes, metric in zip(figure.subplots(len(shown), 1, squeeze=False)[:, 0], shown, strict=True):
+        figure = Figure(figsize=(PAGE_WIDTH, sum(heights)), layout=panel_layout())
+        places = figure.subplots(len(shown), 1, squeeze=False, height_ratios=heights)[:, 0]
+        for axes, (metric, methods) in zip(places, shown.items(), strict=True):
             title, perfect = titles[metric]
             for position, method in enumerate(methods):
-                entry = held.get((metric, method))
-                if entry is not None:
-                    axes.plot([entry["low"], entry["high"]], [position, position], color=BLUE, linewidth=2)
-                    axes.plot([entry["value"]], [position], "o", color=ORANGE, markersize=4.5)
+                entry = held[metric, method]
+                axes.plot([entry["low"], entry["high"]], [position, position], color=BLUE, linewidth=2)
+                axes.plot([entry["value"]], [position], "o", color=ORANGE, markersize=4.5)
             if perfect is not None:
                 axes.axvline(perfect, color=INK, linewidth=1, dashes=(5, 3), zorder=1)
             axes.set_title(title)
@@ -107,24 +107,28 @@ def evidence_figure(
     return figure
 
 
+def _leading_metric(document: Mapping[str, Any]) -> str | None:
+    """The strongest attack that was run."""
+    measured = {entry["metric"] for entry in document["evidence"] if entry["scenario"] is None}
+    return next((metric for metric in _LEADING if metric in measured), None)
+
+
 def audit_answer(document: Mapping[str, Any]) -> str:
     """What the strongest attack of an audit found, in one sentence; that nothing can be trusted, where that is so.
 
     Args:
       document: as returned by `audit.run_audit`.
     """
-    found = {(entry["metric"], entry["method"]): entry for entry in document["evidence"] if entry["scenario"] is None}
-    metric = next((name for name in _LEADING if any(name == shown for shown, _ in found)), None)
-    verdict = audit_verdict(document["gates"])
+    metric, verdict = _leading_metric(document), audit_verdict(document["gates"])
     if metric is None or not verdict.startswith("All "):
         return verdict
     values = [
-        f"{method} {entry['value']:.2f}"
-        for (name, method), entry in found.items()
-        if name == metric and method not in (REFERENCE, NULL)
+        f"{entry['method']} {entry['value']:.2f}"
+        for entry in document["evidence"]
+        if entry["metric"] == metric and entry["scenario"] is None and entry["method"] not in (REFERENCE, NULL)
     ]
-    perfect = METRICS[metric][1]
-    return f"{METRICS[metric][0]}, which is {perfect:g} where nothing is left to find: {', '.join(values)}."
+    title, perfect = METRICS[metric]
+    return f"{title}, which is {perfect:g} where nothing is left to find: {', '.join(values)}."
 
 
 def write_audit(path: str | os.PathLike, document: Mapping[str, Any]) -> None:
@@ -140,11 +144,19 @@ def write_audit(path: str | os.PathLike, document: Mapping[str, Any]) -> None:
         f"{ensemble['examples']:,} training examples, {ensemble['networks_per_side']} were trained with it and the "
         "same number without it."
     )
-    attacks = Picture(
-        evidence_figure(document["evidence"], METRICS),
-        "Means over forget sets with intervals; the broken line is what a perfect method has.",
-        "Values of the attacks by method with intervals",
-        name="attacks",
+    metric = _leading_metric(document)
+    leading, everything = (
+        Picture(
+            evidence_figure(document["evidence"], METRICS, panels=panels),
+            "Means over forget sets with intervals; the broken line is what a perfect method has.",
+            f"{what} by method with intervals; the numbers are in the tables.",
+            heading="All attacks and distances",
+            name=name,
+        )
+        for panels, what, name in (
+            ([metric] if metric else _EVIDENCE_PANELS, "Values of the strongest attack", "strongest_attack"),
+            (_EVIDENCE_PANELS, "Values of attacks and distances", "attacks"),
+        )
     )
     answer, verdict = audit_answer(document), audit_verdict(document["gates"])
     write_html(
@@ -153,12 +165,12 @@ def write_audit(path: str | os.PathLike, document: Mapping[str, Any]) -> None:
             title=f"Audit: {document['config']['experiment']}, {document['config']['tier']}",
             answer=answer,
             trust=None if answer == verdict else verdict,
-            leading=[attacks],
+            leading=[leading],
             gates=document["gates"],
             gates_first=True,
             sheets=[Sheet(heading, table, ["Means over forget sets."]) for heading, table in evidence_grids(document)],
             rows=document["rows"],
-            figures=row_pictures(document["rows"]),
+            figures=[everything, *row_pictures(document["rows"])],
             explanations=[Section("What was done", [about]), Section("How to read it", _WHAT)],
             settings=document["config"],
             hashes={

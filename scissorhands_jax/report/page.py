@@ -113,6 +113,8 @@ def write_html(path: str | os.PathLike, page: Page) -> None:
     for figure in page.figures:
         if figure.scenario is None:
             general.setdefault(figure.heading, []).append(figure)
+    scenarios = [_scenario(name, methods, page.figures) for name, methods in groups.items()]
+    fields = {column.field for scenario in scenarios for column in scenario.means.columns}
     text = (
         _environment()
         .get_template("page.html")
@@ -120,8 +122,8 @@ def write_html(path: str | os.PathLike, page: Page) -> None:
             page=page,
             byline=_byline(groups) if page.byline is None else page.byline,
             gates=gate_lines(page.gates),
-            scenarios=[_scenario(name, methods, page.figures) for name, methods in groups.items()],
-            terms=TERMS if groups else (),
+            scenarios=scenarios,
+            terms=[term for term in TERMS if term.field in fields],
             general=general,
             facts=[
                 fact
@@ -217,7 +219,7 @@ class _Scenario:
     note: str
     means: _WideTable
     further: _WideTable | None
-    every_row: _WideTable
+    every_row: _WideTable | None
     count: str
     figures: tuple[Picture, ...]
 
@@ -228,12 +230,16 @@ def _scenario(name: str, methods: Methods, figures: Sequence[Picture]) -> _Scena
     note += ". " if smallest_gap(methods) is None else ": the smallest Avg. Gap is bold. "
     note += f"{interval}." if (interval := interval_note(methods)) else ""
     further = further_columns(methods)
+    shown = tuple(
+        column for column in columns(methods) if any(cell(rows, column)[0] != DASH for rows in methods.values())
+    )
+    several = any(len(rows) > 1 for rows in methods.values())  # otherwise the means are the rows
     return _Scenario(
         name=name,
         note=note.strip(),
-        means=_means(f"Means, {name}", methods, columns(methods)),
+        means=_means(f"Means, {name}", methods, shown),
         further=_means(f"Further numbers, {name}", methods, further) if further else None,
-        every_row=_every_row(f"Every seed, {name}", methods),
+        every_row=_every_row(f"Every seed, {name}", methods) if several else None,
         count=_counted(sum(map(len, methods.values())), "row"),
         figures=tuple(figure for figure in figures if figure.scenario == name),
     )

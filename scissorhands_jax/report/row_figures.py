@@ -217,9 +217,8 @@ def before_after_figure(rows: Iterable[Row]) -> Figure:
             fill = {"markerfacecolor": "white", "markeredgewidth": 1.8} if place == 0 else {"markeredgewidth": 0}
             axes.plot(x, y, "o", color=color, markersize=8, label=plot_label(row["method"]), clip_on=False, **fill)
         for position, field in enumerate(fields):
-            found = [f"{row[field]:.1f}" for row in rows if row.get(field) is not None]
             axes.annotate(
-                " → ".join(found),
+                " → ".join(f"{number:.1f}" for number in numbers(rows, field)),
                 (1, position),
                 xycoords=("axes fraction", "data"),
                 xytext=(12, 0),

@@ -69,20 +69,33 @@ _COLUMNS = (
     Column("rte", "RTE ↓", 3, ""),
     _RELEARN,
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+    """An abbreviation in the head of a table, the column that it belongs to, and what it stands for."""
+
+    field: str
+    name: str
+    meaning: str
+
+
 TERMS = (
-    (
+    Term(
+        "avg_gap",
         "Avg. Gap",
         "The mean distance to the retrained network of the same seed over four percentages: accuracy on the forget, "
         "the retain and the test set, and MIA. Smaller is better.",
     ),
-    (
+    Term(
+        "mia",
         "MIA (membership inference attack)",
         "The share of the forget set that an attacker, who sees how sure the network is of each label, judges never to "
         "have been trained on.",
     ),
-    ("RTE (run-time efficiency)", "The run time divided by that of retraining, both without compilation."),
+    Term("rte", "RTE (run-time efficiency)", "The run time divided by that of retraining, both without compilation."),
 )
-"""Each abbreviation in the head of a table with what it stands for, once for a page."""
+"""The abbreviations that a page spells out once."""
 
 GAP_COLUMN = next(column for column in _COLUMNS if column.field == "avg_gap")
 

@@ -50,7 +50,15 @@ def test_the_gap_is_that_of_the_row_beside_it(rows):
 def test_report_and_checkpoints_are_there(demo):
     page = (demo / "report.html").read_text()
     assert "Random 10 %: a network that generalises" in page
-    assert page.count("<svg") >= 4
+    assert (
+        page.index("Asked to forget one class")
+        < page.index("<svg")
+        < page.index("<table")
+        < page.index("What was done")
+    )
+    assert page.count("<svg") == 4
+    assert (demo / "forgetting.svg").read_text().startswith("<svg")
+    assert (demo / "forgetting.png").read_bytes().startswith(b"\x89PNG")
     folders = sorted(path.name for path in (demo / "networks").iterdir())
     assert len(folders) == 8
     assert checkpoints.read_description(demo / "networks" / folders[0])["seed"] == 0

@@ -702,3 +702,41 @@ def test_page_refuses_a_figure_without_its_scenario(tmp_path):
     picture = report.Picture(report.gap_figure(make_rows()), "caption", "alt", scenario="elsewhere")
     with pytest.raises(InputError, match="elsewhere"):
         write_page(tmp_path, make_rows(), figures=[picture])
+
+
+def test_networks_without_a_retrained_one_are_drawn_before_and_after():
+    rows = make_rows(scenarios=["random"], methods=["original", "scissorhands"], num_seeds=1)
+    rows = [row | {"avg_gap": None, "rte": None, "mia": None} for row in rows]
+    (picture,) = report.row_pictures(rows)
+    assert picture.caption.startswith("What changed from original to scissorhands")
+    (axes,) = picture.figure.axes
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == [
+        f"Accuracy on the {part} set" for part in ("forget", "retain", "test")
+    ]
+    assert "50.0 → 53.0" in [text.get_text() for text in axes.texts]
+    with pytest.raises(InputError, match="no numbers"):
+        report.before_after_figure([{"scenario": "s", "method": "m"}])
+    assert report.row_pictures([{"scenario": "s", "method": "m"}]) == []
+
+
+def test_page_leads_with_the_result_and_leaves_out_what_has_nothing_to_show(tmp_path):
+    rows = make_rows(scenarios=["random"], methods=["original", "scissorhands"], num_seeds=1)
+    rows = [row | {"avg_gap": None, "rte": None} for row in rows]
+    gates = [{"name": n, "metric": "m", "passed": None, "explanation": "needs a network"} for n in "ab"]
+    pictures = report.row_pictures(rows)
+    text, page = write_page(
+        tmp_path, rows, leading=pictures, figures=[], gates=gates, trust=report.gates_summary(gates)
+    )
+    assert text.index("It forgot.") < text.index("<svg") < text.index("<table") < text.index("Something else.")
+    assert text.count("needs a network") == 1
+    assert "RTE" not in text
+    assert text.count("MIA (membership inference attack)") == 1
+    assert not any("Every seed" in words for words in page.words)
+
+
+def test_the_sentence_of_a_table_names_the_closest_method():
+    rows = make_rows(scenarios=["random"], methods=["retrain", "original", "finetune", "scissorhands"])
+    said = report.closest_sentence(rows)
+    assert said.startswith("random: scissorhands comes closest: 4.09 percentage points from the retrained network")
+    assert said.endswith("the original network is 4.69 away.")
+    assert "no retrained network" in report.closest_sentence([{"scenario": "s", "method": "m"}])
