@@ -1,4 +1,4 @@
-"""The picture of networks that forget: every answer is in it, and those that still give the forgotten label stand out."""
+"""The picture of networks that forget: it has every answer, and those with the forgotten label stand out."""
 
 import numpy as np
 import pytest
