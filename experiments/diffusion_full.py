@@ -73,6 +73,7 @@ def make(work: Path, name: str) -> dict[str, Any]:
     from scissorhands_jax.diffusion import networks
     from scissorhands_jax.diffusion import weights as weights_lib
     from scissorhands_jax.torch_weights import state_dicts as torch_weights
+    from scissorhands_jax.torch_weights import weight_files
     from tests.diffusion import traces as diffusion_traces
 
     sizes, config = {}, networks.CONFIGS[name]
@@ -80,7 +81,7 @@ def make(work: Path, name: str) -> dict[str, Any]:
         path = work / "diffusers" / FILES[part]
         path.parent.mkdir(parents=True, exist_ok=True)
         shapes = torch_weights.state_dict_shapes(networks.outline(part, config), {})
-        torch_weights.write_safetensors(path, diffusion_traces.weights(shapes))
+        weight_files.write_safetensors(path, diffusion_traces.weights(shapes))
         described = weights_lib.diffusers_config(part, getattr(config, part))
         files.write_text(path.with_name("config.json"), json.dumps(described))
         sizes[part] = {"file_bytes": path.stat().st_size, "arrays": len(shapes)}
@@ -180,7 +181,7 @@ def export(work: Path, name: str) -> dict[str, Any]:
     """From Orbax back to diffusers' files, and whether they are the same."""
     del name
     from scissorhands_jax.diffusion import weights
-    from scissorhands_jax.torch_weights import state_dicts as torch_weights
+    from scissorhands_jax.torch_weights import open_state_dict
 
     start = time.perf_counter()
     written = weights.export_weights(work / "model", work / "back")
@@ -189,8 +190,8 @@ def export(work: Path, name: str) -> dict[str, Any]:
     same = {}
     for part, path in written.items():
         with (
-            torch_weights.open_state_dict(path) as found,
-            torch_weights.open_state_dict(work / "diffusers" / FILES[part]) as original,
+            open_state_dict(path) as found,
+            open_state_dict(work / "diffusers" / FILES[part]) as original,
         ):
             same[part] = set(found) == set(original) and all(
                 found[key].tobytes() == original[key].tobytes() for key in original

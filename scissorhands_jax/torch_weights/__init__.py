@@ -1,14 +1,16 @@
 """Weights as PyTorch stores them: files read without executing anything, networks under PyTorch's names, and back."""
 
 from scissorhands_jax.torch_weights.state_dicts import (
-    LazyStateDict,
     from_state_dict,
-    open_state_dict,
-    read_state_dict,
     state_dict_shapes,
     state_dict_views,
     to_state_dict,
     with_fresh_head,
+)
+from scissorhands_jax.torch_weights.weight_files import (
+    LazyStateDict,
+    open_state_dict,
+    read_state_dict,
     write_safetensors,
 )
 

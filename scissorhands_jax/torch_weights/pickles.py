@@ -1,240 +1,42 @@
-"""Reads what `torch.save` wrote, without torch and without executing anything.
+"""Rebuilds the object of a pickle that `torch.save` wrote, without executing anything.
 
 A pickle is a program. `pickletools` decodes its operations without running them, and `_Machine` follows the few that
-`torch.save` writes, building containers, numbers, text and descriptions of tensors. The bytes of a tensor are read
-from the file later, and only if it is wanted.
+`torch.save` writes, building containers, numbers, text and descriptions of tensors. A restricted `pickle.Unpickler`
+would not do: its BUILD operation sets attributes, and with the slot state of a permitted class it reaches objects that
+live as long as the process.
 """
 
 from __future__ import annotations
 
 import math
 import pickletools
-import struct
-import zipfile
-import zlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, BinaryIO, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-MAGIC_NUMBER = 0x1950A86A20F9469CFC6C  # the first object of a file of before PyTorch 1.6
-PROTOCOL_VERSION = 1001
+from scissorhands_jax.torch_weights.tensors import (
+    BIG_ENDIAN,
+    MAX_DIMENSIONS,
+    Damaged,
+    ForbiddenGlobal,
+    Refused,
+    Storage,
+    Tensor,
+    show,
+)
+
 _MAX_OPERATIONS = 2**20  # some seconds of work; a checkpoint of a thousand tensors has about 1e5
+
+
 _MAX_DEPTH = 1000  # open marks; Python's own pickler cannot nest deeper
+
+
 _MAX_NAME = 1024  # bytes in the name of a global, or a key
-MAX_DIMENSIONS = 64  # as in torch and NumPy
+
+
 _MAX_KEY = 2**63  # larger integers make no sensible keys and can be built to collide
-
-_BIG_ENDIAN = "was written on a big-endian machine; load and save it again with PyTorch on an ordinary one"
-
-
-class Refused(Exception):
-    """Why a file cannot be read: the end of a sentence that begins with the file, and what to do about it."""
-
-
-class ForbiddenGlobal(Refused):
-    """A pickle that names something other than tensors, containers and numbers."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(
-            f"asks to run the global {name}, which is no tensor, container or number; nothing was executed: "
-            "save `model.state_dict()` alone with PyTorch, or do not trust this file"
-        )
-
-
-class Damaged(Refused):
-    """A file whose parts contradict each other or break off."""
-
-    def __init__(self, what: str) -> None:
-        super().__init__(f"is damaged: {what}; download or copy it again")
-
-
-@dataclass(frozen=True, eq=False)
-class Storage:
-    """A run of `size` elements in the file, or the part of one that begins at `start`."""
-
-    key: str
-    dtype: np.dtype
-    size: int
-    start: int = 0
-
-
-@dataclass(frozen=True, eq=False)
-class Tensor:
-    """A strided view of a storage; offset and strides count elements of `dtype`."""
-
-    storage: Storage
-    dtype: np.dtype
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-
-class Extent(NamedTuple):
-    """Where a storage's bytes are in the file, and their CRC-32 where the format keeps one."""
-
-    start: int
-    size: int
-    crc: int | None = None
-
-
-def show(name: object, limit: int = 100) -> str:
-    """Text from a file, made fit for a message: no control characters, not too long."""
-    text = repr(name) if isinstance(name, str | bytes | int | float | None) else f"a {type(name).__name__}"
-    return text if len(text) <= limit else text[: limit - 3] + "..."
-
-
-def read_legacy(data: Any) -> tuple[object, dict[str, Extent]]:
-    """Reads the format of before PyTorch 1.6: five pickles, then the storages one after the other.
-
-    Args:
-      data: the file as `bytes` or `mmap`.
-
-    Returns:
-      The saved object, with `Tensor`s in it, and the extent of every storage by its key.
-
-    Raises:
-      Refused: for any other input.
-    """
-    magic, at, _ = _interpret(data, 0)
-    if type(magic) is not int or magic != MAGIC_NUMBER:
-        raise Refused("is a pickle, but not one that torch.save wrote; save the model's state dict with torch.save")
-    version, at, _ = _interpret(data, at)
-    if type(version) is not int or version != PROTOCOL_VERSION:
-        raise Damaged(f"its protocol version is {show(version)} instead of {PROTOCOL_VERSION}")
-    system, at, _ = _interpret(data, at)
-    if not isinstance(system, dict) or system.get("little_endian") is not True:
-        if isinstance(system, dict) and system.get("little_endian") is False:
-            raise Refused(_BIG_ENDIAN)
-        raise Damaged("its description of the system that wrote it is not readable")
-    root, at, storages = _interpret(data, at)
-    keys, at, _ = _interpret(data, at)
-    if type(keys) is not list or len(keys) != len(storages) or set(map(_key, keys)) != set(storages):
-        raise Damaged("its list of storages does not match its tensors")
-    extents = {}
-    for key in keys:
-        storage = storages[key]
-        size = storage.size * storage.dtype.itemsize
-        if at + 8 + size > len(data):
-            raise Damaged(f"it is truncated: {at + 8 + size} bytes or more are needed, and it has {len(data)}")
-        if int.from_bytes(data[at : at + 8], "little", signed=True) != storage.size:
-            raise Damaged(f"the storage at byte {at} does not have the length that its tensors expect")
-        extents[key] = Extent(at + 8, size)
-        at += 8 + size
-    return root, extents
-
-
-def read_zip(file: BinaryIO, size: int) -> tuple[object, dict[str, Extent]]:
-    """Reads the format of PyTorch 1.6 and later: an uncompressed zip with `NAME/data.pkl` and `NAME/data/KEY`.
-
-    Args:
-      file: opened for reading.
-      size: of the file, in bytes.
-
-    Returns:
-      The saved object, with `Tensor`s in it, and the extent of every storage by its key.
-
-    Raises:
-      Refused: for any other input.
-    """
-    try:
-        with zipfile.ZipFile(file) as archive:
-            entries = archive.infolist()
-    except Exception as error:  # zipfile meets damage with many exceptions, and all of them mean damage
-        raise Damaged(f"its zip directory is not readable ({show(str(error))})") from error
-    members: dict[str, zipfile.ZipInfo] = {}
-    for entry in entries:
-        parts = entry.filename.replace("\\", "/").split("/")
-        if ".." in parts or parts[0] == "":
-            raise Refused(f"is a zip with the unsafe entry name {show(entry.filename)}; do not trust this file")
-        if entry.filename in members:
-            raise Refused(f"is a zip with two entries named {show(entry.filename)}; do not trust this file")
-        if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size or entry.flag_bits & 1:
-            raise Refused(
-                f"is a zip whose entry {show(entry.filename)} is compressed or encrypted, which torch.save never does; "
-                "save it again with PyTorch"
-            )
-        members[entry.filename] = entry
-    pickles = [name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
-    if len(pickles) != 1:
-        raise Refused("is a zip, but not one that torch.save wrote; save the model's state dict with torch.save")
-    folder = pickles[0].removesuffix("data.pkl")
-    if f"{folder}constants.pkl" in members:
-        raise Refused("is a TorchScript archive; save `model.state_dict()` with torch.save instead")
-    outside = next((name for name in members if not name.startswith(folder)), None)
-    if outside is not None:
-        raise Refused(f"is a zip with the foreign entry {show(outside)}; save it again with PyTorch")
-    if f"{folder}byteorder" in members:
-        order = read_bytes(file, _locate(file, size, members[f"{folder}byteorder"])).tobytes()
-        if order != b"little":
-            raise Refused(_BIG_ENDIAN) if order == b"big" else Damaged(f"its byte order is {show(order)}")
-    program = read_bytes(file, _locate(file, size, members[pickles[0]])).tobytes()
-    root, _, storages = _interpret(program, 0)
-    extents = {}
-    for key, storage in storages.items():
-        entry = members.get(f"{folder}data/{key}")
-        if entry is None:
-            raise Damaged(f"the data of storage {show(key)} is missing")
-        if entry.file_size != storage.size * storage.dtype.itemsize:
-            raise Damaged(f"storage {show(key)} does not have the length that its tensors expect")
-        extents[key] = _locate(file, size, entry)
-    return root, extents
-
-
-def _locate(file: BinaryIO, size: int, entry: zipfile.ZipInfo) -> Extent:
-    """Where a stored entry's bytes are, by the entry's own header."""
-    where = f"the zip entry {show(entry.filename)}"
-    header = struct.Struct("<4s22xHH")
-    if not 0 <= entry.header_offset <= size - header.size:
-        raise Damaged(f"{where} lies outside of it")
-    file.seek(entry.header_offset)
-    signature, name_size, extra_size = header.unpack(file.read(header.size))
-    name = file.read(name_size)
-    encoding = "utf-8" if entry.flag_bits & 0x800 else "cp437"
-    if signature != b"PK\x03\x04" or name != entry.orig_filename.encode(encoding):
-        raise Damaged(f"{where} has no header")
-    start = entry.header_offset + header.size + name_size + extra_size
-    if start + entry.file_size > size:
-        raise Damaged(f"{where} ends after it")
-    return Extent(start, entry.file_size, entry.CRC or None)  # 0: torch.serialization.set_crc32_options(False)
-
-
-def read_bytes(file: BinaryIO, extent: Extent) -> np.ndarray:
-    """The bytes of an extent that is known to lie inside of the file. shape=(size,), dtype=uint8"""
-    raw = np.empty(extent.size, np.uint8)
-    file.seek(extent.start)
-    if file.readinto(raw) != extent.size:
-        raise Damaged("it became shorter while it was read")
-    if extent.crc is not None and zlib.crc32(raw) != extent.crc:
-        raise Damaged(f"the checksum of the bytes from {extent.start} to {extent.start + extent.size} is wrong")
-    return raw
-
-
-def read_tensors(file: BinaryIO, tensors: Mapping[str, Tensor], extents: Mapping[str, Extent]) -> dict[str, np.ndarray]:
-    """Reads the storages of some tensors, each once, and returns read-only views of them."""
-    storages: dict[str, np.ndarray] = {}
-    arrays = {}
-    for name, tensor in tensors.items():
-        key = tensor.storage.key
-        if key not in storages:
-            storages[key] = read_bytes(file, extents[key])
-            if tensor.storage.dtype == np.bool_ and storages[key].max(initial=0) > 1:
-                raise Damaged(f"{show(name)} is boolean, but holds other bytes than 0 and 1")
-        step = tensor.dtype.itemsize
-        try:
-            if 0 in tensor.shape:
-                array = np.empty(tensor.shape, tensor.dtype)
-            else:
-                offset = tensor.storage.start * tensor.storage.dtype.itemsize + tensor.offset * step
-                strides = tuple(stride * step for stride in tensor.strides)
-                array = np.ndarray(tensor.shape, tensor.dtype, storages[key], offset, strides)
-        except (ValueError, OverflowError) as error:  # NumPy's limits on shapes
-            raise Damaged(f"the shape of {show(name)} is not possible") from error
-        array.flags.writeable = False
-        arrays[name] = array
-    return arrays
 
 
 class _Global(NamedTuple):
@@ -267,7 +69,7 @@ class _Reader:
         return self.at
 
 
-def _interpret(data: Any, start: int) -> tuple[object, int, dict[str, Storage]]:
+def interpret(data: Any, start: int) -> tuple[object, int, dict[str, Storage]]:
     """Builds the object of the pickle at `start`; also returns where it ends, and the storages it refers to."""
     machine = _Machine(_Reader(data, start))
     return machine.run(), machine.reader.at, machine.storages
@@ -359,17 +161,17 @@ class _Machine:
 
     def add_items(self, _: None) -> None:
         items = self.pop_mark()
-        self.top(set).update(map(_key, items))
+        self.top(set).update(map(dict_key, items))
 
     def set_item(self, _: None) -> None:
         key, value = self.pop(2)
-        self.top(dict)[_key(key)] = value
+        self.top(dict)[dict_key(key)] = value
 
     def set_items(self, _: None) -> None:
         items = self.pop_mark()
         target = self.top(dict)
         for key, value in zip(items[::2], items[1::2], strict=True):
-            target[_key(key)] = value
+            target[dict_key(key)] = value
 
     def put(self, index: int) -> None:
         (self.memo[index],) = self.stack[-1:]
@@ -399,7 +201,7 @@ class _Machine:
         (target,) = self.pop(1)
         if isinstance(target, np.dtype):
             if type(state) is not tuple or state[1] not in ("<", "|"):
-                raise Refused(_BIG_ENDIAN)
+                raise Refused(BIG_ENDIAN)
         elif type(target) is not dict or type(state) is not dict:
             raise TypeError(f"a {type(target).__name__} has no attributes")
         self.push(target)
@@ -413,7 +215,7 @@ class _Machine:
             raise TypeError("not a storage")
         if storage_type.dtype is None or type(size) is not int or not 0 <= size < 2**56:
             raise TypeError("not a storage")
-        storage = self.storages.setdefault(_key(key), Storage(key, storage_type.dtype, size))
+        storage = self.storages.setdefault(dict_key(key), Storage(key, storage_type.dtype, size))
         if storage.dtype != storage_type.dtype or storage.size != size:
             raise Damaged(f"storage {show(key)} has two types or sizes")
         if view not in ([], [None]):  # part of a storage, in files of the first versions of PyTorch
@@ -424,7 +226,7 @@ class _Machine:
         self.push(storage)
 
 
-def _key(key: Any) -> Any:
+def dict_key(key: Any) -> Any:
     """A dict key or set element; others are not needed, and can be built to take forever to hash or compare."""
     if key is None or type(key) in (bool, float) or (type(key) is int and abs(key) < _MAX_KEY):
         return key
@@ -503,7 +305,7 @@ def _ordered_dict(machine: _Machine, pairs: list | tuple = ()) -> dict:
     if type(pairs) not in (list, tuple):
         raise TypeError("not a list")
     machine.spend(len(pairs))
-    return {_key(key): value for key, value in pairs}
+    return {dict_key(key): value for key, value in pairs}
 
 
 def _counter(machine: _Machine, counts: dict) -> dict:
@@ -517,7 +319,7 @@ def _set(machine: _Machine, items: list | tuple) -> set:
     if type(items) not in (list, tuple):
         raise TypeError("not a list")
     machine.spend(len(items))
-    return set(map(_key, items))
+    return set(map(dict_key, items))
 
 
 def _size(machine: _Machine, items: tuple) -> tuple:
@@ -566,6 +368,7 @@ def _numpy_scalar(machine: _Machine, dtype: np.dtype, raw: bytes | str) -> int |
 # Their names stand for them: a name cannot be called.
 _INERT = {"pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"}
 
+
 _DTYPES = {  # PyTorch's names of element types, the prefix of the storage class if it has one, and NumPy's types
     ("float16", "Half"): "<f2",
     ("float32", "Float"): "<f4",
@@ -586,6 +389,7 @@ _DTYPES = {  # PyTorch's names of element types, the prefix of the storage class
     ("complex128", "ComplexDouble"): "<c16",
 }
 
+
 _GLOBALS: dict[str, _Global] = {
     "torch._utils._rebuild_tensor": _Global(_rebuild_tensor),
     "torch._utils._rebuild_tensor_v2": _Global(_rebuild_tensor_v2),
@@ -601,6 +405,8 @@ _GLOBALS: dict[str, _Global] = {
     "numpy.core.multiarray.scalar": _Global(_numpy_scalar),
     "numpy._core.multiarray.scalar": _Global(_numpy_scalar),
 }
+
+
 for _module in ("builtins", "__builtin__"):
     _GLOBALS[f"{_module}.set"] = _GLOBALS[f"{_module}.frozenset"] = _Global(_set)
     _GLOBALS[f"{_module}.bytes"] = _Global(_bytes)
@@ -611,7 +417,7 @@ for (_name, _prefix), _dtype in _DTYPES.items():
         _GLOBALS[f"torch.{_prefix}Storage"] = _Global(dtype=np.dtype(_dtype))
 
 _NAMES = {ord(operation.code): operation.name for operation in pickletools.opcodes}
-_OPERATIONS: dict[str, Callable[[_Machine, Any], None]] = {
+_OPERATIONS: dict[str, Callable[..., None]] = {
     "PROTO": _Machine.skip,
     "FRAME": _Machine.skip,
     "STOP": _Machine.skip,
@@ -627,7 +433,7 @@ _OPERATIONS: dict[str, Callable[[_Machine, Any], None]] = {
     "TUPLE1": lambda machine, _: machine.tuple_of(1),
     "TUPLE2": lambda machine, _: machine.tuple_of(2),
     "TUPLE3": lambda machine, _: machine.tuple_of(3),
-    "FROZENSET": lambda machine, _: machine.push(set(map(_key, machine.pop_mark()))),
+    "FROZENSET": lambda machine, _: machine.push(set(map(dict_key, machine.pop_mark()))),
     "APPEND": _Machine.append,
     "APPENDS": _Machine.appends,
     "ADDITEMS": _Machine.add_items,

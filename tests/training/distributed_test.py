@@ -19,6 +19,7 @@ from scissorhands_jax import models
 from scissorhands_jax.cli import main as cli
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.torch_weights import state_dicts as torch_weights
+from scissorhands_jax.torch_weights import weight_files
 from scissorhands_jax.training import checkpoints, distributed, watcher
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +37,7 @@ def job(tmp_path_factory) -> tuple[str, ...]:
     np.savez(folder / "data.npz", **images, **labels)
     model = models.build("mlp", num_classes=4, image_shape=(4, 4, 1))
     weights = torch_weights.to_state_dict(*model.init(jax.random.key(3)))
-    torch_weights.write_safetensors(folder / "mlp.safetensors", weights)
+    weight_files.write_safetensors(folder / "mlp.safetensors", weights)
     return (
         *("unlearn", "--weights", str(folder / "mlp.safetensors"), "--model", "mlp"),
         *("--dataset", f"npz:{folder / 'data.npz'}", "--forget", "random:0.25"),
@@ -101,7 +102,7 @@ def outcome(processes) -> list[tuple[int, str, str]]:
 
 
 def network(out):
-    return torch_weights.read_state_dict(out / "network.safetensors")
+    return weight_files.read_state_dict(out / "network.safetensors")
 
 
 def check_same(out, expected):

@@ -1,0 +1,340 @@
+"""Weight files: `.safetensors` and what `torch.save` wrote are read, `.safetensors` is written, all without PyTorch.
+
+Files come from people you may not trust: no pickle is ever executed, and what is not a tensor, container or number is
+refused.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import json
+import logging
+import math
+import mmap
+import os
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import ml_dtypes
+import numpy as np
+import safetensors
+
+from scissorhands_jax.errors import WeightsError
+from scissorhands_jax.torch_weights import torch_files
+from scissorhands_jax.torch_weights.tensors import (
+    MAX_DIMENSIONS,
+    Damaged,
+    Extent,
+    ForbiddenGlobal,
+    Refused,
+    Storage,
+    Tensor,
+    read_tensors,
+    show,
+)
+
+_logger = logging.getLogger(__name__)
+
+
+StateDict = dict[str, np.ndarray]
+
+
+_STATE_DICTS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "params", "weights")
+
+
+_WRAPPERS = ("module.", "_orig_mod.")  # DataParallel, torch.compile
+
+
+_SEARCH_DEPTH = 4
+
+
+_MAX_LISTED = 10  # names of each kind in a message
+
+
+_SAFETENSORS_DTYPES = {
+    "BOOL": np.dtype(np.bool_),
+    "I8": np.dtype("<i1"),
+    "I16": np.dtype("<i2"),
+    "I32": np.dtype("<i4"),
+    "I64": np.dtype("<i8"),
+    "U8": np.dtype("<u1"),
+    "U16": np.dtype("<u2"),
+    "U32": np.dtype("<u4"),
+    "U64": np.dtype("<u8"),
+    "F16": np.dtype("<f2"),
+    "F32": np.dtype("<f4"),
+    "F64": np.dtype("<f8"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "C64": np.dtype("<c8"),
+}
+
+
+_SAFETENSORS_CODES = {dtype: code for code, dtype in _SAFETENSORS_DTYPES.items()}
+
+
+_LOOKS_LIKE = (  # first bytes of what is often mistaken for a weights file
+    (b"version https://git-lfs", "a Git LFS pointer; fetch the file itself with `git lfs pull`"),
+    (b"<!doctype html", "an HTML page, perhaps a failed download; download it again"),
+    (b"<html", "an HTML page, perhaps a failed download; download it again"),
+    (b"<?xml", "an XML document, perhaps a failed download; download it again"),
+    (b"\x89hdf", "an HDF5 file; save the weights as .safetensors"),
+    (b"\x93numpy", "a NumPy array; save the weights as .safetensors"),
+    (b"\x1f\x8b", "a gzip archive; unpack it"),
+)
+
+
+def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
+    """Reads the tensors of a `.safetensors` file or of what `torch.save` wrote, in either of its formats.
+
+    The format is told by content. In a checkpoint, the state dict is the dict that holds nothing but tensors: the
+    whole file, or one under a usual name such as `state_dict`, or else the largest outside of the optimizer. A prefix
+    `module.` (DataParallel) or `_orig_mod.` (torch.compile) that all names share is removed.
+
+    Args:
+      path: the file.
+
+    Returns:
+      Read-only arrays by name, in the order of the file; bfloat16 and float8 as the types of `ml_dtypes`. Tensors that
+      share memory in PyTorch share it here. Only the storages of these tensors are read, each once.
+
+    Raises:
+      WeightsError: there is no such file, it is something else, damaged, or holds a pickle that asks for more than
+        tensors, containers and numbers, which is named and not executed.
+    """
+    with open_state_dict(path) as tensors:
+        return tensors.read()
+
+
+class LazyStateDict(Mapping[str, np.ndarray]):
+    """The tensors of an open file; each is read when it is asked for, and again when it is asked for again."""
+
+    def __init__(self, file: BinaryIO, tensors: dict[str, Tensor], extents: dict[str, Extent]) -> None:
+        self._file, self._tensors, self._extents = file, tensors, extents
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return read_tensors(self._file, {name: self._tensors[name]}, self._extents)[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, which is not read."""
+        return self._tensors[name].shape
+
+    def dtype(self, name: str) -> np.dtype:
+        """The type of a tensor, which is not read."""
+        return self._tensors[name].dtype
+
+    def read(self) -> StateDict:
+        """All tensors; a storage that several share is read once."""
+        return read_tensors(self._file, self._tensors, self._extents)
+
+
+@contextlib.contextmanager
+def open_state_dict(path: str | os.PathLike[str]) -> Iterator[LazyStateDict]:
+    """Opens a file as `read_state_dict` does, for reading one tensor after the other.
+
+    Raises:
+      WeightsError: as `read_state_dict`, also while tensors are read.
+    """
+    try:
+        if not Path(path).is_file():
+            raise Refused("is a folder or device; give the file itself" if Path(path).exists() else "does not exist")
+        with open(path, "rb") as file:
+            yield LazyStateDict(file, *_find_tensors(path, file))
+    except WeightsError:
+        raise
+    except Refused as error:
+        raise WeightsError(f"cannot read weights from {show(os.fspath(path), 500)}: the file {error}") from error
+    except (OSError, ValueError, MemoryError) as error:  # ValueError: a path with a null character
+        raise WeightsError(f"cannot read weights from {show(os.fspath(path), 500)}: {error}") from error
+
+
+def write_safetensors(
+    path: str | os.PathLike[str], state_dict: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes a state dict to a `.safetensors` file, for `load_state_dict(load_file(path))` in PyTorch.
+
+    The file appears under its name only when it is complete; one that was there before is replaced. At most one array
+    is copied at a time.
+
+    Args:
+      path: the file to write, in an existing folder.
+      state_dict: arrays by name, as `to_state_dict` or `state_dict_views` return them.
+      metadata: text to keep in the header, next to `format: pt`.
+
+    Raises:
+      WeightsError: a name or type cannot be stored, or the file cannot be written.
+    """
+    where = show(os.fspath(path), 500)
+    arrays = {}
+    for name, value in state_dict.items():
+        array = np.asarray(value)
+        if not isinstance(name, str) or name == "__metadata__":
+            raise WeightsError(f"cannot write weights to {where}: {show(name)} is no name for an array; rename it")
+        if array.dtype.newbyteorder("<") not in _SAFETENSORS_CODES:
+            raise WeightsError(
+                f"cannot write weights to {where}: {show(name)} is of type {array.dtype}, which .safetensors does not "
+                "know; convert it"
+            )
+        arrays[name] = array
+    try:
+        with tempfile.TemporaryDirectory(prefix=".weights-", dir=Path(path).absolute().parent) as folder:
+            part = Path(folder) / "part"
+            with open(part, "wb") as file:
+                _write_arrays(file, arrays, {"format": "pt"} | dict(metadata or {}))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+    except (OSError, ValueError, TypeError) as error:  # a full disk, names that are not text in UTF-8, odd metadata
+        raise WeightsError(f"cannot write weights to {where}: {error}") from error
+
+
+def _write_arrays(file: BinaryIO, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """The format of https://huggingface.co/docs/safetensors, array by array; their own writer copies all of them first.
+
+    Wide types come first, so that every array is aligned.
+    """
+    names = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
+    header: dict[str, Any] = {"__metadata__": metadata}
+    begin = 0
+    for name in names:
+        array = arrays[name]
+        code = _SAFETENSORS_CODES[array.dtype.newbyteorder("<")]
+        header[name] = {"dtype": code, "shape": array.shape, "data_offsets": (begin, begin + array.nbytes)}
+        begin += array.nbytes
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name in names:
+        array = np.asarray(arrays[name], order="C")
+        array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        file.write(array.reshape(-1).view(np.uint8).data)
+
+
+def _find_tensors(path: str | os.PathLike[str], file: BinaryIO) -> tuple[dict[str, Tensor], dict[str, Extent]]:
+    """Finds out what the file is; returns the tensors of its state dict, and where their storages are."""
+    size = os.fstat(file.fileno()).st_size
+    head = file.read(512)
+    if size == 0:
+        raise Refused("is empty; download or copy it again")
+    if head.startswith(b"PK"):
+        root, extents = torch_files.read_zip(file, size)
+    elif head[8:9] == b"{" and not _is_text(head[:8]):  # the length of a header of JSON, and the header
+        root, extents = _read_safetensors(path, file, size)
+    else:
+        for start, what in _LOOKS_LIKE:
+            if head.lstrip().lower().startswith(start):
+                raise Refused(f"looks like {what}")
+        if head[257:262] == b"ustar":
+            raise Refused("looks like a tar archive; unpack it, or save it again with PyTorch 1.0 or later")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            try:
+                root, extents = torch_files.read_legacy(data)
+            except ForbiddenGlobal:
+                raise
+            except Refused as error:
+                if head.startswith(b"\x80"):
+                    raise
+                text = "text" if _is_text(head) else "neither a PyTorch nor a .safetensors file"
+                raise Refused(f"looks like {text} (it begins with {show(head[:24])}); give a weights file") from error
+    if sum(extent.size for extent in extents.values()) > size:
+        raise Refused("has storages that overlap; do not trust this file")
+    where, tensors = _find_state_dict(root)
+    for wrapper in _WRAPPERS:
+        if all(name.startswith(wrapper) for name in tensors):
+            tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
+    _logger.info("%s: %d tensors in %s", path, len(tensors), where or "the whole file")
+    return tensors, extents
+
+
+def _is_text(head: bytes) -> bool:
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # the last character may be cut
+    except UnicodeDecodeError:
+        return False
+    return all(character.isprintable() or character.isspace() for character in text)
+
+
+def _read_safetensors(
+    path: str | os.PathLike[str], file: BinaryIO, size: int
+) -> tuple[dict[str, Tensor], dict[str, Extent]]:
+    """Has the header checked by the `safetensors` package; its NumPy reader knows no float8 and holds data twice."""
+    try:
+        with safetensors.safe_open(path, framework="numpy"):
+            pass
+    except Exception as error:
+        raise Damaged(f"its .safetensors header is not consistent ({show(str(error))})") from error
+    file.seek(0)
+    start = 8 + int.from_bytes(file.read(8), "little")
+    try:
+        header = json.loads(file.read(min(start, size) - 8))
+        tensors, extents = {}, {}
+        for name, entry in header.items():
+            if name == "__metadata__":
+                continue
+            dtype = _SAFETENSORS_DTYPES.get(entry["dtype"])
+            if dtype is None:
+                raise Refused(f"holds {show(name)} of type {show(entry['dtype'])}; convert it with PyTorch")
+            shape = tuple(entry["shape"])
+            begin, end = entry["data_offsets"]
+            if len(shape) > MAX_DIMENSIONS:
+                raise Damaged(f"{show(name)} has {len(shape)} axes")
+            if not 0 <= begin <= end <= size - start or end - begin != math.prod(shape) * dtype.itemsize:
+                raise Damaged(f"{show(name)} lies outside of it")
+            strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+            tensors[name] = Tensor(Storage(name, dtype, math.prod(shape)), dtype, 0, shape, strides)
+            extents[name] = Extent(start + begin, end - begin)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise Damaged("its .safetensors header makes no sense") from error
+    return tensors, extents
+
+
+def _find_state_dict(root: object) -> tuple[str, dict[str, Tensor]]:
+    """The dict that holds nothing but tensors, and its path in the checkpoint."""
+    found: dict[str, dict[str, Tensor]] = {}
+    queue = deque([("", root, 0)])
+    seen = set()
+    while queue:
+        path, node, depth = queue.popleft()
+        if type(node) is not dict or id(node) in seen:
+            continue
+        seen.add(id(node))
+        if node and all(type(key) is str and isinstance(value, Tensor) for key, value in node.items()):
+            found[path] = node
+        elif depth < _SEARCH_DEPTH:
+            for key, value in node.items():
+                if type(key) is str and "optim" not in key.lower():
+                    queue.append((f"{path}/{key}" if path else key, value, depth + 1))
+    for name in _STATE_DICTS:
+        for path, node in found.items():
+            if path.rsplit("/", 1)[-1] == name:
+                return path, node
+    if not found:
+        held = f"a dict with {listed([show(key) for key in root])}" if type(root) is dict and root else show(root)
+        raise Refused(f"has no dict of tensors, it holds {held}; save `model.state_dict()` with torch.save")
+    sizes = sorted((len(node) for node in found.values()), reverse=True)
+    if sizes[:1] == sizes[1:2]:
+        raise Refused(
+            f"has several dicts of {sizes[0]} tensors, {listed([show(path) for path in found])}; "
+            "save the one that is wanted alone"
+        )
+    return max(found.items(), key=lambda item: len(item[1]))
+
+
+def listed(names: list[str]) -> str:
+    """The first ten names for a message, and how many more there are."""
+    shown = ", ".join(names[:_MAX_LISTED])
+    return f"{shown} and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else shown
