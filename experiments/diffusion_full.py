@@ -69,11 +69,9 @@ def timed(call: Callable[[], Any], repeats: int = 2) -> tuple[Any, list[float]]:
 
 def make(work: Path, name: str) -> dict[str, Any]:
     """Random weights, as diffusers stores them."""
-    from scissorhands_jax import files
+    from scissorhands_jax import files, torch_weights
     from scissorhands_jax.diffusion import networks
     from scissorhands_jax.diffusion import weights as weights_lib
-    from scissorhands_jax.torch_weights import state_dicts as torch_weights
-    from scissorhands_jax.torch_weights import weight_files
     from tests.diffusion import traces as diffusion_traces
 
     sizes, config = {}, networks.CONFIGS[name]
@@ -81,7 +79,7 @@ def make(work: Path, name: str) -> dict[str, Any]:
         path = work / "diffusers" / FILES[part]
         path.parent.mkdir(parents=True, exist_ok=True)
         shapes = torch_weights.state_dict_shapes(networks.outline(part, config), {})
-        weight_files.write_safetensors(path, diffusion_traces.weights(shapes))
+        torch_weights.write_safetensors(path, diffusion_traces.weights(shapes))
         described = weights_lib.diffusers_config(part, getattr(config, part))
         files.write_text(path.with_name("config.json"), json.dumps(described))
         sizes[part] = {"file_bytes": path.stat().st_size, "arrays": len(shapes)}

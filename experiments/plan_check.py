@@ -22,9 +22,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from scissorhands_jax import files, models, report
-from scissorhands_jax.torch_weights import state_dicts as torch_weights
-from scissorhands_jax.torch_weights import weight_files
+from scissorhands_jax import files, models, report, torch_weights
 
 MEMORY_AIM, TIME_AIM = 0.2, 0.3  # relative
 CASES: dict[str, dict[str, Any]] = {
@@ -76,7 +74,7 @@ def check(folder: Path, *, model: str, train: int, arguments: Sequence[str]) -> 
     np.savez(folder / "noise.npz", **arrays)
     network = models.build(model, num_classes=CLASSES, image_shape=SHAPE)
     weights = folder / "weights.safetensors"
-    weight_files.write_safetensors(weights, torch_weights.to_state_dict(*network.init(jax.random.key(0))))
+    torch_weights.write_safetensors(weights, torch_weights.to_state_dict(*network.init(jax.random.key(0))))
     job = ["--model", model, "--dataset", f"npz:{folder / 'noise.npz'}", "--weights", str(weights)]
     job += ["--forget", "random:0.1", *arguments]
 

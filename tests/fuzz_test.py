@@ -18,14 +18,13 @@ import jax
 import numpy as np
 import pytest
 
-from scissorhands_jax import data, files, hashing, report
+from scissorhands_jax import data, files, hashing, report, torch_weights
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.deletion import ledger, records, verdicts
 from scissorhands_jax.deletion.ledger import Example, Ledger
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import config, runs
 from scissorhands_jax.methods import METHODS
-from scissorhands_jax.torch_weights import weight_files
 from scissorhands_jax.training import checkpoints
 from scissorhands_jax.training.checkpoints import Checkpointer, Position
 from tests.torch_weights import state_dicts_test as torch_files
@@ -213,20 +212,20 @@ def test_every_listed_global_is_named_and_not_run(survives, tmp_path, save):
         for found in (b"\x80\x02c" + f"{module}\n{name}\n".encode(), b"\x80\x04" + short + b"\x93"):
             save(tmp_path / "file", found + torch_files.text("touch sentinel") + b"\x85R.")
             with pytest.raises(InputError, match=re.escape(f"'{module}.{name}'")):
-                weight_files.read_state_dict(tmp_path / "file")
-            assert survives(lambda: weight_files.read_state_dict(tmp_path / "file"))
+                torch_weights.read_state_dict(tmp_path / "file")
+            assert survives(lambda: torch_weights.read_state_dict(tmp_path / "file"))
     assert os.listdir(tmp_path) == ["file"]
 
 
 def test_damaged_weights(survives, tmp_path):
     generator = random.Random(1)
-    weight_files.write_safetensors(tmp_path / "whole", torch_files.network())
+    torch_weights.write_safetensors(tmp_path / "whole", torch_files.network())
     names = ("plain_zip", "plain_legacy", "checkpoint_zip", "checkpoint_legacy", "tensors_zip", "late_types")
     whole = [(torch_files.FILES / f"{name}.pt").read_bytes() for name in names] + [(tmp_path / "whole").read_bytes()]
     refused = 0
     for number in range(CASES["weights"]):
         (tmp_path / "file").write_bytes(damaged(whole[number % len(whole)], generator))
-        refused += survives(lambda: weight_files.read_state_dict(tmp_path / "file"))
+        refused += survives(lambda: torch_weights.read_state_dict(tmp_path / "file"))
     assert refused > CASES["weights"] / 2
 
 
@@ -238,7 +237,7 @@ def test_safetensors_with_any_header(survives, tmp_path):
     refused = 0
     for header in json_cases(document, CASES["safetensors headers"], 2):
         (tmp_path / "file").write_bytes(struct.pack("<Q", len(header)) + header + bytes(32))
-        refused += survives(lambda: weight_files.read_state_dict(tmp_path / "file"))
+        refused += survives(lambda: torch_weights.read_state_dict(tmp_path / "file"))
     assert refused > CASES["safetensors headers"] / 2
 
 

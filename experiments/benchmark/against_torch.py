@@ -13,9 +13,8 @@ import optax
 from experiments.benchmark.settings import Settings, network_of
 from experiments.benchmark.steps import LEARNING_RATE, repair_of
 from experiments.benchmark.timing import Call, OnRound, Result, compare
-from scissorhands_jax import optimizers, trees
+from scissorhands_jax import optimizers, torch_weights, trees
 from scissorhands_jax.base import Carry
-from scissorhands_jax.torch_weights import state_dicts as torch_weights
 
 if typing.TYPE_CHECKING:
     from experiments.benchmark import torch_steps

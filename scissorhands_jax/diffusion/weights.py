@@ -17,13 +17,11 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from scissorhands_jax import files, hashing, trees
+from scissorhands_jax import files, hashing, torch_weights, trees
 from scissorhands_jax.base import Params
 from scissorhands_jax.diffusion import networks, vision
 from scissorhands_jax.diffusion.networks import PARTS, Config, Part
 from scissorhands_jax.errors import CheckpointError, InputError, WeightsError
-from scissorhands_jax.torch_weights import state_dicts as torch_weights
-from scissorhands_jax.torch_weights import weight_files
 from scissorhands_jax.training import checkpoints
 
 FOLDERS: dict[Part, str] = {"unet": "unet", "vae": "vae", "text": "text_encoder"}
@@ -106,7 +104,7 @@ def read_network(part: Part, file: Path, config: Config = networks.SD_V1) -> tup
     Raises:
       WeightsError: see `import_weights`; also NaN or infinity.
     """
-    with weight_files.open_state_dict(file) as tensors:
+    with torch_weights.open_state_dict(file) as tensors:
         wrong = _other_network(part, config, {name: tensors.shape(name) for name in tensors})
         if wrong is not None:
             raise WeightsError(f"{file} looks like {wrong}, not like the {_NAMES[part]} of Stable Diffusion v1")
@@ -143,7 +141,7 @@ def read_clip(path: Path) -> tuple[str, Params]:
         file = next((path / name for name in names if (path / name).is_file()), path / names[0])
     if not file.is_file():
         raise InputError(f"there is no file {file}; give the model.safetensors of a CLIP model of transformers")
-    with weight_files.open_state_dict(file) as tensors:
+    with torch_weights.open_state_dict(file) as tensors:
         name = _clip_name(file, {name: tensors.shape(name) for name in tensors})
         outline = vision.clip_outline(vision.CLIPS[name])
         shapes = torch_weights.state_dict_shapes(outline, {})
@@ -317,7 +315,7 @@ def export_weights(
         if wanted != np.float32:
             arrays = {name: _narrowed(name, array, wanted) for name, array in arrays.items()}
         target.parent.mkdir(parents=True, exist_ok=True)
-        weight_files.write_safetensors(target, arrays)
+        torch_weights.write_safetensors(target, arrays)
         files.write_text(target.parent / "config.json", json.dumps(diffusers_config(part, config), indent=2) + "\n")
         del params, arrays
     return targets
@@ -339,7 +337,7 @@ class _Renamed(Mapping[str, np.ndarray]):
 
     def __init__(
         self,
-        tensors: weight_files.LazyStateDict,
+        tensors: torch_weights.LazyStateDict,
         shapes: Mapping[str, tuple[int, ...]],
         aliases: Callable[[str], Iterable[str]],
         left_aside: Callable[[str], bool],

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from scissorhands_jax import augmentation, datasets, hashing, losses, models, trees
+from scissorhands_jax import augmentation, datasets, hashing, losses, models, torch_weights, trees
 from scissorhands_jax import data as data_lib
 from scissorhands_jax.base import Data, Dataset, Method, Model, ModelState, Params, StatefulLossFn
 from scissorhands_jax.datasets import forget_sets
@@ -19,8 +19,6 @@ from scissorhands_jax.jobs.config import NetworkConfig, RunConfig
 from scissorhands_jax.jobs.earlier_runs import Past, network_folder, past_of
 from scissorhands_jax.methods import MethodSettings
 from scissorhands_jax.methods.settings import on_upper_layers
-from scissorhands_jax.torch_weights import state_dicts as torch_weights
-from scissorhands_jax.torch_weights import weight_files
 from scissorhands_jax.training import checkpoints
 
 
@@ -179,7 +177,7 @@ def load_weights(model: Model, *, weights: str | None, checkpoint: str | None) -
         return checkpoints.load_network(network_folder(checkpoint), params, model_state)
     if weights is None:
         raise InputError("name the original network with --weights FILE or --checkpoint RUN")
-    state_dict = weight_files.read_state_dict(weights)
+    state_dict = torch_weights.read_state_dict(weights)
     # Counters that older files lack keep the template's value, so these are real; fresh weights are not compiled.
     model_state = jax.jit(lambda key: model.init(key)[1])(key)
     network = torch_weights.from_state_dict(state_dict, params, model_state)

@@ -15,7 +15,7 @@ import numpy as np
 from rich.console import Console
 
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import hashing, report
+from scissorhands_jax import hashing, report, torch_weights
 from scissorhands_jax.base import Dataset, ModelState, Params
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.errors import InputError
@@ -27,7 +27,6 @@ from scissorhands_jax.jobs.progress import follow_steps, progress_bar
 from scissorhands_jax.metrics import accuracies
 from scissorhands_jax.metrics.row import measure_row
 from scissorhands_jax.report import gates
-from scissorhands_jax.torch_weights import state_dicts as torch_weights
 from scissorhands_jax.training import checkpoints, distributed, feeding, sharding
 from scissorhands_jax.training.loop import Result, run
 

@@ -14,11 +14,9 @@ import jax
 import numpy as np
 import pytest
 
-from scissorhands_jax import models
+from scissorhands_jax import models, torch_weights
 from scissorhands_jax.cli import main as cli
 from scissorhands_jax.metrics import distances
-from scissorhands_jax.torch_weights import state_dicts as torch_weights
-from scissorhands_jax.torch_weights import weight_files
 from scissorhands_jax.training import checkpoints
 from tests.compilations import Compilations
 
@@ -31,7 +29,7 @@ def weights(tmp_path_factory) -> Path:
     """A network for the digits, in a file."""
     model = models.build("mlp", num_classes=10, image_shape=(8, 8, 1))
     path = tmp_path_factory.mktemp("weights") / "mlp.safetensors"
-    weight_files.write_safetensors(path, torch_weights.to_state_dict(*model.init(jax.random.key(3))))
+    torch_weights.write_safetensors(path, torch_weights.to_state_dict(*model.init(jax.random.key(3))))
     return path
 
 
@@ -121,7 +119,7 @@ def test_bfloat16_gives_a_like_network_and_is_remembered_with_the_run(weights, t
     assert after["float32"]["acc_test"] > 60
     for name, accuracy in after["float32"].items():
         assert abs(accuracy - after["bfloat16"][name]) < 5, after
-    saved = weight_files.read_state_dict(out / "network.safetensors")
+    saved = torch_weights.read_state_dict(out / "network.safetensors")
     assert {array.dtype for array in saved.values()} == {np.dtype("float32")}
     answer = evaluated(capsys, "--checkpoint", out)
     assert {name: answer[name] for name in after["bfloat16"]} == after["bfloat16"]
@@ -133,9 +131,9 @@ def test_exported_weights_are_the_checkpoint_bit_for_bit(weights, tmp_path):
     model = models.build("mlp", num_classes=10, image_shape=(8, 8, 1))
     template = jax.eval_shape(model.init, jax.random.key(0))
     saved = checkpoints.load_network(out / "network", *template)
-    imported = torch_weights.from_state_dict(weight_files.read_state_dict(out / "network.safetensors"), *template)
+    imported = torch_weights.from_state_dict(torch_weights.read_state_dict(out / "network.safetensors"), *template)
     assert checkpoints.equal(saved, imported)
-    original = torch_weights.from_state_dict(weight_files.read_state_dict(weights), *template)
+    original = torch_weights.from_state_dict(torch_weights.read_state_dict(weights), *template)
     assert not checkpoints.equal(saved, original)
 
 
@@ -156,7 +154,7 @@ def test_a_class_and_a_file_of_positions_can_be_forgotten(weights, tmp_path, cap
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(weights, tmp_path):
     def tensors(name, seed):
         assert unlearn(weights, tmp_path / name, *QUICK, "--seed", seed, "--retain-limit", 200) == 0
-        return weight_files.read_state_dict(tmp_path / name / "network.safetensors")
+        return torch_weights.read_state_dict(tmp_path / name / "network.safetensors")
 
     first, second, other = tensors("a", 1), tensors("b", 1), tensors("c", 2)
     assert all(np.array_equal(first[key], second[key]) for key in first)
@@ -170,7 +168,7 @@ def test_calls_of_many_steps_and_data_on_the_host_can_be_asked_for(weights, tmp_
         more = (*QUICK, "--retain-limit", 200, "--steps-per-call", 4, "--feed-from", "host")
         assert unlearn(weights, tmp_path / "four", *more) == 0
     assert "jit(_steps)" in set(many.names) - set(single.names)
-    first, second = (weight_files.read_state_dict(tmp_path / name / "network.safetensors") for name in ("one", "four"))
+    first, second = (torch_weights.read_state_dict(tmp_path / name / "network.safetensors") for name in ("one", "four"))
     for name, value in first.items():
         np.testing.assert_allclose(second[name], value, rtol=1e-4, atol=1e-5)
 
@@ -197,7 +195,7 @@ def test_a_run_killed_at_a_random_moment_resumes_to_the_same_bits(weights, tmp_p
     assert saved()
     assert unlearn(weights, out, *more, "--resume") == 0
     # Tensor by tensor: safetensors writes the entries of its metadata in any order.
-    whole, killed = (weight_files.read_state_dict(path / "network.safetensors") for path in (tmp_path / "whole", out))
+    whole, killed = (torch_weights.read_state_dict(path / "network.safetensors") for path in (tmp_path / "whole", out))
     assert checkpoints.equal(whole, killed)
 
 
@@ -289,11 +287,11 @@ def bad_files(weights, tmp_path, monkeypatch):
     Path("TWICE").write_text("7\n8\n7\n")
     Path("WORDS").write_text("3\nthree\n")
     Path("TRUNCATED").write_bytes(weights.read_bytes()[:5000])
-    tensors = {key: value.copy() for key, value in weight_files.read_state_dict(weights).items()}
+    tensors = {key: value.copy() for key, value in torch_weights.read_state_dict(weights).items()}
     other = {**tensors, "head.weight": np.zeros((7, 256), np.float32)}
-    weight_files.write_safetensors("OTHER", other)
+    torch_weights.write_safetensors("OTHER", other)
     tensors["layer2.weight"][0, 0] = np.nan
-    weight_files.write_safetensors("NAN", tensors)
+    torch_weights.write_safetensors("NAN", tensors)
     Path("HOSTILE").write_bytes(pickle.dumps(Hostile(), protocol=2))
 
 

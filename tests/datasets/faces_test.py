@@ -8,13 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scissorhands_jax import datasets, hashing, models
+from scissorhands_jax import datasets, hashing, models, torch_weights
 from scissorhands_jax.cli import main as cli
 from scissorhands_jax.datasets import forget_sets, splits
 from scissorhands_jax.jobs.config import RunConfig
 from scissorhands_jax.jobs.earlier_runs import past_of
-from scissorhands_jax.torch_weights import state_dicts as torch_weights
-from scissorhands_jax.torch_weights import weight_files
 
 PEOPLE = 11  # so that s10 and s11 come after s9
 QUICK = ["--epochs", "1", "--method", "finetune"]
@@ -129,7 +127,7 @@ def test_requests_one_after_another(data_dir, tmp_path, capsys):
     labels = datasets.load("faces", data_dir).train["label"]
     model = models.build("mlp", num_classes=PEOPLE, image_shape=(16, 16, 1))
     weights = tmp_path / "mlp.safetensors"
-    weight_files.write_safetensors(weights, torch_weights.to_state_dict(*model.init(jax.random.key(3))))
+    torch_weights.write_safetensors(weights, torch_weights.to_state_dict(*model.init(jax.random.key(3))))
     trained_on, held_out = splits.validation_split(labels, 0.125, 0)
     (tmp_path / "train.txt").write_text("\n".join(map(str, trained_on)))
     (tmp_path / "people.txt").write_text("s3\ns11\n")

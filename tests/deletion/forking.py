@@ -27,15 +27,13 @@ import numpy as np
 import sklearn.svm  # noqa: F401
 from rich.console import Console
 
-from scissorhands_jax import files, models, report
+from scissorhands_jax import files, models, report, torch_weights
 from scissorhands_jax.deletion import ledger, signing, verdicts
 from scissorhands_jax.deletion import requests as deletion
 from scissorhands_jax.deletion.ledger import Example, Ledger
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods import METHODS
 from scissorhands_jax.metrics import rank_tests
-from scissorhands_jax.torch_weights import state_dicts as torch_weights
-from scissorhands_jax.torch_weights import weight_files
 from scissorhands_jax.training import checkpoints
 
 EXAMPLES, KILLS = 200, 50
@@ -192,7 +190,7 @@ def prepare(folder: Path) -> None:
     train = {"image": image[:EXAMPLES], "label": label[:EXAMPLES].astype(np.int32)}
     np.savez(folder / "data.npz", **train, test_image=image[EXAMPLES:], test_label=label[EXAMPLES:])
     model = models.build("mlp", num_classes=3, image_shape=(4, 4, 1))
-    weight_files.write_safetensors(
+    torch_weights.write_safetensors(
         folder / "mlp.safetensors", torch_weights.to_state_dict(*model.init(jax.random.key(0)))
     )
     (folder / "first").write_text("0\n1\n")

@@ -14,12 +14,12 @@ import pytest
 import safetensors.numpy
 from PIL import Image
 
+from scissorhands_jax import torch_weights
 from scissorhands_jax.cli import main as cli
 from scissorhands_jax.diffusion import evaluating, generating, networks, nudity, pictures, quality, vision, weights
 from scissorhands_jax.diffusion.generating import Prompt
 from scissorhands_jax.diffusion.nudity import Detection, Entry
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.torch_weights import state_dicts as torch_weights
 from scissorhands_jax.training import checkpoints
 from tests.diffusion import traces as diffusion_traces
 from tests.diffusion.generating_test import Words

@@ -9,13 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scissorhands_jax import trees
+from scissorhands_jax import torch_weights, trees
 from scissorhands_jax.diffusion import networks, schedules
 from scissorhands_jax.diffusion.layers import Compute
 from scissorhands_jax.diffusion.networks import TINY
 from scissorhands_jax.diffusion.unet import Noisy
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.torch_weights import state_dicts as torch_weights
 from tests.diffusion import traces as diffusion_traces
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scissorhands_jax.torch_weights import state_dicts as torch_weights
+from scissorhands_jax import torch_weights
 
 RECORDED = Path(__file__).with_name("traces.npz")
 SEEDS = (0, 42, 2**31 + 5)

@@ -8,10 +8,9 @@ import pytest
 import safetensors.numpy
 from PIL import Image
 
-from scissorhands_jax import trees
+from scissorhands_jax import torch_weights, trees
 from scissorhands_jax.diffusion import vision, weights
 from scissorhands_jax.errors import InputError, WeightsError
-from scissorhands_jax.torch_weights import state_dicts as torch_weights
 from tests.diffusion import traces as diffusion_traces
 from tests.diffusion.networks_test import assert_agrees, output_and_gradient, recorded, to_jax
 

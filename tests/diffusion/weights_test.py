@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from scissorhands_jax import torch_weights
 from scissorhands_jax.cli import main as cli
 from scissorhands_jax.diffusion import networks, weights
 from scissorhands_jax.diffusion.networks import PARTS, TINY
 from scissorhands_jax.errors import CheckpointError, InputError, WeightsError
-from scissorhands_jax.torch_weights import state_dicts as torch_weights
-from scissorhands_jax.torch_weights import weight_files
 from scissorhands_jax.training import checkpoints
 from tests.diffusion import traces as diffusion_traces
 
@@ -72,14 +71,14 @@ def test_there_and_back_is_bit_exact(folder, tmp_path):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_narrow_files_come_back_as_they_were(tmp_path, dtype):
     narrow = {name: array.astype(weights.DTYPES[dtype]) for name, array in tensors("text").items()}
-    weight_files.write_safetensors(tmp_path / "in.safetensors", narrow)
+    torch_weights.write_safetensors(tmp_path / "in.safetensors", narrow)
     done = weights.import_weights({"text": tmp_path / "in.safetensors"}, tmp_path / "model", TINY)
     assert (done["text"].dtype, done["text"].num_params) == (dtype, 28_992)
     written = weights.export_weights(tmp_path / "model", tmp_path / "out")
     assert list(written) == ["text"]
     assert written["text"].read_bytes() == (tmp_path / "in.safetensors").read_bytes()
     weights.export_weights(tmp_path / "model", tmp_path / "wide", dtype="float32")
-    wide = weight_files.read_state_dict(tmp_path / "wide/text_encoder/model.safetensors")
+    wide = torch_weights.read_state_dict(tmp_path / "wide/text_encoder/model.safetensors")
     assert all((wide[name] == narrow[name].astype(np.float32)).all() for name in narrow)
 
 

@@ -13,9 +13,9 @@ import pytest
 
 from experiments.benchmark import __main__ as benchmark
 from experiments.benchmark import against_torch, epochs, limits, parts, settings, steps, timing
+from scissorhands_jax import torch_weights
 from scissorhands_jax.methods.scissorhands import constraint_gradients
 from scissorhands_jax.models import cpu_convolution
-from scissorhands_jax.torch_weights import state_dicts as torch_weights
 from scissorhands_jax.training import checkpoints
 from scissorhands_jax.training import loop as training
 

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 
 from experiments import configs, run, tuning
-from scissorhands_jax import models, trees
+from scissorhands_jax import models, torch_weights, trees
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import config
 from scissorhands_jax.jobs.experiment import FLIPPED
 from scissorhands_jax.methods import METHODS
-from scissorhands_jax.torch_weights import state_dicts as torch_weights
 
 SHAPES = {"digits": (8, 8, 1), "orl_faces": (112, 92, 1)}
 

@@ -18,8 +18,8 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scissorhands_jax import torch_weights
 from scissorhands_jax.errors import WeightsError
-from scissorhands_jax.torch_weights import state_dicts as torch_weights
 from scissorhands_jax.torch_weights import torch_files, weight_files
 
 FILES = Path(__file__).parent / "files"
@@ -104,7 +104,7 @@ def refused(path):
     """Reads a file that must not be read; returns the message, which must be one line that can be printed."""
     start = time.perf_counter()
     with pytest.raises(WeightsError) as caught:
-        weight_files.read_state_dict(path)
+        torch_weights.read_state_dict(path)
     assert time.perf_counter() - start < 10
     message = str(caught.value)
     assert message.isprintable()
@@ -169,12 +169,12 @@ def save_legacy(path, program, view=b"N", data=(("0", 4, bytes(16)),), little=Tr
     "name", ["plain_zip", "plain_legacy", "checkpoint_zip", "checkpoint_legacy", "protocol5_legacy"]
 )
 def test_files_of_pytorch_are_read_whatever_else_the_checkpoint_holds(name):
-    assert_same(weight_files.read_state_dict(FILES / f"{name}.pt"), network())
+    assert_same(torch_weights.read_state_dict(FILES / f"{name}.pt"), network())
 
 
 @pytest.mark.parametrize("name", ["tensors_zip", "tensors_legacy"])
 def test_all_types_and_views_are_read(name):
-    found = weight_files.read_state_dict(FILES / f"{name}.pt")
+    found = torch_weights.read_state_dict(FILES / f"{name}.pt")
     types = [
         "float16",
         "float32",
@@ -208,11 +208,11 @@ def test_all_types_and_views_are_read(name):
 def test_element_types_without_a_storage_class_are_read():
     types = ["uint16", "uint32", "uint64", ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2]
     expected = {np.dtype(dtype).name: np.arange(6).reshape(2, 3).astype(dtype) for dtype in types}
-    assert_same(weight_files.read_state_dict(FILES / "late_types.pt"), expected)
+    assert_same(torch_weights.read_state_dict(FILES / "late_types.pt"), expected)
 
 
 def test_zip_files_without_checksums_are_read():
-    assert_same(weight_files.read_state_dict(FILES / "no_checksums.pt"), {"x": np.arange(3, dtype=np.float32)})
+    assert_same(torch_weights.read_state_dict(FILES / "no_checksums.pt"), {"x": np.arange(3, dtype=np.float32)})
 
 
 def test_a_pickled_module_is_refused_by_name():
@@ -223,7 +223,7 @@ def test_a_view_of_a_storage_is_read(tmp_path):
     program = dictionary(x=tensor(storage(), [2], [1], offset=1))
     data = [("0", 4, np.arange(4, dtype=np.float32).tobytes())]
     save_legacy(tmp_path / "x", program, numbers(7, 1, 3).replace(integer(7), text("7")), data)
-    assert_same(weight_files.read_state_dict(tmp_path / "x"), {"x": np.array([2, 3], np.float32)})
+    assert_same(torch_weights.read_state_dict(tmp_path / "x"), {"x": np.array([2, 3], np.float32)})
     save_legacy(tmp_path / "x", program, numbers(7, 2, 3).replace(integer(7), text("7")), data)
     assert "outside" in refused(tmp_path / "x")
 
@@ -231,11 +231,11 @@ def test_a_view_of_a_storage_is_read(tmp_path):
 def test_an_ordered_dict_of_python_2_is_read(tmp_path):
     pair = b"]]" + b"(U\x01x" + tensor(storage(), [4], [1]) + b"ea"
     save_legacy(tmp_path / "x", b"\x80\x02" + named("collections.OrderedDict") + pair + b"\x85R}b.")
-    assert_same(weight_files.read_state_dict(tmp_path / "x"), {"x": np.zeros(4, np.float32)})
+    assert_same(torch_weights.read_state_dict(tmp_path / "x"), {"x": np.zeros(4, np.float32)})
 
 
 def test_published_weights_survive_a_round_trip(shared, tmp_path):
-    found = weight_files.read_state_dict(shared / "data" / "resnet20-12fca82f.th")
+    found = torch_weights.read_state_dict(shared / "data" / "resnet20-12fca82f.th")
     assert len(found) == 97
     assert found["conv1.weight"].shape == (16, 3, 3, 3)
     assert found["linear.weight"].shape == (10, 64)
@@ -252,8 +252,8 @@ def test_published_weights_survive_a_round_trip(shared, tmp_path):
             array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
         tree[names.get(last, last)] = jax.ShapeDtypeStruct(array.shape, array.dtype)
     trees = torch_weights.from_state_dict(found, params, model_state)
-    weight_files.write_safetensors(tmp_path / "x.safetensors", torch_weights.to_state_dict(*trees))
-    again = weight_files.read_state_dict(tmp_path / "x.safetensors")
+    torch_weights.write_safetensors(tmp_path / "x.safetensors", torch_weights.to_state_dict(*trees))
+    again = torch_weights.read_state_dict(tmp_path / "x.safetensors")
     assert_same(again, {name: found[name] for name in again})
     assert set(again) == set(found)
 
@@ -289,7 +289,7 @@ def save_dicts(path, build):
 )
 def test_the_state_dict_is_found_by_name_and_then_by_size(tmp_path, build, size):
     save_dicts(tmp_path / "x", build)
-    found = weight_files.read_state_dict(tmp_path / "x")
+    found = torch_weights.read_state_dict(tmp_path / "x")
     assert len(found) == size
     assert not any(name.startswith("module.") for name in found)
 
@@ -346,16 +346,16 @@ def random_trees(draw):
 @given(random_trees())
 def test_trees_survive_a_round_trip_bit_by_bit(tmp_path_factory, trees):
     path = tmp_path_factory.mktemp("trip") / "x.safetensors"
-    weight_files.write_safetensors(path, torch_weights.to_state_dict(*trees))
-    found = weight_files.read_state_dict(path)
+    torch_weights.write_safetensors(path, torch_weights.to_state_dict(*trees))
+    found = torch_weights.read_state_dict(path)
     assert found["bn.0.num_batches_tracked"].dtype == np.int64
     assert {"bn.0.running_mean", "bn.0.running_var", "normalize.mean"} <= set(found)
     again = torch_weights.from_state_dict(found, *trees)
     assert jax.tree.structure(again) == jax.tree.structure(trees)
     for after, before in zip(jax.tree.leaves(again), jax.tree.leaves(trees), strict=True):
         assert (after.dtype, after.shape, after.tobytes()) == (before.dtype, before.shape, before.tobytes())
-    weight_files.write_safetensors(path, torch_weights.to_state_dict(*again))
-    assert_same(weight_files.read_state_dict(path), found)
+    torch_weights.write_safetensors(path, torch_weights.to_state_dict(*again))
+    assert_same(torch_weights.read_state_dict(path), found)
 
 
 def test_kernels_are_laid_out_as_in_pytorch():
@@ -456,7 +456,7 @@ def test_two_leaves_with_one_name_are_refused():
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "x.safetensors"
-    weight_files.write_safetensors(path, {"x": np.ones(2)}, {"by": "test"})
+    torch_weights.write_safetensors(path, {"x": np.ones(2)}, {"by": "test"})
     before = path.read_bytes()
     (tmp_path / "other").touch()
     assert path.stat().st_mode == (tmp_path / "other").stat().st_mode
@@ -471,20 +471,20 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path, monkeypatch):
 
     monkeypatch.setattr(weight_files, "_write_arrays", fill_the_disk)
     with pytest.raises(WeightsError, match="no space left"):
-        weight_files.write_safetensors(path, {"x": np.zeros(2)})
+        torch_weights.write_safetensors(path, {"x": np.zeros(2)})
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_big_endian_and_strided_arrays_are_written_as_they_read(tmp_path):
     base = np.arange(12, dtype=np.float32).reshape(3, 4)
-    weight_files.write_safetensors(tmp_path / "x", {"big": base.astype(">f4"), "strided": base[::2, ::-1].T})
-    assert_same(weight_files.read_state_dict(tmp_path / "x"), {"big": base, "strided": base[::2, ::-1].T})
+    torch_weights.write_safetensors(tmp_path / "x", {"big": base.astype(">f4"), "strided": base[::2, ::-1].T})
+    assert_same(torch_weights.read_state_dict(tmp_path / "x"), {"big": base, "strided": base[::2, ::-1].T})
 
 
 def test_the_format_is_the_one_of_the_safetensors_package(tmp_path):
     arrays = {"c": np.arange(3, dtype=np.int8), "b": np.ones((2, 0), np.float16), "a": np.float32(2), "ü": np.ones(5)}
-    weight_files.write_safetensors(tmp_path / "ours", arrays, {"by": "test"})
+    torch_weights.write_safetensors(tmp_path / "ours", arrays, {"by": "test"})
     safetensors.numpy.save_file({name: np.asarray(array) for name, array in arrays.items()}, tmp_path / "theirs")
     assert_same(safetensors.numpy.load_file(tmp_path / "ours"), safetensors.numpy.load_file(tmp_path / "theirs"))
     with safetensors.safe_open(tmp_path / "ours", "numpy") as file:
@@ -495,8 +495,8 @@ def test_the_format_is_the_one_of_the_safetensors_package(tmp_path):
 
 def test_a_file_can_be_read_tensor_by_tensor(tmp_path):
     arrays = {"b": np.arange(4), "a": np.ones((2, 3), np.float32)}
-    weight_files.write_safetensors(tmp_path / "x", arrays)
-    with weight_files.open_state_dict(tmp_path / "x") as tensors:
+    torch_weights.write_safetensors(tmp_path / "x", arrays)
+    with torch_weights.open_state_dict(tmp_path / "x") as tensors:
         assert (tensors.shape("a"), tensors.dtype("b"), "c" in tensors) == ((2, 3), np.int64, False)
         assert_same(dict(tensors), arrays)
 
@@ -506,9 +506,9 @@ def test_a_file_can_be_read_tensor_by_tensor(tmp_path):
 )
 def test_what_safetensors_cannot_hold_is_refused(tmp_path, state_dict):
     with pytest.raises(WeightsError, match="cannot write"):
-        weight_files.write_safetensors(tmp_path / "x", state_dict)
+        torch_weights.write_safetensors(tmp_path / "x", state_dict)
     with pytest.raises(WeightsError, match="cannot write"):
-        weight_files.write_safetensors(tmp_path / "no folder" / "x", {})
+        torch_weights.write_safetensors(tmp_path / "no folder" / "x", {})
     assert not list(tmp_path.iterdir())
 
 
@@ -774,7 +774,7 @@ def test_booleans_are_zero_or_one(tmp_path):
 
 def safetensors_file(folder):
     path = folder / "x.safetensors"
-    weight_files.write_safetensors(path, network())
+    torch_weights.write_safetensors(path, network())
     return path
 
 
@@ -800,7 +800,7 @@ def test_flipped_bits_end_in_weights_or_one_sentence(tmp_path):
                 damaged[generator.randrange(len(raw))] ^= 1 << generator.randrange(8)
             (tmp_path / "flipped").write_bytes(damaged)
             try:
-                found = weight_files.read_state_dict(tmp_path / "flipped")
+                found = torch_weights.read_state_dict(tmp_path / "flipped")
             except WeightsError:
                 caught += 1
             else:
@@ -830,12 +830,12 @@ def test_reading_takes_little_more_memory_than_the_file(tmp_path):
     saved = {"zip": path.read_bytes()}
     save_legacy(path, program, data=[(name, 5_000_000, raw) for name in names])
     saved["legacy"] = path.read_bytes()
-    weight_files.write_safetensors(path, {name: np.frombuffer(raw, np.float32) for name in names})
+    torch_weights.write_safetensors(path, {name: np.frombuffer(raw, np.float32) for name in names})
     saved["safetensors"] = path.read_bytes()
     for kind, content in saved.items():
         path.write_bytes(content)
         tracemalloc.start()
-        found = weight_files.read_state_dict(path)
+        found = torch_weights.read_state_dict(path)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert sum(array.nbytes for array in found.values()) == 80_000_000

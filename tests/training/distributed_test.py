@@ -15,11 +15,9 @@ import jax
 import numpy as np
 import pytest
 
-from scissorhands_jax import models
+from scissorhands_jax import models, torch_weights
 from scissorhands_jax.cli import main as cli
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.torch_weights import state_dicts as torch_weights
-from scissorhands_jax.torch_weights import weight_files
 from scissorhands_jax.training import checkpoints, distributed, watcher
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +35,7 @@ def job(tmp_path_factory) -> tuple[str, ...]:
     np.savez(folder / "data.npz", **images, **labels)
     model = models.build("mlp", num_classes=4, image_shape=(4, 4, 1))
     weights = torch_weights.to_state_dict(*model.init(jax.random.key(3)))
-    weight_files.write_safetensors(folder / "mlp.safetensors", weights)
+    torch_weights.write_safetensors(folder / "mlp.safetensors", weights)
     return (
         *("unlearn", "--weights", str(folder / "mlp.safetensors"), "--model", "mlp"),
         *("--dataset", f"npz:{folder / 'data.npz'}", "--forget", "random:0.25"),
@@ -102,7 +100,7 @@ def outcome(processes) -> list[tuple[int, str, str]]:
 
 
 def network(out):
-    return weight_files.read_state_dict(out / "network.safetensors")
+    return torch_weights.read_state_dict(out / "network.safetensors")
 
 
 def check_same(out, expected):

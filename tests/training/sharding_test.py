@@ -130,7 +130,7 @@ def main() -> None:
     from experiments import scaling
     from experiments.collectives import collectives
     from scissorhands_jax import data as data_lib
-    from scissorhands_jax import masks, models, reinit, saliency, trees
+    from scissorhands_jax import masks, models, reinit, saliency, torch_weights, trees
     from scissorhands_jax.base import Data
     from scissorhands_jax.jobs import unlearning
     from scissorhands_jax.jobs.config import RunConfig
@@ -140,8 +140,6 @@ def main() -> None:
     from scissorhands_jax.models.resnet import ResNet
     from scissorhands_jax.optimizers import sgd
     from scissorhands_jax.projection import project_gradient
-    from scissorhands_jax.torch_weights import state_dicts as torch_weights
-    from scissorhands_jax.torch_weights import weight_files
     from scissorhands_jax.training import checkpoints, sweeps
     from tests.compilations import Compilations
 
@@ -350,7 +348,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         weights = f"{folder}/weights.safetensors"
         small = models.build("mlp", num_classes=10, image_shape=(8, 8, 1), hidden=(8,))
-        weight_files.write_safetensors(weights, torch_weights.to_state_dict(*small.init(key)))
+        torch_weights.write_safetensors(weights, torch_weights.to_state_dict(*small.init(key)))
         job = dataclasses.replace(config, weights=weights)
         out = Path(folder) / "run"
         with Compilations() as compilations:
