@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from scissorhands_jax import augmentation, losses, models, optimizers, saliency, torch_weights, trees
+from scissorhands_jax import augmentation, losses, models, optimizers, saliency, trees
 from scissorhands_jax import data as data_lib
 from scissorhands_jax.base import Batch, Carry, Model, freeze
 from scissorhands_jax.errors import InputError

@@ -7,14 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scissorhands_jax import losses, models, trees
+from scissorhands_jax import losses, models, torch_weights, trees
 from scissorhands_jax.base import Data
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods.retrain import (
     RetrainSettings,
 )
 from scissorhands_jax.models.resnet9 import _patches, fit_whitening, halve, identity_first
-from scissorhands_jax.torch_weights import state_dicts as torch_weights
 from tests import tiny
 
 KEY = jax.random.key(5)
