@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status.
 
     Args:
-      arguments: what follows the name of the program; by default what this process was started with.
+      arguments: What follows the name of the program; by default what this process was started with.
 
     Returns:
       0; 1 when another process of the run died; 2 for input that cannot be used; 130 when interrupted. `request run`
@@ -74,7 +74,7 @@ def read_command(words: Sequence[str]) -> Command:
     `--help`, `--help-settings` and `--version` print and raise SystemExit.
 
     Raises:
-      InputError: there is no such command, or it cannot be called like this.
+      InputError: There is no such command, or it cannot be called like this.
     """
     for count in (2, 1):
         name = " ".join(words[:count])
@@ -100,7 +100,7 @@ def overview(group: str = "") -> str:
     """The help that lists commands with the first sentence about each.
 
     Args:
-      group: one of GROUPS, to list its commands only; "" lists all.
+      group: One of GROUPS, to list its commands only; "" lists all.
     """
     about = GROUPS.get(group, "Make a trained network forget examples, and show what is left of them.")
     lines = [f"usage: scissorhands {f'{group} ' if group else ''}COMMAND [OPTIONS]", "", about, ""]

@@ -148,12 +148,12 @@ def parse(name: str, command: type[Command], words: Sequence[str]) -> Command:
     `--help` and `--help-settings` print and raise SystemExit.
 
     Args:
-      name: the command as it is written, such as "request add".
-      command: the class of the command.
-      words: what the user wrote after the name.
+      name: The command as it is written, such as "request add".
+      command: The class of the command.
+      words: What the user wrote after the name.
 
     Raises:
-      InputError: an option is unknown or missing, or its value is of another type.
+      InputError: An option is unknown or missing, or its value is of another type.
     """
     flags = flags_of(command)
     for word in words:
@@ -174,8 +174,8 @@ def make_parser(name: str, command: type[Command]) -> argparse.ArgumentParser:
     """The argparse parser of one command, which leaves all values as texts and adds no defaults.
 
     Args:
-      name: the command as it is written, such as "request add".
-      command: the class whose fields are the options.
+      name: The command as it is written, such as "request add".
+      command: The class whose fields are the options.
     """
     parser = _Parser(
         prog=f"scissorhands {name}",
@@ -216,9 +216,9 @@ def paragraphs(text: str, indent: str = "", first: str | None = None) -> str:
     """The text with each paragraph filled to the width of the terminal.
 
     Args:
-      text: paragraphs with empty lines between them.
-      indent: what each line begins with.
-      first: what the first line of a paragraph begins with instead.
+      text: Paragraphs with empty lines between them.
+      indent: What each line begins with.
+      first: What the first line of a paragraph begins with instead.
     """
     width, first = min(shutil.get_terminal_size().columns, 100) - 2, indent if first is None else first
     parts = (" ".join(part.split()) for part in text.split("\n\n"))
@@ -274,12 +274,13 @@ def _read_setting(word: str, name: str, command: type[Command]) -> str:
     """A word that is no option, as the setting `a.b=c`; `--a.b=c` is read as well.
 
     Raises:
-      InputError: the word is not a setting, or the command takes none.
+      InputError: The word is not a setting, or the command takes none.
     """
     is_setting = _SETTING.match(word) is not None
     if is_setting and issubclass(command, SettingsCommand):
         return word.removeprefix("--")
     if is_setting:
         raise InputError(f"{name} does not know {word!r}; see `scissorhands {name} --help`")
-    known = [flag for flag in flags_of(command) if flag.startswith("--")]
-    raise InputError(f"unknown argument {word!r}; {suggest(word, known)}; see `scissorhands {name} --help`")
+    near = suggest(word, [flag for flag in flags_of(command) if flag.startswith("--")])
+    written = "settings are written NAME=VALUE; " if issubclass(command, SettingsCommand) else ""
+    raise InputError(f"unknown argument {word!r}; {near}; {written}see `scissorhands {name} --help`")

@@ -191,7 +191,7 @@ def default_settings(method: str) -> Any:
     """The settings of a method, as they are unless they are changed.
 
     Raises:
-      InputError: there is no such method.
+      InputError: There is no such method.
     """
     from scissorhands_jax.methods import METHODS
 
@@ -204,8 +204,8 @@ def given_settings(command: Command, *prefixes: str) -> list[str]:
     """The options of a command that were given and stand for settings, as NAME=VALUE.
 
     Args:
-      command: the command with its options.
-      prefixes: how the names of these settings begin.
+      command: The command with its options.
+      prefixes: How the names of these settings begin.
     """
     settings = []
     for field, found in options_of(type(command)).items():

@@ -61,13 +61,19 @@ class RunConfig(NetworkConfig):
 
 
 def override(config: Any, changes: Iterable[str]) -> Any:
-    """A copy of a dataclass with `dotted.name=value` changes applied in order.
+    """Changes settings of a dataclass, which may contain further dataclasses and dictionaries.
 
-    Values are read by the type of the field: numbers, true/false, none, text; in a dict field any name is taken, and
-    the value is read as JSON or else as text.
+    Args:
+      config: The dataclass, which stays as it is.
+      changes: The changes as `dotted.name=value`, applied in order. Values are read by the type of the field: numbers,
+        true or false, none, text, or several with commas between them. In a dictionary every name is a setting, and
+        its value is read as JSON or else as text.
+
+    Returns:
+      A copy with the changes.
 
     Raises:
-      InputError: a change has no "=", names no field (near names are shown), or its value has the wrong type.
+      InputError: A change has no "=", names no field (names that resemble it are shown), or its value has another type.
     """
     for change in changes:
         name, equals, text = change.partition("=")
@@ -78,7 +84,12 @@ def override(config: Any, changes: Iterable[str]) -> Any:
 
 
 def setting_names(config: Any, prefix: str = "") -> list[str]:
-    """All dotted names that `override` takes."""
+    """All dotted names that `override` takes.
+
+    Args:
+      config: The dataclass with the settings.
+      prefix: What stands before each name, such as "method.".
+    """
     names = []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -93,8 +104,8 @@ def describe_settings(settings: Any, prefix: str = "") -> dict[str, tuple[str, s
     """The settings of a dataclass by the dotted names that `override` takes, each with its value and documentation.
 
     Args:
-      settings: the dataclass, whose values are the defaults.
-      prefix: what stands before each name, such as "method.".
+      settings: The dataclass, whose values are the defaults.
+      prefix: What stands before each name, such as "method.".
     """
     described: dict[str, tuple[str, str]] = {}
     docs = field_docs(type(settings))
@@ -143,8 +154,13 @@ def _set(config: Any, path: list[str], name: str, text: str) -> Any:
 def parse_value(text: str, hint: Any, name: str) -> Any:
     """Reads text as a value of an annotated type.
 
+    Args:
+      text: The text that a user wrote.
+      hint: The annotation, such as `int | None`, `Literal["a", "b"]`, `Path` or `tuple[float, ...]`.
+      name: The name of the setting or option, for the message.
+
     Raises:
-      InputError: the text is no value of this type.
+      InputError: The text is not a value of this type.
     """
     choices = typing.get_args(hint) if typing.get_origin(hint) in UNIONS else (hint,)
     for choice in choices:
@@ -172,13 +188,13 @@ def _parse_tuple(text: str, hint: Any, name: str, choices: tuple) -> tuple | Non
     """Values with commas between them; `none` is the empty tuple, or None where that is allowed."""
     if text.lower() in ("none", "null"):
         return None if type(None) in choices else ()
-    kinds = typing.get_args(hint)
+    item_types = typing.get_args(hint)
     words = text.split(",")
-    if kinds[-1] is Ellipsis:
-        kinds = (kinds[0],) * len(words)
-    if len(words) != len(kinds):
-        raise InputError(f"{name} must be {len(kinds)} values with commas between them, got {_shown(text)}")
-    return tuple(parse_value(word, kind, name) for word, kind in zip(words, kinds, strict=True))
+    if item_types[-1] is Ellipsis:
+        item_types = (item_types[0],) * len(words)
+    if len(words) != len(item_types):
+        raise InputError(f"{name} must be {len(item_types)} values with commas between them, got {_shown(text)}")
+    return tuple(parse_value(word, kind, name) for word, kind in zip(words, item_types, strict=True))
 
 
 def _shown(text: str) -> str:

@@ -1,7 +1,8 @@
-"""Run as a script beside a process of a distributed run: says in one sentence how it ended, if it could not itself.
+"""A script that runs alongside a process of a distributed run and says how it ended, if the process could not.
 
-JAX's runtime ends a process that has lost its peers from within, without a word of Python; so do signals. What the
-process's native code prints arrives here and is passed on, but for greetings and the runtime's last words.
+JAX's runtime ends a process that has lost its peers from within, and a signal does the same: Python cannot print
+anything any more. What the native code of the process prints arrives here and is passed on, except for greetings and
+the last words of the runtime.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ GREETING = b"[Gloo] Rank"
 LAST_WORDS = b"Terminating process because the JAX distributed service"
 
 
-def main() -> None:
-    """Reads to the end; `sys.argv` has the sentence for a lost peer and the one for a sudden end."""
+def watch() -> None:
+    """Passes on what the process prints until it ends.
+
+    `sys.argv` has two sentences: the one for a process that lost its peers and the one for any other sudden end.
+    """
     lost, killed = sys.argv[1:]
     dying = False
     for line in sys.stdin.buffer:
@@ -28,4 +32,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    watch()

@@ -1,6 +1,7 @@
 """Dotted overrides: every type of field, and every way of getting one wrong."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -95,6 +96,33 @@ def test_changes_apply_in_order_to_a_copy():
 def test_what_cannot_be_read_is_refused_with_what_would_do(text, message):
     with pytest.raises(InputError, match=message):
         config.override(Outer(), [text])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Described:
+    steps: tuple[int, ...] = (1, 2)
+    """The steps,
+    of which there are some."""
+    inner: Inner = dataclasses.field(default_factory=lambda: Inner(on=True, extra={"a": None}))
+    """Settings of their own."""
+
+
+def test_settings_are_described_with_values_that_can_be_written():
+    described = config.describe_settings(Described(), "x.")
+    assert described["x.steps"] == ("1,2", "The steps, of which there are some.")
+    assert {name: value for name, (value, _) in described.items() if name != "x.steps"} == {
+        "x.inner.rate": "0.1",
+        "x.inner.count": "3",
+        "x.inner.limit": "5",
+        "x.inner.name": "none",
+        "x.inner.mode": "fast",
+        "x.inner.on": "true",
+        "x.inner.extra": "a=none",
+    }
+
+
+def test_a_path_is_read_as_one():
+    assert config.parse_value("a/b", Path, "--out") == Path("a/b")
 
 
 def test_all_names_are_listed():
