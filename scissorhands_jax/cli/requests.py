@@ -23,8 +23,8 @@ from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import config as config_lib
 
 if TYPE_CHECKING:
-    from scissorhands_jax.deletion.audits import Plan
-    from scissorhands_jax.deletion.requests import Subject
+    from scissorhands_jax.deletion import Subject
+    from scissorhands_jax.deletion.audits import AuditPlan
 
 STATUS_CHANGED = 1
 """Exit status of `verify` that has found something."""
@@ -67,9 +67,9 @@ class SubjectOptions(LedgerOptions, DataFolderOptions):
 
     def subject(self) -> Subject:
         """What the options say about the network."""
-        from scissorhands_jax.deletion.requests import Subject
+        from scissorhands_jax.deletion import Subject
 
-        return Subject(**{name: getattr(self, name, None) for name in Subject._fields})
+        return Subject(**{field.name: getattr(self, field.name, None) for field in dataclasses.fields(Subject)})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ class AddCommand(SubjectOptions):
     ] = None
 
     def run(self, console: Console) -> None:
-        from scissorhands_jax.deletion import requests as deletion
+        from scissorhands_jax import deletion
 
         added = deletion.add(
             self.ledger,
@@ -135,16 +135,16 @@ class ListCommand(LedgerOptions):
     json: Annotated[bool, Option("Print JSON instead of a table.")] = False
 
     def run(self, console: Console) -> None:
-        from scissorhands_jax.deletion.ledger import Ledger, overdue
+        from scissorhands_jax.deletion.ledger import Ledger
 
         with Ledger(self.ledger, self.keys) as book:
             rows = [(request, len(book.examples(request.id))) for request in book.requests()]
         if self.json:
-            print_json([{**request._asdict(), "examples": count} for request, count in rows])
+            print_json([{**dataclasses.asdict(request), "examples": count} for request, count in rows])
             return
         table = Table("id", "requester", "received", "due", "examples", "state", "run")
         for request, count in rows:
-            due = f"{request.due} OVERDUE" if overdue(request) else request.due
+            due = f"{request.due} OVERDUE" if request.overdue else request.due
             run = "" if request.run is None else str(request.run)
             words = (str(request.id), request.requester, request.received[:10], due, str(count), request.state, run)
             table.add_row(*(word.replace("[", "\\[") for word in words))
@@ -202,9 +202,9 @@ class ServeCommand(SubjectOptions, MethodOptions):
         return {**super().listed_settings(method), "training.": RetrainSettings()}
 
     def run(self, console: Console) -> int:
-        from scissorhands_jax.deletion import requests as deletion
+        from scissorhands_jax import deletion
         from scissorhands_jax.deletion import verdicts
-        from scissorhands_jax.deletion.ledger import RETRAIN
+        from scissorhands_jax.deletion.entries import RETRAIN
 
         settings = default_settings(self.method_name)
         training = [word for word in self.settings if word.startswith("training.")]
@@ -223,8 +223,8 @@ class ServeCommand(SubjectOptions, MethodOptions):
             augment=self.augment,
             one_by_one=self.one_by_one,
             again=self.again,
-            budget=verdicts.BUDGET if self.budget is None else self.budget,
-            level=verdicts.LEVEL if self.level is None else self.level,
+            budget=verdicts.UTILITY_BUDGET if self.budget is None else self.budget,
+            level=verdicts.EVIDENCE_LEVEL if self.level is None else self.level,
             subject=self.subject(),
             keys=self.keys,
             audit=plan,
@@ -241,9 +241,9 @@ class ServeCommand(SubjectOptions, MethodOptions):
             sys.stdout.write("no request is open\n")
         return STATUS_RETRAIN if any(outcome.verdict.answer == RETRAIN for outcome in outcomes) else 0
 
-    def _audit_plan(self, training: list[str]) -> Plan | None:
+    def _audit_plan(self, training: list[str]) -> AuditPlan | None:
         """How the method is audited on the requests' examples, if it is."""
-        from scissorhands_jax.deletion.audits import Plan
+        from scissorhands_jax.deletion.audits import AuditPlan
 
         if self.tier is None and (training or self.networks is not None):
             raise InputError("training.NAME=VALUE and --networks say how an audit is made; name its --tier")
@@ -251,7 +251,7 @@ class ServeCommand(SubjectOptions, MethodOptions):
             return None
         changes = tuple(word.removeprefix("training.") for word in training)
         file = None if self.audit is None else str(Path(self.audit).absolute())
-        return Plan(self.tier, self.networks, changes, file)
+        return AuditPlan(self.tier, self.networks, changes, file)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -277,17 +277,10 @@ class VerifyCommand(SubjectOptions):
             metavar="PEM",
         ),
     ] = None
-    reseal: Annotated[
-        bool,
-        Option(
-            "Seal a ledger again whose seal was lost or whose bytes another program has moved, if every row is as it "
-            "was signed; a row in the history says so from then on."
-        ),
-    ] = False
     quick: Annotated[bool, Option("Do not evaluate the network again.")] = False
 
     def run(self, console: Console) -> int:
-        from scissorhands_jax.deletion import requests as deletion
+        from scissorhands_jax import deletion
 
         found, head = deletion.verify(
             self.ledger,
@@ -296,7 +289,6 @@ class VerifyCommand(SubjectOptions):
             subject=self.subject(),
             keys=self.keys,
             public=self.public,
-            reseal=self.reseal,
             console=console,
         )
         sys.stdout.writelines(f"CHANGED: {problem}\n" for problem in found)

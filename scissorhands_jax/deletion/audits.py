@@ -1,17 +1,18 @@
 """Audits as evidence of a deletion run: made within the run, or handed in where one was made elsewhere.
 
-An audit against retrained networks cannot be made of one network alone: it trains an ensemble on the same data, makes
-half of it forget the very examples of the run with the run's method and settings, and compares these with the other
-half, which never saw them. So it is about the procedure, and stands beside what is seen in the network itself.
+An audit against retrained networks needs more than one network. It trains an ensemble on the same data, makes half of
+it forget the examples of the run with the run's method and settings, and compares this half with the other one, which
+never saw the examples. So an audit is about the procedure. It counts in addition to what is seen in the network itself.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -21,7 +22,8 @@ from scissorhands_jax import files, hashing, report
 from scissorhands_jax.audit import TIERS, run_audit
 from scissorhands_jax.audit.analysis import AUDIT_ATTACKS
 from scissorhands_jax.deletion import verdicts
-from scissorhands_jax.deletion.verdicts import Evidence, Gate
+from scissorhands_jax.deletion.documents import from_document
+from scissorhands_jax.deletion.verdicts import Evidence, EvidenceGate
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.hashing import sha256
 from scissorhands_jax.jobs import config as config_lib
@@ -34,39 +36,43 @@ from scissorhands_jax.metrics import intervals
 from scissorhands_jax.metrics.intervals import Estimate
 from scissorhands_jax.metrics.rank_tests import Finding
 
-FOLDER = "audit"
-"""In the folder of a run: what is kept of the audit."""
-_FORGET_FILE = "forget.txt"
+AUDIT_FOLDER = "audit"
+"""In the folder of a run: what is kept of its audit."""
 
 
-class Plan(NamedTuple):
-    """Where the audit of a run comes from; one of `tier` and `file`."""
+@dataclasses.dataclass(frozen=True)
+class AuditPlan:
+    """Where the audit of a run comes from: exactly one of `tier` and `file` is given."""
 
     tier: str | None = None
     """A key of `audit.TIERS`: the run makes the audit."""
     networks: int | None = None
-    """Another number than the tier's."""
+    """The number of networks, if it is not that of the tier."""
     training: tuple[str, ...] = ()
-    """Settings of the networks' training as overrides of `RetrainSettings`, e.g. `epochs=30`."""
+    """How the networks are trained, as overrides of `RetrainSettings` such as `epochs=30`."""
     file: str | None = None
-    """The folder or `results.json` of an audit that was made already, or JSON as `verdicts.from_audit` takes it."""
+    """An audit that was made elsewhere: its folder, its `results.json`, or JSON as `verdicts.from_audit` reads it."""
 
     def as_text(self) -> str:
-        """As `from_text` reads it."""
-        return json.dumps(self._asdict())
+        """The plan as JSON."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_text(cls, text: str) -> AuditPlan:
+        """Reads the plan that `as_text` has written."""
+        return from_document(cls, json.loads(text))
 
 
-def from_text(text: str) -> Plan:
-    """What `Plan.as_text` has written."""
-    fields = json.loads(text)
-    return Plan(**{**fields, "training": tuple(fields["training"])})
+def check_plan(plan: AuditPlan, job: Job, level: float) -> None:
+    """Refuses, before anything is unlearned, an audit that could not become evidence of a run.
 
-
-def check(plan: Plan, job: Job, level: float) -> None:
-    """Refuses, before anything is unlearned, what could not become evidence of a run.
+    Args:
+      plan: Where the audit comes from.
+      job: The job of the run.
+      level: The level of the evidence, as in `verdicts`.
 
     Raises:
-      InputError: the tier or a setting is unknown, or the audit is of something else or cannot be trusted.
+      InputError: The tier or a setting is unknown, or the audit is about something else or cannot be trusted.
     """
     if job.config.method_name == report.REFERENCE:
         raise InputError("a network that is trained anew needs no audit; leave --tier and --audit out")
@@ -82,31 +88,34 @@ def check(plan: Plan, job: Job, level: float) -> None:
             _found(document, job, level, must_be_trusted=True)
 
 
-def gather(plan: Plan, own: Evidence, job: Job, out: Path, network: str, level: float, console: Console) -> Evidence:
-    """The evidence of a run from its audit, which is made now if it is not there yet.
+def audit_evidence(
+    plan: AuditPlan, own: Evidence, job: Job, out: Path, network: str, level: float, console: Console
+) -> Evidence:
+    """The evidence of a run with an audit, which is made now unless it is there already.
 
-    Where what is seen in the network itself speaks against it already, no audit is made: it could not make up for it.
-    A made audit's networks know the examples, so they lie in a folder beside the run's that is to go with `forget`.
+    No audit is made where the network itself speaks against it already, because an audit could not make up for that.
+    The networks of an audit know the examples, so they lie in a folder next to the run's, which
+    `remove_audit_networks` removes.
 
     Args:
-      plan: of the audit.
-      own: `verdicts.held_out_comparison` of the network.
-      job: of the run.
-      out: folder of the run; `audit/` in it gets the audit's results.
-      network: SHA-256 of the network that the run has made.
-      level: chance that all findings of the audit hold if the examples were never seen.
-      console: for the audit's cost and progress.
+      plan: Where the audit comes from.
+      own: What `verdicts.held_out_comparison` has found in the run's network.
+      job: The job of the run.
+      out: The folder of the run; `audit/` in it gets the audit's results.
+      network: The SHA-256 of the network that the run has made.
+      level: The chance that all findings of the audit hold if the networks never saw the examples.
+      console: Shows the audit's cost and progress.
 
     Raises:
-      InputError: as by `check`, or the audit could not be made.
+      InputError: As for `check_plan`, or the audit could not be made.
     """
     if plan.file is not None:
         document, digest = _read(plan)
         if not _is_result(document):
             found = verdicts.from_audit(document, network)
-            return found._replace(source=f"{found.source} (audit file with SHA-256 {digest})")
+            return dataclasses.replace(found, source=f"{found.source} (audit file with SHA-256 {digest})")
         findings, gates = _found(document, job, level, must_be_trusted=True)
-        report.write_results(out / FOLDER / runs.RESULTS_FILE, document)
+        report.write_results(out / AUDIT_FOLDER / runs.RESULTS_FILE, document)
         source = f"{_described(document)}, results with SHA-256 {digest}"
     else:
         if not all(finding.holds for finding in own.findings):
@@ -115,7 +124,7 @@ def gather(plan: Plan, own: Evidence, job: Job, out: Path, network: str, level: 
         folder = work_folder(out)
         document = _made(plan, job, folder, console)
         for name in (runs.RESULTS_FILE, "report.html"):
-            files.write_bytes(out / FOLDER / name, (folder / name).read_bytes())
+            files.write_bytes(out / AUDIT_FOLDER / name, (folder / name).read_bytes())
         findings, gates = _found(document, job, level, must_be_trusted=False)
         source = _described(document)
     kept = tuple(gate for gate in own.gates if gate.name == verdicts.HELD_OUT_GATE)
@@ -123,16 +132,16 @@ def gather(plan: Plan, own: Evidence, job: Job, out: Path, network: str, level: 
 
 
 def work_folder(out: Path) -> Path:
-    """Where the networks of the audit of a run lie, beside the folder of the run."""
+    """Where the networks of a run's audit lie: next to the folder of the run."""
     return out.with_suffix(".audit")
 
 
-def forget(out: Path) -> None:
-    """Removes the networks of the audit of a run, which know what was forgotten."""
+def remove_audit_networks(out: Path) -> None:
+    """Removes the networks of a run's audit, which know what was forgotten."""
     shutil.rmtree(work_folder(out), ignore_errors=True)
 
 
-def _made(plan: Plan, job: Job, folder: Path, console: Console) -> dict[str, Any]:
+def _made(plan: AuditPlan, job: Job, folder: Path, console: Console) -> dict[str, Any]:
     config = job.config
     file = folder.with_suffix(".audit.txt")
     files.write_text(file, "".join(f"{position}\n" for position in _within(job)))
@@ -171,7 +180,7 @@ def _within(job: Job) -> np.ndarray:
     return np.searchsorted(job.past.trained_on, job.positions)
 
 
-def _read(plan: Plan) -> tuple[Any, str]:
+def _read(plan: AuditPlan) -> tuple[Any, str]:
     """A document and the SHA-256 of its file."""
     path = Path(str(plan.file))
     path = path / runs.RESULTS_FILE if path.is_dir() else path
@@ -197,16 +206,16 @@ def _described(document: Mapping[str, Any]) -> str:
 
 def _found(
     document: Mapping[str, Any], job: Job, level: float, *, must_be_trusted: bool
-) -> tuple[tuple[Finding, ...], tuple[Gate, ...]]:
-    """What an audit says of the run's method on the run's examples.
+) -> tuple[tuple[Finding, ...], tuple[EvidenceGate, ...]]:
+    """What an audit says about the run's method on the run's examples.
 
     Raises:
-      InputError: it is about something else, or cannot be read; or its gates fail, and it must be trusted.
+      InputError: It is about something else, or cannot be read; or its gates fail although it must be trusted.
     """
     try:
         name, label = _place(document, job)
         gates = tuple(
-            Gate(f"audit: {gate['name']}", gate["passed"] is True, str(gate["explanation"]))
+            EvidenceGate(f"audit: {gate['name']}", gate["passed"] is True, str(gate["explanation"]))
             for gate in document["gates"]
             if gate["decides"] and (gate["passed"] is not None or gate["reported"])
         )
@@ -230,7 +239,7 @@ def _found(
         raise InputError(f"the audit cannot be read: {type(error).__name__} {error}") from error
     if not findings or not gates:
         why = f"it has no numbers of {label}" if gates else "none of its gates could be run"
-        gates += (Gate("audit", False, f"the audit says nothing, {why}"),)
+        gates += (EvidenceGate("audit", False, f"the audit says nothing, {why}"),)
     return findings, gates
 
 
@@ -247,7 +256,7 @@ def _place(document: Mapping[str, Any], job: Job) -> tuple[str, str]:
     """The scenario and the label under which an audit has the run's forget set and method.
 
     Raises:
-      InputError: it has not.
+      InputError: The audit has no such scenario or method, or is about other data or another network.
     """
     ours, theirs = job.config, document["config"]
     if (theirs["model"], dict(theirs["model_options"])) != (ours.model, dict(ours.model_options)):

@@ -1,20 +1,22 @@
 """What makes a ledger hard to forge: canonical JSON, digests under a secret, Ed25519 signatures.
 
-A plain SHA-256 of a picture, or of a list of positions, tells anyone who has a guess whether the guess is right: there
-are only so many pictures and positions. Whatever describes what was forgotten is therefore hashed under a secret
-(HMAC-SHA-256), which proves the same to whoever has the secret and nothing to all others. Networks and code, which
-nobody can guess from a short list, are hashed without one, so that an auditor needs no secret to recompute them.
+A plain SHA-256 of a picture, or of a list of positions, tells anyone who has a guess whether the guess is right, and a
+data set has few enough pictures and positions to try them all. Whatever describes what was forgotten is therefore
+hashed under a secret (HMAC-SHA-256), which proves the same to whoever has the secret and nothing to all others.
+Networks and code cannot be guessed from a short list. They are hashed without the secret, so that an auditor can
+recompute the hashes.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import hmac
 import os
 import re
 import secrets
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -29,11 +31,14 @@ PUBLIC_FILE = "public_key.pem"
 _MAX_PUBLIC = 2**12
 
 
-class Keys(NamedTuple):
-    """The two keys of a ledger, 32 bytes each: one that signs, one that digests."""
+@dataclasses.dataclass(frozen=True)
+class LedgerKeys:
+    """The two keys of a ledger, 32 bytes each; neither is shown where the object is printed."""
 
-    secret: bytes
-    signing: bytes
+    secret: bytes = dataclasses.field(repr=False)
+    """Makes the digests."""
+    signing: bytes = dataclasses.field(repr=False)
+    """The private key that makes the signatures."""
 
     @property
     def public(self) -> str:
@@ -41,19 +46,26 @@ class Keys(NamedTuple):
         return _ed25519().Ed25519PrivateKey.from_private_bytes(self.signing).public_key().public_bytes_raw().hex()
 
     def sign(self, purpose: str, digest: str) -> str:
-        """An Ed25519 signature of a digest, good for one purpose; hexadecimal."""
+        """An Ed25519 signature of a digest, in hexadecimal; it is not valid for any other purpose."""
         return _ed25519().Ed25519PrivateKey.from_private_bytes(self.signing).sign(_message(purpose, digest)).hex()
 
     def digest(self, purpose: str, content: bytes) -> str:
-        """HMAC-SHA-256 of some content, good for one purpose; hexadecimal."""
+        """The HMAC-SHA-256 of some content, in hexadecimal; for another purpose it is different."""
         return hmac.new(self.secret, purpose.encode() + b"\0" + content, hashlib.sha256).hexdigest()
 
 
 def signed_by(public: str, purpose: str, digest: str, signature: str) -> bool:
-    """Whether a signature of `Keys.sign` is that of the holder of a public key."""
+    """Whether a signature was made by `LedgerKeys.sign` with the private key of a public key.
+
+    Args:
+      public: The public key in hexadecimal.
+      purpose: What the signature must be valid for.
+      digest: What must have been signed.
+      signature: The signature in hexadecimal, small letters only. Anything else is not a valid signature.
+    """
     from cryptography.exceptions import InvalidSignature
 
-    # Python would also read capitals and spaces, which nobody wrote.
+    # Python would also read capitals and spaces, so a changed signature could still be valid.
     if not isinstance(signature, str) or re.fullmatch("[0-9a-f]{128}", signature) is None:
         return False
     try:
@@ -64,15 +76,14 @@ def signed_by(public: str, purpose: str, digest: str, signature: str) -> bool:
     return True
 
 
-def make_keys(folder: Path) -> Keys:
+def make_keys(folder: Path) -> LedgerKeys:
     """Reads the keys in a folder, and draws those that are not there yet.
 
-    The files can be read by their owner alone. Of two processes that draw at the same time, one wins, and both read
-    its keys.
+    Only the owner can read the files. If two processes draw keys at the same time, both use those of one of them.
 
     Raises:
-      LedgerError: as `read_keys`.
-      InputError: the package `cryptography` is missing.
+      LedgerError: As for `read_keys`.
+      InputError: The package `cryptography` is missing.
     """
     _ed25519()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -82,15 +93,15 @@ def make_keys(folder: Path) -> Keys:
     return read_keys(folder)
 
 
-def read_keys(folder: Path) -> Keys:
-    """Reads the keys of a ledger.
+def read_keys(folder: Path) -> LedgerKeys:
+    """Reads the keys of a ledger from a folder.
 
     Raises:
-      LedgerError: they are missing, damaged, or can be read by others than their owner.
-      InputError: the package `cryptography` is missing.
+      LedgerError: The keys are missing or damaged, or others than their owner can read them.
+      InputError: The package `cryptography` is missing.
     """
     _ed25519()
-    return Keys(*(_read_key(folder / name) for name in (SECRET_FILE, SIGNING_FILE)))
+    return LedgerKeys(*(_read_key(folder / name) for name in (SECRET_FILE, SIGNING_FILE)))
 
 
 def _read_key(path: Path) -> bytes:
@@ -109,7 +120,7 @@ def _read_key(path: Path) -> bytes:
 
 
 def public_pem(public: str) -> bytes:
-    """A public key in the form that `openssl` and other tools read."""
+    """A public key, given in hexadecimal, in the PEM form that `openssl` and other tools read."""
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
     key = _ed25519().Ed25519PublicKey.from_public_bytes(bytes.fromhex(public))
@@ -117,11 +128,11 @@ def public_pem(public: str) -> bytes:
 
 
 def read_public(path: Path) -> str:
-    """A public key from a file as `public_pem` writes it; hexadecimal.
+    """Reads a public key in hexadecimal from a file with the content that `public_pem` returns.
 
     Raises:
-      LedgerError: the file is missing or holds no such key.
-      InputError: the package `cryptography` is missing.
+      LedgerError: The file is missing, or does not hold such a key.
+      InputError: The package `cryptography` is missing.
     """
     ed25519 = _ed25519()
     from cryptography.exceptions import UnsupportedAlgorithm
@@ -138,12 +149,12 @@ def read_public(path: Path) -> str:
     return key.public_bytes_raw().hex()
 
 
-def example_digests(keys: Keys, dataset: Dataset) -> list[str]:
-    """A digest of each example, of all that it holds, under the secret; hexadecimal.
+def example_digests(keys: LedgerKeys, dataset: Dataset) -> list[str]:
+    """A digest of the whole content of each example under the ledger's secret, in hexadecimal.
 
     Args:
-      keys: of the ledger.
-      dataset: a dict of arrays that share their first axis, such as `{"image", "label"}`.
+      keys: The keys of the ledger.
+      dataset: A dictionary of arrays that share their first axis, such as `{"image": ..., "label": ...}`.
     """
     names = sorted(dataset)
     arrays = [np.asarray(dataset[name]) for name in names]

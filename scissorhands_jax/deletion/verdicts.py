@@ -1,89 +1,100 @@
 """Whether a network may count as one that has forgotten: findings, gates, the utility budget, and the answer.
 
-A network that never saw some examples treats them like held-out examples of the same classes. So, class by class, the
-examples that were to be forgotten are compared with the test set, in the network's confidence in the true label and in
-its being right. If they could as well be a random part of the test set, at the level that was asked for, nothing in the
-network's outputs tells them apart. That alone says little: a handful of examples, or a network that learned nothing by
-heart, cannot be told apart whatever was done. Therefore there is a gate: the same comparison must catch the network
-from before. Where it does not, the answer is not "forgotten" but "retrain now". A second gate compares one half of the
-test set with the other, which nothing may tell apart.
+A network that never saw some examples treats them like held-out examples of the same classes. So the examples that were
+to be forgotten are compared, class by class, with the test set: in the network's confidence in the true label, and in
+whether it is right. If they could just as well be a random part of the test set, at the level that was asked for,
+nothing in the network's outputs tells them apart. That alone says little: a handful of examples cannot be told apart
+whatever was done, nor can the examples of a network that learned none of them by heart. Therefore there is a gate: the
+same comparison must catch the network from before. Where it does not, the answer is not "forgotten" but "retrain now".
+A second gate compares one half of the test set with the other, which nothing may tell apart.
 
-What this cannot see: examples that differ from the test set in more than their classes can be told apart in a network
-that never saw them; and examples whose trace shows only beside networks that were trained without them. An audit
-against retrained networks sees both. Where the run's procedure was audited (`deletion_audits`), its findings count
-beside these, and its gates take the place of the first one.
+The comparison errs in two cases. Examples that differ from the test set in more than their classes can be told apart
+even in a network that never saw them. And some traces show only in a comparison with networks that were trained without
+the examples. An audit against retrained networks sees both. Where the run's procedure was audited (`audits`), the
+audit's findings count as well, and its gates take the place of the first one.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from scissorhands_jax.deletion.ledger import FORGOTTEN, RETRAIN
+from scissorhands_jax.deletion.entries import FORGOTTEN, RETRAIN
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.metrics import attacks
-from scissorhands_jax.metrics.rank_tests import Finding, rank_test
+from scissorhands_jax.metrics import attacks, rank_tests
+from scissorhands_jax.metrics.rank_tests import Finding
 
-LEVEL = 0.95
-BUDGET = 1.0
-"""Chance that all findings hold in a network that never saw the examples; percentage points of accuracy that all runs
-together may cost. The user may say otherwise."""
+EVIDENCE_LEVEL = 0.95
+"""The default of the chance that all findings hold in a network that never saw the examples."""
+
+UTILITY_BUDGET = 1.0
+"""The default of the percentage points of accuracy that all runs together may cost."""
 
 HELD_OUT_GATE = "held-out against held-out"
 """The name of the gate that compares one half of the test set with the other."""
 
 _SOURCE = "held-out comparison"
+# Of the gate that compares held-out examples with held-out ones: if it fails by chance, a run loses its answer.
 _NULL_LEVEL = 0.999
-"""Of the gate that compares held-out examples with held-out ones: one that fails by chance costs a run its answer."""
 
 
-class Gate(NamedTuple):
-    """What must hold for findings to mean anything."""
+@dataclasses.dataclass(frozen=True)
+class EvidenceGate:
+    """A condition without which the findings mean nothing."""
 
     name: str
     passed: bool
     why: str
+    """What was found, as half a sentence."""
 
 
-class Evidence(NamedTuple):
-    """What is known about the forgetting of a network."""
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+    """What is known about whether a network has forgotten."""
 
-    source: str  # the held-out comparison, or which audit
+    source: str
+    """Where the evidence comes from: the held-out comparison, or which audit."""
     findings: tuple[Finding, ...]
-    gates: tuple[Gate, ...]
+    gates: tuple[EvidenceGate, ...]
 
 
-class Verdict(NamedTuple):
-    """The answer to a request, a state of `ledger`, and why."""
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """The answer to requests, `FORGOTTEN` or `RETRAIN`, and the reasons for it."""
 
     answer: str
     reasons: tuple[str, ...]
 
 
-class Scored(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Scored:
     """Examples as a network sees them."""
 
-    logits: np.ndarray  # shape=(N, C)
-    labels: np.ndarray  # shape=(N,), int
+    logits: np.ndarray
+    """shape=(N, C)"""
+    labels: np.ndarray
+    """The true classes, as whole numbers. shape=(N,)"""
 
 
 def held_out_comparison(
     before: Scored, after: Scored, held_before: Scored, held_after: Scored, earlier: Scored | None, level: float
 ) -> Evidence:
-    """The evidence of one run.
+    """Compares what a run was to make a network forget with held-out examples.
 
     Args:
-      before, after: the forget set, as the networks before and after the run see it.
-      held_before, held_after: the test set, likewise, with all classes.
-      earlier: what earlier runs forgot, as the network after this one sees it, which must not have come back.
-      level: chance that all findings hold in a network that never saw the examples; shared among them.
+      before, after: The forget set, as the networks before and after the run see it.
+      held_before, held_after: The test set with all its classes, as these networks see it.
+      earlier: What earlier runs have forgotten, as the network after this run sees it: it must not have come back. None
+        if there were no earlier runs.
+      level: The chance that all findings together hold in a network that never saw the examples.
     """
     for part in (after, *([] if earlier is None else [earlier])):
         if not np.isin(part.labels, held_after.labels).any():
             why = "the test set has no example of their classes, so there is nothing to compare them with"
-            return Evidence(_SOURCE, (), (Gate("held-out examples are there", False, why),))
+            return Evidence(_SOURCE, (), (EvidenceGate("held-out examples are there", False, why),))
     parts = [("forget set", after)] + ([] if earlier is None else [("forgotten before", earlier)])
     each = 1 - (1 - level) / (len(parts) * len(_SCORES))
     findings = tuple(
@@ -100,19 +111,21 @@ def held_out_comparison(
         else f"the {len(before.labels)} examples are too few, or it never knew them by heart; nothing follows from the "
         "comparison"
     )
-    return Evidence(_SOURCE, findings, (Gate("the network before is caught", bool(caught), why), _null(held_after)))
+    return Evidence(
+        _SOURCE, findings, (EvidenceGate("the network before is caught", bool(caught), why), _null(held_after))
+    )
 
 
 def from_audit(document: Mapping[str, Any], network: str) -> Evidence:
-    """The evidence of an audit: the boundary to whatever measures more than `held_out_comparison`.
+    """Reads the evidence that an audit made elsewhere has found.
 
     Args:
       document: `{"network": SHA-256, "source": text, "findings": [{"name", "value", "low", "high"}, ...],
         "gates": [{"name", "passed", "why"}, ...]}`, both lists with at least one entry.
-      network: SHA-256 of the network in question (`hashing.network_sha256`).
+      network: The SHA-256 of the network that the evidence must be about (`hashing.network_sha256`).
 
     Raises:
-      InputError: the document has another form, or is about another network.
+      InputError: The document has another form, or is about another network.
     """
     try:
         if document["network"] != network:
@@ -121,7 +134,7 @@ def from_audit(document: Mapping[str, Any], network: str) -> Evidence:
             Finding(str(entry["name"]), *(float(entry[name]) for name in ("value", "low", "high")))
             for entry in document["findings"]
         )
-        gates = tuple(Gate(str(e["name"]), e["passed"] is True, str(e["why"])) for e in document["gates"])
+        gates = tuple(EvidenceGate(str(e["name"]), e["passed"] is True, str(e["why"])) for e in document["gates"])
         source = str(document["source"])
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
@@ -133,13 +146,14 @@ def from_audit(document: Mapping[str, Any], network: str) -> Evidence:
 
 
 def judge(evidence: Evidence, lost: Mapping[str, float], budget: float, *, exact: bool) -> Verdict:
-    """The answer: `forgotten`, or `retrain now` with every reason for it.
+    """Decides between `FORGOTTEN` and `RETRAIN`, and gives every reason for it.
 
     Args:
-      evidence: of the run.
-      lost: percentage points that the network has lost against the first one, by what was measured.
-      budget: as many may be lost.
-      exact: the network was trained from scratch without the examples, which is proof enough; evidence is shown only.
+      evidence: The evidence of the run.
+      lost: The percentage points of accuracy that the network has lost since the first one, by the set of examples.
+      budget: How many percentage points may be lost of each.
+      exact: Whether the network was trained from scratch without the examples. That is proof enough, so the evidence
+        is shown but does not count.
     """
     against = [
         f"the utility budget is spent: {points:.2f} of {budget:.2f} points of {name} accuracy are lost"
@@ -168,8 +182,8 @@ def _against(finding: Finding) -> str:
     )
 
 
-def _null(held: Scored) -> Gate:
-    """The comparison must not tell one half of the held-out examples, drawn class by class, from the other."""
+def _null(held: Scored) -> EvidenceGate:
+    """Whether the comparison tells one half of the held-out examples, drawn class by class, from the other half."""
     name = HELD_OUT_GATE
     generator = np.random.default_rng(0)
     first = np.zeros(len(held.labels), bool)
@@ -177,7 +191,9 @@ def _null(held: Scored) -> Gate:
         drawn = generator.permutation(np.flatnonzero(held.labels == label))
         first[drawn[: len(drawn) // 2]] = True
     if not first.any():
-        return Gate(name, False, "the test set has no two examples of a class, so the comparison cannot be checked")
+        return EvidenceGate(
+            name, False, "the test set has no two examples of a class, so the comparison cannot be checked"
+        )
     half, rest = (Scored(held.logits[part], np.asarray(held.labels)[part]) for part in (first, ~first))
     level = 1 - (1 - _NULL_LEVEL) / len(_SCORES)
     told = [score for score in _SCORES if not _compared(half, rest, score, level).holds]
@@ -186,15 +202,21 @@ def _null(held: Scored) -> Gate:
         if told
         else "it does not tell one half of the test set from the other"
     )
-    return Gate(name, not told, why)
+    return EvidenceGate(name, not told, why)
 
 
 def _compared(part: Scored, held: Scored, score: str, level: float) -> Finding:
     scores = _SCORES[score]
-    return rank_test(scores(*part), np.asarray(part.labels), scores(*held), np.asarray(held.labels), level=level)
+    return rank_tests.rank_test(
+        scores(part.logits, part.labels),
+        np.asarray(part.labels),
+        scores(held.logits, held.labels),
+        np.asarray(held.labels),
+        level=level,
+    )
 
 
-# Larger for what a network has seen.
+# Each score is larger for examples that a network has seen.
 _SCORES = {
     "confidence": lambda logits, labels: -attacks.cross_entropy_per_example(logits, labels),
     "correctness": lambda logits, labels: attacks.correctness(logits, labels).astype(np.float64),

@@ -1,5 +1,6 @@
 """Audits as evidence of a run: made within it, or handed in; and every way in which one does not fit."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -7,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scissorhands_jax import hashing
+from scissorhands_jax import deletion, hashing
 from scissorhands_jax.cli import main as cli
 from scissorhands_jax.deletion import audits as deletion_audits
-from scissorhands_jax.deletion import ledger, records, signing
-from scissorhands_jax.deletion import requests as deletion
+from scissorhands_jax.deletion import entries, records, signing
 from scissorhands_jax.deletion.ledger import Ledger
+from scissorhands_jax.deletion.records import Record
+from scissorhands_jax.deletion.requests import config_in_use
 from scissorhands_jax.jobs.config import RunConfig
 from scissorhands_jax.jobs.job import prepare_job
 from scissorhands_jax.methods import MethodSettings
@@ -48,23 +50,23 @@ def made(asked, tmp_path_factory) -> Path:
     return folder
 
 
-def record_of(folder) -> dict:
-    return records.read(records.path_of(folder, 1), signing.read_keys(folder / "keys").public)[0]
+def record_of(folder) -> Record:
+    return records.read_record(records.record_path(folder, 1), signing.read_keys(folder / "keys").public)[0]
 
 
 def test_a_run_audits_its_method_on_its_own_examples(made, capsys):
     """Fine-tuning forgets nothing: the untrained network of the ledger cannot show it, the audit does."""
-    evidence = record_of(made)["evidence"]
-    names = [finding["name"] for finding in evidence["findings"]]
+    evidence = record_of(made).evidence
+    names = [finding.name for finding in evidence.findings]
     assert names == ["confidence of the forget set", "correctness of the forget set", "Population AUC of the audit"]
-    assert [finding["holds"] for finding in evidence["findings"]] == [True, True, False]
-    assert [(gate["name"], gate["passed"]) for gate in evidence["gates"]] == [
+    assert [finding.holds for finding in evidence.findings] == [True, True, False]
+    assert [(gate.name, gate.passed) for gate in evidence.gates] == [
         ("held-out against held-out", True),
         ("audit: retrained is not told from retrained", True),
         ("audit: the original is caught", True),
     ]
-    assert "tier smoke: 2 networks, each trained for 40 epochs" in evidence["source"]
-    assert "still known" in " ".join(record_of(made)["verdict"]["reasons"])
+    assert "tier smoke: 2 networks, each trained for 40 epochs" in evidence.source
+    assert "still known" in " ".join(record_of(made).verdict.reasons)
     assert verified(made, "--quick", capsys=capsys) == []
 
 
@@ -73,7 +75,7 @@ def test_its_results_are_kept_and_its_networks_are_not(made):
     document = json.loads((out / "audit" / "results.json").read_text())
     assert document["ensemble"]["examples"] == 180, "nothing is trained on what the network never saw"
     assert document["ensemble"]["forget"] == [40]
-    assert {"audit/results.json", "audit/report.html"} <= set(record_of(made)["files"]["other"])
+    assert {"audit/results.json", "audit/report.html"} <= set(record_of(made).files.other)
     assert [path.name for path in (made / "runs").iterdir()] == ["000001"]
 
 
@@ -92,10 +94,10 @@ def test_a_stopped_run_makes_the_audit_that_it_was_begun_with(asked, tmp_path, m
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(deletion_audits, "gather", stopped)
+        patched.setattr(deletion_audits, "audit_evidence", stopped)
         assert command("run", "--ledger", folder, *FINETUNE, "--tier", "smoke", *TRAINING) == 130
     assert command("run", "--ledger", folder) == 3
-    assert len(record_of(folder)["evidence"]["findings"]) == 3
+    assert len(record_of(folder).evidence.findings) == 3
 
 
 def test_no_audit_is_made_where_the_network_itself_speaks_against_it(made, tmp_path, monkeypatch, capsys):
@@ -104,9 +106,9 @@ def test_no_audit_is_made_where_the_network_itself_speaks_against_it(made, tmp_p
 
     def told(*arguments):
         found = held_out(*arguments)
-        return found._replace(findings=(found.findings[0]._replace(value=1.0),))
+        return dataclasses.replace(found, findings=(found.findings[0]._replace(value=1.0),))
 
-    monkeypatch.setattr(deletion.verdicts, "held_out_comparison", told)
+    monkeypatch.setattr(deletion_audits.verdicts, "held_out_comparison", told)
     assert command("run", "--ledger", folder, *FINETUNE, "--again", "--tier", "smoke", *TRAINING) == 3
     assert "no audit is made" in capsys.readouterr().err
     assert not (records.run_folder(folder, 2) / "audit").exists()
@@ -137,8 +139,8 @@ class TestHandedIn:
         assert command("run", "--ledger", folder, *FINETUNE, "--audit", whole[1] / name) == 3
         assert "Population AUC of the audit shows them still known" in capsys.readouterr().out
         digest = hashing.file_sha256(whole[1] / "results.json")
-        assert f"results with SHA-256 {digest}" in record_of(folder)["evidence"]["source"]
-        assert "audit/results.json" in record_of(folder)["files"]["other"]
+        assert f"results with SHA-256 {digest}" in record_of(folder).evidence.source
+        assert "audit/results.json" in record_of(folder).files.other
 
     def test_one_that_finds_nothing_lets_the_network_count_as_forgotten(self, whole, tmp_path):
         document = self.document(whole)
@@ -149,7 +151,7 @@ class TestHandedIn:
         folder = shutil.copytree(whole[0], tmp_path / "ledger")
         assert command("run", "--ledger", folder, *FINETUNE, "--audit", tmp_path) == 0
         with Ledger(folder) as book:
-            assert [request.state for request in book.requests()] == [ledger.FORGOTTEN]
+            assert [request.state for request in book.requests()] == [entries.FORGOTTEN]
 
     @pytest.mark.parametrize(
         ("change", "words", "message"),
@@ -175,7 +177,7 @@ class TestHandedIn:
         assert command("run", "--ledger", whole[0], *FINETUNE, "--audit", tmp_path, *words) == 2
         assert message in error_of(capsys)
         with Ledger(whole[0]) as book:
-            assert [event.kind for event in book.history()] == ["begun", "added"]
+            assert [event.entry.kind for event in book.history()] == ["begun", "added"]
 
     @pytest.mark.parametrize(
         ("words", "message"),
@@ -193,7 +195,7 @@ class TestHandedIn:
 
 def test_a_forget_set_is_counted_among_what_was_trained_on(asked):
     with Ledger(asked) as book:
-        network = deletion._config(book, deletion.Subject())
+        network = config_in_use(book, deletion.Subject())
     settings = MethodSettings()
     job = prepare_job(RunConfig(**vars(network), forget=f"indices:{asked.parent / 'forty'}", method=settings))
     np.testing.assert_array_equal(deletion_audits._within(job), np.arange(20, 60))

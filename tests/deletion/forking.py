@@ -27,17 +27,17 @@ import numpy as np
 import sklearn.svm  # noqa: F401
 from rich.console import Console
 
-from scissorhands_jax import files, models, report, torch_weights
+from scissorhands_jax import deletion, files, models, report, torch_weights
 from scissorhands_jax.deletion import ledger, signing, verdicts
-from scissorhands_jax.deletion import requests as deletion
-from scissorhands_jax.deletion.ledger import Example, Ledger
+from scissorhands_jax.deletion.entries import FORGOTTEN, OPEN, NamedExample, RunRecorded
+from scissorhands_jax.deletion.ledger import Ledger
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods import METHODS
 from scissorhands_jax.metrics import rank_tests
 from scissorhands_jax.training import checkpoints
+from tests.deletion.samples import ABOUT
 
 EXAMPLES, KILLS = 200, 50
-ABOUT = {"model": "mlp", "network": "0" * 64}
 
 
 def forked(work: Callable[[], Any]) -> int:
@@ -58,15 +58,15 @@ def status(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def example(number: int, folder: Path) -> list[Example]:
-    return [Example(number, f"{number:064d}")]
+def example(number: int, folder: Path) -> list[NamedExample]:
+    return [NamedExample(number, f"{number:064d}")]
 
 
 def fill(folder: Path, who: str, count: int, size: int = 1) -> None:
     """Requests that are added one after another, each by opening the ledger anew."""
     for number in range(count):
         with Ledger(folder) as book:
-            rows = [Example(position, f"{number:064d}") for position in range(size)]
+            rows = [NamedExample(position, f"{number:064d}") for position in range(size)]
             book.add(requester=f"{who} {number}", received="now", due="2026-12-31", network="0" * 64, examples=rows)
 
 
@@ -163,7 +163,7 @@ def evidence(folder: Path, network: str) -> verdicts.Evidence:
     return verdicts.Evidence(
         "test",
         (rank_tests.Finding("f", 0.5, 0.4, 0.6),),
-        (verdicts.Gate("g", True, "so that runs follow one another"),),
+        (verdicts.EvidenceGate("g", True, "so that runs follow one another"),),
     )
 
 
@@ -207,7 +207,7 @@ def ask(folder: Path, number: int) -> None:
     digests = json.loads((folder / "digests").read_text())
     first = 2 * (number - 1)
     with Ledger(folder / "ledger") as book:
-        rows = [Example(position, digests[position]) for position in (first, first + 1)]
+        rows = [NamedExample(position, digests[position]) for position in (first, first + 1)]
         book.add(requester=f"request {number}", received="now", due="2026-12-31", network="0" * 64, examples=rows)
 
 
@@ -222,7 +222,7 @@ def kills(folder: Path) -> dict[str, Any]:
     shutil.copytree(folder / "ledger", whole)
     answer["whole"] = status(forked(lambda: serve(whole)))
     with Ledger(whole) as book:
-        expected = [event.body["network"] for event in book.history("recorded")]
+        expected = [entry.network for entry in book.entries(RunRecorded)]
     started = time.monotonic()
     shutil.rmtree(whole)
     shutil.copytree(folder / "ledger", whole)
@@ -241,8 +241,8 @@ def kills(folder: Path) -> dict[str, Any]:
             names = [request.requester for request in book.requests()]
             if names != [f"request {number + 1}" for number in range(asked)]:
                 problems.append(f"requests are {names}")
-            open_ones = [request for request in book.requests() if request.state != ledger.FORGOTTEN]
-            state = "waiting" if all(request.state == ledger.OPEN for request in open_ones) else "running"
+            open_ones = [request for request in book.requests() if request.state != FORGOTTEN]
+            state = "waiting" if all(request.state == OPEN for request in open_ones) else "running"
             cut[state] = cut.get(state, 0) + 1
         if not open_ones:
             asked += 1
@@ -256,7 +256,7 @@ def kills(folder: Path) -> dict[str, Any]:
 
     answer["checked"] = status(forked(check))
     with Ledger(folder / "ledger") as book:
-        networks = [event.body["network"] for event in book.history("recorded")]
+        networks = [entry.network for entry in book.entries(RunRecorded)]
         states = [request.state for request in book.requests()]
     found = json.loads((folder / "found").read_text())
     results = [report.read_results(path) for path in (folder / "ledger" / "runs").glob("*/results.json")]

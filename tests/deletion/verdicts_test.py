@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from scissorhands_jax.deletion import verdicts
-from scissorhands_jax.deletion.verdicts import Evidence, Gate, Scored
+from scissorhands_jax.deletion.verdicts import Evidence, EvidenceGate, Scored
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.metrics import rank_tests
 from scissorhands_jax.metrics.rank_tests import Finding
 
-GOOD = Evidence("test", (Finding("f", 0.5, 0.4, 0.6),), (Gate("g", True, "well"),))
+GOOD = Evidence("test", (Finding("f", 0.5, 0.4, 0.6),), (EvidenceGate("g", True, "well"),))
 
 
 def logits(labels, margin, seed, classes=3):
@@ -57,9 +57,11 @@ def test_all_else_is_to_be_retrained(evidence, words):
 
 def test_held_out_examples_are_not_told_from_each_other(monkeypatch):
     gate = compared([4, 1, 1, 1]).gates[1]
-    assert gate == ("held-out against held-out", True, "it does not tell one half of the test set from the other")
+    assert gate == EvidenceGate(
+        "held-out against held-out", True, "it does not tell one half of the test set from the other"
+    )
     skewed = rank_tests.rank_test
-    monkeypatch.setattr(verdicts, "rank_test", lambda own, *rest, level: skewed(own + 1, *rest, level=level))
+    monkeypatch.setattr(rank_tests, "rank_test", lambda own, *rest, level: skewed(own + 1, *rest, level=level))
     evidence = compared([4, 1, 1, 1])
     assert not evidence.gates[1].passed
     assert "tells held-out examples from held-out ones" in " ".join(answer(evidence).reasons)
@@ -99,7 +101,7 @@ class TestAudit:
     def test_its_findings_and_gates_count(self):
         evidence = verdicts.from_audit(AUDIT, "ab")
         assert evidence == Evidence(
-            "U-LiRA", (Finding("AUC", 0.7, 0.4, 0.6),), (Gate("original caught", True, "AUC 0.9"),)
+            "U-LiRA", (Finding("AUC", 0.7, 0.4, 0.6),), (EvidenceGate("original caught", True, "AUC 0.9"),)
         )
         assert "the AUC shows them still known" in answer(evidence).reasons[0]
 

@@ -1,0 +1,193 @@
+"""The SQLite file of a ledger: its tables, whole transactions, and what SQLite met in one sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import urllib.parse
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from scissorhands_jax.errors import LedgerError
+
+SCHEMA_VERSION = 2
+SCHEMA = (
+    "CREATE TABLE requests (id INTEGER PRIMARY KEY, requester TEXT NOT NULL, received TEXT NOT NULL, "
+    "due TEXT NOT NULL, network TEXT NOT NULL, state TEXT NOT NULL, run INTEGER)",
+    "CREATE TABLE examples (request INTEGER NOT NULL REFERENCES requests (id), position INTEGER NOT NULL, "
+    "digest TEXT NOT NULL, PRIMARY KEY (request, position)) WITHOUT ROWID",
+    "CREATE TABLE history (seq INTEGER PRIMARY KEY, time TEXT NOT NULL, kind TEXT NOT NULL, body TEXT NOT NULL, "
+    "previous TEXT NOT NULL, hash TEXT NOT NULL, signature TEXT NOT NULL)",
+    "CREATE TABLE head (id INTEGER PRIMARY KEY CHECK (id = 1), hash TEXT NOT NULL, signature TEXT NOT NULL)",
+    "CREATE TRIGGER history_stays BEFORE UPDATE ON history BEGIN SELECT RAISE(ABORT, 'history stays'); END",
+    "CREATE TRIGGER history_is_kept BEFORE DELETE ON history BEGIN SELECT RAISE(ABORT, 'history stays'); END",
+    "CREATE TRIGGER examples_stay BEFORE UPDATE ON examples BEGIN SELECT RAISE(ABORT, 'examples stay'); END",
+    "CREATE TRIGGER examples_are_kept BEFORE DELETE ON examples BEGIN SELECT RAISE(ABORT, 'examples stay'); END",
+)
+"""The statements that make the tables and triggers of a ledger; `PRAGMA user_version` holds `SCHEMA_VERSION`."""
+
+_BUSY_SECONDS = 30.0
+_DESCRIBED = "SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY type, name"
+
+
+class Database:
+    """An open SQLite file, each of whose statements is its own transaction unless one is begun.
+
+    Args:
+      path: The file.
+      create: Whether to make the file if it does not exist.
+      timeout: How many seconds to wait while another process writes.
+
+    Raises:
+      LedgerError: The file cannot be opened.
+    """
+
+    def __init__(self, path: Path, *, create: bool = False, timeout: float = _BUSY_SECONDS) -> None:
+        self.path = path
+        with self._explained():
+            self.connection = _connect(path, create, timeout)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self.connection.close()
+
+    def execute(self, statement: str, values: Iterable[Any] = ()) -> list[tuple]:
+        """Runs a statement and returns all rows of its answer.
+
+        Raises:
+          LedgerError: SQLite refused the statement, or cannot read or write the file.
+        """
+        with self._explained():
+            return self.connection.execute(statement, tuple(values)).fetchall()
+
+    @contextlib.contextmanager
+    def transaction(self, kind: str) -> Iterator[None]:
+        """Everything that is read in it comes from one state; everything that is written happens wholly or not at all.
+
+        Args:
+          kind: `DEFERRED` to read, `IMMEDIATE` to write while others may read, `EXCLUSIVE` to keep all others out.
+        """
+        self.execute(f"BEGIN {kind}")
+        try:
+            yield
+            self.execute("COMMIT")
+        finally:
+            if self.connection.in_transaction:
+                self.execute("ROLLBACK")
+
+    @property
+    def version(self) -> int:
+        """The schema version in the file; 0 if no ledger was begun in it."""
+        return self.execute("PRAGMA user_version")[0][0]
+
+    def make_tables(self) -> None:
+        """Makes the tables and triggers of a ledger in an empty file.
+
+        Raises:
+          LedgerError: The file holds something else.
+        """
+        if self.execute("SELECT count(*) FROM sqlite_master") != [(0,)]:
+            raise LedgerError(f"{self.path} is a database of something else; name another folder")
+        for statement in SCHEMA:
+            self.execute(statement)
+        self.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    def check_schema(self) -> None:
+        """Refuses a file that does not have exactly the tables and triggers of a ledger.
+
+        Raises:
+          LedgerError: It is not a ledger, was made by another version of the package, or was changed.
+        """
+        version = self.version
+        if version == 0:
+            raise LedgerError(f"{self.path} is no ledger, or its first request was never written")
+        if version != SCHEMA_VERSION:
+            age = "a later" if version > SCHEMA_VERSION else "an earlier"
+            raise LedgerError(f"{self.path} was made by {age} version of scissorhands_jax; install that version")
+        with contextlib.closing(sqlite3.connect(":memory:")) as fresh:
+            for statement in SCHEMA:
+                fresh.execute(statement)
+            expected = fresh.execute(_DESCRIBED).fetchall()
+        if self.execute(_DESCRIBED) != expected:
+            raise LedgerError(f"{self.path} has other tables or triggers than a ledger; it was changed or is no ledger")
+
+    def damages(self) -> list[str]:
+        """What SQLite itself finds damaged in the file, one sentence each; empty if it finds nothing."""
+        found = [str(line) for (line,) in self.execute("PRAGMA integrity_check(5)")]
+        return [f"{self.path} is damaged: {line}" for line in found if line != "ok"]
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turns an error of SQLite into one sentence that says what to do."""
+        try:
+            yield
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter where SQLite quotes a damaged schema
+            code = getattr(error, "sqlite_errorcode", None) or 0
+            advice = {
+                sqlite3.SQLITE_BUSY: f"another process has been writing for {_BUSY_SECONDS:.0f} s; try again",
+                sqlite3.SQLITE_FULL: "the disk is full, and nothing was changed; make room and try again",
+                sqlite3.SQLITE_IOERR: "the disk cannot be read or written, and nothing was changed; is it full?",
+                sqlite3.SQLITE_READONLY: "it or its folder cannot be written to, and nothing was changed",
+                sqlite3.SQLITE_CANTOPEN: "it cannot be opened; may you read it, and write into its folder?",
+                sqlite3.SQLITE_NOTADB: "it is no ledger, or damaged",
+            }.get(code & 0xFF, "it is damaged or was changed")
+            raise LedgerError(f"{self.path}: {advice} (SQLite: {error})") from error
+
+
+@contextlib.contextmanager
+def exclusive_lock(path: Path, busy: str) -> Iterator[None]:
+    """Holds a lock that only one process can have; the system releases it when that process ends, however it ends.
+
+    Args:
+      path: The file of the lock, which is made if it does not exist and stays empty.
+      busy: The message of the error if another process holds the lock.
+
+    Raises:
+      LedgerError: Another process holds the lock, or the file cannot be made.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            lock = Database(path, create=True, timeout=0)
+            stack.callback(lock.close)
+            lock.execute("BEGIN EXCLUSIVE")
+        except LedgerError as error:
+            code = getattr(error.__cause__, "sqlite_errorcode", None) or 0
+            if code & 0xFF != sqlite3.SQLITE_BUSY:
+                raise
+            raise LedgerError(busy) from error
+        yield
+
+
+def holds_ledger(path: Path) -> bool:
+    """Whether a file is a ledger, even a damaged one.
+
+    A process that is killed while it begins a ledger can leave a file without tables, which is not a ledger yet.
+    """
+    if not path.is_file():
+        return False
+    try:
+        with contextlib.closing(_connect(path, False, _BUSY_SECONDS)) as connection:
+            return connection.execute("PRAGMA user_version").fetchone() != (0,)
+    except (sqlite3.Error, UnicodeDecodeError):
+        return True
+
+
+def _connect(path: Path, create: bool, timeout: float) -> sqlite3.Connection:
+    mode = "rwc" if create else "rw"
+    where = f"file:{urllib.parse.quote(str(path.absolute()))}?mode={mode}"
+    # No isolation level: Python must not begin transactions of its own.
+    connection = sqlite3.connect(where, uri=True, timeout=timeout, isolation_level=None)
+    try:
+        for setting in (
+            "synchronous = EXTRA",  # what is committed outlasts a power failure, the journal's removal included
+            "foreign_keys = ON",
+            "trusted_schema = OFF",  # a changed schema cannot call functions with side effects
+            "cell_size_check = ON",
+            "secure_delete = ON",  # nothing that was removed can be read in pages that became free
+        ):
+            connection.execute(f"PRAGMA {setting}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection

@@ -1,0 +1,385 @@
+"""Serving deletion requests: a run makes the network in use forget what was asked for, and leaves a signed record.
+
+A run moves through the history of the ledger from `started` to `recorded`. If the process ends in between, the next
+call finishes that run first, with the settings that it was started with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from scissorhands_jax import data as data_lib
+from scissorhands_jax import files, hashing, report
+from scissorhands_jax.base import Dataset, ModelState, Params
+from scissorhands_jax.deletion import audits, record_page, records, verdicts
+from scissorhands_jax.deletion.audits import AuditPlan
+from scissorhands_jax.deletion.entries import (
+    CHAIN_START,
+    FORGOTTEN,
+    OPEN,
+    RETRAIN,
+    Counts,
+    Request,
+    RequestsCovered,
+    RunFailed,
+    RunRecorded,
+    RunStarted,
+    examples_sha256,
+    utc_now,
+)
+from scissorhands_jax.deletion.ledger import Ledger
+from scissorhands_jax.deletion.records import DigestedSet, Record, RecordedNetwork, RecordedRequest, Share, Utility
+from scissorhands_jax.deletion.requests import Subject, check_content, config_in_use, positions_digest, positions_text
+from scissorhands_jax.deletion.verdicts import Evidence, Scored, Verdict
+from scissorhands_jax.errors import InputError, LedgerError
+from scissorhands_jax.hashing import canonical, sha256
+from scissorhands_jax.jobs import runs, unlearning
+from scissorhands_jax.jobs.config import RunConfig
+from scissorhands_jax.jobs.earlier_runs import parse_run_config
+from scissorhands_jax.jobs.job import Job, load_weights, prepare_job
+from scissorhands_jax.methods import MethodSettings
+from scissorhands_jax.metrics import accuracies
+
+Auditor = Callable[[Path, str], Evidence]
+"""From the folder of a run and the SHA-256 of its network to the evidence that is to count."""
+
+_MAX_WHY = 1000  # characters of the reason for which a run failed
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOutcome:
+    """What became of one run."""
+
+    number: int
+    requests: tuple[int, ...]
+    verdict: Verdict
+    record: Path
+
+
+@dataclasses.dataclass(frozen=True)
+class _Unlearned:
+    """A run whose network is there and has not been judged yet."""
+
+    started: RunStarted
+    job: Job
+    out: Path
+    after: tuple[Params, ModelState]
+    network: str
+    """The SHA-256 of `after`."""
+    results: Mapping[str, Any]
+    """What the run's `results.json` holds."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether the network was trained from scratch without the examples."""
+        return self.job.config.method_name == report.REFERENCE
+
+    def before(self, examples: Dataset) -> Scored:
+        """Examples as the network before the run sees them."""
+        return self._scored((self.job.params, self.job.model_state), examples)
+
+    def now(self, examples: Dataset) -> Scored:
+        """Examples as the network after the run sees them."""
+        return self._scored(self.after, examples)
+
+    def _scored(self, network: tuple[Params, ModelState], examples: Dataset) -> Scored:
+        logits = accuracies.predict(self.job.model, *network, examples["image"], batch_size=500)
+        return Scored(logits, np.asarray(examples["label"]))
+
+
+def run_requests(
+    folder: Path,
+    settings: MethodSettings,
+    *,
+    method: str,
+    seed: int = 0,
+    retain_limit: int | None = None,
+    augment: bool | None = None,
+    one_by_one: bool = False,
+    again: bool = False,
+    budget: float = verdicts.UTILITY_BUDGET,
+    level: float = verdicts.EVIDENCE_LEVEL,
+    subject: Subject | None = None,
+    keys: Path | None = None,
+    audit: AuditPlan | None = None,
+    auditor: Auditor | None = None,
+    console: Console,
+) -> list[RunOutcome]:
+    """Makes the network in use forget what all open requests name, and leaves a record of every run.
+
+    A run that was stopped is finished first, with the settings that it was started with. A network takes the place of
+    the one before only if the verdict on it is `FORGOTTEN`.
+
+    Args:
+      folder: The folder of the ledger.
+      settings, method, seed, retain_limit, augment: The settings of the runs, as in `RunConfig`.
+      one_by_one: Whether each request gets a run of its own, instead of one run for all.
+      again: Whether to include requests that were answered `RETRAIN`; `method="retrain"` always does.
+      budget: How many percentage points of retain or test accuracy all runs together may cost.
+      level: The level of the evidence, as in `verdicts`.
+      subject: What has moved since the ledger was begun.
+      keys: The folder of the ledger's keys. The default None is `keys` in the ledger's folder.
+      audit: An audit of the run's procedure, to count in addition to `verdicts.held_out_comparison`.
+      auditor: Gives the evidence instead of both.
+      console: Shows progress.
+
+    Returns:
+      The outcomes in order; empty if there was nothing to do.
+
+    Raises:
+      InputError: Something cannot be used, or an example is no longer what it was; the requests stay open.
+      LedgerError: The ledger cannot be used or written, or another process is running.
+    """
+    if budget < 0:
+        raise InputError(f"the utility budget must not be negative, got {budget}")
+    if not 0 < level < 1:
+        raise InputError(f"the level must lie between 0 and 1, got {level}")
+    subject = subject or Subject()
+    outcomes = []
+    with Ledger(folder, keys) as book, book.sole_run():
+        _tidy(book)
+        stopped = unfinished_run(book)
+        if stopped is not None:
+            console.print(f"finishing run {stopped.run}, which was stopped", highlight=False)
+            outcomes.append(_carry_out(book, stopped, subject, auditor, console))
+        states = (OPEN, RETRAIN) if again or method == report.REFERENCE else (OPEN,)
+        waiting = [request for request in book.requests() if request.state in states]
+        for group in [[request] for request in waiting] if one_by_one else [waiting]:
+            left, positions = _still_to_forget(book, group)
+            if not left:
+                continue
+            number = len(book.entries(RunStarted)) + 1
+            file = _positions_file(book, number)
+            files.write_text(file, positions_text(positions))
+            config = RunConfig(
+                **vars(config_in_use(book, subject)),
+                forget=f"indices:{file.absolute()}",
+                seed=seed,
+                retain_limit=retain_limit,
+                augment=augment,
+                method_name=method,
+                method=settings,
+            )
+            check_content(book, config, left)
+            job = prepare_job(config)
+            if audit is not None:
+                audits.check_plan(audit, job, level)
+            started = RunStarted(
+                run=number,
+                requests=tuple(request.id for request in left),
+                config=json.dumps(dataclasses.asdict(config)),
+                budget=repr(float(budget)),
+                level=repr(float(level)),
+                audit=None if audit is None else audit.as_text(),
+                network=hashing.network_sha256(job.params, job.model_state),
+            )
+            book.append(started)
+            outcomes.append(_carry_out(book, started, subject, auditor, console))
+        _tidy(book)
+    return outcomes
+
+
+def unfinished_run(book: Ledger) -> RunStarted | None:
+    """The run that was stopped before it ended, if there is one."""
+    ended = {entry.run for entry in book.entries(RunRecorded)} | {entry.run for entry in book.entries(RunFailed)}
+    left = [entry for entry in book.entries(RunStarted) if entry.run not in ended]
+    return left[0] if left else None
+
+
+def _carry_out(
+    book: Ledger, started: RunStarted, subject: Subject, auditor: Auditor | None, console: Console
+) -> RunOutcome:
+    """Does what is left of a run. A run that cannot end well opens its requests again."""
+    try:
+        done = _unlearned(book, started, subject, console)
+        return _judged(book, done, auditor, console)
+    except LedgerError:
+        raise
+    except InputError as error:
+        book.append(RunFailed(run=started.run, requests=started.requests, why=str(error)[:_MAX_WHY]))
+        raise
+
+
+def _unlearned(book: Ledger, started: RunStarted, subject: Subject, console: Console) -> _Unlearned:
+    """Does the unlearning of a run, unless it was done before the run was stopped."""
+    config = parse_run_config(json.loads(started.config), f"run {started.run} in the ledger")
+    config = dataclasses.replace(config, data_dir=subject.data_dir or config.data_dir)
+    out = records.run_folder(book.folder, started.run)
+    check_content(book, config, _asked(book, started))
+    job = prepare_job(config)
+    if hashing.network_sha256(job.params, job.model_state) != started.network:
+        raise InputError(f"the network that run {started.run} started from is not there any more")
+    if not (out / runs.RESULTS_FILE).is_file() or not (out / "report.html").is_file():
+        if out.exists() and not (out / runs.RUN_FILE).is_file():
+            shutil.rmtree(out)  # It was stopped while the folder was made.
+        unlearning.unlearn(config, out, resume=True, console=console)
+    results = report.read_results(out / runs.RESULTS_FILE)
+    after = load_weights(job.model, weights=None, checkpoint=str(out))
+    return _Unlearned(started, job, out, after, hashing.network_sha256(*after), results)
+
+
+def _judged(book: Ledger, done: _Unlearned, auditor: Auditor | None, console: Console) -> RunOutcome:
+    """Judges the network of a run, and writes the record, its page, and the row of the history."""
+    started, job = done.started, done.job
+    held_before, held_after = done.before(job.splits.test), done.now(job.splits.test)
+    evidence = auditor(done.out, done.network) if auditor else _evidence(done, held_before, held_after, console)
+    num_classes = len(job.splits.class_names)
+    counts = _counts(held_after, done.results["after"], num_classes)
+    recorded = book.entries(RunRecorded)
+    # What the first network, or the last one that was trained from scratch, gets right.
+    reference = recorded[-1].reference if recorded else _counts(held_before, done.results["before"], num_classes)
+    # A network that was trained from scratch is a first network again: what it cannot do, no unlearning has cost.
+    lost = dict.fromkeys(("retain", "test"), 0.0) if done.exact else _lost(reference, counts, job.data.retain["label"])
+    verdict = verdicts.judge(evidence, lost, float(started.budget), exact=done.exact)
+    record = _record(book, done, evidence, counts, lost, verdict)
+    rows = [{**row, "scenario": f"run {started.run}"} for row in done.results["rows"]]
+    record_page.write_record_page(records.record_page_path(book.folder, started.run), record, rows)
+    digest = records.write_record(book.folder, record, book.keys)
+    book.append(
+        RunRecorded(
+            run=started.run,
+            requests=started.requests,
+            record=digest,
+            verdict=verdict.answer,
+            network=done.network,
+            reference=counts if done.exact and verdict.answer == FORGOTTEN else reference,
+        )
+    )
+    return RunOutcome(started.run, started.requests, verdict, records.record_path(book.folder, started.run))
+
+
+def _evidence(done: _Unlearned, held_before: Scored, held_after: Scored, console: Console) -> Evidence:
+    """The comparison with held-out examples, and the audit if the run was started with one."""
+    job, level, plan = done.job, float(done.started.level), done.started.audit
+    if plan is not None:
+        level = 1 - (1 - level) / 2  # The audit and the comparison share the chance of an error.
+    earlier = data_lib.take(job.splits.train, job.past.forgotten) if job.past.forgotten.size else None
+    own = verdicts.held_out_comparison(
+        done.before(job.data.forget),
+        done.now(job.data.forget),
+        held_before,
+        held_after,
+        None if earlier is None else done.now(earlier),
+        level,
+    )
+    if plan is None:
+        return own
+    return audits.audit_evidence(AuditPlan.from_text(plan), own, job, done.out, done.network, level, console)
+
+
+def _record(
+    book: Ledger, done: _Unlearned, evidence: Evidence, counts: Counts, lost: Mapping[str, float], verdict: Verdict
+) -> Record:
+    started, job, about = done.started, done.job, book.about
+    recorded = book.entries(RunRecorded)
+    configuration = records.shown_configuration(dataclasses.asdict(job.config))
+    return Record(
+        ledger=about.ledger,
+        number=started.run,
+        previous=recorded[-1].record if recorded else CHAIN_START,
+        finished=utc_now(),
+        requests=tuple(_recorded_request(book, request) for request in _asked(book, started)),
+        earlier_tries=_earlier_tries(book, started),
+        network=RecordedNetwork(job.config.model, started.network, done.network),
+        files=records.run_files(done.out, book.keys),
+        forget=DigestedSet(len(job.positions), positions_digest(book.keys, job.positions)),
+        forgotten_before=len(job.past.forgotten),
+        training_set=DigestedSet(data_lib.size(job.splits.train), about.training_set),
+        configuration=configuration,
+        configuration_sha256=sha256(canonical(configuration)),
+        code=records.running_code(),
+        versions=done.results["versions"],
+        machine=done.results["machine"],
+        metrics={name: _shares(done.results[name]) for name in ("before", "after")},
+        test=counts.test,
+        evidence=records.RecordedEvidence.of(evidence),
+        utility=Utility(started.budget, *(f"{lost[name]:.4f}" for name in ("retain", "test"))),
+        verdict=verdict,
+    )
+
+
+def _asked(book: Ledger, started: RunStarted) -> list[Request]:
+    return [request for request in book.requests() if request.id in started.requests]
+
+
+def _recorded_request(book: Ledger, request: Request) -> RecordedRequest:
+    examples = book.examples(request.id)
+    return RecordedRequest(request.id, request.received, request.due, len(examples), examples_sha256(examples))
+
+
+def _earlier_tries(book: Ledger, started: RunStarted) -> int:
+    """How many earlier runs, failed ones included, were about any of these requests."""
+    before = [entry for entry in book.entries(RunStarted) if entry.run < started.run]
+    return sum(not set(started.requests).isdisjoint(entry.requests) for entry in before)
+
+
+def _still_to_forget(book: Ledger, group: Sequence[Request]) -> tuple[list[Request], np.ndarray]:
+    """The requests that name something left to forget, and all that is left; others are closed as covered."""
+    done: dict[int, int] = {}
+    for request in book.requests():
+        if request.state == FORGOTTEN and request.run is not None:
+            done |= {example.position: request.run for example in book.examples(request.id)}
+    left: list[Request] = []
+    positions: set[int] = set()
+    for request in group:
+        own = {example.position for example in book.examples(request.id)}
+        if own <= set(done):
+            latest = max(done[position] for position in own)
+            book.append(RequestsCovered(run=latest, requests=(request.id,)))
+        else:
+            left.append(request)
+            positions |= own - set(done)
+    return left, np.asarray(sorted(positions), np.int64)
+
+
+def _counts(held: Scored, measured: Mapping[str, Any], num_classes: int) -> Counts:
+    right = held.logits.argmax(axis=1) == held.labels
+    by_class = tuple(
+        (int(np.count_nonzero(right & (held.labels == label))), int(np.count_nonzero(held.labels == label)))
+        for label in range(num_classes)
+    )
+    return Counts(test=by_class, retain=(measured["correct_retain"], measured["num_retain"]))
+
+
+def _lost(reference: Counts, counts: Counts, retained: np.ndarray) -> dict[str, float]:
+    """Percentage points lost since the reference; in the test set only of the classes that stay."""
+
+    def percent(pairs: Sequence[Sequence[int]]) -> float:
+        return 100 * sum(pair[0] for pair in pairs) / max(1, sum(pair[1] for pair in pairs))
+
+    stay = np.unique(retained).tolist()
+    return {
+        "retain": percent([reference.retain]) - percent([counts.retain]),
+        "test": percent([reference.test[label] for label in stay]) - percent([counts.test[label] for label in stay]),
+    }
+
+
+def _shares(numbers: Mapping[str, Any]) -> dict[str, Share]:
+    counts = {name: (numbers[f"correct_{name}"], numbers[f"num_{name}"]) for name in ("forget", "retain", "test")}
+    counts["forget judged never seen"] = round(numbers["mia"] * numbers["num_forget"] / 100), numbers["num_forget"]
+    return {name: Share.of_counts(*pair) for name, pair in counts.items()}
+
+
+def _tidy(book: Ledger) -> None:
+    """Removes what runs no longer need and may still know what was forgotten: checkpoints, networks of audits."""
+    for failed in book.entries(RunFailed):
+        audits.remove_audit_networks(records.run_folder(book.folder, failed.run))
+    for recorded in book.entries(RunRecorded):
+        folder = records.run_folder(book.folder, recorded.run)
+        audits.remove_audit_networks(folder)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        with contextlib.suppress(OSError):
+            _positions_file(book, recorded.run).unlink(missing_ok=True)
+
+
+def _positions_file(book: Ledger, number: int) -> Path:
+    return records.run_folder(book.folder, number).with_suffix(".txt")

@@ -1,0 +1,224 @@
+"""Verifying a ledger: everything in it, its records and its networks that is not as it was written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+
+from scissorhands_jax import hashing
+from scissorhands_jax.datasets import forget_sets
+from scissorhands_jax.deletion import records, signing
+from scissorhands_jax.deletion.entries import CHAIN_START, RunRecorded
+from scissorhands_jax.deletion.ledger import Ledger
+from scissorhands_jax.deletion.records import Record
+from scissorhands_jax.deletion.requests import (
+    Subject,
+    config_in_use,
+    positions_digest,
+    positions_text,
+    run_in_use,
+    trained_on_file,
+)
+from scissorhands_jax.deletion.running import unfinished_run
+from scissorhands_jax.deletion.signing import LedgerKeys
+from scissorhands_jax.errors import InputError, LedgerError
+from scissorhands_jax.jobs.evaluating import evaluate_network
+from scissorhands_jax.jobs.job import read_network
+
+_WITHOUT_SECRET = (
+    "note: without the ledger's secret nobody can tell whether the files that describe forgotten examples are as they "
+    "were: in runs/ all but the networks, and the list of what the first network was trained on"
+)
+
+
+def verify_ledger(
+    folder: Path,
+    *,
+    head: str | None = None,
+    evaluate: bool = True,
+    subject: Subject | None = None,
+    keys: Path | None = None,
+    public: Path | None = None,
+    console: Console,
+) -> tuple[list[str], str | None]:
+    """Looks for everything in a ledger, its records and its networks that is not as it was written.
+
+    `ledger` says what is found in the ledger itself, and what is not.
+
+    Args:
+      folder: The folder of the ledger.
+      head: A head that was kept elsewhere. The history must contain it, which tells the ledger from an older copy.
+      evaluate: Whether to evaluate the network in use again and compare the numbers with its record. The original,
+        which is in use until a run has forgotten, has no record; its weights are always compared with the hash that
+        the ledger holds.
+      subject: What has moved since the ledger was begun.
+      keys: The folder of the ledger's keys. The default None is `keys` in the ledger's folder.
+      public: A file with the public key, for an auditor who does not have the keys. Everything that a signature covers
+        is verified, the network included. Files that describe forgotten examples have digests under the secret, which
+        cannot be verified; a note says so.
+      console: Shows progress and notes.
+
+    Returns:
+      What was found, one sentence each, empty if all is well; and the head, if the ledger can be read.
+    """
+    subject = subject or Subject()
+    try:
+        book = Ledger(folder, keys, public=public, check=False)
+    except LedgerError as error:
+        return [str(error)], None
+    with book:
+        found = book.problems()
+        if found:
+            return found, None
+        events = book.history()
+        if head is not None and head not in (event.hash for event in events):
+            found.append(f"the history in {book.path} has no row {head}; this is an older copy, or another ledger")
+        hashes = {entry.run: entry.record for entry in book.entries(RunRecorded)}
+        current, stopped = run_in_use(book), unfinished_run(book)
+        found += _record_problems(folder, hashes, current, book.public, book.secrets)
+        found += _unknown_files(folder, [*hashes, *([] if stopped is None else [stopped.run])])
+        found += _public_key_problems(folder, book.public, needed=bool(hashes))
+        if book.secrets is None:
+            console.print(_WITHOUT_SECRET, highlight=False, markup=False, soft_wrap=True)
+        else:
+            found += _trained_on_problems(book)
+        if current is None:
+            found += _original_problems(book, subject)
+        if evaluate and current is not None and not found:
+            found += _evaluated(book, current, subject, console)
+        return found, events[-1].hash
+
+
+def _record_problems(
+    folder: Path, hashes: Mapping[int, str], current: int | None, public: str, keys: LedgerKeys | None
+) -> list[str]:
+    """What is wrong with a ledger's records, their pages, and the folders of their runs.
+
+    Args:
+      folder: The folder of the ledger.
+      hashes: The hashes of the records that the ledger holds, by their numbers in the order of the history.
+      current: The number of the run whose network is in use. The folders of others may have been removed as a whole,
+        because a network that knows what was forgotten later should not be kept; what is left must be unchanged.
+      public: The ledger's public key, in hexadecimal.
+      keys: The keys of the ledger; None if they are not known. Files whose digests are under the secret must then only
+        be there.
+    """
+    found = []
+    previous = CHAIN_START
+    for number, expected in hashes.items():
+        path = records.record_path(folder, number)
+        try:
+            record, digest = records.read_record(path, public)
+        except LedgerError as error:
+            found.append(str(error))
+            previous = expected
+            continue
+        if digest != expected:
+            found.append(f"{path} is not the record that the ledger has for run {number}")
+        elif record.previous != previous or record.number != number:
+            found.append(f"{path} does not follow the record before it")
+        else:
+            found += _page_problems(records.record_page_path(folder, number), record)
+            run_folder = records.run_folder(folder, number)
+            if number == current or run_folder.exists():
+                found += _file_problems(run_folder, record, keys)
+        previous = expected
+    return found
+
+
+def _page_problems(path: Path, record: Record) -> list[str]:
+    if not path.is_file():
+        return [f"{path} is missing"]
+    return [] if hashing.file_sha256(path) == record.report else [f"{path} was changed"]
+
+
+def _file_problems(folder: Path, record: Record, keys: LedgerKeys | None) -> list[str]:
+    found = []
+    now = records.run_files(folder, keys)
+    pairs: list[tuple[Mapping[str, str | None], Mapping[str, str | None]]] = [
+        (record.files.network, now.network),
+        (record.files.other, now.other),
+    ]
+    for expected, hashes in pairs:
+        for name in sorted({*expected, *hashes}):
+            if name not in hashes:
+                found.append(f"{folder / name} is missing")
+            elif name not in expected:
+                found.append(f"{folder / name} was not there when the record was written")
+            elif hashes[name] not in (expected[name], None):
+                found.append(f"{folder / name} was changed")
+    return found
+
+
+def _unknown_files(folder: Path, numbers: list[int]) -> list[str]:
+    """The files among the records that belong to none of these runs."""
+    known = {records.public_path(folder)}
+    known |= {path(folder, number) for number in numbers for path in (records.record_path, records.record_page_path)}
+    # A process that is killed while it writes leaves a file with the suffix .tmp.
+    unknown = (path for path in (folder / records.RECORDS_FOLDER).glob("*") if path.suffix != ".tmp")
+    return [f"{path} is no record that the ledger knows" for path in sorted(set(unknown) - known)]
+
+
+def _public_key_problems(folder: Path, public: str, *, needed: bool) -> list[str]:
+    path = records.public_path(folder)
+    if not path.exists():
+        return [f"{path} is missing"] if needed else []
+    return (
+        [] if path.read_bytes() == signing.public_pem(public) else [f"{path} was changed: it is not the ledger's key"]
+    )
+
+
+def _trained_on_problems(book: Ledger) -> list[str]:
+    """Compares the list of what the network was trained on with its digest, and its bytes with how it is written."""
+    file, expected = trained_on_file(book.folder), book.about.trained_on
+    if expected is None:
+        return []
+    if not file.is_file():
+        return [f"{file} is missing"]
+    try:
+        positions = forget_sets.read_positions(file)
+        same = file.read_bytes() == positions_text(positions).encode()
+    except (InputError, OSError) as error:
+        return [f"{file} was changed: {error}"]
+    return [] if same and positions_digest(book.keys, positions) == expected else [f"{file} was changed"]
+
+
+def _original_problems(book: Ledger, subject: Subject) -> list[str]:
+    """Compares the weights of the original network with their hash."""
+    about = book.about
+    place = subject.weights or subject.checkpoint or about.weights or about.checkpoint
+    try:
+        network = read_network(config_in_use(book, subject))
+    except InputError as error:
+        return [f"the original network in {place} cannot be read: {error}"]
+    if hashing.network_sha256(*network) != about.network:
+        return [f"{place} was changed: it is not the network that the ledger was begun with"]
+    return []
+
+
+def _evaluated(book: Ledger, current: int, subject: Subject, console: Console) -> list[str]:
+    """Evaluates the network in use again; the counts may differ a little where another machine rounds differently."""
+    record, _ = records.read_record(records.record_path(book.folder, current), book.public)
+    try:
+        answer = evaluate_network(config_in_use(book, subject), console=console)
+    except InputError as error:
+        return [f"the network of run {current} cannot be evaluated: {error}"]
+    measured = record.metrics["after"]
+    expected = {name: (measured[name].count, measured[name].of) for name in ("forget", "retain", "test")}
+    if "correct_forget" not in answer:
+        # The run knows its data set by another path, so its positions may mean nothing in this one.
+        correct, total = (sum(column) for column in zip(*record.test, strict=True))
+        expected = {"test": (correct, total)}
+    found = []
+    for name, (correct, total) in expected.items():
+        if name == "retain" and record.configuration["retain_limit"] is not None:
+            continue  # The record has a random part of it.
+        now = answer[f"correct_{name}"], answer[f"num_{name}"]
+        if now[1] != total or abs(now[0] - correct) > 1 + total // 1000:
+            found.append(
+                f"the network of run {current} now gets {now[0]} of {now[1]} {name} examples right, and its record "
+                f"says {correct} of {total}; it, the data or the code is another"
+            )
+    return found
