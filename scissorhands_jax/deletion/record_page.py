@@ -43,7 +43,7 @@ def write_record_page(path: Path, record: Record, rows: Iterable[report.Row]) ->
         report.Page(
             title=f"Record {record.number}: {record.verdict.answer}",
             answer=" ".join(f"{reason[:1].upper()}{reason[1:]}." for reason in record.verdict.reasons),
-            byline=", ".join(f"request {request.id}" for request in record.requests),
+            byline=f"requests {', '.join(str(request.id) for request in record.requests)}; finished {record.finished}",
             gates=[{"name": gate.name, "passed": gate.passed, "explanation": gate.why} for gate in evidence.gates],
             sheets=sheets,
             rows=rows,

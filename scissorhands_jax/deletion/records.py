@@ -143,7 +143,7 @@ class RecordedEvidence:
 
 
 @dataclasses.dataclass(frozen=True)
-class Utility:
+class UtilityLoss:
     """The percentage points of accuracy that were lost since the first network, and how many may be lost."""
 
     budget: str
@@ -182,7 +182,7 @@ class Record:
     test: tuple[tuple[int, int], ...]
     """Right answers and examples of each class of the test set, of the network after the run."""
     evidence: RecordedEvidence
-    utility: Utility
+    utility: UtilityLoss
     verdict: Verdict
     report: str = ""
     """The SHA-256 of the page that shows the record."""

@@ -37,7 +37,7 @@ from scissorhands_jax.deletion.entries import (
     utc_now,
 )
 from scissorhands_jax.deletion.ledger import Ledger
-from scissorhands_jax.deletion.records import DigestedSet, Record, RecordedNetwork, RecordedRequest, Share, Utility
+from scissorhands_jax.deletion.records import DigestedSet, Record, RecordedNetwork, RecordedRequest, Share, UtilityLoss
 from scissorhands_jax.deletion.requests import Subject, check_content, config_in_use, positions_digest, positions_text
 from scissorhands_jax.deletion.verdicts import Evidence, Scored, Verdict
 from scissorhands_jax.errors import InputError, LedgerError
@@ -169,23 +169,37 @@ def run_requests(
                 method_name=method,
                 method=settings,
             )
-            check_content(book, config, left)
-            job = prepare_job(config)
-            if audit is not None:
-                audits.check_plan(audit, job, level)
-            started = RunStarted(
-                run=number,
-                requests=tuple(request.id for request in left),
-                config=json.dumps(dataclasses.asdict(config)),
-                budget=repr(float(budget)),
-                level=repr(float(level)),
-                audit=None if audit is None else audit.as_text(),
-                network=hashing.network_sha256(job.params, job.model_state),
-            )
-            book.append(started)
+            started = _start(book, number, left, config, budget, level, audit)
             outcomes.append(_carry_out(book, started, subject, auditor, console))
         _tidy(book)
     return outcomes
+
+
+def _start(
+    book: Ledger,
+    number: int,
+    asked: Sequence[Request],
+    config: RunConfig,
+    budget: float,
+    level: float,
+    audit: AuditPlan | None,
+) -> RunStarted:
+    """Checks everything that a run needs, and writes into the history that it has started."""
+    check_content(book, config, asked)
+    job = prepare_job(config)
+    if audit is not None:
+        audits.check_plan(audit, job, level)
+    started = RunStarted(
+        run=number,
+        requests=tuple(request.id for request in asked),
+        config=json.dumps(dataclasses.asdict(config)),
+        budget=repr(float(budget)),
+        level=repr(float(level)),
+        audit=None if audit is None else audit.as_text(),
+        network=hashing.network_sha256(job.params, job.model_state),
+    )
+    book.append(started)
+    return started
 
 
 def unfinished_run(book: Ledger) -> RunStarted | None:
@@ -302,7 +316,7 @@ def _record(
         metrics={name: _shares(done.results[name]) for name in ("before", "after")},
         test=counts.test,
         evidence=records.RecordedEvidence.of(evidence),
-        utility=Utility(started.budget, *(f"{lost[name]:.4f}" for name in ("retain", "test"))),
+        utility=UtilityLoss(started.budget, *(f"{lost[name]:.4f}" for name in ("retain", "test"))),
         verdict=verdict,
     )
 

@@ -11,7 +11,7 @@ from scissorhands_jax.deletion.records import (
     RecordedRequest,
     RunFiles,
     Share,
-    Utility,
+    UtilityLoss,
 )
 from scissorhands_jax.deletion.verdicts import EvidenceGate, Verdict
 
@@ -57,7 +57,7 @@ def record(**changes) -> Record:
         evidence=RecordedEvidence(
             "test", (RecordedFinding("AUC", "0.5", "0.4", "0.6", True),), (EvidenceGate("gate", True, "because"),)
         ),
-        utility=Utility("1.0", "0.0000", "0.1000"),
+        utility=UtilityLoss("1.0", "0.0000", "0.1000"),
         verdict=Verdict(FORGOTTEN, ("nothing is left",)),
         report="4" * 64,
     )
