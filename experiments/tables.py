@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Renders the files and returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m experiments.tables", description=__doc__.partition("\n")[0])
     parser.add_argument("results", nargs="*", type=Path, metavar="RESULTS.json", help="default: experiments/results")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="a folder per file in DIR; default beside each file")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="a folder per file in DIR; default next to each file")
     options = parser.parse_args(arguments)
     console = Console(stderr=True)
     try:

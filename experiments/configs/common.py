@@ -18,7 +18,7 @@ other stem it would take seven times as long on a CPU."""
 
 
 def every_method(*, upper: str, **changes: Mapping[str, Any]) -> Settings:
-    """All methods of the registry but `retrain`, and the published code beside Scissorhands.
+    """All methods of the registry except `retrain`, and Scissorhands also as its published code.
 
     Args:
       upper: the layers that Scissorhands trims and projects and that CF-k and EU-k train (`trees.select`).
@@ -80,7 +80,7 @@ def smaller(
 
 
 def _fitting(label: str, scenario: Scenario, changes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The changes for one row, but for what it sweeps, or has otherwise than the plain row of its method."""
+    """The changes for one row, without what it sweeps and what differs from the plain row of its method."""
     settings = scenario.methods[label]
     name = next(name for name, kind in METHODS.items() if type(settings) is kind)
     # Methods without epochs take no steps; their settings have no learning rate either.

@@ -1,4 +1,4 @@
-"""The two recipes for retraining (`methods.retrain`) beside each other: the paper's, and the fast one.
+"""The two recipes for retraining (`methods.retrain`) compared: the paper's and the fast one.
 
     python -m experiments.run --config recipes_small --data-dir data --seeds 0,1,2
 
