@@ -307,7 +307,7 @@ class Analysis:
 
 
 def distance_gates(estimates: Sequence[MetricEstimate]) -> list[Gate]:
-    """Whether the original is farther from retrained networks than these are from each other, with equal numbers of each.
+    """Whether the original is farther from retrained networks than these are from each other, in equal numbers.
 
     A distance that fails says nothing at this number of networks and is no evidence. The attacks do not depend on it.
 
