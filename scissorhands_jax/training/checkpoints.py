@@ -24,6 +24,7 @@ import orbax.checkpoint as ocp
 from scissorhands_jax import files, hashing, trees
 from scissorhands_jax.base import Carry, ModelState, Params, PyTree
 from scissorhands_jax.errors import CheckpointError, InputError
+from scissorhands_jax.training.reproducibility import environment_changes, numerical_environment
 
 logger = logging.getLogger(__name__)
 
@@ -63,8 +64,15 @@ class Checkpointer:
     def save(self, carry: Carry, position: Position, fingerprint: dict[str, Any]) -> None:
         """Writes a checkpoint named by the carry's step; one that exists is left as it is.
 
+        It records the environment that it is made in (`reproducibility.numerical_environment`).
+
+        Args:
+          carry: What the run carries from step to step.
+          position: How far the run has come.
+          fingerprint: What a run must agree with to resume from the checkpoint, as JSON.
+
         Raises:
-          OSError: the disk is full or the like; earlier checkpoints stay.
+          OSError: The disk is full or the like; earlier checkpoints stay.
         """
         step = int(carry.step)
         if step in self._manager.all_steps():
@@ -74,6 +82,7 @@ class Checkpointer:
             "offset": position.offset,
             "fingerprint": fingerprint,
             "checksum": hashing.tree_checksum(carry),
+            "environment": numerical_environment(),
         }
         with _named_write_errors(self.directory):
             self._manager.save(
@@ -83,8 +92,19 @@ class Checkpointer:
     def restore(self, template: Carry, fingerprint: dict[str, Any]) -> tuple[Carry, Position]:
         """Reads the newest checkpoint into the shape of `template`.
 
+        A run that is resumed from it ends in the same bits as one that was never stopped if the environment is the one
+        it was made in: the same kind of machine and devices, as many devices and cores, the same versions of Python,
+        JAX and jaxlib, the same flags. In another environment it is read all the same, and a warning is logged.
+
+        Args:
+          template: A carry of the same shapes and types, whose arrays lie where those of the result shall lie.
+          fingerprint: What `save` was given.
+
+        Returns:
+          The carry, and how far the run had come.
+
         Raises:
-          CheckpointError: there is none, it cannot be read, or it belongs to another run.
+          CheckpointError: There is no checkpoint, it cannot be read, or it belongs to another run.
         """
         step = self.latest_step
         if step is None:
@@ -94,6 +114,7 @@ class Checkpointer:
             meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
             position = Position(int(meta["epoch"]), int(meta["offset"]))
             found, sum_found = dict(meta["fingerprint"]), meta["checksum"]
+            made_in = dict(meta.get("environment", {}))
         except Exception as error:  # Orbax raises many types for a damaged folder.
             raise CheckpointError(f"{damaged}: {_line(error)}") from error
         _same_fingerprint(found, fingerprint, self.directory)
@@ -106,10 +127,18 @@ class Checkpointer:
             raise CheckpointError(f"{damaged}: {_line(error)}") from error
         if hashing.tree_checksum(carry) != sum_found or not _alike(carry, template):
             raise CheckpointError(f"{damaged}: its numbers have changed since they were written")
+        changes = environment_changes(made_in, numerical_environment()) if made_in else ""
+        if changes and jax.process_index() == 0:
+            logger.warning(
+                "the run is resumed in another environment than step %d was saved in (%s), so that its result will "
+                "equal that of an uninterrupted run up to rounding only",
+                step,
+                changes,
+            )
         return jax.tree.map(_as_free_as, carry, template), position
 
     def close(self) -> None:
-        """Waits for nothing to be pending."""
+        """Ends the use of the folder and lets go of what Orbax holds."""
         self._manager.close()
 
     def remove(self) -> None:
