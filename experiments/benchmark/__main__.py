@@ -2,6 +2,7 @@
 
     python -m experiments.benchmark --out experiments/results/benchmark_cpu.json
     python -m experiments.benchmark --only 100M --repeats 21
+    python -m experiments.benchmark --against ../before --out before_and_after.json  # this checkout against another one
     python -m experiments.benchmark --quick                                        # a rehearsal, tiny sizes
 
 A case is a function that returns one `Result`; `cases` lists them and `aims` judges them. A new figure is a new case.
@@ -25,7 +26,7 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
-from experiments.benchmark import against_torch, sweeping
+from experiments.benchmark import against_checkout, against_torch, convolutions, sweeping
 from experiments.benchmark.epochs import epoch_case
 from experiments.benchmark.limits import PASSES, pass_case, product_case
 from experiments.benchmark.parts import COPY, PARTS, READ, part_case
@@ -61,6 +62,8 @@ def cases(settings: Settings) -> dict[str, Case]:
         for what in PASSES:
             name = f"{label}/{what}"
             listed[name] = functools.partial(_call, pass_case, name, label, what, settings)
+    for name, case in (("unet/train", convolutions.unet_case), ("own network/train", convolutions.own_case)):
+        listed[name] = functools.partial(_call, case, name, settings)
     for network in sweeping.networks(settings):
         for how in sweeping.together():
             name = f"sweep of {network}/{how}"
@@ -168,6 +171,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--only", default="", metavar="PATTERN", help="cases whose name has a match, e.g. 'resnet18|100M'"
     )
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="FOLDER",
+        help="compare with the checkout in FOLDER, which takes turns with this one, instead of running the other cases",
+    )
     parser.add_argument("--repeats", type=int, default=None, metavar="N", help="rounds that count (default 9)")
     parser.add_argument("--batch-size", type=int, default=None, metavar="N", help="of each kind per step (default 128)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the results as JSON, after every case")
@@ -185,6 +194,9 @@ def _run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     if settings.batch_size < 1 or settings.repeats < 1:
         raise InputError("--batch-size and --repeats must be at least 1")
     listed = cases(settings)
+    if options.against is not None:
+        compared = against_checkout.comparisons(options.against, settings)
+        listed = {name: functools.partial(_call, case) for name, case in compared.items()}
     try:
         chosen = {name: case for name, case in listed.items() if re.search(options.only, name)}
     except re.error as error:

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import math
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,6 @@ from experiments.benchmark import __main__ as benchmark
 from experiments.benchmark import against_torch, epochs, limits, parts, settings, steps, timing
 from scissorhands_jax import torch_weights
 from scissorhands_jax.methods.scissorhands import constraint_gradients
-from scissorhands_jax.models import cpu_convolution
 from scissorhands_jax.training import checkpoints
 from scissorhands_jax.training import loop as training
 
@@ -84,9 +84,10 @@ def check_order_and_origin(document):
     steps_there = [f"mlp/{kind}" for kind in ("step", "projection", "memory", "epoch", *against_torch.STEPS)]
     first = len(steps_there) if HAS_TORCH else 4
     passes = [f"mlp@{size}/{what}" for size in ("2", "4", "4-bfloat16") for what in limits.PASSES]
+    others = ["unet/train", "own network/train"]
     together = [f"sweep of mlp/{how}" for how in ("batched", "scanned")]
     assert names[:first] == steps_there[:first]
-    assert names[first:] == ["product/float32", *passes, *together, *(f"5K/{part}" for part in parts.PARTS)]
+    assert names[first:] == ["product/float32", *passes, *others, *together, *(f"5K/{part}" for part in parts.PARTS)]
     assert document["settings"] == {"batch_size": 4, "repeats": 3, "quick": True}
     assert document["note"] == "rehearsal"
     assert document["machine"]["backend"] == "cpu"
@@ -98,6 +99,7 @@ def check_times(results):
     references = {"mlp": ["PyTorch"], "mlp@2": ["matrix product"], "mlp@4": ["matrix product"], "product": ["copy"]}
     references |= {"mlp/step": ["unprojected step"], "mlp/projection": ["step"], "sweep of mlp": ["turns"]}
     references["mlp@4-bfloat16"] = references["mlp@4"]
+    references |= {"unet/train": ["XLA's convolutions"], "own network/train": ["XLA's convolutions"]}
     references["mlp/epoch"] = ["one step per call"]
     references["mlp/epoch"] += ["PyTorch", "published code's in PyTorch"] if HAS_TORCH else []
     for result in results:
@@ -183,6 +185,21 @@ def test_a_rehearsal_measures_everything_and_can_be_resumed(tmp_path, capsys):
     assert "settings" in capsys.readouterr().err
 
 
+def test_two_checkouts_take_turns(tmp_path, capsys):
+    here = Path(__file__).resolve().parents[2]
+    path = tmp_path / "both.json"
+    command = ["--quick", "--against", str(here), "--repeats", "2", "--out", str(path), "--only", "mlp|own"]
+    assert benchmark.main(command) == 0
+    results = json.loads(path.read_text())["results"]
+    cases = ["mlp/step", "mlp/epoch", "own network/train"]
+    assert [result["name"] for result in results] == [f"{case}, both checkouts" for case in cases]
+    for result in results:
+        assert [row["name"] for row in result["against"]] == ["the other checkout"]
+        assert result["against"][0]["ratio"]["repeats"] == 2
+    assert benchmark.main(["--quick", "--against", str(tmp_path)]) == 2
+    assert "is no checkout of the library" in capsys.readouterr().err
+
+
 class TestCommand:
     def test_only_chooses_cases_and_json_goes_to_standard_output(self, capsys):
         assert benchmark.main(["--quick", "--only", "saliency|mask_updates", "--json", "--repeats", "2"]) == 0
@@ -237,7 +254,7 @@ def test_operations_are_counted_as_the_network_defines_them():
 @pytest.mark.parametrize("step", ["torch_repair", "torch_train"])
 def test_pytorch_takes_the_same_steps(network, step, monkeypatch):
     """Two steps from the same weights on the same images move both networks alike."""
-    monkeypatch.setattr(cpu_convolution, "_LEAST_FLOPS", float("inf"))  # compiles faster
+    monkeypatch.setenv("SCISSORHANDS_CPU_CONVOLUTION", "off")  # compiles faster
     full = settings.Settings(batch_size=4)
     steps.repair_of.cache_clear()
     own, reference, _ = against_torch.pair_of_calls(network, step, full)
@@ -266,7 +283,7 @@ def test_pytorch_repairs_as_the_published_code_does(sign, monkeypatch):
 
     from experiments.benchmark import torch_steps
 
-    monkeypatch.setattr(cpu_convolution, "_LEAST_FLOPS", float("inf"))  # compiles faster
+    monkeypatch.setenv("SCISSORHANDS_CPU_CONVOLUTION", "off")  # compiles faster
     full = settings.Settings(batch_size=4)
     repair = steps.Repair("resnet20", full, mode="authors", project="layer3|linear")
     forget, retain = (torch_steps.tensors(part) for part in (repair.examples.forget, repair.examples.retain))

@@ -1,0 +1,87 @@
+"""This checkout of the library against another one, in turn, in two processes that live through one run."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from experiments.benchmark import checkout
+from experiments.benchmark.settings import Settings
+from experiments.benchmark.timing import Against, OnRound, Result, Spread
+from scissorhands_jax.errors import InputError
+
+BOTH, OTHER = "both checkouts", "the other checkout"
+_HERE = Path(__file__).resolve().parents[2]
+
+
+def comparisons(folder: Path, settings: Settings) -> dict[str, Callable[[OnRound], Result]]:
+    """Steps and epochs of the networks, a step of the digits' UNet and one of a network of one's own, by name.
+
+    Args:
+      folder: The other checkout, which has `experiments` and `scissorhands_jax` in it.
+      settings: Batch size, rounds and networks.
+
+    Raises:
+      InputError: The folder is no checkout.
+    """
+    for part in ("experiments/benchmark/steps.py", "scissorhands_jax/__init__.py"):
+        if not (folder / part).is_file():
+            raise InputError(f"--against {folder} is no checkout of the library: it has no {part}")
+    return {
+        f"{name}, {BOTH}": functools.partial(_compare, name, folder.resolve(), settings)
+        for name in checkout.cases(list(settings.networks))
+    }
+
+
+def _compare(name: str, folder: Path, settings: Settings, on_round: OnRound) -> Result:
+    """One case in both checkouts, round after round; every other round begins with the other one."""
+    seconds: dict[Path, list[float]] = {_HERE: [], folder: []}
+    with contextlib.ExitStack() as stack:
+        workers = {path: stack.enter_context(_worker(path, settings)) for path in seconds}
+        for turn in range(-1, settings.repeats):
+            on_round("compiles" if turn < 0 else f"round {turn + 1}/{settings.repeats}")
+            for path, ask in list(workers.items())[:: -1 if turn % 2 else 1]:
+                taken = ask(name)
+                if turn >= 0:
+                    seconds[path].append(taken)
+    own, other = seconds.values()
+    ratio = Spread.of([a / b for a, b in zip(own, other, strict=True)])
+    against = Against(name=OTHER, seconds=Spread.of(other), ratio=ratio)
+    return Result(
+        name=f"{name}, {BOTH}",
+        what="one call here, and one in the other checkout",
+        seconds=Spread.of(own),
+        against=(against,),
+    )
+
+
+@contextlib.contextmanager
+def _worker(path: Path, settings: Settings) -> Iterator[Callable[[str], float]]:
+    size = "quick" if settings.quick else "full"
+    command = [sys.executable, checkout.__file__, str(settings.batch_size), size, *settings.networks]
+    environment = {**os.environ, "PYTHONPATH": str(path)}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=path, env=environment
+    ) as process:
+        stdin, stdout = process.stdin, process.stdout
+        assert stdin is not None
+        assert stdout is not None
+
+        def ask(name: str) -> float:
+            stdin.write(f"{name}\n")
+            stdin.flush()
+            line = stdout.readline()
+            if not line:
+                raise InputError(f"the worker in {path} failed at {name}; its error is above")
+            return float(json.loads(line))
+
+        try:
+            yield ask
+        finally:
+            stdin.close()
