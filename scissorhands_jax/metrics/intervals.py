@@ -364,8 +364,10 @@ def two_way_bootstrap(
 ) -> Estimate:
     """A statistic of two sets of scores, with an interval by bootstrap over the networks of each and over examples.
 
-    Rows and columns are resampled independently, so that the variance of a single score counts more than once: the
-    interval is wider than it has to be (Owen, 2007).
+    Rows and columns are resampled independently, so that the variance of a single score counts more than once and the
+    interval is wider than it has to be (Owen, 2007). With 8 networks on each side and 50 examples it reaches 4.2
+    standard deviations of the value if single scores vary independently, and 2.4, as Student's, if networks vary as a
+    whole.
 
     Args:
       statistic: Maps `(unlearned, retrained)` to a number, such as `ensemble_attacks.forgetting_score`.
