@@ -26,7 +26,6 @@ from scipy import stats
 from scissorhands_jax.errors import InputError
 
 UNBOUNDED = (-math.inf, math.inf)
-"""The bounds of a number that may be anything."""
 
 
 class Estimate(NamedTuple):
