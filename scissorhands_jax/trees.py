@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from scissorhands_jax.base import Params, PyTree, Selection
 from scissorhands_jax.errors import InputError
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 Where = str | Callable[[str, jax.Array], bool] | None
 """Which leaves: a regular expression over their names, a predicate of name and leaf, or all; see `select`."""
@@ -69,7 +69,7 @@ def select(params: Params, where: Where) -> Selection:
             f"the layer pattern {where!r} matches none of the {len(names)} parameter arrays; "
             f"near matches: {', '.join(shown)}"
         )
-    logger.info("%r selects %d of %d parameter arrays", where, hits, len(names))
+    _logger.info("%r selects %d of %d parameter arrays", where, hits, len(names))
     return selection
 
 

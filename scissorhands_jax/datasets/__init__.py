@@ -68,9 +68,9 @@ def prepare(
       InputError: the name takes no preparation, sources are missing, damaged or not the official ones, or the set is
         there already.
     """
-    if name not in prepared.FOLDERS:
+    if name not in prepared.SET_FOLDERS:
         ready = f"{name} is read as it is" if name in DATASETS else f"there is no data set {name!r} to prepare"
-        raise InputError(f"{ready}; `data prepare` takes {', '.join(prepared.FOLDERS)}")
+        raise InputError(f"{ready}; `data prepare` takes {', '.join(prepared.SET_FOLDERS)}")
     folder = prepared.folder_of(name, data_dir)
     if folder.exists() and not overwrite:
         raise InputError(f"{folder} is there already; add --overwrite to make it anew")
@@ -79,21 +79,21 @@ def prepare(
     if name == "faces":
         if len(sources) != 1:
             raise InputError(f"faces needs --from and one folder of images, got {len(sources)}")
-        images = own.find_images(sources[0], image_size=image_size)
+        images = own.find_labelled_images(sources[0], image_size=image_size)
         examples = {split: _face_examples(images, split) for split in images.splits}
-        return prepared.write(name, examples, {"label": images.class_names}, images.image_shape, data_dir)
+        return prepared.write_prepared(name, examples, {"label": images.class_names}, images.image_shape, data_dir)
     if not sources:
         names = [archive.name for archive in archives.ARCHIVES[name]]
         if not all((data_dir / archive).is_file() for archive in names):
             return _download(name, data_dir, overwrite=overwrite)
         sources = [data_dir / archive for archive in names]
-    splits, class_names = archives.read(name, sources, unverified=unverified)
-    return prepared.write(name, splits, class_names, (32, 32, 3), data_dir)
+    splits, class_names = archives.read_archives(name, sources, unverified=unverified)
+    return prepared.write_prepared(name, splits, class_names, (32, 32, 3), data_dir)
 
 
-def _face_examples(images: own.Folder, split: str) -> Iterator[prepared.Example]:
+def _face_examples(images: own.Folder, split: str) -> Iterator[prepared.LabelledImage]:
     for index, (file, image) in enumerate(zip(images.splits[split], images.read(split), strict=True)):
-        yield prepared.Example(f"{split}_{index:06d}", image, {"label": file.label})
+        yield prepared.LabelledImage(f"{split}_{index:06d}", image, {"label": file.label})
 
 
 def _download(name: str, data_dir: Path, *, overwrite: bool) -> Path:
@@ -111,7 +111,7 @@ def _download(name: str, data_dir: Path, *, overwrite: bool) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            builder = tfds.builder(prepared.FOLDERS[name], data_dir=data_dir, file_format="array_record")
+            builder = tfds.builder(prepared.SET_FOLDERS[name], data_dir=data_dir, file_format="array_record")
             builder.download_and_prepare()
     except Exception as error:  # Many types come out of a failed download.
         line = (str(error).strip().splitlines() or [""])[0][:200]
@@ -142,9 +142,13 @@ def digits(data_dir: Path | None = None) -> Splits:
 
 def cifar10(data_dir: Path | None) -> Splits:
     """CIFAR-10 (Krizhevsky, 2009): compact files if `data_dir` holds any, else the prepared set, in the same order."""
-    if data_dir is None or compact.present(data_dir, "cifar10") or not prepared.present(data_dir, "cifar10"):
-        return compact.cifar10(data_dir)
-    return prepared.cifar10(data_dir)
+    if (
+        data_dir is None
+        or compact.has_compact_files(data_dir, "cifar10")
+        or not prepared.is_prepared(data_dir, "cifar10")
+    ):
+        return compact.compact_cifar10(data_dir)
+    return prepared.prepared_cifar10(data_dir)
 
 
 DATASETS: dict[str, Callable[[Path | None], Splits]] = {

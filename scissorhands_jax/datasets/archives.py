@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from scissorhands_jax import hashing
-from scissorhands_jax.datasets.prepared import Example
+from scissorhands_jax.datasets.prepared import LabelledImage
 from scissorhands_jax.errors import InputError
 
 
@@ -77,11 +77,11 @@ ARCHIVES: dict[str, tuple[Archive, ...]] = {
     ),
 }
 
-Splits = dict[str, Iterator[Example]]
+ExampleStreams = dict[str, Iterator[LabelledImage]]
 ClassNames = dict[str, tuple[str, ...]]
 
 
-def read(name: str, files: Sequence[Path], *, unverified: bool = False) -> tuple[Splits, ClassNames]:
+def read_archives(name: str, files: Sequence[Path], *, unverified: bool = False) -> tuple[ExampleStreams, ClassNames]:
     """The examples of an official data set from its archives.
 
     Args:
@@ -131,7 +131,7 @@ def _verify(path: Path, archive: Archive) -> None:
         raise InputError(f"{path} has the SHA-256 {digest}, the official one has {archive.sha256}; {advice}")
 
 
-def _cifar(path: Path, layout: _Cifar) -> tuple[Splits, ClassNames]:
+def _cifar(path: Path, layout: _Cifar) -> tuple[ExampleStreams, ClassNames]:
     """Each record is a byte per label and then 32x32 red, green and blue bytes, row by row."""
     members = {f"{layout.folder}/{name}" for names in layout.members.values() for name in names}
     texts = {f"{layout.folder}/{name}" for name in layout.label_files.values()}
@@ -165,14 +165,14 @@ def _cifar(path: Path, layout: _Cifar) -> tuple[Splits, ClassNames]:
     return {split: _cifar_examples(split, rows, tuple(class_names)) for split, rows in records.items()}, class_names
 
 
-def _cifar_examples(split: str, records: np.ndarray, kinds: tuple[str, ...]) -> Iterator[Example]:
+def _cifar_examples(split: str, records: np.ndarray, kinds: tuple[str, ...]) -> Iterator[LabelledImage]:
     for index, record in enumerate(records):
         image = record[len(kinds) :].reshape(3, 32, 32).transpose(1, 2, 0)
         labels = {kind: int(record[column]) for column, kind in enumerate(kinds)}
-        yield Example(f"{split}_{index:05d}", np.ascontiguousarray(image), labels)
+        yield LabelledImage(f"{split}_{index:05d}", np.ascontiguousarray(image), labels)
 
 
-def _svhn(path: Path, split: str) -> Iterator[Example]:
+def _svhn(path: Path, split: str) -> Iterator[LabelledImage]:
     """A MATLAB file with images X (32, 32, 3, N) and labels y (N, 1) from 1 to 10, where 10 is the digit 0."""
     from scipy.io import loadmat
 
@@ -189,6 +189,6 @@ def _svhn(path: Path, split: str) -> Iterator[Example]:
     if labels.min() < 1 or labels.max() > 10:
         raise InputError(f"{path} holds labels outside 1 to 10; it is damaged")
     return (
-        Example(f"{split}_{index:06d}", np.ascontiguousarray(images[..., index]), {"label": int(label) % 10})
+        LabelledImage(f"{split}_{index:06d}", np.ascontiguousarray(images[..., index]), {"label": int(label) % 10})
         for index, label in enumerate(labels)
     )

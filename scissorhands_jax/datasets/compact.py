@@ -35,12 +35,12 @@ ARRAY_ERRORS = (
 )
 
 
-def present(data_dir: Path, name: str) -> bool:
+def has_compact_files(data_dir: Path, name: str) -> bool:
     """Whether a folder holds compact files of a data set."""
     return any(data_dir.glob(f"{name}_*.npz"))
 
 
-def cifar10(data_dir: Path | None) -> Splits:
+def compact_cifar10(data_dir: Path | None) -> Splits:
     """CIFAR-10 (Krizhevsky, 2009), uint8 RGB, from `cifar10_train_*.npz` and `cifar10_test.npz` in `data_dir`."""
     if data_dir is None:
         raise InputError("cifar10 needs --data-dir, the folder that holds cifar10_train_*.npz and cifar10_test.npz")

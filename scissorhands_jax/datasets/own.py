@@ -18,7 +18,7 @@ from scissorhands_jax.errors import InputError
 # Pillow's errors for damaged and for far too large images.
 _IMAGE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".pgm", ".ppm", ".bmp", ".webp")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".pgm", ".ppm", ".bmp", ".webp")
 
 
 def npz_file(path: Path) -> Splits:
@@ -86,7 +86,7 @@ def image_folder(root: Path) -> Splits:
     Raises:
       InputError: images are missing, unreadable or of different sizes.
     """
-    folder = find_images(root)
+    folder = find_labelled_images(root)
     parts: dict[str, Dataset] = {}
     for split, files in folder.splits.items():
         images: np.ndarray | None = None
@@ -125,7 +125,7 @@ class Folder(NamedTuple):
             yield _open(file.path, self.image_shape, self.resized)
 
 
-def find_images(root: Path, *, image_size: int | None = None) -> Folder:
+def find_labelled_images(root: Path, *, image_size: int | None = None) -> Folder:
     """Finds the images of a folder and which of them train and test.
 
     The folder has one of three forms, looked for in this order:
@@ -185,7 +185,7 @@ def _classes(root: Path) -> list[tuple[Path, str]]:
         (path, folder.name)
         for folder in folders
         for path in sorted(folder.iterdir(), key=_natural)
-        if path.suffix.lower() in SUFFIXES
+        if path.suffix.lower() in IMAGE_SUFFIXES
     ]
 
 

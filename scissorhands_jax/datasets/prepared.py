@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
 
-class Example(NamedTuple):
+class LabelledImage(NamedTuple):
     """One example on its way to the disk."""
 
     id: str  # sorting by it gives the order of the split
@@ -35,7 +35,7 @@ class Example(NamedTuple):
     labels: dict[str, int]  # "label", perhaps others
 
 
-def cifar10(data_dir: Path | None) -> Splits:
+def prepared_cifar10(data_dir: Path | None) -> Splits:
     """CIFAR-10 (Krizhevsky, 2009), uint8 RGB, in the order of the archive."""
     return _read("cifar10", data_dir, augmented=True)
 
@@ -56,23 +56,23 @@ def faces(data_dir: Path | None) -> Splits:
 
 
 # The folder of each set and the version of its contents, as tensorflow_datasets has them.
-FOLDERS = {"cifar10": "cifar10", "cifar100": "cifar100", "svhn": "svhn_cropped", "faces": "faces"}
+SET_FOLDERS = {"cifar10": "cifar10", "cifar100": "cifar100", "svhn": "svhn_cropped", "faces": "faces"}
 VERSIONS = {"cifar10": "3.0.2", "cifar100": "3.0.2", "svhn": "3.1.0", "faces": "1.0.0"}
 
 
-def present(data_dir: Path, name: str) -> bool:
+def is_prepared(data_dir: Path, name: str) -> bool:
     """Whether a folder holds a prepared data set."""
     return bool(_versions(data_dir, name))
 
 
 def folder_of(name: str, data_dir: Path) -> Path:
     """Where `write` puts a data set: `data_dir/NAME/VERSION`."""
-    return data_dir / FOLDERS[name] / VERSIONS[name]
+    return data_dir / SET_FOLDERS[name] / VERSIONS[name]
 
 
-def write(
+def write_prepared(
     name: str,
-    splits: Mapping[str, Iterable[Example]],
+    splits: Mapping[str, Iterable[LabelledImage]],
     class_names: Mapping[str, tuple[str, ...]],
     image_shape: tuple[int, int, int],
     data_dir: Path,
@@ -103,7 +103,7 @@ def write(
         tempfile.TemporaryDirectory(prefix=".preparing-", dir=data_dir) as work,
         contextlib.redirect_stdout(io.StringIO()),  # it prints
     ):
-        builder = _builder_class()(FOLDERS[name], VERSIONS[name], features, splits, Path(work))
+        builder = _builder_class()(SET_FOLDERS[name], VERSIONS[name], features, splits, Path(work))
         # Without this it would rather fetch a copy of its own where there is a network.
         config = tfds.download.DownloadConfig(try_download_gcs=False)
         tfds.disable_progress_bar()
@@ -145,7 +145,7 @@ def _builder_class() -> type[tfds.core.GeneratorBasedBuilder]:
         def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
             return {split: self._generate_examples(examples) for split, examples in self._splits.items()}
 
-        def _generate_examples(self, examples: Iterable[Example]) -> Iterator:
+        def _generate_examples(self, examples: Iterable[LabelledImage]) -> Iterator:
             for index, example in enumerate(examples):
                 yield index, {"id": example.id, "image": _png(example.image), **example.labels}
 
@@ -160,7 +160,7 @@ def _png(image: np.ndarray) -> bytes:
 
 def _versions(data_dir: Path, name: str) -> list[Path]:
     """Folders of the versions of a prepared set, the newest last."""
-    found = [path.parent for path in (data_dir / FOLDERS[name]).glob("*/dataset_info.json")]
+    found = [path.parent for path in (data_dir / SET_FOLDERS[name]).glob("*/dataset_info.json")]
     return sorted(found, key=lambda path: [int(part) for part in re.findall(r"\d+", path.name)])
 
 

@@ -26,8 +26,6 @@ from scissorhands_jax.base import Carry, ModelState, Params, PyTree
 from scissorhands_jax.errors import CheckpointError, InputError
 from scissorhands_jax.training.reproducibility import environment_changes, numerical_environment
 
-logger = logging.getLogger(__name__)
-
 
 class Position(NamedTuple):
     """How far a run has come."""

@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 from scissorhands_jax.errors import InputError, PeerError
 from scissorhands_jax.training import watcher
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 # A process that was silent for so long is dead to the others; they end within a minute of its death.
 _HEARTBEAT_SECONDS = 30
@@ -155,7 +155,7 @@ def _exit(status: int) -> NoReturn:
         everyone = set(range(jax.process_count()))  # named, they meet without a device
         ocp.multihost.sync_global_processes("failed", timeout=_SECONDS_TO_PART, processes=everyone)
     except Exception as error:
-        logger.debug("left alone: %s", error)
+        _logger.debug("left alone: %s", error)
     os._exit(status)
 
 

@@ -293,7 +293,7 @@ class TestPrepared:
 
         images, labels = drawn(name)["train"]
         builder = tfds.builder_from_directory(prepared.folder_of(name, ready))
-        assert builder.info.full_name == f"{prepared.FOLDERS[name]}/{prepared.VERSIONS[name]}"
+        assert builder.info.full_name == f"{prepared.SET_FOLDERS[name]}/{prepared.VERSIONS[name]}"
         records = list(builder.as_data_source("train"))
         assert len(records) == COUNTS["train"]
         for record in records:
@@ -303,7 +303,7 @@ class TestPrepared:
 
     def test_nothing_else_is_left(self, ready, name):
         assert {path.name for path in ready.iterdir()} == {"cifar10", "cifar100", "svhn_cropped"}
-        assert [path.name for path in (ready / prepared.FOLDERS[name]).iterdir()] == [prepared.VERSIONS[name]]
+        assert [path.name for path in (ready / prepared.SET_FOLDERS[name]).iterdir()] == [prepared.VERSIONS[name]]
 
 
 class TestDamagedPrepared:
@@ -448,7 +448,7 @@ class TestDamagedArchives:
         path = tmp_path / "cifar-10-binary.tar.gz"
         write_tar(path, {name: data for name, data in members.items() if data is not None})
         with pytest.raises(InputError, match=message):
-            archives.read("cifar10", [path], unverified=True)
+            archives.read_archives("cifar10", [path], unverified=True)
 
     @pytest.mark.parametrize("kept", [0.0, 0.1, 0.5, 0.999])
     @pytest.mark.parametrize("archive", ["cifar-100-binary.tar.gz", "test_32x32.mat"])
@@ -458,7 +458,7 @@ class TestDamagedArchives:
             (tmp_path / path.name).write_bytes(whole[: int(kept * len(whole))] if path.name == archive else whole)
         name = "svhn" if archive.endswith(".mat") else "cifar100"
         with pytest.raises(InputError, match=r"is not a whole|lacks"):
-            archives.read(name, [tmp_path], unverified=True)
+            archives.read_archives(name, [tmp_path], unverified=True)
 
     @pytest.mark.parametrize(
         ("change", "message"),
@@ -475,18 +475,18 @@ class TestDamagedArchives:
         (tmp_path / "train_32x32.mat").symlink_to(official / "train_32x32.mat")
         savemat(tmp_path / "test_32x32.mat", {name: array for name, array in arrays.items() if array is not None})
         with pytest.raises(InputError, match=message):
-            archives.read("svhn", [tmp_path], unverified=True)
+            archives.read_archives("svhn", [tmp_path], unverified=True)
 
     def test_archives_that_are_not_there_are_named_with_their_address(self, tmp_path):
         with pytest.raises(InputError, match=r"nowhere\.tar\.gz does not exist"):
-            archives.read("cifar10", [tmp_path / "nowhere.tar.gz"])
+            archives.read_archives("cifar10", [tmp_path / "nowhere.tar.gz"])
         (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"")
         with pytest.raises(
             InputError, match=r"binary.tar.gz is not among .* \(cifar-10-python.tar.gz\).*www.cs.toronto"
         ):
-            archives.read("cifar10", [tmp_path / "cifar-10-python.tar.gz"])
+            archives.read_archives("cifar10", [tmp_path / "cifar-10-python.tar.gz"])
         with pytest.raises(InputError, match=r"train_32x32.mat is not among the files of --from"):
-            archives.read("svhn", [tmp_path])
+            archives.read_archives("svhn", [tmp_path])
 
 
 class TestNpz:
@@ -625,7 +625,7 @@ class TestFolder:
             save_image(tmp_path / "a" / f"{number}.png", np.full((8, 8 + number // 4, 3), number, np.uint8))
         with pytest.raises(InputError, match=r"4\.png has 9x8 pixels, other images have 8x8; .* --image-size N"):
             datasets.load(f"folder:{tmp_path}")
-        folder = own.find_images(tmp_path, image_size=4)
+        folder = own.find_labelled_images(tmp_path, image_size=4)
         assert folder.image_shape == (4, 4, 3)
         np.testing.assert_array_equal(next(folder.read("test")), np.full((4, 4, 3), 4))
 
@@ -656,14 +656,14 @@ class TestFolder:
     def test_lists_that_cannot_be_read_are_named(self, tmp_path):
         (tmp_path / "train.txt").write_text("a/1.png 0\na/2.png\n")
         with pytest.raises(InputError, match=r"line 2 of .*train\.txt is 'a/2\.png'; write `relative/path label`"):
-            own.find_images(tmp_path)
+            own.find_labelled_images(tmp_path)
         (tmp_path / "train.txt").write_text("a/1.png 0\n")
         with pytest.raises(InputError, match=r"cannot read .*test\.txt"):
-            own.find_images(tmp_path)
+            own.find_labelled_images(tmp_path)
         with pytest.raises(InputError, match="is no folder"):
-            own.find_images(tmp_path / "absent")
+            own.find_labelled_images(tmp_path / "absent")
         with pytest.raises(InputError, match="--image-size must be 1 to 4096 pixels, got 0"):
-            own.find_images(tmp_path, image_size=0)
+            own.find_labelled_images(tmp_path, image_size=0)
 
 
 class TestOrlFaces:
