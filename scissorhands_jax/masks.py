@@ -52,13 +52,13 @@ def check_fraction(fraction: float) -> None:
 
 def top_k(scores: Scores, k: int | jax.Array, *, rank: Selection | None = None) -> Mask:
     """Marks the `k` largest scores; ties as in `top_fraction`. `k` may be traced."""
-    leaves, structure, chosen = _ranked(scores, rank)
-    return _scatter(structure, leaves, _mark_largest(chosen, jnp.asarray(k, _counter(chosen))), rank)
+    chosen = _ranked(scores, rank)
+    return _scatter(scores, _mark_largest(chosen, jnp.asarray(k, _counter(chosen))), rank)
 
 
 def kth_largest(scores: Scores, k: int | jax.Array, *, rank: Selection | None = None) -> jax.Array:
     """The exact value of the k-th largest score (k counts from 1). shape=(), dtype of the scores"""
-    _, _, chosen = _ranked(scores, rank)
+    chosen = _ranked(scores, rank)
     return _kth_largest(chosen, jnp.asarray(k, _counter(chosen)))
 
 
@@ -74,7 +74,7 @@ def kept_fraction_mask(scores: Scores, kept: float, *, rank: Selection | None = 
     Raises:
       InputError: `kept * n` is below 1, so there is no k-th smallest.
     """
-    _, _, chosen = _ranked(scores, rank)
+    chosen = _ranked(scores, rank)
     total = trees.size(scores, rank)
     k = int(kept * total)
     if not 1 <= k <= total:
@@ -83,8 +83,7 @@ def kept_fraction_mask(scores: Scores, kept: float, *, rank: Selection | None = 
     largest, smallest = _extremes([leaf for leaf in chosen if leaf.size])
     degenerate = (kth >= largest - 1e-12) | (kth <= smallest + 1e-12)
     threshold = jnp.where(degenerate, (largest - smallest) / 2, kth)
-    leaves, structure, chosen = _ranked(scores, rank)
-    return _scatter(structure, leaves, _above(chosen, threshold), rank), threshold
+    return _scatter(scores, _above(chosen, threshold), rank), threshold
 
 
 def restrict(mask: Mask, selection: Selection) -> Mask:
@@ -95,7 +94,8 @@ def restrict(mask: Mask, selection: Selection) -> Mask:
 def count_marked(mask: Mask) -> jax.Array:
     """How many weights a mask marks. shape=()"""
     leaves = jax.tree.leaves(mask)
-    return sum(jnp.sum(leaf, dtype=_counter(leaves)) for leaf in leaves)
+    counter = _counter(leaves)
+    return sum((jnp.sum(leaf, dtype=counter) for leaf in leaves), start=jnp.zeros((), counter))
 
 
 def mask_updates() -> optax.GradientTransformationExtraArgs:
@@ -117,22 +117,22 @@ def mask_updates() -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _ranked(scores: Scores, rank: Selection | None):
-    """All leaves, the structure, and the ranked leaves in one floating point type."""
-    leaves, structure = jax.tree.flatten(scores)
-    flags = [True] * len(leaves) if rank is None else structure.flatten_up_to(rank)
-    chosen = [leaf for leaf, flag in zip(leaves, flags, strict=True) if flag]
+def _ranked(scores: Scores, rank: Selection | None) -> list[jax.Array]:
+    """The ranked leaves in one floating point type."""
+    rank = trees.select(scores, None) if rank is None else rank
+    chosen = [leaf for leaf, is_ranked in trees.zip_leaves(scores, rank) if is_ranked]
     if not chosen:
         raise InputError("no parameter array is ranked; widen the selection")
     dtype = jnp.promote_types(jnp.result_type(*chosen), jnp.float32)
-    return leaves, structure, [leaf.astype(dtype) for leaf in chosen]
+    return [leaf.astype(dtype) for leaf in chosen]
 
 
-def _scatter(structure, leaves, marked, rank: Selection | None) -> Mask:
-    flags = [True] * len(leaves) if rank is None else structure.flatten_up_to(rank)
+def _scatter(scores: Scores, marked: list[jax.Array], rank: Selection | None) -> Mask:
+    """The marks of the ranked leaves in their places, and False in all other leaves."""
+    rank = trees.select(scores, None) if rank is None else rank
     rest = iter(marked)
-    return structure.unflatten(
-        [next(rest) if flag else jnp.zeros_like(leaf, dtype=bool) for leaf, flag in zip(leaves, flags, strict=True)]
+    return jax.tree.map(
+        lambda leaf, is_ranked: next(rest) if is_ranked else jnp.zeros_like(leaf, dtype=bool), scores, rank
     )
 
 

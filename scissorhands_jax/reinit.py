@@ -53,13 +53,12 @@ def reinitialize(
         fresh = _draw(draw, jax.random.fold_in(key, position), weights)
         return jnp.where(marked, fresh, weights)
 
-    flat, structure = jax.tree_util.tree_flatten_with_path(params)
-    marks = structure.flatten_up_to(mask)
-    chosen = [True] * len(flat) if trim is None else structure.flatten_up_to(trim)
-    rows = zip(flat, marks, chosen, strict=True)
-    return structure.unflatten(
-        [leaf(i, path, weights, marked, flag) for i, ((path, weights), marked, flag) in enumerate(rows)]
-    )
+    if trim is None:
+        trim = trees.select(params, None)
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    rows = zip(paths, trees.zip_leaves(params, mask, trim), strict=True)
+    fresh = [leaf(position, path, *row) for position, (path, row) in enumerate(rows)]
+    return jax.tree.unflatten(jax.tree.structure(params), fresh)
 
 
 def _draw(initializer: Initializer, key: Key, weights: jax.Array) -> jax.Array:
@@ -107,14 +106,22 @@ def normal(stddev: float | None = None, *, out_axis: int = -1) -> Initializer:
     return init
 
 
+def _filled(value: float) -> Initializer:
+    def init(key, shape, dtype=jnp.float32):
+        del key
+        return jnp.full(shape, value, dtype)
+
+    return init
+
+
 def zeros() -> Initializer:
     """All zeros."""
-    return lambda key, shape, dtype=jnp.float32: jnp.zeros(shape, dtype)
+    return _filled(0)
 
 
 def ones() -> Initializer:
     """All ones (in the paper's Table 3 the choice that does not work)."""
-    return lambda key, shape, dtype=jnp.float32: jnp.ones(shape, dtype)
+    return _filled(1)
 
 
 def published(*, out_axis: int = -1) -> ByName:

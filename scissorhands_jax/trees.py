@@ -10,6 +10,7 @@ import logging
 import math
 import re
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -89,7 +90,7 @@ def size(tree: PyTree, selection: Selection | None = None) -> int:
     """How many numbers a tree holds, in the selected leaves."""
     if selection is None:
         return sum(leaf.size for leaf in jax.tree.leaves(tree))
-    return sum(leaf.size for leaf, chosen in _zip(tree, selection) if chosen)
+    return sum(leaf.size for leaf, chosen in zip_leaves(tree, selection) if chosen)
 
 
 def nbytes(tree: PyTree) -> int:
@@ -97,9 +98,11 @@ def nbytes(tree: PyTree) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def _zip(tree: PyTree, other: PyTree) -> list[tuple]:
-    leaves, structure = jax.tree.flatten(tree)
-    return list(zip(leaves, structure.flatten_up_to(other), strict=True))
+def zip_leaves(tree: PyTree, *others: PyTree) -> list[tuple]:
+    """The leaves of a tree, each with what the others have in its place, which may be trees themselves."""
+    leaves = jax.tree.leaves(tree)
+    structure: Any = jax.tree.structure(tree)  # JAX's stubs lack the methods of PyTreeDef.
+    return list(zip(leaves, *(structure.flatten_up_to(other) for other in others), strict=True))
 
 
 def _contract(a: jax.Array, b: jax.Array, kept_a: int = 0, kept_b: int = 0) -> jax.Array:
@@ -123,17 +126,20 @@ def _contract(a: jax.Array, b: jax.Array, kept_a: int = 0, kept_b: int = 0) -> j
 
 def vdot(a: PyTree, b: PyTree) -> jax.Array:
     """The dot product of two trees, leaf by leaf, summed in at least float32. shape=()"""
-    return sum((_contract(x, y) for x, y in _zip(a, b)), start=jnp.zeros((), jnp.float32))
+    return sum((_contract(x, y) for x, y in zip_leaves(a, b)), start=jnp.zeros((), jnp.float32))
 
 
 def stack_vdot(stack: PyTree, tree: PyTree) -> jax.Array:
     """Dot products of each of K stacked trees (leaves of shape (K, ...)) with one tree. shape=(K,)"""
-    return sum(_contract(rows, leaf, kept_a=1) for rows, leaf in _zip(stack, tree))
+    return sum(
+        (_contract(rows, leaf, kept_a=1) for rows, leaf in zip_leaves(stack, tree)), start=jnp.zeros((), jnp.float32)
+    )
 
 
 def gram(stack: PyTree) -> jax.Array:
     """The Gram matrix of K stacked trees (leaves of shape (K, ...)). shape=(K, K)"""
-    return sum(_contract(rows, rows, kept_a=1, kept_b=1) for rows in jax.tree.leaves(stack))
+    rows = jax.tree.leaves(stack)
+    return sum((_contract(row, row, kept_a=1, kept_b=1) for row in rows), start=jnp.zeros((), jnp.float32))
 
 
 def norm(tree: PyTree) -> jax.Array:
@@ -155,7 +161,7 @@ def copy(tree: PyTree) -> PyTree:
     del tree
     for position in range(len(leaves)):
         leaves[position] = jnp.copy(leaves[position])
-    return structure.unflatten(leaves)
+    return jax.tree.unflatten(structure, leaves)
 
 
 def has_image_kernels(params: PyTree) -> bool:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from scissorhands_jax import augmentation, datasets, losses, models
+from scissorhands_jax import augmentation, datasets, losses, models, torch_weights
 from scissorhands_jax import data as data_lib
 from scissorhands_jax.base import Dataset, Method, Model, StatefulLossFn
 from scissorhands_jax.datasets.splits import validation_split
@@ -19,7 +19,6 @@ from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods import MethodSettings, describe
 from scissorhands_jax.methods.finetune import FinetuneSettings
 from scissorhands_jax.methods.retrain import RetrainSettings
-from scissorhands_jax.torch_weights import state_dicts
 
 FLIPPED = "flipped"
 """The forget specification that names all examples whose labels were flipped."""
@@ -177,9 +176,9 @@ def _build_model(experiment: Experiment, splits: datasets.Splits) -> Model:
     )
     if experiment.pretrained is None:
         return model
-    state_dict = state_dicts.read_state_dict(experiment.pretrained)
+    state_dict = torch_weights.read_state_dict(experiment.pretrained)
 
     def init(key):
-        return state_dicts.with_fresh_head(state_dict, *model.init(key))
+        return torch_weights.with_fresh_head(state_dict, *model.init(key))
 
     return model._replace(init=init)

@@ -36,19 +36,19 @@ _MODE_ARGUMENTS = {
 def from_linen(module: nn.Module, example: jax.Array | jax.ShapeDtypeStruct) -> Model:
     """A Flax linen module as a `Model`.
 
-      Params are the collection `params`; the model state is a dict of all other collections that `module.init` makes.
-      The mode is passed to the module's `__call__` under whichever of `train`, `training`, `is_training`,
-      `deterministic` or `use_running_average` it takes, if any. In train mode all collections of the state are mutable,
-      and every random stream the module asks for (`dropout`, ...) is derived from `key`.
+    The params are the collection `params`; the model state is a dict of all other collections that `module.init` makes.
+    The mode is passed to the module's `__call__` under whichever of `train`, `training`, `is_training`,
+    `deterministic` or `use_running_average` it takes, if any. In train mode all collections of the state are mutable,
+    and every random stream the module asks for (`dropout`, for example) is derived from `key`.
 
-      Args:
-        module: takes a batch and returns logits, shape (N, num_classes).
-    example: a batch, or its shape and dtype; values are not used.
+    Args:
+      module: Takes a batch and returns logits of shape (N, num_classes).
+      example: A batch, or its shape and dtype; the values are not used.
     """
     taken = inspect.signature(module.__call__).parameters
     modes = {name: value for name, value in _MODE_ARGUMENTS.items() if name in taken}
 
-    def arguments(train: bool) -> dict[str, bool]:
+    def arguments(train: bool) -> dict[str, Any]:
         return {name: value == train for name, value in modes.items()}
 
     # Under jit the forward pass of `module.init`, whose result nobody reads, is never computed.
@@ -62,7 +62,8 @@ def from_linen(module: nn.Module, example: jax.Array | jax.ShapeDtypeStruct) -> 
     ) -> tuple[jax.Array, ModelState]:
         variables = {"params": params, **model_state}
         if not train:
-            return module.apply(variables, x, **arguments(train)), model_state
+            logits: Any = module.apply(variables, x, **arguments(train))
+            return logits, model_state
         logits, moved = module.apply(variables, x, rngs=key, mutable=list(model_state), **arguments(train))
         return logits, {name: moved.get(name, collection) for name, collection in model_state.items()}
 

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -172,7 +172,7 @@ def cifar_resnet(depth: int, num_classes: int, **options) -> ResNet:
     blocks, rest = divmod(depth - 2, 6)
     if rest or blocks < 1:
         raise InputError(f"depth is {depth}; a CIFAR ResNet has 6n + 2 layers: 20, 32, 44, 56, 110")
-    defaults = {
+    defaults: dict[str, Any] = {
         "stage_sizes": (blocks,) * 3,
         "widths": (16, 32, 64),
         "shortcut": "pad",
