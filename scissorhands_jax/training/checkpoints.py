@@ -26,6 +26,8 @@ from scissorhands_jax.base import Carry, ModelState, Params, PyTree
 from scissorhands_jax.errors import CheckpointError, InputError
 from scissorhands_jax.training.reproducibility import environment_changes, numerical_environment
 
+_logger = logging.getLogger(__name__)
+
 
 class Position(NamedTuple):
     """How far a run has come."""
@@ -127,7 +129,7 @@ class Checkpointer:
             raise CheckpointError(f"{damaged}: its numbers have changed since they were written")
         changes = environment_changes(made_in, numerical_environment()) if made_in else ""
         if changes and jax.process_index() == 0:
-            logger.warning(
+            _logger.warning(
                 "the run is resumed in another environment than step %d was saved in (%s), so that its result will "
                 "equal that of an uninterrupted run up to rounding only",
                 step,
