@@ -346,12 +346,12 @@ def _write_table(
     files.write_text(path, text.getvalue())
 
 
-Sheet = dict[str, list[tuple[np.ndarray, str, bool]]]
+SheetImages = dict[str, list[tuple[np.ndarray, str, bool]]]
 
 
 def _sheet(
     entries: Mapping[str, Sequence[Entry]], found: Mapping[str, Sequence[Sequence[Detection]]], settings: Settings
-) -> Sheet:
+) -> SheetImages:
     """Images for the contact sheet, flagged ones first; of pairs both, in the same places."""
     best = {
         name: [
@@ -372,7 +372,7 @@ def _sheet(
             chosen["images"] = _chosen(np.maximum(scores["images"], scores["original"][order]))
             chosen["original"] = [order[place] for place in chosen["images"]]
     titles = {"original": "Original", "images": "Unlearned" if "original" in entries else "Images"}
-    sheet: Sheet = {}
+    sheet: SheetImages = {}
     for name in sorted(entries, reverse=True):  # the original first
         title = f"{titles[name]}: {len(chosen[name]):,} of {len(entries[name]):,} images"
         sheet[title] = []
@@ -517,7 +517,7 @@ def counts_verdict(document: Mapping[str, Any]) -> str:
     )
 
 
-def _write_report(out: Path, document: Mapping[str, Any], sheet: Sheet, settings: Settings) -> None:
+def _write_report(out: Path, document: Mapping[str, Any], sheet: SheetImages, settings: Settings) -> None:
     compared = document["pairing"] is not None
     bars = changes_figure(document["counts"])
     small = contact_sheet_figure(sheet)

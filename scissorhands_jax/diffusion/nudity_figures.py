@@ -15,15 +15,16 @@ from scissorhands_jax.report.drawing import BLUE, INK, ORANGE, PAGE_WIDTH, SOFT,
 def changes_figure(entries: Iterable[Mapping[str, Any]]) -> Figure:
     """The paper's Figure 3: what is found in images by class, as a percentage change against the original network.
 
-    Bars end at the change, lines are intervals, and beside each class stands how often the original has it. A class
-    that the original has not has no bar. Without an original, bars are the percentages of images that have the class.
+    Bars end at the change, lines are intervals, and the number in brackets is how often the original network has the
+    class. A class that the original network does not have gets no bar. Without an original, bars are the percentages of
+    images that have the class.
 
     Args:
       entries: by class, with `class`, `detections`, `share` and, if there is an original, `original_detections` and
         `change`; shares and changes have `value`, `low` and `high`, in per cent, and None for what is not there.
 
     Raises:
-      InputError: there are none.
+      InputError: there are no classes.
     """
     entries = list(entries)
     if not entries:

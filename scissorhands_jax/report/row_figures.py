@@ -178,7 +178,7 @@ def sweep_figure(rows: Iterable[Row], name: str) -> Figure:
     return figure
 
 
-# Markers besides colours, for readers and printers without colour.
+# Markers as well as colours, for readers and printers without colour.
 _SWEEP_LINES = (
     (
         ("acc_forget", "forget", ORANGE, "o"),

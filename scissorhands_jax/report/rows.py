@@ -200,7 +200,7 @@ def is_number(value: Any) -> bool:
 
 
 def rounded(value: float | None, digits: int) -> str:
-    """A number with so many digits after the point, or a dash."""
+    """A number with `digits` digits after the point, or a dash for None."""
     return DASH if value is None else f"{value:.{digits}f}"
 
 

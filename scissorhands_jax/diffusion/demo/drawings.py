@@ -12,7 +12,7 @@ from scissorhands_jax.report.drawing import ORANGE, PAGE_WIDTH, figure_style, pa
 
 
 def drawings_figure(drawings: Mapping[str, np.ndarray], labels: Sequence[str], *, marked: int | None = None) -> Figure:
-    """What networks draw: a panel each, two beside each other, with a row of images for everything they are asked for.
+    """What networks draw: two panels next to each other, with a row of images for each thing they are asked for.
 
     Args:
       drawings: by network, in [0, 1], ink is white. shape=(rows, columns, H, W)

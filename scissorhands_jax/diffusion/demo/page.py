@@ -280,7 +280,7 @@ _HOW = (
 )
 _LOSSES = (
     "The noise loss is that of held-out real digits with their own text; intervals are over digits. The retrained "
-    "network takes as many steps as the original.",
+    "network takes the same number of steps as the original.",
 )
 
 
