@@ -120,7 +120,7 @@ class TransformerBlock(nnx.Module):
         return x + self.ff(self.norm3(x))
 
 
-class Transformer(nnx.Module):
+class SpatialTransformer(nnx.Module):
     """A transformer block over the pixels of an image."""
 
     def __init__(self, width: int, config: UNetConfig, compute: Compute, rngs: Keys) -> None:
@@ -146,7 +146,7 @@ class TimeEmbedding(nnx.Module):
         return self.linear_2(nnx.silu(self.linear_1(x)))
 
 
-class Level(nnx.Module):
+class UNetLevel(nnx.Module):
     """The blocks of one level: residual blocks, perhaps each with attention, and perhaps a change of resolution."""
 
     def __init__(
@@ -174,7 +174,7 @@ class Level(nnx.Module):
                 for sizes in resnets
             ]
         )
-        self.attentions = nnx.List([Transformer(width, config, compute, rngs) for _ in range(attention)])
+        self.attentions = nnx.List([SpatialTransformer(width, config, compute, rngs) for _ in range(attention)])
         self.downsamplers = nnx.List([Downsample(width, (1, 1), compute, rngs)] if down else [])
         self.upsamplers = nnx.List([Upsample(width, compute, rngs)] if up else [])
 
@@ -195,9 +195,11 @@ class UNet(nnx.Module):
         self.conv_in = conv(config.channels, widths[0], compute, keys)
         self.time_embedding = TimeEmbedding(widths[0], 4 * widths[0], compute, keys)
 
-        def level(resnets: list[tuple[int, int]], *, attention: bool, down: bool = False, up: bool = False) -> Level:
+        def level(
+            resnets: list[tuple[int, int]], *, attention: bool, down: bool = False, up: bool = False
+        ) -> UNetLevel:
             number = len(resnets) if attention else 0
-            return Level(resnets, config, compute, keys, attention=number, down=down, up=up)
+            return UNetLevel(resnets, config, compute, keys, attention=number, down=down, up=up)
 
         down_blocks, skips, width = [], [widths[0]], widths[0]
         for index, outputs in enumerate(widths):
@@ -206,7 +208,7 @@ class UNet(nnx.Module):
             skips += [outputs] * (count + (index < last))
             width = outputs
         self.down_blocks = nnx.List(down_blocks)
-        self.mid_block = Level([(width, width)] * 2, config, compute, keys, attention=1)
+        self.mid_block = UNetLevel([(width, width)] * 2, config, compute, keys, attention=1)
         up_blocks = []
         for index, outputs in reversed(list(enumerate(widths))):
             resnets = []

@@ -79,7 +79,7 @@ class PixelAttention(nnx.Module):
         return x + self.to_out[0](out).reshape(x.shape)
 
 
-class Level(nnx.Module):
+class VAELevel(nnx.Module):
     """The blocks of one level, or of the middle, where attention stands between two of them."""
 
     def __init__(
@@ -117,7 +117,7 @@ class _Coder(nnx.Module):
     def __init__(self, config: VAEConfig, inputs: int, outputs: int, first: int, last: int, compute, rngs) -> None:
         self.conv_in = conv(inputs, first, compute, rngs)
         widest = config.widths[-1]
-        self.mid_block = Level([(widest, widest)] * 2, config, compute, rngs, attention=True)
+        self.mid_block = VAELevel([(widest, widest)] * 2, config, compute, rngs, attention=True)
         self.conv_norm_out = group_norm(last, config.groups, _EPS, compute, rngs)
         self.conv_out = conv(last, outputs, compute, rngs)
 
@@ -132,7 +132,7 @@ class _Encoder(_Coder):
         blocks, width = [], widths[0]
         for index, outputs in enumerate(widths):
             resnets = [(width, outputs)] + [(outputs, outputs)] * (config.layers_per_block - 1)
-            blocks.append(Level(resnets, config, compute, rngs, down=index < last))
+            blocks.append(VAELevel(resnets, config, compute, rngs, down=index < last))
             width = outputs
         self.down_blocks = nnx.List(blocks)
 
@@ -150,7 +150,7 @@ class _Decoder(_Coder):
         blocks, width = [], widths[0]
         for index, outputs in enumerate(widths):
             resnets = [(width, outputs)] + [(outputs, outputs)] * config.layers_per_block
-            blocks.append(Level(resnets, config, compute, rngs, up=index < len(widths) - 1))
+            blocks.append(VAELevel(resnets, config, compute, rngs, up=index < len(widths) - 1))
             width = outputs
         self.up_blocks = nnx.List(blocks)
 

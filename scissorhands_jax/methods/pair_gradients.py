@@ -55,7 +55,7 @@ def pair_gradients(
 
     gradient = jax.value_and_grad(loss, has_aux=True)
     if pair == "vmap" and not forget_moves_state and _have_same_shapes(batch.retain, batch.forget):
-        keys = None if key is None else jnp.stack([retain_key, forget_key])
+        keys = None if retain_key is None or forget_key is None else jnp.stack([retain_key, forget_key])
         return _pair_vmapped(gradient, params, model_state, batch, keys)
     gradient = jax.jit(gradient, inline=True)  # traced once for batches of one size
     (retain_loss, new_state), retain_grad = gradient(params, model_state, batch.retain, retain_key)

@@ -51,7 +51,7 @@ def from_linen(module: nn.Module, example: jax.Array | jax.ShapeDtypeStruct) -> 
     def arguments(train: bool) -> dict[str, Any]:
         return {name: value == train for name, value in modes.items()}
 
-    # Under jit the forward pass of `module.init`, whose result nobody reads, is never computed.
+    # Under jit the forward pass of `module.init`, whose result is dropped, is never computed.
     @jax.jit
     def init(key: Key) -> tuple[Params, ModelState]:
         variables = dict(module.init(key, jnp.zeros(example.shape, example.dtype), **arguments(train=False)))

@@ -134,7 +134,7 @@ def _window(
     axes = lax.conv_dimension_numbers(lhs.shape, rhs.shape, options["dimension_numbers"])
     if axes != lax.conv_dimension_numbers(lhs.shape, rhs.shape, _AXES) or lhs.shape[3] != rhs.shape[2]:
         return None
-    image, size = lhs.shape[1:3], rhs.shape[:2]
+    image, size = (lhs.shape[1], lhs.shape[2]), (rhs.shape[0], rhs.shape[1])
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(image, size, strides, padding)
     (top, bottom), (left, right) = padding
@@ -430,6 +430,7 @@ def _primitive(name: str, plain: Callable[..., jax.Array], fast: Callable[..., j
         images, other = arguments
         if primitive is _kernel_p or axes[1] is not None:
             return jax.vmap(functools.partial(plain, window=window), tuple(axes))(images, other), 0
+        assert axes[0] is not None  # one of both is batched
         images = jnp.moveaxis(images, axes[0], 0)
         result = primitive.bind(images.reshape(-1, *images.shape[2:]), other, window=window)
         return result.reshape(*images.shape[:2], *result.shape[1:]), 0

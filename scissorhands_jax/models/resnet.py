@@ -35,7 +35,7 @@ Shortcut = Literal["projection", "pad"]
 Stem = Literal["cifar", "imagenet"]
 
 
-class Downsample(nn.Module):
+class ProjectionShortcut(nn.Module):
     """The learned shortcut: a strided 1x1 convolution (named `0`) and batch normalisation (named `1`)."""
 
     width: int
@@ -74,7 +74,9 @@ class BasicBlock(nn.Module):
             if self.shortcut == "pad":
                 x = pad_shortcut(x, self.width, self.stride)
             else:
-                x = Downsample(self.width, self.stride, self.kernel_init, self.dtype, name="downsample")(x, train=train)
+                x = ProjectionShortcut(self.width, self.stride, self.kernel_init, self.dtype, name="downsample")(
+                    x, train=train
+                )
         return relu_sum(y, x)
 
 

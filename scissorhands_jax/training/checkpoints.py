@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import operator
 import os
 import re
 import shutil
@@ -301,7 +302,7 @@ def _line(error: Exception) -> str:
 
 def equal(a: PyTree, b: PyTree) -> bool:
     """Whether two trees hold bit-identical arrays, typed keys included."""
-    return jax.tree.structure(a) == jax.tree.structure(b) and all(
+    return operator.eq(jax.tree.structure(a), jax.tree.structure(b)) and all(
         (x.shape, x.dtype) == (y.shape, y.dtype) and _raw(x).tobytes() == _raw(y).tobytes()
         for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     )

@@ -128,10 +128,10 @@ def run(
         if done == 0:
             carry = _placed(layout, method.begin_epoch(carry, feed.data))
         carry = take_epoch(carry, batches, Position(epoch, done))
-    unlearned = jax.block_until_ready(method.finish(carry))
+    params, model_state = jax.block_until_ready(method.finish(carry))
     compiling = compilation.seconds() - compiled
     elapsed = time.perf_counter() - started
-    return Result(*unlearned, int(carry.step), max(0.0, elapsed - compiling), compiling)
+    return Result(params, model_state, int(carry.step), max(0.0, elapsed - compiling), compiling)
 
 
 def _identity(key: Key, carry: Carry, network: tuple[Params, ModelState], data: Data) -> dict[str, Any]:
