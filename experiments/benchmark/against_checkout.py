@@ -41,16 +41,18 @@ def comparisons(folder: Path, settings: Settings) -> dict[str, Callable[[OnRound
 
 def _compare(name: str, folder: Path, settings: Settings, on_round: OnRound) -> Result:
     """One case in both checkouts, round after round; every other round begins with the other one."""
-    seconds: dict[Path, list[float]] = {_HERE: [], folder: []}
+    own: list[float] = []
+    other: list[float] = []
     with contextlib.ExitStack() as stack:
-        workers = {path: stack.enter_context(_worker(path, settings)) for path in seconds}
+        sides = [
+            (stack.enter_context(_worker(path, settings)), found) for path, found in ((_HERE, own), (folder, other))
+        ]
         for turn in range(-1, settings.repeats):
             on_round("compiles" if turn < 0 else f"round {turn + 1}/{settings.repeats}")
-            for path, ask in list(workers.items())[:: -1 if turn % 2 else 1]:
-                taken = ask(name)
+            for ask, found in sides[:: -1 if turn % 2 else 1]:
+                seconds = ask(name)
                 if turn >= 0:
-                    seconds[path].append(taken)
-    own, other = seconds.values()
+                    found.append(seconds)
     ratio = Spread.of([a / b for a, b in zip(own, other, strict=True)])
     against = Against(name=OTHER, seconds=Spread.of(other), ratio=ratio)
     return Result(
