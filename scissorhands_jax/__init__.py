@@ -43,7 +43,7 @@ with _epy.lazy_api_imports(globals()):
     from scissorhands_jax.projection import project_gradient, solve_dual
     from scissorhands_jax.reinit import reinitialize
     from scissorhands_jax.saliency import connection_sensitivity
-    from scissorhands_jax.training import Checkpointer, Layout, Member, Result, make_layout, run, run_many
+    from scissorhands_jax.training import Checkpointer, Layout, Member, Result, make_layout, run, run_many, train
     from scissorhands_jax.trees import select
     from scissorhands_jax.version import __version__ as __version__
 
@@ -84,4 +84,5 @@ __all__ = [
     "solve_dual",
     "split",
     "top_fraction",
+    "train",
 ]

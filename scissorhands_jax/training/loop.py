@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import hashing, trees
-from scissorhands_jax.base import Batch, Carry, Data, Key, Method, Metrics, ModelState, Params
+from scissorhands_jax.base import Batch, Carry, Data, Dataset, Key, Method, Metrics, ModelState, Params, StatefulLossFn
 from scissorhands_jax.errors import InputError, NonFiniteError
+from scissorhands_jax.methods.finetune import finetune
 from scissorhands_jax.training import compilation, feeding
 from scissorhands_jax.training.checkpoints import Checkpointer, Position, describe_arrays
 from scissorhands_jax.training.sharding import Layout
@@ -132,6 +134,43 @@ def run(
     compiling = compilation.seconds() - compiled
     elapsed = time.perf_counter() - started
     return Result(params, model_state, int(carry.step), max(0.0, elapsed - compiling), compiling)
+
+
+def train(
+    loss_fn: StatefulLossFn,
+    optimizer: optax.GradientTransformation,
+    key: Key,
+    params: Params,
+    model_state: ModelState,
+    dataset: Dataset,
+    *,
+    num_epochs: int,
+    batch_size: int = 128,
+    **options: Any,
+) -> Result:
+    """Trains a network on all of a data set, by the loop that runs methods; it is fine-tuning with nothing to forget.
+
+    Args:
+      loss_fn: The general form of the loss, the mean over a batch; `base.lift` makes it from a simple one.
+      optimizer: Any optax optimizer.
+      key: A typed PRNG key, from which shuffles, dropout and augmentation are derived.
+      params: What is trained; never changed or donated.
+      model_state: BatchNorm statistics and the like, `()` where there are none.
+      dataset: A pytree of arrays that share their first axis.
+      num_epochs: Passes over the data set.
+      batch_size: Examples of a step. The last batch of a pass is filled up from the front of the same order.
+      **options: Passed on to `run`.
+
+    Returns:
+      The trained network and what it cost.
+
+    Raises:
+      InputError: The data set is empty, or as in `run`.
+      NonFiniteError: The loss became NaN or infinite.
+    """
+    nothing = data_lib.take(dataset, np.zeros(0, np.int32))
+    method = finetune(loss_fn, optimizer, batch_size=batch_size)
+    return run(method, key, params, model_state, Data(nothing, dataset), num_epochs=num_epochs, **options)
 
 
 def _identity(key: Key, carry: Carry, network: tuple[Params, ModelState], data: Data) -> dict[str, Any]:

@@ -1,0 +1,99 @@
+"""The code, commands, links and paths of README.md and docs/."""
+
+import re
+from pathlib import Path
+
+import jax
+import pytest
+
+from scissorhands_jax.methods import METHODS
+from scissorhands_jax.models import MODELS
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def readme() -> dict:
+    """The names that the README's example defines."""
+    (code,) = blocks(ROOT / "README.md", "python")
+    names: dict = {}
+    exec(compile(code, "README.md", "exec"), names)
+    return names
+
+
+def test_the_original_of_the_readme_saw_the_forget_set_and_knows_it(readme):
+    loss_fn, train, data = (readme[name] for name in ("loss_fn", "train", "data"))
+    seen = {tuple(row) for row in train["x"].tolist()}
+    assert {tuple(row) for row in data.forget["x"].tolist()} <= seen
+    # Three in ten labels are random, so only a network that was trained on them can be this sure of them.
+    assert loss_fn(readme["original"].params, data.forget) < 0.1
+    assert loss_fn(readme["retrained"].params, data.forget) > 1.0
+
+
+def test_the_unlearned_network_of_the_readme_is_between_original_and_retrained(readme):
+    loss_fn, data = readme["loss_fn"], readme["data"]
+    forget = {name: float(loss_fn(readme[name].params, data.forget)) for name in ("original", "unlearned", "retrained")}
+    assert 10 * forget["original"] < forget["unlearned"] < forget["retrained"]
+    assert loss_fn(readme["unlearned"].params, data.retain) < 0.2
+
+
+def test_the_output_that_the_readme_shows_is_what_comes_out(readme):
+    (shown,) = blocks(ROOT / "README.md", "text")
+    for line in shown.splitlines():
+        name, forget, retain = re.fullmatch(r"(\w+) +forget loss ([\d.]+)  retain loss ([\d.]+)", line).groups()
+        for value, part in ((forget, readme["data"].forget), (retain, readme["data"].retain)):
+            found = float(readme["loss_fn"](readme[name].params, part))
+            assert found == pytest.approx(float(value), rel=0.15, abs=0.02)
+
+
+def test_the_readme_is_one_page():
+    text = re.sub(r"```.*?```", "", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert len(text.split()) < 800
+
+
+@pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.stem)
+def test_python_examples_of_a_page_run_in_order(page):
+    names: dict = {}
+    for code in blocks(page, "python"):
+        exec(compile(code, page.name, "exec"), names)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_and_paths_lead_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"https?://", target):
+            continue
+        path, _, anchor = target.partition("#")
+        found = (page.parent / path).resolve()
+        assert found.exists(), f"{page.name} links to {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", found.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            assert anchor in [re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings]
+    for path in re.findall(r"`((?:scissorhands_jax|experiments|tests)/[\w/.-]+)`", text):
+        assert (ROOT / path).exists(), f"{page.name} names {path}"
+
+
+def test_every_page_is_listed():
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    for page in PAGES[1:]:
+        assert page.name == "index.md" or f"({page.name})" in index
+
+
+def test_every_method_and_network_is_named():
+    readme, tables = (path.read_text(encoding="utf-8") for path in (ROOT / "README.md", ROOT / "docs" / "tables.md"))
+    for name in METHODS:
+        assert f"`{name}`" in readme
+        assert f"`{name}`" in tables
+    files = (ROOT / "docs" / "pytorch-files.md").read_text(encoding="utf-8")
+    for name in MODELS:
+        assert f"`{name}`" in files or name.startswith("resnet")
+
+
+def test_examples_leave_nothing_configured():
+    assert jax.config.jax_numpy_rank_promotion == "raise"
