@@ -1,60 +1,64 @@
-"""The README's own code and commands."""
+"""The commands that README.md and docs/ show, as the command line reads them."""
 
+import importlib
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
 
-from scissorhands_jax.cli import main as cli
-from scissorhands_jax.jobs.config import setting_names
-from scissorhands_jax.methods import METHODS
-from scissorhands_jax.models import MODELS
+from scissorhands_jax.cli.main import COMMANDS, read_command
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+def lines() -> list[str]:
+    """All command lines of all pages, continued lines joined."""
+    blocks = [re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL) for page in PAGES]
+    text = "\n".join(block for page in blocks for block in page).replace("\\\n", " ")
+    return [part.strip() for line in text.splitlines() for part in line.split("&&")]
 
 
-def test_the_python_example_runs_and_forgets(capsys):
-    (code,) = blocks("python")
-    names: dict = {}
-    exec(compile(code, str(README), "exec"), names)
-    forgotten = names["loss_fn"](names["unlearned"].params, names["data"].forget)
-    retained = names["loss_fn"](names["unlearned"].params, names["data"].retain)
-    assert forgotten > 1.5 * retained
-    assert re.match(r"\d+ steps; forget loss \d+\.\d\d\n", capsys.readouterr().out)
+COMMAND_LINES = [line.partition("bin/scissorhands ")[2] for line in lines() if "bin/scissorhands " in line]
+MODULE_LINES = [line.partition("bin/python -m ")[2] for line in lines() if "bin/python -m experiments" in line]
 
 
-def test_the_example_is_about_a_dozen_lines_long():
-    (code,) = blocks("python")
-    assert len([line for line in code.splitlines() if line.strip()]) <= 16
-
-
-def commands() -> list[str]:
-    lines = "\n".join(blocks("sh")).replace("\\\n", " ").splitlines()
-    return [
-        part.partition("scissorhands ")[2] for line in lines for part in line.split("&&") if "bin/scissorhands" in part
-    ]
-
-
-@pytest.mark.parametrize("command", commands())
+@pytest.mark.parametrize("command", COMMAND_LINES)
 def test_commands_are_understood_by_the_command_line(command):
-    assert cli.read_command(shlex.split(command))
+    assert read_command(shlex.split(command))
 
 
-def test_the_commands_of_users_are_shown():
-    shown = {command.split()[0] for command in commands()}
-    assert shown == {"demo", "unlearn", "evaluate", "audit", "request", "sd"}
+def test_nearly_every_command_is_shown_as_it_is_typed():
+    shown = {name for name in COMMANDS for command in COMMAND_LINES if command.startswith(name)}
+    assert shown >= {
+        "demo",
+        "demo diffusion",
+        "unlearn",
+        "evaluate",
+        "audit",
+        "request add",
+        "request run",
+        "sd import",
+    }
 
 
-def test_names_in_the_prose_exist():
-    text = README.read_text(encoding="utf-8")
-    assert "fraction" in setting_names(METHODS["scissorhands"]())
-    for name in ("resnet20", "resnet110", "resnet18", "resnet34", "vgg16_bn", "resnet9", "mlp"):
-        assert f"`{name}`" in text
-        assert name in MODELS
-    for path in re.findall(r"`((?:scissorhands_jax|experiments|tests)/[\w/.]+)`", text):
-        assert (README.parent / path).exists(), path
+@pytest.mark.parametrize("command", MODULE_LINES)
+def test_experiments_are_understood(command, monkeypatch, capsys):
+    module, *words = shlex.split(command)
+    monkeypatch.setattr(sys, "argv", [module])
+    main = importlib.import_module(module).main
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in words if word.startswith("--"))
+
+
+def test_commands_named_in_prose_exist():
+    for page in PAGES:
+        text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+        for words in re.findall(r"`scissorhands ([a-z ]+?)[` ]", text):
+            first = words.split()[0]
+            assert any(name.split()[0] == first for name in COMMANDS), f"{page.name}: {words}"
