@@ -1,4 +1,4 @@
-"""The points in which the published code of Scissorhands departs from Algorithm 1 of the paper."""
+"""Algorithm 1 of the paper and the published code of Scissorhands, and every point in which they differ."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from scissorhands_jax.methods.settings import Mode
 class Semantics:
     """Every point in which the published code departs from the paper, each with its own switch.
 
-    The defaults are Algorithm 1 of the paper; `SEMANTICS["authors"]` is the published code.
+    The defaults compute each step as Algorithm 1 of the paper does, and pair batches as the published code does
+    (`every_step_joint`); `SEMANTICS["authors"]` is the published code.
     """
 
     saliency_train: bool = False
@@ -50,9 +51,10 @@ class Semantics:
     """Which joint steps of an epoch are projected: every one, or every n-th (n = 10 in the scripts for 50 % of CIFAR-10
     and for CelebA)."""
     every_step_joint: bool = False
-    """Whether forget batches are cycled so that every step of an epoch sees one. Otherwise an epoch passes once over
-    both sets, and its steps see retain examples alone once the forget examples are used up. Algorithm 1 leaves this
-    open."""
+    """Whether forget batches are cycled so that every step of an epoch sees one, as Algorithm 1 has it. Otherwise an
+    epoch passes once over both sets, as in the published code, and its steps see retain examples alone once the forget
+    examples are used up. Both modes pair as the published code does, because the forget loss has no ceiling: seen at
+    every step, it can be driven up without bound."""
     ragged_batches: bool = False
     """Whether the last batch of a pass may be smaller. Otherwise it is filled up."""
     fixed_batches: bool = False
