@@ -217,7 +217,7 @@ def plan(work: Path, name: str) -> dict[str, Any]:
     from scissorhands_jax.diffusion import planning
 
     sizes, settings, generation = unlearning(name)
-    document = planning.plan(sizes, settings, generation=generation)
+    document = planning.plan_concept(sizes, settings, generation=generation).document()
     gib = {
         phase: {part: round(size / 2**30, 2) for part, size in parts.items()}
         for phase, parts in document["phases_bytes"].items()

@@ -337,15 +337,16 @@ class ConceptPlanCommand(DiffusionMethodOptions):
 
     def run(self, console: Console) -> None:
         from scissorhands_jax.diffusion import generating, networks, planning
+        from scissorhands_jax.jobs.plan_report import print_plan
 
         config = networks.named(self.config) if self.model is None else generating.read_config(self.model)
         generation = self.sampling(remat=self.remat)
         with console.status("compiling for the sizes of the network"):
-            document = planning.plan(config, self.method_settings(), generation=generation, memory_gib=self.memory)
+            plan = planning.plan_concept(config, self.method_settings(), generation=generation, memory_gib=self.memory)
         if self.json:
-            print_json(document)
+            print_json(plan.document())
         else:
-            planning.print_plan(document, Console())
+            print_plan(plan, Console())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

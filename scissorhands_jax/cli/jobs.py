@@ -156,18 +156,19 @@ class PlanCommand(JobOptions):
 
     def run(self, console: Console) -> None:
         from scissorhands_jax.jobs import planning
+        from scissorhands_jax.jobs.plan_report import print_plan
 
         config = self.config() if self.config_file is None else self._saved_config(self.config_file)
         # By now this process has loaded what a run loads, with one thread, so that its CPU time is about the time it
         # took.
         starting = time.process_time()
-        document = planning.plan(
+        plan = planning.plan_run(
             config, devices=self.devices, memory_gib=self.memory, starting=starting, console=console
         )
         if self.json:
-            print_json(document)
+            print_json(plan.document())
         else:
-            planning.print_plan(document, Console())
+            print_plan(plan, Console())
 
     def _saved_config(self, path: Path) -> config_lib.RunConfig:
         from scissorhands_jax.jobs.earlier_runs import read_run_config

@@ -1,11 +1,11 @@
 """The memory of `scissorhands sd unlearn` before it is spent: from shapes, and from what the compiler says.
 
 No weights are read and no step is taken: the programs of saliency and of the repair step are compiled for the shapes of
-the network. A phase holds, with P the bytes of the parameters,
+the network. With P the bytes of the parameters, a phase holds
 
-    scoring     P of the original and P of the summed gradients, and what the program of a batch needs besides
+    scoring     P of the original and P of the summed gradients, and what the program of a batch needs for itself
     trimming    P of the original, P of the sum and P of the scores; less once these are a mask
-    repair      P of the parameters and the optimizer's state, and what the program of a step needs besides: 2 P of
+    repair      P of the parameters and the optimizer's state, and what the program of a step needs for itself: 2 P of
                 gradients, activations, temporaries
 
 where `training.run` holds the only reference to the original. Adding up the parts of the largest phase gives what one
@@ -14,144 +14,120 @@ device needs, and on CPU what the process around it takes.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from scissorhands_jax import report, trees
 from scissorhands_jax.base import Batch, Data
 from scissorhands_jax.diffusion import generating, losses, networks
 from scissorhands_jax.diffusion.networks import Config
 from scissorhands_jax.diffusion.unlearning import ConceptSettings
-from scissorhands_jax.errors import InputError
-from scissorhands_jax.jobs import planning
+from scissorhands_jax.jobs.plan_memory import GRADIENTS, TEMPORARIES, memory_limit, process_bytes
+from scissorhands_jax.jobs.plan_report import Plan
+from scissorhands_jax.jobs.plan_steps import memory_analysis
 from scissorhands_jax.losses import microbatched
 from scissorhands_jax.methods.scissorhands import Repair
-from scissorhands_jax.training import feeding
 from scissorhands_jax.training import loop as training
 
-_STEPS = 64  # An epoch is taken to have at least so many.
+_STEPS = 64  # An epoch is taken to have at least this many, so that a call takes as many as it does in a long run.
+_HINT = (
+    "Less takes: --remat, --dtype bfloat16, --microbatches N, optimizer=sgd, a smaller --batch-size; ask again with "
+    "these."
+)
 
 
-def plan(
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConceptPlan(Plan):
+    """The plan of a run that makes a diffusion model forget a concept."""
+
+    compile_seconds: float
+
+    def document(self) -> dict[str, Any]:
+        """The plan as JSON, with the versions and the machine that it was made with."""
+        return {
+            "parameters": self.parameters,
+            "phases_bytes": self.phases,
+            "total_bytes": self.total_bytes,
+            "limit_bytes": self.limit_bytes,
+            "fits": self.fits,
+            "compile_seconds": self.compile_seconds,
+            **report.environment(),
+        }
+
+
+def plan_concept(
     config: Config,
     settings: ConceptSettings,
     *,
     generation: generating.Settings = generating.DEFAULTS,
     memory_gib: float | None = None,
-) -> dict[str, Any]:
-    """Predicts the memory of `unlearn.unlearn` with the same settings, on one device.
+) -> ConceptPlan:
+    """Predicts the memory of `unlearning.unlearn` with the same settings, on one device.
 
-    Making the training images and encoding them comes before, with less. Checkpoints are written through host memory,
-    which on CPU may take as much again as they hold.
+    Making the training images and encoding them comes before, and needs less. Checkpoints are written through host
+    memory, which on CPU may take the size of what they hold once more.
 
     Args:
-      config: sizes of the networks.
-      settings: of the method.
-      generation: `size` and `compute` are looked at.
-      memory_gib: of the device, in GiB; None is what this one has.
-
-    Returns:
-      A JSON-able document: `parameters`, `phases_bytes` with the parts of each phase, `total_bytes` of the largest one,
-      `limit_bytes`, `fits`, `compile_seconds`.
+      config: The sizes of the networks.
+      settings: The settings of the method.
+      generation: How images are made, of which `size` and `compute` matter here.
+      memory_gib: The memory of the device in GiB; None is what this one has.
 
     Raises:
-      InputError: a setting cannot be used.
+      InputError: A setting cannot be used.
     """
     generating.check_settings(generation, config)
-    if memory_gib is not None and not memory_gib > 0:
-        raise InputError(f"--memory must be above 0 GiB, got {memory_gib:g}")
-    limit = feeding.device_memory() if memory_gib is None else int(memory_gib * 2**30)
+    limit = memory_limit(memory_gib)
     model = networks.unet(config.unet, generation.compute)
-    method = settings.method(model)
+    repair = settings.method(model).step
+    assert isinstance(repair, Repair)
     params = networks.outline("unet", config)
     trees.select(params, settings.trim)
-    key = jax.eval_shape(lambda: jax.random.key(0))
     side = generation.size // config.vae.factor
     latents = _array((settings.batch_size, side, side, config.unet.channels))
     context = _array((settings.batch_size, config.text.length, config.unet.context_width))
     retain = {"latents": latents, "deviation": latents, "context": context}
     forget = retain if settings.pseudo is None else {**retain, "pseudo": context}
-    repair = method.step
-    assert isinstance(repair, Repair)
+    key = jax.eval_shape(lambda: jax.random.key(0))
     optimizer = settings.transformation()
     carry = jax.eval_shape(lambda key, p: repair.begin(key, p, {}, optimizer, settings.forget_weight), key, params)
 
     started = time.perf_counter()
     noise_loss = microbatched(losses.noise_loss(model), settings.microbatches)
     gradient = jax.grad(lambda p, batch, key: noise_loss(p, {}, batch, train=True, key=key)[0])
-    scoring = _temporaries(jax.jit(gradient).lower(params, forget, key).compile())
+    scoring = memory_analysis(jax.jit(gradient).lower(params, forget, key).compile()).temp_size_in_bytes
     positions = np.arange(settings.batch_size, dtype=np.int32)
     epoch = [Batch(positions, positions)] * _STEPS
-    compiled, _ = training.compile_call(method.step, carry, Batch(forget, retain), Data(forget, retain), epoch)
-    step = _temporaries(compiled)
+    compiled, _ = training.compile_call(repair, carry, Batch(forget, retain), Data(forget, retain), epoch)
+    step = memory_analysis(compiled).temp_size_in_bytes
     seconds = time.perf_counter() - started
-    # With what the compiler has left in it, as in a run.
-    process = planning.process_bytes() if jax.default_backend() == "cpu" else 0
     held = trees.nbytes(params)
-    around = {"batch": trees.nbytes((forget, retain)), "process": process}
+    # The process is measured with what the compiler has left in it, as in a run.
+    around = {"batch": trees.nbytes((forget, retain)), "process": process_bytes()}
     phases = {
-        "scoring": {
-            "network": held,
-            "sum of gradients": held,
-            "gradient": held,
-            "activations and temporaries": scoring,
-        },
+        "scoring": {"network": held, "sum of gradients": held, "gradient": held, TEMPORARIES: scoring},
         "trimming": {"network": held, "sum of gradients": held, "scores": held},
         "repair": {
             "network": held,
             "optimizer": trees.nbytes((carry.opt_state, carry.aux)),
-            "gradients": 2 * held,
-            "activations and temporaries": max(0, step - 2 * held),
+            GRADIENTS: 2 * held,
+            TEMPORARIES: max(0, step - 2 * held),
         },
     }
-    phases = {phase: {**parts, **around} for phase, parts in phases.items()}
-    total = max(sum(parts.values()) for parts in phases.values())
-    return {
-        "parameters": trees.size(params),
-        "phases_bytes": phases,
-        "total_bytes": total,
-        "limit_bytes": limit,
-        "fits": total <= limit,
-        "compile_seconds": seconds,
-        **report.environment(),
-    }
-
-
-def print_plan(document: dict[str, Any], console: Console) -> None:
-    """Prints a plan for people."""
-    table = Table("phase", "part", "size", title="Memory", show_footer=True)
-    table.columns[0].footer, table.columns[2].footer = "largest phase", planning.size_text(document["total_bytes"])
-    for phase, parts in document["phases_bytes"].items():
-        for name, size in (*parts.items(), ("[bold]together[/]", sum(parts.values()))):
-            table.add_row(phase, name, planning.size_text(size))
-            phase = ""
-        table.add_section()
-    console.print(f"{document['parameters']:,} parameters", highlight=False)
-    console.print(table)
-    limit = planning.size_text(document["limit_bytes"])
-    if document["fits"]:
-        console.print(f"[bold green]It fits[/] in {limit}.", highlight=False)
-    else:
-        console.print(
-            f"[bold red]It does not fit[/] in {limit}. Less takes: --remat, --dtype bfloat16, --microbatches N, "
-            "optimizer=sgd, a smaller --batch-size; ask again with these.",
-            highlight=False,
-            soft_wrap=True,
-        )
-
-
-def _temporaries(compiled: jax.stages.Compiled) -> int:
-    """Bytes that a program needs besides its arguments and results."""
-    analysis = compiled.memory_analysis()
-    if analysis is None:
-        raise InputError(f"the {jax.default_backend()} backend does not say how much memory compiled code takes")
-    return analysis.temp_size_in_bytes
+    parameters = trees.size(params)
+    return ConceptPlan(
+        title=f"{parameters:,} parameters",
+        parameters=parameters,
+        phases={phase: {**parts, **around} for phase, parts in phases.items()},
+        limit_bytes=limit,
+        hint=_HINT,
+        compile_seconds=seconds,
+    )
 
 
 def _array(shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:

@@ -4,9 +4,10 @@ import dataclasses
 import json
 
 import pytest
+from rich.console import Console
 
 from scissorhands_jax.cli import main as cli
-from scissorhands_jax.jobs import planning
+from scissorhands_jax.jobs import plan_memory, plan_report, planning
 from scissorhands_jax.jobs.config import RunConfig, override
 from scissorhands_jax.methods import METHODS
 from tests.cli.main_test import error_of
@@ -28,7 +29,7 @@ def config(method="scissorhands", *, retain=RETAIN, **changes):
 
 @pytest.fixture(scope="module")
 def document():
-    return planning.plan(config(epochs=3), memory_gib=64)
+    return planning.plan_run(config(epochs=3), memory_gib=64).document()
 
 
 def test_steps_are_counted_by_kind_as_the_run_takes_them(document):
@@ -69,8 +70,8 @@ def test_time_is_steps_times_their_time_and_more(document):
 
 
 def test_several_devices_share_the_batch_and_perhaps_the_state(monkeypatch, document):
-    monkeypatch.setattr(planning, "process_bytes", lambda: 0)
-    found = planning.plan(config("finetune", epochs=1), devices=4, memory_gib=64)
+    monkeypatch.setattr(plan_memory, "process_bytes", lambda: 0)
+    found = planning.plan_run(config("finetune", epochs=1), devices=4, memory_gib=64).document()
     assert found["strategy"] == "data parallel"
     parts = found["memory"]["parts_bytes"]
     assert parts["data on the device"] == (FORGET + RETAIN + 64 / 4) * EXAMPLE
@@ -83,12 +84,12 @@ def test_several_devices_share_the_batch_and_perhaps_the_state(monkeypatch, docu
 
 
 def test_what_does_not_fit_comes_with_what_would(monkeypatch):
-    monkeypatch.setattr(planning, "process_bytes", lambda: 0)
+    monkeypatch.setattr(plan_memory, "process_bytes", lambda: 0)
     job = config(retain=None, epochs=1, pair="vmap")
     job = dataclasses.replace(job, forget="random:0.5", method=dataclasses.replace(job.method, batch_size=512))
     # Original, params, momentum, two gradients, and the data; a million bytes are left for activations.
     tight = 5 * 4 * WEIGHTS + (1347 + 2 * 512) * EXAMPLE + 1_000_000
-    found = planning.plan(job, memory_gib=tight / 2**30)
+    found = planning.plan_run(job, memory_gib=tight / 2**30).document()
     assert not found["memory"]["fits"]
     advice = {piece["how"].partition("=")[0]: piece for piece in reversed(found["advice"])}
     assert set(advice) >= {"method.pair", "model_options.remat", "method.microbatches", "model_options.dtype"}
@@ -98,13 +99,13 @@ def test_what_does_not_fit_comes_with_what_would(monkeypatch):
         assert piece["fits"] == (piece["total_bytes"] <= tight)
         assert piece["total_bytes"] > 4 * 4 * WEIGHTS
     # What it advises is what it then finds.
-    again = planning.plan(override(job, advice["method.microbatches"]["how"].split()), memory_gib=64)
+    again = planning.plan_run(override(job, advice["method.microbatches"]["how"].split()), memory_gib=64).document()
     assert again["memory"]["total_bytes"] == pytest.approx(advice["method.microbatches"]["total_bytes"], rel=0.2)
 
 
 def test_a_method_without_steps(monkeypatch):
-    monkeypatch.setattr(planning, "process_bytes", lambda: 0)
-    found = planning.plan(config("ssd"), memory_gib=64)
+    monkeypatch.setattr(plan_memory, "process_bytes", lambda: 0)
+    found = planning.plan_run(config("ssd"), memory_gib=64).document()
     assert (found["steps"], found["kinds"], found["seconds"]["steps"]) == (0, [], 0)
     assert found["seconds"]["beginning"] > 0
     assert found["memory"]["parts_bytes"]["gradients"] == 4 * WEIGHTS
@@ -118,16 +119,28 @@ def test_the_command_prints_a_table_or_json(tmp_path, capsys):
     printed = json.loads(capsys.readouterr().out)
     assert printed["steps"] == 16
     assert printed["memory"]["limit_bytes"] == 64 * 2**30
-    planning.print_plan(printed, planning.Console(width=100))
+    assert cli.main(arguments) == 0
     shown = capsys.readouterr().out
     for text in ("scissorhands on mlp, 85,002 parameters, 16 steps on one device", "64 forget + 64 retain", "It fits"):
         assert text in shown
-    printed["memory"]["fits"] = False
-    printed["advice"] = [{"what": "2 microbatches", "how": "method.microbatches=2", "total_bytes": 2**30, "fits": True}]
-    planning.print_plan(printed, planning.Console(width=100))
+
+
+def test_what_does_not_fit_is_printed_with_the_advice(capsys):
+    advice = plan_report.Advice(what="2 microbatches", how="method.microbatches=2", total_bytes=2**30, fits=True)
+    plan = plan_report.Plan(
+        title="a plan",
+        parameters=1,
+        phases={"first": {"network": 2**36}, "second": {"network": 2**37}},
+        limit_bytes=64 * 2**30,
+        advice=(advice,),
+        hint="Less takes: a smaller batch.",
+    )
+    plan_report.print_plan(plan, Console(width=100))
     shown = capsys.readouterr().out
-    assert "It does not fit in 64 GiB" in shown
+    assert "It does not fit in 64 GiB. Less takes: a smaller batch." in shown
     assert "2 microbatches (method.microbatches=2): 1 GiB, fits" in shown
+    assert "largest phase" in shown
+    assert "128 GiB" in shown
 
 
 class TestRefusals:
@@ -164,5 +177,5 @@ class TestRefusals:
 
 
 def test_sizes_and_times_read_well():
-    assert [planning.size_text(n) for n in (512, 1536, 3 * 2**30)] == ["512 bytes", "1.5 KiB", "3 GiB"]
-    assert [planning._duration(n) for n in (1.25, 600, 7200)] == ["1.2 s", "10.0 min", "2.0 h"]
+    assert [plan_report.size_text(n) for n in (512, 1536, 3 * 2**30)] == ["512 bytes", "1.5 KiB", "3 GiB"]
+    assert [plan_report.duration_text(n) for n in (1.25, 600, 7200)] == ["1.2 s", "10.0 min", "2.0 h"]

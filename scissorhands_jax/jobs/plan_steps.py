@@ -1,0 +1,166 @@
+"""The steps of a planned run: how many there are of each kind, and the programs that take them."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Self
+
+import jax
+import numpy as np
+
+from scissorhands_jax import data as data_lib
+from scissorhands_jax.base import Batch, Carry, Data, Method, PyTree
+from scissorhands_jax.errors import InputError
+from scissorhands_jax.jobs.job import Job
+from scissorhands_jax.methods import MethodSettings
+from scissorhands_jax.training import loop as training
+
+
+class StepKind(NamedTuple):
+    """A kind of step: how many examples of each set it sees, None for a set that it does not see."""
+
+    forget: int | None
+    retain: int | None
+
+    @property
+    def name(self) -> str:
+        """The numbers of examples in words."""
+        parts = [f"{count} {part}" for part, count in self._asdict().items() if count is not None]
+        return " + ".join(parts)
+
+    @property
+    def num_examples(self) -> int:
+        """How many examples of both sets a step sees."""
+        return sum(size or 0 for size in self)
+
+    def divided(self, parts: int) -> Self:
+        """The kind of step that sees one of several equal parts of the examples, rounded down."""
+        return type(self)(*(None if count is None else count // parts for count in self))
+
+    def positions(self, data: Data) -> Batch:
+        """The positions of as many examples as a step of this kind sees, repeated where the data are fewer."""
+        return Batch(
+            *(
+                None if count is None else np.arange(count) % data_lib.size(part)
+                for count, part in zip(self, data, strict=True)
+            )
+        )
+
+    def examples(self, data: Data) -> Batch:
+        """As many examples as a step of this kind sees."""
+        return data_lib.gather(data, self.positions(data))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class PlannedRun:
+    """A job, the devices that it is planned for, and the steps that it takes."""
+
+    job: Job
+    devices: int
+    method: Method
+    kinds: Mapping[StepKind, int]  # how many steps of each kind
+
+    @classmethod
+    def of(cls, job: Job, devices: int) -> PlannedRun:
+        """The run of a job; several devices share every batch.
+
+        Raises:
+          InputError: The devices do not divide a batch.
+        """
+        settings: MethodSettings = job.config.method
+        method = job.method(settings)
+        kinds: collections.Counter[StepKind] = collections.Counter()
+        for epoch in range(settings.epochs):
+            for batch in method.batches(jax.random.key(job.config.seed), job.data, epoch):
+                kinds[StepKind(*(None if part is None else len(part) for part in batch))] += 1
+        for size in (size for kind in kinds for size in kind):
+            if size is not None and size % devices:
+                raise InputError(
+                    f"{devices} devices cannot share a batch of {size} examples; change --devices or the batch size"
+                )
+        return cls(job=job, devices=devices, method=method, kinds=dict(kinds))
+
+    @property
+    def settings(self) -> MethodSettings:
+        """The settings of the method."""
+        return self.job.config.method
+
+    @property
+    def one_of_each(self) -> Data:
+        """One example of each set."""
+        return jax.tree.map(lambda leaf: leaf[:1], self.job.data)
+
+    def first_batches(self, count: int) -> Data:
+        """The examples of each set that the given number of batches needs, or the whole set if that is smaller."""
+        parts = []
+        for name, part in self.job.data._asdict().items():
+            size = max((getattr(kind, name) or 0 for kind in self.kinds), default=0) or self.settings.batch_size
+            parts.append(data_lib.take(part, np.arange(data_lib.size(part))[: count * size]))
+        return Data(*parts)
+
+    def outline_of(self, kind: StepKind) -> Batch:
+        """Shapes and types of the examples of a step."""
+        return jax.eval_shape(kind.examples, self.one_of_each)
+
+    def flops(self, carry: Carry, kind: StepKind) -> float:
+        """The floating-point operations of a step on all devices together.
+
+        They are counted in the program for an accelerator and without microbatches. That one has no loops, of which XLA
+        counts the body only once, while on CPU a convolution may be a loop over parts of the batch.
+        """
+        step = self.method.step
+        if getattr(self.settings, "microbatches", 1) > 1:
+            step = self.job.method(changed_settings(self.settings, microbatches=1)).step
+        batch = self.outline_of(kind.divided(self.devices))
+        traced = jax.jit(lambda carry, batch: step(carry, batch)).trace(outline(carry), batch)
+        cost = traced.lower(lowering_platforms=("cuda",)).cost_analysis() or {}
+        return float(cost.get("flops", 0.0)) * self.devices
+
+
+class Program(NamedTuple):
+    """A compiled call of one or more steps."""
+
+    call: jax.stages.Compiled
+    rows: int | None  # batches that a call has room for, as `training.loop.compile_call` says
+    temporaries: int  # bytes, gradients included
+    code: int  # bytes
+
+
+def compile_steps(run: PlannedRun, method: Method, carry: Carry, kind: StepKind, *, steps: int = 1) -> Program:
+    """Compiles, for one device, what a run calls for steps of one kind.
+
+    Args:
+      run: The run, whose data decide how many steps a call takes.
+      method: The method, which may be the one of the run or a variant of it.
+      carry: What a step takes; arrays or their shapes.
+      kind: What a step on that device sees.
+      steps: The number of such steps in an epoch.
+    """
+    batches = [kind.positions(run.job.data)] * steps
+    compiled, rows = training.compile_call(method.step, outline(carry), run.outline_of(kind), run.job.data, batches)
+    analysis = memory_analysis(compiled)
+    return Program(compiled, rows, analysis.temp_size_in_bytes, analysis.generated_code_size_in_bytes)
+
+
+def memory_analysis(compiled: jax.stages.Compiled) -> Any:
+    """What the compiler says about the memory of a program.
+
+    Raises:
+      InputError: The compiler of this backend does not say it.
+    """
+    analysis = compiled.memory_analysis()
+    if analysis is None:
+        raise InputError(f"the {jax.default_backend()} backend does not say how much memory compiled code takes")
+    return analysis
+
+
+def changed_settings(settings: MethodSettings, **changes: Any) -> MethodSettings:
+    """The settings with those of the changes that these settings have a field for."""
+    return dataclasses.replace(settings, **{name: value for name, value in changes.items() if hasattr(settings, name)})
+
+
+def outline(tree: PyTree) -> PyTree:
+    """Shapes and types of the arrays of a tree."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)

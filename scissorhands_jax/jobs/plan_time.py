@@ -1,0 +1,115 @@
+"""The time of a planned run, from timing parts of it: a few steps, the start of the method, an evaluation."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scissorhands_jax import data as data_lib
+from scissorhands_jax import trees
+from scissorhands_jax.base import Carry, Dataset, ModelState, Params
+from scissorhands_jax.jobs.plan_steps import PlannedRun, Program, StepKind
+from scissorhands_jax.metrics import accuracies, attacks
+from scissorhands_jax.training import checkpoints, compilation
+
+EVALUATION_BATCH = 500
+"""The number of images in a batch of an evaluation."""
+_TIMED_STEPS, _TIMED_SECONDS = 10, 3.0
+
+
+def time_evaluation(run: PlannedRun, params: Params, model_state: ModelState) -> float:
+    """Seconds of one evaluation of a network, without compilation."""
+    job = run.job
+    parts: dict[str, Dataset] = {"retain": job.data.retain, "test": job.test, "forget": job.data.forget}
+    sample = job.test["image"][: 2 * EVALUATION_BATCH]
+
+    def predict():
+        return accuracies.predict(job.model, params, model_state, sample, batch_size=EVALUATION_BATCH)
+
+    logits = predict()
+    per_batch = seconds_of(predict) / -(-len(sample) // EVALUATION_BATCH)
+    batches = sum(-(-data_lib.size(part) // EVALUATION_BATCH) for part in parts.values())
+    # The attack takes the longer, the more its logits are spread: so these are spread like real ones, and there are as
+    # many for each set as in the run.
+    generator = np.random.default_rng(0)
+    shown = []
+    for part in parts.values():
+        rows = generator.integers(len(logits), size=data_lib.size(part))
+        shown += [logits[rows] + generator.normal(scale=1e-3, size=(len(rows), 1)), np.asarray(part["label"])]
+    return batches * per_batch + seconds_of(lambda: attacks.paper_mia(*shown, seed=0))
+
+
+def time_beginning(run: PlannedRun, params: Params, model_state: ModelState) -> tuple[float, float, Carry]:
+    """Seconds of the method's `init` and of each `begin_epoch`, without compilation, and the carry that they make."""
+    key = jax.random.key(run.job.config.seed)
+
+    def begin(batches: int) -> Carry:
+        data = jax.tree.map(jnp.asarray, run.first_batches(batches))
+        return jax.block_until_ready(run.method.init(key, params, model_state, data))
+
+    # Methods that take no steps read all data when they begin, the others the forget set at most.
+    part = "forget" if run.kinds else "retain"
+    all_batches = data_lib.size(getattr(run.job.data, part)) / max(
+        1, data_lib.size(getattr(run.first_batches(1), part))
+    )
+    carry = begin(1)
+    beginning = seconds_of(lambda: begin(1))
+    if all_batches > 1:
+        more = seconds_of(lambda: begin(3)) - beginning
+        beginning += (all_batches - 1) * max(0.0, more) / (min(3, all_batches) - 1)
+    data = jax.tree.map(jnp.asarray, run.first_batches(1))
+    carry = run.method.begin_epoch(carry, data)
+    per_epoch = seconds_of(lambda: jax.block_until_ready(run.method.begin_epoch(carry, data)))
+    return beginning, per_epoch, trees.copy(carry)
+
+
+def time_steps(
+    run: PlannedRun, programs: Mapping[StepKind, Program], carry: Carry
+) -> tuple[dict[StepKind, float], Carry]:
+    """The median seconds of a step of each kind, and the carry after them; the given one is donated."""
+    seconds = {}
+    data = jax.tree.map(jnp.asarray, run.first_batches(1))
+    for kind, program in programs.items():
+        arguments: tuple[Any, ...] = (kind.divided(run.devices).examples(data),)
+        if program.rows is not None:
+            stacked = jax.tree.map(lambda leaf, rows=program.rows: jnp.stack([leaf] * rows), arguments[0])
+            arguments = (stacked, program.rows)
+        times: list[float] = []
+        while len(times) < 3 or (len(times) <= _TIMED_STEPS and sum(times) < _TIMED_SECONDS):
+            start = time.perf_counter()
+            carry, _ = jax.block_until_ready(program.call(carry, *arguments))
+            times.append((time.perf_counter() - start) / (program.rows or 1))
+        seconds[kind] = statistics.median(times[1:])  # The first one also maps memory.
+    return seconds, carry
+
+
+def time_saving(run: PlannedRun, carry: Carry) -> float:
+    """Seconds of all checkpoints, one after each epoch."""
+    epochs = run.settings.epochs if run.kinds else 0
+    if not epochs:
+        return 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        keeper = checkpoints.Checkpointer(folder)
+
+        def save(step: int) -> None:
+            keeper.save(carry._replace(step=jnp.int32(step)), checkpoints.Position(step, 0), {})
+
+        first, later = (seconds_of(functools.partial(save, step)) for step in (1, 2))
+        keeper.close()
+    return first + (epochs - 1) * later
+
+
+def seconds_of(call: Callable[[], Any]) -> float:
+    """Seconds of a call, without compilation."""
+    compiled, start = compilation.seconds(), time.perf_counter()
+    call()
+    elapsed = time.perf_counter() - start
+    return max(0.0, elapsed - (compilation.seconds() - compiled))
