@@ -126,7 +126,7 @@ def run(
             )
             if (digit, label) not in done:
                 original = original or digits.learn(settings, scene, None, tell(f"{ORIGINAL}: training"))
-                network = digits.unlearn(own, scene, original.params, on_step=tell(f"{digit}, {label}"))
+                network = digits.unlearn_digit(own, scene, original.params, on_step=tell(f"{digit}, {label}"))
                 images = digits.draw(own, scene, network.params, digits.asked_for(own))
                 keep(digits.measure(own, scene, label, network, images) | {"changed": changes}, images)
     files.write_bytes(out.with_suffix(".png"), report.figure_png(picture(work, forgotten), dpi=110))

@@ -296,7 +296,7 @@ class ConceptCommand(ResumeOptions, DiffusionMethodOptions, TokenizerOptions):
         retain = unlearning.read_side(
             list(self.retain_prompts), self.retain_images, self.images, part="retain", seed=self.seed
         )
-        answer = unlearning.unlearn(
+        answer = unlearning.unlearn_concept(
             self.model,
             self.out,
             forget,

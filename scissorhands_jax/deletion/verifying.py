@@ -25,7 +25,7 @@ from scissorhands_jax.deletion.running import unfinished_run
 from scissorhands_jax.deletion.signing import LedgerKeys
 from scissorhands_jax.errors import InputError, LedgerError
 from scissorhands_jax.jobs.evaluating import evaluate_network
-from scissorhands_jax.jobs.job import read_network
+from scissorhands_jax.jobs.job import read_original
 
 _WITHOUT_SECRET = (
     "note: without the ledger's secret nobody can tell whether the files that describe forgotten examples are as they "
@@ -190,7 +190,7 @@ def _original_problems(book: Ledger, subject: Subject) -> list[str]:
     about = book.about
     place = subject.weights or subject.checkpoint or about.weights or about.checkpoint
     try:
-        network = read_network(config_in_use(book, subject))
+        network = read_original(config_in_use(book, subject))
     except InputError as error:
         return [f"the original network in {place} cannot be read: {error}"]
     if hashing.network_sha256(*network) != about.network:

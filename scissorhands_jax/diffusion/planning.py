@@ -28,7 +28,7 @@ from scissorhands_jax.diffusion import generating, losses, networks
 from scissorhands_jax.diffusion.networks import Config
 from scissorhands_jax.diffusion.unlearning import ConceptSettings
 from scissorhands_jax.jobs.plan_memory import GRADIENTS, TEMPORARIES, memory_limit, process_bytes
-from scissorhands_jax.jobs.plan_report import Plan
+from scissorhands_jax.jobs.plan_report import CostPlan
 from scissorhands_jax.jobs.plan_steps import memory_analysis
 from scissorhands_jax.losses import microbatched
 from scissorhands_jax.methods.scissorhands import Repair
@@ -42,7 +42,7 @@ _HINT = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ConceptPlan(Plan):
+class ConceptPlan(CostPlan):
     """The plan of a run that makes a diffusion model forget a concept."""
 
     compile_seconds: float
@@ -67,7 +67,7 @@ def plan_concept(
     generation: generating.Settings = generating.DEFAULTS,
     memory_gib: float | None = None,
 ) -> ConceptPlan:
-    """Predicts the memory of `unlearning.unlearn` with the same settings, on one device.
+    """Predicts the memory of `unlearning.unlearn_concept` with the same settings, on one device.
 
     Making the training images and encoding them comes before, and needs less. Checkpoints are written through host
     memory, which on CPU may take the size of what they hold once more.

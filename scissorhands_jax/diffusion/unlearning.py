@@ -194,7 +194,7 @@ def read_side(
     return Side(tuple(prompts), images, count)
 
 
-def unlearn(
+def unlearn_concept(
     model: Path,
     out: Path,
     forget: Side,

@@ -138,7 +138,7 @@ def prepare_network(
     )
 
 
-def read_network(config: NetworkConfig) -> tuple[Params, ModelState]:
+def read_original(config: NetworkConfig) -> tuple[Params, ModelState]:
     """Reads the weights of a network alone, without its past.
 
     Raises:

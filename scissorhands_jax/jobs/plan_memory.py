@@ -23,7 +23,7 @@ from scissorhands_jax.base import Carry, Model, PyTree
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs.config import RunConfig
 from scissorhands_jax.jobs.plan_report import size_text
-from scissorhands_jax.jobs.plan_steps import PlannedRun, Program, StepKind, outline
+from scissorhands_jax.jobs.plan_steps import PlannedRun, Program, StepKind, shapes_of
 from scissorhands_jax.jobs.plan_time import EVALUATION_BATCH
 from scissorhands_jax.methods import TrainingSettings
 from scissorhands_jax.training import feeding
@@ -176,6 +176,6 @@ def process_bytes() -> int:
 
 def _temporaries(function: Callable, carry: Carry, examples: PyTree) -> int:
     """Bytes that a function of params, model state and examples needs for itself."""
-    arguments = outline((carry.params, carry.model_state, examples))
+    arguments = shapes_of((carry.params, carry.model_state, examples))
     analysis = jax.jit(function).lower(*arguments).compile().memory_analysis()
     return 0 if analysis is None else analysis.temp_size_in_bytes

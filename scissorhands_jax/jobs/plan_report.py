@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.table import Table
 
+from scissorhands_jax.jobs.progress import duration_text
+
 _TIMES = {
     "starting": "starting the process",
     "reading": "reading data and weights",
@@ -44,7 +46,7 @@ class Advice:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
+class CostPlan:
     """What a run will cost: the memory of each phase, and where it was predicted the time.
 
     The memory that a device needs is that of the phase that needs most.
@@ -70,7 +72,7 @@ class Plan:
         return self.total_bytes <= self.limit_bytes
 
 
-def print_plan(plan: Plan, console: Console) -> None:
+def print_plan(plan: CostPlan, console: Console) -> None:
     """Prints a plan for people: steps, memory and time as tables, and what would need less if it does not fit."""
     if not console.is_terminal:
         console.width = 100
@@ -101,7 +103,7 @@ def print_plan(plan: Plan, console: Console) -> None:
         console.print(f"  {text}{mark}", highlight=False, soft_wrap=True)
 
 
-def _memory_table(plan: Plan) -> Table:
+def _memory_table(plan: CostPlan) -> Table:
     """The parts of the memory; with several phases a section for each of them."""
     several = len(plan.phases) > 1
     table = Table(*(["phase"] if several else []), "part", "per device", title="Memory", show_footer=True)
@@ -124,10 +126,3 @@ def size_text(count: float) -> str:
         return f"{count:.0f} bytes"
     unit, size = next((u, s) for u, s in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)) if count >= s)
     return f"{count / size:,.3g} {unit}"
-
-
-def duration_text(seconds: float) -> str:
-    """A time in words, in seconds, minutes or hours."""
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -114,7 +114,7 @@ class PlannedRun:
         if getattr(self.settings, "microbatches", 1) > 1:
             step = self.job.method(changed_settings(self.settings, microbatches=1)).step
         batch = self.outline_of(kind.divided(self.devices))
-        traced = jax.jit(lambda carry, batch: step(carry, batch)).trace(outline(carry), batch)
+        traced = jax.jit(lambda carry, batch: step(carry, batch)).trace(shapes_of(carry), batch)
         cost = traced.lower(lowering_platforms=("cuda",)).cost_analysis() or {}
         return float(cost.get("flops", 0.0)) * self.devices
 
@@ -139,7 +139,7 @@ def compile_steps(run: PlannedRun, method: Method, carry: Carry, kind: StepKind,
       steps: The number of such steps in an epoch.
     """
     batches = [kind.positions(run.job.data)] * steps
-    compiled, rows = training.compile_call(method.step, outline(carry), run.outline_of(kind), run.job.data, batches)
+    compiled, rows = training.compile_call(method.step, shapes_of(carry), run.outline_of(kind), run.job.data, batches)
     analysis = memory_analysis(compiled)
     return Program(compiled, rows, analysis.temp_size_in_bytes, analysis.generated_code_size_in_bytes)
 
@@ -161,6 +161,6 @@ def changed_settings(settings: MethodSettings, **changes: Any) -> MethodSettings
     return dataclasses.replace(settings, **{name: value for name, value in changes.items() if hasattr(settings, name)})
 
 
-def outline(tree: PyTree) -> PyTree:
+def shapes_of(tree: PyTree) -> PyTree:
     """Shapes and types of the arrays of a tree."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)

@@ -57,9 +57,8 @@ def time_beginning(run: PlannedRun, params: Params, model_state: ModelState) -> 
 
     # Methods that take no steps read all data when they begin, the others the forget set at most.
     part = "forget" if run.kinds else "retain"
-    all_batches = data_lib.size(getattr(run.job.data, part)) / max(
-        1, data_lib.size(getattr(run.first_batches(1), part))
-    )
+    whole, batch = (data_lib.size(getattr(data, part)) for data in (run.job.data, run.first_batches(1)))
+    all_batches = whole / max(1, batch)
     carry = begin(1)
     beginning = seconds_of(lambda: begin(1))
     if all_batches > 1:

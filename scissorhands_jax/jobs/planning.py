@@ -23,14 +23,14 @@ from scissorhands_jax.jobs import plan_memory, plan_time
 from scissorhands_jax.jobs.config import RunConfig
 from scissorhands_jax.jobs.job import Job, prepare_job
 from scissorhands_jax.jobs.plan_advice import advise
-from scissorhands_jax.jobs.plan_report import Plan, PlannedSteps
+from scissorhands_jax.jobs.plan_report import CostPlan, PlannedSteps
 from scissorhands_jax.jobs.plan_steps import PlannedRun, compile_steps
 from scissorhands_jax.jobs.progress import progress_bar
 from scissorhands_jax.training import compilation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RunPlan(Plan):
+class RunPlan(CostPlan):
     """The plan of an unlearning run."""
 
     config: RunConfig

@@ -28,22 +28,22 @@ SPACES: dict[str, dict[str, Range]] = {
 
 
 def space_of(method_name: str) -> dict[str, Range]:
-    """What is tuned for a method: as in SPACES, else the learning rate."""
+    """The settings of a method that are tuned, each with its range: as in SPACES, or otherwise the learning rate."""
     return SPACES.get(method_name, {"learning_rate": (1e-4, 1e-1)})
 
 
 class Trial(NamedTuple):
-    """One setting that was tried."""
+    """One choice of settings that was tried."""
 
     changes: dict[str, float]
     score: float  # percentage points, smaller is better; infinite where the run diverged
     numbers: dict[str, float]  # behind the score; empty where the run diverged
-    observed: dict[str, float]  # what the caller measured beside; it never enters the choice
+    observed: dict[str, float]  # what the caller measured in addition; it never enters the choice
     seconds: float
 
 
 class Tuning(NamedTuple):
-    """What was tried, and what it chose."""
+    """The settings that were chosen, and everything that was tried."""
 
     settings: MethodSettings
     best: Trial
@@ -69,42 +69,45 @@ def tune_settings(
 ) -> Tuning:
     """Tries settings from a scrambled Sobol sequence, the given ones first, and keeps the one with the smallest score.
 
-    The score asks what can be asked without a retrained network (`proxy_score`).
+    The score is what can be known without a retrained network (`proxy_score`).
 
     Args:
-      model: its logits are scored.
-      build: makes the method of some settings.
-      settings: where the search starts; it changes the fields in `space`.
-      key: of the draws and the runs; every trial runs with the same key.
-      params, model_state: the original network.
-      data: forget and retain sets.
-      validation: examples that the original was not trained on; without the classes that are forgotten as a whole.
-      space: low and high by field, positive, searched on a logarithmic scale; `space_of` has one for every method.
-      whole_classes: whether whole classes or identities are forgotten (`data.forgets_classes`).
-      num_trials: the budget, at least 1.
-      max_seconds: no trial starts after so long.
-      on_trial: told the number, counted from 1, and the trial.
-      observe: measures every unlearned network for the record, for example against an oracle; not used for the choice.
+      model: The model, whose logits are scored.
+      build: Makes the method from its settings.
+      settings: The settings that the search starts with; it changes the fields in `space`.
+      key: A typed PRNG key for the draws and the runs; every trial runs with the same key.
+      params, model_state: The original network.
+      data: The forget and the retain set.
+      validation: Examples that the original was not trained on, without the classes that are forgotten as a whole.
+      space: For each field the lowest and the highest value, both positive; searched on a logarithmic scale.
+        `space_of` has one for every method.
+      whole_classes: Whether whole classes or identities are forgotten (`forget_sets.forgets_classes`).
+      num_trials: The number of trials, at least 1.
+      max_seconds: The time after which no trial starts; None is no limit.
+      on_trial: Called after every trial with its number, counted from 1, and the trial.
+      observe: Measures every unlearned network for the record, for example against a retrained one; not used for the
+        choice.
 
     Raises:
-      InputError: a range or the budget cannot be used, or every trial diverged.
+      InputError: A range or the budget cannot be used, or every trial diverged.
     """
     check_search(settings, space, num_trials)
     before = measure_trial(model, params, model_state, data, validation)
     tries = candidates(settings, space, num_trials, key)
-    methods = sweeps.methods_of(build, [dataclasses.replace(settings, **changes) for changes in tries])
-    started, trials = time.perf_counter(), []
+    tried = [_with_changes(settings, changes) for changes in tries]
+    methods = sweeps.methods_of(build, tried)
+    started, trials = time.perf_counter(), list[Trial]()
     for number, (changes, method) in enumerate(zip(tries, methods, strict=True), start=1):
         if trials and max_seconds is not None and time.perf_counter() - started > max_seconds:
             break
-        tried = dataclasses.replace(settings, **changes)
-        begun, observed = time.perf_counter(), {}
+        begun = time.perf_counter()
+        numbers, score, observed = dict[str, float](), float("inf"), dict[str, float]()
         try:
-            result = run(method, key, params, model_state, data, num_epochs=tried.epochs)
+            result = run(method, key, params, model_state, data, num_epochs=tried[number - 1].epochs)
             numbers = measure_trial(model, result.params, result.model_state, data, validation)
             score = proxy_score(numbers, before, whole_classes=whole_classes)
         except NonFiniteError:
-            numbers, score = {}, float("inf")
+            pass
         seconds = time.perf_counter() - begun
         if numbers and observe is not None:
             observed = observe(result.params, result.model_state)
@@ -114,13 +117,28 @@ def tune_settings(
     best = min(trials, key=lambda trial: trial.score)
     if not np.isfinite(best.score):
         raise InputError(f"all {len(trials)} trials diverged; lower the range of the learning rate")
-    return Tuning(dataclasses.replace(settings, **best.changes), best, trials)
+    return Tuning(_with_changes(settings, best.changes), best, trials)
+
+
+def _with_changes(settings: MethodSettings, changes: Mapping[str, Any]) -> MethodSettings:
+    return dataclasses.replace(settings, **changes)
 
 
 def candidates(
     settings: MethodSettings, space: Mapping[str, Range], num_trials: int, key: Key
 ) -> Sequence[dict[str, float]]:
-    """The settings as they are, then points that fill the space evenly (Sobol), to three digits."""
+    """The choices of settings that a search tries.
+
+    Args:
+      settings: The settings that the search starts with.
+      space: For each field the lowest and the highest value.
+      num_trials: The number of choices.
+      key: A typed PRNG key, of the scrambling of the sequence.
+
+    Returns:
+      The given settings, then points of a scrambled Sobol sequence, which fill the space evenly on a logarithmic scale;
+      values have three significant digits.
+    """
     start = {name: getattr(settings, name) for name in space}
     if num_trials == 1:
         return [start]
@@ -139,6 +157,11 @@ def measure_trial(
 
     `loss_distance` is the Kolmogorov-Smirnov statistic between both samples of losses, in percent: 0 where they are
     distributed alike, as they are under a network that saw neither.
+
+    Args:
+      model, params, model_state: The network.
+      data: The forget and the retain set.
+      validation: Examples that the original network was not trained on.
     """
     parts = {"forget": data.forget, "retain": data.retain, "validation": validation}
     numbers, losses = {}, {}
@@ -152,11 +175,16 @@ def measure_trial(
 
 
 def proxy_score(numbers: Mapping[str, float], before: Mapping[str, float], *, whole_classes: bool) -> float:
-    """How far a network is from what retraining would give, as far as that is known without it; percentage points.
+    """How far a network is from a retrained one, as far as that is known without retraining; percentage points.
 
-    The retrained network is about as good as the original on retained and on unseen examples. A random forget set is to
-    it like any unseen examples, so its losses are distributed like those of the validation set; a whole class that it
-    never saw it never answers. The score is the mean of the three distances: forget, retain, validation.
+    A retrained network is about as good as the original on retained and on unseen examples. To it, a random forget set
+    is like any unseen examples, so that its losses are distributed like those of the validation set; and it never
+    answers with a class that it never saw. The score is the mean of the three distances: forget, retain, validation.
+
+    Args:
+      numbers: What `measure_trial` says of the network.
+      before: The same of the original network.
+      whole_classes: Whether whole classes are forgotten.
     """
     forget = numbers["acc_forget"] if whole_classes else numbers["loss_distance"]
     lost = [abs(numbers[name] - before[name]) for name in ("acc_retain", "acc_validation")]
@@ -164,7 +192,11 @@ def proxy_score(numbers: Mapping[str, float], before: Mapping[str, float], *, wh
 
 
 def check_search(settings: MethodSettings, space: Mapping[str, Range], num_trials: int) -> None:
-    """Raises InputError if a range or the budget cannot be used."""
+    """Refuses a search that cannot be made.
+
+    Raises:
+      InputError: There is no trial, a field to tune does not exist, or a range is empty or not positive.
+    """
     if num_trials < 1:
         raise InputError(f"tuning needs at least 1 trial, got {num_trials}")
     names = [field.name for field in dataclasses.fields(settings)]

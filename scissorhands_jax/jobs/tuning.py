@@ -19,10 +19,7 @@ from scissorhands_jax.datasets.splits import known_classes
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import runs, search
 from scissorhands_jax.jobs.config import RunConfig
-from scissorhands_jax.jobs.job import (
-    Job,
-    prepare_job,
-)
+from scissorhands_jax.jobs.job import Job, prepare_job
 from scissorhands_jax.jobs.progress import progress_bar
 
 TUNING_FILE = "tuning.json"
@@ -39,21 +36,23 @@ def tune(
 ) -> dict[str, Any]:
     """Chooses settings of the method for one unlearning job, within a budget, and writes `tuning.json` into a folder.
 
-    Neither the test set (but for the share of it that is set aside for this) nor a retrained network is looked at.
+    Neither a retrained network nor the test set is looked at, except for the share of the test set that may be set
+    aside for this.
 
     Args:
-      config: the job, as for `unlearn`. Its `validation` is `test:SHARE`, which sets that share of the test set aside,
-        drawn with the seed (`unlearn` with the same leaves it out of its test set); `indices:FILE`, examples of the
-        training split that the network was not trained on; or None for all of those.
-      out: the folder, which must be new or hold an earlier tuning.
-      num_trials: the budget.
-      max_minutes: no trial starts after so long.
+      config: The job, as for `unlearn`. Its `validation` says what the search looks at (`RunConfig`); `unlearn` with
+        the same `test:SHARE` leaves that share out of its test set.
+      out: The folder, which must be new, or hold an earlier tuning that is to be replaced.
+      num_trials: The number of settings that are tried.
+      max_minutes: The time after which no trial starts; None is no limit.
+      overwrite: Whether an earlier tuning in the folder is replaced.
+      console: Where progress and the result are shown.
 
     Returns:
       The document in `tuning.json`: the best settings as overrides, and every trial.
 
     Raises:
-      InputError: something cannot be used, or there is nothing to validate with.
+      InputError: Something cannot be used, or there is nothing to validate with.
     """
     job = prepare_job(config)
     config = job.config
@@ -104,7 +103,7 @@ def tune(
 
 
 def _validation(job: Job) -> tuple[Dataset, str]:
-    """Examples that the network has never seen, of the classes that stay, and what they are."""
+    """Examples that the network has never seen, of the classes that stay, and in words what they are."""
     spec, train, total = job.config.validation, job.splits.train, data_lib.size(job.splits.train)
     unseen = np.setdiff1d(np.arange(total), np.union1d(job.past.trained_on, job.past.forgotten))
     if job.set_aside is not None:

@@ -114,19 +114,22 @@ def unlearn(
         after = _measure(job, result.params, result.model_state, right_labels, layout)
         progress.update(task, completed=1, note=_note(after))
 
-    document = _document(job, description, before, after, result, resumed_at)
-    if layout is not None:
-        document["layout"] = {**layout.mesh.shape, "fsdp": layout.fsdp, "processes": jax.process_count()}
+    document = _document(job, description, before, after, result, resumed_at, layout)
     _save_result(out, config, result)
     if writes:
-        report.write_results(out / runs.RESULTS_FILE, document)
-        _write_report(out / "report.html", config, document, history)
-        report.print_tables(document["rows"], console)
-        console.print(report.gates_note(document["gates"]), highlight=False, markup=False, soft_wrap=True)
-        console.print(
-            f"written to {out}: {NETWORK_FOLDER}/, {WEIGHTS_FILE}, {runs.RESULTS_FILE}, report.html", highlight=False
-        )
+        _present(out, config, document, history, console)
     return document
+
+
+def _present(out: Path, config: RunConfig, document: dict[str, Any], history: list[dict], console: Console) -> None:
+    """Writes the results and the report, and prints the tables."""
+    report.write_results(out / runs.RESULTS_FILE, document)
+    _write_report(out / "report.html", config, document, history)
+    report.print_tables(document["rows"], console)
+    console.print(report.gates_note(document["gates"]), highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        f"written to {out}: {NETWORK_FOLDER}/, {WEIGHTS_FILE}, {runs.RESULTS_FILE}, report.html", highlight=False
+    )
 
 
 def _describe(job: Job) -> dict[str, Any]:
@@ -167,6 +170,7 @@ def _document(
     after: dict[str, Any],
     result: Result,
     resumed_at: int | None,
+    layout: sharding.Layout | None,
 ) -> dict[str, Any]:
     """What `results.json` holds."""
     config = job.config
@@ -177,7 +181,7 @@ def _document(
         _row(scenario, "original", config.seed, before, None),
         _row(scenario, config.method_name, config.seed, after, seconds),
     ]
-    return {
+    document = {
         "rows": rows,
         "gates": [gate._asdict() for gate in gates.of_rows(rows)],
         "before": before,
@@ -194,6 +198,9 @@ def _document(
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **report.environment(),
     }
+    if layout is not None:
+        document["layout"] = {**layout.mesh.shape, "fsdp": layout.fsdp, "processes": jax.process_count()}
+    return document
 
 
 def _save_result(out: Path, config: RunConfig, result: Result) -> None:

@@ -127,7 +127,7 @@ def test_the_command_prints_a_table_or_json(tmp_path, capsys):
 
 def test_what_does_not_fit_is_printed_with_the_advice(capsys):
     advice = plan_report.Advice(what="2 microbatches", how="method.microbatches=2", total_bytes=2**30, fits=True)
-    plan = plan_report.Plan(
+    plan = plan_report.CostPlan(
         title="a plan",
         parameters=1,
         phases={"first": {"network": 2**36}, "second": {"network": 2**37}},
@@ -176,6 +176,5 @@ class TestRefusals:
         assert "No such file" in error_of(capsys)
 
 
-def test_sizes_and_times_read_well():
+def test_sizes_read_well():
     assert [plan_report.size_text(n) for n in (512, 1536, 3 * 2**30)] == ["512 bytes", "1.5 KiB", "3 GiB"]
-    assert [plan_report.duration_text(n) for n in (1.25, 600, 7200)] == ["1.2 s", "10.0 min", "2.0 h"]

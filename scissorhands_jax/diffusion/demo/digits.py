@@ -318,7 +318,7 @@ def learn(settings: Settings, scene: Scene, digit: int | None, on_step: training
     return _run(method, key, {}, data, epochs, on_step)
 
 
-def unlearn(
+def unlearn_digit(
     settings: Settings,
     scene: Scene,
     original: Params,
@@ -543,7 +543,7 @@ def forget(
         elif name == RETRAINED:
             network = learn(settings, scene, settings.digit, tell(f"{name}: training"))
         else:
-            network = unlearn(settings, scene, original.params, WAYS[name], on_step=tell(f"{name}: unlearning"))
+            network = unlearn_digit(settings, scene, original.params, WAYS[name], on_step=tell(f"{name}: unlearning"))
         tell(f"{name}: drawing", steps=False)
         images = draw(settings, scene, network.params, asked)
         tell(f"{name}: judging", steps=False)

@@ -353,7 +353,7 @@ class TestWays:
         monkeypatch.setattr(digits, "_unlearning", unlearning)
         monkeypatch.setattr(digits, "_run", run)
         for way in digits.WAYS.values():
-            digits.unlearn(TINY, scene, {"w": jnp.float32(1)}, way)
+            digits.unlearn_digit(TINY, scene, {"w": jnp.float32(1)}, way)
         whole, untrimmed, unprojected, published = digits.WAYS.values()
         weight, other = TINY.unlearning.forget_weight, TINY.unlearning.published_weight
         assert asked == {
