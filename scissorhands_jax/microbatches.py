@@ -40,7 +40,7 @@ def accumulated(mean_fn: MeanFn, parts: int) -> MeanFn:
     forward-mode differentiation raises a TypeError.
 
     Args:
-      mean_fn: must not close over arrays that are being differentiated.
+      mean_fn: The mean over examples. It must not close over arrays that are being differentiated.
       parts: How many parts, of sizes that differ by at most one; 1 gives `mean_fn` itself. On accelerators they are
         compiled as a loop. On CPU they are written out one after the other, because XLA's convolutions are about 25
         times slower in a loop there (jax issue 12868).
@@ -78,7 +78,15 @@ def accumulated(mean_fn: MeanFn, parts: int) -> MeanFn:
 def mapped(function: Callable[[PyTree], PyTree], examples: PyTree, parts: int) -> PyTree:
     """`function(examples)`, part after part, of a function that treats each example by itself.
 
-    examples, result: pytrees of arrays with a leading example axis. It is not meant to be differentiated through.
+    It is not meant to be differentiated through.
+
+    Args:
+      function: From examples to a pytree of arrays with a leading example axis.
+      examples: A pytree of arrays with a leading example axis.
+      parts: How many parts, of sizes that differ by at most one; 1 calls the function itself.
+
+    Returns:
+      The function's result, in the order of the examples.
     """
     if parts == 1:
         return function(examples)
@@ -98,10 +106,14 @@ def mapped(function: Callable[[PyTree], PyTree], examples: PyTree, parts: int) -
 
 
 def check_microbatches(sizes: Iterable[int], parts: int) -> int:
-    """Returns the number of parts.
+    """Returns the number of parts, if batches of these sizes can be divided into as many equal ones.
+
+    Args:
+      sizes: The numbers of examples of batches.
+      parts: The number of parts.
 
     Raises:
-      InputError: it is below 1, or does not divide the size of a batch.
+      InputError: The number is below 1, or does not divide the size of a batch.
     """
     if parts < 1:
         raise InputError(f"microbatches must be at least 1, got {parts}")
@@ -115,7 +127,7 @@ def check_microbatches(sizes: Iterable[int], parts: int) -> int:
 
 
 def after(done: PyTree, examples: PyTree) -> PyTree:
-    """The same examples (but for random keys), not to be had before the floats in `done` are.
+    """The same examples, which (random keys excepted) are available only once the floats in `done` are.
 
     Without that XLA runs all forward passes of a program first and keeps the activations of all: measured on CPU for
     ResNet-20 at batch 128 + 128, 801 MB of temporaries instead of 404. It sees through an `optimization_barrier`, but

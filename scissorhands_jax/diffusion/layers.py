@@ -1,7 +1,7 @@
 """Building blocks of the networks of Stable Diffusion v1, under the names that diffusers gives them.
 
-Modules are Flax nnx: the path of a parameter is then the key of a diffusers file, but for the last word (`kernel` and
-`scale` are `weight`) and the order of a kernel's axes, as `torch_weights` has it. Images are (N, H, W, C).
+Modules are Flax nnx: the path of a parameter is then the key of a diffusers file, except for the last word (`kernel`
+and `scale` are `weight`) and the order of a kernel's axes, as `torch_weights` has it. Images are (N, H, W, C).
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Keys(_Rngs):
 def conv(
     inputs: int, outputs: int, compute: Compute, rngs: Keys, *, size: int = 3, stride: int = 1, padding=None
 ) -> nnx.Conv:
-    """A square convolution, padded by `size // 2` on all sides unless told otherwise."""
+    """A square convolution, padded by `size // 2` on all sides unless `padding` says otherwise."""
     padding = [(size // 2, size // 2)] * 2 if padding is None else padding
     return nnx.Conv(
         inputs,

@@ -210,8 +210,8 @@ def _variance(x: jax.Array, mean: jax.Array) -> jax.Array:
 def relu_sum(a: jax.Array, b: jax.Array) -> jax.Array:
     """`relu(a + b)` of two arrays of one shape, the same numbers unless b is -inf, where it is NaN.
 
-    Written so that on CPU XLA stores it: it takes the sums of a chain of residual blocks for cheap and computes them
-    anew, from the first block on, wherever one is read.
+    Written so that on CPU XLA stores it: it considers the sums of a chain of residual blocks cheap and would compute
+    them again, from the first block on, wherever one is read.
     """
     return jnp.maximum(a, -b) + b
 

@@ -41,9 +41,12 @@ class Checkpointer:
     """Keeps the newest checkpoints of one run in a folder.
 
     Args:
-      directory: the folder, made when needed.
-      every_steps: save after this many steps; None saves at the end of every epoch only.
-      keep: how many checkpoints stay.
+      directory: The folder of the checkpoints, which is made when it is needed.
+      every_steps: Save whenever this many steps of an epoch are taken; None saves at the end of every epoch only.
+      keep: How many of the newest checkpoints stay in the folder.
+
+    Raises:
+      InputError: `every_steps` is below 1.
     """
 
     def __init__(self, directory: str | Path, *, every_steps: int | None = None, keep: int = 2) -> None:
@@ -143,13 +146,13 @@ class Checkpointer:
         self._manager.close()
 
     def remove(self) -> None:
-        """Closes it and deletes the folder: the run is over and its result is kept elsewhere; for a single process."""
+        """Closes the folder and deletes it, once the result of the run is kept elsewhere; for one process only."""
         self.close()
         shutil.rmtree(self.directory)
 
 
 def describe_arrays(tree: PyTree) -> dict[str, str]:
-    """Names, shapes and types of a tree's arrays, as JSON: what a checkpoint must agree with."""
+    """The types and shapes of a tree's arrays by name, such as `float32[3, 3]`: what a checkpoint must agree with."""
     names = trees.leaf_names(tree)
     return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in zip(names, jax.tree.leaves(tree), strict=True)}
 
@@ -158,12 +161,13 @@ def save_network(path: str | Path, params: Params, model_state: ModelState, desc
     """Writes a network as an Orbax checkpoint in a new folder, whole or not at all.
 
     Args:
-      path: the folder; replaced if it exists, after the new one is whole. With many processes all must call this.
-      params, model_state: pytrees of arrays.
-      description: JSON-able; what is needed to build the network again.
+      path: The folder. If it exists it is replaced once the new one is whole. With many processes all must call this.
+      params: The network's parameters, a pytree of arrays.
+      model_state: The network's state, a pytree of arrays.
+      description: What is needed to build the network again, as JSON.
 
     Raises:
-      OSError: the disk is full or the like; what was there stays.
+      OSError: The disk is full or the like; what was there stays.
     """
     path = Path(path).absolute()
     fresh = path.with_name(path.name + ".new")
@@ -189,7 +193,8 @@ def save_network(path: str | Path, params: Params, model_state: ModelState, desc
 def _handler(tree: PyTree) -> ocp.CompositeCheckpointHandler:
     """Orbax's for a network, with a gigabyte (or the largest array) on the way to or from the disk at a time.
 
-    By default everything is at once, compressed beside what it is made of or becomes: a large network is there twice.
+    By default Orbax handles all arrays at once and holds each of them compressed as well: a large network is there
+    twice.
     """
     largest = max((trees.nbytes(leaf) for leaf in jax.tree.leaves(tree)), default=0)
     concurrent = max(1, -(-largest // 10**9))
@@ -211,10 +216,19 @@ def read_description(path: str | Path) -> dict[str, Any]:
 def load_network(path: str | Path, params: Params, model_state: ModelState) -> tuple[Params, ModelState]:
     """Reads a network into the shapes of the given trees (arrays or `jax.ShapeDtypeStruct`).
 
-    It comes to lie on the default device, however many it was saved from; with many processes in each of them.
+    The arrays are placed on the default device, on however many devices they were when they were saved. With many
+    processes each of them gets the whole network.
+
+    Args:
+      path: The folder that `save_network` wrote.
+      params: Arrays or outlines with the shapes and types of the parameters.
+      model_state: Arrays or outlines with the shapes and types of the state.
+
+    Returns:
+      The parameters and the state.
 
     Raises:
-      CheckpointError: there is no network checkpoint, it is damaged, or it holds another network.
+      CheckpointError: There is no network checkpoint, it is damaged, or it holds another network.
     """
     path = Path(path).absolute()
     meta = _read_meta(path)
@@ -257,7 +271,7 @@ def _named_write_errors(path: Path) -> Iterator[None]:
 
 
 def _as_free_as(leaf: jax.Array, template: jax.Array) -> jax.Array:
-    """Orbax ties arrays to their devices; one that jit was free to move is so again, or steps would compile anew."""
+    """The array, tied to its devices only if the template is: Orbax ties all, for which steps would compile again."""
     if template.committed:
         return leaf
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):

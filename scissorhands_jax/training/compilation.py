@@ -1,4 +1,4 @@
-"""What JAX has spent on making programs, so that it can be told apart from running them."""
+"""What JAX has spent on making programs, apart from the time spent on running them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def seconds() -> float:
 
 def _on_span(event: str, start_time: float, end_time: float, **_: str | int) -> None:
     if event in _EVENTS:
-        # What is compiled while something is traced is told of first, and then is a part of that.
+        # What is compiled while something is traced is reported first, and is then a part of the trace.
         while _spans and _spans[-1][1] >= start_time:
             start_time = min(start_time, _spans.pop()[0])
         _spans.append((start_time, end_time))

@@ -123,7 +123,7 @@ def from_first(compute: Callable[[], Any]) -> Any:
 def explaining() -> Iterator[None]:
     """Errors that came of another process's death become a PeerError that says so.
 
-    On accelerators and where process 0 dies, JAX ends the process instead, and the watcher says it.
+    On accelerators and where process 0 dies, JAX ends the process itself, and the watcher says so.
     """
     try:
         yield

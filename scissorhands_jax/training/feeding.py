@@ -25,7 +25,7 @@ FeedFrom = Literal["auto", "device", "host"]
 
 # The share of the memory that data may take; the rest is for the network, its gradients and activations.
 _DATA_SHARE = 0.25
-# What the examples of one call may take beside the data set itself.
+# What the examples of one call may take in addition to the data set itself.
 _CALL_BYTES = 256 * 2**20
 _STEPS_PER_CALL = 64
 _LOADED_AHEAD = 2
@@ -43,10 +43,11 @@ def group_steps(batches: Sequence[Batch], done: int, *, per_call: int, every: in
     """Cuts what is left of an epoch into calls.
 
     Args:
-      batches: of the whole epoch.
-      done: how many of its steps were taken already.
-      per_call: the most steps of one call.
-      every: a call ends after each offset that is a multiple of this, because a checkpoint is saved there.
+      batches: The batches of the whole epoch.
+      done: How many of its steps were taken already.
+      per_call: The most steps that one call takes.
+      every: A call ends at each offset that is a multiple of this, because a checkpoint is saved there; None if no
+        checkpoint is saved within an epoch.
     """
     ends = _ends_of_alike(batches)
     found, first = [], done
@@ -145,14 +146,14 @@ def make_feed(data: Data, feed_from: FeedFrom = "auto", layout: sharding.Layout 
     """The feed for some data.
 
     Args:
-      data: pytrees of arrays.
-      feed_from: "device" copies them there at once, "host" leaves them where they are and loads batches ahead, "auto"
-        decides by their size: a quarter of the memory may be theirs.
-      layout: where batches lie on many devices. "device" then puts all data on each of them; where the devices are
-        those of many processes, each process loads its share from its host.
+      data: Forget and retain sets, pytrees of arrays.
+      feed_from: "device" copies the data there at once, "host" leaves them where they are and loads batches ahead, and
+        "auto" takes "device" if they fill no more than a quarter of its memory.
+      layout: Where batches lie on many devices; None is one device. With a layout "device" puts all data on each
+        device, and where the devices belong to many processes, each process loads its share from its host.
 
     Raises:
-      InputError: `feed_from` is none of these, or "device" with a layout over many processes.
+      InputError: `feed_from` is unknown, or it is "device" and the layout is over many processes.
     """
     check_feed(feed_from, layout)
     if feed_from == "auto":

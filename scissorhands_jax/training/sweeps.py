@@ -41,23 +41,23 @@ def run_many(
     """What `run` would give for every member, in one compiled program.
 
     Args:
-      members: whose methods have equal steps, as those of Scissorhands have whose numbers alone differ, and all that
-        `methods_of` makes of settings that differ in their learning rate. Keys, initial networks, fractions and the
-        order of examples are each member's own.
-      data: as for `run`; the same for all.
-      num_epochs: as for `run`.
+      members: The runs. Their methods must have equal steps, as methods of Scissorhands have that differ in numbers
+        only, and as `methods_of` makes them for settings that differ in the learning rate. Keys, initial networks,
+        fractions and the order of examples may differ.
+      data: Forget and retain sets, as for `run`; the same for all members.
+      num_epochs: How many epochs each member runs.
       how: "batched" maps the step over a batch axis of members, "sharded" does so with that axis divided over the
-        devices of this process, "scanned" takes one member after another within the compiled program, "turns" runs them
-        one after another. "auto" takes what is the fastest of these on this machine, by a few steps of each
-        (`fastest`).
-      on_step: told of every step, with metrics of all members, shape (members, ...); in "turns" of one member's each.
+        devices of this process, "scanned" takes one member after another within the compiled program, and "turns" makes
+        one run after another. "auto" times a few steps of each and takes the fastest (`fastest`).
+      on_step: Called after every step with the metrics of all members, shape=(members, ...); with "turns" it is called
+        with the metrics of one member at a time. None calls nothing.
 
     Returns:
-      A result per member, in order, equal to that of `run` up to rounding; its seconds are the member's share. A member
-      that diverged has the error in its place and does not end the others.
+      One result for each member, in order, equal to that of `run` up to rounding; its seconds are the member's share.
+      A member that diverged has its error in place of a result and does not end the others.
 
     Raises:
-      InputError: there is no member, their steps or batches differ so that they cannot share a program, or `how` is
+      InputError: There is no member, their steps or batches differ so that they cannot share a program, or `how` is
         unknown.
     """
     if not members:
@@ -76,7 +76,7 @@ def run_many(
     method = _together(members, how, mesh)
     stacked = run(method, members[0].key, (), (), data, num_epochs=num_epochs, on_step=on_step)
     networks, bad_steps = stacked.params
-    if mesh is not None:  # a network of its own again, beside which others lie on one device
+    if mesh is not None:  # Each network by itself again, on one device as all others.
         networks = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), networks)
     seconds, compile_seconds = stacked.seconds / len(members), stacked.compile_seconds / len(members)
     return [
@@ -110,7 +110,7 @@ def fastest(members: Sequence[Member], data: Data) -> dict[How, float]:
 
 
 def _mesh(count: int) -> Mesh:
-    """The most devices of this process that so many members can be divided over evenly."""
+    """A mesh of the most devices of this process that divide this number of members evenly."""
     devices = jax.local_devices()
     size = max(size for size in range(1, len(devices) + 1) if count % size == 0)
     return Mesh(np.array(devices[:size]), (_MEMBERS,))
@@ -136,7 +136,7 @@ def methods_of(build: Callable[[MethodSettings], Method], variants: Sequence[Met
     for settings in variants:
         method = build(settings)
         for known, other in steps:
-            if _but_rate(settings) == _but_rate(known):
+            if _without_rate(settings) == _without_rate(known):
                 method = method._replace(step=other.step, init=_with_rate(method.init, type(settings).__name__))
                 break
         else:
@@ -145,7 +145,7 @@ def methods_of(build: Callable[[MethodSettings], Method], variants: Sequence[Met
     return methods
 
 
-def _but_rate(settings: MethodSettings) -> tuple[type, dict]:
+def _without_rate(settings: MethodSettings) -> tuple[type, dict]:
     fields = dataclasses.asdict(settings)
     return type(settings), {name: value for name, value in fields.items() if name != "learning_rate"}
 
