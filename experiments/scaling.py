@@ -132,12 +132,12 @@ def on_mesh(width: int, data: int, model: int, fsdp: bool) -> dict[str, Any]:
         "data": data,
         "model": model,
         "fsdp": fsdp,
-        "parameters": trees.size(carry.params),
+        "parameters": trees.count_weights(carry.params),
         "step_bytes": bytes_by_kind(step.as_text()),
         "threshold_bytes": {kind: size // 2 for kind, size in bytes_by_kind(threshold).items()},
         "projection_bytes": bytes_by_kind(projecting),
         "predicted": predicted(
-            trees.size(carry.params), sum(part.size for part in parts), len(parts), data, model, fsdp
+            trees.count_weights(carry.params), sum(part.size for part in parts), len(parts), data, model, fsdp
         ),
         "state_bytes": sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves((carry, batch))),
         "temporary_bytes": held.temp_size_in_bytes,
@@ -150,7 +150,7 @@ def with_width(width: int) -> dict[str, Any]:
     carry, batch, method = _job(width, None, forget=_BATCH)
     step = training._step.lower(method.step, carry, batch).compile()
     row = {
-        "parameters": trees.size(carry.params),
+        "parameters": trees.count_weights(carry.params),
         "state_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves((carry, batch))),
         "temporary_bytes": step.memory_analysis().temp_size_in_bytes,
         "flops": step.cost_analysis().get("flops"),

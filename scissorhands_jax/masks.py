@@ -41,7 +41,7 @@ def top_fraction(scores: Scores, fraction: float, *, rank: Selection | None = No
       InputError: `fraction` is outside (0, 1).
     """
     check_fraction(fraction)
-    return top_k(scores, max(1, round(fraction * trees.size(scores, rank))), rank=rank)
+    return top_k(scores, max(1, round(fraction * trees.count_weights(scores, rank))), rank=rank)
 
 
 def check_fraction(fraction: float) -> None:
@@ -75,7 +75,7 @@ def kept_fraction_mask(scores: Scores, kept: float, *, rank: Selection | None = 
       InputError: `kept * n` is below 1, so there is no k-th smallest.
     """
     chosen = _ranked(scores, rank)
-    total = trees.size(scores, rank)
+    total = trees.count_weights(scores, rank)
     k = int(kept * total)
     if not 1 <= k <= total:
         raise InputError(f"keeping {kept} of {total} weights leaves k = {k}, outside 1 to {total}; change the fraction")

@@ -86,7 +86,7 @@ def _near(where: str, names: list[str]) -> list[str]:
     return list(dict.fromkeys(near))[:5] or names[:5]
 
 
-def size(tree: PyTree, selection: Selection | None = None) -> int:
+def count_weights(tree: PyTree, selection: Selection | None = None) -> int:
     """How many numbers a tree holds, in the selected leaves."""
     if selection is None:
         return sum(leaf.size for leaf in jax.tree.leaves(tree))

@@ -93,8 +93,8 @@ def test_select_works_on_shapes_without_values():
 
 
 def test_size_counts_all_or_only_selected_leaves():
-    assert trees.size(network()) == 7 + 1 + 4 + 4 + 4 + 72 + 10
-    assert trees.size(network(), trees.select(network(), "layer30|head")) == 7 + 1 + 4 + 10
+    assert trees.count_weights(network()) == 7 + 1 + 4 + 4 + 4 + 72 + 10
+    assert trees.count_weights(network(), trees.select(network(), "layer30|head")) == 7 + 1 + 4 + 10
 
 
 def flat(tree):

@@ -61,7 +61,7 @@ def calls_on(tree: str, shapes: tuple[tuple[int, ...], ...]) -> dict[str, Call]:
     scores = [abs(weight * slope) for weight, slope in zip(weights, gradient, strict=True)]
     mask = [score > 2.66 for score in scores]  # the largest 3 % or so
     sums = saliency.GradientSum(gradient, jnp.ones(()), jnp.zeros(1), ())
-    k = round(FRACTION * trees.size(scores))
+    k = round(FRACTION * trees.count_weights(scores))
     projector, masked = projection.project_gradient(1), masks.mask_updates()
     state = projector.init(weights)
 

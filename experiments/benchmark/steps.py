@@ -73,7 +73,7 @@ def step_case(name: str, network: str, settings: Settings, on_round: OnRound) ->
     what = f"repair step, {settings.batch_size} retain and {settings.batch_size} forget images"
     result = compare(name, what, repair_of(network, settings), references, settings, on_round)
     assert result.seconds is not None
-    params = trees.size(repair_of(network, settings).carry.params)
+    params = trees.count_weights(repair_of(network, settings).carry.params)
     return dataclasses.replace(
         result, numbers={"images_per_second": 2 * settings.batch_size / result.seconds.median, "weights": params}
     )

@@ -119,7 +119,7 @@ def plan_concept(
             TEMPORARIES: max(0, step - 2 * held),
         },
     }
-    parameters = trees.size(params)
+    parameters = trees.count_weights(params)
     return ConceptPlan(
         title=f"{parameters:,} parameters",
         parameters=parameters,

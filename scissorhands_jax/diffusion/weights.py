@@ -86,7 +86,7 @@ def import_weights(
     for part, file in found.items():
         params, dtype = read_network(part, file, config)
         save_network(part, out, getattr(config, part), params, dtype, file.name)
-        done[part] = Imported(file, trees.size(params), dtype)
+        done[part] = Imported(file, trees.count_weights(params), dtype)
         on_part(part, done[part])
         del params
     return done

@@ -136,7 +136,7 @@ def _predict(job: Job, devices: int, limit: int, times: dict[str, float], progre
         for kind, count in run.kinds.items()
     )
     where = "one device" if devices == 1 else f"{devices} devices, {placement.strategy}"
-    steps, parameters = sum(run.kinds.values()), trees.size(params)
+    steps, parameters = sum(run.kinds.values()), trees.count_weights(params)
     return RunPlan(
         title=f"{job.config.method_name} on {job.config.model}, {parameters:,} parameters, {steps:,} steps on {where}",
         parameters=parameters,

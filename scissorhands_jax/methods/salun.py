@@ -152,7 +152,7 @@ def salun_mask(
     magnitudes = jax.tree.map(jnp.abs, sums.gradient)
     saliency.check_finite(magnitudes)
     if mode == "authors":
-        return masks.top_k(magnitudes, int(fraction * trees.size(magnitudes)))
+        return masks.top_k(magnitudes, int(fraction * trees.count_weights(magnitudes)))
     return masks.top_fraction(magnitudes, fraction)
 
 

@@ -72,7 +72,10 @@ def ssd(loss_fn: StatefulLossFn, options: SsdOptions) -> Method:
         params, mask = dampen(params, forget, everything, selection=selection, dampening=dampening)
         marked = int(masks.count_marked(mask))
         _logger.log(
-            logging.INFO if marked else logging.WARNING, "ssd dampened %d of %d weights", marked, trees.size(params)
+            logging.INFO if marked else logging.WARNING,
+            "ssd dampened %d of %d weights",
+            marked,
+            trees.count_weights(params),
         )
         return params, model_state
 

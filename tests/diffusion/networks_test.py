@@ -100,7 +100,7 @@ def test_outputs_and_gradients_are_those_of_pytorch(name):
 
 
 def test_stable_diffusion_has_its_size():
-    sizes = [trees.size(networks.outline(part)) for part in networks.PARTS]
+    sizes = [trees.count_weights(networks.outline(part)) for part in networks.PARTS]
     assert sizes == [859_520_964, 83_653_863, 123_060_480]
     names = torch_weights.state_dict_shapes(networks.outline("unet"), {})
     assert len(names) == 686

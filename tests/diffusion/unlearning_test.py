@@ -278,7 +278,7 @@ class TestPresets:
         outline = OUTLINE("unet", networks.SD_V1)
         chosen = trees.select(outline, unlearning.PRESETS["released"].trim)
         assert sum(jax.tree.leaves(chosen)) == 10
-        assert trees.size(outline, chosen) == 4 * 1280**2 + 1280 + 4 * 640**2 + 640
+        assert trees.count_weights(outline, chosen) == 4 * 1280**2 + 1280 + 4 * 640**2 + 640
         settings = config.override(unlearning.PRESETS["released"], ["fraction=0.5", "batch_size=2"])
         examples, start = data(), small_params()
         carry = settings.method(MODEL).init(jax.random.key(0), start, {}, examples)
@@ -362,7 +362,7 @@ class TestPlan:
         assert cli.main([*words, "--json"]) == 0
         document = json.loads(capsys.readouterr().out)
         held, phases = 4 * document["parameters"], document["phases_bytes"]
-        assert document["parameters"] == trees.size(SMALL)
+        assert document["parameters"] == trees.count_weights(SMALL)
         assert {parts["network"] for parts in phases.values()} == {held}
         assert phases["repair"]["gradients"] == 2 * held
         assert 2 * held < phases["repair"]["optimizer"] < 2 * held + 100  # Adam's moments, and some numbers

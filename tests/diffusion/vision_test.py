@@ -39,7 +39,7 @@ def test_images_are_prepared_as_transformers_prepares_them():
     ("name", "size"), [("ViT-L/14", 427_616_513), ("ViT-B/16", 149_620_737), ("ViT-B/32", 151_277_313)]
 )
 def test_networks_have_their_published_sizes(name, size):
-    assert trees.size(vision.clip_outline(vision.CLIPS[name])) + 1 == size  # and logit_scale
+    assert trees.count_weights(vision.clip_outline(vision.CLIPS[name])) + 1 == size  # and logit_scale
 
 
 def test_a_score_is_a_hundred_times_the_cosine_or_nothing():

@@ -70,7 +70,7 @@ class TestRegistry:
     def test_parameter_counts_and_logits(self, name):
         model = build(name, num_classes=10, image_shape=(32, 32, 3))
         params, model_state = jax.eval_shape(model.init, KEY)
-        assert trees.size(params) == SIZES[name]
+        assert trees.count_weights(params) == SIZES[name]
         x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
         logits, _ = jax.eval_shape(lambda p, s, x: model.apply(p, s, x, train=False), params, model_state, x)
         assert (logits.shape, logits.dtype) == ((2, 10), jnp.float32)
@@ -117,7 +117,7 @@ class TestRegistry:
                     shape = (shape[-1], shape[-2], *shape[:-2])
                 found[f"{path}/{renamed.get(word, word)}".replace("/", ".")] = list(shape)
         assert found == {entry["name"]: entry["shape"] for entry in recorded["entries"]}
-        assert trees.size(params) == recorded["params"]
+        assert trees.count_weights(params) == recorded["params"]
 
 
 class TestResNet:

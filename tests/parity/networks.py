@@ -188,7 +188,7 @@ def replay_network(trace: Trace) -> list[Check]:
     checks = [
         exact("state", [(entry.name, entry.shape, entry.dtype) for entry in entries], _listing(tensors)),
         exact("exported", _digest(exported, list(tensors)), _digest(tensors, list(tensors))),
-        exact("params", trees.size(params), meta["params"]),
+        exact("params", trees.count_weights(params), meta["params"]),
         exact("param_order", order, meta["param_order"]),
         exact("buffers", buffers, meta["buffers"]),
         exact("param_shapes", {e.name: list(e.shape) for e in entries if e.parameter}, meta["param_shapes"].plain()),
@@ -237,7 +237,7 @@ def replay_real_network(trace: Trace) -> list[Check]:
     checks = [
         exact("state_order", [[entry.name, list(entry.shape)] for entry in entries], meta["state_order"]),
         exact("param_order", order, meta["param_order"]),
-        exact("params", trees.size(params), meta["params"]),
+        exact("params", trees.count_weights(params), meta["params"]),
         exact("weights_sha256", _digest(to_state_dict(params, model_state), list(shapes)), meta["weights_sha256"]),
     ]
     for mode in ("eval", "train"):
@@ -286,7 +286,7 @@ def replay_structure(trace: Trace) -> list[Check]:
         checks += [
             exact(f"{label} entries", listed, recorded.pop("entries")),
             exact(f"{label} n_tensors", len(entries), recorded.pop("n_tensors")),
-            exact(f"{label} params", trees.size(outline), recorded.pop("params")),
+            exact(f"{label} params", trees.count_weights(outline), recorded.pop("params")),
             exact(f"{label} unknown settings", recorded, {}),
         ]
         for pattern, eligible in trace.meta["trim_eligible"][label].plain().items():

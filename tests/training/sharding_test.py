@@ -259,7 +259,7 @@ def main() -> None:
         examples = jax.tree.map(lambda leaf: layout.rows(leaf, np.arange(16)), data)
         batch = Batch(examples.forget, examples.retain)
         text = training._step.lower(method.step, carry, batch, layout).compile().as_text()
-        return text, trees.size(start[0]), max(leaf.size for leaf in jax.tree.leaves(start[0]))
+        return text, trees.count_weights(start[0]), max(leaf.size for leaf in jax.tree.leaves(start[0]))
 
     results = {}
     for name, model in networks.items():
