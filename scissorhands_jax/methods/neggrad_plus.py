@@ -43,7 +43,8 @@ def neggrad_plus(
     def objective(params, carry, batch, key):
         retain_key, forget_key = split_key(key)
         retain, model_state = loss_fn(params, carry.model_state, batch.retain, train=True, key=retain_key)
-        forget, model_state = loss_fn(params, model_state, batch.forget, train=True, key=forget_key)
+        # The state that the forget pass leaves is dropped, as in `pair_gradients`: it would hold forget examples.
+        forget, _ = loss_fn(params, carry.model_state, batch.forget, train=True, key=forget_key)
         value = retain - options.forget_weight * forget
         return value, (model_state, {"loss_retain": retain, "loss_forget": forget})
 
