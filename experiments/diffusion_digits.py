@@ -26,12 +26,20 @@ from scissorhands_jax import files, report
 from scissorhands_jax.cli.main import complain
 from scissorhands_jax.diffusion.demo import digits
 from scissorhands_jax.diffusion.demo import page as digits_page
-from scissorhands_jax.diffusion.demo.digits import NUM_DIGITS, ORIGINAL, PUBLISHED, RETRAINED, UNLEARNED, WAYS, Settings
+from scissorhands_jax.diffusion.demo.digits import (
+    NUM_DIGITS,
+    ORIGINAL,
+    PUBLISHED,
+    RETRAINED,
+    UNLEARNED,
+    VARIANTS,
+    DigitsSettings,
+)
 from scissorhands_jax.diffusion.demo.drawings import drawings_figure
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.metrics import intervals
 
-TRAINING = digits.Training(epochs=50)  # a little longer than the demonstration has time for
+TRAINING = digits.DigitsTraining(epochs=50)  # a little longer than the demonstration has time for
 SHOWN = 10  # drawings of a digit in the picture
 SWEEP: dict[str, dict[str, Any]] = {
     "attention, 1 %": {"fraction": 0.01},
@@ -60,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     console = Console(stderr=True)
     try:
-        document = run(options.out, options.work, Settings(seed=options.seed, training=TRAINING), console=console)
+        document = run(options.out, options.work, DigitsSettings(seed=options.seed, training=TRAINING), console=console)
     except InputError as error:
         complain(console, str(error))
         return 2
@@ -71,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(
     out: Path,
     work: Path,
-    settings: Settings,
+    settings: DigitsSettings,
     *,
     forgotten: Sequence[int] = range(NUM_DIGITS),
     swept: Sequence[int] = SWEPT,
@@ -100,7 +108,7 @@ def run(
     done = {(row["digit"], row["network"]) for row in document["rows"]}
 
     def keep(row: dict[str, Any], images: np.ndarray) -> None:
-        asked = digits.asked_for(dataclasses.replace(settings, digit=row["digit"]))
+        asked = digits.requested_digits(dataclasses.replace(settings, digit=row["digit"]))
         work.mkdir(parents=True, exist_ok=True)
         np.save(work / f"{row['digit']}-{row['network']}.npy", images[asked == row["digit"]][:SHOWN, ..., 0])
         document["rows"].append(row)
@@ -114,10 +122,10 @@ def run(
         for digit in forgotten:
             own = dataclasses.replace(settings, digit=digit)
             document["real"][str(digit)] = digits.real_numbers(own, scene)
-            names = [name for name in (ORIGINAL, RETRAINED, *WAYS) if (digit, name) not in done]
+            names = [name for name in (ORIGINAL, RETRAINED, *VARIANTS) if (digit, name) not in done]
             if names:
                 original = original or digits.learn(settings, scene, None, tell(f"{ORIGINAL}: training"))
-                for row, images in digits.forget(own, scene, original, _about(tell, digit), only=names):
+                for row, images in digits.forget_digit(own, scene, original, _about(tell, digit), only=names):
                     keep(row, images)
         for digit, (name, changes) in itertools.product(swept, SWEEP.items()):
             label = f"{UNLEARNED}, {name}"
@@ -127,7 +135,7 @@ def run(
             if (digit, label) not in done:
                 original = original or digits.learn(settings, scene, None, tell(f"{ORIGINAL}: training"))
                 network = digits.unlearn_digit(own, scene, original.params, on_step=tell(f"{digit}, {label}"))
-                images = digits.draw(own, scene, network.params, digits.asked_for(own))
+                images = digits.draw_digits(own, scene, network.params, digits.requested_digits(own))
                 keep(digits.measure(own, scene, label, network, images) | {"changed": changes}, images)
     files.write_bytes(out.with_suffix(".png"), report.figure_png(picture(work, forgotten), dpi=110))
     return document
@@ -153,7 +161,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _about(tell: digits.Told, digit: int) -> digits.Told:
+def _about(tell: digits.PhaseListener, digit: int) -> digits.PhaseListener:
     return lambda phase, *, steps=True: tell(f"{digit}, {phase}", steps=steps)
 
 

@@ -156,7 +156,7 @@ def compute(work: Path, name: str) -> dict[str, Any]:
 
     def run(key, part, model, x):
         begin = time.perf_counter()
-        _, params, _ = weights.load_network(part, work / "model")
+        _, params, _ = weights.load_part(part, work / "model")
         answer["seconds_load"][key] = round(time.perf_counter() - begin, 2)
         begin = time.perf_counter()
         compiled = jax.jit(lambda params, x: model.apply(params, {}, x, train=False)[0]).lower(params, x).compile()
@@ -207,8 +207,12 @@ def unlearning(name: str) -> tuple[Any, Any, Any]:
     from scissorhands_jax.jobs import config
 
     side, factor, *_ = SIZES[name]
-    settings = config.override(unlearning.preset("paper"), ["batch_size=1", "epochs=1", "optimizer=sgd"])
-    return networks.CONFIGS[name], settings, generating.Settings(size=side * factor, compute=Compute(remat=True))
+    settings = config.override(unlearning.concept_preset("paper"), ["batch_size=1", "epochs=1", "optimizer=sgd"])
+    return (
+        networks.CONFIGS[name],
+        settings,
+        generating.GenerationSettings(size=side * factor, compute=Compute(remat=True)),
+    )
 
 
 def plan(work: Path, name: str) -> dict[str, Any]:
@@ -284,7 +288,7 @@ def unlearn(work: Path, name: str) -> dict[str, Any]:
     result = training.run(
         method,
         jax.random.key(0),
-        measured("random weights", lambda: networks.init("unet", sizes, jax.random.key(1)))(),
+        measured("random weights", lambda: networks.init_part("unet", sizes, jax.random.key(1)))(),
         {},
         Data(examples(), examples()),
         num_epochs=settings.epochs,

@@ -18,7 +18,7 @@ from scissorhands_jax.jobs import config as config_lib
 if TYPE_CHECKING:
     from scissorhands_jax.diffusion import evaluating, generating
     from scissorhands_jax.diffusion.unlearning import ConceptSettings
-    from scissorhands_jax.diffusion.weights import Imported
+    from scissorhands_jax.diffusion.weights import ImportedPart
 
 _utility = functools.partial(Option, group="what is left of other images")
 _making = functools.partial(Option, group="making the images first")
@@ -36,7 +36,7 @@ class SamplingOptions(Command):
         Literal["float32", "bfloat16"], Option("What the networks compute in: float32 or bfloat16.", metavar="NAME")
     ] = "float32"
 
-    def sampling(self, *, remat: bool = False) -> generating.Settings:
+    def sampling(self, *, remat: bool = False) -> generating.GenerationSettings:
         """How images are made and networks compute.
 
         Args:
@@ -46,7 +46,7 @@ class SamplingOptions(Command):
         from scissorhands_jax.diffusion.layers import Compute
 
         compute = Compute(dtype=self.dtype, remat=remat)
-        return generating.Settings(self.sampler, self.steps, self.guidance, self.size, compute)
+        return generating.GenerationSettings(self.sampler, self.steps, self.guidance, self.size, compute)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,13 +88,13 @@ class DiffusionMethodOptions(SamplingOptions, SettingsCommand):
         """Those of a preset."""
         from scissorhands_jax.diffusion import unlearning
 
-        return {"": unlearning.preset(method or "paper")}
+        return {"": unlearning.concept_preset(method or "paper")}
 
     def method_settings(self) -> ConceptSettings:
         """The settings of the preset with the changes that were given."""
         from scissorhands_jax.diffusion import unlearning
 
-        return config_lib.override(unlearning.preset(self.preset), [*self.settings, *given_settings(self, "")])
+        return config_lib.override(unlearning.concept_preset(self.preset), [*self.settings, *given_settings(self, "")])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,7 +117,7 @@ class DiffusionDemoCommand(OverwriteOptions):
         from scissorhands_jax.diffusion.demo import digits
         from scissorhands_jax.diffusion.demo import page as digits_page
 
-        settings = digits.Settings(digit=self.digit, seed=self.seed)
+        settings = digits.DigitsSettings(digit=self.digit, seed=self.seed)
         digits_page.run_digits_demo(
             self.out, settings, published=self.published, overwrite=self.overwrite, console=console
         )
@@ -146,14 +146,14 @@ class ImportCommand(OverwriteOptions, TokenizerOptions):
     def run(self, console: Console) -> None:
         from scissorhands_jax.diffusion import generating, networks, weights
 
-        def on_part(part: str, imported: Imported) -> None:
+        def on_part(part: str, imported: ImportedPart) -> None:
             console.print(
                 f"{part}: {imported.num_params:,} parameters ({imported.dtype}) from {imported.source}",
                 highlight=False,
                 soft_wrap=True,
             )
 
-        config = networks.named(self.config)
+        config = networks.named_config(self.config)
         found = {part: getattr(self, part) or self.source for part in networks.PARTS}
         sources = {part: path for part, path in found.items() if path is not None}
         done = weights.import_weights(sources, self.out, config, overwrite=self.overwrite, on_part=on_part)
@@ -219,7 +219,7 @@ class GenerateCommand(ResumeOptions, SamplingOptions, TokenizerOptions):
             prompts = [generating.Prompt(self.prompt, self.seed + index) for index in range(self.images)]
         with console.status("reading the networks"):
             pipeline = generating.load_pipeline(self.model, unet=self.unet, tokenizer=self.tokenizer)
-        answer = generating.generate(
+        answer = generating.generate_images(
             pipeline,
             prompts,
             self.out,
@@ -290,10 +290,10 @@ class ConceptCommand(ResumeOptions, DiffusionMethodOptions, TokenizerOptions):
         from scissorhands_jax.diffusion import unlearning
 
         settings = self.method_settings()
-        forget = unlearning.read_side(
+        forget = unlearning.read_concept_set(
             list(self.forget_prompts), self.forget_images, self.images, part="forget", seed=self.seed
         )
-        retain = unlearning.read_side(
+        retain = unlearning.read_concept_set(
             list(self.retain_prompts), self.retain_images, self.images, part="retain", seed=self.seed
         )
         answer = unlearning.unlearn_concept(
@@ -339,7 +339,7 @@ class ConceptPlanCommand(DiffusionMethodOptions):
         from scissorhands_jax.diffusion import generating, networks, planning
         from scissorhands_jax.jobs.plan_report import print_plan
 
-        config = networks.named(self.config) if self.model is None else generating.read_config(self.model)
+        config = networks.named_config(self.config) if self.model is None else generating.read_model_config(self.model)
         generation = self.sampling(remat=self.remat)
         with console.status("compiling for the sizes of the network"):
             plan = planning.plan_concept(config, self.method_settings(), generation=generation, memory_gib=self.memory)
@@ -406,11 +406,11 @@ class ImagesCommand(ResumeOptions, SamplingOptions, TokenizerOptions):
 
         sampling = self.sampling()
         names = {"classes": tuple(self.classes.split(","))} if self.classes is not None else {}
-        settings = evaluating.Settings(
+        settings = evaluating.EvaluationSettings(
             threshold=self.threshold, pairing=self.pairing, show_flagged=self.show_flagged, **names
         )
         generation = self._generation(sampling)
-        document = evaluating.evaluate(
+        document = evaluating.evaluate_images(
             self.images,
             self.out,
             original=self.original,
@@ -425,7 +425,7 @@ class ImagesCommand(ResumeOptions, SamplingOptions, TokenizerOptions):
         console.print(f"open {self.out / 'report.html'}", highlight=False, soft_wrap=True)
         print_json({key: document[key] for key in ("pairing", "counts", "utility")})
 
-    def _generation(self, sampling: generating.Settings) -> evaluating.Generation | None:
+    def _generation(self, sampling: generating.GenerationSettings) -> evaluating.ImageGeneration | None:
         """How the images are made first, if they are."""
         from scissorhands_jax.diffusion import evaluating, generating
 
@@ -436,9 +436,9 @@ class ImagesCommand(ResumeOptions, SamplingOptions, TokenizerOptions):
         if self.model is None:
             raise InputError("--prompts needs a network to make images with; name its folder with --model")
         prompts = generating.read_prompts(self.prompts, seed=self.seed)
-        return evaluating.Generation(prompts, self.model, self.unet, self.tokenizer, sampling, self.batch_size)
+        return evaluating.ImageGeneration(prompts, self.model, self.unet, self.tokenizer, sampling, self.batch_size)
 
-    def _utility(self, sampling: generating.Settings, console: Console) -> evaluating.Utility | None:
+    def _utility(self, sampling: generating.GenerationSettings, console: Console) -> evaluating.Utility | None:
         """What is measured on images of prompts that are kept, if there are any."""
         from scissorhands_jax.diffusion import evaluating, generating, quality
 

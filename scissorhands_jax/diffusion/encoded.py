@@ -34,11 +34,11 @@ def find_images(folder: Path, count: int | None = None) -> list[Path]:
     Raises:
       InputError: there is no folder, there are fewer pictures, or none, or one cannot be read.
     """
-    paths = pictures.find(folder)[:count]
+    paths = pictures.find_pictures(folder)[:count]
     if count is not None and len(paths) < count:
         raise InputError(f"{folder} holds {len(paths)} images, fewer than the {count} asked for; lower --images")
     for path in paths:
-        pictures.check(path)
+        pictures.check_picture(path)
     return paths
 
 
@@ -48,10 +48,10 @@ def read_image(path: Path, size: int) -> np.ndarray:
     Raises:
       InputError: it cannot be read.
     """
-    return np.asarray(ImageOps.fit(pictures.read(path), (size, size), Image.Resampling.BICUBIC))
+    return np.asarray(ImageOps.fit(pictures.read_picture(path), (size, size), Image.Resampling.BICUBIC))
 
 
-def embeddings(
+def prompt_embeddings(
     folder: Path,
     ids: np.ndarray,
     config: TextConfig,
@@ -81,7 +81,7 @@ def embeddings(
     return _rows(folder, description, len(ids), shape, ids.__getitem__, apply, params, batch_size, on_done)
 
 
-def moments(
+def latent_moments(
     folder: Path,
     images: Sequence[Path],
     size: int,

@@ -18,7 +18,7 @@ from rich.progress import Progress
 from scissorhands_jax import files, hashing, report
 from scissorhands_jax.diffusion import generating, nudity, pictures, quality, vision
 from scissorhands_jax.diffusion.generating import Prompt
-from scissorhands_jax.diffusion.nudity import Detect, Detection, Entry, Pairing
+from scissorhands_jax.diffusion.nudity import Detection, Detector, ImageEntry, Pairing
 from scissorhands_jax.diffusion.nudity_figures import changes_figure, contact_sheet_figure
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import runs
@@ -35,7 +35,7 @@ _SHEET_IMAGES, _SHEET_FLAGGED, _THUMBNAIL, _MOSAIC = 24, 18, 160, 9
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class EvaluationSettings:
     """What is counted, and what is shown.
 
     Attributes:
@@ -67,7 +67,7 @@ class Settings:
             raise InputError(f"--pairing is {self.pairing}; choose one of {', '.join(get_args(Pairing))}")
 
 
-class Generation(NamedTuple):
+class ImageGeneration(NamedTuple):
     """How images are made that are not there yet.
 
     prompts:    one for each image.
@@ -82,7 +82,7 @@ class Generation(NamedTuple):
     model: Path
     unet: Path | None = None
     tokenizer: Path | None = None
-    settings: generating.Settings = generating.DEFAULTS
+    settings: generating.GenerationSettings = generating.DEFAULT_GENERATION
     batch_size: int = 1
 
 
@@ -99,15 +99,15 @@ class Utility(NamedTuple):
     clip: quality.Clip | None = None
 
 
-def evaluate(
+def evaluate_images(
     images: Path,
     out: Path,
     *,
     original: Path | None = None,
-    generation: Generation | None = None,
+    generation: ImageGeneration | None = None,
     utility: Utility | None = None,
-    settings: Settings | None = None,
-    detect: Detect | None = None,
+    settings: EvaluationSettings | None = None,
+    detect: Detector | None = None,
     overwrite: bool = False,
     resume: bool = False,
     console: Console | None = None,
@@ -138,7 +138,7 @@ def evaluate(
       InputError: something of all this cannot be used. It is looked at before anything is computed, except for images
         whose header is whole and whose pixels are not, and for whether images that are made here can be paired.
     """
-    settings = settings or Settings()
+    settings = settings or EvaluationSettings()
     console = console or Console(stderr=True)
     sides = {"images": images} if original is None else {"images": images, "original": original}
     others = {} if utility is None else {"utility-images": utility.images}
@@ -154,7 +154,9 @@ def evaluate(
     made = _to_make(images, original, generation)
     if generation is not None:
         generating.load_tokenizer(generation.model, generation.tokenizer)
-        generating.check_settings(generation.settings, generating.read_config(generation.model, unet=generation.unet))
+        generating.check_generation(
+            generation.settings, generating.read_model_config(generation.model, unet=generation.unet)
+        )
     networks_sha256 = {
         name: generating.model_sha256(generation.model, unet=unet)
         for name, unet in made.items()
@@ -162,12 +164,12 @@ def evaluate(
     }
     detect = detect or nudity.load_detector()
     with console.status("reading the images"):
-        kept = {name: nudity.read_folder(folder) for name, folder in others.items()}
-        read = {name: nudity.read_folder(folder) for name, folder in sides.items() if name not in made}
+        kept = {name: nudity.read_image_folder(folder) for name, folder in others.items()}
+        read = {name: nudity.read_image_folder(folder) for name, folder in sides.items() if name not in made}
     if "utility-reference" in kept:
         quality.check_sizes(len(kept["utility-images"]), len(kept["utility-reference"]))
     if original is not None and not made:
-        nudity.pair(read["images"], read["original"], settings.pairing)
+        nudity.pair_images(read["images"], read["original"], settings.pairing)
     config = {
         **{name: str(folder) for name, folder in (sides | others).items()},
         **dataclasses.asdict(settings),
@@ -178,10 +180,10 @@ def evaluate(
     for name, unet in made.items():
         assert generation is not None
         _generate(generation, unet, sides[name], networks_sha256[name], console)
-    entries = {name: read.get(name) or nudity.read_folder(folder) for name, folder in sides.items()}
+    entries = {name: read.get(name) or nudity.read_image_folder(folder) for name, folder in sides.items()}
     with progress_bar(console) as progress:
         found = {
-            name: nudity.find_all(
+            name: nudity.detect_all(
                 own,
                 detect,
                 out / DETECTIONS_FILE,
@@ -205,7 +207,7 @@ def evaluate(
     return document
 
 
-def _to_make(images: Path, original: Path | None, generation: Generation | None) -> dict[str, Path | None]:
+def _to_make(images: Path, original: Path | None, generation: ImageGeneration | None) -> dict[str, Path | None]:
     """Which images are to be made, and by whose UNet (None for the model's own)."""
     if generation is None:
         return {}
@@ -219,7 +221,7 @@ def _to_make(images: Path, original: Path | None, generation: Generation | None)
     return made
 
 
-def _described(generation: Generation) -> dict[str, Any]:
+def _described(generation: ImageGeneration) -> dict[str, Any]:
     listed = repr([tuple(prompt) for prompt in generation.prompts]).encode()
     return {
         "prompts": len(generation.prompts),
@@ -230,10 +232,12 @@ def _described(generation: Generation) -> dict[str, Any]:
     }
 
 
-def _generate(generation: Generation, unet: Path | None, folder: Path, networks_sha256: str, console: Console) -> None:
+def _generate(
+    generation: ImageGeneration, unet: Path | None, folder: Path, networks_sha256: str, console: Console
+) -> None:
     with console.status(f"reading the networks for {folder}"):
         pipeline = generating.load_pipeline(generation.model, unet=unet, tokenizer=generation.tokenizer)
-    generating.generate(
+    generating.generate_images(
         pipeline,
         generation.prompts,
         folder,
@@ -245,7 +249,7 @@ def _generate(generation: Generation, unet: Path | None, folder: Path, networks_
     )
 
 
-def _inventory(entries: Sequence[Entry]) -> dict[str, Any]:
+def _inventory(entries: Sequence[ImageEntry]) -> dict[str, Any]:
     contents = "".join(entry.sha256 for entry in entries).encode()
     return {"number": len(entries), "sha256": hashing.sha256(contents)}
 
@@ -261,16 +265,18 @@ def _environment() -> dict[str, dict[str, Any]]:
 
 
 def _compare(
-    entries: Mapping[str, Sequence[Entry]], found: Mapping[str, Sequence[Sequence[Detection]]], settings: Settings
+    entries: Mapping[str, Sequence[ImageEntry]],
+    found: Mapping[str, Sequence[Sequence[Detection]]],
+    settings: EvaluationSettings,
 ) -> dict[str, Any]:
     """Counts and their changes, by class and in all."""
     counts = {}
     for name, detections in found.items():
-        counted = nudity.count(detections, settings.classes, settings.threshold)
+        counted = nudity.count_detections(detections, settings.classes, settings.threshold)
         counts[name] = np.concatenate([counted, counted.sum(axis=1, keepdims=True)], axis=1)
     ours, theirs, order, words = counts["images"], counts.get("original"), None, None
     if theirs is not None:
-        order, words = nudity.pair(entries["images"], entries["original"], settings.pairing)
+        order, words = nudity.pair_images(entries["images"], entries["original"], settings.pairing)
         theirs = theirs[order] if order is not None else theirs
     classes = []
     for column, label in enumerate((*settings.classes, ALL)):
@@ -288,7 +294,7 @@ def _counted(column: np.ndarray) -> dict[str, Any]:
     return {"detections": int(column.sum()), "flagged": int(np.count_nonzero(column)), "share": share}
 
 
-def _measure(utility: Utility, kept: Mapping[str, Sequence[Entry]], progress: Progress) -> dict[str, Any]:
+def _measure(utility: Utility, kept: Mapping[str, Sequence[ImageEntry]], progress: Progress) -> dict[str, Any]:
     """Distance and score of images of kept prompts."""
     features = {
         name: quality.image_features(entries, utility.clip, progress=progress, description=f"features of {name}")
@@ -298,7 +304,7 @@ def _measure(utility: Utility, kept: Mapping[str, Sequence[Entry]], progress: Pr
     images, reference = features["utility-images"], features.get("utility-reference")
     if reference is not None:
         task = progress.add_task("distances", total=None, note="")
-        distance = quality.compare(images, reference, on_step=lambda: progress.advance(task))
+        distance = quality.compare_features(images, reference, on_step=lambda: progress.advance(task))
         progress.update(task, total=progress.tasks[task].completed)
         spread = ("mean", "low", "high")
         measured["distance"] = {
@@ -316,7 +322,7 @@ def _measure(utility: Utility, kept: Mapping[str, Sequence[Entry]], progress: Pr
 
 
 def _scores(
-    clip: quality.Clip, kept: Mapping[str, Sequence[Entry]], features: Mapping[str, np.ndarray]
+    clip: quality.Clip, kept: Mapping[str, Sequence[ImageEntry]], features: Mapping[str, np.ndarray]
 ) -> dict[str, Any]:
     """CLIP scores of the folders whose prompts are known, and their difference where prompts and seeds are the same."""
     answer: dict[str, Any] = {"network": clip.name, "images": None, "reference": None, "difference": None}
@@ -324,17 +330,17 @@ def _scores(
     for name, entries in kept.items():
         prompts = [entry.prompt.text for entry in entries if entry.prompt is not None]
         if len(prompts) == len(entries):
-            scores[name] = vision.score(features[name], quality.prompt_features(prompts, clip))
+            scores[name] = vision.clip_scores(features[name], quality.prompt_features(prompts, clip))
             answer[name.removeprefix("utility-")] = quality.mean_score(scores[name])
     if len(scores) == 2:
-        order, _ = nudity.pair(kept["utility-images"], kept["utility-reference"])
+        order, _ = nudity.pair_images(kept["utility-images"], kept["utility-reference"])
         if order is not None:
             answer["difference"] = quality.mean_score(scores["utility-images"] - scores["utility-reference"][order])
     return answer
 
 
 def _write_table(
-    path: Path, entries: Mapping[str, Sequence[Entry]], found: Mapping[str, Sequence[Sequence[Detection]]]
+    path: Path, entries: Mapping[str, Sequence[ImageEntry]], found: Mapping[str, Sequence[Sequence[Detection]]]
 ) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -350,7 +356,9 @@ SheetImages = dict[str, list[tuple[np.ndarray, str, bool]]]
 
 
 def _sheet(
-    entries: Mapping[str, Sequence[Entry]], found: Mapping[str, Sequence[Sequence[Detection]]], settings: Settings
+    entries: Mapping[str, Sequence[ImageEntry]],
+    found: Mapping[str, Sequence[Sequence[Detection]]],
+    settings: EvaluationSettings,
 ) -> SheetImages:
     """Images for the contact sheet, flagged ones first; of pairs both, in the same places."""
     best = {
@@ -367,7 +375,7 @@ def _sheet(
     scores = {name: np.array([0 if one is None else one.score for one in own]) for name, own in best.items()}
     chosen = {name: _chosen(own) for name, own in scores.items()}
     if "original" in entries:
-        order, _ = nudity.pair(entries["images"], entries["original"], settings.pairing)
+        order, _ = nudity.pair_images(entries["images"], entries["original"], settings.pairing)
         if order is not None:
             chosen["images"] = _chosen(np.maximum(scores["images"], scores["original"][order]))
             chosen["original"] = [order[place] for place in chosen["images"]]
@@ -378,15 +386,15 @@ def _sheet(
         sheet[title] = []
         for place in chosen[name]:
             flag = best[name][place]
-            image = ImageOps.fit(pictures.read(entries[name][place].path), (_THUMBNAIL, _THUMBNAIL))
+            image = ImageOps.fit(pictures.read_picture(entries[name][place].path), (_THUMBNAIL, _THUMBNAIL))
             if flag is not None and not settings.show_flagged:
-                image = hide(image)
+                image = hide_image(image)
             text = "" if flag is None else f"{_words(flag.label).lower()} {flag.score:.2f}"
             sheet[title].append((np.asarray(image), f"{entries[name][place].path.stem[:24]}\n{text}", flag is not None))
     return sheet
 
 
-def hide(image: Image.Image) -> Image.Image:
+def hide_image(image: Image.Image) -> Image.Image:
     """A mosaic of 9 by 9 colours, smoothed: nothing else of the image is left in it."""
     few = image.convert("RGB").resize((_MOSAIC, _MOSAIC), Image.Resampling.BOX)
     return few.resize(image.size, Image.Resampling.BICUBIC)
@@ -517,7 +525,7 @@ def counts_verdict(document: Mapping[str, Any]) -> str:
     )
 
 
-def _write_report(out: Path, document: Mapping[str, Any], sheet: SheetImages, settings: Settings) -> None:
+def _write_report(out: Path, document: Mapping[str, Any], sheet: SheetImages, settings: EvaluationSettings) -> None:
     compared = document["pairing"] is not None
     bars = changes_figure(document["counts"])
     small = contact_sheet_figure(sheet)

@@ -20,7 +20,7 @@ from scissorhands_jax import files, hashing
 from scissorhands_jax.base import Params
 from scissorhands_jax.diffusion import networks, schedules, weights
 from scissorhands_jax.diffusion.layers import Compute
-from scissorhands_jax.diffusion.networks import Config
+from scissorhands_jax.diffusion.networks import DiffusionConfig
 from scissorhands_jax.diffusion.tokenizer import BPE_FILE, Cleaning, Tokenizer, find_vocabulary
 from scissorhands_jax.diffusion.unet import Noisy
 from scissorhands_jax.errors import InputError
@@ -43,12 +43,12 @@ class Prompt(NamedTuple):
 class Pipeline(NamedTuple):
     """Everything that turns a prompt into an image."""
 
-    config: Config
+    config: DiffusionConfig
     params: dict[networks.Part, Params]  # of `unet`, `vae` and `text`
     tokenizer: Tokenizer
 
 
-class Settings(NamedTuple):
+class GenerationSettings(NamedTuple):
     """How images are made.
 
     sampler:  a key of `schedules.SAMPLERS`.
@@ -65,7 +65,7 @@ class Settings(NamedTuple):
     compute: Compute = networks.FLOAT32
 
 
-DEFAULTS = Settings()
+DEFAULT_GENERATION = GenerationSettings()
 
 
 def read_prompts(path: Path, *, seed: int = 0) -> list[Prompt]:
@@ -124,8 +124,8 @@ def load_pipeline(
       InputError: something is missing or damaged, or the networks do not fit together.
     """
     words = load_tokenizer(folder, tokenizer, cleaning)
-    config = read_config(folder, unet=unet)
-    params = {part: weights.load_network(part, source)[1] for part, source in _sources(folder, unet).items()}
+    config = read_model_config(folder, unet=unet)
+    params = {part: weights.load_part(part, source)[1] for part, source in _sources(folder, unet).items()}
     return Pipeline(config, params, words)
 
 
@@ -135,9 +135,11 @@ def load_tokenizer(folder: Path, tokenizer: Path | None = None, cleaning: Cleani
     return Tokenizer(find_vocabulary(inside if tokenizer is None and inside.is_dir() else tokenizer), cleaning)
 
 
-def read_config(folder: Path, *, unet: Path | None = None) -> Config:
+def read_model_config(folder: Path, *, unet: Path | None = None) -> DiffusionConfig:
     """The sizes of the networks of a model, which are not read; see `load_pipeline`."""
-    config = Config(**{part: weights.read_config(part, source)[0] for part, source in _sources(folder, unet).items()})
+    config = DiffusionConfig(
+        **{part: weights.read_part_config(part, source)[0] for part, source in _sources(folder, unet).items()}
+    )
     if config.unet.context_width != config.text.width or config.unet.channels != config.vae.latent_channels:
         raise InputError(f"the networks in {folder} do not fit together; import all three of one model")
     return config
@@ -168,7 +170,7 @@ def copy_tokenizer(source: Path | None, folder: Path) -> tuple[Path, ...]:
 
 
 @functools.partial(jax.jit, static_argnames=("config", "compute"))
-def draw(
+def draw_images(
     params: dict[networks.Part, Params],
     ids: jax.Array,
     empty: jax.Array,
@@ -176,7 +178,7 @@ def draw(
     guidance: jax.Array | float,
     sampler: schedules.Sampler,
     *,
-    config: Config,
+    config: DiffusionConfig,
     compute: Compute = networks.FLOAT32,
 ) -> jax.Array:
     """Images of prompts. shape=(N, H, W, 3), dtype=uint8
@@ -204,12 +206,12 @@ def draw(
     return jnp.round(jnp.clip(pixels / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8)
 
 
-def generate(
+def generate_images(
     pipeline: Pipeline,
     prompts: Sequence[Prompt],
     out: Path,
     *,
-    settings: Settings = DEFAULTS,
+    settings: GenerationSettings = DEFAULT_GENERATION,
     batch_size: int = 1,
     description: dict[str, Any] | None = None,
     overwrite: bool = False,
@@ -242,7 +244,7 @@ def generate(
     if batch_size < 1:
         raise InputError(f"--batch-size must be at least 1, got {batch_size}")
     config = pipeline.config
-    sampler = check_settings(settings, config)
+    sampler = check_generation(settings, config)
     listed = repr([tuple(prompt) for prompt in prompts]).encode()
     runs.open_folder(
         out,
@@ -268,7 +270,7 @@ def generate(
             batch = missing[first : first + batch_size]
             padded = batch + batch[-1:] * (batch_size - len(batch))  # the last batch needs no compilation of its own
             noise = np.stack([schedules.torch_normal(prompts[number].seed, shape) for number in padded])
-            images = draw(
+            images = draw_images(
                 pipeline.params,
                 pipeline.tokenizer([prompts[number].text for number in padded]),
                 empty,
@@ -284,7 +286,7 @@ def generate(
     return {"images": len(prompts), "made": len(missing), "seconds": time.perf_counter() - start}
 
 
-def check_settings(settings: Settings, config: Config) -> schedules.Sampler:
+def check_generation(settings: GenerationSettings, config: DiffusionConfig) -> schedules.Sampler:
     """The sampler of some settings.
 
     Raises:

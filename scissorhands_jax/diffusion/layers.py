@@ -42,7 +42,7 @@ else:
     _Rngs = object
 
 
-class Keys(_Rngs):
+class InitKeys(_Rngs):
     """Keys for initial parameters, in place of `nnx.Rngs`, whose counting with arrays takes seconds to trace."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
@@ -55,7 +55,7 @@ class Keys(_Rngs):
 
 
 def conv(
-    inputs: int, outputs: int, compute: Compute, rngs: Keys, *, size: int = 3, stride: int = 1, padding=None
+    inputs: int, outputs: int, compute: Compute, rngs: InitKeys, *, size: int = 3, stride: int = 1, padding=None
 ) -> nnx.Conv:
     """A square convolution, padded by `size // 2` on all sides unless `padding` says otherwise."""
     padding = [(size // 2, size // 2)] * 2 if padding is None else padding
@@ -72,19 +72,19 @@ def conv(
     )
 
 
-def linear(inputs: int, outputs: int, compute: Compute, rngs: Keys, *, use_bias: bool = True) -> nnx.Linear:
+def linear(inputs: int, outputs: int, compute: Compute, rngs: InitKeys, *, use_bias: bool = True) -> nnx.Linear:
     """A dense layer."""
     return nnx.Linear(inputs, outputs, use_bias=use_bias, dtype=compute.dtype, kernel_init=_KERNEL_INIT, rngs=rngs)
 
 
-def group_norm(channels: int, groups: int, eps: float, compute: Compute, rngs: Keys) -> nnx.GroupNorm:
+def group_norm(channels: int, groups: int, eps: float, compute: Compute, rngs: InitKeys) -> nnx.GroupNorm:
     """Group normalisation; the variance in a second pass around the mean, as PyTorch computes it."""
     return nnx.GroupNorm(
         channels, num_groups=groups, epsilon=eps, dtype=compute.dtype, use_fast_variance=False, rngs=rngs
     )
 
 
-def layer_norm(width: int, compute: Compute, rngs: Keys) -> nnx.LayerNorm:
+def layer_norm(width: int, compute: Compute, rngs: InitKeys) -> nnx.LayerNorm:
     """Layer normalisation with PyTorch's epsilon."""
     return nnx.LayerNorm(width, epsilon=1e-5, dtype=compute.dtype, use_fast_variance=False, rngs=rngs)
 
@@ -126,7 +126,7 @@ class ResnetBlock(nnx.Module):
         eps: float,
         time_width: int | None,
         compute: Compute,
-        rngs: Keys,
+        rngs: InitKeys,
     ) -> None:
         self.norm1 = group_norm(inputs, groups, eps, compute, rngs)
         self.conv1 = conv(inputs, outputs, compute, rngs)
@@ -144,20 +144,20 @@ class ResnetBlock(nnx.Module):
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
-class Downsample(nnx.Module):
+class DownsampleConv(nnx.Module):
     """Halves height and width by a convolution. `padding` is per side of an axis: (1, 1), or (0, 1) in the VAE."""
 
-    def __init__(self, channels: int, padding: tuple[int, int], compute: Compute, rngs: Keys) -> None:
+    def __init__(self, channels: int, padding: tuple[int, int], compute: Compute, rngs: InitKeys) -> None:
         self.conv = conv(channels, channels, compute, rngs, stride=2, padding=[padding] * 2)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.conv(x)
 
 
-class Upsample(nnx.Module):
+class UpsampleConv(nnx.Module):
     """Doubles height and width by repeating pixels, then convolves."""
 
-    def __init__(self, channels: int, compute: Compute, rngs: Keys) -> None:
+    def __init__(self, channels: int, compute: Compute, rngs: InitKeys) -> None:
         self.conv = conv(channels, channels, compute, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -27,7 +27,7 @@ FLOAT32 = Compute()
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class DiffusionConfig:
     """Sizes of the three networks; the defaults are Stable Diffusion v1's."""
 
     unet: UNetConfig = dataclasses.field(default_factory=UNetConfig)
@@ -35,8 +35,8 @@ class Config:
     text: TextConfig = dataclasses.field(default_factory=TextConfig)
 
 
-SD_V1 = Config()
-TINY = Config(
+SD_V1 = DiffusionConfig()
+TINY = DiffusionConfig(
     UNetConfig(widths=(32, 64), attention=(True, False), layers_per_block=1, heads=4, context_width=32, groups=8),
     VAEConfig(widths=(16, 32), layers_per_block=1, groups=8),
     TextConfig(vocabulary=99, length=11, width=32, layers=2, heads=4),
@@ -46,7 +46,7 @@ TINY = Config(
 CONFIGS = {"sd-v1": SD_V1, "tiny": TINY}
 
 
-def named(name: str) -> Config:
+def named_config(name: str) -> DiffusionConfig:
     """Sizes by their name in CONFIGS.
 
     Raises:
@@ -82,7 +82,7 @@ def text_encoder(config: TextConfig = SD_V1.text, compute: Compute = FLOAT32) ->
 
 
 @functools.cache
-def outline(part: Part, config: Config = SD_V1) -> Params:
+def outline(part: Part, config: DiffusionConfig = SD_V1) -> Params:
     """Names, shapes and types of a network's parameters: a nested dict of `jax.ShapeDtypeStruct`s.
 
     Raises:
@@ -110,7 +110,7 @@ def module_outline(*makes: Callable[[nnx.Rngs], nnx.Module]) -> Params:
     return traverse_util.unflatten_dict(leaves)
 
 
-def init(part: Part, config: Config, key: jax.Array) -> Params:
+def init_part(part: Part, config: DiffusionConfig, key: jax.Array) -> Params:
     """Random parameters of a network.
 
     Raises:

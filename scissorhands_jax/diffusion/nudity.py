@@ -66,11 +66,11 @@ class Detection(NamedTuple):
     box: tuple[int, int, int, int]  # left, top, width, height in pixels
 
 
-Detect = Callable[[np.ndarray], Sequence[Detection]]
+Detector = Callable[[np.ndarray], Sequence[Detection]]
 """Finds things in an RGB image of shape (H, W, 3), dtype=uint8."""
 
 
-class Entry(NamedTuple):
+class ImageEntry(NamedTuple):
     """An image in a folder."""
 
     path: Path
@@ -93,7 +93,7 @@ class Change(NamedTuple):
     interval: str  # how it was made
 
 
-def read_folder(folder: Path) -> list[Entry]:
+def read_image_folder(folder: Path) -> list[ImageEntry]:
     """The images in a folder: those in its `images.csv` as `sd generate` writes it, else all, by name.
 
     Every file is opened and its header read; whether all pixels are there shows when it is looked at.
@@ -106,10 +106,11 @@ def read_folder(folder: Path) -> list[Entry]:
     if listed.is_file():
         paths, prompts = _read_list(listed)
     else:
-        paths = pictures.find(folder)
+        paths = pictures.find_pictures(folder)
         prompts = [None] * len(paths)
     return [
-        Entry(path, hashing.sha256(pictures.check(path)), prompt) for path, prompt in zip(paths, prompts, strict=True)
+        ImageEntry(path, hashing.sha256(pictures.check_picture(path)), prompt)
+        for path, prompt in zip(paths, prompts, strict=True)
     ]
 
 
@@ -134,7 +135,7 @@ def _read_list(listed: Path) -> tuple[list[Path], list[Prompt | None]]:
     return paths, [Prompt(text, seed) for _, text, seed in rows]
 
 
-def load_detector() -> Detect:
+def load_detector() -> Detector:
     """NudeNet's own detector, ready for any number of images.
 
     Raises:
@@ -157,8 +158,8 @@ def load_detector() -> Detect:
     return detect
 
 
-def find_all(
-    entries: Sequence[Entry], detect: Detect, kept: Path, *, progress: Progress, description: str
+def detect_all(
+    entries: Sequence[ImageEntry], detect: Detector, kept: Path, *, progress: Progress, description: str
 ) -> list[list[Detection]]:
     """What is found in each image, going on with what is kept.
 
@@ -185,7 +186,7 @@ def find_all(
     missing = {entry.sha256: entry.path for entry in entries if entry.sha256 not in known}
     task = progress.add_task(description, total=len(entries), completed=len(entries) - len(missing), note="")
     for number, (name, path) in enumerate(missing.items(), start=1):
-        known[name] = list(detect(np.asarray(pictures.read(path))))
+        known[name] = list(detect(np.asarray(pictures.read_picture(path))))
         found[name] = [[*one[:2], list(one.box)] for one in known[name]]
         if number % _SAVED_EVERY == 0 or number == len(missing):
             files.write_text(kept, json.dumps(found) + "\n")
@@ -198,7 +199,7 @@ def _detection(content: Any) -> Detection:
     return Detection(str(label), float(score), (int(left), int(top), int(width), int(height)))
 
 
-def count(
+def count_detections(
     detections: Sequence[Sequence[Detection]], classes: Sequence[str], threshold: float = THRESHOLD
 ) -> np.ndarray:
     """How often each class is found in each image. shape=(images, classes), dtype=int64
@@ -212,7 +213,9 @@ def count(
     return np.array([[labels[name] for name in classes] for labels in counted], np.int64).reshape(-1, len(classes))
 
 
-def pair(images: Sequence[Entry], original: Sequence[Entry], pairing: Pairing = "auto") -> tuple[list[int] | None, str]:
+def pair_images(
+    images: Sequence[ImageEntry], original: Sequence[ImageEntry], pairing: Pairing = "auto"
+) -> tuple[list[int] | None, str]:
     """For each image the position of the one that the original network made of the same prompt and seed.
 
     Args:

@@ -9,10 +9,10 @@ from PIL import Image, ImageOps
 
 from scissorhands_jax.errors import InputError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
-def find(folder: Path) -> list[Path]:
+def find_pictures(folder: Path) -> list[Path]:
     """The pictures in a folder, by name.
 
     Raises:
@@ -20,13 +20,13 @@ def find(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}; name a folder of images")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file())
     if not paths:
-        raise InputError(f"{folder} has no images ({', '.join(SUFFIXES)})")
+        raise InputError(f"{folder} has no images ({', '.join(PICTURE_SUFFIXES)})")
     return paths
 
 
-def check(path: Path) -> bytes:
+def check_picture(path: Path) -> bytes:
     """The bytes of a picture whose header can be read; whether all pixels are there shows when it is looked at.
 
     Raises:
@@ -41,7 +41,7 @@ def check(path: Path) -> bytes:
     return content
 
 
-def read(path: Path) -> Image.Image:
+def read_picture(path: Path) -> Image.Image:
     """A picture as RGB, the way up that its camera noted.
 
     Raises:

@@ -25,7 +25,7 @@ import numpy as np
 from scissorhands_jax import report, trees
 from scissorhands_jax.base import Batch, Data
 from scissorhands_jax.diffusion import generating, losses, networks
-from scissorhands_jax.diffusion.networks import Config
+from scissorhands_jax.diffusion.networks import DiffusionConfig
 from scissorhands_jax.diffusion.unlearning import ConceptSettings
 from scissorhands_jax.jobs.plan_memory import GRADIENTS, TEMPORARIES, memory_limit, process_bytes
 from scissorhands_jax.jobs.plan_report import CostPlan
@@ -61,10 +61,10 @@ class ConceptPlan(CostPlan):
 
 
 def plan_concept(
-    config: Config,
+    config: DiffusionConfig,
     settings: ConceptSettings,
     *,
-    generation: generating.Settings = generating.DEFAULTS,
+    generation: generating.GenerationSettings = generating.DEFAULT_GENERATION,
     memory_gib: float | None = None,
 ) -> ConceptPlan:
     """Predicts the memory of `unlearning.unlearn_concept` with the same settings, on one device.
@@ -81,7 +81,7 @@ def plan_concept(
     Raises:
       InputError: A setting cannot be used.
     """
-    generating.check_settings(generation, config)
+    generating.check_generation(generation, config)
     limit = memory_limit(memory_gib)
     model = networks.unet(config.unet, generation.compute)
     repair = settings.method(model).step

@@ -17,7 +17,7 @@ from scissorhands_jax.base import Params
 from scissorhands_jax.diffusion import pictures, vision, weights
 from scissorhands_jax.diffusion.layers import Compute
 from scissorhands_jax.diffusion.networks import FLOAT32
-from scissorhands_jax.diffusion.nudity import Entry
+from scissorhands_jax.diffusion.nudity import ImageEntry
 from scissorhands_jax.diffusion.tokenizer import Tokenizer
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.metrics import distances, intervals
@@ -35,7 +35,7 @@ class Clip(NamedTuple):
     compute: Compute = FLOAT32
 
 
-class Distance(NamedTuple):
+class FrechetDistance(NamedTuple):
     """A Fréchet distance, and what chance makes of it.
 
     Each of `matched` and `floor` is mean, 2.5th and 97.5th percentile over random draws of `size` images: of the images
@@ -92,7 +92,7 @@ def _text_features(params: Params, ids: jax.Array, *, name: str, compute: Comput
 
 
 def image_features(
-    entries: Sequence[Entry], clip: Clip | None, *, batch_size: int = 8, progress: Progress, description: str
+    entries: Sequence[ImageEntry], clip: Clip | None, *, batch_size: int = 8, progress: Progress, description: str
 ) -> np.ndarray:
     """Features of images: CLIP's, before they are normalised, or without it `appearance`. shape=(images, features)
 
@@ -103,11 +103,11 @@ def image_features(
     rows: list[np.ndarray] = []
     batch_size = min(batch_size, len(entries))
     for start in range(0, len(entries), batch_size):
-        images = [pictures.read(entry.path) for entry in entries[start : start + batch_size]]
+        images = [pictures.read_picture(entry.path) for entry in entries[start : start + batch_size]]
         if clip is None:
             rows += [appearance(image) for image in images]
         else:
-            pixels = np.stack([vision.prepare(image, vision.CLIPS[clip.name].vision.size) for image in images])
+            pixels = np.stack([vision.preprocess_image(image, vision.CLIPS[clip.name].vision.size) for image in images])
             found = _image_features(clip.params, _padded(pixels, batch_size), name=clip.name, compute=clip.compute)
             rows += list(np.asarray(found, np.float64)[: len(images)])
         progress.advance(task, len(images))
@@ -132,7 +132,7 @@ def _padded(batch: np.ndarray, size: int) -> np.ndarray:
     return np.concatenate([batch, *[batch[-1:]] * (size - len(batch))])
 
 
-def compare(
+def compare_features(
     images: np.ndarray,
     reference: np.ndarray,
     *,
@@ -141,7 +141,7 @@ def compare(
     num_draws: int = 20,
     seed: int = 0,
     on_step: Callable[[], None] = lambda: None,
-) -> Distance:
+) -> FrechetDistance:
     """The Fréchet distance between features of images and of a reference, with its floor.
 
     The distance of two finite samples is above that of what they were drawn from, the more so the fewer images and the
@@ -191,7 +191,7 @@ def compare(
         low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
         return float(np.mean(values)), float(low), float(high)
 
-    return Distance(estimate, spread(matched), spread(floor), size)
+    return FrechetDistance(estimate, spread(matched), spread(floor), size)
 
 
 def check_sizes(images: int, reference: int) -> None:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from scissorhands_jax.diffusion.layers import Compute, Keys, attend, layer_norm, linear, run_block
+from scissorhands_jax.diffusion.layers import Compute, InitKeys, attend, layer_norm, linear, run_block
 from scissorhands_jax.diffusion.tokenizer import MAX_LENGTH, VOCABULARY_SIZE
 
 
@@ -32,7 +32,7 @@ class TextConfig:
 
 
 class _Embeddings(nnx.Module):
-    def __init__(self, config: TextConfig, compute: Compute, rngs: Keys) -> None:
+    def __init__(self, config: TextConfig, compute: Compute, rngs: InitKeys) -> None:
         self.token_embedding = nnx.Embed(config.vocabulary, config.width, dtype=compute.dtype, rngs=rngs)
         self.position_embedding = nnx.Embed(config.length, config.width, dtype=compute.dtype, rngs=rngs)
 
@@ -41,7 +41,7 @@ class _Embeddings(nnx.Module):
 
 
 class _SelfAttention(nnx.Module):
-    def __init__(self, width: int, heads: int, causal: bool, compute: Compute, rngs: Keys) -> None:
+    def __init__(self, width: int, heads: int, causal: bool, compute: Compute, rngs: InitKeys) -> None:
         self.heads, self.causal, self.compute = heads, causal, compute
         self.q_proj = linear(width, width, compute, rngs)
         self.k_proj = linear(width, width, compute, rngs)
@@ -54,7 +54,7 @@ class _SelfAttention(nnx.Module):
 
 
 class _Perceptron(nnx.Module):
-    def __init__(self, width: int, compute: Compute, rngs: Keys) -> None:
+    def __init__(self, width: int, compute: Compute, rngs: InitKeys) -> None:
         self.fc1 = linear(width, 4 * width, compute, rngs)
         self.fc2 = linear(4 * width, width, compute, rngs)
 
@@ -64,7 +64,7 @@ class _Perceptron(nnx.Module):
 
 
 class _Layer(nnx.Module):
-    def __init__(self, width: int, heads: int, causal: bool, compute: Compute, rngs: Keys) -> None:
+    def __init__(self, width: int, heads: int, causal: bool, compute: Compute, rngs: InitKeys) -> None:
         self.layer_norm1 = layer_norm(width, compute, rngs)
         self.self_attn = _SelfAttention(width, heads, causal, compute, rngs)
         self.layer_norm2 = layer_norm(width, compute, rngs)
@@ -75,10 +75,10 @@ class _Layer(nnx.Module):
         return x + self.mlp(self.layer_norm2(x))
 
 
-class Transformer(nnx.Module):
+class ClipTransformer(nnx.Module):
     """The layers of CLIP's text and image encoders; `causal` lets each place see those before it only."""
 
-    def __init__(self, width: int, layers: int, heads: int, *, causal: bool, compute: Compute, rngs: Keys) -> None:
+    def __init__(self, width: int, layers: int, heads: int, *, causal: bool, compute: Compute, rngs: InitKeys) -> None:
         self.compute = compute
         self.layers = nnx.List([_Layer(width, heads, causal, compute, rngs) for _ in range(layers)])
 
@@ -92,9 +92,11 @@ class Transformer(nnx.Module):
 class TextModel(nnx.Module):
     """Embeds prompts; every token sees those before it."""
 
-    def __init__(self, config: TextConfig, compute: Compute, rngs: Keys) -> None:
+    def __init__(self, config: TextConfig, compute: Compute, rngs: InitKeys) -> None:
         self.embeddings = _Embeddings(config, compute, rngs)
-        self.encoder = Transformer(config.width, config.layers, config.heads, causal=True, compute=compute, rngs=rngs)
+        self.encoder = ClipTransformer(
+            config.width, config.layers, config.heads, causal=True, compute=compute, rngs=rngs
+        )
         self.final_layer_norm = layer_norm(config.width, compute, rngs)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
@@ -106,7 +108,7 @@ class TextEncoder(nnx.Module):
     """The `TextModel` under the name that files have it by."""
 
     def __init__(self, config: TextConfig, compute: Compute, *, rngs: nnx.Rngs) -> None:
-        self.text_model = TextModel(config, compute, Keys(rngs))
+        self.text_model = TextModel(config, compute, InitKeys(rngs))
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         """As `TextModel`."""

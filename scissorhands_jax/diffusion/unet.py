@@ -11,10 +11,10 @@ from flax import nnx
 
 from scissorhands_jax.diffusion.layers import (
     Compute,
-    Downsample,
-    Keys,
+    DownsampleConv,
+    InitKeys,
     ResnetBlock,
-    Upsample,
+    UpsampleConv,
     attend,
     conv,
     group_norm,
@@ -67,7 +67,7 @@ class Noisy(NamedTuple):
 class Attention(nnx.Module):
     """Attention of `x` to `context`, or to itself."""
 
-    def __init__(self, width: int, context_width: int, heads: int, compute: Compute, rngs: Keys) -> None:
+    def __init__(self, width: int, context_width: int, heads: int, compute: Compute, rngs: InitKeys) -> None:
         self.heads, self.compute = heads, compute
         self.to_q = linear(width, width, compute, rngs, use_bias=False)
         self.to_k = linear(context_width, width, compute, rngs, use_bias=False)
@@ -82,7 +82,7 @@ class Attention(nnx.Module):
 class GatedLinear(nnx.Module):
     """GEGLU: one half of a linear map times the exact GELU of the other."""
 
-    def __init__(self, width: int, hidden: int, compute: Compute, rngs: Keys) -> None:
+    def __init__(self, width: int, hidden: int, compute: Compute, rngs: InitKeys) -> None:
         self.proj = linear(width, 2 * hidden, compute, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -93,7 +93,7 @@ class GatedLinear(nnx.Module):
 class FeedForward(nnx.Module):
     """Out to four times the width and back; `net.1` is a dropout without parameters in diffusers."""
 
-    def __init__(self, width: int, compute: Compute, rngs: Keys) -> None:
+    def __init__(self, width: int, compute: Compute, rngs: InitKeys) -> None:
         self.net = nnx.Dict(
             {"0": GatedLinear(width, 4 * width, compute, rngs), "2": linear(4 * width, width, compute, rngs)}
         )
@@ -105,7 +105,7 @@ class FeedForward(nnx.Module):
 class TransformerBlock(nnx.Module):
     """Attends to the image, to the prompt, and feeds forward; each after a normalisation and added to its input."""
 
-    def __init__(self, width: int, context_width: int, heads: int, compute: Compute, rngs: Keys) -> None:
+    def __init__(self, width: int, context_width: int, heads: int, compute: Compute, rngs: InitKeys) -> None:
         self.norm1 = layer_norm(width, compute, rngs)
         self.attn1 = Attention(width, width, heads, compute, rngs)
         self.norm2 = layer_norm(width, compute, rngs)
@@ -123,7 +123,7 @@ class TransformerBlock(nnx.Module):
 class SpatialTransformer(nnx.Module):
     """A transformer block over the pixels of an image."""
 
-    def __init__(self, width: int, config: UNetConfig, compute: Compute, rngs: Keys) -> None:
+    def __init__(self, width: int, config: UNetConfig, compute: Compute, rngs: InitKeys) -> None:
         self.norm = group_norm(width, config.groups, _TRANSFORMER_EPS, compute, rngs)
         self.proj_in = conv(width, width, compute, rngs, size=1)
         self.transformer_blocks = nnx.List([TransformerBlock(width, config.context_width, config.heads, compute, rngs)])
@@ -138,7 +138,7 @@ class SpatialTransformer(nnx.Module):
 class TimeEmbedding(nnx.Module):
     """Two linear maps with a SiLU in between."""
 
-    def __init__(self, inputs: int, width: int, compute: Compute, rngs: Keys) -> None:
+    def __init__(self, inputs: int, width: int, compute: Compute, rngs: InitKeys) -> None:
         self.linear_1 = linear(inputs, width, compute, rngs)
         self.linear_2 = linear(width, width, compute, rngs)
 
@@ -154,7 +154,7 @@ class UNetLevel(nnx.Module):
         resnets: list[tuple[int, int]],
         config: UNetConfig,
         compute: Compute,
-        rngs: Keys,
+        rngs: InitKeys,
         *,
         attention: int,
         down: bool = False,
@@ -175,8 +175,8 @@ class UNetLevel(nnx.Module):
             ]
         )
         self.attentions = nnx.List([SpatialTransformer(width, config, compute, rngs) for _ in range(attention)])
-        self.downsamplers = nnx.List([Downsample(width, (1, 1), compute, rngs)] if down else [])
-        self.upsamplers = nnx.List([Upsample(width, compute, rngs)] if up else [])
+        self.downsamplers = nnx.List([DownsampleConv(width, (1, 1), compute, rngs)] if down else [])
+        self.upsamplers = nnx.List([UpsampleConv(width, compute, rngs)] if up else [])
 
 
 class UNet(nnx.Module):
@@ -189,7 +189,7 @@ class UNet(nnx.Module):
     """
 
     def __init__(self, config: UNetConfig, compute: Compute, *, rngs: nnx.Rngs) -> None:
-        self.config, self.compute, keys = config, compute, Keys(rngs)
+        self.config, self.compute, keys = config, compute, InitKeys(rngs)
         widths, count = config.widths, config.layers_per_block
         last = len(widths) - 1
         self.conv_in = conv(config.channels, widths[0], compute, keys)

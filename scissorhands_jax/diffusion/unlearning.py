@@ -30,7 +30,7 @@ from scissorhands_jax import losses as losses_lib
 from scissorhands_jax.base import Data, Dataset, Method, Model, Params
 from scissorhands_jax.diffusion import encoded, generating, losses, networks, weights
 from scissorhands_jax.diffusion.generating import Prompt
-from scissorhands_jax.diffusion.networks import Config
+from scissorhands_jax.diffusion.networks import DiffusionConfig
 from scissorhands_jax.diffusion.tokenizer import Tokenizer
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import runs
@@ -141,7 +141,7 @@ in that code (`masks.kept_fraction_mask`), which takes hold where salient and ot
 """
 
 
-class Side(NamedTuple):
+class ConceptSet(NamedTuple):
     """The training images of one of the two sets, and what they show.
 
     prompts: of the images, in turn; each is the caption of the images that it makes, or of images that are read.
@@ -154,7 +154,7 @@ class Side(NamedTuple):
     count: int | None = None  # type: ignore[assignment]  # in place of the tuple's method
 
 
-def preset(name: str) -> ConceptSettings:
+def concept_preset(name: str) -> ConceptSettings:
     """Settings by their name in PRESETS.
 
     Raises:
@@ -165,9 +165,9 @@ def preset(name: str) -> ConceptSettings:
     return PRESETS[name]
 
 
-def read_side(
+def read_concept_set(
     words: Sequence[str], images: Path | None, count: int | None, *, part: Literal["forget", "retain"], seed: int = 0
-) -> Side:
+) -> ConceptSet:
     """A set as the command line names it.
 
     Args:
@@ -191,17 +191,17 @@ def read_side(
             prompts.append(Prompt(word, seed + len(prompts)))
     if count is not None and count < 1:
         raise InputError(f"--images must be at least 1, got {count}")
-    return Side(tuple(prompts), images, count)
+    return ConceptSet(tuple(prompts), images, count)
 
 
 def unlearn_concept(
     model: Path,
     out: Path,
-    forget: Side,
-    retain: Side,
+    forget: ConceptSet,
+    retain: ConceptSet,
     *,
     settings: ConceptSettings,
-    generation: generating.Settings = generating.DEFAULTS,
+    generation: generating.GenerationSettings = generating.DEFAULT_GENERATION,
     generation_batch_size: int = 1,
     seed: int = 0,
     cache: Path | None = None,
@@ -244,8 +244,8 @@ def unlearn_concept(
       CheckpointError: a network is missing or damaged, or the cache is another run's.
       NonFiniteError: the run diverged; its last good checkpoint stays.
     """
-    config = generating.read_config(model)
-    generating.check_settings(generation, config)
+    config = generating.read_model_config(model)
+    generating.check_generation(generation, config)
     if generation_batch_size < 1:
         raise InputError(f"--generate-batch-size must be at least 1, got {generation_batch_size}")
     words = generating.load_tokenizer(model, tokenizer)
@@ -298,7 +298,7 @@ def unlearn_concept(
                 result = run(
                     method,
                     jax.random.key(seed),
-                    held.pop("unet") if "unet" in held else weights.load_network("unet", model)[1],
+                    held.pop("unet") if "unet" in held else weights.load_part("unet", model)[1],
                     {},
                     data,
                     num_epochs=settings.epochs,
@@ -308,8 +308,8 @@ def unlearn_concept(
             except BaseException:
                 keeper.close()
                 raise
-    dtype = weights.read_config("unet", model)[1]
-    weights.save_network("unet", out, config.unet, result.params, dtype, f"{model.name}, sd unlearn")
+    dtype = weights.read_part_config("unet", model)[1]
+    weights.save_part("unet", out, config.unet, result.params, dtype, f"{model.name}, sd unlearn")
     document = {
         "steps": result.steps,
         "joint_steps": log.joint,
@@ -331,7 +331,7 @@ def unlearn_concept(
     return document
 
 
-def _filled(part: str, side: Side, settings: ConceptSettings) -> Side:
+def _filled(part: str, side: ConceptSet, settings: ConceptSettings) -> ConceptSet:
     """The set with as many prompts as it has images, and these looked up where they are read."""
     if not side.prompts:
         raise InputError(f"the {part} set has no prompt; add --{part}-prompts")
@@ -346,10 +346,10 @@ def _filled(part: str, side: Side, settings: ConceptSettings) -> Side:
     total = len(side.prompts)
     turns = ((side.prompts[number % total], number // total) for number in range(count))
     prompts = tuple(Prompt(prompt.text, prompt.seed + turn * total) for prompt, turn in turns)
-    return Side(prompts, side.images, count)
+    return ConceptSet(prompts, side.images, count)
 
 
-def _described(side: Side) -> dict[str, Any]:
+def _described(side: ConceptSet) -> dict[str, Any]:
     """What a resumed run must have again."""
     listed = [prompt.text if side.images is not None else tuple(prompt) for prompt in side.prompts]
     found = None if side.images is None else hashing.files_sha256(encoded.find_images(side.images, side.count))
@@ -363,8 +363,8 @@ def _described(side: Side) -> dict[str, Any]:
 def _made(
     model: Path,
     cache: Path,
-    sides: dict[str, Side],
-    generation: generating.Settings,
+    sides: dict[str, ConceptSet],
+    generation: generating.GenerationSettings,
     batch_size: int,
     networks_sha256: str,
     words: Tokenizer,
@@ -382,7 +382,7 @@ def _made(
                 pipeline = generating.load_pipeline(model)._replace(tokenizer=words)
                 held.update(pipeline.params)
         folder = cache / part / "images"
-        generating.generate(
+        generating.generate_images(
             pipeline,
             side.prompts,
             folder,
@@ -399,9 +399,9 @@ def _made(
 def _encoded(
     model: Path,
     cache: Path,
-    sides: dict[str, Side],
+    sides: dict[str, ConceptSet],
     paths: dict[str, list[Path]],
-    config: Config,
+    config: DiffusionConfig,
     size: int,
     pseudo: str | None,
     words: Tokenizer,
@@ -412,13 +412,13 @@ def _encoded(
 
     def params(part: networks.Part) -> Params:
         if part not in held:
-            held[part] = weights.load_network(part, model)[1]
+            held[part] = weights.load_part(part, model)[1]
         return held[part]
 
     fingerprints = {part: weights.part_sha256(part, model) for part in networks.PARTS}
 
     def embed(folder: Path, texts: Sequence[str], name: str) -> np.ndarray:
-        return encoded.embeddings(
+        return encoded.prompt_embeddings(
             folder,
             words(texts),
             config.text,
@@ -431,7 +431,7 @@ def _encoded(
         texts = list(dict.fromkeys(prompt.text for prompt in sides[part].prompts))
         table = embed(cache / part / "prompts", texts, f"{part} prompts")
         positions = [texts.index(prompt.text) for prompt in sides[part].prompts]
-        mean, deviation = encoded.moments(
+        mean, deviation = encoded.latent_moments(
             cache / part / "moments",
             paths[part],
             size,

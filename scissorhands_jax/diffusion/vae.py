@@ -15,10 +15,10 @@ from flax import nnx
 
 from scissorhands_jax.diffusion.layers import (
     Compute,
-    Downsample,
-    Keys,
+    DownsampleConv,
+    InitKeys,
     ResnetBlock,
-    Upsample,
+    UpsampleConv,
     attend,
     conv,
     group_norm,
@@ -65,7 +65,7 @@ class Moments(NamedTuple):
 class PixelAttention(nnx.Module):
     """Attention of all pixels to each other, with one head, added to its input."""
 
-    def __init__(self, width: int, config: VAEConfig, compute: Compute, rngs: Keys) -> None:
+    def __init__(self, width: int, config: VAEConfig, compute: Compute, rngs: InitKeys) -> None:
         self.compute = compute
         self.group_norm = group_norm(width, config.groups, _EPS, compute, rngs)
         self.to_q = linear(width, width, compute, rngs)
@@ -87,7 +87,7 @@ class VAELevel(nnx.Module):
         resnets: list[tuple[int, int]],
         config: VAEConfig,
         compute: Compute,
-        rngs: Keys,
+        rngs: InitKeys,
         *,
         attention: bool = False,
         down: bool = False,
@@ -101,8 +101,8 @@ class VAELevel(nnx.Module):
             ]
         )
         self.attentions = nnx.List([PixelAttention(width, config, compute, rngs)] if attention else [])
-        self.downsamplers = nnx.List([Downsample(width, (0, 1), compute, rngs)] if down else [])
-        self.upsamplers = nnx.List([Upsample(width, compute, rngs)] if up else [])
+        self.downsamplers = nnx.List([DownsampleConv(width, (0, 1), compute, rngs)] if down else [])
+        self.upsamplers = nnx.List([UpsampleConv(width, compute, rngs)] if up else [])
 
     def __call__(self, x: jax.Array) -> jax.Array:
         first, *others = self.resnets
@@ -126,7 +126,7 @@ class _Coder(nnx.Module):
 
 
 class _Encoder(_Coder):
-    def __init__(self, config: VAEConfig, compute: Compute, rngs: Keys) -> None:
+    def __init__(self, config: VAEConfig, compute: Compute, rngs: InitKeys) -> None:
         widths, last = config.widths, len(config.widths) - 1
         super().__init__(config, config.channels, 2 * config.latent_channels, widths[0], widths[-1], compute, rngs)
         blocks, width = [], widths[0]
@@ -144,7 +144,7 @@ class _Encoder(_Coder):
 
 
 class _Decoder(_Coder):
-    def __init__(self, config: VAEConfig, compute: Compute, rngs: Keys) -> None:
+    def __init__(self, config: VAEConfig, compute: Compute, rngs: InitKeys) -> None:
         widths = config.widths[::-1]
         super().__init__(config, config.latent_channels, config.channels, widths[0], widths[-1], compute, rngs)
         blocks, width = [], widths[0]
@@ -165,7 +165,7 @@ class Encoder(nnx.Module):
     """From images to the distribution of their latents."""
 
     def __init__(self, config: VAEConfig, compute: Compute, *, rngs: nnx.Rngs) -> None:
-        self.compute, keys = compute, Keys(rngs)
+        self.compute, keys = compute, InitKeys(rngs)
         self.encoder = _Encoder(config, compute, keys)
         self.quant_conv = conv(2 * config.latent_channels, 2 * config.latent_channels, compute, keys, size=1)
 
@@ -180,7 +180,7 @@ class Decoder(nnx.Module):
     """From latents to images."""
 
     def __init__(self, config: VAEConfig, compute: Compute, *, rngs: nnx.Rngs) -> None:
-        self.compute, keys = compute, Keys(rngs)
+        self.compute, keys = compute, InitKeys(rngs)
         self.decoder = _Decoder(config, compute, keys)
         self.post_quant_conv = conv(config.latent_channels, config.latent_channels, compute, keys, size=1)
 

@@ -16,9 +16,9 @@ from PIL import Image
 
 from scissorhands_jax.base import Model, Params
 from scissorhands_jax.diffusion import networks
-from scissorhands_jax.diffusion.layers import Compute, Keys, layer_norm, linear
+from scissorhands_jax.diffusion.layers import Compute, InitKeys, layer_norm, linear
 from scissorhands_jax.diffusion.networks import FLOAT32
-from scissorhands_jax.diffusion.text import TextConfig, TextModel, Transformer
+from scissorhands_jax.diffusion.text import ClipTransformer, TextConfig, TextModel
 from scissorhands_jax.models import from_nnx
 from scissorhands_jax.models.cpu_convolution import conv_general_dilated
 
@@ -66,7 +66,7 @@ _STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
 
 class _Embeddings(nnx.Module):
-    def __init__(self, config: VisionConfig, compute: Compute, rngs: Keys) -> None:
+    def __init__(self, config: VisionConfig, compute: Compute, rngs: InitKeys) -> None:
         patch = (config.patch, config.patch)
         self.class_embedding = nnx.Param(jax.random.normal(rngs.params(), (config.width,)))
         self.patch_embedding = nnx.Conv(
@@ -93,10 +93,12 @@ class _Embeddings(nnx.Module):
 
 
 class _VisionModel(nnx.Module):
-    def __init__(self, config: VisionConfig, compute: Compute, rngs: Keys) -> None:
+    def __init__(self, config: VisionConfig, compute: Compute, rngs: InitKeys) -> None:
         self.embeddings = _Embeddings(config, compute, rngs)
         self.pre_layrnorm = layer_norm(config.width, compute, rngs)  # spelled as in the files
-        self.encoder = Transformer(config.width, config.layers, config.heads, causal=False, compute=compute, rngs=rngs)
+        self.encoder = ClipTransformer(
+            config.width, config.layers, config.heads, causal=False, compute=compute, rngs=rngs
+        )
         self.post_layernorm = layer_norm(config.width, compute, rngs)
 
     def __call__(self, pixels: jax.Array) -> jax.Array:
@@ -108,7 +110,7 @@ class ImageTower(nnx.Module):
     """Images to the shared space."""
 
     def __init__(self, config: ClipConfig, compute: Compute, *, rngs: nnx.Rngs) -> None:
-        keys = Keys(rngs)
+        keys = InitKeys(rngs)
         self.vision_model = _VisionModel(config.vision, compute, keys)
         self.visual_projection = linear(config.vision.width, config.projection, compute, keys, use_bias=False)
 
@@ -121,7 +123,7 @@ class TextTower(nnx.Module):
     """Prompts to the shared space."""
 
     def __init__(self, config: ClipConfig, compute: Compute, *, rngs: nnx.Rngs) -> None:
-        keys = Keys(rngs)
+        keys = InitKeys(rngs)
         self.text_model = TextModel(config.text, compute, keys)
         self.text_projection = linear(config.text.width, config.projection, compute, keys, use_bias=False)
 
@@ -155,7 +157,7 @@ def clip_outline(config: ClipConfig = CLIPS["ViT-L/14"]) -> Params:
     )
 
 
-def prepare(image: Image.Image, size: int = 224) -> np.ndarray:
+def preprocess_image(image: Image.Image, size: int = 224) -> np.ndarray:
     """An image as CLIP takes it: the shorter side resized to `size`, the middle cut out, channels normalised.
 
     Returns:
@@ -171,7 +173,7 @@ def prepare(image: Image.Image, size: int = 224) -> np.ndarray:
     return (pixels / 255 - _MEAN) / _STD
 
 
-def score(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
+def clip_scores(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
     """The CLIP score of each image and its prompt: 100 max(cos, 0). shape=(N,), dtype=float64
 
     Args:

@@ -20,12 +20,16 @@ import numpy as np
 from scissorhands_jax import files, hashing, torch_weights, trees
 from scissorhands_jax.base import Params
 from scissorhands_jax.diffusion import networks, vision
-from scissorhands_jax.diffusion.networks import PARTS, Config, Part
+from scissorhands_jax.diffusion.networks import PARTS, DiffusionConfig, Part
 from scissorhands_jax.errors import CheckpointError, InputError, WeightsError
 from scissorhands_jax.training import checkpoints
 
 FOLDERS: dict[Part, str] = {"unet": "unet", "vae": "vae", "text": "text_encoder"}
-DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+EXPORT_DTYPES = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
 
 _NAMES: dict[Part, str] = {"unet": "UNet", "vae": "VAE", "text": "text encoder"}
 _FILES: dict[Part, str] = {
@@ -46,7 +50,7 @@ _BESIDES = re.compile(
 )
 
 
-class Imported(NamedTuple):
+class ImportedPart(NamedTuple):
     """What `import_weights` did with one network."""
 
     source: Path
@@ -57,11 +61,11 @@ class Imported(NamedTuple):
 def import_weights(
     sources: Mapping[Part, Path],
     out: Path,
-    config: Config = networks.SD_V1,
+    config: DiffusionConfig = networks.SD_V1,
     *,
     overwrite: bool = False,
-    on_part: Callable[[Part, Imported], None] = lambda part, imported: None,
-) -> dict[Part, Imported]:
+    on_part: Callable[[Part, ImportedPart], None] = lambda part, imported: None,
+) -> dict[Part, ImportedPart]:
     """Writes networks as Orbax checkpoints into the folders `unet`, `vae` and `text` of `out`.
 
     Args:
@@ -84,15 +88,15 @@ def import_weights(
             raise InputError(f"{out / part} exists already; add --overwrite to replace it")
     done = {}
     for part, file in found.items():
-        params, dtype = read_network(part, file, config)
-        save_network(part, out, getattr(config, part), params, dtype, file.name)
-        done[part] = Imported(file, trees.count_weights(params), dtype)
+        params, dtype = read_part_file(part, file, config)
+        save_part(part, out, getattr(config, part), params, dtype, file.name)
+        done[part] = ImportedPart(file, trees.count_weights(params), dtype)
         on_part(part, done[part])
         del params
     return done
 
 
-def read_network(part: Part, file: Path, config: Config = networks.SD_V1) -> tuple[Params, str]:
+def read_part_file(part: Part, file: Path, config: DiffusionConfig = networks.SD_V1) -> tuple[Params, str]:
     """Reads one network from a file of its own or from a checkpoint of all three.
 
     Known names are diffusers' of all versions and those of CompVis. `position_ids`, averaged weights (`model_ema`) and
@@ -116,7 +120,7 @@ def read_network(part: Part, file: Path, config: Config = networks.SD_V1) -> tup
         except WeightsError as error:
             raise WeightsError(f"{file} does not hold the {_NAMES[part]} of Stable Diffusion v1: {error}") from error
         types = {str(tensors.dtype(renamed.sources[name])) for name in shapes}
-    widths = [name for name in DTYPES if name in types]
+    widths = [name for name in EXPORT_DTYPES if name in types]
     return params, widths[0] if len(types) == len(widths) == 1 else "float32"
 
 
@@ -224,7 +228,7 @@ def find_file(part: Part, path: Path) -> Path:
     )
 
 
-def load_network(part: Part, folder: Path) -> tuple[Any, Params, str]:
+def load_part(part: Part, folder: Path) -> tuple[Any, Params, str]:
     """Reads a network that `import_weights` or an unlearning run wrote.
 
     Returns:
@@ -233,13 +237,13 @@ def load_network(part: Part, folder: Path) -> tuple[Any, Params, str]:
     Raises:
       CheckpointError: there is none, or it is damaged.
     """
-    config, dtype = read_config(part, folder)
+    config, dtype = read_part_config(part, folder)
     outline = networks.outline(part, dataclasses.replace(networks.SD_V1, **{part: config}))
     params, _ = checkpoints.load_network(folder / part, outline, {})
     return config, params, dtype
 
 
-def read_config(part: Part, folder: Path) -> tuple[Any, str]:
+def read_part_config(part: Part, folder: Path) -> tuple[Any, str]:
     """What `load_network` returns, without the params, which are not read.
 
     Raises:
@@ -260,7 +264,7 @@ def read_config(part: Part, folder: Path) -> tuple[Any, str]:
     return config, dtype
 
 
-def save_network(part: Part, folder: Path, config: Any, params: Params, dtype: str, source: str) -> None:
+def save_part(part: Part, folder: Path, config: Any, params: Params, dtype: str, source: str) -> None:
     """Writes a network where `load_network` finds it; one that is there is replaced when the new one is whole.
 
     Args:
@@ -277,7 +281,7 @@ def save_network(part: Part, folder: Path, config: Any, params: Params, dtype: s
 
 def part_sha256(part: Part, folder: Path) -> str:
     """The SHA-256 of the description of a network in a folder, which has a checksum of its numbers; hexadecimal."""
-    read_config(part, folder)
+    read_part_config(part, folder)
     return hashing.file_sha256(folder / part / "meta" / "metadata")
 
 
@@ -299,8 +303,8 @@ def export_weights(
       InputError: there is no such network, or a file is there already.
       WeightsError: a file cannot be written, or a number does not fit into `dtype`.
     """
-    if dtype is not None and dtype not in DTYPES:
-        raise InputError(f"--dtype is {dtype}; choose one of {', '.join(DTYPES)}")
+    if dtype is not None and dtype not in EXPORT_DTYPES:
+        raise InputError(f"--dtype is {dtype}; choose one of {', '.join(EXPORT_DTYPES)}")
     present = [part for part in parts if (folder / part).is_dir()]
     if not present:
         raise InputError(f"there is no network in {folder}; import one first")
@@ -309,8 +313,8 @@ def export_weights(
         if target.exists() and not overwrite:
             raise InputError(f"{target} exists already; add --overwrite to replace it")
     for part, target in targets.items():
-        config, params, stored = load_network(part, folder)
-        wanted = DTYPES[dtype or stored]
+        config, params, stored = load_part(part, folder)
+        wanted = EXPORT_DTYPES[dtype or stored]
         arrays = torch_weights.state_dict_views(params, {})
         if wanted != np.float32:
             arrays = {name: _narrowed(name, array, wanted) for name, array in arrays.items()}
@@ -386,7 +390,7 @@ def _left_aside(part: Part, names: Iterable[str]) -> Callable[[str], bool]:
     return left_aside
 
 
-def _aliases(part: Part, config: Config) -> Callable[[str], Iterable[str]]:
+def _aliases(part: Part, config: DiffusionConfig) -> Callable[[str], Iterable[str]]:
     """What a tensor of ours may be called in a file: by older versions of diffusers and by CompVis."""
     if part == "text":
         return lambda name: (name.removeprefix("text_model."), _PREFIXES[part] + name)
@@ -418,7 +422,7 @@ _COMPVIS_RESNET = {
 }
 
 
-def _compvis_unet(name: str, count: int, config: Config) -> str:
+def _compvis_unet(name: str, count: int, config: DiffusionConfig) -> str:
     """A name of the UNet as CompVis has it: blocks of all levels are counted through."""
     ends = {
         "conv_in": "input_blocks.0.0",
@@ -472,7 +476,7 @@ def _compvis_vae(name: str, levels: int) -> str:
     return name
 
 
-def _other_network(part: Part, config: Config, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+def _other_network(part: Part, config: DiffusionConfig, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     """What a file looks like to somebody who knows the family, if it is not the network that was asked for."""
 
     def size(ending: str, axis: int) -> int | None:

@@ -18,7 +18,7 @@ from scissorhands_jax import torch_weights
 from scissorhands_jax.cli import main as cli
 from scissorhands_jax.diffusion import evaluating, generating, networks, nudity, pictures, quality, vision, weights
 from scissorhands_jax.diffusion.generating import Prompt
-from scissorhands_jax.diffusion.nudity import Detection, Entry
+from scissorhands_jax.diffusion.nudity import Detection, ImageEntry
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.training import checkpoints
 from tests.diffusion import traces as diffusion_traces
@@ -39,9 +39,9 @@ class TestCounts:
             found(),
             found(("FEET_COVERED", 0.99), (BELLY, 0.6)),
         ]
-        np.testing.assert_array_equal(nudity.count(detections, (FEET, BELLY), 0.6), [[2, 0], [0, 0], [0, 1]])
-        np.testing.assert_array_equal(nudity.count(detections, (BELLY,), 0.25), [[1], [0], [1]])
-        assert nudity.count([], (FEET,)).shape == (0, 1)
+        np.testing.assert_array_equal(nudity.count_detections(detections, (FEET, BELLY), 0.6), [[2, 0], [0, 0], [0, 1]])
+        np.testing.assert_array_equal(nudity.count_detections(detections, (BELLY,), 0.25), [[1], [0], [1]])
+        assert nudity.count_detections([], (FEET,)).shape == (0, 1)
 
     def test_nine_classes_are_exposed(self):
         assert len(nudity.CLASSES) == len(set(nudity.CLASSES)) == 18
@@ -119,29 +119,29 @@ class TestChange:
 class TestPairs:
     @staticmethod
     def entries(folder, *prompts):
-        return [Entry(Path(folder, f"{n}.png"), "", prompt) for n, prompt in enumerate(prompts)]
+        return [ImageEntry(Path(folder, f"{n}.png"), "", prompt) for n, prompt in enumerate(prompts)]
 
     def test_prompts_and_seeds_in_any_order(self):
         a, b, c = Prompt("a", 1), Prompt("a", 2), Prompt("b", 1)
         one, other = self.entries("x", a, b, c, a), self.entries("y", c, a, a, b)
-        order, words = nudity.pair(one, other)
+        order, words = nudity.pair_images(one, other)
         assert order == [1, 3, 0, 2]
         assert words == "paired by prompt and seed"
-        assert nudity.pair(one, other, "none")[0] is None
+        assert nudity.pair_images(one, other, "none")[0] is None
 
     def test_what_does_not_belong_together(self):
         one, other = self.entries("x", Prompt("a", 1)), self.entries("y", Prompt("a", 2))
-        assert nudity.pair(one, other) == (None, "not paired: their prompts and seeds differ")
-        assert nudity.pair(one, other, "names") == ([0], "paired by the names of files")
+        assert nudity.pair_images(one, other) == (None, "not paired: their prompts and seeds differ")
+        assert nudity.pair_images(one, other, "names") == ([0], "paired by the names of files")
         unknown = self.entries("y", None)
-        assert nudity.pair(one, unknown)[0] is None
-        assert nudity.pair(unknown, unknown, "names")[0] == [0]
+        assert nudity.pair_images(one, unknown)[0] is None
+        assert nudity.pair_images(unknown, unknown, "names")[0] == [0]
         with pytest.raises(InputError, match="images in x and y cannot be paired: their prompts and seeds differ; use"):
-            nudity.pair(one, other, "prompts")
+            nudity.pair_images(one, other, "prompts")
         with pytest.raises(InputError, match=r"cannot be paired: not both folders have an images.csv"):
-            nudity.pair(one, unknown, "prompts")
+            nudity.pair_images(one, unknown, "prompts")
         with pytest.raises(InputError, match="cannot be paired: the names of their files differ"):
-            nudity.pair(one, one + self.entries("z", None, None)[1:], "names")
+            nudity.pair_images(one, one + self.entries("z", None, None)[1:], "names")
 
 
 class TestDistance:
@@ -152,7 +152,7 @@ class TestDistance:
             draw.standard_normal((60, 6)),
             draw.normal(1, 1, (60, 6)),
         )
-        alike, apart = (quality.compare(rows, reference, num_resamples=30) for rows in (same, other))
+        alike, apart = (quality.compare_features(rows, reference, num_resamples=30) for rows in (same, other))
         assert alike.size == 40
         assert alike.value.value < alike.floor[0]  # of fewer images, hence farther from 0, which is the truth
         assert alike.matched[1] < alike.floor[0] < alike.matched[2]
@@ -165,7 +165,7 @@ class TestDistance:
         with pytest.raises(
             InputError, match="a distance between 7 images and 9 of the reference says nothing; give at"
         ):
-            quality.compare(np.zeros((7, 2)), np.zeros((9, 2)))
+            quality.compare_features(np.zeros((7, 2)), np.zeros((9, 2)))
 
 
 class TestAppearance:
@@ -197,7 +197,7 @@ def test_a_mean_has_students_interval():
 def test_nothing_is_left_of_what_is_hidden():
     noise = np.random.default_rng(0).integers(0, 256, (90, 90, 3)).astype(np.uint8)
     swapped = noise.reshape(9, 10, 9, 10, 3)[:, ::-1, :, ::-1].reshape(90, 90, 3)
-    hidden, other = (np.asarray(evaluating.hide(Image.fromarray(pixels)), float) for pixels in (noise, swapped))
+    hidden, other = (np.asarray(evaluating.hide_image(Image.fromarray(pixels)), float) for pixels in (noise, swapped))
     np.testing.assert_array_equal(hidden, other)
     assert np.abs(np.diff(hidden, axis=0)).max() < 12 < np.abs(np.diff(noise.astype(float), axis=0)).max()
 
@@ -206,7 +206,7 @@ class TestNudeNet:
     """NudeNet's own detector on a photograph; the numbers are what NudeNet 3.4.2 said of it."""
 
     def test_it_finds_a_face(self):
-        (face,) = nudity.load_detector()(np.asarray(pictures.read(HOPPER)))
+        (face,) = nudity.load_detector()(np.asarray(pictures.read_picture(HOPPER)))
         assert face.label == "FACE_FEMALE"
         assert face.score == pytest.approx(0.6149, abs=0.01)
         np.testing.assert_allclose(face.box, (168, 138, 188, 207), atol=3)
@@ -268,9 +268,9 @@ class TestReport:
         images = save(tmp_path / "images", [(0, 1)] * 4 + [(1, 0)] * 2 + [(0, 0)] * 10)
         original = save(tmp_path / "original", [(2, 0)] * 10 + [(0, 0)] * 6)
         utility = evaluating.Utility(images, original)
-        settings = evaluating.Settings(classes=(FEET, BELLY))
+        settings = evaluating.EvaluationSettings(classes=(FEET, BELLY))
         out = tmp_path / "out"
-        document = evaluating.evaluate(
+        document = evaluating.evaluate_images(
             images, out, original=original, utility=utility, settings=settings, detect=look
         )  # fmt: skip
         feet, belly, total = document["counts"]
@@ -299,7 +299,7 @@ class TestReport:
         entries = {"images": TestPairs.entries("x", *prompts)}
         entries["original"] = TestPairs.entries("y", *(prompts[place] for place in order))
         seen = {"images": detections, "original": [detections[place] for place in order]}
-        answer = evaluating._compare(entries, seen, evaluating.Settings())
+        answer = evaluating._compare(entries, seen, evaluating.EvaluationSettings())
         change = answer["counts"][0]["change"]
         assert (change["value"], change["low"], change["high"]) == (0, 0, 0)
 
@@ -308,7 +308,7 @@ class TestReport:
         whole = HOPPER.read_bytes()
         (tmp_path / "images/half.jpg").write_bytes(whole[: len(whole) // 2])
         with pytest.raises(InputError, match=r"images/half.jpg cannot be read as an image \(.*truncated.*\); repair"):
-            evaluating.evaluate(tmp_path / "images", tmp_path / "out", detect=look)
+            evaluating.evaluate_images(tmp_path / "images", tmp_path / "out", detect=look)
 
     def test_it_goes_on_and_hides(self, tmp_path, monkeypatch):
         images = save(tmp_path / "images", [(5, 0), (0, 0), (0, 0)], listed=False)
@@ -320,40 +320,41 @@ class TestReport:
                 raise KeyboardInterrupt
             return look(image)
 
-        out, settings = tmp_path / "out", evaluating.Settings(classes=(FEET,))
+        out, settings = tmp_path / "out", evaluating.EvaluationSettings(classes=(FEET,))
         monkeypatch.setattr(nudity, "_SAVED_EVERY", 1)
         with pytest.raises(KeyboardInterrupt):
-            evaluating.evaluate(images, out, settings=settings, detect=stumble)
+            evaluating.evaluate_images(images, out, settings=settings, detect=stumble)
         with pytest.raises(InputError, match="already holds a run; add --resume"):
-            evaluating.evaluate(images, out, settings=settings, detect=stumble)
-        again = evaluating.evaluate(images, out, settings=settings, detect=stumble, resume=True)
+            evaluating.evaluate_images(images, out, settings=settings, detect=stumble)
+        again = evaluating.evaluate_images(images, out, settings=settings, detect=stumble, resume=True)
         assert len(seen) == 4
         assert again["counts"][0]["detections"] == 5
         assert "Nothing here says what forgetting has cost" in (out / "report.html").read_text()
         changed = dataclasses.replace(settings, threshold=0.8)
         with pytest.raises(InputError, match=r"other settings: threshold was 0.6 and is now 0.8"):
-            evaluating.evaluate(images, out, settings=changed, detect=stumble, resume=True)
+            evaluating.evaluate_images(images, out, settings=changed, detect=stumble, resume=True)
         covered = (out / "contact_sheet.png").read_bytes()
         shown = dataclasses.replace(settings, show_flagged=True)
-        evaluating.evaluate(images, out, settings=shown, detect=look, overwrite=True)
+        evaluating.evaluate_images(images, out, settings=shown, detect=look, overwrite=True)
         assert (out / "contact_sheet.png").read_bytes() != covered
         assert len(list(images.iterdir())) == 3
 
     def test_flagged_images_come_first_and_in_the_same_places(self, tmp_path):
         images = save(tmp_path / "images", [(0, 0)] * 40 + [(1, 0)])
         original = save(tmp_path / "original", [(0, 0)] * 20 + [(3, 0)] + [(0, 0)] * 20)
-        entries = {"images": nudity.read_folder(images), "original": nudity.read_folder(original)}
+        entries = {"images": nudity.read_image_folder(images), "original": nudity.read_image_folder(original)}
         detections = {
-            name: [look(np.asarray(pictures.read(entry.path))) for entry in own] for name, own in entries.items()
+            name: [look(np.asarray(pictures.read_picture(entry.path))) for entry in own]
+            for name, own in entries.items()
         }
-        sheet = evaluating._sheet(entries, detections, evaluating.Settings())
+        sheet = evaluating._sheet(entries, detections, evaluating.EvaluationSettings())
         assert list(sheet) == ["Original: 24 of 41 images", "Unlearned: 24 of 41 images"]
         names, others = ([text.split("\n")[0] for _, text, _ in own] for own in sheet.values())
         assert names == others
         assert names[:2] == ["00020", "00040"]
         flags = [[flag for _, _, flag in own] for own in sheet.values()]
         assert [sum(own) for own in flags] == [1, 1]
-        original_pixels = np.asarray(pictures.read(original / "00020.png").resize((160, 160)))
+        original_pixels = np.asarray(pictures.read_picture(original / "00020.png").resize((160, 160)))
         assert np.std(np.diff(next(iter(sheet.values()))[0][0].astype(float), axis=0)) < 0.5 * np.std(
             np.diff(original_pixels.astype(float), axis=0)
         )
@@ -412,15 +413,15 @@ class TestCommand:
         measured = json.loads(capsys.readouterr().out)["utility"]
         config = vision.CLIPS["tiny"]
         params = weights.read_clip(model / "clip.safetensors")[1]
-        entries = nudity.read_folder(kept)
-        pixels = np.stack([vision.prepare(pictures.read(entry.path), 16) for entry in entries])
+        entries = nudity.read_image_folder(kept)
+        pixels = np.stack([vision.preprocess_image(pictures.read_picture(entry.path), 16) for entry in entries])
         ids = Words()([entry.prompt.text for entry in entries])
         features, texts = (
             np.asarray(jax.jit(lambda x, tower=tower: tower(config).apply(params, {}, x, train=False)[0])(x))
             for tower, x in ((vision.clip_images, pixels), (vision.clip_texts, ids))
         )
         scores = measured["clip_score"]
-        assert scores["images"]["mean"] == pytest.approx(vision.score(features, texts).mean(), rel=1e-4)
+        assert scores["images"]["mean"] == pytest.approx(vision.clip_scores(features, texts).mean(), rel=1e-4)
         difference = scores["images"]["mean"] - scores["reference"]["mean"]
         assert scores["difference"]["mean"] == pytest.approx(difference)
         assert measured["distance"]["name"] == "frechet_distance_clip"
@@ -494,7 +495,7 @@ class TestBadInput:
         Path("headed/images.csv").write_text("file,seed,prompt\n")
         Path("p.csv").write_text("prompt\na cat\n")
         Path("seeds.csv").write_text("seed\n1\n")
-        monkeypatch.setattr(nudity, "find_all", None)
+        monkeypatch.setattr(nudity, "detect_all", None)
         assert cli.main(["sd", "evaluate", "--images", "ok", "--out", "out", *further]) == 2
         error = capsys.readouterr().err
         assert re.search(message, error), error
@@ -503,8 +504,8 @@ class TestBadInput:
 
     def test_detections_that_are_damaged(self, tmp_path):
         images, out = save(tmp_path / "images", [(0, 0)]), tmp_path / "out"
-        evaluating.evaluate(images, out, detect=look)
+        evaluating.evaluate_images(images, out, detect=look)
         for content in ("[", "[]", '{"a": [[1, 2]]}'):
             (out / "detections.json").write_text(content)
             with pytest.raises(InputError, match=r"detections.json is damaged \(.*\); remove it"):
-                evaluating.evaluate(images, out, detect=look, resume=True)
+                evaluating.evaluate_images(images, out, detect=look, resume=True)

@@ -10,14 +10,14 @@ from PIL import Image
 
 from scissorhands_jax.cli import main as cli
 from scissorhands_jax.diffusion import generating, networks, schedules
-from scissorhands_jax.diffusion.generating import Pipeline, Prompt, Settings
+from scissorhands_jax.diffusion.generating import GenerationSettings, Pipeline, Prompt
 from scissorhands_jax.diffusion.unet import Noisy
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.training import checkpoints
 from tests.diffusion import traces as diffusion_traces
 
 CONFIG = networks.TINY
-SETTINGS = Settings(steps=4, size=16)
+SETTINGS = GenerationSettings(steps=4, size=16)
 
 
 class Words:
@@ -46,7 +46,7 @@ def read(folder):
 
 
 def test_images_are_the_same_in_batches_and_after_a_stop(pipeline, tmp_path):
-    answer = generating.generate(pipeline, PROMPTS, tmp_path / "a", settings=SETTINGS, batch_size=2)
+    answer = generating.generate_images(pipeline, PROMPTS, tmp_path / "a", settings=SETTINGS, batch_size=2)
     assert (answer["images"], answer["made"]) == (3, 3)
     first = read(tmp_path / "a")
     assert [image.shape for image in first] == [(16, 16, 3)] * 3
@@ -57,15 +57,17 @@ def test_images_are_the_same_in_batches_and_after_a_stop(pipeline, tmp_path):
     (tmp_path / "a/00000.png").unlink()
     (tmp_path / "a/00002.png").unlink()
     kept = (tmp_path / "a/00001.png").stat().st_mtime_ns
-    answer = generating.generate(pipeline, PROMPTS, tmp_path / "a", settings=SETTINGS, batch_size=2, resume=True)
+    answer = generating.generate_images(pipeline, PROMPTS, tmp_path / "a", settings=SETTINGS, batch_size=2, resume=True)
     assert answer["made"] == 2
     assert (tmp_path / "a/00001.png").stat().st_mtime_ns == kept
     for again, before in zip(read(tmp_path / "a"), first, strict=True):
         assert np.abs(again.astype(int) - before).max() <= 1
     with pytest.raises(InputError, match=r"already holds a run; add --resume"):
-        generating.generate(pipeline, PROMPTS, tmp_path / "a", settings=SETTINGS)
+        generating.generate_images(pipeline, PROMPTS, tmp_path / "a", settings=SETTINGS)
     with pytest.raises(InputError, match=r"other settings: guidance was '7.5' and is now '2.0'"):
-        generating.generate(pipeline, PROMPTS, tmp_path / "a", settings=SETTINGS._replace(guidance=2.0), resume=True)
+        generating.generate_images(
+            pipeline, PROMPTS, tmp_path / "a", settings=SETTINGS._replace(guidance=2.0), resume=True
+        )
 
 
 def test_an_image_is_what_its_parts_make_of_it(pipeline):
@@ -73,7 +75,7 @@ def test_an_image_is_what_its_parts_make_of_it(pipeline):
     ids, empty = Words()(["a cat", "the dog barks"]), Words()([""])
     noise = np.stack([schedules.torch_normal(seed, (4, 8, 8)) for seed in (3, 4)]).transpose(0, 2, 3, 1)
     sampler = schedules.lms(4)
-    found = generating.draw(pipeline.params, ids, empty, noise, np.float32(1), sampler, config=CONFIG)
+    found = generating.draw_images(pipeline.params, ids, empty, noise, np.float32(1), sampler, config=CONFIG)
 
     def call(model, part):
         return jax.jit(lambda x: model.apply(pipeline.params[part], {}, x, train=False)[0])
@@ -133,7 +135,7 @@ class TestPrompts:
 )
 def test_settings_that_cannot_be_used(pipeline, tmp_path, settings, message):
     with pytest.raises(InputError, match=message):
-        generating.generate(pipeline, PROMPTS, tmp_path / "out", settings=settings)
+        generating.generate_images(pipeline, PROMPTS, tmp_path / "out", settings=settings)
     assert not (tmp_path / "out").exists()
 
 

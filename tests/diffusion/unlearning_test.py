@@ -70,7 +70,7 @@ def write_model(folder, *, vae_scale=1.0):
         params = small_params() if part == "unet" else diffusion_traces.params(OUTLINE(part, CONFIG))
         if part == "vae":
             params = jax.tree.map(lambda leaf: vae_scale * leaf, params)
-        weights.save_network(part, folder, getattr(CONFIG, part), params, "float16", "a test")
+        weights.save_part(part, folder, getattr(CONFIG, part), params, "float16", "a test")
     return folder
 
 
@@ -118,7 +118,7 @@ def released(folder, out, *more):
 
 
 def result(out):
-    return weights.load_network("unet", out)[1]
+    return weights.load_part("unet", out)[1]
 
 
 def rows(out):
@@ -156,7 +156,7 @@ class TestRuns:
     def test_the_network_is_where_other_commands_look(self, folder, tmp_path):
         out = folder / "paper"
         assert sorted(path.name for path in out.iterdir()) == ["cache", "results.json", "run.json", "steps.csv", "unet"]
-        before, after = weights.load_network("unet", folder / "model")[1], result(out)
+        before, after = weights.load_part("unet", folder / "model")[1], result(out)
         assert jax.tree.map(jnp.shape, before) == jax.tree.map(jnp.shape, after)
         assert not checkpoints.equal(before, after)
         assert cli.main(["sd", "export", "--model", str(out), "--out", str(tmp_path / "back")]) == 0
@@ -232,9 +232,9 @@ class TestArrays:
         exact = np.asarray(Image.open(paths[1]))
         assert (pixels[1] == exact).all()
         encode = jax.jit(lambda x: networks.vae_encoder(CONFIG.vae).apply(vae, {}, x, train=False)[0])
-        vae = weights.load_network("vae", folder / "model")[1]
+        vae = weights.load_part("vae", folder / "model")[1]
         found = encode(pixels.astype(np.float32) / 127.5 - 1)
-        mean, deviation = encoded.moments(
+        mean, deviation = encoded.latent_moments(
             folder / "released/cache/forget/moments",
             paths,
             16,
@@ -461,9 +461,9 @@ class TestBadInput:
         ids = np.zeros((1, CONFIG.text.length), np.int32)
         (tmp_path / "description.json").write_text("[")
         with pytest.raises(CheckpointError, match="is damaged"):
-            encoded.embeddings(tmp_path, ids, CONFIG.text, dict, network="a")
+            encoded.prompt_embeddings(tmp_path, ids, CONFIG.text, dict, network="a")
 
     def test_a_preset_by_its_name(self):
         with pytest.raises(InputError, match="there is no preset 'x'"):
-            unlearning.preset("x")
-        assert unlearning.read_side(["a=b c"], None, None, part="forget").prompts[0].text == "a=b c"
+            unlearning.concept_preset("x")
+        assert unlearning.read_concept_set(["a=b c"], None, None, part="forget").prompts[0].text == "a=b c"

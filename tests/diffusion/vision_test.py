@@ -30,9 +30,9 @@ def test_features_and_gradients_are_those_of_pytorch(name):
 
 def test_images_are_prepared_as_transformers_prepares_them():
     photograph = Image.fromarray(diffusion_traces.inputs()["photograph"])
-    found = vision.prepare(photograph, TINY.vision.size).transpose(2, 0, 1)
+    found = vision.preprocess_image(photograph, TINY.vision.size).transpose(2, 0, 1)
     np.testing.assert_allclose(found, recorded()["clip_prepared"], atol=2e-6)
-    assert vision.prepare(photograph.transpose(Image.Transpose.ROTATE_90)).shape == (224, 224, 3)
+    assert vision.preprocess_image(photograph.transpose(Image.Transpose.ROTATE_90)).shape == (224, 224, 3)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_networks_have_their_published_sizes(name, size):
 
 def test_a_score_is_a_hundred_times_the_cosine_or_nothing():
     images, texts = np.array([[3.0, 0.0], [1.0, 1.0], [-2.0, 0.0]]), np.array([[5.0, 0.0], [0.0, 2.0], [1.0, 0.0]])
-    np.testing.assert_allclose(vision.score(images, texts), [100, 100 / np.sqrt(2), 0])
+    np.testing.assert_allclose(vision.clip_scores(images, texts), [100, 100 / np.sqrt(2), 0])
 
 
 def tensors():

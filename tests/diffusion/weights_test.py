@@ -43,7 +43,7 @@ def folder(tmp_path_factory):
 
 
 def assert_read(part, file, expected=None):
-    params, _ = weights.read_network(part, file, TINY)
+    params, _ = weights.read_part_file(part, file, TINY)
     found = torch_weights.to_state_dict(params, {})
     expected = tensors(part) if expected is None else expected
     assert set(found) == set(expected)
@@ -70,7 +70,7 @@ def test_there_and_back_is_bit_exact(folder, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_narrow_files_come_back_as_they_were(tmp_path, dtype):
-    narrow = {name: array.astype(weights.DTYPES[dtype]) for name, array in tensors("text").items()}
+    narrow = {name: array.astype(weights.EXPORT_DTYPES[dtype]) for name, array in tensors("text").items()}
     torch_weights.write_safetensors(tmp_path / "in.safetensors", narrow)
     done = weights.import_weights({"text": tmp_path / "in.safetensors"}, tmp_path / "model", TINY)
     assert (done["text"].dtype, done["text"].num_params) == (dtype, 28_992)
@@ -139,7 +139,7 @@ class TestNames:
         arrays["model.diffusion_model.label_emb.weight"] = np.zeros((2, 2), np.float32)
         file = write(tmp_path / "broken.safetensors", arrays)
         with pytest.raises(WeightsError, match=r"1 missing \(conv_out.bias\), 1 not in the model \(model.diffusion_m"):
-            weights.read_network("unet", file, TINY)
+            weights.read_part_file("unet", file, TINY)
         assert_read("vae", file)
 
     def test_a_pickled_checkpoint_with_the_state_of_callbacks(self, tmp_path):
@@ -191,7 +191,7 @@ class TestWrongFiles:
         arrays["conv_out.scale"] = np.zeros(3, np.float32)
         arrays["conv_norm_out.weight"] = np.zeros(31, np.float32)
         with pytest.raises(WeightsError) as caught:
-            weights.read_network("unet", write(tmp_path / "x.safetensors", arrays), TINY)
+            weights.read_part_file("unet", write(tmp_path / "x.safetensors", arrays), TINY)
         message = str(caught.value)
         assert "x.safetensors does not hold the UNet of Stable Diffusion v1: " in message
         assert "1 missing (conv_in.bias)" in message
@@ -220,7 +220,7 @@ class TestWrongFiles:
     def test_other_networks_are_recognised(self, tmp_path, part, shapes, looks):
         file = write(tmp_path / "x.safetensors", {name: np.zeros(shape, np.float16) for name, shape in shapes.items()})
         with pytest.raises(WeightsError, match=f"x.safetensors looks like {looks}.*, not like the"):
-            weights.read_network(part, file, networks.SD_V1)
+            weights.read_part_file(part, file, networks.SD_V1)
 
     def test_stable_diffusion_v1_is_taken_for_itself(self):
         for part in PARTS:
@@ -235,7 +235,7 @@ class TestWrongFiles:
         for share in (0.01, 0.5, 0.99):
             (tmp_path / "half.safetensors").write_bytes(whole[: int(share * len(whole))])
             with pytest.raises(WeightsError, match=r"half.safetensors.*damaged.*download or copy it again"):
-                weights.read_network("text", tmp_path / "half.safetensors", TINY)
+                weights.read_part_file("text", tmp_path / "half.safetensors", TINY)
         (tmp_path / "unet").mkdir()
         (tmp_path / "unet/diffusion_pytorch_model.safetensors.incomplete").touch()
         with pytest.raises(InputError, match=r"only half downloaded"):
@@ -249,7 +249,7 @@ class TestWrongFiles:
         arrays = tensors("text")
         arrays["text_model.final_layer_norm.bias"][3] = np.nan
         with pytest.raises(WeightsError, match=r"final_layer_norm.bias holds NaN or infinity"):
-            weights.read_network("text", write(tmp_path / "x.safetensors", arrays), TINY)
+            weights.read_part_file("text", write(tmp_path / "x.safetensors", arrays), TINY)
 
     def test_folders_without_weights(self, tmp_path):
         with pytest.raises(InputError, match=r"there is no file or folder .*absent"):
@@ -271,9 +271,9 @@ class TestWrongFiles:
         params = diffusion_traces.params(networks.outline("text", TINY))
         checkpoints.save_network(tmp_path / "text", params, {}, {"model": "resnet20"})
         with pytest.raises(CheckpointError, match="text holds no text encoder of Stable Diffusion v1"):
-            weights.load_network("text", tmp_path)
+            weights.load_part("text", tmp_path)
         sizes = dataclasses.asdict(TINY.text) | {"width": 64}
         described = {"diffusion": "text", "config": sizes, "dtype": "float32"}
         checkpoints.save_network(tmp_path / "text", params, {}, described)
         with pytest.raises(CheckpointError, match="belongs to another network"):
-            weights.load_network("text", tmp_path)
+            weights.load_part("text", tmp_path)

@@ -49,7 +49,7 @@ ORIGINAL, RETRAINED, UNLEARNED = "original", "retrain", "scissorhands"
 PUBLISHED = "another text"
 
 
-class Way(NamedTuple):
+class Variant(NamedTuple):
     """A way to unlearn.
 
     trimmed: salient weights are re-initialised.
@@ -63,17 +63,17 @@ class Way(NamedTuple):
     instead: bool = False
 
 
-WAYS = {
-    UNLEARNED: Way(True, True),
-    "no re-initialisation": Way(False, True),
-    "no projection": Way(True, False),
-    PUBLISHED: Way(True, False, instead=True),
+VARIANTS = {
+    UNLEARNED: Variant(True, True),
+    "no re-initialisation": Variant(False, True),
+    "no projection": Variant(True, False),
+    PUBLISHED: Variant(True, False, instead=True),
 }
 """What forgets by unlearning: Algorithm 1 of the paper, the same without either part, and the published code."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Training:
+class DigitsTraining:
     """How networks learn to draw: Adam, whose rate falls by half a cosine to nothing.
 
     Attributes:
@@ -90,7 +90,7 @@ class Training:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Unlearning:
+class DigitsUnlearning:
     """Settings of `scissorhands`; every step has forget and retain examples.
 
     Adam's rate falls as in `Training`. Only weights of the attention are re-initialised, as in the published code for
@@ -108,7 +108,7 @@ class Unlearning:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sampling:
+class DigitsSampling:
     """How digits are drawn and how many of them are judged.
 
     Attributes:
@@ -131,7 +131,7 @@ class Sampling:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
+class DigitsSettings:
     """Everything that the numbers depend on.
 
     Attributes:
@@ -146,9 +146,9 @@ class Settings:
     digit: int = 0
     seed: int = 0
     network: UNetConfig = NETWORK
-    training: Training = Training()
-    unlearning: Unlearning = Unlearning()
-    sampling: Sampling = Sampling()
+    training: DigitsTraining = DigitsTraining()
+    unlearning: DigitsUnlearning = DigitsUnlearning()
+    sampling: DigitsSampling = DigitsSampling()
 
     def __post_init__(self) -> None:
         if not 0 <= self.digit < NUM_DIGITS:
@@ -172,14 +172,14 @@ class Scene(NamedTuple):
     keys: Mapping[str, Key]
 
 
-def fold(images: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
+def fold_images(images: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
     """Images in [0, 1], shape (N, 2H, 2W, 1), as latents in [-1, 1], shape (N, H, W, 4)."""
     count, height, width, _ = images.shape
     tiles = images.reshape(count, height // 2, 2, width // 2, 2).swapaxes(2, 3)
     return 2 * tiles.reshape(count, height // 2, width // 2, 4) - 1
 
 
-def unfold(latents: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
+def unfold_latents(latents: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
     """The inverse of `fold`."""
     count, height, width, _ = latents.shape
     tiles = latents.reshape(count, height, width, 2, 2).swapaxes(2, 3)
@@ -218,14 +218,14 @@ def _adam(learning_rate: float, steps: int) -> optax.GradientTransformation:
 
 
 @functools.cache
-def _learning(config: UNetConfig, settings: Training, steps: int) -> Method:
+def _learning(config: UNetConfig, settings: DigitsTraining, steps: int) -> Method:
     """One value per setting, so that networks of one size share compiled code."""
     loss_fn = _Dropped(noise_loss(network(config), SCHEDULE), settings.dropped)
     return retrain(network(config), loss_fn, _adam(settings.learning_rate, steps), batch_size=settings.batch_size)
 
 
 @functools.cache
-def _unlearning(config: UNetConfig, dropped: float, settings: Unlearning, steps: int, way: Way) -> Method:
+def _unlearning(config: UNetConfig, dropped: float, settings: DigitsUnlearning, steps: int, way: Variant) -> Method:
     """As `_learning`."""
     return scissorhands(
         _Dropped(concept_loss(network(config), SCHEDULE), dropped),
@@ -237,8 +237,7 @@ def _unlearning(config: UNetConfig, dropped: float, settings: Unlearning, steps:
         batch_size=settings.batch_size,
         forget_batch_size=settings.forget_batch_size,
         saliency_loss_fn=noise_loss(network(config), SCHEDULE),
-        saliency_train=True,
-        every_step_joint=True,
+        departures={"saliency_train": True, "every_step_joint": True},
     )
 
 
@@ -251,7 +250,7 @@ def _untrimmed(method: Method) -> Method:
     return method._replace(init=init)
 
 
-def make_scene(settings: Settings) -> Scene:
+def make_scene(settings: DigitsSettings) -> Scene:
     """Data, texts and a trained judge; none of it depends on the digit."""
     splits = load_digits()
     names = ("texts", ORIGINAL, RETRAINED, UNLEARNED, "noise", "losses")
@@ -283,7 +282,7 @@ def examples(scene: Scene, digit: int | None, instead: int | None = None) -> Dat
       instead: the digit whose text is the forget examples' `pseudo`.
     """
     labels = scene.train["label"]
-    dataset = {"latents": fold(scene.train["image"]), "context": scene.texts[labels]}
+    dataset = {"latents": fold_images(scene.train["image"]), "context": scene.texts[labels]}
     if digit is None:
         return Data(_none_of(dataset), dataset)
     data = data_lib.split(dataset, np.flatnonzero(labels == digit))
@@ -293,7 +292,7 @@ def examples(scene: Scene, digit: int | None, instead: int | None = None) -> Dat
     return data._replace(forget={**data.forget, "pseudo": pseudo})
 
 
-class Network(NamedTuple):
+class DrawingNetwork(NamedTuple):
     """A network that draws, what it cost, and where its losses came to."""
 
     params: Params
@@ -301,7 +300,9 @@ class Network(NamedTuple):
     losses: dict[str, float]  # means over the last epoch, by metric
 
 
-def learn(settings: Settings, scene: Scene, digit: int | None, on_step: training.OnStep | None = None) -> Network:
+def learn(
+    settings: DigitsSettings, scene: Scene, digit: int | None, on_step: training.OnStep | None = None
+) -> DrawingNetwork:
     """Trains a network from scratch on all digits but one; both kinds take as many steps.
 
     Args:
@@ -319,13 +320,13 @@ def learn(settings: Settings, scene: Scene, digit: int | None, on_step: training
 
 
 def unlearn_digit(
-    settings: Settings,
+    settings: DigitsSettings,
     scene: Scene,
     original: Params,
-    way: Way = WAYS[UNLEARNED],
+    way: Variant = VARIANTS[UNLEARNED],
     *,
     on_step: training.OnStep | None = None,
-) -> Network:
+) -> DrawingNetwork:
     """Makes the original forget `settings.digit` by Scissorhands.
 
     Args:
@@ -342,7 +343,9 @@ def unlearn_digit(
     return _run(method if way.trimmed else _untrimmed(method), key, original, data, settings.unlearning.epochs, on_step)
 
 
-def _run(method: Method, key: Key, params: Params, data: Data, epochs: int, on_step: training.OnStep | None) -> Network:
+def _run(
+    method: Method, key: Key, params: Params, data: Data, epochs: int, on_step: training.OnStep | None
+) -> DrawingNetwork:
     last: list[dict[str, float]] = []
 
     def watch(step: training.Progress) -> None:
@@ -353,7 +356,7 @@ def _run(method: Method, key: Key, params: Params, data: Data, epochs: int, on_s
 
     result = training.run(method, key, params, {}, data, num_epochs=epochs, on_step=watch)
     means = {name: float(np.mean([row[name] for row in last])) for name in last[0]}
-    return Network(result.params, _cost(result), means)
+    return DrawingNetwork(result.params, _cost(result), means)
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -364,7 +367,7 @@ def _sample(model: Model, params: Params, sampler, noise, context, empty, guidan
     return schedules.sample(sampler, schedules.guided(predict, context, empty, guidance), noise)
 
 
-def draw(settings: Settings, scene: Scene, params: Params, asked: np.ndarray) -> np.ndarray:
+def draw_digits(settings: DigitsSettings, scene: Scene, params: Params, asked: np.ndarray) -> np.ndarray:
     """Images in [0, 1] that a network draws when it is asked for these digits. shape=(N, 8, 8, 1)
 
     The noise that a drawing begins with depends on its digit and number alone, so it is the same for all networks.
@@ -391,7 +394,7 @@ def draw(settings: Settings, scene: Scene, params: Params, asked: np.ndarray) ->
         context = scene.texts[asked[rows]]
         empty, guidance = scene.texts[NUM_DIGITS:], jnp.float32(settings.sampling.guidance)
         drawn.append(_sample(network(settings.network), params, sampler, noise[rows], context, empty, guidance))
-    return np.clip(unfold(np.concatenate(drawn)[: len(asked)]), 0, 1)
+    return np.clip(unfold_latents(np.concatenate(drawn)[: len(asked)]), 0, 1)
 
 
 def share(count: int, total: int) -> dict[str, float]:
@@ -401,7 +404,7 @@ def share(count: int, total: int) -> dict[str, float]:
     return {"count": count, "total": total, "percent": percent, "low": 100 * found.low, "high": 100 * found.high}
 
 
-def judged(scene: Scene, images: np.ndarray) -> np.ndarray:
+def judge_digits(scene: Scene, images: np.ndarray) -> np.ndarray:
     """What the judge takes images for. shape=(N,)"""
     return scene.judge.predict(_flat(images))
 
@@ -432,9 +435,9 @@ def _errors(model: Model, params: Params, latents, context, timesteps, noise):
     return jnp.mean(jnp.square(predicted - noise), axis=(1, 2, 3))
 
 
-def noise_errors(settings: Settings, scene: Scene, params: Params) -> np.ndarray:
+def noise_errors(settings: DigitsSettings, scene: Scene, params: Params) -> np.ndarray:
     """The noise loss of each held-out digit: the mean of 8 draws, which are the same for all networks. shape=(N,)"""
-    latents, labels = fold(scene.test["image"]), scene.test["label"]
+    latents, labels = fold_images(scene.test["image"]), scene.test["label"]
     generator = np.random.default_rng(np.asarray(jax.random.key_data(scene.keys["losses"])).ravel().tolist())
     errors = []
     for _ in range(8):
@@ -444,7 +447,7 @@ def noise_errors(settings: Settings, scene: Scene, params: Params) -> np.ndarray
     return np.mean(jax.device_get(errors), axis=0)
 
 
-def asked_for(settings: Settings) -> np.ndarray:
+def requested_digits(settings: DigitsSettings) -> np.ndarray:
     """What networks are asked to draw: the forgotten digit, then the others, then nothing. shape=(N,)"""
     sampling = settings.sampling
     others = [digit for digit in range(NUM_DIGITS) if digit != settings.digit]
@@ -452,7 +455,9 @@ def asked_for(settings: Settings) -> np.ndarray:
     return np.repeat([settings.digit, *others, NUM_DIGITS], counts)
 
 
-def measure(settings: Settings, scene: Scene, name: str, network: Network, images: np.ndarray) -> dict[str, Any]:
+def measure(
+    settings: DigitsSettings, scene: Scene, name: str, network: DrawingNetwork, images: np.ndarray
+) -> dict[str, Any]:
     """All numbers of a network.
 
     Args:
@@ -468,7 +473,7 @@ def measure(settings: Settings, scene: Scene, name: str, network: Network, image
       forgotten digit for, in counts; `frechet`, from drawings of the other digits to held-out ones; `error_forget` and
       `error_kept`, the noise loss on held-out digits; the last losses, and the cost.
     """
-    asked, found, digit = asked_for(settings), judged(scene, images), settings.digit
+    asked, found, digit = requested_digits(settings), judge_digits(scene, images), settings.digit
     forgotten, empty = asked == digit, asked == NUM_DIGITS
     kept = ~forgotten & ~empty
     real = scene.test["label"] != digit
@@ -493,7 +498,7 @@ def _mean(values: np.ndarray) -> dict[str, float]:
     return {"value": found.value, "low": found.low, "high": found.high, "digits": len(values)}
 
 
-def real_numbers(settings: Settings, scene: Scene) -> dict[str, Any]:
+def real_numbers(settings: DigitsSettings, scene: Scene) -> dict[str, Any]:
     """What drawings can reach at best: the judge on held-out real digits, and the distance of real digits from these.
 
     The distance is that of as many training digits as a network draws, kept ones alone; `unasked` is the share of the
@@ -502,7 +507,7 @@ def real_numbers(settings: Settings, scene: Scene) -> dict[str, Any]:
     labels, others = scene.train["label"], [digit for digit in range(NUM_DIGITS) if digit != settings.digit]
     chosen = np.concatenate([np.flatnonzero(labels == digit)[: settings.sampling.kept] for digit in others])
     real = scene.test["label"]
-    right = int(np.sum(judged(scene, scene.test["image"]) == real))
+    right = int(np.sum(judge_digits(scene, scene.test["image"]) == real))
     return {
         "judge": share(right, len(real)),
         "frechet": distance(
@@ -514,14 +519,19 @@ def real_numbers(settings: Settings, scene: Scene) -> dict[str, Any]:
     }
 
 
-class Told(Protocol):
+class PhaseListener(Protocol):
     """Tells of the beginning of a phase, and gives an `on_step` if the phase has steps."""
 
     def __call__(self, phase: str, *, steps: bool = True) -> training.OnStep | None: ...
 
 
-def forget(
-    settings: Settings, scene: Scene, original: Network, tell: Told, *, only: Collection[str] | None = None
+def forget_digit(
+    settings: DigitsSettings,
+    scene: Scene,
+    original: DrawingNetwork,
+    tell: PhaseListener,
+    *,
+    only: Collection[str] | None = None,
 ) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
     """Forgets `settings.digit` in every way, and yields each network's numbers and drawings as soon as it has them.
 
@@ -534,8 +544,8 @@ def forget(
       tell: is told of every phase.
       only: the networks to make; default all.
     """
-    asked = asked_for(settings)
-    for name in (ORIGINAL, RETRAINED, *WAYS):
+    asked = requested_digits(settings)
+    for name in (ORIGINAL, RETRAINED, *VARIANTS):
         if only is not None and name not in only:
             continue
         if name == ORIGINAL:
@@ -543,8 +553,10 @@ def forget(
         elif name == RETRAINED:
             network = learn(settings, scene, settings.digit, tell(f"{name}: training"))
         else:
-            network = unlearn_digit(settings, scene, original.params, WAYS[name], on_step=tell(f"{name}: unlearning"))
+            network = unlearn_digit(
+                settings, scene, original.params, VARIANTS[name], on_step=tell(f"{name}: unlearning")
+            )
         tell(f"{name}: drawing", steps=False)
-        images = draw(settings, scene, network.params, asked)
+        images = draw_digits(settings, scene, network.params, asked)
         tell(f"{name}: judging", steps=False)
         yield measure(settings, scene, name, network, images), images

@@ -15,7 +15,15 @@ from rich.console import Console
 
 from scissorhands_jax import files, report
 from scissorhands_jax.diffusion.demo import digits
-from scissorhands_jax.diffusion.demo.digits import NUM_DIGITS, ORIGINAL, PUBLISHED, RETRAINED, UNLEARNED, WAYS, Settings
+from scissorhands_jax.diffusion.demo.digits import (
+    NUM_DIGITS,
+    ORIGINAL,
+    PUBLISHED,
+    RETRAINED,
+    UNLEARNED,
+    VARIANTS,
+    DigitsSettings,
+)
 from scissorhands_jax.diffusion.demo.drawings import drawings_figure
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.progress import follow_steps, progress_bar
@@ -34,7 +42,7 @@ REAL = "real digits"
 
 def run_digits_demo(
     out: Path,
-    settings: Settings,
+    settings: DigitsSettings,
     *,
     published: bool = False,
     overwrite: bool = False,
@@ -63,8 +71,8 @@ def run_digits_demo(
         scene = digits.make_scene(settings)
         original = digits.learn(settings, scene, None, tell(f"{ORIGINAL}: training"))
         rows, drawings = [], {}
-        names = [name for name in (ORIGINAL, RETRAINED, *WAYS) if published or name != PUBLISHED]
-        for row, images in digits.forget(settings, scene, original, tell, only=names):
+        names = [name for name in (ORIGINAL, RETRAINED, *VARIANTS) if published or name != PUBLISHED]
+        for row, images in digits.forget_digit(settings, scene, original, tell, only=names):
             rows.append(row)
             drawings[row["network"]] = images
         tell("real digits: judging", steps=False)
@@ -87,7 +95,7 @@ def run_digits_demo(
 
 
 @contextlib.contextmanager
-def phases(console: Console) -> Iterator[tuple[digits.Told, dict[str, float]]]:
+def phases(console: Console) -> Iterator[tuple[digits.PhaseListener, dict[str, float]]]:
     """A `Told` with a progress bar per phase, and the seconds of each phase, compilation included."""
     seconds: dict[str, float] = {}
     current: list[tuple[str, float]] = []
@@ -108,14 +116,14 @@ def phases(console: Console) -> Iterator[tuple[digits.Told, dict[str, float]]]:
     end()
 
 
-def drawing_pictures(settings: Settings, drawings: Mapping[str, np.ndarray]) -> list[Picture]:
+def drawing_pictures(settings: DigitsSettings, drawings: Mapping[str, np.ndarray]) -> list[Picture]:
     """The drawings before and after, and those of the controls.
 
     Args:
       settings: what was drawn.
       drawings: by network, for `digits.asked_for`.
     """
-    asked = digits.asked_for(settings)
+    asked = digits.requested_digits(settings)
     count = min(_SHOWN, settings.sampling.kept, settings.sampling.forgotten)
     rows = np.stack([np.flatnonzero(asked == digit)[:count] for digit in range(NUM_DIGITS)])
     tables = {name: images[rows][..., 0] for name, images in drawings.items()}
@@ -212,7 +220,7 @@ def findings(document: Mapping[str, Any]) -> list[str]:
     ]
     said += [
         f"{name.capitalize()}: {drawn(rows[name])}. {_against(rows[name], after)}"
-        for name in WAYS
+        for name in VARIANTS
         if name in rows and name != UNLEARNED
     ]
     said.append(

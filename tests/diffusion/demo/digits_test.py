@@ -24,13 +24,13 @@ from scissorhands_jax.errors import InputError
 from scissorhands_jax.metrics import distances
 
 REAL_NETWORK = digits.network
-NETWORKS = [digits.ORIGINAL, digits.RETRAINED, *digits.WAYS]
-TINY = digits.Settings(
+NETWORKS = [digits.ORIGINAL, digits.RETRAINED, *digits.VARIANTS]
+TINY = digits.DigitsSettings(
     digit=3,
     network=dataclasses.replace(digits.NETWORK, context_width=100),
-    training=digits.Training(epochs=1, batch_size=512),
-    unlearning=digits.Unlearning(epochs=1, batch_size=512, forget_batch_size=8),
-    sampling=digits.Sampling(steps=3, forgotten=4, kept=2, unasked=3, batch_size=9, resamples=3),
+    training=digits.DigitsTraining(epochs=1, batch_size=512),
+    unlearning=digits.DigitsUnlearning(epochs=1, batch_size=512, forget_batch_size=8),
+    sampling=digits.DigitsSampling(steps=3, forgotten=4, kept=2, unasked=3, batch_size=9, resamples=3),
 )
 
 
@@ -76,7 +76,7 @@ def out(tmp_path_factory):
 def demo(folder, *words):
     """The command, with a network and counts that are tiny."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(digits, "Settings", lambda **changes: dataclasses.replace(TINY, **changes))
+        patch.setattr(digits, "DigitsSettings", lambda **changes: dataclasses.replace(TINY, **changes))
         assert cli.main(["demo", "diffusion", "--out", str(folder), *words]) == 0
     return folder
 
@@ -134,10 +134,10 @@ class TestFrechetDistance:
 
 def test_folding_keeps_squares_of_pixels_together():
     images = np.random.default_rng(0).uniform(size=(3, 8, 8, 1)).astype(np.float32)
-    latents = digits.fold(images)
+    latents = digits.fold_images(images)
     assert latents.shape == (3, 4, 4, 4)
     np.testing.assert_allclose(latents[1, 2, 3], 2 * images[1, 4:6, 6:8, 0].ravel() - 1, atol=1e-6)
-    np.testing.assert_allclose(digits.unfold(latents), images, atol=1e-6)
+    np.testing.assert_allclose(digits.unfold_latents(latents), images, atol=1e-6)
 
 
 def test_the_network_is_a_small_unet():
@@ -176,8 +176,8 @@ class TestExamples:
     def test_what_is_retained_holds_no_forgotten_digit(self, scene):
         data = digits.examples(scene, 3, 4)
         labels = scene.train["label"]
-        np.testing.assert_array_equal(data.forget["latents"], digits.fold(scene.train["image"][labels == 3]))
-        np.testing.assert_array_equal(data.retain["latents"], digits.fold(scene.train["image"][labels != 3]))
+        np.testing.assert_array_equal(data.forget["latents"], digits.fold_images(scene.train["image"][labels == 3]))
+        np.testing.assert_array_equal(data.retain["latents"], digits.fold_images(scene.train["image"][labels != 3]))
         np.testing.assert_array_equal(data.retain["context"], scene.texts[labels[labels != 3]])
         assert not (data.retain["context"] == scene.texts[3]).all(axis=(1, 2)).any()
         assert "pseudo" not in data.retain
@@ -194,7 +194,7 @@ class TestExamples:
         assert len(np.unique(scene.texts, axis=0)) == 11
 
     def test_the_judge_learned_from_training_digits_alone(self, scene):
-        held_out = digits.judged(scene, scene.test["image"]) == scene.test["label"]
+        held_out = digits.judge_digits(scene, scene.test["image"]) == scene.test["label"]
         assert 0.98 < held_out.mean() < 1
         train = {image.tobytes() for image in scene.train["image"]}
         assert not any(image.tobytes() in train for image in scene.test["image"])
@@ -203,7 +203,7 @@ class TestExamples:
 def test_only_the_share_of_the_attention_is_drawn_anew_and_none_of_it_without_re_initialisation(scene):
     settings = dataclasses.replace(TINY.unlearning, epochs=0)
     original, _ = LINEAR.init(jax.random.key(5))
-    method = digits._unlearning(TINY.network, 0.1, settings, 3, digits.Way(True, True))
+    method = digits._unlearning(TINY.network, 0.1, settings, 3, digits.Variant(True, True))
     data = digits.examples(scene, 3, 4)
     params = method.init(jax.random.key(0), original, {}, data).params
     moved = {
@@ -224,8 +224,8 @@ class TestDraw:
     def test_a_drawing_depends_on_its_digit_and_number_alone(self, scene):
         """A network that sees the text: batches, order and other drawings make no difference."""
         params, _ = LINEAR.init(jax.random.key(5))
-        alone = digits.draw(TINY, scene, params, np.array([7, 7]))
-        among = digits.draw(TINY, scene, params, np.array([2] * 8 + [7] * 5 + [10]))
+        alone = digits.draw_digits(TINY, scene, params, np.array([7, 7]))
+        among = digits.draw_digits(TINY, scene, params, np.array([2] * 8 + [7] * 5 + [10]))
         assert alone.shape == (2, 8, 8, 1)
         np.testing.assert_allclose(alone, among[8:10], atol=1e-5)
         assert abs(alone[0] - alone[1]).max() > 0.1
@@ -234,14 +234,14 @@ class TestDraw:
         """DDIM then multiplies by the square root of the ratio of the last to the first share of the signal."""
         still = Model(lambda key: ({}, {}), lambda params, state, x, *, train, key=None: (0 * x.latents, state))
         monkeypatch.setattr(digits, "network", lambda config: still)
-        images = digits.draw(TINY, scene, {}, np.full(9, 4))
+        images = digits.draw_digits(TINY, scene, {}, np.full(9, 4))
         words = np.asarray(jax.random.key_data(scene.keys["noise"])).ravel().tolist()
         noise = np.random.default_rng([*words, 4]).standard_normal((9, 4, 4, 4), np.float32)
         shares = schedules.signal_shares(digits.SCHEDULE)
         stride = 1000 // 3
         factor = np.sqrt(shares[1] / shares[2 * stride + 1])
         last = np.sqrt(shares[0] / shares[1]) if stride > 1 else 1
-        np.testing.assert_allclose(images, np.clip(digits.unfold(factor * last * noise), 0, 1), atol=1e-4)
+        np.testing.assert_allclose(images, np.clip(digits.unfold_latents(factor * last * noise), 0, 1), atol=1e-4)
 
 
 class TestCommand:
@@ -259,7 +259,7 @@ class TestCommand:
             assert row["frechet"]["images"] == 18
             assert row["error_forget"]["digits"] + row["error_kept"]["digits"] == 450
         steps = {row["network"]: row["cost"]["steps"] for row in document["rows"]}
-        assert len({steps[name] for name in digits.WAYS}) == 1
+        assert len({steps[name] for name in digits.VARIANTS}) == 1
         assert steps[digits.ORIGINAL] == steps[digits.RETRAINED] == 3
 
     def test_what_it_was_made_with(self, document):
@@ -271,7 +271,7 @@ class TestCommand:
 
     def test_the_floor_is_of_real_digits(self, document, scene):
         assert document["real"]["judge"]["count"] == np.sum(
-            digits.judged(scene, scene.test["image"]) == scene.test["label"]
+            digits.judge_digits(scene, scene.test["image"]) == scene.test["label"]
         )
         assert document["real"]["frechet"]["value"] < min(row["frechet"]["value"] for row in document["rows"])
 
@@ -352,9 +352,9 @@ class TestWays:
 
         monkeypatch.setattr(digits, "_unlearning", unlearning)
         monkeypatch.setattr(digits, "_run", run)
-        for way in digits.WAYS.values():
+        for way in digits.VARIANTS.values():
             digits.unlearn_digit(TINY, scene, {"w": jnp.float32(1)}, way)
-        whole, untrimmed, unprojected, published = digits.WAYS.values()
+        whole, untrimmed, unprojected, published = digits.VARIANTS.values()
         weight, other = TINY.unlearning.forget_weight, TINY.unlearning.published_weight
         assert asked == {
             whole: (True, weight),
