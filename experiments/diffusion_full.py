@@ -70,8 +70,7 @@ def timed(call: Callable[[], Any], repeats: int = 2) -> tuple[Any, list[float]]:
 def make(work: Path, name: str) -> dict[str, Any]:
     """Random weights, as diffusers stores them."""
     from scissorhands_jax import files, torch_weights
-    from scissorhands_jax.diffusion import networks
-    from scissorhands_jax.diffusion import weights as weights_lib
+    from scissorhands_jax.diffusion import file_layouts, networks
     from tests.diffusion import traces as diffusion_traces
 
     sizes, config = {}, networks.CONFIGS[name]
@@ -80,7 +79,7 @@ def make(work: Path, name: str) -> dict[str, Any]:
         path.parent.mkdir(parents=True, exist_ok=True)
         shapes = torch_weights.state_dict_shapes(networks.outline(part, config), {})
         torch_weights.write_safetensors(path, diffusion_traces.weights(shapes))
-        described = weights_lib.diffusers_config(part, getattr(config, part))
+        described = file_layouts.diffusers_config(getattr(config, part))
         files.write_text(path.with_name("config.json"), json.dumps(described))
         sizes[part] = {"file_bytes": path.stat().st_size, "arrays": len(shapes)}
     return sizes
@@ -120,12 +119,12 @@ def torch(work: Path, name: str) -> dict[str, Any]:
 
 def import_(work: Path, name: str) -> dict[str, Any]:
     """From diffusers' files to Orbax."""
-    from scissorhands_jax.diffusion import networks, weights
+    from scissorhands_jax.diffusion import importing, networks
 
     seconds, start = {}, time.perf_counter()
     for part in networks.PARTS:
         begin = time.perf_counter()
-        weights.import_weights({part: work / "diffusers"}, work / "model", networks.CONFIGS[name])
+        importing.import_weights({part: work / "diffusers"}, work / "model", networks.CONFIGS[name])
         seconds[part] = round(time.perf_counter() - begin, 2)
     return {"seconds": seconds, "seconds_total": round(time.perf_counter() - start, 2)}
 
@@ -135,7 +134,7 @@ def compute(work: Path, name: str) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
-    from scissorhands_jax.diffusion import networks, weights
+    from scissorhands_jax.diffusion import model_folder, networks
     from scissorhands_jax.diffusion.unet import Noisy
 
     jax.config.update("jax_default_matmul_precision", "highest")
@@ -156,7 +155,7 @@ def compute(work: Path, name: str) -> dict[str, Any]:
 
     def run(key, part, model, x):
         begin = time.perf_counter()
-        _, params, _ = weights.load_part(part, work / "model")
+        _, params, _ = model_folder.load_part(part, work / "model")
         answer["seconds_load"][key] = round(time.perf_counter() - begin, 2)
         begin = time.perf_counter()
         compiled = jax.jit(lambda params, x: model.apply(params, {}, x, train=False)[0]).lower(params, x).compile()
@@ -178,11 +177,11 @@ def compute(work: Path, name: str) -> dict[str, Any]:
 def export(work: Path, name: str) -> dict[str, Any]:
     """From Orbax back to diffusers' files, and whether they are the same."""
     del name
-    from scissorhands_jax.diffusion import weights
+    from scissorhands_jax.diffusion import exporting
     from scissorhands_jax.torch_weights import open_state_dict
 
     start = time.perf_counter()
-    written = weights.export_weights(work / "model", work / "back")
+    written = exporting.export_weights(work / "model", work / "back")
     seconds = round(time.perf_counter() - start, 2)
     peak = peak_gib()
     same = {}
@@ -197,17 +196,17 @@ def export(work: Path, name: str) -> dict[str, Any]:
     return {"seconds_total": seconds, "peak_gib": peak, "bit_exact": same}
 
 
-def unlearning(name: str) -> tuple[Any, Any, Any]:
+def unlearning_settings(name: str) -> tuple[Any, Any, Any]:
     """The sizes, the settings of the method, and how to compute, of the stages below.
 
     Algorithm 1 with plain gradient steps: Adam's moments would take 6.4 GiB more. Activations are computed again.
     """
-    from scissorhands_jax.diffusion import generating, networks, unlearning
+    from scissorhands_jax.diffusion import concept_settings, generating, networks
     from scissorhands_jax.diffusion.layers import Compute
     from scissorhands_jax.jobs import config
 
     side, factor, *_ = SIZES[name]
-    settings = config.override(unlearning.concept_preset("paper"), ["batch_size=1", "epochs=1", "optimizer=sgd"])
+    settings = config.override(concept_settings.concept_preset("paper"), ["batch_size=1", "epochs=1", "optimizer=sgd"])
     return (
         networks.CONFIGS[name],
         settings,
@@ -220,7 +219,7 @@ def plan(work: Path, name: str) -> dict[str, Any]:
     del work
     from scissorhands_jax.diffusion import planning
 
-    sizes, settings, generation = unlearning(name)
+    sizes, settings, generation = unlearning_settings(name)
     document = planning.plan_concept(sizes, settings, generation=generation).document()
     gib = {
         phase: {part: round(size / 2**30, 2) for part, size in parts.items()}
@@ -243,7 +242,7 @@ def unlearn(work: Path, name: str) -> dict[str, Any]:
     from scissorhands_jax.training import compilation
     from scissorhands_jax.training import loop as training
 
-    sizes, settings, generation = unlearning(name)
+    sizes, settings, generation = unlearning_settings(name)
     parts: dict[str, Any] = {}
 
     def measured(part: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -317,7 +316,7 @@ STAGES = {
     "compute": compute,
     "export": export,
     "plan": plan,
-    "unlearn": unlearning,
+    "unlearn": unlearn,
 }
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from scissorhands_jax.cli import audit, data, diffusion, jobs, requests
+from scissorhands_jax.cli import audit, data, diffusion, diffusion_images, diffusion_unlearning, jobs, requests
 from scissorhands_jax.cli.options import Command, flags_of, paragraphs, parse
 from scissorhands_jax.errors import InputError, PeerError, suggest
 
@@ -34,10 +34,10 @@ COMMANDS: dict[str, type[Command]] = {
     "data prepare": data.PrepareCommand,
     "sd import": diffusion.ImportCommand,
     "sd export": diffusion.ExportCommand,
-    "sd generate": diffusion.GenerateCommand,
-    "sd unlearn": diffusion.ConceptCommand,
-    "sd plan": diffusion.ConceptPlanCommand,
-    "sd evaluate": diffusion.ImagesCommand,
+    "sd generate": diffusion_images.GenerateCommand,
+    "sd unlearn": diffusion_unlearning.ConceptCommand,
+    "sd plan": diffusion_unlearning.ConceptPlanCommand,
+    "sd evaluate": diffusion_images.ImagesCommand,
 }
 """The commands as they are written, with their options."""
 GROUPS = {

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from scissorhands_jax import files, hashing, report
-from scissorhands_jax.diffusion import generating, nudity, pictures, quality, vision
+from scissorhands_jax.diffusion import generating, model_folder, nudity, pictures, quality, vision
 from scissorhands_jax.diffusion.generating import Prompt
 from scissorhands_jax.diffusion.nudity import Detection, Detector, ImageEntry, Pairing
 from scissorhands_jax.diffusion.nudity_figures import changes_figure, contact_sheet_figure
@@ -153,12 +153,12 @@ def evaluate_images(
             )
     made = _to_make(images, original, generation)
     if generation is not None:
-        generating.load_tokenizer(generation.model, generation.tokenizer)
+        model_folder.load_tokenizer(generation.model, generation.tokenizer)
         generating.check_generation(
-            generation.settings, generating.read_model_config(generation.model, unet=generation.unet)
+            generation.settings, model_folder.read_model_config(generation.model, unet=generation.unet)
         )
     networks_sha256 = {
-        name: generating.model_sha256(generation.model, unet=unet)
+        name: model_folder.model_sha256(generation.model, unet=unet)
         for name, unet in made.items()
         if generation is not None
     }
@@ -228,7 +228,7 @@ def _described(generation: ImageGeneration) -> dict[str, Any]:
         "prompts_sha256": hashing.sha256(listed),
         "model": str(generation.model),
         "unet": None if generation.unet is None else str(generation.unet),
-        **{name: str(value) for name, value in generation.settings._asdict().items()},
+        **generation.settings.description(),
     }
 
 
@@ -236,7 +236,7 @@ def _generate(
     generation: ImageGeneration, unet: Path | None, folder: Path, networks_sha256: str, console: Console
 ) -> None:
     with console.status(f"reading the networks for {folder}"):
-        pipeline = generating.load_pipeline(generation.model, unet=unet, tokenizer=generation.tokenizer)
+        pipeline = model_folder.load_pipeline(generation.model, unet=unet, tokenizer=generation.tokenizer)
     generating.generate_images(
         pipeline,
         generation.prompts,

@@ -1,8 +1,9 @@
-"""Images from prompts, resumable."""
+"""Images from prompts (`scissorhands sd generate`). What was interrupted continues with the next image."""
 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import functools
 import io
 import time
@@ -18,51 +19,47 @@ from rich.console import Console
 
 from scissorhands_jax import files, hashing
 from scissorhands_jax.base import Params
-from scissorhands_jax.diffusion import networks, schedules, weights
+from scissorhands_jax.diffusion import networks, schedules
 from scissorhands_jax.diffusion.layers import Compute
+from scissorhands_jax.diffusion.model_folder import Pipeline
 from scissorhands_jax.diffusion.networks import DiffusionConfig
-from scissorhands_jax.diffusion.tokenizer import BPE_FILE, Cleaning, Tokenizer, find_vocabulary
 from scissorhands_jax.diffusion.unet import Noisy
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.progress import progress_bar
 
 IMAGES_FILE = "images.csv"
-TOKENIZER_FOLDER = "tokenizer"
 _SEED_COLUMNS = ("seed", "evaluation_seed", "sd_seed")  # ours, UnlearnDiffAtk's, I2P's
 _PROMPT_COLUMNS = ("prompt", "adv_prompt")
 
 
 class Prompt(NamedTuple):
-    """One image that is wanted."""
+    """What one image is made of."""
 
     text: str
+    """The prompt."""
     seed: int
+    """The seed of the noise that the image begins with, as PyTorch understands it."""
 
 
-class Pipeline(NamedTuple):
-    """Everything that turns a prompt into an image."""
-
-    config: DiffusionConfig
-    params: dict[networks.Part, Params]  # of `unet`, `vae` and `text`
-    tokenizer: Tokenizer
-
-
-class GenerationSettings(NamedTuple):
-    """How images are made.
-
-    sampler:  a key of `schedules.SAMPLERS`.
-    steps:    of the sampler.
-    guidance: how far beyond the prompt to go; 1 follows it alone.
-    size:     height and width in pixels.
-    compute:  how the networks compute.
-    """
+@dataclasses.dataclass(frozen=True)
+class GenerationSettings:
+    """How images are made."""
 
     sampler: str = "lms"
+    """The name of the sampler in `schedules.SAMPLERS`."""
     steps: int = 50
+    """The number of steps of the sampler."""
     guidance: float = 7.5
+    """The scale of classifier-free guidance; 1 follows the prompt without any."""
     size: int = 512
+    """The height and width of the images in pixels."""
     compute: Compute = networks.FLOAT32
+    """How the networks compute."""
+
+    def description(self) -> dict[str, str]:
+        """The settings as they are saved with results."""
+        return {field.name: str(getattr(self, field.name)) for field in dataclasses.fields(self)}
 
 
 DEFAULT_GENERATION = GenerationSettings()
@@ -71,11 +68,15 @@ DEFAULT_GENERATION = GenerationSettings()
 def read_prompts(path: Path, *, seed: int = 0) -> list[Prompt]:
     """Reads a CSV file of prompts.
 
-    The column `prompt` is needed. Seeds are those of the column `seed`, `evaluation_seed` or `sd_seed` (as in the lists
-    of UnlearnDiffAtk and I2P); without one the n-th row, from 0, gets `seed + n`. Other columns are not looked at.
+    The file needs a column `prompt`. Seeds are those of the column `seed`, `evaluation_seed` or `sd_seed` (as in the
+    lists of UnlearnDiffAtk and I2P). Other columns are ignored.
+
+    Args:
+      path: The file.
+      seed: Where the file has no seeds, the first row gets this one, the second the next one, and so on.
 
     Raises:
-      InputError: the file cannot be read, has no prompts, or a seed is not a whole number.
+      InputError: The file cannot be read, has no prompts, or a seed is not a whole number.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -105,70 +106,6 @@ def read_prompts(path: Path, *, seed: int = 0) -> list[Prompt]:
     return prompts
 
 
-def load_pipeline(
-    folder: Path,
-    *,
-    unet: Path | None = None,
-    tokenizer: Path | None = None,
-    cleaning: Cleaning = "ftfy",
-) -> Pipeline:
-    """Reads the networks in a folder that `weights.import_weights` wrote.
-
-    Args:
-      folder: with `unet`, `vae`, `text` and perhaps `tokenizer`.
-      unet: another folder with a `unet`, such as an unlearned one.
-      tokenizer: see `tokenizer.find_vocabulary`; None looks into `folder`, then into installed packages.
-      cleaning: see `Tokenizer`.
-
-    Raises:
-      InputError: something is missing or damaged, or the networks do not fit together.
-    """
-    words = load_tokenizer(folder, tokenizer, cleaning)
-    config = read_model_config(folder, unet=unet)
-    params = {part: weights.load_part(part, source)[1] for part, source in _sources(folder, unet).items()}
-    return Pipeline(config, params, words)
-
-
-def load_tokenizer(folder: Path, tokenizer: Path | None = None, cleaning: Cleaning = "ftfy") -> Tokenizer:
-    """The tokenizer of a model; see `load_pipeline`."""
-    inside = folder / TOKENIZER_FOLDER
-    return Tokenizer(find_vocabulary(inside if tokenizer is None and inside.is_dir() else tokenizer), cleaning)
-
-
-def read_model_config(folder: Path, *, unet: Path | None = None) -> DiffusionConfig:
-    """The sizes of the networks of a model, which are not read; see `load_pipeline`."""
-    config = DiffusionConfig(
-        **{part: weights.read_part_config(part, source)[0] for part, source in _sources(folder, unet).items()}
-    )
-    if config.unet.context_width != config.text.width or config.unet.channels != config.vae.latent_channels:
-        raise InputError(f"the networks in {folder} do not fit together; import all three of one model")
-    return config
-
-
-def model_sha256(folder: Path, *, unet: Path | None = None) -> str:
-    """The SHA-256 of the networks of a model; see `load_pipeline`."""
-    parts = [weights.part_sha256(part, source) for part, source in _sources(folder, unet).items()]
-    return hashing.sha256("".join(parts))
-
-
-def _sources(folder: Path, unet: Path | None) -> dict[networks.Part, Path]:
-    return {part: unet if part == "unet" and unet is not None else folder for part in networks.PARTS}
-
-
-def copy_tokenizer(source: Path | None, folder: Path) -> tuple[Path, ...]:
-    """Copies a tokenizer's files to where `load_pipeline` finds them.
-
-    Raises:
-      InputError: there are none, see `tokenizer.find_vocabulary`.
-    """
-    found = find_vocabulary(source)
-    names = [file.name for file in found] if len(found) == 2 else [BPE_FILE]
-    copies = tuple(folder / TOKENIZER_FOLDER / name for name in names)
-    for file, copy in zip(found, copies, strict=True):
-        files.write_bytes(copy, file.read_bytes())
-    return copies
-
-
 @functools.partial(jax.jit, static_argnames=("config", "compute"))
 def draw_images(
     params: dict[networks.Part, Params],
@@ -184,14 +121,14 @@ def draw_images(
     """Images of prompts. shape=(N, H, W, 3), dtype=uint8
 
     Args:
-      params: of `unet`, `vae` and `text`.
-      ids: of the prompts. shape=(N, T), dtype=int32
-      empty: ids of the empty prompt. shape=(1, T)
-      noise: standard normal. shape=(N, H / 8, W / 8, 4)
-      guidance: shape=() or (N,)
-      sampler: the table of steps; another one of the same length needs no compilation.
-      config: sizes of the networks.
-      compute: how they compute.
+      params: The parameters of `unet`, `vae` and `text`.
+      ids: The ids of the prompts. shape=(N, T), dtype=int32
+      empty: The ids of the empty prompt. shape=(1, T)
+      noise: Standard normal numbers. shape=(N, H / 8, W / 8, 4)
+      guidance: The scale of the guidance. shape=() or (N,)
+      sampler: The table of steps. Another one of the same length needs no compilation.
+      config: The sizes of the networks.
+      compute: How they compute.
     """
     text = networks.text_encoder(config.text, compute)
     embeddings, _ = text.apply(params["text"], {}, jnp.concatenate([ids, empty]), train=False)
@@ -220,26 +157,27 @@ def generate_images(
 ) -> dict[str, Any]:
     """Makes one image of each prompt: `00000.png`, `00001.png`, ... in `out`, listed in `images.csv`.
 
-    The noise to begin with is that of PyTorch's CPU generator with the prompt's seed, so that diffusers' pipelines make
-    the same images. Every image is written when it is there; with `resume` those that are there are not made again. An
-    image depends on its batch by rounding only. `run.json` keeps the settings.
+    The noise that an image begins with is that of PyTorch's CPU generator with the prompt's seed, so that diffusers'
+    pipelines make the same images. Every image is written as soon as it is made; with `resume`, images that exist are
+    not made again. An image depends on the rest of its batch by rounding only. `run.json` keeps the settings.
 
     Args:
-      pipeline: networks and tokenizer.
-      prompts: one for each image.
-      out: folder of the images.
-      settings: how to make them.
-      batch_size: images at a time.
-      description: JSON-able; what a resumed run must agree on besides settings and prompts, such as the networks.
-      overwrite: replace the images that are there.
-      resume: go on with the images that are there.
-      console: shows progress.
+      pipeline: The networks and the tokenizer.
+      prompts: One for each image.
+      out: The folder of the images.
+      settings: How images are made.
+      batch_size: The number of images that are made at a time.
+      description: What a resumed run must agree on in addition to settings and prompts, such as the networks.
+      overwrite: Whether images of an earlier run are replaced.
+      resume: Whether an earlier run is continued.
+      console: Shows progress. By default that is standard error.
 
     Returns:
-      `images`, how many there are; `made`, how many of them were made now; `seconds` that took, compilation included.
+      `images`, the number of images; `made`, how many of them were made now; `seconds`, how long that took, including
+      compilation.
 
     Raises:
-      InputError: a setting cannot be used, or the folder is taken.
+      InputError: A setting cannot be used, or the folder is taken.
     """
     if batch_size < 1:
         raise InputError(f"--batch-size must be at least 1, got {batch_size}")
@@ -250,7 +188,7 @@ def generate_images(
         out,
         {
             "prompts_sha256": hashing.sha256(listed),
-            **{name: str(value) for name, value in settings._asdict().items()},
+            **settings.description(),
             **(description or {}),
         },
         overwrite=overwrite,
@@ -287,10 +225,14 @@ def generate_images(
 
 
 def check_generation(settings: GenerationSettings, config: DiffusionConfig) -> schedules.Sampler:
-    """The sampler of some settings.
+    """The sampler that some settings name.
+
+    Args:
+      settings: How images are made.
+      config: The sizes of the networks.
 
     Raises:
-      InputError: a setting cannot be used with networks of these sizes.
+      InputError: A setting cannot be used with networks of these sizes.
     """
     if settings.sampler not in schedules.SAMPLERS:
         raise InputError(f"--sampler is {settings.sampler}; choose one of {', '.join(schedules.SAMPLERS)}")
@@ -301,7 +243,7 @@ def check_generation(settings: GenerationSettings, config: DiffusionConfig) -> s
 
 
 def image_names(count: int) -> list[str]:
-    """The files of so many images."""
+    """The names of the files of a number of images."""
     return [f"{number:05d}.png" for number in range(count)]
 
 

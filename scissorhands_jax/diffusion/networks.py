@@ -23,6 +23,10 @@ from scissorhands_jax.models import from_nnx
 
 Part = Literal["unet", "vae", "text"]
 PARTS: tuple[Part, ...] = ("unet", "vae", "text")
+PART_TITLES: dict[Part, str] = {"unet": "UNet", "vae": "VAE", "text": "text encoder"}
+"""What people call the networks."""
+PartConfig = UNetConfig | VAEConfig | TextConfig
+"""The sizes of one network."""
 FLOAT32 = Compute()
 
 
@@ -41,7 +45,7 @@ TINY = DiffusionConfig(
     VAEConfig(widths=(16, 32), layers_per_block=1, groups=8),
     TextConfig(vocabulary=99, length=11, width=32, layers=2, heads=4),
 )
-"""For tests and trials: every kind of block, 989,915 parameters."""
+"""Small networks for tests and trials, with every kind of block: 989,915 parameters."""
 
 CONFIGS = {"sd-v1": SD_V1, "tiny": TINY}
 

@@ -25,8 +25,8 @@ import numpy as np
 from scissorhands_jax import report, trees
 from scissorhands_jax.base import Batch, Data
 from scissorhands_jax.diffusion import generating, losses, networks
+from scissorhands_jax.diffusion.concept_settings import ConceptSettings
 from scissorhands_jax.diffusion.networks import DiffusionConfig
-from scissorhands_jax.diffusion.unlearning import ConceptSettings
 from scissorhands_jax.jobs.plan_memory import GRADIENTS, TEMPORARIES, memory_limit, process_bytes
 from scissorhands_jax.jobs.plan_report import CostPlan
 from scissorhands_jax.jobs.plan_steps import memory_analysis

@@ -14,7 +14,7 @@ from PIL import Image
 from rich.progress import Progress
 
 from scissorhands_jax.base import Params
-from scissorhands_jax.diffusion import pictures, vision, weights
+from scissorhands_jax.diffusion import clip_weights, pictures, vision
 from scissorhands_jax.diffusion.layers import Compute
 from scissorhands_jax.diffusion.networks import FLOAT32
 from scissorhands_jax.diffusion.nudity import ImageEntry
@@ -54,7 +54,7 @@ def load_clip(path: Path, tokenizer: Tokenizer, compute: Compute = FLOAT32) -> C
     Raises:
       InputError: see `weights.read_clip`.
     """
-    name, params = weights.read_clip(path)
+    name, params = clip_weights.read_clip(path)
     return Clip(name, jax.device_put(params, jax.devices()[0]), tokenizer, compute)
 
 

@@ -41,6 +41,11 @@ class VisionConfig:
     patch: int = 14
     size: int = 224
 
+    @property
+    def num_tokens(self) -> int:
+        """The number of tokens of an image: one for each patch, and the class token."""
+        return 1 + (self.size // self.patch) ** 2
+
 
 @dataclasses.dataclass(frozen=True)
 class ClipConfig:
@@ -80,9 +85,7 @@ class _Embeddings(nnx.Module):
             conv_general_dilated=conv_general_dilated,
             rngs=rngs,
         )
-        self.position_embedding = nnx.Embed(
-            1 + (config.size // config.patch) ** 2, config.width, dtype=compute.dtype, rngs=rngs
-        )
+        self.position_embedding = nnx.Embed(config.num_tokens, config.width, dtype=compute.dtype, rngs=rngs)
 
     def __call__(self, pixels: jax.Array) -> jax.Array:
         patches = self.patch_embedding(pixels)

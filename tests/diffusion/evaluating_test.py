@@ -16,7 +16,16 @@ from PIL import Image
 
 from scissorhands_jax import torch_weights
 from scissorhands_jax.cli import main as cli
-from scissorhands_jax.diffusion import evaluating, generating, networks, nudity, pictures, quality, vision, weights
+from scissorhands_jax.diffusion import (
+    clip_weights,
+    evaluating,
+    model_folder,
+    networks,
+    nudity,
+    pictures,
+    quality,
+    vision,
+)
 from scissorhands_jax.diffusion.generating import Prompt
 from scissorhands_jax.diffusion.nudity import Detection, ImageEntry
 from scissorhands_jax.errors import InputError
@@ -379,8 +388,8 @@ def model(tmp_path_factory):
 @pytest.fixture
 def words(monkeypatch):
     """Words for CLIP's vocabulary, whose file no test has."""
-    monkeypatch.setattr(generating, "find_vocabulary", lambda path: ())
-    monkeypatch.setattr(generating, "Tokenizer", lambda files, cleaning: Words())
+    monkeypatch.setattr(model_folder, "find_vocabulary", lambda path: ())
+    monkeypatch.setattr(model_folder, "Tokenizer", lambda files, cleaning: Words())
 
 
 class TestCommand:
@@ -412,7 +421,7 @@ class TestCommand:
         assert cli.main([*arguments, "--utility-reference", str(reference)]) == 0
         measured = json.loads(capsys.readouterr().out)["utility"]
         config = vision.CLIPS["tiny"]
-        params = weights.read_clip(model / "clip.safetensors")[1]
+        params = clip_weights.read_clip(model / "clip.safetensors")[1]
         entries = nudity.read_image_folder(kept)
         pixels = np.stack([vision.preprocess_image(pictures.read_picture(entry.path), 16) for entry in entries])
         ids = Words()([entry.prompt.text for entry in entries])

@@ -1,6 +1,7 @@
 """`scissorhands sd generate`: images of prompts, again and again the same, and going on where it stopped."""
 
 import csv
+import dataclasses
 import json
 
 import jax
@@ -9,8 +10,9 @@ import pytest
 from PIL import Image
 
 from scissorhands_jax.cli import main as cli
-from scissorhands_jax.diffusion import generating, networks, schedules
-from scissorhands_jax.diffusion.generating import GenerationSettings, Pipeline, Prompt
+from scissorhands_jax.diffusion import generating, model_folder, networks, schedules
+from scissorhands_jax.diffusion.generating import GenerationSettings, Prompt
+from scissorhands_jax.diffusion.model_folder import Pipeline
 from scissorhands_jax.diffusion.unet import Noisy
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.training import checkpoints
@@ -66,7 +68,7 @@ def test_images_are_the_same_in_batches_and_after_a_stop(pipeline, tmp_path):
         generating.generate_images(pipeline, PROMPTS, tmp_path / "a", settings=SETTINGS)
     with pytest.raises(InputError, match=r"other settings: guidance was '7.5' and is now '2.0'"):
         generating.generate_images(
-            pipeline, PROMPTS, tmp_path / "a", settings=SETTINGS._replace(guidance=2.0), resume=True
+            pipeline, PROMPTS, tmp_path / "a", settings=dataclasses.replace(SETTINGS, guidance=2.0), resume=True
         )
 
 
@@ -128,9 +130,9 @@ class TestPrompts:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (SETTINGS._replace(sampler="euler"), "--sampler is euler; choose one of lms, ddim"),
-        (SETTINGS._replace(size=18), "--size must be a multiple of 4, got 18"),
-        (SETTINGS._replace(steps=900), "number of steps must be 2 to 500, got 900"),
+        (dataclasses.replace(SETTINGS, sampler="euler"), "--sampler is euler; choose one of lms, ddim"),
+        (dataclasses.replace(SETTINGS, size=18), "--size must be a multiple of 4, got 18"),
+        (dataclasses.replace(SETTINGS, steps=900), "number of steps must be 2 to 500, got 900"),
     ],
 )
 def test_settings_that_cannot_be_used(pipeline, tmp_path, settings, message):
@@ -150,8 +152,8 @@ def test_command_line(pipeline, tmp_path, monkeypatch, capsys):
     (model / "tokenizer").mkdir()
     assert cli.main(arguments) == 2
     assert "there is no tokenizer file in" in " ".join(capsys.readouterr().err.split())
-    monkeypatch.setattr(generating, "find_vocabulary", lambda path: ())
-    monkeypatch.setattr(generating, "Tokenizer", lambda files, cleaning: Words())
+    monkeypatch.setattr(model_folder, "find_vocabulary", lambda path: ())
+    monkeypatch.setattr(model_folder, "Tokenizer", lambda files, cleaning: Words())
     assert cli.main(arguments) == 0
     assert json.loads(capsys.readouterr().out)["made"] == 2
     assert cli.main([*arguments, "--resume"]) == 0

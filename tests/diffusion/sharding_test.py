@@ -34,7 +34,7 @@ def main() -> None:
     import numpy as np
 
     from scissorhands_jax import Data, make_layout, trees
-    from scissorhands_jax.diffusion import networks, unlearning
+    from scissorhands_jax.diffusion import concept_settings, networks
     from scissorhands_jax.diffusion.unet import UNetConfig
     from scissorhands_jax.jobs import config
     from scissorhands_jax.training import loop as training
@@ -45,7 +45,7 @@ def main() -> None:
     settings = ["batch_size=4", "epochs=1", "optimizer=sgd", "learning_rate=0.1", "fraction=0.1"]
     # Both losses fall together here, so that the projection has something to do.
     settings = config.override(
-        unlearning.PRESETS["paper"], [*settings, "forget_weight=0", "trim=mid_block/attentions/.*/attn1"]
+        concept_settings.PRESETS["paper"], [*settings, "forget_weight=0", "trim=mid_block/attentions/.*/attn1"]
     )
     method = settings.method(model)
     draw = np.random.default_rng(0)

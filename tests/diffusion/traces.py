@@ -84,15 +84,14 @@ def _record() -> None:
     import transformers
     from PIL import Image
 
-    from scissorhands_jax.diffusion import networks, vision
-    from scissorhands_jax.diffusion import weights as weights_lib
+    from scissorhands_jax.diffusion import file_layouts, networks, vision
 
     torch.set_num_threads(1)
     given = {name: torch.from_numpy(array) for name, array in inputs().items()}
     out: dict[str, np.ndarray] = {}
 
     def settings(part):
-        described = weights_lib.diffusers_config(part, getattr(networks.TINY, part))
+        described = file_layouts.diffusers_config(getattr(networks.TINY, part))
         return {name: value for name, value in described.items() if name != "_class_name"}
 
     def fill(module, prefix=""):
@@ -171,8 +170,7 @@ def _check_compvis_names() -> None:
     import torch
     from diffusers.loaders import single_file_utils
 
-    from scissorhands_jax.diffusion import networks
-    from scissorhands_jax.diffusion import weights as weights_lib
+    from scissorhands_jax.diffusion import file_layouts, networks
 
     for part, convert in (
         ("unet", single_file_utils.convert_ldm_unet_checkpoint),
@@ -180,9 +178,9 @@ def _check_compvis_names() -> None:
     ):
         config = networks.SD_V1
         names = torch_weights.state_dict_shapes(networks.outline(part, config), {})
-        aliases = weights_lib._aliases(part, config)
+        aliases = file_layouts.tensor_aliases(part, config)
         theirs = {list(aliases(name))[-1]: torch.tensor(float(index)) for index, name in enumerate(names)}
-        described = dict(weights_lib.diffusers_config(part, getattr(config, part)))
+        described = dict(file_layouts.diffusers_config(getattr(config, part)))
         converted = convert(theirs, described | {"class_embed_type": None, "addition_embed_type": None})
         assert {name: int(value) for name, value in converted.items()} == {n: i for i, n in enumerate(names)}, part
 

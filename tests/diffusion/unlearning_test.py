@@ -16,7 +16,16 @@ from PIL import Image
 
 from scissorhands_jax import Batch, Data, Model, trees
 from scissorhands_jax.cli import main as cli
-from scissorhands_jax.diffusion import encoded, generating, losses, networks, schedules, unlearning, weights
+from scissorhands_jax.diffusion import (
+    concept_sets,
+    concept_settings,
+    encoded,
+    losses,
+    model_folder,
+    networks,
+    schedules,
+    unlearning,
+)
 from scissorhands_jax.diffusion.unet import Noisy
 from scissorhands_jax.errors import CheckpointError, InputError
 from scissorhands_jax.jobs import config
@@ -70,7 +79,7 @@ def write_model(folder, *, vae_scale=1.0):
         params = small_params() if part == "unet" else diffusion_traces.params(OUTLINE(part, CONFIG))
         if part == "vae":
             params = jax.tree.map(lambda leaf: vae_scale * leaf, params)
-        weights.save_part(part, folder, getattr(CONFIG, part), params, "float16", "a test")
+        model_folder.save_part(part, folder, getattr(CONFIG, part), params, "float16", "a test")
     return folder
 
 
@@ -79,8 +88,8 @@ def _small_network():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(networks, "outline", small_outline)
         patch.setattr(networks, "unet", lambda sizes, compute=networks.FLOAT32: MODEL)
-        patch.setattr(generating, "find_vocabulary", lambda path: ())
-        patch.setattr(generating, "Tokenizer", lambda files, cleaning: Words())
+        patch.setattr(model_folder, "find_vocabulary", lambda path: ())
+        patch.setattr(model_folder, "Tokenizer", lambda files, cleaning: Words())
         yield
 
 
@@ -118,7 +127,7 @@ def released(folder, out, *more):
 
 
 def result(out):
-    return weights.load_part("unet", out)[1]
+    return model_folder.load_part("unet", out)[1]
 
 
 def rows(out):
@@ -156,7 +165,7 @@ class TestRuns:
     def test_the_network_is_where_other_commands_look(self, folder, tmp_path):
         out = folder / "paper"
         assert sorted(path.name for path in out.iterdir()) == ["cache", "results.json", "run.json", "steps.csv", "unet"]
-        before, after = weights.load_part("unet", folder / "model")[1], result(out)
+        before, after = model_folder.load_part("unet", folder / "model")[1], result(out)
         assert jax.tree.map(jnp.shape, before) == jax.tree.map(jnp.shape, after)
         assert not checkpoints.equal(before, after)
         assert cli.main(["sd", "export", "--model", str(out), "--out", str(tmp_path / "back")]) == 0
@@ -232,7 +241,7 @@ class TestArrays:
         exact = np.asarray(Image.open(paths[1]))
         assert (pixels[1] == exact).all()
         encode = jax.jit(lambda x: networks.vae_encoder(CONFIG.vae).apply(vae, {}, x, train=False)[0])
-        vae = weights.load_part("vae", folder / "model")[1]
+        vae = model_folder.load_part("vae", folder / "model")[1]
         found = encode(pixels.astype(np.float32) / 127.5 - 1)
         mean, deviation = encoded.latent_moments(
             folder / "released/cache/forget/moments",
@@ -240,7 +249,7 @@ class TestArrays:
             16,
             CONFIG.vae,
             lambda: pytest.fail("nothing is missing"),
-            network=weights.part_sha256("vae", folder / "model"),
+            network=model_folder.part_sha256("vae", folder / "model"),
         )
         np.testing.assert_allclose(mean, CONFIG.vae.scaling * found.mean, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(deviation, CONFIG.vae.scaling * np.exp(found.log_variance / 2), rtol=1e-4)
@@ -276,10 +285,10 @@ class TestPresets:
     def test_released_draws_ten_arrays_anew(self):
         """Of the real network by their names, and of the small one as they are."""
         outline = OUTLINE("unet", networks.SD_V1)
-        chosen = trees.select(outline, unlearning.PRESETS["released"].trim)
+        chosen = trees.select(outline, concept_settings.PRESETS["released"].trim)
         assert sum(jax.tree.leaves(chosen)) == 10
         assert trees.count_weights(outline, chosen) == 4 * 1280**2 + 1280 + 4 * 640**2 + 640
-        settings = config.override(unlearning.PRESETS["released"], ["fraction=0.5", "batch_size=2"])
+        settings = config.override(concept_settings.PRESETS["released"], ["fraction=0.5", "batch_size=2"])
         examples, start = data(), small_params()
         carry = settings.method(MODEL).init(jax.random.key(0), start, {}, examples)
         same = jax.tree.map(lambda a, b: bool((a == b).all()), start, carry.params)
@@ -289,7 +298,7 @@ class TestPresets:
         assert jnp.abs(query["to_q"]["weight"]).max() > 1 / np.sqrt(32)  # beyond what `uniform` draws
 
     def test_released_sees_the_first_examples_only(self):
-        method = config.override(unlearning.PRESETS["released"], ["batch_size=2"]).method(MODEL)
+        method = config.override(concept_settings.PRESETS["released"], ["batch_size=2"]).method(MODEL)
         found = list(method.batches(jax.random.key(0), data(5), 1))
         assert [(batch.forget.tolist(), batch.retain.tolist()) for batch in found] == [([0, 1], [0, 1])] * 3
         # What comes after them is never scored either.
@@ -298,15 +307,15 @@ class TestPresets:
         carries = [method.init(jax.random.key(0), small_params(), {}, each) for each in (examples, other)]
         assert checkpoints.equal(*(carry.params for carry in carries))
         loose = ["batch_size=2", "departures.fixed_batches=false", "departures.every_step_joint=true"]
-        method = config.override(unlearning.PRESETS["released"], loose).method(MODEL)
+        method = config.override(concept_settings.PRESETS["released"], loose).method(MODEL)
         seen = [batch.forget for batch in method.batches(jax.random.key(0), data(5), 0)]
         assert set(np.concatenate(seen).tolist()) == set(range(5))
 
-    @pytest.mark.parametrize("name", unlearning.PRESETS)
+    @pytest.mark.parametrize("name", concept_settings.PRESETS)
     def test_a_step_descends_the_loss_of_its_preset(self, name):
         """Its loss written out, with the timesteps and the noise of the step's key."""
         changes = ["batch_size=5", "optimizer=sgd", "learning_rate=1", "projected=false", "fraction=0.5"]
-        settings = config.override(unlearning.PRESETS[name], changes)
+        settings = config.override(concept_settings.PRESETS[name], changes)
         examples, method = data(), settings.method(MODEL)
         carry = method.init(jax.random.key(3), small_params(), {}, examples)
         if name == "paper":
@@ -339,7 +348,7 @@ class TestPresets:
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
     def test_paper_scores_the_mean_gradient_of_all_forget_examples(self):
-        settings = config.override(unlearning.PRESETS["paper"], ["batch_size=5", "fraction=0.3"])
+        settings = config.override(concept_settings.PRESETS["paper"], ["batch_size=5", "fraction=0.3"])
         examples, start = data(), small_params()
         init_key, pass_key = jax.random.key(3), jax.random.split(jax.random.key(3), 4)[1]
         carry = settings.method(MODEL).init(init_key, start, {}, examples)
@@ -465,5 +474,5 @@ class TestBadInput:
 
     def test_a_preset_by_its_name(self):
         with pytest.raises(InputError, match="there is no preset 'x'"):
-            unlearning.concept_preset("x")
-        assert unlearning.read_concept_set(["a=b c"], None, None, part="forget").prompts[0].text == "a=b c"
+            concept_settings.concept_preset("x")
+        assert concept_sets.read_concept_set(["a=b c"], None, None, name="forget").prompts[0].text == "a=b c"

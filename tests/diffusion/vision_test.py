@@ -9,7 +9,7 @@ import safetensors.numpy
 from PIL import Image
 
 from scissorhands_jax import torch_weights, trees
-from scissorhands_jax.diffusion import vision, weights
+from scissorhands_jax.diffusion import clip_weights, vision
 from scissorhands_jax.errors import InputError, WeightsError
 from tests.diffusion import traces as diffusion_traces
 from tests.diffusion.networks_test import assert_agrees, output_and_gradient, recorded, to_jax
@@ -62,7 +62,7 @@ class TestWeights:
         arrays = {name: array.astype(dtype) for name, array in tensors().items()}
         beside = {"logit_scale": np.array(4.6, np.float32), "text_model.embeddings.position_ids": np.arange(11)[None]}
         write(tmp_path / "model.safetensors", arrays | beside)
-        name, params = weights.read_clip(tmp_path)
+        name, params = clip_weights.read_clip(tmp_path)
         found = torch_weights.to_state_dict(params, {})
         assert name == "tiny"
         assert set(found) == set(arrays)
@@ -74,7 +74,7 @@ class TestWeights:
         arrays["vision_model.head.weight"] = np.zeros(3, np.float32)
         arrays["vision_model.pre_layrnorm.weight"] = np.zeros(47, np.float32)
         with pytest.raises(WeightsError) as caught:
-            weights.read_clip(write(tmp_path / "x.safetensors", arrays))
+            clip_weights.read_clip(write(tmp_path / "x.safetensors", arrays))
         message = str(caught.value)
         assert "x.safetensors does not hold CLIP tiny: " in message
         assert "1 missing (visual_projection.weight)" in message
@@ -103,19 +103,19 @@ class TestWeights:
     )
     def test_other_files(self, tmp_path, change, message):
         with pytest.raises(WeightsError, match=message):
-            weights.read_clip(write(tmp_path / "x.safetensors", change(tensors())))
+            clip_weights.read_clip(write(tmp_path / "x.safetensors", change(tensors())))
 
     def test_another_activation_is_another_network(self, tmp_path):
         """LAION's networks have the same tensors and an exact GELU."""
         write(tmp_path / "model.safetensors", tensors())
         (tmp_path / "config.json").write_text(json.dumps({"vision_config": {"hidden_act": "gelu"}}))
         with pytest.raises(WeightsError, match=r"config.json names the activation gelu, and OpenAI's is quick_gelu"):
-            weights.read_clip(tmp_path)
+            clip_weights.read_clip(tmp_path)
         (tmp_path / "config.json").write_text(json.dumps({"vision_config": {}}))
-        assert weights.read_clip(tmp_path)[0] == "tiny"
+        assert clip_weights.read_clip(tmp_path)[0] == "tiny"
 
     def test_no_file(self, tmp_path):
         with pytest.raises(
             InputError, match=r"there is no file .*model.safetensors; give the model.safetensors of a CLIP"
         ):
-            weights.read_clip(tmp_path)
+            clip_weights.read_clip(tmp_path)

@@ -10,7 +10,7 @@ import safetensors.numpy
 
 from scissorhands_jax import torch_weights
 from scissorhands_jax.cli import main as cli
-from scissorhands_jax.diffusion import networks, weights
+from scissorhands_jax.diffusion import exporting, file_layouts, importing, model_folder, networks
 from scissorhands_jax.diffusion.networks import PARTS, TINY
 from scissorhands_jax.errors import CheckpointError, InputError, WeightsError
 from scissorhands_jax.training import checkpoints
@@ -43,7 +43,7 @@ def folder(tmp_path_factory):
 
 
 def assert_read(part, file, expected=None):
-    params, _ = weights.read_part_file(part, file, TINY)
+    params, _ = importing.read_part_file(part, file, TINY)
     found = torch_weights.to_state_dict(params, {})
     expected = tensors(part) if expected is None else expected
     assert set(found) == set(expected)
@@ -70,23 +70,23 @@ def test_there_and_back_is_bit_exact(folder, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_narrow_files_come_back_as_they_were(tmp_path, dtype):
-    narrow = {name: array.astype(weights.EXPORT_DTYPES[dtype]) for name, array in tensors("text").items()}
+    narrow = {name: array.astype(file_layouts.FILE_DTYPES[dtype]) for name, array in tensors("text").items()}
     torch_weights.write_safetensors(tmp_path / "in.safetensors", narrow)
-    done = weights.import_weights({"text": tmp_path / "in.safetensors"}, tmp_path / "model", TINY)
+    done = importing.import_weights({"text": tmp_path / "in.safetensors"}, tmp_path / "model", TINY)
     assert (done["text"].dtype, done["text"].num_params) == (dtype, 28_992)
-    written = weights.export_weights(tmp_path / "model", tmp_path / "out")
+    written = exporting.export_weights(tmp_path / "model", tmp_path / "out")
     assert list(written) == ["text"]
     assert written["text"].read_bytes() == (tmp_path / "in.safetensors").read_bytes()
-    weights.export_weights(tmp_path / "model", tmp_path / "wide", dtype="float32")
+    exporting.export_weights(tmp_path / "model", tmp_path / "wide", dtype="float32")
     wide = torch_weights.read_state_dict(tmp_path / "wide/text_encoder/model.safetensors")
     assert all((wide[name] == narrow[name].astype(np.float32)).all() for name in narrow)
 
 
 def test_what_does_not_fit_is_not_rounded_to_infinity(tmp_path):
     arrays = tensors("text") | {"text_model.final_layer_norm.bias": np.full(32, 1e6, np.float32)}
-    weights.import_weights({"text": write(tmp_path / "x.safetensors", arrays)}, tmp_path / "model", TINY)
+    importing.import_weights({"text": write(tmp_path / "x.safetensors", arrays)}, tmp_path / "model", TINY)
     with pytest.raises(WeightsError, match=r"final_layer_norm.bias has numbers that float16 cannot hold"):
-        weights.export_weights(tmp_path / "model", tmp_path / "out", dtype="float16")
+        exporting.export_weights(tmp_path / "model", tmp_path / "out", dtype="float16")
     assert not (tmp_path / "out/text_encoder/model.safetensors").exists()
 
 
@@ -111,7 +111,7 @@ class TestNames:
         arrays = {"betas": np.zeros(1000, np.float32), "sqrt_recipm1_alphas_cumprod": np.zeros(1000, np.float32)}
         arrays |= {"model_ema.decay": np.zeros(1, np.float32), "model_ema.diffusion_modelout2bias": np.zeros(4)}
         for part in PARTS:
-            aliases = weights._aliases(part, TINY)
+            aliases = file_layouts.tensor_aliases(part, TINY)
             for name, array in tensors(part).items():
                 if part == "vae" and "attentions" in name and name.endswith("weight") and array.ndim == 2:
                     array = array[..., None, None]  # 1x1 convolutions there
@@ -139,7 +139,7 @@ class TestNames:
         arrays["model.diffusion_model.label_emb.weight"] = np.zeros((2, 2), np.float32)
         file = write(tmp_path / "broken.safetensors", arrays)
         with pytest.raises(WeightsError, match=r"1 missing \(conv_out.bias\), 1 not in the model \(model.diffusion_m"):
-            weights.read_part_file("unet", file, TINY)
+            importing.read_part_file("unet", file, TINY)
         assert_read("vae", file)
 
     def test_a_pickled_checkpoint_with_the_state_of_callbacks(self, tmp_path):
@@ -154,7 +154,7 @@ class TestNames:
 
     def test_full_size_names_are_all_different(self):
         for part in PARTS:
-            aliases = weights._aliases(part, networks.SD_V1)
+            aliases = file_layouts.tensor_aliases(part, networks.SD_V1)
             names = list(torch_weights.state_dict_shapes(networks.outline(part), {}))
             assert len({list(aliases(name))[-1] for name in names}) == len(names)
 
@@ -191,7 +191,7 @@ class TestWrongFiles:
         arrays["conv_out.scale"] = np.zeros(3, np.float32)
         arrays["conv_norm_out.weight"] = np.zeros(31, np.float32)
         with pytest.raises(WeightsError) as caught:
-            weights.read_part_file("unet", write(tmp_path / "x.safetensors", arrays), TINY)
+            importing.read_part_file("unet", write(tmp_path / "x.safetensors", arrays), TINY)
         message = str(caught.value)
         assert "x.safetensors does not hold the UNet of Stable Diffusion v1: " in message
         assert "1 missing (conv_in.bias)" in message
@@ -220,26 +220,26 @@ class TestWrongFiles:
     def test_other_networks_are_recognised(self, tmp_path, part, shapes, looks):
         file = write(tmp_path / "x.safetensors", {name: np.zeros(shape, np.float16) for name, shape in shapes.items()})
         with pytest.raises(WeightsError, match=f"x.safetensors looks like {looks}.*, not like the"):
-            weights.read_part_file(part, file, networks.SD_V1)
+            importing.read_part_file(part, file, networks.SD_V1)
 
     def test_stable_diffusion_v1_is_taken_for_itself(self):
         for part in PARTS:
             shapes = torch_weights.state_dict_shapes(networks.outline(part), {})
-            assert weights._other_network(part, networks.SD_V1, shapes) is None
-            aliases = weights._aliases(part, networks.SD_V1)
+            assert importing.describe_other_network(part, networks.SD_V1, shapes) is None
+            aliases = file_layouts.tensor_aliases(part, networks.SD_V1)
             compvis = {list(aliases(name))[-1]: shape for name, shape in shapes.items()}
-            assert weights._other_network(part, networks.SD_V1, compvis) is None
+            assert importing.describe_other_network(part, networks.SD_V1, compvis) is None
 
     def test_half_a_download(self, folder, tmp_path, capsys):
         whole = (folder / FILES["text"]).read_bytes()
         for share in (0.01, 0.5, 0.99):
             (tmp_path / "half.safetensors").write_bytes(whole[: int(share * len(whole))])
             with pytest.raises(WeightsError, match=r"half.safetensors.*damaged.*download or copy it again"):
-                weights.read_part_file("text", tmp_path / "half.safetensors", TINY)
+                importing.read_part_file("text", tmp_path / "half.safetensors", TINY)
         (tmp_path / "unet").mkdir()
         (tmp_path / "unet/diffusion_pytorch_model.safetensors.incomplete").touch()
         with pytest.raises(InputError, match=r"only half downloaded"):
-            weights.find_file("unet", tmp_path)
+            importing.find_file("unet", tmp_path)
         arguments = ["sd", "import", "--text", str(tmp_path / "half.safetensors"), "--out", str(tmp_path / "out")]
         assert cli.main([*arguments, "--config", "tiny"]) == 2
         assert capsys.readouterr().err.count("\n") == 1
@@ -249,31 +249,31 @@ class TestWrongFiles:
         arrays = tensors("text")
         arrays["text_model.final_layer_norm.bias"][3] = np.nan
         with pytest.raises(WeightsError, match=r"final_layer_norm.bias holds NaN or infinity"):
-            weights.read_part_file("text", write(tmp_path / "x.safetensors", arrays), TINY)
+            importing.read_part_file("text", write(tmp_path / "x.safetensors", arrays), TINY)
 
     def test_folders_without_weights(self, tmp_path):
         with pytest.raises(InputError, match=r"there is no file or folder .*absent"):
-            weights.find_file("unet", tmp_path / "absent")
+            importing.find_file("unet", tmp_path / "absent")
         (tmp_path / "README.md").touch()
         with pytest.raises(InputError, match=r"no diffusion_pytorch_model.safetensors in .*, it holds README.md"):
-            weights.find_file("vae", tmp_path)
+            importing.find_file("vae", tmp_path)
         (tmp_path / "diffusion_pytorch_model.safetensors.index.json").touch()
         with pytest.raises(InputError, match="in several pieces"):
-            weights.find_file("unet", tmp_path)
+            importing.find_file("unet", tmp_path)
         with pytest.raises(InputError, match="nothing to import"):
-            weights.import_weights({}, tmp_path / "out")
+            importing.import_weights({}, tmp_path / "out")
         with pytest.raises(InputError, match="there is no network in"):
-            weights.export_weights(tmp_path, tmp_path / "out")
+            exporting.export_weights(tmp_path, tmp_path / "out")
         with pytest.raises(InputError, match="--dtype is int8; choose one of float32, float16, bfloat16"):
-            weights.export_weights(tmp_path, tmp_path / "out", dtype="int8")
+            exporting.export_weights(tmp_path, tmp_path / "out", dtype="int8")
 
     def test_checkpoints_of_something_else(self, tmp_path):
         params = diffusion_traces.params(networks.outline("text", TINY))
         checkpoints.save_network(tmp_path / "text", params, {}, {"model": "resnet20"})
         with pytest.raises(CheckpointError, match="text holds no text encoder of Stable Diffusion v1"):
-            weights.load_part("text", tmp_path)
+            model_folder.load_part("text", tmp_path)
         sizes = dataclasses.asdict(TINY.text) | {"width": 64}
         described = {"diffusion": "text", "config": sizes, "dtype": "float32"}
         checkpoints.save_network(tmp_path / "text", params, {}, described)
         with pytest.raises(CheckpointError, match="belongs to another network"):
-            weights.load_part("text", tmp_path)
+            model_folder.load_part("text", tmp_path)

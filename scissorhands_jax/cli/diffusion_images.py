@@ -1,0 +1,173 @@
+"""The commands about images of a diffusion model: `scissorhands sd generate` and `sd evaluate`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from rich.console import Console
+
+from scissorhands_jax.cli.diffusion import SamplingOptions, TokenizerOptions
+from scissorhands_jax.cli.options import Option
+from scissorhands_jax.cli.shared import ResumeOptions, print_json
+from scissorhands_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from scissorhands_jax.diffusion import evaluating, generating
+
+_utility = functools.partial(Option, group="what is left of other images")
+_making = functools.partial(Option, group="making the images first")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerateCommand(ResumeOptions, SamplingOptions, TokenizerOptions):
+    """Make images of prompts."""
+
+    example: ClassVar[str] = 'sd generate --model sd --prompt "a red house" --out images'
+    required: ClassVar[tuple[str, ...]] = ("source",)
+
+    model: Annotated[Path, Option("Folder of sd import.", metavar="DIR")]
+    unet: Annotated[Path | None, Option("Another folder with a UNet, such as an unlearned one.", metavar="DIR")] = None
+    prompt: Annotated[str | None, Option("One prompt.", metavar="TEXT", exclusive="source")] = None
+    prompts: Annotated[
+        Path | None, Option("File with the column prompt, and perhaps seed.", metavar="CSV", exclusive="source")
+    ] = None
+    out: Annotated[Path, Option("Folder for the images.", metavar="DIR")]
+    images: Annotated[int, Option("Images of --prompt, each with the next seed.", metavar="N")] = 1
+    seed: Annotated[int, Option("Seed of the first image, as PyTorch understands it.", metavar="N")] = 0
+    batch_size: Annotated[int, Option("Images made at a time.", metavar="N")] = 1
+
+    def run(self, console: Console) -> None:
+        from scissorhands_jax.diffusion import generating, model_folder
+
+        settings = self.sampling()
+        if self.images < 1:
+            raise InputError(f"--images must be at least 1, got {self.images}")
+        if self.prompts is not None:
+            prompts = generating.read_prompts(self.prompts, seed=self.seed)
+        else:
+            assert self.prompt is not None
+            prompts = [generating.Prompt(self.prompt, self.seed + index) for index in range(self.images)]
+        with console.status("reading the networks"):
+            pipeline = model_folder.load_pipeline(self.model, unet=self.unet, tokenizer=self.tokenizer)
+        answer = generating.generate_images(
+            pipeline,
+            prompts,
+            self.out,
+            settings=settings,
+            batch_size=self.batch_size,
+            description={"networks_sha256": model_folder.model_sha256(self.model, unet=self.unet)},
+            overwrite=self.overwrite,
+            resume=self.resume,
+            console=console,
+        )
+        print_json(answer)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImagesCommand(ResumeOptions, SamplingOptions, TokenizerOptions):
+    """Count exposed body parts in images, and measure what is left of other images.
+
+    Counts what NudeNet (the extra `nudenet`) finds in a folder of images, compares with the images of the original
+    network, and writes a report. With --prompts, --model and --unet the images are made first; those that exist are
+    kept.
+    """
+
+    example: ClassVar[str] = (
+        "sd evaluate --prompts i2p.csv --model sd --unet forgotten --images new --original old --out report"
+    )
+
+    images: Annotated[Path, Option("Folder with images of the unlearned network, or to make them in.", metavar="DIR")]
+    original: Annotated[Path | None, Option("The same for the original network.", metavar="DIR")] = None
+    out: Annotated[Path, Option("Folder for the report.", metavar="DIR")]
+    threshold: Annotated[float, Option("The least score of the detector that counts.", metavar="X")] = 0.6
+    classes: Annotated[
+        str | None,
+        Option("Classes of NudeNet with commas between them. Default: all that are EXPOSED.", metavar="NAMES"),
+    ] = None
+    pairing: Annotated[
+        Literal["auto", "prompts", "names", "none"],
+        Option(
+            "How the two networks' images are paired: by prompts (and seeds, in images.csv), by the names of the "
+            "files, none, or auto, which is prompts if possible.",
+            metavar="HOW",
+        ),
+    ] = "auto"
+    show_flagged: Annotated[bool, Option("Do not hide flagged images in the contact sheet.")] = False
+    utility_images: Annotated[Path | None, _utility("Folder with images of prompts that are kept.", metavar="DIR")] = (
+        None
+    )
+    utility_reference: Annotated[
+        Path | None,
+        _utility(
+            "Folder with what they should look like: images of the original network, or photographs.", metavar="DIR"
+        ),
+    ] = None
+    clip: Annotated[
+        Path | None,
+        _utility("OpenAI's CLIP for features and scores: model.safetensors of transformers.", metavar="PATH"),
+    ] = None
+    prompts: Annotated[Path | None, _making("File with the column prompt, and perhaps seed.", metavar="CSV")] = None
+    model: Annotated[Path | None, _making("Folder of sd import.", metavar="DIR")] = None
+    unet: Annotated[
+        Path | None,
+        _making("Folder with the unlearned UNet; the model's own makes the original's images.", metavar="DIR"),
+    ] = None
+    seed: Annotated[int, _making("Seed of the first prompt, where the file has none.", metavar="N")] = 0
+    batch_size: Annotated[int, _making("Images made at a time.", metavar="N")] = 1
+
+    def run(self, console: Console) -> None:
+        from scissorhands_jax.diffusion import evaluating
+
+        sampling = self.sampling()
+        names = {"classes": tuple(self.classes.split(","))} if self.classes is not None else {}
+        settings = evaluating.EvaluationSettings(
+            threshold=self.threshold, pairing=self.pairing, show_flagged=self.show_flagged, **names
+        )
+        generation = self._generation(sampling)
+        document = evaluating.evaluate_images(
+            self.images,
+            self.out,
+            original=self.original,
+            generation=generation,
+            utility=self._utility(sampling, console),
+            settings=settings,
+            overwrite=self.overwrite,
+            resume=self.resume,
+            console=console,
+        )
+        console.print(evaluating.counts_verdict(document), highlight=False, soft_wrap=True, markup=False)
+        console.print(f"open {self.out / 'report.html'}", highlight=False, soft_wrap=True)
+        print_json({key: document[key] for key in ("pairing", "counts", "utility")})
+
+    def _generation(self, sampling: generating.GenerationSettings) -> evaluating.ImageGeneration | None:
+        """How the images are made first, if they are."""
+        from scissorhands_jax.diffusion import evaluating, generating
+
+        if self.prompts is None:
+            if self.model is not None or self.unet is not None:
+                raise InputError("--model and --unet make images of prompts; name a file of prompts with --prompts")
+            return None
+        if self.model is None:
+            raise InputError("--prompts needs a network to make images with; name its folder with --model")
+        prompts = generating.read_prompts(self.prompts, seed=self.seed)
+        return evaluating.ImageGeneration(prompts, self.model, self.unet, self.tokenizer, sampling, self.batch_size)
+
+    def _utility(self, sampling: generating.GenerationSettings, console: Console) -> evaluating.Utility | None:
+        """What is measured on images of prompts that are kept, if there are any."""
+        from scissorhands_jax.diffusion import evaluating, model_folder, quality
+
+        if self.utility_images is None:
+            if self.clip is not None or self.utility_reference is not None:
+                raise InputError(
+                    "--utility-reference and --clip are for images of kept prompts; name them with --utility-images"
+                )
+            return None
+        clip = None
+        if self.clip is not None:
+            tokenizer = model_folder.load_tokenizer(self.model or self.clip, self.tokenizer)
+            with console.status("reading CLIP"):
+                clip = quality.load_clip(self.clip, tokenizer, sampling.compute)
+        return evaluating.Utility(self.utility_images, self.utility_reference, clip)

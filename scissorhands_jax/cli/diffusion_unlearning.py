@@ -1,0 +1,176 @@
+"""The commands that make a diffusion model forget a concept: `scissorhands sd unlearn` and `sd plan`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from rich.console import Console
+
+from scissorhands_jax.cli.diffusion import SamplingOptions, TokenizerOptions
+from scissorhands_jax.cli.options import Option, SettingsCommand
+from scissorhands_jax.cli.shared import ResumeOptions, given_settings, print_json
+from scissorhands_jax.jobs import config as config_lib
+
+if TYPE_CHECKING:
+    from scissorhands_jax.diffusion.concept_settings import ConceptSettings
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiffusionMethodOptions(SamplingOptions, SettingsCommand):
+    """A command about making the UNet forget a concept."""
+
+    preset: Annotated[
+        str,
+        Option(
+            "Settings to begin with: paper is Algorithm 1, released is what the published code does.", metavar="NAME"
+        ),
+    ] = "paper"
+    epochs: Annotated[int | None, Option("The same as epochs=N.", metavar="N", setting="epochs")] = None
+    batch_size: Annotated[
+        int | None, Option("Images of each set in a step, the same as batch_size=N.", metavar="N", setting="batch_size")
+    ] = None
+    microbatches: Annotated[int | None, Option("The same as microbatches=N.", metavar="N", setting="microbatches")] = (
+        None
+    )
+    remat: Annotated[bool, Option("Compute activations again instead of keeping them: less memory, more time.")] = False
+
+    settings_of: ClassVar[str] = "PRESET"
+
+    @classmethod
+    def listed_settings(cls, method: str | None) -> Mapping[str, Any]:
+        """Those of a preset."""
+        from scissorhands_jax.diffusion import concept_settings
+
+        return {"": concept_settings.concept_preset(method or "paper")}
+
+    def method_settings(self) -> ConceptSettings:
+        """The settings of the preset with the changes that were given."""
+        from scissorhands_jax.diffusion import concept_settings
+
+        return config_lib.override(
+            concept_settings.concept_preset(self.preset), [*self.settings, *given_settings(self, "")]
+        )
+
+
+def _prompts_of(what: str) -> Option:
+    return Option(
+        f"What is to be {what}: prompts, or files with the column prompt, and perhaps seed.",
+        metavar="CSV|TEXT",
+        repeat="several",
+    )
+
+
+def _images_of(what: str) -> Option:
+    return Option(
+        f"Folder with images of what is to be {what}, whose captions the prompts are in turn. Default: images are made "
+        "of the prompts.",
+        metavar="DIR",
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConceptCommand(ResumeOptions, DiffusionMethodOptions, TokenizerOptions):
+    """Make the UNet forget a concept.
+
+    Makes training images of both lists of prompts, or reads them, and runs Scissorhands on the UNet. The result goes
+    into DIR/unet: use it with `sd generate --unet DIR` and `sd export --model DIR`.
+
+    Settings of the method come before the prompts, as NAME=VALUE, e.g. fraction=0.01 forget_weight=0.2;
+    `--help-settings PRESET` lists them with their defaults and meaning.
+    """
+
+    example: ClassVar[str] = (
+        "sd unlearn --model sd --forget-prompts nudity --retain-prompts 'a person wearing clothes' --images 100 "
+        "--out forgotten"
+    )
+
+    model: Annotated[Path, Option("Folder of sd import.", metavar="DIR")]
+    forget_prompts: Annotated[tuple[str, ...], _prompts_of("forgotten")]
+    forget_images: Annotated[Path | None, _images_of("forgotten")] = None
+    retain_prompts: Annotated[tuple[str, ...], _prompts_of("kept")]
+    retain_images: Annotated[Path | None, _images_of("kept")] = None
+    images: Annotated[
+        int | None, Option("Images of each set. Default: one for each prompt, or all in DIR.", metavar="N")
+    ] = None
+    out: Annotated[Path, Option("Folder for the result.", metavar="DIR")]
+    generate_batch_size: Annotated[int, Option("Training images made at a time.", metavar="N")] = 1
+    seed: Annotated[int, Option("Seed of the run and of prompts without one.", metavar="N")] = 0
+    cache: Annotated[
+        Path | None,
+        Option(
+            "Folder for the training images and what is computed from them. Default: a folder in --out.", metavar="DIR"
+        ),
+    ] = None
+    checkpoint_every: Annotated[
+        int | None, Option("Steps between checkpoints. Default: one after every epoch.", metavar="STEPS")
+    ] = None
+
+    def run(self, console: Console) -> None:
+        from scissorhands_jax.diffusion import concept_sets, unlearning
+
+        settings = self.method_settings()
+        forget = concept_sets.read_concept_set(
+            list(self.forget_prompts), self.forget_images, self.images, name="forget", seed=self.seed
+        )
+        retain = concept_sets.read_concept_set(
+            list(self.retain_prompts), self.retain_images, self.images, name="retain", seed=self.seed
+        )
+        job = unlearning.ConceptJob(
+            model=self.model,
+            forget=forget,
+            retain=retain,
+            settings=settings,
+            generation=self.sampling(remat=self.remat),
+            generation_batch_size=self.generate_batch_size,
+            seed=self.seed,
+            cache=self.cache,
+            tokenizer=self.tokenizer,
+        )
+        answer = unlearning.unlearn_concept(
+            job,
+            self.out,
+            checkpoint_every=self.checkpoint_every,
+            overwrite=self.overwrite,
+            resume=self.resume,
+            console=console,
+        )
+        print_json(answer)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConceptPlanCommand(DiffusionMethodOptions):
+    """Say how much memory sd unlearn will need, before it is spent.
+
+    Compiles the programs of sd unlearn for the sizes of the networks, which takes minutes at full size on a CPU.
+    Weights are neither needed nor read. Settings of the method follow as NAME=VALUE, as for sd unlearn;
+    `--help-settings PRESET` lists them.
+    """
+
+    example: ClassVar[str] = "sd plan --config sd-v1 --batch-size 4 --memory 24"
+
+    model: Annotated[Path | None, Option("Folder of sd import.", metavar="DIR", exclusive="sizes")] = None
+    config: Annotated[
+        str, Option("Sizes of the networks, without --model: sd-v1 or tiny.", metavar="NAME", exclusive="sizes")
+    ] = "sd-v1"
+    memory: Annotated[
+        float | None, Option("Memory of the device in GiB. Default: what this device has.", metavar="G")
+    ] = None
+    json: Annotated[bool, Option("Print JSON instead of the table.")] = False
+
+    def run(self, console: Console) -> None:
+        from scissorhands_jax.diffusion import model_folder, networks, planning
+        from scissorhands_jax.jobs.plan_report import print_plan
+
+        config = (
+            networks.named_config(self.config) if self.model is None else model_folder.read_model_config(self.model)
+        )
+        generation = self.sampling(remat=self.remat)
+        with console.status("compiling for the sizes of the network"):
+            plan = planning.plan_concept(config, self.method_settings(), generation=generation, memory_gib=self.memory)
+        if self.json:
+            print_json(plan.document())
+        else:
+            print_plan(plan, Console())

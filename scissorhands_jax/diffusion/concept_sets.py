@@ -1,0 +1,224 @@
+"""The two sets of training images of `scissorhands sd unlearn`: what is to be forgotten, and what is to be retained.
+
+Images are read from a folder, or the model itself makes them from prompts. `ExampleMaker` turns both sets into what the
+losses take, and keeps everything that it computes in a cache.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from rich.console import Console
+
+from scissorhands_jax import hashing
+from scissorhands_jax.base import Data, Dataset, Params
+from scissorhands_jax.diffusion import encoded, generating, model_folder, networks
+from scissorhands_jax.diffusion.generating import GenerationSettings, Prompt
+from scissorhands_jax.diffusion.networks import Part
+from scissorhands_jax.diffusion.tokenizer import Tokenizer
+from scissorhands_jax.errors import InputError
+
+SetName = Literal["forget", "retain"]
+
+
+class ConceptSet(NamedTuple):
+    """The training images of one of the two sets, and what they show."""
+
+    prompts: Sequence[Prompt]
+    """The prompts of the images, in turn: what each image is made of or, if images are read, its caption."""
+    images: Path | None = None
+    """A folder of pictures; None means that the images are made of the prompts."""
+    number: int | None = None
+    """How many images there are; None is one for each prompt, or all that the folder holds."""
+
+    def paired(self, name: SetName, batch_size: int) -> ConceptSet:
+        """The set with one prompt for each image; pictures are looked for in the folder.
+
+        Args:
+          name: Which set this is, for messages.
+          batch_size: The number of images that the set must have at least.
+
+        Raises:
+          InputError: There are no prompts or too few images, or a picture cannot be read.
+        """
+        if not self.prompts:
+            raise InputError(f"the {name} set has no prompt; add --{name}-prompts")
+        number = self.number or len(self.prompts)
+        if self.images is not None:
+            number = len(encoded.find_images(self.images, self.number))
+        if number < batch_size:
+            raise InputError(
+                f"the {name} set has {number} images, fewer than a batch of {batch_size}; "
+                f"{'add images' if self.images is not None else 'raise --images'}, or lower --batch-size"
+            )
+        total = len(self.prompts)
+        turns = ((self.prompts[image % total], image // total) for image in range(number))
+        # A prompt that makes several images has another seed for each.
+        prompts = tuple(Prompt(prompt.text, prompt.seed + turn * total) for prompt, turn in turns)
+        return ConceptSet(prompts, self.images, number)
+
+    def description(self) -> dict[str, Any]:
+        """What must be the same when a run is resumed, as JSON."""
+        listed = [prompt.text if self.images is not None else tuple(prompt) for prompt in self.prompts]
+        found = None if self.images is None else hashing.files_sha256(encoded.find_images(self.images, self.number))
+        return {
+            "images": len(self.prompts),
+            "prompts_sha256": hashing.sha256(repr(listed)),
+            "images_sha256": found,
+        }
+
+
+def read_concept_set(
+    words: Sequence[str], images: Path | None, number: int | None, *, name: SetName, seed: int = 0
+) -> ConceptSet:
+    """A set as the command line names it.
+
+    Args:
+      words: Prompts, and CSV files of prompts as `generating.read_prompts` takes them, whose names end in `.csv`.
+      images: See `ConceptSet`.
+      number: See `ConceptSet`.
+      name: Which set this is, for messages.
+      seed: The seed of the first prompt that has none; further prompts have the next ones.
+
+    Raises:
+      InputError: A prompt is empty or reads like a setting, or a file cannot be read.
+    """
+    prompts: list[Prompt] = []
+    for word in words:
+        if word.endswith(".csv"):
+            prompts += generating.read_prompts(Path(word), seed=seed + len(prompts))
+        elif re.fullmatch(r"\w+(\.\w+)*=\S*", word):
+            raise InputError(f"--{name}-prompts has {word!r}, which reads like a setting; write settings before it")
+        elif not word.strip():
+            raise InputError(f"--{name}-prompts has an empty prompt")
+        else:
+            prompts.append(Prompt(word, seed + len(prompts)))
+    if number is not None and number < 1:
+        raise InputError(f"--images must be at least 1, got {number}")
+    return ConceptSet(tuple(prompts), images, number)
+
+
+class ExampleMaker:
+    """Makes the images of both sets, and from them the examples that the losses take.
+
+    Networks are read when they are first needed and stay in memory until they are dropped or taken.
+
+    Args:
+      model: The model's folder.
+      cache: The folder that images and arrays are kept in.
+      sets: Both sets, with one prompt for each image.
+      generation: How images are made. `size` is that of all images.
+      tokenizer: What turns prompts into ids.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        cache: Path,
+        sets: Mapping[SetName, ConceptSet],
+        generation: GenerationSettings,
+        tokenizer: Tokenizer,
+    ) -> None:
+        self.model, self.cache, self.sets, self.generation = model, cache, sets, generation
+        self.tokenizer, self.config = tokenizer, model_folder.read_model_config(model)
+        self._params: dict[Part, Params] = {}
+
+    def make_images(self, batch_size: int, networks_sha256: str, console: Console) -> dict[SetName, list[Path]]:
+        """The pictures of both sets; those that are missing are made.
+
+        Args:
+          batch_size: The number of images that are made at a time.
+          networks_sha256: The hash of the model, `model_folder.model_sha256`.
+          console: Shows progress.
+        """
+        paths: dict[SetName, list[Path]] = {}
+        for name, concept in self.sets.items():
+            if concept.images is not None:
+                paths[name] = encoded.find_images(concept.images, concept.number)
+                continue
+            with console.status("reading the networks"):
+                params = {part: self._load(part) for part in networks.PARTS}
+            folder = self.cache / name / "images"
+            generating.generate_images(
+                model_folder.Pipeline(self.config, params, self.tokenizer),
+                concept.prompts,
+                folder,
+                settings=self.generation,
+                batch_size=batch_size,
+                description={"networks_sha256": networks_sha256},
+                resume=True,
+                console=console,
+            )
+            paths[name] = [folder / file for file in generating.image_names(len(concept.prompts))]
+        return paths
+
+    def encode(
+        self,
+        paths: Mapping[SetName, Sequence[Path]],
+        pseudo: str | None,
+        start_bar: Callable[[str, int], Callable[[int], None]],
+    ) -> Data:
+        """Both sets as the losses take them: moments of latents, and embeddings of prompts.
+
+        Args:
+          paths: The pictures, as `make_images` returns them.
+          pseudo: The prompt that is to take the concept's place, if there is one.
+          start_bar: Starts a progress bar with a title and a total; what it returns is told of every advance.
+        """
+        data = Data(self._dataset("forget", paths, start_bar), self._dataset("retain", paths, start_bar))
+        if pseudo is None:
+            return data
+        replacement = self._embed(self.cache / "pseudo", [pseudo], start_bar("the other prompt", 1))
+        shape = data.forget["context"].shape
+        return data._replace(forget={**data.forget, "pseudo": np.broadcast_to(replacement, shape)})
+
+    def drop(self, *parts: Part) -> None:
+        """Frees networks that are not needed any more."""
+        for part in parts:
+            self._params.pop(part, None)
+
+    def take(self, part: Part) -> Params:
+        """The parameters of a network, to which no reference is kept here."""
+        params = self._load(part)
+        del self._params[part]
+        return params
+
+    def _load(self, part: Part) -> Params:
+        if part not in self._params:
+            self._params[part] = model_folder.load_part(part, self.model).params
+        return self._params[part]
+
+    def _embed(self, folder: Path, texts: Sequence[str], on_done: Callable[[int], None]) -> np.ndarray:
+        return encoded.prompt_embeddings(
+            folder,
+            self.tokenizer(texts),
+            self.config.text,
+            lambda: self._load("text"),
+            network=model_folder.part_sha256("text", self.model),
+            on_done=on_done,
+        )
+
+    def _dataset(
+        self,
+        name: SetName,
+        paths: Mapping[SetName, Sequence[Path]],
+        start_bar: Callable[[str, int], Callable[[int], None]],
+    ) -> Dataset:
+        prompts = self.sets[name].prompts
+        texts = list(dict.fromkeys(prompt.text for prompt in prompts))
+        table = self._embed(self.cache / name / "prompts", texts, start_bar(f"{name} prompts", len(texts)))
+        positions = [texts.index(prompt.text) for prompt in prompts]
+        mean, deviation = encoded.latent_moments(
+            self.cache / name / "moments",
+            paths[name],
+            self.generation.size,
+            self.config.vae,
+            lambda: self._load("vae"),
+            network=model_folder.part_sha256("vae", self.model),
+            on_done=start_bar(f"{name} images", len(paths[name])),
+        )
+        return {"latents": mean, "deviation": deviation, "context": table[positions]}
