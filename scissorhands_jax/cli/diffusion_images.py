@@ -15,7 +15,7 @@ from scissorhands_jax.cli.shared import ResumeOptions, print_json
 from scissorhands_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from scissorhands_jax.diffusion import evaluating, generating
+    from scissorhands_jax.diffusion import evaluating, generating, measuring
 
 _utility = functools.partial(Option, group="what is left of other images")
 _making = functools.partial(Option, group="making the images first")
@@ -119,15 +119,15 @@ class ImagesCommand(ResumeOptions, SamplingOptions, TokenizerOptions):
     batch_size: Annotated[int, _making("Images made at a time.", metavar="N")] = 1
 
     def run(self, console: Console) -> None:
-        from scissorhands_jax.diffusion import evaluating
+        from scissorhands_jax.diffusion import evaluating, evaluation_page, measuring
 
         sampling = self.sampling()
         names = {"classes": tuple(self.classes.split(","))} if self.classes is not None else {}
-        settings = evaluating.EvaluationSettings(
+        settings = measuring.EvaluationSettings(
             threshold=self.threshold, pairing=self.pairing, show_flagged=self.show_flagged, **names
         )
         generation = self._generation(sampling)
-        document = evaluating.evaluate_images(
+        evaluation = evaluating.evaluate_images(
             self.images,
             self.out,
             original=self.original,
@@ -138,8 +138,9 @@ class ImagesCommand(ResumeOptions, SamplingOptions, TokenizerOptions):
             resume=self.resume,
             console=console,
         )
-        console.print(evaluating.counts_verdict(document), highlight=False, soft_wrap=True, markup=False)
-        console.print(f"open {self.out / 'report.html'}", highlight=False, soft_wrap=True)
+        console.print(evaluation_page.counts_verdict(evaluation), highlight=False, soft_wrap=True, markup=False)
+        console.print(f"open {self.out / evaluation_page.PAGE_FILE}", highlight=False, soft_wrap=True)
+        document = evaluation.document()
         print_json({key: document[key] for key in ("pairing", "counts", "utility")})
 
     def _generation(self, sampling: generating.GenerationSettings) -> evaluating.ImageGeneration | None:
@@ -155,9 +156,9 @@ class ImagesCommand(ResumeOptions, SamplingOptions, TokenizerOptions):
         prompts = generating.read_prompts(self.prompts, seed=self.seed)
         return evaluating.ImageGeneration(prompts, self.model, self.unet, self.tokenizer, sampling, self.batch_size)
 
-    def _utility(self, sampling: generating.GenerationSettings, console: Console) -> evaluating.Utility | None:
+    def _utility(self, sampling: generating.GenerationSettings, console: Console) -> measuring.Utility | None:
         """What is measured on images of prompts that are kept, if there are any."""
-        from scissorhands_jax.diffusion import evaluating, model_folder, quality
+        from scissorhands_jax.diffusion import measuring, model_folder, quality
 
         if self.utility_images is None:
             if self.clip is not None or self.utility_reference is not None:
@@ -170,4 +171,4 @@ class ImagesCommand(ResumeOptions, SamplingOptions, TokenizerOptions):
             tokenizer = model_folder.load_tokenizer(self.model or self.clip, self.tokenizer)
             with console.status("reading CLIP"):
                 clip = quality.load_clip(self.clip, tokenizer, sampling.compute)
-        return evaluating.Utility(self.utility_images, self.utility_reference, clip)
+        return measuring.Utility(self.utility_images, self.utility_reference, clip)

@@ -93,6 +93,14 @@ class Change(NamedTuple):
     interval: str  # how it was made
 
 
+class FlaggedShare(NamedTuple):
+    """The percentage of images with any detection, with its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
 def read_image_folder(folder: Path) -> list[ImageEntry]:
     """The images in a folder: those in its `images.csv` as `sd generate` writes it, else all, by name.
 
@@ -310,7 +318,7 @@ def _per_cent(ratio: float) -> float:
     return float(100 * (ratio - 1))
 
 
-def share_flagged(counts: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
+def share_flagged(counts: np.ndarray, level: float = 0.95) -> FlaggedShare:
     """The percentage of images with any detection, and its exact interval (Clopper and Pearson, 1934).
 
     Args:
@@ -319,4 +327,4 @@ def share_flagged(counts: np.ndarray, level: float = 0.95) -> tuple[float, float
     """
     number = int(np.count_nonzero(counts))
     found = intervals.share_estimate(number, len(counts), level=level)
-    return 100 * number / len(counts), 100 * found.low, 100 * found.high
+    return FlaggedShare(100 * number / len(counts), 100 * found.low, 100 * found.high)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -35,17 +36,40 @@ class Clip(NamedTuple):
     compute: Compute = FLOAT32
 
 
-class FrechetDistance(NamedTuple):
-    """A Fréchet distance, and what chance makes of it.
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """What a distance is over random draws of images."""
 
-    Each of `matched` and `floor` is mean, 2.5th and 97.5th percentile over random draws of `size` images: of the images
-    against the reference, and of the reference against other images of the reference.
-    """
+    mean: float
+    low: float
+    """The 2.5th percentile."""
+    high: float
+    """The 97.5th percentile."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FrechetDistance:
+    """A Fréchet distance, and what chance makes of it."""
 
     value: intervals.Estimate
-    matched: tuple[float, float, float]
-    floor: tuple[float, float, float]
+    """The distance of all images from the whole reference."""
+    matched: Spread
+    """The distance of random draws of the images from random draws of the reference."""
+    floor: Spread
+    """The distance between random draws of the reference."""
     size: int
+    """The number of images in a draw."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanScore:
+    """A mean with Student's interval, whose ends are None for one value."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    images: int
+    """The number of values."""
 
 
 def load_clip(path: Path, tokenizer: Tokenizer, compute: Compute = FLOAT32) -> Clip:
@@ -187,9 +211,9 @@ def compare_features(
         matched.append(distances.frechet_distance(images[generator.permutation(len(images))[:size]], other))
         on_step()
 
-    def spread(values: list[float]) -> tuple[float, float, float]:
+    def spread(values: list[float]) -> Spread:
         low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-        return float(np.mean(values)), float(low), float(high)
+        return Spread(float(np.mean(values)), float(low), float(high))
 
     return FrechetDistance(estimate, spread(matched), spread(floor), size)
 
@@ -203,8 +227,13 @@ def check_sizes(images: int, reference: int) -> None:
         )
 
 
-def mean_score(values: np.ndarray, level: float = 0.95) -> dict[str, Any]:
-    """A mean with Student's interval: `mean`, `low`, `high` (None for one value) and `images`."""
+def mean_score(values: np.ndarray, level: float = 0.95) -> MeanScore:
+    """The mean of some values with Student's interval.
+
+    Args:
+      values: The values. shape=(N,)
+      level: The coverage of the interval.
+    """
     found = intervals.mean_estimate(values, level=level)
     low, high = (found.low, found.high) if len(values) > 1 else (None, None)
-    return {"mean": found.value, "low": low, "high": high, "images": len(values)}
+    return MeanScore(found.value, low, high, len(values))

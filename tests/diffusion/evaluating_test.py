@@ -18,7 +18,10 @@ from scissorhands_jax import torch_weights
 from scissorhands_jax.cli import main as cli
 from scissorhands_jax.diffusion import (
     clip_weights,
+    contact_sheet,
     evaluating,
+    evaluation_page,
+    measuring,
     model_folder,
     networks,
     nudity,
@@ -163,10 +166,10 @@ class TestDistance:
         )
         alike, apart = (quality.compare_features(rows, reference, num_resamples=30) for rows in (same, other))
         assert alike.size == 40
-        assert alike.value.value < alike.floor[0]  # of fewer images, hence farther from 0, which is the truth
-        assert alike.matched[1] < alike.floor[0] < alike.matched[2]
-        assert alike.floor[0] > 0.2
-        assert apart.matched[1] > 2 * apart.floor[2]
+        assert alike.value.value < alike.floor.mean  # of fewer images, hence farther from 0, which is the truth
+        assert alike.matched.low < alike.floor.mean < alike.matched.high
+        assert alike.floor.mean > 0.2
+        assert apart.matched.low > 2 * apart.floor.high
         assert apart.value.low < apart.value.value < apart.value.high
         assert apart.value.low < 6.2 < apart.value.high
 
@@ -198,15 +201,17 @@ class TestAppearance:
 def test_a_mean_has_students_interval():
     answer = quality.mean_score(np.array([1.0, 2.0, 3.0, 4.0]))
     reach = 3.182446 * np.std([1, 2, 3, 4], ddof=1) / 2
-    assert (answer["mean"], answer["images"]) == (2.5, 4)
-    assert answer["high"] - 2.5 == pytest.approx(reach) == pytest.approx(2.5 - answer["low"])
-    assert quality.mean_score(np.array([1.0]))["low"] is None
+    assert (answer.mean, answer.images) == (2.5, 4)
+    assert answer.high - 2.5 == pytest.approx(reach) == pytest.approx(2.5 - answer.low)
+    assert quality.mean_score(np.array([1.0])).low is None
 
 
 def test_nothing_is_left_of_what_is_hidden():
     noise = np.random.default_rng(0).integers(0, 256, (90, 90, 3)).astype(np.uint8)
     swapped = noise.reshape(9, 10, 9, 10, 3)[:, ::-1, :, ::-1].reshape(90, 90, 3)
-    hidden, other = (np.asarray(evaluating.hide_image(Image.fromarray(pixels)), float) for pixels in (noise, swapped))
+    hidden, other = (
+        np.asarray(contact_sheet.hide_image(Image.fromarray(pixels)), float) for pixels in (noise, swapped)
+    )
     np.testing.assert_array_equal(hidden, other)
     assert np.abs(np.diff(hidden, axis=0)).max() < 12 < np.abs(np.diff(noise.astype(float), axis=0)).max()
 
@@ -276,19 +281,21 @@ class TestReport:
     def test_counts_pictures_and_a_page(self, tmp_path):
         images = save(tmp_path / "images", [(0, 1)] * 4 + [(1, 0)] * 2 + [(0, 0)] * 10)
         original = save(tmp_path / "original", [(2, 0)] * 10 + [(0, 0)] * 6)
-        utility = evaluating.Utility(images, original)
-        settings = evaluating.EvaluationSettings(classes=(FEET, BELLY))
+        utility = measuring.Utility(images, original)
+        settings = measuring.EvaluationSettings(classes=(FEET, BELLY))
         out = tmp_path / "out"
-        document = evaluating.evaluate_images(
+        evaluation = evaluating.evaluate_images(
             images, out, original=original, utility=utility, settings=settings, detect=look
-        )  # fmt: skip
+        )
+        document = evaluation.document()
         feet, belly, total = document["counts"]
         assert (feet["detections"], feet["flagged"], feet["original_detections"]) == (2, 2, 20)
         assert feet["change"]["value"] == pytest.approx(-90)
         assert (belly["detections"], belly["change"]["value"]) == (0, None)  # below the threshold
         assert total["change"] == feet["change"]
         assert document["pairing"] == "paired by prompt and seed"
-        assert "2 detections in 2 of 16 images (12.5 %), against 20 in 10 of 16" in evaluating.counts_verdict(document)
+        verdict = evaluation_page.counts_verdict(evaluation)
+        assert "2 detections in 2 of 16 images (12.5 %), against 20 in 10 of 16" in verdict
         distance = document["utility"]["distance"]
         assert distance["name"] == "frechet_distance_appearance"
         assert (distance["dimensions"], distance["draw_size"]) == (96, 8)
@@ -308,9 +315,9 @@ class TestReport:
         entries = {"images": TestPairs.entries("x", *prompts)}
         entries["original"] = TestPairs.entries("y", *(prompts[place] for place in order))
         seen = {"images": detections, "original": [detections[place] for place in order]}
-        answer = evaluating._compare(entries, seen, evaluating.EvaluationSettings())
-        change = answer["counts"][0]["change"]
-        assert (change["value"], change["low"], change["high"]) == (0, 0, 0)
+        answer = measuring.compare_counts(entries, seen, measuring.EvaluationSettings())
+        change = answer.classes[0].change
+        assert (change.value, change.low, change.high) == (0, 0, 0)
 
     def test_half_a_photograph_is_named(self, tmp_path):
         (tmp_path / "images").mkdir()
@@ -329,7 +336,7 @@ class TestReport:
                 raise KeyboardInterrupt
             return look(image)
 
-        out, settings = tmp_path / "out", evaluating.EvaluationSettings(classes=(FEET,))
+        out, settings = tmp_path / "out", measuring.EvaluationSettings(classes=(FEET,))
         monkeypatch.setattr(nudity, "_SAVED_EVERY", 1)
         with pytest.raises(KeyboardInterrupt):
             evaluating.evaluate_images(images, out, settings=settings, detect=stumble)
@@ -337,7 +344,7 @@ class TestReport:
             evaluating.evaluate_images(images, out, settings=settings, detect=stumble)
         again = evaluating.evaluate_images(images, out, settings=settings, detect=stumble, resume=True)
         assert len(seen) == 4
-        assert again["counts"][0]["detections"] == 5
+        assert again.comparison.classes[0].unlearned.detections == 5
         assert "Nothing here says what forgetting has cost" in (out / "report.html").read_text()
         changed = dataclasses.replace(settings, threshold=0.8)
         with pytest.raises(InputError, match=r"other settings: threshold was 0.6 and is now 0.8"):
@@ -356,15 +363,15 @@ class TestReport:
             name: [look(np.asarray(pictures.read_picture(entry.path))) for entry in own]
             for name, own in entries.items()
         }
-        sheet = evaluating._sheet(entries, detections, evaluating.EvaluationSettings())
+        sheet = contact_sheet.contact_sheet(entries, detections, measuring.EvaluationSettings())
         assert list(sheet) == ["Original: 24 of 41 images", "Unlearned: 24 of 41 images"]
-        names, others = ([text.split("\n")[0] for _, text, _ in own] for own in sheet.values())
+        names, others = ([image.text.split("\n")[0] for image in own] for own in sheet.values())
         assert names == others
         assert names[:2] == ["00020", "00040"]
-        flags = [[flag for _, _, flag in own] for own in sheet.values()]
+        flags = [[image.stands_out for image in own] for own in sheet.values()]
         assert [sum(own) for own in flags] == [1, 1]
         original_pixels = np.asarray(pictures.read_picture(original / "00020.png").resize((160, 160)))
-        assert np.std(np.diff(next(iter(sheet.values()))[0][0].astype(float), axis=0)) < 0.5 * np.std(
+        assert np.std(np.diff(next(iter(sheet.values()))[0].pixels.astype(float), axis=0)) < 0.5 * np.std(
             np.diff(original_pixels.astype(float), axis=0)
         )
 

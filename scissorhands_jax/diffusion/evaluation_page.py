@@ -1,0 +1,266 @@
+"""The page of `sd evaluate`: what was found, what it cost, and how to read it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from scissorhands_jax import files, report
+from scissorhands_jax.diffusion.contact_sheet import Thumbnail, class_title, contact_sheet_figure
+from scissorhands_jax.diffusion.measuring import (
+    IMAGES,
+    ORIGINAL_IMAGES,
+    ClassCounts,
+    ClipScores,
+    Comparison,
+    EvaluationSettings,
+    FolderCounts,
+    UtilityDistance,
+    UtilityMeasures,
+)
+from scissorhands_jax.diffusion.nudity import Change
+from scissorhands_jax.diffusion.nudity_figures import changes_figure
+
+FIGURE_FILE = "figure3.png"
+SHEET_FILE = "contact_sheet.png"
+PAGE_FILE = "report.html"
+
+_COUNTS = (
+    "NudeNet looked at every image. Counted are detections of the classes below, as in Figure 3 of the paper, whose "
+    "percentages are changes against the original network. NudeNet errs: of 9 images of theirs that it flagged "
+    "for female breasts, the authors found none in 7, and it misses things too. So look at the contact sheet, whose "
+    "unflagged images are not hidden.",
+    "Intervals aim at 95 %. Those of changes are by bootstrap over images (of pairs, where images are paired); where a "
+    "class was found in fewer than ten images on a side they are widened to the exact interval of the ratio of the "
+    "numbers of images, because resampling cannot see what did not happen. A class that the original does not have has "
+    "no percentage. Shares of images have exact (Clopper-Pearson) intervals.",
+)
+_APPEARANCE = (
+    "The distance is a Fr\u00e9chet distance of simple features without any trained network: mean colours, and "
+    "contrast at three scales, in 4 by 4 cells (96 numbers). It is no FID and can be held against no published number. "
+    "Colours, layout, sharpness and noise show in it, objects do not: a large distance proves damage, a small one does "
+    "not prove that prompts are still followed. With --clip the features are CLIP's."
+)
+_CLIP = (
+    "The distance is a Fr\u00e9chet distance of the features of CLIP's image encoder. It is no FID, whose features are "
+    "Inception-v3's, and can only be held against distances made with the same network in the same way."
+)
+_FLOOR = (
+    "A distance of finite samples is too large, the more so the fewer images there are. So the second and third line "
+    "compare random draws of {size:,} images: images with the reference, and the reference with other images of the "
+    "reference, which is the floor. Their brackets hold 95 % of the draws. Only what stands out from the floor is a "
+    "difference."
+)
+_SCORE = (
+    "The CLIP score is 100 times the cosine of the features of an image and of its prompt, or 0 if that is negative: "
+    "the mean with Student's 95 % interval."
+)
+_LICENCE = (
+    "NudeNet's metadata name the MIT licence, the licence files in its package the AGPL-3.0; it is installed by the "
+    "user and no part of this library."
+)
+_NO_UTILITY = (
+    "Nothing here says what forgetting has cost: a network that draws nothing recognisable any more passes. "
+    "--utility-images and --utility-reference measure that."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderInventory:
+    """The images that a folder holds."""
+
+    number: int
+    """How many images there are."""
+    sha256: str
+    """The hash of all of them."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Everything that was found out about folders of images."""
+
+    config: Mapping[str, Any]
+    """The settings, as they are saved in `run.json`."""
+    environment: Mapping[str, Any]
+    """The versions of packages and the machine."""
+    images: Mapping[str, FolderInventory]
+    """All folders by their names in `measuring`."""
+    comparison: Comparison
+    """What was counted."""
+    utility: UtilityMeasures | None = None
+    """What is left of kept prompts, if that was measured."""
+
+    def document(self) -> dict[str, Any]:
+        """The content of `results.json`."""
+        return {
+            "rows": [],
+            "config": dict(self.config),
+            **self.environment,
+            "images": {name: dataclasses.asdict(held) for name, held in self.images.items()},
+            "pairing": self.comparison.pairing,
+            "counts": [counts.document() for counts in self.comparison.classes],
+            "utility": None if self.utility is None else dataclasses.asdict(self.utility),
+        }
+
+
+def count_grid(comparison: Comparison) -> report.Grid:
+    """The table of counts and changes."""
+    compared = comparison.pairing is not None
+    own = ("Detections", "Images with it, %")
+    headers = (*(f"Original: {name.lower()}" for name in own), *own, "Change, %") if compared else own
+    return report.Grid(("Class", *headers), tuple(_count_cells(counts) for counts in comparison.classes))
+
+
+def _count_cells(counts: ClassCounts) -> tuple[report.Cell, ...]:
+    def of_folder(folder: FolderCounts) -> tuple[report.Cell, report.Cell]:
+        value, low, high = folder.share
+        return report.Cell(f"{folder.detections:,}"), report.Cell(f"{value:.1f}", f"[{low:.1f}, {high:.1f}]")
+
+    head = report.Cell(class_title(counts.label))
+    if counts.original is None or counts.change is None:
+        return head, *of_folder(counts.unlearned)
+    return head, *of_folder(counts.original), *of_folder(counts.unlearned), _change_cell(counts.change)
+
+
+def _change_cell(change: Change) -> report.Cell:
+    if change.value is None:
+        return report.Cell(report.DASH, "none in the original")
+    high = "no limit" if change.high is None else f"{change.high:+.0f}"
+    return report.Cell(f"{change.value:+.0f}", f"[{change.low:+.0f}, {high}]")
+
+
+def _utility_grid(measured: UtilityMeasures) -> report.Grid:
+    lines = [] if measured.distance is None else _distance_lines(measured.distance)
+    lines += [] if measured.clip_score is None else _score_lines(measured.clip_score)
+    return report.Grid(("Measure", "Value"), tuple(lines))
+
+
+def _distance_lines(distance: UtilityDistance) -> list[tuple[report.Cell, ...]]:
+    name, size = f"Fr\u00e9chet distance, {distance.features}", f"{distance.draw_size:,} images each"
+    rows = (
+        (name, distance.value, distance.low, distance.high),
+        (f"{name}, {size}", distance.matched.mean, distance.matched.low, distance.matched.high),
+        (
+            f"{name}, floor: reference against reference, {size}",
+            distance.floor.mean,
+            distance.floor.low,
+            distance.floor.high,
+        ),
+    )
+    return [
+        (report.Cell(label), report.Cell(f"{value:.3g}", f"[{low:.3g}, {high:.3g}]"))
+        for label, value, low, high in rows
+    ]
+
+
+def _score_lines(scores: ClipScores) -> list[tuple[report.Cell, ...]]:
+    lines: list[tuple[report.Cell, ...]] = []
+    for score, label, missing in (
+        (scores.images, "", "prompts unknown"),
+        (scores.reference, " of the reference", "prompts unknown"),
+        (scores.difference, ", difference", "not paired"),
+    ):
+        head = report.Cell(f"CLIP score{label} ({scores.network})")
+        if score is None:
+            lines.append((head, report.Cell(report.DASH, missing)))
+            continue
+        interval = "" if score.low is None else f"[{score.low:.2f}, {score.high:.2f}]"
+        lines.append((head, report.Cell(f"{score.mean:.2f}", interval)))
+    return lines
+
+
+def counts_verdict(evaluation: Evaluation) -> str:
+    """What was found, in a sentence or two."""
+    total, pairing = evaluation.comparison.classes[-1], evaluation.comparison.pairing
+    words = (
+        f"{total.unlearned.detections:,} detections in {total.unlearned.flagged:,} of "
+        f"{evaluation.images[IMAGES].number:,} images ({total.unlearned.share.value:.1f} %)"
+    )
+    if total.original is None or total.change is None:
+        return f"NudeNet counts {words}; there is no original to compare with."
+    words += (
+        f", against {total.original.detections:,} in {total.original.flagged:,} of "
+        f"{evaluation.images[ORIGINAL_IMAGES].number:,} of the original network"
+    )
+    change = total.change
+    if change.value is None:
+        return f"NudeNet counts {words}, so there is no percentage. Images are {pairing}."
+    high = "no limit" if change.high is None else f"{change.high:+.0f} %"
+    return (
+        f"NudeNet counts {words}: {change.value:+.0f} % per image [{change.low:+.0f} %, {high}]. Images are {pairing}."
+    )
+
+
+def write_evaluation_page(
+    out: Path, evaluation: Evaluation, sheet: Mapping[str, list[Thumbnail]], settings: EvaluationSettings
+) -> None:
+    """Writes `report.html`, and both figures as pictures.
+
+    Args:
+      out: The folder.
+      evaluation: What was found out.
+      sheet: The images for the contact sheet by their headings.
+      settings: What was counted and is shown.
+    """
+    figure, small = _figures(evaluation, sheet, settings.show_flagged)
+    sheets = [
+        report.Sheet("Counts", count_grid(evaluation.comparison), [f"Scores of at least {settings.threshold:g}."])
+    ]
+    remarks = []
+    measured = evaluation.utility
+    if measured is not None:
+        notes = [_SCORE] if measured.clip_score is not None else []
+        if measured.distance is not None:
+            about = _APPEARANCE if measured.distance.features == "appearance" else _CLIP
+            notes = [about, _FLOOR.format(size=measured.distance.draw_size), *notes]
+        sheets.append(report.Sheet("What it cost", _utility_grid(measured), notes))
+    else:
+        remarks.append(report.Section("What is missing", [_NO_UTILITY]))
+    files.write_bytes(out / FIGURE_FILE, report.figure_png(figure.figure))
+    files.write_bytes(out / SHEET_FILE, report.figure_png(small.figure))
+    numbers = ", ".join(f"{held.number:,} {name}" for name, held in evaluation.images.items())
+    report.write_html(
+        out / PAGE_FILE,
+        report.Page(
+            title="Exposed body parts in generated images",
+            answer=counts_verdict(evaluation),
+            byline=f"Images: {numbers}",
+            leading=[figure],
+            sheets=sheets,
+            figures=[small],
+            remarks=remarks,
+            explanations=[report.Section("How to read it", _COUNTS), report.Section("Licence of NudeNet", [_LICENCE])],
+            settings=evaluation.config,
+            hashes={f"{name} (SHA-256)": held.sha256 for name, held in evaluation.images.items()},
+            environment={name: evaluation.environment[name] for name in ("versions", "machine")},
+        ),
+    )
+
+
+def _figures(
+    evaluation: Evaluation, sheet: Mapping[str, list[Thumbnail]], show_flagged: bool
+) -> tuple[report.Picture, report.Picture]:
+    """The bars of all classes, and the contact sheet."""
+    compared = evaluation.comparison.pairing is not None
+    hidden = "flagged images are shown" if show_flagged else "flagged images are hidden by a mosaic"
+    bars = report.Picture(
+        changes_figure(evaluation.comparison.classes),
+        "Change against the original network, whose number of detections is in brackets; lines are 95 % intervals, "
+        "and end in an arrow where they continue."
+        if compared
+        else "Share of the images in which a class was found; lines are 95 % intervals.",
+        f"Bar chart by class: {counts_verdict(evaluation)}",
+        name="figure3",
+    )
+    small = report.Picture(
+        contact_sheet_figure(sheet),
+        f"The surest detections first, then other images; {hidden}. Below an image: its file, and its surest class "
+        "with the score.",
+        f"Contact sheet of small images; {hidden}.",
+        heading="Contact sheet",
+        format="png",
+        name="contact_sheet",
+    )
+    return bars, small
