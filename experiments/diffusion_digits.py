@@ -1,11 +1,11 @@
-"""All ten digits forgotten by a diffusion network, one after the other, beside the controls.
+"""All ten digits forgotten by a diffusion network, one after the other, with all controls.
 
     python -m experiments.diffusion_digits --out experiments/results/diffusion_digits.json
 
 trains the network of `scissorhands demo diffusion` once, for 50 epochs instead of 40, and has it forget each digit in
-every way; each result is written as soon as it is there, and the same command goes on where it was stopped (the
+every way. Each result is written as soon as it is computed, and the same command continues where it was stopped (the
 original is then trained again, to the same weights). At the end two digits are forgotten with other shares and layers
-re-initialised, and a picture is drawn beside the results.
+re-initialised, and a picture is drawn next to the results.
 """
 
 from __future__ import annotations
@@ -24,9 +24,12 @@ from rich.console import Console
 
 from scissorhands_jax import files, report
 from scissorhands_jax.cli.main import complain
-from scissorhands_jax.diffusion.demo import digits
-from scissorhands_jax.diffusion.demo import page as digits_page
-from scissorhands_jax.diffusion.demo.digits import (
+from scissorhands_jax.diffusion.demo import judging, running
+from scissorhands_jax.diffusion.demo.drawing import draw_digits
+from scissorhands_jax.diffusion.demo.drawings_figure import drawings_figure
+from scissorhands_jax.diffusion.demo.forgetting import StartPhase, forget_digit
+from scissorhands_jax.diffusion.demo.scene import make_scene, requested_digits
+from scissorhands_jax.diffusion.demo.settings import (
     NUM_DIGITS,
     ORIGINAL,
     PUBLISHED,
@@ -34,12 +37,13 @@ from scissorhands_jax.diffusion.demo.digits import (
     UNLEARNED,
     VARIANTS,
     DigitsSettings,
+    DigitsTraining,
 )
-from scissorhands_jax.diffusion.demo.drawings import drawings_figure
+from scissorhands_jax.diffusion.demo.training import train_digits, unlearn_digit
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.metrics import intervals
 
-TRAINING = digits.DigitsTraining(epochs=50)  # a little longer than the demonstration has time for
+TRAINING = DigitsTraining(epochs=50)  # a little longer than the demonstration has time for
 SHOWN = 10  # drawings of a digit in the picture
 SWEEP: dict[str, dict[str, Any]] = {
     "attention, 1 %": {"fraction": 0.01},
@@ -61,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs what is missing and returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m experiments.diffusion_digits", description=__doc__.split("\n")[0])
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help="results as JSON; its picture beside it"
+        "--out", type=Path, required=True, metavar="FILE", help="results as JSON; its picture is written next to it"
     )
     parser.add_argument("--work", type=Path, default=Path("runs/diffusion_digits"), metavar="DIR", help="for drawings")
     parser.add_argument("--seed", type=int, default=0, help="of everything (default 0)")
@@ -85,17 +89,18 @@ def run(
     swept: Sequence[int] = SWEPT,
     console: Console,
 ) -> dict[str, Any]:
-    """Fills the file, or goes on filling it, and returns what is in it.
+    """Computes what is missing in the file, and returns all that is in it.
 
     Args:
-      out: the file.
-      work: folder for the drawings that the picture is made of.
-      settings: of everything but the digit.
-      forgotten: the digits to forget.
-      swept: the digits that are also forgotten with the settings of `SWEEP`.
+      out: The file.
+      work: The folder for the drawings that the picture is made of.
+      settings: The settings of everything except the digit.
+      forgotten: The digits to forget.
+      swept: The digits that are also forgotten with the settings of `SWEEP`.
+      console: Shows progress.
 
     Raises:
-      InputError: the file holds an experiment with other settings.
+      InputError: The file holds an experiment with other settings.
     """
     described = dataclasses.asdict(settings)
     del described["digit"]
@@ -108,35 +113,35 @@ def run(
     done = {(row["digit"], row["network"]) for row in document["rows"]}
 
     def keep(row: dict[str, Any], images: np.ndarray) -> None:
-        asked = digits.requested_digits(dataclasses.replace(settings, digit=row["digit"]))
+        requested = requested_digits(dataclasses.replace(settings, digit=row["digit"]))
         work.mkdir(parents=True, exist_ok=True)
-        np.save(work / f"{row['digit']}-{row['network']}.npy", images[asked == row["digit"]][:SHOWN, ..., 0])
+        np.save(work / f"{row['digit']}-{row['network']}.npy", images[requested == row["digit"]][:SHOWN, ..., 0])
         document["rows"].append(row)
         document["summary"] = summary(document["rows"])
         files.write_text(out, json.dumps(document | report.environment(), indent=1, allow_nan=False) + "\n")
 
-    with digits_page.phases(console) as (tell, _):
-        tell("data and judge", steps=False)
-        scene = digits.make_scene(settings)
-        original = None
+    with running.phases(console) as (start_phase, _):
+        start_phase("data and judge", steps=False)
+        scene, original = make_scene(settings), None
         for digit in forgotten:
             own = dataclasses.replace(settings, digit=digit)
-            document["real"][str(digit)] = digits.real_numbers(own, scene)
+            document["real"][str(digit)] = dataclasses.asdict(judging.measure_real_digits(own, scene))
             names = [name for name in (ORIGINAL, RETRAINED, *VARIANTS) if (digit, name) not in done]
             if names:
-                original = original or digits.learn(settings, scene, None, tell(f"{ORIGINAL}: training"))
-                for row, images in digits.forget_digit(own, scene, original, _about(tell, digit), only=names):
-                    keep(row, images)
+                original = original or train_digits(settings, scene, None, start_phase(f"{ORIGINAL}: training"))
+                for numbers, images in forget_digit(own, scene, original, _naming(start_phase, digit), only=names):
+                    keep(dataclasses.asdict(numbers), images)
         for digit, (name, changes) in itertools.product(swept, SWEEP.items()):
             label = f"{UNLEARNED}, {name}"
             own = dataclasses.replace(
                 settings, digit=digit, unlearning=dataclasses.replace(settings.unlearning, **changes)
             )
             if (digit, label) not in done:
-                original = original or digits.learn(settings, scene, None, tell(f"{ORIGINAL}: training"))
-                network = digits.unlearn_digit(own, scene, original.params, on_step=tell(f"{digit}, {label}"))
-                images = digits.draw_digits(own, scene, network.params, digits.requested_digits(own))
-                keep(digits.measure(own, scene, label, network, images) | {"changed": changes}, images)
+                original = original or train_digits(settings, scene, None, start_phase(f"{ORIGINAL}: training"))
+                network = unlearn_digit(own, scene, original.params, on_step=start_phase(f"{digit}, {label}"))
+                images = draw_digits(own, scene, network.params, requested_digits(own))
+                numbers = judging.measure_network(own, scene, label, network, images)
+                keep(dataclasses.asdict(numbers) | {"changed": changes}, images)
     files.write_bytes(out.with_suffix(".png"), report.figure_png(picture(work, forgotten), dpi=110))
     return document
 
@@ -161,8 +166,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _about(tell: digits.PhaseListener, digit: int) -> digits.PhaseListener:
-    return lambda phase, *, steps=True: tell(f"{digit}, {phase}", steps=steps)
+def _naming(start_phase: StartPhase, digit: int) -> StartPhase:
+    """The same with the digit in the name of each phase."""
+    return lambda phase, *, steps=True: start_phase(f"{digit}, {phase}", steps=steps)
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -71,13 +71,10 @@ class DiffusionDemoCommand(OverwriteOptions):
     ] = False
 
     def run(self, console: Console) -> None:
-        from scissorhands_jax.diffusion.demo import digits
-        from scissorhands_jax.diffusion.demo import page as digits_page
+        from scissorhands_jax.diffusion.demo import running, settings
 
-        settings = digits.DigitsSettings(digit=self.digit, seed=self.seed)
-        digits_page.run_digits_demo(
-            self.out, settings, published=self.published, overwrite=self.overwrite, console=console
-        )
+        chosen = settings.DigitsSettings(digit=self.digit, seed=self.seed)
+        running.run_digits_demo(self.out, chosen, published=self.published, overwrite=self.overwrite, console=console)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

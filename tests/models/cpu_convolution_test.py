@@ -13,7 +13,7 @@ from jax import lax
 
 from scissorhands_jax import models
 from scissorhands_jax.diffusion import networks
-from scissorhands_jax.diffusion.demo import digits
+from scissorhands_jax.diffusion.demo.settings import DIGITS_NETWORK
 from scissorhands_jax.diffusion.unet import Noisy
 from scissorhands_jax.models import cpu_convolution
 from scissorhands_jax.models.cpu_convolution import conv_general_dilated
@@ -289,8 +289,8 @@ def test_the_networks_of_stable_diffusion_have_it():
 
 def test_the_digits_unet_has_it_where_it_is_large_enough(monkeypatch):
     monkeypatch.undo()  # the limits that users have
-    model = networks.unet(digits.NETWORK)
-    config = digits.NETWORK
+    model = networks.unet(DIGITS_NETWORK)
+    config = DIGITS_NETWORK
     inputs = Noisy(jnp.zeros((64, 8, 8, config.channels)), jnp.zeros(64), jnp.zeros((64, 1, config.context_width)))
     count, left = convolutions_of(model, inputs)
     assert count > left

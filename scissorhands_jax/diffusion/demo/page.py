@@ -1,21 +1,20 @@
-"""The command `scissorhands demo diffusion`: runs `digits` and shows what came out, as a page, pictures and JSON."""
+"""The page of `scissorhands demo diffusion`: the drawings, all numbers, and what they say."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
-from scissorhands_jax import files, report
-from scissorhands_jax.diffusion.demo import digits
-from scissorhands_jax.diffusion.demo.digits import (
+from scissorhands_jax import report
+from scissorhands_jax.diffusion.demo.drawings_figure import drawings_figure
+from scissorhands_jax.diffusion.demo.judging import DigitShare, MeanError, NetworkNumbers, PixelDistance, RealNumbers
+from scissorhands_jax.diffusion.demo.scene import requested_digits
+from scissorhands_jax.diffusion.demo.settings import (
     NUM_DIGITS,
     ORIGINAL,
     PUBLISHED,
@@ -24,9 +23,6 @@ from scissorhands_jax.diffusion.demo.digits import (
     VARIANTS,
     DigitsSettings,
 )
-from scissorhands_jax.diffusion.demo.drawings import drawings_figure
-from scissorhands_jax.jobs import runs
-from scissorhands_jax.jobs.progress import follow_steps, progress_bar
 from scissorhands_jax.report import Cell, Grid, Picture
 
 _SHOWN = 10  # drawings of a digit in a picture
@@ -40,92 +36,42 @@ _HEADERS = (
 REAL = "real digits"
 
 
-def run_digits_demo(
-    out: Path,
-    settings: DigitsSettings,
-    *,
-    published: bool = False,
-    overwrite: bool = False,
-    console: Console | None = None,
-) -> dict[str, Any]:
-    """Trains, forgets and judges, and writes `results.json`, `report.html` and pictures into the folder `out`.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DigitsResult:
+    """What came out of a demonstration."""
 
-    Args:
-      out: the folder.
-      settings: the digit, and how.
-      published: the published code's loss is one of the controls.
-      overwrite: replace an earlier demo.
-      console: for progress; default standard error.
+    settings: DigitsSettings
+    real: RealNumbers
+    """What drawings can reach at best."""
+    rows: Sequence[NetworkNumbers]
+    """The numbers of all networks, the original first."""
+    seconds: Mapping[str, float]
+    """The seconds of each phase, and their sum as `total`."""
+    environment: Mapping[str, Any]
+    """The versions of packages and the machine."""
 
-    Returns:
-      The document in `results.json`.
-
-    Raises:
-      InputError: the folder is taken.
-    """
-    console = console or Console(stderr=True)
-    described = dataclasses.asdict(settings)
-    runs.open_folder(out, {"command": "demo diffusion", "settings": described}, overwrite=overwrite)
-    with phases(console) as (tell, seconds):
-        tell("data and judge", steps=False)
-        scene = digits.make_scene(settings)
-        original = digits.learn(settings, scene, None, tell(f"{ORIGINAL}: training"))
-        rows, drawings = [], {}
-        names = [name for name in (ORIGINAL, RETRAINED, *VARIANTS) if published or name != PUBLISHED]
-        for row, images in digits.forget_digit(settings, scene, original, tell, only=names):
-            rows.append(row)
-            drawings[row["network"]] = images
-        tell("real digits: judging", steps=False)
-        document = {
-            "settings": described,
-            "instead": settings.instead,
-            "real": digits.real_numbers(settings, scene),
-            "rows": rows,
+    def document(self) -> dict[str, Any]:
+        """The content of `results.json`."""
+        return {
+            "settings": dataclasses.asdict(self.settings),
+            "instead": self.settings.replacement,
+            "real": dataclasses.asdict(self.real),
+            "rows": [dataclasses.asdict(row) for row in self.rows],
+            "seconds": dict(self.seconds),
+            **self.environment,
         }
-        tell("pictures and page", steps=False)
-        figures = drawing_pictures(settings, drawings)
-        for picture in figures:
-            files.write_bytes(out / f"{picture.name}.png", report.figure_png(picture.figure))
-    document |= {"seconds": {**seconds, "total": sum(seconds.values())}, **report.environment()}
-    files.write_text(out / runs.RESULTS_FILE, json.dumps(document, indent=2, allow_nan=False) + "\n")
-    write_page(out / "report.html", document, figures)
-    print_numbers(document, Console())
-    console.print(f"open {out / 'report.html'}; all numbers are in {out / runs.RESULTS_FILE}", highlight=False)
-    return document
-
-
-@contextlib.contextmanager
-def phases(console: Console) -> Iterator[tuple[digits.PhaseListener, dict[str, float]]]:
-    """A `Told` with a progress bar per phase, and the seconds of each phase, compilation included."""
-    seconds: dict[str, float] = {}
-    current: list[tuple[str, float]] = []
-
-    def end() -> None:
-        for phase, began in current:
-            seconds[phase] = seconds.get(phase, 0) + time.perf_counter() - began
-        current.clear()
-
-    with progress_bar(console) as progress:
-
-        def tell(phase: str, *, steps: bool = True) -> Callable | None:
-            end()
-            current.append((phase, time.perf_counter()))
-            return follow_steps(progress, phase) if steps else None
-
-        yield tell, seconds
-    end()
 
 
 def drawing_pictures(settings: DigitsSettings, drawings: Mapping[str, np.ndarray]) -> list[Picture]:
     """The drawings before and after, and those of the controls.
 
     Args:
-      settings: what was drawn.
-      drawings: by network, for `digits.asked_for`.
+      settings: What was drawn.
+      drawings: The drawings of each network for `requested_digits`.
     """
-    asked = digits.requested_digits(settings)
+    requested = requested_digits(settings)
     count = min(_SHOWN, settings.sampling.kept, settings.sampling.forgotten)
-    rows = np.stack([np.flatnonzero(asked == digit)[:count] for digit in range(NUM_DIGITS)])
+    rows = np.stack([np.flatnonzero(requested == digit)[:count] for digit in range(NUM_DIGITS)])
     tables = {name: images[rows][..., 0] for name, images in drawings.items()}
     labels = [str(digit) for digit in range(NUM_DIGITS)]
     which = "Each row is what a network draws when asked for the digit on its left; all begin with the same noise."
@@ -155,36 +101,31 @@ def drawing_pictures(settings: DigitsSettings, drawings: Mapping[str, np.ndarray
     ]
 
 
-def numbers_grid(rows: Sequence[Mapping[str, Any]], real: Mapping[str, Any]) -> Grid:
+def numbers_grid(rows: Sequence[NetworkNumbers], real: RealNumbers) -> Grid:
     """What all networks draw, with what real digits reach in the last line."""
-
-    def distance(value: Mapping[str, Any]) -> Cell:
-        return _mean(value, 2, f"{value['images']} images")
-
     lines = [
         (
-            Cell(row["network"]),
-            *(_share(row[name]) for name in ("forget", "kept", "unasked")),
-            distance(row["frechet"]),
+            Cell(row.network),
+            _share_cell(row.forget),
+            _share_cell(row.kept),
+            _share_cell(row.unasked),
+            _distance_cell(row.frechet),
         )
         for row in rows
     ]
-    reached = (_share(real["judge"]), _share(real["unasked"]), distance(real["frechet"]))
+    reached = (_share_cell(real.judge), _share_cell(real.unasked), _distance_cell(real.frechet))
     return Grid(_HEADERS, (*lines, (Cell(REAL), Cell(report.DASH), *reached)))
 
 
-def costs_grid(rows: Sequence[Mapping[str, Any]]) -> Grid:
+def costs_grid(rows: Sequence[NetworkNumbers]) -> Grid:
     """Losses, steps and seconds of all networks."""
-
-    def loss(value: Mapping[str, Any]) -> Cell:
-        return _mean(value, 3, f"{value['digits']} digits")
-
     lines = tuple(
         (
-            Cell(row["network"]),
-            *(loss(row[name]) for name in ("error_forget", "error_kept")),
-            Cell(str(row["cost"]["steps"])),
-            Cell(f"{row['cost']['seconds']:.1f}", f"+ {row['cost']['compile_seconds']:.1f} compiling"),
+            Cell(row.network),
+            _error_cell(row.error_forget),
+            _error_cell(row.error_kept),
+            Cell(str(row.cost.steps)),
+            Cell(f"{row.cost.seconds:.1f}", f"+ {row.cost.compile_seconds:.1f} compiling"),
         )
         for row in rows
     )
@@ -192,81 +133,89 @@ def costs_grid(rows: Sequence[Mapping[str, Any]]) -> Grid:
     return Grid(headers, lines)
 
 
-def _share(value: Mapping[str, Any]) -> Cell:
-    between = f"[{value['low']:.1f}, {value['high']:.1f}]"
-    return Cell(f"{value['percent']:.1f} %", f"{between} {value['count']} of {value['total']}")
+def _share_cell(share: DigitShare) -> Cell:
+    return Cell(f"{share.percent:.1f} %", f"[{share.low:.1f}, {share.high:.1f}] {share.count} of {share.total}")
 
 
-def _mean(value: Mapping[str, Any], places: int, count: str) -> Cell:
-    return Cell(f"{value['value']:.{places}f}", f"[{value['low']:.{places}f}, {value['high']:.{places}f}] {count}")
+def _distance_cell(distance: PixelDistance) -> Cell:
+    interval = f"[{distance.low:.2f}, {distance.high:.2f}]"
+    return Cell(f"{distance.value:.2f}", f"{interval} {distance.images} images")
 
 
-def findings(document: Mapping[str, Any]) -> list[str]:
-    """What the numbers say, in sentences."""
-    rows = {row["network"]: row for row in document["rows"]}
-    digit, before, after = document["settings"]["digit"], rows[ORIGINAL], rows[UNLEARNED]
+def _error_cell(error: MeanError) -> Cell:
+    return Cell(f"{error.value:.3f}", f"[{error.low:.3f}, {error.high:.3f}] {error.digits} digits")
 
-    def drawn(row: Mapping[str, Any]) -> str:
-        forget, kept = row["forget"], row["kept"]
+
+def findings(numbers: Sequence[NetworkNumbers], real: RealNumbers) -> list[str]:
+    """What the numbers say, in sentences.
+
+    Args:
+      numbers: Those of all networks that forget one digit, the original included.
+      real: Those of real digits.
+    """
+    rows = {row.network: row for row in numbers}
+    before, after = rows[ORIGINAL], rows[UNLEARNED]
+
+    def drawn(row: NetworkNumbers) -> str:
         return (
-            f"{forget['count']} of {forget['total']} drawings of the {digit} and {kept['percent']:.1f} % of "
-            f"{kept['total']} drawings of other digits"
+            f"{row.forget.count} of {row.forget.total} drawings of the {row.digit} and {row.kept.percent:.1f} % of "
+            f"{row.kept.total} drawings of other digits"
         )
 
-    judge = document["real"]["judge"]
-    said = [
+    sentences = [
         f"Before, the judge takes {drawn(before)} for what was asked; after Scissorhands, {drawn(after)}. It is right "
-        f"about {judge['percent']:.1f} % of {judge['total']} real digits that it has not seen."
+        f"about {real.judge.percent:.1f} % of {real.judge.total} real digits that it has not seen."
     ]
-    said += [
+    sentences += [
         f"{name.capitalize()}: {drawn(rows[name])}. {_against(rows[name], after)}"
         for name in VARIANTS
         if name in rows and name != UNLEARNED
     ]
-    said.append(
-        f"The network retrained without the {digit}: {drawn(rows[RETRAINED])}. It never met that text, so what it "
-        "draws for it was never trained. That drawings are gone is no proof that nothing of the digit is left in the "
-        "weights."
+    sentences.append(
+        f"The network retrained without the {after.digit}: {drawn(rows[RETRAINED])}. It never met that text, so what "
+        "it draws for it was never trained. That drawings are gone is no proof that nothing of the digit is left in "
+        "the weights."
     )
-    return said
+    return sentences
 
 
-def _against(row: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """How a way to unlearn compares with the whole method; shares whose intervals overlap are alike."""
+def _against(row: NetworkNumbers, after: NetworkNumbers) -> str:
+    """How a variant compares with the whole method. Shares whose intervals overlap are called alike."""
 
-    def compared(name: str, lower: str, higher: str, alike: str) -> str:
-        own, other = row[name], after[name]
-        return lower if own["high"] < other["low"] else higher if own["low"] > other["high"] else alike
+    def compared(own: DigitShare, other: DigitShare, lower: str, higher: str, alike: str) -> str:
+        return lower if own.high < other.low else higher if own.low > other.high else alike
 
     forgot = compared(
-        "forget",
+        row.forget,
+        after.forget,
         "It forgets more",
         "It forgets less",
         "It forgets about the same, as far as this number of drawings shows",
     )
-    return f"{forgot}, and keeps {compared('kept', 'less', 'more', 'about the same')}."
+    return f"{forgot}, and keeps {compared(row.kept, after.kept, 'less', 'more', 'about the same')}."
 
 
-def _story(document: Mapping[str, Any]) -> list[str]:
-    settings, digit, instead = document["settings"], document["settings"]["digit"], document["instead"]
-    training, unlearning, sampling = (settings[name] for name in ("training", "unlearning", "sampling"))
-    percent = f"{100 * unlearning['fraction']:g} %"
+def _story(result: DigitsResult) -> list[str]:
+    """What was done."""
+    settings, digit = result.settings, result.settings.digit
+    training, unlearning, sampling = settings.training, settings.unlearning, settings.sampling
+    percent = f"{100 * unlearning.fraction:g} %"
     story = [
         "A small UNet of Stable Diffusion's kind learned to draw scikit-learn's digits from frozen random vectors, one "
-        f"per digit, that stand for prompts. In {training['epochs']} epochs it also learned the empty text, by losing "
-        f"{100 * training['dropped']:.0f} % of the vectors, so that drawing ({sampling['steps']} steps of DDIM) can be "
-        f"guided by {sampling['guidance']:g}.",
+        f"per digit, that stand for prompts. In {training.epochs} epochs it also learned the empty text, by losing "
+        f"{100 * training.dropped:.0f} % of the vectors, so that drawing ({sampling.steps} steps of DDIM) can be "
+        f"guided by {sampling.guidance:g}.",
         f"Then it was asked to forget the {digit}, by the method that classifiers use: the {percent} of its "
-        f"attention's weights that matter most to the {digit} were re-initialised, and {unlearning['epochs']} epochs "
-        f"of repair minimised the noise loss on the other digits less {unlearning['forget_weight']:g} times that on "
+        f"attention's weights that matter most to the {digit} were re-initialised, and {unlearning.epochs} epochs "
+        f"of repair minimised the noise loss on the other digits less {unlearning.forget_weight:g} times that on "
         f"the {digit}, with gradients projected so that no step makes the loss on the {digit} better.",
     ]
-    if any(row["network"] == PUBLISHED for row in document["rows"]):
+    if any(row.network == PUBLISHED for row in result.rows):
         story.append(
             f"One control, “{PUBLISHED}”, is what the published code does for Stable Diffusion: the same "
             f"re-initialisation, no projection, and in place of the loss on the {digit} "
-            f"{unlearning['published_weight']:g} times the squared distance between what the network predicts for the "
-            f"{digit} and for the {instead}. It is told what to draw instead."
+            f"{unlearning.published_weight:g} times the squared distance between what the network predicts for the "
+            f"{digit} and for the {settings.replacement}. It is told what to draw instead."
         )
     return story
 
@@ -292,41 +241,47 @@ _LOSSES = (
 )
 
 
-def write_page(path: Path, document: Mapping[str, Any], figures: Sequence[Picture]) -> None:
-    """Writes `report.html`: the first sentence and the drawings before and after, then tables, then the rest."""
-    digit = document["settings"]["digit"]
-    settings = {key: value for key, value in document["settings"].items() if key not in ("digit", "seed")}
-    answer, *compared = findings(document)
+def write_digits_page(path: Path, result: DigitsResult, pictures: Sequence[Picture]) -> None:
+    """Writes `report.html`: the first sentence and the drawings before and after, then tables, then the rest.
+
+    Args:
+      path: The file.
+      result: What came out.
+      pictures: The pictures of `drawing_pictures`.
+    """
+    digit, seed = result.settings.digit, result.settings.seed
+    document = dataclasses.asdict(result.settings)
+    settings = {name: value for name, value in document.items() if name not in ("digit", "seed")}
+    answer, *compared = findings(result.rows, result.real)
     report.write_html(
         path,
         report.Page(
             title=f"A diffusion network forgets the {digit}",
             answer=answer,
-            byline=f"{len(document['rows'])} networks · seed {document['settings']['seed']} · "
-            f"{document['seconds']['total']:.0f} s in all",
-            leading=figures[:1],
+            byline=f"{len(result.rows)} networks · seed {seed} · {result.seconds['total']:.0f} s in all",
+            leading=pictures[:1],
             sheets=[
-                report.Sheet("All networks", numbers_grid(document["rows"], document["real"]), _TABLE_NOTES),
-                report.Sheet("Losses and cost", costs_grid(document["rows"]), _LOSSES),
+                report.Sheet("All networks", numbers_grid(result.rows, result.real), _TABLE_NOTES),
+                report.Sheet("Losses and cost", costs_grid(result.rows), _LOSSES),
             ],
-            figures=figures[1:],
+            figures=pictures[1:],
             remarks=[report.Section("The controls in words", compared)],
             explanations=[
-                report.Section("What was done", _story(document)),
+                report.Section("What was done", _story(result)),
                 report.Section("How to read it", _HOW),
             ],
-            settings={"digit": digit, "seed": document["settings"]["seed"], **settings},
+            settings={"digit": digit, "seed": seed, **settings},
             environment={
-                "versions": document["versions"],
-                "machine": document["machine"],
-                "seconds": {name: round(value, 1) for name, value in document["seconds"].items()},
+                "versions": result.environment["versions"],
+                "machine": result.environment["machine"],
+                "seconds": {name: round(value, 1) for name, value in result.seconds.items()},
             },
         ),
     )
 
 
-def print_numbers(document: Mapping[str, Any], console: Console) -> None:
+def print_numbers(result: DigitsResult, console: Console) -> None:
     """Prints the first table, and what it says."""
-    report.print_grid("What networks draw", numbers_grid(document["rows"], document["real"]), console)
-    for sentence in findings(document):
+    report.print_grid("What networks draw", numbers_grid(result.rows, result.real), console)
+    for sentence in findings(result.rows, result.real):
         console.print(sentence, highlight=False, soft_wrap=True, markup=False)

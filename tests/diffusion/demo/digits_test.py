@@ -16,21 +16,22 @@ from scissorhands_jax import Model, files, trees
 from scissorhands_jax.base import Method, new_carry
 from scissorhands_jax.cli import main as cli
 from scissorhands_jax.diffusion import schedules
-from scissorhands_jax.diffusion.demo import digits
+from scissorhands_jax.diffusion.demo import drawing, judging, settings, training
 from scissorhands_jax.diffusion.demo import page as digits_page
-from scissorhands_jax.diffusion.demo.drawings import drawings_figure
+from scissorhands_jax.diffusion.demo import scene as scene_lib
+from scissorhands_jax.diffusion.demo.drawings_figure import drawings_figure
 from scissorhands_jax.diffusion.unet import Noisy, UNetConfig
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.metrics import distances
 
-REAL_NETWORK = digits.network
-NETWORKS = [digits.ORIGINAL, digits.RETRAINED, *digits.VARIANTS]
-TINY = digits.DigitsSettings(
+REAL_NETWORK = training.digits_network
+NETWORKS = [settings.ORIGINAL, settings.RETRAINED, *settings.VARIANTS]
+TINY = settings.DigitsSettings(
     digit=3,
-    network=dataclasses.replace(digits.NETWORK, context_width=100),
-    training=digits.DigitsTraining(epochs=1, batch_size=512),
-    unlearning=digits.DigitsUnlearning(epochs=1, batch_size=512, forget_batch_size=8),
-    sampling=digits.DigitsSampling(steps=3, forgotten=4, kept=2, unasked=3, batch_size=9, resamples=3),
+    network=dataclasses.replace(settings.DIGITS_NETWORK, context_width=100),
+    training=settings.DigitsTraining(epochs=1, batch_size=512),
+    unlearning=settings.DigitsUnlearning(epochs=1, batch_size=512, forget_batch_size=8),
+    sampling=settings.DigitsSampling(steps=3, forgotten=4, kept=2, unasked=3, batch_size=9, resamples=3),
 )
 
 
@@ -59,13 +60,13 @@ LINEAR = Model(_init, _predict)
 def linear():
     """A network that compiles in a moment; the UNet has tests of its own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(digits, "network", lambda config: LINEAR)
+        patch.setattr(training, "digits_network", lambda config: LINEAR)
         yield
 
 
 @pytest.fixture(scope="module")
 def scene():
-    return digits.make_scene(TINY)
+    return scene_lib.make_scene(TINY)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def out(tmp_path_factory):
 def demo(folder, *words):
     """The command, with a network and counts that are tiny."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(digits, "DigitsSettings", lambda **changes: dataclasses.replace(TINY, **changes))
+        patch.setattr(settings, "DigitsSettings", lambda **changes: dataclasses.replace(TINY, **changes))
         assert cli.main(["demo", "diffusion", "--out", str(folder), *words]) == 0
     return folder
 
@@ -134,15 +135,15 @@ class TestFrechetDistance:
 
 def test_folding_keeps_squares_of_pixels_together():
     images = np.random.default_rng(0).uniform(size=(3, 8, 8, 1)).astype(np.float32)
-    latents = digits.fold_images(images)
+    latents = scene_lib.fold_images(images)
     assert latents.shape == (3, 4, 4, 4)
     np.testing.assert_allclose(latents[1, 2, 3], 2 * images[1, 4:6, 6:8, 0].ravel() - 1, atol=1e-6)
-    np.testing.assert_allclose(digits.unfold_latents(latents), images, atol=1e-6)
+    np.testing.assert_allclose(scene_lib.unfold_latents(latents), images, atol=1e-6)
 
 
 def test_the_network_is_a_small_unet():
     """Shapes alone, but for a smaller one that is initialised in earnest."""
-    model = REAL_NETWORK(digits.NETWORK)
+    model = REAL_NETWORK(settings.DIGITS_NETWORK)
     params, state = jax.eval_shape(model.init, jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 283_564
     noisy = Noisy(jnp.zeros((2, 4, 4, 4)), jnp.zeros(2), jnp.zeros((2, 1, 32)))
@@ -163,7 +164,7 @@ def test_texts_are_dropped_in_training_but_not_where_another_is_to_take_their_pl
     def loss_fn(params, model_state, batch, *, train, key):
         return batch["context"].mean(axis=(1, 2)), model_state
 
-    dropping = digits._Dropped(loss_fn, 0.25)
+    dropping = training.TextDropping(loss_fn, 0.25)
     batch = {"context": jnp.ones((4000, 1, 8))}
     kept, _ = dropping({}, {}, batch, train=True, key=jax.random.key(0))
     assert set(np.unique(kept)) == {0, 1}  # whole texts
@@ -174,10 +175,10 @@ def test_texts_are_dropped_in_training_but_not_where_another_is_to_take_their_pl
 
 class TestExamples:
     def test_what_is_retained_holds_no_forgotten_digit(self, scene):
-        data = digits.examples(scene, 3, 4)
+        data = scene_lib.digit_examples(scene, 3, 4)
         labels = scene.train["label"]
-        np.testing.assert_array_equal(data.forget["latents"], digits.fold_images(scene.train["image"][labels == 3]))
-        np.testing.assert_array_equal(data.retain["latents"], digits.fold_images(scene.train["image"][labels != 3]))
+        np.testing.assert_array_equal(data.forget["latents"], scene_lib.fold_images(scene.train["image"][labels == 3]))
+        np.testing.assert_array_equal(data.retain["latents"], scene_lib.fold_images(scene.train["image"][labels != 3]))
         np.testing.assert_array_equal(data.retain["context"], scene.texts[labels[labels != 3]])
         assert not (data.retain["context"] == scene.texts[3]).all(axis=(1, 2)).any()
         assert "pseudo" not in data.retain
@@ -185,7 +186,7 @@ class TestExamples:
         assert (data.forget["pseudo"] == scene.texts[4]).all()
 
     def test_all_digits_and_none_to_forget(self, scene):
-        data = digits.examples(scene, None)
+        data = scene_lib.digit_examples(scene, None)
         assert len(data.retain["latents"]) == 1347
         assert len(data.forget["latents"]) == 0
 
@@ -194,17 +195,17 @@ class TestExamples:
         assert len(np.unique(scene.texts, axis=0)) == 11
 
     def test_the_judge_learned_from_training_digits_alone(self, scene):
-        held_out = digits.judge_digits(scene, scene.test["image"]) == scene.test["label"]
+        held_out = judging.judge_digits(scene, scene.test["image"]) == scene.test["label"]
         assert 0.98 < held_out.mean() < 1
         train = {image.tobytes() for image in scene.train["image"]}
         assert not any(image.tobytes() in train for image in scene.test["image"])
 
 
 def test_only_the_share_of_the_attention_is_drawn_anew_and_none_of_it_without_re_initialisation(scene):
-    settings = dataclasses.replace(TINY.unlearning, epochs=0)
+    chosen = dataclasses.replace(TINY.unlearning, epochs=0)
     original, _ = LINEAR.init(jax.random.key(5))
-    method = digits._unlearning(TINY.network, 0.1, settings, 3, digits.Variant(True, True))
-    data = digits.examples(scene, 3, 4)
+    method = training._unlearning_method(TINY.network, 0.1, chosen, 3, settings.Variant(True, True))
+    data = scene_lib.digit_examples(scene, 3, 4)
     params = method.init(jax.random.key(0), original, {}, data).params
     moved = {
         name: int(np.sum(before != after))
@@ -215,8 +216,8 @@ def test_only_the_share_of_the_attention_is_drawn_anew_and_none_of_it_without_re
     attention = {name: count for name, count in moved.items() if "/attn" in name}
     assert sum(moved.values()) == sum(attention.values())
     weights = [leaf for name, leaf in zip(moved, jax.tree.leaves(original), strict=True) if "/attn" in name]
-    assert sum(moved.values()) == round(settings.fraction * sum(leaf.size for leaf in weights if leaf.ndim > 1))
-    untrimmed = digits._untrimmed(method).init(jax.random.key(0), original, {}, data)
+    assert sum(moved.values()) == round(chosen.fraction * sum(leaf.size for leaf in weights if leaf.ndim > 1))
+    untrimmed = training._untrimmed(method).init(jax.random.key(0), original, {}, data)
     assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), original, untrimmed.params)))
 
 
@@ -224,8 +225,8 @@ class TestDraw:
     def test_a_drawing_depends_on_its_digit_and_number_alone(self, scene):
         """A network that sees the text: batches, order and other drawings make no difference."""
         params, _ = LINEAR.init(jax.random.key(5))
-        alone = digits.draw_digits(TINY, scene, params, np.array([7, 7]))
-        among = digits.draw_digits(TINY, scene, params, np.array([2] * 8 + [7] * 5 + [10]))
+        alone = drawing.draw_digits(TINY, scene, params, np.array([7, 7]))
+        among = drawing.draw_digits(TINY, scene, params, np.array([2] * 8 + [7] * 5 + [10]))
         assert alone.shape == (2, 8, 8, 1)
         np.testing.assert_allclose(alone, among[8:10], atol=1e-5)
         assert abs(alone[0] - alone[1]).max() > 0.1
@@ -233,15 +234,15 @@ class TestDraw:
     def test_a_network_that_predicts_nothing_leaves_the_noise(self, scene, monkeypatch):
         """DDIM then multiplies by the square root of the ratio of the last to the first share of the signal."""
         still = Model(lambda key: ({}, {}), lambda params, state, x, *, train, key=None: (0 * x.latents, state))
-        monkeypatch.setattr(digits, "network", lambda config: still)
-        images = digits.draw_digits(TINY, scene, {}, np.full(9, 4))
+        monkeypatch.setattr(training, "digits_network", lambda config: still)
+        images = drawing.draw_digits(TINY, scene, {}, np.full(9, 4))
         words = np.asarray(jax.random.key_data(scene.keys["noise"])).ravel().tolist()
         noise = np.random.default_rng([*words, 4]).standard_normal((9, 4, 4, 4), np.float32)
-        shares = schedules.signal_shares(digits.SCHEDULE)
+        shares = schedules.signal_shares(settings.DIGITS_SCHEDULE)
         stride = 1000 // 3
         factor = np.sqrt(shares[1] / shares[2 * stride + 1])
         last = np.sqrt(shares[0] / shares[1]) if stride > 1 else 1
-        np.testing.assert_allclose(images, np.clip(digits.unfold_latents(factor * last * noise), 0, 1), atol=1e-4)
+        np.testing.assert_allclose(images, np.clip(scene_lib.unfold_latents(factor * last * noise), 0, 1), atol=1e-4)
 
 
 class TestCommand:
@@ -259,8 +260,8 @@ class TestCommand:
             assert row["frechet"]["images"] == 18
             assert row["error_forget"]["digits"] + row["error_kept"]["digits"] == 450
         steps = {row["network"]: row["cost"]["steps"] for row in document["rows"]}
-        assert len({steps[name] for name in digits.VARIANTS}) == 1
-        assert steps[digits.ORIGINAL] == steps[digits.RETRAINED] == 3
+        assert len({steps[name] for name in settings.VARIANTS}) == 1
+        assert steps[settings.ORIGINAL] == steps[settings.RETRAINED] == 3
 
     def test_what_it_was_made_with(self, document):
         assert document["versions"]["jax"] == jax.__version__
@@ -271,7 +272,7 @@ class TestCommand:
 
     def test_the_floor_is_of_real_digits(self, document, scene):
         assert document["real"]["judge"]["count"] == np.sum(
-            digits.judge_digits(scene, scene.test["image"]) == scene.test["label"]
+            judging.judge_digits(scene, scene.test["image"]) == scene.test["label"]
         )
         assert document["real"]["frechet"]["value"] < min(row["frechet"]["value"] for row in document["rows"])
 
@@ -280,7 +281,7 @@ class TestCommand:
         assert "A diffusion network forgets the 3" in page
         assert page.count("data:image/png;base64,") == 2
         assert all(network in page for network in NETWORKS[2:])
-        for sentence in digits_page.findings(document):
+        for sentence in findings(document):
             assert html.escape(sentence) in page
         for name in ("before_after", "controls"):
             assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -289,11 +290,9 @@ class TestCommand:
         folder = demo(tmp_path / "out", "--digit", "3")
         fewer, page = json.loads((folder / "results.json").read_text()), (folder / "report.html").read_text()
         assert without_cost(fewer["rows"]) == without_cost(document["rows"])[:-1]
-        assert digits_page.findings(fewer) == [
-            line for line in digits_page.findings(document) if not line.startswith("Another text")
-        ]
+        assert findings(fewer) == [line for line in findings(document) if not line.startswith("Another text")]
         assert all(network in page for network in NETWORKS[2:-1])
-        assert digits.PUBLISHED not in page
+        assert settings.PUBLISHED not in page
 
     def test_a_second_demo_needs_permission(self, out, capsys):
         assert cli.main(["demo", "diffusion", "--out", str(out)]) == 2
@@ -317,6 +316,23 @@ class TestCommand:
         assert not (tmp_path / "out").exists()
 
 
+def numbers(row):
+    """A row of `results.json` as the demonstration has it."""
+    shares = {name: judging.DigitShare(**row[name]) for name in ("forget", "kept", "unasked")}
+    errors = {name: judging.MeanError(**row[name]) for name in ("error_forget", "error_kept")}
+    distance, cost = judging.PixelDistance(**row["frechet"]), training.TrainingCost(**row["cost"])
+    return judging.NetworkNumbers(**row | shares | errors | {"frechet": distance, "cost": cost})
+
+
+def findings(document):
+    """The sentences of a page with these results."""
+    real = {name: judging.DigitShare(**document["real"][name]) for name in ("judge", "unasked")}
+    distance = judging.PixelDistance(**document["real"]["frechet"])
+    return digits_page.findings(
+        [numbers(row) for row in document["rows"]], judging.RealNumbers(frechet=distance, **real)
+    )
+
+
 class TestFindings:
     @pytest.mark.parametrize(
         ("forgotten", "kept", "says"),
@@ -330,31 +346,33 @@ class TestFindings:
     def test_controls_are_judged_by_intervals(self, document, forgotten, kept, says):
         changed = json.loads(json.dumps(document))
         rows = {row["network"]: row for row in changed["rows"]}
-        rows["scissorhands"] |= {"forget": digits.share(25, 150), "kept": digits.share(870, 900)}
-        rows["no projection"] |= {"forget": digits.share(forgotten, 150), "kept": digits.share(kept, 900)}
-        (said,) = [line for line in digits_page.findings(changed) if line.startswith("No projection: ")]
+        for name, counts in (("scissorhands", (25, 870)), ("no projection", (forgotten, kept))):
+            shares = (dataclasses.asdict(judging.digit_share(*pair)) for pair in zip(counts, (150, 900), strict=True))
+            rows[name] |= dict(zip(("forget", "kept"), shares, strict=True))
+        (said,) = [line for line in findings(changed) if line.startswith("No projection: ")]
         assert said.endswith(says)
 
 
-class TestWays:
+class TestVariants:
     def test_each_leaves_out_what_it_says(self, scene, monkeypatch):
         """What `scissorhands` is asked for, and whether the network begins at the original's weights."""
         asked, begun, data = {}, {}, {}
 
-        def unlearning(config, dropped, settings, steps, way):
-            asked[way] = (way.projected, settings.published_weight if way.instead else settings.forget_weight)
+        def unlearning(config, dropped, chosen, steps, variant):
+            weight = chosen.published_weight if variant.replaced else chosen.forget_weight
+            asked[variant] = (variant.projected, weight)
             return Method(lambda key, params, *_: new_carry(key, {"w": 2 * params["w"]}, {}, ()), None, None)
 
         def run(method, key, params, given, epochs, on_step):
-            way = list(asked)[-1]
-            begun[way] = float(method.init(key, params, {}, given).params["w"])
-            data[way] = "pseudo" in given.forget
+            variant = list(asked)[-1]
+            begun[variant] = float(method.init(key, params, {}, given).params["w"])
+            data[variant] = "pseudo" in given.forget
 
-        monkeypatch.setattr(digits, "_unlearning", unlearning)
-        monkeypatch.setattr(digits, "_run", run)
-        for way in digits.VARIANTS.values():
-            digits.unlearn_digit(TINY, scene, {"w": jnp.float32(1)}, way)
-        whole, untrimmed, unprojected, published = digits.VARIANTS.values()
+        monkeypatch.setattr(training, "_unlearning_method", unlearning)
+        monkeypatch.setattr(training, "_run", run)
+        for variant in settings.VARIANTS.values():
+            training.unlearn_digit(TINY, scene, {"w": jnp.float32(1)}, variant)
+        whole, untrimmed, unprojected, published = settings.VARIANTS.values()
         weight, other = TINY.unlearning.forget_weight, TINY.unlearning.published_weight
         assert asked == {
             whole: (True, weight),
@@ -378,21 +396,21 @@ class TestExperiment:
             if len(writes) == 2:
                 raise KeyboardInterrupt
 
-        settings = dataclasses.replace(TINY, digit=0)  # the experiment has digits of its own
+        own = dataclasses.replace(TINY, digit=0)  # the experiment has digits of its own
         arguments = {"forgotten": [3], "swept": [3], "console": Console(quiet=True)}
         with monkeypatch.context() as patch:
             patch.setattr(files, "write_text", stop)
             with pytest.raises(KeyboardInterrupt):
-                diffusion_digits.run(file, tmp_path / "work", settings, **arguments)
+                diffusion_digits.run(file, tmp_path / "work", own, **arguments)
         assert [row["network"] for row in json.loads(file.read_text())["rows"]] == NETWORKS[:2]
-        diffusion_digits.run(file, tmp_path / "work", settings, **arguments)
+        diffusion_digits.run(file, tmp_path / "work", own, **arguments)
         found = json.loads(file.read_text())
         assert without_cost(found["rows"][:6]) == without_cost(document["rows"])
         assert found["real"]["3"] == document["real"]
         assert [row["changed"] for row in found["rows"][6:]] == list(diffusion_digits.SWEEP.values())
         assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
         again = file.read_bytes()
-        diffusion_digits.run(file, tmp_path / "work", settings, **arguments)
+        diffusion_digits.run(file, tmp_path / "work", own, **arguments)
         assert file.read_bytes() == again
 
         with pytest.raises(InputError, match="other settings"):

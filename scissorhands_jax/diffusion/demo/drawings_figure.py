@@ -1,4 +1,4 @@
-"""The figure of what diffusion networks draw, a panel per network."""
+"""The figure of what diffusion networks draw, with a panel for each network."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def drawings_figure(drawings: Mapping[str, np.ndarray], labels: Sequence[str], *
     """What networks draw: two panels next to each other, with a row of images for each thing they are asked for.
 
     Args:
-      drawings: by network, in [0, 1], ink is white. shape=(rows, columns, H, W)
-      labels: what each row was asked for.
-      marked: the row whose label is painted in the second colour.
+      drawings: The drawings of each network, in [0, 1]; ink is white. shape=(rows, columns, H, W)
+      labels: What each row was asked for.
+      marked: The row whose label is printed in the second colour.
 
     Raises:
-      InputError: there is nothing to draw, or shapes differ or do not fit the labels.
+      InputError: There is nothing to draw, or shapes differ or do not fit the labels.
     """
     shapes = {np.shape(images) for images in drawings.values()}
     if len(shapes) != 1 or len(shape := shapes.pop()) != 4 or shape[0] != len(labels) or 0 in shape:

@@ -1,0 +1,103 @@
+"""The command `scissorhands demo diffusion`: trains, forgets, judges and shows what came out."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+
+from scissorhands_jax import files, report
+from scissorhands_jax.diffusion.demo.forgetting import StartPhase, forget_digit
+from scissorhands_jax.diffusion.demo.judging import measure_real_digits
+from scissorhands_jax.diffusion.demo.page import DigitsResult, drawing_pictures, print_numbers, write_digits_page
+from scissorhands_jax.diffusion.demo.scene import make_scene
+from scissorhands_jax.diffusion.demo.settings import ORIGINAL, PUBLISHED, RETRAINED, VARIANTS, DigitsSettings
+from scissorhands_jax.diffusion.demo.training import train_digits
+from scissorhands_jax.jobs import runs
+from scissorhands_jax.jobs.progress import follow_steps, progress_bar
+from scissorhands_jax.training.loop import OnStep
+
+PAGE_FILE = "report.html"
+
+
+def run_digits_demo(
+    out: Path,
+    settings: DigitsSettings,
+    *,
+    published: bool = False,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> DigitsResult:
+    """Trains, forgets and judges, and writes `results.json`, `report.html` and pictures into the folder `out`.
+
+    Args:
+      out: The folder.
+      settings: The digit, and how it is forgotten.
+      published: Whether the variant with the published code's loss is one of the controls.
+      overwrite: Whether an earlier demonstration is replaced.
+      console: Shows progress. By default that is standard error.
+
+    Returns:
+      What came out, as in `results.json`.
+
+    Raises:
+      InputError: The folder is taken.
+    """
+    console = console or Console(stderr=True)
+    description = {"command": "demo diffusion", "settings": dataclasses.asdict(settings)}
+    runs.open_folder(out, description, overwrite=overwrite)
+    with phases(console) as (start_phase, seconds):
+        start_phase("data and judge", steps=False)
+        scene = make_scene(settings)
+        original = train_digits(settings, scene, None, start_phase(f"{ORIGINAL}: training"))
+        rows, drawings = [], {}
+        names = [name for name in (ORIGINAL, RETRAINED, *VARIANTS) if published or name != PUBLISHED]
+        for row, images in forget_digit(settings, scene, original, start_phase, only=names):
+            rows.append(row)
+            drawings[row.network] = images
+        start_phase("real digits: judging", steps=False)
+        real = measure_real_digits(settings, scene)
+        start_phase("pictures and page", steps=False)
+        pictures = drawing_pictures(settings, drawings)
+        for picture in pictures:
+            files.write_bytes(out / f"{picture.name}.png", report.figure_png(picture.figure))
+    result = DigitsResult(
+        settings=settings,
+        real=real,
+        rows=rows,
+        seconds={**seconds, "total": sum(seconds.values())},
+        environment=report.environment(),
+    )
+    text = json.dumps(result.document(), indent=2, allow_nan=False) + "\n"
+    files.write_text(out / runs.RESULTS_FILE, text)
+    write_digits_page(out / PAGE_FILE, result, pictures)
+    print_numbers(result, Console())
+    console.print(f"open {out / PAGE_FILE}; all numbers are in {out / runs.RESULTS_FILE}", highlight=False)
+    return result
+
+
+@contextlib.contextmanager
+def phases(console: Console) -> Iterator[tuple[StartPhase, dict[str, float]]]:
+    """A `StartPhase` with a progress bar for each phase, and the seconds of each phase, including compilation."""
+    seconds: dict[str, float] = {}
+    current: list[tuple[str, float]] = []
+
+    def end_phase() -> None:
+        for phase, began in current:
+            seconds[phase] = seconds.get(phase, 0) + time.perf_counter() - began
+        current.clear()
+
+    with progress_bar(console) as progress:
+
+        def start_phase(phase: str, *, steps: bool = True) -> OnStep | None:
+            end_phase()
+            current.append((phase, time.perf_counter()))
+            return follow_steps(progress, phase) if steps else None
+
+        yield start_phase, seconds
+    end_phase()
