@@ -22,7 +22,7 @@ from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.progress import follow_steps, progress_bar
 from scissorhands_jax.training.loop import OnStep
 
-PAGE_FILE = "report.html"
+_PAGE_FILE = "report.html"
 
 
 def run_digits_demo(
@@ -75,9 +75,9 @@ def run_digits_demo(
     )
     text = json.dumps(result.document(), indent=2, allow_nan=False) + "\n"
     files.write_text(out / runs.RESULTS_FILE, text)
-    write_digits_page(out / PAGE_FILE, result, pictures)
+    write_digits_page(out / _PAGE_FILE, result, pictures)
     print_numbers(result, Console())
-    console.print(f"open {out / PAGE_FILE}; all numbers are in {out / runs.RESULTS_FILE}", highlight=False)
+    console.print(f"open {out / _PAGE_FILE}; all numbers are in {out / runs.RESULTS_FILE}", highlight=False)
     return result
 
 
