@@ -277,10 +277,10 @@ def unlearn(work: Path, name: str) -> dict[str, Any]:
         shapes = {"latents": (1, side, side, 4), "deviation": (1, side, side, 4), "context": (1, length, width)}
         return {part: 0.5 * draw.standard_normal(shape).astype(np.float32) for part, shape in shapes.items()}
 
-    told: list[dict[str, float]] = []
+    metrics_of_steps: list[dict[str, float]] = []
 
     def on_step(step: training.Progress) -> None:
-        told.append({metric: float(value.item()) for metric, value in step.metrics.items()})
+        metrics_of_steps.append({metric: float(value.item()) for metric, value in step.metrics.items()})
 
     start = time.perf_counter()
     method = settings.method(networks.unet(sizes.unet, generation.compute))
@@ -301,7 +301,7 @@ def unlearn(work: Path, name: str) -> dict[str, Any]:
         "preset": "paper",
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(result.params)),
         "parts": parts,
-        "steps": told,
+        "steps": metrics_of_steps,
         "finite": finite,
         "peak_gib": max(part["peak_gib"] for part in parts.values()),
         "seconds_total": round(time.perf_counter() - start, 1),
@@ -383,8 +383,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.stage:
         answer = STAGES[options.stage](options.work, options.config)
-        told = {"cores": len(os.sched_getaffinity(0)), "peak_gib": peak_gib()}
-        sys.stdout.write("\n" + json.dumps(told | answer) + "\n")
+        machine = {"cores": len(os.sched_getaffinity(0)), "peak_gib": peak_gib()}
+        sys.stdout.write("\n" + json.dumps(machine | answer) + "\n")
         return
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary)

@@ -1,7 +1,8 @@
 """Images and prompts as the UNet is trained on them: moments of latents and embeddings, computed once and kept on disk.
 
-A folder holds one array in a file of its own, `00000.npy`, for each image or prompt, and `description.json`, which says
-of what these are. So an interrupted pass goes on with the next, and nothing is taken for what it is not.
+A folder holds a file with one array, such as `00000.npy`, for each image or prompt, and `description.json`, which says
+what they were computed from. An interrupted pass therefore continues with the next array, and arrays of something else
+are refused.
 """
 
 from __future__ import annotations
@@ -29,10 +30,14 @@ DESCRIPTION_FILE = "description.json"
 
 
 def find_images(folder: Path, count: int | None = None) -> list[Path]:
-    """The pictures in a folder, by name; the first `count` if that is given.
+    """The pictures in a folder, sorted by name.
+
+    Args:
+      folder: The folder.
+      count: The number of pictures that is taken, from the first; None takes all.
 
     Raises:
-      InputError: there is no folder, there are fewer pictures, or none, or one cannot be read.
+      InputError: There is no such folder, it has no or too few pictures, or one cannot be read.
     """
     paths = pictures.find_pictures(folder)[:count]
     if count is not None and len(paths) < count:
@@ -43,10 +48,13 @@ def find_images(folder: Path, count: int | None = None) -> list[Path]:
 
 
 def read_image(path: Path, size: int) -> np.ndarray:
-    """A picture of any size as a square: the shorter side becomes `size`, the middle stays. uint8, (size, size, 3)
+    """A picture of any size as a square: its shorter side is resized to `size`, and its middle is cut out.
+
+    Returns:
+      shape=(size, size, 3), dtype=uint8
 
     Raises:
-      InputError: it cannot be read.
+      InputError: The picture cannot be read.
     """
     return np.asarray(ImageOps.fit(pictures.read_picture(path), (size, size), Image.Resampling.BICUBIC))
 
@@ -61,19 +69,19 @@ def prompt_embeddings(
     batch_size: int = 8,
     on_done: Callable[[int], None] = lambda count: None,
 ) -> np.ndarray:
-    """What the text encoder makes of prompts, kept in a folder. float32, shape=(P, T, width)
+    """The embeddings of prompts, kept in a folder. shape=(P, T, width), dtype=float32
 
     Args:
-      folder: where they are kept.
-      ids: of the tokens. shape=(P, T)
-      config: sizes of the text encoder.
-      params: its parameters; called if an array is missing.
-      network: the text encoder's `weights.part_sha256`.
-      batch_size: prompts at a time.
-      on_done: told how many more are there.
+      folder: The folder that they are kept in.
+      ids: The ids of the tokens. shape=(P, T)
+      config: The sizes of the text encoder.
+      params: Returns the parameters of the text encoder; it is called only if an array is missing.
+      network: The hash of the text encoder, `model_folder.part_sha256`.
+      batch_size: The number of prompts that are encoded at a time.
+      on_done: Called with the number of arrays that were added since the last call.
 
     Raises:
-      CheckpointError: the folder holds arrays of something else, or damaged ones.
+      CheckpointError: The folder holds arrays of something else, or damaged ones.
     """
     apply = functools.partial(_embed, config=config)
     description = {"text_encoder": network, "prompts": hashing.sha256(ids.tobytes())}
@@ -92,26 +100,26 @@ def latent_moments(
     batch_size: int = 1,
     on_done: Callable[[int], None] = lambda count: None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of images' latents, scaled as the UNet's are, kept in a folder.
+    """The mean and standard deviation of images' latents, with the scaling of the UNet's, kept in a folder.
 
-    What is kept are the VAE's own numbers, mean and logarithm of the variance, unscaled.
+    The folder keeps the VAE's own numbers: the mean and the logarithm of the variance, without the scaling.
 
     Args:
-      folder: where they are kept.
-      images: pictures, see `read_image`.
-      size: height and width in pixels that they are brought to.
-      config: sizes of the VAE.
-      params: its parameters; called if an array is missing.
-      network: the VAE's `weights.part_sha256`.
-      batch_size: images at a time.
-      on_done: told how many more are there.
+      folder: The folder that they are kept in.
+      images: The pictures, see `read_image`.
+      size: The height and width in pixels that they are resized to.
+      config: The sizes of the VAE.
+      params: Returns the parameters of the VAE; it is called only if an array is missing.
+      network: The hash of the VAE, `model_folder.part_sha256`.
+      batch_size: The number of images that are encoded at a time.
+      on_done: Called with the number of arrays that were added since the last call.
 
     Returns:
-      Two arrays. float32, shape=(N, size / 8, size / 8, latent_channels)
+      Two arrays. shape=(N, size / 8, size / 8, latent_channels), dtype=float32
 
     Raises:
-      InputError: an image cannot be read.
-      CheckpointError: the folder holds arrays of something else, or damaged ones.
+      InputError: An image cannot be read.
+      CheckpointError: The folder holds arrays of something else, or damaged ones.
     """
 
     def read(positions: Sequence[int]) -> np.ndarray:
@@ -141,7 +149,7 @@ def _embed(params: Params, ids: jax.Array, *, config: TextConfig) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="config")
 def _encode(params: Params, images: jax.Array, *, config: VAEConfig) -> jax.Array:
-    """Of uint8 images, shape (N, H, W, 3): mean and log variance, shape (N, 2, h, w, C)."""
+    """The means and log variances, shape (N, 2, h, w, C), of uint8 images of shape (N, H, W, 3)."""
     pixels = images.astype(jnp.float32) / 127.5 - 1
     found, _ = networks.vae_encoder(config).apply(params, {}, pixels, train=False)
     return jnp.stack(found, axis=1)
@@ -158,7 +166,7 @@ def _rows(
     batch_size: int,
     on_done: Callable[[int], None],
 ) -> np.ndarray:
-    """Arrays of one shape: those in the folder, and those that are missing, which are computed and put there."""
+    """All arrays of a folder, which have one shape. Those that are missing are computed and written into it."""
     _claim(folder, description)
     paths = [folder / f"{number:05d}.npy" for number in range(count)]
     missing = [number for number, path in enumerate(paths) if not path.exists()]
@@ -177,7 +185,7 @@ def _rows(
 
 
 def _claim(folder: Path, description: dict[str, Any]) -> None:
-    """Makes the folder one of arrays of what is described, or finds that it is."""
+    """Writes the description into a new folder, or checks that the folder has the same one."""
     file = folder / DESCRIPTION_FILE
     try:
         found = files.read_json(file)

@@ -16,24 +16,21 @@ from flax import nnx
 from scissorhands_jax.models.cpu_convolution import conv_general_dilated
 from scissorhands_jax.models.layers import checkpoint_late
 
-# Traced once for every shape, so that outlines of networks of a thousand arrays are there in a moment.
+# Traced once for every shape, so that the outline of a network of a thousand arrays takes a moment only.
 _KERNEL_INIT = jax.jit(nnx.initializers.lecun_normal(), static_argnums=(1, 2))
 
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
-    """How a network computes; nothing of it changes its parameters, which are float32.
-
-    Attributes:
-      dtype: of activations and products. Statistics of normalisations, softmax and sinusoids stay in float32.
-      remat: compute the activations inside of each block again in the backward pass instead of keeping them.
-      attention: the implementation of `jax.nn.dot_product_attention`; None leaves the choice to JAX. `cudnn` wants
-        bfloat16 or float16 and a GPU.
-    """
+    """How a network computes. Its parameters are float32 in any case."""
 
     dtype: str = "float32"
+    """The type of activations and products. Statistics of normalisations, softmax and sinusoids stay in float32."""
     remat: bool = False
+    """Whether the backward pass computes the activations inside of each block again, instead of keeping them."""
     attention: Literal["xla", "cudnn"] | None = None
+    """The implementation of `jax.nn.dot_product_attention`; None leaves the choice to JAX. `cudnn` needs bfloat16 or
+    float16 and a GPU."""
 
 
 if TYPE_CHECKING:
@@ -78,7 +75,7 @@ def linear(inputs: int, outputs: int, compute: Compute, rngs: InitKeys, *, use_b
 
 
 def group_norm(channels: int, groups: int, eps: float, compute: Compute, rngs: InitKeys) -> nnx.GroupNorm:
-    """Group normalisation; the variance in a second pass around the mean, as PyTorch computes it."""
+    """Group normalisation, whose variance is computed in a second pass around the mean, as in PyTorch."""
     return nnx.GroupNorm(
         channels, num_groups=groups, epsilon=eps, dtype=compute.dtype, use_fast_variance=False, rngs=rngs
     )
@@ -99,7 +96,7 @@ def attend(
 
 
 def run_block(block: nnx.Module, compute: Compute, *args: jax.Array | None) -> jax.Array:
-    """`block(*args)`, rematerialised if so asked."""
+    """`block(*args)`, rematerialised if `compute` says so."""
     if not compute.remat:
         return block(*args)
     graph, state = nnx.split(block)
@@ -115,7 +112,10 @@ def sinusoids(timesteps: jax.Array, width: int) -> jax.Array:
 
 
 class ResnetBlock(nnx.Module):
-    """Normalise, SiLU, convolve, twice, plus the input; in between the embedding of the timestep is added, if any."""
+    """Normalisation, SiLU and convolution, twice, added to the input.
+
+    In between, the embedding of the timestep is added if there is one.
+    """
 
     def __init__(
         self,
@@ -136,7 +136,7 @@ class ResnetBlock(nnx.Module):
         self.conv_shortcut = None if inputs == outputs else conv(inputs, outputs, compute, rngs, size=1)
 
     def __call__(self, x: jax.Array, time: jax.Array | None = None) -> jax.Array:
-        """x has shape (N, H, W, inputs), time (N, time_width)."""
+        """`x` has the shape (N, H, W, inputs), and `time` (N, time_width)."""
         h = self.conv1(nnx.silu(self.norm1(x)))
         if self.time_emb_proj is not None and time is not None:
             h = h + self.time_emb_proj(nnx.silu(time))[:, None, None, :]

@@ -15,38 +15,38 @@ from scissorhands_jax.diffusion.unet import Noisy
 def noise_loss(model: Model, schedule: Schedule = SD_V1_SCHEDULE) -> StatefulLossFn:
     """The loss of diffusion models: the mean of (noise - predicted noise)^2 (Ho et al. 2020, eq. 14).
 
-    A batch is a dict of `latents`, shape (N, H, W, C), scaled, and `context`, shape (N, T, D). With `deviation`, like
-    `latents`, these are the mean and the standard deviation of normal latents, which every call draws anew, as the
-    training of latent diffusion models does (Rombach et al. 2022). Timesteps, uniform over the schedule, and standard
-    normal noise come from the key of the call; without one from key 0, so that the loss is a function of the parameters
-    alone.
+    A batch is a dict of scaled `latents`, shape (N, H, W, C), and `context`, shape (N, T, D). If it also has
+    `deviation`, of the same shape as `latents`, then these two are the mean and the standard deviation of normal
+    latents, which every call draws again, as in the training of latent diffusion models (Rombach et al. 2022).
+    Timesteps, uniform over the schedule, and standard normal noise come from the key of the call; without a key they
+    come from key 0, so that the loss is a function of the parameters alone.
 
     Args:
-      model: takes a `Noisy` and returns the noise.
-      schedule: of the forward process.
+      model: A network that takes a `Noisy` and returns the noise.
+      schedule: The schedule of the forward process.
     """
     return _NoiseLoss(model, schedule)
 
 
 def concept_loss(model: Model, schedule: Schedule = SD_V1_SCHEDULE) -> StatefulLossFn:
-    """`noise_loss`, but for batches that say what shall be drawn in their stead.
+    """`noise_loss`, except for batches that name what is to be drawn in place of a concept.
 
-    A batch with `pseudo`, shape (N, T, D), the embedding of another prompt, has the negative mean of
-    (e(x_t, t, context) - e(x_t, t, pseudo))^2 for its loss: the second prediction is held fixed, timestep and noise are
-    the same for both. The loss grows as the concept turns into the other prompt. So a repair that descends
-    `L_r - lambda L_f` draws the two together, which is what the published code of Scissorhands does, and where the
-    projection is on, no step takes them apart.
+    Such a batch has `pseudo`, shape (N, T, D), the embedding of another prompt. Its loss is the negative mean of
+    (e(x_t, t, context) - e(x_t, t, pseudo))^2, where the second prediction is held fixed, and timestep and noise are
+    the same for both. The negative sign makes the loss grow, towards 0, as the concept turns into the other prompt.
+    A repair that descends `L_r - lambda L_f` therefore draws the two together, which is what the published code of
+    Scissorhands does; with the projection, no step takes them apart.
 
     Args:
-      model: takes a `Noisy` and returns the noise.
-      schedule: of the forward process.
+      model: A network that takes a `Noisy` and returns the noise.
+      schedule: The schedule of the forward process.
     """
     return _ConceptLoss(model, schedule)
 
 
 @dataclasses.dataclass(frozen=True)
 class _NoiseLoss:
-    """A value that equals others made of the same network, so that they share compiled code."""
+    """Equal to other losses of the same network, so that they share compiled code."""
 
     model: Model
     schedule: Schedule
@@ -61,7 +61,7 @@ class _NoiseLoss:
 
 @dataclasses.dataclass(frozen=True)
 class _ConceptLoss:
-    """As `_NoiseLoss`."""
+    """Equal to other losses of the same network, like `_NoiseLoss`."""
 
     model: Model
     schedule: Schedule
@@ -72,8 +72,8 @@ class _ConceptLoss:
         if "pseudo" not in batch:
             return _NoiseLoss(self.model, self.schedule)(params, model_state, batch, train=train, key=key)
         noisy, _ = _noised(self.schedule, batch, key)
-        instead = noisy._replace(context=batch["pseudo"])
-        target, _ = self.model.apply(jax.lax.stop_gradient(params), model_state, instead, train=train, key=key)
+        replaced = noisy._replace(context=batch["pseudo"])
+        target, _ = self.model.apply(jax.lax.stop_gradient(params), model_state, replaced, train=train, key=key)
         predicted, model_state = self.model.apply(params, model_state, noisy, train=train, key=key)
         return -jnp.mean(jnp.square(predicted - target)), model_state
 

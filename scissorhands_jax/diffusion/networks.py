@@ -32,7 +32,7 @@ FLOAT32 = Compute()
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionConfig:
-    """Sizes of the three networks; the defaults are Stable Diffusion v1's."""
+    """The sizes of the three networks. The defaults are Stable Diffusion v1's."""
 
     unet: UNetConfig = dataclasses.field(default_factory=UNetConfig)
     vae: VAEConfig = dataclasses.field(default_factory=VAEConfig)
@@ -51,10 +51,10 @@ CONFIGS = {"sd-v1": SD_V1, "tiny": TINY}
 
 
 def named_config(name: str) -> DiffusionConfig:
-    """Sizes by their name in CONFIGS.
+    """The sizes with a name in CONFIGS.
 
     Raises:
-      InputError: there are none of that name.
+      InputError: There are no sizes of that name.
     """
     if name not in CONFIGS:
         raise InputError(f"--config is {name}; choose one of {', '.join(CONFIGS)}")
@@ -63,25 +63,25 @@ def named_config(name: str) -> DiffusionConfig:
 
 @functools.cache
 def unet(config: UNetConfig = SD_V1.unet, compute: Compute = FLOAT32) -> Model:
-    """Predicts the noise in a `Noisy`. Equal arguments give one value, so that compiled code is shared."""
+    """The UNet, which predicts the noise in a `Noisy`. Equal arguments give the same value, so that code is shared."""
     return from_nnx(lambda rngs: UNet(config, compute, rngs=rngs))
 
 
 @functools.cache
 def vae_encoder(config: VAEConfig = SD_V1.vae, compute: Compute = FLOAT32) -> Model:
-    """Images in [-1, 1] to `Moments` of latents, to be multiplied by `config.scaling`; takes the params of the VAE."""
+    """From images in [-1, 1] to `Moments` of latents without `config.scaling`. It takes the params of the VAE."""
     return from_nnx(lambda rngs: Encoder(config, compute, rngs=rngs))
 
 
 @functools.cache
 def vae_decoder(config: VAEConfig = SD_V1.vae, compute: Compute = FLOAT32) -> Model:
-    """Latents, divided by `config.scaling`, to images in about [-1, 1]; takes the params of the VAE."""
+    """From latents, divided by `config.scaling`, to images roughly in [-1, 1]. It takes the params of the VAE."""
     return from_nnx(lambda rngs: Decoder(config, compute, rngs=rngs))
 
 
 @functools.cache
 def text_encoder(config: TextConfig = SD_V1.text, compute: Compute = FLOAT32) -> Model:
-    """Token ids, shape (N, T), to embeddings, shape (N, T, width)."""
+    """From token ids of shape (N, T) to embeddings of shape (N, T, width)."""
     return from_nnx(lambda rngs: TextEncoder(config, compute, rngs=rngs))
 
 
@@ -90,7 +90,7 @@ def outline(part: Part, config: DiffusionConfig = SD_V1) -> Params:
     """Names, shapes and types of a network's parameters: a nested dict of `jax.ShapeDtypeStruct`s.
 
     Raises:
-      InputError: the part is not one of `PARTS`.
+      InputError: The part is not one of `PARTS`.
     """
     modules: dict[Part, dict[Any, Any]] = {
         "unet": {UNet: config.unet},
@@ -118,7 +118,7 @@ def init_part(part: Part, config: DiffusionConfig, key: jax.Array) -> Params:
     """Random parameters of a network.
 
     Raises:
-      InputError: the part is not one of `PARTS`.
+      InputError: The part is not one of `PARTS`.
     """
     if part == "unet":
         return unet(config.unet).init(key)[0]

@@ -1,4 +1,4 @@
-"""Folders of pictures that people made or `sd generate` did."""
+"""Folders of pictures, made by people or by `sd generate`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 def find_pictures(folder: Path) -> list[Path]:
-    """The pictures in a folder, by name.
+    """The pictures in a folder, sorted by name.
 
     Raises:
-      InputError: there is no such folder, or none in it.
+      InputError: There is no such folder, or it has no pictures.
     """
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}; name a folder of images")
@@ -27,25 +27,25 @@ def find_pictures(folder: Path) -> list[Path]:
 
 
 def check_picture(path: Path) -> bytes:
-    """The bytes of a picture whose header can be read; whether all pixels are there shows when it is looked at.
+    """The bytes of a picture whose header can be read. Whether all pixels are there is not checked.
 
     Raises:
-      InputError: it is none.
+      InputError: The file cannot be read as an image.
     """
     content = path.read_bytes()
     try:
         with Image.open(io.BytesIO(content)) as image:
             image.verify()
-    except Exception as error:  # every format has its own ways to fail
+    except Exception as error:  # each format of Pillow raises exceptions of its own
         raise _unreadable(path, error) from error
     return content
 
 
 def read_picture(path: Path) -> Image.Image:
-    """A picture as RGB, the way up that its camera noted.
+    """A picture as RGB, rotated as its metadata say.
 
     Raises:
-      InputError: it cannot be read.
+      InputError: The picture cannot be read.
     """
     try:
         with Image.open(path) as image:

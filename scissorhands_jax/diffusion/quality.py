@@ -1,4 +1,4 @@
-"""What unlearning costs: how far images of kept prompts are from a reference, and how well they fit their prompts."""
+"""What unlearning costs: the distance of images of kept prompts from a reference, and how well they fit the prompts."""
 
 from __future__ import annotations
 
@@ -28,12 +28,16 @@ _LEAST_IMAGES = 8
 
 
 class Clip(NamedTuple):
-    """Weights of CLIP and the tokenizer of its prompts."""
+    """CLIP, with the tokenizer of its prompts."""
 
-    name: str  # in `vision.CLIPS`
+    name: str
+    """The name of the network in `vision.CLIPS`."""
     params: Params
+    """The parameters of both encoders."""
     tokenizer: Callable[[Sequence[str]], np.ndarray]
+    """What turns prompts into ids."""
     compute: Compute = FLOAT32
+    """How the encoders compute."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,10 +77,15 @@ class MeanScore:
 
 
 def load_clip(path: Path, tokenizer: Tokenizer, compute: Compute = FLOAT32) -> Clip:
-    """Reads CLIP's weights; its tokenizer is Stable Diffusion v1's.
+    """Reads CLIP's weights.
+
+    Args:
+      path: The file or folder, see `clip_weights.read_clip`.
+      tokenizer: The tokenizer of Stable Diffusion v1, which is CLIP's.
+      compute: How the encoders compute.
 
     Raises:
-      InputError: see `weights.read_clip`.
+      InputError: See `clip_weights.read_clip`.
     """
     name, params = clip_weights.read_clip(path)
     return Clip(name, jax.device_put(params, jax.devices()[0]), tokenizer, compute)
@@ -121,7 +130,7 @@ def image_features(
     """Features of images: CLIP's, before they are normalised, or without it `appearance`. shape=(images, features)
 
     Raises:
-      InputError: an image cannot be read.
+      InputError: An image cannot be read.
     """
     task = progress.add_task(description, total=len(entries), note="")
     rows: list[np.ndarray] = []
@@ -152,7 +161,7 @@ def prompt_features(prompts: Sequence[str], clip: Clip, *, batch_size: int = 64)
 
 
 def _padded(batch: np.ndarray, size: int) -> np.ndarray:
-    """The last batch needs no compilation of its own."""
+    """The batch filled up to a size, so that the last one needs no compilation of its own."""
     return np.concatenate([batch, *[batch[-1:]] * (size - len(batch))])
 
 
@@ -168,23 +177,23 @@ def compare_features(
 ) -> FrechetDistance:
     """The Fréchet distance between features of images and of a reference, with its floor.
 
-    The distance of two finite samples is above that of what they were drawn from, the more so the fewer images and the
-    more features there are. So random draws of the same size are compared as well: images against reference, and
-    reference against reference. Where these agree, the images are as near as they can be told.
+    The distance of two finite samples is larger than that of the distributions that they were drawn from, especially
+    with few images and many features. Random draws of the same size are therefore compared as well: images against the
+    reference, and reference against reference. Where these agree, no difference can be seen with this many images.
 
-    The interval of the whole distance is by bootstrap over images of both sides; it does not know of the bias.
+    The interval of the whole distance is by bootstrap over the images of both sets. It does not include that bias.
 
     Args:
-      images: features. shape=(n, D)
-      reference: features. shape=(m, D)
-      level: coverage that the interval aims at.
-      num_resamples: of the bootstrap.
-      num_draws: of `matched` and `floor`.
-      seed: of both.
-      on_step: called after each distance.
+      images: The features of the images. shape=(n, D)
+      reference: The features of the reference. shape=(m, D)
+      level: The coverage that the interval aims at.
+      num_resamples: The number of resamples of the bootstrap.
+      num_draws: The number of random draws for `matched` and `floor`.
+      seed: The seed of resamples and draws.
+      on_step: Called after each distance.
 
     Raises:
-      InputError: fewer than 8 images on a side.
+      InputError: A set has fewer than 8 images.
     """
     check_sizes(len(images), len(reference))
     generator = np.random.default_rng(seed)
@@ -219,7 +228,15 @@ def compare_features(
 
 
 def check_sizes(images: int, reference: int) -> None:
-    """Raises `InputError` where there are too few images for `compare`."""
+    """Refuses sets with too few images for `compare_features`.
+
+    Args:
+      images: The number of images.
+      reference: The number of images of the reference.
+
+    Raises:
+      InputError: One of them is below 8.
+    """
     if min(images, reference) < _LEAST_IMAGES:
         raise InputError(
             f"a distance between {images} images and {reference} of the reference says nothing; give at least "

@@ -25,19 +25,16 @@ from scissorhands_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """How noise grows over the timesteps of the forward process; the defaults are Stable Diffusion v1's.
-
-    Attributes:
-      num_steps: timesteps in training.
-      start: the first beta of `scaled_linear`.
-      end: the last.
-      kind: `scaled_linear` betas are linear in their square root; `cosine` is that of Nichol and Dhariwal (2021).
-    """
+    """How noise grows over the timesteps of the forward process. The defaults are Stable Diffusion v1's."""
 
     num_steps: int = 1000
+    """The number of timesteps in training."""
     start: float = 0.00085
+    """The first beta of `scaled_linear`."""
     end: float = 0.012
+    """The last beta of `scaled_linear`."""
     kind: Literal["scaled_linear", "cosine"] = "scaled_linear"
+    """The betas of `scaled_linear` are linear in their square root; `cosine` is that of Nichol and Dhariwal (2021)."""
 
 
 SD_V1_SCHEDULE = Schedule()
@@ -59,40 +56,42 @@ def add_noise(schedule: Schedule, latents: jax.Array, noise: jax.Array, timestep
     """The forward process q(x_t | x_0): sqrt(share) x_0 + sqrt(1 - share) noise (Ho et al. 2020, eq. 4).
 
     Args:
-      schedule: of the noise.
-      latents: x_0. shape=(N, ...)
-      noise: standard normal, like `latents`.
-      timesteps: shape=(N,), dtype=int32, in [0, num_steps).
+      schedule: The schedule of the noise.
+      latents: The latents x_0. shape=(N, ...)
+      noise: Standard normal numbers, of the same shape as `latents`.
+      timesteps: The timesteps, in [0, num_steps). shape=(N,), dtype=int32
     """
     share = jnp.asarray(signal_shares(schedule))[timesteps].reshape(-1, *[1] * (latents.ndim - 1))
     return jnp.sqrt(share) * latents + jnp.sqrt(1 - share) * noise
 
 
 class Sampler(NamedTuple):
-    """The numbers of a sampler of n steps; see the module.
-
-    initial:   standard deviation of the latents to begin with.
-    timesteps: what the network is told. shape=(n,)
-    scale:     shape=(n,)
-    keep:      shape=(n,)
-    weights:   of the newest prediction and those before it. shape=(n, order)
-    """
+    """The numbers of a sampler of n steps; see the docstring of the module."""
 
     initial: float
+    """The standard deviation of the latents before the first step."""
     timesteps: np.ndarray
+    """The timesteps that the network gets. shape=(n,)"""
     scale: np.ndarray
+    """What the latents are multiplied by before the network sees them. shape=(n,)"""
     keep: np.ndarray
+    """What the latents are multiplied by in a step. shape=(n,)"""
     weights: np.ndarray
+    """The weights of the newest prediction and of those before it. shape=(n, order)"""
 
 
 def ddim(num_steps: int, schedule: Schedule = SD_V1_SCHEDULE) -> Sampler:
     """The deterministic sampler of Song et al. (2021, eq. 12), with Stable Diffusion's spacing of timesteps.
 
-    Timesteps are equally spaced and shifted by one; the last step ends at the first timestep of the schedule (in
+    Timesteps are equally spaced and shifted by one. The last step ends at the first timestep of the schedule (in
     diffusers' terms: `steps_offset=1`, `set_alpha_to_one=False`, `eta=0`).
 
+    Args:
+      num_steps: The number of steps, from 1 to half of the schedule's.
+      schedule: The schedule that the network was trained with.
+
     Raises:
-      InputError: num_steps is not 1 to half of the schedule's.
+      InputError: `num_steps` is out of its range.
     """
     _check(num_steps, 1, schedule)
     stride = schedule.num_steps // num_steps
@@ -107,12 +106,17 @@ def ddim(num_steps: int, schedule: Schedule = SD_V1_SCHEDULE) -> Sampler:
 def lms(num_steps: int, schedule: Schedule = SD_V1_SCHEDULE, *, order: int = 4) -> Sampler:
     """The linear multistep method in sigma = sqrt((1 - share) / share) (Karras et al. 2022; Crowson's k-diffusion).
 
-    The latents solve dx/dsigma = noise. Each step integrates the polynomial through the last predictions; fewer at the
-    beginning. Timesteps are equally spaced from the last to 0 and not whole, as diffusers' `LMSDiscreteScheduler` has
-    them.
+    The latents solve dx/dsigma = noise. Each step integrates the polynomial through the last `order` predictions, or
+    through all of them as long as there are fewer. Timesteps are equally spaced from the last one to 0 and not whole,
+    as in diffusers' `LMSDiscreteScheduler`.
+
+    Args:
+      num_steps: The number of steps, from 2 to half of the schedule's.
+      schedule: The schedule that the network was trained with.
+      order: The largest number of predictions in a step.
 
     Raises:
-      InputError: num_steps is not 2 to half of the schedule's.
+      InputError: `num_steps` is out of its range.
     """
     _check(num_steps, 2, schedule)
     shares = signal_shares(schedule).astype(np.float64)
@@ -141,12 +145,12 @@ def _check(num_steps: int, least: int, schedule: Schedule) -> None:
 
 
 def sample(sampler: Sampler, denoise: Callable[[jax.Array, jax.Array], jax.Array], noise: jax.Array) -> jax.Array:
-    """Turns noise into latents. shape as `noise`
+    """Turns noise into latents, an array of the same shape.
 
     Args:
-      sampler: the table of steps; may be traced.
-      denoise: `(latents, timestep) -> predicted noise`; timestep has shape ().
-      noise: standard normal. shape=(N, ...), dtype=float32
+      sampler: The table of steps, which may be traced.
+      denoise: Predicts the noise, `(latents, timestep) -> noise`, where the timestep has shape ().
+      noise: Standard normal numbers. shape=(N, ...), dtype=float32
     """
 
     def step(carry, row):
@@ -168,10 +172,10 @@ def guided(
     """Classifier-free guidance (Ho and Salimans 2022): `empty + guidance * (asked - empty)`, in one pass of two halves.
 
     Args:
-      predict: the UNet.
-      context: embeddings of the prompts. shape=(N, T, D)
-      empty: embeddings of the empty prompt. shape=(1, T, D)
-      guidance: 1 follows the prompt alone. shape=() or (N,)
+      predict: The UNet.
+      context: The embeddings of the prompts. shape=(N, T, D)
+      empty: The embeddings of the empty prompt. shape=(1, T, D)
+      guidance: The scale of the guidance; 1 follows the prompt without any. shape=() or (N,)
 
     Returns:
       A function for `sample`.
@@ -190,10 +194,15 @@ def torch_normal(seed: int, shape: Sequence[int]) -> np.ndarray:
     """What `torch.randn(shape, generator=torch.Generator().manual_seed(seed))` draws on a CPU, to 5e-7. dtype=float32
 
     PyTorch draws 24-bit uniform numbers from MT19937 and makes normal ones of every 16 by Box and Muller's method, the
-    first eight being radii and the others angles. A rest of fewer than 16 is drawn again with the 16 that end it.
+    first eight being radii and the others angles. Where the size is no multiple of 16, the last 16 numbers are drawn
+    again.
+
+    Args:
+      seed: The seed.
+      shape: The shape, of 16 numbers or more.
 
     Raises:
-      InputError: fewer than 16 numbers, for which PyTorch has another way.
+      InputError: The shape has fewer than 16 numbers, which PyTorch draws in another way.
     """
     size = int(np.prod(shape))
     if size < 16:

@@ -14,21 +14,18 @@ from scissorhands_jax.diffusion.tokenizer import MAX_LENGTH, VOCABULARY_SIZE
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """Sizes of the text encoder; the defaults are Stable Diffusion v1's, 123,060,480 parameters.
-
-    Attributes:
-      vocabulary: number of tokens.
-      length: of a prompt, at most.
-      width: of the embeddings.
-      layers: of the transformer.
-      heads: of its attention.
-    """
+    """The sizes of the text encoder. The defaults are Stable Diffusion v1's, 123,060,480 parameters."""
 
     vocabulary: int = VOCABULARY_SIZE
+    """The number of different tokens."""
     length: int = MAX_LENGTH
+    """The largest number of tokens in a prompt."""
     width: int = 768
+    """The width of the embeddings."""
     layers: int = 12
+    """The number of layers of the transformer."""
     heads: int = 12
+    """The number of attention heads."""
 
 
 class _Embeddings(nnx.Module):
@@ -76,21 +73,21 @@ class _Layer(nnx.Module):
 
 
 class ClipTransformer(nnx.Module):
-    """The layers of CLIP's text and image encoders; `causal` lets each place see those before it only."""
+    """The layers of CLIP's text and image encoders. With `causal`, each position sees only itself and those before."""
 
     def __init__(self, width: int, layers: int, heads: int, *, causal: bool, compute: Compute, rngs: InitKeys) -> None:
         self.compute = compute
         self.layers = nnx.List([_Layer(width, heads, causal, compute, rngs) for _ in range(layers)])
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x has shape (N, T, width)."""
+        """`x` has the shape (N, T, width)."""
         for layer in self.layers:
             x = run_block(layer, self.compute, x)
         return x
 
 
 class TextModel(nnx.Module):
-    """Embeds prompts; every token sees those before it."""
+    """Embeds prompts. Every token sees itself and those before it."""
 
     def __init__(self, config: TextConfig, compute: Compute, rngs: InitKeys) -> None:
         self.embeddings = _Embeddings(config, compute, rngs)
@@ -100,12 +97,12 @@ class TextModel(nnx.Module):
         self.final_layer_norm = layer_norm(config.width, compute, rngs)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        """Embeddings of ids, shape (N, T). shape=(N, T, width), dtype=float32"""
+        """The embeddings of ids of shape (N, T). shape=(N, T, width), dtype=float32"""
         return self.final_layer_norm(self.encoder(self.embeddings(ids))).astype(jnp.float32)
 
 
 class TextEncoder(nnx.Module):
-    """The `TextModel` under the name that files have it by."""
+    """The `TextModel` under the name that it has in files."""
 
     def __init__(self, config: TextConfig, compute: Compute, *, rngs: nnx.Rngs) -> None:
         self.text_model = TextModel(config, compute, InitKeys(rngs))

@@ -2,7 +2,7 @@
 
 The work is done by the packages `tokenizers`, with the pipeline of transformers' own CLIP tokenizer, and `ftfy`; both
 come with the extra `diffusion`. Two formats of the vocabulary are read: `vocab.json` with `merges.txt`, as in the
-folder `tokenizer` of a diffusers model, and OpenAI's `bpe_simple_vocab_16e6.txt.gz`, which lies inside of open_clip.
+folder `tokenizer` of a diffusers model, and OpenAI's `bpe_simple_vocab_16e6.txt.gz`, which is part of open_clip.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ class Tokenizer:
     Prompts of more than 75 tokens are cut, as in diffusers' pipelines.
 
     Args:
-      files: see `find_vocabulary`.
-      cleaning: what happens to a text before it is split into words. `ftfy` repairs it (mojibake, HTML entities, curly
-        quotes, ligatures, full-width letters), as CLIP's authors do, and transformers' tokenizer before version 5 with
-        ftfy installed; `nfc` composes characters only, as transformers 5.
+      files: The files of the vocabulary, see `find_vocabulary`.
+      cleaning: What happens to a text before it is split into words. `ftfy` repairs it (mojibake, HTML entities, curly
+        quotes, ligatures, full-width letters), as CLIP's authors do, and as transformers' tokenizer did before version
+        5 with ftfy installed; `nfc` only composes characters, as transformers 5 does.
 
     Raises:
-      InputError: a package is missing, or the files are not CLIP's vocabulary.
+      InputError: A package is missing, or the files are not CLIP's vocabulary.
     """
 
     def __init__(self, files: Sequence[Path], cleaning: Cleaning = "ftfy") -> None:
@@ -59,7 +59,7 @@ class Tokenizer:
         self._tokenizer = _pipeline(vocabulary, merges)
 
     def __call__(self, prompts: Sequence[str]) -> np.ndarray:
-        """The ids of some prompts. shape=(N, 77), dtype=int32"""
+        """The ids of prompts. shape=(N, 77), dtype=int32"""
         encoded = self._tokenizer.encode_batch([self._clean(prompt) for prompt in prompts])
         return np.array([encoding.ids for encoding in encoded], np.int32).reshape(-1, MAX_LENGTH)
 
@@ -68,12 +68,12 @@ def find_vocabulary(path: str | Path | None = None) -> tuple[Path, ...]:
     """The files of the vocabulary: `vocab.json` and `merges.txt`, or one file of merges.
 
     Args:
-      path: a folder with `vocab.json` and `merges.txt`, itself or in its folder `tokenizer`; one of those two files; or
-        OpenAI's `bpe_simple_vocab_16e6.txt.gz`. None looks for the latter in installed packages (open_clip, clip),
-        which are not imported.
+      path: A folder that has `vocab.json` and `merges.txt`, or whose folder `tokenizer` has them; one of those two
+        files; or OpenAI's `bpe_simple_vocab_16e6.txt.gz`. None looks for the latter in installed packages (open_clip,
+        clip), which are not imported.
 
     Raises:
-      InputError: there is none.
+      InputError: There is no tokenizer file.
     """
     advice = (
         "name the folder `tokenizer` of a diffusers model (vocab.json and merges.txt) or CLIP's "
@@ -106,10 +106,13 @@ def find_vocabulary(path: str | Path | None = None) -> tuple[Path, ...]:
 
 
 def read_vocabulary(files: Sequence[Path]) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Ids by token, and the merges in order.
+    """The ids of all tokens, and the merges in order.
+
+    Args:
+      files: The files of the vocabulary, see `find_vocabulary`.
 
     Raises:
-      InputError: a file cannot be read, or is not the vocabulary of CLIP's 49,408 tokens.
+      InputError: A file cannot be read, or is not the vocabulary of CLIP's 49,408 tokens.
     """
     where = files[-1]
     try:
@@ -121,7 +124,7 @@ def read_vocabulary(files: Sequence[Path]) -> tuple[dict[str, int], list[tuple[s
     lines = text.split("\n")
     if lines[0].startswith(("#version", '"bpe_simple_vocab')):
         lines = lines[1:]
-    # OpenAI's file goes on with merges that CLIP does not use.
+    # OpenAI's file has further merges, which CLIP does not use.
     merges = [tuple(line.split()) for line in lines[:_NUM_MERGES]]
     if len(merges) != _NUM_MERGES or any(len(merge) != 2 for merge in merges):
         raise InputError(f"{where} is not CLIP's tokenizer: it has no {_NUM_MERGES:,} merges of two tokens each")

@@ -25,43 +25,38 @@ from scissorhands_jax.diffusion.layers import (
 )
 from scissorhands_jax.errors import InputError
 
-_TRANSFORMER_EPS = 1e-6  # of the normalisation before attention; all others have 1e-5
+_TRANSFORMER_EPS = 1e-6  # in the normalisation before attention; all other normalisations have 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
-    """Sizes of the UNet; the defaults are Stable Diffusion v1's, 859,520,964 parameters in 686 arrays.
-
-    Attributes:
-      channels: of the latents, which come in and whose noise goes out.
-      widths: channels of the levels; each level but the last halves height and width.
-      attention: whether the blocks of a level attend to the prompt.
-      layers_per_block: residual blocks of a level on the way down; on the way up there is one more.
-      heads: of attention, on every level.
-      context_width: of the prompt's embeddings.
-      groups: of group normalisation.
-    """
+    """The sizes of the UNet. The defaults are Stable Diffusion v1's, 859,520,964 parameters in 686 arrays."""
 
     channels: int = 4
+    """The channels of the latents, and of the noise that is predicted."""
     widths: tuple[int, ...] = (320, 640, 1280, 1280)
+    """The channels of the levels. Each level except the last halves height and width."""
     attention: tuple[bool, ...] = (True, True, True, False)
+    """For each level, whether its blocks attend to the prompt."""
     layers_per_block: int = 2
+    """The number of residual blocks in a level on the way down; on the way up there is one more."""
     heads: int = 8
+    """The number of attention heads, on every level."""
     context_width: int = 768
+    """The width of the prompt's embeddings."""
     groups: int = 32
+    """The groups of group normalisation."""
 
 
 class Noisy(NamedTuple):
-    """What the UNet sees.
-
-    latents:   shape (N, H, W, channels); H and W divisible by 2 once for every level but the last.
-    timesteps: shape (N,), in [0, 1000), not necessarily whole.
-    context:   the prompts' embeddings. shape=(N, T, context_width)
-    """
+    """What the UNet sees."""
 
     latents: jax.Array
+    """Noisy latents, whose H and W can be halved once for each level except the last. shape=(N, H, W, channels)"""
     timesteps: jax.Array
+    """Numbers in [0, 1000), not necessarily whole. shape=(N,)"""
     context: jax.Array
+    """The embeddings of the prompts. shape=(N, T, context_width)"""
 
 
 class Attention(nnx.Module):
@@ -91,7 +86,7 @@ class GatedLinear(nnx.Module):
 
 
 class FeedForward(nnx.Module):
-    """Out to four times the width and back; `net.1` is a dropout without parameters in diffusers."""
+    """A gated layer of four times the width, and one back. In diffusers, `net.1` is a dropout without parameters."""
 
     def __init__(self, width: int, compute: Compute, rngs: InitKeys) -> None:
         self.net = nnx.Dict(
@@ -103,7 +98,10 @@ class FeedForward(nnx.Module):
 
 
 class TransformerBlock(nnx.Module):
-    """Attends to the image, to the prompt, and feeds forward; each after a normalisation and added to its input."""
+    """Attention to the image, attention to the prompt, and a feed-forward layer.
+
+    Each of them follows a normalisation and is added to its input.
+    """
 
     def __init__(self, width: int, context_width: int, heads: int, compute: Compute, rngs: InitKeys) -> None:
         self.norm1 = layer_norm(width, compute, rngs)
@@ -147,7 +145,7 @@ class TimeEmbedding(nnx.Module):
 
 
 class UNetLevel(nnx.Module):
-    """The blocks of one level: residual blocks, perhaps each with attention, and perhaps a change of resolution."""
+    """The blocks of one level: residual blocks, optionally with attention, and optionally a change of resolution."""
 
     def __init__(
         self,
@@ -183,9 +181,9 @@ class UNet(nnx.Module):
     """Predicts the noise in latents at a timestep, given a prompt.
 
     Args:
-      config: sizes.
-      compute: how to compute.
-      rngs: random streams for the initial parameters.
+      config: The sizes.
+      compute: How it computes.
+      rngs: The random streams for initial parameters.
     """
 
     def __init__(self, config: UNetConfig, compute: Compute, *, rngs: nnx.Rngs) -> None:
@@ -224,7 +222,7 @@ class UNet(nnx.Module):
         """The predicted noise. shape=(N, H, W, channels), dtype=float32
 
         Raises:
-          InputError: height or width cannot be halved often enough.
+          InputError: The height or width cannot be halved often enough.
         """
         dtype, factor = self.compute.dtype, 2 ** (len(self.config.widths) - 1)
         if any(size % factor for size in inputs.latents.shape[1:3]):

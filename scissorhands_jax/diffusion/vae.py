@@ -31,27 +31,24 @@ _EPS = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class VAEConfig:
-    """Sizes of the autoencoder; the defaults are Stable Diffusion v1's, 83,653,863 parameters.
-
-    Attributes:
-      channels: of images.
-      latent_channels: of latents.
-      widths: channels of the levels; each level but the last halves height and width.
-      layers_per_block: residual blocks of a level of the encoder; the decoder has one more.
-      groups: of group normalisation.
-      scaling: the UNet's latents are the encoder's times this, which makes their variance about 1.
-    """
+    """The sizes of the autoencoder. The defaults are Stable Diffusion v1's, 83,653,863 parameters."""
 
     channels: int = 3
+    """The channels of images."""
     latent_channels: int = 4
+    """The channels of latents."""
     widths: tuple[int, ...] = (128, 256, 512, 512)
+    """The channels of the levels. Each level except the last halves height and width."""
     layers_per_block: int = 2
+    """The number of residual blocks in a level of the encoder; a level of the decoder has one more."""
     groups: int = 32
+    """The groups of group normalisation."""
     scaling: float = 0.18215
+    """The UNet's latents are the encoder's times this, which makes their variance about 1."""
 
     @property
     def factor(self) -> int:
-        """How many pixels a latent is high and wide."""
+        """The height and width of a latent in pixels."""
         return 2 ** (len(self.widths) - 1)
 
 
@@ -63,7 +60,7 @@ class Moments(NamedTuple):
 
 
 class PixelAttention(nnx.Module):
-    """Attention of all pixels to each other, with one head, added to its input."""
+    """Attention of all pixels to each other with one head, added to the input."""
 
     def __init__(self, width: int, config: VAEConfig, compute: Compute, rngs: InitKeys) -> None:
         self.compute = compute
@@ -80,7 +77,7 @@ class PixelAttention(nnx.Module):
 
 
 class VAELevel(nnx.Module):
-    """The blocks of one level, or of the middle, where attention stands between two of them."""
+    """The blocks of one level, or of the middle, which has attention between its two blocks."""
 
     def __init__(
         self,
@@ -112,7 +109,7 @@ class VAELevel(nnx.Module):
 
 
 class _Coder(nnx.Module):
-    """What is between the first and the last convolution of either half; the middle is where the widths are largest."""
+    """What both halves have in common: the first and the last convolution, and the middle, which is the widest part."""
 
     def __init__(self, config: VAEConfig, inputs: int, outputs: int, first: int, last: int, compute, rngs) -> None:
         self.conv_in = conv(inputs, first, compute, rngs)
@@ -170,7 +167,7 @@ class Encoder(nnx.Module):
         self.quant_conv = conv(2 * config.latent_channels, 2 * config.latent_channels, compute, keys, size=1)
 
     def __call__(self, images: jax.Array) -> Moments:
-        """Moments of the latents, not scaled, of images in [-1, 1], shape (N, H, W, channels)."""
+        """The moments of the latents, without scaling, of images in [-1, 1] of shape (N, H, W, channels)."""
         moments = self.quant_conv(self.encoder(images.astype(self.compute.dtype))).astype(jnp.float32)
         mean, log_variance = jnp.split(moments, 2, axis=-1)
         return Moments(mean, jnp.clip(log_variance, -30.0, 20.0))
@@ -185,5 +182,5 @@ class Decoder(nnx.Module):
         self.post_quant_conv = conv(config.latent_channels, config.latent_channels, compute, keys, size=1)
 
     def __call__(self, latents: jax.Array) -> jax.Array:
-        """Images, about in [-1, 1], shape (N, H, W, channels), of latents that are not scaled."""
+        """The images, roughly in [-1, 1], of latents without scaling. shape=(N, H, W, channels)"""
         return self.decoder(self.post_quant_conv(latents.astype(self.compute.dtype))).astype(jnp.float32)

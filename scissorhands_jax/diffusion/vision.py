@@ -25,21 +25,18 @@ from scissorhands_jax.models.cpu_convolution import conv_general_dilated
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-    """Sizes of the image encoder; the defaults are ViT-L/14's.
-
-    Attributes:
-      width: of the embeddings.
-      layers: of the transformer.
-      heads: of its attention.
-      patch: height and width in pixels of what becomes one token.
-      size: height and width of an image in pixels.
-    """
+    """The sizes of the image encoder. The defaults are ViT-L/14's."""
 
     width: int = 1024
+    """The width of the embeddings."""
     layers: int = 24
+    """The number of layers of the transformer."""
     heads: int = 16
+    """The number of attention heads."""
     patch: int = 14
+    """The height and width in pixels of what becomes one token."""
     size: int = 224
+    """The height and width of an image in pixels."""
 
     @property
     def num_tokens(self) -> int:
@@ -49,7 +46,7 @@ class VisionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ClipConfig:
-    """Sizes of both encoders and of the space that they share; the defaults are ViT-L/14's."""
+    """The sizes of both encoders and of the space that they share. The defaults are ViT-L/14's."""
 
     text: TextConfig = dataclasses.field(default_factory=TextConfig)
     vision: VisionConfig = dataclasses.field(default_factory=VisionConfig)
@@ -64,7 +61,7 @@ CLIPS = {
     "ViT-B/32": ClipConfig(_BASE_TEXT, VisionConfig(768, 12, 12, 32), 512),
     "tiny": ClipConfig(networks.TINY.text, VisionConfig(48, 2, 4, 4, 16), 24),  # for tests and trials
 }
-"""The networks that OpenAI published, by their names. Scores of different networks cannot be compared."""
+"""The networks that OpenAI published, by name. Scores of different networks cannot be compared."""
 
 _MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 _STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
@@ -118,7 +115,11 @@ class ImageTower(nnx.Module):
         self.visual_projection = linear(config.vision.width, config.projection, compute, keys, use_bias=False)
 
     def __call__(self, pixels: jax.Array) -> jax.Array:
-        """Features of pixels as of `prepare`, shape (N, size, size, 3). shape=(N, projection), dtype=float32"""
+        """The features of images. shape=(N, projection), dtype=float32
+
+        Args:
+          pixels: Images as `preprocess_image` returns them. shape=(N, size, size, 3)
+        """
         return self.visual_projection(self.vision_model(pixels)).astype(jnp.float32)
 
 
@@ -131,9 +132,13 @@ class TextTower(nnx.Module):
         self.text_projection = linear(config.text.width, config.projection, compute, keys, use_bias=False)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        """Features of ids, shape (N, T): those of the first token of the highest id, which ends a prompt.
+        """The features of prompts: those of the first token with the highest id, which ends a prompt.
 
-        shape=(N, projection), dtype=float32
+        Args:
+          ids: The ids of the tokens. shape=(N, T)
+
+        Returns:
+          shape=(N, projection), dtype=float32
         """
         embeddings = self.text_model(ids)
         last = jnp.take_along_axis(embeddings, jnp.argmax(ids, axis=1)[:, None, None], axis=1)[:, 0]
@@ -161,7 +166,11 @@ def clip_outline(config: ClipConfig = CLIPS["ViT-L/14"]) -> Params:
 
 
 def preprocess_image(image: Image.Image, size: int = 224) -> np.ndarray:
-    """An image as CLIP takes it: the shorter side resized to `size`, the middle cut out, channels normalised.
+    """An image as CLIP takes it: its shorter side is resized to `size`, its middle cut out, its channels normalised.
+
+    Args:
+      image: The image, in any mode and of any size.
+      size: The height and width of the result.
 
     Returns:
       shape=(size, size, 3), dtype=float32
@@ -180,12 +189,12 @@ def clip_scores(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
     """The CLIP score of each image and its prompt: 100 max(cos, 0). shape=(N,), dtype=float64
 
     Args:
-      images: features of the images. shape=(N, projection)
-      texts: features of their prompts. shape=(N, projection)
+      images: The features of the images. shape=(N, projection)
+      texts: The features of their prompts. shape=(N, projection)
 
     References:
-      Hessel et al., CLIPScore: a reference-free evaluation metric for image captioning, EMNLP 2021, whose factor is
-      2.5; with 100, as here, in what is reported of text-to-image networks.
+      Hessel et al., CLIPScore: a reference-free evaluation metric for image captioning, EMNLP 2021, where the factor is
+      2.5. Papers about text-to-image networks report it with 100, as here.
     """
     images, texts = (np.asarray(x, np.float64) for x in (images, texts))
     lengths = np.linalg.norm(images, axis=1) * np.linalg.norm(texts, axis=1)
