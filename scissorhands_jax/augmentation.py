@@ -1,4 +1,4 @@
-"""Random crops, mirrored images and rescaling: what changes images between the data set and the network."""
+"""Changes to images on their way from the data set to the network: random crops, mirror images, another size."""
 
 from __future__ import annotations
 
@@ -13,9 +13,15 @@ from scissorhands_jax.errors import InputError
 
 
 def crop_and_flip(key: Key, images: jax.Array, *, padding: int = 4) -> jax.Array:
-    """Random crops of zero-padded images and random horizontal flips, per image, on the device.
+    """Crops zero-padded images at random and mirrors a random half of them, each image by itself, on the device.
 
-    images: (N, H, W, C) of any dtype; returns the same shape and dtype.
+    Args:
+      key: A typed PRNG key.
+      images: An array of shape (N, H, W, C) and any dtype.
+      padding: The number of zero pixels that are added on each side before the crop.
+
+    Returns:
+      An array of the same shape and dtype.
     """
     crop_key, flip_key = jax.random.split(key)
     flips = jax.random.bernoulli(flip_key, shape=(len(images),))
@@ -23,9 +29,17 @@ def crop_and_flip(key: Key, images: jax.Array, *, padding: int = 4) -> jax.Array
 
 
 def crop(key: Key, images: jax.Array, *, padding: int, mode: Literal["constant", "reflect"] = "constant") -> jax.Array:
-    """Random crops of images padded on all sides with zeros or with their mirror image, per image, on the device.
+    """Crops padded images at random to their original size, each image by itself, on the device.
 
-    images: (N, H, W, C) of any dtype, for `reflect` larger than `padding`; returns the same shape and dtype.
+    Args:
+      key: A typed PRNG key.
+      images: An array of shape (N, H, W, C) and any dtype.
+      padding: The number of pixels that are added on each side before the crop. For `reflect` it must be smaller than
+        the images.
+      mode: What is added: zeros ("constant", the default) or the mirror image ("reflect").
+
+    Returns:
+      An array of the same shape and dtype.
     """
     count, height, width, channels = images.shape
     padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)), mode=mode)
@@ -38,17 +52,31 @@ def crop(key: Key, images: jax.Array, *, padding: int, mode: Literal["constant",
 
 
 def flip(images: jax.Array, flips: jax.Array) -> jax.Array:
-    """Mirrors some images left to right. images: (N, H, W, C); flips: bool, (N,)"""
+    """Mirrors images left to right.
+
+    Args:
+      images: An array of shape (N, H, W, C) and any dtype.
+      flips: A bool array of shape (N,): True for the images to mirror.
+    """
     return jnp.where(flips[:, None, None, None], images[:, :, ::-1], images)
 
 
 def resize(images: np.ndarray, size: tuple[int, int], *, batch_size: int = 256) -> np.ndarray:
-    """Images of another height and width, by antialiased linear interpolation, on the host.
+    """Resizes images by antialiased linear interpolation.
 
-    images: (N, H, W, C), uint8 or floating point; returns (N, *size, C) of the same type.
+    Args:
+      images: A NumPy array of shape (N, H, W, C), uint8 or floating point.
+      size: The new height and width, in pixels.
+      batch_size: The number of images that are computed at a time, which limits the memory for their float32 copies.
+
+    Returns:
+      A NumPy array of shape (N, *size, C) of the same type; integers are rounded and clipped to 0 to 255.
+
+    Raises:
+      InputError: The height or width is below 1.
     """
     if min(size) < 1:
-        raise InputError(f"images can be resized to a height and width of at least 1, got {size}")
+        raise InputError(f"images cannot be resized to {size[0]} by {size[1]} pixels; give sizes of at least 1")
     if images.shape[1:3] == tuple(size):
         return images
     parts = []

@@ -1,6 +1,6 @@
-"""The vocabulary: losses, models, batches and methods as plain values over parameter pytrees.
+"""The vocabulary of the package: losses, models, batches and methods as plain values over parameter pytrees.
 
-Everything else in the package is written against this module; it imports nothing of it.
+Every other module is written against this one, which imports nothing from the package.
 """
 
 from __future__ import annotations
@@ -25,13 +25,17 @@ Metrics = dict[str, jax.Array]  # scalars (or short vectors) of one step
 
 
 class LossFn(Protocol):
-    """The simple form: the mean loss of a batch, a function of the parameters alone."""
+    """The simple form of a loss: `(params, batch) -> mean loss of the batch`, a scalar."""
 
     def __call__(self, params: Params, batch: PyTree) -> Scalar: ...
 
 
 class StatefulLossFn(Protocol):
-    """The general form: reads and returns `model_state`; `train` and `key` drive BatchNorm, dropout, augmentation."""
+    """The general form of a loss, for networks with state or randomness.
+
+    It takes the network's state and returns the loss together with the new state. `train` says whether BatchNorm and
+    dropout behave as in training, and `key` seeds dropout and augmentation; `None` means that nothing is random.
+    """
 
     def __call__(
         self, params: Params, model_state: ModelState, batch: PyTree, *, train: bool, key: Key | None
@@ -45,27 +49,34 @@ class ApplyFn(Protocol):
         self, params: Params, model_state: ModelState, x: PyTree, *, train: bool, key: Key | None = None
     ) -> tuple[jax.Array, ModelState]: ...
 
-    def __hash__(self) -> int: ...  # compiled functions are kept by it
+    def __hash__(self) -> int: ...  # It is a static argument of compiled functions, which JAX caches by hash.
 
 
 class Model(NamedTuple):
-    """A network as a pair of pure functions, whatever framework it was written in."""
+    """A network as a pair of pure functions, whatever framework it was written in.
+
+    Attributes:
+      init: `(key) -> (params, model_state)` draws a fresh network.
+      apply: The forward pass, `(params, model_state, x, *, train, key=None) -> (logits, model_state)`.
+    """
 
     init: Callable[[Key], tuple[Params, ModelState]]
     apply: ApplyFn
 
 
 class Data(NamedTuple):
-    """What a method may read: the examples to forget and the rest of the training set."""
+    """The examples that a method may read: those to forget, and the rest of the training set."""
 
     forget: Dataset
     retain: Dataset
 
 
 class Batch(NamedTuple):
-    """One step's examples. `None` is an empty subtree, so jit compiles one variant per kind of step.
+    """The examples of one step.
 
-    `Method.batches` yields batches of int32 positions into `Data`; `run` turns them into examples.
+    `Method.batches` yields batches of int32 positions into `Data`, and `run` turns them into examples. A part that a
+    step does not use is `None`, which JAX treats as an empty subtree, so that jit compiles one variant of the step for
+    each combination of parts.
     """
 
     forget: PyTree | None = None
@@ -73,35 +84,40 @@ class Batch(NamedTuple):
 
 
 class Carry(NamedTuple):
-    """Everything a method needs to go on; a checkpoint is one of these."""
+    """Everything that a method needs in order to continue. A checkpoint holds one carry."""
 
-    step: jax.Array  # shape=(), dtype=int32: optimizer steps taken so far
-    key: Key  # shape=(): fixed for the whole run, use `fold_in(key, step)`
+    step: jax.Array  # shape=(), dtype=int32: the number of optimizer steps taken so far
+    key: Key  # shape=(): fixed for the whole run; derive the randomness of a step with `fold_in(key, step)`
     params: Params
     model_state: ModelState
     opt_state: PyTree
-    aux: PyTree  # teachers, masks, constraint gradients; copies, never aliases of params
+    # Teachers, masks, constraint gradients. They must be copies of parameters, never aliases: `run` donates the carry
+    # to the compiled step, and XLA refuses to donate one buffer twice.
+    aux: PyTree
 
 
 def keep_carry(carry: Carry, data: Data) -> Carry:
-    """The `begin_epoch` of methods that do nothing there."""
+    """Returns the carry as it is: the `begin_epoch` of methods that do nothing at the start of an epoch."""
     del data
     return carry
 
 
 def take_model(carry: Carry) -> tuple[Params, ModelState]:
-    """The `finish` of methods whose result is what they trained."""
+    """Returns the trained network: the `finish` of methods whose result is what they trained."""
     return carry.params, carry.model_state
 
 
 class Method(NamedTuple):
-    """An unlearning method: five functions, run by `training.run`.
+    """An unlearning method: five functions, which `training.run` calls.
 
-    init:        `(key, params, model_state, data) -> Carry`; on the host, may pass over the data.
-    step:        `(carry, batch) -> (carry, metrics)`; pure, jitted by `run`, must advance `carry.step` by one.
-    batches:     `(key, data, epoch) -> iterable of Batch` of int32 positions; pure in its arguments.
-    begin_epoch: `(carry, data) -> carry`; on the host, once before the first step of every epoch.
-    finish:      `(carry) -> (params, model_state)`.
+    Attributes:
+      init: `(key, params, model_state, data) -> Carry`. It runs on the host and may pass over the data.
+      step: `(carry, batch) -> (carry, metrics)`. It is pure, `run` compiles it, and it must advance `carry.step` by
+        one.
+      batches: `(key, data, epoch) -> iterable of Batch`, with int32 positions in the batches. The result depends on
+        the arguments alone, so that a resumed run sees the same batches.
+      begin_epoch: `(carry, data) -> carry`. It runs on the host, once before the first step of every epoch.
+      finish: `(carry) -> (params, model_state)`.
     """
 
     init: Callable[[Key, Params, ModelState, Data], Carry]
@@ -113,7 +129,7 @@ class Method(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Lifted:
-    """A value that equals others made of the same function, so that they share compiled code."""
+    """What `lift` returns. Two of the same function are equal, so that they share compiled code."""
 
     loss_fn: LossFn
 
@@ -123,12 +139,22 @@ class _Lifted:
 
 
 def lift(loss_fn: LossFn) -> StatefulLossFn:
-    """Turns `loss_fn(params, batch)` into the general form; the state passes through untouched."""
+    """Turns the simple form of a loss, `loss_fn(params, batch)`, into the general form.
+
+    The model state passes through untouched, and `train` and `key` are ignored.
+    """
     return _Lifted(loss_fn)
 
 
 def freeze(loss_fn: StatefulLossFn, model_state: ModelState, *, train: bool = False, key: Key | None = None) -> LossFn:
-    """Turns the general form into `loss_fn(params, batch)` at a fixed state, which is read and never moved."""
+    """Turns the general form of a loss into the simple form `(params, batch) -> mean loss`.
+
+    Args:
+      loss_fn: The general form.
+      model_state: The state at which every call evaluates the loss. The state that a call returns is dropped.
+      train: Whether the network behaves as in training.
+      key: The PRNG key of every call; `None` means that nothing is random.
+    """
 
     def frozen(params, batch):
         return loss_fn(params, model_state, batch, train=train, key=key)[0]
@@ -137,5 +163,5 @@ def freeze(loss_fn: StatefulLossFn, model_state: ModelState, *, train: bool = Fa
 
 
 def new_carry(key: Key, params: Params, model_state: ModelState, opt_state: PyTree, aux: PyTree = ()) -> Carry:
-    """A carry at step 0."""
+    """Returns a carry at step 0; see `Carry` for the arguments."""
     return Carry(jnp.zeros((), jnp.int32), key, params, model_state, opt_state, aux)

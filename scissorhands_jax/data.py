@@ -1,8 +1,8 @@
-"""Examples as arrays: positions, batches, forget sets, augmentation on the device.
+"""Examples as arrays: data sets, positions of examples, the forget and retain parts, and batches.
 
-A data set is a pytree of arrays that share their first axis. Batches are int32 positions into it, so that the order of
-examples is a pure function of (key, epoch), costs nothing to skip when a run resumes, and is gathered inside the
-compiled step.
+A data set is a pytree of arrays that share their first axis. A batch is an array of int32 positions into it, so that
+the order of examples depends on the key and the epoch alone, a resumed run can skip batches at no cost, and examples
+are gathered inside the compiled step.
 """
 
 from __future__ import annotations
@@ -17,19 +17,22 @@ from scissorhands_jax.errors import InputError
 
 
 def size(dataset: Dataset) -> int:
-    """How many examples a data set holds; 0 for None.
+    """Counts the examples of a data set. `None` is an empty data set.
 
     Raises:
-      InputError: its arrays differ in their first axis.
+      InputError: The arrays differ in the length of their first axis.
     """
     lengths = {leaf.shape[0] for leaf in jax.tree.leaves(dataset)}
     if len(lengths) > 1:
-        raise InputError(f"the arrays of a data set must share their first axis, found lengths {sorted(lengths)}")
+        raise InputError(
+            f"the arrays of a data set have first axes of lengths {sorted(lengths)}; "
+            "give arrays with one entry for each example"
+        )
     return lengths.pop() if lengths else 0
 
 
 def take(dataset: Dataset, positions: jax.Array | np.ndarray | None) -> Dataset:
-    """The examples at the given positions; works inside jit. No positions (None) give no data set (None)."""
+    """Returns the examples at the given positions, or `None` if the positions are `None`. It works inside jit."""
     if positions is None:
         return None
     return jax.tree.map(lambda leaf: leaf[positions], dataset)
@@ -41,15 +44,16 @@ def gather(data: Data, batch: Batch) -> Batch:
 
 
 def split(train: Dataset, forget: Iterable, trained_on: np.ndarray | None = None) -> Data:
-    """Splits a training set at the positions to forget; both parts keep their order.
+    """Splits a training set into the forget and the retain set. The forget set is sorted, and both keep their order.
 
     Args:
-      train: the examples that positions count.
-      forget: positions of the forget set.
-      trained_on: positions of all examples that the network was trained on; the others are in neither part. None: all.
+      train: The data set that the positions refer to.
+      forget: The positions of the examples to forget, in any order.
+      trained_on: The positions of all examples that the network was trained on; all others are in neither part. By
+        default the network was trained on the whole data set.
 
     Raises:
-      InputError: as `check_positions` and `check_trained_on`.
+      InputError: The positions cannot be used; see `check_positions` and `check_trained_on`.
     """
     total = size(train)
     chosen = check_positions(forget, total)
@@ -60,61 +64,75 @@ def split(train: Dataset, forget: Iterable, trained_on: np.ndarray | None = None
 
 
 def check_positions(positions: Iterable, total: int) -> np.ndarray:
-    """The sorted int32 positions of a forget set.
+    """Returns the positions of a forget set, sorted and as int32.
+
+    Args:
+      positions: Integers, each of which counts training examples from 0.
+      total: The number of examples in the training set.
 
     Raises:
-      InputError: empty, not integers, repeated, out of range, or the whole training set.
+      InputError: There are no positions, they are not integers, are repeated or out of range, or they are the whole
+        training set.
     """
     values = np.asarray(positions)
     if values.size == 0:
         raise InputError("the forget set is empty; name at least one training example")
     unique = _distinct(values, total, "forget positions")
     if unique.size == total:
-        raise InputError(f"the forget set is the whole training set of {total}; nothing is left to retain")
+        raise InputError(_nothing_to_retain(total))
     return unique
 
 
+def _nothing_to_retain(total: int) -> str:
+    return f"the forget set is the whole training set of {total}, which leaves nothing to retain; name fewer examples"
+
+
 def check_trained_on(forget: np.ndarray, trained_on: np.ndarray) -> np.ndarray:
-    """Proves that every example to forget was in the training set of the network.
+    """Checks that every example to forget was in the training set of the network.
 
     Args:
-      forget: positions of the forget set.
-      trained_on: positions of all examples that the network was trained on, in the same data set.
+      forget: The positions of the forget set, each once.
+      trained_on: The positions of all examples that the network was trained on, in the same data set.
 
     Returns:
-      The sorted positions in `trained_on`.
+      The positions in `trained_on`, sorted.
 
     Raises:
-      InputError: some were not, and forgetting them means nothing; or nothing would be left to retain.
+      InputError: The network was not trained on some of the examples, so that it cannot forget them; or nothing would
+        be left to retain.
     """
     known = np.unique(trained_on)
-    strangers = np.setdiff1d(forget, known)
-    if strangers.size:
+    unseen = np.setdiff1d(forget, known)
+    if unseen.size:
         raise InputError(
-            f"{strangers.size} of the {len(forget)} examples to forget were not in the training set of this network, "
-            f"the first is {strangers[0]}; name only what it was trained on and has not forgotten yet"
+            f"{unseen.size} of the {len(forget)} examples to forget were not in the training set of this network, "
+            f"the first is {unseen[0]}; name only examples that it was trained on and has not forgotten yet"
         )
     if known.size == len(forget):
-        raise InputError(f"the forget set is the whole training set of {known.size}; nothing is left to retain")
+        raise InputError(_nothing_to_retain(known.size))
     return known
 
 
 def check_training_set(positions: Iterable, total: int) -> np.ndarray:
-    """The sorted int32 positions of the examples that a network was trained on, in a data set of `total` examples.
+    """Returns the positions of the examples that a network was trained on, sorted and as int32.
+
+    Args:
+      positions: Integers, each of which counts examples of the data set from 0.
+      total: The number of examples in the data set.
 
     Raises:
-      InputError: fewer than two, not integers, repeated or out of range.
+      InputError: There are fewer than two positions, or they are not integers, are repeated or out of range.
     """
     values = np.asarray(positions)
     if values.size < 2:
-        raise InputError(f"the network was trained on {values.size} examples, it says; name at least two")
+        raise InputError(f"the training set of the network has {values.size} positions; name at least two")
     return _distinct(values, total, "positions of the training set")
 
 
 def _distinct(values: np.ndarray, total: int, what: str) -> np.ndarray:
-    """Sorted int32 positions, each from 0 to total - 1 and named once."""
+    """Returns positions sorted and as int32, if each lies in 0 to total - 1 and occurs once; else raises InputError."""
     if values.ndim != 1 or not np.issubdtype(values.dtype, np.integer):
-        raise InputError(f"{what} must be a list of integers, got {values.dtype} of shape {values.shape}")
+        raise InputError(f"the {what} are {values.dtype} of shape {values.shape}; give a list of integers")
     outside = values[(values < 0) | (values >= total)]
     if outside.size:
         raise InputError(
@@ -131,17 +149,25 @@ def _distinct(values: np.ndarray, total: int, what: str) -> np.ndarray:
 
 
 def permutation(key: Key, total: int) -> np.ndarray:
-    """A random order of `range(total)`, on the host. int32, shape=(total,)"""
-    # One host generator per key: the same order on every backend, and no compilation per size.
+    """Returns a random order of `range(total)` as a NumPy array of type int32 and shape (total,)."""
+    # NumPy's generator, seeded with the key, gives the same order on every backend, and nothing is compiled per size.
     words = np.asarray(jax.random.key_data(key)).ravel().tolist()
     return np.random.default_rng(words).permutation(total).astype(np.int32)
 
 
 def shuffled_batches(key: Key, total: int, batch_size: int, *, fill: bool = True) -> list[np.ndarray]:
-    """One pass over all positions in random order, in batches.
+    """Divides all positions, in random order, into batches.
 
-    With `fill` every batch has the same size, min(batch_size, total): the last one is filled up from the front of the
-    same order, so every example is seen and the step compiles once. Without it the last batch may be smaller.
+    Args:
+      key: The typed PRNG key that decides the order.
+      total: The number of examples.
+      batch_size: The number of examples in a batch.
+      fill: Whether every batch has the same size, min(batch_size, total): the last one is then filled with the first
+        positions of the same order, so that every example is seen and the step compiles once. Otherwise the last batch
+        may be smaller.
+
+    Returns:
+      int32 arrays of shape (batch_size,), which each hold positions of examples.
 
     Raises:
       InputError: `batch_size` is below 1.
@@ -156,21 +182,32 @@ def shuffled_batches(key: Key, total: int, batch_size: int, *, fill: bool = True
 
 
 def cycled_batches(key: Key, total: int, batch_size: int) -> Iterator[np.ndarray]:
-    """Batches of one size without end: pass after pass, each in a fresh random order; none where `total` is 0."""
-    turn = 0
+    """Yields batches of one size without end: pass after pass over all positions, each in a fresh random order.
+
+    It yields nothing if `total` is 0. See `shuffled_batches` for the arguments.
+    """
+    epoch = 0
     while total:
-        yield from shuffled_batches(jax.random.fold_in(key, turn), total, batch_size)
-        turn += 1
+        yield from shuffled_batches(jax.random.fold_in(key, epoch), total, batch_size)
+        epoch += 1
 
 
 def even_batches(total: int, batch_size: int) -> list[np.ndarray]:
-    """All positions in order, once, in as few batches as fit, of sizes that differ by at most one."""
+    """Divides `range(total)` into the fewest batches of at most `batch_size`, whose sizes differ by at most one.
+
+    Raises:
+      InputError: `batch_size` is below 1.
+    """
     batch_size = check_batch_size(batch_size)
     return np.array_split(np.arange(total, dtype=np.int32), -(-total // batch_size)) if total else []
 
 
 def check_batch_size(batch_size: int) -> int:
-    """Raises InputError unless the batch size is at least 1."""
+    """Returns the batch size.
+
+    Raises:
+      InputError: It is below 1.
+    """
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {batch_size}")
     return batch_size

@@ -1,4 +1,4 @@
-"""Errors that a person can act on: one sentence with what was wrong, what was found and what to do."""
+"""Errors that a person can act on. A message is one sentence: what was wrong, what was found, and what to do."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Something the caller handed in cannot be used; the message is the whole story."""
+    """Something that the caller passed in cannot be used. The message alone should suffice to put it right."""
 
 
 class WeightsError(InputError):
-    """A weights file is damaged, hostile, or belongs to another network."""
+    """A weights file is damaged, is unsafe to read, or belongs to another network."""
 
 
 class CheckpointError(InputError):
@@ -23,11 +23,18 @@ class PeerError(RuntimeError):
 
 
 class LedgerError(InputError):
-    """A ledger or record is missing, damaged, was changed by hand, or cannot be written."""
+    """A ledger or record is missing, is damaged, was changed by hand, or cannot be written."""
 
 
 class NonFiniteError(InputError):
-    """A loss or gradient became NaN or infinite; names the step at which it did."""
+    """A loss or gradient became NaN or infinite.
+
+    Args:
+      step: The number of the step at which it happened.
+      metric: The name of the metric.
+      value: The value of the metric, NaN or infinite.
+      advice: The end of the message: what to do about it.
+    """
 
     def __init__(self, step: int, metric: str, value: float, advice: str) -> None:
         super().__init__(f"{metric} is {value} at step {step}; {advice}")
@@ -36,12 +43,12 @@ class NonFiniteError(InputError):
 
 
 def suggest(word: object, known: Iterable[str]) -> str:
-    """The end of a sentence that refuses a name: the known names that resemble it, or all of them if none does.
+    """Returns the end of a message about an unknown name: the known names that resemble it, or else all of them.
 
     Dotted names, such as those of settings, are also compared by their last part alone.
 
     Args:
-      word: The name that was given. Whatever is not text is compared as `str` writes it.
+      word: The name that was given. A value that is not a string is compared as `str` writes it.
       known: The names that could have been given.
 
     >>> suggest("resnet_18", ["resnet18", "mlp"])
@@ -62,12 +69,12 @@ def suggest(word: object, known: Iterable[str]) -> str:
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
-    """Refuses a value that is not one of several words.
+    """Raises an error unless a value is one of several words.
 
     Args:
-      name: What the value is of, for the message.
+      name: The name of the setting, for the message.
       value: The value that was given.
-      choices: The words that could have been given.
+      choices: The words that are allowed.
 
     Raises:
       InputError: The value is not one of the choices.

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and JSON from strangers."""
+"""Files that are written whole or not at all, and JSON from untrusted sources."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-MAX_JSON = 2**28
+MAX_JSON = 2**28  # bytes
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """`write_bytes` of a text in UTF-8."""
+    """Writes a text in UTF-8; otherwise like `write_bytes`."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
-    """Writes a whole file or nothing: a reader never sees half of it, and a crash leaves the old one.
+    """Writes a file whole or not at all: no reader ever sees half of it, and a crash leaves the old one in place.
 
-    Missing folders are made.
+    Args:
+      path: The file. Missing folders are created.
+      content: The whole content.
 
     Raises:
-      OSError: the disk is full, the folder cannot be written to, or the like; it names the file.
+      OSError: The file cannot be written, for instance because the disk is full. The error names the file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,15 +35,15 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
 
 
 def write_new(path: str | os.PathLike, content: bytes, *, mode: int = 0o666) -> bool:
-    """Writes a whole file if there is none of that name yet; of two processes that try, one succeeds.
+    """Writes a file whole, unless a file of that name exists already. If two processes try at once, one succeeds.
 
     Args:
-      path: the file, in an existing folder.
-      content: all of it.
-      mode: its permissions, of which the umask may take some away.
+      path: The file, in an existing folder.
+      content: The whole content.
+      mode: The permissions of the file, less those that the umask removes.
 
     Returns:
-      Whether this call wrote it.
+      Whether this call wrote the file.
     """
     path = Path(path)
     with _temporary(path, content, mode) as temporary:
@@ -54,11 +56,15 @@ def write_new(path: str | os.PathLike, content: bytes, *, mode: int = 0o666) -> 
 
 
 def read_bytes(path: str | os.PathLike, limit: int) -> bytes:
-    """Reads a file of no more than so many bytes.
+    """Reads a whole file, unless it is too large.
+
+    Args:
+      path: The file.
+      limit: The largest size to read, in bytes.
 
     Raises:
-      OSError: the file is missing or cannot be read.
-      ValueError: it is larger.
+      OSError: The file is missing or cannot be read.
+      ValueError: The file is larger than the limit.
     """
     with open(path, "rb") as file:
         if os.fstat(file.fileno()).st_size > limit:
@@ -67,20 +73,20 @@ def read_bytes(path: str | os.PathLike, limit: int) -> bytes:
 
 
 def read_json(path: str | os.PathLike) -> Any:
-    """Reads JSON in UTF-8, whoever wrote it.
+    """Reads a file of JSON in UTF-8, which need not be trusted.
 
     Raises:
-      OSError: the file is missing or cannot be read.
-      ValueError: it holds something else, is nested too deeply, or is larger than 256 MiB.
+      OSError: The file is missing or cannot be read.
+      ValueError: The file is not JSON, is nested too deeply, or is larger than 256 MiB.
     """
     return parse_json(read_bytes(path, MAX_JSON))
 
 
 def parse_json(content: bytes) -> Any:
-    """The same for bytes that were read already.
+    """Parses JSON in UTF-8, which need not be trusted.
 
     Raises:
-      ValueError: they hold something else, or are nested too deeply.
+      ValueError: The bytes are not JSON, or are nested too deeply.
     """
     try:
         return json.loads(content.decode())
@@ -90,7 +96,10 @@ def parse_json(content: bytes) -> Any:
 
 @contextlib.contextmanager
 def _temporary(path: Path, content: bytes, mode: int) -> Iterator[Path]:
-    """The content in a file beside the one that it is for, which is removed if nobody renames it."""
+    """Writes the content to a temporary file in the folder of `path`, and removes it unless the caller renames it.
+
+    The folder is the same because a rename is atomic only within one file system.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
@@ -99,7 +108,7 @@ def _temporary(path: Path, content: bytes, mode: int) -> Iterator[Path]:
             os.fsync(file.fileno())
         yield temporary
     except OSError as error:
-        if error.filename is None:  # write and fsync do not know it
+        if error.filename is None:  # Errors of write and fsync do not name the file.
             raise type(error)(error.errno, error.strerror, str(path)) from error
         raise
     finally:
@@ -107,7 +116,7 @@ def _temporary(path: Path, content: bytes, mode: int) -> Iterator[Path]:
 
 
 def _keep_name(folder: Path) -> None:
-    """Makes a new name in a folder outlast a power failure, where the system can."""
+    """Makes a new name in a folder survive a power failure, on systems that can synchronise folders."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:

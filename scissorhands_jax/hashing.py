@@ -1,7 +1,7 @@
-"""The one place for hashes: of text, files, networks and positions, and JSON that can be written in one way only.
+"""Hashes of text, files, networks and positions, and a form of JSON in which each value has exactly one spelling.
 
-SHA-256 says what something is. `tree_checksum` is quicker, works on arrays that are divided over processes, and says
-whether numbers have changed by accident.
+A SHA-256 identifies something, and cannot be forged. `tree_checksum` is quicker and works on arrays that are divided
+over processes, but it only detects numbers that changed by accident.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from scissorhands_jax import files, trees
 from scissorhands_jax.base import PyTree
 from scissorhands_jax.errors import LedgerError
 
-_MAX_DOCUMENT = 2**26  # bytes; a record has a few thousand
+_MAX_DOCUMENT = 2**26  # bytes; an ordinary record has a few thousand
 
 
 def canonical(value: Any) -> bytes:
-    """The one way to write a value as JSON: sorted keys, no spaces, ASCII.
+    """Writes a value as JSON in the only way that is allowed here: with sorted keys, without spaces, in ASCII.
 
     Raises:
-      TypeError: there is a float in it, of which JSON has many spellings (`without_floats` turns it into text), or
-        something else that has no JSON.
+      TypeError: The value contains a float, which JSON can spell in many ways (`without_floats` turns floats into
+        text), or something that JSON cannot represent.
     """
-    for part in _parts(value):
+    for part in _scalars(value):
         if not (part is None or isinstance(part, str | bool | int)):
-            raise TypeError(f"{part!r} cannot be written in one way only")
+            raise TypeError(f"{part!r} has no unique spelling in JSON; turn floats into text with without_floats")
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
 
 
 def without_floats(value: Any) -> Any:
-    """A copy in which floats are text, as short as reads back to the same number, and tuples are lists."""
+    """Returns a copy in which tuples are lists and each float is the shortest text that reads back to it."""
     if isinstance(value, dict):
         return {str(key): without_floats(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -47,10 +47,10 @@ def without_floats(value: Any) -> Any:
 
 
 def read_canonical(path: Path) -> dict[str, Any]:
-    """Reads an object that `canonical` wrote, and nothing else.
+    """Reads a JSON object that `canonical` wrote.
 
     Raises:
-      LedgerError: the file is missing or holds anything else, be it one more space.
+      LedgerError: The file is missing, cannot be read, or differs by as much as a space from what `canonical` writes.
     """
     try:
         content = files.read_bytes(path, _MAX_DOCUMENT)
@@ -62,35 +62,44 @@ def read_canonical(path: Path) -> dict[str, Any]:
 
 
 def parse_canonical(content: bytes, what: str) -> dict[str, Any]:
-    """The same for bytes that were read already."""
+    """Parses a JSON object that `canonical` wrote.
+
+    Args:
+      content: The bytes that `canonical` returned.
+      what: What the bytes are, for the message.
+
+    Raises:
+      LedgerError: The bytes differ from what `canonical` writes.
+    """
     try:
         value = json.loads(content)
         if not isinstance(value, dict) or canonical(value) != content:
-            raise ValueError("it is not written as it should be")
+            raise ValueError("it is not canonical JSON")
     except (ValueError, TypeError, RecursionError) as error:
         raise LedgerError(f"{what} was changed or damaged: {str(error)[:200]}") from error
     return value
 
 
-def _parts(value: Any) -> Iterator[Any]:
+def _scalars(value: Any) -> Iterator[Any]:
+    """Yields everything in nested dicts, lists and tuples that is none of these, keys included."""
     if isinstance(value, dict):
         for key, entry in value.items():
-            yield from _parts(key)
-            yield from _parts(entry)
+            yield from _scalars(key)
+            yield from _scalars(entry)
     elif isinstance(value, list | tuple):
         for entry in value:
-            yield from _parts(entry)
+            yield from _scalars(entry)
     else:
         yield value
 
 
 def sha256(content: bytes | str) -> str:
-    """The SHA-256 of bytes, or of text in UTF-8; hexadecimal."""
+    """Returns the SHA-256 of bytes, or of text in UTF-8, in hexadecimal."""
     return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
 
 
 def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file; hexadecimal.
+    """Returns the SHA-256 of a file, in hexadecimal.
 
     Raises:
       OSError: The file is missing or cannot be read.
@@ -100,7 +109,7 @@ def file_sha256(path: Path) -> str:
 
 
 def files_sha256(paths: Iterable[Path]) -> str:
-    """The SHA-256 of the hashes of some files, in order; names do not count. Hexadecimal.
+    """Returns the SHA-256 of the hashes of several files in the given order, in hexadecimal. Their names do not count.
 
     Raises:
       OSError: A file is missing or cannot be read.
@@ -109,12 +118,15 @@ def files_sha256(paths: Iterable[Path]) -> str:
 
 
 def positions_sha256(positions: np.ndarray) -> str:
-    """The SHA-256 of a set of positions of examples, whatever their order and integer type; hexadecimal."""
+    """Returns the SHA-256 of a set of positions of examples, in hexadecimal.
+
+    Neither the order of the positions nor their integer type changes it.
+    """
     return sha256(np.sort(positions).astype("<i4").tobytes())
 
 
 def network_sha256(params: PyTree, model_state: PyTree) -> str:
-    """The SHA-256 of the names, types, shapes and numbers of a network's arrays; hexadecimal."""
+    """Returns the SHA-256 of the names, types, shapes and numbers of a network's arrays, in hexadecimal."""
     network = {"params": params, "model_state": model_state}
     digest = hashlib.sha256()
     for name, leaf in zip(trees.leaf_names(network), jax.tree.leaves(network), strict=True):
@@ -125,14 +137,15 @@ def network_sha256(params: PyTree, model_state: PyTree) -> str:
 
 
 def tree_checksum(tree: PyTree) -> str:
-    """A quick checksum of the numbers in a tree of arrays, to tell one data set or network from another.
+    """Computes a quick checksum of the numbers in a tree of arrays, to distinguish data sets and networks.
 
-    Each array gives the sum, modulo 2**64, of its bit patterns times odd numbers that grow with their positions: any
-    single change shows, and parts can be summed where they lie. Names, shapes and types do not count.
+    Each array contributes the sum, modulo 2**64, of its bit patterns times odd numbers that grow with their positions.
+    An odd factor has an inverse modulo 2**64, so any single change shows; and because it is a sum, each device can add
+    up its own part. Names, shapes and types do not count.
 
     Args:
-      tree: A pytree of arrays, typed PRNG keys included. If arrays are divided over processes, every process must call
-        this.
+      tree: A pytree of arrays, which may include typed PRNG keys. If arrays are divided over processes, every process
+        must call this function.
 
     Returns:
       Eight hexadecimal digits.
@@ -145,7 +158,7 @@ def tree_checksum(tree: PyTree) -> str:
 
 
 def _sum_of_parts(leaf: jax.Array | np.ndarray) -> int:
-    """What this process adds to the checksum of an array; of parts that lie in many places one counts."""
+    """Returns what this process adds to the checksum of an array. Of replicated parts, only the first copy counts."""
     if not isinstance(leaf, jax.Array):
         return _weighted_sum(np.asarray(leaf), np.shape(leaf), ())
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -155,7 +168,13 @@ def _sum_of_parts(leaf: jax.Array | np.ndarray) -> int:
 
 
 def _weighted_sum(part: np.ndarray, shape: tuple[int, ...], index: tuple[slice, ...]) -> int:
-    """The sum over a part of an array of bits * (2 * position in the whole + 1), modulo 2**64."""
+    """Sums `bits * (2 * position + 1)` over a part of an array, modulo 2**64.
+
+    Args:
+      part: The part that is at hand.
+      shape: The shape of the whole array. Positions count its entries in row-major order.
+      index: Where the part lies in the whole array: one slice per axis, or fewer if the rest is complete.
+    """
     if part.size == 0:
         return 0
     if part.itemsize not in (1, 2, 4, 8):
@@ -171,7 +190,8 @@ def _weighted_sum(part: np.ndarray, shape: tuple[int, ...], index: tuple[slice, 
     bits = np.ascontiguousarray(part).view(f"u{part.itemsize}")
     if part.ndim < 2:
         return int((bits * (2 * position + np.uint64(1))).sum(dtype=np.uint64))
-    # A position is one number for its row plus one for its place therein, so that two sums do for all.
+    # A position is the offset of the row plus the offset within the row, so the sum over all entries splits into one
+    # over rows and one over columns, and no array of positions as large as the part is needed.
     bits = bits.reshape(len(part), -1)
     rows, columns = bits.sum(axis=1, dtype=np.uint64), bits.sum(axis=0, dtype=np.uint64)
     return (int((rows * (2 * steps + np.uint64(1))).sum()) + 2 * int((columns * position.reshape(-1)).sum())) % 2**64

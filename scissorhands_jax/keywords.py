@@ -29,8 +29,8 @@ from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
 
 REST = {"rest": True}
-"""Metadata of a field of type `dict[str, Any]` that also collects all keyword arguments that are no fields."""
-_WIDTH = 100
+"""Metadata of a field of type `dict[str, Any]`, which collects keyword arguments that have no field of their own."""
+_WIDTH = 100  # columns of a generated docstring
 
 _A = TypeVar("_A")
 _B = TypeVar("_B")
@@ -41,7 +41,7 @@ _Fields = ParamSpec("_Fields")
 
 
 class _Expand(Protocol[_Fields, _Options]):  # type: ignore[misc]
-    """What `takes` returns: the last argument of a function becomes keyword arguments."""
+    """The type of what `takes` returns: it turns the last argument of a function into keyword arguments."""
 
     @overload
     def __call__(
@@ -58,14 +58,14 @@ class _Expand(Protocol[_Fields, _Options]):  # type: ignore[misc]
 
 
 def takes(options: Callable[_Fields, _Options]) -> _Expand[_Fields, _Options]:
-    """A decorator: the function takes the fields of a dataclass as keyword arguments, instead of an object as its last.
+    """Decorates a function so that it takes the fields of a dataclass as keyword arguments.
 
-    The signature and the docstring of the result list every field, with the documentation that stands below it in the
-    dataclass. Its other arguments remain what they are.
+    The function itself takes an object of the dataclass as its last argument; its other arguments stay as they are.
+    The signature and the docstring of the result list every field, with the documentation that follows the field in
+    the dataclass.
 
     Args:
-      options: The dataclass. A field with the metadata `REST` becomes `**name`, and can be given as one dictionary as
-        well.
+      options: The dataclass. A field with the metadata `REST` becomes `**name`; it can also be given as one dictionary.
 
     >>> @dataclasses.dataclass(frozen=True, kw_only=True)
     ... class Options:
@@ -103,16 +103,17 @@ def takes(options: Callable[_Fields, _Options]) -> _Expand[_Fields, _Options]:
 
 
 def field_docs(kind: type) -> dict[str, str]:
-    """The documentation of the fields of a dataclass by their names: for each field the string that follows it.
+    """Returns the documentation of the fields of a dataclass: for each field, the string that follows it.
 
     A field that a subclass declares again, for another default, keeps the documentation of the base class unless the
     subclass documents it as well.
 
     Args:
-      kind: A dataclass. It must have been written in a source file, since the strings are only there.
+      kind: A dataclass. It must have been written in a source file, because Python does not keep these strings.
 
     Returns:
-      Texts without indentation, in the order of the fields. Fields without documentation are left out.
+      Texts without indentation by the names of the fields, in the order of the fields. Fields without documentation
+      are left out.
     """
     docs: dict[str, str] = {}
     for base in reversed(kind.__mro__):
@@ -123,10 +124,10 @@ def field_docs(kind: type) -> dict[str, str]:
 
 @functools.cache
 def _own_field_docs(kind: type) -> dict[str, str]:
-    """The documentation that stands in the body of this class itself."""
+    """Returns the documentation of the fields that this class itself declares."""
     try:
         source = inspect.getsource(kind)
-    except (OSError, TypeError):  # A program can be shipped without its source.
+    except (OSError, TypeError):  # Programs can be shipped without their source.
         return {}
     definition = ast.parse(textwrap.dedent(source)).body[0]
     assert isinstance(definition, ast.ClassDef)
@@ -144,19 +145,19 @@ def _own_field_docs(kind: type) -> dict[str, str]:
 
 
 def _expanded(function: Callable[..., Any], options: Any) -> inspect.Signature:
-    """The signature of a function whose last parameter is replaced by the fields of a dataclass."""
+    """Returns the signature of a function with its last parameter replaced by the fields of a dataclass."""
     own = inspect.signature(function)
     rest = [field.name for field in dataclasses.fields(options) if field.metadata.get("rest")]
     fields = list(inspect.signature(options).parameters.values())
     named = [parameter for parameter in fields if parameter.name not in rest]
-    # Those without a default first, as readers look for them there.
+    # Fields without a default come first, where readers look for them.
     named.sort(key=lambda parameter: parameter.default is not parameter.empty)
     collected = [inspect.Parameter(name, inspect.Parameter.VAR_KEYWORD) for name in rest]
     return own.replace(parameters=[*list(own.parameters.values())[:-1], *named, *collected])
 
 
 def _with_arguments(text: str, docs: dict[str, str], signature: inspect.Signature) -> str:
-    """A docstring with the documentation of arguments at the end of its section Args."""
+    """Adds the documentation of arguments to the end of the Args section of a docstring."""
     entries = []
     for parameter in signature.parameters.values():
         if parameter.name in docs:

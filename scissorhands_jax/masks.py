@@ -1,9 +1,9 @@
-"""Which weights change: exact top-fraction masks without a sort, and updates restricted to a mask.
+"""Which weights change: exact masks of the largest scores, found without a sort, and updates restricted to a mask.
 
-The bit pattern of a non-negative float orders like the float. So the exact k-th largest value of a whole tree is found
-by narrowing a range of bit patterns: a pass over the tree counts how many entries reach each of seven candidates, which
-settles three bits of the answer. The tree is never sorted, concatenated or gathered, so the same code serves a single
-device and sharded trees.
+Non-negative floats have the same order as their bit patterns read as integers. So the exact k-th largest value of a
+whole tree is found by narrowing a range of bit patterns. Each pass over the tree counts how many entries reach each of
+seven candidates, which settles three bits of the answer: eleven passes for float32. The tree is never sorted,
+concatenated or gathered, so the same code serves a single device and sharded trees.
 """
 
 from __future__ import annotations
@@ -20,59 +20,76 @@ from scissorhands_jax import trees
 from scissorhands_jax.base import Mask, PyTree, Scores, Selection
 from scissorhands_jax.errors import InputError
 
-_CANDIDATES = 7  # Each pass splits the range into eight parts.
+_CANDIDATES = 7  # Seven candidates split the range into eight parts.
 
 
 def top_fraction(scores: Scores, fraction: float, *, rank: Selection | None = None) -> Mask:
-    """Marks the largest `fraction` of all scores, exactly.
+    """Marks the largest scores: exactly the given fraction of them.
 
-    Of n ranked scores, `max(1, round(fraction * n))` are True. Equal scores at the cut are taken in tree order (leaf by
-    leaf, row-major within a leaf), so the mask is a pure function of the scores. NaN counts as larger than infinity.
+    Of n ranked scores, `max(1, round(fraction * n))` are marked. Of equal scores at the cut, the first in tree order
+    (leaf by leaf, row-major within a leaf) are marked, so the mask depends on the scores alone. NaN counts as larger
+    than infinity.
 
     Args:
-      scores: pytree of non-negative floating point arrays.
-      fraction: share of the weights to mark, in (0, 1).
-      rank: leaves that are ranked, as made by `trees.select`; other leaves come back all False. Default: all.
+      scores: A pytree of non-negative floating point arrays.
+      fraction: The share of the ranked scores to mark, strictly between 0 and 1.
+      rank: The leaves whose scores are ranked, as `trees.select` returns them. The other leaves are not marked. By
+        default all leaves are ranked.
 
     Returns:
-      A pytree of bools shaped like `scores`.
+      A pytree of bools with the structure and shapes of `scores`.
 
     Raises:
-      InputError: `fraction` is outside (0, 1).
+      InputError: `fraction` is outside (0, 1), or no leaf is ranked.
     """
     check_fraction(fraction)
     return top_k(scores, max(1, round(fraction * trees.count_weights(scores, rank))), rank=rank)
 
 
 def check_fraction(fraction: float) -> None:
-    """Raises InputError unless 0 < fraction < 1."""
+    """Checks a share of weights.
+
+    Raises:
+      InputError: The fraction is not strictly between 0 and 1.
+    """
     if not 0.0 < fraction < 1.0:
         raise InputError(f"fraction must lie strictly between 0 and 1, got {fraction}; 0.03 trims three per cent")
 
 
 def top_k(scores: Scores, k: int | jax.Array, *, rank: Selection | None = None) -> Mask:
-    """Marks the `k` largest scores; ties as in `top_fraction`. `k` may be traced."""
+    """Marks the `k` largest scores. Otherwise like `top_fraction`; `k` may be traced by jit."""
     chosen = _ranked(scores, rank)
     return _scatter(scores, _mark_largest(chosen, jnp.asarray(k, _counter(chosen))), rank)
 
 
 def kth_largest(scores: Scores, k: int | jax.Array, *, rank: Selection | None = None) -> jax.Array:
-    """The exact value of the k-th largest score (k counts from 1). shape=(), dtype of the scores"""
+    """Returns the exact value of the k-th largest score, as a scalar of the widest type among the ranked leaves.
+
+    Args:
+      scores: A pytree of non-negative floating point arrays.
+      k: The rank, counted from 1. It may be traced by jit.
+      rank: The leaves whose scores are ranked; see `top_fraction`.
+    """
     chosen = _ranked(scores, rank)
     return _kth_largest(chosen, jnp.asarray(k, _counter(chosen)))
 
 
 def kept_fraction_mask(scores: Scores, kept: float, *, rank: Selection | None = None) -> tuple[Mask, jax.Array]:
-    """The published code's cut: strictly above the k-th smallest score, k = floor(kept * n) counted from 1.
+    """Marks scores as the published code does: those strictly above the k-th smallest.
 
-    When the k-th smallest value lies within 1e-12 of the largest or smallest score, the threshold becomes
-    (max - min) / 2, as there; that marks almost nothing.
+    Here k = floor(kept * n), counted from 1. If the k-th smallest score lies within 1e-12 of the largest or smallest,
+    the threshold becomes (max - min) / 2, as in that code; almost nothing is then marked.
+
+    Args:
+      scores: A pytree of non-negative floating point arrays.
+      kept: The share of the ranked scores not to mark.
+      rank: The leaves whose scores are ranked; see `top_fraction`.
 
     Returns:
-      The mask and the threshold (shape=()).
+      The mask, and the threshold as a scalar.
 
     Raises:
-      InputError: `kept * n` is below 1, so there is no k-th smallest.
+      InputError: k is below 1 or above n, so that there is no k-th smallest score.
     """
     chosen = _ranked(scores, rank)
     total = trees.count_weights(scores, rank)
@@ -92,17 +109,18 @@ def restrict(mask: Mask, selection: Selection) -> Mask:
 
 
 def count_marked(mask: Mask) -> jax.Array:
-    """How many weights a mask marks. shape=()"""
+    """Counts the weights that a mask marks. The result is an integer of shape ()."""
     leaves = jax.tree.leaves(mask)
     counter = _counter(leaves)
     return sum((jnp.sum(leaf, dtype=counter) for leaf in leaves), start=jnp.zeros((), counter))
 
 
 def mask_updates() -> optax.GradientTransformationExtraArgs:
-    """Zeroes updates where the mask is False; put it LAST in the chain.
+    """Returns a transformation that zeroes updates where a mask is False. Put it last in the chain.
 
-    Masking gradients first would let weight decay and momentum move frozen weights; masking the update keeps them
-    bit-equal. `update(updates, state, params, *, mask)` needs the mask as a keyword.
+    If gradients were masked at the start of the chain, weight decay and momentum would still move the frozen weights;
+    masking the final update keeps these weights bit for bit. `update(updates, state, params, *, mask)` requires the
+    mask, a pytree of bools like `updates`, as a keyword.
     """
 
     def init(params):
@@ -111,24 +129,27 @@ def mask_updates() -> optax.GradientTransformationExtraArgs:
 
     def update(updates, state, params=None, *, mask, **extra_args):
         del params, extra_args
-        # Minus zero, because adding plus zero would turn a weight of -0.0 into 0.0.
+        # The zero is negative because adding positive zero would turn a weight of -0.0 into 0.0.
         return jax.tree.map(lambda keep, u: jnp.where(keep, u, jnp.full_like(u, -0.0)), mask, updates), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _ranked(scores: Scores, rank: Selection | None) -> list[jax.Array]:
-    """The ranked leaves in one floating point type."""
+    """Returns the ranked leaves, all in the widest of their types and at least float32.
+
+    Bit patterns can only be compared within one type, and widening a float is exact, so it changes no order or tie.
+    """
     rank = trees.select(scores, None) if rank is None else rank
     chosen = [leaf for leaf, is_ranked in trees.zip_leaves(scores, rank) if is_ranked]
     if not chosen:
-        raise InputError("no parameter array is ranked; widen the selection")
+        raise InputError("the selection ranks no parameter array; select at least one")
     dtype = jnp.promote_types(jnp.result_type(*chosen), jnp.float32)
     return [leaf.astype(dtype) for leaf in chosen]
 
 
 def _scatter(scores: Scores, marked: list[jax.Array], rank: Selection | None) -> Mask:
-    """The marks of the ranked leaves in their places, and False in all other leaves."""
+    """Puts the marks of the ranked leaves in their places in a tree that is False in all other leaves."""
     rank = trees.select(scores, None) if rank is None else rank
     rest = iter(marked)
     return jax.tree.map(
@@ -152,6 +173,7 @@ def _above(leaves: list[jax.Array], threshold: jax.Array) -> list[jax.Array]:
 @jax.jit
 def _mark_largest(leaves: list[jax.Array], k: jax.Array) -> list[jax.Array]:
     cut, reached = _search(leaves, _all_bits, k, high=jnp.iinfo(_all_bits(leaves)[0].dtype).max)
+    # Without surplus ties at the cut, the usual case, one comparison replaces a second search over positions.
     return jax.lax.cond(
         reached > k,
         lambda: _drop_last_ties(leaves, cut, reached - k),
@@ -166,9 +188,10 @@ def _kth_largest(leaves: list[jax.Array], k: jax.Array) -> jax.Array:
 
 
 def _all_bits(leaves: list[jax.Array]) -> list[jax.Array]:
-    """Bits of non-negative floats as signed integers; they order as the floats do.
+    """Returns the bit patterns of non-negative floats as signed integers, which have the same order as the floats.
 
-    Minus zero becomes zero, and every NaN the one that follows infinity.
+    Minus zero becomes zero, and every NaN becomes the pattern after infinity: the many bit patterns of NaN would
+    otherwise rank among themselves.
     """
     integer = jnp.int64 if leaves[0].dtype == jnp.float64 else jnp.int32
     infinity = np.array(np.inf, leaves[0].dtype).view(integer)
@@ -176,28 +199,28 @@ def _all_bits(leaves: list[jax.Array]) -> list[jax.Array]:
 
 
 def _counter(leaves) -> jnp.dtype:
-    """An integer type that can count all entries; beyond 2**31 this needs jax_enable_x64."""
+    """Returns an integer type that can count all entries. From 2**31 entries on it is int64, if JAX allows that."""
     total = sum(leaf.size for leaf in leaves)
     dtype = jax.dtypes.canonicalize_dtype(jnp.int64) if total >= 2**31 else jnp.dtype(jnp.int32)
     if total > jnp.iinfo(dtype).max:
-        raise InputError(f"{total} weights cannot be counted in 32 bits; set jax_enable_x64")
+        raise InputError(f"{total} weights are too many to count in 32 bits; set jax_enable_x64")
     return dtype
 
 
 def _search(
     source: PyTree, integers: Callable[[PyTree], list[jax.Array]], k: jax.Array, *, high: int
 ) -> tuple[jax.Array, jax.Array]:
-    """The largest integer that at least `k` entries of some arrays reach, and how many entries reach it.
+    """Finds the largest integer that at least `k` entries of several arrays reach, that is, the k-th largest entry.
 
     Args:
-      source: What the arrays are made from.
-      integers: `(source) -> arrays`. It is called in every pass, so that the arrays are never stored. At least k
-        entries are not negative.
-      k: Counts from 1. shape=()
-      high: An integer that fewer than k entries reach, or the largest one of the type.
+      source: A pytree of arrays, from which the integers are computed.
+      integers: `(source) -> arrays of integers`. It is called in every pass, so that the integers are never stored. At
+        least k of them must not be negative.
+      k: The rank, counted from 1, of shape ().
+      high: An integer that fewer than k entries reach, or the largest integer of the type.
 
     Returns:
-      Two integers of shape ().
+      The integer that was found, and how many entries reach it; both have shape ().
     """
     dtype = jax.eval_shape(integers, source)[0].dtype
 
@@ -208,8 +231,10 @@ def _search(
     def narrow(state):
         low, high, reached = state  # At least k entries reach `low`, and fewer than k reach `high`.
         width, parts = high - low, _CANDIDATES + 1
+        # This is low + width * part // parts, written so that the product cannot overflow.
         candidates = [low + width // parts * part + width % parts * part // parts for part in range(1, parts)]
-        # Without the barrier XLA computes the integers once, before the loop, and stores them: slower, and much memory.
+        # Without the barrier XLA would compute the integers once, before the loop, and store them. That is slower and
+        # takes as much memory as the scores.
         held, candidates = jax.lax.optimization_barrier((source, candidates))
         for candidate, count in zip(candidates, _count_reaching(integers(held), candidates), strict=True):
             enough = count >= k
@@ -224,10 +249,11 @@ def _search(
 
 
 def _count_reaching(integers: list[jax.Array], candidates: Sequence[jax.Array]) -> list[jax.Array]:
-    """How many entries reach each candidate, as a list of arrays of shape ().
+    """Counts how many entries reach each candidate. The result is a list of arrays of shape ().
 
-    One reduction with several results reads the data once. Measured on a CPU with 100 million entries, seven counts
-    took as long as one sum of floats, and an eighth of the time of a sum of integers, which XLA leaves as scalar code.
+    One reduction with several results reads the data once. Measured on a CPU with 100 million entries, it took as long
+    for seven counts as a sum of floats takes, and an eighth of the time of a sum of integers, which XLA does not
+    vectorise.
     """
     dtype = _counter(integers)
     zeros = [jnp.zeros((), dtype)] * len(candidates)
@@ -238,7 +264,7 @@ def _count_reaching(integers: list[jax.Array], candidates: Sequence[jax.Array]) 
     counts = zeros
     for leaf in integers:
         hits = [(leaf >= candidate).astype(dtype) for candidate in candidates]
-        if jax.device_count() > 1:  # XLA would gather the parts of one reduction with several results.
+        if jax.device_count() > 1:  # XLA would gather a sharded array for a reduction with several results.
             found = [jnp.sum(hit, dtype=dtype) for hit in hits]
         else:
             found = jax.lax.reduce(hits, zeros, add, tuple(range(leaf.ndim)))
@@ -247,7 +273,10 @@ def _count_reaching(integers: list[jax.Array], candidates: Sequence[jax.Array]) 
 
 
 def _drop_last_ties(leaves: list[jax.Array], cut: jax.Array, surplus: jax.Array) -> list[jax.Array]:
-    """Marks everything that reaches the cut except the last `surplus` of the entries equal to it, in tree order."""
+    """Marks all entries that reach the cut, except the last `surplus` of those equal to it, in tree order.
+
+    The position at which the surplus begins is the `surplus`-th largest position of a tie, so the same search finds it.
+    """
 
     def positions_of_ties(source):
         leaves, cut = source
@@ -264,7 +293,10 @@ def _drop_last_ties(leaves: list[jax.Array], cut: jax.Array, surplus: jax.Array)
 
 
 def _positions(shape: tuple[int, ...]) -> jax.Array:
-    """Row-major positions of the entries of an array, as a broadcast sum that fuses and shards."""
+    """Returns the row-major positions of the entries of an array.
+
+    The sum of one iota per axis fuses into its user and can be sharded; `arange(...).reshape(shape)` would not shard.
+    """
     dtype = jnp.int32
     position, stride = jnp.zeros(shape, dtype), 1
     for axis in reversed(range(len(shape))):

@@ -1,8 +1,9 @@
-"""Batches in parts: the same mean gradient, with the activations of one part at a time in memory.
+"""Batches in parts: the same mean gradient, with the activations of only one part at a time in memory.
 
-The parts are summed before anything else happens, so projection, masks and optimizer act once per batch on the gradient
-of the whole batch. That is why this is not `optax.MultiSteps`: it accumulates over calls of the optimizer, hence over
-steps as the run counts, saves and resumes them, and what comes before it, the projection, would act on every part.
+The gradients of the parts are summed first, so that projection, masks and optimizer act once, on the gradient of the
+whole batch. That is why this is not `optax.MultiSteps`, which accumulates over calls of the optimizer. Every part would
+then be a step that the run counts, saves and resumes, and the projection, which comes before the optimizer, would act
+on each part.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ from scissorhands_jax.errors import InputError
 
 
 class MeanFn(Protocol):
-    """A mean over examples: `(params, model_state, examples, key) -> (mean, (model_state, metrics))`, means as well."""
+    """A mean over examples: `(params, model_state, examples, key) -> (mean, (model_state, metrics))`.
+
+    The metrics must be means over the examples too.
+    """
 
     def __call__(
         self, params: Params, model_state: ModelState, examples: PyTree, key: Key | None
@@ -28,22 +32,23 @@ class MeanFn(Protocol):
 
 
 def accumulated(mean_fn: MeanFn, parts: int) -> MeanFn:
-    """The same function of a whole batch, computed part after part.
+    """Returns a function with the same values and gradients that computes a batch in parts, one after the other.
 
-    With shares s_i = n_i / n of the examples, value, metrics and the gradient of the params are the sums of s_i times
-    those of the parts: the same to rounding, wherever `mean_fn` treats each example by itself. A network with BatchNorm
-    does not: each part is normalised by its own statistics, and the running statistics move once per part. Part i is
-    given the key `fold_in(key, i)`, so draw what must not depend on the number of parts before.
+    Part i holds the share s_i = n_i / n of the examples. The value, the metrics and the gradient with respect to the
+    parameters are the sums of s_i times those of the parts. Up to rounding they are those of the whole batch, as long
+    as `mean_fn` treats each example by itself. A network with BatchNorm does not: each part is normalised by its own
+    statistics, and the running statistics move once per part. Part i is given the key `fold_in(key, i)`, so random
+    numbers that must not depend on the number of parts have to be drawn beforehand.
 
-    The gradient is taken with the value, in one pass (a custom reverse-mode rule): no forward pass is repeated, and two
-    trees like the params are held, the sum and that of the part. Only `params` has a gradient, and only of the value;
-    forward-mode differentiation raises a TypeError.
+    A custom reverse-mode rule computes the gradient together with the value, so that no forward pass is repeated and
+    only two trees like the parameters are held: the sum, and the gradient of the current part. Only the value can be
+    differentiated, and only with respect to `params`; forward-mode differentiation raises a TypeError.
 
     Args:
-      mean_fn: The mean over examples. It must not close over arrays that are being differentiated.
-      parts: How many parts, of sizes that differ by at most one; 1 gives `mean_fn` itself. On accelerators they are
-        compiled as a loop. On CPU they are written out one after the other, because XLA's convolutions are about 25
-        times slower in a loop there (jax issue 12868).
+      mean_fn: The function of a whole batch. It must not close over arrays that are being differentiated.
+      parts: The number of parts, whose sizes differ by at most one; 1 returns `mean_fn` itself. On accelerators the
+        parts are compiled as a loop. On CPU they are unrolled, because XLA's convolutions are about 25 times slower in
+        a loop there (jax issue 12868).
     """
     if parts == 1:
         return mean_fn
@@ -76,17 +81,15 @@ def accumulated(mean_fn: MeanFn, parts: int) -> MeanFn:
 
 
 def mapped(function: Callable[[PyTree], PyTree], examples: PyTree, parts: int) -> PyTree:
-    """`function(examples)`, part after part, of a function that treats each example by itself.
-
-    It is not meant to be differentiated through.
+    """Computes `function(examples)` in parts, one after the other. It is not meant to be differentiated.
 
     Args:
-      function: From examples to a pytree of arrays with a leading example axis.
-      examples: A pytree of arrays with a leading example axis.
-      parts: How many parts, of sizes that differ by at most one; 1 calls the function itself.
+      function: It takes and returns pytrees of arrays with a leading example axis, and treats each example by itself.
+      examples: The examples of all parts.
+      parts: The number of parts; see `accumulated`.
 
     Returns:
-      The function's result, in the order of the examples.
+      The result of the function, in the order of the examples.
     """
     if parts == 1:
         return function(examples)
@@ -106,14 +109,14 @@ def mapped(function: Callable[[PyTree], PyTree], examples: PyTree, parts: int) -
 
 
 def check_microbatches(sizes: Iterable[int], parts: int) -> int:
-    """Returns the number of parts, if batches of these sizes can be divided into as many equal ones.
+    """Checks that batches can be divided into equal parts, and returns the number of parts.
 
     Args:
-      sizes: The numbers of examples of batches.
+      sizes: The numbers of examples in the batches.
       parts: The number of parts.
 
     Raises:
-      InputError: The number is below 1, or does not divide the size of a batch.
+      InputError: The number of parts is below 1, or does not divide the size of a batch.
     """
     if parts < 1:
         raise InputError(f"microbatches must be at least 1, got {parts}")
@@ -127,11 +130,12 @@ def check_microbatches(sizes: Iterable[int], parts: int) -> int:
 
 
 def after(done: PyTree, examples: PyTree) -> PyTree:
-    """The same examples, which (random keys excepted) are available only once the floats in `done` are.
+    """Returns the same examples, made to depend on the floats in `done`, so that XLA computes `done` first.
 
-    Without that XLA runs all forward passes of a program first and keeps the activations of all: measured on CPU for
-    ResNet-20 at batch 128 + 128, 801 MB of temporaries instead of 404. It sees through an `optimization_barrier`, but
-    cannot know that a norm is never negative.
+    Otherwise XLA runs the forward passes of all parts first and keeps their activations: measured on CPU for ResNet-20
+    at batch 128 + 128, that takes 801 MB of temporaries instead of 404. XLA sees through an
+    `optimization_barrier`, but does not know that a norm is never negative. Random keys among the examples stay
+    independent of `done`.
     """
     never = trees.norm([leaf for leaf in jax.tree.leaves(done) if jnp.issubdtype(leaf.dtype, jnp.floating)]) < 0
 
@@ -143,11 +147,12 @@ def after(done: PyTree, examples: PyTree) -> PyTree:
 
 
 def _sum(one: Callable, params: PyTree, model_state: ModelState, examples: PyTree, key: Key | None, parts: int):
-    """The sum of share times `one(params, model_state, part, key)[0]` over the parts, and the last model state."""
-    one = jax.jit(one, inline=True)  # traced once for all parts
+    """Sums share times `one(params, model_state, part, key)[0]` over the parts; also returns the last model state."""
+    one = jax.jit(one, inline=True)  # It is then traced once for all parts of one size.
     total = _size(examples)
     part = jax.tree.map(lambda leaf: leaf[: max(1, total // parts)], examples)
     outline, _ = jax.eval_shape(one, params, model_state, part, key)
+    # Sums of half-precision numbers are kept in float32, as a mean over the whole batch would be.
     wide = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)), outline)
 
     def add(carry, index, part, share):
@@ -156,7 +161,7 @@ def _sum(one: Callable, params: PyTree, model_state: ModelState, examples: PyTre
         value, model_state = one(params, model_state, part, part_key)
         return jax.tree.map(lambda a, b: a + share * b.astype(a.dtype), so_far, value), model_state
 
-    def turn(carry, row, share):
+    def scan_step(carry, row, share):
         index, part = row
         return add(carry, index, part, share), None
 
@@ -170,16 +175,17 @@ def _sum(one: Callable, params: PyTree, model_state: ModelState, examples: PyTre
                 carry = add(carry, start + index, held, share)
         else:
             rows = (jnp.arange(start, start + count), group)
-            carry, _ = jax.lax.scan(functools.partial(turn, share=share), carry, rows)
+            carry, _ = jax.lax.scan(functools.partial(scan_step, share=share), carry, rows)
     so_far, model_state = carry
     return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), so_far, outline), model_state
 
 
 def _groups(examples: PyTree, total: int, parts: int) -> Iterator[tuple[int, float, PyTree]]:
-    """Parts of one size together: the number of the first, the share of each, and examples of shape (count, size, ...).
+    """Yields parts of equal size as groups: the number of the first part, the share of each, and the examples.
 
-    There are two groups, of sizes that differ by one, where the total cannot be divided; no part is empty. In a group
-    a part takes every `count`-th example, so that all devices that share a batch share every part of it.
+    The examples have the shape (count, size, ...). If the total cannot be divided evenly, there are two groups, whose
+    sizes differ by one; no part is empty. Within a group a part takes every `count`-th example, so that devices that
+    share a batch also share every part of it.
     """
     size, more = divmod(total, parts)
     first = begin = 0
@@ -191,12 +197,13 @@ def _groups(examples: PyTree, total: int, parts: int) -> Iterator[tuple[int, flo
 
 
 def _cut(leaf: jax.Array, *, begin: int, count: int, width: int) -> jax.Array:
+    """Divides `count * width` rows into `count` parts: the result has the shape (count, width, ...)."""
     rows = leaf[begin : begin + count * width]
     return jnp.swapaxes(rows.reshape(width, count, *leaf.shape[1:]), 0, 1)
 
 
 def _joined(parts: jax.Array) -> jax.Array:
-    """The inverse of `_cut`: from shape (count, width, ...) to (count * width, ...)."""
+    """Undoes `_cut`: turns the shape (count, width, ...) into (count * width, ...)."""
     return jnp.swapaxes(parts, 0, 1).reshape(-1, *parts.shape[2:])
 
 

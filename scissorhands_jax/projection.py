@@ -1,4 +1,4 @@
-"""Keeping an update from improving the forget loss: the dual problem and the gradient projection."""
+"""Keeping an update from improving the forget loss: the projection of the gradient, and its dual problem."""
 
 from __future__ import annotations
 
@@ -15,26 +15,27 @@ from scissorhands_jax import trees
 from scissorhands_jax.base import PyTree
 from scissorhands_jax.errors import InputError
 
-MAX_CONSTRAINTS = 10
+MAX_CONSTRAINTS = 10  # `solve_dual` solves 2^K linear systems.
 
 
 def solve_dual(gram: jax.Array, dots: jax.Array, *, margin: float | jax.Array = 0.0) -> jax.Array:
-    """Minimises `v' gram v / 2 - dots' v` over `v >= margin` (the paper's equation 5, for K constraints).
+    """Minimises `v' gram v / 2 - dots' v` over `v >= margin`: equation 5 of the paper, for K constraints.
 
-    With one constraint this is `v = max(margin, dots / gram)`. With more, the optimum has some components at the margin
-    and the rest solves a linear system, so all 2^K choices are solved at once and the feasible one with the smallest
-    objective wins: exact, of fixed shape, safe where `gram` is singular.
+    With one constraint the solution is `v = max(margin, dots / gram)`. With more, some components of the solution lie
+    at the margin and the rest solve a linear system. So all 2^K choices of these components are solved at once, and
+    the feasible one with the smallest objective is taken. That is exact, has a fixed shape, as jit requires, and also
+    holds where `gram` is singular.
 
     Args:
-      gram: inner products of the constraint gradients, positive semi-definite. shape=(K, K)
-      dots: inner products of the objective's gradient with the constraint gradients. shape=(K,)
-      margin: lower bound on every component.
+      gram: The inner products of the constraint gradients, of shape (K, K); positive semi-definite.
+      dots: The inner products of the objective's gradient with the constraint gradients, of shape (K,).
+      margin: The lower bound on every component. The default, 0, is that of the paper.
 
     Returns:
-      The dual variables v. shape=(K,)
+      The dual variables v, of shape (K,) and at least float32.
 
     Raises:
-      InputError: more than 10 constraints.
+      InputError: There are more than 10 constraints.
 
     >>> import jax.numpy as jnp
     >>> solve_dual(jnp.array([[4.0]]), jnp.array([2.0])).tolist()
@@ -45,39 +46,47 @@ def solve_dual(gram: jax.Array, dots: jax.Array, *, margin: float | jax.Array = 
     chex.assert_rank(dots, 1)
     count = dots.shape[0]
     if count > MAX_CONSTRAINTS:
-        raise InputError(f"at most {MAX_CONSTRAINTS} constraint gradients can be projected against, got {count}")
+        raise InputError(f"there are {count} constraint gradients to project against; give at most {MAX_CONSTRAINTS}")
     chex.assert_shape(gram, (count, count))
     dtype = jnp.promote_types(jnp.result_type(gram, dots), jnp.float32)
     gram, dots = gram.astype(dtype), dots.astype(dtype)
     margin = jnp.asarray(margin, dtype)
+    # With v = margin + u the problem has the same form in u, with u >= 0 and these dot products.
     shifted = dots - gram @ jnp.broadcast_to(margin, (count,))
     if count == 1:
         square = gram[0, 0]
+        # The inner `where` keeps a division by zero, and so NaN, out of the branch that is not taken.
         free = jnp.where(square > 0, shifted / jnp.where(square > 0, square, 1), 0)
         return margin + jnp.maximum(free, 0)
-    # In units in which every constraint has length 1 and the largest dot product is 1, so that no square underflows.
+    # Squared gradients range over many orders of magnitude. In units in which every constraint has length 1 and the
+    # largest dot product is 1, no square underflows.
     length = jnp.sqrt(jnp.diagonal(gram))
     length = jnp.where(length > 0, length, 1)
     gram = gram / jnp.outer(length, length)
     shifted = shifted / length
     unit = jnp.max(jnp.abs(shifted))
     shifted = shifted / jnp.where(unit > 0, unit, 1)
-    sets = jnp.asarray(np.array(list(itertools.product((False, True), repeat=count))))
-    systems = jnp.where(sets[:, :, None] & sets[:, None, :], gram, jnp.eye(count, dtype=dtype))
-    values = jnp.linalg.solve(systems, jnp.where(sets, shifted, 0)[:, :, None])[:, :, 0]
+    # Each row is a choice of free components. Rows and columns of the others are those of the identity and their
+    # right-hand side is 0, so that all systems have one size and the components at the margin come out as u = 0.
+    free = jnp.asarray(np.array(list(itertools.product((False, True), repeat=count))))
+    systems = jnp.where(free[:, :, None] & free[:, None, :], gram, jnp.eye(count, dtype=dtype))
+    values = jnp.linalg.solve(systems, jnp.where(free, shifted, 0)[:, :, None])[:, :, 0]
+    # Singular systems, whose values may be NaN or infinite, are not needed: with linearly dependent constraints a
+    # smaller set of free components reaches the same objective. The first row, u = 0, is always feasible.
     feasible = jnp.all(jnp.isfinite(values) & (values >= 0), axis=1)
     values = jnp.where(feasible[:, None], values, 0)
     objective = 0.5 * jnp.einsum("sk,kl,sl->s", values, gram, values) - values @ shifted
-    # Singular systems have huge solutions besides the ordinary ones; this breaks the tie against them.
+    # A nearly singular system can have a huge solution with the same objective to rounding as an ordinary one. A
+    # penalty of the size of the rounding error breaks the tie in favour of the small solution.
     objective += jnp.finfo(dtype).eps * jnp.sum(values**2, axis=1)
     best = jnp.argmin(jnp.where(feasible & jnp.isfinite(objective), objective, jnp.inf))
     return margin + values[best] * unit / length
 
 
 class ProjectGradientState(NamedTuple):
-    """What the last projection did."""
+    """What the last projection did, for the metrics of a step."""
 
-    dots: jax.Array  # shape=(K,), float32: inner products before the projection; positive = violated
+    dots: jax.Array  # shape=(K,), float32: inner products before the projection; a positive one is violated
     dual: jax.Array  # shape=(K,), float32: zero where nothing was projected
     violated: jax.Array  # shape=(), bool
 
@@ -85,15 +94,15 @@ class ProjectGradientState(NamedTuple):
 def project_gradient(
     num_constraints: int = 1, *, margin: float = 0.0, eps: float = 0.0
 ) -> optax.GradientTransformationExtraArgs:
-    """Projects a gradient so that a step along it does not improve the constrained losses.
+    """Returns a transformation that projects a gradient so that descent along it does not improve constrained losses.
 
-    With constraint gradients c_k (gradients of the FORGET loss) the result is `g - sum_k v_k c_k`, where v solves the
-    dual of `min |g' - g|^2 / 2 subject to <g', c_k> <= 0` (the paper's equations 4 and 5).
+    With constraint gradients c_k, here gradients of the forget loss, the result is `g - sum_k v_k c_k`, where v solves
+    the dual of `min |g' - g|^2 / 2 subject to <g', c_k> <= 0`: equations 4 and 5 of the paper.
 
     Guarantees, at margin 0 and eps 0, up to rounding:
       * `<result, c_k> <= 0` for every k, and the result is the nearest such vector;
       * `v_k >= 0`, and `v_k > 0` only where `<result, c_k> = 0`;
-      * projecting twice changes nothing more.
+      * projecting the result again does not change it.
 
     | case | result |
     | --- | --- |
@@ -101,17 +110,19 @@ def project_gradient(
     | c_k = 0, or its square underflows (norm below 1e-19 in float32) | that constraint is ignored |
     | margin > 0 and something is violated | every v_k is at least `margin`: an extra ascent step (published code) |
 
-    It keeps its state apart from the optimizer's and goes before weight decay and momentum. To project some leaves
-    only, wrap it: `optax.masked(project_gradient(1), selection, mask_compatible_extra_args=True)`.
+    Put it before weight decay and momentum, and keep its state apart from the optimizer's if some steps skip the
+    projection. To project some leaves only, wrap it as
+    `optax.masked(project_gradient(1), selection, mask_compatible_extra_args=True)`.
 
     Args:
-      num_constraints: K, the leading axis of every leaf of `constraint_grads`, at most 10.
-      margin: lower bound on the dual variables once anything is violated; the published code has 0.5.
-      eps: added to the diagonal of the Gram matrix; the published code has 1e-3.
+      num_constraints: K, the length of the leading axis of every leaf of `constraint_grads`; at most 10.
+      margin: The lower bound on the dual variables once a constraint is violated. The default, 0, is that of the
+        paper; the published code has 0.5.
+      eps: A number that is added to the diagonal of the Gram matrix. The published code has 1e-3.
 
     Returns:
-      A transformation whose `update(updates, state, params=None, *, constraint_grads)` needs the constraint gradients
-      as a keyword: a pytree like `updates` with leaves of shape (K, ...).
+      A transformation whose `update(updates, state, params=None, *, constraint_grads)` requires the constraint
+      gradients as a keyword: a pytree like `updates` with leaves of shape (K, ...).
 
     Raises:
       InputError: `num_constraints` is below 1 or above 10, or `margin` or `eps` is negative.
@@ -132,10 +143,12 @@ def project_gradient(
         gram = trees.gram(constraint_grads)
         violated = jnp.any(dots > 0)
         dual = solve_dual(gram + eps * jnp.eye(num_constraints, dtype=gram.dtype), dots, margin=margin)
+        # A positive margin bounds v only once something is violated; otherwise nothing is projected.
         dual = jnp.where(violated, dual, 0)
 
         def subtract(g, rows):
             chex.assert_shape(rows, (num_constraints, *g.shape))
+            # In half precision the difference of two nearly equal vectors would be mostly rounding error.
             wide = g.astype(jnp.promote_types(g.dtype, dual.dtype))
             projected = wide - jnp.tensordot(dual, rows.astype(dual.dtype), 1, precision="highest")
             return jnp.where(violated, projected.astype(g.dtype), g)

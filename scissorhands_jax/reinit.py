@@ -1,4 +1,4 @@
-"""Masked re-initialisation: a mask-select between the weights and freshly drawn ones."""
+"""Masked re-initialisation: marked weights are replaced by freshly drawn ones."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import jax.numpy as jnp
 
 from scissorhands_jax import trees
 from scissorhands_jax.base import Key, Mask, Params, Selection
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import InputError, suggest
 
 Initializer = Callable[[Key, tuple[int, ...], jnp.dtype], jax.Array]
+"""A function `(key, shape, dtype) -> array`, as in `jax.nn.initializers`."""
 
 
 class ByName(NamedTuple):
-    """An initializer that depends on the leaf's name."""
+    """A choice of initializer for each leaf by the name of the leaf, such as `layer1/0/conv1/kernel`."""
 
     choose: Callable[[str], Initializer]
 
@@ -30,17 +31,19 @@ def reinitialize(
     initializer: Initializer | ByName,
     trim: Selection | None = None,
 ) -> Params:
-    """Replaces the marked weights by fresh draws; the others stay bit-equal.
+    """Replaces the marked weights by fresh draws. The other weights stay the same, bit for bit.
 
-    Every leaf draws with `fold_in(key, position of the leaf)`, so a draw does not depend on the mask, on other leaves
+    Every leaf draws with `fold_in(key, position of the leaf)`, so a draw does not depend on the mask, on other leaves,
     or on how the tree is sharded.
 
     Args:
-      key: typed PRNG key.
-      params: pytree of floating point arrays.
-      mask: bools shaped like `params`; True is replaced.
-      initializer: `(key, shape, dtype) -> array`, one of this module's, of `jax.nn.initializers`, or `ByName`.
-      trim: leaves that may change; nothing is drawn for the others. Default: all.
+      key: A typed PRNG key.
+      params: A pytree of floating point arrays.
+      mask: A pytree of bools with the structure and shapes of `params`. Weights marked True are replaced.
+      initializer: `(key, shape, dtype) -> array`, one from this module or from `jax.nn.initializers`; or `ByName`, for
+        a choice by the name of the leaf.
+      trim: The leaves that may change, as `trees.select` returns them. Nothing is drawn for the others. By default
+        all leaves may change.
 
     Returns:
       A new pytree like `params`.
@@ -62,7 +65,7 @@ def reinitialize(
 
 
 def _draw(initializer: Initializer, key: Key, weights: jax.Array) -> jax.Array:
-    """Fresh weights that lie where the old ones do; with many devices each draws its own part."""
+    """Draws fresh weights with the sharding of the old ones. On several devices, each draws its own part."""
     traced = isinstance(weights, jax.core.Tracer)
     if jax.typeof(weights).sharding.mesh.explicit_axes:
         fresh = initializer(key, weights.shape, weights.dtype)
@@ -74,9 +77,12 @@ def _draw(initializer: Initializer, key: Key, weights: jax.Array) -> jax.Array:
 
 
 def uniform(bound: float | None = None, *, out_axis: int = -1) -> Initializer:
-    """U(-bound, bound); by default bound = 1/sqrt(fan_in), as in the published code and PyTorch's own layers.
+    """Returns an initializer that draws from the uniform distribution on (-bound, bound).
 
-    `fan_in` is the product of all axes but `out_axis`; arrays with fewer than two axes have fan_in 1.
+    Args:
+      bound: By default 1 / sqrt(fan_in), as in the published code and in PyTorch's own layers. The fan-in is the
+        product of all axes except `out_axis`; for arrays with fewer than two axes it is 1.
+      out_axis: The axis of the outputs. The default is that of kernels in Flax.
     """
 
     def init(key, shape, dtype=jnp.float32):
@@ -87,7 +93,12 @@ def uniform(bound: float | None = None, *, out_axis: int = -1) -> Initializer:
 
 
 def kaiming_uniform(a: float = 0.0, *, out_axis: int = -1) -> Initializer:
-    """PyTorch's `kaiming_uniform_`: U(-b, b) with b = sqrt(6 / ((1 + a^2) fan_in)); a = sqrt(5) equals `uniform()`."""
+    """Returns PyTorch's `kaiming_uniform_`: uniform on (-b, b) with b = sqrt(6 / ((1 + a^2) fan_in)).
+
+    Args:
+      a: The slope of a leaky ReLU for negative inputs; 0 is a plain ReLU. With sqrt(5) the result is `uniform()`.
+      out_axis: The axis of the outputs; see `uniform`.
+    """
 
     def init(key, shape, dtype=jnp.float32):
         limit = math.sqrt(6 / ((1 + a**2) * _fan_in(shape, out_axis)))
@@ -97,7 +108,12 @@ def kaiming_uniform(a: float = 0.0, *, out_axis: int = -1) -> Initializer:
 
 
 def normal(stddev: float | None = None, *, out_axis: int = -1) -> Initializer:
-    """N(0, stddev^2); by default the variance of `uniform()`, 1 / (3 fan_in)."""
+    """Returns an initializer that draws from the normal distribution with mean 0.
+
+    Args:
+      stddev: The standard deviation. By default it is that of `uniform()`, 1 / sqrt(3 fan_in).
+      out_axis: The axis of the outputs; see `uniform`.
+    """
 
     def init(key, shape, dtype=jnp.float32):
         scale = 1 / math.sqrt(3 * _fan_in(shape, out_axis)) if stddev is None else stddev
@@ -115,22 +131,22 @@ def _filled(value: float) -> Initializer:
 
 
 def zeros() -> Initializer:
-    """All zeros."""
+    """Returns an initializer that sets everything to 0."""
     return _filled(0)
 
 
 def ones() -> Initializer:
-    """All ones (in the paper's Table 3 the choice that does not work)."""
+    """Returns an initializer that sets everything to 1. In Table 3 of the paper this is the choice that fails."""
     return _filled(1)
 
 
 def published(*, out_axis: int = -1) -> ByName:
-    """The published code's rule: biases become 0, all other leaves are drawn from `uniform()`."""
+    """Returns the rule of the published code: biases become 0, and all other leaves are drawn from `uniform()`."""
     return with_zero_biases(uniform(out_axis=out_axis))
 
 
 def with_zero_biases(initializer: Initializer) -> ByName:
-    """The same initializer, but for biases, which become 0."""
+    """Returns a rule by which biases become 0 and all other leaves are drawn from the given initializer."""
     return ByName(lambda name: zeros() if name.split("/")[-1] == "bias" else initializer)
 
 
@@ -144,13 +160,13 @@ INITIALIZERS: dict[str, Callable[[], Initializer]] = {
 
 
 def by_name(name: str) -> Initializer:
-    """An initializer by its name in INITIALIZERS.
+    """Returns the initializer with a name in `INITIALIZERS`, with its default arguments.
 
     Raises:
-      InputError: there is none of that name.
+      InputError: No initializer has that name.
     """
     if name not in INITIALIZERS:
-        raise InputError(f"there is no initializer {name!r}; choose one of {', '.join(INITIALIZERS)}")
+        raise InputError(f"there is no initializer {name!r}; {suggest(name, INITIALIZERS)}")
     return INITIALIZERS[name]()
 
 

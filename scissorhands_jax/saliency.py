@@ -16,29 +16,30 @@ from scissorhands_jax.errors import InputError
 
 
 class GradientSum(NamedTuple):
-    """What one pass over some batches gives."""
+    """The sum of gradients over one pass through several batches."""
 
-    gradient: PyTree  # like Params, float32 or wider
-    weight: jax.Array  # shape=(): number of examples; of batches where these are not weighted
+    gradient: PyTree  # like Params, float32 or wider: the sum
+    weight: jax.Array  # shape=(): the sum of the weights of the batches: their sizes, or 1 each
     losses: jax.Array  # shape=(batches,): the mean loss of each batch
-    model_state: ModelState  # as the last forward pass left it
+    model_state: ModelState  # the state that the last forward pass returned
 
 
 def connection_sensitivity(loss_fn: LossFn, params: Params, batches: Iterable[PyTree]) -> Scores:
-    """The connection sensitivity of every weight, `|E[dL/dw] * w|` (SNIP; the Scissorhands paper, equation 2).
+    """Computes the connection sensitivity of every weight, `|E[dL/dw] * w|`.
 
-    Batches are weighted by their size, so that the expectation is over examples whatever the batch sizes.
+    This is the score of SNIP (Lee et al., 2019) and equation 2 of the Scissorhands paper. Batches are weighted by their
+    sizes, so that the expectation is over examples, whatever the sizes of the batches.
 
     Args:
-      loss_fn: `(params, batch) -> mean loss`, shape=().
-      params: any pytree of floating point arrays.
-      batches: pytrees of arrays with a leading example axis; consumed once.
+      loss_fn: `(params, batch) -> mean loss of the batch`, a scalar. A loss with state becomes one by `base.freeze`.
+      params: Any pytree of floating point arrays.
+      batches: Pytrees of arrays with a leading example axis. They are read once, one at a time.
 
     Returns:
-      A pytree of non-negative scores, shaped like `params`.
+      A pytree of non-negative scores, float32 or wider, with the structure and shapes of `params`.
 
     Raises:
-      InputError: there is no batch.
+      InputError: There is no batch.
 
     >>> import jax.numpy as jnp
     >>> loss = lambda w, x: jnp.mean(x @ w)
@@ -64,17 +65,20 @@ def gradient_sum(
     """Adds up the gradients of several batches in one pass.
 
     Args:
-      loss_fn: the general form; compiled once per batch shape.
-      params: what is differentiated.
-      model_state: where the first forward pass starts; with `train` each pass hands its state to the next.
-      batches: pytrees of arrays with a leading example axis.
-      train: whether forward passes use and move batch statistics.
-      absolute: add `|gradient|` of each batch with weight one, as the published code does, instead of the gradient.
-      weighted: weight gradients by the size of their batch, so that every example counts the same.
-      key: folded with the batch's position, for augmentation and dropout.
+      loss_fn: The general form of the loss. It is compiled once for each shape of batch.
+      params: The parameters, with respect to which the loss is differentiated.
+      model_state: The state of the first forward pass. Each pass hands the state that it returns to the next.
+      batches: Pytrees of arrays with a leading example axis. They are read once, one at a time.
+      train: Whether the network behaves as in training: BatchNorm then uses the statistics of the batch and moves the
+        running ones.
+      absolute: Whether to add `|gradient|` of each batch with weight 1, as the published code does.
+      weighted: Whether the gradient of a batch is multiplied by the size of the batch, so that every example counts
+        the same. It has no effect together with `absolute`.
+      key: A typed PRNG key for augmentation and dropout, which is folded with the position of the batch. By default
+        nothing is random.
 
     Raises:
-      InputError: there is no batch.
+      InputError: There is no batch.
     """
     measure = jnp.abs if absolute else None
     weighted = weighted and not absolute
@@ -84,18 +88,24 @@ def gradient_sum(
 def diagonal_fisher(
     loss_fn: StatefulLossFn, params: Params, model_state: ModelState, batches: Iterable[PyTree]
 ) -> Scores:
-    """The diagonal of the empirical Fisher information: the mean over batches of `(dL/dw)^2`, in evaluation mode.
+    """Estimates the diagonal of the empirical Fisher information: the mean over batches of `(dL/dw)^2`.
 
-    L is the mean loss of a batch, with the labels that it holds. With one example per batch this is the Fisher
-    information of the examples. A random batch of B has the mean `m^2 + v / B`, with m and v the mean and the variance
-    of the gradients of examples; published unlearning code takes such batches for speed. Estimates from batches of
-    different sizes therefore do not compare.
+    L is the mean loss of a batch, in evaluation mode, with the labels that the batch holds. With one example per batch
+    this is the empirical Fisher information. For random batches of B examples, the expectation is `m^2 + v / B`, where
+    m and v are the mean and the variance of the gradients of single examples. Published unlearning code takes such
+    batches for speed; estimates from batches of different sizes are therefore not comparable.
+
+    Args:
+      loss_fn: The general form of the loss.
+      params: The parameters, with respect to which the loss is differentiated.
+      model_state: The state of the network, which evaluation does not move.
+      batches: Pytrees of arrays with a leading example axis. They are read once, one at a time.
 
     Returns:
-      A pytree of non-negative scores shaped like `params`, float32 or wider.
+      A pytree of non-negative scores, float32 or wider, with the structure and shapes of `params`.
 
     Raises:
-      InputError: there is no batch.
+      InputError: There is no batch.
     """
     sums = _sum(loss_fn, params, model_state, batches, measure=jnp.square, weighted=False)
     return _divided(sums.gradient, sums.weight)
@@ -112,7 +122,7 @@ def _sum(
     train: bool = False,
     key: Key | None = None,
 ) -> GradientSum:
-    """The sum over batches of the measured gradient, or of the gradient times the size of its batch if weighted."""
+    """Sums `measure(gradient)` over batches, or the gradient times the size of its batch if there is no measure."""
     total, weight, losses = _zeros(params), jnp.zeros((), jnp.float32), []
     for position, batch in enumerate(batches):
         batch_key = None if key is None else jax.random.fold_in(key, position)
@@ -122,7 +132,7 @@ def _sum(
         )
         losses.append(loss)
     if not losses:
-        raise InputError("saliency needs at least one batch of examples, got none")
+        raise InputError("saliency was asked for without a batch of examples; give at least one")
     return GradientSum(total, weight, jnp.stack(losses), model_state)
 
 
@@ -132,17 +142,19 @@ def _add_gradient(loss_fn, total, weight, params, model_state, batch, size, key,
         return loss_fn(p, model_state, batch, train=train, key=key)
 
     (value, new_state), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    # In half precision a square underflows and a long sum stops growing, so gradients are widened before either.
     gradient = jax.tree.map(lambda g: g.astype(_accumulator(g)), gradient)
     gradient = jax.tree.map(measure or (lambda g: g * size.astype(g.dtype)), gradient)
     return jax.tree.map(jnp.add, total, gradient), weight + size, value, new_state
 
 
 def _zeros(params: Params) -> PyTree:
-    # Outside of jit, where they come to lie like the parameters on many devices.
+    # Not under jit: `zeros_like` then gives the sums the sharding of the parameters, and no gradient is gathered.
     return jax.tree.map(lambda leaf: jnp.zeros_like(leaf, dtype=_accumulator(leaf)), params)
 
 
 def _accumulator(leaf: jax.Array) -> jnp.dtype:
+    """The type in which gradients are summed: float32, or float64 for parameters of that type."""
     return jnp.promote_types(leaf.dtype, jnp.float32)
 
 
@@ -158,7 +170,14 @@ def _scores(gradient: PyTree, params: Params, weight: jax.Array) -> Scores:
 
 
 def scores_of(sums: GradientSum, params: Params, *, absolute: bool = False) -> Scores:
-    """Scores from summed gradients: of the mean gradient, or of the plain sum of absolute ones (published code)."""
+    """Turns summed gradients into connection sensitivities.
+
+    Args:
+      sums: What `gradient_sum` returned.
+      params: The parameters at which the gradients were taken.
+      absolute: Whether absolute gradients were summed. As in the published code, their sum is not divided by the
+        number of batches. By default the scores are those of the mean gradient.
+    """
     weight = jnp.ones(()) if absolute else sums.weight
     return _scores(sums.gradient, params, weight)
 
@@ -169,7 +188,11 @@ def _all_finite(scores: Scores) -> PyTree:
 
 
 def check_finite(scores: Scores) -> None:
-    """Raises InputError naming the first array whose scores are not all finite. Reads one flag per array."""
+    """Checks that all scores are finite. Only one flag per array is copied to the host.
+
+    Raises:
+      InputError: An array holds NaN or infinity. The message names the first one.
+    """
     flags = jax.device_get(_all_finite(scores))
     for name, finite in zip(trees.leaf_names(scores), jax.tree.leaves(flags), strict=True):
         if not finite:

@@ -1,6 +1,6 @@
-"""Pytrees of parameters: path names, leaf selections, dot products.
+"""Pytrees of parameters: names of leaves, selections of leaves, dot products.
 
-Nothing here concatenates leaves: trees may be sharded, and hundreds of millions of weights long.
+Nothing here concatenates or flattens leaves, because trees may be sharded and hold hundreds of millions of weights.
 """
 
 from __future__ import annotations
@@ -22,30 +22,36 @@ from scissorhands_jax.errors import InputError
 _logger = logging.getLogger(__name__)
 
 Where = str | Callable[[str, jax.Array], bool] | None
-"""Which leaves: a regular expression over their names, a predicate of name and leaf, or all; see `select`."""
+"""How to choose leaves: a regular expression over their names, a predicate `(name, leaf) -> bool`, or `None` for all.
+
+See `select`.
+"""
 
 
 def path_name(path: tuple) -> str:
-    """A key path of `jax.tree_util` as text: `layer1/0/conv1/kernel`."""
+    """Writes a key path of `jax.tree_util` as text, such as `layer1/0/conv1/kernel`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def leaf_names(tree: PyTree) -> list[str]:
-    """The names of all leaves, in tree order."""
+    """Returns the names of all leaves, in tree order."""
     return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 def select(params: Params, where: Where) -> Selection:
-    """Chooses whole leaves: a pytree of Python bools, shaped like `params`.
+    """Chooses whole leaves of a tree.
 
     Args:
-      params: any pytree of arrays.
+      params: Any pytree of arrays.
       where: `None` for every leaf; a predicate `(name, leaf) -> bool`; or a regular expression over names such as
-        `layer3/0/conv1/kernel`, which must match the whole name or a leading part of it that ends at a slash
-        (`layer3|fc` takes all that is in `layer3` and `fc`, but nothing in `layer30`).
+        `layer3/0/conv1/kernel`, which must match the whole name or a leading part of it that ends at a slash.
+        `layer3|fc` chooses everything in `layer3` and `fc`, and nothing in `layer30`.
+
+    Returns:
+      A pytree of Python bools with the structure of `params`; True means chosen.
 
     Raises:
-      InputError: the expression is not valid, or nothing matches (the nearest names are shown).
+      InputError: The expression is not valid, or it matches no leaf. The message shows the nearest names.
     """
     if where is None:
         return jax.tree.map(lambda _: True, params)
@@ -75,7 +81,7 @@ def select(params: Params, where: Where) -> Selection:
 
 
 def _near(where: str, names: list[str]) -> list[str]:
-    """Names that look like the pattern: by whole name, by containing a word of it, else the first ones."""
+    """Returns up to five names that resemble the pattern or contain one of its words, or else the first five."""
     words = [word for word in re.findall(r"\w+", where) if len(word) > 1]
     near = difflib.get_close_matches(where, names, n=3, cutoff=0.4)
     for word in words:
@@ -87,28 +93,35 @@ def _near(where: str, names: list[str]) -> list[str]:
 
 
 def count_weights(tree: PyTree, selection: Selection | None = None) -> int:
-    """How many numbers a tree holds, in the selected leaves."""
+    """Counts the numbers in a tree, or in its selected leaves.
+
+    Args:
+      tree: A pytree of arrays or `jax.ShapeDtypeStruct`s.
+      selection: Which leaves count, as `select` returns it. By default all do.
+    """
     if selection is None:
         return sum(leaf.size for leaf in jax.tree.leaves(tree))
     return sum(leaf.size for leaf, chosen in zip_leaves(tree, selection) if chosen)
 
 
 def nbytes(tree: PyTree) -> int:
-    """How many bytes the arrays of a tree take, or would take where they are shapes only."""
+    """Counts the bytes of the arrays in a tree; for `jax.ShapeDtypeStruct`s, the bytes that such arrays would take."""
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def zip_leaves(tree: PyTree, *others: PyTree) -> list[tuple]:
-    """The leaves of a tree, each with what the others have in its place, which may be trees themselves."""
+    """Pairs each leaf of a tree with what the other trees have in its place, which may be a whole subtree."""
     leaves = jax.tree.leaves(tree)
     structure: Any = jax.tree.structure(tree)  # JAX's stubs lack the methods of PyTreeDef.
     return list(zip(leaves, *(structure.flatten_up_to(other) for other in others), strict=True))
 
 
 def _contract(a: jax.Array, b: jax.Array, kept_a: int = 0, kept_b: int = 0) -> jax.Array:
-    """The sum of products over all but the first axes of two arrays, in at least float32.
+    """Sums products over all axes of two arrays except the first `kept_a` and `kept_b`, in at least float32.
 
-    Nothing is reshaped: a flat view of an array that is sharded along an inner axis would have to be gathered.
+    Nothing is reshaped, because a flat view of an array that is sharded along an inner axis would have to be gathered.
+    The precision is the highest, because accelerators otherwise multiply float32 in bfloat16 or TensorFloat-32: three
+    digits, too few to say on which side of zero a dot product of nearly orthogonal gradients lies.
     """
     dtype = jnp.result_type(a, b)
     contracted = tuple(range(kept_a, a.ndim)), tuple(range(kept_b, b.ndim))
@@ -119,43 +132,47 @@ def _contract(a: jax.Array, b: jax.Array, kept_a: int = 0, kept_b: int = 0) -> j
         (contracted, ((), ())),
         precision=jax.lax.Precision.HIGHEST,
         preferred_element_type=jnp.promote_types(dtype, jnp.float32),
-        # On a mesh with explicit axes JAX asks where the result should lie.
+        # On a mesh with explicit axes JAX requires the sharding of the result.
         out_sharding=NamedSharding(mesh, PartitionSpec()) if mesh.explicit_axes else None,
     )
 
 
 def vdot(a: PyTree, b: PyTree) -> jax.Array:
-    """The dot product of two trees, leaf by leaf, summed in at least float32. shape=()"""
+    """Computes the dot product of two trees, leaf by leaf, in at least float32. The result has shape ()."""
     return sum((_contract(x, y) for x, y in zip_leaves(a, b)), start=jnp.zeros((), jnp.float32))
 
 
 def stack_vdot(stack: PyTree, tree: PyTree) -> jax.Array:
-    """Dot products of each of K stacked trees (leaves of shape (K, ...)) with one tree. shape=(K,)"""
+    """Computes the dot products of K stacked trees, with leaves of shape (K, ...), with one tree.
+
+    The result has shape (K,) and at least the precision of float32.
+    """
     return sum(
         (_contract(rows, leaf, kept_a=1) for rows, leaf in zip_leaves(stack, tree)), start=jnp.zeros((), jnp.float32)
     )
 
 
 def gram(stack: PyTree) -> jax.Array:
-    """The Gram matrix of K stacked trees (leaves of shape (K, ...)). shape=(K, K)"""
+    """Computes the Gram matrix, of shape (K, K), of K stacked trees with leaves of shape (K, ...)."""
     rows = jax.tree.leaves(stack)
     return sum((_contract(row, row, kept_a=1, kept_b=1) for row in rows), start=jnp.zeros((), jnp.float32))
 
 
 def norm(tree: PyTree) -> jax.Array:
-    """The Euclidean norm of a tree. shape=()"""
+    """Computes the Euclidean norm of a tree. The result has shape ()."""
     return jnp.sqrt(vdot(tree, tree))
 
 
 def where(mask: PyTree, a: PyTree, b: PyTree) -> PyTree:
-    """`a` where the mask is True, else `b`, weight by weight."""
+    """Takes each weight from `a` where the mask is True, and from `b` elsewhere. All three have the same structure."""
     return jax.tree.map(jnp.where, mask, a, b)
 
 
 def copy(tree: PyTree) -> PyTree:
-    """A copy of every array, so that donating one tree leaves the other alive.
+    """Copies every array of a tree, so that donating one tree leaves the other alive.
 
-    A tree that nobody else holds is let go of array by array, so that it is never there twice.
+    Each array is released once it is copied, so that memory never holds two whole trees if the caller keeps no
+    reference to the original.
     """
     leaves, structure = jax.tree.flatten(tree)
     del tree
@@ -165,9 +182,9 @@ def copy(tree: PyTree) -> PyTree:
 
 
 def has_image_kernels(params: PyTree) -> bool:
-    """Whether any array has four axes or more, as the kernels of convolutions over images have.
+    """Says whether any array has four axes or more, as the kernels of convolutions over images have.
 
-    XLA computes such convolutions several times more slowly in a loop (on CPU) or mapped over kernels (everywhere), so
-    code that has a choice asks this first. Only shapes are looked at.
+    XLA computes such convolutions several times more slowly inside a loop (on CPU) or mapped over kernels (on any
+    device), so code that can avoid both asks this first. Only the shapes matter.
     """
     return any(jnp.ndim(leaf) >= 4 for leaf in jax.tree.leaves(params))

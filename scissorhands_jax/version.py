@@ -1,4 +1,4 @@
-"""The version of the package, also where it runs from its source."""
+"""The version of the package, whether it is installed or runs from its source."""
 
 import configparser
 import importlib.metadata
@@ -8,7 +8,7 @@ from pathlib import Path
 def _find_version() -> str:
     try:
         return importlib.metadata.version("scissorhands-jax")
-    except importlib.metadata.PackageNotFoundError:  # run from its source, without an installation
+    except importlib.metadata.PackageNotFoundError:  # The package runs from its source and is not installed.
         source = configparser.ConfigParser()
         source.read(Path(__file__).parents[1] / "setup.cfg", encoding="utf-8")
         return source.get("metadata", "version", fallback="0") + "+source"

@@ -86,7 +86,7 @@ class TestForgetPositions:
         )
 
     def test_the_only_class_cannot_be_forgotten(self):
-        with pytest.raises(InputError, match="nothing is left to retain"):
+        with pytest.raises(InputError, match="leaves nothing to retain"):
             forget_sets.forget_positions("class:2", np.full(9, 2), seed=0)
 
     @pytest.mark.parametrize("spec", ["", "random", "random:", "class:", "identity:", "first:10", "0.1"])
@@ -106,7 +106,7 @@ class TestForgetPositions:
             ("# nothing\n", "the forget set is empty"),
             ("5\n100\n-1\n", "2 forget positions lie outside 0 to 99, the first is 100"),
             ("5\n7\n5\n7\n5\n", "2 forget positions are repeated, the first is 5"),
-            ("\n".join(map(str, range(100))), "whole training set of 100; nothing is left to retain"),
+            ("\n".join(map(str, range(100))), "whole training set of 100, which leaves nothing to retain"),
             ("999999999999999999", "outside 0 to 99"),
             (b"\xff\xfe1\n", "cannot read the positions"),
         ],
@@ -161,7 +161,7 @@ class TestIdentities:
             InputError, match=r"no identity 'ev' in the training set, nor a file .*; near names are eve"
         ):
             forget_sets.forget_positions("identity:bob,ev", LABELS, seed=0, class_names=PEOPLE)
-        with pytest.raises(InputError, match="near names are none, the data set names no classes"):
+        with pytest.raises(InputError, match="the data set names no classes, so use class:LABEL"):
             forget_sets.forget_positions("identity:bob", LABELS, seed=0)
         (tmp_path / "empty.txt").write_text("# nobody\n")
         with pytest.raises(InputError, match="the forget set is empty"):
@@ -248,17 +248,17 @@ class TestTrainedOn:
             lambda: forget_sets.forget_positions("class:2", LABELS, seed=0, trained_on=np.arange(40, 60)),
             lambda: data.split({"label": LABELS}, np.arange(40, 60), np.arange(40, 60)),
         ):
-            with pytest.raises(InputError, match="whole training set of 20; nothing is left to retain"):
+            with pytest.raises(InputError, match="whole training set of 20, which leaves nothing to retain"):
                 act()
 
     @pytest.mark.parametrize(
         ("positions", "message"),
         [
-            ([], "was trained on 0 examples"),
-            ([3], "was trained on 1 examples, it says; name at least two"),
+            ([], "training set of the network has 0 positions"),
+            ([3], "training set of the network has 1 positions; name at least two"),
             ([1, 1], "1 positions of the training set are repeated, the first is 1"),
             ([0, 100], "1 positions of the training set lie outside 0 to 99"),
-            ([0.5, 1.0], "positions of the training set must be a list of integers"),
+            ([0.5, 1.0], r"positions of the training set are float64 of shape \(2,\); give a list of integers"),
         ],
     )
     def test_training_sets_that_cannot_be_are_refused(self, positions, message):
@@ -277,8 +277,8 @@ class TestValidationSplit:
         assert sorted([*train, *validation]) == list(range(160))
 
     def test_the_seed_alone_decides(self):
-        splits = [splits.validation_split(LABELS, 0.2, seed)[1].tolist() for seed in (0, 0, 1)]
-        assert splits[0] == splits[1] != splits[2]
+        held_out = [splits.validation_split(LABELS, 0.2, seed)[1].tolist() for seed in (0, 0, 1)]
+        assert held_out[0] == held_out[1] != held_out[2]
 
     def test_a_share_of_zero_holds_nothing_out(self):
         train, validation = splits.validation_split(LABELS, 0, 0)
@@ -318,7 +318,7 @@ class TestFlipLabels:
 
     @pytest.mark.parametrize(("share", "classes"), [(-0.1, 5), (1.1, 5), (float("nan"), 5), (0.1, 1)])
     def test_numbers_out_of_range_are_refused(self, share, classes):
-        with pytest.raises(InputError, match="flip a share from 0 to 1 among at least 2 classes"):
+        with pytest.raises(InputError, match="choose a share from 0 to 1 and at least 2 classes"):
             forget_sets.flip_labels(LABELS, share, classes, 0)
 
 
@@ -332,7 +332,7 @@ def test_classes_that_are_forgotten_as_a_whole_are_not_tested():
 class TestCheckPositions:
     @pytest.mark.parametrize("positions", [[1.0, 2.0], [True, False], [[1, 2]], ["1"]])
     def test_only_lists_of_integers_are_taken(self, positions):
-        with pytest.raises(InputError, match="must be a list of integers"):
+        with pytest.raises(InputError, match="give a list of integers"):
             data.check_positions(positions, 10)
 
     def test_positions_come_back_sorted_as_int32(self):

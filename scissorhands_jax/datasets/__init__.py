@@ -1,9 +1,8 @@
-"""Labelled images by name: public sets, faces with identities, and the user's own files."""
+"""Labelled images by name: public data sets, faces with identities, and the user's own files."""
 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib.util
 import io
 import shutil
@@ -14,7 +13,7 @@ import numpy as np
 
 from scissorhands_jax.datasets import archives, compact, own, prepared
 from scissorhands_jax.datasets.splits import Splits
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import InputError, suggest
 
 __all__ = ["DATASETS", "FILES", "Splits", "cifar10", "digits", "load", "prepare"]
 
@@ -23,19 +22,19 @@ def load(name: str, data_dir: str | Path | None = None) -> Splits:
     """Reads a data set by its name.
 
     Args:
-      name: one of DATASETS, or `npz:FILE` or `folder:DIR` for the user's own (see `scissorhands_jax.datasets.own`).
-      data_dir: the folder of the named set's files; not needed for digits and for the user's own.
+      name: A key of `DATASETS`; or `npz:FILE` or `folder:DIR` for the user's own images, see
+        `scissorhands_jax.datasets.own`.
+      data_dir: The folder that holds the files of the data set. The digits and the user's own images need none.
 
     Raises:
-      InputError: the name is unknown, or files are missing or damaged.
+      InputError: The name is unknown, or files are missing or damaged.
     """
     kind, _, path = name.partition(":")
     if kind in FILES and path:
         return FILES[kind](Path(path))
     if name not in DATASETS:
-        near = difflib.get_close_matches(name, DATASETS, n=3, cutoff=0.4) or list(DATASETS)
         raise InputError(
-            f"there is no data set {name!r}; near matches: {', '.join(near)}; your own: npz:FILE or folder:DIR"
+            f"there is no data set {name!r}; {suggest(name, DATASETS)}, or npz:FILE or folder:DIR for your own images"
         )
     return DATASETS[name](None if data_dir is None else Path(data_dir))
 
@@ -49,36 +48,38 @@ def prepare(
     unverified: bool = False,
     overwrite: bool = False,
 ) -> Path:
-    """Makes a data set ready for `load`, in the format of tensorflow_datasets, without a network and TensorFlow.
+    """Writes a data set in the format of tensorflow_datasets, which `load` reads.
+
+    Neither a connection to the internet nor TensorFlow is needed, unless the archives have to be downloaded.
 
     Args:
       name: "cifar10", "cifar100", "svhn" or "faces".
-      sources: for faces the one folder of `own.find_images`; else the official archives, or folders that hold them.
-        None at all: the archives in `data_dir`, or where they are not there a download by tensorflow_datasets, which
-        takes TensorFlow.
-      data_dir: where the set goes, and where `load` is to look.
-      image_size: of faces: rescale them to this height and width, in pixels.
-      unverified: take archives whose size or checksum is not the official one.
-      overwrite: replace what is there.
+      sources: For faces, one folder in a form that `own.find_labelled_images` understands; otherwise the official
+        archives, or folders that hold them. If empty, the archives in `data_dir` are read; if they are missing,
+        tensorflow_datasets downloads them, for which TensorFlow must be installed.
+      data_dir: The folder for prepared data sets, which is also the `data_dir` of `load`.
+      image_size: The height and width, in pixels, to which faces are rescaled. By default they keep their size.
+      unverified: Whether to accept archives whose size or checksum is not the official one.
+      overwrite: Whether to replace a data set that is there already.
 
     Returns:
-      The folder of the set.
+      The folder of the data set.
 
     Raises:
-      InputError: the name takes no preparation, sources are missing, damaged or not the official ones, or the set is
-        there already.
+      InputError: The data set needs no preparation or is there already, or sources are missing, damaged or not the
+        official ones.
     """
     if name not in prepared.SET_FOLDERS:
-        ready = f"{name} is read as it is" if name in DATASETS else f"there is no data set {name!r} to prepare"
-        raise InputError(f"{ready}; `data prepare` takes {', '.join(prepared.SET_FOLDERS)}")
+        reason = f"{name} needs no preparation" if name in DATASETS else f"there is no data set {name!r} to prepare"
+        raise InputError(f"{reason}; `data prepare` takes {', '.join(prepared.SET_FOLDERS)}")
     folder = prepared.folder_of(name, data_dir)
     if folder.exists() and not overwrite:
-        raise InputError(f"{folder} is there already; add --overwrite to make it anew")
+        raise InputError(f"{folder} exists already; add --overwrite to replace it")
     if image_size is not None and name != "faces":
-        raise InputError(f"--image-size is for faces; the images of {name} have one size")
+        raise InputError(f"--image-size is for faces, and all images of {name} have one size; leave it out")
     if name == "faces":
         if len(sources) != 1:
-            raise InputError(f"faces needs --from and one folder of images, got {len(sources)}")
+            raise InputError(f"faces needs --from and one folder of images, and {len(sources)} were given; name one")
         images = own.find_labelled_images(sources[0], image_size=image_size)
         examples = {split: _face_examples(images, split) for split in images.splits}
         return prepared.write_prepared(name, examples, {"label": images.class_names}, images.image_shape, data_dir)
@@ -113,7 +114,7 @@ def _download(name: str, data_dir: Path, *, overwrite: bool) -> Path:
         with contextlib.redirect_stdout(io.StringIO()):
             builder = tfds.builder(prepared.SET_FOLDERS[name], data_dir=data_dir, file_format="array_record")
             builder.download_and_prepare()
-    except Exception as error:  # Many types come out of a failed download.
+    except Exception as error:  # A failed download can raise many types of exceptions.
         line = (str(error).strip().splitlines() or [""])[0][:200]
         raise InputError(
             f"tensorflow_datasets could not download {name} ({type(error).__name__}: {line}); copy the archives to "
@@ -123,7 +124,11 @@ def _download(name: str, data_dir: Path, *, overwrite: bool) -> Path:
 
 
 def digits(data_dir: Path | None = None) -> Splits:
-    """scikit-learn's handwritten digits, 8x8 grey, float32 in [0, 1]; always the same 1,347 to train, 450 to test."""
+    """Returns scikit-learn's handwritten digits: 8x8 grey images, float32 in [0, 1], with a fixed split.
+
+    1,347 examples are for training and 450 for testing. `data_dir` is ignored, because the images come with
+    scikit-learn.
+    """
     del data_dir
     from sklearn.datasets import load_digits
 
@@ -141,7 +146,10 @@ def digits(data_dir: Path | None = None) -> Splits:
 
 
 def cifar10(data_dir: Path | None) -> Splits:
-    """CIFAR-10 (Krizhevsky, 2009): compact files if `data_dir` holds any, else the prepared set, in the same order."""
+    """Reads CIFAR-10 (Krizhevsky, 2009) from compact files if `data_dir` holds any, or else from the prepared set.
+
+    Both hold the same images in the same order.
+    """
     if (
         data_dir is None
         or compact.has_compact_files(data_dir, "cifar10")
@@ -161,5 +169,5 @@ DATASETS: dict[str, Callable[[Path | None], Splits]] = {
     "orl_faces": own.orl_faces,
 }
 
-# The user's own, by what stands before the colon.
+# Readers of the user's own images, by the word before the colon.
 FILES: dict[str, Callable[[Path], Splits]] = {"npz": own.npz_file, "folder": own.image_folder}

@@ -1,4 +1,4 @@
-"""The official archives of CIFAR-10, CIFAR-100 and SVHN, read where the user has copied them."""
+"""Reads the official archives of CIFAR-10, CIFAR-100 and SVHN, which the user has copied to this machine."""
 
 from __future__ import annotations
 
@@ -25,9 +25,11 @@ class Archive(NamedTuple):
 
 
 class _Cifar(NamedTuple):
+    """Where the images and class names are in an archive of CIFAR."""
+
     folder: str
-    members: dict[str, tuple[str, ...]]  # of each split
-    label_files: dict[str, str]  # which text file names the classes of each label byte, in the order of the bytes
+    members: dict[str, tuple[str, ...]]  # the files of each split
+    label_files: dict[str, str]  # the text file with the class names of each label byte, in the order of the bytes
 
 
 _CIFAR10 = _Cifar(
@@ -43,7 +45,7 @@ _CIFAR100 = _Cifar(
 _CIFAR_URL = "https://www.cs.toronto.edu/~kriz/"
 _SVHN_URL = "http://ufldl.stanford.edu/housenumbers/"
 
-# Sizes and checksums: those that tensorflow_datasets has registered for these addresses.
+# The sizes and checksums are those that tensorflow_datasets has registered for these addresses.
 ARCHIVES: dict[str, tuple[Archive, ...]] = {
     "cifar10": (
         Archive(
@@ -82,18 +84,18 @@ ClassNames = dict[str, tuple[str, ...]]
 
 
 def read_archives(name: str, files: Sequence[Path], *, unverified: bool = False) -> tuple[ExampleStreams, ClassNames]:
-    """The examples of an official data set from its archives.
+    """Reads the examples of an official data set from its archives.
 
     Args:
       name: "cifar10", "cifar100" or "svhn".
-      files: the archives, in any order and under their own names, or a folder that holds them.
-      unverified: take archives whose size or checksum is not the official one.
+      files: The archives, in any order and under their own names, or a folder that holds them.
+      unverified: Whether to accept archives whose size or checksum is not the official one.
 
     Returns:
       The examples of "train" and "test", in the order of the archive, and the class names of each kind of label.
 
     Raises:
-      InputError: an archive is missing, not the official one, or damaged.
+      InputError: An archive is missing, not the official one, or damaged.
     """
     paths = _find(ARCHIVES[name], files)
     if not unverified:
@@ -125,14 +127,14 @@ def _verify(path: Path, archive: Archive) -> None:
     advice = f"copy it from {archive.url} again, or add --unverified to take it as it is"
     size = path.stat().st_size
     if size != archive.size:
-        raise InputError(f"{path} has {size:,} bytes, the official one has {archive.size:,}; {advice}")
+        raise InputError(f"{path} has {size:,} bytes and the official archive {archive.size:,}; {advice}")
     digest = hashing.file_sha256(path)
     if digest != archive.sha256:
-        raise InputError(f"{path} has the SHA-256 {digest}, the official one has {archive.sha256}; {advice}")
+        raise InputError(f"{path} has the SHA-256 {digest} and the official archive {archive.sha256}; {advice}")
 
 
 def _cifar(path: Path, layout: _Cifar) -> tuple[ExampleStreams, ClassNames]:
-    """Each record is a byte per label and then 32x32 red, green and blue bytes, row by row."""
+    """Reads an archive of CIFAR. A record is one byte per label and then 32x32 red, green and blue bytes, by rows."""
     members = {f"{layout.folder}/{name}" for names in layout.members.values() for name in names}
     texts = {f"{layout.folder}/{name}" for name in layout.label_files.values()}
     contents: dict[str, bytes] = {}
@@ -144,10 +146,10 @@ def _cifar(path: Path, layout: _Cifar) -> tuple[ExampleStreams, ClassNames]:
                 if file is not None:
                     contents[name] = file.read()
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
-        raise InputError(f"{path} is not a whole .tar.gz archive: {error}") from error
+        raise InputError(f"{path} is not a whole .tar.gz archive ({error}); copy it again") from error
     missing = sorted((members | texts) - set(contents))
     if missing:
-        raise InputError(f"{path} lacks {', '.join(missing)}; it is not {layout.folder} in its binary version")
+        raise InputError(f"{path} lacks {', '.join(missing)}; copy the binary version of the data set")
     class_names = {
         kind: tuple(contents[f"{layout.folder}/{name}"].decode("utf-8", "replace").split())
         for kind, name in layout.label_files.items()
@@ -157,11 +159,11 @@ def _cifar(path: Path, layout: _Cifar) -> tuple[ExampleStreams, ClassNames]:
     for split, names in layout.members.items():
         data = b"".join(contents.pop(f"{layout.folder}/{name}") for name in names)
         if not data or len(data) % length:
-            raise InputError(f"the {split} files in {path} do not hold whole records of {length} bytes; it is damaged")
+            raise InputError(f"the {split} files in {path} do not hold whole records of {length} bytes; copy it again")
         records[split] = np.frombuffer(data, np.uint8).reshape(-1, length)
         for column, (kind, known) in enumerate(class_names.items()):
             if records[split][:, column].max() >= len(known):
-                raise InputError(f"the {split} files in {path} hold a {kind} without a name; it is damaged")
+                raise InputError(f"the {split} files in {path} hold a {kind} without a name; copy it again")
     return {split: _cifar_examples(split, rows, tuple(class_names)) for split, rows in records.items()}, class_names
 
 
@@ -173,21 +175,23 @@ def _cifar_examples(split: str, records: np.ndarray, kinds: tuple[str, ...]) -> 
 
 
 def _svhn(path: Path, split: str) -> Iterator[LabelledImage]:
-    """A MATLAB file with images X (32, 32, 3, N) and labels y (N, 1) from 1 to 10, where 10 is the digit 0."""
+    """Reads a MATLAB file with images X (32, 32, 3, N) and labels y (N, 1) from 1 to 10, where 10 is the digit 0."""
     from scipy.io import loadmat
 
     try:
         arrays = loadmat(path, variable_names=("X", "y"))
         images, labels = arrays["X"], arrays["y"].reshape(-1)
-    except Exception as error:  # Many types come out of a damaged file.
-        raise InputError(f"{path} is not a whole MATLAB file with X and y: {type(error).__name__}: {error}") from error
+    except Exception as error:  # A damaged file can raise many types of exceptions.
+        raise InputError(
+            f"{path} is not a whole MATLAB file with X and y ({type(error).__name__}: {error}); copy it again"
+        ) from error
     if images.dtype != np.uint8 or images.shape != (32, 32, 3, len(labels)) or not len(labels):
         raise InputError(
-            f"{path} holds images of type {images.dtype} and shape {images.shape} for {len(labels)} labels; expected "
-            f"uint8 of shape (32, 32, 3, {len(labels)})"
+            f"{path} holds images of type {images.dtype} and shape {images.shape} instead of uint8 of shape "
+            f"(32, 32, 3, {len(labels)}) for {len(labels)} labels; copy it again"
         )
     if labels.min() < 1 or labels.max() > 10:
-        raise InputError(f"{path} holds labels outside 1 to 10; it is damaged")
+        raise InputError(f"{path} holds labels outside 1 to 10; copy it again")
     return (
         LabelledImage(f"{split}_{index:06d}", np.ascontiguousarray(images[..., index]), {"label": int(label) % 10})
         for index, label in enumerate(labels)

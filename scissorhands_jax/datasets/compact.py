@@ -1,4 +1,4 @@
-"""CIFAR images in compact files: lossless, smaller than the original archives, read with NumPy alone."""
+"""CIFAR images in compact files, which are lossless, smaller than the original archives, and need only NumPy."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ CIFAR100_CLASSES = (
 )
 # fmt: on
 
+# What `numpy.load` raises for files that are damaged or something else.
 ARRAY_ERRORS = (
     *(OSError, ValueError, KeyError, EOFError, TypeError, RuntimeError, MemoryError),
     *(zipfile.BadZipFile, zlib.error),
@@ -36,12 +37,16 @@ ARRAY_ERRORS = (
 
 
 def has_compact_files(data_dir: Path, name: str) -> bool:
-    """Whether a folder holds compact files of a data set."""
+    """Says whether a folder holds compact files of a data set."""
     return any(data_dir.glob(f"{name}_*.npz"))
 
 
 def compact_cifar10(data_dir: Path | None) -> Splits:
-    """CIFAR-10 (Krizhevsky, 2009), uint8 RGB, from `cifar10_train_*.npz` and `cifar10_test.npz` in `data_dir`."""
+    """Reads CIFAR-10 (Krizhevsky, 2009), uint8 RGB, from `cifar10_train_*.npz` and `cifar10_test.npz` in `data_dir`.
+
+    Raises:
+      InputError: The files are missing or damaged.
+    """
     if data_dir is None:
         raise InputError("cifar10 needs --data-dir, the folder that holds cifar10_train_*.npz and cifar10_test.npz")
     train_files = sorted(data_dir.glob("cifar10_train_*.npz"))
@@ -54,13 +59,18 @@ def compact_cifar10(data_dir: Path | None) -> Splits:
 
 
 def cifar100_own(data_dir: Path | None) -> Splits:
-    """A part of CIFAR-100 with its own split, uint8 RGB, from `cifar100_own_train.npz` and `cifar100_own_test.npz`.
+    """Reads a part of CIFAR-100 with its own split, from `cifar100_own_train.npz` and `cifar100_own_test.npz`.
 
-    10,000 images to train and 2,000 to test with, redrawn from the official training and test images together: its
-    accuracies are not to be compared with published ones.
+    It has 10,000 images for training and 2,000 for testing, uint8 RGB. They were drawn from the official training and
+    test images together, so accuracies on them cannot be compared with published ones.
+
+    Raises:
+      InputError: The files are missing or damaged.
     """
     if data_dir is None:
-        raise InputError("cifar100_own needs --data-dir, the folder with cifar100_own_train.npz, cifar100_own_test.npz")
+        raise InputError(
+            "cifar100_own needs --data-dir, the folder that holds cifar100_own_train.npz and cifar100_own_test.npz"
+        )
     return _splits([data_dir / "cifar100_own_train.npz"], data_dir / "cifar100_own_test.npz", CIFAR100_CLASSES)
 
 
@@ -70,17 +80,18 @@ def _splits(train_files: list[Path], test_file: Path, class_names: tuple[str, ..
     for path, part in zip(files, parts, strict=False):
         if part["image"].shape[1:] != test["image"].shape[1:]:
             raise InputError(
-                f"images in {path} have shape {part['image'].shape[1:]}, those in {test_file} {test['image'].shape[1:]}"
+                f"images in {path} have shape {part['image'].shape[1:]} and those in {test_file} "
+                f"{test['image'].shape[1:]}; use files of one data set"
             )
     train = {name: np.concatenate([part[name] for part in parts]) for name in test}
     return Splits(train, test, class_names, augmented=True)
 
 
 def _read(path: Path, num_classes: int) -> Dataset:
-    """Images (N, H, W, 3) uint8 and labels (N,) int32 from one compact file.
+    """Reads images (N, H, W, 3), uint8, and labels (N,), int32, from one compact file.
 
-    The file holds the planes G, R-G and B-G, each differenced down the rows and then along the columns, modulo 256;
-    running sums undo it without loss.
+    The file holds the planes G, R - G and B - G. Each entry is the difference from the entry above, and that in turn
+    from its left neighbour, modulo 256. Running sums undo this without loss.
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:
@@ -88,11 +99,11 @@ def _read(path: Path, num_classes: int) -> Dataset:
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist; point --data-dir at the folder that holds it") from error
     except ARRAY_ERRORS as error:
-        raise InputError(f"{path} is not a whole compact image file: {error}") from error
+        raise InputError(f"{path} is not a whole compact image file ({error}); copy it again") from error
     if residual.dtype != np.uint8 or residual.ndim != 4 or label.ndim != 1 or residual.shape[:2] != (3, len(label)):
         raise InputError(
             f"{path} holds residuals of type {residual.dtype} and shape {residual.shape} for labels of shape "
-            f"{label.shape}; expected uint8 of shape (3, N, H, W) for N labels"
+            f"{label.shape} instead of uint8 of shape (3, N, H, W) for N labels; copy it again"
         )
     label = check_labels(label, num_classes, path)
     for axis in (2, 3):

@@ -1,4 +1,4 @@
-"""The user's own images: NumPy files, folders of images, and face identities from either."""
+"""Reads the user's own images from NumPy files and folders, and the ORL faces."""
 
 from __future__ import annotations
 
@@ -15,26 +15,28 @@ from scissorhands_jax.datasets.compact import ARRAY_ERRORS
 from scissorhands_jax.datasets.splits import Splits, check_labels, divide, every_fifth
 from scissorhands_jax.errors import InputError
 
-# Pillow's errors for damaged and for far too large images.
+# What Pillow raises for images that are damaged or far too large.
 _IMAGE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".pgm", ".ppm", ".bmp", ".webp")
 
 
 def npz_file(path: Path) -> Splits:
-    """Images and labels from one `.npz` file.
+    """Reads images and labels from one `.npz` file.
 
-    It holds `image` (N, H, W, C) or (N, H, W), uint8 or floating point in [0, 1], and `label` (N,) integers from 0; to
-    test with either `test_image` and `test_label`, or else the 5th, 10th, ... example of each label (the others are
-    the training set, whose positions count from 0 again); optionally `class_names`, text.
+    Args:
+      path: The file. It holds `image`, of shape (N, H, W, C) or (N, H, W), uint8 or floating point in [0, 1], and
+        `label`, of shape (N,), integers from 0. The test set is either in `test_image` and `test_label`, or it is the
+        5th, 10th, ... example of each label; the positions of the training set then count the other examples from 0.
+        Names of classes may be in `class_names`.
 
     Raises:
-      InputError: the file cannot be read, or its arrays do not go together.
+      InputError: The file cannot be read, or its arrays do not fit together.
     """
     arrays = _arrays(path)
     images, labels = _images(arrays, "image", path), _labels(arrays, "label", path)
     if ("test_image" in arrays) != ("test_label" in arrays):
-        raise InputError(f"{path} has only one of test_image and test_label; give both, or none")
+        raise InputError(f"{path} has only one of test_image and test_label; give both or neither")
     test: Dataset
     if "test_image" in arrays:
         train = {"image": images, "label": labels}
@@ -51,8 +53,8 @@ def npz_file(path: Path) -> Splits:
             )
     if test["image"].shape[1:] != train["image"].shape[1:] or test["image"].dtype != train["image"].dtype:
         raise InputError(
-            f"images to test with in {path} are {test['image'].dtype} of shape {test['image'].shape[1:]}, those to "
-            f"train with {train['image'].dtype} of shape {train['image'].shape[1:]}; make them alike"
+            f"the test images in {path} are {test['image'].dtype} of shape {test['image'].shape[1:]} and the training "
+            f"images {train['image'].dtype} of shape {train['image'].shape[1:]}; give both one type and shape"
         )
     count = int(max(train["label"].max(), test["label"].max(initial=0))) + 1
     names = (
@@ -64,9 +66,10 @@ def npz_file(path: Path) -> Splits:
 
 
 def orl_faces(data_dir: Path | None) -> Splits:
-    """The ORL faces (Samaria and Harter, 1994), 112x92 grey, uint8, from `orl_faces.npz`: 40 people as identities.
+    """Reads the ORL faces (Samaria and Harter, 1994) from `orl_faces.npz`: 40 people as identities.
 
-    Of the ten photographs of each person the 5th and the 10th test, the other eight train.
+    Images are 112x92 grey, uint8. Of the ten photographs of each person, the 5th and the 10th are for testing and the
+    other eight for training.
     """
     if data_dir is None:
         raise InputError("orl_faces needs --data-dir, the folder that holds orl_faces.npz")
@@ -74,17 +77,20 @@ def orl_faces(data_dir: Path | None) -> Splits:
     arrays = _arrays(path)
     images, people = _images(arrays, "image", path), check_labels(_labels(arrays, "subject", path), 40, path)
     if len(images) != len(people):
-        raise InputError(f"{path} holds {len(images)} images of {len(people)} people; it is damaged")
+        raise InputError(f"{path} holds {len(images)} images of {len(people)} people; copy it again")
     names = tuple(f"s{person + 1}" for person in range(40))
     train, test = divide(images, people, every_fifth(people))
     return _complete(Splits(train, test, names, augmented=True, crop_padding=0), path)
 
 
 def image_folder(root: Path) -> Splits:
-    """Images from a folder, as `find_images` finds them, all of one size; uint8, grey if every image is, else RGB.
+    """Reads images from a folder. They are uint8, grey if all are grey and RGB otherwise.
+
+    Args:
+      root: The folder, in one of the forms that `find_labelled_images` describes. All images have one size.
 
     Raises:
-      InputError: images are missing, unreadable or of different sizes.
+      InputError: Images are missing, unreadable or of different sizes.
     """
     folder = find_labelled_images(root)
     parts: dict[str, Dataset] = {}
@@ -107,7 +113,7 @@ class ImageFile(NamedTuple):
 
 
 class Folder(NamedTuple):
-    """The images of a folder, by split; those of a split are sorted by class and then by name."""
+    """The images of a folder by split. Those of a split are sorted by class and then by name."""
 
     root: Path
     class_names: tuple[str, ...]
@@ -116,35 +122,36 @@ class Folder(NamedTuple):
     resized: bool
 
     def read(self, split: str) -> Iterator[np.ndarray]:
-        """The images of a split one by one, uint8.
+        """Yields the images of a split one by one, as uint8 arrays of shape `image_shape`.
 
         Raises:
-          InputError: an image is damaged, or of another size than the first.
+          InputError: An image is damaged, or has another size than the first.
         """
         for file in self.splits[split]:
             yield _open(file.path, self.image_shape, self.resized)
 
 
 def find_labelled_images(root: Path, *, image_size: int | None = None) -> Folder:
-    """Finds the images of a folder and which of them train and test.
+    """Finds the images of a folder, their labels, and whether they are for training or testing.
 
-    The folder has one of three forms, looked for in this order:
+    The folder must have one of three forms, which are tried in this order:
 
-    * `train.txt` and `test.txt` with a line `relative/path label` per image; labels are whole numbers or names;
+    * `train.txt` and `test.txt`, with a line `relative/path label` for each image; labels are whole numbers or names;
     * `train/CLASS/*` and `test/CLASS/*`;
-    * `CLASS/*`, of which the 5th, 10th, ... image of each class tests.
+    * `CLASS/*`, where the 5th, 10th, ... image of each class is for testing.
 
-    Classes and images are sorted by name, numbers in names by their value.
+    Classes and images are sorted by name; numbers in names are sorted by value.
 
     Args:
-      root: the folder.
-      image_size: rescale every image to this height and width, in pixels; None takes them as they are.
+      root: The folder.
+      image_size: The height and width, in pixels, to which images are rescaled. By default they keep their size.
 
     Raises:
-      InputError: the folder is missing or has another form, a class is only tested, or an image cannot be opened.
+      InputError: The folder is missing or has another form, a class has no training images, or an image cannot be
+        opened.
     """
     if not root.is_dir():
-        raise InputError(f"{root} is no folder; name the folder that holds the images")
+        raise InputError(f"{root} is not a folder; name the folder that holds the images")
     if image_size is not None and not 1 <= image_size <= 4096:
         raise InputError(f"--image-size must be 1 to 4096 pixels, got {image_size}")
     if (root / "train.txt").is_file():
@@ -153,21 +160,24 @@ def find_labelled_images(root: Path, *, image_size: int | None = None) -> Folder
         named = {split: _classes(root / split) for split in ("train", "test")}
     else:
         files = _classes(root)
-        tests = every_fifth(np.unique([name for _, name in files], return_inverse=True)[1] if files else np.empty(0))
+        is_test = every_fifth(np.unique([name for _, name in files], return_inverse=True)[1] if files else np.empty(0))
         named = {
-            "train": [file for file, chosen in zip(files, tests, strict=True) if not chosen],
-            "test": [file for file, chosen in zip(files, tests, strict=True) if chosen],
+            "train": [file for file, chosen in zip(files, is_test, strict=True) if not chosen],
+            "test": [file for file, chosen in zip(files, is_test, strict=True) if chosen],
         }
     class_names = tuple(sorted({name for _, name in named["train"]}, key=_natural))
     for split, files in named.items():
         if not files:
             raise InputError(
-                f"{root} holds no images to {split} with; it needs CLASS/*.jpg (five or more in a class), "
+                f"{root} holds no {split} images; it needs CLASS/*.jpg (five or more in a class), "
                 "train/CLASS/*.jpg and test/CLASS/*.jpg, or train.txt and test.txt with lines `path label`"
             )
-    strange = sorted({name for _, name in named["test"]} - set(class_names), key=_natural)
-    if strange:
-        raise InputError(f"{root} tests {len(strange)} classes without training images, the first is {strange[0]}")
+    unknown = sorted({name for _, name in named["test"]} - set(class_names), key=_natural)
+    if unknown:
+        raise InputError(
+            f"{root} has test images but no training images of {len(unknown)} classes, the first is {unknown[0]}; "
+            "add training images or remove the test images"
+        )
     labels = {name: label for label, name in enumerate(class_names)}
     splits = {
         split: sorted(
@@ -179,7 +189,7 @@ def find_labelled_images(root: Path, *, image_size: int | None = None) -> Folder
 
 
 def _classes(root: Path) -> list[tuple[Path, str]]:
-    """Image files and the names of the folders they lie in."""
+    """Returns the image files in the folders of `root`, each with the name of its folder."""
     folders = sorted((path for path in root.iterdir() if path.is_dir()), key=_natural) if root.is_dir() else []
     return [
         (path, folder.name)
@@ -190,10 +200,11 @@ def _classes(root: Path) -> list[tuple[Path, str]]:
 
 
 def _listing(path: Path) -> list[tuple[Path, str]]:
+    """Reads the image files and labels from a list with lines `relative/path label`."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}, the list of images beside train.txt: {error}") from error
+        raise InputError(f"cannot read the list of images {path} ({error}); write train.txt and test.txt") from error
     files = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -206,13 +217,13 @@ def _listing(path: Path) -> list[tuple[Path, str]]:
 
 
 def _natural(path: Path | str) -> list[tuple[int, int, str]]:
-    """Sorts names with the numbers in them by value: s2 before s10."""
+    """Returns a key that sorts names with the numbers in them by value: s2 before s10."""
     parts = re.split(r"(\d+)", str(path))
     return [(1, int(part), part) if part.isdigit() else (0, 0, part) for part in parts]
 
 
 def _shape(splits: dict[str, list[ImageFile]], image_size: int | None) -> tuple[int, int, int]:
-    """Grey if every image is, else RGB; the size of the first image, or the one asked for."""
+    """Returns the shape of all images: with one channel if all are grey, and with the size of the first by default."""
     grey = True
     size = (0, 0)
     for file in reversed([file for files in splits.values() for file in files]):
@@ -221,7 +232,7 @@ def _shape(splits: dict[str, list[ImageFile]], image_size: int | None) -> tuple[
                 grey &= image.mode in ("1", "L", "LA")
                 size = image.size
         except _IMAGE_ERRORS as error:
-            raise InputError(f"{file.path} cannot be opened as an image: {error}") from error
+            raise InputError(f"{file.path} cannot be opened as an image ({error}); replace or remove it") from error
     width, height = size if image_size is None else (image_size, image_size)
     return height, width, 1 if grey else 3
 
@@ -232,13 +243,13 @@ def _open(path: Path, shape: tuple[int, int, int], resized: bool) -> np.ndarray:
         with Image.open(path) as image:
             converted = image.convert("L" if channels == 1 else "RGB")
     except _IMAGE_ERRORS as error:
-        raise InputError(f"{path} cannot be read as an image: {error}") from error
+        raise InputError(f"{path} cannot be read as an image ({error}); replace or remove it") from error
     if resized:
         converted = converted.resize((width, height), Image.Resampling.BICUBIC)
     elif converted.size != (width, height):
         raise InputError(
-            f"{path} has {converted.width}x{converted.height} pixels, other images have {width}x{height}; rescale them "
-            "to one size, as `scissorhands data prepare faces --from DIR --image-size N` does"
+            f"{path} has {converted.width}x{converted.height} pixels and other images have {width}x{height}; rescale "
+            "all to one size, as `scissorhands data prepare faces --from DIR --image-size N` does"
         )
     return np.asarray(converted, np.uint8).reshape(shape)
 
@@ -250,13 +261,12 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist; name a .npz file with the arrays image and label") from error
     except (*ARRAY_ERRORS, AttributeError) as error:
-        raise InputError(f"{path} is not a whole .npz file: {error}") from error
+        raise InputError(f"{path} is not a whole .npz file ({error}); write it with numpy.savez") from error
 
 
 def _images(arrays: dict[str, np.ndarray], name: str, path: Path) -> np.ndarray:
-    """shape=(N, H, W, C), uint8 or float32"""
-    if name not in arrays:
-        raise InputError(f"{path} has no array {name!r}, only {', '.join(arrays) or 'nothing'}")
+    """Returns an array of images, uint8 or float32 in [0, 1], of shape (N, H, W, C)."""
+    _check_array(arrays, name, path)
     images = arrays[name]
     if images.ndim == 3:
         images = images[..., None]
@@ -272,9 +282,13 @@ def _images(arrays: dict[str, np.ndarray], name: str, path: Path) -> np.ndarray:
     return images
 
 
-def _labels(arrays: dict[str, np.ndarray], name: str, path: Path) -> np.ndarray:
+def _check_array(arrays: dict[str, np.ndarray], name: str, path: Path) -> None:
     if name not in arrays:
-        raise InputError(f"{path} has no array {name!r}, only {', '.join(arrays) or 'nothing'}")
+        raise InputError(f"{path} has no array {name!r}, only {', '.join(arrays) or 'nothing'}; add it")
+
+
+def _labels(arrays: dict[str, np.ndarray], name: str, path: Path) -> np.ndarray:
+    _check_array(arrays, name, path)
     labels = arrays[name]
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or not labels.size or labels.min() < 0:
         raise InputError(
@@ -284,9 +298,10 @@ def _labels(arrays: dict[str, np.ndarray], name: str, path: Path) -> np.ndarray:
 
 
 def _complete(splits: Splits, path: Path) -> Splits:
+    """Returns the splits, unless one of them has no examples."""
     for part, name in ((splits.train, "train"), (splits.test, "test")):
         if not len(part["label"]):
             raise InputError(
-                f"{path} leaves no examples to {name} with; it needs five or more of a label, or test_image"
+                f"{path} gives no {name} examples; give five or more with one label, or test_image and test_label"
             )
     return splits

@@ -1,8 +1,8 @@
-"""Image sets in the format of `tensorflow_datasets` (ArrayRecord): written and read without TensorFlow.
+"""Writes and reads image sets in the format of `tensorflow_datasets` (ArrayRecord) without TensorFlow.
 
-`tensorflow_datasets` needs TensorFlow only to encode and decode images; Pillow does that here. What is written has the
-name, version and features of its own builders for CIFAR-10, CIFAR-100 and SVHN, and what those builders have written as
-ArrayRecord is read as well.
+`tensorflow_datasets` needs TensorFlow only to encode and decode images, and Pillow does that here. The sets have the
+names, versions and features of its own builders for CIFAR-10, CIFAR-100 and SVHN. Sets that those builders wrote as
+ArrayRecord can be read as well.
 """
 
 from __future__ import annotations
@@ -28,45 +28,48 @@ if TYPE_CHECKING:
 
 
 class LabelledImage(NamedTuple):
-    """One example on its way to the disk."""
+    """One example to be written."""
 
-    id: str  # sorting by it gives the order of the split
+    id: str  # Examples are read in the order of their ids.
     image: np.ndarray  # (H, W, C) uint8
-    labels: dict[str, int]  # "label", perhaps others
+    labels: dict[str, int]  # "label", and perhaps others
 
 
 def prepared_cifar10(data_dir: Path | None) -> Splits:
-    """CIFAR-10 (Krizhevsky, 2009), uint8 RGB, in the order of the archive."""
+    """Reads CIFAR-10 (Krizhevsky, 2009), uint8 RGB, in the order of the archive."""
     return _read("cifar10", data_dir, augmented=True)
 
 
 def cifar100(data_dir: Path | None) -> Splits:
-    """CIFAR-100 (Krizhevsky, 2009) with its 100 fine labels, uint8 RGB, in the order of the archive."""
+    """Reads CIFAR-100 (Krizhevsky, 2009) with its 100 fine labels, uint8 RGB, in the order of the archive."""
     return _read("cifar100", data_dir, augmented=True)
 
 
 def svhn(data_dir: Path | None) -> Splits:
-    """SVHN, cropped digits (Netzer et al., 2011), uint8 RGB, in the order of the archive; without its extra set."""
+    """Reads SVHN's cropped digits (Netzer et al., 2011) without the extra set, uint8 RGB, in the archive's order."""
     return _read("svhn", data_dir, augmented=False)
 
 
 def faces(data_dir: Path | None) -> Splits:
-    """Face identities that `scissorhands data prepare faces` read from a folder; customarily flipped, not cropped."""
+    """Reads the face identities that `scissorhands data prepare faces` wrote.
+
+    As is customary for faces, training flips the images and does not crop them.
+    """
     return _read("faces", data_dir, augmented=True, crop_padding=0)
 
 
-# The folder of each set and the version of its contents, as tensorflow_datasets has them.
+# The folder of each data set and the version of its contents, as in tensorflow_datasets.
 SET_FOLDERS = {"cifar10": "cifar10", "cifar100": "cifar100", "svhn": "svhn_cropped", "faces": "faces"}
 VERSIONS = {"cifar10": "3.0.2", "cifar100": "3.0.2", "svhn": "3.1.0", "faces": "1.0.0"}
 
 
 def is_prepared(data_dir: Path, name: str) -> bool:
-    """Whether a folder holds a prepared data set."""
+    """Says whether a folder holds a prepared data set."""
     return bool(_versions(data_dir, name))
 
 
 def folder_of(name: str, data_dir: Path) -> Path:
-    """Where `write` puts a data set: `data_dir/NAME/VERSION`."""
+    """Returns the folder to which `write_prepared` writes a data set: `data_dir/NAME/VERSION`."""
     return data_dir / SET_FOLDERS[name] / VERSIONS[name]
 
 
@@ -77,20 +80,20 @@ def write_prepared(
     image_shape: tuple[int, int, int],
     data_dir: Path,
 ) -> Path:
-    """Writes a data set to `data_dir`, whole or not at all; one that is there is replaced.
+    """Writes a data set to `data_dir`, whole or not at all. An earlier one is replaced.
 
     Args:
-      name: one of FOLDERS.
-      splits: the examples of "train" and "test".
-      class_names: of each kind of label that examples have.
-      image_shape: (H, W, C) with 1 or 3 channels.
-      data_dir: made if it does not exist.
+      name: A key of `SET_FOLDERS`.
+      splits: The examples of "train" and "test".
+      class_names: The class names of each kind of label that the examples have.
+      image_shape: The shape (H, W, C) of every image, with 1 or 3 channels.
+      data_dir: The folder for prepared data sets, which is created if it does not exist.
 
     Returns:
-      Its folder.
+      The folder of the data set.
 
     Raises:
-      InputError: a split has more than 1 GB of compressed images.
+      InputError: A split has more than 1 GB of compressed images, and TensorFlow is not installed.
     """
     import tensorflow_datasets as tfds
 
@@ -101,10 +104,10 @@ def write_prepared(
     data_dir.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix=".preparing-", dir=data_dir) as work,
-        contextlib.redirect_stdout(io.StringIO()),  # it prints
+        contextlib.redirect_stdout(io.StringIO()),  # tensorflow_datasets prints its progress.
     ):
         builder = _builder_class()(SET_FOLDERS[name], VERSIONS[name], features, splits, Path(work))
-        # Without this it would rather fetch a copy of its own where there is a network.
+        # By default tensorflow_datasets would download a prepared copy of its own where it can.
         config = tfds.download.DownloadConfig(try_download_gcs=False)
         tfds.disable_progress_bar()
         try:
@@ -113,8 +116,8 @@ def write_prepared(
             if "tensorflow" not in str(error):
                 raise
             raise InputError(
-                f"more than 1 GB of images in a split of {name} takes TensorFlow to sort; make them smaller, as "
-                "--image-size does, or `pip install 'scissorhands-jax[tensorflow]'`"
+                f"a split of {name} has more than 1 GB of images, which only TensorFlow can sort; make them smaller "
+                "with --image-size, or `pip install 'scissorhands-jax[tensorflow]'`"
             ) from error
         finally:
             tfds.enable_progress_bar()
@@ -128,9 +131,9 @@ def _builder_class() -> type[tfds.core.GeneratorBasedBuilder]:
     import tensorflow_datasets as tfds
 
     class ImageSet(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-        """Labelled images that are handed in."""
+        """A builder of the examples that are passed to it."""
 
-        code_path = None  # no checksums of downloads to look for beside this file
+        code_path = None  # Otherwise it looks for the checksums of downloads next to this file.
 
         def __init__(self, name: str, version: str, features: Any, splits: Mapping, data_dir: Path) -> None:
             self.name = name
@@ -159,7 +162,7 @@ def _png(image: np.ndarray) -> bytes:
 
 
 def _versions(data_dir: Path, name: str) -> list[Path]:
-    """Folders of the versions of a prepared set, the newest last."""
+    """Returns the folders of the versions of a prepared data set, the newest last."""
     found = [path.parent for path in (data_dir / SET_FOLDERS[name]).glob("*/dataset_info.json")]
     return sorted(found, key=lambda path: [int(part) for part in re.findall(r"\d+", path.name)])
 
@@ -170,7 +173,7 @@ def _read(name: str, data_dir: Path | None, *, augmented: bool, crop_padding: in
         raise InputError(f"{name} needs --data-dir, the folder that {how} has filled")
     versions = _versions(data_dir, name)
     if not versions:
-        raise InputError(f"{data_dir} holds no prepared {name}; make it ready with {how}")
+        raise InputError(f"{data_dir} holds no prepared {name}; prepare it with {how}")
     import tensorflow_datasets as tfds
 
     folder = versions[-1]
@@ -185,19 +188,20 @@ def _read(name: str, data_dir: Path | None, *, augmented: bool, crop_padding: in
         )
     except NotImplementedError as error:
         raise InputError(
-            f"{folder} is not in ArrayRecord format, the only one that is read without TensorFlow; make it anew "
-            f"with {how}, or by tensorflow_datasets with file_format='array_record'"
+            f"{folder} is not in ArrayRecord format, the only one that is read without TensorFlow; prepare it again "
+            f"with {how}, or with tensorflow_datasets and file_format='array_record'"
         ) from error
-    except Exception as error:  # Many types come out of a damaged folder.
+    except Exception as error:  # A damaged folder can raise many types of exceptions.
         line = (str(error).strip().splitlines() or [""])[0][:200]
         raise InputError(
-            f"the data set in {folder} is damaged ({type(error).__name__}: {line}); make it anew with {how} --overwrite"
+            f"the data set in {folder} is damaged ({type(error).__name__}: {line}); "
+            f"prepare it again with {how} --overwrite"
         ) from error
     return Splits(train, test, class_names, augmented, crop_padding)
 
 
 def _load(source: Any, shape: tuple[int, int, int], num_classes: int) -> Dataset:
-    """All examples of a tfds data source, sorted by their ids."""
+    """Reads all examples of a data source of tensorflow_datasets, sorted by their ids."""
     images = np.empty((len(source), *shape), np.uint8)
     labels = np.empty(len(source), np.int64)
     ids = []

@@ -1,4 +1,4 @@
-"""What every data set is once it is read: labelled images to train and to test with."""
+"""Data sets as they are once they have been read: labelled images for training and for testing."""
 
 from __future__ import annotations
 
@@ -12,27 +12,31 @@ from scissorhands_jax.errors import InputError
 
 
 class Splits(NamedTuple):
-    """A labelled image set: `{"image": (N, H, W, C), "label": (N,) int32}` for training and for testing.
+    """A set of labelled images: `{"image": (N, H, W, C), "label": (N,) int32}` for training and for testing.
 
-    Images are uint8, those of the digits and perhaps of the user's own set float32.
+    Images are uint8 in 0 to 255, or float32 in [0, 1], as those of the digits are.
     """
 
     train: Dataset
     test: Dataset
     class_names: tuple[str, ...]
     augmented: bool  # whether networks for it are customarily trained with random crops and flips
-    crop_padding: int = 4  # pixels on each side for the crops; 0 flips only
+    crop_padding: int = 4  # pixels that are added on each side before a random crop; with 0 images are only flipped
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Of one image, (H, W, C)."""
+        """The shape of one image, (H, W, C)."""
         return self.train["image"].shape[1:]
 
 
 def every_fifth(labels: np.ndarray) -> np.ndarray:
-    """Which examples test where a data set brings no split of its own: of each label the 5th, 10th, ... in order.
+    """Chooses test examples for a data set that has no split: of each label the 5th, 10th, ... example.
 
-    labels: shape=(N,); returns bool, shape=(N,).
+    Args:
+      labels: The labels of all examples, of shape (N,).
+
+    Returns:
+      A bool array of shape (N,): True for test examples.
     """
     chosen = np.zeros(len(labels), bool)
     for label in np.unique(labels):
@@ -41,37 +45,51 @@ def every_fifth(labels: np.ndarray) -> np.ndarray:
 
 
 def divide(images: np.ndarray, labels: np.ndarray, chosen: np.ndarray) -> tuple[Dataset, Dataset]:
-    """The training and the test set; `chosen` (bool, shape=(N,)) tells what tests."""
+    """Divides examples into a training and a test set.
+
+    Args:
+      images: An array of shape (N, ...).
+      labels: An array of shape (N,).
+      chosen: A bool array of shape (N,): True for test examples.
+    """
     train, test = np.flatnonzero(~chosen), np.flatnonzero(chosen)
     return {"image": images[train], "label": labels[train]}, {"image": images[test], "label": labels[test]}
 
 
 def check_labels(labels: np.ndarray, num_classes: int, where: object) -> np.ndarray:
-    """The labels as int32.
+    """Returns the labels as int32.
+
+    Args:
+      labels: The labels, of any shape.
+      num_classes: The number of classes.
+      where: What holds the labels, for the message.
 
     Raises:
-      InputError: they are no integers from 0 to `num_classes` - 1; `where` says whose.
+      InputError: The labels are not integers from 0 to `num_classes` - 1.
     """
     if not np.issubdtype(labels.dtype, np.integer) or not np.all((labels >= 0) & (labels < num_classes)):
-        raise InputError(f"{where} holds labels that are not integers from 0 to {num_classes - 1}; it is damaged")
+        raise InputError(
+            f"{where} holds labels that are not integers from 0 to {num_classes - 1}; correct them or copy it again"
+        )
     return labels.astype(np.int32)
 
 
 def validation_split(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Holds a share of every class out of a training set.
+    """Holds a random share of every class out of a training set, for validation.
 
-    The network is trained on the first part only, so forget sets are drawn from that part: hand it on as `trained_on`.
+    The network is trained on the rest only. Pass the first result as `trained_on` to `forget_positions` and
+    `data.split`, so that forget sets are drawn from it.
 
     Args:
-      labels: shape=(N,)
-      share: of each class, rounded down; 0 holds out nothing.
-      seed: of the draws.
+      labels: The labels of all examples, of shape (N,).
+      share: The share of each class to hold out, in [0, 1). The number of examples is rounded down.
+      seed: The seed of the draws.
 
     Returns:
-      Sorted int32 positions to train on and to validate with; together all, each once.
+      The positions for training and those for validation, sorted and as int32. Each position is in one of them.
 
     Raises:
-      InputError: `share` is not in [0, 1), or every class is too small for it.
+      InputError: `share` is not in [0, 1), or so small that no class gives an example.
     """
     if not 0 <= share < 1:
         raise InputError(f"the validation share must lie in [0, 1), got {share}")
@@ -79,7 +97,7 @@ def validation_split(labels: np.ndarray, share: float, seed: int) -> tuple[np.nd
     held = np.zeros(len(labels), bool)
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
-        # The small number keeps 0.29 * 100 at 29.
+        # In floating point 0.29 * 100 is a little less than 29; the small number makes up for it.
         held[generator.permutation(members)[: int(share * len(members) + 1e-9)]] = True
     if share and not held.any():
         raise InputError(f"a validation share of {share} is less than one example of every class; make it larger")
@@ -87,10 +105,14 @@ def validation_split(labels: np.ndarray, share: float, seed: int) -> tuple[np.nd
 
 
 def known_classes(test: Dataset, retain: Dataset) -> Dataset:
-    """The test examples whose class is still in the retain set, as the authors' code tests class-wise forgetting.
+    """Returns the test examples whose class is still in the retain set.
 
-    The retrained network cannot know a class, or an identity, that was forgotten as a whole. Both sets have a "label"
-    array.
+    The retrained network cannot know a class, or an identity, that was forgotten as a whole; the authors' code leaves
+    such classes out as well.
+
+    Args:
+      test: The test set, with an array "label".
+      retain: The retain set, with an array "label".
     """
     kept = np.isin(test["label"], np.unique(retain["label"]))
     return test if kept.all() else data.take(test, np.flatnonzero(kept))

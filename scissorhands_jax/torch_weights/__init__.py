@@ -1,4 +1,4 @@
-"""Weights as PyTorch stores them: files read without executing anything, networks under PyTorch's names, and back."""
+"""PyTorch's weights: reading and writing their files without executing anything, and converting their names."""
 
 from scissorhands_jax.torch_weights.state_dicts import (
     from_state_dict,

@@ -1,9 +1,9 @@
-"""Rebuilds the object of a pickle that `torch.save` wrote, without executing anything.
+"""Rebuilds the object in a pickle that `torch.save` wrote, without executing anything.
 
-A pickle is a program. `pickletools` decodes its operations without running them, and `_Machine` follows the few that
-`torch.save` writes, building containers, numbers, text and descriptions of tensors. A restricted `pickle.Unpickler`
-would not do: its BUILD operation sets attributes, and with the slot state of a permitted class it reaches objects that
-live as long as the process.
+A pickle is a program. `pickletools` decodes its operations without running them, and `_Machine` interprets the few that
+`torch.save` writes: those that build containers, numbers, text and descriptions of tensors. A restricted
+`pickle.Unpickler` would not be safe. Its BUILD operation sets attributes, and through the slot state of a permitted
+class it can change objects that belong to the whole process.
 """
 
 from __future__ import annotations
@@ -27,27 +27,24 @@ from scissorhands_jax.torch_weights.tensors import (
     show,
 )
 
-_MAX_OPERATIONS = 2**20  # some seconds of work; a checkpoint of a thousand tensors has about 1e5
-
-
+_MAX_OPERATIONS = 2**20  # a few seconds of work; a checkpoint of a thousand tensors has about 1e5
 _MAX_DEPTH = 1000  # open marks; Python's own pickler cannot nest deeper
-
-
-_MAX_NAME = 1024  # bytes in the name of a global, or a key
-
-
-_MAX_KEY = 2**63  # larger integers make no sensible keys and can be built to collide
+_MAX_NAME = 1024  # bytes in a key or in the name of a global
+_MAX_KEY = 2**63  # Larger integers are not sensible keys, and can be chosen so that their hashes collide.
 
 
 class _Global(NamedTuple):
-    """A global that a pickle may name: a function of the machine and its arguments, or an element type."""
+    """A global that a pickle may name: a function `(machine, *arguments) -> object`, or the type of elements."""
 
     call: Callable[..., object] | None = None
     dtype: np.dtype | None = None
 
 
 class _Reader:
-    """What `pickletools.genops` reads from: a length in the pickle that exceeds the file allocates nothing."""
+    """The file object that `pickletools.genops` reads from.
+
+    It checks lengths before it reads, so that a pickle cannot make the process allocate more than the file holds.
+    """
 
     def __init__(self, data: Any, at: int) -> None:
         self.data = data
@@ -61,7 +58,7 @@ class _Reader:
 
     def readline(self) -> bytes:
         end = self.data.find(b"\n", self.at, self.at + _MAX_NAME)
-        if end < 0 or self.data.find(b"\\", self.at, end) >= 0:  # `pickletools` would look for escapes
+        if end < 0 or self.data.find(b"\\", self.at, end) >= 0:  # `pickletools` would decode escapes
             raise Damaged(f"its pickle has an impossible name at byte {self.at}")
         return self.read(end + 1 - self.at)
 
@@ -70,7 +67,18 @@ class _Reader:
 
 
 def interpret(data: Any, start: int) -> tuple[object, int, dict[str, Storage]]:
-    """Builds the object of the pickle at `start`; also returns where it ends, and the storages it refers to."""
+    """Builds the object of a pickle.
+
+    Args:
+      data: The bytes that hold the pickle, as `bytes` or `mmap`.
+      start: The position at which the pickle begins.
+
+    Returns:
+      The object; the position after the pickle; and the storages that it refers to, by key.
+
+    Raises:
+      Refused: The pickle is damaged, or asks for something that is not permitted.
+    """
     machine = _Machine(_Reader(data, start))
     return machine.run(), machine.reader.at, machine.storages
 
@@ -106,7 +114,7 @@ class _Machine:
                 _OPERATIONS[name](self, argument)
             except Refused:
                 raise
-            except Exception as error:  # any other failure has the same cause: the bytes make no sense
+            except Exception as error:  # Whatever else fails has the same cause: the bytes make no sense.
                 raise Damaged(f"its pickle makes no sense at byte {at} ({name})") from error
         raise Refused(f"holds a pickle of more than {_MAX_OPERATIONS} operations; save the model's state dict alone")
 
@@ -132,7 +140,11 @@ class _Machine:
         return top
 
     def spend(self, size: int) -> None:
-        """Accounts for a copy: what a pickle copies, it has spelled out before, unless it wants to fill the memory."""
+        """Accounts for a copy of `size` items.
+
+        An honest pickle copies each item that it has spelled out at most once, and an item takes at least a byte. So a
+        pickle that has copied more items than it has bytes is built to fill the memory.
+        """
         self.copied += size
         if self.copied > self.reader.at - self.start:
             raise Refused("holds a pickle that copies itself again and again; do not trust this file")
@@ -196,7 +208,10 @@ class _Machine:
         self.push(function.call(self, *arguments))
 
     def build(self, _: None) -> None:
-        """Attributes: a state dict has module versions there, a NumPy dtype its byte order. Nothing is set."""
+        """Checks the attributes of an object, and sets none.
+
+        Those of a state dict are the versions of modules, and that of a NumPy dtype is its byte order.
+        """
         (state,) = self.pop(1)
         (target,) = self.pop(1)
         if isinstance(target, np.dtype):
@@ -218,7 +233,7 @@ class _Machine:
         storage = self.storages.setdefault(dict_key(key), Storage(key, storage_type.dtype, size))
         if storage.dtype != storage_type.dtype or storage.size != size:
             raise Damaged(f"storage {show(key)} has two types or sizes")
-        if view not in ([], [None]):  # part of a storage, in files of the first versions of PyTorch
+        if view not in ([], [None]):  # A part of a storage, which the first versions of PyTorch wrote.
             ((_, start, part),) = view
             if type(start) is not int or type(part) is not int or not 0 <= start <= start + part <= size:
                 raise Damaged(f"a part of storage {show(key)} lies outside of it")
@@ -227,7 +242,10 @@ class _Machine:
 
 
 def dict_key(key: Any) -> Any:
-    """A dict key or set element; others are not needed, and can be built to take forever to hash or compare."""
+    """Returns a dict key or set element if it is short, and raises an error otherwise.
+
+    Nothing longer is needed, and a long key can be built so that hashing or comparing it takes very long.
+    """
     if key is None or type(key) in (bool, float) or (type(key) is int and abs(key) < _MAX_KEY):
         return key
     if type(key) in (str, bytes) and len(key) <= _MAX_NAME:
@@ -249,7 +267,7 @@ def _find_global(module: object, name: object) -> _Global | str:
 def _tensor(
     storage: Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype | None = None
 ) -> Tensor:
-    """A view, after making sure that it stays inside of its storage and is not larger than it."""
+    """Describes a view of a storage, after a check that it lies within the storage and has no more elements than it."""
     if not isinstance(storage, Storage) or type(shape) is not tuple or type(strides) is not tuple:
         raise TypeError("not a storage, a shape and strides")
     if len(shape) != len(strides) or len(shape) > MAX_DIMENSIONS:
@@ -257,14 +275,14 @@ def _tensor(
     dtype = storage.dtype if dtype is None else dtype
     available = storage.size * storage.dtype.itemsize // dtype.itemsize
     if any(type(number) is not int or number < 0 for number in (offset, *shape, *strides)):
-        raise Damaged("a tensor's shape, strides or offset are not natural numbers")
+        raise Damaged("a tensor's shape, strides or offset are not whole numbers from 0")
     if 0 not in shape:
         last = offset + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
         if last >= available:
             raise Damaged("a tensor reaches beyond the end of its storage")
         if math.prod(shape) > available:
             raise Refused(
-                "holds a tensor with more elements than were stored for it; save a copy made by `tensor.contiguous()`"
+                "holds a tensor with more elements than its storage; save a copy made by `tensor.contiguous()`"
             )
     return Tensor(storage, dtype, offset, shape, strides)
 
@@ -288,7 +306,7 @@ def _rebuild_tensor_v3(_: _Machine, storage, offset, shape, strides, gradient, h
 
 
 def _check_metadata(metadata: object) -> None:
-    """Conjugated and negated views are stored as what they view."""
+    """Refuses conjugated and negated views, for which the file holds the numbers before conjugation or negation."""
     if type(metadata) is dict and (metadata.get("conj") or metadata.get("neg")):
         raise Refused("holds a lazily conjugated or negated tensor; save a copy made by `tensor.resolve_conj()`")
 
@@ -301,7 +319,7 @@ def _rebuild_parameter(_: _Machine, data, gradient, hooks, state=None) -> Tensor
 
 
 def _ordered_dict(machine: _Machine, pairs: list | tuple = ()) -> dict:
-    """Empty, or with the items that Python 2 passed here."""
+    """Builds a dict, which is empty unless Python 2 wrote the pickle."""
     if type(pairs) not in (list, tuple):
         raise TypeError("not a list")
     machine.spend(len(pairs))
@@ -335,7 +353,7 @@ def _bytes(machine: _Machine) -> bytes:
 
 
 def _encode(machine: _Machine, text: str, encoding: str) -> bytes:
-    """How protocol 2 writes bytes."""
+    """Builds bytes from text, which is how protocol 2 writes them."""
     if encoding != "latin1" or type(text) is not str:
         raise TypeError("not latin1")
     machine.spend(len(text))
@@ -360,16 +378,17 @@ def _numpy_scalar(machine: _Machine, dtype: np.dtype, raw: bytes | str) -> int |
     del machine
     if not isinstance(dtype, np.dtype) or type(raw) not in (bytes, str) or len(raw) != dtype.itemsize:
         raise TypeError("not a number")
-    raw = raw.encode("latin1") if isinstance(raw, str) else raw  # text, if Python 2 wrote it
+    raw = raw.encode("latin1") if isinstance(raw, str) else raw  # It is text if Python 2 wrote it.
     return np.frombuffer(raw, dtype)[0].item()
 
 
-# Classes that are keys of a dict in well-known files (Stable Diffusion v1's has the state of its callbacks by class).
-# Their names stand for them: a name cannot be called.
+# Classes that are keys of a dict in well-known files, such as the states of callbacks in that of Stable Diffusion v1.
+# Each is replaced by its name, which cannot be called.
 _INERT = {"pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"}
 
 
-_DTYPES = {  # PyTorch's names of element types, the prefix of the storage class if it has one, and NumPy's types
+# PyTorch's name of each element type, the prefix of its storage class if it has one, and the type in NumPy.
+_DTYPES = {
     ("float16", "Half"): "<f2",
     ("float32", "Float"): "<f4",
     ("float64", "Double"): "<f8",
@@ -399,7 +418,7 @@ _GLOBALS: dict[str, _Global] = {
     "torch.Size": _Global(_size),
     "torch.storage.UntypedStorage": _Global(dtype=np.dtype(np.uint8)),
     "collections.OrderedDict": _Global(_ordered_dict),
-    "collections.Counter": _Global(_counter),  # learning rate schedulers keep their milestones in one
+    "collections.Counter": _Global(_counter),  # the milestones of learning rate schedulers
     "_codecs.encode": _Global(_encode),
     "numpy.dtype": _Global(_numpy_dtype),
     "numpy.core.multiarray.scalar": _Global(_numpy_scalar),
@@ -445,7 +464,7 @@ _OPERATIONS: dict[str, Callable[..., None]] = {
     "BINGET": _Machine.get,
     "LONG_BINGET": _Machine.get,
     "GLOBAL": _Machine.find_global,
-    "INST": _Machine.find_global,  # never written by torch.save; listed so that what it wants to run is named
+    "INST": _Machine.find_global,  # torch.save never writes it; this way the message names what it asks to run
     "STACK_GLOBAL": _Machine.find_stack_global,
     "REDUCE": _Machine.reduce,
     "BUILD": _Machine.build,

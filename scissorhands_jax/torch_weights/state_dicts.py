@@ -1,14 +1,14 @@
-"""State dicts and parameter trees: the same arrays under PyTorch's names and under those of the network.
+"""Conversion between PyTorch's state dicts and trees of parameters.
 
-A state dict is a flat dict of NumPy arrays named and laid out as PyTorch does; a tree is a nested dict as Flax linen
-makes it, whose module names are those of the PyTorch network. Between the two,
+A state dict is a flat dict of NumPy arrays with PyTorch's names and axes. A tree is a nested dict as Flax linen makes
+it, with the module names of the PyTorch network. They correspond as follows:
 
-* path components are joined by dots: `layer1/0/conv1/kernel` is `layer1.0.conv1.weight`;
-* `kernel`, `scale` and `embedding` are called `weight`; a kernel's last two axes (inputs, outputs) come first in
-  PyTorch, as outputs, inputs (transposed convolutions and attention projections of more than two axes do not follow
-  this rule);
+* The parts of a path are joined by dots: `layer1/0/conv1/kernel` is `layer1.0.conv1.weight`.
+* `kernel`, `scale` and `embedding` are called `weight`. The last two axes of a kernel (inputs, outputs) come first in
+  PyTorch, in the order outputs, inputs. Transposed convolutions, and attention projections of more than two axes, do
+  not follow this rule.
 * `mean`, `var` and `count` in the collection `batch_stats` are `running_mean`, `running_var` and
-  `num_batches_tracked`; the name of the collection is dropped.
+  `num_batches_tracked`. The name of the collection is dropped.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ import numpy as np
 from scissorhands_jax import trees
 from scissorhands_jax.base import ModelState, Params
 from scissorhands_jax.errors import WeightsError
-from scissorhands_jax.torch_weights.tensors import (
-    show,
-)
+from scissorhands_jax.torch_weights.tensors import show
 from scissorhands_jax.torch_weights.weight_files import StateDict, listed
 
 
 def from_state_dict(
     state_dict: Mapping[str, np.ndarray], params: Params, model_state: ModelState
 ) -> tuple[Params, ModelState]:
-    """Puts the arrays of a state dict into trees.
+    """Converts a state dict to the parameters and the state of a network.
 
-    Numbers keep their kind: floats are converted to the template's float type (float16 and bfloat16 exactly, float64
-    by rounding), integers to its integer type, and never one into the other. `num_batches_tracked`, which files of
-    before PyTorch 0.4.1 do not have, may be missing, and is ignored where the template does not count.
+    Floats are converted to the float type of the template: float16 and bfloat16 exactly, float64 by rounding. Integers
+    are converted to its integer type, and neither kind becomes the other. `num_batches_tracked` may be missing, as in
+    files from before PyTorch 0.4.1, and is ignored if the template has no counter.
 
     Args:
-      state_dict: arrays by PyTorch's names, as `read_state_dict` returns them.
-      params: the template: a tree of arrays or `jax.ShapeDtypeStruct`s, which decides names, shapes and types.
-      model_state: the template of the collections, such as `{"batch_stats": {...}}`.
+      state_dict: Arrays by PyTorch's names, as `read_state_dict` returns them.
+      params: The template of the parameters: a tree of arrays or `jax.ShapeDtypeStruct`s, which decides names, shapes
+        and types.
+      model_state: The template of the other collections, such as `{"batch_stats": {...}}`.
 
     Returns:
-      New trees like the templates. Leaves are NumPy arrays where the template's are, else JAX arrays. A missing
-      counter is the template's, or zero if that has no value.
+      New trees like the templates. Their leaves are NumPy arrays where those of the template are, and JAX arrays
+      elsewhere. A missing counter has the value in the template, or zero if that is only a shape.
 
     Raises:
-      WeightsError: arrays are missing, too many, or of other shapes or kinds; all are reported together.
+      WeightsError: Arrays are missing, are superfluous, or have other shapes or kinds of numbers. The message names
+        all of them.
     """
     slots = _slots(params, model_state)
     missing, misfits, leaves = [], [], []
@@ -62,7 +62,7 @@ def from_state_dict(
             misfits.append((name, error))
             continue
         leaves.append(array.copy() if isinstance(slot.leaf, np.ndarray) else jnp.array(array))
-    extra = [name for name in state_dict if name not in slots and not _is_spare_counter(name, slots)]
+    extra = [name for name in state_dict if name not in slots and not _is_unused_counter(name, slots)]
     if missing or extra or misfits:
         raise WeightsError(_describe(missing, extra, misfits, slots))
     return jax.tree.unflatten(jax.tree.structure((params, model_state)), leaves)
@@ -71,14 +71,15 @@ def from_state_dict(
 def with_fresh_head(
     state_dict: Mapping[str, np.ndarray], params: Params, model_state: ModelState
 ) -> tuple[Params, ModelState]:
-    """Puts the arrays of a state dict into trees, but for a head of another width, which stays as it is in the trees.
+    """Converts a state dict like `from_state_dict`, but keeps the template's head if the file's has another width.
 
     Args:
-      state_dict: arrays by PyTorch's names.
-      params, model_state: a freshly drawn network.
+      state_dict: Arrays by PyTorch's names.
+      params: The parameters of a freshly drawn network.
+      model_state: The state of that network.
 
     Raises:
-      WeightsError: as `from_state_dict`; arrays of one layer only, the head, may have other shapes.
+      WeightsError: The state dict does not fit. Arrays of one layer, the head, may have other shapes.
     """
     fresh = to_state_dict(params, model_state)
     other = {name for name, array in fresh.items() if name in state_dict and state_dict[name].shape != array.shape}
@@ -89,42 +90,48 @@ def with_fresh_head(
 
 
 def to_state_dict(params: Params, model_state: ModelState) -> StateDict:
-    """Names and lays out the arrays of trees as PyTorch does; undoes `from_state_dict`.
+    """Converts the parameters and the state of a network to a state dict; undoes `from_state_dict`.
 
     Args:
-      params: a tree of arrays.
-      model_state: the collections, such as `{"batch_stats": {...}}`.
+      params: A tree of arrays.
+      model_state: The other collections, such as `{"batch_stats": {...}}`.
 
     Returns:
-      Contiguous arrays by name, of the types they have in the tree, but counters as int64.
+      Contiguous arrays by PyTorch's names. They have the types of the leaves, except that counters are int64.
 
     Raises:
-      WeightsError: two leaves get the same name.
+      WeightsError: Two leaves have the same name in PyTorch.
     """
     return {name: slot.give() for name, slot in _slots(params, model_state).items()}
 
 
 def state_dict_views(params: Params, model_state: ModelState) -> StateDict:
-    """The same without copies of arrays in this machine's memory: views, which may not be contiguous.
+    """Converts like `to_state_dict`, but returns views where arrays are in this machine's memory.
+
+    Views need not be contiguous.
 
     Raises:
-      WeightsError: two leaves get the same name.
+      WeightsError: Two leaves have the same name in PyTorch.
     """
     return {name: slot.view() for name, slot in _slots(params, model_state).items()}
 
 
 def state_dict_shapes(params: Params, model_state: ModelState) -> dict[str, tuple[int, ...]]:
-    """Names and shapes that the arrays of trees have in PyTorch.
+    """Returns the shapes that the arrays of a network have in PyTorch, by their names there.
 
     Args:
-      params, model_state: trees of arrays or `jax.ShapeDtypeStruct`s.
+      params: A tree of arrays or `jax.ShapeDtypeStruct`s.
+      model_state: The other collections, of arrays or `jax.ShapeDtypeStruct`s.
+
+    Raises:
+      WeightsError: Two leaves have the same name in PyTorch.
     """
     slots = _slots(params, model_state)
     return {name: tuple(slot.leaf.shape[axis] for axis in slot.axes()) for name, slot in slots.items()}
 
 
 class _Misfit(Exception):
-    """Why an array does not go into its slot."""
+    """The reason why an array does not fit into its slot."""
 
     def __init__(self, reason: str, shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None) -> None:
         super().__init__(reason)
@@ -139,7 +146,7 @@ class _Slot(NamedTuple):
     is_counter: bool
 
     def axes(self) -> tuple[int, ...]:
-        """For every axis in PyTorch, the leaf's."""
+        """Returns the axis of the leaf for each axis in PyTorch."""
         rank = len(self.leaf.shape)
         return (rank - 1, rank - 2, *range(rank - 2)) if self.is_kernel and rank > 1 else tuple(range(rank))
 
@@ -156,7 +163,7 @@ class _Slot(NamedTuple):
         return np.asarray(self.leaf)
 
     def take(self, array: np.ndarray) -> np.ndarray:
-        """The array as the leaf has it; raises `_Misfit`."""
+        """Converts an array from PyTorch to the axes and type of the leaf, or raises `_Misfit`."""
         shape = tuple(self.leaf.shape[axis] for axis in self.axes())
         if array.shape != shape:
             raise _Misfit(f"expected {shape}, found {array.shape}", (shape, array.shape))
@@ -178,7 +185,7 @@ class _Slot(NamedTuple):
 
 
 def _slots(params: Params, model_state: ModelState) -> dict[str, _Slot]:
-    """The leaves of both trees in tree order, by PyTorch's names."""
+    """Returns the leaves of both trees by PyTorch's names, in tree order."""
     weights = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
     statistics = {"mean": "running_mean", "var": "running_var", "count": "num_batches_tracked"}
     slots: dict[str, _Slot] = {}
@@ -197,7 +204,8 @@ def _slots(params: Params, model_state: ModelState) -> dict[str, _Slot]:
     return slots
 
 
-def _is_spare_counter(name: str, slots: Mapping[str, _Slot]) -> bool:
+def _is_unused_counter(name: str, slots: Mapping[str, _Slot]) -> bool:
+    """Says whether a name is that of the counter of a BatchNorm for which the network has no counter."""
     module, _, last = name.rpartition("num_batches_tracked")
     return last == "" and f"{module}running_mean" in slots
 
@@ -205,7 +213,7 @@ def _is_spare_counter(name: str, slots: Mapping[str, _Slot]) -> bool:
 def _describe(
     missing: list[str], extra: list[str], misfits: list[tuple[str, _Misfit]], slots: Mapping[str, _Slot]
 ) -> str:
-    """All that is wrong in one sentence, and a guess at the reason."""
+    """Describes everything that does not fit in one sentence, with the likely reason."""
     parts = []
     if missing:
         parts.append(f"{len(missing)} missing ({listed(missing)})")
@@ -230,9 +238,9 @@ def _likely_reason(
             (module,) = modules
             return f"they have {found} classes and the model {expected} (in {module}): build it with {found}"
     if missing and len(missing) == sum(not slot.is_counter for slot in slots.values()):
-        return "no name agrees, so this is another kind of network, or its names have a prefix"
+        return "no name agrees, so either they are of another kind of network, or their names have a prefix to remove"
     if extra and not missing:
         return "they may be of a deeper network of this kind: build the model with that depth"
     if missing and not extra:
         return "they may be of a shallower network of this kind: build the model with that depth"
-    return "build the model with the architecture and width that they were saved from"
+    return "build the model with the architecture and width of the network that they were saved from"

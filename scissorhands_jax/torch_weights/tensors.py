@@ -1,4 +1,4 @@
-"""Descriptions of the tensors in a file, and the reading of their bytes when they are wanted."""
+"""Descriptions of the tensors in a file, and the reading of their bytes on demand."""
 
 from __future__ import annotations
 
@@ -15,21 +15,24 @@ BIG_ENDIAN = "was written on a big-endian machine; load and save it again with P
 
 
 class Refused(Exception):
-    """Why a file cannot be read: the end of a sentence that begins with the file, and what to do about it."""
+    """The reason why a file cannot be read.
+
+    The message is the end of a sentence that begins with the file, and says what to do.
+    """
 
 
 class ForbiddenGlobal(Refused):
-    """A pickle that names something other than tensors, containers and numbers."""
+    """A pickle names something other than tensors, containers and numbers."""
 
     def __init__(self, name: str) -> None:
         super().__init__(
-            f"asks to run the global {name}, which is no tensor, container or number; nothing was executed: "
+            f"asks to run the global {name}, which is no tensor, container or number, and nothing was executed; "
             "save `model.state_dict()` alone with PyTorch, or do not trust this file"
         )
 
 
 class Damaged(Refused):
-    """A file whose parts contradict each other or break off."""
+    """The parts of a file contradict each other, or the file breaks off."""
 
     def __init__(self, what: str) -> None:
         super().__init__(f"is damaged: {what}; download or copy it again")
@@ -37,7 +40,7 @@ class Damaged(Refused):
 
 @dataclass(frozen=True, eq=False)
 class Storage:
-    """A run of `size` elements in the file, or the part of one that begins at `start`."""
+    """A block of elements in the file, or `size` elements of it that begin at element `start`."""
 
     key: str
     dtype: np.dtype
@@ -47,7 +50,7 @@ class Storage:
 
 @dataclass(frozen=True, eq=False)
 class Tensor:
-    """A strided view of a storage; offset and strides count elements of `dtype`."""
+    """A strided view of a storage. Its offset and strides count elements of `dtype`."""
 
     storage: Storage
     dtype: np.dtype
@@ -57,7 +60,7 @@ class Tensor:
 
 
 class Extent(NamedTuple):
-    """Where a storage's bytes are in the file, and their CRC-32 where the format keeps one."""
+    """The position and number of a storage's bytes in the file, and their CRC-32 if the format has one."""
 
     start: int
     size: int
@@ -65,24 +68,33 @@ class Extent(NamedTuple):
 
 
 def show(name: object, limit: int = 100) -> str:
-    """Text from a file, made fit for a message: no control characters, not too long."""
+    """Makes a value from a file fit for a message: without control characters, and cut to `limit` characters."""
     text = repr(name) if isinstance(name, str | bytes | int | float | None) else f"a {type(name).__name__}"
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def read_extent(file: BinaryIO, extent: Extent) -> np.ndarray:
-    """The bytes of an extent that is known to lie inside of the file. shape=(size,), dtype=uint8"""
+    """Reads the bytes of an extent that lies within the file, as an array of type uint8 and shape (size,)."""
     raw = np.empty(extent.size, np.uint8)
     file.seek(extent.start)
     if file.readinto(raw) != extent.size:
-        raise Damaged("it became shorter while it was read")
+        raise Damaged("it became shorter while it was being read")
     if extent.crc is not None and zlib.crc32(raw) != extent.crc:
         raise Damaged(f"the checksum of the bytes from {extent.start} to {extent.start + extent.size} is wrong")
     return raw
 
 
 def read_tensors(file: BinaryIO, tensors: Mapping[str, Tensor], extents: Mapping[str, Extent]) -> dict[str, np.ndarray]:
-    """Reads the storages of some tensors, each once, and returns read-only views of them."""
+    """Reads tensors as read-only arrays. A storage that several tensors share is read once.
+
+    Args:
+      file: The file, opened for reading.
+      tensors: The tensors to read, by name.
+      extents: The extent of each storage, by key.
+
+    Raises:
+      Damaged: The bytes do not match their checksum or the description of the tensor.
+    """
     storages: dict[str, np.ndarray] = {}
     arrays = {}
     for name, tensor in tensors.items():
@@ -90,7 +102,7 @@ def read_tensors(file: BinaryIO, tensors: Mapping[str, Tensor], extents: Mapping
         if key not in storages:
             storages[key] = read_extent(file, extents[key])
             if tensor.storage.dtype == np.bool_ and storages[key].max(initial=0) > 1:
-                raise Damaged(f"{show(name)} is boolean, but holds other bytes than 0 and 1")
+                raise Damaged(f"{show(name)} is boolean, but holds bytes other than 0 and 1")
         step = tensor.dtype.itemsize
         try:
             if 0 in tensor.shape:

@@ -1,4 +1,4 @@
-"""The two formats of `torch.save`: where in the file the saved object and the bytes of its tensors are."""
+"""The two file formats of `torch.save`: finding the saved object and the bytes of its tensors."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Any, BinaryIO
 from scissorhands_jax.torch_weights.pickles import dict_key, interpret
 from scissorhands_jax.torch_weights.tensors import BIG_ENDIAN, Damaged, Extent, Refused, read_extent, show
 
-MAGIC_NUMBER = 0x1950A86A20F9469CFC6C  # the first object of a file of before PyTorch 1.6
+MAGIC_NUMBER = 0x1950A86A20F9469CFC6C  # the first object of a file from before PyTorch 1.6
 PROTOCOL_VERSION = 1001
 
 
 def read_legacy(data: Any) -> tuple[object, dict[str, Extent]]:
-    """Reads the format of before PyTorch 1.6: five pickles, then the storages one after the other.
+    """Reads the format from before PyTorch 1.6: five pickles, then the storages one after the other.
 
     Args:
-      data: the file as `bytes` or `mmap`.
+      data: The file as `bytes` or `mmap`.
 
     Returns:
-      The saved object, with `Tensor`s in it, and the extent of every storage by its key.
+      The saved object, with `Tensor`s in place of tensors, and the extent of each storage by its key.
 
     Raises:
-      Refused: for any other input.
+      Refused: The input is not such a file, is damaged, or asks for something that is not permitted.
     """
     magic, at, _ = interpret(data, 0)
     if type(magic) is not int or magic != MAGIC_NUMBER:
@@ -57,19 +57,19 @@ def read_zip(file: BinaryIO, size: int) -> tuple[object, dict[str, Extent]]:
     """Reads the format of PyTorch 1.6 and later: an uncompressed zip with `NAME/data.pkl` and `NAME/data/KEY`.
 
     Args:
-      file: opened for reading.
-      size: of the file, in bytes.
+      file: The file, opened for reading.
+      size: The size of the file, in bytes.
 
     Returns:
-      The saved object, with `Tensor`s in it, and the extent of every storage by its key.
+      The saved object, with `Tensor`s in place of tensors, and the extent of each storage by its key.
 
     Raises:
-      Refused: for any other input.
+      Refused: The input is not such a file, is damaged, or asks for something that is not permitted.
     """
     try:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
-    except Exception as error:  # zipfile meets damage with many exceptions, and all of them mean damage
+    except Exception as error:  # zipfile raises many types of exceptions, and here all of them mean damage.
         raise Damaged(f"its zip directory is not readable ({show(str(error))})") from error
     members: dict[str, zipfile.ZipInfo] = {}
     for entry in entries:
@@ -111,11 +111,11 @@ def read_zip(file: BinaryIO, size: int) -> tuple[object, dict[str, Extent]]:
 
 
 def _locate(file: BinaryIO, size: int, entry: zipfile.ZipInfo) -> Extent:
-    """Where a stored entry's bytes are, by the entry's own header."""
+    """Finds the bytes of a stored entry from the entry's own header, which must agree with the zip directory."""
     where = f"the zip entry {show(entry.filename)}"
     header = struct.Struct("<4s22xHH")
     if not 0 <= entry.header_offset <= size - header.size:
-        raise Damaged(f"{where} lies outside of it")
+        raise Damaged(f"{where} lies outside the file")
     file.seek(entry.header_offset)
     signature, name_size, extra_size = header.unpack(file.read(header.size))
     name = file.read(name_size)
@@ -124,5 +124,6 @@ def _locate(file: BinaryIO, size: int, entry: zipfile.ZipInfo) -> Extent:
         raise Damaged(f"{where} has no header")
     start = entry.header_offset + header.size + name_size + extra_size
     if start + entry.file_size > size:
-        raise Damaged(f"{where} ends after it")
-    return Extent(start, entry.file_size, entry.CRC or None)  # 0: torch.serialization.set_crc32_options(False)
+        raise Damaged(f"{where} ends beyond the end of the file")
+    # The checksum is 0 in files that were written after torch.serialization.set_crc32_options(False).
+    return Extent(start, entry.file_size, entry.CRC or None)

@@ -1,6 +1,6 @@
-"""Weight files: `.safetensors` and what `torch.save` wrote are read, `.safetensors` is written, all without PyTorch.
+"""Reads the weight files of `torch.save` and `.safetensors`, and writes `.safetensors`, all without PyTorch.
 
-Files come from people you may not trust: no pickle is ever executed, and what is not a tensor, container or number is
+Files need not be trusted: no pickle is ever executed, and anything that is not a tensor, container or number is
 refused.
 """
 
@@ -39,21 +39,13 @@ from scissorhands_jax.torch_weights.tensors import (
 
 _logger = logging.getLogger(__name__)
 
-
 StateDict = dict[str, np.ndarray]
 
-
+# Usual names of the state dict in a checkpoint; of several, the first in this order is read.
 _STATE_DICTS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "params", "weights")
-
-
-_WRAPPERS = ("module.", "_orig_mod.")  # DataParallel, torch.compile
-
-
-_SEARCH_DEPTH = 4
-
-
+_WRAPPERS = ("module.", "_orig_mod.")  # the prefixes of DataParallel and of torch.compile
+_SEARCH_DEPTH = 4  # levels of dicts in a checkpoint
 _MAX_LISTED = 10  # names of each kind in a message
-
 
 _SAFETENSORS_DTYPES = {
     "BOOL": np.dtype(np.bool_),
@@ -73,12 +65,10 @@ _SAFETENSORS_DTYPES = {
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
     "C64": np.dtype("<c8"),
 }
-
-
 _SAFETENSORS_CODES = {dtype: code for code, dtype in _SAFETENSORS_DTYPES.items()}
 
-
-_LOOKS_LIKE = (  # first bytes of what is often mistaken for a weights file
+# The first bytes of files that are often mistaken for weights, in lower case.
+_LOOKS_LIKE = (
     (b"version https://git-lfs", "a Git LFS pointer; fetch the file itself with `git lfs pull`"),
     (b"<!doctype html", "an HTML page, perhaps a failed download; download it again"),
     (b"<html", "an HTML page, perhaps a failed download; download it again"),
@@ -90,29 +80,30 @@ _LOOKS_LIKE = (  # first bytes of what is often mistaken for a weights file
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
-    """Reads the tensors of a `.safetensors` file or of what `torch.save` wrote, in either of its formats.
+    """Reads the tensors of a file in `.safetensors` format or in either of the formats of `torch.save`.
 
-    The format is told by content. In a checkpoint, the state dict is the dict that holds nothing but tensors: the
-    whole file, or one under a usual name such as `state_dict`, or else the largest outside of the optimizer. A prefix
-    `module.` (DataParallel) or `_orig_mod.` (torch.compile) that all names share is removed.
+    The format is recognised by the content of the file, not by its name. The state dict in a checkpoint is a dict that
+    holds nothing but tensors: the whole file, or one under a usual name such as `state_dict`, or else the largest
+    outside the optimizer. The prefixes `module.` (DataParallel) and `_orig_mod.` (torch.compile) are removed if all
+    names share them.
 
     Args:
-      path: the file.
+      path: The file.
 
     Returns:
-      Read-only arrays by name, in the order of the file; bfloat16 and float8 as the types of `ml_dtypes`. Tensors that
+      Read-only arrays by name, in the order of the file. bfloat16 and float8 are types of `ml_dtypes`. Tensors that
       share memory in PyTorch share it here. Only the storages of these tensors are read, each once.
 
     Raises:
-      WeightsError: there is no such file, it is something else, damaged, or holds a pickle that asks for more than
-        tensors, containers and numbers, which is named and not executed.
+      WeightsError: The file does not exist, is damaged or something else, or holds a pickle that asks for more than
+        tensors, containers and numbers. The message names what it asks for; nothing is executed.
     """
     with open_state_dict(path) as tensors:
         return tensors.read()
 
 
 class LazyStateDict(Mapping[str, np.ndarray]):
-    """The tensors of an open file; each is read when it is asked for, and again when it is asked for again."""
+    """The tensors of an open file by name. Each access reads the tensor from the file; nothing is cached."""
 
     def __init__(self, file: BinaryIO, tensors: dict[str, Tensor], extents: dict[str, Extent]) -> None:
         self._file, self._tensors, self._extents = file, tensors, extents
@@ -130,24 +121,30 @@ class LazyStateDict(Mapping[str, np.ndarray]):
         return name in self._tensors
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor, which is not read."""
+        """Returns the shape of a tensor without reading the tensor."""
         return self._tensors[name].shape
 
     def dtype(self, name: str) -> np.dtype:
-        """The type of a tensor, which is not read."""
+        """Returns the type of a tensor without reading the tensor."""
         return self._tensors[name].dtype
 
     def read(self) -> StateDict:
-        """All tensors; a storage that several share is read once."""
+        """Reads all tensors. A storage that several share is read once."""
         return read_tensors(self._file, self._tensors, self._extents)
 
 
 @contextlib.contextmanager
 def open_state_dict(path: str | os.PathLike[str]) -> Iterator[LazyStateDict]:
-    """Opens a file as `read_state_dict` does, for reading one tensor after the other.
+    """Opens a file like `read_state_dict`, for reading one tensor at a time.
+
+    Args:
+      path: The file.
+
+    Yields:
+      The tensors by name; each is read when it is accessed.
 
     Raises:
-      WeightsError: as `read_state_dict`, also while tensors are read.
+      WeightsError: The file cannot be read; see `read_state_dict`. It may also be raised when a tensor is accessed.
     """
     try:
         if not Path(path).is_file():
@@ -158,32 +155,32 @@ def open_state_dict(path: str | os.PathLike[str]) -> Iterator[LazyStateDict]:
         raise
     except Refused as error:
         raise WeightsError(f"cannot read weights from {show(os.fspath(path), 500)}: the file {error}") from error
-    except (OSError, ValueError, MemoryError) as error:  # ValueError: a path with a null character
+    except (OSError, ValueError, MemoryError) as error:  # A path with a null character is a ValueError.
         raise WeightsError(f"cannot read weights from {show(os.fspath(path), 500)}: {error}") from error
 
 
 def write_safetensors(
     path: str | os.PathLike[str], state_dict: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Writes a state dict to a `.safetensors` file, for `load_state_dict(load_file(path))` in PyTorch.
+    """Writes a state dict to a `.safetensors` file, which PyTorch reads by `load_state_dict(load_file(path))`.
 
-    The file appears under its name only when it is complete; one that was there before is replaced. At most one array
-    is copied at a time.
+    The file appears under its name only once it is complete, and replaces any earlier file. At most one array is copied
+    at a time.
 
     Args:
-      path: the file to write, in an existing folder.
-      state_dict: arrays by name, as `to_state_dict` or `state_dict_views` return them.
-      metadata: text to keep in the header, next to `format: pt`.
+      path: The file to write, in an existing folder.
+      state_dict: Arrays by name, as `to_state_dict` or `state_dict_views` return them.
+      metadata: Text to keep in the header in addition to `format: pt`. By default there is none.
 
     Raises:
-      WeightsError: a name or type cannot be stored, or the file cannot be written.
+      WeightsError: A name or type cannot be stored, or the file cannot be written.
     """
     where = show(os.fspath(path), 500)
     arrays = {}
     for name, value in state_dict.items():
         array = np.asarray(value)
         if not isinstance(name, str) or name == "__metadata__":
-            raise WeightsError(f"cannot write weights to {where}: {show(name)} is no name for an array; rename it")
+            raise WeightsError(f"cannot write weights to {where}: {show(name)} cannot name an array; rename it")
         if array.dtype.newbyteorder("<") not in _SAFETENSORS_CODES:
             raise WeightsError(
                 f"cannot write weights to {where}: {show(name)} is of type {array.dtype}, which .safetensors does not "
@@ -198,14 +195,15 @@ def write_safetensors(
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(part, path)
-    except (OSError, ValueError, TypeError) as error:  # a full disk, names that are not text in UTF-8, odd metadata
+    except (OSError, ValueError, TypeError) as error:  # A full disk, names that are not valid UTF-8, odd metadata.
         raise WeightsError(f"cannot write weights to {where}: {error}") from error
 
 
 def _write_arrays(file: BinaryIO, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """The format of https://huggingface.co/docs/safetensors, array by array; their own writer copies all of them first.
+    """Writes the format of https://huggingface.co/docs/safetensors, one array at a time.
 
-    Wide types come first, so that every array is aligned.
+    The writer of the `safetensors` package would copy all arrays first. Wide types come first so that every array is
+    aligned.
     """
     names = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
     header: dict[str, Any] = {"__metadata__": metadata}
@@ -225,14 +223,14 @@ def _write_arrays(file: BinaryIO, arrays: Mapping[str, np.ndarray], metadata: Ma
 
 
 def _find_tensors(path: str | os.PathLike[str], file: BinaryIO) -> tuple[dict[str, Tensor], dict[str, Extent]]:
-    """Finds out what the file is; returns the tensors of its state dict, and where their storages are."""
+    """Recognises the format of a file. Returns the tensors of its state dict, and the extents of their storages."""
     size = os.fstat(file.fileno()).st_size
     head = file.read(512)
     if size == 0:
         raise Refused("is empty; download or copy it again")
     if head.startswith(b"PK"):
         root, extents = torch_files.read_zip(file, size)
-    elif head[8:9] == b"{" and not _is_text(head[:8]):  # the length of a header of JSON, and the header
+    elif head[8:9] == b"{" and not _is_text(head[:8]):  # The length of a JSON header, then the header.
         root, extents = _read_safetensors(path, file, size)
     else:
         for start, what in _LOOKS_LIKE:
@@ -262,7 +260,7 @@ def _find_tensors(path: str | os.PathLike[str], file: BinaryIO) -> tuple[dict[st
 
 def _is_text(head: bytes) -> bool:
     try:
-        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # the last character may be cut
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # The last character may be cut off.
     except UnicodeDecodeError:
         return False
     return all(character.isprintable() or character.isspace() for character in text)
@@ -271,7 +269,10 @@ def _is_text(head: bytes) -> bool:
 def _read_safetensors(
     path: str | os.PathLike[str], file: BinaryIO, size: int
 ) -> tuple[dict[str, Tensor], dict[str, Extent]]:
-    """Has the header checked by the `safetensors` package; its NumPy reader knows no float8 and holds data twice."""
+    """Reads a header that the `safetensors` package has checked.
+
+    The NumPy reader of that package is not used, because it has no float8 and holds the data twice.
+    """
     try:
         with safetensors.safe_open(path, framework="numpy"):
             pass
@@ -291,9 +292,9 @@ def _read_safetensors(
             shape = tuple(entry["shape"])
             begin, end = entry["data_offsets"]
             if len(shape) > MAX_DIMENSIONS:
-                raise Damaged(f"{show(name)} has {len(shape)} axes")
+                raise Damaged(f"{show(name)} has {len(shape)} axes, more than the {MAX_DIMENSIONS} of PyTorch")
             if not 0 <= begin <= end <= size - start or end - begin != math.prod(shape) * dtype.itemsize:
-                raise Damaged(f"{show(name)} lies outside of it")
+                raise Damaged(f"{show(name)} lies outside the file, or its size does not match its shape")
             strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
             tensors[name] = Tensor(Storage(name, dtype, math.prod(shape)), dtype, 0, shape, strides)
             extents[name] = Extent(start + begin, end - begin)
@@ -303,7 +304,7 @@ def _read_safetensors(
 
 
 def _find_state_dict(root: object) -> tuple[str, dict[str, Tensor]]:
-    """The dict that holds nothing but tensors, and its path in the checkpoint."""
+    """Finds the state dict, a dict that holds nothing but tensors. Returns its path in the checkpoint and the dict."""
     found: dict[str, dict[str, Tensor]] = {}
     queue = deque([("", root, 0)])
     seen = set()
@@ -329,12 +330,12 @@ def _find_state_dict(root: object) -> tuple[str, dict[str, Tensor]]:
     if sizes[:1] == sizes[1:2]:
         raise Refused(
             f"has several dicts of {sizes[0]} tensors, {listed([show(path) for path in found])}; "
-            "save the one that is wanted alone"
+            "save the one that you want on its own"
         )
     return max(found.items(), key=lambda item: len(item[1]))
 
 
 def listed(names: list[str]) -> str:
-    """The first ten names for a message, and how many more there are."""
+    """Joins the first ten names for a message, and says how many more there are."""
     shown = ", ".join(names[:_MAX_LISTED])
     return f"{shown} and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else shown

@@ -118,7 +118,7 @@ class TestCifar10:
             ({"label": np.zeros(4)}, "not integers from 0 to 9"),
             ({"label": np.array([None] * 4)}, "not a whole compact image file.*allow_pickle"),
             ({"residual": np.zeros((3, 4, 4, 4))}, "residuals of type float64"),
-            ({"residual": np.zeros((4, 4, 4, 3), np.uint8)}, r"expected uint8 of shape \(3, N, H, W\)"),
+            ({"residual": np.zeros((4, 4, 4, 3), np.uint8)}, r"instead of uint8 of shape \(3, N, H, W\)"),
             ({"residual": np.zeros((3, 4, 5, 5), np.uint8)}, r"have shape \(4, 4, 3\), those in .* \(5, 5, 3\)"),
         ],
     )
@@ -191,7 +191,9 @@ class TestCifar100Own:
 def test_unknown_names_are_refused_with_near_ones():
     with pytest.raises(InputError, match="no data set 'cifar'; near matches: cifar10"):
         datasets.load("cifar")
-    with pytest.raises(InputError, match=r"near matches: digits, cifar10, .*; your own: npz:FILE or folder:DIR"):
+    with pytest.raises(
+        InputError, match=r"choose one of digits, cifar10, .*, or npz:FILE or folder:DIR for your own images"
+    ):
         datasets.load("zzz")
 
 
@@ -356,7 +358,7 @@ class TestDamagedPrepared:
             datasets.load("svhn", tmp_path)
 
     def test_sets_that_are_not_there_come_with_the_command(self, tmp_path):
-        with pytest.raises(InputError, match="holds no prepared svhn; make it ready with `scissorhands data prepare"):
+        with pytest.raises(InputError, match="holds no prepared svhn; prepare it with `scissorhands data prepare"):
             datasets.load("svhn", tmp_path)
         with pytest.raises(InputError, match="cifar100 needs --data-dir"):
             datasets.load("cifar100")
@@ -384,12 +386,12 @@ def test_compact_files_come_before_a_prepared_set(folder, official):
 class TestPrepare:
     def test_only_the_official_archive_is_taken(self, official, tmp_path, monkeypatch):
         path = official / "cifar-10-binary.tar.gz"
-        with pytest.raises(InputError, match=r"bytes, the official one has 170,052,171; copy it .* --unverified"):
+        with pytest.raises(InputError, match=r"bytes and the official archive 170,052,171; copy it .* --unverified"):
             datasets.prepare("cifar10", [path], tmp_path)
         (archive,) = archives.ARCHIVES["cifar10"]
         sized = archive._replace(size=path.stat().st_size)
         monkeypatch.setitem(archives.ARCHIVES, "cifar10", (sized,))
-        with pytest.raises(InputError, match=r"has the SHA-256 [0-9a-f]{64}, the official one has c4a38c50"):
+        with pytest.raises(InputError, match=r"has the SHA-256 [0-9a-f]{64} and the official archive c4a38c50"):
             datasets.prepare("cifar10", [path], tmp_path)
         assert list(tmp_path.iterdir()) == []
         known = sized._replace(sha256=hashlib.sha256(path.read_bytes()).hexdigest())
@@ -405,7 +407,7 @@ class TestPrepare:
 
     def test_a_set_that_is_there_stays_unless_told_otherwise(self, official, tmp_path):
         folder = datasets.prepare("svhn", [official], tmp_path, unverified=True)
-        with pytest.raises(InputError, match="is there already; add --overwrite"):
+        with pytest.raises(InputError, match="exists already; add --overwrite"):
             datasets.prepare("svhn", [official], tmp_path, unverified=True)
         (folder / "features.json").unlink()
         datasets.prepare("svhn", [official], tmp_path, unverified=True, overwrite=True)
@@ -421,10 +423,10 @@ class TestPrepare:
     @pytest.mark.parametrize(
         ("name", "options", "message"),
         [
-            ("digits", {}, "digits is read as it is; `data prepare` takes cifar10, cifar100, svhn, faces"),
+            ("digits", {}, "digits needs no preparation; `data prepare` takes cifar10, cifar100, svhn, faces"),
             ("imagenet", {}, "no data set 'imagenet' to prepare"),
             ("svhn", {"image_size": 16}, "--image-size is for faces"),
-            ("faces", {}, "faces needs --from and one folder of images, got 0"),
+            ("faces", {}, "faces needs --from and one folder of images, and 0 were given"),
         ],
     )
     def test_what_cannot_be_prepared_is_said(self, tmp_path, name, options, message):
@@ -539,10 +541,10 @@ class TestNpz:
             ({"test_image": np.zeros((1, 4, 5, 3), np.uint8)}, "only one of test_image and test_label"),
             (
                 {"test_image": np.zeros((1, 5, 5, 3), np.uint8), "test_label": np.zeros(1, int)},
-                r"test with in .* shape \(5, 5, 3\), those to train with uint8 of shape \(4, 5, 3\)",
+                r"test images in .* shape \(5, 5, 3\) and the training images uint8 of shape \(4, 5, 3\)",
             ),
             ({"test_image": np.zeros((2, 4, 5, 3), np.uint8), "test_label": np.zeros(1, int)}, "2 examples in test_im"),
-            ({"label": np.arange(12)}, "no examples to test with"),
+            ({"label": np.arange(12)}, "gives no test examples"),
             ({"class_names": np.array(["cats"])}, "not integers from 0 to 0"),
         ],
     )
@@ -642,9 +644,9 @@ class TestFolder:
         ("files", "message"),
         [
             ((), "holds no images to train with; it needs CLASS"),
-            (("a/1.png", "a/2.png"), "holds no images to test with"),
-            (("train/a/1.png",), "holds no images to test with"),
-            (("train/a/1.png", "test/b/1.png"), "tests 1 classes without training images, the first is b"),
+            (("a/1.png", "a/2.png"), "holds no test images"),
+            (("train/a/1.png",), "holds no test images"),
+            (("train/a/1.png", "test/b/1.png"), "no training images of 1 classes, the first is b"),
         ],
     )
     def test_folders_of_another_form_are_refused(self, tmp_path, files, message):
@@ -658,9 +660,9 @@ class TestFolder:
         with pytest.raises(InputError, match=r"line 2 of .*train\.txt is 'a/2\.png'; write `relative/path label`"):
             own.find_labelled_images(tmp_path)
         (tmp_path / "train.txt").write_text("a/1.png 0\n")
-        with pytest.raises(InputError, match=r"cannot read .*test\.txt"):
+        with pytest.raises(InputError, match=r"cannot read the list of images .*test\.txt"):
             own.find_labelled_images(tmp_path)
-        with pytest.raises(InputError, match="is no folder"):
+        with pytest.raises(InputError, match="is not a folder"):
             own.find_labelled_images(tmp_path / "absent")
         with pytest.raises(InputError, match="--image-size must be 1 to 4096 pixels, got 0"):
             own.find_labelled_images(tmp_path, image_size=0)
