@@ -351,7 +351,9 @@ class TestSplit:
         np.testing.assert_array_equal(parts.retain["image"], train["image"][[1, 2, 3, 5, 6, 8, 9]])
 
     def test_arrays_of_different_lengths_are_refused(self):
-        with pytest.raises(InputError, match=r"share their first axis, found lengths \[3, 4\]"):
+        with pytest.raises(
+            InputError, match=r"first axes of lengths \[3, 4\]; give arrays with one entry for each example"
+        ):
             data.split({"image": np.zeros((4, 2)), "label": np.zeros(3)}, np.array([0]))
 
     def test_bad_positions_are_refused(self):

@@ -301,5 +301,5 @@ class TestTransformation:
             projection.project_gradient(**arguments)
 
     def test_the_dual_is_solved_for_at_most_ten_constraints(self):
-        with pytest.raises(InputError, match=r"at most 10 .* got 11"):
+        with pytest.raises(InputError, match=r"there are 11 .* give at most 10"):
             projection.solve_dual(jnp.eye(11), jnp.ones(11))

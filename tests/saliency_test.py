@@ -143,7 +143,7 @@ def test_one_compilation_per_batch_shape_also_on_the_next_call():
 
 
 def test_no_batch_is_refused():
-    with pytest.raises(InputError, match="at least one batch"):
+    with pytest.raises(InputError, match="without a batch of examples; give at least one"):
         saliency.connection_sensitivity(linear_loss, linear_case()[0], [])
 
 
@@ -178,5 +178,5 @@ def test_diagonal_fisher_of_a_network_is_in_eval_mode():
 
 
 def test_diagonal_fisher_needs_a_batch():
-    with pytest.raises(InputError, match="at least one batch"):
+    with pytest.raises(InputError, match="without a batch of examples; give at least one"):
         saliency.diagonal_fisher(base.lift(linear_loss), linear_case()[0], (), [])

@@ -89,7 +89,7 @@ def _classes(value: str, present: np.ndarray, class_names: Sequence[str]) -> lis
         label = int(word) if re.fullmatch(r"\d+", word) else _label_of(word, class_names)
         if label not in present:
             shown = ", ".join(map(str, present[:12])) + (", ..." if len(present) > 12 else "")
-            raise InputError(f"there is no class {word!r} in the training set; choose from its labels {shown}")
+            raise InputError(f"there is no class {word!r} in the training set; its labels are {shown}")
         chosen.append(label)
     return chosen
 

@@ -1,4 +1,4 @@
-"""What a network knows and how far it is from another: accuracies, attacks, distances, and how sure each number is."""
+"""Measures of what a network knows and of how far it is from another, each with an interval where one is needed."""
 
 from scissorhands_jax.metrics.accuracies import accuracy, predict
 from scissorhands_jax.metrics.attacks import membership_inference

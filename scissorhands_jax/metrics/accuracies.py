@@ -1,6 +1,6 @@
-"""What a network says to images, and how much of it is right.
+"""Predictions of a network for images, and their accuracy.
 
-JAX runs the forward pass; everything after the logits is NumPy.
+JAX runs the forward pass, and everything after the logits is NumPy.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from scissorhands_jax.training.sharding import Layout
 
 @functools.lru_cache(maxsize=32)
 def _forward(apply: ApplyFn, layout: Layout | None = None) -> Callable[[Params, ModelState, jax.Array], jax.Array]:
-    """One jitted forward pass per model: jit keeps its compilations with the function object it returned."""
+    """Returns one compiled forward pass per model: jit keeps compiled code with the function that it returns."""
 
     @jax.jit
     def forward(params, model_state, images):
@@ -40,21 +40,21 @@ def predict(
     batch_size: int = 256,
     layout: Layout | None = None,
 ) -> np.ndarray:
-    """The logits of a network in evaluation mode, batch by batch.
+    """Computes the logits of a network in evaluation mode, batch by batch.
 
-    The forward pass is compiled once per model and shape of a batch: calling again with other parameters, or another
-    number of images, compiles nothing. The last batch is padded to `batch_size` and the surplus is cut off.
+    The forward pass is compiled once per model and shape of a batch: another call with other parameters, or another
+    number of images, compiles nothing. The last batch is padded to `batch_size`, and the surplus is cut off.
 
     Args:
-      model: The network, whose `apply` is called with `train=False`. The compiled function is kept with it, so hand in
-        the same `Model` again.
+      model: The network, whose `apply` is called with `train=False`. The compiled function is kept by `model.apply`, so
+        pass the same `Model` each time.
       params: The parameters of the network.
       model_state: BatchNorm statistics and the like, which are read and never changed.
-      images: The images, of any dtype, on the host or on a device. They go to the network as they are, like those in
-        `losses.classification_loss`: scaling uint8 pixels is the model's business, or the loader's. shape=(N, ...)
+      images: The images, of any dtype, on the host or on a device. They are passed to the network as they are, so
+        scaling uint8 pixels is up to the network or the reader of the data set. shape=(N, ...)
       batch_size: How many images a forward pass takes.
-      layout: Divides every batch, and with it the work, over many devices. Parameters lie as it says. With many
-        processes all of them call this, and each reads its own share of the images. The default uses one device.
+      layout: How to divide every batch over several devices. The parameters must lie as it says. With several
+        processes, all must call this function, and each reads its own share of the images. The default uses one device.
 
     Returns:
       The logits, on the host. shape=(N, C), dtype=float32
@@ -66,7 +66,7 @@ def predict(
         raise InputError(f"batch_size must be at least 1, got {batch_size}")
     count = images.shape[0] if images.ndim else 0
     if count == 0:
-        raise InputError(f"predict needs at least one image, got an array of shape {images.shape}")
+        raise InputError(f"predict was given an array of shape {images.shape}; give at least one image")
     forward = _forward(model.apply, layout)
     if layout is not None:
         images, batch_size = np.asarray(images), layout.rounded_up(batch_size)
@@ -88,7 +88,7 @@ def predict(
 def check_logits(
     logits: chex.Array, labels: chex.Array, *, what: str = "logits", stacked: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Logits and labels on the host, after checking that each fits the other.
+    """Checks that logits and labels fit each other, and returns both on the host.
 
     Args:
       logits: One row of finite numbers per example, at least one row. shape=(N, C)
@@ -103,8 +103,8 @@ def check_logits(
     right_rank = rows.ndim >= 2 if stacked else rows.ndim == 2
     if not right_rank or classes.shape != rows.shape[-2:-1] or rows.size == 0:
         raise InputError(
-            f"expected {what} of shape ({'..., ' if stacked else ''}N, C) and labels of shape (N,) with N > 0, "
-            f"got {rows.shape} and {classes.shape}"
+            f"{what} have shape {rows.shape} and labels {classes.shape}; "
+            f"expected ({'..., ' if stacked else ''}N, C) and (N,) with N > 0"
         )
     if not np.issubdtype(classes.dtype, np.integer):
         raise InputError(f"labels must be integers, got {classes.dtype}")
@@ -120,7 +120,7 @@ def check_logits(
 
 
 def correct(logits: chex.Array, labels: chex.Array) -> int:
-    """How many examples get their true label; of equal logits the first one counts.
+    """Counts the examples whose largest logit is that of the true class. Of equal logits the first one counts.
 
     Args:
       logits: One row for each example. shape=(N, C)
@@ -137,7 +137,7 @@ def correct(logits: chex.Array, labels: chex.Array) -> int:
 
 
 def accuracy(logits: chex.Array, labels: chex.Array) -> float:
-    """The share of examples that get their true label, in percent (0..100); see `correct`.
+    """Returns the share of examples that get their true label, in percent (0 to 100); see `correct`.
 
     >>> accuracy(np.array([[2.0, 1.0], [0.0, 3.0], [5.0, 4.0], [1.0, 0.0]]), np.array([0, 1, 1, 0]))
     75.0

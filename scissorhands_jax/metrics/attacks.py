@@ -1,7 +1,7 @@
-"""Membership inference: could someone who only sees the network's outputs tell what it was trained on?
+"""Membership inference: can someone who sees only a network's outputs find out what it was trained on?
 
-Offline statistics on scores, in NumPy and scikit-learn. An attack is fitted on examples known to be members (retain
-set) and known not to be (test set), then judges the forget set.
+These are offline statistics of scores, in NumPy and scikit-learn. An attack is fitted on examples that are known to be
+members (the retain set) and examples that are known not to be (the test set). Then it judges the forget set.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from scipy.special import log_softmax
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.metrics import accuracies
 
-_TINY = 1e-30  # stands in for 0 under a logarithm, as in the authors' code
+_TINY = 1e-30  # replaces smaller numbers in a logarithm, as in the authors' code
 
 
 class Classifier(Protocol):
-    """What an attack needs of a scikit-learn classifier."""
+    """The part of a scikit-learn classifier that an attack uses."""
 
     def fit(self, X: np.ndarray, y: np.ndarray) -> Classifier: ...
 
@@ -28,9 +28,9 @@ class Classifier(Protocol):
 
 
 class AttackResult(NamedTuple):
-    """What an attack says of the target examples."""
+    """The verdict of an attack on the target examples."""
 
-    mia: float  # percent (0..100) of them judged non-members: the paper's MIA, P(y = 0 | x_f)
+    mia: float  # the percentage (0..100) that is judged non-members: the paper's MIA, P(y = 0 | x_f)
     predictions: np.ndarray  # shape=(N,), dtype=int8: 1 = judged a member, 0 = judged a non-member
 
 
@@ -49,24 +49,25 @@ def _logistic_regression() -> Classifier:
 CLASSIFIERS: MappingProxyType[str, Callable[[], Classifier]] = MappingProxyType(
     {"svc": _support_vectors, "logistic": _logistic_regression}
 )
-"""The classifiers of attacks by name, each a function that makes an unfitted one."""
+"""The classifiers of attacks by name. Each value is a function that makes an unfitted one."""
 
 
 def membership_inference(
     member_scores: np.ndarray, nonmember_scores: np.ndarray, target_scores: np.ndarray, *, attack: str = "svc"
 ) -> AttackResult:
-    """Fits a classifier on members (label 1) against non-members (label 0) and lets it judge the targets.
+    """Fits a classifier to separate members (label 1) from non-members (label 0), and lets it judge the targets.
 
     Guarantees:
-      * Deterministic: the same scores in the same order give the same predictions.
-      * `"svc"` is the paper's attack (RBF kernel, C = 3, gamma = 1 / number of features) and `"logistic"` an
-        L2-regularised logistic regression with C = 1; both agree with the authors' traces prediction by prediction.
+      * The same scores in the same order give the same predictions.
+      * `"svc"` is the paper's attack (RBF kernel, C = 3, gamma = 1 / number of features), and `"logistic"` is an
+        L2-regularised logistic regression with C = 1. Both agree with the authors' traces prediction by prediction.
 
-    Two things to know before reading the number:
-      * Where members and non-members look alike the SVC has nothing to go by. Its answer is then any number between 0
-        and 100, not 50, and moves a lot from seed to seed: compare with the retrained network's, never with 50.
-      * The SVC solver takes time between linear and quadratic in the number of members and non-members: for one
-        feature about 0.1 s for 2,000, 2 s for 10,000, 5 to 8 s for 20,000. Subsample before (`paper_mia` does).
+    Two things to know about the result:
+      * If members and non-members have similar scores, the SVC has little to go on. The result can then be any number
+        between 0 and 100, and varies a lot with the seed. Compare it with that of the retrained network, never with 50.
+      * The time of the SVC grows faster than linearly, up to quadratically, with the number of examples that it is
+        fitted on: for one feature it takes about 0.1 s for 2,000, 2 s for 10,000, and 5 to 8 s for 20,000. Subsample
+        larger sets, as `paper_mia` does.
 
     Args:
       member_scores: Features of examples that the network was trained on. shape=(M,) or (M, F)
@@ -88,7 +89,7 @@ def membership_inference(
     targets = _columns(target_scores, "target_scores")
     if len({members.shape[1], nonmembers.shape[1], targets.shape[1]}) > 1:
         raise InputError(
-            f"member, non-member and target scores must have the same number of features, "
+            "member, non-member and target scores must have the same number of features, "
             f"got {members.shape[1]}, {nonmembers.shape[1]} and {targets.shape[1]}"
         )
     labels = np.concatenate([np.ones(len(members), np.int8), np.zeros(len(nonmembers), np.int8)])
@@ -98,7 +99,7 @@ def membership_inference(
 
 
 def _columns(scores: np.ndarray, name: str) -> np.ndarray:
-    """Scores as float64 of shape (N, F)."""
+    """Returns scores as float64 of shape (N, F)."""
     scores = np.asarray(scores, dtype=np.float64)
     if scores.ndim == 1:
         scores = scores[:, None]
@@ -110,7 +111,7 @@ def _columns(scores: np.ndarray, name: str) -> np.ndarray:
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
-    """The softmax of logits of shape (N, C), rounded to float32 as the authors' attack sees it.
+    """Computes the softmax of logits of shape (N, C), rounded to float32, as in the authors' attack.
 
     >>> probabilities(np.array([[0.0, 0.0], [1000.0, 0.0]])).tolist()
     [[0.5, 0.5], [1.0, 0.0]]
@@ -121,7 +122,7 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
 
 
 def confidence(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The probability of the true class. shape=(N,), dtype=float32
+    """Computes the probability of the true class. The result is float32 of shape (N,).
 
     Raises:
       InputError: `logits` (N, C) and integer `labels` (N,) do not fit each other, or a logit is not finite.
@@ -134,7 +135,7 @@ def confidence(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def correctness(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """1 where the true class has the largest logit, else 0. shape=(N,), dtype=int8
+    """Returns 1 where the true class has the largest logit, else 0. The result is int8 of shape (N,).
 
     Raises:
       InputError: `logits` (N, C) and integer `labels` (N,) do not fit each other, or a logit is not finite.
@@ -144,7 +145,9 @@ def correctness(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def cross_entropy_per_example(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The cross-entropy, minus the log-probability of the true class, in nats. shape=(N,), dtype=float64
+    """Computes the cross-entropy of each example, in nats. The result is float64 of shape (N,).
+
+    It is computed from the logits, because a probability rounds to 0 or 1 long before its logarithm loses digits.
 
     Raises:
       InputError: `logits` (N, C) and integer `labels` (N,) do not fit each other, or a logit is not finite.
@@ -157,7 +160,7 @@ def cross_entropy_per_example(logits: np.ndarray, labels: np.ndarray) -> np.ndar
 
 
 def _floating(probs: np.ndarray) -> np.ndarray:
-    """At least float32: `_TINY` would be 0 in half precision."""
+    """Widens probabilities to at least float32, because `_TINY` would be 0 in half precision."""
     probs = np.asarray(probs)
     return probs.astype(np.result_type(probs, np.float32), copy=False)
 
@@ -167,17 +170,17 @@ def _log(probs: np.ndarray) -> np.ndarray:
 
 
 def entropy(probs: np.ndarray) -> np.ndarray:
-    """The entropy of each row of probabilities (N, C), in nats. shape=(N,), dtype at least float32
+    """Computes the entropy of each row of probabilities (N, C), in nats. The result has shape (N,), at least float32.
 
     >>> entropy(np.array([[1.0, 0.0], [0.5, 0.5]])).round(4).tolist()
     [0.0, 0.6931]
     """
     probs = _floating(probs)
-    return np.abs((probs * _log(probs)).sum(axis=1))  # no term is positive; abs, unlike minus, makes no -0.0
+    return np.abs((probs * _log(probs)).sum(axis=1))  # No term is positive, and abs, unlike minus, never gives -0.0.
 
 
 def modified_entropy(probs: np.ndarray, labels: np.ndarray, mode: str = "paper") -> np.ndarray:
-    """An entropy that is small only where the network is sure *and* right. shape=(N,), dtype at least float32
+    """Computes an entropy that is small only where the network is sure *and* right.
 
     With p the probabilities of an example and y its label, `"paper"` is
 
@@ -192,7 +195,10 @@ def modified_entropy(probs: np.ndarray, labels: np.ndarray, mode: str = "paper")
     Args:
       probs: Probabilities, whose rows sum to 1. shape=(N, C)
       labels: The true classes, integers in 0..C-1. shape=(N,)
-      mode: Which of the two formulas is used, `"paper"` or `"authors"`.
+      mode: Which of the two formulas to use, `"paper"` or `"authors"`.
+
+    Returns:
+      One entropy for each example, in nats. shape=(N,), at least float32
 
     Raises:
       InputError: The mode is unknown, or the arrays do not fit each other.
@@ -225,7 +231,7 @@ FEATURES: MappingProxyType[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] 
         "loss": lambda logits, labels: cross_entropy_per_example(logits, labels),
     }
 )
-"""What an attack may look at, by name: each function maps `(logits, labels)` to scores."""
+"""The features that an attack may use, by name. Each function maps `(logits, labels)` to scores."""
 
 
 def paper_mia(
@@ -241,12 +247,12 @@ def paper_mia(
     max_size: int = 10_000,
     seed: int,
 ) -> float:
-    """The MIA column of the paper: percent (0..100) of the forget set that an SVC judges never to have been trained on.
+    """Computes the MIA of the paper: the percentage of the forget set that an SVC judges not to be trained on.
 
-    The attack is fitted on equally many members and non-members: as many as the smaller set has, but no more than
-    `max_size`. Larger sets are subsampled at random (the authors take the first retain examples instead), by `seed`.
-    The size is part of the measure: with C fixed, more examples mean a less regularised attack (on synthetic leaking
-    logits 52 with 1,000 of each, 65 with 10,000), so compare only numbers that were made with the same sizes.
+    The attack is fitted on equal numbers of members and non-members: the size of the smaller set, but at most
+    `max_size`. Larger sets are subsampled at random, whereas the authors take the first retain examples. The size is
+    part of the measure, because with C fixed, more examples mean a less regularised attack: on synthetic logits that
+    leak membership the result is 52 with 1,000 of each, and 65 with 10,000. So compare only numbers of the same sizes.
     For class-wise forgetting the caller decides whether the forgotten class stays in the test set.
 
     Args:
@@ -256,11 +262,14 @@ def paper_mia(
       nonmember_labels: The labels of the test set. shape=(K,)
       target_logits: The logits of the forget set. shape=(N, C)
       target_labels: The labels of the forget set. shape=(N,)
-      feature: What the attack looks at, a key of `FEATURES`; the paper's tables use `"confidence"`.
+      feature: The feature that the attack uses, a key of `FEATURES`; the paper's tables use `"confidence"`.
       attack: The classifier, a key of `CLASSIFIERS`; `"logistic"` with the feature `"loss"` is the loss attack.
-      max_size: The largest number of members, and of non-members, to fit on. The default keeps all test images of CIFAR
-        (up to 8 s for one feature) and bounds the time of larger test sets.
-      seed: Seeds the subsampling.
+      max_size: The largest number of members, and of non-members, to fit on. The default keeps all test images of
+        CIFAR, which takes up to 8 s for one feature, and limits the time for larger test sets.
+      seed: The seed of the subsampling.
+
+    Returns:
+      The percentage, from 0 to 100.
 
     Raises:
       InputError: The feature is unknown, `max_size` is below 1, or the arrays cannot be used.
@@ -276,11 +285,11 @@ def paper_mia(
     members = score(member_logits, member_labels)
     nonmembers = score(nonmember_logits, nonmember_labels)
     size = min(len(members), len(nonmembers), max_size)
-    rng = np.random.default_rng(seed)
-    members, nonmembers = (scores[_subset(rng, len(scores), size)] for scores in (members, nonmembers))
+    generator = np.random.default_rng(seed)
+    members, nonmembers = (scores[_subset(generator, len(scores), size)] for scores in (members, nonmembers))
     return membership_inference(members, nonmembers, score(target_logits, target_labels), attack=attack).mia
 
 
-def _subset(rng: np.random.Generator, count: int, size: int) -> np.ndarray:
-    """`size` of `count` positions, in ascending order."""
-    return np.sort(rng.choice(count, size, replace=False))
+def _subset(generator: np.random.Generator, count: int, size: int) -> np.ndarray:
+    """Draws `size` of `count` positions, and sorts them."""
+    return np.sort(generator.choice(count, size, replace=False))

@@ -1,4 +1,4 @@
-"""How far one network is from another: in a row of numbers, in its features and in its weights."""
+"""Distances between two networks: in the numbers of a row, in features and in weights."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ GAP_FIELDS = ("acc_forget", "acc_retain", "acc_test", "mia")
 
 
 def average_gap(row: Mapping[str, float], retrain_row: Mapping[str, float]) -> float:
-    """The paper's Avg. Gap: the mean absolute difference to the retrained network over four numbers.
+    """Computes the paper's Avg. Gap: the mean absolute difference from the retrained network over four numbers.
 
     Args:
-      row: Holds `acc_forget`, `acc_retain`, `acc_test` and `mia`, all in percent.
+      row: A row with `acc_forget`, `acc_retain`, `acc_test` and `mia`, all in percent.
       retrain_row: The same numbers of the network that was trained from scratch without the forget set.
 
     Returns:
-      Percentage points; 0 if these four numbers do not tell the two networks apart.
+      The gap in percentage points, which is 0 if the two networks have the same four numbers.
 
     Raises:
       InputError: A number is missing, `None` or not finite.
@@ -46,21 +46,24 @@ def average_gap(row: Mapping[str, float], retrain_row: Mapping[str, float]) -> f
 def _field(row: Mapping[str, float], name: str, whose: str) -> float:
     value = row.get(name)
     if value is None or not math.isfinite(value):
-        raise InputError(f"Avg. Gap needs a finite {name} in {whose}, got {value}")
+        raise InputError(f"Avg. Gap needs a finite {name} in {whose}, and it is {value}; measure the network again")
     return float(value)
 
 
 def frechet_distance(first: chex.Array, second: chex.Array) -> float:
-    """The squared Fréchet distance of the normal distributions with the means and covariances of two sets.
+    """Computes the squared Fréchet distance between the normal distributions that fit two sets of examples.
 
-    |m_1 - m_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2)), as of Inception features in the FID (Heusel et al., 2017). With
-    S = R' R of the centred rows, the trace of the root is the sum of the singular values of R_1 R_2', which holds and
-    is stable where there are fewer rows than columns. The distance of finite samples is biased upwards, the more so
-    the fewer rows there are.
+    With means m and covariances S it is |m_1 - m_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2)); the FID is that of Inception
+    features (Heusel et al., 2017). With S = R' R, where R is the triangular factor of the centred rows, the trace of
+    the root is the sum of the singular values of R_1 R_2'. Unlike a matrix root, this is also stable if there are fewer
+    rows than columns. The distance between finite samples is biased upwards, and the more so the fewer rows there are.
 
     Args:
-      first: One row for each example, such as features of a classifier, two rows at least. shape=(N, D)
+      first: One row for each example, such as features of a classifier; at least two rows. shape=(N, D)
       second: The same for the other set. shape=(M, D)
+
+    Returns:
+      The distance, at least 0.
 
     Raises:
       InputError: The shapes cannot be compared, or a number is not finite.
@@ -71,21 +74,23 @@ def frechet_distance(first: chex.Array, second: chex.Array) -> float:
     pair = [np.asarray(features, np.float64) for features in (first, second)]
     if any(x.ndim != 2 or x.shape[0] < 2 for x in pair) or pair[0].shape[1] != pair[1].shape[1]:
         raise InputError(
-            f"expected two arrays of shape (N, D), N at least 2 and D the same, got {pair[0].shape} and {pair[1].shape}"
+            f"the features have shapes {pair[0].shape} and {pair[1].shape}; "
+            "give two arrays of shape (N, D) with N at least 2 and the same D"
         )
     if not all(np.isfinite(x).all() for x in pair):
-        raise InputError("the features hold NaN or infinity; check the images that they were taken of")
+        raise InputError("the features hold NaN or infinity; check the images and the network that they come from")
     means = [x.mean(axis=0) for x in pair]
     roots = [
         np.asarray(np.linalg.qr((x - m) / math.sqrt(len(x) - 1), mode="r")) for x, m in zip(pair, means, strict=True)
     ]
     traces = sum(float(np.sum(root**2)) for root in roots)
     common = np.linalg.svd(roots[0] @ roots[1].T, compute_uv=False).sum()
+    # Rounding can make the distance of equal sets slightly negative.
     return max(0.0, float(np.sum((means[0] - means[1]) ** 2) + traces - 2 * common))
 
 
 def weight_distance(first: Params, second: Params) -> float:
-    """How far one network's weights are from another's, relative to the norm of the second; 0 for equal networks.
+    """Computes the distance between the weights of two networks, relative to the norm of the second's.
 
     Args:
       first: The parameters of one network.

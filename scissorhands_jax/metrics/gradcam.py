@@ -1,6 +1,7 @@
-"""Grad-CAM: which regions of an image speak for a class (Selvaraju et al., ICCV 2017).
+"""Grad-CAM: the regions of an image that speak for a class (Selvaraju et al., ICCV 2017).
 
-Networks need no change: while flax calls a layer, its output is read, and zero is added to it to differentiate by.
+Networks need no change. Calls of Flax layers are intercepted: the output of a layer is read, and zeros are added to it,
+with respect to which the logit is differentiated.
 """
 
 from __future__ import annotations
@@ -16,14 +17,17 @@ import numpy as np
 from flax import linen as nn
 
 from scissorhands_jax.base import ApplyFn, Model, ModelState, Params
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import InputError, suggest
 from scissorhands_jax.models import CAM_LAYERS
 
-Replace = Callable[[str, Any], Any]  # maps the path of a submodule and its output to the output that takes its place
+Replace = Callable[[str, Any], Any]  # (path of a submodule, its output) -> the output that replaces it
 
 
 def default_layer(name: str) -> str:
-    """The layer that Grad-CAM reads in a network of the registry: the last stage of convolutions.
+    """Returns the layer that Grad-CAM reads in a network of the registry: the last stage of convolutions.
+
+    Args:
+      name: A key of `models.MODELS`.
 
     Raises:
       InputError: The network has no convolution, or there is no such network.
@@ -32,7 +36,7 @@ def default_layer(name: str) -> str:
     'layer3'
     """
     if name not in CAM_LAYERS:
-        raise InputError(f"there is no network {name!r}; choose one of {', '.join(CAM_LAYERS)}")
+        raise InputError(f"there is no network {name!r}; {suggest(name, CAM_LAYERS)}")
     layer = CAM_LAYERS[name]
     if layer is None:
         raise InputError(f"{name} has no convolution, so Grad-CAM has no map to show; choose another network")
@@ -42,15 +46,15 @@ def default_layer(name: str) -> str:
 def heatmaps(
     model: Model, params: Params, model_state: ModelState, images: chex.Array, labels: chex.Array, *, layer: str
 ) -> np.ndarray:
-    """Grad-CAM heat maps of a network in evaluation mode.
+    """Computes Grad-CAM heat maps of a network in evaluation mode.
 
-    With `A` the output of `layer` (h, w, K) and `y_c` the logit of class `c`,
+    With `A` the output of `layer`, of shape (h, w, K), and `y_c` the logit of class `c`, it is
 
-      map = max(0, sum_k a_k A_k),   a_k = mean over h and w of the derivative of y_c by A_k,
+      map = max(0, sum_k a_k A_k),   a_k = mean over h and w of the derivative of y_c with respect to A_k,
 
-    enlarged to the image by bilinear interpolation and divided by its maximum. A map therefore shows where, not how
-    much; one without any region that speaks for the class is zero everywhere. Neither a positive factor on the logits
-    nor a constant added to them changes it.
+    enlarged to the size of the image by bilinear interpolation and divided by its maximum. So a map shows where, but
+    not how much. If no region speaks for the class, it is zero everywhere. Multiplying all logits by a positive factor,
+    or adding a constant to them, does not change it.
 
     Args:
       model: A network made of a linen module, by `models.build` or `from_linen`.
@@ -71,8 +75,7 @@ def heatmaps(
     images, labels = jnp.asarray(images), np.asarray(labels)
     if images.ndim != 4 or images.shape[0] == 0 or labels.shape != images.shape[:1]:
         raise InputError(
-            f"expected images of shape (N, H, W, C) and labels of shape (N,) with N > 0, got {images.shape} and "
-            f"{labels.shape}"
+            f"images have shape {images.shape} and labels {labels.shape}; give (N, H, W, C) and (N,) with N > 0"
         )
     logits, output = _shapes(model, params, model_state, images, layer)
     if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= logits.shape[1]:
@@ -82,7 +85,7 @@ def heatmaps(
     zeros = jnp.zeros(output.shape, output.dtype)
     maps = np.asarray(_compiled(model.apply, layer)(params, model_state, images, jnp.asarray(labels, jnp.int32), zeros))
     if not np.isfinite(maps).all():
-        raise InputError("the heat maps hold NaN or infinity; the network has diverged, take an earlier one")
+        raise InputError("the heat maps hold NaN or infinity; the network has diverged, so use an earlier one")
     top = maps.max(axis=(1, 2), keepdims=True)
     return np.divide(maps, top, out=np.zeros_like(maps), where=top > 0)
 
@@ -90,7 +93,7 @@ def heatmaps(
 def _shapes(
     model: Model, params: Params, model_state: ModelState, images: jax.Array, layer: str
 ) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-    """Shape and dtype of the logits and of the layer's output, without computing anything."""
+    """Returns the shape and dtype of the logits and of the layer's output, without computing anything."""
     outputs: dict[str, list[Any]] = {}
 
     def record(path, output):
@@ -102,7 +105,7 @@ def _shapes(
     if layer in usable:
         (output,) = outputs[layer]
         return logits, jax.ShapeDtypeStruct(output.shape, output.dtype)
-    choice = f"choose one of {', '.join(usable)}" if usable else "it has none that Grad-CAM could read"
+    choice = f"choose one of {', '.join(usable)}" if usable else "it has no layer that Grad-CAM could read"
     if layer not in outputs:
         raise InputError(f"the network has no linen layer {layer!r}; {choice}")
     if len(outputs[layer]) > 1:
@@ -112,7 +115,7 @@ def _shapes(
 
 
 def _forward(apply: ApplyFn, replace: Replace, params: Params, model_state: ModelState, images: jax.Array) -> jax.Array:
-    """The logits, with `replace` applied to the output of every submodule."""
+    """Computes the logits, with `replace` applied to the output of every submodule."""
 
     def intercept(call, args, kwargs, context):
         output = call(*args, **kwargs)
@@ -127,7 +130,7 @@ def _forward(apply: ApplyFn, replace: Replace, params: Params, model_state: Mode
 
 @functools.lru_cache(maxsize=32)
 def _compiled(apply: ApplyFn, layer: str) -> Callable[..., jax.Array]:
-    """One jitted function per model and layer: jit keeps its compilations with the function object it returned."""
+    """Returns one compiled function per model and layer: jit keeps compiled code with the function that it returns."""
 
     @jax.jit
     def maps(params, model_state, images, labels, zeros):
@@ -141,7 +144,8 @@ def _compiled(apply: ApplyFn, layer: str) -> Callable[..., jax.Array]:
                 return activations[-1]
 
             logits = _forward(apply, add, params, model_state, images)
-            # In evaluation mode no example's logits depend on another's activations, so one sum serves all.
+            # In evaluation mode the logits of an example do not depend on the activations of others, so the gradient of
+            # the sum holds the gradient of each example.
             chosen = jnp.take_along_axis(logits, labels[:, None], axis=1)
             return jnp.sum(chosen.astype(jnp.float32)), activations[0]
 

@@ -1,4 +1,4 @@
-"""How sure a number is: one function for each kind of interval.
+"""Intervals that say how sure a number is, with one function for each kind of number.
 
 | number | interval |
 | --- | --- |
@@ -11,7 +11,7 @@
 | any number from two sets of networks on the same examples | `two_way_bootstrap`, over networks and examples |
 | any number from a few networks, such as the mean over pairs of them | `jackknife` |
 
-`tests/metrics/intervals_test.py` simulates the coverage of each at the sizes that are used.
+`tests/metrics/intervals_test.py` simulates the coverage of each for the sizes that occur here.
 """
 
 from __future__ import annotations
@@ -37,10 +37,15 @@ class Estimate(NamedTuple):
     level: float  # the coverage that the interval aims at, in (0, 1)
     networks: int  # how many networks were resampled; 1 if only examples were
     examples: int  # how many examples were resampled; 0 if only networks were
-    negatives: int = 0  # the scores among which a rate of false positives is counted; 0 if there is no such rate
+    negatives: int = 0  # how many scores a rate of false positives was counted among; 0 if there is no such rate
 
 
-def _check_level(level: float) -> None:
+def check_level(level: float) -> None:
+    """Checks the level of an interval.
+
+    Raises:
+      InputError: The level is not between 0 and 1.
+    """
     if not 0 < level < 1:
         raise InputError(f"level must be between 0 and 1, got {level}")
 
@@ -48,12 +53,12 @@ def _check_level(level: float) -> None:
 def _finite(values: Sequence[float] | np.ndarray) -> np.ndarray:
     array = np.asarray(values, np.float64)
     if array.ndim != 1 or not array.size or not np.isfinite(array).all():
-        raise InputError(f"expected a list of one or more finite numbers, got {values!r}")
+        raise InputError(f"{values!r} are not one or more finite numbers; measure them again")
     return array
 
 
 def _student(level: float, count: int) -> float:
-    """The quantile of Student's distribution with `count - 1` degrees of freedom that leaves `level` in the middle."""
+    """Returns t such that Student's distribution with `count - 1` degrees of freedom has `level` in [-t, t]."""
     return float(stats.t.ppf(0.5 + level / 2, count - 1))
 
 
@@ -65,7 +70,7 @@ def _within(
 
 
 def mean_and_std(values: Sequence[float] | np.ndarray) -> tuple[float, float | None]:
-    """The mean and the sample standard deviation (n - 1), which is `None` for a single value.
+    """Computes the mean and the sample standard deviation (n - 1), which is `None` for a single value.
 
     Raises:
       InputError: There is no value, or one that is not finite.
@@ -82,10 +87,10 @@ def mean_and_std(values: Sequence[float] | np.ndarray) -> tuple[float, float | N
 def mean_estimate(
     values: Sequence[float] | np.ndarray, *, level: float = 0.95, bounds: tuple[float, float] = UNBOUNDED
 ) -> Estimate:
-    """The mean of independent numbers, such as one per seed or network, with Student's interval.
+    """Estimates the mean of independent numbers, such as one per seed or network, with Student's interval.
 
-    The interval is exact for normal numbers however few there are. A single number has none: `low` and `high` are then
-    its value.
+    The interval is exact for normal numbers, however few there are. A single number has no interval: `low` and `high`
+    are then its value.
 
     Args:
       values: The numbers. shape=(n,)
@@ -105,7 +110,7 @@ def mean_estimate(
     >>> found.value, round(found.low, 2), round(found.high, 2)
     (92.0, 87.03, 96.97)
     """
-    _check_level(level)
+    check_level(level)
     array = _finite(values)
     count = array.size
     reach = _student(level, count) * array.std(ddof=1) / math.sqrt(count) if count > 1 else 0.0
@@ -113,7 +118,7 @@ def mean_estimate(
 
 
 def share_estimate(count: int, total: int, *, level: float = 0.95) -> Estimate:
-    """A share of independent examples, in [0, 1], with the exact interval, which covers at least as often as it says.
+    """Estimates a share of independent examples, in [0, 1], with the exact interval, which covers at least `level`.
 
     Args:
       count: How many of the examples have a property.
@@ -130,7 +135,7 @@ def share_estimate(count: int, total: int, *, level: float = 0.95) -> Estimate:
       Clopper and Pearson, The use of confidence or fiducial limits illustrated in the case of the binomial,
       Biometrika, 1934.
     """
-    _check_level(level)
+    check_level(level)
     if not 0 <= count <= total or total < 1:
         raise InputError(f"a share needs counts with 0 <= count <= total and total > 0, got {count} of {total}")
     interval = stats.binomtest(count, total).proportion_ci(level, "exact")
@@ -140,9 +145,9 @@ def share_estimate(count: int, total: int, *, level: float = 0.95) -> Estimate:
 def share_difference(
     count: float, total: int, other_count: float, other_total: int, *, level: float = 0.95
 ) -> Estimate:
-    """The difference of two independent shares, first minus second, in [-1, 1].
+    """Estimates the difference of two independent shares, first minus second, in [-1, 1].
 
-    One success and one failure are added to each side, so that shares of 0 and 1 have a width too.
+    One success and one failure are added to each set, so that the interval has a width even if shares are 0 or 1.
 
     Args:
       count: How many of the first examples have a property. It need not be whole if it comes from a percentage.
@@ -158,7 +163,7 @@ def share_difference(
       Agresti and Caffo, Simple and effective confidence intervals for proportions and differences of proportions result
       from adding two successes and two failures, The American Statistician, 2000.
     """
-    _check_level(level)
+    check_level(level)
     shares = (count + 1) / (total + 2), (other_count + 1) / (other_total + 2)
     variance = sum(p * (1 - p) / (n + 2) for p, n in zip(shares, (total, other_total), strict=True))
     reach = float(stats.norm.ppf(0.5 + level / 2)) * math.sqrt(variance)
@@ -167,10 +172,10 @@ def share_difference(
 
 
 def share_ratio(count: int, total: int, other_count: int, other_total: int, *, level: float = 0.95) -> Estimate:
-    """The ratio of two small independent shares, first by second, from 0 to infinity.
+    """Estimates the ratio of two small independent shares, first to second, from 0 to infinity.
 
-    Given the sum of the two counts, the first is binomial if both are Poisson numbers, and the exact interval of that
-    share gives the interval of the ratio.
+    If both counts are Poisson numbers, the first is binomial given the sum of the two, and the exact interval of its
+    share of the sum gives the interval of the ratio.
 
     Args:
       count: How many of the first examples have a property.
@@ -203,10 +208,10 @@ def mean_ratio(
     num_resamples: int = 10_000,
     seed: int | np.random.Generator = 0,
 ) -> Estimate:
-    """The ratio of the means of two sets of counts, first by second, with percentiles of a bootstrap over examples.
+    """Estimates the ratio of the means of two sets of counts, first to second, by percentiles of a bootstrap.
 
-    Resamples in which both means are 0 are left out. Resampling cannot see what did not happen: where few examples
-    have anything to count, the interval is too narrow (see `share_ratio`).
+    Resamples in which both means are 0 are left out. A bootstrap does not know of events that did not occur: if few
+    examples have a positive count, the interval is too narrow (see `share_ratio`).
 
     Args:
       counts: A whole number for each example. shape=(n,)
@@ -214,7 +219,7 @@ def mean_ratio(
       paired: Whether the examples of the two sets are drawn together.
       level: The coverage that the interval aims at, in (0, 1).
       num_resamples: How many bootstrap samples are drawn.
-      seed: Seeds the resampling, or is its generator.
+      seed: The seed of the resampling, or its generator.
 
     Returns:
       An estimate whose ends may be infinite.
@@ -222,11 +227,15 @@ def mean_ratio(
     References:
       Efron and Tibshirani, An introduction to the bootstrap, 1993, chapter 13.
     """
-    _check_level(level)
+    check_level(level)
     generator = np.random.default_rng(seed)
 
     def resampled_means(*columns: np.ndarray) -> np.ndarray:
-        """Means of resampled examples, by column; examples that are alike are drawn as one."""
+        """Returns the means of resampled examples by column.
+
+        Resampling examples with replacement draws the numbers of distinct rows from a multinomial distribution, which
+        is quicker because there are few distinct counts.
+        """
         distinct, numbers = np.unique(np.stack(columns, axis=1), axis=0, return_counts=True)
         total = numbers.sum()
         return generator.multinomial(total, numbers / total, size=num_resamples) @ distinct / total
@@ -238,7 +247,7 @@ def mean_ratio(
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = first / second
     ratios = ratios[~np.isnan(ratios)]
-    # Neighbouring values, because there is nothing halfway to infinity.
+    # Quantiles are values of the sample, because interpolation between a number and infinity has no meaning.
     low = float(np.quantile(ratios, (1 - level) / 2, method="lower"))
     high = float(np.quantile(ratios, (1 + level) / 2, method="higher"))
     value = float(counts.mean() / other_counts.mean())
@@ -253,11 +262,11 @@ def from_replicates(
     level: float = 0.95,
     bounds: tuple[float, float] = UNBOUNDED,
 ) -> Estimate:
-    """An interval from bootstrap replicates: the value plus and minus t times their standard deviation.
+    """Makes an interval from bootstrap replicates: the value plus and minus t times their standard deviation.
 
-    With n networks, t is that of n - 1 degrees of freedom and the deviation is multiplied by sqrt(n / (n - 1)), because
-    a bootstrap of few networks is too narrow by exactly this factor: for the mean of n numbers the result is Student's
-    interval. Percentiles would be wrong where resampling shifts the statistic, as it does for histograms.
+    With n networks, t has n - 1 degrees of freedom and the deviation is multiplied by sqrt(n / (n - 1)), because a
+    bootstrap of few networks is too narrow by exactly this factor. For the mean of n numbers the result is Student's
+    interval. Percentiles would be wrong for statistics that resampling shifts, such as those of histograms.
 
     Args:
       value: The statistic of all data.
@@ -273,19 +282,19 @@ def from_replicates(
     References:
       Efron and Tibshirani, An introduction to the bootstrap, 1993, sections 12.4 and 12.5.
     """
-    _check_level(level)
+    check_level(level)
     number = _resampled(networks, examples)
     reach = _student(level, number) * math.sqrt(number / (number - 1)) * float(np.std(replicates))
     return _within(value, reach, level, networks, examples, bounds)
 
 
 def _resampled(networks: int, examples: int) -> int:
-    """How many things were resampled on the axis that says least."""
+    """Returns the number of resampled networks, which are fewer than examples and so limit what is known."""
     return networks if networks > 1 else max(examples, 2)
 
 
 def at_level(found: Estimate, level: float) -> Estimate:
-    """What `from_replicates` or `mean_estimate` would have given at another level.
+    """Returns the estimate that `from_replicates` or `mean_estimate` would have made at another level.
 
     Args:
       found: An estimate. Where bounds have cut one side, the wider side counts.
@@ -298,7 +307,7 @@ def at_level(found: Estimate, level: float) -> Estimate:
 
 
 def check_scores(unlearned: np.ndarray, retrained: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of two sets of networks on the same examples as float64, after a check of shapes and numbers.
+    """Checks the scores of two sets of networks on the same examples, and returns both as float64.
 
     Args:
       unlearned: The scores of the first networks. shape=(networks, examples)
@@ -310,8 +319,8 @@ def check_scores(unlearned: np.ndarray, retrained: np.ndarray) -> tuple[np.ndarr
     inside, outside = np.asarray(unlearned, np.float64), np.asarray(retrained, np.float64)
     if inside.ndim != 2 or outside.ndim != 2 or inside.shape[1] != outside.shape[1] or not inside.size * outside.size:
         raise InputError(
-            f"expected scores of shape (networks, examples) on the same examples, got {inside.shape} and "
-            f"{outside.shape}"
+            f"the scores have shapes {inside.shape} and {outside.shape}; give scores of shape (networks, examples) on "
+            "the same examples"
         )
     if not (np.isfinite(inside).all() and np.isfinite(outside).all()):
         raise InputError("scores hold NaN or infinity; a network has diverged, try a smaller learning rate")
@@ -328,18 +337,18 @@ def two_sample_bootstrap(
     seed: int | np.random.Generator = 0,
     bounds: tuple[float, float] = UNBOUNDED,
 ) -> Estimate:
-    """A statistic of two independent sets of examples, with an interval by bootstrap over the rows of each.
+    """Estimates a statistic of two independent sets of examples by a bootstrap over the rows of each.
 
-    The interval does not know of a bias that the statistic has in finite samples.
+    The interval does not account for a bias that the statistic has in finite samples.
 
     Args:
-      statistic: Maps two arrays to a number, such as `distances.frechet_distance`; called once with all rows, then
-        once for each resample.
+      statistic: A function of two arrays that returns a number, such as `distances.frechet_distance`. It is called once
+        with all rows, and then once for each resample.
       first: One row for each example. shape=(n, ...)
       second: One row for each example. shape=(m, ...)
       level: The coverage that the interval aims at, in (0, 1).
       num_resamples: How many bootstrap samples are drawn.
-      seed: Seeds the resampling, or is its generator.
+      seed: The seed of the resampling, or its generator.
       bounds: The smallest and largest value that the statistic can have; the interval is cut there.
     """
     generator = np.random.default_rng(seed)
@@ -361,20 +370,19 @@ def two_way_bootstrap(
     seed: int | np.random.Generator = 0,
     bounds: tuple[float, float] = UNBOUNDED,
 ) -> Estimate:
-    """A statistic of two sets of scores, with an interval by bootstrap over the networks of each and over examples.
+    """Estimates a statistic of two sets of scores by a bootstrap over the networks of each and over examples.
 
     Rows and columns are resampled independently, so that the variance of a single score counts more than once and the
-    interval is wider than it has to be (Owen, 2007). With 8 networks on each side and 50 examples it reaches 4.2
-    standard deviations of the value if single scores vary independently, and 2.4, as Student's, if networks vary as a
-    whole.
+    interval is wider than necessary (Owen, 2007). With 8 networks in each set and 50 examples, it reaches 4.2 standard
+    deviations of the value if single scores vary independently, and 2.4, like Student's, if networks vary as a whole.
 
     Args:
-      statistic: Maps `(unlearned, retrained)` to a number, such as `ensemble_attacks.forgetting_score`.
+      statistic: A function `(unlearned, retrained)` that returns a number, such as `ensemble_attacks.forgetting_score`.
       unlearned: The scores of unlearned networks. shape=(networks, examples)
       retrained: The scores of retrained networks on the same examples. shape=(networks, examples)
       level: The coverage that the interval aims at, in (0, 1).
       num_resamples: How many bootstrap samples are drawn.
-      seed: Seeds the resampling, or is its generator.
+      seed: The seed of the resampling, or its generator.
       bounds: The smallest and largest value that the statistic can have; the interval is cut there.
 
     References:
@@ -398,13 +406,14 @@ def jackknife(
     level: float = 0.95,
     bounds: tuple[float, float] = UNBOUNDED,
 ) -> Estimate:
-    """A statistic of a few networks, with Student's interval of the jackknife.
+    """Estimates a statistic of a few networks by the jackknife, with Student's interval.
 
-    Two networks have no interval, because a statistic of pairs has no value for one of them alone: `low` and `high` are
-    then the value.
+    Two networks have no interval, because a statistic of pairs has no value for one network alone: `low` and `high`
+    are then the value.
 
     Args:
-      statistic: Maps the positions of the networks that are kept to a number, such as the mean over their pairs.
+      statistic: A function of the positions of some of the networks that returns a number, such as the mean over their
+        pairs.
       number: How many networks there are, at least two.
       level: The coverage that the interval aims at, in (0, 1).
       bounds: The smallest and largest value that the statistic can have; the interval is cut there.
@@ -412,22 +421,23 @@ def jackknife(
     References:
       Tukey, Bias and confidence in not quite large samples, Annals of Mathematical Statistics, 1958.
     """
-    _check_level(level)
+    check_level(level)
     everything = range(number)
     value, reach = statistic(everything), 0.0
     if number > 2:
         left_out = np.array([statistic([one for one in everything if one != without]) for without in everything])
+        # Leaving out one of n numbers moves their mean by only 1 / (n - 1) of its deviation, so the factor (n - 1) / n
+        # replaces the 1 / (n (n - 1)) of an ordinary standard error.
         deviation = math.sqrt((number - 1) / number * float(np.square(left_out - left_out.mean()).sum()))
         reach = _student(level, number) * deviation
     return _within(value, reach, level, number, 0, bounds)
 
 
 def average(estimates: Sequence[Estimate], bounds: tuple[float, float] = UNBOUNDED) -> Estimate:
-    """The mean of estimates from the same networks, such as those of several forget sets, from their intervals.
+    """Averages estimates from the same networks, such as those of several forget sets.
 
-    Forget sets share the networks, and whatever is peculiar to a network shows in each of its forget sets. So the
-    errors may all point the same way, and the mean reaches as far as the parts do on average: it is no surer than they
-    are.
+    Forget sets share the networks, and a peculiarity of a network shows in each of its forget sets. So all errors may
+    have the same direction, and the interval of the mean is as wide as those of the parts are on average.
 
     Args:
       estimates: The parts, all of one level.
@@ -440,9 +450,10 @@ def average(estimates: Sequence[Estimate], bounds: tuple[float, float] = UNBOUND
       InputError: There is no estimate, or their levels differ.
     """
     if not estimates or len({one.level for one in estimates}) > 1:
-        raise InputError(f"an average needs estimates of one level, got {len(estimates)}")
+        levels = sorted({one.level for one in estimates})
+        raise InputError(f"there are {len(estimates)} estimates of the levels {levels}; give some of one level")
     count = len(estimates)
-    # Ends that bounds have cut are too near, so the wider side counts.
+    # Bounds may have cut an interval on one side, so the wider side is its true reach.
     reach = math.fsum(max(one.high - one.value, one.value - one.low) for one in estimates) / count
     value = math.fsum(one.value for one in estimates) / count
     networks, examples = min(one.networks for one in estimates), sum(one.examples for one in estimates)

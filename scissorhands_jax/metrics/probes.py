@@ -1,4 +1,4 @@
-"""What the features of a network still know, whatever its last layer says."""
+"""Linear probes: what the features of a network still know, whatever its last layer answers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from scissorhands_jax.errors import InputError
 def features(
     model: Model, params: Params, model_state: ModelState, images: chex.Array, *, batch_size: int = 500
 ) -> np.ndarray:
-    """The features of a network: what its last dense layer reads, in evaluation mode.
+    """Computes the features of a network: the input of its last dense layer, in evaluation mode.
 
     Args:
       model: A network made of a linen module, by `models.build` or `from_linen`.
@@ -35,7 +35,7 @@ def features(
     """
     count = np.shape(images)[0]
     if not count:
-        raise InputError("features need at least one image")
+        raise InputError("there are no images to take features of; give at least one")
     read = _reader(model.apply)
     parts = []
     for start in range(0, count, batch_size):
@@ -48,7 +48,7 @@ def features(
 
 @functools.lru_cache(maxsize=32)
 def _reader(apply: ApplyFn) -> Callable[[Params, ModelState, chex.Array], jax.Array]:
-    """One jitted function per model: jit keeps its compilations with the function object it returned."""
+    """Returns one compiled function per model: jit keeps compiled code with the function that it returns."""
 
     @jax.jit
     def read(params, model_state, images):
@@ -62,38 +62,38 @@ def _reader(apply: ApplyFn) -> Callable[[Params, ModelState, chex.Array], jax.Ar
         with nn.intercept_methods(intercept):
             apply(params, model_state, images, train=False)
         if not held:
-            raise InputError("the network calls no linen Dense layer, so there are no features to probe")
+            raise InputError("the network calls no linen Dense layer, whose input would be the features; add one")
         return held[-1].astype(jnp.float32).reshape(len(images), -1)
 
     return read
 
 
 def linear_probe(
-    known: np.ndarray, known_labels: np.ndarray, *asked: tuple[np.ndarray, np.ndarray]
+    known: np.ndarray, known_labels: np.ndarray, *others: tuple[np.ndarray, np.ndarray]
 ) -> tuple[float, ...]:
-    """How many labels a linear classifier on the features gets right that was fitted on other examples.
+    """Fits a linear classifier on features, and measures its accuracy on other examples.
 
-    If a method only made the last layer wrong, the features are as they were, and a new last layer on them finds what
-    was to be forgotten (arXiv 2604.08271). The classifier is a logistic regression with C = 1 on standardised features.
+    If a method only spoiled the last layer, the features are as they were, and a new last layer on them recovers what
+    should be forgotten (arXiv 2604.08271). The classifier is a logistic regression with C = 1 on standardised features.
 
     Args:
       known: The features that the classifier is fitted on. shape=(M, F)
       known_labels: Their labels, of which at least two differ. shape=(M,)
-      *asked: For each set in question its features and labels. shapes=(N, F) and (N,)
+      *others: The features and labels of each set to measure the accuracy on. shapes=(N, F) and (N,)
 
     Returns:
-      The percentage of right labels in each set in question, from 0 to 100.
+      The accuracy on each of these sets, in percent (0 to 100).
 
     Raises:
-      InputError: There is nothing to fit on or to ask, there are fewer than two classes, or a feature is not finite.
+      InputError: A set is empty, there are fewer than two classes to fit on, or a feature is not finite.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    if not len(known) or not all(len(labels) for _, labels in asked) or len(np.unique(known_labels)) < 2:
-        raise InputError("a linear probe needs examples of two classes to fit on, and examples to ask")
-    if not all(np.isfinite(values).all() for values in (known, *(values for values, _ in asked))):
+    if not len(known) or not all(len(labels) for _, labels in others) or len(np.unique(known_labels)) < 2:
+        raise InputError("a linear probe lacks examples; give examples of two classes to fit on and others to judge")
+    if not all(np.isfinite(values).all() for values in (known, *(values for values, _ in others))):
         raise InputError("features hold NaN or infinity; the network has diverged, try a smaller learning rate")
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300)).fit(known, known_labels)
-    return tuple(100.0 * float(np.mean(probe.predict(values) == labels)) for values, labels in asked)
+    return tuple(100.0 * float(np.mean(probe.predict(values) == labels)) for values, labels in others)

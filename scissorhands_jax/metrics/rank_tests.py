@@ -1,4 +1,4 @@
-"""Whether examples are told from held-out ones of their class: a rank test, and what it finds."""
+"""A rank test of whether examples can be distinguished from held-out examples of their class."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import numpy as np
 from scipy import stats
 
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.metrics.intervals import check_level
 
 
 class Finding(NamedTuple):
     """A number about examples, with the range in which it lies if the network never saw them.
 
-    Unlike that of an `Estimate`, the range does not depend on the value and need not hold it.
+    Unlike the interval of an `Estimate`, the range does not depend on the value and need not contain it.
     """
 
     name: str
@@ -36,24 +37,26 @@ def rank_test(
     level: float,
     name: str = "",
 ) -> Finding:
-    """Compares examples with held-out ones of the same class in one score: a stratified Mann-Whitney test.
+    """Compares the scores of examples with those of held-out examples of their class: a stratified Mann-Whitney test.
 
-    The value is the chance that an example has a larger score than a held-out example of its class, ties counting half:
-    with n_c examples and m_c held-out ones of class c and U_c the pairs in which the example's is larger,
+    The value is the chance that an example has a larger score than a held-out example of its class, where a tie counts
+    half. With n_c examples and m_c held-out examples of class c, and U_c the number of pairs in which the score of the
+    example is larger, it is
 
         A = sum_c n_c / n * U_c / (n_c m_c).
 
-    Were the examples a random part of the class, A would have the mean 1/2 and the variance
-    sum_c (n_c / n)^2 (N_c + 1 - sum_t (t^3 - t) / (N_c (N_c - 1))) / (12 n_c m_c), with N_c = n_c + m_c and t the
-    numbers of equal scores; the range is the normal one around 1/2. Classes without held-out examples are left out.
+    If the examples were a random part of their classes, A would have the mean 1/2 and the variance
+    sum_c (n_c / n)^2 (N_c + 1 - sum_t (t^3 - t) / (N_c (N_c - 1))) / (12 n_c m_c), with N_c = n_c + m_c, and t the
+    sizes of the groups of equal scores. The range is that of the normal distribution around 1/2. Classes without
+    held-out examples are left out.
 
     Args:
       scores: The scores of the examples. shape=(N,)
       labels: The classes of the examples. shape=(N,)
       held: The scores of held-out examples. shape=(M,)
       held_labels: The classes of held-out examples. shape=(M,)
-      level: The chance that A lies in the range if nothing tells the examples apart, in (0, 1).
-      name: What the finding is called.
+      level: The chance, in (0, 1), that A lies in the range if the examples cannot be distinguished.
+      name: The name of the finding.
 
     Raises:
       InputError: No class has both kinds of examples, or the level is not between 0 and 1.
@@ -61,17 +64,19 @@ def rank_test(
     References:
       van Elteren, On the combination of independent two-sample tests of Wilcoxon, 1960.
     """
-    if not 0 < level < 1:
-        raise InputError(f"level must be between 0 and 1, got {level}")
+    check_level(level)
     shared = np.intersect1d(labels, held_labels)
     total = np.count_nonzero(np.isin(labels, shared))
     if total == 0:
-        raise InputError("there is no held-out example of any class in the forget set, so there is nothing to compare")
+        raise InputError(
+            "no class has both examples and held-out examples to compare; give held-out examples of the same classes"
+        )
     value = variance = 0.0
     for label in shared:
         own, other = scores[labels == label], held[held_labels == label]
         n, m = len(own), len(other)
         pooled = np.concatenate([own, other])
+        # U is the sum of the examples' ranks, less what it would be if they had the lowest ranks.
         larger = stats.rankdata(pooled)[:n].sum() - n * (n + 1) / 2
         ties = np.unique(pooled, return_counts=True)[1].astype(np.float64)
         tied = (ties**3 - ties).sum() / ((n + m) * (n + m - 1))

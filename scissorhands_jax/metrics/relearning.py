@@ -1,4 +1,4 @@
-"""Whether a network learns again what it was made to forget: how soon from the forget set, and whether without it."""
+"""Relearning: how quickly a network learns the forget set again, and what it recovers from the retain set alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from scissorhands_jax.training.loop import run
 class Relearning(NamedTuple):
     """The course of fine-tuning on the forget set."""
 
-    epochs: int | None  # until the target was reached; None if it was not reached within the cap
+    epochs: int | None  # the number of epochs until the target was reached; None if it was not reached
     curve: list[float]  # the accuracy on the forget set in percent, before the first epoch and after each
 
 
@@ -33,19 +33,19 @@ def relearn_time(
     target: float,
     max_epochs: int,
 ) -> Relearning:
-    """How many epochs of training on the forget set bring the accuracy on it back (the paper's section 4, metric v).
+    """Counts the epochs of training on the forget set that restore the accuracy on it (paper, section 4, metric v).
 
-    A network that only hides what it knew is back after a step or two; compare with the retrained network's number.
-    The paper does not say on what it fine-tunes; here it is the forget set alone.
+    A network that only hides what it knew needs a step or two. Compare with the number of the retrained network. The
+    paper does not say which examples it fine-tunes on; here it is the forget set alone.
 
     Args:
-      model: The network whose logits are judged.
-      method: A method that reads retain examples only, such as `finetune`; it gets the forget set as those.
-      key: Seeds the shuffles and the augmentation.
+      model: The network.
+      method: A method that reads only retain examples, such as `finetune`. The forget set takes their place.
+      key: The typed PRNG key of shuffles and augmentation.
       params: The parameters of the unlearned network.
       model_state: The state of the unlearned network.
       forget: The forget set, `{"image", "label"}`.
-      target: The accuracy to reach, in percent; usually the original's on the forget set.
+      target: The accuracy to reach, in percent; usually that of the original network on the forget set.
       max_epochs: The largest number of epochs, at least 1.
 
     Raises:
@@ -70,22 +70,22 @@ def recovery(
     *,
     num_epochs: int,
 ) -> list[float]:
-    """The accuracy on the forget set while the network is trained on the retain set alone.
+    """Measures the accuracy on the forget set while the network is trained on the retain set alone.
 
-    What comes back without having been seen was hidden, not forgotten. Compare with the retrained network, whose
-    accuracy there is that on unseen examples and stays so.
+    Whatever comes back without having been seen was hidden, not forgotten. Compare with the retrained network, whose
+    accuracy on the forget set is that on unseen examples and does not rise.
 
     Args:
-      model: The network whose logits are judged.
-      method: A method that reads retain examples only, such as `finetune`.
-      key: Seeds the shuffles and the augmentation.
+      model: The network.
+      method: A method that reads only retain examples, such as `finetune`.
+      key: The typed PRNG key of shuffles and augmentation.
       params: The parameters of the unlearned network.
       model_state: The state of the unlearned network.
-      data: The retain set, which is trained on, and the forget set, which is only looked at.
-      num_epochs: How many epochs it is trained on the retain set, at least 1.
+      data: The retain set, which the network is trained on, and the forget set, which it never sees.
+      num_epochs: The number of epochs of training, at least 1.
 
     Returns:
-      Percentages, before the first epoch and after each.
+      The accuracy in percent before the first epoch and after each.
 
     Raises:
       InputError: `num_epochs` is below 1.
@@ -109,8 +109,8 @@ def _accuracies(
     trained_on: Dataset,
     forget: Dataset,
 ) -> Iterator[float]:
-    """The accuracy on the forget set in percent, at first and after every further epoch."""
-    # One epoch at a time, because the accuracy may decide whether there is another; each starts where the last ended.
+    """Yields the accuracy on the forget set in percent, first as it is and then after each epoch of training."""
+    # Each run is one epoch, because the accuracy may decide whether there is another. It starts where the last ended.
     part = method._replace(finish=_whole_carry)
     for epoch in itertools.count(1):
         logits = accuracies.predict(model, params, model_state, forget["image"], batch_size=500)

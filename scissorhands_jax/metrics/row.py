@@ -1,4 +1,4 @@
-"""One network, one row: the paper's four numbers on forget, retain and test examples."""
+"""The row of a network in a table: the paper's four numbers."""
 
 from __future__ import annotations
 
@@ -24,21 +24,20 @@ def measure_row(
     every_attack: bool = False,
     layout: Layout | None = None,
 ) -> dict[str, Any]:
-    """Accuracies on the forget, retain and test set and the paper's membership inference, in percent.
+    """Measures the accuracies on the forget, retain and test set and the paper's membership inference, in percent.
 
     When a whole class is forgotten, leave it out of `test`, as the paper does.
 
     Args:
-      model: The network that is measured.
+      model: The network to measure.
       params: The parameters of the network.
       model_state: BatchNorm statistics and the like, which are read and never changed.
       data: The forget and the retain set, each `{"image", "label"}`.
-      test: Held-out examples of the classes that stay, likewise.
-      seed: Seeds the subsample of the attack.
+      test: Held-out examples `{"image", "label"}` of the classes that stay.
+      seed: The seed of the attack's subsample.
       batch_size: How many images a forward pass takes.
-      every_attack: Whether there are also numbers of the SVC on the other four features and of the logistic regression
-        on losses.
-      layout: Divides the work over many devices, as in `metrics.predict`. The default uses one device.
+      every_attack: Whether to run the SVC on the other four features, and the logistic regression on losses, as well.
+      layout: How to divide the work over several devices; see `metrics.predict`. The default uses one device.
 
     Returns:
       `acc_forget, acc_retain, acc_test, mia` (0 to 100), and the counts `correct_*` and `num_*` behind the accuracies;
@@ -51,8 +50,8 @@ def measure_row(
         for name, part in parts.items()
     }
     row: dict[str, Any] = {f"acc_{name}": accuracies.accuracy(logits[name], labels[name]) for name in parts}
-    shown = [(logits[name], labels[name]) for name in ("retain", "test", "forget")]
-    attack = functools.partial(attacks.paper_mia, *(array for pair in shown for array in pair), seed=seed)
+    pairs = [(logits[name], labels[name]) for name in ("retain", "test", "forget")]
+    attack = functools.partial(attacks.paper_mia, *(array for pair in pairs for array in pair), seed=seed)
     row["mia"] = attack()
     if every_attack:
         for feature in ("correctness", "entropy", "modified_entropy", "probabilities"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from scissorhands_jax.base import Model
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import InputError, suggest
 from scissorhands_jax.models.adapters import from_equinox, from_linen, from_nnx
 from scissorhands_jax.models.mlp import MLP
 from scissorhands_jax.models.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNet, cifar_resnet
@@ -21,7 +20,7 @@ from scissorhands_jax.models.vgg import VGG
 
 __all__ = ["MODELS", "build", "from_equinox", "from_linen", "from_nnx"]
 
-# Each makes a linen module from `num_classes` and its own options.
+# Each value makes a linen module from `num_classes` and options of its own.
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet8": functools.partial(cifar_resnet, 8),
     "resnet20": functools.partial(cifar_resnet, 20),
@@ -39,7 +38,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 
 DTYPES = ("float32", "bfloat16")
-"""What networks compute in; parameters, gradients, statistics and logits are float32 in any case."""
+"""The types that networks can compute in. Parameters, gradients, statistics and logits are float32 in any case."""
 
 _CIFAR_UPPER, _RESNET_UPPER = "layer3|linear", "layer3|layer4|fc"
 UPPER_LAYERS: dict[str, str] = {
@@ -49,8 +48,10 @@ UPPER_LAYERS: dict[str, str] = {
     "vgg16_bn": r"features/(24|27|30|34|37|40)|classifier",
     "mlp": "layer2|head",
 }
-"""The layers that the command line trims or trains anew unless told otherwise, as patterns for `trees.select`: the
-authors' upper half, `layer3|layer4|fc`, and its like in the other networks."""
+"""The layers that the command line trims or retrains by default, as patterns for `trees.select`.
+
+They are `layer3|layer4|fc`, as in the authors' code, and the corresponding layers of the other networks.
+"""
 
 CAM_LAYERS: dict[str, str | None] = {
     **dict.fromkeys(("resnet8", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110"), "layer3"),
@@ -59,21 +60,21 @@ CAM_LAYERS: dict[str, str | None] = {
     "vgg16_bn": "features",
     "mlp": None,
 }
-"""The last stage of convolutions, whose output Grad-CAM reads unless told otherwise; `None` where there is none."""
+"""The last stage of convolutions, whose output Grad-CAM reads by default; `None` for a network without convolutions."""
 
 
 def build(name: str, *, num_classes: int, image_shape: Sequence[int], **options) -> Model:
-    """A network of the registry as a `Model`.
+    """Builds a network of the registry.
 
     Args:
-      name: a key of `MODELS`.
-      num_classes: length of the logits.
-      image_shape: of one example, (H, W, C); an `mlp` takes any shape.
-      **options: fields of the network's class (`ResNet`, `ResNet9`, `VGG`, `MLP`), such as `mean`, `std`,
-        `normalize`, `hidden`, or `dtype`, one of DTYPES; lists become tuples.
+      name: A key of `MODELS`.
+      num_classes: The number of classes, which is the length of the logits.
+      image_shape: The shape of one example, (H, W, C). An `mlp` takes any shape.
+      **options: Fields of the network's class (`ResNet`, `ResNet9`, `VGG` or `MLP`), such as `mean`, `std`,
+        `normalize`, `hidden` or `dtype`, which is one of `DTYPES`. Lists become tuples.
 
     Raises:
-      InputError: the name, an option or the dtype is unknown, or num_classes or image_shape is not positive.
+      InputError: The name, an option or the dtype is unknown, or `num_classes` or `image_shape` is not positive.
 
     Example:
       >>> model = build("mlp", num_classes=10, image_shape=(8, 8, 1), hidden=(32,))
@@ -84,15 +85,14 @@ def build(name: str, *, num_classes: int, image_shape: Sequence[int], **options)
     """
     make = MODELS.get(name)
     if make is None:
-        near = difflib.get_close_matches(str(name), MODELS, n=3, cutoff=0.4) or list(MODELS)
-        raise InputError(f"there is no network {name!r}; near matches: {', '.join(near)}")
+        raise InputError(f"there is no network {name!r}; {suggest(name, MODELS)}")
     if num_classes < 1 or not image_shape or min(image_shape) < 1:
         raise InputError(f"num_classes is {num_classes} and image_shape {tuple(image_shape)}; all must be positive")
     network = type(make(num_classes=num_classes))
     known = [key for key in inspect.signature(network).parameters if key not in ("num_classes", "parent", "name")]
     for option in options:
         if option not in known:
-            raise InputError(f"{name} has no option {option!r}; it has {', '.join(known)}")
+            raise InputError(f"{name} has no option {option!r}; choose from {', '.join(known)}")
     if "dtype" in options and options["dtype"] not in [*DTYPES, *map(jnp.dtype, DTYPES)]:
         raise InputError(f"{name} cannot compute in {options['dtype']!r}; choose one of {', '.join(DTYPES)}")
     module = make(num_classes=num_classes, **{key: _as_tuple(value) for key, value in options.items()})
@@ -100,5 +100,5 @@ def build(name: str, *, num_classes: int, image_shape: Sequence[int], **options)
 
 
 def _as_tuple(value: object) -> object:
-    """Lists, as configuration files give them, as the tuples that modules need to be hashable."""
+    """Turns lists, which configuration files hold, into tuples, because modules must be hashable."""
     return tuple(map(_as_tuple, value)) if isinstance(value, list) else value

@@ -1,8 +1,8 @@
-"""Networks of other frameworks as `Model`s: two pure functions over plain trees of arrays.
+"""Adapters that turn networks of other frameworks into `Model`s: two pure functions over plain trees of arrays.
 
-Each adapter keeps what is static (structure, activation functions, flags) to itself, so that the trees it hands out
-hold arrays only and work under `jit`, `grad`, `vmap`, donation, optax and Orbax. nnx and Equinox are imported when
-their adapter is called.
+Each adapter keeps everything static, such as structure, activation functions and flags, to itself. The trees that it
+returns hold only arrays, so they work under `jit`, `grad`, `vmap`, donation, optax and Orbax. nnx and Equinox are
+imported only when their adapter is called.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import equinox as eqx
     from flax import nnx
 
-# Names under which modules in the wild take the mode of a call, and the value that each wants while training.
+# The usual names of the argument that says whether a call is for training, and its value in training.
 _MODE_ARGUMENTS = {
     "train": True,
     "training": True,
@@ -34,12 +34,12 @@ _MODE_ARGUMENTS = {
 
 
 def from_linen(module: nn.Module, example: jax.Array | jax.ShapeDtypeStruct) -> Model:
-    """A Flax linen module as a `Model`.
+    """Turns a Flax linen module into a `Model`.
 
-    The params are the collection `params`; the model state is a dict of all other collections that `module.init` makes.
-    The mode is passed to the module's `__call__` under whichever of `train`, `training`, `is_training`,
-    `deterministic` or `use_running_average` it takes, if any. In train mode all collections of the state are mutable,
-    and every random stream the module asks for (`dropout`, for example) is derived from `key`.
+    The parameters are the collection `params`, and the model state is a dict of all other collections that
+    `module.init` makes. The mode is passed to the module's `__call__` as `train`, `training`, `is_training`,
+    `deterministic` or `use_running_average`, whichever of these it takes. In train mode all collections of the state
+    are mutable, and every random stream that the module asks for, such as `dropout`, is derived from `key`.
 
     Args:
       module: Takes a batch and returns logits of shape (N, num_classes).
@@ -51,7 +51,7 @@ def from_linen(module: nn.Module, example: jax.Array | jax.ShapeDtypeStruct) -> 
     def arguments(train: bool) -> dict[str, Any]:
         return {name: value == train for name, value in modes.items()}
 
-    # Under jit the forward pass of `module.init`, whose result is dropped, is never computed.
+    # Under jit XLA drops the forward pass of `module.init`, because its result is not used.
     @jax.jit
     def init(key: Key) -> tuple[Params, ModelState]:
         variables = dict(module.init(key, jnp.zeros(example.shape, example.dtype), **arguments(train=False)))
@@ -71,17 +71,17 @@ def from_linen(module: nn.Module, example: jax.Array | jax.ShapeDtypeStruct) -> 
 
 
 def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
-    """A Flax nnx module as a `Model`.
+    """Turns a Flax nnx module into a `Model`.
 
-    Params are a nested dict of the arrays of all `nnx.Param` variables, by attribute name; the model state holds all
-    other variables but the random streams. The mode is set by the module's `train()` and `eval()`; in train mode
-    every random stream is restarted from `key`.
+    The parameters are a nested dict of the arrays of all `nnx.Param` variables by attribute name. The model state holds
+    all other variables except the random streams. The mode is set by the module's `train()` and `eval()`, and in train
+    mode every random stream starts again from `key`.
 
     Args:
-      make: builds the module, which takes a batch and returns logits, shape (N, num_classes).
+      make: `(rngs) -> module` builds the module, which takes a batch and returns logits of shape (N, num_classes).
 
     Raises:
-      InputError: by `apply`, in train mode without a key, if the module holds random streams.
+      InputError: `apply` was called in train mode without a key, and the module has random streams.
     """
     from flax import nnx
 
@@ -100,10 +100,10 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
         _, params, _, rest = split(make(nnx.Rngs(key)))
         return _nest(params), _nest(rest)
 
-    def restart(train: bool, key: Key | None) -> dict:
+    def restarted_streams(train: bool, key: Key | None) -> dict:
         if train and key is None and stream_outline:
-            raise InputError("this nnx module draws random numbers in train mode; pass key= to apply")
-        key = jax.random.key(0) if key is None else key  # never drawn from
+            raise InputError("this nnx module draws random numbers in train mode and was given no key; pass key=")
+        key = jax.random.key(0) if key is None else key  # In evaluation mode nothing is drawn from it.
         streams = {}
         for index, (path, leaf) in enumerate(stream_outline.items()):
             is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
@@ -113,7 +113,7 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
     def apply(
         params: Params, model_state: ModelState, x: jax.Array, *, train: bool, key: Key | None = None
     ) -> tuple[jax.Array, ModelState]:
-        leaves = _pick(params, param_outline) | restart(train, key) | _pick(model_state, rest_outline)
+        leaves = _pick(params, param_outline) | restarted_streams(train, key) | _pick(model_state, rest_outline)
         module = nnx.merge(graphs[train], nnx.from_flat_state(leaves.items()))
         logits = module(x)
         if not train:
@@ -125,19 +125,19 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
 
 
 def from_equinox(make: Callable[[Key], eqx.Module]) -> Model:
-    """An Equinox module as a `Model`.
+    """Turns an Equinox module into a `Model`.
 
-    Params are a nested dict of all floating-point arrays, by attribute name. The model state has two entries:
-    `state`, what Equinox's stateful layers keep, and `constants`, all other arrays. The module is mapped over the
-    batch, so it is written for one example, as Equinox's own layers are; its normalisation layers may name the batch
-    axis as they like. It is called as `module(x)`, with `state` and `key=` added where its `__call__` takes them
-    (one key for each example), and switched by `equinox.nn.inference_mode`.
+    The parameters are a nested dict of all floating-point arrays by attribute name. The model state has two entries:
+    `state` holds the state of Equinox's stateful layers, and `constants` holds all other arrays. The module is mapped
+    over the batch, so it is written for one example, like Equinox's own layers; its normalisation layers may use any
+    name for the batch axis. It is called as `module(x)`, with `state` and `key=` (one key per example) if its
+    `__call__` takes them, and its mode is set by `equinox.nn.inference_mode`.
 
     Args:
-      make: builds the module from a key; stateful layers are collected by `equinox.nn.make_with_state`.
+      make: `(key) -> module` builds the module. `equinox.nn.make_with_state` collects its stateful layers.
 
     Raises:
-      InputError: layers of the module name the batch axis differently.
+      InputError: Layers of the module use different names for the batch axis.
     """
     import equinox as eqx
 
@@ -186,7 +186,7 @@ def from_equinox(make: Callable[[Key], eqx.Module]) -> Model:
 
 
 def _batch_axis(module: eqx.Module) -> str:
-    """The one name that the layers of an Equinox module give to the batch axis."""
+    """Returns the name that all layers of an Equinox module give to the batch axis, or "batch" if none names it."""
     found: set = set()
 
     def visit(node):
@@ -202,18 +202,18 @@ def _batch_axis(module: eqx.Module) -> str:
 
 
 def _nest(leaves: dict[tuple, PyTree]) -> dict:
-    """A nested dict from leaves by path; its keys are text, as files and key paths want them."""
+    """Builds a nested dict from leaves by path. Its keys are strings, as checkpoints and path names require."""
     return traverse_util.unflatten_dict({tuple(map(str, path)): leaf for path, leaf in leaves.items()})
 
 
 def _pick(tree: dict, paths: Iterable[tuple]) -> dict[tuple, PyTree]:
-    """The leaves of a nested dict under the given paths."""
+    """Returns the leaves of a nested dict at the given paths."""
     picked = {}
     for path in paths:
         node = tree
         for part in map(str, path):
             if not isinstance(node, dict) or part not in node:
-                raise InputError(f"the tree has no leaf {'/'.join(map(str, path))}; it belongs to another network")
+                raise InputError(f"the tree has no leaf {'/'.join(map(str, path))}; give the tree of this network")
             node = node[part]
         picked[path] = node
     return picked

@@ -1,23 +1,25 @@
-"""Convolutions that use a CPU better than XLA's own, which take two to three times as long there.
+"""Convolutions for CPUs, where XLA's own take two to three times as long.
 
 `conv_general_dilated` has the signature of `jax.lax.conv_general_dilated`, so it can be given to any network:
-`nn.Conv(64, (3, 3), conv_general_dilated=conv_general_dilated)` in Flax linen as in nnx. All bundled networks have it.
+`nn.Conv(64, (3, 3), conv_general_dilated=conv_general_dilated)` in Flax linen as in nnx. All bundled networks use it.
 On CPU, a plain two-dimensional convolution in float32 that is large enough becomes matrix products:
 
-* the minimal filtering F(2x2, 3x3) of Winograd for 3x3 kernels of stride 1 (Lavin and Gray, 2016, section 4.1): 16
-  products over tiles of 4x4 inputs give 2x2 outputs each, with 4/9 of the multiplications;
-* with fewer channels, one product over rows of three neighbouring pixels with all rows of the kernel side by side;
-* one product over patches for the gradients of other kernels, one for each phase of the input for gradients of strided
-  inputs, and the plain product for 1x1 kernels;
+* For 3x3 kernels of stride 1, the minimal filtering F(2x2, 3x3) of Winograd (Lavin and Gray, 2016, section 4.1): 16
+  products over tiles of 4x4 inputs give 2x2 outputs each, with 4/9 of the multiplications.
+* For such kernels with few channels, one product of rows of three neighbouring pixels with all rows of the kernel side
+  by side.
+* For the gradients of other kernels, one product over patches.
+* For the input gradients of stride 2, one product for each phase of the input.
+* For 1x1 kernels, the product of pixels and kernel.
 
-computed over chunks of the batch that stay in the caches. Forward pass, input gradient and kernel gradient are three
-primitives, each bilinear in its two arguments and each transposed into the other two, so forward mode, reverse mode and
-any mixture of them (Hessian products) take the same paths.
+The products are computed over chunks of the batch that stay in the caches. Forward pass, input gradient and kernel
+gradient are three primitives. Each is bilinear in its two arguments, and the transpose of each is one of the other two,
+so forward mode, reverse mode and any mixture of them, such as Hessian products, use the same code.
 
-Everything else is handed to `jax.lax.conv_general_dilated`. Which way a convolution takes depends on the shapes and
-types of its arguments and on whether the program is for one CPU device, and so do the bits of its result: not on the
-number of cores, nor on anything around it. The environment variable SCISSORHANDS_CPU_CONVOLUTION=off, set before the
-first network is traced, hands all of them to XLA.
+Everything else is computed by `jax.lax.conv_general_dilated`. The choice depends only on the shapes and types of the
+arguments and on whether the program is for one CPU device, and so do the bits of the result; neither depends on the
+number of cores. If the environment variable SCISSORHANDS_CPU_CONVOLUTION is `off` when a network is first traced, XLA
+computes all convolutions.
 """
 
 from __future__ import annotations
@@ -36,12 +38,12 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.typing import DTypeLike
 
-# What follows was measured on single layers (experiments/cpu_profile.md), for a CPU of a few cores.
-_LEAST_FLOPS = 1e8  # below, XLA's convolution takes a millisecond or so, and compiles in less time
-_MOST_PIXELS = 1 << 15  # of an output: the 16 operands of a single larger image would take hundreds of megabytes
-_TILED_CHANNELS = 32  # below, Winograd's products are too small to pay for its transforms
-_PHASED_CHANNELS = 256  # from there on, XLA's strided input gradient is faster than phases
-# Numbers in one operand of a chunk: large enough for the products to be shared among cores, small enough for caches.
+# These limits were measured on single layers and a CPU of a few cores (experiments/cpu_profile.md).
+_LEAST_FLOPS = 1e8  # Below this, XLA's convolution takes a millisecond or so and compiles faster.
+_MOST_PIXELS = 1 << 15  # of an output; the 16 operands of one larger image would take hundreds of megabytes
+_TILED_CHANNELS = 32  # With fewer channels, Winograd's products are too small to pay for its transforms.
+_PHASED_CHANNELS = 256  # From this many channels on, XLA's strided input gradient is faster than phases.
+# Sizes of one operand of a chunk: large enough to share a product among cores, small enough for the caches.
 _TILES, _TILE_FLOATS, _MORE_TILES = 256, 1 << 15, 4
 _PATCH_FLOATS, _MORE_PATCHES, _MORE_ROWS = 1 << 18, 4, 16
 
@@ -50,7 +52,7 @@ _Pads = tuple[tuple[int, int], tuple[int, int]]
 
 
 class _Window(NamedTuple):
-    """What a convolution does apart from its two arrays; hashable, hence a parameter of the primitives."""
+    """All parameters of a convolution except its two arrays. It is hashable, as parameters of primitives must be."""
 
     size: tuple[int, int]
     strides: tuple[int, int]
@@ -66,17 +68,20 @@ class _Window(NamedTuple):
 
     @property
     def is_point(self) -> bool:
-        """Whether it is a product per pixel."""
+        """Whether the convolution is a matrix product for each pixel."""
         return self.size == (1, 1) and self.padding == ((0, 0), (0, 0))
 
     @property
     def is_dense(self) -> bool:
-        """Whether it is a 3x3 kernel of stride 1, whose input gradient then is such a one too."""
+        """Whether the kernel is 3x3 and the stride 1. The input gradient then is such a convolution too.
+
+        It has the padding 2 - pad, which must not be negative.
+        """
         return self.size == (3, 3) and self.strides == (1, 1) and max(max(pads) for pads in self.padding) <= 2
 
     @property
     def is_halving(self) -> bool:
-        """Whether it is a 3x3 kernel that takes images to exactly half their height and width."""
+        """Whether the kernel is 3x3 and the output has exactly half the height and width of the input."""
         return self.size == (3, 3) and self.strides == (2, 2) and self.image == tuple(2 * n for n in self.output)
 
 
@@ -94,11 +99,26 @@ def conv_general_dilated(
     preferred_element_type: DTypeLike | None = None,
     out_sharding: Any = None,
 ) -> jax.Array:
-    """`jax.lax.conv_general_dilated` with the same arguments and, up to rounding, the same results; faster on CPU.
+    """Computes a convolution faster than `jax.lax.conv_general_dilated` on a CPU.
 
-    What is computed in the fast way, on CPU only: images of shape (N, H, W, C) and kernels of shape (height, width, C,
-    K) in float32, without dilation, groups, an explicit precision or an explicit sharding, of at least 1e8 operations
-    and at most 32,768 pixels an output image. Programs that are divided over several devices take XLA's own.
+    The arguments are the same, and so are the results, up to rounding. Images of shape (N, H, W, C) and kernels of
+    shape (height, width, C, K) in float32 are computed here on a CPU, if there is no dilation, group, explicit
+    precision or explicit sharding, if the convolution takes at least 1e8 operations, and if an output image has at most
+    32,768 pixels. XLA computes all others, and all convolutions of programs that are divided over several devices.
+
+    Args:
+      lhs: The images.
+      rhs: The kernel.
+      window_strides: The stride in each spatial direction.
+      padding: "SAME", "VALID", or the padding on both sides in each spatial direction.
+      lhs_dilation: See `jax.lax.conv_general_dilated`, as for all arguments that follow.
+      rhs_dilation: The dilation of the kernel.
+      dimension_numbers: The order of axes.
+      feature_group_count: The number of groups of channels.
+      batch_group_count: The number of groups of examples.
+      precision: The precision of products.
+      preferred_element_type: The type of the result.
+      out_sharding: The sharding of the result.
     """
     options = {
         "lhs_dilation": lhs_dilation,
@@ -123,7 +143,7 @@ def _window(
     padding: str | Sequence[tuple[int, int]],
     options: Mapping[str, Any],
 ) -> _Window | None:
-    """The window of a convolution that is computed in the fast way; None for all others."""
+    """Returns the window of a convolution that is computed here, and None for one that is left to XLA."""
     is_on = jax.default_backend() == "cpu" and os.environ.get("SCISSORHANDS_CPU_CONVOLUTION", "on") != "off"
     is_float32 = lhs.dtype == rhs.dtype == jnp.float32 and options["preferred_element_type"] in (None, jnp.float32)
     is_plain = options["precision"] is options["out_sharding"] is None and not getattr(jax.typeof(lhs), "vma", None)
@@ -162,7 +182,7 @@ def _plain_kernel(x: jax.Array, slope: jax.Array, *, window: _Window) -> jax.Arr
     return jax.linear_transpose(lambda kernel: _plain_forward(x, kernel, window=window), kernel)(slope)[0]
 
 
-# Which way each of the three takes.
+# The choice of an algorithm for each of the three.
 
 
 def _fast_forward(x: jax.Array, kernel: jax.Array, *, window: _Window) -> jax.Array:
@@ -179,10 +199,12 @@ def _fast_input(slope: jax.Array, kernel: jax.Array, *, window: _Window) -> jax.
     if window.is_point:
         return _point_input(slope, kernel, window)
     if window.is_dense:
+        # The input gradient of stride 1 is the convolution of the slope with the kernel reversed in both directions.
         (top, bottom), (left, right) = window.padding
         padding = (2 - top, 2 - bottom), (2 - left, 2 - right)
         if _has_tiles(window.image, kernel.shape[2:]):
-            # The reversed kernel has the same parts in another order, so that XLA computes them once for both passes.
+            # A reversed kernel has the same parts, with the first and the last exchanged, so XLA computes them once for
+            # both passes.
             parts, order = _two_axes(_of_kernel, list(kernel)), (3, 1, 2, 0)
             return _tiled(slope, [[parts[i][j] for j in order] for i in order], 1, padding, window.image)
         return _rows(slope, kernel[::-1, ::-1].swapaxes(2, 3), padding, window.image)
@@ -201,58 +223,69 @@ def _fast_kernel(x: jax.Array, slope: jax.Array, *, window: _Window) -> jax.Arra
 
 
 def _has_tiles(output: tuple[int, int], channels: Sequence[int]) -> bool:
+    """Says whether outputs divide into 2x2 tiles, and have enough channels for minimal filtering to pay."""
     return output[0] % 2 == output[1] % 2 == 0 and min(channels) >= _TILED_CHANNELS
 
 
-# Minimal filtering. Along one axis, with B, G and A of the paper: y = A^T [(G g) * (B^T d)] for 4 inputs d, 3 weights
-# g and 2 outputs y. Parts are lists, one array per element of the small matrix, so that no array is ever permuted.
+# Minimal filtering. Along one axis, with the matrices B, G and A of the paper: y = A^T [(G g) * (B^T d)] for 4 inputs
+# d, 3 weights g and 2 outputs y, with 4 products instead of 6. In two dimensions the transforms apply to rows and then
+# to columns. Parts are lists with one array per element of the small matrix, so that no axes are ever permuted.
 
 _Parts = Sequence[jax.Array]
 
 
 def _two_axes(transform: Callable[[_Parts], _Parts], parts: Sequence[_Parts]) -> list[_Parts]:
-    """A transform of the rows and then of the columns of a small matrix of arrays."""
+    """Applies a transform along both axes of a small matrix of arrays."""
     columns = [transform([row[j] for row in parts]) for j in range(len(parts[0]))]
     return [transform([column[i] for column in columns]) for i in range(len(columns[0]))]
 
 
-def _of_inputs(d: _Parts) -> _Parts:
+def _of_inputs(d: _Parts) -> _Parts:  # B^T d
     return d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]
 
 
-def _of_kernel(g: _Parts) -> _Parts:
+def _of_kernel(g: _Parts) -> _Parts:  # G g
     middle = (g[0] + g[2]) / 2
     return g[0], middle + g[1] / 2, middle - g[1] / 2, g[2]
 
 
-def _of_products(m: _Parts) -> _Parts:
+def _of_products(m: _Parts) -> _Parts:  # A^T m
     return m[0] + m[1] + m[2], m[1] - m[2] - m[3]
 
 
-def _of_slopes(y: _Parts) -> _Parts:  # the transpose of `_of_products`
+def _of_slopes(y: _Parts) -> _Parts:  # A y, the transpose of `_of_products`
     return y[0], y[0] + y[1], y[0] - y[1], -y[1]
 
 
-def _to_kernel(u: _Parts) -> _Parts:  # the transpose of `_of_kernel`
+def _to_kernel(u: _Parts) -> _Parts:  # G^T u, the transpose of `_of_kernel`
     half = (u[1] + u[2]) / 2
     return u[0] + half, (u[1] - u[2]) / 2, half + u[3]
 
 
 def _input_tiles(x: jax.Array, padding: _Pads, output: tuple[int, int]) -> list[jax.Array]:
-    """The transformed 4x4 input tiles of images: 16 arrays of shape (tiles, C)."""
+    """Transforms the 4x4 input tiles of images, which overlap by two pixels, to 16 arrays of shape (tiles, C)."""
     (height, width), padded = output, _padded(x, padding)
+    # Element (i, j) of all tiles is every second pixel from (i, j) on.
     corners = [[padded[:, i : i + height - 1 : 2, j : j + width - 1 : 2] for j in range(4)] for i in range(4)]
     return [part.reshape(-1, x.shape[3]) for row in _two_axes(_of_inputs, corners) for part in row]
 
 
 def _slope_tiles(slope: jax.Array) -> list[jax.Array]:
-    """The transformed 2x2 output tiles of gradients: 16 arrays of shape (tiles, K)."""
+    """Transforms the 2x2 tiles of the output's gradient to 16 arrays of shape (tiles, K)."""
     corners = [[slope[:, i::2, j::2] for j in range(2)] for i in range(2)]
     return [part.reshape(-1, slope.shape[3]) for row in _two_axes(_of_slopes, corners) for part in row]
 
 
 def _tiled(x: jax.Array, kernel: Sequence[_Parts], axis: int, padding: _Pads, output: tuple[int, int]) -> jax.Array:
-    """Images with their channels times those of the transformed kernel along its axis 0 (in) or 1 (out)."""
+    """Convolves images with a transformed kernel by minimal filtering.
+
+    Args:
+      x: The images, or the gradient of the output.
+      kernel: The transformed kernel, 4x4 arrays of shape (in, out).
+      axis: The axis of the kernel that is summed over with the channels of x: 0 (in) forwards, 1 (out) backwards.
+      padding: The padding of x.
+      output: The height and width of the result.
+    """
     (height, width), channels = output, x.shape[3]
     weights = [part for row in kernel for part in row]
 
@@ -269,6 +302,7 @@ def _tiled(x: jax.Array, kernel: Sequence[_Parts], axis: int, padding: _Pads, ou
 
 
 def _tiled_kernel(x: jax.Array, slope: jax.Array, padding: _Pads) -> jax.Array:
+    """Computes the kernel gradient by minimal filtering. Only the sums over tiles are transformed back."""
     output = slope.shape[1], slope.shape[2]
 
     def sum_chunk(x, slope):
@@ -279,11 +313,13 @@ def _tiled_kernel(x: jax.Array, slope: jax.Array, padding: _Pads) -> jax.Array:
 
 
 def _tile_chunk(output: tuple[int, int], channels: int) -> float:
+    """Returns the number of images in a chunk, each of which has a quarter as many tiles as output pixels."""
     return max(_TILES, _TILE_FLOATS // channels) * 4 / math.prod(output)
 
 
-# Rows of patches, for few channels: products with all rows of the kernel at once, whose results are shifted and added,
-# take a third of the memory of whole patches and have three times the columns.
+# Rows of patches, for few channels. Rows of three pixels are multiplied by all three rows of the kernel at once, and
+# the three results are shifted and added. That takes a third of the memory of whole patches, and the product has three
+# times the columns, of which it would otherwise have few.
 
 
 def _rows(x: jax.Array, kernel: jax.Array, padding: _Pads, output: tuple[int, int]) -> jax.Array:
@@ -304,7 +340,7 @@ def _rows(x: jax.Array, kernel: jax.Array, padding: _Pads, output: tuple[int, in
 
 
 def _patches(x: jax.Array, window: _Window) -> jax.Array:
-    """All windows as rows of a matrix, shape (N * H' * W', height * width * C)."""
+    """Returns all windows as rows of a matrix of shape (N * H' * W', height * width * C)."""
     padded, (down, across) = _padded(x, window.padding), window.strides
     rows, columns = ((n - 1) * stride + 1 for n, stride in zip(window.output, window.strides, strict=True))
     places = itertools.product(range(window.size[0]), range(window.size[1]))
@@ -314,7 +350,7 @@ def _patches(x: jax.Array, window: _Window) -> jax.Array:
 
 def _patches_kernel(x: jax.Array, slope: jax.Array, window: _Window) -> jax.Array:
     def sum_chunk(x, slope):
-        # Rows are output channels: XLA's product takes twice as long for the transpose where they are few.
+        # The rows are output channels. If these are few, XLA takes twice as long for the transposed product.
         return _product(slope.reshape(-1, slope.shape[3]), _patches(x, window))
 
     wanted = _PATCH_FLOATS / (math.prod(window.output) * math.prod(window.size) * x.shape[3])
@@ -326,14 +362,15 @@ def _patches_kernel(x: jax.Array, slope: jax.Array, window: _Window) -> jax.Arra
 
 
 def _halving_input(slope: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
-    """The input gradient of stride 2: each of the four phases of the input is a small convolution of the slope.
+    """Computes the input gradient of stride 2: each of four phases of the input is a small convolution of the slope.
 
-    Input row 2 r + phase met row a of the kernel in output row r + (phase + padding - a) / 2, where that is whole.
+    Input row 2 r + phase meets row a of the kernel in output row r + (phase + padding - a) / 2, if that is an integer.
+    So the rows of the kernel are divided among the phases, and no product with a zero is computed.
     """
     (height, width), features = window.output, slope.shape[3]
 
     def taps(phase: int, pad: int) -> list[tuple[int, int]]:
-        """Rows (or columns) of the kernel, and where the slope, padded by one, begins for each of them."""
+        """Returns rows (or columns) of the kernel, and for each the start of the slope, which is padded by one."""
         return [(a, 1 + (phase + pad - a) // 2) for a in range(3) if (phase + pad - a) % 2 == 0]
 
     def convolve_chunk(slope):
@@ -352,6 +389,7 @@ def _halving_input(slope: jax.Array, kernel: jax.Array, window: _Window) -> jax.
 
 
 def _point_input(slope: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
+    """Computes the input gradient of a 1x1 kernel, which is zero at the pixels that the stride leaves out."""
     product = slope @ kernel[0, 0].T
     sides = zip(window.image, slope.shape[1:3], window.strides, strict=True)
     gaps = [(0, side - 1 - (size - 1) * stride, stride - 1) for side, size, stride in sides]
@@ -359,7 +397,7 @@ def _point_input(slope: jax.Array, kernel: jax.Array, window: _Window) -> jax.Ar
 
 
 def _product(left: jax.Array, right: jax.Array, axes: tuple[int, int] = (0, 0)) -> jax.Array:
-    """The product of two matrices over an axis of each."""
+    """Multiplies two matrices over one axis of each."""
     return lax.dot_general(left, right, (((axes[0],), (axes[1],)), ((), ())))
 
 
@@ -371,7 +409,7 @@ def _padded(x: jax.Array, padding: _Pads) -> jax.Array:
 
 
 def _map_chunks(function: Callable[[jax.Array], jax.Array], x: jax.Array, wanted: float) -> jax.Array:
-    """The function's result, computed for about so many images at a time."""
+    """Computes a function of images for about `wanted` images at a time, and puts the results together."""
 
     def place(index, result, part):
         return lax.dynamic_update_slice_in_dim(result, part, index * len(part), axis=0)
@@ -381,7 +419,7 @@ def _map_chunks(function: Callable[[jax.Array], jax.Array], x: jax.Array, wanted
 
 
 def _sum_chunks(function: Callable[..., Any], arrays: Sequence[jax.Array], wanted: float) -> Any:
-    """The function's result, which is a sum over images, computed for about so many of them at a time."""
+    """Computes a function that is a sum over images for about `wanted` images at a time, and adds the results."""
 
     def add(index, total, parts):
         del index
@@ -391,6 +429,10 @@ def _sum_chunks(function: Callable[..., Any], arrays: Sequence[jax.Array], wante
 
 
 def _fold_chunks(function, combine, outline, arrays, wanted):
+    """Combines the results of a function over chunks of the first axis, starting from zeros.
+
+    All chunks have one size, because a loop needs one shape: the largest divisor of the batch of up to 1.25 `wanted`.
+    """
     number = len(arrays[0])
     most = max(1, min(number, int(1.25 * wanted)))
     chunk = next(size for size in range(most, 0, -1) if number % size == 0)
@@ -401,7 +443,7 @@ def _fold_chunks(function, combine, outline, arrays, wanted):
         parts = [lax.dynamic_slice_in_dim(array, index * chunk, chunk) for array in arrays]
         return combine(index, result, function(*parts))
 
-    # A zero that XLA does not see through; it would keep one constant for all loops and copy it into each.
+    # XLA would keep one constant array of zeros for all loops and copy it into each. It cannot see that this is zero.
     zero = jnp.minimum(jnp.abs(arrays[0][0, 0, 0, 0]), 0)
     start = jax.tree.map(lambda leaf: jnp.broadcast_to(zero, leaf.shape), outline)
     return lax.fori_loop(0, number // chunk, step, start)
@@ -411,7 +453,13 @@ def _fold_chunks(function, combine, outline, arrays, wanted):
 
 
 def _primitive(name: str, plain: Callable[..., jax.Array], fast: Callable[..., jax.Array]) -> Primitive:
-    """A primitive that is `fast` when it is compiled for one CPU device, else `plain`, which gives its shape too."""
+    """Makes a primitive with two implementations.
+
+    Args:
+      name: The name of the primitive.
+      plain: The implementation by XLA, which also gives the shape of the result.
+      fast: The implementation that is compiled for one CPU device.
+    """
     primitive = Primitive(name)
     primitive.def_impl(jax.jit(primitive.bind, static_argnames="window"))
 
@@ -421,16 +469,18 @@ def _primitive(name: str, plain: Callable[..., jax.Array], fast: Callable[..., j
 
     def lower_for_cpu(context: mlir.LoweringRuleContext, *arguments: Any, window: _Window) -> Any:
         axes = context.module_context.axis_context
-        # Where the batch is divided over devices, each chunk would lie on one of them.
-        alone = isinstance(axes, mlir.ShardingContext) and axes.num_devices == 1
-        lower = mlir.lower_fun(fast if alone else plain, multiple_results=False)
+        # If the batch were divided over devices, each chunk of it would lie on one device while the others wait.
+        is_single = isinstance(axes, mlir.ShardingContext) and axes.num_devices == 1
+        lower = mlir.lower_fun(fast if is_single else plain, multiple_results=False)
         return lower(context, *arguments, window=window)
 
     def batch(arguments: Sequence[jax.Array], axes: Sequence[int | None], *, window: _Window) -> tuple[jax.Array, int]:
+        # Images that share a kernel are one larger batch. Kernel gradients, which sum over the batch, and batched
+        # kernels are left to XLA.
         images, other = arguments
         if primitive is _kernel_p or axes[1] is not None:
             return jax.vmap(functools.partial(plain, window=window), tuple(axes))(images, other), 0
-        assert axes[0] is not None  # one of both is batched
+        assert axes[0] is not None  # At least one of both is batched.
         images = jnp.moveaxis(images, axes[0], 0)
         result = primitive.bind(images.reshape(-1, *images.shape[2:]), other, window=window)
         return result.reshape(*images.shape[:2], *result.shape[1:]), 0

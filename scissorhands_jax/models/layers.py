@@ -1,8 +1,9 @@
-"""Flax linen building blocks that compute what PyTorch's modules compute, under PyTorch's names.
+"""Building blocks in Flax linen that compute the same as PyTorch's modules, under PyTorch's names.
 
-Images are (N, H, W, C), kernels (height, width, in, out). A module carries the last component of its PyTorch path as
-its name, so a leaf of the variable tree and an entry of a state dict differ only in layout and in the last word:
-`kernel`/`scale` is `weight`, `mean`/`var`/`count` are `running_mean`/`running_var`/`num_batches_tracked`.
+Images have the shape (N, H, W, C) and kernels (height, width, in, out). A module is named after the last part of its
+path in PyTorch, so a leaf of the variable tree and an entry of a state dict differ only in the order of axes and in the
+last word: `kernel` and `scale` are `weight`, and `mean`, `var` and `count` are `running_mean`, `running_var` and
+`num_batches_tracked`.
 """
 
 from __future__ import annotations
@@ -23,17 +24,18 @@ from scissorhands_jax.models.cpu_convolution import conv_general_dilated
 
 Normalization = Literal["stored", "stored_unused", "fixed", "off"]
 
-# Module-level values, not fresh closures, so that two modules with equal fields are equal and share compiled code.
+# They are values of this module and not made afresh for each network, because two fresh initialisers are never equal,
+# and networks share compiled code only if their fields are equal.
 KAIMING_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 KAIMING_FAN_IN = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 TORCH_LINEAR = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # U(-b, b) with b = 1 / sqrt(fan_in)
 
 
 def as_float(inputs: jax.Array) -> jax.Array:
-    """Network inputs as floating point: uint8 is divided by 255, floats pass through, anything else is refused.
+    """Converts the inputs of a network to floating point: uint8 is divided by 255, and floats stay as they are.
 
     Raises:
-      InputError: the inputs are neither floating point nor uint8.
+      InputError: The inputs are neither floating point nor uint8.
     """
     if inputs.dtype == jnp.uint8:
         return inputs.astype(jnp.float32) / 255
@@ -43,23 +45,24 @@ def as_float(inputs: jax.Array) -> jax.Array:
 
 
 def enter(images: jax.Array, normalize: Normalization, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
-    """The entry of an image network, called from its compact `__call__`: checks, scales and normalises.
+    """Checks, scales and normalises images. A network calls it at the beginning of its compact `__call__`.
 
     Args:
-      images: shape (N, H, W, C), floating point in [0, 1] or uint8.
-      normalize: `stored` subtracts `mean` and divides by `std`, both kept as variables of a child named `normalize`;
-        `stored_unused` keeps the variables and applies nothing; `fixed` applies the numbers given here without
-        storing them; `off` does neither.
-      mean: one number per channel.
-      std: one number per channel.
+      images: Images of shape (N, H, W, C), floating point in [0, 1] or uint8.
+      normalize: `stored` subtracts `mean` and divides by `std`, which are variables of a child named `normalize`;
+        `stored_unused` has these variables but does not apply them; `fixed` applies the numbers without storing them;
+        `off` does neither.
+      mean: One number per channel.
+      std: One number per channel.
 
     Raises:
-      InputError: the images are not (N, H, W, C), `normalize` is unknown, or mean and std do not fit the channels.
+      InputError: The images do not have the shape (N, H, W, C), `normalize` is unknown, or the lengths of `mean` and
+        `std` are not the number of channels.
     """
     if normalize not in get_args(Normalization):
         raise InputError(f"normalize is {normalize!r}; choose one of {', '.join(get_args(Normalization))}")
     if images.ndim != 4:
-        raise InputError(f"images have shape {images.shape}; an image network takes (N, H, W, C)")
+        raise InputError(f"images have shape {images.shape}; give an array of shape (N, H, W, C)")
     images = as_float(images)
     if normalize == "off":
         return images
@@ -78,12 +81,14 @@ def _standardize(images: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Arra
 
 
 class Normalize(nn.Module):
-    """`(x - mean) / std` per channel, with both in the collection `constants`: stored, exported, never trained.
+    """Computes `(x - mean) / std` per channel.
+
+    Both are variables in the collection `constants`, which is saved and exported with the network but never trained.
 
     Attributes:
-      mean: initial value of the variable `mean`, one number per channel.
-      std: initial value of the variable `std`.
-      used: False keeps the variables and returns the input, as the authors' CelebA network does.
+      mean: The initial value of the variable `mean`, one number per channel.
+      std: The initial value of the variable `std`, one number per channel.
+      used: Whether the variables are applied. If not, the input is returned, as in the authors' CelebA network.
     """
 
     mean: tuple[float, ...]
@@ -98,22 +103,24 @@ class Normalize(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation over all axes but the last, with PyTorch's rules (Ioffe and Szegedy, 2015).
+    """Batch normalisation over all axes except the last, by PyTorch's rules (Ioffe and Szegedy, 2015).
 
-    With `train` the batch's mean and biased variance normalise, and, where the collection `batch_stats` is mutable,
-    the running statistics become `(1 - momentum) * old + momentum * batch`, the variance entering unbiased, and
-    `count` grows by one. Without `train` the running statistics normalise and nothing moves.
+    In training it normalises by the mean and the biased variance of the batch. If the collection `batch_stats` is
+    mutable, the running statistics become `(1 - momentum) * old + momentum * batch`, where the variance of the batch is
+    the unbiased one, and `count` grows by one. In evaluation it normalises by the running statistics and changes
+    nothing.
 
-    Statistics are computed in float32 or wider, to its precision also where means are large. Under `jit` with a batch
-    sharded over devices they are those of the whole (global) batch, as PyTorch's SyncBatchNorm computes them,
-    not per-device ones.
+    Statistics are computed in float32 or wider, and are precise even where means are large. Under `jit`, with a batch
+    that is sharded over devices, they are those of the whole batch, as with PyTorch's SyncBatchNorm, and not those of
+    each device.
 
-    Variables: `params` scale, bias, shape (C,); `batch_stats` mean, var, shape (C,), count, shape (), int32.
+    The variables are `scale` and `bias` in `params`, of shape (C,); and in `batch_stats` `mean` and `var`, of shape
+    (C,), and `count`, an int32 of shape ().
 
     Attributes:
-      momentum: weight of the newest batch in the running statistics (PyTorch's convention, not flax's).
-      eps: added to the variance.
-      dtype: of the result; None keeps the input's.
+      momentum: The weight of the newest batch in the running statistics. This is PyTorch's convention, not Flax's.
+      eps: A number that is added to the variance.
+      dtype: The type of the result. By default it is that of the input.
     """
 
     momentum: float = 0.1
@@ -122,10 +129,10 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Normalises `x`, shape (N, ..., C).
+        """Normalises `x`, of shape (N, ..., C).
 
         Raises:
-          InputError: `train` with a single value per channel, whose unbiased variance does not exist.
+          InputError: In training there is a single value per channel, which has no unbiased variance.
         """
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
@@ -142,7 +149,7 @@ class BatchNorm(nn.Module):
                     f"BatchNorm saw one value per channel (input shape {x.shape}) in train mode; "
                     "use larger batches or images, or train=False"
                 )
-            # As a matrix: XLA reduces that on CPU several times as fast as it reduces three axes.
+            # On CPU XLA reduces one axis of a matrix several times as fast as three axes.
             y, mean, var = _normalize_batch(wide.reshape(-1, channels), scale, bias, self.eps)
             if self.is_mutable_collection("batch_stats") and not self.is_initializing():
                 unbiased = var * (values / (values - 1))
@@ -161,7 +168,7 @@ class BatchNorm(nn.Module):
 def _normalize_batch(
     x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Batch normalisation of x, shape (M, C), with the mean and the biased variance, shape (C,), that it used."""
+    """Normalises x, of shape (M, C). Also returns the mean and the biased variance of the batch, of shape (C,)."""
     mean = jnp.mean(x, axis=0)
     var = _variance(x, mean)
     return (x - mean[None]) * jax.lax.rsqrt(var + eps)[None] * scale[None] + bias[None], mean, var
@@ -169,9 +176,9 @@ def _normalize_batch(
 
 @_normalize_batch.defjvp
 def _normalize_batch_jvp(eps, primals, tangents):
-    """The derivative in terms of the normalised input, so that its transpose needs two reductions and not five.
+    """Writes the derivative in terms of the normalised input, so that its transpose needs two reductions, not five.
 
-    With n = (x - mean) / std: dn = (dx - E[dx] - n E[n dx]) / std, where E is the mean over the batch. Its relative
+    With n = (x - mean) / std, dn = (dx - E[dx] - n E[n dx]) / std, where E is the mean over the batch. The relative
     error is about 1e-7 mean / std.
     """
     (x, scale, _), (x_dot, scale_dot, bias_dot) = primals, tangents
@@ -181,20 +188,23 @@ def _normalize_batch_jvp(eps, primals, tangents):
     normalized = (x - mean[None]) * inverse[None]
     mean_dot, slope = jnp.mean(x_dot, axis=0), jnp.mean(normalized * x_dot, axis=0)
     gain = scale * inverse
-    # `normalized` times slopes, in terms of x, lest XLA stores `normalized` for the backward pass.
+    # The products with `normalized` are written in terms of x, because XLA would otherwise store `normalized`, an array
+    # as large as x, for the backward pass.
     tilt = inverse * (scale_dot - gain * slope)
     y_dot = gain[None] * x_dot + tilt[None] * x + (bias_dot - gain * mean_dot - tilt * mean)[None]
     return outputs, (y_dot, mean_dot, 2 * slope / inverse)
 
 
-_LARGE_MEAN = 16.0  # times the variance is a squared mean that leaves E[x^2] - mean^2 too few digits
+# If the squared mean exceeds the variance by more than this factor, E[x^2] - mean^2 loses too many digits.
+_LARGE_MEAN = 16.0
 
 
 def _variance(x: jax.Array, mean: jax.Array) -> jax.Array:
-    """The biased variance of x, shape (M, C), around its mean, shape (C,).
+    """Computes the biased variance of x, of shape (M, C), around its mean, of shape (C,).
 
-    On CPU E[x^2] - mean^2, because XLA stores the centred values for a pass around the mean. The relative error of this
-    is about 1e-7 mean^2 / variance, so that a single channel with a large mean makes it take that pass after all.
+    On CPU this is E[x^2] - mean^2, because for the mean of (x - mean)^2 XLA would store the centred values. The
+    relative error of the difference is about 1e-7 mean^2 / variance, so the second formula is used for all channels as
+    soon as one has a large mean.
     """
     if jax.default_backend() != "cpu":
         return jnp.mean(jnp.square(x - mean[None]), axis=0)
@@ -208,10 +218,10 @@ def _variance(x: jax.Array, mean: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def relu_sum(a: jax.Array, b: jax.Array) -> jax.Array:
-    """`relu(a + b)` of two arrays of one shape, the same numbers unless b is -inf, where it is NaN.
+    """Computes `relu(a + b)` of two arrays of one shape. It differs only where b is -inf: it is NaN there.
 
-    Written so that on CPU XLA stores it: it considers the sums of a chain of residual blocks cheap and would compute
-    them again, from the first block on, wherever one is read.
+    On CPU XLA considers the plain sums of a chain of residual blocks cheap, and wherever one is read computes all of
+    them again, from the first block on. It stores the result of this form instead.
     """
     return jnp.maximum(a, -b) + b
 
@@ -226,20 +236,21 @@ Block = TypeVar("Block", bound=type[nn.Module] | Callable[..., jax.Array])
 
 
 def rematerialized(block: Block, remat: bool) -> Block:
-    """The block, which with `remat` keeps nothing but its input for the backward pass and is computed once more there.
+    """Makes a block keep only its input for the backward pass, which computes the block a second time.
 
-    The same names and numbers. Statistics move once: what the second computation does to them is discarded. On CPU only
-    reverse-mode differentiation passes through it.
+    Names and numbers stay the same. Statistics move once, because the second computation's are discarded. On CPU only
+    reverse-mode differentiation is possible.
 
     Args:
-      block: a class of modules called as `block(x, *static)`, or a function `(module, x, *static)` within a module's
-        compact method.
+      block: A class of modules that are called as `module(x, *static)`, or a function `(module, x, *static)` within the
+        compact method of a module.
+      remat: Whether to do so; otherwise the block is returned as it is.
     """
     return nn.transforms.lift_transform(_recomputed, block) if remat else block
 
 
 def _recomputed(function: Callable) -> Callable:
-    """A lifted transform, as `flax.core.lift.checkpoint` is one."""
+    """Recomputes a function in the backward pass. It is a lifted transform, like `flax.core.lift.checkpoint`."""
 
     def inner(scope_fn, repack_fn, variable_groups, rng_groups, x, *static):
         def run(variable_groups, rng_groups, x):
@@ -254,10 +265,14 @@ def _recomputed(function: Callable) -> Callable:
 
 
 def checkpoint_late(function: Callable) -> Callable:
-    """`jax.checkpoint` that frees memory on XLA:CPU too, for reverse-mode differentiation alone.
+    """Recomputes a function in the backward pass like `jax.checkpoint`, and saves memory on CPU too.
 
-    There XLA drops the barrier that keeps `jax.checkpoint`'s second forward pass apart from the first (measured for
-    ResNet-20: one of the two is removed again, and memory does not fall). Here the second one waits for the gradient.
+    On CPU XLA drops the barrier between the two forward passes of `jax.checkpoint` and then merges them, so that memory
+    does not fall (measured for ResNet-20). Here the second forward pass depends on the incoming gradient instead. Only
+    reverse-mode differentiation is possible.
+
+    Args:
+      function: A function of any number of pytrees of arrays.
     """
 
     @jax.custom_vjp
@@ -276,9 +291,10 @@ def checkpoint_late(function: Callable) -> Callable:
 
 
 def average_pool(x: jax.Array) -> jax.Array:
-    """The mean over height and width, shape (N, C), in float32 or wider.
+    """Computes the mean over height and width, of shape (N, C), in float32 or wider.
 
-    What follows is a thousandth of the work and decides confidences, so it never runs in a narrow dtype.
+    The layers after it are a thousandth of the work and decide the confidences, so they never compute in half
+    precision.
     """
     return jnp.mean(x.astype(jnp.promote_types(x.dtype, jnp.float32)), axis=(1, 2))
 
@@ -293,7 +309,17 @@ def torch_conv(
     kernel_init: nn.initializers.Initializer = KAIMING_FAN_OUT,
     use_bias: bool = False,
 ) -> nn.Conv:
-    """A square convolution padded as PyTorch's `padding=size // 2`: equally on both sides, whatever the stride."""
+    """Makes a square convolution with PyTorch's `padding=size // 2`: the same on both sides, whatever the stride.
+
+    Args:
+      features: The number of output channels.
+      size: The height and width of the kernel, in pixels.
+      stride: The stride in both directions, in pixels.
+      name: The name of the layer.
+      dtype: The type to compute in.
+      kernel_init: The initialiser of the kernel.
+      use_bias: Whether the layer has a bias.
+    """
     return nn.Conv(
         features,
         (size, size),
@@ -315,7 +341,15 @@ def torch_linear(
     dtype: DTypeLike,
     kernel_init: nn.initializers.Initializer = TORCH_LINEAR,
 ) -> nn.Dense:
-    """A dense layer whose kernel and bias start as those of `torch.nn.Linear`: uniform in +-1/sqrt(fan_in)."""
+    """Makes a dense layer that starts like `torch.nn.Linear`: uniform in +-1/sqrt(fan_in), the bias included.
+
+    Args:
+      features: The number of outputs.
+      fan_in: The number of inputs.
+      name: The name of the layer.
+      dtype: The type to compute in.
+      kernel_init: The initialiser of the kernel.
+    """
     bound = fan_in**-0.5
 
     def bias_init(key, shape, dtype=jnp.float32):

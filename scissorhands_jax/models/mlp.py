@@ -13,14 +13,14 @@ from scissorhands_jax.models.layers import as_float, rematerialized, torch_linea
 
 
 class MLP(nn.Module):
-    """Flattens its input, then ReLU layers `layer1`, `layer2`, ... and a linear `head`.
+    """A multi-layer perceptron: ReLU layers `layer1`, `layer2`, ... on the flattened input, and a linear `head`.
 
     Attributes:
-      num_classes: length of the logits.
-      hidden: widths of the hidden layers.
-      dtype: of the hidden layers' computation; parameters and logits are float32.
-      remat: keep the input of every few layers for the backward pass, which computes the others again; of L layers
-        about the square root of L are kept.
+      num_classes: The number of classes, which is the length of the logits.
+      hidden: The widths of the hidden layers.
+      dtype: The type that the hidden layers compute in. Parameters and logits are float32.
+      remat: Whether to save memory by keeping only the input of every few layers for the backward pass, which computes
+        the others again. Of L layers, about the square root of L are kept.
     """
 
     num_classes: int
@@ -30,7 +30,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        """Logits, shape (N, num_classes), of inputs, shape (N, ...), floating point or uint8."""
+        """Computes logits of shape (N, num_classes) from inputs of shape (N, ...), floating point or uint8."""
         x = as_float(inputs).reshape(inputs.shape[0], -1)
 
         def layers(module: nn.Module, x: jax.Array, start: int, end: int) -> jax.Array:
@@ -43,8 +43,8 @@ class MLP(nn.Module):
             return x
 
         depth = len(self.hidden)
-        together = math.ceil(depth**0.5)
-        for start in range(0, depth, max(1, together)):
-            x = rematerialized(layers, self.remat)(self, x, start, min(depth, start + together))
+        group = math.ceil(depth**0.5)
+        for start in range(0, depth, max(1, group)):
+            x = rematerialized(layers, self.remat)(self, x, start, min(depth, start + group))
         wide = jnp.promote_types(self.dtype, jnp.float32)
         return torch_linear(self.num_classes, x.shape[-1], dtype=wide, name="head")(x)

@@ -1,7 +1,8 @@
-"""Residual networks with basic blocks (He et al., 2016), under the names of two families of PyTorch files.
+"""Residual networks of basic blocks (He et al., 2016), with the names of two families of PyTorch files.
 
-`ResNet` is both. `cifar_resnet` gives the three-stage networks for 32x32 images with parameter-free shortcuts
-(ResNet-20 to 110); with its defaults it is the four-stage ResNet-18/34 of the Scissorhands experiments.
+`ResNet` covers both families. Its defaults are those of the four-stage ResNet-18 and 34 of the Scissorhands
+experiments, and `cifar_resnet` makes the three-stage ResNet-20 to 110 for 32x32 images, whose shortcuts have no
+parameters.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ Stem = Literal["cifar", "imagenet"]
 
 
 class ProjectionShortcut(nn.Module):
-    """The learned shortcut: a strided 1x1 convolution (named `0`) and batch normalisation (named `1`)."""
+    """The shortcut with parameters: a strided 1x1 convolution, named `0`, and batch normalisation, named `1`."""
 
     width: int
     stride: int
@@ -50,13 +51,19 @@ class ProjectionShortcut(nn.Module):
 
 
 def pad_shortcut(x: jax.Array, width: int, stride: int) -> jax.Array:
-    """The shortcut without parameters: every `stride`-th pixel, new channels zero and split to both sides."""
+    """The shortcut without parameters: it takes every `stride`-th pixel and adds channels of zeros on both sides.
+
+    Args:
+      x: An array of shape (N, H, W, C).
+      width: The number of output channels, at least C.
+      stride: The stride in both directions, in pixels.
+    """
     missing = width - x.shape[-1]
     return jnp.pad(x[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), (missing // 2, missing - missing // 2)))
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut, which is the identity unless the shape changes."""
+    """Two 3x3 convolutions with a shortcut around them, which is the identity unless the shape changes."""
 
     width: int
     stride: int
@@ -81,7 +88,7 @@ class BasicBlock(nn.Module):
 
 
 class Stage(nn.Module):
-    """Basic blocks named `0`, `1`, ...; the first one has the stride."""
+    """A sequence of basic blocks named `0`, `1`, ..., of which the first has the stride."""
 
     blocks: int
     width: int
@@ -102,20 +109,26 @@ class Stage(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A ResNet of basic blocks; the defaults are those of the Scissorhands authors' CIFAR networks.
+    """A ResNet of basic blocks. The defaults are those of the Scissorhands authors' networks for CIFAR.
 
     Attributes:
-      num_classes: length of the logits.
-      stage_sizes: blocks of each stage `layer1`, `layer2`, ...
-      widths: channels of each stage; the stem has as many as the first.
-      stem: `cifar` is a 3x3 convolution; `imagenet` a 7x7 one of stride 2 and, after its normalisation, a 3x3 max
-        pool of stride 2. Every stage but the first halves the image.
-      shortcut: where the shape changes, `projection` (1x1 convolution and normalisation) or `pad` (no parameters).
-      head: name of the last layer.
-      normalize, mean, std: how inputs are normalised, see `layers.enter`.
-      kernel_init, head_init: of the convolutions and of the last kernel.
-      dtype: of the computation up to the pooled features; parameters, statistics and logits are float32.
-      remat: keep no more than the input of each block for the backward pass, which computes the rest again.
+      num_classes: The number of classes, which is the length of the logits.
+      stage_sizes: The number of blocks in each stage `layer1`, `layer2`, ...
+      widths: The number of channels in each stage; the stem has the width of the first. Every stage except the first
+        halves the height and width of the image.
+      stem: The first layers: `cifar` is a 3x3 convolution; `imagenet` is a 7x7 convolution of stride 2 and, after its
+        normalisation, a 3x3 max pool of stride 2.
+      shortcut: What a block adds where the shape changes: `projection` is a 1x1 convolution and normalisation, and
+        `pad` has no parameters.
+      head: The name of the last layer.
+      normalize: How inputs are normalised; see `layers.enter`.
+      mean: The mean for that, one number per channel.
+      std: The standard deviation for that, one number per channel.
+      kernel_init: The initialiser of the kernels of convolutions.
+      head_init: The initialiser of the kernel of the last layer.
+      dtype: The type to compute in up to the pooled features. Parameters, statistics and logits are float32.
+      remat: Whether to save memory by keeping only the input of each block for the backward pass, which computes the
+        rest again.
     """
 
     num_classes: int
@@ -134,10 +147,14 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Logits, shape (N, num_classes), of images, shape (N, H, W, C), floating point in [0, 1] or uint8.
+        """Computes logits of shape (N, num_classes) from images of shape (N, H, W, C).
+
+        Args:
+          images: Images, floating point in [0, 1] or uint8.
+          train: Whether BatchNorm uses the statistics of the batch.
 
         Raises:
-          InputError: the images or an option cannot be used.
+          InputError: The images or an option cannot be used.
         """
         for option, value, choices in (
             ("stem", self.stem, get_args(Stem)),
@@ -163,17 +180,22 @@ class ResNet(nn.Module):
 
 
 def cifar_resnet(depth: int, num_classes: int, **options) -> ResNet:
-    """The networks of He et al. (2016), section 4.2: depth 6n + 2, n blocks in stages of 16, 32 and 64 channels.
+    """Makes a network for CIFAR as in He et al. (2016), section 4.2: three stages of 16, 32 and 64 channels.
 
-    Names are those of `resnet20-12fca82f.th` and its siblings without the prefix `module.`. Inputs are normalised
-    with ImageNet's constants, which such files do not hold, so they are attributes here and not variables.
+    Names are those in `resnet20-12fca82f.th` and similar files, without the prefix `module.`. Inputs are normalised
+    with ImageNet's constants. Such files do not hold these, so they are attributes here and not variables.
+
+    Args:
+      depth: The number of layers, 6n + 2 for n blocks in each stage.
+      num_classes: The number of classes, which is the length of the logits.
+      **options: Other attributes of `ResNet`, which override those of these networks.
 
     Raises:
-      InputError: depth is not 6n + 2.
+      InputError: The depth is not 6n + 2.
     """
     blocks, rest = divmod(depth - 2, 6)
     if rest or blocks < 1:
-        raise InputError(f"depth is {depth}; a CIFAR ResNet has 6n + 2 layers: 20, 32, 44, 56, 110")
+        raise InputError(f"depth is {depth}; choose 6n + 2 layers for a CIFAR ResNet, such as 20, 32, 44, 56 or 110")
     defaults: dict[str, Any] = {
         "stage_sizes": (blocks,) * 3,
         "widths": (16, 32, 64),

@@ -1,4 +1,4 @@
-"""A small residual network that learns CIFAR-10 in a few epochs, as the speed records on it do."""
+"""A small residual network that learns CIFAR-10 in a few epochs, like those that hold the speed records for it."""
 
 from __future__ import annotations
 
@@ -15,21 +15,24 @@ from scissorhands_jax.errors import InputError
 from scissorhands_jax.models.layers import TORCH_LINEAR, BatchNorm, as_float, rematerialized, torch_conv
 
 _WHITEN = "whiten"
-_NUM_IMAGES, _CHUNK, _EPS = 5_000, 500, 5e-4
+_NUM_IMAGES = 5_000  # for the covariance of patches
+_CHUNK = 500  # images whose patches are in memory at a time
+_EPS = 5e-4  # relative to the mean variance of the values of a patch
 
 
 class Whiten(nn.Module):
-    """A linear map of all patches, that is a convolution without padding.
+    """A linear map of all patches of an image, that is, a convolution without padding.
 
-    Its filters are the principal axes of patches, each with either sign. Mean and kernel lie in the collection
-    `constants`, so nothing trains, trims or projects them, and they are saved with the network. Until `fit_whitening`
-    sets them the filters copy the pixels. A network names the layer `whiten`.
+    Its filters are the principal axes of patches, each with both signs. The mean and the kernel are in the collection
+    `constants`, so they are saved with the network but never trained, trimmed or projected. Until `fit_whitening` sets
+    them, the filters copy the pixels. A network must name the layer `whiten`.
 
-    Variables: `constants` mean, shape (C,), kernel, shape (size^2 C, 2 size^2 C); `params` bias, one number per filter.
+    The variables are `mean`, of shape (C,), and `kernel`, of shape (size^2 C, 2 size^2 C), in `constants`, and `bias`,
+    with one number per filter, in `params`.
 
     Attributes:
-      size: height and width of a patch.
-      dtype: of the result.
+      size: The height and width of a patch, in pixels.
+      dtype: The type of the result.
     """
 
     size: int = 2
@@ -37,29 +40,33 @@ class Whiten(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        """images: (N, H, W, C) floats; returns (N, H - size + 1, W - size + 1, 2 * size^2 * C)"""
+        """Maps images, floats of shape (N, H, W, C), to shape (N, H - size + 1, W - size + 1, 2 * size^2 * C)."""
         channels = images.shape[-1]
         count = self.size**2 * channels
         mean = self.variable("constants", "mean", lambda: jnp.full((channels,), 0.5, jnp.float32))
         kernel = self.variable("constants", "kernel", lambda: jnp.asarray(_both_signs(np.eye(count))))
         bias = self.param("bias", nn.initializers.zeros, (2 * count,), jnp.float32)
         dtype = jnp.dtype(self.dtype)
-        # As a matrix product, which a CPU does five times as fast as so small a convolution.
+        # A CPU computes this matrix product five times as fast as a convolution of this size.
         patches = _patches(images - mean.value.reshape(1, 1, 1, -1), self.size).astype(dtype)
         return patches @ kernel.value.astype(dtype) + bias.astype(dtype).reshape(1, 1, 1, -1)
 
 
 def fit_whitening(model_state: ModelState, examples: Dataset) -> ModelState:
-    """The state of a network whose layer `whiten`, if it has one, is fitted to images; any other state as it is.
+    """Fits the layer `whiten` of a network to images. The state of a network without that layer is returned unchanged.
 
-    Filters are v / sqrt(e + eps), for the eigenvectors v and eigenvalues e of the covariance of all patches of 5,000
-    images, spread evenly over the data set, so that patches then have the identity as their covariance. eps is 5e-4 of
-    the mean variance of a patch's values, so that what has less variance counts as noise.
+    The filters are v / sqrt(e + eps), for the eigenvectors v and eigenvalues e of the covariance of all patches of
+    5,000 images, which are spread evenly over the data set. The filtered patches then have the identity as their
+    covariance. eps is 5e-4 of the mean variance of the values of a patch; axes with less variance count as noise and
+    are not amplified.
 
     Args:
       model_state: The state of the network, as `Model.init` returns it.
-      examples: Images in "image", floats in [0, 1] or uint8, shape=(N, H, W, C). They are only read where the network
-        has the layer.
+      examples: A data set with images in "image", floats in [0, 1] or uint8, of shape (N, H, W, C). They are read only
+        if the network has the layer.
+
+    Returns:
+      The new state of the network.
 
     References:
       Page, "How to train your ResNet", 2018; Jordan, 2024, arXiv 2404.00498, section 3.1.
@@ -76,7 +83,8 @@ def fit_whitening(model_state: ModelState, examples: Dataset) -> ModelState:
         patches = _patches(as_float(jnp.asarray(images[part])).astype(jnp.float32), size)
         rows = np.asarray(patches, np.float64).reshape(-1, values_per_patch)
         mean, moment, count = mean + rows.sum(axis=0), moment + rows.T @ rows, count + len(rows)
-    # One mean per channel, so that a flat image of the mean colour is black wherever a patch is taken.
+    # There is one mean per channel, not one per pixel of a patch, so that the layer treats all places in a patch alike.
+    # The covariance around it is E[x x'] - m c' - c m' + c c', with m the mean patch and c that colour repeated.
     colour = (mean / count).reshape(size**2, channels).mean(axis=0)
     cross = np.outer(mean / count, np.tile(colour, size**2))
     covariance = moment / count - cross - cross.T + np.outer(*[np.tile(colour, size**2)] * 2)
@@ -87,21 +95,26 @@ def fit_whitening(model_state: ModelState, examples: Dataset) -> ModelState:
 
 
 def _patches(images: jax.Array, size: int) -> jax.Array:
-    """All patches, flat, in the order (row, column, channel). shape=(N, H - size + 1, W - size + 1, size^2 C)"""
+    """Returns all patches, flattened by (row, column, channel), of shape (N, H - size + 1, W - size + 1, size^2 C)."""
     height, width = images.shape[1] - size + 1, images.shape[2] - size + 1
     shifts = [images[:, y : y + height, x : x + width] for y in range(size) for x in range(size)]
     return jnp.concatenate(shifts, axis=-1)
 
 
 def _both_signs(filters: np.ndarray) -> np.ndarray:
-    """Columns in the order of falling importance, the last one first, then all with the other sign. float32"""
+    """Returns the columns in reverse order, the largest eigenvalue first, then all with the other sign, in float32."""
     return np.concatenate([filters[:, ::-1], -filters[:, ::-1]], axis=1).astype(np.float32)
 
 
 def identity_first(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
-    """Kernels (height, width, in, out) whose first filters pass the input channels on; the others are PyTorch's.
+    """Initialises a kernel so that its first filters copy the input channels; the others are drawn as in PyTorch.
 
-    So a deep network begins with a path from its input to its head (hlb-CIFAR10, airbench).
+    A deep network then starts with a path from its input to its head (hlb-CIFAR10, airbench).
+
+    Args:
+      key: A typed PRNG key.
+      shape: The shape of the kernel, (height, width, in, out).
+      dtype: The type of the kernel.
     """
     height, width, before, after = shape
     kernel = TORCH_LINEAR(key, shape, dtype)
@@ -111,9 +124,9 @@ def identity_first(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jn
 
 
 def halve(x: jax.Array) -> jax.Array:
-    """A 2x2 max pool of stride 2, shape (N, H // 2, W // 2, C); a last odd row or column is left out.
+    """Computes a 2x2 max pool of stride 2, of shape (N, H // 2, W // 2, C). An odd last row or column is left out.
 
-    Its gradient is six times as fast on a CPU as that of `nn.max_pool`, which has to search the windows again.
+    On a CPU its gradient is six times as fast as that of `nn.max_pool`, which searches the windows a second time.
     """
     height, width = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
     rows = jnp.maximum(x[:, 0:height:2, :width], x[:, 1:height:2, :width])
@@ -121,7 +134,7 @@ def halve(x: jax.Array) -> jax.Array:
 
 
 class Group(nn.Module):
-    """Convolution, 2x2 max pool, normalisation, GELU; with `residual` two more layers around a shortcut."""
+    """A convolution, a 2x2 max pool, normalisation and GELU; with `residual`, then two layers within a shortcut."""
 
     width: int
     residual: bool
@@ -139,18 +152,19 @@ class Group(nn.Module):
 
 
 class ResNet9(nn.Module):
-    """Whitening, groups that halve the image, a global max pool and a linear head (after Page, and Jordan, 2024).
+    """Whitening, groups that halve the image, a global max pool and a linear head (after Page, 2018, and Jordan, 2024).
 
-    The defaults have nine layers with weights. Its first layer, `whiten`, is fitted to the training images by
-    `retrain`; it takes images in [0, 1] as they are, so the network has no other normalisation.
+    With the defaults it has nine layers with weights. `retrain` fits the first layer, `whiten`, to the training images.
+    That layer takes images in [0, 1] as they are, so the network has no other normalisation of its input.
 
     Attributes:
-      num_classes: length of the logits.
-      widths: channels of the groups `layer1`, `layer2`, ...
-      residual: which groups have a residual branch.
-      head_scale: factor of the logits, which keeps the first ones small at high learning rates.
-      dtype: of the computation up to the pooled features; parameters, statistics and logits are float32.
-      remat: keep no more than the input of each group for the backward pass, which computes the rest again.
+      num_classes: The number of classes, which is the length of the logits.
+      widths: The number of channels in each group `layer1`, `layer2`, ...
+      residual: Whether each group has a residual branch.
+      head_scale: A factor of the logits, which keeps them small at first, as high learning rates require.
+      dtype: The type to compute in up to the pooled features. Parameters, statistics and logits are float32.
+      remat: Whether to save memory by keeping only the input of each group for the backward pass, which computes the
+        rest again.
     """
 
     num_classes: int
@@ -162,13 +176,18 @@ class ResNet9(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Logits, shape (N, num_classes), of images, shape (N, H, W, C), floating point in [0, 1] or uint8.
+        """Computes logits of shape (N, num_classes) from images of shape (N, H, W, C).
+
+        Args:
+          images: Images, floating point in [0, 1] or uint8.
+          train: Whether BatchNorm uses the statistics of the batch.
 
         Raises:
-          InputError: the images cannot be used or are too small to be halved in all groups, or options do not fit.
+          InputError: The images cannot be used, or are too small to be halved in all groups, or the options do not fit
+            together.
         """
         if images.ndim != 4:
-            raise InputError(f"images have shape {images.shape}; an image network takes (N, H, W, C)")
+            raise InputError(f"images have shape {images.shape}; give an array of shape (N, H, W, C)")
         least = 2 ** len(self.widths) + 1
         if min(images.shape[1:3]) < least:
             raise InputError(f"images are {images.shape[1]}x{images.shape[2]}; this network needs {least}x{least}")

@@ -15,7 +15,7 @@ VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512)
 
 
 class Features(nn.Module):
-    """Convolution, normalisation and ReLU, repeated; names count layers as an `nn.Sequential` of PyTorch does."""
+    """Repeated convolution, normalisation and ReLU, named by the positions of layers in PyTorch's `nn.Sequential`."""
 
     widths: tuple[tuple[int, ...], ...]
     dtype: DTypeLike
@@ -23,7 +23,7 @@ class Features(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        # The layers have no module of their own around them: their names are those of the whole sequence.
+        # A function and not a module, because a module would add a name to the paths of the layers.
         def layer(module: nn.Module, x: jax.Array, width: int, index: int) -> jax.Array:
             del module
             x = torch_conv(width, 3, use_bias=True, dtype=self.dtype, name=str(index))(x)
@@ -45,11 +45,14 @@ class VGG(nn.Module):
     """Groups of 3x3 convolutions with 2x2 max pools between them, a global average pool and one linear layer.
 
     Attributes:
-      num_classes: length of the logits.
-      widths: channels of the convolutions, by group.
-      normalize, mean, std: how inputs are normalised, see `layers.enter`.
-      dtype: of the computation up to the pooled features; parameters, statistics and logits are float32.
-      remat: keep no more than the input of each layer for the backward pass, which computes the rest again.
+      num_classes: The number of classes, which is the length of the logits.
+      widths: The number of channels of each convolution, by group.
+      normalize: How inputs are normalised; see `layers.enter`.
+      mean: The mean for that, one number per channel.
+      std: The standard deviation for that, one number per channel.
+      dtype: The type to compute in up to the pooled features. Parameters, statistics and logits are float32.
+      remat: Whether to save memory by keeping only the input of each layer for the backward pass, which computes the
+        rest again.
     """
 
     num_classes: int
@@ -62,10 +65,14 @@ class VGG(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Logits, shape (N, num_classes), of images, shape (N, H, W, C), floating point in [0, 1] or uint8.
+        """Computes logits of shape (N, num_classes) from images of shape (N, H, W, C).
+
+        Args:
+          images: Images, floating point in [0, 1] or uint8.
+          train: Whether BatchNorm uses the statistics of the batch.
 
         Raises:
-          InputError: the images cannot be used, or are too small to be halved between all groups.
+          InputError: The images cannot be used, or are too small to be halved between all groups.
         """
         dtype = jnp.dtype(self.dtype)
         x = enter(images, self.normalize, self.mean, self.std).astype(dtype)

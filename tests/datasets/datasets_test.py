@@ -119,7 +119,7 @@ class TestCifar10:
             ({"label": np.array([None] * 4)}, "not a whole compact image file.*allow_pickle"),
             ({"residual": np.zeros((3, 4, 4, 4))}, "residuals of type float64"),
             ({"residual": np.zeros((4, 4, 4, 3), np.uint8)}, r"instead of uint8 of shape \(3, N, H, W\)"),
-            ({"residual": np.zeros((3, 4, 5, 5), np.uint8)}, r"have shape \(4, 4, 3\), those in .* \(5, 5, 3\)"),
+            ({"residual": np.zeros((3, 4, 5, 5), np.uint8)}, r"have shape \(4, 4, 3\) and those in .* \(5, 5, 3\)"),
         ],
     )
     def test_a_file_with_other_contents_is_refused(self, folder, change, message):
@@ -438,7 +438,7 @@ class TestDamagedArchives:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"data_batch_3.bin": None}, r"lacks cifar-10-batches-bin/data_batch_3\.bin; it is not .* binary version"),
+            ({"data_batch_3.bin": None}, r"lacks cifar-10-batches-bin/data_batch_3\.bin; copy the binary version"),
             ({"batches.meta.txt": None}, "lacks cifar-10-batches-bin/batches.meta.txt"),
             ({"test_batch.bin": b""}, "the test files in .* do not hold whole records of 3073 bytes"),
             ({"data_batch_5.bin": b"\0" * 3072}, "the train files in .* do not hold whole records"),
@@ -468,7 +468,7 @@ class TestDamagedArchives:
             ({"y": None}, "not a whole MATLAB file with X and y"),
             ({"y": np.zeros((4, 1), np.uint8)}, "labels outside 1 to 10"),
             ({"y": np.full((4, 1), 11, np.uint8)}, "labels outside 1 to 10"),
-            ({"y": np.ones((3, 1), np.uint8)}, r"shape \(32, 32, 3, 4\) for 3 labels"),
+            ({"y": np.ones((3, 1), np.uint8)}, r"shape \(32, 32, 3, 4\) instead of .* for 3 labels"),
             ({"X": np.zeros((32, 32, 3, 4))}, "images of type float64"),
         ],
     )
@@ -625,7 +625,7 @@ class TestFolder:
     def test_images_of_other_sizes_are_refused_or_rescaled(self, tmp_path):
         for number in range(5):
             save_image(tmp_path / "a" / f"{number}.png", np.full((8, 8 + number // 4, 3), number, np.uint8))
-        with pytest.raises(InputError, match=r"4\.png has 9x8 pixels, other images have 8x8; .* --image-size N"):
+        with pytest.raises(InputError, match=r"4\.png has 9x8 pixels and other images have 8x8; .* --image-size N"):
             datasets.load(f"folder:{tmp_path}")
         folder = own.find_labelled_images(tmp_path, image_size=4)
         assert folder.image_shape == (4, 4, 3)
@@ -643,7 +643,7 @@ class TestFolder:
     @pytest.mark.parametrize(
         ("files", "message"),
         [
-            ((), "holds no images to train with; it needs CLASS"),
+            ((), "holds no train images; it needs CLASS"),
             (("a/1.png", "a/2.png"), "holds no test images"),
             (("train/a/1.png",), "holds no test images"),
             (("train/a/1.png", "test/b/1.png"), "no training images of 1 classes, the first is b"),

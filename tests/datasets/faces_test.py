@@ -163,7 +163,9 @@ def test_requests_one_after_another(data_dir, tmp_path, capsys):
     assert "no identity 's3' in the training set" in refused("identity:s3", "--checkpoint", first)
     assert "leave --trained-on out" in refused("class:1", "--checkpoint", first, "--trained-on", wrong)
     (tmp_path / "few.txt").write_text("5\n")
-    assert "trained on 1 examples" in refused("class:1", "--weights", weights, "--trained-on", tmp_path / "few.txt")
+    assert "training set of the network has 1 positions" in refused(
+        "class:1", "--weights", weights, "--trained-on", tmp_path / "few.txt"
+    )
     (tmp_path / "alone").mkdir()
     (first / "network").rename(tmp_path / "alone" / "network")
     assert "has forgotten examples before, of other data than these or in a run that is not there" in (
