@@ -125,7 +125,7 @@ def log_ratio(scores: np.ndarray, references: np.ndarray, member: np.ndarray, *,
             f"the shapes of scores {scores.shape}, references {references.shape} and membership {member.shape} do not "
             "fit; give one column for each example"
         )
-    gaussians = []
+    gaussians: list[tuple[np.ndarray, np.ndarray]] = []
     for chosen in (member, ~member):
         count = chosen.sum(axis=0)
         if count.min(initial=2) < 2:

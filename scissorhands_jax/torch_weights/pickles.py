@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import pickletools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import ml_dtypes
 import numpy as np
@@ -96,7 +96,7 @@ class _Machine:
         self.copied = 0
 
     def run(self) -> object:
-        operations = pickletools.genops(self.reader)
+        operations = pickletools.genops(cast(IO[bytes], self.reader))  # It only calls read, readline and tell.
         for _ in range(_MAX_OPERATIONS):
             at = self.reader.at
             # The operation is judged before its argument is decoded: some decoders are slow or emit warnings.
@@ -469,11 +469,10 @@ _OPERATIONS: dict[str, Callable[..., None]] = {
     "REDUCE": _Machine.reduce,
     "BUILD": _Machine.build,
     "BINPERSID": _Machine.find_storage,
-} | dict.fromkeys(
-    (
-        *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
-        *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINSTRING", "SHORT_BINSTRING"),
-        *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
-    ),
-    _Machine.push,
-)
+}
+for _name in (
+    *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
+    *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINSTRING", "SHORT_BINSTRING"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+):
+    _OPERATIONS[_name] = _Machine.push

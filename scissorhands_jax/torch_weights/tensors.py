@@ -5,7 +5,8 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import BinaryIO, NamedTuple
+from io import BufferedReader
+from typing import NamedTuple
 
 import numpy as np
 
@@ -73,18 +74,20 @@ def show(name: object, limit: int = 100) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def read_extent(file: BinaryIO, extent: Extent) -> np.ndarray:
+def read_extent(file: BufferedReader, extent: Extent) -> np.ndarray:
     """Reads the bytes of an extent that lies within the file, as an array of type uint8 and shape (size,)."""
     raw = np.empty(extent.size, np.uint8)
     file.seek(extent.start)
-    if file.readinto(raw) != extent.size:
+    if file.readinto(raw.data) != extent.size:
         raise Damaged("it became shorter while it was being read")
-    if extent.crc is not None and zlib.crc32(raw) != extent.crc:
+    if extent.crc is not None and zlib.crc32(raw.data) != extent.crc:
         raise Damaged(f"the checksum of the bytes from {extent.start} to {extent.start + extent.size} is wrong")
     return raw
 
 
-def read_tensors(file: BinaryIO, tensors: Mapping[str, Tensor], extents: Mapping[str, Extent]) -> dict[str, np.ndarray]:
+def read_tensors(
+    file: BufferedReader, tensors: Mapping[str, Tensor], extents: Mapping[str, Extent]
+) -> dict[str, np.ndarray]:
     """Reads tensors as read-only arrays. A storage that several tensors share is read once.
 
     Args:

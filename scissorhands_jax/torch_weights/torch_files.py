@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import struct
 import zipfile
-from typing import Any, BinaryIO
+from io import BufferedReader
+from typing import Any
 
 from scissorhands_jax.torch_weights.pickles import dict_key, interpret
 from scissorhands_jax.torch_weights.tensors import BIG_ENDIAN, Damaged, Extent, Refused, read_extent, show
@@ -53,7 +54,7 @@ def read_legacy(data: Any) -> tuple[object, dict[str, Extent]]:
     return root, extents
 
 
-def read_zip(file: BinaryIO, size: int) -> tuple[object, dict[str, Extent]]:
+def read_zip(file: BufferedReader, size: int) -> tuple[object, dict[str, Extent]]:
     """Reads the format of PyTorch 1.6 and later: an uncompressed zip with `NAME/data.pkl` and `NAME/data/KEY`.
 
     Args:
@@ -110,7 +111,7 @@ def read_zip(file: BinaryIO, size: int) -> tuple[object, dict[str, Extent]]:
     return root, extents
 
 
-def _locate(file: BinaryIO, size: int, entry: zipfile.ZipInfo) -> Extent:
+def _locate(file: BufferedReader, size: int, entry: zipfile.ZipInfo) -> Extent:
     """Finds the bytes of a stored entry from the entry's own header, which must agree with the zip directory."""
     where = f"the zip entry {show(entry.filename)}"
     header = struct.Struct("<4s22xHH")

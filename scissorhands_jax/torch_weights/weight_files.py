@@ -16,6 +16,7 @@ import os
 import tempfile
 from collections import deque
 from collections.abc import Iterator, Mapping
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -105,7 +106,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
 class LazyStateDict(Mapping[str, np.ndarray]):
     """The tensors of an open file by name. Each access reads the tensor from the file; nothing is cached."""
 
-    def __init__(self, file: BinaryIO, tensors: dict[str, Tensor], extents: dict[str, Extent]) -> None:
+    def __init__(self, file: BufferedReader, tensors: dict[str, Tensor], extents: dict[str, Extent]) -> None:
         self._file, self._tensors, self._extents = file, tensors, extents
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -222,7 +223,7 @@ def _write_arrays(file: BinaryIO, arrays: Mapping[str, np.ndarray], metadata: Ma
         file.write(array.reshape(-1).view(np.uint8).data)
 
 
-def _find_tensors(path: str | os.PathLike[str], file: BinaryIO) -> tuple[dict[str, Tensor], dict[str, Extent]]:
+def _find_tensors(path: str | os.PathLike[str], file: BufferedReader) -> tuple[dict[str, Tensor], dict[str, Extent]]:
     """Recognises the format of a file. Returns the tensors of its state dict, and the extents of their storages."""
     size = os.fstat(file.fileno()).st_size
     head = file.read(512)
@@ -267,7 +268,7 @@ def _is_text(head: bytes) -> bool:
 
 
 def _read_safetensors(
-    path: str | os.PathLike[str], file: BinaryIO, size: int
+    path: str | os.PathLike[str], file: BufferedReader, size: int
 ) -> tuple[dict[str, Tensor], dict[str, Extent]]:
     """Reads a header that the `safetensors` package has checked.
 

@@ -59,7 +59,7 @@ class TestMargins:
     @pytest.mark.parametrize(
         ("logits", "labels", "message"),
         [
-            (np.zeros((3, 2)), np.zeros(2, int), "expected logits"),
+            (np.zeros((3, 2)), np.zeros(2, int), "logits have shape .*; expected"),
             (np.zeros((3, 2)), np.array([0, 1, 2]), "0..1"),
             (np.full((3, 2), np.nan), np.zeros(3, int), "diverged"),
         ],
@@ -89,7 +89,7 @@ class TestLogRatio:
 
     def test_one_reference_on_a_side_is_too_few(self):
         member = np.array([[True], [False], [False]])
-        with pytest.raises(InputError, match="example 0 has 1 reference networks"):
+        with pytest.raises(InputError, match="1 reference networks were trained on example 0 and the attack needs two"):
             ensemble_attacks.log_ratio(np.zeros(1), np.zeros((3, 1)), member)
 
 
@@ -170,7 +170,7 @@ class TestRmia:
 
     @pytest.mark.parametrize("wrong", [{"gamma": 0.5}, {"population": np.zeros(0, int)}])
     def test_what_cannot_be_used_is_refused(self, wrong):
-        with pytest.raises(InputError, match="RMIA needs"):
+        with pytest.raises(InputError, match=r"RMIA was given .*; it needs"):
             ensemble_attacks.rmia(normal(3), normal(4, 3), **{"population": np.array([0]), **wrong})
 
 

@@ -244,7 +244,7 @@ class TestAverage:
         assert (mean.low, mean.high) == (pytest.approx(0.3), pytest.approx(0.7))
         assert (mean.networks, mean.examples) == (8, 300)
         assert intervals.average(parts, (0.4, 0.6))[1:3] == (0.4, 0.6)
-        with pytest.raises(InputError, match="estimates of one level"):
+        with pytest.raises(InputError, match=r"2 estimates of the levels \[0.9, 0.95\]; give some of one level"):
             intervals.average([parts[0], parts[0]._replace(level=0.9)])
 
     def test_the_interval_of_an_average_holds_the_truth_where_forget_sets_share_their_networks(self):

@@ -546,7 +546,7 @@ class TestAdapters:
     def test_state_of_another_network_is_refused(self):
         for adapt in (from_nnx(ForeignNnx), from_equinox(StatefulEquinox)):
             _, model_state = adapt.init(KEY)
-            with pytest.raises(InputError, match="has no leaf .*; give the tree of this network"):
+            with pytest.raises(InputError, match=r"has no leaf .*; give the tree of this network"):
                 adapt.apply({}, model_state, images(), train=False)
 
 
