@@ -11,8 +11,8 @@ import pytest
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Tests compile thousands of small programs and run most of them once, so XLA shall compile them fast instead of well,
-# which more than halves the suite's time. `XLA_FLAGS= bash tests/run.sh` tests what users compile.
+# Tests compile thousands of small programs and run most of them once. So XLA is asked to compile them fast instead of
+# well, which more than halves the suite's time. `XLA_FLAGS= bash tests/run.sh` tests what users compile.
 if "XLA_FLAGS" not in os.environ:
     flags = [
         "--xla_backend_optimization_level=0",
@@ -25,19 +25,24 @@ if "XLA_FLAGS" not in os.environ:
 
 
 # The files that take longest, by measured CPU time.
-SLOWEST = ("parity", "cli", "experiments", "methods", "models", "sharding", "training", "grid", "methods_distillation")
+SLOWEST = (
+    *("parity_test.py", "cli/main_test.py", "experiments/run_test.py", "methods/methods_test.py"),
+    *("models/adapters_test.py", "training/sharding_test.py", "training/loop_test.py", "jobs/grid_test.py"),
+    "methods/scrub_test.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Workers take whole files in this order (`--no-loadscope-reorder`), so no long one is left for the end."""
-    ranks = {f"{name}_test.py": rank for rank, name in enumerate(SLOWEST)}
-    items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
+    """Workers take whole files in this order (`--no-loadscope-reorder`), so that no long one is left for the end."""
+    tests = Path(__file__).parent
+    ranks = {tests / name: rank for rank, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """What one process has compiled, no other compiles again: neither the other worker nor a test's subprocesses.
+    """Gives all processes of the run one compilation cache: the workers, and the processes that tests start.
 
-    They inherit the variables. The folder is gone after the run, so no other machine or version meets it.
+    They inherit the variables. The folder is removed after the run, so that no other machine or version reads it.
     """
     if hasattr(config, "workerinput") or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
@@ -56,7 +61,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of traces and papers beside the checkout; tests that need it are skipped where it is absent."""
+    """The folder of traces and papers next to the checkout; tests that need it are skipped where it is absent."""
     folder = Path(__file__).resolve().parents[2] / "shared"
     if not folder.is_dir():
         pytest.skip(f"needs {folder}")

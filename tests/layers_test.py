@@ -1,4 +1,4 @@
-"""The order of the house, one home for each public name, and an import of the library that stays light."""
+"""The order of the packages, one home for each public name, and an import of the library that stays light."""
 
 import ast
 import collections
@@ -20,7 +20,7 @@ ORDER = (
     *("datasets", "models", "methods", "training", "metrics", "report", "jobs", "audit", "deletion", "diffusion"),
     *("cli", "__main__", "__init__"),
 )
-"""The house from the ground up: whatever stands directly in the package, each importing only what comes before it."""
+"""Everything that stands directly in the package. Each entry imports only what comes before it."""
 FOREIGN = {"torch", "tensorflow", "experiments", "tests"}
 
 
@@ -67,6 +67,16 @@ def test_imports_run_downwards(path, name):
             assert rest, f"{path} imports the whole package"
             other = rest[0]
             assert other == name or ORDER.index(other) < ORDER.index(name), f"{path} imports {imported}"
+
+
+def test_tests_mirror_the_tree():
+    """A test in a folder is of the module of its name there, or of the package itself; tests of several stand above."""
+    tests = Path(__file__).parent
+    for path in tests.glob("*/**/*_test.py"):
+        folder, name = path.relative_to(tests).parent, path.name.removesuffix("_test.py")
+        places = [folder / name, folder] if name == folder.name else [folder / name]
+        modules = [root / place for root in (PACKAGE, PACKAGE.parent) for place in places]
+        assert any(module.with_suffix(".py").is_file() or module.is_dir() for module in modules), path
 
 
 def test_a_public_name_is_defined_in_one_file_only():

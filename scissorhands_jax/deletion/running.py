@@ -160,16 +160,20 @@ def run_requests(
             number = len(book.entries(RunStarted)) + 1
             file = _positions_file(book, number)
             files.write_text(file, positions_text(positions))
-            config = RunConfig(
-                **vars(config_in_use(book, subject)),
-                forget=f"indices:{file.absolute()}",
-                seed=seed,
-                retain_limit=retain_limit,
-                augment=augment,
-                method_name=method,
-                method=settings,
-            )
-            started = _start(book, number, left, config, budget, level, audit)
+            try:
+                config = RunConfig(
+                    **vars(config_in_use(book, subject)),
+                    forget=f"indices:{file.absolute()}",
+                    seed=seed,
+                    retain_limit=retain_limit,
+                    augment=augment,
+                    method_name=method,
+                    method=settings,
+                )
+                started = _start(book, number, left, config, budget, level, audit)
+            except InputError:
+                file.unlink()  # A run that was refused leaves nothing that says what is to be forgotten.
+                raise
             outcomes.append(_carry_out(book, started, subject, auditor, console))
         _tidy(book)
     return outcomes

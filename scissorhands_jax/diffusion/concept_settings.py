@@ -21,7 +21,7 @@ from scissorhands_jax import losses as losses_lib
 from scissorhands_jax import microbatches, reinit
 from scissorhands_jax.base import Method, Model
 from scissorhands_jax.diffusion import losses
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import InputError, check_choice
 from scissorhands_jax.methods import scissorhands
 
 
@@ -82,8 +82,7 @@ class ConceptSettings:
         if self.learning_rate <= 0:
             raise InputError(f"learning_rate must be above 0, got {self.learning_rate:g}")
         microbatches.check_microbatches([self.batch_size], self.microbatches)
-        if self.optimizer not in ("adam", "sgd"):
-            raise InputError(f"optimizer must be adam or sgd, got {self.optimizer!r}")
+        check_choice("optimizer", self.optimizer, ("adam", "sgd"))
         forget_loss, noise_loss = (
             losses_lib.microbatched(make(model), self.microbatches) for make in (losses.concept_loss, losses.noise_loss)
         )

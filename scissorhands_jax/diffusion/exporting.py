@@ -16,7 +16,7 @@ from scissorhands_jax import files, torch_weights
 from scissorhands_jax.diffusion.file_layouts import FILE_DTYPES, FILE_STEMS, FOLDERS, diffusers_config
 from scissorhands_jax.diffusion.model_folder import load_part
 from scissorhands_jax.diffusion.networks import PARTS, Part
-from scissorhands_jax.errors import InputError, WeightsError
+from scissorhands_jax.errors import InputError, WeightsError, check_choice
 
 
 def export_weights(
@@ -41,8 +41,8 @@ def export_weights(
       InputError: There is no such network, or a file exists already.
       WeightsError: A file cannot be written, or a number is too large for `dtype`.
     """
-    if dtype is not None and dtype not in FILE_DTYPES:
-        raise InputError(f"--dtype is {dtype}; choose one of {', '.join(FILE_DTYPES)}")
+    if dtype is not None:
+        check_choice("--dtype", dtype, FILE_DTYPES)
     present = [part for part in parts if (folder / part).is_dir()]
     if not present:
         raise InputError(f"there is no network in {folder}; import one first")

@@ -24,7 +24,7 @@ from scissorhands_jax.diffusion.layers import Compute
 from scissorhands_jax.diffusion.model_folder import Pipeline
 from scissorhands_jax.diffusion.networks import DiffusionConfig
 from scissorhands_jax.diffusion.unet import Noisy
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import InputError, check_choice
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.progress import progress_bar
 
@@ -234,8 +234,7 @@ def check_generation(settings: GenerationSettings, config: DiffusionConfig) -> s
     Raises:
       InputError: A setting cannot be used with networks of these sizes.
     """
-    if settings.sampler not in schedules.SAMPLERS:
-        raise InputError(f"--sampler is {settings.sampler}; choose one of {', '.join(schedules.SAMPLERS)}")
+    check_choice("--sampler", settings.sampler, schedules.SAMPLERS)
     multiple = config.vae.factor * 2 ** (len(config.unet.widths) - 1)
     if settings.size < multiple or settings.size % multiple:
         raise InputError(f"--size must be a multiple of {multiple}, got {settings.size}")

@@ -13,7 +13,7 @@ from rich.progress import Progress
 from scissorhands_jax.diffusion import nudity, quality, vision
 from scissorhands_jax.diffusion.nudity import Change, Detection, FlaggedShare, ImageEntry, Pairing
 from scissorhands_jax.diffusion.quality import MeanScore, Spread
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import InputError, check_choice
 
 ALL_CLASSES = "ALL"
 """The name of the sum of the counted classes."""
@@ -50,8 +50,7 @@ class EvaluationSettings:
             raise InputError(
                 f"--classes has {', '.join(unknown) or 'none, or one twice'}; choose of {', '.join(nudity.CLASSES)}"
             )
-        if self.pairing not in get_args(Pairing):
-            raise InputError(f"--pairing is {self.pairing}; choose one of {', '.join(get_args(Pairing))}")
+        check_choice("--pairing", self.pairing, get_args(Pairing))
 
 
 @dataclasses.dataclass(frozen=True)

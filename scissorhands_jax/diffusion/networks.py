@@ -18,7 +18,7 @@ from scissorhands_jax.diffusion.layers import Compute
 from scissorhands_jax.diffusion.text import TextConfig, TextEncoder
 from scissorhands_jax.diffusion.unet import UNet, UNetConfig
 from scissorhands_jax.diffusion.vae import Decoder, Encoder, VAEConfig
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import InputError, check_choice
 from scissorhands_jax.models import from_nnx
 
 Part = Literal["unet", "vae", "text"]
@@ -56,8 +56,7 @@ def named_config(name: str) -> DiffusionConfig:
     Raises:
       InputError: There are no sizes of that name.
     """
-    if name not in CONFIGS:
-        raise InputError(f"--config is {name}; choose one of {', '.join(CONFIGS)}")
+    check_choice("--config", name, CONFIGS)
     return CONFIGS[name]
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import InputError, check_choice
 
 if TYPE_CHECKING:
     import tokenizers
@@ -52,8 +52,7 @@ class Tokenizer:
     """
 
     def __init__(self, files: Sequence[Path], cleaning: Cleaning = "ftfy") -> None:
-        if cleaning not in get_args(Cleaning):
-            raise InputError(f"cleaning is {cleaning!r}; choose one of {', '.join(get_args(Cleaning))}")
+        check_choice("cleaning", cleaning, get_args(Cleaning))
         vocabulary, merges = read_vocabulary(files)
         self._clean = _cleaner(cleaning)
         self._tokenizer = _pipeline(vocabulary, merges)

@@ -8,9 +8,9 @@ import types
 import typing
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from scissorhands_jax.errors import InputError, suggest
+from scissorhands_jax.errors import InputError, check_choice, suggest
 from scissorhands_jax.keywords import field_docs
 
 UNIONS = (types.UnionType, typing.Union)
@@ -180,7 +180,10 @@ def parse_value(text: str, hint: Any, name: str) -> Any:
             return choice(text)
         if text in typing.get_args(choice):
             return text
-    expected = " or ".join(_type_name(choice) for choice in choices)
+    words = [word for choice in choices for word in typing.get_args(choice) or ("none",)]
+    if all(typing.get_origin(choice) is Literal or choice is type(None) for choice in choices):
+        check_choice(name, _shortened(text), words)
+    expected = " or ".join("none" if choice is type(None) else choice.__name__ for choice in choices)
     raise InputError(f"{name} must be {expected}, got {_shown(text)}")
 
 
@@ -198,14 +201,11 @@ def _parse_tuple(text: str, hint: Any, name: str, choices: tuple) -> tuple | Non
 
 
 def _shown(text: str) -> str:
-    return repr(text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "...")
+    return repr(_shortened(text))
 
 
-def _type_name(choice: Any) -> str:
-    if choice is type(None):
-        return "none"
-    words = [str(word) for word in typing.get_args(choice)] or [choice.__name__]
-    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 
 def _json_or_text(text: str) -> Any:

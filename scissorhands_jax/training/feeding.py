@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, get_args
 
 import grain
 import jax
@@ -18,7 +18,7 @@ import numpy as np
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import trees
 from scissorhands_jax.base import Batch, Data, Dataset
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import InputError, check_choice
 from scissorhands_jax.training import sharding
 
 FeedFrom = Literal["auto", "device", "host"]
@@ -165,8 +165,7 @@ def make_feed(data: Data, feed_from: FeedFrom = "auto", layout: sharding.Layout 
 
 def check_feed(feed_from: FeedFrom, layout: sharding.Layout | None = None, steps_per_call: int | None = None) -> None:
     """Raises InputError for what `make_feed` refuses, and for fewer steps in a call than one."""
-    if feed_from not in ("auto", "device", "host"):
-        raise InputError(f"data are fed from auto, device or host, got {feed_from!r}")
+    check_choice("feed_from", feed_from, get_args(FeedFrom))
     if feed_from == "device" and _is_shared(layout):
         raise InputError("with many processes each feeds its share from the host; leave feed_from out")
     if steps_per_call is not None and steps_per_call < 1:

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import trees
 from scissorhands_jax.base import Batch, Carry, Data, Key, Method, Metrics, ModelState, Params, PyTree, keep_carry
-from scissorhands_jax.errors import InputError, NonFiniteError
+from scissorhands_jax.errors import InputError, NonFiniteError, check_choice
 from scissorhands_jax.methods import MethodSettings
 from scissorhands_jax.training import feeding
 from scissorhands_jax.training.loop import OnStep, Result, run
@@ -62,8 +62,7 @@ def run_many(
     """
     if not members:
         raise InputError("a sweep needs at least one member, got none")
-    if how not in get_args(How):
-        raise InputError(f"how must be {', '.join(get_args(How)[:-1])} or {get_args(How)[-1]}, got {how!r}")
+    check_choice("how", how, get_args(How))
     if how == "auto":
         timed = fastest(members, data)
         how = min(timed, key=timed.__getitem__)

@@ -19,7 +19,7 @@ from scissorhands_jax.jobs.config import RunConfig
 from scissorhands_jax.jobs.job import prepare_job
 from scissorhands_jax.methods import MethodSettings
 from tests.deletion import forking
-from tests.deletion.requests_test import command, error_of, verified
+from tests.deletion.commands import command, error_of, verified
 
 pytest.importorskip("cryptography")
 

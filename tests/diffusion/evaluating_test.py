@@ -478,7 +478,7 @@ class TestBadInput:
             (["--threshold", "0.2"], "--threshold must be 0.25 to 1, got 0.2; NudeNet reports nothing below"),
             (["--threshold", "1.5"], "--threshold must be 0.25 to 1, got 1.5"),
             (["--classes", "FEET,FACE_MALE"], "--classes has FEET; choose of FEET_EXPOSED, BELLY_EXPOSED"),
-            (["--pairing", "seeds"], "--pairing must be auto, prompts, names or none, got 'seeds'"),
+            (["--pairing", "seeds"], "--pairing is 'seeds'; choose one of auto, prompts, names, none"),
             (["--original", "other", "--pairing", "prompts"], "cannot be paired: their prompts and seeds differ"),
             (["--original", "other", "--pairing", "names"], "cannot be paired: the names of their files differ"),
             (["--prompts", "p.csv"], "--prompts needs a network to make images with; name its folder with --model"),
@@ -492,7 +492,7 @@ class TestBadInput:
                 "a distance between 2 images and 2 of the reference says nothing; give at least 8 of each",
             ),
             (["--utility-images", "ok", "--clip", "p.csv", "--tokenizer", "empty"], "there is no tokenizer file in"),
-            (["--dtype", "float8"], "--dtype must be float32 or bfloat16, got 'float8'"),
+            (["--dtype", "float8"], "--dtype is 'float8'; choose one of float32, bfloat16"),
             (["--out", "ok"], "--images .*ok is in --out .*ok, which --overwrite clears; name another folder for one"),
         ],
     )

@@ -130,7 +130,7 @@ class TestPrompts:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (dataclasses.replace(SETTINGS, sampler="euler"), "--sampler is euler; choose one of lms, ddim"),
+        (dataclasses.replace(SETTINGS, sampler="euler"), "--sampler is 'euler'; choose one of lms, ddim"),
         (dataclasses.replace(SETTINGS, size=18), "--size must be a multiple of 4, got 18"),
         (dataclasses.replace(SETTINGS, steps=900), "number of steps must be 2 to 500, got 900"),
     ],

@@ -392,7 +392,7 @@ class TestPlan:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            (["--config", "sdxl"], "--config is sdxl; choose one of sd-v1, tiny"),
+            (["--config", "sdxl"], "--config is 'sdxl'; choose one of sd-v1, tiny"),
             (["--memory", "0"], "--memory must be above 0 GiB, got 0"),
             (["fraction=0"], "fraction must lie strictly between 0 and 1"),
         ],
@@ -409,7 +409,7 @@ class TestBadInput:
         [
             (["--preset", "fast"], "there is no preset 'fast'; choose one of paper, released"),
             (["--size", "18"], "--size must be a multiple of 4, got 18"),
-            (["--dtype", "float8"], "--dtype must be float32 or bfloat16, got 'float8'"),
+            (["--dtype", "float8"], "--dtype is 'float8'; choose one of float32, bfloat16"),
             (["--batch-size", "4"], "the forget set has 3 images, fewer than a batch of 4; raise --images, or lower"),
             (["--images", "0"], "--images must be at least 1, got 0"),
             (["--microbatches", "2", "--batch-size", "3"], "a batch of 3 examples cannot be divided into 2"),
@@ -418,14 +418,14 @@ class TestBadInput:
             (["--forget-images", "nowhere"], "there is no folder nowhere"),
             (["--forget-prompts", " "], "--forget-prompts has an empty prompt"),
             (["--forget-prompts", "epochs=3"], "has 'epochs=3', which reads like a setting; write settings before it"),
-            (["--sampler", "euler"], "--sampler is euler"),
+            (["--sampler", "euler"], "--sampler is 'euler'; choose one of "),
             (["--model", "nowhere"], "there is no network checkpoint in nowhere/unet"),
             (["sparsity=0.9"], "there is no setting 'sparsity'; choose one of fraction"),
             (["fraction=2"], "fraction must lie strictly between 0 and 1"),
             (["trim=up_blocks/9"], "the layer pattern 'up_blocks/9' matches none"),
             (["initializer=kaiming"], "there is no initializer 'kaiming'"),
             (["learning_rate=0"], "learning_rate must be above 0, got 0"),
-            (["optimizer=lion"], "optimizer must be adam or sgd, got 'lion'"),
+            (["optimizer=lion"], "optimizer is 'lion'; choose one of adam, sgd"),
             (["departures.margins=1"], "scissorhands has no setting 'margins'"),
         ],
     )

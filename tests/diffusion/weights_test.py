@@ -264,7 +264,7 @@ class TestWrongFiles:
             importing.import_weights({}, tmp_path / "out")
         with pytest.raises(InputError, match="there is no network in"):
             exporting.export_weights(tmp_path, tmp_path / "out")
-        with pytest.raises(InputError, match="--dtype is int8; choose one of float32, float16, bfloat16"):
+        with pytest.raises(InputError, match="--dtype is 'int8'; choose one of float32, float16, bfloat16"):
             exporting.export_weights(tmp_path, tmp_path / "out", dtype="int8")
 
     def test_checkpoints_of_something_else(self, tmp_path):

@@ -77,7 +77,7 @@ def test_changes_apply_in_order_to_a_copy():
         ("inner.count=1.5", "inner.count must be int, got '1.5'"),
         ("inner.count=none", "inner.count must be int, got 'none'"),
         ("inner.limit=many", "inner.limit must be int or none, got 'many'"),
-        ("inner.mode=medium", "inner.mode must be fast or slow, got 'medium'"),
+        ("inner.mode=medium", "inner.mode is 'medium'; choose one of fast, slow"),
         ("inner.on=maybe", "inner.on must be bool, got 'maybe'"),
         ("inner.rat=1", "there is no setting 'inner.rat'; near matches: inner.rate"),
         ("iner.rate=1", "there is no setting 'iner.rate'; near matches: inner.rate"),

@@ -83,7 +83,7 @@ class TestMakeFeed:
         assert isinstance(feeding.make_feed(data, "device"), feeding.DeviceFeed)
 
     def test_another_word_is_refused(self):
-        with pytest.raises(InputError, match="auto, device or host, got 'disk'"):
+        with pytest.raises(InputError, match="feed_from is 'disk'; choose one of auto, device, host"):
             feeding.make_feed(tiny.data(), "disk")
 
 

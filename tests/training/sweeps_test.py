@@ -126,7 +126,7 @@ class TestFastest:
     ("make", "how", "message"),
     [
         (lambda: [], "auto", "at least one member"),
-        (lambda: members(SCISSORHANDS), "vmap", "how must be auto, batched, scanned, turns or sharded, got 'vmap'"),
+        (lambda: members(SCISSORHANDS), "vmap", "how is 'vmap'; choose one of auto, batched, scanned, turns, sharded"),
         (lambda: members([settings("finetune"), settings("scrub")]), "batched", "the steps of the 2 methods differ"),
         (lambda: members([settings(), settings(batch_size=5)]), "batched", "differ in size or number"),
         (lambda: members([settings("ssd")]), "auto", "without steps"),

@@ -15,7 +15,7 @@ CHECKS = ("divided", "params", "metrics", "stays divided")
 def outcome():
     """What the checks below print, by name."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}"
-    command = [sys.executable, "-m", "tests.diffusion.sharding_test"]
+    command = [sys.executable, "-m", "tests.diffusion.unet_test"]
     environment, root = {**os.environ, "XLA_FLAGS": flags}, Path(__file__).parents[2]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

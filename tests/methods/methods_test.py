@@ -10,10 +10,11 @@ import optax
 import pytest
 
 from scissorhands_jax import data as data_lib
+from scissorhands_jax import losses
 from scissorhands_jax.base import Batch, Data, Model, lift
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.methods import METHODS
-from scissorhands_jax.optimizers import rate_of
+from scissorhands_jax.methods import METHODS, bad_teacher, scrub
+from scissorhands_jax.optimizers import rate_of, sgd
 from scissorhands_jax.training import checkpoints
 from scissorhands_jax.training.checkpoints import Checkpointer
 from scissorhands_jax.training.loop import run
@@ -31,6 +32,7 @@ from tests.methods.example import (
     original,
     plain_loss,
 )
+from tests.methods.students import HOST, STATELESS, step_from
 
 
 @functools.cache
@@ -214,3 +216,27 @@ def test_every_method_with_a_learning_rate_follows_its_milestones(name):
     steps = len(list(method.batches(KEY, DATA, 0)))
     rates = [rate_of(optax.tree_utils.tree_set(state, count=step)) for step in (0, steps - 1, steps, 10 * steps)]
     np.testing.assert_allclose(rates, [0.05, 0.05, 0.005, 0.005], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "divergence_of"), [("scrub", "kl_forget"), ("bad_teacher", "kl_retain")])
+def test_students_and_teachers_see_the_images_that_the_loss_augments(name, divergence_of):
+    def augment(key, images):
+        return images + jax.random.normal(key, images.shape)
+
+    seen = []
+    for change in (augment, None):
+        loss_fn = losses.classification_loss(STATELESS, augment=change)
+        method = METHODS[name](batch_size=4).build(STATELESS, loss_fn, 3)
+        batch = data_lib.gather(HOST, next(iter(method.batches(KEY, DATA, 0))))
+        _, metrics = step_from(method, original()[0], batch)
+        # The student still is the original, so on the same images nothing tells them apart.
+        np.testing.assert_allclose(metrics[divergence_of], 0, atol=1e-5)
+        seen.append(metrics["loss_forget" if name == "scrub" else "loss_mixed"])
+    assert abs(seen[0] - seen[1]) > 1e-3
+
+
+@pytest.mark.parametrize("method", [scrub(STATELESS, sgd(0.1)), bad_teacher(STATELESS, sgd(0.1))])
+def test_teachers_are_copies(method):
+    carry = method.init(KEY, original()[0], (), DATA)
+    pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((carry.params, carry.aux))]
+    assert len(set(pointers)) == len(pointers)

@@ -1,0 +1,129 @@
+"""Compact files are read without loss, and refused when damaged."""
+
+import numpy as np
+import pytest
+
+from scissorhands_jax import datasets
+from scissorhands_jax.errors import InputError
+from tests.datasets.samples import encode, random_set
+
+
+class TestCifar10:
+    def test_reads_what_was_encoded_without_loss(self, folder):
+        splits = datasets.load("cifar10", str(folder))
+        images, labels = zip(random_set(5, 0), random_set(3, 1), strict=True)
+        np.testing.assert_array_equal(splits.train["image"], np.concatenate(images))
+        np.testing.assert_array_equal(splits.train["label"], np.concatenate(labels))
+        np.testing.assert_array_equal(splits.test["image"], random_set(4, 2)[0])
+        np.testing.assert_array_equal(splits.test["label"], random_set(4, 2)[1])
+        assert splits.train["image"].dtype == np.uint8
+        assert splits.train["label"].dtype == splits.test["label"].dtype == np.int32
+        assert splits.class_names[3] == "cat"
+        assert splits.image_shape == (4, 4, 3)
+
+    def test_a_flipped_byte_is_refused_or_harmless(self, folder):
+        path = folder / "cifar10_test.npz"
+        whole, (images, labels) = path.read_bytes(), random_set(4, 2)
+        rng, refused = np.random.default_rng(0), 0
+        for position in range(len(whole)):
+            damaged = bytearray(whole)
+            damaged[position] ^= int(rng.integers(1, 256))
+            path.write_bytes(damaged)
+            try:
+                splits = datasets.cifar10(folder)
+            except InputError:
+                refused += 1
+            else:
+                np.testing.assert_array_equal(splits.test["image"], images)
+                np.testing.assert_array_equal(splits.test["label"], labels)
+        assert refused > len(whole) / 2
+
+    def test_a_file_cut_short_is_refused(self, folder):
+        path = folder / "cifar10_test.npz"
+        whole = path.read_bytes()
+        for length in [0, 1, 10, *range(0, len(whole), 50), len(whole) - 1]:
+            path.write_bytes(whole[:length])
+            with pytest.raises(InputError, match="not a whole compact image file"):
+                datasets.cifar10(folder)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"residual": None}, "not a whole compact image file.*residual"),
+            ({"label": None}, "not a whole compact image file.*label"),
+            ({"label": np.zeros(3, np.uint8)}, r"shape \(3, 4, 4, 4\) for labels of shape \(3,\)"),
+            ({"label": np.zeros((4, 1), np.uint8)}, r"labels of shape \(4, 1\)"),
+            ({"label": np.uint8(4)}, r"labels of shape \(\)"),
+            ({"label": np.array([0, 1, 2, 10])}, "not integers from 0 to 9"),
+            ({"label": np.array([0, 1, 2, -1])}, "not integers from 0 to 9"),
+            ({"label": np.zeros(4)}, "not integers from 0 to 9"),
+            ({"label": np.array([None] * 4)}, "not a whole compact image file.*allow_pickle"),
+            ({"residual": np.zeros((3, 4, 4, 4))}, "residuals of type float64"),
+            ({"residual": np.zeros((4, 4, 4, 3), np.uint8)}, r"instead of uint8 of shape \(3, N, H, W\)"),
+            ({"residual": np.zeros((3, 4, 5, 5), np.uint8)}, r"have shape \(4, 4, 3\) and those in .* \(5, 5, 3\)"),
+        ],
+    )
+    def test_a_file_with_other_contents_is_refused(self, folder, change, message):
+        images, labels = random_set(4, 2)
+        arrays = {"residual": encode(images), "label": labels} | change
+        np.savez(folder / "cifar10_test.npz", **{name: array for name, array in arrays.items() if array is not None})
+        with pytest.raises(InputError, match=message):
+            datasets.cifar10(folder)
+
+    def test_other_kinds_of_files_are_refused(self, folder):
+        path = folder / "cifar10_test.npz"
+        with path.open("wb") as file:
+            np.save(file, np.zeros(3))
+        with pytest.raises(InputError, match="not a whole compact image file"):
+            datasets.cifar10(folder)
+        path.write_text("label,pixel\n")
+        with pytest.raises(InputError, match="not a whole compact image file"):
+            datasets.cifar10(folder)
+
+    def test_missing_files_and_folders_are_named(self, folder):
+        (folder / "cifar10_test.npz").unlink()
+        with pytest.raises(InputError, match=r"cifar10_test\.npz does not exist"):
+            datasets.cifar10(folder)
+        with pytest.raises(InputError, match="holds no cifar10_train"):
+            datasets.cifar10(folder / "absent")
+        with pytest.raises(InputError, match="needs --data-dir"):
+            datasets.load("cifar10")
+
+
+def test_the_real_test_set_has_its_published_means(shared, tmp_path):
+    # The training set is large; the reader is the same.
+    (tmp_path / "cifar10_test.npz").symlink_to(shared / "data" / "cifar10_test.npz")
+    (tmp_path / "cifar10_train_0.npz").symlink_to(shared / "data" / "cifar10_test.npz")
+    test = datasets.load("cifar10", tmp_path).test
+    assert test["image"].shape == (10000, 32, 32, 3)
+    assert np.bincount(test["label"]).tolist() == [1000] * 10
+    assert test["label"][:10].tolist() == [3, 8, 8, 0, 6, 6, 1, 6, 3, 1]  # cat, ship, ship, airplane, frog, ...
+    means = test["image"].sum(axis=(0, 1, 2), dtype=np.int64) / (255 * 10000 * 32 * 32)
+    np.testing.assert_allclose(means, [0.494215, 0.485132, 0.450408], atol=5e-7)
+
+
+class TestCifar100Own:
+    def test_reads_what_was_encoded_without_loss(self, tmp_path):
+        parts = {"train": random_set(6, 0), "test": random_set(3, 1)}
+        for name, (images, labels) in parts.items():
+            np.savez(tmp_path / f"cifar100_own_{name}.npz", residual=encode(images), label=labels + 90)
+        splits = datasets.load("cifar100_own", tmp_path)
+        np.testing.assert_array_equal(splits.train["image"], parts["train"][0])
+        np.testing.assert_array_equal(splits.test["label"], parts["test"][1] + 90)
+        assert len(splits.class_names) == len(set(splits.class_names)) == 100
+
+    def test_the_real_one_has_its_documented_size_and_order(self, shared):
+        splits = datasets.load("cifar100_own", shared / "data")
+        assert np.bincount(splits.train["label"]).tolist() == [100] * 100
+        assert np.bincount(splits.test["label"]).tolist() == [20] * 100
+        assert splits.image_shape == (32, 32, 3)
+        assert splits.class_names[0] == "apple"
+        assert splits.class_names[41] == "lawn_mower"
+        assert splits.class_names[99] == "worm"
+        assert list(splits.class_names) == sorted(splits.class_names)
+
+    def test_missing_files_are_named(self, tmp_path):
+        with pytest.raises(InputError, match=r"cifar100_own_train\.npz does not exist"):
+            datasets.load("cifar100_own", tmp_path)
+        with pytest.raises(InputError, match="needs --data-dir"):
+            datasets.load("cifar100_own")

@@ -1,0 +1,199 @@
+"""Data sets of one's own: arrays in a file, and folders of images."""
+
+import numpy as np
+import pytest
+
+from scissorhands_jax import datasets
+from scissorhands_jax.datasets import own
+from scissorhands_jax.errors import InputError
+from tests.datasets.samples import pixels, save_image
+
+
+class TestNpz:
+    IMAGES = np.random.default_rng(0).integers(0, 256, (12, 4, 5, 3), dtype=np.uint8)
+    LABELS = np.repeat([0, 1], 6)
+
+    @pytest.fixture
+    def save(self, tmp_path):
+        def save(**arrays):
+            np.savez(tmp_path / "own.npz", **{name: array for name, array in arrays.items() if array is not None})
+            return f"npz:{tmp_path / 'own.npz'}"
+
+        return save
+
+    def test_a_split_of_its_own_is_kept(self, save):
+        arrays = {"image": self.IMAGES[:8], "label": self.LABELS[:8]}
+        arrays |= {"test_image": self.IMAGES[8:], "test_label": self.LABELS[8:]}
+        splits = datasets.load(save(**arrays, class_names=np.array(["cats", "dogs", "birds"])))
+        np.testing.assert_array_equal(splits.train["image"], self.IMAGES[:8])
+        np.testing.assert_array_equal(splits.test["label"], self.LABELS[8:])
+        assert splits.train["image"].dtype == np.uint8
+        assert splits.class_names == ("cats", "dogs", "birds")
+        assert not splits.augmented
+
+    def test_without_one_every_fifth_of_each_label_tests(self, save):
+        splits = datasets.load(save(image=self.IMAGES, label=self.LABELS))
+        np.testing.assert_array_equal(splits.test["image"], self.IMAGES[[4, 10]])
+        np.testing.assert_array_equal(splits.train["image"], np.delete(self.IMAGES, [4, 10], axis=0))
+        assert splits.test["label"].tolist() == [0, 1]
+        assert splits.class_names == ("0", "1")
+
+    def test_grey_and_floating_point_images_are_taken(self, save):
+        splits = datasets.load(save(image=self.IMAGES[..., 0] / 255, label=self.LABELS))
+        assert splits.image_shape == (4, 5, 1)
+        assert splits.train["image"].dtype == np.float32
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"image": None}, "has no array 'image', only label"),
+            ({"label": None}, "has no array 'label', only image"),
+            ({"label": np.arange(5)}, "12 images for 5 labels"),
+            ({"label": np.ones(12)}, "label in .* is float64"),
+            ({"label": np.full(12, -1)}, "give whole numbers from 0"),
+            ({"label": np.array([None] * 12)}, r"not a whole \.npz file"),
+            ({"image": np.zeros((12, 4))}, r"is float32 of shape|is float64 of shape|of shape \(12, 4\)"),
+            ({"image": np.full((12, 4, 4), 255.0)}, r"floating point outside \[0, 1\]"),
+            ({"image": np.full((12, 4, 4), np.nan)}, r"floating point outside \[0, 1\]"),
+            ({"image": np.zeros((12, 4, 4), np.int64)}, "give uint8 or floating point"),
+            ({"test_image": np.zeros((1, 4, 5, 3), np.uint8)}, "only one of test_image and test_label"),
+            (
+                {"test_image": np.zeros((1, 5, 5, 3), np.uint8), "test_label": np.zeros(1, int)},
+                r"test images in .* shape \(5, 5, 3\) and the training images uint8 of shape \(4, 5, 3\)",
+            ),
+            ({"test_image": np.zeros((2, 4, 5, 3), np.uint8), "test_label": np.zeros(1, int)}, "2 examples in test_im"),
+            ({"label": np.arange(12)}, "gives no test examples"),
+            ({"class_names": np.array(["cats"])}, "not integers from 0 to 0"),
+        ],
+    )
+    def test_arrays_that_do_not_go_together_are_refused(self, save, change, message):
+        with pytest.raises(InputError, match=message):
+            datasets.load(save(**({"image": self.IMAGES, "label": self.LABELS} | change)))
+
+    def test_files_that_cannot_be_read_are_named(self, tmp_path):
+        with pytest.raises(InputError, match=r"own\.npz does not exist"):
+            datasets.load(f"npz:{tmp_path / 'own.npz'}")
+        (tmp_path / "own.npz").write_text("pixels")
+        with pytest.raises(InputError, match=r"not a whole \.npz file"):
+            datasets.load(f"npz:{tmp_path / 'own.npz'}")
+        np.save(tmp_path / "own.npy", np.zeros(3))
+        with pytest.raises(InputError, match=r"not a whole \.npz file"):
+            datasets.load(f"npz:{tmp_path / 'own.npy'}")
+
+
+class TestFolder:
+    def test_classes_are_folders_and_every_fifth_image_tests(self, tmp_path):
+        for person in ("s1", "s2", "s10"):
+            for number in range(1, 12):
+                save_image(tmp_path / person / f"{number}.png", pixels(number + 20 * len(person), 3, 4, 3))
+        (tmp_path / "s1" / "notes.txt").write_text("no image")
+        splits = datasets.load(f"folder:{tmp_path}")
+        assert splits.class_names == ("s1", "s2", "s10")  # numbers by their value
+        assert splits.test["label"].tolist() == [0, 0, 1, 1, 2, 2]
+        expected = [pixels(number + 40, 3, 4, 3) for number in (5, 10)]
+        np.testing.assert_array_equal(splits.test["image"][:2], expected)
+        expected = [pixels(number + 40, 3, 4, 3) for number in (1, 2, 3, 4, 6, 7, 8, 9, 11)]
+        np.testing.assert_array_equal(splits.train["image"][:9], expected)
+        assert splits.train["label"].dtype == np.int32
+
+    def test_folders_named_train_and_test_are_the_split(self, tmp_path):
+        save_image(tmp_path / "train" / "cats" / "a.png", pixels(0, 3, 3))
+        save_image(tmp_path / "train" / "dogs" / "b.PNG", pixels(1, 3, 3))
+        save_image(tmp_path / "test" / "dogs" / "c.bmp", pixels(2, 3, 3))
+        splits = datasets.load(f"folder:{tmp_path}")
+        assert splits.train["label"].tolist() == [0, 1]
+        np.testing.assert_array_equal(splits.train["image"][..., 0], [pixels(0, 3, 3), pixels(1, 3, 3)])
+        np.testing.assert_array_equal(splits.test["image"], pixels(2, 3, 3)[None, ..., None])
+        assert splits.test["label"].tolist() == [1]
+
+    @pytest.mark.parametrize(("labels", "names"), [((0, 1, 10), ("0", "1", "10")), (("bo", "al", "c d"), None)])
+    def test_lists_name_images_and_labels(self, tmp_path, labels, names):
+        lines = []
+        for index, label in enumerate(labels):
+            save_image(tmp_path / "all images" / f"{index}.png", pixels(index, 2, 2))
+            lines.append(f"all images/{index}.png {label}")
+        (tmp_path / "train.txt").write_text("\n".join(lines) + "\n\n")
+        (tmp_path / "test.txt").write_text(lines[1])
+        if names is None:  # the last word is the label
+            with pytest.raises(InputError, match=r"all images/2\.png c cannot be opened as an image"):
+                datasets.load(f"folder:{tmp_path}")
+            return
+        splits = datasets.load(f"folder:{tmp_path}")
+        assert splits.class_names == names
+        assert splits.train["label"].tolist() == [0, 1, 2]
+        assert splits.test["label"].tolist() == [1]
+        np.testing.assert_array_equal(splits.test["image"], pixels(1, 2, 2)[None, ..., None])
+
+    def test_one_coloured_image_makes_all_of_them_rgb(self, tmp_path):
+        for number in range(5):
+            save_image(tmp_path / "a" / f"{number}.png", pixels(number, 2, 2) if number else pixels(9, 2, 2, 3))
+        splits = datasets.load(f"folder:{tmp_path}")
+        np.testing.assert_array_equal(splits.train["image"][0], pixels(9, 2, 2, 3))
+        np.testing.assert_array_equal(splits.train["image"][1], np.repeat(pixels(1, 2, 2)[..., None], 3, axis=-1))
+
+    def test_images_of_other_sizes_are_refused_or_rescaled(self, tmp_path):
+        for number in range(5):
+            save_image(tmp_path / "a" / f"{number}.png", np.full((8, 8 + number // 4, 3), number, np.uint8))
+        with pytest.raises(InputError, match=r"4\.png has 9x8 pixels and other images have 8x8; .* --image-size N"):
+            datasets.load(f"folder:{tmp_path}")
+        folder = own.find_labelled_images(tmp_path, image_size=4)
+        assert folder.image_shape == (4, 4, 3)
+        np.testing.assert_array_equal(next(folder.read("test")), np.full((4, 4, 3), 4))
+
+    def test_damaged_images_are_named(self, tmp_path):
+        for number in range(5):
+            save_image(tmp_path / "a" / f"{number}.png", pixels(number, 20, 20, 3))
+        whole = (tmp_path / "a" / "2.png").read_bytes()
+        for length in (0, 10, len(whole) // 2):
+            (tmp_path / "a" / "2.png").write_bytes(whole[:length])
+            with pytest.raises(InputError, match=r"2\.png cannot be (opened|read) as an image"):
+                datasets.load(f"folder:{tmp_path}")
+
+    @pytest.mark.parametrize(
+        ("files", "message"),
+        [
+            ((), "holds no train images; it needs CLASS"),
+            (("a/1.png", "a/2.png"), "holds no test images"),
+            (("train/a/1.png",), "holds no test images"),
+            (("train/a/1.png", "test/b/1.png"), "no training images of 1 classes, the first is b"),
+        ],
+    )
+    def test_folders_of_another_form_are_refused(self, tmp_path, files, message):
+        for file in files:
+            save_image(tmp_path / file, pixels(0, 2, 2))
+        with pytest.raises(InputError, match=message):
+            datasets.load(f"folder:{tmp_path}")
+
+    def test_lists_that_cannot_be_read_are_named(self, tmp_path):
+        (tmp_path / "train.txt").write_text("a/1.png 0\na/2.png\n")
+        with pytest.raises(InputError, match=r"line 2 of .*train\.txt is 'a/2\.png'; write `relative/path label`"):
+            own.find_labelled_images(tmp_path)
+        (tmp_path / "train.txt").write_text("a/1.png 0\n")
+        with pytest.raises(InputError, match=r"cannot read the list of images .*test\.txt"):
+            own.find_labelled_images(tmp_path)
+        with pytest.raises(InputError, match="is not a folder"):
+            own.find_labelled_images(tmp_path / "absent")
+        with pytest.raises(InputError, match="--image-size must be 1 to 4096 pixels, got 0"):
+            own.find_labelled_images(tmp_path, image_size=0)
+
+
+class TestOrlFaces:
+    def test_every_person_has_eight_to_train_and_two_to_test(self, shared):
+        splits = datasets.load("orl_faces", shared / "data")
+        assert splits.image_shape == (112, 92, 1)
+        assert splits.train["image"].dtype == np.uint8
+        assert np.bincount(splits.train["label"]).tolist() == [8] * 40
+        assert np.bincount(splits.test["label"]).tolist() == [2] * 40
+        assert splits.class_names == tuple(f"s{i}" for i in range(1, 41))
+        everything = np.load(shared / "data" / "orl_faces.npz")["image"]
+        np.testing.assert_array_equal(splits.test["image"][:4, ..., 0], everything[[4, 9, 14, 19]])
+
+    def test_files_with_other_contents_are_refused(self, tmp_path):
+        with pytest.raises(InputError, match="needs --data-dir"):
+            datasets.load("orl_faces")
+        np.savez(tmp_path / "orl_faces.npz", image=np.zeros((4, 3, 3), np.uint8), subject=np.full(4, 40))
+        with pytest.raises(InputError, match="not integers from 0 to 39"):
+            datasets.load("orl_faces", tmp_path)
+        np.savez(tmp_path / "orl_faces.npz", image=np.zeros((4, 3, 3), np.uint8), subject=np.zeros(3, int))
+        with pytest.raises(InputError, match="4 images of 3 people"):
+            datasets.load("orl_faces", tmp_path)

@@ -1,0 +1,117 @@
+"""The signed history: every change by hand is found and named."""
+
+import contextlib
+import re
+import shutil
+import sqlite3
+
+import pytest
+
+from scissorhands_jax.deletion import database, ledger
+from scissorhands_jax.deletion.ledger import Ledger
+from scissorhands_jax.errors import LedgerError
+from tests.deletion.samples import ABOUT
+from tests.deletion.spoiling import (
+    by_hand,
+    problems,
+    request,
+    unguarded,
+)
+
+pytest.importorskip("cryptography")
+
+
+@pytest.mark.parametrize(
+    ("statements", "words"),
+    [
+        (["UPDATE requests SET state = 'open' WHERE id = 1"], "state of request 1 in .* was changed"),
+        (["UPDATE requests SET requester = 'x' WHERE id = 2"], "requester of request 2 in .* history says 'second'"),
+        (["UPDATE requests SET due = '2036-01-01' WHERE id = 3"], "due of request 3 in .* was changed"),
+        (["DELETE FROM requests WHERE id = 3"], "request 3 in .* is missing"),
+        (["INSERT INTO requests SELECT 9, 'x', received, due, network, state, run FROM requests LIMIT 1"], "by hand"),
+        (["INSERT INTO examples VALUES (2, 7, 'x')"], "examples of request 2 in .* were changed"),
+        (["INSERT INTO examples VALUES (2, 7, x'00')"], "examples of request 2 in .* were changed"),
+        (["INSERT INTO examples VALUES (8, 7, 'x')"], "a request 8, which does not exist"),
+        (unguarded("examples_stay", "UPDATE examples SET digest = 'x'"), "examples of request 1"),
+        (unguarded("history_stays", "UPDATE history SET time = 'x' WHERE seq = 4"), "row 4 of .* was changed"),
+        (unguarded("history_stays", "UPDATE history SET body = '{' WHERE seq = 4"), "row 4 of .* was changed"),
+        (unguarded("history_stays", "UPDATE history SET signature = 'x' WHERE seq = 4"), "row 4 of .* signature"),
+        (unguarded("history_is_kept", "DELETE FROM history WHERE seq = 4"), "row 5 of .* follows row 3"),
+        (["DROP TRIGGER history_stays"], "other tables or triggers"),
+        (["CREATE TRIGGER evil AFTER INSERT ON requests BEGIN DELETE FROM requests; END"], "other tables or triggers"),
+        (["PRAGMA user_version = 9"], "later version"),
+        (["PRAGMA user_version = 1"], "earlier version"),
+        (["UPDATE requests SET run = 1.5 WHERE id = 1"], "run of request 1 in .* was changed"),
+        (["INSERT INTO examples VALUES ('x', 7, 'x')"], "a request x, which does not exist"),
+        (["DELETE FROM head"], "0 signed heads instead of one"),
+        (["UPDATE head SET signature = (SELECT signature FROM history WHERE seq = 7)"], "signature of its head"),
+        (["UPDATE head SET hash = (SELECT hash FROM history WHERE seq = 6)"], "signature of its head"),
+    ],
+)  # fmt: skip
+def test_every_change_by_hand_is_found_and_named(folder, statements, words):
+    by_hand(folder, *statements)
+    found = problems(folder)
+    assert any(re.search(words, line) for line in found), found
+    with pytest.raises(LedgerError):  # nobody works with it, and no later seal hides the change
+        Ledger(folder)
+
+
+def test_a_history_whose_end_is_cut_off_is_found(folder):
+    by_hand(folder, *unguarded("history_is_kept", "DELETE FROM history WHERE seq = 7"))
+    # As thorough as a forger can be without the key: the tables are made to fit.
+    by_hand(folder, "UPDATE requests SET state = 'open', run = NULL WHERE id = 2")
+    (found,) = problems(folder)
+    assert "the end of the history was cut off" in found
+
+
+def test_rows_of_another_ledger_do_not_fit(folder, tmp_path):
+    with Ledger.begin(tmp_path / "other", ABOUT) as other:
+        for who in ("first", "second", "third"):
+            request(other, who)
+    shutil.copy(tmp_path / "other" / ledger.DATABASE_FILE, tmp_path / "other.sqlite3")
+    take = f"ATTACH '{tmp_path / 'other.sqlite3'}' AS other"
+    put = "REPLACE INTO history SELECT * FROM other.history WHERE seq = 3"
+    by_hand(folder, take, *unguarded("history_is_kept", put))
+    assert any("row 3 of the history" in line and "signature" in line for line in problems(folder))
+    shutil.copy(tmp_path / "other.sqlite3", folder / ledger.DATABASE_FILE)
+    assert "signing key" in problems(folder)[0]
+
+
+def test_a_row_signed_by_the_ledger_fits_nowhere_else(folder):
+    """Rows that change places, or are there twice, are found although each of them is signed."""
+    whole = (folder / ledger.DATABASE_FILE).read_bytes()
+    columns = "time, kind, body, previous, hash, signature"
+    for statements, words in (
+        (["UPDATE history SET seq = -seq", "UPDATE history SET seq = 7 - seq % 7 WHERE seq < 0"], "row 1 "),
+        ([f"INSERT INTO history SELECT 8, {columns} FROM history WHERE seq = 7"], "row 8 of .* was changed"),
+    ):
+        with contextlib.suppress(sqlite3.IntegrityError):
+            by_hand(folder, "DROP TRIGGER history_stays", *statements)
+        made = next(text for text in database.SCHEMA if "TRIGGER history_stays " in text)
+        by_hand(folder, "DROP TRIGGER IF EXISTS history_stays", made)
+        assert any(re.search(words, line) for line in problems(folder)), problems(folder)
+        (folder / ledger.DATABASE_FILE).write_bytes(whole)
+
+
+def test_a_head_that_was_signed_as_a_row_is_none(folder):
+    """A forger who cuts the history off has a signature of the new last row, but not one that is good for a head."""
+    by_hand(
+        folder,
+        *unguarded("history_is_kept", "DELETE FROM history WHERE seq = 7"),
+        "UPDATE head SET (hash, signature) = (SELECT hash, signature FROM history WHERE seq = 6)",
+        "UPDATE requests SET state = 'open', run = NULL WHERE id = 2",
+    )
+    (found,) = problems(folder)
+    assert "the signature of its head is not the ledger's" in found
+
+
+def test_an_older_copy_is_told_by_its_head_alone(folder):
+    """What the module's docstring says is not found without a head that was kept elsewhere."""
+    before = (folder / ledger.DATABASE_FILE).read_bytes()
+    with Ledger(folder) as book:
+        request(book)
+        head = book.head
+    (folder / ledger.DATABASE_FILE).write_bytes(before)
+    assert problems(folder) == []
+    with Ledger(folder) as book:
+        assert head not in [event.hash for event in book.history()]

@@ -1,0 +1,51 @@
+"""Ledgers that several test files share."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from scissorhands_jax.deletion.ledger import Ledger
+from tests.deletion import forking
+from tests.deletion.commands import QUICK, command
+from tests.deletion.samples import ABOUT, recorded, started
+from tests.deletion.spoiling import request
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory) -> Path:
+    """A ledger with a request that was served, one that the evidence was not good enough for, and one that is open."""
+    folder = tmp_path_factory.mktemp("requests")
+    forking.prepare(folder)
+    forking.serve(folder / "ledger")
+    (folder / "third").write_text("4\n5\n")
+    assert command("add", "--ledger", folder / "ledger", "--forget", "class:1", "--requester", "B. Person") == 0
+    assert command("run", "--ledger", folder / "ledger", *QUICK) == 3
+    third = ["--forget", f"indices:{folder / 'third'}", "--requester", "C", "--due", "2020-02-02"]
+    assert command("add", "--ledger", folder / "ledger", *third) == 0
+    return folder / "ledger"
+
+
+@pytest.fixture
+def book_folder(served, tmp_path) -> Path:
+    """A copy to spoil."""
+    return shutil.copytree(served, tmp_path / "ledger")
+
+
+@pytest.fixture(scope="session")
+def written(tmp_path_factory) -> Path:
+    """A ledger with three requests, one served, one in a run, one open."""
+    folder = tmp_path_factory.mktemp("ledger") / "book"
+    with Ledger.begin(folder, ABOUT) as book:
+        for who in ("first", "second", "third"):
+            request(book, who)
+        book.append(started(1, 1))
+        book.append(recorded(1, 1))
+        book.append(started(2, 2))
+    return folder
+
+
+@pytest.fixture
+def folder(written, tmp_path) -> Path:
+    """A copy to spoil."""
+    return shutil.copytree(written, tmp_path / "copy")

@@ -1,0 +1,100 @@
+"""Runs that serve requests: what they begin with and leave, and kills at any moment."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scissorhands_jax import hashing
+from scissorhands_jax.deletion import records, signing, verdicts
+from scissorhands_jax.deletion.entries import RequestsCovered, RunFailed, RunRecorded
+from scissorhands_jax.deletion.ledger import Ledger
+from tests.deletion import forking
+from tests.deletion.commands import QUICK, command, error_of, states, verified
+
+pytest.importorskip("cryptography")
+
+
+def test_the_network_in_use_is_the_one_that_has_forgotten(served):
+    with Ledger(served) as book:
+        first, second = book.entries(RunRecorded)
+        requests = book.requests()
+    assert (first.verdict, second.verdict) == ("forgotten", "retrain now")
+    assert requests[2].network == first.network != second.network
+    record, _ = records.read_record(records.record_path(served, 2), signing.read_keys(served / "keys").public)
+    assert record.network.before == first.network, "a later run goes on from the network in use"
+    assert record.forgotten_before == 2
+    assert not record.evidence.gates[0].passed, "a network without training knows nothing by heart"
+
+
+def test_a_request_that_a_run_has_covered_needs_none(book_folder, tmp_path, capsys):
+    with Ledger(book_folder) as book:
+        examples = book.examples(1)
+        number = book.add(requester="late", received="now", due="2030-01-01", network="0" * 64, examples=examples)
+        book.append(RequestsCovered(run=1, requests=(3,)))
+    assert command("run", "--ledger", book_folder, *QUICK) == 0
+    assert "no request is open" in capsys.readouterr().out
+    with Ledger(book_folder) as book:
+        served = book.requests()[number - 1]
+        assert (served.state, served.run) == ("forgotten", 1)
+
+
+def test_a_record_names_its_audit_and_earlier_tries(book_folder, tmp_path, monkeypatch, capsys):
+    """Whoever tries again until the evidence is good by chance leaves a trace."""
+    audit = {"network": "ab", "source": "U-LiRA", "findings": [{"name": "AUC", "value": 0.5, "low": 0, "high": 1}]}
+    audit["gates"] = [{"name": "original caught", "passed": True, "why": "AUC 0.9"}]
+    (tmp_path / "audit.json").write_text(json.dumps(audit))
+    from_audit = verdicts.from_audit  # about whichever network the run makes
+    monkeypatch.setattr(verdicts, "from_audit", lambda document, network: from_audit(document, "ab"))
+    words = ["--ledger", book_folder, *QUICK, "--again", "--seed", "1", "--audit", tmp_path / "audit.json"]
+    assert command("run", *words) == 0
+    record, _ = records.read_record(records.record_path(book_folder, 3), signing.read_keys(book_folder / "keys").public)
+    digest = hashing.file_sha256(tmp_path / "audit.json")
+    assert record.evidence.source == f"U-LiRA (audit file with SHA-256 {digest})"
+    assert record.earlier_tries == 1, "request 2 was tried in run 2, request 3 never"
+    first, _ = records.read_record(records.record_path(book_folder, 1), signing.read_keys(book_folder / "keys").public)
+    assert first.earlier_tries == 0
+    page = records.record_page_path(book_folder, 3).read_text()
+    assert digest in page
+    assert "Earlier runs with requests of this one: 1." in page
+
+
+def test_a_run_that_diverges_opens_its_requests_again(book_folder, capsys):
+    assert command("run", "--ledger", book_folder, *QUICK, "method.learning_rate=1e30") == 2
+    assert "at step" in error_of(capsys)
+    assert states(book_folder) == ["forgotten", "retrain now", "open"]
+    with Ledger(book_folder) as book:
+        (failed,) = book.entries(RunFailed)
+        assert "at step" in failed.why
+    assert verified(book_folder, "--quick", capsys=capsys) == []
+
+
+def test_retraining_serves_what_was_refused_and_begins_a_new_budget(book_folder, capsys):
+    quick = ["--method", "retrain", "--epochs", "2", "--batch-size", "64", "--budget", "0"]
+    assert command("run", "--ledger", book_folder, *quick, "method.milestones=none") == 0
+    assert "trained from scratch without the examples" in capsys.readouterr().out
+    assert states(book_folder) == ["forgotten"] * 3
+    with Ledger(book_folder) as book:
+        before, after = (entry.reference for entry in book.entries(RunRecorded)[-2:])
+        assert after.retain != before.retain
+    assert verified(book_folder, capsys=capsys) == []
+    assert command("add", "--ledger", book_folder, "--forget", "class:1", "--requester", "B") == 2
+    assert "there is no class '1'" in error_of(capsys)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_run_killed_at_fifty_random_moments_ends_in_the_same_networks(tmp_path):
+    process = [sys.executable, "-m", "tests.deletion.forking", str(tmp_path), "kills"]
+    done = subprocess.run(process, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)["kills"]
+    assert [answer[name] for name in ("prepared", "whole", "finished", "checked")] == [0] * 4, done.stderr
+    assert answer["killed"] == forking.KILLS
+    assert answer["problems"] == [], "the ledger was whole after every kill, and no request was lost"
+    assert answer["found"] == [], "and records and networks in the end"
+    assert answer["states"] == ["forgotten"] * answer["asked"]
+    assert answer["same"], "runs that were killed end in the same networks as runs that were not"
+    assert answer["cut"]["running"] > 10, "kills did hit runs"

@@ -1,0 +1,117 @@
+"""Keys, signatures, public keys, and digests that need the ledger's secret."""
+
+import dataclasses
+import random
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scissorhands_jax.deletion import signing
+from scissorhands_jax.deletion.ledger import Ledger
+from scissorhands_jax.errors import InputError, LedgerError
+from tests.deletion.spoiling import by_hand, flipped, problems, request, unguarded
+
+pytest.importorskip("cryptography")
+
+
+def test_digests_tell_nobody_without_the_secret(served):
+    """Whoever has the training set cannot find out which examples were named."""
+    keys = signing.read_keys(served / "keys")
+    dataset = {"image": np.zeros((2, 4, 4, 1), np.float32), "label": np.arange(2)}
+    own, other = (signing.example_digests(k, dataset) for k in (keys, dataclasses.replace(keys, secret=bytes(32))))
+    assert own[0] != own[1]
+    assert not set(own) & set(other)
+    again = {"label": np.arange(2), "image": np.zeros((2, 4, 4, 1), np.float32)}
+    assert signing.example_digests(keys, again) == own
+    for change in ({"image": dataset["image"].astype(np.float64)}, {"image": dataset["image"].reshape(2, 2, 8, 1)}):
+        assert not set(signing.example_digests(keys, dataset | change)) & set(own)
+
+
+def test_any_changed_byte_of_the_keys_is_found(folder):
+    generator = random.Random(0)
+    for name in ("keys/secret", "keys/signing"):
+        path = folder / name
+        whole = path.read_bytes()
+        for position in [generator.randrange(len(whole)) for _ in range(15)]:
+            path.write_bytes(flipped(whole, position, generator))
+            found = problems(folder)
+            assert any(path.name in line or path.parent.name in line for line in found), (name, position)
+        for content in (whole[:-1], whole[: len(whole) // 2], b"", whole + b"\0"):
+            path.write_bytes(content)
+            assert problems(folder), name
+        path.unlink()
+        assert problems(folder), name
+        path.write_bytes(whole)
+        path.chmod(0o600)
+    assert problems(folder) == []
+
+
+class TestKeys:
+    def test_they_are_for_their_owner_alone(self, folder):
+        for name in ("secret", "signing"):
+            assert (folder / "keys" / name).stat().st_mode & 0o777 == 0o600
+        (folder / "keys" / "secret").chmod(0o640)
+        with pytest.raises(LedgerError, match="chmod 600"):
+            Ledger(folder)
+
+    def test_they_can_lie_elsewhere(self, folder, tmp_path):
+        (folder / "keys").rename(tmp_path / "keys")
+        with pytest.raises(LedgerError, match="is missing"):
+            Ledger(folder)
+        with Ledger(folder, tmp_path / "keys") as book:
+            assert len(book.requests()) == 3
+
+    def test_signatures_are_good_for_one_purpose(self, folder):
+        keys = signing.read_keys(folder / "keys")
+        signature = keys.sign("record", "ab")
+        assert signing.signed_by(keys.public, "record", "ab", signature)
+        assert not signing.signed_by(keys.public, "history", "ab", signature)
+        assert not signing.signed_by(keys.public, "record", "ac", signature)
+        assert not signing.signed_by(keys.public, "record", "ab", "no hexadecimal")
+
+    def test_a_missing_package_is_named_with_its_extra(self, folder, monkeypatch):
+        monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.asymmetric", None)
+        with pytest.raises(InputError, match=r"scissorhands-jax\[records\]"):
+            Ledger(folder)
+
+
+class TestPublicKey:
+    @pytest.fixture
+    def pem(self, folder, tmp_path) -> Path:
+        path = tmp_path / "public_key.pem"
+        with Ledger(folder) as book:
+            path.write_bytes(signing.public_pem(book.public))
+        shutil.rmtree(folder / "keys")
+        return path
+
+    def test_it_verifies_and_does_not_write(self, folder, pem):
+        with Ledger(folder, public=pem) as book:
+            assert book.problems() == []
+            with pytest.raises(LedgerError, match="with its public key alone"):
+                request(book)
+            assert len(book.requests()) == 3
+        by_hand(folder, *unguarded("history_stays", "UPDATE history SET time = 'x' WHERE seq = 4"))
+        with Ledger(folder, public=pem, check=False) as book:
+            assert "row 4" in book.problems()[0]
+
+    @pytest.mark.parametrize(
+        ("content", "words"),
+        [
+            (None, "cannot be read"),
+            (b"key", "holds no public key in PEM form"),
+            (b"x" * 5000, "holds no public key in PEM form"),
+            (
+                signing.public_pem(signing.LedgerKeys(bytes(32), bytes(range(32))).public),
+                "public key in .* is not that of",
+            ),
+        ],
+    )
+    def test_another_one_is_refused(self, folder, pem, content, words):
+        pem.unlink()
+        if content is not None:
+            pem.write_bytes(content)
+        with pytest.raises(LedgerError, match=words):
+            Ledger(folder, public=pem)

@@ -1,0 +1,65 @@
+"""Ledgers as tests fill them, and ways to change one behind its back."""
+
+import sqlite3
+
+from scissorhands_jax.deletion import database, entries, ledger
+from scissorhands_jax.deletion.entries import NamedExample
+from scissorhands_jax.deletion.ledger import Ledger
+from scissorhands_jax.errors import LedgerError
+
+EXAMPLES = [NamedExample(3, "a" * 64), NamedExample(5, "b" * 64)]
+
+
+def request(book, who="somebody", **changes):
+    fields = {"requester": who, "received": entries.utc_now(), "due": "2026-12-31", "network": "0" * 64}
+    return book.add(**{**fields, "examples": EXAMPLES, **changes})
+
+
+def problems(folder) -> list[str]:
+    """All that is found, by opening the ledger or by looking through it."""
+    try:
+        with Ledger(folder, check=False) as book:
+            return book.problems()
+    except LedgerError as error:
+        return [str(error)]
+
+
+def by_hand(folder, *statements) -> None:
+    with sqlite3.connect(folder / ledger.DATABASE_FILE) as database:
+        for statement in statements:
+            database.execute(statement)
+    database.close()
+
+
+def unguarded(trigger, statement):
+    """A statement that a trigger forbids, by someone who takes it away and puts it back."""
+    made = next(text for text in database.SCHEMA if f"TRIGGER {trigger} " in text)
+    return [f"DROP TRIGGER {trigger}", statement, made]
+
+
+def everything(path):
+    """All that can be read from the tables of a database, and what they are; None if SQLite cannot read it."""
+    connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+    try:
+        return [
+            connection.execute(f"SELECT {columns} ORDER BY 1, 2").fetchall()
+            for columns in (
+                *("* FROM requests", "* FROM examples", "* FROM history", "* FROM head"),
+                "type, name, tbl_name, sql FROM sqlite_master",
+            )
+        ]
+    except sqlite3.Error:
+        return None
+    finally:
+        connection.close()
+
+
+def flipped(content, position, generator):
+    """The content with one bit of one byte changed."""
+    return content[:position] + bytes([content[position] ^ 1 << generator.randrange(8)]) + content[position + 1 :]
+
+
+def remove_journals(folder):
+    """Removes what SQLite leaves next to a file whose transaction it could not end."""
+    for left in folder.glob("ledger.sqlite3-*"):
+        left.unlink()

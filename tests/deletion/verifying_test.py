@@ -1,0 +1,187 @@
+"""`request verify` finds every change to what runs left, and confirms what was not changed."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from scissorhands_jax import deletion, hashing
+from scissorhands_jax.deletion import ledger, records, signing
+from scissorhands_jax.deletion.entries import RequestsCovered
+from scissorhands_jax.deletion.ledger import Ledger
+from scissorhands_jax.deletion.requests import trained_on_file
+from tests.deletion.commands import command, moved_data, verified
+
+pytest.importorskip("cryptography")
+
+
+def test_what_is_as_written_is_said_to_be(served, capsys):
+    assert verified(served, capsys=capsys) == []
+    with Ledger(served) as book:
+        heads = [event.hash for event in book.history()]
+    for head in (heads[0], heads[-1]):
+        assert verified(served, "--quick", "--head", head, capsys=capsys) == []
+
+
+def test_any_changed_byte_is_found_and_its_file_named(book_folder, capsys):
+    generator = random.Random(1)
+    # What a changed byte of the ledger itself must change to be found is for database_test.py.
+    apart = (ledger.LOCK_FILE, ledger.DATABASE_FILE)
+    paths = [path for path in sorted(book_folder.rglob("*")) if path.is_file() and path.name not in apart]
+    assert len(paths) > 28
+    for path in paths:
+        whole = path.read_bytes()
+        for position in [generator.randrange(len(whole)) for _ in range(3)] if whole else []:
+            damaged = bytearray(whole)
+            damaged[position] ^= 1 << generator.randrange(8)
+            path.write_bytes(damaged)
+            found = verified(book_folder, "--quick", capsys=capsys)
+            # A byte of the keys may show in all that depends on it.
+            assert any(path.name in line or path.parent.name in line for line in found), (path, position, found)
+        path.write_bytes(whole + b"\n")
+        assert any(path.name in line for line in verified(book_folder, "--quick", capsys=capsys)), path
+        path.unlink()
+        assert any(path.name in line for line in verified(book_folder, "--quick", capsys=capsys)), path
+        path.write_bytes(whole)
+        if path.parent.name == "keys":
+            path.chmod(0o600)
+    assert verified(book_folder, "--quick", capsys=capsys) == []
+
+
+def swap(folder, name, other):
+    first, second = folder / name, folder / other
+    content = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda f: swap(f, "records/000001.json", "records/000002.json"), "000001.json is not the record"),
+        (lambda f: shutil.copy(f / "records/000001.json", f / "records/000002.json"), "000002.json is not the record"),
+        (lambda f: (f / "records/000002.json").unlink(), "000002.json is missing"),
+        (lambda f: shutil.copy(f / "records/000001.json", f / "records/000003.json"), "000003.json is no record"),
+        (lambda f: (f / "records/public_key.pem").unlink(), "public_key.pem is missing"),
+        (lambda f: (f / "runs/000001/network/extra").write_text(""), "extra was not there"),
+        (lambda f: shutil.rmtree(f / "runs/000001"), "network.safetensors is missing"),
+        (lambda f: (f / "records/000001.json").write_text("[" * 100_000), "000001.json was changed or damaged"),
+    ],
+)  # fmt: skip
+def test_records_that_were_moved_or_removed_are_found(book_folder, change, words, capsys):
+    change(book_folder)
+    assert any(words in line for line in verified(book_folder, "--quick", capsys=capsys))
+
+
+def test_the_folder_of_a_network_that_is_no_longer_in_use_may_go(book_folder, capsys):
+    shutil.rmtree(book_folder / "runs" / "000002")
+    assert verified(book_folder, "--quick", capsys=capsys) == []
+
+
+def test_an_older_copy_is_told_by_a_head_that_was_kept(book_folder, tmp_path, capsys):
+    old = shutil.copytree(book_folder, tmp_path / "old")
+    with Ledger(book_folder) as book:
+        book.append(RequestsCovered(run=1, requests=(3,)))
+        head = book.head
+    assert verified(old, "--quick", capsys=capsys) == []
+    (found,) = verified(old, "--quick", "--head", head, capsys=capsys)
+    assert "older copy" in found
+
+
+class TestPublicKey:
+    """An auditor has a copy without the keys, and the public key from elsewhere."""
+
+    @pytest.fixture
+    def pem(self, book_folder, tmp_path) -> Path:
+        shutil.copy(book_folder / "records" / "public_key.pem", tmp_path / "public_key.pem")
+        shutil.rmtree(book_folder / "keys")
+        return tmp_path / "public_key.pem"
+
+    def test_it_verifies_what_is_signed_and_says_what_is_not(self, book_folder, pem, capsys):
+        assert verified(book_folder, "--public", pem, capsys=capsys) == []
+        assert command("verify", "--ledger", book_folder, "--public", pem, "--quick") == 0
+        assert "without the ledger's secret nobody can tell" in capsys.readouterr().err
+
+    def test_any_changed_byte_of_what_is_signed_is_found(self, book_folder, pem, capsys):
+        generator = random.Random(2)
+        signed = [*(book_folder / "records").iterdir(), book_folder / "runs/000001/network.safetensors"]
+        signed += [path for path in (book_folder / "runs/000001/network").rglob("*") if path.stat().st_size]
+        for path in signed:
+            if path.is_dir():
+                continue
+            whole = path.read_bytes()
+            position = generator.randrange(len(whole))
+            path.write_bytes(whole[:position] + bytes([whole[position] ^ 2]) + whole[position + 1 :])
+            found = verified(book_folder, "--public", pem, "--quick", capsys=capsys)
+            assert any(path.name in line for line in found), (path, position, found)
+            path.write_bytes(whole)
+        (book_folder / "runs/000001/results.json").unlink()
+        (found,) = verified(book_folder, "--public", pem, "--quick", capsys=capsys)
+        assert "results.json is missing" in found
+
+    def test_another_key_is_refused(self, book_folder, pem, capsys):
+        pem.write_bytes(signing.public_pem(signing.LedgerKeys(bytes(32), bytes(range(32))).public))
+        (found,) = verified(book_folder, "--public", pem, capsys=capsys)
+        assert "the public key in" in found
+
+
+def test_a_forger_with_other_keys_is_found(book_folder, capsys):
+    """Everything is signed again, and all hashes fit, but with another key than the one that the ledger began with."""
+    keys = signing.LedgerKeys(bytes(32), bytes(range(32)))
+    path = records.record_path(book_folder, 1)
+    envelope = json.loads(path.read_text())
+    envelope["record"]["verdict"]["reasons"] = ["forged"]
+    envelope["hash"] = hashing.sha256(hashing.canonical(envelope["record"]))
+    envelope["signature"] = keys.sign("record", envelope["hash"])
+    path.write_bytes(hashing.canonical(envelope))
+    assert any("signature is not the ledger's" in line for line in verified(book_folder, "--quick", capsys=capsys))
+
+
+def test_other_test_data_do_not_confirm_the_record(served, tmp_path, capsys):
+    def change(arrays):
+        arrays["test_label"] = (arrays["test_label"] + 1) % 3
+
+    dataset = moved_data(served, tmp_path, change)
+    # The run knows its own data set, so that one is named.
+    found = verified(served, "--dataset", dataset, capsys=capsys)
+    assert any("test examples right, and its record says" in line for line in found), found
+
+
+@pytest.fixture(scope="module")
+def begun(served) -> Path:
+    """A ledger with an open request about a network that saw a part of the training set."""
+    folder = served.parent / "begun"
+    (served.parent / "seen").write_text("".join(f"{position}\n" for position in range(150)))
+    (served.parent / "nine").write_text("9\n")
+    weights, seen = (str(served.parent / name) for name in ("mlp.safetensors", "seen"))
+    subject = deletion.Subject("mlp", f"npz:{served.parent / 'data.npz'}", None, weights, None, seen)
+    deletion.add(folder, forget=f"indices:{served.parent / 'nine'}", requester="A", subject=subject)
+    return folder
+
+
+@pytest.mark.parametrize("change", [lambda text: "1" + text, lambda text: "# seen\n" + text, lambda text: "x", None])
+def test_a_changed_list_of_what_was_trained_on_is_found(begun, tmp_path, change, capsys):
+    folder = shutil.copytree(begun, tmp_path / "ledger")
+    assert verified(folder, "--quick", capsys=capsys) == []
+    file = trained_on_file(folder)
+    if change is None:
+        file.unlink()
+    else:
+        file.write_text(change(file.read_text()))
+    (found,) = verified(folder, "--quick", capsys=capsys)
+    assert str(file) in found
+
+
+def test_a_changed_original_is_found_while_it_is_in_use(begun, tmp_path, capsys):
+    whole = (begun.parent / "mlp.safetensors").read_bytes()
+    file = tmp_path / "moved.safetensors"
+    file.write_bytes(whole)
+    assert verified(begun, "--weights", file, capsys=capsys) == []
+    file.write_bytes(whole[:-2] + bytes([whole[-2] ^ 1]) + whole[-1:])  # of the last number
+    (found,) = verified(begun, "--quick", "--weights", file, capsys=capsys)
+    assert f"{file} was changed" in found
+    file.unlink()
+    (found,) = verified(begun, "--quick", "--weights", file, capsys=capsys)
+    assert f"the original network in {file} cannot be read" in found
