@@ -1,7 +1,7 @@
 """`scissorhands sd unlearn`: both presets from prompts or pictures to a UNet, with a small network in the UNet's place.
 
 The small one has the UNet's names and is linear, so that losses have closed forms; a real UNet is in
-`diffusion_sharding_test.py`.
+`unet_test.py`.
 """
 
 import csv
