@@ -1,4 +1,4 @@
-"""Whether a method forgets: ensembles of networks trained with and without each forget set, attacked and compared."""
+"""Audits of unlearning methods: ensembles of networks trained with and without forget sets, attacked and compared."""
 
 from scissorhands_jax.audit.measuring import TIERS
 from scissorhands_jax.audit.run import run_audit

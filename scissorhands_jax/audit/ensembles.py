@@ -1,8 +1,8 @@
-"""Many networks on known parts of one training set: trained once, kept by what they are, and shared by all metrics.
+"""Ensembles: many networks that are trained on known parts of one training set, once, and shared by all metrics.
 
 Strong evidence of forgetting compares distributions over training runs, so it takes many networks. A design of
-inclusion masks uses each of them twice: for every forget set half of the networks are originals, which were trained on
-all of it, and the other half are retrained networks, which were trained on none of it.
+inclusion masks uses each network for every forget set: half of the networks were trained on all of the set and are its
+originals, and the other half were trained on none of it and are its retrained networks.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ class Design(NamedTuple):
     halved: np.ndarray  # positions that half of the networks, drawn at random for each, are trained on
 
     def originals(self, number: int) -> np.ndarray:
-        """The networks that were trained on this forget set."""
+        """Returns the networks that were trained on the forget set with a number."""
         return np.flatnonzero(self.included[:, self.forget[number][0]])
 
     def retrained(self, number: int) -> np.ndarray:
-        """The networks that were trained without it."""
+        """Returns the networks that were trained without the forget set with a number."""
         return np.flatnonzero(~self.included[:, self.forget[number][0]])
 
 
 def partner(network: int | np.ndarray) -> int | np.ndarray:
-    """The other network of a pair: of every forget set one of the two was trained on it and the other was not."""
+    """Returns the other network of a pair. One of the two was trained on each forget set, and the other was not."""
     return network ^ 1
 
 
@@ -55,25 +55,25 @@ def design(
     *,
     always_share: float = 0.1,
 ) -> Design:
-    """Draws the inclusion masks of an ensemble; a pure function of its arguments.
+    """Draws the inclusion masks of an ensemble. The result depends on the arguments alone.
 
-    The training set consists of the forget sets, examples that every network is trained on (`always`), and the rest,
-    which is halved. Networks 2i and 2i + 1 are a pair: one is trained on a random half of the rest and the other on the
-    other half. Every forget set goes to one of them, as a whole.
+    The training set consists of the forget sets, the examples that every network is trained on (`always`), and the
+    rest, which is halved. Networks 2i and 2i + 1 are a pair: one is trained on a random half of the rest, and the other
+    on the other half. Each forget set is given to one of the two as a whole.
 
     Guarantees:
       * Exactly half of the networks are trained on each forget set, and exactly half on each example of the rest.
-      * Given what else it was trained on, a network with a forget set differs from one without it in that set alone:
-        the latter is a draw from the distribution of networks retrained without it. With a multiple of 2^K networks,
-        every combination of K forget sets occurs equally often.
-      * A smaller ensemble of the same key is the beginning of a larger one, so that an ensemble can be made larger.
+      * Given the other examples that it was trained on, a network with a forget set differs from one without it in that
+        set alone: the latter is a draw from the distribution of networks retrained without it. If the number of
+        networks is a multiple of 2^K, every combination of K forget sets occurs equally often.
+      * A smaller ensemble with the same key is the beginning of a larger one, so an ensemble can be made larger.
 
     Args:
-      key: Decides all draws.
+      key: The typed PRNG key of all draws.
       num_networks: The number of networks; even, from 2 to 256.
       total: The number of examples in the training set.
-      forget: Positions of each forget set in the training set.
-      always_share: Share of the examples outside the forget sets that every network is trained on, in [0, 1).
+      forget: The positions of each forget set in the training set.
+      always_share: The share of the examples outside the forget sets that every network is trained on, in [0, 1).
 
     Returns:
       The masks and the positions of each part.
@@ -90,44 +90,48 @@ def design(
         raise InputError(f"an ensemble has an even number of networks from 2 to {MAX_NETWORKS}, got {num_networks}")
     if not forget or not 0 <= always_share < 1:
         raise InputError(
-            f"an ensemble needs at least one forget set and an always_share in [0, 1), got {len(forget)} and "
-            f"{always_share}"
+            f"the ensemble was given {len(forget)} forget sets and an always_share of {always_share}; give at least "
+            "one set and a share in [0, 1)"
         )
     sets = tuple(data_lib.check_positions(positions, total) for positions in forget)
     everything = np.concatenate(sets)
     if len(np.unique(everything)) < len(everything):
         raise InputError(
-            "forget sets of one ensemble must not overlap, because a network has all of one or nothing of it"
+            "forget sets of one ensemble overlap, but each network must be trained on all of a set or on none of it; "
+            "remove common examples from all sets except one"
         )
     rest = np.setdiff1d(np.arange(total, dtype=np.int32), everything)
     drawn = rest[data_lib.permutation(jax.random.fold_in(key, 0), len(rest))]
     count = round(always_share * len(rest))
-    count += (len(rest) - count) % 2  # both halves are of one size
+    count += (len(rest) - count) % 2  # so that both halves have one size
     always, halved = np.sort(drawn[:count]), np.sort(drawn[count:])
     if len(halved) < 2:
-        raise InputError(f"the forget sets leave {len(rest)} of {total} examples; nothing is left to be halved")
+        raise InputError(
+            f"the forget sets leave {len(rest)} of {total} examples, too few to be halved; forget fewer examples"
+        )
 
     included = np.zeros((num_networks, total), bool)
     included[:, always] = True
-    # Combinations of forget sets, one of each complementary pair; the pair's other network has the complement.
+    # The bits of a combination say which forget sets the first network of a pair has; the second has the others. So one
+    # combination of each complementary two is enough, and `flipped` decides which of the two the first network has.
     patterns = 2 ** (len(sets) - 1)
     order = data_lib.permutation(jax.random.fold_in(key, 1), patterns)
     for pair in range(num_networks // 2):
         pair_key = jax.random.fold_in(key, 2 + pair)
         half = halved[data_lib.permutation(pair_key, len(halved))[: len(halved) // 2]]
-        turned = int(jax.random.bernoulli(jax.random.fold_in(pair_key, 1)))
+        flipped = int(jax.random.bernoulli(jax.random.fold_in(pair_key, 1)))
         first, second = 2 * pair, 2 * pair + 1
         included[first, half] = True
         included[second, np.setdiff1d(halved, half)] = True
         combination = int(order[pair % patterns])
         for number, positions in enumerate(sets):
-            has_it = (combination >> number) % 2 != turned
-            included[first if has_it else second, positions] = True
+            is_of_first = (combination >> number) % 2 != flipped
+            included[first if is_of_first else second, positions] = True
     return Design(included, sets, always, halved)
 
 
 def address(identity: Mapping[str, Any]) -> str:
-    """A name for what an identity describes: 20 hexadecimal digits of the SHA-256 of its JSON.
+    """Returns a name for what an identity describes: 20 hexadecimal digits of the SHA-256 of its JSON.
 
     >>> address({"seed": 1, "model": "mlp"}) == address({"model": "mlp", "seed": 1})
     True
@@ -137,17 +141,17 @@ def address(identity: Mapping[str, Any]) -> str:
 
 
 class Ensemble:
-    """The networks of a design, each in a folder that is named by the hash of all that decides its weights.
+    """The networks of a design, each in a folder that is named by a hash of everything that decides its weights.
 
     Args:
       model: The network.
-      method: Trains it on the retain set of the data that it is given, as `methods.retrain` does.
-      num_epochs: The length of the training.
-      train: The whole training set, of which every network gets its part.
-      design: Which network is trained on which examples.
-      key: Decides the initial weights and the order of the examples.
-      folder: Holds the folders of the networks. Other ensembles may share it.
-      identity: JSON-able; whatever else the networks depend on, such as the configuration of the method.
+      method: A method that trains on the retain set, such as `methods.retrain`.
+      num_epochs: The number of epochs of training.
+      train: The whole training set, of which every network is trained on its part.
+      design: The examples that each network is trained on.
+      key: The typed PRNG key of initial weights and of the order of examples.
+      folder: The folder that holds the folders of the networks. Other ensembles may share it.
+      identity: Everything else that the networks depend on, such as the configuration of the method, as JSON values.
     """
 
     def __init__(
@@ -180,47 +184,47 @@ class Ensemble:
         return len(self.design.included)
 
     def identity(self, network: int) -> dict[str, Any]:
-        """All that decides the weights of a network, as JSON."""
+        """Returns everything that decides the weights of a network, as JSON values."""
         trained_on = np.flatnonzero(self.design.included[network])
         return {**self._identity, "network": network, "trained_on": hashing.positions_sha256(trained_on)}
 
     def path(self, network: int) -> Path:
-        """The folder of a network, whether it exists or not."""
+        """Returns the folder of a network, which need not exist."""
         return self.folder / address(self.identity(network))
 
     def missing(self) -> list[int]:
-        """The networks that are still to be trained."""
+        """Returns the networks that have not been trained yet."""
         return [network for network in range(len(self)) if not self.path(network).exists()]
 
     def load(self, network: int) -> tuple[Params, ModelState]:
-        """A trained network.
+        """Reads a trained network.
 
         Raises:
-          CheckpointError: It has not been trained, its files are damaged, or they hold another network.
+          CheckpointError: The network has not been trained, or its files are damaged or hold another network.
         """
         found = checkpoints.read_description(self.path(network))
         if found.get("identity") != json.loads(json.dumps(self.identity(network))):
-            raise CheckpointError(f"{self.path(network)} holds another network than its name says; remove it")
+            raise CheckpointError(f"{self.path(network)} does not hold the network of that name; remove it")
         params, model_state = checkpoints.load_network(self.path(network), *self._shapes)
-        # Orbax ties arrays to their device, and every step would be compiled again for them.
+        # Orbax commits arrays to their device, and JAX would compile every step once more for committed arrays.
         return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), (params, model_state))
 
     def description(self, network: int) -> dict[str, Any]:
-        """What is kept with a trained network: its identity and its cost in seconds."""
+        """Returns what is saved with a trained network: its identity and the seconds of its training."""
         return checkpoints.read_description(self.path(network))
 
     def make(self, networks: Sequence[int], *, how: sweeps.How = "auto") -> None:
-        """Trains networks, one after another or at once, and keeps them.
+        """Trains networks, one after another or at once, and saves them.
 
-        The training set lies on the device once, and every network draws its batches from its own part, so that all
+        The device holds the training set once, and every network draws its batches from its own part, so that all
         share one compiled program.
 
         Args:
-          networks: Which ones. Their parts must have the same size unless `how` is "turns".
-          how: As for `sweeps.run_many`.
+          networks: The numbers of the networks. Their parts must have the same size unless `how` is "turns".
+          how: Whether they are trained at once; see `sweeps.run_many`.
 
         Raises:
-          NonFiniteError: One of them diverged. Those before it are kept.
+          NonFiniteError: A network diverged. Those before it are saved.
         """
         members = []
         for network in networks:
@@ -237,18 +241,18 @@ class Ensemble:
 
 
 def restricted(method: Method, part: np.ndarray) -> Method:
-    """A method that reads only retain examples, restricted to a part of them.
+    """Restricts a method that reads only retain examples to a part of them.
 
-    It has the same step as the method, so that all parts share one compiled program.
+    The result has the step of the method itself, so that all parts share one compiled program.
 
     Args:
       method: The method, such as `methods.retrain`.
-      part: Positions in the retain set. shape=(n,), dtype=int32
+      part: The positions of the part in the retain set. shape=(n,), dtype=int32
     """
     own = Data(None, {"position": part})
 
     def init(key: Key, params: Params, model_state: ModelState, data: Data) -> Carry:
-        # The examples themselves, since a network may be fitted to them before it is trained (`resnet9`).
+        # It is given the examples and not only positions, because `resnet9` is fitted to them before it is trained.
         return method.init(key, params, model_state, Data(None, data_lib.take(data.retain, part)))
 
     def batches(key: Key, data: Data, epoch: int) -> list[Batch]:
@@ -263,7 +267,7 @@ def restricted(method: Method, part: np.ndarray) -> Method:
 
 
 def disk_bytes(model: Model, count: int) -> int:
-    """The bytes that stored networks take, without what the file system adds.
+    """Returns the bytes that saved networks take, without the overhead of the file system.
 
     Args:
       model: The network.

@@ -1,6 +1,6 @@
-"""What an audit measures of each network: its answers on watched examples and, of a few networks, what is inside.
+"""The networks of an audit, and what is measured of each: its answers to watched examples and, of a few, much more.
 
-Every network of the ensemble is an original for half of the forget sets and a retrained network for the others.
+Every network of the ensemble is an original for some of the forget sets and a retrained network for the others.
 """
 
 from __future__ import annotations
@@ -31,39 +31,40 @@ from scissorhands_jax.report import NULL, REFERENCE
 from scissorhands_jax.report.gates import ORIGINAL
 from scissorhands_jax.training.loop import run
 
-# How many networks are trained in one compiled program on an accelerator.
+# The number of networks that are trained in one compiled program on an accelerator.
 _TRAINED_AT_ONCE = 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tier:
-    """How much is spent on evidence."""
+    """The effort of an audit."""
 
     networks: int
-    """The size of the ensemble; even."""
+    """The number of networks in the ensemble; even."""
     watched: int
-    """The largest number of examples of each kind that every network answers: of each forget set and of those that all
-    networks are trained on. There may be twice as many held-out ones, and four times as many of those that half of the
+    """The largest number of examples of each forget set, and of those that all networks are trained on, that every
+    network answers. The limit is twice this number for held-out examples, and four times for examples that half of the
     networks are trained on."""
-    close_looks: int
-    """The number of networks per method and forget set that are looked into: trained further, probed, and compared by
-    their weights."""
+    examined: int
+    """The number of networks per method and forget set that are examined: trained further, probed, and compared with
+    others by their weights."""
     recovery_epochs: int = 2
-    """How long these are trained further."""
+    """The number of epochs for which examined networks are trained further."""
 
 
 TIERS: dict[str, Tier] = {
-    "smoke": Tier(networks=2, watched=500, close_looks=0),
-    "standard": Tier(networks=16, watched=250, close_looks=3),
-    "full": Tier(networks=128, watched=500, close_looks=8),
+    "smoke": Tier(networks=2, watched=500, examined=0),
+    "standard": Tier(networks=16, watched=250, examined=3),
+    "full": Tier(networks=128, watched=500, examined=8),
 }
-"""Smoke is a population attack on one pair of networks, standard every attack with few networks, full with many."""
+"""The efforts to choose from: `smoke` is one pair of networks and the population attack alone, `standard` has all
+attacks with few networks, and `full` has all attacks with many."""
 
 
 class AuditTarget(NamedTuple):
-    """A network that is measured: of which forget set, under which label, and which one of the ensemble it comes from.
+    """A network to measure: the number of the forget set, the label, and the number of the network in the ensemble.
 
-    The label is `ORIGINAL` or `REFERENCE` for networks of the ensemble themselves, else the method that unlearns one.
+    The label is `ORIGINAL` or `REFERENCE` for networks of the ensemble, or the method that makes a network unlearn.
     """
 
     number: int
@@ -73,14 +74,14 @@ class AuditTarget(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AuditCell:
-    """What was measured of one network."""
+    """The measurements of one network."""
 
     SUFFIX: ClassVar[str] = ".npz"
 
     seconds: float
-    """Of the run that made it, without compilation."""
+    """The seconds of the run that made the network, without compilation."""
     compile_seconds: float | None
-    """None for the networks of the ensemble, which share their compilation."""
+    """The seconds of compilation, or None for networks of the ensemble, which share theirs."""
     acc_forget: float
     acc_retain: float
     acc_test: float
@@ -88,12 +89,12 @@ class AuditCell:
     network: str
     """A checksum of the weights."""
     inside: InsideNumbers | None
-    """None if the network was not looked into."""
+    """Further numbers, or None if the network was not examined."""
     logits: np.ndarray
-    """Of the watched examples. shape=(N, C), dtype=float32"""
+    """The logits of the watched examples. shape=(N, C), dtype=float32"""
 
     def encode(self) -> bytes:
-        """The content of its file."""
+        """Returns the content of the file that keeps the measurements."""
         numbers = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         del numbers["logits"]
         numbers["inside"] = None if self.inside is None else dataclasses.asdict(self.inside)
@@ -113,16 +114,17 @@ class AuditCell:
 
 
 class Audit:
-    """The networks of an audit: which there are, how they are made, and how they are measured.
+    """The networks of an audit, how they are made, and how they are measured.
 
     Args:
       experiment: Data, network, training, and scenarios with their methods. Each scenario has one forget set.
-      tier: How much is measured.
-      num_networks: The size of the ensemble; None is the tier's.
-      seed: Decides the forget sets, the inclusion masks and all networks.
-      data_dir: The folder of the data set's files. None for data sets that need none.
+      tier: The effort.
+      num_networks: The number of networks in the ensemble, or None for that of the tier.
+      seed: The seed of the forget sets, the inclusion masks and all networks.
+      data_dir: The folder of the data set's files, or None for data sets that need none.
       networks: The folder of the ensemble.
-      trained_on: Positions in the training split of the only examples that networks may be trained on; None is all.
+      trained_on: The positions in the training split of the only examples that networks may be trained on. By default
+        all may be used.
 
     Raises:
       InputError: The experiment cannot be audited.
@@ -169,13 +171,14 @@ class Audit:
         self._held: dict[int, tuple[Params, ModelState]] = {}
 
     def _forget_sets(self) -> list[np.ndarray]:
-        """Positions in the training set: one set after another, each drawn from what the earlier ones left."""
+        """Returns the positions of each forget set. Each is drawn from what the earlier ones left."""
         labels = self.train["label"]
         left = np.arange(len(labels))
         sets = []
         for number, scenario in enumerate(self.scenarios):
             spec = scenario.forget[0].format(seed=self.seed)
             form, _, share = spec.partition(":")
+            # A share is one of the whole training set, so it is converted to a share of what is left.
             if form == "random" and share.replace(".", "", 1).isdigit():
                 spec = f"random:{float(share) * len(labels) / len(left)!r}"
             positions = forget_sets.forget_positions(
@@ -190,7 +193,7 @@ class Audit:
         return sets
 
     def _watch(self, outside: Dataset) -> None:
-        """Chooses the examples that every network answers, the last ones from those that no network is trained on."""
+        """Chooses the examples that every network answers. The last ones are from those that no network sees."""
         generator = np.random.default_rng([self.seed, 11])
         most = self.tier.watched
 
@@ -224,7 +227,7 @@ class Audit:
         )
 
     def data_checksums(self) -> dict[str, str]:
-        """Checksums of the examples that networks are trained on and answer. Other data make another audit."""
+        """Returns checksums of the examples that networks are trained on and answer, which identify the audit."""
         watched = {"image": self.images, "label": self.watched.labels}
         return {
             "training_data_checksum": hashing.tree_checksum(self.train),
@@ -232,7 +235,7 @@ class Audit:
         }
 
     def targets(self) -> list[AuditTarget]:
-        """All networks to measure, those of one network of the ensemble together, so that it is read once."""
+        """Returns all networks to measure, in the order of the ensemble, so that each of its networks is read once."""
         targets = []
         for number in range(len(self.scenarios)):
             originals, retrained = self.design.originals(number), self.design.retrained(number)
@@ -244,7 +247,7 @@ class Audit:
         return sorted(targets, key=lambda target: target.network)
 
     def cell(self, target: AuditTarget) -> ResultCell[AuditCell]:
-        """The cell of a network."""
+        """Returns the cell that measures a network."""
         scenario = self.scenarios[target.number]
         return ResultCell(
             {"scenario": scenario.name, "method": target.label, "network": target.network},
@@ -253,20 +256,20 @@ class Audit:
         )
 
     def data(self, target: AuditTarget) -> Data:
-        """The forget set, and the other examples that the network was trained on."""
+        """Returns the forget set, and as retain set the other examples that the network was trained on."""
         forget = self.design.forget[target.number]
         included = self.design.included[target.network].copy()
         included[forget] = False
         return Data(data_lib.take(self.train, forget), data_lib.take(self.train, np.flatnonzero(included)))
 
-    def is_looked_into(self, target: AuditTarget) -> bool:
-        """Whether the network is also measured from within."""
-        return target.network // 2 < self.tier.close_looks
+    def is_examined(self, target: AuditTarget) -> bool:
+        """Says whether the network is also trained further, probed, and compared with others by its weights."""
+        return target.network // 2 < self.tier.examined
 
     def training_groups(self) -> list[list[int]]:
-        """The networks of the ensemble that are missing, in groups that are trained in one go.
+        """Returns the networks of the ensemble that are missing, in groups that are trained together.
 
-        On accelerators a group has several networks with the same number of examples, on a CPU it has one.
+        On an accelerator a group has several networks with the same number of examples, and on a CPU it has one.
         """
         missing = self.ensemble.missing()
         at_once = 1 if jax.default_backend() == "cpu" else _TRAINED_AT_ONCE
@@ -275,22 +278,22 @@ class Audit:
         return sorted(group[start : start + at_once] for group in alike for start in range(0, len(group), at_once))
 
     def load(self, network: int) -> tuple[Params, ModelState]:
-        """A network of the ensemble. The two that were asked for last stay in memory."""
+        """Reads a network of the ensemble. The two most recent ones stay in memory."""
         if network not in self._held:
             self._held = dict(list(self._held.items())[-1:])
             self._held[network] = self.ensemble.load(network)
         return self._held[network]
 
     def answers(self, network: tuple[Params, ModelState]) -> np.ndarray:
-        """The logits of a network on the watched examples. shape=(N, C)"""
+        """Computes the logits of a network on the watched examples, of shape (N, C)."""
         return accuracies.predict(self.loaded.model, *network, self.images, batch_size=500)
 
     def measure(self, target: AuditTarget, progress: Progress) -> AuditCell:
-        """Unlearns a network where the label names a method, and measures it.
+        """Makes a network unlearn, if the label names a method, and measures it.
 
         Args:
-          target: What to measure.
-          progress: Is not used, because one network takes little time.
+          target: The network to measure.
+          progress: It is not used, because one network takes little time.
 
         Raises:
           NonFiniteError: The method diverged.
@@ -315,27 +318,27 @@ class Audit:
             acc_retain=accuracies.accuracy(*retain),
             acc_test=accuracies.accuracy(*test),
             mia=attacks.paper_mia(*retain, *test, *forget, seed=self.seed),
-            inside=self._look_inside(target, network, original, data) if self.is_looked_into(target) else None,
+            inside=self._examine(target, network, original, data) if self.is_examined(target) else None,
             network=hashing.tree_checksum(network),
             logits=logits,
         )
 
     def _columns(self, target: AuditTarget) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Watched examples of the forget set, of what the network was to retain, and held out, of the same classes."""
+        """Returns the watched examples of the forget set and the retain set, and held-out ones of retained classes."""
         watched = self.watched
         own = watched.forget_sets[target.number].columns
         retained = np.setdiff1d(np.flatnonzero(watched.included[target.network]), own)
         known = np.isin(watched.labels[watched.held_out], np.unique(watched.labels[retained]))
         return own, retained, watched.held_out[known]
 
-    def _look_inside(
+    def _examine(
         self,
         target: AuditTarget,
         network: tuple[Params, ModelState],
         original: tuple[Params, ModelState],
         data: Data,
     ) -> InsideNumbers:
-        """What takes the network itself: recovery, a probe of its features, its distance to other networks."""
+        """Measures the recovery of a network, a probe of its features, and its distance to other networks."""
         recovered = relearning.recovery(
             self.loaded.model,
             self.loaded.method(self.experiment.relearning),
@@ -346,10 +349,10 @@ class Audit:
         )
         features, label = probes.features(self.loaded.model, *network, self.images), self.watched.labels
         forget, retain, held_out = self._columns(target)
-        asked = ((features[columns], label[columns]) for columns in (forget, held_out))
-        probe_forget, probe_held_out = probes.linear_probe(features[retain], label[retain], *asked)
+        others = ((features[columns], label[columns]) for columns in (forget, held_out))
+        probe_forget, probe_held_out = probes.linear_probe(features[retain], label[retain], *others)
         partner, _ = self.load(int(ensembles.partner(target.network)))
-        # Which network of a pair is the original and which the retrained one depends on the forget set.
+        # For each forget set one network of a pair is the original and the other is retrained.
         first, second = original[0], partner
         if target.label == REFERENCE:
             first, second = partner, self._next_retrained(target)
@@ -362,7 +365,7 @@ class Audit:
         )
 
     def _next_retrained(self, target: AuditTarget) -> Params | None:
-        """The weights of the next network without the same forget set, or None if there is no other."""
+        """Returns the weights of the next network without the same forget set, or None if there is no other."""
         retrained = self.design.retrained(target.number)
         following = int(retrained[(np.searchsorted(retrained, target.network) + 1) % len(retrained)])
         return None if following == target.network else self.load(following)[0]
@@ -372,9 +375,11 @@ def _check_scenarios(experiment: Experiment) -> None:
     for scenario in experiment.scenarios:
         if len(scenario.forget) != 1 or scenario.flipped_labels:
             raise InputError(
-                f"an audit takes one forget set per scenario and no wrong labels; {scenario.name!r} has "
-                f"{len(scenario.forget)} and a share of {scenario.flipped_labels:g}"
+                f"the scenario {scenario.name!r} has {len(scenario.forget)} forget sets and a share of "
+                f"{scenario.flipped_labels:g} wrong labels; an audit takes one forget set and no wrong labels"
             )
         taken = {ORIGINAL, REFERENCE, NULL} & set(scenario.methods)
         if taken:
-            raise InputError(f"the methods of {scenario.name!r} are named as the references are: {taken.pop()}")
+            raise InputError(
+                f"a method of the scenario {scenario.name!r} has the reserved name {taken.pop()}; rename it"
+            )

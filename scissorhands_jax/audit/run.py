@@ -1,8 +1,8 @@
-"""An audit of unlearning methods: one ensemble, every strong metric, gates that say whether to trust the numbers.
+"""Runs an audit of unlearning methods: one ensemble, all strong metrics, and gates that check the numbers.
 
-For every forget set half of the networks were trained on it and are unlearned; the others never saw it and are the
-oracle (`ensembles.design`). All attacks and distances are computed from what the networks answer on the same watched
-examples (`audit.analysis`).
+For every forget set, half of the networks were trained on it and are made to unlearn it. The others never saw it and
+are the reference (`ensembles.design`). All attacks and distances are computed from the answers of the networks to the
+same watched examples (`audit.analysis`).
 """
 
 from __future__ import annotations
@@ -50,22 +50,24 @@ def run_audit(
 ) -> dict[str, Any]:
     """Audits the methods of an experiment and writes `results.json` and `report.html`.
 
-    Every scenario of the experiment is a forget set of one specification. Shares of `random:` are of the whole training
-    set, and later forget sets are drawn from what earlier ones left. An audit that was stopped continues where it was
-    when it is called again, and one with fewer networks can be made larger.
+    Every scenario of the experiment has one forget set. Shares of `random:` refer to the whole training set, and later
+    forget sets are drawn from what earlier ones left. An audit that was stopped continues when it is called again, and
+    one with fewer networks can be made larger.
 
     Args:
       experiment: Data, network, training, and scenarios with their methods.
-      out: The folder. An audit of the same experiment in it is continued.
-      tier: A key of `TIERS`, which says how much is spent.
-      num_networks: The size of the ensemble, even; None is the tier's.
-      seed: Decides the forget sets, the inclusion masks and all networks.
-      data_dir: The folder of the data set's files. None for data sets that need none.
-      networks: Where the ensemble is kept and looked for, so that audits can share it. The default is `out/networks`.
-      trained_on: Positions in the training split of the only examples that networks may be trained on; None is all.
-        The positions of a forget set `indices:FILE` count within these, without the held-out ones.
-      overwrite: Whether to replace an audit that is there.
-      console: Shows the expected cost, the progress and the verdict. The default is stderr.
+      out: The folder of the audit. An audit of the same experiment in it is continued.
+      tier: The effort, a key of `TIERS`.
+      num_networks: The number of networks in the ensemble, which is even. The default is that of the tier.
+      seed: The seed of the forget sets, the inclusion masks and all networks.
+      data_dir: The folder of the data set's files, or None for data sets that need none.
+      networks: The folder that keeps the networks of the ensemble, which several audits can share. The default is
+        `out/networks`.
+      trained_on: The positions in the training split of the only examples that networks may be trained on. The
+        positions of a forget set `indices:FILE` count within these, without the held-out ones. By default all examples
+        may be used.
+      overwrite: Whether to replace an audit that exists.
+      console: Where to show the expected cost, the progress and the verdict. The default is stderr.
 
     Returns:
       The document in `results.json`: `rows` (one per network), `evidence`, `gates`, `trusted` and more.
@@ -110,7 +112,7 @@ def run_audit(
 
 
 def _document(audit: Audit, results: Results, *, finished: bool) -> dict[str, Any]:
-    """What was measured and what it says. An audit that is not finished says nothing: no evidence and no gates."""
+    """Returns the content of `results.json`. An audit that is not finished has no evidence and no gates."""
     estimates: Sequence[MetricEstimate] = ()
     gates: Sequence[Gate] = ()
     ensemble: dict[str, Any] = {
@@ -149,7 +151,7 @@ def _measurements(audit: Audit, results: Results) -> list[Measurement]:
 
 
 def _rows(audit: Audit, results: Results) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """A row for every network that was measured, and the methods that diverged."""
+    """Returns a row for every network that was measured, and the methods that diverged."""
     rows: dict[tuple[int, int, int], dict[str, Any]] = {}
     failures: list[dict[str, Any]] = []
     for target, cell in results.items():
@@ -169,7 +171,7 @@ def _gate_as_dict(gate: Gate) -> dict[str, Any]:
 
 
 def _announce(audit: Audit, waiting: Sequence[AuditTarget], console: Console) -> None:
-    """Says what the rest of the audit will cost, from one epoch of everything that is still to be done."""
+    """Prints the expected cost of the rest of the audit, estimated from one epoch of everything that is left."""
     missing = audit.ensemble.missing()
     if not missing and not waiting:
         return
@@ -178,7 +180,7 @@ def _announce(audit: Audit, waiting: Sequence[AuditTarget], console: Console) ->
     training = audit.experiment.training
     training_one, network = _seconds_of(audit, training, (None, None), everything)
     answering = 0.0
-    for _ in range(2):  # the first time compiles
+    for _ in range(2):  # The first pass compiles, and only the second counts.
         started = time.perf_counter()
         audit.answers(network)
         answering = time.perf_counter() - started
@@ -190,8 +192,8 @@ def _announce(audit: Audit, waiting: Sequence[AuditTarget], console: Console) ->
             if repr(settings) not in known:
                 known[repr(settings)], _ = _seconds_of(audit, settings, network, data)
             seconds += known[repr(settings)]
-    looks = sum(map(audit.is_looked_into, waiting))
-    seconds += looks * audit.tier.recovery_epochs * training_one / max(1, training.epochs)
+    examined = sum(map(audit.is_examined, waiting))
+    seconds += examined * audit.tier.recovery_epochs * training_one / max(1, training.epochs)
     size = ensembles.disk_bytes(audit.loaded.model, len(missing))
     size += 4 * len(waiting) * len(audit.watched.labels) * len(audit.loaded.splits.class_names)
     console.print(
@@ -205,13 +207,13 @@ def _announce(audit: Audit, waiting: Sequence[AuditTarget], console: Console) ->
 def _seconds_of(
     audit: Audit, settings: MethodSettings, network: tuple[Params, ModelState], data: Data
 ) -> tuple[float, tuple[Params, ModelState]]:
-    """Seconds that a method takes, estimated from its beginning and one epoch after a rehearsal that compiles."""
+    """Estimates the seconds of a method from its start and one epoch, after a first run that compiles."""
     method, key = audit.loaded.method(settings), jax.random.key(0)
     epochs = min(1, settings.epochs)
     try:
         first = run(method, key, *network, data, num_epochs=epochs)
         beginning = run(method, key, *network, data, num_epochs=0).seconds
         once = run(method, key, *network, data, num_epochs=epochs).seconds
-    except NonFiniteError:  # on a network that has hardly been trained
+    except NonFiniteError:  # The network has hardly been trained, so a method may diverge on it.
         return 0.0, network
     return beginning + settings.epochs * max(0.0, once - beginning), (first.params, first.model_state)

@@ -1,8 +1,9 @@
-"""Audits as evidence of a deletion run: made within the run, or handed in where one was made elsewhere.
+"""Audits as evidence of a deletion run, which are made within the run or read from a file.
 
 An audit against retrained networks needs more than one network. It trains an ensemble on the same data, makes half of
 it forget the examples of the run with the run's method and settings, and compares this half with the other one, which
-never saw the examples. So an audit is about the procedure. It counts in addition to what is seen in the network itself.
+never saw the examples. So an audit is about the procedure, and counts in addition to the evidence from the network
+itself.
 """
 
 from __future__ import annotations
@@ -37,24 +38,24 @@ from scissorhands_jax.metrics.intervals import Estimate
 from scissorhands_jax.metrics.rank_tests import Finding
 
 AUDIT_FOLDER = "audit"
-"""In the folder of a run: what is kept of its audit."""
+"""The name of the folder, within that of a run, that keeps the results of its audit."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AuditPlan:
-    """Where the audit of a run comes from: exactly one of `tier` and `file` is given."""
+    """The source of the audit of a run: exactly one of `tier` and `file` is given."""
 
     tier: str | None = None
-    """A key of `audit.TIERS`: the run makes the audit."""
+    """A key of `audit.TIERS`, for an audit that the run makes."""
     networks: int | None = None
-    """The number of networks, if it is not that of the tier."""
+    """The number of networks, or None for that of the tier."""
     training: tuple[str, ...] = ()
-    """How the networks are trained, as overrides of `RetrainSettings` such as `epochs=30`."""
+    """Overrides of `RetrainSettings` for the training of the networks, such as `epochs=30`."""
     file: str | None = None
     """An audit that was made elsewhere: its folder, its `results.json`, or JSON as `verdicts.from_audit` reads it."""
 
     def as_text(self) -> str:
-        """The plan as JSON."""
+        """Writes the plan as JSON."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
@@ -67,15 +68,15 @@ def check_plan(plan: AuditPlan, job: Job, level: float) -> None:
     """Refuses, before anything is unlearned, an audit that could not become evidence of a run.
 
     Args:
-      plan: Where the audit comes from.
+      plan: The source of the audit.
       job: The job of the run.
-      level: The level of the evidence, as in `verdicts`.
+      level: The level of the evidence; see `verdicts`.
 
     Raises:
       InputError: The tier or a setting is unknown, or the audit is about something else or cannot be trusted.
     """
     if job.config.method_name == report.REFERENCE:
-        raise InputError("a network that is trained anew needs no audit; leave --tier and --audit out")
+        raise InputError("a network that is trained from scratch needs no audit; leave --tier and --audit out")
     if job.config.retain_limit is not None:
         raise InputError("an audit repairs on all retained examples; leave --retain-limit out, or --tier and --audit")
     if plan.tier is not None:
@@ -91,23 +92,23 @@ def check_plan(plan: AuditPlan, job: Job, level: float) -> None:
 def audit_evidence(
     plan: AuditPlan, own: Evidence, job: Job, out: Path, network: str, level: float, console: Console
 ) -> Evidence:
-    """The evidence of a run with an audit, which is made now unless it is there already.
+    """Returns the evidence of a run together with that of its audit, which is made now unless it exists already.
 
-    No audit is made where the network itself speaks against it already, because an audit could not make up for that.
-    The networks of an audit know the examples, so they lie in a folder next to the run's, which
+    If the evidence from the network itself speaks against forgetting, no audit is made, because it could not change the
+    verdict. The networks of an audit know the examples, so they are kept in a folder next to the run's, which
     `remove_audit_networks` removes.
 
     Args:
-      plan: Where the audit comes from.
-      own: What `verdicts.held_out_comparison` has found in the run's network.
+      plan: The source of the audit.
+      own: The evidence that `verdicts.held_out_comparison` found in the run's network.
       job: The job of the run.
-      out: The folder of the run; `audit/` in it gets the audit's results.
+      out: The folder of the run. The results of the audit are written to `audit/` in it.
       network: The SHA-256 of the network that the run has made.
       level: The chance that all findings of the audit hold if the networks never saw the examples.
-      console: Shows the audit's cost and progress.
+      console: Where to show the audit's cost and progress.
 
     Raises:
-      InputError: As for `check_plan`, or the audit could not be made.
+      InputError: The audit cannot become evidence of the run (see `check_plan`), or could not be made.
     """
     if plan.file is not None:
         document, digest = _read(plan)
@@ -119,7 +120,7 @@ def audit_evidence(
         source = f"{_described(document)}, results with SHA-256 {digest}"
     else:
         if not all(finding.holds for finding in own.findings):
-            console.print("the network itself speaks against it, so no audit is made", highlight=False)
+            console.print("the network itself has not forgotten, so no audit is made", highlight=False)
             return own
         folder = work_folder(out)
         document = _made(plan, job, folder, console)
@@ -132,7 +133,7 @@ def audit_evidence(
 
 
 def work_folder(out: Path) -> Path:
-    """Where the networks of a run's audit lie: next to the folder of the run."""
+    """Returns the folder of the networks of a run's audit, which is next to the folder of the run."""
     return out.with_suffix(".audit")
 
 
@@ -176,23 +177,23 @@ def _made(plan: AuditPlan, job: Job, folder: Path, console: Console) -> dict[str
 
 
 def _within(job: Job) -> np.ndarray:
-    """The forget set as positions among the examples that the network was trained on, as the audit counts them."""
+    """Returns the forget set as positions among the examples that the network was trained on, as in the audit."""
     return np.searchsorted(job.past.trained_on, job.positions)
 
 
 def _read(plan: AuditPlan) -> tuple[Any, str]:
-    """A document and the SHA-256 of its file."""
+    """Reads a document. Also returns the SHA-256 of its file."""
     path = Path(str(plan.file))
     path = path / runs.RESULTS_FILE if path.is_dir() else path
     try:
         content = files.read_bytes(path, files.MAX_JSON)
         return files.parse_json(content), sha256(content)
     except (OSError, ValueError) as error:
-        raise InputError(f"the audit {path} cannot be read: {error}") from error
+        raise InputError(f"the audit {path} cannot be read ({error}); name its folder or results.json") from error
 
 
 def _is_result(document: Any) -> bool:
-    """Whether `scissorhands audit` wrote it."""
+    """Says whether `scissorhands audit` wrote a document."""
     return isinstance(document, dict) and {"evidence", "ensemble"} <= set(document)
 
 
@@ -207,10 +208,10 @@ def _described(document: Mapping[str, Any]) -> str:
 def _found(
     document: Mapping[str, Any], job: Job, level: float, *, must_be_trusted: bool
 ) -> tuple[tuple[Finding, ...], tuple[EvidenceGate, ...]]:
-    """What an audit says about the run's method on the run's examples.
+    """Reads the findings of an audit about the run's method on the run's examples, and its gates.
 
     Raises:
-      InputError: It is about something else, or cannot be read; or its gates fail although it must be trusted.
+      InputError: The audit is about something else, cannot be read, or has failed gates although it must be trusted.
     """
     try:
         name, label = _place(document, job)
@@ -239,7 +240,7 @@ def _found(
         raise InputError(f"the audit cannot be read: {type(error).__name__} {error}") from error
     if not findings or not gates:
         why = f"it has no numbers of {label}" if gates else "none of its gates could be run"
-        gates += (EvidenceGate("audit", False, f"the audit says nothing, {why}"),)
+        gates += (EvidenceGate("audit", False, f"the audit is no evidence, {why}"),)
     return findings, gates
 
 
@@ -248,19 +249,22 @@ def _is_of(entry: Mapping[str, Any], name: str, label: str) -> bool:
 
 
 def _finding(name: str, found: Estimate) -> Finding:
-    """An AUC and where it lies if the examples were never seen: within reach of 0.5."""
+    """Makes a finding of an AUC. If the examples were never seen, it lies around 0.5, within reach of its interval."""
     return Finding(name, found.value, 0.5 - (found.high - found.value), 0.5 + (found.value - found.low))
 
 
 def _place(document: Mapping[str, Any], job: Job) -> tuple[str, str]:
-    """The scenario and the label under which an audit has the run's forget set and method.
+    """Finds the scenario and the label of an audit that have the run's forget set and method.
 
     Raises:
       InputError: The audit has no such scenario or method, or is about other data or another network.
     """
     ours, theirs = job.config, document["config"]
     if (theirs["model"], dict(theirs["model_options"])) != (ours.model, dict(ours.model_options)):
-        raise InputError(f"the audit is about another network: a {theirs['model']}, and the run's is a {ours.model}")
+        raise InputError(
+            f"the audit is about a {theirs['model']} and the run's network is a {ours.model} or has other options; "
+            "`--tier` makes a fitting audit"
+        )
     augmented = job.splits.augmented if theirs["augment"] is None else theirs["augment"]
     trained_on = data_lib.take(job.splits.train, job.past.trained_on)
     if augmented != ours.augment or document["data"]["training_data_checksum"] != hashing.tree_checksum(trained_on):
@@ -278,6 +282,6 @@ def _place(document: Mapping[str, Any], job: Job) -> tuple[str, str]:
     if not labels:
         raise InputError(
             f"the audit has no {ours.method_name} with the settings of the run; it has "
-            f"{', '.join(scenarios[0]['methods'])}, maybe with other settings"
+            f"{', '.join(scenarios[0]['methods'])}, perhaps with other settings; `--tier` makes a fitting audit"
         )
     return scenarios[0]["name"], labels[0]

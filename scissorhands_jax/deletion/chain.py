@@ -1,8 +1,8 @@
-"""The signed chain of a ledger: what each row must be, given the rows before it and the public key.
+"""The signed chain of a ledger, which verifies each row from the rows before it and the public key.
 
 The hash of a row covers its content and the hash of the row before it, and every hash is signed. The hash of the newest
-row, the head, is signed a second time, for another purpose, so that a history whose last rows were removed does not
-have a signed head unless somebody has kept an older copy of the file.
+row, the head, is signed a second time, for another purpose. So a history whose last rows were removed has no signed
+head, unless an older copy of the file still exists.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from scissorhands_jax.errors import LedgerError
 from scissorhands_jax.hashing import parse_canonical
 
 HISTORY_PURPOSE, HEAD_PURPOSE = "history", "head"
-"""What the signatures of rows and of the head are good for, so that neither can stand in for the other."""
+"""The purposes of the signatures of rows and of the head, which keep one from being used in place of the other."""
 
 
 def read_event(row: Sequence, path: Path) -> Event:
@@ -80,10 +80,10 @@ def history_problems(rows: Iterable[Sequence], public: str, path: Path) -> list[
 
 
 def head_problems(heads: Sequence[Sequence], newest: str | None, public: str, path: Path) -> list[str]:
-    """What is wrong with the signed head of a history, one sentence each.
+    """Describes what is wrong with the signed head of a history, in one sentence each.
 
     Args:
-      heads: The rows of the table `head`; a whole ledger has one.
+      heads: The rows of the table `head`, of which an intact ledger has one.
       newest: The hash of the newest row of the history; None if the history is empty.
       public: The ledger's public key, in hexadecimal.
       path: The file of the ledger, for messages.
@@ -101,7 +101,7 @@ def head_problems(heads: Sequence[Sequence], newest: str | None, public: str, pa
 def table_problems(
     events: Iterable[Event], requests: Sequence[Request], examples: Mapping[int, Sequence[NamedExample]], path: Path
 ) -> list[str]:
-    """Compares the tables with what a verified history says, one sentence for each difference.
+    """Compares the tables with a verified history, and describes each difference in one sentence.
 
     Args:
       events: The history.
@@ -126,11 +126,11 @@ def table_problems(
             found.append(f"request {number} in {path} {what}")
             continue
         for field in dataclasses.fields(Request):
-            value, told = getattr(rows[number], field.name), getattr(expected[number], field.name)
-            if type(value) is not type(told) or value != told:
+            value, signed = getattr(rows[number], field.name), getattr(expected[number], field.name)
+            if type(value) is not type(signed) or value != signed:
                 found.append(
                     f"{field.name} of request {number} in {path} was changed: it is {value!r}, and the history says "
-                    f"{told!r}"
+                    f"{signed!r}"
                 )
         if not _have_hash(examples.get(number, ()), hashes[number]):
             found.append(f"the examples of request {number} in {path} were changed")

@@ -1,4 +1,4 @@
-"""The SQLite file of a ledger: its tables, whole transactions, and what SQLite met in one sentence."""
+"""The SQLite file of a ledger: its tables, transactions, and SQLite's errors as messages of one sentence."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _DESCRIBED = "SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY type,
 
 
 class Database:
-    """An open SQLite file, each of whose statements is its own transaction unless one is begun.
+    """An open SQLite file. Each statement is a transaction of its own unless one has been begun.
 
     Args:
       path: The file.
@@ -63,7 +63,7 @@ class Database:
 
     @contextlib.contextmanager
     def transaction(self, kind: str) -> Iterator[None]:
-        """Everything that is read in it comes from one state; everything that is written happens wholly or not at all.
+        """Returns a context manager for a transaction, which reads one state and writes everything or nothing.
 
         Args:
           kind: `DEFERRED` to read, `IMMEDIATE` to write while others may read, `EXCLUSIVE` to keep all others out.
@@ -101,7 +101,9 @@ class Database:
         """
         version = self.version
         if version == 0:
-            raise LedgerError(f"{self.path} is no ledger, or its first request was never written")
+            raise LedgerError(
+                f"{self.path} is not a ledger, or its first request was never written; name another folder"
+            )
         if version != SCHEMA_VERSION:
             age = "a later" if version > SCHEMA_VERSION else "an earlier"
             raise LedgerError(f"{self.path} was made by {age} version of scissorhands_jax; install that version")
@@ -110,19 +112,21 @@ class Database:
                 fresh.execute(statement)
             expected = fresh.execute(_DESCRIBED).fetchall()
         if self.execute(_DESCRIBED) != expected:
-            raise LedgerError(f"{self.path} has other tables or triggers than a ledger; it was changed or is no ledger")
+            raise LedgerError(
+                f"{self.path} has other tables or triggers than a ledger: it was changed or is not a ledger"
+            )
 
     def damages(self) -> list[str]:
-        """What SQLite itself finds damaged in the file, one sentence each; empty if it finds nothing."""
+        """Describes the damage that SQLite itself finds in the file, in one sentence each."""
         found = [str(line) for (line,) in self.execute("PRAGMA integrity_check(5)")]
         return [f"{self.path} is damaged: {line}" for line in found if line != "ok"]
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
-        """Turns an error of SQLite into one sentence that says what to do."""
+        """Returns a context manager that turns an error of SQLite into one sentence that says what to do."""
         try:
             yield
-        except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter where SQLite quotes a damaged schema
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # UnicodeDecodeError if SQLite quotes a damaged schema
             code = getattr(error, "sqlite_errorcode", None) or 0
             advice = {
                 sqlite3.SQLITE_BUSY: f"another process has been writing for {_BUSY_SECONDS:.0f} s; try again",
@@ -130,17 +134,17 @@ class Database:
                 sqlite3.SQLITE_IOERR: "the disk cannot be read or written, and nothing was changed; is it full?",
                 sqlite3.SQLITE_READONLY: "it or its folder cannot be written to, and nothing was changed",
                 sqlite3.SQLITE_CANTOPEN: "it cannot be opened; may you read it, and write into its folder?",
-                sqlite3.SQLITE_NOTADB: "it is no ledger, or damaged",
+                sqlite3.SQLITE_NOTADB: "it is damaged or is not a ledger",
             }.get(code & 0xFF, "it is damaged or was changed")
             raise LedgerError(f"{self.path}: {advice} (SQLite: {error})") from error
 
 
 @contextlib.contextmanager
 def exclusive_lock(path: Path, busy: str) -> Iterator[None]:
-    """Holds a lock that only one process can have; the system releases it when that process ends, however it ends.
+    """Holds a lock that only one process can have. The system releases it when that process ends, however it ends.
 
     Args:
-      path: The file of the lock, which is made if it does not exist and stays empty.
+      path: The file of the lock, which is created if it does not exist and stays empty.
       busy: The message of the error if another process holds the lock.
 
     Raises:
@@ -160,7 +164,7 @@ def exclusive_lock(path: Path, busy: str) -> Iterator[None]:
 
 
 def holds_ledger(path: Path) -> bool:
-    """Whether a file is a ledger, even a damaged one.
+    """Says whether a file is a ledger, even a damaged one.
 
     A process that is killed while it begins a ledger can leave a file without tables, which is not a ledger yet.
     """
@@ -176,15 +180,15 @@ def holds_ledger(path: Path) -> bool:
 def _connect(path: Path, create: bool, timeout: float) -> sqlite3.Connection:
     mode = "rwc" if create else "rw"
     where = f"file:{urllib.parse.quote(str(path.absolute()))}?mode={mode}"
-    # No isolation level: Python must not begin transactions of its own.
+    # Without an isolation level Python begins no transactions of its own.
     connection = sqlite3.connect(where, uri=True, timeout=timeout, isolation_level=None)
     try:
         for setting in (
-            "synchronous = EXTRA",  # what is committed outlasts a power failure, the journal's removal included
+            "synchronous = EXTRA",  # A commit survives a power failure, and so does the removal of the journal.
             "foreign_keys = ON",
-            "trusted_schema = OFF",  # a changed schema cannot call functions with side effects
+            "trusted_schema = OFF",  # A changed schema cannot call functions with side effects.
             "cell_size_check = ON",
-            "secure_delete = ON",  # nothing that was removed can be read in pages that became free
+            "secure_delete = ON",  # Removed content is overwritten with zeros.
         ):
             connection.execute(f"PRAGMA {setting}")
     except BaseException:

@@ -44,7 +44,7 @@ def _read(hint: Any, value: Any, where: str) -> Any:
         return {key: _read(arguments[1], entry, f"{where}.{key}") for key, entry in value.items()}
     elif type(value) is hint:  # exactly, because Python takes True for a whole number
         return value
-    raise ValueError(f"{where} holds {str(value)[:50]!r}, which is not of the type that it must have")
+    raise ValueError(f"{where} is {str(value)[:50]!r}, which has the wrong type")
 
 
 def _read_dataclass(kind: Any, value: Any, where: str) -> Any:

@@ -1,7 +1,7 @@
-"""What a ledger holds: requests, the examples that they name, and the entries of its history.
+"""The content of a ledger: requests, the examples that they name, and the entries of its history.
 
-Every row of the history holds one entry. An entry says what happened, and what that changes about requests. The table
-of requests is nothing but the sum of these changes, so it can be recomputed from the signed history.
+Every row of the history holds one entry. An entry says what happened, and how that changes requests. The table of
+requests is the sum of these changes, so it can be recomputed from the signed history.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from scissorhands_jax.deletion.documents import from_document
 from scissorhands_jax.hashing import canonical, sha256
 
 OPEN, RUNNING, FORGOTTEN, RETRAIN = "open", "running", "forgotten", "retrain now"
-"""The states of a request: it waits; a run is working on it; it was served; a run was not good enough (see
+"""The states of a request: it waits, a run is working on it, it was served, or a run did not suffice (see
 `verdicts`)."""
 
 CHAIN_START = "0" * 64
-"""Stands for the hash of the row before the first row of a history, and of the record before the first record."""
+"""The hash before that of the first row of a history, and before that of the first record."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Request:
     id: int
     """1, 2, ... in the order in which requests came in."""
     requester: str
-    """Who asks. This name is in the ledger only, not in records."""
+    """The person who asks. The name is only in the ledger, and never in records."""
     received: str
     """When the request came in, UTC, written 2026-11-21T18:20:00Z."""
     due: str
@@ -43,7 +43,7 @@ class Request:
 
     @property
     def overdue(self) -> bool:
-        """Whether the due date has passed and the request has not been served."""
+        """Whether the request has not been served although its due date has passed."""
         return self.state != FORGOTTEN and self.due < utc_now()[:10]
 
 
@@ -78,19 +78,19 @@ class Counts:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LedgerEntry:
-    """What one row of the history says; each subclass is one kind of entry."""
+    """The content of a row of the history. Each subclass is one kind of entry."""
 
     kind: ClassVar[str]
     """The name of the kind in the file."""
 
     def changes(self) -> Iterable[RequestChange]:
-        """What the entry changes about requests that are in the ledger already."""
+        """Returns the changes to requests that are in the ledger already."""
         return ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LedgerBegun(LedgerEntry):
-    """The first entry: which network and data the ledger is about, and which keys it uses."""
+    """The first entry: the network and the data that the ledger is about, and its keys."""
 
     kind: ClassVar[str] = "begun"
     model: str
@@ -108,7 +108,7 @@ class LedgerBegun(LedgerEntry):
     """The random name of the ledger."""
     public_key: str = ""
     secret: str = ""
-    """A digest that tells whether a secret is the ledger's."""
+    """A digest that identifies the ledger's secret."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -132,7 +132,7 @@ class RequestAdded(LedgerEntry):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunStarted(LedgerEntry):
-    """A run works on requests from now on. Everything that determines its outcome is here, so it can be finished."""
+    """A run began to work on requests. The entry holds everything that decides its outcome, so it can be finished."""
 
     kind: ClassVar[str] = "started"
     run: int
@@ -147,7 +147,7 @@ class RunStarted(LedgerEntry):
     """The SHA-256 of the network from which the run starts."""
 
     def changes(self) -> Iterable[RequestChange]:
-        """The requests are being worked on."""
+        """Returns changes to the state `RUNNING`."""
         return [RequestChange(request, RUNNING, self.run) for request in self.requests]
 
 
@@ -161,7 +161,7 @@ class RunFailed(LedgerEntry):
     why: str
 
     def changes(self) -> Iterable[RequestChange]:
-        """The requests wait again."""
+        """Returns changes back to the state `OPEN`."""
         return [RequestChange(request, OPEN, None) for request in self.requests]
 
 
@@ -179,10 +179,10 @@ class RunRecorded(LedgerEntry):
     network: str
     """The SHA-256 of the network that the run has made."""
     reference: Counts
-    """What the losses of later runs are measured against."""
+    """The counts with which those of later runs are compared, to measure losses of accuracy."""
 
     def changes(self) -> Iterable[RequestChange]:
-        """The requests have their answer."""
+        """Returns changes to the state that is the verdict."""
         return [RequestChange(request, self.verdict, self.run) for request in self.requests]
 
 
@@ -195,7 +195,7 @@ class RequestsCovered(LedgerEntry):
     requests: tuple[int, ...]
 
     def changes(self) -> Iterable[RequestChange]:
-        """The requests are served."""
+        """Returns changes to the state `FORGOTTEN`."""
         return [RequestChange(request, FORGOTTEN, self.run) for request in self.requests]
 
 
@@ -219,7 +219,7 @@ class Event:
     """The signature of the hash."""
 
     def computed_hash(self) -> str:
-        """The SHA-256 of the row's content, which `hash` must be."""
+        """Computes the SHA-256 of the row's content, which `hash` must equal."""
         body = dataclasses.asdict(self.entry)
         return sha256(canonical([self.seq, self.time, self.entry.kind, body, self.previous]))
 
@@ -236,13 +236,13 @@ def read_entry(kind: str, body: Any) -> LedgerEntry:
 
 
 def examples_sha256(examples: Iterable[NamedExample]) -> str:
-    """The SHA-256 of the positions and digests of examples.
+    """Computes the SHA-256 of the positions and digests of examples.
 
-    The digests depend on the ledger's secret, so whoever does not have it cannot guess what was hashed.
+    The digests depend on the ledger's secret, so what was hashed cannot be guessed without it.
     """
     return sha256(canonical([[example.position, example.digest] for example in examples]))
 
 
 def utc_now() -> str:
-    """The time now, UTC, written 2026-11-21T18:20:00Z."""
+    """Returns the current time in UTC, written 2026-11-21T18:20:00Z."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -1,21 +1,21 @@
-"""A ledger of deletion requests: who asked, when, for which examples, and what became of it.
+"""A ledger of deletion requests: who asked, when, for which examples, and what was done about it.
 
-A ledger is one SQLite file, which is written in whole transactions: after a process was killed, the file holds the
-state before or after each of them. Several processes can work on one ledger. There are four tables:
+A ledger is one SQLite file, which is written in whole transactions: if a process is killed, the file holds the state
+before or after a transaction, never one in between. Several processes can work on one ledger. It has four tables:
 
 * `history`, to which rows are only added. Each row holds the hash of the row before it and an Ed25519 signature.
 * `head`, the hash of the newest row of the history, signed again. It is written in the transaction that adds the row.
 * `requests` and `examples`, which follow from the history.
 
-`Ledger.problems` therefore finds and names every change of anything that a reader of the ledger reads: a changed value,
-a row that was added, removed or moved, a row of another ledger, and a history whose last rows were cut off. It does not
+`Ledger.problems` therefore finds and names every change to anything that readers of the ledger see: a changed value, a
+row that was added, removed or moved, a row of another ledger, and a history whose last rows were cut off. It does not
 find
 
-* changed bytes that mean nothing, such as those in free pages, or fields of the file's header that SQLite ignores.
-  Rewriting the file without changing a row (`VACUUM`) is no change;
-* that somebody put back an older copy of the whole file. Keep the head, the hash that `verify` prints, somewhere else,
-  and hand it to a later `verify`;
-* changes by somebody who has the ledger's keys.
+* changes to bytes without meaning, such as those in free pages or in fields of the file's header that SQLite ignores.
+  Rewriting the file without changing a row (`VACUUM`) does not count as a change;
+* an older copy of the whole file in place of the newest. To detect that, keep the head, the hash that `verify` prints,
+  somewhere else, and pass it to a later `verify`;
+* changes by someone who has the ledger's keys.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ E = TypeVar("E", bound=LedgerEntry)
 
 
 class Ledger:
-    """An open ledger; a context manager that closes it.
+    """An open ledger, which is closed when it is used as a context manager.
 
     Args:
       folder: The folder of the ledger.
-      keys: The folder of the ledger's keys. The default None is the folder `keys` in the ledger's.
-      public: A file with the public key, for somebody who does not have the keys: the ledger can then be read and
-        verified, but not changed.
-      check: Whether to refuse a ledger in which anything was changed. Without the check, `problems` names every change.
+      keys: The folder of the ledger's keys. The default is the folder `keys` in the ledger's folder.
+      public: A file with the public key, for readers without the keys. The ledger can then be read and verified, but
+        not changed. By default the keys are read.
+      check: Whether to refuse a ledger in which anything was changed. Otherwise `problems` names every change.
 
     Raises:
       LedgerError: There is no ledger, the ledger or its keys are damaged, or another version of the package made it.
@@ -90,26 +90,26 @@ class Ledger:
             about = self.about
             if about.public_key != self.public:
                 kind = "signing" if public is None else "public"
-                raise LedgerError(f"the {kind} key in {public or place} is not that of {self.path}")
+                raise LedgerError(f"the {kind} key in {public or place} is not that of {self.path}; name the right one")
             if self.secrets is not None and about.secret != _secret_digest(self.secrets):
-                raise LedgerError(f"the secret in {place} is not that of {self.path}")
+                raise LedgerError(f"the secret in {place} is not that of {self.path}; name the right folder of keys")
             if check:
                 with self._database.transaction("DEFERRED"):
                     found = self._row_problems()
                 if found:
-                    raise LedgerError(f"{found[0]}; `scissorhands request verify` says all that is wrong")
+                    raise LedgerError(f"{found[0]}; `scissorhands request verify` lists everything that is wrong")
         except BaseException:
             self.close()
             raise
 
     @classmethod
     def begin(cls, folder: Path, about: LedgerBegun, keys: Path | None = None) -> Ledger:
-        """Makes a ledger in a folder, or opens the one that another process has just made there.
+        """Begins a ledger in a folder, or opens the one that another process has just begun there.
 
         Args:
-          folder: The folder, which is made if it does not exist.
-          about: What the ledger is about. The name of the ledger and what identifies its keys are filled in here.
-          keys: The folder of the keys, which are drawn if they do not exist. The default None is `keys` in the
+          folder: The folder, which is created if it does not exist.
+          about: The first entry. The name of the ledger and the digests of its keys are filled in here.
+          keys: The folder of the keys, which are drawn if they do not exist. The default is the folder `keys` in the
             ledger's folder.
         """
         drawn = signing.make_keys(keys or folder / KEYS_FOLDER)
@@ -146,7 +146,7 @@ class Ledger:
         """
         if self.secrets is None:
             raise LedgerError(
-                f"{self.path} was opened with its public key alone, which can verify it but not change it"
+                f"{self.path} was opened with its public key alone, which cannot change it; name the folder of its keys"
             )
         return self.secrets
 
@@ -156,7 +156,7 @@ class Ledger:
         rows = self._database.execute("SELECT * FROM history WHERE seq = 1")
         entry = chain.read_event(rows[0], self.path).entry if rows else None
         if not isinstance(entry, LedgerBegun):
-            raise LedgerError(f"row 1 of the history in {self.path} is missing")
+            raise LedgerError(f"row 1 of the history in {self.path} is missing; put the file back from your backup")
         return entry
 
     @property
@@ -165,14 +165,14 @@ class Ledger:
         return _newest(self._database)[1]
 
     def add(self, *, requester: str, received: str, due: str, network: str, examples: Sequence[NamedExample]) -> int:
-        """Takes a request in.
+        """Adds a request.
 
         Args:
-          requester: Who asks.
-          received: When the request came in, as in `Request`.
-          due: The date until which it must be served, as in `Request`.
-          network: The SHA-256 of the network that is to forget.
-          examples: What it is to forget: at least one example, and each position once.
+          requester: The person who asks.
+          received: The time at which the request came in, written as in `Request`.
+          due: The date until which it must be served, written as in `Request`.
+          network: The SHA-256 of the network that must forget.
+          examples: The examples that it must forget: at least one, and each position once.
 
         Returns:
           The id of the request: 1, 2, ...
@@ -213,16 +213,16 @@ class Ledger:
             _append(self._database, self.keys, entry)
 
     def requests(self) -> list[Request]:
-        """All requests in their order."""
+        """Returns all requests in order."""
         return [Request(*row) for row in self._database.execute("SELECT * FROM requests ORDER BY id")]
 
     def examples(self, request: int) -> list[NamedExample]:
-        """What a request names, sorted by position."""
+        """Returns the examples that a request names, sorted by position."""
         statement = "SELECT position, digest FROM examples WHERE request = ? ORDER BY position"
         return [NamedExample(*row) for row in self._database.execute(statement, (request,))]
 
     def history(self) -> list[Event]:
-        """The rows of the history in their order.
+        """Returns the rows of the history in order.
 
         Raises:
           LedgerError: A row cannot be read.
@@ -230,7 +230,7 @@ class Ledger:
         return [chain.read_event(row, self.path) for row in self._history_rows()]
 
     def entries(self, kind: type[E]) -> list[E]:
-        """The entries of one kind in their order.
+        """Returns the entries of one kind in order.
 
         Raises:
           LedgerError: A row of the history cannot be read.
@@ -238,18 +238,18 @@ class Ledger:
         return [event.entry for event in self.history() if isinstance(event.entry, kind)]
 
     def sole_run(self) -> contextlib.AbstractContextManager[None]:
-        """Holds the right to serve requests, which one process has at a time, until that process ends.
+        """Returns a context manager for the right to serve requests, which only one process can have at a time.
 
         Raises:
-          LedgerError: Another process has it.
+          LedgerError: Another process has that right.
         """
         busy = f"another process is working on the requests of {self.folder}; wait for it"
         return exclusive_lock(self.folder / LOCK_FILE, busy)
 
     def problems(self) -> list[str]:
-        """Everything in the file that is not as it was written, one sentence each; empty if all is well.
+        """Describes everything in the file that is not as it was written, in one sentence each.
 
-        The module's docstring says what is found, and what is not.
+        The result is empty if nothing was changed. The docstring of the module says what is found and what is not.
         """
         try:
             with self._database.transaction("DEFERRED"):
@@ -276,7 +276,7 @@ class Ledger:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """A transaction that writes, after the rows that another program may have added meanwhile were refused."""
+        """Returns a context manager for a transaction that writes, unless another program has added unsigned rows."""
         with self._database.transaction("IMMEDIATE"):
             found = self._head_problems()
             if found:
@@ -285,13 +285,13 @@ class Ledger:
 
 
 def check_request(requester: str, due: str) -> None:
-    """Refuses what `Ledger.add` would refuse, before anything is written.
+    """Checks the requester and the due date of a request before anything is written.
 
     Raises:
       InputError: The requester or the due date cannot be used.
     """
     if not requester.strip() or len(requester) > _MAX_NAME or not requester.isprintable():
-        raise InputError(f"say who asks in 1 to {_MAX_NAME} printable characters, got {requester[:50]!r}")
+        raise InputError(f"the requester is {requester[:50]!r}; give a name of 1 to {_MAX_NAME} printable characters")
     try:
         datetime.date.fromisoformat(due)
     except ValueError as error:
@@ -299,12 +299,12 @@ def check_request(requester: str, due: str) -> None:
 
 
 def ledger_exists(folder: Path) -> bool:
-    """Whether a folder holds a ledger, even a damaged one."""
+    """Says whether a folder holds a ledger, even a damaged one."""
     return holds_ledger(folder / DATABASE_FILE)
 
 
 def _newest(database: Database) -> tuple[int, str]:
-    """The number and hash of the newest row of the history; those before the first row if there is none."""
+    """Returns the number and hash of the newest row of the history, or 0 and `CHAIN_START` if the history is empty."""
     rows = database.execute("SELECT seq, hash FROM history ORDER BY seq DESC LIMIT 1")
     return rows[0] if rows else (0, CHAIN_START)
 
@@ -327,5 +327,5 @@ def _append(database: Database, keys: LedgerKeys, entry: LedgerEntry) -> None:
 
 
 def _secret_digest(keys: LedgerKeys) -> str:
-    """A digest that tells whether a secret is the right one."""
+    """Computes a digest that identifies the secret of a ledger."""
     return keys.digest("ledger", b"")

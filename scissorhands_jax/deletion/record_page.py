@@ -21,7 +21,7 @@ def write_record_page(path: Path, record: Record, rows: Iterable[report.Row]) ->
 
     Args:
       path: The file.
-      record: The record; its `report` is not shown.
+      record: The record. Its `report`, the hash of this page, is not shown.
       rows: The rows of the run's results.
     """
     asked = [

@@ -1,12 +1,13 @@
-"""Signed records of unlearning runs, each chained to the one before.
+"""Signed records of unlearning runs, which form a chain.
 
 A record is a file of canonical JSON with three parts: `record`, its SHA-256 `hash`, and the `signature` of that hash
 by the ledger's Ed25519 key. The record holds the hash of the record before it, and the ledger's history holds the hash
-of every record. So a record, the last one included, cannot be changed, left out, inserted or moved unnoticed.
+of every record. So no record, not even the last, can be changed, left out, inserted or moved unnoticed.
 
-A record holds no content of an example, and nothing from which the content could be guessed: what describes forgotten
-examples (their contents, their positions, the files of a run that list them) is there only as a digest under the
-ledger's secret; see `signing`. Who asked is in the ledger only. Networks, code and the page have plain SHA-256 hashes.
+A record holds no content of an example and nothing from which the content could be guessed. Everything that describes
+forgotten examples (their contents, their positions, the files of a run that list them) is there only as a digest under
+the ledger's secret; see `signing`. The name of the person who asked is only in the ledger. Networks, code and the page
+have plain SHA-256 hashes.
 
 All numbers except counts are text, as Python's `repr` writes them, so that the bytes are the same everywhere.
 """
@@ -33,7 +34,8 @@ RECORDS_FOLDER = "records"
 RECORD_FORMAT = 1
 
 _PURPOSE = "record"
-# The files of a run whose names begin so are hashed without the secret; the others describe what was forgotten.
+# Files of a run whose names begin with these words are hashed without the secret. The others describe what was
+# forgotten.
 _NETWORK_FILES = ("network/", "network.safetensors")
 _CHECKPOINTS = "checkpoints/"
 # Fields of a configuration that hold paths.
@@ -52,7 +54,7 @@ class Share:
 
     @classmethod
     def of_counts(cls, count: int, total: int) -> Share:
-        """The share that `count` of `total` examples are."""
+        """Returns the share that `count` of `total` examples are."""
         found = intervals.share_estimate(count, total)
         return cls(count, total, *(f"{100 * value:.4f}" for value in (count / total, found.low, found.high)))
 
@@ -67,7 +69,7 @@ class DigestedSet:
 
 @dataclasses.dataclass(frozen=True)
 class RecordedRequest:
-    """A request that a run worked on, without the name of whoever asked."""
+    """A request that a run worked on, without the name of the requester."""
 
     id: int
     received: str
@@ -87,10 +89,10 @@ class RecordedNetwork:
 
 @dataclasses.dataclass(frozen=True)
 class RunFiles:
-    """Hashes of all files that a run has left, by their names in its folder.
+    """The hashes of all files that a run has left, by their names in its folder.
 
     `network` holds plain SHA-256 hashes. `other` holds digests under the secret, because these files list what was
-    forgotten; the digests are None where the secret is not known.
+    forgotten. These digests are None if the secret is not known.
     """
 
     network: dict[str, str]
@@ -99,7 +101,7 @@ class RunFiles:
 
 @dataclasses.dataclass(frozen=True)
 class Code:
-    """What ran: the package's version, a SHA-256 of its source, and the commit if Git tracks the source."""
+    """The code that ran: the package's version, a SHA-256 of its source, and the commit if Git tracks the source."""
 
     version: str | None
     source_sha256: str
@@ -120,7 +122,7 @@ class RecordedFinding:
 
 @dataclasses.dataclass(frozen=True)
 class RecordedEvidence:
-    """The evidence of a run as `verdicts.Evidence` has it."""
+    """The evidence of a run (`verdicts.Evidence`) with its numbers as text."""
 
     source: str
     findings: tuple[RecordedFinding, ...]
@@ -128,7 +130,7 @@ class RecordedEvidence:
 
     @classmethod
     def of(cls, evidence: Evidence) -> RecordedEvidence:
-        """The evidence with numbers of six decimals as text."""
+        """Converts evidence, with numbers rounded to six decimals."""
         findings = tuple(
             RecordedFinding(
                 name=finding.name,
@@ -144,7 +146,7 @@ class RecordedEvidence:
 
 @dataclasses.dataclass(frozen=True)
 class UtilityLoss:
-    """The percentage points of accuracy that were lost since the first network, and how many may be lost."""
+    """The percentage points of accuracy that were lost since the first network, and the budget for them."""
 
     budget: str
     retain: str
@@ -153,7 +155,7 @@ class UtilityLoss:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Record:
-    """What a signed record says about one run."""
+    """The content of a signed record about one run."""
 
     format: int = RECORD_FORMAT
     ledger: str
@@ -165,12 +167,12 @@ class Record:
     finished: str
     requests: tuple[RecordedRequest, ...]
     earlier_tries: int
-    """How many earlier runs, failed ones included, were about any of these requests."""
+    """The number of earlier runs, failed ones included, that worked on any of these requests."""
     network: RecordedNetwork
     files: RunFiles
     forget: DigestedSet
     forgotten_before: int
-    """How many examples earlier runs have made the network forget."""
+    """The number of examples that earlier runs have made the network forget."""
     training_set: DigestedSet
     configuration: dict[str, Any]
     configuration_sha256: str
@@ -189,26 +191,26 @@ class Record:
 
 
 def record_path(folder: Path, number: int) -> Path:
-    """The file of the record of a ledger's run with a number."""
+    """Returns the file of the record of a ledger's run with a number."""
     return folder / RECORDS_FOLDER / f"{number:06d}.json"
 
 
 def record_page_path(folder: Path, number: int) -> Path:
-    """The page that shows that record."""
+    """Returns the file of the page that shows the record of a ledger's run with a number."""
     return record_path(folder, number).with_suffix(".html")
 
 
 def run_folder(folder: Path, number: int) -> Path:
-    """The folder of a ledger's run with a number."""
+    """Returns the folder of a ledger's run with a number."""
     return folder / "runs" / f"{number:06d}"
 
 
 def write_record(folder: Path, record: Record, keys: LedgerKeys) -> str:
-    """Signs a record and writes it, all or nothing. The page that shows it must have been written before.
+    """Signs a record and writes it, wholly or not at all. The page that shows it must have been written before.
 
     Args:
       folder: The folder of the ledger.
-      record: The record, with any `report`; the hash of the page is filled in here.
+      record: The record. Its `report`, the hash of the page, is filled in here.
       keys: The keys of the ledger.
 
     Returns:
@@ -225,7 +227,7 @@ def write_record(folder: Path, record: Record, keys: LedgerKeys) -> str:
 
 
 def read_record(path: Path, public: str) -> tuple[Record, str]:
-    """Reads a record that was not changed, and its hash.
+    """Reads a record and its hash, after a check that it was not changed.
 
     Args:
       path: The file.
@@ -239,7 +241,7 @@ def read_record(path: Path, public: str) -> tuple[Record, str]:
     if set(envelope) != {"record", "hash", "signature"} or not isinstance(document, dict):
         raise LedgerError(f"{path} was changed: it does not have the form of a record")
     if not isinstance(digest, str) or sha256(canonical(document)) != digest:
-        raise LedgerError(f"{path} was changed: its hash is another")
+        raise LedgerError(f"{path} was changed: its content does not have the hash that it names")
     if not signing.signed_by(public, _PURPOSE, digest, envelope["signature"]):
         raise LedgerError(f"{path} was changed: its signature is not the ledger's")
     try:
@@ -249,12 +251,12 @@ def read_record(path: Path, public: str) -> tuple[Record, str]:
 
 
 def public_path(folder: Path) -> Path:
-    """The file with a ledger's public key, for whoever is to verify its records."""
+    """Returns the file with a ledger's public key, with which others can verify its records."""
     return folder / RECORDS_FOLDER / signing.PUBLIC_FILE
 
 
 def write_public(folder: Path, keys: LedgerKeys) -> None:
-    """Writes the public key to the file that can be handed over."""
+    """Writes the public key to the file that can be given to others."""
     files.write_bytes(public_path(folder), signing.public_pem(keys.public))
 
 
@@ -277,14 +279,14 @@ def run_files(folder: Path, keys: LedgerKeys | None) -> RunFiles:
 
 
 def shown_configuration(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's configuration as a record may show it: without paths, and with numbers as text."""
+    """Returns the part of a run's configuration that a record may show: without paths, and with numbers as text."""
     shown = {name: value for name, value in config.items() if name not in _PATHS}
     kind, colon, _ = shown["dataset"].partition(":")
     return hashing.without_floats(shown | {"dataset": f"{kind}{colon}…" if colon else kind})
 
 
 def running_code() -> Code:
-    """Describes the code that runs now."""
+    """Describes the code that is running."""
     package = Path(__file__).parents[1]
     sources = sorted(package.rglob("*.py"))
     listed = [[path.relative_to(package).as_posix(), hashing.file_sha256(path)] for path in sources]
@@ -298,7 +300,7 @@ def _text(value: float) -> str:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """What Git answers if it tracks the package; a virtual environment may lie in somebody else's repository."""
+    """Returns Git's answer if Git tracks the package. An installed package may lie within an unrelated repository."""
     try:
         for command in (("ls-files", "--error-unmatch", "__init__.py"), arguments):
             done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Taking deletion requests in: how a ledger begins, what it is about, and that its data are what they were.
+"""Adds deletion requests to a ledger, begins ledgers, and checks that their data have not changed.
 
 The folder of a ledger holds the ledger (`ledger.sqlite3`), its keys (`keys/`, unless they are kept elsewhere), a folder
 for each run (`runs/`) and the signed records (`records/`).
@@ -31,10 +31,10 @@ DAYS_TO_SERVE = 30
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """The network that a ledger is about, and where it and its data are.
+    """The network that a ledger is about, and the places of the network and its data.
 
     The first request must name the model, the data set and one of `weights` and `checkpoint`. Later calls name only
-    what has moved since.
+    what has moved since then.
     """
 
     model: str | None = None
@@ -48,15 +48,15 @@ class Subject:
 
 @dataclasses.dataclass(frozen=True)
 class AddedRequest:
-    """A request that was taken in."""
+    """A request that was added to a ledger."""
 
     number: int
     """The id of the request."""
     examples: int
-    """How many examples it names."""
+    """The number of examples that it names."""
     due: str
     twins: int
-    """How many examples of the training set it does not name although their content is that of one that it names."""
+    """The number of training examples that it does not name although their content equals that of one that it names."""
     public: Path | None
     """The file with the public key, if the request began the ledger."""
 
@@ -71,20 +71,20 @@ def add_request(
     subject: Subject | None = None,
     keys: Path | None = None,
 ) -> AddedRequest:
-    """Takes a request into the ledger of a folder, and begins the ledger if there is none.
+    """Adds a request to the ledger in a folder, which is begun if it does not exist.
 
     Args:
       folder: The folder of the ledger.
-      forget: Which examples, as `datasets.forget_sets.forget_positions` takes it. All must be in the training set of
-        the network, and not forgotten yet.
-      requester: Who asks.
-      due: The date until which the request must be served, such as 2026-12-31. The default None is in 30 days.
-      seed: Seeds the draw, if the examples are drawn.
+      forget: The specification of the examples, as for `datasets.forget_sets.forget_positions`. All must be in the
+        training set of the network, and not forgotten yet.
+      requester: The person who asks.
+      due: The date until which the request must be served, such as 2026-12-31. The default is in 30 days.
+      seed: The seed of the draw, if the examples are drawn.
       subject: For a new ledger the model, the data set, and the network's file or run; later only what has moved.
-      keys: The folder of the ledger's keys. The default None is `keys` in the ledger's folder.
+      keys: The folder of the ledger's keys. The default is the folder `keys` in the ledger's folder.
 
     Raises:
-      InputError: Something cannot be used, or the training set is not what it was.
+      InputError: An argument cannot be used, or the training set has changed.
       LedgerError: The ledger cannot be used or written.
     """
     subject = subject or Subject()
@@ -93,7 +93,7 @@ def add_request(
     check_request(requester, due)
     begins = not ledger_exists(folder)
     if begins:
-        # Nothing is written before the request is known to be good.
+        # Nothing is written before it is known that the request can be served.
         network = prepare_network(_first_config(subject))
         network.forget_set(forget, seed)
         _begin(folder, keys, network)
@@ -112,14 +112,14 @@ def add_request(
 
 
 def config_in_use(book: Ledger, subject: Subject) -> NetworkConfig:
-    """The configuration of the network in use: where it and its data are now.
+    """Returns the configuration of the network in use, with the current places of the network and its data.
 
     Args:
       book: The ledger.
       subject: What has moved since the ledger was begun.
 
     Raises:
-      InputError: The subject names something that the ledger knows and that cannot move.
+      InputError: The subject names something that cannot move and that the ledger knows already.
     """
     about, current = book.about, run_in_use(book)
     for name in ("model", "trained_on"):
@@ -144,18 +144,18 @@ def config_in_use(book: Ledger, subject: Subject) -> NetworkConfig:
 
 
 def check_content(book: Ledger, config: NetworkConfig, asked: Sequence[Request]) -> list[str]:
-    """Proves that the training set is the one that the ledger was begun with.
+    """Checks that the training set is the one with which the ledger was begun.
 
     Args:
       book: The ledger.
-      config: Says where the data set is.
+      config: The configuration that names the data set and its place.
       asked: Requests whose examples are compared one by one, so that the message can name them.
 
     Returns:
       The digests of all training examples.
 
     Raises:
-      InputError: An example is not what it was, or the training set is another.
+      InputError: An example has changed, or the training set is another.
     """
     about, splits = book.about, datasets.load(config.dataset, config.data_dir)
     digests = signing.example_digests(book.keys, splits.train)
@@ -176,34 +176,34 @@ def check_content(book: Ledger, config: NetworkConfig, asked: Sequence[Request])
     if about.trained_on is not None:
         file = trained_on_file(book.folder)
         if positions_digest(book.keys, forget_sets.read_positions(file)) != about.trained_on:
-            raise InputError(f"{file} is not what it was when the ledger was begun; put it back")
+            raise InputError(f"{file} has changed since the ledger was begun; put it back from your backup")
     return digests
 
 
 def run_in_use(book: Ledger) -> int | None:
-    """The number of the run whose network is in use; None if that is the original network."""
+    """Returns the number of the run whose network is in use, or None if that is the original network."""
     done = [entry.run for entry in book.entries(RunRecorded) if entry.verdict == FORGOTTEN]
     return done[-1] if done else None
 
 
 def network_in_use(book: Ledger) -> str:
-    """The SHA-256 of the network in use."""
+    """Returns the SHA-256 of the network in use."""
     done = [entry.network for entry in book.entries(RunRecorded) if entry.verdict == FORGOTTEN]
     return done[-1] if done else book.about.network
 
 
 def trained_on_file(folder: Path) -> Path:
-    """The file in a ledger's folder that lists what the original network was trained on."""
+    """Returns the file in a ledger's folder that lists what the original network was trained on."""
     return folder / TRAINED_ON_FILE
 
 
 def positions_text(positions: np.ndarray) -> str:
-    """Positions as the text of a file, one in a line."""
+    """Writes positions as the text of a file, one per line."""
     return "".join(f"{position}\n" for position in positions)
 
 
 def positions_digest(keys: LedgerKeys, positions: np.ndarray) -> str:
-    """A digest of positions under the ledger's secret."""
+    """Computes a digest of positions under the ledger's secret."""
     return keys.digest("positions", canonical(np.asarray(positions).tolist()))
 
 

@@ -1,4 +1,4 @@
-"""Serving deletion requests: a run makes the network in use forget what was asked for, and leaves a signed record.
+"""Serves deletion requests: a run makes the network in use forget what was asked for, and leaves a signed record.
 
 A run moves through the history of the ledger from `started` to `recorded`. If the process ends in between, the next
 call finishes that run first, with the settings that it was started with.
@@ -50,14 +50,14 @@ from scissorhands_jax.methods import MethodSettings
 from scissorhands_jax.metrics import accuracies
 
 Auditor = Callable[[Path, str], Evidence]
-"""From the folder of a run and the SHA-256 of its network to the evidence that is to count."""
+"""A function `(folder of a run, SHA-256 of its network) -> the evidence to judge it by`."""
 
-_MAX_WHY = 1000  # characters of the reason for which a run failed
+_MAX_WHY = 1000  # characters of the reason why a run failed
 
 
 @dataclasses.dataclass(frozen=True)
 class RunOutcome:
-    """What became of one run."""
+    """The outcome of one run."""
 
     number: int
     requests: tuple[int, ...]
@@ -67,7 +67,7 @@ class RunOutcome:
 
 @dataclasses.dataclass(frozen=True)
 class _Unlearned:
-    """A run whose network is there and has not been judged yet."""
+    """A run that has made its network, which has not been judged yet."""
 
     started: RunStarted
     job: Job
@@ -76,7 +76,7 @@ class _Unlearned:
     network: str
     """The SHA-256 of `after`."""
     results: Mapping[str, Any]
-    """What the run's `results.json` holds."""
+    """The content of the run's `results.json`."""
 
     @property
     def exact(self) -> bool:
@@ -84,11 +84,11 @@ class _Unlearned:
         return self.job.config.method_name == report.REFERENCE
 
     def before(self, examples: Dataset) -> Scored:
-        """Examples as the network before the run sees them."""
+        """Returns examples with the logits of the network before the run."""
         return self._scored((self.job.params, self.job.model_state), examples)
 
     def now(self, examples: Dataset) -> Scored:
-        """Examples as the network after the run sees them."""
+        """Returns examples with the logits of the network after the run."""
         return self._scored(self.after, examples)
 
     def _scored(self, network: tuple[Params, ModelState], examples: Dataset) -> Scored:
@@ -121,22 +121,26 @@ def run_requests(
 
     Args:
       folder: The folder of the ledger.
-      settings, method, seed, retain_limit, augment: The settings of the runs, as in `RunConfig`.
-      one_by_one: Whether each request gets a run of its own, instead of one run for all.
-      again: Whether to include requests that were answered `RETRAIN`; `method="retrain"` always does.
-      budget: How many percentage points of retain or test accuracy all runs together may cost.
-      level: The level of the evidence, as in `verdicts`.
+      settings: The settings of the method.
+      method: The name of the method, as in `RunConfig`.
+      seed: The seed of the runs.
+      retain_limit: The largest number of retained examples to use, as in `RunConfig`. The default is all.
+      augment: Whether to augment images, as in `RunConfig`. The default is that of the data set.
+      one_by_one: Whether each request has a run of its own, instead of one run for all.
+      again: Whether to include requests that were answered `RETRAIN`. With `method="retrain"` they are always included.
+      budget: The number of percentage points of retain or test accuracy that all runs together may cost.
+      level: The level of the evidence; see `verdicts`.
       subject: What has moved since the ledger was begun.
-      keys: The folder of the ledger's keys. The default None is `keys` in the ledger's folder.
-      audit: An audit of the run's procedure, to count in addition to `verdicts.held_out_comparison`.
-      auditor: Gives the evidence instead of both.
-      console: Shows progress.
+      keys: The folder of the ledger's keys. The default is the folder `keys` in the ledger's folder.
+      audit: An audit of the run's procedure, whose evidence counts in addition to `verdicts.held_out_comparison`.
+      auditor: A function that gives the evidence in place of both.
+      console: Where to show progress.
 
     Returns:
-      The outcomes in order; empty if there was nothing to do.
+      The outcomes in order. The list is empty if there was nothing to do.
 
     Raises:
-      InputError: Something cannot be used, or an example is no longer what it was; the requests stay open.
+      InputError: An argument cannot be used, or an example has changed. The requests stay open.
       LedgerError: The ledger cannot be used or written, or another process is running.
     """
     if budget < 0:
@@ -188,7 +192,7 @@ def _start(
     level: float,
     audit: AuditPlan | None,
 ) -> RunStarted:
-    """Checks everything that a run needs, and writes into the history that it has started."""
+    """Checks everything that a run needs, and records its start in the history."""
     check_content(book, config, asked)
     job = prepare_job(config)
     if audit is not None:
@@ -207,7 +211,7 @@ def _start(
 
 
 def unfinished_run(book: Ledger) -> RunStarted | None:
-    """The run that was stopped before it ended, if there is one."""
+    """Returns the run that was stopped before it ended, or None."""
     ended = {entry.run for entry in book.entries(RunRecorded)} | {entry.run for entry in book.entries(RunFailed)}
     left = [entry for entry in book.entries(RunStarted) if entry.run not in ended]
     return left[0] if left else None
@@ -216,7 +220,7 @@ def unfinished_run(book: Ledger) -> RunStarted | None:
 def _carry_out(
     book: Ledger, started: RunStarted, subject: Subject, auditor: Auditor | None, console: Console
 ) -> RunOutcome:
-    """Does what is left of a run. A run that cannot end well opens its requests again."""
+    """Does the rest of a run. If the run fails, its requests are opened again."""
     try:
         done = _unlearned(book, started, subject, console)
         return _judged(book, done, auditor, console)
@@ -235,10 +239,10 @@ def _unlearned(book: Ledger, started: RunStarted, subject: Subject, console: Con
     check_content(book, config, _asked(book, started))
     job = prepare_job(config)
     if hashing.network_sha256(job.params, job.model_state) != started.network:
-        raise InputError(f"the network that run {started.run} started from is not there any more")
+        raise InputError(f"the network that run {started.run} started from has changed; put it back from your backup")
     if not (out / runs.RESULTS_FILE).is_file() or not (out / "report.html").is_file():
         if out.exists() and not (out / runs.RUN_FILE).is_file():
-            shutil.rmtree(out)  # It was stopped while the folder was made.
+            shutil.rmtree(out)  # The run was stopped while it made the folder.
         unlearning.unlearn(config, out, resume=True, console=console)
     results = report.read_results(out / runs.RESULTS_FILE)
     after = load_weights(job.model, weights=None, checkpoint=str(out))
@@ -253,9 +257,9 @@ def _judged(book: Ledger, done: _Unlearned, auditor: Auditor | None, console: Co
     num_classes = len(job.splits.class_names)
     counts = _counts(held_after, done.results["after"], num_classes)
     recorded = book.entries(RunRecorded)
-    # What the first network, or the last one that was trained from scratch, gets right.
+    # Losses are measured against the first network, or against the last one that was trained from scratch.
     reference = recorded[-1].reference if recorded else _counts(held_before, done.results["before"], num_classes)
-    # A network that was trained from scratch is a first network again: what it cannot do, no unlearning has cost.
+    # A network that was trained from scratch counts as a first network, because unlearning has cost it nothing.
     lost = dict.fromkeys(("retain", "test"), 0.0) if done.exact else _lost(reference, counts, job.data.retain["label"])
     verdict = verdicts.judge(evidence, lost, float(started.budget), exact=done.exact)
     record = _record(book, done, evidence, counts, lost, verdict)
@@ -276,7 +280,7 @@ def _judged(book: Ledger, done: _Unlearned, auditor: Auditor | None, console: Co
 
 
 def _evidence(done: _Unlearned, held_before: Scored, held_after: Scored, console: Console) -> Evidence:
-    """The comparison with held-out examples, and the audit if the run was started with one."""
+    """Returns the comparison with held-out examples, and the evidence of the audit if the run has one."""
     job, level, plan = done.job, float(done.started.level), done.started.audit
     if plan is not None:
         level = 1 - (1 - level) / 2  # The audit and the comparison share the chance of an error.
@@ -335,13 +339,13 @@ def _recorded_request(book: Ledger, request: Request) -> RecordedRequest:
 
 
 def _earlier_tries(book: Ledger, started: RunStarted) -> int:
-    """How many earlier runs, failed ones included, were about any of these requests."""
+    """Counts the earlier runs, failed ones included, that worked on any of these requests."""
     before = [entry for entry in book.entries(RunStarted) if entry.run < started.run]
     return sum(not set(started.requests).isdisjoint(entry.requests) for entry in before)
 
 
 def _still_to_forget(book: Ledger, group: Sequence[Request]) -> tuple[list[Request], np.ndarray]:
-    """The requests that name something left to forget, and all that is left; others are closed as covered."""
+    """Returns the requests that name examples left to forget, and these examples. Other requests are closed."""
     done: dict[int, int] = {}
     for request in book.requests():
         if request.state == FORGOTTEN and request.run is not None:
@@ -369,7 +373,7 @@ def _counts(held: Scored, measured: Mapping[str, Any], num_classes: int) -> Coun
 
 
 def _lost(reference: Counts, counts: Counts, retained: np.ndarray) -> dict[str, float]:
-    """Percentage points lost since the reference; in the test set only of the classes that stay."""
+    """Computes the percentage points lost since the reference, on the test set only for classes that are retained."""
 
     def percent(pairs: Sequence[Sequence[int]]) -> float:
         return 100 * sum(pair[0] for pair in pairs) / max(1, sum(pair[1] for pair in pairs))
@@ -388,7 +392,7 @@ def _shares(numbers: Mapping[str, Any]) -> dict[str, Share]:
 
 
 def _tidy(book: Ledger) -> None:
-    """Removes what runs no longer need and may still know what was forgotten: checkpoints, networks of audits."""
+    """Removes checkpoints and networks of audits, which are no longer needed and may know what was forgotten."""
     for failed in book.entries(RunFailed):
         audits.remove_audit_networks(records.run_folder(book.folder, failed.run))
     for recorded in book.entries(RunRecorded):

@@ -1,10 +1,10 @@
-"""What makes a ledger hard to forge: canonical JSON, digests under a secret, Ed25519 signatures.
+"""Keys, digests under a secret, and Ed25519 signatures, which make a ledger hard to forge.
 
-A plain SHA-256 of a picture, or of a list of positions, tells anyone who has a guess whether the guess is right, and a
-data set has few enough pictures and positions to try them all. Whatever describes what was forgotten is therefore
-hashed under a secret (HMAC-SHA-256), which proves the same to whoever has the secret and nothing to all others.
-Networks and code cannot be guessed from a short list. They are hashed without the secret, so that an auditor can
-recompute the hashes.
+With a plain SHA-256 of a picture, or of a list of positions, anyone could check a guess, and a data set has few enough
+pictures and positions to try them all. Everything that describes what was forgotten is therefore hashed under a secret
+(HMAC-SHA-256). Such a digest proves as much to someone who has the secret, and reveals nothing to others. Networks and
+code cannot be guessed from a short list, so they are hashed without the secret, and an auditor can recompute the
+hashes.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ _MAX_PUBLIC = 2**12
 
 @dataclasses.dataclass(frozen=True)
 class LedgerKeys:
-    """The two keys of a ledger, 32 bytes each; neither is shown where the object is printed."""
+    """The two keys of a ledger, of 32 bytes each, which are not shown when the object is printed."""
 
     secret: bytes = dataclasses.field(repr=False)
-    """Makes the digests."""
+    """The key of digests."""
     signing: bytes = dataclasses.field(repr=False)
-    """The private key that makes the signatures."""
+    """The private key of signatures."""
 
     @property
     def public(self) -> str:
@@ -46,26 +46,26 @@ class LedgerKeys:
         return _ed25519().Ed25519PrivateKey.from_private_bytes(self.signing).public_key().public_bytes_raw().hex()
 
     def sign(self, purpose: str, digest: str) -> str:
-        """An Ed25519 signature of a digest, in hexadecimal; it is not valid for any other purpose."""
+        """Signs a digest with Ed25519. The signature, in hexadecimal, is not valid for any other purpose."""
         return _ed25519().Ed25519PrivateKey.from_private_bytes(self.signing).sign(_message(purpose, digest)).hex()
 
     def digest(self, purpose: str, content: bytes) -> str:
-        """The HMAC-SHA-256 of some content, in hexadecimal; for another purpose it is different."""
+        """Computes the HMAC-SHA-256 of a content, in hexadecimal. It differs for every purpose."""
         return hmac.new(self.secret, purpose.encode() + b"\0" + content, hashlib.sha256).hexdigest()
 
 
 def signed_by(public: str, purpose: str, digest: str, signature: str) -> bool:
-    """Whether a signature was made by `LedgerKeys.sign` with the private key of a public key.
+    """Says whether `LedgerKeys.sign` made a signature with the private key that belongs to a public key.
 
     Args:
       public: The public key in hexadecimal.
-      purpose: What the signature must be valid for.
-      digest: What must have been signed.
-      signature: The signature in hexadecimal, small letters only. Anything else is not a valid signature.
+      purpose: The purpose of the signature.
+      digest: The digest that must have been signed.
+      signature: The signature in lower-case hexadecimal. Anything else is not a valid signature.
     """
     from cryptography.exceptions import InvalidSignature
 
-    # Python would also read capitals and spaces, so a changed signature could still be valid.
+    # Python would also accept capitals and spaces, so a signature could be changed and still be valid.
     if not isinstance(signature, str) or re.fullmatch("[0-9a-f]{128}", signature) is None:
         return False
     try:
@@ -77,12 +77,12 @@ def signed_by(public: str, purpose: str, digest: str, signature: str) -> bool:
 
 
 def make_keys(folder: Path) -> LedgerKeys:
-    """Reads the keys in a folder, and draws those that are not there yet.
+    """Reads the keys in a folder, and draws those that do not exist yet.
 
-    Only the owner can read the files. If two processes draw keys at the same time, both use those of one of them.
+    Only the owner can read the files. If two processes draw keys at the same time, both use the keys of one of them.
 
     Raises:
-      LedgerError: As for `read_keys`.
+      LedgerError: The keys cannot be used; see `read_keys`.
       InputError: The package `cryptography` is missing.
     """
     _ed25519()
@@ -120,7 +120,7 @@ def _read_key(path: Path) -> bytes:
 
 
 def public_pem(public: str) -> bytes:
-    """A public key, given in hexadecimal, in the PEM form that `openssl` and other tools read."""
+    """Converts a public key from hexadecimal to the PEM form, which `openssl` and other tools read."""
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
     key = _ed25519().Ed25519PublicKey.from_public_bytes(bytes.fromhex(public))
@@ -128,7 +128,7 @@ def public_pem(public: str) -> bytes:
 
 
 def read_public(path: Path) -> str:
-    """Reads a public key in hexadecimal from a file with the content that `public_pem` returns.
+    """Reads a public key from a file in PEM form, and returns it in hexadecimal.
 
     Raises:
       LedgerError: The file is missing, or does not hold such a key.
@@ -150,7 +150,7 @@ def read_public(path: Path) -> str:
 
 
 def example_digests(keys: LedgerKeys, dataset: Dataset) -> list[str]:
-    """A digest of the whole content of each example under the ledger's secret, in hexadecimal.
+    """Computes a digest of the whole content of each example under the ledger's secret, in hexadecimal.
 
     Args:
       keys: The keys of the ledger.

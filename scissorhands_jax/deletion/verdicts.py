@@ -1,17 +1,17 @@
-"""Whether a network may count as one that has forgotten: findings, gates, the utility budget, and the answer.
+"""Verdicts on whether a network has forgotten: findings, gates, the utility budget, and the answer.
 
-A network that never saw some examples treats them like held-out examples of the same classes. So the examples that were
-to be forgotten are compared, class by class, with the test set: in the network's confidence in the true label, and in
-whether it is right. If they could just as well be a random part of the test set, at the level that was asked for,
-nothing in the network's outputs tells them apart. That alone says little: a handful of examples cannot be told apart
-whatever was done, nor can the examples of a network that learned none of them by heart. Therefore there is a gate: the
-same comparison must catch the network from before. Where it does not, the answer is not "forgotten" but "retrain now".
-A second gate compares one half of the test set with the other, which nothing may tell apart.
+A network that never saw some examples treats them like held-out examples of the same classes. So the examples to forget
+are compared, class by class, with the test set: by the network's confidence in the true label, and by whether it is
+right. If they could just as well be a random part of the test set, at the given level, they cannot be distinguished by
+the network's outputs. That alone means little: a handful of examples cannot be distinguished whatever was done, and
+neither can the examples of a network that never memorised them. Therefore there is a gate: the same comparison must
+catch the network from before the run. If it does not, the answer is not "forgotten" but "retrain now". A second gate
+compares one half of the test set with the other, and must find no difference.
 
-The comparison errs in two cases. Examples that differ from the test set in more than their classes can be told apart
+The comparison errs in two cases. Examples that differ from the test set in more than their classes can be distinguished
 even in a network that never saw them. And some traces show only in a comparison with networks that were trained without
-the examples. An audit against retrained networks sees both. Where the run's procedure was audited (`audits`), the
-audit's findings count as well, and its gates take the place of the first one.
+the examples. An audit against retrained networks detects both. If the run's procedure was audited (`audits`), the
+audit's findings count as well, and its gates replace the first one.
 """
 
 from __future__ import annotations
@@ -28,16 +28,17 @@ from scissorhands_jax.metrics import attacks, rank_tests
 from scissorhands_jax.metrics.rank_tests import Finding
 
 EVIDENCE_LEVEL = 0.95
-"""The default of the chance that all findings hold in a network that never saw the examples."""
+"""The default chance that all findings hold in a network that never saw the examples."""
 
 UTILITY_BUDGET = 1.0
-"""The default of the percentage points of accuracy that all runs together may cost."""
+"""The default number of percentage points of accuracy that all runs together may cost."""
 
 HELD_OUT_GATE = "held-out against held-out"
 """The name of the gate that compares one half of the test set with the other."""
 
 _SOURCE = "held-out comparison"
-# Of the gate that compares held-out examples with held-out ones: if it fails by chance, a run loses its answer.
+# The level of the gate that compares two halves of the test set. It is high because a run is wasted if it fails by
+# chance.
 _NULL_LEVEL = 0.999
 
 
@@ -48,15 +49,15 @@ class EvidenceGate:
     name: str
     passed: bool
     why: str
-    """What was found, as half a sentence."""
+    """The outcome in words, as half a sentence."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-    """What is known about whether a network has forgotten."""
+    """The evidence on whether a network has forgotten."""
 
     source: str
-    """Where the evidence comes from: the held-out comparison, or which audit."""
+    """The source of the evidence: the held-out comparison, and the audit if there is one."""
     findings: tuple[Finding, ...]
     gates: tuple[EvidenceGate, ...]
 
@@ -71,10 +72,10 @@ class Verdict:
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
-    """Examples as a network sees them."""
+    """Examples with the logits that a network gives them."""
 
     logits: np.ndarray
-    """shape=(N, C)"""
+    """The logits. shape=(N, C)"""
     labels: np.ndarray
     """The true classes, as whole numbers. shape=(N,)"""
 
@@ -82,13 +83,15 @@ class Scored:
 def held_out_comparison(
     before: Scored, after: Scored, held_before: Scored, held_after: Scored, earlier: Scored | None, level: float
 ) -> Evidence:
-    """Compares what a run was to make a network forget with held-out examples.
+    """Compares the examples that a run had to make a network forget with held-out examples.
 
     Args:
-      before, after: The forget set, as the networks before and after the run see it.
-      held_before, held_after: The test set with all its classes, as these networks see it.
-      earlier: What earlier runs have forgotten, as the network after this run sees it: it must not have come back. None
-        if there were no earlier runs.
+      before: The forget set with the logits of the network before the run.
+      after: The forget set with the logits of the network after the run.
+      held_before: The test set, of all classes, with the logits of the network before the run.
+      held_after: The test set, of all classes, with the logits of the network after the run.
+      earlier: The examples that earlier runs made the network forget, with the logits of the network after this run,
+        which must not know them again. None if there were no earlier runs.
       level: The chance that all findings together hold in a network that never saw the examples.
     """
     for part in (after, *([] if earlier is None else [earlier])):
@@ -106,9 +109,9 @@ def held_out_comparison(
     originals = {score: _compared(before, held_before, score, first) for score in _SCORES}
     caught = [score for score, finding in originals.items() if finding.value > finding.high]
     why = (
-        f"in {' and '.join(caught)} it knows its training examples from others"
+        f"its {' and '.join(caught)} distinguishes its training examples from others"
         if caught
-        else f"the {len(before.labels)} examples are too few, or it never knew them by heart; nothing follows from the "
+        else f"the {len(before.labels)} examples are too few, or it never memorised them, so nothing follows from the "
         "comparison"
     )
     return Evidence(
@@ -117,7 +120,7 @@ def held_out_comparison(
 
 
 def from_audit(document: Mapping[str, Any], network: str) -> Evidence:
-    """Reads the evidence that an audit made elsewhere has found.
+    """Reads the evidence of an audit that was made elsewhere.
 
     Args:
       document: `{"network": SHA-256, "source": text, "findings": [{"name", "value", "low", "high"}, ...],
@@ -151,7 +154,7 @@ def judge(evidence: Evidence, lost: Mapping[str, float], budget: float, *, exact
     Args:
       evidence: The evidence of the run.
       lost: The percentage points of accuracy that the network has lost since the first one, by the set of examples.
-      budget: How many percentage points may be lost of each.
+      budget: The number of percentage points that may be lost on each.
       exact: Whether the network was trained from scratch without the examples. That is proof enough, so the evidence
         is shown but does not count.
     """
@@ -170,20 +173,20 @@ def judge(evidence: Evidence, lost: Mapping[str, float], budget: float, *, exact
     if exact:
         reasons.append("the network was trained from scratch without the examples")
     else:
-        reasons.append("nothing that was measured tells the examples from ones that it never saw")
+        reasons.append("no measurement distinguishes the examples from ones that it never saw")
     return Verdict(FORGOTTEN, tuple(reasons))
 
 
 def _against(finding: Finding) -> str:
-    how = "still known" if finding.value > finding.high else "conspicuous, forgotten more than what was never seen"
+    how = "they are still known" if finding.value > finding.high else "they stand out, as if they had been unlearned"
     return (
-        f"the {finding.name} shows them {how}: {finding.value:.3f}, and a network that never saw them lies between "
-        f"{finding.low:.3f} and {finding.high:.3f}"
+        f"the {finding.name} shows that {how}: it is {finding.value:.3f}, and lies between {finding.low:.3f} and "
+        f"{finding.high:.3f} in a network that never saw them"
     )
 
 
 def _null(held: Scored) -> EvidenceGate:
-    """Whether the comparison tells one half of the held-out examples, drawn class by class, from the other half."""
+    """Checks that the comparison finds no difference between two random halves of each class of held-out examples."""
     name = HELD_OUT_GATE
     generator = np.random.default_rng(0)
     first = np.zeros(len(held.labels), bool)
@@ -196,13 +199,13 @@ def _null(held: Scored) -> EvidenceGate:
         )
     half, rest = (Scored(held.logits[part], np.asarray(held.labels)[part]) for part in (first, ~first))
     level = 1 - (1 - _NULL_LEVEL) / len(_SCORES)
-    told = [score for score in _SCORES if not _compared(half, rest, score, level).holds]
+    different = [score for score in _SCORES if not _compared(half, rest, score, level).holds]
     why = (
-        f"in {' and '.join(told)} it tells held-out examples from held-out ones"
-        if told
-        else "it does not tell one half of the test set from the other"
+        f"its {' and '.join(different)} distinguishes held-out examples from held-out examples"
+        if different
+        else "it finds no difference between the two halves of the test set"
     )
-    return EvidenceGate(name, not told, why)
+    return EvidenceGate(name, not different, why)
 
 
 def _compared(part: Scored, held: Scored, score: str, level: float) -> Finding:

@@ -1,4 +1,4 @@
-"""Verifying a ledger: everything in it, its records and its networks that is not as it was written."""
+"""Verifies a ledger, its records and its networks, and describes everything that is not as it was written."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from scissorhands_jax.jobs.evaluating import evaluate_network
 from scissorhands_jax.jobs.job import read_original
 
 _WITHOUT_SECRET = (
-    "note: without the ledger's secret nobody can tell whether the files that describe forgotten examples are as they "
-    "were: in runs/ all but the networks, and the list of what the first network was trained on"
+    "note: without the ledger's secret, files that describe forgotten examples cannot be verified: those in runs/ "
+    "except the networks, and the list of what the first network was trained on"
 )
 
 
@@ -45,23 +45,24 @@ def verify_ledger(
 ) -> tuple[list[str], str | None]:
     """Looks for everything in a ledger, its records and its networks that is not as it was written.
 
-    `ledger` says what is found in the ledger itself, and what is not.
+    The module `ledger` says what is found in the ledger itself, and what is not.
 
     Args:
       folder: The folder of the ledger.
-      head: A head that was kept elsewhere. The history must contain it, which tells the ledger from an older copy.
+      head: A head that was kept elsewhere, which the history must contain. An older copy of the ledger does not.
       evaluate: Whether to evaluate the network in use again and compare the numbers with its record. The original,
         which is in use until a run has forgotten, has no record; its weights are always compared with the hash that
         the ledger holds.
       subject: What has moved since the ledger was begun.
-      keys: The folder of the ledger's keys. The default None is `keys` in the ledger's folder.
+      keys: The folder of the ledger's keys. The default is the folder `keys` in the ledger's folder.
       public: A file with the public key, for an auditor who does not have the keys. Everything that a signature covers
         is verified, the network included. Files that describe forgotten examples have digests under the secret, which
         cannot be verified; a note says so.
-      console: Shows progress and notes.
+      console: Where to show progress and notes.
 
     Returns:
-      What was found, one sentence each, empty if all is well; and the head, if the ledger can be read.
+      Everything that was found, in one sentence each, and the head. The list is empty if all is well, and the head is
+      None if the ledger was changed or cannot be read.
     """
     subject = subject or Subject()
     try:
@@ -94,7 +95,7 @@ def verify_ledger(
 def _record_problems(
     folder: Path, hashes: Mapping[int, str], current: int | None, public: str, keys: LedgerKeys | None
 ) -> list[str]:
-    """What is wrong with a ledger's records, their pages, and the folders of their runs.
+    """Describes what is wrong with a ledger's records, their pages, and the folders of their runs.
 
     Args:
       folder: The folder of the ledger.
@@ -102,8 +103,8 @@ def _record_problems(
       current: The number of the run whose network is in use. The folders of others may have been removed as a whole,
         because a network that knows what was forgotten later should not be kept; what is left must be unchanged.
       public: The ledger's public key, in hexadecimal.
-      keys: The keys of the ledger; None if they are not known. Files whose digests are under the secret must then only
-        be there.
+      keys: The keys of the ledger, or None if they are not known. Files whose digests are under the secret must then
+        exist, but their content is not verified.
     """
     found = []
     previous = CHAIN_START
@@ -153,12 +154,12 @@ def _file_problems(folder: Path, record: Record, keys: LedgerKeys | None) -> lis
 
 
 def _unknown_files(folder: Path, numbers: list[int]) -> list[str]:
-    """The files among the records that belong to none of these runs."""
+    """Describes the files among the records that belong to none of these runs."""
     known = {records.public_path(folder)}
     known |= {path(folder, number) for number in numbers for path in (records.record_path, records.record_page_path)}
     # A process that is killed while it writes leaves a file with the suffix .tmp.
     unknown = (path for path in (folder / records.RECORDS_FOLDER).glob("*") if path.suffix != ".tmp")
-    return [f"{path} is no record that the ledger knows" for path in sorted(set(unknown) - known)]
+    return [f"{path} is not a record of the ledger" for path in sorted(set(unknown) - known)]
 
 
 def _public_key_problems(folder: Path, public: str, *, needed: bool) -> list[str]:
@@ -171,7 +172,7 @@ def _public_key_problems(folder: Path, public: str, *, needed: bool) -> list[str
 
 
 def _trained_on_problems(book: Ledger) -> list[str]:
-    """Compares the list of what the network was trained on with its digest, and its bytes with how it is written."""
+    """Compares the list of what the network was trained on with its digest and with the form in which it is written."""
     file, expected = trained_on_file(book.folder), book.about.trained_on
     if expected is None:
         return []
@@ -199,7 +200,7 @@ def _original_problems(book: Ledger, subject: Subject) -> list[str]:
 
 
 def _evaluated(book: Ledger, current: int, subject: Subject, console: Console) -> list[str]:
-    """Evaluates the network in use again; the counts may differ a little where another machine rounds differently."""
+    """Evaluates the network in use again. Counts may differ a little, because another machine rounds differently."""
     record, _ = records.read_record(records.record_path(book.folder, current), book.public)
     try:
         answer = evaluate_network(config_in_use(book, subject), console=console)
@@ -219,6 +220,6 @@ def _evaluated(book: Ledger, current: int, subject: Subject, console: Console) -
         if now[1] != total or abs(now[0] - correct) > 1 + total // 1000:
             found.append(
                 f"the network of run {current} now gets {now[0]} of {now[1]} {name} examples right, and its record "
-                f"says {correct} of {total}; it, the data or the code is another"
+                f"says {correct} of {total}: the network, the data or the code has changed"
             )
     return found

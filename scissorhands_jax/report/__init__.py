@@ -1,7 +1,7 @@
 """Results for people: tables for the terminal, Markdown and LaTeX, `results.json`, figures, and `report.html`.
 
-`rows` says what a row of results is. `tables` and `row_figures` show rows, `audits` and `audit_page` show the evidence
-of an audit, `trust` says what gates say about either, and `page` makes one file of all that.
+`rows` defines what a row of results is. `tables` and `row_figures` show rows, `audits` and `audit_page` show the
+evidence of an audit, `gates` checks both, `trust` shows the gates, and `page` puts everything into one file.
 """
 
 from scissorhands_jax.report.audit_page import audit_answer, evidence_figure, print_audit, write_audit

@@ -1,4 +1,4 @@
-"""An audit for people: its page, whose first words are what was found, its figure, and its lines in the terminal."""
+"""The page of an audit, which begins with the result, its figure, and its lines in the terminal."""
 
 from __future__ import annotations
 
@@ -28,32 +28,33 @@ from scissorhands_jax.report.tables import print_grid
 from scissorhands_jax.report.trust import audit_verdict
 
 _WHAT = (
-    "For every forget set, half of the networks of one ensemble were trained on it, and each method makes these forget "
-    "it. The other half never saw it: they are the retrained networks that unlearning should end at. The rest of the "
-    "training set is split at random between the two networks of a pair, except for a part that all networks have.",
+    "For every forget set, half of the networks of one ensemble were trained on it, and each method makes these "
+    "networks forget it. The other half never saw it: they are the retrained networks that unlearning should match. "
+    "The rest of the training set is split at random between the two networks of a pair, except for a part that all "
+    "networks have.",
     "U-LiRA attacks with full knowledge of the method: it compares an example's score under a network with its scores "
     "under other unlearned and other retrained networks. 0.5 means that unlearned and retrained networks cannot be "
-    "told apart. Its AUC on held-out examples says how much of the difference is a general change of the network "
-    "and no trace of the forget set. LiRA, RMIA and the population attack look at one network and tell its forget set "
-    "from examples that it never saw; below 0.5 the network answers the forget set worse than those.",
+    "distinguished. Its AUC on held-out examples shows how much of the difference is a general change of the network "
+    "and not a trace of the forget set. LiRA, RMIA and the population attack look at one network and try to "
+    "distinguish its forget set from examples that it never saw. Below 0.5, the network answers the forget set worse "
+    "than those.",
     "KLoM is the divergence between the margins of unlearned and of retrained networks, at the 95th percentile over "
-    "examples; the forgetting score is that of the NeurIPS 2023 challenge, 1 at best. Both are biased with few "
-    f"networks. The row \u201c{NULL}\u201d, which compares one half of the retrained networks with the other "
+    "examples. The forgetting score is that of the NeurIPS 2023 challenge, and its best value is 1. Both are biased "
+    f"with few networks. The row \u201c{NULL}\u201d, which compares one half of the retrained networks with the other "
     "half, shows by how much, and the columns \u201chalf the networks\u201d use that number of networks for every "
-    "method. KLoM cannot exceed 11.5, which it reaches where unlearned and retrained networks share no bin. Where not "
-    "even the original is farther off than that row, the number says nothing at this size and is no evidence.",
-    "Recovered is the accuracy on the forget set that comes back by training on the retain set alone. Distances are in "
-    "units of the other network's length; that of a retrained network is to another retrained network.",
-    "Intervals of attacks, KLoM and forgetting score are by bootstrap over networks and examples. Intervals of what is "
-    "measured inside networks are over the few networks that were examined, and not over examples. All use Student's t "
-    "for the number of networks; the references of the attacks are not resampled, and one network alone has no "
-    "interval. Forget sets share the networks, so a mean over forget sets has no narrower an interval than they have. "
-    "Variances are pooled over examples where there are fewer than 64 networks on each side. A true positive rate "
-    "needs about ten false positives to be more than an anecdote: where there are too few negatives for that, the "
-    "table says so.",
+    "method. KLoM cannot exceed 11.5, which it reaches if unlearned and retrained networks share no bin. If not even "
+    "the original is farther away than that row, the number means nothing at this size and is not evidence.",
+    "Recovered is the accuracy on the forget set that comes back by training on the retain set alone. Distances are "
+    "relative to the norm of the other network's weights; that of a retrained network is to another retrained network.",
+    "Intervals of attacks, KLoM and forgetting score are by bootstrap over networks and examples. Intervals of "
+    "recovery, probes and weight distances are over the few networks that were examined, and not over examples. All "
+    "use Student's t for the number of networks. The references of the attacks are not resampled, and one network "
+    "alone has no interval. Forget sets share the networks, so the interval of a mean over forget sets is as wide as "
+    "theirs. "
+    "Variances are pooled over examples if there are fewer than 64 networks of each kind. A true positive rate needs "
+    "about ten false positives to mean anything; if there are too few negatives for that, the table says so.",
 )
-_LEADING = ("u_lira_auc", "lira_auc", "rmia_auc", "population_auc")
-
+_LEADING = ("u_lira_auc", "lira_auc", "rmia_auc", "population_auc")  # the strongest attack first
 
 _EVIDENCE_PANELS = (
     "u_lira_auc",
@@ -72,22 +73,22 @@ def evidence_figure(
     *,
     panels: Sequence[str] = _EVIDENCE_PANELS,
 ) -> Figure:
-    """Metrics of an audit, a panel each: a dot and its interval per method, means over forget sets.
+    """Draws metrics of an audit, each in a panel with a dot and an interval for each method: means over forget sets.
 
     Args:
-      entries: of a document of `audit.run_audit`, with `scenario`, `method`, `metric`, `value`, `low` and `high`; those
-        without a scenario are drawn.
-      titles: name of each metric and its value for perfect forgetting, which becomes a broken line.
-      panels: metrics in this order, as far as there are entries.
+      entries: The evidence of a document of `audit.run_audit`, with `scenario`, `method`, `metric`, `value`, `low` and
+        `high`. Entries without a scenario, which are means over all, are drawn.
+      titles: The name of each metric, and its value for perfect forgetting, which is drawn as a dashed line.
+      panels: The metrics to draw, in order. Those without entries are left out.
 
     Raises:
-      InputError: there is nothing to draw.
+      InputError: There is nothing to draw.
     """
     held = {(entry["metric"], entry["method"]): entry for entry in entries if entry["scenario"] is None}
     shown = {metric: [method for found, method in held if found == metric] for metric in panels}
     shown = {metric: methods for metric, methods in shown.items() if methods}
     if not shown:
-        raise InputError("there is no evidence to plot")
+        raise InputError("there is no evidence to plot; run the audit to its end")
     heights = [0.55 + 0.21 * len(methods) for methods in shown.values()]
     with figure_style():
         figure = Figure(figsize=(PAGE_WIDTH, sum(heights)), layout=panel_layout())
@@ -108,16 +109,16 @@ def evidence_figure(
 
 
 def _leading_metric(document: Mapping[str, Any]) -> str | None:
-    """The strongest attack that was run."""
+    """Returns the metric of the strongest attack that was run."""
     measured = {entry["metric"] for entry in document["evidence"] if entry["scenario"] is None}
     return next((metric for metric in _LEADING if metric in measured), None)
 
 
 def audit_answer(document: Mapping[str, Any]) -> str:
-    """What the strongest attack of an audit found, in one sentence; that nothing can be trusted, where that is so.
+    """Writes in one sentence what the strongest attack of an audit found, or that the numbers cannot be trusted.
 
     Args:
-      document: as returned by `audit.run_audit`.
+      document: The document that `audit.run_audit` returned.
     """
     metric, verdict = _leading_metric(document), audit_verdict(document["gates"])
     if metric is None or not verdict.startswith("All "):
@@ -128,15 +129,15 @@ def audit_answer(document: Mapping[str, Any]) -> str:
         if entry["metric"] == metric and entry["scenario"] is None and entry["method"] not in (REFERENCE, NULL)
     ]
     title, perfect = METRICS[metric]
-    return f"{title}, which is {perfect:g} where nothing is left to find: {', '.join(values)}."
+    return f"{title}, which is {perfect:g} if nothing is left to find: {', '.join(values)}."
 
 
 def write_audit(path: str | os.PathLike, document: Mapping[str, Any]) -> None:
-    """Writes the page of an audit: what was found and whether it can be trusted, then tables, then the method.
+    """Writes the page of an audit: the result and whether it can be trusted, then tables, then the method.
 
     Args:
-      path: the file, usually `report.html`.
-      document: as returned by `audit.run_audit`.
+      path: The file, usually `report.html`.
+      document: The document that `audit.run_audit` returned.
     """
     ensemble = document["ensemble"]
     about = (
@@ -148,7 +149,7 @@ def write_audit(path: str | os.PathLike, document: Mapping[str, Any]) -> None:
     leading, everything = (
         Picture(
             evidence_figure(document["evidence"], METRICS, panels=panels),
-            "Means over forget sets with intervals; the broken line is what a perfect method has.",
+            "Means over forget sets with intervals. The dashed line is the value of a perfect method.",
             f"{what} by method with intervals; the numbers are in the tables.",
             heading="All attacks and distances",
             name=name,

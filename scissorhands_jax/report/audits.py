@@ -1,4 +1,4 @@
-"""Tables of an audit: what is measured, its name, and the evidence by method."""
+"""The tables of an audit: its metrics, their names, and the evidence by method."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scissorhands_jax.report.tables import Cell, Grid
 from scissorhands_jax.report.trust import silent_metrics
 
 NULL = "retrained against retrained"
-"""The label of the comparison that must find nothing."""
+"""The label of the comparison of retrained networks with each other, which must find nothing."""
 
 METRICS: Mapping[str, tuple[str, float | None]] = {
     "population_auc": ("Population AUC", 0.5),
@@ -37,23 +37,30 @@ METRICS: Mapping[str, tuple[str, float | None]] = {
     "distance_original": ("Distance to original", None),
     "distance_retrained": ("Distance to retrained", None),
 }
-"""What is measured: its name in a table, and the value of perfect forgetting where there is one."""
+"""The metrics of an audit: the name in a table, and the value for perfect forgetting or None."""
 
-_SHOWN = (
-    ("Can unlearned and retrained networks be told apart?", "u_lira"),
-    ("Can the forget set be told from what a network never saw?", "lira rmia population"),
+_TABLES = (
+    ("Can unlearned and retrained networks be distinguished?", "u_lira"),
+    ("Can the forget set be distinguished from unseen examples?", "lira rmia population"),
     ("Distances between distributions", "klom forgetting"),
     ("Inside the networks", "recovered probe distance"),
 )
 
 
 def evidence_grids(document: Mapping[str, Any]) -> list[tuple[str, Grid]]:
-    """The tables of an audit, means over its forget sets with their intervals, by heading."""
+    """Makes the tables of an audit: means over its forget sets with their intervals.
+
+    Args:
+      document: The document that `audit.run_audit` returned.
+
+    Returns:
+      The tables with their headings.
+    """
     values = {(entry["method"], entry["metric"]): entry for entry in document["evidence"] if entry["scenario"] is None}
     methods = list(dict.fromkeys(method for method, _ in values))
     silent = silent_metrics(document["gates"])
     tables = []
-    for heading, prefixes in _SHOWN:
+    for heading, prefixes in _TABLES:
         shown = [metric for metric in METRICS if metric.startswith(tuple(prefixes.split()))]
         present = [metric for metric in shown if any((method, metric) in values for method in methods)]
         lines = [
@@ -71,15 +78,16 @@ def evidence_grids(document: Mapping[str, Any]) -> list[tuple[str, Grid]]:
 
 
 def _header(metric: str, entries: Sequence[Mapping[str, Any]], silent: tuple[str, ...]) -> str:
-    """A metric's name, with what must be known of all its numbers."""
+    """Returns a metric's name, with a warning if its numbers mean little."""
     title = METRICS[metric][0]
     _, is_rate, percent = metric.partition("_tpr_at_")
     if is_rate:
         counts = sorted({entry.get("negatives", 0) for entry in entries})
         shown = " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1])))
+        # Fewer than ten expected false positives make the rate a matter of chance.
         too_few = ": too few" if counts[0] < 10 / (float(percent) / 100) else ""
         return f"{title} ({shown} negatives{too_few})"
-    return f"{title} (says nothing here)" if metric.startswith(silent) else title
+    return f"{title} (no evidence here)" if metric.startswith(silent) else title
 
 
 def _cell(entry: Mapping[str, Any] | None) -> Cell:

@@ -1,4 +1,4 @@
-"""The figure of a run: how its losses moved from step to step."""
+"""The figure of a run: its losses from step to step."""
 
 from __future__ import annotations
 
@@ -13,23 +13,26 @@ from scissorhands_jax.report.drawing import BLUE, PAGE_WIDTH, Picture, figure_st
 
 
 def curves_figure(histories: Mapping[str, Any], *, max_points: int = 400) -> Figure:
-    """How numbers moved over a run: one panel per number, over the optimizer steps.
+    """Draws numbers over the optimizer steps of a run, with one panel for each number.
 
     Args:
-      histories: values by name, such as `{"retain_loss": array, "forget_loss": array}`; each of shape (T,), one per
-        step, NaN where a step has no such value (forget loss in a retain-only step).
-      max_points: longer histories are drawn as means of equal stretches of steps, with the range of each in the
-        background.
+      histories: Values by name, such as `{"retain_loss": array, "forget_loss": array}`. Each array has the shape (T,),
+        with one value per step, which is NaN if the step has no such value.
+      max_points: The largest number of points. Longer histories are drawn as means of equal intervals of steps, with
+        the range of each in the background.
 
     Raises:
-      InputError: nothing to draw, or an array that is not one-dimensional.
+      InputError: There is nothing to draw, or an array is not one-dimensional.
     """
     arrays = {name: np.asarray(values, dtype=np.float64) for name, values in histories.items()}
     for name, array in arrays.items():
         if array.ndim != 1 or not np.isfinite(array).any():
-            raise InputError(f"the history {name!r} must be a list with at least one finite number, got {array.shape}")
+            raise InputError(
+                f"the history {name!r} has shape {array.shape} and {np.isfinite(array).sum()} finite numbers; give a "
+                "list with at least one"
+            )
     if not arrays:
-        raise InputError("there are no histories to plot")
+        raise InputError("there are no histories to plot; give at least one")
     with figure_style():
         figure = Figure(figsize=(PAGE_WIDTH, 0.6 + 1.45 * len(arrays)), layout=panel_layout())
         panels = figure.subplots(len(arrays), 1, sharex=True, squeeze=False)[:, 0]
@@ -54,17 +57,21 @@ def curves_figure(histories: Mapping[str, Any], *, max_points: int = 400) -> Fig
 
 
 def _thinned(array: np.ndarray, max_points: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Step, mean, lowest and highest of each stretch that holds a finite value."""
+    """Returns the mean step and the mean, lowest and highest value of each interval of steps with a finite value."""
     positions = np.flatnonzero(np.isfinite(array))
-    stretches = np.array_split(np.arange(len(array)), min(len(array), max_points))
-    kept = [part for part in (np.intersect1d(part, positions, assume_unique=True) for part in stretches) if part.size]
+    intervals = np.array_split(np.arange(len(array)), min(len(array), max_points))
+    kept = [part for part in (np.intersect1d(part, positions, assume_unique=True) for part in intervals) if part.size]
     columns = [(part.mean() + 1, array[part].mean(), array[part].min(), array[part].max()) for part in kept]
     steps, means, lows, highs = np.array(columns).T
     return steps, means, lows, highs
 
 
 def curves_picture(histories: Mapping[str, Any]) -> Picture:
-    """The figure with its words, below all tables of a page; the arguments are those of `curves_figure`."""
+    """Makes the figure with its caption, for the end of a page.
+
+    Args:
+      histories: Values by name; see `curves_figure`.
+    """
     return Picture(
         curves_figure(histories),
         "What was recorded at every optimizer step; the number at the end of each curve is its last value.",

@@ -1,4 +1,4 @@
-"""What all figures share: colours, fonts and labels, and the form that a figure takes in a page or a file."""
+"""The style of all figures: colours, fonts and labels; and figures as SVG and PNG."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from scissorhands_jax import hashing
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart. Figures are white, in a dark page too.
+# Colours by Okabe and Ito, which colour-blind readers can distinguish. Figures are white, even in a dark page.
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#AA4499"
 INK, SOFT, RULE = "#1f2328", "#59636e", "#d1d9e0"
 PAGE_WIDTH = 5.2
-"""Width of a figure in inches: narrow, so that its text can still be read when a phone shrinks the figure."""
+"""The width of a figure in inches. It is small so that text can still be read when a phone shrinks the figure."""
 
 _STYLE: dict[Any, Any] = {
     "font.family": ["sans-serif"],
@@ -50,16 +50,16 @@ _STYLE: dict[Any, Any] = {
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A figure with the words that explain it and those that replace it.
+    """A figure with its caption and its alternative text.
 
     Attributes:
-      figure: the figure itself, made without pyplot.
-      caption: what a reader sees below it.
-      alt: what a screen reader says in its place.
-      scenario: the scenario whose table it belongs to; None puts it below all tables.
-      heading: the heading of the section below all tables, for a figure without a scenario.
-      format: its form in a page; PNG suits a figure that holds photographs.
-      name: the stem of its file.
+      figure: The figure, made without pyplot.
+      caption: The text below the figure.
+      alt: The text that a screen reader reads in place of the figure.
+      scenario: The scenario whose table the figure belongs to, or None to put it below all tables.
+      heading: The heading of the section below all tables, for a figure without a scenario.
+      format: The format in a page. PNG suits a figure with photographs.
+      name: The name of the file, without its suffix.
     """
 
     figure: Figure
@@ -72,22 +72,22 @@ class Picture:
 
 
 def figure_style() -> contextlib.AbstractContextManager[None]:
-    """The style in which every figure of the project is drawn and saved, as a context manager."""
+    """Returns a context manager for the style in which all figures are drawn and saved."""
     return matplotlib.rc_context(_STYLE)
 
 
 def panel_layout() -> ConstrainedLayoutEngine:
-    """A layout with enough room between panels to show that a title belongs to the panel below it."""
+    """Returns a layout with enough room between panels to show that a title belongs to the panel below it."""
     return ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.07, hspace=0.04)
 
 
 def plot_label(text: str, length: int = 34) -> str:
-    """Text for a figure, cut to `length` characters; matplotlib must not read its dollar signs as formulas."""
+    """Cuts a text to `length` characters, and escapes dollar signs, which matplotlib would read as formulas."""
     return (text if len(text) <= length else f"{text[: length - 1]}…").replace("$", r"\$")
 
 
 def figure_png(figure: Figure, *, dpi: int = 200) -> bytes:
-    """A figure as a PNG file of `dpi` pixels per inch; the same figure gives the same bytes."""
+    """Converts a figure to a PNG file of `dpi` pixels per inch. The same figure gives the same bytes."""
     buffer = BytesIO()
     with figure_style():
         figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
@@ -95,7 +95,7 @@ def figure_png(figure: Figure, *, dpi: int = 200) -> bytes:
 
 
 def figure_svg(figure: Figure) -> str:
-    """A figure as one `<svg>` element for an HTML page: no prolog, the page's font, ids that no other figure has."""
+    """Converts a figure to one `<svg>` element for an HTML page, with the font of the page and with unique ids."""
     buffer = StringIO()
     with figure_style():
         figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))

@@ -1,4 +1,4 @@
-"""A picture of networks that forget: some of the examples they had to forget, what each says to them, and the gap."""
+"""A picture of networks that forget: some examples to forget, each network's answers to them, and its Avg. Gap."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from scissorhands_jax.report.drawing import BLUE, INK, ORANGE, PAGE_WIDTH, figur
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What a network says to an example: the class it finds likeliest, and the probability that it gives it, 0 to 1."""
+    """The answer of a network to an example."""
 
     label: str
+    """The class that is likeliest according to the network."""
     confidence: float
+    """The probability of that class, from 0 to 1."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,9 +29,9 @@ class ForgottenExample:
     """An example that networks had to forget.
 
     Attributes:
-      image: its pixels in [0, 1], shape (H, W) or (H, W, C) with C 1 or 3; zero is black.
-      label: the label that it had in training, and that the networks had to forget with it.
-      answers: what each network says to it, by the network's name.
+      image: The pixels in [0, 1], of shape (H, W) or (H, W, C) with C 1 or 3; 0 is black.
+      label: The label that it had in training, which networks had to forget with it.
+      answers: The answer of each network, by the network's name.
     """
 
     image: np.ndarray
@@ -38,22 +40,24 @@ class ForgottenExample:
 
 
 def forgetting_figure(examples: Sequence[ForgottenExample], gaps: Mapping[str, float]) -> Figure:
-    """Examples in a row, a line of answers below them for each network, and a bar for how far it is from retraining.
+    """Draws a row of examples, a line of answers for each network, and a bar for its distance to retraining.
 
-    An answer with the label that was to be forgotten is orange, any other one blue; the surer, the darker.
+    An answer with the label that should be forgotten is orange, and any other answer is blue. The more confident the
+    answer, the darker the colour.
 
     Args:
-      examples: those to show, in order; all have answers of the same networks.
-      gaps: Avg. Gap of each network in percentage points, in the order of the lines; it is 0 for the retrained network.
+      examples: The examples to show, in order. All have answers of the same networks.
+      gaps: The Avg. Gap of each network in percentage points, in the order of the lines. It is 0 for the retrained
+        network.
 
     Raises:
-      InputError: there are no examples, or one lacks an answer of a network in `gaps`.
+      InputError: There are no examples, or one lacks an answer of a network in `gaps`.
     """
     if not examples or not gaps:
-        raise InputError("there are no forgotten examples, or no networks, to draw")
+        raise InputError(f"there are {len(examples)} examples and {len(gaps)} networks to draw; give at least one each")
     for example in examples:
         if missing := [name for name in gaps if name not in example.answers]:
-            raise InputError(f"a forgotten example has no answer of {', '.join(missing)}")
+            raise InputError(f"a forgotten example has no answer of {', '.join(missing)}; add one or leave it out")
     names, bars, top, line = 1.15, 1.15, 0.06, 0.5  # inches
     cell = (PAGE_WIDTH - names - bars) / len(examples)
     answers = top + cell + 0.34
@@ -81,19 +85,17 @@ def forgetting_figure(examples: Sequence[ForgottenExample], gaps: Mapping[str, f
 
 
 def _grey_or_color(image: np.ndarray) -> np.ndarray:
-    """One channel as (H, W), three as they are."""
+    """Returns an image of one channel in the shape (H, W), and any other image as it is."""
     pixels = np.asarray(image, np.float64)
     if pixels.ndim == 3 and pixels.shape[-1] == 1:
         pixels = pixels[..., 0]
     if pixels.ndim not in (2, 3):
-        raise InputError(
-            f"a forgotten example has an image of shape {pixels.shape}; a picture needs (H, W) or (H, W, C)"
-        )
+        raise InputError(f"a forgotten example has an image of shape {pixels.shape}; give (H, W) or (H, W, C)")
     return pixels
 
 
 def _draw_example(axes: Axes, example: ForgottenExample, left: float, top: float, side: float) -> None:
-    """An image in a square, with its label below."""
+    """Draws an image in a square, with its label below."""
     extent = (left + 0.04, left + side - 0.04, top + side - 0.04, top + 0.04)
     image = _grey_or_color(example.image)
     axes.imshow(image, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest", aspect="auto", extent=extent)
@@ -102,7 +104,7 @@ def _draw_example(axes: Axes, example: ForgottenExample, left: float, top: float
 
 
 def _draw_answer(axes: Axes, example: ForgottenExample, answer: Answer, box: tuple[float, float, float, float]) -> None:
-    """One answer in its box of left, top, width and height."""
+    """Draws an answer in its box of left, top, width and height."""
     left, upper, width, height = box
     tint = np.array(to_rgb(ORANGE if answer.label == example.label else BLUE))
     share = 0.1 + 0.35 * answer.confidence

@@ -1,8 +1,9 @@
-"""Gates: what must hold before numbers about forgetting mean anything.
+"""Gates: conditions that must hold before numbers about forgetting mean anything.
 
-What cannot tell the original from a network that never saw the forget set finds nothing in any other network either,
-and what finds something in a network that never saw it would find it anywhere. So every evaluation shows whether the
-original is caught, and whether retrained networks come out as null; and which of this it could not check, and why.
+A measure that cannot distinguish the original from a network that never saw the forget set will find nothing in any
+other network either, and a measure that finds something in a network that never saw it would find it anywhere. So every
+evaluation shows whether the original is caught and whether nothing is found in retrained networks, and it says which of
+this could not be checked, and why.
 """
 
 from __future__ import annotations
@@ -25,32 +26,33 @@ from scissorhands_jax.report.rows import Row
 ORIGINAL = "original"
 CAUGHT = "the original is caught"
 SILENT = "nothing is found in retrained networks"
-FARTHER = "the original is farther off than retrained from retrained"
+FARTHER = "the original is farther from retrained networks than these are from each other"
 
 _LEVEL = 0.95
 _NULL_LEVEL = 0.99
-"""Of the gate in which chance alone fails a sound table."""
+"""The level of the gate `SILENT`, which a sound table fails by chance alone."""
 
 
 class Gate(NamedTuple):
-    """A check of the numbers: whether they find what is there, and nothing where nothing is."""
+    """A check of the numbers: they must find what is there, and nothing where there is nothing."""
 
     name: str
-    passed: bool | None  # None if it could not be run
+    passed: bool | None  # None if the gate could not be run
     explanation: str  # what was found, or what is missing
-    metric: str = ""  # the number that it is about, if it is about a single one
+    metric: str = ""  # the metric that the gate is about, if it is about a single one
     estimate: Estimate | None = None
     reported: bool = True  # whether there are numbers of this metric
-    decides: bool = True  # whether all numbers depend on it; otherwise its own metric alone does
+    decides: bool = True  # whether all numbers depend on the gate; otherwise only those of its metric do
 
 
 def of_attack(name: str, metric: str, must_find: bool, estimates: Sequence[Estimate]) -> Gate:
-    """The gate of an attack in an audit: its mean AUC over forget sets must lie above 0.5, or must not.
+    """Makes the gate of an attack in an audit from the interval of its mean AUC over forget sets.
 
     Args:
-      name: What the gate is called.
+      name: The name of the gate.
       metric: The attack's AUC, a key of `report.METRICS`.
-      must_find: Whether there is something to find, so that the AUC must lie above 0.5.
+      must_find: Whether there is something to find, so that the interval must lie above 0.5. Otherwise it must contain
+        0.5.
       estimates: The AUC on each forget set; empty if the attack could not be run.
     """
     title = report.METRICS[metric][0]
@@ -62,15 +64,15 @@ def of_attack(name: str, metric: str, must_find: bool, estimates: Sequence[Estim
         interval += " over examples alone"
     if must_find:
         passed = mean.low > 0.5
-        why = f"{interval}, must lie above 0.5: " + ("it does" if passed else "the attack cannot see what is there")
+        why = f"{interval}, must lie above 0.5: " + ("it does" if passed else "the attack misses what is there")
     else:
         passed = mean.low <= 0.5 <= mean.high
-        why = f"{interval}, must hold 0.5: " + ("it does" if passed else "the attack sees what is not there")
+        why = f"{interval}, must contain 0.5: " + ("it does" if passed else "the attack finds what is not there")
     return Gate(name, passed, why, metric, mean)
 
 
 def trusted(gates: Sequence[Gate]) -> bool:
-    """Whether numbers may be believed: of the gates that decide, one at least holds and none failed.
+    """Says whether the numbers can be trusted: of the gates that decide, at least one holds and none failed.
 
     A deciding gate that could not be run counts as failed if there are numbers of its metric.
     """
@@ -86,21 +88,21 @@ def held_out_numbers(
     held_labels: np.ndarray,
     held_groups: np.ndarray,
 ) -> dict[str, float]:
-    """What the gate `SILENT` asks of a retrained network, for its row of results.
+    """Compares the forget set with held-out examples in one network, for its row of results and the gate `SILENT`.
 
     Args:
-      logits: What the network says to the forget set. shape=(N, C)
+      logits: The network's logits of the forget set. shape=(N, C)
       labels: The labels of the forget set. shape=(N,)
-      groups: An integer for each forget example. It is compared with held-out examples of the same group only, such as
-        those of its class whose label is as right or wrong. shape=(N,)
-      held: What the network says to held-out examples. shape=(M, C)
+      groups: An integer for each forget example, which is compared only with held-out examples of the same group, such
+        as those of its class whose labels are right too, or wrong too. shape=(N,)
+      held: The network's logits of held-out examples. shape=(M, C)
       held_labels: The labels of held-out examples. shape=(M,)
       held_groups: The groups of held-out examples. shape=(M,)
 
     Returns:
-      `held_out_auc`, the chance that the network is surer of a forget example than of a held-out one of its group, and
-      `held_out_low` and `held_out_high`, between which it lies if the network saw neither (see `rank_test`). Empty if
-      no held-out example is in any of the groups.
+      `held_out_auc`, the chance that the network is surer of a forget example than of a held-out one of its group; and
+      `held_out_low` and `held_out_high`, between which it lies if the network saw neither (see `rank_test`). The dict
+      is empty if no held-out example is in any of the groups.
     """
     own, other = ensemble_attacks.margins(logits, labels), ensemble_attacks.margins(held, held_labels)
     try:
@@ -111,16 +113,17 @@ def held_out_numbers(
 
 
 def of_rows(rows: Sequence[Row]) -> list[Gate]:
-    """The gates of tables of results, which compare the originals of each scenario with its retrained networks.
+    """Makes the gates of tables of results, which compare the originals of each scenario with its retrained networks.
 
-    * `CAUGHT`: Over the forget sets of all seeds the original gets more right, or MIA judges fewer of them never seen:
-      the interval of the difference of two shares leaves out 0, and neither number says the opposite.
-    * `SILENT`: Retrained networks treat the forget set as they treat held-out examples.
+    * `CAUGHT`: Over the forget sets of all seeds, the original gets more examples right, or MIA judges fewer of them
+      never seen. The interval of the difference of two shares must not contain 0, and neither number may say the
+      opposite.
+    * `SILENT`: Retrained networks treat the forget set like held-out examples.
     * `FARTHER`: The original's Avg. Gap lies above the gaps between retrained networks of different seeds, with an
       interval by jackknife over seeds.
 
     Args:
-      rows: Rows of results (see `report.rows`). A gate whose numbers they lack is not run, and says what is missing.
+      rows: Rows of results (see `report.rows`). A gate for which they lack numbers is not run and says what is missing.
     """
     gates = []
     for scenario, methods in report.grouped(rows).items():
@@ -135,9 +138,9 @@ def of_rows(rows: Sequence[Row]) -> list[Gate]:
 
 
 def _caught(original: Sequence[Row], retrained: Sequence[Row]) -> Gate:
-    """Whether the original knows the forget set better, beyond what the number of examples explains."""
-    said, more, less = [], False, False
-    each = 1 - (1 - _LEVEL) / 2  # two numbers
+    """Checks that the original knows the forget set better than retrained networks, beyond what chance explains."""
+    parts, more, less = [], False, False
+    each = 1 - (1 - _LEVEL) / 2  # Two numbers share the chance of an error.
     for field, title, sign in (("acc_forget", "accuracy on the forget set", 1), ("mia", "MIA", -1)):
         own, other = _counts(original, field), _counts(retrained, field)
         if own is None or other is None:
@@ -145,28 +148,31 @@ def _caught(original: Sequence[Row], retrained: Sequence[Row]) -> Gate:
         found = intervals.share_difference(*own, *other, level=each)
         more |= (found.low if sign > 0 else -found.high) > 0
         less |= (found.high if sign > 0 else -found.low) < 0
-        said.append(
+        parts.append(
             f"{title} {100 * own[0] / own[1]:.2f} % against {100 * other[0] / other[1]:.2f} % in retrained networks, "
             f"difference in [{100 * found.low:.2f}, {100 * found.high:.2f}]"
         )
-    if not said:
+    if not parts:
         return Gate(CAUGHT, None, "the results do not say how many examples were forgotten", "acc_forget")
-    # MIA may be anything in a network in which members and others look alike, so it must not contradict the accuracy.
+    # If members and others look alike in a network, its MIA can be any number, so it must not contradict the accuracy.
     caught = more and not less
-    why = "; ".join(said) + ": "
+    why = "; ".join(parts) + ": "
     why += "it knows them better" if caught else "nothing shows that it knows them better"
     return Gate(CAUGHT, caught, why, "acc_forget")
 
 
 def _counts(rows: Sequence[Row], field: str) -> tuple[float, int] | None:
-    """How many examples of all seeds a percentage counts, and of how many; None if a row does not say."""
+    """Returns the counts behind a percentage over all seeds: examples that count, and all. None if a row lacks them."""
     if any(row.get(field) is None or not row.get("num_forget") for row in rows):
         return None
     return sum(row[field] * row["num_forget"] / 100 for row in rows), sum(row["num_forget"] for row in rows)
 
 
 def _silent(retrained: Sequence[Row]) -> Gate:
-    """Each network is compared with held-out examples of its own; they may share these, so the mean is no surer."""
+    """Checks that retrained networks treat the forget set like held-out examples.
+
+    Networks may share held-out examples, so their errors may agree, and the range of the mean is the mean of ranges.
+    """
     shown = [row for row in retrained if row.get("held_out_auc") is not None]
     if not shown:
         why = "the results have no comparison with held-out examples like those of the forget set"
@@ -178,13 +184,13 @@ def _silent(retrained: Sequence[Row]) -> Gate:
     why = (
         f"they are surer of a forget example than of a held-out one in {100 * value:.1f} % of pairs, must lie in "
         f"[{100 * low:.1f}, {100 * high:.1f}]: "
-        + ("it does" if passed else "so the forget set was seen after all, or differs from what it is compared with")
+        + ("it does" if passed else "they saw the forget set after all, or it differs from what it is compared with")
     )
     return Gate(SILENT, passed, why, "held_out_auc", Estimate(value, low, high, _NULL_LEVEL, len(shown), 0))
 
 
 def _farther(original: Sequence[Row], retrained: Sequence[Row]) -> Gate:
-    """Whether the original is farther from retrained networks than these are from each other, by Avg. Gap."""
+    """Checks that the original is farther from retrained networks than these are from each other, by Avg. Gap."""
     reference = {row.get("seed"): row for row in retrained}
     seeds = list(reference)
     try:
@@ -209,6 +215,6 @@ def _farther(original: Sequence[Row], retrained: Sequence[Row]) -> Gate:
     why = (
         f"Avg. Gap {value:.2f}, must lie above that between retrained networks, {null.value:.2f}{interval}: "
         + ("it does" if passed else "it does not")
-        + ", and a method's that does not cannot be told from retraining by it"
+        + ", and a method whose gap does not cannot be distinguished from retraining by it"
     )
     return Gate(FARTHER, passed, why, "avg_gap", null)

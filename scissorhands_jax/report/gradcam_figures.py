@@ -1,4 +1,4 @@
-"""The figure of Grad-CAM heat maps (the paper's Figure 1): images by network, with what each network answers."""
+"""The figure of Grad-CAM heat maps by network, with each network's answers (the paper's Figure 1)."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ def gradcam_figure(
     logits: Mapping[str, np.ndarray] | None = None,
     class_names: Sequence[str] | None = None,
 ) -> Figure:
-    """The paper's Figure 1: what networks look at, one row per image and one column per network.
+    """Draws the paper's Figure 1: the regions that networks look at, with a row per image and a column per network.
 
     Args:
-      images: shape (N, H, W, C) with C 1 or 3, uint8 or floating point in [0, 1]; the forget images come first.
-      maps: heat maps by network, such as those of `gradcam.heatmaps`; shape (N, H, W), in [0, 1].
-      num_forget: how many of the images are to be forgotten.
-      labels: the true classes, shape (N,); shown under the images.
-      logits: by network, shape (N, num_classes); each picture then gets the predicted class and its confidence, in a
-        second colour where the prediction is wrong.
-      class_names: words for the classes; numbers without it.
+      images: Images of shape (N, H, W, C) with C 1 or 3, uint8 or floating point in [0, 1]. Those to forget come first.
+      maps: Heat maps by network, such as those of `gradcam.heatmaps`, of shape (N, H, W), in [0, 1].
+      num_forget: The number of images to forget.
+      labels: The true classes, of shape (N,), which are shown under the images.
+      logits: The logits by network, of shape (N, num_classes). Each picture then shows the predicted class and its
+        confidence, in a second colour if the prediction is wrong. By default no predictions are shown.
+      class_names: The names of the classes. By default classes are shown as numbers.
 
     Raises:
-      InputError: there is nothing to draw, or shapes or names do not belong together.
+      InputError: There is nothing to draw, or shapes or names do not fit together.
     """
     pixels, labels = _pixels(images), np.asarray(labels)
     count = len(pixels)
     if not maps or not 0 <= num_forget <= count or labels.shape != (count,):
         raise InputError(
-            f"Grad-CAM needs maps, labels and 0 to {count} forget images for {count} images; got maps of "
-            f"{', '.join(maps) or 'no network'}, labels of shape {labels.shape} and num_forget={num_forget}"
+            f"for {count} images there are maps of {', '.join(maps) or 'no network'}, labels of shape {labels.shape} "
+            f"and num_forget={num_forget}; give maps, {count} labels and 0 to {count} forget images"
         )
     for name, heat in maps.items():
         if np.shape(heat) != pixels.shape[:3]:
             raise InputError(f"the maps of {name!r} have shape {np.shape(heat)}; the images need {pixels.shape[:3]}")
     if logits is not None and set(logits) != set(maps):
-        raise InputError(f"maps are of {', '.join(maps)}, but logits of {', '.join(logits)}")
+        raise InputError(f"maps are of {', '.join(maps)}, but logits of {', '.join(logits)}; give both of all networks")
     answers = {name: _answers(logits[name], labels, class_names) for name in maps} if logits is not None else {}
     groups = [("Forget set", range(num_forget)), ("Retain set", range(num_forget, count))]
     groups = [(title, positions) for title, positions in groups if len(positions)]
@@ -73,18 +73,18 @@ def gradcam_figure(
 
 
 def _pixels(images: np.ndarray) -> np.ndarray:
-    """Images as RGB in [0, 1], shape (N, H, W, 3)."""
+    """Converts images to RGB in [0, 1], of shape (N, H, W, 3)."""
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or not images.size:
-        raise InputError(f"images have shape {images.shape}; a picture needs (N, H, W, C) with C 1 or 3")
+        raise InputError(f"images have shape {images.shape}; give (N, H, W, C) with C 1 or 3")
     pixels = images / 255 if images.dtype == np.uint8 else images.astype(np.float64)
     if not (pixels.min() >= 0 and pixels.max() <= 1):
-        raise InputError(f"pixels reach from {pixels.min():g} to {pixels.max():g}; a picture needs 0 to 1, or uint8")
+        raise InputError(f"pixels lie between {pixels.min():g} and {pixels.max():g}; give 0 to 1, or uint8")
     return np.broadcast_to(pixels, (*pixels.shape[:3], 3))
 
 
 def _overlay(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """A grey image under its heat map."""
+    """Blends a grey image with its heat map."""
     grey = pixels @ np.array([0.299, 0.587, 0.114])
     color = matplotlib.colormaps["inferno"](np.asarray(heat))[..., :3]
     return 0.45 * grey[..., None] + 0.55 * color
@@ -103,7 +103,7 @@ def _class_name(label: int, class_names: Sequence[str] | None) -> str:
 
 
 def _answers(logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str] | None) -> list[tuple[str, bool]]:
-    """The predicted class with its confidence, and whether it is right, for every image."""
+    """Returns for each image the predicted class with its confidence, and whether it is right."""
     logits = np.asarray(logits, np.float64)
     if logits.ndim != 2 or len(logits) != len(labels):
         raise InputError(f"logits have shape {logits.shape}; {len(labels)} images need ({len(labels)}, num_classes)")

@@ -1,4 +1,4 @@
-"""`report.html`: one file that loads nothing, leads with the result, reads well on a phone, and follows dark mode."""
+"""`report.html`: one file that loads nothing from elsewhere, begins with the result, and suits phones and dark mode."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from scissorhands_jax.report.rows import (
 from scissorhands_jax.report.tables import Cell, Grid
 from scissorhands_jax.report.trust import gate_lines
 
-_FOLDED_FROM = 60  # lines of settings
+_FOLDED_FROM = 60  # Longer lists of settings are folded.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,24 +58,24 @@ class Sheet:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Page:
-    """What a page shows, in the order in which it shows it. All texts are plain text.
+    """The content of a page, in the order in which it is shown. All texts are plain text.
 
     Attributes:
-      title: the heading of the page.
-      answer: the result in a sentence, directly below the title.
-      byline: a line in small print; by default how many runs, methods and scenarios there are.
-      trust: whether the numbers can be trusted, in a sentence or two.
-      leading: the figures that show the result.
-      gates: checks of the numbers, as in `results.json`; a table with a sign for each.
-      gates_first: put the table of gates before all other tables, and not after them.
-      sheets: tables of their own.
-      rows: all results; each scenario gets a table of means and a fold-out with every row.
-      figures: further figures, each with the table of its scenario or below all tables.
-      remarks: text below all tables that has to be seen.
-      explanations: what was done and how to read it, folded.
-      settings: what the runs were configured with; mappings inside become groups.
-      hashes: of networks, forget sets and the like, by name; mappings inside become groups.
-      environment: as from the function of that name.
+      title: The heading of the page.
+      answer: The result in a sentence, directly below the title.
+      byline: A line in small print. By default it gives the numbers of runs, methods and scenarios.
+      trust: Whether the numbers can be trusted, in a sentence or two.
+      leading: The figures that show the result.
+      gates: The gates, as in `results.json`, which become a table with a sign for each.
+      gates_first: Whether the table of gates comes before all other tables. By default it comes after them.
+      sheets: Further tables.
+      rows: All results. Each scenario has a table of means, and a folded table with every row.
+      figures: Further figures, each with the table of its scenario or below all tables.
+      remarks: Text below all tables that is always visible.
+      explanations: Text about what was done and how to read it, folded.
+      settings: The configuration of the runs. Mappings inside become groups.
+      hashes: Hashes of networks, forget sets and the like, by name. Mappings inside become groups.
+      environment: The result of `results.environment`.
     """
 
     title: str
@@ -96,19 +96,19 @@ class Page:
 
 
 def write_html(path: str | os.PathLike, page: Page) -> None:
-    """Writes a page that is one file.
+    """Writes a page as one file.
 
     Args:
-      path: the file, usually `report.html`; replaced if it is there, all or nothing.
-      page: what it shows.
+      path: The file, usually `report.html`. An existing file is replaced, wholly or not at all.
+      page: The content of the page.
 
     Raises:
-      InputError: a row that cannot be shown, or a figure of a scenario that has no rows.
+      InputError: A row cannot be shown, or a figure belongs to a scenario that has no rows.
     """
     groups = grouped(page.rows)
     for figure in page.figures:
         if figure.scenario is not None and figure.scenario not in groups:
-            raise InputError(f"a figure belongs to the scenario {figure.scenario!r}, which has no rows")
+            raise InputError(f"a figure belongs to the scenario {figure.scenario!r}, which has no rows; add its rows")
     general: dict[str, list[Picture]] = {}
     for figure in page.figures:
         if figure.scenario is None:
@@ -141,7 +141,7 @@ def write_html(path: str | os.PathLike, page: Page) -> None:
 
 @functools.cache
 def _environment() -> jinja2.Environment:
-    """The templates. Whatever they are given is escaped, unless it is an SVG that we drew."""
+    """Returns the templates. Everything that they show is escaped, except the SVG of our own figures."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("scissorhands_jax.report"),
         autoescape=True,
@@ -156,7 +156,7 @@ def _environment() -> jinja2.Environment:
 
 
 def _breakable(name: str) -> Markup:
-    """A name that may break after its dots and underscores, for narrow columns; its numbers stay whole."""
+    """Allows line breaks after the dots and underscores of a name, for narrow columns, but not within numbers."""
     return Markup(re.sub(r"([._])(?!\d)", r"\1<wbr>", str(escape(name))))
 
 
@@ -165,7 +165,7 @@ def _counted(count: int, noun: str) -> str:
 
 
 def _byline(groups: Mapping[str, Mapping[str, Sequence[Row]]]) -> str:
-    """How much there is; empty for a page without rows."""
+    """Returns the numbers of runs, methods and scenarios as text, or "" for a page without rows."""
     if not groups:
         return ""
     runs = sum(len(rows) for methods in groups.values() for rows in methods.values())
@@ -175,23 +175,23 @@ def _byline(groups: Mapping[str, Mapping[str, Sequence[Row]]]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Line:
-    """A line of a wide table: what it is called, its class in the page, and its cells."""
+    """A line of a wide table."""
 
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # the method, and the seed in a table of every row
     cells: tuple[Cell, ...]
-    role: str = ""
+    role: str = ""  # the class of the line in the page: "best", "reference" or ""
 
 
 @dataclasses.dataclass(frozen=True)
 class _WideTable:
-    """A table of rows of results, which a phone lays out as a grid.
+    """A table of rows of results, which a phone shows as a grid.
 
     Attributes:
-      label: its name for a screen reader.
-      names: the heads of the columns before the numbers: the method and maybe the seed.
-      columns: the columns of numbers.
-      lines: all lines.
-      widths: how many characters the longest deviation of each column has, so that the means before them line up.
+      label: The name of the table for a screen reader.
+      names: The headings of the columns before the numbers: the method, and perhaps the seed.
+      columns: The columns of numbers.
+      lines: All lines.
+      widths: The number of characters in the longest deviation of each column, which aligns the means before them.
     """
 
     label: str
@@ -202,18 +202,18 @@ class _WideTable:
 
     @property
     def classes(self) -> str:
-        """Seven numbers fit next to each other, on a phone too; with more, deviations move below their means."""
+        """The classes of the table in the page. With more than seven numbers, deviations move below their means."""
         return "wide" + " many" * (len(self.columns) > 7) + " single" * (not any(self.widths))
 
     @property
     def per_line(self) -> int:
-        """How many numbers a phone shows in a line."""
+        """The number of numbers that a phone shows in a line."""
         return 5 if len(self.columns) > 7 else 7
 
 
 @dataclasses.dataclass(frozen=True)
 class _Scenario:
-    """One scenario of a page."""
+    """The part of a page about one scenario."""
 
     name: str
     note: str
@@ -225,7 +225,7 @@ class _Scenario:
 
 
 def _scenario(name: str, methods: Methods, figures: Sequence[Picture]) -> _Scenario:
-    note = f"{seeds(methods).capitalize()}. Arrows point to what the paper calls better; what counts is closeness to "
+    note = f"{seeds(methods).capitalize()}. Arrows point to what the paper calls better. What counts is closeness to "
     note += "the retrained network"
     note += ". " if smallest_gap(methods) is None else ": the smallest Avg. Gap is bold. "
     note += f"{interval}." if (interval := interval_note(methods)) else ""
@@ -233,7 +233,7 @@ def _scenario(name: str, methods: Methods, figures: Sequence[Picture]) -> _Scena
     shown = tuple(
         column for column in columns(methods) if any(cell(rows, column)[0] != DASH for rows in methods.values())
     )
-    several = any(len(rows) > 1 for rows in methods.values())  # otherwise the means are the rows
+    several = any(len(rows) > 1 for rows in methods.values())  # With one seed each, the means are the rows themselves.
     return _Scenario(
         name=name,
         note=note.strip(),
@@ -246,7 +246,7 @@ def _scenario(name: str, methods: Methods, figures: Sequence[Picture]) -> _Scena
 
 
 def _means(label: str, methods: Methods, shown: tuple[Column, ...]) -> _WideTable:
-    """A line per method."""
+    """Makes the table of means, with a line per method."""
     best = smallest_gap(methods)
     roles = {best: "best", REFERENCE: "reference"}
     lines = tuple(
@@ -258,7 +258,7 @@ def _means(label: str, methods: Methods, shown: tuple[Column, ...]) -> _WideTabl
 
 
 def _every_row(label: str, methods: Methods) -> _WideTable:
-    """A line per row."""
+    """Makes the table of every row."""
     shown = tuple(column for column in columns(methods) if column.kind != "interval")
     lines = []
     for method, rows in methods.items():
@@ -271,20 +271,20 @@ def _every_row(label: str, methods: Methods) -> _WideTable:
 
 @dataclasses.dataclass(frozen=True)
 class _Facts:
-    """Names and values in groups: a title and lines of each."""
+    """Names and values in groups, each with a title and lines."""
 
     heading: str
     groups: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
 
     @property
     def folded(self) -> int:
-        """The number of lines, if there are too many to show unasked."""
+        """The number of lines if they are so many that they are folded, and otherwise 0."""
         count = sum(len(lines) for _, lines in self.groups)
         return count if count > _FOLDED_FROM else 0
 
 
 def _facts(heading: str, values: Mapping[str, Any]) -> _Facts:
-    """One small table per group in `values`; values outside any group come first, in a table of their own."""
+    """Makes one small table per group in `values`. Values outside groups come first, in a table of their own."""
     groups = [("", _flat({key: value for key, value in values.items() if not _is_group(value)}))]
     for key, value in values.items():
         if _is_group(value):
@@ -297,13 +297,13 @@ def _is_group(value: Any) -> bool:
 
 
 def _is_collection(value: Any) -> bool:
-    """Whether a value holds nothing but mappings, such as the settings of several methods."""
+    """Says whether a value holds only mappings, such as the settings of several methods."""
     entries = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
     return bool(entries) and all(isinstance(entry, Mapping) for entry in entries)
 
 
 def _groups(title: str, value: Any) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Titles and lines: a mapping is a group, a collection one for each of its entries, by key, name or number."""
+    """Returns titles and lines. A mapping is one group, and a collection has one group for each of its entries."""
     if _is_collection(value):
         named = value if isinstance(value, Mapping) else {e.get("name", i + 1): e for i, e in enumerate(value)}
         return [group for name, entry in named.items() for group in _groups(f"{title} · {name}", entry)]
@@ -316,7 +316,7 @@ def _groups(title: str, value: Any) -> list[tuple[str, list[tuple[str, str]]]]:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested settings as lines of text, with dotted names."""
+    """Writes nested settings as lines of text with dotted names."""
     lines = []
     for key, value in values.items():
         if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""`results.json`: everything that was measured, and with what."""
+"""`results.json`: everything that was measured, with the configuration, versions and machine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PARTS = ("rows", "config", "versions", "machine")
 
 
 def _plain(value: Any, where: str) -> Any:
-    """Something JSON can hold, or an error that says where it is not."""
+    """Converts a value to one that JSON can hold, or raises an error that names the place of the value."""
     if isinstance(value, np.generic | np.ndarray | jax.Array):
         value = np.asarray(value).tolist()
     if value is None or isinstance(value, str | bool | int):
@@ -33,28 +33,29 @@ def _plain(value: Any, where: str) -> Any:
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
-                raise InputError(f"{where} has the key {key!r}, but the keys of JSON are text")
+                raise InputError(f"{where} has the key {key!r}, which JSON cannot hold; use text")
         return {key: _plain(entry, f"{where}.{key}") for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(entry, f"{where}[{position}]") for position, entry in enumerate(value)]
-    raise InputError(f"{where} is a {type(value).__name__}, which JSON cannot hold")
+    raise InputError(f"{where} is a {type(value).__name__}, which JSON cannot hold; use numbers, text, lists or dicts")
 
 
 def write_results(path: str | os.PathLike, document: Mapping[str, Any]) -> None:
-    """Writes results as JSON, all or nothing; missing folders are made.
+    """Writes results as JSON, wholly or not at all.
 
     Args:
-      path: the file, usually `results.json`; replaced if it is there.
-      document: at least `rows` (each with the keys of `ROW_FIELDS`; `None` for what was not measured), `config`,
-        `versions` and `machine`, such as `{"rows": rows, "config": config, **environment()}`. NumPy and JAX numbers
-        and arrays are turned into plain ones.
+      path: The file, usually `results.json`. An existing file is replaced, and missing folders are created.
+      document: The results: at least `rows`, `config`, `versions` and `machine`, such as
+        `{"rows": rows, "config": config, **environment()}`. Each row has the keys of `ROW_FIELDS`, with `None` for what
+        was not measured. NumPy and JAX numbers and arrays become plain ones.
 
     Raises:
-      InputError: a key is missing, or a value is NaN, infinite or nothing that JSON has; the message says which one.
+      InputError: A key is missing, or a value is NaN, infinite or of a type that JSON does not have. The message names
+        the place.
     """
     missing = [key for key in _PARTS if key not in document]
     if missing:
-        raise InputError(f"results need {', '.join(missing)}; found {', '.join(document) or 'nothing'}")
+        raise InputError(f"results have {', '.join(document) or 'nothing'} but lack {', '.join(missing)}; add them")
     plain = _plain(document, "results")
     for position, row in enumerate(plain["rows"]):
         missing = [field for field in ROW_FIELDS if field not in row]
@@ -64,27 +65,33 @@ def write_results(path: str | os.PathLike, document: Mapping[str, Any]) -> None:
 
 
 def read_results(path: str | os.PathLike) -> dict[str, Any]:
-    """What `write_results` wrote.
+    """Reads the results that `write_results` wrote.
 
     Raises:
-      InputError: there is no such file, or it holds no results.
+      InputError: The file does not exist, or holds no results.
     """
     try:
         document = files.read_json(path)
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+        raise InputError(f"{path} cannot be read ({error.strerror}); name a results.json") from error
     except ValueError as error:
-        raise InputError(f"{path} is no JSON: {error}") from error
+        raise InputError(f"{path} is not JSON ({error}); name a results.json") from error
     if not isinstance(document, dict) or any(key not in document for key in _PARTS):
-        raise InputError(f"{path} holds no results; they are an object with {', '.join(_PARTS)}")
+        raise InputError(f"{path} is not an object with {', '.join(_PARTS)}; name a results.json")
     rows, config = document["rows"], document["config"]
     if not (isinstance(rows, list) and all(isinstance(row, dict) for row in rows) and isinstance(config, dict)):
-        raise InputError(f"{path} holds no results; its rows must be a list of objects and its config an object")
+        raise InputError(
+            f"{path} holds no results, which have a list of objects as rows and an object as config; "
+            "name a results.json"
+        )
     return document
 
 
 def environment() -> dict[str, dict[str, Any]]:
-    """What the numbers were made with: `{"versions": {package: version}, "machine": {...}}`; no host name, no path."""
+    """Describes what the numbers were made with, as `{"versions": {package: version}, "machine": {...}}`.
+
+    It contains neither the name of the host nor paths.
+    """
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn")
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for package in packages:
@@ -100,7 +107,7 @@ def environment() -> dict[str, dict[str, Any]]:
         "cores": os.cpu_count(),
         "platform": f"{platform.system()} {platform.machine()}",
     }
-    tunables = "GLIBC_TUNABLES"  # huge pages, which the command asks for, make steps faster
+    tunables = "GLIBC_TUNABLES"  # The command asks for huge pages with it, which make steps faster.
     if tunables in os.environ:
         machine[tunables] = os.environ[tunables]
     return {"versions": versions, "machine": machine}

@@ -1,4 +1,4 @@
-"""Figures of tables of results: Avg. Gap, the four numbers behind it, and a setting that was varied."""
+"""Figures of rows of results: Avg. Gap, the four numbers behind it, and the effect of a setting."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ def _color(method: str, highlight: str | None) -> str:
 
 
 def gap_figure(rows: Iterable[Row], *, highlight: str | None = "scissorhands") -> Figure:
-    """Avg. Gap by method: a bar to the mean, a dot for every seed.
+    """Draws the Avg. Gap of each method: a bar to the mean, and a dot for each seed.
 
     Args:
-      rows: of one scenario; methods without an `avg_gap` are left out.
-      highlight: the method to paint in the second colour.
+      rows: The rows of one scenario. Methods without an `avg_gap` are left out.
+      highlight: The method to draw in the second colour.
 
     Raises:
-      InputError: no row has an `avg_gap`.
+      InputError: No row has an `avg_gap`.
     """
     gaps: dict[str, list[float]] = {}
     for row in rows:
         for value in numbers([row], "avg_gap"):
             gaps.setdefault(row["method"], []).append(value)
     if not gaps:
-        raise InputError("no row has an avg_gap to plot")
+        raise InputError("no row has an avg_gap to plot; add rows of retrained networks")
     with figure_style():
         figure = Figure(figsize=(PAGE_WIDTH, 0.7 + 0.34 * len(gaps)), layout=panel_layout())
         axes = figure.subplots()
@@ -72,20 +72,20 @@ def gap_figure(rows: Iterable[Row], *, highlight: str | None = "scissorhands") -
 
 
 def panels_figure(rows: Iterable[Row], *, highlight: str | None = "scissorhands") -> Figure:
-    """Accuracies and MIA by method, one panel each, against the retrained network's mean as a horizontal line.
+    """Draws accuracies and MIA by method, each in a panel with a horizontal line at the retrained network's mean.
 
     Args:
-      rows: of one scenario. The method `REFERENCE` becomes the line; without it there is none.
-      highlight: the method to paint in the second colour.
+      rows: The rows of one scenario. Those of the method `REFERENCE` give the lines; without them there are no lines.
+      highlight: The method to draw in the second colour.
 
     Raises:
-      InputError: there are no rows.
+      InputError: There are no rows.
     """
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(row["method"], []).append(row)
     if not groups:
-        raise InputError("there are no rows to plot")
+        raise InputError("there are no rows to plot; give at least one")
     methods = [method for method in groups if method != REFERENCE] or [REFERENCE]
     with figure_style():
         figure = Figure(figsize=(PAGE_WIDTH, 7.6), layout=panel_layout())
@@ -113,7 +113,7 @@ def panels_figure(rows: Iterable[Row], *, highlight: str | None = "scissorhands"
 
 
 def _draw_reference(axes: Axes, values: Sequence[float], count: int) -> None:
-    """The retrained network's mean as a line across the panel, named and numbered at its right end."""
+    """Draws the retrained network's mean as a line across the panel, with its name and value at the right end."""
     if values:
         mean = math.fsum(values) / len(values)
         axes.axhline(mean, color=INK, linewidth=1.2, dashes=(5, 3), zorder=1)
@@ -130,17 +130,18 @@ def _draw_reference(axes: Axes, values: Sequence[float], count: int) -> None:
 
 
 def sweep_figure(rows: Iterable[Row], name: str) -> Figure:
-    """The paper's Figure 2: accuracies and MIA over the values of one setting, retrained networks as dashed lines.
+    """Draws the paper's Figure 2: accuracies and MIA over the values of a setting, with dashes for retrained networks.
 
-    Lines go through the means over seeds; bands reach from the lowest to the highest seed. The values stand at equal
-    distances, whatever their scale.
+    Lines connect the means over seeds, and bands reach from the lowest to the highest seed. The values of the setting
+    are at equal distances, whatever their scale.
 
     Args:
-      rows: of one scenario. Those with `sweep["name"] == name` make the lines, those of `REFERENCE` the dashes.
-      name: of the setting.
+      rows: The rows of one scenario. Those with `sweep["name"] == name` give the lines, and those of `REFERENCE` the
+        dashed lines.
+      name: The name of the setting.
 
     Raises:
-      InputError: no row varies that setting.
+      InputError: No row varies that setting.
     """
     rows = list(rows)
     swept: dict[float, list[Row]] = {}
@@ -148,7 +149,7 @@ def sweep_figure(rows: Iterable[Row], name: str) -> Figure:
         if row.get("sweep") is not None and row["sweep"]["name"] == name:
             swept.setdefault(float(row["sweep"]["value"]), []).append(row)
     if not swept:
-        raise InputError(f"no row has a sweep of {name!r} to plot")
+        raise InputError(f"no row has a sweep of {name!r} to plot; name a setting that the rows vary")
     places = sorted(swept)
     references = [row for row in rows if row["method"] == REFERENCE]
     with figure_style():
@@ -190,19 +191,19 @@ _SWEEP_LINES = (
 
 
 def before_after_figure(rows: Iterable[Row]) -> Figure:
-    """The four numbers of a few networks on one scale, an open circle for the first network and dots for the others.
+    """Draws the four numbers of a few networks on one scale: a circle for the first network, dots for the others.
 
     Args:
-      rows: of one scenario, one row per method; the first is the network before unlearning. A number that a row lacks
-        is left out.
+      rows: The rows of one scenario, with one row per method. The first is the network before unlearning. A number
+        that a row lacks is left out.
 
     Raises:
-      InputError: the rows have none of the four numbers.
+      InputError: The rows have none of the four numbers.
     """
     rows = list(rows)
     fields = [field for field in distances.GAP_FIELDS if numbers(rows, field)]
     if not fields:
-        raise InputError("there are no numbers to plot")
+        raise InputError(f"no row has one of {', '.join(distances.GAP_FIELDS)} to plot; give at least one number")
     colors = (INK, ORANGE, BLUE, GREEN, PURPLE)
     with figure_style():
         figure = Figure(figsize=(PAGE_WIDTH, 0.9 + 0.42 * len(fields)), layout=panel_layout())
@@ -237,14 +238,14 @@ def before_after_figure(rows: Iterable[Row]) -> Figure:
 
 
 def row_pictures(rows: Iterable[Row]) -> list[Picture]:
-    """All figures that the rows allow, each with the scenario whose table it belongs to.
+    """Draws all figures that the rows allow, each with the scenario whose table it belongs to.
 
-    Rows that vary a setting are drawn over its values, the others by method. A figure that would hold nothing but two
-    strokes is left out: networks that were measured once and have no retrained network to compare with are drawn before
-    and after.
+    Rows that vary a setting are drawn over its values, and the others by method. If networks were measured once and
+    there is no retrained network to compare with, a figure by method would show little, so the networks before and
+    after are drawn on one scale.
 
     Args:
-      rows: of any number of scenarios.
+      rows: The rows of any number of scenarios.
     """
     shown = []
     for scenario, methods in grouped(rows).items():
@@ -269,7 +270,7 @@ def row_pictures(rows: Iterable[Row]) -> list[Picture]:
 
 
 def _method_pictures(scenario: str, methods: Methods) -> list[Picture]:
-    """The figures by method."""
+    """Draws the figures by method of one scenario."""
     rows = [row for group in methods.values() for row in group]
     means = [(method, cell(group, GAP_COLUMN)[0]) for method, group in methods.items()]
     gaps = "; ".join(f"{method} {mean}" for method, mean in means if mean != DASH)

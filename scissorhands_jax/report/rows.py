@@ -3,11 +3,12 @@
 A row is a mapping with the keys of `ROW_FIELDS`, one per scenario, method and seed; accuracies, MIA and Avg. Gap are in
 percent, run times in seconds. A number that is missing or `None` is shown as a dash.
 
-A row may carry more:
-  `relearn_epochs`: epochs until the forgotten accuracy was back; `None` with a `relearn_cap` means not within the cap.
-  `acc_*`, `mia_*`: accuracies on further sets and further attacks, in percent.
-  `compile_seconds`: not part of `seconds`.
-  `sweep`: `{"name": "fraction", "value": 0.05}`, the setting that the row varies.
+A row may have further keys:
+  `relearn_epochs`: The number of epochs until the accuracy on the forget set was back. If it is `None` and there is a
+    `relearn_cap`, the accuracy was not back within that number of epochs.
+  `acc_*`, `mia_*`: Accuracies on further sets, and the results of further attacks, in percent.
+  `compile_seconds`: The seconds of compilation, which are not part of `seconds`.
+  `sweep`: The setting that the row varies, such as `{"name": "fraction", "value": 0.05}`.
 """
 
 from __future__ import annotations
@@ -37,20 +38,20 @@ ROW_FIELDS = (
     "seconds",
     "rte",
 )
-"""The keys of a row, in the order of the columns; `rte` is `seconds` over those of retraining."""
+"""The keys of a row, in the order of the columns. `rte` is `seconds` divided by those of retraining."""
 
 DASH = "–"
 REFERENCE = "retrain"
-"""The method that all others are compared with."""
+"""The method with which all others are compared."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """How one number of a row is shown."""
+    """A column of a table, which shows one number of each row."""
 
     field: str
     header: str  # words, then an arrow
-    digits: int
+    digits: int  # after the decimal point
     unit: str
     kind: Literal["mean", "interval", "capped"] = "mean"
 
@@ -73,7 +74,7 @@ _COLUMNS = (
 
 @dataclasses.dataclass(frozen=True)
 class Term:
-    """An abbreviation in the head of a table, the column that it belongs to, and what it stands for."""
+    """An abbreviation in the heading of a column, and its meaning."""
 
     field: str
     name: str
@@ -95,13 +96,13 @@ TERMS = (
     ),
     Term("rte", "RTE (run-time efficiency)", "The run time divided by that of retraining, both without compilation."),
 )
-"""The abbreviations that a page spells out once."""
+"""The abbreviations that every page explains once."""
 
 GAP_COLUMN = next(column for column in _COLUMNS if column.field == "avg_gap")
 
 
 def columns(methods: Methods) -> tuple[Column, ...]:
-    """The columns of a scenario's table: the gap's interval and relearning only where there is something to show."""
+    """Returns the columns of a scenario's table. The gap's interval and relearning are left out if they are empty."""
     hidden = set()
     if all(cell(rows, _INTERVAL)[0] == DASH for rows in methods.values()):
         hidden.add(_INTERVAL)
@@ -111,7 +112,7 @@ def columns(methods: Methods) -> tuple[Column, ...]:
 
 
 def further_columns(methods: Methods) -> tuple[Column, ...]:
-    """Columns for what rows carry beyond the main table: other sets, other attacks, the time of compilation."""
+    """Returns the columns for further keys of rows: other sets, other attacks, and the time of compilation."""
     present = {field: None for rows in methods.values() for row in rows for field in row if row[field] is not None}
     words = {"acc": "Acc", "mia": "MIA"}
     further = [
@@ -124,26 +125,26 @@ def further_columns(methods: Methods) -> tuple[Column, ...]:
 
 
 def grouped(rows: Iterable[Row]) -> dict[str, dict[str, list[Row]]]:
-    """Rows by scenario and method, both in the order in which they first appear.
+    """Groups rows by scenario and method, both in the order in which they first appear.
 
-    Rows that vary a setting are methods of their own: where others share their method's name, theirs gets the setting
-    and its value.
+    Rows that vary a setting are grouped by its value: if several groups have the same method, the setting and its value
+    become part of the name.
 
     Raises:
-      InputError: a row without a scenario or method, or with a sweep that has no name or no number.
+      InputError: A row has no scenario or method, or has a sweep without a name or a number.
     """
     rows = list(rows)
     variants: dict[tuple[str, str], set] = {}
     for position, row in enumerate(rows):
         for name in ("scenario", "method"):
             if not isinstance(row.get(name), str):
-                raise InputError(f"row {position} needs a {name} that is text, got {row.get(name)!r}")
+                raise InputError(f"row {position} has the {name} {row.get(name)!r}; give text")
         sweep = row.get("sweep")
         if sweep is not None and not (
             isinstance(sweep, Mapping) and isinstance(sweep.get("name"), str) and is_number(sweep.get("value"))
         ):
             raise InputError(
-                f'row {position} needs a sweep such as {{"name": "fraction", "value": 0.05}}, got {sweep!r}'
+                f'row {position} has the sweep {sweep!r}; give one such as {{"name": "fraction", "value": 0.05}}'
             )
         variants.setdefault((row["scenario"], row["method"]), set()).add(_setting(row))
     groups: dict[str, dict[str, list[Row]]] = {}
@@ -161,10 +162,10 @@ def _setting(row: Row) -> str | None:
 
 
 def with_gaps(rows: Iterable[Row]) -> list[Row]:
-    """Rows with the Avg. Gap to the retrained network of the same scenario and seed, where all numbers are there.
+    """Adds to rows the Avg. Gap to the retrained network of the same scenario and seed, if both have all four numbers.
 
     Raises:
-      InputError: as by `grouped` and `numbers`; or a row claims another gap than its numbers give.
+      InputError: A row cannot be used (see `grouped` and `numbers`), or its Avg. Gap is not what its numbers give.
     """
     rows = list(rows)
     grouped(rows)
@@ -175,17 +176,17 @@ def with_gaps(rows: Iterable[Row]) -> list[Row]:
         if reference is not None and all(len(numbers([row, reference], field)) == 2 for field in distances.GAP_FIELDS):
             gap, claimed = distances.average_gap(row, reference), row.get("avg_gap")
             if claimed is not None and not math.isclose(gap, claimed, abs_tol=1e-6):
-                raise InputError(f"row {position} claims an avg_gap of {claimed}, but its numbers give {gap}")
+                raise InputError(f"row {position} has an avg_gap of {claimed}, but its numbers give {gap}; correct it")
             row = {**row, "avg_gap": gap}
         answer.append(row)
     return answer
 
 
 def numbers(rows: Iterable[Row], field: str) -> list[float]:
-    """The numbers that are there.
+    """Returns the numbers in one field of rows. Rows without a number are left out.
 
     Raises:
-      InputError: something that is no finite number.
+      InputError: A value is neither a finite number nor None.
     """
     found = [row.get(field) for row in rows]
     for value in found:
@@ -195,17 +196,17 @@ def numbers(rows: Iterable[Row], field: str) -> list[float]:
 
 
 def is_number(value: Any) -> bool:
-    """Whether something is a number of Python or NumPy; a bool is none."""
+    """Says whether a value is a number of Python or NumPy. A bool does not count as a number."""
     return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
 
 def rounded(value: float | None, digits: int) -> str:
-    """A number with `digits` digits after the point, or a dash for None."""
+    """Writes a number with `digits` digits after the decimal point, or a dash for None."""
     return DASH if value is None else f"{value:.{digits}f}"
 
 
 def cell(rows: Sequence[Row], column: Column) -> tuple[str, str]:
-    """What a table shows for the seeds of one method: the text, and the deviation where there is a spread to show."""
+    """Returns what a table shows for the rows of one method: a text, and the deviation over seeds or ""."""
     found = numbers(rows, column.field)
     if column.kind == "interval":
         if len(found) < 2 or rows[0]["method"] == REFERENCE:
@@ -224,7 +225,7 @@ def cell(rows: Sequence[Row], column: Column) -> tuple[str, str]:
 
 
 def seeds(methods: Methods) -> str:
-    """What stands behind a scenario's numbers."""
+    """Says in words over how many seeds the numbers of a scenario are."""
     counts = sorted({len(rows) for rows in methods.values()})
     if counts == [1]:
         return "one seed"
@@ -232,32 +233,32 @@ def seeds(methods: Methods) -> str:
 
 
 def interval_note(methods: Methods) -> str:
-    """How to read the gap's interval; empty where none is shown."""
+    """Explains the gap's interval, or returns "" if none is shown."""
     if _INTERVAL not in columns(methods):
         return ""
     return f"{_INTERVAL.header} is Student's interval of the mean Avg. Gap over seeds"
 
 
 def table_note(methods: Methods) -> str:
-    """What the numbers of a scenario's table are, in full sentences."""
+    """Explains the numbers of a scenario's table in full sentences."""
     sentences = (seeds(methods), "accuracies and MIA in %, time in s", interval_note(methods))
     return " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences if sentence)
 
 
 def smallest_gap(methods: Methods) -> str | None:
-    """The method with the smallest mean Avg. Gap, if there are several to choose from; never the retrained network."""
+    """Returns the method with the smallest mean Avg. Gap, or None if there are not several besides retraining."""
     gaps = {method: numbers(rows, "avg_gap") for method, rows in methods.items() if method != REFERENCE}
     means = {method: math.fsum(found) / len(found) for method, found in gaps.items() if found}
     return min(means, key=lambda method: means[method]) if len(means) > 1 else None
 
 
 def closest_sentence(rows: Iterable[Row]) -> str:
-    """The result of a table in a sentence or two: by scenario, the method that came closest to the retrained network.
+    """Writes the result in a sentence per scenario: the method that came closest to the retrained network.
 
     Args:
-      rows: of any number of scenarios; those without an Avg. Gap have nothing to say.
+      rows: The rows of any number of scenarios. Scenarios without an Avg. Gap are left out.
     """
-    said, alone = [], "There is no Avg. Gap, because there is no retrained network to compare with."
+    sentences = []
     for scenario, methods in grouped(rows).items():
         gaps = {method: numbers(group, "avg_gap") for method, group in methods.items() if method != REFERENCE}
         means = {method: math.fsum(found) / len(found) for method, found in gaps.items() if found}
@@ -268,5 +269,5 @@ def closest_sentence(rows: Iterable[Row]) -> str:
             text = (
                 f"{scenario}: {best} {what} {means[best]:.2f} percentage points from the retrained network (Avg. Gap)"
             )
-            said.append(text + ("." if before is None else f"; the original network is {before:.2f} away."))
-    return " ".join(said) or alone
+            sentences.append(text + ("." if before is None else f"; the original network is {before:.2f} away."))
+    return " ".join(sentences) or "There is no Avg. Gap, because there is no retrained network to compare with."

@@ -31,12 +31,16 @@ from scissorhands_jax.report.rows import (
 
 
 def print_tables(rows: Iterable[Row], console: Console) -> None:
-    """Prints one table per scenario: a line per method, mean ± standard deviation over its seeds.
+    """Prints one table per scenario: a line per method, with mean ± standard deviation over its seeds.
 
-    The smallest mean Avg. Gap is printed bold. In a narrow terminal the deviation moves under the mean.
+    The method with the smallest mean Avg. Gap is bold. In a narrow terminal deviations move below their means.
+
+    Args:
+      rows: The rows of any number of scenarios.
+      console: Where to print.
 
     Raises:
-      InputError: a row without a scenario or method, or with something that is no number where one belongs.
+      InputError: A row has no scenario or method, or has a value that is not a number where one is expected.
     """
     for scenario, methods in grouped(rows).items():
         shown = columns(methods)
@@ -49,7 +53,7 @@ def print_tables(rows: Iterable[Row], console: Console) -> None:
 
 
 def _terminal_table(scenario: str, methods: Methods, shown: Sequence[Column], separator: str) -> Table:
-    """One scenario; `separator` stands between mean and deviation, and between the words of a header."""
+    """Makes the table of one scenario. `separator` is between mean and deviation, and between the words of headings."""
     best = smallest_gap(methods)
     caption = f"{seeds(methods)}; accuracies and MIA in %, time in s"
     if any(column.kind == "interval" for column in shown):
@@ -60,7 +64,7 @@ def _terminal_table(scenario: str, methods: Methods, shown: Sequence[Column], se
         table.add_column(column.header.replace(" ", separator), justify="right", overflow="fold")
     for method, group in methods.items():
         cells = (separator.join(filter(None, cell(group, column))) for column in shown)
-        # Text, because an interval's brackets are no markup.
+        # As `Text`, because rich would read the brackets of an interval as markup.
         table.add_row(
             Text(method),
             *(Text(shown.replace(", ", f",{separator}")) for shown in cells),
@@ -71,7 +75,7 @@ def _terminal_table(scenario: str, methods: Methods, shown: Sequence[Column], se
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """What one place of a grid shows: a text, its deviation or interval, and whether it is the best of its column."""
+    """A cell of a grid: a text, its deviation or interval, and whether it is the best of its column."""
 
     text: str
     deviation: str = ""
@@ -80,12 +84,12 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """A table on its way to Markdown, LaTeX, a terminal or a page.
+    """A table, which can be shown in Markdown, LaTeX, a terminal or a page.
 
     Attributes:
-      headers: the head of each column.
-      lines: the cells of each line, one per header.
-      words: how many columns, from the left, hold words and not numbers.
+      headers: The heading of each column.
+      lines: The cells of each line, one per column.
+      words: The number of columns, from the left, that hold words and not numbers.
     """
 
     headers: tuple[str, ...]
@@ -94,10 +98,10 @@ class Grid:
 
 
 def scenario_grid(methods: Methods) -> Grid:
-    """The table of one scenario, with the smallest mean Avg. Gap marked as best.
+    """Makes the table of one scenario, with the smallest mean Avg. Gap marked as best.
 
     Args:
-      methods: rows by method, as of `grouped`.
+      methods: Rows by method, as in the result of `grouped`.
     """
     shown, best = columns(methods), smallest_gap(methods)
     lines = []
@@ -108,15 +112,15 @@ def scenario_grid(methods: Methods) -> Grid:
 
 
 def comparison(methods: Methods, published: Iterable[Mapping[str, Any]]) -> Grid:
-    """Measured numbers above published ones, method by method, with the four percentages and Avg. Gap.
+    """Makes a table of measured numbers above published ones for each method: the four percentages and Avg. Gap.
 
     Args:
-      methods: rows by method, as of `grouped`.
-      published: one mapping per method: `method`, as in `methods` where it is there too, and per field
-        `[mean, standard deviation]`, a number, or None.
+      methods: Rows by method, as in the result of `grouped`.
+      published: One mapping per method, with its name in `method`, and for each field `[mean, standard deviation]`, a
+        number, or None.
 
     Raises:
-      InputError: a published number is none.
+      InputError: A published value is not a number.
     """
     shown = [column for column in columns(methods) if column.kind == "mean" and column.unit.startswith("%")]
     found = {entry["method"]: entry for entry in published}
@@ -147,7 +151,13 @@ def _header(column: Column) -> str:
 
 
 def print_grid(heading: str, table: Grid, console: Console) -> None:
-    """Prints a grid in the terminal, under its heading; deviations and intervals stand below their numbers."""
+    """Prints a grid in the terminal below its heading. Deviations and intervals are below their numbers.
+
+    Args:
+      heading: The heading.
+      table: The grid.
+      console: Where to print.
+    """
     shown = _framed(title=heading)
     for position, header in enumerate(table.headers):
         shown.add_column(header, justify="left" if position < table.words else "right")
@@ -157,12 +167,12 @@ def print_grid(heading: str, table: Grid, console: Console) -> None:
 
 
 def _framed(**options: Any) -> Table:
-    """A table of the terminal as all of them look: a rule below its head, words on the left."""
+    """Makes an empty table in the style of all tables in the terminal."""
     return Table(title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, **options)
 
 
 def markdown(table: Grid) -> str:
-    """A grid as a Markdown table; the best cell of a column is bold."""
+    """Writes a grid as a Markdown table. The best cell of a column is bold."""
 
     def line(cells: Iterable[str]) -> str:
         return f"| {' | '.join(cells)} |\n"
@@ -181,16 +191,17 @@ def _markdown_cell(cell: Cell) -> str:
 
 
 def _markdown_text(text: str) -> str:
-    """Text that Markdown shows as it is, on one line."""
+    """Escapes a text for Markdown, on one line."""
     return re.sub(r"([\\`*_\[\]<>|~#$])", r"\\\1", " ".join(text.split()))
 
 
 def latex(table: Grid, *, caption: str, label: str) -> str:
-    r"""A grid as a LaTeX `table` with the rules of booktabs; what is best is bold.
+    r"""Writes a grid as a LaTeX `table` with the rules of booktabs. The best cell of a column is bold.
 
     Args:
-      caption: plain text.
-      label: for `\ref`; letters, digits, `:` and `-`.
+      table: The grid.
+      caption: The caption, as plain text.
+      label: The label for `\ref`, of letters, digits, `:` and `-`.
     """
 
     def line(cells: Iterable[str]) -> str:
@@ -228,5 +239,5 @@ _LATEX = {
 
 
 def _latex_text(text: str) -> str:
-    """Text that LaTeX sets as it is."""
+    """Escapes a text for LaTeX, on one line."""
     return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))

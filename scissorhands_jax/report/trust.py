@@ -1,9 +1,9 @@
-"""Whether numbers can be trusted: what gates say, in a sentence and as a table.
+"""Whether numbers can be trusted: the outcome of gates, in a sentence and as a table.
 
-A gate is a check of the numbers: whether they find what is there, and nothing where nothing is. Gates come as they are
-in `results.json`, a mapping each, with `name`, `metric`, `passed` (None where it could not be run) and `explanation`;
-with `reported`, whether there are numbers of its metric, and with `decides`, whether it decides on all numbers and not
-on those of its own metric alone.
+A gate is a check of the numbers: they must find what is there, and nothing where there is nothing. Here gates are
+mappings, as in `results.json`, with `name`, `metric`, `passed` (None if the gate could not be run) and `explanation`;
+and perhaps with `reported`, whether there are numbers of its metric, and `decides`, whether all numbers depend on it
+and not only those of its metric.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class GateLine:
     """A line of the table of gates on a page.
 
     Attributes:
-      name: the name of the gate, or of several that lack the same thing.
+      name: The name of the gate, or of several that lack the same thing.
       outcome: `holds`, `fails` or `not run`.
-      sign: one character for the outcome.
-      why: the numbers behind it, or what is missing.
+      sign: One character for the outcome.
+      why: The numbers behind the outcome, or what is missing.
     """
 
     name: str
@@ -37,10 +37,9 @@ class GateLine:
 
 
 def gate_lines(gates: Sequence[Mapping[str, Any]]) -> tuple[GateLine, ...]:
-    """The lines of the table of gates: those that were run, then the others, one line for each thing that is missing.
+    """Makes the lines of the table of gates: those that were run, then one line for each thing that the others lack.
 
-    Where no gate was run and all lack the same thing, one sentence (`gates_note`) says all there is, so there are no
-    lines.
+    If no gate was run and all lack the same thing, there are no lines, because the sentence of `gates_note` suffices.
     """
     lines = [
         GateLine(gate["name"], _OUTCOMES[gate["passed"]].lower(), _SIGNS[gate["passed"]], gate["explanation"])
@@ -58,13 +57,13 @@ def gate_lines(gates: Sequence[Mapping[str, Any]]) -> tuple[GateLine, ...]:
 
 
 def gates_grid(gates: Sequence[Mapping[str, Any]]) -> Grid:
-    """The gates as a table for Markdown: name, outcome and reason, all of them words."""
+    """Makes a table of gates for Markdown, with name, outcome and reason."""
     lines = [(Cell(gate["name"]), Cell(_OUTCOMES[gate["passed"]]), Cell(gate["explanation"])) for gate in gates]
     return Grid(("Gate", "Outcome", "Why"), tuple(lines), words=3)
 
 
 def gates_note(gates: Sequence[Mapping[str, Any]]) -> str:
-    """Whether the numbers of tables can be trusted, in a sentence or two, with the reasons against it."""
+    """Writes whether the numbers of tables can be trusted, in a sentence or two, with the reasons against it."""
     failed, held, not_run = ([gate for gate in gates if gate["passed"] is passed] for passed in (False, True, None))
     reasons = "; ".join(f"{gate['name']}: {gate['explanation']}" for gate in failed or not_run)
     if failed:
@@ -75,7 +74,7 @@ def gates_note(gates: Sequence[Mapping[str, Any]]) -> str:
 
 
 def gates_summary(gates: Sequence[Mapping[str, Any]]) -> str:
-    """Whether the numbers of tables can be trusted, in one sentence and without the reasons."""
+    """Writes whether the numbers of tables can be trusted, in one sentence without the reasons."""
     failed, held, not_run = ([gate for gate in gates if gate["passed"] is passed] for passed in (False, True, None))
     count = len(gates)
     if failed:
@@ -89,13 +88,13 @@ def gates_summary(gates: Sequence[Mapping[str, Any]]) -> str:
 
 
 def silent_metrics(gates: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """How the names of those metrics begin that are no evidence, because their own gate does not hold."""
+    """Returns the beginnings of the names of metrics that are not evidence, because their own gate does not hold."""
     own = [gate for gate in gates if not gate.get("decides", True) and gate["passed"] is not True]
     return tuple(gate["metric"].partition("_")[0] for gate in own if gate["reported"])
 
 
 def audit_verdict(gates: Sequence[Mapping[str, Any]]) -> str:
-    """Whether the numbers of an audit can be trusted, in a sentence or two, with the reasons against it."""
+    """Writes whether the numbers of an audit can be trusted, in a sentence or two, with the reasons against it."""
     deciding = [gate for gate in gates if gate.get("decides", True)]
     failed = [gate for gate in deciding if gate["passed"] is False]
     if failed:
@@ -108,7 +107,7 @@ def audit_verdict(gates: Sequence[Mapping[str, Any]]) -> str:
     unknown = [gate for gate in not_run if gate.get("reported")]
     if unknown:
         which = "; ".join(f"{gate['name']}: {gate['explanation']}" for gate in unknown)
-        return f"These numbers cannot be trusted, because gates of what is reported could not be run. {which}."
+        return f"These numbers cannot be trusted, because gates of reported metrics could not be run. {which}."
     rest = f"; {len(not_run)} could not be run, and their metrics are not reported" if not_run else ""
     silent = [name for start, name in _SILENT_NAMES.items() if start in silent_metrics(gates)]
     return (

@@ -73,9 +73,9 @@ class TestDesign:
         [
             ((KEY, 5, TOTAL, FORGET), "an even number of networks from 2 to 256, got 5"),
             ((KEY, 258, TOTAL, FORGET), "got 258"),
-            ((KEY, 4, TOTAL, ()), "at least one forget set"),
-            ((KEY, 4, TOTAL, (np.array([1, 2]), np.array([2, 3]))), "must not overlap"),
-            ((KEY, 4, 9, (np.arange(8),)), "nothing is left to be halved"),
+            ((KEY, 4, TOTAL, ()), "0 forget sets and .*; give at least one set"),
+            ((KEY, 4, TOTAL, (np.array([1, 2]), np.array([2, 3]))), "forget sets of one ensemble overlap"),
+            ((KEY, 4, 9, (np.arange(8),)), "leave 1 of 9 examples, too few to be halved"),
         ],
     )
     def test_what_cannot_be_used_is_refused(self, arguments, message):
@@ -129,7 +129,7 @@ class TestEnsemble:
         moved = ensemble(tmp_path)
         other.rename(tmp_path / moved.path(0).name)
         try:
-            with pytest.raises(CheckpointError, match="another network than its name says"):
+            with pytest.raises(CheckpointError, match="does not hold the network of that name"):
                 moved.load(0)
         finally:
             (tmp_path / moved.path(0).name).rename(other)

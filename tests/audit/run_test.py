@@ -176,9 +176,9 @@ class TestInput:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"forget": ("random:0.1", "class:1")}, "one forget set per scenario"),
+            ({"forget": ("random:0.1", "class:1")}, "has 2 forget sets and .*; an audit takes one forget set"),
             ({"flipped_labels": 0.1}, "no wrong labels"),
-            ({"methods": {"original": METHODS["nothing"]}}, "named as the references are"),
+            ({"methods": {"original": METHODS["nothing"]}}, "has the reserved name original"),
         ],
     )
     def test_a_scenario_that_cannot_be_audited_is_refused(self, experiment, tmp_path, changes, message):
@@ -212,7 +212,7 @@ class TestCommand:
         outcomes = {(gate["metric"], gate["name"]): gate["passed"] for gate in document["gates"]}
         assert outcomes["population_auc", "the original is caught"] is True
         assert outcomes["u_lira_auc", "the original is caught"] is None
-        assert document["trusted"] is (outcomes["population_auc", "retrained is not told from retrained"] is True)
+        assert document["trusted"] is (outcomes["population_auc", "nothing is found in retrained networks"] is True)
         assert "2 networks to train" in capsys.readouterr().err
         assert (tmp_path / "out" / "report.html").exists()
 

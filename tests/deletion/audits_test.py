@@ -62,7 +62,7 @@ def test_a_run_audits_its_method_on_its_own_examples(made, capsys):
     assert [finding.holds for finding in evidence.findings] == [True, True, False]
     assert [(gate.name, gate.passed) for gate in evidence.gates] == [
         ("held-out against held-out", True),
-        ("audit: retrained is not told from retrained", True),
+        ("audit: nothing is found in retrained networks", True),
         ("audit: the original is caught", True),
     ]
     assert "tier smoke: 2 networks, each trained for 40 epochs" in evidence.source
@@ -137,7 +137,7 @@ class TestHandedIn:
     def test_it_counts_as_one_that_the_run_has_made(self, whole, tmp_path, name, capsys):
         folder = shutil.copytree(whole[0], tmp_path / "ledger")
         assert command("run", "--ledger", folder, *FINETUNE, "--audit", whole[1] / name) == 3
-        assert "Population AUC of the audit shows them still known" in capsys.readouterr().out
+        assert "Population AUC of the audit shows that they are still known" in capsys.readouterr().out
         digest = hashing.file_sha256(whole[1] / "results.json")
         assert f"results with SHA-256 {digest}" in record_of(folder).evidence.source
         assert "audit/results.json" in record_of(folder).files.other
@@ -156,7 +156,11 @@ class TestHandedIn:
     @pytest.mark.parametrize(
         ("change", "words", "message"),
         [
-            (lambda d: d["config"].update(model="resnet9"), [], "another network: a resnet9, and the run's is a mlp"),
+            (
+                lambda d: d["config"].update(model="resnet9"),
+                [],
+                "the audit is about a resnet9 and the run's network is a mlp",
+            ),
             (lambda d: d["ensemble"].update(forget_sha256=["0"]), [], "none of the audit's forget sets is that"),
             (lambda d: d["data"].update(training_data_checksum="0"), [], "were trained on other examples"),
             (lambda d: d["gates"][1].update(passed=False, explanation="why"), [], "cannot be trusted: why"),

@@ -83,7 +83,7 @@ def test_no_ledger_and_others_files_are_refused(tmp_path, folder):
     by_hand(tmp_path, "CREATE TABLE music (title TEXT)")
     before = (tmp_path / ledger.DATABASE_FILE).read_bytes()
     for open_it in (Ledger, lambda where: Ledger.begin(where, ABOUT)):
-        with pytest.raises(LedgerError, match=r"is no ledger|something else"):
+        with pytest.raises(LedgerError, match=r"is not a ledger|something else"):
             open_it(tmp_path)
     assert (tmp_path / ledger.DATABASE_FILE).read_bytes() == before
 

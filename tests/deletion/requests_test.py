@@ -53,7 +53,7 @@ def test_a_changed_training_set_is_refused(served, book_folder, tmp_path, capsys
         (["add", "--forget", "indices:{first}", "--requester", "A"], "has not forgotten yet"),
         (["add", "--forget", "indices:{first}", "--requester", "A", "--model", "vgg16_bn"], "knows its model already"),
         (["add", "--forget", "class:2", "--requester", "A", "--due", "soon"], "due date"),
-        (["add", "--forget", "class:2", "--requester", ""], "say who asks"),
+        (["add", "--forget", "class:2", "--requester", ""], "give a name of 1 to 500 printable characters"),
         (["add", "--forget", "class:2", "--requester", "A", "method.epochs=3"], "does not know 'method.epochs=3'"),
         (["run", "seed=3"], "settings of the method only"),
         (["run", "method.fractoin=1"], "fraction"),

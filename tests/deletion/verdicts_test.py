@@ -45,7 +45,7 @@ def test_a_network_that_treats_them_as_never_seen_has_forgotten():
         (compared([4, -1, 1, 1]), "conspicuous"),
         (compared([1, 1, 1, 1]), "cannot be trusted"),
         (compared([4, 1, 1, 1], count=1), "the 1 examples are too few"),
-        (compared([4, 1, 1, 1], earlier=4), "forgotten before shows them still known"),
+        (compared([4, 1, 1, 1], earlier=4), "forgotten before shows that they are still known"),
     ],
 )
 def test_all_else_is_to_be_retrained(evidence, words):
@@ -58,13 +58,13 @@ def test_all_else_is_to_be_retrained(evidence, words):
 def test_held_out_examples_are_not_told_from_each_other(monkeypatch):
     gate = compared([4, 1, 1, 1]).gates[1]
     assert gate == EvidenceGate(
-        "held-out against held-out", True, "it does not tell one half of the test set from the other"
+        "held-out against held-out", True, "it finds no difference between the two halves of the test set"
     )
     skewed = rank_tests.rank_test
     monkeypatch.setattr(rank_tests, "rank_test", lambda own, *rest, level: skewed(own + 1, *rest, level=level))
     evidence = compared([4, 1, 1, 1])
     assert not evidence.gates[1].passed
-    assert "tells held-out examples from held-out ones" in " ".join(answer(evidence).reasons)
+    assert "distinguishes held-out examples from held-out examples" in " ".join(answer(evidence).reasons)
     assert not compared([4, 1, 1, 1], held_count=3).gates[1].passed, "no class has two"
 
 
@@ -103,7 +103,7 @@ class TestAudit:
         assert evidence == Evidence(
             "U-LiRA", (Finding("AUC", 0.7, 0.4, 0.6),), (EvidenceGate("original caught", True, "AUC 0.9"),)
         )
-        assert "the AUC shows them still known" in answer(evidence).reasons[0]
+        assert "the AUC shows that they are still known" in answer(evidence).reasons[0]
 
     @pytest.mark.parametrize(
         ("change", "words"),

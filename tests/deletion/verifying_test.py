@@ -63,7 +63,7 @@ def swap(folder, name, other):
         (lambda f: swap(f, "records/000001.json", "records/000002.json"), "000001.json is not the record"),
         (lambda f: shutil.copy(f / "records/000001.json", f / "records/000002.json"), "000002.json is not the record"),
         (lambda f: (f / "records/000002.json").unlink(), "000002.json is missing"),
-        (lambda f: shutil.copy(f / "records/000001.json", f / "records/000003.json"), "000003.json is no record"),
+        (lambda f: shutil.copy(f / "records/000001.json", f / "records/000003.json"), "000003.json is not a record"),
         (lambda f: (f / "records/public_key.pem").unlink(), "public_key.pem is missing"),
         (lambda f: (f / "runs/000001/network/extra").write_text(""), "extra was not there"),
         (lambda f: shutil.rmtree(f / "runs/000001"), "network.safetensors is missing"),
@@ -102,7 +102,10 @@ class TestPublicKey:
     def test_it_verifies_what_is_signed_and_says_what_is_not(self, book_folder, pem, capsys):
         assert verified(book_folder, "--public", pem, capsys=capsys) == []
         assert command("verify", "--ledger", book_folder, "--public", pem, "--quick") == 0
-        assert "without the ledger's secret nobody can tell" in capsys.readouterr().err
+        assert (
+            "without the ledger's secret, files that describe forgotten examples cannot be verified"
+            in capsys.readouterr().err
+        )
 
     def test_any_changed_byte_of_what_is_signed_is_found(self, book_folder, pem, capsys):
         generator = random.Random(2)

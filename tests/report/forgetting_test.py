@@ -38,8 +38,8 @@ def test_answers_with_the_forgotten_label_have_a_colour_of_their_own():
 @pytest.mark.parametrize(
     ("examples", "gaps", "message"),
     [
-        ([], GAPS, "no forgotten examples"),
-        ([example()], {}, "no networks"),
+        ([], GAPS, "there are 0 examples and . networks"),
+        ([example()], {}, "1 examples and 0 networks"),
         ([example()], GAPS | {"retrained": 0.0}, "no answer of retrained"),
         ([example(image=np.zeros(8))], GAPS, r"image of shape \(8,\)"),
     ],

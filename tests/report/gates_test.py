@@ -81,7 +81,7 @@ def test_differences_of_shares_have_their_coverage():
 def test_a_retrained_network_that_saw_the_forget_set_is_found(value):
     table = rows(retrained=RETRAINED | HELD_OUT | {"held_out_auc": value})
     assert outcome(table) == {gates.CAUGHT: True, gates.SILENT: False, gates.FARTHER: True}
-    assert "the forget set was seen after all" in note(table)
+    assert "they saw the forget set after all" in note(table)
 
 
 def test_the_gap_between_retrained_networks_is_the_jackknife_over_seeds():
@@ -141,7 +141,7 @@ class TestGatesOfAttacks:
         gate = self.gate(0.6, 0.49, 0.71, must_find=True)
         text = report.audit_verdict([gate._asdict()])
         assert text.startswith("These numbers cannot be trusted, because 1 of the gates failed.")
-        assert "cannot see what is there" in text
+        assert "misses what is there" in text
 
     def test_without_any_gate_there_is_no_trust(self):
         gate = gates.of_attack("a gate", "u_lira_auc", True, [])
@@ -152,11 +152,11 @@ class TestGatesOfAttacks:
     def test_a_number_whose_gate_could_not_be_run_is_not_trusted(self):
         """As with 6 to 10 networks, which are too few to compare retrained with retrained."""
         holds = self.gate(0.6, 0.51, 0.69, must_find=True)
-        silent = gates.of_attack("retrained is not told from retrained", "u_lira_auc", False, [])
+        silent = gates.of_attack("nothing is found in retrained networks", "u_lira_auc", False, [])
         assert gates.trusted([holds, silent]) is False
         text = report.audit_verdict([holds._asdict(), silent._asdict()])
-        assert text.startswith("These numbers cannot be trusted, because gates of what is reported could not be run.")
-        assert "retrained is not told from retrained: U-LiRA AUC takes more networks" in text
+        assert text.startswith("These numbers cannot be trusted, because gates of reported metrics could not be run.")
+        assert "nothing is found in retrained networks: U-LiRA AUC takes more networks" in text
         silent = silent._replace(reported=False)
         assert gates.trusted([holds, silent]) is True
         assert "1 could not be run, and their metrics are not reported" in report.audit_verdict(

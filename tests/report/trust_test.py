@@ -39,6 +39,6 @@ def test_an_audit_leads_with_what_its_strongest_attack_found():
     evidence = [entry("lira_auc", "original", 0.9), entry("lira_auc", "retrain", 0.5), entry("lira_auc", "salun", 0.6)]
     document = {"evidence": [*evidence, entry("rmia_auc", "salun", 0.7)], "gates": [gate("a", True)]}
     said = report.audit_answer(document)
-    assert said == "LiRA AUC, which is 0.5 where nothing is left to find: original 0.90, salun 0.60."
+    assert said == "LiRA AUC, which is 0.5 if nothing is left to find: original 0.90, salun 0.60."
     document["gates"] = [gate("a", False)]
     assert report.audit_answer(document).startswith("These numbers cannot be trusted")
