@@ -142,7 +142,7 @@ def test_what_is_no_evidence_is_called_so():
         "LiRA TPR at 1 % (1,500 negatives)",
         "LiRA TPR at 0.1 % (900 to 1,500 negatives: too few)",
         "KLoM forget, P95",
-        "Forgetting score (says nothing here)",
+        "Forgetting score (no evidence here)",
         "Recovered, % points",
     ]
     intervals = [[cell.deviation for cell in table.lines[0][1:]] for table in tables]

@@ -39,8 +39,8 @@ def test_requests_move_through_their_states(folder):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"requester": " "}, "who asks"),
-        ({"requester": "a\x1b[2J"}, "who asks"),
+        ({"requester": " "}, "the requester is"),
+        ({"requester": "a\x1b[2J"}, "the requester is"),
         ({"due": "soon"}, "due date"),
         ({"examples": []}, "no example"),
         ({"examples": [EXAMPLES[0]] * 2}, "UNIQUE"),

@@ -42,7 +42,7 @@ def test_a_network_that_treats_them_as_never_seen_has_forgotten():
     ("evidence", "words"),
     [
         (compared([4, 4, 1, 1]), "still known"),
-        (compared([4, -1, 1, 1]), "conspicuous"),
+        (compared([4, -1, 1, 1]), "stand out, as if they had been unlearned"),
         (compared([1, 1, 1, 1]), "cannot be trusted"),
         (compared([4, 1, 1, 1], count=1), "the 1 examples are too few"),
         (compared([4, 1, 1, 1], earlier=4), "forgotten before shows that they are still known"),
