@@ -94,7 +94,7 @@ def test_an_evaluation_says_which_gates_it_could_run(weights, tmp_path, capsys):
     # The original was never trained, so nothing is caught; and a retrained network has nothing to be found.
     assert [gate["passed"] for gate in beside["gates"]] == [False, True, None]
     assert beside["gates"][2] == {
-        "name": "the original is farther off than retrained from retrained",
+        "name": "the original is farther from retrained networks than these are from each other",
         "passed": None,
         "why": "needs retrained networks of two seeds",
     }
