@@ -81,7 +81,7 @@ def test_values_have_the_types_of_their_fields():
         ([*REQUIRED, "--count", "many"], "--count must be int, got 'many'"),
         ([*REQUIRED, "--count", "none"], "--count must be int, got 'none'"),
         ([*REQUIRED, "--each", "x"], "--each must be int, got 'x'"),
-        ([*REQUIRED, "--kind", "c"], "--kind must be a or b, got 'c'"),
+        ([*REQUIRED, "--kind", "c"], "--kind is 'c'; choose one of a, b"),
         ([*REQUIRED, "--shar", "1"], "unknown argument '--shar'; near matches: --share"),
         (["--ot", "x"], "unknown argument '--ot'; near matches: .*--out"),
         ([*REQUIRED, "word"], "unknown argument 'word'"),
