@@ -32,7 +32,6 @@ from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import config, grid, search
 from scissorhands_jax.jobs.progress import progress_bar
 from scissorhands_jax.jobs.scenarios import SeededScenario, TableNetworks
-from scissorhands_jax.methods import describe
 from scissorhands_jax.metrics import distances
 from scissorhands_jax.metrics.row import measure_row
 
@@ -93,7 +92,7 @@ def tune_with_oracle(store: TableNetworks, label: str, seed: int, trials: int) -
             prepared.data,
             prepared.validation,
             whole_classes=any(map(forget_sets.forgets_classes, scenario.forget)),
-            space=search.space_of(describe(settings)["method"]),
+            space=settings.search_ranges,
             num_trials=trials,
             on_trial=on_trial,
             observe=observe,
@@ -113,7 +112,7 @@ def tune_with_oracle(store: TableNetworks, label: str, seed: int, trials: int) -
             "median trial": float(np.median(gaps)),
         },
         "rank_correlation": float(stats.spearmanr([trial.score for trial in whole], gaps).statistic),
-        **search.search_as_dict(result),
+        **result.document(),
     }
 
 

@@ -230,4 +230,5 @@ class EvaluateCommand(NetworkOptions):
     def run(self, console: Console) -> None:
         from scissorhands_jax.jobs import evaluating
 
-        print_json(evaluating.evaluate_network(self.network(), retrained=self.retrained, console=console))
+        found = evaluating.evaluate_network(self.network(), retrained=self.retrained, console=console)
+        print_json(found.document())

@@ -203,12 +203,12 @@ def _evaluated(book: Ledger, current: int, subject: Subject, console: Console) -
     """Evaluates the network in use again. Counts may differ a little, because another machine rounds differently."""
     record, _ = records.read_record(records.record_path(book.folder, current), book.public)
     try:
-        answer = evaluate_network(config_in_use(book, subject), console=console)
+        parts = evaluate_network(config_in_use(book, subject), console=console).parts
     except InputError as error:
         return [f"the network of run {current} cannot be evaluated: {error}"]
     measured = record.metrics["after"]
     expected = {name: (measured[name].count, measured[name].of) for name in ("forget", "retain", "test")}
-    if "correct_forget" not in answer:
+    if "forget" not in parts:
         # The run knows its data set by another path, so its positions may mean nothing in this one.
         correct, total = (sum(column) for column in zip(*record.test, strict=True))
         expected = {"test": (correct, total)}
@@ -216,10 +216,10 @@ def _evaluated(book: Ledger, current: int, subject: Subject, console: Console) -
     for name, (correct, total) in expected.items():
         if name == "retain" and record.configuration["retain_limit"] is not None:
             continue  # The record has a random part of it.
-        now = answer[f"correct_{name}"], answer[f"num_{name}"]
-        if now[1] != total or abs(now[0] - correct) > 1 + total // 1000:
+        now = parts[name]
+        if now.num != total or abs(now.correct - correct) > 1 + total // 1000:
             found.append(
-                f"the network of run {current} now gets {now[0]} of {now[1]} {name} examples right, and its record "
-                f"says {correct} of {total}: the network, the data or the code has changed"
+                f"the network of run {current} now gets {now.correct} of {now.num} {name} examples right, and its "
+                f"record says {correct} of {total}: the network, the data or the code has changed"
             )
     return found

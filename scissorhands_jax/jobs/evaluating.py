@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,8 +25,53 @@ from scissorhands_jax.report import gates
 _SCENARIO = "evaluation"
 
 
-def evaluate_network(config: NetworkConfig, *, retrained: str | None = None, console: Console) -> dict[str, Any]:
-    """Measures the test accuracy of a network; of a run's result also its accuracy on what it forgot and retained.
+@dataclasses.dataclass(frozen=True)
+class MeasuredPart:
+    """How many examples of a set a network gets right."""
+
+    accuracy: float
+    """The share in percent."""
+    correct: int
+    num: int
+    """The number of all examples in the set."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationGate:
+    """Whether one check of the numbers passed."""
+
+    name: str
+    passed: bool | None
+    """None if the check could not be run."""
+    why: str
+    """What was found, or what is missing."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NetworkEvaluation:
+    """The accuracies of a network, and whether they can be trusted."""
+
+    model: str
+    dataset: str
+    parts: dict[str, MeasuredPart]
+    """By the name of the set: always `test`; of the result of a run also `forget`, `retain` and, after several runs,
+    `forgotten_before`."""
+    avg_gap: float | None
+    """The distance to the retrained network in percentage points, if one was given."""
+    gates: tuple[EvaluationGate, ...]
+
+    def document(self) -> dict[str, Any]:
+        """The evaluation as JSON, with `acc_*`, `correct_*` and `num_*` for each set."""
+        document: dict[str, Any] = {"model": self.model, "dataset": self.dataset}
+        for name, part in self.parts.items():
+            document |= {f"acc_{name}": part.accuracy, f"correct_{name}": part.correct, f"num_{name}": part.num}
+        if self.avg_gap is not None:
+            document["avg_gap"] = self.avg_gap
+        return {**document, "gates": [dataclasses.asdict(gate) for gate in self.gates]}
+
+
+def evaluate_network(config: NetworkConfig, *, retrained: str | None = None, console: Console) -> NetworkEvaluation:
+    """Measures the test accuracy of a network, and for a run's result also the accuracy on what it forgot and retained.
 
     The test set of a run's result is the one that the run reported on: without classes that were forgotten as a whole,
     and without what was set aside for validation.
@@ -36,10 +82,6 @@ def evaluate_network(config: NetworkConfig, *, retrained: str | None = None, con
         If it is given, the gates of `gates.of_rows` compare the two, and `avg_gap` is the distance between them.
       console: Where progress is shown.
 
-    Returns:
-      `model`, `dataset`, `acc_test` (percent), `correct_test`, `num_test` and `gates`; with the `checkpoint` of a run
-      also `acc_*`, `correct_*` and `num_*` for `forget`, `retain` and, after several requests, `forgotten_before`.
-
     Raises:
       InputError: Something cannot be used, or the retrained network belongs to another run.
     """
@@ -48,23 +90,25 @@ def evaluate_network(config: NetworkConfig, *, retrained: str | None = None, con
     model = build_model(config, splits)
     network = load_weights(model, weights=config.weights, checkpoint=config.checkpoint)
     parts = _parts(config, splits)
-    answer: dict[str, Any] = {"model": config.model, "dataset": config.dataset}
+    measured: dict[str, MeasuredPart] = {}
     with progress_bar(console) as progress:
         task = progress.add_task("evaluating", total=len(parts), note="")
         for name, part in parts.items():
             logits = accuracies.predict(model, *network, part["image"], batch_size=500)
-            answer[f"acc_{name}"] = accuracies.accuracy(logits, part["label"])
-            answer[f"correct_{name}"] = accuracies.correct(logits, part["label"])
-            answer[f"num_{name}"] = len(part["label"])
+            label = part["label"]
+            measured[name] = MeasuredPart(
+                accuracies.accuracy(logits, label), accuracies.correct(logits, label), len(label)
+            )
             progress.advance(task)
+    avg_gap = None
     if retrained is not None:
         rows[-1] |= _held_out_numbers(model, load_weights(model, weights=None, checkpoint=retrained), parts, splits)
-        answer["avg_gap"] = distances.average_gap(rows[1], rows[-1])
-    answer["gates"] = [
-        {"name": gate.name.removeprefix(f"{_SCENARIO}: "), "passed": gate.passed, "why": gate.explanation}
+        avg_gap = distances.average_gap(rows[1], rows[-1])
+    found = tuple(
+        EvaluationGate(gate.name.removeprefix(f"{_SCENARIO}: "), gate.passed, gate.explanation)
         for gate in gates.of_rows(rows)
-    ]
-    return answer
+    )
+    return NetworkEvaluation(model=config.model, dataset=config.dataset, parts=measured, avg_gap=avg_gap, gates=found)
 
 
 def _parts(config: NetworkConfig, splits: datasets.Splits) -> dict[str, Dataset]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,40 +14,46 @@ from scipy import stats
 from scissorhands_jax.base import Data, Dataset, Key, Method, Model, ModelState, Params
 from scissorhands_jax.errors import InputError, NonFiniteError
 from scissorhands_jax.methods import MethodSettings
+from scissorhands_jax.methods.settings import Range
 from scissorhands_jax.metrics import accuracies, attacks
 from scissorhands_jax.training import sweeps
 from scissorhands_jax.training.loop import run
 
-Range = tuple[float, float]
-SPACES: dict[str, dict[str, Range]] = {
-    "scissorhands": {"fraction": (0.003, 0.3), "forget_weight": (0.005, 1.0), "learning_rate": (1e-3, 1e-1)},
-    "influence": {"alpha": (1e-1, 1e2)},
-    "ssd": {"selection": (1.0, 100.0), "dampening": (0.1, 10.0)},
-}
-"""What is tuned, by method: low and high, searched on a logarithmic scale."""
 
-
-def space_of(method_name: str) -> dict[str, Range]:
-    """The settings of a method that are tuned, each with its range: as in SPACES, or otherwise the learning rate."""
-    return SPACES.get(method_name, {"learning_rate": (1e-4, 1e-1)})
-
-
-class Trial(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Trial:
     """One choice of settings that was tried."""
 
     changes: dict[str, float]
-    score: float  # percentage points, smaller is better; infinite where the run diverged
-    numbers: dict[str, float]  # behind the score; empty where the run diverged
-    observed: dict[str, float]  # what the caller measured in addition; it never enters the choice
+    """The value of each setting that is tuned."""
+    score: float
+    """The distance from a retrained network as far as it is known (`proxy_score`), in percentage points; infinite where
+    the run diverged."""
+    numbers: dict[str, float]
+    """The numbers behind the score, as `measure_trial` returns them; empty where the run diverged."""
+    observed: dict[str, float]
+    """What the caller measured in addition, which never enters the choice."""
     seconds: float
+    """The time of the run and of the measurements behind the score, with compilation."""
 
 
-class Tuning(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class SearchResult:
     """The settings that were chosen, and everything that was tried."""
 
     settings: MethodSettings
+    """The best settings."""
     best: Trial
     trials: list[Trial]
+    """All trials in order; the first one has the settings that the search started with."""
+
+    def document(self) -> dict[str, Any]:
+        """The trials as JSON; the score of a trial that diverged is null."""
+        rows = [
+            dataclasses.asdict(trial) | {"score": trial.score if np.isfinite(trial.score) else None}
+            for trial in self.trials
+        ]
+        return {"best": dataclasses.asdict(self.best), "trials": rows}
 
 
 def tune_settings(
@@ -66,7 +72,7 @@ def tune_settings(
     max_seconds: float | None = None,
     on_trial: Callable[[int, Trial], None] | None = None,
     observe: Callable[[Params, ModelState], dict[str, float]] | None = None,
-) -> Tuning:
+) -> SearchResult:
     """Tries settings from a scrambled Sobol sequence, the given ones first, and keeps the one with the smallest score.
 
     The score is what can be known without a retrained network (`proxy_score`).
@@ -79,8 +85,7 @@ def tune_settings(
       params, model_state: The original network.
       data: The forget and the retain set.
       validation: Examples that the original was not trained on, without the classes that are forgotten as a whole.
-      space: For each field the lowest and the highest value, both positive; searched on a logarithmic scale.
-        `space_of` has one for every method.
+      space: The fields of `settings` that are tuned, each with its range, such as `settings.search_ranges`.
       whole_classes: Whether whole classes or identities are forgotten (`forget_sets.forgets_classes`).
       num_trials: The number of trials, at least 1.
       max_seconds: The time after which no trial starts; None is no limit.
@@ -93,11 +98,11 @@ def tune_settings(
     """
     check_search(settings, space, num_trials)
     before = measure_trial(model, params, model_state, data, validation)
-    tries = candidates(settings, space, num_trials, key)
-    tried = [_with_changes(settings, changes) for changes in tries]
+    choices = candidates(settings, space, num_trials, key)
+    tried = [_with_changes(settings, changes) for changes in choices]
     methods = sweeps.methods_of(build, tried)
     started, trials = time.perf_counter(), list[Trial]()
-    for number, (changes, method) in enumerate(zip(tries, methods, strict=True), start=1):
+    for number, (changes, method) in enumerate(zip(choices, methods, strict=True), start=1):
         if trials and max_seconds is not None and time.perf_counter() - started > max_seconds:
             break
         begun = time.perf_counter()
@@ -117,7 +122,7 @@ def tune_settings(
     best = min(trials, key=lambda trial: trial.score)
     if not np.isfinite(best.score):
         raise InputError(f"all {len(trials)} trials diverged; lower the range of the learning rate")
-    return Tuning(_with_changes(settings, best.changes), best, trials)
+    return SearchResult(_with_changes(settings, best.changes), best, trials)
 
 
 def _with_changes(settings: MethodSettings, changes: Mapping[str, Any]) -> MethodSettings:
@@ -131,7 +136,7 @@ def candidates(
 
     Args:
       settings: The settings that the search starts with.
-      space: For each field the lowest and the highest value.
+      space: The fields that are tuned, each with its range.
       num_trials: The number of choices.
       key: A typed PRNG key, of the scrambling of the sequence.
 
@@ -199,15 +204,11 @@ def check_search(settings: MethodSettings, space: Mapping[str, Range], num_trial
     """
     if num_trials < 1:
         raise InputError(f"tuning needs at least 1 trial, got {num_trials}")
+    if not space:
+        raise InputError(f"{type(settings).__name__} names no settings to tune; add them to its search_ranges")
     names = [field.name for field in dataclasses.fields(settings)]
     for name, (low, high) in space.items():
         if name not in names:
             raise InputError(f"{type(settings).__name__} has no setting {name!r} to tune; it has {', '.join(names)}")
         if not 0 < low <= high:
             raise InputError(f"the range of {name} must be two positive numbers in order, got {low} to {high}")
-
-
-def search_as_dict(tuning: Tuning) -> dict[str, Any]:
-    """A tuning as JSON."""
-    rows = [trial._asdict() | {"score": trial.score if np.isfinite(trial.score) else None} for trial in tuning.trials]
-    return {"best": tuning.best._asdict(), "trials": rows}

@@ -25,6 +25,41 @@ from scissorhands_jax.jobs.progress import progress_bar
 TUNING_FILE = "tuning.json"
 
 
+@dataclasses.dataclass(frozen=True)
+class ValidationSet:
+    """Examples that the network has never seen, of the classes that stay."""
+
+    what: str
+    """What they are, in words."""
+    examples: Dataset
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """The settings that were chosen for a job, and how."""
+
+    config: RunConfig
+    """The job, with the settings that the search started with."""
+    result: search.SearchResult
+    validation: ValidationSet
+
+    @property
+    def overrides(self) -> list[str]:
+        """The best settings as `unlearn` takes them."""
+        return [f"method.{name}={value:g}" for name, value in self.result.best.changes.items()]
+
+    def document(self) -> dict[str, Any]:
+        """The content of `tuning.json`, with the versions and the machine of this process."""
+        return {
+            "overrides": self.overrides,
+            **self.result.document(),
+            "space": dict(self.config.method.search_ranges),
+            "validation": {"what": self.validation.what, "count": data_lib.size(self.validation.examples)},
+            "config": dataclasses.asdict(self.config),
+            **report.environment(),
+        }
+
+
 def tune(
     config: RunConfig,
     out: Path,
@@ -33,11 +68,11 @@ def tune(
     max_minutes: float | None,
     overwrite: bool = False,
     console: Console,
-) -> dict[str, Any]:
+) -> Tuning:
     """Chooses settings of the method for one unlearning job, within a budget, and writes `tuning.json` into a folder.
 
-    Neither a retrained network nor the test set is looked at, except for the share of the test set that may be set
-    aside for this.
+    The search looks neither at a retrained network nor at the test set, except for the share of the test set that may
+    be set aside for it.
 
     Args:
       config: The job, as for `unlearn`. Its `validation` says what the search looks at (`RunConfig`); `unlearn` with
@@ -48,17 +83,13 @@ def tune(
       overwrite: Whether an earlier tuning in the folder is replaced.
       console: Where progress and the result are shown.
 
-    Returns:
-      The document in `tuning.json`: the best settings as overrides, and every trial.
-
     Raises:
       InputError: Something cannot be used, or there is nothing to validate with.
     """
     job = prepare_job(config)
     config = job.config
-    examples, what = _validation(job)
-    space = search.space_of(config.method_name)
-    search.check_search(config.method, space, num_trials)
+    validation = _validation_set(job)
+    search.check_search(config.method, config.method.search_ranges, num_trials)
     description = {"command": "tune", **dataclasses.asdict(config), "trials": num_trials}
     runs.open_folder(out, description, overwrite=overwrite)
     with progress_bar(console) as progress:
@@ -68,7 +99,7 @@ def tune(
             changes = " ".join(f"{name}={value:g}" for name, value in trial.changes.items())
             progress.update(task, completed=number, note=f"score {trial.score:.2f}  {changes}")
 
-        result = search.tune_settings(
+        found = search.tune_settings(
             job.model,
             job.method,
             config.method,
@@ -76,34 +107,27 @@ def tune(
             job.params,
             job.model_state,
             job.data,
-            examples,
-            space=space,
+            validation.examples,
+            space=config.method.search_ranges,
             whole_classes=forget_sets.forgets_classes(config.forget),
             num_trials=num_trials,
             max_seconds=None if max_minutes is None else 60 * max_minutes,
             on_trial=on_trial,
         )
     aside = [] if job.set_aside is None else [f"--validation {config.validation}"]
-    document = {
-        "overrides": [f"method.{name}={value:g}" for name, value in result.best.changes.items()],
-        **search.search_as_dict(result),
-        "space": space,
-        "validation": {"what": what, "count": data_lib.size(examples)},
-        "config": dataclasses.asdict(config),
-        **report.environment(),
-    }
-    files.write_text(out / TUNING_FILE, json.dumps(document, indent=2) + "\n")
+    tuning = Tuning(config=config, result=found, validation=validation)
+    files.write_text(out / TUNING_FILE, json.dumps(tuning.document(), indent=2) + "\n")
     console.print(
-        f"best of {len(result.trials)} trials, score {result.best.score:.2f} (with the settings as they were: "
-        f"{result.trials[0].score:.2f}); hand these to unlearn: {' '.join(document['overrides'] + aside)}",
+        f"best of {len(found.trials)} trials, score {found.best.score:.2f} (with the settings as they were: "
+        f"{found.trials[0].score:.2f}); hand these to unlearn: {' '.join(tuning.overrides + aside)}",
         highlight=False,
         soft_wrap=True,
     )
-    return document
+    return tuning
 
 
-def _validation(job: Job) -> tuple[Dataset, str]:
-    """Examples that the network has never seen, of the classes that stay, and in words what they are."""
+def _validation_set(job: Job) -> ValidationSet:
+    """What the search looks at, as the job's `validation` says."""
     spec, train, total = job.config.validation, job.splits.train, data_lib.size(job.splits.train)
     unseen = np.setdiff1d(np.arange(total), np.union1d(job.past.trained_on, job.past.forgotten))
     if job.set_aside is not None:
@@ -125,4 +149,4 @@ def _validation(job: Job) -> tuple[Dataset, str]:
     found = known_classes(found, job.data.retain)
     if data_lib.size(found) == 0:
         raise InputError("the validation set holds no example of the classes that stay; name another")
-    return found, what
+    return ValidationSet(what, found)

@@ -1,4 +1,4 @@
-"""What `scissorhands unlearn` does: one network, from its file to its unlearned file."""
+"""What `scissorhands unlearn` does: reads a network, makes it forget, and writes the result with its measurements."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,68 @@ from scissorhands_jax.training import checkpoints, distributed, feeding, shardin
 from scissorhands_jax.training.loop import Result, run
 
 
+@dataclasses.dataclass(frozen=True)
+class RunCost:
+    """What a run took."""
+
+    steps: int
+    """The number of steps, with those before a resume."""
+    resumed_at_step: int | None
+    """The step that the run was resumed at; None if it ran from its beginning."""
+    seconds: float
+    """The time without compilation; of a resumed run, that of its last part."""
+    compile_seconds: float
+    """The time of compilation; of a resumed run, that of its last part."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ForgottenSet:
+    """The examples that a run forgot: their specification, their number, and the SHA-256 of their positions."""
+
+    spec: str
+    count: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedOnSet:
+    """The examples that the original was trained on: their number, and the SHA-256 of their positions."""
+
+    count: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunResults:
+    """What came out of a run: the content of its `results.json`."""
+
+    rows: list[report.Row]
+    """The rows of the original and of the unlearned network, in the common format of tables."""
+    gates: list[dict[str, Any]]
+    """The gates of these rows (`report.gates`)."""
+    before: dict[str, Any]
+    """The numbers of the original, as `metrics.row.measure_row` returns them, and those that `unlearn` adds."""
+    after: dict[str, Any]
+    """The same of the unlearned network."""
+    cost: RunCost
+    forget: ForgottenSet
+    trained_on: TrainedOnSet
+    config: RunConfig
+    """The job, with a value for every setting that depends on the data set or the network."""
+    finished: str
+    """The time in UTC at which the run ended, in ISO 8601."""
+    versions: dict[str, Any]
+    machine: dict[str, Any]
+    layout: dict[str, Any] | None
+    """The sizes of the device mesh, whether parameters were divided, and the number of processes; None for one device.
+    """
+
+    def document(self) -> dict[str, Any]:
+        """The results as JSON, without `layout` where it is None."""
+        document = dataclasses.asdict(self)
+        return document if self.layout is not None else {k: v for k, v in document.items() if k != "layout"}
+
+
 def unlearn(
     config: RunConfig,
     out: Path,
@@ -42,16 +104,17 @@ def unlearn(
     steps_per_call: int | None = None,
     feed_from: feeding.FeedFrom = "auto",
     console: Console,
-) -> dict[str, Any]:
+) -> RunResults:
     """Runs one unlearning job and writes its folder.
 
     The folder then holds `results.json`, `report.html`, the network as an Orbax checkpoint (`network/`) and with
     PyTorch's names (`network.safetensors`), the forgotten positions and the run's checkpoints. Input is checked before
     the folder is touched; the network and the results are written only once the run has ended well.
 
-    Requests can follow one another: where the network comes from an earlier run, what that run and those before it
-    forgot is in neither the forget nor the retain set, and its accuracy is reported as `acc_forgotten_before`. If the
-    forget set is `mislabelled:FILE` with the right labels, `acc_corrected` is the share that gets its right label.
+    Jobs can follow one another: if the network comes from an earlier run, the examples that this run and those before
+    it forgot are in neither the forget nor the retain set, and the accuracy on them is reported as
+    `acc_forgotten_before`. If the forget set is `mislabelled:FILE` with the right labels, `acc_corrected` is the share
+    of its examples that get their right label.
 
     Args:
       config: The job.
@@ -61,13 +124,10 @@ def unlearn(
       resume: Whether a run that is in the folder is continued from its last checkpoint. Without a run there, one is
         started.
       layout: How the work is divided over many devices, perhaps those of many processes (`distributed.start`); None is
-        one device. All processes then make the same call, with a folder that all of them see, and the first of them
-        writes what is not divided. A run can be resumed with another layout and another number of processes.
+        one device. All processes then make the same call, with a folder that all of them can write to, and the first
+        of them writes what is not divided. A run can be resumed with another layout and another number of processes.
       steps_per_call, feed_from: As in `training.run`.
       console: Where progress and tables are shown.
-
-    Returns:
-      The document in `results.json`.
 
     Raises:
       InputError: Something in the configuration, the files or the folder cannot be used.
@@ -109,24 +169,24 @@ def unlearn(
             layout=layout,
         )
         if result.steps == 0:
-            progress.update(progress.task_ids[-1], completed=1, total=1, note="done in one go, without steps")
+            progress.update(progress.task_ids[-1], completed=1, total=1, note="done, without steps")
         task = progress.add_task("evaluating the result", total=1, note="")
         after = _measure(job, result.params, result.model_state, right_labels, layout)
         progress.update(task, completed=1, note=_note(after))
 
-    document = _document(job, description, before, after, result, resumed_at, layout)
+    results = _results(job, before, after, result, resumed_at, layout)
     _save_result(out, config, result)
     if writes:
-        _present(out, config, document, history, console)
-    return document
+        _present(out, results, history, console)
+    return results
 
 
-def _present(out: Path, config: RunConfig, document: dict[str, Any], history: list[dict], console: Console) -> None:
+def _present(out: Path, results: RunResults, history: list[dict], console: Console) -> None:
     """Writes the results and the report, and prints the tables."""
-    report.write_results(out / runs.RESULTS_FILE, document)
-    _write_report(out / "report.html", config, document, history)
-    report.print_tables(document["rows"], console)
-    console.print(report.gates_note(document["gates"]), highlight=False, markup=False, soft_wrap=True)
+    report.write_results(out / runs.RESULTS_FILE, results.document())
+    _write_report(out / "report.html", results, history)
+    report.print_tables(results.rows, console)
+    console.print(report.gates_note(results.gates), highlight=False, markup=False, soft_wrap=True)
     console.print(
         f"written to {out}: {NETWORK_FOLDER}/, {WEIGHTS_FILE}, {runs.RESULTS_FILE}, report.html", highlight=False
     )
@@ -163,16 +223,15 @@ def _measure(
     return numbers
 
 
-def _document(
+def _results(
     job: Job,
-    description: Mapping[str, Any],
     before: dict[str, Any],
     after: dict[str, Any],
     result: Result,
     resumed_at: int | None,
     layout: sharding.Layout | None,
-) -> dict[str, Any]:
-    """What `results.json` holds."""
+) -> RunResults:
+    """Puts together what came out of a run."""
     config = job.config
     scenario = f"{config.dataset}, forget {config.forget}"
     # Of a resumed run only the last part was timed, and the cost of a part would mislead.
@@ -181,26 +240,19 @@ def _document(
         _row(scenario, "original", config.seed, before, None),
         _row(scenario, config.method_name, config.seed, after, seconds),
     ]
-    document = {
-        "rows": rows,
-        "gates": [gate._asdict() for gate in gates.of_rows(rows)],
-        "before": before,
-        "after": after,
-        "cost": {
-            "steps": result.steps,
-            "resumed_at_step": resumed_at,
-            "seconds": result.seconds,
-            "compile_seconds": result.compile_seconds,
-        },
-        "forget": {"spec": config.forget, "count": len(job.positions), "sha256": description["forget_sha256"]},
-        "trained_on": {"count": len(job.past.trained_on), "sha256": description["trained_on_sha256"]},
-        "config": dataclasses.asdict(config),
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    return RunResults(
+        rows=rows,
+        gates=[gate._asdict() for gate in gates.of_rows(rows)],
+        before=before,
+        after=after,
+        cost=RunCost(result.steps, resumed_at, result.seconds, result.compile_seconds),
+        forget=ForgottenSet(config.forget, len(job.positions), hashing.positions_sha256(job.positions)),
+        trained_on=TrainedOnSet(len(job.past.trained_on), hashing.positions_sha256(job.past.trained_on)),
+        config=config,
+        finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        layout=None if layout is None else {**layout.mesh.shape, "fsdp": layout.fsdp, "processes": jax.process_count()},
         **report.environment(),
-    }
-    if layout is not None:
-        document["layout"] = {**layout.mesh.shape, "fsdp": layout.fsdp, "processes": jax.process_count()}
-    return document
+    )
 
 
 def _save_result(out: Path, config: RunConfig, result: Result) -> None:
@@ -213,7 +265,7 @@ def _save_result(out: Path, config: RunConfig, result: Result) -> None:
 
 
 def _right_labels(forget: str, num_classes: int) -> np.ndarray | None:
-    """The right labels of a `mislabelled:FILE`, in the order of the forget set; None where there are none."""
+    """The right labels of a `mislabelled:FILE` in the order of the forget set; None if the file does not say them."""
     kind, _, path = forget.partition(":")
     if kind != "mislabelled":
         return None
@@ -225,7 +277,7 @@ def _right_labels(forget: str, num_classes: int) -> np.ndarray | None:
 
 @contextlib.contextmanager
 def _cleared_if_refused(out: Path, keeper: checkpoints.Checkpointer, fresh: bool) -> Iterator[None]:
-    """Removes a folder made for a run that was refused before it saved anything; nothing then blocks the next try."""
+    """Removes the folder of a run that was refused before it saved anything, so that it does not block the next run."""
     try:
         yield
     except InputError:
@@ -236,7 +288,7 @@ def _cleared_if_refused(out: Path, keeper: checkpoints.Checkpointer, fresh: bool
         keeper.close()
 
 
-def _row(scenario: str, method: str, seed: int, numbers: dict[str, Any], seconds: float | None) -> dict[str, Any]:
+def _row(scenario: str, method: str, seed: int, numbers: dict[str, Any], seconds: float | None) -> report.Row:
     """A row of the common format; without a retrained network there is no Avg. Gap and no RTE."""
     measured = {"scenario": scenario, "method": method, "seed": seed, "seconds": seconds}
     row = {field: measured.get(field, numbers.get(field)) for field in report.ROW_FIELDS}
@@ -254,47 +306,47 @@ _EXTRA_NUMBERS = {
 
 
 _HOW_TO_READ = (
-    "A network that never saw the forgotten examples treats them like test examples: its accuracy is about the same, "
-    "and an attacker who tells members from non-members (MIA, the share judged never to have been seen) finds about "
-    "the same share as in the test set.",
-    "Without a retrained network to compare with there is no Avg. Gap. The same command with `--method retrain` makes "
-    "one, and `evaluate --retrained` compares the two.",
+    "A network that never saw the forgotten examples treats them like test examples: its accuracy on both is about the "
+    "same. MIA is the share of the forgotten examples that a membership attack judges never to have been seen; it is "
+    "then about as large as the same share of the test examples.",
+    "The Avg. Gap is missing because it needs a retrained network to compare with. The same command with `--method "
+    "retrain` makes one, and `evaluate --retrained` compares the two.",
 )
 
 
-def _write_report(path: Path, config: RunConfig, document: dict[str, Any], history: list[dict]) -> None:
-    before, after, cost = document["before"], document["after"], document["cost"]
+def _write_report(path: Path, results: RunResults, history: list[dict]) -> None:
+    config, before, after, cost = results.config, results.before, results.after, results.cost
     histories = {
         name.removeprefix("loss_") + " loss": np.array([row.get(name, np.nan) for row in history])
         for name in ("loss_retain", "loss_forget")
         if any(name in row for row in history)
     }
-    cost_words = "It" if cost["resumed_at_step"] is None else f"What came after step {cost['resumed_at_step']}"
+    timed = "The run" if cost.resumed_at_step is None else f"The part after step {cost.resumed_at_step}"
     done = (
-        f"{config.method_name} took {cost['steps']} steps to make a {config.model} forget "
-        f"{document['forget']['count']} of its training examples ({config.forget}). {cost_words} took "
-        f"{cost['seconds']:.0f} s and {cost['compile_seconds']:.0f} s of compilation.",
+        f"{config.method_name} took {cost.steps} steps to make a {config.model} forget {results.forget.count} of its "
+        f"training examples ({config.forget}). {timed} took {cost.seconds:.0f} s and {cost.compile_seconds:.0f} s of "
+        "compilation.",
         *(
             f"{text} went from {before[name]:.2f} % to {after[name]:.2f} %."
             for name, text in _EXTRA_NUMBERS.items()
             if name in after
         ),
     )
-    drawn = report.row_pictures(document["rows"])
+    drawn = report.row_pictures(results.rows)
     report.write_html(
         path,
         report.Page(
             title=f"Unlearning: {config.model} on {config.dataset}",
-            answer=f"{config.method_name} made the network forget {document['forget']['count']} training examples: its "
+            answer=f"{config.method_name} made the network forget {results.forget.count} training examples: its "
             f"accuracy on them went from {before['acc_forget']:.2f} % to {after['acc_forget']:.2f} %, and on the test "
             f"set from {before['acc_test']:.2f} % to {after['acc_test']:.2f} %.",
-            trust=report.gates_summary(document["gates"]),
+            trust=report.gates_summary(results.gates),
             leading=drawn[:1],
-            gates=document["gates"],
-            rows=document["rows"],
+            gates=results.gates,
+            rows=results.rows,
             figures=[*drawn[1:], *([report.curves_picture(histories)] if histories else [])],
             explanations=[report.Section("What was done", done), report.Section("How to read it", _HOW_TO_READ)],
-            settings=document["config"],
-            environment={"versions": document["versions"], "machine": document["machine"]},
+            settings=dataclasses.asdict(config),
+            environment={"versions": results.versions, "machine": results.machine},
         ),
     )

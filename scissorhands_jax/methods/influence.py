@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from scissorhands_jax.base import Data, Dataset, Key, Method, Model, ModelState,
 from scissorhands_jax.errors import InputError, check_choice
 from scissorhands_jax.keywords import takes
 from scissorhands_jax.methods._gradient import edit
-from scissorhands_jax.methods.settings import MethodSettings, Mode
+from scissorhands_jax.methods.settings import MethodSettings, Mode, Range
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -237,6 +238,8 @@ def _recur(vector, along, gradient, constant):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InfluenceSettings(InfluenceOptions, MethodSettings):
     """The authors' settings for CIFAR-10. The method takes no steps, so `epochs` has no effect."""
+
+    search_ranges: ClassVar[Mapping[str, Range]] = {"alpha": (1e-1, 1e2)}
 
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The method with these settings; see `MethodSettings.build`."""

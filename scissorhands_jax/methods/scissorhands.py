@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import itertools
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -41,7 +41,7 @@ from scissorhands_jax.keywords import REST, takes
 from scissorhands_jax.methods._gradient import check_not_empty
 from scissorhands_jax.methods.pair_gradients import Pair, pair_gradients
 from scissorhands_jax.methods.semantics import Semantics, resolve_semantics
-from scissorhands_jax.methods.settings import Gradient, Mode, TrainingSettings
+from scissorhands_jax.methods.settings import Gradient, Mode, Range, TrainingSettings
 from scissorhands_jax.methods.trimming import trim_network
 from scissorhands_jax.trees import Where
 
@@ -389,6 +389,11 @@ class ScissorhandsSettings(ScissorhandsOptions, TrainingSettings):
     trim: str | None = None
     project: str | None = None
     gradients: ClassVar[tuple[Gradient, ...]] = ("retain", "forget")
+    search_ranges: ClassVar[Mapping[str, Range]] = {
+        "fraction": (0.003, 0.3),
+        "forget_weight": (0.005, 1.0),
+        "learning_rate": (1e-3, 1e-1),
+    }
 
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The method with these settings; see `MethodSettings.build`."""

@@ -9,7 +9,7 @@ of classes) are in a dataclass `...Arguments` that extends the options, for the 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import jax
@@ -25,6 +25,9 @@ Mode = Literal["paper", "authors"]
 Gradient = Literal["forget", "retain", "both", "either"]
 """What a gradient is of: the loss of one set, one loss of both sets, or the loss of one or the other in turn."""
 
+Range = tuple[float, float]
+"""The lowest and the highest value of a setting, both positive."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MethodSettings:
@@ -38,6 +41,8 @@ class MethodSettings:
     gradients: ClassVar[tuple[Gradient, ...]] = ("both",)
     """The gradients, each as large as the network, that a step holds at the same time; of a method without steps, those
     that its beginning holds."""
+    search_ranges: ClassVar[Mapping[str, Range]] = {}
+    """The settings that `jobs.search` tunes, each with the range in which it is searched on a logarithmic scale."""
 
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The method with these settings.
@@ -96,6 +101,7 @@ class TrainingSettings(MicrobatchOptions, MethodSettings):
     gamma: float = 0.1
     """The factor of the learning rate at each milestone."""
 
+    search_ranges: ClassVar[Mapping[str, Range]] = {"learning_rate": (1e-4, 1e-1)}
     mixed: ClassVar[bool] = False
     """Whether the forget and the retain examples of a step are concatenated to one batch."""
 

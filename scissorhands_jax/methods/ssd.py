@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Mapping
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ from scissorhands_jax.base import Data, Dataset, Key, Mask, Method, Model, Model
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.keywords import takes
 from scissorhands_jax.methods._gradient import edit
-from scissorhands_jax.methods.settings import MethodSettings
+from scissorhands_jax.methods.settings import MethodSettings, Range
 
 _logger = logging.getLogger(__name__)
 
@@ -114,6 +116,8 @@ def _take(data: Data, positions: np.ndarray) -> Dataset:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SsdSettings(SsdOptions, MethodSettings):
     """The authors' settings for ResNet-18 on CIFAR. The method takes no steps, so `epochs` has no effect."""
+
+    search_ranges: ClassVar[Mapping[str, Range]] = {"selection": (1.0, 100.0), "dampening": (0.1, 10.0)}
 
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The method with these settings; see `MethodSettings.build`."""

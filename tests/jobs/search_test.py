@@ -18,7 +18,7 @@ from tests import tiny
 from tests.compilations import Compilations
 
 KEY = jax.random.key(5)
-SPACE = search.space_of("scissorhands")
+SPACE = ScissorhandsSettings.search_ranges
 SETTINGS = ScissorhandsSettings(epochs=1, batch_size=4)
 
 
@@ -99,7 +99,7 @@ def test_a_trial_that_diverges_loses(monkeypatch):
     result = tune()
     assert [np.isfinite(trial.score) for trial in result.trials] == [False, False, True]
     assert result.best == result.trials[2]
-    assert search.search_as_dict(result)["trials"][0]["score"] is None
+    assert result.document()["trials"][0]["score"] is None
     calls.clear()
     with pytest.raises(InputError, match="all 2 trials diverged; lower the range of the learning rate"):
         tune(num_trials=2)

@@ -1,6 +1,6 @@
 """Makes the files in this folder with real PyTorch: `python tests/torch_weights/files/make.py` (torch 2.13 made these).
 
-The library and its tests never import torch; `torch_weights_test.py` knows the numbers that are written here.
+The library and its tests never import torch; `tests/torch_weights` knows the numbers that are written here.
 """
 
 from pathlib import Path
