@@ -1,13 +1,13 @@
-"""What an accelerator is borrowed for, unattended: `python -m experiments.accelerator --out FILE --data-dir data`.
+"""Runs all experiments for an accelerator unattended: `python -m experiments.accelerator --out FILE --data-dir data`.
 
     python -m experiments.accelerator --out accelerator.json --work scratch --data-dir data --minutes 9
     python -m experiments.accelerator --out accelerator.json --tiny     # rehearses all of it on a CPU, in a minute
 
-Every part is a command of its own, run one after another, the most valuable first. FILE has the results of all of them
-and is rewritten whenever there is a new one, with a log of each part beside it; the folder `--work` has what they need
-to go on from (checkpoints, trained networks). Both should lie in a folder that survives between calls. The same command
-again skips the parts that are complete and goes on with the others where they were stopped: by `--minutes`, or by being
-killed at whatever moment. Where only FILE survived, a part that was not complete begins anew.
+Every part is a command of its own. They run one after another, the most valuable first. FILE has the results of all
+parts and is rewritten after every new one; the log of each part is written next to it. The folder `--work` has what the
+parts need to continue (checkpoints, trained networks). Keep both in a folder that survives between calls. The same
+command again skips the parts that are complete and continues the others from where they were stopped, by `--minutes` or
+by being killed at any moment. If only FILE survived, a part that was not complete starts from its beginning.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _LEAST_SECONDS = 30.0  # A part that is given less would do little more than com
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Part:
-    """A command that writes a JSON file as it goes, and goes on from what it left when it is run again."""
+    """A command that writes a JSON file while it runs, and continues from it when it is run again."""
 
     name: str
     command: tuple[str, ...]
@@ -47,10 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.accelerator", description=__doc__.partition("\n")[0])
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="for all results")
     parser.add_argument(
-        "--work", type=Path, metavar="DIR", help="for checkpoints and networks; default work beside FILE"
+        "--work", type=Path, metavar="DIR", help="for checkpoints and networks; default: work, next to FILE"
     )
     parser.add_argument("--data-dir", metavar="DIR", help="folder of CIFAR-10's and CIFAR-100's files")
-    parser.add_argument("--minutes", type=float, metavar="N", help="stop after so long; default when all is done")
+    parser.add_argument("--minutes", type=float, metavar="N", help="stop after N minutes; default: when all is done")
     parser.add_argument("--only", default="", metavar="PATTERN", help="parts whose name has a match")
     parser.add_argument("--tiny", action="store_true", help="rehearse with tiny networks and the digits")
     options = parser.parse_args(arguments)
@@ -86,7 +86,7 @@ def parts(work: Path, data_dir: str | None, *, tiny: bool) -> list[Part]:
     ]
 
     def table(config: str, seeds: str, dtype: str) -> Part:
-        # All seeds of a table share a folder, so that more seeds go on with the table of fewer.
+        # All seeds of a table share a folder, so that a table of more seeds continues the one of fewer.
         folder = work / f"{config}_{dtype}"
         settings = (f"model_options.dtype={dtype}", *(_TINY_TABLE if tiny else ()))
         command = (*python, "experiments.run", "--config", config, "--seeds", seeds, "--out", str(folder))
@@ -124,17 +124,18 @@ def run_parts(
     """Runs parts that are not complete, in order, those that failed in an earlier call last.
 
     Args:
-      chosen: the parts; names differ.
-      out: the file. It gets, by the name of every part that was begun, `complete`, `seconds` over all calls, `calls`,
-        `error` (the end of what a command said that failed, else None) and `result`, the part's own file as it is.
-      seconds: no part is given more than what is left of this, and but for the first none begins with less than half a
-        minute.
+      chosen: The parts, with different names.
+      out: The file. For every part that was started it holds, by its name, `complete`, `seconds` over all calls,
+        `calls`, `error` (the end of the output of a command that failed, otherwise None) and `result`, the content of
+        the part's own file.
+      seconds: The time for all parts together. A part gets what is left of it, and only the first one starts with less
+        than half a minute.
 
     Returns:
-      What is in the file, of the chosen parts.
+      The entries of the chosen parts in the file.
 
     Raises:
-      InputError: the file is there and holds something else.
+      InputError: The file exists and holds something else.
     """
     console = console or Console(stderr=True)
     deadline = time.monotonic() + seconds
@@ -149,7 +150,7 @@ def run_parts(
         begun = True
         _run_part(part, known, out, left)
         found = known[part.name]
-        state = "complete" if found["complete"] else "failed" if found["error"] else "stopped, goes on next time"
+        state = "complete" if found["complete"] else "failed" if found["error"] else "stopped, continues next time"
         console.print(f"{part.name}: {state}, {found['seconds']:.0f} s", highlight=False)
     return {part.name: known[part.name] for part in chosen if part.name in known}
 

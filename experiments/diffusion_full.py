@@ -11,8 +11,8 @@ disk.
 
 predicts the memory of an unlearning step at batch 1 (`sd plan`) and takes one, with everything before it (saliency,
 threshold, re-initialisation), as `sd unlearn` does; the other results in the file stay. These need no files. A stage
-that leaves the machine less than 1.2 GiB is ended. glibc keeps freed arrays of up to 32 MiB to itself unless it is told
-otherwise, which here was worth several GiB; stages tell it.
+that leaves the machine less than 1.2 GiB is ended. By default glibc does not give freed arrays of up to 32 MiB back to
+the system, which here was several GiB; the stages set `MALLOC_MMAP_THRESHOLD_` against this.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Plans against what is then measured: `python -m experiments.plan_check --out experiments/results/plan_cpu.json`.
+"""Compares plans with what is measured: `python -m experiments.plan_check --out experiments/results/plan_cpu.json`.
 
-For each case a process of its own plans a run, and another one takes it, on images of noise with fresh weights. Written
-down are predicted and measured memory (the largest resident set of the process that ran) and time (its wall time, and
-that of the run within it), with their ratios. Memory is judged on CPU only, where the process says what it took.
+For each case one process plans a run and another one takes it, on images of noise with random weights. The results
+are predicted and measured memory (the largest resident set of the process that ran) and time (its wall time, and that
+of the run within it), with their ratios. Memory is only judged on CPU, where it is the memory of the process.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def check(folder: Path, *, model: str, train: int, arguments: Sequence[str]) -> 
 
 
 def _measured(arguments: Sequence[str], output: Path) -> tuple[float, int]:
-    """Wall time of a command of ours in a fresh process, and its largest resident set in bytes."""
+    """The wall time of a command in a new process, and its largest resident set in bytes."""
     with output.open("w", encoding="utf-8") as file:
         start = time.perf_counter()
         actions = [(os.POSIX_SPAWN_DUP2, file.fileno(), 1)]

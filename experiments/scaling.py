@@ -3,8 +3,8 @@
     python -m experiments.scaling --out experiments/results/scaling.json --write experiments/scaling.md
 
 Every row is a multi-layer perceptron on a mesh of virtual CPU devices, whose compiled programs are read: what their
-collectives hand out, and what a device holds. Formulas stand beside what was found. Virtual devices share one machine,
-so nothing is timed over more than one of them.
+collectives hand to a device, and what a device holds, next to the formulas. Virtual devices share one machine, so times
+are measured on one of them only.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _KEY = jax.random.key(0)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measures in a process of its own, which has eight virtual devices, and writes down what it found."""
+    """Measures in a process with eight virtual devices, and writes the results."""
     parser = argparse.ArgumentParser(prog="python -m experiments.scaling", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, metavar="FILE", help="the numbers, as JSON")
     parser.add_argument("--write", type=Path, metavar="FILE", help="a Markdown file whose tables are replaced")
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         json.dump(many_devices() if options.measure == "many" else one_device(), sys.stdout)
         return 0
     found: dict[str, Any] = {}
-    # Apart, because a process that has many devices takes other ways even on one of them.
+    # In a process of its own, because JAX works differently with many devices, even on one of them.
     for part, flags in (("many", "--xla_force_host_platform_device_count=8"), ("alone", "")):
         environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
         command = [sys.executable, "-m", "experiments.scaling", "--measure", part]

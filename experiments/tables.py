@@ -91,14 +91,14 @@ def render(document: Mapping[str, Any], folder: Path, name: str) -> None:
             table = report.comparison(fixed, published["rows"])
             origin = f"{published['table']} of the paper: {published['what']}."
             remark = " ".join(filter(None, (_CAUTION, published.get("note"))))
-            text += f"\n### Beside the paper\n\n{origin}\n\n{report.markdown(table)}\n{remark}\n"
+            text += f"\n### Compared with the paper\n\n{origin}\n\n{report.markdown(table)}\n{remark}\n"
             tex += "\n" + report.latex(
-                table, caption=f"{name}: {scenario}, beside {origin} {remark}", label=f"{label}-paper"
+                table, caption=f"{name}: {scenario}, compared with {origin} {remark}", label=f"{label}-paper"
             )
         for picture, stem in zip(pictures, stems, strict=True):
             if picture.scenario == scenario:
                 text += f"\n![{picture.alt}]({stem}.svg)\n\n{picture.caption}\n"
-    # Results from before there were gates say as much as their rows do.
+    # Older results have no gates, so these are computed from their rows.
     found = document.get("gates") or [gate._asdict() for gate in gates.of_rows(document["rows"])]
     text += f"\n## Gates\n\n{report.gates_note(found)}\n\n{report.markdown(report.gates_grid(found))}"
     for picture, stem in zip(pictures, stems, strict=True):

@@ -4,8 +4,8 @@
     python -m experiments.timings --out timings.json --tiny
 
 Ten epochs of Scissorhands and a retraining at the paper's 160 epochs on ResNet-18, in bfloat16 and float32, and the
-exact threshold over the weights of a large network, with what was aimed at on a large GPU. Results are written one by
-one; what FILE holds is not timed again.
+exact threshold over the weights of a large network, with the aims for a large GPU. Results are written one by one, and
+what FILE holds is not timed again.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from scissorhands_jax.methods import MethodSettings
 from scissorhands_jax.methods.retrain import RetrainSettings
 from scissorhands_jax.training.loop import run
 
-WEIGHTS = 860_000_000  # as many as the network of Stable Diffusion 1.4 has
+WEIGHTS = 860_000_000  # about the number in the UNet of Stable Diffusion 1.4
 PASSES = 11  # of the threshold over float32 scores: 31 bits, three in a pass
 
 
@@ -120,7 +120,7 @@ def protocol(settings: MethodSettings, dtype: str, data_dir: str | None, *, tiny
     data = data_lib.split(splits.train, forget)
     method = settings.build(model, loss_fn, len(splits.class_names))
     key, start = jax.random.key(0), model.init(jax.random.key(1))
-    # One epoch compiles all there is; the run that counts finds it compiled.
+    # The first epoch compiles every program, so that the run that is timed does not.
     first = run(method, key, *start, data, num_epochs=1)
     result = run(method, key, *start, data, num_epochs=settings.epochs)
     return {
@@ -134,7 +134,7 @@ def protocol(settings: MethodSettings, dtype: str, data_dir: str | None, *, tiny
 
 
 def threshold(count: int) -> dict[str, Any]:
-    """The exact threshold of so many scores, beside one pass that reads them and one that copies them."""
+    """Times the exact threshold of `count` scores, a pass that reads them, and one that copies them."""
     channels = 16 if count < 1_000_000 else 1_280
     shapes = conv_shapes(count, channels=channels)
     keys = jax.random.split(jax.random.key(0), len(shapes))

@@ -30,6 +30,8 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
 
 REST = {"rest": True}
 """Metadata of a field of type `dict[str, Any]`, which collects keyword arguments that have no field of their own."""
+KEYS = "keys"
+"""An entry of the metadata of a field of type `dict[str, Any]`: a dataclass whose fields are the possible keys."""
 _WIDTH = 100  # columns of a generated docstring
 
 _A = TypeVar("_A")

@@ -35,7 +35,7 @@ class Size(NamedTuple):
 class Settings:
     """How large and how often."""
 
-    batch_size: int = 128  # retain examples per step, and as many forget examples
+    batch_size: int = 128  # of the retain examples in a step; there is the same number of forget examples
     repeats: int = 9
     quick: bool = False
 

@@ -184,7 +184,7 @@ class Steps:
 
 
 class Published(Steps):
-    """The repair as the published code runs it, written anew after the description of what that does.
+    """The repair as the published code runs it, written from a description of what that code does.
 
     PyTorch's default layout, one backward pass of the difference of both losses, a constraint that a copy of the
     network in evaluation mode gives once an epoch, a projection of the upper layers in float64, numbers read back after

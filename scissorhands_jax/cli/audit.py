@@ -19,9 +19,9 @@ from scissorhands_jax.jobs import config as config_lib
 class AuditCommand(OverwriteOptions, DataFolderOptions, SettingsCommand):
     """Attack unlearning methods with an ensemble of networks, and say whether the attacks can be trusted.
 
-    Trains an ensemble of networks, half of them with and half without each forget set, and measures how well an attack
-    can tell what a method leaves of a forget set from never having seen it. Says first what it will cost. The same
-    command continues an audit that was stopped, and enlarges it with a higher --networks.
+    Trains an ensemble of networks, half of them with and half without each forget set, and measures how well attacks
+    distinguish networks that forgot a set from networks that never saw it. It prints first what this will cost. The
+    same command continues an audit that was stopped, and enlarges it with a higher --networks.
 
     Settings follow as NAME=VALUE: of the networks, e.g. training.epochs=30 train_limit=5000, and of a method by its
     name, e.g. scissorhands.fraction=0.05; `--help-settings METHOD` lists both.
@@ -69,7 +69,7 @@ class AuditCommand(OverwriteOptions, DataFolderOptions, SettingsCommand):
 
     @classmethod
     def listed_settings(cls, method: str | None) -> Mapping[str, Any]:
-        """Those of the method by its name, and those of the networks' training."""
+        """The settings of the method by its name, and those of the networks' training."""
         from scissorhands_jax.methods.retrain import RetrainSettings
 
         name = method or DEFAULT_METHOD
@@ -108,7 +108,7 @@ class AuditCommand(OverwriteOptions, DataFolderOptions, SettingsCommand):
         )
 
     def _method_settings(self, name: str) -> Any:
-        """The settings of a method to audit, with those of its own that were given."""
+        """The settings of a method to audit, with the changes that the user gave for it."""
         from scissorhands_jax.methods import METHODS
         from scissorhands_jax.methods.settings import on_upper_layers
 

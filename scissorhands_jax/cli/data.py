@@ -14,7 +14,7 @@ from scissorhands_jax.cli.shared import OverwriteOptions
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PrepareCommand(OverwriteOptions):
-    """Make a data set ready from archives that were copied to this machine.
+    """Prepare a data set from archives on this machine.
 
     Writes the data set where --data-dir of the other commands finds it, in the format of tensorflow_datasets. Needs
     neither a network connection nor TensorFlow.

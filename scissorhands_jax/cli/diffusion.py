@@ -79,7 +79,7 @@ class DiffusionDemoCommand(OverwriteOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImportCommand(OverwriteOptions, TokenizerOptions):
-    """Make the weights of Stable Diffusion v1 ready.
+    """Import the weights of Stable Diffusion v1.
 
     Reads .safetensors (or PyTorch files, without executing anything in them) in the layout of diffusers or of CompVis
     and writes Orbax checkpoints. Each of --unet, --vae and --text takes a file or a folder.

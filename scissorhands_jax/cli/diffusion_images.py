@@ -23,7 +23,7 @@ _making = functools.partial(Option, group="making the images first")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerateCommand(ResumeOptions, SamplingOptions, TokenizerOptions):
-    """Make images of prompts."""
+    """Make images from prompts."""
 
     example: ClassVar[str] = 'sd generate --model sd --prompt "a red house" --out images'
     required: ClassVar[tuple[str, ...]] = ("source",)
@@ -144,7 +144,7 @@ class ImagesCommand(ResumeOptions, SamplingOptions, TokenizerOptions):
         print_json({key: document[key] for key in ("pairing", "counts", "utility")})
 
     def _generation(self, sampling: generating.GenerationSettings) -> evaluating.ImageGeneration | None:
-        """How the images are made first, if they are."""
+        """How missing images are made; None if they are not."""
         from scissorhands_jax.diffusion import evaluating, generating
 
         if self.prompts is None:

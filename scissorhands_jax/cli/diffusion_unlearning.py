@@ -41,7 +41,7 @@ class DiffusionMethodOptions(SamplingOptions, SettingsCommand):
 
     @classmethod
     def listed_settings(cls, method: str | None) -> Mapping[str, Any]:
-        """Those of a preset."""
+        """The settings of a preset."""
         from scissorhands_jax.diffusion import concept_settings
 
         return {"": concept_settings.concept_preset(method or "paper")}
@@ -142,7 +142,7 @@ class ConceptCommand(ResumeOptions, DiffusionMethodOptions, TokenizerOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConceptPlanCommand(DiffusionMethodOptions):
-    """Say how much memory sd unlearn will need, before it is spent.
+    """Predict how much memory sd unlearn will need.
 
     Compiles the programs of sd unlearn for the sizes of the networks, which takes minutes at full size on a CPU.
     Weights are neither needed nor read. Settings of the method follow as NAME=VALUE, as for sd unlearn;

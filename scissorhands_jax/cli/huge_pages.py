@@ -13,9 +13,9 @@ def restart() -> None:
     """Starts this process again with `malloc` asking for huge pages, where the system gives them on request.
 
     On a CPU, XLA takes the memory of every call from the system and gives it back afterwards. Page faults are a sixth
-    of the time of a ResNet-20's step, and with huge pages there is one where there were a hundred
+    of the time of a ResNet-20's step, and with huge pages there are about a hundred times fewer of them
     (`experiments/cpu_profile.md`). glibc reads the variable when a process starts, so this comes before anything large
-    is imported. Where `GLIBC_TUNABLES` already decides about huge pages, either way, nothing is changed.
+    is imported. If `GLIBC_TUNABLES` already turns huge pages on or off, nothing is changed.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     if _NAME in tunables or _ASKED in os.environ or not sys.executable or not _wanted():
@@ -26,7 +26,7 @@ def restart() -> None:
 
 
 def _wanted() -> bool:
-    """Whether the system has huge pages for those that ask for them, and glibc (from 2.35) can ask."""
+    """Whether the system gives huge pages on request, and glibc (from 2.35) can request them."""
     try:
         library, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
         return (

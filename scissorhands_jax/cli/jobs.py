@@ -16,7 +16,7 @@ from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import config as config_lib
 
 _many = functools.partial(Option, group="many devices, many processes")
-_speed = functools.partial(Option, group="speed, where the automatic choice is to be overridden")
+_speed = functools.partial(Option, group="speed, to override the automatic choice")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ class UnlearnCommand(ResumeOptions, JobOptions):
     ] = None
     feed_from: Annotated[
         Literal["auto", "device", "host"],
-        _speed("Where the data are kept: device or host; auto decides by their size.", metavar="WHERE"),
+        _speed("Where the data are kept: device or host; auto chooses by their size.", metavar="WHERE"),
     ] = "auto"
 
     @property
@@ -132,11 +132,11 @@ class UnlearnCommand(ResumeOptions, JobOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanCommand(JobOptions):
-    """Say what a run will cost in memory and time, before it is paid.
+    """Predict how much memory and time a run will take.
 
-    Takes the arguments of unlearn, or --config FILE; without weights the network gets fresh ones. It takes a few real
-    steps and forgets nothing. Settings follow as NAME=VALUE, as for unlearn, e.g. method.microbatches=4
-    model_options.remat=true; `--help-settings METHOD` lists those of a method.
+    The arguments are those of unlearn, or --config FILE; without weights the network is initialized at random. A few
+    real steps are taken and measured, and no result is kept. Settings follow as NAME=VALUE, as for unlearn, e.g.
+    method.microbatches=4 model_options.remat=true; `--help-settings METHOD` lists those of a method.
     """
 
     example: ClassVar[str] = "plan --config run/results.json --devices 4"
@@ -147,20 +147,19 @@ class PlanCommand(JobOptions):
             "File results.json or run.json of an earlier run, which says what to plan.", flag="--config", metavar="FILE"
         ),
     ] = None
-    devices: Annotated[int, Option("Number of devices that the run is to have.", metavar="N")] = 1
+    devices: Annotated[int, Option("Number of devices of the run.", metavar="N")] = 1
     memory: Annotated[
         float | None, Option("Memory of each device in GiB. Default: what this device has.", metavar="G")
     ] = None
     json: Annotated[bool, Option("Print JSON instead of the table.")] = False
-    out: Annotated[str | None, Option("Taken as by unlearn; nothing is written to it.", metavar="RUN")] = None
+    out: Annotated[str | None, Option("Accepted as for unlearn; nothing is written to it.", metavar="RUN")] = None
 
     def run(self, console: Console) -> None:
         from scissorhands_jax.jobs import planning
         from scissorhands_jax.jobs.plan_report import print_plan
 
         config = self.config() if self.config_file is None else self._saved_config(self.config_file)
-        # By now this process has loaded what a run loads, with one thread, so that its CPU time is about the time it
-        # took.
+        # So far the process has loaded what a run loads, in one thread, so its CPU time is about the time of that.
         starting = time.process_time()
         plan = planning.plan_run(
             config, devices=self.devices, memory_gib=self.memory, starting=starting, console=console

@@ -1,6 +1,6 @@
-"""The table of all commands of `scissorhands`, and how their errors are told.
+"""The table of all commands of `scissorhands`, and how their errors are printed.
 
-`python -m scissorhands_jax` is the same. Nothing here imports JAX: what a command needs is imported when it runs.
+`python -m scissorhands_jax` is the same. Nothing here imports JAX: a command imports what it needs when it runs.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ COMMANDS: dict[str, type[Command]] = {
     "sd plan": diffusion_unlearning.ConceptPlanCommand,
     "sd evaluate": diffusion_images.ImagesCommand,
 }
-"""The commands as they are written, with their options."""
+"""The commands by their names, each with its options."""
 GROUPS = {
-    "request": "Keep a ledger of deletion requests, serve them, and prove it.",
-    "data": "Make data sets ready.",
-    "sd": "Stable Diffusion v1: weights in and out, images, forgetting a concept.",
+    "request": "Keep a ledger of deletion requests, serve them, and prove that this was done.",
+    "data": "Prepare data sets.",
+    "sd": "Stable Diffusion v1: import and export weights, make images, forget a concept.",
 }
-"""The first words that are no commands by themselves, and what their commands are about."""
+"""The first words that are not commands by themselves, each with what its commands are about."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
       0; 1 when another process of the run died; 2 for input that cannot be used; 130 when interrupted. `request run`
-      also has 3 for "retrain now", and `request verify` 1 for what was changed.
+      also has 3 for "retrain now", and `request verify` has 1 if something was changed.
     """
     console = Console(stderr=True)
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def read_command(words: Sequence[str]) -> Command:
-    """The command with its options, as a user wrote them.
+    """Reads a command and its options, as a user wrote them.
 
     `--help`, `--help-settings` and `--version` print and raise SystemExit.
 
@@ -97,12 +97,12 @@ def read_command(words: Sequence[str]) -> Command:
 
 
 def overview(group: str = "") -> str:
-    """The help that lists commands with the first sentence about each.
+    """The help that lists commands, each with its first sentence.
 
     Args:
       group: One of GROUPS, to list its commands only; "" lists all.
     """
-    about = GROUPS.get(group, "Make a trained network forget examples, and show what is left of them.")
+    about = GROUPS.get(group, "Make a trained network forget examples, and show what remains of them.")
     lines = [f"usage: scissorhands {f'{group} ' if group else ''}COMMAND [OPTIONS]", "", about, ""]
     for name, command in COMMANDS.items():
         if name.startswith(group):
@@ -113,7 +113,7 @@ def overview(group: str = "") -> str:
 
 
 def complain(console: Console, message: str) -> None:
-    """Prints an error as one line, whatever is in it."""
+    """Prints an error on one line, without markup."""
     console.print("[bold red]error:[/] ", end="", highlight=False)
     console.print(" ".join(message.split()), style=None, markup=False, highlight=False, soft_wrap=True)
 
@@ -126,7 +126,7 @@ def _no_command(given: Sequence[str], known: Sequence[str], group: str) -> str:
 
 
 def _refuse_options_of_others(name: str, words: Sequence[str]) -> None:
-    """Says where an option belongs that another command with the same first word has."""
+    """Refuses an option of another command with the same first word, and says which command that is."""
     own = flags_of(COMMANDS[name])
     others = {other: flags_of(COMMANDS[other]) for other in COMMANDS if other.split()[0] == name.split()[0]}
     for word in words:

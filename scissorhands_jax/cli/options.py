@@ -37,15 +37,15 @@ class Command:
     example: ClassVar[str] = ""
     """The example in the help, without the name of the program."""
     required: ClassVar[tuple[str, ...]] = ()
-    """Fields with a default, or exclusive groups, that this command nevertheless requires."""
+    """Fields that have a default, or exclusive groups, but that this command requires."""
     when_interrupted: ClassVar[str] = ""
-    """What to do after the command was interrupted, for the message that says so."""
+    """What a user can do after interrupting the command, for the message."""
 
     def run(self, console: Console) -> int | None:
         """Does what the command is for.
 
         Args:
-          console: where progress and remarks are printed; results go to standard output.
+          console: Where progress and remarks are printed; results go to standard output.
 
         Returns:
           The exit status, or None for 0.
@@ -53,7 +53,7 @@ class Command:
         raise NotImplementedError
 
     def leave(self, status: int) -> int:
-        """Called last, with the exit status; returns the one to exit with."""
+        """Is called last, with the exit status, and returns the status to exit with."""
         return status
 
 
@@ -71,7 +71,7 @@ class SettingsCommand(Command):
         """The settings that `--help-settings` lists.
 
         Args:
-          method: what the user wrote after `--help-settings`; None if nothing.
+          method: What the user wrote after `--help-settings`; None if nothing.
 
         Returns:
           Dataclasses of settings by the prefix of their names, such as "method.".
@@ -116,7 +116,7 @@ class Option:
 
 
 def options_of(command: type[Command]) -> dict[str, Option]:
-    """The options of a command by the names of their fields, with all that the fields say about them."""
+    """The options of a command by the names of their fields, completed with what follows from each field."""
     hints, options = typing.get_type_hints(command, include_extras=True), {}
     for field in dataclasses.fields(command):
         hint, *extras = typing.get_args(hints[field.name])
@@ -143,7 +143,7 @@ def flags_of(command: type[Command]) -> list[str]:
 
 
 def parse(name: str, command: type[Command], words: Sequence[str]) -> Command:
-    """The command, with its options as they are written in `words`.
+    """Reads the options of a command.
 
     `--help` and `--help-settings` print and raise SystemExit.
 
@@ -157,7 +157,7 @@ def parse(name: str, command: type[Command], words: Sequence[str]) -> Command:
     """
     flags = flags_of(command)
     for word in words:
-        # Said before argparse complains that an option is missing, whose name perhaps only has a typing error.
+        # Before argparse, which would complain that an option is missing when only its name has a typing error.
         if word.startswith("--") and word != "--" and " " not in word and word.partition("=")[0] not in flags:
             _read_setting(word, name, command)
     found, rest = make_parser(name, command).parse_known_args(words)
@@ -226,7 +226,7 @@ def paragraphs(text: str, indent: str = "", first: str | None = None) -> str:
 
 
 def _argparse_arguments(field: str, found: Option) -> dict[str, Any]:
-    """What argparse is told about an option."""
+    """The arguments of `add_argument` for an option."""
     arguments: dict[str, Any] = {"help": found.help.replace("%", "%%")}
     if found.flags[0].startswith("-"):
         arguments |= {"dest": field, "required": found.is_required}
@@ -264,14 +264,14 @@ class _HelpSettings(argparse.Action):
 
 
 def _read_value(value: Any, found: Option) -> Any:
-    """What argparse found, by the type of the field."""
+    """A text that argparse found, as a value of the type of the field."""
     if isinstance(value, list):
         return tuple(_read_value(text, found) for text in value)
     return config.parse_value(value, found.type, found.flags[0]) if isinstance(value, str) else value
 
 
 def _read_setting(word: str, name: str, command: type[Command]) -> str:
-    """A word that is no option, as the setting `a.b=c`; `--a.b=c` is read as well.
+    """Reads a word that is not an option as a setting `a.b=c`, which may also be written `--a.b=c`.
 
     Raises:
       InputError: The word is not a setting, or the command takes none.

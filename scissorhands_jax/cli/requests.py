@@ -66,7 +66,7 @@ class SubjectOptions(LedgerOptions, DataFolderOptions):
     dataset: Annotated[str | None, Option("Name of the network's data set: needed once.", metavar="NAME")] = None
 
     def subject(self) -> Subject:
-        """What the options say about the network."""
+        """The network that the options describe."""
         from scissorhands_jax.deletion import Subject
 
         return Subject(**{field.name: getattr(self, field.name, None) for field in dataclasses.fields(Subject)})
@@ -74,7 +74,7 @@ class SubjectOptions(LedgerOptions, DataFolderOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AddCommand(SubjectOptions):
-    """Take in a deletion request; the first one begins the ledger."""
+    """Add a deletion request; the first one creates the ledger."""
 
     example: ClassVar[str] = (
         'request add --ledger ledger --requester "A. Person" --forget indices:mine.txt --weights net.th '
@@ -85,7 +85,7 @@ class AddCommand(SubjectOptions):
     requester: Annotated[str, Option("Who asks. This stays in the ledger and out of the records.", metavar="WHO")]
     due: Annotated[
         str | None,
-        Option("The day until which it has to be done, e.g. 2026-12-31. Default: in 30 days.", metavar="DATE"),
+        Option("The day by which it has to be done, e.g. 2026-12-31. Default: in 30 days.", metavar="DATE"),
     ] = None
     seed: Annotated[int, Option("Seed of a random forget set.", metavar="N")] = 0
     model: Annotated[
@@ -113,7 +113,7 @@ class AddCommand(SubjectOptions):
         console.print(f"request {added.number}: {added.examples} examples to forget until {added.due}", highlight=False)
         if added.public is not None:
             console.print(
-                f"the ledger is begun; hand its public key to whoever is to verify it: {added.public}",
+                f"a new ledger was created; give its public key to whoever is to verify it: {added.public}",
                 highlight=False,
                 markup=False,
                 soft_wrap=True,
@@ -128,7 +128,7 @@ class AddCommand(SubjectOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ListCommand(LedgerOptions):
-    """Show all deletion requests and what became of them."""
+    """Show all deletion requests and their states."""
 
     example: ClassVar[str] = "request list --ledger ledger"
 
@@ -153,11 +153,11 @@ class ListCommand(LedgerOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServeCommand(SubjectOptions, MethodOptions):
-    """Make the network forget what all open requests name, and leave a signed record.
+    """Make the network forget the examples of all open requests, and write a signed record.
 
-    Settings of the method follow as method.NAME=VALUE, as for unlearn, and with --tier those of the audit's networks
-    as training.NAME=VALUE, e.g. training.epochs=30; `--help-settings METHOD` lists both. The method `retrain` is
-    exact. The exit status is 3 if the answer is "retrain now".
+    Settings of the method follow as method.NAME=VALUE, as for unlearn, and with --tier those of the audit's
+    networks as training.NAME=VALUE, e.g. training.epochs=30; `--help-settings METHOD` lists both. The method `retrain`
+    is exact. The exit status is 3 if the answer is "retrain now".
     """
 
     example: ClassVar[str] = "request run --ledger ledger --epochs 5"
@@ -196,7 +196,7 @@ class ServeCommand(SubjectOptions, MethodOptions):
 
     @classmethod
     def listed_settings(cls, method: str | None) -> Mapping[str, Any]:
-        """Those of the method, and those of the training of an audit's networks."""
+        """The settings of the method, and those of the training of an audit's networks."""
         from scissorhands_jax.methods.retrain import RetrainSettings
 
         return {**super().listed_settings(method), "training.": RetrainSettings()}
@@ -242,7 +242,7 @@ class ServeCommand(SubjectOptions, MethodOptions):
         return STATUS_RETRAIN if any(outcome.verdict.answer == RETRAIN for outcome in outcomes) else 0
 
     def _audit_plan(self, training: list[str]) -> AuditPlan | None:
-        """How the method is audited on the requests' examples, if it is."""
+        """How the method is audited on the examples of the requests; None if it is not."""
         from scissorhands_jax.deletion.audits import AuditPlan
 
         if self.tier is None and (training or self.networks is not None):
@@ -266,7 +266,7 @@ class VerifyCommand(SubjectOptions):
     head: Annotated[
         str | None,
         Option(
-            "A head of the ledger that you kept: with it an old copy of the ledger is told from the ledger.",
+            "A head of the ledger that you kept. It reveals whether this is an older copy of the ledger.",
             metavar="HASH",
         ),
     ] = None
@@ -293,5 +293,5 @@ class VerifyCommand(SubjectOptions):
         )
         sys.stdout.writelines(f"CHANGED: {problem}\n" for problem in found)
         if not found:
-            sys.stdout.write(f"all is as it was written; head {head}\n")
+            sys.stdout.write(f"nothing was changed; head {head}\n")
         return STATUS_CHANGED if found else 0

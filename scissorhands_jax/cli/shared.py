@@ -1,4 +1,4 @@
-"""The options that several commands share, and what is made of them."""
+"""The options that several commands share, and the configurations that they describe."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from scissorhands_jax.errors import InputError, suggest
 from scissorhands_jax.jobs import config as config_lib
 
 DEFAULT_METHOD = "scissorhands"
-"""The method that is run if none is named."""
+"""The method that is run if the user names none."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OverwriteOptions(Command):
-    """A command that refuses a folder with an earlier result unless it is told to replace it."""
+    """A command that refuses a folder with an earlier result unless the user asks to replace it."""
 
     overwrite: Annotated[bool, Option("Replace an earlier result in the folder.", exclusive="existing")] = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResumeOptions(OverwriteOptions):
-    """A command that can continue what was interrupted."""
+    """A command that can continue a run that was interrupted."""
 
     when_interrupted: ClassVar[str] = "the same command with --resume continues from the last checkpoint"
 
-    resume: Annotated[bool, Option("Continue what was interrupted in the folder.", exclusive="existing")] = False
+    resume: Annotated[bool, Option("Continue the interrupted run in the folder.", exclusive="existing")] = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class NetworkOptions(DataFolderOptions):
     ] = None
 
     def network(self) -> config_lib.NetworkConfig:
-        """The network that is named; what is left out is as the run in `checkpoint` has saved it."""
+        """The network that the options name, completed from the configuration saved by the run in `checkpoint`."""
         from scissorhands_jax.jobs.earlier_runs import network_config
 
         return network_config(
@@ -111,7 +111,7 @@ class MethodOptions(SettingsCommand):
     ] = None
     augment: Annotated[
         bool | None,
-        Option("Random crops and flips while repairing. Default: as is customary for the data set.", setting="augment"),
+        Option("Random crops and flips while repairing. Default: as is usual for the data set.", setting="augment"),
     ] = None
 
     @property
@@ -121,7 +121,7 @@ class MethodOptions(SettingsCommand):
 
     @classmethod
     def listed_settings(cls, method: str | None) -> Mapping[str, Any]:
-        """Those of the method, with the prefix `method.`."""
+        """The settings of the method, with the prefix `method.`."""
         return {"method.": default_settings(method or DEFAULT_METHOD)}
 
 
@@ -173,7 +173,7 @@ class JobOptions(NetworkOptions, MethodOptions):
         """The run that the options and settings describe."""
         settings = default_settings(self.method_name)
         if self.forget is None:
-            raise InputError("--forget is missing; say what is to be forgotten, or name an earlier run with --config")
+            raise InputError("--forget is missing; say what to forget, or name an earlier run with --config")
         config = config_lib.RunConfig(
             **vars(dataclasses.replace(self.network(), trained_on=self.trained_on)),
             forget=self.forget,
@@ -188,7 +188,7 @@ class JobOptions(NetworkOptions, MethodOptions):
 
 
 def default_settings(method: str) -> Any:
-    """The settings of a method, as they are unless they are changed.
+    """The default settings of a method.
 
     Raises:
       InputError: There is no such method.
@@ -201,7 +201,7 @@ def default_settings(method: str) -> Any:
 
 
 def given_settings(command: Command, *prefixes: str) -> list[str]:
-    """The options of a command that were given and stand for settings, as NAME=VALUE.
+    """The given options of a command that stand for settings, as NAME=VALUE.
 
     Args:
       command: The command with its options.

@@ -22,7 +22,9 @@ from scissorhands_jax import microbatches, reinit
 from scissorhands_jax.base import Method, Model
 from scissorhands_jax.diffusion import losses
 from scissorhands_jax.errors import InputError, check_choice
+from scissorhands_jax.keywords import KEYS
 from scissorhands_jax.methods import scissorhands
+from scissorhands_jax.methods.semantics import Semantics
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,7 @@ class ConceptSettings:
     learning_rate: float = 1e-5
     """The learning rate, above 0; it stays the same in all steps."""
     departures: dict[str, Any] = dataclasses.field(
-        default_factory=lambda: {"saliency_train": True, "every_step_joint": True}
+        default_factory=lambda: {"saliency_train": True, "every_step_joint": True}, metadata={KEYS: Semantics}
     )
     """Single fields of `Semantics` whose values differ from those of Algorithm 1. The two in the preset `paper` do not
     contradict it: batches for the saliency get timesteps and noise of their own, and every step of an epoch sees a

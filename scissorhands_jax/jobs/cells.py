@@ -47,7 +47,7 @@ CellT = TypeVar("CellT", bound=CellResult)
 
 @dataclasses.dataclass(frozen=True)
 class Diverged:
-    """What a cell holds whose method diverged at its settings."""
+    """The content of a cell whose method diverged."""
 
     place: Mapping[str, str | int]
     reason: str
@@ -151,7 +151,7 @@ class CellFolder(Generic[CellT]):
 
         Raises:
           InputError: Two cells have the same file.
-          NonFiniteError: A cell diverged that must not. The cells before it are kept.
+          NonFiniteError: A cell diverged that may not. The cells before it are kept.
         """
         interval = SECONDS_BETWEEN_RESULTS if seconds_between is None else seconds_between
         places: dict[str, ResultCell[CellT]] = {}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scissorhands_jax.errors import InputError, check_choice, suggest
-from scissorhands_jax.keywords import field_docs
+from scissorhands_jax.keywords import KEYS, field_docs
 
 UNIONS = (types.UnionType, typing.Union)
 """The origins of the types `A | B`: the second one where A or B is not a class, as `Literal` is not."""
@@ -36,7 +36,7 @@ class NetworkConfig:
     """The folder of the data set's files; by default the one that the data set itself looks into."""
     trained_on: str | None = None
     """A file with the positions of the examples that the network was trained on, one on each line; by default all of
-    the training set, or what the run in `checkpoint` has noted."""
+    the training set, or what the run in `checkpoint` has saved."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class RunConfig(NetworkConfig):
     retain_limit: int | None = None
     """The number of retained examples, drawn at random, that the run uses; by default all of them."""
     augment: bool | None = None
-    """Whether training images are cropped and flipped at random; by default as is customary for the data set."""
+    """Whether training images are cropped and flipped at random; by default as is usual for the data set."""
     method_name: str = "scissorhands"
     """The name of the method in the registry."""
     method: Any = None  # A MethodSettings, whose import would load JAX, which the command line must be able to put off.
@@ -103,6 +103,9 @@ def setting_names(config: Any, prefix: str = "") -> list[str]:
 def describe_settings(settings: Any, prefix: str = "") -> dict[str, tuple[str, str]]:
     """The settings of a dataclass by the dotted names that `override` takes, each with its value and documentation.
 
+    For a dictionary with known keys (`keywords.KEYS`) every key is listed as well; the value of one that the dictionary
+    does not have is shown as "unchanged".
+
     Args:
       settings: The dataclass, whose values are the defaults.
       prefix: What stands before each name, such as "method.".
@@ -113,8 +116,12 @@ def describe_settings(settings: Any, prefix: str = "") -> dict[str, tuple[str, s
         value = getattr(settings, field.name)
         if dataclasses.is_dataclass(value):
             described |= describe_settings(value, f"{prefix}{field.name}.")
-        else:
-            described[prefix + field.name] = (_value_text(value), " ".join(docs.get(field.name, "").split()))
+            continue
+        described[prefix + field.name] = (_value_text(value), " ".join(docs.get(field.name, "").split()))
+        if KEYS in field.metadata:
+            for key, text in field_docs(field.metadata[KEYS]).items():
+                shown = _value_text(value[key]) if key in value else "unchanged"
+                described[f"{prefix}{field.name}.{key}"] = (shown, " ".join(text.split()))
     return described
 
 

@@ -67,15 +67,15 @@ _WHAT = (
     "should become.",
     "One class: seed 0 forgets the zeros, seed 1 the ones, and so on, and the test set leaves that class out, as in "
     "the paper.",
-    "Random 10 %: a network that generalises treats most forgotten digits like the rest, so there would be nothing to "
+    "Random 10 %: a network that generalizes treats most forgotten digits like the rest, so there would be nothing to "
     "see. Therefore 20 % of the training labels were flipped: right answers on those can only have been learned by "
     "heart, and the retrained network cannot give them.",
-    "The settings were chosen once, on seeds 0 to 2, for a small Avg. Gap, that is with the retrained network in "
-    "sight; they show what the method can do, not what tuning without such a network would find.",
+    "The settings were chosen once, on seeds 0 to 2, for a small Avg. Gap, so they depend on the retrained networks. "
+    "They show what the method can do, and not what tuning without such a network would find.",
 )
 _HOW = (
-    "The network before unlearning and fine-tuning show what doing nothing costs. The attacker behind MIA is a support "
-    "vector classifier on the confidence in the true label.",
+    "The original and the fine-tuned network show what is measured where little is forgotten. The attack behind MIA is "
+    "a support vector classifier on the confidence in the true label.",
 )
 _NAMES = {"original": "original", "finetune": "fine-tuned", "scissorhands": "Scissorhands", "retrain": "retrained"}
 """The networks of the picture, by the method of their rows."""
@@ -85,7 +85,7 @@ _SHOWN = 5  # digits in the picture
 def run_demo(
     out: Path, *, num_seeds: int = 3, overwrite: bool = False, console: Console | None = None
 ) -> dict[str, Any]:
-    """Runs both scenarios over some seeds and shows what came out.
+    """Runs both scenarios over some seeds and presents the results.
 
     The folder gets `results.json`, `report.html`, the networks, and a picture of networks that forget as
     `forgetting.svg` and `forgetting.png`.

@@ -50,7 +50,7 @@ def read_run_config(path: Path) -> RunConfig:
     try:
         document = files.read_json(path)
     except ValueError as error:
-        raise InputError(f"{path} is no JSON file: {error}") from error
+        raise InputError(f"{path} is not a JSON file: {error}") from error
     found = document.get("config", document) if isinstance(document, dict) else None
     return parse_run_config(found, str(path))
 
@@ -70,7 +70,7 @@ def parse_run_config(found: Any, where: str) -> RunConfig:
     """
     needed = {"model", "dataset", "forget", "method_name", "method"}
     if not isinstance(found, dict) or not needed <= set(found) or not isinstance(found["method"], dict):
-        raise InputError(f"{where} describes no unlearning run; name the results.json or run.json of one")
+        raise InputError(f"{where} does not describe an unlearning run; name the results.json or run.json of one")
     name = found["method_name"]
     if name not in METHODS:
         raise InputError(f"{where} has the method {name!r}; {suggest(name, METHODS)}")
@@ -158,14 +158,14 @@ def origin_folder(checkpoint: str | Path) -> Path:
 
 
 def past_of(config: NetworkConfig, total: int, train_checksum: str) -> Past:
-    """What a network was trained on and has forgotten: as the user says, or as the run that made the network noted it.
+    """What a network was trained on and has forgotten, as the user says or as the run that made the network saved it.
 
     If neither says anything, the network was trained on the whole training split.
 
     Args:
       config: The network.
       total: The number of examples in the training split.
-      train_checksum: The checksum of the training split (`hashing.tree_checksum`). What the run has noted counts only
+      train_checksum: The checksum of the training split (`hashing.tree_checksum`). What the run has saved counts only
         for the same data.
 
     Raises:
@@ -183,7 +183,7 @@ def past_of(config: NetworkConfig, total: int, train_checksum: str) -> Past:
         else:
             known = runs.read_run(folder).get("train_checksum") == train_checksum
         if known and given is not None:
-            raise InputError(f"{what}, and its run has noted what it was trained on; leave --trained-on out")
+            raise InputError(f"{what}, and its run has saved what it was trained on; leave --trained-on out")
         if known:
             past, forgotten = read_past(folder, total)
             return Past(
@@ -192,14 +192,14 @@ def past_of(config: NetworkConfig, total: int, train_checksum: str) -> Past:
             )
         if given is None:
             raise InputError(
-                f"{what}, of other data than these or in a run that is not there; add --trained-on FILE with the "
-                "positions in these data that it was trained on and has not forgotten"
+                f"{what}, from other data than these or in a run whose folder is missing; add --trained-on FILE with "
+                "the positions in these data that it was trained on and has not forgotten"
             )
     return Past(np.arange(total, dtype=np.int32) if given is None else given, nothing)
 
 
 def read_past(folder: Path, total: int) -> tuple[Past, np.ndarray]:
-    """What a run noted: the past of the network that it began with, and the positions that the run itself forgot.
+    """Reads what a run saved: the past of the network that it began with, and the positions that the run itself forgot.
 
     Args:
       folder: The folder of the run.
@@ -215,7 +215,7 @@ def read_past(folder: Path, total: int) -> tuple[Past, np.ndarray]:
 
 
 def write_past(folder: Path, past: Past, forget: np.ndarray) -> None:
-    """Writes down, in the folder of a run, what `read_past` reads; one position on each line."""
+    """Writes into the folder of a run what `read_past` reads, with one position on each line."""
     for name, positions in (
         (FORGET_FILE, forget),
         (TRAINED_ON_FILE, past.trained_on),

@@ -1,4 +1,4 @@
-"""What `scissorhands evaluate` does: the accuracies of one network, and the gates that vouch for them."""
+"""What `scissorhands evaluate` does: the accuracies of one network, and whether they can be trusted."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def _parts(config: NetworkConfig, splits: datasets.Splits) -> dict[str, Dataset]
 
 
 def _noted_rows(checkpoint: str | None, retrained: str | None) -> list[dict[str, Any]]:
-    """The rows of the original, of a run and of the retrained network, as the two runs noted them."""
+    """The rows of the original, of a run and of the retrained network, as the two runs saved them."""
     if retrained is None:
         return [{**dict.fromkeys(report.ROW_FIELDS), "scenario": _SCENARIO, "method": gates.ORIGINAL}]
     if checkpoint is None:

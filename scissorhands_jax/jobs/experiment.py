@@ -72,7 +72,7 @@ class Experiment:
     """Share of the training images of every class that no network is trained on."""
     split_seed: int = 1
     augment: bool | None = None
-    """Whether to train with random crops and flips. None does what is customary for the data set."""
+    """Whether to train with random crops and flips. None does what is usual for the data set."""
     training: RetrainSettings
     """How the original and the retrained network are trained."""
     scenarios: tuple[Scenario, ...]

@@ -1,4 +1,4 @@
-"""An unlearning job made ready: the network and its past, the data, and what is to be forgotten."""
+"""An unlearning job that is ready to run: the network and its past, the data, and what is to be forgotten."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def prepare_job(config: RunConfig, check: Callable[[Model], None] | None = None)
     Args:
       config: The job.
       check: Called with the model before the weights are read and before anything is compiled, to refuse a job early.
-        If it is given, a job without weights has fresh ones.
+        If it is given, a job without weights has random ones.
 
     Raises:
       InputError: As `unlearning.unlearn`.

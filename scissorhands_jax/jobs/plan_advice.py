@@ -1,4 +1,4 @@
-"""What a run that does not fit could change, and the memory that it then needs."""
+"""Changes that make a run fit into memory, and the memory that it then needs."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def advise(run: PlannedRun, memory: RunMemory, carry: Carry) -> tuple[Advice, ..
     if adviser.pairs_at_once():
         one_by_one = adviser.activations(changed_settings(settings, pair="sequential"))
         adviser.suggest("one pass after the other", "method.pair=sequential", one_by_one)
-    rematerialises = (
+    rematerializes = (
         bool(adviser.sizes) and adviser.network_takes("remat") and not run.job.config.model_options.get("remat")
     )
-    if rematerialises:
+    if rematerializes:
         needed = adviser.activations(settings, remat=True)
-        adviser.suggest("rematerialisation", "model_options.remat=true", needed)
-    adviser.suggest_microbatches(rematerialises=rematerialises)
+        adviser.suggest("rematerialization", "model_options.remat=true", needed)
+    adviser.suggest_microbatches(rematerializes=rematerializes)
     dtype = jnp.dtype(run.job.config.model_options.get("dtype", "float32"))
     if adviser.sizes and adviser.network_takes("dtype") and dtype == jnp.float32:
         needed = adviser.activations(settings, dtype="bfloat16")
@@ -51,7 +51,7 @@ def advise(run: PlannedRun, memory: RunMemory, carry: Carry) -> tuple[Advice, ..
 
 
 class _Adviser:
-    """Advice as it is collected; looks at the kind of step that sees most examples."""
+    """Collects advice about the kind of step that sees the most examples."""
 
     def __init__(self, run: PlannedRun, memory: RunMemory, carry: Carry) -> None:
         self.run, self.memory, self.carry = run, memory, carry
@@ -81,8 +81,8 @@ class _Adviser:
         Args:
           what, how: As in `Advice`.
           temporaries: Bytes of activations and temporaries.
-          more: Bytes that gradients take more.
-          devices: How many devices the run then has; None is as many as now.
+          more: Additional bytes of gradients.
+          devices: The number of devices of the run; None keeps the present number.
         """
         changes = {TEMPORARIES: max(0, round(temporaries)), GRADIENTS: self.memory.parts[GRADIENTS] + more}
         placement = self.memory.place(devices or self.run.devices, changes)
@@ -91,23 +91,23 @@ class _Adviser:
         self.found.append(Advice(what=what, how=how, total_bytes=placement.total, fits=fits))
         return fits
 
-    def suggest_microbatches(self, *, rematerialises: bool) -> None:
-        """Adds microbatches, alone and together with rematerialisation."""
+    def suggest_microbatches(self, *, rematerializes: bool) -> None:
+        """Adds microbatches, alone and together with rematerialization."""
         settings = self.run.settings
-        apart = " method.pair=sequential" if getattr(settings, "pair", None) == "vmap" else ""
+        sequential = " method.pair=sequential" if getattr(settings, "pair", None) == "vmap" else ""
         now = getattr(settings, "microbatches", 1)
         more = [n for n in self.divisors if n > now] if isinstance(settings, TrainingSettings) else []
         accumulator = trees.nbytes(self.carry.params)
 
         def divide(count: int) -> bool:
-            how = f"method.microbatches={count}{apart}"
+            how = f"method.microbatches={count}{sequential}"
             return self.suggest(f"{count} microbatches", how, self.share_of(count), more=accumulator)
 
         self._first_that_fits(more, divide)
-        if rematerialises and 4 in more:
-            both = f"method.microbatches=4{apart} model_options.remat=true"
+        if rematerializes and 4 in more:
+            both = f"method.microbatches=4{sequential} model_options.remat=true"
             needed = self.activations(self.plain, 4, remat=True)
-            self.suggest("rematerialisation and 4 microbatches", both, needed, more=accumulator)
+            self.suggest("rematerialization and 4 microbatches", both, needed, more=accumulator)
 
     def suggest_devices(self) -> None:
         """Adds more devices."""

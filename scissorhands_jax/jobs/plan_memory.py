@@ -1,7 +1,7 @@
-"""The memory of a planned run: what has a shape, what the compiler says of programs, and the process around it.
+"""The memory of a planned run: arrays by their shapes, programs as the compiler describes them, and the process itself.
 
-Programs are compiled for one device. For N devices the arithmetic is ours, with S = params + model state + optimiser
-state + what the method carries:
+Programs are compiled for one device. For N devices the memory is computed from these numbers, with S = params + model
+state + optimizer state + what the method carries:
 
   data parallel    S + gradients + T(b / N)                 T(b): temporaries of a step with batches of b examples
   sharded params   (S + gradients) / N + T(b / N) + 2 max   max: the largest array, gathered for its layer and the next
@@ -30,8 +30,8 @@ from scissorhands_jax.training import feeding
 
 TEMPORARIES = "activations and temporaries"
 GRADIENTS = "gradients"
-_SHARDED = ("original network", "params and model state", GRADIENTS, "optimiser state", "what the method holds")
-_FREE_IN_EVALUATION = (GRADIENTS, "optimiser state", "what the method holds", "data on the device")
+_SHARDED = ("original network", "params and model state", GRADIENTS, "optimizer state", "what the method holds")
+_FREE_IN_EVALUATION = (GRADIENTS, "optimizer state", "what the method holds", "data on the device")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class Placement:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunMemory:
-    """What a run holds on a device that has everything, in bytes by what they are for."""
+    """What a run holds on a single device: bytes by what they are for."""
 
     parts: dict[str, int]
     evaluating: int  # a batch of the evaluation and the temporaries of its program
@@ -62,11 +62,11 @@ class RunMemory:
         """Divides the work over devices: by examples alone, or the parameters too if it fits only then.
 
         Args:
-          devices: How many there are.
-          changes: Parts that are of another size than in `parts`.
+          devices: The number of devices.
+          changes: The sizes of parts that differ from `parts`.
         """
         parts = {**self.parts, **(changes or {})}
-        # An evaluation holds the original and the result alone, and so may use what all the rest takes otherwise.
+        # An evaluation only holds the original and the result, so it can use the memory of everything else.
         free = sum(parts[name] for name in _FREE_IN_EVALUATION)
         parts[TEMPORARIES] = max(parts[TEMPORARIES], self.evaluating - free)
         total = sum(parts.values())
@@ -112,7 +112,7 @@ def memory_of(
         "original network": trees.nbytes((carry.params, carry.model_state)),
         "params and model state": trees.nbytes((carry.params, carry.model_state)),
         GRADIENTS: min(gradients, steps),
-        "optimiser state": trees.nbytes(carry.opt_state),
+        "optimizer state": trees.nbytes(carry.opt_state),
         "what the method holds": trees.nbytes(carry.aux),
         TEMPORARIES: max(0, steps - gradients),
         "data on the device": data + max(batches, default=0),
@@ -130,10 +130,10 @@ def gradient_bytes(config: RunConfig, params: PyTree) -> int:
 
 
 def refuse_too_large(model: Model, *, config: RunConfig, devices: int, limit: int) -> None:
-    """Refuses a network that cannot fit whatever is done; only shapes are looked at.
+    """Refuses a network that cannot fit, whatever is changed. Only shapes are looked at.
 
     Raises:
-      InputError: Parameters, gradients and optimiser state alone take more than the devices have.
+      InputError: Parameters, gradients and optimizer state alone take more than the devices have.
     """
     params, model_state = jax.eval_shape(model.init, jax.random.key(0))
     needed = trees.nbytes((params, model_state)) + gradient_bytes(config, params)
@@ -142,7 +142,7 @@ def refuse_too_large(model: Model, *, config: RunConfig, devices: int, limit: in
     share = needed / devices
     if share > limit:
         raise InputError(
-            f"{config.model} does not fit whatever is done: parameters, gradients and optimiser state alone take "
+            f"{config.model} cannot fit, whatever is changed: parameters, gradients and optimizer state alone take "
             f"{size_text(share)} on each of {devices} {'device' if devices == 1 else 'devices'}, and "
             f"{size_text(limit)} are there; use more devices or a smaller network"
         )
@@ -163,7 +163,7 @@ def process_bytes() -> int:
     """Resident memory of this process without the arrays on its device, if that is a CPU.
 
     Returns:
-      Bytes; 0 on accelerators, which the process around takes nothing of, and where the system does not say it.
+      Bytes; 0 on accelerators, whose memory the process does not use, and where the system does not say it.
     """
     status = Path("/proc/self/status")
     if jax.default_backend() != "cpu" or not sys.platform.startswith("linux") or not status.exists():

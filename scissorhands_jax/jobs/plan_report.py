@@ -1,4 +1,4 @@
-"""What a plan says, and how it is printed for people."""
+"""The contents of a plan, and how they are printed."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class CostPlan:
 
 
 def print_plan(plan: CostPlan, console: Console) -> None:
-    """Prints a plan for people: steps, memory and time as tables, and what would need less if it does not fit."""
+    """Prints a plan: tables of steps, memory and time and, if it does not fit, changes that need less memory."""
     if not console.is_terminal:
         console.width = 100
     console.print(plan.title, highlight=False)

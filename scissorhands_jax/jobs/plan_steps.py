@@ -32,7 +32,7 @@ class StepKind(NamedTuple):
 
     @property
     def num_examples(self) -> int:
-        """How many examples of both sets a step sees."""
+        """The number of examples of both sets in a step."""
         return sum(size or 0 for size in self)
 
     def divided(self, parts: int) -> Self:
@@ -40,7 +40,7 @@ class StepKind(NamedTuple):
         return type(self)(*(None if count is None else count // parts for count in self))
 
     def positions(self, data: Data) -> Batch:
-        """The positions of as many examples as a step of this kind sees, repeated where the data are fewer."""
+        """The positions of the examples of one such step, repeated where a set is smaller."""
         return Batch(
             *(
                 None if count is None else np.arange(count) % data_lib.size(part)
@@ -49,7 +49,7 @@ class StepKind(NamedTuple):
         )
 
     def examples(self, data: Data) -> Batch:
-        """As many examples as a step of this kind sees."""
+        """The examples of one such step."""
         return data_lib.gather(data, self.positions(data))
 
 
@@ -107,8 +107,8 @@ class PlannedRun:
     def flops(self, carry: Carry, kind: StepKind) -> float:
         """The floating-point operations of a step on all devices together.
 
-        They are counted in the program for an accelerator and without microbatches. That one has no loops, of which XLA
-        counts the body only once, while on CPU a convolution may be a loop over parts of the batch.
+        They are counted in the program for an accelerator and without microbatches, because that program has no loops.
+        XLA counts the body of a loop only once, and on CPU a convolution may be a loop over parts of the batch.
         """
         step = self.method.step
         if getattr(self.settings, "microbatches", 1) > 1:

@@ -1,4 +1,4 @@
-"""The time of a planned run, from timing parts of it: a few steps, the start of the method, an evaluation."""
+"""Predicts the time of a run by timing parts of it: a few steps, the start of the method, an evaluation."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def time_evaluation(run: PlannedRun, params: Params, model_state: ModelState) ->
     logits = predict()
     per_batch = seconds_of(predict) / -(-len(sample) // EVALUATION_BATCH)
     batches = sum(-(-data_lib.size(part) // EVALUATION_BATCH) for part in parts.values())
-    # The attack takes the longer, the more its logits are spread: so these are spread like real ones, and there are as
-    # many for each set as in the run.
+    # The attack's time depends on the number and the spread of logits. So each set gets the number that it has in the
+    # run, and they are spread like real ones.
     generator = np.random.default_rng(0)
     shown = []
     for part in parts.values():

@@ -1,6 +1,6 @@
-"""What a run will cost, before it is paid: memory from compiled programs, time from a few real steps.
+"""Predicts what a run will cost: memory from compiled programs, time from a few real steps.
 
-Memory per device is a sum of what is known by its shape (networks, optimiser, data), of what the compiler says that a
+Memory per device is the sum of what follows from shapes (networks, optimizer, data), of what the compiler says that a
 step needs for itself (`memory_analysis`), and, on CPU, of the process around it (`plan_memory`). The time with N
 devices is that of a step with batches of b / N examples, without the communication.
 """
@@ -81,7 +81,8 @@ def plan_run(
       console: Where progress is shown; None is the standard error.
 
     Raises:
-      InputError: As for `unlearn`; or the devices do not divide a batch; or the network cannot fit whatever is done.
+      InputError: As for `unlearn`; or the devices do not divide a batch; or the network cannot fit, whatever is
+        changed.
     """
     if devices < 1:
         raise InputError(f"--devices must be at least 1, got {devices}")

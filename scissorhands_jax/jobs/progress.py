@@ -1,4 +1,4 @@
-"""Progress bars of runs, and how long things take in words."""
+"""Progress bars of runs, and durations as text."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def open_folder(
     if file.exists():
         shutil.rmtree(folder)
     elif folder.exists() and any(folder.iterdir()):
-        raise InputError(f"{folder} is not empty and holds no run of ours; name another folder")
+        raise InputError(f"{folder} is not empty and holds no run; name another folder")
     folder.mkdir(parents=True, exist_ok=True)
     files.write_text(file, json.dumps(description, indent=2) + "\n")
     return True
@@ -71,5 +71,5 @@ def read_run(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder / RUN_FILE} is damaged: {error}") from error
     if not isinstance(description, dict):
-        raise CheckpointError(f"{folder / RUN_FILE} is damaged: it is no JSON object")
+        raise CheckpointError(f"{folder / RUN_FILE} is damaged: it is not a JSON object")
     return description

@@ -68,7 +68,7 @@ class TableNetworks:
         return TrainedNetwork(params, model_state, self._costs.get(folder.name))
 
     def train(self, folder: Path, examples: Data, seed: int, progress: Progress) -> TrainedNetwork:
-        """The network in a folder; if there is none, it is trained on the retain set of `examples` and kept there.
+        """Reads the network in a folder, or trains it on the retain set of `examples` and keeps it there.
 
         Raises:
           InputError: The folder holds a network that was trained in another way.
@@ -158,7 +158,7 @@ class SeededScenario:
         self._target: float | None = None
 
     def save_positions(self) -> None:
-        """Writes down which examples are trained on, held out and forgotten: positions in the limited training set."""
+        """Saves which examples are trained on, held out and forgotten, as positions in the limited training set."""
         parts = {
             "trained_on": self.trained_on.tolist(),
             "validation": self.held_out.tolist(),
@@ -308,7 +308,7 @@ class SeededScenario:
         return self._target
 
     def _held_out_numbers(self, network: TrainedNetwork) -> dict[str, float]:
-        """How the network treats the forget set and comparable held-out examples, or test examples if none are."""
+        """How the network treats the forget set and held-out examples (test examples if none are held out)."""
         held, flipped = self.store.loaded.splits.test, np.zeros(0, np.intp)
         if len(self.held_out):
             held, flipped = data_lib.take(self.train, self.held_out), np.isin(self.held_out, self.flipped).nonzero()[0]

@@ -37,7 +37,7 @@ from scissorhands_jax.base import (
     new_carry,
 )
 from scissorhands_jax.errors import InputError, check_choice
-from scissorhands_jax.keywords import REST, takes
+from scissorhands_jax.keywords import KEYS, REST, takes
 from scissorhands_jax.methods._gradient import check_not_empty
 from scissorhands_jax.methods.pair_gradients import Pair, pair_gradients
 from scissorhands_jax.methods.semantics import Semantics, resolve_semantics
@@ -97,7 +97,7 @@ class ScissorhandsOptions:
     pair: Pair = "auto"
     """How the two gradients of a step are computed: "vmap" over the stacked batches, "sequential" in the memory of one
     pass, or "auto", which takes the one that `choose_pair` expects to be faster."""
-    departures: dict[str, Any] = dataclasses.field(default_factory=dict, metadata=REST)
+    departures: dict[str, Any] = dataclasses.field(default_factory=dict, metadata={**REST, KEYS: Semantics})
     """Single fields of `Semantics` whose values differ from those of the mode."""
 
 

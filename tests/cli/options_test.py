@@ -15,8 +15,12 @@ import scissorhands_jax
 from scissorhands_jax.cli import main as cli
 from scissorhands_jax.cli import options
 from scissorhands_jax.cli.options import Option
+from scissorhands_jax.diffusion.concept_settings import PRESETS
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.jobs import config
+from scissorhands_jax.keywords import field_docs
 from scissorhands_jax.methods import METHODS
+from scissorhands_jax.methods.semantics import Semantics
 from tests.cli.main_test import error_of
 
 
@@ -116,6 +120,18 @@ def test_settings_are_listed_with_their_defaults_and_meaning(capsys):
         parse("--help-settings", "rates")
     expected = "rates.first (default: 0.5)\n    The first rate.\nrates.milestones (default: none)\n"
     assert capsys.readouterr().out == expected
+
+
+def test_all_settings_of_all_commands_are_documented_also_the_keys_of_departures():
+    listed = {}
+    for command in cli.COMMANDS.values():
+        if issubclass(command, options.SettingsCommand):
+            for chosen in PRESETS if command.settings_of == "PRESET" else METHODS:
+                for prefix, settings in command.listed_settings(chosen).items():
+                    listed |= config.describe_settings(settings, prefix)
+    assert [name for name, (_, text) in listed.items() if not text] == []
+    assert listed["method.departures.margin"] == ("unchanged", " ".join(field_docs(Semantics)["margin"].split()))
+    assert "departures.margin" in listed
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)

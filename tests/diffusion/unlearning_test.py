@@ -456,7 +456,7 @@ class TestBadInput:
         assert not out.exists()
         out.mkdir()
         (out / "file").touch()
-        assert "is not empty and holds no run of ours" in message()
+        assert "is not empty and holds no run;" in message()
         assert "holds a run; name a folder for it alone" in message("--cache", folder / "paper")
         (tmp_path / "cut").mkdir()
         picture = (folder / "nude/0.png").read_bytes()

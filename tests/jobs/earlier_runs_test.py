@@ -28,9 +28,9 @@ def test_a_run_reads_back_as_it_was(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "is no JSON file"),
-        ("[]", "describes no unlearning run"),
-        ('{"config": {"model": "mlp"}}', "describes no unlearning run"),
+        ("{", "is not a JSON file"),
+        ("[]", "does not describe an unlearning run"),
+        ('{"config": {"model": "mlp"}}', "does not describe an unlearning run"),
         (json.dumps(dataclasses.asdict(config()) | {"method_name": "magic"}), "has the method 'magic'"),
         (json.dumps(dataclasses.asdict(config()) | {"method": {"spell": 1}}), "has the setting 'spell'"),
     ],

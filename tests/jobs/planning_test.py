@@ -51,7 +51,7 @@ def test_what_has_a_shape_is_exact_and_the_sum_is_the_sum(document):
     parts = document["memory"]["parts_bytes"]
     assert parts["params and model state"] == parts["original network"] == 4 * WEIGHTS
     assert parts["gradients"] == 2 * 4 * WEIGHTS
-    assert 4 * WEIGHTS <= parts["optimiser state"] <= 4 * WEIGHTS + 100  # momentum, and some numbers
+    assert 4 * WEIGHTS <= parts["optimizer state"] <= 4 * WEIGHTS + 100  # momentum, and some numbers
     assert parts["data on the device"] == (FORGET + RETAIN + 64 + 64) * EXAMPLE
     assert document["memory"]["total_bytes"] == sum(parts.values())
     assert document["memory"]["fits"]
@@ -147,7 +147,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("more", "message"),
         [
-            (["--memory", "0.001"], "mlp does not fit whatever is done: parameters, gradients and optimiser state"),
+            (["--memory", "0.001"], "mlp cannot fit, whatever is changed: parameters, gradients and optimizer state"),
             (["--memory", "0"], "--memory must be above 0 GiB, got 0"),
             (["--devices", "0"], "--devices must be at least 1, got 0"),
             (["--devices", "3"], "3 devices cannot share a batch of 128 examples"),
