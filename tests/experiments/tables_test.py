@@ -61,7 +61,7 @@ def test_rendered_folder_has_tables_beside_the_paper_and_every_plot(tmp_path):
     assert re.search(r"\| scissorhands \| 53.06 ±0.09 \| .* \| \*{0,2}3.00 ±0.00\*{0,2} \| \\\[3.00, 3.00\\\] \|", text)
     assert "Student's interval of the mean Avg. Gap over seeds" in text
     assert "Table 3 of the paper: Projection and initialisation" in text
-    beside = text.partition("### Beside the paper")[2]
+    beside = text.partition("### Compared with the paper")[2]
     assert "| scissorhands | here | 53.06 ±0.09 |" in beside
     assert "|  | paper | 95.40 ±1.48 | 98.93 ±0.57 | 92.92 ±0.48 | 9.56 ±2.13 | 1.62 |" in beside
     assert "| scissorhands, zeros | paper | 96.10 ±2.05 |" in beside
@@ -95,9 +95,9 @@ def test_results_without_a_counterpart_stand_alone_beside_their_file(tmp_path, m
     ("config", "change", "message"),
     [
         ({"paper_table": "table9"}, {}, "the paper has no table 'table9' here; paper_table is one of table1_cifar10,"),
-        ({}, {"avg_gap": 50.0}, "row 1 claims an avg_gap of 50.0, but its numbers give 3.0"),
+        ({}, {"avg_gap": 50.0}, "row 1 has an avg_gap of 50.0, but its numbers give 3.0"),
         ({}, {"mia": "high"}, "mia must be a finite number or None, got 'high'"),
-        ({}, {"method": None}, "row 1 needs a method that is text, got None"),
+        ({}, {"method": None}, "row 1 has the method None; give text"),
     ],
 )
 def test_results_that_cannot_be_rendered_are_refused_in_one_sentence(tmp_path, capsys, config, change, message):
