@@ -118,14 +118,3 @@ def with_schedule(opt_state: PyTree, schedule: RateSchedule) -> PyTree:
     held = optax.tree_utils.tree_get(opt_state, "factors")
     knots, factors = jnp.asarray(schedule.knots, jnp.int32), jnp.asarray(schedule.factors, held.dtype)
     return optax.tree_utils.tree_set(opt_state, knots=knots, factors=factors)
-
-
-def rate_of(opt_state: PyTree) -> jax.Array:
-    """The learning rate of the next update, from the state of an `sgd` whose rate is a number. shape=()"""
-    rate = optax.tree_utils.tree_get(opt_state, "learning_rate")
-    knots, factors = (optax.tree_utils.tree_get(opt_state, name) for name in ("knots", "factors"))
-    if knots is None:
-        return rate
-    # Two states count updates, in step: the one of the hyperparameters and the one of the schedule.
-    counts = [count for _, count in optax.tree_utils.tree_get_all_with_path(opt_state, "count")]
-    return rate * interpolate(counts[0], knots, factors)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import operator
 import os
 import re
 import shutil
@@ -312,14 +311,6 @@ def _alike(a: PyTree, b: PyTree) -> bool:
 def _line(error: Exception) -> str:
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__
-
-
-def equal(a: PyTree, b: PyTree) -> bool:
-    """Whether two trees hold bit-identical arrays, typed keys included."""
-    return operator.eq(jax.tree.structure(a), jax.tree.structure(b)) and all(
-        (x.shape, x.dtype) == (y.shape, y.dtype) and _raw(x).tobytes() == _raw(y).tobytes()
-        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    )
 
 
 def _raw(leaf: jax.Array) -> np.ndarray:

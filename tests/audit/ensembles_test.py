@@ -12,9 +12,9 @@ from scissorhands_jax.audit import ensembles
 from scissorhands_jax.base import Data
 from scissorhands_jax.errors import CheckpointError, InputError, NonFiniteError
 from scissorhands_jax.methods.retrain import RetrainSettings
-from scissorhands_jax.training import checkpoints
 from scissorhands_jax.training import loop as training
 from tests import tiny
+from tests.comparison import same_bits
 
 KEY = jax.random.key(5)
 FORGET = (np.array([3, 1, 8]), np.array([20, 21]), np.array([30, 31, 32, 33]))
@@ -105,7 +105,7 @@ class TestEnsemble:
         made = ensemble(trained)
         assert made.missing() == []
         weights = [made.load(network) for network in range(4)]
-        assert not any(checkpoints.equal(weights[0], other) for other in weights[1:])
+        assert not any(same_bits(weights[0], other) for other in weights[1:])
         assert made.description(2)["identity"]["network"] == 2
 
     def test_steps_do_not_compile_anew_for_a_network_from_disk(self, trained):
@@ -116,7 +116,7 @@ class TestEnsemble:
         again = ensemble(tmp_path)
         again.make([3])
         assert again.missing() == [0, 1, 2]
-        assert checkpoints.equal(again.load(3), ensemble(trained).load(3))
+        assert same_bits(again.load(3), ensemble(trained).load(3))
 
     def test_a_larger_ensemble_shares_the_networks_of_a_smaller_one(self, trained):
         assert ensemble(trained, 8).missing() == [4, 5, 6, 7]
@@ -165,7 +165,7 @@ class TestTogether:
         method = tiny.method("retrain", augment=False)
         mine = training.run(ensembles.restricted(method, part), KEY, None, None, Data(None, pool), num_epochs=2)
         expected = training.run(method, KEY, None, None, Data(None, alone), num_epochs=2)
-        assert checkpoints.equal(mine.params, expected.params)
+        assert same_bits(mine.params, expected.params)
         assert mine.steps == expected.steps
 
     def test_the_learning_rate_falls_as_it_would_alone(self):
@@ -176,7 +176,7 @@ class TestTogether:
         mine = training.run(ensembles.restricted(method, part), KEY, None, None, Data(None, pool), num_epochs=3)
         alone = {name: values[part] for name, values in pool.items()}
         expected = training.run(method, KEY, None, None, Data(None, alone), num_epochs=3)
-        assert checkpoints.equal(mine.params, expected.params)
+        assert same_bits(mine.params, expected.params)
 
     def test_a_network_is_fitted_to_its_part_before_it_is_trained(self):
         model = models.build("resnet9", num_classes=3, image_shape=(10, 10, 3), widths=(2, 2, 2))
@@ -185,7 +185,7 @@ class TestTogether:
         method = RetrainSettings(batch_size=4).build(model, losses.classification_loss(model), 3)
         carry = ensembles.restricted(method, part).init(KEY, None, None, Data(None, pool))
         expected = method.init(KEY, None, None, Data(None, {name: values[part] for name, values in pool.items()}))
-        assert checkpoints.equal(carry.model_state, expected.model_state)
+        assert same_bits(carry.model_state, expected.model_state)
 
     def test_one_that_diverges_says_so(self, tmp_path):
         wild = ensemble(tmp_path)

@@ -29,7 +29,7 @@ from scissorhands_jax.diffusion import (
 from scissorhands_jax.diffusion.unet import Noisy
 from scissorhands_jax.errors import CheckpointError, InputError
 from scissorhands_jax.jobs import config
-from scissorhands_jax.training import checkpoints
+from tests.comparison import same_bits
 from tests.diffusion import traces as diffusion_traces
 from tests.diffusion.generating_test import Words
 
@@ -167,7 +167,7 @@ class TestRuns:
         assert sorted(path.name for path in out.iterdir()) == ["cache", "results.json", "run.json", "steps.csv", "unet"]
         before, after = model_folder.load_part("unet", folder / "model")[1], result(out)
         assert jax.tree.map(jnp.shape, before) == jax.tree.map(jnp.shape, after)
-        assert not checkpoints.equal(before, after)
+        assert not same_bits(before, after)
         assert cli.main(["sd", "export", "--model", str(out), "--out", str(tmp_path / "back")]) == 0
         assert (tmp_path / "back/unet/diffusion_pytorch_model.safetensors").is_file()
         made = ["sd", "generate", "--prompt", "a cat", "--size", "16", "--steps", "2", "--batch-size", "3", "--images"]
@@ -207,7 +207,7 @@ class TestRuns:
         assert cli.main([*words, "--resume"]) == 0
         assert made == (tmp_path / "out/cache/forget/images/00001.png").stat().st_mtime_ns
         assert json.loads((tmp_path / "out/results.json").read_text())["cost"]["resumed_at_step"] == 3
-        assert checkpoints.equal(result(tmp_path / "out"), result(folder / "paper"))
+        assert same_bits(result(tmp_path / "out"), result(folder / "paper"))
         assert rows(tmp_path / "out") == rows(folder / "paper")
         capsys.readouterr()
         assert cli.main([*words, "--resume"]) == 0
@@ -225,7 +225,7 @@ class TestRuns:
         before = (cache / "forget/moments/00001.npy").stat().st_mtime_ns
         assert cli.main(released(folder, tmp_path / "again", "--cache", str(cache))) == 0
         assert (cache / "forget/moments/00001.npy").stat().st_mtime_ns == before
-        assert checkpoints.equal(result(tmp_path / "again"), result(folder / "released"))
+        assert same_bits(result(tmp_path / "again"), result(folder / "released"))
         (cache / "forget/moments/00001.npy").write_bytes(b"half")
         assert "00001.npy is damaged" in error_of(capsys, *released(folder, tmp_path / "b", "--cache", cache))
 
@@ -305,7 +305,7 @@ class TestPresets:
         examples = data()
         other = examples._replace(forget=jax.tree.map(lambda leaf: leaf.at[2:].set(9), examples.forget))
         carries = [method.init(jax.random.key(0), small_params(), {}, each) for each in (examples, other)]
-        assert checkpoints.equal(*(carry.params for carry in carries))
+        assert same_bits(*(carry.params for carry in carries))
         loose = ["batch_size=2", "departures.fixed_batches=false", "departures.every_step_joint=true"]
         method = config.override(concept_settings.PRESETS["released"], loose).method(MODEL)
         seen = [batch.forget for batch in method.batches(jax.random.key(0), data(5), 0)]

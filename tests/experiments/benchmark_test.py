@@ -16,8 +16,8 @@ from experiments.benchmark import __main__ as benchmark
 from experiments.benchmark import against_torch, epochs, limits, parts, settings, steps, timing
 from scissorhands_jax import torch_weights
 from scissorhands_jax.methods.scissorhands import constraint_gradients
-from scissorhands_jax.training import checkpoints
 from scissorhands_jax.training import loop as training
+from tests.comparison import same_bits
 
 SETTINGS = settings.Settings(batch_size=4, repeats=3, quick=True)
 HAS_TORCH = importlib.util.find_spec("torch") is not None
@@ -336,10 +336,10 @@ def test_every_epoch_begins_where_the_first_began():
     data, own, references, single_steps = epochs.epochs("mlp", SETTINGS)
     assert [len(part["label"]) for part in data] == [4, 4 * epochs.RETAIN_BATCHES]
     first = own()
-    assert not checkpoints.equal(first[0], steps.repair_of("mlp", SETTINGS).carry.params)
-    assert checkpoints.equal(first, own())
-    assert checkpoints.equal(first, references[epochs.SINGLE]())
-    assert not checkpoints.equal(first, single_steps[epochs.OWN]())
+    assert not same_bits(first[0], steps.repair_of("mlp", SETTINGS).carry.params)
+    assert same_bits(first, own())
+    assert same_bits(first, references[epochs.SINGLE]())
+    assert not same_bits(first, single_steps[epochs.OWN]())
     assert single_steps.keys() - {epochs.OWN} == references.keys()
 
 

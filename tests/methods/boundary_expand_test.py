@@ -16,10 +16,10 @@ from scissorhands_jax.losses import classification_loss, cross_entropy
 from scissorhands_jax.methods import METHODS, boundary_expand
 from scissorhands_jax.methods.boundary_expand import Expanded, draw_shadow, find_head, widen, widened
 from scissorhands_jax.optimizers import sgd
-from scissorhands_jax.training import checkpoints
 from scissorhands_jax.training.checkpoints import Checkpointer
 from scissorhands_jax.training.loop import run
 from tests import tiny
+from tests.comparison import same_bits
 from tests.methods.example import DATA, MODEL, original
 from tests.models.samples import ADAPTED, images
 
@@ -183,7 +183,7 @@ class TestWidened:
         wide = widen(Expanded(params, first_class))
         assert wide["head"]["weight"].shape == (4, 8)
         np.testing.assert_array_equal(wide["head"]["weight"][3], params["head"]["weight"][0])
-        assert wide["linear"] is params["linear"] or checkpoints.equal(wide["linear"], params["linear"])
+        assert wide["linear"] is params["linear"] or same_bits(wide["linear"], params["linear"])
 
     def test_the_shadow_is_drawn_as_a_linear_layer_is(self):
         first_class = {"fc": {"kernel": np.zeros((400, 1), np.float32), "bias": np.zeros(1, np.float32)}, "conv": None}
@@ -206,14 +206,14 @@ class TestBoundaryExpand:
         result = run(method, KEY, *start, DATA, num_epochs=8, on_step=lambda p: losses.append(p.metrics["loss_shadow"]))
         assert losses[-1] < 0.2 * losses[0]
         chex.assert_trees_all_equal_shapes_and_dtypes((result.params, result.model_state), start)
-        assert not checkpoints.equal(result.params[0], start[0][0])
+        assert not same_bits(result.params[0], start[0][0])
         # What the labels were is not read.
         mislabelled = DATA._replace(forget={**DATA.forget, "label": jnp.zeros(6, jnp.int32)})
-        assert checkpoints.equal(run(method, KEY, *start, mislabelled, num_epochs=8).params, result.params)
+        assert same_bits(run(method, KEY, *start, mislabelled, num_epochs=8).params, result.params)
         # A run that is stopped goes on, with the shadow in its checkpoints.
         run(method, KEY, *start, DATA, num_epochs=5, checkpoint=Checkpointer(tmp_path))
         resumed = run(method, KEY, *start, DATA, num_epochs=8, checkpoint=Checkpointer(tmp_path))
-        assert checkpoints.equal(resumed.params, result.params)
+        assert same_bits(resumed.params, result.params)
 
     def test_authors_mode_keeps_all_outputs_and_the_key_draws_the_shadow(self):
         start = original()
@@ -222,9 +222,9 @@ class TestBoundaryExpand:
         chex.assert_trees_all_equal((first, model_state), (start[0][0], start[1]))
         np.testing.assert_array_equal(head[:, :3], start[0][1][0])
         np.testing.assert_array_equal(head[:, 3:], carries[0].params.shadow[1][0])
-        assert checkpoints.equal(carries[0], carries[1])
-        assert not checkpoints.equal(carries[0].params.shadow, carries[2].params.shadow)
-        assert checkpoints.equal(expand().finish(carries[0]), start)
+        assert same_bits(carries[0], carries[1])
+        assert not same_bits(carries[0].params.shadow, carries[2].params.shadow)
+        assert same_bits(expand().finish(carries[0]), start)
 
     def test_augmentation_is_that_of_the_loss(self):
         """It blanks images here, which leaves the biases."""

@@ -12,10 +12,10 @@ from scissorhands_jax import trees
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods import cf_k, eu_k
 from scissorhands_jax.methods.last_layers import _owners
-from scissorhands_jax.optimizers import rate_of, sgd
-from scissorhands_jax.training import checkpoints
+from scissorhands_jax.optimizers import sgd
 from scissorhands_jax.training.loop import run
 from tests import tiny
+from tests.comparison import rate_of, same_bits
 from tests.methods import example
 
 KEY = jax.random.key(5)
@@ -84,7 +84,7 @@ def test_eu_k_draws_the_selected_layers_and_their_statistics_anew():
 
 def test_cf_k_starts_at_the_original():
     carry = cf_k(tiny.loss(), OPTIMIZER, layers="fc").init(KEY, *original(), tiny.data())
-    assert checkpoints.equal((carry.params, carry.model_state), original())
+    assert same_bits((carry.params, carry.model_state), original())
 
 
 def test_with_all_layers_they_are_fine_tuning_and_retraining():
@@ -94,7 +94,7 @@ def test_with_all_layers_they_are_fine_tuning_and_retraining():
             method = example.build(name, weight_decay=0.1, milestones=())
             last = example.epoch_of(method, start=example.original()).carries[-1]
             ends.append((last.params, last.model_state))
-        assert checkpoints.equal(*ends)
+        assert same_bits(*ends)
 
 
 @pytest.mark.parametrize(("layers", "convolutions"), [("fc", 1), (None, 2)])

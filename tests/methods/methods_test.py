@@ -14,11 +14,11 @@ from scissorhands_jax import losses
 from scissorhands_jax.base import Batch, Data, Model, lift
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods import METHODS, bad_teacher, scrub
-from scissorhands_jax.optimizers import rate_of, sgd
-from scissorhands_jax.training import checkpoints
+from scissorhands_jax.optimizers import sgd
 from scissorhands_jax.training.checkpoints import Checkpointer
 from scissorhands_jax.training.loop import run
 from scissorhands_jax.training.sharding import make_layout
+from tests.comparison import rate_of, same_bits
 from tests.compilations import Compilations
 from tests.methods.example import (
     AT_ONCE,
@@ -56,7 +56,7 @@ class TestContract:
             chex.assert_tree_all_finite(metrics)
             assert float(metrics["grad_norm"]) > 0
             assert any(metric.startswith("loss_") for metric in metrics)
-        assert not checkpoints.equal(epoch.carries[0].params, epoch.carries[1].params)
+        assert not same_bits(epoch.carries[0].params, epoch.carries[1].params)
         # Each forward pass in training mode moves the statistics: one a step, or two where batches stay apart.
         moved = int(epoch.carries[-1].model_state["count"] - epoch.carries[0].model_state["count"])
         assert len(epoch.batches) <= moved <= 2 * len(epoch.batches)
@@ -67,20 +67,20 @@ class TestContract:
         epoch = contract_epoch(name)
         for _ in range(2):
             carry, metrics = epoch.method.step(epoch.carries[0], epoch.batches[0])
-            assert checkpoints.equal(carry, epoch.carries[1])
+            assert same_bits(carry, epoch.carries[1])
             chex.assert_trees_all_equal(jax.device_get(metrics), epoch.metrics[0])
 
     def test_init_is_a_pure_function_and_depends_on_nothing_but_its_arguments(self, name):
         epoch, (params, model_state) = contract_epoch(name), original()
         again = epoch.method.begin_epoch(epoch.method.init(KEY, params, model_state, DATA), DATA)
-        assert checkpoints.equal(again, epoch.carries[0])
+        assert same_bits(again, epoch.carries[0])
         assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((params, model_state)))
-        assert checkpoints.equal((params, model_state), original())
+        assert same_bits((params, model_state), original())
 
     def test_steps_depend_on_the_key(self, name):
         epoch = contract_epoch(name)
         other, _ = epoch.method.step(epoch.carries[0]._replace(key=jax.random.key(99)), epoch.batches[0])
-        assert not checkpoints.equal(other.params, epoch.carries[1].params)
+        assert not same_bits(other.params, epoch.carries[1].params)
 
     def test_batches_are_positions_that_key_and_epoch_decide(self, name):
         method = contract_epoch(name).method
@@ -92,7 +92,7 @@ class TestContract:
         chex.assert_trees_all_equal(first, batches(KEY, 0))
         for other in (batches(KEY, 1), batches(jax.random.key(12), 0)):
             assert len(other) == len(first)
-            assert not checkpoints.equal(first, other)
+            assert not same_bits(first, other)
         for batch in first:
             assert isinstance(batch, Batch)
             for positions, part in zip(batch, DATA, strict=True):
@@ -147,8 +147,8 @@ class TestContractWithoutSteps:
         carry = method.init(KEY, *start, DATA)
         chex.assert_trees_all_equal_shapes_and_dtypes((carry.params, carry.model_state), start)
         chex.assert_tree_all_finite((carry.params, carry.model_state))
-        assert checkpoints.equal(method.init(KEY, *start, DATA), carry)
-        assert checkpoints.equal(start, original())
+        assert same_bits(method.init(KEY, *start, DATA), carry)
+        assert same_bits(start, original())
         assert list(method.batches(KEY, DATA, 0)) == []
         assert int(carry.step) == 0
 
@@ -160,7 +160,7 @@ class TestContractWithoutSteps:
         assert [result.steps for result in results] == [0, 0]
         expected = method.init(jax.random.split(KEY)[0], *original(), DATA)
         for result in results:
-            assert checkpoints.equal((result.params, result.model_state), (expected.params, expected.model_state))
+            assert same_bits((result.params, result.model_state), (expected.params, expected.model_state))
 
     def test_a_plain_loss_over_any_pytree_will_do(self, name):
         params, _ = original()
@@ -206,7 +206,7 @@ def test_steps_compile_once_per_kind_and_a_stopped_run_ends_bit_equal(name, tmp_
         assert Checkpointer(tmp_path).latest_step == stop_at - 1
         resumed = run(*arguments, num_epochs=2, checkpoint=Checkpointer(tmp_path))
     assert "jit(_step)" not in compilations.names
-    assert checkpoints.equal((resumed.params, resumed.model_state), (whole.params, whole.model_state))
+    assert same_bits((resumed.params, resumed.model_state), (whole.params, whole.model_state))
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if hasattr(METHODS[name](), "milestones")])

@@ -26,6 +26,7 @@ from scissorhands_jax.methods.retrain import (
 from scissorhands_jax.training.checkpoints import Checkpointer
 from scissorhands_jax.training.loop import run
 from tests import tiny
+from tests.comparison import rate_of
 
 KEY = jax.random.key(5)
 FAST = RetrainSettings(recipe="fast", epochs=3, batch_size=4, learning_rate=4.0)
@@ -60,7 +61,7 @@ class TestSgd:
         gradients = [jax.tree.map(lambda x, s=step: x + s, NUMBERS) for step in range(6)]
         rates = []
         for gradient in gradients:
-            rates.append(float(optimizers.rate_of(state)))
+            rates.append(float(rate_of(state)))
             updates, state = optimizer.update(jax.tree.map(jnp.float32, gradient), state, params)
             params = optax.apply_updates(params, updates)
         wanted = [0.05, 0.075, 0.1, 0.05, 0.0, 0.0]
@@ -217,7 +218,7 @@ class TestTraining:
         states = [optax.tree_utils.tree_set(carry.opt_state, count=step) for step in range(10)]
         peak = 4.0 * 4 / 1024 / (1 + 1 / 0.15)
         wanted = np.interp(range(10), [0, 2, 9], [0.2 * peak, peak, 0.07 * peak])
-        np.testing.assert_allclose([optimizers.rate_of(state) for state in states], wanted, rtol=1e-5)
+        np.testing.assert_allclose([rate_of(state) for state in states], wanted, rtol=1e-5)
 
         batch = Batch(retain=tiny.examples(4))
         upright = jnp.asarray(batch.retain["image"])

@@ -18,9 +18,9 @@ from scissorhands_jax.methods import METHODS, Semantics, scissorhands, trim_netw
 from scissorhands_jax.methods.scissorhands import constraint_gradients
 from scissorhands_jax.optimizers import sgd
 from scissorhands_jax.reinit import ones
-from scissorhands_jax.training import checkpoints
 from scissorhands_jax.training.loop import run
 from tests import tiny
+from tests.comparison import same_bits
 from tests.compilations import Compilations
 from tests.methods.example import (
     DATA,
@@ -107,7 +107,7 @@ class TestScissorhandsRepair:
         # The constraints stay what they were at the beginning of the epoch.
         chex.assert_trees_all_equal(epoch.carries[1].aux.constraint_grads, held)
         later = method.begin_epoch(epoch.carries[-1], self.twins)
-        assert not checkpoints.equal(later.aux.constraint_grads, held)
+        assert not same_bits(later.aux.constraint_grads, held)
         assert int(later.aux.joint_step) == 0
 
     def test_only_every_so_many_joint_steps_of_an_epoch_are_projected(self):
@@ -194,7 +194,7 @@ class TestTrim:
         assert marked["0/hidden/bias"] == 0
         # What is marked became one, all the rest is bit-equal.
         expected = jax.tree.map(lambda w, m: jnp.where(m, 1.0, w), params, trimmed.mask)
-        assert checkpoints.equal(trimmed.params, expected)
+        assert same_bits(trimmed.params, expected)
 
     def test_the_most_salient_weights_are_marked(self):
         params, trimmed = self.trim()
@@ -222,7 +222,7 @@ class TestTrim:
         _, parts = self.trim(
             batches=[jax.tree.map(lambda leaf, p=p: leaf[p], DATA.forget) for p in (slice(4), slice(4, 6))]
         )
-        assert checkpoints.equal(whole.mask, parts.mask)
+        assert same_bits(whole.mask, parts.mask)
         assert parts.losses.shape == (2,)
 
     def test_paper_mode_scores_in_eval_mode_and_leaves_statistics_alone(self):
@@ -329,7 +329,7 @@ class TestOneCompilationForAllValues:
             results = [sweep(**change) for change in (*changes, {"momentum": 0.5})]
         assert compilations.names == []
         for result in results:
-            assert not checkpoints.equal(result, first)
+            assert not same_bits(result, first)
 
     def test_equal_settings_make_equal_steps(self):
         settings = METHODS["scissorhands"]()

@@ -8,12 +8,12 @@ import optax
 import pytest
 
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import losses, optimizers
+from scissorhands_jax import losses
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods import METHODS, scrub
 from scissorhands_jax.optimizers import sgd
-from scissorhands_jax.training import checkpoints
 from scissorhands_jax.training.loop import run
+from tests.comparison import rate_of, same_bits
 from tests.methods.example import DATA, KEY, MODEL, forward, original
 from tests.methods.students import HOST, PLAIN_SGD, STATE, STATELESS, T, divergence, labels_of, step_from
 
@@ -68,7 +68,7 @@ class TestScrub:
         student = forward(original()[0], noisy - noisy.mean(axis=0, keepdims=True))
         teacher = forward(original()[0], x - 0.1 * STATE["mean"][None])
         np.testing.assert_allclose(metrics["kl_forget"], divergence(teacher, student), rtol=1e-4)
-        assert checkpoints.equal(later.aux, (original()[0], STATE))
+        assert same_bits(later.aux, (original()[0], STATE))
         assert int(later.model_state["count"]) == 1
 
     def test_it_leaves_its_teacher_on_the_forget_set_and_learns_the_retain_set(self):
@@ -90,7 +90,7 @@ class TestScrub:
         method = settings.build(STATELESS, losses.classification_loss(STATELESS), 3)
         state = method.init(KEY, original()[0], (), DATA).opt_state
         assert [len(list(method.batches(KEY, DATA, epoch))) for epoch in range(4)] == [5, 5, 3, 3]
-        rates = [optimizers.rate_of(optax.tree_utils.tree_set(state, count=step)) for step in (0, 9, 10, 12, 13, 15)]
+        rates = [rate_of(optax.tree_utils.tree_set(state, count=step)) for step in (0, 9, 10, 12, 13, 15)]
         np.testing.assert_allclose(rates, [0.1, 0.1, 0.01, 0.01, 0.001, 0.001], rtol=1e-6)
 
     @pytest.mark.parametrize(

@@ -21,10 +21,10 @@ from scissorhands_jax.base import Batch, Data, Method, lift, new_carry
 from scissorhands_jax.errors import CheckpointError, InputError, NonFiniteError
 from scissorhands_jax.methods import finetune
 from scissorhands_jax.optimizers import sgd
-from scissorhands_jax.training import checkpoints
 from scissorhands_jax.training.checkpoints import Checkpointer
 from scissorhands_jax.training.loop import run
 from tests import tiny
+from tests.comparison import same_bits
 from tests.compilations import Compilations
 
 KEY = jax.random.key(7)
@@ -93,7 +93,7 @@ def test_a_run_stopped_at_every_step_ends_bit_equal_and_compiles_nothing_anew(ca
             parts += stopped.seen
         result = start(method, data=data, checkpoint=Checkpointer(tmp_path, every_steps=1), on_step=recorder)
     assert set(again.names) <= {"jit(stage)"}  # Orbax's own
-    assert checkpoints.equal(network(result), network(expected))
+    assert same_bits(network(result), network(expected))
     assert result.steps == expected.steps == len(whole.seen)
     # Every step was taken once, with the same numbers.
     for left, right in zip(parts + recorder.seen, whole.seen, strict=True):
@@ -108,12 +108,12 @@ def test_a_checkpoint_only_at_the_end_of_an_epoch_resumes_at_the_next(tmp_path):
         start(method, checkpoint=Checkpointer(tmp_path), on_step=first)
     assert Checkpointer(tmp_path).latest_step == 3
     result = start(method, checkpoint=Checkpointer(tmp_path), on_step=second)
-    assert checkpoints.equal(network(result), network(expected))
+    assert same_bits(network(result), network(expected))
     assert [progress.step for progress in second.seen] == [4, 5, 6]
     # A finished run takes no step, and can be continued for more epochs.
-    assert checkpoints.equal(network(start(method, checkpoint=Checkpointer(tmp_path))), network(expected))
+    assert same_bits(network(start(method, checkpoint=Checkpointer(tmp_path))), network(expected))
     longer = start(method, epochs=3, checkpoint=Checkpointer(tmp_path))
-    assert checkpoints.equal(network(longer), network(start(method, epochs=3)))
+    assert same_bits(network(longer), network(start(method, epochs=3)))
 
 
 KILLED = """
@@ -175,11 +175,11 @@ def test_params_and_data_of_the_caller_are_left_alone():
         data = jax.tree.map(jnp.asarray, data)
         before = jax.tree.map(np.array, (params, model_state, data))
         result = run(method, KEY, params, model_state, data, num_epochs=1)
-        assert checkpoints.equal(jax.tree.map(np.asarray, (params, model_state, data)), before)
-        assert not checkpoints.equal(result.params, params)
+        assert same_bits(jax.tree.map(np.asarray, (params, model_state, data)), before)
+        assert not same_bits(result.params, params)
     # NumPy arrays do as well.
     again = run(method, KEY, *before, num_epochs=1)
-    assert checkpoints.equal(network(again), network(result))
+    assert same_bits(network(again), network(result))
 
 
 def test_time_spent_compiling_is_told_apart():
