@@ -167,7 +167,7 @@ class ExampleMaker:
         Args:
           paths: The pictures, as `make_images` returns them.
           pseudo: The prompt that is to take the concept's place, if there is one.
-          start_bar: Starts a progress bar with a title and a total; what it returns is told of every advance.
+          start_bar: Starts a progress bar with a title and a total; what it returns is called with every advance.
         """
         data = Data(self._dataset("forget", paths, start_bar), self._dataset("retain", paths, start_bar))
         if pseudo is None:

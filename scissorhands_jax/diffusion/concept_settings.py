@@ -49,7 +49,8 @@ class ConceptSettings:
     """A prompt that is to take the concept's place. The forget loss is then that of `losses.concept_loss`. By default
     there is none, and the forget loss is the noise loss."""
     epochs: int = 3
-    """The number of passes over the retain set, at least 1."""
+    """The number of epochs, at least 1. An epoch is a pass over the retain set or, with the departure `fixed_batches`,
+    has one step for each batch of the forget set."""
     batch_size: int = 16
     """The number of forget examples and of retain examples that a step sees."""
     microbatches: int = 1

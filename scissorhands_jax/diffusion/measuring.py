@@ -81,7 +81,7 @@ class ClassCounts:
     """The change against the original, in per cent; None without an original."""
 
     def document(self) -> dict[str, Any]:
-        """The counts as they stand in `results.json`."""
+        """The counts as they are saved in `results.json`."""
         document = {"class": self.label, **self.unlearned.document()}
         if self.original is not None and self.change is not None:
             document |= {f"original_{name}": value for name, value in self.original.document().items()}

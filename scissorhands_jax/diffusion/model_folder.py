@@ -84,7 +84,7 @@ def save_part(part: Part, folder: Path, config: PartConfig, params: Params, dtyp
       folder: The folder of the model, which is made if it does not exist.
       config: The sizes of the network.
       params: Its parameters.
-      dtype: The type that `exporting.export_weights` writes it in unless it is told otherwise.
+      dtype: The type that `exporting.export_weights` writes it in by default.
       source: What the network was made from, for people.
     """
     description = {"diffusion": part, "config": dataclasses.asdict(config), "dtype": dtype, "source": source}

@@ -55,11 +55,11 @@ def main() -> None:
         return {name: draw.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
     data, start = Data(side(), side()), model.init(jax.random.key(1))
-    results, told = [], []
+    results, steps = [], []
     layout = make_layout(DEVICES, 1, fsdp=True, replicate_below=256)
     for place in (None, layout):
         results.append(
-            training.run(method, jax.random.key(0), *start, data, num_epochs=1, layout=place, on_step=told.append)
+            training.run(method, jax.random.key(0), *start, data, num_epochs=1, layout=place, on_step=steps.append)
         )
     one, many = (result.params for result in results)
 
@@ -75,7 +75,7 @@ def main() -> None:
     difference = jax.tree.map(jnp.subtract, here, there)
     moved = jax.tree.map(jnp.subtract, here, start[0])
     report("params", trees.norm(difference) < 1e-5 * trees.norm(moved), f"{trees.norm(difference)}")
-    first, second = (step.metrics for step in told)
+    first, second = (step.metrics for step in steps)
     close = all(np.allclose(first[name], second[name], rtol=1e-4, atol=1e-6) for name in first)
     report("metrics", close and bool(first["projected"]) and first["dual"] > 0, (first, second))
 

@@ -60,8 +60,8 @@ class TestWeights:
     @pytest.mark.parametrize("dtype", [np.float32, np.float16])
     def test_a_file_of_transformers_is_read(self, tmp_path, dtype):
         arrays = {name: array.astype(dtype) for name, array in tensors().items()}
-        beside = {"logit_scale": np.array(4.6, np.float32), "text_model.embeddings.position_ids": np.arange(11)[None]}
-        write(tmp_path / "model.safetensors", arrays | beside)
+        further = {"logit_scale": np.array(4.6, np.float32), "text_model.embeddings.position_ids": np.arange(11)[None]}
+        write(tmp_path / "model.safetensors", arrays | further)
         name, params = clip_weights.read_clip(tmp_path)
         found = torch_weights.to_state_dict(params, {})
         assert name == "tiny"

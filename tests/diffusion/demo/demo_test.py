@@ -142,7 +142,7 @@ def test_folding_keeps_squares_of_pixels_together():
 
 
 def test_the_network_is_a_small_unet():
-    """Shapes alone, but for a smaller one that is initialised in earnest."""
+    """Shapes alone, except for a smaller one that is really initialised."""
     model = REAL_NETWORK(settings.DIGITS_NETWORK)
     params, state = jax.eval_shape(model.init, jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 283_564
