@@ -168,11 +168,11 @@ def test_requests_one_after_another(data_dir, tmp_path, capsys):
     )
     (tmp_path / "alone").mkdir()
     (first / "network").rename(tmp_path / "alone" / "network")
-    assert "has forgotten examples before, of other data than these or in a run that is not there" in (
+    assert "has forgotten examples before, from other data than these or in a run whose folder is missing" in (
         refused("class:1", "--checkpoint", tmp_path / "alone")
     )
     (tmp_path / "alone" / "network").rename(first / "network")
-    assert "of other data than these" in refused("class:1", "--checkpoint", first, "--data-dir", other_data(tmp_path))
+    assert "from other data than these" in refused("class:1", "--checkpoint", first, "--data-dir", other_data(tmp_path))
     wrong.write_text("".join(f"{position} {label}\n" for position, label in ((9, 0), (8, 99))))
     assert "has the label 99; the data set has 0 to 10" in refused(f"mislabelled:{wrong}", "--checkpoint", first)
 

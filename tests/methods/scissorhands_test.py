@@ -261,7 +261,7 @@ class TestTrim:
             self.trim(start=(params, ()))
 
     def test_no_batch_is_refused(self):
-        with pytest.raises(InputError, match="at least one batch"):
+        with pytest.raises(InputError, match="without a batch of examples; give at least one"):
             self.trim(batches=[])
 
 
