@@ -6,15 +6,15 @@ On CPU, a plain two-dimensional convolution in float32 that is large enough beco
 
 * For 3x3 kernels of stride 1, the minimal filtering F(2x2, 3x3) of Winograd (Lavin and Gray, 2016, section 4.1): 16
   products over tiles of 4x4 inputs give 2x2 outputs each, with 4/9 of the multiplications.
-* For such kernels with few channels, one product of rows of three neighbouring pixels with all rows of the kernel side
-  by side.
-* For the gradients of other kernels, one product over patches.
-* For the input gradients of stride 2, one product for each phase of the input.
+* For the gradients of such kernels with few channels, one product of rows of three neighbouring pixels with three
+  neighbouring rows of slopes; for the gradients of all other kernels, one product over patches.
 * For 1x1 kernels, the product of pixels and kernel.
 
-The products are computed over chunks of the batch that stay in the caches. Forward pass, input gradient and kernel
-gradient are three primitives. Each is bilinear in its two arguments, and the transpose of each is one of the other two,
-so forward mode, reverse mode and any mixture of them, such as Hessian products, use the same code.
+What is left to XLA are strided convolutions and those of few channels, where its own, which share a convolution among
+cores, are as fast. The products are computed over chunks of the batch that stay in the caches. Forward pass, input
+gradient and kernel gradient are three primitives. Each is bilinear in its two arguments, and the transpose of each is
+one of the other two, so forward mode, reverse mode and any mixture of them, such as Hessian products, use the same
+code.
 
 Everything else is computed by `jax.lax.conv_general_dilated`. The choice depends only on the shapes and types of the
 arguments and on whether the program is for one CPU device, and so do the bits of the result; neither depends on the
@@ -41,11 +41,11 @@ from jax.typing import DTypeLike
 # These limits were measured on single layers and a CPU of a few cores (experiments/cpu_profile.md).
 _LEAST_FLOPS = 1e8  # Below this, XLA's convolution takes a millisecond or so and compiles faster.
 _MOST_PIXELS = 1 << 15  # of an output; the 16 operands of one larger image would take hundreds of megabytes
-_TILED_CHANNELS = 32  # With fewer channels, Winograd's products are too small to pay for its transforms.
-_PHASED_CHANNELS = 256  # From this many channels on, XLA's strided input gradient is faster than phases.
+_TILED_CHANNELS = 64  # With fewer channels, Winograd's products are too small to pay for its transforms.
+_FEW_PIXELS = 64  # With so few pixels an image, kernel gradients of 64 channels are faster by rows of pixels.
 # Sizes of one operand of a chunk: large enough to share a product among cores, small enough for the caches.
 _TILES, _TILE_FLOATS, _MORE_TILES = 256, 1 << 15, 4
-_PATCH_FLOATS, _MORE_PATCHES, _MORE_ROWS = 1 << 18, 4, 16
+_PATCH_FLOATS, _MOST_PARTS = 1 << 18, 32
 
 _AXES = ("NHWC", "HWIO", "NHWC")
 _Pads = tuple[tuple[int, int], tuple[int, int]]
@@ -78,11 +78,6 @@ class _Window(NamedTuple):
         It has the padding 2 - pad, which must not be negative.
         """
         return self.size == (3, 3) and self.strides == (1, 1) and max(max(pads) for pads in self.padding) <= 2
-
-    @property
-    def is_halving(self) -> bool:
-        """Whether the kernel is 3x3 and the output has exactly half the height and width of the input."""
-        return self.size == (3, 3) and self.strides == (2, 2) and self.image == tuple(2 * n for n in self.output)
 
 
 def conv_general_dilated(
@@ -188,28 +183,22 @@ def _plain_kernel(x: jax.Array, slope: jax.Array, *, window: _Window) -> jax.Arr
 def _fast_forward(x: jax.Array, kernel: jax.Array, *, window: _Window) -> jax.Array:
     if window.is_point:
         return x[:, :: window.strides[0], :: window.strides[1]] @ kernel[0, 0]
-    if window.is_dense:
-        if _has_tiles(window.output, kernel.shape[2:]):
-            return _tiled(x, _two_axes(_of_kernel, list(kernel)), 0, window.padding, window.output)
-        return _rows(x, kernel, window.padding, window.output)
+    if window.is_dense and _has_tiles(window.output, kernel.shape[2:]):
+        return _tiled(x, _two_axes(_of_kernel, list(kernel)), 0, window.padding, window.output)
     return _plain_forward(x, kernel, window=window)
 
 
 def _fast_input(slope: jax.Array, kernel: jax.Array, *, window: _Window) -> jax.Array:
     if window.is_point:
         return _point_input(slope, kernel, window)
-    if window.is_dense:
-        # The input gradient of stride 1 is the convolution of the slope with the kernel reversed in both directions.
+    if window.is_dense and _has_tiles(window.image, kernel.shape[2:]):
+        # The input gradient of stride 1 is the convolution of the slope with the kernel reversed in both directions. A
+        # reversed kernel has the same parts, with the first and the last exchanged, so XLA computes them once for both
+        # passes.
         (top, bottom), (left, right) = window.padding
+        parts, order = _two_axes(_of_kernel, list(kernel)), (3, 1, 2, 0)
         padding = (2 - top, 2 - bottom), (2 - left, 2 - right)
-        if _has_tiles(window.image, kernel.shape[2:]):
-            # A reversed kernel has the same parts, with the first and the last exchanged, so XLA computes them once for
-            # both passes.
-            parts, order = _two_axes(_of_kernel, list(kernel)), (3, 1, 2, 0)
-            return _tiled(slope, [[parts[i][j] for j in order] for i in order], 1, padding, window.image)
-        return _rows(slope, kernel[::-1, ::-1].swapaxes(2, 3), padding, window.image)
-    if window.is_halving and kernel.shape[2] < _PHASED_CHANNELS:
-        return _halving_input(slope, kernel, window)
+        return _tiled(slope, [[parts[i][j] for j in order] for i in order], 1, padding, window.image)
     return _plain_input(slope, kernel, window=window)
 
 
@@ -217,7 +206,11 @@ def _fast_kernel(x: jax.Array, slope: jax.Array, *, window: _Window) -> jax.Arra
     if window.is_point:
         inputs = x[:, :: window.strides[0], :: window.strides[1]].reshape(-1, x.shape[3])
         return _product(inputs, slope.reshape(-1, slope.shape[3]))[None, None]
-    if window.is_dense and _has_tiles(window.output, (x.shape[3], slope.shape[3])):
+    channels = x.shape[3], slope.shape[3]
+    is_small = max(channels) == _TILED_CHANNELS and math.prod(window.output) <= _FEW_PIXELS
+    if window.is_dense and (max(channels) < _TILED_CHANNELS or is_small):
+        return _rows_kernel(x, slope, window)
+    if window.is_dense and _has_tiles(window.output, channels):
         return _tiled_kernel(x, slope, window.padding)
     return _patches_kernel(x, slope, window)
 
@@ -317,23 +310,28 @@ def _tile_chunk(output: tuple[int, int], channels: int) -> float:
     return max(_TILES, _TILE_FLOATS // channels) * 4 / math.prod(output)
 
 
-# Rows of patches, for few channels. Rows of three pixels are multiplied by all three rows of the kernel at once, and
-# the three results are shifted and added. That takes a third of the memory of whole patches, and the product has three
-# times the columns, of which it would otherwise have few.
+# Kernel gradients for few channels: rows of three neighbouring pixels of the images, multiplied by three neighbouring
+# rows of slopes at once. That takes a third of the memory of whole patches, and the product has three times the
+# columns, of which it would otherwise have few.
 
 
-def _rows(x: jax.Array, kernel: jax.Array, padding: _Pads, output: tuple[int, int]) -> jax.Array:
-    (height, width), (channels, features) = output, kernel.shape[2:]
-    matrix = kernel.transpose(1, 2, 0, 3).reshape(3 * channels, 3 * features)
+def _rows_kernel(x: jax.Array, slope: jax.Array, window: _Window) -> jax.Array:
+    (top, bottom), (left, right) = window.padding
+    (height, width), channels, features = (x.shape[1], slope.shape[2]), x.shape[3], slope.shape[3]
 
-    def convolve_chunk(x):
-        padded = _padded(x, padding)
-        neighbours = jnp.concatenate([padded[:, :, j : j + width] for j in range(3)], axis=3)
-        products = (neighbours.reshape(-1, 3 * channels) @ matrix).reshape(-1, height + 2, width, 3, features)
-        return sum(products[:, i : i + height, :, i] for i in range(3))
+    def sum_part(x, slope):
+        # Image row y meets row i of the kernel in output row y + top - i.
+        padded_x, padded_slope = _padded(x, ((0, 0), (left, right))), _padded(slope, ((2 - top, 2 - bottom), (0, 0)))
+        pixels = jnp.concatenate([padded_x[:, :, j : j + width] for j in range(3)], axis=3)
+        slopes = jnp.concatenate([padded_slope[:, 2 - i : 2 - i + height] for i in range(3)], axis=3)
+        return _product(pixels.reshape(-1, 3 * channels), slopes.reshape(-1, 3 * features))
 
-    more = _MORE_ROWS if max(channels, features) <= _TILED_CHANNELS else 1
-    return _map_chunks(convolve_chunk, x, more * _PATCH_FLOATS / (height * width * 9 * channels))
+    # Written out, because XLA shares what is in a loop among cores only where it is large.
+    chunk = max(_PATCH_FLOATS / (height * width * 3 * channels), len(x) / _MOST_PARTS)
+    number = math.ceil(len(x) / max(1, chunk))
+    parts = zip(jnp.array_split(x, number), jnp.array_split(slope, number), strict=True)
+    total = functools.reduce(jnp.add, [sum_part(*part) for part in parts])
+    return total.reshape(3, channels, 3, features).transpose(2, 0, 1, 3)
 
 
 # Whole patches, for kernel gradients.
@@ -356,36 +354,6 @@ def _patches_kernel(x: jax.Array, slope: jax.Array, window: _Window) -> jax.Arra
     wanted = _PATCH_FLOATS / (math.prod(window.output) * math.prod(window.size) * x.shape[3])
     total = _sum_chunks(sum_chunk, (x, slope), wanted)
     return total.T.reshape(*window.size, x.shape[3], slope.shape[3])
-
-
-# Strided kernels, backwards.
-
-
-def _halving_input(slope: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
-    """Computes the input gradient of stride 2: each of four phases of the input is a small convolution of the slope.
-
-    Input row 2 r + phase meets row a of the kernel in output row r + (phase + padding - a) / 2, if that is an integer.
-    So the rows of the kernel are divided among the phases, and no product with a zero is computed.
-    """
-    (height, width), features = window.output, slope.shape[3]
-
-    def taps(phase: int, pad: int) -> list[tuple[int, int]]:
-        """Returns rows (or columns) of the kernel, and for each the start of the slope, which is padded by one."""
-        return [(a, 1 + (phase + pad - a) // 2) for a in range(3) if (phase + pad - a) % 2 == 0]
-
-    def convolve_chunk(slope):
-        padded = _padded(slope, ((1, 1), (1, 1)))
-        phases = []
-        for i, j in itertools.product(range(2), range(2)):
-            pairs = list(itertools.product(taps(i, window.padding[0][0]), taps(j, window.padding[1][0])))
-            shifted = [padded[:, y : y + height, x : x + width] for (_, y), (_, x) in pairs]
-            matrix = jnp.concatenate([kernel[a, b].T for (a, _), (b, _) in pairs])
-            product = jnp.concatenate(shifted, axis=-1).reshape(-1, matrix.shape[0]) @ matrix
-            phases.append(product.reshape(slope.shape[0], height, width, -1))
-        columns = [jnp.stack(phases[:2], axis=3), jnp.stack(phases[2:], axis=3)]  # (N, H', W', 2, C)
-        return jnp.stack(columns, axis=2).reshape(slope.shape[0], 2 * height, 2 * width, -1)
-
-    return _map_chunks(convolve_chunk, slope, _MORE_PATCHES * _PATCH_FLOATS / (height * width * 9 * features))
 
 
 def _point_input(slope: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
