@@ -23,9 +23,9 @@ AXES = ("NHWC", "HWIO", "NHWC")
 CASES = {
     "tiles": ((6, 4, 8, 32), (3, 3, 32, 34), (1, 1), "SAME"),
     "tiles without padding": ((6, 6, 8, 32), (3, 3, 32, 32), (1, 1), "VALID"),
-    "tiles backwards, rows forwards": ((4, 6, 8, 32), (3, 3, 32, 32), (1, 1), [(0, 1), (1, 0)]),
-    "rows": ((6, 5, 4, 3), (3, 3, 3, 5), (1, 1), [(1, 1), (1, 1)]),
-    "rows with uneven padding": ((6, 5, 4, 3), (3, 3, 3, 5), (1, 1), [(0, 2), (2, 1)]),
+    "tiles of an input gradient alone": ((4, 6, 8, 32), (3, 3, 32, 32), (1, 1), [(0, 1), (1, 0)]),
+    "few channels": ((6, 5, 4, 3), (3, 3, 3, 5), (1, 1), [(1, 1), (1, 1)]),
+    "few channels and uneven padding": ((6, 5, 4, 3), (3, 3, 3, 5), (1, 1), [(0, 2), (2, 1)]),
     "halving": ((6, 4, 8, 32), (3, 3, 32, 6), (2, 2), [(1, 1), (1, 1)]),
     "halving with padding at the end": ((6, 4, 8, 3), (3, 3, 3, 6), (2, 2), "SAME"),
     "halving of an odd image": ((4, 5, 7, 3), (3, 3, 3, 4), (2, 2), [(1, 1), (1, 1)]),
@@ -40,6 +40,7 @@ CASES = {
 @pytest.fixture(autouse=True)
 def _always_fast_in_small_chunks(monkeypatch):
     monkeypatch.setattr(cpu_convolution, "_LEAST_FLOPS", 0)
+    monkeypatch.setattr(cpu_convolution, "_TILED_CHANNELS", 32)
     monkeypatch.setattr(cpu_convolution, "_TILES", 4)
     monkeypatch.setattr(cpu_convolution, "_TILE_FLOATS", 1)
     monkeypatch.setattr(cpu_convolution, "_PATCH_FLOATS", 500)
