@@ -85,7 +85,7 @@ def test_value_and_both_gradients_are_those_of_xla(name):
 
 
 def test_products_with_the_hessian_in_a_loop_and_batched():
-    x, kernel, slope, fast, plain = arrays("rows")
+    x, kernel, slope, fast, plain = arrays("few channels")
 
     def compute(function):
         gradient = jax.grad(lambda x, kernel: jnp.sum(jnp.square(function(x, kernel)) * slope), (0, 1))
@@ -100,7 +100,7 @@ def test_products_with_the_hessian_in_a_loop_and_batched():
 
 
 def test_products_with_the_hessian_in_either_order():
-    x, kernel, slope, fast, plain = arrays("rows")
+    x, kernel, slope, fast, plain = arrays("few channels")
 
     def both_orders(function):
         def loss(x, kernel):
@@ -135,7 +135,7 @@ def compiled(function, *arguments):
 
 
 def test_exported_programs():
-    x, kernel, _, fast, plain = arrays("rows")
+    x, kernel, _, fast, plain = arrays("few channels")
     check_close(jax.export.export(jax.jit(fast))(x, kernel).call(x, kernel), plain(x, kernel))
 
 
