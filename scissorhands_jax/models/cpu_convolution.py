@@ -1,4 +1,4 @@
-"""Convolutions for CPUs, where XLA's own take two to three times as long.
+"""Convolutions for CPUs, where many of XLA's own, and most of their kernel gradients, take two to three times as long.
 
 `conv_general_dilated` has the signature of `jax.lax.conv_general_dilated`, so it can be given to any network:
 `nn.Conv(64, (3, 3), conv_general_dilated=conv_general_dilated)` in Flax linen as in nnx. All bundled networks use it.
