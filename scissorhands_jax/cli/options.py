@@ -8,6 +8,7 @@ sentence; `bool | None` becomes an option with a value instead of the pair `--au
 
 from __future__ import annotations
 
+import abc
 import argparse
 import dataclasses
 import inspect
@@ -28,7 +29,7 @@ _SETTING = re.compile(r"(--)?\w+(\.\w+)*=")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Command:
+class Command(abc.ABC):
     """A command of the command line; subclasses add options as fields, each with an `Option`, and say what `run` does.
 
     The docstring of a subclass is the description that `--help` prints; its first sentence stands in the overview.
@@ -41,6 +42,7 @@ class Command:
     when_interrupted: ClassVar[str] = ""
     """What a user can do after interrupting the command, for the message."""
 
+    @abc.abstractmethod
     def run(self, console: Console) -> int | None:
         """Does what the command is for.
 
@@ -50,7 +52,6 @@ class Command:
         Returns:
           The exit status, or None for 0.
         """
-        raise NotImplementedError
 
     def leave(self, status: int) -> int:
         """Is called last, with the exit status, and returns the status to exit with."""
@@ -67,6 +68,7 @@ class SettingsCommand(Command):
     settings: tuple[str, ...] = ()
 
     @classmethod
+    @abc.abstractmethod
     def listed_settings(cls, method: str | None) -> Mapping[str, Any]:
         """The settings that `--help-settings` lists.
 
@@ -76,7 +78,6 @@ class SettingsCommand(Command):
         Returns:
           Dataclasses of settings by the prefix of their names, such as "method.".
         """
-        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -66,11 +66,7 @@ def gates_note(gates: Sequence[Mapping[str, Any]]) -> str:
     """Writes whether the numbers of tables can be trusted, in a sentence or two, with the reasons against it."""
     failed, held, not_run = ([gate for gate in gates if gate["passed"] is passed] for passed in (False, True, None))
     reasons = "; ".join(f"{gate['name']}: {gate['explanation']}" for gate in failed or not_run)
-    if failed:
-        return f"{gates_summary(gates)} {reasons}."
-    if held and not_run:
-        return f"{gates_summary(gates)} {reasons}."
-    return gates_summary(gates)
+    return f"{gates_summary(gates)} {reasons}." if failed or (held and not_run) else gates_summary(gates)
 
 
 def gates_summary(gates: Sequence[Mapping[str, Any]]) -> str:

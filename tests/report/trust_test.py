@@ -1,5 +1,7 @@
 """The table of gates: a sign each, what is missing once, and nothing where one sentence says it all."""
 
+import pytest
+
 from scissorhands_jax import report
 from scissorhands_jax.report import trust
 
@@ -30,6 +32,20 @@ def test_the_summary_is_how_the_note_begins():
         gates = [gate(str(place), passed) for place, passed in enumerate(outcomes)]
         assert report.gates_note(gates).startswith(report.gates_summary(gates))
         assert report.gates_summary(gates).count(". ") == 0
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "said"),
+    [
+        ((True, False, None), "These numbers cannot be trusted, because 1 of 3 gates failed."),
+        ((False, False), "These numbers cannot be trusted, because 2 of 2 gates failed."),
+        ((True, None), "1 of 2 gates hold, the others were not run."),
+        ((None,), "No gate was run, so nothing shows that these numbers can be trusted: why."),
+        ((True, True), "All 2 gates hold: originals are caught, and nothing is found in retrained networks."),
+    ],
+)
+def test_the_summary_says_no_where_a_gate_failed_and_never_yes_where_one_was_not_run(outcomes, said):
+    assert report.gates_summary([gate("a", passed) for passed in outcomes]) == said
 
 
 def test_an_audit_leads_with_what_its_strongest_attack_found():
