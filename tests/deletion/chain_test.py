@@ -77,6 +77,23 @@ def test_rows_of_another_ledger_do_not_fit(folder, tmp_path):
     assert "signing key" in problems(folder)[0]
 
 
+def test_rows_of_two_copies_of_one_ledger_cannot_be_mixed(folder, tmp_path):
+    """Both copies have the key, so that every row is signed; only the chain knows which of them belong together."""
+    shutil.copytree(folder, tmp_path / "other copy")
+    with Ledger(folder) as book:
+        first = len(book.history()) + 1
+        request(book, "fourth")
+        request(book, "fifth")
+    with Ledger(tmp_path / "other copy") as book:
+        request(book, "somebody else")
+    take = f"ATTACH '{tmp_path / 'other copy' / ledger.DATABASE_FILE}' AS copy"
+    put = f"REPLACE INTO history SELECT * FROM copy.history WHERE seq = {first}"
+    by_hand(folder, take, *unguarded("history_is_kept", put))
+    found = problems(folder)
+    assert any(re.search(f"row {first + 1} of .* does not follow the row before it", line) for line in found), found
+    assert not any("signature" in line for line in found)
+
+
 def test_a_row_signed_by_the_ledger_fits_nowhere_else(folder):
     """Rows that change places, or are there twice, are found although each of them is signed."""
     whole = (folder / ledger.DATABASE_FILE).read_bytes()
