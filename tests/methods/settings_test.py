@@ -3,12 +3,14 @@
 import dataclasses
 import inspect
 
+import jax.numpy as jnp
 import pytest
 
 from scissorhands_jax import methods
 from scissorhands_jax.keywords import field_docs
 from scissorhands_jax.methods import METHODS, Semantics
 from scissorhands_jax.methods.settings import MethodSettings, TrainingSettings
+from scissorhands_jax.optimizers import interpolate
 
 
 @pytest.mark.parametrize("kind", [MethodSettings, TrainingSettings, Semantics, *METHODS.values()])
@@ -35,3 +37,12 @@ def test_a_method_says_which_gradients_its_steps_hold(name):
     gradients = METHODS[name].gradients
     assert set(gradients) <= {"forget", "retain", "both", "either"}
     assert len(gradients) == (2 if name in ("scissorhands", "munba") else 1)
+
+
+def test_the_rate_drops_before_the_first_step_of_each_milestone():
+    settings = TrainingSettings(epochs=3, milestones=(1, 2), gamma=0.5)
+    schedule = settings.schedule([3, 2, 4])
+    knots, factors = jnp.asarray(schedule.knots, jnp.int32), jnp.asarray(schedule.factors, jnp.float32)
+    assert [float(interpolate(jnp.int32(step), knots, factors)) for step in range(9)] == [1] * 3 + [0.5] * 2 + [
+        0.25
+    ] * 4
