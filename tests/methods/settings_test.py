@@ -43,6 +43,5 @@ def test_the_rate_drops_before_the_first_step_of_each_milestone():
     settings = TrainingSettings(epochs=3, milestones=(1, 2), gamma=0.5)
     schedule = settings.schedule([3, 2, 4])
     knots, factors = jnp.asarray(schedule.knots, jnp.int32), jnp.asarray(schedule.factors, jnp.float32)
-    assert [float(interpolate(jnp.int32(step), knots, factors)) for step in range(9)] == [1] * 3 + [0.5] * 2 + [
-        0.25
-    ] * 4
+    rates = [float(interpolate(jnp.int32(step), knots, factors)) for step in range(9)]
+    assert rates == [1] * 3 + [0.5] * 2 + [0.25] * 4
