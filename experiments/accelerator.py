@@ -23,11 +23,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from scissorhands_jax import files
-from scissorhands_jax.cli.main import complain
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.terminal import Console, complain
 
 _POLL_SECONDS, _GRACE_SECONDS = 0.1, 10.0
 _LEAST_SECONDS = 30.0  # A part that is given less would do little more than compile.

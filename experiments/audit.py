@@ -13,14 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from experiments import configs
 from scissorhands_jax import files, report
 from scissorhands_jax.audit import TIERS, run_audit
-from scissorhands_jax.cli.main import complain
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import config
+from scissorhands_jax.terminal import Console, complain
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -20,10 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from scissorhands_jax import files, report
-from scissorhands_jax.cli.main import complain
 from scissorhands_jax.diffusion.demo import judging, running
 from scissorhands_jax.diffusion.demo.drawing import draw_digits
 from scissorhands_jax.diffusion.demo.drawings_figure import drawings_figure
@@ -42,6 +40,7 @@ from scissorhands_jax.diffusion.demo.settings import (
 from scissorhands_jax.diffusion.demo.training import train_digits, unlearn_digit
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.metrics import intervals
+from scissorhands_jax.terminal import Console, complain
 
 TRAINING = DigitsTraining(epochs=50)  # a little longer than the demonstration has time for
 SHOWN = 10  # drawings of a digit in the picture

@@ -11,13 +11,11 @@ import re
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from experiments import configs
 from scissorhands_jax import report
-from scissorhands_jax.cli.main import complain
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import config, grid
+from scissorhands_jax.terminal import Console, complain
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -17,14 +17,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from experiments import audit
 from scissorhands_jax import files, report
-from scissorhands_jax.cli.main import complain
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs.cells import slug
 from scissorhands_jax.report import gates
+from scissorhands_jax.terminal import Console, complain
 
 RESULTS = Path(__file__).parent / "results"
 PAPER = Path(__file__).parent / "paper_numbers.json"

@@ -21,18 +21,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from rich.console import Console
 
 from experiments import configs
 from experiments.benchmark.settings import FRACTION, Settings, conv_shapes
 from experiments.benchmark.timing import Aim, compare
 from scissorhands_jax import augmentation, datasets, files, losses, masks, models, report
 from scissorhands_jax import data as data_lib
-from scissorhands_jax.cli.main import complain
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods import MethodSettings
 from scissorhands_jax.methods.retrain import RetrainSettings
+from scissorhands_jax.terminal import Console, complain
 from scissorhands_jax.training.loop import run
 
 WEIGHTS = 860_000_000  # about the number in the UNet of Stable Diffusion 1.4

@@ -19,14 +19,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from rich.console import Console
 from scipy import stats
 
 from experiments import configs
 from experiments.run import read_seeds
 from scissorhands_jax import files, report
 from scissorhands_jax.base import ModelState, Params
-from scissorhands_jax.cli.main import complain
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import config, grid, search
@@ -34,6 +32,7 @@ from scissorhands_jax.jobs.progress import progress_bar
 from scissorhands_jax.jobs.scenarios import SeededScenario, TableNetworks
 from scissorhands_jax.metrics import distances
 from scissorhands_jax.metrics.row import measure_row
+from scissorhands_jax.terminal import Console, complain
 
 
 def main(arguments: list[str] | None = None) -> int:

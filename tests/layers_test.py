@@ -14,7 +14,7 @@ import scissorhands_jax
 
 PACKAGE = Path(scissorhands_jax.__file__).parent
 ORDER = (
-    *("version", "errors", "keywords", "base", "trees", "files", "hashing"),  # the ground
+    *("version", "errors", "plain_terminal", "terminal", "keywords", "base", "trees", "files", "hashing"),  # the ground
     "torch_weights",
     *("data", "augmentation", "saliency", "masks", "reinit", "projection", "microbatches", "losses", "optimizers"),
     *("datasets", "models", "methods", "training", "metrics", "report", "jobs", "audit", "deletion", "diffusion"),

@@ -23,8 +23,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from rich.console import Console
-from rich.table import Table
 
 from experiments.benchmark import against_checkout, against_torch, convolutions, sweeping
 from experiments.benchmark.epochs import epoch_case
@@ -36,6 +34,7 @@ from experiments.benchmark.timing import Aim, OnRound, Result, Spread
 from scissorhands_jax import files, report
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs.progress import progress_bar
+from scissorhands_jax.terminal import Console, Table
 
 Case = Callable[[OnRound], Result]
 

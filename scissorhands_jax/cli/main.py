@@ -9,11 +9,10 @@ import inspect
 import sys
 from collections.abc import Sequence
 
-from rich.console import Console
-
 from scissorhands_jax.cli import audit, data, diffusion, diffusion_images, diffusion_unlearning, jobs, requests
 from scissorhands_jax.cli.options import Command, flags_of, paragraphs, parse
 from scissorhands_jax.errors import InputError, PeerError, suggest
+from scissorhands_jax.terminal import Console, complain
 
 _STATUS_LOST_PEER = 1
 _STATUS_BAD_INPUT = 2
@@ -110,12 +109,6 @@ def overview(group: str = "") -> str:
             lines.append(paragraphs(summary, " " * 18, f"  {name:<16}"))
     lines += ["", "`scissorhands COMMAND --help` explains a command, `scissorhands --version` prints the version."]
     return "\n".join(lines) + "\n"
-
-
-def complain(console: Console, message: str) -> None:
-    """Prints an error on one line, without markup."""
-    console.print("[bold red]error:[/] ", end="", highlight=False)
-    console.print(" ".join(message.split()), style=None, markup=False, highlight=False, soft_wrap=True)
 
 
 def _no_command(given: Sequence[str], known: Sequence[str], group: str) -> str:

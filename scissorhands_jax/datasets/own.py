@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from scissorhands_jax.base import Dataset
 from scissorhands_jax.datasets.compact import ARRAY_ERRORS
 from scissorhands_jax.datasets.splits import Splits, check_labels, divide, every_fifth
 from scissorhands_jax.errors import InputError
 
-# What Pillow raises for images that are damaged or far too large.
-_IMAGE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+# What Pillow raises for images that are damaged; for those far too large it has an error of its own.
+_IMAGE_ERRORS = (OSError, ValueError, SyntaxError, EOFError)
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".pgm", ".ppm", ".bmp", ".webp")
 
@@ -224,6 +223,8 @@ def _natural(path: Path | str) -> list[tuple[int, int, str]]:
 
 def _shape(splits: dict[str, list[ImageFile]], image_size: int | None) -> tuple[int, int, int]:
     """Returns the shape of all images: with one channel if all are grey, and with the size of the first by default."""
+    from PIL import Image
+
     grey = True
     size = (0, 0)
     for file in reversed([file for files in splits.values() for file in files]):
@@ -231,18 +232,20 @@ def _shape(splits: dict[str, list[ImageFile]], image_size: int | None) -> tuple[
             with Image.open(file.path) as image:
                 grey &= image.mode in ("1", "L", "LA")
                 size = image.size
-        except _IMAGE_ERRORS as error:
+        except (*_IMAGE_ERRORS, Image.DecompressionBombError) as error:
             raise InputError(f"{file.path} cannot be opened as an image ({error}); replace or remove it") from error
     width, height = size if image_size is None else (image_size, image_size)
     return height, width, 1 if grey else 3
 
 
 def _open(path: Path, shape: tuple[int, int, int], resized: bool) -> np.ndarray:
+    from PIL import Image
+
     height, width, channels = shape
     try:
         with Image.open(path) as image:
             converted = image.convert("L" if channels == 1 else "RGB")
-    except _IMAGE_ERRORS as error:
+    except (*_IMAGE_ERRORS, Image.DecompressionBombError) as error:
         raise InputError(f"{path} cannot be read as an image ({error}); replace or remove it") from error
     if resized:
         converted = converted.resize((width, height), Image.Resampling.BICUBIC)

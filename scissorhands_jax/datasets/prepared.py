@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from scissorhands_jax.base import Dataset
 from scissorhands_jax.datasets.splits import Splits, check_labels
@@ -156,6 +155,8 @@ def _builder_class() -> type[tfds.core.GeneratorBasedBuilder]:
 
 
 def _png(image: np.ndarray) -> bytes:
+    from PIL import Image
+
     buffer = io.BytesIO()
     Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, "png")
     return buffer.getvalue()
@@ -202,6 +203,8 @@ def _read(name: str, data_dir: Path | None, *, augmented: bool, crop_padding: in
 
 def _load(source: Any, shape: tuple[int, int, int], num_classes: int) -> Dataset:
     """Reads all examples of a data source of tensorflow_datasets, sorted by their ids."""
+    from PIL import Image
+
     images = np.empty((len(source), *shape), np.uint8)
     labels = np.empty(len(source), np.int64)
     ids = []

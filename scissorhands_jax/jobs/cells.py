@@ -16,11 +16,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
-from rich.progress import Progress
-
 from scissorhands_jax import files
 from scissorhands_jax.errors import CheckpointError, InputError, NonFiniteError
 from scissorhands_jax.jobs import runs
+from scissorhands_jax.terminal import Progress
 
 SECONDS_BETWEEN_RESULTS = 20.0
 _DIVERGED = ".diverged"

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from scipy import special
 
 from scissorhands_jax import data as data_lib
@@ -21,6 +20,7 @@ from scissorhands_jax.methods.finetune import FinetuneSettings
 from scissorhands_jax.methods.retrain import RetrainSettings
 from scissorhands_jax.methods.scissorhands import ScissorhandsSettings
 from scissorhands_jax.metrics import accuracies
+from scissorhands_jax.terminal import Console
 
 HIDDEN = (256, 256)
 _COMMON: dict[str, Any] = {"batch_size": 64, "weight_decay": 0.0}

@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import Progress
 
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import models, report
@@ -29,6 +27,7 @@ from scissorhands_jax.methods import describe
 from scissorhands_jax.metrics import accuracies, gradcam
 from scissorhands_jax.report import REFERENCE, gates
 from scissorhands_jax.report.gates import ORIGINAL
+from scissorhands_jax.terminal import Console, Progress
 
 
 def run_grid(

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
+from scissorhands_jax.plain_terminal import PlainConsole, PlainProgress
+from scissorhands_jax.terminal import Console, Progress
 from scissorhands_jax.training.loop import OnStep
 from scissorhands_jax.training.loop import Progress as Step
 
@@ -15,6 +14,11 @@ from scissorhands_jax.training.loop import Progress as Step
 @contextlib.contextmanager
 def progress_bar(console: Console) -> Iterator[Progress]:
     """A live display with one line per task. Where the console is no terminal, only its last state is printed."""
+    if isinstance(console, PlainConsole):
+        yield PlainProgress(console)  # type: ignore[misc]
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=12),

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from rich.progress import Progress
 
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import files, hashing
@@ -27,6 +26,7 @@ from scissorhands_jax.metrics import accuracies, relearning
 from scissorhands_jax.metrics.row import measure_row
 from scissorhands_jax.report import REFERENCE, gates
 from scissorhands_jax.report.gates import ORIGINAL
+from scissorhands_jax.terminal import Progress
 from scissorhands_jax.training import checkpoints
 from scissorhands_jax.training.loop import run
 

@@ -4,42 +4,46 @@
 evidence of an audit, `gates` checks both, `trust` shows the gates, and `page` puts everything into one file.
 """
 
-from scissorhands_jax.report.audit_page import audit_answer, evidence_figure, print_audit, write_audit
-from scissorhands_jax.report.audits import METRICS, NULL, evidence_grids
-from scissorhands_jax.report.curves import curves_figure, curves_picture
-from scissorhands_jax.report.drawing import Picture, figure_png, figure_svg
-from scissorhands_jax.report.forgetting import Answer, ForgottenExample, forgetting_figure
-from scissorhands_jax.report.gradcam_figures import gradcam_figure
-from scissorhands_jax.report.page import Page, Section, Sheet, write_html
-from scissorhands_jax.report.results import environment, read_results, write_results
-from scissorhands_jax.report.row_figures import (
-    before_after_figure,
-    gap_figure,
-    panels_figure,
-    row_pictures,
-    sweep_figure,
-)
-from scissorhands_jax.report.rows import (
-    DASH,
-    REFERENCE,
-    ROW_FIELDS,
-    Row,
-    closest_sentence,
-    grouped,
-    table_note,
-    with_gaps,
-)
-from scissorhands_jax.report.tables import (
-    Cell,
-    Grid,
-    comparison,
-    latex,
-    markdown,
-    print_grid,
-    print_tables,
-    scenario_grid,
-)
-from scissorhands_jax.report.trust import audit_verdict, gates_grid, gates_note, gates_summary
+from etils import epy as _epy
+
+# Loaded when they are first used: pages and figures need libraries that a table of numbers does not.
+with _epy.lazy_api_imports(globals()):
+    from scissorhands_jax.report.audit_page import audit_answer, evidence_figure, print_audit, write_audit
+    from scissorhands_jax.report.audits import METRICS, NULL, evidence_grids
+    from scissorhands_jax.report.curves import curves_figure, curves_picture
+    from scissorhands_jax.report.drawing import Picture, figure_png, figure_svg
+    from scissorhands_jax.report.forgetting import Answer, ForgottenExample, forgetting_figure
+    from scissorhands_jax.report.gradcam_figures import gradcam_figure
+    from scissorhands_jax.report.page import Page, Section, Sheet, write_html
+    from scissorhands_jax.report.results import environment, read_results, write_results
+    from scissorhands_jax.report.row_figures import (
+        before_after_figure,
+        gap_figure,
+        panels_figure,
+        row_pictures,
+        sweep_figure,
+    )
+    from scissorhands_jax.report.rows import (
+        DASH,
+        REFERENCE,
+        ROW_FIELDS,
+        Row,
+        closest_sentence,
+        grouped,
+        table_note,
+        with_gaps,
+    )
+    from scissorhands_jax.report.tables import (
+        Cell,
+        Grid,
+        comparison,
+        latex,
+        markdown,
+        print_grid,
+        print_tables,
+        scenario_grid,
+    )
+    from scissorhands_jax.report.trust import audit_verdict, gates_grid, gates_note, gates_summary
 
 __all__ = [
     "DASH",

@@ -7,12 +7,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.plain_terminal import PlainConsole
 from scissorhands_jax.report.rows import (
     DASH,
     GAP_COLUMN,
@@ -28,6 +24,7 @@ from scissorhands_jax.report.rows import (
     seeds,
     smallest_gap,
 )
+from scissorhands_jax.terminal import Console, Table
 
 
 def print_tables(rows: Iterable[Row], console: Console) -> None:
@@ -43,6 +40,9 @@ def print_tables(rows: Iterable[Row], console: Console) -> None:
       InputError: A row has no scenario or method, or has a value that is not a number where one is expected.
     """
     for scenario, methods in grouped(rows).items():
+        if isinstance(console, PlainConsole):
+            console.print(f"{scenario}\n{markdown(scenario_grid(methods))}", markup=False)
+            continue
         shown = columns(methods)
         narrow = tuple(column for column in shown if column.kind != "interval")
         for attempt in ((shown, " "), (shown, "\n"), (narrow, "\n")):
@@ -54,6 +54,8 @@ def print_tables(rows: Iterable[Row], console: Console) -> None:
 
 def _terminal_table(scenario: str, methods: Methods, shown: Sequence[Column], separator: str) -> Table:
     """Makes the table of one scenario. `separator` is between mean and deviation, and between the words of headings."""
+    from rich.text import Text
+
     best = smallest_gap(methods)
     caption = f"{seeds(methods)}; accuracies and MIA in %, time in s"
     if any(column.kind == "interval" for column in shown):
@@ -158,6 +160,11 @@ def print_grid(heading: str, table: Grid, console: Console) -> None:
       table: The grid.
       console: Where to print.
     """
+    if isinstance(console, PlainConsole):
+        console.print(f"{heading}\n{markdown(table)}", markup=False)
+        return
+    from rich.text import Text
+
     shown = _framed(title=heading)
     for position, header in enumerate(table.headers):
         shown.add_column(header, justify="left" if position < table.words else "right")
@@ -168,6 +175,8 @@ def print_grid(heading: str, table: Grid, console: Console) -> None:
 
 def _framed(**options: Any) -> Table:
     """Makes an empty table in the style of all tables in the terminal."""
+    from rich import box
+
     return Table(title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, **options)
 
 

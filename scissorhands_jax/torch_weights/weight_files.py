@@ -22,7 +22,6 @@ from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
-import safetensors
 
 from scissorhands_jax.errors import WeightsError
 from scissorhands_jax.torch_weights import torch_files
@@ -274,6 +273,8 @@ def _read_safetensors(
 
     The NumPy reader of that package is not used, because it has no float8 and holds the data twice.
     """
+    import safetensors
+
     try:
         with safetensors.safe_open(path, framework="numpy"):
             pass

@@ -10,7 +10,6 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple, Protocol, get_args
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -106,6 +105,14 @@ class HostFeed:
         return (jax.device_put(batch) for batch in self._loaded(batches, calls))
 
     def _loaded(self, batches: Sequence[Batch], calls: Sequence[StepGroup]) -> Iterator[Batch]:
+        try:
+            import grain
+        except ModuleNotFoundError as error:
+            raise InputError(
+                "data that stay on the host are loaded by grain, which is not installed; install it, or feed from "
+                "the device"
+            ) from error
+
         loaded = (
             grain.MapDataset.source(calls)
             .map(lambda call: data_lib.gather(self.data, _positions(batches, call)))
