@@ -117,7 +117,7 @@ def tune_with_oracle(store: TableNetworks, label: str, seed: int, trials: int) -
 
 def _line(row: dict[str, Any]) -> str:
     gaps = ", ".join(f"{name} {gap:.2f}" for name, gap in row["gap"].items())
-    changes = " ".join(f"{name}={value:g}" for name, value in row["best"]["changes"].items())
+    changes = " ".join(search.as_overrides(row["best"]["changes"]))
     correlation = f"rank correlation {row['rank_correlation']:.2f}"
     return f"{row['method']}, seed {row['seed']}: {changes}; Avg. Gap: {gaps}; {correlation}"
 

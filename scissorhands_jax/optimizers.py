@@ -101,6 +101,43 @@ class RateSchedule(NamedTuple):
     factors: Sequence[float]
 
 
+def constant() -> RateSchedule:
+    """A schedule that never changes the rate."""
+    return RateSchedule(_KNOTS, _FACTORS)
+
+
+def linear_decay(num_steps: int) -> RateSchedule:
+    """A schedule that falls in a straight line from the peak at the first step to zero after the last one."""
+    return RateSchedule([0, max(num_steps, 1)], [1.0, 0.0])
+
+
+def cosine_decay(num_steps: int, *, pieces: int = 32) -> RateSchedule:
+    """A schedule that falls from the peak to zero along half a cosine (Loshchilov and Hutter, 2017, without restarts).
+
+    Args:
+      num_steps: The number of steps of the run.
+      pieces: The number of straight lines that the curve is drawn with. With 32 the factor is off by less than 0.001.
+    """
+    last = max(num_steps, 1)
+    knots = np.unique(np.linspace(0, last, pieces + 1).round().astype(np.int64))
+    return RateSchedule(knots.tolist(), (0.5 + 0.5 * np.cos(np.pi * knots / last)).tolist())
+
+
+def triangle(num_steps: int, *, warmup: float, first: float = 0.2, last: float = 0.07) -> RateSchedule:
+    """A schedule that rises to its peak over a share `warmup` of the steps and falls from there to the end.
+
+    Both ways are straight lines, from `first` times the peak and to `last` times it (Smith, 2018; with these shares in
+    Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024).
+
+    Raises:
+      InputError: `warmup` is not at least 0 and below 1.
+    """
+    if not 0 <= warmup < 1:
+        raise InputError(f"warmup must be a share of the steps, at least 0 and below 1, got {warmup}")
+    top = int(num_steps * warmup)
+    return RateSchedule([0, top, max(num_steps, top + 1)], [first if top else 1.0, 1.0, last])
+
+
 def drops(steps: Sequence[int], gamma: float) -> RateSchedule:
     """A schedule that multiplies the rate by `gamma` before each of these steps, which are counted from 0."""
     knots, factors = [-1], [1.0]

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.optimizers import sgd
+from scissorhands_jax.optimizers import constant, cosine_decay, drops, interpolate, linear_decay, sgd, triangle
 
 START = {"w": np.array([1.0, -2.0], np.float32), "b": np.array([0.5], np.float32)}
 GRADIENTS = [{"w": np.array([0.3, -0.1], np.float32), "b": np.array([2.0], np.float32)}] * 2 + [
@@ -68,3 +68,42 @@ def test_numbers_travel_in_the_state_and_share_their_update():
 def test_negative_settings_are_refused(settings, message):
     with pytest.raises(InputError, match=message):
         sgd(**settings)
+
+
+class TestSchedules:
+    def rates(self, schedule, steps):
+        knots, factors = jnp.asarray(schedule.knots, jnp.int32), jnp.asarray(schedule.factors, jnp.float32)
+        return np.asarray([interpolate(jnp.int32(step), knots, factors) for step in steps])
+
+    def test_drops_come_before_their_step_and_stay(self):
+        rates = self.rates(drops([3, 0, 4], 0.1), range(7))
+        np.testing.assert_allclose(rates, [0.1, 0.1, 0.1, 0.01, 0.001, 0.001, 0.001], rtol=1e-6)
+        np.testing.assert_allclose(self.rates(drops([2_000_000_001], 0.5), [2_000_000_000]), 1.0)
+
+    def test_triangle(self):
+        schedule = triangle(100, warmup=0.23)
+        np.testing.assert_allclose(
+            self.rates(schedule, range(101)), np.interp(range(101), [0, 23, 100], [0.2, 1.0, 0.07]), rtol=1e-5
+        )
+        assert self.rates(schedule, [1_000]) == pytest.approx(0.07)
+        np.testing.assert_allclose(self.rates(triangle(4, warmup=0), [0, 4]), [1, 0.07], rtol=1e-6)
+        assert np.all(np.isfinite(self.rates(triangle(0, warmup=0.5), range(3))))
+
+    def test_warmup_is_a_share(self):
+        with pytest.raises(InputError, match="warmup must be a share of the steps, at least 0 and below 1, got 1"):
+            triangle(10, warmup=1.0)
+
+    def test_linear_falls_to_zero_after_the_last_step(self):
+        np.testing.assert_allclose(self.rates(linear_decay(4), range(6)), [1, 0.75, 0.5, 0.25, 0, 0], rtol=1e-6)
+        assert np.all(np.isfinite(self.rates(linear_decay(0), range(2))))
+
+    @pytest.mark.parametrize("steps", [1, 5, 320, 100_000])
+    def test_cosine_is_half_a_cosine_to_one_in_a_thousand(self, steps):
+        shown = np.unique(np.linspace(0, steps, 50).astype(int))
+        rates = self.rates(cosine_decay(steps), shown)
+        np.testing.assert_allclose(rates, 0.5 + 0.5 * np.cos(np.pi * shown / steps), atol=1e-3)
+        assert rates[-1] == pytest.approx(0, abs=1e-7)
+
+    def test_constant_and_linear_have_one_form(self):
+        assert [len(part) for part in constant()] == [len(part) for part in linear_decay(7)]
+        np.testing.assert_allclose(self.rates(constant(), [0, 1, 10]), 1)

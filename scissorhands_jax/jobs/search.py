@@ -14,18 +14,20 @@ from scipy import stats
 from scissorhands_jax.base import Data, Dataset, Key, Method, Model, ModelState, Params
 from scissorhands_jax.errors import InputError, NonFiniteError
 from scissorhands_jax.methods import MethodSettings
-from scissorhands_jax.methods.settings import Range
+from scissorhands_jax.methods.settings import Choices, Range
 from scissorhands_jax.metrics import accuracies, attacks
 from scissorhands_jax.training import sweeps
 from scissorhands_jax.training.loop import run
+
+Changes = dict[str, Any]
+"""The value of each setting that is tuned: a number, or one of the names among which it is chosen."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
     """One choice of settings that was tried."""
 
-    changes: dict[str, float]
-    """The value of each setting that is tuned."""
+    changes: Changes
     score: float
     """The distance from a retrained network as far as it is known (`proxy_score`), in percentage points; infinite where
     the run diverged."""
@@ -66,7 +68,7 @@ def tune_settings(
     data: Data,
     validation: Dataset,
     *,
-    space: Mapping[str, Range],
+    space: Mapping[str, Range | Choices],
     whole_classes: bool,
     num_trials: int = 12,
     max_seconds: float | None = None,
@@ -85,7 +87,7 @@ def tune_settings(
       params, model_state: The original network.
       data: The forget and the retain set.
       validation: Examples that the original was not trained on, without the classes that are forgotten as a whole.
-      space: The fields of `settings` that are tuned, each with its range, such as `settings.search_ranges`.
+      space: The fields of `settings` that are tuned, with their ranges or names, such as `settings.search_ranges`.
       whole_classes: Whether whole classes or identities are forgotten (`forget_sets.forgets_classes`).
       num_trials: The number of trials, at least 1.
       max_seconds: The time after which no trial starts; None is no limit.
@@ -130,19 +132,19 @@ def _with_changes(settings: MethodSettings, changes: Mapping[str, Any]) -> Metho
 
 
 def candidates(
-    settings: MethodSettings, space: Mapping[str, Range], num_trials: int, key: Key
-) -> Sequence[dict[str, float]]:
+    settings: MethodSettings, space: Mapping[str, Range | Choices], num_trials: int, key: Key
+) -> Sequence[Changes]:
     """The choices of settings that a search tries.
 
     Args:
       settings: The settings that the search starts with.
-      space: The fields that are tuned, each with its range.
+      space: The fields that are tuned, each with its range or its names.
       num_trials: The number of choices.
       key: A typed PRNG key, of the scrambling of the sequence.
 
     Returns:
-      The given settings, then points of a scrambled Sobol sequence, which fill the space evenly on a logarithmic scale;
-      values have three significant digits.
+      The given settings, then points of a scrambled Sobol sequence, which fill the space evenly: numbers on a
+      logarithmic scale, with three significant digits, and every name equally often.
     """
     start = {name: getattr(settings, name) for name in space}
     if num_trials == 1:
@@ -150,9 +152,23 @@ def candidates(
     seed = int(jax.random.randint(key, (), 0, 2**31 - 1))
     count = num_trials - 1
     points = stats.qmc.Sobol(len(space), rng=seed).random_base2(int(np.ceil(np.log2(max(count, 2)))))[:count]
-    low, high = np.log([low for low, _ in space.values()]), np.log([high for _, high in space.values()])
-    values = np.exp(low + points * (high - low))
-    return [start, *({name: float(f"{v:.3g}") for name, v in zip(space, row, strict=True)} for row in values)]
+    return [
+        start,
+        *({name: _at(share, space[name]) for name, share in zip(space, point, strict=True)} for point in points),
+    ]
+
+
+def _at(share: float, searched: Range | Choices) -> Any:
+    """The value at a share of the way through a range or through names; the share is in [0, 1)."""
+    first, last = searched[0], searched[-1]
+    if isinstance(first, str) or isinstance(last, str):
+        return searched[int(share * len(searched))]
+    return float(f"{first ** (1 - share) * last**share:.3g}")
+
+
+def as_overrides(changes: Mapping[str, Any]) -> list[str]:
+    """The settings of a trial as the command line writes them, such as `learning_rate=0.01`."""
+    return [f"{name}={value}" if isinstance(value, str) else f"{name}={value:g}" for name, value in changes.items()]
 
 
 def measure_trial(
@@ -196,19 +212,21 @@ def proxy_score(numbers: Mapping[str, float], before: Mapping[str, float], *, wh
     return (forget + sum(lost)) / 3
 
 
-def check_search(settings: MethodSettings, space: Mapping[str, Range], num_trials: int) -> None:
+def check_search(settings: MethodSettings, space: Mapping[str, Range | Choices], num_trials: int) -> None:
     """Refuses a search that cannot be made.
 
     Raises:
-      InputError: There is no trial, a field to tune does not exist, or a range is empty or not positive.
+      InputError: There is no trial, a field to tune does not exist, or its values cannot be searched.
     """
     if num_trials < 1:
         raise InputError(f"tuning needs at least 1 trial, got {num_trials}")
     if not space:
         raise InputError(f"{type(settings).__name__} names no settings to tune; add them to its search_ranges")
     names = [field.name for field in dataclasses.fields(settings)]
-    for name, (low, high) in space.items():
+    for name, searched in space.items():
         if name not in names:
             raise InputError(f"{type(settings).__name__} has no setting {name!r} to tune; it has {', '.join(names)}")
-        if not 0 < low <= high:
-            raise InputError(f"the range of {name} must be two positive numbers in order, got {low} to {high}")
+        numbers = [value for value in searched if not isinstance(value, str)]
+        is_range = len(numbers) == len(searched) == 2 and 0 < numbers[0] <= numbers[1]
+        if not searched or (numbers and not is_range):
+            raise InputError(f"the range of {name} must be two positive numbers in order, or names, got {searched}")

@@ -46,7 +46,7 @@ class Tuning:
     @property
     def overrides(self) -> list[str]:
         """The best settings as `unlearn` takes them."""
-        return [f"method.{name}={value:g}" for name, value in self.result.best.changes.items()]
+        return [f"method.{change}" for change in search.as_overrides(self.result.best.changes)]
 
     def document(self) -> dict[str, Any]:
         """The content of `tuning.json`, with the versions and the machine of this process."""
@@ -96,7 +96,7 @@ def tune(
         task = progress.add_task(f"tuning {config.method_name}", total=num_trials, note="")
 
         def on_trial(number: int, trial: search.Trial) -> None:
-            changes = " ".join(f"{name}={value:g}" for name, value in trial.changes.items())
+            changes = " ".join(search.as_overrides(trial.changes))
             progress.update(task, completed=number, note=f"score {trial.score:.2f}  {changes}")
 
         found = search.tune_settings(

@@ -19,7 +19,7 @@ from scissorhands_jax.base import Data, Dataset, Key, Method, Model, ModelState,
 from scissorhands_jax.errors import InputError, check_choice
 from scissorhands_jax.keywords import takes
 from scissorhands_jax.methods._gradient import edit
-from scissorhands_jax.methods.settings import MethodSettings, Mode, Range
+from scissorhands_jax.methods.settings import Choices, MethodSettings, Mode, Range
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -239,7 +239,7 @@ def _recur(vector, along, gradient, constant):
 class InfluenceSettings(InfluenceOptions, MethodSettings):
     """The authors' settings for CIFAR-10. The method takes no steps, so `epochs` has no effect."""
 
-    search_ranges: ClassVar[Mapping[str, Range]] = {"alpha": (1e-1, 1e2)}
+    search_ranges: ClassVar[Mapping[str, Range | Choices]] = {"alpha": (1e-1, 1e2)}
 
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The method with these settings; see `MethodSettings.build`."""

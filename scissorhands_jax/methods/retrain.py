@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, get_args
 
 import jax
@@ -24,12 +23,11 @@ from scissorhands_jax.base import Data, Key, Method, Model, ModelState, Params, 
 from scissorhands_jax.errors import InputError, check_choice
 from scissorhands_jax.keywords import takes
 from scissorhands_jax.methods._gradient import descend, retain_batches
-from scissorhands_jax.methods.settings import Gradient, TrainingSettings
+from scissorhands_jax.methods.settings import Gradient, ScheduleName, TrainingSettings
 from scissorhands_jax.models.resnet9 import fit_whitening
 
 Recipe = Literal["paper", "fast"]
 Flips = Literal["random", "alternating"]
-Shape = Literal["drops", "triangle"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,21 +108,6 @@ def alternating_flips(images: jax.Array, epoch: jax.Array) -> jax.Array:
     return ((first + jnp.asarray(epoch, jnp.uint32)) & 1).astype(bool)
 
 
-def triangle(num_steps: int, *, warmup: float, first: float = 0.2, last: float = 0.07) -> optimizers.RateSchedule:
-    """A schedule that rises to its peak over a share `warmup` of the steps and falls from there to the end.
-
-    Both ways are straight lines, from `first` times the peak and to `last` times it (Smith, 2018; with these shares in
-    Jordan, 2024).
-
-    Raises:
-      InputError: `warmup` is not at least 0 and below 1.
-    """
-    if not 0 <= warmup < 1:
-        raise InputError(f"warmup must be a share of the steps, at least 0 and below 1, got {warmup}")
-    top = int(num_steps * warmup)
-    return optimizers.RateSchedule([0, top, max(num_steps, top + 1)], [first if top else 1.0, 1.0, last])
-
-
 def per_kilo_example(
     learning_rate: float, *, momentum: float, weight_decay: float, batch_size: int
 ) -> tuple[float, float]:
@@ -179,7 +162,7 @@ RECIPES: dict[Recipe, dict[str, Any]] = {
         "momentum": 0.9,
         "weight_decay": 5e-4,
         "milestones": (91, 136),
-        "schedule_shape": "drops",
+        "schedule": "drops",
         "decoupled": False,
         "label_smoothing": 0.0,
         "norm_bias_scale": 1.0,
@@ -192,7 +175,7 @@ RECIPES: dict[Recipe, dict[str, Any]] = {
         "momentum": 0.85,
         "weight_decay": 0.0153,
         "milestones": (),
-        "schedule_shape": "triangle",
+        "schedule": "triangle",
         "decoupled": True,
         "label_smoothing": 0.2,
         "norm_bias_scale": 64.0,
@@ -220,10 +203,7 @@ class RetrainSettings(RetrainOptions, TrainingSettings):
     weight_decay: float = _OF_RECIPE
     """The weight decay of SGD; with `decoupled`, the share that 1,024 examples remove of a weight."""
     milestones: tuple[int, ...] = _OF_RECIPE
-    schedule_shape: Shape = _OF_RECIPE
-    """"drops" follows the milestones; "triangle" rises and falls in straight lines over all epochs."""
-    warmup: float = 0.23
-    """The share of the steps over which the rate of a triangle rises, at least 0 and below 1."""
+    schedule: ScheduleName = _OF_RECIPE
     decoupled: bool = _OF_RECIPE
     """Whether momentum is Nesterov's and learning rate and weight decay are in units that do not depend on one another
     (`per_kilo_example`)."""
@@ -241,8 +221,8 @@ class RetrainSettings(RetrainOptions, TrainingSettings):
         for name, value in RECIPES[self.recipe].items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
-        check_choice("schedule_shape", self.schedule_shape, get_args(Shape))
         check_choice("flips", self.flips, get_args(Flips))
+        super().__post_init__()
 
     def changed(self, **changes: Any) -> RetrainSettings:
         """A copy with other values; another recipe brings its own for all that was as the old recipe has it."""
@@ -261,15 +241,9 @@ class RetrainSettings(RetrainOptions, TrainingSettings):
             momentum=self.momentum,
             weight_decay=decay,
             nesterov=self.decoupled,
-            scheduled=self.schedule_shape == "triangle" or bool(self.milestones),
+            scheduled=True,
         )
         return sgd if self.norm_bias_scale == 1 else optax.chain(scale_norm_biases(self.norm_bias_scale), sgd)
-
-    def schedule(self, lengths: Sequence[int]) -> optimizers.RateSchedule:
-        """As `TrainingSettings.schedule`, or the triangle."""
-        if self.schedule_shape == "drops":
-            return super().schedule(lengths)
-        return triangle(sum(lengths[: self.epochs]), warmup=self.warmup)
 
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The method with these settings; see `MethodSettings.build`."""

@@ -41,7 +41,7 @@ from scissorhands_jax.keywords import KEYS, REST, takes
 from scissorhands_jax.methods._gradient import check_not_empty
 from scissorhands_jax.methods.pair_gradients import Pair, pair_gradients
 from scissorhands_jax.methods.semantics import Semantics, resolve_semantics
-from scissorhands_jax.methods.settings import Gradient, Mode, Range, TrainingSettings
+from scissorhands_jax.methods.settings import Choices, Gradient, Mode, Range, TrainingSettings
 from scissorhands_jax.methods.trimming import trim_network
 from scissorhands_jax.trees import Where
 
@@ -389,10 +389,11 @@ class ScissorhandsSettings(ScissorhandsOptions, TrainingSettings):
     trim: str | None = None
     project: str | None = None
     gradients: ClassVar[tuple[Gradient, ...]] = ("retain", "forget")
-    search_ranges: ClassVar[Mapping[str, Range]] = {
+    search_ranges: ClassVar[Mapping[str, Range | Choices]] = {
         "fraction": (0.003, 0.3),
         "forget_weight": (0.005, 1.0),
         "learning_rate": (1e-3, 1e-1),
+        "schedule": ("drops", "linear"),
     }
 
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:

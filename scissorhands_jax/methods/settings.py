@@ -9,6 +9,7 @@ of classes) are in a dataclass `...Arguments` that extends the options, for the 
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
@@ -18,6 +19,7 @@ import optax
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import losses, microbatches, models, optimizers
 from scissorhands_jax.base import Carry, Data, Key, Method, Model, ModelState, Params, StatefulLossFn
+from scissorhands_jax.errors import InputError, check_choice
 
 Mode = Literal["paper", "authors"]
 """Whether a method follows its paper or the code that its authors published."""
@@ -27,6 +29,12 @@ Gradient = Literal["forget", "retain", "both", "either"]
 
 Range = tuple[float, float]
 """The lowest and the highest value of a setting, both positive."""
+
+Choices = tuple[str, ...]
+"""The names that a setting may have."""
+
+ScheduleName = Literal["drops", "linear", "cosine", "triangle"]
+"""How the learning rate changes over the steps of a run."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,8 +49,9 @@ class MethodSettings:
     gradients: ClassVar[tuple[Gradient, ...]] = ("both",)
     """The gradients, each as large as the network, that a step holds at the same time; of a method without steps, those
     that its beginning holds."""
-    search_ranges: ClassVar[Mapping[str, Range]] = {}
-    """The settings that `jobs.search` tunes, each with the range in which it is searched on a logarithmic scale."""
+    search_ranges: ClassVar[Mapping[str, Range | Choices]] = {}
+    """The settings that `jobs.search` tunes: a number with the range in which it is searched on a logarithmic scale, a
+    name with the names among which it is chosen."""
 
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The method with these settings.
@@ -96,12 +105,21 @@ class TrainingSettings(MicrobatchOptions, MethodSettings):
     """The momentum of SGD, as PyTorch defines it; 0 does without."""
     weight_decay: float = 5e-4
     """The weight decay of SGD, added to the gradient of every parameter as PyTorch does it."""
+    schedule: ScheduleName = "drops"
+    """How the learning rate changes over the run. "drops" multiplies it by `gamma` at each of the `milestones`, and
+    leaves it constant without any. "linear" and "cosine" fall from it to zero at the end of the run, in a straight line
+    or along half a cosine; "triangle" rises to it over the share `warmup` of the steps and falls in a straight line."""
     milestones: tuple[int, ...] = ()
-    """The epochs, counted from 0, before which the learning rate is multiplied by `gamma`; none by default."""
+    """The epochs, counted from 0, before which "drops" multiplies the learning rate by `gamma`; none by default."""
     gamma: float = 0.1
-    """The factor of the learning rate at each milestone."""
+    """The factor of the learning rate at each milestone, at least 0."""
+    warmup: float = 0.23
+    """The share of the steps over which the rate of "triangle" rises, at least 0 and below 1."""
 
-    search_ranges: ClassVar[Mapping[str, Range]] = {"learning_rate": (1e-4, 1e-1)}
+    search_ranges: ClassVar[Mapping[str, Range | Choices]] = {
+        "learning_rate": (1e-4, 1e-1),
+        "schedule": ("drops", "linear"),
+    }
     mixed: ClassVar[bool] = False
     """Whether the forget and the retain examples of a step are concatenated to one batch."""
 
@@ -115,27 +133,43 @@ class TrainingSettings(MicrobatchOptions, MethodSettings):
         microbatches.check_microbatches([size for size in sizes if size is not None], self.microbatches)
         return losses.microbatched(loss_fn, self.microbatches)
 
+    def __post_init__(self) -> None:
+        check_choice("schedule", self.schedule, typing.get_args(ScheduleName))
+        if not 0 <= self.warmup < 1:
+            raise InputError(f"warmup must be a share of the steps, at least 0 and below 1, got {self.warmup}")
+        if self.gamma < 0:
+            raise InputError(f"gamma must not be negative, got {self.gamma}; it multiplies the learning rate")
+        if any(milestone < 0 for milestone in self.milestones):
+            raise InputError(f"milestones must be epochs, counted from 0, got {self.milestones}")
+
     def optimizer(self) -> optax.GradientTransformation:
-        """SGD with these settings."""
+        """SGD with these settings, whose state holds a schedule that `scheduled` sets."""
         return optimizers.sgd(
-            self.learning_rate,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            scheduled=bool(self.milestones),
+            self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay, scheduled=True
         )
 
-    def schedule(self, lengths: Sequence[int]) -> optimizers.RateSchedule:
-        """The learning rate over the steps of the run.
+    def rate_schedule(self, lengths: Sequence[int]) -> optimizers.RateSchedule:
+        """The learning rate over the steps of the run, as factors of `learning_rate`.
 
         Args:
           lengths: The number of steps of every epoch, up to the last milestone where that lies behind `epochs`.
         """
+        total = sum(lengths[: self.epochs])
+        match self.schedule:
+            case "linear":
+                return optimizers.linear_decay(total)
+            case "cosine":
+                return optimizers.cosine_decay(total)
+            case "triangle":
+                return optimizers.triangle(total, warmup=self.warmup)
+        if not self.milestones:
+            return optimizers.constant()
         return optimizers.drops([sum(lengths[:milestone]) for milestone in self.milestones], self.gamma)
 
     def scheduled(self, method: Method) -> Method:
         """The method with the learning rate of these settings, whose optimizer must be the one that they make.
 
-        The schedule is set by `init`, since the length of an epoch depends on the data. With microbatches `init` also
+        `init` sets the schedule, since the length of an epoch depends on the data. With microbatches `init` also
         raises InputError if they do not divide a batch of the data, before anything is compiled.
         """
         if self.microbatches > 1:
@@ -143,12 +177,12 @@ class TrainingSettings(MicrobatchOptions, MethodSettings):
 
         def init(key: Key, params: Params, model_state: ModelState, data: Data) -> Carry:
             carry = method.init(key, params, model_state, data)
-            if optax.tree_utils.tree_get(carry.opt_state, "knots") is None:
+            if self.schedule == "drops" and not self.milestones:
                 return carry
             # Epochs differ in length for some methods, so all are counted.
             epochs = range(max((self.epochs, *self.milestones)))
             lengths = [len(list(method.batches(jax.random.key(0), data, epoch))) for epoch in epochs]
-            return carry._replace(opt_state=optimizers.with_schedule(carry.opt_state, self.schedule(lengths)))
+            return carry._replace(opt_state=optimizers.with_schedule(carry.opt_state, self.rate_schedule(lengths)))
 
         return method._replace(init=init)
 

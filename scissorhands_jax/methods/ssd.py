@@ -17,7 +17,7 @@ from scissorhands_jax.base import Data, Dataset, Key, Mask, Method, Model, Model
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.keywords import takes
 from scissorhands_jax.methods._gradient import edit
-from scissorhands_jax.methods.settings import MethodSettings, Range
+from scissorhands_jax.methods.settings import Choices, MethodSettings, Range
 
 _logger = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ def _take(data: Data, positions: np.ndarray) -> Dataset:
 class SsdSettings(SsdOptions, MethodSettings):
     """The authors' settings for ResNet-18 on CIFAR. The method takes no steps, so `epochs` has no effect."""
 
-    search_ranges: ClassVar[Mapping[str, Range]] = {"selection": (1.0, 100.0), "dampening": (0.1, 10.0)}
+    search_ranges: ClassVar[Mapping[str, Range | Choices]] = {"selection": (1.0, 100.0), "dampening": (0.1, 10.0)}
 
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The method with these settings; see `MethodSettings.build`."""

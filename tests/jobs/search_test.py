@@ -19,6 +19,7 @@ from tests.compilations import Compilations
 
 KEY = jax.random.key(5)
 SPACE = ScissorhandsSettings.search_ranges
+NUMBERS = {name: searched for name, searched in SPACE.items() if name != "schedule"}
 SETTINGS = ScissorhandsSettings(epochs=1, batch_size=4)
 
 
@@ -42,14 +43,29 @@ def tune(settings=SETTINGS, **changes):
 
 def test_candidates_start_with_the_given_settings_and_fill_the_ranges():
     rows = search.candidates(SETTINGS, SPACE, 17, KEY)
-    assert rows[0] == {"fraction": 0.03, "forget_weight": 0.05, "learning_rate": 5e-3}
-    for name, (low, high) in SPACE.items():
+    assert rows[0] == {"fraction": 0.03, "forget_weight": 0.05, "learning_rate": 5e-3, "schedule": "drops"}
+    names = [row["schedule"] for row in rows[1:]]
+    assert names.count("drops") == names.count("linear") == 8
+    for name, (low, high) in NUMBERS.items():
         values = np.log([row[name] for row in rows[1:]])
         places = (values - np.log(low)) / (np.log(high) - np.log(low))
         # A Sobol sequence of 16 has one point in each sixteenth of every axis; three digits move it by 0.002 at most.
         np.testing.assert_allclose(np.sort(places), (np.arange(16) + 0.5) / 16, atol=0.5 / 16 + 0.003)
     assert rows == search.candidates(SETTINGS, SPACE, 17, KEY)
     assert len(search.candidates(SETTINGS, SPACE, 1, KEY)) == 1
+
+
+def test_a_schedule_is_chosen_and_costs_no_compilation():
+    with Compilations() as compilations:
+        result = tune(space={"schedule": ("drops", "linear")}, num_trials=4)
+    assert compilations.names.count("jit(_step)") <= 2  # joint steps and retain-only steps
+    assert {trial.changes["schedule"] for trial in result.trials} == {"drops", "linear"}
+    assert len({tuple(trial.numbers.values()) for trial in result.trials}) == 2
+    assert result.settings.schedule == result.best.changes["schedule"]
+    assert search.as_overrides({"schedule": "linear", "learning_rate": 0.01}) == [
+        "schedule=linear",
+        "learning_rate=0.01",
+    ]
 
 
 def test_the_best_trial_is_the_one_with_the_smallest_score():
@@ -114,8 +130,10 @@ def test_no_trial_starts_after_the_time_is_up():
     [
         ({"num_trials": 0}, "at least 1 trial, got 0"),
         ({"space": {"fractoin": (0.1, 0.2)}}, "has no setting 'fractoin' to tune"),
-        ({"space": {"fraction": (0.2, 0.1)}}, "two positive numbers in order, got 0.2 to 0.1"),
+        ({"space": {"fraction": (0.2, 0.1)}}, r"two positive numbers in order, or names, got \(0.2, 0.1\)"),
         ({"space": {"fraction": (0.0, 0.1)}}, "two positive numbers in order"),
+        ({"space": {"schedule": ()}}, "the range of schedule must be two positive numbers in order, or names"),
+        ({"space": {"schedule": ("linear", 0.1)}}, "two positive numbers in order, or names"),
     ],
 )
 def test_bad_budgets_and_ranges_are_refused(changes, message):

@@ -21,7 +21,6 @@ from scissorhands_jax.methods.retrain import (
     alternating_flips,
     per_kilo_example,
     scale_norm_biases,
-    triangle,
 )
 from scissorhands_jax.training.checkpoints import Checkpointer
 from scissorhands_jax.training.loop import run
@@ -89,30 +88,6 @@ class TestSgd:
     def test_units_need_a_rate_and_a_momentum_below_one(self, arguments):
         with pytest.raises(InputError, match="learning_rate must be above 0 and momentum below 1"):
             per_kilo_example(**arguments, weight_decay=0.0, batch_size=1)
-
-
-class TestSchedules:
-    def rates(self, schedule, steps):
-        knots, factors = jnp.asarray(schedule.knots, jnp.int32), jnp.asarray(schedule.factors, jnp.float32)
-        return np.asarray([optimizers.interpolate(jnp.int32(step), knots, factors) for step in steps])
-
-    def test_drops_come_before_their_step_and_stay(self):
-        rates = self.rates(optimizers.drops([3, 0, 4], 0.1), range(7))
-        np.testing.assert_allclose(rates, [0.1, 0.1, 0.1, 0.01, 0.001, 0.001, 0.001], rtol=1e-6)
-        np.testing.assert_allclose(self.rates(optimizers.drops([2_000_000_001], 0.5), [2_000_000_000]), 1.0)
-
-    def test_triangle(self):
-        schedule = triangle(100, warmup=0.23)
-        np.testing.assert_allclose(
-            self.rates(schedule, range(101)), np.interp(range(101), [0, 23, 100], [0.2, 1.0, 0.07]), rtol=1e-5
-        )
-        assert self.rates(schedule, [1_000]) == pytest.approx(0.07)
-        np.testing.assert_allclose(self.rates(triangle(4, warmup=0), [0, 4]), [1, 0.07], rtol=1e-6)
-        assert np.all(np.isfinite(self.rates(triangle(0, warmup=0.5), range(3))))
-
-    def test_warmup_is_a_share(self):
-        with pytest.raises(InputError, match="warmup must be a share of the steps, at least 0 and below 1, got 1"):
-            triangle(10, warmup=1.0)
 
 
 class TestAugmentation:
@@ -187,7 +162,7 @@ class TestSettings:
         [
             ({"recipe": "slow"}, "recipe is 'slow'; choose one of paper, fast"),
             ({"flips": "none"}, "flips is 'none'; choose one of random, alternating"),
-            ({"schedule_shape": "step"}, "schedule_shape is 'step'; choose one of drops, triangle"),
+            ({"schedule": "step"}, "schedule is 'step'; choose one of drops, linear, cosine, triangle"),
         ],
     )
     def test_an_unknown_choice_is_one_sentence(self, changes, message):

@@ -2,15 +2,21 @@
 
 import dataclasses
 import inspect
+import itertools
 
+import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 
 from scissorhands_jax import methods
+from scissorhands_jax.errors import InputError
 from scissorhands_jax.keywords import field_docs
 from scissorhands_jax.methods import METHODS, Semantics
 from scissorhands_jax.methods.settings import MethodSettings, TrainingSettings
 from scissorhands_jax.optimizers import interpolate
+from tests.methods.example import DATA, KEY, build, epoch_of, original
 
 
 @pytest.mark.parametrize("kind", [MethodSettings, TrainingSettings, Semantics, *METHODS.values()])
@@ -26,7 +32,7 @@ def test_the_factory_has_the_settings_of_its_method_as_documented_arguments(name
     parameters = inspect.signature(factory).parameters
     training = {field.name for field in dataclasses.fields(TrainingSettings)}
     own = [field.name for field in dataclasses.fields(settings) if field.name not in training]
-    recipes = {"recipe", "schedule_shape", "warmup", "decoupled", "label_smoothing", "norm_bias_scale", "translate"}
+    recipes = {"recipe", "decoupled", "label_smoothing", "norm_bias_scale", "translate"}
     assert set(own) - recipes <= set(parameters)
     documented = [line.split(":")[0].strip(" *") for line in factory.__doc__.splitlines() if line.startswith("  ")]
     assert [parameter for parameter in parameters if parameter not in documented] == []
@@ -41,7 +47,51 @@ def test_a_method_says_which_gradients_its_steps_hold(name):
 
 def test_the_rate_drops_before_the_first_step_of_each_milestone():
     settings = TrainingSettings(epochs=3, milestones=(1, 2), gamma=0.5)
-    schedule = settings.schedule([3, 2, 4])
+    schedule = settings.rate_schedule([3, 2, 4])
     knots, factors = jnp.asarray(schedule.knots, jnp.int32), jnp.asarray(schedule.factors, jnp.float32)
     rates = [float(interpolate(jnp.int32(step), knots, factors)) for step in range(9)]
     assert rates == [1] * 3 + [0.5] * 2 + [0.25] * 4
+
+
+def rates_of(settings, lengths):
+    schedule = settings.rate_schedule(lengths)
+    knots, factors = jnp.asarray(schedule.knots, jnp.int32), jnp.asarray(schedule.factors, jnp.float32)
+    return [float(interpolate(jnp.int32(step), knots, factors)) for step in range(sum(lengths[: settings.epochs]))]
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "triangle"])
+def test_schedules_end_with_the_run_however_long_its_epochs_are(schedule):
+    rates = rates_of(TrainingSettings(epochs=2, schedule=schedule, milestones=(5,)), [3, 2, 4, 4, 4])
+    assert len(rates) == 5
+    assert max(rates) == 1
+    assert rates[-1] < 0.5
+    assert all(later < earlier for earlier, later in itertools.pairwise(rates[rates.index(1) :]))
+
+
+@pytest.mark.parametrize("name", [name for name, kind in METHODS.items() if issubclass(kind, TrainingSettings)])
+def test_every_method_with_steps_follows_the_schedule(name):
+    rate, shapes = {}, {}
+    for schedule in ("drops", "linear"):
+        method = build(name, schedule=schedule, milestones=(), epochs=1)
+        begun = epoch_of(method, start=original(), steps=0).carries[0]
+        knots, factors = (optax.tree_utils.tree_get(begun.opt_state, part) for part in ("knots", "factors"))
+        steps = len(list(method.batches(KEY, DATA, 0)))
+        rate[schedule] = [float(interpolate(jnp.int32(step), knots, factors)) for step in range(steps)]
+        shapes[schedule] = [leaf.shape for leaf in jax.tree.leaves(begun)]
+    assert rate["drops"] == [1] * steps
+    np.testing.assert_allclose(rate["linear"], 1 - np.arange(steps) / steps, rtol=1e-6)
+    assert shapes["drops"] == shapes["linear"]  # so that both share one program
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"schedule": "step"}, "schedule is 'step'; choose one of drops, linear, cosine, triangle"),
+        ({"warmup": 1.0}, "warmup must be a share of the steps, at least 0 and below 1, got 1.0"),
+        ({"gamma": -0.1}, "gamma must not be negative, got -0.1"),
+        ({"milestones": (-1,)}, r"milestones must be epochs, counted from 0, got \(-1,\)"),
+    ],
+)
+def test_schedules_that_cannot_be_used_are_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        TrainingSettings(**settings)
