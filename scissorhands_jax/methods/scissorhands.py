@@ -3,6 +3,8 @@
 Trim:    s = |E[dL_f/dw] * w| over forget batches; the top `fraction` of the weights is re-initialised.
 Repair:  minimise L_r - forget_weight * L_f; with g_o its gradient and g_f that of L_f, step along
          g = g_o - v g_f,  v = max(0, <g_o, g_f> / <g_f, g_f>),  so that <g, g_f> <= 0 (equations 3 to 5).
+Ceiling: L_f has no upper bound, and both lambda and the projection can drive it up until numbers overflow. With a
+         ceiling, min(L_f, ceiling) takes its place; above, its gradient is 0, and so there is nothing to project.
 """
 
 from __future__ import annotations
@@ -10,9 +12,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 import typing
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +55,7 @@ class ScissorhandsAux(NamedTuple):
     constraint_grads: PyTree | None  # leaves of shape (K, ...), fixed for an epoch; None when they are the step's own
     joint_step: jax.Array  # shape=(), int32: steps with forget examples in this epoch
     forget_weight: jax.Array  # shape=(), float32: the paper's lambda
+    ceiling: jax.Array  # shape=(), float32: the forget loss above which lambda is 0; infinite where there is none
 
 
 class OptState(NamedTuple):
@@ -107,6 +111,12 @@ class ScissorhandsArguments(ScissorhandsOptions):
 
     saliency_loss_fn: StatefulLossFn | None = None
     """The loss that weights are scored with. None is the loss of the steps."""
+    ceiling: float | None = None
+    """The forget loss, above 0, up to which forget examples are driven: the repair minimises
+    `L_r - forget_weight * min(L_f, ceiling)`, and a step whose forget batch has a larger mean loss follows the gradient
+    of the retain batch alone, without a projection. For a classifier `math.log(num_classes)` is the loss of a uniform
+    guess, and the mean loss of held-out examples is what a network should have that never saw them. None is no ceiling,
+    as in the paper."""
 
 
 @takes(ScissorhandsArguments)
@@ -162,7 +172,8 @@ def scissorhands(
             semantics=semantics,
             pass_key=pass_key,
         )
-        return repair.begin(step_key, trimmed.params, trimmed.model_state, optimizer, options.forget_weight)
+        network = trimmed.params, trimmed.model_state
+        return repair.begin(step_key, *network, optimizer, options.forget_weight, options.ceiling)
 
     def begin_epoch(carry: Carry, data: Data) -> Carry:
         held = carry.aux.constraint_grads
@@ -188,6 +199,8 @@ def _check(
         raise InputError(f"saliency_share must lie above 0 and not above 1, got {options.saliency_share}")
     if options.forget_weight < 0:
         raise InputError(f"forget_weight must not be negative, got {options.forget_weight}")
+    if options.ceiling is not None and not options.ceiling > 0:
+        raise InputError(f"ceiling must be above 0, got {options.ceiling}; it is a forget loss, None is no ceiling")
     if options.num_constraints > 1 and not semantics.constraints_per_epoch:
         raise InputError(
             f"num_constraints = {options.num_constraints} needs constraints_per_epoch; a step has one forget gradient"
@@ -251,13 +264,15 @@ class Repair:
         model_state: ModelState,
         optimizer: optax.GradientTransformation,
         forget_weight: float,
+        ceiling: float | None = None,
     ) -> Carry:
         """The carry of a trimmed network."""
         held = None
         if self.semantics.constraints_per_epoch and self.projected:
             held = jax.tree.map(lambda leaf: jnp.zeros((self.num_constraints, *leaf.shape), leaf.dtype), params)
         opt_state = OptState(self.projector(params).init(params) if self.projected else (), optimizer.init(params))
-        aux = ScissorhandsAux(held, jnp.zeros((), jnp.int32), jnp.float32(forget_weight))
+        numbers = jnp.float32(forget_weight), jnp.float32(jnp.inf if ceiling is None else ceiling)
+        aux = ScissorhandsAux(held, jnp.zeros((), jnp.int32), *numbers)
         return new_carry(key, params, model_state, opt_state, aux)
 
     def __call__(self, carry: Carry, batch: Batch) -> tuple[Carry, Metrics]:
@@ -283,7 +298,7 @@ class Repair:
         return carry, metrics
 
     def _joint(self, carry: Carry, batch: Batch, key: Key) -> tuple[PyTree, ModelState, PyTree, Metrics]:
-        """The gradient of `L_r - lambda L_f`, projected where that is due."""
+        """The gradient of `L_r - lambda min(L_f, ceiling)`, projected where that is due."""
         (loss, forget_loss), retain_grad, forget_grad, model_state = pair_gradients(
             self.loss_fn,
             carry.params,
@@ -293,7 +308,8 @@ class Repair:
             pair=self.pair,
             forget_moves_state=self.semantics.forget_moves_state,
         )
-        weight = carry.aux.forget_weight
+        above = forget_loss > carry.aux.ceiling
+        weight = jnp.where(above, 0, carry.aux.forget_weight)
         gradient = jax.tree.map(lambda r, f: r - weight.astype(f.dtype) * f, retain_grad, forget_grad)
         metrics = {"loss_retain": loss, "loss_forget": forget_loss}
         state = carry.opt_state.projection
@@ -301,6 +317,9 @@ class Repair:
             held = carry.aux.constraint_grads
             if held is None:
                 held = jax.tree.map(lambda leaf: leaf[None], forget_grad)
+            if not self.semantics.project_above_ceiling:
+                # A constraint of zeros constrains nothing, and all steps remain one program without branches.
+                held = jax.tree.map(lambda leaf: jnp.where(above, 0, leaf), held)
             every = self.semantics.project_every
             due = None if every == 1 else (carry.aux.joint_step + 1) % every == 0
             gradient, state = _project(self.projector(carry.params), gradient, state, held, due)
@@ -388,6 +407,10 @@ class ScissorhandsSettings(ScissorhandsOptions, TrainingSettings):
     rank: str | None = None
     trim: str | None = None
     project: str | None = None
+    ceiling: float | Literal["uniform"] | None = None
+    """The forget loss, above 0, up to which forget examples are driven: a step whose forget batch has a larger mean
+    loss follows the gradient of the retain batch alone. "uniform" is the loss of a uniform guess, the natural logarithm
+    of the number of classes. None is no ceiling."""
     gradients: ClassVar[tuple[Gradient, ...]] = ("retain", "forget")
     search_ranges: ClassVar[Mapping[str, Range | Choices]] = {
         "fraction": (0.003, 0.3),
@@ -398,6 +421,17 @@ class ScissorhandsSettings(ScissorhandsOptions, TrainingSettings):
 
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The method with these settings; see `MethodSettings.build`."""
-        del model, num_classes
-        method = scissorhands(self.microbatched(loss_fn), self.optimizer(), **self.values(ScissorhandsOptions))
+        del model
+        method = scissorhands(
+            self.microbatched(loss_fn),
+            self.optimizer(),
+            ceiling=self._ceiling(num_classes),
+            **self.values(ScissorhandsOptions),
+        )
         return self.scheduled(method)
+
+    def _ceiling(self, num_classes: int) -> float | None:
+        if not isinstance(self.ceiling, str):
+            return self.ceiling
+        check_choice("ceiling", self.ceiling, ("uniform",))
+        return math.log(num_classes)

@@ -50,11 +50,15 @@ class Semantics:
     project_every: int = 1
     """Which joint steps of an epoch are projected: every one, or every n-th (n = 10 in the scripts for 50 % of CIFAR-10
     and for CelebA)."""
+    project_above_ceiling: bool = False
+    """Whether a step is projected although the loss of its forget batch is above the `ceiling`. The constraint then
+    holds in every joint step, as in Algorithm 1, and only lambda is switched off. It bounds the forget loss from below
+    and leaves it free to rise: each projected step raises it by its curvature."""
     every_step_joint: bool = False
     """Whether forget batches are cycled so that every step of an epoch sees one, as Algorithm 1 has it. Otherwise an
     epoch passes once over both sets, as in the published code, and its steps see retain examples alone once the forget
-    examples are used up. Both modes pair as the published code does, because the forget loss has no ceiling: seen at
-    every step, it can be driven up without bound."""
+    examples are used up. Seen at every step, the forget loss can be driven up without bound unless there is a
+    `ceiling`."""
     ragged_batches: bool = False
     """Whether the last batch of a pass may be smaller. Otherwise it is filled up."""
     fixed_batches: bool = False

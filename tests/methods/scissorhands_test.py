@@ -285,6 +285,8 @@ class TestRefusals:
             ({"fraction": 0.0}, "fraction must lie strictly between 0 and 1, got 0.0"),
             ({"fraction": 1.0}, "fraction must lie strictly between 0 and 1, got 1.0"),
             ({"forget_weight": -0.1}, "forget_weight must not be negative, got -0.1"),
+            ({"ceiling": 0.0}, "ceiling must be above 0, got 0.0"),
+            ({"ceiling": float("nan")}, "ceiling must be above 0, got nan"),
             ({"mode": "thesis"}, "mode is 'thesis'; choose one of paper, authors"),
             ({"pair": "both"}, "pair is 'both'; choose one of auto, vmap, sequential"),
             ({"num_constraints": 2}, "num_constraints = 2 needs constraints_per_epoch"),
@@ -303,6 +305,13 @@ class TestRefusals:
     def test_settings_out_of_range_are_refused(self, settings, message):
         with pytest.raises(InputError, match=message):
             scissorhands(LOSS, PLAIN_SGD, **({"fraction": 0.1} | settings))
+
+    def test_a_ceiling_is_a_number_or_the_word_uniform(self):
+        assert build("scissorhands", ceiling="uniform").init(KEY, *original(), DATA).aux.ceiling == np.float32(
+            np.log(3)
+        )
+        with pytest.raises(InputError, match="ceiling is 'held_out'; choose one of uniform"):
+            build("scissorhands", ceiling="held_out")
 
     def test_a_projection_pattern_that_matches_nothing_is_refused(self):
         method = scissorhands(lift(plain_loss), PLAIN_SGD, fraction=0.1, project="layer4", batch_size=6)
@@ -324,7 +333,13 @@ class TestOneCompilationForAllValues:
             return run(method, KEY, *tiny.start(), tiny.data(), num_epochs=1).params
 
         first = sweep()
-        changes = ({"forget_weight": 0.7}, {"fraction": 0.2}, {"learning_rate": 0.3}, {"weight_decay": 0.1})
+        changes = (
+            {"forget_weight": 0.7},
+            {"ceiling": 0.5},
+            {"fraction": 0.2},
+            {"learning_rate": 0.3},
+            {"weight_decay": 0.1},
+        )
         with Compilations() as compilations:
             results = [sweep(**change) for change in (*changes, {"momentum": 0.5})]
         assert compilations.names == []
