@@ -14,6 +14,7 @@ from scissorhands_jax.base import (
     ModelState,
     Params,
     PyTree,
+    Scores,
     Selection,
     StatefulLossFn,
 )
@@ -80,6 +81,35 @@ def trim_network(
     scores = saliency.scores_of(sums, params, absolute=semantics.saliency_absolute)
     losses, moved_state = sums.losses, sums.model_state
     del sums  # as large as the network, like the scores
+    mask, trimmed = trimming_mask(scores, params, fraction=fraction, rank=rank, trim=trim, semantics=semantics)
+    del scores
+    params = reinit.reinitialize(key, params, mask, initializer=initializer, trim=trimmed)
+    return Trimmed(params, moved_state if semantics.saliency_train else model_state, mask, losses)
+
+
+def trimming_mask(
+    scores: Scores,
+    params: Params,
+    *,
+    fraction: float,
+    rank: Where = None,
+    trim: Where = None,
+    semantics: Semantics = SEMANTICS["paper"],
+) -> tuple[Mask, Selection]:
+    """Which weights are re-initialised: those with the largest scores, whatever these measure.
+
+    Args:
+      scores: One number for each weight, a pytree like `params`; see `saliency`.
+      params: The parameters; only names and shapes are used.
+      fraction, rank, trim, semantics: As for `trim_network`.
+
+    Returns:
+      The mask, True for the weights that are to be re-initialised, and the leaves that it may mark, as
+      `reinit.reinitialize` takes them.
+
+    Raises:
+      InputError: A pattern matches nothing, or scores are not finite.
+    """
     saliency.check_finite(scores)
     trimmed = _trimmable(params, trim, semantics)
     unnamed = None if semantics.rank_all else trimmed
@@ -88,10 +118,7 @@ def trim_network(
         mask, _ = masks.kept_fraction_mask(scores, 1 - fraction, rank=ranked)
     else:
         mask = masks.top_fraction(scores, fraction, rank=ranked)
-    del scores
-    mask = masks.restrict(mask, trimmed)
-    params = reinit.reinitialize(key, params, mask, initializer=initializer, trim=trimmed)
-    return Trimmed(params, moved_state if semantics.saliency_train else model_state, mask, losses)
+    return masks.restrict(mask, trimmed), trimmed
 
 
 def _trimmable(params: Params, trim: Where, semantics: Semantics) -> Selection:

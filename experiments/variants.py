@@ -1,0 +1,414 @@
+"""What helps Scissorhands: its pairing, ceiling, schedule, saliency and repair, varied one at a time.
+
+    python -m experiments.variants --config cifar10_small --data-dir data --seeds 0,1,2 \
+        --networks runs/cifar10_small/networks --out runs/variants
+
+Every cell is scored on validation data, as `scissorhands tune` does it, and also compared with the retrained network,
+which the score never sees. A cell that lies in OUT already is not computed again. What no setting expresses is composed
+here of public parts of the library.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import statistics
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+
+from experiments import configs
+from experiments.run import read_seeds
+from scissorhands_jax import data as data_lib
+from scissorhands_jax import files, losses, reinit, report, saliency
+from scissorhands_jax.base import (
+    Batch,
+    Carry,
+    Data,
+    Dataset,
+    Key,
+    Method,
+    Metrics,
+    Model,
+    ModelState,
+    Params,
+    PyTree,
+    Scores,
+    StatefulLossFn,
+    freeze,
+    take_model,
+)
+from scissorhands_jax.cli.main import complain
+from scissorhands_jax.datasets import forget_sets
+from scissorhands_jax.errors import InputError, NonFiniteError
+from scissorhands_jax.jobs import config, grid, search
+from scissorhands_jax.jobs.progress import progress_bar
+from scissorhands_jax.jobs.scenarios import SeededScenario, TableNetworks, TrainedNetwork
+from scissorhands_jax.methods import describe
+from scissorhands_jax.methods.scissorhands import ScissorhandsSettings
+from scissorhands_jax.methods.trimming import trimming_mask
+from scissorhands_jax.metrics import distances
+from scissorhands_jax.metrics.row import measure_row
+from scissorhands_jax.training.loop import run
+
+BASE: dict[str, Any] = {"fraction": 0.05, "forget_weight": 0.25, "learning_rate": 0.05, "schedule": "linear"}
+"""What all variants start from: good settings for `cifar10_small`, found on seeds 0 and 1 before the ceiling."""
+_JOINT: dict[str, Any] = {"departures": {"every_step_joint": True}}
+_FISHER_BATCH = 16
+_TEMPERATURE = 2.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One way of unlearning."""
+
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Settings of Scissorhands that differ from `BASE`."""
+    held_out_ceiling: bool = False
+    """Whether the ceiling is the mean loss of the validation examples under the original."""
+    scores: Literal["forget", "sensitivity ratio", "fisher ratio"] = "forget"
+    """What weights are ranked by: |w g_f|, |w g_f| / (|w g_r| + mean |w g_r|), or the same ratio of diagonal Fisher
+    information."""
+    distillation: float = 0.0
+    """The weight of the divergence from the original's answers on retained examples."""
+    averaged_from: float | None = None
+    """The share of the steps after which weights are averaged. Statistics are then estimated anew on the retain set."""
+    retain_only_from: float | None = None
+    """The share of the epochs after which steps see retained examples only."""
+
+
+def _variants() -> dict[str, Variant]:
+    variants = {"base": Variant()}
+    constant = {"schedule": "drops"}
+    pairings: dict[str, dict[str, Any]] = {"once an epoch": {}, "every step": _JOINT}
+    for (name, pairing), rate in itertools.product(pairings.items(), ({}, constant)):
+        kind = "constant rate" if rate else "linear decay"
+        variants |= {
+            f"{name}, no ceiling, {kind}": Variant(changes={**pairing, **rate}),
+            f"{name}, uniform ceiling, {kind}": Variant(changes={**pairing, **rate, "ceiling": "uniform"}),
+            f"{name}, held-out ceiling, {kind}": Variant(changes={**pairing, **rate}, held_out_ceiling=True),
+        }
+    del variants["once an epoch, no ceiling, linear decay"]  # the base
+    always = {"departures": {"every_step_joint": True, "project_above_ceiling": True}}
+    for weight in (0.05, 1.0):
+        variants[f"every step, held-out ceiling, lambda {weight:g}"] = Variant(
+            changes={**_JOINT, "forget_weight": weight}, held_out_ceiling=True
+        )
+    variants |= {
+        "every step, held-out ceiling, always projected": Variant(changes=always, held_out_ceiling=True),
+        "every step, held-out ceiling, never projected": Variant(
+            changes={**_JOINT, "projected": False}, held_out_ceiling=True
+        ),
+        "once an epoch, never projected": Variant(changes={"projected": False}),
+        "saliency: sensitivity ratio": Variant(scores="sensitivity ratio"),
+        "saliency: fisher ratio": Variant(scores="fisher ratio"),
+        "distillation 0.5": Variant(distillation=0.5),
+        "distillation 2": Variant(distillation=2.0),
+        "averaged over the last 2 in 5 steps": Variant(averaged_from=0.6),
+        "averaged over the last 2 in 5 steps, constant rate": Variant(averaged_from=0.6, changes=constant),
+        "retain only in the last epoch": Variant(retain_only_from=0.8),
+        "every step, held-out ceiling, retain only in the last epoch": Variant(
+            changes=_JOINT, held_out_ceiling=True, retain_only_from=0.8
+        ),
+    }
+    return variants
+
+
+VARIANTS = _variants()
+"""The rows of the table by their labels; `base` is what they are compared with."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the variants, writes every cell and the table, and returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.variants", description=__doc__.partition("\n")[0])
+    parser.add_argument("--config", required=True, metavar="NAME")
+    parser.add_argument("--only", default=".", metavar="REGEX", help="labels of variants; default all")
+    parser.add_argument("--seeds", default="0,1,2", metavar="N,N,...", help="default 0,1,2")
+    parser.add_argument("--draws", type=int, default=1, metavar="N", help="runs with other keys per seed (default 1)")
+    parser.add_argument("--data-dir", metavar="DIR")
+    parser.add_argument("--networks", type=Path, required=True, metavar="DIR", help="trained networks, made if missing")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("settings", nargs="*", metavar="NAME=VALUE", help="of the experiment")
+    options = parser.parse_args(arguments)
+    console = Console(stderr=True)
+    try:
+        experiment = config.override(configs.load(options.config), options.settings)
+        store = TableNetworks(experiment, options.data_dir, options.networks.parent, options.networks)
+        labels = ["retrained again", *filter(grid.label_pattern(options.only).search, VARIANTS)]
+        table = _Table(options.out, {"config": store.loaded.settings, "base": BASE})
+        with progress_bar(console) as progress:
+            for seed in read_seeds(options.seeds):
+                cells = Cells(store, seed, progress)
+                for label, draw in itertools.product(labels, range(options.draws)):
+                    if not table.has(label, seed, draw):
+                        table.add(cells.measured(label, draw))
+                        console.print(_line(table.rows[-1]), highlight=False)
+    except InputError as error:
+        complain(console, str(error))
+        return 2
+    return 0
+
+
+class _Table:
+    """The cells so far, as `results.json` and `table.md` in a folder."""
+
+    def __init__(self, folder: Path, about: dict[str, Any]) -> None:
+        self.folder, self.about = folder, json.loads(json.dumps(about))
+        self.rows: list[dict[str, Any]] = []
+        file = folder / "results.json"
+        if file.exists():
+            document = json.loads(file.read_text())
+            if {name: document.get(name) for name in self.about} != self.about:
+                raise InputError(f"{folder} holds cells of other settings; remove it, or name another folder")
+            self.rows = document["rows"]
+
+    def has(self, label: str, seed: int, draw: int) -> bool:
+        return any((row["variant"], row["seed"], row["draw"]) == (label, seed, draw) for row in self.rows)
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        document = {"rows": self.rows, **self.about, **report.environment()}
+        files.write_text(self.folder / "results.json", json.dumps(document, indent=2) + "\n")
+        files.write_text(self.folder / "table.md", table_of(self.rows))
+
+
+class Cells:
+    """The cells of one seed."""
+
+    def __init__(self, store: TableNetworks, seed: int, progress: Progress) -> None:
+        self.store, self.seed, self.progress = store, seed, progress
+        self.scenario = store.experiment.scenarios[0]
+        self.prepared = SeededScenario(store, self.scenario, seed)
+        self.original, self.retrained = self.prepared.original(progress), self.prepared.retrained(progress)
+        self.oracle = self._row(self.retrained.params, self.retrained.model_state)
+        self.before = self._numbers(self.original.params, self.original.model_state)
+        self.held_out_loss = float(
+            freeze(store.loaded.loss_fn, self.original.model_state)(self.original.params, self.prepared.validation)
+        )
+
+    def measured(self, label: str, draw: int) -> dict[str, Any]:
+        """One cell; `score` and `avg_gap` are None where the run diverged."""
+        cell: dict[str, Any] = {"variant": label, "seed": self.seed, "draw": draw}
+        cell |= {"score": None, "avg_gap": None, "held_out_loss": self.held_out_loss}
+        try:
+            if label == "retrained again":
+                params, model_state = self._retrained_again(draw)
+            else:
+                params, model_state, settings, seconds = self._unlearned(VARIANTS[label], draw)
+                cell |= {"settings": describe(settings), "seconds": seconds}
+        except NonFiniteError as error:
+            return {**cell, "diverged": str(error)}
+        numbers, row = self._numbers(params, model_state), self._row(params, model_state)
+        whole_classes = any(map(forget_sets.forgets_classes, self.scenario.forget))
+        score = search.proxy_score(numbers, self.before, whole_classes=whole_classes)
+        gap = distances.average_gap(row, self.oracle)
+        return {**cell, "score": score, "avg_gap": gap, "metrics": row, "numbers": numbers}
+
+    def _retrained_again(self, draw: int) -> tuple[Params, ModelState]:
+        examples = Data(None, self.prepared.data.retain)
+        folder = self.store.networks / f"retrained-again-seed{self.seed}-{draw}"
+        network = self.store.train(folder, examples, 10_000 + 100 * self.seed + draw, self.progress)
+        return network.params, network.model_state
+
+    def _unlearned(self, variant: Variant, draw: int) -> tuple[Params, ModelState, ScissorhandsSettings, float]:
+        changes = {**BASE, **variant.changes}
+        if variant.held_out_ceiling:
+            changes["ceiling"] = self.held_out_loss
+        settings = dataclasses.replace(self.scenario.methods["scissorhands"], **changes)
+        assert isinstance(settings, ScissorhandsSettings)
+        method, data = build(self.store, settings, variant, self.original, self.prepared.data)
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.seed), 4), draw)
+        start = self.original
+        result = run(method, key, start.params, start.model_state, data, num_epochs=settings.epochs)
+        model_state = result.model_state
+        if variant.averaged_from is not None:
+            model_state = recalibrated(self.store.loaded.model, result.params, model_state, data, settings.batch_size)
+        return result.params, model_state, settings, result.seconds
+
+    def _row(self, params: Params, model_state: ModelState) -> dict[str, Any]:
+        prepared = self.prepared
+        return measure_row(self.store.loaded.model, params, model_state, prepared.data, prepared.test, seed=self.seed)
+
+    def _numbers(self, params: Params, model_state: ModelState) -> dict[str, float]:
+        prepared = self.prepared
+        return search.measure_trial(self.store.loaded.model, params, model_state, prepared.data, prepared.validation)
+
+
+def build(
+    store: TableNetworks, settings: ScissorhandsSettings, variant: Variant, original: TrainedNetwork, data: Data
+) -> tuple[Method, Data]:
+    """The method of a variant, and the examples as it reads them."""
+    loaded = store.loaded
+    loss_fn = loaded.loss_fn
+    if variant.distillation:
+        loss_fn = DistillationLoss(loaded.model, variant.distillation)
+        data = with_teacher(loaded.model, original, data)
+    method = settings.build(loaded.model, loss_fn, len(loaded.splits.class_names))
+    if variant.scores != "forget":
+        method = trimmed_by_ratio(method, settings, loss_fn, fisher=variant.scores == "fisher ratio")
+    if variant.retain_only_from is not None:
+        method = with_retain_only_end(method, round(variant.retain_only_from * settings.epochs))
+    if variant.averaged_from is not None:
+        per_epoch = len(list(method.batches(jax.random.key(0), data, 0)))
+        method = averaged(method, round(variant.averaged_from * per_epoch * settings.epochs))
+    return method, data
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillationLoss:
+    """Cross-entropy, and for the examples that are `taught` the divergence from the `teacher`'s logits as well."""
+
+    model: Model
+    weight: float
+
+    def __call__(
+        self, params: Params, model_state: ModelState, batch: PyTree, *, train: bool, key: Key | None
+    ) -> tuple[jax.Array, ModelState]:
+        logits, model_state = self.model.apply(params, model_state, batch["image"], train=train, key=key)
+        distance = losses.kl_divergences(batch["teacher"], logits, temperature=_TEMPERATURE)
+        loss = losses.cross_entropy(logits, batch["label"])
+        return loss + self.weight * jnp.mean(batch["taught"] * distance), model_state
+
+
+def with_teacher(model: Model, teacher: TrainedNetwork, data: Data) -> Data:
+    """The same examples with the teacher's logits; retained examples are taught, forgotten ones are not."""
+
+    def extended(part: Dataset, taught: float) -> Dataset:
+        batches = [part["image"][positions] for positions in data_lib.even_batches(data_lib.size(part), 500)]
+        logits = [losses.teacher_logits(model, (teacher.params, teacher.model_state), images) for images in batches]
+        weights = np.full(data_lib.size(part), taught, np.float32)
+        return {**part, "teacher": np.concatenate(logits), "taught": weights}
+
+    return Data(extended(data.forget, 0.0), extended(data.retain, 1.0))
+
+
+def trimmed_by_ratio(
+    method: Method, settings: ScissorhandsSettings, loss_fn: StatefulLossFn, *, fisher: bool
+) -> Method:
+    """The method with other weights trimmed: those that matter more for the forget than for the retain set."""
+
+    def measure(params: Params, model_state: ModelState, part: Dataset) -> Scores:
+        size = _FISHER_BATCH if fisher else settings.batch_size
+        positions = data_lib.even_batches(data_lib.size(part), size)
+        batches = [data_lib.take(part, chosen) for chosen in positions]
+        if fisher:
+            return saliency.diagonal_fisher(loss_fn, params, model_state, batches)
+        return saliency.connection_sensitivity(freeze(loss_fn, model_state), params, batches)
+
+    def init(key: Key, params: Params, model_state: ModelState, data: Data) -> Carry:
+        carry = method.init(key, params, model_state, data)
+        forget, retain = (measure(params, model_state, part) for part in data)
+        floor = jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(retain)]).mean()
+        ratio = jax.tree.map(lambda f, r: f / (r + floor), forget, retain)
+        mask, trimmed = trimming_mask(ratio, params, fraction=settings.fraction, trim=settings.trim)
+        draw_key = jax.random.fold_in(key, 1)
+        fresh = reinit.reinitialize(draw_key, params, mask, initializer=reinit.uniform(), trim=trimmed)
+        return carry._replace(params=fresh)
+
+    return method._replace(init=init)
+
+
+def with_retain_only_end(method: Method, first_epoch: int) -> Method:
+    """The method with steps that see retained examples only, from an epoch on, counted from 0."""
+
+    def batches(key: Key, data: Data, epoch: int) -> Iterable[Batch]:
+        whole = method.batches(key, data, epoch)
+        return whole if epoch < first_epoch else (Batch(None, batch.retain) for batch in whole)
+
+    return method._replace(batches=batches)
+
+
+class AveragingAux(NamedTuple):
+    """What averaging carries in addition to the method's own."""
+
+    inner: PyTree
+    mean: Params  # of the weights after the steps so far
+    count: jax.Array  # shape=(), float32: how many
+
+
+@dataclasses.dataclass(frozen=True)
+class _AveragingStep:
+    method: Method
+    first_step: int
+
+    def __call__(self, carry: Carry, batch: Batch) -> tuple[Carry, Metrics]:
+        inner, mean, count = carry.aux
+        carry, metrics = self.method.step(carry._replace(aux=inner), batch)
+        count = count + (carry.step > self.first_step)
+        share = jnp.where(carry.step > self.first_step, 1 / jnp.maximum(count, 1), 0)
+        mean = jax.tree.map(lambda m, w: m + share * (w - m), mean, carry.params)
+        return carry._replace(aux=AveragingAux(carry.aux, mean, count)), metrics
+
+
+def averaged(method: Method, first_step: int) -> Method:
+    """The method whose result is the mean of its weights after the steps from `first_step` on, counted from 0."""
+
+    def init(key: Key, params: Params, model_state: ModelState, data: Data) -> Carry:
+        carry = method.init(key, params, model_state, data)
+        return carry._replace(aux=AveragingAux(carry.aux, carry.params, jnp.zeros(())))
+
+    def begin_epoch(carry: Carry, data: Data) -> Carry:
+        inner = method.begin_epoch(carry._replace(aux=carry.aux.inner), data)
+        return inner._replace(aux=carry.aux._replace(inner=inner.aux))
+
+    def finish(carry: Carry) -> tuple[Params, ModelState]:
+        return carry.aux.mean, take_model(carry)[1]
+
+    return Method(init, _AveragingStep(method, first_step), method.batches, begin_epoch, finish)
+
+
+def recalibrated(model: Model, params: Params, model_state: ModelState, data: Data, batch_size: int) -> ModelState:
+    """The network's statistics after one pass over the retain set in training mode, which moves no weight."""
+    apply = jax.jit(lambda state, images: model.apply(params, state, images, train=True)[1])
+    total = data_lib.size(data.retain)
+    for positions in data_lib.shuffled_batches(jax.random.key(0), total, batch_size):
+        model_state = apply(model_state, data.retain["image"][positions])
+    return model_state
+
+
+def table_of(rows: list[dict[str, Any]]) -> str:
+    """The table in Markdown: means and standard deviations over cells, differences from the base over equal cells."""
+    cells = {label: [row for row in rows if row["variant"] == label] for label in [row["variant"] for row in rows]}
+    base = {(row["seed"], row["draw"]): row["avg_gap"] for row in cells.get("base", [])}
+    lines = [
+        "| variant | Acc forget | Acc retain | Acc test | MIA | Avg. Gap | minus base | score |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for label, group in cells.items():
+        whole = [row for row in group if row["avg_gap"] is not None]
+        note = f" ({len(group) - len(whole)} of {len(group)} diverged)" if len(whole) < len(group) else ""
+        columns = [[row["metrics"][name] for row in whole] for name in distances.GAP_FIELDS]
+        columns.append([row["avg_gap"] for row in whole])
+        pairs = [(row["avg_gap"], base.get((row["seed"], row["draw"]))) for row in whole]
+        columns.append([gap - other for gap, other in pairs if other is not None])
+        columns.append([row["score"] for row in whole])
+        lines.append(f"| {label}{note} | " + " | ".join(map(_mean, columns)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _mean(values: list[float]) -> str:
+    if not values:
+        return "-"
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.1f}{spread}"
+
+
+def _line(row: dict[str, Any]) -> str:
+    cell = f"seed {row['seed']}, draw {row['draw']}, {row['variant']}"
+    if row["avg_gap"] is None:
+        return f"{cell}: diverged"
+    return f"{cell}: score {row['score']:.2f}, Avg. Gap {row['avg_gap']:.2f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""`python -m experiments.variants`: every variant runs, what is composed does what it says, cells are not made twice."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import variants
+from scissorhands_jax import losses
+from scissorhands_jax.base import Batch, Carry, Data, Method
+from scissorhands_jax.jobs.scenarios import TrainedNetwork
+from tests import tiny
+
+SMALL = ["training.epochs=2", "train_limit=300", "test_limit=100", "validation_share=0.3"]
+KEY = jax.random.key(0)
+
+
+def table(tmp_path, only, *settings):
+    out = tmp_path / "out"
+    arguments = ["--config", "demo", "--seeds", "0", "--networks", str(tmp_path / "n"), "--out", str(out)]
+    assert variants.main([*arguments, "--only", only, *SMALL, *settings]) == 0
+    return json.loads((out / "results.json").read_text())["rows"], (out / "table.md").read_text()
+
+
+def test_cells_of_every_kind_are_made_once(tmp_path, capsys):
+    only = "^base$|^every step, held-out ceiling, linear|fisher|distillation 2|averaged.*steps$|^retain only"
+    rows, text = table(tmp_path, only)
+    found = {row["variant"]: row for row in rows}
+    assert len(found) == len(rows) == 7
+    assert all(row["avg_gap"] >= 0 and row["score"] >= 0 for row in rows)
+    held_out = found["every step, held-out ceiling, linear decay"]
+    assert held_out["settings"]["ceiling"] == held_out["held_out_loss"] > 0
+    assert found["base"]["settings"]["ceiling"] is None
+    # Every variant is another network.
+    assert len({json.dumps(row["numbers"]) for row in rows}) >= 5
+    assert text.count("\n") == 2 + len(rows)
+    capsys.readouterr()
+    again, _ = table(tmp_path, only + "|sensitivity")
+    assert again[: len(rows)] == rows
+    assert [row["variant"] for row in again[len(rows) :]] == ["saliency: sensitivity ratio"]
+    assert "sensitivity ratio: score" in capsys.readouterr().err
+    with pytest.raises(AssertionError):
+        table(tmp_path, only, "training.learning_rate=0.01")
+
+
+def test_the_table_pairs_cells_of_one_seed():
+    metrics = {"acc_forget": 1.0, "acc_retain": 2.0, "acc_test": 3.0, "mia": 4.0}
+
+    def row(variant, seed, gap):
+        return {"variant": variant, "seed": seed, "draw": 0, "avg_gap": gap, "score": gap, "metrics": metrics}
+
+    rows = [row("base", 0, 1.0), row("base", 1, 5.0), row("other", 0, 3.0), row("other", 1, 7.0), row("bad", 0, None)]
+    lines = variants.table_of(rows).splitlines()
+    assert lines[3] == "| other | 1.0 ± 0.0 | 2.0 ± 0.0 | 3.0 ± 0.0 | 4.0 ± 0.0 | 5.0 ± 2.8 | 2.0 ± 0.0 | 5.0 ± 2.8 |"
+    assert lines[4].startswith("| bad (1 of 1 diverged) | -")
+
+
+def test_only_retained_examples_are_taught():
+    params, model_state = tiny.start()
+    network = TrainedNetwork(params, model_state, None)
+    data = variants.with_teacher(tiny.model(), network, tiny.data())
+    loss_fn = variants.DistillationLoss(tiny.model(), 0.5)
+    other = jax.tree.map(lambda leaf: leaf * 1.5, params)
+    for part, weight in ((data.forget, 0.0), (data.retain, 0.5)):
+        loss, _ = loss_fn(other, model_state, part, train=False, key=None)
+        logits, _ = tiny.model().apply(other, model_state, part["image"], train=False)
+        teacher, _ = tiny.model().apply(params, model_state, part["image"], train=False)
+        p, q = (np.asarray(jax.nn.log_softmax(values / 2), np.float64) for values in (teacher, logits))
+        distance = 4 * np.mean(np.sum(np.exp(p) * (p - q), axis=1))
+        expected = float(losses.cross_entropy(logits, part["label"])) + weight * distance
+        np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+def test_the_average_is_that_of_the_last_steps():
+    """Steps set the weight to 1, 2, 3, ...; the mean of those from step 3 on, counted from 0, is (4 + 5) / 2."""
+
+    def step(carry, batch):
+        del batch
+        return carry._replace(step=carry.step + 1, params=carry.params + 1), {}
+
+    def init(key, params, model_state, data):
+        del data
+        return Carry(jnp.zeros((), jnp.int32), key, params, model_state, (), ())
+
+    method = variants.averaged(Method(init, step, lambda key, data, epoch: []), 3)
+    carry = method.begin_epoch(method.init(KEY, jnp.zeros(()), (), Data(None, None)), Data(None, None))
+    for _ in range(5):
+        carry, _ = method.step(carry, Batch())
+    assert float(method.finish(carry)[0]) == 4.5
+
+
+def test_the_end_is_retain_only_from_its_epoch_on():
+    method = variants.with_retain_only_end(tiny.method("scissorhands", augment=False), 1)
+    first, second = (list(method.batches(KEY, tiny.data(), epoch)) for epoch in (0, 1))
+    assert first[0].forget is not None
+    assert all(batch.forget is None for batch in second)
+    assert len(first) == len(second)
+
+
+def test_recalibrated_statistics_are_those_of_the_retain_set():
+    params, model_state = tiny.start()
+    far = jax.tree.map(lambda leaf: leaf + 100, model_state)
+    moved = variants.recalibrated(tiny.model(), params, far, tiny.data(), 4)
+    distance = [sum(float(jnp.abs(leaf).sum()) for leaf in jax.tree.leaves(state)) for state in (far, moved)]
+    assert distance[1] < distance[0]
