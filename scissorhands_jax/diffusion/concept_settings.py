@@ -4,8 +4,8 @@ The paper's section 4.3 says no more about the losses than Algorithm 1 does. The
 they stand there, with the loss that the network was trained with: L(theta; D) is the mean of
 (noise - predicted noise)^2 over the images of D with their prompts, at random timesteps. Weights are scored by
 |E[dL(D_f)/dw] * w|, the top fraction of all kernels is re-initialised, and the repair descends
-`L(D_r) - lambda L(D_f)`, projected so that no gradient step decreases L(D_f). Fraction, lambda, optimizer and epochs
-are not in the paper; they are those of the published code.
+`L(D_r) - lambda L(D_f)`, projected so that no gradient decreases the L(D_f) of its step to first order. Fraction,
+lambda, optimizer and epochs are not in the paper; they are those of the published code.
 
 The preset `released` is what the published code does, which is something else (see `PRESETS`).
 """

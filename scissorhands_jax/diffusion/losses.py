@@ -35,7 +35,7 @@ def concept_loss(model: Model, schedule: Schedule = SD_V1_SCHEDULE) -> StatefulL
     (e(x_t, t, context) - e(x_t, t, pseudo))^2, where the second prediction is held fixed, and timestep and noise are
     the same for both. The negative sign makes the loss grow, towards 0, as the concept turns into the other prompt.
     A repair that descends `L_r - lambda L_f` therefore draws the two together, which is what the published code of
-    Scissorhands does; with the projection, no step takes them apart.
+    Scissorhands does; with the projection, no gradient takes them apart to first order.
 
     Args:
       model: A network that takes a `Noisy` and returns the noise.

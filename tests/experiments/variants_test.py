@@ -1,4 +1,4 @@
-"""`python -m experiments.variants`: every variant runs, what is composed does what it says, cells are not made twice."""
+"""`python -m experiments.variants`: what is composed does what it says, and no cell is made twice."""
 
 import json
 

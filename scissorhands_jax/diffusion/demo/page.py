@@ -208,7 +208,8 @@ def _story(result: DigitsResult) -> list[str]:
         f"Then it was asked to forget the {digit}, by the method that classifiers use: the {percent} of its "
         f"attention's weights that matter most to the {digit} were re-initialised, and {unlearning.epochs} epochs "
         f"of repair minimised the noise loss on the other digits less {unlearning.forget_weight:g} times that on "
-        f"the {digit}, with gradients projected so that no step makes the loss on the {digit} better.",
+        f"the {digit}. Every gradient was projected so that, to first order, it does not lower the loss on the step's "
+        f"drawings of the {digit}; the step that Adam makes of it has another direction.",
     ]
     if any(row.network == PUBLISHED for row in result.rows):
         story.append(

@@ -23,7 +23,7 @@ class Variant(NamedTuple):
     trimmed: bool
     """Whether salient weights are re-initialised."""
     projected: bool
-    """Whether the projection keeps steps from improving the forget loss."""
+    """Whether gradients are projected so that, to first order, they do not lower the forget loss of their step."""
     replaced: bool = False
     """Whether the forget loss is that of the published code for Stable Diffusion, the distance to what is predicted for
     another digit, instead of the paper's, which is the noise loss."""
