@@ -94,7 +94,7 @@ class ProjectGradientState(NamedTuple):
 def project_gradient(
     num_constraints: int = 1, *, margin: float = 0.0, eps: float = 0.0
 ) -> optax.GradientTransformationExtraArgs:
-    """Returns a transformation that projects a gradient so that descent along it improves no constrained loss to first order.
+    """Returns a transformation that projects a gradient so that, to first order, no constrained loss improves along it.
 
     With constraint gradients c_k, here gradients of the forget loss, the result is `g - sum_k v_k c_k`, where v solves
     the dual of `min |g' - g|^2 / 2 subject to <g', c_k> <= 0`: equations 4 and 5 of the paper.
