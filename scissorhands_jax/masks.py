@@ -62,6 +62,30 @@ def top_k(scores: Scores, k: int | jax.Array, *, rank: Selection | None = None) 
     return _scatter(scores, _mark_largest(chosen, jnp.asarray(k, _counter(chosen))), rank)
 
 
+def bottom_fraction(scores: Scores, fraction: float, *, rank: Selection | None = None) -> Mask:
+    """Marks the smallest scores: exactly the given fraction of them.
+
+    Of n ranked scores, `round(fraction * n)` are marked, which may be none or all of a few. Of equal scores at the cut,
+    the last in tree order are marked, so that `top_k` marks the others.
+
+    Args:
+      scores: A pytree of non-negative floating point arrays.
+      fraction: The share of the ranked scores to mark, strictly between 0 and 1.
+      rank: The leaves whose scores are ranked; see `top_fraction`.
+
+    Returns:
+      A pytree of bools with the structure and shapes of `scores`.
+
+    Raises:
+      InputError: `fraction` is outside (0, 1), or no leaf is ranked.
+    """
+    check_fraction(fraction)
+    rank = trees.select(scores, None) if rank is None else rank
+    total = trees.count_weights(scores, rank)
+    largest = top_k(scores, total - round(fraction * total), rank=rank)
+    return restrict(jax.tree.map(jnp.logical_not, largest), rank)
+
+
 def kth_largest(scores: Scores, k: int | jax.Array, *, rank: Selection | None = None) -> jax.Array:
     """Returns the exact value of the k-th largest score, as a scalar of the widest type among the ranked leaves.
 

@@ -184,6 +184,28 @@ class TestTopFraction:
         np.testing.assert_array_equal(flat(mark(scores)), expected_mask(flat(scores), 6))
 
 
+class TestBottomFraction:
+    @hypothesis.given(score_trees(), st.floats(0.001, 0.999))
+    @hypothesis.settings(max_examples=50)
+    def test_the_smallest_by_a_stable_sort_of_which_equal_ones_come_last(self, scores, fraction):
+        mask = masks.bottom_fraction(scores, fraction)
+        largest = expected_mask(flat(scores), SIZE - round(fraction * SIZE))
+        np.testing.assert_array_equal(flat(mask), ~largest)
+
+    def test_only_ranked_leaves_are_marked_and_all_of_them_may_be(self):
+        scores, rank = {"a": jnp.arange(4.0), "b": jnp.zeros(3)}, {"a": True, "b": False}
+        marks = {
+            fraction: masks.bottom_fraction(scores, fraction, rank=rank)["a"].tolist() for fraction in (0.1, 0.5, 0.9)
+        }
+        assert marks == {0.1: [False] * 4, 0.5: [True, True, False, False], 0.9: [True] * 4}
+        assert not masks.bottom_fraction(scores, 0.9, rank=rank)["b"].any()
+
+    @pytest.mark.parametrize("fraction", [0.0, 1.0, float("nan")])
+    def test_a_fraction_that_cannot_be_used_is_refused(self, fraction):
+        with pytest.raises(InputError, match="fraction must lie strictly between 0 and 1"):
+            masks.bottom_fraction({"a": jnp.ones(3)}, fraction)
+
+
 class TestKeptFraction:
     @pytest.mark.parametrize("kept", [0.9, 0.5, 0.31])
     def test_marks_what_is_strictly_above_the_kth_smallest(self, kept):

@@ -12,11 +12,13 @@ from typing import Any
 from scissorhands_jax.methods.bad_teacher import BadTeacherSettings, bad_teacher
 from scissorhands_jax.methods.boundary_expand import BoundaryExpandSettings, boundary_expand
 from scissorhands_jax.methods.boundary_shrink import BoundaryShrinkSettings, boundary_shrink
+from scissorhands_jax.methods.ct import CtSettings, ct
 from scissorhands_jax.methods.finetune import FinetuneSettings, finetune
 from scissorhands_jax.methods.gradient_ascent import GradientAscentSettings, gradient_ascent
 from scissorhands_jax.methods.influence import InfluenceSettings, influence
 from scissorhands_jax.methods.l1_sparse import L1SparseSettings, l1_sparse
 from scissorhands_jax.methods.last_layers import CfKSettings, EuKSettings, cf_k, eu_k
+from scissorhands_jax.methods.msg import MsgSettings, msg
 from scissorhands_jax.methods.munba import MunbaSettings, munba
 from scissorhands_jax.methods.neggrad_plus import NegGradPlusSettings, neggrad_plus
 from scissorhands_jax.methods.retrain import RetrainSettings, retrain
@@ -25,6 +27,7 @@ from scissorhands_jax.methods.scissorhands import ScissorhandsSettings, scissorh
 from scissorhands_jax.methods.scrub import ScrubSettings, scrub
 from scissorhands_jax.methods.semantics import Semantics
 from scissorhands_jax.methods.settings import MethodSettings, TrainingSettings
+from scissorhands_jax.methods.sfron import SfronSettings, sfron
 from scissorhands_jax.methods.ssd import SsdSettings, ssd
 from scissorhands_jax.methods.trimming import trim_network
 
@@ -37,18 +40,21 @@ __all__ = [
     "boundary_expand",
     "boundary_shrink",
     "cf_k",
+    "ct",
     "describe",
     "eu_k",
     "finetune",
     "gradient_ascent",
     "influence",
     "l1_sparse",
+    "msg",
     "munba",
     "neggrad_plus",
     "retrain",
     "salun",
     "scissorhands",
     "scrub",
+    "sfron",
     "ssd",
     "trim_network",
 ]
@@ -70,6 +76,9 @@ METHODS: dict[str, type[MethodSettings]] = {
     "munba": MunbaSettings,
     "cf_k": CfKSettings,
     "eu_k": EuKSettings,
+    "msg": MsgSettings,
+    "ct": CtSettings,
+    "sfron": SfronSettings,
     "scissorhands": ScissorhandsSettings,
 }
 

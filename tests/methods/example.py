@@ -23,13 +23,16 @@ class Layer(NamedTuple):
 
 
 def original(seed=0, dtype=jnp.float32):
-    """Params as a list of a dict, a named tuple and a tuple; a state that moves, with a counter."""
+    """Params as a list of a dict, a named tuple and a tuple; a state that moves, with a counter.
+
+    The first kernel is that of a convolution whose one window is an image of 2 x 2 pixels, the four numbers of x.
+    """
     rng = np.random.default_rng(seed)
 
     def draw(*shape):
         return jnp.asarray(rng.normal(size=shape), dtype)
 
-    params = [{"hidden": Layer(draw(4, 6), draw(6))}, (draw(6, 3),)]
+    params = [{"hidden": Layer(draw(2, 2, 1, 6), draw(6))}, (draw(6, 3),)]
     return params, {"mean": jnp.zeros(4), "count": jnp.zeros((), jnp.int32)}
 
 
@@ -38,7 +41,7 @@ NAMES = ["0/hidden/kernel", "0/hidden/bias", "1/0"]
 
 def forward(params, x):
     (first, (head,)) = params
-    return jnp.tanh(x @ first["hidden"].kernel + first["hidden"].bias[None]) @ head
+    return jnp.tanh(x @ first["hidden"].kernel.reshape(4, 6) + first["hidden"].bias[None]) @ head
 
 
 def apply(params, model_state, x, *, train, key=None):
@@ -71,7 +74,7 @@ DATA = jax.tree.map(jnp.asarray, Data(examples(6, 1), examples(10, 2)))
 
 STEPPING = [name for name, settings in METHODS.items() if issubclass(settings, TrainingSettings)]
 AT_ONCE = [name for name in METHODS if name not in STEPPING]
-READS_LOGITS = {"scrub", "bad_teacher", "boundary_shrink", "boundary_expand"}  # All others take any loss.
+READS_LOGITS = {"scrub", "bad_teacher", "boundary_shrink", "boundary_expand", "sfron"}  # All others take any loss.
 
 
 def build(name, loss_fn=LOSS, model=MODEL, **changes):
@@ -80,6 +83,8 @@ def build(name, loss_fn=LOSS, model=MODEL, **changes):
         given["learning_rate"] = 0.05
     if name == "boundary_shrink":
         given["clip"] = False  # our images are no pixels
+    if name == "sfron":
+        given["forget_every"] = 2  # so that two steps of an epoch's three see the forget set, once all of it
     settings = dataclasses.replace(METHODS[name](), **given | changes)
     return settings.build(model, loss_fn, 3)
 

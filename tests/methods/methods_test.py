@@ -177,7 +177,9 @@ class TestContractWithoutSteps:
 
 
 # Those that read data when they begin.
-@pytest.mark.parametrize("name", ["bad_teacher", "boundary_expand", "boundary_shrink", "influence", "salun", "ssd"])
+@pytest.mark.parametrize(
+    "name", ["bad_teacher", "boundary_expand", "boundary_shrink", "influence", "msg", "salun", "sfron", "ssd"]
+)
 def test_data_that_lie_with_a_layout_give_the_same_network(name):
     arguments = build(name), KEY, *original(), DATA
     divided, whole = run(*arguments, num_epochs=1, layout=make_layout()), run(*arguments, num_epochs=1)
@@ -186,7 +188,7 @@ def test_data_that_lie_with_a_layout_give_the_same_network(name):
 
 
 # One of each skeleton; `training_test.py` has Scissorhands and fine-tuning, at every step.
-@pytest.mark.parametrize("name", ["retrain", "gradient_ascent", "l1_sparse", "salun", "scrub"])
+@pytest.mark.parametrize("name", ["retrain", "gradient_ascent", "l1_sparse", "salun", "scrub", "sfron"])
 def test_steps_compile_once_per_kind_and_a_stopped_run_ends_bit_equal(name, tmp_path):
     epoch = contract_epoch(name)
     arguments = epoch.method, KEY, *original(), DATA
@@ -211,7 +213,7 @@ def test_steps_compile_once_per_kind_and_a_stopped_run_ends_bit_equal(name, tmp_
 
 @pytest.mark.parametrize("name", [name for name in METHODS if hasattr(METHODS[name](), "milestones")])
 def test_every_method_with_a_learning_rate_follows_its_milestones(name):
-    method = build(name, milestones=(1,), gamma=0.1)
+    method = build(name, schedule="drops", milestones=(1,), gamma=0.1)
     state = method.init(KEY, *original(), DATA).opt_state
     steps = len(list(method.batches(KEY, DATA, 0)))
     rates = [rate_of(optax.tree_utils.tree_set(state, count=step)) for step in (0, steps - 1, steps, 10 * steps)]

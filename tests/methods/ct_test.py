@@ -1,0 +1,129 @@
+"""CT: the transposition against its definition and a symmetry of convolutions, and the fine-tuning by hand."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scissorhands_jax import data as data_lib
+from scissorhands_jax.base import lift
+from scissorhands_jax.errors import InputError
+from scissorhands_jax.methods import ct, finetune
+from scissorhands_jax.methods.ct import transpose_kernels
+from scissorhands_jax.optimizers import sgd
+from tests import tiny
+from tests.comparison import same_bits
+from tests.methods import by_hand, memorised
+from tests.methods.example import DATA, KEY, LOSS, PLAIN_SGD, original, plain_loss
+
+
+def network(*shape):
+    """A kernel among arrays that are none."""
+    kernel = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    return {"conv": {"kernel": jnp.asarray(kernel), "bias": jnp.arange(3.0)}, "fc": jnp.ones((2, 2))}
+
+
+def test_height_and_width_of_every_kernel_change_places_and_nothing_else_changes():
+    before = network(3, 3, 2, 4)
+    after = transpose_kernels(before)
+    for i, j in np.ndindex(3, 3):
+        np.testing.assert_array_equal(after["conv"]["kernel"][i, j], before["conv"]["kernel"][j, i])
+    assert not same_bits(after, before)
+    assert after["fc"] is before["fc"]
+    assert after["conv"]["bias"] is before["conv"]["bias"]
+    assert same_bits(transpose_kernels(after), before)
+
+
+def test_a_transposed_network_sees_in_transposed_images_what_the_original_sees_in_images():
+    first, second = (network(3, 3, *channels)["conv"] for channels in ((2, 4), (4, 5)))
+    images = jnp.asarray(tiny.examples(5)["image"])
+
+    def features(params, images):
+        for layer in params:
+            images = jax.lax.conv_general_dilated(
+                images, layer["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+            images = jnp.tanh(images)
+        return images
+
+    before = features([first, second], images)
+    after = features(transpose_kernels([first, second]), images.swapaxes(1, 2)).swapaxes(1, 2)
+    np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-5)
+    assert abs(features(transpose_kernels([first, second]), images) - before).max() > 0.5
+
+
+def test_equinox_keeps_height_and_width_last():
+    layer = eqx.nn.Conv2d(2, 5, 3, key=KEY)
+    params = eqx.filter(layer, eqx.is_array)
+    after = transpose_kernels(params, spatial_axes=(2, 3))
+    np.testing.assert_array_equal(after.weight, params.weight.swapaxes(2, 3))
+    with pytest.raises(InputError, match=r"the axes \(0, 1\) of weight, which has the shape \(5, 2, 3, 3\), .* differ"):
+        transpose_kernels(params)
+
+
+def test_kernels_can_be_chosen():
+    params = {"a": network(3, 3, 1, 1), "b": network(3, 3, 1, 1), "c": network(1, 3, 1, 1)}
+    after = transpose_kernels(params, "a|b/fc")
+    assert same_bits(after["b"], params["b"])
+    assert not same_bits(after["a"], params["a"])
+
+
+def test_the_fine_tuning_is_that_of_float64_by_hand():
+    def rate(update):
+        return 0.4 / (1 + update)
+
+    method = ct(lift(plain_loss), sgd(rate, momentum=0.9, weight_decay=0.1), batch_size=4)
+    carry = method.init(KEY, original()[0], (), DATA)
+    weights = by_hand.read(original()[0])
+    weights[0] = weights[0].reshape(2, 2, 6).transpose(1, 0, 2).reshape(4, 6)
+    optimizer, count, step = by_hand.Sgd(0.9, 0.1), 0, jax.jit(method.step)
+    for epoch in range(2):
+        for positions in method.batches(KEY, DATA, epoch):
+            batch = data_lib.gather(DATA, positions)
+            carry, _ = step(carry, batch)
+            weights = optimizer.update(weights, by_hand.gradient(weights, batch.retain), rate(count))
+            count += 1
+    assert count == 6
+    np.testing.assert_allclose(by_hand.flat(carry.params), by_hand.flat(weights), rtol=1e-4, atol=1e-5)
+
+
+def test_it_starts_with_the_state_of_the_original_and_retain_batches_move_it():
+    method = ct(LOSS, PLAIN_SGD, batch_size=4)
+    carry = method.init(KEY, *original(), DATA)
+    assert same_bits(carry.model_state, original()[1])
+    batch = data_lib.gather(DATA, next(iter(method.batches(KEY, DATA, 0))))
+    assert batch.forget is None
+    assert int(method.step(carry, batch)[0].model_state["count"]) == 1
+
+
+def test_it_forgets_what_was_learned_by_heart_and_fine_tuning_does_not():
+    optimizer = sgd(0.05)
+    before = memorised.measured(*memorised.original())
+    tuned = memorised.outcome(finetune(memorised.LOSS, optimizer, batch_size=40), 5)
+    after = memorised.outcome(ct(memorised.LOSS, optimizer, batch_size=40), 5)
+    assert min(before.acc_forget, tuned.acc_forget) > 0.7
+    assert after.acc_forget < 0.2
+    assert after.loss_forget > 5 * max(before.loss_forget, tuned.loss_forget)
+    assert after.acc_retain > 0.9
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernels", "message"),
+    [
+        ((4, 3), None, "arrays with four axes, and this network has none; choose another method, such as msg"),
+        ((3, 3, 1, 1), "fc", "arrays with four axes, and kernels = 'fc' selects none; choose"),
+        ((3, 3, 1, 1), "head", "matches none of the 3 parameter arrays"),
+        ((3, 1, 2, 2), None, r"of conv/kernel, which has the shape \(3, 1, 2, 2\), where they differ in length; name"),
+        ((1, 1, 2, 2), None, "every kernel that ct is to transpose is 1 x 1, which changes nothing; name larger ones"),
+    ],
+)
+def test_what_cannot_be_transposed_is_refused(shape, kernels, message):
+    method = ct(lift(plain_loss), PLAIN_SGD, kernels=kernels)
+    with pytest.raises(InputError, match=message):
+        method.init(KEY, network(*shape), (), DATA)
+
+
+def test_a_batch_size_below_one_is_refused():
+    with pytest.raises(InputError, match="batch_size must be at least 1, got 0"):
+        ct(LOSS, PLAIN_SGD, batch_size=0)

@@ -1,0 +1,195 @@
+"""MSG: which weights are drawn again, the fine-tuning in float64 by hand, and what moves the network's state."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scissorhands_jax import data as data_lib
+from scissorhands_jax.base import Data, lift
+from scissorhands_jax.errors import InputError
+from scissorhands_jax.methods import finetune, msg
+from scissorhands_jax.methods.msg import smallest_in_each
+from scissorhands_jax.optimizers import sgd
+from tests.comparison import same_bits
+from tests.methods import by_hand, memorised
+from tests.methods.example import KEY, LOSS, PLAIN_SGD, examples, original, plain_loss
+
+TWINS = jax.tree.map(jnp.asarray, Data(examples(9, 1), examples(9, 2)))  # The subset is all of the retain set.
+
+
+def difference(data=TWINS):
+    """|g| of every weight in float64: the sum over the retain set minus that over the forget set."""
+    weights = by_hand.read(original()[0])
+    sums = [by_hand.gradient(weights, part, np.ones(len(part["label"]))) for part in data]
+    return [np.abs(retain - forget) for forget, retain in zip(*sums, strict=True)]
+
+
+def begun(data=TWINS, loss_fn=None, start=None, key=KEY, **options):
+    method = msg(loss_fn or lift(plain_loss), PLAIN_SGD, **{"batch_size": 4} | options)
+    params, state = (original()[0], ()) if start is None else start
+    return method.init(key, params, state, data)
+
+
+def marked(carry):
+    return [np.flatnonzero(leaf).tolist() for leaf in jax.tree.leaves(carry.aux)]
+
+
+def smallest(scores, fraction):
+    return sorted(np.argsort(np.ravel(scores))[: round(fraction * np.size(scores))].tolist())
+
+
+@pytest.mark.parametrize("fraction", [0.3, 0.7])
+def test_the_smallest_differences_of_each_kernel_are_drawn_and_nothing_else(fraction):
+    kernel, _, head = difference()
+    # Convolutions alone where there is one; with a pattern also other arrays, each ranked by itself.
+    assert marked(begun(fraction=fraction)) == [smallest(kernel, fraction), [], []]
+    carry = begun(fraction=fraction, kernels="0/hidden|1")
+    assert marked(carry) == [smallest(kernel, fraction), [], smallest(head, fraction)]
+    for mask, before, after in zip(*map(jax.tree.leaves, (carry.aux, original()[0], carry.params)), strict=True):
+        np.testing.assert_array_equal(np.asarray(before) == np.asarray(after), ~np.asarray(mask))
+
+
+def test_without_convolutions_all_arrays_with_two_axes_are_kernels():
+    params = {"fc": jnp.ones((4, 3)), "bias": jnp.zeros(3)}
+
+    def loss_fn(params, batch):
+        return jnp.mean(jnp.square(batch["image"] @ params["fc"] + params["bias"][None]))
+
+    carry = msg(lift(loss_fn), PLAIN_SGD, fraction=0.25).init(KEY, params, (), TWINS)
+    assert [int(leaf.sum()) for leaf in jax.tree.leaves(carry.aux)] == [0, 3]
+
+
+def test_the_retain_examples_are_a_random_subset_of_the_size_of_the_forget_set():
+    data = jax.tree.map(jnp.asarray, Data(examples(4, 1), examples(30, 2)))
+    seen = []
+
+    def loss_fn(params, batch):
+        jax.debug.callback(lambda images: seen.append(np.asarray(images)), batch["image"])
+        return plain_loss(params, batch)
+
+    for key in (KEY, jax.random.key(3)):
+        begun(data, lift(loss_fn), key=key, batch_size=3)
+    jax.effects_barrier()
+    assert [len(images) for images in seen] == [3, 1, 3, 1] * 2
+    rows = [{tuple(row) for row in np.concatenate(seen[i : i + 2])} for i in range(0, 8, 2)]
+    retain, forget = ({tuple(row) for row in np.asarray(part["image"])} for part in (data.retain, data.forget))
+    assert rows[1] == rows[3] == forget
+    assert [len(rows[i]) for i in (0, 2)] == [4, 4]
+    assert rows[0] != rows[2]
+    assert rows[0] | rows[2] <= retain
+
+
+def test_the_draws_are_kaiming_normal_over_the_fan_out():
+    # 3 x 3 x 50 outputs: a deviation of sqrt(2 / 450) = 0.0667, whatever the 40 inputs.
+    params = {"conv": {"kernel": jnp.full((3, 3, 40, 50), 9.0)}}
+    carry = msg(lift(lambda p, x: jnp.sum(jnp.mean(x) * p["conv"]["kernel"])), PLAIN_SGD, fraction=0.5).init(
+        KEY, params, (), Data(jnp.ones((4, 1)), jnp.zeros((4, 1)))
+    )
+    drawn = np.asarray(carry.params["conv"]["kernel"])
+    drawn = drawn[drawn != 9]
+    assert drawn.size == 9000
+    assert abs(drawn.mean()) < 4 * 0.0667 / np.sqrt(drawn.size)
+    assert drawn.std() == pytest.approx(np.sqrt(2 / 450), rel=4 / np.sqrt(2 * drawn.size))
+    # Normal, not truncated: 0.27 % lie beyond three deviations.
+    assert 5 < (abs(drawn) > 0.2).sum() < 55
+
+
+@pytest.mark.parametrize(("size", "expected"), [(1, 0), (2, 1), (5, 2), (10, 3)])
+def test_a_small_leaf_has_a_rounded_number_of_marks(size, expected):
+    mask = smallest_in_each({"w": jnp.arange(1.0, size + 1)}, 0.3, {"w": True})
+    assert np.asarray(mask["w"]).tolist() == [True] * expected + [False] * (size - expected)
+
+
+def test_all_of_a_small_leaf_can_be_marked_and_nothing_where_it_is_not_selected():
+    scores = {"w": jnp.arange(3.0), "v": jnp.zeros((2, 2))}
+    mask = smallest_in_each(scores, 0.9, {"w": True, "v": False})
+    assert np.asarray(mask["w"]).tolist() == [True, True, True]
+    assert not np.asarray(mask["v"]).any()
+
+
+@pytest.mark.parametrize("kept_scale", [0.1, 0.0, 1.0])
+def test_the_fine_tuning_is_that_of_float64_by_hand(kept_scale):
+    def rate(update):
+        return 0.5 * (1 - update / 10)
+
+    method = msg(lift(plain_loss), sgd(rate, momentum=0.9, weight_decay=0.1), batch_size=4, kept_scale=kept_scale)
+    carry = method.init(KEY, original()[0], (), TWINS)
+    weights = by_hand.read(carry.params)
+    drawn = np.asarray(carry.aux[0]["hidden"].kernel).reshape(4, 6)
+    optimizer, count, step = by_hand.Sgd(0.9, 0.1), 0, jax.jit(method.step)
+    for epoch in range(2):
+        for positions in method.batches(KEY, TWINS, epoch):
+            batch = data_lib.gather(TWINS, positions)
+            carry, _ = step(carry, batch)
+            kernel, bias, head = by_hand.gradient(weights, batch.retain)
+            weights = optimizer.update(weights, [np.where(drawn, 1, kept_scale) * kernel, bias, head], rate(count))
+            count += 1
+    assert count == 6
+    np.testing.assert_allclose(by_hand.flat(carry.params), by_hand.flat(weights), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("mode", "moved"), [("paper", 0), ("authors", 6)])
+def test_gradients_are_taken_in_evaluation_mode_unless_as_published(mode, moved):
+    carry = begun(loss_fn=LOSS, start=original(), mode=mode)
+    # Three passes over batches of each set.
+    assert int(carry.model_state["count"]) == moved
+    assert same_bits(carry.model_state, original()[1]) == (mode == "paper")
+
+
+def test_as_published_every_batch_counts_the_same():
+    # Without state or noise only the weights of the batches, of 4, 4 and 1 examples, tell both modes apart.
+    paper, authors = (begun(mode=mode, kernels="1", fraction=0.5) for mode in ("paper", "authors"))
+    assert marked(paper) != marked(authors)
+    single = [marked(begun(mode=mode, kernels="1", fraction=0.5, batch_size=9)) for mode in ("paper", "authors")]
+    assert single[0] == single[1] == marked(paper)
+
+
+def test_a_step_moves_the_state_by_its_retain_batch():
+    method = msg(LOSS, PLAIN_SGD, batch_size=4)
+    carry = method.init(KEY, *original(), TWINS)
+    batch = data_lib.gather(TWINS, next(iter(method.batches(KEY, TWINS, 0))))
+    assert batch.forget is None
+    after, _ = method.step(carry, batch)
+    assert int(after.model_state["count"]) == 1
+
+
+def test_it_forgets_what_was_learned_by_heart_and_fine_tuning_does_not():
+    optimizer = sgd(0.05)
+    before = memorised.measured(*memorised.original())
+    tuned = memorised.outcome(finetune(memorised.LOSS, optimizer, batch_size=40), 5)
+    after = memorised.outcome(msg(memorised.LOSS, optimizer, batch_size=40), 5)
+    assert min(before.acc_forget, tuned.acc_forget) > 0.7
+    assert after.acc_forget < 0.4
+    assert after.loss_forget > 3 * max(before.loss_forget, tuned.loss_forget)
+    assert after.acc_retain > 0.95
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fraction": 1.0}, "fraction must lie strictly between 0 and 1, got 1.0"),
+        ({"kept_scale": -0.1}, "kept_scale must not be negative, got -0.1"),
+        ({"mode": "both"}, "mode is 'both'; choose one of paper, authors"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        msg(LOSS, PLAIN_SGD, **options)
+
+
+def test_patterns_without_a_kernel_and_gradients_that_are_not_finite_are_refused():
+    with pytest.raises(InputError, match="kernels = '0/hidden/bias' selects only arrays with fewer than two axes"):
+        begun(kernels="0/hidden/bias")
+    with pytest.raises(InputError, match="matches none of the 3 parameter arrays"):
+        begun(kernels="conv")
+    params = jax.tree.map(lambda leaf: leaf.at[(0,) * leaf.ndim].set(jnp.nan), original()[0])
+    with pytest.raises(InputError, match=r"saliency of .* is not finite"):
+        begun(start=(params, ()))
+
+
+def test_another_initializer_can_be_given():
+    carry = begun(initializer=lambda key, shape, dtype: jnp.full(shape, 7, dtype))
+    kernel, mask = carry.params[0]["hidden"].kernel, carry.aux[0]["hidden"].kernel
+    assert np.asarray(kernel)[np.asarray(mask)].tolist() == [7] * 7
