@@ -146,7 +146,8 @@ def test_two_losses_in_as_many_parts_are_equal():
 
 # The others differ from these in nothing that touches microbatches.
 @pytest.mark.parametrize(
-    "name", ["scissorhands", "salun", "scrub", "bad_teacher", "boundary_shrink", "boundary_expand", "sfron"]
+    "name",
+    ["scissorhands", "salun", "scrub", "bad_teacher", "boundary_shrink", "boundary_expand", "sfron", "orthograd"],
 )
 def test_a_step_of_a_method_is_that_of_the_whole_batch(name):
     model, params, state = network(Dense)

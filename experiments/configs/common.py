@@ -24,9 +24,14 @@ def every_method(*, upper: str, **changes: Mapping[str, Any]) -> Settings:
       upper: the layers that Scissorhands trims and projects and that CF-k and EU-k train (`trees.select`).
       **changes: by method, settings other than the defaults, which are the authors' for CIFAR-10.
     """
-    layers = {"scissorhands": {"trim": upper}, "cf_k": {"layers": upper}, "eu_k": {"layers": upper}}
+    own = {
+        "scissorhands": {"trim": upper},
+        "cf_k": {"layers": upper},
+        "eu_k": {"layers": upper},
+        "amun": {"uses_retain": True},
+    }
     methods = {
-        name: kind(**{**layers.get(name, {}), **changes.get(name, {})})
+        name: kind(**{**own.get(name, {}), **changes.get(name, {})})
         for name, kind in METHODS.items()
         if name != "retrain"
     }

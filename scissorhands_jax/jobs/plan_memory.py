@@ -126,7 +126,7 @@ def memory_of(
 
 def gradient_bytes(config: RunConfig, params: PyTree) -> int:
     """Bytes of the gradients that a step holds at the same time, as its method says."""
-    return len(config.method.gradients) * trees.nbytes(params)
+    return config.method.num_gradients * trees.nbytes(params)
 
 
 def refuse_too_large(model: Model, *, config: RunConfig, devices: int, limit: int) -> None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from scissorhands_jax.methods.amun import AmunSettings, amun
 from scissorhands_jax.methods.bad_teacher import BadTeacherSettings, bad_teacher
 from scissorhands_jax.methods.boundary_expand import BoundaryExpandSettings, boundary_expand
 from scissorhands_jax.methods.boundary_shrink import BoundaryShrinkSettings, boundary_shrink
 from scissorhands_jax.methods.ct import CtSettings, ct
+from scissorhands_jax.methods.delete import DeleteSettings, delete
 from scissorhands_jax.methods.finetune import FinetuneSettings, finetune
 from scissorhands_jax.methods.gradient_ascent import GradientAscentSettings, gradient_ascent
 from scissorhands_jax.methods.influence import InfluenceSettings, influence
@@ -21,6 +23,7 @@ from scissorhands_jax.methods.last_layers import CfKSettings, EuKSettings, cf_k,
 from scissorhands_jax.methods.msg import MsgSettings, msg
 from scissorhands_jax.methods.munba import MunbaSettings, munba
 from scissorhands_jax.methods.neggrad_plus import NegGradPlusSettings, neggrad_plus
+from scissorhands_jax.methods.orthograd import OrthogradSettings, orthograd
 from scissorhands_jax.methods.retrain import RetrainSettings, retrain
 from scissorhands_jax.methods.salun import RandomLabelSettings, SalunSettings, salun
 from scissorhands_jax.methods.scissorhands import ScissorhandsSettings, scissorhands
@@ -36,11 +39,13 @@ __all__ = [
     "MethodSettings",
     "Semantics",
     "TrainingSettings",
+    "amun",
     "bad_teacher",
     "boundary_expand",
     "boundary_shrink",
     "cf_k",
     "ct",
+    "delete",
     "describe",
     "eu_k",
     "finetune",
@@ -50,6 +55,7 @@ __all__ = [
     "msg",
     "munba",
     "neggrad_plus",
+    "orthograd",
     "retrain",
     "salun",
     "scissorhands",
@@ -74,6 +80,9 @@ METHODS: dict[str, type[MethodSettings]] = {
     "bad_teacher": BadTeacherSettings,
     "ssd": SsdSettings,
     "munba": MunbaSettings,
+    "orthograd": OrthogradSettings,
+    "delete": DeleteSettings,
+    "amun": AmunSettings,
     "cf_k": CfKSettings,
     "eu_k": EuKSettings,
     "msg": MsgSettings,

@@ -215,19 +215,23 @@ def paired_batches(options: PairedOptions) -> Batches:
     return batches
 
 
-def mixed_batches(batch_size: int) -> Batches:
+def mixed_batches(batch_size: int, *, copies: int = 1) -> Batches:
     """One pass over both sets together; every batch holds forget and retain examples in the proportion of the sets.
 
     A shuffled mixture would hold a different number of each in every batch, and each number would need a compilation.
+
+    Args:
+      batch_size: The number of examples that a step sees.
+      copies: How many of these each forget example stands for, as where the step adds examples made from it.
     """
     data_lib.check_batch_size(batch_size)
 
     def batches(key: Key, data: Data, epoch: int) -> Iterable[Batch]:
         forget_size, retain_size = data_lib.size(data.forget), data_lib.size(data.retain)
-        share = forget_size / (forget_size + retain_size)
-        of_forget = min(max(1, round(share * batch_size)), max(1, batch_size - 1))
+        share = forget_size / (copies * forget_size + retain_size)
+        of_forget = min(max(1, round(share * batch_size)), max(1, (batch_size - 1) // copies))
         retain_key, forget_key = jax.random.split(jax.random.fold_in(key, epoch))
-        retain = data_lib.shuffled_batches(retain_key, retain_size, max(1, batch_size - of_forget))
+        retain = data_lib.shuffled_batches(retain_key, retain_size, max(1, batch_size - copies * of_forget))
         forget = data_lib.cycled_batches(forget_key, forget_size, of_forget)
         return (Batch(f, r) for r, f in zip(retain, forget, strict=False))
 

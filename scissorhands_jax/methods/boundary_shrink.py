@@ -68,13 +68,12 @@ def boundary_shrink(
     check_choice("mode", mode, typing.get_args(Mode))
     if not step_size >= 0:
         raise InputError(f"step_size must not be negative, got {step_size}")
-    if clip is not None and not clip[0] < clip[1]:
-        raise InputError(f"clip must be a range such as (0.0, 1.0), got {clip}")
+    check_clip(clip)
 
     def aux(key: Key, params: Params, model_state: ModelState, data: Data) -> tuple[Params, ModelState]:
         del key
         if clip is not None and mode == "paper":
-            _check_range(data.forget["image"], clip)
+            check_range(data.forget["image"], clip)
         return trees.copy((params, model_state))
 
     def objective(params, carry, batch, key):
@@ -150,7 +149,26 @@ def boundary_labels(
     return jnp.argmax(logits, axis=-1).astype(labels.dtype)
 
 
-def _check_range(images: jax.Array, clip: PixelRange) -> None:
+def check_clip(clip: PixelRange | None) -> None:
+    """Refuses a range of images whose lower end is not below its upper one.
+
+    Raises:
+      InputError: It is such a range.
+    """
+    if clip is not None and not clip[0] < clip[1]:
+        raise InputError(f"clip must be a range such as (0.0, 1.0), got {clip}")
+
+
+def check_range(images: jax.Array, clip: PixelRange) -> None:
+    """Refuses forget images that reach outside a range.
+
+    Args:
+      images: shape=(N, ...), floating point or uint8.
+      clip: The range, in units of the images as floats.
+
+    Raises:
+      InputError: They do.
+    """
     values = np.asarray(images)
     low, high = map(float, as_float(jnp.stack([values.min(), values.max()])))
     if not clip[0] <= low <= high <= clip[1]:

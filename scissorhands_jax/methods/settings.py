@@ -18,7 +18,7 @@ import optax
 
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import losses, microbatches, models, optimizers
-from scissorhands_jax.base import Carry, Data, Key, Method, Model, ModelState, Params, StatefulLossFn
+from scissorhands_jax.base import Batch, Carry, Data, Key, Method, Model, ModelState, Params, StatefulLossFn
 from scissorhands_jax.errors import InputError, check_choice
 
 Mode = Literal["paper", "authors"]
@@ -48,7 +48,7 @@ class MethodSettings:
 
     gradients: ClassVar[tuple[Gradient, ...]] = ("both",)
     """The gradients, each as large as the network, that a step holds at the same time; of a method without steps, those
-    that its beginning holds."""
+    that its beginning holds. Gradients of single examples are in `num_gradients`."""
     search_ranges: ClassVar[Mapping[str, Range | Choices]] = {}
     """The settings that `jobs.search` tunes: a number with the range in which it is searched on a logarithmic scale, a
     name with the names among which it is chosen."""
@@ -65,6 +65,11 @@ class MethodSettings:
           InputError: A setting is out of its range.
         """
         raise TypeError(f"{type(self).__name__} does not say how its method is built")
+
+    @property
+    def num_gradients(self) -> int:
+        """How many gradients, each as large as the network, a step holds at the same time."""
+        return len(self.gradients)
 
     def changed(self, **changes: Any) -> Self:
         """A copy with other values; how `config.override` changes settings."""
@@ -186,11 +191,19 @@ class TrainingSettings(MicrobatchOptions, MethodSettings):
 
         return method._replace(init=init)
 
+    def batch_sizes(self, batch: Batch) -> list[int]:
+        """The numbers of examples in the batches that a step computes, each of which is divided into microbatches.
+
+        Args:
+          batch: The positions that the step is given.
+        """
+        sizes = [data_lib.size(part) for part in batch]
+        return [sum(sizes)] if self.mixed else sizes
+
     def _checked(self, method: Method):
         def init(key: Key, params: Params, model_state: ModelState, data: Data) -> Carry:
             for batch in method.batches(jax.random.key(0), data, 0):
-                sizes = [data_lib.size(part) for part in batch]
-                microbatches.check_microbatches([sum(sizes)] if self.mixed else sizes, self.microbatches)
+                microbatches.check_microbatches(self.batch_sizes(batch), self.microbatches)
             return method.init(key, params, model_state, data)
 
         return init

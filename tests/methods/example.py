@@ -74,14 +74,16 @@ DATA = jax.tree.map(jnp.asarray, Data(examples(6, 1), examples(10, 2)))
 
 STEPPING = [name for name, settings in METHODS.items() if issubclass(settings, TrainingSettings)]
 AT_ONCE = [name for name in METHODS if name not in STEPPING]
-READS_LOGITS = {"scrub", "bad_teacher", "boundary_shrink", "boundary_expand", "sfron"}  # All others take any loss.
+# All others take any loss.
+READS_LOGITS = {"scrub", "bad_teacher", "boundary_shrink", "boundary_expand", "sfron", "amun", "delete"}
+IN_EVALUATION_MODE = {"orthograd"}  # Their steps move no statistics and draw nothing.
 
 
 def build(name, loss_fn=LOSS, model=MODEL, **changes):
     given = {"epochs": 2, "batch_size": 4}
     if name in STEPPING:
         given["learning_rate"] = 0.05
-    if name == "boundary_shrink":
+    if name in ("boundary_shrink", "amun"):
         given["clip"] = False  # our images are no pixels
     if name == "sfron":
         given["forget_every"] = 2  # so that two steps of an epoch's three see the forget set, once all of it

@@ -42,7 +42,7 @@ def test_the_factory_has_the_settings_of_its_method_as_documented_arguments(name
 def test_a_method_says_which_gradients_its_steps_hold(name):
     gradients = METHODS[name].gradients
     assert set(gradients) <= {"forget", "retain", "both", "either"}
-    assert len(gradients) == (2 if name in ("scissorhands", "munba") else 1)
+    assert len(gradients) == (2 if name in ("scissorhands", "munba", "orthograd") else 1)
 
 
 def test_the_rate_drops_before_the_first_step_of_each_milestone():
