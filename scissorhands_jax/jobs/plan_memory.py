@@ -81,7 +81,7 @@ class RunMemory:
 
 
 def memory_of(
-    run: PlannedRun, carry: Carry, programs: Mapping[StepKind, Program], *, process: int, limit: int
+    run: PlannedRun, carry: Carry, programs: Mapping[StepKind, Program], *, held: int, process: int, limit: int
 ) -> RunMemory:
     """Adds up what a run holds.
 
@@ -89,6 +89,7 @@ def memory_of(
       run: The run.
       carry: What a step takes.
       programs: The program of each kind of step.
+      held: Bytes of what the method holds in addition to the network.
       process: Bytes of the process around the arrays (`process_bytes`).
       limit: Bytes that each device has.
     """
@@ -113,7 +114,7 @@ def memory_of(
         "params and model state": trees.nbytes((carry.params, carry.model_state)),
         GRADIENTS: min(gradients, steps),
         "optimizer state": trees.nbytes(carry.opt_state),
-        "what the method holds": trees.nbytes(carry.aux),
+        "what the method holds": held,
         TEMPORARIES: max(0, steps - gradients),
         "data on the device": data + max(batches, default=0),
         "program": sum(program.code for program in programs.values()),

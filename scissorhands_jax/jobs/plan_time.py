@@ -7,7 +7,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,8 +47,17 @@ def time_evaluation(run: PlannedRun, params: Params, model_state: ModelState) ->
     return batches * per_batch + seconds_of(lambda: attacks.paper_mia(*shown, seed=0))
 
 
-def time_beginning(run: PlannedRun, params: Params, model_state: ModelState) -> tuple[float, float, Carry]:
-    """Seconds of the method's `init` and of each `begin_epoch`, without compilation, and the carry that they make."""
+class Beginning(NamedTuple):
+    """How a run begins."""
+
+    seconds: float  # of the method's `init` on all data, without compilation
+    per_epoch: float  # seconds of each `begin_epoch`
+    held: int  # bytes of what the method then holds in addition to the network, for all data
+    carry: Carry  # what both make from the first batch
+
+
+def time_beginning(run: PlannedRun, params: Params, model_state: ModelState) -> Beginning:
+    """Begins a method on parts of its data, and scales time and memory up to all of them."""
     key = jax.random.key(run.job.config.seed)
 
     def begin(batches: int) -> Carry:
@@ -60,14 +69,17 @@ def time_beginning(run: PlannedRun, params: Params, model_state: ModelState) -> 
     whole, batch = (data_lib.size(getattr(data, part)) for data in (run.job.data, run.first_batches(1)))
     all_batches = whole / max(1, batch)
     carry = begin(1)
-    beginning = seconds_of(lambda: begin(1))
+    beginning, held = seconds_of(lambda: begin(1)), trees.nbytes(carry.aux)
     if all_batches > 1:
-        more = seconds_of(lambda: begin(3)) - beginning
-        beginning += (all_batches - 1) * max(0.0, more) / (min(3, all_batches) - 1)
+        larger: list[Carry] = []
+        more = seconds_of(lambda: larger.append(begin(3))) - beginning
+        per_batch = (all_batches - 1) / (min(3, all_batches) - 1)
+        beginning += per_batch * max(0.0, more)
+        held += round(per_batch * (trees.nbytes(larger[0].aux) - held))
     data = jax.tree.map(jnp.asarray, run.first_batches(1))
     carry = run.method.begin_epoch(carry, data)
     per_epoch = seconds_of(lambda: jax.block_until_ready(run.method.begin_epoch(carry, data)))
-    return beginning, per_epoch, trees.copy(carry)
+    return Beginning(beginning, per_epoch, held, trees.copy(carry))
 
 
 def time_steps(

@@ -105,7 +105,8 @@ def _predict(job: Job, devices: int, limit: int, times: dict[str, float], progre
     note(note="evaluates some images")
     evaluation = plan_time.time_evaluation(run, params, model_state)
     note(note="begins the method")
-    beginning, per_epoch, carry = plan_time.time_beginning(run, params, model_state)
+    beginning = plan_time.time_beginning(run, params, model_state)
+    carry = beginning.carry
     note(note="compiles the steps")
     programs = {
         kind: compile_steps(run, run.method, carry, kind.divided(devices), steps=-(-count // run.settings.epochs))
@@ -118,12 +119,12 @@ def _predict(job: Job, devices: int, limit: int, times: dict[str, float], progre
     times = times | {
         "compiling": compilation.seconds() - compiled,
         "evaluation": 2 * evaluation,
-        "beginning": beginning,
-        "epochs": per_epoch * run.settings.epochs if run.kinds else 0.0,
+        "beginning": beginning.seconds,
+        "epochs": beginning.per_epoch * run.settings.epochs if run.kinds else 0.0,
         "steps": sum(count * seconds[kind] for kind, count in run.kinds.items()),
         "saving": saving,
     }
-    memory = plan_memory.memory_of(run, carry, programs, process=process, limit=limit)
+    memory = plan_memory.memory_of(run, carry, programs, held=beginning.held, process=process, limit=limit)
     placement = memory.place(devices)
     kinds = tuple(
         PlannedSteps(

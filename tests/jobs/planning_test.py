@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax.numpy as jnp
 import pytest
 from rich.console import Console
 
@@ -56,6 +57,13 @@ def test_what_has_a_shape_is_exact_and_the_sum_is_the_sum(document):
     assert document["memory"]["total_bytes"] == sum(parts.values())
     assert document["memory"]["fits"]
     assert document["advice"] == []
+
+
+def test_what_a_method_holds_is_that_of_all_its_data_and_gradients_of_single_examples_count():
+    parts = planning.plan_run(config("amun", epochs=1), memory_gib=64).placement.parts
+    assert parts["what the method holds"] == FORGET * EXAMPLE  # an adversarial image and its label for each
+    params = {"kernel": jnp.zeros(WEIGHTS)}
+    assert plan_memory.gradient_bytes(config("orthograd"), params) == (64 + 2) * 4 * WEIGHTS
 
 
 def test_time_is_steps_times_their_time_and_more(document):
