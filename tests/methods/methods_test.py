@@ -178,6 +178,32 @@ class TestContractWithoutSteps:
                     build(name).init(KEY, *original(), DATA._replace(**{part: empty}))
 
 
+@pytest.mark.parametrize("name", ["amun", "boundary_expand", "boundary_shrink", "delete", "gradient_ascent"])
+def test_methods_that_read_no_retained_examples_need_none(name):
+    start, method = original(), build(name)
+    empty = jax.tree.map(lambda leaf: leaf[:0], DATA.retain)
+    results = [
+        run(method, KEY, *start, DATA._replace(retain=part), num_epochs=1) for part in (DATA.retain, None, empty)
+    ]
+    for result in results[1:]:
+        assert same_bits(result[:2], results[0][:2])
+    if name == "amun":
+        with pytest.raises(InputError, match="the retain set is empty"):
+            run(build(name, uses_retain=True), KEY, *start, Data(DATA.forget, None), num_epochs=1)
+
+
+def test_these_are_all_that_read_no_retained_examples():
+    params, model_state = original()
+    found = set()
+    for name in METHODS:
+        try:
+            build(name).init(KEY, params, model_state, Data(DATA.forget, None))
+            found.add(name)
+        except InputError as error:
+            assert str(error).startswith("the retain set is empty")  # noqa: PT017
+    assert found == {"amun", "boundary_expand", "boundary_shrink", "delete", "gradient_ascent"}
+
+
 # Those that read data when they begin.
 @pytest.mark.parametrize(
     "name", ["amun", "bad_teacher", "boundary_expand", "boundary_shrink", "influence", "msg", "salun", "sfron", "ssd"]
