@@ -100,9 +100,16 @@ def _variants() -> dict[str, Variant]:
     del variants["once an epoch, no ceiling, linear decay"]  # the base
     always = {"departures": {"every_step_joint": True, "project_above_ceiling": True}}
     for weight in (0.05, 1.0):
-        variants[f"every step, held-out ceiling, lambda {weight:g}"] = Variant(
-            changes={**_JOINT, "forget_weight": weight}, held_out_ceiling=True
-        )
+        other = {"forget_weight": weight}
+        variants |= {
+            f"once an epoch, no ceiling, linear decay, lambda {weight:g}": Variant(changes=other),
+            f"every step, uniform ceiling, linear decay, lambda {weight:g}": Variant(
+                changes={**_JOINT, **other, "ceiling": "uniform"}
+            ),
+            f"every step, held-out ceiling, linear decay, lambda {weight:g}": Variant(
+                changes={**_JOINT, **other}, held_out_ceiling=True
+            ),
+        }
     variants |= {
         "every step, held-out ceiling, always projected": Variant(changes=always, held_out_ceiling=True),
         "every step, held-out ceiling, never projected": Variant(

@@ -55,7 +55,7 @@ class ScissorhandsAux(NamedTuple):
     constraint_grads: PyTree | None  # leaves of shape (K, ...), fixed for an epoch; None when they are the step's own
     joint_step: jax.Array  # shape=(), int32: steps with forget examples in this epoch
     forget_weight: jax.Array  # shape=(), float32: the paper's lambda
-    ceiling: jax.Array  # shape=(), float32: the forget loss above which lambda is 0; infinite where there is none
+    ceiling: jax.Array  # shape=(), float32: the forget loss above which lambda is 0; the largest number for none
 
 
 class OptState(NamedTuple):
@@ -271,8 +271,9 @@ class Repair:
         if self.semantics.constraints_per_epoch and self.projected:
             held = jax.tree.map(lambda leaf: jnp.zeros((self.num_constraints, *leaf.shape), leaf.dtype), params)
         opt_state = OptState(self.projector(params).init(params) if self.projected else (), optimizer.init(params))
-        numbers = jnp.float32(forget_weight), jnp.float32(jnp.inf if ceiling is None else ceiling)
-        aux = ScissorhandsAux(held, jnp.zeros((), jnp.int32), *numbers)
+        highest = float(jnp.finfo(jnp.float32).max)
+        bound = jnp.float32(highest if ceiling is None else min(ceiling, highest))
+        aux = ScissorhandsAux(held, jnp.zeros((), jnp.int32), jnp.float32(forget_weight), bound)
         return new_carry(key, params, model_state, opt_state, aux)
 
     def __call__(self, carry: Carry, batch: Batch) -> tuple[Carry, Metrics]:
