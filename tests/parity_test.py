@@ -14,8 +14,10 @@ from tests import parity
 from tests.parity.checks import MASK_MISMATCHES, Check, exact, mismatches, relative, worst
 from tests.parity.traces import PROSE, Folder, MalformedError, Record
 
-TRACES = Path(__file__).resolve().parents[2] / "shared/golden/shared"
-NAMES = [name for name in Folder(TRACES).names if name not in parity.NOT_TRACES] if TRACES.is_dir() else ["absent"]
+GOLDEN = Path(__file__).resolve().parents[2] / "shared/golden"
+FOLDERS = ("shared", "more")
+TRACES = GOLDEN / FOLDERS[0]
+NAMES = [f"{part}/{name}" for part in FOLDERS for name in parity.traces(Folder(GOLDEN / part))] or ["absent"]
 
 # How many single falsifications to try of each kind of trace (None: all), by what a replay costs.
 FALSIFICATIONS = {
@@ -37,8 +39,8 @@ FREE = {"inputs": ["y"], "network": ["arch", "train_accuracy_full"]}
 
 
 @functools.cache
-def folder():
-    return Folder(TRACES)
+def folder(part=FOLDERS[0]):
+    return Folder(GOLDEN / part)
 
 
 def first_of(kind):
@@ -117,8 +119,16 @@ def forge(shared, tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_trace_replays(shared, name):
-    outcome = parity.replay(folder(), name)
+    part, _, name = name.partition("/")
+    outcome = parity.replay(folder(part), name)
     assert outcome.ok, "\n".join(map(str, [outcome, *outcome.failed]))
+
+
+def test_no_folder_and_no_file_is_passed_over(shared):
+    assert {path.name for path in GOLDEN.iterdir() if path.is_dir()} == set(FOLDERS)
+    for part in FOLDERS:
+        assert parity.traces(folder(part))
+        assert parity.passed_over(folder(part)) == []
 
 
 @pytest.mark.parametrize("kind", list(FALSIFICATIONS))
@@ -191,6 +201,21 @@ def test_damaged_files_fail_in_one_line(tmp_path, capsys, break_it, message):
     assert message in line
     assert "FAILED" in line
     assert summary == "0 passed, 1 failed"
+
+
+def test_files_that_no_replay_would_look_at_fail(tmp_path, capsys):
+    small_folder(tmp_path)
+    (tmp_path / "06_more.npy").write_bytes(b"")
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "tolerances.json").write_text('{"runs": {"data": {}, "06_gone": {}}}')
+    assert parity.main(tmp_path) == 1
+    *lines, summary = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["data", "06_more.npy", "inner", "06_gone"]
+    assert all(line.endswith("FAILED") for line in lines[1:])
+    assert summary == "1 passed, 3 failed"
+    (tmp_path / "tolerances.json").write_text("{}")
+    assert parity.main(tmp_path) == 1
+    assert "tolerances: KeyError: 'runs': FAILED" in capsys.readouterr().out
 
 
 def test_an_empty_folder_fails(tmp_path, capsys):

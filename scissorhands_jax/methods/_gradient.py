@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
@@ -236,3 +237,42 @@ def mixed_batches(batch_size: int, *, copies: int = 1) -> Batches:
         return (Batch(f, r) for r, f in zip(retain, forget, strict=False))
 
     return batches
+
+
+def forget_once_batches(options: PairedOptions) -> Batches:
+    """One pass over each set per epoch, as the published code of Scissorhands and MUNBa pairs them.
+
+    Steps see both sets until the forget set is used up, then retain examples alone. The epoch ends with the retain set,
+    and the last batch of a set may be smaller.
+    """
+    forget_batch, retain_batch = options.sizes()
+
+    def batches(key: Key, data: Data, epoch: int) -> Iterable[Batch]:
+        forget, retain = _both_passes(key, data, epoch, forget_batch, retain_batch, fill=False)
+        return (Batch(f, r) for f, r in itertools.zip_longest(forget, retain) if r is not None)
+
+    return batches
+
+
+def forget_first_batches(batch_size: int, *, fill: bool) -> Batches:
+    """One pass over each set per epoch: all forget batches, then all retain batches.
+
+    Args:
+      batch_size: The number of examples of one set that a step sees.
+      fill: Whether the last batch of a set is filled up (`data.shuffled_batches`). Otherwise it may be smaller.
+    """
+    data_lib.check_batch_size(batch_size)
+
+    def batches(key: Key, data: Data, epoch: int) -> Iterable[Batch]:
+        forget, retain = _both_passes(key, data, epoch, batch_size, batch_size, fill=fill)
+        return itertools.chain((Batch(forget=f) for f in forget), (Batch(retain=r) for r in retain))
+
+    return batches
+
+
+def _both_passes(key: Key, data: Data, epoch: int, forget_batch: int, retain_batch: int, *, fill: bool):
+    """The batches of a pass over the forget set and of one over the retain set, in new orders for every epoch."""
+    retain_key, forget_key = jax.random.split(jax.random.fold_in(key, epoch))
+    forget = data_lib.shuffled_batches(forget_key, data_lib.size(data.forget), forget_batch, fill=fill)
+    retain = data_lib.shuffled_batches(retain_key, data_lib.size(data.retain), retain_batch, fill=fill)
+    return forget, retain

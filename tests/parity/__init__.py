@@ -10,7 +10,7 @@ from tests.parity.checks import Check, worst
 from tests.parity.kinds import KINDS
 from tests.parity.traces import Folder, MalformedError
 
-NOT_TRACES = ("tolerances",)  # measurements about the traces, which the limits in `checks` summarise
+TOLERANCES = "tolerances"  # measurements about the traces, which the limits in `checks` summarise
 
 
 class Outcome(NamedTuple):
@@ -49,12 +49,27 @@ def replay(folder: Folder, name: str) -> Outcome:
         return Outcome(name, [], f"{type(error).__name__}: {text[:300]}")
 
 
+def traces(folder: Folder) -> list[str]:
+    """The names of what is to be replayed: of every file of the folder but the tolerances'."""
+    return [name for name in folder.names if name != TOLERANCES]
+
+
+def passed_over(folder: Folder) -> list[Outcome]:
+    """Failures for what no replay would look at: files of other kinds, and traces that were measured but are absent."""
+    strangers = [Outcome(name, [], "no trace, which is a JSON file and an npz file") for name in folder.strangers]
+    try:
+        measured = folder.read_settings(TOLERANCES)["runs"] if TOLERANCES in folder.names else ()
+    except Exception as error:
+        return [*strangers, Outcome(TOLERANCES, [], f"{type(error).__name__}: {error}")]
+    return strangers + [Outcome(name, [], "measured, but absent") for name in measured if name not in folder.names]
+
+
 def run(path: str | Path) -> Iterator[Outcome]:
-    """Yields the outcome of every trace of a folder, in order of names."""
+    """Yields the outcome of every trace of a folder, in order of names, and a failure for all that is none."""
     folder = Folder(Path(path))
-    for name in folder.names:
-        if name not in NOT_TRACES:
-            yield replay(folder, name)
+    for name in traces(folder):
+        yield replay(folder, name)
+    yield from passed_over(folder)
 
 
 def main(path: str | Path) -> int:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 from collections.abc import Callable
+from unittest import mock
 
 import jax
 import numpy as np
 import optax
 
 from scissorhands_jax import saliency, trees
-from scissorhands_jax.base import Batch, Carry, Data, Method
+from scissorhands_jax.base import Batch, Carry, Data, Method, PyTree
 from scissorhands_jax.losses import cross_entropy
 from scissorhands_jax.methods import (
     boundary_expand,
@@ -39,6 +41,7 @@ from tests.parity.checks import (
     Check,
     absolute,
     exact,
+    mismatches,
     relative,
     states,
 )
@@ -116,13 +119,18 @@ def _salun_mask(trace: Trace) -> list[Check]:
 
 
 def _random_label(trace: Trace) -> list[Check]:
+    """In the order that is recorded; both have the published code's mask, which masks gradients."""
+    return _sequential_labels(trace) if "forget_idx" in trace.arrays else _mixed_labels(trace)
+
+
+def _mixed_labels(trace: Trace) -> list[Check]:
     """The recorded labels are handed in with the examples, so one kind of batch serves the mixed ones."""
     setting, hyper = setting_of(trace), trace.meta["hyper"].plain()
     forget = trace.inputs().arrays["idx_forget"]
     labels = trace.arrays["batch_label"]
     positions = trace.arrays["batch_idx"]
     mask_trace = trace.folder.trace("06_salun_mask")
-    ratio = trace.meta["method"].split("mask ")[1].split()[0]
+    ratio = _ratio(trace)
     named_mask = {name: value.astype(bool) for name, value in mask_trace.state(f"mask_{ratio}").items()}
     method = salun(
         setting.loss_fn,
@@ -132,10 +140,7 @@ def _random_label(trace: Trace) -> list[Check]:
         mode="authors",
         batch_size=hyper["batch_size"],
     )
-    as_floats = {name: mask.astype(np.float32) for name, mask in named_mask.items()}
-    leaves = our_layout(setting, as_floats)
-    names = trees.leaf_names(setting.params)
-    mask = jax.tree.unflatten(jax.tree.structure(setting.params), [leaves[name] > 0 for name in names])
+    mask = _as_ours(setting, named_mask)
     start, last = setting.named(setting.params), trace.state("sd_last")
     moved = max(float(np.max(np.abs(last[name] - start[name])[~mask], initial=0)) for name, mask in named_mask.items())
     of_forget = np.isin(positions, forget)
@@ -154,6 +159,66 @@ def _random_label(trace: Trace) -> list[Check]:
             compiled=_step_as_published,
         ),
     ]
+
+
+def _sequential_labels(trace: Trace) -> list[Check]:
+    """All forget batches, then all retain batches, through the method's own steps for each.
+
+    The mask and the batches that it was made of are not recorded, but what it did is: after the first step, a weight
+    without a gradient has moved by weight decay alone.
+    """
+    setting, hyper = setting_of(trace), trace.meta["hyper"].plain()
+    inputs = trace.inputs().arrays
+    forget, retain, labels = trace.batches("forget"), trace.batches("retain"), trace.arrays["forget_label"]
+    fraction = float(_ratio(trace))
+    method = salun(
+        setting.loss_fn,
+        _optimizer(hyper),
+        num_classes=int(max(labels.max(), setting.labels.max())) + 1,
+        fraction=fraction,
+        mode="authors",
+        order="sequential",
+        batch_size=hyper["batch_size"],
+        relabel=lambda key, given: given,
+    )
+    rate, decay = np.float32(hyper["lr"]), np.float32(hyper["weight_decay"])
+    start, moved = setting.named(setting.params), trace.state("sd_step1")
+    marked = {name: moved[name] != w - rate * (decay * w) for name, w in start.items()}
+    flat = np.concatenate([marked[name].ravel() for name in setting.order])
+    whole = [setting.batch(inputs["idx_forget"])]
+    ours = salun_mask(setting.loss_fn, setting.params, setting.model_state, whole, fraction, mode="authors")
+    own = list(method.batches(jax.random.key(0), Data(inputs["idx_forget"], inputs["idx_retain"]), 0))
+    sizes = [[None if part is None else len(part) for part in batch] for batch in own]
+    return [
+        exact("order", "all forget batches, then all retain batches" in trace.meta["method"], True),
+        exact("order and sizes", sizes, [[len(b), None] for b in forget] + [[None, len(b)] for b in retain]),
+        exact("forget", np.sort(np.concatenate(forget)), np.sort(inputs["idx_forget"])),
+        exact("retain", np.sort(np.concatenate(retain)), np.sort(inputs["idx_retain"])),
+        exact("marked", int(flat.sum()), int(fraction * flat.size)),
+        # Which batches the signed sum was made of moves a few; a mask by chance would differ in half of them.
+        mismatches("mask", setting.flat(ours, setting.order), flat, flat.size // 20),
+        *_run(
+            trace,
+            setting,
+            method,
+            ["forget"] * len(forget) + ["retain"] * len(retain),
+            batches=forget + retain,
+            labels=np.concatenate([labels, setting.labels[np.concatenate(retain)]]),
+            prepare=lambda carry: carry._replace(aux=_as_ours(setting, marked)),
+        ),
+    ]
+
+
+def _ratio(trace: Trace) -> str:
+    """The share of the weights in a mask, from the name of the method."""
+    return trace.meta["method"].split("mask ")[1].split()[0].rstrip(",")
+
+
+def _as_ours(setting: Setting, mask: dict[str, np.ndarray]) -> PyTree:
+    """A mask by PyTorch's names and in its layout as a tree like the parameters."""
+    leaves = our_layout(setting, {name: value.astype(np.float32) for name, value in mask.items()})
+    names = trees.leaf_names(setting.params)
+    return jax.tree.unflatten(jax.tree.structure(setting.params), [leaves[name] > 0 for name in names])
 
 
 def _boundary_shrink(trace: Trace) -> list[Check]:
@@ -238,27 +303,38 @@ def _boundary_expand(trace: Trace) -> list[Check]:
 
 
 def _influence(trace: Trace) -> list[Check]:
+    """What the method itself computes on its way: both gradients, and the result of the recursion."""
     setting, meta, arrays = setting_of(trace), trace.meta, trace.arrays
     inputs = trace.inputs().arrays
     order = arrays["retain_order"]
     data = Data(setting.batch(inputs["idx_forget"]), setting.batch(order))
-    frozen = (setting.loss_fn, setting.params, setting.model_state)
-    forget, retain = removal_gradients(*frozen, data, batch_size=1)  # as the recursion's, to compile once
-    samples = [setting.batch(order[p : p + 1]) for p in range(min(len(order), meta["N"] + 2))]
-    difference = jax.tree.map(np.subtract, forget, retain)
-    perturbation = published_recursion(*frozen, samples, difference, constant=meta["N"])
-    method = influence(setting.loss_fn, alpha=meta["alpha"], num_samples=meta["N"], mode="authors", batch_size=1)
-    result = method.finish(method.init(jax.random.key(0), setting.params, setting.model_state, data))
+    passes, samples, perturbations = [], [], []
+
+    def watched_gradients(*args, **options):
+        passes.append(removal_gradients(*args, **options))
+        return passes[-1]
+
+    def watched_recursion(loss_fn, params, model_state, examples, vector, *, constant):
+        samples.extend(examples)
+        perturbations.append(published_recursion(loss_fn, params, model_state, samples, vector, constant=constant))
+        return perturbations[-1]
+
+    module = importlib.import_module("scissorhands_jax.methods.influence")
+    size = len(inputs["idx_forget"])
+    method = influence(setting.loss_fn, alpha=meta["alpha"], num_samples=meta["N"], mode="authors", batch_size=size)
+    with mock.patch.multiple(module, removal_gradients=watched_gradients, published_recursion=watched_recursion):
+        result = method.finish(method.init(jax.random.key(0), setting.params, setting.model_state, data))
+    forget, retain = passes[0]
     trace.accept("batch_size", "of sums that do not depend on it")
     return [
-        exact("retain_order", np.sort(order), np.sort(inputs["idx_retain"])),
-        exact("n_forget", len(inputs["idx_forget"]), meta["n_forget"]),
+        exact("retain_order", order, np.resize(inputs["idx_retain"], len(order))),  # over and over where it is longer
+        exact("n_forget", size, meta["n_forget"]),
         exact("n_retain", len(order), meta["n_retain"]),
         exact("n_single_sample_gradients", len(samples), meta["n_single_sample_gradients"]),
         exact("bn_mode", meta["bn_mode"].split()[0], "eval"),
         relative("forget_grad", setting.flat(forget, setting.order), arrays["forget_grad"], GRADIENTS),
         relative("retain_grad_scaled", setting.flat(retain, setting.order), arrays["retain_grad_scaled"], GRADIENTS),
-        relative("perturb", setting.flat(perturbation, setting.order), arrays["perturb"], INFLUENCE),
+        relative("perturb", setting.flat(perturbations[0], setting.order), arrays["perturb"], INFLUENCE),
         *states("sd_last", to_state_dict(*result), trace.state("sd_last"), INFLUENCED_WEIGHTS),
     ]
 
@@ -283,17 +359,19 @@ def _run(
     trace: Trace,
     setting: Setting,
     method: Method,
-    part: str,
+    part: str | list[str],
     *,
+    batches: list[np.ndarray] | None = None,
     labels=None,
     prepare: Callable[[Carry], Carry] | None = None,
     losses: tuple[str, ...] = (),
     bn_mode: str | dict = "train",
     compiled: Callable | None = None,
 ) -> list[Check]:
-    """All recorded batches, as the given part of the data.
+    """All recorded batches, as the given part of the data, or each as a part of its own.
 
     Args:
+      batches: in place of the batches called `batch`.
       labels: in place of the examples' own.
       prepare: changes the carry before the first step.
       losses: the metrics of a step that `ce` holds, in its order; by default the first one that is a loss.
@@ -301,7 +379,8 @@ def _run(
     """
     arrays, meta = trace.arrays, trace.meta
     hyper = meta["hyper"].plain()
-    batches = trace.batches("batch")
+    batches = trace.batches("batch") if batches is None else batches
+    parts = [part] * len(batches) if isinstance(part, str) else part
     steps_per_epoch = len(batches) // hyper["epochs"]
     examples = [setting.batch(positions) for positions in batches]
     if labels is not None:
@@ -315,7 +394,7 @@ def _run(
     for index, batch in enumerate(examples):
         if index % steps_per_epoch == 0:
             carry = method.begin_epoch(carry, data)
-        carry, metrics = (compiled or _step)(method.step, carry, Batch(**{part: batch}))
+        carry, metrics = (compiled or _step)(method.step, carry, Batch(**{parts[index]: batch}))
         names = losses or [name for name in metrics if name.startswith("loss_")][:1]
         values += [float(metrics[name]) for name in names]
         norms.append(float(metrics["grad_norm"]))

@@ -42,6 +42,7 @@ from tests.parity.traces import MalformedError, Trace
 AUTHORS = SEMANTICS["authors"]
 SMALLEST = 1e-3  # relative, of the smallest score: a product of two numbers near zero (measured: 2e-5)
 LAYERS = re.compile(r"(?:layer\d+\|)*layer\d+\|fc")
+PROJECTION = re.compile(rf"({LAYERS.pattern}) (?:trim and )?projection")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -425,8 +426,8 @@ class _Epochs:
         self.epochs = trace.arrays["epoch"]
         self.retain, self.forget = trace.batches("retain"), trace.batches("forget")
         self.trim_pattern = _trim_pattern(trace)
-        found = LAYERS.findall(trace.meta["variant"]) if "variant" in trace.meta else []
-        self.project_pattern = found[-1] if found else "layer3|layer4|fc"
+        found = PROJECTION.search(trace.meta["variant"]) if "variant" in trace.meta else None
+        self.project_pattern = found[1] if found else "layer3|layer4|fc"
         self.every = _every(hyper)
         self.schedule = _schedule(hyper["unlearn_lr"], self._drops())
         self.method = _method(
@@ -519,7 +520,7 @@ class _Epochs:
         return carry._replace(aux=aux._replace(constraint_grads=held)), np.asarray(losses)
 
     def _note(self, rows: dict[str, list], index: int, metrics, before: PyTree, after: PyTree) -> None:
-        count = max(1, self.hyper["memory_num"])
+        count = self.hyper["memory_num"] if self.hyper["project"] else 1  # without constraints, one blank column
         joint = "loss_forget" in metrics
         number = int(
             np.sum(

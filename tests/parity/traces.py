@@ -16,6 +16,7 @@ import numpy as np
 
 from tests.parity.checks import Check, exact, holds
 
+SUFFIXES = (".json", ".npz")
 PROSE = ("doc", "note")  # settings that explain the others
 
 
@@ -169,7 +170,9 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.names = sorted({file.stem for suffix in ("json", "npz") for file in path.glob(f"*.{suffix}")})
+        files = sorted(path.iterdir()) if path.is_dir() else []
+        self.names = sorted({file.stem for file in files if file.suffix in SUFFIXES})
+        self.strangers = [file.name for file in files if file.suffix not in SUFFIXES]
         self.read_settings: Callable[[str], dict] = functools.cache(self._read_settings)
         self.read_arrays: Callable[[str], dict] = functools.cache(self._read_arrays)
 
