@@ -15,10 +15,10 @@ from scissorhands_jax import trees
 from scissorhands_jax.base import Batch, Carry, Key, Method, Metrics, Model, ModelState, PyTree, StatefulLossFn
 from scissorhands_jax.errors import check_choice
 from scissorhands_jax.keywords import takes
-from scissorhands_jax.methods._gradient import PairedOptions, follow_direction, paired_batches
+from scissorhands_jax.methods._gradient import PairedOptions, follow_direction, forget_once_batches, paired_batches
 from scissorhands_jax.methods.pair_gradients import pair_gradients
-from scissorhands_jax.methods.salun import RelabelArguments, wrong_labels
-from scissorhands_jax.methods.settings import Gradient, TrainingSettings
+from scissorhands_jax.methods.salun import RelabelArguments, any_labels, wrong_labels
+from scissorhands_jax.methods.settings import Gradient, Mode, TrainingSettings
 
 ForgetLoss = Literal["random_label", "ascent"]
 
@@ -29,6 +29,10 @@ class MunbaOptions(PairedOptions):
 
     forget_loss: ForgetLoss = "random_label"
     """The loss of the forget batch: the loss with random labels, or "ascent", the negative of the loss."""
+    mode: Mode = "paper"
+    """"paper" steps against the exact bargain and cycles the forget set, so that every step bargains. "authors" is the
+    published code: `published_bargain`, one pass over the forget set per epoch, and random labels that may be the true
+    ones."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,9 +46,13 @@ def munba(loss_fn: StatefulLossFn, optimizer: optax.GradientTransformation, opti
 
     `bargain` has the mathematics. Every direction has the norm sqrt(2), however small the gradients are, so the
     learning rate alone sets the pace: let it decay. Both gradients are those of training passes from the same network
-    state, which only the retain pass moves. The published code (arXiv 2411.15537, batches of 256) clips the norm to 1,
-    takes steps on retained examples alone once the forget examples of an epoch are used up, and lets a random label be
-    the true one.
+    state, which only the retain pass moves.
+
+    In `mode="authors"`, the published code, the direction is `published_bargain`'s, whose norm is at most 1. Once the
+    forget examples of an epoch are used up, steps follow the retain gradient alone, which is not clipped; the last
+    batch of a set may be smaller. Random labels are drawn anew in every step and may be the true ones. The forget pass
+    starts from the network state that the retain pass left, and moves it again. The defaults of that code are 10 epochs
+    of `sgd(1e-2)` with batches of 256; it has no launch script for classification.
 
     Args:
       loss_fn: The general form of the loss, a mean over a batch. With random labels, batches have a "label" entry.
@@ -54,24 +62,35 @@ def munba(loss_fn: StatefulLossFn, optimizer: optax.GradientTransformation, opti
       InputError: A setting is out of its range.
     """
     check_choice("forget_loss", options.forget_loss, typing.get_args(ForgetLoss))
-    ascent = options.forget_loss == "ascent"
-    draw = None if ascent else options.relabel or wrong_labels(options.num_classes)
+    check_choice("mode", options.mode, typing.get_args(Mode))
+    ascent, published = options.forget_loss == "ascent", options.mode == "authors"
+    usual = any_labels if published else wrong_labels
+    draw = None if ascent else options.relabel or usual(options.num_classes)
 
     def direction(carry: Carry, batch: Batch, key: Key) -> tuple[PyTree, ModelState, Metrics]:
         label_key, key = jax.random.split(key)
+        if batch.forget is None:
+            (loss, model_state), gradient = jax.value_and_grad(
+                lambda params: loss_fn(params, carry.model_state, batch.retain, train=True, key=key), has_aux=True
+            )(carry.params)
+            return gradient, model_state, {"loss_retain": loss}
         if draw is not None:
             forgotten = typing.cast(dict, batch.forget)
             batch = batch._replace(forget={**forgotten, "label": draw(label_key, forgotten["label"])})
         (retain_loss, loss), retain, forget, model_state = pair_gradients(
-            loss_fn, carry.params, carry.model_state, batch, key
+            loss_fn, carry.params, carry.model_state, batch, key, forget_moves_state=published
         )
         if ascent:
             forget = jax.tree.map(jnp.negative, forget)
+        metrics: Metrics = {"loss_retain": retain_loss, "loss_forget" if ascent else "loss_relabelled": loss}
+        if published:
+            agreed, weights, succeeded = published_bargain(retain, forget)
+            return agreed, model_state, {**metrics, "weights": weights, "bargained": succeeded}
         agreed, cosine = bargain(retain, forget)
-        metrics = {"loss_retain": retain_loss, "loss_forget" if ascent else "loss_relabelled": loss, "cosine": cosine}
-        return agreed, model_state, metrics
+        return agreed, model_state, {**metrics, "cosine": cosine}
 
-    return follow_direction(direction, optimizer, batches=paired_batches(options), reads=("forget", "retain"))
+    batches = forget_once_batches(options) if published else paired_batches(options)
+    return follow_direction(direction, optimizer, batches=batches, reads=("forget", "retain"))
 
 
 def bargain(retain: PyTree, forget: PyTree) -> tuple[PyTree, jax.Array]:
@@ -100,6 +119,33 @@ def bargain(retain: PyTree, forget: PyTree) -> tuple[PyTree, jax.Array]:
     return agreed, trees.vdot(first, second)
 
 
+def published_bargain(retain: PyTree, forget: PyTree) -> tuple[PyTree, jax.Array, jax.Array]:
+    """The bargain as the published code computes it, in float32: two weights, and their sum of gradients at norm 1.
+
+    With a, b and c the products `<g_r, g_r>`, `<g_r, g_f>` and `<g_f, g_f>`:
+
+      alpha_r = sqrt((a c - b sqrt(a c)) / (a^2 c - a b^2 + 1e-8)),  alpha_f = (1 - a alpha_r^2) / (b alpha_r + 1e-8)
+
+    Without the terms of 1e-8 this is `bargain`. They are absolute, so they decide where gradients are small: where both
+    norms are well below 0.05, the sixth root of 1e-8, the direction is nearly that of the forget gradient alone, or the
+    bargain fails.
+    Where a weight is not positive or not a number the bargain counts as failed, and the weights are 1 and 0.1. The sum
+    is then clipped to norm 1, as is that of a bargain, which without the terms has the norm sqrt(2).
+
+    Returns:
+      The direction, like the gradients; the weights of the retain and the forget gradient before clipping, float32 of
+      shape (2,); and whether the bargain succeeded, bool of shape ().
+    """
+    a, b, c = trees.vdot(retain, retain), trees.vdot(retain, forget), trees.vdot(forget, forget)
+    first = jnp.sqrt((a * c - b * jnp.sqrt(a * c)) / (a * a * c - a * b * b + 1e-8))
+    second = (1 - a * first * first) / (b * first + 1e-8)
+    succeeded = (first > 0) & (second > 0)
+    weights = jnp.where(succeeded, jnp.stack([first, second]), jnp.array([1, 0.1], first.dtype))
+    total = jax.tree.map(lambda r, f: weights[0].astype(r.dtype) * r + weights[1].astype(f.dtype) * f, retain, forget)
+    scale = jnp.minimum(1, 1 / (trees.norm(total) + 1e-6))
+    return jax.tree.map(lambda leaf: scale.astype(leaf.dtype) * leaf, total), weights, succeeded
+
+
 def _unit(tree: PyTree) -> PyTree:
     """The tree at norm 1, float32 or wider; zero stays zero. Squares of tiny entries must not underflow."""
 
@@ -113,7 +159,7 @@ def _unit(tree: PyTree) -> PyTree:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MunbaSettings(MunbaOptions, TrainingSettings):
-    """The batch size of the authors, with a learning rate of ours."""
+    """The defaults of the published code, except for the mode."""
 
     learning_rate: float = 1e-2
     gradients: ClassVar[tuple[Gradient, ...]] = ("retain", "forget")

@@ -13,9 +13,9 @@ from scissorhands_jax import data as data_lib
 from scissorhands_jax.base import Data, lift
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods import munba
-from scissorhands_jax.methods.munba import bargain
+from scissorhands_jax.methods.munba import bargain, published_bargain
 from scissorhands_jax.optimizers import sgd
-from tests.methods.example import DATA, GRADIENT, KEY, LOSS, original, plain_loss
+from tests.methods.example import DATA, GRADIENT, KEY, LOSS, epoch_of, original, plain_loss
 from tests.training import clusters
 
 PLAIN_SGD = sgd(1.0, momentum=0.0, weight_decay=0.0)
@@ -229,3 +229,126 @@ class TestMethod:
             build(num_classes=1)
         with pytest.raises(InputError, match="batch_size must be at least 1, got 0"):
             build(num_classes=3, forget_batch_size=0)
+
+
+def as_published(retain, forget):
+    """The direction, the weights and whether the bargain succeeded, from the published formulas, in float32 NumPy."""
+    retain, forget = (np.asarray(vector, np.float32) for vector in (retain, forget))
+    tiny, tenth = np.float32(1e-8), np.float32(0.1)
+    a, b, c = retain @ retain, retain @ forget, forget @ forget
+    with np.errstate(all="ignore"):
+        first = np.sqrt((a * c - b * np.sqrt(a * c)) / (a * a * c - a * b * b + tiny))
+        second = (1 - a * first * first) / (b * first + tiny)
+    succeeded = bool(first > 0 and second > 0)
+    weights = (first, second) if succeeded else (np.float32(1), tenth)
+    total = weights[0] * retain + weights[1] * forget
+    return total * min(1.0, 1.0 / (np.linalg.norm(total) + 1e-6)), weights, succeeded
+
+
+class TestPublishedCode:
+    """`mode="authors"` against an implementation of its own of the published formulas."""
+
+    @pytest.mark.parametrize(
+        ("retain", "forget"),
+        [
+            *(pair(seed) for seed in range(4)),
+            pair(2, 0.9),
+            pair(3, -0.6, 5.0),
+            *(tuple(scale * v for v in pair(seed, 0.4)) for seed in (4, 5) for scale in (0.03, 0.01, 1e-3)),
+            tuple(0.01 * v for v in pair(6, -0.5)),
+            (1e15 * pair(7)[0], pair(7)[1]),
+        ],
+    )
+    def test_the_direction_equals_the_formulas(self, retain, forget):
+        agreed, weights, succeeded = jax.jit(published_bargain)(tree(retain), tree(forget))
+        expected, factors, worked = as_published(flat(tree(retain)), flat(tree(forget)))
+        assert bool(succeeded) == worked
+        np.testing.assert_allclose(weights, factors, rtol=2e-4)
+        np.testing.assert_allclose(flat(agreed), expected, rtol=2e-4, atol=2e-6)
+        assert np.linalg.norm(flat(agreed)) <= 1 + 1e-5
+
+    def test_a_failed_bargain_falls_back_and_is_clipped_too(self):
+        """Small gradients that conflict, numbers that overflow, and gradients that are too small to clip."""
+        conflict = tuple(0.01 * v for v in pair(6, -0.5))
+        for retain, forget in (conflict, (1e15 * pair(7)[0], pair(7)[1]), (np.zeros(SIZE), np.zeros(SIZE))):
+            agreed, weights, succeeded = published_bargain(tree(retain), tree(forget))
+            assert not succeeded
+            np.testing.assert_allclose(weights, [1, 0.1], rtol=1e-6)
+            total = retain + 0.1 * forget
+            np.testing.assert_allclose(flat(agreed), total / max(1, np.linalg.norm(total)), rtol=1e-4, atol=1e-7)
+
+    def test_of_large_gradients_it_is_the_bargain_at_norm_one(self):
+        for retain, forget in (pair(0), pair(3, -0.6, 2.0)):
+            agreed, _, succeeded = published_bargain(tree(retain), tree(forget))
+            assert succeeded
+            np.testing.assert_allclose(flat(agreed), solve(retain, forget)[0] / ROOT, rtol=1e-3, atol=1e-4)
+
+    def test_damping_hands_small_gradients_to_the_forget_set(self):
+        """The 1e-8 outweighs what it damps below norms of about 0.05; the exact bargain does not see scales."""
+        retain, forget = (v / np.linalg.norm(v) for v in pair(4, 0.4))
+        shares = []
+        for scale in (0.5, 0.05, 0.005):
+            agreed, _, succeeded = published_bargain(tree(scale * retain), tree(scale * forget))
+            assert succeeded
+            coefficients, *_ = np.linalg.lstsq(np.stack([retain, forget], axis=1), flat(agreed), rcond=None)
+            shares.append(coefficients[0] / coefficients.sum())
+        np.testing.assert_allclose(shares[0], 0.5, atol=1e-3)
+        assert 0.2 < shares[1] < 0.45
+        assert shares[2] < 0.01
+
+    def test_the_forget_set_is_seen_once_an_epoch_and_retain_steps_follow_in_ragged_batches(self):
+        method = munba(LOSS, PLAIN_SGD, num_classes=3, batch_size=3, forget_batch_size=4, mode="authors")
+        sizes = [tuple(map(data_lib.size, batch)) for batch in method.batches(KEY, DATA, 0)]
+        assert sizes == [(4, 3), (2, 3), (0, 3), (0, 1)]
+        shorter = Data(DATA.forget, data_lib.take(DATA.retain, np.arange(3)))  # ends with the retain set
+        assert [tuple(map(data_lib.size, batch)) for batch in method.batches(KEY, shorter, 0)] == [(4, 3)]
+
+    def test_an_epoch_equals_the_formulas_step_by_step(self):
+        rate, decay = 0.5, 0.1
+        method = munba(
+            lift(plain_loss),
+            sgd(rate, momentum=0.0, weight_decay=decay),
+            num_classes=3,
+            batch_size=4,
+            mode="authors",
+            relabel=lambda key, labels: (labels + 1) % 3,
+        )
+        epoch, structure = epoch_of(method), jax.tree.structure(original()[0])
+        shapes = [leaf.shape for leaf in jax.tree.leaves(original()[0])]
+        weights, unclipped = flat(original()[0]), []
+        for batch, metrics in zip(epoch.batches, epoch.metrics, strict=True):
+            cuts = np.cumsum([np.prod(shape) for shape in shapes])[:-1]
+            parts = [np.asarray(p, np.float32).reshape(s) for p, s in zip(np.split(weights, cuts), shapes, strict=True)]
+            params = jax.tree.unflatten(structure, parts)
+            direction = flat(GRADIENT(params, batch.retain))
+            if batch.forget is not None:
+                shifted = {**batch.forget, "label": (batch.forget["label"] + 1) % 3}
+                direction, _, worked = as_published(direction, flat(GRADIENT(params, shifted)))
+                assert bool(metrics["bargained"]) == worked
+            else:
+                unclipped.append(np.linalg.norm(direction))
+                assert "bargained" not in metrics
+            np.testing.assert_allclose(metrics["grad_norm"], np.linalg.norm(direction), rtol=1e-3)
+            weights = weights - rate * (direction + decay * weights)
+        np.testing.assert_allclose(flat(epoch.carries[-1].params), weights, rtol=1e-3, atol=1e-4)
+        assert len(unclipped) == 1
+        assert unclipped[0] > 1.1  # so it would be seen
+
+    def test_both_passes_move_statistics_and_random_labels_may_be_the_true_ones(self):
+        drawn = []
+
+        def loss_fn(params, model_state, batch, *, train, key):
+            jax.debug.callback(drawn.append, batch["label"])
+            return LOSS(params, model_state, batch, train=train, key=key)
+
+        method = munba(loss_fn, PLAIN_SGD, num_classes=3, batch_size=4, mode="authors")
+        batch = data_lib.gather(DATA, next(iter(method.batches(KEY, DATA, 0))))
+        carry, step = method.init(KEY, *original(), DATA), jax.jit(method.step)
+        for _ in range(50):
+            carry, _ = step(carry, batch)
+        jax.effects_barrier()
+        assert int(carry.model_state["count"]) == 100
+        true, kept = np.asarray(batch.forget["label"]), np.asarray(batch.retain["label"])
+        random = [labels for labels in drawn if not np.array_equal(labels, kept)]
+        share = np.mean(np.stack(random) == true)
+        assert share == pytest.approx(1 / 3, abs=4 * np.sqrt(2 / 9 / 200))
