@@ -123,6 +123,26 @@ def cosine_decay(num_steps: int, *, pieces: int = 32) -> RateSchedule:
     return RateSchedule(knots.tolist(), (0.5 + 0.5 * np.cos(np.pi * knots / last)).tolist())
 
 
+def cosine_restarts(lengths: Sequence[int], *, lowest: float = 0.05) -> RateSchedule:
+    """A schedule that is level within an epoch and restarts before the epochs 1, 3, 7, 15, ..., counted from 0.
+
+    Over the 1, 2, 4, 8, ... epochs of a cycle it falls along half a cosine from the peak towards `lowest` times it
+    (Loshchilov and Hutter, 2017; at these lengths in the scripts of Goel et al., 2022).
+
+    Args:
+      lengths: The number of steps of every epoch, at least 1.
+      lowest: What the factor falls towards and would reach at the next restart.
+    """
+    if not lengths:
+        return constant()
+    stops = np.cumsum([0, *lengths])
+    cycle = 2 ** np.floor(np.log2(np.arange(1, len(stops)))).astype(np.int64)
+    share = np.arange(1, len(stops)) / cycle - 1
+    factors = lowest + (1 - lowest) * (0.5 + 0.5 * np.cos(np.pi * share))
+    knots = np.stack([stops[:-1], stops[1:] - 1], axis=1)
+    return RateSchedule(knots.ravel().tolist(), np.repeat(factors, 2).tolist())
+
+
 def triangle(num_steps: int, *, warmup: float, first: float = 0.2, last: float = 0.07) -> RateSchedule:
     """A schedule that rises to its peak over a share `warmup` of the steps and falls from there to the end.
 

@@ -7,7 +7,16 @@ import optax
 import pytest
 
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.optimizers import constant, cosine_decay, drops, interpolate, linear_decay, sgd, triangle
+from scissorhands_jax.optimizers import (
+    constant,
+    cosine_decay,
+    cosine_restarts,
+    drops,
+    interpolate,
+    linear_decay,
+    sgd,
+    triangle,
+)
 
 START = {"w": np.array([1.0, -2.0], np.float32), "b": np.array([0.5], np.float32)}
 GRADIENTS = [{"w": np.array([0.3, -0.1], np.float32), "b": np.array([2.0], np.float32)}] * 2 + [
@@ -103,6 +112,19 @@ class TestSchedules:
         rates = self.rates(cosine_decay(steps), shown)
         np.testing.assert_allclose(rates, 0.5 + 0.5 * np.cos(np.pi * shown / steps), atol=1e-3)
         assert rates[-1] == pytest.approx(0, abs=1e-7)
+
+    def test_restarts_are_pytorchs_annealing_with_doubled_cycles(self):
+        """Against the recursion of `CosineAnnealingWarmRestarts(T_0=1, T_mult=2)`, stepped once an epoch."""
+        highest, lowest, expected, lengths = 0.1, 0.005, [], [3, 1, 2, 4] * 4
+        current, cycle = 0, 1
+        for length in lengths:
+            rate = lowest + (highest - lowest) * (1 + np.cos(np.pi * current / cycle)) / 2
+            expected += [rate] * length
+            current += 1
+            if current == cycle:
+                current, cycle = 0, 2 * cycle
+        rates = self.rates(cosine_restarts(lengths, lowest=lowest / highest), range(len(expected)))
+        np.testing.assert_allclose(highest * np.asarray(rates), expected, rtol=1e-5)
 
     def test_constant_and_linear_have_one_form(self):
         assert [len(part) for part in constant()] == [len(part) for part in linear_decay(7)]

@@ -15,13 +15,29 @@ Settings = dict[str, MethodSettings]
 SMALL_NETWORK: dict[str, Any] = {"stage_sizes": (1, 1, 1, 1), "widths": (16, 32, 64, 128), "stem": "imagenet"}
 """A ResNet-18 with one block per stage and a quarter of its channels, on images that the stem halves twice. With the
 other stem it would take seven times as long on a CPU."""
+PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
+    "salun, as published": ("salun", {"mode": "authors", "order": "sequential", "learning_rate": 0.013}),
+    "munba, as published": ("munba", {"mode": "authors"}),
+    "cf_k, as in the scripts": ("cf_k", {"epochs": 30, "schedule": "restarts", "milestones": ()}),
+    "eu_k, as in the scripts": ("eu_k", {"epochs": 62, "schedule": "restarts", "milestones": ()}),
+}
+"""Rows of baselines as their own authors published them for CIFAR-10: the method, and what differs from its defaults.
+Nothing tunes them, and a small table changes their batch size alone."""
 
 
-def every_method(*, upper: str, **changes: Mapping[str, Any]) -> Settings:
-    """All methods of the registry except `retrain`, and Scissorhands also as its published code.
+def every_method(
+    *,
+    upper: str,
+    projected: str | None = None,
+    published: Mapping[str, Mapping[str, Any]] | None = None,
+    **changes: Mapping[str, Any],
+) -> Settings:
+    """All methods of the registry except `retrain`, some of them also as their own authors published them.
 
     Args:
-      upper: the layers that Scissorhands trims and projects and that CF-k and EU-k train (`trees.select`).
+      upper: the layers that Scissorhands trims and that CF-k and EU-k train (`trees.select`).
+      projected: those whose gradients the published code of Scissorhands projects; default `upper`.
+      published: by label, settings of the rows of `PUBLISHED` that differ on this data set.
       **changes: by method, settings other than the defaults, which are the authors' for CIFAR-10.
     """
     own = {
@@ -30,13 +46,16 @@ def every_method(*, upper: str, **changes: Mapping[str, Any]) -> Settings:
         "eu_k": {"layers": upper},
         "amun": {"uses_retain": True},
     }
-    methods = {
-        name: kind(**{**own.get(name, {}), **changes.get(name, {})})
-        for name, kind in METHODS.items()
-        if name != "retrain"
-    }
-    published = {"mode": "authors", "project": upper}
-    methods["scissorhands, published code"] = dataclasses.replace(methods["scissorhands"], **published)
+    methods: Settings = {}
+    for name, kind in METHODS.items():
+        if name != "retrain":
+            methods[name] = kind(**{**own.get(name, {}), **changes.get(name, {})})
+        for label, (of, fields) in PUBLISHED.items():
+            if of == name:
+                fields = {"batch_size": methods[name].batch_size, **fields, **(published or {}).get(label, {})}
+                methods[label] = kind(**own.get(name, {}), **fields)
+    code = {"mode": "authors", "project": projected or upper}
+    methods["scissorhands, published code"] = dataclasses.replace(methods["scissorhands"], **code)
     return methods
 
 
@@ -50,7 +69,8 @@ def smaller(
 
     Args:
       experiment: of full size.
-      changes: settings by method that fit the small network; for the rows of a method that have others, too.
+      changes: settings by method that fit the small network; for the rows of a method that have others, too, but of
+        those of `PUBLISHED` only the batch size.
       **fields: of the experiment, other than those chosen here.
     """
 
@@ -91,6 +111,8 @@ def _fitting(label: str, scenario: Scenario, changes: Mapping[str, Mapping[str, 
     # Methods without epochs take no steps; their settings have no learning rate either.
     shared = {} if settings.epochs == 0 else changes.get("all", {})
     fitting = {"batch_size": 64, **shared, **changes.get(name, {})}
+    if label in PUBLISHED:
+        fitting = {"batch_size": fitting["batch_size"]}
     plain, sweep = scenario.methods.get(name, settings), scenario.sweeps.get(label)
     return {
         field: value

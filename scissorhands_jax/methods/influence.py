@@ -33,7 +33,7 @@ class InfluenceOptions:
     `alpha / damping` times f - r."""
     num_samples: int = 1000
     """N, the number of examples drawn from the retain set, or all of it where it is smaller. In authors' mode it is the
-    constant of the recursion, which looks at up to N + 2 examples."""
+    constant of the recursion, which stops after N + 2 examples, 1,002 in the published code."""
     mode: Mode = "paper"
     """"paper" solves for the update; "authors" follows the published recursion."""
     batch_size: int = 256

@@ -33,7 +33,7 @@ Range = tuple[float, float]
 Choices = tuple[str, ...]
 """The names that a setting may have."""
 
-ScheduleName = Literal["drops", "linear", "cosine", "triangle"]
+ScheduleName = Literal["drops", "linear", "cosine", "triangle", "restarts"]
 """How the learning rate changes over the steps of a run."""
 
 
@@ -113,7 +113,8 @@ class TrainingSettings(MicrobatchOptions, MethodSettings):
     schedule: ScheduleName = "drops"
     """How the learning rate changes over the run. "drops" multiplies it by `gamma` at each of the `milestones`, and
     leaves it constant without any. "linear" and "cosine" fall from it to zero at the end of the run, in a straight line
-    or along half a cosine; "triangle" rises to it over the share `warmup` of the steps and falls in a straight line."""
+    or along half a cosine; "triangle" rises to it over the share `warmup` of the steps and falls in a straight line.
+    "restarts" falls along half a cosine towards a twentieth of it, over 1, 2, 4, 8, ... epochs, from epoch to epoch."""
     milestones: tuple[int, ...] = ()
     """The epochs, counted from 0, before which "drops" multiplies the learning rate by `gamma`; none by default."""
     gamma: float = 0.1
@@ -165,6 +166,8 @@ class TrainingSettings(MicrobatchOptions, MethodSettings):
                 return optimizers.linear_decay(total)
             case "cosine":
                 return optimizers.cosine_decay(total)
+            case "restarts":
+                return optimizers.cosine_restarts(lengths[: self.epochs])
             case "triangle":
                 return optimizers.triangle(total, warmup=self.warmup)
         if not self.milestones:

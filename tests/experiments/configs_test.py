@@ -51,6 +51,47 @@ def test_the_paper_tables_hold_every_method():
         assert {*METHODS} - {"retrain"} <= set(methods)
 
 
+@pytest.mark.parametrize("name", ["cifar10", "cifar10_small", "cifar100", "cifar100_small", "svhn_class", "faces"])
+def test_rows_of_published_settings_are_those_of_their_authors_but_for_the_batch_size(name):
+    methods = configs.load(name).scenarios[0].methods
+    shown = {
+        "salun, as published": ("mode", "order", "learning_rate", "epochs", "fraction", "schedule", "milestones"),
+        "munba, as published": ("mode", "learning_rate", "epochs", "forget_loss", "schedule", "milestones"),
+        "cf_k, as in the scripts": ("epochs", "schedule", "learning_rate", "weight_decay"),
+        "eu_k, as in the scripts": ("epochs", "schedule", "learning_rate", "weight_decay"),
+    }
+    found = {label: tuple(getattr(methods[label], field) for field in fields) for label, fields in shown.items()}
+    hundred = name.startswith("cifar100")
+    assert found == {
+        "salun, as published": ("authors", "mixed" if hundred else "sequential", 0.013, 10, 0.5, "drops", ()),
+        "munba, as published": ("authors", 0.01, 10, "random_label", "drops", ()),
+        "cf_k, as in the scripts": (62 if hundred else 30, "restarts", 0.1, 5e-5),
+        "eu_k, as in the scripts": (126 if hundred else 62, "restarts", 0.1, 5e-5),
+    }
+    for label in shown:
+        plain = methods[label.split(",")[0]]
+        assert methods[label].batch_size == plain.batch_size
+        assert getattr(methods[label], "layers", None) == getattr(plain, "layers", None)
+
+
+def test_the_published_code_projects_more_layers_than_it_trims_where_its_scripts_do():
+    trimmed = {
+        "cifar10": "layer3|layer4|fc",
+        "cifar100": "layer4|fc",
+        "svhn": "layer3|layer4|fc",
+        "svhn_class": "layer4|fc",
+    }
+    for name, layers in trimmed.items():
+        row = configs.load(name).scenarios[0].methods["scissorhands, published code"]
+        assert (row.trim, row.project, row.mode, row.projected) == (layers, "layer3|layer4|fc", "authors", True)
+    row = configs.load("celebahq").scenarios[0].methods["scissorhands, published code"]
+    assert (row.trim, row.project) == ("layer4|fc", "layer4|fc")
+    methods = configs.load("svhn_class").scenarios[0].methods
+    script = methods["scissorhands, published code"]
+    assert (script.learning_rate, script.fraction, script.forget_weight, script.epochs) == (1e-3, 0.1, 0.1, 10)
+    assert methods["scissorhands, published, no projection"] == dataclasses.replace(script, projected=False)
+
+
 @pytest.mark.parametrize("name", [name for name in configs.CONFIGS if f"{name}_small" in configs.CONFIGS])
 def test_a_small_table_asks_the_same_questions(name):
     full, small = configs.load(name), configs.load(f"{name}_small")

@@ -86,7 +86,7 @@ def test_every_method_with_steps_follows_the_schedule(name):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"schedule": "step"}, "schedule is 'step'; choose one of drops, linear, cosine, triangle"),
+        ({"schedule": "step"}, "schedule is 'step'; choose one of drops, linear, cosine, triangle, restarts"),
         ({"warmup": 1.0}, "warmup must be a share of the steps, at least 0 and below 1, got 1.0"),
         ({"gamma": -0.1}, "gamma must not be negative, got -0.1"),
         ({"milestones": (-1,)}, r"milestones must be epochs, counted from 0, got \(-1,\)"),
