@@ -5,12 +5,15 @@
         --networks runs/cifar10_small/networks --out experiments/results/cifar10_small/tuning.json
 
 Every trial is scored on validation data, as `scissorhands tune` does it, and also compared with the retrained network,
-which the choice never sees.
+which the choice never sees. Methods that are in FILE already are not tuned again, so a run that was stopped continues.
+With `--from-defaults` every method has the same chances: the first trial takes the defaults of its authors, whatever
+the configuration says, and no earlier tuning enters.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
 import sys
@@ -41,6 +44,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--config", required=True, metavar="NAME")
     parser.add_argument("--only", default="^scissorhands$", metavar="REGEX", help="methods; default scissorhands")
     parser.add_argument("--seeds", default="0,1,2", metavar="N,N,...", help="default 0,1,2")
+    parser.add_argument(
+        "--from-defaults",
+        action="store_true",
+        help="begin with the defaults of what is tuned, not with the configuration",
+    )
     parser.add_argument("--trials", type=int, default=12, metavar="N", help="budget per seed (default 12)")
     parser.add_argument("--data-dir", metavar="DIR")
     parser.add_argument("--networks", type=Path, required=True, metavar="DIR", help="trained networks, made if missing")
@@ -52,11 +60,13 @@ def main(arguments: list[str] | None = None) -> int:
         experiment = config.override(configs.load(options.config), options.settings)
         store = TableNetworks(experiment, options.data_dir, options.networks.parent, options.networks)
         labels = list(filter(grid.label_pattern(options.only).search, experiment.scenarios[0].methods))
-        seeds = read_seeds(options.seeds)
-        rows = []
-        for seed, label in itertools.product(seeds, labels):
-            rows.append(tune_with_oracle(store, label, seed, options.trials))
-            _write(options.out, {"rows": rows, "config": store.loaded.settings, **report.environment()})
+        about = {"config": store.loaded.settings, "trials": options.trials, "from_defaults": options.from_defaults}
+        rows = _known(options.out, about)
+        for seed, label in itertools.product(read_seeds(options.seeds), labels):
+            if any((row["method"], row["seed"]) == (label, seed) for row in rows):
+                continue
+            rows.append(tune_with_oracle(store, label, seed, options.trials, from_defaults=options.from_defaults))
+            _write(options.out, {"rows": rows, **about, **report.environment()})
             console.print(_line(rows[-1]), highlight=False)
     except InputError as error:
         complain(console, str(error))
@@ -64,10 +74,39 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def tune_with_oracle(store: TableNetworks, label: str, seed: int, trials: int) -> dict[str, Any]:
-    """One tuning in the first scenario, with the Avg. Gap of every trial in addition to its score."""
+def _known(out: Path, about: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of an earlier run of the same command.
+
+    Raises:
+      InputError: The file holds something else.
+    """
+    if not out.exists():
+        return []
+    document, about = json.loads(out.read_text(encoding="utf-8")), json.loads(json.dumps(about))
+    for name, value in about.items():
+        if document.get(name) != value:
+            raise InputError(f"{out} holds trials with another {name}; remove it, or name another file")
+    return document["rows"]
+
+
+def tune_with_oracle(
+    store: TableNetworks, label: str, seed: int, trials: int, *, from_defaults: bool = False
+) -> dict[str, Any]:
+    """One tuning in the first scenario, with the Avg. Gap of every trial in addition to its score.
+
+    Args:
+      store: The networks of the table.
+      label: The label of the row to tune.
+      seed: The seed of the scenario and of the search.
+      trials: The number of trials.
+      from_defaults: Whether the first trial takes the defaults of the numbers that are tuned, and not the table's.
+    """
     scenario = store.experiment.scenarios[0]
     settings = scenario.methods[label]
+    if from_defaults:
+        usual = type(settings)()
+        numbers = [name for name in settings.search_ranges if not isinstance(getattr(usual, name), str)]
+        settings = dataclasses.replace(settings, **{name: getattr(usual, name) for name in numbers})
     prepared = SeededScenario(store, scenario, seed)
     with progress_bar(Console(stderr=True)) as progress:
         original, retrained = prepared.original(progress), prepared.retrained(progress)

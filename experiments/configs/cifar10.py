@@ -138,7 +138,7 @@ def small(experiment: Callable[[], Experiment]) -> Callable[[], Experiment]:
 
 
 SMALL: dict[str, dict[str, Any]] = {
-    "all": {"epochs": 5},
+    "all": {"epochs": 5, "schedule": "linear"},
     "finetune": {"learning_rate": 0.0284},
     "gradient_ascent": {"learning_rate": 0.00691},
     "l1_sparse": {"learning_rate": 0.0284},
@@ -152,6 +152,10 @@ SMALL: dict[str, dict[str, Any]] = {
     "bad_teacher": {"learning_rate": 0.0284},
     "ssd": {"selection": 1.25, "dampening": 2.43},
     "munba": {"learning_rate": 0.01},
+    "amun": {"milestones": ()},
+    "msg": {"schedule": "triangle"},
+    "ct": {"schedule": "cosine"},
+    "sfron": {"schedule": "cosine"},
     "cf_k": {"milestones": (), "learning_rate": 0.1},
     "eu_k": {"milestones": (), "learning_rate": 0.00691},
     "scissorhands": {"fraction": 0.202, "forget_weight": 0.103, "learning_rate": 0.0226},

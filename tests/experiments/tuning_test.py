@@ -5,6 +5,7 @@ import json
 import numpy as np
 
 from experiments import tuning
+from scissorhands_jax.methods.scissorhands import ScissorhandsSettings
 
 
 def test_tuning_beside_the_oracle(tmp_path):
@@ -18,3 +19,21 @@ def test_tuning_beside_the_oracle(tmp_path):
     assert row["gap"]["tuned with oracle"] == min(gaps)
     assert row["gap"]["tuned without oracle"] == gaps[int(np.argmin(scores))]
     assert row["gap"]["default settings"] == gaps[0]
+
+
+def test_tuning_continues_and_may_begin_with_the_defaults(tmp_path, capsys):
+    out = tmp_path / "tuning.json"
+    small = ["training.epochs=1", "train_limit=200", "test_limit=50", "validation_share=0.3", "every_attack=false"]
+    arguments = ["--config", "demo", "--trials", "1", "--networks", str(tmp_path / "n"), "--out", str(out), *small]
+    assert tuning.main([*arguments, "--seeds", "0", "--from-defaults"]) == 0
+    first = json.loads(out.read_text())
+    defaults = ScissorhandsSettings()
+    changes = first["rows"][0]["best"]["changes"]
+    assert changes["learning_rate"] == defaults.learning_rate != 0.05  # the demonstration's
+    assert changes["fraction"] == defaults.fraction
+    assert tuning.main([*arguments, "--seeds", "0,1", "--from-defaults"]) == 0
+    document = json.loads(out.read_text())
+    assert document["rows"][0] == first["rows"][0]  # with its seconds: it was not computed again
+    assert [row["seed"] for row in document["rows"]] == [0, 1]
+    assert tuning.main([*arguments, "--seeds", "0"]) == 2
+    assert "holds trials with another from_defaults; remove it, or name another file" in capsys.readouterr().err
