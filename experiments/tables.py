@@ -21,7 +21,7 @@ from experiments import audit
 from scissorhands_jax import files, report
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs.cells import slug
-from scissorhands_jax.report import gates
+from scissorhands_jax.report import table_gates
 from scissorhands_jax.terminal import Console, complain
 
 RESULTS = Path(__file__).parent / "results"
@@ -97,13 +97,21 @@ def render(document: Mapping[str, Any], folder: Path, name: str) -> None:
             if picture.scenario == scenario:
                 text += f"\n![{picture.alt}]({stem}.svg)\n\n{picture.caption}\n"
     # Older results have no gates, so these are computed from their rows.
-    found = document.get("gates") or [gate._asdict() for gate in gates.of_rows(document["rows"])]
+    found = document.get("gates") or [gate._asdict() for gate in table_gates.of_rows(document["rows"])]
     text += f"\n## Gates\n\n{report.gates_note(found)}\n\n{report.markdown(report.gates_grid(found))}"
+    text += f"\n## Made by\n\n{_made_by(document)}\n"
     for picture, stem in zip(pictures, stems, strict=True):
         files.write_text(folder / f"{stem}.svg", report.figure_svg(picture.figure) + "\n")
         files.write_bytes(folder / f"{stem}.png", report.figure_png(picture.figure))
     files.write_text(folder / "tables.md", text)
     files.write_text(folder / "tables.tex", tex)
+
+
+def _made_by(document: Mapping[str, Any]) -> str:
+    """The code, the command and the date of a results file, in a sentence or two."""
+    made = report.environment_of(document)["made by"]
+    about = ", ".join(made[name] for name in ("code", "command", "date") if name in made)
+    return " ".join(filter(None, (document.get("code"), f"Last written by: {about}.")))
 
 
 def paper_table(key: str | None) -> dict[str, Any] | None:

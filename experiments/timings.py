@@ -65,8 +65,9 @@ def _kept(out: Path, *, tiny: bool) -> dict[str, Any]:
     now = {"tiny": tiny, **report.environment()}
     if out.exists():
         found = json.loads(out.read_text(encoding="utf-8"))
-        if {name: found.get(name) for name in now} == now:
-            return found
+        compared = now.keys() - {"made_by"}
+        if {name: found.get(name) for name in compared} == {name: now[name] for name in compared}:
+            return found | {"made_by": now["made_by"]}
     out.parent.mkdir(parents=True, exist_ok=True)
     return {"results": {}, **now}
 

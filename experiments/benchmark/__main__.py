@@ -239,7 +239,7 @@ def _kept(options: argparse.Namespace, settings: Settings) -> dict[str, Result]:
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{options.out} holds no results of this benchmark; leave out --resume") from error
     for part, now in {"settings": dataclasses.asdict(settings), **report.environment()}.items():
-        if found.get(part) != now:
+        if part != "made_by" and found.get(part) != now:
             raise InputError(f"the {part} of {options.out} differ from this run's; leave out --resume")
     return results
 

@@ -13,7 +13,7 @@ from scissorhands_jax.jobs.experiment import Experiment
 
 def demo_audit() -> Experiment:
     """The demonstration's network and methods, audited on a random tenth of the digits with their right labels."""
-    scenario = dataclasses.replace(demo.EXPERIMENT.scenarios[0], flipped_labels=0.0)
+    scenario = dataclasses.replace(demo.EXPERIMENT.scenarios[0], name="random 10 %", flipped_labels=0.0)
     return dataclasses.replace(demo.EXPERIMENT, name="demo_audit", scenarios=(scenario,))
 
 

@@ -14,8 +14,8 @@ import numpy as np
 from scissorhands_jax.metrics import ensemble_attacks, intervals
 from scissorhands_jax.metrics.ensemble_attacks import FALSE_POSITIVE_RATES, Attack, attack_estimates
 from scissorhands_jax.metrics.intervals import Estimate
-from scissorhands_jax.report import METRICS, NULL, REFERENCE
-from scissorhands_jax.report.gates import CAUGHT, FARTHER, ORIGINAL, SILENT, Gate, of_attack
+from scissorhands_jax.report import METRICS, NULL, ORIGINAL, REFERENCE
+from scissorhands_jax.report.gates import CAUGHT, FARTHER, SILENT, Gate, of_attack
 
 AUDIT_ATTACKS = ("population", "u_lira", "lira", "rmia")
 """The attacks that have gates. The names of their metrics begin with these words."""

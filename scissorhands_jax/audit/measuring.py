@@ -27,8 +27,7 @@ from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs.cells import ResultCell
 from scissorhands_jax.jobs.experiment import Experiment, LoadedExperiment
 from scissorhands_jax.metrics import accuracies, attacks, distances, probes, relearning
-from scissorhands_jax.report import NULL, REFERENCE
-from scissorhands_jax.report.gates import ORIGINAL
+from scissorhands_jax.report import NULL, ORIGINAL, REFERENCE
 from scissorhands_jax.training.loop import run
 
 # The number of networks that are trained in one compiled program on an accelerator.

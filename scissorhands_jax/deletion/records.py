@@ -15,7 +15,6 @@ All numbers except counts are text, as Python's `repr` writes them, so that the 
 from __future__ import annotations
 
 import dataclasses
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from scissorhands_jax.deletion.verdicts import Evidence, EvidenceGate, Verdict
 from scissorhands_jax.errors import LedgerError
 from scissorhands_jax.hashing import canonical, sha256
 from scissorhands_jax.metrics import intervals
-from scissorhands_jax.version import __version__
+from scissorhands_jax.report.provenance import Code
 
 RECORDS_FOLDER = "records"
 RECORD_FORMAT = 1
@@ -97,16 +96,6 @@ class RunFiles:
 
     network: dict[str, str]
     other: dict[str, str | None]
-
-
-@dataclasses.dataclass(frozen=True)
-class Code:
-    """The code that ran: the package's version, a SHA-256 of its source, and the commit if Git tracks the source."""
-
-    version: str | None
-    source_sha256: str
-    git_commit: str | None
-    git_changed: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,27 +274,5 @@ def shown_configuration(config: Mapping[str, Any]) -> dict[str, Any]:
     return hashing.without_floats(shown | {"dataset": f"{kind}{colon}…" if colon else kind})
 
 
-def running_code() -> Code:
-    """Describes the code that is running."""
-    package = Path(__file__).parents[1]
-    sources = sorted(package.rglob("*.py"))
-    listed = [[path.relative_to(package).as_posix(), hashing.file_sha256(path)] for path in sources]
-    commit = _git(package, "rev-parse", "HEAD")
-    changed = bool(_git(package, "status", "--porcelain", "--", "."))
-    return Code(__version__, sha256(canonical(listed)), commit, changed)
-
-
 def _text(value: float) -> str:
     return repr(round(value, 6))
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    """Returns Git's answer if Git tracks the package. An installed package may lie within an unrelated repository."""
-    try:
-        for command in (("ls-files", "--error-unmatch", "__init__.py"), arguments):
-            done = subprocess.run(
-                ["git", "-C", str(folder), *command], capture_output=True, text=True, timeout=10, check=True
-            )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

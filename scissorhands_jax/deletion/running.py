@@ -48,6 +48,7 @@ from scissorhands_jax.jobs.earlier_runs import parse_run_config
 from scissorhands_jax.jobs.job import Job, load_weights, prepare_job
 from scissorhands_jax.methods import MethodSettings
 from scissorhands_jax.metrics import accuracies
+from scissorhands_jax.report import provenance
 
 Auditor = Callable[[Path, str], Evidence]
 """A function `(folder of a run, SHA-256 of its network) -> the evidence to judge it by`."""
@@ -318,7 +319,7 @@ def _record(
         training_set=DigestedSet(data_lib.size(job.splits.train), about.training_set),
         configuration=configuration,
         configuration_sha256=sha256(canonical(configuration)),
-        code=records.running_code(),
+        code=provenance.running_code(),
         versions=done.results["versions"],
         machine=done.results["machine"],
         metrics={name: _shares(done.results[name]) for name in ("before", "after")},

@@ -234,7 +234,7 @@ def write_evaluation_page(
             explanations=[report.Section("How to read it", _COUNTS), report.Section("Licence of NudeNet", [_LICENCE])],
             settings=evaluation.config,
             hashes={f"{name} (SHA-256)": held.sha256 for name, held in evaluation.images.items()},
-            environment={name: evaluation.environment[name] for name in ("versions", "machine")},
+            environment=report.environment_of(evaluation.environment),
         ),
     )
 

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 from scissorhands_jax import files
 from scissorhands_jax.errors import CheckpointError, InputError, NonFiniteError
 from scissorhands_jax.jobs import runs
+from scissorhands_jax.report import provenance
 from scissorhands_jax.terminal import Progress
 
 SECONDS_BETWEEN_RESULTS = 20.0
@@ -50,6 +51,13 @@ class Diverged:
 
     place: Mapping[str, str | int]
     reason: str
+    code: str | None = None
+    """The code that ran (`provenance.Code.name`). None in cells from before it was recorded."""
+
+    @property
+    def title(self) -> str:
+        """What it is called in messages."""
+        return _title(self.place)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +80,7 @@ class ResultCell(Generic[CellT]):
     @property
     def title(self) -> str:
         """What it is called in a progress bar."""
-        return ", ".join(value if isinstance(value, str) else f"{key} {value}" for key, value in self.place.items())
+        return _title(self.place)
 
 
 class CellFolder(Generic[CellT]):
@@ -177,7 +185,9 @@ class CellFolder(Generic[CellT]):
             if not cell.may_diverge:
                 raise
             path = path.with_suffix(_DIVERGED)
-            content = json.dumps(dataclasses.asdict(Diverged(dict(cell.place), str(error)))).encode()
+            content = json.dumps(
+                dataclasses.asdict(Diverged(dict(cell.place), str(error), provenance.running_code().name))
+            ).encode()
         files.write_bytes(path, content)
 
     def _read(self, path: Path) -> CellT | Diverged:
@@ -186,6 +196,10 @@ class CellFolder(Generic[CellT]):
             return Diverged(**json.loads(content)) if path.suffix == _DIVERGED else self.kind.decode(content)
         except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise CheckpointError(f"{path} is damaged: {error}; remove it, and it is computed again") from error
+
+
+def _title(place: Mapping[str, str | int]) -> str:
+    return ", ".join(value if isinstance(value, str) else f"{key} {value}" for key, value in place.items())
 
 
 def slug(text: str) -> str:

@@ -20,7 +20,7 @@ from scissorhands_jax.jobs.earlier_runs import origin_folder, read_past, saved_c
 from scissorhands_jax.jobs.job import build_model, divide_test_set, load_weights
 from scissorhands_jax.jobs.progress import progress_bar
 from scissorhands_jax.metrics import accuracies, distances
-from scissorhands_jax.report import gates
+from scissorhands_jax.report import table_gates
 
 _SCENARIO = "evaluation"
 
@@ -79,7 +79,7 @@ def evaluate_network(config: NetworkConfig, *, retrained: str | None = None, con
     Args:
       config: The network.
       retrained: The folder of the run that retrained the network of `config.checkpoint` without the same forget set.
-        If it is given, the gates of `gates.of_rows` compare the two, and `avg_gap` is the distance between them.
+        If it is given, the gates of `table_gates.of_rows` compare the two, and `avg_gap` is the distance between them.
       console: Where progress is shown.
 
     Raises:
@@ -106,7 +106,7 @@ def evaluate_network(config: NetworkConfig, *, retrained: str | None = None, con
         avg_gap = distances.average_gap(rows[1], rows[-1])
     found = tuple(
         EvaluationGate(gate.name.removeprefix(f"{_SCENARIO}: "), gate.passed, gate.explanation)
-        for gate in gates.of_rows(rows)
+        for gate in table_gates.of_rows(rows)
     )
     return NetworkEvaluation(model=config.model, dataset=config.dataset, parts=measured, avg_gap=avg_gap, gates=found)
 
@@ -128,7 +128,7 @@ def _parts(config: NetworkConfig, splits: datasets.Splits) -> dict[str, Dataset]
 def _noted_rows(checkpoint: str | None, retrained: str | None) -> list[dict[str, Any]]:
     """The rows of the original, of a run and of the retrained network, as the two runs saved them."""
     if retrained is None:
-        return [{**dict.fromkeys(report.ROW_FIELDS), "scenario": _SCENARIO, "method": gates.ORIGINAL}]
+        return [{**dict.fromkeys(report.ROW_FIELDS), "scenario": _SCENARIO, "method": report.ORIGINAL}]
     if checkpoint is None:
         raise InputError("--retrained is compared with a run; name that run with --checkpoint RUN")
     own, other = (report.read_results(origin_folder(run) / runs.RESULTS_FILE) for run in (checkpoint, retrained))
@@ -152,4 +152,4 @@ def _held_out_numbers(
     for part in (parts["forget"], splits.test):
         label = np.asarray(part["label"])
         shown += [accuracies.predict(model, *network, part["image"], batch_size=500), label, label]
-    return gates.held_out_numbers(*shown)
+    return table_gates.held_out_numbers(*shown)

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from scissorhands_jax import augmentation, datasets, losses, models, torch_weights
+from scissorhands_jax import augmentation, datasets, hashing, losses, models, torch_weights
 from scissorhands_jax import data as data_lib
 from scissorhands_jax.base import Dataset, Method, Model, StatefulLossFn
 from scissorhands_jax.datasets.splits import validation_split
@@ -136,6 +136,11 @@ class LoadedExperiment:
         if key not in self._methods:
             self._methods[key] = settings.build(self.model, self.loss_fn, len(self.splits.class_names))
         return self._methods[key]
+
+    def settings_sha256(self) -> str:
+        """A hash of every setting except the scenarios, whose methods have their settings in their own cells."""
+        shared = {name: value for name, value in self.settings.items() if name != "scenarios"}
+        return hashing.sha256(json.dumps(shared, sort_keys=True).encode())
 
     def training_identity(self) -> dict[str, Any]:
         """What decides the weights of a trained network, besides its seed and its examples."""

@@ -1,14 +1,16 @@
 """A table of results: scenarios, seeds and methods, every network compared with one retrained without the forget set.
 
+A second retrained network for each scenario and seed shows how far apart two of them are, which is the floor.
 Every network is a cell (`jobs.cells`), so that a table that was stopped continues with the next network.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,11 @@ from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.cells import CellFolder, Diverged, ResultCell
 from scissorhands_jax.jobs.experiment import Experiment, Scenario
 from scissorhands_jax.jobs.progress import progress_bar
-from scissorhands_jax.jobs.scenarios import SeededScenario, TableNetworks
+from scissorhands_jax.jobs.scenarios import REFERENCES, SeededScenario, TableNetworks
 from scissorhands_jax.jobs.table_cells import TableCell
 from scissorhands_jax.methods import describe
 from scissorhands_jax.metrics import accuracies, gradcam
-from scissorhands_jax.report import REFERENCE, gates
-from scissorhands_jax.report.gates import ORIGINAL
+from scissorhands_jax.report import ORIGINAL, REFERENCE, provenance, table_gates
 from scissorhands_jax.terminal import Console, Progress
 
 
@@ -55,12 +56,13 @@ def run_grid(
       data_dir: The folder of the data set's files. None for data sets that need none.
       networks: Where original and retrained networks are kept and looked for, so that experiments can share them. The
         default is `out/networks`, where unlearned networks always are.
-      only: A regular expression. Only methods whose label it matches are run, and the two references. None runs all.
+      only: A regular expression. Only methods whose label it matches are run, and the references. None runs all.
       overwrite: Whether to replace a table that is there.
       console: Shows the progress. The default is stderr.
 
     Raises:
-      InputError: Something in the experiment cannot be used, or the folder holds something else.
+      InputError: Something in the experiment cannot be used, or the folder holds something else, such as cells of other
+        settings.
       NonFiniteError: The original or the retrained network diverged; all earlier cells are kept. An unlearning method
         that diverges is listed under `failures` instead.
     """
@@ -78,6 +80,13 @@ def run_grid(
         report.write_results(out / runs.RESULTS_FILE, document)
         return document
 
+    there = folder.read_all()
+    table.check(there)
+    if there:
+        now = {"those to come": provenance.running_code().name}
+        note = provenance.code_note({**code_of(there), **now})
+        if len({*code_of(there).values(), *now.values()}) > 1:
+            console.print(note, highlight=False, markup=False, soft_wrap=True)
     with progress_bar(console) as progress:
         folder.fill(table.cells(seeds, chosen), progress, write_results, seconds_between=0)
     return write_results()
@@ -118,7 +127,7 @@ class Table:
             )
             for seed in seeds
             for scenario in self.experiment.scenarios
-            for label in (ORIGINAL, REFERENCE, *filter(only.search, scenario.methods))
+            for label in (*REFERENCES, *filter(only.search, scenario.methods))
         ]
 
     def _measure(self, scenario: Scenario, seed: int, label: str, progress: Progress) -> TableCell:
@@ -133,28 +142,70 @@ class Table:
         """The document of `results.json`, from the cells that have been computed."""
         order: dict[tuple[str, str], tuple[int, int]] = {}
         for number, scenario in enumerate(self.experiment.scenarios):
-            for position, label in enumerate((ORIGINAL, REFERENCE, *scenario.methods)):
+            for position, label in enumerate((*REFERENCES, *scenario.methods)):
                 order[scenario.name, label] = number, position
         cells = [cell for cell in found if isinstance(cell, TableCell)]
         cells.sort(key=lambda cell: (order[cell.scenario, cell.method], cell.seed))
         references = {(cell.scenario, cell.seed): cell for cell in cells if cell.method == REFERENCE}
         # Rows of one seed stand together, so that scenarios are read seed by seed.
         by_seed = sorted(cells, key=lambda cell: (order[cell.scenario, cell.method][0], cell.seed))
-        rows = [cell.row(references.get((cell.scenario, cell.seed))) for cell in by_seed]
+        rows = report.with_gaps(cell.row(references.get((cell.scenario, cell.seed))) for cell in by_seed)
         return {
             "rows": rows,
             "cells": [cell.as_dict() for cell in cells],
             "failures": [self._failure(cell) for cell in found if isinstance(cell, Diverged)],
-            "gates": [gate._asdict() for gate in gates.of_rows(rows)],
+            "gates": [gate._asdict() for gate in table_gates.of_rows(rows)],
+            "code": provenance.code_note(code_of(found)),
             "config": {"experiment": self.experiment.name, **self.store.loaded.settings},
             "seconds": time.perf_counter() - self._started,
             **report.environment(),
         }
 
+    def check(self, found: Sequence[TableCell | Diverged]) -> None:
+        """Checks that all cells belong to this table, whatever files were put into its folder.
+
+        Raises:
+          InputError: Some are of other settings.
+        """
+        methods = {
+            (scenario.name, label): describe(settings)
+            for scenario in self.experiment.scenarios
+            for label, settings in {**dict.fromkeys(REFERENCES, self.experiment.training), **scenario.methods}.items()
+        }
+        shared = self.store.loaded.settings_sha256()
+        wrong = {}
+        for cell in found:
+            if isinstance(cell, Diverged):
+                continue
+            settings = methods.get((cell.scenario, cell.method))
+            changed = next(runs.differences(cell.settings, json.loads(json.dumps(settings))), None)
+            if settings is None:
+                wrong[cell.title] = "this table has no such cell"
+            elif changed is not None:
+                wrong[cell.title] = "its {} was {!r} and is now {!r}".format(*changed)
+            elif cell.experiment_sha256 not in (None, shared):
+                wrong[cell.title] = "its data, its network or the training of that was another"
+        if wrong:
+            title, what = next(iter(wrong.items()))
+            raise InputError(
+                f"{len(wrong)} of {len(found)} cells in {self.store.out / 'cells'} were made with other settings "
+                f"({'; '.join(wrong)}), such as {title}: {what}; remove their files, and they are computed again"
+            )
+
     def _failure(self, cell: Diverged) -> dict[str, Any]:
         name, label = cell.place["scenario"], str(cell.place["method"])
         scenario = next(scenario for scenario in self.experiment.scenarios if scenario.name == name)
-        return {**cell.place, "settings": describe(scenario.methods[label]), "failure": cell.reason}
+        return {**cell.place, "settings": describe(scenario.methods[label]), "failure": cell.reason, "code": cell.code}
+
+
+def code_of(cells: Iterable[TableCell | Diverged]) -> dict[str, str | None]:
+    """The code that made each cell, by the cell's name; None where it was not recorded."""
+    found: dict[str, str | None] = {}
+    for cell in cells:
+        found[cell.title] = cell.code
+        if isinstance(cell, TableCell) and cell.trained_by:
+            found[f"the network of {cell.title}"] = cell.trained_by
+    return found
 
 
 def gradcam_picture(
@@ -189,9 +240,10 @@ def gradcam_picture(
     layer = experiment.gradcam_layer or gradcam.default_layer(experiment.model)
     maps, logits = {}, {}
     for label in (ORIGINAL, REFERENCE, *labels):
-        params, model_state, _ = scenario.load(label)
-        maps[label] = gradcam.heatmaps(store.loaded.model, params, model_state, images, classes, layer=layer)
-        logits[label] = accuracies.predict(store.loaded.model, params, model_state, images)
+        network = scenario.load(label)
+        weights = network.params, network.model_state
+        maps[label] = gradcam.heatmaps(store.loaded.model, *weights, images, classes, layer=layer)
+        logits[label] = accuracies.predict(store.loaded.model, *weights, images)
     figure = report.gradcam_figure(
         images,
         maps,
@@ -249,7 +301,8 @@ def write_report(
             figures=[*(picture for picture in drawn if picture.name != "gap"), *figures],
             explanations=explanations,
             settings=document["config"],
+            remarks=[report.Section("Code", [document["code"]])],
             hashes={"Networks (CRC-32)": networks, "Forget sets (SHA-256)": forgotten},
-            environment={"versions": document["versions"], "machine": document["machine"]},
+            environment=report.environment_of(document),
         ),
     )

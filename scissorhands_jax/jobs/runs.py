@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,10 @@ def open_folder(
             hint = "" if resume is None else "--resume to continue it or "
             raise InputError(f"{folder} already holds a run; add {hint}--overwrite to replace it")
         earlier = read_run(folder)
-        changed = [name for name in {**description, **earlier} if earlier.get(name) != description.get(name)]
-        if changed:
-            name = changed[0]
+        for name, was, now in differences(earlier, description):
             raise InputError(
-                f"{folder} holds a run with other settings: {name} was {earlier.get(name)!r} and is now "
-                f"{description.get(name)!r}; repeat them, or use --overwrite"
+                f"{folder} holds a run with other settings: {name} was {was!r} and is now {now!r}; repeat them, or use "
+                "--overwrite"
             )
         return False
     if file.exists():
@@ -56,6 +55,35 @@ def open_folder(
     folder.mkdir(parents=True, exist_ok=True)
     files.write_text(file, json.dumps(description, indent=2) + "\n")
     return True
+
+
+def differences(was: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Finds the settings in which two descriptions differ.
+
+    Args:
+      was: JSON-able.
+      now: JSON-able.
+      name: The name of the two.
+
+    Yields:
+      The name of each setting, with dots, and its two values; None for a setting that one of them lacks. Mappings in
+      lists are named by their `name` if they have one, and otherwise by their number from 1 on.
+
+    >>> list(differences({"a": 1, "b": [{"name": "x", "c": 2}]}, {"a": 1, "b": [{"name": "x", "c": 3}]}))
+    [('b.x.c', 2, 3)]
+    """
+    if isinstance(was, dict) and isinstance(now, dict):
+        for key in {**now, **was}:
+            yield from differences(was.get(key), now.get(key), f"{name}.{key}".removeprefix("."))
+    elif _are_mappings(was) and _are_mappings(now) and len(was) == len(now):
+        for number, (one, other) in enumerate(zip(was, now, strict=True), 1):
+            yield from differences(one, other, f"{name}.{one.get('name', number)}")
+    elif was != now:
+        yield name, was, now
+
+
+def _are_mappings(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
 
 
 def read_run(folder: Path) -> dict[str, Any]:

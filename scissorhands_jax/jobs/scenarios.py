@@ -13,10 +13,11 @@ import numpy as np
 
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import files, hashing
-from scissorhands_jax.base import Data, Key, ModelState, Params
+from scissorhands_jax.base import Data, Dataset, Key, ModelState, Params
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.datasets.splits import known_classes, validation_split
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.cells import slug
 from scissorhands_jax.jobs.experiment import FLIPPED, Experiment, LoadedExperiment, Scenario
 from scissorhands_jax.jobs.progress import follow_steps
@@ -24,11 +25,16 @@ from scissorhands_jax.jobs.table_cells import Cost, ForgetSummary, RelearnSummar
 from scissorhands_jax.methods import MethodSettings, describe
 from scissorhands_jax.metrics import accuracies, relearning
 from scissorhands_jax.metrics.row import measure_row
-from scissorhands_jax.report import REFERENCE, gates
-from scissorhands_jax.report.gates import ORIGINAL
+from scissorhands_jax.report import ORIGINAL, REDRAWN, REFERENCE, provenance, table_gates
 from scissorhands_jax.terminal import Progress
 from scissorhands_jax.training import checkpoints
 from scissorhands_jax.training.loop import run
+
+REFERENCES = (ORIGINAL, REFERENCE, REDRAWN)
+"""The networks that every scenario has without naming them, in the order of their rows."""
+
+# Each is trained from another seed: the retrained ones share nothing with the original, nor with each other.
+_SEEDS = {ORIGINAL: 0, REFERENCE: 1_000, REDRAWN: 2_000}
 
 
 class TrainedNetwork(NamedTuple):
@@ -37,6 +43,8 @@ class TrainedNetwork(NamedTuple):
     params: Params
     model_state: ModelState
     cost: Cost | None
+    code: str | None = None
+    """The code that made it (`provenance.Code.name`). None if it was read from a folder that does not say so."""
 
 
 class TableNetworks:
@@ -65,7 +73,8 @@ class TableNetworks:
         """
         shapes = jax.eval_shape(self.loaded.model.init, jax.random.key(0))
         params, model_state = checkpoints.load_network(folder, *shapes)
-        return TrainedNetwork(params, model_state, self._costs.get(folder.name))
+        code = checkpoints.read_description(folder).get("code")
+        return TrainedNetwork(params, model_state, self._costs.get(folder.name), code)
 
     def train(self, folder: Path, examples: Data, seed: int, progress: Progress) -> TrainedNetwork:
         """Reads the network in a folder, or trains it on the retain set of `examples` and keeps it there.
@@ -81,16 +90,16 @@ class TableNetworks:
         if folder.exists():
             description = checkpoints.read_description(folder)
             found = {name: description.get(name) for name in identity}
-            if found != identity:
-                name = next(name for name in identity if found[name] != identity[name])
+            for name, was, now in runs.differences(found, identity):
                 raise InputError(
-                    f"the network in {folder} was made with {name} = {found[name]!r}, not {identity[name]!r}; remove "
-                    "it, or name another folder"
+                    f"the network in {folder} was made with {name} = {was!r}, not {now!r}; remove it, or name another "
+                    "folder"
                 )
             return self.load(folder)
         key = jax.random.fold_in(jax.random.key(seed), 0)
         network = self.run(folder.name, self.experiment.training, key, None, examples, progress)
-        checkpoints.save_network(folder, network.params, network.model_state, identity)
+        description = identity | {"code": network.code}
+        checkpoints.save_network(folder, network.params, network.model_state, description)
         self._costs[folder.name] = network.cost
         return network
 
@@ -125,7 +134,7 @@ class TableNetworks:
             keeper.remove()
         # Of a resumed run only the last part was timed, which is no cost of the whole.
         cost = None if resumed else Cost(result.seconds, result.compile_seconds, result.steps)
-        return TrainedNetwork(result.params, result.model_state, cost)
+        return TrainedNetwork(result.params, result.model_state, cost, provenance.running_code().name)
 
 
 class SeededScenario:
@@ -192,7 +201,7 @@ class SeededScenario:
         if label == ORIGINAL:
             flipped = self.scenario.flipped_labels
             return self.store.networks / (f"original-seed{self.seed}" + (f"-flipped{flipped:g}" if flipped else ""))
-        networks = self.store.networks if label == REFERENCE else self.store.out / "networks"
+        networks = self.store.networks if label in REFERENCES else self.store.out / "networks"
         return networks / f"{slug(self.scenario.name)}-seed{self.seed}-{slug(label)}"
 
     def load(self, label: str) -> TrainedNetwork:
@@ -201,14 +210,18 @@ class SeededScenario:
 
     def original(self, progress: Progress) -> TrainedNetwork:
         """The network that is trained on everything, wrong labels included."""
-        everything = Data(None, data_lib.take(self.train, self.trained_on))
-        return self.store.train(self.network_folder(ORIGINAL), everything, self.seed, progress)
+        return self._trained(ORIGINAL, data_lib.take(self.train, self.trained_on), progress)
 
     def retrained(self, progress: Progress) -> TrainedNetwork:
         """The network that is trained without the forget set."""
-        # Its seed differs from the original's: the gold standard shares nothing with it.
-        examples = Data(None, self.data.retain)
-        return self.store.train(self.network_folder(REFERENCE), examples, self.seed + 1_000, progress)
+        return self._trained(REFERENCE, self.data.retain, progress)
+
+    def redrawn(self, progress: Progress) -> TrainedNetwork:
+        """Another network that is trained without the forget set: what two such networks differ in is the floor."""
+        return self._trained(REDRAWN, self.data.retain, progress)
+
+    def _trained(self, label: str, examples: Dataset, progress: Progress) -> TrainedNetwork:
+        return self.store.train(self.network_folder(label), Data(None, examples), self.seed + _SEEDS[label], progress)
 
     def unlearned(self, label: str, progress: Progress) -> TrainedNetwork:
         """The original after all requests, one after another."""
@@ -229,14 +242,14 @@ class SeededScenario:
         """Trains or unlearns one network, keeps it, and measures it.
 
         Args:
-          label: `ORIGINAL`, `REFERENCE` or a method of the scenario.
+          label: One of `REFERENCES` or a method of the scenario.
           progress: Shows the steps.
 
         Raises:
           NonFiniteError: The run diverged.
         """
-        is_reference = label in (ORIGINAL, REFERENCE)
-        makers = {ORIGINAL: self.original, REFERENCE: self.retrained}
+        is_reference = label in REFERENCES
+        makers = {ORIGINAL: self.original, REFERENCE: self.retrained, REDRAWN: self.redrawn}
         network = makers[label](progress) if is_reference else self.unlearned(label, progress)
         metrics = self._metrics(label, network)
         cell = TableCell(
@@ -249,6 +262,9 @@ class SeededScenario:
             cost=network.cost,
             process=self.store.process,
             network=hashing.tree_checksum((network.params, network.model_state)),
+            code=provenance.running_code().name,
+            trained_by=None if network.code == provenance.running_code().name else network.code,
+            experiment_sha256=self.store.loaded.settings_sha256(),
             forget=ForgetSummary(
                 [spec.format(seed=self.seed) for spec in self.scenario.forget],
                 len(self.forget_positions),
@@ -277,7 +293,7 @@ class SeededScenario:
         if self.scenario.flipped_labels:
             true = self.true_labels[self.forget_positions]
             numbers["acc_forget_true_labels"] = self._accuracy(network, self.data.forget["image"], true)
-        if label == REFERENCE:
+        if label in REFERENCES:
             numbers |= self._held_out_numbers(network)
         return numbers
 
@@ -321,7 +337,7 @@ class SeededScenario:
             kinds = np.array(part["label"], np.int64)
             kinds[wrong] += len(self.store.loaded.splits.class_names)
             shown += [self._logits(network, part["image"]), part["label"], kinds]
-        return gates.held_out_numbers(*shown)
+        return table_gates.held_out_numbers(*shown)
 
     def _accuracy(self, network: TrainedNetwork, images: np.ndarray, labels: np.ndarray) -> float:
         return accuracies.accuracy(self._logits(network, images), labels)

@@ -57,12 +57,24 @@ class TableCell:
     """Names the process that made it. Times of different processes are not compared."""
     network: str
     """A checksum of the weights."""
+    code: str | None = None
+    """The code that measured it, and made its network unless `trained_by` names other code; see
+    `provenance.Code.name`. None in cells from before it was recorded."""
+    trained_by: str | None = None
+    """The code that trained its network, if the network was there already and was made by other code."""
+    experiment_sha256: str | None = None
+    """A hash of all settings of its table except the scenarios. None in cells from before it was recorded."""
     forget: ForgetSummary
     relearn: RelearnSummary | None
 
+    @property
+    def title(self) -> str:
+        """What it is called in messages."""
+        return f"{self.scenario}, seed {self.seed}, {self.method}"
+
     def as_dict(self) -> dict[str, Any]:
-        """The cell as JSON, without `sweep` and `relearn` where there is none."""
-        optional = ("sweep", "relearn")
+        """The cell as JSON, without `sweep`, `relearn` and `trained_by` where there is none."""
+        optional = ("sweep", "relearn", "trained_by")
         fields = dataclasses.asdict(self)
         return {name: value for name, value in fields.items() if value is not None or name not in optional}
 

@@ -26,7 +26,7 @@ from scissorhands_jax.jobs.job import Job, prepare_job
 from scissorhands_jax.jobs.progress import follow_steps, progress_bar
 from scissorhands_jax.metrics import accuracies
 from scissorhands_jax.metrics.row import measure_row
-from scissorhands_jax.report import gates
+from scissorhands_jax.report import table_gates
 from scissorhands_jax.training import checkpoints, distributed, feeding, sharding
 from scissorhands_jax.training.loop import Result, run
 
@@ -69,7 +69,7 @@ class RunResults:
     rows: list[report.Row]
     """The rows of the original and of the unlearned network, in the common format of tables."""
     gates: list[dict[str, Any]]
-    """The gates of these rows (`report.gates`)."""
+    """The gates of these rows (`report.table_gates`)."""
     before: dict[str, Any]
     """The numbers of the original, as `metrics.row.measure_row` returns them, and those that `unlearn` adds."""
     after: dict[str, Any]
@@ -83,6 +83,8 @@ class RunResults:
     """The time in UTC at which the run ended, in ISO 8601."""
     versions: dict[str, Any]
     machine: dict[str, Any]
+    made_by: dict[str, Any]
+    """The commit, the command and the date (`report.environment`)."""
     layout: dict[str, Any] | None
     """The sizes of the device mesh, whether parameters were divided, and the number of processes; None for one device.
     """
@@ -155,6 +157,7 @@ def unlearn(
     with _cleared_if_refused(out, keeper, fresh), progress_bar(console) as progress:
         task = progress.add_task("evaluating the original", total=1, note=f"{len(job.positions)} examples to forget")
         before = _measure(job, *network, right_labels, layout)
+        compared = _held_out_numbers(job, *network, layout)
         progress.update(task, completed=1, note=_note(before))
         result = run(
             method,
@@ -174,7 +177,7 @@ def unlearn(
         after = _measure(job, result.params, result.model_state, right_labels, layout)
         progress.update(task, completed=1, note=_note(after))
 
-    results = _results(job, before, after, result, resumed_at, layout)
+    results = _results(job, before, compared, after, result, resumed_at, layout)
     _save_result(out, config, result)
     if writes:
         _present(out, results, history, console)
@@ -223,9 +226,27 @@ def _measure(
     return numbers
 
 
+def _held_out_numbers(
+    job: Job, params: Params, model_state: ModelState, layout: sharding.Layout | None
+) -> dict[str, float]:
+    """How the original treats the forget set and test examples of its classes, for the gate of a retrained network.
+
+    Wrong labels have no counterpart in the test set, so there is nothing to compare them with.
+    """
+    if job.config.forget.startswith("mislabelled"):
+        return {}
+    shown = []
+    for part in (job.data.forget, job.splits.test):
+        label = np.asarray(part["label"])
+        shown += [accuracies.predict(job.model, params, model_state, part["image"], batch_size=500, layout=layout)]
+        shown += [label, label]
+    return table_gates.held_out_numbers(*shown)
+
+
 def _results(
     job: Job,
     before: dict[str, Any],
+    compared: dict[str, float],
     after: dict[str, Any],
     result: Result,
     resumed_at: int | None,
@@ -237,12 +258,12 @@ def _results(
     # Of a resumed run only the last part was timed, and the cost of a part would mislead.
     seconds = result.seconds if resumed_at is None else None
     rows = [
-        _row(scenario, "original", config.seed, before, None),
+        {**_row(scenario, report.ORIGINAL, config.seed, before, None), **compared},
         _row(scenario, config.method_name, config.seed, after, seconds),
     ]
     return RunResults(
         rows=rows,
-        gates=[gate._asdict() for gate in gates.of_rows(rows)],
+        gates=[gate._asdict() for gate in table_gates.of_rows(rows)],
         before=before,
         after=after,
         cost=RunCost(result.steps, resumed_at, result.seconds, result.compile_seconds),
@@ -347,6 +368,6 @@ def _write_report(path: Path, results: RunResults, history: list[dict]) -> None:
             figures=[*drawn[1:], *([report.curves_picture(histories)] if histories else [])],
             explanations=[report.Section("What was done", done), report.Section("How to read it", _HOW_TO_READ)],
             settings=dataclasses.asdict(config),
-            environment={"versions": results.versions, "machine": results.machine},
+            environment=report.environment_of(dataclasses.asdict(results)),
         ),
     )

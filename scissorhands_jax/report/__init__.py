@@ -15,7 +15,7 @@ with _epy.lazy_api_imports(globals()):
     from scissorhands_jax.report.forgetting import Answer, ForgottenExample, forgetting_figure
     from scissorhands_jax.report.gradcam_figures import gradcam_figure
     from scissorhands_jax.report.page import Page, Section, Sheet, write_html
-    from scissorhands_jax.report.results import environment, read_results, write_results
+    from scissorhands_jax.report.results import environment, environment_of, read_results, write_results
     from scissorhands_jax.report.row_figures import (
         before_after_figure,
         gap_figure,
@@ -25,6 +25,8 @@ with _epy.lazy_api_imports(globals()):
     )
     from scissorhands_jax.report.rows import (
         DASH,
+        ORIGINAL,
+        REDRAWN,
         REFERENCE,
         ROW_FIELDS,
         Row,
@@ -49,6 +51,8 @@ __all__ = [
     "DASH",
     "METRICS",
     "NULL",
+    "ORIGINAL",
+    "REDRAWN",
     "REFERENCE",
     "ROW_FIELDS",
     "Answer",
@@ -68,6 +72,7 @@ __all__ = [
     "curves_figure",
     "curves_picture",
     "environment",
+    "environment_of",
     "evidence_figure",
     "evidence_grids",
     "figure_png",

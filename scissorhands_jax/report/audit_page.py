@@ -22,6 +22,7 @@ from scissorhands_jax.report.drawing import (
     plot_label,
 )
 from scissorhands_jax.report.page import Page, Section, Sheet, write_html
+from scissorhands_jax.report.results import environment_of
 from scissorhands_jax.report.row_figures import row_pictures
 from scissorhands_jax.report.rows import REFERENCE
 from scissorhands_jax.report.tables import print_grid
@@ -180,7 +181,7 @@ def write_audit(path: str | os.PathLike, document: Mapping[str, Any]) -> None:
                     zip([s["name"] for s in document["config"]["scenarios"]], ensemble["forget_sha256"], strict=True)
                 ),
             },
-            environment={"versions": document["versions"], "machine": document["machine"]},
+            environment=environment_of(document),
         ),
     )
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from scissorhands_jax import files
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.report import provenance
 from scissorhands_jax.report.rows import ROW_FIELDS
 
 _PARTS = ("rows", "config", "versions", "machine")
@@ -88,9 +89,10 @@ def read_results(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def environment() -> dict[str, dict[str, Any]]:
-    """Describes what the numbers were made with, as `{"versions": {package: version}, "machine": {...}}`.
+    """Describes what made the numbers, as `{"versions": {package: version}, "machine": {...}, "made_by": {...}}`.
 
-    It contains neither the name of the host nor paths.
+    `made_by` has the commit, the command and the date (see `provenance.made_by`). Neither the name of the host nor
+    folders outside the current one are in it.
     """
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn")
     versions: dict[str, str | None] = {"python": platform.python_version()}
@@ -110,4 +112,13 @@ def environment() -> dict[str, dict[str, Any]]:
     tunables = "GLIBC_TUNABLES"  # The command asks for huge pages with it, which make steps faster.
     if tunables in os.environ:
         machine[tunables] = os.environ[tunables]
-    return {"versions": versions, "machine": machine}
+    return {"versions": versions, "machine": machine, "made_by": dict(provenance.made_by())}
+
+
+def environment_of(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Takes from results what `environment` put there, for a page.
+
+    Results from before commits were recorded say so.
+    """
+    made_by = document.get("made_by") or {"code": provenance.NOT_RECORDED}
+    return {"made by": made_by, "versions": document["versions"], "machine": document["machine"]}

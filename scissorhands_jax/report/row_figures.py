@@ -22,7 +22,7 @@ from scissorhands_jax.report.drawing import (
     panel_layout,
     plot_label,
 )
-from scissorhands_jax.report.rows import DASH, GAP_COLUMN, REFERENCE, Methods, Row, cell, grouped, numbers
+from scissorhands_jax.report.rows import DASH, GAP_COLUMN, REDRAWN, REFERENCE, Methods, Row, cell, grouped, numbers
 
 _TITLES = {
     "acc_forget": "Accuracy on the forget set (%)",
@@ -33,7 +33,7 @@ _TITLES = {
 
 
 def _color(method: str, highlight: str | None) -> str:
-    return ORANGE if method == highlight else BLUE
+    return ORANGE if method == highlight else INK if method in (REFERENCE, REDRAWN) else BLUE
 
 
 def gap_figure(rows: Iterable[Row], *, highlight: str | None = "scissorhands") -> Figure:
@@ -252,7 +252,7 @@ def row_pictures(rows: Iterable[Row]) -> list[Picture]:
         flat = [row for group in methods.values() for row in group]
         fixed = {method: group for method, group in methods.items() if group[0].get("sweep") is None}
         settings = dict.fromkeys(row["sweep"]["name"] for row in flat if row.get("sweep") is not None)
-        if set(fixed) - {REFERENCE} or not settings:
+        if set(fixed) - {REFERENCE, REDRAWN} or not settings:
             shown += _method_pictures(scenario, fixed)
         shown += [
             Picture(
@@ -280,7 +280,12 @@ def _method_pictures(scenario: str, methods: Methods) -> list[Picture]:
             Picture(
                 gap_figure(rows),
                 f"{scenario}: the distance of each method to the retrained network (Avg. Gap). Bars end at the mean; "
-                "every dot is one seed. Shorter is closer to retraining.",
+                "every dot is one seed. Shorter is closer to retraining"
+                + (
+                    f"; {REDRAWN}, is how far apart two networks are that never saw the forget set."
+                    if REDRAWN in methods
+                    else "."
+                ),
                 f"Bar chart of the mean Avg. Gap in percentage points: {gaps}.",
                 scenario,
                 name="gap",

@@ -8,6 +8,7 @@ A row may have further keys:
     `relearn_cap`, the accuracy was not back within that number of epochs.
   `acc_*`, `mia_*`: Accuracies on further sets, and the results of further attacks, in percent.
   `compile_seconds`: The seconds of compilation, which are not part of `seconds`.
+  `gap_share`: The Avg. Gap in percent of the original's of the same scenario and seed.
   `sweep`: The setting that the row varies, such as `{"name": "fraction", "value": 0.05}`.
 """
 
@@ -41,8 +42,13 @@ ROW_FIELDS = (
 """The keys of a row, in the order of the columns. `rte` is `seconds` divided by those of retraining."""
 
 DASH = "–"
+ORIGINAL = "original"
+"""The network that was trained on everything."""
 REFERENCE = "retrain"
 """The method with which all others are compared."""
+REDRAWN = "retrained, drawn again"
+"""A second network that was retrained without the forget set, from another seed. Its Avg. Gap is the floor: the
+distance of two networks that never saw the forget set."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,11 +59,12 @@ class Column:
     header: str  # words, then an arrow
     digits: int  # after the decimal point
     unit: str
-    kind: Literal["mean", "interval", "capped"] = "mean"
+    kind: Literal["mean", "interval", "share", "capped"] = "mean"
 
 
 # Arrows as in the paper's tables.
 _INTERVAL = Column("avg_gap", "Gap 95\N{NO-BREAK SPACE}%", 2, "interval", "interval")
+_SHARE = Column("gap_share", "Gap / original's ↓", 1, "%", "share")
 _RELEARN = Column("relearn_epochs", "Relearn ↑", 1, "epochs", "capped")
 _COLUMNS = (
     Column("acc_forget", "Acc forget ↓", 2, "%"),
@@ -66,6 +73,7 @@ _COLUMNS = (
     Column("mia", "MIA ↑", 2, "%"),
     Column("avg_gap", "Avg. Gap ↓", 2, "% points"),
     _INTERVAL,
+    _SHARE,
     Column("seconds", "Time ↓", 1, "s"),
     Column("rte", "RTE ↓", 3, ""),
     _RELEARN,
@@ -86,7 +94,12 @@ TERMS = (
         "avg_gap",
         "Avg. Gap",
         "The mean distance to the retrained network of the same seed over four percentages: accuracy on the forget, "
-        "the retain and the test set, and MIA. Smaller is better.",
+        "the retain and the test set, and MIA. Smaller is better, down to that of a second retrained network.",
+    ),
+    Term(
+        "gap_share",
+        "Gap / original's",
+        "The Avg. Gap in percent of that of the original network, which has forgotten nothing.",
     ),
     Term(
         "mia",
@@ -102,12 +115,9 @@ GAP_COLUMN = next(column for column in _COLUMNS if column.field == "avg_gap")
 
 
 def columns(methods: Methods) -> tuple[Column, ...]:
-    """Returns the columns of a scenario's table. The gap's interval and relearning are left out if they are empty."""
-    hidden = set()
-    if all(cell(rows, _INTERVAL)[0] == DASH for rows in methods.values()):
-        hidden.add(_INTERVAL)
-    if all(cell(rows, _RELEARN)[0] == DASH for rows in methods.values()):
-        hidden.add(_RELEARN)
+    """Returns the columns of a scenario's table. Those that not every table has are left out if they are empty."""
+    optional = (_INTERVAL, _SHARE, _RELEARN)
+    hidden = {one for one in optional if all(cell(rows, one)[0] == DASH for rows in methods.values())}
     return tuple(column for column in _COLUMNS if column not in hidden)
 
 
@@ -162,7 +172,10 @@ def _setting(row: Row) -> str | None:
 
 
 def with_gaps(rows: Iterable[Row]) -> list[Row]:
-    """Adds to rows the Avg. Gap to the retrained network of the same scenario and seed, if both have all four numbers.
+    """Adds to rows what compares them with other rows of the same scenario and seed.
+
+    These are the Avg. Gap to the retrained network, if both have all four numbers, and its share of the original's gap,
+    if that is above 0.
 
     Raises:
       InputError: A row cannot be used (see `grouped` and `numbers`), or its Avg. Gap is not what its numbers give.
@@ -179,6 +192,11 @@ def with_gaps(rows: Iterable[Row]) -> list[Row]:
                 raise InputError(f"row {position} has an avg_gap of {claimed}, but its numbers give {gap}; correct it")
             row = {**row, "avg_gap": gap}
         answer.append(row)
+    before = {(row["scenario"], row.get("seed")): row.get("avg_gap") for row in answer if row["method"] == ORIGINAL}
+    for position, row in enumerate(answer):
+        whole, own = before.get((row["scenario"], row.get("seed"))), row.get("avg_gap")
+        if whole and own is not None:
+            answer[position] = {**row, "gap_share": 100 * own / whole}
     return answer
 
 
@@ -213,6 +231,12 @@ def cell(rows: Sequence[Row], column: Column) -> tuple[str, str]:
             return DASH, ""
         gap = intervals.mean_estimate(found, bounds=(0, math.inf))
         return f"[{rounded(gap.low, column.digits)}, {rounded(gap.high, column.digits)}]", ""
+    if column.kind == "share":
+        if not found or rows[0]["method"] == REFERENCE:
+            return DASH, ""
+        share = intervals.mean_estimate(found, bounds=(0, math.inf))
+        ends = ", ".join(rounded(end, column.digits) for end in (share.low, share.high))
+        return rounded(share.value, column.digits), f"[{ends}]" if share.low < share.high else ""
     if column.kind == "capped":
         caps = numbers([row for row in rows if row.get(column.field) is None], "relearn_cap")
         if caps:
@@ -232,11 +256,23 @@ def seeds(methods: Methods) -> str:
     return f"mean ± standard deviation over {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} seeds"
 
 
-def interval_note(methods: Methods) -> str:
-    """Explains the gap's interval, or returns "" if none is shown."""
-    if _INTERVAL not in columns(methods):
-        return ""
-    return f"{_INTERVAL.header} is Student's interval of the mean Avg. Gap over seeds"
+def interval_note(methods: Methods, shown: Sequence[Column] | None = None) -> str:
+    """Explains the gap's interval, its share of the original's and its floor, or returns "" if none is shown.
+
+    Args:
+      methods: Rows by method.
+      shown: The columns that are shown. None is all that `columns` returns.
+    """
+    shown, notes = columns(methods) if shown is None else shown, []
+    if _INTERVAL in shown:
+        notes.append(f"{_INTERVAL.header} is Student's interval of the mean Avg. Gap over seeds")
+    if _SHARE in shown:
+        several = any(len(numbers(rows, "gap_share")) > 1 for rows in methods.values())
+        ends = ", with Student's 95 % interval of its mean over seeds" if several else ""
+        notes.append(f"{_SHARE.header[:-2]} is the Avg. Gap in % of the original's{ends}")
+    if REDRAWN in methods:
+        notes.append(f'the Avg. Gap of "{REDRAWN}" is the distance of two networks that never saw the forget set')
+    return "; ".join(notes)
 
 
 def table_note(methods: Methods) -> str:
@@ -247,7 +283,7 @@ def table_note(methods: Methods) -> str:
 
 def smallest_gap(methods: Methods) -> str | None:
     """Returns the method with the smallest mean Avg. Gap, or None if there are not several besides retraining."""
-    gaps = {method: numbers(rows, "avg_gap") for method, rows in methods.items() if method != REFERENCE}
+    gaps = {method: numbers(rows, "avg_gap") for method, rows in methods.items() if method not in (REFERENCE, REDRAWN)}
     means = {method: math.fsum(found) / len(found) for method, found in gaps.items() if found}
     return min(means, key=lambda method: means[method]) if len(means) > 1 else None
 
@@ -262,12 +298,14 @@ def closest_sentence(rows: Iterable[Row]) -> str:
     for scenario, methods in grouped(rows).items():
         gaps = {method: numbers(group, "avg_gap") for method, group in methods.items() if method != REFERENCE}
         means = {method: math.fsum(found) / len(found) for method, found in gaps.items() if found}
-        before = means.pop("original", None)
+        before, floor = means.pop(ORIGINAL, None), means.pop(REDRAWN, None)
         if means:
             best = min(means, key=lambda method: means[method])
             what = "is" if len(means) == 1 else "comes closest:"
             text = (
                 f"{scenario}: {best} {what} {means[best]:.2f} percentage points from the retrained network (Avg. Gap)"
             )
-            sentences.append(text + ("." if before is None else f"; the original network is {before:.2f} away."))
+            text += "" if before is None else f"; the original network is {before:.2f} away"
+            text += "" if floor is None else f", and a second retrained network {floor:.2f}"
+            sentences.append(f"{text}.")
     return " ".join(sentences) or "There is no Avg. Gap, because there is no retrained network to compare with."

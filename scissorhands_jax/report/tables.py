@@ -57,9 +57,9 @@ def _terminal_table(scenario: str, methods: Methods, shown: Sequence[Column], se
     from rich.text import Text
 
     best = smallest_gap(methods)
-    caption = f"{seeds(methods)}; accuracies and MIA in %, time in s"
-    if any(column.kind == "interval" for column in shown):
-        caption += f"; {interval_note(methods)}"
+    caption = "; ".join(
+        filter(None, (f"{seeds(methods)}; accuracies and MIA in %, time in s", interval_note(methods, shown)))
+    )
     table = _framed(title=Text(scenario, style="bold"), caption=Text(caption), padding=(0, 0, 0, 1))
     table.add_column("Method", overflow="fold")
     for column in shown:

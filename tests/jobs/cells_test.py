@@ -14,6 +14,7 @@ from scissorhands_jax.errors import CheckpointError, InputError, NonFiniteError
 from scissorhands_jax.jobs import cells
 from scissorhands_jax.jobs.cells import CellFolder, Diverged, ResultCell
 from scissorhands_jax.jobs.progress import progress_bar
+from scissorhands_jax.report.provenance import running_code
 
 NAMES = ("a", "b 1 %", "c", "hopeless", "d.e")
 QUIET = Console(quiet=True)
@@ -95,7 +96,7 @@ class TestResume:
         assert tuple(computed) == NAMES
         assert len(first) == len(NAMES)
         failures = [result for result in first if "reason" in result]
-        assert failures == [{"place": {"seed": 3, "method": "hopeless"}, "reason": REASON}]
+        assert failures == [{"place": {"seed": 3, "method": "hopeless"}, "reason": REASON, "code": running_code().name}]
 
     @pytest.mark.parametrize("when", ["stop_before", "stop_after"])
     @pytest.mark.parametrize("name", NAMES)
@@ -154,7 +155,7 @@ def test_a_cell_that_must_not_diverge_ends_the_run_and_keeps_those_before_it(tmp
     assert folder.read(made[1]) is None
     allowed = dataclasses.replace(made[1], may_diverge=True)
     fill(folder, [allowed])
-    assert folder.read(allowed) == Diverged({"n": 2}, REASON)
+    assert folder.read(allowed) == Diverged({"n": 2}, REASON, running_code().name)
 
 
 def test_two_cells_must_not_share_a_file(tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 from rich.console import Console
@@ -16,7 +17,7 @@ from scissorhands_jax.methods.finetune import FinetuneSettings
 from scissorhands_jax.methods.retrain import RetrainSettings
 from scissorhands_jax.methods.scissorhands import ScissorhandsSettings
 from scissorhands_jax.metrics import distances
-from scissorhands_jax.report import gates
+from scissorhands_jax.report import gates, provenance
 from scissorhands_jax.training import checkpoints
 
 QUIET = Console(quiet=True)
@@ -63,7 +64,7 @@ class TestTable:
         assert labels == [
             (scenario.name, label)
             for scenario in EXPERIMENT.scenarios
-            for label in ("original", "retrain", *scenario.methods)
+            for label in ("original", "retrain", report.REDRAWN, *scenario.methods)
         ]
 
     def test_rows_compare_with_the_retrained_network_of_their_scenario(self, table):
@@ -73,7 +74,65 @@ class TestTable:
             reference = rows[scenario, "retrain"]
             assert row["avg_gap"] == distances.average_gap(row, reference)
             assert row["rte"] == pytest.approx(row["seconds"] / reference["seconds"])
+            assert row["gap_share"] == pytest.approx(100 * row["avg_gap"] / rows[scenario, "original"]["avg_gap"])
         assert rows["random 10 %", "scissorhands"]["sweep"] == {"name": "fraction", "value": 0.03}
+
+    def test_the_second_retrained_network_is_another_one_trained_in_the_same_way(self, table):
+        out, document = table
+        for scenario in EXPERIMENT.scenarios:
+            one, other = (cells(document)[scenario.name, label] for label in ("retrain", report.REDRAWN))
+            assert one["network"] != other["network"]
+            assert one["settings"] == other["settings"]
+            name = slug(f"{scenario.name}-seed3-{report.REDRAWN}")
+            found = [
+                checkpoints.read_description(out / "networks" / n)
+                for n in (name, f"{slug(scenario.name)}-seed3-retrain")
+            ]
+            assert found[0]["trained_on"] == found[1]["trained_on"]
+            assert (found[0]["seed"], found[1]["seed"]) == (2003, 1003)
+
+    def test_every_cell_says_which_code_and_which_settings_made_it(self, table):
+        _, document = table
+        now = provenance.running_code().name
+        assert {cell["code"] for cell in document["cells"]} == {now} == {document["made_by"]["code"]}
+        assert len({cell["experiment_sha256"] for cell in document["cells"]}) == 1
+        assert document["code"] == f"All cells were made by {now}."
+
+    def test_cells_of_other_code_are_named_and_kept(self, table, tmp_path, capsys):
+        """Old cells have no commit; the networks of others may be from a third one."""
+        out, document = table
+        copy = tmp_path / "copy"
+        shutil.copytree(out, copy)
+        finetune, retrain = (next((copy / "cells").glob(f"random*{name}.json")) for name in ("finetune", "retrain"))
+        for path, change in ((finetune, {"code": "0123456789ab"}), (retrain, {"trained_by": "0123456789ab"})):
+            path.write_text(json.dumps(json.loads(path.read_text()) | change))
+        next((copy / "cells").glob("random*original.json")).unlink()
+        again = grid.run_grid(EXPERIMENT, copy, seeds=[3], console=Console(stderr=True, width=2000))
+        assert len(again["cells"]) == len(document["cells"])
+        named = "0123456789ab: random 10 %, seed 3, finetune, the network of random 10 %, seed 3, retrain"
+        assert again["code"].startswith("The cells were made by 2 states of the code, which may give other numbers. ")
+        assert named in again["code"]
+        assert named in capsys.readouterr().err
+        grid.write_report(copy, again, title="tiny")
+        assert named in (copy / "report.html").read_text()
+
+    def test_cells_of_other_settings_are_refused_by_name(self, table, tmp_path):
+        out, _ = table
+        for change, message in (
+            ({"settings": {"learning_rate": 7.0}}, "finetune: its learning_rate was 7.0 and is now 0.01"),
+            ({"experiment_sha256": "0"}, "finetune: its data, its network or the training of that was another"),
+            ({"method": "other"}, "random 10 %, seed 3, other: this table has no such cell"),
+        ):
+            copy = tmp_path / str(len(list(tmp_path.iterdir())))
+            shutil.copytree(out, copy)
+            path = next((copy / "cells").glob("random*finetune.json"))
+            cell = json.loads(path.read_text())
+            settings = cell["settings"] | change.get("settings", {})
+            path.write_text(json.dumps(cell | change | {"settings": settings}))
+            with pytest.raises(
+                InputError, match=f"^1 of 13 cells in .* made with other settings .*such as .*{message}"
+            ):
+                grid.run_grid(EXPERIMENT, copy, seeds=[3], console=QUIET)
 
     def test_a_cell_says_what_was_done_and_measured(self, table):
         _, document = table
@@ -147,7 +206,7 @@ class TestTable:
         one = dataclasses.replace(EXPERIMENT, scenarios=EXPERIMENT.scenarios[:1])
         networks = out / "networks"
         shared = grid.run_grid(one, tmp_path / "one", seeds=[3], networks=networks, only="^finetune$", console=QUIET)
-        assert [row["method"] for row in shared["rows"]] == ["original", "retrain", "finetune"]
+        assert [row["method"] for row in shared["rows"]] == ["original", "retrain", report.REDRAWN, "finetune"]
         assert (
             cells(shared)["random 10 %", "retrain"]["network"] == cells(document)["random 10 %", "retrain"]["network"]
         )
@@ -169,7 +228,9 @@ class TestTable:
     def test_a_network_of_another_training_is_refused(self, table, tmp_path):
         out, _ = table
         other = dataclasses.replace(EXPERIMENT, training=dataclasses.replace(EXPERIMENT.training, epochs=4))
-        with pytest.raises(InputError, match=r"was made with training = .*; remove it, or name another folder"):
+        with pytest.raises(
+            InputError, match=r"was made with training.epochs = 3, not 4; remove it, or name another folder"
+        ):
             grid.run_grid(other, tmp_path / "out", seeds=[3], networks=out / "networks", console=QUIET)
 
     @pytest.mark.parametrize("seeds", [[], [1, 1], [-1]])
@@ -214,7 +275,7 @@ def test_a_method_that_diverges_is_a_failure_and_the_table_goes_on(tmp_path):
     scenario = Scenario(name="one", forget=("random:0.1",), methods={"hopeless": hopeless, **METHOD})
     experiment = dataclasses.replace(EXPERIMENT, scenarios=(scenario,), relearn_epochs=0, every_attack=False)
     document = grid.run_grid(experiment, tmp_path / "out", seeds=[0], console=QUIET)
-    assert [row["method"] for row in document["rows"]] == ["original", "retrain", "finetune"]
+    assert [row["method"] for row in document["rows"]] == ["original", "retrain", report.REDRAWN, "finetune"]
     (failure,) = document["failures"]
     assert failure["method"] == "hopeless"
     assert "lower the learning rate" in failure["failure"]

@@ -273,8 +273,7 @@ def write_digits_page(path: Path, result: DigitsResult, pictures: Sequence[Pictu
             ],
             settings={"digit": digit, "seed": seed, **settings},
             environment={
-                "versions": result.environment["versions"],
-                "machine": result.environment["machine"],
+                **report.environment_of(result.environment),
                 "seconds": {name: round(value, 1) for name, value in result.seconds.items()},
             },
         ),

@@ -1,0 +1,118 @@
+"""Which code made a result, by which command, and when."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from scissorhands_jax import hashing
+from scissorhands_jax.version import __version__
+
+NOT_RECORDED = "commit not recorded"
+
+
+@dataclasses.dataclass(frozen=True)
+class Code:
+    """The code that ran: the package's version, a SHA-256 of its source, and the commit if Git tracks the source."""
+
+    version: str | None
+    source_sha256: str
+    git_commit: str | None
+    git_changed: bool
+
+    @property
+    def name(self) -> str:
+        """The commit in 12 digits, or without Git the version; with a hash of the source unless the commit decides it.
+
+        So two results have the same name only if they were made by the same source.
+        """
+        source = self.source_sha256[:8]
+        if self.git_commit is None:
+            return f"version {self.version} without a commit, source {source}"
+        return self.git_commit[:12] + (f"-modified, source {source}" if self.git_changed else "")
+
+
+@functools.cache
+def running_code() -> Code:
+    """Describes the code that is running, as it was when this was first called."""
+    package = Path(__file__).parents[1]
+    sources = sorted(package.rglob("*.py"))
+    listed = [[path.relative_to(package).as_posix(), hashing.file_sha256(path)] for path in sources]
+    commit = _git(package, "rev-parse", "HEAD")
+    changed = bool(_git(package, "status", "--porcelain", "--", "."))
+    return Code(__version__, hashing.sha256(hashing.canonical(listed)), commit, changed)
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """Returns Git's answer if Git tracks the package. An installed package may lie within an unrelated repository."""
+    try:
+        for command in (("ls-files", "--error-unmatch", "__init__.py"), arguments):
+            done = subprocess.run(
+                ["git", "-C", str(folder), *command], capture_output=True, text=True, timeout=10, check=True
+            )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+@functools.cache
+def made_by() -> Mapping[str, Any]:
+    """Describes what made a result: `code` (see `Code.name`), `version`, `command` and `date`.
+
+    The command is as it was typed, but of paths outside the current folder only the last part is kept. The date is the
+    UTC time at which this process first asked.
+    """
+    return {
+        "code": running_code().name,
+        "version": __version__,
+        "command": _command(),
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _command() -> str:
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    name = "" if spec is None else spec.name.removesuffix(".__main__")
+    program = ["python", "-m", name] if name else [os.path.basename(sys.argv[0])]
+    return shlex.join([*program, *map(_without_folders, sys.argv[1:])])
+
+
+def _without_folders(argument: str) -> str:
+    """Shortens absolute paths, also after `=`, `:` or a comma."""
+    inside = argument.replace(os.getcwd() + os.sep, "")
+    return re.sub(r"(^|[=:,])[/~](?:[^=:,]*/)?([^/=:,]+)/*(?=$|[=:,])", r"\1…/\2", inside)
+
+
+def code_note(cells: Mapping[str, str | None]) -> str:
+    """Writes which code made the parts of a table, in a sentence.
+
+    Args:
+      cells: The name of the code (see `Code.name`) by the name of the part; None where it was not recorded.
+
+    Returns:
+      A sentence that begins with a warning if there are several; "" without parts.
+    """
+    by_code: dict[str, list[str]] = {}
+    for cell, code in cells.items():
+        by_code.setdefault(code or NOT_RECORDED, []).append(cell)
+    if not by_code:
+        return ""
+    if len(by_code) == 1:
+        (code,) = by_code
+        return "The commit was not recorded." if code == NOT_RECORDED else f"All cells were made by {code}."
+    listed = "; ".join(f"{code}: {_listed(names)}" for code, names in by_code.items())
+    return f"The cells were made by {len(by_code)} states of the code, which may give other numbers. {listed}."
+
+
+def _listed(names: list[str], shown: int = 6) -> str:
+    more = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,213 @@
+"""Gates of tables of results: the original against the networks that were retrained without the forget set.
+
+Each gate states how often chance alone gives the wrong answer, and what it would find in at least four of five cases.
+`tests/report/table_gates_test.py` simulates both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from scissorhands_jax import report
+from scissorhands_jax.errors import InputError
+from scissorhands_jax.metrics import ensemble_attacks, seed_tests
+from scissorhands_jax.metrics.distances import average_gap
+from scissorhands_jax.metrics.intervals import Estimate
+from scissorhands_jax.metrics.rank_tests import rank_test
+from scissorhands_jax.report.gates import CAUGHT, FARTHER, SILENT, Gate
+from scissorhands_jax.report.rows import ORIGINAL, REDRAWN, Row
+
+_ACCURACY_LEVEL = 0.95
+_RANK_LEVEL = 0.99
+"""The levels of two-sided intervals. So an original that knows no more is caught by its accuracy in 2.5 % of cases, by
+the comparison with held-out examples in 0.5 %, and by one of the two in 3 % at most."""
+
+
+def held_out_numbers(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    groups: np.ndarray,
+    held: np.ndarray,
+    held_labels: np.ndarray,
+    held_groups: np.ndarray,
+) -> dict[str, float]:
+    """Compares the forget set with held-out examples in one network, for its row of results and for gates.
+
+    Args:
+      logits: The network's logits of the forget set. shape=(N, C)
+      labels: The labels of the forget set. shape=(N,)
+      groups: An integer for each forget example, which is compared only with held-out examples of the same group, such
+        as those of its class whose labels are right too, or wrong too. shape=(N,)
+      held: The network's logits of held-out examples. shape=(M, C)
+      held_labels: The labels of held-out examples. shape=(M,)
+      held_groups: The groups of held-out examples. shape=(M,)
+
+    Returns:
+      `held_out_auc`, the chance that the network is surer of a forget example than of a held-out one of its group; and
+      `held_out_low` and `held_out_high`, between which it lies in 99 % of cases if the network saw neither (see
+      `rank_test`). The dict is empty if no held-out example is in any of the groups.
+    """
+    own, other = ensemble_attacks.margins(logits, labels), ensemble_attacks.margins(held, held_labels)
+    try:
+        found = rank_test(own, groups, other, held_groups, level=_RANK_LEVEL)
+    except InputError:
+        return {}
+    return {"held_out_auc": found.value, "held_out_low": found.low, "held_out_high": found.high}
+
+
+def of_rows(rows: Sequence[Row]) -> list[Gate]:
+    """Makes the gates of tables of results, which compare the originals of each scenario with its retrained networks.
+
+    * `CAUGHT`: The original is surer of forget examples than of held-out ones of their class (`rank_test`), or gets
+      more forget examples right than retrained networks do, beyond the spread between networks (`seed_tests.excess`);
+      and neither says the opposite. An original that knows no more is caught by chance in at most 3 % of cases. MIA
+      stands next to it and decides nothing: where nothing was memorised, it can be any number.
+    * `SILENT`: Retrained networks treat the forget set like held-out examples. A sound table fails in at most 1 % of
+      cases.
+    * `FARTHER`: The original is farther from two retrained networks of its seed, by Avg. Gap, than these are from each
+      other (`seed_tests.is_farther`). An original that is like a retrained network is farther by chance in at most 5 %
+      of cases.
+
+    Args:
+      rows: Rows of results (see `report.rows`). A gate for which they lack numbers is not run and says what is missing.
+    """
+    gates = []
+    for scenario, methods in report.grouped(rows).items():
+        original, retrained, redrawn = (methods.get(label, []) for label in (ORIGINAL, report.REFERENCE, REDRAWN))
+        missing = "a retrained network" if not retrained else "the original" if not original else None
+        if missing is not None:
+            found = [Gate(name, None, f"needs {missing}") for name in (CAUGHT, SILENT, FARTHER)]
+        else:
+            found = [
+                _caught(original, retrained, redrawn),
+                _silent([*retrained, *redrawn]),
+                _farther(original, retrained, redrawn),
+            ]
+        gates += [gate._replace(name=f"{scenario}: {gate.name}") for gate in found]
+    return gates
+
+
+def _by_seed(*groups: Sequence[Row]) -> list[tuple[Row, ...]]:
+    """The rows of the seeds that every group has, one from each group."""
+    found = [{row.get("seed"): row for row in group} for group in groups]
+    return [tuple(part[seed] for part in found) for seed in found[0] if all(seed in part for part in found)]
+
+
+def _caught(original: Sequence[Row], retrained: Sequence[Row], redrawn: Sequence[Row]) -> Gate:
+    """Checks that the original knows the forget set better than a network that never saw it."""
+    more, less, parts, metric, estimate = False, False, [], "acc_forget", None
+    ranks = _ranks(original)
+    if ranks is not None:
+        more, less, metric, estimate = ranks.value > ranks.high, ranks.value < ranks.low, "held_out_auc", ranks
+        shift = seed_tests.shift_found(ranks.low, ranks.high, _RANK_LEVEL)
+        parts.append(
+            f"it is surer of a forget example than of a held-out one in {100 * ranks.value:.1f} % of pairs; had it "
+            f"seen neither, [{100 * ranks.low:.1f}, {100 * ranks.high:.1f}] (four in five are found from "
+            f"{50 + 100 * shift:.1f} % on)"
+        )
+    accuracy = _accuracy(original, retrained, redrawn)
+    # The accuracy of one seed finds so little that to find nothing would say nothing.
+    if accuracy is not None and (ranks is not None or accuracy.estimate.networks > 1):
+        found = accuracy.estimate
+        more, less, estimate = more or found.low > 0, less or found.high < 0, estimate or found
+        parts.append(
+            f"its accuracy on the forget set is {found.value:.2f} points above that of retrained networks, 95 % "
+            f"interval [{found.low:.2f}, {found.high:.2f}] (four in five are found from {accuracy.detectable:.1f} on)"
+        )
+    if not parts:
+        why = "needs two seeds, or a comparison of the original with held-out examples"
+        return Gate(CAUGHT, None, why, metric)
+    caught = more and not less
+    why = "; ".join(parts) + _mia(original, retrained)
+    why += ": it knows them better" if caught else ": nothing shows that it knows them better"
+    return Gate(CAUGHT, caught, f"{why} (by chance alone in 3 % of cases at most)", metric, estimate)
+
+
+def _accuracy(original: Sequence[Row], retrained: Sequence[Row], redrawn: Sequence[Row]) -> seed_tests.Excess | None:
+    """How much more of the forget set the original gets right than retrained networks do, in percentage points."""
+    seeds = _by_seed(original, retrained, redrawn) if redrawn else _by_seed(original, retrained)
+    if not seeds or any(row.get("acc_forget") is None or not row.get("num_forget") for one in seeds for row in one):
+        return None
+    others = [[float(row["acc_forget"]) for row in one[1:]] for one in seeds]
+    least = []
+    for one, shares in zip(seeds, others, strict=True):
+        count = one[0]["num_forget"]
+        share = (math.fsum(shares) / len(shares) / 100 * count + 1) / (count + 2)
+        least.append(1e4 * share * (1 - share) / count)
+    return seed_tests.excess([one[0]["acc_forget"] for one in seeds], others, least=least, level=_ACCURACY_LEVEL)
+
+
+def _mia(original: Sequence[Row], retrained: Sequence[Row]) -> str:
+    means = []
+    for rows in (original, retrained):
+        found = [row["mia"] for row in rows if row.get("mia") is not None]
+        if not found:
+            return ""
+        means.append(math.fsum(found) / len(found))
+    return f"; MIA, which decides nothing, is {means[0]:.2f} % against {means[1]:.2f} %"
+
+
+def _ranks(rows: Sequence[Row]) -> Estimate | None:
+    """The comparison with held-out examples, as the mean over networks, with the range if they saw neither.
+
+    Networks share held-out examples, and those of one seed the forget set, so their errors may agree. Therefore the
+    range of the mean is the mean of the ranges.
+    """
+    shown = [row for row in rows if row.get("held_out_auc") is not None]
+    if not shown:
+        return None
+    value, low, high = (
+        math.fsum(row[f"held_out_{name}"] for row in shown) / len(shown) for name in ("auc", "low", "high")
+    )
+    return Estimate(value, low, high, _RANK_LEVEL, len(shown), 0)
+
+
+def _silent(retrained: Sequence[Row]) -> Gate:
+    """Checks that retrained networks treat the forget set like held-out examples."""
+    ranks = _ranks(retrained)
+    if ranks is None:
+        why = "the results have no comparison with held-out examples like those of the forget set"
+        return Gate(SILENT, None, why, "held_out_auc")
+    passed = ranks.low <= ranks.value <= ranks.high
+    shift = seed_tests.shift_found(ranks.low, ranks.high, _RANK_LEVEL)
+    why = (
+        f"they are surer of a forget example than of a held-out one in {100 * ranks.value:.1f} % of pairs, must lie in "
+        f"[{100 * ranks.low:.1f}, {100 * ranks.high:.1f}]: "
+        + ("it does" if passed else "they saw the forget set after all, or it differs from what it is compared with")
+        + f" (a sound table fails in 1 % of cases at most; four in five leaks are found at {50 + 100 * shift:.1f} %)"
+    )
+    return Gate(SILENT, passed, why, "held_out_auc", ranks)
+
+
+def _farther(original: Sequence[Row], retrained: Sequence[Row], redrawn: Sequence[Row]) -> Gate:
+    """Checks that the original is farther from retrained networks than these are from each other, by Avg. Gap."""
+    if not redrawn:
+        return Gate(FARTHER, None, "needs a second retrained network for each seed", "avg_gap")
+    seeds = _by_seed(original, retrained, redrawn)
+    try:
+        far = [[average_gap(one[0], other) for other in one[1:]] for one in seeds]
+        near = [average_gap(one[1], one[2]) for one in seeds]
+    except InputError:
+        return Gate(FARTHER, None, "the results have no Avg. Gap", "avg_gap")
+    found = seed_tests.is_farther(far, near)
+    if found is None:
+        return Gate(FARTHER, None, "needs two seeds", "avg_gap")
+    distance, floor = float(np.mean(far)), float(np.mean(near))
+    condition = f"in {found.needed} of {found.seeds} seeds"
+    if found.ratio is not None:
+        condition += f" and {found.ratio:g} times as far on average"
+    why = (
+        f"Avg. Gap {distance:.2f} to retrained networks and {floor:.2f} between them; in {found.odd} of {found.seeds} "
+        f"seeds both are farther from the original than from each other, must be so {condition}: "
+        + ("it is" if found.holds else "it is not, and a method cannot be distinguished from retraining by its gap")
+        + f" (by chance alone in {_percent(found.false_alarms)} of cases; an original {seed_tests.TIMES:g} times as "
+        f"far off is found in at least {math.floor(100 * found.power)} %)"
+    )
+    return Gate(FARTHER, found.holds, why, "avg_gap")
+
+
+def _percent(chance: float) -> str:
+    return f"{100 * chance:.2g} %"
