@@ -185,7 +185,7 @@ def _silent(retrained: Sequence[Row]) -> Gate:
 def _farther(original: Sequence[Row], retrained: Sequence[Row], redrawn: Sequence[Row]) -> Gate:
     """Checks that the original is farther from retrained networks than these are from each other, by Avg. Gap."""
     if not redrawn:
-        return Gate(FARTHER, None, "needs a second retrained network for each seed", "avg_gap")
+        return Gate(FARTHER, None, "needs two seeds, each with two retrained networks", "avg_gap")
     seeds = _by_seed(original, retrained, redrawn)
     try:
         far = [[average_gap(one[0], other) for other in one[1:]] for one in seeds]
@@ -194,7 +194,7 @@ def _farther(original: Sequence[Row], retrained: Sequence[Row], redrawn: Sequenc
         return Gate(FARTHER, None, "the results have no Avg. Gap", "avg_gap")
     found = seed_tests.is_farther(far, near)
     if found is None:
-        return Gate(FARTHER, None, "needs two seeds", "avg_gap")
+        return Gate(FARTHER, None, "needs two seeds, each with two retrained networks", "avg_gap")
     distance, floor = float(np.mean(far)), float(np.mean(near))
     condition = f"in {found.needed} of {found.seeds} seeds"
     if found.ratio is not None:

@@ -62,8 +62,13 @@ def test_a_run_leaves_network_weights_results_and_report(weights, tmp_path, caps
     fields = ["scenario", "method", "seed", "acc_forget", "acc_retain", "acc_test", "mia", "avg_gap", "seconds", "rte"]
     fields.append("num_forget")
     assert [row["method"] for row in results["rows"]] == ["original", "scissorhands"]
-    for row in results["rows"]:
-        assert list(row) == fields
+    compared = [
+        "held_out_auc",
+        "held_out_low",
+        "held_out_high",
+    ]  # of the original, for the gates of a retrained network
+    for row, further in zip(results["rows"], (compared, []), strict=True):
+        assert list(row) == [*fields, *further]
         assert all(0 <= row[name] <= 100 for name in ("acc_forget", "acc_retain", "acc_test", "mia"))
     assert results["config"]["method"]["fraction"] == 0.1
     assert results["config"]["method"]["forget_weight"] == 0.02
@@ -97,7 +102,7 @@ def test_an_evaluation_says_which_gates_it_could_run(weights, tmp_path, capsys):
     assert beside["gates"][2] == {
         "name": "the original is farther from retrained networks than these are from each other",
         "passed": None,
-        "why": "needs retrained networks of two seeds",
+        "why": "needs two seeds, each with two retrained networks",
     }
     page = (tmp_path / "finetune" / "report.html").read_text()
     assert "No gate was run, so nothing shows that these numbers can be trusted: needs a retrained network." in page

@@ -17,6 +17,7 @@ from rich.console import Console
 from scissorhands_jax import report
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.metrics import intervals
+from scissorhands_jax.report import rows as rows_module
 
 HOSTILE = """<script>alert("1")</script>&amp;'$x_1$ [red]b[/red] onload="x" id="y" --> """
 
@@ -191,6 +192,52 @@ def test_gaps_are_those_to_the_retrained_network_of_the_seed():
         report.with_gaps([*rows[:3], rows[3] | {"avg_gap": 2}])
 
 
+def test_the_share_of_the_originals_gap_is_that_of_its_seed():
+    methods = ("retrain", "original", "finetune", report.REDRAWN)
+    rows = report.with_gaps([row | {"avg_gap": None} for row in make_rows(["random"], methods, 2)])
+    for row in rows:
+        original = next(r for r in rows if r["method"] == "original" and r["seed"] == row["seed"])
+        assert row["gap_share"] == pytest.approx(100 * row["avg_gap"] / original["avg_gap"])
+    rows = [
+        row | {"gap_share": 2 * row["gap_share"]} if (row["method"], row["seed"]) == ("finetune", 1) else row
+        for row in rows
+    ]
+    found = intervals.mean_estimate([200.0, 400.0], bounds=(0, math.inf))
+    text = printed(rows, 300)
+    assert f"300.0 [{found.low:.1f}, {found.high:.1f}]" in text
+    assert text.count("100.0") == 1, "the original has no interval"
+    note = " ".join(text.split())
+    assert "is the Avg. Gap in % of the original's, with Student's 95 % interval of its mean over seeds" in note
+    assert f'the Avg. Gap of "{report.REDRAWN}" is the distance of two networks that never saw the forget set' in note
+    grid = report.scenario_grid(report.grouped(rows)["random"])
+    assert "Gap / original's ↓ (%)" in grid.headers
+    assert "300.0" in report.markdown(grid)
+    assert "300.0" in report.latex(grid, caption="c", label="l")
+
+
+def test_without_an_original_there_is_no_share():
+    assert "original" not in printed(make_rows(), 200)
+    assert all("gap_share" not in row for row in report.with_gaps([r | {"avg_gap": None} for r in make_rows()]))
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize("together", [0.0, 0.7])
+def test_the_interval_of_the_share_covers_as_it_says(seeds, together):
+    """A gap of 7 of 25 points, which vary by a fifth and a tenth from seed to seed, perhaps together."""
+    drawn = np.random.default_rng(seeds).normal(size=(2000, seeds, 2))
+    drawn[..., 1] = together * drawn[..., 0] + math.sqrt(1 - together**2) * drawn[..., 1]
+    shares = 100 * 7 * (1 + 0.2 * drawn[..., 1]) / (25 * (1 + 0.1 * drawn[..., 0]))
+    column = next(
+        column for column in rows_module.columns({"a": [{"method": "a", "gap_share": 1.0}]}) if column.kind == "share"
+    )
+    covered = 0
+    for one in shares:
+        text = rows_module.cell([{"method": "a", "gap_share": share} for share in one], column)[1]
+        low, high = map(float, text.strip("[]").split(", "))
+        covered += low - 0.05 <= 28 <= high + 0.05
+    assert covered / 2000 == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / 2000))
+
+
 def test_retrained_network_is_never_the_best():
     rows = report.with_gaps([row | {"avg_gap": None} for row in make_rows(scenarios=["random"])])
     lines = report.markdown(report.scenario_grid(report.grouped(rows)["random"])).splitlines()
@@ -331,6 +378,12 @@ def test_a_crash_while_writing_leaves_the_old_file_and_no_litter(tmp_path, monke
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_results_from_before_commits_were_recorded_say_so():
+    old = {"rows": [], "config": {}, "versions": {}, "machine": {}}
+    assert report.environment_of(old)["made by"] == {"code": "commit not recorded"}
+    assert report.environment_of(make_document())["made by"]["date"]
+
+
 def test_environment_says_what_ran_and_not_where(monkeypatch):
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     environment = report.environment()
@@ -338,6 +391,7 @@ def test_environment_says_what_ran_and_not_where(monkeypatch):
     assert set(environment["versions"]) == packages
     assert all(re.match(r"\d+\.\d+", version) for version in environment["versions"].values())
     assert set(environment["machine"]) == {"backend", "device", "devices", "cores", "platform"}
+    assert set(environment["made_by"]) == {"code", "version", "command", "date"}
     assert os.path.expanduser("~") not in json.dumps(environment)
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
     assert report.environment()["machine"]["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"

@@ -96,7 +96,7 @@ class TestOutcomes:
     def test_what_is_missing_is_said(self):
         one = rows(1, ORIGINAL | KNOWN)
         assert outcome(one) == {gates.CAUGHT: True, gates.SILENT: True, gates.FARTHER: None}
-        assert why(one, gates.FARTHER) == "needs two seeds"
+        assert why(one, gates.FARTHER) == "needs two seeds, each with two retrained networks"
         assert "2 of 3 gates hold, the others were not run. one: the original is farther" in note(one)
         assert why(rows(1), gates.CAUGHT) == "needs two seeds, or a comparison of the original with held-out examples"
         alone = [row for row in rows() if row["method"] == "original"]
@@ -110,7 +110,7 @@ class TestOutcomes:
     def test_results_from_before_there_were_two_retrained_networks_keep_two_gates(self):
         table = without(rows(), report.REDRAWN)
         assert outcome(table) == {gates.CAUGHT: True, gates.SILENT: True, gates.FARTHER: None}
-        assert why(table, gates.FARTHER) == "needs a second retrained network for each seed"
+        assert why(table, gates.FARTHER) == "needs two seeds, each with two retrained networks"
         assert outcome(without(rows(1), report.REDRAWN))[gates.CAUGHT] is None
 
     def test_held_out_numbers_compare_like_with_like(self):
