@@ -64,7 +64,7 @@ class Column:
 
 # Arrows as in the paper's tables.
 _INTERVAL = Column("avg_gap", "Gap 95\N{NO-BREAK SPACE}%", 2, "interval", "interval")
-_SHARE = Column("gap_share", "Gap / original's ↓", 1, "%", "share")
+_SHARE = Column("gap_share", "Gap\N{NO-BREAK SPACE}/ original's ↓", 1, "%", "share")
 _RELEARN = Column("relearn_epochs", "Relearn ↑", 1, "epochs", "capped")
 _COLUMNS = (
     Column("acc_forget", "Acc forget ↓", 2, "%"),
@@ -268,7 +268,7 @@ def interval_note(methods: Methods, shown: Sequence[Column] | None = None) -> st
         notes.append(f"{_INTERVAL.header} is Student's interval of the mean Avg. Gap over seeds")
     if _SHARE in shown:
         several = any(len(numbers(rows, "gap_share")) > 1 for rows in methods.values())
-        ends = ", with Student's 95 % interval of its mean over seeds" if several else ""
+        ends = ", with Student's 95\N{NO-BREAK SPACE}% interval of its mean over seeds" if several else ""
         notes.append(f"{_SHARE.header[:-2]} is the Avg. Gap in % of the original's{ends}")
     if REDRAWN in methods:
         notes.append(f'the Avg. Gap of "{REDRAWN}" is the distance of two networks that never saw the forget set')

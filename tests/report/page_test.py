@@ -210,7 +210,7 @@ def test_the_share_of_the_originals_gap_is_that_of_its_seed():
     assert "is the Avg. Gap in % of the original's, with Student's 95 % interval of its mean over seeds" in note
     assert f'the Avg. Gap of "{report.REDRAWN}" is the distance of two networks that never saw the forget set' in note
     grid = report.scenario_grid(report.grouped(rows)["random"])
-    assert "Gap / original's ↓ (%)" in grid.headers
+    assert "Gap\N{NO-BREAK SPACE}/ original's ↓ (%)" in grid.headers
     assert "300.0" in report.markdown(grid)
     assert "300.0" in report.latex(grid, caption="c", label="l")
 
@@ -793,4 +793,8 @@ def test_the_sentence_of_a_table_names_the_closest_method():
     said = report.closest_sentence(rows)
     assert said.startswith("random: scissorhands comes closest: 4.09 percentage points from the retrained network")
     assert said.endswith("the original network is 4.69 away.")
+    floor = [row | {"method": report.REDRAWN, "avg_gap": 0.5} for row in rows if row["method"] == "finetune"]
+    assert report.closest_sentence(rows + floor) == f"{said[:-1]}, and a second retrained network 0.50."
+    (best,) = [line for line in report.scenario_grid(report.grouped(rows + floor)["random"]).lines if line[5].best]
+    assert best[0].text == "scissorhands", "the floor is no method"
     assert "no retrained network" in report.closest_sentence([{"scenario": "s", "method": "m"}])
