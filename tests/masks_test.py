@@ -186,7 +186,7 @@ class TestTopFraction:
 
 class TestBottomFraction:
     @hypothesis.given(score_trees(), st.floats(0.001, 0.999))
-    @hypothesis.settings(max_examples=50, deadline=None)
+    @settings(50)
     def test_the_smallest_by_a_stable_sort_of_which_equal_ones_come_last(self, scores, fraction):
         mask = masks.bottom_fraction(scores, fraction)
         largest = expected_mask(flat(scores), SIZE - round(fraction * SIZE))

@@ -53,5 +53,5 @@ for _name, _rate in {
 }.items():
     SMALL[_name]["learning_rate"] = _rate
 """Learning rates: the best of four trials of `experiments.tuning` on seed 10, which the table does not use, without a
-look at a retrained network or the test set. The others are defaults: no trial beat them, or, for munba, cf_k and eu_k,
-none was made."""
+look at a retrained network or the test set. The others are defaults: no trial beat them, or, for munba, cf_k, eu_k,
+msg, ct and sfron, none was made."""

@@ -12,9 +12,9 @@ import optax
 from flax import linen as nn
 
 from scissorhands_jax import datasets
-from scissorhands_jax.base import Data, Method
+from scissorhands_jax.base import Data
 from scissorhands_jax.losses import classification_loss
-from scissorhands_jax.methods import finetune
+from scissorhands_jax.methods import MethodSettings, finetune
 from scissorhands_jax.models import from_linen
 from scissorhands_jax.models.layers import torch_conv, torch_linear
 from scissorhands_jax.training.loop import run
@@ -76,7 +76,8 @@ def measured(params, model_state) -> Outcome:
     return Outcome(float(loss), accuracy(data().forget), accuracy(data().retain))
 
 
-def outcome(method: Method, epochs: int) -> Outcome:
+def outcome(settings: MethodSettings) -> Outcome:
     """What a method makes of the original."""
-    result = run(method, jax.random.key(2), *original(), data(), num_epochs=epochs)
+    method = settings.build(MODEL, LOSS, 10)
+    result = run(method, jax.random.key(2), *original(), data(), num_epochs=settings.epochs)
     return measured(result.params, result.model_state)

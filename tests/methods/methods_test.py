@@ -20,6 +20,7 @@ from scissorhands_jax.training.loop import run
 from scissorhands_jax.training.sharding import make_layout
 from tests.comparison import rate_of, same_bits
 from tests.compilations import Compilations
+from tests.methods import memorised
 from tests.methods.example import (
     AT_ONCE,
     DATA,
@@ -270,3 +271,21 @@ def test_teachers_are_copies(method):
     carry = method.init(KEY, original()[0], (), DATA)
     pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((carry.params, carry.aux))]
     assert len(set(pointers)) == len(pointers)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "at_most", "rises"),
+    [
+        ("msg", {"learning_rate": 0.05}, 0.5, 2),
+        ("ct", {"learning_rate": 0.05, "epochs": 10}, 0.2, 5),
+        ("sfron", {}, 0.6, 5),
+    ],
+)
+def test_some_forget_what_was_learned_by_heart_where_fine_tuning_does_not(name, changes, at_most, rises):
+    before = memorised.measured(*memorised.original())
+    tuned = memorised.outcome(METHODS["finetune"](epochs=5, batch_size=40, learning_rate=0.05))
+    after = memorised.outcome(METHODS[name](**{"epochs": 5, "batch_size": 40} | changes))
+    assert min(before.acc_forget, tuned.acc_forget) > 0.7
+    assert after.acc_forget <= at_most
+    assert after.loss_forget > rises * max(before.loss_forget, tuned.loss_forget)
+    assert after.acc_retain > 0.9

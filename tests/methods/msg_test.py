@@ -8,11 +8,11 @@ import pytest
 from scissorhands_jax import data as data_lib
 from scissorhands_jax.base import Data, lift
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.methods import finetune, msg
-from scissorhands_jax.methods.msg import smallest_in_each
+from scissorhands_jax.methods import msg
+from scissorhands_jax.methods.msg import MsgSettings, smallest_in_each
 from scissorhands_jax.optimizers import sgd
 from tests.comparison import same_bits
-from tests.methods import by_hand, memorised
+from tests.methods import by_hand
 from tests.methods.example import KEY, LOSS, PLAIN_SGD, examples, original, plain_loss
 
 TWINS = jax.tree.map(jnp.asarray, Data(examples(9, 1), examples(9, 2)))  # The subset is all of the retain set.
@@ -154,15 +154,15 @@ def test_a_step_moves_the_state_by_its_retain_batch():
     assert int(after.model_state["count"]) == 1
 
 
-def test_it_forgets_what_was_learned_by_heart_and_fine_tuning_does_not():
-    optimizer = sgd(0.05)
-    before = memorised.measured(*memorised.original())
-    tuned = memorised.outcome(finetune(memorised.LOSS, optimizer, batch_size=40), 5)
-    after = memorised.outcome(msg(memorised.LOSS, optimizer, batch_size=40), 5)
-    assert min(before.acc_forget, tuned.acc_forget) > 0.7
-    assert after.acc_forget < 0.4
-    assert after.loss_forget > 3 * max(before.loss_forget, tuned.loss_forget)
-    assert after.acc_retain > 0.95
+def test_the_defaults_are_the_published_settings():
+    found = MsgSettings()
+    assert (found.epochs, found.batch_size, found.learning_rate, found.momentum) == (5, 64, 1e-3, 0.9)
+    assert (found.weight_decay, found.fraction, found.kept_scale) == (5e-4, 0.3, 0.1)
+    # Up and down in straight lines, as theirs, whose five epochs have 1/3, 2/3, 1, 2/3 and 1/3 of the peak.
+    schedule = found.rate_schedule([100] * 5)
+    shares = np.interp(np.arange(500), schedule.knots, schedule.factors).reshape(5, 100).mean(axis=1)
+    assert shares.argmax() == 2
+    np.testing.assert_allclose(shares, [1 / 3, 2 / 3, 1, 2 / 3, 1 / 3], atol=0.2)
 
 
 @pytest.mark.parametrize(
