@@ -19,7 +19,7 @@ from rich.console import Console
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import hashing, report
 from scissorhands_jax.audit import ensembles
-from scissorhands_jax.audit.analysis import Analysis, Measurement, MetricEstimate, distance_gates
+from scissorhands_jax.audit.analysis import Analysis, Measurement, MetricEstimate
 from scissorhands_jax.audit.measuring import TIERS, Audit, AuditCell, AuditTarget
 from scissorhands_jax.base import Data, ModelState, Params
 from scissorhands_jax.errors import InputError, NonFiniteError
@@ -128,7 +128,8 @@ def _document(audit: Audit, results: Results, *, finished: bool) -> dict[str, An
     if finished:
         analysis = Analysis(audit.watched, _measurements(audit, results))
         estimates = analysis.estimates()
-        gates = [*analysis.attack_gates({one.metric for one in estimates}), *distance_gates(estimates)]
+        reported = {one.metric for one in estimates}
+        gates = [*analysis.attack_gates(reported), *analysis.distance_gates(reported)]
         ensemble["klom_bins"] = analysis.klom_bins
     rows, failures = _rows(audit, results)
     return {

@@ -32,30 +32,71 @@ class Gate(NamedTuple):
     decides: bool = True  # whether all numbers depend on the gate; otherwise only those of its metric do
 
 
-def of_attack(name: str, metric: str, must_find: bool, estimates: Sequence[Estimate]) -> Gate:
-    """Makes the gate of an attack in an audit from the interval of its mean AUC over forget sets.
+def of_attack(name: str, metric: str, must_find: bool, mean: Estimate | None) -> Gate:
+    """Makes the gate of an attack in an audit from its mean AUC over forget sets.
+
+    If there is something to find, the interval must lie above 0.5. Otherwise it must contain 0.5. The explanation says
+    how often the gate passes, or fails, by chance, and in how many audits of this size it would notice an AUC of 0.55,
+    by the standard error of the mean in this audit.
 
     Args:
       name: The name of the gate.
       metric: The attack's AUC, a key of `report.METRICS`.
-      must_find: Whether there is something to find, so that the interval must lie above 0.5. Otherwise it must contain
-        0.5.
-      estimates: The AUC on each forget set; empty if the attack could not be run.
+      must_find: Whether there is something to find.
+      mean: The mean AUC with an interval as from `intervals.from_error`; None if the attack could not be run.
     """
     title = report.METRICS[metric][0]
-    if not estimates:
+    if mean is None:
         return Gate(name, None, f"{title} takes more networks, or held-out examples of the same classes", metric)
-    mean = intervals.average(estimates, (0, 1))
     interval = f"{title} {mean.value:.3f}, {100 * mean.level:.4g} % interval [{mean.low:.3f}, {mean.high:.3f}]"
     if mean.networks == 1:
         interval += " over examples alone"
+    by_chance = 100 * (1 - mean.level)
     if must_find:
         passed = mean.low > 0.5
         why = f"{interval}, must lie above 0.5: " + ("it does" if passed else "the attack misses what is there")
+        why += f" (at 0.5 it would in {by_chance / 2:.2g} % of audits"
     else:
         passed = mean.low <= 0.5 <= mean.high
         why = f"{interval}, must contain 0.5: " + ("it does" if passed else "the attack finds what is not there")
+        why += f" (at 0.5 it fails in {by_chance:.2g} % of audits"
+    why += f", and at 0.55 the interval lies above 0.5 in {_percent(intervals.power(mean, 0.05))})"
     return Gate(name, passed, why, metric, mean)
+
+
+_NOTICEABLE = {"klom": 1.0, "forgetting": -0.1}
+"""By the beginning of a distance's name, the difference for which the power of its gate is shown. Distances grow, and
+the forgetting score falls, with what is left."""
+
+
+def of_distance(metric: str, values: tuple[float, float] | None, difference: Estimate | None) -> Gate:
+    """Makes the gate `FARTHER` of a distance in an audit. It does not decide about other numbers.
+
+    Args:
+      metric: The distance, a key of `report.METRICS`.
+      values: That of the original, and that of retrained networks from each other; None if there are too few networks.
+      difference: The first minus the second, with an interval as from `intervals.from_error`. Half of what it leaves
+        out on either side is the chance that the gate passes for an original that is no farther.
+    """
+    title = report.METRICS[metric][0]
+    if values is None or difference is None:
+        return Gate(FARTHER, None, f"{title} takes more networks", metric, None, decides=False)
+    effect = _NOTICEABLE[metric.partition("_")[0]]
+    passed = difference.low > 0 if effect > 0 else difference.high < 0
+    side = "above" if effect > 0 else "below"
+    why = (
+        f"{title} {values[0]:.3f} against {values[1]:.3f} of {report.NULL}, {100 * difference.level:.4g} % interval of "
+        f"the difference [{difference.low:.3f}, {difference.high:.3f}], must lie {side} 0: "
+        + ("it does" if passed else "it does not, so it means nothing with so few networks")
+        + f" (without a difference it would in {50 * (1 - difference.level):.2g} % of audits, and with one of "
+        f"{effect:g} in {_percent(intervals.power(difference, abs(effect)))})"
+    )
+    return Gate(FARTHER, passed, why, metric, difference, decides=False)
+
+
+def _percent(share: float) -> str:
+    """Writes a share in whole percent, and says if it is nearly none or nearly all."""
+    return "fewer than 1 %" if share < 0.01 else "more than 99 %" if share > 0.99 else f"{100 * share:.0f} %"
 
 
 def trusted(gates: Sequence[Gate]) -> bool:

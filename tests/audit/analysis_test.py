@@ -11,9 +11,8 @@ from scissorhands_jax.audit.analysis import (
     Measurement,
     MetricEstimate,
     Watched,
-    distance_gates,
 )
-from scissorhands_jax.metrics.intervals import Estimate
+from scissorhands_jax.metrics.intervals import Estimate, from_error
 from scissorhands_jax.report import NULL, gates
 
 NETWORKS, FORGET, ALWAYS, HALVED, HELD_OUT = 16, 40, 20, 120, 60
@@ -95,6 +94,14 @@ class TestAnalysis:
         assert [gate.passed for gate in found] == [True] * 8
         assert all(gate.reported for gate in found)
 
+    def test_the_original_is_shown_to_be_farther(self, analysis, means):
+        found = analysis.distance_gates({metric for _, metric in means})
+        assert [(gate.metric, gate.decides, gate.reported) for gate in found] == [
+            ("klom_forget_halves", False, True),
+            ("forgetting_score_halves", False, True),
+        ]
+        assert found[1].passed
+
     def test_every_number_has_a_title(self, means):
         assert {metric for _, metric in means} <= set(report.METRICS)
 
@@ -124,15 +131,13 @@ def test_what_is_no_evidence_is_called_so():
     entries = [entry("lira_tpr_at_1", negatives=1_500), entry("lira_tpr_at_0.1", negatives=1_500)]
     entries += [entry("lira_tpr_at_0.1", "n", negatives=900)]
     entries += [entry("klom_forget"), entry("forgetting_score"), entry("recovered", networks=1)]
-    halves = [
-        entry(f"{metric}_halves", method, value)
-        for metric in ("klom_forget", "forgetting_score")
-        for method, value in ((NULL, 0.5), ("original", 0.61))
-    ]
-    own = distance_gates(entries + halves)
     # More than what retrained networks show of each other is far for a distance, and near for a score.
+    farther = from_error(0.11, 0.02, 9, 6, 100, 0.9)
+    own = [
+        gates.of_distance(f"{metric}_halves", (0.61, 0.5), farther) for metric in ("klom_forget", "forgetting_score")
+    ]
     assert [gate.passed for gate in own] == [True, False]
-    holds = gates.of_attack("a gate", "lira_auc", True, [Estimate(0.6, 0.55, 0.65, 0.95, 8, 100)])
+    holds = gates.of_attack("a gate", "lira_auc", True, from_error(0.6, 0.02, 9, 8, 100))
     assert gates.trusted([holds, *own]) is True
     evidence = [one.as_dict() for one in entries]
     document = {"evidence": evidence, "gates": [gate._asdict() for gate in (holds, *own)]}
@@ -147,7 +152,7 @@ def test_what_is_no_evidence_is_called_so():
     ]
     intervals = [[cell.deviation for cell in table.lines[0][1:]] for table in tables]
     assert intervals == [["[0.400, 0.600]"] * 2, ["[0.400, 0.600]"] * 2, [""]]
-    own = distance_gates(entries)
+    own = [gates.of_distance(metric, None, None) for metric in distances]
     assert [gate.passed for gate in own] == [None, None]
     document["gates"] = [gate._asdict() for gate in (holds, *own)]
     assert "no evidence in KLoM and the forgetting score" in report.audit_verdict(document["gates"])

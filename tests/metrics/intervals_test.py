@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.metrics import distances, ensemble_attacks, intervals
+from scissorhands_jax.metrics import distances, intervals
 from scissorhands_jax.metrics.intervals import Estimate
 
 
@@ -161,36 +161,6 @@ class TestTwoSamples:
         assert (found.networks, found.examples) == (1, 8)
 
 
-class TestTwoWays:
-    def test_a_statistic_of_two_sides_is_resampled(self):
-        found = intervals.two_way_bootstrap(
-            ensemble_attacks.forgetting_score, normal(12, 60) + 1, normal(12, 60, seed=1)
-        )
-        assert 0 < found.low < found.value < found.high < 1
-        assert (found.networks, found.examples) == (12, 60)
-
-    @pytest.mark.parametrize("spread", [(1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.3, 0.0, 1.0)])
-    def test_it_covers_at_least_as_it_says(self, spread):
-        """With variance of networks, of examples and of single scores; the last is counted more than once."""
-        found = []
-        for seed in range(200):
-            of_network, of_example, of_score = spread
-            sides = [
-                of_network * normal(8, 1, seed=10 * seed + side) + of_score * normal(8, 50, seed=10 * seed + 2 + side)
-                for side in range(2)
-            ]
-            common = of_example * normal(1, 50, seed=10 * seed + 5)
-            unlearned, retrained = (side + common for side in sides)
-            found.append(intervals.two_way_bootstrap(lambda a, b: float(a.mean() - b.mean()), unlearned, retrained))
-        covered, error = covers(found, 0.0)
-        assert covered >= 0.95 - error
-
-    @pytest.mark.parametrize("wrong", [np.zeros((0, 3)), np.zeros((2, 4)), np.zeros(3), np.full((2, 3), np.nan)])
-    def test_scores_that_do_not_fit_are_refused(self, wrong):
-        with pytest.raises(InputError, match="scores"):
-            intervals.check_scores(wrong, np.zeros((2, 3)))
-
-
 class TestReplicates:
     def test_few_networks_widen_it_to_students_interval(self):
         """The standard deviation of all resampled means of n numbers is that of the numbers over n."""
@@ -199,15 +169,34 @@ class TestReplicates:
         found = intervals.from_replicates(values.mean(), resampled, 5, 0)
         assert found == pytest.approx(intervals.mean_estimate(values))
 
+
+class TestErrors:
+    def test_it_is_students_interval_of_a_known_error(self):
+        values = normal(7)
+        mean = intervals.mean_estimate(values)
+        found = intervals.from_error(values.mean(), stats.sem(values), 6, 7, 0)
+        assert found[:3] == pytest.approx(mean[:3])
+        assert (found.error, found.freedom) == (stats.sem(values), 6)
+        certain = intervals.from_error(0.2, 0.0, math.inf, 7, 0)
+        assert certain[:3] == (0.2, 0.2, 0.2)
+        assert math.isfinite(certain.freedom), "JSON has no infinity"
+
     @pytest.mark.parametrize("level", [0.5, 0.99])
-    def test_another_level_is_what_the_replicates_would_have_given(self, level):
-        replicates = normal(50)
-        found = intervals.from_replicates(0.2, replicates, 7, 100, 0.95)
-        assert intervals.at_level(found, level) == pytest.approx(
-            intervals.from_replicates(0.2, replicates, 7, 100, level)
-        )
-        mean = intervals.mean_estimate(replicates[:4])
-        assert intervals.at_level(mean, level) == pytest.approx(intervals.mean_estimate(replicates[:4], level=level))
+    def test_another_level_is_what_the_error_would_have_given(self, level):
+        """Bounds that have cut an interval do not matter."""
+        found = intervals.from_error(0.2, 0.1, 6, 7, 100, 0.95, (0, 1))._replace(negatives=5)
+        expected = intervals.from_error(0.2, 0.1, 6, 7, 100, level)._replace(negatives=5)
+        assert intervals.at_level(found, level) == expected
+
+    @pytest.mark.parametrize(("freedom", "effect"), [(7, 0.0), (7, 2.0), (200, 3.0)])
+    def test_power_is_the_share_of_intervals_above_the_number(self, freedom, effect):
+        """Of a normal number with an estimated error; Student's distribution around the mean comes near."""
+        generator = np.random.default_rng(0)
+        errors = np.sqrt(generator.chisquare(freedom, 20_000) / freedom)
+        above = effect + generator.normal(size=20_000) > stats.t.ppf(0.975, freedom) * errors
+        found = intervals.power(intervals.from_error(0.0, 1.0, freedom, 8, 0), effect)
+        assert found == pytest.approx(above.mean(), abs=0.06)
+        assert intervals.power(intervals.from_error(0.0, 0.0, 1, 8, 0), 1.0) == 1
 
 
 class TestJackknife:
@@ -232,27 +221,3 @@ class TestJackknife:
     def test_two_networks_have_a_value_alone(self):
         found = intervals.jackknife(lambda kept: float(sum(kept)), 2)
         assert found == Estimate(1.0, 1.0, 1.0, 0.95, 2, 0)
-
-
-class TestAverage:
-    def test_an_average_is_as_unsure_as_its_parts(self):
-        """They may share their errors, as forget sets of the same networks do."""
-        parts = [Estimate(0.5 + shift, 0.4 + shift, 0.6 + shift, 0.95, 11, 100) for shift in (-0.1, 0.0, 0.1)]
-        parts[1] = parts[1]._replace(networks=8, low=0.1)
-        mean = intervals.average(parts)
-        assert mean.value == pytest.approx(0.5)
-        assert (mean.low, mean.high) == (pytest.approx(0.3), pytest.approx(0.7))
-        assert (mean.networks, mean.examples) == (8, 300)
-        assert intervals.average(parts, (0.4, 0.6))[1:3] == (0.4, 0.6)
-        with pytest.raises(InputError, match=r"2 estimates of the levels \[0.9, 0.95\]; give some of one level"):
-            intervals.average([parts[0], parts[0]._replace(level=0.9)])
-
-    def test_the_interval_of_an_average_holds_the_truth_where_forget_sets_share_their_networks(self):
-        """What is peculiar to a network moves its numbers on all three forget sets."""
-        found = []
-        for seed in range(400):
-            shared = normal(6, seed=seed)
-            sets = [shared + 0.3 * normal(6, seed=1_000 * (number + 1) + seed) for number in range(3)]
-            found.append(intervals.average([intervals.mean_estimate(values) for values in sets]))
-        covered, error = covers(found, 0.0)
-        assert covered >= 0.95 - error

@@ -1,0 +1,372 @@
+"""Intervals for numbers from several networks on the same examples, whose errors come from both: NumPy and float64.
+
+A number T depends on networks, which come in pairs, and on examples. Its variance has three parts: what a pair does to
+all examples (such as a general shift of its scores), what an example does in all networks, and what one pair does on
+one example. The variance of T if only pairs vary contains the first and the third, and that if only examples vary
+contains the second and the third. So
+
+    Var T = V_examples + (V_pairs - V_both),    where the bracket is at least 0,
+
+and with the influence of pair p, of example k, and of p through k alone,
+
+    V_pairs = sum_p influence_p^2,  V_examples = sum_k influence_k^2,  V_both = sum_pk influence_pk^2.
+
+Pairs are left out one at a time, both as attacked networks and as references of the others (the jackknife), because
+attacks that share their references share errors. Intervals are Student's, with degrees of freedom as Satterthwaite's.
+
+The number that an interval is about is the mean of T over ensembles and forget sets of this size. KLoM and the
+forgetting score are biased with few networks, so this is not their value for infinitely many. Coverage at the sizes of
+audits is simulated in `tests/metrics/two_way_test.py`, and at more of them by `experiments.calibration`.
+
+References:
+  Owen, The pigeonhole bootstrap, Annals of Applied Statistics, 2007; Cameron, Gelbach and Miller, Robust inference with
+  multiway clustering, Journal of Business and Economic Statistics, 2011, for the three parts. Efron and Stein, The
+  jackknife estimate of variance, Annals of Statistics, 1981. Satterthwaite, An approximate distribution of estimates of
+  variance components, Biometrics Bulletin, 1946.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from scissorhands_jax.errors import InputError
+from scissorhands_jax.metrics.ensemble_attacks import FALSE_POSITIVE_RATES, Attack, tpr_at_fpr
+from scissorhands_jax.metrics.intervals import UNBOUNDED, Estimate, check_level, from_error
+
+
+class Influence(NamedTuple):
+    """A number and what each pair of networks and each example contributes to its error.
+
+    Influences are scaled so that the sum of their squares is a variance.
+    """
+
+    value: float
+    pairs: np.ndarray  # shape=(P,): the numbers of the pairs; empty if the number is about these networks alone
+    examples: np.ndarray  # shape=(C,): the columns of the examples; empty if it is about these examples alone
+    of_pairs: np.ndarray  # shape=(P,)
+    of_examples: np.ndarray  # shape=(C,)
+    of_both: np.ndarray  # shape=(P, C)
+    freedom: float  # the degrees of freedom of the variance over pairs
+    networks: int
+    counted: int  # the number of forget examples, or of examples in all if there is no other kind
+    negatives: int = 0
+
+    def variance(self) -> tuple[float, float]:
+        """Returns the variance of the number, and its degrees of freedom."""
+        over_pairs, over_examples = float(np.square(self.of_pairs).sum()), float(np.square(self.of_examples).sum())
+        common = max(0.0, over_pairs - float(np.square(self.of_both).sum()))
+        total = common + over_examples
+        least = max(1.0, len(self.examples) - 1.0)
+        uncertain = over_examples**2 / least
+        if len(self.pairs):
+            # The bracket is never negative, so its own square would make too much of pairs that happen to agree, and
+            # that of V_pairs too much of a bracket that is 0. The product lies between them, as the coverage asks.
+            uncertain += common * over_pairs / self.freedom
+            least = min(least, self.freedom) if len(self.examples) else self.freedom
+        return total, max(least, total**2 / uncertain) if uncertain > 0 else math.inf
+
+    def estimate(self, level: float = 0.95, bounds: tuple[float, float] = UNBOUNDED) -> Estimate:
+        """Makes the interval.
+
+        Args:
+          level: The coverage that the interval aims at, in (0, 1).
+          bounds: The smallest and largest value that the number can have; the interval is cut there.
+
+        Raises:
+          InputError: The level is not between 0 and 1.
+        """
+        check_level(level)
+        variance, freedom = self.variance()
+        found = from_error(self.value, math.sqrt(variance), freedom, self.networks, self.counted, level, bounds)
+        return found._replace(negatives=self.negatives)
+
+    def share_estimate(self, level: float = 0.95) -> Estimate:
+        """Makes the interval of a share such as a true positive rate, which is Wilson's with the variance found here.
+
+        The share has the variance of one of n independent examples, p (1 - p) / n, for some n. A share of 0 or 1 says
+        nothing about n, which is then the number of examples.
+
+        References:
+          Wilson, Probable inference, the law of succession, and statistical inference, JASA, 1927.
+        """
+        check_level(level)
+        variance, freedom = self.variance()
+        spread = self.value * (1 - self.value)
+        number = spread / variance if spread > 0 and variance > 0 else float(max(1, self.counted))
+        t = float(stats.t.ppf(0.5 + level / 2, freedom))
+        middle = (self.value + t**2 / (2 * number)) / (1 + t**2 / number)
+        reach = t / (1 + t**2 / number) * math.sqrt(spread / number + t**2 / (4 * number**2))
+        low, high = max(0.0, middle - reach), min(1.0, middle + reach)
+        found = self.estimate(level)
+        return found._replace(low=min(low, self.value), high=max(high, self.value))
+
+
+def _make(
+    value: float,
+    left_out: np.ndarray,
+    of_examples: np.ndarray,
+    left_out_of_examples: np.ndarray,
+    pairs: np.ndarray,
+    examples: np.ndarray,
+    **counts: int,
+) -> Influence:
+    """Makes an influence from the number and the influences of examples, with all pairs and without each.
+
+    Raises:
+      InputError: There are fewer than three pairs.
+    """
+    number, total = len(pairs), len(examples)
+    if 0 < number < 3:
+        raise InputError(
+            f"an interval over networks needs at least three pairs of them, got {number}; train more networks, or ask "
+            "for one over examples alone"
+        )
+    # Leaving out one of n numbers moves their mean by only 1 / (n - 1) of its deviation.
+    scale = math.sqrt((number - 1) / number) if number else 0.0
+    return Influence(
+        value=float(value),
+        pairs=pairs,
+        examples=examples,
+        of_pairs=scale * (left_out.mean() - left_out) if number else left_out,
+        of_examples=of_examples * math.sqrt(total / max(1, total - 1)),
+        of_both=scale * (left_out_of_examples.mean(axis=0) - left_out_of_examples) if number else left_out_of_examples,
+        freedom=number - 1.0,
+        networks=max(1, number),
+        **counts,
+    )
+
+
+def of_attack(
+    attack: Attack,
+    positives: np.ndarray,
+    negatives: np.ndarray,
+    *,
+    rows: np.ndarray | None = None,
+    pairs: np.ndarray | None = None,
+    over_networks: bool = True,
+    rates: Sequence[float] = FALSE_POSITIVE_RATES,
+) -> dict[str, Influence]:
+    """Finds the AUC and the true positive rates of an attack, and the influence of each pair and example on them.
+
+    The AUC is the mean over attacked networks of the AUC within a network. True positive rates are those of all
+    networks together, because a single one has too few negatives. Their influences follow from the numbers of scores
+    above the threshold, where a false positive more or less moves the threshold and with it the rate by the slope of
+    the ROC curve, taken between half and twice the rate of false positives.
+
+    Args:
+      attack: The scores; each row is an attacked network.
+      positives: The column of the example of each positive score. shape=(n,)
+      negatives: The same for negative scores, of all networks or of each. An example may be both, as in `u_lira`.
+        shape=(m,) or (networks, m)
+      rows: The position, among the pairs, of the pair of each attacked network. By default 0, 1, 2 and so on.
+        shape=(networks,)
+      pairs: The numbers of all pairs, which identify them in other influences. By default 0, 1, 2 and so on.
+      over_networks: Whether the error includes that of having these networks and no others.
+      rates: The rates of false positives at which true positives are counted.
+
+    Returns:
+      The influences by `auc`, and `tpr_at_1`, `tpr_at_0.1` and so on, named by the rate in percent.
+
+    Raises:
+      InputError: There are fewer than three pairs although the error includes that of networks.
+    """
+    count = len(attack.positives)
+    rows = np.arange(count) if rows is None else rows
+    pairs = np.arange(int(rows.max()) + 1) if pairs is None else pairs
+    pairs = pairs if over_networks else pairs[:0]
+    negatives = np.broadcast_to(negatives, attack.negatives.shape)
+    examples = np.unique(np.concatenate([positives, negatives.ravel()]))
+    own, others = np.searchsorted(examples, positives), np.searchsorted(examples, negatives)
+    thresholds = [_threshold(attack.negatives, rate) for rate in rates]
+    slopes = [_slope(attack, rate) for rate in rates]
+
+    # In line 0 of all of these is the attack itself, and in line 1 + q the attack without pair q.
+    found = np.zeros((1 + len(rates), 1 + len(pairs)))
+    by_example = np.zeros((1 + len(rates), 1 + len(pairs), len(examples)))
+    networks = np.zeros(1 + len(pairs))
+    for row, pair in enumerate(rows):
+        inside, outside = (
+            np.broadcast_to(part, (1 + len(pairs), part.shape[-1]))
+            if without is None or not len(pairs)
+            else np.concatenate([part, without[row]])
+            for part, without in (
+                (attack.positives[row : row + 1], attack.without_positives),
+                (attack.negatives[row : row + 1], attack.without_negatives),
+            )
+        )
+        here = np.ones(1 + len(pairs))
+        if len(pairs):
+            here[1 + pair] = 0
+        networks += here
+        ahead, behind = _placements(inside, outside)
+        parts = [(ahead.mean(axis=1), ahead, behind)]
+        for threshold, slope in zip(thresholds, slopes, strict=True):
+            hits, alarms = (inside > threshold).astype(float), slope * (outside > threshold)
+            parts.append((hits.mean(axis=1) - alarms.mean(axis=1), hits, -alarms))
+        for place, (mean, gained, lost) in enumerate(parts):
+            found[place] += here * mean
+            weight = here[:, None]
+            by_example[place][:, own] += weight * (gained - gained.mean(axis=1, keepdims=True)) / gained.shape[1]
+            by_example[place][:, others[row]] += weight * (lost - lost.mean(axis=1, keepdims=True)) / lost.shape[1]
+    found /= networks
+    by_example /= networks[:, None]
+    influences = {}
+    for place, name in enumerate(["auc", *(f"tpr_at_{100 * rate:g}" for rate in rates)]):
+        value = found[0, 0] if name == "auc" else tpr_at_fpr(attack.positives, attack.negatives, rates[place - 1])
+        influences[name] = _make(
+            value,
+            found[place, 1:],
+            by_example[place, 0],
+            by_example[place, 1:],
+            pairs,
+            examples,
+            counted=len(positives),
+            negatives=0 if name == "auc" else attack.negatives.size,
+        )
+    return influences
+
+
+def _placements(positives: np.ndarray, negatives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the share of negatives below each positive, and of positives above each negative; a tie is a half."""
+    ranks = stats.rankdata(np.concatenate([positives, negatives], axis=-1), axis=-1)
+    n, m = positives.shape[-1], negatives.shape[-1]
+    ahead = (ranks[..., :n] - stats.rankdata(positives, axis=-1)) / m
+    return ahead, 1 - (ranks[..., n:] - stats.rankdata(negatives, axis=-1)) / n
+
+
+def _threshold(negatives: np.ndarray, rate: float) -> float:
+    """Returns the score that at most a share `rate` of the negatives exceeds, as in `tpr_at_fpr`."""
+    allowed = int(rate * negatives.size + 1e-9)
+    return float(np.sort(negatives, axis=None)[max(0, negatives.size - 1 - allowed)])
+
+
+def _slope(attack: Attack, rate: float) -> float:
+    """Returns the slope of the ROC curve at a rate of false positives, from half of it to twice."""
+    low, high = (min(1.0, max(factor * rate, count / attack.negatives.size)) for factor, count in ((0.5, 0), (2, 1)))
+    return (tpr_at_fpr(*attack[:2], high) - tpr_at_fpr(*attack[:2], low)) / max(high - low, 1e-12)
+
+
+def of_examples(
+    statistic: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    unlearned: np.ndarray,
+    retrained: np.ndarray,
+    pairs: np.ndarray,
+    examples: np.ndarray,
+    *,
+    quantile: float | None = None,
+) -> Influence:
+    """Finds the mean, or a quantile, of a number of each example that depends on two sets of networks.
+
+    Args:
+      statistic: A function of the scores of both sets that returns a number for each example, such as
+        `ensemble_distances.klom`. It is called with all networks, and without each pair.
+      unlearned: The scores of unlearned networks. shape=(networks, examples)
+      retrained: The scores of as many retrained networks. Row p of both is left out together.
+        shape=(networks, examples)
+      pairs: The numbers that identify the rows in other influences. shape=(networks,)
+      examples: The columns of the examples. shape=(examples,)
+      quantile: The quantile, in (0, 1). By default the mean.
+
+    Raises:
+      InputError: There are fewer than three networks in a set.
+    """
+    numbers = statistic(unlearned, retrained)
+    left_out = np.stack(
+        [statistic(*(np.delete(side, p, 0) for side in (unlearned, retrained))) for p in range(len(pairs))]
+    )
+    value, density = float(numbers.mean()), 1.0
+    if quantile is not None:
+        # A quantile moves by the error of the share above it, times the distance of quantiles per share. With a network
+        # less, numbers have another distribution, so they are compared with their own quantile.
+        value = float(np.quantile(numbers, quantile))
+        ordered, numbers = numbers, (numbers > value).astype(float)
+        left_out = (left_out > np.quantile(left_out, quantile)).astype(float)
+    total = len(examples)
+    share = _make(
+        value,
+        left_out.mean(axis=1),
+        (numbers - numbers.mean()) / total,
+        (left_out - left_out.mean(axis=1, keepdims=True)) / total,
+        pairs,
+        examples,
+        counted=total,
+    )
+    if quantile is None:
+        return share
+    error = min(2 * max(math.sqrt(share.variance()[0]), 1 / total), quantile, 1 - quantile)
+    low, high = np.quantile(ordered, [quantile - error, quantile + error])
+    density = float(high - low) / (2 * error)
+    return share._replace(
+        of_pairs=density * share.of_pairs, of_examples=density * share.of_examples, of_both=density * share.of_both
+    )
+
+
+def of_networks(values: Sequence[float], pairs: Sequence[int]) -> Influence:
+    """Finds the mean of numbers, one for each of some pairs of networks. A single number has no error."""
+    array, number = np.asarray(values, np.float64), len(values)
+    nothing = np.zeros(0, int)
+    if number < 2:
+        return Influence(float(array.mean()), nothing, nothing, *(np.zeros(0),) * 2, np.zeros((0, 0)), 0.0, 1, 0)
+    influence = (array - array.mean()) / math.sqrt(number * (number - 1))
+    return Influence(
+        float(array.mean()),
+        np.asarray(pairs),
+        nothing,
+        influence,
+        np.zeros(0),
+        np.zeros((number, 0)),
+        number - 1,
+        number,
+        0,
+    )
+
+
+def average(influences: Iterable[Influence]) -> Influence:
+    """Averages numbers of the same networks, such as those of several forget sets.
+
+    The parts may share networks and examples: what a pair contributes to each of them is added up, and so for examples.
+
+    Raises:
+      InputError: There is no number to average.
+    """
+    parts = list(influences)
+    if not parts:
+        raise InputError("there is no number to average; give at least one")
+    return _combine(parts, [1 / len(parts)] * len(parts))._replace(counted=sum(part.counted for part in parts))
+
+
+def difference(first: Influence, second: Influence) -> Influence:
+    """Subtracts the second number from the first. They may share networks and examples, as for `average`."""
+    return _combine([first, second], [1.0, -1.0])
+
+
+def _combine(parts: Sequence[Influence], weights: Sequence[float]) -> Influence:
+    pairs, examples = (
+        np.unique(np.concatenate([getattr(one, name) for one in parts])) for name in ("pairs", "examples")
+    )
+    of_pairs, of_examples = np.zeros(len(pairs)), np.zeros(len(examples))
+    of_both = np.zeros((len(pairs), len(examples)))
+    free = np.zeros(len(pairs))
+    for part, weight in zip(parts, weights, strict=True):
+        rows, columns = np.searchsorted(pairs, part.pairs), np.searchsorted(examples, part.examples)
+        of_pairs[rows] += weight * part.of_pairs
+        of_examples[columns] += weight * part.of_examples
+        of_both[np.ix_(rows, columns)] += weight * part.of_both
+        free[rows] = np.maximum(free[rows], part.freedom / max(1, len(part.pairs)))
+    return Influence(
+        value=math.fsum(weight * part.value for part, weight in zip(parts, weights, strict=True)),
+        pairs=pairs,
+        examples=examples,
+        of_pairs=of_pairs,
+        of_examples=of_examples,
+        of_both=of_both,
+        freedom=float(free.sum()),
+        networks=min(part.networks for part in parts),
+        counted=min(part.counted for part in parts),
+        negatives=min(part.negatives for part in parts),
+    )
