@@ -7,8 +7,8 @@ An audit is made up from scores: the margin of network r on example k is
     easy_k + left * (1 if r was trained on k) + shift_r + class_r,c(k) + noise_rk,
 
 where all terms but the second are random, with standard deviations 3, 0.2, sqrt(alike) and about sqrt(1 - alike). So
-networks differ as a whole, by class, and by example. Then `Analysis` makes of it what it makes of a real audit. The truth
-of a number is its mean over all audits, because that is what an interval is about.
+networks differ as a whole, by class, and by example. Then `Analysis` makes of it what it makes of a real audit. The
+truth of a number is its mean over all audits, because that is what an interval is about.
 """
 
 from __future__ import annotations

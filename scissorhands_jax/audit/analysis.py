@@ -192,7 +192,7 @@ class Analysis:
         if not scores or not len(alike):
             return {}
         attack = Attack(*(np.stack([row[columns] for row in scores.values()]) for columns in (own, alike)))
-        found = two_way.of_attack(
+        found = two_way.attack_influences(
             attack, own, alike, pairs=np.array(list(scores)), over_networks=len(scores) > 2, rates=()
         )
         return {"population_auc": found["auc"]}
@@ -228,7 +228,7 @@ class Analysis:
             attack = Attack(positives[:, 0], others[:, 0], positives[:, 1:], others[:, 1:])
             influences |= _named(
                 name,
-                two_way.of_attack(
+                two_way.attack_influences(
                     attack, own, negatives, rows=rows, pairs=np.arange(self.pairs), over_networks=len(rows) > 2
                 ),
             )
@@ -241,8 +241,8 @@ class Analysis:
             return {}
         own, held_out = self.watched.forget_sets[number].columns, self.watched.held_out
         attack, controlled = ensemble_attacks.u_lira(*scores.on(own), scores.on(held_out))
-        found = _named("u_lira", two_way.of_attack(attack, own, own, pairs=scores.pairs))
-        control = two_way.of_attack(controlled, held_out, held_out, pairs=scores.pairs, rates=())
+        found = _named("u_lira", two_way.attack_influences(attack, own, own, pairs=scores.pairs))
+        control = two_way.attack_influences(controlled, held_out, held_out, pairs=scores.pairs, rates=())
         return {**found, "u_lira_held_out_auc": control["auc"]}
 
     def _all_pairs(self, label: str, number: int) -> _PairedScores | None:
@@ -291,7 +291,7 @@ class Analysis:
             ("forgetting_score", ensemble_distances.example_scores, own, None),
         )
         return {
-            name: two_way.of_examples(statistic, *scores.on(columns), scores.pairs, columns, quantile=quantile)
+            name: two_way.examples_influence(statistic, *scores.on(columns), scores.pairs, columns, quantile=quantile)
             for name, statistic, columns, quantile in cases
             if len(columns)
         }
@@ -308,7 +308,7 @@ class Analysis:
             ],
         }
         return {
-            name: two_way.of_networks([value for _, value in found], [pair for pair, _ in found])
+            name: two_way.networks_influence([value for _, value in found], [pair for pair, _ in found])
             for name, found in values.items()
             if found
         }
@@ -359,8 +359,11 @@ def _paired(held: Sequence[np.ndarray], retrained: Sequence[np.ndarray], pairs: 
 
 def _entry(scenario: str | None, label: str, metric: str, influence: Influence) -> MetricEstimate:
     """Makes the interval of a metric: Wilson's for true positive rates, and otherwise Student's."""
-    is_share = "_tpr_at_" in metric
-    found = influence.share_estimate() if is_share else influence.estimate(bounds=_bounds(metric))
+    _, is_rate, percent = metric.partition("_tpr_at_")
+    if is_rate:
+        found = influence.share_estimate(least=float(percent) / 100)
+    else:
+        found = influence.estimate(bounds=_bounds(metric))
     return MetricEstimate(scenario, label, metric, found)
 
 

@@ -221,6 +221,8 @@ def _found(
             if gate["decides"] and (gate["passed"] is not None or gate["reported"])
         )
         entries = {entry["metric"]: entry for entry in document["evidence"] if _is_of(entry, name, label)}
+        if any("error" not in entry for entry in entries.values()):
+            raise InputError("the audit was made before its numbers had standard errors; make it again")
         estimates = {
             report.METRICS[metric][0]: Estimate(**{field: entries[metric][field] for field in Estimate._fields})
             for metric in (f"{attack}_auc" for attack in AUDIT_ATTACKS)

@@ -85,11 +85,16 @@ class Influence(NamedTuple):
         found = from_error(self.value, math.sqrt(variance), freedom, self.networks, self.counted, level, bounds)
         return found._replace(negatives=self.negatives)
 
-    def share_estimate(self, level: float = 0.95) -> Estimate:
+    def share_estimate(self, level: float = 0.95, *, least: float = 0.0) -> Estimate:
         """Makes the interval of a share such as a true positive rate, which is Wilson's with the variance found here.
 
-        The share has the variance of one of n independent examples, p (1 - p) / n, for some n. A share of 0 or 1 says
-        nothing about n, which is then the number of examples.
+        The share has the variance of one of n independent examples, p (1 - p) / n, for some n. If no variance was
+        found, n is the number of examples.
+
+        Args:
+          level: The coverage that the interval aims at, in (0, 1).
+          least: A smaller share is replaced by this one to find n, such as the rate of false positives: without it, a
+            true positive rate of nearly 0, whose threshold is uncertain, would seem to be from a handful of examples.
 
         References:
           Wilson, Probable inference, the law of succession, and statistical inference, JASA, 1927.
@@ -97,7 +102,8 @@ class Influence(NamedTuple):
         check_level(level)
         variance, freedom = self.variance()
         spread = self.value * (1 - self.value)
-        number = spread / variance if spread > 0 and variance > 0 else float(max(1, self.counted))
+        typical = max(self.value, least) * (1 - max(self.value, least))
+        number = typical / variance if typical > 0 and variance > 0 else float(max(1, self.counted))
         t = float(stats.t.ppf(0.5 + level / 2, freedom))
         middle = (self.value + t**2 / (2 * number)) / (1 + t**2 / number)
         reach = t / (1 + t**2 / number) * math.sqrt(spread / number + t**2 / (4 * number**2))
@@ -141,7 +147,7 @@ def _make(
     )
 
 
-def of_attack(
+def attack_influences(
     attack: Attack,
     positives: np.ndarray,
     negatives: np.ndarray,
@@ -251,7 +257,7 @@ def _slope(attack: Attack, rate: float) -> float:
     return (tpr_at_fpr(*attack[:2], high) - tpr_at_fpr(*attack[:2], low)) / max(high - low, 1e-12)
 
 
-def of_examples(
+def examples_influence(
     statistic: Callable[[np.ndarray, np.ndarray], np.ndarray],
     unlearned: np.ndarray,
     retrained: np.ndarray,
@@ -306,7 +312,7 @@ def of_examples(
     )
 
 
-def of_networks(values: Sequence[float], pairs: Sequence[int]) -> Influence:
+def networks_influence(values: Sequence[float], pairs: Sequence[int]) -> Influence:
     """Finds the mean of numbers, one for each of some pairs of networks. A single number has no error."""
     array, number = np.asarray(values, np.float64), len(values)
     nothing = np.zeros(0, int)

@@ -47,12 +47,12 @@ _WHAT = (
     "the original is farther away than that row, the number means nothing at this size and is not evidence.",
     "Recovered is the accuracy on the forget set that comes back by training on the retain set alone. Distances are "
     "relative to the norm of the other network's weights; that of a retrained network is to another retrained network.",
-    "Intervals of attacks, KLoM and forgetting score are by bootstrap over networks and examples. Intervals of "
+    "Intervals of attacks, KLoM and forgetting score are over networks and examples: each pair of networks is left out "
+    "once, as attacked networks and as references, and what one pair does on one example counts once. Intervals of "
     "recovery, probes and weight distances are over the few networks that were examined, and not over examples. All "
-    "use Student's t for the number of networks. The references of the attacks are not resampled, and one network "
-    "alone has no interval. Forget sets share the networks, so the interval of a mean over forget sets is as wide as "
-    "theirs. "
-    "Variances are pooled over examples if there are fewer than 64 networks of each kind. A true positive rate needs "
+    "use Student's t, except for true positive rates, which have Wilson's interval. Means over forget sets add up what a "
+    "pair contributes to each. An interval is about the mean of the number over ensembles of this size. Variances of "
+    "examples are drawn towards their common value by as much as they are uncertain. A true positive rate needs "
     "about ten false positives to mean anything; if there are too few negatives for that, the table says so.",
 )
 _LEADING = ("u_lira_auc", "lira_auc", "rmia_auc", "population_auc")  # the strongest attack first

@@ -132,10 +132,9 @@ def test_what_is_no_evidence_is_called_so():
     entries += [entry("lira_tpr_at_0.1", "n", negatives=900)]
     entries += [entry("klom_forget"), entry("forgetting_score"), entry("recovered", networks=1)]
     # More than what retrained networks show of each other is far for a distance, and near for a score.
+    halves = ("klom_forget_halves", "forgetting_score_halves")
     farther = from_error(0.11, 0.02, 9, 6, 100, 0.9)
-    own = [
-        gates.of_distance(f"{metric}_halves", (0.61, 0.5), farther) for metric in ("klom_forget", "forgetting_score")
-    ]
+    own = [gates.of_distance(metric, (0.61, 0.5), farther) for metric in halves]
     assert [gate.passed for gate in own] == [True, False]
     holds = gates.of_attack("a gate", "lira_auc", True, from_error(0.6, 0.02, 9, 8, 100))
     assert gates.trusted([holds, *own]) is True
@@ -152,7 +151,7 @@ def test_what_is_no_evidence_is_called_so():
     ]
     intervals = [[cell.deviation for cell in table.lines[0][1:]] for table in tables]
     assert intervals == [["[0.400, 0.600]"] * 2, ["[0.400, 0.600]"] * 2, [""]]
-    own = [gates.of_distance(metric, None, None) for metric in distances]
+    own = [gates.of_distance(metric, None, None) for metric in halves]
     assert [gate.passed for gate in own] == [None, None]
     document["gates"] = [gate._asdict() for gate in (holds, *own)]
     assert "no evidence in KLoM and the forgetting score" in report.audit_verdict(document["gates"])

@@ -166,6 +166,7 @@ class TestHandedIn:
             (lambda d: d["gates"][1].update(passed=False, explanation="why"), [], "cannot be trusted: why"),
             (lambda d: d.update(gates=[]), [], "cannot be trusted: no gate could be run"),
             (lambda d: d.pop("data"), [], "cannot be read: KeyError"),
+            (lambda d: [one.pop("error") for one in d["evidence"]], [], "before its numbers had standard errors"),
             (lambda d: None, ["method.learning_rate=0.5"], "has no finetune with the settings of the run"),
             (lambda d: None, ["--retain-limit", "9"], "repairs on all retained examples"),
             (lambda d: None, ["--method", "retrain"], "needs no audit"),

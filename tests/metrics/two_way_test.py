@@ -1,0 +1,247 @@
+"""Intervals over networks and examples: closed forms, and simulations at the sizes of audits.
+
+Half-widths are compared with the standard deviation of the number in the simulation, so that an interval that is too
+wide fails as well as one that is too narrow. Tolerances of shares are four standard deviations of the simulation.
+"""
+
+import functools
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from experiments import calibration
+from scissorhands_jax.audit.analysis import GATE_LEVEL
+from scissorhands_jax.errors import InputError
+from scissorhands_jax.metrics import ensemble_attacks, ensemble_distances, intervals, two_way
+from scissorhands_jax.metrics.ensemble_attacks import Attack
+from scissorhands_jax.report import NULL, REFERENCE
+from scissorhands_jax.report.gates import ORIGINAL
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+def auc_of(positives, negatives):
+    return (positives[:, None] > negatives).mean() + (positives[:, None] == negatives).mean() / 2
+
+
+class TestClosedForms:
+    def test_over_examples_alone_it_is_delongs_interval(self):
+        positives, negatives = normal(1, 40) + 0.5, normal(1, 30, seed=1).round(1)
+        found = two_way.attack_influences(
+            Attack(positives, negatives), np.arange(40), 40 + np.arange(30), over_networks=False
+        )["auc"].estimate()
+        wins = (positives[0][:, None] > negatives[0]) + (positives[0][:, None] == negatives[0]) / 2
+        assert found.value == pytest.approx(wins.mean())
+        parts = [wins.mean(axis=axis) for axis in (1, 0)]
+        expected = sum(part.var() / len(part) for part in parts) * 70 / 69
+        assert found.error == pytest.approx(math.sqrt(expected))
+        assert (found.networks, found.examples) == (1, 40)
+
+    def test_networks_that_differ_as_a_whole_have_students_interval(self):
+        """If all examples are alike in a network, the AUC is one number for each network."""
+        shares = normal(6) / 10 + 0.6
+        positives = np.repeat([[1.0]], 6, axis=0)
+        negatives = np.stack([np.where(np.arange(1000) < 1000 * share, 0.0, 2.0) for share in shares])
+        columns = 1 + np.stack([np.arange(1000) + 1000 * row for row in range(6)])
+        found = two_way.attack_influences(Attack(positives, negatives), np.array([0]), columns, rates=())["auc"]
+        values = [auc_of(*row) for row in zip(positives, negatives, strict=True)]
+        np.testing.assert_allclose(np.square(found.of_pairs).sum(), np.var(values, ddof=1) / 6)
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_a_mean_over_networks_and_examples_has_the_variance_components_of_a_two_way_table(self, seed):
+        table = normal(7, 1, seed=seed) + normal(1, 50, seed=10 + seed) + normal(7, 50, seed=20 + seed)
+
+        def mean(first, second):
+            return (first - second).mean(axis=0)
+
+        found = two_way.examples_influence(mean, table, np.zeros((7, 50)), np.arange(7), np.arange(50))
+        rows, columns = table.mean(axis=1), table.mean(axis=0)
+        rest = table - rows[:, None] - columns + table.mean()
+        of_rest = (rest**2).sum() / (6 * 49) / 350
+        expected = rows.var(ddof=1) / 7 + columns.var(ddof=1) / 50 - of_rest
+        assert found.value == pytest.approx(table.mean())
+        assert found.variance()[0] == pytest.approx(expected, rel=0.02)
+
+    def test_numbers_of_networks_have_students_interval(self):
+        values = normal(5).tolist()
+        found = two_way.networks_influence(values, range(5)).estimate()
+        assert found[:3] == pytest.approx(intervals.mean_estimate(values)[:3])
+        alone = two_way.networks_influence([3.0], [0]).estimate()
+        assert (alone.value, alone.low, alone.high, alone.networks) == (3.0, 3.0, 3.0, 1)
+
+    def test_a_share_has_wilsons_interval(self):
+        hits = np.arange(200) < 12
+        influence = two_way.Influence(
+            0.06, np.zeros(0, int), np.arange(200), np.zeros(0), (hits - 0.06) / 200, np.zeros((0, 200)), 0.0, 1, 200
+        )
+        expected = stats.binomtest(12, 200).proportion_ci(method="wilson")
+        found = influence.share_estimate()
+        assert (found.low, found.high) == pytest.approx((expected.low, expected.high), rel=0.02)
+        nothing = influence._replace(value=0.0, of_examples=np.zeros(200)).share_estimate()
+        assert nothing.low == 0
+        assert nothing.high == pytest.approx(stats.binomtest(0, 200).proportion_ci(method="wilson").high, rel=0.02)
+
+
+class TestSeveral:
+    def test_forget_sets_that_share_their_networks_share_their_errors(self):
+        values = normal(6)
+        one = two_way.networks_influence(values, range(6))
+        assert two_way.average([one, one]).variance() == pytest.approx(one.variance())
+        mirrored = two_way.networks_influence(-values, range(6))
+        assert two_way.average([one, mirrored]).variance()[0] == pytest.approx(0, abs=1e-15)
+
+    def test_forget_sets_of_other_networks_do_not(self):
+        one, other = (
+            two_way.networks_influence(normal(6), range(6)),
+            two_way.networks_influence(normal(6, seed=1), range(6, 12)),
+        )
+        mean = two_way.average([one, other])
+        assert mean.variance()[0] == pytest.approx((one.variance()[0] + other.variance()[0]) / 4)
+        assert mean.freedom == pytest.approx(10)
+        assert mean.value == pytest.approx((one.value + other.value) / 2)
+
+    def test_a_number_does_not_differ_from_itself(self):
+        one = two_way.networks_influence(normal(6), range(6))
+        assert two_way.difference(one, one).estimate()[:3] == (0, 0, 0)
+
+    def test_nothing_has_no_average(self):
+        with pytest.raises(InputError, match="no number to average; give at least one"):
+            two_way.average([])
+
+
+def test_two_pairs_are_too_few_for_an_interval_over_networks():
+    attack = Attack(normal(2, 9), normal(2, 9, seed=1))
+    with pytest.raises(InputError, match="at least three pairs of them, got 2; train more networks, or ask"):
+        two_way.attack_influences(attack, np.arange(9), np.arange(9))
+    assert two_way.attack_influences(attack, np.arange(9), np.arange(9), over_networks=False)["auc"].networks == 1
+    with pytest.raises(InputError, match="three pairs"):
+        two_way.examples_influence(ensemble_distances.klom, normal(2, 9), normal(2, 9), np.arange(2), np.arange(9))
+
+
+def held(estimates, truth):
+    """The share of intervals that hold the truth, and their mean half-width in standard deviations of the values."""
+    value, low, high = np.array([found[:3] for found in estimates]).T
+    return np.mean((low <= truth) & (truth <= high)), (high - low).mean() / 2 / value.std(ddof=1)
+
+
+def error(count, share=0.95):
+    """Four standard deviations of a share in a simulation."""
+    return 4 * math.sqrt(share * (1 - share) / count)
+
+
+def u_lira_scores(seed, *, pairs, examples, leak, alike, shift):
+    """Scores as in `calibration`, of a leak on all examples."""
+    generator = np.random.default_rng(seed)
+    easy, classes = 3 * generator.normal(size=examples), generator.integers(0, 10, examples)
+
+    def networks():
+        of_class = math.sqrt(alike) * generator.normal(size=(pairs, 10))[:, classes]
+        of_score = math.sqrt(1 - alike) * generator.normal(size=(pairs, examples))
+        return easy + shift * generator.normal(size=(pairs, 1)) + of_class + of_score
+
+    return networks() + leak, networks()
+
+
+@functools.cache
+def u_lira_audits(count, pairs, examples, leak, alike, shift):
+    found = []
+    for seed in range(count):
+        scores = u_lira_scores(seed, pairs=pairs, examples=examples, leak=leak, alike=alike, shift=shift)
+        (attack,) = ensemble_attacks.u_lira(*scores)
+        found.append(two_way.attack_influences(attack, np.arange(examples), np.arange(examples), rates=())["auc"])
+    return found
+
+
+INDEPENDENT, ALIKE = (0.0, 0.0), (0.3, 0.2)
+
+
+class TestULira:
+    """At 8 pairs, as in the standard tier, and at 4, as retrained against retrained networks there."""
+
+    @pytest.mark.parametrize("noise", [INDEPENDENT, ALIKE])
+    @pytest.mark.parametrize(("pairs", "examples", "count"), [(4, 100, 120), (8, 150, 100)])
+    def test_intervals_of_equal_networks_are_neither_too_narrow_nor_too_wide(self, pairs, examples, count, noise):
+        found = u_lira_audits(count, pairs, examples, 0.0, *noise)
+        share, reach = held([one.estimate() for one in found], 0.5)
+        assert 0.95 - error(count) <= share <= 0.99
+        assert 1.7 < reach < (2.9 if pairs == 8 else 3.4)
+        # The gate fails in 1.25 % of sound audits by its level.
+        gate = np.mean([not (gate.low <= 0.5 <= gate.high) for gate in (one.estimate(GATE_LEVEL) for one in found)])
+        assert gate <= 0.0125 + error(count, 0.0125)
+
+    @pytest.mark.parametrize("noise", [INDEPENDENT, ALIKE])
+    def test_intervals_of_a_leak_hold_the_truth(self, noise):
+        found = u_lira_audits(100, 8, 150, 0.29 if noise == INDEPENDENT else 1.0, *noise)
+        share, reach = held([one.estimate() for one in found], np.mean([one.value for one in found]))
+        assert 0.95 - error(100) <= share <= 0.99
+        assert 1.7 < reach < 2.9
+
+    def test_a_leak_is_found_about_as_often_as_a_z_test_with_the_true_error_finds_it(self):
+        """A leak of which the z-test finds about 64 %, and the share that the interval of an audit itself expects."""
+        found = u_lira_audits(100, 8, 150, 0.29, *INDEPENDENT)
+        null = np.std([one.value for one in u_lira_audits(100, 8, 150, 0.0, *INDEPENDENT)], ddof=1)
+        z_test = np.mean([one.value > 0.5 + stats.norm.ppf(0.975) * null for one in found])
+        estimates = [one.estimate() for one in found]
+        by_interval = np.mean([one.low > 0.5 for one in estimates])
+        assert 0.5 < z_test < 0.8
+        assert by_interval > z_test - 0.15
+        effect = np.mean([one.value for one in found]) - 0.5
+        expected = np.mean([intervals.power(one, effect) for one in estimates])
+        assert by_interval == pytest.approx(expected, abs=0.15)
+
+    def test_the_error_at_the_full_tier_is_that_of_the_simulation(self):
+        """64 pairs, of fewer examples so that it takes seconds."""
+        found = u_lira_audits(16, 64, 20, 0.1, *INDEPENDENT)
+        true = np.std([one.value for one in found], ddof=1)
+        assert np.mean([one.estimate().error for one in found]) == pytest.approx(true, rel=0.6)
+
+
+@functools.cache
+def made_up(count, **settings):
+    """The means over forget sets of all numbers of audits with 16 networks."""
+    numbers = {}
+    for seed in range(count):
+        analysis = calibration.made_up_audit(seed, networks=16, examples=50, **settings)
+        for label in (ORIGINAL, REFERENCE):
+            for metric, one in (analysis._population(label, 0) | analysis._reference_attacks(label, 0)).items():
+                numbers.setdefault((label, metric), []).append(one)
+        for label in (ORIGINAL, NULL):
+            scores = analysis._all_pairs(label, 0)
+            own = analysis.watched.forget_sets[0].columns
+            one = two_way.examples_influence(ensemble_distances.example_scores, *scores.on(own), scores.pairs, own)
+            numbers.setdefault((label, "forgetting_score"), []).append(one)
+    return numbers
+
+
+class TestAudits:
+    """16 networks that are partly alike."""
+
+    COUNT = 70
+
+    @pytest.mark.parametrize("label", [ORIGINAL, REFERENCE])
+    @pytest.mark.parametrize("metric", ["population_auc", "lira_auc", "rmia_auc"])
+    def test_areas(self, label, metric):
+        found = made_up(self.COUNT, alike=0.3)[label, metric]
+        share, reach = held([one.estimate() for one in found], np.mean([one.value for one in found]))
+        assert share >= 0.95 - error(self.COUNT)
+        assert 1.6 < reach < 2.8
+
+    @pytest.mark.parametrize("label", [ORIGINAL, REFERENCE])
+    @pytest.mark.parametrize("attack", ["lira", "rmia"])
+    def test_true_positive_rates(self, label, attack):
+        """With 400 scores of each kind there are four false positives at 1 %, so the rates are skew."""
+        found = made_up(self.COUNT, alike=0.3)[label, f"{attack}_tpr_at_1"]
+        share, reach = held([one.share_estimate(least=0.01) for one in found], np.mean([one.value for one in found]))
+        assert share >= 0.93 - error(self.COUNT)
+        assert 1.6 < reach < 4
+
+    @pytest.mark.parametrize("label", [ORIGINAL, NULL])
+    def test_forgetting_scores(self, label):
+        found = made_up(self.COUNT, alike=0.3)[label, "forgetting_score"]
+        share, reach = held([one.estimate() for one in found], np.mean([one.value for one in found]))
+        assert share >= 0.93 - error(self.COUNT)
+        assert 1.6 < reach < 3.6
