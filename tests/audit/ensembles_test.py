@@ -187,6 +187,19 @@ class TestTogether:
         expected = method.init(KEY, None, None, Data(None, {name: values[part] for name, values in pool.items()}))
         assert same_bits(carry.model_state, expected.model_state)
 
+    @pytest.mark.parametrize("name", models.MODELS)
+    def test_every_network_can_be_begun_on_a_part(self, name):
+        """With weights that are 0, since some networks are large."""
+        side = 64 if name == "resnet34" else 32
+        model = models.build(name, num_classes=3, image_shape=(side, side, 3))
+        empty = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(model.init, KEY))
+        model = model._replace(init=lambda key: empty)
+        images = np.random.default_rng(0).uniform(size=(12, side, side, 3)).astype(np.float32)
+        pool, part = {"image": images, "label": np.arange(12, dtype=np.int32) % 3}, np.arange(1, 9, dtype=np.int32)
+        method = RetrainSettings(batch_size=4).build(model, losses.classification_loss(model), 3)
+        carry = ensembles.restricted(method, part).init(KEY, None, None, Data(None, pool))
+        assert jax.tree.map(np.shape, (carry.params, carry.model_state)) == jax.tree.map(np.shape, empty)
+
     def test_one_that_diverges_says_so(self, tmp_path):
         wild = ensemble(tmp_path)
         wild.train["image"][:] = np.inf

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import math
 import pathlib
 
 import numpy as np
@@ -170,6 +171,35 @@ class TestStandard:
                 run_audit(experiment, out, num_networks=12, console=QUIET)
         finally:
             file.write_bytes(before)
+
+
+def test_a_network_that_is_fitted_to_its_images_is_audited_to_the_end(tmp_path):
+    """`resnet9` whitens images by the covariance of those that it is trained on, so it takes more than positions."""
+    generator = np.random.default_rng(0)
+    arrays = {}
+    for part, count in (("", 60), ("test_", 30)):
+        arrays[f"{part}image"] = generator.uniform(size=(count, 10, 10, 3)).astype(np.float32)
+        arrays[f"{part}label"] = generator.integers(0, 3, count).astype(np.int32)
+    np.savez(tmp_path / "noise.npz", **arrays)
+    brief = {"epochs": 1, "batch_size": 20}
+    small = Experiment(
+        name="small",
+        dataset=f"npz:{tmp_path / 'noise.npz'}",
+        model="resnet9",
+        model_options={"widths": (2, 2, 2)},
+        validation_share=0.0,
+        augment=False,
+        training=RetrainSettings(**brief),
+        relearning=FinetuneSettings(**brief),
+        scenarios=(Scenario(name="set", forget=("random:0.2",), methods={"finetune": FinetuneSettings(**brief)}),),
+    )
+    document = run_audit(small, tmp_path / "out", tier="standard", num_networks=12, console=QUIET)
+    assert document["failures"] == []
+    assert {entry["method"] for entry in document["evidence"]} == {"original", "retrain", "finetune", report.NULL}
+    assert {entry["metric"] for entry in document["evidence"]} == set(report.METRICS)
+    assert all(math.isfinite(entry["high"]) for entry in document["evidence"])
+    assert {gate["passed"] for gate in document["gates"]} <= {True, False}
+    assert (tmp_path / "out" / "report.html").read_text().count("<svg") >= 2
 
 
 class TestInput:
