@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from scissorhands_jax.audit.analysis import Analysis, AuditedSet, Measurement, MetricEstimate, Watched
-from scissorhands_jax.report import REFERENCE
-from scissorhands_jax.report.gates import ORIGINAL, Gate
+from scissorhands_jax.report import ORIGINAL, REFERENCE
+from scissorhands_jax.report.gates import Gate
 
 PERFECT, LEAKY = "perfect", "leaky"
 CLASSES = 10

@@ -16,8 +16,7 @@ from scissorhands_jax.audit.analysis import GATE_LEVEL
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.metrics import ensemble_attacks, ensemble_distances, intervals, two_way
 from scissorhands_jax.metrics.ensemble_attacks import Attack
-from scissorhands_jax.report import NULL, REFERENCE
-from scissorhands_jax.report.gates import ORIGINAL
+from scissorhands_jax.report import NULL, ORIGINAL, REFERENCE
 
 
 def normal(*shape, seed=0):
