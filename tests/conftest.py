@@ -7,6 +7,8 @@ from pathlib import Path
 import jax
 import pytest
 
+from tests.compilations import save_time
+
 # Comparisons with recorded numbers are in full float32; shapes that broadcast by accident are errors.
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -22,6 +24,8 @@ if "XLA_FLAGS" not in os.environ:
     if jax.__version_info__ < (0, 11):  # Later ones lack it, and a flag that XLA does not know ends the process.
         flags.append("--xla_cpu_use_fusion_emitters=false")
     os.environ["XLA_FLAGS"] = " ".join(flags)
+    os.environ["SHARED_CONTEXTS"] = "1"  # also in the processes that tests start
+save_time()
 
 
 # The files that take longest, by measured CPU time.

@@ -38,7 +38,9 @@ def main() -> None:
     from scissorhands_jax.diffusion.unet import UNetConfig
     from scissorhands_jax.jobs import config
     from scissorhands_jax.training import loop as training
+    from tests.compilations import save_time
 
+    save_time()
     jax.config.update("jax_default_matmul_precision", "highest")
     sizes = UNetConfig(widths=(16,), attention=(False,), layers_per_block=1, heads=2, context_width=32, groups=4)
     model = networks.unet(sizes)

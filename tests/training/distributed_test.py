@@ -236,7 +236,9 @@ class TestStart:
 def main() -> int:
     """The command, which then prints how many rows this process has read of how many, for every array of a batch."""
     from scissorhands_jax.training import sharding
+    from tests.compilations import save_time
 
+    save_time()
     read = []
 
     class Counting(np.ndarray):

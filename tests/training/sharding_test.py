@@ -141,8 +141,9 @@ def main() -> None:
     from scissorhands_jax.optimizers import sgd
     from scissorhands_jax.projection import project_gradient
     from scissorhands_jax.training import checkpoints, sweeps
-    from tests.compilations import Compilations
+    from tests.compilations import Compilations, save_time
 
+    save_time()
     jax.config.update("jax_default_matmul_precision", "highest")
     assert jax.device_count() == DEVICES
     key = jax.random.key(0)
@@ -187,9 +188,11 @@ def main() -> None:
     def renew(t, m):
         return reinit.reinitialize(jax.random.key(5), t, m, initializer=reinit.uniform())
 
+    @jax.jit
     def dots(a, stack):
         return trees.vdot(a, a), trees.stack_vdot(stack, a), trees.gram(stack)
 
+    @jax.jit
     def project(gradient, constraints):
         return transform.update(gradient, transform.init(gradient), constraint_grads=constraints)[0]
 
