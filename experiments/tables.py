@@ -109,7 +109,9 @@ def render(document: Mapping[str, Any], folder: Path, name: str) -> None:
 
 def _made_by(document: Mapping[str, Any]) -> str:
     """The code, the command and the date of a results file, in a sentence or two."""
-    made = report.environment_of(document)["made by"]
+    made = document.get("made_by")
+    if made is None:
+        return "The commit was not recorded."
     about = ", ".join(made[name] for name in ("code", "command", "date") if name in made)
     return " ".join(filter(None, (document.get("code"), f"Last written by: {about}.")))
 

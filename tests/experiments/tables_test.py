@@ -78,6 +78,24 @@ def test_rendered_folder_has_tables_beside_the_paper_and_every_plot(tmp_path):
     assert r"& paper & 95.40{\scriptsize $\pm$1.48}" in tex
 
 
+def test_results_say_which_code_made_them_or_that_nobody_knows(tmp_path):
+    """Results in the repository may be older than the record of commits, and cells can be of several commits."""
+    old = json.loads((tables.RESULTS / "demo" / "results.json").read_text(encoding="utf-8"))
+    old.pop("made_by", None)
+    old.pop("code", None)
+    tables.render(old, tmp_path, "demo")
+    assert (tmp_path / "tables.md").read_text(encoding="utf-8").endswith("## Made by\n\nThe commit was not recorded.\n")
+    made = {
+        "code": "0123456789ab",
+        "command": "python -m experiments.run --config demo",
+        "date": "2030-01-01T00:00:00Z",
+    }
+    note = "The cells were made by 2 states of the code, which may give other numbers. x: a; y: b."
+    tables.render(old | {"made_by": made, "code": note}, tmp_path, "demo")
+    text = (tmp_path / "tables.md").read_text(encoding="utf-8")
+    assert f"{note} Last written by: {', '.join(made.values())}.\n" in text
+
+
 def test_results_without_a_counterpart_stand_alone_beside_their_file(tmp_path, monkeypatch):
     rows = report.with_gaps([row | {"avg_gap": None} for row in make_rows(scenarios=["a 10 %"], num_seeds=1)])
     path = write(tmp_path / "lonely", rows, {"lr": 0.1})
