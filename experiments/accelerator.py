@@ -1,13 +1,17 @@
-"""Runs all experiments for an accelerator unattended: `python -m experiments.accelerator --out FILE --data-dir data`.
+"""Makes the most of a quarter of an hour with an accelerator, unattended: `python -m experiments.accelerator`.
 
-    python -m experiments.accelerator --out accelerator.json --work scratch --data-dir data --minutes 9
-    python -m experiments.accelerator --out accelerator.json --tiny     # rehearses all of it on a CPU, in a minute
+    python -m experiments.accelerator --out out/accelerator.json --work runs/lent --data-dir runs/packed --minutes 3
+    python -m experiments.accelerator --out out/accelerator.json --work runs/lent --data-dir runs/packed --minutes 8
+    python -m experiments.accelerator --out accelerator.json --tiny     # rehearses all of it on a CPU
 
-Every part is a command of its own. They run one after another, the most valuable first. FILE has the results of all
-parts and is rewritten after every new one; the log of each part is written next to it. The folder `--work` has what the
-parts need to continue (checkpoints, trained networks). Keep both in a folder that survives between calls. The same
-command again skips the parts that are complete and continues the others from where they were stopped, by `--minutes` or
-by being killed at any moment. If only FILE survived, a part that was not complete starts from its beginning.
+Every part is a command of its own, made for two to three minutes of a large GPU. They run one after another, the most
+valuable first. FILE has the results of all parts and is rewritten after every new one; next to it are one log of all
+parts and the predictions on which `experiments.attacks` later runs the membership attacks, in files below 16 MiB. The
+folder `--work` has what the parts need to continue (finished networks, compiled programs) and a copy of FILE, which is
+read where FILE is missing. The same command again skips the parts that are complete and continues the others from where
+they were stopped, by `--minutes` or by being killed at any moment. If only FILE survived, a part that was not complete
+starts from its beginning. Parts that need CIFAR-10 wait until all that `experiments.pack_cifar10` wrote has arrived in
+`--data-dir`. What runs needs jax, flax, optax, orbax, chex and etils, and nothing that they do not need themselves.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
@@ -23,12 +28,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from experiments.attacks import Archives
 from scissorhands_jax import files
+from scissorhands_jax.datasets import compact
+from scissorhands_jax.datasets.splits import Splits
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.terminal import Console, complain
 
 _POLL_SECONDS, _GRACE_SECONDS = 0.1, 10.0
 _LEAST_SECONDS = 30.0  # A part that is given less would do little more than compile.
+_SAID_LINES = 15
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +49,7 @@ class Part:
     name: str
     command: tuple[str, ...]
     result: Path
+    needs_data: bool = False
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,89 +57,150 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.accelerator", description=__doc__.partition("\n")[0])
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="for all results")
     parser.add_argument(
-        "--work", type=Path, metavar="DIR", help="for checkpoints and networks; default: work, next to FILE"
+        "--work", type=Path, metavar="DIR", help="for networks and compiled programs; default: work, next to FILE"
     )
-    parser.add_argument("--data-dir", metavar="DIR", help="folder of CIFAR-10's and CIFAR-100's files")
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="folder of CIFAR-10's files")
     parser.add_argument("--minutes", type=float, metavar="N", help="stop after N minutes; default: when all is done")
     parser.add_argument("--only", default="", metavar="PATTERN", help="parts whose name has a match")
-    parser.add_argument("--tiny", action="store_true", help="rehearse with tiny networks and the digits")
+    parser.add_argument("--tiny", action="store_true", help="rehearse with tiny networks and images of noise")
     options = parser.parse_args(arguments)
-    console = Console(stderr=True)
+    console, work = Console(stderr=True), options.work or options.out.parent / "work"
     try:
         if not options.tiny and options.data_dir is None:
             raise InputError("--data-dir is missing; name the folder with CIFAR-10, or rehearse with --tiny")
-        listed = parts(options.work or options.out.parent / "work", options.data_dir, tiny=options.tiny)
+        data_dir = options.data_dir or _tiny_cifar10(work / "data")
+        listed = parts(work, data_dir, tiny=options.tiny)
         try:
             chosen = [part for part in listed if re.search(options.only, part.name)]
         except re.error as error:
             raise InputError(f"--only {options.only!r} is not a regular expression: {error}") from error
         if not chosen:
             raise InputError(f"--only {options.only!r} matches no part; there are {', '.join(p.name for p in listed)}")
+        chosen = _without_waiting(chosen, data_dir, console)
         seconds = float("inf") if options.minutes is None else 60 * options.minutes
-        documents = run_parts(chosen, options.out, seconds=seconds, console=console)
+        documents = run_parts(chosen, options.out, seconds=seconds, console=console, work=work)
     except InputError as error:
         complain(console, str(error))
         return 2
     return int(any(document["error"] for document in documents.values()))
 
 
-def parts(work: Path, data_dir: str | None, *, tiny: bool) -> list[Part]:
-    """All parts, the most valuable first."""
-    python = (sys.executable, "-m")
-    data = () if data_dir is None else ("--data-dir", data_dir)
-    size = ("--quick", "--only", "mlp/step|threshold") if tiny else ()
-    benchmark = (*python, "experiments.benchmark", "--resume", "--out", str(work / "benchmark.json"), *size)
-    timings = (*python, "experiments.timings", "--out", str(work / "timings.json"), *(("--tiny",) if tiny else data))
+def parts(work: Path, data_dir: Path, *, tiny: bool) -> list[Part]:
+    """All parts, the most valuable first.
+
+    Args:
+      work: Their folder.
+      data_dir: The folder of CIFAR-10's files.
+      tiny: Whether to rehearse: the same commands with other sizes.
+    """
+    python, data = (sys.executable, "-m"), ("--data-dir", str(data_dir))
+    sizes = ("--tiny",) if tiny else ()
+
+    def measured(name: str, module: str, *arguments: str, needs_data: bool = False) -> Part:
+        out = work / f"{name}.json"
+        return Part(
+            name=name,
+            command=(*python, f"experiments.{module}", "--out", str(out), *arguments),
+            result=out,
+            needs_data=needs_data,
+        )
+
+    def table(name: str, methods: str, *, seeds: str = "0") -> Part:
+        # All parts share a folder, and each continues what the one before it left.
+        out = work / "table"
+        config, only, settings = ("demo_audit", "^scissorhands$", _TINY_TABLE) if tiny else (_CONFIG, methods, _TABLE)
+        command = (*python, "experiments.run", "--config", config, "--out", str(out), "--seeds", seeds, *data)
+        command += ("--only", only, "--no-report", *settings)
+        return Part(name=name, command=command, result=out / "results.json", needs_data=True)
+
+    def protocol(name: str, cases: str) -> Part:
+        return measured(name, "timings", "--only", cases, *data, *sizes, needs_data=True)
+
+    patterns = method_patterns()
+    steps = "mlp@2/train|product" if tiny else r"^product/|^resnet18@(256|1024)(-bfloat16)?/train$"
     listed = [
-        Part(name="benchmark", command=benchmark, result=work / "benchmark.json"),
-        Part(name="timings", command=timings, result=work / "timings.json"),
+        measured("steps", "benchmark", "--resume", "--only", steps, *(("--quick",) if tiny else ())),
+        protocol("scissorhands", "scissorhands"),
+        table("table", patterns[0]),
+        measured("weights", "timings", "--only", "threshold|step", *sizes),
+        measured("unet", "unet_step", *sizes),
+        protocol("retrain", "retrain, bfloat16"),
     ]
-
-    def table(config: str, seeds: str, dtype: str) -> Part:
-        # All seeds of a table share a folder, so that a table of more seeds continues the one of fewer.
-        folder = work / f"{config}_{dtype}"
-        settings = (f"model_options.dtype={dtype}", *(_TINY_TABLE if tiny else ()))
-        command = (*python, "experiments.run", "--config", config, "--seeds", seeds, "--out", str(folder))
-        limits = ("--only", "^finetune$") if tiny else data
-        name = f"{config}-{dtype}-seeds{seeds.replace(',', '')}"
-        return Part(name=name, command=(*command, *limits, *settings), result=folder / "results.json")
-
-    def audited(config: str, tier: str) -> Part:
-        folder = work / f"{config}_{tier}"
-        command = (*python, "experiments.audit", "--config", config, "--tier", tier, "--out", str(folder))
-        settings = _TINY_AUDIT if tiny else (*data, "model_options.dtype=bfloat16")
-        return Part(name=f"{config}-{tier}", command=(*command, *settings), result=folder / "results.json")
-
     if tiny:
-        return [*listed, table("demo", "0", "bfloat16"), audited("demo_audit", "smoke")]
-    dtypes = ("bfloat16", "float32")
-    return [
-        *listed,
-        *(table("cifar10", "0", dtype) for dtype in dtypes),
-        *(table("cifar10", "0,1,2", dtype) for dtype in dtypes),
-        audited("cifar10_audit_resnet9", "standard"),
-        table("recipes", "0,1,2", "bfloat16"),
-        *(table(config, "0,1,2", "bfloat16") for config in ("cifar10_class", "cifar10_ablation", "cifar10_50")),
-        *(table(config, "0,1,2", "bfloat16") for config in ("cifar10_20", "cifar10_scenarios", "cifar100")),
-    ]
+        return listed
+    later = [table(f"table-{number}", pattern) for number, pattern in enumerate(patterns[1:], 2)]
+    seeds = [table(f"table-seed{seed}", patterns[0], seeds=seed) for seed in ("1", "2")]
+    return [*listed[:3], *later, *listed[3:], *seeds, protocol("retrain-float32", "retrain, float32")]
 
 
-_TINY_AUDIT = ("training.epochs=1", "train_limit=300", "test_limit=100")
-_TINY_TABLE = ("training.epochs=1", "train_limit=200", "test_limit=100", "every_attack=false")
+def method_patterns() -> list[str]:
+    """Regular expressions, one for each part of the table; each method matches one of them."""
+    named = ["|".join(map(re.escape, methods)) for methods in _METHODS]
+    return [*(f"^({names})$" for names in named), f"^(?!({'|'.join(named)})$)"]
+
+
+_CONFIG = "cifar10"
+_METHODS = (
+    ("scissorhands", "scissorhands, published code", "salun", "finetune"),
+    ("random_label", "neggrad_plus", "scrub", "munba", "sfron"),
+    ("l1_sparse", "bad_teacher", "ssd", "msg", "ct"),
+    ("delete", "amun", "orthograd", "boundary_shrink", "boundary_expand"),
+    ("salun, as published", "munba, as published", "gradient_ascent", "influence"),
+)
+"""The methods of the table by part, those of a later part being of less interest; most of a part's time is compilation.
+One more part has all other methods."""
+_TABLE = (
+    "model_options.dtype=bfloat16",
+    "training.recipe=fast",
+    "training.epochs=24",
+    "attack_later=true",
+    "relearn_epochs=0",
+    "checkpoint_cells=false",
+)
+_TINY_TABLE = (*_TABLE, "training.epochs=1", "dataset=cifar10")
+
+
+def _tiny_cifar10(folder: Path) -> Path:
+    """Images of noise in the files that CIFAR-10 is packed in, for a rehearsal."""
+    if not compact.has_compact_files(folder, "cifar10"):
+        draw, sets = np.random.default_rng(0), []
+        for count in (200, 100):
+            images = draw.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
+            sets.append({"image": images, "label": np.arange(count, dtype=np.int32) % 10})
+        compact.pack_cifar10(Splits(*sets, compact.CIFAR10_CLASSES, augmented=True), folder)
+    return folder
+
+
+def _without_waiting(chosen: Sequence[Part], data_dir: Path, console: Console) -> list[Part]:
+    """The parts whose data are there."""
+    missing = compact.missing_files(data_dir)
+    if missing:
+        waiting = [part.name for part in chosen if part.needs_data]
+        console.print(
+            f"{', '.join(waiting)} wait for {', '.join(missing)} in {data_dir}", highlight=False, markup=False
+        )
+    return [part for part in chosen if not (missing and part.needs_data)]
 
 
 def run_parts(
-    chosen: Sequence[Part], out: Path, *, seconds: float = float("inf"), console: Console | None = None
+    chosen: Sequence[Part],
+    out: Path,
+    *,
+    seconds: float = float("inf"),
+    console: Console | None = None,
+    work: Path | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Runs parts that are not complete, in order, those that failed in an earlier call last.
 
     Args:
       chosen: The parts, with different names.
       out: The file. For every part that was started it holds, by its name, `complete`, `seconds` over all calls,
-        `calls`, `error` (the end of the output of a command that failed, otherwise None) and `result`, the content of
-        the part's own file.
+        `calls`, `error` (the end of the output of a command that failed, otherwise None), `table`, the name of the
+        folder of its result, and `result`, the content of the part's own file.
       seconds: The time for all parts together. A part gets what is left of it, and only the first one starts with less
         than half a minute.
+      console: Where to say what became of each part.
+      work: A folder for a copy of the file and for compiled programs. None keeps neither.
 
     Returns:
       The entries of the chosen parts in the file.
@@ -137,7 +210,8 @@ def run_parts(
     """
     console = console or Console(stderr=True)
     deadline = time.monotonic() + seconds
-    known, begun = _read(out), False
+    results, begun = _Results(out, work), False
+    known = results.known
     for part in sorted(chosen, key=lambda part: bool(known.get(part.name, {}).get("error"))):
         if known.get(part.name, {}).get("complete"):
             continue
@@ -146,55 +220,92 @@ def run_parts(
             console.print(f"no time is left for {part.name}", highlight=False)
             break
         begun = True
-        _run_part(part, known, out, left)
+        _run_part(part, results, left)
         found = known[part.name]
         state = "complete" if found["complete"] else "failed" if found["error"] else "stopped, continues next time"
         console.print(f"{part.name}: {state}, {found['seconds']:.0f} s", highlight=False)
+    results.write()
     return {part.name: known[part.name] for part in chosen if part.name in known}
 
 
-def _read(out: Path) -> dict[str, dict[str, Any]]:
-    try:
-        return json.loads(out.read_text(encoding="utf-8"))["parts"] if out.exists() else {}
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{out} holds no results of this command; name another file") from error
+class _Results:
+    """What is known of all parts, in the file and in its copy.
+
+    Args:
+      out: The file.
+      work: The folder of the copy, if there is to be one.
+    """
+
+    def __init__(self, out: Path, work: Path | None) -> None:
+        self.out, self.work = out, work
+        self._copy = None if work is None else work / out.name
+        read = self._copy if not out.exists() and self._copy is not None else out
+        try:
+            self.known: dict[str, dict[str, Any]] = files.read_json(read)["parts"] if read.exists() else {}
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{read} holds no results of this command; name another file") from error
+        out.parent.mkdir(parents=True, exist_ok=True)
+        self._archives = Archives(out)
+
+    def write(self) -> None:
+        """Writes the file and its copy."""
+        text = json.dumps({"parts": self.known}, indent=1) + "\n"
+        for path in filter(None, (self.out, self._copy)):
+            files.write_text(path, text)
+
+    def keep_predictions(self, part: Part) -> None:
+        """Brings what a table keeps for later attacks next to the file."""
+        self._archives.add(part.result.parent.name, part.result.parent)
 
 
-def _run_part(part: Part, known: dict[str, dict[str, Any]], out: Path, seconds: float) -> None:
+def _run_part(part: Part, results: _Results, seconds: float) -> None:
     """One part for at most so long; what is known of it is on disk whenever this is killed."""
-    for folder in (out.parent, part.result.parent):
-        folder.mkdir(parents=True, exist_ok=True)
-    fresh = {"complete": False, "seconds": 0.0, "calls": 0, "result": None}
-    before = fresh | known.get(part.name, {})
-    found = known[part.name] = {**before, "calls": before["calls"] + 1, "error": None}
+    part.result.parent.mkdir(parents=True, exist_ok=True)
+    fresh = {"complete": False, "seconds": 0.0, "calls": 0, "table": part.result.parent.name, "result": None}
+    before = fresh | results.known.get(part.name, {})
+    found = results.known[part.name] = {**before, "calls": before["calls"] + 1, "error": None}
     started, seen = time.monotonic(), 0
 
-    def write() -> None:
+    def look() -> None:
+        nonlocal seen
+        changed = part.result.stat().st_mtime_ns if part.result.exists() else 0
+        if changed != seen:
+            seen, found["result"] = changed, files.read_json(part.result)
+            results.keep_predictions(part)
         found["seconds"] = before["seconds"] + time.monotonic() - started
-        files.write_text(out, json.dumps({"parts": known}, indent=1) + "\n")
 
-    write()
-    log = out.with_name(f"{out.stem}-{part.name}.log")
-    with log.open("w", encoding="utf-8") as sink:
-        process = subprocess.Popen(part.command, stdout=sink, stderr=subprocess.STDOUT)
+    results.write()
+    log = results.out.with_suffix(".log")
+    with log.open("a", encoding="utf-8") as sink:
+        sink.write(f"== {part.name}, call {found['calls']}\n")
+        sink.flush()
+        begin = sink.tell()
+        process = subprocess.Popen(part.command, stdout=sink, stderr=subprocess.STDOUT, env=_environment(results.work))
         try:
             while process.poll() is None and time.monotonic() - started < seconds:
                 time.sleep(_POLL_SECONDS)
-                changed = part.result.stat().st_mtime_ns if part.result.exists() else 0
-                if changed != seen:
-                    seen, found["result"] = changed, json.loads(part.result.read_text(encoding="utf-8"))
-                    write()
+                before_look = seen
+                look()
+                if seen != before_look:
+                    results.write()
         finally:
             status = process.poll()
             if status is None:
                 _stop(process)
-    if part.result.exists():
-        found["result"] = json.loads(part.result.read_text(encoding="utf-8"))
+    look()
     found["complete"] = status == 0
     if status not in (None, 0):
-        said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        found["error"] = "\n".join([f"exit status {status}", *said[-15:]])
-    write()
+        with log.open("rb") as source:
+            source.seek(begin)
+            said = source.read().decode("utf-8", errors="replace").strip().splitlines()
+        found["error"] = "\n".join([f"exit status {status}", *said[-_SAID_LINES:]])
+    results.write()
+
+
+def _environment(work: Path | None) -> dict[str, str]:
+    """That of a part: what one has compiled the next one finds, and its output is not held back."""
+    compiled = {} if work is None else {"JAX_COMPILATION_CACHE_DIR": str((work / "compiled").resolve())}
+    return {**compiled, "PYTHONUNBUFFERED": "1", **os.environ}
 
 
 def _stop(process: subprocess.Popen) -> None:

@@ -28,6 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--networks", type=Path, metavar="DIR", help="trained networks to share; default OUT/networks")
     parser.add_argument("--only", metavar="REGEX", help="methods whose name matches")
     parser.add_argument("--overwrite", action="store_true", help="replace the table in OUT")
+    parser.add_argument("--no-report", action="store_true", help="write results.json alone, without page and figures")
     parser.add_argument("settings", nargs="*", metavar="NAME=VALUE")
     options = parser.parse_args(arguments)
     console = Console(stderr=True)
@@ -45,6 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
             overwrite=options.overwrite,
             console=console,
         )
+        if options.no_report:
+            return 0
         done = {cell["method"] for cell in document["cells"] if cell["seed"] == seeds[0]}
         shown = [label for label in ("scissorhands",) if label in done]
         picture = grid.gradcam_picture(

@@ -3,9 +3,9 @@
     python -m experiments.timings --out timings.json --data-dir data
     python -m experiments.timings --out timings.json --tiny
 
-Ten epochs of Scissorhands and a retraining at the paper's 160 epochs on ResNet-18, in bfloat16 and float32, and the
-exact threshold over the weights of a large network, with the aims for a large GPU. Results are written one by one, and
-what FILE holds is not timed again.
+Ten epochs of Scissorhands and a retraining at the paper's 160 epochs on ResNet-18, in bfloat16 and float32, and, over
+the weights of a large network, the exact threshold and a projected step, with the aims for a large GPU. Results are
+written one by one, and what FILE holds is not timed again.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import functools
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ import jax.numpy as jnp
 from experiments import configs
 from experiments.benchmark.settings import FRACTION, Settings, conv_shapes
 from experiments.benchmark.timing import Aim, compare
-from scissorhands_jax import augmentation, datasets, files, losses, masks, models, report
+from scissorhands_jax import augmentation, datasets, files, losses, masks, models, projection, report
 from scissorhands_jax import data as data_lib
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.errors import InputError
@@ -35,6 +36,7 @@ from scissorhands_jax.terminal import Console, complain
 from scissorhands_jax.training.loop import run
 
 WEIGHTS = 860_000_000  # about the number in the UNet of Stable Diffusion 1.4
+STEP_PASSES = 6.25  # of a step: both gradients for their products and again for the step, weights in and out, a mask
 PASSES = 11  # of the threshold over float32 scores: 31 bits, three in a pass
 
 
@@ -42,27 +44,56 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Times what FILE does not hold yet, and returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m experiments.timings", description=__doc__.partition("\n")[0])
     parser.add_argument("--out", required=True, type=Path, metavar="FILE")
+    parser.add_argument("--only", default="", metavar="PATTERN", help="cases whose name has a match")
     parser.add_argument("--data-dir", metavar="DIR", help="folder of CIFAR-10's files")
     parser.add_argument("--tiny", action="store_true", help="rehearse: the digits, few epochs, few weights")
     options = parser.parse_args(arguments)
     console = Console(stderr=True)
     try:
-        document = _kept(options.out, tiny=options.tiny)
-        for name, measure in cases(options.data_dir, tiny=options.tiny).items():
-            if name not in document["results"]:
-                document["results"][name] = measure()
-                document["aims"] = [aim.to_json() for aim in aims(document["results"])]
-                files.write_text(options.out, json.dumps(document, indent=2) + "\n")
-                console.print(f"{name}: {document['results'][name]}", highlight=False)
+        listed = cases(options.data_dir, tiny=options.tiny)
+        chosen = {name: measure for name, measure in listed.items() if re.search(options.only, name)}
+        if not chosen:
+            raise InputError(f"--only {options.only!r} matches no case; there are {', '.join(listed)}")
+        fill(options.out, chosen, console, judge=aims, tiny=options.tiny)
+    except re.error as error:
+        complain(console, f"--only {options.only!r} is not a regular expression: {error}")
+        return 2
     except InputError as error:
         complain(console, str(error))
         return 2
     return 0
 
 
-def _kept(out: Path, *, tiny: bool) -> dict[str, Any]:
+def fill(
+    out: Path,
+    chosen: Mapping[str, Callable[[], dict[str, Any]]],
+    console: Console,
+    *,
+    judge: Callable[[Mapping[str, Any]], list[Aim]] | None = None,
+    **settings: Any,
+) -> None:
+    """Measures what a file does not hold yet, and writes it after every result.
+
+    Args:
+      out: The file. It holds `results` by name, `aims`, the settings, and `report.environment`.
+      chosen: What gives each result.
+      console: Where results are printed.
+      judge: The promises that results can judge.
+      **settings: What the results also depend on; results of other settings or of another machine are replaced.
+    """
+    document = _kept(out, **settings)
+    for name, measure in chosen.items():
+        if name not in document["results"]:
+            document["results"][name] = measure()
+            if judge is not None:
+                document["aims"] = [aim.to_json() for aim in judge(document["results"])]
+            files.write_text(out, json.dumps(document, indent=2) + "\n")
+            console.print(f"{name}: {document['results'][name]}", highlight=False, markup=False)
+
+
+def _kept(out: Path, **settings: Any) -> dict[str, Any]:
     """What the file holds, if it was made by a machine and versions like these; else nothing."""
-    now = {"tiny": tiny, **report.environment()}
+    now = {**settings, **report.environment()}
     if out.exists():
         found = json.loads(out.read_text(encoding="utf-8"))
         compared = now.keys() - {"made_by"}
@@ -81,7 +112,9 @@ def cases(data_dir: str | None, *, tiny: bool) -> dict[str, Callable[[], dict[st
         scissorhands = dataclasses.replace(scissorhands, epochs=2, trim="layer1|head")
         retrain = dataclasses.replace(retrain, epochs=2, milestones=(1,))
     listed: dict[str, Callable[[], dict[str, Any]]] = {}
-    listed["threshold"] = functools.partial(threshold, 50_000 if tiny else WEIGHTS)
+    count = 50_000 if tiny else WEIGHTS
+    listed["threshold"] = functools.partial(threshold, count)
+    listed["step"] = functools.partial(step, count)
     for name, settings in (("scissorhands", scissorhands), ("retrain", retrain)):
         for dtype in ("bfloat16",) if tiny else ("bfloat16", "float32"):
             listed[f"{name}, {dtype}"] = functools.partial(protocol, settings, dtype, data_dir, tiny=tiny)
@@ -110,7 +143,7 @@ def aims(results: Mapping[str, Mapping[str, Any]]) -> list[Aim]:
 def protocol(settings: MethodSettings, dtype: str, data_dir: str | None, *, tiny: bool) -> dict[str, Any]:
     """One method on a random tenth of the training set, from fresh weights: the time does not depend on them."""
     name, options = ("mlp", {"hidden": (16,)}) if tiny else ("resnet18", {})
-    splits = datasets.load("digits" if tiny else "cifar10", data_dir)
+    splits = datasets.load("digits" if tiny and data_dir is None else "cifar10", data_dir)
     model = models.build(
         name, num_classes=len(splits.class_names), image_shape=splits.image_shape, dtype=dtype, **options
     )
@@ -135,10 +168,7 @@ def protocol(settings: MethodSettings, dtype: str, data_dir: str | None, *, tiny
 
 def threshold(count: int) -> dict[str, Any]:
     """Times the exact threshold of `count` scores, a pass that reads them, and one that copies them."""
-    channels = 16 if count < 1_000_000 else 1_280
-    shapes = conv_shapes(count, channels=channels)
-    keys = jax.random.split(jax.random.key(0), len(shapes))
-    scores = [jax.random.uniform(key, shape) for key, shape in zip(keys, shapes, strict=True)]
+    scores = _random_weights(count, seed=0)
     k = round(FRACTION * count)
     read, copy = jax.jit(lambda tree: sum(map(jnp.sum, tree))), jax.jit(lambda tree: [2 * leaf for leaf in tree])
     calls = {"read pass": lambda: read(scores), "copy pass": lambda: copy(scores)}
@@ -155,6 +185,43 @@ def threshold(count: int) -> dict[str, Any]:
         "ratio": {row.name: row.ratio.median for row in result.against},
         "copy_bytes_per_second": 8 * count / medians["copy pass"],
     }
+
+
+def step(count: int) -> dict[str, Any]:
+    """Times what a repair step of Scissorhands does with the gradients of `count` weights, and a pass that copies them.
+
+    It projects the retain gradient with one constraint, restricts the plain gradient step to a mask, and takes it.
+    """
+    weights, gradient, forget = (_random_weights(count, seed=seed) for seed in (0, 1, 2))
+    mask = [leaf < FRACTION for leaf in weights]
+    projector, masked = projection.project_gradient(1), masks.mask_updates()
+    projection_state, mask_state = projector.init(weights), masked.init(weights)
+
+    @jax.jit
+    def call(weights, gradient, forget, mask):
+        constraints = [leaf[None] for leaf in forget]
+        updates, _ = projector.update(gradient, projection_state, constraint_grads=constraints)
+        updates, _ = masked.update([-1e-3 * leaf for leaf in updates], mask_state, mask=mask)
+        return [weight + update for weight, update in zip(weights, updates, strict=True)]
+
+    copy = jax.jit(lambda tree: [2 * leaf for leaf in tree])
+    calls = {"copy pass": lambda: copy(weights)}
+    settings = Settings(repeats=5)
+    result = compare("step", "", lambda: call(weights, gradient, forget, mask), calls, settings, lambda note: None)
+    assert result.seconds is not None
+    return {
+        "weights": count,
+        "passes": STEP_PASSES,
+        "seconds": result.seconds.median,
+        "share_of_copy_bandwidth": STEP_PASSES / 2 / result.ratio_to("copy pass"),
+    }
+
+
+def _random_weights(count: int, *, seed: int) -> list[jax.Array]:
+    """Numbers from 0 to 1 in the shapes of convolutions."""
+    shapes = conv_shapes(count, channels=16 if count < 1_000_000 else 1_280)
+    keys = jax.random.split(jax.random.key(seed), len(shapes))
+    return [jax.random.uniform(key, shape) for key, shape in zip(keys, shapes, strict=True)]
 
 
 if __name__ == "__main__":

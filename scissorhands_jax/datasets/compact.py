@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import json
 import zipfile
 import zlib
 from pathlib import Path
 
 import numpy as np
 
+from scissorhands_jax import files, hashing
 from scissorhands_jax.base import Dataset
 from scissorhands_jax.datasets.splits import Splits, check_labels
 from scissorhands_jax.errors import InputError
@@ -36,6 +39,10 @@ ARRAY_ERRORS = (
 )
 
 
+_LIST = "cifar10_files.json"
+_ENCODED_AT_ONCE = 5_000
+
+
 def has_compact_files(data_dir: Path, name: str) -> bool:
     """Says whether a folder holds compact files of a data set."""
     return any(data_dir.glob(f"{name}_*.npz"))
@@ -44,18 +51,106 @@ def has_compact_files(data_dir: Path, name: str) -> bool:
 def compact_cifar10(data_dir: Path | None) -> Splits:
     """Reads CIFAR-10 (Krizhevsky, 2009), uint8 RGB, from `cifar10_train_*.npz` and `cifar10_test.npz` in `data_dir`.
 
+    Where `pack_cifar10` wrote the files, all that it wrote must be there with the SHA-256 that it noted.
+
     Raises:
       InputError: The files are missing or damaged.
     """
     if data_dir is None:
         raise InputError("cifar10 needs --data-dir, the folder that holds cifar10_train_*.npz and cifar10_test.npz")
-    train_files = sorted(data_dir.glob("cifar10_train_*.npz"))
+    listed = [data_dir / name for name in _checked(data_dir) if "_train_" in name]
+    train_files = listed or sorted(data_dir.glob("cifar10_train_*.npz"))
     if not train_files:
         raise InputError(
             f"{data_dir} holds no cifar10_train_*.npz and no prepared cifar10; point --data-dir at the folder with "
             "these files, or see `scissorhands data prepare cifar10 --help`"
         )
     return _splits(train_files, data_dir / "cifar10_test.npz", CIFAR10_CLASSES)
+
+
+def pack_cifar10(splits: Splits, folder: Path, *, parts: int = 2) -> list[list[Path]]:
+    """Writes CIFAR-10 as compact files in parts of about one size, which can travel one after the other.
+
+    The training images follow one another over the parts, in their order; the test images are in the last part. Every
+    part also has a list of all files with their SHA-256, so that `compact_cifar10` notices what has not arrived.
+
+    Args:
+      splits: The images, uint8 of shape (N, H, W, 3), and labels below 256.
+      folder: Where to write. It is made if it does not exist; files of the same names are replaced.
+      parts: The number of parts.
+
+    Returns:
+      The files of each part. Copied into one folder they are the data set.
+
+    Raises:
+      InputError: There are more parts than images, or none.
+    """
+    count, train = len(splits.train["label"]), splits.train
+    total = count + len(splits.test["label"])
+    ends = [min(count, round(total * part / parts)) for part in range(1, parts)] if parts > 0 else []
+    starts = [0, *ends]
+    if parts < 1 or len(set(starts)) < parts or starts[-1] >= count:
+        raise InputError(f"cannot divide {count} training and {total - count} test images into {parts} parts")
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for part, (start, end) in enumerate(zip(starts, [*ends, count], strict=True)):
+        path = folder / f"cifar10_train_{part:02d}.npz"
+        files.write_bytes(path, _encoded(train["image"][start:end], train["label"][start:end]))
+        written.append([path])
+    test = folder / "cifar10_test.npz"
+    files.write_bytes(test, _encoded(splits.test["image"], splits.test["label"]))
+    written[-1].append(test)
+    listed = {path.name: hashing.file_sha256(path) for part in written for path in part}
+    files.write_text(folder / _LIST, json.dumps({"sha256": listed}, indent=1) + "\n")
+    return [[folder / _LIST, *part] for part in written]
+
+
+def missing_files(data_dir: Path) -> list[str]:
+    """The names of files that `pack_cifar10` wrote and that have not arrived in a folder; empty where it wrote none.
+
+    Raises:
+      InputError: The list of the files is damaged.
+    """
+    return [name for name in _packed(data_dir) if not (data_dir / name).is_file()]
+
+
+def _packed(data_dir: Path) -> dict[str, str]:
+    """The SHA-256 of each file that `pack_cifar10` wrote."""
+    path = data_dir / _LIST
+    if not path.is_file():
+        return {}
+    try:
+        listed = files.read_json(path)["sha256"]
+        return {str(name): str(digest) for name, digest in listed.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is damaged ({error}); copy it again") from error
+
+
+def _checked(data_dir: Path) -> dict[str, str]:
+    """What `_packed` returns, after a look at the files."""
+    missing = missing_files(data_dir)
+    if missing:
+        raise InputError(f"{data_dir} lacks {', '.join(missing)}, which belongs to its CIFAR-10; copy all its parts")
+    listed = _packed(data_dir)
+    for name, digest in listed.items():
+        if hashing.file_sha256(data_dir / name) != digest:
+            raise InputError(f"{data_dir / name} has another SHA-256 than when it was packed; copy it again")
+    return listed
+
+
+def _encoded(images: np.ndarray, labels: np.ndarray) -> bytes:
+    """One compact file of images (N, H, W, 3), uint8; `_read` says what is in it."""
+    residual = np.empty((3, *images.shape[:3]), np.uint8)
+    for start in range(0, len(images), _ENCODED_AT_ONCE):
+        part = slice(start, start + _ENCODED_AT_ONCE)
+        red, green, blue = np.moveaxis(images[part], -1, 0)
+        planes = np.stack([green, red - green, blue - green])
+        for axis in (2, 3):
+            planes = np.diff(planes, axis=axis, prepend=np.zeros_like(planes.take([0], axis)))
+        residual[:, part] = planes
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, residual=residual, label=labels.astype(np.uint8))
+    return buffer.getvalue()
 
 
 def cifar100_own(data_dir: Path | None) -> Splits:

@@ -78,6 +78,9 @@ class Experiment:
     scenarios: tuple[Scenario, ...]
     every_attack: bool = True
     """Whether tables have the further membership attacks (`metrics.row.evaluate`)."""
+    attack_later: bool = False
+    """Whether tables leave the membership attacks out, whose fitting takes longer than training on an accelerator, and
+    keep the predictions that they judge in `predictions/`, from which `jobs.late_attacks` computes the same numbers."""
     relearn_epochs: int = 0
     """The most epochs that relearning may take. 0 does not measure the relearn time."""
     relearning: FinetuneSettings = dataclasses.field(default_factory=lambda: FinetuneSettings(learning_rate=1e-2))

@@ -17,14 +17,14 @@ from scissorhands_jax.base import Data, Dataset, Key, ModelState, Params
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.datasets.splits import known_classes, validation_split
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.jobs import runs
+from scissorhands_jax.jobs import late_attacks, runs
 from scissorhands_jax.jobs.cells import slug
 from scissorhands_jax.jobs.experiment import FLIPPED, Experiment, LoadedExperiment, Scenario
 from scissorhands_jax.jobs.progress import follow_steps
 from scissorhands_jax.jobs.table_cells import Cost, ForgetSummary, RelearnSummary, TableCell
 from scissorhands_jax.methods import MethodSettings, describe
 from scissorhands_jax.metrics import accuracies, relearning
-from scissorhands_jax.metrics.row import measure_row
+from scissorhands_jax.metrics.row import accuracy_numbers, attack_numbers, predict_sets
 from scissorhands_jax.report import ORIGINAL, REDRAWN, REFERENCE, provenance, table_gates
 from scissorhands_jax.terminal import Progress
 from scissorhands_jax.training import checkpoints
@@ -279,15 +279,14 @@ class SeededScenario:
 
     def _metrics(self, label: str, network: TrainedNetwork) -> dict[str, float]:
         loaded, experiment = self.store.loaded, self.store.experiment
-        numbers = measure_row(
-            loaded.model,
-            network.params,
-            network.model_state,
-            self.data,
-            self.test,
-            seed=self.seed,
-            every_attack=experiment.every_attack,
-        )
+        found = predict_sets(loaded.model, network.params, network.model_state, self.data, self.test)
+        numbers = accuracy_numbers(found)
+        if experiment.attack_later:
+            name = late_attacks.predictions_name(self.scenario.name, self.seed, label)
+            checksum = hashing.tree_checksum((network.params, network.model_state))
+            late_attacks.save_predictions(self.store.out / name, found, seed=self.seed, network=checksum)
+        else:
+            numbers |= attack_numbers(found, seed=self.seed, every_attack=experiment.every_attack)
         if len(self.held_out):
             numbers["acc_validation"] = self._accuracy(network, self.validation["image"], self.validation["label"])
         if self.scenario.flipped_labels:

@@ -101,12 +101,13 @@ class TableCell:
         row: dict[str, Any] = {"scenario": self.scenario, "method": self.method, "seed": self.seed}
         if self.sweep is not None:
             row["sweep"] = dataclasses.asdict(self.sweep)
-        row |= self.metrics
+        row |= {"mia": None, **self.metrics}  # missing where the attacks come later
         row["seconds"] = None if self.cost is None else self.cost.seconds
         row["compile_seconds"] = None if self.cost is None else self.cost.compile_seconds
         row |= {"avg_gap": None, "rte": None}
         if reference is not None:
-            row["avg_gap"] = distances.average_gap(self.metrics, reference.metrics)
+            if "mia" in self.metrics and "mia" in reference.metrics:
+                row["avg_gap"] = distances.average_gap(self.metrics, reference.metrics)
             if self.cost is not None and reference.cost is not None and self.process == reference.process:
                 row["rte"] = self.cost.seconds / reference.cost.seconds
         if self.relearn is not None:

@@ -284,12 +284,25 @@ def paper_mia(
     score = FEATURES[feature]
     members = score(member_logits, member_labels)
     nonmembers = score(nonmember_logits, nonmember_labels)
-    size = min(len(members), len(nonmembers), max_size)
-    generator = np.random.default_rng(seed)
-    members, nonmembers = (scores[_subset(generator, len(scores), size)] for scores in (members, nonmembers))
+    fitted = fitted_positions(len(members), len(nonmembers), max_size=max_size, seed=seed)
+    members, nonmembers = members[fitted[0]], nonmembers[fitted[1]]
     return membership_inference(members, nonmembers, score(target_logits, target_labels), attack=attack).mia
 
 
-def _subset(generator: np.random.Generator, count: int, size: int) -> np.ndarray:
-    """Draws `size` of `count` positions, and sorts them."""
-    return np.sort(generator.choice(count, size, replace=False))
+def fitted_positions(
+    num_members: int, num_nonmembers: int, *, max_size: int = 10_000, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the sorted positions of the members and of the non-members that `paper_mia` fits its attack on.
+
+    On these examples alone it would fit the attack on all of them, with the same result.
+
+    Args:
+      num_members: The number of members.
+      num_nonmembers: The number of non-members.
+      max_size: The largest number of each, as in `paper_mia`.
+      seed: The seed of the subsampling.
+    """
+    generator, size = np.random.default_rng(seed), min(num_members, num_nonmembers, max_size)
+    drawn = (np.sort(generator.choice(count, size, replace=False)) for count in (num_members, num_nonmembers))
+    members, nonmembers = drawn
+    return members, nonmembers

@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 
+from experiments import pack_cifar10
 from scissorhands_jax import datasets
+from scissorhands_jax.datasets import compact
+from scissorhands_jax.datasets.splits import Splits
 from scissorhands_jax.errors import InputError
 from tests.datasets.samples import encode, random_set
 
@@ -88,6 +91,75 @@ class TestCifar10:
             datasets.cifar10(folder / "absent")
         with pytest.raises(InputError, match="needs --data-dir"):
             datasets.load("cifar10")
+
+
+class TestPacking:
+    SPLITS = Splits(
+        *({"image": images, "label": labels} for images, labels in (random_set(23, 0), random_set(9, 1))),
+        compact.CIFAR10_CLASSES,
+        augmented=True,
+    )
+
+    @pytest.mark.parametrize("parts", [1, 2, 3])
+    def test_parts_joined_are_the_images_without_loss(self, tmp_path, parts):
+        packed, joined = tmp_path / "packed", tmp_path / "joined"
+        joined.mkdir()
+        written = compact.pack_cifar10(self.SPLITS, packed, parts=parts)
+        assert len(written) == parts
+        for number, files in enumerate(written):
+            assert compact.missing_files(joined) or number == 0
+            for file in files:
+                (joined / file.name).write_bytes(file.read_bytes())
+            if number < parts - 1:
+                with pytest.raises(InputError, match=r"lacks .*cifar10_test\.npz.*copy all its parts"):
+                    datasets.cifar10(joined)
+        assert compact.missing_files(joined) == []
+        # A file of another packing in the same folder is not read.
+        (joined / "cifar10_train_99.npz").write_bytes((joined / "cifar10_train_00.npz").read_bytes())
+        found = datasets.load("cifar10", joined)
+        for part, expected in ((found.train, self.SPLITS.train), (found.test, self.SPLITS.test)):
+            np.testing.assert_array_equal(part["image"], expected["image"])
+            np.testing.assert_array_equal(part["label"], expected["label"])
+
+    def test_the_encoding_is_the_documented_one(self, tmp_path):
+        compact.pack_cifar10(self.SPLITS, tmp_path, parts=2)
+        with np.load(tmp_path / "cifar10_test.npz") as arrays:
+            np.testing.assert_array_equal(arrays["residual"], encode(self.SPLITS.test["image"]))
+
+    def test_parts_have_about_one_size(self, tmp_path):
+        sizes = []
+        for files in compact.pack_cifar10(self.SPLITS, tmp_path, parts=2):
+            counts = [np.load(path)["label"].size for path in files if path.suffix == ".npz"]
+            sizes.append(sum(counts))
+        assert sizes == [16, 16]
+
+    def test_a_file_of_another_packing_is_refused(self, tmp_path):
+        compact.pack_cifar10(self.SPLITS, tmp_path)
+        path = tmp_path / "cifar10_train_01.npz"
+        path.write_bytes((tmp_path / "cifar10_train_00.npz").read_bytes())
+        with pytest.raises(InputError, match=r"cifar10_train_01\.npz has another SHA-256"):
+            datasets.cifar10(tmp_path)
+        (tmp_path / "cifar10_files.json").write_text("{}")
+        with pytest.raises(InputError, match=r"cifar10_files\.json is damaged"):
+            datasets.cifar10(tmp_path)
+
+    @pytest.mark.parametrize("parts", [0, 40])
+    def test_parts_without_images_are_refused(self, tmp_path, parts):
+        with pytest.raises(InputError, match=f"cannot divide 23 training and 9 test images into {parts} parts"):
+            compact.pack_cifar10(self.SPLITS, tmp_path / "out", parts=parts)
+        assert not (tmp_path / "out").exists()
+
+
+def test_the_command_packs_what_it_reads_and_names_the_files(folder, tmp_path, capsys):
+    out = tmp_path / "packed"
+    assert pack_cifar10.main(["--data-dir", str(folder), "--out", str(out)]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("MiB") == 2
+    assert all(str(path) in said for path in out.iterdir())
+    for split in ("train", "test"):
+        first, second = (getattr(datasets.cifar10(place), split) for place in (folder, out))
+        np.testing.assert_array_equal(first["image"], second["image"])
+    assert pack_cifar10.main(["--data-dir", str(out), "--out", str(out)]) == 2
 
 
 def test_the_real_test_set_has_its_published_means(shared, tmp_path):

@@ -2,16 +2,23 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import jax
 import pytest
 
 from experiments import accelerator, audit, configs, timings
+from experiments.benchmark import __main__ as benchmark
+from experiments.benchmark.settings import Settings
 from scissorhands_jax.audit.measuring import Audit
-from scissorhands_jax.jobs import cells
+from scissorhands_jax.jobs import cells, config
+from scissorhands_jax.report import REDRAWN
 
 # Counts its own starts in its result, then sleeps, fails or ends.
 WORKER = """
@@ -85,32 +92,139 @@ def test_being_killed_leaves_the_results_so_far(tmp_path):
         "complete": False,
         "calls": 1,
         "error": None,
+        "table": "work",
         "result": {"starts": 1},
         "seconds": 0,
     }
     assert accelerator.run_parts([slow], out)["slow"]["complete"]
 
 
+def test_results_come_back_from_the_folder_of_the_work(tmp_path):
+    out, work = tmp_path / "back" / "out.json", tmp_path / "work"
+    chosen = [part(tmp_path, "good", "end"), part(tmp_path, "bad", "fail")]
+    first = accelerator.run_parts(chosen, out, work=work)
+    assert on_disk(out) == on_disk(work / "out.json") == first
+    log = out.with_suffix(".log").read_text()
+    assert [line for line in log.splitlines() if "==" in line] == ["== good, call 1", "== bad, call 1"]
+    assert first["bad"]["error"] == "exit status 3\nout of luck"
+    shutil.rmtree(out.parent)
+    second = accelerator.run_parts(chosen, out, work=work)
+    assert second["good"] == first["good"]
+    assert second["bad"]["calls"] == 2
+    assert on_disk(out) == second
+
+
 def test_parts_are_commands_for_configurations_that_exist(tmp_path):
-    listed = accelerator.parts(tmp_path, "data", tiny=False)
+    listed = accelerator.parts(tmp_path, tmp_path, tiny=False)
     names = [part.name for part in listed]
     assert len(set(names)) == len(names)
-    assert names[:2] == ["benchmark", "timings"]
-    for part in listed[2:]:
-        config = part.command[part.command.index("--config") + 1]
-        assert config in configs.CONFIGS
-        assert part.name.startswith(config)
-    tiny = accelerator.parts(tmp_path, None, tiny=True)
+    assert names[:3] == ["steps", "scissorhands", "table"]
+    order = [names.index(name) for name in ("table-2", "weights", "unet", "retrain", "table-seed1")]
+    assert order == sorted(order)
+    for part in listed:
+        if "--config" in part.command:
+            assert part.command[part.command.index("--config") + 1] in configs.CONFIGS
+            config.override(configs.load("cifar10"), [word for word in part.command if re.match(r"\w[\w.]*=", word)])
+    tiny = accelerator.parts(tmp_path, tmp_path, tiny=True)
     assert {part.command[2] for part in tiny} == {part.command[2] for part in listed}, "a rehearsal runs every command"
+    needing = {part.name for part in listed if part.needs_data}
+    assert {part.name for part in tiny if part.needs_data} == needing & {part.name for part in tiny}
+
+
+def test_every_method_is_in_one_part_of_the_table():
+    patterns = accelerator.method_patterns()
+    (scenario,) = configs.load("cifar10").scenarios
+    for label in scenario.methods:
+        assert sum(bool(re.search(pattern, label)) for pattern in patterns) == 1, label
+    assert {name for methods in accelerator._METHODS for name in methods} <= set(scenario.methods)
+    counts = [sum(bool(re.search(pattern, label)) for label in scenario.methods) for pattern in patterns]
+    assert max(counts) <= 6, "a part takes two to three minutes"
+
+
+def test_steps_are_those_of_an_accelerator(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    (steps,) = [part for part in accelerator.parts(Path("work"), Path("data"), tiny=False) if part.name == "steps"]
+    pattern = steps.command[steps.command.index("--only") + 1]
+    chosen = [name for name in benchmark.cases(Settings()) if re.search(pattern, name)]
+    sizes = [f"resnet18@{size}{dtype}/train" for dtype in ("", "-bfloat16") for size in (256, 1024)]
+    assert sorted(chosen) == sorted(["product/float32", "product/bfloat16", *sizes])
+
+
+# What a machine with an accelerator has for our own code; the libraries themselves may import what they need.
+THERE = "jax jaxlib flax optax orbax chex etils numpy scipy ml_dtypes"
+BARE = f"""
+import builtins, sys
+there = {{*"{THERE}".split(), *sys.stdlib_module_names, "scissorhands_jax", "experiments"}}
+known = builtins.__import__
+def bare(name, globals=None, locals=None, fromlist=(), level=0):
+    own = (globals or {{}}).get("__name__", "").partition(".")[0] in ("scissorhands_jax", "experiments", "__main__")
+    if own and level == 0 and name.partition(".")[0] not in there:
+        raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+    return known(name, globals, locals, fromlist, level)
+builtins.__import__ = bare
+"""
+REHEARSAL = """
+import pathlib, runpy, sys
+from experiments import accelerator
+work = pathlib.Path(sys.argv[1])
+for part in accelerator.parts(work, accelerator._tiny_cifar10(work / "data"), tiny=True):
+    sys.argv = [*part.command[2:], *(("--only", "gradient") if part.name == "unet" else ())]
+    part.result.parent.mkdir(parents=True, exist_ok=True)
+    print(part.name, file=sys.stderr)
+    try:
+        runpy.run_module(part.command[2], run_name="__main__", alter_sys=True)
+    except SystemExit as ended:
+        assert not ended.code, ended.code
+"""
+
+
+def test_all_parts_run_with_jax_and_its_companions_alone(tmp_path):
+    """In one process, which imports everything once; without the UNet's repair step, which takes long to compile."""
+    work = tmp_path / "work"
+    command = [sys.executable, "-c", BARE + REHEARSAL, str(work)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(accelerator.__file__).parents[1])
+    assert done.returncode == 0, done.stderr[-3000:]
+    tiny = accelerator.parts(work, work / "data", tiny=True)
+    results = {part.name: json.loads(part.result.read_text()) for part in tiny}
+    assert [row["name"] for row in results["steps"]["results"]] == ["product/float32", "mlp@2/train"]
+    assert list(results["weights"]["results"]) == ["threshold", "step"]
+    assert results["unet"]["results"]["gradient, recomputed"]["flops"] > 0
+    assert list(results["scissorhands"]["results"]) == ["scissorhands, bfloat16"]
+    assert list(results["retrain"]["results"]) == ["retrain, bfloat16"]
+    rows = results["table"]["rows"]
+    assert [row["method"] for row in rows] == ["original", "retrain", REDRAWN, "scissorhands"]
+    assert all(row["mia"] is None and row["avg_gap"] is None and row["acc_forget"] is not None for row in rows)
+    assert len(list((work / "table" / "predictions").glob("*.npz"))) == 4
+
+
+def test_a_library_that_is_missing_is_noticed_and_the_device_is_left_to_the_parts():
+    code = "from experiments import accelerator; from jax._src import xla_bridge; "
+    code += "print(xla_bridge.backends_are_initialized()); import sklearn"
+    done = subprocess.run([sys.executable, "-c", BARE + code], capture_output=True, text=True)
+    assert done.stdout == "False\n"
+    assert "ModuleNotFoundError: No module named 'sklearn'" in done.stderr
+
+
+def test_parts_wait_for_data_that_have_not_arrived(tmp_path, capsys):
+    out, data = tmp_path / "out.json", tmp_path / "data"
+    accelerator._tiny_cifar10(data)
+    (data / "cifar10_test.npz").rename(tmp_path / "cifar10_test.npz")
+    arguments = ["--out", str(out), "--data-dir", str(data), "--tiny", "--only", "^(scissorhands|table)$"]
+    assert accelerator.main(arguments) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert said == f"scissorhands, table wait for cifar10_test.npz in {data}"
+    assert on_disk(out) == {}
 
 
 def test_the_audit_is_rehearsed_and_its_results_are_there_before_it_ends(tmp_path, monkeypatch):
-    (part,) = [part for part in accelerator.parts(tmp_path, None, tiny=True) if "audit" in part.name]
+    result = tmp_path / "results.json"
+    command = ["--config", "demo_audit", "--tier", "smoke", "--out", str(tmp_path)]
+    command += ["training.epochs=1", "train_limit=300", "test_limit=100"]
     measure, seen = Audit.measure, []
 
     def watched(self, target, progress):
-        if part.result.exists():
-            seen.append(json.loads(part.result.read_text()))
+        if result.exists():
+            seen.append(json.loads(result.read_text()))
         if len(seen) == 2:
             raise KeyboardInterrupt
         return measure(self, target, progress)
@@ -118,12 +232,12 @@ def test_the_audit_is_rehearsed_and_its_results_are_there_before_it_ends(tmp_pat
     monkeypatch.setattr(Audit, "measure", watched)
     monkeypatch.setattr(cells, "SECONDS_BETWEEN_RESULTS", 0.0)
     with pytest.raises(KeyboardInterrupt):
-        audit.main(list(part.command[3:]))
+        audit.main(command)
     assert [len(document["rows"]) for document in seen] == [1, 2]
     assert all(document["trusted"] is False and not document["evidence"] for document in seen)
     monkeypatch.setattr(Audit, "measure", measure)
-    assert audit.main(list(part.command[3:])) == 0
-    document = json.loads(part.result.read_text())
+    assert audit.main(command) == 0
+    document = json.loads(result.read_text())
     measured = {row["network"] for row in document["rows"]}
     assert {row["network"] for row in seen[1]["rows"]} <= measured, "the second call goes on where the first ended"
     assert {row["method"] for row in document["rows"]} == {"original", "retrain", "finetune", "scissorhands"}
@@ -133,14 +247,14 @@ def test_the_audit_is_rehearsed_and_its_results_are_there_before_it_ends(tmp_pat
 def test_timings_are_measured_and_kept(tmp_path):
     out, last = tmp_path / "timings.json", "retrain, bfloat16"
     listed = list(timings.cases(None, tiny=True))
-    assert listed == ["threshold", "scissorhands, bfloat16", last]
+    assert listed == ["threshold", "step", "scissorhands, bfloat16", last]
     kept = timings._kept(out, tiny=True)
     kept["results"] = {"scissorhands, bfloat16": {"kept": True, "seconds": 10.5}}
     out.write_text(json.dumps(kept))
     assert timings.main(["--out", str(out), "--tiny"]) == 0
     document = json.loads(out.read_text())
     results = document["results"]
-    assert [name for name in listed if "kept" not in results[name]] == ["threshold", last]
+    assert [name for name in listed if "kept" not in results[name]] == ["threshold", "step", last]
     assert (results[last]["epochs"], results[last]["steps"]) == (2, 10)
     assert results[last]["seconds"] > 0
     assert results[last]["compile_seconds_later"] < results[last]["compile_seconds"]
@@ -149,6 +263,8 @@ def test_timings_are_measured_and_kept(tmp_path):
     assert 1 <= results["threshold"]["passes"] <= 11
     share = results["threshold"]["passes"] / 2 / results["threshold"]["ratio"]["copy pass"]
     assert results["threshold"]["share_of_copy_bandwidth"] == pytest.approx(share)
+    assert results["step"]["weights"] == 50_000
+    assert results["step"]["share_of_copy_bandwidth"] > 0
     aims = {aim["case"]: (aim["value"], aim["met"]) for aim in document["aims"]}
     assert aims["scissorhands, bfloat16"] == (10.5, False)
     assert aims[last] == (results[last]["seconds"], True)
@@ -160,7 +276,7 @@ def test_timings_are_measured_and_kept(tmp_path):
     ("arguments", "message"),
     [
         ([], "--data-dir is missing"),
-        (["--tiny", "--only", "nothing"], "'nothing' matches no part; there are benchmark, timings, demo-bfloat16"),
+        (["--tiny", "--only", "nothing"], "'nothing' matches no part; there are steps, scissorhands, table, weights"),
         (["--tiny", "--only", "("], "is not a regular expression"),
     ],
 )
