@@ -87,51 +87,57 @@ class Variant:
 
 
 def _variants() -> dict[str, Variant]:
-    variants = {"base": Variant()}
-    constant = {"schedule": "drops"}
-    pairings: dict[str, dict[str, Any]] = {"once an epoch": {}, "every step": _JOINT}
-    for (name, pairing), rate in itertools.product(pairings.items(), ({}, constant)):
-        kind = "constant rate" if rate else "linear decay"
-        variants |= {
-            f"{name}, no ceiling, {kind}": Variant(changes={**pairing, **rate}),
-            f"{name}, uniform ceiling, {kind}": Variant(changes={**pairing, **rate, "ceiling": "uniform"}),
-            f"{name}, held-out ceiling, {kind}": Variant(changes={**pairing, **rate}, held_out_ceiling=True),
-        }
-    del variants["once an epoch, no ceiling, linear decay"]  # the base
-    always = {"departures": {"every_step_joint": True, "project_above_ceiling": True}}
-    for weight in (0.05, 1.0):
-        other = {"forget_weight": weight}
-        variants |= {
-            f"once an epoch, no ceiling, linear decay, lambda {weight:g}": Variant(changes=other),
-            f"every step, uniform ceiling, linear decay, lambda {weight:g}": Variant(
-                changes={**_JOINT, **other, "ceiling": "uniform"}
-            ),
-            f"every step, held-out ceiling, linear decay, lambda {weight:g}": Variant(
-                changes={**_JOINT, **other}, held_out_ceiling=True
-            ),
-        }
-    variants |= {
-        "every step, held-out ceiling, always projected": Variant(changes=always, held_out_ceiling=True),
+    constant, uniform = {"schedule": "drops"}, {"ceiling": "uniform"}
+    gentle = {**_JOINT, **uniform, "forget_weight": 0.05}
+    variants = {
+        "base": Variant(),
+        "once an epoch, uniform ceiling": Variant(changes=uniform),
+        "once an epoch, held-out ceiling": Variant(held_out_ceiling=True),
+        "once an epoch, constant rate": Variant(changes=constant),
+        "once an epoch, never projected": Variant(changes={"projected": False}),
+        "once an epoch, 9 epochs": Variant(changes={"epochs": 9}),
+        "every step": Variant(changes=_JOINT),
+        "every step, uniform ceiling": Variant(changes={**_JOINT, **uniform}),
+        "every step, held-out ceiling": Variant(changes=_JOINT, held_out_ceiling=True),
+        "every step, uniform ceiling, constant rate": Variant(changes={**_JOINT, **uniform, **constant}),
+        "every step, held-out ceiling, always projected": Variant(
+            changes={"departures": {"every_step_joint": True, "project_above_ceiling": True}}, held_out_ceiling=True
+        ),
         "every step, held-out ceiling, never projected": Variant(
             changes={**_JOINT, "projected": False}, held_out_ceiling=True
         ),
-        "once an epoch, never projected": Variant(changes={"projected": False}),
-        "saliency: sensitivity ratio": Variant(scores="sensitivity ratio"),
-        "saliency: fisher ratio": Variant(scores="fisher ratio"),
-        "distillation 0.5": Variant(distillation=0.5),
-        "distillation 2": Variant(distillation=2.0),
-        "averaged over the last 2 in 5 steps": Variant(averaged_from=0.6),
-        "averaged over the last 2 in 5 steps, constant rate": Variant(averaged_from=0.6, changes=constant),
-        "retain only in the last epoch": Variant(retain_only_from=0.8),
-        "every step, held-out ceiling, retain only in the last epoch": Variant(
-            changes=_JOINT, held_out_ceiling=True, retain_only_from=0.8
-        ),
+    }
+    for weight in (0.05, 1.0):
+        other = {"forget_weight": weight}
+        variants |= {
+            f"once an epoch, lambda {weight:g}": Variant(changes=other),
+            f"every step, uniform ceiling, lambda {weight:g}": Variant(changes={**_JOINT, **uniform, **other}),
+            f"every step, held-out ceiling, lambda {weight:g}": Variant(
+                changes={**_JOINT, **other}, held_out_ceiling=True
+            ),
+        }
+    extras: dict[str, dict[str, Any]] = {
+        "sensitivity ratio": {"scores": "sensitivity ratio"},
+        "fisher ratio": {"scores": "fisher ratio"},
+        "distillation 0.5": {"distillation": 0.5},
+        "distillation 2": {"distillation": 2.0},
+        "averaged": {"averaged_from": 0.6},
+        "retain only in the last epoch": {"retain_only_from": 0.8},
+    }
+    variants |= {f"once an epoch, {name}": Variant(**extra) for name, extra in extras.items()}
+    variants["once an epoch, averaged, constant rate"] = Variant(averaged_from=0.6, changes=constant)
+    variants["every step, uniform ceiling, lambda 0.05, 3 epochs"] = Variant(changes={**gentle, "epochs": 3})
+    variants |= {
+        f"every step, uniform ceiling, lambda 0.05, {name}": Variant(changes=gentle, **extra)
+        for name, extra in extras.items()
+        if name in ("sensitivity ratio", "distillation 0.5", "averaged", "retain only in the last epoch")
     }
     return variants
 
 
 VARIANTS = _variants()
-"""The rows of the table by their labels; `base` is what they are compared with."""
+"""The rows of the table by their labels. They are compared with `base`, which sees the forget set once an epoch and has no
+ceiling."""
 
 
 def main(arguments: list[str] | None = None) -> int:

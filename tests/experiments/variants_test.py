@@ -24,21 +24,21 @@ def table(tmp_path, only, *settings):
 
 
 def test_cells_of_every_kind_are_made_once(tmp_path, capsys):
-    only = "^base$|^every step, held-out ceiling, linear decay$|fisher|distillation 2|averaged.*steps$|^retain only"
+    only = "^base$|^every step, held-out ceiling$|fisher|distillation 2|epoch, averaged$|^once.*retain only"
     rows, text = table(tmp_path, only)
     found = {row["variant"]: row for row in rows}
     assert len(found) == len(rows) == 7
     assert all(row["avg_gap"] >= 0 and row["score"] >= 0 for row in rows)
-    held_out = found["every step, held-out ceiling, linear decay"]
+    held_out = found["every step, held-out ceiling"]
     assert held_out["settings"]["ceiling"] == held_out["held_out_loss"] > 0
     assert found["base"]["settings"]["ceiling"] is None
     # Every variant is another network.
     assert len({json.dumps(row["numbers"]) for row in rows}) >= 5
     assert text.count("\n") == 2 + len(rows)
     capsys.readouterr()
-    again, _ = table(tmp_path, only + "|sensitivity")
+    again, _ = table(tmp_path, only + "|^once.*sensitivity")
     assert again[: len(rows)] == rows
-    assert [row["variant"] for row in again[len(rows) :]] == ["saliency: sensitivity ratio"]
+    assert [row["variant"] for row in again[len(rows) :]] == ["once an epoch, sensitivity ratio"]
     assert "sensitivity ratio: score" in capsys.readouterr().err
     # Cells of other settings are not mixed with these; what is there stays.
     assert table(tmp_path, only, "training.learning_rate=0.01")[0] == again
