@@ -136,8 +136,8 @@ def _variants() -> dict[str, Variant]:
 
 
 VARIANTS = _variants()
-"""The rows of the table by their labels. They are compared with `base`, which sees the forget set once an epoch and has no
-ceiling."""
+"""The rows of the table by their labels. They are compared with `base`, which sees the forget set once an epoch and has
+no ceiling."""
 
 
 def main(arguments: list[str] | None = None) -> int:
