@@ -13,13 +13,17 @@ truth of a number is its mean over all audits, because that is what an interval 
 
 from __future__ import annotations
 
+import argparse
+import json
 import math
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from scissorhands_jax import files, report
 from scissorhands_jax.audit.analysis import Analysis, AuditedSet, Measurement, MetricEstimate, Watched
 from scissorhands_jax.report import ORIGINAL, REFERENCE
 from scissorhands_jax.report.gates import Gate
@@ -101,8 +105,9 @@ def coverage(found: Sequence[Sequence[MetricEstimate]]) -> dict[str, dict[str, f
       found: The estimates of each audit.
 
     Returns:
-      By method and metric: the `mean` and its standard `deviation` over audits, the `coverage`, and half the mean width
-      over the deviation, `reach`.
+      By method and metric: the `mean` and its standard `deviation` over audits, the `coverage`, half the mean width
+      over the deviation, `reach`, and for areas under the curve the share of intervals above 0.5, `found`, and that of
+      values that are more than 1.96 deviations above 0.5, as a `z_test` finds them that knows the deviation.
     """
     numbers: dict[str, list[tuple[float, float, float]]] = {}
     for estimates in found:
@@ -116,6 +121,8 @@ def coverage(found: Sequence[Sequence[MetricEstimate]]) -> dict[str, dict[str, f
         reach = (high - low).mean() / 2 / deviation if deviation > 0 else 0.0
         held = np.mean((low <= mean) & (mean <= high))
         answer[name] = {"mean": mean, "deviation": deviation, "coverage": held, "reach": reach}
+        if name.endswith("_auc"):
+            answer[name] |= {"found": (low > 0.5).mean(), "z_test": (value > 0.5 + 1.96 * deviation).mean()}
     return {name: {key: float(value) for key, value in row.items()} for name, row in answer.items()}
 
 
@@ -156,3 +163,24 @@ def calibrate(audits: int, **settings: Any) -> dict[str, Any]:
         "gates_without_memory": passing(null_gates),
         "cpu_seconds": time.process_time() - started,
     }
+
+
+SIZES: dict[str, dict[str, Any]] = {
+    "standard": {"audits": 150, "networks": 16, "examples": 50, "alike": 0.3},
+    "standard, three forget sets": {"audits": 40, "networks": 16, "examples": 50, "alike": 0.3, "forget_sets": 3},
+    "full": {"audits": 16, "networks": 128, "examples": 20, "alike": 0.3},
+}
+"""The simulations: the numbers of networks are those of the tiers, and examples are fewer, so that it takes minutes."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs all simulations and writes their results with the machine, the versions and the commit."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--out", type=Path, default=Path("experiments/results/calibration.json"))
+    out = parser.parse_args(arguments).out
+    results = {name: calibrate(**settings) for name, settings in SIZES.items()}
+    files.write_text(out, json.dumps({"audits": results} | report.environment(), indent=1, allow_nan=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()

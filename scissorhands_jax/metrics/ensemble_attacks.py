@@ -201,7 +201,7 @@ def log_ratio(
     references, shifted = references - centre, scores - centre
     likelihoods = []
     for side, name in ((member, ""), (~member, "not ")):
-        count = chosen @ side
+        count = chosen @ side.astype(np.float64)  # Booleans would not be multiplied by BLAS.
         if count[0].min(initial=2) < 2 or count.min(initial=1) < 1:
             raise InputError(
                 f"{int(count.min())} reference networks were {name}trained on example "

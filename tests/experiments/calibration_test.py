@@ -1,0 +1,34 @@
+"""The simulation of audits, made small."""
+
+import json
+
+import pytest
+
+from experiments import calibration
+from scissorhands_jax.audit.analysis import MetricEstimate
+from scissorhands_jax.metrics.intervals import Estimate
+from scissorhands_jax.report import NULL
+
+
+def test_results_have_every_number_and_say_what_made_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(calibration, "SIZES", {"tiny": {"audits": 2, "networks": 12, "examples": 10}})
+    calibration.main(["--out", str(tmp_path / "calibration.json")])
+    document = json.loads((tmp_path / "calibration.json").read_text())
+    tiny = document["audits"]["tiny"]
+    assert tiny["audits"] == 2
+    assert {f"{method}: u_lira_auc" for method in ("original", "perfect", "leaky", NULL)} <= set(tiny["numbers"])
+    for row in tiny["numbers"].values():
+        assert 0 <= row["coverage"] <= 1
+    assert len(tiny["gates"]) == len(tiny["gates_without_memory"]) == 10
+    assert {"versions", "machine", "made_by"} <= set(document)
+
+
+def test_coverage_is_the_share_of_intervals_that_hold_the_mean():
+    def one(value, low, high):
+        return [MetricEstimate(None, "m", "lira_auc", Estimate(value, low, high, 0.95, 8, 9))]
+
+    found = calibration.coverage([one(0.5, 0.4, 0.6), one(0.7, 0.65, 0.75), one(0.9, 0.6, 1.0)])["m: lira_auc"]
+    assert found["mean"] == pytest.approx(0.7)
+    assert found["coverage"] == pytest.approx(2 / 3)
+    assert found["reach"] == pytest.approx((0.1 + 0.05 + 0.2) / 3 / 0.2)
+    assert found["found"] == pytest.approx(2 / 3)
