@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sets up a virtual environment in .venv-test and runs everything that must hold: lint, formatting, types, tests.
-# PYTHON chooses the interpreter (3.11 or 3.12); further arguments go to pytest.
+# PYTHON chooses the interpreter (3.11, 3.12 or 3.13; the default is python3); further arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=.venv-test
