@@ -23,8 +23,8 @@ AUDIT_ATTACKS = ("population", "u_lira", "lira", "rmia")
 """The attacks that have gates. The names of their metrics begin with these words."""
 
 GATE_LEVEL = 1 - 0.05 / len(AUDIT_ATTACKS)
-"""The level of the interval in the gate of an attack, so that a sound audit fails one of the four null gates at most
-one time in twenty."""
+"""The level of the interval in the gate of an attack, so that a sound audit fails one of the four null gates about one
+time in twenty at most."""
 
 _GATED_DISTANCES = ("klom_forget_halves", "forgetting_score_halves")
 
@@ -316,8 +316,8 @@ class Analysis:
     def attack_gates(self, reported: Collection[str]) -> list[Gate]:
         """Checks that each attack finds nothing in retrained networks and finds the original, on average.
 
-        The intervals of all attacks together have a coverage of at least 95 %: a sound audit fails one of the null
-        gates at most one time in twenty (see `GATE_LEVEL`, and `docs/audits.md` for the rates in simulations).
+        The intervals of all attacks together have a coverage of about 95 % or more: a sound audit fails one of the null
+        gates about one time in twenty at most (see `GATE_LEVEL`, and `docs/audits.md` for the rates in simulations).
 
         Args:
           reported: The metrics for which the audit has numbers.
