@@ -77,6 +77,13 @@ def test_a_part_ends_with_the_time_and_goes_on_in_the_next_call(tmp_path):
     assert second["slow"]["seconds"] > first["slow"]["seconds"]
 
 
+def test_a_part_that_hangs_leaves_time_for_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr(accelerator, "_MOST_SECONDS", 1.0)
+    chosen = [part(tmp_path, "slow", "sleep"), part(tmp_path, "next", "end")]
+    found = accelerator.run_parts(chosen, tmp_path / "out.json", seconds=50)
+    assert [found[name]["complete"] for name in ("slow", "next")] == [False, True]
+
+
 def test_being_killed_leaves_the_results_so_far(tmp_path):
     out = tmp_path / "out.json"
     slow = part(tmp_path, "slow", "sleep")
