@@ -55,28 +55,27 @@ def read_canonical(path: Path) -> dict[str, Any]:
     try:
         content = files.read_bytes(path, _MAX_DOCUMENT)
     except FileNotFoundError as error:
-        raise LedgerError(f"{path} is missing") from error
+        raise LedgerError(f"{path} is missing; put it back from your backup") from error
     except (OSError, ValueError) as error:
-        raise LedgerError(f"{path} cannot be read: {error}") from error
-    return parse_canonical(content, str(path))
+        raise LedgerError(f"{path} cannot be read: {error}; make it readable and try again") from error
+    try:
+        return parse_canonical(content)
+    except ValueError as error:
+        raise LedgerError(f"{path} was changed or damaged: {error}; put it back from your backup") from error
 
 
-def parse_canonical(content: bytes, what: str) -> dict[str, Any]:
-    """Parses a JSON object that `canonical` wrote.
-
-    Args:
-      content: The bytes that `canonical` returned.
-      what: What the bytes are, for the message.
+def parse_canonical(content: bytes) -> dict[str, Any]:
+    """Parses a JSON object from the bytes that `canonical` returned.
 
     Raises:
-      LedgerError: The bytes differ from what `canonical` writes.
+      ValueError: The bytes differ from what `canonical` writes.
     """
     try:
         value = json.loads(content)
         if not isinstance(value, dict) or canonical(value) != content:
             raise ValueError("it is not canonical JSON")
     except (ValueError, TypeError, RecursionError) as error:
-        raise LedgerError(f"{what} was changed or damaged: {str(error)[:200]}") from error
+        raise ValueError(str(error)[:200]) from error
     return value
 
 

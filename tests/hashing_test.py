@@ -71,9 +71,12 @@ class TestCanonical:
     @pytest.mark.parametrize(
         "text", [b'{"a": 1}', b'{"b":1,"a":2}', b'{"a":1,"a":1}', b'{"a":1.0}', b"[1]", b"{", b"\xff"]
     )
-    def test_and_no_other_is_read(self, text):
-        with pytest.raises(LedgerError, match="changed or damaged"):
-            hashing.parse_canonical(text, "it")
+    def test_and_no_other_is_read(self, text, tmp_path):
+        with pytest.raises(ValueError, match=r"JSON|Expecting|decode"):
+            hashing.parse_canonical(text)
+        (tmp_path / "record").write_bytes(text)
+        with pytest.raises(LedgerError, match=r"record was changed or damaged: .*; put it back"):
+            hashing.read_canonical(tmp_path / "record")
 
 
 def test_nothing_else_makes_hashes():

@@ -14,6 +14,7 @@ from pathlib import Path
 from scissorhands_jax.deletion import signing
 from scissorhands_jax.deletion.entries import (
     CHAIN_START,
+    RESTORE,
     Event,
     NamedExample,
     Request,
@@ -40,14 +41,12 @@ def read_event(row: Sequence, path: Path) -> Event:
     """
     what = f"row {row[0]} of the history in {path}"
     if not isinstance(row[0], int) or not all(isinstance(value, str) for value in row[1:]):
-        raise LedgerError(f"{what} was changed or damaged")
+        raise LedgerError(f"{what} was changed or damaged; {RESTORE}")
     seq, time, kind, body, previous, digest, signature = row
     try:
-        entry = read_entry(kind, parse_canonical(body.encode(), what))
-    except LedgerError:
-        raise
+        entry = read_entry(kind, parse_canonical(body.encode()))
     except ValueError as error:
-        raise LedgerError(f"{what} was changed or damaged: {error}") from error
+        raise LedgerError(f"{what} was changed or damaged: {error}; {RESTORE}") from error
     return Event(seq, time, entry, previous, digest, signature)
 
 
@@ -68,13 +67,13 @@ def history_problems(rows: Iterable[Sequence], public: str, path: Path) -> list[
             found.append(str(error))
             continue
         if event.seq != last + 1:
-            found.append(f"{where} follows row {last}; rows between them are missing")
+            found.append(f"{where} follows row {last}, so rows between them are missing; {RESTORE}")
         if event.hash != event.computed_hash():
-            found.append(f"{where} was changed")
+            found.append(f"{where} was changed; {RESTORE}")
         elif not signing.signed_by(public, HISTORY_PURPOSE, event.hash, event.signature):
-            found.append(f"{where} has a signature that is not the ledger's")
+            found.append(f"{where} has a signature that is not the ledger's; {RESTORE}")
         if event.previous != previous:
-            found.append(f"{where} does not follow the row before it")
+            found.append(f"{where} does not follow the row before it; {RESTORE}")
         previous, last = event.hash, event.seq
     return found
 
@@ -89,12 +88,15 @@ def head_problems(heads: Sequence[Sequence], newest: str | None, public: str, pa
       path: The file of the ledger, for messages.
     """
     if len(heads) != 1 or heads[0][0] != 1:
-        return [f"{path} was changed: it has {len(heads)} signed heads instead of one"]
+        return [f"{path} was changed: it has {len(heads)} signed heads instead of one; {RESTORE}"]
     _, digest, signature = heads[0]
     if not isinstance(digest, str) or not signing.signed_by(public, HEAD_PURPOSE, digest, signature):
-        return [f"{path} was changed: the signature of its head is not the ledger's"]
+        return [f"{path} was changed: the signature of its head is not the ledger's; {RESTORE}"]
     if digest != newest:
-        return [f"{path} does not end with the row that its signed head names: the end of the history was cut off"]
+        return [
+            f"{path} does not end with the row that its signed head names: the end of the history was cut off; "
+            f"{RESTORE}"
+        ]
     return []
 
 
@@ -123,19 +125,21 @@ def table_problems(
     for number in sorted({*rows, *expected}):
         if number not in rows or number not in expected:
             what = "is missing" if number not in rows else "was put there by hand"
-            found.append(f"request {number} in {path} {what}")
+            found.append(f"request {number} in {path} {what}; {RESTORE}")
             continue
         for field in dataclasses.fields(Request):
             value, signed = getattr(rows[number], field.name), getattr(expected[number], field.name)
             if type(value) is not type(signed) or value != signed:
                 found.append(
                     f"{field.name} of request {number} in {path} was changed: it is {value!r}, and the history says "
-                    f"{signed!r}"
+                    f"{signed!r}; {RESTORE}"
                 )
         if not _have_hash(examples.get(number, ()), hashes[number]):
-            found.append(f"the examples of request {number} in {path} were changed")
+            found.append(f"the examples of request {number} in {path} were changed; {RESTORE}")
     strays = [request for request in examples if request not in expected]
-    return found + [f"examples of a request {request}, which does not exist, are in {path}" for request in strays]
+    return found + [
+        f"examples of a request {request}, which does not exist, are in {path}; {RESTORE}" for request in strays
+    ]
 
 
 def _have_hash(examples: Iterable[NamedExample], digest: str) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from scissorhands_jax.deletion.entries import RESTORE
 from scissorhands_jax.errors import LedgerError
 
 SCHEMA_VERSION = 2
@@ -113,13 +114,14 @@ class Database:
             expected = fresh.execute(_DESCRIBED).fetchall()
         if self.execute(_DESCRIBED) != expected:
             raise LedgerError(
-                f"{self.path} has other tables or triggers than a ledger: it was changed or is not a ledger"
+                f"{self.path} has other tables or triggers than a ledger: it was changed or is not a ledger; put "
+                "the file back from your backup, or name another folder"
             )
 
     def damages(self) -> list[str]:
         """Describes the damage that SQLite itself finds in the file, in one sentence each."""
         found = [str(line) for (line,) in self.execute("PRAGMA integrity_check(5)")]
-        return [f"{self.path} is damaged: {line}" for line in found if line != "ok"]
+        return [f"{self.path} is damaged: {line}; {RESTORE}" for line in found if line != "ok"]
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -131,11 +133,11 @@ class Database:
             advice = {
                 sqlite3.SQLITE_BUSY: f"another process has been writing for {_BUSY_SECONDS:.0f} s; try again",
                 sqlite3.SQLITE_FULL: "the disk is full, and nothing was changed; make room and try again",
-                sqlite3.SQLITE_IOERR: "the disk cannot be read or written, and nothing was changed; is it full?",
-                sqlite3.SQLITE_READONLY: "it or its folder cannot be written to, and nothing was changed",
-                sqlite3.SQLITE_CANTOPEN: "it cannot be opened; may you read it, and write into its folder?",
-                sqlite3.SQLITE_NOTADB: "it is damaged or is not a ledger",
-            }.get(code & 0xFF, "it is damaged or was changed")
+                sqlite3.SQLITE_IOERR: "the disk cannot be read or written, and nothing was changed; see if it is full",
+                sqlite3.SQLITE_READONLY: "it or its folder cannot be written to, and nothing was changed; allow it",
+                sqlite3.SQLITE_CANTOPEN: "it cannot be opened; make it readable, and its folder writable",
+                sqlite3.SQLITE_NOTADB: f"it is damaged or is not a ledger; {RESTORE}",
+            }.get(code & 0xFF, f"it is damaged or was changed; {RESTORE}")
             raise LedgerError(f"{self.path}: {advice} (SQLite: {error})") from error
 
 

@@ -21,6 +21,9 @@ OPEN, RUNNING, FORGOTTEN, RETRAIN = "open", "running", "forgotten", "retrain now
 CHAIN_START = "0" * 64
 """The hash before that of the first row of a history, and before that of the first record."""
 
+RESTORE = "put the file back from your backup"
+"""What messages advise if a file of a ledger is missing, is damaged or was changed."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Request:

@@ -32,6 +32,7 @@ from scissorhands_jax.deletion import chain, signing
 from scissorhands_jax.deletion.database import Database, exclusive_lock, holds_ledger
 from scissorhands_jax.deletion.entries import (
     CHAIN_START,
+    RESTORE,
     Event,
     LedgerBegun,
     LedgerEntry,
@@ -156,7 +157,7 @@ class Ledger:
         rows = self._database.execute("SELECT * FROM history WHERE seq = 1")
         entry = chain.read_event(rows[0], self.path).entry if rows else None
         if not isinstance(entry, LedgerBegun):
-            raise LedgerError(f"row 1 of the history in {self.path} is missing; put the file back from your backup")
+            raise LedgerError(f"row 1 of the history in {self.path} is missing; {RESTORE}")
         return entry
 
     @property
@@ -280,7 +281,7 @@ class Ledger:
         with self._database.transaction("IMMEDIATE"):
             found = self._head_problems()
             if found:
-                raise LedgerError(f"{found[0]}, and nothing was changed")
+                raise LedgerError(f"nothing was changed, because {found[0]}")
             yield
 
 

@@ -22,6 +22,7 @@ from typing import Any
 from scissorhands_jax import files, hashing
 from scissorhands_jax.deletion import signing
 from scissorhands_jax.deletion.documents import from_document
+from scissorhands_jax.deletion.entries import RESTORE
 from scissorhands_jax.deletion.signing import LedgerKeys
 from scissorhands_jax.deletion.verdicts import Evidence, EvidenceGate, Verdict
 from scissorhands_jax.errors import LedgerError
@@ -228,15 +229,17 @@ def read_record(path: Path, public: str) -> tuple[Record, str]:
     envelope = hashing.read_canonical(path)
     document, digest = envelope.get("record"), envelope.get("hash")
     if set(envelope) != {"record", "hash", "signature"} or not isinstance(document, dict):
-        raise LedgerError(f"{path} was changed: it does not have the form of a record")
+        raise LedgerError(f"{path} was changed: it does not have the form of a record; {RESTORE}")
     if not isinstance(digest, str) or sha256(canonical(document)) != digest:
-        raise LedgerError(f"{path} was changed: its content does not have the hash that it names")
+        raise LedgerError(f"{path} was changed: its content does not have the hash that it names; {RESTORE}")
     if not signing.signed_by(public, _PURPOSE, digest, envelope["signature"]):
-        raise LedgerError(f"{path} was changed: its signature is not the ledger's")
+        raise LedgerError(f"{path} was changed: its signature is not the ledger's; {RESTORE}")
     try:
         return from_document(Record, document), digest
     except ValueError as error:
-        raise LedgerError(f"{path} was written by another version of scissorhands_jax: {error}") from error
+        raise LedgerError(
+            f"{path} was written by another version of scissorhands_jax: {error}; install that version"
+        ) from error
 
 
 def public_path(folder: Path) -> Path:

@@ -236,7 +236,9 @@ def _begin(folder: Path, keys: Path | None, network: OriginalNetwork) -> None:
     )
     with Ledger.begin(folder, about, keys) as book:
         if book.about.network != about.network:
-            raise LedgerError(f"another process has just begun a ledger for another network in {folder}")
+            raise LedgerError(
+                f"another process has just begun a ledger for another network in {folder}; name another folder"
+            )
         records.write_public(folder, book.keys)
 
 

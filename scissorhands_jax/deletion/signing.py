@@ -111,7 +111,7 @@ def _read_key(path: Path) -> bytes:
     except FileNotFoundError as error:
         raise LedgerError(f"the key {path} is missing; put it back from your backup") from error
     except OSError as error:
-        raise LedgerError(f"the key {path} cannot be read: {error.strerror}") from error
+        raise LedgerError(f"the key {path} cannot be read: {error.strerror}; make it readable and try again") from error
     if re.fullmatch(rb"[0-9a-f]{64}\n", content) is None:
         raise LedgerError(f"the key {path} is damaged; put it back from your backup")
     if os.name == "posix" and mode & 0o077:
@@ -141,7 +141,7 @@ def read_public(path: Path) -> str:
     try:
         key = load_pem_public_key(files.read_bytes(path, _MAX_PUBLIC))
     except OSError as error:
-        raise LedgerError(f"the public key {path} cannot be read: {error.strerror}") from error
+        raise LedgerError(f"the public key {path} cannot be read: {error.strerror}; name another file") from error
     except (ValueError, UnsupportedAlgorithm) as error:
         raise LedgerError(f"{path} holds no public key in PEM form; it is the {PUBLIC_FILE} of a ledger") from error
     if not isinstance(key, ed25519.Ed25519PublicKey):

@@ -10,7 +10,7 @@ from rich.console import Console
 from scissorhands_jax import hashing
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.deletion import records, signing
-from scissorhands_jax.deletion.entries import CHAIN_START, RunRecorded
+from scissorhands_jax.deletion.entries import CHAIN_START, RESTORE, RunRecorded
 from scissorhands_jax.deletion.ledger import Ledger
 from scissorhands_jax.deletion.records import Record
 from scissorhands_jax.deletion.requests import (
@@ -75,7 +75,10 @@ def verify_ledger(
             return found, None
         events = book.history()
         if head is not None and head not in (event.hash for event in events):
-            found.append(f"the history in {book.path} has no row {head}; this is an older copy, or another ledger")
+            found.append(
+                f"the history in {book.path} has no row {head}: it is an older copy or another ledger; put the newest "
+                "copy back, or name the right folder"
+            )
         hashes = {entry.run: entry.record for entry in book.entries(RunRecorded)}
         current, stopped = run_in_use(book), unfinished_run(book)
         found += _record_problems(folder, hashes, current, book.public, book.secrets)
@@ -117,9 +120,9 @@ def _record_problems(
             previous = expected
             continue
         if digest != expected:
-            found.append(f"{path} is not the record that the ledger has for run {number}")
+            found.append(f"{path} is not the record that the ledger has for run {number}; {RESTORE}")
         elif record.previous != previous or record.number != number:
-            found.append(f"{path} does not follow the record before it")
+            found.append(f"{path} does not follow the record before it; {RESTORE}")
         else:
             found += _page_problems(records.record_page_path(folder, number), record)
             run_folder = records.run_folder(folder, number)
@@ -129,10 +132,18 @@ def _record_problems(
     return found
 
 
+def _missing(path: Path) -> str:
+    return f"{path} is missing; {RESTORE}"
+
+
+def _changed(path: Path | str, why: str = "") -> str:
+    return f"{path} was changed{why}; {RESTORE}"
+
+
 def _page_problems(path: Path, record: Record) -> list[str]:
     if not path.is_file():
-        return [f"{path} is missing"]
-    return [] if hashing.file_sha256(path) == record.report else [f"{path} was changed"]
+        return [_missing(path)]
+    return [] if hashing.file_sha256(path) == record.report else [_changed(path)]
 
 
 def _file_problems(folder: Path, record: Record, keys: LedgerKeys | None) -> list[str]:
@@ -145,11 +156,11 @@ def _file_problems(folder: Path, record: Record, keys: LedgerKeys | None) -> lis
     for expected, hashes in pairs:
         for name in sorted({*expected, *hashes}):
             if name not in hashes:
-                found.append(f"{folder / name} is missing")
+                found.append(_missing(folder / name))
             elif name not in expected:
-                found.append(f"{folder / name} was not there when the record was written")
+                found.append(f"{folder / name} was not there when the record was written; move it elsewhere")
             elif hashes[name] not in (expected[name], None):
-                found.append(f"{folder / name} was changed")
+                found.append(_changed(folder / name))
     return found
 
 
@@ -159,16 +170,15 @@ def _unknown_files(folder: Path, numbers: list[int]) -> list[str]:
     known |= {path(folder, number) for number in numbers for path in (records.record_path, records.record_page_path)}
     # A process that is killed while it writes leaves a file with the suffix .tmp.
     unknown = (path for path in (folder / records.RECORDS_FOLDER).glob("*") if path.suffix != ".tmp")
-    return [f"{path} is not a record of the ledger" for path in sorted(set(unknown) - known)]
+    return [f"{path} is not a record of the ledger; move it elsewhere" for path in sorted(set(unknown) - known)]
 
 
 def _public_key_problems(folder: Path, public: str, *, needed: bool) -> list[str]:
     path = records.public_path(folder)
     if not path.exists():
-        return [f"{path} is missing"] if needed else []
-    return (
-        [] if path.read_bytes() == signing.public_pem(public) else [f"{path} was changed: it is not the ledger's key"]
-    )
+        return [_missing(path)] if needed else []
+    same = path.read_bytes() == signing.public_pem(public)
+    return [] if same else [_changed(path, ": it is not the ledger's key")]
 
 
 def _trained_on_problems(book: Ledger) -> list[str]:
@@ -177,13 +187,13 @@ def _trained_on_problems(book: Ledger) -> list[str]:
     if expected is None:
         return []
     if not file.is_file():
-        return [f"{file} is missing"]
+        return [_missing(file)]
     try:
         positions = forget_sets.read_positions(file)
         same = file.read_bytes() == positions_text(positions).encode()
     except (InputError, OSError) as error:
-        return [f"{file} was changed: {error}"]
-    return [] if same and positions_digest(book.keys, positions) == expected else [f"{file} was changed"]
+        return [_changed(file, f": {error}")]
+    return [] if same and positions_digest(book.keys, positions) == expected else [_changed(file)]
 
 
 def _original_problems(book: Ledger, subject: Subject) -> list[str]:
@@ -195,7 +205,7 @@ def _original_problems(book: Ledger, subject: Subject) -> list[str]:
     except InputError as error:
         return [f"the original network in {place} cannot be read: {error}"]
     if hashing.network_sha256(*network) != about.network:
-        return [f"{place} was changed: it is not the network that the ledger was begun with"]
+        return [_changed(str(place), ": it is not the network that the ledger was begun with")]
     return []
 
 
@@ -220,6 +230,7 @@ def _evaluated(book: Ledger, current: int, subject: Subject, console: Console) -
         if now.num != total or abs(now.correct - correct) > 1 + total // 1000:
             found.append(
                 f"the network of run {current} now gets {now.correct} of {now.num} {name} examples right, and its "
-                f"record says {correct} of {total}: the network, the data or the code has changed"
+                f"record says {correct} of {total}: the network, the data or the code has changed; "
+                "put back what was, and verify again"
             )
     return found

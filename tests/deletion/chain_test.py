@@ -52,6 +52,7 @@ def test_every_change_by_hand_is_found_and_named(folder, statements, words):
     by_hand(folder, *statements)
     found = problems(folder)
     assert any(re.search(words, line) for line in found), found
+    assert all(re.search("; (put|install) ", line) for line in found), found
     with pytest.raises(LedgerError):  # nobody works with it, and no later seal hides the change
         Ledger(folder)
 

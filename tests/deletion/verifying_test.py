@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -72,7 +73,9 @@ def swap(folder, name, other):
 )  # fmt: skip
 def test_records_that_were_moved_or_removed_are_found(book_folder, change, words, capsys):
     change(book_folder)
-    assert any(words in line for line in verified(book_folder, "--quick", capsys=capsys))
+    found = verified(book_folder, "--quick", capsys=capsys)
+    assert any(words in line for line in found)
+    assert all(re.search("; (put|move) ", line) for line in found), found
 
 
 def test_the_folder_of_a_network_that_is_no_longer_in_use_may_go(book_folder, capsys):
