@@ -4,12 +4,10 @@
 | --- | --- |
 | the mean of a few numbers, such as one per seed | `mean_estimate`: Student's |
 | a share of examples | `share_estimate`: Clopper and Pearson's |
-| the difference of two shares | `share_difference`: Agresti and Caffo's |
 | the ratio of two shares | `share_ratio`: exact, given the sum of the counts |
 | the ratio of two means of counts | `mean_ratio`: percentiles of a bootstrap over images |
 | any number from two sets of examples | `two_sample_bootstrap` |
 | any number from networks on the same examples | in `two_way`, over networks and examples |
-| any number from a few networks, such as the mean over pairs of them | `jackknife` |
 
 `tests/metrics/intervals_test.py` simulates the coverage of each for the sizes that occur here.
 """
@@ -142,35 +140,6 @@ def share_estimate(count: int, total: int, *, level: float = 0.95) -> Estimate:
         raise InputError(f"a share needs counts with 0 <= count <= total and total > 0, got {count} of {total}")
     interval = stats.binomtest(count, total).proportion_ci(level, "exact")
     return Estimate(count / total, float(interval.low), float(interval.high), level, 1, total)
-
-
-def share_difference(
-    count: float, total: int, other_count: float, other_total: int, *, level: float = 0.95
-) -> Estimate:
-    """Estimates the difference of two independent shares, first minus second, in [-1, 1].
-
-    One success and one failure are added to each set, so that the interval has a width even if shares are 0 or 1.
-
-    Args:
-      count: How many of the first examples have a property. It need not be whole if it comes from a percentage.
-      total: How many first examples there are.
-      other_count: The same as `count`, for the second examples.
-      other_total: The same as `total`, for the second examples.
-      level: The coverage that the interval aims at, in (0, 1).
-
-    Returns:
-      An estimate whose `examples` are those of the smaller side.
-
-    References:
-      Agresti and Caffo, Simple and effective confidence intervals for proportions and differences of proportions result
-      from adding two successes and two failures, The American Statistician, 2000.
-    """
-    check_level(level)
-    shares = (count + 1) / (total + 2), (other_count + 1) / (other_total + 2)
-    variance = sum(p * (1 - p) / (n + 2) for p, n in zip(shares, (total, other_total), strict=True))
-    reach = float(stats.norm.ppf(0.5 + level / 2)) * math.sqrt(variance)
-    low, high = max(-1.0, shares[0] - shares[1] - reach), min(1.0, shares[0] - shares[1] + reach)
-    return Estimate(count / total - other_count / other_total, low, high, level, 1, min(total, other_total))
 
 
 def share_ratio(count: int, total: int, other_count: int, other_total: int, *, level: float = 0.95) -> Estimate:
@@ -384,37 +353,3 @@ def two_sample_bootstrap(
         drawn = [rows[generator.integers(len(rows), size=len(rows))] for rows in (first, second)]
         replicates.append(statistic(drawn[0], drawn[1]))
     return from_replicates(value, replicates, 1, min(len(first), len(second)), level, bounds)
-
-
-def jackknife(
-    statistic: Callable[[Sequence[int]], float],
-    number: int,
-    *,
-    level: float = 0.95,
-    bounds: tuple[float, float] = UNBOUNDED,
-) -> Estimate:
-    """Estimates a statistic of a few networks by the jackknife, with Student's interval.
-
-    Two networks have no interval, because a statistic of pairs has no value for one network alone: `low` and `high`
-    are then the value.
-
-    Args:
-      statistic: A function of the positions of some of the networks that returns a number, such as the mean over their
-        pairs.
-      number: How many networks there are, at least two.
-      level: The coverage that the interval aims at, in (0, 1).
-      bounds: The smallest and largest value that the statistic can have; the interval is cut there.
-
-    References:
-      Tukey, Bias and confidence in not quite large samples, Annals of Mathematical Statistics, 1958.
-    """
-    check_level(level)
-    everything = range(number)
-    value, reach = statistic(everything), 0.0
-    if number > 2:
-        left_out = np.array([statistic([one for one in everything if one != without]) for without in everything])
-        # Leaving out one of n numbers moves their mean by only 1 / (n - 1) of its deviation, so the factor (n - 1) / n
-        # replaces the 1 / (n (n - 1)) of an ordinary standard error.
-        deviation = math.sqrt((number - 1) / number * float(np.square(left_out - left_out.mean()).sum()))
-        reach = _student(level, number) * deviation
-    return _within(value, reach, level, number, 0, bounds)

@@ -380,7 +380,7 @@ class TestTune:
         assert cli.main(list(map(str, [*arguments, *more]))) == 0
         document = json.loads((out / "tuning.json").read_text())
         assert document["validation"]["count"] == 347
-        assert list(document["best"]["changes"]) == ["learning_rate"]
+        assert list(document["best"]["changes"]) == ["learning_rate", "schedule"]
 
     @pytest.mark.parametrize(
         ("more", "message"),

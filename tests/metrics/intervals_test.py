@@ -58,9 +58,7 @@ class TestMean:
         for wrong in (
             lambda: intervals.mean_estimate([1.0, 2.0], level=level),
             lambda: intervals.share_estimate(1, 2, level=level),
-            lambda: intervals.share_difference(1, 2, 1, 2, level=level),
             lambda: intervals.from_replicates(0.5, np.zeros(3), 5, 5, level),
-            lambda: intervals.jackknife(len, 3, level=level),
         ):
             with pytest.raises(InputError, match="between 0 and 1"):
                 wrong()
@@ -90,20 +88,6 @@ class TestShares:
             stats.binom.pmf(count, total, share) for count, found in enumerate(held) if found.low <= share <= found.high
         )
         assert covered >= 0.95
-
-    @pytest.mark.parametrize("total", [80, 1500])
-    @pytest.mark.parametrize(("one", "other"), [(0.9, 0.9), (0.95, 0.6), (0.02, 0.1)])
-    def test_a_difference_is_covered_as_it_says(self, total, one, other):
-        """At the sizes of a gate: a forget set of 80 in one network, or of 500 in three."""
-        draws = np.random.default_rng(0).binomial(total, [[one], [other]], size=(2, 2000))
-        found = [intervals.share_difference(first, total, second, total, level=0.95) for first, second in draws.T]
-        covered, error = covers(found, one - other)
-        assert 0.95 - error - 0.01 <= covered <= 0.95 + error + 0.02
-
-    def test_a_difference_of_certain_shares_has_a_width(self):
-        found = intervals.share_difference(50, 50, 0, 50)
-        assert found.value == 1
-        assert 0.85 < found.low < 1 == found.high
 
     def test_a_ratio_of_rare_shares_is_covered_at_least_as_it_says(self):
         draws = np.random.default_rng(0).poisson([[4.0], [8.0]], size=(2, 2000))
@@ -197,27 +181,3 @@ class TestErrors:
         found = intervals.power(intervals.from_error(0.0, 1.0, freedom, 8, 0), effect)
         assert found == pytest.approx(above.mean(), abs=0.06)
         assert intervals.power(intervals.from_error(0.0, 0.0, 1, 8, 0), 1.0) == 1
-
-
-class TestJackknife:
-    def test_of_a_mean_it_is_students_interval(self):
-        values = normal(6)
-        found = intervals.jackknife(lambda kept: float(values[list(kept)].mean()), 6)
-        assert found == pytest.approx(intervals.mean_estimate(values))
-
-    @pytest.mark.parametrize(("number", "least"), [(3, 0.9), (5, 0.93), (10, 0.93)])
-    def test_of_distances_between_networks_it_covers_about_as_it_says(self, number, least):
-        """The mean distance of pairs of networks whose four numbers vary by chance, as in the gate of a table."""
-        found = []
-        for rows in normal(600, number, 4):
-
-            def mean_distance(kept, rows=rows):
-                return float(np.mean([np.abs(rows[a] - rows[b]).mean() for a, b in itertools.combinations(kept, 2)]))
-
-            found.append(intervals.jackknife(mean_distance, number, bounds=(0, math.inf)))
-        covered, error = covers(found, 2 / math.sqrt(math.pi))
-        assert least - error <= covered <= 0.97 + error
-
-    def test_two_networks_have_a_value_alone(self):
-        found = intervals.jackknife(lambda kept: float(sum(kept)), 2)
-        assert found == Estimate(1.0, 1.0, 1.0, 0.95, 2, 0)
