@@ -202,7 +202,7 @@ def _network(width: int):
 
 @functools.cache
 def _method(model) -> Method:
-    return scissorhands(classification_loss(model), sgd(0.01), fraction=0.1, batch_size=_BATCH)
+    return scissorhands(classification_loss(model), sgd(0.01), fraction=0.1, batch_size=_BATCH, every_step_joint=False)
 
 
 def _examples(count: int) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import chex
 import jax
@@ -19,8 +20,6 @@ from scissorhands_jax.optimizers import sgd
 from scissorhands_jax.training.loop import run
 from tests.comparison import same_bits
 from tests.methods.example import DATA, GRADIENT, KEY, PLAIN_SGD, epoch_of, plain_loss
-
-JOINT = {"every_step_joint": True}
 
 
 def pull(params, batch):
@@ -49,7 +48,7 @@ class TestClosedForm:
             path.append(w)
         return path, above, projected
 
-    @pytest.mark.parametrize(("ceiling", "always"), [(3.0, False), (3.0, True), (1e9, False), (None, False)])
+    @pytest.mark.parametrize(("ceiling", "always"), [(3.0, False), (3.0, True), (1e9, False), (math.inf, False)])
     @pytest.mark.parametrize("pair", ["vmap", "sequential"])
     def test_the_objective_is_the_smaller_of_forget_loss_and_ceiling(self, ceiling, always, pair):
         rate = 0.2
@@ -62,20 +61,18 @@ class TestClosedForm:
             batch_size=4,
             pair=pair,
             project_above_ceiling=always,
-            **JOINT,
         )
         carry, step = method.init(KEY, jnp.ones((2, 2)), (), self.DATA), jax.jit(method.step)
         batch = Batch(*self.DATA)
-        bound = np.inf if ceiling is None else ceiling
         start = np.asarray(carry.params, np.float64)
-        path, above, projected = self.followed(start, weight=1.5, ceiling=bound, always=always, steps=20, rate=rate)
+        path, above, projected = self.followed(start, weight=1.5, ceiling=ceiling, always=always, steps=20, rate=rate)
         for w, over, was in zip(path[1:], above, projected, strict=True):
             carry, metrics = step(carry, batch)
             np.testing.assert_allclose(carry.params, w, rtol=2e-4, atol=1e-5)
-            assert bool(metrics["loss_forget"] > bound) == over
+            assert bool(metrics["loss_forget"] > ceiling) == over
             assert bool(metrics["projected"]) == was
         # Both kinds of steps occurred where there is a ceiling within reach.
-        assert 2 <= sum(above) <= 18 or bound > 1e6
+        assert 2 <= sum(above) <= 18 or ceiling > 1e6
         assert any(projected) or not always
 
     def test_without_a_ceiling_the_forget_loss_outgrows_every_bound_and_with_it_stays(self):
@@ -93,7 +90,7 @@ def test_above_the_ceiling_a_step_is_that_of_the_retain_batch_and_below_nothing_
     build = functools.partial(
         scissorhands, lift(plain_loss), PLAIN_SGD, fraction=0.2, batch_size=4, forget_weight=0.7, mode=mode
     )
-    below = [epoch_of(build(ceiling=ceiling), steps=1) for ceiling in (None, 1e6)]
+    below = [epoch_of(build(ceiling=ceiling), steps=1) for ceiling in (math.inf, 1e6)]
     assert same_bits(*(epoch.carries[-1].params for epoch in below))
     epoch = epoch_of(build(ceiling=1e-6), steps=1)
     assert epoch.batches[0].forget is not None
@@ -102,8 +99,9 @@ def test_above_the_ceiling_a_step_is_that_of_the_retain_batch_and_below_nothing_
     chex.assert_trees_all_close(epoch.carries[1].params, expected, rtol=1e-6, atol=1e-6)
     assert not same_bits(epoch.carries[1].params, below[0].carries[1].params)
     assert not epoch.metrics[0]["projected"]
-    # Retain-only steps know no ceiling, and no mode has one by itself.
-    assert build().init(KEY, below[0].carries[0].params, (), DATA).aux.ceiling > 1e38
+    # Where the forget set is seen once an epoch, there is none unless it is given.
+    without = build(every_step_joint=False).init(KEY, below[0].carries[0].params, (), DATA).aux.ceiling
+    assert without == np.finfo(np.float32).max
 
 
 class TestDigits:
@@ -121,7 +119,7 @@ class TestDigits:
 
         def losses(**changes):
             settings = dataclasses.replace(
-                scenario.methods["scissorhands"], learning_rate=0.02, epochs=5, departures=JOINT, **changes
+                scenario.methods["scissorhands"], learning_rate=0.02, epochs=5, schedule="drops", **changes
             )
             seen = []
             run(
@@ -137,7 +135,7 @@ class TestDigits:
 
         for weight in (0.05, 0.2):
             with pytest.raises(NonFiniteError):
-                losses(forget_weight=weight)
+                losses(forget_weight=weight, ceiling="off")
             seen = losses(forget_weight=weight, ceiling="uniform")
             # What is above log 10 comes from momentum and from the retained examples, not from the forgotten ones.
             assert np.max(seen) < 15

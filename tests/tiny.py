@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 
 import jax
@@ -71,5 +70,5 @@ def method(name: str, *, augment: bool = True, **changes) -> Method:
 
     One value per setting, so that it is compiled once for all tests.
     """
-    settings = dataclasses.replace(METHODS[name](), **{"epochs": 2, "batch_size": 4, "learning_rate": 0.02} | changes)
+    settings = METHODS[name]().changed(**{"epochs": 2, "batch_size": 4, "learning_rate": 0.02} | changes)
     return settings.build(model(), loss(augment=augment), CLASSES)

@@ -48,6 +48,7 @@ def epochs(network: str, settings: Settings) -> tuple[Data, Call, dict[str, Call
         optimizers.sgd(LEARNING_RATE),
         fraction=FRACTION,
         batch_size=size,
+        every_step_joint=False,
     )
     trimmed = method._replace(init=lambda *_: carry)
 

@@ -42,7 +42,7 @@ class Repair:
             optimizers.sgd(LEARNING_RATE),
             fraction=FRACTION,
             batch_size=settings.batch_size,
-            **options,
+            **{"every_step_joint": False, **options},
         )
         shape, count = settings.networks[network]["image_shape"], 2 * settings.batch_size
         self.data = Data(random_images(shape, count, seed=1), random_images(shape, count, seed=2))

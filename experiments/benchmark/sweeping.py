@@ -53,6 +53,8 @@ def _sweep(network: str, settings: Settings) -> tuple[list[Member], Data]:
     model, loss_fn = build(network, tuple(options.items()))
     size, shape = settings.batch_size, options["image_shape"]
     data = Data(random_images(shape, size, seed=1), random_images(shape, steps * size, seed=2))
-    method = scissorhands(loss_fn, optimizers.sgd(LEARNING_RATE), fraction=FRACTION, batch_size=size)
+    method = scissorhands(
+        loss_fn, optimizers.sgd(LEARNING_RATE), fraction=FRACTION, batch_size=size, every_step_joint=False
+    )
     keys = jax.random.split(jax.random.key(0), count)
     return [Member(method, key, *model.init(key)) for key in keys], data

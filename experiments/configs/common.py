@@ -54,8 +54,8 @@ def every_method(
             if of == name:
                 fields = {"batch_size": methods[name].batch_size, **fields, **(published or {}).get(label, {})}
                 methods[label] = kind(**own.get(name, {}), **fields)
-    code = {"mode": "authors", "project": projected or upper}
-    methods["scissorhands, published code"] = dataclasses.replace(methods["scissorhands"], **code)
+    code = methods["scissorhands"].changed(mode="authors", project=projected or upper)
+    methods["scissorhands, published code"] = code
     return methods
 
 

@@ -13,6 +13,7 @@ The preset `released` is what the published code does, which is something else (
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 import optax
@@ -61,11 +62,10 @@ class ConceptSettings:
     learning_rate: float = 1e-5
     """The learning rate, above 0; it stays the same in all steps."""
     departures: dict[str, Any] = dataclasses.field(
-        default_factory=lambda: {"saliency_train": True, "every_step_joint": True}, metadata={KEYS: Semantics}
+        default_factory=lambda: {"saliency_train": True}, metadata={KEYS: Semantics}
     )
-    """Single fields of `Semantics` whose values differ from those of Algorithm 1. The two in the preset `paper` do not
-    contradict it: batches for the saliency get timesteps and noise of their own, and every step of an epoch sees a
-    forget batch."""
+    """Single fields of `Semantics` whose values differ from those of Algorithm 1. The one in the preset `paper` does
+    not contradict it: batches for the saliency get timesteps and noise of their own."""
 
     def transformation(self) -> optax.GradientTransformation:
         """The optimizer with its learning rate."""
@@ -99,6 +99,7 @@ class ConceptSettings:
             projected=self.projected,
             batch_size=self.batch_size,
             saliency_loss_fn=noise_loss,
+            ceiling=math.inf,
             departures=self.departures,
         )
 
@@ -129,7 +130,7 @@ PRESETS: dict[str, ConceptSettings] = {
 * the repair minimises `L(D_r) + lambda E (e(x_t, t, c_f) - e(x_t, t, pseudo))^2`, with the second prediction held
   fixed; the projection, which that code defines, is never called;
 * `departures.fixed_batches`: its loaders start again at every step and do not shuffle, so all batches are the first
-  examples of each set; `departures.fixed_batches=false departures.every_step_joint=true` sees all of them.
+  examples of each set; `departures.fixed_batches=false` sees all of them.
 
 Two things differ from that code: latents are drawn once for both predictions, not once for each, and its cut does not
 have the fallback of `masks.kept_fraction_mask`, which applies where salient and other weights have the same score.

@@ -45,7 +45,7 @@ EXPERIMENT = Experiment(
             methods={
                 "finetune": _FINETUNE,
                 "scissorhands": ScissorhandsSettings(
-                    epochs=20, learning_rate=0.05, fraction=0.05, forget_weight=0.2, trim="layer2|head", **_COMMON
+                    epochs=20, learning_rate=0.05, fraction=0.05, trim="layer2|head", **_COMMON
                 ),
             },
         ),

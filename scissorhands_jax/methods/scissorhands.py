@@ -44,7 +44,7 @@ from scissorhands_jax.keywords import KEYS, REST, takes
 from scissorhands_jax.methods._gradient import check_not_empty
 from scissorhands_jax.methods.pair_gradients import Pair, pair_gradients
 from scissorhands_jax.methods.semantics import Semantics, resolve_semantics
-from scissorhands_jax.methods.settings import Choices, Gradient, Mode, Range, TrainingSettings
+from scissorhands_jax.methods.settings import Choices, Gradient, Mode, Range, ScheduleName, TrainingSettings
 from scissorhands_jax.methods.trimming import trim_network
 from scissorhands_jax.trees import Where
 
@@ -115,8 +115,9 @@ class ScissorhandsArguments(ScissorhandsOptions):
     """The forget loss, above 0, up to which forget examples are driven: the repair minimises
     `L_r - forget_weight * min(L_f, ceiling)`, and a step whose forget batch has a larger mean loss follows the gradient
     of the retain batch alone, without a projection. For a classifier `math.log(num_classes)` is the loss of a uniform
-    guess, and the mean loss of held-out examples is what a network should have that never saw them. None is no ceiling,
-    as in the paper."""
+    guess, and the mean loss of held-out examples is what a network should have that never saw them. `math.inf` is no
+    ceiling, as in the paper. None is the same where steps see retain examples alone once the forget examples are used
+    up; where every step sees forget examples, a ceiling has to be chosen."""
 
 
 @takes(ScissorhandsArguments)
@@ -200,7 +201,12 @@ def _check(
     if options.forget_weight < 0:
         raise InputError(f"forget_weight must not be negative, got {options.forget_weight}")
     if options.ceiling is not None and not options.ceiling > 0:
-        raise InputError(f"ceiling must be above 0, got {options.ceiling}; it is a forget loss, None is no ceiling")
+        raise InputError(f"ceiling must be above 0, got {options.ceiling}; it is a forget loss, math.inf is no ceiling")
+    if options.ceiling is None and semantics.every_step_joint and not semantics.fixed_batches:
+        raise InputError(
+            "a forget batch in every step drives the forget loss up without bound, so it needs a ceiling; give "
+            "ceiling=math.log(num_classes) for a classifier, or math.inf for none"
+        )
     if options.num_constraints > 1 and not semantics.constraints_per_epoch:
         raise InputError(
             f"num_constraints = {options.num_constraints} needs constraints_per_epoch; a step has one forget gradient"
@@ -396,11 +402,19 @@ def _first(total: int, batch_size: int) -> np.ndarray:
     return np.arange(min(total, batch_size), dtype=np.int32)
 
 
+_OF_MODE: Any = None  # stands for the mode's value until `__post_init__` puts it there
+_MODES: dict[Mode, dict[str, Any]] = {
+    "paper": {"ceiling": "uniform", "schedule": "linear"},
+    "authors": {"ceiling": "off", "schedule": "drops"},
+}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScissorhandsSettings(ScissorhandsOptions, TrainingSettings):
     """The authors' settings for 10 % of CIFAR-10 and ResNet-18, except for the batch size and the layers.
 
-    On the command line `departures.NAME=VALUE` sets single fields of `Semantics`.
+    `ceiling` and `schedule` have the values of the mode unless they are given. On the command line
+    `departures.NAME=VALUE` sets single fields of `Semantics`.
     """
 
     fraction: float = 0.03
@@ -408,10 +422,11 @@ class ScissorhandsSettings(ScissorhandsOptions, TrainingSettings):
     rank: str | None = None
     trim: str | None = None
     project: str | None = None
-    ceiling: float | Literal["uniform"] | None = None
+    ceiling: float | Literal["uniform", "off"] = _OF_MODE
     """The forget loss, above 0, up to which forget examples are driven: a step whose forget batch has a larger mean
     loss follows the gradient of the retain batch alone. "uniform" is the loss of a uniform guess, the natural logarithm
-    of the number of classes. None is no ceiling."""
+    of the number of classes, and the default of the mode "paper"; "off" is no ceiling, the default of "authors"."""
+    schedule: ScheduleName = _OF_MODE
     gradients: ClassVar[tuple[Gradient, ...]] = ("retain", "forget")
     search_ranges: ClassVar[Mapping[str, Range | Choices]] = {
         "fraction": (0.003, 0.3),
@@ -420,19 +435,25 @@ class ScissorhandsSettings(ScissorhandsOptions, TrainingSettings):
         "schedule": ("drops", "linear"),
     }
 
+    def __post_init__(self) -> None:
+        check_choice("mode", self.mode, _MODES)
+        for name, value in _MODES[self.mode].items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        super().__post_init__()
+
+    def changed(self, **changes: Any) -> ScissorhandsSettings:
+        """A copy with other values; another mode brings its own for all that was as the old mode has it."""
+        if changes.get("mode", self.mode) != self.mode:
+            changes = {n: None for n, value in _MODES[self.mode].items() if getattr(self, n) == value} | changes
+        return dataclasses.replace(self, **changes)
+
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The method with these settings; see `MethodSettings.build`."""
         del model
-        method = scissorhands(
-            self.microbatched(loss_fn),
-            self.optimizer(),
-            ceiling=self._ceiling(num_classes),
-            **self.values(ScissorhandsOptions),
-        )
-        return self.scheduled(method)
-
-    def _ceiling(self, num_classes: int) -> float | None:
-        if not isinstance(self.ceiling, str):
-            return self.ceiling
-        check_choice("ceiling", self.ceiling, ("uniform",))
-        return math.log(num_classes)
+        ceiling = self.ceiling
+        if isinstance(ceiling, str):
+            check_choice("ceiling", ceiling, ("uniform", "off"))
+            ceiling = math.log(num_classes) if ceiling == "uniform" else math.inf
+        options = self.values(ScissorhandsOptions)
+        return self.scheduled(scissorhands(self.microbatched(loss_fn), self.optimizer(), ceiling=ceiling, **options))

@@ -15,8 +15,7 @@ from scissorhands_jax.methods.settings import Mode
 class Semantics:
     """Every point in which the published code departs from the paper, each with its own switch.
 
-    The defaults compute each step as Algorithm 1 of the paper does, and pair batches as the published code does
-    (`every_step_joint`); `SEMANTICS["authors"]` is the published code.
+    The defaults are Algorithm 1 of the paper; `SEMANTICS["authors"]` is the published code.
     """
 
     saliency_train: bool = False
@@ -54,11 +53,10 @@ class Semantics:
     """Whether a step is projected although the loss of its forget batch is above the `ceiling`. The constraint then
     holds in every joint step, as in Algorithm 1, and only lambda is switched off. It bounds the forget loss from below
     and leaves it free to rise: each projected step raises it by its curvature."""
-    every_step_joint: bool = False
-    """Whether forget batches are cycled so that every step of an epoch sees one, as Algorithm 1 has it. Otherwise an
-    epoch passes once over both sets, as in the published code, and its steps see retain examples alone once the forget
-    examples are used up. Seen at every step, the forget loss can be driven up without bound unless there is a
-    `ceiling`."""
+    every_step_joint: bool = True
+    """Whether forget batches are cycled so that every step of an epoch sees one, as Algorithm 1 has it; the forget loss
+    is then driven up without bound unless there is a `ceiling`. Otherwise an epoch passes once over both sets, as in
+    the published code, and its steps see retain examples alone once the forget examples are used up."""
     ragged_batches: bool = False
     """Whether the last batch of a pass may be smaller. Otherwise it is filled up."""
     fixed_batches: bool = False
@@ -80,6 +78,7 @@ SEMANTICS: dict[str, Semantics] = {
         forget_moves_state=True,
         margin=0.5,
         eps=1e-3,
+        every_step_joint=False,
         ragged_batches=True,
     ),
 }

@@ -1,6 +1,7 @@
 """The losses of diffusion networks against closed forms, and the concepts that methods forget by them."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -110,6 +111,7 @@ class TestConceptLoss:
             projected=projected,
             batch_size=8,
             saliency_loss_fn=losses.noise_loss(model),
+            ceiling=math.inf,
             saliency_train=True,
         )
         params = jnp.array([[5.0], [0.5]])

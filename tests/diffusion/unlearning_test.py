@@ -306,7 +306,7 @@ class TestPresets:
         other = examples._replace(forget=jax.tree.map(lambda leaf: leaf.at[2:].set(9), examples.forget))
         carries = [method.init(jax.random.key(0), small_params(), {}, each) for each in (examples, other)]
         assert same_bits(*(carry.params for carry in carries))
-        loose = ["batch_size=2", "departures.fixed_batches=false", "departures.every_step_joint=true"]
+        loose = ["batch_size=2", "departures.fixed_batches=false"]
         method = config.override(concept_settings.PRESETS["released"], loose).method(MODEL)
         seen = [batch.forget for batch in method.batches(jax.random.key(0), data(5), 0)]
         assert set(np.concatenate(seen).tolist()) == set(range(5))

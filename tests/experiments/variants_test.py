@@ -31,7 +31,7 @@ def test_cells_of_every_kind_are_made_once(tmp_path, capsys):
     assert all(row["avg_gap"] >= 0 and row["score"] >= 0 for row in rows)
     held_out = found["every step, held-out ceiling"]
     assert held_out["settings"]["ceiling"] == held_out["held_out_loss"] > 0
-    assert found["base"]["settings"]["ceiling"] is None
+    assert found["base"]["settings"]["ceiling"] == "off"
     # Every variant is another network.
     assert len({json.dumps(row["numbers"]) for row in rows}) >= 5
     assert text.count("\n") == 2 + len(rows)

@@ -30,7 +30,8 @@ def config(method="scissorhands", *, retain=RETAIN, **changes):
 
 @pytest.fixture(scope="module")
 def document():
-    return planning.plan_run(config(epochs=3), memory_gib=64).document()
+    once = {"every_step_joint": False}
+    return planning.plan_run(config(epochs=3, departures=once), memory_gib=64).document()
 
 
 def test_steps_are_counted_by_kind_as_the_run_takes_them(document):
@@ -45,6 +46,9 @@ def test_steps_are_counted_by_kind_as_the_run_takes_them(document):
     operations = 64 * (6 * WEIGHTS - 2 * 64 * 256)
     assert alone["flops_per_step"] == pytest.approx(operations, rel=0.1)
     assert joint["flops_per_step"] == pytest.approx(2 * operations, rel=0.1)
+    # By default every step sees forget examples.
+    kinds = planning.plan_run(config(epochs=1), memory_gib=64).document()["kinds"]
+    assert [(kind["forget"], kind["retain"], kind["steps"]) for kind in kinds] == [(64, 64, 8)]
 
 
 def test_what_has_a_shape_is_exact_and_the_sum_is_the_sum(document):

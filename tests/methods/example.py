@@ -1,6 +1,5 @@
 """A small network of odd trees, data for it, and methods that are built and run on both."""
 
-import dataclasses
 import itertools
 from typing import NamedTuple
 
@@ -87,7 +86,7 @@ def build(name, loss_fn=LOSS, model=MODEL, **changes):
         given["clip"] = False  # our images are no pixels
     if name == "sfron":
         given["forget_every"] = 2  # so that two steps of an epoch's three see the forget set, once all of it
-    settings = dataclasses.replace(METHODS[name](), **given | changes)
+    settings = METHODS[name]().changed(**given | changes)
     return settings.build(model, loss_fn, 3)
 
 

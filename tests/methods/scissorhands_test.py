@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import chex
 import jax
@@ -13,6 +14,7 @@ from scissorhands_jax import data as data_lib
 from scissorhands_jax import trees
 from scissorhands_jax.base import Data, lift
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.jobs import config
 from scissorhands_jax.losses import classification_loss
 from scissorhands_jax.methods import METHODS, Semantics, scissorhands, trim_network
 from scissorhands_jax.methods.scissorhands import constraint_gradients
@@ -36,6 +38,8 @@ from tests.methods.example import (
     plain_loss,
 )
 
+ONCE = {"every_step_joint": False}
+
 
 def descent(params, carry):
     """What plain gradient descent with learning rate 1 subtracted."""
@@ -45,7 +49,7 @@ def descent(params, carry):
 class TestScissorhandsRepair:
     def test_the_step_never_improves_the_forget_loss_to_first_order(self):
         method = scissorhands(
-            lift(plain_loss), PLAIN_SGD, fraction=0.2, batch_size=4, forget_weight=0.05, every_step_joint=True
+            lift(plain_loss), PLAIN_SGD, fraction=0.2, batch_size=4, forget_weight=0.05, ceiling=math.inf
         )
         carry, step, duals = method.init(KEY, original(3)[0], (), DATA), jax.jit(method.step), []
         for epoch in range(4):
@@ -66,7 +70,7 @@ class TestScissorhandsRepair:
 
     def test_without_projection_the_step_follows_the_objective(self):
         method = scissorhands(
-            lift(plain_loss), PLAIN_SGD, fraction=0.2, batch_size=4, forget_weight=0.5, projected=False
+            lift(plain_loss), PLAIN_SGD, fraction=0.2, batch_size=4, forget_weight=0.5, projected=False, ceiling=9.0
         )
         epoch = epoch_of(method, steps=1)
         before, batch = epoch.carries[0].params, epoch.batches[0]
@@ -83,7 +87,9 @@ class TestScissorhandsRepair:
 
     @pytest.mark.parametrize(("margin", "dual"), [(0.0, 1.0), (0.5, 1.0), (5.0, 5.0)])
     def test_margin_bounds_the_dual_of_violated_steps_from_below(self, margin, dual):
-        method = scissorhands(lift(plain_loss), PLAIN_SGD, fraction=0.2, batch_size=4, forget_weight=0.0, margin=margin)
+        method = scissorhands(
+            lift(plain_loss), PLAIN_SGD, fraction=0.2, batch_size=4, forget_weight=0.0, margin=margin, ceiling=9.0
+        )
         joint = epoch_of(method, self.twins, steps=1).metrics[0]
         assert joint["projected"]
         assert joint["dots"][0] > 0
@@ -118,7 +124,7 @@ class TestScissorhandsRepair:
             batch_size=4,
             forget_weight=0.0,
             project_every=2,
-            every_step_joint=True,
+            ceiling=9.0,
         )
         epoch = epoch_of(method, self.twins)
         assert [bool(metrics["projected"]) for metrics in epoch.metrics] == [False, True, False]
@@ -131,7 +137,9 @@ class TestScissorhandsRepair:
         assert not method.step(carry, epoch.batches[0])[1]["projected"]
 
     def test_a_projection_pattern_leaves_other_gradients_as_they_are(self):
-        method = scissorhands(lift(plain_loss), PLAIN_SGD, fraction=0.2, batch_size=4, forget_weight=0.0, project="1")
+        method = scissorhands(
+            lift(plain_loss), PLAIN_SGD, fraction=0.2, batch_size=4, forget_weight=0.0, project="1", ceiling=9.0
+        )
         epoch = epoch_of(method, self.twins, steps=1)
         before, batch = epoch.carries[0].params, epoch.batches[0]
         retain, forget = (GRADIENT(before, part) for part in (batch.retain, batch.forget))
@@ -142,23 +150,23 @@ class TestScissorhandsRepair:
         assert abs(dot(followed[1], forget[1])) < 1e-4
 
     def test_an_epoch_passes_once_over_both_sets_or_cycles_the_forget_set(self):
-        once = list(scissorhands(LOSS, PLAIN_SGD, fraction=0.1, batch_size=2).batches(KEY, DATA, 0))
+        once = list(scissorhands(LOSS, PLAIN_SGD, fraction=0.1, batch_size=2, **ONCE).batches(KEY, DATA, 0))
         assert [batch.forget is None for batch in once] == [False] * 3 + [True] * 2
-        joint = list(
-            scissorhands(LOSS, PLAIN_SGD, fraction=0.1, batch_size=2, every_step_joint=True).batches(KEY, DATA, 0)
-        )
+        joint = list(scissorhands(LOSS, PLAIN_SGD, fraction=0.1, batch_size=2, ceiling=1.0).batches(KEY, DATA, 0))
         assert [batch.forget is None for batch in joint] == [False] * 5
         assert sorted(np.concatenate([batch.forget for batch in joint[:3]])) == list(range(6))
-        sizes = scissorhands(LOSS, PLAIN_SGD, fraction=0.1, batch_size=4, forget_batch_size=1).batches(KEY, DATA, 0)
+        sizes = scissorhands(LOSS, PLAIN_SGD, fraction=0.1, batch_size=4, forget_batch_size=1, **ONCE).batches(
+            KEY, DATA, 0
+        )
         assert [(len(batch.forget), len(batch.retain)) for batch in sizes] == [(1, 4)] * 3
 
     def test_steps_stop_with_the_retain_set(self):
         short = Data(DATA.retain, DATA.forget)
-        batches = list(scissorhands(LOSS, PLAIN_SGD, fraction=0.1, batch_size=2).batches(KEY, short, 0))
+        batches = list(scissorhands(LOSS, PLAIN_SGD, fraction=0.1, batch_size=2, **ONCE).batches(KEY, short, 0))
         assert [batch.forget is None for batch in batches] == [False] * 3
 
     def test_ragged_batches_are_not_filled_up(self):
-        method = scissorhands(LOSS, PLAIN_SGD, fraction=0.1, batch_size=4, ragged_batches=True)
+        method = scissorhands(LOSS, PLAIN_SGD, fraction=0.1, batch_size=4, ragged_batches=True, **ONCE)
         batches = list(method.batches(KEY, DATA, 0))
         assert [len(batch.retain) for batch in batches] == [4, 4, 2]
         assert [None if batch.forget is None else len(batch.forget) for batch in batches] == [4, 2, None]
@@ -166,7 +174,7 @@ class TestScissorhandsRepair:
     @pytest.mark.parametrize("mode", ["paper", "authors"])
     def test_bfloat16_params_keep_their_type_through_an_epoch(self, mode):
         params, _ = original(dtype=jnp.bfloat16)
-        method = scissorhands(lift(plain_loss), sgd(0.05), fraction=0.2, batch_size=4, mode=mode)
+        method = scissorhands(lift(plain_loss), sgd(0.05), fraction=0.2, batch_size=4, mode=mode, ceiling=9.0)
         carry = method.init(KEY, params, (), DATA)
         begun = method.begin_epoch(carry, DATA)
         chex.assert_trees_all_equal_shapes_and_dtypes(begun, carry)
@@ -285,6 +293,7 @@ class TestRefusals:
             ({"fraction": 0.0}, "fraction must lie strictly between 0 and 1, got 0.0"),
             ({"fraction": 1.0}, "fraction must lie strictly between 0 and 1, got 1.0"),
             ({"forget_weight": -0.1}, "forget_weight must not be negative, got -0.1"),
+            ({"ceiling": None}, "a forget batch in every step drives the forget loss up without bound, so it needs a"),
             ({"ceiling": 0.0}, "ceiling must be above 0, got 0.0"),
             ({"ceiling": float("nan")}, "ceiling must be above 0, got nan"),
             ({"mode": "thesis"}, "mode is 'thesis'; choose one of paper, authors"),
@@ -304,17 +313,19 @@ class TestRefusals:
     )
     def test_settings_out_of_range_are_refused(self, settings, message):
         with pytest.raises(InputError, match=message):
-            scissorhands(LOSS, PLAIN_SGD, **({"fraction": 0.1} | settings))
+            scissorhands(LOSS, PLAIN_SGD, **({"fraction": 0.1, "ceiling": 1.0} | settings))
 
     def test_a_ceiling_is_a_number_or_the_word_uniform(self):
         assert build("scissorhands", ceiling="uniform").init(KEY, *original(), DATA).aux.ceiling == np.float32(
             np.log(3)
         )
-        with pytest.raises(InputError, match="ceiling is 'held_out'; choose one of uniform"):
+        off = build("scissorhands", ceiling="off").init(KEY, *original(), DATA).aux
+        assert off.ceiling == np.finfo(np.float32).max
+        with pytest.raises(InputError, match="ceiling is 'held_out'; choose one of uniform, off"):
             build("scissorhands", ceiling="held_out")
 
     def test_a_projection_pattern_that_matches_nothing_is_refused(self):
-        method = scissorhands(lift(plain_loss), PLAIN_SGD, fraction=0.1, project="layer4", batch_size=6)
+        method = scissorhands(lift(plain_loss), PLAIN_SGD, fraction=0.1, project="layer4", batch_size=6, ceiling=1.0)
         with pytest.raises(InputError, match="layer pattern 'layer4' matches none"):
             method.init(KEY, original()[0], (), DATA)
 
@@ -345,6 +356,17 @@ class TestOneCompilationForAllValues:
         assert compilations.names == []
         for result in results:
             assert not same_bits(result, first)
+
+    def test_ceiling_and_schedule_are_those_of_the_mode_unless_given(self):
+        paper, authors = METHODS["scissorhands"](), METHODS["scissorhands"](mode="authors")
+        assert (paper.ceiling, paper.schedule) == ("uniform", "linear")
+        assert (authors.ceiling, authors.schedule) == ("off", "drops")
+        assert paper.changed(mode="authors") == authors
+        assert authors.changed(mode="paper") == paper
+        assert paper.changed(schedule="cosine").changed(mode="authors").schedule == "cosine"
+        assert paper.changed(mode="authors", ceiling=2.0).ceiling == 2.0
+        assert config.override(paper, ["ceiling=off"]).ceiling == "off"
+        assert config.override(paper, ["mode=authors", "ceiling=1.5"]) == authors.changed(ceiling=1.5)
 
     def test_equal_settings_make_equal_steps(self):
         settings = METHODS["scissorhands"]()

@@ -267,7 +267,9 @@ def main() -> None:
     results = {}
     for name, model in networks.items():
         start = model.init(jax.random.key(1))
-        method = scissorhands(classification_loss(model), sgd(0.05), fraction=0.1, batch_size=16)
+        method = scissorhands(
+            classification_loss(model), sgd(0.05), fraction=0.1, batch_size=16, every_step_joint=False
+        )
         one = training.run(method, key, *start, data, num_epochs=2)
         for mesh in MESHES if name == "mlp" else RESNET_MESHES:
             layout = layout_of(mesh)
@@ -291,7 +293,7 @@ def main() -> None:
     model = networks["mlp"]
     start = model.init(jax.random.key(1))
     loss_fn = classification_loss(model)
-    method = scissorhands(loss_fn, sgd(0.05), fraction=0.1, batch_size=16)
+    method = scissorhands(loss_fn, sgd(0.05), fraction=0.1, batch_size=16, every_step_joint=False)
     layout = layout_of("4x2 fsdp")
     with Compilations() as compilations:
         training.run(finetune(loss_fn, sgd(0.05), batch_size=16), key, *start, data, num_epochs=3, layout=layout)
