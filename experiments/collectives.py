@@ -1,4 +1,4 @@
-"""What crosses devices in a compiled program, read from its text."""
+"""Reads from the text of a compiled program what crosses devices."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, 
 
 
 class Collective(NamedTuple):
-    """One instruction; inside a loop it runs once per pass."""
+    """An instruction that moves data between devices. Inside a loop it runs once per pass."""
 
-    kind: str  # as XLA calls it: all-reduce, all-gather, ...
-    shapes: tuple[tuple[int, ...], ...]  # of its results on one device
-    sizes: tuple[int, ...]  # of the same in bytes
+    kind: str  # The name in XLA, such as all-reduce or all-gather.
+    shapes: tuple[tuple[int, ...], ...]  # The shapes of its results on one device.
+    sizes: tuple[int, ...]  # The sizes of these results in bytes.
 
     @property
     def largest(self) -> int:
-        """Numbers in the largest array of its results."""
+        """The number of elements of the largest result."""
         return max((math.prod(shape) for shape in self.shapes), default=0)
 
 
 def collectives(text: str) -> list[Collective]:
-    """All collectives in the text of a compiled program (`compiled.as_text()`), in its order."""
+    """Returns all collectives in the text of a compiled program (`compiled.as_text()`), in its order."""
     found = []
     for match in _CALL.finditer(text):
         arrays = [
@@ -41,7 +41,7 @@ def collectives(text: str) -> list[Collective]:
 
 
 def bytes_by_kind(text: str) -> dict[str, int]:
-    """Bytes of the results of all collectives of each kind."""
+    """Returns how many bytes the results of all collectives of each kind have."""
     totals: dict[str, int] = {}
     for collective in collectives(text):
         totals[collective.kind] = totals.get(collective.kind, 0) + int(np.sum(collective.sizes))

@@ -1,9 +1,9 @@
-"""All ten digits forgotten by a diffusion network, one after the other, with all controls.
+"""Has a diffusion network forget each of the ten digits in turn, with all controls.
 
     python -m experiments.diffusion_digits --out experiments/results/diffusion_digits.json
 
-trains the network of `scissorhands demo diffusion` once, for 50 epochs instead of 40, and has it forget each digit in
-every way. Each result is written as soon as it is computed, and the same command continues where it was stopped (the
+This trains the network of `scissorhands demo diffusion` once, for 50 epochs instead of 40, and has it forget each digit
+in every way. Each result is written as soon as it is computed, and the same command continues where it was stopped (the
 original is then trained again, to the same weights). At the end two digits are forgotten with other shares and layers
 re-initialised, and a picture is drawn next to the results.
 """
@@ -42,8 +42,8 @@ from scissorhands_jax.errors import InputError
 from scissorhands_jax.metrics import intervals
 from scissorhands_jax.terminal import Console, complain
 
-TRAINING = DigitsTraining(epochs=50)  # a little longer than the demonstration has time for
-SHOWN = 10  # drawings of a digit in the picture
+TRAINING = DigitsTraining(epochs=50)  # A little longer than the demonstration has time for.
+SHOWN = 10  # Drawings of each digit in the picture.
 SWEEP: dict[str, dict[str, Any]] = {
     "attention, 1 %": {"fraction": 0.01},
     "all layers, 0.1 %": {"fraction": 0.001, "trim": None},
@@ -146,7 +146,7 @@ def run(
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: by network the means over digits, with the lowest and the highest digit, and one line per sweep."""
+    """Returns a Markdown table: by network the mean, lowest and highest number over digits, and one line per sweep."""
     header = "| network | digits | forgotten digit, % | other digits, % | unasked, % | Fréchet distance |"
     lines = [header, "| --- | ---: | ---: | ---: | ---: | ---: |"]
     changed = [row for row in rows if "changed" in row]
@@ -166,12 +166,12 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _naming(start_phase: StartPhase, digit: int) -> StartPhase:
-    """The same with the digit in the name of each phase."""
+    """Returns a function that begins phases with the digit in their names."""
     return lambda phase, *, steps=True: start_phase(f"{digit}, {phase}", steps=steps)
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """By network and number: the mean over digits and that of the differences to Scissorhands, with 95 % intervals.
+    """Returns by network and number the mean over digits, and that of differences to Scissorhands, with 95 % intervals.
 
     The networks of different digits come from one original, so the intervals are those of digits and not of seeds.
     """
@@ -194,7 +194,7 @@ def _mean(values: Sequence[float]) -> dict[str, float]:
 
 
 def picture(work: Path, forgotten: Sequence[int]):
-    """What each network draws for the digit that it forgot, a row per digit."""
+    """Makes the picture of what each network draws for the digit that it forgot, with one row per digit."""
     names = {ORIGINAL: "before", UNLEARNED: "after Scissorhands", PUBLISHED: PUBLISHED, RETRAINED: "retrained"}
     drawings = {
         title: np.stack([np.load(work / f"{digit}-{name}.npy") for digit in forgotten]) for name, title in names.items()

@@ -2,17 +2,17 @@
 
     python -m experiments.diffusion_full --torch PYTHON --out experiments/results/diffusion_full_cpu.json
 
-makes random weights as a diffusers folder (4.3 GB), imports them, computes with them here and in PyTorch, exports them
-and compares the files bit by bit. Every stage is a process of its own, so that its peak of memory is its own. PYTHON is
-an interpreter with torch, diffusers and transformers; without it the comparison is left out. The files take 13 GB of
-disk.
+This makes random weights as a diffusers folder (4.3 GB), imports them, computes with them here and in PyTorch, exports
+them and compares the files bit by bit. Every stage is a process of its own, so that its peak of memory is its own.
+PYTHON is an interpreter with torch, diffusers and transformers; without it the comparison is left out. The files take
+13 GB of disk.
 
     python -m experiments.diffusion_full --only plan --only unlearn --out experiments/results/diffusion_full_cpu.json
 
-predicts the memory of an unlearning step at batch 1 (`sd plan`) and takes one, with everything before it (saliency,
-threshold, re-initialisation), as `sd unlearn` does; the other results in the file stay. These need no files. A stage
-that leaves the machine less than 1.2 GiB is ended. By default glibc does not give freed arrays of up to 32 MiB back to
-the system, which here was several GiB; the stages set `MALLOC_MMAP_THRESHOLD_` against this.
+This predicts the memory of an unlearning step at batch 1 (`sd plan`) and takes one, with everything before it
+(saliency, threshold, re-initialisation), as `sd unlearn` does; the other results in the file stay. These stages need no
+files. A stage that leaves the machine less than 1.2 GiB is ended. By default glibc does not give freed arrays of up to
+32 MiB back to the system, which here was several GiB; the stages set `MALLOC_MMAP_THRESHOLD_` against this.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ FILES = {
 
 
 def inputs(name: str) -> dict[str, np.ndarray]:
-    """One noisy latent, one image and one prompt of random ids, of the size that a network is for."""
+    """Returns a noisy latent, an image and a prompt of random ids, of the sizes that a network is for."""
     side, factor, width, vocabulary, length = SIZES[name]
     draw = np.random.default_rng(0)
     return {
@@ -58,7 +58,7 @@ def inputs(name: str) -> dict[str, np.ndarray]:
 
 
 def timed(call: Callable[[], Any], repeats: int = 2) -> tuple[Any, list[float]]:
-    """The result of a call, and the seconds of each of some calls."""
+    """Returns the result of a call, and how many seconds each of some calls takes."""
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -68,7 +68,7 @@ def timed(call: Callable[[], Any], repeats: int = 2) -> tuple[Any, list[float]]:
 
 
 def make(work: Path, name: str) -> dict[str, Any]:
-    """Random weights, as diffusers stores them."""
+    """Makes random weights, and stores them as diffusers does."""
     from scissorhands_jax import files, torch_weights
     from scissorhands_jax.diffusion import file_layouts, networks
     from tests.diffusion import traces as diffusion_traces
@@ -86,7 +86,7 @@ def make(work: Path, name: str) -> dict[str, Any]:
 
 
 def torch(work: Path, name: str) -> dict[str, Any]:
-    """What diffusers and transformers compute."""
+    """Computes with diffusers and transformers."""
     import diffusers
     import torch
     import transformers
@@ -118,7 +118,7 @@ def torch(work: Path, name: str) -> dict[str, Any]:
 
 
 def import_(work: Path, name: str) -> dict[str, Any]:
-    """From diffusers' files to Orbax."""
+    """Imports diffusers' files to Orbax."""
     from scissorhands_jax.diffusion import importing, networks
 
     seconds, start = {}, time.perf_counter()
@@ -130,7 +130,7 @@ def import_(work: Path, name: str) -> dict[str, Any]:
 
 
 def compute(work: Path, name: str) -> dict[str, Any]:
-    """What our networks compute, and how far that is from PyTorch."""
+    """Computes with the library's networks, and says how far the results are from PyTorch's."""
     import jax
     import jax.numpy as jnp
 
@@ -175,7 +175,7 @@ def compute(work: Path, name: str) -> dict[str, Any]:
 
 
 def export(work: Path, name: str) -> dict[str, Any]:
-    """From Orbax back to diffusers' files, and whether they are the same."""
+    """Exports from Orbax to diffusers' files, and says whether they are the same as the imported ones."""
     del name
     from scissorhands_jax.diffusion import exporting
     from scissorhands_jax.torch_weights import open_state_dict
@@ -197,7 +197,7 @@ def export(work: Path, name: str) -> dict[str, Any]:
 
 
 def unlearning_settings(name: str) -> tuple[Any, Any, Any]:
-    """The sizes, the settings of the method, and how to compute, of the stages below.
+    """Returns the sizes, the settings of the method, and how to compute, for the stages below.
 
     Algorithm 1 with plain gradient steps: Adam's moments would take 6.4 GiB more. Activations are computed again.
     """
@@ -215,7 +215,7 @@ def unlearning_settings(name: str) -> tuple[Any, Any, Any]:
 
 
 def plan(work: Path, name: str) -> dict[str, Any]:
-    """What the step of `unlearn` is predicted to need."""
+    """Predicts what the step of `unlearn` needs."""
     del work
     from scissorhands_jax.diffusion import planning
 
@@ -233,7 +233,7 @@ def plan(work: Path, name: str) -> dict[str, Any]:
 
 
 def unlearn(work: Path, name: str) -> dict[str, Any]:
-    """A projected repair step at batch 1 and all that comes before it, by `training.run`, on random weights."""
+    """Takes a projected repair step at batch 1, and all that comes before it, by `training.run` on random weights."""
     del work
     import jax
 
@@ -246,7 +246,7 @@ def unlearn(work: Path, name: str) -> dict[str, Any]:
     parts: dict[str, Any] = {}
 
     def measured(part: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        """The call, whose seconds without compilation and whose peak of memory are kept."""
+        """Makes a call, and keeps its seconds without compilation and its peak of memory."""
 
         def timed_call(*arguments: Any, **options: Any) -> Any:
             reset_peak()
@@ -321,7 +321,7 @@ STAGES = {
 
 
 def peak_gib() -> float:
-    """The largest resident size that this process has had, on Linux since `reset_peak`."""
+    """Returns the largest resident size of this process in GiB, which on Linux is that since `reset_peak`."""
     status = Path("/proc/self/status")
     if status.exists():
         line = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM"))
@@ -330,16 +330,16 @@ def peak_gib() -> float:
 
 
 def reset_peak() -> None:
-    """Begins a new phase for `peak_gib`, where the system can."""
+    """Begins a new phase for `peak_gib`, where the system allows it."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def guarded(command: list[str]) -> str:
-    """What a stage prints; it is ended where it would leave the machine too little memory.
+    """Runs a stage and returns what it prints. It is ended where it would leave the machine too little memory.
 
     Raises:
-      RuntimeError: it failed, or was ended.
+      RuntimeError: The stage failed, or was ended.
     """
     environment = {"MALLOC_MMAP_THRESHOLD_": str(2**20), **os.environ}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
@@ -361,7 +361,7 @@ def guarded(command: list[str]) -> str:
 
 
 def free_gib() -> float:
-    """Memory that the machine can still give; without end where it does not say."""
+    """Returns the memory in GiB that the machine can still give, or infinity where it does not say."""
     info = Path("/proc/meminfo")
     if not info.exists():
         return float("inf")

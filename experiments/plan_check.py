@@ -1,8 +1,8 @@
 """Compares plans with what is measured: `python -m experiments.plan_check --out experiments/results/plan_cpu.json`.
 
-For each case one process plans a run and another one takes it, on images of noise with random weights. The results
+For each case one process plans a run and another one makes it, on images of noise with random weights. The results
 are predicted and measured memory (the largest resident set of the process that ran) and time (its wall time, and that
-of the run within it), with their ratios. Memory is only judged on CPU, where it is the memory of the process.
+of the run within it), with their ratios. Memory is only judged on a CPU, where it is the memory of the process.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def check(folder: Path, *, model: str, train: int, arguments: Sequence[str]) -> dict[str, Any]:
-    """Plans a run on noise in one process, takes it in another, and compares."""
+    """Plans a run on noise in one process, makes it in another, and compares the two."""
     rng = np.random.default_rng(0)
     arrays = {}
     for part, count in (("", train), ("test_", TEST)):
@@ -96,7 +96,7 @@ def check(folder: Path, *, model: str, train: int, arguments: Sequence[str]) -> 
 
 
 def _measured(arguments: Sequence[str], output: Path) -> tuple[float, int]:
-    """The wall time of a command in a new process, and its largest resident set in bytes."""
+    """Returns the wall time of a command in a new process in seconds, and its largest resident set in bytes."""
     with output.open("w", encoding="utf-8") as file:
         start = time.perf_counter()
         actions = [(os.POSIX_SPAWN_DUP2, file.fileno(), 1)]
@@ -113,7 +113,7 @@ def _compared(predicted: float, measured: float) -> dict[str, float]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
-    """Predicted and measured side by side."""
+    """Returns a table with predictions and measurements next to each other."""
     made = Table("case", "MB predicted", "measured", "ratio", "s predicted", "measured", "ratio", "run alone")
     for row in rows:
         memory, seconds = row["memory_bytes"], row["seconds"]

@@ -66,13 +66,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def read_seeds(text: str) -> list[int]:
-    """Seeds from `0,1,2`.
+    """Reads seeds from a text such as `0,1,2`.
 
     Raises:
       InputError: The text has another form.
     """
     if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", text):
-        raise InputError(f"--seeds must be numbers with commas between them, got {text!r}")
+        raise InputError(f"--seeds must be numbers with commas between them, such as 0,1,2, got {text!r}")
     return [int(seed) for seed in text.split(",")]
 
 

@@ -1,4 +1,4 @@
-"""How time, memory and traffic grow with parameters, forget examples and devices: `python -m experiments.scaling`.
+"""Measures how time, memory and traffic grow with weights, examples and devices: `python -m experiments.scaling`.
 
     python -m experiments.scaling --out experiments/results/scaling.json --write experiments/scaling.md
 
@@ -73,12 +73,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def many_devices(width: int = WIDTHS[2], meshes: Sequence[tuple[int, int, bool]] = MESHES) -> dict[str, Any]:
-    """One network on every mesh."""
+    """Returns the rows of one network on every mesh."""
     return {"devices": [on_mesh(width, *mesh) for mesh in meshes]}
 
 
 def one_device(widths: Sequence[int] = WIDTHS, forget_sizes: Sequence[int] = FORGET_SIZES) -> dict[str, Any]:
-    """Every width, and one network with every size of the forget set."""
+    """Returns the rows of every width, and of one network with every size of the forget set."""
     middle = widths[len(widths) // 2]
     return {
         "parameters": [with_width(width) for width in widths],
@@ -88,7 +88,7 @@ def one_device(widths: Sequence[int] = WIDTHS, forget_sizes: Sequence[int] = FOR
 
 
 def predicted(total: int, divided: int, large: int, data: int, model: int, fsdp: bool) -> dict[str, int | None]:
-    """Bytes that the collectives of a joint step, of the threshold and of the projection hand to a device, by formula.
+    """Returns how many bytes the collectives of a joint step, the threshold and the projection hand to a device.
 
     Data parallel, every device has all weights: an all-reduce of two gradients, 8 bytes for every weight, and of two
     losses. With divided weights the compiler chooses between moving weights and moving activations, so that a step has
@@ -97,9 +97,9 @@ def predicted(total: int, divided: int, large: int, data: int, model: int, fsdp:
     divided arrays only: seven 32-bit counts per array and pass, two numbers per array.
 
     Args:
-      total: weights of the network.
-      divided: those of them that lie divided.
-      large: how many arrays these are.
+      total: The number of weights of the network.
+      divided: The number of those that are divided over devices.
+      large: The number of divided arrays.
     """
     alone = data * model == 1
     parallel = None if fsdp or model > 1 else 0 if alone else 2 * _BYTES * total + 2 * _BYTES
@@ -112,7 +112,7 @@ def predicted(total: int, divided: int, large: int, data: int, model: int, fsdp:
 
 
 def on_mesh(width: int, data: int, model: int, fsdp: bool) -> dict[str, Any]:
-    """What the compiled programs for one network on one mesh move and hold, next to the formulas."""
+    """Returns what the compiled programs for one network on one mesh move and hold, next to the formulas."""
     layout = make_layout(data, model, fsdp=fsdp)
     carry, batch, method = _job(width, layout, forget=_BATCH)
     step = training._step.lower(method.step, carry, batch, layout).compile()
@@ -146,7 +146,7 @@ def on_mesh(width: int, data: int, model: int, fsdp: bool) -> dict[str, Any]:
 
 
 def with_width(width: int) -> dict[str, Any]:
-    """Memory, arithmetic and time of a step on one device, by the size of the network."""
+    """Measures memory, arithmetic and time of a step on one device, for one width of the network."""
     carry, batch, method = _job(width, None, forget=_BATCH)
     step = training._step.lower(method.step, carry, batch).compile()
     row = {
@@ -164,7 +164,7 @@ def with_width(width: int) -> dict[str, Any]:
 
 
 def with_forget_size(width: int, count: int) -> dict[str, Any]:
-    """Steps and the time of the saliency pass with the trimming, by the size of the forget set."""
+    """Measures the saliency pass with the trimming, for one size of the forget set, and counts steps."""
     model, start = _network(width)
     data, method = Data(_examples(count), _examples(16 * _BATCH)), _method(model)
     batches = list(method.batches(_KEY, data, 0))
@@ -182,7 +182,7 @@ def with_forget_size(width: int, count: int) -> dict[str, Any]:
 
 
 def _job(width: int, layout: Layout | None, forget: int) -> tuple[Carry, Batch, Method]:
-    """A carry, a joint batch and the method; on the layout's devices, if any."""
+    """Returns a carry, a joint batch and the method, on the devices of the layout if there is one."""
     model, start = _network(width)
     data = Data(_examples(forget), _examples(_BATCH))
     method = _method(model)
@@ -214,7 +214,7 @@ def _examples(count: int) -> dict[str, np.ndarray]:
 
 
 def tables(found: dict[str, Any]) -> str:
-    """The rows as Markdown."""
+    """Returns the rows as Markdown."""
     lines = [
         "",
         "| mesh | step: found | formula | threshold, per pass | formula | projection | formula | held by a device |",

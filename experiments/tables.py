@@ -66,12 +66,12 @@ def render(document: Mapping[str, Any], folder: Path, name: str) -> None:
     """Writes the tables and plots of one results file into a folder.
 
     Args:
-      document: as of `report.read_results`.
-      folder: made if it does not exist.
-      name: of an experiment whose config does not say it.
+      document: The results, as `report.read_results` returns them.
+      folder: The folder, which is made if it does not exist.
+      name: The name of the experiment, used if its config does not hold one.
 
     Raises:
-      InputError: a row cannot be shown or contradicts itself, or `paper_table` names no table of the paper.
+      InputError: A row cannot be shown or contradicts itself, or `paper_table` names no table of the paper.
     """
     rows = report.with_gaps(document["rows"])
     name = document["config"].get("experiment") or name
@@ -108,7 +108,7 @@ def render(document: Mapping[str, Any], folder: Path, name: str) -> None:
 
 
 def _made_by(document: Mapping[str, Any]) -> str:
-    """The code, the command and the date of a results file, in a sentence or two."""
+    """Returns the code, the command and the date of a results file, in one or two sentences."""
     made = document.get("made_by")
     if made is None:
         return "The commit was not recorded."
@@ -117,10 +117,10 @@ def _made_by(document: Mapping[str, Any]) -> str:
 
 
 def paper_table(key: str | None) -> dict[str, Any] | None:
-    """A table of the paper: `table`, `what`, `rows`, maybe a `note`; None for no key.
+    """Returns a table of the paper with `table`, `what`, `rows` and maybe a `note`, or None if there is no key.
 
     Raises:
-      InputError: there is no table of that key.
+      InputError: The file of the paper's numbers has no table with this key.
     """
     if key is None:
         return None

@@ -11,7 +11,7 @@ from scissorhands_jax.base import PyTree
 
 
 def same_bits(a: PyTree, b: PyTree) -> bool:
-    """Whether two trees hold bit-identical arrays, typed keys included."""
+    """Says whether two trees hold bit-identical arrays, typed keys included."""
     return operator.eq(jax.tree.structure(a), jax.tree.structure(b)) and all(
         (x.shape, x.dtype) == (y.shape, y.dtype) and _bytes(x) == _bytes(y)
         for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
@@ -25,7 +25,7 @@ def _bytes(leaf: jax.Array) -> bytes:
 
 
 def rate_of(opt_state: PyTree) -> jax.Array:
-    """The learning rate of the next update, from the state of an `sgd` whose rate is a number. shape=()"""
+    """Returns the learning rate of the next update, shape=(), from the state of an `sgd` whose rate is a number."""
     rate = optax.tree_utils.tree_get(opt_state, "learning_rate")
     knots, factors = (optax.tree_utils.tree_get(opt_state, name) for name in ("knots", "factors"))
     if knots is None:

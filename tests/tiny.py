@@ -35,24 +35,24 @@ class Net(nn.Module):
 
 @functools.cache
 def model(width: int = 3) -> Model:
-    """The network; one value per width, so that its code is compiled once for all tests."""
+    """Returns the network. It is one object per width, so that its code is compiled once for all tests."""
     return from_linen(Net(width), jax.ShapeDtypeStruct((1, *SHAPE), jnp.float32))
 
 
 @functools.cache
 def start(width: int = 3):
-    """Its initial params and model state."""
+    """Returns its initial params and model state."""
     return model(width).init(jax.random.key(42))
 
 
 @functools.cache
 def loss(width: int = 3, *, augment: bool = False) -> StatefulLossFn:
-    """Its cross-entropy, with crops and flips on demand."""
+    """Returns its cross-entropy, with crops and flips if asked to."""
     return classification_loss(model(width), augment=functools.partial(crop_and_flip, padding=1) if augment else None)
 
 
 def examples(count: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Images of noise around a mean that tells the class."""
+    """Returns images of noise around a mean that depends on the class."""
     rng = np.random.default_rng(seed)
     label = rng.integers(0, CLASSES, count).astype(np.int32)
     image = rng.normal(size=(count, *SHAPE)) + label[:, None, None, None] - 1
@@ -60,15 +60,15 @@ def examples(count: int, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def data(forget: int = 6, retain: int = 10) -> Data:
-    """A forget and a retain set; neither is a multiple of the batch size 4."""
+    """Returns a forget and a retain set. The size of neither is a multiple of the batch size, 4."""
     return Data(examples(forget, 1), examples(retain, 2))
 
 
 @functools.cache
 def method(name: str, *, augment: bool = True, **changes) -> Method:
-    """A method of the registry on this network, with batches of 4 and a learning rate that shows.
+    """Builds a registered method for this network, with batches of 4 and a learning rate with visible effects.
 
-    One value per setting, so that it is compiled once for all tests.
+    It is one object per setting, so that it is compiled once for all tests.
     """
     settings = METHODS[name]().changed(**{"epochs": 2, "batch_size": 4, "learning_rate": 0.02} | changes)
     return settings.build(model(), loss(augment=augment), CLASSES)

@@ -1,11 +1,11 @@
-"""Figures of this machine, each as a ratio to something timed in turn with it: `python -m experiments.benchmark`.
+"""Measures this machine, each time next to something timed in turn with it: `python -m experiments.benchmark`.
 
     python -m experiments.benchmark --out experiments/results/benchmark_cpu.json
     python -m experiments.benchmark --only 100M --repeats 21
     python -m experiments.benchmark --against ../before --out before_and_after.json  # this checkout against another one
     python -m experiments.benchmark --quick                                        # a rehearsal, tiny sizes
 
-A case is a function that returns one `Result`; `cases` lists them and `aims` judges them. A new figure is a new case.
+A case is a function that returns one `Result`. The function `cases` lists them, and `aims` judges their results.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Case = Callable[[OnRound], Result]
 
 
 def cases(settings: Settings) -> dict[str, Case]:
-    """Every case by name, in an order in which neighbours share what they are run on."""
+    """Returns every case by name, in an order in which neighbours share the networks and trees that they run on."""
     listed: dict[str, Case] = {}
     for network in settings.networks:
         for kind, case in (
@@ -81,7 +81,7 @@ def _call(case: Callable[..., Result], *arguments: Any) -> Result:
 
 
 def aims(results: Mapping[str, Result], settings: Settings) -> list[Aim]:
-    """The promises that can be judged by these results."""
+    """Returns the promises that these results can judge."""
     network, tree = list(settings.networks)[-1], list(settings.trees)[-1]
     at_most: list[tuple[str, str, float, Callable[[Result], float | None]]] = [
         (
@@ -149,7 +149,7 @@ def _share_of_matrix_rate(result: Result) -> float | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the cases and prints them; returns the exit status, 2 for input that cannot be used."""
+    """Runs the cases, prints their results, and returns the exit status, which is 2 for input that cannot be used."""
     options = _parser().parse_args(arguments)
     console = Console(stderr=True)
     try:
@@ -191,7 +191,9 @@ def _run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     given = {"batch_size": options.batch_size, "repeats": options.repeats}
     settings = Settings(quick=options.quick, **small | {name: n for name, n in given.items() if n is not None})
     if settings.batch_size < 1 or settings.repeats < 1:
-        raise InputError("--batch-size and --repeats must be at least 1")
+        raise InputError(
+            f"--batch-size and --repeats must be at least 1, got {settings.batch_size} and {settings.repeats}"
+        )
     listed = cases(settings)
     if options.against is not None:
         compared = against_checkout.comparisons(options.against, settings)
@@ -199,7 +201,7 @@ def _run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     try:
         chosen = {name: case for name, case in listed.items() if re.search(options.only, name)}
     except re.error as error:
-        raise InputError(f"--only {options.only!r} is not a regular expression: {error}") from error
+        raise InputError(f"--only {options.only!r} is not a regular expression: {error}; correct it") from error
     if not chosen:
         raise InputError(f"--only {options.only!r} matches no case; there are {', '.join(listed)}")
     results = _kept(options, settings)
@@ -226,11 +228,11 @@ def _run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
 
 
 def _kept(options: argparse.Namespace, settings: Settings) -> dict[str, Result]:
-    """What an earlier run left, if it was made with the same settings on the same machine."""
+    """Returns the results of an earlier run, if it had the same settings and was made on the same machine."""
     if not options.resume:
         return {}
     if options.out is None:
-        raise InputError("--resume needs --out FILE")
+        raise InputError("--resume needs the file that it continues; name it with --out FILE")
     if not options.out.exists():
         return {}
     try:
@@ -240,7 +242,7 @@ def _kept(options: argparse.Namespace, settings: Settings) -> dict[str, Result]:
         raise InputError(f"{options.out} holds no results of this benchmark; leave out --resume") from error
     for part, now in {"settings": dataclasses.asdict(settings), **report.environment()}.items():
         if part != "made_by" and found.get(part) != now:
-            raise InputError(f"the {part} of {options.out} differ from this run's; leave out --resume")
+            raise InputError(f"the {part} of {options.out} differ from those of this run; leave out --resume")
     return results
 
 

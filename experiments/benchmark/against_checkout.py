@@ -1,4 +1,4 @@
-"""This checkout of the library against another one, in turn, in two processes that live through one run."""
+"""Times this checkout of the library in turn with another one, each in a process that lasts the whole run."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _HERE = Path(__file__).resolve().parents[2]
 
 
 def comparisons(folder: Path, settings: Settings) -> dict[str, Callable[[OnRound], Result]]:
-    """Steps and epochs of the networks, a step of the digits' UNet and one of a network of one's own, by name.
+    """Returns the cases by name: steps and epochs of the networks, steps of the digits' UNet and of a user's network.
 
     Args:
       folder: The other checkout, which has `experiments` and `scissorhands_jax` in it.
-      settings: Batch size, rounds and networks.
+      settings: The batch size, the number of rounds, and the networks.
 
     Raises:
-      InputError: The folder is no checkout.
+      InputError: The folder is not a checkout of the library.
     """
     for part in ("experiments/benchmark/steps.py", "scissorhands_jax/__init__.py"):
         if not (folder / part).is_file():
@@ -40,7 +40,7 @@ def comparisons(folder: Path, settings: Settings) -> dict[str, Callable[[OnRound
 
 
 def _compare(name: str, folder: Path, settings: Settings, on_round: OnRound) -> Result:
-    """One case in both checkouts, round after round; every other round begins with the other one."""
+    """Times one case in both checkouts, round after round. Every second round begins with the other checkout."""
     own: list[float] = []
     other: list[float] = []
     with contextlib.ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""The library's training step and repair step against PyTorch's, on the CPU, where PyTorch is installed."""
+"""Compares the library's training and repair steps with PyTorch's on the CPU, where PyTorch is installed."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ STEPS = {
 
 
 def is_there() -> bool:
-    """Whether there is a PyTorch to compare with, on the device that both can use."""
+    """Says whether PyTorch is installed and both can use the same device, which is the CPU."""
     return jax.default_backend() == "cpu" and importlib.util.find_spec("torch") is not None
 
 
 def torch_case(name: str, network: str, step: str, settings: Settings, on_round: OnRound) -> Result:
-    """A step of the same network on the same images from the same weights, in both; each has all cores."""
+    """Times a step of the same network on the same images from the same weights in both. Each uses all cores."""
     own, reference, images = pair_of_calls(network, step, settings)
     both = {name: own, PYTORCH: reference}
     result = compare(name, STEPS[step], own, {PYTORCH: reference}, settings, on_round, both)
@@ -43,7 +43,7 @@ def torch_case(name: str, network: str, step: str, settings: Settings, on_round:
 
 
 def steps_of(network: str, carry: Carry, settings: Settings, *, published: bool = False) -> torch_steps.Steps:
-    """PyTorch's network with the weights of a carry of Scissorhands."""
+    """Returns PyTorch's network with the weights of a carry of Scissorhands."""
     from experiments.benchmark import torch_steps
 
     state = torch_weights.to_state_dict(carry.params, carry.model_state)
@@ -57,9 +57,9 @@ def steps_of(network: str, carry: Carry, settings: Settings, *, published: bool 
 
 
 def pair_of_calls(network: str, step: str, settings: Settings) -> tuple[Call, Call, int]:
-    """A step of the library, the same of PyTorch, and how many images each takes.
+    """Returns a step of the library, the same step of PyTorch, and the number of images that each takes.
 
-    Both begin at the weights of the repair's start; each call takes one step further and returns the weights.
+    Both begin at the weights with which the repair starts. Each call takes one more step and returns the weights.
     """
     from experiments.benchmark import torch_steps
 

@@ -1,6 +1,6 @@
-"""What two checkouts of the library are compared by, and the worker that times it in one of them.
+"""The cases in which two checkouts of the library are compared, and the worker that times them in one checkout.
 
-Run as a script it reads names of `CASES` from its standard input, one a line, and answers each with the seconds that
+As a script it reads names of `CASES` from its standard input, one on each line, and answers each with the seconds that
 one more call took. It imports the library and the benchmark of the checkout that PYTHONPATH names, by names that old
 and new checkouts share.
 """
@@ -22,15 +22,15 @@ import optax
 from flax import linen as nn
 
 Call = Callable[[], Any]
-STEPS = 8  # of the small networks, in one call
+STEPS = 8  # Training steps of a small network in one call.
 
 
 class OwnNetwork(nn.Module):
     """A small network of a user's own.
 
     Attributes:
-      conv_general_dilated: what its convolutions are computed by; None is JAX's.
-      widths: channels of its layers, each of which but the first halves the image.
+      conv_general_dilated: The function that computes its convolutions. The default, None, is JAX's own.
+      widths: The numbers of channels of its layers. Each layer except the first halves the image.
     """
 
     conv_general_dilated: Callable | None
@@ -47,7 +47,7 @@ class OwnNetwork(nn.Module):
 
 
 def own_step(batch_size: int, conv_general_dilated: Callable | None, *, quick: bool = False) -> Call:
-    """Some training steps of `OwnNetwork` on random images of 32x32 pixels."""
+    """Returns a function that takes some training steps of `OwnNetwork` on random images of 32 x 32 pixels."""
     from scissorhands_jax.losses import classification_loss
     from scissorhands_jax.models import from_linen
 
@@ -63,7 +63,7 @@ def own_step(batch_size: int, conv_general_dilated: Callable | None, *, quick: b
 
 
 def unet_step(batch_size: int, *, quick: bool = False) -> Call:
-    """Some training steps of the UNet of the digits' demonstration on random latents of 8x8 pixels."""
+    """Returns a function that takes some training steps of the digits' UNet on random latents of 8 x 8 pixels."""
     from scissorhands_jax.diffusion import losses, networks
     from scissorhands_jax.diffusion.unet import UNetConfig
 
@@ -124,7 +124,7 @@ def _unet(batch_size: int, quick: bool) -> tuple[Call, Call]:
 
 
 def _own(batch_size: int, quick: bool) -> tuple[Call, Call]:
-    """With the library's convolutions where the checkout has such that a user can give to a network."""
+    """Uses the library's convolutions where the checkout has some that a user can give to a network."""
     try:
         convolution = importlib.import_module("scissorhands_jax.models.cpu_convolution").conv_general_dilated
     except ImportError:
@@ -134,7 +134,7 @@ def _own(batch_size: int, quick: bool) -> tuple[Call, Call]:
 
 
 def cases(networks: list[str]) -> dict[str, Callable[[int, bool], tuple[Call, Call]]]:
-    """By name: from a batch size and whether this is a rehearsal, a call to time and one to make right before it."""
+    """Returns what makes, from a batch size and `quick`, a call to time and one to precede it, by name of the case."""
     listed: dict[str, Callable[[int, bool], tuple[Call, Call]]] = {}
     for network in networks:
         listed[f"{network}/step"] = functools.partial(_repair_step, network)
@@ -143,7 +143,7 @@ def cases(networks: list[str]) -> dict[str, Callable[[int, bool], tuple[Call, Ca
 
 
 def answer(batch_size: int, quick: bool, networks: list[str]) -> None:
-    """Times calls until the standard input ends; the last case's arrays and programs are kept, no others."""
+    """Times calls until the standard input ends. Only the arrays and programs of the last case are kept."""
     known = cases(networks)
     made: dict[str, tuple[Call, Call]] = {}
     for line in sys.stdin:

@@ -1,4 +1,4 @@
-"""Networks other than the bundled classifiers, with the library's convolutions and with XLA's, in turn."""
+"""Times networks other than the bundled classifiers, with the library's convolutions and with XLA's in turn."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _VARIABLE = "SCISSORHANDS_CPU_CONVOLUTION"
 
 
 def unet_case(name: str, settings: Settings, on_round: OnRound) -> Result:
-    """Training steps of the digits' UNet."""
+    """Times training steps of the digits' UNet."""
     return _compare(name, "the UNet of the digits", checkout.unet_step, settings, on_round)
 
 
 def own_case(name: str, settings: Settings, on_round: OnRound) -> Result:
-    """Training steps of a linen network of one's own, with and without `conv_general_dilated=`."""
+    """Times training steps of a user's linen network, with and without `conv_general_dilated=`."""
 
     def make(batch_size: int, *, quick: bool) -> checkout.Call:
         on = os.environ.get(_VARIABLE) != "off"

@@ -1,4 +1,4 @@
-"""Whole epochs of the repair, as `training.run` makes them: crops and flips, joint steps and then retain-only ones."""
+"""Times whole epochs of the repair as `training.run` makes them, with crops and flips, joint and retain-only steps."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from scissorhands_jax.methods.scissorhands import scissorhands
 from scissorhands_jax.training import loop as training
 
 OWN, SINGLE = "own", "one step per call"
-RETAIN_BATCHES = 10  # for one forget batch: as if a tenth of the set were forgotten
+RETAIN_BATCHES = 10  # For one forget batch, as if a tenth of the set were forgotten.
 
 
 def epoch_case(name: str, network: str, settings: Settings, on_round: OnRound) -> Result:
-    """An epoch, against one with a call for every step and two of PyTorch's, where it is there."""
+    """Compares an epoch with one that has a call for every step, and with two of PyTorch's where it is installed."""
     data, own, references, single_steps = epochs(network, settings)
     few = dataclasses.replace(settings, repeats=min(settings.repeats, max(3, (settings.repeats + 1) // 2)))
     what = f"repair epoch, one joint step in {RETAIN_BATCHES}, crops and flips, without the trimming"
@@ -36,9 +36,9 @@ def epoch_case(name: str, network: str, settings: Settings, on_round: OnRound) -
 
 
 def epochs(network: str, settings: Settings) -> tuple[Data, Call, dict[str, Call], dict[str, Call]]:
-    """Random images, an epoch of the library on them, what it is compared with, and a joint step of each of them.
+    """Returns random images, an epoch of the library on them, the epochs to compare it with, and a joint step of each.
 
-    All epochs of the library, and the first ones of PyTorch, are from the same weights.
+    All epochs of the library begin at the same weights, and so do the first epochs of PyTorch.
     """
     carry = trees.copy(repair_of(network, settings).carry)
     shape, size = settings.networks[network]["image_shape"], settings.batch_size

@@ -1,4 +1,4 @@
-"""How near the networks come to what the device can do: its matrix products, timed in turn with them."""
+"""Measures how near the networks come to the limits of the device: matrix products, timed in turn with them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PASSES = {
 
 
 def pass_case(name: str, label: str, what: str, settings: Settings, on_round: OnRound) -> Result:
-    """A pass of a network at one size, against one square matrix product in the same dtype.
+    """Compares a pass of a network at one size with a product of two square matrices in the same dtype.
 
     `flops` is twice the multiplications of the convolutions and matrix products as the network defines them, threefold
     for a gradient (its backward pass has two for each of the forward pass); an algorithm that needs fewer shows as a
@@ -46,7 +46,7 @@ def pass_case(name: str, label: str, what: str, settings: Settings, on_round: On
 
 
 def product_case(name: str, dtype: Any, settings: Settings, on_round: OnRound) -> Result:
-    """The rate of matrix products, against that of reading and writing the same arrays."""
+    """Compares the rate of matrix products with the rate of reading and writing the same arrays."""
     product, flops = matrix_product(jnp.dtype(dtype), settings)
     matrix = _matrix(dtype, settings)
     double = jax.jit(lambda matrix: matrix * 2)
@@ -73,7 +73,7 @@ def _matrix(dtype: Any, settings: Settings) -> jax.Array:
 
 @functools.lru_cache(maxsize=2)
 def matrix_product(dtype: jnp.dtype, settings: Settings) -> tuple[Call, int]:
-    """The product of two square matrices as a function without arguments, and its floating-point operations."""
+    """Returns the product of two square matrices as a function without arguments, and the number of its operations."""
     matrix = _matrix(dtype, settings)
     product = jax.jit(jnp.matmul)
     return lambda: product(matrix, matrix), 2 * _side(settings) ** 3
@@ -81,8 +81,8 @@ def matrix_product(dtype: jnp.dtype, settings: Settings) -> tuple[Call, int]:
 
 @functools.lru_cache(maxsize=1)
 def _calls(label: str, size: Size) -> tuple[dict[str, Call], int]:
-    """Every pass as a function without arguments, and the operations of the forward pass."""
-    del label  # only there so that each size has its own functions
+    """Returns every pass as a function without arguments, and the number of operations of the forward pass."""
+    del label  # It is an argument only so that each size has functions of its own.
     model, loss_fn = build(size.network, size.options)
     params, model_state = model.init(jax.random.key(0))
     batch = random_images(dict(size.options)["image_shape"], size.batch_size, seed=1)
@@ -113,9 +113,9 @@ def _calls(label: str, size: Size) -> tuple[dict[str, Call], int]:
 
 
 def count_flops(jaxpr: Any) -> int:
-    """Twice the multiplications of the convolutions and matrix products in a jaxpr, inner ones included.
+    """Counts twice the multiplications of the convolutions and matrix products in a jaxpr, inner jaxprs included.
 
-    XLA's own count would not do: it knows what it compiles, such as loops whose length it ignores, not what was asked.
+    XLA's own count does not serve: it counts what was compiled, without the lengths of loops, and not what was asked.
     """
     total = 0
     for equation in jaxpr.eqns:

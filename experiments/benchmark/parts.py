@@ -1,4 +1,4 @@
-"""The parts of the method on trees of weights, against plain passes over them."""
+"""Compares the parts of the method on trees of weights with plain passes over the same trees."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LEAST_PASSES = {  # over a float32 tree, read or written, that no implementation
 
 
 def part_case(name: str, tree: str, part: str, settings: Settings, on_round: OnRound) -> Result:
-    """One part on a tree, against plain passes over it."""
+    """Compares one part on a tree with plain passes over the tree."""
     shapes = settings.trees[tree]
     calls = calls_on(tree, tuple(shapes))
     references = {READ: calls[READ], COPY: calls[COPY]}
@@ -55,7 +55,7 @@ def part_case(name: str, tree: str, part: str, settings: Settings, on_round: OnR
 
 @functools.lru_cache(maxsize=1)
 def calls_on(tree: str, shapes: tuple[tuple[int, ...], ...]) -> dict[str, Call]:
-    """Every part, and the plain passes, as functions without arguments on one tree of random numbers."""
+    """Returns every part, and the plain passes, as functions without arguments on one tree of random numbers."""
     del tree  # only there so that each tree has its own functions and none finds another's compiled
     weights, gradient = random_tree(shapes, seed=0), random_tree(shapes, seed=1)
     scores = [abs(weight * slope) for weight, slope in zip(weights, gradient, strict=True)]

@@ -1,4 +1,4 @@
-"""How large the benchmark is, and the random networks, trees and images that it runs on."""
+"""The sizes of the benchmark, and the random networks, trees and images that it runs on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FRACTION = 0.03
 
 
 class Size(NamedTuple):
-    """A network at a width, a batch size and a dtype to compute in."""
+    """A network at one width and one batch size, and the dtype in which it computes."""
 
     network: str
     options: tuple[tuple[str, Any], ...]
@@ -27,13 +27,13 @@ class Size(NamedTuple):
 
     @property
     def dtype(self) -> str:
-        """What the network computes in."""
+        """The dtype in which the network computes."""
         return dict(self.options).get("dtype", "float32")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How large and how often."""
+    """The sizes of the benchmark, and the number of its rounds."""
 
     batch_size: int = 128  # of the retain examples in a step; there is the same number of forget examples
     repeats: int = 9
@@ -41,14 +41,14 @@ class Settings:
 
     @property
     def networks(self) -> dict[str, dict[str, Any]]:
-        """Names and options of the networks whose step is measured; the last one is the one with aims."""
+        """Names and options of the networks whose step is measured. The aims are about the last one."""
         if self.quick:
             return {"mlp": {"image_shape": (4, 4, 3), "hidden": (16,)}}
         return {name: {"image_shape": (32, 32, 3)} for name in ("resnet20", "resnet18")}
 
     @property
     def trees(self) -> dict[str, list[tuple[int, ...]]]:
-        """Shapes of the parameter trees on which the parts are measured; the last one is the one with aims."""
+        """Shapes of the parameter trees on which the parts are measured. The aims are about the last one."""
         if self.quick:
             return {"5K": conv_shapes(5_000, channels=16)}
         params, _ = jax.eval_shape(network_of("resnet18", self)[0].init, jax.random.key(0))
@@ -59,7 +59,7 @@ class Settings:
 
     @property
     def sizes(self) -> dict[str, Size]:
-        """What forward pass, gradient and training step are measured on: networks, widths, batch sizes, dtypes."""
+        """The networks, widths, batch sizes and dtypes with which forward pass, gradient and step are measured."""
         if self.quick:
             options = tuple(self.networks["mlp"].items())
             sizes = {f"mlp@{batch_size}": Size("mlp", options, batch_size) for batch_size in (2, 4)}
@@ -89,32 +89,32 @@ def _in_bfloat16(sizes: dict[str, Size], *labels: str) -> dict[str, Size]:
 
 @functools.cache
 def network_of(name: str, settings: Settings) -> tuple[Model, StatefulLossFn]:
-    """A network and its loss; one value each, so that what several cases need is compiled once."""
+    """Returns a network and its loss, the same objects in every call, so that cases share compiled programs."""
     return build(name, tuple(settings.networks[name].items()))
 
 
 @functools.cache
 def build(name: str, options: tuple[tuple[str, Any], ...]) -> tuple[Model, StatefulLossFn]:
-    """A network with these options, and its loss."""
+    """Builds a network with some options, and its loss."""
     model = models.build(name, num_classes=10, **dict(options))
     return model, losses.classification_loss(model)
 
 
 def conv_shapes(total: int, *, channels: int) -> list[tuple[int, ...]]:
-    """Shapes of 3x3 convolutions with their scales and biases, and one of what is left; `total` weights in all."""
+    """Returns shapes of 3 x 3 convolutions with scales and biases, and one more for the rest of `total` weights."""
     block = [(3, 3, channels, channels), (channels,), (channels,)]
     count, rest = divmod(total, sum(map(math.prod, block)))
     return block * count + ([(rest,)] if rest else [])
 
 
 def random_tree(shapes: Sequence[tuple[int, ...]], *, seed: int) -> list[jax.Array]:
-    """Normal numbers."""
+    """Returns an array of standard normal numbers for each shape."""
     rng = np.random.default_rng(seed)
     return [jnp.asarray(rng.standard_normal(shape, np.float32)) for shape in shapes]
 
 
 def random_images(shape: tuple[int, ...], count: int, *, seed: int) -> dict[str, jax.Array]:
-    """Images of noise with random labels out of ten."""
+    """Returns images of noise with random labels out of ten."""
     rng = np.random.default_rng(seed)
     return {
         "image": jnp.asarray(rng.integers(0, 256, (count, *shape)), jnp.uint8),

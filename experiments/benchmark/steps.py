@@ -1,4 +1,4 @@
-"""The repair step: its time, the share of the projection in it, its memory."""
+"""Measures the repair step: its time, the share of the projection in it, and its memory."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ _gather = jax.jit(data_lib.gather)
 
 
 class Repair:
-    """The repair step of a network on random images, as `training.run` calls it; each call takes one joint step."""
+    """The repair step of a network on random images as `training.run` calls it. Each call takes one joint step."""
 
     def __init__(self, network: str, settings: Settings, **options: Any) -> None:
-        """`options` are further ones of `scissorhands`."""
+        """Builds the network and the method; `options` are further settings of `scissorhands`."""
         model, self.loss_fn = network_of(network, settings)
         method = scissorhands(
             self.loss_fn,
@@ -58,7 +58,7 @@ class Repair:
         return self.carry, metrics
 
     def compiled(self) -> jax.stages.Compiled:
-        """The compiled step."""
+        """Returns the compiled step."""
         return training._step.lower(self._step, self.carry, self.examples).compile()
 
 
@@ -68,7 +68,7 @@ def repair_of(network: str, settings: Settings) -> Repair:
 
 
 def step_case(name: str, network: str, settings: Settings, on_round: OnRound) -> Result:
-    """The step, against the same step without projection."""
+    """Compares the step with the same step without projection."""
     references = {UNPROJECTED: Repair(network, settings, projected=False)}
     what = f"repair step, {settings.batch_size} retain and {settings.batch_size} forget images"
     result = compare(name, what, repair_of(network, settings), references, settings, on_round)
@@ -80,7 +80,7 @@ def step_case(name: str, network: str, settings: Settings, on_round: OnRound) ->
 
 
 def projection_case(name: str, network: str, settings: Settings, on_round: OnRound) -> Result:
-    """Projection, dual and masked update, against the step."""
+    """Compares projection, dual and masked update with the step."""
     step = repair_of(network, settings)
     calls = parts.calls_on(network, tuple(leaf.shape for leaf in jax.tree.leaves(step.carry.params)))
 
@@ -92,7 +92,7 @@ def projection_case(name: str, network: str, settings: Settings, on_round: OnRou
 
 
 def memory_case(name: str, network: str, settings: Settings, on_round: OnRound) -> Result:
-    """What the step holds at its peak: as compiled, and as a fresh process grows."""
+    """Measures the memory of the step at its peak: as compiled, and by how much a fresh process grows."""
     on_round("compiles")
     step = repair_of(network, settings)
     analysis = _memory(step.compiled())
@@ -133,12 +133,12 @@ def _memory(compiled: jax.stages.Compiled) -> Any:
 
 
 def _resident_growth(network: str, settings: Settings) -> int | None:
-    """By how much two steps raise the process's resident memory, when the carry and the code are there already."""
+    """Returns by how many bytes two steps raise the resident memory of a process that has the carry and the code."""
     step = Repair(network, settings)
     compiled = step.compiled()
     gc.collect()
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # What compilation left behind would otherwise be used again, unseen.
+        ctypes.CDLL(None).malloc_trim(0)  # Memory that compilation left would hide growth.
         Path("/proc/self/clear_refs").write_text("5")  # The peak counts from here.
         before = _proc_status("VmRSS")
         carry = step.carry

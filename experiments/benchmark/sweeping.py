@@ -1,4 +1,4 @@
-"""A sweep over seeds in one compiled program, against the same runs one after another."""
+"""Compares a sweep over seeds in one compiled program with the same runs one after another."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ TURNS = "turns"
 
 
 def together() -> list[How]:
-    """The ways of running members in one program that this machine has devices for."""
+    """Returns the ways of running members in one program for which this machine has the devices."""
     ways = [how for how in get_args(How) if how not in ("auto", TURNS)]
     return ways if len(jax.local_devices()) > 1 else [how for how in ways if how != "sharded"]
 
 
 def networks(settings: Settings) -> dict[str, dict[str, Any]]:
-    """Those that are swept over; convolutions on a batch axis of networks are for accelerators."""
+    """Returns the networks to sweep over. Convolutions with a batch axis of networks are for accelerators only."""
     small = {"image_shape": (4, 4, 3), "hidden": (16,)} if settings.quick else {"image_shape": (8, 8, 1)}
     listed: dict[str, dict[str, Any]] = {"mlp": small}
     if jax.default_backend() != "cpu" and not settings.quick:
@@ -35,7 +35,7 @@ def networks(settings: Settings) -> dict[str, dict[str, Any]]:
 
 
 def sweep_case(name: str, network: str, how: How, settings: Settings, on_round: OnRound) -> Result:
-    """One epoch of Scissorhands for every member, trimming included."""
+    """Times one epoch of Scissorhands for every member, trimming included."""
     members, data = _sweep(network, settings)
 
     def call(how: How) -> list[Any]:

@@ -1,4 +1,4 @@
-"""How anything is measured: in turn with what it is compared with, so that the ratio holds on a busy machine."""
+"""Measures everything in turn with what it is compared with, so that the ratio also holds on a busy machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Call = Callable[[], Any]  # returns arrays, which are waited for
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Spread:
-    """Repeated measurements: the median and the quartiles."""
+    """The median and the quartiles of repeated measurements."""
 
     median: float
     lower: float
@@ -28,14 +28,14 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """The spread of some numbers."""
+        """Returns the spread of some numbers."""
         lower, median, upper = (float(value) for value in np.quantile(values, [0.25, 0.5, 0.75]))
         return cls(median=median, lower=lower, upper=upper, repeats=len(values))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Against:
-    """A reference, timed in turn with the case; `ratio` is case / reference, taken round by round."""
+    """A reference that was timed in turn with the case. The `ratio` is that of case to reference in each round."""
 
     name: str
     seconds: Spread
@@ -44,7 +44,7 @@ class Against:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Result:
-    """What one case gives."""
+    """The result of one case."""
 
     name: str
     what: str
@@ -57,7 +57,7 @@ class Result:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Result:
-        """The inverse of `dataclasses.asdict`, after JSON."""
+        """Makes a result of the dictionary that `dataclasses.asdict` made of one and JSON has read."""
         fields = dict(document)
         fields["seconds"] = fields["seconds"] and Spread(**fields["seconds"])
         fields["against"] = tuple(
@@ -68,13 +68,13 @@ class Result:
         return cls(**fields)
 
     def ratio_to(self, name: str) -> float:
-        """The median ratio to the reference of that name."""
+        """Returns the median ratio to the reference of that name."""
         return next(row.ratio.median for row in self.against if row.name == name)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Aim:
-    """A promise, and whether this run keeps it."""
+    """A promise, and the value by which it is judged."""
 
     what: str
     case: str
@@ -84,11 +84,11 @@ class Aim:
 
     @property
     def met(self) -> bool:
-        """Whether the value is within the limit."""
+        """Says whether the value is within the limit."""
         return self.value >= self.limit if self.at_least else self.value <= self.limit
 
     def to_json(self) -> dict[str, Any]:
-        """Its fields, and whether it is met."""
+        """Returns the fields, and whether the aim is met."""
         return {**dataclasses.asdict(self), "met": self.met}
 
 
@@ -107,7 +107,7 @@ jax.monitoring.register_event_duration_secs_listener(_on_event)
 
 @dataclasses.dataclass
 class Timed:
-    """One function's calls."""
+    """The measured calls of one function."""
 
     seconds: list[float] = dataclasses.field(default_factory=list)
     compile_seconds: float | None = None  # of the first call, None if it compiled nothing
@@ -123,15 +123,15 @@ def time_in_turn(
 ) -> dict[str, Timed]:
     """Times functions in turn, round after round, so that whatever else the machine does strikes all of them alike.
 
-    Every other round goes backwards.
+    Every second round goes backwards.
 
     Args:
-      calls: what is timed.
-      repeats: rounds that count; two more come before them, the first of which compiles.
-      on_round: told about every round.
-      before: by the same names, a call right before each one that does not count. The first step of JAX after one of
-        PyTorch, and the other way round, takes up to twice as long as the second, because the system has to find and
-        clear its memory, and threads of PyTorch keep a core busy for 10 ms after their work.
+      calls: The functions to time, by name.
+      repeats: The number of rounds that count. Two more come before them, the first of which compiles.
+      on_round: Is called with a note about every round.
+      before: By the same names, a call that is made right before each one and does not count. The first step of JAX
+        after one of PyTorch, and the other way round, takes up to twice as long as the second, because the system has
+        to find and clear its memory, and threads of PyTorch keep a core busy for 10 ms after their work.
     """
     timed = {name: Timed() for name in calls}
     for turn in range(-2, repeats):
@@ -162,7 +162,7 @@ def compare(
     on_round: OnRound,
     before: Mapping[str, Call] | None = None,
 ) -> Result:
-    """Times a function against references; see `time_in_turn`."""
+    """Times a function in turn with references, as `time_in_turn` does, and returns the result."""
     timed = time_in_turn({name: call, **references}, settings.repeats, on_round, before=before)
     own = timed[name]
     against = tuple(

@@ -1,4 +1,4 @@
-"""The training step and the Scissorhands repair step in eager PyTorch: what the library's steps are timed against.
+"""The training step and the Scissorhands repair step in eager PyTorch, with which the library's are compared.
 
 `Steps` is plain PyTorch as its users write it, in its fastest eager form: channels last, no gradient hooks, no
 collection of garbage between steps. `Published` repairs as the published code does. Networks bear the names of the
@@ -22,7 +22,7 @@ MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions around a shortcut, learned or padded with zero channels."""
+    """Two 3 x 3 convolutions with a shortcut, which is learned or padded with zero channels."""
 
     def __init__(self, inputs: int, width: int, stride: int, *, learned: bool) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """The library's `ResNet` with the stem of CIFAR; images are uint8, shape (N, H, W, 3)."""
+    """The library's `ResNet` with the stem for CIFAR. Images have dtype uint8 and shape (N, H, W, 3)."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class Perceptron(nn.Module):
 
 
 def network(name: str, options: Mapping[str, Any]) -> nn.Module:
-    """The counterpart of `models.build(name, num_classes=10, **options)`, as far as the benchmark needs it."""
+    """Builds the counterpart of `models.build(name, num_classes=10, **options)`, as far as the benchmark needs it."""
     if name == "mlp":
         return Perceptron(int(np.prod(options["image_shape"])), options["hidden"])
     if name == "resnet20":
@@ -120,7 +120,7 @@ Examples = tuple[torch.Tensor, torch.Tensor]  # images, uint8, shape (N, H, W, C
 
 
 class Steps:
-    """A network with its optimizer, the two steps and the epoch that are timed."""
+    """A network with its optimizer, and the two steps and the epoch that are timed."""
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ class Steps:
         state: Mapping[str, np.ndarray] | None = None,
         layout: torch.memory_format = torch.channels_last,
     ) -> None:
-        """`state` holds the initial weights under the library's names; None draws them."""
+        """Makes the network; `state` holds its first weights under the library's names, and None draws them."""
         self.module = network(name, options)
         if state is not None:
             known = self.module.state_dict()
@@ -146,7 +146,7 @@ class Steps:
         )
 
     def train(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """One step of SGD on the cross-entropy; returns the loss."""
+        """Takes one step of SGD on the cross-entropy and returns the loss."""
         self.optimizer.zero_grad()
         loss = functional.cross_entropy(self.module(images), labels)
         loss.backward()
@@ -154,7 +154,7 @@ class Steps:
         return loss.detach()
 
     def epoch(self, retain: Examples, forget: Examples, batch_size: int) -> torch.Tensor:
-        """One pass over both sets in random order with random crops and flips: joint steps, then retain-only ones."""
+        """Makes one pass over both sets in random order, with random crops and flips: joint, then retain-only steps."""
         last = torch.zeros(())
         batches = [torch.randperm(len(labels)).split(batch_size) for _, labels in (retain, forget)]
         for kept, gone in itertools.zip_longest(*batches):
@@ -166,7 +166,7 @@ class Steps:
         return last
 
     def repair(self, retain: Examples, forget: Examples) -> torch.Tensor:
-        """One joint step of Scissorhands, Algorithm 1: both gradients, projection, SGD; returns the dual."""
+        """Takes one joint step of Algorithm 1 (both gradients, projection, SGD) and returns the dual."""
         parameters = list(self.module.parameters())
         slopes = []
         for images, labels in (retain, forget):
@@ -196,9 +196,9 @@ class Published(Steps):
         self.held: torch.Tensor | None = None  # of the projected layers, shape=(n,), the gradient of minus the loss
 
     def epoch(self, retain: Examples, forget: Examples, batch_size: int) -> torch.Tensor:
-        """The same pass over both sets, as the published code makes it.
+        """Makes the same pass over both sets as the published code does.
 
-        What the process holds before it is exempt from collection, so that JAX's objects cost it nothing.
+        Objects that exist before the pass are exempt from garbage collection, so that those of JAX cost it nothing.
         """
         gc.freeze()
         try:
@@ -209,7 +209,7 @@ class Published(Steps):
             gc.unfreeze()
 
     def constraint(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The gradient of minus the forget loss in evaluation mode, shape=(n,)."""
+        """Returns the gradient of minus the forget loss in evaluation mode, of shape (n,)."""
         network = copy.deepcopy(self.module).eval()
         network.zero_grad()
         (-functional.cross_entropy(network(images), labels)).backward()
@@ -222,7 +222,7 @@ class Published(Steps):
         return loss
 
     def repair(self, retain: Examples, forget: Examples) -> torch.Tensor:
-        """One joint step; returns the dual, 0 without conflict and at least 1/2 with one."""
+        """Takes one joint step and returns the dual, which is 0 without a conflict and at least 1/2 with one."""
         assert self.held is not None
         self.optimizer.zero_grad()
         retain_loss, forget_loss = (functional.cross_entropy(self.module(x), y) for x, y in (retain, forget))
@@ -247,12 +247,12 @@ UPPER = ("layer3", "layer4", "fc", "linear", "head")
 
 
 def upper(module: nn.Module) -> list[nn.Parameter]:
-    """The parameters of the layers that the published code projects, and of the other networks' like."""
+    """Returns the parameters of the layers that the published code projects, and of the like of other networks."""
     return [parameter for name, parameter in module.named_parameters() if name.split(".")[0] in UPPER]
 
 
 def crop_and_flip(images: torch.Tensor, padding: int = 4) -> torch.Tensor:
-    """Random crops of zero-padded images, and random flips of these. shape=(N, H, W, C)"""
+    """Crops zero-padded images of shape (N, H, W, C) at random, and flips them at random."""
     count, height, width, _ = images.shape
     padded = functional.pad(images, (0, 0, padding, padding, padding, padding))
     offsets = torch.randint(0, 2 * padding + 1, (count, 2)).tolist()
@@ -263,6 +263,6 @@ def crop_and_flip(images: torch.Tensor, padding: int = 4) -> torch.Tensor:
 
 
 def tensors(batch: Mapping[str, Any]) -> Examples:
-    """A batch of the library's as PyTorch's tensors."""
+    """Converts a batch of the library to tensors of PyTorch."""
     images, labels = np.array(batch["image"]), np.array(batch["label"])
     return torch.from_numpy(images), torch.from_numpy(labels).long()

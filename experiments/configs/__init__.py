@@ -1,4 +1,4 @@
-"""The tables by name: the paper's, the variants of the authors' scripts, and of each a small one for two CPU cores."""
+"""The tables by name: those of the paper, variants from the authors' scripts, and small ones for two CPU cores."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scissorhands_jax.jobs.experiment import Experiment
 
 
 def demo_audit() -> Experiment:
-    """The demonstration's network and methods, audited on a random tenth of the digits with their right labels."""
+    """Makes an audit of the demonstration's network and methods on a random tenth of the digits, rightly labelled."""
     scenario = dataclasses.replace(demo.EXPERIMENT.scenarios[0], name="random 10 %", flipped_labels=0.0)
     return dataclasses.replace(demo.EXPERIMENT, name="demo_audit", scenarios=(scenario,))
 
@@ -53,11 +53,11 @@ CONFIGS = {
     "recipes": recipes.full,
     "recipes_small": recipes.small,
 }
-"""Each makes an `Experiment`."""
+"""Functions without arguments that make an `Experiment`, by its name."""
 
 
 def load(name: str) -> Experiment:
-    """The experiment with this name.
+    """Makes the experiment with a name.
 
     Raises:
       InputError: No experiment has this name. The message lists the most similar names.

@@ -19,7 +19,7 @@ UPPER = "layer4|fc"
 
 
 def identities() -> Experiment:
-    """A tenth of the identities. The training of the original is ours: the paper does not say it."""
+    """Makes the table for a tenth of the identities. How the original is trained is our choice, not the paper's."""
     batch = {name: {"batch_size": 8} for name in common.METHODS}
     settings = {
         "epochs": 5,
@@ -44,7 +44,7 @@ def identities() -> Experiment:
 
 
 def small(experiment: Callable[[], Experiment]) -> Callable[[], Experiment]:
-    """The small version: a small network from scratch at 56 pixels."""
+    """Returns what makes the small version: a small network, trained from scratch on images of 56 pixels."""
     return common.smaller(
         experiment,
         faces.SMALL,

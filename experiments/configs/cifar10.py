@@ -38,12 +38,12 @@ def _table(name: str, scenario: str, forget: str, scissorhands: dict[str, Any], 
 
 
 def ten_percent() -> Experiment:
-    """A random tenth."""
+    """Makes the table for a random tenth of the training set."""
     return _table("cifar10", "random 10 %", "random:0.1", {}, "table1_cifar10")
 
 
 def twenty_percent() -> Experiment:
-    """A random fifth, at the settings of the authors' script."""
+    """Makes the table for a random fifth, with the settings of the authors' script."""
     return _table(
         "cifar10_20",
         "random 20 %",
@@ -54,18 +54,18 @@ def twenty_percent() -> Experiment:
 
 
 def fifty_percent() -> Experiment:
-    """A random half; every tenth joint step is projected, as in the authors' script."""
+    """Makes the table for a random half. Every tenth joint step is projected, as in the authors' script."""
     changes = {"forget_weight": 0.01, "learning_rate": 1e-3, "departures": {"project_every": 10}}
     return _table("cifar10_50", "random 50 %", "random:0.5", changes, None)
 
 
 def one_class() -> Experiment:
-    """One class; seed 0 forgets the airplanes, seed 1 the automobiles, and so on."""
+    """Makes the table for one class: seed 0 forgets the airplanes, seed 1 the automobiles, and so on."""
     return _table("cifar10_class", "one class", "class:{seed}", {}, None)
 
 
 def scenarios() -> Experiment:
-    """Corrective unlearning of wrong labels, and two requests one after another."""
+    """Makes a table of corrective unlearning of wrong labels, and of two requests one after the other."""
     methods = common.every_method(upper=UPPER, scissorhands=_SCISSORHANDS)
     kept = {name: methods[name] for name in ("finetune", "gradient_ascent", "salun", "scissorhands")}
     return dataclasses.replace(
@@ -79,7 +79,7 @@ def scenarios() -> Experiment:
 
 
 def ablation() -> Experiment:
-    """Table 3 (projection, initialisation) and Figure 2 (fraction, lambda, share of the forget set that is scored)."""
+    """Makes Table 3 (projection, initialisation) and Figure 2 (fraction, lambda, scored share of the forget set)."""
     base = ScissorhandsSettings(trim=UPPER, **_SCISSORHANDS)
     methods: dict[str, ScissorhandsSettings] = {"scissorhands": base}
     methods["scissorhands, no projection"] = dataclasses.replace(base, projected=False)
@@ -99,7 +99,7 @@ def ablation() -> Experiment:
 
 
 def audit() -> Experiment:
-    """Three forget sets of 5 % each, and the methods that are audited on them (`python -m experiments.audit`)."""
+    """Makes an audit of some methods on three forget sets of 5 % each, for `python -m experiments.audit`."""
     methods = common.every_method(upper=UPPER, scissorhands=_SCISSORHANDS)
     kept = {name: methods[name] for name in ("finetune", "neggrad_plus", "scrub", "salun", "scissorhands")}
     scenarios = tuple(
@@ -109,7 +109,7 @@ def audit() -> Experiment:
 
 
 def audit_resnet9() -> Experiment:
-    """The same audit with ResNet-9, which learns in few epochs: what an accelerator trains many of."""
+    """Makes the same audit with ResNet-9, which learns in few epochs, so that an accelerator can train many."""
     methods = common.every_method(upper=models.UPPER_LAYERS["resnet9"], scissorhands=_SCISSORHANDS)
     original = audit()
     scenarios = tuple(
@@ -133,7 +133,7 @@ _SWEEPS: dict[str, tuple[float, ...]] = {
 
 
 def small(experiment: Callable[[], Experiment]) -> Callable[[], Experiment]:
-    """The small version, at settings for its network."""
+    """Returns what makes the small version of a table, with settings that fit its network."""
     return common.smaller(experiment, SMALL)
 
 

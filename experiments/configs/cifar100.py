@@ -1,4 +1,4 @@
-"""CIFAR-100 (the paper's Table 1): as CIFAR-10, at the authors' settings for it. SalUn's own names no rate for it.
+"""CIFAR-100 (the paper's Table 1): as CIFAR-10, with the authors' settings. SalUn's own code names no rate for it.
 
     python -m experiments.run --config cifar100 --data-dir data --seeds 0,1,2
 
@@ -35,21 +35,21 @@ def _table(name: str, scenario: str, forget: str, scissorhands: dict[str, Any], 
 
 
 def ten_percent() -> Experiment:
-    """A random tenth."""
+    """Makes the table for a random tenth of the training set."""
     return _table("cifar100", "random 10 %", "random:0.1", {}, "table1_cifar100")
 
 
 def twenty_percent() -> Experiment:
-    """A random fifth."""
+    """Makes the table for a random fifth of the training set."""
     return _table("cifar100_20", "random 20 %", "random:0.2", {}, None)
 
 
 def fifty_percent() -> Experiment:
-    """A random half."""
+    """Makes the table for a random half of the training set, with settings of its own for Scissorhands."""
     changes = {"fraction": 0.1, "forget_weight": 0.01, "learning_rate": 1e-3, "departures": {"project_every": 10}}
     return _table("cifar100_50", "random 50 %", "random:0.5", changes, None)
 
 
 def small(experiment: Callable[[], Experiment]) -> Callable[[], Experiment]:
-    """The small version."""
+    """Returns what makes the small version of a table."""
     return common.smaller(experiment, cifar10.SMALL, dataset="cifar100_own", train_limit=4_000, test_limit=1_000)

@@ -1,4 +1,4 @@
-"""What the tables share: every method at the authors' settings, and the small version of a table."""
+"""What the tables share: every method with the authors' settings, and the small version of a table."""
 
 from __future__ import annotations
 
@@ -32,13 +32,14 @@ def every_method(
     published: Mapping[str, Mapping[str, Any]] | None = None,
     **changes: Mapping[str, Any],
 ) -> Settings:
-    """All methods of the registry except `retrain`, some of them also as their own authors published them.
+    """Returns the settings of all registered methods except `retrain`, some also as their own authors published them.
 
     Args:
-      upper: the layers that Scissorhands trims and that CF-k and EU-k train (`trees.select`).
-      projected: those whose gradients the published code of Scissorhands projects; default `upper`.
-      published: by label, settings of the rows of `PUBLISHED` that differ on this data set.
-      **changes: by method, settings other than the defaults, which are the authors' for CIFAR-10.
+      upper: A pattern for the layers that Scissorhands trims and that CF-k and EU-k train (see `trees.select`).
+      projected: A pattern for the layers whose gradients the published code of Scissorhands projects. The default is
+        `upper`.
+      published: The settings that differ on this data set from those of `PUBLISHED`, by the label of the row.
+      **changes: The settings that differ from the defaults, by method. The defaults are the authors' for CIFAR-10.
     """
     own = {
         "scissorhands": {"trim": upper},
@@ -62,16 +63,18 @@ def every_method(
 def smaller(
     experiment: Callable[[], Experiment], changes: Mapping[str, Mapping[str, Any]], **fields: Any
 ) -> Callable[[], Experiment]:
-    """The same table on a small network and a few thousand images: about ten minutes a seed on 2 CPU cores.
+    """Returns what makes the same table on a small network and a few thousand images.
+
+    One seed takes about ten minutes on 2 CPU cores.
 
     Without augmentation a small network knows few images by heart after some epochs, and is far worse on others, so
     that what was seen can be told from what was not.
 
     Args:
-      experiment: of full size.
-      changes: settings by method that fit the small network; for the rows of a method that have others, too, but of
-        those of `PUBLISHED` only the batch size.
-      **fields: of the experiment, other than those chosen here.
+      experiment: The function that makes the table in full size.
+      changes: The settings that fit the small network, by method. They hold for all rows of a method. A row of
+        `PUBLISHED` takes only the batch size from them.
+      **fields: The fields of the experiment that differ from those chosen here.
     """
 
     def make() -> Experiment:
@@ -105,7 +108,7 @@ def smaller(
 
 
 def _fitting(label: str, scenario: Scenario, changes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The changes for one row, without what it sweeps and what differs from the plain row of its method."""
+    """Returns the changes for one row, without the setting that it sweeps and those in which it differs from others."""
     settings = scenario.methods[label]
     name = next(name for name, kind in METHODS.items() if type(settings) is kind)
     # Methods without epochs take no steps; their settings have no learning rate either.

@@ -18,7 +18,7 @@ _UPPER = "layer4|fc"
 
 
 def identities() -> Experiment:
-    """Four people, drawn by the seed."""
+    """Makes the table for four people, whom the seed draws."""
     methods = common.every_method(upper=_UPPER, **SMALL)
     return Experiment(
         name="faces",

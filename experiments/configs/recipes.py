@@ -2,9 +2,9 @@
 
     python -m experiments.run --config recipes_small --data-dir data --seeds 0,1,2
 
-Every row is a network retrained without the forget set; the reference has the paper's recipe at full length. The row
-that was drawn again says how far two such networks are apart by chance, the one that was shortened what the paper's
-recipe does in the time of the fast one. `recipes_small` took five and a half minutes on one CPU core; `recipes` is not
+Every row is a network retrained without the forget set. The reference has the paper's recipe at full length. The row
+"drawn again" shows how far two such networks are apart by chance, and the row "shortened" shows what the paper's recipe
+reaches in the time of the fast one. `recipes_small` took five and a half minutes on one CPU core; `recipes` is not
 yet run.
 """
 
@@ -37,12 +37,12 @@ def _table(name: str, paper: RetrainSettings, epochs: int, milestones: tuple[int
 
 
 def full() -> Experiment:
-    """ResNet-18 on all of CIFAR-10, with crops and flips."""
+    """Makes the comparison on ResNet-18 and all of CIFAR-10, with crops and flips."""
     return _table("recipes", cifar10.ten_percent().training, 16, (8, 12))
 
 
 def small() -> Experiment:
-    """The small network of `cifar10_small` on 2,000 images, without augmentation."""
+    """Makes the comparison on the small network of `cifar10_small` and 2,000 images, without augmentation."""
     paper = RetrainSettings(epochs=20, batch_size=64, milestones=(12, 17))
     return dataclasses.replace(
         _table("recipes_small", paper, 8, (4, 6)),

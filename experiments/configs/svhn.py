@@ -1,7 +1,9 @@
-"""SVHN (the paper's Table 1): no augmentation, 50 epochs of training, at the authors' settings.
+"""SVHN (the paper's Table 1): no augmentation, 50 epochs of training, the authors' settings.
 
-scissorhands data prepare svhn --from train_32x32.mat test_32x32.mat --data-dir data
-python -m experiments.run --config svhn --data-dir data --seeds 0,1,2
+    scissorhands data prepare svhn --from train_32x32.mat test_32x32.mat --data-dir data
+    python -m experiments.run --config svhn --data-dir data --seeds 0,1,2
+
+The two files are those that the authors of SVHN publish.
 """
 
 from __future__ import annotations
@@ -31,19 +33,19 @@ def _table(
 
 
 def ten_percent() -> Experiment:
-    """A random tenth."""
+    """Makes the table for a random tenth of the training set."""
     return _table("svhn", "random 10 %", "random:0.1", upper=cifar10.UPPER, table="table1_svhn")
 
 
 def twenty_percent() -> Experiment:
-    """A random fifth."""
+    """Makes the table for a random fifth of the training set."""
     return _table("svhn_20", "random 20 %", "random:0.2", upper=cifar10.UPPER)
 
 
 def one_class() -> Experiment:
-    """One digit, the seed's. Scissorhands' authors have a script for the zeros: the row of the published code.
+    """Makes the table for one digit, which is the seed. The authors have a script for the zeros.
 
-    That script projects gradients; one more row does not.
+    The row of the published code follows that script, which projects gradients; one more row does not project them.
     """
     experiment = _table("svhn_class", "one class", "class:{seed}", upper="layer4|fc", forget_weight=0.1)
     (scenario,) = experiment.scenarios
@@ -54,5 +56,5 @@ def one_class() -> Experiment:
 
 
 def small(experiment: Callable[[], Experiment]) -> Callable[[], Experiment]:
-    """The small version."""
+    """Returns what makes the small version of a table."""
     return common.smaller(experiment, cifar10.SMALL)

@@ -13,7 +13,7 @@ def command(*words) -> int:
 
 
 def verified(folder, *words, capsys) -> list[str]:
-    """What `verify` says is changed."""
+    """Returns what `verify` says was changed."""
     capsys.readouterr()
     status = command("verify", "--ledger", folder, *words)
     lines = capsys.readouterr().out.splitlines()
@@ -33,7 +33,7 @@ def states(folder) -> list[str]:
 
 
 def moved_data(folder, tmp_path, change) -> str:
-    """A copy of the data set with something else in it, as an argument."""
+    """Makes a changed copy of the data set, and returns it as an argument of the command."""
     with np.load(folder.parent / "data.npz") as arrays:
         arrays = dict(arrays)
     change(arrays)

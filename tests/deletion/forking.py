@@ -2,8 +2,8 @@
 
 Run as `python -m tests.deletion.forking FOLDER SCENARIO...`.
 
-Everything is imported once and JAX is not begun, so that a fork costs next to nothing and is a process of its own.
-Prints what each scenario has seen, as JSON.
+Everything is imported once and no backend of JAX is started, so that a fork costs next to nothing and is an independent
+process. Prints what each scenario has seen, as JSON.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def forked(work: Callable[[], Any]) -> int:
 
 
 def status(child: int) -> int:
-    """0 if a child did all it should, 1 if not, -9 if it was killed."""
+    """Returns 0 if a child did all it should, 1 if it did not, and -9 if it was killed."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
@@ -63,7 +63,7 @@ def example(number: int, folder: Path) -> list[NamedExample]:
 
 
 def fill(folder: Path, who: str, count: int, size: int = 1) -> None:
-    """Requests that are added one after another, each by opening the ledger anew."""
+    """Adds requests one after another, and opens the ledger again for each."""
     for number in range(count):
         with Ledger(folder) as book:
             rows = [NamedExample(position, f"{number:064d}") for position in range(size)]
@@ -122,7 +122,7 @@ def limited(folder: Path) -> dict[str, Any]:
 
 
 def forbidden(folder: Path) -> dict[str, Any]:
-    """Someone who may read a ledger and its keys, but not write; as nobody, because bits do not bind root."""
+    """Reads a ledger without the right to write it, as the user `nobody`, because root may write every file."""
     Ledger.begin(folder, ABOUT).close()
     fill(folder, "early", 2)
     nobody = 65534
@@ -159,7 +159,7 @@ def forbidden(folder: Path) -> dict[str, Any]:
 
 
 def evidence(folder: Path, network: str) -> verdicts.Evidence:
-    """Evidence that is always good: what is killed here is the run."""
+    """Returns evidence that is always good, because these tests are about runs that are killed."""
     return verdicts.Evidence(
         "test",
         (rank_tests.Finding("f", 0.5, 0.4, 0.6),),
@@ -168,7 +168,7 @@ def evidence(folder: Path, network: str) -> verdicts.Evidence:
 
 
 def serve(folder: Path) -> None:
-    """What `scissorhands request run` does."""
+    """Does what `scissorhands request run` does."""
     settings = METHODS["finetune"](epochs=2, batch_size=64)
     with open(os.devnull, "w") as sink:
         deletion.run(
@@ -183,7 +183,7 @@ def serve(folder: Path) -> None:
 
 
 def prepare(folder: Path) -> None:
-    """Data, a network, a ledger with two requests, and the digests of all examples."""
+    """Makes data, a network, a ledger with one request, and the digests of all examples."""
     generator = np.random.default_rng(0)
     label = np.arange(EXAMPLES + 50) % 3
     image = generator.uniform(size=(len(label), 4, 4, 1)).astype(np.float32)
@@ -203,7 +203,7 @@ def prepare(folder: Path) -> None:
 
 
 def ask(folder: Path, number: int) -> None:
-    """One more request, for two examples that nobody has asked for yet."""
+    """Adds one more request, for two examples that no request names yet."""
     digests = json.loads((folder / "digests").read_text())
     first = 2 * (number - 1)
     with Ledger(folder / "ledger") as book:

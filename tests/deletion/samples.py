@@ -19,14 +19,14 @@ ABOUT = LedgerBegun(model="mlp", dataset="digits", network="0" * 64)
 
 
 def started(run: int, *requests: int, config: str = "{}") -> RunStarted:
-    """A run that works on requests."""
+    """Returns the entry of a run that works on requests."""
     return RunStarted(
         run=run, requests=requests, config=config, budget="1.0", level="0.95", audit=None, network="0" * 64
     )
 
 
 def recorded(run: int, *requests: int) -> RunRecorded:
-    """The end of that run."""
+    """Returns the entry that ends that run."""
     counts = Counts(test=((1, 2),), retain=(3, 4))
     return RunRecorded(
         run=run, requests=requests, record="c" * 64, verdict=FORGOTTEN, network="d" * 64, reference=counts
@@ -34,7 +34,7 @@ def recorded(run: int, *requests: int) -> RunRecorded:
 
 
 def record(**changes) -> Record:
-    """A record with something of everything."""
+    """Returns a record in which every field has a value."""
     fields = dict(
         ledger="ab",
         number=1,

@@ -16,7 +16,7 @@ def request(book, who="somebody", **changes):
 
 
 def problems(folder) -> list[str]:
-    """All that is found, by opening the ledger or by looking through it."""
+    """Returns all problems, which are found when the ledger is opened or looked through."""
     try:
         with Ledger(folder, check=False) as book:
             return book.problems()
@@ -32,13 +32,13 @@ def by_hand(folder, *statements) -> None:
 
 
 def unguarded(trigger, statement):
-    """A statement that a trigger forbids, by someone who takes it away and puts it back."""
+    """Returns statements that drop a trigger, run what it forbids, and make it again."""
     made = next(text for text in database.SCHEMA if f"TRIGGER {trigger} " in text)
     return [f"DROP TRIGGER {trigger}", statement, made]
 
 
 def everything(path):
-    """All that can be read from the tables of a database, and what they are; None if SQLite cannot read it."""
+    """Returns the content and the schema of all tables of a database, or None if SQLite cannot read it."""
     connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
     try:
         return [
@@ -55,7 +55,7 @@ def everything(path):
 
 
 def flipped(content, position, generator):
-    """The content with one bit of one byte changed."""
+    """Returns the content with one bit of one byte changed."""
     return content[:position] + bytes([content[position] ^ 1 << generator.randrange(8)]) + content[position + 1 :]
 
 

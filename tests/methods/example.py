@@ -83,7 +83,7 @@ def build(name, loss_fn=LOSS, model=MODEL, **changes):
     if name in STEPPING:
         given["learning_rate"] = 0.05
     if name in ("boundary_shrink", "amun"):
-        given["clip"] = False  # our images are no pixels
+        given["clip"] = False  # The images are not pixels between 0 and 1.
     if name == "sfron":
         given["forget_every"] = 2  # so that two steps of an epoch's three see the forget set, once all of it
     settings = METHODS[name]().changed(**given | changes)

@@ -44,13 +44,13 @@ def replay(folder: Folder, name: str) -> Outcome:
         if not kinds:
             raise MalformedError(f"nothing replays kind {trace.kind!r} with number {trace.prefix!r}")
         return Outcome(name, kinds[0].replay(trace) + trace.unchecked())
-    except Exception as error:  # a damaged file can fail anywhere in a replay, and must not stop the others
+    except Exception as error:  # A damaged file can fail anywhere in a replay, and must not stop the other replays.
         text = " ".join(str(error).split())
         return Outcome(name, [], f"{type(error).__name__}: {text[:300]}")
 
 
 def traces(folder: Folder) -> list[str]:
-    """The names of what is to be replayed: of every file of the folder but the tolerances'."""
+    """Returns the names of all traces to replay: those of every file of the folder except the tolerances."""
     return [name for name in folder.names if name != TOLERANCES]
 
 
@@ -65,7 +65,7 @@ def passed_over(folder: Folder) -> list[Outcome]:
 
 
 def run(path: str | Path) -> Iterator[Outcome]:
-    """Yields the outcome of every trace of a folder, in order of names, and a failure for all that is none."""
+    """Yields the outcome of every trace of a folder in the order of names, and a failure for every other file."""
     folder = Folder(Path(path))
     for name in traces(folder):
         yield replay(folder, name)
@@ -73,7 +73,7 @@ def run(path: str | Path) -> Iterator[Outcome]:
 
 
 def main(path: str | Path) -> int:
-    """Prints one line per trace and a summary; 0 if at least one trace passed and none failed, else 1."""
+    """Prints one line per trace and a summary, and returns 0 if some trace passed and none failed, else 1."""
     passed = failed = 0
     for outcome in run(path):
         print(outcome, flush=True)

@@ -51,7 +51,7 @@ from tests.parity.traces import MalformedError, Record, Trace
 
 
 def replay_baseline(trace: Trace) -> list[Check]:
-    """The baseline that the trace names."""
+    """Replays the baseline that the trace names."""
     name = trace.meta["method"]
     for beginning, replay in _REPLAYS.items():
         if name.startswith(beginning):
@@ -368,14 +368,14 @@ def _run(
     bn_mode: str | dict = "train",
     compiled: Callable | None = None,
 ) -> list[Check]:
-    """All recorded batches, as the given part of the data, or each as a part of its own.
+    """Takes steps with all recorded batches, as the given part of the data, or each as a part of its own.
 
     Args:
-      batches: in place of the batches called `batch`.
-      labels: in place of the examples' own.
-      prepare: changes the carry before the first step.
-      losses: the metrics of a step that `ce` holds, in its order; by default the first one that is a loss.
-      compiled: takes the steps; default `_step`.
+      batches: The batches to use in place of those called `batch`.
+      labels: The labels to use in place of those of the examples.
+      prepare: Changes the carry before the first step.
+      losses: The metrics of a step that `ce` holds, in its order. The default is the first metric that is a loss.
+      compiled: The function that takes a step. The default is `_step`.
     """
     arrays, meta = trace.arrays, trace.meta
     hyper = meta["hyper"].plain()

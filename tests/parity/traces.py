@@ -37,7 +37,7 @@ class Record(Mapping):
         self._read.add(key)
         return self._entries[key]
 
-    def __contains__(self, key: object) -> bool:  # asking is not reading
+    def __contains__(self, key: object) -> bool:  # Asking whether an entry exists does not read it.
         return key in self._entries
 
     def __iter__(self) -> Iterator[str]:
@@ -181,10 +181,10 @@ class Folder:
         return Trace(self, name)
 
     def only(self, kind: str) -> Trace:
-        """The only trace of a kind.
+        """Returns the only trace of a kind.
 
         Raises:
-          MalformedError: there is none, or more than one.
+          MalformedError: There is no such trace, or more than one.
         """
         found = [name for name in self.names if self._kind(name) == kind]
         if len(found) != 1:
@@ -194,7 +194,7 @@ class Folder:
     def _kind(self, name: str) -> str | None:
         try:
             return self.read_settings(name).get("kind")
-        except (ValueError, OSError):  # a damaged file is reported where it is replayed
+        except (ValueError, OSError):  # A damaged file is reported when it is replayed.
             return None
 
     def _read_settings(self, name: str) -> dict:

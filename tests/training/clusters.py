@@ -20,12 +20,12 @@ CENTRES = np.array([[2.0, 0.0], [-1.0, 1.7], [-1.0, -1.7]])
 
 
 def init(key):
-    """A small random map and no bias; the state is empty."""
+    """Returns a small random map, a zero bias and an empty state."""
     return {"kernel": 0.1 * jax.random.normal(key, (2, CLASSES)), "bias": jnp.zeros(CLASSES)}, {}
 
 
 def apply(params, model_state, x, *, train, key=None):
-    """Linear logits."""
+    """Returns linear logits and the state."""
     del train, key
     return x @ params["kernel"] + params["bias"][None], model_state
 
@@ -35,21 +35,21 @@ LOSS = classification_loss(MODEL)
 
 
 def examples(label: int, count: int) -> dict[str, np.ndarray]:
-    """Points of one cluster."""
+    """Draws points of one cluster."""
     points = CENTRES[label] + 0.3 * np.random.default_rng(label).normal(size=(count, 2))
     return {"image": points.astype(np.float32), "label": np.full(count, label, np.int32)}
 
 
 @functools.cache
 def data() -> Data:
-    """The class 2 is to be forgotten, the others stay; 16 examples of each."""
+    """Returns 16 examples of each class, of which class 2 is to be forgotten."""
     retain = jax.tree.map(lambda *leaves: np.concatenate(leaves), examples(0, 16), examples(1, 16))
     return jax.tree.map(jnp.asarray, Data(examples(2, 16), retain))
 
 
 @functools.cache
 def original():
-    """Params and state of a classifier that is right everywhere."""
+    """Returns params and state of a classifier that is right everywhere."""
     everything = Data(None, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *data()))
     method = finetune(LOSS, sgd(0.2, momentum=0.0), batch_size=16)
     result = run(method, jax.random.key(0), *init(jax.random.key(1)), everything, num_epochs=4)
@@ -57,7 +57,7 @@ def original():
 
 
 class Outcome(NamedTuple):
-    """How a network does on both sets."""
+    """The loss and the accuracies of a network on both sets."""
 
     loss_forget: float
     acc_forget: float
@@ -65,7 +65,7 @@ class Outcome(NamedTuple):
 
 
 def outcome(method: Method, epochs: int) -> tuple[Outcome, Outcome]:
-    """How the original does, and what a method makes of it."""
+    """Returns the outcomes of the original and of what a method makes of it."""
     result = run(method, jax.random.key(2), *original(), data(), num_epochs=epochs)
     return _outcome(*original()), _outcome(result.params, result.model_state)
 
