@@ -72,7 +72,7 @@ def read_seeds(text: str) -> list[int]:
       InputError: The text has another form.
     """
     if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", text):
-        raise InputError(f"--seeds must be numbers with commas between them, such as 0,1,2, got {text!r}")
+        raise InputError(f"--seeds must be numbers with commas between them, got {text!r}; write 0,1,2 for three seeds")
     return [int(seed) for seed in text.split(",")]
 
 

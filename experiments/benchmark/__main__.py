@@ -232,7 +232,7 @@ def _kept(options: argparse.Namespace, settings: Settings) -> dict[str, Result]:
     if not options.resume:
         return {}
     if options.out is None:
-        raise InputError("--resume needs the file that it continues; name it with --out FILE")
+        raise InputError("--resume needs --out FILE, the file that it continues")
     if not options.out.exists():
         return {}
     try:
