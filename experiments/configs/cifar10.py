@@ -162,4 +162,6 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 """For `cifar10_small`: chosen by `experiments.tuning` on seed 10, which no table uses, without a look at a retrained
 network or the test set: the best of four trials for each baseline, of twelve for Scissorhands, which has three settings
-(`experiments/results/cifar10_small/tuning_seed10.json`). The methods that are not named have not been tuned."""
+(`experiments/results/cifar10_small/tuning_seed10.json`). That was at constant rates and, for Scissorhands, with the
+pairing of the published code; at falling rates and with a forget batch in every step nothing has been tuned yet, nor
+have the methods without a rate of their own here."""

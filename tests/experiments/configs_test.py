@@ -13,6 +13,8 @@ from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import config
 from scissorhands_jax.jobs.experiment import FLIPPED
 from scissorhands_jax.methods import METHODS
+from scissorhands_jax.methods.retrain import RetrainSettings
+from scissorhands_jax.methods.settings import TrainingSettings
 
 SHAPES = {"digits": (8, 8, 1), "orl_faces": (112, 92, 1)}
 
@@ -141,3 +143,12 @@ def test_the_ablation_differs_from_the_default_in_what_its_label_says(name):
         assert dataclasses.replace(base, **{sweep.name: sweep.value}) == scenario.methods[label]
     assert scenario.methods["scissorhands, no projection"] == dataclasses.replace(base, projected=False)
     assert scenario.methods["scissorhands, ones"] == dataclasses.replace(base, initializer="ones")
+
+
+@pytest.mark.parametrize("name", ["faces", *(name for name in configs.CONFIGS if name.endswith("_small"))])
+def test_rates_of_small_tables_fall_except_where_a_method_is_as_published(name):
+    for scenario in configs.load(name).scenarios:
+        for label, settings in scenario.methods.items():
+            if isinstance(settings, TrainingSettings) and not isinstance(settings, RetrainSettings):
+                falls = settings.schedule != "drops" or bool(settings.milestones)
+                assert falls or "published" in label, label
