@@ -22,6 +22,10 @@ class PeerError(RuntimeError):
     """Another process of the same run died or cannot be reached."""
 
 
+class BusyError(InputError):
+    """Another process is writing to the same folder."""
+
+
 class LedgerError(InputError):
     """A ledger or record is missing, is damaged, was changed by hand, or cannot be written."""
 

@@ -1,15 +1,35 @@
-"""Files that are written whole or not at all, and JSON from untrusted sources."""
+"""Files that are written whole or not at all, folders that one process at a time writes to, and untrusted JSON."""
 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
+import logging
 import os
+import socket
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from scissorhands_jax.errors import BusyError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 MAX_JSON = 2**28  # bytes
+LOCK_FILE = ".lock"
+"""The file in a folder whose lock `sole_writer` holds, and which is there no longer than the lock unless the process is
+killed."""
+
+_SECONDS_BETWEEN_TRIES = 0.05
+_MAX_HOLDER = 4096  # bytes of what a lock file says about its holder
+_logger = logging.getLogger(__name__)
+_held: set[int] = set()  # descriptors of the lock files whose locks this process holds
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -92,6 +112,126 @@ def parse_json(content: bytes) -> Any:
         return json.loads(content.decode())
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+@contextlib.contextmanager
+def sole_writer(folder: str | os.PathLike, *, seconds: float = 0.0) -> Iterator[None]:
+    """Holds the right to write to a folder, which only one caller on all machines can have at a time.
+
+    It is an advisory lock (`flock`) of the file `LOCK_FILE` in the folder. The system takes the lock back when the
+    process that holds it ends, however it ends, so what a killed process leaves there stops nobody. Where the file
+    system has no such locks, a warning is logged, and nothing keeps two processes apart.
+
+    Args:
+      folder: The folder. It is made if it does not exist, and then removed again if nothing was written to it.
+      seconds: How long to wait for another holder. By default an error is raised at once.
+
+    Raises:
+      BusyError: Another process, or another part of this one, holds the right. The error says which process that is, on
+        which machine, since when, and what it runs.
+      OSError: The folder or the file cannot be made.
+    """
+    folder = Path(folder)
+    is_new = not os.path.lexists(folder)
+    descriptor = _lock(folder, time.monotonic() + seconds)
+    _held.add(descriptor)
+    try:
+        yield
+    finally:
+        if descriptor in _held:  # It is not in a process that was forked in the meantime.
+            _held.discard(descriptor)
+            _unlock(descriptor, folder)
+            if is_new:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()  # does nothing where there is something in it
+
+
+def _lock(folder: Path, deadline: float) -> int:
+    """Returns the open and locked file of a folder, in which this process has left its name."""
+    path = folder / LOCK_FILE
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        except FileNotFoundError:  # The last holder has just removed the empty folder.
+            continue
+        try:
+            busy = not _try_to_lock(descriptor, folder)
+            if not busy and _is_open_file(descriptor, path):
+                os.ftruncate(descriptor, 0)
+                os.write(descriptor, json.dumps(_holder()).encode())
+                return descriptor
+            if busy and time.monotonic() >= deadline:
+                raise BusyError(
+                    f"{folder} is being written to by {_described_holder(descriptor)}; wait until it has ended"
+                )
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+        if busy:
+            time.sleep(_SECONDS_BETWEEN_TRIES)
+
+
+def _unlock(descriptor: int, folder: Path) -> None:
+    if _is_open_file(descriptor, folder / LOCK_FILE):
+        # Whoever has opened the file and waits for its lock finds that it is gone, and makes another one.
+        (folder / LOCK_FILE).unlink()
+    os.close(descriptor)
+
+
+def _try_to_lock(descriptor: int, folder: Path) -> bool:
+    """Says whether the file could be locked; True as well where there are no locks."""
+    try:
+        if fcntl is None:
+            raise OSError("this system has none")
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        _logger.warning("%s cannot be locked (%s), so make sure that only one process writes to it", folder, error)
+    return True
+
+
+def _is_open_file(descriptor: int, path: Path) -> bool:
+    """Says whether the path still leads to the open file."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _holder() -> dict[str, Any]:
+    """Describes this process. Options are left out, because they can hold names that must not stay in a file."""
+    program = Path(sys.argv[0])
+    words = [program.parent.name if program.stem == "__main__" else program.stem]
+    for word in sys.argv[1:3]:
+        if word.startswith("-"):
+            break
+        words.append(word)
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return {"pid": os.getpid(), "host": socket.gethostname(), "since": now, "command": " ".join(words)}
+
+
+def _described_holder(descriptor: int) -> str:
+    """Describes the process that holds the lock of an open file, as far as the file says it in printable text."""
+    try:
+        found = parse_json(os.pread(descriptor, _MAX_HOLDER, 0))
+        told = {name: str(found[name]) for name in _holder()}
+    except (ValueError, TypeError, KeyError, OSError):  # It is just being written, or somebody wrote something else.
+        return "another process"
+    told = {name: "".join(filter(str.isprintable, text))[:100] for name, text in told.items()}
+    return f"process {told['pid']} on {told['host']} since {told['since']} ({told['command']})"
+
+
+def _forget_locks() -> None:
+    """Closes, in a process that was forked, what would keep its parent's locks held after the parent's end."""
+    while _held:
+        os.close(_held.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_locks)
 
 
 @contextlib.contextmanager

@@ -141,30 +141,6 @@ class Database:
             raise LedgerError(f"{self.path}: {advice} (SQLite: {error})") from error
 
 
-@contextlib.contextmanager
-def exclusive_lock(path: Path, busy: str) -> Iterator[None]:
-    """Holds a lock that only one process can have. The system releases it when that process ends, however it ends.
-
-    Args:
-      path: The file of the lock, which is created if it does not exist and stays empty.
-      busy: The message of the error if another process holds the lock.
-
-    Raises:
-      LedgerError: Another process holds the lock, or the file cannot be made.
-    """
-    with contextlib.ExitStack() as stack:
-        try:
-            lock = Database(path, create=True, timeout=0)
-            stack.callback(lock.close)
-            lock.execute("BEGIN EXCLUSIVE")
-        except LedgerError as error:
-            code = getattr(error.__cause__, "sqlite_errorcode", None) or 0
-            if code & 0xFF != sqlite3.SQLITE_BUSY:
-                raise
-            raise LedgerError(busy) from error
-        yield
-
-
 def holds_ledger(path: Path) -> bool:
     """Says whether a file is a ledger, even a damaged one.
 

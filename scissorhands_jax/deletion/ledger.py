@@ -28,8 +28,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from scissorhands_jax import files
 from scissorhands_jax.deletion import chain, signing
-from scissorhands_jax.deletion.database import Database, exclusive_lock, holds_ledger
+from scissorhands_jax.deletion.database import Database, holds_ledger
 from scissorhands_jax.deletion.entries import (
     CHAIN_START,
     RESTORE,
@@ -47,7 +48,6 @@ from scissorhands_jax.errors import InputError, LedgerError
 from scissorhands_jax.hashing import canonical
 
 DATABASE_FILE = "ledger.sqlite3"
-LOCK_FILE = "run.lock"
 KEYS_FOLDER = "keys"
 
 _MAX_NAME = 500
@@ -242,10 +242,9 @@ class Ledger:
         """Returns a context manager for the right to serve requests, which only one process can have at a time.
 
         Raises:
-          LedgerError: Another process has that right.
+          BusyError: Another process has that right.
         """
-        busy = f"another process is working on the requests of {self.folder}; wait for it"
-        return exclusive_lock(self.folder / LOCK_FILE, busy)
+        return files.sole_writer(self.folder)
 
     def problems(self) -> list[str]:
         """Describes everything in the file that is not as it was written, in one sentence each.

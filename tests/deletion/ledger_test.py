@@ -12,7 +12,7 @@ import pytest
 from scissorhands_jax.deletion import ledger
 from scissorhands_jax.deletion.entries import RequestsCovered, RunFailed
 from scissorhands_jax.deletion.ledger import Ledger
-from scissorhands_jax.errors import InputError, LedgerError
+from scissorhands_jax.errors import BusyError, InputError, LedgerError
 from tests.deletion.samples import ABOUT
 from tests.deletion.spoiling import EXAMPLES, by_hand, problems, request
 
@@ -65,7 +65,7 @@ def test_a_row_that_another_program_added_is_not_built_upon(folder):
 def test_one_process_at_a_time_runs(folder):
     with Ledger(folder) as book, Ledger(folder) as other:
         with book.sole_run():
-            with pytest.raises(LedgerError, match="another process is working"), other.sole_run():
+            with pytest.raises(BusyError, match="is being written to by process"), other.sole_run():
                 pass
             request(other)  # but both may write
         with other.sole_run():
