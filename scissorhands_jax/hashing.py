@@ -1,4 +1,4 @@
-"""Hashes of text, files, networks and positions, and a form of JSON in which each value has exactly one spelling.
+"""Hashes of text, files, networks and positions, and the form of JSON in which each value has one spelling.
 
 A SHA-256 identifies something, and cannot be forged. `tree_checksum` is quicker and works on arrays that are divided
 over processes, but it only detects numbers that changed by accident.
@@ -9,41 +9,50 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import rfc8785
 from jax.experimental import multihost_utils
 
 from scissorhands_jax import files, trees
 from scissorhands_jax.base import PyTree
 from scissorhands_jax.errors import LedgerError
 
+_MAX_WHOLE = 2**53 - 1  # of the numbers in JSON that all readers read exactly
 _MAX_DOCUMENT = 2**26  # bytes; an ordinary record has a few thousand
 
 
 def canonical(value: Any) -> bytes:
-    """Writes a value as JSON in the only way that is allowed here: with sorted keys, without spaces, in ASCII.
+    """Writes a value as canonical JSON (RFC 8785). Everything that is hashed or signed as JSON is written by it.
+
+    Equal values have equal bytes: keys are sorted by their UTF-16 code units, numbers are written as ECMAScript writes
+    them, and there are no spaces. The text is UTF-8.
+
+    Args:
+      value: Nested dictionaries with text keys, lists and tuples of texts, numbers, booleans and None.
 
     Raises:
-      TypeError: The value contains a float, which JSON can spell in many ways (`without_floats` turns floats into
-        text), or something that JSON cannot represent.
+      ValueError: The value contains NaN, an infinite number, a whole number beyond 2**53 - 1, which JSON's readers may
+        round, text that UTF-8 cannot represent, or something that JSON cannot represent.
     """
-    for part in _scalars(value):
-        if not (part is None or isinstance(part, str | bool | int)):
-            raise TypeError(f"{part!r} has no unique spelling in JSON; turn floats into text with without_floats")
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+    return rfc8785.dumps(value)
 
 
 def without_floats(value: Any) -> Any:
-    """Returns a copy in which tuples are lists and each float is the shortest text that reads back to it."""
+    """Returns a copy in which tuples are lists and each float is the shortest text that reads back to it.
+
+    Whole numbers that `canonical` refuses are text as well.
+    """
     if isinstance(value, dict):
         return {str(key): without_floats(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [without_floats(entry) for entry in value]
-    return repr(value) if isinstance(value, float) else value
+    large = isinstance(value, int) and abs(value) > _MAX_WHOLE
+    return repr(value) if isinstance(value, float) or large else value
 
 
 def read_canonical(path: Path) -> dict[str, Any]:
@@ -74,22 +83,9 @@ def parse_canonical(content: bytes) -> dict[str, Any]:
         value = json.loads(content)
         if not isinstance(value, dict) or canonical(value) != content:
             raise ValueError("it is not canonical JSON")
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(str(error)[:200]) from error
     return value
-
-
-def _scalars(value: Any) -> Iterator[Any]:
-    """Yields everything in nested dicts, lists and tuples that is none of these, keys included."""
-    if isinstance(value, dict):
-        for key, entry in value.items():
-            yield from _scalars(key)
-            yield from _scalars(entry)
-    elif isinstance(value, list | tuple):
-        for entry in value:
-            yield from _scalars(entry)
-    else:
-        yield value
 
 
 def sha256(content: bytes | str) -> str:

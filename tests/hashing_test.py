@@ -1,6 +1,8 @@
 """Hashes against hashlib, what they tell apart and what not, and that nothing else in the package makes any."""
 
 import hashlib
+import json
+import struct
 from pathlib import Path
 
 import jax
@@ -62,14 +64,63 @@ def test_a_checksum_tells_numbers_apart():
 
 
 class TestCanonical:
-    def test_there_is_one_way_to_write_a_value(self):
-        assert hashing.canonical({"b": [1, None, True], "a": "é"}) == b'{"a":"\\u00e9","b":[1,null,true]}'
-        assert hashing.without_floats({"rate": 0.1, "pair": (1e-30, 2)}) == {"rate": "0.1", "pair": ["1e-30", 2]}
-        with pytest.raises(TypeError):
-            hashing.canonical({"rate": 0.1})
+    """RFC 8785, by the numbers and the orders that it lists itself."""
 
     @pytest.mark.parametrize(
-        "text", [b'{"a": 1}', b'{"b":1,"a":2}', b'{"a":1,"a":1}', b'{"a":1.0}', b"[1]", b"{", b"\xff"]
+        ("bits", "text"),
+        [
+            *(("0000000000000000", "0"), ("8000000000000000", "0"), ("0000000000000001", "5e-324")),
+            *(("8000000000000001", "-5e-324"), ("7fefffffffffffff", "1.7976931348623157e+308")),
+            *(("4340000000000000", "9007199254740992"), ("c340000000000000", "-9007199254740992")),
+            *(("4430000000000000", "295147905179352830000"), ("44b52d02c7e14af5", "9.999999999999997e+22")),
+            *(("44b52d02c7e14af6", "1e+23"), ("44b52d02c7e14af7", "1.0000000000000001e+23")),
+            *(("444b1ae4d6e2ef4e", "999999999999999700000"), ("444b1ae4d6e2ef4f", "999999999999999900000")),
+            *(("444b1ae4d6e2ef50", "1e+21"), ("3eb0c6f7a0b5ed8c", "9.999999999999997e-7")),
+            *(("3eb0c6f7a0b5ed8d", "0.000001"), ("41b3de4355555553", "333333333.3333332")),
+            *(("41b3de4355555557", "333333333.33333343"), ("becbf647612f3696", "-0.0000033333333333333333")),
+            *(("43143ff3c1cb0959", "1424953923781206.2"), ("3ff0000000000000", "1")),
+        ],
+    )
+    def test_numbers_are_written_as_ecmascript_writes_them(self, bits, text):
+        (number,) = struct.unpack(">d", bytes.fromhex(bits))
+        assert hashing.canonical([number]) == f"[{text}]".encode()
+
+    def test_keys_are_sorted_by_utf16_code_units(self):
+        keys = ["\u20ac", "\r", "\ufb33", "1", "\U0001f600", "\u0080", "\u00f6"]
+        expected = ["\r", "1", "\u0080", "\u00f6", "\u20ac", "\U0001f600", "\ufb33"]
+        written = hashing.canonical({key: number for number, key in enumerate(keys)})
+        assert list(json.loads(written)) == expected
+
+    def test_texts_are_escaped_only_where_they_must_be(self):
+        value = {"b": [1, None, True], "a": "\u20ac$\x0f\nA'B\"\\/\x7f"}
+        assert hashing.canonical(value) == '{"a":"\u20ac$\\u000f\\nA\'B\\"\\\\/\x7f","b":[1,null,true]}'.encode()
+
+    @pytest.mark.parametrize(
+        "value", [float("nan"), float("inf"), -float("inf"), 2**53, "\ud800", {1: 2}, {"\ud800": 1}, b"a"]
+    )
+    def test_what_has_no_canonical_form_is_refused(self, value):
+        with pytest.raises(ValueError, match=r"."):
+            hashing.canonical([value])
+
+    def test_numbers_can_be_kept_as_text(self):
+        assert hashing.without_floats({"rate": 0.1, "pair": (1e-30, 2)}) == {"rate": "0.1", "pair": ["1e-30", 2]}
+        seeds = hashing.without_floats([2**53, -(2**60), 2**53 - 1, True])
+        assert seeds == [str(2**53), str(-(2**60)), 2**53 - 1, True]
+        hashing.canonical(seeds)
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            b'{"a": 1}',
+            b'{"b":1,"a":2}',
+            b'{"a":1,"a":1}',
+            b'{"a":1.0}',
+            b'{"a":-0}',
+            b'{"a":"\\u00e9"}',
+            b"[1]",
+            b"{",
+            b"\xff",
+        ],
     )
     def test_and_no_other_is_read(self, text, tmp_path):
         with pytest.raises(ValueError, match=r"JSON|Expecting|decode"):

@@ -145,5 +145,5 @@ def table_problems(
 def _have_hash(examples: Iterable[NamedExample], digest: str) -> bool:
     try:
         return examples_sha256(examples) == digest
-    except TypeError:  # A cell of the table holds something that is neither a whole number nor text.
+    except ValueError:  # A cell of the table holds something that is neither a whole number nor text.
         return False
