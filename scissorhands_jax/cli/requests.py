@@ -236,7 +236,8 @@ class ServeCommand(SubjectOptions, MethodOptions):
             sys.stdout.write(f"{noun} {numbers}: {outcome.verdict.answer}; record {outcome.record}\n")
             sys.stdout.writelines(f"  {reason}\n" for reason in outcome.verdict.reasons)
             if outcome.verdict.answer == RETRAIN:
-                sys.stdout.write("  what serves them: --method retrain, or --again with other settings\n")
+                advice = "longer training" if self.method_name == "retrain" else "--again with other settings"
+                sys.stdout.write(f"  what serves them: --method retrain, or {advice}\n")
         if not outcomes:
             sys.stdout.write("no request is open\n")
         return STATUS_RETRAIN if any(outcome.verdict.answer == RETRAIN for outcome in outcomes) else 0

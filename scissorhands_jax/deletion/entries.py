@@ -7,6 +7,7 @@ requests is the sum of these changes, so it can be recomputed from the signed hi
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import time
 from collections.abc import Iterable
 from typing import Any, ClassVar
@@ -47,7 +48,8 @@ class Request:
     @property
     def overdue(self) -> bool:
         """Whether the request has not been served although its due date has passed."""
-        return self.state != FORGOTTEN and self.due < utc_now()[:10]
+        today = datetime.datetime.now(datetime.UTC).date()
+        return self.state != FORGOTTEN and datetime.date.fromisoformat(self.due) < today
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,16 +69,6 @@ class RequestChange:
     request: int
     state: str
     run: int | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Counts:
-    """Right answers and examples, as pairs of whole numbers, from which losses of accuracy are computed."""
-
-    test: tuple[tuple[int, int], ...]
-    """One pair for each class of the test set."""
-    retain: tuple[int, int]
-    """One pair for the whole retain set."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -181,8 +173,9 @@ class RunRecorded(LedgerEntry):
     """`FORGOTTEN` or `RETRAIN`, which becomes the state of the requests."""
     network: str
     """The SHA-256 of the network that the run has made."""
-    reference: Counts
-    """The counts with which those of later runs are compared, to measure losses of accuracy."""
+    lost: dict[str, str]
+    """The percentage points of accuracy that all runs up to this one have cost, by the set of examples: since the first
+    network, or since the last one that was trained from scratch. Later runs begin to count there."""
 
     def changes(self) -> Iterable[RequestChange]:
         """Returns changes to the state that is the verdict."""

@@ -293,9 +293,11 @@ def check_request(requester: str, due: str) -> None:
     if not requester.strip() or len(requester) > _MAX_NAME or not requester.isprintable():
         raise InputError(f"the requester is {requester[:50]!r}; give a name of 1 to {_MAX_NAME} printable characters")
     try:
-        datetime.date.fromisoformat(due)
-    except ValueError as error:
-        raise InputError(f"the due date must be written 2026-12-31, got {due[:50]!r}") from error
+        is_date = datetime.date.fromisoformat(due).isoformat() == due
+    except ValueError:
+        is_date = False
+    if not is_date:  # Python also reads other ways to write a date, such as 20261231 and 2026-W53-4.
+        raise InputError(f"the due date must be a day that exists, written 2026-12-31; got {due[:50]!r}")
 
 
 def ledger_exists(folder: Path) -> bool:

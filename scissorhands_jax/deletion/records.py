@@ -24,6 +24,7 @@ from scissorhands_jax.deletion import signing
 from scissorhands_jax.deletion.documents import from_document
 from scissorhands_jax.deletion.entries import RESTORE
 from scissorhands_jax.deletion.signing import LedgerKeys
+from scissorhands_jax.deletion.utility import RunUtility
 from scissorhands_jax.deletion.verdicts import Evidence, EvidenceGate, Verdict
 from scissorhands_jax.errors import LedgerError
 from scissorhands_jax.hashing import canonical, sha256
@@ -135,12 +136,36 @@ class RecordedEvidence:
 
 
 @dataclasses.dataclass(frozen=True)
-class UtilityLoss:
-    """The percentage points of accuracy that were lost since the first network, and the budget for them."""
+class RecordedSet:
+    """The answers of a network on one set: how many are right, of how many, and the mean cross-entropy in nats."""
+
+    right: int
+    of: int
+    loss: str
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordedUtility:
+    """The accuracy and loss of the network before and after a run on the same data, and what all runs have cost.
+
+    `retain` and `test` are the percentage points of accuracy that all runs together have cost since the first network,
+    or since the last one that was trained from scratch, and `budget` is the limit for each.
+    """
 
     budget: str
     retain: str
     test: str
+    before: dict[str, RecordedSet]
+    after: dict[str, RecordedSet]
+
+    @classmethod
+    def of(cls, budget: str, lost: Mapping[str, float], measured: RunUtility) -> RecordedUtility:
+        """Converts measured utility, with points and losses rounded."""
+        before, after = (
+            {name: RecordedSet(found.right, found.of, _text(found.loss)) for name, found in sets.items()}
+            for sets in (measured.before, measured.after)
+        )
+        return cls(budget, f"{lost['retain']:.4f}", f"{lost['test']:.4f}", before, after)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -174,7 +199,7 @@ class Record:
     test: tuple[tuple[int, int], ...]
     """Right answers and examples of each class of the test set, of the network after the run."""
     evidence: RecordedEvidence
-    utility: UtilityLoss
+    utility: RecordedUtility
     verdict: Verdict
     report: str = ""
     """The SHA-256 of the page that shows the record."""

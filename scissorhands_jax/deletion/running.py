@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,14 +22,13 @@ from rich.console import Console
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import files, hashing, report
 from scissorhands_jax.base import Dataset, ModelState, Params
-from scissorhands_jax.deletion import audits, record_page, records, verdicts
+from scissorhands_jax.deletion import audits, record_page, records, utility, verdicts
 from scissorhands_jax.deletion.audits import AuditPlan
 from scissorhands_jax.deletion.entries import (
     CHAIN_START,
     FORGOTTEN,
     OPEN,
     RETRAIN,
-    Counts,
     Request,
     RequestsCovered,
     RunFailed,
@@ -37,8 +38,16 @@ from scissorhands_jax.deletion.entries import (
     utc_now,
 )
 from scissorhands_jax.deletion.ledger import Ledger
-from scissorhands_jax.deletion.records import DigestedSet, Record, RecordedNetwork, RecordedRequest, Share, UtilityLoss
+from scissorhands_jax.deletion.records import (
+    DigestedSet,
+    Record,
+    RecordedNetwork,
+    RecordedRequest,
+    RecordedUtility,
+    Share,
+)
 from scissorhands_jax.deletion.requests import Subject, check_content, config_in_use, positions_digest, positions_text
+from scissorhands_jax.deletion.utility import RunUtility
 from scissorhands_jax.deletion.verdicts import Evidence, Scored, Verdict
 from scissorhands_jax.errors import InputError, LedgerError
 from scissorhands_jax.hashing import canonical, sha256
@@ -83,6 +92,16 @@ class _Unlearned:
     def exact(self) -> bool:
         """Whether the network was trained from scratch without the examples."""
         return self.job.config.method_name == report.REFERENCE
+
+    @functools.cached_property
+    def held_before(self) -> Scored:
+        """The test set, of all classes, with the logits of the network before the run."""
+        return self.before(self.job.splits.test)
+
+    @functools.cached_property
+    def held_now(self) -> Scored:
+        """The test set, of all classes, with the logits of the network after the run."""
+        return self.now(self.job.splits.test)
 
     def before(self, examples: Dataset) -> Scored:
         """Returns examples with the logits of the network before the run."""
@@ -144,8 +163,8 @@ def run_requests(
       InputError: An argument cannot be used, or an example has changed. The requests stay open.
       LedgerError: The ledger cannot be used or written, or another process is running.
     """
-    if budget < 0:
-        raise InputError(f"the utility budget must not be negative, got {budget}")
+    if not 0 <= budget < math.inf:
+        raise InputError(f"the utility budget must be a finite number that is not negative, got {budget}")
     if not 0 < level < 1:
         raise InputError(f"the level must lie between 0 and 1, got {level}")
     subject = subject or Subject()
@@ -252,18 +271,12 @@ def _unlearned(book: Ledger, started: RunStarted, subject: Subject, console: Con
 
 def _judged(book: Ledger, done: _Unlearned, auditor: Auditor | None, console: Console) -> RunOutcome:
     """Judges the network of a run, and writes the record, its page, and the row of the history."""
-    started, job = done.started, done.job
-    held_before, held_after = done.before(job.splits.test), done.now(job.splits.test)
-    evidence = auditor(done.out, done.network) if auditor else _evidence(done, held_before, held_after, console)
-    num_classes = len(job.splits.class_names)
-    counts = _counts(held_after, done.results["after"], num_classes)
-    recorded = book.entries(RunRecorded)
-    # Losses are measured against the first network, or against the last one that was trained from scratch.
-    reference = recorded[-1].reference if recorded else _counts(held_before, done.results["before"], num_classes)
-    # A network that was trained from scratch counts as a first network, because unlearning has cost it nothing.
-    lost = dict.fromkeys(("retain", "test"), 0.0) if done.exact else _lost(reference, counts, job.data.retain["label"])
-    verdict = verdicts.judge(evidence, lost, float(started.budget), exact=done.exact)
-    record = _record(book, done, evidence, counts, lost, verdict)
+    started = done.started
+    evidence = auditor(done.out, done.network) if auditor else _evidence(done, console)
+    measured = _utility(done)
+    lost = measured.lost(_lost_before(book))
+    verdict = verdicts.judge(evidence, lost, float(started.budget), exact=done.exact, collapses=measured.collapses())
+    record = _record(book, done, evidence, measured, lost, verdict)
     rows = [{**row, "scenario": f"run {started.run}"} for row in done.results["rows"]]
     record_page.write_record_page(records.record_page_path(book.folder, started.run), record, rows)
     digest = records.write_record(book.folder, record, book.keys)
@@ -274,13 +287,14 @@ def _judged(book: Ledger, done: _Unlearned, auditor: Auditor | None, console: Co
             record=digest,
             verdict=verdict.answer,
             network=done.network,
-            reference=counts if done.exact and verdict.answer == FORGOTTEN else reference,
+            # A network that was trained from scratch counts as a first network: later losses are measured from it.
+            lost={name: repr(0.0 if done.exact else points) for name, points in lost.items()},
         )
     )
     return RunOutcome(started.run, started.requests, verdict, records.record_path(book.folder, started.run))
 
 
-def _evidence(done: _Unlearned, held_before: Scored, held_after: Scored, console: Console) -> Evidence:
+def _evidence(done: _Unlearned, console: Console) -> Evidence:
     """Returns the comparison with held-out examples, and the evidence of the audit if the run has one."""
     job, level, plan = done.job, float(done.started.level), done.started.audit
     if plan is not None:
@@ -289,8 +303,8 @@ def _evidence(done: _Unlearned, held_before: Scored, held_after: Scored, console
     own = verdicts.held_out_comparison(
         done.before(job.data.forget),
         done.now(job.data.forget),
-        held_before,
-        held_after,
+        done.held_before,
+        done.held_now,
         None if earlier is None else done.now(earlier),
         level,
     )
@@ -300,7 +314,12 @@ def _evidence(done: _Unlearned, held_before: Scored, held_after: Scored, console
 
 
 def _record(
-    book: Ledger, done: _Unlearned, evidence: Evidence, counts: Counts, lost: Mapping[str, float], verdict: Verdict
+    book: Ledger,
+    done: _Unlearned,
+    evidence: Evidence,
+    measured: RunUtility,
+    lost: Mapping[str, float],
+    verdict: Verdict,
 ) -> Record:
     started, job, about = done.started, done.job, book.about
     recorded = book.entries(RunRecorded)
@@ -323,9 +342,9 @@ def _record(
         versions=done.results["versions"],
         machine=done.results["machine"],
         metrics={name: _shares(done.results[name]) for name in ("before", "after")},
-        test=counts.test,
+        test=_right_by_class(done.held_now, len(job.splits.class_names)),
         evidence=records.RecordedEvidence.of(evidence),
-        utility=UtilityLoss(started.budget, *(f"{lost[name]:.4f}" for name in ("retain", "test"))),
+        utility=RecordedUtility.of(started.budget, lost, measured),
         verdict=verdict,
     )
 
@@ -340,9 +359,18 @@ def _recorded_request(book: Ledger, request: Request) -> RecordedRequest:
 
 
 def _earlier_tries(book: Ledger, started: RunStarted) -> int:
-    """Counts the earlier runs, failed ones included, that worked on any of these requests."""
+    """Counts the earlier runs, failed ones included, that worked on any example whose content this run works on.
+
+    A request that names the examples of an older one again, or copies of them elsewhere in the training set, therefore
+    begins no new count.
+    """
+
+    def contents(entry: RunStarted) -> set[str]:
+        return {example.digest for request in entry.requests for example in book.examples(request)}
+
+    own = contents(started)
     before = [entry for entry in book.entries(RunStarted) if entry.run < started.run]
-    return sum(not set(started.requests).isdisjoint(entry.requests) for entry in before)
+    return sum(not own.isdisjoint(contents(entry)) for entry in before)
 
 
 def _still_to_forget(book: Ledger, group: Sequence[Request]) -> tuple[list[Request], np.ndarray]:
@@ -364,26 +392,32 @@ def _still_to_forget(book: Ledger, group: Sequence[Request]) -> tuple[list[Reque
     return left, np.asarray(sorted(positions), np.int64)
 
 
-def _counts(held: Scored, measured: Mapping[str, Any], num_classes: int) -> Counts:
+def _utility(done: _Unlearned) -> RunUtility:
+    """Measures the networks before and after a run on the retained examples, and on test examples of their classes."""
+    retained = done.job.data.retain
+    classes = np.unique(retained["label"])
+    return RunUtility(
+        *(
+            {"retain": utility.measure(scored), "test": utility.measure(utility.of_classes(held, classes))}
+            for scored, held in ((done.before(retained), done.held_before), (done.now(retained), done.held_now))
+        )
+    )
+
+
+def _lost_before(book: Ledger) -> dict[str, float]:
+    """Returns the percentage points that earlier runs have cost the network in use, since the first network or since
+    the last one that was trained from scratch."""
+    served = [entry for entry in book.entries(RunRecorded) if entry.verdict == FORGOTTEN]
+    return {name: float(points) for name, points in served[-1].lost.items()} if served else {}
+
+
+def _right_by_class(held: Scored, num_classes: int) -> tuple[tuple[int, int], ...]:
+    """Counts right answers and examples of each class."""
     right = held.logits.argmax(axis=1) == held.labels
-    by_class = tuple(
+    return tuple(
         (int(np.count_nonzero(right & (held.labels == label))), int(np.count_nonzero(held.labels == label)))
         for label in range(num_classes)
     )
-    return Counts(test=by_class, retain=(measured["correct_retain"], measured["num_retain"]))
-
-
-def _lost(reference: Counts, counts: Counts, retained: np.ndarray) -> dict[str, float]:
-    """Computes the percentage points lost since the reference, on the test set only for classes that are retained."""
-
-    def percent(pairs: Sequence[Sequence[int]]) -> float:
-        return 100 * sum(pair[0] for pair in pairs) / max(1, sum(pair[1] for pair in pairs))
-
-    stay = np.unique(retained).tolist()
-    return {
-        "retain": percent([reference.retain]) - percent([counts.retain]),
-        "test": percent([reference.test[label] for label in stay]) - percent([counts.test[label] for label in stay]),
-    }
 
 
 def _shares(numbers: Mapping[str, Any]) -> dict[str, Share]:

@@ -17,7 +17,8 @@ audit's findings count as well, and its gates replace the first one.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -148,24 +149,32 @@ def from_audit(document: Mapping[str, Any], network: str) -> Evidence:
     return Evidence(source, findings, gates)
 
 
-def judge(evidence: Evidence, lost: Mapping[str, float], budget: float, *, exact: bool) -> Verdict:
+def judge(
+    evidence: Evidence, lost: Mapping[str, float], budget: float, *, exact: bool, collapses: Sequence[str] = ()
+) -> Verdict:
     """Decides between `FORGOTTEN` and `RETRAIN`, and gives every reason for it.
+
+    The answer is `FORGOTTEN` only if every number that counts is finite, the budget is kept, nothing has collapsed, and
+    there is at least one finding and one gate, all of which hold.
 
     Args:
       evidence: The evidence of the run.
       lost: The percentage points of accuracy that the network has lost since the first one, by the set of examples.
       budget: The number of percentage points that may be lost on each.
       exact: Whether the network was trained from scratch without the examples. That is proof enough, so the evidence
-        is shown but does not count.
+        is shown but does not count. What was lost counts all the same.
+      collapses: Further reasons against the network after the run, as `utility.RunUtility.collapses` gives them.
     """
-    against = [
+    against = list(collapses)
+    if not lost or not all(map(math.isfinite, (budget, *lost.values()))):
+        against.append(f"the utility is not known: lost are {dict(lost)} of {budget} points")
+    against += [
         f"the utility budget is spent: {points:.2f} of {budget:.2f} points of {name} accuracy are lost"
         for name, points in lost.items()
         if points > budget
     ]
     if not exact:
-        against += [f"the evidence cannot be trusted: {gate.why}" for gate in evidence.gates if not gate.passed]
-        against += [_against(finding) for finding in evidence.findings if not finding.holds]
+        against += _reasons_against(evidence)
     if against:
         return Verdict(RETRAIN, tuple(against))
     spent = ", ".join(f"{max(points, 0):.2f} of {name}" for name, points in lost.items())
@@ -175,6 +184,25 @@ def judge(evidence: Evidence, lost: Mapping[str, float], budget: float, *, exact
     else:
         reasons.append("no measurement distinguishes the examples from ones that it never saw")
     return Verdict(FORGOTTEN, tuple(reasons))
+
+
+def _reasons_against(evidence: Evidence) -> list[str]:
+    """Describes everything in the evidence that speaks against forgetting, or for which it says nothing."""
+    against = []
+    if not evidence.findings:
+        against.append("nothing was measured, so nothing follows about what the network knows")
+    if not evidence.gates:
+        against.append("no gate was run, so nothing says whether the measurements mean anything")
+    against += [f"the evidence cannot be trusted: {gate.why}" for gate in evidence.gates if gate.passed is not True]
+    for finding in evidence.findings:
+        if not all(map(math.isfinite, (finding.value, finding.low, finding.high))):
+            against.append(
+                f"the {finding.name} is no number that means anything: {finding.value} between {finding.low} and "
+                f"{finding.high}"
+            )
+        elif not finding.holds:
+            against.append(_against(finding))
+    return against
 
 
 def _against(finding: Finding) -> str:

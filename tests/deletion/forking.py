@@ -182,13 +182,19 @@ def serve(folder: Path) -> None:
         )
 
 
-def prepare(folder: Path) -> None:
-    """Makes data, a network, a ledger with one request, and the digests of all examples."""
+def write_data(folder: Path) -> dict[str, np.ndarray]:
+    """Makes a data set of noise with labels that can only be learned by heart, and returns its training split."""
     generator = np.random.default_rng(0)
     label = np.arange(EXAMPLES + 50) % 3
     image = generator.uniform(size=(len(label), 4, 4, 1)).astype(np.float32)
     train = {"image": image[:EXAMPLES], "label": label[:EXAMPLES].astype(np.int32)}
     np.savez(folder / "data.npz", **train, test_image=image[EXAMPLES:], test_label=label[EXAMPLES:])
+    return train
+
+
+def prepare(folder: Path) -> None:
+    """Makes data, a network, a ledger with one request, and the digests of all examples."""
+    train = write_data(folder)
     model = models.build("mlp", num_classes=3, image_shape=(4, 4, 1))
     torch_weights.write_safetensors(
         folder / "mlp.safetensors", torch_weights.to_state_dict(*model.init(jax.random.key(0)))

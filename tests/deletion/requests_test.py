@@ -1,11 +1,15 @@
 """Requests are taken in whole or refused whole, and are about examples, not about positions."""
 
+import dataclasses
+import datetime
 import json
 
 import pytest
 
 from scissorhands_jax import deletion
-from scissorhands_jax.deletion.ledger import Ledger
+from scissorhands_jax.deletion.entries import Request
+from scissorhands_jax.deletion.ledger import Ledger, check_request
+from scissorhands_jax.errors import InputError
 from tests.deletion import forking
 from tests.deletion.commands import QUICK, command, error_of, moved_data, states
 
@@ -57,7 +61,10 @@ def test_a_changed_training_set_is_refused(served, book_folder, tmp_path, capsys
         (["add", "--forget", "class:2", "--requester", "A", "method.epochs=3"], "does not know 'method.epochs=3'"),
         (["run", "seed=3"], "settings of the method only"),
         (["run", "method.fractoin=1"], "fraction"),
-        (["run", "--budget", "-1"], "must not be negative, got -1.0"),
+        (["run", "--budget", "-1"], "a finite number that is not negative, got -1.0"),
+        (["run", "--budget", "nan"], "a finite number that is not negative, got nan"),
+        (["run", "--budget", "inf"], "a finite number that is not negative, got inf"),
+        (["run", "--level", "nan"], "between 0 and 1, got nan"),
         (["run", "--level", "1"], "between 0 and 1, got 1.0"),
         (["run", "--audit", "nowhere.json"], "cannot be read"),
         (["run", "--weights", "nowhere", "--method", "magic"], "there is no method 'magic'"),
@@ -74,6 +81,36 @@ def test_bad_input_is_one_sentence_and_changes_nothing(served, tmp_path, words, 
     with Ledger(served) as book:
         assert book.head == head
     assert sorted(served.rglob("*")) == files
+
+
+@pytest.mark.parametrize(
+    "due",
+    [
+        "20261101",
+        "2026-W45-1",
+        "2026W451",
+        "2026-02-30",
+        "2026-1-1",
+        " 2026-11-01",
+        "2026-11-01T00:00",
+        "",
+        "٢٠٢٦-١١-٠١",
+    ],
+)
+def test_due_dates_are_days_written_in_one_way(due):
+    with pytest.raises(InputError, match="written 2026-12-31"):
+        check_request("A", due)
+    check_request("A", "2026-12-31")
+
+
+def test_a_request_is_overdue_the_day_after_its_date():
+    today = datetime.datetime.now(datetime.UTC).date()
+    asked = Request(1, "A", "now", today.isoformat(), "0", "open", None)
+    assert not asked.overdue
+    yesterday = today - datetime.timedelta(days=1)
+    for due in (yesterday.isoformat(), yesterday.strftime("%Y%m%d"), yesterday.strftime("%G-W%V-%u")):
+        assert dataclasses.replace(asked, due=due).overdue, "of ledgers that took other spellings as well"
+        assert not dataclasses.replace(asked, due=due, state="forgotten").overdue
 
 
 def test_a_ledger_that_cannot_be_begun_leaves_nothing(tmp_path, capsys):

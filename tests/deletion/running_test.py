@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from scissorhands_jax import hashing
-from scissorhands_jax.deletion import records, signing, verdicts
-from scissorhands_jax.deletion.entries import RequestsCovered, RunFailed, RunRecorded
+from scissorhands_jax.deletion import records, running, signing, verdicts
+from scissorhands_jax.deletion.entries import NamedExample, RequestsCovered, RunFailed, RunRecorded
 from scissorhands_jax.deletion.ledger import Ledger
 from tests.deletion import forking
 from tests.deletion.commands import QUICK, command, error_of, states, verified
+from tests.deletion.samples import started
+from tests.deletion.spoiling import request
 
 pytest.importorskip("cryptography")
 
@@ -62,6 +64,24 @@ def test_a_record_names_its_audit_and_earlier_tries(book_folder, tmp_path, monke
     assert "Earlier runs with requests of this one: 1." in page
 
 
+def test_tries_are_counted_by_example_whatever_request_names_them(book_folder):
+    """The same example in a new request, a part of it, or a copy elsewhere in the training set is the same example."""
+    with Ledger(book_folder) as book:
+        third = book.examples(3)
+        (spare,) = [entry for entry in book.examples(2) if entry.position == 7]
+        asked = {
+            "the same": third,
+            "a part, and more": [third[0], spare],
+            "a copy": [NamedExample(190, third[1].digest)],
+            "another": [spare],
+        }
+        numbers = {name: request(book, name, examples=examples) for name, examples in asked.items()}
+        book.append(started(3, 3))
+        book.append(RunFailed(run=3, requests=(3,), why="for the test"))
+        tries = {name: running._earlier_tries(book, started(4, number)) for name, number in numbers.items()}
+    assert tries == {"the same": 2, "a part, and more": 2, "a copy": 1, "another": 1}, "run 2 worked on 4 and 7"
+
+
 def test_a_run_that_diverges_opens_its_requests_again(book_folder, capsys):
     assert command("run", "--ledger", book_folder, *QUICK, "method.learning_rate=1e30") == 2
     assert "at step" in error_of(capsys)
@@ -73,13 +93,14 @@ def test_a_run_that_diverges_opens_its_requests_again(book_folder, capsys):
 
 
 def test_retraining_serves_what_was_refused_and_begins_a_new_budget(book_folder, capsys):
-    quick = ["--method", "retrain", "--epochs", "2", "--batch-size", "64", "--budget", "0"]
+    quick = ["--method", "retrain", "--epochs", "2", "--batch-size", "64", "--budget", "100"]
     assert command("run", "--ledger", book_folder, *quick, "method.milestones=none") == 0
     assert "trained from scratch without the examples" in capsys.readouterr().out
     assert states(book_folder) == ["forgotten"] * 3
     with Ledger(book_folder) as book:
-        before, after = (entry.reference for entry in book.entries(RunRecorded)[-2:])
-        assert after.retain != before.retain
+        first, _, last = book.entries(RunRecorded)
+    assert set(first.lost.values()) != {"0.0"}
+    assert last.lost == {"retain": "0.0", "test": "0.0"}, "later losses are measured from the retrained network"
     assert verified(book_folder, capsys=capsys) == []
     assert command("add", "--ledger", book_folder, "--forget", "class:1", "--requester", "B") == 2
     assert "there is no class '1'" in error_of(capsys)

@@ -1,6 +1,6 @@
 """Entries and records for tests, whole but made up."""
 
-from scissorhands_jax.deletion.entries import FORGOTTEN, Counts, LedgerBegun, RunRecorded, RunStarted
+from scissorhands_jax.deletion.entries import FORGOTTEN, LedgerBegun, RunRecorded, RunStarted
 from scissorhands_jax.deletion.records import (
     Code,
     DigestedSet,
@@ -9,9 +9,10 @@ from scissorhands_jax.deletion.records import (
     RecordedFinding,
     RecordedNetwork,
     RecordedRequest,
+    RecordedSet,
+    RecordedUtility,
     RunFiles,
     Share,
-    UtilityLoss,
 )
 from scissorhands_jax.deletion.verdicts import EvidenceGate, Verdict
 
@@ -27,10 +28,8 @@ def started(run: int, *requests: int, config: str = "{}") -> RunStarted:
 
 def recorded(run: int, *requests: int) -> RunRecorded:
     """Returns the entry that ends that run."""
-    counts = Counts(test=((1, 2),), retain=(3, 4))
-    return RunRecorded(
-        run=run, requests=requests, record="c" * 64, verdict=FORGOTTEN, network="d" * 64, reference=counts
-    )
+    lost = {"retain": "0.0", "test": "0.5"}
+    return RunRecorded(run=run, requests=requests, record="c" * 64, verdict=FORGOTTEN, network="d" * 64, lost=lost)
 
 
 def record(**changes) -> Record:
@@ -57,7 +56,13 @@ def record(**changes) -> Record:
         evidence=RecordedEvidence(
             "test", (RecordedFinding("AUC", "0.5", "0.4", "0.6", True),), (EvidenceGate("gate", True, "because"),)
         ),
-        utility=UtilityLoss("1.0", "0.0000", "0.1000"),
+        utility=RecordedUtility(
+            "1.0",
+            "0.0000",
+            "0.1000",
+            {"retain": RecordedSet(4, 5, "0.25"), "test": RecordedSet(1, 2, "0.5")},
+            {"retain": RecordedSet(3, 5, "0.5"), "test": RecordedSet(1, 2, "0.75")},
+        ),
         verdict=Verdict(FORGOTTEN, ("nothing is left",)),
         report="4" * 64,
     )

@@ -1,5 +1,7 @@
 """The comparison with held-out examples against SciPy and by chance; what counts as forgotten."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -78,7 +80,7 @@ def test_classes_that_are_not_tested_give_no_evidence():
     own, held = np.full(9, 2), labels(9, 2)
     parts = [logits(own, 3, 0), logits(own, 1, 1), logits(held, 1, 2), logits(held, 1, 3)]
     evidence = verdicts.held_out_comparison(*parts, None, 0.95)
-    assert "no example of their classes" in answer(evidence).reasons[0]
+    assert "no example of their classes" in " ".join(answer(evidence).reasons)
 
 
 def test_the_budget_is_spent_whatever_the_evidence():
@@ -87,6 +89,93 @@ def test_the_budget_is_spent_whatever_the_evidence():
         verdict = answer(GOOD, 1.01, exact=exact)
         assert verdict.answer == "retrain now"
         assert verdict.reasons == ("the utility budget is spent: 1.01 of 1.00 points of test accuracy are lost",)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("place", ["lost", "budget"])
+def test_utility_that_is_not_a_finite_number_is_never_good_news(exact, value, place):
+    lost, budget = ({"retain": 0.0, "test": value}, 1.0) if place == "lost" else ({"retain": 0.0, "test": 0.0}, value)
+    verdict = verdicts.judge(GOOD, lost, budget, exact=exact)
+    assert verdict.answer == "retrain now"
+    assert "the utility is not known" in verdict.reasons[0]
+
+
+def test_utility_that_was_not_measured_is_never_good_news():
+    assert verdicts.judge(GOOD, {}, 1.0, exact=True).answer == "retrain now"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("field", ["value", "low", "high"])
+def test_findings_that_are_not_finite_numbers_are_never_good_news(field, value):
+    odd = dataclasses.replace(GOOD, findings=(*GOOD.findings, GOOD.findings[0]._replace(**{field: value})))
+    verdict = answer(odd)
+    assert verdict.answer == "retrain now"
+    assert "no number that means anything" in verdict.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("evidence", "words"),
+    [
+        (dataclasses.replace(GOOD, findings=()), "nothing was measured"),
+        (dataclasses.replace(GOOD, gates=()), "no gate was run"),
+        (Evidence("test", (), ()), "nothing was measured"),
+        (dataclasses.replace(GOOD, gates=(EvidenceGate("h", None, "not run"),)), "cannot be trusted: not run"),
+        (dataclasses.replace(GOOD, gates=(*GOOD.gates, EvidenceGate("h", "no", "not true"))), "cannot be trusted"),
+    ],
+)  # fmt: skip
+def test_nothing_found_and_nothing_checked_are_no_good_news(evidence, words):
+    assert answer(GOOD).answer == "forgotten"
+    verdict = answer(evidence)
+    assert verdict.answer == "retrain now"
+    assert words in " ".join(verdict.reasons)
+
+
+def test_a_collapse_is_never_good_news():
+    for exact in (False, True):
+        verdict = verdicts.judge(GOOD, {"test": 0.0}, 100.0, exact=exact, collapses=["it has collapsed"])
+        assert verdict == verdicts.Verdict("retrain now", ("it has collapsed",))
+
+
+class TestErrors:
+    """The chance of an error is shared by all findings, and a gate needs what it says."""
+
+    def test_findings_share_the_level(self):
+        own, held = labels(300), labels(300)
+        parts = [logits(which, 1, seed) for seed, which in enumerate((own, own, held, held))]
+        for earlier, count in ((None, 2), (logits(own, 1, 9), 4)):
+            evidence = verdicts.held_out_comparison(*parts, earlier, 0.9)
+            assert len(evidence.findings) == count
+            for finding in evidence.findings:
+                source = parts[1] if "forget set" in finding.name else earlier
+                score = verdicts._SCORES[finding.name.split()[0]]
+                expected = rank_tests.rank_test(
+                    score(source.logits, source.labels),
+                    source.labels,
+                    score(parts[3].logits, parts[3].labels),
+                    parts[3].labels,
+                    level=1 - 0.1 / count,
+                )
+                assert finding[1:] == pytest.approx(expected[1:])
+
+    def test_the_network_before_is_caught_only_if_it_knows_the_examples(self):
+        """One that treats them worse than others, as if it had unlearned them already, is not caught."""
+        assert compared([4, 1, 1, 1]).gates[0].passed
+        assert not compared([-4, 1, 1, 1]).gates[0].passed
+
+    def test_the_gate_of_held_out_examples_fails_where_halves_differ(self):
+        """Its level is high but not so high that a difference that anyone can see would pass."""
+        held = labels(300)
+        scored = logits(held, 0, 3)
+        generator = np.random.default_rng(0)
+        first = np.zeros(len(held), bool)
+        for label in np.unique(held):
+            drawn = generator.permutation(np.flatnonzero(held == label))
+            first[drawn[: len(drawn) // 2]] = True
+        scored.logits[np.flatnonzero(first), held[first]] += 0.8
+        assert not verdicts._null(scored).passed
+        scored.logits[np.flatnonzero(first), held[first]] -= 0.8
+        assert verdicts._null(scored).passed
 
 
 AUDIT = {
