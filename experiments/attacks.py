@@ -108,11 +108,9 @@ class Archives:
             self._write(number)
 
     def _write(self, number: int) -> None:
-        temporary = self.path(number).with_suffix(".new")
-        with zipfile.ZipFile(temporary, "w") as archive:
+        with files.writing(self.path(number)) as file, zipfile.ZipFile(file, "w") as archive:
             for name, content in self._entries[number].items():
                 archive.writestr(name, content)
-        temporary.replace(self.path(number))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from experiments import configs
-from scissorhands_jax import report
+from scissorhands_jax import files, report
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import config, grid
 from scissorhands_jax.terminal import Console, complain
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     figures = [] if picture is None else [picture]
     grid.write_report(out, document, title=experiment.name, figures=figures)
     for figure in figures:
-        (out / "gradcam.png").write_bytes(report.figure_png(figure.figure))
+        files.write_bytes(out / "gradcam.png", report.figure_png(figure.figure))
     report.print_tables(document["rows"], Console())
     console.print(report.gates_note(document["gates"]), highlight=False, markup=False, soft_wrap=True)
     return 0

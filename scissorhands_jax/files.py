@@ -1,4 +1,8 @@
-"""Files that are written whole or not at all, folders that one process at a time writes to, and untrusted JSON."""
+"""Files and folders that are written whole or not at all and by one process at a time, and untrusted JSON.
+
+A process that is killed while it writes leaves what was there before, and perhaps hidden leftovers next to it, such as
+`.results.json.0a1b2c3d.partial`. `remove_leftovers` deletes them; everything that opens a folder to write calls it.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,15 @@ import datetime
 import json
 import logging
 import os
+import re
+import secrets
+import shutil
 import socket
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Literal
 
 from scissorhands_jax.errors import BusyError
 
@@ -31,6 +38,9 @@ _MAX_HOLDER = 4096  # bytes of what a lock file says about its holder
 _logger = logging.getLogger(__name__)
 _held: set[int] = set()  # descriptors of the lock files whose locks this process holds
 
+_LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<id>[0-9a-f]{8})\.(?P<kind>partial|replaced|removed)", re.DOTALL)
+_GUARD = "guard"  # the file in the temporary folder of `new_folder` that is locked
+
 
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes a text in UTF-8; otherwise like `write_bytes`."""
@@ -47,11 +57,29 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
     Raises:
       OSError: The file cannot be written, for instance because the disk is full. The error names the file.
     """
+    with writing(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """Opens a file that is written piece by piece; otherwise like `write_bytes`.
+
+    The file gets its name when the block ends. If the block raises, what was there stays.
+
+    Args:
+      path: The file. Missing folders are created.
+
+    Raises:
+      OSError: The file cannot be written, for instance because the disk is full. The error names the file.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _temporary(path, content, 0o666) as temporary:
+    with _temporary(path, 0o666) as (file, temporary):
+        yield file
+        _to_disk(file)
         os.replace(temporary, path)
-        _keep_name(path.parent)
+        _keep_names(path.parent)
 
 
 def write_new(path: str | os.PathLike, content: bytes, *, mode: int = 0o666) -> bool:
@@ -66,13 +94,123 @@ def write_new(path: str | os.PathLike, content: bytes, *, mode: int = 0o666) -> 
       Whether this call wrote the file.
     """
     path = Path(path)
-    with _temporary(path, content, mode) as temporary:
+    with _temporary(path, mode) as (file, temporary):
+        file.write(content)
+        _to_disk(file)
         try:
             os.link(temporary, path)
         except FileExistsError:
             return False
-        _keep_name(path.parent)
+        _keep_names(path.parent)
     return True
+
+
+@contextlib.contextmanager
+def new_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Makes a folder that is there whole or not at all. One that exists is replaced once the new one is whole.
+
+    The caller makes and fills the folder that is yielded, which lies on the same disk as `path` and gets its name when
+    the block ends. If the block raises, what was there stays. A process that is killed leaves the old folder or the new
+    one; between two renames the old one is hidden, until `remove_leftovers` puts it back.
+
+    Args:
+      path: The folder. Missing folders above it are created.
+
+    Yields:
+      Where to make the folder.
+
+    Raises:
+      OSError: The folder cannot be written.
+    """
+    path = Path(path)
+    is_first = not path.parent.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    number = secrets.token_hex(4)
+    temporary, replaced = _hidden(path, number, "partial"), _hidden(path, number, "replaced")
+    temporary.mkdir()
+    try:
+        with open(temporary / _GUARD, "wb") as guard:
+            _flock(guard.fileno())
+            fresh = temporary / path.name
+            yield fresh
+            for folder, _, names in os.walk(fresh):
+                for name in names:
+                    with open(Path(folder, name), "rb") as file:
+                        os.fsync(file.fileno())
+                _keep_names(Path(folder))
+            if os.path.lexists(path):
+                os.rename(path, replaced)
+            os.rename(fresh, path)
+            _keep_names(path.parent)
+    finally:
+        with contextlib.suppress(OSError):  # Something still writes there after an error.
+            _delete(temporary)
+        if os.path.lexists(path):
+            _delete(replaced)
+        elif os.path.lexists(replaced):
+            os.rename(replaced, path)
+        elif is_first:
+            with contextlib.suppress(OSError):
+                path.parent.rmdir()
+
+
+def remove(path: str | os.PathLike) -> None:
+    """Removes a file, a link or a folder at once, as seen by anyone who looks for its name; nothing if it is not there.
+
+    Of a link to a folder the link is removed, not the folder.
+
+    Raises:
+      OSError: It cannot be removed.
+    """
+    path = Path(path)
+    removed = _hidden(path, secrets.token_hex(4), "removed")
+    try:
+        os.rename(path, removed)
+    except FileNotFoundError:
+        return
+    _delete(removed)
+
+
+def remove_leftovers(folder: str | os.PathLike, *, deep: bool = True) -> None:
+    """Removes what processes that were killed left in a folder, and puts back what they were about to replace.
+
+    What a living process is writing at the moment stays, on systems with `flock`.
+
+    Args:
+      folder: The folder. Nothing happens if it does not exist.
+      deep: Whether folders in it are searched as well; links are not followed.
+
+    Raises:
+      OSError: Something cannot be removed.
+    """
+    for place, folders, names in os.walk(Path(folder)):
+        for name in (*folders, *names):
+            if _LEFTOVER.fullmatch(name):
+                _remove_leftover(Path(place, name))
+        folders[:] = [name for name in folders if deep and not _LEFTOVER.fullmatch(name)]
+
+
+def is_leftover(path: str | os.PathLike) -> bool:
+    """Says whether a path has the name of what a killed process leaves: a lock, or something that is not finished.
+
+    >>> [is_leftover(name) for name in (".results.json.0a1b2c3d.partial", "results.json")]
+    [True, False]
+    """
+    name = os.path.basename(path)
+    return name == LOCK_FILE or _LEFTOVER.fullmatch(name) is not None
+
+
+def clear_folder(folder: str | os.PathLike, last: str) -> None:
+    """Removes everything in a folder except for the lock of `sole_writer`, each entry at once.
+
+    Args:
+      folder: The folder, or a link to one.
+      last: The name of what is removed last, so that a folder that is cleared half still says whose it is.
+    """
+    remove_leftovers(folder)
+    for path in sorted(Path(folder).iterdir(), key=lambda path: path.name == last):
+        if path.name != LOCK_FILE:
+            remove(path)
 
 
 def read_bytes(path: str | os.PathLike, limit: int) -> bytes:
@@ -182,14 +320,22 @@ def _unlock(descriptor: int, folder: Path) -> None:
 
 def _try_to_lock(descriptor: int, folder: Path) -> bool:
     """Says whether the file could be locked; True as well where there are no locks."""
+    locked = _flock(descriptor)
+    if locked is None:
+        _logger.warning("%s cannot be locked, so make sure that only one process writes to it", folder)
+    return locked is not False
+
+
+def _flock(descriptor: int) -> bool | None:
+    """Locks an open file until it is closed. Says whether that succeeded; None where the file system has no locks."""
     try:
         if fcntl is None:
-            raise OSError("this system has none")
+            return None
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError as error:
-        _logger.warning("%s cannot be locked (%s), so make sure that only one process writes to it", folder, error)
+    except OSError:
+        return None
     return True
 
 
@@ -235,28 +381,59 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextlib.contextmanager
-def _temporary(path: Path, content: bytes, mode: int) -> Iterator[Path]:
-    """Writes the content to a temporary file in the folder of `path`, and removes it unless the caller renames it.
+def _temporary(path: Path, mode: int) -> Iterator[tuple[BinaryIO, Path]]:
+    """Opens a temporary file in the folder of `path`, and removes it unless the caller renames it.
 
     The folder is the same because a rename is atomic only within one file system.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _hidden(path, secrets.token_hex(4), "partial")
     try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        yield temporary
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            _flock(file.fileno())
+            yield file, temporary
     except OSError as error:
-        if error.filename is None:  # Errors of write and fsync do not name the file.
+        if error.filename is None and error.errno is not None:  # Errors of write and fsync do not name the file.
             raise type(error)(error.errno, error.strerror, str(path)) from error
         raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _keep_name(folder: Path) -> None:
-    """Makes a new name in a folder survive a power failure, on systems that can synchronise folders."""
+def _hidden(path: Path, number: str, kind: Literal["partial", "replaced", "removed"]) -> Path:
+    return path.with_name(f".{path.name}.{number}.{kind}")
+
+
+def _to_disk(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _remove_leftover(path: Path) -> None:
+    """Removes one leftover, or puts it back if nothing has taken its place, unless a living process uses it."""
+    found = _LEFTOVER.fullmatch(path.name)
+    assert found is not None
+    partial = _hidden(path.with_name(found["name"]), found["id"], "partial")
+    guard = partial / _GUARD if partial.is_dir() else partial
+    if guard.is_file():
+        with open(guard, "rb") as file:
+            if _flock(file.fileno()) is False:
+                return
+    target = path.with_name(found["name"])
+    if found["kind"] == "replaced" and not os.path.lexists(target):
+        os.rename(path, target)
+    else:
+        _delete(path)
+
+
+def _delete(path: Path) -> None:
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path)
+
+
+def _keep_names(folder: Path) -> None:
+    """Makes new names in a folder survive a power failure, on systems that can synchronise folders."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""The right to write to a folder: one holder at a time, whatever becomes of the process that held it."""
+"""The right to write to a folder, files and folders that are written whole or not at all, and what kills leave."""
 
 import errno
 import json
@@ -160,3 +160,85 @@ def test_without_locks_a_warning_is_given(tmp_path, monkeypatch, caplog, error):
     (message,) = caplog.messages
     assert "cannot be locked" in message
     assert "only one process" in message
+
+
+def content(folder):
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_file_appears_whole_and_a_failure_keeps_the_old_one(tmp_path):
+    path = tmp_path / "new" / "file"
+    files.write_text(path, "old")
+    with pytest.raises(TypeError), files.writing(path) as file:
+        file.write("half")
+    assert content(tmp_path) == {"new/file": "old"}
+    assert not files.write_new(path, b"other")
+    assert content(tmp_path) == {"new/file": "old"}
+
+
+def test_a_folder_replaces_another_whole_and_a_failure_keeps_the_old_one(tmp_path):
+    path = tmp_path / "folder"
+    for text in ("old", "new"):
+        with files.new_folder(path) as fresh:
+            (fresh / "deep").mkdir(parents=True)
+            (fresh / "deep" / text).write_text(text)
+    assert content(tmp_path) == {"folder/deep/new": "new"}
+    with pytest.raises(FileNotFoundError), files.new_folder(path) as fresh:
+        (fresh / "without" / "parents").mkdir()
+    with pytest.raises(FileNotFoundError), files.new_folder(path):
+        pass  # made nothing
+    assert content(tmp_path) == {"folder/deep/new": "new"}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_folder_is_cleared_behind_a_link_too(tmp_path):
+    folder, link = tmp_path / "there", tmp_path / "link"
+    for name in ("run.json", ".x.0a1b2c3d.partial", "a/b"):
+        files.write_text(folder / name, name)
+    (folder / "loop").symlink_to(folder)
+    link.symlink_to(folder)
+    with files.sole_writer(link):
+        files.clear_folder(link, last="run.json")
+        assert [path.name for path in folder.iterdir()] == [files.LOCK_FILE]
+    assert link.is_symlink()
+
+
+def test_of_a_link_the_link_is_removed(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "kept").write_text("kept")
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    files.remove(tmp_path / "link")
+    files.remove(tmp_path / "nothing")
+    assert content(tmp_path) == {"there/kept": "kept"}
+    files.remove(tmp_path / "there")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_removed_or_put_back(tmp_path):
+    folder = tmp_path / "deep"
+    (folder / ".new.01234567.partial" / "new").mkdir(parents=True)
+    (folder / ".new.01234567.partial" / "guard").touch()
+    (folder / ".new.01234567.replaced").mkdir()
+    (folder / ".new.01234567.replaced" / "old").write_text("old")
+    (folder / ".there.01234567.replaced").write_text("old")
+    (folder / "there").write_text("new")
+    (folder / ".gone.89abcdef.removed").mkdir()
+    (folder / ".half.89abcdef.partial").write_text("ha")
+    os.mkfifo(folder / ".pipe.89abcdef.partial")
+    (folder / ".link.89abcdef.partial").symlink_to(tmp_path)
+    (folder / ".half.8.partial").write_text("of somebody else")
+    files.remove_leftovers(tmp_path / "nowhere")
+    files.remove_leftovers(tmp_path, deep=False)
+    assert len(list(folder.iterdir())) == 9
+    files.remove_leftovers(tmp_path)
+    assert content(tmp_path) == {"deep/new/old": "old", "deep/there": "new", "deep/.half.8.partial": "of somebody else"}
+
+
+def test_what_another_writer_is_writing_stays(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with files.writing(tmp_path / "file") as file, files.new_folder(tmp_path / "folder") as fresh:
+        fresh.mkdir()
+        file.write(b"slow")
+        files.remove_leftovers(tmp_path)
+        (fresh / "slow").write_text("slow")
+    assert content(tmp_path) == {"file": "slow", "folder/slow": "slow"}

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from scissorhands_jax import files
 from scissorhands_jax.datasets import archives, compact, own, prepared
 from scissorhands_jax.datasets.splits import Splits
 from scissorhands_jax.errors import InputError, suggest
@@ -109,7 +109,7 @@ def _download(name: str, data_dir: Path, *, overwrite: bool) -> Path:
 
     folder = prepared.folder_of(name, data_dir)
     if overwrite:
-        shutil.rmtree(folder, ignore_errors=True)
+        files.remove(folder)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             builder = tfds.builder(prepared.SET_FOLDERS[name], data_dir=data_dir, file_format="array_record")

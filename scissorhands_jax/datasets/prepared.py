@@ -10,14 +10,13 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from scissorhands_jax import files
 from scissorhands_jax.base import Dataset
 from scissorhands_jax.datasets.splits import Splits, check_labels
 from scissorhands_jax.errors import InputError
@@ -100,12 +99,12 @@ def write_prepared(
     image = tfds.features.Image(shape=image_shape)
     features = tfds.features.FeaturesDict({"id": tfds.features.Text(), "image": image, **labels})
     folder = folder_of(name, data_dir)
-    data_dir.mkdir(parents=True, exist_ok=True)
+    files.remove_leftovers(folder.parent)
     with (
-        tempfile.TemporaryDirectory(prefix=".preparing-", dir=data_dir) as work,
+        files.new_folder(folder) as fresh,
         contextlib.redirect_stdout(io.StringIO()),  # tensorflow_datasets prints its progress.
     ):
-        builder = _builder_class()(SET_FOLDERS[name], VERSIONS[name], features, splits, Path(work))
+        builder = _builder_class()(SET_FOLDERS[name], VERSIONS[name], features, splits, fresh.parent / "work")
         # By default tensorflow_datasets would download a prepared copy of its own where it can.
         config = tfds.download.DownloadConfig(try_download_gcs=False)
         tfds.disable_progress_bar()
@@ -120,9 +119,7 @@ def write_prepared(
             ) from error
         finally:
             tfds.enable_progress_bar()
-        folder.parent.mkdir(exist_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
-        Path(builder.data_dir).rename(folder)
+        Path(builder.data_dir).rename(fresh)
     return folder
 
 

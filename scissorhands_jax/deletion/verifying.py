@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from scissorhands_jax import hashing
+from scissorhands_jax import files, hashing
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.deletion import records, signing
 from scissorhands_jax.deletion.entries import CHAIN_START, RESTORE, RunRecorded
@@ -168,8 +168,8 @@ def _unknown_files(folder: Path, numbers: list[int]) -> list[str]:
     """Describes the files among the records that belong to none of these runs."""
     known = {records.public_path(folder)}
     known |= {path(folder, number) for number in numbers for path in (records.record_path, records.record_page_path)}
-    # A process that is killed while it writes leaves a file with the suffix .tmp.
-    unknown = (path for path in (folder / records.RECORDS_FOLDER).glob("*") if path.suffix != ".tmp")
+    # What a process that was killed has left is removed by the next run.
+    unknown = (path for path in (folder / records.RECORDS_FOLDER).glob("*") if not files.is_leftover(path))
     return [f"{path} is not a record of the ledger; move it elsewhere" for path in sorted(set(unknown) - known)]
 
 

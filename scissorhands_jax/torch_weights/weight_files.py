@@ -13,7 +13,6 @@ import logging
 import math
 import mmap
 import os
-import tempfile
 from collections import deque
 from collections.abc import Iterator, Mapping
 from io import BufferedReader
@@ -23,6 +22,7 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
+from scissorhands_jax import files
 from scissorhands_jax.errors import WeightsError
 from scissorhands_jax.torch_weights import torch_files
 from scissorhands_jax.torch_weights.tensors import (
@@ -168,7 +168,7 @@ def write_safetensors(
     at a time.
 
     Args:
-      path: The file to write, in an existing folder.
+      path: The file to write. Missing folders are created.
       state_dict: Arrays by name, as `to_state_dict` or `state_dict_views` return them.
       metadata: Text to keep in the header in addition to `format: pt`. By default there is none.
 
@@ -188,13 +188,8 @@ def write_safetensors(
             )
         arrays[name] = array
     try:
-        with tempfile.TemporaryDirectory(prefix=".weights-", dir=Path(path).absolute().parent) as folder:
-            part = Path(folder) / "part"
-            with open(part, "wb") as file:
-                _write_arrays(file, arrays, {"format": "pt"} | dict(metadata or {}))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, path)
+        with files.writing(path) as file:
+            _write_arrays(file, arrays, {"format": "pt"} | dict(metadata or {}))
     except (OSError, ValueError, TypeError) as error:  # A full disk, names that are not valid UTF-8, odd metadata.
         raise WeightsError(f"cannot write weights to {where}: {error}") from error
 

@@ -11,7 +11,6 @@ import contextlib
 import logging
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +23,7 @@ import orbax.checkpoint as ocp
 from scissorhands_jax import files, hashing, trees
 from scissorhands_jax.base import Carry, ModelState, Params, PyTree
 from scissorhands_jax.errors import CheckpointError, InputError
+from scissorhands_jax.training import distributed
 from scissorhands_jax.training.reproducibility import environment_changes, numerical_environment
 
 _logger = logging.getLogger(__name__)
@@ -53,11 +53,17 @@ class Checkpointer:
             raise InputError(f"every_steps must be at least 1, got {every_steps}")
         self.directory = Path(directory).absolute()
         self.every_steps = every_steps
+        self._keep = keep
+        if jax.process_index() == 0:
+            files.remove_leftovers(self.directory)
+            for path in self.directory.glob("*.orbax-checkpoint-tmp*"):
+                files.remove(path)  # Orbax was killed while it wrote it.
         self._manager = ocp.CheckpointManager(
             self.directory,
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False),
+            options=ocp.CheckpointManagerOptions(enable_async_checkpointing=False),
             item_names=("carry", "meta"),
         )
+        self._remove_old()
 
     @property
     def latest_step(self) -> int | None:
@@ -91,6 +97,13 @@ class Checkpointer:
             self._manager.save(
                 step, args=ocp.args.Composite(carry=ocp.args.StandardSave(carry), meta=ocp.args.JsonSave(meta))
             )
+            self._remove_old()
+
+    def _remove_old(self) -> None:
+        """Removes all but the newest checkpoints. Orbax would not do it at once, and a kill would leave half of one."""
+        if jax.process_index() == 0:
+            for step in sorted(self._manager.all_steps(read=True))[: -self._keep]:
+                files.remove(self.directory / str(step))
 
     def restore(self, template: Carry, fingerprint: dict[str, Any]) -> tuple[Carry, Position]:
         """Reads the newest checkpoint into the shape of `template`.
@@ -147,7 +160,7 @@ class Checkpointer:
     def remove(self) -> None:
         """Closes the folder and deletes it, once the result of the run is kept elsewhere; for one process only."""
         self.close()
-        shutil.rmtree(self.directory)
+        files.remove(self.directory)
 
 
 def describe_arrays(tree: PyTree) -> dict[str, str]:
@@ -169,24 +182,21 @@ def save_network(path: str | Path, params: Params, model_state: ModelState, desc
       OSError: The disk is full or the like; what was there stays.
     """
     path = Path(path).absolute()
-    fresh = path.with_name(path.name + ".new")
-    if jax.process_index() == 0:
-        shutil.rmtree(fresh, ignore_errors=True)
-    ocp.multihost.sync_global_processes("save_network:start")
     tree = {"params": params, "model_state": model_state}
     meta = {"description": description, "fingerprint": describe_arrays(tree), "checksum": hashing.tree_checksum(tree)}
-    with _named_write_errors(path), ocp.Checkpointer(_handler(tree)) as checkpointer:
+    with _folder_of_all(path) as fresh, _named_write_errors(path), ocp.Checkpointer(_handler(tree)) as checkpointer:
         checkpointer.save(
             fresh, args=ocp.args.Composite(network=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta))
         )
-    if jax.process_index() == 0:
-        old = path.with_name(path.name + ".old")
-        shutil.rmtree(old, ignore_errors=True)
-        if path.exists():
-            path.rename(old)
-        fresh.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
-    ocp.multihost.sync_global_processes("save_network:end")
+    ocp.multihost.sync_global_processes("save_network")
+
+
+@contextlib.contextmanager
+def _folder_of_all(path: Path) -> Iterator[Path]:
+    """`files.new_folder` of process 0, which all processes fill."""
+    with contextlib.ExitStack() as stack:
+        fresh = distributed.from_first(lambda: str(stack.enter_context(files.new_folder(path))))
+        yield Path(fresh)
 
 
 def _handler(tree: PyTree) -> ocp.CompositeCheckpointHandler:

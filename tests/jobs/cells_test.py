@@ -115,7 +115,7 @@ class TestResume:
     def test_half_a_file_is_no_result(self, tmp_path, kind, monkeypatch):
         def crash(path, content):
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.with_name(f".{path.name}.1.tmp").write_bytes(content[:3])
+            path.with_name(f".{path.name}.0a1b2c3d.partial").write_bytes(content[:3])
             raise KeyboardInterrupt
 
         folder, calls = CellFolder(tmp_path / "cells", kind), []
