@@ -83,6 +83,9 @@ class AddCommand(SubjectOptions):
 
     forget: Annotated[str, Option("Which examples are to be forgotten, as for unlearn.", metavar="SPEC")]
     requester: Annotated[str, Option("Who asks. This stays in the ledger and out of the records.", metavar="WHO")]
+    contact: Annotated[
+        str, Option("How to reach them, e.g. a mail address. This stays in the ledger as well.", metavar="TEXT")
+    ] = ""
     due: Annotated[
         str | None,
         Option("The day by which it has to be done, e.g. 2026-12-31. Default: in 30 days.", metavar="DATE"),
@@ -105,6 +108,7 @@ class AddCommand(SubjectOptions):
             self.ledger,
             forget=self.forget,
             requester=self.requester,
+            contact=self.contact,
             due=self.due,
             seed=self.seed,
             subject=self.subject(),
@@ -135,10 +139,12 @@ class ListCommand(LedgerOptions):
     json: Annotated[bool, Option("Print JSON instead of a table.")] = False
 
     def run(self, console: Console) -> None:
+        from scissorhands_jax.deletion.entries import RequestAdded
         from scissorhands_jax.deletion.ledger import Ledger
 
         with Ledger(self.ledger, self.keys) as book:
-            rows = [(request, len(book.examples(request.id))) for request in book.requests()]
+            counts = {entry.id: entry.count for entry in book.entries(RequestAdded)}
+            rows = [(request, counts[request.id]) for request in book.requests()]
         if self.json:
             print_json([{**dataclasses.asdict(request), "examples": count} for request, count in rows])
             return

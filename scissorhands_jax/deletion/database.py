@@ -12,19 +12,19 @@ from typing import Any
 from scissorhands_jax.deletion.entries import RESTORE
 from scissorhands_jax.errors import LedgerError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 SCHEMA = (
-    "CREATE TABLE requests (id INTEGER PRIMARY KEY, requester TEXT NOT NULL, received TEXT NOT NULL, "
-    "due TEXT NOT NULL, network TEXT NOT NULL, state TEXT NOT NULL, run INTEGER)",
-    "CREATE TABLE examples (request INTEGER NOT NULL REFERENCES requests (id), position INTEGER NOT NULL, "
-    "digest TEXT NOT NULL, PRIMARY KEY (request, position)) WITHOUT ROWID",
+    "CREATE TABLE requests (id INTEGER PRIMARY KEY, received TEXT NOT NULL, due TEXT NOT NULL, network TEXT NOT NULL, "
+    "state TEXT NOT NULL, run INTEGER)",
     "CREATE TABLE history (seq INTEGER PRIMARY KEY, time TEXT NOT NULL, kind TEXT NOT NULL, body TEXT NOT NULL, "
     "previous TEXT NOT NULL, hash TEXT NOT NULL, signature TEXT NOT NULL)",
-    "CREATE TABLE head (id INTEGER PRIMARY KEY CHECK (id = 1), hash TEXT NOT NULL, signature TEXT NOT NULL)",
+    "CREATE TABLE private (seq INTEGER PRIMARY KEY REFERENCES history (seq), salt TEXT NOT NULL, "
+    "document TEXT NOT NULL)",
+    "CREATE TABLE head (id INTEGER PRIMARY KEY CHECK (id = 1), count INTEGER NOT NULL, hash TEXT NOT NULL, "
+    "signature TEXT NOT NULL)",
     "CREATE TRIGGER history_stays BEFORE UPDATE ON history BEGIN SELECT RAISE(ABORT, 'history stays'); END",
     "CREATE TRIGGER history_is_kept BEFORE DELETE ON history BEGIN SELECT RAISE(ABORT, 'history stays'); END",
-    "CREATE TRIGGER examples_stay BEFORE UPDATE ON examples BEGIN SELECT RAISE(ABORT, 'examples stay'); END",
-    "CREATE TRIGGER examples_are_kept BEFORE DELETE ON examples BEGIN SELECT RAISE(ABORT, 'examples stay'); END",
+    "CREATE TRIGGER private_stays BEFORE UPDATE ON private BEGIN SELECT RAISE(ABORT, 'private parts stay'); END",
 )
 """The statements that make the tables and triggers of a ledger; `PRAGMA user_version` holds `SCHEMA_VERSION`."""
 
@@ -105,9 +105,15 @@ class Database:
             raise LedgerError(
                 f"{self.path} is not a ledger, or its first request was never written; name another folder"
             )
+        if version > SCHEMA_VERSION:
+            raise LedgerError(f"{self.path} was made by a later version of scissorhands_jax; install that version")
         if version != SCHEMA_VERSION:
-            age = "a later" if version > SCHEMA_VERSION else "an earlier"
-            raise LedgerError(f"{self.path} was made by {age} version of scissorhands_jax; install that version")
+            raise LedgerError(
+                f"{self.path} was made by an earlier version of scissorhands_jax, which signed names and positions "
+                "themselves, so that they cannot be erased; begin a new ledger in another folder, with --checkpoint "
+                "and the folder of the last run that has forgotten, add the open requests to it, and keep that version "
+                "to read the old one"
+            )
         with contextlib.closing(sqlite3.connect(":memory:")) as fresh:
             for statement in SCHEMA:
                 fresh.execute(statement)

@@ -2,6 +2,11 @@
 
 Every row of the history holds one entry. An entry says what happened, and how that changes requests. The table of
 requests is the sum of these changes, so it can be recomputed from the signed history.
+
+Some fields of entries are private: they name people, examples or places. They are not in the signed row, which holds
+only a digest of them under a salt that was drawn for this row (`private_digest`). Whoever has neither the fields nor
+the salt learns nothing from the digest. Without the salt nobody can even check a guess, so a private part is erased,
+and the row is as valid as before, when its fields and its salt are removed.
 """
 
 from __future__ import annotations
@@ -9,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from scissorhands_jax.deletion.documents import from_document
@@ -22,18 +27,19 @@ OPEN, RUNNING, FORGOTTEN, RETRAIN = "open", "running", "forgotten", "retrain now
 CHAIN_START = "0" * 64
 """The hash before that of the first row of a history, and before that of the first record."""
 
+REQUEST_COLUMNS = 6
+"""The number of fields of `Request` that are columns of the table of requests."""
+
 RESTORE = "put the file back from your backup"
 """What messages advise if a file of a ledger is missing, is damaged or was changed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One row of the table of requests; the fields are in the order of its columns."""
+    """One request; the first six fields are in the order of the columns of the table of requests."""
 
     id: int
     """1, 2, ... in the order in which requests came in."""
-    requester: str
-    """The person who asks. The name is only in the ledger, and never in records."""
     received: str
     """When the request came in, UTC, written 2026-11-21T18:20:00Z."""
     due: str
@@ -44,6 +50,10 @@ class Request:
     """`OPEN`, `RUNNING`, `FORGOTTEN` or `RETRAIN`."""
     run: int | None
     """The number of the run that works on the request or has answered it, if there is one."""
+    requester: str = ""
+    """The person who asks; "" where that is not known. The name is never in records."""
+    contact: str = ""
+    """How to reach that person; "" where that is not known."""
 
     @property
     def overdue(self) -> bool:
@@ -77,6 +87,8 @@ class LedgerEntry:
 
     kind: ClassVar[str]
     """The name of the kind in the file."""
+    private: ClassVar[tuple[str, ...]] = ()
+    """The names of the private fields. They have default values, which stand for a private part that is not known."""
 
     def changes(self) -> Iterable[RequestChange]:
         """Returns the changes to requests that are in the ledger already."""
@@ -88,10 +100,11 @@ class LedgerBegun(LedgerEntry):
     """The first entry: the network and the data that the ledger is about, and its keys."""
 
     kind: ClassVar[str] = "begun"
+    private: ClassVar[tuple[str, ...]] = ("dataset", "data_dir", "weights", "checkpoint")
     model: str
-    dataset: str
     network: str
     """The SHA-256 of the original network."""
+    dataset: str = ""
     data_dir: str | None = None
     weights: str | None = None
     checkpoint: str | None = None
@@ -108,21 +121,24 @@ class LedgerBegun(LedgerEntry):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RequestAdded(LedgerEntry):
-    """A request came in; `examples` is the hash of its `count` examples."""
+    """A request came in, which names `count` examples."""
 
     kind: ClassVar[str] = "added"
+    private: ClassVar[tuple[str, ...]] = ("requester", "contact", "examples")
     id: int
-    requester: str
     received: str
     due: str
     network: str
     count: int
-    examples: str
+    requester: str = ""
+    contact: str = ""
+    examples: tuple[NamedExample, ...] = ()
 
     @property
     def request(self) -> Request:
-        """The row that the entry adds to the table of requests."""
-        return Request(self.id, self.requester, self.received, self.due, self.network, OPEN, None)
+        """The request as the entry adds it."""
+        places = (self.id, self.received, self.due, self.network, OPEN, None)
+        return Request(*places, self.requester, self.contact)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,16 +146,17 @@ class RunStarted(LedgerEntry):
     """A run began to work on requests. The entry holds everything that decides its outcome, so it can be finished."""
 
     kind: ClassVar[str] = "started"
+    private: ClassVar[tuple[str, ...]] = ("config", "audit")
     run: int
     requests: tuple[int, ...]
-    config: str
-    """The run's configuration as JSON."""
     budget: str
     level: str
-    audit: str | None
-    """The plan of the run's audit as JSON, if it has one."""
     network: str
     """The SHA-256 of the network from which the run starts."""
+    config: str = ""
+    """The run's configuration as JSON."""
+    audit: str | None = None
+    """The plan of the run's audit as JSON, if it has one."""
 
     def changes(self) -> Iterable[RequestChange]:
         """Returns changes to the state `RUNNING`."""
@@ -151,9 +168,10 @@ class RunFailed(LedgerEntry):
     """A run ended without a network, for the reason in `why`; its requests are open again."""
 
     kind: ClassVar[str] = "failed"
+    private: ClassVar[tuple[str, ...]] = ("why",)
     run: int
     requests: tuple[int, ...]
-    why: str
+    why: str = ""
 
     def changes(self) -> Iterable[RequestChange]:
         """Returns changes back to the state `OPEN`."""
@@ -210,33 +228,51 @@ class Event:
     entry: LedgerEntry
     previous: str
     """The hash of the row before."""
+    commitment: str | None
+    """The digest of the private part of the entry; None if entries of its kind have none."""
     hash: str = ""
     signature: str = ""
     """The signature of the hash."""
 
+    @property
+    def body(self) -> bytes:
+        """The signed content of the entry as canonical JSON, with the digest of the private part in its place."""
+        public = {name: value for name, value in self._fields() if name not in self.entry.private}
+        return canonical(public if self.commitment is None else {**public, "private": self.commitment})
+
+    @property
+    def private(self) -> bytes:
+        """The private part of the entry as canonical JSON."""
+        return canonical({name: value for name, value in self._fields() if name in self.entry.private})
+
     def computed_hash(self) -> str:
         """Computes the SHA-256 of the row's content, which `hash` must equal."""
-        body = dataclasses.asdict(self.entry)
-        return sha256(canonical([self.seq, self.time, self.entry.kind, body, self.previous]))
+        return sha256(canonical([self.seq, self.time, self.entry.kind, self.body.decode(), self.previous]))
+
+    def _fields(self) -> Iterable[tuple[str, Any]]:
+        return dataclasses.asdict(self.entry).items()
 
 
-def read_entry(kind: str, body: Any) -> LedgerEntry:
-    """Reads an entry from its kind and the JSON object that `dataclasses.asdict` made of it.
+def read_entry(kind: str, body: Mapping[str, Any], private: Mapping[str, Any] | None) -> LedgerEntry:
+    """Reads an entry from its kind and its two parts, as `Event.body` and `Event.private` write them.
+
+    Args:
+      kind: The kind.
+      body: The signed part, without the digest of the private part.
+      private: The private part; None if it is not known, or if entries of that kind have none. The private fields then
+        have their default values.
 
     Raises:
-      ValueError: There is no such kind, or the object does not have the fields of that kind.
+      ValueError: There is no such kind, or the parts do not have the fields of that kind.
     """
     if kind not in _KINDS:
         raise ValueError(f"there is no entry of the kind {kind[:50]!r}")
-    return from_document(_KINDS[kind], body)
-
-
-def examples_sha256(examples: Iterable[NamedExample]) -> str:
-    """Computes the SHA-256 of the positions and digests of examples.
-
-    The digests depend on the ledger's secret, so what was hashed cannot be guessed without it.
-    """
-    return sha256(canonical([[example.position, example.digest] for example in examples]))
+    found = _KINDS[kind]
+    if private is None:
+        private = {field.name: field.default for field in dataclasses.fields(found) if field.name in found.private}
+    if set(private) != set(found.private):
+        raise ValueError(f"the private part of an entry of the kind {kind!r} does not have its fields")
+    return from_document(found, {**body, **private})
 
 
 def utc_now() -> str:

@@ -4,8 +4,11 @@ A ledger is one SQLite file, which is written in whole transactions: if a proces
 before or after a transaction, never one in between. Several processes can work on one ledger. It has four tables:
 
 * `history`, to which rows are only added. Each row holds the hash of the row before it and an Ed25519 signature.
-* `head`, the hash of the newest row of the history, signed again. It is written in the transaction that adds the row.
-* `requests` and `examples`, which follow from the history.
+* `private`, the private parts of rows: who asked, for which examples, and where files are. A row has only a salted
+  digest of its private part. An auditor's copy has no private parts, and those of an erased request are gone.
+* `head`, the number of rows and the hash of the newest one, signed again. It is written in the transaction that adds
+  the row.
+* `requests`, which follows from the history.
 
 `Ledger.problems` therefore finds and names every change to anything that readers of the ledger see: a changed value, a
 row that was added, removed or moved, a row of another ledger, and a history whose last rows were cut off. It does not
@@ -33,6 +36,7 @@ from scissorhands_jax.deletion import chain, signing
 from scissorhands_jax.deletion.database import Database, holds_ledger
 from scissorhands_jax.deletion.entries import (
     CHAIN_START,
+    REQUEST_COLUMNS,
     RESTORE,
     Event,
     LedgerBegun,
@@ -40,12 +44,11 @@ from scissorhands_jax.deletion.entries import (
     NamedExample,
     Request,
     RequestAdded,
-    examples_sha256,
+    RunStarted,
     utc_now,
 )
 from scissorhands_jax.deletion.signing import LedgerKeys
 from scissorhands_jax.errors import InputError, LedgerError
-from scissorhands_jax.hashing import canonical
 
 DATABASE_FILE = "ledger.sqlite3"
 KEYS_FOLDER = "keys"
@@ -79,6 +82,7 @@ class Ledger:
                 f"{folder} holds no ledger, {DATABASE_FILE} is missing; `scissorhands request add` begins one"
             )
         self._database = Database(self.path)
+        self._read: tuple[tuple[int, int, str], list[Event]] | None = None
         try:
             self._database.check_schema()
             place = keys or folder / KEYS_FOLDER
@@ -155,7 +159,7 @@ class Ledger:
     def about(self) -> LedgerBegun:
         """The first entry of the history: what the ledger is about."""
         rows = self._database.execute("SELECT * FROM history WHERE seq = 1")
-        entry = chain.read_event(rows[0], self.path).entry if rows else None
+        entry = chain.read_event(rows[0], self._private_parts().get(1), self.path).entry if rows else None
         if not isinstance(entry, LedgerBegun):
             raise LedgerError(f"row 1 of the history in {self.path} is missing; {RESTORE}")
         return entry
@@ -165,7 +169,16 @@ class Ledger:
         """The hash of the newest row of the history."""
         return _newest(self._database)[1]
 
-    def add(self, *, requester: str, received: str, due: str, network: str, examples: Sequence[NamedExample]) -> int:
+    def add(
+        self,
+        *,
+        requester: str,
+        received: str,
+        due: str,
+        network: str,
+        examples: Sequence[NamedExample],
+        contact: str = "",
+    ) -> int:
         """Adds a request.
 
         Args:
@@ -174,33 +187,35 @@ class Ledger:
           due: The date until which it must be served, written as in `Request`.
           network: The SHA-256 of the network that must forget.
           examples: The examples that it must forget: at least one, and each position once.
+          contact: How to reach the requester. By default nothing is noted.
 
         Returns:
           The id of the request: 1, 2, ...
 
         Raises:
-          InputError: The requester or the due date cannot be used, or there is no example.
+          InputError: The requester, the contact or the due date cannot be used, there is no example, or a position is
+            named twice.
           LedgerError: The request could not be written, and is not in the ledger.
         """
-        check_request(requester, due)
+        check_request(requester, due, contact)
         if not examples:
             raise InputError("the request names no example; name at least one")
+        if len({example.position for example in examples}) < len(examples):
+            raise InputError("the request names a position twice; name each position once")
         with self._writing():
             ((number,),) = self._database.execute("SELECT coalesce(max(id), 0) + 1 FROM requests")
             entry = RequestAdded(
                 id=number,
-                requester=requester,
                 received=received,
                 due=due,
                 network=network,
                 count=len(examples),
-                examples=examples_sha256(examples),
+                requester=requester,
+                contact=contact,
+                examples=tuple(examples),
             )
-            row = dataclasses.astuple(entry.request)
-            self._database.execute("INSERT INTO requests VALUES (?, ?, ?, ?, ?, ?, ?)", row)
-            for example in examples:
-                values = (number, example.position, example.digest)
-                self._database.execute("INSERT INTO examples VALUES (?, ?, ?)", values)
+            row = dataclasses.astuple(entry.request)[:REQUEST_COLUMNS]
+            self._database.execute("INSERT INTO requests VALUES (?, ?, ?, ?, ?, ?)", row)
             _append(self._database, self.keys, entry)
         return number
 
@@ -215,12 +230,14 @@ class Ledger:
 
     def requests(self) -> list[Request]:
         """Returns all requests in order."""
-        return [Request(*row) for row in self._database.execute("SELECT * FROM requests ORDER BY id")]
+        people = {entry.id: (entry.requester, entry.contact) for entry in self.entries(RequestAdded)}
+        rows = self._request_rows()
+        return [Request(*row, *people.get(row[0], ())) for row in rows]
 
     def examples(self, request: int) -> list[NamedExample]:
-        """Returns the examples that a request names, sorted by position."""
-        statement = "SELECT position, digest FROM examples WHERE request = ? ORDER BY position"
-        return [NamedExample(*row) for row in self._database.execute(statement, (request,))]
+        """Returns the examples that a request names, sorted by position; none if its private part is not known."""
+        found = [entry.examples for entry in self.entries(RequestAdded) if entry.id == request]
+        return sorted(found[0], key=lambda example: example.position) if found else []
 
     def history(self) -> list[Event]:
         """Returns the rows of the history in order.
@@ -228,7 +245,15 @@ class Ledger:
         Raises:
           LedgerError: A row cannot be read.
         """
-        return [chain.read_event(row, self.path) for row in self._history_rows()]
+        ((rows, parts),) = self._database.execute(
+            "SELECT (SELECT count(*) FROM history), (SELECT count(*) FROM private)"
+        )
+        state = (rows, parts, self.head)
+        if self._read is None or self._read[0] != state:
+            private = self._private_parts()
+            events = [chain.read_event(row, private.get(row[0]), self.path) for row in self._history_rows()]
+            self._read = (state, events)
+        return self._read[1]
 
     def entries(self, kind: type[E]) -> list[E]:
         """Returns the entries of one kind in order.
@@ -237,6 +262,30 @@ class Ledger:
           LedgerError: A row of the history cannot be read.
         """
         return [event.entry for event in self.history() if isinstance(event.entry, kind)]
+
+    def event_of(self, entry: LedgerEntry) -> Event:
+        """Returns the row of the history that holds an entry.
+
+        Raises:
+          LedgerError: No row holds it.
+        """
+        for event in self.history():
+            if event.entry == entry:
+                return event
+        raise LedgerError(f"the history in {self.path} has no such entry of the kind {entry.kind!r}; {RESTORE}")
+
+    def salt(self, seq: int) -> str | None:
+        """Returns the salt of the private part of a row of the history; None if that part is not known."""
+        part = self._private_parts().get(seq)
+        return None if part is None else part.salt
+
+    def run_salt(self, run: int) -> str | None:
+        """Returns the salt of what describes the examples of a run; None if it is not known.
+
+        It is the salt of the row that begins the run.
+        """
+        seqs = [event.seq for event in self.history() if isinstance(event.entry, RunStarted) and event.entry.run == run]
+        return self.salt(seqs[0]) if seqs else None
 
     def sole_run(self) -> contextlib.AbstractContextManager[None]:
         """Returns a context manager for the right to serve requests, which only one process can have at a time.
@@ -260,19 +309,25 @@ class Ledger:
     def _history_rows(self) -> list[tuple]:
         return self._database.execute("SELECT * FROM history ORDER BY seq")
 
+    def _request_rows(self) -> list[tuple]:
+        return self._database.execute("SELECT * FROM requests ORDER BY id")
+
+    def _private_parts(self) -> dict[int, chain.PrivatePart]:
+        rows = self._database.execute("SELECT seq, salt, document FROM private")
+        return {seq: chain.PrivatePart(salt, document) for seq, salt, document in rows}
+
     def _row_problems(self) -> list[str]:
-        rows = self._history_rows()
-        found = chain.history_problems(rows, self.public, self.path) or self._head_problems()
+        rows, parts = self._history_rows(), self._private_parts()
+        found = chain.history_problems(rows, parts, self.public, self.path) or self._head_problems()
         if found:
             return found
-        examples: dict[int, list[NamedExample]] = {}
-        for request, *example in self._database.execute("SELECT * FROM examples ORDER BY request, position"):
-            examples.setdefault(request, []).append(NamedExample(*example))
-        return chain.table_problems(self.history(), self.requests(), examples, self.path)
+        events = [chain.read_event(row, parts.get(row[0]), self.path) for row in rows]
+        found = chain.private_problems(events, parts, self.path, may_be_missing=self.secrets is None)
+        return found + chain.table_problems(events, self._request_rows(), self.path)
 
     def _head_problems(self) -> list[str]:
         heads = self._database.execute("SELECT * FROM head")
-        return chain.head_problems(heads, _newest(self._database)[1], self.public, self.path)
+        return chain.head_problems(heads, _newest(self._database), self.public, self.path)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -284,14 +339,16 @@ class Ledger:
             yield
 
 
-def check_request(requester: str, due: str) -> None:
-    """Checks the requester and the due date of a request before anything is written.
+def check_request(requester: str, due: str, contact: str = "") -> None:
+    """Checks the requester, the due date and the contact of a request before anything is written.
 
     Raises:
-      InputError: The requester or the due date cannot be used.
+      InputError: One of them cannot be used.
     """
     if not requester.strip() or len(requester) > _MAX_NAME or not requester.isprintable():
         raise InputError(f"the requester is {requester[:50]!r}; give a name of 1 to {_MAX_NAME} printable characters")
+    if len(contact) > _MAX_NAME or not contact.isprintable():
+        raise InputError(f"the contact is {contact[:50]!r}; give at most {_MAX_NAME} printable characters")
     try:
         is_date = datetime.date.fromisoformat(due).isoformat() == due
     except ValueError:
@@ -314,15 +371,24 @@ def _newest(database: Database) -> tuple[int, str]:
 def _append(database: Database, keys: LedgerKeys, entry: LedgerEntry) -> None:
     """Adds a row to the history, signs the new head, and changes the requests, within a transaction."""
     last, previous = _newest(database)
-    event = Event(last + 1, utc_now(), entry, previous)
-    digest = event.computed_hash()
+    event = Event(last + 1, utc_now(), entry, previous, commitment=None)
+    part = None
+    try:
+        if entry.private:
+            part = chain.PrivatePart(signing.draw_salt(), event.private.decode())
+            event = dataclasses.replace(event, commitment=chain.commitment(part))
+        digest = event.computed_hash()
+    except ValueError as error:  # Names of files can hold bytes that are no text.
+        raise InputError(f"the ledger cannot hold what it was given: {error}; rename the file or folder") from error
     row = (
-        *(event.seq, event.time, entry.kind, canonical(dataclasses.asdict(entry)).decode()),
+        *(event.seq, event.time, entry.kind, event.body.decode()),
         *(previous, digest, keys.sign(chain.HISTORY_PURPOSE, digest)),
     )
     database.execute("INSERT INTO history VALUES (?, ?, ?, ?, ?, ?, ?)", row)
-    head = (digest, keys.sign(chain.HEAD_PURPOSE, digest))
-    database.execute("INSERT OR REPLACE INTO head VALUES (1, ?, ?)", head)
+    if part is not None:
+        database.execute("INSERT INTO private VALUES (?, ?, ?)", (event.seq, *part))
+    head = (event.seq, digest, keys.sign(chain.HEAD_PURPOSE, chain.head_digest(event.seq, digest)))
+    database.execute("INSERT OR REPLACE INTO head VALUES (1, ?, ?, ?)", head)
     for change in entry.changes():
         values = (change.state, change.run, change.request)
         database.execute("UPDATE requests SET state = ?, run = ? WHERE id = ?", values)

@@ -6,8 +6,9 @@ of every record. So no record, not even the last, can be changed, left out, inse
 
 A record holds no content of an example and nothing from which the content could be guessed. Everything that describes
 forgotten examples (their contents, their positions, the files of a run that list them) is there only as a digest under
-the ledger's secret; see `signing`. The name of the person who asked is only in the ledger. Networks, code and the page
-have plain SHA-256 hashes.
+a salt of the request or the run, which is destroyed when the requester is erased, or under the ledger's secret; see
+`signing`. The name of the person who asked is only in the ledger. Networks, code and the page have plain SHA-256
+hashes.
 
 All numbers except counts are text, as Python's `repr` writes them, so that the bytes are the same everywhere.
 """
@@ -62,7 +63,7 @@ class Share:
 
 @dataclasses.dataclass(frozen=True)
 class DigestedSet:
-    """A set of examples: how many there are, and a digest of them under the ledger's secret."""
+    """A set of examples: how many there are, and a digest of them under a salt or the ledger's secret."""
 
     count: int
     digest: str
@@ -70,7 +71,10 @@ class DigestedSet:
 
 @dataclasses.dataclass(frozen=True)
 class RecordedRequest:
-    """A request that a run worked on, without the name of the requester."""
+    """A request that a run worked on, without the name of the requester.
+
+    `digest` is the salted digest of the private part of the request, which is also in the history of the ledger.
+    """
 
     id: int
     received: str
@@ -92,8 +96,8 @@ class RecordedNetwork:
 class RunFiles:
     """The hashes of all files that a run has left, by their names in its folder.
 
-    `network` holds plain SHA-256 hashes. `other` holds digests under the secret, because these files list what was
-    forgotten. These digests are None if the secret is not known.
+    `network` holds plain SHA-256 hashes. `other` holds digests under the salt of the run, because these files list what
+    was forgotten. These digests are None if the salt is not known.
     """
 
     network: dict[str, str]
@@ -277,12 +281,12 @@ def write_public(folder: Path, keys: LedgerKeys) -> None:
     files.write_bytes(public_path(folder), signing.public_pem(keys.public))
 
 
-def run_files(folder: Path, keys: LedgerKeys | None) -> RunFiles:
+def run_files(folder: Path, salt: str | None) -> RunFiles:
     """Hashes all files in the folder of a run, without its checkpoints.
 
     Args:
       folder: The folder of the run.
-      keys: The keys of the ledger; None if they are not known.
+      salt: The salt of the run (`Ledger.run_salt`); None if it is not known.
     """
     network: dict[str, str] = {}
     other: dict[str, str | None] = {}
@@ -291,7 +295,7 @@ def run_files(folder: Path, keys: LedgerKeys | None) -> RunFiles:
         if name.startswith(_NETWORK_FILES):
             network[name] = hashing.file_sha256(path)
         elif not name.startswith(_CHECKPOINTS):
-            other[name] = None if keys is None else keys.digest("file", path.read_bytes())
+            other[name] = None if salt is None else signing.salted_digest(salt, "file", path.read_bytes())
     return RunFiles(network, other)
 
 

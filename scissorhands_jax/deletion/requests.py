@@ -70,6 +70,7 @@ def add_request(
     seed: int = 0,
     subject: Subject | None = None,
     keys: Path | None = None,
+    contact: str = "",
 ) -> AddedRequest:
     """Adds a request to the ledger in a folder, which is begun if it does not exist.
 
@@ -82,6 +83,7 @@ def add_request(
       seed: The seed of the draw, if the examples are drawn.
       subject: For a new ledger the model, the data set, and the network's file or run; later only what has moved.
       keys: The folder of the ledger's keys. The default is the folder `keys` in the ledger's folder.
+      contact: How to reach the requester. By default nothing is noted.
 
     Raises:
       InputError: An argument cannot be used, or the training set has changed.
@@ -90,7 +92,7 @@ def add_request(
     subject = subject or Subject()
     today = datetime.datetime.now(datetime.UTC).date()
     due = due or (today + datetime.timedelta(days=DAYS_TO_SERVE)).isoformat()
-    check_request(requester, due)
+    check_request(requester, due, contact)
     begins = not ledger_exists(folder)
     if begins:
         # Nothing is written before it is known that the request can be served.
@@ -106,7 +108,12 @@ def add_request(
         named = {example.digest for example in examples}
         twins = sum(digest in named for digest in digests) - len(examples)
         number = book.add(
-            requester=requester, received=utc_now(), due=due, network=network_in_use(book), examples=examples
+            requester=requester,
+            received=utc_now(),
+            due=due,
+            network=network_in_use(book),
+            examples=examples,
+            contact=contact,
         )
     return AddedRequest(number, len(examples), due, twins, records.public_path(folder) if begins else None)
 

@@ -22,19 +22,20 @@ from rich.console import Console
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import files, hashing, report
 from scissorhands_jax.base import Dataset, ModelState, Params
-from scissorhands_jax.deletion import audits, record_page, records, utility, verdicts
+from scissorhands_jax.deletion import audits, record_page, records, signing, utility, verdicts
 from scissorhands_jax.deletion.audits import AuditPlan
 from scissorhands_jax.deletion.entries import (
     CHAIN_START,
     FORGOTTEN,
     OPEN,
+    RESTORE,
     RETRAIN,
     Request,
+    RequestAdded,
     RequestsCovered,
     RunFailed,
     RunRecorded,
     RunStarted,
-    examples_sha256,
     utc_now,
 )
 from scissorhands_jax.deletion.ledger import Ledger
@@ -46,7 +47,7 @@ from scissorhands_jax.deletion.records import (
     RecordedUtility,
     Share,
 )
-from scissorhands_jax.deletion.requests import Subject, check_content, config_in_use, positions_digest, positions_text
+from scissorhands_jax.deletion.requests import Subject, check_content, config_in_use, positions_text
 from scissorhands_jax.deletion.utility import RunUtility
 from scissorhands_jax.deletion.verdicts import Evidence, Scored, Verdict
 from scissorhands_jax.errors import InputError, LedgerError
@@ -247,8 +248,12 @@ def _carry_out(
     except LedgerError:
         raise
     except InputError as error:
-        book.append(RunFailed(run=started.run, requests=started.requests, why=str(error)[:_MAX_WHY]))
+        book.append(RunFailed(run=started.run, requests=started.requests, why=_as_text(error)))
         raise
+
+
+def _as_text(error: Exception) -> str:
+    return str(error)[:_MAX_WHY].encode(errors="replace").decode()
 
 
 def _unlearned(book: Ledger, started: RunStarted, subject: Subject, console: Console) -> _Unlearned:
@@ -324,6 +329,10 @@ def _record(
     started, job, about = done.started, done.job, book.about
     recorded = book.entries(RunRecorded)
     configuration = records.shown_configuration(dataclasses.asdict(job.config))
+    salt = book.run_salt(started.run)
+    if salt is None:
+        raise LedgerError(f"the private part of the start of run {started.run} is missing in {book.path}; {RESTORE}")
+    positions = canonical(job.positions.tolist())
     return Record(
         ledger=about.ledger,
         number=started.run,
@@ -332,8 +341,8 @@ def _record(
         requests=tuple(_recorded_request(book, request) for request in _asked(book, started)),
         earlier_tries=_earlier_tries(book, started),
         network=RecordedNetwork(job.config.model, started.network, done.network),
-        files=records.run_files(done.out, book.keys),
-        forget=DigestedSet(len(job.positions), positions_digest(book.keys, job.positions)),
+        files=records.run_files(done.out, salt),
+        forget=DigestedSet(len(job.positions), signing.salted_digest(salt, "positions", positions)),
         forgotten_before=len(job.past.forgotten),
         training_set=DigestedSet(data_lib.size(job.splits.train), about.training_set),
         configuration=configuration,
@@ -354,8 +363,9 @@ def _asked(book: Ledger, started: RunStarted) -> list[Request]:
 
 
 def _recorded_request(book: Ledger, request: Request) -> RecordedRequest:
-    examples = book.examples(request.id)
-    return RecordedRequest(request.id, request.received, request.due, len(examples), examples_sha256(examples))
+    (added,) = (entry for entry in book.entries(RequestAdded) if entry.id == request.id)
+    digest = book.event_of(added).commitment or ""
+    return RecordedRequest(request.id, request.received, request.due, added.count, digest)
 
 
 def _earlier_tries(book: Ledger, started: RunStarted) -> int:

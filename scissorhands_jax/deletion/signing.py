@@ -2,9 +2,10 @@
 
 With a plain SHA-256 of a picture, or of a list of positions, anyone could check a guess, and a data set has few enough
 pictures and positions to try them all. Everything that describes what was forgotten is therefore hashed under a secret
-(HMAC-SHA-256). Such a digest proves as much to someone who has the secret, and reveals nothing to others. Networks and
-code cannot be guessed from a short list, so they are hashed without the secret, and an auditor can recompute the
-hashes.
+(HMAC-SHA-256). Such a digest proves as much to someone who has the secret, and reveals nothing to others. What
+describes a request or a run has a salt of its own in place of the secret. The salt is destroyed when the requester is
+erased, so that from then on not even the ledger's owner can check a guess. Networks and code cannot be guessed from a
+short list, so they are hashed without the secret, and an auditor can recompute the hashes.
 """
 
 from __future__ import annotations
@@ -51,7 +52,25 @@ class LedgerKeys:
 
     def digest(self, purpose: str, content: bytes) -> str:
         """Computes the HMAC-SHA-256 of a content, in hexadecimal. It differs for every purpose."""
-        return hmac.new(self.secret, purpose.encode() + b"\0" + content, hashlib.sha256).hexdigest()
+        return keyed_digest(self.secret, purpose, content)
+
+
+def draw_salt() -> str:
+    """Draws a salt of 32 bytes, in hexadecimal."""
+    return secrets.token_hex(32)
+
+
+def salted_digest(salt: str, purpose: str, content: bytes) -> str:
+    """Computes the HMAC-SHA-256 of a content under a salt that `draw_salt` returned. It differs for every purpose.
+
+    Once the salt is destroyed, the digest neither reveals the content nor lets anyone check a guess.
+    """
+    return keyed_digest(salt.encode(), purpose, content)
+
+
+def keyed_digest(key: bytes, purpose: str, content: bytes) -> str:
+    """Computes the HMAC-SHA-256 of a purpose and a content under a key, in hexadecimal."""
+    return hmac.new(key, purpose.encode() + b"\0" + content, hashlib.sha256).hexdigest()
 
 
 def signed_by(public: str, purpose: str, digest: str, signature: str) -> bool:

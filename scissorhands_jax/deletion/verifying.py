@@ -22,7 +22,6 @@ from scissorhands_jax.deletion.requests import (
     trained_on_file,
 )
 from scissorhands_jax.deletion.running import unfinished_run
-from scissorhands_jax.deletion.signing import LedgerKeys
 from scissorhands_jax.errors import InputError, LedgerError
 from scissorhands_jax.jobs.evaluating import evaluate_network
 from scissorhands_jax.jobs.job import read_original
@@ -81,7 +80,8 @@ def verify_ledger(
             )
         hashes = {entry.run: entry.record for entry in book.entries(RunRecorded)}
         current, stopped = run_in_use(book), unfinished_run(book)
-        found += _record_problems(folder, hashes, current, book.public, book.secrets)
+        salts = {run: book.run_salt(run) for run in hashes}
+        found += _record_problems(folder, hashes, current, book.public, salts)
         found += _unknown_files(folder, [*hashes, *([] if stopped is None else [stopped.run])])
         found += _public_key_problems(folder, book.public, needed=bool(hashes))
         if book.secrets is None:
@@ -96,7 +96,7 @@ def verify_ledger(
 
 
 def _record_problems(
-    folder: Path, hashes: Mapping[int, str], current: int | None, public: str, keys: LedgerKeys | None
+    folder: Path, hashes: Mapping[int, str], current: int | None, public: str, salts: Mapping[int, str | None]
 ) -> list[str]:
     """Describes what is wrong with a ledger's records, their pages, and the folders of their runs.
 
@@ -106,7 +106,7 @@ def _record_problems(
       current: The number of the run whose network is in use. The folders of others may have been removed as a whole,
         because a network that knows what was forgotten later should not be kept; what is left must be unchanged.
       public: The ledger's public key, in hexadecimal.
-      keys: The keys of the ledger, or None if they are not known. Files whose digests are under the secret must then
+      salts: The salts of the runs, or None where they are not known. Files whose digests are under the salt must then
         exist, but their content is not verified.
     """
     found = []
@@ -127,7 +127,7 @@ def _record_problems(
             found += _page_problems(records.record_page_path(folder, number), record)
             run_folder = records.run_folder(folder, number)
             if number == current or run_folder.exists():
-                found += _file_problems(run_folder, record, keys)
+                found += _file_problems(run_folder, record, salts[number])
         previous = expected
     return found
 
@@ -146,9 +146,9 @@ def _page_problems(path: Path, record: Record) -> list[str]:
     return [] if hashing.file_sha256(path) == record.report else [_changed(path)]
 
 
-def _file_problems(folder: Path, record: Record, keys: LedgerKeys | None) -> list[str]:
+def _file_problems(folder: Path, record: Record, salt: str | None) -> list[str]:
     found = []
-    now = records.run_files(folder, keys)
+    now = records.run_files(folder, salt)
     pairs: list[tuple[Mapping[str, str | None], Mapping[str, str | None]]] = [
         (record.files.network, now.network),
         (record.files.other, now.other),

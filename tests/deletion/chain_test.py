@@ -21,18 +21,28 @@ from tests.deletion.spoiling import (
 pytest.importorskip("cryptography")
 
 
+def private(change):
+    """Returns statements that change the private part of the first request."""
+    return unguarded("private_stays", f"UPDATE private SET {change} WHERE seq = 2")
+
+
 @pytest.mark.parametrize(
     ("statements", "words"),
     [
         (["UPDATE requests SET state = 'open' WHERE id = 1"], "state of request 1 in .* was changed"),
-        (["UPDATE requests SET requester = 'x' WHERE id = 2"], "requester of request 2 in .* history says 'second'"),
+        (["UPDATE requests SET network = 'x' WHERE id = 2"], "network of request 2 in .* history says '0000"),
         (["UPDATE requests SET due = '2036-01-01' WHERE id = 3"], "due of request 3 in .* was changed"),
         (["DELETE FROM requests WHERE id = 3"], "request 3 in .* is missing"),
-        (["INSERT INTO requests SELECT 9, 'x', received, due, network, state, run FROM requests LIMIT 1"], "by hand"),
-        (["INSERT INTO examples VALUES (2, 7, 'x')"], "examples of request 2 in .* were changed"),
-        (["INSERT INTO examples VALUES (2, 7, x'00')"], "examples of request 2 in .* were changed"),
-        (["INSERT INTO examples VALUES (8, 7, 'x')"], "a request 8, which does not exist"),
-        (unguarded("examples_stay", "UPDATE examples SET digest = 'x'"), "examples of request 1"),
+        (["INSERT INTO requests SELECT 9, received, due, network, state, run FROM requests LIMIT 1"], "by hand"),
+        (["DELETE FROM private WHERE seq = 3"], "the private part of row 3 of .* is missing"),
+        (["DELETE FROM private"], "the private part of row 1 of .* is missing"),
+        (["INSERT INTO private VALUES (6, 'a', '{}')"], "row 6 of .* was changed"),
+        (["INSERT INTO private VALUES (9, 'a', '{}')"], "a private part of row 9, which has none"),
+        (private("salt = 'x'"), "the private part of row 2 of .* was changed"),
+        (private("salt = x'00'"), "row 2 of .* was changed"),
+        (private("document = replace(document, 'first', 'x')"), "the private part of row 2 of .* was changed"),
+        (private("document = replace(document, ':3', ':4')"), "the private part of row 2 of .* was changed"),
+        (private("document = '{}'"), "row 2 of .* was changed"),
         (unguarded("history_stays", "UPDATE history SET time = 'x' WHERE seq = 4"), "row 4 of .* was changed"),
         (unguarded("history_stays", "UPDATE history SET body = '{' WHERE seq = 4"), "row 4 of .* was changed"),
         (unguarded("history_stays", "UPDATE history SET signature = 'x' WHERE seq = 4"), "row 4 of .* signature"),
@@ -42,17 +52,18 @@ pytest.importorskip("cryptography")
         (["PRAGMA user_version = 9"], "later version"),
         (["PRAGMA user_version = 1"], "earlier version"),
         (["UPDATE requests SET run = 1.5 WHERE id = 1"], "run of request 1 in .* was changed"),
-        (["INSERT INTO examples VALUES ('x', 7, 'x')"], "a request x, which does not exist"),
         (["DELETE FROM head"], "0 signed heads instead of one"),
         (["UPDATE head SET signature = (SELECT signature FROM history WHERE seq = 7)"], "signature of its head"),
         (["UPDATE head SET hash = (SELECT hash FROM history WHERE seq = 6)"], "signature of its head"),
+        (["UPDATE head SET count = 6"], "signature of its head"),
+        (["UPDATE head SET count = x'07'"], "its head is not that of a ledger"),
     ],
 )  # fmt: skip
 def test_every_change_by_hand_is_found_and_named(folder, statements, words):
     by_hand(folder, *statements)
     found = problems(folder)
     assert any(re.search(words, line) for line in found), found
-    assert all(re.search("; (put|install) ", line) for line in found), found
+    assert all(re.search("; (put|install|begin) ", line) for line in found), found
     with pytest.raises(LedgerError):  # nobody works with it, and no later seal hides the change
         Ledger(folder)
 

@@ -14,7 +14,9 @@ from tests.deletion.spoiling import by_hand, everything, flipped, problems, remo
 pytest.importorskip("cryptography")
 
 
-@pytest.mark.parametrize("statement", ["UPDATE history SET time = 'x'", "DELETE FROM history", "DELETE FROM examples"])
+@pytest.mark.parametrize(
+    "statement", ["UPDATE history SET time = 'x'", "DELETE FROM history", "UPDATE private SET salt = 'x'"]
+)
 def test_history_is_only_added_to(folder, statement):
     with pytest.raises(sqlite3.IntegrityError, match="stay"):
         by_hand(folder, statement)

@@ -8,11 +8,20 @@ import sys
 import pytest
 
 from scissorhands_jax.deletion.documents import from_document
-from scissorhands_jax.deletion.entries import RequestAdded, RequestsCovered, RunFailed, read_entry
+from scissorhands_jax.deletion.entries import NamedExample, RequestAdded, RequestsCovered, RunFailed, read_entry
 from scissorhands_jax.deletion.records import Record
 from tests.deletion.samples import ABOUT, record, recorded, started
 
-ADDED = RequestAdded(id=1, requester="A", received="now", due="2026-12-31", network="b", count=2, examples="c")
+ADDED = RequestAdded(
+    id=1,
+    received="now",
+    due="2026-12-31",
+    network="b",
+    count=1,
+    requester="A",
+    contact="a@b",
+    examples=(NamedExample(3, "c"),),
+)
 
 
 def as_json(value):
@@ -28,9 +37,16 @@ def as_json(value):
     ids=lambda entry: entry.kind,
 )
 def test_what_was_written_is_read(entry):
-    assert read_entry(entry.kind, as_json(entry)) == entry
+    whole = as_json(entry)
+    private = {name: whole.pop(name) for name in entry.private} or None
+    assert read_entry(entry.kind, whole, private) == entry
     with pytest.raises(ValueError, match="kind"):
-        read_entry("another", as_json(entry))
+        read_entry("another", whole, private)
+    with pytest.raises(ValueError, match="fields"):
+        read_entry(entry.kind, whole, {"more": 1})
+    known = read_entry(entry.kind, whole, None)
+    assert (known == entry) == (private is None)
+    assert all(value not in str(known) for value in ("a@b", "diverged"))
 
 
 def test_a_record_that_was_written_is_read():

@@ -43,7 +43,9 @@ def test_requests_move_through_their_states(folder):
         ({"requester": "a\x1b[2J"}, "the requester is"),
         ({"due": "soon"}, "due date"),
         ({"examples": []}, "no example"),
-        ({"examples": [EXAMPLES[0]] * 2}, "UNIQUE"),
+        ({"examples": [EXAMPLES[0]] * 2}, "names a position twice"),
+        ({"contact": "a\x1b[2J"}, "the contact is"),
+        ({"contact": "a" * 501}, "the contact is"),
     ],
 )
 def test_a_bad_request_is_refused_and_leaves_nothing(folder, change, words):
@@ -75,7 +77,7 @@ def test_one_process_at_a_time_runs(folder):
 def test_no_ledger_and_others_files_are_refused(tmp_path, folder):
     with pytest.raises(LedgerError, match="holds no ledger"):
         Ledger(tmp_path / "nowhere")
-    by_hand(folder, "DROP TABLE examples")
+    by_hand(folder, "DROP TABLE private")
     with pytest.raises(LedgerError, match="other tables"):
         Ledger(folder)
     (tmp_path / ledger.DATABASE_FILE).touch()

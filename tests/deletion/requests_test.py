@@ -105,7 +105,7 @@ def test_due_dates_are_days_written_in_one_way(due):
 
 def test_a_request_is_overdue_the_day_after_its_date():
     today = datetime.datetime.now(datetime.UTC).date()
-    asked = Request(1, "A", "now", today.isoformat(), "0", "open", None)
+    asked = Request(1, "now", today.isoformat(), "0", "open", None, "A")
     assert not asked.overdue
     yesterday = today - datetime.timedelta(days=1)
     for due in (yesterday.isoformat(), yesterday.strftime("%Y%m%d"), yesterday.strftime("%G-W%V-%u")):

@@ -44,7 +44,7 @@ def everything(path):
         return [
             connection.execute(f"SELECT {columns} ORDER BY 1, 2").fetchall()
             for columns in (
-                *("* FROM requests", "* FROM examples", "* FROM history", "* FROM head"),
+                *("* FROM requests", "* FROM private", "* FROM history", "* FROM head"),
                 "type, name, tbl_name, sql FROM sqlite_master",
             )
         ]
