@@ -7,14 +7,17 @@ NAME=VALUE, such as `train_limit=500 training.epochs=2`; `python -m experiments.
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from experiments import configs
 from scissorhands_jax import files, report
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import config, grid
+from scissorhands_jax.jobs.experiment import Experiment
 from scissorhands_jax.terminal import Console, complain
 
 
@@ -44,25 +47,31 @@ def main(arguments: list[str] | None = None) -> int:
             networks=options.networks,
             only=options.only,
             overwrite=options.overwrite,
+            present=None if options.no_report else functools.partial(present, experiment, out, seeds[0], options),
             console=console,
-        )
-        if options.no_report:
-            return 0
-        done = {cell["method"] for cell in document["cells"] if cell["seed"] == seeds[0]}
-        shown = [label for label in ("scissorhands",) if label in done]
-        picture = grid.gradcam_picture(
-            experiment, out, seed=seeds[0], labels=shown, data_dir=options.data_dir, networks=options.networks
         )
     except InputError as error:
         complain(console, str(error))
         return 2
+    if not options.no_report:
+        report.print_tables(document["rows"], Console())
+        console.print(report.gates_note(document["gates"]), highlight=False, markup=False, soft_wrap=True)
+    return 0
+
+
+def present(
+    experiment: Experiment, out: Path, seed: int, options: argparse.Namespace, document: dict[str, Any]
+) -> None:
+    """Writes the page of a table, with a Grad-CAM figure of one seed where the network has one."""
+    done = {cell["method"] for cell in document["cells"] if cell["seed"] == seed}
+    shown = [label for label in ("scissorhands",) if label in done]
+    picture = grid.gradcam_picture(
+        experiment, out, seed=seed, labels=shown, data_dir=options.data_dir, networks=options.networks
+    )
     figures = [] if picture is None else [picture]
     grid.write_report(out, document, title=experiment.name, figures=figures)
     for figure in figures:
         files.write_bytes(out / "gradcam.png", report.figure_png(figure.figure))
-    report.print_tables(document["rows"], Console())
-    console.print(report.gates_note(document["gates"]), highlight=False, markup=False, soft_wrap=True)
-    return 0
 
 
 def read_seeds(text: str) -> list[int]:

@@ -30,8 +30,7 @@ except ImportError:  # Windows
 
 MAX_JSON = 2**28  # bytes
 LOCK_FILE = ".lock"
-"""The file in a folder whose lock `sole_writer` holds, and which is there no longer than the lock unless the process is
-killed."""
+"""The file in a folder whose lock `sole_writer` holds. It is removed with the lock, unless the process is killed."""
 
 _SECONDS_BETWEEN_TRIES = 0.05
 _MAX_HOLDER = 4096  # bytes of what a lock file says about its holder
@@ -197,7 +196,7 @@ def is_leftover(path: str | os.PathLike) -> bool:
     [True, False]
     """
     name = os.path.basename(path)
-    return name == LOCK_FILE or _LEFTOVER.fullmatch(name) is not None
+    return (name.startswith(".") and name.endswith(LOCK_FILE)) or _LEFTOVER.fullmatch(name) is not None
 
 
 def clear_folder(folder: str | os.PathLike, last: str) -> None:
@@ -253,7 +252,7 @@ def parse_json(content: bytes) -> Any:
 
 
 @contextlib.contextmanager
-def sole_writer(folder: str | os.PathLike, *, seconds: float = 0.0) -> Iterator[None]:
+def sole_writer(folder: str | os.PathLike, *, of: str | None = None, seconds: float = 0.0) -> Iterator[None]:
     """Holds the right to write to a folder, which only one caller on all machines can have at a time.
 
     It is an advisory lock (`flock`) of the file `LOCK_FILE` in the folder. The system takes the lock back when the
@@ -262,7 +261,10 @@ def sole_writer(folder: str | os.PathLike, *, seconds: float = 0.0) -> Iterator[
 
     Args:
       folder: The folder. It is made if it does not exist, and then removed again if nothing was written to it.
-      seconds: How long to wait for another holder. By default an error is raised at once.
+      of: The name of a file or folder in it that the right is limited to. By default the right is to everything in the
+        folder. Rights to different names, and to everything, do not exclude one another.
+      seconds: How long to wait for another holder, who is named in the log meanwhile; `math.inf` waits for ever. By
+        default an error is raised at once.
 
     Raises:
       BusyError: Another process, or another part of this one, holds the right. The error says which process that is, on
@@ -270,39 +272,43 @@ def sole_writer(folder: str | os.PathLike, *, seconds: float = 0.0) -> Iterator[
       OSError: The folder or the file cannot be made.
     """
     folder = Path(folder)
+    lock_file = folder / (LOCK_FILE if of is None else f".{of}{LOCK_FILE}")
     is_new = not os.path.lexists(folder)
-    descriptor = _lock(folder, time.monotonic() + seconds)
+    descriptor = _lock(lock_file, folder / (of or ""), time.monotonic() + seconds)
     _held.add(descriptor)
     try:
         yield
     finally:
         if descriptor in _held:  # It is not in a process that was forked in the meantime.
             _held.discard(descriptor)
-            _unlock(descriptor, folder)
+            _unlock(descriptor, lock_file)
             if is_new:
                 with contextlib.suppress(OSError):
                     folder.rmdir()  # does nothing where there is something in it
 
 
-def _lock(folder: Path, deadline: float) -> int:
-    """Returns the open and locked file of a folder, in which this process has left its name."""
-    path = folder / LOCK_FILE
+def _lock(path: Path, what: Path, deadline: float) -> int:
+    """Returns the open and locked file, in which this process has left its name."""
+    is_told = False
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         except FileNotFoundError:  # The last holder has just removed the empty folder.
             continue
         try:
-            busy = not _try_to_lock(descriptor, folder)
+            busy = not _try_to_lock(descriptor, what)
             if not busy and _is_open_file(descriptor, path):
                 os.ftruncate(descriptor, 0)
                 os.write(descriptor, json.dumps(_holder()).encode())
                 return descriptor
             if busy and time.monotonic() >= deadline:
                 raise BusyError(
-                    f"{folder} is being written to by {_described_holder(descriptor)}; wait until it has ended"
+                    f"{what} is being written to by {_described_holder(descriptor)}; wait until it has ended"
                 )
+            if busy and not is_told:
+                _logger.warning("waiting for %s, which writes to %s", _described_holder(descriptor), what)
+                is_told = True
         except BaseException:
             os.close(descriptor)
             raise
@@ -311,18 +317,18 @@ def _lock(folder: Path, deadline: float) -> int:
             time.sleep(_SECONDS_BETWEEN_TRIES)
 
 
-def _unlock(descriptor: int, folder: Path) -> None:
-    if _is_open_file(descriptor, folder / LOCK_FILE):
+def _unlock(descriptor: int, path: Path) -> None:
+    if _is_open_file(descriptor, path):
         # Whoever has opened the file and waits for its lock finds that it is gone, and makes another one.
-        (folder / LOCK_FILE).unlink()
+        path.unlink()
     os.close(descriptor)
 
 
-def _try_to_lock(descriptor: int, folder: Path) -> bool:
+def _try_to_lock(descriptor: int, what: Path) -> bool:
     """Says whether the file could be locked; True as well where there are no locks."""
     locked = _flock(descriptor)
     if locked is None:
-        _logger.warning("%s cannot be locked, so make sure that only one process writes to it", folder)
+        _logger.warning("%s cannot be locked, so make sure that only one process writes to it", what)
     return locked is not False
 
 

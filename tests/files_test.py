@@ -105,6 +105,7 @@ def test_many_threads_hold_it_one_after_the_other(tmp_path):
     assert list(tmp_path.rglob(files.LOCK_FILE)) == []
 
 
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 def test_a_process_that_was_forked_neither_holds_nor_releases(tmp_path):
     held = files.sole_writer(tmp_path)
     held.__enter__()
@@ -242,3 +243,12 @@ def test_what_another_writer_is_writing_stays(tmp_path):
         files.remove_leftovers(tmp_path)
         (fresh / "slow").write_text("slow")
     assert content(tmp_path) == {"file": "slow", "folder/slow": "slow"}
+
+
+def test_a_right_can_be_to_one_entry_of_a_folder(tmp_path):
+    with files.sole_writer(tmp_path, of="a"), files.sole_writer(tmp_path, of="b"), files.sole_writer(tmp_path):
+        assert all(map(files.is_leftover, tmp_path.iterdir()))
+        sentence = f"{tmp_path / 'a'} is being written to by process {os.getpid()} "
+        with pytest.raises(BusyError, match=sentence), files.sole_writer(tmp_path, of="a"):
+            pass
+    assert list(tmp_path.iterdir()) == []

@@ -359,7 +359,8 @@ def test_damaged_descriptions_of_runs(survives, tmp_path):
     refused = 0
 
     def resume() -> None:
-        runs.open_folder(tmp_path / "run", document, resume=True)
+        with runs.open_folder(tmp_path / "run", document, resume=True):
+            pass
 
     for content in json_cases(document, CASES["run.json"], 7):
         files.write_bytes(tmp_path / "run" / runs.RUN_FILE, content)

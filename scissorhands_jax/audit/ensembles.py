@@ -7,7 +7,9 @@ originals, and the other half were trained on none of it and are its retrained n
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import hashing, trees
+from scissorhands_jax import files, hashing, trees
 from scissorhands_jax.base import Batch, Carry, Data, Dataset, Key, Method, Model, ModelState, Params
 from scissorhands_jax.errors import CheckpointError, InputError, NonFiniteError
 from scissorhands_jax.training import checkpoints, sweeps
@@ -214,7 +216,9 @@ class Ensemble:
         return checkpoints.read_description(self.path(network))
 
     def make(self, networks: Sequence[int], *, how: sweeps.How = "auto") -> None:
-        """Trains networks, one after another or at once, and saves them.
+        """Trains the networks that do not exist, one after another or at once, and saves them.
+
+        Other processes can train networks for the same folder. This one waits for those that it needs itself.
 
         The device holds the training set once, and every network draws its batches from its own part, so that all
         share one compiled program.
@@ -226,6 +230,14 @@ class Ensemble:
         Raises:
           NonFiniteError: A network diverged. Those before it are saved.
         """
+        with contextlib.ExitStack() as stack:
+            for path in sorted(map(self.path, networks)):
+                stack.enter_context(files.sole_writer(path.parent, of=path.name, seconds=math.inf))
+            missing = set(self.missing())
+            if left := [network for network in networks if network in missing]:
+                self._train(left, how)
+
+    def _train(self, networks: Sequence[int], how: sweeps.How) -> None:
         members = []
         for network in networks:
             part = np.flatnonzero(self.design.included[network]).astype(np.int32)

@@ -84,14 +84,24 @@ def run_audit(
     audit = Audit(experiment, TIERS[tier], num_networks, seed, data_dir, networks or out / "networks", trained_on)
     settings = {"tier": tier, "seed": seed, **audit.loaded.settings}
     description = {"command": "audit", **settings, **audit.data_checksums()}
-    folder = CellFolder.open(out, description, AuditCell, overwrite=overwrite)
+    with CellFolder.open(out, description, AuditCell, overwrite=overwrite) as folder:
+        document = _carried_out(audit, folder, out, {"experiment": experiment.name, **settings}, started, console)
+        report.write_audit(out / "report.html", document)
+    report.print_audit(document, console)
+    return document
+
+
+def _carried_out(
+    audit: Audit, folder: CellFolder[AuditCell], out: Path, config: dict[str, Any], started: float, console: Console
+) -> dict[str, Any]:
+    """Trains the networks that are missing, computes the missing cells, and returns the document."""
     targets = audit.targets()
 
     def write_results(*, finished: bool) -> dict[str, Any]:
         found = {target: folder.read(audit.cell(target)) for target in targets}
         results = {target: result for target, result in found.items() if result is not None}
         document = _document(audit, results, finished=finished)
-        document["config"] = {"experiment": experiment.name, **settings}
+        document["config"] = config
         document |= {"seconds": time.perf_counter() - started, **report.environment()}
         report.write_results(out / runs.RESULTS_FILE, document)
         return document
@@ -105,10 +115,7 @@ def run_audit(
             progress.advance(task, len(group))
         cells = [audit.cell(target) for target in targets]
         folder.fill(cells, progress, lambda: write_results(finished=False))
-    document = write_results(finished=True)
-    report.write_audit(out / "report.html", document)
-    report.print_audit(document, console)
-    return document
+    return write_results(finished=True)
 
 
 def _document(audit: Audit, results: Results, *, finished: bool) -> dict[str, Any]:

@@ -125,31 +125,31 @@ def evaluate_images(
     if original is not None and not made:
         nudity.pair_images(read[IMAGES], read[ORIGINAL_IMAGES], settings.pairing)
     config = _config(counted | kept, settings, generation, utility)
-    runs.open_folder(out, config, overwrite=overwrite, resume=resume)
-    for name, unet in made.items():
-        assert generation is not None
-        _generate(generation, unet, counted[name], networks_sha256[name], console)
-    entries = {name: read.get(name) or nudity.read_image_folder(folder) for name, folder in counted.items()}
-    with progress_bar(console) as progress:
-        found = {
-            name: nudity.detect_all(
-                own, detect, out / DETECTIONS_FILE, progress=progress, description=f"looking at {name}"
-            )
-            for name, own in entries.items()
-        }
-        measured = None if utility is None else measuring.measure_utility(utility, kept_entries, progress)
-    evaluation = Evaluation(
-        config=config,
-        environment=_environment(),
-        images={name: _inventory(own) for name, own in (entries | kept_entries).items()},
-        comparison=measuring.compare_counts(entries, found, settings),
-        utility=measured,
-    )
-    _write_table(out / TABLE_FILE, entries, found)
-    evaluation_page.write_evaluation_page(
-        out, evaluation, contact_sheet.contact_sheet(entries, found, settings), settings
-    )
-    report.write_results(out / runs.RESULTS_FILE, evaluation.document())
+    with runs.open_folder(out, config, overwrite=overwrite, resume=resume):
+        for name, unet in made.items():
+            assert generation is not None
+            _generate(generation, unet, counted[name], networks_sha256[name], console)
+        entries = {name: read.get(name) or nudity.read_image_folder(folder) for name, folder in counted.items()}
+        with progress_bar(console) as progress:
+            found = {
+                name: nudity.detect_all(
+                    own, detect, out / DETECTIONS_FILE, progress=progress, description=f"looking at {name}"
+                )
+                for name, own in entries.items()
+            }
+            measured = None if utility is None else measuring.measure_utility(utility, kept_entries, progress)
+        evaluation = Evaluation(
+            config=config,
+            environment=_environment(),
+            images={name: _inventory(own) for name, own in (entries | kept_entries).items()},
+            comparison=measuring.compare_counts(entries, found, settings),
+            utility=measured,
+        )
+        _write_table(out / TABLE_FILE, entries, found)
+        evaluation_page.write_evaluation_page(
+            out, evaluation, contact_sheet.contact_sheet(entries, found, settings), settings
+        )
+        report.write_results(out / runs.RESULTS_FILE, evaluation.document())
     return evaluation
 
 

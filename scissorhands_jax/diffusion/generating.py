@@ -184,16 +184,22 @@ def generate_images(
     config = pipeline.config
     sampler = check_generation(settings, config)
     listed = repr([tuple(prompt) for prompt in prompts]).encode()
-    runs.open_folder(
-        out,
-        {
-            "prompts_sha256": hashing.sha256(listed),
-            **settings.description(),
-            **(description or {}),
-        },
-        overwrite=overwrite,
-        resume=resume,
-    )
+    described = {"prompts_sha256": hashing.sha256(listed), **settings.description(), **(description or {})}
+    with runs.open_folder(out, described, overwrite=overwrite, resume=resume):
+        return _make_missing(pipeline, prompts, out, settings, sampler, batch_size, console or Console(stderr=True))
+
+
+def _make_missing(
+    pipeline: Pipeline,
+    prompts: Sequence[Prompt],
+    out: Path,
+    settings: GenerationSettings,
+    sampler: schedules.Sampler,
+    batch_size: int,
+    console: Console,
+) -> dict[str, Any]:
+    """Makes the images that are not there yet."""
+    config = pipeline.config
     names = image_names(len(prompts))
     _write_list(out / IMAGES_FILE, names, prompts)
     missing = [number for number, name in enumerate(names) if not (out / name).exists()]
@@ -202,7 +208,7 @@ def generate_images(
     shape = (config.unet.channels, side, side)
     empty = pipeline.tokenizer([""])
     start = time.perf_counter()
-    with progress_bar(console or Console(stderr=True)) as progress:
+    with progress_bar(console) as progress:
         task = progress.add_task("generating", total=len(prompts), completed=len(prompts) - len(missing), note="")
         for first in range(0, len(missing), batch_size):
             batch = missing[first : first + batch_size]

@@ -91,7 +91,14 @@ def unlearn_concept(
       NonFiniteError: The run diverged. Its last good checkpoint stays.
     """
     prepared = _check(job, out)
-    fresh = runs.open_folder(out, prepared.description, overwrite=overwrite, resume=resume)
+    with runs.open_folder(out, prepared.description, overwrite=overwrite, resume=resume) as fresh:
+        return _carried_out(job, prepared, out, fresh, checkpoint_every, console)
+
+
+def _carried_out(
+    job: ConceptJob, prepared: _Prepared, out: Path, fresh: bool, checkpoint_every: int | None, console: Console
+) -> dict[str, Any]:
+    """Does the rest of `unlearn_concept` in a folder that is open for the run."""
     results = out / runs.RESULTS_FILE
     if not fresh and results.exists():
         console.print(f"the run in {out} has ended; nothing is left to do", highlight=False)

@@ -6,13 +6,14 @@ nothing else: the next call reads the cells that are done and computes the other
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import re
 import time
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
@@ -96,8 +97,11 @@ class CellFolder(Generic[CellT]):
         self.kind = kind
 
     @classmethod
-    def open(cls, out: Path, description: Mapping[str, Any], kind: type[CellT], *, overwrite: bool) -> Self:
-        """The cells in the folder of a run, `out/cells`. A run with the same description is continued.
+    @contextlib.contextmanager
+    def open(cls, out: Path, description: Mapping[str, Any], kind: type[CellT], *, overwrite: bool) -> Iterator[Self]:
+        """The cells in the folder of a run, `out/cells`, to which nobody else can write meanwhile.
+
+        A run with the same description is continued.
 
         Args:
           out: The folder of the run. It is made if it does not exist.
@@ -107,9 +111,10 @@ class CellFolder(Generic[CellT]):
 
         Raises:
           InputError: The folder holds other files or a run with another description.
+          BusyError: Another process writes to the folder.
         """
-        runs.open_folder(out, dict(description), overwrite=overwrite, resume=True)
-        return cls(out / "cells", kind)
+        with runs.open_folder(out, dict(description), overwrite=overwrite, resume=True):
+            yield cls(out / "cells", kind)
 
     def path(self, cell: ResultCell[CellT]) -> Path:
         """The file of a cell that has been computed."""

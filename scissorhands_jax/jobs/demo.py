@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -109,7 +110,22 @@ def run_demo(
     if not 1 <= num_seeds <= 10:
         raise InputError(f"--seeds must be 1 to 10, got {num_seeds}")
     console = console or Console(stderr=True)
-    document = grid.run_grid(EXPERIMENT, out, seeds=range(num_seeds), overwrite=overwrite, console=console)
+    document = grid.run_grid(
+        EXPERIMENT,
+        out,
+        seeds=range(num_seeds),
+        overwrite=overwrite,
+        present=functools.partial(_present, out),
+        console=console,
+    )
+    report.print_tables(document["rows"], Console())
+    console.print(report.gates_note(document["gates"]), highlight=False, markup=False, soft_wrap=True)
+    console.print(f"open {out / 'report.html'}; all numbers are in {out / 'results.json'}", highlight=False)
+    return document
+
+
+def _present(out: Path, document: dict[str, Any]) -> None:
+    """Writes the pictures and the page."""
     class_picture, random_picture = _forgetting_pictures(out, document["rows"])
     figure = class_picture.figure
     files.write_text(out / "forgetting.svg", report.figure_svg(figure) + "\n")
@@ -122,10 +138,6 @@ def run_demo(
         explanations=[report.Section("What was done, and why", _WHAT), report.Section("How to read it", _HOW)],
         leading=[class_picture, random_picture],
     )
-    report.print_tables(document["rows"], Console())
-    console.print(report.gates_note(document["gates"]), highlight=False, markup=False, soft_wrap=True)
-    console.print(f"open {out / 'report.html'}; all numbers are in {out / 'results.json'}", highlight=False)
-    return document
 
 
 def _answer(rows: Sequence[report.Row]) -> str:

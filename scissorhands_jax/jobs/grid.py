@@ -10,7 +10,7 @@ import functools
 import json
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ def run_grid(
     networks: Path | None = None,
     only: str | None = None,
     overwrite: bool = False,
+    present: Callable[[dict[str, Any]], object] | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Fills a table in a folder, or continues to fill it, and returns the document in its `results.json`.
@@ -58,11 +59,14 @@ def run_grid(
         default is `out/networks`, where unlearned networks always are.
       only: A regular expression. Only methods whose label it matches are run, and the references. None runs all.
       overwrite: Whether to replace a table that is there.
+      present: Is called with the document at the end, before another process can write to the folder, to add pages or
+        pictures.
       console: Shows the progress. The default is stderr.
 
     Raises:
       InputError: Something in the experiment cannot be used, or the folder holds something else, such as cells of other
         settings.
+      BusyError: Another process writes to the folder.
       NonFiniteError: The original or the retrained network diverged; all earlier cells are kept. An unlearning method
         that diverges is listed under `failures` instead.
     """
@@ -73,7 +77,17 @@ def run_grid(
     store = TableNetworks(experiment, data_dir, out, networks or out / "networks")
     table = Table(store)
     description = {"command": "grid", **store.loaded.settings}
-    folder = CellFolder.open(out, description, TableCell, overwrite=overwrite)
+    with CellFolder.open(out, description, TableCell, overwrite=overwrite) as folder:
+        document = _filled(table, folder, out, table.cells(seeds, chosen), console)
+        if present is not None:
+            present(document)
+    return document
+
+
+def _filled(
+    table: Table, folder: CellFolder[TableCell], out: Path, cells: Sequence[ResultCell[TableCell]], console: Console
+) -> dict[str, Any]:
+    """Computes what is missing of a table, and returns its document."""
 
     def write_results() -> dict[str, Any]:
         document = table.document(folder.read_all())
@@ -88,7 +102,7 @@ def run_grid(
         if len({*code_of(there).values(), *now.values()}) > 1:
             console.print(note, highlight=False, markup=False, soft_wrap=True)
     with progress_bar(console) as progress:
-        folder.fill(table.cells(seeds, chosen), progress, write_results, seconds_between=0)
+        folder.fill(cells, progress, write_results, seconds_between=0)
     return write_results()
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ RUN_FILE = "run.json"
 RESULTS_FILE = "results.json"
 
 
+@contextlib.contextmanager
 def open_folder(
     folder: Path, description: dict[str, Any], *, overwrite: bool = False, resume: bool | None = None
-) -> bool:
-    """Makes a folder ready for a run and writes down what runs in it.
+) -> Iterator[bool]:
+    """Makes a folder ready for a run, writes down what runs in it, and keeps other writers out until the run has ended.
 
     Args:
       folder: The folder. It is made if it does not exist.
@@ -27,15 +28,22 @@ def open_folder(
       resume: Whether a run that is in the folder is continued. None is the same as False, for commands that cannot be
         resumed: their error does not propose it.
 
-    Returns:
+    Yields:
       Whether the run starts from its beginning.
 
     Raises:
       InputError: The folder holds another run or other files.
+      BusyError: Another process writes to the folder.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; name a folder for the run")
-    description = json.loads(json.dumps(description))  # as it will be read again: tuples become lists
+    with files.sole_writer(folder):
+        yield _begin(folder, json.loads(json.dumps(description)), overwrite, resume)  # as read again: tuples are lists
+
+
+def _begin(folder: Path, description: dict[str, Any], overwrite: bool, resume: bool | None) -> bool:
+    """Does what `open_folder` says in a folder that nobody else writes to."""
+    files.remove_leftovers(folder)
     file = folder / RUN_FILE
     if file.exists() and not overwrite:
         if not resume:
@@ -48,11 +56,9 @@ def open_folder(
                 "--overwrite"
             )
         return False
-    if file.exists():
-        shutil.rmtree(folder)
-    elif folder.exists() and any(folder.iterdir()):
+    if not file.exists() and not all(map(files.is_leftover, folder.iterdir())):
         raise InputError(f"{folder} is not empty and holds no run; name another folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    files.clear_folder(folder, last=RUN_FILE)
     files.write_text(file, json.dumps(description, indent=2) + "\n")
     return True
 

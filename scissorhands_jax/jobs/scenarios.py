@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import uuid
 from pathlib import Path
 from typing import NamedTuple
@@ -79,6 +80,8 @@ class TableNetworks:
     def train(self, folder: Path, examples: Data, seed: int, progress: Progress) -> TrainedNetwork:
         """Reads the network in a folder, or trains it on the retain set of `examples` and keeps it there.
 
+        Tables can share the folder: one trains the network, and the others wait for it.
+
         Raises:
           InputError: The folder holds a network that was trained in another way.
         """
@@ -87,21 +90,22 @@ class TableNetworks:
             "trained_on": hashing.tree_checksum(examples.retain),
             **self.loaded.training_identity(),
         }
-        if folder.exists():
-            description = checkpoints.read_description(folder)
-            found = {name: description.get(name) for name in identity}
-            for name, was, now in runs.differences(found, identity):
-                raise InputError(
-                    f"the network in {folder} was made with {name} = {was!r}, not {now!r}; remove it, or name another "
-                    "folder"
-                )
-            return self.load(folder)
-        key = jax.random.fold_in(jax.random.key(seed), 0)
-        network = self.run(folder.name, self.experiment.training, key, None, examples, progress)
-        description = identity | {"code": network.code}
-        checkpoints.save_network(folder, network.params, network.model_state, description)
-        self._costs[folder.name] = network.cost
-        return network
+        with files.sole_writer(folder.parent, of=folder.name, seconds=math.inf):
+            if folder.exists():
+                description = checkpoints.read_description(folder)
+                found = {name: description.get(name) for name in identity}
+                for name, was, now in runs.differences(found, identity):
+                    raise InputError(
+                        f"the network in {folder} was made with {name} = {was!r}, not {now!r}; remove it, or name "
+                        "another folder"
+                    )
+                return self.load(folder)
+            key = jax.random.fold_in(jax.random.key(seed), 0)
+            network = self.run(folder.name, self.experiment.training, key, None, examples, progress)
+            description = identity | {"code": network.code}
+            checkpoints.save_network(folder, network.params, network.model_state, description)
+            self._costs[folder.name] = network.cost
+            return network
 
     def run(
         self,

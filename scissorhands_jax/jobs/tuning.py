@@ -91,8 +91,7 @@ def tune(
     validation = _validation_set(job)
     search.check_search(config.method, config.method.search_ranges, num_trials)
     description = {"command": "tune", **dataclasses.asdict(config), "trials": num_trials}
-    runs.open_folder(out, description, overwrite=overwrite)
-    with progress_bar(console) as progress:
+    with runs.open_folder(out, description, overwrite=overwrite), progress_bar(console) as progress:
         task = progress.add_task(f"tuning {config.method_name}", total=num_trials, note="")
 
         def on_trial(number: int, trial: search.Trial) -> None:
@@ -114,9 +113,9 @@ def tune(
             max_seconds=None if max_minutes is None else 60 * max_minutes,
             on_trial=on_trial,
         )
+        tuning = Tuning(config=config, result=found, validation=validation)
+        files.write_text(out / TUNING_FILE, json.dumps(tuning.document(), indent=2) + "\n")
     aside = [] if job.set_aside is None else [f"--validation {config.validation}"]
-    tuning = Tuning(config=config, result=found, validation=validation)
-    files.write_text(out / TUNING_FILE, json.dumps(tuning.document(), indent=2) + "\n")
     console.print(
         f"best of {len(found.trials)} trials, score {found.best.score:.2f} (with the settings as they were: "
         f"{found.trials[0].score:.2f}); hand these to unlearn: {' '.join(tuning.overrides + aside)}",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +14,8 @@ import numpy as np
 from rich.console import Console
 
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import hashing, report, torch_weights
-from scissorhands_jax.base import Dataset, ModelState, Params
+from scissorhands_jax import files, hashing, report, torch_weights
+from scissorhands_jax.base import Dataset, Method, ModelState, Params
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import runs
@@ -138,20 +137,43 @@ def unlearn(
     feeding.check_feed(feed_from, layout, steps_per_call)
     job = prepare_job(config)
     config = job.config
-    right_labels = _right_labels(config.forget, len(job.splits.class_names))
+    _right_labels(config.forget, len(job.splits.class_names))  # refuses those that are unusable
     method = job.method(config.method)
     description = _describe(job)
     if layout is not None and config.method.epochs:
         layout.check_batches(list(method.batches(jax.random.key(config.seed), job.data, 0)))
-    writes = distributed.is_first()
-    fresh = distributed.from_first(lambda: runs.open_folder(out, description, overwrite=overwrite, resume=resume))
-    if writes:
+    opened = runs.open_folder(out, description, overwrite=overwrite, resume=resume)
+    with contextlib.ExitStack() as stack:
+        fresh = distributed.from_first(lambda: stack.enter_context(opened))
+        keeper = checkpoints.Checkpointer(out / "checkpoints", every_steps=checkpoint_every)
+        results, result, history = _carried_out(
+            job, method, out, keeper, fresh, layout, steps_per_call=steps_per_call, feed_from=feed_from, console=console
+        )
+        _save_result(out, config, result)
+        if distributed.is_first():
+            _present(out, results, history, console)
+    return results
+
+
+def _carried_out(
+    job: Job,
+    method: Method,
+    out: Path,
+    keeper: checkpoints.Checkpointer,
+    fresh: bool,
+    layout: sharding.Layout | None,
+    *,
+    console: Console,
+    **feeding_options: Any,
+) -> tuple[RunResults, Result, list[dict]]:
+    """Measures the original, runs the method and measures its result, in a folder that is open for the run."""
+    config = job.config
+    right_labels = _right_labels(config.forget, len(job.splits.class_names))
+    if distributed.is_first():
         write_past(out, job.past, job.positions)
     network = (job.params, job.model_state)
     if layout is not None:
         network = layout.place(network)
-
-    keeper = checkpoints.Checkpointer(out / "checkpoints", every_steps=checkpoint_every)
     resumed_at = keeper.latest_step
     history: list[dict] = []
     with _cleared_if_refused(out, keeper, fresh), progress_bar(console) as progress:
@@ -167,9 +189,8 @@ def unlearn(
             num_epochs=config.method.epochs,
             checkpoint=keeper,
             on_step=follow_steps(progress, config.method_name, history),
-            steps_per_call=steps_per_call,
-            feed_from=feed_from,
             layout=layout,
+            **feeding_options,
         )
         if result.steps == 0:
             progress.update(progress.task_ids[-1], completed=1, total=1, note="done, without steps")
@@ -177,11 +198,7 @@ def unlearn(
         after = _measure(job, result.params, result.model_state, right_labels, layout)
         progress.update(task, completed=1, note=_note(after))
 
-    results = _results(job, before, compared, after, result, resumed_at, layout)
-    _save_result(out, config, result)
-    if writes:
-        _present(out, results, history, console)
-    return results
+    return _results(job, before, compared, after, result, resumed_at, layout), result, history
 
 
 def _present(out: Path, results: RunResults, history: list[dict], console: Console) -> None:
@@ -303,7 +320,7 @@ def _cleared_if_refused(out: Path, keeper: checkpoints.Checkpointer, fresh: bool
         yield
     except InputError:
         if fresh and keeper.latest_step is None and distributed.is_first():
-            shutil.rmtree(out)
+            files.clear_folder(out, last=runs.RUN_FILE)
         raise
     finally:
         keeper.close()

@@ -53,9 +53,14 @@ class Arrays(Number):
             return cls(float(held["value"]))
 
 
-def run(out, kind, computed, *, stop_before=None, stop_after=None, description=None):
+def run(out, kind, computed, *, description=None, **stops):
     """One call of a command that fills a folder of cells; returns its document."""
-    folder = CellFolder.open(out, description or {"command": "test", "numbers": (1, 2)}, kind, overwrite=False)
+    described = description or {"command": "test", "numbers": (1, 2)}
+    with CellFolder.open(out, described, kind, overwrite=False) as folder:
+        return filled(folder, out, kind, computed, **stops)
+
+
+def filled(folder, out, kind, computed, *, stop_before=None, stop_after=None):
 
     def compute(name, progress):
         if name == stop_before:

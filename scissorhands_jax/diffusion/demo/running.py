@@ -50,7 +50,14 @@ def run_digits_demo(
     """
     console = console or Console(stderr=True)
     description = {"command": "demo diffusion", "settings": dataclasses.asdict(settings)}
-    runs.open_folder(out, description, overwrite=overwrite)
+    with runs.open_folder(out, description, overwrite=overwrite):
+        result = _demonstrated(out, settings, published, console)
+    print_numbers(result, Console())
+    console.print(f"open {out / _PAGE_FILE}; all numbers are in {out / runs.RESULTS_FILE}", highlight=False)
+    return result
+
+
+def _demonstrated(out: Path, settings: DigitsSettings, published: bool, console: Console) -> DigitsResult:
     with phases(console) as (start_phase, seconds):
         start_phase("data and judge", steps=False)
         scene = make_scene(settings)
@@ -76,8 +83,6 @@ def run_digits_demo(
     text = json.dumps(result.document(), indent=2, allow_nan=False) + "\n"
     files.write_text(out / runs.RESULTS_FILE, text)
     write_digits_page(out / _PAGE_FILE, result, pictures)
-    print_numbers(result, Console())
-    console.print(f"open {out / _PAGE_FILE}; all numbers are in {out / runs.RESULTS_FILE}", highlight=False)
     return result
 
 

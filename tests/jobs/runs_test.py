@@ -1,0 +1,102 @@
+"""The folder of a run: one writer, what it holds, and what a process that was killed leaves in it."""
+
+import threading
+
+import pytest
+
+from scissorhands_jax import files
+from scissorhands_jax.errors import BusyError, InputError
+from scissorhands_jax.jobs import runs
+
+DESCRIPTION = {"model": "mlp", "seed": 3, "shares": (1, 2)}
+
+
+def opened(folder, description=None, **options):
+    with runs.open_folder(folder, description or DESCRIPTION, **options) as fresh:
+        return fresh
+
+
+def test_a_run_is_started_continued_and_replaced(tmp_path):
+    folder = tmp_path / "a" / "run"
+    assert opened(folder)
+    assert runs.read_run(folder) == {"model": "mlp", "seed": 3, "shares": [1, 2]}
+    (folder / "result").touch()
+    assert not opened(folder, resume=True)
+    assert (folder / "result").exists()
+    with pytest.raises(InputError, match="already holds a run; add --resume to continue it or --overwrite"):
+        opened(folder, resume=False)
+    with pytest.raises(InputError, match="already holds a run; add --overwrite to replace it"):
+        opened(folder)
+    assert opened(folder, {**DESCRIPTION, "seed": 4}, overwrite=True)
+    assert [path.name for path in folder.iterdir()] == [runs.RUN_FILE]
+
+
+@pytest.mark.parametrize("options", [{"resume": True}, {"overwrite": True}])
+def test_only_one_caller_at_a_time_writes(tmp_path, options):
+    folder = tmp_path / "run"
+    errors = []
+
+    def second():
+        try:
+            opened(folder, **options)
+        except BusyError as error:
+            errors.append(str(error))
+
+    with runs.open_folder(folder, DESCRIPTION):
+        (folder / "result").touch()
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join()
+        assert (folder / "result").exists()
+    (message,) = errors
+    assert "is being written to by process" in message
+    assert not opened(folder, resume=True)
+    assert not (folder / files.LOCK_FILE).exists()
+
+
+@pytest.mark.parametrize("options", [{}, {"resume": True}, {"overwrite": True}])
+def test_what_a_killed_process_leaves_before_the_run_has_begun_is_in_nobodys_way(tmp_path, options):
+    (tmp_path / files.LOCK_FILE).write_text("")
+    (tmp_path / f".{runs.RUN_FILE}.0a1b2c3d.partial").write_text('{"mod')
+    assert opened(tmp_path, **options)
+    assert [path.name for path in tmp_path.iterdir()] == [runs.RUN_FILE]
+
+
+@pytest.mark.parametrize("options", [{}, {"resume": True}, {"overwrite": True}])
+def test_other_files_are_left_alone(tmp_path, options):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("years")
+    with pytest.raises(InputError, match="is not empty and holds no run"):
+        opened(tmp_path / "run", **options)
+    with pytest.raises(InputError, match="is a file; name a folder"):
+        opened(tmp_path / "run" / "thesis.tex", **options)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.tex"]
+
+
+def test_a_link_to_a_folder_is_replaced_behind_the_link(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run").symlink_to(tmp_path / "disk")
+    assert opened(tmp_path / "run")
+    (tmp_path / "disk" / "folder").symlink_to(tmp_path)
+    assert opened(tmp_path / "run", overwrite=True)
+    assert (tmp_path / "run").is_symlink()
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == [runs.RUN_FILE]
+
+
+def test_a_run_that_is_half_removed_can_be_replaced_again(tmp_path, monkeypatch):
+    opened(tmp_path / "run")
+    (tmp_path / "run" / "network").mkdir()
+    (tmp_path / "run" / "zebra").touch()
+    removed = []
+
+    def stop(path, *_):
+        removed.append(path)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "remove", stop)
+        with pytest.raises(KeyboardInterrupt):
+            opened(tmp_path / "run", overwrite=True)
+    assert removed
+    assert opened(tmp_path / "run", overwrite=True)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [runs.RUN_FILE]
