@@ -22,7 +22,7 @@ from rich.console import Console
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import files, hashing, report
 from scissorhands_jax.base import Dataset, ModelState, Params
-from scissorhands_jax.deletion import audits, record_page, records, signing, utility, verdicts
+from scissorhands_jax.deletion import audits, record_page, records, signing, statements, utility, verdicts
 from scissorhands_jax.deletion.audits import AuditPlan
 from scissorhands_jax.deletion.entries import (
     CHAIN_START,
@@ -285,6 +285,7 @@ def _judged(book: Ledger, done: _Unlearned, auditor: Auditor | None, console: Co
     rows = [{**row, "scenario": f"run {started.run}"} for row in done.results["rows"]]
     record_page.write_record_page(records.record_page_path(book.folder, started.run), record, rows)
     digest = records.write_record(book.folder, record, book.keys)
+    statements.write_envelope(book.folder, started.run, book.keys)
     book.append(
         RunRecorded(
             run=started.run,

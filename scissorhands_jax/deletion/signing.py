@@ -48,7 +48,11 @@ class LedgerKeys:
 
     def sign(self, purpose: str, digest: str) -> str:
         """Signs a digest with Ed25519. The signature, in hexadecimal, is not valid for any other purpose."""
-        return _ed25519().Ed25519PrivateKey.from_private_bytes(self.signing).sign(_message(purpose, digest)).hex()
+        return self.sign_message(_message(purpose, digest)).hex()
+
+    def sign_message(self, message: bytes) -> bytes:
+        """Signs a message with Ed25519. It must begin in a way that no message for another purpose can."""
+        return _ed25519().Ed25519PrivateKey.from_private_bytes(self.signing).sign(message)
 
     def digest(self, purpose: str, content: bytes) -> str:
         """Computes the HMAC-SHA-256 of a content, in hexadecimal. It differs for every purpose."""
@@ -82,14 +86,24 @@ def signed_by(public: str, purpose: str, digest: str, signature: str) -> bool:
       digest: The digest that must have been signed.
       signature: The signature in lower-case hexadecimal. Anything else is not a valid signature.
     """
-    from cryptography.exceptions import InvalidSignature
-
     # Python would also accept capitals and spaces, so a signature could be changed and still be valid.
     if not isinstance(signature, str) or re.fullmatch("[0-9a-f]{128}", signature) is None:
         return False
+    return message_signed_by(public, _message(purpose, digest), bytes.fromhex(signature))
+
+
+def message_signed_by(public: str, message: bytes, signature: bytes) -> bool:
+    """Says whether `LedgerKeys.sign_message` signed a message with the private key that belongs to a public key.
+
+    Args:
+      public: The public key in hexadecimal.
+      message: The message that must have been signed.
+      signature: The signature.
+    """
+    from cryptography.exceptions import InvalidSignature
+
     try:
-        key = _ed25519().Ed25519PublicKey.from_public_bytes(bytes.fromhex(public))
-        key.verify(bytes.fromhex(signature), _message(purpose, digest))
+        _ed25519().Ed25519PublicKey.from_public_bytes(bytes.fromhex(public)).verify(signature, message)
     except (InvalidSignature, ValueError):
         return False
     return True

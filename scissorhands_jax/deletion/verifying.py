@@ -9,7 +9,7 @@ from rich.console import Console
 
 from scissorhands_jax import files, hashing
 from scissorhands_jax.datasets import forget_sets
-from scissorhands_jax.deletion import records, signing
+from scissorhands_jax.deletion import records, signing, statements
 from scissorhands_jax.deletion.entries import CHAIN_START, RESTORE, RunRecorded
 from scissorhands_jax.deletion.ledger import Ledger
 from scissorhands_jax.deletion.records import Record
@@ -125,6 +125,7 @@ def _record_problems(
             found.append(f"{path} does not follow the record before it; {RESTORE}")
         else:
             found += _page_problems(records.record_page_path(folder, number), record)
+            found += statements.envelope_problems(statements.envelope_path(folder, number), record, digest, public)
             run_folder = records.run_folder(folder, number)
             if number == current or run_folder.exists():
                 found += _file_problems(run_folder, record, salts[number])
@@ -167,7 +168,8 @@ def _file_problems(folder: Path, record: Record, salt: str | None) -> list[str]:
 def _unknown_files(folder: Path, numbers: list[int]) -> list[str]:
     """Describes the files among the records that belong to none of these runs."""
     known = {records.public_path(folder)}
-    known |= {path(folder, number) for number in numbers for path in (records.record_path, records.record_page_path)}
+    places = (records.record_path, records.record_page_path, statements.envelope_path)
+    known |= {path(folder, number) for number in numbers for path in places}
     # What a process that was killed has left is removed by the next run.
     unknown = (path for path in (folder / records.RECORDS_FOLDER).glob("*") if not files.is_leftover(path))
     return [f"{path} is not a record of the ledger; move it elsewhere" for path in sorted(set(unknown) - known)]

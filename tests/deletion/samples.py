@@ -46,7 +46,12 @@ def record(**changes) -> Record:
         forget=DigestedSet(2, "f" * 64),
         forgotten_before=0,
         training_set=DigestedSet(200, "0" * 64),
-        configuration={"model": "mlp", "method": {"learning_rate": "0.1", "milestones": [1, 2]}, "augment": None},
+        configuration={
+            "model": "mlp",
+            "method_name": "finetune",
+            "method": {"learning_rate": "0.1", "milestones": [1, 2]},
+            "augment": None,
+        },
         configuration_sha256="1" * 64,
         code=Code(None, "2" * 64, "3" * 40, False),
         versions={"python": "3.11.0", "scikit-learn": None},
