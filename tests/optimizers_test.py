@@ -90,17 +90,19 @@ class TestSchedules:
         np.testing.assert_allclose(self.rates(drops([2_000_000_001], 0.5), [2_000_000_000]), 1.0)
 
     def test_triangle(self):
-        schedule = triangle(100, warmup=0.23)
+        schedule = triangle(100, warmup=0.23, last=0.07)
         np.testing.assert_allclose(
             self.rates(schedule, range(101)), np.interp(range(101), [0, 23, 100], [0.2, 1.0, 0.07]), rtol=1e-5
         )
         assert self.rates(schedule, [1_000]) == pytest.approx(0.07)
-        np.testing.assert_allclose(self.rates(triangle(4, warmup=0), [0, 4]), [1, 0.07], rtol=1e-6)
+        np.testing.assert_allclose(self.rates(triangle(4, warmup=0), [0, 4]), [1, 0], rtol=1e-6)
         assert np.all(np.isfinite(self.rates(triangle(0, warmup=0.5), range(3))))
 
     def test_warmup_is_a_share(self):
         with pytest.raises(InputError, match="warmup must be a share of the steps, at least 0 and below 1, got 1"):
             triangle(10, warmup=1.0)
+        with pytest.raises(InputError, match="the last factor of the rate must not be negative, got -1"):
+            triangle(10, warmup=0.5, last=-1.0)
 
     def test_linear_falls_to_zero_after_the_last_step(self):
         np.testing.assert_allclose(self.rates(linear_decay(4), range(6)), [1, 0.75, 0.5, 0.25, 0, 0], rtol=1e-6)

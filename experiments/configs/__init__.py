@@ -28,6 +28,7 @@ CONFIGS = {
     "cifar10_scenarios": cifar10.scenarios,
     "cifar10_audit": cifar10.audit,
     "cifar10_audit_resnet9": cifar10.audit_resnet9,
+    "cifar10_full": cifar10.full,
     "cifar100": cifar100.ten_percent,
     "cifar100_20": cifar100.twenty_percent,
     "cifar100_50": cifar100.fifty_percent,

@@ -113,14 +113,17 @@ class TrainingSettings(MicrobatchOptions, MethodSettings):
     schedule: ScheduleName = "drops"
     """How the learning rate changes over the run. "drops" multiplies it by `gamma` at each of the `milestones`, and
     leaves it constant without any. "linear" and "cosine" fall from it to zero at the end of the run, in a straight line
-    or along half a cosine; "triangle" rises to it over the share `warmup` of the steps and falls in a straight line.
-    "restarts" falls along half a cosine towards a twentieth of it, over 1, 2, 4, 8, ... epochs, from epoch to epoch."""
+    or along half a cosine; "triangle" rises to it over the share `warmup` of the steps and falls to `final_rate` times
+    it. "restarts" falls along half a cosine towards a twentieth of it, over 1, 2, 4, 8, ... epochs, from epoch to
+    epoch."""
     milestones: tuple[int, ...] = ()
     """The epochs, counted from 0, before which "drops" multiplies the learning rate by `gamma`; none by default."""
     gamma: float = 0.1
     """The factor of the learning rate at each milestone, at least 0."""
     warmup: float = 0.23
     """The share of the steps over which the rate of "triangle" rises, at least 0 and below 1."""
+    final_rate: float = 0.0
+    """The factor of the learning rate that "triangle" ends at, at least 0."""
 
     search_ranges: ClassVar[Mapping[str, Range | Choices]] = {
         "learning_rate": (1e-4, 1e-1),
@@ -143,6 +146,8 @@ class TrainingSettings(MicrobatchOptions, MethodSettings):
         check_choice("schedule", self.schedule, typing.get_args(ScheduleName))
         if not 0 <= self.warmup < 1:
             raise InputError(f"warmup must be a share of the steps, at least 0 and below 1, got {self.warmup}")
+        if not self.final_rate >= 0:
+            raise InputError(f"final_rate must not be negative, got {self.final_rate}; it multiplies the learning rate")
         if self.gamma < 0:
             raise InputError(f"gamma must not be negative, got {self.gamma}; it multiplies the learning rate")
         if any(milestone < 0 for milestone in self.milestones):
@@ -169,7 +174,7 @@ class TrainingSettings(MicrobatchOptions, MethodSettings):
             case "restarts":
                 return optimizers.cosine_restarts(lengths[: self.epochs])
             case "triangle":
-                return optimizers.triangle(total, warmup=self.warmup)
+                return optimizers.triangle(total, warmup=self.warmup, last=self.final_rate)
         if not self.milestones:
             return optimizers.constant()
         return optimizers.drops([sum(lengths[:milestone]) for milestone in self.milestones], self.gamma)

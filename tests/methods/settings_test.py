@@ -68,6 +68,12 @@ def test_schedules_end_with_the_run_however_long_its_epochs_are(schedule):
     assert all(later < earlier for earlier, later in itertools.pairwise(rates[rates.index(1) :]))
 
 
+@pytest.mark.parametrize("final_rate", [0.0, 0.3])
+def test_a_triangle_ends_at_its_final_rate(final_rate):
+    rates = rates_of(TrainingSettings(epochs=1, schedule="triangle", warmup=0.2, final_rate=final_rate), [1_000])
+    assert rates[-1] == pytest.approx(final_rate, abs=2e-3)
+
+
 @pytest.mark.parametrize("name", [name for name, kind in METHODS.items() if issubclass(kind, TrainingSettings)])
 def test_every_method_with_steps_follows_the_schedule(name):
     rate, shapes = {}, {}
@@ -88,6 +94,8 @@ def test_every_method_with_steps_follows_the_schedule(name):
     [
         ({"schedule": "step"}, "schedule is 'step'; choose one of drops, linear, cosine, triangle, restarts"),
         ({"warmup": 1.0}, "warmup must be a share of the steps, at least 0 and below 1, got 1.0"),
+        ({"final_rate": -0.1}, "final_rate must not be negative, got -0.1"),
+        ({"final_rate": float("nan")}, "final_rate must not be negative, got nan"),
         ({"gamma": -0.1}, "gamma must not be negative, got -0.1"),
         ({"milestones": (-1,)}, r"milestones must be epochs, counted from 0, got \(-1,\)"),
     ],
