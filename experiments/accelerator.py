@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from experiments.attacks import Archives
-from scissorhands_jax import files
+from scissorhands_jax import files, reading
 from scissorhands_jax.datasets import compact
 from scissorhands_jax.datasets.splits import Splits
 from scissorhands_jax.errors import InputError
@@ -247,7 +247,7 @@ class _Results:
         self._copy = None if work is None else work / out.name
         read = self._copy if not out.exists() and self._copy is not None else out
         try:
-            self.known: dict[str, dict[str, Any]] = files.read_json(read)["parts"] if read.exists() else {}
+            self.known: dict[str, dict[str, Any]] = reading.read_json(read)["parts"] if read.exists() else {}
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{read} holds no results of this command; name another file") from error
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -276,7 +276,7 @@ def _run_part(part: Part, results: _Results, seconds: float) -> None:
         nonlocal seen
         changed = part.result.stat().st_mtime_ns if part.result.exists() else 0
         if changed != seen:
-            seen, found["result"] = changed, files.read_json(part.result)
+            seen, found["result"] = changed, reading.read_json(part.result)
             results.keep_predictions(part)
         found["seconds"] = before["seconds"] + time.monotonic() - started
 

@@ -18,12 +18,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scissorhands_jax import files
+from scissorhands_jax import files, reading
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.terminal import Console, complain
 
 LARGEST = 15 * 2**20
 """Bytes of an archive of predictions. Some machines give back files of at most 16 MiB."""
+MAX_PREDICTIONS = 2**28
+"""Bytes of the predictions of one network, which may be larger than `LARGEST`: each archive has one at least."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     file, console = parser.parse_args(arguments).file, Console(stderr=True)
     tell = functools.partial(console.print, highlight=False, markup=False)
     try:
-        document = files.read_json(file)
+        document = reading.read_json(file)
         if "parts" in document:
             archives = Archives(file)
             for name, part in document["parts"].items():
@@ -62,7 +64,7 @@ def _counted(document: dict[str, Any]) -> str:
 
 
 def _from_folder(folder: Path, name: str) -> bytes | None:
-    return (folder / name).read_bytes() if (folder / name).is_file() else None
+    return reading.read_bytes(folder / name, MAX_PREDICTIONS) if (folder / name).is_file() else None
 
 
 class Archives:
@@ -76,8 +78,10 @@ class Archives:
         self._out = out
         self._entries: dict[int, dict[str, bytes]] = {}
         for path in sorted(out.parent.glob(f"{out.stem}-predictions-*.zip")):
-            with zipfile.ZipFile(path) as archive:
-                entries = {name: archive.read(name) for name in archive.namelist()}
+            try:
+                entries = reading.read_archive(path, 2 * MAX_PREDICTIONS)
+            except ValueError as error:
+                raise InputError(f"{path} is damaged ({error}); copy it again") from error
             self._entries[int(path.stem.rpartition("-")[2])] = entries
 
     def path(self, number: int) -> Path:
@@ -93,7 +97,7 @@ class Archives:
         """Adds the predictions in the folder of a table, and replaces those of other networks of the same name."""
         changed = set()
         for path in sorted(folder.glob("predictions/*.npz")):
-            name, content = f"{table}/predictions/{path.name}", path.read_bytes()
+            name, content = f"{table}/predictions/{path.name}", reading.read_bytes(path, MAX_PREDICTIONS)
             if self.read(table, f"predictions/{path.name}") == content:
                 continue
             for number, entries in self._entries.items():

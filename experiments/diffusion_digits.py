@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from scissorhands_jax import files, report
+from scissorhands_jax import array_files, files, reading, report
 from scissorhands_jax.diffusion.demo import judging, running
 from scissorhands_jax.diffusion.demo.drawing import draw_digits
 from scissorhands_jax.diffusion.demo.drawings_figure import drawings_figure
@@ -106,7 +106,7 @@ def run(
     described = json.loads(json.dumps(described))
     document: dict[str, Any] = {"settings": described, "real": {}, "rows": []}
     if out.exists():
-        document = files.read_json(out)
+        document = reading.read_json(out)
         if document["settings"] != described:
             raise InputError(f"{out} holds results of other settings; name another file")
     done = {(row["digit"], row["network"]) for row in document["rows"]}
@@ -197,7 +197,8 @@ def picture(work: Path, forgotten: Sequence[int]):
     """Makes the picture of what each network draws for the digit that it forgot, with one row per digit."""
     names = {ORIGINAL: "before", UNLEARNED: "after Scissorhands", PUBLISHED: PUBLISHED, RETRAINED: "retrained"}
     drawings = {
-        title: np.stack([np.load(work / f"{digit}-{name}.npy") for digit in forgotten]) for name, title in names.items()
+        title: np.stack([array_files.read_array(work / f"{digit}-{name}.npy") for digit in forgotten])
+        for name, title in names.items()
     }
     return drawings_figure(drawings, [str(digit) for digit in forgotten])
 

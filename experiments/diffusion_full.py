@@ -134,6 +134,7 @@ def compute(work: Path, name: str) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
+    from scissorhands_jax import array_files
     from scissorhands_jax.diffusion import model_folder, networks
     from scissorhands_jax.diffusion.unet import Noisy
 
@@ -150,7 +151,7 @@ def compute(work: Path, name: str) -> dict[str, Any]:
         "vae_decoder": ("vae", networks.vae_decoder(config.vae), nhwc("latents")),
         "unet": ("unet", networks.unet(config.unet), Noisy(nhwc("latents"), given["timesteps"], given["context"])),
     }
-    expected = np.load(work / "torch.npz") if (work / "torch.npz").exists() else {}
+    expected = array_files.read_arrays(work / "torch.npz") if (work / "torch.npz").exists() else {}
     answer: dict[str, Any] = {"seconds": {}, "seconds_compile": {}, "seconds_load": {}, "error": {}}
 
     def run(key, part, model, x):

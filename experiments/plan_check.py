@@ -22,7 +22,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from scissorhands_jax import files, models, report, torch_weights
+from scissorhands_jax import files, models, reading, report, torch_weights
 
 MEMORY_AIM, TIME_AIM = 0.2, 0.3  # relative
 CASES: dict[str, dict[str, Any]] = {
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(stderr=True)
     rows = {}
     if options.out is not None and options.out.exists():
-        rows = {row["case"]: row for row in json.loads(options.out.read_text(encoding="utf-8"))["results"]}
+        rows = {row["case"]: row for row in reading.read_json(options.out)["results"]}
     for name in options.only or CASES:
         with console.status(name), tempfile.TemporaryDirectory() as folder:
             rows[name] = {"case": name, **check(Path(folder), **CASES[name])}
@@ -80,9 +80,9 @@ def check(folder: Path, *, model: str, train: int, arguments: Sequence[str]) -> 
 
     planned = folder / "plan.json"
     _measured(["plan", *job, "--json"], planned)
-    plan = json.loads(planned.read_text(encoding="utf-8"))
+    plan = reading.read_json(planned)
     seconds, memory = _measured(["unlearn", *job, "--out", str(folder / "run")], folder / "output.txt")
-    cost = json.loads((folder / "run" / "results.json").read_text(encoding="utf-8"))["cost"]
+    cost = reading.read_json(folder / "run" / "results.json")["cost"]
     predicted = plan["seconds"]
     within = sum(predicted[part] for part in ("beginning", "epochs", "steps", "saving"))
     return {

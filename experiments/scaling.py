@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.collectives import bytes_by_kind
-from scissorhands_jax import files, masks, models, projection, report, trees
+from scissorhands_jax import files, masks, models, projection, reading, report, trees
 from scissorhands_jax.base import Batch, Carry, Data, Method
 from scissorhands_jax.losses import classification_loss
 from scissorhands_jax.methods.scissorhands import scissorhands
@@ -61,12 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for part, flags in (("many", "--xla_force_host_platform_device_count=8"), ("alone", "")):
         environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
         command = [sys.executable, "-m", "experiments.scaling", "--measure", part]
-        found |= json.loads(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
+        found |= reading.parse_json(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
     text = tables(found)
     if options.out is not None:
         files.write_text(options.out, json.dumps(found, indent=2) + "\n")
     if options.write is not None:
-        before, _, rest = options.write.read_text(encoding="utf-8").partition(START)
+        before, _, rest = reading.read_text(options.write).partition(START)
         files.write_text(options.write, before + START + text + END + rest.partition(END)[2])
     sys.stdout.write(text)
     return 0

@@ -11,14 +11,13 @@ its config), the numbers of the paper, from `paper_numbers.json`, follow the mea
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from experiments import audit
-from scissorhands_jax import files, report
+from scissorhands_jax import files, reading, report
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs.cells import slug
 from scissorhands_jax.report import table_gates
@@ -124,7 +123,7 @@ def paper_table(key: str | None) -> dict[str, Any] | None:
     """
     if key is None:
         return None
-    tables = json.loads(PAPER.read_text(encoding="utf-8"))["tables"]
+    tables = reading.read_json(PAPER)["tables"]
     if key not in tables:
         raise InputError(f"the paper has no table {key!r} here; paper_table is one of {', '.join(tables)}")
     return tables[key]

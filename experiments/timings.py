@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from experiments import configs
 from experiments.benchmark.settings import FRACTION, Settings, conv_shapes
 from experiments.benchmark.timing import Aim, compare
-from scissorhands_jax import augmentation, datasets, files, losses, masks, models, projection, report
+from scissorhands_jax import augmentation, datasets, files, losses, masks, models, projection, reading, report
 from scissorhands_jax import data as data_lib
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.errors import InputError
@@ -95,7 +95,7 @@ def _kept(out: Path, **settings: Any) -> dict[str, Any]:
     """What the file holds, if it was made by a machine and versions like these; else nothing."""
     now = {**settings, **report.environment()}
     if out.exists():
-        found = json.loads(out.read_text(encoding="utf-8"))
+        found = reading.read_json(out)
         compared = now.keys() - {"made_by"}
         if {name: found.get(name) for name in compared} == {name: now[name] for name in compared}:
             return found | {"made_by": now["made_by"]}

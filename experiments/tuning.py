@@ -26,7 +26,7 @@ from scipy import stats
 
 from experiments import configs
 from experiments.run import read_seeds
-from scissorhands_jax import files, report
+from scissorhands_jax import files, reading, report
 from scissorhands_jax.base import ModelState, Params
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.errors import InputError
@@ -82,7 +82,7 @@ def _known(out: Path, about: dict[str, Any]) -> list[dict[str, Any]]:
     """
     if not out.exists():
         return []
-    document, about = json.loads(out.read_text(encoding="utf-8")), json.loads(json.dumps(about))
+    document, about = reading.read_json(out, nan=True), json.loads(json.dumps(about))
     for name, value in about.items():
         if document.get(name) != value:
             raise InputError(f"{out} holds trials with another {name}; remove it, or name another file")

@@ -29,7 +29,7 @@ from rich.progress import Progress
 from experiments import configs
 from experiments.run import read_seeds
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import files, losses, reinit, report, saliency
+from scissorhands_jax import files, losses, reading, reinit, report, saliency
 from scissorhands_jax.base import (
     Batch,
     Carry,
@@ -188,7 +188,7 @@ class _Table:
         self.rows: list[dict[str, Any]] = []
         file = folder / "results.json"
         if file.exists():
-            document = json.loads(file.read_text())
+            document = reading.read_json(file, nan=True)
             if {name: document.get(name) for name in self.about} != self.about:
                 raise InputError(f"{folder} holds cells of other settings; remove it, or name another folder")
             self.rows = document["rows"]

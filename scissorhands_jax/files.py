@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all and by one process at a time, and untrusted JSON.
+"""Files and folders that are written whole or not at all and by one process at a time.
 
 A process that is killed while it writes leaves what was there before, and perhaps hidden leftovers next to it, such as
 `.results.json.0a1b2c3d.partial`. `remove_leftovers` deletes them; everything that opens a folder to write calls it.
@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from scissorhands_jax.errors import BusyError
+from scissorhands_jax.reading import MAX_JSON, parse_json, read_bytes, read_json  # noqa: F401
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-MAX_JSON = 2**28  # bytes
 LOCK_FILE = ".lock"
 """The file in a folder whose lock `sole_writer` holds. It is removed with the lock, unless the process is killed."""
 
@@ -210,45 +210,6 @@ def clear_folder(folder: str | os.PathLike, last: str) -> None:
     for path in sorted(Path(folder).iterdir(), key=lambda path: path.name == last):
         if path.name != LOCK_FILE:
             remove(path)
-
-
-def read_bytes(path: str | os.PathLike, limit: int) -> bytes:
-    """Reads a whole file, unless it is too large.
-
-    Args:
-      path: The file.
-      limit: The largest size to read, in bytes.
-
-    Raises:
-      OSError: The file is missing or cannot be read.
-      ValueError: The file is larger than the limit.
-    """
-    with open(path, "rb") as file:
-        if os.fstat(file.fileno()).st_size > limit:
-            raise ValueError(f"it is larger than {limit} bytes")
-        return file.read()
-
-
-def read_json(path: str | os.PathLike) -> Any:
-    """Reads a file of JSON in UTF-8, which need not be trusted.
-
-    Raises:
-      OSError: The file is missing or cannot be read.
-      ValueError: The file is not JSON, is nested too deeply, or is larger than 256 MiB.
-    """
-    return parse_json(read_bytes(path, MAX_JSON))
-
-
-def parse_json(content: bytes) -> Any:
-    """Parses JSON in UTF-8, which need not be trusted.
-
-    Raises:
-      ValueError: The bytes are not JSON, or are nested too deeply.
-    """
-    try:
-        return json.loads(content.decode())
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ over processes, but it only detects numbers that changed by accident.
 from __future__ import annotations
 
 import hashlib
-import json
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 import rfc8785
 from jax.experimental import multihost_utils
 
-from scissorhands_jax import files, trees
+from scissorhands_jax import reading, trees
 from scissorhands_jax.base import PyTree
 from scissorhands_jax.errors import LedgerError
 
@@ -62,7 +61,7 @@ def read_canonical(path: Path) -> dict[str, Any]:
       LedgerError: The file is missing, cannot be read, or differs by as much as a space from what `canonical` writes.
     """
     try:
-        content = files.read_bytes(path, _MAX_DOCUMENT)
+        content = reading.read_bytes(path, _MAX_DOCUMENT)
     except FileNotFoundError as error:
         raise LedgerError(f"{path} is missing; put it back from your backup") from error
     except (OSError, ValueError) as error:
@@ -80,7 +79,7 @@ def parse_canonical(content: bytes) -> dict[str, Any]:
       ValueError: The bytes differ from what `canonical` writes.
     """
     try:
-        value = json.loads(content)
+        value = reading.parse_json(content)
         if not isinstance(value, dict) or canonical(value) != content:
             raise ValueError("it is not canonical JSON")
     except (ValueError, RecursionError) as error:
@@ -97,9 +96,9 @@ def file_sha256(path: Path) -> str:
     """Returns the SHA-256 of a file, in hexadecimal.
 
     Raises:
-      OSError: The file is missing or cannot be read.
+      OSError: The file is missing or cannot be read, or is a pipe or device.
     """
-    with path.open("rb") as file:
+    with reading.open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

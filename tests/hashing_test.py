@@ -123,7 +123,7 @@ class TestCanonical:
         ],
     )
     def test_and_no_other_is_read(self, text, tmp_path):
-        with pytest.raises(ValueError, match=r"JSON|Expecting|decode"):
+        with pytest.raises(ValueError, match=r"JSON|Expecting|decode|twice"):
             hashing.parse_canonical(text)
         (tmp_path / "record").write_bytes(text)
         with pytest.raises(LedgerError, match=r"record was changed or damaged: .*; put it back"):

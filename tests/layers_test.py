@@ -14,7 +14,8 @@ import scissorhands_jax
 
 PACKAGE = Path(scissorhands_jax.__file__).parent
 ORDER = (
-    *("version", "errors", "plain_terminal", "terminal", "keywords", "base", "trees", "files", "hashing"),  # the ground
+    *("version", "errors", "plain_terminal", "terminal", "keywords", "base", "trees", "reading", "files"),  # the ground
+    *("array_files", "image_files", "hashing"),
     "torch_weights",
     *("data", "augmentation", "saliency", "masks", "reinit", "projection", "microbatches", "losses", "optimizers"),
     *("datasets", "models", "methods", "training", "metrics", "report", "jobs", "audit", "deletion", "diffusion"),
@@ -92,6 +93,40 @@ def test_importing_the_library_loads_no_heavy_extra():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     heavy = "cv2 equinox ftfy matplotlib nudenet onnxruntime sklearn tokenizers torch tensorflow"
     assert set(done.stdout.split()) & set(heavy.split()) == set()
+
+
+UNLIMITED = {
+    *("json.load", "json.loads", "np.load", "np.loadtxt", "np.genfromtxt", "np.fromfile", "np.memmap", "Image.open"),
+    *("gzip.open", "gzip.decompress", "zlib.decompress", "bz2.open", "lzma.open", "zipfile.ZipFile", "csv.reader"),
+    *("csv.DictReader", "pickle.load", "pickle.loads", "tomllib.load", "tomllib.loads"),
+}
+"""Readers without limits, of which `reading`, `array_files` and `image_files` offer such with limits."""
+
+
+def unlimited_reads(path):
+    """The calls by which a module reads something without limits; `json.loads(json.dumps(...))` copies its own."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Call):
+            continue
+        name, first = ast.unparse(node.func), ast.unparse(node.args[0]) if node.args else ""
+        if name in UNLIMITED and not first.startswith("json.dumps("):
+            yield name
+        owner, _, method = name.rpartition(".")
+        if method in ("read_text", "read_bytes") and owner != "reading":
+            yield name
+
+
+def test_whatever_is_read_is_read_with_limits():
+    system = {"training/reproducibility.py", "jobs/plan_memory.py", "cli/huge_pages.py"}  # of /proc and /sys
+    told = {"training/distributed.py"}  # what another process of the same run has sent
+    mechanism = {"reading.py", "array_files.py", "image_files.py"}
+    found = {}
+    for path, top in modules():
+        name = path.relative_to(PACKAGE).as_posix()
+        calls = set(unlimited_reads(path))
+        if calls and top != "deletion" and name not in system | told | mechanism:
+            found[name] = calls
+    assert found == {}
 
 
 def public_functions():

@@ -31,7 +31,7 @@ from experiments.benchmark.parts import COPY, PARTS, READ, part_case
 from experiments.benchmark.settings import Settings
 from experiments.benchmark.steps import STEP, UNPROJECTED, memory_case, projection_case, step_case
 from experiments.benchmark.timing import Aim, OnRound, Result, Spread
-from scissorhands_jax import files, report
+from scissorhands_jax import files, reading, report
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs.progress import progress_bar
 from scissorhands_jax.terminal import Console, Table
@@ -236,7 +236,7 @@ def _kept(options: argparse.Namespace, settings: Settings) -> dict[str, Result]:
     if not options.out.exists():
         return {}
     try:
-        found = json.loads(options.out.read_text(encoding="utf-8"))
+        found = reading.read_json(options.out)
         results = {row["name"]: Result.from_json(row) for row in found["results"]}
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{options.out} holds no results of this benchmark; leave out --resume") from error

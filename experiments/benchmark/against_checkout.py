@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import os
 import subprocess
 import sys
@@ -81,7 +80,7 @@ def _worker(path: Path, settings: Settings) -> Iterator[Callable[[str], float]]:
             line = stdout.readline()
             if not line:
                 raise InputError(f"the worker in {path} failed at {name}; its error is above")
-            return float(json.loads(line))
+            return float(line)
 
         try:
             yield ask

@@ -16,8 +16,8 @@ import jax
 import numpy as np
 from rich.progress import Progress
 
+from scissorhands_jax import array_files, hashing, reading
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import hashing
 from scissorhands_jax.audit import ensembles
 from scissorhands_jax.audit.analysis import AuditedSet, InsideNumbers, Watched
 from scissorhands_jax.base import Data, Dataset, ModelState, Params
@@ -104,12 +104,10 @@ class AuditCell:
     @classmethod
     def decode(cls, content: bytes) -> Self:
         """Reads what `encode` wrote."""
-        with np.load(io.BytesIO(content)) as held:
-            numbers: dict[str, Any] = json.loads(held["numbers"].tobytes().decode())
-            inside = numbers.pop("inside")
-            return cls(
-                **numbers, inside=None if inside is None else InsideNumbers(**inside), logits=np.array(held["logits"])
-            )
+        held = array_files.read_arrays(content)
+        numbers: dict[str, Any] = reading.parse_json(held["numbers"].tobytes(), nan=True)
+        inside = numbers.pop("inside")
+        return cls(**numbers, inside=None if inside is None else InsideNumbers(**inside), logits=held["logits"])
 
 
 class Audit:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import math
 import tarfile
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from scissorhands_jax import hashing
+from scissorhands_jax import hashing, reading
 from scissorhands_jax.datasets.prepared import LabelledImage
 from scissorhands_jax.errors import InputError
+
+_MAX_CONTENT = 2**28  # bytes of an archive and of what it unpacks to; CIFAR has 184 million
+_MAX_MEMBERS = 1000
 
 
 class Archive(NamedTuple):
@@ -139,13 +143,15 @@ def _cifar(path: Path, layout: _Cifar) -> tuple[ExampleStreams, ClassNames]:
     texts = {f"{layout.folder}/{name}" for name in layout.label_files.values()}
     contents: dict[str, bytes] = {}
     try:
-        with tarfile.open(path, "r:gz") as tar:
-            for member in tar:
+        with tarfile.open(fileobj=io.BytesIO(reading.read_gzip(path, _MAX_CONTENT)), mode="r:") as tar:
+            for number, member in enumerate(tar):
+                if number > _MAX_MEMBERS:
+                    raise ValueError(f"it has more than {_MAX_MEMBERS} files")
                 name = member.name.removeprefix("./")
                 file = tar.extractfile(member) if name in members | texts else None
                 if file is not None:
                     contents[name] = file.read()
-    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+    except (tarfile.TarError, OSError, ValueError) as error:
         raise InputError(f"{path} is not a whole .tar.gz archive ({error}); copy it again") from error
     missing = sorted((members | texts) - set(contents))
     if missing:
@@ -176,10 +182,16 @@ def _cifar_examples(split: str, records: np.ndarray, kinds: tuple[str, ...]) -> 
 
 def _svhn(path: Path, split: str) -> Iterator[LabelledImage]:
     """Reads a MATLAB file with images X (32, 32, 3, N) and labels y (N, 1) from 1 to 10, where 10 is the digit 0."""
-    from scipy.io import loadmat
+    from scipy.io import loadmat, whosmat
 
     try:
-        arrays = loadmat(path, variable_names=("X", "y"))
+        content = io.BytesIO(reading.read_bytes(path, _MAX_CONTENT))
+        # The sizes of all variables, before any is unpacked.
+        sizes = {name: math.prod(shape) for name, shape, _ in whosmat(content)}
+        if any(sizes[name] > _MAX_CONTENT for name in ("X", "y")):
+            raise ValueError(f"its arrays have more than {_MAX_CONTENT} numbers")
+        content.seek(0)
+        arrays = loadmat(content, variable_names=("X", "y"))
         images, labels = arrays["X"], arrays["y"].reshape(-1)
     except Exception as error:  # A damaged file can raise many types of exceptions.
         raise InputError(

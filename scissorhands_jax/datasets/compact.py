@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
-from scissorhands_jax import files, hashing
+from scissorhands_jax import array_files, files, hashing, reading
 from scissorhands_jax.base import Dataset
 from scissorhands_jax.datasets.splits import Splits, check_labels
 from scissorhands_jax.errors import InputError
@@ -31,13 +29,6 @@ CIFAR100_CLASSES = (
     "willow_tree", "wolf", "woman", "worm",
 )
 # fmt: on
-
-# What `numpy.load` raises for files that are damaged or something else.
-ARRAY_ERRORS = (
-    *(OSError, ValueError, KeyError, EOFError, TypeError, RuntimeError, MemoryError),
-    *(zipfile.BadZipFile, zlib.error),
-)
-
 
 _LIST = "cifar10_files.json"
 _ENCODED_AT_ONCE = 5_000
@@ -120,9 +111,9 @@ def _packed(data_dir: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        listed = files.read_json(path)["sha256"]
+        listed = reading.read_json(path)["sha256"]
         return {str(name): str(digest) for name, digest in listed.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged ({error}); copy it again") from error
 
 
@@ -189,11 +180,11 @@ def _read(path: Path, num_classes: int) -> Dataset:
     from its left neighbour, modulo 256. Running sums undo this without loss.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            residual, label = arrays["residual"], arrays["label"]
+        arrays = array_files.read_arrays(path, ("residual", "label"))
+        residual, label = arrays["residual"], arrays["label"]
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist; point --data-dir at the folder that holds it") from error
-    except ARRAY_ERRORS as error:
+    except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{path} is not a whole compact image file ({error}); copy it again") from error
     if residual.dtype != np.uint8 or residual.ndim != 4 or label.ndim != 1 or residual.shape[:2] != (3, len(label)):
         raise InputError(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from scissorhands_jax import reading
 from scissorhands_jax.data import check_positions, check_trained_on, check_training_set
 from scissorhands_jax.errors import InputError
 
@@ -171,8 +172,8 @@ def read_mislabelled(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
 def _lines(path: Path, what: str) -> Iterator[tuple[int, str]]:
     """Yields the lines of a text file that are not empty, with their numbers. Text after # is removed."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = reading.read_lines(path)
+    except (OSError, ValueError) as error:
         raise InputError(f"cannot read the {what} in {path} ({error}); name a text file in UTF-8") from error
     for number, line in enumerate(lines, start=1):
         text = line.partition("#")[0].strip()

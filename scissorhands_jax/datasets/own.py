@@ -9,13 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from scissorhands_jax import array_files, reading
 from scissorhands_jax.base import Dataset
-from scissorhands_jax.datasets.compact import ARRAY_ERRORS
 from scissorhands_jax.datasets.splits import Splits, check_labels, divide, every_fifth
 from scissorhands_jax.errors import InputError
-
-# What Pillow raises for images that are damaged; for those far too large it has an error of its own.
-_IMAGE_ERRORS = (OSError, ValueError, SyntaxError, EOFError)
+from scissorhands_jax.image_files import open_image
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".pgm", ".ppm", ".bmp", ".webp")
 
@@ -201,8 +199,8 @@ def _classes(root: Path) -> list[tuple[Path, str]]:
 def _listing(path: Path) -> list[tuple[Path, str]]:
     """Reads the image files and labels from a list with lines `relative/path label`."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = reading.read_lines(path)
+    except (OSError, ValueError) as error:
         raise InputError(f"cannot read the list of images {path} ({error}); write train.txt and test.txt") from error
     files = []
     for number, line in enumerate(lines, start=1):
@@ -223,16 +221,14 @@ def _natural(path: Path | str) -> list[tuple[int, int, str]]:
 
 def _shape(splits: dict[str, list[ImageFile]], image_size: int | None) -> tuple[int, int, int]:
     """Returns the shape of all images: with one channel if all are grey, and with the size of the first by default."""
-    from PIL import Image
-
     grey = True
     size = (0, 0)
     for file in reversed([file for files in splits.values() for file in files]):
         try:
-            with Image.open(file.path) as image:
+            with open_image(file.path) as image:
                 grey &= image.mode in ("1", "L", "LA")
                 size = image.size
-        except (*_IMAGE_ERRORS, Image.DecompressionBombError) as error:
+        except (OSError, ValueError) as error:
             raise InputError(f"{file.path} cannot be opened as an image ({error}); replace or remove it") from error
     width, height = size if image_size is None else (image_size, image_size)
     return height, width, 1 if grey else 3
@@ -243,9 +239,9 @@ def _open(path: Path, shape: tuple[int, int, int], resized: bool) -> np.ndarray:
 
     height, width, channels = shape
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             converted = image.convert("L" if channels == 1 else "RGB")
-    except (*_IMAGE_ERRORS, Image.DecompressionBombError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as an image ({error}); replace or remove it") from error
     if resized:
         converted = converted.resize((width, height), Image.Resampling.BICUBIC)
@@ -259,11 +255,10 @@ def _open(path: Path, shape: tuple[int, int, int], resized: bool) -> np.ndarray:
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
+        return array_files.read_arrays(path)
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist; name a .npz file with the arrays image and label") from error
-    except (*ARRAY_ERRORS, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} is not a whole .npz file ({error}); write it with numpy.savez") from error
 
 

@@ -20,6 +20,7 @@ from scissorhands_jax import files
 from scissorhands_jax.base import Dataset
 from scissorhands_jax.datasets.splits import Splits, check_labels
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.image_files import open_image
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -200,15 +201,15 @@ def _read(name: str, data_dir: Path | None, *, augmented: bool, crop_padding: in
 
 def _load(source: Any, shape: tuple[int, int, int], num_classes: int) -> Dataset:
     """Reads all examples of a data source of tensorflow_datasets, sorted by their ids."""
-    from PIL import Image
-
     images = np.empty((len(source), *shape), np.uint8)
     labels = np.empty(len(source), np.int64)
     ids = []
     for start in range(0, len(source), 1000):
         chunk = range(start, min(start + 1000, len(source)))
         for position, record in zip(chunk, source.__getitems__(list(chunk)), strict=True):
-            with Image.open(io.BytesIO(record["image"])) as image:
+            with open_image(record["image"]) as image:
+                if image.size != (shape[1], shape[0]):
+                    raise ValueError(f"an image has {image.width}x{image.height} pixels")
                 images[position] = np.asarray(image).reshape(shape)
             labels[position] = record["label"]
             ids.append(record["id"])

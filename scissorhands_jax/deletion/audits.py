@@ -19,7 +19,7 @@ import numpy as np
 from rich.console import Console
 
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import files, hashing, report
+from scissorhands_jax import files, hashing, reading, report
 from scissorhands_jax.audit import TIERS, run_audit
 from scissorhands_jax.audit.analysis import AUDIT_ATTACKS
 from scissorhands_jax.deletion import verdicts
@@ -61,7 +61,7 @@ class AuditPlan:
     @classmethod
     def from_text(cls, text: str) -> AuditPlan:
         """Reads the plan that `as_text` has written."""
-        return from_document(cls, json.loads(text))
+        return from_document(cls, reading.parse_json(text))
 
 
 def check_plan(plan: AuditPlan, job: Job, level: float) -> None:
@@ -186,8 +186,8 @@ def _read(plan: AuditPlan) -> tuple[Any, str]:
     path = Path(str(plan.file))
     path = path / runs.RESULTS_FILE if path.is_dir() else path
     try:
-        content = files.read_bytes(path, files.MAX_JSON)
-        return files.parse_json(content), sha256(content)
+        content = reading.read_bytes(path, reading.MAX_JSON)
+        return reading.parse_json(content), sha256(content)
     except (OSError, ValueError) as error:
         raise InputError(f"the audit {path} cannot be read ({error}); name its folder or results.json") from error
 

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scissorhands_jax import files, hashing
+from scissorhands_jax import files, hashing, reading
 from scissorhands_jax.deletion import signing
 from scissorhands_jax.deletion.documents import from_document
 from scissorhands_jax.deletion.entries import RESTORE
@@ -295,8 +295,16 @@ def run_files(folder: Path, salt: str | None) -> RunFiles:
         if name.startswith(_NETWORK_FILES):
             network[name] = hashing.file_sha256(path)
         elif not name.startswith(_CHECKPOINTS):
-            other[name] = None if salt is None else signing.salted_digest(salt, "file", path.read_bytes())
+            other[name] = None if salt is None else _file_digest(salt, path)
     return RunFiles(network, other)
+
+
+def _file_digest(salt: str, path: Path) -> str:
+    """The salted digest of a file. A file that is too large for one of a run has a digest that no file has."""
+    try:
+        return signing.salted_digest(salt, "file", reading.read_bytes(path, reading.MAX_JSON))
+    except ValueError as error:
+        return f"none: {error}"
 
 
 def shown_configuration(config: Mapping[str, Any]) -> dict[str, Any]:

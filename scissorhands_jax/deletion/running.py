@@ -20,7 +20,7 @@ import numpy as np
 from rich.console import Console
 
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import files, hashing, report
+from scissorhands_jax import files, hashing, reading, report
 from scissorhands_jax.base import Dataset, ModelState, Params
 from scissorhands_jax.deletion import audits, record_page, records, signing, statements, utility, verdicts
 from scissorhands_jax.deletion.audits import AuditPlan
@@ -258,7 +258,7 @@ def _as_text(error: Exception) -> str:
 
 def _unlearned(book: Ledger, started: RunStarted, subject: Subject, console: Console) -> _Unlearned:
     """Does the unlearning of a run, unless it was done before the run was stopped."""
-    config = parse_run_config(json.loads(started.config), f"run {started.run} in the ledger")
+    config = parse_run_config(reading.parse_json(started.config, nan=True), f"run {started.run} in the ledger")
     config = dataclasses.replace(config, data_dir=subject.data_dir or config.data_dir)
     out = records.run_folder(book.folder, started.run)
     check_content(book, config, _asked(book, started))

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from scissorhands_jax import files
+from scissorhands_jax import files, reading
 from scissorhands_jax.base import Dataset
 from scissorhands_jax.errors import InputError, LedgerError
 from scissorhands_jax.hashing import canonical
@@ -139,12 +139,14 @@ def read_keys(folder: Path) -> LedgerKeys:
 
 def _read_key(path: Path) -> bytes:
     try:
-        content = path.read_bytes()
+        content = reading.read_bytes(path, _MAX_PUBLIC)
         mode = path.stat().st_mode
     except FileNotFoundError as error:
         raise LedgerError(f"the key {path} is missing; put it back from your backup") from error
     except OSError as error:
         raise LedgerError(f"the key {path} cannot be read: {error.strerror}; make it readable and try again") from error
+    except ValueError as error:
+        raise LedgerError(f"the key {path} is damaged: {error}; put it back from your backup") from error
     if re.fullmatch(rb"[0-9a-f]{64}\n", content) is None:
         raise LedgerError(f"the key {path} is damaged; put it back from your backup")
     if os.name == "posix" and mode & 0o077:
@@ -172,7 +174,7 @@ def read_public(path: Path) -> str:
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     try:
-        key = load_pem_public_key(files.read_bytes(path, _MAX_PUBLIC))
+        key = load_pem_public_key(reading.read_bytes(path, _MAX_PUBLIC))
     except OSError as error:
         raise LedgerError(f"the public key {path} cannot be read: {error.strerror}; name another file") from error
     except (ValueError, UnsupportedAlgorithm) as error:

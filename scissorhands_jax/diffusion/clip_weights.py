@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from scissorhands_jax import files, torch_weights
+from scissorhands_jax import reading, torch_weights
 from scissorhands_jax.base import Params
 from scissorhands_jax.diffusion import vision
 from scissorhands_jax.diffusion.importing import RenamedTensors
@@ -76,7 +76,7 @@ def _check_activation(file: Path) -> None:
     if not description.is_file():
         return
     try:
-        activation = files.read_json(description)["vision_config"]["hidden_act"]
+        activation = reading.read_json(description)["vision_config"]["hidden_act"]
     except (OSError, ValueError, KeyError, TypeError):
         return
     if activation != "quick_gelu":

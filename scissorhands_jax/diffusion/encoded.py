@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageOps
 
-from scissorhands_jax import files, hashing
+from scissorhands_jax import array_files, files, hashing, reading
 from scissorhands_jax.base import Params
 from scissorhands_jax.diffusion import networks, pictures
 from scissorhands_jax.diffusion.text import TextConfig
@@ -188,7 +188,7 @@ def _claim(folder: Path, description: dict[str, Any]) -> None:
     """Writes the description into a new folder, or checks that the folder has the same one."""
     file = folder / DESCRIPTION_FILE
     try:
-        found = files.read_json(file)
+        found = reading.read_json(file)
     except FileNotFoundError:
         files.write_text(file, json.dumps(description, indent=2) + "\n")
         return
@@ -205,9 +205,9 @@ def _claim(folder: Path, description: dict[str, Any]) -> None:
 
 def _read(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     try:
-        array = np.load(path, allow_pickle=False)
+        array = array_files.read_array(path)
         if array.shape != shape or array.dtype != np.float32:
             raise ValueError(f"it is {array.dtype} of shape {array.shape}")
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: {error}; delete it, and it is made again") from error
     return array

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from scissorhands_jax import files, hashing
+from scissorhands_jax import files, hashing, reading
 from scissorhands_jax.base import Params
 from scissorhands_jax.diffusion import networks, schedules
 from scissorhands_jax.diffusion.layers import Compute
@@ -79,11 +79,8 @@ def read_prompts(path: Path, *, seed: int = 0) -> list[Prompt]:
       InputError: The file cannot be read, has no prompts, or a seed is not a whole number.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            columns = reader.fieldnames or []
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        columns, rows = reading.read_rows(path, encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
         raise InputError(f"cannot read the prompts in {path}: {error}") from error
     column = next((name for name in _PROMPT_COLUMNS if name in columns), None)
     if column is None:
@@ -94,7 +91,7 @@ def read_prompts(path: Path, *, seed: int = 0) -> list[Prompt]:
     seeds = next((name for name in _SEED_COLUMNS if name in columns), None)
     prompts = []
     for number, row in enumerate(rows):
-        text, drawn = row[column], seed + number if seeds is None else row[seeds]
+        text, drawn = row.get(column), seed + number if seeds is None else row.get(seeds)
         if text is None:
             raise InputError(f"row {number + 1} of {path} has no prompt")
         try:

@@ -6,7 +6,6 @@ files in its package are the AGPL-3.0's. No line or weight of it is in this libr
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections import Counter
@@ -17,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from rich.progress import Progress
 
-from scissorhands_jax import files, hashing
+from scissorhands_jax import files, hashing, reading
 from scissorhands_jax.diffusion import pictures
 from scissorhands_jax.diffusion.generating import IMAGES_FILE, Prompt
 from scissorhands_jax.errors import InputError
@@ -131,9 +130,8 @@ def read_image_folder(folder: Path) -> list[ImageEntry]:
 
 def _read_list(listed: Path) -> tuple[list[Path], list[Prompt | None]]:
     try:
-        with listed.open(encoding="utf-8", newline="") as file:
-            rows = [(row["file"], row["prompt"], int(row["seed"])) for row in csv.DictReader(file)]
-    except (OSError, UnicodeDecodeError, csv.Error, KeyError, TypeError, ValueError) as error:
+        rows = [(row["file"], row["prompt"], int(row["seed"])) for row in reading.read_rows(listed)[1]]
+    except (OSError, KeyError, ValueError) as error:
         raise InputError(
             f"{listed} is no list of images with the columns file, seed and prompt; repair or remove it"
         ) from error
@@ -192,7 +190,7 @@ def detect_all(
     found: dict[str, list[Any]] = {}
     if kept.exists():
         try:
-            found = files.read_json(kept)
+            found = reading.read_json(kept)
             known = {name: [_detection(one) for one in content] for name, content in found.items()}
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise InputError(f"{kept} is damaged ({error}); remove it") from error

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from scissorhands_jax import reading
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.image_files import MAX_IMAGE, open_image
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -32,11 +33,11 @@ def check_picture(path: Path) -> bytes:
     Raises:
       InputError: The file cannot be read as an image.
     """
-    content = path.read_bytes()
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        content = reading.read_bytes(path, MAX_IMAGE)
+        with open_image(content) as image:
             image.verify()
-    except Exception as error:  # each format of Pillow raises exceptions of its own
+    except (OSError, ValueError) as error:
         raise _unreadable(path, error) from error
     return content
 
@@ -48,9 +49,9 @@ def read_picture(path: Path) -> Image.Image:
       InputError: The picture cannot be read.
     """
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
-    except Exception as error:
+    except (OSError, ValueError) as error:
         raise _unreadable(path, error) from error
 
 

@@ -7,17 +7,15 @@ folder `tokenizer` of a diffusers model, and OpenAI's `bpe_simple_vocab_16e6.txt
 
 from __future__ import annotations
 
-import gzip
 import importlib.util
-import json
 import re
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
+from scissorhands_jax import reading
 from scissorhands_jax.errors import InputError, check_choice
 
 if TYPE_CHECKING:
@@ -115,12 +113,11 @@ def read_vocabulary(files: Sequence[Path]) -> tuple[dict[str, int], list[tuple[s
     """
     where = files[-1]
     try:
-        raw = where.read_bytes()
-        text = (gzip.decompress(raw) if raw.startswith(b"\x1f\x8b") else raw).decode()
-        vocabulary = json.loads(files[0].read_text(encoding="utf-8")) if len(files) == 2 else None
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+        text = reading.read_gzip(where, reading.MAX_TEXT).decode()
+        vocabulary = reading.read_json(files[0]) if len(files) == 2 else None
+    except (OSError, ValueError) as error:
         raise InputError(f"cannot read the tokenizer file {where}: {error}; copy or download it again") from error
-    lines = text.split("\n")
+    lines = text.split("\n", _NUM_MERGES + 2)
     if lines[0].startswith(("#version", '"bpe_simple_vocab')):
         lines = lines[1:]
     # OpenAI's file has further merges, which CLIP does not use.

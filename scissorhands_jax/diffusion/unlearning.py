@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -14,13 +14,13 @@ import jax
 from rich import progress as rich_progress
 from rich.console import Console
 
-from scissorhands_jax import files, report, trees
+from scissorhands_jax import files, reading, report, trees
 from scissorhands_jax.base import Data, Method
 from scissorhands_jax.diffusion import generating, model_folder, networks
 from scissorhands_jax.diffusion.concept_sets import ConceptSet, ExampleMaker, SetName
 from scissorhands_jax.diffusion.concept_settings import ConceptSettings
 from scissorhands_jax.diffusion.generating import DEFAULT_GENERATION, GenerationSettings
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import CheckpointError, InputError
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.progress import follow_steps, progress_bar
 from scissorhands_jax.training import checkpoints
@@ -102,7 +102,10 @@ def _carried_out(
     results = out / runs.RESULTS_FILE
     if not fresh and results.exists():
         console.print(f"the run in {out} has ended; nothing is left to do", highlight=False)
-        return files.read_json(results)
+        try:
+            return reading.read_json(results, nan=True)
+        except ValueError as error:
+            raise CheckpointError(f"{results} is damaged ({error}); remove it, and it is written again") from error
 
     started = time.perf_counter()
     examples = prepared.examples
@@ -188,8 +191,9 @@ def _repair(
     progress: rich_progress.Progress,
 ) -> tuple[Result, _StepLog]:
     """Runs the method, and logs its steps."""
-    with (out / STEPS_FILE).open("a+", encoding="utf-8", newline="") as file:
-        log, show = _StepLog(file, keeper.latest_step), follow_steps(progress, "unlearning")
+    rows = _earlier_steps(out / STEPS_FILE, keeper.latest_step or 0)
+    with (out / STEPS_FILE).open("w", encoding="utf-8", newline="") as file:
+        log, show = _StepLog(file, rows), follow_steps(progress, "unlearning")
 
         def on_step(step: Progress) -> None:
             log(step)
@@ -212,19 +216,32 @@ def _repair(
     return result, log
 
 
-class _StepLog:
-    """Writes a row for every step, and counts steps. Of a resumed run, the rows up to its checkpoint stay."""
+def _earlier_steps(path: Path, steps_taken: int) -> list[dict[str, float]]:
+    """The rows of a resumed run up to its checkpoint; none of a run that begins.
 
-    def __init__(self, file: TextIO, steps_taken: int | None) -> None:
+    Raises:
+      CheckpointError: The file is damaged.
+    """
+    if not path.exists():
+        return []
+    try:
+        _, rows = reading.read_rows(path)
+        numbers = [{name: float(value) for name, value in row.items() if value} for row in rows]
+        return [row for row in numbers if row["step"] <= steps_taken]
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); remove it, and the run goes on without it") from error
+
+
+class _StepLog:
+    """Writes a row for every step, and counts steps. Of a resumed run, the rows up to its checkpoint come first."""
+
+    def __init__(self, file: TextIO, rows: Sequence[dict[str, float]]) -> None:
         self.joint = self.projected = 0
         self.last: dict[str, float] = {}
-        file.seek(0)
-        rows = [row for row in csv.DictReader(file) if int(row["step"]) <= (steps_taken or 0)]
-        file.truncate(0)
         self._file, self._writer = file, csv.DictWriter(file, _COLUMNS, lineterminator="\n")
         self._writer.writeheader()
         for row in rows:
-            self._write({name: float(value) for name, value in row.items() if value})
+            self._write(row)
 
     def __call__(self, step: Progress) -> None:
         numbers = {name: float(value.item()) for name, value in step.metrics.items() if value.size == 1}

@@ -12,12 +12,11 @@ import json
 import math
 import re
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
-from scissorhands_jax import files
+from scissorhands_jax import files, reading
 from scissorhands_jax.errors import CheckpointError, InputError, NonFiniteError
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.report import provenance
@@ -25,6 +24,7 @@ from scissorhands_jax.terminal import Progress
 
 SECONDS_BETWEEN_RESULTS = 20.0
 _DIVERGED = ".diverged"
+_MAX_CELL = 2**30  # bytes; an audit keeps the logits of all examples that it watches
 
 
 class CellResult(Protocol):
@@ -196,10 +196,10 @@ class CellFolder(Generic[CellT]):
         files.write_bytes(path, content)
 
     def _read(self, path: Path) -> CellT | Diverged:
-        content = path.read_bytes()
         try:
-            return Diverged(**json.loads(content)) if path.suffix == _DIVERGED else self.kind.decode(content)
-        except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            content = reading.read_bytes(path, _MAX_CELL)
+            return Diverged(**reading.parse_json(content)) if path.suffix == _DIVERGED else self.kind.decode(content)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise CheckpointError(f"{path} is damaged: {error}; remove it, and it is computed again") from error
 
 

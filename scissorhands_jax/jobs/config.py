@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import functools
 import types
 import typing
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
+from scissorhands_jax import reading
 from scissorhands_jax.errors import InputError, check_choice, suggest
 from scissorhands_jax.keywords import KEYS, field_docs
 
@@ -219,10 +220,10 @@ def _json_or_text(text: str) -> Any:
     lower = text.lower()
     if lower in ("true", "false", "none"):
         return {"true": True, "false": False, "none": None}[lower]
-    for read in (json.loads, float):
+    for read in (functools.partial(reading.parse_json, nan=True), float):
         try:
             return read(text)
-        except (ValueError, RecursionError):
+        except ValueError:
             continue
     return text
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import files
+from scissorhands_jax import files, reading
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.errors import InputError, suggest
 from scissorhands_jax.jobs import runs
@@ -48,7 +48,7 @@ def read_run_config(path: Path) -> RunConfig:
         that this version does not know.
     """
     try:
-        document = files.read_json(path)
+        document = reading.read_json(path, nan=True)
     except ValueError as error:
         raise InputError(f"{path} is not a JSON file: {error}") from error
     found = document.get("config", document) if isinstance(document, dict) else None

@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from scissorhands_jax import files, report
-from scissorhands_jax.datasets.compact import ARRAY_ERRORS
+from scissorhands_jax import array_files, files, report
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs.cells import slug
 from scissorhands_jax.jobs.table_cells import TableCell
@@ -59,10 +58,10 @@ def read_predictions(content: bytes, name: str, *, network: str) -> Predictions:
       InputError: The file is damaged, or of another network.
     """
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            found = {part: SetPredictions(arrays[f"{part}_logits"], arrays[f"{part}_labels"]) for part in _SETS}
-            other = str(arrays["network"])
-    except ARRAY_ERRORS as error:
+        arrays = array_files.read_arrays(content)
+        found = {part: SetPredictions(arrays[f"{part}_logits"], arrays[f"{part}_labels"]) for part in _SETS}
+        other = str(arrays["network"])
+    except (ValueError, KeyError) as error:
         raise InputError(f"{name} holds no predictions ({error}); copy it again") from error
     if other != network:
         raise InputError(f"{name} is of the network {other}, and the table has {network}; use files of one run")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from scissorhands_jax import files
+from scissorhands_jax import files, reading
 from scissorhands_jax.errors import CheckpointError, InputError
 
 RUN_FILE = "run.json"
@@ -99,7 +99,7 @@ def read_run(folder: Path) -> dict[str, Any]:
       CheckpointError: The folder holds no run, or its description is damaged.
     """
     try:
-        description = files.read_json(folder / RUN_FILE)
+        description = reading.read_json(folder / RUN_FILE, nan=True)  # a setting may be infinite, such as no ceiling
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder} holds no run; it has no {RUN_FILE}") from error
     except (OSError, ValueError) as error:

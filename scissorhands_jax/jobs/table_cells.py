@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
-from scissorhands_jax import report
+from scissorhands_jax import reading, report
 from scissorhands_jax.jobs.experiment import Sweep
 from scissorhands_jax.metrics import distances
 
@@ -85,7 +85,7 @@ class TableCell:
     @classmethod
     def decode(cls, content: bytes) -> Self:
         """Reads what `encode` wrote."""
-        fields = json.loads(content)
+        fields = reading.parse_json(content, nan=True)
         parts: dict[str, Callable[..., Any]] = {
             "sweep": Sweep,
             "cost": Cost,

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from scissorhands_jax import files
+from scissorhands_jax import files, reading
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.report import provenance
 from scissorhands_jax.report.rows import ROW_FIELDS
@@ -72,7 +72,7 @@ def read_results(path: str | os.PathLike) -> dict[str, Any]:
       InputError: The file does not exist, or holds no results.
     """
     try:
-        document = files.read_json(path)
+        document = reading.read_json(path)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); name a results.json") from error
     except ValueError as error:

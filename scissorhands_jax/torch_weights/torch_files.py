@@ -7,6 +7,7 @@ import zipfile
 from io import BufferedReader
 from typing import Any
 
+from scissorhands_jax import reading
 from scissorhands_jax.torch_weights.pickles import dict_key, interpret
 from scissorhands_jax.torch_weights.tensors import BIG_ENDIAN, Damaged, Extent, Refused, read_extent, show
 
@@ -68,8 +69,7 @@ def read_zip(file: BufferedReader, size: int) -> tuple[object, dict[str, Extent]
       Refused: The input is not such a file, is damaged, or asks for something that is not permitted.
     """
     try:
-        with zipfile.ZipFile(file) as archive:
-            entries = archive.infolist()
+        entries = reading.read_archive_entries(file)
     except Exception as error:  # zipfile raises many types of exceptions, and here all of them mean damage.
         raise Damaged(f"its zip directory is not readable ({show(str(error))})") from error
     members: dict[str, zipfile.ZipInfo] = {}

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
-from scissorhands_jax import files
+from scissorhands_jax import files, reading
 from scissorhands_jax.errors import WeightsError
 from scissorhands_jax.torch_weights import torch_files
 from scissorhands_jax.torch_weights.tensors import (
@@ -46,6 +46,8 @@ _STATE_DICTS = ("state_dict", "model_state_dict", "model_state", "model", "net",
 _WRAPPERS = ("module.", "_orig_mod.")  # the prefixes of DataParallel and of torch.compile
 _SEARCH_DEPTH = 4  # levels of dicts in a checkpoint
 _MAX_LISTED = 10  # names of each kind in a message
+_MAX_HEADER = 2**23  # bytes of a .safetensors header; a language model of 70 billion parameters has 2**17
+_MAX_TENSORS = 2**16
 
 _SAFETENSORS_DTYPES = {
     "BOOL": np.dtype(np.bool_),
@@ -270,15 +272,20 @@ def _read_safetensors(
     """
     import safetensors
 
+    file.seek(0)
+    length = int.from_bytes(file.read(8), "little")
+    if length > _MAX_HEADER:
+        raise Refused(f"has a .safetensors header of {length} bytes, more than {_MAX_HEADER}; do not trust this file")
     try:
         with safetensors.safe_open(path, framework="numpy"):
             pass
     except Exception as error:
         raise Damaged(f"its .safetensors header is not consistent ({show(str(error))})") from error
-    file.seek(0)
-    start = 8 + int.from_bytes(file.read(8), "little")
+    start = 8 + length
     try:
-        header = json.loads(file.read(min(start, size) - 8))
+        header = reading.parse_json(file.read(length))
+        if len(header) > _MAX_TENSORS:
+            raise Refused(f"names {len(header)} tensors, more than {_MAX_TENSORS}; do not trust this file")
         tensors, extents = {}, {}
         for name, entry in header.items():
             if name == "__metadata__":
@@ -295,7 +302,7 @@ def _read_safetensors(
             strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
             tensors[name] = Tensor(Storage(name, dtype, math.prod(shape)), dtype, 0, shape, strides)
             extents[name] = Extent(start + begin, end - begin)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise Damaged("its .safetensors header makes no sense") from error
     return tensors, extents
 

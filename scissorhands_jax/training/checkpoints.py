@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from scissorhands_jax import files, hashing, trees
+from scissorhands_jax import files, hashing, reading, trees
 from scissorhands_jax.base import Carry, ModelState, Params, PyTree
 from scissorhands_jax.errors import CheckpointError, InputError
 from scissorhands_jax.training import distributed
@@ -291,7 +291,7 @@ def _as_free_as(leaf: jax.Array, template: jax.Array) -> jax.Array:
 def _read_meta(path: Path) -> dict[str, Any]:
     file = path / "meta" / "metadata"
     try:
-        meta = files.read_json(file)
+        meta = reading.read_json(file, nan=True)
         dicts = isinstance(meta["description"], dict) and isinstance(meta["fingerprint"], dict)
         if not dicts or not isinstance(meta["checksum"], str):
             raise TypeError("its metadata has the wrong form")

@@ -468,7 +468,10 @@ class TestBadInput:
             (["--images", "ABSENT"], "there is no folder .*ABSENT; name a folder of images"),
             (["--images", "empty"], r"empty has no images \(.png, .jpg, .jpeg, .webp, .bmp\)"),
             (["--images", "torn"], r"torn/b.png cannot be read as an image \(.*\); repair or remove it"),
-            (["--images", "text"], r"text/a.jpg cannot be read as an image \(cannot identify image file.*\); repair"),
+            (
+                ["--images", "text"],
+                r"text/a.jpg cannot be read as an image \(it is no whole PNG, JPEG, WebP, BMP, PGM or PPM\); repair",
+            ),
             (["--images", "short"], r"1 of 2 images in .*images.csv are not there \(00001.png\); finish them with"),
             (
                 ["--images", "listless"],
