@@ -130,11 +130,11 @@ def survives(watch, tmp_path, monkeypatch):
     """Calls a reader; says whether it refused, in one sentence, in time, without doing anything."""
     monkeypatch.chdir(tmp_path)
     before = resource.getrlimit(resource.RLIMIT_AS)
-    pages = int(Path("/proc/self/statm").read_text().split()[0]) if Path("/proc/self/statm").exists() else None
-    if pages is not None:
-        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, before[1]))
 
     def survives(read) -> bool:
+        if Path("/proc/self/statm").exists():
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, before[1]))
         started = time.process_time()
         watch.done, watch.folder, said = [], str(tmp_path), None
         try:
@@ -143,13 +143,13 @@ def survives(watch, tmp_path, monkeypatch):
             said = str(error)
         finally:
             watch.folder = None
+            resource.setrlimit(resource.RLIMIT_AS, before)
         assert watch.done == []
         assert time.process_time() - started < SECONDS
         assert said is None or (0 < len(said) < 3000 and "Traceback" not in said)
         return said is not None
 
-    yield survives
-    resource.setrlimit(resource.RLIMIT_AS, before)
+    return survives
 
 
 def damaged(raw: bytes, generator: random.Random) -> bytes:
