@@ -18,7 +18,7 @@ from scissorhands_jax import files, report
 from scissorhands_jax.audit import TIERS, run_audit
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import config
-from scissorhands_jax.terminal import Console, complain
+from scissorhands_jax.terminal import LoggedConsole, add_follow_options, complain, logged_console
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,10 +33,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--store", type=Path, metavar="DIR", help="trained networks to share; default OUT/networks")
     parser.add_argument("--overwrite", action="store_true", help="replace the audit in OUT")
     parser.add_argument("settings", nargs="*", metavar="NAME=VALUE")
+    add_follow_options(parser)
     options = parser.parse_args(arguments)
-    console = Console(stderr=True)
+    console = LoggedConsole()
     out = options.out or Path("runs") / options.config
     try:
+        console = logged_console(options, out)
         document = run_audit(
             config.override(configs.load(options.config), options.settings),
             out,

@@ -18,7 +18,7 @@ from scissorhands_jax import files, report
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import config, grid
 from scissorhands_jax.jobs.experiment import Experiment
-from scissorhands_jax.terminal import Console, complain
+from scissorhands_jax.terminal import Console, LoggedConsole, add_follow_options, complain, logged_console
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,9 +33,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace the table in OUT")
     parser.add_argument("--no-report", action="store_true", help="write results.json alone, without page and figures")
     parser.add_argument("settings", nargs="*", metavar="NAME=VALUE")
+    add_follow_options(parser)
     options = parser.parse_args(arguments)
-    console = Console(stderr=True)
+    console = LoggedConsole()
     try:
+        console = logged_console(options, options.out or Path("runs") / options.config)
         experiment = config.override(configs.load(options.config), options.settings)
         out = options.out or Path("runs") / options.config
         seeds = read_seeds(options.seeds)

@@ -35,7 +35,7 @@ from scissorhands_jax.jobs.progress import progress_bar
 from scissorhands_jax.jobs.scenarios import SeededScenario, TableNetworks
 from scissorhands_jax.metrics import distances
 from scissorhands_jax.metrics.row import measure_row
-from scissorhands_jax.terminal import Console, complain
+from scissorhands_jax.terminal import Console, LoggedConsole, add_follow_options, complain, logged_console
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,9 +54,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--networks", type=Path, required=True, metavar="DIR", help="trained networks, made if missing")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE")
     parser.add_argument("settings", nargs="*", metavar="NAME=VALUE")
+    add_follow_options(parser)
     options = parser.parse_args(arguments)
-    console = Console(stderr=True)
+    console = LoggedConsole()
     try:
+        console = logged_console(options)
         experiment = config.override(configs.load(options.config), options.settings)
         store = TableNetworks(experiment, options.data_dir, options.networks.parent, options.networks)
         labels = list(filter(grid.label_pattern(options.only).search, experiment.scenarios[0].methods))
@@ -65,7 +67,11 @@ def main(arguments: list[str] | None = None) -> int:
         for seed, label in itertools.product(read_seeds(options.seeds), labels):
             if any((row["method"], row["seed"]) == (label, seed) for row in rows):
                 continue
-            rows.append(tune_with_oracle(store, label, seed, options.trials, from_defaults=options.from_defaults))
+            rows.append(
+                tune_with_oracle(
+                    store, label, seed, options.trials, from_defaults=options.from_defaults, console=console
+                )
+            )
             _write(options.out, {"rows": rows, **about, **report.environment()})
             console.print(_line(rows[-1]), highlight=False)
     except InputError as error:
@@ -90,7 +96,13 @@ def _known(out: Path, about: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def tune_with_oracle(
-    store: TableNetworks, label: str, seed: int, trials: int, *, from_defaults: bool = False
+    store: TableNetworks,
+    label: str,
+    seed: int,
+    trials: int,
+    *,
+    from_defaults: bool = False,
+    console: Console | None = None,
 ) -> dict[str, Any]:
     """One tuning in the first scenario, with the Avg. Gap of every trial in addition to its score.
 
@@ -100,6 +112,7 @@ def tune_with_oracle(
       seed: The seed of the scenario and of the search.
       trials: The number of trials.
       from_defaults: Whether the first trial takes the defaults of the numbers that are tuned, and not the table's.
+      console: Shows progress. By default that is standard error.
     """
     scenario = store.experiment.scenarios[0]
     settings = scenario.methods[label]
@@ -108,7 +121,7 @@ def tune_with_oracle(
         numbers = [name for name in settings.search_ranges if not isinstance(getattr(usual, name), str)]
         settings = dataclasses.replace(settings, **{name: getattr(usual, name) for name in numbers})
     prepared = SeededScenario(store, scenario, seed)
-    with progress_bar(Console(stderr=True)) as progress:
+    with progress_bar(console or Console(stderr=True)) as progress:
         original, retrained = prepared.original(progress), prepared.retrained(progress)
         oracle = _evaluate(prepared, retrained.params, retrained.model_state)
         task = progress.add_task(f"seed {seed}: {label}", total=trials, note="")

@@ -23,7 +23,6 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.console import Console
 from rich.progress import Progress
 
 from experiments import configs
@@ -47,7 +46,6 @@ from scissorhands_jax.base import (
     freeze,
     take_model,
 )
-from scissorhands_jax.cli.main import complain
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.errors import InputError, NonFiniteError
 from scissorhands_jax.jobs import config, grid, search
@@ -58,6 +56,7 @@ from scissorhands_jax.methods.scissorhands import ScissorhandsSettings
 from scissorhands_jax.methods.trimming import trimming_mask
 from scissorhands_jax.metrics import distances
 from scissorhands_jax.metrics.row import measure_row
+from scissorhands_jax.terminal import LoggedConsole, add_follow_options, complain, logged_console
 from scissorhands_jax.training.loop import run
 
 BASE: dict[str, Any] = {
@@ -160,9 +159,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--networks", type=Path, required=True, metavar="DIR", help="trained networks, made if missing")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("settings", nargs="*", metavar="NAME=VALUE", help="of the experiment")
+    add_follow_options(parser)
     options = parser.parse_args(arguments)
-    console = Console(stderr=True)
+    console = LoggedConsole()
     try:
+        console = logged_console(options, options.out)
         experiment = config.override(configs.load(options.config), options.settings)
         store = TableNetworks(experiment, options.data_dir, options.networks.parent, options.networks)
         labels = ["retrained again", *filter(grid.label_pattern(options.only).search, VARIANTS)]

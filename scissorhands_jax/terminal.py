@@ -6,8 +6,20 @@ run where there is JAX and little else.
 
 from __future__ import annotations
 
+import argparse
+import io
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from scissorhands_jax.errors import InputError
+from scissorhands_jax.plain_terminal import PlainConsole
+
 try:
     from rich.console import Console
+    from rich.control import Control
     from rich.progress import Progress
     from rich.table import Table
 except ModuleNotFoundError:
@@ -15,10 +27,130 @@ except ModuleNotFoundError:
     from scissorhands_jax.plain_terminal import PlainProgress as Progress  # type: ignore[assignment]
     from scissorhands_jax.plain_terminal import PlainTable as Table  # type: ignore[assignment]
 
-__all__ = ["Console", "Progress", "Table", "complain"]
+    Control = type(None)  # type: ignore[assignment,misc]
+
+__all__ = [
+    "LOG_HELP",
+    "QUIET_HELP",
+    "Console",
+    "LogFile",
+    "LoggedConsole",
+    "Progress",
+    "Table",
+    "add_follow_options",
+    "complain",
+    "is_live",
+    "logged_console",
+]
+
+_logger = logging.getLogger(__name__)
+
+QUIET_HELP = "Print no progress and no remarks on standard error; errors and results are printed."
+LOG_HELP = "Also write progress and remarks to this file, with the time in UTC. Lines are added to a file that exists."
+
+
+class LogFile:
+    """A file to which lines are added, each with the time.
+
+    Args:
+      path: The file, in an existing folder or in `out`.
+      out: The folder that a command is about to make. Lines for a file in it wait until there is something in it,
+        because a command refuses a folder that is not empty.
+
+    Raises:
+      InputError: The file cannot be written.
+    """
+
+    def __init__(self, path: Path, out: Path | None = None) -> None:
+        self._path, self._out, self._waiting, self._rest = path, None, "", ""
+        self._is_lost = False
+        if out is not None and out.resolve() in path.resolve().parents:
+            self._out = out
+            return
+        try:
+            path.open("a").close()
+        except OSError as error:
+            raise InputError(f"the log {path} cannot be written ({error.strerror}); name another file") from error
+
+    def write(self, text: str) -> None:
+        """Adds a text; what follows the last line break waits for the next one."""
+        *lines, self._rest = (self._rest + text).split("\n")
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        shown = ("".join(char if char.isprintable() else "?" for char in line.rstrip()) for line in lines)
+        self._waiting += "".join(f"{stamp} {line}\n" for line in shown if line)
+        if self._out is None or (self._out.is_dir() and any(self._out.iterdir())):
+            self.close()
+
+    def close(self) -> None:
+        """Writes the lines that wait, wherever the file lies."""
+        if self._waiting and not self._is_lost:
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                with self._path.open("a", encoding="utf-8") as file:
+                    file.write(self._waiting)
+            except OSError as error:
+                self._is_lost = True
+                _logger.warning("the log %s cannot be written any more (%s); the work goes on", self._path, error)
+        self._waiting = ""
+
+
+class LoggedConsole(Console):
+    """A console on standard error whose lines also go to a file.
+
+    Args:
+      quiet: Whether to print nothing. The file gets all lines all the same.
+      log: The file. None is a console without one.
+    """
+
+    def __init__(self, *, quiet: bool = False, log: LogFile | None = None) -> None:
+        more: dict[str, Any] = {}
+        if not issubclass(Console, PlainConsole) and not sys.stderr.isatty():
+            more["force_terminal"] = False  # whatever FORCE_COLOR says: a file is no place for control characters
+        super().__init__(stderr=True, quiet=quiet, **more)
+        self.log_file = log
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Prints something, as the class above does it."""
+        super().print(*objects, **options)
+        # Controls move the cursor for a live display.
+        if self.log_file is not None and not any(isinstance(shown, Control) for shown in objects):
+            sink = io.StringIO()
+            plain: dict[str, Any] = {}
+            if not issubclass(Console, PlainConsole):
+                plain = {"width": 120, "force_terminal": False}
+            Console(file=sink, **plain).print(*objects, **options)
+            self.log_file.write(sink.getvalue())
+
+
+def is_live(console: Console) -> bool:
+    """Whether a console can show a bar that moves: a terminal or a notebook, and not a file or a pipe."""
+    if isinstance(console, PlainConsole) or console.quiet:
+        return False
+    return console.is_jupyter or (console.is_terminal and not console.is_dumb_terminal and console.file.isatty())
+
+
+def add_follow_options(parser: argparse.ArgumentParser) -> None:
+    """Adds `--quiet` and `--log`, which every command has that takes long."""
+    parser.add_argument("--quiet", action="store_true", help=QUIET_HELP)
+    parser.add_argument("--log", type=Path, metavar="FILE", help=LOG_HELP)
+
+
+def logged_console(options: argparse.Namespace, out: Path | None = None) -> LoggedConsole:
+    """The console that `add_follow_options` describes.
+
+    Args:
+      options: What the parser returned.
+      out: The folder that the command makes, see `LogFile`.
+
+    Raises:
+      InputError: The log cannot be written.
+    """
+    return LoggedConsole(quiet=options.quiet, log=None if options.log is None else LogFile(options.log, out))
 
 
 def complain(console: Console, message: str) -> None:
-    """Prints an error on one line, without markup."""
+    """Prints an error on one line, without markup, on a quiet console as well."""
+    was, console.quiet = console.quiet, False
     console.print("[bold red]error:[/] ", end="", highlight=False)
     console.print(" ".join(message.split()), style=None, markup=False, highlight=False, soft_wrap=True)
+    console.quiet = was

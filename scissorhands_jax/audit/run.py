@@ -26,9 +26,10 @@ from scissorhands_jax.errors import InputError, NonFiniteError
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.cells import CellFolder, Diverged
 from scissorhands_jax.jobs.experiment import Experiment
-from scissorhands_jax.jobs.progress import duration_text, progress_bar
+from scissorhands_jax.jobs.progress import progress_bar
 from scissorhands_jax.methods import MethodSettings
 from scissorhands_jax.metrics import ensemble_attacks
+from scissorhands_jax.plain_terminal import duration_text
 from scissorhands_jax.report.gates import Gate, trusted
 from scissorhands_jax.training.loop import run
 

@@ -40,8 +40,9 @@ class PrepareCommand(OverwriteOptions):
 
     def run(self, console: Console) -> None:
         from scissorhands_jax import datasets
+        from scissorhands_jax.jobs.progress import status
 
-        with console.status(f"preparing {self.name}"):
+        with status(console, f"preparing {self.name}"):
             folder = datasets.prepare(
                 self.name,
                 list(self.sources),

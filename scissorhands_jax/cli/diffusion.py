@@ -135,8 +135,9 @@ class ExportCommand(OverwriteOptions):
 
     def run(self, console: Console) -> None:
         from scissorhands_jax.diffusion import exporting
+        from scissorhands_jax.jobs.progress import status
 
-        with console.status("exporting"):
+        with status(console, "exporting"):
             written = exporting.export_weights(self.model, self.out, dtype=self.dtype, overwrite=self.overwrite)
         for path in written.values():
             console.print(f"wrote {path}", highlight=False, soft_wrap=True)

@@ -41,6 +41,7 @@ class GenerateCommand(ResumeOptions, SamplingOptions, TokenizerOptions):
 
     def run(self, console: Console) -> None:
         from scissorhands_jax.diffusion import generating, model_folder
+        from scissorhands_jax.jobs.progress import status
 
         settings = self.sampling()
         if self.images < 1:
@@ -50,7 +51,7 @@ class GenerateCommand(ResumeOptions, SamplingOptions, TokenizerOptions):
         else:
             assert self.prompt is not None
             prompts = [generating.Prompt(self.prompt, self.seed + index) for index in range(self.images)]
-        with console.status("reading the networks"):
+        with status(console, "reading the networks"):
             pipeline = model_folder.load_pipeline(self.model, unet=self.unet, tokenizer=self.tokenizer)
         answer = generating.generate_images(
             pipeline,
@@ -159,6 +160,7 @@ class ImagesCommand(ResumeOptions, SamplingOptions, TokenizerOptions):
     def _utility(self, sampling: generating.GenerationSettings, console: Console) -> measuring.Utility | None:
         """What is measured on images of prompts that are kept, if there are any."""
         from scissorhands_jax.diffusion import measuring, model_folder, quality
+        from scissorhands_jax.jobs.progress import status
 
         if self.utility_images is None:
             if self.clip is not None or self.utility_reference is not None:
@@ -169,6 +171,6 @@ class ImagesCommand(ResumeOptions, SamplingOptions, TokenizerOptions):
         clip = None
         if self.clip is not None:
             tokenizer = model_folder.load_tokenizer(self.model or self.clip, self.tokenizer)
-            with console.status("reading CLIP"):
+            with status(console, "reading CLIP"):
                 clip = quality.load_clip(self.clip, tokenizer, sampling.compute)
         return measuring.Utility(self.utility_images, self.utility_reference, clip)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from scissorhands_jax.cli.diffusion import SamplingOptions, TokenizerOptions
 from scissorhands_jax.cli.options import Option, SettingsCommand
-from scissorhands_jax.cli.shared import ResumeOptions, given_settings, print_json
+from scissorhands_jax.cli.shared import LongCommand, ResumeOptions, given_settings, print_json
 from scissorhands_jax.jobs import config as config_lib
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ class ConceptCommand(ResumeOptions, DiffusionMethodOptions, TokenizerOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ConceptPlanCommand(DiffusionMethodOptions):
+class ConceptPlanCommand(LongCommand, DiffusionMethodOptions):
     """Predict how much memory sd unlearn will need.
 
     Compiles the programs of sd unlearn for the sizes of the networks, which takes minutes at full size on a CPU.
@@ -163,12 +163,13 @@ class ConceptPlanCommand(DiffusionMethodOptions):
     def run(self, console: Console) -> None:
         from scissorhands_jax.diffusion import model_folder, networks, planning
         from scissorhands_jax.jobs.plan_report import print_plan
+        from scissorhands_jax.jobs.progress import status
 
         config = (
             networks.named_config(self.config) if self.model is None else model_folder.read_model_config(self.model)
         )
         generation = self.sampling(remat=self.remat)
-        with console.status("compiling for the sizes of the network"):
+        with status(console, "compiling for the sizes of the network"):
             plan = planning.plan_concept(config, self.method_settings(), generation=generation, memory_gib=self.memory)
         if self.json:
             print_json(plan.document())

@@ -11,9 +11,17 @@ from typing import Annotated, ClassVar, Literal
 from rich.console import Console
 
 from scissorhands_jax.cli.options import Option, options_of
-from scissorhands_jax.cli.shared import JobOptions, NetworkOptions, OverwriteOptions, ResumeOptions, print_json
+from scissorhands_jax.cli.shared import (
+    JobOptions,
+    LongCommand,
+    NetworkOptions,
+    OverwriteOptions,
+    ResumeOptions,
+    print_json,
+)
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import config as config_lib
+from scissorhands_jax.terminal import LoggedConsole
 
 _many = functools.partial(Option, group="many devices, many processes")
 _speed = functools.partial(Option, group="speed, to override the automatic choice")
@@ -94,13 +102,17 @@ class UnlearnCommand(ResumeOptions, JobOptions):
     def _is_distributed(self) -> bool:
         return self.distributed or any(value is not None for value in self._address)
 
-    def run(self, console: Console) -> None:
+    def open_console(self) -> LoggedConsole:
+        """The console for progress and remarks; only the first of many processes has a log."""
+        return LoggedConsole(quiet=True) if self.process_id else super().open_console()
+
+    def run(self, console: LoggedConsole) -> None:  # type: ignore[override]
         from scissorhands_jax.training import distributed, sharding
 
         if self._is_distributed:
             distributed.start(*self._address)
             if not distributed.is_first():
-                console = Console(stderr=True, quiet=True)
+                console.quiet, console.log_file = True, None
         with distributed.explaining():
             layout = None
             if self.mesh or self._is_distributed or self.fsdp:
@@ -131,7 +143,7 @@ class UnlearnCommand(ResumeOptions, JobOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PlanCommand(JobOptions):
+class PlanCommand(LongCommand, JobOptions):
     """Predict how much memory and time a run will take.
 
     The arguments are those of unlearn, or --config FILE; without weights the network is initialized at random. A few
@@ -213,7 +225,7 @@ class TuneCommand(OverwriteOptions, JobOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluateCommand(NetworkOptions):
+class EvaluateCommand(LongCommand, NetworkOptions):
     """Print a network's accuracies as JSON, and the gates that say whether they can be trusted."""
 
     example: ClassVar[str] = "evaluate --checkpoint run"

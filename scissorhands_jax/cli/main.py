@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from scissorhands_jax.cli import audit, data, diffusion, diffusion_images, diffusion_unlearning, jobs, requests
 from scissorhands_jax.cli.options import Command, flags_of, paragraphs, parse
 from scissorhands_jax.errors import InputError, PeerError, suggest
-from scissorhands_jax.terminal import Console, complain
+from scissorhands_jax.terminal import LoggedConsole, complain
 
 _STATUS_LOST_PEER = 1
 _STATUS_BAD_INPUT = 2
@@ -57,14 +57,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
       0; 1 when another process of the run died; 2 for input that cannot be used; 130 when interrupted. `request run`
       also has 3 for "retrain now", and `request verify` has 1 if something was changed.
     """
-    console = Console(stderr=True)
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         command = read_command(words)
     except InputError as error:
-        complain(console, str(error))
+        complain(LoggedConsole(), str(error))
         return _STATUS_BAD_INPUT
-    return command.leave(_run(command, console))
+    return command.leave(_run(command))
 
 
 def read_command(words: Sequence[str]) -> Command:
@@ -129,8 +128,10 @@ def _refuse_options_of_others(name: str, words: Sequence[str]) -> None:
             raise InputError(f"{flag} belongs to {' and '.join(owners)}; leave it out")
 
 
-def _run(command: Command, console: Console) -> int:
+def _run(command: Command) -> int:
+    console = LoggedConsole()
     try:
+        console = command.open_console()
         return command.run(console) or 0
     except InputError as error:
         complain(console, str(error))
@@ -145,3 +146,6 @@ def _run(command: Command, console: Console) -> int:
     except KeyboardInterrupt:
         complain(console, "; ".join(filter(None, ["stopped", command.when_interrupted])))
         return _STATUS_INTERRUPTED
+    finally:
+        if console.log_file is not None:
+            console.log_file.close()

@@ -24,6 +24,7 @@ from rich.console import Console
 
 from scissorhands_jax.errors import InputError, suggest
 from scissorhands_jax.jobs import config
+from scissorhands_jax.terminal import LoggedConsole
 
 _SETTING = re.compile(r"(--)?\w+(\.\w+)*=")
 
@@ -52,6 +53,10 @@ class Command(abc.ABC):
         Returns:
           The exit status, or None for 0.
         """
+
+    def open_console(self) -> LoggedConsole:
+        """The console for progress and remarks."""
+        return LoggedConsole()
 
     def leave(self, status: int) -> int:
         """Is called last, with the exit status, and returns the status to exit with."""

@@ -14,6 +14,7 @@ from rich.table import Table
 from scissorhands_jax.cli.options import Command, Option
 from scissorhands_jax.cli.shared import (
     DataFolderOptions,
+    LongCommand,
     MethodOptions,
     default_settings,
     given_settings,
@@ -158,7 +159,7 @@ class ListCommand(LedgerOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ServeCommand(SubjectOptions, MethodOptions):
+class ServeCommand(LongCommand, SubjectOptions, MethodOptions):
     """Make the network forget the examples of all open requests, and write a signed record.
 
     Settings of the method follow as method.NAME=VALUE, as for unlearn, and with --tier those of the audit's
@@ -262,7 +263,7 @@ class ServeCommand(SubjectOptions, MethodOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VerifyCommand(SubjectOptions):
+class VerifyCommand(LongCommand, SubjectOptions):
     """Look for any change in the ledger, the records and the networks.
 
     The exit status is 1 if something was changed.

@@ -6,18 +6,33 @@ import dataclasses
 import json
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from scissorhands_jax.cli.options import Command, Option, SettingsCommand, options_of
 from scissorhands_jax.errors import InputError, suggest
 from scissorhands_jax.jobs import config as config_lib
+from scissorhands_jax.terminal import LOG_HELP, QUIET_HELP, LogFile, LoggedConsole
 
 DEFAULT_METHOD = "scissorhands"
 """The method that is run if the user names none."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OverwriteOptions(Command):
+class LongCommand(Command):
+    """A command that can take long, whose progress can be followed or silenced."""
+
+    quiet: Annotated[bool, Option(QUIET_HELP, group="progress")] = False
+    log: Annotated[Path | None, Option(LOG_HELP, metavar="FILE", group="progress")] = None
+
+    def open_console(self) -> LoggedConsole:
+        """The console for progress and remarks, as the options say."""
+        log = None if self.log is None else LogFile(self.log, getattr(self, "out", None))
+        return LoggedConsole(quiet=self.quiet, log=log)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OverwriteOptions(LongCommand):
     """A command that refuses a folder with an earlier result unless the user asks to replace it."""
 
     overwrite: Annotated[bool, Option("Replace an earlier result in the folder.", exclusive="existing")] = False

@@ -21,6 +21,7 @@ from scissorhands_jax.diffusion.generating import GenerationSettings, Prompt
 from scissorhands_jax.diffusion.networks import Part
 from scissorhands_jax.diffusion.tokenizer import Tokenizer
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.jobs.progress import status
 
 SetName = Literal["forget", "retain"]
 
@@ -140,7 +141,7 @@ class ExampleMaker:
             if concept.images is not None:
                 paths[name] = encoded.find_images(concept.images, concept.number)
                 continue
-            with console.status("reading the networks"):
+            with status(console, "reading the networks"):
                 params = {part: self._load(part) for part in networks.PARTS}
             folder = self.cache / name / "images"
             generating.generate_images(

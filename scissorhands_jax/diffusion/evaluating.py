@@ -35,7 +35,7 @@ from scissorhands_jax.diffusion.measuring import (
 from scissorhands_jax.diffusion.nudity import Detection, Detector, ImageEntry
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import runs
-from scissorhands_jax.jobs.progress import progress_bar
+from scissorhands_jax.jobs.progress import progress_bar, status
 
 DETECTIONS_FILE = "detections.json"
 TABLE_FILE = "detections.csv"
@@ -117,7 +117,7 @@ def evaluate_images(
     made = _unets_to_make(images, original, generation)
     networks_sha256 = _check_networks(generation, made)
     detect = detect or nudity.load_detector()
-    with console.status("reading the images"):
+    with status(console, "reading the images"):
         kept_entries = {name: nudity.read_image_folder(folder) for name, folder in kept.items()}
         read = {name: nudity.read_image_folder(folder) for name, folder in counted.items() if name not in made}
     if UTILITY_REFERENCE in kept_entries:
@@ -212,7 +212,7 @@ def _check_networks(generation: ImageGeneration | None, made: Mapping[str, Path 
 def _generate(
     generation: ImageGeneration, unet: Path | None, folder: Path, networks_sha256: str, console: Console
 ) -> None:
-    with console.status(f"reading the networks for {folder}"):
+    with status(console, f"reading the networks for {folder}"):
         pipeline = model_folder.load_pipeline(generation.model, unet=unet, tokenizer=generation.tokenizer)
     generating.generate_images(
         pipeline,

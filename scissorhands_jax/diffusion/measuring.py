@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -216,11 +217,14 @@ def measure_utility(
     }
     distance = None
     if UTILITY_REFERENCE in features:
-        task = progress.add_task("distances", total=None, note="")
+        task, steps = progress.add_task("distances", total=None, note=""), itertools.count(1)
         found = quality.compare_features(
-            features[UTILITY_IMAGES], features[UTILITY_REFERENCE], on_step=lambda: progress.advance(task)
+            features[UTILITY_IMAGES],
+            features[UTILITY_REFERENCE],
+            on_step=lambda: progress.update(task, completed=next(steps)),
         )
-        progress.update(task, total=progress.tasks[task].completed)
+        done = next(steps) - 1
+        progress.update(task, completed=done, total=done)
         distance = UtilityDistance(
             name="frechet_distance_appearance" if utility.clip is None else "frechet_distance_clip",
             features="appearance" if utility.clip is None else f"CLIP {utility.clip.name}",

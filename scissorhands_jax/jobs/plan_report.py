@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.table import Table
 
-from scissorhands_jax.jobs.progress import duration_text
+from scissorhands_jax.plain_terminal import duration_text
 
 _TIMES = {
     "starting": "starting the process",

@@ -1,34 +1,97 @@
-"""Progress bars of runs, and durations as text."""
+"""Progress of runs: bars in a terminal, lines in a log."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
-from scissorhands_jax.plain_terminal import PlainConsole, PlainProgress
-from scissorhands_jax.terminal import Console, Progress
+from scissorhands_jax.plain_terminal import PlainProgress
+from scissorhands_jax.terminal import Console, Progress, is_live
 from scissorhands_jax.training.loop import OnStep
 from scissorhands_jax.training.loop import Progress as Step
 
 
 @contextlib.contextmanager
 def progress_bar(console: Console) -> Iterator[Progress]:
-    """A live display with one line per task. Where the console is no terminal, only its last state is printed."""
-    if isinstance(console, PlainConsole):
-        yield PlainProgress(console)  # type: ignore[misc]
+    """A display of tasks: a bar for each in a terminal, and otherwise lines, as `PlainProgress` writes them.
+
+    A console with a log (`terminal.LoggedConsole`) gets the lines there in either case.
+    """
+    if not is_live(console):
+        with PlainProgress(_writer(console, live=False)) as lines:
+            yield cast(Progress, lines)
         return
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=12),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("[dim]{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", style="dim", markup=False),
     )
-    with Progress(*columns, console=console, refresh_per_second=5) as progress:
-        yield progress
+    bars = Progress(*columns, console=console, refresh_per_second=5)
+    with bars, PlainProgress(_writer(console, live=True)) as lines:
+        yield cast(Progress, _Both(bars, lines))
+
+
+@contextlib.contextmanager
+def status(console: Console, what: str) -> Iterator[None]:
+    """Shows what is being done for the duration of a block: a spinner in a terminal, and otherwise lines.
+
+    A block that takes less than a second gets no lines.
+    """
+    live = is_live(console)
+    lines = PlainProgress(_writer(console, live=live), ends_matter=False)
+    with console.status(what) if live else contextlib.nullcontext(), lines:
+        task = lines.add_task(what, total=1)
+        yield
+        lines.update(task, completed=1)
+
+
+def _writer(console: Console, *, live: bool) -> Callable[[str], object]:
+    """What writes the lines about tasks: to the log alone where something moves on the console."""
+    if not live:
+        return functools.partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    log = getattr(console, "log_file", None)
+    return lambda line: None if log is None else log.write(f"{line}\n")
+
+
+class _Both:
+    """The bars of a terminal and the lines of a log, which show the same tasks."""
+
+    def __init__(self, bars: Progress, lines: PlainProgress) -> None:
+        self._bars, self._lines = bars, lines
+        self._numbers: dict[Any, int] = {}
+
+    @property
+    def task_ids(self) -> list[Any]:
+        """The tasks that were added and not removed, in this order."""
+        return list(self._bars.task_ids)
+
+    def add_task(self, description: str, **fields: Any) -> Any:
+        """Adds a task and returns its number."""
+        task = self._bars.add_task(description, **fields)
+        self._numbers[task] = self._lines.add_task(description, **fields)
+        return task
+
+    def update(self, task: Any, **changes: Any) -> None:
+        """Takes over what is known of a task now."""
+        self._bars.update(task, **changes)
+        self._lines.update(self._numbers[task], **changes)
+
+    def advance(self, task: Any, advance: float = 1) -> None:
+        """Adds to what is done of a task."""
+        self._bars.advance(task, advance)
+        self._lines.advance(self._numbers[task], advance)
+
+    def remove_task(self, task: Any) -> None:
+        """Ends a task, and forgets it."""
+        self._bars.remove_task(task)
+        self._lines.remove_task(self._numbers.pop(task))
 
 
 def follow_steps(progress: Progress, description: str, history: list[dict] | None = None) -> OnStep:
@@ -56,14 +119,3 @@ def follow_steps(progress: Progress, description: str, history: list[dict] | Non
             history.append({"step": step.step, "epoch": step.epoch} | scalars)
 
     return on_step
-
-
-def duration_text(seconds: float) -> str:
-    """A duration in the unit that fits it.
-
-    >>> [duration_text(number) for number in (1.25, 600, 7200)]
-    ['1.2 s', '10.0 min', '2.0 h']
-    """
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -15,6 +15,7 @@ import scissorhands_jax
 from scissorhands_jax.cli import main as cli
 from scissorhands_jax.cli import options
 from scissorhands_jax.cli.options import Option
+from scissorhands_jax.cli.shared import LongCommand
 from scissorhands_jax.diffusion.concept_settings import PRESETS
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import config
@@ -184,3 +185,25 @@ def test_help_loads_nothing_heavy():
 def test_commands_that_cannot_be_run_say_what_can(words, message, capsys):
     assert cli.main(words) == 2
     assert message in error_of(capsys)
+
+
+def test_every_long_command_can_be_followed_and_silenced():
+    short = {"request add", "request list"}
+    assert {name for name, command in cli.COMMANDS.items() if not issubclass(command, LongCommand)} <= short
+    assert {"--quiet", "--log"} <= set(options.flags_of(cli.COMMANDS["unlearn"]))
+
+
+def test_a_log_that_cannot_be_written_is_refused_before_anything_is_done(tmp_path, capsys):
+    out = tmp_path / "out"
+    assert cli.main(["demo", "--out", str(out), "--log", str(tmp_path / "none" / "log")]) == 2
+    assert "log cannot be written (No such file or directory); name another file" in error_of(capsys)
+    assert not out.exists()
+
+
+def test_only_the_first_of_many_processes_has_a_log(tmp_path):
+    words = ["--weights", "w", "--forget", "class:1", "--out", str(tmp_path), "--log", str(tmp_path / "log")]
+    consoles = [
+        options.parse("unlearn", cli.COMMANDS["unlearn"], [*words, "--process-id", str(number)]).open_console()
+        for number in range(2)
+    ]
+    assert [(console.quiet, console.log_file is None) for console in consoles] == [(False, False), (True, True)]
