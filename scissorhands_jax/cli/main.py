@@ -9,7 +9,7 @@ import inspect
 import sys
 from collections.abc import Sequence
 
-from scissorhands_jax.cli import audit, data, diffusion, diffusion_images, diffusion_unlearning, jobs, requests
+from scissorhands_jax.cli import audit, data, diffusion, diffusion_images, diffusion_unlearning, jobs, lineage, requests
 from scissorhands_jax.cli.options import Command, flags_of, paragraphs, parse
 from scissorhands_jax.errors import InputError, PeerError, suggest
 from scissorhands_jax.terminal import LoggedConsole, complain
@@ -30,6 +30,8 @@ COMMANDS: dict[str, type[Command]] = {
     "request list": requests.ListCommand,
     "request run": requests.ServeCommand,
     "request verify": requests.VerifyCommand,
+    "request derive": lineage.DeriveCommand,
+    "request retire": lineage.RetireCommand,
     "data prepare": data.PrepareCommand,
     "sd import": diffusion.ImportCommand,
     "sd export": diffusion.ExportCommand,

@@ -85,8 +85,8 @@ class AddCommand(SubjectOptions):
     forget: Annotated[str, Option("Which examples are to be forgotten, as for unlearn.", metavar="SPEC")]
     requester: Annotated[str, Option("Who asks. This stays in the ledger and out of the records.", metavar="WHO")]
     contact: Annotated[
-        str, Option("How to reach them, e.g. a mail address. This stays in the ledger as well.", metavar="TEXT")
-    ] = ""
+        str | None, Option("How to reach them, e.g. a mail address. This stays in the ledger as well.", metavar="TEXT")
+    ] = None
     due: Annotated[
         str | None,
         Option("The day by which it has to be done, e.g. 2026-12-31. Default: in 30 days.", metavar="DATE"),
@@ -104,12 +104,13 @@ class AddCommand(SubjectOptions):
 
     def run(self, console: Console) -> None:
         from scissorhands_jax import deletion
+        from scissorhands_jax.deletion import lineage
 
         added = deletion.add(
             self.ledger,
             forget=self.forget,
             requester=self.requester,
-            contact=self.contact,
+            contact=self.contact or "",
             due=self.due,
             seed=self.seed,
             subject=self.subject(),
@@ -123,6 +124,9 @@ class AddCommand(SubjectOptions):
                 markup=False,
                 soft_wrap=True,
             )
+        for network in added.attention:
+            line = f"note: the derived network {lineage.described(network)} knows these examples too"
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
         if added.twins:
             console.print(
                 f"note: the training set holds {added.twins} more examples with the same content, which the request "
@@ -140,14 +144,26 @@ class ListCommand(LedgerOptions):
     json: Annotated[bool, Option("Print JSON instead of a table.")] = False
 
     def run(self, console: Console) -> None:
+        from scissorhands_jax.deletion import lineage
         from scissorhands_jax.deletion.entries import RequestAdded
         from scissorhands_jax.deletion.ledger import Ledger
 
         with Ledger(self.ledger, self.keys) as book:
             counts = {entry.id: entry.count for entry in book.entries(RequestAdded)}
             rows = [(request, counts[request.id]) for request in book.requests()]
+            attention = {request.id: lineage.needing_attention(book, request) for request, _ in rows}
+            lines = lineage.attention_lines(book)
         if self.json:
-            print_json([{**dataclasses.asdict(request), "examples": count} for request, count in rows])
+            print_json(
+                [
+                    {
+                        **dataclasses.asdict(request),
+                        "examples": count,
+                        "derived_networks": [network.sha256 for network in attention[request.id]],
+                    }
+                    for request, count in rows
+                ]
+            )
             return
         table = Table("id", "requester", "received", "due", "examples", "state", "run")
         for request, count in rows:
@@ -156,6 +172,7 @@ class ListCommand(LedgerOptions):
             words = (str(request.id), request.requester, request.received[:10], due, str(count), request.state, run)
             table.add_row(*(word.replace("[", "\\[") for word in words))
         Console().print(table)
+        sys.stdout.writelines(f"{line}\n" for line in lines)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

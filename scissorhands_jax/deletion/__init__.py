@@ -1,15 +1,17 @@
 """Deletion requests: a signed ledger of who asked for what, what was done about it, and what shows it.
 
 `add` takes a request in, `run` makes the network forget what was asked for, and `verify` finds every later change.
+`derive` and `retire` register networks that were made from the ledger's and that know what these knew.
 """
 
 from etils import epy as _epy
 
 # They are loaded when they are first used, so that listing requests does not load JAX's training code.
 with _epy.lazy_api_imports(globals()):
+    from scissorhands_jax.deletion.lineage import derive, retire
     from scissorhands_jax.deletion.requests import Subject
     from scissorhands_jax.deletion.requests import add_request as add
     from scissorhands_jax.deletion.running import run_requests as run
     from scissorhands_jax.deletion.verifying import verify_ledger as verify
 
-__all__ = ["Subject", "add", "run", "verify"]
+__all__ = ["Subject", "add", "derive", "retire", "run", "verify"]

@@ -20,9 +20,9 @@ from typing import Any, ClassVar
 from scissorhands_jax.deletion.documents import from_document
 from scissorhands_jax.hashing import canonical, sha256
 
-OPEN, RUNNING, FORGOTTEN, RETRAIN = "open", "running", "forgotten", "retrain now"
-"""The states of a request: it waits, a run is working on it, it was served, or a run did not suffice (see
-`verdicts`)."""
+OPEN, RUNNING, FORGOTTEN, RETRAIN, WITHDRAWN = "open", "running", "forgotten", "retrain now", "withdrawn"
+"""The states of a request: it waits, a run is working on it, it was served, a run did not suffice (see `verdicts`), or
+its requester was erased before it was served."""
 
 CHAIN_START = "0" * 64
 """The hash before that of the first row of a history, and before that of the first record."""
@@ -47,7 +47,7 @@ class Request:
     network: str
     """The SHA-256 of the network that was in use when the request came in."""
     state: str
-    """`OPEN`, `RUNNING`, `FORGOTTEN` or `RETRAIN`."""
+    """`OPEN`, `RUNNING`, `FORGOTTEN`, `RETRAIN` or `WITHDRAWN`."""
     run: int | None
     """The number of the run that works on the request or has answered it, if there is one."""
     requester: str = ""
@@ -57,9 +57,9 @@ class Request:
 
     @property
     def overdue(self) -> bool:
-        """Whether the request has not been served although its due date has passed."""
+        """Whether the request waits to be served although its due date has passed."""
         today = datetime.datetime.now(datetime.UTC).date()
-        return self.state != FORGOTTEN and datetime.date.fromisoformat(self.due) < today
+        return self.state not in (FORGOTTEN, WITHDRAWN) and datetime.date.fromisoformat(self.due) < today
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,9 +213,29 @@ class RequestsCovered(LedgerEntry):
         return [RequestChange(request, FORGOTTEN, self.run) for request in self.requests]
 
 
-_KINDS: dict[str, type[LedgerEntry]] = {
-    kind.kind: kind for kind in (LedgerBegun, RequestAdded, RunStarted, RunFailed, RunRecorded, RequestsCovered)
-}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NetworkDerived(LedgerEntry):
+    """A network was derived from one of the ledger's, or from one that was derived before (see `lineage`)."""
+
+    kind: ClassVar[str] = "derived"
+    private: ClassVar[tuple[str, ...]] = ("note",)
+    parent: str
+    """The SHA-256 of the network that it was made from."""
+    child: str
+    """The SHA-256 of its file."""
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NetworkRetired(LedgerEntry):
+    """A derived network is no longer in use."""
+
+    kind: ClassVar[str] = "retired"
+    network: str
+    """The SHA-256 of its file."""
+
+
+_KINDS: dict[str, type[LedgerEntry]] = {kind.kind: kind for kind in LedgerEntry.__subclasses__()}
 
 
 @dataclasses.dataclass(frozen=True)

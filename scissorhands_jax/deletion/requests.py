@@ -18,6 +18,7 @@ from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.deletion import records, signing
 from scissorhands_jax.deletion.entries import FORGOTTEN, LedgerBegun, NamedExample, Request, RunRecorded, utc_now
 from scissorhands_jax.deletion.ledger import KEYS_FOLDER, Ledger, check_request, ledger_exists
+from scissorhands_jax.deletion.lineage import DerivedNetwork, needing_attention
 from scissorhands_jax.deletion.signing import LedgerKeys
 from scissorhands_jax.errors import InputError, LedgerError
 from scissorhands_jax.hashing import canonical
@@ -59,6 +60,8 @@ class AddedRequest:
     """The number of training examples that it does not name although their content equals that of one that it names."""
     public: Path | None
     """The file with the public key, if the request began the ledger."""
+    attention: tuple[DerivedNetwork, ...]
+    """The registered networks that know the examples too and that no run on the ledger's network changes."""
 
 
 def add_request(
@@ -115,7 +118,10 @@ def add_request(
             examples=examples,
             contact=contact,
         )
-    return AddedRequest(number, len(examples), due, twins, records.public_path(folder) if begins else None)
+        (added,) = (request for request in book.requests() if request.id == number)
+        attention = tuple(needing_attention(book, added))
+    public = records.public_path(folder) if begins else None
+    return AddedRequest(number, len(examples), due, twins, public, attention)
 
 
 def config_in_use(book: Ledger, subject: Subject) -> NetworkConfig:

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from scissorhands_jax import files, hashing
 from scissorhands_jax.datasets import forget_sets
-from scissorhands_jax.deletion import records, signing, statements
+from scissorhands_jax.deletion import lineage, records, signing, statements
 from scissorhands_jax.deletion.entries import CHAIN_START, RESTORE, RunRecorded
 from scissorhands_jax.deletion.ledger import Ledger
 from scissorhands_jax.deletion.records import Record
@@ -92,6 +92,8 @@ def verify_ledger(
             found += _original_problems(book, subject)
         if evaluate and current is not None and not found:
             found += _evaluated(book, current, subject, console)
+        for line in lineage.attention_lines(book):
+            console.print(f"note: {line}", highlight=False, markup=False, soft_wrap=True)
         return found, events[-1].hash
 
 

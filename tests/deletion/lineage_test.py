@@ -1,0 +1,113 @@
+"""Networks that were derived from the ledger's, and which of them know what a request asks to forget."""
+
+import json
+
+import pytest
+
+from scissorhands_jax import deletion, hashing
+from scissorhands_jax.deletion import lineage
+from scissorhands_jax.deletion.ledger import Ledger
+from scissorhands_jax.errors import InputError
+from tests.deletion.commands import command, error_of, verified
+from tests.deletion.samples import recorded
+from tests.deletion.spoiling import by_hand, problems, unguarded
+
+pytest.importorskip("cryptography")
+
+A, B, C, D = (letter * 64 for letter in "abef")
+
+
+def attention(folder) -> dict[int, list[str]]:
+    with Ledger(folder) as book:
+        return {one.id: [net.sha256[0] for net in lineage.needing_attention(book, one)] for one in book.requests()}
+
+
+def test_a_request_names_what_descends_from_networks_that_know_its_examples(folder):
+    """Request 1 was served by run 1, whose network is d...d; requests 2 and 3 wait."""
+    deletion.derive(folder, parent="original", child=A)
+    deletion.derive(folder, parent="1", child=B)
+    deletion.derive(folder, parent=A, child=C)
+    assert attention(folder) == {1: ["a", "e"], 2: ["a", "b", "e"], 3: ["a", "b", "e"]}
+    deletion.derive(folder, parent=A, child=B)  # merged from both
+    assert attention(folder)[1] == ["a", "b", "e"]
+    with Ledger(folder) as book:
+        book.append(recorded(2, 2))
+        assert lineage.derived_networks(book)[1].parents == ("d" * 64, A)
+    assert attention(folder)[2] == ["a", "b", "e"], "a run that changed nothing has not made a network that forgot"
+
+
+def test_a_retired_network_needs_none_but_what_was_made_from_it_does(folder):
+    deletion.derive(folder, parent="original", child=A)
+    deletion.derive(folder, parent=A, child=C)
+    deletion.retire(folder, A)
+    assert attention(folder) == {1: ["e"], 2: ["e"], 3: ["e"]}
+    with pytest.raises(InputError, match="no longer in use already"):
+        deletion.retire(folder, A)
+    with pytest.raises(InputError, match="is not registered"):
+        deletion.retire(folder, D)
+
+
+@pytest.mark.parametrize(
+    ("parent", "child", "words"),
+    [
+        ("2", B, "there is no parent '2'; name `original`, the number of a run \\(1\\)"),
+        ("nowhere", B, "there is no parent 'nowhere'"),
+        (D, B, "the ledger knows no network ffff"),
+        ("original", "0" * 64, "is a network of the ledger itself"),
+        ("original", "d" * 64, "is a network of the ledger itself"),
+        ("original", "nowhere", "there is no file 'nowhere'"),
+        ("original", "A" * 64, "there is no file 'AAAA"),
+        (A, A, "is an ancestor of"),
+        (C, A, "is an ancestor of"),
+        (A, C, "is registered as derived from .* already"),
+    ],
+)
+def test_what_cannot_be_is_refused_and_changes_nothing(folder, parent, child, words):
+    deletion.derive(folder, parent="original", child=A)
+    deletion.derive(folder, parent=A, child=C)
+    with Ledger(folder) as book:
+        head = book.head
+    with pytest.raises(InputError, match=words):
+        deletion.derive(folder, parent=parent, child=child)
+    with pytest.raises(InputError, match="the note is"):
+        deletion.derive(folder, parent="original", child=B, note="a\x1b[2J")
+    with Ledger(folder) as book:
+        assert book.head == head
+
+
+def test_a_changed_note_or_row_is_found(folder):
+    deletion.derive(folder, parent="original", child=A, note="on the phone")
+    assert problems(folder) == []
+    whole = (folder / "ledger.sqlite3").read_bytes()
+    change = "UPDATE private SET document = replace(document, 'phone', 'watch') WHERE seq = 8"
+    by_hand(folder, *unguarded("private_stays", change))
+    assert "the private part of row 8" in problems(folder)[0]
+    (folder / "ledger.sqlite3").write_bytes(whole)
+    change = f"UPDATE history SET body = replace(body, '{A}', '{B}') WHERE seq = 8"
+    by_hand(folder, *unguarded("history_stays", change))
+    assert "row 8 of the history" in problems(folder)[0]
+
+
+def test_the_commands_say_which_networks_need_attention(book_folder, tmp_path, capsys):
+    (tmp_path / "small").write_bytes(b"int8")
+    digest = hashing.file_sha256(tmp_path / "small")
+    words = ["--ledger", book_folder, "--parent", "original", "--child", tmp_path / "small", "--note", "[bold]int8[/x]"]
+    assert command("derive", *words) == 0
+    assert digest in capsys.readouterr().err
+    (tmp_path / "more").write_text("7\n")
+    add = ["--ledger", book_folder, "--forget", f"indices:{tmp_path / 'more'}", "--requester", "D"]
+    assert command("add", *add) == 0
+    assert f"the derived network {digest} ([bold]int8[/x]) knows these examples too" in capsys.readouterr().err
+    assert command("list", "--ledger", book_folder, "--json") == 0
+    assert [one["derived_networks"] for one in json.loads(capsys.readouterr().out)] == [[digest]] * 4
+    line = f"the derived network {digest} ([bold]int8[/x]) knows what requests 1, 2, 3, 4 ask to forget"
+    assert command("list", "--ledger", book_folder) == 0
+    assert line in capsys.readouterr().out
+    assert command("verify", "--ledger", book_folder, "--quick") == 0
+    assert line in capsys.readouterr().err
+    assert command("derive", *words) == 2
+    assert "already" in error_of(capsys)
+    assert command("retire", "--ledger", book_folder, "--network", tmp_path / "small") == 0
+    assert command("list", "--ledger", book_folder, "--json") == 0
+    assert [one["derived_networks"] for one in json.loads(capsys.readouterr().out)[:1]] == [[]]
+    assert verified(book_folder, "--quick", capsys=capsys) == []
