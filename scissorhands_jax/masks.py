@@ -28,7 +28,7 @@ def top_fraction(scores: Scores, fraction: float, *, rank: Selection | None = No
 
     Of n ranked scores, `max(1, round(fraction * n))` are marked. Of equal scores at the cut, the first in tree order
     (leaf by leaf, row-major within a leaf) are marked, so the mask depends on the scores alone. NaN counts as larger
-    than infinity.
+    than infinity, and under jit, where it cannot be refused, a negative score counts as zero.
 
     Args:
       scores: A pytree of non-negative floating point arrays.
@@ -40,7 +40,8 @@ def top_fraction(scores: Scores, fraction: float, *, rank: Selection | None = No
       A pytree of bools with the structure and shapes of `scores`.
 
     Raises:
-      InputError: `fraction` is outside (0, 1), or no leaf is ranked.
+      InputError: `fraction` is outside (0, 1), no leaf is ranked, a score is negative, or the function is called inside
+        `shard_map`, where only a shard of the scores is at hand.
     """
     check_fraction(fraction)
     return top_k(scores, max(1, round(fraction * trees.count_weights(scores, rank))), rank=rank)
@@ -163,13 +164,30 @@ def _ranked(scores: Scores, rank: Selection | None) -> list[jax.Array]:
     """Returns the ranked leaves, all in the widest of their types and at least float32.
 
     Bit patterns can only be compared within one type, and widening a float is exact, so it changes no order or tie.
+
+    Raises:
+      InputError: No leaf is ranked, a score is negative (which cannot be seen under jit), or only a shard of the scores
+        is at hand, inside `shard_map`.
     """
+    manual = trees.manual_axes()
+    if manual:
+        raise InputError(
+            f"scores are ranked over the whole network, and inside shard_map over {', '.join(map(repr, manual))} "
+            "only a shard is at hand; rank them outside of it (sharded arrays are taken as they are)"
+        )
     rank = trees.select(scores, None) if rank is None else rank
     chosen = [leaf for leaf, is_ranked in trees.zip_leaves(scores, rank) if is_ranked]
     if not chosen:
         raise InputError("the selection ranks no parameter array; select at least one")
+    if not any(isinstance(leaf, jax.core.Tracer) for leaf in chosen) and _any_negative(chosen):
+        raise InputError("a score is negative, but scores are sizes; take their absolute values, or add an offset")
     dtype = jnp.promote_types(jnp.result_type(*chosen), jnp.float32)
     return [leaf.astype(dtype) for leaf in chosen]
+
+
+@jax.jit
+def _any_negative(leaves: list[jax.Array]) -> jax.Array:
+    return functools.reduce(jnp.logical_or, [jnp.any(leaf < 0) for leaf in leaves])
 
 
 def _scatter(scores: Scores, marked: list[jax.Array], rank: Selection | None) -> Mask:
@@ -214,12 +232,13 @@ def _kth_largest(leaves: list[jax.Array], k: jax.Array) -> jax.Array:
 def _all_bits(leaves: list[jax.Array]) -> list[jax.Array]:
     """Returns the bit patterns of non-negative floats as signed integers, which have the same order as the floats.
 
-    Minus zero becomes zero, and every NaN becomes the pattern after infinity: the many bit patterns of NaN would
-    otherwise rank among themselves.
+    Numbers below zero, which only jit lets through, and minus zero become zero. Every NaN becomes the pattern after
+    infinity: the many bit patterns of NaN would otherwise rank among themselves.
     """
     integer = jnp.int64 if leaves[0].dtype == jnp.float64 else jnp.int32
     infinity = np.array(np.inf, leaves[0].dtype).view(integer)
-    return [jnp.minimum(jax.lax.bitcast_convert_type(jnp.abs(leaf), integer), infinity + 1) for leaf in leaves]
+    sizes = [jnp.where(leaf < 0, 0, jnp.abs(leaf)) for leaf in leaves]
+    return [jnp.minimum(jax.lax.bitcast_convert_type(size, integer), infinity + 1) for size in sizes]
 
 
 def _counter(leaves) -> jnp.dtype:

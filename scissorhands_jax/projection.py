@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -92,7 +94,11 @@ class ProjectGradientState(NamedTuple):
 
 
 def project_gradient(
-    num_constraints: int = 1, *, margin: float = 0.0, eps: float = 0.0
+    num_constraints: int = 1,
+    *,
+    margin: float | jax.Array = 0.0,
+    eps: float | jax.Array = 0.0,
+    axis_name: str | Sequence[str] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Returns a transformation that projects a gradient so that, to first order, no constrained loss improves along it.
 
@@ -111,26 +117,32 @@ def project_gradient(
     | margin > 0 and something is violated | every v_k is at least `margin`: an extra ascent step (published code) |
 
     Put it before weight decay and momentum, and keep its state apart from the optimizer's if some steps skip the
-    projection. To project some leaves only, wrap it as
-    `optax.masked(project_gradient(1), selection, mask_compatible_extra_args=True)`.
+    projection. Inside `optax.masked` and `optax.partition` it projects the leaves that it is given; the constraint
+    gradients may be whole or masked alike. Under `optax.inject_hyperparams`, which can set `margin` and `eps`, name
+    `num_constraints` and `axis_name` in `static_args`. Under `optax.MultiSteps` the constraint gradients of the last
+    small step count.
 
     Args:
       num_constraints: K, the length of the leading axis of every leaf of `constraint_grads`; at most 10.
       margin: The lower bound on the dual variables once a constraint is violated. The default, 0, is that of the
         paper; the published code has 0.5.
       eps: A number that is added to the diagonal of the Gram matrix. The published code has 1e-3.
+      axis_name: Only for the inside of `jax.shard_map`: the mesh axes along which leaves are sharded. The inner
+        products are then summed over them, so that each device projects its shards as the whole gradient would be. A
+        leaf that does not vary along an axis counts once, which `shard_map` keeps track of unless `check_vma` is
+        False; then all leaves must be shards. `()` says that every device has whole gradients. The default, None, is
+        refused inside `shard_map`.
 
     Returns:
       A transformation whose `update(updates, state, params=None, *, constraint_grads)` requires the constraint
       gradients as a keyword: a pytree like `updates` with leaves of shape (K, ...).
 
     Raises:
-      InputError: `num_constraints` is below 1 or above 10, or `margin` or `eps` is negative.
+      InputError: `num_constraints` is below 1 or above 10, or `margin` or `eps` is negative. `update` raises it if
+        constraint gradients do not fit, or inside `shard_map` without `axis_name`.
     """
-    if not 1 <= num_constraints <= MAX_CONSTRAINTS:
-        raise InputError(f"num_constraints must be 1 to {MAX_CONSTRAINTS}, got {num_constraints}")
-    if margin < 0 or eps < 0:
-        raise InputError(f"margin and eps must not be negative, got margin {margin} and eps {eps}")
+    _check_settings(num_constraints, margin, eps)
+    axes = (axis_name,) if isinstance(axis_name, str) else axis_name
 
     def init(params):
         del params
@@ -139,15 +151,16 @@ def project_gradient(
 
     def update(updates, state, params=None, *, constraint_grads: PyTree, **extra_args):
         del state, params, extra_args
-        dots = trees.stack_vdot(constraint_grads, updates)
-        gram = trees.gram(constraint_grads)
+        _check_axes(axes)
+        constraint_grads = _check_constraints(constraint_grads, updates, num_constraints)
+        dots = _summed(trees.stack_vdot, (constraint_grads, updates), axes)
+        gram = _summed(trees.gram, (constraint_grads,), axes)
         violated = jnp.any(dots > 0)
         dual = solve_dual(gram + eps * jnp.eye(num_constraints, dtype=gram.dtype), dots, margin=margin)
         # A positive margin bounds v only once something is violated; otherwise nothing is projected.
         dual = jnp.where(violated, dual, 0)
 
         def subtract(g, rows):
-            chex.assert_shape(rows, (num_constraints, *g.shape))
             # In half precision the difference of two nearly equal vectors would be mostly rounding error.
             wide = g.astype(jnp.promote_types(g.dtype, dual.dtype))
             projected = wide - jnp.tensordot(dual, rows.astype(dual.dtype), 1, precision="highest")
@@ -156,3 +169,86 @@ def project_gradient(
         return jax.tree.map(subtract, updates, constraint_grads), ProjectGradientState(dots, dual, violated)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _check_settings(num_constraints: Any, margin: Any, eps: Any) -> None:
+    """Refuses settings that are out of range. Numbers that jit traces cannot be looked at."""
+    if not isinstance(num_constraints, int | np.integer):
+        raise InputError(
+            f"num_constraints is a shape and must be an integer, got {num_constraints!r}; with "
+            "optax.inject_hyperparams name it in static_args"
+        )
+    if not 1 <= num_constraints <= MAX_CONSTRAINTS:
+        raise InputError(f"num_constraints must be 1 to {MAX_CONSTRAINTS}, got {num_constraints}")
+    if any(not isinstance(number, jax.core.Tracer) and not number >= 0 for number in (margin, eps)):
+        raise InputError(f"margin and eps must not be negative, got margin {margin} and eps {eps}")
+
+
+def _check_axes(axes: Sequence[str] | None) -> None:
+    """Refuses to project inside `shard_map` without a word on what the arrays there are.
+
+    Raises:
+      InputError: `axes` is None inside `shard_map`, or names an axis that is not one of its own.
+    """
+    manual = trees.manual_axes()
+    if axes is None and manual:
+        raise InputError(
+            f"inside shard_map over {', '.join(map(repr, manual))} a gradient may be one shard of many; give "
+            "project_gradient axis_name=, the axes that leaves are sharded along, or axis_name=() if none is"
+        )
+    unknown = [axis for axis in axes or () if axis not in manual]
+    if unknown:
+        raise InputError(
+            f"axis_name names {', '.join(map(repr, unknown))}, but the axes of shard_map here are "
+            f"{', '.join(map(repr, manual)) or 'none'}"
+        )
+
+
+def _check_constraints(constraint_grads: PyTree, updates: PyTree, num_constraints: int) -> PyTree:
+    """Returns the constraint gradients of the leaves that `updates` has, without those that optax has masked.
+
+    Raises:
+      InputError: They have other leaves or other shapes.
+    """
+
+    def is_masked(node):
+        return isinstance(node, optax.MaskedNode)
+
+    try:
+        kept = jax.tree.map(
+            lambda leaf, rows: leaf if is_masked(leaf) else rows, updates, constraint_grads, is_leaf=is_masked
+        )
+    except ValueError as error:
+        raise InputError(f"constraint_grads is another tree than the gradient: {error}") from error
+    rows = jax.tree.structure(updates).flatten_up_to(kept)
+    for (path, leaf), found in zip(jax.tree.leaves_with_path(updates), rows, strict=True):
+        expected = (num_constraints, *jnp.shape(leaf))
+        if not hasattr(found, "shape") or found.shape != expected:
+            raise InputError(
+                f"constraint_grads has {_described(found)} for {trees.path_name(path) or 'the gradient'} and needs "
+                f"shape {expected}; its leaves are those of the gradient with a leading axis of num_constraints = "
+                f"{num_constraints}"
+            )
+    return kept
+
+
+def _described(value: Any) -> str:
+    return f"shape {value.shape}" if hasattr(value, "shape") else f"a {type(value).__name__}"
+
+
+def _summed(product: Callable[..., jax.Array], operands: tuple[PyTree, ...], axes: Sequence[str] | None) -> jax.Array:
+    """Computes a sum over the leaves of trees of one structure, and over the shards along mesh axes.
+
+    Leaves are grouped by the axes that they vary along, since a leaf that is whole on every device counts once.
+    """
+    if not axes:
+        return product(*operands)
+    groups: dict[tuple[str, ...], list[tuple[jax.Array, ...]]] = {}
+    rows = list(zip(*map(jax.tree.leaves, operands), strict=True))
+    varying = [frozenset().union(*map(trees.varying_axes, row)) for row in rows]
+    tracked = any(varying)
+    for row, found in zip(rows, varying, strict=True):
+        along = tuple(axis for axis in axes if not tracked or axis in found)
+        groups.setdefault(along, []).append(row)
+    sums = {along: product(*map(list, zip(*members, strict=True))) for along, members in groups.items()}
+    return functools.reduce(jnp.add, [jax.lax.psum(sum_, along) if along else sum_ for along, sum_ in sums.items()])

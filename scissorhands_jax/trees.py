@@ -181,6 +181,24 @@ def copy(tree: PyTree) -> PyTree:
     return jax.tree.unflatten(structure, leaves)
 
 
+def manual_axes() -> tuple[str, ...]:
+    """Returns the mesh axes over which the code that is being traced runs by hand: those of `jax.shard_map`.
+
+    There, an array may be one device's shard of a larger one. Elsewhere the result is empty.
+    """
+    return tuple(jax.sharding.get_abstract_mesh().manual_axes)
+
+
+def varying_axes(array: jax.Array) -> frozenset[str]:
+    """Returns the manual mesh axes along which an array may differ from device to device.
+
+    With `check_vma=False`, `jax.shard_map` does not keep track of them, and the result is empty.
+    """
+    kind = jax.typeof(array)
+    tracked = getattr(kind, "manual_axis_type", None)  # `vma` was the name before jax 0.10
+    return getattr(kind, "vma", frozenset()) if tracked is None else tracked.varying
+
+
 def has_image_kernels(params: PyTree) -> bool:
     """Says whether any array has four axes or more, as the kernels of convolutions over images have.
 

@@ -184,6 +184,26 @@ class TestTopFraction:
         np.testing.assert_array_equal(flat(mark(scores)), expected_mask(flat(scores), 6))
 
 
+class TestNegativeScores:
+    def test_are_refused_outside_of_jit(self):
+        scores = {"a": jnp.array([1.0, -0.5]), "b": jnp.array([2.0])}
+        for rank_scores in (
+            lambda: masks.top_fraction(scores, 0.5),
+            lambda: masks.top_k(scores, 1),
+            lambda: masks.bottom_fraction(scores, 0.5),
+            lambda: masks.kth_largest(scores, 1),
+            lambda: masks.kept_fraction_mask(scores, 0.5),
+        ):
+            with pytest.raises(InputError, match="a score is negative, but scores are sizes"):
+                rank_scores()
+        assert masks.top_k(scores, 1, rank={"a": False, "b": True})["b"].tolist() == [True]
+
+    def test_count_as_zero_under_jit(self):
+        scores = jnp.array([0.25, -9.0, -0.0, 0.5, -jnp.inf])
+        marked = jax.jit(lambda s: masks.top_k(s, 2))(scores)
+        assert marked.tolist() == [True, False, False, True, False]
+
+
 class TestBottomFraction:
     @hypothesis.given(score_trees(), st.floats(0.001, 0.999))
     @settings(50)

@@ -10,6 +10,8 @@ import numpy as np
 import optax
 import pytest
 import scipy.optimize
+from flax import nnx
+from flax.training import train_state
 from hypothesis import strategies as st
 
 from scissorhands_jax import projection, trees
@@ -268,6 +270,114 @@ class TestTransformation:
         updates, _ = jax.jit(lambda: chain.update(gradient, chain.init(gradient), gradient, constraint_grads=rows))()
         expected, _ = compiled(2)(gradient, rows)
         chex.assert_trees_all_close(updates, jax.tree.map(lambda leaf: -0.1 * leaf, expected), rtol=1e-5, atol=1e-7)
+
+    def test_partition_projects_the_leaves_of_its_part_alone(self):
+        gradient, rows = self.problem()
+        parts = {"kept": optax.identity(), "projected": projection.project_gradient(2)}
+        transform = optax.partition(parts, {"a": "kept", "b": "projected"})
+        result, _ = jax.jit(lambda: transform.update(gradient, transform.init(gradient), constraint_grads=rows))()
+        expected, _ = compiled(2)({"b": gradient["b"]}, {"b": rows["b"]})
+        np.testing.assert_array_equal(result["a"], gradient["a"])
+        np.testing.assert_allclose(result["b"], expected["b"], rtol=1e-5)
+
+    def test_masked_takes_whole_constraints_too(self):
+        gradient, rows = self.problem()
+        results = []
+        for alike in (False, True):
+            selection = {"a": True, "b": False}
+            masked = optax.masked(projection.project_gradient(2), selection, mask_compatible_extra_args=alike)
+            results.append(masked.update(gradient, masked.init(gradient), constraint_grads=rows)[0])
+        chex.assert_trees_all_equal(*results)
+        assert np.any(results[0]["a"] != gradient["a"])
+
+    def test_numbers_may_be_injected_and_traced(self):
+        gradient, rows = self.problem()
+        inject = optax.inject_hyperparams(projection.project_gradient, static_args=("num_constraints", "axis_name"))
+        transform = inject(num_constraints=2, margin=0.5, eps=1e-3)
+
+        @jax.jit
+        def step(state, margin):
+            state.hyperparams["margin"] = margin
+            return transform.update(gradient, state, constraint_grads=rows)
+
+        for margin in (0.5, 2.0):
+            result, state = step(transform.init(gradient), margin)
+            expected, expected_state = compiled(2, margin, 1e-3)(gradient, rows)
+            chex.assert_trees_all_close(result, expected, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(state.inner_state.dual, expected_state.dual, rtol=1e-5)
+        with pytest.raises(InputError, match="name it in static_args"):
+            jax.jit(lambda: optax.inject_hyperparams(projection.project_gradient)(num_constraints=2).init(gradient))()
+
+    def test_many_small_steps_project_their_mean_gradient(self):
+        gradient, rows = self.problem()
+        transform = optax.MultiSteps(projection.project_gradient(2), every_k_schedule=2)
+        state, shift = transform.init(gradient), tree_of(np.random.default_rng(8).normal(size=24))
+        for sign in (1, -1):
+            moved = jax.tree.map(lambda g, s, sign=sign: g + sign * s, gradient, shift)
+            result, state = jax.jit(transform.update)(moved, state, constraint_grads=rows)
+        chex.assert_trees_all_close(result, compiled(2)(gradient, rows)[0], rtol=1e-4, atol=1e-5)
+
+    def test_scan_carries_its_state(self):
+        gradient, rows = self.problem()
+        transform = projection.project_gradient(2)
+
+        def step(state, scale):
+            result, state = transform.update(
+                jax.tree.map(lambda leaf: leaf * scale, gradient), state, constraint_grads=rows
+            )
+            return state, result
+
+        last, results = jax.lax.scan(step, transform.init(gradient), jnp.array([1.0, -3.0, 2.0]))
+        expected, state = compiled(2)(jax.tree.map(lambda leaf: 2 * leaf, gradient), rows)
+        chex.assert_trees_all_close(jax.tree.map(lambda leaf: leaf[2], results), expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(last.dual, state.dual, rtol=1e-5)
+
+    @pytest.mark.parametrize(
+        ("spoil", "message"),
+        [
+            (
+                lambda rows: jax.tree.map(lambda leaf: leaf[0], rows),
+                r"shape \(3, 5\) for a and needs .*\(2, 3, 5\)",
+            ),
+            (lambda rows: jax.tree.map(lambda leaf: leaf[:1], rows), r"shape \(1, 3, 5\) for a and needs .*= 2"),
+            (lambda rows: rows | {"b": rows["b"][:, 1:]}, r"shape \(2, 8\) for b and needs shape \(2, 9\)"),
+            (lambda rows: {"a": rows["a"]}, "another tree than the gradient"),
+            (lambda rows: rows | {"b": None}, "a NoneType for b and needs"),
+            (lambda rows: rows | {"b": {"c": rows["b"]}}, "a dict for b and needs"),
+        ],
+    )
+    def test_constraints_that_do_not_fit_are_named(self, spoil, message):
+        gradient, rows = self.problem()
+        transform = optax.chain(projection.project_gradient(2), optax.sgd(0.1))
+        with pytest.raises(InputError, match=message):
+            transform.update(gradient, transform.init(gradient), constraint_grads=spoil(rows))
+
+    def test_training_loops_of_flax_hand_the_constraints_over(self):
+        gradient, rows = self.problem()
+        chain = optax.chain(projection.project_gradient(2), optax.sgd(0.1))
+        params = jax.tree.map(jnp.ones_like, gradient)
+        state = train_state.TrainState.create(apply_fn=None, params=params, tx=chain)
+
+        @jax.jit
+        def step(state, gradient, rows):
+            updates, opt_state = state.tx.update(gradient, state.opt_state, state.params, constraint_grads=rows)
+            params = optax.apply_updates(state.params, updates)
+            return state.replace(step=state.step + 1, params=params, opt_state=opt_state)
+
+        expected = jax.tree.map(lambda p, g: p - 0.1 * g, params, compiled(2)(gradient, rows)[0])
+        chex.assert_trees_all_close(step(state, gradient, rows).params, expected, rtol=1e-5)
+
+        class Holder(nnx.Module):
+            def __init__(self):
+                self.a, self.b = nnx.Param(params["a"]), nnx.Param(params["b"])
+
+        module = Holder()
+        optimizer = nnx.Optimizer(module, chain, wrt=nnx.Param)
+        of_module = nnx.state(module, nnx.Param)
+        nnx.update(like := nnx.clone(module), nnx.State({name: nnx.Param(leaf) for name, leaf in gradient.items()}))
+        stacked = jax.tree.unflatten(jax.tree.structure(of_module), jax.tree.leaves(rows))
+        optimizer.update(module, nnx.state(like, nnx.Param), constraint_grads=stacked)
+        chex.assert_trees_all_close({"a": module.a[...], "b": module.b[...]}, expected, rtol=1e-5)
 
     def test_missing_constraints_are_a_type_error(self):
         gradient, _ = self.problem()

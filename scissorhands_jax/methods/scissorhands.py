@@ -257,7 +257,10 @@ class Repair:
     def projector(self, params: Params) -> optax.GradientTransformationExtraArgs:
         """The projection of the selected leaves."""
         projector = projection.project_gradient(
-            self.num_constraints, margin=self.semantics.margin, eps=self.semantics.eps
+            self.num_constraints,
+            margin=self.semantics.margin,
+            eps=self.semantics.eps,
+            axis_name=(),  # A step holds whole networks, also where `training.sweeps` divides a sweep by `shard_map`.
         )
         if self.project is None:
             return projector

@@ -38,6 +38,8 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.typing import DTypeLike
 
+from scissorhands_jax import trees
+
 # These limits were measured on single layers and a CPU of a few cores (experiments/cpu_profile.md).
 _LEAST_FLOPS = 1e8  # Below this, XLA's convolution takes a millisecond or so and compiles faster.
 _MOST_PIXELS = 1 << 15  # of an output; the 16 operands of one larger image would take hundreds of megabytes
@@ -141,7 +143,7 @@ def _window(
     """Returns the window of a convolution that is computed here, and None for one that is left to XLA."""
     is_on = jax.default_backend() == "cpu" and os.environ.get("SCISSORHANDS_CPU_CONVOLUTION", "on") != "off"
     is_float32 = lhs.dtype == rhs.dtype == jnp.float32 and options["preferred_element_type"] in (None, jnp.float32)
-    is_plain = options["precision"] is options["out_sharding"] is None and not getattr(jax.typeof(lhs), "vma", None)
+    is_plain = options["precision"] is options["out_sharding"] is None and not trees.manual_axes()
     numbers = options["feature_group_count"], options["batch_group_count"]
     factors = {1, *numbers, *(options["lhs_dilation"] or ()), *(options["rhs_dilation"] or ())}
     if not (is_on and lhs.ndim == rhs.ndim == 4 and is_float32 and is_plain and factors == {1}):

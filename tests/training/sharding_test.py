@@ -50,6 +50,11 @@ CHECKS = (
     "members, each where its own run ends",
     "members, divided over devices that ask nothing of each other",
     "members, timed beside the other ways",
+    "shards are projected as the whole",
+    "shards are projected as the whole, unchecked",
+    "a shard is refused by the projection",
+    "a shard is refused by the ranking",
+    "a convolution of shards",
 )
 
 
@@ -237,6 +242,8 @@ def main() -> None:
             lies = alike(found, many)
         say("saliency", near(expected, found) and lies)
 
+    _check_shards(report, near, tree, rows)
+
     data = Data(tiny.examples(16, 1), tiny.examples(48, 2))
     shape = (4, 4, 2)
     networks = {
@@ -410,6 +417,63 @@ def main() -> None:
     report("members, divided over devices that ask nothing of each other", good, f"{shards} {crossing}")
     seconds = sweeps.fastest(members, data)
     report("members, timed beside the other ways", set(seconds) == {"turns", "batched", "scanned", "sharded"})
+
+
+def _check_shards(report, near, tree, rows) -> None:
+    """Checks what may not see a single shard, inside `shard_map`: the bias is whole everywhere, the rest is divided."""
+    import jax.numpy as jnp
+
+    from scissorhands_jax import masks
+    from scissorhands_jax.models.cpu_convolution import conv_general_dilated
+    from scissorhands_jax.projection import project_gradient
+
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    places = {"kernel": jax.P("model", "data"), "wide": jax.P(None, "model"), "bias": jax.P()}
+    stacked = {name: jax.P(None, *place) for name, place in places.items()}
+
+    def projected(tree, rows, places, stacked, *, axis_name, check=True):
+        transform = project_gradient(2, axis_name=axis_name)
+
+        def update(gradient, constraints):
+            result, state = transform.update(gradient, transform.init(gradient), constraint_grads=constraints)
+            return result, state.dual
+
+        specs = {"in_specs": (places, stacked), "out_specs": (places, jax.P())}
+        return jax.jit(jax.shard_map(update, mesh=mesh, check_vma=check, **specs))(tree, rows)
+
+    def refusal(function):
+        try:
+            function()
+        except InputError as error:
+            return str(error)
+        return "nothing was refused"
+
+    transform = project_gradient(2)
+    whole, state = transform.update(tree, transform.init(tree), constraint_grads=rows)
+    result = projected(tree, rows, places, stacked, axis_name=("data", "model"))
+    report("shards are projected as the whole", near((whole, state.dual), result) and np.all(state.dual > 0))
+    divided, of_divided, one = {"kernel": tree["kernel"]}, {"kernel": rows["kernel"]}, {"kernel": places["kernel"]}
+    of_one = {"kernel": stacked["kernel"]}
+    result = projected(divided, of_divided, one, of_one, axis_name=("data", "model"), check=False)
+    expected, state = transform.update(divided, transform.init(divided), constraint_grads=of_divided)
+    report("shards are projected as the whole, unchecked", near((expected, state.dual), result))
+    found = refusal(lambda: projected(tree, rows, places, stacked, axis_name=None))
+    found += refusal(lambda: projected(tree, rows, places, stacked, axis_name="rows"))
+    good = "inside shard_map over 'data', 'model' a gradient may be one shard" in found and "names 'rows', but" in found
+    report("a shard is refused by the projection", good, found)
+    scores = jax.tree.map(jnp.abs, tree)
+    ranked = jax.shard_map(lambda s: masks.top_fraction(s, 0.1), mesh=mesh, in_specs=(places,), out_specs=places)
+    found = refusal(lambda: ranked(scores))
+    report("a shard is refused by the ranking", "only a shard is at hand" in found, found)
+
+    images, kernel = jnp.ones((64, 16, 16, 32)), jax.random.normal(jax.random.key(0), (3, 3, 32, 32))
+
+    def convolve(images, kernel):
+        return conv_general_dilated(images, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    specs = {"in_specs": (jax.P("data"), jax.P()), "out_specs": jax.P("data")}
+    by_hand = jax.jit(jax.shard_map(convolve, mesh=mesh, **specs))(images, kernel)
+    report("a convolution of shards", near(convolve(images, kernel), by_hand))
 
 
 if __name__ == "__main__":
