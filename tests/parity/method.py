@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import re
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,6 @@ import optax
 from scissorhands_jax import masks, optimizers, saliency, trees
 from scissorhands_jax.base import Batch, Carry, Data, Method, Model, ModelState, Params, PyTree, StatefulLossFn
 from scissorhands_jax.losses import classification_loss
-from scissorhands_jax.methods.pair_gradients import pair_gradients
 from scissorhands_jax.methods.scissorhands import constraint_gradients, scissorhands
 from scissorhands_jax.methods.semantics import SEMANTICS
 from scissorhands_jax.methods.trimming import trim_network
@@ -39,8 +40,11 @@ from tests.parity.checks import (
 from tests.parity.networks import as_images, chosen_names, load, module_for, torch_name
 from tests.parity.traces import MalformedError, Trace
 
+# The module, whose name in the package is that of the function.
+repair = importlib.import_module("scissorhands_jax.methods.scissorhands")
 AUTHORS = SEMANTICS["authors"]
 SMALLEST = 1e-3  # relative, of the smallest score: a product of two numbers near zero (measured: 2e-5)
+UNREACHED = 10**6  # an epoch
 LAYERS = re.compile(r"(?:layer\d+\|)*layer\d+\|fc")
 PROJECTION = re.compile(rf"({LAYERS.pattern}) (?:trim and )?projection")
 
@@ -428,19 +432,38 @@ class _Epochs:
         self.trim_pattern = _trim_pattern(trace)
         found = PROJECTION.search(trace.meta["variant"]) if "variant" in trace.meta else None
         self.project_pattern = found[1] if found else "layer3|layer4|fc"
-        self.every = _every(hyper)
-        self.schedule = _schedule(hyper["unlearn_lr"], self._drops())
-        self.method = _method(
-            setting.loss_fn, self._drops(), self.trim_pattern, self.project_pattern, tuple(sorted(hyper.items()))
-        )
+        self.every = 10 if hyper.get("every10") else 1
+        self.schedule = self._schedule()
+        self.method = self._method()
         self.names = chosen_names(setting.params, self.project_pattern, setting.order, without_bn=False)
         self.checks: list[Check] = []
 
-    def _drops(self) -> tuple[int, ...]:
-        """Steps at which the learning rate drops tenfold, as far as the run reaches them."""
+    def _schedule(self) -> optimizers.RateSchedule:
+        """The learning rate drops tenfold at two epochs, reached or not, which is one form for all traces."""
         milestones = [int(m) for m in str(self.hyper.get("decreasing_lr", "91,136")).split(",")]
+        milestones += [UNREACHED] * (2 - len(milestones))
         per_epoch = int(np.sum(self.epochs == self.epochs[0]))
-        return tuple(m * per_epoch for m in milestones if m * per_epoch < len(self.epochs))
+        return optimizers.drops([milestone * per_epoch for milestone in milestones], 0.1)
+
+    def _method(self) -> Method:
+        """Steps of methods that differ in numbers alone are equal, so that traces share their compilations."""
+        hyper = self.hyper
+        optimizer = optimizers.sgd(
+            hyper["unlearn_lr"], momentum=hyper["momentum"], weight_decay=hyper["weight_decay"], scheduled=True
+        )
+        return scissorhands(
+            self.setting.loss_fn,
+            optimizer,
+            fraction=1 - hyper["sparsity"],
+            forget_weight=hyper["lam"],
+            trim=self.trim_pattern,
+            project=self.project_pattern,
+            projected=hyper["project"],
+            num_constraints=hyper["memory_num"],
+            mode="authors",
+            batch_size=hyper["batch_size"],
+            project_every=self.every,
+        )
 
     def replay(self) -> list[Check]:
         trace, meta, arrays = self.trace, self.trace.meta, self.trace.arrays
@@ -464,7 +487,7 @@ class _Epochs:
                 carry, losses = self._begin_epoch(carry, memories, len(memory_losses))
                 memory_losses.append(losses)
             batch = self._batch(index)
-            carry, metrics, before, after, logits = self._advance(carry, batch)
+            carry, metrics, before, after, logits = _step_and_look(self.method.step, self.setting.model, carry, batch)
             hits.append(int(np.sum(np.asarray(logits).argmax(1) == batch.retain["label"])))
             step_of_epoch += 1
             self._note(rows, index, metrics, before, after)
@@ -479,12 +502,6 @@ class _Epochs:
             self.checks.append(relative("returned_retain_accuracy", 100 * sum(hits) / total, recorded, 1e-6))
         return self.checks
 
-    def _advance(self, carry: Carry, batch: Batch):
-        due = (int(carry.aux.joint_step) + 1) % self.every == 0
-        project = self.project_pattern if batch.forget is not None and self.hyper["project"] and due else None
-        functions = (self.setting.model, self.setting.loss_fn, self.hyper["memory_num"])
-        return _step_and_look(self.method.step, functions, project, carry, batch)
-
     def _batch(self, index: int) -> Batch:
         joint = self.trace.arrays["step_kind"][index] == 0
         position = int(np.sum(self.trace.arrays["step_kind"][:index] == 0))
@@ -498,7 +515,8 @@ class _Epochs:
             self.setting.batch(self.retain[0]),
         )
         carry = self.method.init(jax.random.key(0), self.setting.params, self.setting.model_state, data)
-        return carry._replace(params=trimmed.params, model_state=trimmed.model_state)
+        opt_state = optimizers.with_schedule(carry.opt_state, self.schedule)
+        return carry._replace(params=trimmed.params, model_state=trimmed.model_state, opt_state=opt_state)
 
     def _begin_epoch(self, carry: Carry, memories: list, epoch: int) -> tuple[Carry, np.ndarray]:
         """As `Method.begin_epoch`, with the recorded memory batches in place of random ones."""
@@ -585,8 +603,14 @@ class _Epochs:
             _numbers("gnorm_post", rows["gnorm"], arrays["gnorm_post"], GRADIENTS, relative_to_largest=True),
             _numbers("subnorm_pre", rows["pre"], arrays["subnorm_pre"], GRADIENTS, relative_to_largest=True),
             _numbers("subnorm_post", rows["post"], arrays["subnorm_post"], GRADIENTS, relative_to_largest=True),
-            relative("lr", [float(self.schedule(i)) for i in range(len(self.epochs))], arrays["lr"], 1e-6),
+            relative("lr", self._rates(), arrays["lr"], 1e-6),
         ]
+
+    def _rates(self) -> np.ndarray:
+        """The learning rate of every step."""
+        knots, factors = map(jnp.asarray, self.schedule)
+        steps = jnp.arange(len(self.epochs))
+        return self.hyper["unlearn_lr"] * jax.vmap(lambda step: optimizers.interpolate(step, knots, factors))(steps)
 
     def _check_structure(self) -> None:
         """Counts and orders that follow from the settings and the batches."""
@@ -634,61 +658,27 @@ class _Epochs:
                 self.trace.accept(key, reason)
 
 
-def _schedule(rate: float, drops: tuple[int, ...]) -> optax.Schedule:
-    return optax.piecewise_constant_schedule(rate, dict.fromkeys(drops, 0.1))
-
-
-@functools.cache
-def _method(loss_fn, drops: tuple[int, ...], trim: str, project: str, hyper: tuple) -> Method:
-    """One method per setting, so that traces with the same settings share its compilations."""
-    hyper = dict(hyper)
-    rate = _schedule(hyper["unlearn_lr"], drops) if drops else hyper["unlearn_lr"]
-    optimizer = optimizers.sgd(rate, momentum=hyper["momentum"], weight_decay=hyper["weight_decay"])
-    return scissorhands(
-        loss_fn,
-        optimizer,
-        fraction=1 - hyper["sparsity"],
-        forget_weight=hyper["lam"],
-        trim=trim,
-        project=project,
-        projected=hyper["project"],
-        num_constraints=hyper["memory_num"],
-        mode="authors",
-        batch_size=hyper["batch_size"],
-        project_every=_every(hyper),
-    )
-
-
-def _every(hyper: dict) -> int:
-    return 10 if hyper.get("every10") else 1
-
-
 # Every trace compiles its step for four shapes of batches and runs it a few times: compiling fast matters more.
-# Steps that differ in numbers alone are equal, so that several traces share them.
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), compiler_options={"xla_backend_optimization_level": 0})
-def _step_and_look(step, setting_functions, project: str | None, carry: Carry, batch: Batch):
-    """The method's step, and beside it what it does not report; compiled together, so that nothing is computed twice.
+@functools.partial(jax.jit, static_argnums=(0, 1), compiler_options={"xla_backend_optimization_level": 0})
+def _step_and_look(step, model: Model, carry: Carry, batch: Batch):
+    """The method's step, and beside it what it does not report: what it hands to its projection and its optimizer.
 
     Returns the new carry, the step's metrics, its gradient before and after projection, and the retain logits.
     """
-    model, loss_fn, num_constraints = setting_functions
     logits, _ = model.apply(carry.params, carry.model_state, batch.retain["image"], train=True)
-    if batch.forget is None:
-        before = jax.grad(lambda p: loss_fn(p, carry.model_state, batch.retain, train=True, key=None)[0])(carry.params)
-    else:
-        _, retain, forget, _ = pair_gradients(
-            loss_fn, carry.params, carry.model_state, batch, None, forget_moves_state=True
-        )
-        before = jax.tree.map(lambda r, f: r - carry.aux.forget_weight * f, retain, forget)
-    after = before
-    if project is not None:
-        transform = optax.masked(
-            project_gradient(num_constraints, margin=AUTHORS.margin, eps=AUTHORS.eps),
-            trees.select(carry.params, project),
-            mask_compatible_extra_args=True,
-        )
-        after, _ = transform.update(before, transform.init(before), constraint_grads=carry.aux.constraint_grads)
-    return *step(carry, batch), before, after, logits
+    project, gradients = repair._project, []
+
+    def watched_project(transform, gradient, *rest):
+        gradients.append(gradient)
+        return project(transform, gradient, *rest)
+
+    def watched_update(gradient, *rest):
+        gradients.append(gradient)
+        return step.update(gradient, *rest)
+
+    with mock.patch.object(repair, "_project", watched_project):
+        carry, metrics = dataclasses.replace(step, update=watched_update)(carry, batch)
+    return carry, metrics, gradients[0], gradients[-1], logits
 
 
 def _numbers(name: str, got, recorded: np.ndarray, tolerance: float, *, relative_to_largest: bool = False) -> Check:

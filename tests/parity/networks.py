@@ -67,6 +67,12 @@ def module_for(shapes: Shapes, *, mean: tuple[float, ...], std: tuple[float, ...
 
 
 @functools.cache
+def outline_of(module: nn.Module) -> tuple[Params, ModelState]:
+    """Shapes and types of a network's parameters and state, for images of 32x32 pixels."""
+    return jax.eval_shape(from_linen(module, jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)).init, jax.random.key(0))
+
+
+@functools.cache
 def structure(module: nn.Module) -> tuple[Entry, ...]:
     """The tensors that the library exports for a network, in PyTorch's order: modules as called, words as in WORDS."""
     called: list[str] = []
@@ -75,9 +81,8 @@ def structure(module: nn.Module) -> tuple[Entry, ...]:
         called.append(".".join(context.module.path))
         return call(*args, **kwargs)
 
-    model = from_linen(module, jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32))
     with nn.intercept_methods(remember):
-        outline = jax.eval_shape(model.init, jax.random.key(0))
+        outline = outline_of.__wrapped__(module)
     params, model_state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), outline)
     parameters = set(to_state_dict(params, {}))
 
@@ -282,7 +287,7 @@ def replay_structure(trace: Trace) -> list[Check]:
         entries = entries_like(module, names)
         order = [entry.name for entry in entries if entry.parameter]
         listed = [{**entry._asdict(), "shape": list(entry.shape)} for entry in entries]
-        outline, _ = jax.eval_shape(from_linen(module, jnp.zeros((1, 32, 32, 3))).init, jax.random.key(0))
+        outline, _ = outline_of(module)
         checks += [
             exact(f"{label} entries", listed, recorded.pop("entries")),
             exact(f"{label} n_tensors", len(entries), recorded.pop("n_tensors")),
