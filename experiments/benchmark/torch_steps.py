@@ -111,9 +111,9 @@ def network(name: str, options: Mapping[str, Any]) -> nn.Module:
         return Perceptron(int(np.prod(options["image_shape"])), options["hidden"])
     if name == "resnet20":
         constants = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-        return ResNet((3, 3, 3), (16, 32, 64), head="linear", learned=False, **constants)
+        return ResNet((3, 3, 3), options.get("widths", (16, 32, 64)), head="linear", learned=False, **constants)
     constants = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}
-    return ResNet((2, 2, 2, 2), (64, 128, 256, 512), head="fc", learned=True, **constants)
+    return ResNet((2, 2, 2, 2), options.get("widths", (64, 128, 256, 512)), head="fc", learned=True, **constants)
 
 
 Examples = tuple[torch.Tensor, torch.Tensor]  # images, uint8, shape (N, H, W, C), and labels

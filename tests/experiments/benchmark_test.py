@@ -23,6 +23,16 @@ SETTINGS = settings.Settings(batch_size=4, repeats=3, quick=True)
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Narrow(settings.Settings):
+    """The networks of the full size with few channels and small images."""
+
+    @property
+    def networks(self):
+        widths = {"resnet20": (4, 8, 16), "resnet18": (4, 8, 12, 16)}
+        return {name: {"image_shape": (16, 16, 3), "widths": widths[name]} for name in super().networks}
+
+
 class TestTimeInTurn:
     def test_every_call_is_made_in_every_round_and_two_rounds_do_not_count(self):
         made, notes = [], []
@@ -251,14 +261,33 @@ def test_operations_are_counted_as_the_network_defines_them():
 
 @pytest.mark.skipif(not HAS_TORCH, reason="PyTorch is not installed")
 @pytest.mark.parametrize("network", ["resnet20", "resnet18"])
-@pytest.mark.parametrize("step", ["torch_repair", "torch_train"])
-def test_pytorch_takes_the_same_steps(network, step, monkeypatch):
-    """Two steps from the same weights on the same images move both networks alike."""
-    monkeypatch.setenv("SCISSORHANDS_CPU_CONVOLUTION", "off")  # compiles faster
-    full = settings.Settings(batch_size=4)
-    steps.repair_of.cache_clear()
-    own, reference, _ = against_torch.pair_of_calls(network, step, full)
-    repair, module = steps.repair_of(network, full), reference.__closure__
+def test_pytorch_has_the_same_networks(network):
+    import torch
+
+    from experiments.benchmark import torch_steps
+
+    full = settings.Settings()
+    outline = jax.eval_shape(settings.network_of(network, full)[0].init, jax.random.key(0))
+    zeros = jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), outline)
+    state = torch_weights.to_state_dict(*zeros)
+    expected = {name: value.shape for name, value in state.items() if not name.startswith("normalize.")}
+    with torch.device("meta"):
+        module = torch_steps.network(network, full.networks[network])
+    assert {name: tuple(value.shape) for name, value in module.state_dict().items()} == expected
+
+
+@pytest.mark.skipif(not HAS_TORCH, reason="PyTorch is not installed")
+@pytest.mark.parametrize("network", ["resnet20", "resnet18"])
+def test_pytorch_takes_the_same_steps(network):
+    """A training step and a repair step from the same weights on the same images move both networks alike."""
+    narrow = Narrow(batch_size=4)
+    for step in ("torch_train", "torch_repair"):  # The repair step takes the weights that both begin with.
+        check_same_step(network, step, narrow)
+
+
+def check_same_step(network, step, narrow):
+    own, reference, _ = against_torch.pair_of_calls(network, step, narrow)
+    repair, module = steps.repair_of(network, narrow), reference.__closure__
     (torch_steps,) = [cell.cell_contents for cell in module if hasattr(cell.cell_contents, "module")]
     before = {name: value.detach().numpy().copy() for name, value in torch_steps.module.named_parameters()}
     if step == "torch_repair":
@@ -277,17 +306,16 @@ def test_pytorch_takes_the_same_steps(network, step, monkeypatch):
 
 @pytest.mark.skipif(not HAS_TORCH, reason="PyTorch is not installed")
 @pytest.mark.parametrize("sign", [1, -1])
-def test_pytorch_repairs_as_the_published_code_does(sign, monkeypatch):
+def test_pytorch_repairs_as_the_published_code_does(sign):
     """A step in authors' mode, with a constraint that is violated and with its opposite, which is not."""
     import torch
 
     from experiments.benchmark import torch_steps
 
-    monkeypatch.setenv("SCISSORHANDS_CPU_CONVOLUTION", "off")  # compiles faster
-    full = settings.Settings(batch_size=4)
-    repair = steps.Repair("resnet20", full, mode="authors", project="layer3|linear")
+    narrow = Narrow(batch_size=4)
+    repair = steps.Repair("resnet20", narrow, mode="authors", project="layer3|linear")
     forget, retain = (torch_steps.tensors(part) for part in (repair.examples.forget, repair.examples.retain))
-    reference = against_torch.steps_of("resnet20", repair.carry, full, published=True)
+    reference = against_torch.steps_of("resnet20", repair.carry, narrow, published=True)
     assert reference.module.conv1.weight.is_contiguous()
     constraint, _ = constraint_gradients(
         repair.loss_fn, repair.carry.params, repair.carry.model_state, [repair.examples.forget]
