@@ -5,7 +5,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=.venv-test
 "${PYTHON:-python3}" -m venv "$venv"
-# Not compiled: most of it is never imported.
+# Not compiled: most of it is never imported. What is imported is compiled once and kept, whatever the environment says,
+# because tests start many processes, each of which would take seconds to compile JAX and its companions again.
+export PYTHONDONTWRITEBYTECODE=
 install=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile)
 "${install[@]}" -e ".[test]"
 # Carries the vocabulary of CLIP's tokenizer, which tests read; the package is never imported, so it needs nothing else.

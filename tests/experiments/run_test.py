@@ -42,8 +42,8 @@ def test_bad_input_is_one_sentence(tmp_path, capsys, arguments, message):
 def test_a_small_real_table(tmp_path, shared, name):
     """The references only, because every method would compile its own step; `grid_test.py` has methods."""
     arguments = ["--config", name, "--seeds", "0", "--data-dir", str(shared / "data"), "--only", "^NONE$"]
-    tiny = [text for text in TINY if name != "faces" or "limit" not in text]
-    limits = ["train_limit=80", "validation_share=0.0"] if name == "faces" else []
+    tiny = [text for text in TINY if "limit" not in text]
+    limits = ["train_limit=80", "validation_share=0.0"] if name == "faces" else ["train_limit=100", "test_limit=50"]
     assert run.main([*arguments, "--out", str(tmp_path / "out"), *tiny, *limits]) == 0
     rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
     assert [row["method"] for row in rows] == ["original", "retrain", report.REDRAWN]
