@@ -15,7 +15,7 @@ from scipy.sparse.linalg import LinearOperator, cg
 
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import saliency, trees
-from scissorhands_jax.base import Data, Dataset, Key, Method, Model, ModelState, Params, PyTree, StatefulLossFn
+from scissorhands_jax.base import Data, Dataset, Key, Method, Model, ModelState, Params, PyTree, StatefulLossFn, freeze
 from scissorhands_jax.errors import InputError, check_choice
 from scissorhands_jax.keywords import takes
 from scissorhands_jax.methods._gradient import edit
@@ -183,7 +183,7 @@ def published_recursion(
     """
     along = None
     for example in examples:
-        gradient = saliency.gradient_sum(loss_fn, params, model_state, [example]).gradient
+        gradient = _gradient(loss_fn, params, model_state, example)
         if along is None:
             along = gradient
         else:
@@ -199,6 +199,12 @@ def _example_losses(loss_fn: StatefulLossFn, model_state: ModelState, batch: PyT
         return loss_fn(params, model_state, example, train=False, key=None)[0]
 
     return lambda params: jax.vmap(one, in_axes=(None, 0))(params, batch)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _gradient(loss_fn, params, model_state, batch):
+    gradient = jax.grad(freeze(loss_fn, model_state))(params, batch)
+    return jax.tree.map(lambda g: g.astype(jnp.promote_types(g.dtype, jnp.float32)), gradient)
 
 
 @functools.partial(jax.jit, static_argnums=0)
