@@ -36,7 +36,7 @@ from scissorhands_jax import files, reading
 from scissorhands_jax.datasets import compact
 from scissorhands_jax.datasets.splits import Splits
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.terminal import Console, complain
+from scissorhands_jax.terminal import Console, complain, say
 
 _POLL_SECONDS, _GRACE_SECONDS = 0.1, 10.0
 _LEAST_SECONDS = 30.0  # A part that is given less would do little more than compile.
@@ -182,9 +182,7 @@ def _without_waiting(chosen: Sequence[Part], data_dir: Path, console: Console) -
     missing = compact.missing_files(data_dir)
     if missing:
         waiting = [part.name for part in chosen if part.needs_data]
-        console.print(
-            f"{', '.join(waiting)} wait for {', '.join(missing)} in {data_dir}", highlight=False, markup=False
-        )
+        say(console, f"{', '.join(waiting)} wait for {', '.join(missing)} in {data_dir}")
     return [part for part in chosen if not (missing and part.needs_data)]
 
 
@@ -223,13 +221,13 @@ def run_parts(
             continue
         left = deadline - time.monotonic()
         if left <= 0 or (begun and left < _LEAST_SECONDS):
-            console.print(f"no time is left for {part.name}", highlight=False)
+            say(console, f"no time is left for {part.name}")
             break
         begun = True
         _run_part(part, results, left if math.isinf(seconds) else min(left, _MOST_SECONDS))
         found = known[part.name]
         state = "complete" if found["complete"] else "failed" if found["error"] else "stopped, continues next time"
-        console.print(f"{part.name}: {state}, {found['seconds']:.0f} s", highlight=False)
+        say(console, f"{part.name}: {state}, {found['seconds']:.0f} s")
     results.write()
     return {part.name: known[part.name] for part in chosen if part.name in known}
 

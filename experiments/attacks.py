@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import glob
 import json
 import sys
 import zipfile
@@ -77,7 +78,7 @@ class Archives:
     def __init__(self, out: Path) -> None:
         self._out = out
         self._entries: dict[int, dict[str, bytes]] = {}
-        for path in sorted(out.parent.glob(f"{out.stem}-predictions-*.zip")):
+        for path in sorted(out.parent.glob(f"{glob.escape(out.stem)}-predictions-*.zip")):
             try:
                 entries = reading.read_archive(path, 2 * MAX_PREDICTIONS)
             except ValueError as error:

@@ -60,12 +60,12 @@ def main(arguments: list[str] | None = None) -> int:
 def write_tables(out: Path, document: Mapping[str, Any]) -> None:
     """Writes `tables.md` and `attacks.svg` of an audit's document into a folder."""
     parts = [
-        f"# {document['config']['experiment']}, {document['config']['tier']}\n",
+        f"# {report.markdown_text(document['config']['experiment'])}, {document['config']['tier']}\n",
         f"{report.audit_verdict(document['gates'])}\n",
     ]
     parts += ["## Gates\n", report.markdown(report.gates_grid(document["gates"]))]
     for heading, table in report.evidence_grids(document):
-        parts += [f"## {heading}\n", report.markdown(table)]
+        parts += [f"## {report.markdown_text(heading)}\n", report.markdown(table)]
     files.write_text(out / "tables.md", "\n".join(parts))
     figure = report.evidence_figure(document["evidence"], report.METRICS)
     files.write_text(out / "attacks.svg", report.figure_svg(figure))

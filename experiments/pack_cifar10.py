@@ -16,7 +16,7 @@ from pathlib import Path
 from scissorhands_jax import datasets
 from scissorhands_jax.datasets import compact
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.terminal import Console, complain
+from scissorhands_jax.terminal import Console, complain, say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     for number, files in enumerate(parts, 1):
         size = sum(path.stat().st_size for path in files) / 2**20
-        console.print(f"part {number}, {size:.1f} MiB: {' '.join(map(str, files))}", highlight=False, soft_wrap=True)
+        say(console, f"part {number}, {size:.1f} MiB: {' '.join(map(str, files))}")
     return 0
 
 

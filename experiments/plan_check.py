@@ -19,10 +19,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from scissorhands_jax import files, models, reading, report, torch_weights
+from scissorhands_jax.jobs.progress import status
+from scissorhands_jax.terminal import Console, Table
 
 MEMORY_AIM, TIME_AIM = 0.2, 0.3  # relative
 CASES: dict[str, dict[str, Any]] = {
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.out is not None and options.out.exists():
         rows = {row["case"]: row for row in reading.read_json(options.out)["results"]}
     for name in options.only or CASES:
-        with console.status(name), tempfile.TemporaryDirectory() as folder:
+        with status(console, name), tempfile.TemporaryDirectory() as folder:
             rows[name] = {"case": name, **check(Path(folder), **CASES[name])}
         document = {
             "results": [rows[case] for case in CASES if case in rows],

@@ -18,7 +18,7 @@ from scissorhands_jax import files, report
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import config, grid
 from scissorhands_jax.jobs.experiment import Experiment
-from scissorhands_jax.terminal import Console, LoggedConsole, add_follow_options, complain, logged_console
+from scissorhands_jax.terminal import Console, LoggedConsole, add_follow_options, complain, logged_console, say
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     if not options.no_report:
         report.print_tables(document["rows"], Console())
-        console.print(report.gates_note(document["gates"]), highlight=False, markup=False, soft_wrap=True)
+        say(console, report.gates_note(document["gates"]))
     return 0
 
 

@@ -21,7 +21,7 @@ from scissorhands_jax import files, reading, report
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs.cells import slug
 from scissorhands_jax.report import table_gates
-from scissorhands_jax.terminal import Console, complain
+from scissorhands_jax.terminal import Console, complain, say
 
 RESULTS = Path(__file__).parent / "results"
 PAPER = Path(__file__).parent / "paper_numbers.json"
@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
                 audit.write_tables(folder, document)
             else:
                 render(document, folder, name)
-            console.print(f"written: {folder / 'tables.md'}, tables.tex and the plots", highlight=False)
+            say(console, f"written: {folder / 'tables.md'}, tables.tex and the plots")
     except InputError as error:
         complain(console, str(error))
         return 2
@@ -77,11 +77,11 @@ def render(document: Mapping[str, Any], folder: Path, name: str) -> None:
     published = paper_table(document["config"].get("paper_table"))
     pictures = report.row_pictures(rows)
     stems = [slug(f"{picture.scenario}-{picture.name}") for picture in pictures]
-    text, tex = f"# {name}\n", "% \\usepackage{booktabs}\n"
+    text, tex = f"# {report.markdown_text(name)}\n", "% \\usepackage{booktabs}\n"
     for scenario, methods in report.grouped(rows).items():
         note, label = report.table_note(methods), f"tab:{slug(f'{name}-{scenario}')}"
         table = report.scenario_grid(methods)
-        text += f"\n## {scenario}\n\n{report.markdown(table)}\n{note}\n"
+        text += f"\n## {report.markdown_text(scenario)}\n\n{report.markdown(table)}\n{note}\n"
         tex += "\n" + report.latex(table, caption=f"{name}: {scenario}. {note}", label=label)
         if published is not None:
             fixed = {method: group for method, group in methods.items() if group[0].get("sweep") is None}
@@ -94,7 +94,9 @@ def render(document: Mapping[str, Any], folder: Path, name: str) -> None:
             )
         for picture, stem in zip(pictures, stems, strict=True):
             if picture.scenario == scenario:
-                text += f"\n![{picture.alt}]({stem}.svg)\n\n{picture.caption}\n"
+                text += (
+                    f"\n![{report.markdown_text(picture.alt)}]({stem}.svg)\n\n{report.markdown_text(picture.caption)}\n"
+                )
     # Older results have no gates, so these are computed from their rows.
     found = document.get("gates") or [gate._asdict() for gate in table_gates.of_rows(document["rows"])]
     text += f"\n## Gates\n\n{report.gates_note(found)}\n\n{report.markdown(report.gates_grid(found))}"

@@ -32,7 +32,7 @@ from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods import MethodSettings
 from scissorhands_jax.methods.retrain import RetrainSettings
-from scissorhands_jax.terminal import Console, complain
+from scissorhands_jax.terminal import Console, complain, say
 from scissorhands_jax.training.loop import run
 
 WEIGHTS = 860_000_000  # about the number in the UNet of Stable Diffusion 1.4
@@ -88,7 +88,7 @@ def fill(
             if judge is not None:
                 document["aims"] = [aim.to_json() for aim in judge(document["results"])]
             files.write_text(out, json.dumps(document, indent=2) + "\n")
-            console.print(f"{name}: {document['results'][name]}", highlight=False, markup=False)
+            say(console, f"{name}: {document['results'][name]}")
 
 
 def _kept(out: Path, **settings: Any) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from scissorhands_jax.jobs.progress import progress_bar
 from scissorhands_jax.jobs.scenarios import SeededScenario, TableNetworks
 from scissorhands_jax.metrics import distances
 from scissorhands_jax.metrics.row import measure_row
-from scissorhands_jax.terminal import Console, LoggedConsole, add_follow_options, complain, logged_console
+from scissorhands_jax.terminal import Console, LoggedConsole, add_follow_options, complain, logged_console, say
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
                 )
             )
             _write(options.out, {"rows": rows, **about, **report.environment()})
-            console.print(_line(rows[-1]), highlight=False)
+            say(console, _line(rows[-1]))
     except InputError as error:
         complain(console, str(error))
         return 2

@@ -23,7 +23,6 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.progress import Progress
 
 from experiments import configs
 from experiments.run import read_seeds
@@ -56,7 +55,7 @@ from scissorhands_jax.methods.scissorhands import ScissorhandsSettings
 from scissorhands_jax.methods.trimming import trimming_mask
 from scissorhands_jax.metrics import distances
 from scissorhands_jax.metrics.row import measure_row
-from scissorhands_jax.terminal import LoggedConsole, add_follow_options, complain, logged_console
+from scissorhands_jax.terminal import LoggedConsole, Progress, add_follow_options, complain, logged_console, say
 from scissorhands_jax.training.loop import run
 
 BASE: dict[str, Any] = {
@@ -174,7 +173,7 @@ def main(arguments: list[str] | None = None) -> int:
                 for label, draw in itertools.product(labels, range(options.draws)):
                     if not table.has(label, seed, draw):
                         table.add(cells.measured(label, draw))
-                        console.print(_line(table.rows[-1]), highlight=False)
+                        say(console, _line(table.rows[-1]))
     except InputError as error:
         complain(console, str(error))
         return 2

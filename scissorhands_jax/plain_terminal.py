@@ -1,19 +1,18 @@
 """Plain lines in place of rich: all that a machine without it gets, and the progress that a log file gets.
 
-Lines hold no control characters, whatever the names in them are.
+No text is read as markup, and lines hold no control characters, whatever the names in them are.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import re
 import sys
 import threading
 import time
+import unicodedata
 from collections.abc import Callable
 from typing import Any, Self, TextIO
 
-_MARKUP = re.compile(r"\[/?[a-z ]*\]")
 _SHORT = 1.0  # seconds; shorter tasks are not worth a line
 _FIRST, _GROWTH, _LONGEST = 10.0, 1.5, 600.0  # seconds until the first line about a task, and between later ones
 
@@ -33,19 +32,18 @@ class PlainConsole:
     def __init__(self, *, stderr: bool = False, quiet: bool = False, file: TextIO | None = None) -> None:
         self._stderr, self.quiet, self._file = stderr, quiet, file
 
-    def print(self, shown: object = "", *, end: str = "\n", markup: bool = True, **style: Any) -> None:
-        """Prints something; `style` is ignored.
+    def print(self, shown: object = "", *, end: str = "\n", **style: Any) -> None:
+        """Prints something as it is, with escapes in place of what is not printable; `style` is ignored.
 
         Args:
           shown: What is printed, as `str` writes it.
           end: What follows it.
-          markup: Whether words such as `[bold]` are markup, which is left out.
           **style: Further options of rich's consoles.
         """
         del style
         if not self.quiet:
-            text = _MARKUP.sub("", str(shown)) if markup else str(shown)
-            print(text, end=end, file=self._file or (sys.stderr if self._stderr else sys.stdout), flush=True)
+            file = self._file or (sys.stderr if self._stderr else sys.stdout)
+            print(printable(str(shown)), end=end, file=file, flush=True)
 
 
 class PlainTable:
@@ -244,16 +242,28 @@ class PlainProgress:
 
     def _say(self, line: str) -> None:
         self._unsaid = None
-        self._write(printable(line))
+        self._write(" ".join(printable(line).split()))
 
 
-def printable(line: str) -> str:
-    """The text on one line, with a question mark for everything that is no character to print.
+def printable(text: str, keep: str = "\n\t") -> str:
+    r"""Returns a text that says the same on every terminal, whoever wrote it.
 
-    >>> printable("a\\nb\\x1b[2J")
-    'a b?[2J'
+    Everything that is not printable is replaced by its escape in Python: control characters, with which a text could
+    move the cursor, change colours or write over other lines, marks that reverse the order of letters, and bytes of
+    file names that are not UTF-8.
+
+    Args:
+      text: The text.
+      keep: Characters that are kept all the same.
+
+    >>> printable("a\x1b[31m b")
+    'a\\x1b[31m b'
     """
-    return "".join(char if char.isprintable() else "?" for char in " ".join(line.split()))
+
+    def is_kept(sign: str) -> bool:
+        return sign.isprintable() or sign in keep or unicodedata.category(sign) == "Zs"  # spaces of any width
+
+    return "".join(sign if is_kept(sign) else sign.encode("unicode_escape").decode() for sign in text)
 
 
 def duration_text(seconds: float) -> str:

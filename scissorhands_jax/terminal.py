@@ -1,5 +1,8 @@
 """Consoles, tables and progress in the terminal: rich's, or plain lines on a machine that lacks rich.
 
+Nothing that is printed by these names is read as markup, as the name of an emoji or as a command to the terminal: file
+names, labels and whatever else people typed appear as they are, and what is not printable as an escape.
+
 Tables of results (`jobs.grid`) and the experiments for a borrowed accelerator print by these names only, so that they
 run where there is JAX and little else.
 """
@@ -11,23 +14,50 @@ import io
 import logging
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.plain_terminal import PlainConsole
+from scissorhands_jax.plain_terminal import PlainConsole, PlainProgress, PlainTable, printable
 
-try:
-    from rich.console import Console
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderableType
     from rich.control import Control
     from rich.progress import Progress
+    from rich.segment import Segment
     from rich.table import Table
-except ModuleNotFoundError:
-    from scissorhands_jax.plain_terminal import PlainConsole as Console  # type: ignore[assignment]
-    from scissorhands_jax.plain_terminal import PlainProgress as Progress  # type: ignore[assignment]
-    from scissorhands_jax.plain_terminal import PlainTable as Table  # type: ignore[assignment]
+    from rich.text import Text
+else:
+    try:
+        import rich.console
+        from rich.control import Control
+        from rich.progress import Progress
+        from rich.segment import Segment
+        from rich.table import Table
+    except ModuleNotFoundError:
+        Console, Progress, Table, Control = PlainConsole, PlainProgress, PlainTable, type(None)
+    else:
 
-    Control = type(None)  # type: ignore[assignment,misc]
+        class Console(rich.console.Console):
+            """A console of rich that shows every text as it is.
+
+            Args:
+              **options: Those of rich's console, of which `markup`, `emoji` and `highlight` are off.
+            """
+
+            def __init__(self, **options: Any) -> None:
+                super().__init__(**{"markup": False, "emoji": False, "highlight": False, **options})
+
+            def render_str(self, text: str, **options: Any) -> Text:
+                """Makes a text as rich does, with escapes in place of what is not printable."""
+                return super().render_str(printable(text), **options)
+
+            def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+                """Renders something as rich does, with escapes in place of what is not printable."""
+                for segment in super().render(renderable, options):
+                    yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
 
 __all__ = [
     "LOG_HELP",
@@ -40,7 +70,11 @@ __all__ = [
     "add_follow_options",
     "complain",
     "is_live",
+    "literal",
     "logged_console",
+    "printable",
+    "say",
+    "write_line",
 ]
 
 _logger = logging.getLogger(__name__)
@@ -76,7 +110,7 @@ class LogFile:
         """Adds a text; what follows the last line break waits for the next one."""
         *lines, self._rest = (self._rest + text).split("\n")
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        shown = ("".join(char if char.isprintable() else "?" for char in line.rstrip()) for line in lines)
+        shown = (printable(line.rstrip(), keep="") for line in lines)
         self._waiting += "".join(f"{stamp} {line}\n" for line in shown if line)
         if self._out is None or (self._out.is_dir() and any(self._out.iterdir())):
             self.close()
@@ -148,9 +182,40 @@ def logged_console(options: argparse.Namespace, out: Path | None = None) -> Logg
     return LoggedConsole(quiet=options.quiet, log=None if options.log is None else LogFile(options.log, out))
 
 
+def literal(text: str, style: str = "") -> Any:
+    """Returns a text that any console of rich shows as it is, such as for the cell of a table.
+
+    Args:
+      text: The text.
+      style: A style of rich.
+    """
+    if Table is PlainTable:
+        return printable(text)
+    from rich.text import Text
+
+    return Text(printable(text), style=style)
+
+
+def say(console: Console, text: str, *, style: str = "", end: str = "\n") -> None:
+    """Prints a text as it is on any console of rich, and leaves the breaking of lines to the terminal.
+
+    Args:
+      console: The console.
+      text: The text.
+      style: A style of rich.
+      end: What follows the text.
+    """
+    console.print(literal(text, style), end=end, soft_wrap=True)
+
+
+def write_line(text: str) -> None:
+    """Writes a line of results to standard output."""
+    sys.stdout.write(printable(text, keep="\t") + "\n")
+
+
 def complain(console: Console, message: str) -> None:
-    """Prints an error on one line, without markup, on a quiet console as well."""
+    """Prints an error on one line, on a quiet console as well."""
     was, console.quiet = console.quiet, False
-    console.print("[bold red]error:[/] ", end="", highlight=False)
-    console.print(" ".join(message.split()), style=None, markup=False, highlight=False, soft_wrap=True)
+    say(console, "error: ", style="bold red", end="")
+    say(console, " ".join(printable(message).split()))
     console.quiet = was

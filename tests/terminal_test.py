@@ -1,19 +1,33 @@
-"""Plain lines in place of rich: the same numbers, without markup; and progress that can be followed in a log."""
+"""Every text appears as it is, in the terminal and elsewhere; plain lines show the same; progress for a log."""
 
+import ast
 import io
 import re
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
+import jax
 import pytest
-from rich.console import Console
+import rich.console
 
-from scissorhands_jax import plain_terminal, report
+from scissorhands_jax import datasets, models, plain_terminal, report, torch_weights
+from scissorhands_jax.cli import main as cli
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs.progress import progress_bar, status
 from scissorhands_jax.plain_terminal import PlainConsole, PlainProgress, PlainTable
-from scissorhands_jax.terminal import LogFile, LoggedConsole, complain
+from scissorhands_jax.terminal import (
+    Console,
+    LogFile,
+    LoggedConsole,
+    Table,
+    complain,
+    literal,
+    printable,
+    say,
+    write_line,
+)
 
 ROWS = [
     {"scenario": "random 10 %", "method": method, "seed": 0, "acc_forget": forget, "acc_retain": 99.5, "acc_test": 90.0}
@@ -37,14 +51,127 @@ def test_a_plain_console_prints_the_numbers_of_a_rich_one(capsys):
     assert capsys.readouterr().out.startswith("gates\n|")
 
 
-def test_markup_is_left_out_and_brackets_of_text_stay(capsys):
-    console = PlainConsole(stderr=True)
-    complain(console, "a [thing]\nis missing")
-    console.print("[bold red]x[/] [3, 4]", highlight=False)
+MARKUP = "a [/x] [bold]b[/] [link=http://x]c :smile: $x_1^$ {seed} {0} %s"
+HOSTILE = MARKUP + " \x1b[31mred\x07\b\r\x9b2J\x00 \u202eabc\u2066\udc80"
+SHOWN = MARKUP + r" \x1b[31mred\x07\x08\r\x9b2J\x00 \u202eabc\u2066\udc80"
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def consoles():
+    for kind in (rich.console.Console, Console):
+        sink = Terminal()
+        yield kind(file=sink, width=300, force_terminal=True, legacy_windows=False), sink.getvalue
+
+
+def without_styles(text):
+    """Removes the escapes that rich writes itself: styles, and moves of the cursor by progress bars."""
+    return re.sub(r"\x1b\[(\d+(;\d+)*m|[0-9;]*[AKJ]|\?25[lh])", "", text.replace("\r", ""))
+
+
+def test_what_people_typed_is_shown_as_it_is_on_any_console(monkeypatch, capsys):
+    monkeypatch.setenv("TERM", "xterm")
+    assert printable(HOSTILE) == SHOWN
+    assert printable("ä 漢字 – 100 %\t|\n") == "ä 漢字 – 100 %\t|\n"
+    for console, written in consoles():
+        say(console, HOSTILE)
+        assert written() == SHOWN + "\n"
+        complain(console, HOSTILE)
+        table = Table(title=literal(HOSTILE))
+        table.add_column(literal(HOSTILE))
+        table.add_row(literal(HOSTILE))
+        console.print(table)
+        assert without_styles(written()).count(SHOWN) >= 5
+        with status(console, HOSTILE):
+            pass
+        with progress_bar(console) as progress:
+            progress.add_task(HOSTILE, total=2, note="")
+            progress.add_task("", total=2, note=HOSTILE)
+        last = without_styles(written())
+        assert last.count(SHOWN) >= 8
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", last)
+    plain = PlainConsole(stderr=True)
+    complain(plain, HOSTILE)
+    say(plain, HOSTILE)
+    with progress_bar(plain) as progress:
+        progress.add_task(HOSTILE, total=2, note=HOSTILE)
     PlainConsole(quiet=True).print("never")
     captured = capsys.readouterr()
-    assert captured.err == "error: a [thing] is missing\nx [3, 4]\n"
+    started, ended = f"{SHOWN}: started", f"{SHOWN}: ended at 0 of 2 after 0.0 s, {SHOWN}"
+    assert captured.err == f"error: {SHOWN}\n{SHOWN}\n{started}\n{ended}\n"
     assert captured.out == ""
+    write_line(f"{HOSTILE}\nCHANGED: nothing")
+    assert capsys.readouterr().out == f"{SHOWN}\\nCHANGED: nothing\n", "a line is one line"
+
+
+def test_our_console_shows_everything_as_it_is():
+    """Also what is printed without the functions above."""
+    sink = io.StringIO()
+    console = Console(file=sink, width=300)
+    console.print(HOSTILE)
+    console.print(Table(HOSTILE, title=HOSTILE))
+    assert sink.getvalue().count(SHOWN) == 3
+
+
+def test_tables_and_grids_show_everything_as_it_is():
+    rows = [{**row, "scenario": HOSTILE, "method": f"{row['method']} {HOSTILE}"} for row in ROWS]
+    for console, written in consoles():
+        report.print_tables(rows, console)
+        report.print_grid(HOSTILE, report.Grid((HOSTILE,), ((report.Cell(HOSTILE),),)), console)
+        assert without_styles(written()).count(SHOWN) == 1 + len(rows) + 3
+    text = report.markdown(report.Grid((HOSTILE,), ((report.Cell(HOSTILE + "|<b>&amp;"),),)))
+    assert "\x1b" not in text
+    assert re.sub(r"\\([\\`*_\[\]<>|~#$&])", r"\1", text).count(SHOWN) == 2
+    assert "<b>" not in text.replace(r"\<", "")
+
+
+def test_a_run_in_a_folder_of_any_name_ends_well(tmp_path, capsys):
+    out = tmp_path / f"a[/x]{chr(27)}[31m:smile:{{0}}"
+    words = ["--dataset", "digits", "--model", "mlp", "--weights", str(tmp_path / "w[/].safetensors")]
+    for name in ("{0}[", "w["):
+        (tmp_path / name).mkdir()
+    splits = datasets.load("digits", None)
+    model = models.build("mlp", num_classes=10, image_shape=splits.image_shape)
+    weights = torch_weights.to_state_dict(*model.init(jax.random.key(0)))
+    torch_weights.write_safetensors(tmp_path / "w[/].safetensors", weights)
+    (tmp_path / "{0}[/x].txt").write_text("1\n2\n")
+    words += ["--forget", f"indices:{tmp_path}/{{0}}[/x].txt", "--method", "finetune", "--epochs", "0"]
+    assert cli.main(["unlearn", *words, "--out", str(out)]) == 0
+    assert f"written to {printable(str(out))}: " in capsys.readouterr().err
+    assert "[/x].txt" in (out / "report.html").read_text()
+    assert cli.main(["unlearn", *words, "--out", str(out)]) == 2
+    assert printable(str(out)) in capsys.readouterr().err
+
+
+def printed(tree):
+    """The arguments of all calls `SOMETHING.print(...)` and `SOMETHING.status(...)`."""
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr in ("print", "status")
+        ):
+            yield from node.args
+
+
+@pytest.mark.parametrize("folder", ["scissorhands_jax", "experiments"])
+def test_texts_are_printed_by_functions_that_read_no_markup(folder):
+    """A text is never given to a console of rich itself, and consoles are made by `terminal` alone."""
+    for path in sorted((Path(__file__).parents[1] / folder).rglob("*.py")):
+        if path.name in ("terminal.py", "plain_terminal.py"):
+            continue
+        tree = ast.parse(path.read_text())
+        assert not [a for a in printed(tree) if isinstance(a, ast.Constant | ast.JoinedStr | ast.BinOp)], path
+        imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
+        assert not {"rich.text", "rich.table", "rich.markup"} & {node.module for node in imports}, path
+        assert "Console" not in {a.name for node in imports if node.module == "rich.console" for a in node.names}, path
+        formatted = [n for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr in ("format", "format_map")]
+        assert all(isinstance(n.value, ast.Constant | ast.Name) for n in formatted), (
+            f"{path} formats a text it was given"
+        )
 
 
 def test_a_plain_table_has_a_line_for_each_row(capsys):
@@ -151,21 +278,16 @@ def test_what_is_no_terminal_gets_lines_without_control_characters(force, monkey
         progress.update(task, completed=2)
     with status(console, "reading"):
         pass
-    console.print("[bold]end[/]")
+    console.print("[bold]end[/]")  # not markup
     complain(console, "bad")
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.splitlines() == [
-        "a[b]?[2J c: started",
-        "a[b]?[2J c: 2 done in 0.0 s, [bold]note[/]",
-        "end",
+        r"a[b]\x1b[2J c: started",
+        r"a[b]\x1b[2J c: 2 done in 0.0 s, [bold]note[/]",
+        "[bold]end[/]",
         "error: bad",
     ]
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
 
 
 @pytest.mark.parametrize(("terminal", "quiet"), [(False, False), (False, True), (True, False), (True, True)])
@@ -191,7 +313,7 @@ def test_a_log_gets_the_lines_with_the_time_in_any_case(terminal, quiet, tmp_pat
     assert [line.partition(" ")[2] for line in lines] == [
         "steps: started",
         "steps: 2 done in 0.0 s",
-        "a remark",
+        "[bold]a remark[/]",
         "error: bad",
     ]
     shown = sink.getvalue()

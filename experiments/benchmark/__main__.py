@@ -34,7 +34,7 @@ from experiments.benchmark.timing import Aim, OnRound, Result, Spread
 from scissorhands_jax import files, reading, report
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs.progress import progress_bar
-from scissorhands_jax.terminal import Console, Table
+from scissorhands_jax.terminal import Console, Table, literal, say
 
 Case = Callable[[OnRound], Result]
 
@@ -155,10 +155,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         document = _run(options, console)
     except (InputError, OSError) as error:
-        console.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+        say(console, f"error: {error}", style="bold red")
         return 2
     except KeyboardInterrupt:
-        console.print("stopped; the same command with --resume keeps what --out has")
+        say(console, "stopped; the same command with --resume keeps what --out has")
         return 130
     if options.json:
         print(json.dumps(document, indent=2, allow_nan=False))
@@ -300,7 +300,7 @@ def _aims_table(found: Sequence[Aim], *, quick: bool) -> Table:
         "aim", "case", "value", "limit", "met", title="Aims (which tiny sizes do not judge)" if quick else "Aims"
     )
     for aim in found:
-        mark = "[green]yes" if aim.met else "[red]no"
+        mark = literal("yes", "green") if aim.met else literal("no", "red")
         bound = "at least" if aim.at_least else "at most"
         table.add_row(aim.what, aim.case, f"{aim.value:.3g}", f"{bound} {aim.limit:g}", mark)
     return table

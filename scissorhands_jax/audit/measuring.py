@@ -14,7 +14,6 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import numpy as np
-from rich.progress import Progress
 
 from scissorhands_jax import array_files, hashing, reading
 from scissorhands_jax import data as data_lib
@@ -28,6 +27,7 @@ from scissorhands_jax.jobs.cells import ResultCell
 from scissorhands_jax.jobs.experiment import Experiment, LoadedExperiment
 from scissorhands_jax.metrics import accuracies, attacks, distances, probes, relearning
 from scissorhands_jax.report import NULL, ORIGINAL, REFERENCE
+from scissorhands_jax.terminal import Progress
 from scissorhands_jax.training.loop import run
 
 # The number of networks that are trained in one compiled program on an accelerator.
@@ -173,7 +173,7 @@ class Audit:
         left = np.arange(len(labels))
         sets = []
         for number, scenario in enumerate(self.scenarios):
-            spec = scenario.forget[0].format(seed=self.seed)
+            spec = scenario.forget[0].replace("{seed}", str(self.seed))
             form, _, share = spec.partition(":")
             # A share is one of the whole training set, so it is converted to a share of what is left.
             if form == "random" and share.replace(".", "", 1).isdigit():

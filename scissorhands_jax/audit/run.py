@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from rich.console import Console
 
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import hashing, report
@@ -31,6 +30,7 @@ from scissorhands_jax.methods import MethodSettings
 from scissorhands_jax.metrics import ensemble_attacks
 from scissorhands_jax.plain_terminal import duration_text
 from scissorhands_jax.report.gates import Gate, trusted
+from scissorhands_jax.terminal import Console, say
 from scissorhands_jax.training.loop import run
 
 Results = Mapping[AuditTarget, AuditCell | Diverged]
@@ -205,11 +205,10 @@ def _announce(audit: Audit, waiting: Sequence[AuditTarget], console: Console) ->
     seconds += examined * audit.tier.recovery_epochs * training_one / max(1, training.epochs)
     size = ensembles.disk_bytes(audit.loaded.model, len(missing))
     size += 4 * len(waiting) * len(audit.watched.labels) * len(audit.loaded.splits.class_names)
-    console.print(
+    say(
+        console,
         f"{len(missing)} networks to train and {len(waiting)} to unlearn or measure: about {duration_text(seconds)} on "
         f"this machine and {size / 1e6:,.0f} MB of disk, estimated from one epoch of each",
-        highlight=False,
-        soft_wrap=True,
     )
 
 

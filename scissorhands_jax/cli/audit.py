@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from rich.console import Console
-
 from scissorhands_jax.cli.options import Option, SettingsCommand
 from scissorhands_jax.cli.shared import DEFAULT_METHOD, DataFolderOptions, OverwriteOptions, default_settings
 from scissorhands_jax.errors import InputError, suggest
 from scissorhands_jax.jobs import config as config_lib
+from scissorhands_jax.terminal import Console
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

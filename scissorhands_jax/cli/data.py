@@ -6,10 +6,9 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from rich.console import Console
-
 from scissorhands_jax.cli.options import Option
 from scissorhands_jax.cli.shared import OverwriteOptions
+from scissorhands_jax.terminal import Console, say
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,9 +51,8 @@ class PrepareCommand(OverwriteOptions):
                 overwrite=self.overwrite,
             )
         splits = datasets.load(self.name, self.data_dir)
-        console.print(
+        say(
+            console,
             f"{len(splits.train['label']):,} images to train and {len(splits.test['label']):,} to test with, of "
             f"{len(splits.class_names)} classes and shape {splits.image_shape}, are ready in {folder}",
-            highlight=False,
-            soft_wrap=True,
         )

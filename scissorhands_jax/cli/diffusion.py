@@ -6,10 +6,9 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from rich.console import Console
-
 from scissorhands_jax.cli.options import Command, Option
 from scissorhands_jax.cli.shared import OverwriteOptions
+from scissorhands_jax.terminal import Console, say
 
 if TYPE_CHECKING:
     from scissorhands_jax.diffusion import generating
@@ -101,11 +100,7 @@ class ImportCommand(OverwriteOptions, TokenizerOptions):
         from scissorhands_jax.diffusion import importing, model_folder, networks
 
         def on_part(part: str, imported: ImportedPart) -> None:
-            console.print(
-                f"{part}: {imported.num_params:,} parameters ({imported.dtype}) from {imported.source}",
-                highlight=False,
-                soft_wrap=True,
-            )
+            say(console, f"{part}: {imported.num_params:,} parameters ({imported.dtype}) from {imported.source}")
 
         config = networks.named_config(self.config)
         found = {part: getattr(self, part) or self.source for part in networks.PARTS}
@@ -117,7 +112,7 @@ class ImportCommand(OverwriteOptions, TokenizerOptions):
             tokenizer = folder if folder.is_dir() else None
         if tokenizer is not None:
             model_folder.copy_tokenizer(tokenizer, self.out)
-        console.print(f"{' and '.join(done)} {'is' if len(done) == 1 else 'are'} ready in {self.out}", soft_wrap=True)
+        say(console, f"{' and '.join(done)} {'is' if len(done) == 1 else 'are'} ready in {self.out}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -140,4 +135,4 @@ class ExportCommand(OverwriteOptions):
         with status(console, "exporting"):
             written = exporting.export_weights(self.model, self.out, dtype=self.dtype, overwrite=self.overwrite)
         for path in written.values():
-            console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+            say(console, f"wrote {path}")

@@ -7,12 +7,11 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from rich.console import Console
-
 from scissorhands_jax.cli.diffusion import SamplingOptions, TokenizerOptions
 from scissorhands_jax.cli.options import Option
 from scissorhands_jax.cli.shared import ResumeOptions, print_json
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.terminal import Console, say
 
 if TYPE_CHECKING:
     from scissorhands_jax.diffusion import evaluating, generating, measuring
@@ -139,8 +138,8 @@ class ImagesCommand(ResumeOptions, SamplingOptions, TokenizerOptions):
             resume=self.resume,
             console=console,
         )
-        console.print(evaluation_page.counts_verdict(evaluation), highlight=False, soft_wrap=True, markup=False)
-        console.print(f"open {self.out / evaluation_page.PAGE_FILE}", highlight=False, soft_wrap=True)
+        say(console, evaluation_page.counts_verdict(evaluation))
+        say(console, f"open {self.out / evaluation_page.PAGE_FILE}")
         document = evaluation.document()
         print_json({key: document[key] for key in ("pairing", "counts", "utility")})
 

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from rich.console import Console
-
 from scissorhands_jax.cli.diffusion import SamplingOptions, TokenizerOptions
 from scissorhands_jax.cli.options import Option, SettingsCommand
 from scissorhands_jax.cli.shared import LongCommand, ResumeOptions, given_settings, print_json
 from scissorhands_jax.jobs import config as config_lib
+from scissorhands_jax.terminal import Console
 
 if TYPE_CHECKING:
     from scissorhands_jax.diffusion.concept_settings import ConceptSettings

@@ -8,8 +8,6 @@ import time
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from rich.console import Console
-
 from scissorhands_jax.cli.options import Option, options_of
 from scissorhands_jax.cli.shared import (
     JobOptions,
@@ -21,7 +19,7 @@ from scissorhands_jax.cli.shared import (
 )
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import config as config_lib
-from scissorhands_jax.terminal import LoggedConsole
+from scissorhands_jax.terminal import Console, LoggedConsole
 
 _many = functools.partial(Option, group="many devices, many processes")
 _speed = functools.partial(Option, group="speed, to override the automatic choice")

@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, ClassVar
 
-from rich.console import Console
-
 from scissorhands_jax.cli.options import Option
 from scissorhands_jax.cli.requests import LedgerOptions
+from scissorhands_jax.terminal import Console, say
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,7 +34,7 @@ class DeriveCommand(LedgerOptions):
         from scissorhands_jax import deletion
 
         child = deletion.derive(self.ledger, parent=self.parent, child=self.child, note=self.note or "", keys=self.keys)
-        console.print(f"registered {child}", highlight=False, soft_wrap=True)
+        say(console, f"registered {child}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,4 +49,4 @@ class RetireCommand(LedgerOptions):
         from scissorhands_jax import deletion
 
         network = deletion.retire(self.ledger, self.network, keys=self.keys)
-        console.print(f"retired {network}", highlight=False, soft_wrap=True)
+        say(console, f"retired {network}")

@@ -29,6 +29,7 @@ COMMANDS: dict[str, type[Command]] = {
     "request add": requests.AddCommand,
     "request list": requests.ListCommand,
     "request run": requests.ServeCommand,
+    "request discard": requests.DiscardCommand,
     "request verify": requests.VerifyCommand,
     "request derive": lineage.DeriveCommand,
     "request retire": lineage.RetireCommand,

@@ -20,11 +20,9 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, NoReturn
 
-from rich.console import Console
-
 from scissorhands_jax.errors import InputError, suggest
 from scissorhands_jax.jobs import config
-from scissorhands_jax.terminal import LoggedConsole
+from scissorhands_jax.terminal import Console, LoggedConsole
 
 _SETTING = re.compile(r"(--)?\w+(\.\w+)*=")
 

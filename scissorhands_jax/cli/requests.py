@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
-
-from rich.console import Console
-from rich.table import Table
 
 from scissorhands_jax.cli.options import Command, Option
 from scissorhands_jax.cli.shared import (
@@ -22,6 +18,7 @@ from scissorhands_jax.cli.shared import (
 )
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import config as config_lib
+from scissorhands_jax.terminal import Console, Table, literal, say, write_line
 
 if TYPE_CHECKING:
     from scissorhands_jax.deletion import Subject
@@ -116,22 +113,17 @@ class AddCommand(SubjectOptions):
             subject=self.subject(),
             keys=self.keys,
         )
-        console.print(f"request {added.number}: {added.examples} examples to forget until {added.due}", highlight=False)
+        say(console, f"request {added.number}: {added.examples} examples to forget until {added.due}")
         if added.public is not None:
-            console.print(
-                f"a new ledger was created; give its public key to whoever is to verify it: {added.public}",
-                highlight=False,
-                markup=False,
-                soft_wrap=True,
-            )
+            say(console, f"a new ledger was created; give its public key to whoever is to verify it: {added.public}")
         for network in added.attention:
             line = f"note: the derived network {lineage.described(network)} knows these examples too"
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+            say(console, line)
         if added.twins:
-            console.print(
+            say(
+                console,
                 f"note: the training set holds {added.twins} more examples with the same content, which the request "
                 "does not name and the network will keep",
-                highlight=False,
             )
 
 
@@ -170,9 +162,10 @@ class ListCommand(LedgerOptions):
             due = f"{request.due} OVERDUE" if request.overdue else request.due
             run = "" if request.run is None else str(request.run)
             words = (str(request.id), request.requester, request.received[:10], due, str(count), request.state, run)
-            table.add_row(*(word.replace("[", "\\[") for word in words))
+            table.add_row(*map(literal, words))
         Console().print(table)
-        sys.stdout.writelines(f"{line}\n" for line in lines)
+        for line in lines:
+            write_line(f"{line}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -257,13 +250,14 @@ class ServeCommand(LongCommand, SubjectOptions, MethodOptions):
         for outcome in outcomes:
             numbers = ", ".join(map(str, outcome.requests))
             noun = "request" if len(outcome.requests) == 1 else "requests"
-            sys.stdout.write(f"{noun} {numbers}: {outcome.verdict.answer}; record {outcome.record}\n")
-            sys.stdout.writelines(f"  {reason}\n" for reason in outcome.verdict.reasons)
+            write_line(f"{noun} {numbers}: {outcome.verdict.answer}; record {outcome.record}")
+            for reason in outcome.verdict.reasons:
+                write_line(f"  {reason}")
             if outcome.verdict.answer == RETRAIN:
                 advice = "longer training" if self.method_name == "retrain" else "--again with other settings"
-                sys.stdout.write(f"  what serves them: --method retrain, or {advice}\n")
+                write_line(f"  what serves them: --method retrain, or {advice}")
         if not outcomes:
-            sys.stdout.write("no request is open\n")
+            write_line("no request is open")
         return STATUS_RETRAIN if any(outcome.verdict.answer == RETRAIN for outcome in outcomes) else 0
 
     def _audit_plan(self, training: list[str]) -> AuditPlan | None:
@@ -277,6 +271,24 @@ class ServeCommand(LongCommand, SubjectOptions, MethodOptions):
         changes = tuple(word.removeprefix("training.") for word in training)
         file = None if self.audit is None else str(Path(self.audit).absolute())
         return AuditPlan(self.tier, self.networks, changes, file)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiscardCommand(LedgerOptions):
+    """Remove the folder of a run whose network is no longer in use, and say so in the ledger.
+
+    Such a network may know what later runs have made its successors forget. The record of the run stays.
+    """
+
+    example: ClassVar[str] = "request discard --ledger ledger --number 1"
+
+    number: Annotated[int, Option("Number of the run.", metavar="N")]
+
+    def run(self, console: Console) -> None:
+        from scissorhands_jax import deletion
+
+        deletion.discard(self.ledger, self.number, keys=self.keys)
+        say(console, f"the network of run {self.number} was removed")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -316,7 +328,8 @@ class VerifyCommand(LongCommand, SubjectOptions):
             public=self.public,
             console=console,
         )
-        sys.stdout.writelines(f"CHANGED: {problem}\n" for problem in found)
+        for problem in found:
+            write_line(f"CHANGED: {problem}")
         if not found:
-            sys.stdout.write(f"nothing was changed; head {head}\n")
+            write_line(f"nothing was changed; head {head}")
         return STATUS_CHANGED if found else 0

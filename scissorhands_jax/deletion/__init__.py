@@ -2,6 +2,7 @@
 
 `add` takes a request in, `run` makes the network forget what was asked for, and `verify` finds every later change.
 `derive` and `retire` register networks that were made from the ledger's and that know what these knew.
+`discard` removes a network that is no longer in use.
 """
 
 from etils import epy as _epy
@@ -12,6 +13,7 @@ with _epy.lazy_api_imports(globals()):
     from scissorhands_jax.deletion.requests import Subject
     from scissorhands_jax.deletion.requests import add_request as add
     from scissorhands_jax.deletion.running import run_requests as run
+    from scissorhands_jax.deletion.tidying import discard_run as discard
     from scissorhands_jax.deletion.verifying import verify_ledger as verify
 
-__all__ = ["Subject", "add", "derive", "retire", "run", "verify"]
+__all__ = ["Subject", "add", "derive", "discard", "retire", "run", "verify"]

@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import files, hashing, reading, report
@@ -36,6 +34,7 @@ from scissorhands_jax.methods.retrain import RetrainSettings
 from scissorhands_jax.metrics import intervals
 from scissorhands_jax.metrics.intervals import Estimate
 from scissorhands_jax.metrics.rank_tests import Finding
+from scissorhands_jax.terminal import Console, say
 
 AUDIT_FOLDER = "audit"
 """The name of the folder, within that of a run, that keeps the results of its audit."""
@@ -96,7 +95,7 @@ def audit_evidence(
 
     If the evidence from the network itself speaks against forgetting, no audit is made, because it could not change the
     verdict. The networks of an audit know the examples, so they are kept in a folder next to the run's, which
-    `remove_audit_networks` removes.
+    `tidying.remove_remains` removes.
 
     Args:
       plan: The source of the audit.
@@ -120,9 +119,9 @@ def audit_evidence(
         source = f"{_described(document)}, results with SHA-256 {digest}"
     else:
         if not all(finding.holds for finding in own.findings):
-            console.print("the network itself has not forgotten, so no audit is made", highlight=False)
+            say(console, "the network itself has not forgotten, so no audit is made")
             return own
-        folder = work_folder(out)
+        folder = out.with_suffix(".audit")
         document = _made(plan, job, folder, console)
         for name in (runs.RESULTS_FILE, "report.html"):
             files.write_bytes(out / AUDIT_FOLDER / name, (folder / name).read_bytes())
@@ -130,16 +129,6 @@ def audit_evidence(
         source = _described(document)
     kept = tuple(gate for gate in own.gates if gate.name == verdicts.HELD_OUT_GATE)
     return Evidence(f"{own.source}, and an audit of the procedure ({source})", own.findings + findings, kept + gates)
-
-
-def work_folder(out: Path) -> Path:
-    """Returns the folder of the networks of a run's audit, which is next to the folder of the run."""
-    return out.with_suffix(".audit")
-
-
-def remove_audit_networks(out: Path) -> None:
-    """Removes the networks of a run's audit, which know what was forgotten."""
-    shutil.rmtree(work_folder(out), ignore_errors=True)
 
 
 def _made(plan: AuditPlan, job: Job, folder: Path, console: Console) -> dict[str, Any]:

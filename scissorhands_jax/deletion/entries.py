@@ -201,6 +201,14 @@ class RunRecorded(LedgerEntry):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class RunDiscarded(LedgerEntry):
+    """The folder of a run whose network is no longer in use was removed; its record stays."""
+
+    kind: ClassVar[str] = "discarded"
+    run: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RequestsCovered(LedgerEntry):
     """An earlier run had already made the network forget all that these requests name."""
 

@@ -290,7 +290,7 @@ def run_files(folder: Path, salt: str | None) -> RunFiles:
     """
     network: dict[str, str] = {}
     other: dict[str, str | None] = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()):
         name = path.relative_to(folder).as_posix()
         if name.startswith(_NETWORK_FILES):
             network[name] = hashing.file_sha256(path)

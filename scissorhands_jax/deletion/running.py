@@ -6,23 +6,22 @@ call finishes that run first, with the settings that it was started with.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import files, hashing, reading, report
 from scissorhands_jax.base import Dataset, ModelState, Params
-from scissorhands_jax.deletion import audits, record_page, records, signing, statements, utility, verdicts
+from scissorhands_jax.deletion import audits, record_page, records, signing, statements, tidying, utility, verdicts
 from scissorhands_jax.deletion.audits import AuditPlan
 from scissorhands_jax.deletion.entries import (
     CHAIN_START,
@@ -50,7 +49,7 @@ from scissorhands_jax.deletion.records import (
 from scissorhands_jax.deletion.requests import Subject, check_content, config_in_use, positions_text
 from scissorhands_jax.deletion.utility import RunUtility
 from scissorhands_jax.deletion.verdicts import Evidence, Scored, Verdict
-from scissorhands_jax.errors import InputError, LedgerError
+from scissorhands_jax.errors import InputError, LedgerError, NonFiniteError
 from scissorhands_jax.hashing import canonical, sha256
 from scissorhands_jax.jobs import runs, unlearning
 from scissorhands_jax.jobs.config import RunConfig
@@ -59,6 +58,7 @@ from scissorhands_jax.jobs.job import Job, load_weights, prepare_job
 from scissorhands_jax.methods import MethodSettings
 from scissorhands_jax.metrics import accuracies
 from scissorhands_jax.report import provenance
+from scissorhands_jax.terminal import Console, say
 
 Auditor = Callable[[Path, str], Evidence]
 """A function `(folder of a run, SHA-256 of its network) -> the evidence to judge it by`."""
@@ -171,10 +171,10 @@ def run_requests(
     subject = subject or Subject()
     outcomes = []
     with Ledger(folder, keys) as book, book.sole_run():
-        _tidy(book)
-        stopped = unfinished_run(book)
+        tidying.remove_remains(book)
+        stopped = tidying.unfinished_run(book)
         if stopped is not None:
-            console.print(f"finishing run {stopped.run}, which was stopped", highlight=False)
+            say(console, f"finishing run {stopped.run}, which was stopped")
             outcomes.append(_carry_out(book, stopped, subject, auditor, console))
         states = (OPEN, RETRAIN) if again or method == report.REFERENCE else (OPEN,)
         waiting = [request for request in book.requests() if request.state in states]
@@ -183,7 +183,7 @@ def run_requests(
             if not left:
                 continue
             number = len(book.entries(RunStarted)) + 1
-            file = _positions_file(book, number)
+            file = tidying.positions_file(book.folder, number)
             files.write_text(file, positions_text(positions))
             try:
                 config = RunConfig(
@@ -200,7 +200,7 @@ def run_requests(
                 file.unlink()  # A run that was refused leaves nothing that says what is to be forgotten.
                 raise
             outcomes.append(_carry_out(book, started, subject, auditor, console))
-        _tidy(book)
+        tidying.remove_remains(book)
     return outcomes
 
 
@@ -231,13 +231,6 @@ def _start(
     return started
 
 
-def unfinished_run(book: Ledger) -> RunStarted | None:
-    """Returns the run that was stopped before it ended, or None."""
-    ended = {entry.run for entry in book.entries(RunRecorded)} | {entry.run for entry in book.entries(RunFailed)}
-    left = [entry for entry in book.entries(RunStarted) if entry.run not in ended]
-    return left[0] if left else None
-
-
 def _carry_out(
     book: Ledger, started: RunStarted, subject: Subject, auditor: Auditor | None, console: Console
 ) -> RunOutcome:
@@ -248,12 +241,18 @@ def _carry_out(
     except LedgerError:
         raise
     except InputError as error:
-        book.append(RunFailed(run=started.run, requests=started.requests, why=_as_text(error)))
+        book.append(RunFailed(run=started.run, requests=started.requests, why=_reason(book, started, error)))
+        tidying.remove_remains(book)
         raise
 
 
-def _as_text(error: Exception) -> str:
-    return str(error)[:_MAX_WHY].encode(errors="replace").decode()
+def _reason(book: Ledger, started: RunStarted, error: InputError) -> str:
+    """Returns the message of an error for the history, which must not say what was to be forgotten."""
+    message = str(error).encode(errors="replace").decode()
+    if not isinstance(error, NonFiniteError):
+        positions = {example.position for request in started.requests for example in book.examples(request)}
+        message = re.sub(r"\d+", lambda found: "…" if int(found[0]) in positions else found[0], message)
+    return message[:_MAX_WHY]
 
 
 def _unlearned(book: Ledger, started: RunStarted, subject: Subject, console: Console) -> _Unlearned:
@@ -435,19 +434,3 @@ def _shares(numbers: Mapping[str, Any]) -> dict[str, Share]:
     counts = {name: (numbers[f"correct_{name}"], numbers[f"num_{name}"]) for name in ("forget", "retain", "test")}
     counts["forget judged never seen"] = round(numbers["mia"] * numbers["num_forget"] / 100), numbers["num_forget"]
     return {name: Share.of_counts(*pair) for name, pair in counts.items()}
-
-
-def _tidy(book: Ledger) -> None:
-    """Removes checkpoints and networks of audits, which are no longer needed and may know what was forgotten."""
-    for failed in book.entries(RunFailed):
-        audits.remove_audit_networks(records.run_folder(book.folder, failed.run))
-    for recorded in book.entries(RunRecorded):
-        folder = records.run_folder(book.folder, recorded.run)
-        audits.remove_audit_networks(folder)
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        with contextlib.suppress(OSError):
-            _positions_file(book, recorded.run).unlink(missing_ok=True)
-
-
-def _positions_file(book: Ledger, number: int) -> Path:
-    return records.run_folder(book.folder, number).with_suffix(".txt")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-
-from rich.console import Console
 
 from scissorhands_jax import files, hashing
 from scissorhands_jax.datasets import forget_sets
-from scissorhands_jax.deletion import lineage, records, signing, statements
-from scissorhands_jax.deletion.entries import CHAIN_START, RESTORE, RunRecorded
-from scissorhands_jax.deletion.ledger import Ledger
+from scissorhands_jax.deletion import contents, lineage, records, signing, statements
+from scissorhands_jax.deletion.contents import Contents
+from scissorhands_jax.deletion.entries import CHAIN_START, RESTORE, RunDiscarded, RunRecorded
+from scissorhands_jax.deletion.ledger import DATABASE_FILE, KEYS_FOLDER, Ledger
 from scissorhands_jax.deletion.records import Record
 from scissorhands_jax.deletion.requests import (
     Subject,
@@ -21,10 +20,16 @@ from scissorhands_jax.deletion.requests import (
     run_in_use,
     trained_on_file,
 )
-from scissorhands_jax.deletion.running import unfinished_run
+from scissorhands_jax.deletion.tidying import (
+    audit_work_folder,
+    audited_positions_file,
+    positions_file,
+    unfinished_run,
+)
 from scissorhands_jax.errors import InputError, LedgerError
 from scissorhands_jax.jobs.evaluating import evaluate_network
 from scissorhands_jax.jobs.job import read_original
+from scissorhands_jax.terminal import Console, say
 
 _WITHOUT_SECRET = (
     "note: without the ledger's secret, files that describe forgotten examples cannot be verified: those in runs/ "
@@ -79,13 +84,13 @@ def verify_ledger(
                 "copy back, or name the right folder"
             )
         hashes = {entry.run: entry.record for entry in book.entries(RunRecorded)}
-        current, stopped = run_in_use(book), unfinished_run(book)
-        salts = {run: book.run_salt(run) for run in hashes}
-        found += _record_problems(folder, hashes, current, book.public, salts)
-        found += _unknown_files(folder, [*hashes, *([] if stopped is None else [stopped.run])])
+        current = run_in_use(book)
+        discarded = {entry.run for entry in book.entries(RunDiscarded)}
+        found += contents.foreign(folder, _allowed(book, [run for run in hashes if run not in discarded]))
+        found += _record_problems(folder, hashes, discarded, book.public, {run: book.run_salt(run) for run in hashes})
         found += _public_key_problems(folder, book.public, needed=bool(hashes))
         if book.secrets is None:
-            console.print(_WITHOUT_SECRET, highlight=False, markup=False, soft_wrap=True)
+            say(console, _WITHOUT_SECRET)
         else:
             found += _trained_on_problems(book)
         if current is None:
@@ -93,20 +98,19 @@ def verify_ledger(
         if evaluate and current is not None and not found:
             found += _evaluated(book, current, subject, console)
         for line in lineage.attention_lines(book):
-            console.print(f"note: {line}", highlight=False, markup=False, soft_wrap=True)
+            say(console, f"note: {line}")
         return found, events[-1].hash
 
 
 def _record_problems(
-    folder: Path, hashes: Mapping[int, str], current: int | None, public: str, salts: Mapping[int, str | None]
+    folder: Path, hashes: Mapping[int, str], discarded: Collection[int], public: str, salts: Mapping[int, str | None]
 ) -> list[str]:
     """Describes what is wrong with a ledger's records, their pages, and the folders of their runs.
 
     Args:
       folder: The folder of the ledger.
       hashes: The hashes of the records that the ledger holds, by their numbers in the order of the history.
-      current: The number of the run whose network is in use. The folders of others may have been removed as a whole,
-        because a network that knows what was forgotten later should not be kept; what is left must be unchanged.
+      discarded: The numbers of runs whose folders were removed by `tidying.discard_run`.
       public: The ledger's public key, in hexadecimal.
       salts: The salts of the runs, or None where they are not known. Files whose digests are under the salt must then
         exist, but their content is not verified.
@@ -128,9 +132,8 @@ def _record_problems(
         else:
             found += _page_problems(records.record_page_path(folder, number), record)
             found += statements.envelope_problems(statements.envelope_path(folder, number), record, digest, public)
-            run_folder = records.run_folder(folder, number)
-            if number == current or run_folder.exists():
-                found += _file_problems(run_folder, record, salts[number])
+            if number not in discarded:
+                found += _file_problems(records.run_folder(folder, number), record, salts[number])
         previous = expected
     return found
 
@@ -150,6 +153,12 @@ def _page_problems(path: Path, record: Record) -> list[str]:
 
 
 def _file_problems(folder: Path, record: Record, salt: str | None) -> list[str]:
+    """Compares the files of a run with its record. What the record does not list is named by `contents`."""
+    if not folder.is_dir():
+        return [
+            f"the folder {folder} is missing; put it back from your backup, or say with `scissorhands request discard` "
+            "that it has gone"
+        ]
     found = []
     now = records.run_files(folder, salt)
     pairs: list[tuple[Mapping[str, str | None], Mapping[str, str | None]]] = [
@@ -157,29 +166,49 @@ def _file_problems(folder: Path, record: Record, salt: str | None) -> list[str]:
         (record.files.other, now.other),
     ]
     for expected, hashes in pairs:
-        for name in sorted({*expected, *hashes}):
+        for name in sorted(expected):
             if name not in hashes:
                 found.append(_missing(folder / name))
-            elif name not in expected:
-                found.append(f"{folder / name} was not there when the record was written; move it elsewhere")
             elif hashes[name] not in (expected[name], None):
                 found.append(_changed(folder / name))
     return found
 
 
-def _unknown_files(folder: Path, numbers: list[int]) -> list[str]:
-    """Describes the files among the records that belong to none of these runs."""
-    known = {records.public_path(folder)}
+def _allowed(book: Ledger, runs: Iterable[int]) -> Contents:
+    """Returns everything that may stand in the folder of a ledger.
+
+    Args:
+      book: The ledger.
+      runs: The numbers of the runs that have a record and were not discarded.
+    """
+    folder, keys = book.folder, book.folder / KEYS_FOLDER
+    expected = {folder / DATABASE_FILE, folder / files.LOCK_FILE, records.public_path(folder)}
+    expected |= {keys / name for name in (signing.SECRET_FILE, signing.SIGNING_FILE)}
+    if book.about.trained_on is not None:
+        expected.add(trained_on_file(folder))
+    numbers = [entry.run for entry in book.entries(RunRecorded)]
+    working: set[Path] = set()
+    stopped = unfinished_run(book)
+    if stopped is not None:
+        numbers.append(stopped.run)
+        working |= {records.run_folder(folder, stopped.run), audit_work_folder(folder, stopped.run)}
+        expected |= {positions_file(folder, stopped.run), audited_positions_file(folder, stopped.run)}
     places = (records.record_path, records.record_page_path, statements.envelope_path)
-    known |= {path(folder, number) for number in numbers for path in places}
-    # What a process that was killed has left is removed by the next run.
-    unknown = (path for path in (folder / records.RECORDS_FOLDER).glob("*") if not files.is_leftover(path))
-    return [f"{path} is not a record of the ledger; move it elsewhere" for path in sorted(set(unknown) - known)]
+    expected |= {path(folder, run) for run in numbers for path in places}
+    for run in runs:
+        run_folder = records.run_folder(folder, run)
+        try:
+            listed = records.read_record(records.record_path(folder, run), book.public)[0].files
+        except LedgerError:
+            working.add(run_folder)  # The record is named elsewhere, and what it lists is not known.
+        else:
+            expected |= {run_folder / name for name in (*listed.network, *listed.other)}
+    return Contents(frozenset(expected), frozenset(working))
 
 
 def _public_key_problems(folder: Path, public: str, *, needed: bool) -> list[str]:
     path = records.public_path(folder)
-    if not path.exists():
+    if not path.is_file():
         return [_missing(path)] if needed else []
     same = path.read_bytes() == signing.public_pem(public)
     return [] if same else [_changed(path, ": it is not the ledger's key")]

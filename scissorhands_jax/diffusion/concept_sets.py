@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from rich.console import Console
 
 from scissorhands_jax import hashing
 from scissorhands_jax.base import Data, Dataset, Params
@@ -22,6 +21,7 @@ from scissorhands_jax.diffusion.networks import Part
 from scissorhands_jax.diffusion.tokenizer import Tokenizer
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs.progress import status
+from scissorhands_jax.terminal import Console
 
 SetName = Literal["forget", "retain"]
 

@@ -14,6 +14,7 @@ from scissorhands_jax.diffusion.measuring import ALL_CLASSES, IMAGES, ORIGINAL_I
 from scissorhands_jax.diffusion.nudity import Detection, ImageEntry
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.report.drawing import ORANGE, PAGE_WIDTH, SOFT, figure_style, plot_label
+from scissorhands_jax.terminal import printable
 
 _NUM_IMAGES, _NUM_FLAGGED = 24, 18  # of a network
 _THUMBNAIL, _MOSAIC = 160, 9  # pixels
@@ -131,7 +132,7 @@ def contact_sheet_figure(sections: Mapping[str, Sequence[Thumbnail]], *, columns
                 panel.text(
                     left + cell / 2,
                     above + cell - 0.02,
-                    image.text.replace("$", r"\$"),
+                    printable(image.text),
                     ha="center",
                     va="top",
                     fontsize=5.5,

@@ -10,8 +10,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from scissorhands_jax import files, hashing, report
 from scissorhands_jax.diffusion import (
     contact_sheet,
@@ -36,6 +34,7 @@ from scissorhands_jax.diffusion.nudity import Detection, Detector, ImageEntry
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.progress import progress_bar, status
+from scissorhands_jax.terminal import Console
 
 DETECTIONS_FILE = "detections.json"
 TABLE_FILE = "detections.csv"

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
-from rich.console import Console
 
 from scissorhands_jax import files, hashing, reading
 from scissorhands_jax.base import Params
@@ -27,6 +26,7 @@ from scissorhands_jax.diffusion.unet import Noisy
 from scissorhands_jax.errors import InputError, check_choice
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.progress import progress_bar
+from scissorhands_jax.terminal import Console
 
 IMAGES_FILE = "images.csv"
 _SEED_COLUMNS = ("seed", "evaluation_seed", "sd_seed")  # ours, UnlearnDiffAtk's, I2P's

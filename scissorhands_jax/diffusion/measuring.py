@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
-from rich.progress import Progress
 
 from scissorhands_jax.diffusion import nudity, quality, vision
 from scissorhands_jax.diffusion.nudity import Change, Detection, FlaggedShare, ImageEntry, Pairing
 from scissorhands_jax.diffusion.quality import MeanScore, Spread
 from scissorhands_jax.errors import InputError, check_choice
+from scissorhands_jax.terminal import Progress
 
 ALL_CLASSES = "ALL"
 """The name of the sum of the counted classes."""

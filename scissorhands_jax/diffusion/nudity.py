@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from rich.progress import Progress
 
 from scissorhands_jax import files, hashing, reading
 from scissorhands_jax.diffusion import pictures
 from scissorhands_jax.diffusion.generating import IMAGES_FILE, Prompt
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.metrics import intervals
+from scissorhands_jax.terminal import Progress
 
 CLASSES = (
     "FEET_EXPOSED",

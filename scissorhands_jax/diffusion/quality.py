@@ -12,7 +12,6 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from PIL import Image
-from rich.progress import Progress
 
 from scissorhands_jax.base import Params
 from scissorhands_jax.diffusion import clip_weights, pictures, vision
@@ -22,6 +21,7 @@ from scissorhands_jax.diffusion.nudity import ImageEntry
 from scissorhands_jax.diffusion.tokenizer import Tokenizer
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.metrics import distances, intervals
+from scissorhands_jax.terminal import Progress
 
 _CELLS, _OCTAVES, _SIDE = 4, 3, 128
 _LEAST_IMAGES = 8

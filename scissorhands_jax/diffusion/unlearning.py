@@ -12,7 +12,6 @@ from typing import Any, NamedTuple, TextIO
 
 import jax
 from rich import progress as rich_progress
-from rich.console import Console
 
 from scissorhands_jax import files, reading, report, trees
 from scissorhands_jax.base import Data, Method
@@ -23,6 +22,7 @@ from scissorhands_jax.diffusion.generating import DEFAULT_GENERATION, Generation
 from scissorhands_jax.errors import CheckpointError, InputError
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.progress import follow_steps, progress_bar
+from scissorhands_jax.terminal import Console, say
 from scissorhands_jax.training import checkpoints
 from scissorhands_jax.training.loop import Progress, Result, run
 
@@ -101,7 +101,7 @@ def _carried_out(
     """Does the rest of `unlearn_concept` in a folder that is open for the run."""
     results = out / runs.RESULTS_FILE
     if not fresh and results.exists():
-        console.print(f"the run in {out} has ended; nothing is left to do", highlight=False)
+        say(console, f"the run in {out} has ended; nothing is left to do")
         try:
             return reading.read_json(results, nan=True)
         except ValueError as error:

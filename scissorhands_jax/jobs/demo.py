@@ -21,7 +21,7 @@ from scissorhands_jax.methods.finetune import FinetuneSettings
 from scissorhands_jax.methods.retrain import RetrainSettings
 from scissorhands_jax.methods.scissorhands import ScissorhandsSettings
 from scissorhands_jax.metrics import accuracies
-from scissorhands_jax.terminal import Console
+from scissorhands_jax.terminal import Console, say
 
 HIDDEN = (256, 256)
 RANDOM = "random 10 %, 20 % of labels flipped"
@@ -119,8 +119,8 @@ def run_demo(
         console=console,
     )
     report.print_tables(document["rows"], Console())
-    console.print(report.gates_note(document["gates"]), highlight=False, markup=False, soft_wrap=True)
-    console.print(f"open {out / 'report.html'}; all numbers are in {out / 'results.json'}", highlight=False)
+    say(console, report.gates_note(document["gates"]))
+    say(console, f"open {out / 'report.html'}; all numbers are in {out / 'results.json'}")
     return document
 
 

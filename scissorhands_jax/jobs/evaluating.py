@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import datasets, report
@@ -21,6 +20,7 @@ from scissorhands_jax.jobs.job import build_model, divide_test_set, load_weights
 from scissorhands_jax.jobs.progress import progress_bar
 from scissorhands_jax.metrics import accuracies, distances
 from scissorhands_jax.report import table_gates
+from scissorhands_jax.terminal import Console
 
 _SCENARIO = "evaluation"
 

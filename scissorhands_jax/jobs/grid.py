@@ -28,7 +28,7 @@ from scissorhands_jax.jobs.table_cells import TableCell
 from scissorhands_jax.methods import describe
 from scissorhands_jax.metrics import accuracies, gradcam
 from scissorhands_jax.report import ORIGINAL, REFERENCE, provenance, table_gates
-from scissorhands_jax.terminal import Console, Progress
+from scissorhands_jax.terminal import Console, Progress, say
 
 
 def run_grid(
@@ -100,7 +100,7 @@ def _filled(
         now = {"those to come": provenance.running_code().name}
         note = provenance.code_note({**code_of(there), **now})
         if len({*code_of(there).values(), *now.values()}) > 1:
-            console.print(note, highlight=False, markup=False, soft_wrap=True)
+            say(console, note)
     with progress_bar(console) as progress:
         folder.fill(cells, progress, write_results, seconds_between=0)
     return write_results()

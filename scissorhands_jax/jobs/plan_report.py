@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from rich.console import Console
-from rich.table import Table
-
 from scissorhands_jax.plain_terminal import duration_text
+from scissorhands_jax.terminal import Console, Table, literal, say
 
 _TIMES = {
     "starting": "starting the process",
@@ -76,12 +74,12 @@ def print_plan(plan: CostPlan, console: Console) -> None:
     """Prints a plan: tables of steps, memory and time and, if it does not fit, changes that need less memory."""
     if not console.is_terminal:
         console.width = 100
-    console.print(plan.title, highlight=False)
+    say(console, plan.title)
     if plan.kinds:
         table = Table("a step with", "steps", "GFLOP", "ms", title="Steps")
         for kind in plan.kinds:
             flops, milliseconds = kind.flops_per_step / 1e9, 1e3 * kind.seconds_per_step
-            table.add_row(kind.kind, f"{kind.steps:,}", f"{flops:,.3g}", f"{milliseconds:,.3g}")
+            table.add_row(literal(kind.kind), f"{kind.steps:,}", f"{flops:,.3g}", f"{milliseconds:,.3g}")
         console.print(table)
     console.print(_memory_table(plan))
     if plan.seconds:
@@ -93,14 +91,15 @@ def print_plan(plan: CostPlan, console: Console) -> None:
         console.print(table)
     limit = size_text(plan.limit_bytes)
     if plan.fits:
-        console.print(f"[bold green]It fits[/] in {limit}.", highlight=False)
+        say(console, "It fits", style="bold green", end="")
+        say(console, f" in {limit}.")
         return
     hint = f" {plan.hint}" if plan.hint else ""
-    console.print(f"[bold red]It does not fit[/] in {limit}.{hint}", highlight=False, soft_wrap=True)
+    say(console, "It does not fit", style="bold red", end="")
+    say(console, f" in {limit}.{hint}")
     for piece in plan.advice:
-        mark = "[green]fits[/]" if piece.fits else "[red]does not[/]"
-        text = f"{piece.what} ({piece.how}): {size_text(piece.total_bytes)}, "
-        console.print(f"  {text}{mark}", highlight=False, soft_wrap=True)
+        say(console, f"  {piece.what} ({piece.how}): {size_text(piece.total_bytes)}, ", end="")
+        say(console, "fits" if piece.fits else "does not", style="green" if piece.fits else "red")
 
 
 def _memory_table(plan: CostPlan) -> Table:
@@ -112,9 +111,10 @@ def _memory_table(plan: CostPlan) -> Table:
     for phase, parts in plan.phases.items():
         rows = [(name, size) for name, size in parts.items() if size]
         if several:
-            rows.append(("[bold]together[/]", sum(parts.values())))
+            rows.append(("together", sum(parts.values())))
         for name, size in rows:
-            table.add_row(*([phase] if several else []), name, size_text(size))
+            style = "bold" if name == "together" else ""
+            table.add_row(*([literal(phase)] if several else []), literal(name, style), size_text(size))
             phase = ""
         table.add_section()
     return table

@@ -14,8 +14,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from rich.console import Console
-from rich.progress import Progress
 
 from scissorhands_jax import report, trees
 from scissorhands_jax.errors import InputError
@@ -26,6 +24,7 @@ from scissorhands_jax.jobs.plan_advice import advise
 from scissorhands_jax.jobs.plan_report import CostPlan, PlannedSteps
 from scissorhands_jax.jobs.plan_steps import PlannedRun, compile_steps
 from scissorhands_jax.jobs.progress import progress_bar
+from scissorhands_jax.terminal import Console, Progress
 from scissorhands_jax.training import compilation
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 from scissorhands_jax.plain_terminal import PlainProgress
-from scissorhands_jax.terminal import Console, Progress, is_live
+from scissorhands_jax.terminal import Console, Progress, is_live, literal, printable, say
 from scissorhands_jax.training.loop import OnStep
 from scissorhands_jax.training.loop import Progress as Step
 
@@ -46,7 +46,7 @@ def status(console: Console, what: str) -> Iterator[None]:
     """
     live = is_live(console)
     lines = PlainProgress(_writer(console, live=live), ends_matter=False)
-    with console.status(what) if live else contextlib.nullcontext(), lines:
+    with console.status(literal(what)) if live else contextlib.nullcontext(), lines:
         task = lines.add_task(what, total=1)
         yield
         lines.update(task, completed=1)
@@ -55,7 +55,7 @@ def status(console: Console, what: str) -> Iterator[None]:
 def _writer(console: Console, *, live: bool) -> Callable[[str], object]:
     """What writes the lines about tasks: to the log alone where something moves on the console."""
     if not live:
-        return functools.partial(console.print, markup=False, highlight=False, soft_wrap=True)
+        return functools.partial(say, console)
     log = getattr(console, "log_file", None)
     return lambda line: None if log is None else log.write(f"{line}\n")
 
@@ -74,13 +74,13 @@ class _Both:
 
     def add_task(self, description: str, **fields: Any) -> Any:
         """Adds a task and returns its number."""
-        task = self._bars.add_task(description, **fields)
+        task = self._bars.add_task(printable(description, keep=""), **_shown(fields))
         self._numbers[task] = self._lines.add_task(description, **fields)
         return task
 
     def update(self, task: Any, **changes: Any) -> None:
         """Takes over what is known of a task now."""
-        self._bars.update(task, **changes)
+        self._bars.update(task, **_shown(changes))
         self._lines.update(self._numbers[task], **changes)
 
     def advance(self, task: Any, advance: float = 1) -> None:
@@ -92,6 +92,11 @@ class _Both:
         """Ends a task, and forgets it."""
         self._bars.remove_task(task)
         self._lines.remove_task(self._numbers.pop(task))
+
+
+def _shown(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a task with texts that can be shown on one line of any terminal."""
+    return {name: printable(value, keep="") if isinstance(value, str) else value for name, value in fields.items()}
 
 
 def follow_steps(progress: Progress, description: str, history: list[dict] | None = None) -> OnStep:

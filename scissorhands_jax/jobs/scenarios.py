@@ -163,7 +163,7 @@ class SeededScenario:
         self.trained_on, self.held_out = validation_split(
             self.true_labels, experiment.validation_share, experiment.split_seed
         )
-        self.requests = [self._positions(spec.format(seed=seed)) for spec in scenario.forget]
+        self.requests = [self._positions(spec.replace("{seed}", str(seed))) for spec in scenario.forget]
         self.forget_positions = np.unique(np.concatenate(self.requests))
         self.data = self._split(self.forget_positions, self.forget_positions)
         self.test = known_classes(splits.test, self.data.retain)
@@ -270,7 +270,7 @@ class SeededScenario:
             trained_by=None if network.code == provenance.running_code().name else network.code,
             experiment_sha256=self.store.loaded.settings_sha256(),
             forget=ForgetSummary(
-                [spec.format(seed=self.seed) for spec in self.scenario.forget],
+                [spec.replace("{seed}", str(self.seed)) for spec in self.scenario.forget],
                 len(self.forget_positions),
                 hashing.positions_sha256(self.forget_positions),
             ),

@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from rich.console import Console
 
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import files, report
@@ -21,6 +20,7 @@ from scissorhands_jax.jobs import runs, search
 from scissorhands_jax.jobs.config import RunConfig
 from scissorhands_jax.jobs.job import Job, prepare_job
 from scissorhands_jax.jobs.progress import progress_bar
+from scissorhands_jax.terminal import Console, say
 
 TUNING_FILE = "tuning.json"
 
@@ -116,11 +116,10 @@ def tune(
         tuning = Tuning(config=config, result=found, validation=validation)
         files.write_text(out / TUNING_FILE, json.dumps(tuning.document(), indent=2) + "\n")
     aside = [] if job.set_aside is None else [f"--validation {config.validation}"]
-    console.print(
+    say(
+        console,
         f"best of {len(found.trials)} trials, score {found.best.score:.2f} (with the settings as they were: "
         f"{found.trials[0].score:.2f}); hand these to unlearn: {' '.join(tuning.overrides + aside)}",
-        highlight=False,
-        soft_wrap=True,
     )
     return tuning
 

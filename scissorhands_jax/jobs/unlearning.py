@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from rich.console import Console
 
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import files, hashing, report, torch_weights
@@ -26,6 +25,7 @@ from scissorhands_jax.jobs.progress import follow_steps, progress_bar
 from scissorhands_jax.metrics import accuracies
 from scissorhands_jax.metrics.row import measure_row
 from scissorhands_jax.report import table_gates
+from scissorhands_jax.terminal import Console, say
 from scissorhands_jax.training import checkpoints, distributed, feeding, sharding
 from scissorhands_jax.training.loop import Result, run
 
@@ -206,10 +206,8 @@ def _present(out: Path, results: RunResults, history: list[dict], console: Conso
     report.write_results(out / runs.RESULTS_FILE, results.document())
     _write_report(out / "report.html", results, history)
     report.print_tables(results.rows, console)
-    console.print(report.gates_note(results.gates), highlight=False, markup=False, soft_wrap=True)
-    console.print(
-        f"written to {out}: {NETWORK_FOLDER}/, {WEIGHTS_FILE}, {runs.RESULTS_FILE}, report.html", highlight=False
-    )
+    say(console, report.gates_note(results.gates))
+    say(console, f"written to {out}: {NETWORK_FOLDER}/, {WEIGHTS_FILE}, {runs.RESULTS_FILE}, report.html")
 
 
 def _describe(job: Job) -> dict[str, Any]:

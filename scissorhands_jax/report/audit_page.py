@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
-from rich.console import Console
 
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.report.audits import METRICS, NULL, evidence_grids
@@ -27,6 +26,7 @@ from scissorhands_jax.report.row_figures import row_pictures
 from scissorhands_jax.report.rows import REFERENCE
 from scissorhands_jax.report.tables import print_grid
 from scissorhands_jax.report.trust import audit_verdict
+from scissorhands_jax.terminal import Console, say
 
 _WHAT = (
     "For every forget set, half of the networks of one ensemble were trained on it, and each method makes these "
@@ -190,4 +190,4 @@ def print_audit(document: Mapping[str, Any], console: Console) -> None:
     """Prints the first table of an audit, and whether its numbers can be trusted."""
     for heading, table in evidence_grids(document)[:1]:
         print_grid(heading, table, console)
-    console.print(audit_verdict(document["gates"]), highlight=False, soft_wrap=True, markup=False)
+    say(console, audit_verdict(document["gates"]))

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from scissorhands_jax import hashing
+from scissorhands_jax.terminal import printable
 
 # Colours by Okabe and Ito, which colour-blind readers can distinguish. Figures are white, even in a dark page.
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#AA4499"
@@ -35,6 +36,7 @@ _STYLE: dict[Any, Any] = {
     "grid.color": "#e8ecf0",
     "grid.linewidth": 0.8,
     "text.color": INK,
+    "text.parse_math": False,  # dollar signs in a label are dollar signs
     "xtick.color": SOFT,
     "ytick.color": SOFT,
     "xtick.labelcolor": INK,
@@ -82,8 +84,9 @@ def panel_layout() -> ConstrainedLayoutEngine:
 
 
 def plot_label(text: str, length: int = 34) -> str:
-    """Cuts a text to `length` characters, and escapes dollar signs, which matplotlib would read as formulas."""
-    return (text if len(text) <= length else f"{text[: length - 1]}…").replace("$", r"\$")
+    """Returns a text on one line, with escapes in place of what is not printable, cut to `length` characters."""
+    text = printable(text, keep="")
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def figure_png(figure: Figure, *, dpi: int = 200) -> bytes:

@@ -24,7 +24,7 @@ from scissorhands_jax.report.rows import (
     seeds,
     smallest_gap,
 )
-from scissorhands_jax.terminal import Console, Table
+from scissorhands_jax.terminal import Console, Table, literal, printable, say
 
 
 def print_tables(rows: Iterable[Row], console: Console) -> None:
@@ -41,7 +41,7 @@ def print_tables(rows: Iterable[Row], console: Console) -> None:
     """
     for scenario, methods in grouped(rows).items():
         if isinstance(console, PlainConsole):
-            console.print(f"{scenario}\n{markdown(scenario_grid(methods))}", markup=False)
+            say(console, f"{scenario}\n{markdown(scenario_grid(methods))}")
             continue
         shown = columns(methods)
         narrow = tuple(column for column in shown if column.kind != "interval")
@@ -54,22 +54,19 @@ def print_tables(rows: Iterable[Row], console: Console) -> None:
 
 def _terminal_table(scenario: str, methods: Methods, shown: Sequence[Column], separator: str) -> Table:
     """Makes the table of one scenario. `separator` is between mean and deviation, and between the words of headings."""
-    from rich.text import Text
-
     best = smallest_gap(methods)
     caption = "; ".join(
         filter(None, (f"{seeds(methods)}; accuracies and MIA in %, time in s", interval_note(methods, shown)))
     )
-    table = _framed(title=Text(scenario, style="bold"), caption=Text(caption), padding=(0, 0, 0, 1))
+    table = _framed(title=literal(scenario, "bold"), caption=literal(caption), padding=(0, 0, 0, 1))
     table.add_column("Method", overflow="fold")
     for column in shown:
-        table.add_column(column.header.replace(" ", separator), justify="right", overflow="fold")
+        table.add_column(literal(column.header.replace(" ", separator)), justify="right", overflow="fold")
     for method, group in methods.items():
         cells = (separator.join(filter(None, cell(group, column))) for column in shown)
-        # As `Text`, because rich would read the brackets of an interval as markup.
         table.add_row(
-            Text(method),
-            *(Text(shown.replace(", ", f",{separator}")) for shown in cells),
+            literal(method),
+            *(literal(shown.replace(", ", f",{separator}")) for shown in cells),
             style="bold" if method == best else None,
         )
     return table
@@ -161,15 +158,13 @@ def print_grid(heading: str, table: Grid, console: Console) -> None:
       console: Where to print.
     """
     if isinstance(console, PlainConsole):
-        console.print(f"{heading}\n{markdown(table)}", markup=False)
+        say(console, f"{heading}\n{markdown(table)}")
         return
-    from rich.text import Text
-
-    shown = _framed(title=heading)
+    shown = _framed(title=literal(heading))
     for position, header in enumerate(table.headers):
-        shown.add_column(header, justify="left" if position < table.words else "right")
+        shown.add_column(literal(header), justify="left" if position < table.words else "right")
     for cells in table.lines:
-        shown.add_row(*(Text(f"{cell.text}\n{cell.deviation}".strip()) for cell in cells))
+        shown.add_row(*(literal(f"{cell.text}\n{cell.deviation}".strip()) for cell in cells))
     console.print(shown)
 
 
@@ -188,20 +183,20 @@ def markdown(table: Grid) -> str:
 
     rules = ["---"] * table.words + ["---:"] * (len(table.headers) - table.words)
     return (
-        line(map(_markdown_text, table.headers))
+        line(map(markdown_text, table.headers))
         + line(rules)
         + "".join(line(map(_markdown_cell, cells)) for cells in table.lines)
     )
 
 
 def _markdown_cell(cell: Cell) -> str:
-    text = _markdown_text(f"{cell.text} {cell.deviation}")
+    text = markdown_text(f"{cell.text} {cell.deviation}")
     return f"**{text}**" if cell.best else text
 
 
-def _markdown_text(text: str) -> str:
-    """Escapes a text for Markdown, on one line."""
-    return re.sub(r"([\\`*_\[\]<>|~#$])", r"\\\1", " ".join(text.split()))
+def markdown_text(text: str) -> str:
+    """Escapes a text for Markdown, on one line, so that it is shown as it is."""
+    return re.sub(r"([\\`*_\[\]<>|~#$&])", r"\\\1", " ".join(printable(text).split()))
 
 
 def latex(table: Grid, *, caption: str, label: str) -> str:
@@ -249,4 +244,4 @@ _LATEX = {
 
 def _latex_text(text: str) -> str:
     """Escapes a text for LaTeX, on one line."""
-    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
+    return "".join(_LATEX.get(character, character) for character in " ".join(printable(text).split()))

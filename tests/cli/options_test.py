@@ -175,7 +175,10 @@ def test_help_loads_nothing_heavy():
     [
         ([], "a command is missing after `scissorhands`; choose one of demo, unlearn,"),
         (["unlaern"], "there is no command 'unlaern'; near matches: unlearn; see `scissorhands --help`"),
-        (["request"], "a command is missing after `scissorhands request`; choose one of add, list, run, verify"),
+        (
+            ["request"],
+            "a command is missing after `scissorhands request`; choose one of add, list, run, discard, verify",
+        ),
         (["sd", "unlern"], "there is no command 'sd unlern'; near matches: unlearn; see `scissorhands sd --help`"),
         (["sd", "generate", "--preset", "paper"], "--preset belongs to `sd unlearn` and `sd plan`; leave it out"),
         (["evaluate", "--checkpoint", "x", "method.epochs=3"], "evaluate does not know 'method.epochs=3'"),
@@ -188,7 +191,7 @@ def test_commands_that_cannot_be_run_say_what_can(words, message, capsys):
 
 
 def test_every_long_command_can_be_followed_and_silenced():
-    short = {"request add", "request list"}
+    short = {f"request {name}" for name in ("add", "list", "derive", "retire", "discard")}
     assert {name for name, command in cli.COMMANDS.items() if not issubclass(command, LongCommand)} <= short
     assert {"--quiet", "--log"} <= set(options.flags_of(cli.COMMANDS["unlearn"]))
 

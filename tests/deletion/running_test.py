@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ from scissorhands_jax import hashing
 from scissorhands_jax.deletion import records, running, signing, verdicts
 from scissorhands_jax.deletion.entries import NamedExample, RequestsCovered, RunFailed, RunRecorded
 from scissorhands_jax.deletion.ledger import Ledger
+from scissorhands_jax.errors import InputError
 from tests.deletion import forking
 from tests.deletion.commands import QUICK, command, error_of, states, verified
 from tests.deletion.samples import started
@@ -89,7 +92,45 @@ def test_a_run_that_diverges_opens_its_requests_again(book_folder, capsys):
     with Ledger(book_folder) as book:
         (failed,) = book.entries(RunFailed)
         assert "at step" in failed.why
+    left = [path.relative_to(book_folder).as_posix() for path in book_folder.rglob("*") if "000003" in path.as_posix()]
+    assert left == [], "nothing that says what was to be forgotten"
     assert verified(book_folder, "--quick", capsys=capsys) == []
+
+
+@pytest.mark.parametrize("spoil", ["moved", "weights", "positions", "audit"])
+def test_a_run_that_fails_when_it_is_resumed_leaves_no_position(book_folder, spoil, monkeypatch, capsys):
+    """Whatever fails, and also if its message or its folders name positions."""
+
+    def stopped(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(running.unlearning, "unlearn", stopped)
+        assert command("run", "--ledger", book_folder, *QUICK) == 130
+    out = records.run_folder(book_folder, 3)
+    assert out.with_suffix(".txt").read_text() == "4\n5\n"
+    out.with_suffix(".audit.txt").write_text("0\n1\n")
+    out.with_suffix(".audit").mkdir()
+    if spoil == "moved":
+        monkeypatch.setattr(running, "check_content", failing("the first is at position 4; its content is now at 5"))
+    elif spoil == "weights":
+        shutil.rmtree(book_folder / "runs" / "000001" / "network")
+    elif spoil == "positions":
+        out.with_suffix(".txt").write_text("4\n5000\n")
+    else:
+        monkeypatch.setattr(running, "_judged", failing("the examples 4, 5 and 17 are odd"))
+    assert command("run", "--ledger", book_folder) == 2
+    with Ledger(book_folder) as book:
+        (failed,) = book.entries(RunFailed)
+    assert not set(re.findall(r"\d+", failed.why)) & {"4", "5"}
+    assert [path for path in (book_folder / "runs").iterdir() if "000003" in path.name] == []
+
+
+def failing(message):
+    def fails(*arguments, **options):
+        raise InputError(message)
+
+    return fails
 
 
 def test_retraining_serves_what_was_refused_and_begins_a_new_budget(book_folder, capsys):

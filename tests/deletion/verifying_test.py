@@ -63,23 +63,18 @@ def swap(folder, name, other):
         (lambda f: swap(f, "records/000001.json", "records/000002.json"), "000001.json is not the record"),
         (lambda f: shutil.copy(f / "records/000001.json", f / "records/000002.json"), "000002.json is not the record"),
         (lambda f: (f / "records/000002.json").unlink(), "000002.json is missing"),
-        (lambda f: shutil.copy(f / "records/000001.json", f / "records/000003.json"), "000003.json is not a record"),
+        (lambda f: shutil.copy(f / "records/000001.json", f / "records/000003.json"), "000003.json is not a part"),
         (lambda f: (f / "records/public_key.pem").unlink(), "public_key.pem is missing"),
-        (lambda f: (f / "runs/000001/network/extra").write_text(""), "extra was not there"),
-        (lambda f: shutil.rmtree(f / "runs/000001"), "network.safetensors is missing"),
+        (lambda f: (f / "runs/000001/network/extra").write_text(""), "extra is not a part"),
+        (lambda f: shutil.rmtree(f / "runs/000001"), "the folder {f}/runs/000001 is missing"),
         (lambda f: (f / "records/000001.json").write_text("[" * 100_000), "000001.json was changed or damaged"),
     ],
 )  # fmt: skip
 def test_records_that_were_moved_or_removed_are_found(book_folder, change, words, capsys):
     change(book_folder)
     found = verified(book_folder, "--quick", capsys=capsys)
-    assert any(words in line for line in found)
+    assert any(words.format(f=book_folder) in line for line in found)
     assert all(re.search("; (put|move) ", line) for line in found), found
-
-
-def test_the_folder_of_a_network_that_is_no_longer_in_use_may_go(book_folder, capsys):
-    shutil.rmtree(book_folder / "runs" / "000002")
-    assert verified(book_folder, "--quick", capsys=capsys) == []
 
 
 def test_an_older_copy_is_told_by_a_head_that_was_kept(book_folder, tmp_path, capsys):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from scissorhands_jax import report
 from scissorhands_jax.diffusion.demo.drawings_figure import drawings_figure
@@ -24,6 +23,7 @@ from scissorhands_jax.diffusion.demo.settings import (
     DigitsSettings,
 )
 from scissorhands_jax.report import Cell, Grid, Picture
+from scissorhands_jax.terminal import Console, say
 
 _SHOWN = 10  # drawings of a digit in a picture
 _HEADERS = (
@@ -284,4 +284,4 @@ def print_numbers(result: DigitsResult, console: Console) -> None:
     """Prints the first table, and what it says."""
     report.print_grid("What networks draw", numbers_grid(result.rows, result.real), console)
     for sentence in findings(result.rows, result.real):
-        console.print(sentence, highlight=False, soft_wrap=True, markup=False)
+        say(console, sentence)

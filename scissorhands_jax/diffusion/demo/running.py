@@ -9,8 +9,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich.console import Console
-
 from scissorhands_jax import files, report
 from scissorhands_jax.diffusion.demo.forgetting import StartPhase, forget_digit
 from scissorhands_jax.diffusion.demo.judging import measure_real_digits
@@ -20,6 +18,7 @@ from scissorhands_jax.diffusion.demo.settings import ORIGINAL, PUBLISHED, RETRAI
 from scissorhands_jax.diffusion.demo.training import train_digits
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.progress import follow_steps, progress_bar
+from scissorhands_jax.terminal import Console, say
 from scissorhands_jax.training.loop import OnStep
 
 _PAGE_FILE = "report.html"
@@ -53,7 +52,7 @@ def run_digits_demo(
     with runs.open_folder(out, description, overwrite=overwrite):
         result = _demonstrated(out, settings, published, console)
     print_numbers(result, Console())
-    console.print(f"open {out / _PAGE_FILE}; all numbers are in {out / runs.RESULTS_FILE}", highlight=False)
+    say(console, f"open {out / _PAGE_FILE}; all numbers are in {out / runs.RESULTS_FILE}")
     return result
 
 

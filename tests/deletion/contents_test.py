@@ -1,0 +1,167 @@
+"""Whatever is in the folder of a ledger without being a part of it is named, of whatever kind it is."""
+
+import os
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+
+from scissorhands_jax.deletion import contents, tidying
+from scissorhands_jax.deletion.contents import Contents
+from scissorhands_jax.deletion.ledger import Ledger
+from tests.deletion.commands import command, error_of, states, verified
+from tests.deletion.samples import started
+
+pytest.importorskip("cryptography")
+
+PLACES = (
+    ".",
+    "keys",
+    "records",
+    "runs",
+    "runs/000001",
+    "runs/000001/network",
+    "runs/000009",
+    "runs/000001/checkpoints",
+)
+
+
+def file(path: Path) -> None:
+    path.write_text("x")
+
+
+def listening(path: Path) -> None:
+    here = os.getcwd()
+    os.chdir(path.parent)  # the name of a socket may have about a hundred characters
+    try:
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(path.name)
+    finally:
+        os.chdir(here)
+
+
+KINDS = {
+    "file": file,
+    "empty file": Path.touch,
+    "folder": Path.mkdir,
+    "pipe": os.mkfifo,
+    "socket": listening,
+    "link": lambda path: path.symlink_to("/etc/hostname"),
+    "link to nowhere": lambda path: path.symlink_to("nowhere"),
+    "link to a folder": lambda path: path.symlink_to(path.parent.parent),
+}
+SUBSTITUTES = ["folder", "pipe", "socket", "link", "hard link"]
+
+
+@pytest.mark.parametrize(
+    "name", ["extra", ".hidden", "000001.json.tmp", ".000001.json.0a1b2c3d.partial", "name\nof two lines", "[bold]"]
+)
+def test_what_is_added_is_named(book_folder, name, capsys):
+    """Every kind of thing in every place."""
+    added = []
+    for place in PLACES:
+        (book_folder / place).mkdir(exist_ok=True)
+        for kind, make in KINDS.items():
+            path = book_folder / place / f"{name} {kind}"
+            make(path)
+            added.append(path)
+    with Ledger(book_folder) as book:
+        found = contents.foreign(book_folder, Contents(frozenset(book_folder / "x" for _ in [book])))
+    assert all(any(line.startswith((f"{path} is", f"the folder {path} ")) for line in found) for path in added)
+    found = verified(book_folder, "--quick", capsys=capsys)
+    shown = [str(path).replace("\n", "\\n") for path in added]
+    assert [path for path in shown if not any(path in line for line in found)] == []
+    assert len(found) == len(added)
+
+
+@pytest.mark.parametrize("kind", SUBSTITUTES)
+def test_what_stands_in_the_place_of_a_file_is_named(book_folder, tmp_path, kind, capsys):
+    """Also if it has the same content. Each kind takes the place of every fifth file."""
+    paths = [path for path in sorted(book_folder.rglob("*")) if path.is_file()]
+    assert len(paths) > 25
+    for path in paths[SUBSTITUTES.index(kind) :: len(SUBSTITUTES)]:
+        if path.suffix == ".sqlite3" and kind != "hard link":
+            continue
+        kept = tmp_path / "kept"
+        shutil.copy2(path, kept)
+        path.unlink()
+        if kind == "link":
+            path.symlink_to(kept)
+        elif kind == "hard link":
+            os.link(kept, path)
+        else:
+            KINDS[kind](path)
+        found = verified(book_folder, "--quick", capsys=capsys)
+        assert any(str(path) in line for line in found), (path, found)
+        path.rmdir() if kind == "folder" else path.unlink()
+        shutil.move(kept, path)
+    assert verified(book_folder, "--quick", capsys=capsys) == []
+
+
+def test_a_folder_that_is_a_link_is_named(book_folder, tmp_path, capsys):
+    for name in ("records", "runs", "runs/000001", "runs/000001/network", "keys"):
+        path, kept = book_folder / name, tmp_path / "kept"
+        path.rename(kept)
+        path.symlink_to(kept)
+        assert any(f"{path} is a link" in line for line in verified(book_folder, "--quick", capsys=capsys))
+        path.unlink()
+        kept.rename(path)
+    assert verified(book_folder, "--quick", capsys=capsys) == []
+
+
+def test_the_folder_of_a_ledger_may_be_reached_by_a_link(served, tmp_path, capsys):
+    (tmp_path / "link").symlink_to(served)
+    assert verified(tmp_path / "link", "--quick", capsys=capsys) == []
+
+
+def test_a_run_that_is_working_may_have_files_but_no_links(book_folder, capsys):
+    with Ledger(book_folder) as book:
+        book.append(started(3, 3))
+    out = book_folder / "runs" / "000003"
+    (out / "checkpoints").mkdir(parents=True)
+    for path in (out / "checkpoints" / "one", out.with_suffix(".txt"), out.with_suffix(".audit.txt")):
+        path.write_text("")
+    assert verified(book_folder, "--quick", capsys=capsys) == []
+    (out / "link").symlink_to("checkpoints")
+    (found,) = verified(book_folder, "--quick", capsys=capsys)
+    assert f"{out / 'link'} is a link" in found
+
+
+class TestDiscarding:
+    """A superseded network may go, but not unnoticed."""
+
+    def test_one_that_is_removed_by_hand_is_missed(self, book_folder, capsys):
+        shutil.rmtree(book_folder / "runs" / "000002")
+        (found,) = verified(book_folder, "--quick", capsys=capsys)
+        assert f"{book_folder / 'runs' / '000002'} is missing" in found
+        assert command("discard", "--ledger", book_folder, "--number", "2") == 0
+        assert verified(book_folder, "--quick", capsys=capsys) == []
+
+    def test_one_that_is_discarded_is_gone_and_must_stay_away(self, served, book_folder, capsys):
+        for _ in range(2):
+            assert command("discard", "--ledger", book_folder, "--number", "2") == 0
+        assert not (book_folder / "runs" / "000002").exists()
+        assert verified(book_folder, capsys=capsys) == []
+        with Ledger(book_folder) as book:
+            assert [event.entry.kind for event in book.history()].count("discarded") == 1
+        shutil.copytree(served / "runs" / "000002", book_folder / "runs" / "000002")
+        assert any("000002" in line for line in verified(book_folder, "--quick", capsys=capsys))
+
+    @pytest.mark.parametrize(
+        ("number", "message"), [("1", "is in use"), ("3", "there is no finished run 3"), ("-1", "no finished run")]
+    )
+    def test_others_stay(self, book_folder, number, message, capsys):
+        assert command("discard", "--ledger", book_folder, f"--number={number}") == 2
+        assert message in error_of(capsys)
+        assert verified(book_folder, "--quick", capsys=capsys) == []
+
+
+def test_nothing_is_left_of_a_run_that_was_killed_before_its_start_was_recorded(book_folder, capsys):
+    left = [tidying.positions_file(book_folder, 3), book_folder / "records" / ".000003.json.0a1b2c3d.partial"]
+    for path in left:
+        path.write_text("4\n5\n")
+    assert len(verified(book_folder, "--quick", capsys=capsys)) == 2
+    assert command("run", "--ledger", book_folder, "--method", "finetune", "--epochs", "0", "--budget", "100") == 3
+    assert verified(book_folder, "--quick", capsys=capsys) == []
+    assert states(book_folder)[2] == "retrain now"
