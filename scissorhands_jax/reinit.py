@@ -1,10 +1,15 @@
-"""Masked re-initialisation: marked weights are replaced by freshly drawn ones."""
+"""Masked re-initialisation: marked weights are replaced by freshly drawn ones.
+
+How large they are depends on the fan-in of their layer, and frameworks store layers differently. `fan_in` knows the
+layouts of Flax, Equinox and PyTorch by the names of their arrays.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,8 +57,7 @@ def reinitialize(
     def leaf(position, path, weights, marked, chosen):
         if not chosen:
             return weights
-        draw = initializer.choose(trees.path_name(path)) if isinstance(initializer, ByName) else initializer
-        fresh = _draw(draw, jax.random.fold_in(key, position), weights)
+        fresh = _draw(_of_leaf(initializer, trees.path_name(path)), jax.random.fold_in(key, position), weights)
         return jnp.where(marked, fresh, weights)
 
     if trim is None:
@@ -62,6 +66,10 @@ def reinitialize(
     rows = zip(paths, trees.zip_leaves(params, mask, trim), strict=True)
     fresh = [leaf(position, path, *row) for position, (path, row) in enumerate(rows)]
     return jax.tree.unflatten(jax.tree.structure(params), fresh)
+
+
+def _of_leaf(initializer: Initializer | ByName, name: str) -> Initializer:
+    return initializer.choose(name) if isinstance(initializer, ByName | _Scaled) else initializer
 
 
 def _draw(initializer: Initializer, key: Key, weights: jax.Array) -> jax.Array:
@@ -76,50 +84,108 @@ def _draw(initializer: Initializer, key: Key, weights: jax.Array) -> jax.Array:
     return initializer(key, weights.shape, weights.dtype)
 
 
-def uniform(bound: float | None = None, *, out_axis: int = -1) -> Initializer:
+def fan_in(name: str, shape: tuple[int, ...], *, out_axis: int | None = None) -> int:
+    """Returns the number of inputs of each output of a layer, from the array that holds its weights.
+
+    | name of the array | layout | outputs are |
+    | --- | --- | --- |
+    | `weight`, `weight_ih` and the like | Equinox, PyTorch | the first axis |
+    | `weight` of a layer with `embed` in its name | a table, as Equinox draws it | none: the fan-in is 1 |
+    | `embedding` | a table, as Flax draws it | the first axis |
+    | `kernel` of `query`, `key` or `value` | Flax's attention: inputs, heads, features | the last two axes |
+    | any other, such as `kernel` | Flax | the last axis |
+
+    In a grouped convolution only the inputs of the group count. Arrays with fewer than two axes have a fan-in of 1.
+
+    Args:
+      name: The name of the array in the tree, such as `layer1/0/conv1/kernel`.
+      shape: The shape of the array.
+      out_axis: The axis of the outputs, whatever the name says. The default goes by the name.
+    """
+    if len(shape) < 2:
+        return 1
+    *_, layer, last = ("", "", *name.split("/"))
+    if out_axis is not None:
+        outputs = shape[out_axis]
+    elif last == "weight" and "embed" in layer.lower():
+        return 1
+    elif last == "embedding" or last.startswith("weight"):
+        outputs = shape[0]
+    elif last == "kernel" and layer in ("query", "key", "value") and len(shape) == 3:
+        outputs = math.prod(shape[1:])
+    else:
+        outputs = shape[-1]
+    return max(1, math.prod(shape) // max(1, outputs))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scaled:
+    """Draws in the size that the fan-in of a leaf calls for; called as a plain initializer, in Flax's layout."""
+
+    draw: Callable[[Key, tuple[int, ...], Any, int], jax.Array]
+    out_axis: int | None = None
+    name: str = ""
+
+    def choose(self, name: str) -> Initializer:
+        """Returns the initializer for the leaf with a name."""
+        return dataclasses.replace(self, name=name)
+
+    def __call__(self, key: Key, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+        return self.draw(key, shape, dtype, fan_in(self.name, shape, out_axis=self.out_axis))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Uniform:
+    """The uniform distribution on (-b, b), with b = `gain` / sqrt(fan_in), or `bound` itself."""
+
+    gain: float = 1.0
+    bound: float | None = None
+
+    def __call__(self, key: Key, shape: tuple[int, ...], dtype: Any, fan_in: int) -> jax.Array:
+        limit = self.gain / math.sqrt(fan_in) if self.bound is None else self.bound
+        return jax.random.uniform(key, shape, dtype, -limit, limit)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Normal:
+    """The normal distribution with the standard deviation 1 / sqrt(3 fan_in), or `stddev` itself."""
+
+    stddev: float | None = None
+
+    def __call__(self, key: Key, shape: tuple[int, ...], dtype: Any, fan_in: int) -> jax.Array:
+        scale = 1 / math.sqrt(3 * fan_in) if self.stddev is None else self.stddev
+        return scale * jax.random.normal(key, shape, dtype)
+
+
+def uniform(bound: float | None = None, *, out_axis: int | None = None) -> Initializer:
     """Returns an initializer that draws from the uniform distribution on (-bound, bound).
 
     Args:
-      bound: By default 1 / sqrt(fan_in), as in the published code and in PyTorch's own layers. The fan-in is the
-        product of all axes except `out_axis`; for arrays with fewer than two axes it is 1.
-      out_axis: The axis of the outputs. The default is that of kernels in Flax.
+      bound: By default 1 / sqrt(fan_in), as in the published code and in PyTorch's and Equinox's own layers.
+      out_axis: The axis of the outputs. By default `reinitialize` goes by the name of the array (`fan_in`); a call
+        without a name takes the last axis, as in Flax.
     """
-
-    def init(key, shape, dtype=jnp.float32):
-        limit = 1 / math.sqrt(_fan_in(shape, out_axis)) if bound is None else bound
-        return jax.random.uniform(key, shape, dtype, -limit, limit)
-
-    return init
+    return _Scaled(_Uniform(bound=bound), out_axis)
 
 
-def kaiming_uniform(a: float = 0.0, *, out_axis: int = -1) -> Initializer:
+def kaiming_uniform(a: float = 0.0, *, out_axis: int | None = None) -> Initializer:
     """Returns PyTorch's `kaiming_uniform_`: uniform on (-b, b) with b = sqrt(6 / ((1 + a^2) fan_in)).
 
     Args:
       a: The slope of a leaky ReLU for negative inputs; 0 is a plain ReLU. With sqrt(5) the result is `uniform()`.
       out_axis: The axis of the outputs; see `uniform`.
     """
-
-    def init(key, shape, dtype=jnp.float32):
-        limit = math.sqrt(6 / ((1 + a**2) * _fan_in(shape, out_axis)))
-        return jax.random.uniform(key, shape, dtype, -limit, limit)
-
-    return init
+    return _Scaled(_Uniform(gain=math.sqrt(6 / (1 + a**2))), out_axis)
 
 
-def normal(stddev: float | None = None, *, out_axis: int = -1) -> Initializer:
+def normal(stddev: float | None = None, *, out_axis: int | None = None) -> Initializer:
     """Returns an initializer that draws from the normal distribution with mean 0.
 
     Args:
       stddev: The standard deviation. By default it is that of `uniform()`, 1 / sqrt(3 fan_in).
       out_axis: The axis of the outputs; see `uniform`.
     """
-
-    def init(key, shape, dtype=jnp.float32):
-        scale = 1 / math.sqrt(3 * _fan_in(shape, out_axis)) if stddev is None else stddev
-        return scale * jax.random.normal(key, shape, dtype)
-
-    return init
+    return _Scaled(_Normal(stddev), out_axis)
 
 
 def _filled(value: float) -> Initializer:
@@ -140,14 +206,14 @@ def ones() -> Initializer:
     return _filled(1)
 
 
-def published(*, out_axis: int = -1) -> ByName:
+def published(*, out_axis: int | None = None) -> ByName:
     """Returns the rule of the published code: biases become 0, and all other leaves are drawn from `uniform()`."""
     return with_zero_biases(uniform(out_axis=out_axis))
 
 
 def with_zero_biases(initializer: Initializer) -> ByName:
     """Returns a rule by which biases become 0 and all other leaves are drawn from the given initializer."""
-    return ByName(lambda name: zeros() if name.split("/")[-1] == "bias" else initializer)
+    return ByName(lambda name: zeros() if name.split("/")[-1] == "bias" else _of_leaf(initializer, name))
 
 
 INITIALIZERS: dict[str, Callable[[], Initializer]] = {
@@ -168,9 +234,3 @@ def by_name(name: str) -> Initializer:
     if name not in INITIALIZERS:
         raise InputError(f"there is no initializer {name!r}; {suggest(name, INITIALIZERS)}")
     return INITIALIZERS[name]()
-
-
-def _fan_in(shape: tuple[int, ...], out_axis: int) -> int:
-    if len(shape) < 2:
-        return 1
-    return max(1, math.prod(shape) // max(1, shape[out_axis]))

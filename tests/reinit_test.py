@@ -3,13 +3,17 @@
 import math
 
 import chex
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
+from flax import nnx
 
 from scissorhands_jax import reinit, trees
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.models import from_equinox, from_nnx
 
 KEY = jax.random.key(0)
 CONV = (3, 3, 20, 50)  # height, width, in, out: fan_in 180
@@ -106,6 +110,71 @@ def test_fan_in_of_pytorch_layouts_leaves_the_first_axis_out():
     for make in (reinit.kaiming_uniform, reinit.normal):
         expected = math.sqrt(40 / 500) * make()(KEY, DENSE)
         np.testing.assert_allclose(make(out_axis=0)(KEY, DENSE), expected, rtol=1e-5, atol=1e-7)
+
+
+def linen_layers():
+    """Layers of Flax linen, whose kernels have the variance 1 / fan_in."""
+    image, row = jnp.zeros((1, 8, 8, 16)), jnp.zeros((1, 5, 48))
+    return {
+        "Dense": nn.Dense(64).init(KEY, row),
+        "Conv": nn.Conv(64, (3, 3)).init(KEY, image),
+        "grouped Conv": nn.Conv(64, (3, 3), feature_group_count=4).init(KEY, image),
+        "ConvTranspose": nn.ConvTranspose(64, (3, 3)).init(KEY, image),
+        "MultiHeadDotProductAttention": nn.MultiHeadDotProductAttention(4, qkv_features=64).init(KEY, row),
+        "Embed": nn.Embed(400, 64).init(KEY, jnp.zeros((1,), jnp.int32)),
+    }
+
+
+def nnx_layers():
+    rngs = nnx.Rngs(0)
+    layers = {
+        "Linear": nnx.Linear(48, 64, rngs=rngs),
+        "Conv": nnx.Conv(16, 64, (3, 3), rngs=rngs),
+        "MultiHeadAttention": nnx.MultiHeadAttention(4, 48, 64, decode=False, rngs=rngs),
+        "Embed": nnx.Embed(400, 64, rngs=rngs),
+    }
+    return {name: from_nnx(layer).params for name, layer in layers.items()}
+
+
+def equinox_layers():
+    """Layers of Equinox, whose weights fill (-b, b) with b = 1 / sqrt(fan_in); those of a table are standard normal."""
+    layers = {
+        "Linear": eqx.nn.Linear(2000, 10, key=KEY),
+        "Conv2d": eqx.nn.Conv2d(16, 64, 3, key=KEY),
+        "grouped Conv2d": eqx.nn.Conv2d(16, 64, 3, groups=4, key=KEY),
+        "MultiheadAttention": eqx.nn.MultiheadAttention(4, 48, key=KEY),
+        "MLP": eqx.nn.MLP(200, 40, 100, 1, key=KEY),
+    }
+    return {name: from_equinox(layer).params for name, layer in layers.items()}
+
+
+@pytest.mark.parametrize(("layers", "ratio"), [(linen_layers, 1 / 3), (nnx_layers, 1 / 3), (equinox_layers, 1)])
+def test_every_layer_is_drawn_in_the_size_of_its_frameworks_own(layers, ratio):
+    for layer, params in layers().items():
+        everything = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), params)
+        fresh = reinit.reinitialize(jax.random.key(9), params, everything, initializer=reinit.uniform())
+        rows = zip(trees.leaf_names(params), *map(jax.tree.leaves, (params, fresh)), strict=True)
+        for name, own, drawn in rows:
+            if own.ndim > 1 and "bias" not in name:
+                found = float(jnp.var(drawn) / jnp.var(own))
+                # The variances of both samples, the truncated normals of Flax included, vary by sqrt(2 / size) or less.
+                assert found == pytest.approx(ratio, rel=6 * math.sqrt(2 / own.size) + 0.02), (layer, name, own.shape)
+
+
+def test_tables_of_equinox_and_pytorch_are_drawn_by_their_name():
+    table = {"embedding_table": {"weight": eqx.nn.Embedding(400, 64, key=KEY).weight}}
+    everything = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), table)
+    fresh = reinit.reinitialize(KEY, table, everything, initializer=reinit.normal())
+    assert float(jnp.var(fresh["embedding_table"]["weight"])) == pytest.approx(1 / 3, rel=0.05)
+
+
+def test_an_axis_that_is_given_holds_for_every_name():
+    params = {"weight": jnp.zeros(DENSE), "kernel": jnp.zeros(DENSE)}
+    everything = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), params)
+    for axis, fan_in in ((0, 500), (-1, 40)):
+        fresh = reinit.reinitialize(KEY, params, everything, initializer=reinit.uniform(out_axis=axis))
+        for leaf in jax.tree.leaves(fresh):
+            assert np.abs(leaf).max() == pytest.approx(1 / math.sqrt(fan_in), rel=1e-3)
 
 
 @pytest.mark.parametrize("shape", [CONV, DENSE])

@@ -12,13 +12,13 @@ from flax import linen as nn
 
 from scissorhands_jax.base import Model
 from scissorhands_jax.errors import InputError, suggest
-from scissorhands_jax.models.adapters import from_equinox, from_linen, from_nnx
+from scissorhands_jax.models.adapters import TrainedModel, from_equinox, from_linen, from_nnx
 from scissorhands_jax.models.mlp import MLP
 from scissorhands_jax.models.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNet, cifar_resnet
 from scissorhands_jax.models.resnet9 import ResNet9
 from scissorhands_jax.models.vgg import VGG
 
-__all__ = ["MODELS", "build", "from_equinox", "from_linen", "from_nnx"]
+__all__ = ["MODELS", "TrainedModel", "build", "from_equinox", "from_linen", "from_nnx"]
 
 # Each value makes a linen module from `num_classes` and options of its own.
 MODELS: dict[str, Callable[..., nn.Module]] = {

@@ -14,11 +14,24 @@ from flax import linen as nn
 from flax import nnx
 
 from scissorhands_jax import trees
+from scissorhands_jax.data import split
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.losses import classification_loss
+from scissorhands_jax.methods import finetune
 from scissorhands_jax.models import build, from_equinox, from_linen, from_nnx
 from scissorhands_jax.models.layers import BatchNorm
-from tests.models.samples import ADAPTED, KEY, ForeignNnx, StatefulEquinox, images, tiny_model, tiny_resnet
+from scissorhands_jax.training import run
+from tests.models.samples import (
+    ADAPTED,
+    KEY,
+    ForeignLinen,
+    ForeignNnx,
+    PlainEquinox,
+    StatefulEquinox,
+    images,
+    tiny_model,
+    tiny_resnet,
+)
 
 STATEFUL = ("linen", "foreign linen", "nnx", "stateful equinox")
 
@@ -151,7 +164,7 @@ class TestAdapterDetails:
     def test_nnx_names_are_attributes(self):
         params, model_state = from_nnx(ForeignNnx).init(KEY)
         assert "layers/0/kernel" in trees.leaf_names(params)
-        assert trees.leaf_names(model_state) == ["norm/mean", "norm/var"]
+        assert trees.leaf_names(model_state) == ["batch_stats/norm/mean", "batch_stats/norm/var"]
 
     def test_nnx_random_streams_need_a_key_in_training(self):
         model = from_nnx(ForeignNnx)
@@ -183,6 +196,7 @@ class TestAdapterDetails:
             "norm/weight",
         ]
         assert set(model_state) == {"state", "constants"}
+        assert set(model_state["state"]["norm"]) == {"batch_counter", "batch_state_index"}
         np.testing.assert_array_equal(model_state["constants"]["order"], [2, 1, 0])
 
     def test_equinox_sequential_with_and_without_state(self):
@@ -233,6 +247,89 @@ class TestAdapterDetails:
             x32 = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.uint8)
             logits, _ = jax.eval_shape(lambda p, s, x, model=model: model.apply(p, s, x, train=False), *shapes, x32)
             assert logits.dtype == jnp.float32
+
+
+def live_linen():
+    module, x = ForeignLinen(), images()
+    variables = module.init(jax.random.key(4), x, train=False)
+    return from_linen(module, variables), lambda variables: module.apply(variables, x, train=False), variables
+
+
+def live_nnx():
+    module, x = ForeignNnx(nnx.Rngs(4)), images()
+    module.norm.mean[...] = jnp.arange(8.0)
+
+    def logits(module):
+        module = nnx.clone(module)
+        module.eval()
+        return module(x)
+
+    return from_nnx(module), logits, module
+
+
+def live_equinox():
+    module, x = PlainEquinox(jax.random.key(4)), images()
+    return from_equinox(module), lambda module: jax.vmap(eqx.nn.inference_mode(module))(x), module
+
+
+def live_stateful_equinox():
+    module, state = eqx.nn.make_with_state(StatefulEquinox)(jax.random.key(4))
+    x = images()
+
+    def logits(pair):
+        module, state = pair
+        call = jax.vmap(eqx.nn.inference_mode(module), axis_name="examples", in_axes=(0, None), out_axes=(0, None))
+        return call(x, jax.tree.map(jnp.copy, state))[0]
+
+    return from_equinox(module, state), logits, (module, state)
+
+
+LIVE = [live_linen, live_nnx, live_equinox, live_stateful_equinox]
+
+
+class TestLiveModules:
+    @pytest.mark.parametrize("live", LIVE)
+    def test_trained_weights_go_in_and_new_ones_come_back(self, live):
+        trained, logits, network = live()
+        before = logits(network)
+        given, _ = trained.model.apply(trained.params, trained.model_state, images(), train=False)
+        chex.assert_trees_all_close(given, before, rtol=1e-5, atol=1e-6)
+        loss_fn = classification_loss(trained.model)
+        data = split({"image": images(12, seed=3), "label": jnp.arange(12) % 3}, range(4))
+        method = finetune(loss_fn, optax.sgd(0.1), batch_size=4)
+        done = run(method, KEY, trained.params, trained.model_state, data, num_epochs=1)
+        if live is not live_nnx:
+            chex.assert_trees_all_equal(logits(network), before)
+        restored = trained.restore(done.params, done.model_state)
+        expected, _ = trained.model.apply(done.params, done.model_state, images(), train=False)
+        chex.assert_trees_all_close(logits(restored), expected, rtol=1e-5, atol=1e-6)
+        assert jnp.any(expected != given)
+        if live is live_nnx:
+            assert restored is network
+
+    @pytest.mark.parametrize("live", LIVE)
+    def test_a_network_that_was_given_alive_draws_no_fresh_weights(self, live):
+        with pytest.raises(InputError, match=r"given as a live module; give from_\w+ "):
+            live()[0].model.init(KEY)
+
+    def test_nothing_of_an_instance_changes_before_it_is_restored(self):
+        module = ForeignNnx(nnx.Rngs(4))
+        module.train()
+        before = jax.tree.map(jnp.copy, nnx.as_pure(nnx.state(module, nnx.Param, nnx.BatchStat)))
+        trained = from_nnx(module)
+        jax.tree.map(lambda leaf: leaf.delete(), (trained.params, trained.model_state))
+        after = nnx.as_pure(nnx.state(module, nnx.Param, nnx.BatchStat))
+        chex.assert_trees_all_equal(before, after)
+        assert module.dropout.deterministic is False
+
+    def test_state_that_is_missing_is_asked_for(self):
+        module, _ = eqx.nn.make_with_state(StatefulEquinox)(KEY)
+        with pytest.raises(InputError, match=r"the layers norm\.batch_counter, norm\.batch_state_index have state"):
+            from_equinox(module)
+
+    def test_variables_without_params_are_refused(self):
+        with pytest.raises(InputError, match="the variables hold 'weights', but no 'params'"):
+            from_linen(ForeignLinen(), {"weights": {}})
 
 
 def test_adapters_import_no_framework_until_called():
