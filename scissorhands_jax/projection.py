@@ -220,12 +220,12 @@ def _check_constraints(constraint_grads: PyTree, updates: PyTree, num_constraint
         )
     except ValueError as error:
         raise InputError(f"constraint_grads is another tree than the gradient: {error}") from error
-    rows = jax.tree.structure(updates).flatten_up_to(kept)
-    for (path, leaf), found in zip(jax.tree.leaves_with_path(updates), rows, strict=True):
+    names = trees.leaf_names(updates)
+    for name, (leaf, found) in zip(names, trees.zip_leaves(updates, kept), strict=True):
         expected = (num_constraints, *jnp.shape(leaf))
         if not hasattr(found, "shape") or found.shape != expected:
             raise InputError(
-                f"constraint_grads has {_described(found)} for {trees.path_name(path) or 'the gradient'} and needs "
+                f"constraint_grads has {_described(found)} for {name or 'the gradient'} and needs "
                 f"shape {expected}; its leaves are those of the gradient with a leading axis of num_constraints = "
                 f"{num_constraints}"
             )

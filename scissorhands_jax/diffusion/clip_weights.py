@@ -47,7 +47,7 @@ def read_clip(path: Path) -> tuple[str, Params]:
             is_ignored=lambda name: name == "logit_scale" or name.endswith(".position_ids"),
         )
         try:
-            params, _ = torch_weights.from_state_dict(renamed, outline, {})
+            params, _ = torch_weights.from_state_dict(renamed, outline, {}, flatten={})
         except WeightsError as error:
             raise WeightsError(f"{file} does not hold CLIP {name}: {error}") from error
     return name, params

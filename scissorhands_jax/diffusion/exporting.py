@@ -53,7 +53,7 @@ def export_weights(
     for part, target in targets.items():
         config, params, stored = load_part(part, folder)
         wanted = FILE_DTYPES[dtype or stored]
-        arrays = torch_weights.state_dict_views(params, {})
+        arrays = torch_weights.state_dict_views(params, {}, flatten={})
         if wanted != np.float32:
             arrays = {name: _narrowed(name, array, wanted) for name, array in arrays.items()}
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -107,7 +107,7 @@ def read_part_file(part: Part, file: Path, config: DiffusionConfig = networks.SD
             tensors, shapes, aliases=tensor_aliases(part, config), is_ignored=ignored_names(part, tensors)
         )
         try:
-            params, _ = torch_weights.from_state_dict(renamed, outline, {})
+            params, _ = torch_weights.from_state_dict(renamed, outline, {}, flatten={})
         except WeightsError as error:
             title = PART_TITLES[part]
             raise WeightsError(f"{file} does not hold the {title} of Stable Diffusion v1: {error}") from error

@@ -187,6 +187,6 @@ def _build_model(experiment: Experiment, splits: datasets.Splits) -> Model:
     state_dict = torch_weights.read_state_dict(experiment.pretrained)
 
     def init(key):
-        return torch_weights.with_fresh_head(state_dict, *model.init(key))
+        return torch_weights.with_fresh_head(state_dict, *model.init(key), flatten={})
 
     return model._replace(init=init)

@@ -180,7 +180,7 @@ def load_weights(model: Model, *, weights: str | None, checkpoint: str | None) -
     state_dict = torch_weights.read_state_dict(weights)
     # Counters that older files lack keep the template's value, so these are real; fresh weights are not compiled.
     model_state = jax.jit(lambda key: model.init(key)[1])(key)
-    network = torch_weights.from_state_dict(state_dict, params, model_state)
+    network = torch_weights.from_state_dict(state_dict, params, model_state, flatten={})
     for name, leaf in zip(trees.leaf_names(network), jax.tree.leaves(network), strict=True):
         if not np.all(np.isfinite(leaf)):
             raise WeightsError(

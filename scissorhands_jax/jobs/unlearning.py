@@ -297,7 +297,7 @@ def _save_result(out: Path, config: RunConfig, result: Result) -> None:
     network = sharding.to_host((result.params, result.model_state))
     if distributed.is_first():
         names = {"model": config.model, "made_by": "scissorhands_jax", "method": config.method_name}
-        torch_weights.write_safetensors(out / WEIGHTS_FILE, torch_weights.to_state_dict(*network), names)
+        torch_weights.write_safetensors(out / WEIGHTS_FILE, torch_weights.to_state_dict(*network, flatten={}), names)
 
 
 def _right_labels(forget: str, num_classes: int) -> np.ndarray | None:

@@ -224,11 +224,12 @@ def from_equinox(
 ) -> Model | TrainedModel:
     """Turns an Equinox module into a `Model`, or a trained module into a `TrainedModel`.
 
-    The parameters are a nested dict of all floating-point arrays by attribute name. The model state has two entries:
-    `state` holds the state of Equinox's stateful layers by attribute name, and `constants` holds all other arrays. The
-    module is mapped over the batch, so it is written for one example, like Equinox's own layers; its normalisation
-    layers may use any name for the batch axis. It is called as `module(x)`, with `state` and `key=` (one key per
-    example) if its `__call__` takes them, and its mode is set by `equinox.nn.inference_mode`.
+    The parameters are a nested dict of all floating-point arrays by attribute name. The model state has those of three
+    entries that the module has: `batch_stats` holds mean, variance and count of each BatchNorm, `state` the state of
+    other stateful layers, and `constants` all other arrays. The module is mapped over the batch, so it is written for
+    one example, like Equinox's own layers; its normalisation layers may use any name for the batch axis. It is called
+    as `module(x)`, with `state` and `key=` (one key per example) if its `__call__` takes them, and its mode is set by
+    `equinox.nn.inference_mode`.
 
     Args:
       network: `(key) -> module` builds the module. `equinox.nn.make_with_state` collects its stateful layers. Or a
@@ -277,19 +278,18 @@ class _EquinoxParts:
         self._trained = [name for name, leaf in arrays.items() if jnp.issubdtype(leaf.dtype, jnp.inexact)]
         self._constant = [name for name in arrays if name not in self._trained]
         self._markers = () if state is None else state.tree_flatten()[1]
-
-        def is_index(node):
-            return isinstance(node, eqx.nn.StateIndex)
-
-        nodes = jax.tree.leaves_with_path(outline, is_leaf=is_index)
-        places = {node.marker: _attribute_names(path) for path, node in nodes if is_index(node)}
-        missing = [".".join(name) for marker, name in places.items() if marker not in self._markers]
+        indices = _nodes(outline, eqx.nn.StateIndex)
+        missing = [".".join(path) for path, node in indices.items() if node.marker not in self._markers]
         if missing:
             raise InputError(
                 f"the layers {', '.join(missing)} have state, and none was given for them; give from_equinox the state "
                 "that equinox.nn.make_with_state made with the module"
             )
-        self._places = [places[marker] for marker in self._markers]
+        self._norms = {path: _Statistics.of(layer) for path, layer in _nodes(outline, eqx.nn.BatchNorm).items()}
+        of_norms = {marker for norm in self._norms.values() for marker in (norm.statistics, norm.counter)}
+        # A marker that several layers share has one place.
+        places = {node.marker: path for path, node in indices.items() if node.marker not in of_norms}
+        self._places = {path: marker for marker, path in places.items()}
         self._axis_name = _batch_axis(outline)
         call: Any = outline
         self._taken = inspect.signature(call.__call__).parameters
@@ -302,11 +302,14 @@ class _EquinoxParts:
         params, constants = (
             _nest({name: jnp.asarray(leaves[name]) for name in names}) for names in (self._trained, self._constant)
         )
-        return params, {"state": self._named(state), "constants": constants}
+        return params, self._named(state) | ({"constants": constants} if constants else {})
 
-    def _named(self, state: eqx.nn.State | None) -> dict:
-        values = () if state is None else state.tree_flatten()[0]
-        return _nest(dict(zip(self._places, values, strict=True)))
+    def _named(self, state: eqx.nn.State | None) -> dict[str, dict]:
+        """Returns the state by attribute names."""
+        values = {} if state is None else dict(zip(self._markers, state.tree_flatten()[0], strict=True))
+        norms = _nest({path: norm.read(values) for path, norm in self._norms.items()})
+        rest = _nest({path: values[marker] for path, marker in self._places.items()})
+        return {name: tree for name, tree in {"batch_stats": norms, "state": rest}.items() if tree}
 
     def join(self, params: Params, model_state: ModelState) -> tuple[eqx.Module, eqx.nn.State]:
         """Returns the module with these weights, in the mode of the outline, and its state."""
@@ -314,8 +317,12 @@ class _EquinoxParts:
 
         arrays = _pick(params, self._trained) | _pick(model_state, self._constant, "constants")
         leaves = [arrays.get(name, leaf) for name, leaf in zip(self._names, self._static, strict=True)]
-        values = _pick(model_state, self._places, "state")
-        state = eqx.nn.State.tree_unflatten(self._markers, [values[place] for place in self._places])
+        values = {self._places[path]: value for path, value in _pick(model_state, self._places, "state").items()}
+        for path, norm in self._norms.items():
+            values |= norm.write(
+                *_pick(model_state, [(*path, name) for name in ("mean", "var", "count")], "batch_stats").values()
+            )
+        state = eqx.nn.State.tree_unflatten(self._markers, [values[marker] for marker in self._markers])
         return jax.tree.unflatten(self._structure, leaves), state
 
     def apply(
@@ -334,7 +341,49 @@ class _EquinoxParts:
 
         batched = jax.vmap(one, in_axes=(0, None, 0), out_axes=(0, None), axis_name=self._axis_name)
         logits, state = batched(x, state, keys)
-        return logits, {**model_state, "state": self._named(state)} if train else model_state
+        return logits, model_state | self._named(state) if train else model_state
+
+
+class _Statistics(NamedTuple):
+    """Where an Equinox BatchNorm keeps its statistics, which the model state has as PyTorch and Flax have them.
+
+    In the mode "batch" Equinox keeps sums that began at zero, and divides them by `1 - momentum^counter`.
+    """
+
+    statistics: Any  # markers
+    counter: Any
+    momentum: float | None  # None in the mode "ema", whose counter says only whether nothing was seen yet
+
+    @classmethod
+    def of(cls, layer: Any) -> _Statistics:
+        """Returns the places of a layer."""
+        if layer.mode == "ema":
+            return cls(layer.ema_state_index.marker, layer.ema_first_time_index.marker, None)
+        return cls(layer.batch_state_index.marker, layer.batch_counter.marker, layer.momentum)
+
+    def _scale(self, count: jax.Array) -> jax.Array | float:
+        return 1.0 if self.momentum is None else jnp.where(count == 0, 1, 1 - self.momentum**count)
+
+    def read(self, values: Mapping[Any, Any]) -> dict[str, jax.Array]:
+        """Returns mean, variance and count from the values by marker."""
+        (mean, var), counter = values[self.statistics], values[self.counter]
+        count = jnp.where(counter, 0, 1).astype(jnp.int32) if self.momentum is None else counter
+        scale = self._scale(count)
+        return {"mean": mean / scale, "var": var / scale, "count": count}
+
+    def write(self, mean: jax.Array, var: jax.Array, count: jax.Array) -> dict[Any, Any]:
+        """Returns the values by marker."""
+        scale = self._scale(count)
+        return {
+            self.statistics: (mean * scale, var * scale),
+            self.counter: count == 0 if self.momentum is None else count,
+        }
+
+
+def _nodes(tree: Any, kind: type) -> dict[tuple[str, ...], Any]:
+    """Returns the nodes of one kind by their attribute names."""
+    nodes = jax.tree.leaves_with_path(tree, is_leaf=lambda node: isinstance(node, kind))
+    return {_attribute_names(path): node for path, node in nodes if isinstance(node, kind)}
 
 
 def _attribute_names(path: tuple) -> tuple[str, ...]:

@@ -195,8 +195,8 @@ class TestAdapterDetails:
             "norm/bias",
             "norm/weight",
         ]
-        assert set(model_state) == {"state", "constants"}
-        assert set(model_state["state"]["norm"]) == {"batch_counter", "batch_state_index"}
+        assert set(model_state) == {"batch_stats", "constants"}
+        assert set(model_state["batch_stats"]["norm"]) == {"mean", "var", "count"}
         np.testing.assert_array_equal(model_state["constants"]["order"], [2, 1, 0])
 
     def test_equinox_sequential_with_and_without_state(self):
