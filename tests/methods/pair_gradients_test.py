@@ -126,15 +126,19 @@ def test_batches_of_different_sizes_are_computed_one_after_the_other():
 def test_states_with_flags():
     class Flagged(eqx.Module):
         norm: eqx.nn.BatchNorm
+        is_new: eqx.nn.StateIndex
         head: eqx.nn.Linear
+
+        def __init__(self, key):
+            self.norm = eqx.nn.BatchNorm(4, axis_name="batch", mode="ema")
+            self.is_new = eqx.nn.StateIndex(jnp.asarray(True))
+            self.head = eqx.nn.Linear(4, 3, key=key)
 
         def __call__(self, x, state):
             x, state = self.norm(x, state)
-            return self.head(x), state
+            return self.head(x), state.set(self.is_new, jnp.asarray(False))
 
-    model = from_equinox(
-        lambda key: Flagged(eqx.nn.BatchNorm(4, axis_name="batch", mode="ema"), eqx.nn.Linear(4, 3, key=key))
-    )
+    model = from_equinox(Flagged)
     params, model_state = model.init(KEY)
     assert any(leaf.dtype == bool for leaf in jax.tree.leaves(model_state))
     batch = Batch(
