@@ -197,10 +197,10 @@ def parse_json(content: str | bytes, *, nan: bool = False) -> Any:
         raise ValueError("it is nested too deeply") from error
     level = [value]
     for _ in range(MAX_DEPTH + 1):
-        inside = [part.values() if isinstance(part, dict) else part for part in level if isinstance(part, dict | list)]
-        level = [part for parts in inside for part in parts]
+        level = [part for part in level if isinstance(part, dict | list)]
         if not level:
             return value
+        level = [entry for part in level for entry in (part.values() if isinstance(part, dict) else part)]
     raise ValueError("it is nested too deeply")
 
 

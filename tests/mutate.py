@@ -63,6 +63,7 @@ _OPERATIONS = {
     ast.LShift: ast.RShift,
     ast.RShift: ast.LShift,
 }
+_COMMUTATIVE = {"min", "max", "minimum", "maximum", "add", "logical_and", "logical_or", "gcd"}
 _SKIPPED_FIELDS = {"annotation", "returns", "decorator_list", "type_params"}
 
 
@@ -160,14 +161,19 @@ def _changes(node: ast.AST) -> list[Callable[[], object]]:
         put("test", ast.UnaryOp(ast.Not(), node.test))
     elif (
         isinstance(node, ast.Expr) and not isinstance(node.value, ast.Constant | ast.Yield | ast.YieldFrom)
-    ) or isinstance(node, ast.Raise | ast.Delete):
+    ) or isinstance(node, ast.Raise):
         become(ast.Pass())
     elif isinstance(node, ast.Continue | ast.Break):
         become(ast.Break() if isinstance(node, ast.Continue) else ast.Continue())
     elif isinstance(node, ast.Return) and node.value is not None:
         put("value", ast.Constant(None))
     elif isinstance(node, ast.Call):
-        if len(node.args) > 1 and not any(isinstance(argument, ast.Starred) for argument in node.args[:2]):
+        name = ast.unparse(node.func).rpartition(".")[2]
+        if (
+            len(node.args) > 1
+            and name not in _COMMUTATIVE
+            and not any(isinstance(argument, ast.Starred) for argument in node.args[:2])
+        ):
             put("args", [node.args[1], node.args[0], *node.args[2:]])
         for number, left_out in enumerate(node.keywords):
             if left_out.arg != "strict":  # which only guards against mistakes elsewhere

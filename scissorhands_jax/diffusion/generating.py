@@ -84,7 +84,7 @@ def read_prompts(path: Path, *, seed: int = 0) -> list[Prompt]:
         raise InputError(f"cannot read the prompts in {path}: {error}") from error
     column = next((name for name in _PROMPT_COLUMNS if name in columns), None)
     if column is None:
-        held = ", ".join(columns[:10]) or "nothing"
+        held = ", ".join(columns[:10])[:200] or "nothing"
         raise InputError(
             f"{path} has no column `prompt`, its first line is {held!r}; name the columns in the first line"
         )
@@ -97,7 +97,9 @@ def read_prompts(path: Path, *, seed: int = 0) -> list[Prompt]:
         try:
             prompts.append(Prompt(text, int(drawn)))  # type: ignore[arg-type]
         except (TypeError, ValueError) as error:
-            raise InputError(f"row {number + 1} of {path} has the {seeds} {drawn!r}; give a whole number") from error
+            raise InputError(
+                f"row {number + 1} of {path} has the {seeds} {str(drawn)[:40]!r}; give a whole number"
+            ) from error
     if not prompts:
         raise InputError(f"{path} holds no prompts")
     return prompts

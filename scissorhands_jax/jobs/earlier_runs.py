@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -14,7 +15,7 @@ from scissorhands_jax import files, reading
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.errors import InputError, suggest
 from scissorhands_jax.jobs import runs
-from scissorhands_jax.jobs.config import NetworkConfig, RunConfig
+from scissorhands_jax.jobs.config import UNIONS, NetworkConfig, RunConfig
 from scissorhands_jax.methods import METHODS
 from scissorhands_jax.training import checkpoints
 
@@ -72,21 +73,42 @@ def parse_run_config(found: Any, where: str) -> RunConfig:
     if not isinstance(found, dict) or not needed <= set(found) or not isinstance(found["method"], dict):
         raise InputError(f"{where} does not describe an unlearning run; name the results.json or run.json of one")
     name = found["method_name"]
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise InputError(f"{where} has the method {name!r}; {suggest(name, METHODS)}")
     known = {field.name for field in dataclasses.fields(METHODS[name])}
     unknown = [setting for setting in found["method"] if setting not in known]
     if unknown:
         raise InputError(f"{where} has the setting {unknown[0]!r}, which this version does not know")
-    method = _from_json(METHODS[name], found["method"])
-    return dataclasses.replace(_from_json(RunConfig, found), method=method)
+    method = _from_json(METHODS[name], found["method"], where)
+    return dataclasses.replace(_from_json(RunConfig, found, where), method=method)
 
 
-def _from_json(kind: type[_Settings], values: Mapping[str, Any]) -> _Settings:
+def _from_json(kind: type[_Settings], values: Mapping[str, Any], where: str) -> _Settings:
     """A dataclass from JSON, whose lists stand for tuples; entries that are not fields are ignored."""
+    hints = typing.get_type_hints(kind)
     known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    for name, value in given.items():
+        if name in known and not _has_type(value, hints[name]):
+            raise InputError(f"{where} has {str(value)[:40]!r} as {name}, which has another type; copy it again")
     return kind(**{name: value for name, value in given.items() if name in known})
+
+
+def _has_type(value: Any, hint: Any) -> bool:
+    """Whether a value from JSON is one of an annotated type. Where a float is expected, an int will do."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in UNIONS:
+        return any(_has_type(value, part) for part in parts)
+    if origin is typing.Literal:
+        return isinstance(value, str | int | None) and value in parts
+    if origin is tuple:
+        items = (parts[0],) * len(value) if parts[-1] is Ellipsis and isinstance(value, tuple) else parts
+        return isinstance(value, tuple) and len(value) == len(items) and all(map(_has_type, value, items))
+    if hint is Any or origin is not None or not isinstance(hint, type) or dataclasses.is_dataclass(hint):
+        return hint is Any or isinstance(value, dict)
+    if hint in (int, float):
+        return isinstance(value, int | hint) and not isinstance(value, bool)
+    return isinstance(value, hint)
 
 
 def network_config(
