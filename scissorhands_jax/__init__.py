@@ -37,8 +37,8 @@ with _epy.lazy_api_imports(globals()):
     from scissorhands_jax.errors import CheckpointError, InputError, NonFiniteError, PeerError, WeightsError
     from scissorhands_jax.losses import classification_loss, microbatched
     from scissorhands_jax.masks import mask_updates, top_fraction
-    from scissorhands_jax.methods import finetune, retrain, scissorhands
-    from scissorhands_jax.models import from_equinox, from_linen, from_nnx
+    from scissorhands_jax.methods import finetune, retrain, scissorhands, scissorhands_gradient, trim_network
+    from scissorhands_jax.models import TrainedModel, from_equinox, from_linen, from_nnx
     from scissorhands_jax.optimizers import sgd
     from scissorhands_jax.projection import project_gradient, solve_dual
     from scissorhands_jax.reinit import reinitialize
@@ -61,6 +61,7 @@ __all__ = [
     "NonFiniteError",
     "PeerError",
     "Result",
+    "TrainedModel",
     "WeightsError",
     "classification_loss",
     "connection_sensitivity",
@@ -79,10 +80,12 @@ __all__ = [
     "run",
     "run_many",
     "scissorhands",
+    "scissorhands_gradient",
     "select",
     "sgd",
     "solve_dual",
     "split",
     "top_fraction",
     "train",
+    "trim_network",
 ]

@@ -27,6 +27,7 @@ from scissorhands_jax.methods.orthograd import OrthogradSettings, orthograd
 from scissorhands_jax.methods.retrain import RetrainSettings, retrain
 from scissorhands_jax.methods.salun import RandomLabelSettings, SalunSettings, salun
 from scissorhands_jax.methods.scissorhands import ScissorhandsSettings, scissorhands
+from scissorhands_jax.methods.scissorhands_gradient import scissorhands_gradient
 from scissorhands_jax.methods.scrub import ScrubSettings, scrub
 from scissorhands_jax.methods.semantics import Semantics
 from scissorhands_jax.methods.settings import MethodSettings, TrainingSettings
@@ -59,6 +60,7 @@ __all__ = [
     "retrain",
     "salun",
     "scissorhands",
+    "scissorhands_gradient",
     "scrub",
     "sfron",
     "ssd",

@@ -294,7 +294,7 @@ class Repair:
             metrics = {"loss_retain": loss}
             aux, projection_state = carry.aux, carry.opt_state.projection
         else:
-            gradient, model_state, projection_state, metrics = self._joint(carry, batch, key)
+            gradient, model_state, projection_state, metrics = self.joint_gradient(carry, batch, key)
             aux = carry.aux._replace(joint_step=carry.aux.joint_step + 1)
         metrics["grad_norm"] = trees.norm(gradient)
         updates, optimizer_state = self.update(gradient, carry.opt_state.optimizer, carry.params)
@@ -307,7 +307,7 @@ class Repair:
         )
         return carry, metrics
 
-    def _joint(self, carry: Carry, batch: Batch, key: Key) -> tuple[PyTree, ModelState, PyTree, Metrics]:
+    def joint_gradient(self, carry: Carry, batch: Batch, key: Key | None) -> tuple[PyTree, ModelState, PyTree, Metrics]:
         """The gradient of `L_r - lambda min(L_f, ceiling)`, projected where that is due."""
         (loss, forget_loss), retain_grad, forget_grad, model_state = pair_gradients(
             self.loss_fn,

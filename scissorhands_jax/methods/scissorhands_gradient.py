@@ -1,0 +1,71 @@
+"""The gradient of a repair step of Scissorhands as a pure function, for training loops of one's own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from scissorhands_jax import projection
+from scissorhands_jax.base import Batch, Key, Metrics, ModelState, Params, PyTree, StatefulLossFn, new_carry
+from scissorhands_jax.errors import InputError
+from scissorhands_jax.methods.pair_gradients import Pair
+from scissorhands_jax.methods.scissorhands import OptState, Repair, ScissorhandsAux
+from scissorhands_jax.methods.semantics import SEMANTICS
+from scissorhands_jax.trees import Where
+
+
+def scissorhands_gradient(
+    loss_fn: StatefulLossFn,
+    *,
+    forget_weight: float = 0.05,
+    ceiling: float = math.inf,
+    project: Where = None,
+    projected: bool = True,
+    pair: Pair = "auto",
+) -> Callable[..., tuple[PyTree, ModelState, Metrics]]:
+    """Returns the function that computes the gradient of a repair step, equations 3 to 5 of the paper.
+
+    It is the gradient of `L_r - forget_weight * min(L_f, ceiling)`, projected so that to first order a step along it
+    does not lower the forget loss. Hand it to any optimizer in place of a gradient. `trim_network` is the other half of
+    the method, and comes once before the first step.
+
+    Args:
+      loss_fn: The general form of the loss, a mean over a batch; `lift` makes it from `loss_fn(params, batch)`.
+      forget_weight: The paper's lambda, the weight of the forget loss, at least 0.
+      ceiling: The forget loss, above 0, beyond which a step follows the retain gradient alone. The default, no ceiling,
+        is the paper's, and with a forget batch in every step the loss can then rise until numbers overflow; for a
+        classifier take `math.log(num_classes)`.
+      project: The leaves whose gradients are projected, as a pattern for `trees.select`. None is all.
+      projected: Whether the gradient is projected at all.
+      pair: How the two gradients are computed; see `pair_gradients`.
+
+    Returns:
+      A function `(params, model_state, forget, retain, *, key=None) -> (gradient, model_state, metrics)` of two
+      batches. The gradient is a pytree like `params`. The new model state is the one that the retain batch leaves.
+      `metrics` has `loss_retain`, `loss_forget` and, if projected, `dots`, `dual` and `projected`. The function is
+      pure, for jit, vmap and scan. `key` seeds dropout and augmentation.
+
+    Raises:
+      InputError: `forget_weight` is negative, or `ceiling` is not above 0.
+    """
+    if not forget_weight >= 0:
+        raise InputError(f"forget_weight must not be negative, got {forget_weight}")
+    if not ceiling > 0:
+        raise InputError(f"ceiling must be above 0, got {ceiling}; it is a forget loss, math.inf is no ceiling")
+    repair = Repair(loss_fn, projection.project_gradient().update, project, projected, 1, SEMANTICS["paper"], pair)
+    bound = min(ceiling, float(jnp.finfo(jnp.float32).max))
+
+    def gradient(
+        params: Params, model_state: ModelState, forget: PyTree, retain: PyTree, *, key: Key | None = None
+    ) -> tuple[PyTree, ModelState, Metrics]:
+        state = OptState(repair.projector(params).init(params) if projected else (), ())
+        aux = ScissorhandsAux(None, jnp.zeros((), jnp.int32), jnp.float32(forget_weight), jnp.float32(bound))
+        unused = jax.random.key(0) if key is None else key  # The pair gets its key apart from the carry.
+        carry = new_carry(unused, params, model_state, state, aux)
+        found, model_state, _, metrics = repair.joint_gradient(carry, Batch(forget, retain), key)
+        return found, model_state, metrics
+
+    return gradient

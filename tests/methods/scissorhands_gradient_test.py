@@ -1,0 +1,87 @@
+"""A loop of one's own with the two pure functions does what `run` does, and single settings are refused or heeded."""
+
+import math
+
+import chex
+import jax
+import numpy as np
+import optax
+import pytest
+
+import scissorhands_jax as sh
+from scissorhands_jax import data as data_lib
+from scissorhands_jax import reinit, trees
+from scissorhands_jax.base import Batch
+from scissorhands_jax.errors import InputError
+from tests import tiny
+
+KEY = jax.random.key(3)
+FORGET, RETAIN = tiny.examples(8, 5), tiny.examples(16, 6)
+
+
+def test_steps_with_an_optimizer_of_ones_own_are_those_of_the_method():
+    optimizer = optax.sgd(0.05, momentum=0.9)
+    params, model_state = tiny.start()
+    loss_fn = tiny.loss()
+    settings = {"fraction": 0.1, "forget_weight": 0.3, "ceiling": math.log(3), "pair": "sequential"}
+    method = sh.scissorhands(loss_fn, optimizer, batch_size=8, **settings)
+    carry = method.init(KEY, params, model_state, sh.Data(FORGET, RETAIN))
+    gradient_of = jax.jit(sh.scissorhands_gradient(loss_fn, forget_weight=0.3, ceiling=math.log(3), pair="sequential"))
+    state, moved, opt_state = carry.model_state, carry.params, optimizer.init(carry.params)
+    step = jax.jit(method.step)
+    for number in range(3):
+        batch = Batch(FORGET, data_lib.take(RETAIN, np.arange(8) + number))
+        key = jax.random.fold_in(carry.key, carry.step)
+        gradient, state, metrics = gradient_of(moved, state, batch.forget, batch.retain, key=key)
+        updates, opt_state = optimizer.update(gradient, opt_state, moved)
+        moved = optax.apply_updates(moved, updates)
+        carry, expected = step(carry, batch)
+        np.testing.assert_allclose(metrics["loss_forget"], expected["loss_forget"], rtol=1e-5)
+    chex.assert_trees_all_close((moved, state), (carry.params, carry.model_state), rtol=1e-4, atol=1e-6)
+
+
+def test_the_simple_form_needs_no_key_and_the_result_does_not_lower_the_forget_loss():
+    params, model_state = tiny.start()
+    loss_fn = sh.lift(sh.freeze(tiny.loss(), model_state))
+    gradient, state, metrics = sh.scissorhands_gradient(loss_fn)(params, (), FORGET, FORGET)
+    # Of two equal batches the gradients are parallel, so nothing is left but rounding.
+    assert state == ()
+    assert bool(metrics["projected"])
+    assert float(trees.norm(gradient)) < 1e-3 * float(trees.norm(jax.grad(sh.freeze(loss_fn, ()))(params, FORGET)))
+    plain, _, metrics = sh.scissorhands_gradient(loss_fn, projected=False)(params, (), FORGET, FORGET)
+    expected = jax.tree.map(lambda leaf: 0.95 * leaf, jax.grad(sh.freeze(loss_fn, ()))(params, FORGET))
+    chex.assert_trees_all_close(plain, expected, rtol=1e-4, atol=1e-6)
+    assert "dual" not in metrics
+
+
+def test_above_the_ceiling_only_the_retain_gradient_is_left():
+    params, model_state = tiny.start()
+    loss_fn = sh.lift(sh.freeze(tiny.loss(), model_state))
+    gradient, _, metrics = sh.scissorhands_gradient(loss_fn, ceiling=1e-6)(params, (), FORGET, RETAIN)
+    chex.assert_trees_all_close(gradient, jax.grad(sh.freeze(loss_fn, ()))(params, RETAIN), rtol=1e-5, atol=1e-7)
+    assert not bool(metrics["projected"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"forget_weight": -1}, "forget_weight must not be negative, got -1"),
+        ({"forget_weight": math.nan}, "forget_weight must not be negative, got nan"),
+        ({"ceiling": 0}, "ceiling must be above 0, got 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        sh.scissorhands_gradient(tiny.loss(), **settings)
+
+
+def test_a_trainer_trims_a_network_itself():
+    params, model_state = tiny.start()
+    trimmed = sh.trim_network(
+        KEY, tiny.loss(), params, model_state, [FORGET], fraction=0.2, initializer=reinit.uniform()
+    )
+    changed = sum(
+        int((old != new).sum()) for old, new in zip(*map(jax.tree.leaves, (params, trimmed.params)), strict=True)
+    )
+    ranked = sum(leaf.size for leaf in jax.tree.leaves(params) if leaf.ndim > 1)
+    assert changed == round(0.2 * ranked)
