@@ -9,7 +9,17 @@ import inspect
 import sys
 from collections.abc import Sequence
 
-from scissorhands_jax.cli import audit, data, diffusion, diffusion_images, diffusion_unlearning, jobs, lineage, requests
+from scissorhands_jax.cli import (
+    audit,
+    data,
+    diffusion,
+    diffusion_images,
+    diffusion_unlearning,
+    jobs,
+    ledger_copies,
+    lineage,
+    requests,
+)
 from scissorhands_jax.cli.options import Command, flags_of, paragraphs, parse
 from scissorhands_jax.errors import InputError, PeerError, suggest
 from scissorhands_jax.terminal import LoggedConsole, complain
@@ -31,6 +41,8 @@ COMMANDS: dict[str, type[Command]] = {
     "request run": requests.ServeCommand,
     "request discard": requests.DiscardCommand,
     "request verify": requests.VerifyCommand,
+    "request export": ledger_copies.ExportLedgerCommand,
+    "request erase": ledger_copies.EraseCommand,
     "request derive": lineage.DeriveCommand,
     "request retire": lineage.RetireCommand,
     "data prepare": data.PrepareCommand,

@@ -23,6 +23,9 @@ from scissorhands_jax.deletion.entries import (
     Event,
     Request,
     RequestAdded,
+    RequestErased,
+    RunFailed,
+    RunStarted,
     read_entry,
 )
 from scissorhands_jax.errors import LedgerError
@@ -108,10 +111,31 @@ def history_problems(rows: Iterable[Sequence], parts: Mapping[int, PrivatePart],
     return found
 
 
+def erased_parts(events: Sequence[Event]) -> set[int]:
+    """Returns the numbers of the rows whose private parts were erased.
+
+    With a request, that is its own row, those that begin or fail the runs whose files listed its examples, and those of
+    earlier erasures that say which lists of these runs were left.
+    """
+    found: set[int] = set()
+    for event in events:
+        erased = event.entry
+        if not isinstance(erased, RequestErased):
+            continue
+        for other in events[: event.seq - 1]:
+            entry = other.entry
+            is_request = isinstance(entry, RequestAdded) and entry.id == erased.id
+            is_run = isinstance(entry, RunStarted | RunFailed) and entry.run in erased.runs
+            is_older = isinstance(entry, RequestErased) and entry.left_in in erased.runs
+            if is_request or is_run or is_older:
+                found.add(other.seq)
+    return found
+
+
 def private_problems(
-    events: Iterable[Event], parts: Mapping[int, PrivatePart], path: Path, *, may_be_missing: bool
+    events: Sequence[Event], parts: Mapping[int, PrivatePart], path: Path, *, may_be_missing: bool
 ) -> list[str]:
-    """Describes which private parts are missing, and which belong to no row, in one sentence each.
+    """Describes which private parts are missing, were erased but are there, or belong to no row, in one sentence each.
 
     Args:
       events: The history.
@@ -123,9 +147,14 @@ def private_problems(
     found = [
         f"a private part of row {seq}, which has none, is in {path}; {RESTORE}" for seq in parts if seq not in owners
     ]
+    erased = erased_parts(events)
+    found += [
+        f"the private part of row {seq} of the history in {path} is there, although it was erased; {RESTORE}"
+        for seq in sorted(erased & set(parts))
+    ]
     if not parts and may_be_missing:
         return found
-    missing = sorted(owners - set(parts))
+    missing = sorted(owners - set(parts) - erased)
     return found + [f"the private part of row {seq} of the history in {path} is missing; {RESTORE}" for seq in missing]
 
 

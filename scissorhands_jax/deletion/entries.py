@@ -222,6 +222,27 @@ class RequestsCovered(LedgerEntry):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class RequestErased(LedgerEntry):
+    """The personal data of a request were removed (see `erasing`): its private part, and those of the runs' rows."""
+
+    kind: ClassVar[str] = "erased"
+    private: ClassVar[tuple[str, ...]] = ("files",)
+    id: int
+    withdrawn: bool
+    """Whether the request had not been served. It is not served any more."""
+    runs: tuple[int, ...]
+    """The runs whose files listed the examples, in order. These files were removed, and the salts of their digests."""
+    left_in: int | None
+    """The run among them whose network was in use. Its lists were written again without the examples."""
+    files: tuple[tuple[str, str], ...] = ()
+    """The names and the SHA-256 of these lists."""
+
+    def changes(self) -> Iterable[RequestChange]:
+        """Returns a change to the state `WITHDRAWN` if the request had not been served."""
+        return [RequestChange(self.id, WITHDRAWN, None)] if self.withdrawn else []
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class NetworkDerived(LedgerEntry):
     """A network was derived from one of the ledger's, or from one that was derived before (see `lineage`)."""
 

@@ -27,7 +27,7 @@ import contextlib
 import dataclasses
 import datetime
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -44,6 +44,7 @@ from scissorhands_jax.deletion.entries import (
     NamedExample,
     Request,
     RequestAdded,
+    RequestErased,
     RunStarted,
     utc_now,
 )
@@ -227,6 +228,41 @@ class Ledger:
         """
         with self._writing():
             _append(self._database, self.keys, entry)
+
+    def erase(self, entry: RequestErased) -> None:
+        """Adds an entry about an erasure, and removes the private parts that go with it from the file.
+
+        They are overwritten, and the file is then written again without its free pages.
+
+        Raises:
+          LedgerError: The entry could not be written, and nothing was removed; or the file could not be written again.
+        """
+        with self._writing():
+            _append(self._database, self.keys, entry)
+            parts = self._private_parts()
+            rows = [chain.read_event(row, parts.get(row[0]), self.path) for row in self._history_rows()]
+            for seq in sorted(chain.erased_parts(rows)):
+                self._database.execute("DELETE FROM private WHERE seq = ?", (seq,))
+        self.compact()
+
+    def compact(self) -> None:
+        """Writes the file again without free pages, and leaves no journal next to it.
+
+        Raises:
+          LedgerError: The file cannot be written.
+        """
+        self._database.execute("PRAGMA journal_mode = DELETE")  # It ends another mode, and removes its files.
+        self._database.execute("VACUUM")
+
+    def public_rows(self, tables: Iterable[str]) -> dict[str, list[tuple]]:
+        """Returns all rows of tables, as they are at one moment."""
+        with self._database.transaction("DEFERRED"):
+            return {table: self._database.execute(f"SELECT * FROM {table}") for table in tables}
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether this is an auditor's copy, which has none of the private parts."""
+        return not self._database.execute("SELECT seq FROM private LIMIT 1")
 
     def requests(self) -> list[Request]:
         """Returns all requests in order."""

@@ -281,6 +281,11 @@ def write_public(folder: Path, keys: LedgerKeys) -> None:
     files.write_bytes(public_path(folder), signing.public_pem(keys.public))
 
 
+def is_network_file(name: str) -> bool:
+    """Says whether a file in the folder of a run belongs to its network and does not describe what was forgotten."""
+    return name.startswith(_NETWORK_FILES)
+
+
 def run_files(folder: Path, salt: str | None) -> RunFiles:
     """Hashes all files in the folder of a run, without its checkpoints.
 
@@ -292,7 +297,7 @@ def run_files(folder: Path, salt: str | None) -> RunFiles:
     other: dict[str, str | None] = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()):
         name = path.relative_to(folder).as_posix()
-        if name.startswith(_NETWORK_FILES):
+        if is_network_file(name):
             network[name] = hashing.file_sha256(path)
         elif not name.startswith(_CHECKPOINTS):
             other[name] = None if salt is None else _file_digest(salt, path)

@@ -21,7 +21,17 @@ import numpy as np
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import files, hashing, reading, report
 from scissorhands_jax.base import Dataset, ModelState, Params
-from scissorhands_jax.deletion import audits, record_page, records, signing, statements, tidying, utility, verdicts
+from scissorhands_jax.deletion import (
+    audits,
+    erasing,
+    record_page,
+    records,
+    signing,
+    statements,
+    tidying,
+    utility,
+    verdicts,
+)
 from scissorhands_jax.deletion.audits import AuditPlan
 from scissorhands_jax.deletion.entries import (
     CHAIN_START,
@@ -393,6 +403,7 @@ def _still_to_forget(book: Ledger, group: Sequence[Request]) -> tuple[list[Reque
     positions: set[int] = set()
     for request in group:
         own = {example.position for example in book.examples(request.id)}
+        done |= erasing.forgotten_for_erased(book, own - set(done))
         if own <= set(done):
             latest = max(done[position] for position in own)
             book.append(RequestsCovered(run=latest, requests=(request.id,)))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+import contextlib
+import dataclasses
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from scissorhands_jax import files, hashing
 from scissorhands_jax.datasets import forget_sets
-from scissorhands_jax.deletion import contents, lineage, records, signing, statements
+from scissorhands_jax.deletion import contents, erasing, lineage, records, signing, statements
 from scissorhands_jax.deletion.contents import Contents
 from scissorhands_jax.deletion.entries import CHAIN_START, RESTORE, RunDiscarded, RunRecorded
 from scissorhands_jax.deletion.ledger import DATABASE_FILE, KEYS_FOLDER, Ledger
@@ -27,13 +30,26 @@ from scissorhands_jax.deletion.tidying import (
     unfinished_run,
 )
 from scissorhands_jax.errors import InputError, LedgerError
+from scissorhands_jax.jobs.config import NetworkConfig
+from scissorhands_jax.jobs.earlier_runs import WEIGHTS_FILE
 from scissorhands_jax.jobs.evaluating import evaluate_network
 from scissorhands_jax.jobs.job import read_original
 from scissorhands_jax.terminal import Console, say
 
 _WITHOUT_SECRET = (
-    "note: without the ledger's secret, files that describe forgotten examples cannot be verified: those in runs/ "
-    "except the networks, and the list of what the first network was trained on"
+    "without the ledger's secret, it cannot be verified that the examples and the list of what the first network was "
+    "trained on are what their digests stand for"
+)
+
+
+_OF_A_COPY = (
+    "this is an auditor's copy, which names no person, example or place; only the ledger's owner can verify what its "
+    "salted digests stand for"
+)
+_WITHOUT_ORIGINAL = "the original network is in use; name its file with --weights to verify that as well"
+_WITHOUT_DATA = (
+    "the network was not evaluated again, because a copy does not say where the data are; name them with --dataset and "
+    "--data-dir to do that"
 )
 
 
@@ -60,8 +76,8 @@ def verify_ledger(
       subject: What has moved since the ledger was begun.
       keys: The folder of the ledger's keys. The default is the folder `keys` in the ledger's folder.
       public: A file with the public key, for an auditor who does not have the keys. Everything that a signature covers
-        is verified, the network included. Files that describe forgotten examples have digests under the secret, which
-        cannot be verified; a note says so.
+        is verified, the network included. Files that describe forgotten examples have salted digests, which cannot be
+        verified; a note says so. The default, in an auditor's copy, is the public key in the copy itself.
       console: Where to show progress and notes.
 
     Returns:
@@ -70,7 +86,7 @@ def verify_ledger(
     """
     subject = subject or Subject()
     try:
-        book = Ledger(folder, keys, public=public, check=False)
+        book = _opened(folder, keys, public, console)
     except LedgerError as error:
         return [str(error)], None
     with book:
@@ -85,36 +101,55 @@ def verify_ledger(
             )
         hashes = {entry.run: entry.record for entry in book.entries(RunRecorded)}
         current = run_in_use(book)
-        discarded = {entry.run for entry in book.entries(RunDiscarded)}
-        found += contents.foreign(folder, _allowed(book, [run for run in hashes if run not in discarded]))
-        found += _record_problems(folder, hashes, discarded, book.public, {run: book.run_salt(run) for run in hashes})
+        found += contents.foreign(folder, _allowed(book, list(hashes)))
+        found += _record_problems(book, hashes)
         found += _public_key_problems(folder, book.public, needed=bool(hashes))
         if book.secrets is None:
-            say(console, _WITHOUT_SECRET)
+            _note(console, _OF_A_COPY if book.is_copy else _WITHOUT_SECRET)
         else:
             found += _trained_on_problems(book)
-        if current is None:
+        if current is None and book.is_copy and not subject.weights:
+            _note(console, _WITHOUT_ORIGINAL)
+        elif current is None:
             found += _original_problems(book, subject)
-        if evaluate and current is not None and not found:
+        elif evaluate and book.is_copy and not subject.dataset:
+            _note(console, _WITHOUT_DATA)
+        elif evaluate and not found:
             found += _evaluated(book, current, subject, console)
         for line in lineage.attention_lines(book):
-            say(console, f"note: {line}")
+            _note(console, line)
         return found, events[-1].hash
 
 
-def _record_problems(
-    folder: Path, hashes: Mapping[int, str], discarded: Collection[int], public: str, salts: Mapping[int, str | None]
-) -> list[str]:
+def _opened(folder: Path, keys: Path | None, public: Path | None, console: Console) -> Ledger:
+    """Opens a ledger to verify it, or an auditor's copy, with the public key that it holds unless another is named."""
+    own = records.public_path(folder)
+    if public is None and keys is None and not (folder / KEYS_FOLDER).exists() and own.is_file():
+        book = Ledger(folder, public=own, check=False)
+        if book.is_copy:
+            digest = hashing.file_sha256(own)
+            _note(
+                console,
+                f"the public key is the one in the copy itself, a file with the SHA-256 {digest}; compare it with what "
+                "the owner told you by another way, or name the key from there with --public",
+            )
+            return book
+        book.close()
+    return Ledger(folder, keys, public=public, check=False)
+
+
+def _note(console: Console, text: str) -> None:
+    say(console, f"note: {text}")
+
+
+def _record_problems(book: Ledger, hashes: Mapping[int, str]) -> list[str]:
     """Describes what is wrong with a ledger's records, their pages, and the folders of their runs.
 
     Args:
-      folder: The folder of the ledger.
+      book: The ledger.
       hashes: The hashes of the records that the ledger holds, by their numbers in the order of the history.
-      discarded: The numbers of runs whose folders were removed by `tidying.discard_run`.
-      public: The ledger's public key, in hexadecimal.
-      salts: The salts of the runs, or None where they are not known. Files whose digests are under the salt must then
-        exist, but their content is not verified.
     """
+    folder, public = book.folder, book.public
     found = []
     previous = CHAIN_START
     for number, expected in hashes.items():
@@ -132,8 +167,7 @@ def _record_problems(
         else:
             found += _page_problems(records.record_page_path(folder, number), record)
             found += statements.envelope_problems(statements.envelope_path(folder, number), record, digest, public)
-            if number not in discarded:
-                found += _file_problems(records.run_folder(folder, number), record, salts[number])
+            found += _file_problems(book, record)
         previous = expected
     return found
 
@@ -152,26 +186,45 @@ def _page_problems(path: Path, record: Record) -> list[str]:
     return [] if hashing.file_sha256(path) == record.report else [_changed(path)]
 
 
-def _file_problems(folder: Path, record: Record, salt: str | None) -> list[str]:
-    """Compares the files of a run with its record. What the record does not list is named by `contents`."""
+def _file_problems(book: Ledger, record: Record) -> list[str]:
+    """Compares the files of a run with its record. What may not be there is named by `contents`."""
+    folder, files_of = records.run_folder(book.folder, record.number), _expected_files(book, record)
+    if not files_of.network:
+        return []
     if not folder.is_dir():
         return [
             f"the folder {folder} is missing; put it back from your backup, or say with `scissorhands request discard` "
             "that it has gone"
         ]
     found = []
-    now = records.run_files(folder, salt)
+    now = records.run_files(folder, book.run_salt(record.number))
+    if erasing.files_left(book, record.number) is not None:
+        now = records.RunFiles(now.network, {name: hashing.file_sha256(folder / name) for name in now.other})
     pairs: list[tuple[Mapping[str, str | None], Mapping[str, str | None]]] = [
-        (record.files.network, now.network),
-        (record.files.other, now.other),
+        (files_of.network, now.network),
+        (files_of.other, now.other),
     ]
     for expected, hashes in pairs:
         for name in sorted(expected):
             if name not in hashes:
                 found.append(_missing(folder / name))
-            elif hashes[name] not in (expected[name], None):
+            elif None not in (hashes[name], expected[name]) and hashes[name] != expected[name]:
                 found.append(_changed(folder / name))
     return found
+
+
+def _expected_files(book: Ledger, record: Record) -> records.RunFiles:
+    """Returns the files that the folder of a run must hold, with their hashes as the record or an erasure has them.
+
+    A run that was discarded has none, and in an auditor's copy only the network in use is there, in one form.
+    """
+    run = record.number
+    if run in {entry.run for entry in book.entries(RunDiscarded)} or (book.is_copy and run != run_in_use(book)):
+        return records.RunFiles({}, {})
+    if book.is_copy:
+        return records.RunFiles({WEIGHTS_FILE: record.files.network[WEIGHTS_FILE]}, {})
+    left = erasing.files_left(book, run)
+    return record.files if left is None else records.RunFiles(record.files.network, dict(left))
 
 
 def _allowed(book: Ledger, runs: Iterable[int]) -> Contents:
@@ -179,7 +232,7 @@ def _allowed(book: Ledger, runs: Iterable[int]) -> Contents:
 
     Args:
       book: The ledger.
-      runs: The numbers of the runs that have a record and were not discarded.
+      runs: The numbers of the runs that have a record.
     """
     folder, keys = book.folder, book.folder / KEYS_FOLDER
     expected = {folder / DATABASE_FILE, folder / files.LOCK_FILE, records.public_path(folder)}
@@ -198,7 +251,7 @@ def _allowed(book: Ledger, runs: Iterable[int]) -> Contents:
     for run in runs:
         run_folder = records.run_folder(folder, run)
         try:
-            listed = records.read_record(records.record_path(folder, run), book.public)[0].files
+            listed = _expected_files(book, records.read_record(records.record_path(folder, run), book.public)[0])
         except LedgerError:
             working.add(run_folder)  # The record is named elsewhere, and what it lists is not known.
         else:
@@ -246,7 +299,7 @@ def _evaluated(book: Ledger, current: int, subject: Subject, console: Console) -
     """Evaluates the network in use again. Counts may differ a little, because another machine rounds differently."""
     record, _ = records.read_record(records.record_path(book.folder, current), book.public)
     try:
-        parts = evaluate_network(config_in_use(book, subject), console=console).parts
+        parts = evaluate_network(_config_to_evaluate(book, record, subject), console=console).parts
     except InputError as error:
         return [f"the network of run {current} cannot be evaluated: {error}"]
     measured = record.metrics["after"]
@@ -267,3 +320,35 @@ def _evaluated(book: Ledger, current: int, subject: Subject, console: Console) -
                 "put back what was, and verify again"
             )
     return found
+
+
+def _config_to_evaluate(book: Ledger, record: Record, subject: Subject) -> NetworkConfig:
+    """Returns the configuration of the network in use.
+
+    In an auditor's copy, and after an erasure, it names the file of the network instead of the run, so that only the
+    test set is evaluated: what was forgotten is not known, or is not all that the record has counted.
+    """
+    weights = str(records.run_folder(book.folder, record.number) / WEIGHTS_FILE)
+    if book.is_copy:
+        return NetworkConfig(
+            model=book.about.model,
+            model_options=_with_numbers(record.configuration.get("model_options", {})),
+            weights=weights,
+            dataset=subject.dataset or "",
+            data_dir=subject.data_dir,
+        )
+    config = config_in_use(book, subject)
+    if erasing.files_left(book, record.number) is None:
+        return config
+    return dataclasses.replace(config, checkpoint=None, weights=weights, trained_on=None)
+
+
+def _with_numbers(value: Any) -> Any:
+    """Returns options in which texts that stand for numbers are numbers again (see `hashing.without_floats`)."""
+    if isinstance(value, dict):
+        return {name: _with_numbers(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [_with_numbers(entry) for entry in value]
+    with contextlib.suppress(ValueError, TypeError):
+        return float(value) if isinstance(value, str) else value
+    return value

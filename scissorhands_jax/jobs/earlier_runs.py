@@ -231,9 +231,11 @@ def read_past(folder: Path, total: int) -> tuple[Past, np.ndarray]:
       InputError: A file is missing or damaged.
     """
     trained_on = data_lib.check_training_set(forget_sets.read_positions(folder / TRAINED_ON_FILE), total)
-    forgotten = data_lib.check_positions(forget_sets.read_positions(folder / FORGET_FILE), total)
-    before = forget_sets.read_positions(folder / FORGOTTEN_BEFORE_FILE)
-    return Past(trained_on, data_lib.check_positions(before, total) if before.size else before), forgotten
+    forgotten, before = (
+        data_lib.check_positions(found, total) if found.size else found
+        for found in (forget_sets.read_positions(folder / name) for name in (FORGET_FILE, FORGOTTEN_BEFORE_FILE))
+    )
+    return Past(trained_on, before), forgotten
 
 
 def write_past(folder: Path, past: Past, forget: np.ndarray) -> None:

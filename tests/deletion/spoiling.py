@@ -1,5 +1,6 @@
 """Ledgers as tests fill them, and ways to change one behind its back."""
 
+import json
 import sqlite3
 
 from scissorhands_jax.deletion import database, entries, ledger
@@ -57,6 +58,27 @@ def everything(path):
 def flipped(content, position, generator):
     """Returns the content with one bit of one byte changed."""
     return content[:position] + bytes([content[position] ^ 1 << generator.randrange(8)]) + content[position + 1 :]
+
+
+def holding(folder, *texts) -> list[str]:
+    """Returns the files that hold one of the texts, in UTF-8 or as JSON escapes it."""
+    wanted = [form for text in texts for form in (text.encode(), json.dumps(text)[1:-1].encode())]
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return [path.name for path in paths if any(text in path.read_bytes() for text in wanted)]
+
+
+def changes_of(path, generator, bits=3):
+    """Yields a file with single bits changed, with a byte more, and removed; afterwards it is as it was."""
+    whole, mode = path.read_bytes(), path.stat().st_mode
+    for position in [generator.randrange(len(whole)) for _ in range(bits)] if whole else []:
+        path.write_bytes(flipped(whole, position, generator))
+        yield f"{path.name} at {position}"
+    path.write_bytes(whole + b"\n")
+    yield f"{path.name} with a byte more"
+    path.unlink()
+    yield f"{path.name} removed"
+    path.write_bytes(whole)
+    path.chmod(mode)
 
 
 def remove_journals(folder):

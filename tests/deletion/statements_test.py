@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,15 @@ def test_another_library_verifies_what_the_ledger_signed(served, number):
     assert f"runs/{number:06d}/network.safetensors" in names
     for subject in statement["subject"]:
         assert subject["digest"] == {"sha256": hashing.file_sha256(served / subject["name"])}
+
+
+def test_the_example_of_the_page_reads_it(served, monkeypatch):
+    (code,) = re.findall("```py\n(.*?)```", FORMAT_PAGE.read_text(), re.DOTALL)
+    shutil.copy(served / "records" / "public_key.pem", served.parent)
+    monkeypatch.chdir(served.parent)
+    names: dict = {}
+    exec(compile(code.replace("records/", "ledger/records/"), FORMAT_PAGE.name, "exec"), names)
+    assert names["statement"]["predicate"]["record"]["number"] == 1
 
 
 def test_a_statement_says_what_the_record_says(served):

@@ -1,0 +1,55 @@
+"""The commands about what a ledger says of people: `scissorhands request export | erase`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from scissorhands_jax.cli.options import Option
+from scissorhands_jax.cli.requests import LedgerOptions
+from scissorhands_jax.terminal import Console, say
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportLedgerCommand(LedgerOptions):
+    """Write a copy of the ledger for auditors, without names, contacts, positions and paths.
+
+    `request verify` verifies the copy on another machine and without keys. Tell the auditor by another way than the
+    copy what the public key is.
+    """
+
+    example: ClassVar[str] = "request export --ledger ledger --out copy"
+
+    out: Annotated[Path, Option("Folder of the copy, which must not exist.", metavar="DIR")]
+
+    def run(self, console: Console) -> None:
+        from scissorhands_jax import deletion
+
+        head = deletion.export(self.ledger, self.out, keys=self.keys)
+        say(console, f"written to {self.out}; its head is {head}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EraseCommand(LedgerOptions):
+    """Remove the personal data of a request from the ledger, the records and the folders of runs.
+
+    Requester, contact and positions go, and so do the files of runs that list the positions. The history stays as it
+    was signed, because it holds only salted digests of these, and the salts go as well. Copies and backups elsewhere
+    are not reached. If the command is stopped, give it again.
+    """
+
+    example: ClassVar[str] = "request erase --ledger ledger 3"
+
+    id: Annotated[int, Option("Number of the request.", metavar="ID", flag="id")]
+    withdraw: Annotated[
+        bool, Option("Erase the request although it has not been served. It is not served any more.")
+    ] = False
+
+    def run(self, console: Console) -> None:
+        from scissorhands_jax import deletion
+
+        done = deletion.erase(self.ledger, self.id, withdraw=self.withdraw, keys=self.keys)
+        runs = ", ".join(map(str, done.runs))
+        what = f", and the files of runs that tell them ({runs})" if runs else ""
+        say(console, f"request {self.id}: its requester, contact and examples were erased{what}; head {done.head}")

@@ -1,0 +1,68 @@
+"""The auditor's copy of a ledger: enough to verify it on another machine without keys, and nothing about people.
+
+It holds the history, the head, the table of requests, the records with their pages and envelopes, the public key, and
+the network in use. It has no private part of any row, so it names no person, no example and no place, and none of the
+files of runs that do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from scissorhands_jax import files
+from scissorhands_jax.deletion import records, statements
+from scissorhands_jax.deletion.database import Database
+from scissorhands_jax.deletion.entries import RunRecorded
+from scissorhands_jax.deletion.ledger import DATABASE_FILE, Ledger
+from scissorhands_jax.deletion.requests import run_in_use
+from scissorhands_jax.errors import InputError
+from scissorhands_jax.jobs.earlier_runs import WEIGHTS_FILE
+
+_TABLES = ("requests", "history", "head")
+
+
+def export_ledger(folder: Path, out: Path, *, keys: Path | None = None) -> str:
+    """Writes an auditor's copy of a ledger, whole or not at all.
+
+    Args:
+      folder: The folder of the ledger.
+      out: The folder of the copy, which must not exist.
+      keys: The folder of the ledger's keys. The default is the folder `keys` in the ledger's folder.
+
+    Returns:
+      The head of the copy.
+
+    Raises:
+      InputError: There is something at `out` already.
+      LedgerError: The ledger cannot be read, or was changed.
+      OSError: A file is missing or cannot be written.
+    """
+    if out.exists() or out.is_symlink():
+        raise InputError(f"{out} exists already; name a folder that does not")
+    with Ledger(folder, keys) as book, book.sole_run(), files.new_folder(out) as place:
+        place.mkdir()
+        head = _copy_rows(book, place / DATABASE_FILE)
+        recorded = [entry.run for entry in book.entries(RunRecorded)]
+        kept = [records.public_path(folder)] if records.public_path(folder).exists() else []
+        for run in recorded:
+            kept += [path(folder, run) for path in (records.record_path, records.record_page_path)]
+            kept.append(statements.envelope_path(folder, run))
+        current = run_in_use(book)
+        if current is not None:
+            kept.append(records.run_folder(folder, current) / WEIGHTS_FILE)
+        for path in kept:
+            files.write_bytes(place / path.relative_to(folder), path.read_bytes())
+    return head
+
+
+def _copy_rows(book: Ledger, path: Path) -> str:
+    """Writes the rows that hold nothing private to a new file, and returns the head."""
+    rows = book.public_rows(_TABLES)
+    with contextlib.closing(Database(path, create=True)) as database, database.transaction("IMMEDIATE"):
+        database.make_tables()
+        for table, found in rows.items():
+            for row in found:
+                database.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)
+    ((_, _, head, _),) = rows["head"]
+    return head

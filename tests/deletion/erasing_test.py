@@ -1,0 +1,275 @@
+"""What identifies a requester is erased from every file, and the chain, the records and later runs stay whole."""
+
+import os
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from scissorhands_jax import deletion, files
+from scissorhands_jax.deletion import erasing, records
+from scissorhands_jax.deletion.database import Database
+from scissorhands_jax.deletion.entries import NamedExample, RequestErased, RequestsCovered, RunFailed
+from scissorhands_jax.deletion.ledger import Ledger
+from scissorhands_jax.errors import InputError
+from scissorhands_jax.methods import METHODS
+from scissorhands_jax.terminal import Console
+from tests.deletion import forking
+from tests.deletion.commands import QUICK, command, error_of, verified
+from tests.deletion.database_test import Died
+from tests.deletion.spoiling import by_hand, changes_of, holding, problems, request
+
+pytest.importorskip("cryptography")
+
+NAME, CONTACT, POSITIONS = "Zoë Quaint-Elder", "zoe@quaint.example", (137, 142)
+LISTS = ("forget_indices.txt", "trained_on.txt", "forgotten_before.txt")
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory) -> Path:
+    """A ledger whose requests, of three people, were served by a run each; the second names `POSITIONS`."""
+    folder = tmp_path_factory.mktemp("erased")
+    forking.prepare(folder)
+    ask(folder, NAME, *POSITIONS, contact=CONTACT)
+    ask(folder, "Third Person", 160)
+    serve(folder / "ledger")
+    return folder / "ledger"
+
+
+def serve(folder, **options):
+    """Serves requests with evidence that is always good, by steps so small that the networks hardly change."""
+    settings = METHODS["finetune"](epochs=1, batch_size=64, learning_rate=1e-4)
+    options = {"one_by_one": True, "budget": 100.0, "auditor": forking.evidence, **options}
+    with open(os.devnull, "w") as sink:
+        outcomes = deletion.run(folder, settings, method="finetune", **options, console=Console(file=sink))
+    assert all(outcome.verdict.answer == "forgotten" for outcome in outcomes)
+
+
+def ask(folder, who, *positions, contact=""):
+    (folder / "asked").write_text("".join(f"{position}\n" for position in positions))
+    asked = {"forget": f"indices:{folder / 'asked'}", "requester": who, "contact": contact}
+    deletion.add(folder / "ledger", **asked)
+
+
+@pytest.fixture
+def spoiled(three, tmp_path) -> Path:
+    """A copy to erase from, next to its data."""
+    for name in ("data.npz", "mlp.safetensors"):
+        shutil.copy(three.parent / name, tmp_path / name)
+    return shutil.copytree(three, tmp_path / "ledger")
+
+
+def secrets_of(folder, number) -> list[str]:
+    """Returns everything by which a request can be recognised: its private part, its salts, and its examples."""
+    with Ledger(folder) as book:
+        (asked,) = (one for one in book.requests() if one.id == number)
+        salts = [book.salt(event.seq) for event in book.history() if getattr(event.entry, "id", None) == number]
+        return [asked.requester, *filter(None, [asked.contact]), *salts, *(e.digest for e in book.examples(number))]
+
+
+def listed(folder, run) -> dict[str, set[int]]:
+    place = records.run_folder(folder, run)
+    return {name: set(map(int, (place / name).read_text().split())) for name in LISTS if (place / name).exists()}
+
+
+def test_nothing_that_identifies_is_left_in_any_file(spoiled, capsys):
+    before = {path: path.read_bytes() for path in (spoiled / "records").iterdir()}
+    private = secrets_of(spoiled, 2)
+    assert len(private) == 5
+    with Ledger(spoiled) as book:
+        private += [book.run_salt(run) for run in (2, 3)]
+        first = book.run_salt(1)
+    assert all(holding(spoiled, text) for text in private)
+    assert command("erase", "--ledger", spoiled, "2") == 0
+    assert "and the files of runs that tell them (2, 3)" in capsys.readouterr().err
+    assert holding(spoiled, *private) == []
+    assert holding(spoiled, first) == ["ledger.sqlite3"], "what others asked for is still there"
+    assert {path: path.read_bytes() for path in (spoiled / "records").iterdir()} == before
+    assert verified(spoiled, capsys=capsys) == []
+    assert not list(spoiled.glob("ledger.sqlite3-*"))
+
+
+def test_lists_of_later_runs_do_not_name_the_examples(spoiled):
+    assert listed(spoiled, 3)["forgotten_before.txt"] == {0, 1, *POSITIONS}
+    expected = {name: found - set(POSITIONS) for name, found in listed(spoiled, 3).items()}
+    assert deletion.erase(spoiled, 2).runs == (2, 3)
+    assert listed(spoiled, 2) == {}
+    assert listed(spoiled, 3) == expected
+    left = {path.name for path in records.run_folder(spoiled, 3).iterdir()}
+    assert left == {*LISTS, "run.json", "network", "network.safetensors"}
+    assert "sha256" not in (records.run_folder(spoiled, 3) / "run.json").read_text()
+
+
+def test_what_was_forgotten_stays_forgotten(spoiled, capsys):
+    deletion.erase(spoiled, 2)
+    ask(spoiled.parent, "Fourth Person", 170)
+    with pytest.raises(InputError, match="has not forgotten yet"):
+        ask(spoiled.parent, "Fourth Person", POSITIONS[0])
+    serve(spoiled)
+    found = listed(spoiled, 4)
+    assert not set(POSITIONS) & set.union(*found.values())
+    assert found["forgotten_before.txt"] == {0, 1, 160}
+    assert verified(spoiled, capsys=capsys) == []
+    assert command("list", "--ledger", spoiled) == 0
+    assert "Quaint" not in capsys.readouterr().out
+
+
+def test_an_open_request_for_the_same_examples_is_covered(spoiled, capsys):
+    with Ledger(spoiled) as book:
+        rows = book.examples(2)[:1]
+        book.add(requester="D", received="now", due="2026-12-31", network="0" * 64, examples=rows)
+    deletion.erase(spoiled, 2)
+    assert command("run", "--ledger", spoiled, *QUICK) == 0
+    with Ledger(spoiled) as book:
+        assert book.entries(RequestsCovered) == [RequestsCovered(run=3, requests=(4,))]
+        assert book.requests()[3].requester == "D"
+
+
+@pytest.mark.parametrize("order", [(1, 2, 3), (3, 2, 1), (2, 3)])
+def test_everybody_can_be_erased_in_any_order(spoiled, order, capsys):
+    for number in order:
+        private = secrets_of(spoiled, number)
+        deletion.erase(spoiled, number)
+        assert holding(spoiled, *private) == []
+        assert verified(spoiled, "--quick", capsys=capsys) == []
+    with Ledger(spoiled) as book:
+        assert [r.requester for r in book.requests() if r.id in order] == [""] * len(order)
+        assert [r.state for r in book.requests()] == ["forgotten"] * 3
+    ask(spoiled.parent, "Fourth Person", 170)
+    serve(spoiled)
+    assert verified(spoiled, capsys=capsys) == []
+
+
+def test_a_run_that_served_two_requests_keeps_what_the_other_named(book_folder, capsys):
+    """Run 3 serves requests 2 and 3 together, and its lists are then those of request 3."""
+    serve(book_folder, one_by_one=False, again=True)
+    deletion.erase(book_folder, 2)
+    assert listed(book_folder, 3)["forget_indices.txt"] == {4, 5}
+    assert verified(book_folder, "--quick", capsys=capsys) == []
+
+
+def test_erasing_again_changes_nothing(spoiled, capsys):
+    first = deletion.erase(spoiled, 2)
+    assert deletion.erase(spoiled, 2) == first
+    with Ledger(spoiled) as book:
+        assert len(book.entries(RequestErased)) == 1
+
+
+class TestBeforeItIsServed:
+    def test_a_request_is_refused_unless_it_is_withdrawn(self, book_folder, capsys):
+        """Request 2 was answered "retrain now" by run 2, and request 3 waits."""
+        private = [text for number in (2, 3) for text in secrets_of(book_folder, number) if text != "C"]
+        for number, state in (("2", "retrain now"), ("3", "open")):
+            assert command("erase", "--ledger", book_folder, number) == 2
+            assert f"request {number} is '{state}', and once erased it cannot be served any more" in error_of(capsys)
+            assert command("erase", "--ledger", book_folder, number, "--withdraw") == 0
+        assert holding(book_folder, *private) == []
+        with Ledger(book_folder) as book:
+            assert [one.state for one in book.requests()] == ["forgotten", "withdrawn", "withdrawn"]
+            assert not any(one.overdue for one in book.requests()), "nobody waits for it any more"
+        assert verified(book_folder, "--quick", capsys=capsys) == []
+        assert command("run", "--ledger", book_folder, *QUICK, "--again") == 0
+        assert "no request is open" in capsys.readouterr().out
+        assert set(listed(book_folder, 1)["trained_on.txt"]) >= {4, 5}, "the network still knows them"
+
+    def test_the_reason_of_a_failed_run_goes_too(self, folder):
+        with Ledger(folder) as book:
+            book.append(RunFailed(run=2, requests=(2,), why="position 137 is not what it was"))
+        assert holding(folder, "position 137")
+        deletion.erase(folder, 2, withdraw=True)
+        assert holding(folder, "position 137", "second") == []
+        assert problems(folder) == []
+
+    def test_a_run_must_have_ended(self, folder):
+        with pytest.raises(InputError, match="run 2 has not ended"):
+            deletion.erase(folder, 3, withdraw=True)
+        with pytest.raises(InputError, match=r"there is no request 9 in .*; its requests are 1, 2, 3"):
+            deletion.erase(folder, 9)
+        assert problems(folder) == []
+
+
+@pytest.mark.parametrize("mode", ["DELETE", "WAL", "PERSIST", "TRUNCATE"])
+def test_pages_and_journals_of_the_database_hold_nothing(written, tmp_path, mode):
+    """A database that holds much more, so that there are free pages, in every way to write it."""
+    folder = shutil.copytree(written, tmp_path / "copy")
+    with Ledger(folder) as book:
+        book.append(RunFailed(run=2, requests=(2,), why="diverged"))
+        many = [NamedExample(number, f"{number:064x}"[::-1]) for number in range(1000, 1400)]
+        number = request(book, NAME, contact=CONTACT, examples=many)
+    by_hand(folder, f"PRAGMA journal_mode = {mode}")
+    private = secrets_of(folder, number)
+    assert holding(folder, *private)
+    deletion.erase(folder, number, withdraw=True)
+    assert holding(folder, *private) == []
+    assert {path.name for path in folder.glob("ledger.sqlite3*")} == {"ledger.sqlite3"}
+    with Ledger(folder) as book:
+        assert book._database.execute("PRAGMA freelist_count") == [(0,)]
+        assert book.problems() == []
+
+
+def test_what_was_erased_and_put_back_is_found(spoiled, capsys):
+    with Ledger(spoiled) as book:
+        (seq,) = (event.seq for event in book.history() if getattr(event.entry, "id", None) == 2)
+        part = book._private_parts()[seq]
+    removed = (records.run_folder(spoiled, 2) / "forget_indices.txt").read_bytes()
+    deletion.erase(spoiled, 2)
+    (records.run_folder(spoiled, 2) / "forget_indices.txt").write_bytes(removed)
+    assert any("forget_indices.txt is not a part" in line for line in verified(spoiled, "--quick", capsys=capsys))
+    (records.run_folder(spoiled, 2) / "forget_indices.txt").unlink()
+    by_hand(spoiled, f"INSERT INTO private VALUES ({seq}, '{part.salt}', '{part.document}')")
+    (found,) = problems(spoiled)
+    assert f"the private part of row {seq} of the history" in found
+    assert "although it was erased" in found
+
+
+def test_any_change_after_an_erasure_is_found(spoiled, capsys):
+    deletion.erase(spoiled, 2)
+    generator = random.Random(3)
+    paths = [path for path in records.run_folder(spoiled, 3).iterdir() if path.is_file()]
+    for path in sorted([*paths, *(spoiled / "records").glob("000002*")]):
+        for what in changes_of(path, generator, bits=1):
+            found = verified(spoiled, "--quick", capsys=capsys)
+            assert any(path.name in line or path.parent.name in line for line in found), (what, found)
+    assert verified(spoiled, "--quick", capsys=capsys) == []
+
+
+STEPS = ["remove", "write_text", "BEGIN IMMEDIATE", "INSERT INTO history", "DELETE FROM private", "COMMIT", "VACUUM"]
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("step", STEPS)
+def test_an_erasure_that_was_killed_is_finished_by_the_same_command(spoiled, step, count, after, monkeypatch, capsys):
+    private = secrets_of(spoiled, 2)
+    left = [count]
+
+    def dying(work, counts):
+        def step_of_work(*words):
+            if counts(*words):
+                left[0] -= 1
+                if left[0] == 0 and not after:
+                    raise Died
+            result = work(*words)
+            if counts(*words) and left[0] == 0:
+                left[0] -= 1
+                raise Died
+            return result
+
+        return step_of_work
+
+    with monkeypatch.context() as patch:
+        if hasattr(files, step):
+            patch.setattr(erasing.files, step, dying(getattr(files, step), lambda *_: True))
+        else:
+            counts = lambda _, statement, *__: statement.startswith(step)  # noqa: E731
+            patch.setattr(Database, "execute", dying(Database.execute, counts))
+        try:
+            deletion.erase(spoiled, 2)
+        except Died:
+            pass
+        else:
+            assert left[0] > 0, "this step is not reached so often"
+    deletion.erase(spoiled, 2)
+    assert holding(spoiled, *private) == []
+    assert verified(spoiled, "--quick", capsys=capsys) == []
