@@ -79,6 +79,14 @@ def test_links_and_paths_lead_somewhere(page):
         assert (ROOT / path).exists(), f"{page.name} names {path}"
 
 
+def test_the_tests_that_hold_the_guarantees_exist():
+    """What is guaranteed names tests as `tests/file.py::name`, each of which is a function of that file."""
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8"))
+    assert len(named) > 20
+    for path, name in named:
+        assert re.search(rf"^ *def {name}\(", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE), (path, name)
+
+
 def test_every_page_is_listed():
     index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     for page in PAGES[1:]:

@@ -161,7 +161,8 @@ class ListCommand(LedgerOptions):
         for request, count in rows:
             due = f"{request.due} OVERDUE" if request.overdue else request.due
             run = "" if request.run is None else str(request.run)
-            words = (str(request.id), request.requester, request.received[:10], due, str(count), request.state, run)
+            who = request.requester or "(erased)"
+            words = (str(request.id), who, request.received[:10], due, str(count), request.state, run)
             table.add_row(*map(literal, words))
         Console().print(table)
         for line in lines:

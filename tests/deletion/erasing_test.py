@@ -112,7 +112,9 @@ def test_what_was_forgotten_stays_forgotten(spoiled, capsys):
     assert found["forgotten_before.txt"] == {0, 1, 160}
     assert verified(spoiled, capsys=capsys) == []
     assert command("list", "--ledger", spoiled) == 0
-    assert "Quaint" not in capsys.readouterr().out
+    listed_people = capsys.readouterr().out
+    assert "Quaint" not in listed_people
+    assert "(erased)" in listed_people
 
 
 def test_an_open_request_for_the_same_examples_is_covered(spoiled, capsys):
