@@ -1,14 +1,16 @@
 """What identifies a requester is erased from every file, and the chain, the records and later runs stay whole."""
 
+import dataclasses
 import os
 import random
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from scissorhands_jax import deletion, files
-from scissorhands_jax.deletion import erasing, records
+from scissorhands_jax import deletion, files, hashing
+from scissorhands_jax.deletion import erasing, records, signing
 from scissorhands_jax.deletion.database import Database
 from scissorhands_jax.deletion.entries import NamedExample, RequestErased, RequestsCovered, RunFailed
 from scissorhands_jax.deletion.ledger import Ledger
@@ -88,6 +90,27 @@ def test_nothing_that_identifies_is_left_in_any_file(spoiled, capsys):
     assert {path: path.read_bytes() for path in (spoiled / "records").iterdir()} == before
     assert verified(spoiled, capsys=capsys) == []
     assert not list(spoiled.glob("ledger.sqlite3-*"))
+
+
+def test_whoever_has_the_keys_and_a_guess_cannot_check_it(spoiled):
+    """Every digest that anyone could compute from the right positions is gone, those under the ledger's secret too."""
+    with Ledger(spoiled) as book:
+        keys, salts = book.keys, [book.run_salt(run) for run in (1, 2, 3)]
+        rows = [dataclasses.asdict(example) for example in book.examples(2)]
+    contents = [
+        *(hashing.canonical(guess) for guess in ([*POSITIONS], [0, 1, *POSITIONS], rows)),
+        *("".join(f"{position}\n" for position in guess).encode() for guess in (POSITIONS, (0, 1, *POSITIONS))),
+    ]
+    guesses = {hashing.positions_sha256(np.array(POSITIONS)), *map(hashing.sha256, contents)}
+    purposes = ("positions", "file", "private", "example", "training set")
+    guesses |= {keys.digest(purpose, content) for purpose in purposes for content in contents}
+    known = {signing.salted_digest(salt, purpose, c) for salt in salts for purpose in purposes for c in contents}
+    confirmed = {f"00000{run}.{kind}" for run in (2, 3) for kind in ("json", "intoto.jsonl")}
+    assert confirmed <= set(holding(spoiled, *known)), "the right guess is confirmed as long as the salt is there"
+    deletion.erase(spoiled, 2)
+    assert holding(spoiled, *guesses) == []
+    with Ledger(spoiled) as book:
+        assert [book.run_salt(run) for run in (2, 3)] == [None, None]
 
 
 def test_lists_of_later_runs_do_not_name_the_examples(spoiled):

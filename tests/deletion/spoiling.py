@@ -1,5 +1,6 @@
 """Ledgers as tests fill them, and ways to change one behind its back."""
 
+import base64
 import json
 import sqlite3
 
@@ -61,10 +62,16 @@ def flipped(content, position, generator):
 
 
 def holding(folder, *texts) -> list[str]:
-    """Returns the files that hold one of the texts, in UTF-8 or as JSON escapes it."""
+    """Returns the files that hold one of the texts, in UTF-8 or as JSON escapes it, in envelopes as well."""
     wanted = [form for text in texts for form in (text.encode(), json.dumps(text)[1:-1].encode())]
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    return [path.name for path in paths if any(text in path.read_bytes() for text in wanted)]
+    found = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        if path.suffix == ".jsonl":
+            content += base64.b64decode(json.loads(content)["payload"])
+        if any(text in content for text in wanted):
+            found.append(path.name)
+    return found
 
 
 def changes_of(path, generator, bits=3):
