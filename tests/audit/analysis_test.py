@@ -5,6 +5,8 @@ import pytest
 
 from scissorhands_jax import report
 from scissorhands_jax.audit.analysis import (
+    AUDIT_ATTACKS,
+    GATE_LEVEL,
     Analysis,
     AuditedSet,
     InsideNumbers,
@@ -155,3 +157,10 @@ def test_what_is_no_evidence_is_called_so():
     assert [gate.passed for gate in own] == [None, None]
     document["gates"] = [gate._asdict() for gate in (holds, *own)]
     assert "no evidence in KLoM and the forgetting score" in report.audit_verdict(document["gates"])
+
+
+def test_the_null_gates_of_a_sound_audit_together_fail_one_time_in_twenty_at_most():
+    """By Bonferroni: each may fail as often as its interval does not cover, and no more rarely than needed."""
+    chance = len(AUDIT_ATTACKS) * (1 - GATE_LEVEL)
+    assert len(AUDIT_ATTACKS) > 1
+    assert 0.049 < chance < 0.0501

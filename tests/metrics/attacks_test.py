@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn import svm
 
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.metrics import attacks
@@ -29,6 +30,18 @@ def test_attack_reads_several_features_together():
     inside[:, 1], outside[:, 1] = inside[:, 0], -outside[:, 0]  # neither feature tells them apart alone
     targets = np.array([[1.0, 1.0], [-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0]])
     assert attacks.membership_inference(inside, outside, targets).predictions.tolist() == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("features", [1, 4])
+def test_the_attack_is_the_papers_whatever_the_spread_of_the_scores(features):
+    """An RBF kernel with gamma of 1 over the number of features, and C of 3."""
+    rng = np.random.default_rng(0)
+    inside, outside, targets = rng.normal([[[0.5]], [[0.0]], [[0.2]]], 3.0, size=(3, 150, features))
+    kernel = svm.SVC(C=3, gamma=1 / features, kernel="rbf").fit([*inside, *outside], [1] * 150 + [0] * 150)
+    found = attacks.membership_inference(inside, outside, targets)
+    np.testing.assert_array_equal(found.predictions, kernel.predict(targets))
+    for other in ({"gamma": "scale", "C": 3}, {"gamma": 1 / features, "C": 1}):
+        assert np.any(svm.SVC(**other).fit([*inside, *outside], [1] * 150 + [0] * 150).predict(targets) != found[1])
 
 
 @pytest.mark.parametrize(

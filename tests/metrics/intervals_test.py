@@ -118,6 +118,14 @@ class TestRatioOfMeans:
         counts = np.array([0, 2, 1])
         assert intervals.mean_ratio(counts, counts, paired=True)[:3] == (1, 1, 1)
 
+    @pytest.mark.parametrize("paired", [True, False])
+    def test_its_value_is_the_ratio_of_the_means_of_one_network_and_the_smaller_set(self, paired):
+        first, second = np.array([0, 2, 1, 3]), np.array([1, 1, 2, 0] if paired else [1, 1, 2, 0, 0, 0])
+        found = intervals.mean_ratio(first, second, paired=paired)
+        assert found.value == pytest.approx(first.mean() / second.mean())
+        assert (found.networks, found.examples, found.level) == (1, 4, 0.95)
+        assert found.low < found.value < found.high
+
 
 class TestTwoSamples:
     def test_it_covers_as_it_says(self):
@@ -153,6 +161,13 @@ class TestReplicates:
         found = intervals.from_replicates(values.mean(), resampled, 5, 0)
         assert found == pytest.approx(intervals.mean_estimate(values))
 
+    @pytest.mark.parametrize("networks", [0, 1])
+    @pytest.mark.parametrize(("examples", "number"), [(0, 2), (1, 2), (2, 2), (3, 3), (50, 50)])
+    def test_without_networks_examples_count_as_two_at_least(self, networks, examples, number):
+        found = intervals.from_replicates(1.0, [0.5, 1.5], networks, examples)
+        reach = stats.t.ppf(0.975, number - 1) * math.sqrt(number / (number - 1)) * 0.5
+        assert found[:3] == pytest.approx((1.0, 1.0 - reach, 1.0 + reach))
+
 
 class TestErrors:
     def test_it_is_students_interval_of_a_known_error(self):
@@ -163,7 +178,8 @@ class TestErrors:
         assert (found.error, found.freedom) == (stats.sem(values), 6)
         certain = intervals.from_error(0.2, 0.0, math.inf, 7, 0)
         assert certain[:3] == (0.2, 0.2, 0.2)
-        assert math.isfinite(certain.freedom), "JSON has no infinity"
+        assert certain.freedom == 1e6, "JSON has no infinity"
+        assert intervals.from_error(0.2, 0.1, 2e6, 7, 0).freedom == 1e6
 
     @pytest.mark.parametrize("level", [0.5, 0.99])
     def test_another_level_is_what_the_error_would_have_given(self, level):

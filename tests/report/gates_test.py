@@ -1,5 +1,7 @@
 """Gates of audits: they fail on each fault that they are there for."""
 
+import pytest
+
 from scissorhands_jax import report
 from scissorhands_jax.metrics.intervals import from_error
 from scissorhands_jax.report import gates
@@ -17,6 +19,16 @@ class TestGatesOfAttacks:
     def test_an_attack_that_misses_the_original_fails(self):
         assert self.gate(0.53, must_find=True).passed is False
         assert self.gate(0.6, must_find=True).passed is True
+
+    def test_an_attack_that_takes_the_original_for_less_than_a_stranger_fails(self):
+        assert self.gate(0.3, must_find=True).passed is False
+
+    def test_an_interval_that_ends_at_a_half_contains_it_and_is_not_above_it(self):
+        at = from_error(0.6, 0.02, 20, 8, 100)._replace(low=0.5)
+        assert gates.of_attack("a gate", "u_lira_auc", True, at).passed is False
+        assert gates.of_attack("a gate", "u_lira_auc", False, at).passed is True
+        below = at._replace(value=0.4, low=0.3, high=0.5)
+        assert gates.of_attack("a gate", "u_lira_auc", False, below).passed is True
 
     def test_it_says_how_often_it_is_wrong_and_what_it_would_find(self):
         assert self.gate(0.52, must_find=False).explanation == (
@@ -39,6 +51,14 @@ class TestGatesOfAttacks:
         assert gate.passed is None
         assert "no gate could be run" in report.audit_verdict([gate._asdict()])
         assert gates.trusted([gate]) is False
+        assert gates.trusted([]) is False
+        assert gates.trusted([gate._replace(reported=False)]) is False
+
+    def test_one_gate_that_fails_is_enough_and_those_that_do_not_decide_do_not_count(self):
+        holds, fails = self.gate(0.6, must_find=True), self.gate(0.6, must_find=False)
+        assert gates.trusted([holds, fails]) is False
+        assert gates.trusted([holds, fails._replace(decides=False)]) is True
+        assert gates.trusted([holds._replace(decides=False)]) is False
 
     def test_a_number_whose_gate_could_not_be_run_is_not_trusted(self):
         """As with 6 to 10 networks, which are too few to compare retrained with retrained."""
@@ -53,3 +73,24 @@ class TestGatesOfAttacks:
         assert "1 could not be run, and their metrics are not reported" in report.audit_verdict(
             [holds._asdict(), silent._asdict()]
         )
+
+
+class TestGatesOfDistances:
+    @pytest.mark.parametrize(
+        ("metric", "difference", "passed"),
+        [
+            *(("klom_forget_halves", 1.0, True), ("klom_forget_halves", -1.0, False)),
+            *(("klom_forget_halves", 0.1, False), ("forgetting_score_halves", 1.0, False)),
+            *(("forgetting_score_halves", -1.0, True), ("forgetting_score_halves", -0.1, False)),
+        ],
+    )
+    def test_the_original_must_be_farther_and_surely_so(self, monkeypatch, metric, difference, passed):
+        monkeypatch.setitem(report.METRICS, metric, ("Distance", ""))
+        gate = gates.of_distance(metric, (2.0 + difference, 2.0), from_error(difference, 0.2, 9, 8, 100, 0.9))
+        assert gate.passed is passed
+        assert gate.decides is False
+        assert f"must lie {'above' if metric.startswith('klom') else 'below'} 0" in gate.explanation
+
+    def test_too_few_networks_are_said(self):
+        for values, difference in ((None, None), ((1.0, 2.0), None), (None, from_error(1.0, 0.2, 9, 8, 100))):
+            assert gates.of_distance("klom_forget_halves", values, difference).passed is None

@@ -74,6 +74,15 @@ class TestOutcomes:
     def test_only_knowing_more_counts_and_neither_number_may_say_the_opposite(self, changes, caught):
         assert outcome(rows(original=ORIGINAL | changes))[gates.CAUGHT] is caught
 
+    @pytest.mark.parametrize(("value", "caught"), [(0.54, False), (0.55, False), (0.56, True), (0.3, False)])
+    def test_of_one_seed_an_original_within_the_range_by_chance_is_not_caught(self, value, caught):
+        table = rows(1, ORIGINAL | HELD_OUT | {"held_out_auc": value}, redrawn={"acc_forget": 70.0})
+        assert outcome(table)[gates.CAUGHT] is caught
+
+    @pytest.mark.parametrize(("value", "silent"), [(0.45, True), (0.449, False), (0.55, True), (0.551, False)])
+    def test_the_ends_of_the_range_belong_to_it(self, value, silent):
+        assert outcome(rows(retrained=RETRAINED | HELD_OUT | {"held_out_auc": value}))[gates.SILENT] is silent
+
     def test_two_examples_catch_nobody(self):
         table = rows(
             2, ORIGINAL | {"num_forget": 2}, RETRAINED | {"num_forget": 2, "acc_forget": 0.0}, {"acc_forget": 0.0}
