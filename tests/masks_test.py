@@ -1,5 +1,6 @@
 """Exact masks against a stable sort in NumPy; frozen weights that stay bit-equal under decay and momentum."""
 
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import chex
@@ -308,3 +309,16 @@ class TestMaskUpdates:
         params = jnp.ones(3)
         with pytest.raises(TypeError, match="mask"):
             transform.update(params, transform.init(params), params)
+
+
+@pytest.mark.parametrize("total", [1, 2**30, 2**31 - 1, 2**31, 2**31 + 1, 2**40])
+def test_entries_are_counted_in_32_bits_as_long_as_these_suffice(total):
+    """Arrays of this size fit no test machine, so their sizes stand for them."""
+    leaves = [SimpleNamespace(size=total // 2), SimpleNamespace(size=total - total // 2)]
+    with jax.enable_x64(True):
+        assert masks._counter(leaves) == (jnp.int32 if total < 2**31 else jnp.int64)
+    if total < 2**31:
+        assert masks._counter(leaves) == jnp.int32
+    else:
+        with pytest.raises(InputError, match=f"{total} weights are too many to count in 32 bits; set jax_enable_x64"):
+            masks._counter(leaves)

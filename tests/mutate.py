@@ -16,6 +16,7 @@ import argparse
 import ast
 import contextlib
 import copy
+import importlib
 import importlib.abc
 import importlib.util
 import itertools
@@ -253,15 +254,11 @@ def _child(path: Path, tree: ast.Module, tests: Sequence[str]) -> None:
 
 def _preload() -> None:
     """Imports what tests need and what is never mutated; no device is used, so that children can be forked."""
-    import cryptography.hazmat.primitives.serialization  # noqa: F401
-    import flax.linen  # noqa: F401
-    import hypothesis.extra.numpy  # noqa: F401
-    import jax.numpy  # noqa: F401
-    import optax  # noqa: F401
-    import orbax.checkpoint  # noqa: F401
-    import scipy.special
-    import scipy.stats  # noqa: F401
-    import sklearn.svm  # noqa: F401
+    for name in (
+        *("cryptography.hazmat.primitives.serialization", "flax.linen", "hypothesis.extra.numpy", "jax.numpy", "optax"),
+        *("orbax.checkpoint", "pytest", "scipy.special", "scipy.stats", "sklearn.svm"),
+    ):
+        importlib.import_module(name)
 
 
 def tests_of(path: Path) -> tuple[str, ...]:
