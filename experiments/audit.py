@@ -1,6 +1,7 @@
 """Audits methods: `python -m experiments.audit --config cifar10_audit_small --data-dir data --tier standard`.
 
-Writes `results.json`, which grows while the audit runs, `report.html`, `tables.md` and `attacks.svg`. An audit that was
+Writes `results.json`, which grows while the audit runs, `scores.json`, `report.html`, `tables.md` and `attacks.svg`.
+`scissorhands audit sign` makes a signed document of them, which a ledger of deletion requests takes. An audit that was
 stopped is continued, and one with fewer --networks is made larger, when the same command is typed again. Settings of
 the experiment follow as NAME=VALUE, such as `train_limit=500 training.epochs=2`.
 """

@@ -131,8 +131,7 @@ class Analysis:
         self.watched = watched
         self.measurements = measurements
         self.pairs = len(watched.included) // 2
-        # 20 bins are the published value for 100 networks and more. With fewer networks most of them would be empty.
-        self.klom_bins = 20 if self.pairs >= 100 else max(4, min(20, self.pairs // 5))
+        self.klom_bins = klom_bins(self.pairs)
         self._references = self._scores(REFERENCE, 0) | self._scores(ORIGINAL, 0)
 
     def _of(self, label: str, number: int) -> list[Measurement]:
@@ -350,6 +349,14 @@ class Analysis:
             is_reported = any(shown.startswith(metric.removesuffix("_halves")) for shown in reported)
             gates.append(of_distance(metric, ready, farther)._replace(reported=is_reported))
         return gates
+
+
+def klom_bins(pairs: int) -> int:
+    """Returns the number of bins of KLoM for a number of pairs of networks.
+
+    20 bins are the published value for 100 networks and more. With fewer networks most of them would be empty.
+    """
+    return 20 if pairs >= 100 else max(4, min(20, pairs // 5))
 
 
 def _paired(held: Sequence[np.ndarray], retrained: Sequence[np.ndarray], pairs: Sequence[int]) -> _PairedScores | None:

@@ -7,6 +7,7 @@ same watched examples (`audit.analysis`).
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,10 +17,11 @@ import jax
 import numpy as np
 
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import hashing, report
+from scissorhands_jax import files, hashing, report
 from scissorhands_jax.audit import ensembles
-from scissorhands_jax.audit.analysis import Analysis, Measurement, MetricEstimate
+from scissorhands_jax.audit.analysis import Measurement, MetricEstimate, klom_bins
 from scissorhands_jax.audit.measuring import TIERS, Audit, AuditCell, AuditTarget
+from scissorhands_jax.audit.scores import SCORES_FILE, AuditScores, numbers_document
 from scissorhands_jax.base import Data, ModelState, Params
 from scissorhands_jax.errors import InputError, NonFiniteError
 from scissorhands_jax.jobs import runs
@@ -49,7 +51,7 @@ def run_audit(
     overwrite: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Audits the methods of an experiment and writes `results.json` and `report.html`.
+    """Audits the methods of an experiment and writes `results.json`, `scores.json` and `report.html`.
 
     Every scenario of the experiment has one forget set. Shares of `random:` refer to the whole training set, and later
     forget sets are drawn from what earlier ones left. An audit that was stopped continues when it is called again, and
@@ -104,6 +106,8 @@ def _carried_out(
         document = _document(audit, results, finished=finished)
         document["config"] = config
         document |= {"seconds": time.perf_counter() - started, **report.environment()}
+        if finished:
+            files.write_text(out / SCORES_FILE, json.dumps(_scores(audit, results).as_document()))
         report.write_results(out / runs.RESULTS_FILE, document)
         return document
 
@@ -134,16 +138,12 @@ def _document(audit: Audit, results: Results, *, finished: bool) -> dict[str, An
         "masks_sha256": hashing.sha256(np.packbits(audit.design.included).tobytes()),
     }
     if finished:
-        analysis = Analysis(audit.watched, _measurements(audit, results))
-        estimates = analysis.estimates()
-        reported = {one.metric for one in estimates}
-        gates = [*analysis.attack_gates(reported), *analysis.distance_gates(reported)]
-        ensemble["klom_bins"] = analysis.klom_bins
+        estimates, gates = _scores(audit, results).numbers()
+        ensemble["klom_bins"] = klom_bins(len(audit.ensemble) // 2)
     rows, failures = _rows(audit, results)
     return {
         "rows": report.with_gaps(rows),
-        "evidence": [one.as_dict() for one in estimates],
-        "gates": [_gate_as_dict(gate) for gate in gates],
+        **numbers_document(estimates, gates),
         "trusted": trusted(gates),
         "failures": failures,
         "data": audit.data_checksums(),
@@ -151,12 +151,13 @@ def _document(audit: Audit, results: Results, *, finished: bool) -> dict[str, An
     }
 
 
-def _measurements(audit: Audit, results: Results) -> list[Measurement]:
-    return [
+def _scores(audit: Audit, results: Results) -> AuditScores:
+    measurements = (
         Measurement(*target, ensemble_attacks.margins(cell.logits, audit.watched.labels), cell.inside)
         for target, cell in results.items()
         if isinstance(cell, AuditCell)
-    ]
+    )
+    return AuditScores(audit.watched, tuple(measurements))
 
 
 def _rows(audit: Audit, results: Results) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -173,10 +174,6 @@ def _rows(audit: Audit, results: Results) -> tuple[list[dict[str, Any]], list[di
         more = {"avg_gap": None, "seconds": cell.seconds, "rte": None, "network": cell.network}
         rows[target.number, forget_set.labels.index(target.label), pair] = {**place, **numbers, **more}
     return [row for _, row in sorted(rows.items(), key=lambda item: item[0])], failures
-
-
-def _gate_as_dict(gate: Gate) -> dict[str, Any]:
-    return gate._asdict() | {"estimate": None if gate.estimate is None else gate.estimate._asdict()}
 
 
 def _announce(audit: Audit, waiting: Sequence[AuditTarget], console: Console) -> None:

@@ -1,4 +1,4 @@
-"""The command `scissorhands audit`."""
+"""The commands `scissorhands audit | audit key | audit sign`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from scissorhands_jax.cli.options import Option, SettingsCommand
-from scissorhands_jax.cli.shared import DEFAULT_METHOD, DataFolderOptions, OverwriteOptions, default_settings
+from scissorhands_jax.cli.options import Command, Option, SettingsCommand
+from scissorhands_jax.cli.shared import (
+    DEFAULT_METHOD,
+    DataFolderOptions,
+    LongCommand,
+    OverwriteOptions,
+    default_settings,
+)
 from scissorhands_jax.errors import InputError, suggest
 from scissorhands_jax.jobs import config as config_lib
-from scissorhands_jax.terminal import Console
+from scissorhands_jax.terminal import Console, say
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,7 +35,7 @@ class AuditCommand(OverwriteOptions, DataFolderOptions, SettingsCommand):
     example: ClassVar[str] = "audit --tier smoke --dataset digits --model mlp --method scissorhands --out audit"
     when_interrupted: ClassVar[str] = "the same command continues with the next network"
 
-    out: Annotated[Path, Option("Folder for results.json and report.html.", metavar="DIR")]
+    out: Annotated[Path, Option("Folder for results.json, scores.json and report.html.", metavar="DIR")]
     tier: Annotated[
         str,
         Option(
@@ -117,3 +123,46 @@ class AuditCommand(OverwriteOptions, DataFolderOptions, SettingsCommand):
         prefix = f"{name}."
         own = [text.removeprefix(prefix) for text in self.settings if text.startswith(prefix)]
         return config_lib.override(on_upper_layers(METHODS[name](), self.model), own)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KeyCommand(Command):
+    """Draw a key with which an auditor signs audits.
+
+    The ledgers that are to take these audits must be told to trust the public key: `scissorhands request trust`.
+    """
+
+    example: ClassVar[str] = "audit key --out auditor.pem --public auditor_public.pem"
+
+    out: Annotated[Path, Option("File for the private key, which only its owner can read.", metavar="PEM")]
+    public: Annotated[Path, Option("File for the public key, which others may have.", metavar="PEM")]
+
+    def run(self, console: Console) -> None:
+        from scissorhands_jax.deletion import signing
+
+        signing.make_private(self.out, self.public)
+        say(console, f"keep {self.out} to yourself, and give {self.public} to those who are to trust your audits")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SignCommand(LongCommand, DataFolderOptions):
+    """Sign a finished audit as evidence about one run, for `scissorhands request run --audit`.
+
+    The audit must have the forget set, the method with its settings and the data of the run. The signed document names
+    the network before and after the run, and holds the scores from which its numbers follow.
+    """
+
+    example: ClassVar[str] = "audit sign --audit audit --run run --key auditor.pem"
+
+    audit: Annotated[Path, Option("Folder of the audit.", metavar="DIR")]
+    run_folder: Annotated[
+        Path,
+        Option("Folder of the run: that of `scissorhands unlearn`, or runs/NUMBER.", flag="--run", metavar="RUN"),
+    ]
+    key: Annotated[Path, Option("File with the auditor's private key.", metavar="PEM")]
+
+    def run(self, console: Console) -> None:
+        from scissorhands_jax.deletion import audits
+
+        path = audits.sign_audit(self.audit, self.run_folder, self.key, data_dir=self.data_dir)
+        say(console, f"written: {path}")

@@ -139,8 +139,10 @@ class ListCommand(LedgerOptions):
         from scissorhands_jax.deletion import lineage
         from scissorhands_jax.deletion.entries import RequestAdded
         from scissorhands_jax.deletion.ledger import Ledger
+        from scissorhands_jax.deletion.trust import trusted_keys
 
         with Ledger(self.ledger, self.keys) as book:
+            trusted = trusted_keys(book)
             counts = {entry.id: entry.count for entry in book.entries(RequestAdded)}
             rows = [(request, counts[request.id]) for request in book.requests()]
             attention = {request.id: lineage.needing_attention(book, request) for request, _ in rows}
@@ -165,8 +167,8 @@ class ListCommand(LedgerOptions):
             words = (str(request.id), who, request.received[:10], due, str(count), request.state, run)
             table.add_row(*map(literal, words))
         Console().print(table)
-        for line in lines:
-            write_line(f"{line}")
+        for line in (*lines, *(f"audits count that are signed by the key {key}" for key in trusted)):
+            write_line(line)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -205,7 +207,8 @@ class ServeCommand(LongCommand, SubjectOptions, MethodOptions):
     audit: Annotated[
         str | None,
         Option(
-            "The same with an audit that was made elsewhere: the folder or results.json of `scissorhands audit`.",
+            "The same with an audit that was made elsewhere and signed with a key that the ledger trusts: its folder, "
+            "or the document that `scissorhands audit sign` has written.",
             metavar="DIR",
             exclusive="audit",
         ),
@@ -290,6 +293,37 @@ class DiscardCommand(LedgerOptions):
 
         deletion.discard(self.ledger, self.number, keys=self.keys)
         say(console, f"the network of run {self.number} was removed")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrustCommand(LedgerOptions):
+    """Let audits count as evidence that are signed with an auditor's key. This is noted in the ledger.
+
+    `request run --audit` takes no others. `request list` shows the keys that are trusted.
+    """
+
+    example: ClassVar[str] = "request trust --ledger ledger auditor_public.pem"
+
+    key: Annotated[Path, Option("File with the auditor's public key.", flag="key", metavar="PEM")]
+
+    def run(self, console: Console) -> None:
+        from scissorhands_jax.deletion.trust import trust_key
+
+        say(console, f"audits count that are signed by the key {trust_key(self.ledger, self.key, keys=self.keys)}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UntrustCommand(LedgerOptions):
+    """Let audits no longer count that are signed with an auditor's key. Records of earlier runs stay."""
+
+    example: ClassVar[str] = "request untrust --ledger ledger auditor_public.pem"
+
+    key: Annotated[Path, Option("File with the auditor's public key.", flag="key", metavar="PEM")]
+
+    def run(self, console: Console) -> None:
+        from scissorhands_jax.deletion.trust import untrust_key
+
+        say(console, f"no audit counts that is signed by the key {untrust_key(self.ledger, self.key, keys=self.keys)}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

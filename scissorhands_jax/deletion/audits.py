@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,18 @@ from scissorhands_jax import data as data_lib
 from scissorhands_jax import files, hashing, reading, report
 from scissorhands_jax.audit import TIERS, run_audit
 from scissorhands_jax.audit.analysis import AUDIT_ATTACKS
-from scissorhands_jax.deletion import verdicts
+from scissorhands_jax.audit.scores import SCORES_FILE
+from scissorhands_jax.deletion import signed_audits, signing, verdicts
 from scissorhands_jax.deletion.documents import from_document
+from scissorhands_jax.deletion.signed_audits import SignedAudit
 from scissorhands_jax.deletion.verdicts import Evidence, EvidenceGate
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.hashing import sha256
 from scissorhands_jax.jobs import config as config_lib
 from scissorhands_jax.jobs import runs
+from scissorhands_jax.jobs.earlier_runs import read_run_config
 from scissorhands_jax.jobs.experiment import Experiment, Scenario
-from scissorhands_jax.jobs.job import Job
+from scissorhands_jax.jobs.job import Job, load_weights, prepare_job
 from scissorhands_jax.methods import describe
 from scissorhands_jax.methods.retrain import RetrainSettings
 from scissorhands_jax.metrics import intervals
@@ -51,7 +55,9 @@ class AuditPlan:
     training: tuple[str, ...] = ()
     """Overrides of `RetrainSettings` for the training of the networks, such as `epochs=30`."""
     file: str | None = None
-    """An audit that was made elsewhere: its folder, its `results.json`, or JSON as `verdicts.from_audit` reads it."""
+    """An audit that was made elsewhere and signed: its folder, or the signed document (`signed_audits`)."""
+    sha256: str | None = None
+    """The SHA-256 of the signed document, once it has been checked."""
 
     def as_text(self) -> str:
         """Writes the plan as JSON."""
@@ -63,13 +69,17 @@ class AuditPlan:
         return from_document(cls, reading.parse_json(text))
 
 
-def check_plan(plan: AuditPlan, job: Job, level: float) -> None:
+def checked_plan(plan: AuditPlan, job: Job, level: float, trusted: Collection[str]) -> AuditPlan:
     """Refuses, before anything is unlearned, an audit that could not become evidence of a run.
 
     Args:
       plan: The source of the audit.
       job: The job of the run.
       level: The level of the evidence; see `verdicts`.
+      trusted: The public keys whose audits are taken, in hexadecimal.
+
+    Returns:
+      The plan, with the hash of the signed document if it names one.
 
     Raises:
       InputError: The tier or a setting is unknown, or the audit is about something else or cannot be trusted.
@@ -78,57 +88,76 @@ def check_plan(plan: AuditPlan, job: Job, level: float) -> None:
         raise InputError("a network that is trained from scratch needs no audit; leave --tier and --audit out")
     if job.config.retain_limit is not None:
         raise InputError("an audit repairs on all retained examples; leave --retain-limit out, or --tier and --audit")
-    if plan.tier is not None:
+    if plan.file is None:
         if plan.tier not in TIERS:
             raise InputError(f"there is no tier {plan.tier!r}; choose one of {', '.join(TIERS)}")
         config_lib.override(RetrainSettings(), plan.training)
-    else:
-        document, _ = _read(plan)
-        if _is_result(document):
-            _found(document, job, level, must_be_trusted=True)
+        return plan
+    audit, _ = _signed(plan, None, trusted)
+    signed_audits.check_subject(audit, job, None, _path(plan))
+    findings_about(audit.results, job, level, must_be_trusted=True)
+    return dataclasses.replace(plan, sha256=audit.sha256)
+
+
+def keep_signed(plan: AuditPlan, folder: Path) -> None:
+    """Copies the signed document of a plan, so that a run which was stopped can be finished without the original.
+
+    Args:
+      plan: The plan, as `checked_plan` returned it.
+      folder: The folder of the work on the run's audit.
+    """
+    if plan.file is not None:
+        files.write_bytes(folder / signed_audits.SIGNED_FILE, _content(plan))
 
 
 def audit_evidence(
-    plan: AuditPlan, own: Evidence, job: Job, out: Path, network: str, level: float, console: Console
+    plan: AuditPlan,
+    own: Evidence,
+    job: Job,
+    out: Path,
+    network: str,
+    level: float,
+    trusted: Collection[str],
+    console: Console,
 ) -> Evidence:
     """Returns the evidence of a run together with that of its audit, which is made now unless it exists already.
 
-    If the evidence from the network itself speaks against forgetting, no audit is made, because it could not change the
-    verdict. The networks of an audit know the examples, so they are kept in a folder next to the run's, which
-    `tidying.remove_remains` removes.
+    An audit only adds findings and gates. If the evidence from the network itself speaks against forgetting, no audit
+    is made, because it could not change the verdict. The networks of an audit know the examples, so they are kept in a
+    folder next to the run's, which `tidying.remove_remains` removes.
 
     Args:
-      plan: The source of the audit.
+      plan: The source of the audit, as `checked_plan` returned it.
       own: The evidence that `verdicts.held_out_comparison` found in the run's network.
       job: The job of the run.
       out: The folder of the run. The results of the audit are written to `audit/` in it.
       network: The SHA-256 of the network that the run has made.
       level: The chance that all findings of the audit hold if the networks never saw the examples.
+      trusted: The public keys whose audits are taken, in hexadecimal.
       console: Where to show the audit's cost and progress.
 
     Raises:
-      InputError: The audit cannot become evidence of the run (see `check_plan`), or could not be made.
+      InputError: The audit cannot become evidence of the run (see `checked_plan`), or could not be made.
     """
+    folder = out.with_suffix(".audit")
     if plan.file is not None:
-        document, digest = _read(plan)
-        if not _is_result(document):
-            found = verdicts.from_audit(document, network)
-            return dataclasses.replace(found, source=f"{found.source} (audit file with SHA-256 {digest})")
-        findings, gates = _found(document, job, level, must_be_trusted=True)
-        report.write_results(out / AUDIT_FOLDER / runs.RESULTS_FILE, document)
-        source = f"{_described(document)}, results with SHA-256 {digest}"
+        audit, content = _signed(plan, folder, trusted)
+        signed_audits.check_subject(audit, job, network, _path(plan))
+        findings, gates = findings_about(audit.results, job, level, must_be_trusted=True)
+        files.write_bytes(out / AUDIT_FOLDER / signed_audits.SIGNED_FILE, content)
+        source = f"{_described(audit.results)}, signed by the key {audit.key}, document with SHA-256 {audit.sha256}"
     else:
-        if not all(finding.holds for finding in own.findings):
-            say(console, "the network itself has not forgotten, so no audit is made")
+        if not all(finding.holds for finding in own.findings) or not all(gate.passed for gate in own.gates):
+            say(console, "the network itself does not show that it has forgotten, so no audit is made")
             return own
-        folder = out.with_suffix(".audit")
         document = _made(plan, job, folder, console)
-        for name in (runs.RESULTS_FILE, "report.html"):
+        for name in (runs.RESULTS_FILE, SCORES_FILE, "report.html"):
             files.write_bytes(out / AUDIT_FOLDER / name, (folder / name).read_bytes())
-        findings, gates = _found(document, job, level, must_be_trusted=False)
+        findings, gates = findings_about(document, job, level, must_be_trusted=False)
         source = _described(document)
-    kept = tuple(gate for gate in own.gates if gate.name == verdicts.HELD_OUT_GATE)
-    return Evidence(f"{own.source}, and an audit of the procedure ({source})", own.findings + findings, kept + gates)
+    return Evidence(
+        f"{own.source}, and an audit of the procedure ({source})", own.findings + findings, own.gates + gates
+    )
 
 
 def _made(plan: AuditPlan, job: Job, folder: Path, console: Console) -> dict[str, Any]:
@@ -170,20 +199,48 @@ def _within(job: Job) -> np.ndarray:
     return np.searchsorted(job.past.trained_on, job.positions)
 
 
-def _read(plan: AuditPlan) -> tuple[Any, str]:
-    """Reads a document. Also returns the SHA-256 of its file."""
-    path = Path(str(plan.file))
-    path = path / runs.RESULTS_FILE if path.is_dir() else path
+def sign_audit(folder: Path, run: Path, key: Path, *, data_dir: str | None = None) -> Path:
+    """Signs an audit as evidence about one run, after a check that it is about that run.
+
+    Args:
+      folder: The folder of the audit.
+      run: The folder of the run: of `scissorhands unlearn`, or `runs/NUMBER` of a ledger.
+      key: The file with the auditor's private key.
+      data_dir: The folder of the data set's files, if it has moved since the run.
+
+    Returns:
+      The signed document.
+
+    Raises:
+      InputError: The audit is about something else than the run, its gates do not hold, or a file cannot be used.
+    """
+    private = signing.read_private(key)
+    results = signed_audits.finished_results(folder)
+    config = read_run_config(run / runs.RESULTS_FILE)
+    job = prepare_job(dataclasses.replace(config, data_dir=data_dir or config.data_dir))
+    after = hashing.network_sha256(*load_weights(job.model, weights=None, checkpoint=str(run)))
+    findings_about(results, job, verdicts.EVIDENCE_LEVEL, must_be_trusted=True)
+    return signed_audits.sign_results(folder, signed_audits.subject_of(job, after), private)
+
+
+def _path(plan: AuditPlan) -> Path:
+    return signed_audits.signed_path(Path(str(plan.file)))
+
+
+def _content(plan: AuditPlan, copy: Path | None = None) -> bytes:
+    """Reads the signed document of a plan, or the copy of it that the run has kept."""
+    path = _path(plan)
     try:
-        content = reading.read_bytes(path, reading.MAX_JSON)
-        return reading.parse_json(content), sha256(content)
+        return reading.read_bytes(copy if copy is not None and copy.is_file() else path, reading.MAX_JSON)
     except (OSError, ValueError) as error:
-        raise InputError(f"the audit {path} cannot be read ({error}); name its folder or results.json") from error
+        raise InputError(f"the audit {path} cannot be read ({error}); name its folder or signed document") from error
 
 
-def _is_result(document: Any) -> bool:
-    """Says whether `scissorhands audit` wrote a document."""
-    return isinstance(document, dict) and {"evidence", "ensemble"} <= set(document)
+def _signed(plan: AuditPlan, folder: Path | None, trusted: Collection[str]) -> tuple[SignedAudit, bytes]:
+    content = _content(plan, None if folder is None else folder / signed_audits.SIGNED_FILE)
+    if plan.sha256 is not None and sha256(content) != plan.sha256:
+        raise InputError(f"the audit {_path(plan)} has changed since the run was begun; put it back")
+    return signed_audits.read_signed(content, trusted, _path(plan)), content
 
 
 def _described(document: Mapping[str, Any]) -> str:
@@ -194,10 +251,16 @@ def _described(document: Mapping[str, Any]) -> str:
     )
 
 
-def _found(
+def findings_about(
     document: Mapping[str, Any], job: Job, level: float, *, must_be_trusted: bool
 ) -> tuple[tuple[Finding, ...], tuple[EvidenceGate, ...]]:
     """Reads the findings of an audit about the run's method on the run's examples, and its gates.
+
+    Args:
+      document: The content of the audit's `results.json`.
+      job: The job of the run.
+      level: The chance that all findings of the audit hold if the networks never saw the examples.
+      must_be_trusted: Whether failed gates are an error instead of a part of the evidence.
 
     Raises:
       InputError: The audit is about something else, cannot be read, or has failed gates although it must be trusted.
@@ -217,6 +280,8 @@ def _found(
             for metric in (f"{attack}_auc" for attack in AUDIT_ATTACKS)
             if metric in entries
         }
+        if not all(math.isfinite(number) for estimate in estimates.values() for number in estimate[:4]):
+            raise InputError("the audit has a number that is not finite, so nothing follows from it")
         failed = [str(gate.why) for gate in gates if not gate.passed]
         if must_be_trusted and (failed or not gates):
             raise InputError(f"the audit cannot be trusted: {'; '.join(failed) or 'no gate could be run'}")

@@ -23,6 +23,8 @@ class Contents:
 
     files: frozenset[Path]
     """The files, which need not exist."""
+    folders: frozenset[Path] = frozenset()
+    """Folders that may be there although they hold nothing."""
     open_folders: frozenset[Path] = frozenset()
     """Folders that may hold any files, because a run is still working in them."""
 
@@ -39,7 +41,7 @@ def foreign(folder: Path, allowed: Contents) -> list[str]:
       allowed: What it may hold. The paths begin with `folder`.
     """
     inner = {parent for path in (*allowed.files, *allowed.open_folders) for parent in path.parents}
-    return list(_foreign_in(folder, allowed, inner | allowed.open_folders))
+    return list(_foreign_in(folder, allowed, inner | allowed.folders | allowed.open_folders))
 
 
 def _foreign_in(folder: Path, allowed: Contents, known: Collection[Path]) -> Iterator[str]:

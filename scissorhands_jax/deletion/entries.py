@@ -264,6 +264,22 @@ class NetworkRetired(LedgerEntry):
     """The SHA-256 of its file."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KeyTrusted(LedgerEntry):
+    """From now on audits count as evidence if they are signed by this public key, in hexadecimal (see `trust`)."""
+
+    kind: ClassVar[str] = "trusted"
+    key: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KeyUntrusted(LedgerEntry):
+    """From now on audits that are signed by this key no longer count."""
+
+    kind: ClassVar[str] = "untrusted"
+    key: str
+
+
 _KINDS: dict[str, type[LedgerEntry]] = {kind.kind: kind for kind in LedgerEntry.__subclasses__()}
 
 

@@ -29,7 +29,7 @@ def write_record_page(path: Path, record: Record, rows: Iterable[report.Row]) ->
         for request in record.requests
     ]
     if record.earlier_tries:
-        asked.append(f"Earlier runs with requests of this one: {record.earlier_tries}.")
+        asked.append(f"Earlier runs with examples of this one: {record.earlier_tries}.")
     evidence = record.evidence
     measured = tuple(
         tuple(report.Cell(text) for text in (finding.name, finding.value, finding.low, finding.high))

@@ -33,6 +33,7 @@ from scissorhands_jax.metrics import intervals
 from scissorhands_jax.report.provenance import Code
 
 RECORDS_FOLDER = "records"
+RUNS_FOLDER = "runs"
 RECORD_FORMAT = 1
 
 _PURPOSE = "record"
@@ -186,7 +187,7 @@ class Record:
     finished: str
     requests: tuple[RecordedRequest, ...]
     earlier_tries: int
-    """The number of earlier runs, failed ones included, that worked on any of these requests."""
+    """The number of earlier runs, failed ones included, that worked on any of the same examples."""
     network: RecordedNetwork
     files: RunFiles
     forget: DigestedSet
@@ -221,7 +222,7 @@ def record_page_path(folder: Path, number: int) -> Path:
 
 def run_folder(folder: Path, number: int) -> Path:
     """Returns the folder of a ledger's run with a number."""
-    return folder / "runs" / f"{number:06d}"
+    return folder / RUNS_FOLDER / f"{number:06d}"
 
 
 def write_record(folder: Path, record: Record, keys: LedgerKeys) -> str:

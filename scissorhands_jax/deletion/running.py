@@ -6,6 +6,7 @@ call finishes that run first, with the settings that it was started with.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -57,6 +58,7 @@ from scissorhands_jax.deletion.records import (
     Share,
 )
 from scissorhands_jax.deletion.requests import Subject, check_content, config_in_use, positions_text
+from scissorhands_jax.deletion.trust import trusted_keys
 from scissorhands_jax.deletion.utility import RunUtility
 from scissorhands_jax.deletion.verdicts import Evidence, Scored, Verdict
 from scissorhands_jax.errors import InputError, LedgerError, NonFiniteError
@@ -208,6 +210,8 @@ def run_requests(
                 started = _start(book, number, left, config, budget, level, audit)
             except InputError:
                 file.unlink()  # A run that was refused leaves nothing that says what is to be forgotten.
+                with contextlib.suppress(OSError):
+                    file.parent.rmdir()  # only if it was the first run
                 raise
             outcomes.append(_carry_out(book, started, subject, auditor, console))
         tidying.remove_remains(book)
@@ -227,7 +231,8 @@ def _start(
     check_content(book, config, asked)
     job = prepare_job(config)
     if audit is not None:
-        audits.check_plan(audit, job, level)
+        audit = audits.checked_plan(audit, job, level, trusted_keys(book))
+        audits.keep_signed(audit, tidying.audit_work_folder(book.folder, number))
     started = RunStarted(
         run=number,
         requests=tuple(request.id for request in asked),
@@ -286,7 +291,7 @@ def _unlearned(book: Ledger, started: RunStarted, subject: Subject, console: Con
 def _judged(book: Ledger, done: _Unlearned, auditor: Auditor | None, console: Console) -> RunOutcome:
     """Judges the network of a run, and writes the record, its page, and the row of the history."""
     started = done.started
-    evidence = auditor(done.out, done.network) if auditor else _evidence(done, console)
+    evidence = auditor(done.out, done.network) if auditor else _evidence(book, done, console)
     measured = _utility(done)
     lost = measured.lost(_lost_before(book))
     verdict = verdicts.judge(evidence, lost, float(started.budget), exact=done.exact, collapses=measured.collapses())
@@ -309,7 +314,7 @@ def _judged(book: Ledger, done: _Unlearned, auditor: Auditor | None, console: Co
     return RunOutcome(started.run, started.requests, verdict, records.record_path(book.folder, started.run))
 
 
-def _evidence(done: _Unlearned, console: Console) -> Evidence:
+def _evidence(book: Ledger, done: _Unlearned, console: Console) -> Evidence:
     """Returns the comparison with held-out examples, and the evidence of the audit if the run has one."""
     job, level, plan = done.job, float(done.started.level), done.started.audit
     if plan is not None:
@@ -325,7 +330,8 @@ def _evidence(done: _Unlearned, console: Console) -> Evidence:
     )
     if plan is None:
         return own
-    return audits.audit_evidence(AuditPlan.from_text(plan), own, job, done.out, done.network, level, console)
+    trusted = trusted_keys(book)
+    return audits.audit_evidence(AuditPlan.from_text(plan), own, job, done.out, done.network, level, trusted, console)
 
 
 def _record(

@@ -44,11 +44,11 @@ class LedgerKeys:
     @property
     def public(self) -> str:
         """The public key of the signatures, in hexadecimal."""
-        return _ed25519().Ed25519PrivateKey.from_private_bytes(self.signing).public_key().public_bytes_raw().hex()
+        return public_of(self.signing)
 
     def sign(self, purpose: str, digest: str) -> str:
         """Signs a digest with Ed25519. The signature, in hexadecimal, is not valid for any other purpose."""
-        return self.sign_message(_message(purpose, digest)).hex()
+        return sign_digest(self.signing, purpose, digest)
 
     def sign_message(self, message: bytes) -> bytes:
         """Signs a message with Ed25519. It must begin in a way that no message for another purpose can."""
@@ -57,6 +57,16 @@ class LedgerKeys:
     def digest(self, purpose: str, content: bytes) -> str:
         """Computes the HMAC-SHA-256 of a content, in hexadecimal. It differs for every purpose."""
         return keyed_digest(self.secret, purpose, content)
+
+
+def public_of(private: bytes) -> str:
+    """Returns the public key, in hexadecimal, of a private key of 32 bytes."""
+    return _ed25519().Ed25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw().hex()
+
+
+def sign_digest(private: bytes, purpose: str, digest: str) -> str:
+    """Signs a digest for one purpose with a private key of 32 bytes; `signed_by` verifies the result."""
+    return _ed25519().Ed25519PrivateKey.from_private_bytes(private).sign(_message(purpose, digest)).hex()
 
 
 def draw_salt() -> str:
@@ -178,10 +188,61 @@ def read_public(path: Path) -> str:
     except OSError as error:
         raise LedgerError(f"the public key {path} cannot be read: {error.strerror}; name another file") from error
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise LedgerError(f"{path} holds no public key in PEM form; it is the {PUBLIC_FILE} of a ledger") from error
+        raise LedgerError(f"{path} holds no public key in PEM form; name a file such as {PUBLIC_FILE}") from error
     if not isinstance(key, ed25519.Ed25519PublicKey):
-        raise LedgerError(f"{path} holds a key of another kind than Ed25519; it is the {PUBLIC_FILE} of a ledger")
+        raise LedgerError(f"{path} holds a key of another kind than Ed25519; name a file such as {PUBLIC_FILE}")
     return key.public_bytes_raw().hex()
+
+
+def make_private(path: Path, public: Path) -> None:
+    """Draws a private key, and writes it and its public key to two files in PEM form.
+
+    Only the owner can read the private key.
+
+    Raises:
+      InputError: One of the files exists already, or the package `cryptography` is missing.
+      OSError: A file cannot be written.
+    """
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+    key = _ed25519().Ed25519PrivateKey.generate()
+    content = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    for file in (path, public):
+        if os.path.lexists(file):
+            raise InputError(f"{file} exists already; name another file, because a key that is lost cannot be replaced")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_new(path, content, mode=0o600)
+    files.write_bytes(public, public_pem(key.public_key().public_bytes_raw().hex()))
+
+
+def read_private(path: Path) -> bytes:
+    """Reads a private key from a file in PEM form (PKCS8), as `make_private` and `openssl genpkey` write it.
+
+    Returns:
+      The 32 bytes of the key.
+
+    Raises:
+      InputError: The file is missing, does not hold an Ed25519 key without a password, or others than its owner can
+        read it.
+    """
+    ed25519 = _ed25519()
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    try:
+        content, mode = reading.read_bytes(path, _MAX_PUBLIC), path.stat().st_mode
+        key = load_pem_private_key(content, password=None)
+    except OSError as error:
+        raise InputError(f"the private key {path} cannot be read: {error.strerror}; name another file") from error
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise InputError(
+            f"{path} holds no private key in PEM form without a password; `scissorhands audit key` makes one"
+        ) from error
+    if not isinstance(key, ed25519.Ed25519PrivateKey):
+        raise InputError(f"{path} holds a key of another kind than Ed25519; `scissorhands audit key` makes one")
+    if os.name == "posix" and mode & 0o077:
+        raise InputError(f"the private key {path} can be read by others; make it your own with `chmod 600 {path}`")
+    return key.private_bytes_raw()
 
 
 def example_digests(keys: LedgerKeys, dataset: Dataset) -> list[str]:

@@ -54,7 +54,7 @@ def remove_remains(book: Ledger) -> None:
         shutil.rmtree(audit_work_folder(folder, number), ignore_errors=True)
         run_folder = records.run_folder(folder, number)
         shutil.rmtree(run_folder if number in gone else run_folder / "checkpoints", ignore_errors=True)
-    for place in (folder, folder / records.RECORDS_FOLDER, folder / "runs"):
+    for place in (folder, folder / records.RECORDS_FOLDER, folder / records.RUNS_FOLDER):
         files.remove_leftovers(place, deep=False)
 
 

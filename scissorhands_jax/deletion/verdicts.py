@@ -11,7 +11,7 @@ compares one half of the test set with the other, and must find no difference.
 The comparison errs in two cases. Examples that differ from the test set in more than their classes can be distinguished
 even in a network that never saw them. And some traces show only in a comparison with networks that were trained without
 the examples. An audit against retrained networks detects both. If the run's procedure was audited (`audits`), the
-audit's findings count as well, and its gates replace the first one.
+audit's findings and gates count as well.
 """
 
 from __future__ import annotations
@@ -19,12 +19,10 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from scissorhands_jax.deletion.entries import FORGOTTEN, RETRAIN
-from scissorhands_jax.errors import InputError
 from scissorhands_jax.metrics import attacks, rank_tests
 from scissorhands_jax.metrics.rank_tests import Finding
 
@@ -118,35 +116,6 @@ def held_out_comparison(
     return Evidence(
         _SOURCE, findings, (EvidenceGate("the network before is caught", bool(caught), why), _null(held_after))
     )
-
-
-def from_audit(document: Mapping[str, Any], network: str) -> Evidence:
-    """Reads the evidence of an audit that was made elsewhere.
-
-    Args:
-      document: `{"network": SHA-256, "source": text, "findings": [{"name", "value", "low", "high"}, ...],
-        "gates": [{"name", "passed", "why"}, ...]}`, both lists with at least one entry.
-      network: The SHA-256 of the network that the evidence must be about (`hashing.network_sha256`).
-
-    Raises:
-      InputError: The document has another form, or is about another network.
-    """
-    try:
-        if document["network"] != network:
-            raise InputError("the audit is about another network than the one that the run has made")
-        findings = tuple(
-            Finding(str(entry["name"]), *(float(entry[name]) for name in ("value", "low", "high")))
-            for entry in document["findings"]
-        )
-        gates = tuple(EvidenceGate(str(e["name"]), e["passed"] is True, str(e["why"])) for e in document["gates"])
-        source = str(document["source"])
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"the audit cannot be read: {type(error).__name__} {error}") from error
-    if not findings or not gates:
-        raise InputError("the audit has no findings or no gates, so nothing follows from it")
-    return Evidence(source, findings, gates)
 
 
 def judge(

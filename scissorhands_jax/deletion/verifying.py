@@ -256,7 +256,8 @@ def _allowed(book: Ledger, runs: Iterable[int]) -> Contents:
             working.add(run_folder)  # The record is named elsewhere, and what it lists is not known.
         else:
             expected |= {run_folder / name for name in (*listed.network, *listed.other)}
-    return Contents(frozenset(expected), frozenset(working))
+    folders = frozenset({folder / records.RECORDS_FOLDER, folder / records.RUNS_FOLDER})
+    return Contents(frozenset(expected), folders, frozenset(working))
 
 
 def _public_key_problems(folder: Path, public: str, *, needed: bool) -> list[str]:

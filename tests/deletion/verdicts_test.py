@@ -7,7 +7,6 @@ import pytest
 
 from scissorhands_jax.deletion import verdicts
 from scissorhands_jax.deletion.verdicts import Evidence, EvidenceGate, Scored
-from scissorhands_jax.errors import InputError
 from scissorhands_jax.metrics import rank_tests
 from scissorhands_jax.metrics.rank_tests import Finding
 
@@ -176,37 +175,3 @@ class TestErrors:
         assert not verdicts._null(scored).passed
         scored.logits[np.flatnonzero(first), held[first]] -= 0.8
         assert verdicts._null(scored).passed
-
-
-AUDIT = {
-    "network": "ab",
-    "source": "U-LiRA",
-    "findings": [{"name": "AUC", "value": 0.7, "low": 0.4, "high": 0.6}],
-    "gates": [{"name": "original caught", "passed": True, "why": "AUC 0.9"}],
-}
-
-
-class TestAudit:
-    def test_its_findings_and_gates_count(self):
-        evidence = verdicts.from_audit(AUDIT, "ab")
-        assert evidence == Evidence(
-            "U-LiRA", (Finding("AUC", 0.7, 0.4, 0.6),), (EvidenceGate("original caught", True, "AUC 0.9"),)
-        )
-        assert "the AUC shows that they are still known" in answer(evidence).reasons[0]
-
-    @pytest.mark.parametrize(
-        ("change", "words"),
-        [
-            ({"network": "cd"}, "another network"),
-            ({"findings": []}, "nothing follows"),
-            ({"gates": None}, "cannot be read"),
-            ({"findings": [{"name": "AUC", "value": "x", "low": 0, "high": 1}]}, "cannot be read"),
-        ],
-    )
-    def test_one_that_says_nothing_is_refused(self, change, words):
-        with pytest.raises(InputError, match=words):
-            verdicts.from_audit(AUDIT | change, "ab")
-
-    def test_a_gate_passes_only_if_it_says_so(self):
-        document = AUDIT | {"gates": [{"name": "g", "passed": "yes", "why": "?"}]}
-        assert not verdicts.from_audit(document, "ab").gates[0].passed

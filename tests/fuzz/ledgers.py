@@ -7,11 +7,13 @@ import random
 import shutil
 from pathlib import Path
 
-from scissorhands_jax import reading
-from scissorhands_jax.deletion import ledger, records, signing, verdicts
+from scissorhands_jax import hashing, reading
+from scissorhands_jax.audit.scores import AuditScores
+from scissorhands_jax.deletion import ledger, records, signed_audits, signing
 from scissorhands_jax.deletion.entries import NamedExample
 from scissorhands_jax.deletion.ledger import Ledger
 from scissorhands_jax.errors import InputError, LedgerError
+from tests.audit.scores_test import made_up
 from tests.deletion.samples import ABOUT, record, started
 from tests.fuzz.damage import damaged, damaged_json
 from tests.fuzz.targets import Next, Read, Target, damaged_documents
@@ -80,22 +82,31 @@ def _records(folder: Path) -> Next:
 
 
 def _audits(folder: Path) -> Next:
-    finding = {"name": "AUC", "value": 0.5, "low": 0.4, "high": 0.6}
-    gates = [{"name": "g", "passed": True, "why": "w"}]
-    document = {"network": "ab", "source": "s", "findings": [finding], "gates": gates}
+    """The scores that a signed audit holds, and the whole document, whose signature no damaged one has."""
+    document = made_up(networks=4).as_document()
 
     def read(path: Path) -> None:
         try:
             found = reading.read_json(path)
         except ValueError as error:
             raise InputError(str(error)) from error
-        verdicts.from_audit(found, "ab")
+        AuditScores.from_document(found)
 
     return damaged_documents(folder, document, read)
+
+
+def _signed_audits(folder: Path) -> Next:
+    private = bytes(range(32))
+    document = {"format": 1, "subject": {}, "results": {}, "numbers": {}, "scores": made_up(networks=4).as_document()}
+    digest = hashing.sha256(hashing.canonical(document))
+    signature, key = signing.sign_digest(private, "audit", digest), signing.public_of(private)
+    envelope = {"audit": document, "hash": digest, "key": key, "signature": signature}
+    return damaged_documents(folder, envelope, lambda path: signed_audits.read_signed(path.read_bytes(), [key], path))
 
 
 TARGETS = {
     "ledgers": Target(200, _ledgers, 0.6),
     "records": Target(150, _records, 0.95),
-    "audits": Target(150, _audits, 0.5),
+    "audits": Target(100, _audits, 0.5),
+    "signed audits": Target(50, _signed_audits, 0.95),
 }
