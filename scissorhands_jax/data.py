@@ -48,7 +48,7 @@ def split(train: Dataset, forget: Iterable, trained_on: np.ndarray | None = None
 
     Args:
       train: The data set that the positions refer to.
-      forget: The positions of the examples to forget, in any order.
+      forget: The positions of the examples to forget, in any order; see `check_positions` for the forms.
       trained_on: The positions of all examples that the network was trained on; all others are in neither part. By
         default the network was trained on the whole data set.
 
@@ -67,14 +67,15 @@ def check_positions(positions: Iterable, total: int) -> np.ndarray:
     """Returns the positions of a forget set, sorted and as int32.
 
     Args:
-      positions: Integers, each of which counts training examples from 0.
+      positions: Integers, each of which counts training examples from 0: an array, list, set, range or generator. Or a
+        mask, an array of `total` bools that is True for the examples.
       total: The number of examples in the training set.
 
     Raises:
       InputError: There are no positions, they are not integers, are repeated or out of range, or they are the whole
         training set.
     """
-    values = np.asarray(positions)
+    values = _as_positions(positions, total, "forget positions")
     if values.size == 0:
         raise InputError("the forget set is empty; name at least one training example")
     unique = _distinct(values, total, "forget positions")
@@ -123,10 +124,32 @@ def check_training_set(positions: Iterable, total: int) -> np.ndarray:
     Raises:
       InputError: There are fewer than two positions, or they are not integers, are repeated or out of range.
     """
-    values = np.asarray(positions)
+    values = _as_positions(positions, total, "positions of the training set")
     if values.size < 2:
         raise InputError(f"the training set of the network has {values.size} positions; name at least two")
     return _distinct(values, total, "positions of the training set")
+
+
+def _as_positions(given: Iterable, total: int, what: str) -> np.ndarray:
+    """Returns positions as an array of integers, whether they were given as such or as a mask."""
+    if isinstance(given, str | bytes) or not (hasattr(given, "__array__") or isinstance(given, Iterable)):
+        raise InputError(
+            f"the {what} are {given!r:.40}; give a list of integers, or a mask with a bool for each example"
+        )
+    values = np.asarray(given if hasattr(given, "__array__") or isinstance(given, list | tuple) else list(given))
+    if values.dtype == np.bool_:
+        if values.shape != (total,):
+            raise InputError(
+                f"the {what} are a mask of shape {values.shape}, and there are {total} training examples; give a bool "
+                "for each of them"
+            )
+        return np.flatnonzero(values)
+    if values.ndim == 2 and 1 in values.shape:
+        raise InputError(f"the {what} are an array of shape {values.shape}; flatten it, as with positions.ravel()")
+    if values.size and values.ndim == 1 and np.issubdtype(values.dtype, np.floating):
+        advice = "convert them with .astype(int)" if np.all(values % 1 == 0) else "positions count examples from 0"
+        raise InputError(f"the {what} are {values.dtype} and not integers; {advice}")
+    return values
 
 
 def _distinct(values: np.ndarray, total: int, what: str) -> np.ndarray:

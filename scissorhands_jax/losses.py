@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from scissorhands_jax import microbatches
@@ -21,13 +22,17 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, *, label_smoothing: floa
 
     Args:
       logits: Floats, shape=(N, C).
-      labels: Integers, shape=(N,).
+      labels: Integers from 0 to C - 1, shape=(N,). With any other the loss is NaN.
       label_smoothing: The share of the target that is spread evenly over all C classes (Szegedy et al., 2016).
     """
+    count = logits.shape[-1]
     if label_smoothing == 0:
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype), label_smoothing)
-    return optax.softmax_cross_entropy(logits, targets).mean()
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    else:
+        targets = optax.smooth_labels(jax.nn.one_hot(labels, count, dtype=logits.dtype), label_smoothing)
+        losses = optax.softmax_cross_entropy(logits, targets)
+    # A negative label would otherwise count classes from the end, and one that is smoothed would count for nothing.
+    return jnp.where((labels >= 0) & (labels < count), losses, jnp.nan).mean()
 
 
 def kl_divergence(teacher: jax.Array, student: jax.Array, *, temperature: float = 1.0) -> jax.Array:
@@ -165,6 +170,7 @@ class _ClassificationLoss:
     def __call__(
         self, params: Params, model_state: ModelState, batch: PyTree, *, train: bool, key: Key | None
     ) -> tuple[Scalar, ModelState]:
+        _check_batch(batch)
         images = batch["image"]
         if train:
             microbatches.check_microbatches([len(images)], self.parts)
@@ -179,6 +185,27 @@ class _ClassificationLoss:
         whole = microbatches.accumulated(mean_loss, self.parts)
         loss, (model_state, _) = whole(params, model_state, (images, batch["label"]), key)
         return loss, model_state
+
+
+def _check_batch(batch: PyTree) -> None:
+    """Refuses a batch that is no dict of images and whole labels; only keys, shapes and types are looked at.
+
+    Raises:
+      InputError: An array is missing, or the labels have another form.
+    """
+    keys = list(batch) if isinstance(batch, Mapping) else []
+    if "image" not in keys or "label" not in keys:
+        found = f"the keys {', '.join(map(str, keys))}" if keys else f"a {type(batch).__name__}"
+        raise InputError(f"a batch of classification_loss has {found}; give a dict of 'image' and 'label'")
+    labels = batch["label"]
+    if jnp.ndim(labels) != 1:
+        shape = jnp.shape(labels)
+        advice = ".argmax(axis=1) of one-hot labels" if len(shape) == 2 and shape[1] > 1 else ".ravel()"
+        raise InputError(f"the labels of a batch have shape {shape}; give shape (N,), as with {advice}")
+    if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
+        raise InputError(
+            f"the labels of a batch are {jnp.result_type(labels)}; give integers, as with .astype('int32')"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -76,14 +76,30 @@ class TestForgetPositions:
         ):
             forget_sets.forget_positions(f"class:{value}", LABELS, seed=0, class_names=tuple("abcde"))
 
-    def test_a_number_is_a_label_even_where_classes_have_numbers_for_names(self):
+    def test_a_number_that_may_be_a_label_or_a_name_is_refused_until_told(self):
         names = ("4", "3", "2", "1", "0")
-        np.testing.assert_array_equal(
-            forget_sets.forget_positions("class:3", LABELS, seed=0, class_names=names), np.arange(60, 80)
+
+        def positions(spec):
+            return forget_sets.forget_positions(spec, LABELS, seed=0, class_names=names)
+
+        words = (
+            "3 may be the class named '3', which has label 1, or label 3, the class named '1'; write name=3 or label=3"
         )
-        np.testing.assert_array_equal(
-            forget_sets.forget_positions("identity:3", LABELS, seed=0, class_names=names), np.arange(20, 40)
-        )
+        for spec in ("class:3", "class:2,3"):
+            with pytest.raises(InputError, match=words):
+                positions(spec)
+        np.testing.assert_array_equal(positions("class:label=3"), np.arange(60, 80))
+        np.testing.assert_array_equal(positions("class:name=3"), np.arange(20, 40))
+        np.testing.assert_array_equal(positions("identity:3"), np.arange(20, 40))
+        np.testing.assert_array_equal(positions("class:2"), np.arange(40, 60))  # both are the same
+        with pytest.raises(InputError, match="there is no class 'name=9'"):
+            positions("class:name=9")
+
+    def test_what_is_forgotten_is_described_by_label_name_and_count(self):
+        found = forget_sets.describe_forgotten(np.array([0, 20, 21, 22]), LABELS, ("cat", "1", "dog"))
+        assert found == "4 of 100 training examples to forget: 3 of label 1, 1 of label 0 (cat)"
+        many = forget_sets.describe_forgotten(np.arange(30), np.arange(30))
+        assert many.endswith("1 of label 11 and 18 more labels")
 
     def test_the_only_class_cannot_be_forgotten(self):
         with pytest.raises(InputError, match="leaves nothing to retain"):
@@ -114,6 +130,45 @@ class TestForgetPositions:
     def test_files_that_name_no_valid_forget_set_are_refused(self, index_file, text, message):
         with pytest.raises(InputError, match=message):
             forget_sets.forget_positions(index_file(text), LABELS, seed=0)
+
+    @pytest.mark.parametrize(
+        ("name", "content"),
+        [
+            ("mark.txt", b"\xef\xbb\xbf3\r\n17\r\n"),
+            ("a.csv", b"index\n3\n17\n"),
+            ("b.csv", b"\xef\xbb\xbfname,Index\r\ncat,3\r\ndog,17\r\n"),
+            ("c.csv", b"3\n17\n"),
+            ("d.json", b"[3, 17]"),
+            ("e.npy", np.array([17, 3], np.uint16)),
+            ("f.npy", np.isin(np.arange(len(LABELS)), [3, 17])),
+        ],
+    )
+    def test_files_of_many_forms_name_positions(self, tmp_path, name, content):
+        path = tmp_path / name
+        np.save(path, content) if isinstance(content, np.ndarray) else path.write_bytes(content)
+        assert forget_sets.forget_positions(f"indices:{path}", LABELS, seed=0).tolist() == [3, 17]
+
+    @pytest.mark.parametrize(
+        ("name", "content", "message"),
+        [
+            ("a.pt", b"PK", "is a pickle, which could run code"),
+            ("a.csv", b"a,b\n1,2\n", "has the columns a, b; name exactly one of them position or positions"),
+            ("b.csv", b"index,position\n1,2\n", "has the columns index, position; name exactly one"),
+            ("c.csv", b"index\ncat\n", "line 2 of .* is 'cat', not an integer"),
+            ("d.json", b"[1.5]", "is no list of integers"),
+            ("e.json", b"[true]", "is no list of integers"),
+            ("f.json", b"{", "cannot read the positions in"),
+            ("g.npy", np.zeros(3), r"holds float64 of shape \(3,\); save integers"),
+            ("h.npy", np.zeros(3, bool), "is a mask of 3 bools, and there are 100 training examples"),
+            ("i.npy", np.zeros((2, 2), int), r"holds int64 of shape \(2, 2\)"),
+            ("j.npy", b"no array", "cannot read the positions in"),
+        ],
+    )
+    def test_files_of_other_forms_are_refused(self, tmp_path, name, content, message):
+        path = tmp_path / name
+        np.save(path, content) if isinstance(content, np.ndarray) else path.write_bytes(content)
+        with pytest.raises(InputError, match=message):
+            forget_sets.forget_positions(f"indices:{path}", LABELS, seed=0)
 
     def test_unreadable_files_are_refused(self, tmp_path):
         for path in (tmp_path / "absent.txt", tmp_path):
@@ -190,6 +245,17 @@ class TestMislabelled:
         with pytest.raises(InputError, match=r"line 2 of .*wrong\.txt is .*; write a position, or a position and the"):
             forget_sets.read_mislabelled(tmp_path / "wrong.txt")
 
+    def test_tables_and_names_give_right_labels(self, tmp_path):
+        path = tmp_path / "wrong.csv"
+        path.write_text("position,label\n9,dog\n4,cat\n")
+        positions, labels = forget_sets.read_mislabelled(path, ("cat", "dog"))
+        assert (positions.tolist(), labels.tolist()) == ([4, 9], [0, 1])
+        path.write_text("position,label\n9,1\n")
+        with pytest.raises(InputError, match="1 may be the class named '1', which has label 0, or label 1"):
+            forget_sets.read_mislabelled(path, ("1", "2"))
+        path.write_text("position\n9\n")
+        assert forget_sets.read_mislabelled(path)[1] is None
+
     def test_repeated_positions_are_refused(self, tmp_path):
         (tmp_path / "wrong.txt").write_text("7 2\n7 1\n")
         with pytest.raises(InputError, match="1 forget positions are repeated, the first is 7"):
@@ -258,7 +324,8 @@ class TestTrainedOn:
             ([3], "training set of the network has 1 positions; name at least two"),
             ([1, 1], "1 positions of the training set are repeated, the first is 1"),
             ([0, 100], "1 positions of the training set lie outside 0 to 99"),
-            ([0.5, 1.0], r"positions of the training set are float64 of shape \(2,\); give a list of integers"),
+            ([0.5, 1.0], "positions of the training set are float64 and not integers; positions count examples"),
+            ("012", "positions of the training set are '012'; give a list of integers"),
         ],
     )
     def test_training_sets_that_cannot_be_are_refused(self, positions, message):
@@ -330,10 +397,36 @@ def test_classes_that_are_forgotten_as_a_whole_are_not_tested():
 
 
 class TestCheckPositions:
-    @pytest.mark.parametrize("positions", [[1.0, 2.0], [True, False], [[1, 2]], ["1"]])
-    def test_only_lists_of_integers_are_taken(self, positions):
-        with pytest.raises(InputError, match="give a list of integers"):
+    @pytest.mark.parametrize(
+        ("positions", "message"),
+        [
+            ([1.0, 2.0], r"float64 and not integers; convert them with .astype\(int\)"),
+            ([True, False], r"a mask of shape \(2,\), and there are 10 training examples"),
+            (np.ones((10, 1), bool), r"a mask of shape \(10, 1\), and there are 10"),
+            ([[1, 2]], r"an array of shape \(1, 2\); flatten it"),
+            (["1"], "give a list of integers"),
+            ("12", "are '12'; give a list of integers, or a mask"),
+            (3, "are 3; give a list of integers, or a mask"),
+            (np.zeros(10, bool), "the forget set is empty"),
+        ],
+    )
+    def test_only_integers_and_masks_are_taken(self, positions, message):
+        with pytest.raises(InputError, match=message):
             data.check_positions(positions, 10)
+
+    def test_sets_generators_and_masks_are_taken(self):
+        mask = np.arange(10) % 4 == 3
+        given = (
+            {7, 3},
+            (n for n in (7, 3)),
+            dict.fromkeys((3, 7)),
+            range(3, 8, 4),
+            mask,
+            mask.tolist(),
+            jnp.asarray(mask),
+        )
+        for positions in given:
+            assert data.check_positions(positions, 10).tolist() == [3, 7]
 
     def test_positions_come_back_sorted_as_int32(self):
         for positions in ([4, 0, 2], np.array([4, 0, 2], np.uint64), jnp.array([4, 0, 2])):

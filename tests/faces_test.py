@@ -14,7 +14,7 @@ from scissorhands_jax.datasets import forget_sets, splits
 from scissorhands_jax.jobs.config import RunConfig
 from scissorhands_jax.jobs.earlier_runs import past_of
 
-PEOPLE = 11  # so that s10 and s11 come after s9
+PEOPLE = 11
 QUICK = ["--epochs", "1", "--method", "finetune"]
 
 
@@ -29,9 +29,9 @@ def root(photographs, tmp_path_factory) -> Path:
     """A folder of identities as CelebAMask-HQ's are kept, without loss."""
     root = tmp_path_factory.mktemp("orl")
     for person, faces in enumerate(photographs):
-        (root / f"s{person + 1}").mkdir()
+        (root / f"s{person + 1:02}").mkdir()
         for number, face in enumerate(faces):
-            Image.fromarray(face).save(root / f"s{person + 1}" / f"{number + 1}.png")
+            Image.fromarray(face).save(root / f"s{person + 1:02}" / f"{number + 1:02}.png")
     return root
 
 
@@ -61,7 +61,7 @@ def test_prepared_photographs_are_the_ones_on_the_disk(root, photographs, tmp_pa
     assert captured.out == ""
     assert "88 images to train and 22 to test with, of 11 classes and shape (112, 92, 1)" in captured.err
     splits = datasets.load("faces", tmp_path)
-    assert splits.class_names == tuple(f"s{i}" for i in range(1, PEOPLE + 1))
+    assert splits.class_names == tuple(f"s{i:02}" for i in range(1, PEOPLE + 1))
     np.testing.assert_array_equal(splits.test["image"][..., 0], photographs[:, [4, 9]].reshape(-1, 112, 92))
     kept = np.delete(photographs, [4, 9], axis=1).reshape(-1, 112, 92)
     np.testing.assert_array_equal(splits.train["image"][..., 0], kept)
@@ -90,14 +90,14 @@ def test_lists_of_images_give_the_split_and_jpegs_are_read(photographs, tmp_path
 
 def test_a_damaged_photograph_leaves_the_earlier_set_as_it_was(root, tmp_path, capsys):
     copy, out = tmp_path / "faces", tmp_path / "out"
-    for path in root.glob("s1/*"):
-        (copy / "s1").mkdir(parents=True, exist_ok=True)
-        (copy / "s1" / path.name).write_bytes(path.read_bytes())
+    for path in root.glob("s01/*"):
+        (copy / "s01").mkdir(parents=True, exist_ok=True)
+        (copy / "s01" / path.name).write_bytes(path.read_bytes())
     assert prepare(copy, out) == 0
     files = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert prepare(copy, out) == 2
     capsys.readouterr()
-    (copy / "s1" / "7.png").write_bytes((copy / "s1" / "7.png").read_bytes()[:5000])
+    (copy / "s01" / "07.png").write_bytes((copy / "s01" / "07.png").read_bytes()[:5000])
     assert prepare(copy, out, "--overwrite") == 2
     assert "7.png cannot be read as an image" in error_of(capsys)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == files
@@ -114,10 +114,10 @@ def other_data(folder) -> Path:
     """Faces of as many people and of the same size, of noise."""
     rng = np.random.default_rng(0)
     for person in range(PEOPLE):
-        (folder / "noise" / f"s{person + 1}").mkdir(parents=True)
+        (folder / "noise" / f"s{person + 1:02}").mkdir(parents=True)
         for number in range(10):
             image = Image.fromarray(rng.integers(0, 256, (16, 16), dtype=np.uint8))
-            image.save(folder / "noise" / f"s{person + 1}" / f"{number}.png")
+            image.save(folder / "noise" / f"s{person + 1:02}" / f"{number}.png")
     assert prepare(folder / "noise", folder / "other") == 0
     return folder / "other"
 
@@ -130,7 +130,7 @@ def test_requests_one_after_another(data_dir, tmp_path, capsys):
     torch_weights.write_safetensors(weights, torch_weights.to_state_dict(*model.init(jax.random.key(3))))
     trained_on, held_out = splits.validation_split(labels, 0.125, 0)
     (tmp_path / "train.txt").write_text("\n".join(map(str, trained_on)))
-    (tmp_path / "people.txt").write_text("s3\ns11\n")
+    (tmp_path / "people.txt").write_text("s03\ns11\n")
     first, second = tmp_path / "first", tmp_path / "second"
     request = f"identity:{tmp_path / 'people.txt'}"
     assert unlearn(data_dir, first, request, "--weights", weights, "--trained-on", tmp_path / "train.txt") == 0
@@ -160,7 +160,7 @@ def test_requests_one_after_another(data_dir, tmp_path, capsys):
             f"1 of the 2 examples to forget were not in the training set of this network, the first is {stranger}"
             in (message)
         )
-    assert "no identity 's3' in the training set" in refused("identity:s3", "--checkpoint", first)
+    assert "no identity 's03' in the training set" in refused("identity:s03", "--checkpoint", first)
     assert "leave --trained-on out" in refused("class:1", "--checkpoint", first, "--trained-on", wrong)
     (tmp_path / "few.txt").write_text("5\n")
     assert "training set of the network has 1 positions" in refused(

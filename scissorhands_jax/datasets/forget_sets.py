@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scissorhands_jax import reading
+from scissorhands_jax import array_files, reading
 from scissorhands_jax.data import check_positions, check_trained_on, check_training_set
 from scissorhands_jax.errors import InputError
 
@@ -29,11 +29,12 @@ def forget_positions(
     Args:
       spec: One of
         `random:0.1`, this share of the training set, drawn with `seed`;
-        `class:3` or `class:3,5`, all examples of these labels or class names;
+        `class:3` or `class:cat,dog`, all examples of these labels or class names; where a number is the label of one
+        class and the name of another, `class:label=3` or `class:name=3`;
         `identity:NAME` or `identity:NAME,NAME`, all examples of these class names;
         `identity:FILE`, the same with one name per line of a text file;
         `identity:random:4`, this number of identities (labels), drawn with `seed`;
-        `indices:FILE`, one integer position per line;
+        `indices:FILE`, positions in a file, see `read_positions`;
         `mislabelled:FILE`, the positions of wrongly labelled examples, see `read_mislabelled`.
         In files, text after # is ignored.
       labels: The labels of all examples in the training split of the data set, of shape (N,).
@@ -61,9 +62,9 @@ def forget_positions(
     elif kind == "identity":
         chosen = known[np.isin(labels[known], _identities(value, np.unique(labels[known]), seed, class_names))]
     elif kind == "indices":
-        chosen = read_positions(Path(value))
+        chosen = read_positions(Path(value), total)
     elif kind == "mislabelled":
-        chosen, _ = read_mislabelled(Path(value))
+        chosen, _ = read_mislabelled(Path(value), class_names)
     else:
         chosen = None
     if chosen is None:
@@ -71,6 +72,27 @@ def forget_positions(
     chosen = check_positions(chosen, total)
     check_trained_on(chosen, known)
     return chosen
+
+
+def describe_forgotten(
+    positions: np.ndarray, labels: np.ndarray, class_names: Sequence[str] = (), *, most: int = 12
+) -> str:
+    """Says in one line how many examples of which labels a forget set has.
+
+    Args:
+      positions: The positions of the forget set, shape=(n,).
+      labels: The labels of all examples in the training split, shape=(N,).
+      class_names: The names of the labels 0, 1, ...
+      most: The number of labels to name, those with the most examples.
+    """
+    found, counts = np.unique(labels[positions], return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:most]
+    parts = []
+    for label, count in zip(found[order].tolist(), counts[order].tolist(), strict=True):
+        name = class_names[label] if label < len(class_names) else str(label)
+        parts.append(f"{count} of label {label}" + ("" if name == str(label) else f" ({name})"))
+    more = f" and {len(found) - most} more labels" if len(found) > most else ""
+    return f"{len(positions)} of {len(labels)} training examples to forget: {', '.join(parts)}{more}"
 
 
 def _random_share(value: str, known: np.ndarray, seed: int) -> np.ndarray:
@@ -84,15 +106,44 @@ def _random_share(value: str, known: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _classes(value: str, present: np.ndarray, class_names: Sequence[str]) -> list[int]:
-    """Reads labels from numbers, as in `3,5`, or from class names. A number is always a label."""
+    """Reads labels from numbers, as in `3,5`, or from class names."""
     chosen = []
     for word in value.split(","):
-        label = int(word) if re.fullmatch(r"\d+", word) else _label_of(word, class_names)
+        label = read_label(word, class_names)
         if label not in present:
             shown = ", ".join(map(str, present[:12])) + (", ..." if len(present) > 12 else "")
             raise InputError(f"there is no class {word!r} in the training set; its labels are {shown}")
         chosen.append(label)
     return chosen
+
+
+def read_label(word: str, class_names: Sequence[str]) -> int:
+    """Reads a label from a number or a class name, or -1, which is no label, for an unknown name.
+
+    Args:
+      word: `3`, `cat`, `label=3` or `name=3`.
+      class_names: The names of the labels 0, 1, ...
+
+    Raises:
+      InputError: The number is the label of one class and the name of another.
+    """
+    form, equals, rest = word.partition("=")
+    if equals and form == "name":
+        return _label_of(rest, class_names)
+    if equals and form == "label" and re.fullmatch(r"\d{1,9}", rest):
+        return int(rest)
+    if not re.fullmatch(r"\d{1,9}", word):
+        return _label_of(word, class_names)
+    named = _label_of(word, class_names)
+    if named not in (-1, int(word)):
+        other = f"label {word}"
+        if int(word) < len(class_names):
+            other += f", the class named {class_names[int(word)]!r}"
+        raise InputError(
+            f"{word} may be the class named {word!r}, which has label {named}, or {other}; write name={word} or "
+            f"label={word}"
+        )
+    return int(word)
 
 
 def _identities(value: str, present: np.ndarray, seed: int, class_names: Sequence[str]) -> np.ndarray | list[int]:
@@ -130,24 +181,105 @@ def forgets_classes(spec: str) -> bool:
     return spec.startswith(("class:", "identity:"))
 
 
-def read_positions(path: Path) -> np.ndarray:
-    """Reads integer positions from a text file, one per line, as int64. Text after # is ignored.
+def read_positions(path: Path, total: int | None = None) -> np.ndarray:
+    """Reads integer positions from a file, as int64.
+
+    | file | holds |
+    | --- | --- |
+    | `.npy` | an array of integers, or a mask with a bool for each example |
+    | `.csv` | a column named `position`, `positions`, `index`, `indices` or `idx`, or a single column |
+    | `.json` | a list of integers |
+    | any other | text in UTF-8 with one position per line, where text after # is ignored |
+
+    Args:
+      path: The file.
+      total: The number of examples, which a mask must have. None takes no mask.
 
     Raises:
-      InputError: The file cannot be read, or a line is not an integer. The message names the first such line.
+      InputError: The file cannot be read, or holds something else. The message names the first such line.
     """
+    suffix = path.suffix.lower()
+    if suffix in _PICKLES:
+        raise InputError(
+            f"{path} is a pickle, which could run code when it is read; save the positions as text, or with "
+            "numpy.save('forget.npy', positions)"
+        )
+    if suffix == ".npy":
+        return _array_of_positions(path, total)
+    if suffix == ".json":
+        return _json_positions(path)
+    lines = _table_column(path, _POSITION_COLUMNS) if suffix == ".csv" else _lines(path, "positions")
     positions = []
-    for number, text in _lines(path, "positions"):
+    for number, text in lines:
         if not re.fullmatch(r"[+-]?\d{1,18}", text):
             raise InputError(f"line {number} of {path} is {text[:40]!r}, not an integer; write one position per line")
         positions.append(int(text))
     return np.asarray(positions, np.int64)
 
 
-def read_mislabelled(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Reads wrongly labelled examples from a text file.
+_PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".joblib")
+_POSITION_COLUMNS = ("position", "positions", "index", "indices", "idx")
+_LABEL_COLUMNS = ("label", "labels", "class", "right_label")
+
+
+def _array_of_positions(path: Path, total: int | None) -> np.ndarray:
+    try:
+        values = array_files.read_array(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read the positions in {path} ({error}); write it with numpy.save") from error
+    if values.ndim == 1 and values.dtype == np.bool_:
+        if total is not None and len(values) != total:
+            raise InputError(f"{path} is a mask of {len(values)} bools, and there are {total} training examples")
+        if total is not None:
+            return np.flatnonzero(values)
+    if values.ndim != 1 or not np.issubdtype(values.dtype, np.integer):
+        raise InputError(
+            f"{path} holds {values.dtype} of shape {values.shape}; save integers of shape (number of positions,)"
+        )
+    return values.astype(np.int64)
+
+
+def _json_positions(path: Path) -> np.ndarray:
+    try:
+        values = reading.parse_json(reading.read_text(path, encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read the positions in {path} ({error}); write a list of integers") from error
+    if not isinstance(values, list) or not all(type(value) is int and abs(value) < 2**62 for value in values):
+        raise InputError(f"{path} is no list of integers; write the positions as [3, 17, ...]")
+    return np.asarray(values, np.int64)
+
+
+def _table_column(path: Path, names: Sequence[str]) -> list[tuple[int, str]]:
+    """Returns a column of a CSV file with numbers of lines, found by its name or because there is no other."""
+    columns, rows = _table(path)
+    if len(columns) == 1:
+        (column,) = columns
+        first = [(1, column.strip())] if re.fullmatch(r"[+-]?\d+", column.strip()) else []
+        return first + [(number, row[column].strip()) for number, row in enumerate(rows, start=2)]
+    found = [column for column in columns if column.strip().lower() in names]
+    if len(found) != 1:
+        raise InputError(
+            f"{path} has the columns {', '.join(columns)[:200]}; name exactly one of them {' or '.join(names)}"
+        )
+    return [(number, row.get(found[0], "").strip()) for number, row in enumerate(rows, start=2)]
+
+
+def _table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    try:
+        return reading.read_rows(path, encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read the positions in {path} ({error}); write CSV in UTF-8") from error
+
+
+def read_mislabelled(path: Path, class_names: Sequence[str] = ()) -> tuple[np.ndarray, np.ndarray | None]:
+    """Reads wrongly labelled examples from a text file, or from a CSV file with columns `position` and `label`.
 
     A line is `POSITION`, or `POSITION LABEL` with the right label. Text after # is ignored.
+
+    Args:
+      path: The file.
+      class_names: The names of the labels 0, 1, ..., which a right label may be written as (`read_label`). By default
+        labels are numbers.
 
     Returns:
       The positions, sorted and as int64; and the right labels in the same order, as int32, or None unless every line
@@ -157,22 +289,31 @@ def read_mislabelled(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
       InputError: The file cannot be read, or a line has another form. The message names the first such line.
     """
     rows = []
-    for number, text in _lines(path, "positions"):
-        if not re.fullmatch(r"\d{1,18}(\s+\d{1,9})?", text):
+    if path.suffix.lower() == ".csv":
+        of_positions = _table_column(path, _POSITION_COLUMNS)
+        has_labels = any(column.strip().lower() in _LABEL_COLUMNS for column in _table(path)[0])
+        labels = _table_column(path, _LABEL_COLUMNS) if has_labels else [(number, "") for number, _ in of_positions]
+        lines = [(n, f"{at} {label}".strip()) for (n, at), (_, label) in zip(of_positions, labels, strict=True)]
+    else:
+        lines = list(_lines(path, "positions"))
+    for number, text in lines:
+        position, *words = text.split(maxsplit=1)
+        label = read_label(words[0], class_names) if words else None
+        if not re.fullmatch(r"\d{1,18}", position) or label == -1:
             raise InputError(
                 f"line {number} of {path} is {text[:40]!r}; write a position, or a position and the right label"
             )
-        rows.append([int(word) for word in text.split()])
-    rows.sort()
-    positions = np.asarray([row[0] for row in rows], np.int64)
-    labelled = all(len(row) == 2 for row in rows) and bool(rows)
-    return positions, np.asarray([row[1] for row in rows], np.int32) if labelled else None
+        rows.append((int(position), label))
+    rows.sort(key=lambda row: row[0])
+    positions = np.asarray([position for position, _ in rows], np.int64)
+    right = [label for _, label in rows if label is not None]
+    return positions, np.asarray(right, np.int32) if rows and len(right) == len(rows) else None
 
 
 def _lines(path: Path, what: str) -> Iterator[tuple[int, str]]:
     """Yields the lines of a text file that are not empty, with their numbers. Text after # is removed."""
     try:
-        lines = reading.read_lines(path)
+        lines = reading.read_lines(path, encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read the {what} in {path} ({error}); name a text file in UTF-8") from error
     for number, line in enumerate(lines, start=1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +12,11 @@ import numpy as np
 
 from scissorhands_jax import array_files, reading
 from scissorhands_jax.base import Dataset
-from scissorhands_jax.datasets.splits import Splits, check_labels, divide, every_fifth
+from scissorhands_jax.datasets.splits import Splits, check_labels, divide, every_fifth, whole_labels
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.image_files import open_image
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".pgm", ".ppm", ".bmp", ".webp")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".pgm", ".ppm", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def npz_file(path: Path) -> Splits:
@@ -137,7 +138,9 @@ def find_labelled_images(root: Path, *, image_size: int | None = None) -> Folder
     * `train/CLASS/*` and `test/CLASS/*`;
     * `CLASS/*`, where the 5th, 10th, ... image of each class is for testing.
 
-    Classes and images are sorted by name; numbers in names are sorted by value.
+    Classes in folders and their images are sorted by name as torchvision's ImageFolder does it, so that labels are the
+    same there and here: folder `10` comes before folder `2`. Folders in the folder of a class are searched too. The
+    labels of a list are sorted by value.
 
     Args:
       root: The folder.
@@ -162,7 +165,8 @@ def find_labelled_images(root: Path, *, image_size: int | None = None) -> Folder
             "train": [file for file, chosen in zip(files, is_test, strict=True) if not chosen],
             "test": [file for file, chosen in zip(files, is_test, strict=True) if chosen],
         }
-    class_names = tuple(sorted({name for _, name in named["train"]}, key=_natural))
+    key = _natural if (root / "train.txt").is_file() else str
+    class_names = tuple(sorted({name for _, name in named["train"]}, key=key))
     for split, files in named.items():
         if not files:
             raise InputError(
@@ -178,7 +182,8 @@ def find_labelled_images(root: Path, *, image_size: int | None = None) -> Folder
     labels = {name: label for label, name in enumerate(class_names)}
     splits = {
         split: sorted(
-            (ImageFile(path, labels[name]) for path, name in files), key=lambda file: (file.label, _natural(file.path))
+            (ImageFile(path, labels[name]) for path, name in files),
+            key=lambda file: (file.label, _place(file.path, root) if key is str else _natural(file.path)),
         )
         for split, files in named.items()
     }
@@ -187,13 +192,19 @@ def find_labelled_images(root: Path, *, image_size: int | None = None) -> Folder
 
 def _classes(root: Path) -> list[tuple[Path, str]]:
     """Returns the image files in the folders of `root`, each with the name of its folder."""
-    folders = sorted((path for path in root.iterdir() if path.is_dir()), key=_natural) if root.is_dir() else []
+    folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
     return [
-        (path, folder.name)
+        (Path(place, name), folder.name)
         for folder in folders
-        for path in sorted(folder.iterdir(), key=_natural)
-        if path.suffix.lower() in IMAGE_SUFFIXES
+        for place, _, names in sorted(os.walk(folder))
+        for name in sorted(names)
+        if Path(name).suffix.lower() in IMAGE_SUFFIXES
     ]
+
+
+def _place(path: Path, root: Path) -> tuple[str, str]:
+    """Returns a key that sorts images as ImageFolder does: by folder, then by name."""
+    return str(path.parent.relative_to(root)), path.name
 
 
 def _listing(path: Path) -> list[tuple[Path, str]]:
@@ -268,31 +279,52 @@ def _images(arrays: dict[str, np.ndarray], name: str, path: Path) -> np.ndarray:
     images = arrays[name]
     if images.ndim == 3:
         images = images[..., None]
-    if np.issubdtype(images.dtype, np.floating):
-        images = images.astype(np.float32)
-        if not np.all((images >= 0) & (images <= 1)):
-            raise InputError(f"{name} in {path} is floating point outside [0, 1]; rescale it, or give uint8")
-    if images.ndim != 4 or images.dtype not in (np.uint8, np.float32):
+    where = f"{name} in {path}"
+    if images.ndim != 4:
+        raise InputError(f"{where} has shape {arrays[name].shape}; give images of shape (N, H, W, C) or (N, H, W)")
+    if images.shape[1] in (1, 3) and images.shape[3] not in (1, 2, 3, 4):
         raise InputError(
-            f"{name} in {path} is {images.dtype} of shape {arrays[name].shape}; give uint8 or floating point of shape "
-            "(N, H, W, C) or (N, H, W)"
+            f"{where} has shape {images.shape}, which are channels first; give channels last, as with "
+            ".transpose(0, 2, 3, 1)"
+        )
+    if np.issubdtype(images.dtype, np.floating):
+        return _check_range(images.astype(np.float32), where)
+    if images.dtype != np.uint8:
+        fits = np.issubdtype(images.dtype, np.integer) and images.size and images.min() >= 0 and images.max() <= 255
+        advice = "convert it with .astype('uint8')" if fits else "give uint8, or floating point in [0, 1]"
+        raise InputError(f"{where} is {images.dtype}; {advice}")
+    return images
+
+
+def _check_range(images: np.ndarray, where: str) -> np.ndarray:
+    """Returns images, unless a value is not finite or outside [0, 1]."""
+    finite = np.isfinite(images)
+    if not finite.all():
+        bad = np.flatnonzero(~finite.all(axis=(1, 2, 3)))
+        raise InputError(
+            f"{len(bad)} images of {where} have values that are NaN or infinite, the first is image {bad[0]}; "
+            "correct or remove them"
+        )
+    lowest, highest = float(images.min(initial=0)), float(images.max(initial=0))
+    if lowest < 0 or highest > 1:
+        raise InputError(
+            f"{where} is floating point from {lowest:g} to {highest:g}, outside [0, 1]; "
+            + ("divide it by 255, or give uint8" if lowest >= 0 else "give the images before they are normalised")
         )
     return images
 
 
 def _check_array(arrays: dict[str, np.ndarray], name: str, path: Path) -> None:
     if name not in arrays:
-        raise InputError(f"{path} has no array {name!r}, only {', '.join(arrays) or 'nothing'}; add it")
+        raise InputError(
+            f"{path} has no array {name!r}, only {', '.join(arrays) or 'nothing'}; save the images as `image` and the "
+            "labels as `label`"
+        )
 
 
 def _labels(arrays: dict[str, np.ndarray], name: str, path: Path) -> np.ndarray:
     _check_array(arrays, name, path)
-    labels = arrays[name]
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or not labels.size or labels.min() < 0:
-        raise InputError(
-            f"{name} in {path} is {labels.dtype} of shape {labels.shape}; give whole numbers from 0, one per image"
-        )
-    return labels
+    return whole_labels(arrays[name], f"{name} in {path}")
 
 
 def _complete(splits: Splits, path: Path) -> Splits:

@@ -56,6 +56,36 @@ def divide(images: np.ndarray, labels: np.ndarray, chosen: np.ndarray) -> tuple[
     return {"image": images[train], "label": labels[train]}, {"image": images[test], "label": labels[test]}
 
 
+def whole_labels(labels: np.ndarray, where: str) -> np.ndarray:
+    """Returns labels, unless they are not whole numbers from 0, one per example.
+
+    Args:
+      labels: Any array.
+      where: What holds the labels, for the message.
+
+    Raises:
+      InputError: The labels have another form; the message says which one and how to convert it.
+    """
+    what = f"{where} is {labels.dtype} of shape {labels.shape}"
+    if labels.ndim == 2 and labels.shape[1] > 1 and labels.size and np.all((labels == 0) | (labels == 1)):
+        if np.all(labels.sum(axis=1) == 1):
+            raise InputError(f"{what}, labels in one-hot form; give whole numbers, as with .argmax(axis=1)")
+        raise InputError(f"{what}, several labels for an example; this needs one label for each example")
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        raise InputError(f"{what}; give shape ({len(labels)},), as with .ravel()")
+    if labels.ndim != 1:
+        raise InputError(f"{what}; give one label for each example, of shape (N,)")
+    if not labels.size:
+        raise InputError(f"{where} holds no labels; give one for each example")
+    if np.issubdtype(labels.dtype, np.floating) and np.all(np.isfinite(labels)) and np.all(labels % 1 == 0):
+        raise InputError(f"{what}; convert it with .astype('int32')")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise InputError(f"{what}; give whole numbers from 0, one per example, and the names in class_names")
+    if labels.min() < 0:
+        raise InputError(f"{where} has the label {labels.min()}; labels count classes from 0")
+    return labels
+
+
 def check_labels(labels: np.ndarray, num_classes: int, where: object) -> np.ndarray:
     """Returns the labels as int32.
 
@@ -67,9 +97,13 @@ def check_labels(labels: np.ndarray, num_classes: int, where: object) -> np.ndar
     Raises:
       InputError: The labels are not integers from 0 to `num_classes` - 1.
     """
-    if not np.issubdtype(labels.dtype, np.integer) or not np.all((labels >= 0) & (labels < num_classes)):
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise InputError(f"{where} holds labels of type {labels.dtype}; give integers from 0 to {num_classes - 1}")
+    outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if outside.size:
         raise InputError(
-            f"{where} holds labels that are not integers from 0 to {num_classes - 1}; correct them or copy it again"
+            f"{where} holds {outside.size} labels outside 0 to {num_classes - 1}, the first is "
+            f"{labels.flat[outside[0]]} of example {outside[0]}; correct them or copy it again"
         )
     return labels.astype(np.int32)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +137,7 @@ def unlearn(
     feeding.check_feed(feed_from, layout, steps_per_call)
     job = prepare_job(config)
     config = job.config
-    _right_labels(config.forget, len(job.splits.class_names))  # refuses those that are unusable
+    _right_labels(config.forget, job.splits.class_names)  # refuses those that are unusable
     method = job.method(config.method)
     description = _describe(job)
     if layout is not None and config.method.epochs:
@@ -168,9 +168,11 @@ def _carried_out(
 ) -> tuple[RunResults, Result, list[dict]]:
     """Measures the original, runs the method and measures its result, in a folder that is open for the run."""
     config = job.config
-    right_labels = _right_labels(config.forget, len(job.splits.class_names))
+    right_labels = _right_labels(config.forget, job.splits.class_names)
     if distributed.is_first():
         write_past(out, job.past, job.positions)
+        train = job.splits.train
+        say(console, forget_sets.describe_forgotten(job.positions, train["label"], job.splits.class_names))
     network = (job.params, job.model_state)
     if layout is not None:
         network = layout.place(network)
@@ -300,14 +302,14 @@ def _save_result(out: Path, config: RunConfig, result: Result) -> None:
         torch_weights.write_safetensors(out / WEIGHTS_FILE, torch_weights.to_state_dict(*network, flatten={}), names)
 
 
-def _right_labels(forget: str, num_classes: int) -> np.ndarray | None:
+def _right_labels(forget: str, class_names: Sequence[str]) -> np.ndarray | None:
     """The right labels of a `mislabelled:FILE` in the order of the forget set; None if the file does not say them."""
     kind, _, path = forget.partition(":")
     if kind != "mislabelled":
         return None
-    labels = forget_sets.read_mislabelled(Path(path))[1]
-    if labels is not None and labels.max() >= num_classes:
-        raise InputError(f"{path} has the label {labels.max()}; the data set has 0 to {num_classes - 1}")
+    labels = forget_sets.read_mislabelled(Path(path), class_names)[1]
+    if labels is not None and labels.max() >= len(class_names):
+        raise InputError(f"{path} has the label {labels.max()}; the data set has 0 to {len(class_names) - 1}")
     return labels
 
 

@@ -49,13 +49,21 @@ class TestNpz:
             ({"image": None}, "has no array 'image', only label"),
             ({"label": None}, "has no array 'label', only image"),
             ({"label": np.arange(5)}, "12 images for 5 labels"),
-            ({"label": np.ones(12)}, "label in .* is float64"),
-            ({"label": np.full(12, -1)}, "give whole numbers from 0"),
+            ({"label": np.ones(12)}, r"label in .* is float64 of shape \(12,\); convert it with .astype\('int32'\)"),
+            ({"label": np.full(12, 0.5)}, "is float64 .* give whole numbers from 0"),
+            ({"label": np.eye(3, dtype=int)[np.arange(12) % 3]}, r"one-hot form; give whole numbers, as with .argmax"),
+            ({"label": np.ones((12, 3))}, "several labels for an example"),
+            ({"label": np.zeros((12, 1), int)}, r"\(12, 1\); give shape \(12,\), as with .ravel"),
+            ({"label": np.array(["cat"] * 12)}, "the names in class_names"),
+            ({"label": np.full(12, -1)}, "has the label -1; labels count classes from 0"),
             ({"label": np.array([None] * 12)}, r"not a whole \.npz file"),
-            ({"image": np.zeros((12, 4))}, r"is float32 of shape|is float64 of shape|of shape \(12, 4\)"),
-            ({"image": np.full((12, 4, 4), 255.0)}, r"floating point outside \[0, 1\]"),
-            ({"image": np.full((12, 4, 4), np.nan)}, r"floating point outside \[0, 1\]"),
-            ({"image": np.zeros((12, 4, 4), np.int64)}, "give uint8 or floating point"),
+            ({"image": np.zeros((12, 4))}, r"has shape \(12, 4\); give images of shape"),
+            ({"image": np.full((12, 4, 4), 255.0)}, r"from 0 to 255, outside \[0, 1\]; divide it by 255"),
+            ({"image": np.full((12, 4, 4), -1.5)}, "from -1.5 to 0, outside .* before they are normalised"),
+            ({"image": np.zeros((12, 3, 32, 32), np.uint8)}, r"channels first; give channels last"),
+            ({"image": np.full((12, 4, 4), np.nan)}, "12 images .* NaN or infinite, the first is image 0"),
+            ({"image": np.zeros((12, 4, 4), np.int64)}, r"is int64; convert it with .astype\('uint8'\)"),
+            ({"image": np.full((12, 4, 4), 300)}, "is int64; give uint8, or floating point"),
             ({"test_image": np.zeros((1, 4, 5, 3), np.uint8)}, "only one of test_image and test_label"),
             (
                 {"test_image": np.zeros((1, 5, 5, 3), np.uint8), "test_label": np.zeros(1, int)},
@@ -63,7 +71,7 @@ class TestNpz:
             ),
             ({"test_image": np.zeros((2, 4, 5, 3), np.uint8), "test_label": np.zeros(1, int)}, "2 examples in test_im"),
             ({"label": np.arange(12)}, "gives no test examples"),
-            ({"class_names": np.array(["cats"])}, "not integers from 0 to 0"),
+            ({"class_names": np.array(["cats"])}, "holds 5 labels outside 0 to 0, the first is 1 of example 5"),
         ],
     )
     def test_arrays_that_do_not_go_together_are_refused(self, save, change, message):
@@ -85,16 +93,38 @@ class TestFolder:
     def test_classes_are_folders_and_every_fifth_image_tests(self, tmp_path):
         for person in ("s1", "s2", "s10"):
             for number in range(1, 12):
-                save_image(tmp_path / person / f"{number}.png", pixels(number + 20 * len(person), 3, 4, 3))
+                save_image(tmp_path / person / f"{number:02}.png", pixels(number + 20 * len(person), 3, 4, 3))
         (tmp_path / "s1" / "notes.txt").write_text("no image")
         splits = datasets.load(f"folder:{tmp_path}")
-        assert splits.class_names == ("s1", "s2", "s10")  # numbers by their value
+        assert splits.class_names == ("s1", "s10", "s2")
         assert splits.test["label"].tolist() == [0, 0, 1, 1, 2, 2]
         expected = [pixels(number + 40, 3, 4, 3) for number in (5, 10)]
         np.testing.assert_array_equal(splits.test["image"][:2], expected)
         expected = [pixels(number + 40, 3, 4, 3) for number in (1, 2, 3, 4, 6, 7, 8, 9, 11)]
         np.testing.assert_array_equal(splits.train["image"][:9], expected)
         assert splits.train["label"].dtype == np.int32
+
+    def test_labels_and_order_are_those_of_imagefolder(self, tmp_path):
+        names = [
+            "10/1.png",
+            "10/10.png",
+            "10/2.png",
+            "10/b/1.png",
+            "2/3.png",
+            "2/4.png",
+            "2/5.png",
+            "2/6.png",
+            "2/a/0.png",
+        ]
+        for number, name in enumerate(reversed(names)):
+            save_image(tmp_path / "train" / name, pixels(len(names) - 1 - number, 3, 3))
+            save_image(tmp_path / "test" / name, pixels(0, 3, 3))
+        splits = datasets.load(f"folder:{tmp_path}")
+        # torchvision: class_to_idx == {"10": 0, "2": 1}; samples by class, by folder, by name.
+        assert splits.class_names == ("10", "2")
+        assert splits.train["label"].tolist() == [0] * 4 + [1] * 5
+        expected = [pixels(number, 3, 3) for number in range(len(names))]
+        np.testing.assert_array_equal(splits.train["image"][..., 0], expected)
 
     def test_folders_named_train_and_test_are_the_split(self, tmp_path):
         save_image(tmp_path / "train" / "cats" / "a.png", pixels(0, 3, 3))
@@ -192,7 +222,7 @@ class TestOrlFaces:
         with pytest.raises(InputError, match="needs --data-dir"):
             datasets.load("orl_faces")
         np.savez(tmp_path / "orl_faces.npz", image=np.zeros((4, 3, 3), np.uint8), subject=np.full(4, 40))
-        with pytest.raises(InputError, match="not integers from 0 to 39"):
+        with pytest.raises(InputError, match="4 labels outside 0 to 39, the first is 40 of example 0"):
             datasets.load("orl_faces", tmp_path)
         np.savez(tmp_path / "orl_faces.npz", image=np.zeros((4, 3, 3), np.uint8), subject=np.zeros(3, int))
         with pytest.raises(InputError, match="4 images of 3 people"):

@@ -1,0 +1,35 @@
+"""Batches that a classification loss cannot use are refused in one sentence; labels that no class has make it NaN."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scissorhands_jax import losses
+from scissorhands_jax.errors import InputError
+from tests import tiny
+
+BATCH = {"image": jnp.zeros((4, *tiny.SHAPE)), "label": jnp.arange(4) % 3}
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ({"x": BATCH["image"], "y": BATCH["label"]}, "has the keys x, y; give a dict of 'image' and 'label'"),
+        ((BATCH["image"], BATCH["label"]), "has a tuple; give a dict"),
+        (BATCH | {"label": jax.nn.one_hot(BATCH["label"], 3)}, r"shape \(4, 3\); give shape \(N,\), as with .argmax"),
+        (BATCH | {"label": BATCH["label"][:, None]}, r"shape \(4, 1\); give shape \(N,\), as with .ravel"),
+        (BATCH | {"label": BATCH["label"] * 1.0}, "are float32; give integers"),
+    ],
+)
+def test_batches_that_cannot_be_used_are_refused(batch, message):
+    with pytest.raises(InputError, match=message):
+        tiny.loss()(*tiny.start(), batch, train=True, key=None)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("label", [-1, 3, 100])
+def test_a_label_of_no_class_makes_the_loss_nan(label, smoothing):
+    logits, labels = jnp.ones((2, 3)), jnp.array([0, 2])
+    assert np.isfinite(losses.cross_entropy(logits, labels, label_smoothing=smoothing))
+    assert np.isnan(losses.cross_entropy(logits, labels.at[1].set(label), label_smoothing=smoothing))
