@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from scissorhands_jax.errors import BusyError
-from scissorhands_jax.reading import MAX_JSON, parse_json, read_bytes, read_json  # noqa: F401
+from scissorhands_jax.reading import open_file, parse_json
 
 try:
     import fcntl
@@ -79,6 +79,16 @@ def writing(path: str | os.PathLike) -> Iterator[BinaryIO]:
         _to_disk(file)
         os.replace(temporary, path)
         _keep_names(path.parent)
+
+
+def copy_file(source: str | os.PathLike, target: str | os.PathLike) -> None:
+    """Copies a file of any size, piece by piece; otherwise like `write_bytes`.
+
+    Raises:
+      OSError: The source is missing or no file, or the target cannot be written.
+    """
+    with open_file(source) as whole, writing(target) as copy:
+        shutil.copyfileobj(whole, copy)
 
 
 def write_new(path: str | os.PathLike, content: bytes, *, mode: int = 0o666) -> bool:

@@ -152,7 +152,7 @@ def audit_evidence(
             return own
         document = _made(plan, job, folder, console)
         for name in (runs.RESULTS_FILE, SCORES_FILE, "report.html"):
-            files.write_bytes(out / AUDIT_FOLDER / name, (folder / name).read_bytes())
+            files.copy_file(folder / name, out / AUDIT_FOLDER / name)
         findings, gates = findings_about(document, job, level, must_be_trusted=False)
         source = _described(document)
     return Evidence(

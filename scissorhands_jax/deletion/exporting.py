@@ -52,7 +52,7 @@ def export_ledger(folder: Path, out: Path, *, keys: Path | None = None) -> str:
         if current is not None:
             kept.append(records.run_folder(folder, current) / WEIGHTS_FILE)
         for path in kept:
-            files.write_bytes(place / path.relative_to(folder), path.read_bytes())
+            files.copy_file(path, place / path.relative_to(folder))
     return head
 
 

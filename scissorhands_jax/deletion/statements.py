@@ -14,7 +14,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from scissorhands_jax import files, hashing
+from scissorhands_jax import files, hashing, reading
 from scissorhands_jax.deletion import records, signing
 from scissorhands_jax.deletion.entries import CHAIN_START, RESTORE
 from scissorhands_jax.deletion.records import Record
@@ -79,7 +79,7 @@ def envelope_problems(path: Path, record: Record, digest: str, public: str) -> l
       public: The ledger's public key, in hexadecimal.
     """
     try:
-        content = files.read_bytes(path, _MAX_ENVELOPE)
+        content = reading.read_bytes(path, _MAX_ENVELOPE)
     except FileNotFoundError:
         return [f"{path} is missing; {RESTORE}"]
     except (OSError, ValueError) as error:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from scissorhands_jax import files, hashing
+from scissorhands_jax import files, hashing, reading
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.deletion import contents, erasing, lineage, records, signing, statements
 from scissorhands_jax.deletion.contents import Contents
@@ -264,7 +264,8 @@ def _public_key_problems(folder: Path, public: str, *, needed: bool) -> list[str
     path = records.public_path(folder)
     if not path.is_file():
         return [_missing(path)] if needed else []
-    same = path.read_bytes() == signing.public_pem(public)
+    pem = signing.public_pem(public)
+    same = path.stat().st_size == len(pem) and reading.read_bytes(path, len(pem)) == pem
     return [] if same else [_changed(path, ": it is not the ledger's key")]
 
 
@@ -277,8 +278,8 @@ def _trained_on_problems(book: Ledger) -> list[str]:
         return [_missing(file)]
     try:
         positions = forget_sets.read_positions(file)
-        same = file.read_bytes() == positions_text(positions).encode()
-    except (InputError, OSError) as error:
+        same = reading.read_bytes(file, reading.MAX_TEXT) == positions_text(positions).encode()
+    except (ValueError, OSError) as error:
         return [_changed(file, f": {error}")]
     return [] if same and positions_digest(book.keys, positions) == expected else [_changed(file)]
 

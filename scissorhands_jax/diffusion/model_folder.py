@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
-from scissorhands_jax import files, hashing, reading
+from scissorhands_jax import files, hashing
 from scissorhands_jax.base import Params
 from scissorhands_jax.diffusion import networks
 from scissorhands_jax.diffusion.networks import PART_TITLES, DiffusionConfig, Part, PartConfig
@@ -171,7 +171,7 @@ def copy_tokenizer(source: Path | None, folder: Path) -> tuple[Path, ...]:
     names = [file.name for file in found] if len(found) == 2 else [BPE_FILE]
     copies = tuple(folder / TOKENIZER_FOLDER / name for name in names)
     for file, copy in zip(found, copies, strict=True):
-        files.write_bytes(copy, reading.read_bytes(file, reading.MAX_TEXT))
+        files.copy_file(file, copy)
     return copies
 
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import optimize, special, stats
 from sklearn.metrics import roc_auc_score
 
 from scissorhands_jax.errors import InputError
@@ -103,6 +103,14 @@ class TestLogRatio:
             alone = ensemble_attacks.log_ratio(scores, references[choice], member[choice])
             np.testing.assert_allclose(line, alone, rtol=1e-6, atol=1e-8)
 
+    @pytest.mark.parametrize(
+        ("scores", "references", "member"),
+        [((5,), (4, 6), (4, 6)), ((6,), (4, 6), (4, 5)), ((6,), (4, 6), (3, 6)), ((6,), (4, 1, 6), (4, 1, 6))],
+    )
+    def test_shapes_that_do_not_fit_are_refused(self, scores, references, member):
+        with pytest.raises(InputError, match="do not fit; give one column for each example"):
+            ensemble_attacks.log_ratio(normal(*scores), normal(*references), normal(*member) > 0)
+
     def test_one_reference_on_a_side_is_too_few(self):
         member = np.array([[True], [False], [False]])
         with pytest.raises(InputError, match="1 reference networks were trained on example 0 and the attack needs two"):
@@ -158,6 +166,22 @@ class TestVariances:
             np.testing.assert_allclose(drawn, line.mean(), rtol=0.4)
         np.testing.assert_allclose(ensemble_attacks.moderated_variances(np.full(9, 0.3), np.full(9, 7)), 0.3)
         assert ensemble_attacks.moderated_variances(np.zeros(4), np.full(4, 7)).tolist() == [1e-12] * 4
+
+    @pytest.mark.parametrize("surplus", [0.0, 5e-4, 1.5e-3, 0.01, 0.5])
+    def test_they_are_smyths_estimates(self, surplus):
+        """Log-variances that vary by `surplus` more than by chance; scipy inverts the trigamma function."""
+        freedom = 4.0
+        draws = stats.zscore(normal(30), ddof=1)
+        logs = draws * math.sqrt(special.polygamma(1, freedom / 2) + surplus)
+        found = ensemble_attacks.moderated_variances(np.exp(logs), np.full(30, freedom))
+        if surplus < 1e-3:
+            expected = np.full(30, np.exp(logs).mean())
+        else:
+            prior = 2 * optimize.brentq(lambda x: special.polygamma(1, x) - surplus, 1e-3, 1e6)
+            shift = special.digamma(prior / 2) - np.log(prior / freedom) - special.digamma(freedom / 2)
+            common = np.exp(logs.mean() + shift)
+            expected = (prior * common + freedom * np.exp(logs)) / (prior + freedom)
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 class TestULira:
