@@ -6,10 +6,12 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 python=${PYTHON:-python3}
 "$python" -m venv "$work/build"
-"$work/build/bin/python" -m pip install --quiet --disable-pip-version-check build
+pip=("$work/build/bin/python" -m pip --disable-pip-version-check --quiet)
+# One environment builds both, where `build` would make a new one for each.
+"${pip[@]}" install build "$(sed -n 's/^requires = \["\(setuptools.*\)"\]$/\1/p' pyproject.toml)"
 # From a copy, so that nothing is left in the checkout.
 git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t "$(mkdir "$work/source" && echo "$work/source")"
-"$work/build/bin/python" -m build --outdir "$work/dist" "$work/source" >"$work/log" 2>&1 || { cat "$work/log"; exit 1; }
+"$work/build/bin/python" -m build --no-isolation --outdir "$work/dist" "$work/source" >"$work/log" 2>&1 || { cat "$work/log"; exit 1; }
 "$work/build/bin/python" - "$work"/dist/*.tar.gz "$work"/dist/*.whl <<'PYTHON'
 import sys, tarfile, zipfile
 
@@ -31,10 +33,11 @@ for name in (name for name in in_sdist if name.startswith("scissorhands_jax/") a
     assert name in in_wheel, f"the wheel lacks {name}"
 assert not any(name.startswith(("tests", "experiments", "docs")) for name in in_wheel), "the wheel holds more than the package"
 PYTHON
-"$python" -m venv "$work/user"
+"$python" -m venv --without-pip "$work/user"
 # Not compiled: most of it is never imported.
-"$work/user/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile "$work"/dist/*.whl
+"${pip[@]}" --python "$work/user/bin/python" install --no-compile "$work"/dist/*.whl
 cd "$work"
+export PYTHONDONTWRITEBYTECODE=
 "$work/user/bin/scissorhands" --version
 "$work/user/bin/scissorhands" demo --seeds 1 --out "$work/demo" >"$work/log" 2>&1 || { cat "$work/log"; exit 1; }
 test -s "$work/demo/report.html"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 import optax
 
 from scissorhands_jax import data as data_lib
@@ -203,13 +204,18 @@ class PairedOptions:
         return data_lib.check_batch_size(forget), data_lib.check_batch_size(self.batch_size)
 
 
-def paired_batches(options: PairedOptions) -> Batches:
-    """One pass over the retain set per epoch, while the forget set is cycled, so that every step sees both."""
+def paired_batches(options: PairedOptions, *, fill: bool = True) -> Batches:
+    """One pass over the retain set per epoch, while the forget set is cycled, so that every step sees both.
+
+    Args:
+      options: The sizes of the batches.
+      fill: Whether the last retain batch is filled up (`data.shuffled_batches`). Otherwise it may be smaller.
+    """
     forget_batch, retain_batch = options.sizes()
 
     def batches(key: Key, data: Data, epoch: int) -> Iterable[Batch]:
         retain_key, forget_key = jax.random.split(jax.random.fold_in(key, epoch))
-        retain = data_lib.shuffled_batches(retain_key, data_lib.size(data.retain), retain_batch)
+        retain = data_lib.shuffled_batches(retain_key, data_lib.size(data.retain), retain_batch, fill=fill)
         forget = data_lib.cycled_batches(forget_key, data_lib.size(data.forget), forget_batch)
         return (Batch(f, r) for r, f in zip(retain, forget, strict=False))
 
@@ -239,19 +245,40 @@ def mixed_batches(batch_size: int, *, copies: int = 1) -> Batches:
     return batches
 
 
-def forget_once_batches(options: PairedOptions) -> Batches:
+def forget_once_batches(options: PairedOptions, *, fill: bool = False) -> Batches:
     """One pass over each set per epoch, as the published code of Scissorhands and MUNBa pairs them.
 
-    Steps see both sets until the forget set is used up, then retain examples alone. The epoch ends with the retain set,
-    and the last batch of a set may be smaller.
+    Steps see both sets until the forget set is used up, then retain examples alone. The epoch ends with the retain set.
+
+    Args:
+      options: The sizes of the batches.
+      fill: Whether the last batch of a set is filled up (`data.shuffled_batches`). By default it may be smaller.
     """
     forget_batch, retain_batch = options.sizes()
 
     def batches(key: Key, data: Data, epoch: int) -> Iterable[Batch]:
-        forget, retain = _both_passes(key, data, epoch, forget_batch, retain_batch, fill=False)
+        forget, retain = _both_passes(key, data, epoch, forget_batch, retain_batch, fill=fill)
         return (Batch(f, r) for f, r in itertools.zip_longest(forget, retain) if r is not None)
 
     return batches
+
+
+def fixed_batches(options: PairedOptions) -> Batches:
+    """The first examples of both sets in every step, in their own order, for as many steps as the forget set fills."""
+    forget_batch, retain_batch = options.sizes()
+
+    def batches(key: Key, data: Data, epoch: int) -> Iterable[Batch]:
+        del key, epoch
+        forget_size, retain_size = data_lib.size(data.forget), data_lib.size(data.retain)
+        first = Batch(first_positions(forget_size, forget_batch), first_positions(retain_size, retain_batch))
+        return itertools.repeat(first, -(-forget_size // forget_batch))
+
+    return batches
+
+
+def first_positions(total: int, batch_size: int) -> np.ndarray:
+    """The positions of the first examples of a set, at most as many as a batch has. int32"""
+    return np.arange(min(total, batch_size), dtype=np.int32)
 
 
 def forget_first_batches(batch_size: int, *, fill: bool) -> Batches:

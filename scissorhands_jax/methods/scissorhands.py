@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import math
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,7 +18,6 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from scissorhands_jax import data as data_lib
@@ -41,7 +39,8 @@ from scissorhands_jax.base import (
 )
 from scissorhands_jax.errors import InputError, check_choice
 from scissorhands_jax.keywords import KEYS, REST, takes
-from scissorhands_jax.methods._gradient import check_not_empty
+from scissorhands_jax.methods import _gradient
+from scissorhands_jax.methods._gradient import Batches, PairedOptions, check_not_empty
 from scissorhands_jax.methods.pair_gradients import Pair, pair_gradients
 from scissorhands_jax.methods.semantics import Semantics, resolve_semantics
 from scissorhands_jax.methods.settings import Choices, Gradient, Mode, Range, ScheduleName, TrainingSettings
@@ -138,7 +137,8 @@ def scissorhands(
     """
     semantics = resolve_semantics(options.mode, options.departures)
     initializer = _check(options, semantics, loss_fn)
-    forget_batch_size = options.batch_size if options.forget_batch_size is None else options.forget_batch_size
+    sizes = PairedOptions(batch_size=options.batch_size, forget_batch_size=options.forget_batch_size)
+    forget_batch_size, _ = sizes.sizes()
     drawn = functools.partial(_random_batches, batch_size=forget_batch_size, fixed=semantics.fixed_batches)
     repair = Repair(
         loss_fn,
@@ -185,10 +185,7 @@ def scissorhands(
             held, _ = constraint_gradients(loss_fn, carry.params, carry.model_state, batches)
         return carry._replace(aux=carry.aux._replace(constraint_grads=held, joint_step=jnp.zeros((), jnp.int32)))
 
-    batches = functools.partial(
-        _epoch, semantics=semantics, forget_batch_size=forget_batch_size, retain_batch_size=options.batch_size
-    )
-    return Method(init, repair, batches, begin_epoch)
+    return Method(init, repair, _batches(semantics, sizes), begin_epoch)
 
 
 def _check(
@@ -214,8 +211,6 @@ def _check(
     check_choice("pair", options.pair, typing.get_args(Pair))
     if options.pair == "vmap" and losses.microbatches_of(loss_fn) > 1:
         raise InputError("pair = vmap computes two whole batches at once; with microbatches take sequential")
-    for size in (options.batch_size, options.forget_batch_size):
-        data_lib.check_batch_size(options.batch_size if size is None else size)
     # Refuses numbers that are out of their ranges.
     projection.project_gradient(options.num_constraints, margin=semantics.margin, eps=semantics.eps)
     if isinstance(options.initializer, str):
@@ -224,22 +219,12 @@ def _check(
     return usual() if options.initializer is None else options.initializer
 
 
-def _epoch(
-    key: Key, data: Data, epoch: int, *, semantics: Semantics, forget_batch_size: int, retain_batch_size: int
-) -> Iterable[Batch]:
-    """The batches of an epoch."""
-    retain_key, forget_key = jax.random.split(jax.random.fold_in(key, epoch))
-    forget_size, retain_size = data_lib.size(data.forget), data_lib.size(data.retain)
+def _batches(semantics: Semantics, sizes: PairedOptions) -> Batches:
+    """The batches of an epoch: steps see both sets, all of them or as long as the forget set lasts."""
     if semantics.fixed_batches:
-        first = Batch(_first(forget_size, forget_batch_size), _first(retain_size, retain_batch_size))
-        return itertools.repeat(first, -(-forget_size // forget_batch_size))
-    fill = not semantics.ragged_batches
-    retain = data_lib.shuffled_batches(retain_key, retain_size, retain_batch_size, fill=fill)
-    if semantics.every_step_joint:
-        cycle = data_lib.cycled_batches(forget_key, forget_size, forget_batch_size)
-        return (Batch(f, r) for r, f in zip(retain, cycle, strict=False))
-    forget = data_lib.shuffled_batches(forget_key, forget_size, forget_batch_size, fill=fill)
-    return (Batch(f, r) for f, r in itertools.zip_longest(forget, retain) if r is not None)
+        return _gradient.fixed_batches(sizes)
+    of_kind = _gradient.paired_batches if semantics.every_step_joint else _gradient.forget_once_batches
+    return of_kind(sizes, fill=not semantics.ragged_batches)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -398,11 +383,7 @@ def _random_batches(key: Key, data: Data, count: int, *, batch_size: int, fixed:
     total = data_lib.size(data.forget)
     for turn in range(count):
         order = data_lib.shuffled_batches(jax.random.fold_in(key, turn), total, batch_size, fill=False)
-        yield data_lib.take(data.forget, _first(total, batch_size) if fixed else order[0])
-
-
-def _first(total: int, batch_size: int) -> np.ndarray:
-    return np.arange(min(total, batch_size), dtype=np.int32)
+        yield data_lib.take(data.forget, _gradient.first_positions(total, batch_size) if fixed else order[0])
 
 
 _OF_MODE: Any = None  # stands for the mode's value until `__post_init__` puts it there
