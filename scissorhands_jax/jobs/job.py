@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable
 
 import jax
@@ -20,6 +21,8 @@ from scissorhands_jax.jobs.earlier_runs import Past, network_folder, past_of
 from scissorhands_jax.methods import MethodSettings
 from scissorhands_jax.methods.settings import on_upper_layers
 from scissorhands_jax.training import checkpoints
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -177,7 +180,10 @@ def load_weights(model: Model, *, weights: str | None, checkpoint: str | None) -
         return checkpoints.load_network(network_folder(checkpoint), params, model_state)
     if weights is None:
         raise InputError("name the original network with --weights FILE or --checkpoint RUN")
-    state_dict = torch_weights.read_state_dict(weights)
+    shapes = torch_weights.state_dict_shapes(params, model_state)
+    state_dict, notes = torch_weights.fit_names(torch_weights.read_state_dict(weights), shapes)
+    for note in notes:
+        _logger.warning("%s: %s", weights, note)
     # Counters that older files lack keep the template's value, so these are real; fresh weights are not compiled.
     model_state = jax.jit(lambda key: model.init(key)[1])(key)
     network = torch_weights.from_state_dict(state_dict, params, model_state, flatten={})

@@ -1,5 +1,6 @@
 """PyTorch's weights: reading and writing their files without executing anything, and converting their names."""
 
+from scissorhands_jax.torch_weights.fitting import fit_names
 from scissorhands_jax.torch_weights.state_dicts import (
     from_state_dict,
     state_dict_shapes,
@@ -16,6 +17,7 @@ from scissorhands_jax.torch_weights.weight_files import (
 
 __all__ = [
     "LazyStateDict",
+    "fit_names",
     "from_state_dict",
     "open_state_dict",
     "read_state_dict",

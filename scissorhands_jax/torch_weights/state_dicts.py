@@ -337,6 +337,11 @@ def _likely_reason(
         if inner == found_inner and expected != found:
             (module,) = modules
             return f"they have {found} classes and the model {expected} (in {module}): build it with {found}"
+    if missing and not extra and all(name.startswith("normalize.") for name in missing):
+        return (
+            "this network keeps the mean and the standard deviation of its input, and the file does not: build it with "
+            "normalize=fixed and the mean and std that it was trained with"
+        )
     if missing and len(missing) == sum(not slot.is_counter for slot in slots.values()):
         return "no name agrees, so either they are of another kind of network, or their names have a prefix to remove"
     if extra and not missing:

@@ -1,0 +1,104 @@
+"""Names of other authors, prefixes, masks and tables: the arrays come out under the network's names, or a reason."""
+
+import numpy as np
+import pytest
+
+from scissorhands_jax.errors import WeightsError
+from scissorhands_jax.torch_weights import fit_names
+
+NAMES = ("conv1.weight", "layer1.0.downsample.0.weight", "layer1.0.downsample.1.running_mean", "fc.weight", "fc.bias")
+SHAPES = {name: (2, 3) for name in NAMES} | {"layer1.0.downsample.1.num_batches_tracked": ()}
+
+
+def arrays(names=NAMES):
+    return {name: np.full((2, 3), index, np.float32) for index, name in enumerate(names)}
+
+
+def assert_fits(fitted, *words):
+    expected = arrays()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(fitted.state_dict[name], array)
+    assert len(fitted.notes) == len(words)
+    for note, word in zip(fitted.notes, words, strict=True):
+        assert word in note
+
+
+def test_names_that_fit_stay_with_whatever_is_beside_them():
+    given = arrays() | {"other": np.ones(1)}
+    fitted = fit_names(given, SHAPES)
+    assert fitted.state_dict == given
+    assert fitted.notes == []
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.module.", "model.", "net.backbone.", "module._orig_mod.model."]
+)
+def test_a_shared_prefix_is_removed_and_said(prefix):
+    given = {prefix + name: array for name, array in arrays().items()}
+    assert_fits(fit_names(given, SHAPES), f"the prefix '{prefix}' was removed")
+
+
+def test_arrays_without_the_prefix_are_left_aside_and_named():
+    given = {"n_averaged": np.ones(())} | {f"module.{name}": array for name, array in arrays().items()}
+    fitted = fit_names(given, SHAPES)
+    assert_fits(fitted, "and 1 arrays without it were left aside (n_averaged)")
+    assert set(fitted.state_dict) == set(NAMES)
+
+
+def test_a_network_that_is_there_twice_has_to_be_chosen():
+    given = {f"model.{name}": array for name, array in arrays().items()}
+    given |= {f"ema.{name}": array + 10 for name, array in arrays().items()}
+    with pytest.raises(
+        WeightsError, match=r"this network 2 times, under the prefixes model\., ema\., perhaps with aver"
+    ):
+        fit_names(given, SHAPES)
+    assert_fits(fit_names(given, SHAPES, prefix="model."), "the prefix 'model.' was removed, and 5 arrays")
+    with pytest.raises(WeightsError, match=r"no name in the file begins with 'net\.'"):
+        fit_names(given, SHAPES, prefix="net.")
+
+
+@pytest.mark.parametrize(
+    ("shortcut", "head", "note"),
+    [
+        (
+            "shortcut",
+            "linear",
+            "'shortcut' was read as 'downsample' and 'linear' was read as 'fc', as in the networks of",
+        ),
+        ("downsample", "classifier", "'classifier' was read as 'fc'"),
+        ("shortcut", "fc", "'shortcut' was read as 'downsample'"),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_other_authors_names_are_recognised(shortcut, head, note, prefix):
+    names = [prefix + name.replace("downsample", shortcut).replace("fc", head) for name in NAMES]
+    notes = ["was removed"] if prefix else []
+    assert_fits(fit_names(arrays(names), SHAPES), *notes, note)
+
+
+def test_pruned_weights_are_multiplied_by_their_masks():
+    given = arrays()
+    weight = given.pop("conv1.weight")
+    mask = np.array([[1, 0, 1], [0, 1, 1]], np.float32)
+    given |= {"conv1.weight_orig": weight + 5, "conv1.weight_mask": mask}
+    fitted = fit_names(given, SHAPES)
+    np.testing.assert_array_equal(fitted.state_dict["conv1.weight"], 5 * mask)
+    assert set(fitted.state_dict) == set(NAMES)
+    assert fitted.notes == ["1 pruned weights were multiplied by their masks"]
+    with pytest.raises(WeightsError, match=r"has shape \(2, 3\) and its mask \(3,\)"):
+        fit_names(given | {"conv1.weight_mask": np.ones(3)}, SHAPES)
+
+
+def test_a_table_of_ones_own_renames():
+    given = arrays([f"a{index}" for index in range(len(NAMES))])
+    table = dict(zip(given, NAMES, strict=True))
+    assert_fits(fit_names(given, SHAPES, rename=table), "5 arrays were renamed by the table")
+    with pytest.raises(WeightsError, match=r"1 names that are not in the file \(b\); its names are a0, a1"):
+        fit_names(given, SHAPES, rename={"b": "fc.bias"})
+    with pytest.raises(WeightsError, match=r"several arrays the name fc\.bias"):
+        fit_names(given, SHAPES, rename={"a0": "fc.bias", "a1": "fc.bias"})
+
+
+def test_names_of_another_network_stay_as_they_are():
+    given = arrays(["x", "y", "linear.weight", "z", "w"])
+    assert fit_names(given, SHAPES).state_dict == given
