@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 import typing
 from typing import Any, TypeVar
@@ -48,8 +49,13 @@ def _read(hint: Any, value: Any, where: str) -> Any:
 
 
 def _read_dataclass(kind: Any, value: Any, where: str) -> Any:
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     fields = [field.name for field in dataclasses.fields(kind)]
     if not isinstance(value, dict) or set(value) != set(fields):
         raise ValueError(f"{where} must be an object with the fields {', '.join(fields)}")
     return kind(**{name: _read(hints[name], value[name], f"{where}.{name}") for name in fields})
+
+
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return typing.get_type_hints(kind)

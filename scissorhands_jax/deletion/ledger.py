@@ -357,7 +357,7 @@ class Ledger:
         found = chain.history_problems(rows, parts, self.public, self.path) or self._head_problems()
         if found:
             return found
-        events = [chain.read_event(row, parts.get(row[0]), self.path) for row in rows]
+        events = self.history()
         found = chain.private_problems(events, parts, self.path, may_be_missing=self.secrets is None)
         return found + chain.table_problems(events, self._request_rows(), self.path)
 
