@@ -252,3 +252,32 @@ def test_a_right_can_be_to_one_entry_of_a_folder(tmp_path):
         with pytest.raises(BusyError, match=sentence), files.sole_writer(tmp_path, of="a"):
             pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_is_on_the_disk_before_it_gets_its_name_and_the_name_before_the_end(tmp_path, monkeypatch):
+    """Otherwise a power failure could leave an empty file in place of the old one."""
+    done = []
+    fsync, replace, link = os.fsync, os.replace, os.link
+
+    def synchronised(descriptor):
+        done.append(("fsync", os.fstat(descriptor).st_ino, os.fstat(descriptor).st_size))
+        fsync(descriptor)
+
+    def renamed(source, target, **options):
+        done.append(("name", os.stat(source).st_ino))
+        replace(source, target, **options)
+
+    def linked(source, target, **options):
+        done.append(("name", os.stat(source).st_ino))
+        link(source, target, **options)
+
+    monkeypatch.setattr(os, "fsync", synchronised)
+    monkeypatch.setattr(os, "replace", renamed)
+    monkeypatch.setattr(os, "link", linked)
+    for write in (files.write_bytes, files.write_new):
+        done.clear()
+        path = tmp_path / write.__name__
+        write(path, b"content")
+        file, folder = path.stat().st_ino, tmp_path.stat().st_ino
+        assert [entry[:2] for entry in done] == [("fsync", file), ("name", file), ("fsync", folder)]
+        assert done[0][2] == len(b"content"), "nothing is left in a buffer of Python"

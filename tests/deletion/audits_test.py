@@ -17,10 +17,14 @@ from scissorhands_jax.deletion import entries, records, signed_audits, signing
 from scissorhands_jax.deletion.ledger import Ledger
 from scissorhands_jax.deletion.records import Record
 from scissorhands_jax.deletion.requests import config_in_use
+from scissorhands_jax.deletion.verdicts import Evidence
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs.config import RunConfig
+from scissorhands_jax.jobs.earlier_runs import read_run_config
 from scissorhands_jax.jobs.job import prepare_job
 from scissorhands_jax.methods import MethodSettings
+from scissorhands_jax.metrics import intervals
+from scissorhands_jax.metrics.intervals import Estimate
 from tests.deletion import trained
 from tests.deletion.commands import command, error_of, verified
 
@@ -411,6 +415,96 @@ class TestSigned:
     def test_bad_input_is_one_sentence(self, whole, words, message, capsys):
         assert command("run", "--ledger", whole.ledger, *FORGET, *words) == 2
         assert message.removeprefix("training.") in error_of(capsys)
+
+
+class TestFindings:
+    """What is read from the numbers of an audit."""
+
+    @pytest.fixture
+    def job(self, whole):
+        return prepare_job(read_run_config(whole.run / "results.json"))
+
+    @pytest.fixture
+    def document(self, whole) -> dict:
+        return json.loads((whole.audit / "results.json").read_text())
+
+    def test_all_findings_together_have_the_level(self, document, job):
+        (entry,) = [
+            one
+            for one in document["evidence"]
+            if one["scenario"] is not None and (one["method"], one["metric"]) == ("scissorhands", "population_auc")
+        ]
+        estimate = Estimate(**{name: entry[name] for name in Estimate._fields})
+        for count in (1, 2, 4):
+            metrics = ["population_auc", "u_lira_auc", "lira_auc", "rmia_auc"][:count]
+            more = [entry | {"metric": metric} for metric in metrics[1:]]
+            changed = document | {"evidence": document["evidence"] + more}
+            findings, gates = deletion_audits.findings_about(changed, job, 0.9, must_be_trusted=True)
+            assert len(findings) == count
+            expected = intervals.at_level(estimate, 1 - 0.1 / count)
+            for finding in findings:
+                assert finding.value == expected.value
+                assert finding.low == pytest.approx(0.5 - (expected.high - expected.value))
+                assert finding.high == pytest.approx(0.5 + (expected.value - expected.low))
+            assert all(gate.passed for gate in gates)
+
+    def test_an_audit_without_gates_or_numbers_is_no_evidence(self, document, job):
+        bare = [
+            document | {"gates": []},
+            document | {"gates": [gate | {"passed": None, "reported": False} for gate in document["gates"]]},
+            document | {"gates": [gate | {"decides": False} for gate in document["gates"]]},
+            document | {"evidence": [one for one in document["evidence"] if one["method"] != "scissorhands"]},
+        ]
+        for changed in bare:
+            found = deletion_audits.findings_about(changed, job, 0.9, must_be_trusted=False)
+            assert next(gate for gate in found[1] if not gate.passed).name == "audit"
+            verdict = deletion_audits.verdicts.judge(Evidence("test", *found), {"test": 0.0}, 1.0, exact=False)
+            assert verdict.answer == "retrain now"
+        for changed in bare[:3]:
+            with pytest.raises(InputError, match="cannot be trusted: no gate could be run"):
+                deletion_audits.findings_about(changed, job, 0.9, must_be_trusted=True)
+
+    @pytest.mark.parametrize("change", [{"passed": False}, {"passed": None, "reported": True}, {"passed": "yes"}])
+    def test_one_gate_that_does_not_hold_is_enough(self, document, job, change):
+        document["gates"][1] |= {"explanation": "why", **change}
+        _, gates = deletion_audits.findings_about(document, job, 0.9, must_be_trusted=False)
+        assert [gate.why for gate in gates if not gate.passed] == ["why"]
+        with pytest.raises(InputError, match="cannot be trusted: why"):
+            deletion_audits.findings_about(document, job, 0.9, must_be_trusted=True)
+
+    @pytest.mark.parametrize("field", ["value", "low", "high"])
+    def test_numbers_that_are_not_finite_are_refused(self, document, job, field):
+        for entry in document["evidence"]:
+            entry[field] = float("nan")
+        with pytest.raises(InputError, match="not finite"):
+            deletion_audits.findings_about(document, job, 0.9, must_be_trusted=False)
+
+    def test_numbers_without_standard_errors_are_refused(self, document, job):
+        for entry in document["evidence"]:
+            del entry["error"]
+        with pytest.raises(InputError, match="before its numbers had standard errors"):
+            deletion_audits.findings_about(document, job, 0.9, must_be_trusted=False)
+
+    def test_the_audit_and_the_comparison_share_the_chance_of_an_error(self, asked, tmp_path, monkeypatch):
+        """A comparison alone has all of it."""
+        levels = {}
+        held_out = deletion_audits.verdicts.held_out_comparison
+
+        def compared(*arguments):
+            levels["comparison"] = arguments[-1]
+            return held_out(*arguments)
+
+        def audited(plan, own, job, out, network, level, *others):
+            levels["audit"] = level
+            return own
+
+        monkeypatch.setattr(deletion_audits.verdicts, "held_out_comparison", compared)
+        monkeypatch.setattr(deletion_audits, "audit_evidence", audited)
+        for words, expected in ((["--tier", "smoke"], {"comparison": 0.9, "audit": 0.9}), ([], {"comparison": 0.8})):
+            levels.clear()
+            folder = shutil.copytree(asked, tmp_path / f"ledger {len(words)}")
+            command("run", "--ledger", folder, *KEEP, "--level", "0.8", *words)
+            assert levels == pytest.approx(expected)
 
 
 def test_a_forget_set_is_counted_among_what_was_trained_on(asked):

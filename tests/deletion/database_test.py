@@ -6,6 +6,7 @@ import sqlite3
 import pytest
 
 from scissorhands_jax.deletion import ledger
+from scissorhands_jax.deletion.database import Database
 from scissorhands_jax.deletion.entries import NamedExample
 from scissorhands_jax.deletion.ledger import Ledger
 from scissorhands_jax.errors import LedgerError
@@ -21,6 +22,37 @@ def test_history_is_only_added_to(folder, statement):
     with pytest.raises(sqlite3.IntegrityError, match="stay"):
         by_hand(folder, statement)
     assert problems(folder) == []
+
+
+def test_every_connection_is_careful(folder):
+    """What was committed survives a power failure, what was removed is gone, and a changed schema calls nothing."""
+    database = Database(folder / ledger.DATABASE_FILE)
+    settings = {"synchronous": 3, "secure_delete": 1, "trusted_schema": 0, "foreign_keys": 1, "cell_size_check": 1}
+    assert {name: database.execute(f"PRAGMA {name}")[0][0] for name in settings} == settings
+    database.close()
+
+
+def test_removed_content_is_overwritten(tmp_path):
+    database = Database(tmp_path / "file", create=True)
+    database.execute("CREATE TABLE words (word TEXT)")
+    database.execute("INSERT INTO words VALUES ('a name of somebody')")
+    assert b"a name of somebody" in (tmp_path / "file").read_bytes()
+    database.execute("DELETE FROM words")
+    database.close()
+    assert b"a name of somebody" not in (tmp_path / "file").read_bytes()
+
+
+def test_a_changed_schema_cannot_call_functions_with_side_effects(tmp_path):
+    """A view that somebody put into the file is read like a table, but may not call what reaches outside."""
+    with sqlite3.connect(tmp_path / "file") as connection:
+        connection.execute("CREATE VIEW words AS SELECT outside(1) AS word")
+    connection.close()
+    database, called = Database(tmp_path / "file"), []
+    database.connection.create_function("outside", 1, called.append)
+    with pytest.raises(LedgerError, match="unsafe use of outside"):
+        database.execute("SELECT word FROM words")
+    assert called == []
+    database.close()
 
 
 def test_a_changed_byte_is_found_or_changes_nothing_that_is_read(folder):
