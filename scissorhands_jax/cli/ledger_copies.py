@@ -36,20 +36,20 @@ class EraseCommand(LedgerOptions):
 
     Requester, contact and positions go, and so do the files of runs that list the positions. The history stays as it
     was signed, because it holds only salted digests of these, and the salts go as well. Copies and backups elsewhere
-    are not reached. If the command is stopped, give it again.
+    are not reached. If the command is stopped, give it again. A request that has not been served is withdrawn.
     """
 
     example: ClassVar[str] = "request erase --ledger ledger 3"
 
     id: Annotated[int, Option("Number of the request.", metavar="ID", flag="id")]
-    withdraw: Annotated[
-        bool, Option("Erase the request although it has not been served. It is not served any more.")
-    ] = False
 
     def run(self, console: Console) -> None:
         from scissorhands_jax import deletion
+        from scissorhands_jax.deletion.entries import WITHDRAWN
 
-        done = deletion.erase(self.ledger, self.id, withdraw=self.withdraw, keys=self.keys)
+        done = deletion.erase(self.ledger, self.id, keys=self.keys)
         runs = ", ".join(map(str, done.runs))
         what = f", and the files of runs that tell them ({runs})" if runs else ""
+        if done.request.state == WITHDRAWN:
+            say(console, f"note: request {self.id} had not been served and is withdrawn")
         say(console, f"request {self.id}: its requester, contact and examples were erased{what}; head {done.head}")

@@ -50,17 +50,18 @@ class Erasure:
     """The new head of the ledger."""
 
 
-def erase_request(folder: Path, number: int, *, withdraw: bool = False, keys: Path | None = None) -> Erasure:
+def erase_request(folder: Path, number: int, *, keys: Path | None = None) -> Erasure:
     """Removes the personal data of a request. It can be called again if it was stopped before it ended.
+
+    A request that has not been served is withdrawn by that, because nothing says any more what it named.
 
     Args:
       folder: The folder of the ledger.
       number: The id of the request.
-      withdraw: Whether a request that has not been served may be erased, which withdraws it.
       keys: The folder of the ledger's keys. The default is the folder `keys` in the ledger's folder.
 
     Raises:
-      InputError: There is no such request, it has not been served and `withdraw` is not set, or a run has not ended.
+      InputError: There is no such request, or a run has not ended.
       LedgerError: The ledger cannot be used or written, or another process is running.
     """
     with Ledger(folder, keys) as book, book.sole_run():
@@ -76,11 +77,6 @@ def erase_request(folder: Path, number: int, *, withdraw: bool = False, keys: Pa
             )
         done = next((entry for entry in book.entries(RequestErased) if entry.id == number), None)
         served = asked[number].state == FORGOTTEN
-        if done is None and not served and not withdraw:
-            raise InputError(
-                f"request {number} is {asked[number].state!r}, and once erased it cannot be served any more; serve it "
-                "first, or withdraw it with --withdraw"
-            )
         remove_remains(book)
         files.remove_leftovers(folder)
         if done is None:

@@ -18,7 +18,7 @@ from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods import METHODS
 from scissorhands_jax.terminal import Console
 from tests.deletion import forking
-from tests.deletion.commands import QUICK, command, error_of, verified
+from tests.deletion.commands import QUICK, command, verified
 from tests.deletion.database_test import Died
 from tests.deletion.spoiling import by_hand, changes_of, holding, problems, request
 
@@ -182,13 +182,12 @@ def test_erasing_again_changes_nothing(spoiled, capsys):
 
 
 class TestBeforeItIsServed:
-    def test_a_request_is_refused_unless_it_is_withdrawn(self, book_folder, capsys):
+    def test_a_request_is_withdrawn(self, book_folder, capsys):
         """Request 2 was answered "retrain now" by run 2, and request 3 waits."""
         private = [text for number in (2, 3) for text in secrets_of(book_folder, number) if text != "C"]
-        for number, state in (("2", "retrain now"), ("3", "open")):
-            assert command("erase", "--ledger", book_folder, number) == 2
-            assert f"request {number} is '{state}', and once erased it cannot be served any more" in error_of(capsys)
-            assert command("erase", "--ledger", book_folder, number, "--withdraw") == 0
+        for number in ("2", "3"):
+            assert command("erase", "--ledger", book_folder, number) == 0
+            assert f"note: request {number} had not been served and is withdrawn" in capsys.readouterr().err
         assert holding(book_folder, *private) == []
         with Ledger(book_folder) as book:
             assert [one.state for one in book.requests()] == ["forgotten", "withdrawn", "withdrawn"]
@@ -202,13 +201,13 @@ class TestBeforeItIsServed:
         with Ledger(folder) as book:
             book.append(RunFailed(run=2, requests=(2,), why="position 137 is not what it was"))
         assert holding(folder, "position 137")
-        deletion.erase(folder, 2, withdraw=True)
+        deletion.erase(folder, 2)
         assert holding(folder, "position 137", "second") == []
         assert problems(folder) == []
 
     def test_a_run_must_have_ended(self, folder):
         with pytest.raises(InputError, match="run 2 has not ended"):
-            deletion.erase(folder, 3, withdraw=True)
+            deletion.erase(folder, 3)
         with pytest.raises(InputError, match=r"there is no request 9 in .*; its requests are 1, 2, 3"):
             deletion.erase(folder, 9)
         assert problems(folder) == []
@@ -225,7 +224,7 @@ def test_pages_and_journals_of_the_database_hold_nothing(written, tmp_path, mode
     by_hand(folder, f"PRAGMA journal_mode = {mode}")
     private = secrets_of(folder, number)
     assert holding(folder, *private)
-    deletion.erase(folder, number, withdraw=True)
+    deletion.erase(folder, number)
     assert holding(folder, *private) == []
     assert {path.name for path in folder.glob("ledger.sqlite3*")} == {"ledger.sqlite3"}
     with Ledger(folder) as book:
