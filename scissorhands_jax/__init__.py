@@ -34,7 +34,7 @@ with _epy.lazy_api_imports(globals()):
     from scissorhands_jax import trees as trees
     from scissorhands_jax.base import Batch, Carry, Data, Method, Model, freeze, lift
     from scissorhands_jax.data import split
-    from scissorhands_jax.errors import CheckpointError, InputError, NonFiniteError, PeerError, WeightsError
+    from scissorhands_jax.errors import BusyError, CheckpointError, InputError, NonFiniteError, PeerError, WeightsError
     from scissorhands_jax.losses import classification_loss, microbatched
     from scissorhands_jax.masks import mask_updates, top_fraction
     from scissorhands_jax.methods import finetune, retrain, scissorhands, scissorhands_gradient, trim_network
@@ -44,11 +44,13 @@ with _epy.lazy_api_imports(globals()):
     from scissorhands_jax.reinit import reinitialize
     from scissorhands_jax.saliency import connection_sensitivity
     from scissorhands_jax.training import Checkpointer, Layout, Member, Result, make_layout, run, run_many, train
+    from scissorhands_jax.training.descriptions import named
     from scissorhands_jax.trees import select
     from scissorhands_jax.version import __version__ as __version__
 
 __all__ = [
     "Batch",
+    "BusyError",
     "Carry",
     "CheckpointError",
     "Checkpointer",
@@ -74,6 +76,7 @@ __all__ = [
     "make_layout",
     "mask_updates",
     "microbatched",
+    "named",
     "project_gradient",
     "reinitialize",
     "retrain",

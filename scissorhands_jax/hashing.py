@@ -111,6 +111,12 @@ def files_sha256(paths: Iterable[Path]) -> str:
     return sha256("".join(file_sha256(path) for path in paths))
 
 
+def sources_sha256(package: Path) -> str:
+    """Returns the SHA-256 of the names and contents of all Python files of a package, in hexadecimal."""
+    sources = sorted(package.rglob("*.py"))
+    return sha256(canonical([[path.relative_to(package).as_posix(), file_sha256(path)] for path in sources]))
+
+
 def positions_sha256(positions: np.ndarray) -> str:
     """Returns the SHA-256 of a set of positions of examples, in hexadecimal.
 
@@ -121,13 +127,41 @@ def positions_sha256(positions: np.ndarray) -> str:
 
 def network_sha256(params: PyTree, model_state: PyTree) -> str:
     """Returns the SHA-256 of the names, types, shapes and numbers of a network's arrays, in hexadecimal."""
-    network = {"params": params, "model_state": model_state}
+    return tree_sha256({"params": params, "model_state": model_state})
+
+
+def tree_sha256(tree: PyTree) -> str:
+    """Returns the SHA-256 of the names, types, shapes and numbers of a tree's arrays, in hexadecimal.
+
+    Args:
+      tree: A pytree of arrays, which may include typed PRNG keys. If arrays are divided over processes, every process
+        must call this function.
+    """
     digest = hashlib.sha256()
-    for name, leaf in zip(trees.leaf_names(network), jax.tree.leaves(network), strict=True):
-        array = np.asarray(leaf, order="C")
+    for name, leaf in zip(trees.leaf_names(tree), jax.tree.leaves(tree), strict=True):
+        array = _numbers(leaf)
         digest.update(canonical([name, array.dtype.str, list(array.shape)]))
-        digest.update(array.tobytes())
+        digest.update(array.reshape(-1).view(np.uint8).data)  # without a copy
     return digest.hexdigest()
+
+
+def described_array(leaf: jax.Array | np.ndarray) -> str:
+    """Describes an array by its type, its shape and 16 digits of the SHA-256 of its numbers.
+
+    >>> described_array(np.zeros((2, 3), np.float32)).rpartition(" ")[0]
+    'float32[2, 3]'
+    """
+    digest = hashlib.sha256(_numbers(leaf).reshape(-1).view(np.uint8).data).hexdigest()
+    return f"{leaf.dtype}{list(leaf.shape)} {digest[:16]}"
+
+
+def _numbers(leaf: jax.Array | np.ndarray) -> np.ndarray:
+    """Returns the numbers of an array, and those that a typed PRNG key consists of."""
+    if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable and not leaf.is_fully_replicated:
+        leaf = multihost_utils.process_allgather(leaf, tiled=True)
+    return np.asarray(leaf, order="C")
 
 
 def tree_checksum(tree: PyTree) -> str:

@@ -11,6 +11,7 @@ from tests.compilations import save_time
 
 # Comparisons with recorded numbers are in full float32; shapes that broadcast by accident are errors.
 jax.config.update("jax_default_matmul_precision", "highest")
+os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"  # in the processes that tests start as well
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Tests compile thousands of small programs and run most of them once. So XLA is asked to compile them fast instead of

@@ -23,6 +23,8 @@ from scissorhands_jax import files, hashing, trees
 from scissorhands_jax.base import Batch, Carry, Data, Dataset, Key, Method, Model, ModelState, Params
 from scissorhands_jax.errors import CheckpointError, InputError, NonFiniteError
 from scissorhands_jax.training import checkpoints, sweeps
+from scissorhands_jax.training.descriptions import describe_value
+from scissorhands_jax.training.identity import Identity, check_same, identify
 
 MAX_NETWORKS = 256
 
@@ -175,6 +177,8 @@ class Ensemble:
         self.folder = folder
         self._key = key
         self._shapes = jax.eval_shape(model.init, key)
+        self._method = describe_value(method, "method")
+        self._examples_sha256 = hashing.tree_sha256(train)
         self._identity = {
             **identity,
             "examples": hashing.tree_checksum(train),
@@ -189,6 +193,10 @@ class Ensemble:
         """Returns everything that decides the weights of a network, as JSON values."""
         trained_on = np.flatnonzero(self.design.included[network])
         return {**self._identity, "network": network, "trained_on": hashing.positions_sha256(trained_on)}
+
+    def _whole_identity(self, network: int) -> Identity:
+        """Returns the identity of a network together with the method, the data, and the options of JAX."""
+        return identify({**self.identity(network), "method": self._method, "examples_sha256": self._examples_sha256})
 
     def path(self, network: int) -> Path:
         """Returns the folder of a network, which need not exist."""
@@ -207,6 +215,9 @@ class Ensemble:
         found = checkpoints.read_description(self.path(network))
         if found.get("identity") != json.loads(json.dumps(self.identity(network))):
             raise CheckpointError(f"{self.path(network)} does not hold the network of that name; remove it")
+        if "run" in found:  # An earlier version of the package has not saved it.
+            where = f"the network in {self.path(network)}"
+            check_same(found["run"], self._whole_identity(network), where, "remove it, or repeat that", warn=False)
         params, model_state = checkpoints.load_network(self.path(network), *self._shapes)
         # Orbax commits arrays to their device, and JAX would compile every step once more for committed arrays.
         return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), (params, model_state))
@@ -248,7 +259,8 @@ class Ensemble:
         for network, result in zip(networks, results, strict=True):
             if isinstance(result, NonFiniteError):
                 raise result
-            description = {"identity": self.identity(network), "seconds": result.seconds}
+            run = self._whole_identity(network).document()
+            description = {"identity": self.identity(network), "run": run, "seconds": result.seconds}
             checkpoints.save_network(self.path(network), result.params, result.model_state, description)
 
 

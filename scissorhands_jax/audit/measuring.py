@@ -224,11 +224,14 @@ class Audit:
         )
 
     def data_checksums(self) -> dict[str, str]:
-        """Returns checksums of the examples that networks are trained on and answer, which identify the audit."""
+        """Returns hashes of the examples that networks are trained on and answer, which identify the audit."""
         watched = {"image": self.images, "label": self.watched.labels}
         return {
             "training_data_checksum": hashing.tree_checksum(self.train),
             "watched_data_checksum": hashing.tree_checksum(watched),
+            "training_data_sha256": hashing.tree_sha256(self.train),
+            "watched_data_sha256": hashing.tree_sha256(watched),
+            **{f"{name}_sha256": value for name, value in self.loaded.data_sha256().items()},
         }
 
     def targets(self) -> list[AuditTarget]:

@@ -33,6 +33,7 @@ from scissorhands_jax.metrics import ensemble_attacks
 from scissorhands_jax.plain_terminal import duration_text
 from scissorhands_jax.report.gates import Gate, trusted
 from scissorhands_jax.terminal import Console, say
+from scissorhands_jax.training.identity import identify
 from scissorhands_jax.training.loop import run
 
 Results = Mapping[AuditTarget, AuditCell | Diverged]
@@ -86,8 +87,8 @@ def run_audit(
         raise InputError(f"there is no tier {tier!r}; choose one of {', '.join(TIERS)}")
     audit = Audit(experiment, TIERS[tier], num_networks, seed, data_dir, networks or out / "networks", trained_on)
     settings = {"tier": tier, "seed": seed, **audit.loaded.settings}
-    description = {"command": "audit", **settings, **audit.data_checksums()}
-    with CellFolder.open(out, description, AuditCell, overwrite=overwrite) as folder:
+    identity = identify({"command": "audit", **settings, **audit.data_checksums()})
+    with CellFolder.open(out, identity, AuditCell, overwrite=overwrite) as folder:
         document = _carried_out(audit, folder, out, {"experiment": experiment.name, **settings}, started, console)
         report.write_audit(out / "report.html", document)
     report.print_audit(document, console)

@@ -80,6 +80,9 @@ class UnlearnCommand(ResumeOptions, JobOptions):
     process_id: Annotated[
         int | None, _many("Which of them this is, counted from 0; process 0 writes the results.", metavar="I")
     ] = None
+    seconds_to_meet: Annotated[
+        int | None, _many("Seconds to wait for the others at the beginning. Default: 120.", metavar="N")
+    ] = None
     steps_per_call: Annotated[
         int | None,
         _speed(
@@ -108,7 +111,7 @@ class UnlearnCommand(ResumeOptions, JobOptions):
         from scissorhands_jax.training import distributed, sharding
 
         if self._is_distributed:
-            distributed.start(*self._address)
+            distributed.start(*self._address, seconds_to_meet=self.seconds_to_meet)
             if not distributed.is_first():
                 console.quiet, console.log_file = True, None
         with distributed.explaining():

@@ -35,6 +35,7 @@ from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.progress import progress_bar, status
 from scissorhands_jax.terminal import Console
+from scissorhands_jax.training.identity import identify
 
 DETECTIONS_FILE = "detections.json"
 TABLE_FILE = "detections.csv"
@@ -124,7 +125,7 @@ def evaluate_images(
     if original is not None and not made:
         nudity.pair_images(read[IMAGES], read[ORIGINAL_IMAGES], settings.pairing)
     config = _config(counted | kept, settings, generation, utility)
-    with runs.open_folder(out, config, overwrite=overwrite, resume=resume):
+    with runs.open_folder(out, identify(config), overwrite=overwrite, resume=resume):
         for name, unet in made.items():
             assert generation is not None
             _generate(generation, unet, counted[name], networks_sha256[name], console)

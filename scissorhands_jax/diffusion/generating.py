@@ -27,6 +27,7 @@ from scissorhands_jax.errors import InputError, check_choice
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.progress import progress_bar
 from scissorhands_jax.terminal import Console
+from scissorhands_jax.training.identity import identify
 
 IMAGES_FILE = "images.csv"
 _SEED_COLUMNS = ("seed", "evaluation_seed", "sd_seed")  # ours, UnlearnDiffAtk's, I2P's
@@ -184,7 +185,7 @@ def generate_images(
     sampler = check_generation(settings, config)
     listed = repr([tuple(prompt) for prompt in prompts]).encode()
     described = {"prompts_sha256": hashing.sha256(listed), **settings.description(), **(description or {})}
-    with runs.open_folder(out, described, overwrite=overwrite, resume=resume):
+    with runs.open_folder(out, identify(described), overwrite=overwrite, resume=resume):
         return _make_missing(pipeline, prompts, out, settings, sampler, batch_size, console or Console(stderr=True))
 
 

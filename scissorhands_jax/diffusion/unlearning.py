@@ -24,6 +24,7 @@ from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.progress import follow_steps, progress_bar
 from scissorhands_jax.terminal import Console, say
 from scissorhands_jax.training import checkpoints
+from scissorhands_jax.training.identity import identify
 from scissorhands_jax.training.loop import Progress, Result, run
 
 STEPS_FILE = "steps.csv"
@@ -91,7 +92,8 @@ def unlearn_concept(
       NonFiniteError: The run diverged. Its last good checkpoint stays.
     """
     prepared = _check(job, out)
-    with runs.open_folder(out, prepared.description, overwrite=overwrite, resume=resume) as fresh:
+    identity = identify(prepared.description)
+    with runs.open_folder(out, identity, overwrite=overwrite, resume=resume, warn=False) as fresh:  # as checkpoints do
         return _carried_out(job, prepared, out, fresh, checkpoint_every, console)
 
 

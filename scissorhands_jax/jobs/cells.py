@@ -14,13 +14,14 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
+from typing import ClassVar, Generic, Protocol, Self, TypeVar
 
 from scissorhands_jax import files, reading
 from scissorhands_jax.errors import CheckpointError, InputError, NonFiniteError
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.report import provenance
 from scissorhands_jax.terminal import Progress
+from scissorhands_jax.training.identity import Identity
 
 SECONDS_BETWEEN_RESULTS = 20.0
 _DIVERGED = ".diverged"
@@ -66,8 +67,8 @@ class ResultCell(Generic[CellT]):
     """One result: what determines it, and how it is computed."""
 
     place: Mapping[str, str | int]
-    """Its coordinates by name, such as `{"scenario": "one class", "seed": 3, "method": "finetune"}`. With the
-    description of the folder they determine the result."""
+    """Its coordinates by name, such as `{"scenario": "one class", "seed": 3, "method": "finetune"}`. With the identity
+    of the folder they determine the result."""
     compute: Callable[[Progress], CellT]
     """Is called once, with the display on which it may show its progress."""
     may_diverge: bool = False
@@ -98,22 +99,22 @@ class CellFolder(Generic[CellT]):
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, out: Path, description: Mapping[str, Any], kind: type[CellT], *, overwrite: bool) -> Iterator[Self]:
+    def open(cls, out: Path, identity: Identity, kind: type[CellT], *, overwrite: bool) -> Iterator[Self]:
         """The cells in the folder of a run, `out/cells`, to which nobody else can write meanwhile.
 
-        A run with the same description is continued.
+        A run with the same identity is continued.
 
         Args:
           out: The folder of the run. It is made if it does not exist.
-          description: All settings that the cells depend on, as JSON.
+          identity: All that the cells depend on together.
           kind: The type of the results.
           overwrite: Whether to remove the run that is in the folder.
 
         Raises:
-          InputError: The folder holds other files or a run with another description.
+          InputError: The folder holds other files or another run.
           BusyError: Another process writes to the folder.
         """
-        with runs.open_folder(out, dict(description), overwrite=overwrite, resume=True):
+        with runs.open_folder(out, identity, overwrite=overwrite, resume=True):
             yield cls(out / "cells", kind)
 
     def path(self, cell: ResultCell[CellT]) -> Path:

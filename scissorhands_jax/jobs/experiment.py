@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from scissorhands_jax import augmentation, datasets, hashing, losses, models, torch_weights
@@ -144,6 +145,13 @@ class LoadedExperiment:
         """A hash of every setting except the scenarios, whose methods have their settings in their own cells."""
         shared = {name: value for name, value in self.settings.items() if name != "scenarios"}
         return hashing.sha256(json.dumps(shared, sort_keys=True).encode())
+
+    def data_sha256(self) -> dict[str, str]:
+        """Hashes of what the experiment reads: both splits, and the file of pretrained weights if there is one."""
+        found = {"train": hashing.tree_sha256(self.splits.train), "test": hashing.tree_sha256(self.splits.test)}
+        if self.experiment.pretrained is not None:
+            found["pretrained"] = hashing.file_sha256(Path(self.experiment.pretrained))
+        return found
 
     def training_identity(self) -> dict[str, Any]:
         """What decides the weights of a trained network, besides its seed and its examples."""

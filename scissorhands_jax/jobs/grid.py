@@ -29,6 +29,7 @@ from scissorhands_jax.methods import describe
 from scissorhands_jax.metrics import accuracies, gradcam
 from scissorhands_jax.report import ORIGINAL, REFERENCE, provenance, table_gates
 from scissorhands_jax.terminal import Console, Progress, say
+from scissorhands_jax.training.identity import differences, identify
 
 
 def run_grid(
@@ -76,8 +77,8 @@ def run_grid(
     chosen = label_pattern(only)
     store = TableNetworks(experiment, data_dir, out, networks or out / "networks")
     table = Table(store)
-    description = {"command": "grid", **store.loaded.settings}
-    with CellFolder.open(out, description, TableCell, overwrite=overwrite) as folder:
+    identity = identify({"command": "grid", **store.loaded.settings, "data_sha256": store.data_sha256})
+    with CellFolder.open(out, identity, TableCell, overwrite=overwrite) as folder:
         document = _filled(table, folder, out, table.cells(seeds, chosen), console)
         if present is not None:
             present(document)
@@ -192,13 +193,15 @@ class Table:
             if isinstance(cell, Diverged):
                 continue
             settings = methods.get((cell.scenario, cell.method))
-            changed = next(runs.differences(cell.settings, json.loads(json.dumps(settings))), None)
+            changed = next(differences(cell.settings, json.loads(json.dumps(settings))), None)
             if settings is None:
                 wrong[cell.title] = "this table has no such cell"
             elif changed is not None:
                 wrong[cell.title] = "its {} was {!r} and is now {!r}".format(*changed)
             elif cell.experiment_sha256 not in (None, shared):
                 wrong[cell.title] = "its data, its network or the training of that was another"
+            elif cell.data_sha256 not in (None, self.store.data_sha256):
+                wrong[cell.title] = "its data were others"
         if wrong:
             title, what = next(iter(wrong.items()))
             raise InputError(

@@ -21,6 +21,11 @@ from scissorhands_jax.jobs.earlier_runs import Past, network_folder, past_of
 from scissorhands_jax.methods import MethodSettings
 from scissorhands_jax.methods.settings import on_upper_layers
 from scissorhands_jax.training import checkpoints
+from scissorhands_jax.training.identity import Identity, identify
+from scissorhands_jax.training.sharding import Layout
+
+# Settings that say where something lies. Its content is described by a hash.
+_PLACES = ("weights", "checkpoint", "data_dir", "trained_on")
 
 _logger = logging.getLogger(__name__)
 
@@ -76,6 +81,26 @@ class Job(OriginalNetwork):
     def method(self, settings: MethodSettings) -> Method:
         """The method with the given settings, built for this network and these data."""
         return settings.build(self.model, self.loss_fn, len(self.splits.class_names))
+
+    def identity(self, layout: Layout | None = None) -> Identity:
+        """Everything that determines the result of the job. What a file holds counts, and not where it lies.
+
+        Args:
+          layout: How the work is divided over devices. By default it is not.
+        """
+        settings = dataclasses.asdict(self.config)
+        chosen = {
+            **{name: value for name, value in settings.items() if name not in _PLACES},
+            "forget_sha256": hashing.positions_sha256(self.positions),
+            "trained_on_sha256": hashing.positions_sha256(self.past.trained_on),
+            "forgotten_before_sha256": hashing.positions_sha256(self.past.forgotten),
+            "train_checksum": self.train_checksum,
+            "train_sha256": hashing.tree_sha256(self.splits.train),
+            "test_sha256": hashing.tree_sha256(self.splits.test),
+            "original_sha256": hashing.network_sha256(self.params, self.model_state),
+        }
+        described = None if layout is None else str(layout)
+        return identify(chosen, described, {name: settings[name] for name in _PLACES})
 
 
 def prepare_job(config: RunConfig, check: Callable[[Model], None] | None = None) -> Job:

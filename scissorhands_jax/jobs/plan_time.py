@@ -19,6 +19,7 @@ from scissorhands_jax.base import Carry, Dataset, ModelState, Params
 from scissorhands_jax.jobs.plan_steps import PlannedRun, Program, StepKind
 from scissorhands_jax.metrics import accuracies, attacks
 from scissorhands_jax.training import checkpoints, compilation
+from scissorhands_jax.training.identity import Identity
 
 EVALUATION_BATCH = 500
 """The number of images in a batch of an evaluation."""
@@ -111,7 +112,7 @@ def time_saving(run: PlannedRun, carry: Carry) -> float:
         keeper = checkpoints.Checkpointer(folder)
 
         def save(step: int) -> None:
-            keeper.save(carry._replace(step=jnp.int32(step)), checkpoints.Position(step, 0), {})
+            keeper.save(carry._replace(step=jnp.int32(step)), checkpoints.Position(step, 0), Identity({}, {}))
 
         first, later = (seconds_of(functools.partial(save, step)) for step in (1, 2))
         keeper.close()

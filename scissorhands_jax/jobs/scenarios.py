@@ -17,8 +17,7 @@ from scissorhands_jax import files, hashing
 from scissorhands_jax.base import Data, Dataset, Key, ModelState, Params
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.datasets.splits import known_classes, validation_split
-from scissorhands_jax.errors import InputError
-from scissorhands_jax.jobs import late_attacks, runs
+from scissorhands_jax.jobs import late_attacks
 from scissorhands_jax.jobs.cells import slug
 from scissorhands_jax.jobs.experiment import FLIPPED, Experiment, LoadedExperiment, Scenario
 from scissorhands_jax.jobs.progress import follow_steps
@@ -29,6 +28,7 @@ from scissorhands_jax.metrics.row import accuracy_numbers, attack_numbers, predi
 from scissorhands_jax.report import ORIGINAL, REDRAWN, REFERENCE, provenance, table_gates
 from scissorhands_jax.terminal import Progress
 from scissorhands_jax.training import checkpoints
+from scissorhands_jax.training.identity import check_same, identify
 from scissorhands_jax.training.loop import run
 
 REFERENCES = (ORIGINAL, REFERENCE, REDRAWN)
@@ -60,6 +60,7 @@ class TableNetworks:
 
     def __init__(self, experiment: Experiment, data_dir: str | None, out: Path, networks: Path) -> None:
         self.loaded = LoadedExperiment(experiment, data_dir)
+        self.data_sha256 = self.loaded.data_sha256()
         self.experiment = experiment
         self.out = out
         self.networks = networks
@@ -85,25 +86,22 @@ class TableNetworks:
         Raises:
           InputError: The folder holds a network that was trained in another way.
         """
-        identity = {
+        chosen = {
             "seed": seed,
             "trained_on": hashing.tree_checksum(examples.retain),
             **self.loaded.training_identity(),
+            "trained_on_sha256": hashing.tree_sha256(examples.retain),
+            "pretrained_sha256": self.data_sha256.get("pretrained"),
         }
+        identity = identify(chosen, noted={"code": provenance.running_code().name})
         with files.sole_writer(folder.parent, of=folder.name, seconds=math.inf):
             if folder.exists():
-                description = checkpoints.read_description(folder)
-                found = {name: description.get(name) for name in identity}
-                for name, was, now in runs.differences(found, identity):
-                    raise InputError(
-                        f"the network in {folder} was made with {name} = {was!r}, not {now!r}; remove it, or name "
-                        "another folder"
-                    )
+                found, where = checkpoints.read_description(folder), f"the network in {folder}"
+                check_same(found, identity, where, "remove it, or name another folder", warn=False)
                 return self.load(folder)
             key = jax.random.fold_in(jax.random.key(seed), 0)
             network = self.run(folder.name, self.experiment.training, key, None, examples, progress)
-            description = identity | {"code": network.code}
-            checkpoints.save_network(folder, network.params, network.model_state, description)
+            checkpoints.save_network(folder, network.params, network.model_state, identity.document())
             self._costs[folder.name] = network.cost
             return network
 
@@ -269,6 +267,7 @@ class SeededScenario:
             code=provenance.running_code().name,
             trained_by=None if network.code == provenance.running_code().name else network.code,
             experiment_sha256=self.store.loaded.settings_sha256(),
+            data_sha256=self.store.data_sha256,
             forget=ForgetSummary(
                 [spec.replace("{seed}", str(self.seed)) for spec in self.scenario.forget],
                 len(self.forget_positions),

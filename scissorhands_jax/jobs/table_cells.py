@@ -64,6 +64,8 @@ class TableCell:
     """The code that trained its network, if the network was there already and was made by other code."""
     experiment_sha256: str | None = None
     """A hash of all settings of its table except the scenarios. None in cells from before it was recorded."""
+    data_sha256: dict[str, str] | None = None
+    """Hashes of the data of its table. None in cells from before they were recorded."""
     forget: ForgetSummary
     relearn: RelearnSummary | None
 
@@ -73,8 +75,8 @@ class TableCell:
         return f"{self.scenario}, seed {self.seed}, {self.method}"
 
     def as_dict(self) -> dict[str, Any]:
-        """The cell as JSON, without `sweep`, `relearn` and `trained_by` where there is none."""
-        optional = ("sweep", "relearn", "trained_by")
+        """The cell as JSON, without what is optional where there is none."""
+        optional = ("sweep", "relearn", "trained_by", "data_sha256")
         fields = dataclasses.asdict(self)
         return {name: value for name, value in fields.items() if value is not None or name not in optional}
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import files, report
+from scissorhands_jax import files, hashing, report
 from scissorhands_jax.base import Dataset
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.datasets.splits import known_classes
@@ -32,6 +32,11 @@ class ValidationSet:
     what: str
     """What they are, in words."""
     examples: Dataset
+
+    @property
+    def sha256(self) -> str:
+        """The hash of the examples."""
+        return hashing.tree_sha256(self.examples)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,8 +95,10 @@ def tune(
     config = job.config
     validation = _validation_set(job)
     search.check_search(config.method, config.method.search_ranges, num_trials)
-    description = {"command": "tune", **dataclasses.asdict(config), "trials": num_trials}
-    with runs.open_folder(out, description, overwrite=overwrite), progress_bar(console) as progress:
+    identity = job.identity()
+    chosen = {"command": "tune", **identity.chosen, "trials": num_trials, "validation_sha256": validation.sha256}
+    identity = dataclasses.replace(identity, chosen=chosen)
+    with runs.open_folder(out, identity, overwrite=overwrite), progress_bar(console) as progress:
         task = progress.add_task(f"tuning {config.method_name}", total=num_trials, note="")
 
         def on_trial(number: int, trial: search.Trial) -> None:

@@ -139,16 +139,20 @@ def unlearn(
     config = job.config
     _right_labels(config.forget, job.splits.class_names)  # refuses those that are unusable
     method = job.method(config.method)
-    description = _describe(job)
+    identity = job.identity(layout)
+    distributed.agree("job", identity.compared())
     if layout is not None and config.method.epochs:
         layout.check_batches(list(method.batches(jax.random.key(config.seed), job.data, 0)))
-    opened = runs.open_folder(out, description, overwrite=overwrite, resume=resume)
+    opened = runs.open_folder(out, identity, overwrite=overwrite, resume=resume, warn=False)  # as checkpoints do
     with contextlib.ExitStack() as stack:
         fresh = distributed.from_first(lambda: stack.enter_context(opened))
-        keeper = checkpoints.Checkpointer(out / "checkpoints", every_steps=checkpoint_every)
-        results, result, history = _carried_out(
-            job, method, out, keeper, fresh, layout, steps_per_call=steps_per_call, feed_from=feed_from, console=console
-        )
+        with _cleared_if_refused(out, fresh):
+            distributed.agree_on_file(out / runs.RUN_FILE)
+            keeper = checkpoints.Checkpointer(out / "checkpoints", every_steps=checkpoint_every)
+            stack.callback(keeper.close)
+            results, result, history = _carried_out(
+                job, method, out, keeper, layout, steps_per_call=steps_per_call, feed_from=feed_from, console=console
+            )
         _save_result(out, config, result)
         if distributed.is_first():
             _present(out, results, history, console)
@@ -160,7 +164,6 @@ def _carried_out(
     method: Method,
     out: Path,
     keeper: checkpoints.Checkpointer,
-    fresh: bool,
     layout: sharding.Layout | None,
     *,
     console: Console,
@@ -178,7 +181,7 @@ def _carried_out(
         network = layout.place(network)
     resumed_at = keeper.latest_step
     history: list[dict] = []
-    with _cleared_if_refused(out, keeper, fresh), progress_bar(console) as progress:
+    with progress_bar(console) as progress:
         task = progress.add_task("evaluating the original", total=1, note=f"{len(job.positions)} examples to forget")
         before = _measure(job, *network, right_labels, layout)
         compared = _held_out_numbers(job, *network, layout)
@@ -210,17 +213,6 @@ def _present(out: Path, results: RunResults, history: list[dict], console: Conso
     report.print_tables(results.rows, console)
     say(console, report.gates_note(results.gates))
     say(console, f"written to {out}: {NETWORK_FOLDER}/, {WEIGHTS_FILE}, {runs.RESULTS_FILE}, report.html")
-
-
-def _describe(job: Job) -> dict[str, Any]:
-    """What a run must have in common with the run that it resumes."""
-    return {
-        **dataclasses.asdict(job.config),
-        "forget_sha256": hashing.positions_sha256(job.positions),
-        "trained_on_sha256": hashing.positions_sha256(job.past.trained_on),
-        "train_checksum": job.train_checksum,
-        "original_sha256": hashing.network_sha256(job.params, job.model_state),
-    }
 
 
 def _measure(
@@ -314,16 +306,15 @@ def _right_labels(forget: str, class_names: Sequence[str]) -> np.ndarray | None:
 
 
 @contextlib.contextmanager
-def _cleared_if_refused(out: Path, keeper: checkpoints.Checkpointer, fresh: bool) -> Iterator[None]:
+def _cleared_if_refused(out: Path, fresh: bool) -> Iterator[None]:
     """Removes the folder of a run that was refused before it saved anything, so that it does not block the next run."""
     try:
         yield
     except InputError:
-        if fresh and keeper.latest_step is None and distributed.is_first():
+        saved = any(path.name.isdigit() for path in (out / "checkpoints").glob("*"))
+        if fresh and not saved and distributed.is_first():
             files.clear_folder(out, last=runs.RUN_FILE)
         raise
-    finally:
-        keeper.close()
 
 
 def _row(scenario: str, method: str, seed: int, numbers: dict[str, Any], seconds: float | None) -> report.Row:

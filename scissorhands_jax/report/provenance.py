@@ -45,11 +45,9 @@ class Code:
 def running_code() -> Code:
     """Describes the code that is running, as it was when this was first called."""
     package = Path(__file__).parents[1]
-    sources = sorted(package.rglob("*.py"))
-    listed = [[path.relative_to(package).as_posix(), hashing.file_sha256(path)] for path in sources]
     commit = _git(package, "rev-parse", "HEAD")
     changed = bool(_git(package, "status", "--porcelain", "--", "."))
-    return Code(__version__, hashing.sha256(hashing.canonical(listed)), commit, changed)
+    return Code(__version__, hashing.sources_sha256(package), commit, changed)
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

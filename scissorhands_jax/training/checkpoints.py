@@ -24,9 +24,7 @@ from scissorhands_jax import files, hashing, reading, trees
 from scissorhands_jax.base import Carry, ModelState, Params, PyTree
 from scissorhands_jax.errors import CheckpointError, InputError
 from scissorhands_jax.training import distributed
-from scissorhands_jax.training.reproducibility import environment_changes, numerical_environment
-
-_logger = logging.getLogger(__name__)
+from scissorhands_jax.training.identity import Identity, check_same
 
 
 class Position(NamedTuple):
@@ -70,15 +68,13 @@ class Checkpointer:
         """The step of the newest whole checkpoint, None if there is none."""
         return self._manager.latest_step()
 
-    def save(self, carry: Carry, position: Position, fingerprint: dict[str, Any]) -> None:
+    def save(self, carry: Carry, position: Position, identity: Identity) -> None:
         """Writes a checkpoint named by the carry's step; one that exists is left as it is.
-
-        It records the environment that it is made in (`reproducibility.numerical_environment`).
 
         Args:
           carry: What the run carries from step to step.
           position: How far the run has come.
-          fingerprint: What a run must agree with to resume from the checkpoint, as JSON.
+          identity: What determines the result of the run.
 
         Raises:
           OSError: The disk is full or the like; earlier checkpoints stay.
@@ -89,9 +85,9 @@ class Checkpointer:
         meta = {
             "epoch": position.epoch,
             "offset": position.offset,
-            "fingerprint": fingerprint,
+            "run": identity.document(),
+            "arrays": describe_arrays(carry),
             "checksum": hashing.tree_checksum(carry),
-            "environment": numerical_environment(),
         }
         with _named_write_errors(self.directory):
             self._manager.save(
@@ -102,19 +98,20 @@ class Checkpointer:
     def _remove_old(self) -> None:
         """Removes all but the newest checkpoints. Orbax would not do it at once, and a kill would leave half of one."""
         if jax.process_index() == 0:
-            for step in sorted(self._manager.all_steps(read=True))[: -self._keep]:
+            self._manager.reload()
+            for step in sorted(self._manager.all_steps())[: -self._keep]:
                 files.remove(self.directory / str(step))
 
-    def restore(self, template: Carry, fingerprint: dict[str, Any]) -> tuple[Carry, Position]:
+    def restore(self, template: Carry, identity: Identity) -> tuple[Carry, Position]:
         """Reads the newest checkpoint into the shape of `template`.
 
         A run that is resumed from it ends in the same bits as one that was never stopped if the environment is the one
-        it was made in: the same kind of machine and devices, as many devices and cores, the same versions of Python,
-        JAX and jaxlib, the same flags. In another environment it is read all the same, and a warning is logged.
+        it was made in (`reproducibility.numerical_environment`). In another environment it is read all the same, and a
+        warning is logged.
 
         Args:
           template: A carry of the same shapes and types, whose arrays lie where those of the result shall lie.
-          fingerprint: What `save` was given.
+          identity: What determines the result of the run. What was chosen must be as for `save`.
 
         Returns:
           The carry, and how far the run had come.
@@ -128,12 +125,18 @@ class Checkpointer:
         damaged = f"the checkpoint of step {step} in {self.directory} is damaged"
         try:
             meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+            if "fingerprint" in meta:
+                raise CheckpointError("an earlier version of scissorhands_jax wrote it; start again in another folder")
             position = Position(int(meta["epoch"]), int(meta["offset"]))
-            found, sum_found = dict(meta["fingerprint"]), meta["checksum"]
-            made_in = dict(meta.get("environment", {}))
+            saved, arrays, sum_found = dict(meta["run"]), dict(meta["arrays"]), meta["checksum"]
         except Exception as error:  # Orbax raises many types for a damaged folder.
             raise CheckpointError(f"{damaged}: {_line(error)}") from error
-        _same_fingerprint(found, fingerprint, self.directory)
+        where = f"the checkpoint in {self.directory}"
+        try:
+            check_same(saved, identity, where, "repeat its settings, or name another folder")
+        except InputError as error:
+            raise CheckpointError(str(error)) from error
+        _same_arrays(arrays, describe_arrays(template), self.directory)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
         try:
             carry = self._manager.restore(step, args=ocp.args.Composite(carry=ocp.args.StandardRestore(abstract)))[
@@ -143,14 +146,6 @@ class Checkpointer:
             raise CheckpointError(f"{damaged}: {_line(error)}") from error
         if hashing.tree_checksum(carry) != sum_found or not _alike(carry, template):
             raise CheckpointError(f"{damaged}: its numbers have changed since they were written")
-        changes = environment_changes(made_in, numerical_environment()) if made_in else ""
-        if changes and jax.process_index() == 0:
-            _logger.warning(
-                "the run is resumed in another environment than step %d was saved in (%s), so that its result will "
-                "equal that of an uninterrupted run up to rounding only",
-                step,
-                changes,
-            )
         return jax.tree.map(_as_free_as, carry, template), position
 
     def close(self) -> None:
@@ -242,7 +237,7 @@ def load_network(path: str | Path, params: Params, model_state: ModelState) -> t
     path = Path(path).absolute()
     meta = _read_meta(path)
     template = {"params": params, "model_state": model_state}
-    _same_fingerprint(meta["fingerprint"], describe_arrays(template), path)
+    _same_arrays(meta["fingerprint"], describe_arrays(template), path)
     # As NumPy arrays, because the devices that the network was saved from may not exist here.
     abstract = jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), template)
     try:
@@ -302,12 +297,12 @@ def _read_meta(path: Path) -> dict[str, Any]:
     return meta
 
 
-def _same_fingerprint(found: dict, expected: dict, directory: Path) -> None:
+def _same_arrays(found: dict, expected: dict, directory: Path) -> None:
     differing = [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
     if differing:
         name = differing[0]
         raise CheckpointError(
-            f"the checkpoint in {directory} belongs to another network or run: {len(differing)} entries differ, "
+            f"the checkpoint in {directory} belongs to another network: {len(differing)} entries differ, "
             f"the first is {name} with {found.get(name, 'nothing')} there and {expected.get(name, 'nothing')} here"
         )
 

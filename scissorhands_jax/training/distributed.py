@@ -10,24 +10,31 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
+from scissorhands_jax import hashing
 from scissorhands_jax.errors import InputError, PeerError
-from scissorhands_jax.training import watcher
+from scissorhands_jax.training import rendezvous, reproducibility, watcher
+from scissorhands_jax.training.identity import differences, list_differences
 
 _logger = logging.getLogger(__name__)
 
 # A process that was silent for so long is dead to the others; they end within a minute of its death.
 _HEARTBEAT_SECONDS = 30
-_SECONDS_TO_MEET = 300
+_SECONDS_TO_MEET = 120
 # What a process that fails waits for the others, which may have failed for the same reason.
 _SECONDS_TO_PART = 5
+# How long processes may be apart on the way to a place where they meet, for one of them may read its data slowly.
+_SECONDS_APART = 1800
+_MILLISECONDS_PER_LOOK = 500
+_SECONDS_FOR_FILES = 5  # until what one machine wrote must be seen by the others
+_ENDED_EARLY = "scissorhands/ended/"  # where a process that ends for itself says so
 
 _ADVICE = "start all processes of the run again with --resume to go on from the last checkpoint"
 _LOST = f"this process stops because it lost touch with another one, which died or cannot be reached; {_ADVICE}"
@@ -43,7 +50,7 @@ def start(
     num_processes: int | None = None,
     process_id: int | None = None,
     *,
-    seconds_to_meet: int = _SECONDS_TO_MEET,
+    seconds_to_meet: int | None = None,
 ) -> None:
     """Joins this process to the others of a run; call it before anything else of JAX.
 
@@ -52,14 +59,18 @@ def start(
 
     Args:
       coordinator: `HOST:PORT` of process 0, as the others reach it.
-      num_processes: how many there are.
-      process_id: of this one, from 0.
-      seconds_to_meet: how long to wait for the others.
+      num_processes: How many there are.
+      process_id: The number of this one, from 0.
+      seconds_to_meet: How long to wait for the others, at least 1. The default is two minutes.
 
     Raises:
-      InputError: the three do not fit together, or no cluster is known.
-      PeerError: the others did not come.
+      InputError: The three do not fit together, another program uses the port, no cluster is known, or the processes
+        have other versions or another idea of their number.
+      PeerError: The others did not come.
     """
+    if seconds_to_meet is not None and seconds_to_meet < 1:
+        raise InputError(f"--seconds-to-meet must be at least 1, got {seconds_to_meet}")
+    seconds = _SECONDS_TO_MEET if seconds_to_meet is None else seconds_to_meet
     given = [value is not None for value in (coordinator, num_processes, process_id)]
     if any(given) and not all(given):
         raise InputError("of --coordinator, --num-processes and --process-id all three are needed, or none")
@@ -68,6 +79,7 @@ def start(
             raise InputError(f"cannot read the coordinator {coordinator!r}; write HOST:PORT, e.g. 10.0.0.1:1234")
         if num_processes < 1 or not 0 <= process_id < num_processes:
             raise InputError(f"process {process_id} of {num_processes} cannot be; processes are counted from 0")
+        rendezvous.meet(coordinator, num_processes, process_id, reproducibility.library_versions(), seconds=seconds)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     host = (coordinator or "").rpartition(":")[0]
     _watch()
@@ -78,7 +90,7 @@ def start(
             process_id,
             # Without a name to the world, the service need not listen to it.
             coordinator_bind_address=coordinator if host in ("localhost", "127.0.0.1") else None,
-            initialization_timeout=seconds_to_meet,
+            initialization_timeout=seconds,
             heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=_HEARTBEAT_SECONDS,
         )
@@ -91,7 +103,7 @@ def start(
         _dismiss()
         raise PeerError(
             f"the processes of the run did not all meet at {coordinator or 'the coordinator'} within "
-            f"{seconds_to_meet} s; start all of them, with the same --coordinator and --num-processes"
+            f"{seconds} s; start all of them, with the same --coordinator and --num-processes"
         ) from error
 
 
@@ -104,19 +116,95 @@ def from_first(compute: Callable[[], Any]) -> Any:
     """What process 0 computes (JSON-able), on every process; an InputError there is raised everywhere."""
     if jax.process_count() == 1:
         return compute()
+    place = _next_place("first")
     answer: dict[str, Any] = {}
     if is_first():
         try:
             answer = {"value": compute()}
         except InputError as error:
             answer = {"error": str(error)}
-    text = np.frombuffer(json.dumps(answer).encode(), np.uint8)
-    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
-    text = multihost_utils.broadcast_one_to_all(np.resize(text, length))
-    answer = json.loads(np.asarray(text, np.uint8).tobytes())
+        _client().key_value_set(place, json.dumps(answer))
+    else:
+        answer = json.loads(_wait_for(place))
     if "error" in answer:
         raise InputError(answer["error"])
-    return answer["value"]
+    return answer.get("value")
+
+
+def agree(about: str, document: Mapping[str, Any]) -> None:
+    """Ends a run of many processes unless all of them are about to do the same.
+
+    Nothing is computed together for it, so that processes that differ in anything still get an answer. With one
+    process nothing happens.
+
+    Args:
+      about: A word for what is compared, the same in all processes.
+      document: Everything that determines the result (`identity.Identity.compared`), as JSON.
+
+    Raises:
+      InputError: Processes differ. The error is the same in all of them, and names the first three differences.
+      PeerError: A process has ended, or cannot be reached.
+    """
+    if jax.process_count() == 1:
+        return
+    place = _next_place(about)
+    if not is_first():
+        _client().key_value_set(f"{place}/{jax.process_index()}", json.dumps(document))
+        answer = _wait_for(f"{place}/answer")
+    else:
+        answer = ""
+        for number in range(1, jax.process_count()):
+            found = list(differences(dict(document), json.loads(_wait_for(f"{place}/{number}"))))
+            if found and not answer:
+                difference = list_differences(found, f"is {{}} in process 0 and {{}} in process {number}")
+                answer = f"process {number} is about to do something else than process 0: {difference}"
+        _client().key_value_set(f"{place}/answer", answer)
+    if answer:
+        raise InputError(f"{answer}; start all processes with the same arguments, files and versions")
+
+
+def agree_on_file(path: Path) -> None:
+    """Ends a run of many processes unless all of them see the same file, which process 0 has just written.
+
+    Raises:
+      InputError: A process sees another file, or none.
+      PeerError: A process has ended, or cannot be reached.
+    """
+    if jax.process_count() == 1:
+        return
+    deadline = time.monotonic() + _SECONDS_FOR_FILES
+    while not path.is_file() and time.monotonic() < deadline:
+        time.sleep(_MILLISECONDS_PER_LOOK / 1000)
+    found = f"SHA-256 {hashing.file_sha256(path)[:16]}" if path.is_file() else "not there"
+    agree("file", {f"the file {path.name} of a folder that all must share": found})
+
+
+_places: dict[str, int] = {}  # how often processes have met, by what it was about
+
+
+def _next_place(about: str) -> str:
+    """Returns a key of the coordinator for the next meeting, which processes reach in the same order."""
+    _places[about] = _places.get(about, 0) + 1
+    return f"scissorhands/{about}/{_places[about]}"
+
+
+def _client() -> Any:
+    return ocp.multihost.get_jax_distributed_client()
+
+
+def _wait_for(key: str) -> str:
+    """Returns what another process says under a key, as soon as it does; or says which process has ended."""
+    deadline = time.monotonic() + _SECONDS_APART
+    while time.monotonic() < deadline:
+        try:
+            return _client().blocking_key_value_get(key, _MILLISECONDS_PER_LOOK)
+        except RuntimeError as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                raise PeerError(_LOST) from error
+        for ended, what in _client().key_value_dir_get(_ENDED_EARLY):
+            number = ended.rpartition("/")[2]
+            raise PeerError(f"this process stops because process {number} {what}; its own message says why")
+    raise PeerError(f"another process did not come within {_SECONDS_APART} s; {_ADVICE}")
 
 
 @contextlib.contextmanager
@@ -152,6 +240,7 @@ def _exit(status: int) -> NoReturn:
     sys.stderr.flush()
     _dismiss()
     try:
+        _client().key_value_set(f"{_ENDED_EARLY}{jax.process_index()}", f"has ended with exit status {status}")
         everyone = set(range(jax.process_count()))  # named, they meet without a device
         ocp.multihost.sync_global_processes("failed", timeout=_SECONDS_TO_PART, processes=everyone)
     except Exception as error:

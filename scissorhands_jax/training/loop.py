@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import time
@@ -15,12 +16,14 @@ import numpy as np
 import optax
 
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import hashing, trees
+from scissorhands_jax import files, hashing, trees
 from scissorhands_jax.base import Batch, Carry, Data, Dataset, Key, Method, Metrics, ModelState, Params, StatefulLossFn
 from scissorhands_jax.errors import InputError, NonFiniteError
 from scissorhands_jax.methods.finetune import finetune
-from scissorhands_jax.training import compilation, feeding
+from scissorhands_jax.training import compilation, distributed, feeding
 from scissorhands_jax.training.checkpoints import Checkpointer, Position, describe_arrays
+from scissorhands_jax.training.descriptions import describe_value
+from scissorhands_jax.training.identity import Identity, identify
 from scissorhands_jax.training.sharding import Layout
 
 # How often the host looks at what the device has done; more often would cost small networks dearly.
@@ -71,10 +74,9 @@ def run(
 
     The result is a pure function of the arguments: shuffles come from (key, epoch), the randomness of a step from (key,
     step). So a run that was stopped at any moment and is called again with the same arguments and checkpoint folder
-    ends in bit-identical weights, provided that it is resumed on the same kind of machine and devices, as many of them,
-    with the same versions of Python, JAX and jaxlib and with the same flags of XLA and JAX. Elsewhere the resumed run
-    is the same up to rounding; the checkpoint records where it was made, and a warning says that it is resumed
-    elsewhere.
+    ends in bit-identical weights, provided that it is resumed in the same environment, which is the kind of machine and
+    devices, their number, and the versions of Python and the libraries. Elsewhere a warning says that the bits may
+    differ. With other arguments it is refused, also with another loss or method of your own (`identity.identify`).
 
     Args:
       method: The method to run. Calling `run` again with the same value and shapes compiles nothing again.
@@ -103,10 +105,40 @@ def run(
         not divide a batch.
       NonFiniteError: A metric became NaN or infinite; the checkpoints before that step stay.
       CheckpointError: The checkpoint folder belongs to another run.
+      BusyError: Another process writes to the checkpoint folder.
     """
     if num_epochs < 0:
         raise InputError(f"num_epochs must not be negative, got {num_epochs}")
     feeding.check_feed(feed_from, layout, steps_per_call)
+    identity = None
+    if checkpoint is not None or jax.process_count() > 1:
+        identity = _identify(method, key, (params, model_state), data, num_epochs, layout)
+    with contextlib.ExitStack() as stack:
+        if checkpoint is not None:
+            held = files.sole_writer(checkpoint.directory)
+            distributed.from_first(lambda: stack.enter_context(held))
+        network = [params, model_state]
+        del params, model_state
+        return _run(
+            method, key, network, data, num_epochs, checkpoint, identity, on_step, steps_per_call, feed_from, layout
+        )
+
+
+def _run(
+    method: Method,
+    key: Key,
+    network: list,  # emptied, so that the memory can be free again
+    data: Data,
+    num_epochs: int,
+    checkpoint: Checkpointer | None,
+    identity: Identity | None,
+    on_step: OnStep | None,
+    steps_per_call: int | None,
+    feed_from: feeding.FeedFrom,
+    layout: Layout | None,
+) -> Result:
+    """Does what `run` says, with arguments that were checked."""
+    model_state, params = network.pop(), network.pop()
     started, compiled = time.perf_counter(), compilation.seconds()
     feed = feeding.make_feed(data, feed_from, layout)
     init_key, batch_key = jax.random.split(key)
@@ -116,11 +148,9 @@ def run(
         params, model_state = layout.place((params, model_state))
     # A copy, because steps donate the carry, and init may have put the caller's arrays into it, or one array twice.
     carry = _placed(layout, trees.copy(method.init(init_key, params, model_state, feed.data)))
-    position, identity = Position(0, 0), {}
-    if checkpoint is not None:
-        identity = _identity(key, carry, (params, model_state), feed.data)
-        if checkpoint.latest_step is not None:
-            carry, position = checkpoint.restore(carry, identity)
+    position = Position(0, 0)
+    if checkpoint is not None and identity is not None and checkpoint.latest_step is not None:
+        carry, position = checkpoint.restore(carry, identity)
     del params, model_state
     watch = _Watch(on_step, checkpoint, num_epochs, int(carry.step))
     take_epoch = _Epochs(method.step, feed, watch, checkpoint, identity, steps_per_call, layout)
@@ -173,14 +203,28 @@ def train(
     return run(method, key, params, model_state, Data(nothing, dataset), num_epochs=num_epochs, **options)
 
 
-def _identity(key: Key, carry: Carry, network: tuple[Params, ModelState], data: Data) -> dict[str, Any]:
-    """What a checkpoint must agree with to be resumed from, as JSON."""
-    return describe_arrays(carry) | {
+def _identify(
+    method: Method,
+    key: Key,
+    network: tuple[Params, ModelState],
+    data: Data,
+    num_epochs: int,
+    layout: Layout | None,
+) -> Identity:
+    """Describes everything that determines the result, on which the processes of the run must agree."""
+    chosen = {
+        "method": describe_value(method, "method"),
+        "epochs": num_epochs,
         "key": np.asarray(jax.random.key_data(key)).tolist(),
-        "original network": hashing.tree_checksum(network),
-        "forget examples": f"{data_lib.size(data.forget)}, checksum {hashing.tree_checksum(data.forget)}",
-        "retain examples": f"{data_lib.size(data.retain)}, checksum {hashing.tree_checksum(data.retain)}",
+        "forget examples": f"{data_lib.size(data.forget)}, SHA-256 {hashing.tree_sha256(data.forget)[:16]}",
+        "retain examples": f"{data_lib.size(data.retain)}, SHA-256 {hashing.tree_sha256(data.retain)[:16]}",
     }
+    described = None if layout is None else str(layout)
+    distributed.agree("run", identify({**chosen, "original network": describe_arrays(network)}, described).compared())
+    # Only now, because a network that is divided over processes has to be gathered, which those of another run cannot.
+    found = identify({**chosen, "original network": f"SHA-256 {hashing.tree_sha256(network)[:16]}"}, described)
+    distributed.agree("network", found.compared())
+    return found
 
 
 @dataclasses.dataclass
@@ -191,7 +235,7 @@ class _Epochs:
     feed: feeding.Feed
     watch: _Watch
     checkpoint: Checkpointer | None
-    identity: dict[str, Any]
+    identity: Identity | None  # of a run with checkpoints
     steps_per_call: int | None
     layout: Layout | None
     shapes: set[str] = dataclasses.field(default_factory=set)  # of calls that were made
@@ -214,7 +258,7 @@ class _Epochs:
             offset = call.first + call.steps
             if offset == len(batches) or (every and offset % every == 0):
                 self.watch.read_all()
-                if self.checkpoint is not None:
+                if self.checkpoint is not None and self.identity is not None:
                     self.checkpoint.save(carry, Position(position.epoch, offset), self.identity)
             else:
                 self.watch.look(at_most=_STEPS_AHEAD if call.rows is None else _CALLS_AHEAD)

@@ -35,6 +35,10 @@ class Layout:
     fsdp: bool = False
     replicate_below: int = 1 << 14  # numbers in an array
 
+    def __str__(self) -> str:
+        sizes = " x ".join(f"{axis} {size}" for axis, size in self.mesh.shape.items())
+        return f"{sizes}, {'fsdp' if self.fsdp else 'not fsdp'}, whole below {self.replicate_below}"
+
     def spec(self, shape: Sequence[int]) -> PartitionSpec:
         """How an array of this shape is divided."""
         if math.prod(shape) < self.replicate_below:

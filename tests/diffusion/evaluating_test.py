@@ -347,7 +347,7 @@ class TestReport:
         assert again.comparison.classes[0].unlearned.detections == 5
         assert "Nothing here says what forgetting has cost" in (out / "report.html").read_text()
         changed = dataclasses.replace(settings, threshold=0.8)
-        with pytest.raises(InputError, match=r"other settings: threshold was 0.6 and is now 0.8"):
+        with pytest.raises(InputError, match=r"another run: threshold was 0.6 and is now 0.8"):
             evaluating.evaluate_images(images, out, settings=changed, detect=stumble, resume=True)
         covered = (out / "contact_sheet.png").read_bytes()
         shown = dataclasses.replace(settings, show_flagged=True)
@@ -417,7 +417,7 @@ class TestCommand:
         assert cli.main([*arguments, "--overwrite"]) == 0
         assert (tmp_path / "new/00000.png").stat().st_mtime_ns == made
         assert cli.main([*arguments, "--unet", str(model / "sd"), "--overwrite"]) == 2
-        assert "holds a run with other settings: networks_sha256 was" in " ".join(capsys.readouterr().err.split())
+        assert "belongs to another run: networks_sha256 was" in " ".join(capsys.readouterr().err.split())
 
     def test_clip_scores(self, model, words, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(nudity, "load_detector", lambda: look)

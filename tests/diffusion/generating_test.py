@@ -66,7 +66,7 @@ def test_images_are_the_same_in_batches_and_after_a_stop(pipeline, tmp_path):
         assert np.abs(again.astype(int) - before).max() <= 1
     with pytest.raises(InputError, match=r"already holds a run; add --resume"):
         generating.generate_images(pipeline, PROMPTS, tmp_path / "a", settings=SETTINGS)
-    with pytest.raises(InputError, match=r"other settings: guidance was '7.5' and is now '2.0'"):
+    with pytest.raises(InputError, match=r"another run: guidance was '7.5' and is now '2.0'"):
         generating.generate_images(
             pipeline, PROMPTS, tmp_path / "a", settings=dataclasses.replace(SETTINGS, guidance=2.0), resume=True
         )

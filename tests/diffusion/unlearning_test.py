@@ -203,7 +203,7 @@ class TestRuns:
         (tmp_path / "out/cache/forget/moments/00002.npy").unlink()
         assert "already holds a run; add --resume" in error_of(capsys, *words)
         changed = paper(folder, tmp_path / "out", "forget_weight=0.3", "--resume")
-        assert "other settings: forget_weight was 0.1 and is now 0.3" in error_of(capsys, *changed)
+        assert "another run: forget_weight was 0.1 and is now 0.3" in error_of(capsys, *changed)
         assert cli.main([*words, "--resume"]) == 0
         assert made == (tmp_path / "out/cache/forget/images/00001.png").stat().st_mtime_ns
         assert json.loads((tmp_path / "out/results.json").read_text())["cost"]["resumed_at_step"] == 3

@@ -30,11 +30,12 @@ from scissorhands_jax.jobs.table_cells import TableCell
 from scissorhands_jax.methods import METHODS
 from scissorhands_jax.training import checkpoints
 from scissorhands_jax.training.checkpoints import Checkpointer, Position
+from scissorhands_jax.training.identity import identify
 from tests.comparison import same_bits
 from tests.datasets.samples import cifar_members, random_set, svhn_arrays, write_tar
 from tests.fuzz.damage import DamagedFolder, damaged, damaged_json
 from tests.torch_weights import state_dicts_test as torch_files
-from tests.training.checkpoints_test import carry
+from tests.training.checkpoints_test import RUN, carry
 
 Read = Callable[[], object]
 Next = Callable[[random.Random, int], Read]
@@ -304,13 +305,13 @@ def _networks(folder: Path) -> Next:
 
 def _checkpoints(folder: Path) -> Next:
     keeper = Checkpointer(folder / "run")
-    keeper.save(carry(), Position(0, 3), {})
+    keeper.save(carry(), Position(0, 3), RUN)
     keeper.close()
     spoiled = DamagedFolder(folder / "run")
 
     def read() -> None:
         with contextlib.closing(Checkpointer(folder / "run")) as reader:
-            found, _ = reader.restore(carry(), {})
+            found, _ = reader.restore(carry(), RUN)
         assert same_bits(found, carry())
 
     def make(generator: random.Random, number: int) -> Read:
@@ -320,15 +321,15 @@ def _checkpoints(folder: Path) -> Next:
     return make
 
 
-RUN = {"model": "mlp", "weights": None, "seed": 3, "method": {"epochs": 2, "learning_rate": 0.1}}
-
-
 def _runs(folder: Path) -> Next:
+    chosen = {"model": "mlp", "weights": None, "seed": 3, "method": {"epochs": 2, "learning_rate": 0.1}}
+    run = identify(chosen)
+
     def resume(path: Path) -> None:
-        with runs.open_folder(path.parent, RUN, resume=True):
+        with runs.open_folder(path.parent, run, resume=True, warn=False):
             pass
 
-    return damaged_documents(folder, RUN, resume, f"run/{runs.RUN_FILE}")
+    return damaged_documents(folder, run.document(), resume, f"run/{runs.RUN_FILE}")
 
 
 def _earlier_runs(folder: Path) -> Next:

@@ -15,6 +15,7 @@ from scissorhands_jax.jobs import cells
 from scissorhands_jax.jobs.cells import CellFolder, Diverged, ResultCell
 from scissorhands_jax.jobs.progress import progress_bar
 from scissorhands_jax.report.provenance import running_code
+from scissorhands_jax.training.identity import identify
 
 NAMES = ("a", "b 1 %", "c", "hopeless", "d.e")
 QUIET = Console(quiet=True)
@@ -55,8 +56,8 @@ class Arrays(Number):
 
 def run(out, kind, computed, *, description=None, **stops):
     """One call of a command that fills a folder of cells; returns its document."""
-    described = description or {"command": "test", "numbers": (1, 2)}
-    with CellFolder.open(out, described, kind, overwrite=False) as folder:
+    identity = identify(description or {"command": "test", "numbers": (1, 2)})
+    with CellFolder.open(out, identity, kind, overwrite=False) as folder:
         return filled(folder, out, kind, computed, **stops)
 
 

@@ -229,7 +229,8 @@ class TestTable:
         out, _ = table
         other = dataclasses.replace(EXPERIMENT, training=dataclasses.replace(EXPERIMENT.training, epochs=4))
         with pytest.raises(
-            InputError, match=r"was made with training.epochs = 3, not 4; remove it, or name another folder"
+            InputError,
+            match=r"belongs to another run: training.epochs was 3 and is now 4; remove it, or name another folder",
         ):
             grid.run_grid(other, tmp_path / "out", seeds=[3], networks=out / "networks", console=QUIET)
 

@@ -210,8 +210,14 @@ class TestBoundaryExpand:
         # What the labels were is not read.
         mislabelled = DATA._replace(forget={**DATA.forget, "label": jnp.zeros(6, jnp.int32)})
         assert same_bits(run(method, KEY, *start, mislabelled, num_epochs=8).params, result.params)
+
         # A run that is stopped goes on, with the shadow in its checkpoints.
-        run(method, KEY, *start, DATA, num_epochs=5, checkpoint=Checkpointer(tmp_path))
+        def stop_in_epoch_5(progress):
+            if progress.epoch == 5:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            run(method, KEY, *start, DATA, num_epochs=8, checkpoint=Checkpointer(tmp_path), on_step=stop_in_epoch_5)
         resumed = run(method, KEY, *start, DATA, num_epochs=8, checkpoint=Checkpointer(tmp_path))
         assert same_bits(resumed.params, result.params)
 

@@ -13,10 +13,14 @@ from scissorhands_jax.base import Carry
 from scissorhands_jax.errors import CheckpointError, InputError
 from scissorhands_jax.training import checkpoints
 from scissorhands_jax.training.checkpoints import Checkpointer, Position
+from scissorhands_jax.training.identity import Identity
 from tests.comparison import same_bits
 
 # Orbax's threads, where a damaged file interrupts them.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+RUN = Identity({"w": "float32[3]"}, {"cores": "2"})
 
 
 class Pair(NamedTuple):
@@ -109,6 +113,16 @@ class TestNetwork:
             with pytest.raises(CheckpointError, match="net is damaged"):
                 read(path)
 
+    @pytest.mark.parametrize("shape", [(3, 2), (6,), (1, 2, 3)])
+    def test_the_same_numbers_in_another_shape_are_refused_whatever_the_metadata_say(self, tmp_path, shape):
+        checkpoints.save_network(tmp_path / "net", {"w": jnp.arange(6.0).reshape(2, 3)}, {}, {})
+        template = {"w": jnp.zeros(shape)}
+        metadata = tmp_path / "net" / "meta" / "metadata"
+        arrays = checkpoints.describe_arrays({"params": template, "model_state": {}})
+        metadata.write_text(json.dumps({**json.loads(metadata.read_text()), "fingerprint": arrays}))
+        with pytest.raises(CheckpointError, match="net is damaged: its numbers have changed since it was written"):
+            checkpoints.load_network(tmp_path / "net", template, {})
+
     def test_a_folder_without_a_network_is_refused(self, tmp_path):
         (tmp_path / "file").write_text("")
         for path in (tmp_path, tmp_path / "absent", tmp_path / "file"):
@@ -144,12 +158,12 @@ class TestCheckpointer:
     def test_a_carry_comes_back_bit_for_bit_with_its_typed_key(self, tmp_path):
         keeper = Checkpointer(tmp_path / "run")
         assert keeper.latest_step is None
-        keeper.save(carry(), Position(2, 5), {"w": "float32[3]"})
+        keeper.save(carry(), Position(2, 5), RUN)
         assert keeper.latest_step == 3
         keeper.close()
         again = Checkpointer(str(tmp_path / "run"))
         template = carry(0, seed=1)
-        loaded, position = again.restore(template, {"w": "float32[3]"})
+        loaded, position = again.restore(template, RUN)
         assert position == Position(2, 5)
         assert same_bits(loaded, carry())
         assert loaded.key.dtype == carry().key.dtype
@@ -159,56 +173,82 @@ class TestCheckpointer:
     def test_only_the_newest_stay_and_a_step_is_written_once(self, tmp_path):
         keeper = Checkpointer(tmp_path, keep=2)
         for step in (1, 2, 3):
-            keeper.save(carry(step, seed=step), Position(0, step), {})
-        keeper.save(carry(3, seed=9), Position(0, 3), {})
+            keeper.save(carry(step, seed=step), Position(0, step), RUN)
+        keeper.save(carry(3, seed=9), Position(0, 3), RUN)
         assert sorted(folder.name for folder in tmp_path.iterdir()) == ["2", "3"]
-        assert same_bits(keeper.restore(carry(), {})[0], carry(3, seed=3))
+        assert same_bits(keeper.restore(carry(), RUN)[0], carry(3, seed=3))
 
     def test_an_interrupted_write_is_ignored(self, tmp_path):
         keeper = Checkpointer(tmp_path)
-        keeper.save(carry(3), Position(0, 3), {})
+        keeper.save(carry(3), Position(0, 3), RUN)
         keeper.close()
         shutil.copytree(tmp_path / "3", tmp_path / "4.orbax-checkpoint-tmp")
         shutil.copytree(tmp_path / "3", tmp_path / "5.orbax-checkpoint-tmp-1234567890")
         (tmp_path / "5.orbax-checkpoint-tmp-1234567890" / "_CHECKPOINT_METADATA").unlink()
         again = Checkpointer(tmp_path)
         assert again.latest_step == 3
-        assert same_bits(again.restore(carry(), {})[0], carry(3))
-        again.save(carry(4), Position(0, 4), {})
+        assert same_bits(again.restore(carry(), RUN)[0], carry(3))
+        again.save(carry(4), Position(0, 4), RUN)
         assert again.latest_step == 4
 
     def test_another_run_is_refused(self, tmp_path):
         keeper = Checkpointer(tmp_path)
-        keeper.save(carry(), Position(0, 3), {"key": [0, 1], "w": "float32[3]"})
-        with pytest.raises(CheckpointError, match=r"another network or run: 1 entries .* key with \[0, 1\] there and"):
-            keeper.restore(carry(), {"key": [0, 2], "w": "float32[3]"})
+        keeper.save(carry(), Position(0, 3), RUN)
+        message = "belongs to another run: v was None and is now 3; w was 'float32.3.' and is now None; repeat its set"
+        with pytest.raises(CheckpointError, match=message):
+            keeper.restore(carry(), Identity({"v": 3}, RUN.environment))
+
+    def test_arrays_of_another_kind_are_refused(self, tmp_path):
+        keeper = Checkpointer(tmp_path)
+        keeper.save(carry(), Position(0, 3), RUN)
+        other = carry()._replace(aux={"mask": jnp.array([True, False, True])})
+        with pytest.raises(CheckpointError, match=r"aux/mask with bool\[2\] there and bool\[3\] here"):
+            keeper.restore(other, RUN)
+
+    def test_numbers_in_place_of_a_key_are_refused_whatever_the_metadata_say(self, tmp_path):
+        raw = carry()._replace(key=jax.random.key_data(carry().key))
+        keeper = Checkpointer(tmp_path)
+        keeper.save(raw, Position(0, 3), RUN)
+        metadata = tmp_path / "3" / "meta" / "metadata"
+        arrays = checkpoints.describe_arrays(carry())
+        metadata.write_text(json.dumps({**json.loads(metadata.read_text()), "arrays": arrays}))
+        with pytest.raises(CheckpointError, match=r"step 3 in .* is damaged: its numbers have changed since they were"):
+            Checkpointer(tmp_path).restore(carry(), RUN)
+
+    def test_a_checkpoint_of_an_earlier_version_is_refused(self, tmp_path):
+        keeper = Checkpointer(tmp_path)
+        keeper.save(carry(), Position(0, 3), RUN)
+        metadata = tmp_path / "3" / "meta" / "metadata"
+        metadata.write_text(json.dumps({"epoch": 0, "offset": 3, "fingerprint": {}, "checksum": "0"}))
+        with pytest.raises(CheckpointError, match="an earlier version of scissorhands_jax wrote it; start again in a"):
+            Checkpointer(tmp_path).restore(carry(), RUN)
 
     def test_nothing_to_restore_is_refused(self, tmp_path):
         with pytest.raises(CheckpointError, match="no whole checkpoint"):
-            Checkpointer(tmp_path / "new").restore(carry(), {})
+            Checkpointer(tmp_path / "new").restore(carry(), RUN)
 
     @pytest.mark.parametrize("meta", ["", "{", "[]", '{"epoch": 1, "offset": 1}', '{"epoch": "x", "offset": 1}'])
     def test_damaged_metadata_is_refused(self, tmp_path, meta):
         keeper = Checkpointer(tmp_path)
-        keeper.save(carry(), Position(0, 3), {})
+        keeper.save(carry(), Position(0, 3), RUN)
         file = tmp_path / "3" / "meta" / "metadata"
-        assert json.loads(file.read_text()).items() >= {"epoch": 0, "offset": 3, "fingerprint": {}}.items()
+        assert json.loads(file.read_text()).items() >= {"epoch": 0, "offset": 3, "run": RUN.document()}.items()
         file.write_text(meta)
         with pytest.raises(CheckpointError, match=r"checkpoint of step 3 in .* is damaged"):
-            Checkpointer(tmp_path).restore(carry(), {})
+            Checkpointer(tmp_path).restore(carry(), RUN)
 
     def test_missing_or_changed_arrays_are_refused(self, tmp_path):
         large = carry()._replace(aux=jnp.asarray(np.random.default_rng(0).normal(size=5000)))
         keeper = Checkpointer(tmp_path)
-        keeper.save(large, Position(0, 3), {})
+        keeper.save(large, Position(0, 3), RUN)
         file = max((tmp_path / "3" / "carry").rglob("*"), key=lambda file: file.stat().st_size)
         whole = file.read_bytes()
         file.write_bytes(whole[:9000] + bytes([whole[9000] ^ 4]) + whole[9001:])
         with pytest.raises(CheckpointError, match="numbers have changed since they were written"):
-            Checkpointer(tmp_path).restore(large, {})
+            Checkpointer(tmp_path).restore(large, RUN)
         shutil.rmtree(tmp_path / "3" / "carry")
         with pytest.raises(CheckpointError, match=r"checkpoint of step 3 in .* is damaged"):
-            Checkpointer(tmp_path).restore(carry(), {})
+            Checkpointer(tmp_path).restore(large, RUN)
 
     def test_saving_less_than_every_step_is_refused(self, tmp_path):
         with pytest.raises(InputError, match="every_steps must be at least 1, got 0"):

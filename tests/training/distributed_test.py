@@ -19,6 +19,7 @@ from scissorhands_jax import models, torch_weights
 from scissorhands_jax.cli import main as cli
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.training import checkpoints, distributed, watcher
+from tests.training import disagreeing
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = 64
@@ -60,34 +61,34 @@ def alone(job, tmp_path_factory) -> tuple[Path, Path]:
     return folder / "run", folder / "begun"
 
 
-def launch(job, out, count, *more, devices=1):
-    """`count` processes of one run, with some virtual devices each; their standard errors are pipes."""
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def begin(*command: str, devices=1) -> subprocess.Popen:
+    """A process of Python with some virtual devices; what it prints are pipes."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     # Processes of one run compile the same programs at the same time, so that a cache between them would not help.
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_ENABLE_COMPILATION_CACHE": "false"}
-    command = [sys.executable, "-m", "tests.training.distributed_test", *job, "--out", str(out), *more]
-    return [
-        subprocess.Popen(
-            [
-                *command,
-                "--coordinator",
-                f"127.0.0.1:{port}",
-                "--num-processes",
-                str(count),
-                "--process-id",
-                str(number),
-            ],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(count)
-    ]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT, env=environment, **pipes)
+
+
+def of_many(port: int, count: int, number: int) -> tuple[str, ...]:
+    """The options of a process of many."""
+    return (
+        *("--coordinator", f"127.0.0.1:{port}", "--num-processes", str(count), "--process-id", str(number)),
+        *("--seconds-to-meet", "60"),
+    )
+
+
+def launch(job, out, count, *more, devices=1):
+    """`count` processes of one run."""
+    port = free_port()
+    command = ("tests.training.distributed_test", *job, "--out", str(out), *more)
+    return [begin(*command, *of_many(port, count, number), devices=devices) for number in range(count)]
 
 
 def outcome(processes) -> list[tuple[int, str, str]]:
@@ -192,6 +193,62 @@ def test_a_run_goes_on_with_any_number_of_processes(killed, job, alone, tmp_path
             exported = torch_weights.to_state_dict(*saved)
             assert all(np.array_equal(exported[name], value) for name, value in network(copy).items())
         check_same(copy, alone[0])
+
+
+def test_processes_that_were_given_something_else_end_together_and_name_it(tmp_path):
+    """One start serves for all differences: whoever is refused is still there for the next one."""
+    disagreeing.write_files(tmp_path)
+    where = f"127.0.0.1:{free_port()}"
+    command = ("tests.training.disagreeing", str(tmp_path), where)
+    found = outcome([begin(*command, str(number)) for number in range(2)])
+    assert [status for status, _, _ in found] == [2, 2], found
+    assert [error for _, _, error in found] == ["", ""]
+    first, second = ([json.loads(line) for line in printed.splitlines()] for _, printed, _ in found)
+    expected = {
+        "forget": r"forget is 'indices:.*first.txt' in process 0 and 'indices:.*other.txt' in process 1; forget_sha256",
+        "weights": "original_sha256 is [0-9a-f]{16} in process 0 and [0-9a-f]{16} in process 1",
+        "data": "train_checksum is .*; train_sha256 is",
+        "learning_rate": "method.learning_rate is 0.01 in process 0 and 0.02 in process 1",
+        "batch_size": "method.batch_size is 4 in process 0 and 8 in process 1",
+        "epochs": "method.epochs is 1 in process 0 and 2 in process 1",
+        "seed": "seed is 0 in process 0 and 1 in process 1",
+        "mesh": "environment.layout is 'data 2 x model 1, .*' in process 0 and 'data 1 x model 2, .*' in process 1",
+        "flag": "options.jax_threefry_partitionable is 'False' in process 0 and 'True' in process 1",
+        "folder": r"the file run.json of a folder that all must share is 'SHA-256 .*' in process 0 and 'not there' in",
+        "loss of its own": "method...factor is 1.0 in process 0 and 2.0 in process 1",
+        "key": r"key is \[0, 0\] in process 0 and \[0, 1\] in process 1",
+    }
+    assert tuple(expected) == disagreeing.CASES[:-1]
+    for one, other in zip(first[:-1], second[:-1], strict=True):
+        assert one["message"] == other["message"]
+        assert one["message"].startswith("process 1 is about to do something else than process 0: ")
+        assert one["message"].endswith("; start all processes with the same arguments, files and versions")
+        assert re.search(expected[one["case"]], one["message"]), one
+        assert max(one["seconds"], other["seconds"]) < 20
+    last = "this process stops because process 1 has ended with exit status 2; its own message says why"
+    assert first[-1]["message"] == last
+    assert "nowhere.safetensors" in second[-1]["message"]
+    assert first[-1]["seconds"] < 20
+    assert not (tmp_path / "run").exists(), "nobody has computed anything"
+
+
+def test_a_used_port_and_a_wrong_count_end_all_processes_of_the_command(job, tmp_path):
+    command = ("scissorhands_jax", *job, "--out", str(tmp_path / "run"))
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        used, port = other.getsockname()[1], free_port()
+        processes = [begin(*command, *of_many(used, 2, 0)), begin(*command, *of_many(used, 2, 1))]
+        processes += [begin(*command, *of_many(port, 2, 0)), begin(*command, *of_many(port, 3, 1))]
+        found = outcome(processes)
+    assert [status for status, _, _ in found] == [2, 1, 2, 2], found
+    errors = [error for _, _, error in found]
+    assert all(re.fullmatch(r"error: .*\n", error) for error in errors), errors
+    assert f"process 0 cannot listen at 127.0.0.1:{used} (" in errors[0]
+    assert f"what answers at 127.0.0.1:{used} is not process 0 of this run" in errors[1]
+    assert errors[2] == errors[3]
+    assert "processes is 2 in process 0 and 3 in process 1; start all of them alike" in errors[2]
+    assert not (tmp_path / "run").exists()
 
 
 class TestWatcher:

@@ -22,6 +22,7 @@ from scissorhands_jax.errors import CheckpointError, InputError, NonFiniteError
 from scissorhands_jax.methods import finetune
 from scissorhands_jax.optimizers import sgd
 from scissorhands_jax.training.checkpoints import Checkpointer
+from scissorhands_jax.training.descriptions import named
 from scissorhands_jax.training.loop import run
 from tests import tiny
 from tests.comparison import same_bits
@@ -110,10 +111,10 @@ def test_a_checkpoint_only_at_the_end_of_an_epoch_resumes_at_the_next(tmp_path):
     result = start(method, checkpoint=Checkpointer(tmp_path), on_step=second)
     assert same_bits(network(result), network(expected))
     assert [progress.step for progress in second.seen] == [4, 5, 6]
-    # A finished run takes no step, and can be continued for more epochs.
-    assert same_bits(network(start(method, checkpoint=Checkpointer(tmp_path))), network(expected))
-    longer = start(method, epochs=3, checkpoint=Checkpointer(tmp_path))
-    assert same_bits(network(longer), network(start(method, epochs=3)))
+    # A finished run takes no step.
+    again = Recorder()
+    assert same_bits(network(start(method, checkpoint=Checkpointer(tmp_path), on_step=again)), network(expected))
+    assert again.seen == []
 
 
 KILLED = """
@@ -295,12 +296,12 @@ class TestNonFinite:
         with pytest.raises(
             NonFiniteError, match=f"loss is {value} at step 5; the checkpoint of step 3 is good"
         ) as error:
-            count(counter(5, value), checkpoint=keeper, on_step=recorder)
+            count(named("counter", counter(5, value)), checkpoint=keeper, on_step=recorder)
         assert (error.value.step, error.value.metric) == (5, "loss")
         assert [progress.step for progress in recorder.seen] == [1, 2, 3, 4]
         # Offsets 2 and 3 of epoch 0 were saved; the bad step and what came after it never is.
         assert Checkpointer(tmp_path).latest_step == 3
-        result = count(counter(), checkpoint=Checkpointer(tmp_path, every_steps=2))
+        result = count(named("counter", counter()), checkpoint=Checkpointer(tmp_path, every_steps=2))
         assert float(result.params["w"]) == 1221
 
     def test_without_a_checkpoint_the_advice_says_so(self):
@@ -316,18 +317,21 @@ class TestNonFinite:
 class TestAnotherRun:
     @pytest.fixture
     def folder(self, tmp_path):
-        count(counter(), epochs=1, checkpoint=Checkpointer(tmp_path))
+        with pytest.raises(Stop):
+            count(counter(), checkpoint=Checkpointer(tmp_path), on_step=Recorder(stop_at=5))
         return tmp_path
 
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"key": jax.random.key(8)}, r"key with \[0, 7\] there and \[0, 8\] here"),
-            ({"x": (1.0, 10.0, 100.0)}, "retain examples with 4, .* there and 3, .* here"),
-            ({"x": (1.0, 10.0, 100.0, 1001.0)}, "1 entries differ, the first is retain examples with 4, .* and 4, "),
-            ({"params": {"w": jnp.ones(())}}, "1 entries differ, the first is original network"),
-            ({"params": {"w": jnp.zeros(()), "b": jnp.zeros(2)}}, r"params/b with nothing there and float32\[2\] here"),
-            ({"params": {"w": jnp.zeros((), jnp.bfloat16)}}, r"params/w with float32\[\] there and bfloat16\[\] here"),
+            ({"key": jax.random.key(8)}, r"run: key was \[0, 7\] and is now \[0, 8\]; repeat"),
+            ({"x": (1.0, 10.0, 100.0)}, "run: retain examples was '4, .*' and is now '3, .*'; repeat"),
+            ({"x": (1.0, 10.0, 100.0, 1001.0)}, "run: retain examples was '4, .*' and is now '4, .*'; repeat"),
+            ({"params": {"w": jnp.ones(())}}, "run: original network was 'SHA-256 .*' and is now '.*'; repeat"),
+            ({"params": {"w": jnp.zeros(()), "b": jnp.zeros(2)}}, "run: original network was"),
+            ({"params": {"w": jnp.zeros((), jnp.bfloat16)}}, "run: original network was"),
+            ({"epochs": 1}, "run: epochs was 2 and is now 1; repeat"),
+            ({"epochs": 3}, "run: epochs was 2 and is now 3; repeat"),
         ],
     )
     def test_is_refused_and_named(self, folder, changes, message):

@@ -123,6 +123,7 @@ class TestLayout:
 
 def main() -> None:
     """Runs all checks that need many devices, and prints `name: ok` or what is wrong."""
+    import contextlib
     import dataclasses
     import functools
     import shutil
@@ -374,7 +375,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         first, second = layout_of("4x2 fsdp"), layout_of("1x8")
         keeper = checkpoints.Checkpointer(folder, keep=1)
-        training.run(method, key, *start, data, num_epochs=1, checkpoint=keeper, layout=first)
+
+        def stop(progress):
+            if progress.epoch == 1:
+                raise KeyboardInterrupt
+
+        with contextlib.suppress(KeyboardInterrupt):
+            training.run(method, key, *start, data, num_epochs=2, checkpoint=keeper, layout=first, on_step=stop)
+        assert keeper.latest_step is not None
         keeper.close()
         good = []
         for other in (second, None):

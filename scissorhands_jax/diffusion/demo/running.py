@@ -19,6 +19,7 @@ from scissorhands_jax.diffusion.demo.training import train_digits
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.progress import follow_steps, progress_bar
 from scissorhands_jax.terminal import Console, say
+from scissorhands_jax.training.identity import identify
 from scissorhands_jax.training.loop import OnStep
 
 _PAGE_FILE = "report.html"
@@ -49,7 +50,7 @@ def run_digits_demo(
     """
     console = console or Console(stderr=True)
     description = {"command": "demo diffusion", "settings": dataclasses.asdict(settings)}
-    with runs.open_folder(out, description, overwrite=overwrite):
+    with runs.open_folder(out, identify(description), overwrite=overwrite):
         result = _demonstrated(out, settings, published, console)
     print_numbers(result, Console())
     say(console, f"open {out / _PAGE_FILE}; all numbers are in {out / runs.RESULTS_FILE}")

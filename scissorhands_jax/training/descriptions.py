@@ -1,0 +1,372 @@
+"""Any value in words: settings, arrays, and functions with their code and everything that they refer to.
+
+A description is JSON, the same in every process, without addresses. Two values with one description compute the same.
+
+* What belongs to Python or to a library whose version is recorded (`reproducibility.LIBRARIES`) is described by its
+  name.
+* Another function is described by its bytecode, its defaults, the values that it closes over and the global values that
+  it names; another class by its functions and values. What these refer to is described in the same way. Code that was
+  installed with other packages stands for itself: the global values that it names are left out.
+* An array is described by its type, its shape and the hash of its numbers, an object by its fields or by what `copy`
+  and `pickle` take from it.
+
+Bytecode differs between versions of Python, so that descriptions with code can only be compared within one version.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import dataclasses
+import enum
+import functools
+import importlib.util
+import sys
+import sysconfig
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from scissorhands_jax import hashing
+from scissorhands_jax.errors import InputError
+from scissorhands_jax.training.reproducibility import LIBRARIES
+
+CODE = "(code)"
+"""The key of the hash of bytecode."""
+IDENTITY = "__identity__"
+"""The attribute that is described in place of the function or object that has it."""
+
+_TYPE = "(type)"
+_MAX_DEPTH = 100
+_LONG = 100  # entries of a sequence of plain values above which it is described by a hash
+_PLAIN = (type(None), bool, int, float, str)
+_MEMBERS = (types.FunctionType, staticmethod, classmethod, property, functools.cached_property)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Named:
+    """What `named` returns for a function."""
+
+    name: str
+    function: Callable
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+    @property
+    def __identity__(self) -> str:
+        return f"named {self.name}"
+
+
+def named(name: str, value: Any) -> Any:
+    """Gives a function a name that stands for everything it computes when runs are compared.
+
+    By default a loss, an augmentation or a method of your own is recognised by its code and by all values that it
+    refers to. Give it a name where that is impossible, because it refers to an open file for instance, or not wanted,
+    because values that it refers to change without an effect. Then change the name whenever the function changes.
+
+    Args:
+      name: The name.
+      value: A function, or a NamedTuple of functions, such as a `Method` or a `Model`.
+
+    Returns:
+      A function that does the same, or a NamedTuple of such functions.
+
+    Raises:
+      InputError: The name is empty, or the value is not a function.
+
+    >>> named("twice", lambda x: 2 * x)(3)
+    6
+    """
+    if not name:
+        raise InputError("the name of a function must not be empty")
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        parts = zip(value._fields, value, strict=True)
+        return type(value)(*(named(f"{name}.{field}", part) for field, part in parts))
+    if not callable(value):
+        raise InputError(f"only a function can be given a name, and {name!r} is a {type(value).__name__}")
+    return _Named(name, value)
+
+
+def describe_value(value: Any, place: str) -> Any:
+    """Describes a value as JSON.
+
+    Args:
+      value: Anything that a run can be made of.
+      place: What the value is called in errors.
+
+    Raises:
+      InputError: The value refers to something that cannot be described, such as an open file; the error says where.
+    """
+    return _Describer()(value, place)
+
+
+def code_sha256(code: types.CodeType) -> str:
+    """Returns 16 hexadecimal digits of the SHA-256 of bytecode, which its name, file and line numbers do not change."""
+    return _short(repr(_code_parts(code)))
+
+
+class _Describer:
+    """Describes values, and each object among them only once."""
+
+    def __init__(self) -> None:
+        self._done: dict[int, tuple[Any, Any]] = {}  # by id: the object, which must stay alive, and its description
+        self._above: set[int] = set()  # the ids of the objects around the one that is being described
+
+    def __call__(self, value: Any, place: str) -> Any:
+        if isinstance(value, _PLAIN) and not isinstance(value, enum.Enum):
+            return value if type(value) in _PLAIN else [type(value).__name__, str(value)]
+        if id(value) in self._done:
+            return self._done[id(value)][1]
+        if id(value) in self._above:
+            return "(itself)"
+        if len(self._above) > _MAX_DEPTH:
+            raise _unknown(place, "something that is nested too deeply")
+        self._above.add(id(value))
+        try:
+            found = self._described(value, place)
+        finally:
+            self._above.discard(id(value))
+        self._done[id(value)] = (value, found)
+        return found
+
+    def _described(self, value: Any, place: str) -> Any:
+        if not isinstance(value, type) and (own := _own_identity(value)) is not None:
+            return self(own, place)
+        for kinds, method in _METHODS:
+            if isinstance(value, kinds):
+                return method(self, value, place)
+        return self._object(value, place)
+
+    def _parts(self, parts: Iterable[tuple[Any, Any]], place: str) -> dict[str, Any]:
+        return {str(name): self(part, f"{place}.{name}") for name, part in parts}
+
+    def _array(self, value: Any, place: str) -> str:
+        if isinstance(value, jax.core.Tracer):
+            raise _unknown(place, "an array that is being traced")
+        if isinstance(value, jax.Array) and not value.is_fully_addressable:
+            raise _unknown(place, "an array that is divided over processes")
+        return hashing.described_array(value)
+
+    def _text(self, value: Any, place: str) -> str:
+        del place
+        return str(value)
+
+    def _bytes(self, value: Any, place: str) -> str:
+        del place
+        return f"{len(value)} bytes {hashing.sha256(bytes(value))[:16]}"
+
+    def _module(self, value: types.ModuleType, place: str) -> str:
+        del place
+        return value.__name__
+
+    def _sequence(self, value: list | tuple, place: str) -> Any:
+        if hasattr(value, "_fields"):
+            return {_TYPE: self(type(value), place)} | self._parts(zip(value._fields, value, strict=True), place)
+        if len(value) > _LONG and all(type(entry) in _PLAIN for entry in value):
+            return f"{len(value)} entries {_short(repr(list(value)))}"
+        return [self(entry, f"{place}.{number}") for number, entry in enumerate(value)]
+
+    def _structure(self, value: jax.tree_util.PyTreeDef, place: str) -> Any:
+        return [self(value.node_data(), place), [self(child, place) for child in value.children()]]
+
+    def _set(self, value: Iterable, place: str) -> list:
+        return sorted((self(entry, place) for entry in value), key=repr)
+
+    def _mapping(self, value: Mapping, place: str) -> Any:
+        if all(isinstance(key, str) for key in value):
+            return self._parts(value.items(), place)
+        return [[self(key, place), self(entry, f"{place}.{key}")] for key, entry in value.items()]
+
+    def _member(self, value: Any, place: str) -> Any:
+        """Describes what a class makes of its functions."""
+        names = ("__func__", "func", "fget", "fset", "fdel")
+        return self._parts(((name, getattr(value, name)) for name in names if hasattr(value, name)), place)
+
+    def _method(self, value: Any, place: str) -> Any:
+        return {_TYPE: self(value.__func__, place), "self": self(value.__self__, place)}
+
+    def _builtin(self, value: Any, place: str) -> Any:
+        owner, name = getattr(value, "__self__", None), getattr(value, "__qualname__", value.__name__)
+        if owner is None or isinstance(owner, types.ModuleType | type):
+            return f"{getattr(value, '__module__', None) or 'builtins'}.{name}"
+        return {_TYPE: name, "self": self(owner, place)}
+
+    def _partial(self, value: functools.partial, place: str) -> Any:
+        arguments = {"(arguments)": self(value.args, place)} if value.args else {}
+        return {_TYPE: self(value.func, place)} | arguments | self._parts(value.keywords.items(), place)
+
+    def _function(self, value: types.FunctionType, place: str) -> Any:
+        code, origin = value.__code__, _origin(value.__code__.co_filename)
+        found: dict[str, Any] = {_TYPE: f"{value.__module__}.{value.__qualname__}"}
+        if origin != "known":
+            found[CODE] = code_sha256(code)
+            if defaults := (*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).items()):
+                found["(defaults)"] = self(defaults, place)
+        for name, cell in zip(code.co_freevars, value.__closure__ or (), strict=True):
+            try:
+                contents = cell.cell_contents
+            except ValueError:  # Nothing was bound to the name yet.
+                contents = "(unbound)"
+            found[name] = self(contents, f"{place}.{name}")
+        if origin == "own":
+            found |= self._globals(value, place)
+        return found if len(found) > 1 else found[_TYPE]
+
+    def _globals(self, value: types.FunctionType, place: str) -> dict[str, Any]:
+        """Describes the global values that a function names, and what it may take from modules that are no library."""
+        names = set(_names(value.__code__))
+        found = {}
+        for name in sorted(names & value.__globals__.keys()):
+            entry = value.__globals__[name]
+            if not isinstance(entry, types.ModuleType):
+                found[name] = self(entry, f"{place}.{name}")
+            elif _origin_of_module(entry.__name__) == "own":
+                parts = ((part, getattr(entry, part)) for part in sorted(names) if hasattr(entry, part))
+                found[name] = self._parts(parts, f"{place}.{name}")
+        return found
+
+    def _class(self, value: type, place: str) -> Any:
+        name, origin = f"{value.__module__}.{value.__qualname__}", _origin_of_module(value.__module__)
+        if origin == "known":
+            return name
+        if origin == "installed":
+            codes = [(at, part.__code__) for at, part in sorted(vars(value).items()) if hasattr(part, "__code__")]
+            return {_TYPE: name, CODE: _short(repr([(at, code_sha256(code)) for at, code in codes]))}
+        members = {at: part for at, part in sorted(vars(value).items()) if not _is_generated(at, part)}
+        bases = [self(base, place) for base in value.__bases__ if base is not object]
+        return {_TYPE: name, "(bases)": bases} | self._parts(members.items(), place)
+
+    def _object(self, value: Any, place: str) -> Any:
+        found = {_TYPE: self(type(value), place)}
+        if dataclasses.is_dataclass(value):
+            fields = [field.name for field in dataclasses.fields(value)]
+            return found | self._parts(((name, getattr(value, name, None)) for name in fields), place)
+        wrapped = getattr(value, "__wrapped__", None)
+        if callable(wrapped):  # made of a function by `jit`, `custom_vjp`, `cache` and the like
+            attributes = getattr(value, "__dict__", {}).items()
+            parts = ((name, part) for name, part in attributes if not name.startswith("_"))
+            return found | {"(function)": self(wrapped, place)} | self._parts(parts, place)
+        return found | self._state(value, place)
+
+    def _state(self, value: Any, place: str) -> dict[str, Any]:
+        """Describes what an object is copied and pickled from."""
+        reduce_it = copyreg.dispatch_table.get(type(value))
+        try:
+            reduced = value.__reduce_ex__(4) if reduce_it is None else reduce_it(value)
+        except Exception as error:  # Classes raise what they like.
+            raise _unknown(place, f"a {type(value).__module__}.{type(value).__qualname__}") from error
+        if isinstance(reduced, str):
+            return {"(name)": reduced}
+        make, arguments, state, *entries = (*reduced, None, None, None)[:5]
+        arguments = arguments[1:] if make.__name__ == "__newobj__" else arguments
+        found = {"(arguments)": self(arguments, place)} if arguments else {}
+        for part in state if isinstance(state, tuple) and len(state) == 2 else (state,):
+            found |= self._parts(part.items(), place) if isinstance(part, dict) else {"(state)": self(part, place)}
+        return found | {"(entries)": self([list(part) for part in entries if part is not None], place)}
+
+
+# In this order, because some kinds belong to others.
+_METHODS: tuple[tuple[tuple[type, ...], Callable[[_Describer, Any, str], Any]], ...] = (
+    ((np.ndarray, np.generic, jax.Array), _Describer._array),
+    (
+        (jax.ShapeDtypeStruct, np.dtype, jax.sharding.Mesh, jax.sharding.Sharding, jax.Device, enum.Enum),
+        _Describer._text,
+    ),
+    ((jax.tree_util.PyTreeDef,), _Describer._structure),
+    ((bytes, bytearray), _Describer._bytes),
+    ((type,), _Describer._class),
+    ((types.ModuleType,), _Describer._module),
+    ((types.FunctionType,), _Describer._function),
+    ((types.MethodType,), _Describer._method),
+    ((types.BuiltinFunctionType, types.MethodWrapperType, types.WrapperDescriptorType, np.ufunc), _Describer._builtin),
+    ((functools.partial,), _Describer._partial),
+    (_MEMBERS[1:], _Describer._member),
+    ((Mapping,), _Describer._mapping),
+    ((list, tuple), _Describer._sequence),
+    ((set, frozenset), _Describer._set),
+)
+
+
+def _unknown(place: str, what: str) -> InputError:
+    return InputError(
+        f"{place} is {what}, of which two cannot be told apart; leave it out of the function, or give the function a "
+        "name with sh.named"
+    )
+
+
+def _own_identity(value: Any) -> Any:
+    try:
+        return getattr(value, IDENTITY, None)
+    except Exception:  # Classes raise what they like.
+        return None
+
+
+def _is_generated(name: str, part: Any) -> bool:
+    """Says whether a member of a class was not written by its author, or was made from what else is in the class."""
+    made = isinstance(part, types.FunctionType) and part.__code__.co_filename == "<string>"  # by `dataclass`
+    slot = isinstance(part, types.MemberDescriptorType | types.GetSetDescriptorType)
+    about = name.startswith("__") and not isinstance(part, _MEMBERS)  # such as `__doc__`, and what `copy` keeps there
+    return made or slot or about or name == "_abc_impl"
+
+
+def _code_parts(code: types.CodeType) -> tuple:
+    constants = [_code_parts(part) if isinstance(part, types.CodeType) else _constant(part) for part in code.co_consts]
+    counts = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
+    names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
+    return (code.co_code, constants, counts, names, code.co_exceptiontable)
+
+
+def _constant(value: Any) -> str:
+    """Writes a constant so that 1, 1.0 and True differ, and the entries of a set have one order."""
+    if isinstance(value, frozenset):
+        return f"frozenset {sorted(map(_constant, value))}"
+    if isinstance(value, tuple):
+        return f"tuple {[*map(_constant, value)]}"
+    return f"{type(value).__name__} {value!r}"
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    """Yields the names of globals and attributes in a function and in the functions within it."""
+    yield from code.co_names
+    for part in code.co_consts:
+        if isinstance(part, types.CodeType):
+            yield from _names(part)
+
+
+def _short(text: str) -> str:
+    return hashing.sha256(text)[:16]
+
+
+@functools.cache
+def _origin(file: str) -> str:
+    """Says whether code is "known" by the version of its library, was "installed" with another package, or is "own"."""
+    if file.startswith("<"):
+        return "known" if file.startswith("<frozen ") else "own"
+    libraries, installed, standard = _folders()
+    if file.startswith(libraries) or (file.startswith(standard) and not file.startswith(installed)):
+        return "known"
+    return "installed" if file.startswith(installed) else "own"
+
+
+def _origin_of_module(name: str) -> str:
+    if name == "__main__":
+        return "own"
+    file = getattr(sys.modules.get(name), "__file__", None)
+    if file is not None:
+        return _origin(file)
+    top = name.partition(".")[0]  # of a module that is compiled into another one, or into Python
+    return "known" if top in sys.stdlib_module_names or top in LIBRARIES else "own"
+
+
+@functools.cache
+def _folders() -> tuple[tuple[str, ...], ...]:
+    """Returns the folders of the libraries whose version is recorded, of installed packages, and of Python itself."""
+    found = [importlib.util.find_spec(name) for name in LIBRARIES]
+    libraries = [str(Path(spec.origin).parent) for spec in found if spec is not None and spec.origin is not None]
+    installed = [sysconfig.get_path(name) for name in ("purelib", "platlib")]
+    standard = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib")]
+    return tuple(tuple(f"{path}/" for path in paths) for paths in (libraries, installed, standard))
