@@ -11,7 +11,8 @@ from scissorhands_jax.deletion.entries import Request
 from scissorhands_jax.deletion.ledger import Ledger, check_request
 from scissorhands_jax.errors import InputError
 from tests.deletion import forking
-from tests.deletion.commands import QUICK, command, error_of, moved_data, states
+from tests.deletion.commands import QUICK, command, error_of, moved_data, states, verified
+from tests.deletion.spoiling import request
 
 pytest.importorskip("cryptography")
 
@@ -101,6 +102,24 @@ def test_due_dates_are_days_written_in_one_way(due):
     with pytest.raises(InputError, match="written 2026-12-31"):
         check_request("A", due)
     check_request("A", "2026-12-31")
+
+
+def test_names_are_kept_and_shown_as_they_were_typed(book_folder, monkeypatch, capsys):
+    """They are no markup, no SQL, no format and no HTML; what could command a terminal is refused."""
+    monkeypatch.setenv("COLUMNS", "300")
+    names = ["A [/x] [bold]b[/]", "'; DROP TABLE requests; --", "<script>x</script> &amp;", "{0} %s :smile: $x$", "[/]"]
+    with Ledger(book_folder) as book:
+        numbers = [request(book, name) for name in names]
+    assert command("list", "--ledger", book_folder) == 0
+    shown = capsys.readouterr().out
+    assert [name for name in names if name not in shown] == []
+    assert command("list", "--ledger", book_folder, "--json") == 0
+    found = {entry["id"]: entry["requester"] for entry in json.loads(capsys.readouterr().out)}
+    assert [found[number] for number in numbers] == names
+    assert verified(book_folder, "--quick", capsys=capsys) == []
+    for name in ("\x1b[31mA", "A\nB", "\u202eA", "A\x9b2J", "\x00"):
+        with pytest.raises(InputError, match="printable characters"):
+            check_request(name, "2026-12-31")
 
 
 def test_a_request_is_overdue_the_day_after_its_date():
