@@ -413,3 +413,14 @@ class TestTransformation:
     def test_the_dual_is_solved_for_at_most_ten_constraints(self):
         with pytest.raises(InputError, match=r"there are 11 .* give at most 10"):
             projection.solve_dual(jnp.eye(11), jnp.ones(11))
+
+
+def test_one_constraint_is_the_default():
+    transform = projection.project_gradient()
+    state = transform.init({"w": jnp.zeros(2)})
+    assert (state.dots.shape, state.dual.shape, state.violated.dtype) == ((1,), (1,), bool)
+    found, state = transform.update(
+        {"w": jnp.array([1.0, 1.0])}, state, constraint_grads={"w": jnp.array([[1.0, 0.0]])}
+    )
+    np.testing.assert_allclose(found["w"], [0.0, 1.0], atol=1e-6)
+    assert state.violated

@@ -44,6 +44,7 @@ class Checkpointer:
 
     Raises:
       InputError: `every_steps` is below 1.
+      CheckpointError: What Orbax keeps of the checkpoints in the folder is damaged.
     """
 
     def __init__(self, directory: str | Path, *, every_steps: int | None = None, keep: int = 2) -> None:
@@ -56,11 +57,16 @@ class Checkpointer:
             files.remove_leftovers(self.directory)
             for path in self.directory.glob("*.orbax-checkpoint-tmp*"):
                 files.remove(path)  # Orbax was killed while it wrote it.
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            options=ocp.CheckpointManagerOptions(enable_async_checkpointing=False),
-            item_names=("carry", "meta"),
-        )
+        try:
+            self._manager = ocp.CheckpointManager(
+                self.directory,
+                options=ocp.CheckpointManagerOptions(enable_async_checkpointing=False),
+                item_names=("carry", "meta"),
+            )
+        except OSError:
+            raise
+        except Exception as error:  # Orbax reads when each checkpoint was written, and raises many types for damage.
+            raise CheckpointError(f"the checkpoints in {self.directory} are damaged: {_line(error)}") from error
         self._remove_old()
 
     @property

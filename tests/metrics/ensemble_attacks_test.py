@@ -193,6 +193,17 @@ class TestULira:
         (attack,) = ensemble_attacks.u_lira(unlearned, retrained)
         assert mean_auc(attack) == pytest.approx(stats.norm.cdf(leak / 2**0.5), abs=0.03)
 
+    def test_without_each_pair_members_still_score_higher(self):
+        centre = 5 * normal(1, 60, seed=7)
+        unlearned, retrained = centre + normal(8, 60, seed=8) + 2, centre + normal(8, 60, seed=9)
+        (attack,) = ensemble_attacks.u_lira(unlearned, retrained)
+        assert attack.without_positives.shape == attack.without_negatives.shape == (8, 8, 60)
+        for pair in range(8):
+            found = [auc(attack.without_positives[:, pair], attack.without_negatives[:, pair])]
+            found.append(auc(attack.positives, attack.without_negatives[:, pair]))
+            found.append(auc(attack.without_positives[:, pair], attack.negatives))
+            assert min(found) > 0.8
+
     def test_an_attack_without_references_would_miss_it(self):
         """What the population attack sees is how hard examples are."""
         centre = 5 * normal(1, 400, seed=7)

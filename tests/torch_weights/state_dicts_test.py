@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from scissorhands_jax import torch_weights
 from scissorhands_jax.errors import WeightsError
-from scissorhands_jax.torch_weights import torch_files, weight_files
+from scissorhands_jax.torch_weights import tensors, torch_files, weight_files
 
 FILES = Path(__file__).parent / "files"
 NETWORK = {  # the names and shapes in make.py; the n-th array holds n, n + 1/8, ...
@@ -863,3 +863,21 @@ def test_only_one_layer_may_have_another_shape():
     params["conv1"]["bias"] = np.zeros(4, np.float32)
     with pytest.raises(WeightsError, match=r"conv1\.bias"):
         torch_weights.with_fresh_head(network(), params, model_state)
+
+
+@pytest.mark.parametrize(("axes", "readable"), [(63, True), (64, True), (65, False)])
+def test_tensors_have_as_many_axes_as_in_pytorch(tmp_path, axes, readable):
+    save_zip(tmp_path / "file", dictionary(x=tensor(storage(), [1] * axes, [1] * axes)))
+    entry = f'{{"x":{{"dtype":"F32","shape":{[1] * axes},"data_offsets":[0,4]}}}}'.encode()
+    (tmp_path / "other").write_bytes(len(entry).to_bytes(8, "little") + entry + bytes(4))
+    for name in ("file", "other"):
+        if readable:
+            assert torch_weights.read_state_dict(tmp_path / name)["x"].shape == (1,) * axes
+        else:
+            assert "damaged" in refused(tmp_path / name)
+
+
+def test_names_are_cut_to_a_hundred_characters():
+    assert tensors.show("x" * 98) == repr("x" * 98)
+    assert tensors.show("x" * 99) == "'" + "x" * 96 + "..."
+    assert len(tensors.show(b"x" * 500, 50)) == 50

@@ -1,5 +1,6 @@
 """Checkpoints of networks and of runs: round trips bit for bit, and whatever else may lie in such a folder."""
 
+import contextlib
 import json
 import shutil
 from typing import NamedTuple
@@ -270,3 +271,25 @@ class TestComparing:
         assert not same_bits(jnp.zeros(()), jnp.zeros((1,)))
         assert not same_bits(jnp.zeros(3), jnp.zeros(3, jnp.int32))
         assert same_bits({"a": jnp.array(np.nan)}, {"a": jnp.array(np.nan)})
+
+
+@pytest.mark.parametrize("content", [b"{}", b"[]", b"{", b"\xff", b'{"commit": 1, "custom_metadata": {}}', None])
+def test_damage_to_what_orbax_notes_of_a_checkpoint_is_a_checkpoint_error_or_none(tmp_path, content):
+    keeper = Checkpointer(tmp_path)
+    keeper.save(carry(), Position(0, 3), {})
+    keeper.close()
+    for path in tmp_path.rglob("_CHECKPOINT_METADATA"):
+        path.unlink() if content is None else path.write_bytes(content)
+    with contextlib.suppress(CheckpointError), contextlib.closing(Checkpointer(tmp_path)) as reader:
+        found, _ = reader.restore(carry(), {})
+        assert same_bits(found, carry())
+
+
+def test_what_orbax_cannot_read_when_it_opens_a_folder_is_a_checkpoint_error(tmp_path):
+    keeper = Checkpointer(tmp_path)
+    keeper.save(carry(), Position(0, 3), {})
+    keeper.close()
+    (path,) = tmp_path.glob("*/_CHECKPOINT_METADATA")
+    path.write_bytes(path.read_bytes().replace(b"timestamp", b"timestimp"))
+    with pytest.raises(CheckpointError, match="are damaged: ValueError"):
+        Checkpointer(tmp_path)
