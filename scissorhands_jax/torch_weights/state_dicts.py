@@ -289,9 +289,9 @@ def _check_flattened(slots: Mapping[str, _Slot]) -> None:
     channels = {shape[-1] for shape in kernels.values() if len(shape) > 2}
     outputs = {shape[-1] for shape in kernels.values()}
     for name, shape in kernels.items():
-        if len(shape) != 2 or shape[0] in outputs:
+        if len(shape) != 2 or not shape[0] or shape[0] in outputs:
             continue
-        image = max((each for each in channels if shape[0] % each == 0 and each > 1), default=None)
+        image = max((each for each in channels if each > 1 and shape[0] % each == 0), default=None)
         if image is not None:
             layer, pixels = name.removesuffix(".weight"), shape[0] // image
             side = math.isqrt(pixels)
