@@ -276,18 +276,18 @@ class TestComparing:
 @pytest.mark.parametrize("content", [b"{}", b"[]", b"{", b"\xff", b'{"commit": 1, "custom_metadata": {}}', None])
 def test_damage_to_what_orbax_notes_of_a_checkpoint_is_a_checkpoint_error_or_none(tmp_path, content):
     keeper = Checkpointer(tmp_path)
-    keeper.save(carry(), Position(0, 3), {})
+    keeper.save(carry(), Position(0, 3), RUN)
     keeper.close()
     for path in tmp_path.rglob("_CHECKPOINT_METADATA"):
         path.unlink() if content is None else path.write_bytes(content)
     with contextlib.suppress(CheckpointError), contextlib.closing(Checkpointer(tmp_path)) as reader:
-        found, _ = reader.restore(carry(), {})
+        found, _ = reader.restore(carry(), RUN)
         assert same_bits(found, carry())
 
 
 def test_what_orbax_cannot_read_when_it_opens_a_folder_is_a_checkpoint_error(tmp_path):
     keeper = Checkpointer(tmp_path)
-    keeper.save(carry(), Position(0, 3), {})
+    keeper.save(carry(), Position(0, 3), RUN)
     keeper.close()
     (path,) = tmp_path.glob("*/_CHECKPOINT_METADATA")
     path.write_bytes(path.read_bytes().replace(b"timestamp", b"timestimp"))
