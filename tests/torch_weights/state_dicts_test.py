@@ -881,3 +881,20 @@ def test_names_are_cut_to_a_hundred_characters():
     assert tensors.show("x" * 98) == repr("x" * 98)
     assert tensors.show("x" * 99) == "'" + "x" * 96 + "..."
     assert len(tensors.show(b"x" * 500, 50)) == 50
+
+
+@pytest.mark.parametrize("change", ["signature", "at the end", "beyond the end"])
+def test_an_entry_without_its_header_is_refused(tmp_path, change):
+    path = tmp_path / "file"
+    save_zip(path, dictionary(x=tensor(storage(), [4], [1])))
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        entry = archive.getinfo("archive/data/0")
+    if change == "signature":
+        content[entry.header_offset : entry.header_offset + 4] = b"PK\7\x08"
+    else:
+        listed = content.rindex(b"archive/data/0") - 46  # in the directory, where the offset is the last number
+        offset = len(content) - 10 if change == "at the end" else len(content) + 5
+        content[listed + 42 : listed + 46] = struct.pack("<I", offset)
+    path.write_bytes(content)
+    assert "the zip entry 'archive/data/0'" in refused(path)
