@@ -161,6 +161,8 @@ def test_everybody_can_be_erased_in_any_order(spoiled, order, capsys):
     with Ledger(spoiled) as book:
         assert [r.requester for r in book.requests() if r.id in order] == [""] * len(order)
         assert [r.state for r in book.requests()] == ["forgotten"] * 3
+        salts = [book.salt(event.seq) for event in book.history() if isinstance(event.entry, RequestErased)]
+        assert [salt is None for salt in salts] == [True] * (len(order) - 1) + [False], "of lists that named others too"
     ask(spoiled.parent, "Fourth Person", 170)
     serve(spoiled)
     assert verified(spoiled, capsys=capsys) == []
