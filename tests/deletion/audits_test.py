@@ -311,6 +311,25 @@ class TestSigned:
         audit = signed_audits.read_signed(content, [signing.read_public(whole.public)], path)
         assert audit.sha256 == hashing.sha256(content)
 
+    def test_the_signature_must_be_that_of_the_trusted_key_for_an_audit(self, whole, tmp_path):
+        """Whoever changes a document can compute its hash, and write down any key."""
+        envelope = json.loads(whole.signed.read_text())
+        trusted, path = [envelope["key"]], tmp_path / "signed.json"
+        other = bytes(range(32))
+        changed = envelope["audit"] | {"format": 1, "subject": envelope["audit"]["subject"] | {"after": "0" * 64}}
+        digest = hashing.sha256(hashing.canonical(changed))
+        private = signing.read_private(whole.key)
+        for forged in (
+            {"audit": changed, "hash": digest},
+            {"audit": changed, "hash": digest, "signature": signing.sign_digest(other, "audit", digest)},
+            {"audit": changed, "hash": digest, "signature": signing.sign_digest(private, "record", digest)},
+            {"audit": changed, "hash": digest, "signature": signing.sign_digest(private, "audit", envelope["hash"])},
+            {"signature": envelope["signature"].upper()},
+            {"signature": None},
+        ):
+            with pytest.raises(InputError, match="was changed after it was signed"):
+                signed_audits.read_signed(hashing.canonical(envelope | forged), trusted, path)
+
     def test_one_by_another_key_is_refused_and_so_is_one_that_is_no_longer_trusted(self, whole, tmp_path, capsys):
         folder = shutil.copytree(whole.ledger, tmp_path / "ledger")
         other, public = tmp_path / "other.pem", tmp_path / "other_public.pem"
