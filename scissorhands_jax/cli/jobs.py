@@ -198,13 +198,14 @@ class PlanCommand(LongCommand, JobOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TuneCommand(OverwriteOptions, JobOptions):
+class TuneCommand(ResumeOptions, JobOptions):
     """Choose the method's settings without an oracle: on validation data, within a budget.
 
     Settings of the method that are to stay as they are follow as NAME=VALUE, as for unlearn; `--help-settings METHOD`
     lists them with their defaults and meaning.
     """
 
+    when_interrupted: ClassVar[str] = "the same command with --resume continues with the next trial"
     example: ClassVar[str] = "tune --checkpoint run --forget random:0.1 --validation test:0.5 --out tuning"
     required: ClassVar[tuple[str, ...]] = ("network", "forget")
 
@@ -221,6 +222,7 @@ class TuneCommand(OverwriteOptions, JobOptions):
             num_trials=self.trials,
             max_minutes=self.minutes,
             overwrite=self.overwrite,
+            resume=self.resume,
             console=console,
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ from scissorhands_jax.training.loop import Progress, Result, run
 
 STEPS_FILE = "steps.csv"
 CACHE_FOLDER = "cache"
+_CHECKPOINTS = "checkpoints"
 _COLUMNS = ("step", "epoch", "loss_retain", "loss_forget", "grad_norm", "dots", "dual", "projected")
 
 
@@ -104,6 +106,7 @@ def _carried_out(
     results = out / runs.RESULTS_FILE
     if not fresh and results.exists():
         say(console, f"the run in {out} has ended; nothing is left to do")
+        files.remove(out / _CHECKPOINTS)
         try:
             return reading.read_json(results, nan=True)
         except ValueError as error:
@@ -121,7 +124,7 @@ def _carried_out(
         data = examples.encode(paths, job.settings.pseudo, start_bar)
         preparing = time.perf_counter() - started
         examples.drop("text", "vae")
-        keeper = checkpoints.Checkpointer(out / "checkpoints", every_steps=checkpoint_every, keep=1)
+        keeper = checkpoints.Checkpointer(out / _CHECKPOINTS, every_steps=checkpoint_every, keep=1)
         resumed_at = keeper.latest_step
         result, steps = _repair(job, prepared, data, out, keeper, progress)
     config, dtype = model_folder.read_part_config("unet", job.model)
@@ -194,8 +197,11 @@ def _repair(
 ) -> tuple[Result, _StepLog]:
     """Runs the method, and logs its steps."""
     rows = _earlier_steps(out / STEPS_FILE, keeper.latest_step or 0)
-    with (out / STEPS_FILE).open("w", encoding="utf-8", newline="") as file:
-        log, show = _StepLog(file, rows), follow_steps(progress, "unlearning")
+    begun = io.StringIO()
+    log, show = _StepLog(begun, rows), follow_steps(progress, "unlearning")
+    files.write_text(out / STEPS_FILE, begun.getvalue())
+    with (out / STEPS_FILE).open("a", encoding="utf-8", newline="") as file:
+        log.go_on(file)
 
         def on_step(step: Progress) -> None:
             log(step)
@@ -228,6 +234,7 @@ def _earlier_steps(path: Path, steps_taken: int) -> list[dict[str, float]]:
         return []
     try:
         _, rows = reading.read_rows(path)
+        rows = rows[: path.read_bytes().count(b"\n") - 1]  # A process that is killed may leave half a row.
         numbers = [{name: float(value) for name, value in row.items() if value} for row in rows]
         return [row for row in numbers if row["step"] <= steps_taken]
     except (OSError, ValueError, KeyError) as error:
@@ -244,6 +251,10 @@ class _StepLog:
         self._writer.writeheader()
         for row in rows:
             self._write(row)
+
+    def go_on(self, file: TextIO) -> None:
+        """Writes further rows into another file."""
+        self._file, self._writer = file, csv.DictWriter(file, _COLUMNS, lineterminator="\n")
 
     def __call__(self, step: Progress) -> None:
         numbers = {name: float(value.item()) for name, value in step.metrics.items() if value.size == 1}

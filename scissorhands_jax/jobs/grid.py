@@ -23,7 +23,7 @@ from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.cells import CellFolder, Diverged, ResultCell
 from scissorhands_jax.jobs.experiment import Experiment, Scenario
 from scissorhands_jax.jobs.progress import progress_bar
-from scissorhands_jax.jobs.scenarios import REFERENCES, SeededScenario, TableNetworks
+from scissorhands_jax.jobs.scenarios import REFERENCES, SeededScenario, TableNetworks, run_name
 from scissorhands_jax.jobs.table_cells import TableCell
 from scissorhands_jax.methods import describe
 from scissorhands_jax.metrics import accuracies, gradcam
@@ -104,6 +104,7 @@ def _filled(
             say(console, note)
     with progress_bar(console) as progress:
         folder.fill(cells, progress, write_results, seconds_between=0)
+    table.forget_steps(cells)
     return write_results()
 
 
@@ -131,6 +132,7 @@ class Table:
         self.experiment = store.experiment
         self._started = time.perf_counter()
         self._prepared: SeededScenario | None = None
+        self._spent: list[str] = []  # runs whose checkpoints are not needed once their cell is written
 
     def cells(self, seeds: Sequence[int], only: re.Pattern[str]) -> list[ResultCell[TableCell]]:
         """All cells, each after those whose networks it needs."""
@@ -147,11 +149,22 @@ class Table:
 
     def _measure(self, scenario: Scenario, seed: int, label: str, progress: Progress) -> TableCell:
         """One cell. The cells of one scenario and seed follow one another and share its examples."""
+        for name in self._spent:
+            self.store.forget_steps(name)
+        self._spent = [run_name(scenario, seed, label, number) for number in range(len(scenario.forget))]
         prepared = self._prepared
         if prepared is None or prepared.scenario is not scenario or prepared.seed != seed:
             prepared = self._prepared = SeededScenario(self.store, scenario, seed)
             prepared.save_positions()
         return prepared.measure(label, progress)
+
+    def forget_steps(self, cells: Sequence[ResultCell[TableCell]]) -> None:
+        """Removes the checkpoints of the runs of cells that are done."""
+        scenarios = {scenario.name: scenario for scenario in self.experiment.scenarios}
+        for place in (cell.place for cell in cells):
+            scenario = scenarios[str(place["scenario"])]
+            for number in range(len(scenario.forget)):
+                self.store.forget_steps(run_name(scenario, int(place["seed"]), str(place["method"]), number))
 
     def document(self, found: Sequence[TableCell | Diverged]) -> dict[str, Any]:
         """The document of `results.json`, from the cells that have been computed."""

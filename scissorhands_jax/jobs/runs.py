@@ -23,7 +23,7 @@ def open_folder(
     """Makes a folder ready for a run, writes down what runs in it, and keeps other writers out until the run has ended.
 
     Args:
-      folder: The folder. It is made if it does not exist.
+      folder: The folder. It is made if it does not exist. A link stands for the folder that it leads to.
       identity: Everything that determines the result of the run. A resumed run must have the same, except for the
         environment.
       overwrite: Whether to remove the run that is in the folder.
@@ -40,6 +40,8 @@ def open_folder(
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; name a folder for the run")
+    if folder.is_symlink():
+        folder.resolve().mkdir(parents=True, exist_ok=True)  # as if it were the folder itself
     with files.sole_writer(folder):
         yield _begin(folder, identity, overwrite, resume, warn)
 
@@ -72,7 +74,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder} holds no run; it has no {RUN_FILE}") from error
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / RUN_FILE} is damaged: {error}") from error
+        raise CheckpointError(f"{folder / RUN_FILE} is damaged: {error}; replace the run with --overwrite") from error
     if not isinstance(description, dict):
         raise CheckpointError(f"{folder / RUN_FILE} is damaged: it is not a JSON object")
     return description

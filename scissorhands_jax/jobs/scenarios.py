@@ -98,10 +98,12 @@ class TableNetworks:
             if folder.exists():
                 found, where = checkpoints.read_description(folder), f"the network in {folder}"
                 check_same(found, identity, where, "remove it, or name another folder", warn=False)
+                self.forget_steps(folder.name)
                 return self.load(folder)
             key = jax.random.fold_in(jax.random.key(seed), 0)
             network = self.run(folder.name, self.experiment.training, key, None, examples, progress)
             checkpoints.save_network(folder, network.params, network.model_state, identity.document())
+            self.forget_steps(folder.name)
             self._costs[folder.name] = network.cost
             return network
 
@@ -114,11 +116,14 @@ class TableNetworks:
         examples: Data,
         progress: Progress,
     ) -> TrainedNetwork:
-        """Runs a method with its progress shown and, if the experiment says so, a checkpoint every epoch."""
+        """Runs a method with its progress shown and, if the experiment says so, a checkpoint every epoch.
+
+        The checkpoints stay until the network is kept and `forget_steps` is called.
+        """
         on_step = follow_steps(progress, f"  {name}")
         keeper = None
         if self.experiment.checkpoint_cells:
-            keeper = checkpoints.Checkpointer(self.out / "checkpoints" / slug(name))
+            keeper = checkpoints.Checkpointer(self._steps_folder(name))
         resumed = keeper is not None and keeper.latest_step is not None
         params, model_state = (None, None) if start is None else (start.params, start.model_state)
         result = run(
@@ -133,10 +138,23 @@ class TableNetworks:
         )
         progress.remove_task(progress.task_ids[-1])
         if keeper is not None:
-            keeper.remove()
+            keeper.close()
         # Of a resumed run only the last part was timed, which is no cost of the whole.
         cost = None if resumed else Cost(result.seconds, result.compile_seconds, result.steps)
         return TrainedNetwork(result.params, result.model_state, cost, provenance.running_code().name)
+
+    def forget_steps(self, name: str) -> None:
+        """Removes the checkpoints of a run whose network is kept."""
+        if self.experiment.checkpoint_cells:
+            files.remove(self._steps_folder(name))
+
+    def _steps_folder(self, name: str) -> Path:
+        return self.out / "checkpoints" / slug(name)
+
+
+def run_name(scenario: Scenario, seed: int, label: str, number: int) -> str:
+    """The name of the run of a method that serves one of the requests of a scenario, counted from 0."""
+    return f"{scenario.name}-seed{seed}-{label}-{number}"
 
 
 class SeededScenario:
@@ -235,7 +253,7 @@ class SeededScenario:
         for number, positions in enumerate(self.requests):
             forgotten = np.union1d(forgotten, positions)
             examples = self._split(positions, forgotten)
-            name = f"{self.scenario.name}-seed{self.seed}-{label}-{number}"
+            name = run_name(self.scenario, self.seed, label, number)
             network = self.store.run(name, settings, jax.random.fold_in(key, number), network, examples, progress)
             total = _sum(total, network.cost)
         return network._replace(cost=total)

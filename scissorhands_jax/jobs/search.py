@@ -38,6 +38,15 @@ class Trial:
     seconds: float
     """The time of the run and of the measurements behind the score, with compilation."""
 
+    def document(self) -> dict[str, Any]:
+        """The trial as JSON; the score of one that diverged is null."""
+        return dataclasses.asdict(self) | {"score": self.score if np.isfinite(self.score) else None}
+
+    @classmethod
+    def of_document(cls, document: Mapping[str, Any]) -> Trial:
+        """The trial of which `document` gave this."""
+        return cls(**{**document, "score": float("inf") if document["score"] is None else document["score"]})
+
 
 @dataclasses.dataclass(frozen=True)
 class SearchResult:
@@ -50,12 +59,8 @@ class SearchResult:
     """All trials in order; the first one has the settings that the search started with."""
 
     def document(self) -> dict[str, Any]:
-        """The trials as JSON; the score of a trial that diverged is null."""
-        rows = [
-            dataclasses.asdict(trial) | {"score": trial.score if np.isfinite(trial.score) else None}
-            for trial in self.trials
-        ]
-        return {"best": dataclasses.asdict(self.best), "trials": rows}
+        """The trials as JSON."""
+        return {"best": dataclasses.asdict(self.best), "trials": [trial.document() for trial in self.trials]}
 
 
 def tune_settings(
@@ -72,6 +77,7 @@ def tune_settings(
     whole_classes: bool,
     num_trials: int = 12,
     max_seconds: float | None = None,
+    made: Sequence[Trial] = (),
     on_trial: Callable[[int, Trial], None] | None = None,
     observe: Callable[[Params, ModelState], dict[str, float]] | None = None,
 ) -> SearchResult:
@@ -90,8 +96,9 @@ def tune_settings(
       space: The fields of `settings` that are tuned, with their ranges or names, such as `settings.search_ranges`.
       whole_classes: Whether whole classes or identities are forgotten (`forget_sets.forgets_classes`).
       num_trials: The number of trials, at least 1.
-      max_seconds: The time after which no trial starts; None is no limit.
-      on_trial: Called after every trial with its number, counted from 1, and the trial.
+      max_seconds: The time after which no trial starts; None is no limit. The trials in `made` count.
+      made: The first trials of the same search, which an earlier call has made.
+      on_trial: Called after every trial, also those in `made`, with its number, counted from 1, and the trial.
       observe: Measures every unlearned network for the record, for example against a retrained one; not used for the
         choice.
 
@@ -105,6 +112,12 @@ def tune_settings(
     methods = sweeps.methods_of(build, tried)
     started, trials = time.perf_counter(), list[Trial]()
     for number, (changes, method) in enumerate(zip(choices, methods, strict=True), start=1):
+        if number <= len(made):
+            trials.append(made[number - 1])
+            started -= trials[-1].seconds
+            if on_trial is not None:
+                on_trial(number, trials[-1])
+            continue
         if trials and max_seconds is not None and time.perf_counter() - started > max_seconds:
             break
         begun = time.perf_counter()

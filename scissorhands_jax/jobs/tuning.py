@@ -11,11 +11,11 @@ import jax
 import numpy as np
 
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import files, hashing, report
+from scissorhands_jax import files, hashing, reading, report
 from scissorhands_jax.base import Dataset
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.datasets.splits import known_classes
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import CheckpointError, InputError
 from scissorhands_jax.jobs import runs, search
 from scissorhands_jax.jobs.config import RunConfig
 from scissorhands_jax.jobs.job import Job, prepare_job
@@ -72,9 +72,12 @@ def tune(
     num_trials: int,
     max_minutes: float | None,
     overwrite: bool = False,
+    resume: bool = False,
     console: Console,
 ) -> Tuning:
     """Chooses settings of the method for one unlearning job, within a budget, and writes `tuning.json` into a folder.
+
+    Every trial is kept in the folder (`trials/`), so that a tuning that was stopped continues with the next one.
 
     The search looks neither at a retrained network nor at the test set, except for the share of the test set that may
     be set aside for it.
@@ -86,6 +89,7 @@ def tune(
       num_trials: The number of settings that are tried.
       max_minutes: The time after which no trial starts; None is no limit.
       overwrite: Whether an earlier tuning in the folder is replaced.
+      resume: Whether a tuning in the folder is continued. Without one there, one is started.
       console: Where progress and the result are shown.
 
     Raises:
@@ -98,10 +102,14 @@ def tune(
     identity = job.identity()
     chosen = {"command": "tune", **identity.chosen, "trials": num_trials, "validation_sha256": validation.sha256}
     identity = dataclasses.replace(identity, chosen=chosen)
-    with runs.open_folder(out, identity, overwrite=overwrite), progress_bar(console) as progress:
+    opened = runs.open_folder(out, identity, overwrite=overwrite, resume=resume)
+    with opened, progress_bar(console) as progress:
+        made = _made_trials(out)
         task = progress.add_task(f"tuning {config.method_name}", total=num_trials, note="")
 
         def on_trial(number: int, trial: search.Trial) -> None:
+            if number > len(made):
+                files.write_text(_trial_file(out, number), json.dumps(trial.document(), indent=2) + "\n")
             changes = " ".join(search.as_overrides(trial.changes))
             progress.update(task, completed=number, note=f"score {trial.score:.2f}  {changes}")
 
@@ -118,6 +126,7 @@ def tune(
             whole_classes=forget_sets.forgets_classes(config.forget),
             num_trials=num_trials,
             max_seconds=None if max_minutes is None else 60 * max_minutes,
+            made=made,
             on_trial=on_trial,
         )
         tuning = Tuning(config=config, result=found, validation=validation)
@@ -129,6 +138,21 @@ def tune(
         f"{found.trials[0].score:.2f}); hand these to unlearn: {' '.join(tuning.overrides + aside)}",
     )
     return tuning
+
+
+def _trial_file(out: Path, number: int) -> Path:
+    return out / "trials" / f"{number:04d}.json"
+
+
+def _made_trials(out: Path) -> list[search.Trial]:
+    """The trials that an earlier call has made, up to the first that is missing."""
+    made: list[search.Trial] = []
+    while (file := _trial_file(out, len(made) + 1)).exists():
+        try:
+            made.append(search.Trial.of_document(reading.read_json(file)))
+        except (ValueError, TypeError, KeyError) as error:
+            raise CheckpointError(f"{file} is damaged ({error}); remove it, and the trial is made again") from error
+    return made
 
 
 def _validation_set(job: Job) -> ValidationSet:

@@ -19,7 +19,7 @@ from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.config import RunConfig
-from scissorhands_jax.jobs.earlier_runs import NETWORK_FOLDER, WEIGHTS_FILE, write_past
+from scissorhands_jax.jobs.earlier_runs import NETWORK_FOLDER, WEIGHTS_FILE, parse_run_config, write_past
 from scissorhands_jax.jobs.job import Job, prepare_job
 from scissorhands_jax.jobs.progress import follow_steps, progress_bar
 from scissorhands_jax.metrics import accuracies
@@ -28,6 +28,8 @@ from scissorhands_jax.report import table_gates
 from scissorhands_jax.terminal import Console, say
 from scissorhands_jax.training import checkpoints, distributed, feeding, sharding
 from scissorhands_jax.training.loop import Result, run
+
+_PAGE_FILE = "report.html"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +95,25 @@ class RunResults:
         document = dataclasses.asdict(self)
         return document if self.layout is not None else {k: v for k, v in document.items() if k != "layout"}
 
+    @classmethod
+    def read(cls, path: Path) -> RunResults:
+        """Reads what `document` gave.
+
+        Raises:
+          InputError: The file is damaged.
+        """
+        found = report.read_results(path)
+        try:
+            parts = {
+                "cost": RunCost(**found["cost"]),
+                "forget": ForgottenSet(**found["forget"]),
+                "trained_on": TrainedOnSet(**found["trained_on"]),
+                "config": parse_run_config(found["config"], str(path)),
+            }
+            return cls(**{"layout": None, **found, **parts})
+        except (TypeError, KeyError) as error:
+            raise InputError(f"{path} is damaged ({error}); remove it, and it is written again") from error
+
 
 def unlearn(
     config: RunConfig,
@@ -123,7 +144,7 @@ def unlearn(
       checkpoint_every: The number of steps between two checkpoints; None saves at the end of every epoch only.
       overwrite: Whether a run that is in the folder is replaced.
       resume: Whether a run that is in the folder is continued from its last checkpoint. Without a run there, one is
-        started.
+        started; of one that has ended, the results are read.
       layout: How the work is divided over many devices, perhaps those of many processes (`distributed.start`); None is
         one device. All processes then make the same call, with a folder that all of them can write to, and the first
         of them writes what is not divided. A run can be resumed with another layout and another number of processes.
@@ -148,6 +169,9 @@ def unlearn(
         fresh = distributed.from_first(lambda: stack.enter_context(opened))
         with _cleared_if_refused(out, fresh):
             distributed.agree_on_file(out / runs.RUN_FILE)
+            if not fresh and distributed.from_first(lambda: _has_ended(out)):
+                say(console, f"the run in {out} has ended; nothing is left to do")
+                return RunResults.read(out / runs.RESULTS_FILE)
             keeper = checkpoints.Checkpointer(out / "checkpoints", every_steps=checkpoint_every)
             stack.callback(keeper.close)
             results, result, history = _carried_out(
@@ -157,6 +181,11 @@ def unlearn(
         if distributed.is_first():
             _present(out, results, history, console)
     return results
+
+
+def _has_ended(out: Path) -> bool:
+    """Whether a run has written everything; its results come last."""
+    return all((out / name).exists() for name in (NETWORK_FOLDER, WEIGHTS_FILE, _PAGE_FILE, runs.RESULTS_FILE))
 
 
 def _carried_out(
@@ -208,11 +237,11 @@ def _carried_out(
 
 def _present(out: Path, results: RunResults, history: list[dict], console: Console) -> None:
     """Writes the results and the report, and prints the tables."""
+    _write_report(out / _PAGE_FILE, results, history)
     report.write_results(out / runs.RESULTS_FILE, results.document())
-    _write_report(out / "report.html", results, history)
     report.print_tables(results.rows, console)
     say(console, report.gates_note(results.gates))
-    say(console, f"written to {out}: {NETWORK_FOLDER}/, {WEIGHTS_FILE}, {runs.RESULTS_FILE}, report.html")
+    say(console, f"written to {out}: {NETWORK_FOLDER}/, {WEIGHTS_FILE}, {runs.RESULTS_FILE}, {_PAGE_FILE}")
 
 
 def _measure(
