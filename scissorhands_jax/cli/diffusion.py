@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from scissorhands_jax.cli.options import Command, Option
-from scissorhands_jax.cli.shared import OverwriteOptions
+from scissorhands_jax.cli.shared import OverwriteOptions, ResumeOptions
 from scissorhands_jax.terminal import Console, say
 
 if TYPE_CHECKING:
@@ -77,13 +77,14 @@ class DiffusionDemoCommand(OverwriteOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ImportCommand(OverwriteOptions, TokenizerOptions):
+class ImportCommand(ResumeOptions, TokenizerOptions):
     """Import the weights of Stable Diffusion v1.
 
     Reads .safetensors (or PyTorch files, without executing anything in them) in the layout of diffusers or of CompVis
     and writes Orbax checkpoints. Each of --unet, --vae and --text takes a file or a folder.
     """
 
+    when_interrupted: ClassVar[str] = "the same command with --resume continues with the next network"
     example: ClassVar[str] = "sd import --from stable-diffusion-v1-4 --out sd"
 
     source: Annotated[
@@ -105,7 +106,9 @@ class ImportCommand(OverwriteOptions, TokenizerOptions):
         config = networks.named_config(self.config)
         found = {part: getattr(self, part) or self.source for part in networks.PARTS}
         sources = {part: path for part, path in found.items() if path is not None}
-        done = importing.import_weights(sources, self.out, config, overwrite=self.overwrite, on_part=on_part)
+        done = importing.import_weights(
+            sources, self.out, config, overwrite=self.overwrite, resume=self.resume, on_part=on_part
+        )
         tokenizer = self.tokenizer
         if tokenizer is None and self.source is not None:
             folder = self.source / model_folder.TOKENIZER_FOLDER

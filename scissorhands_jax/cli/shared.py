@@ -44,7 +44,13 @@ class ResumeOptions(OverwriteOptions):
 
     when_interrupted: ClassVar[str] = "the same command with --resume continues from the last checkpoint"
 
-    resume: Annotated[bool, Option("Continue the interrupted run in the folder.", exclusive="existing")] = False
+    resume: Annotated[
+        bool,
+        Option(
+            "Continue what was interrupted in the folder; nothing that was finished is done again.",
+            exclusive="existing",
+        ),
+    ] = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

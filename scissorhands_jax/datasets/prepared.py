@@ -100,7 +100,6 @@ def write_prepared(
     image = tfds.features.Image(shape=image_shape)
     features = tfds.features.FeaturesDict({"id": tfds.features.Text(), "image": image, **labels})
     folder = folder_of(name, data_dir)
-    files.remove_leftovers(folder.parent)
     with (
         files.new_folder(folder) as fresh,
         contextlib.redirect_stdout(io.StringIO()),  # tensorflow_datasets prints its progress.

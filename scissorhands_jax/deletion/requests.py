@@ -104,6 +104,7 @@ def add_request(
         _begin(folder, keys, network)
         subject = Subject()  # The ledger knows it from now on.
     with Ledger(folder, keys) as book:
+        remove_leftovers(book, keys)
         config = config_in_use(book, subject)
         digests = check_content(book, config, [])
         positions, _ = prepare_network(config).forget_set(forget, seed)
@@ -122,6 +123,20 @@ def add_request(
         attention = tuple(needing_attention(book, added))
     public = records.public_path(folder) if begins else None
     return AddedRequest(number, len(examples), due, twins, public, attention)
+
+
+def remove_leftovers(book: Ledger, keys: Path | None) -> None:
+    """Removes what processes that were killed left in a ledger's folder, and writes its public key if that is missing.
+
+    Args:
+      book: The ledger.
+      keys: The folder of its keys. None is the folder `keys` in the ledger's folder, which is looked at in any case.
+    """
+    files.remove_leftovers(book.folder)
+    if keys is not None:
+        files.remove_leftovers(keys, deep=False)
+    if not records.public_path(book.folder).exists():
+        records.write_public(book.folder, book.keys)
 
 
 def config_in_use(book: Ledger, subject: Subject) -> NetworkConfig:

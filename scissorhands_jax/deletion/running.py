@@ -57,7 +57,13 @@ from scissorhands_jax.deletion.records import (
     RecordedUtility,
     Share,
 )
-from scissorhands_jax.deletion.requests import Subject, check_content, config_in_use, positions_text
+from scissorhands_jax.deletion.requests import (
+    Subject,
+    check_content,
+    config_in_use,
+    positions_text,
+    remove_leftovers,
+)
 from scissorhands_jax.deletion.trust import trusted_keys
 from scissorhands_jax.deletion.utility import RunUtility
 from scissorhands_jax.deletion.verdicts import Evidence, Scored, Verdict
@@ -183,6 +189,7 @@ def run_requests(
     subject = subject or Subject()
     outcomes = []
     with Ledger(folder, keys) as book, book.sole_run():
+        remove_leftovers(book, keys)
         tidying.remove_remains(book)
         stopped = tidying.unfinished_run(book)
         if stopped is not None:

@@ -48,6 +48,7 @@ def export_weights(
         raise InputError(f"there is no network in {folder}; import one first")
     targets = {part: out / FOLDERS[part] / f"{FILE_STEMS[part]}.safetensors" for part in present}
     for target in targets.values():
+        files.remove_leftovers(target.parent)
         if target.exists() and not overwrite:
             raise InputError(f"{target} exists already; add --overwrite to replace it")
     for part, target in targets.items():

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from scissorhands_jax import torch_weights, trees
+from scissorhands_jax import files, hashing, torch_weights, trees
 from scissorhands_jax.base import Params
 from scissorhands_jax.diffusion import networks
 from scissorhands_jax.diffusion.file_layouts import (
@@ -24,9 +24,10 @@ from scissorhands_jax.diffusion.file_layouts import (
     ignored_names,
     tensor_aliases,
 )
-from scissorhands_jax.diffusion.model_folder import save_part
+from scissorhands_jax.diffusion.model_folder import read_part_config, save_part
 from scissorhands_jax.diffusion.networks import PART_TITLES, DiffusionConfig, Part
 from scissorhands_jax.errors import InputError, WeightsError
+from scissorhands_jax.training import checkpoints
 
 _ENDINGS = (".safetensors", ".fp16.safetensors", ".bin", ".fp16.bin")
 
@@ -48,6 +49,7 @@ def import_weights(
     config: DiffusionConfig = networks.SD_V1,
     *,
     overwrite: bool = False,
+    resume: bool = False,
     on_part: Callable[[Part, ImportedPart], None] = lambda part, imported: None,
 ) -> dict[Part, ImportedPart]:
     """Writes networks as Orbax checkpoints into the folders `unet`, `vae` and `text` of a model's folder.
@@ -57,27 +59,49 @@ def import_weights(
       out: The model's folder, which is made if it does not exist. Networks in it that `sources` does not name stay.
       config: The sizes that the networks must have.
       overwrite: Whether networks that exist are replaced.
+      resume: Whether networks that exist are kept if they were imported from the very same file.
       on_part: Called whenever a network is written.
 
     Raises:
-      InputError: There is nothing to import, or a network exists already.
+      InputError: There is nothing to import, or a network exists already, with `resume` from another file.
       WeightsError: A file is missing, damaged or holds another network. Every missing, extra and misshapen tensor is
         reported. Nothing was written for that network.
     """
     if not sources:
         raise InputError("there is nothing to import; name a diffusers folder or checkpoint, or single networks")
     found = {part: find_file(part, path) for part, path in sources.items()}
+    files.remove_leftovers(out)
     for part in found:
-        if (out / part).exists() and not overwrite:
-            raise InputError(f"{out / part} exists already; add --overwrite to replace it")
+        if (out / part).exists() and not (overwrite or resume):
+            raise InputError(
+                f"{out / part} exists already; add --resume to keep what was imported from the same file, or "
+                "--overwrite to replace it"
+            )
     done = {}
     for part, file in found.items():
-        params, dtype = read_part_file(part, file, config)
-        save_part(part, out, getattr(config, part), params, dtype, file.name)
-        done[part] = ImportedPart(file, trees.count_weights(params), dtype)
+        file_sha256 = hashing.file_sha256(file)
+        if (out / part).exists() and not overwrite:
+            done[part] = _kept(part, out, file, file_sha256, config)
+        else:
+            params, dtype = read_part_file(part, file, config)
+            save_part(part, out, getattr(config, part), params, dtype, file.name, file_sha256=file_sha256)
+            done[part] = ImportedPart(file, trees.count_weights(params), dtype)
+            del params  # before the next network is read
         on_part(part, done[part])
-        del params  # before the next network is read
     return done
+
+
+def _kept(part: Part, out: Path, file: Path, file_sha256: str, config: DiffusionConfig) -> ImportedPart:
+    """A network that an earlier call has imported from the same file.
+
+    Raises:
+      InputError: It was imported from another one, or with other sizes.
+    """
+    found, dtype = read_part_config(part, out)
+    known = checkpoints.read_description(out / part).get("file_sha256")
+    if known != file_sha256 or found != getattr(config, part):
+        raise InputError(f"{out / part} was not imported from this {file.name}; add --overwrite to replace it")
+    return ImportedPart(file, trees.count_weights(networks.outline(part, config)), dtype)
 
 
 def read_part_file(part: Part, file: Path, config: DiffusionConfig = networks.SD_V1) -> tuple[Params, str]:

@@ -76,7 +76,16 @@ def read_part_config(part: Part, folder: Path) -> tuple[PartConfig, str]:
         raise CheckpointError(f"{path} holds no {PART_TITLES[part]} of Stable Diffusion v1: {error}") from error
 
 
-def save_part(part: Part, folder: Path, config: PartConfig, params: Params, dtype: str, source: str) -> None:
+def save_part(
+    part: Part,
+    folder: Path,
+    config: PartConfig,
+    params: Params,
+    dtype: str,
+    source: str,
+    *,
+    file_sha256: str | None = None,
+) -> None:
     """Writes a network where `load_part` finds it. An earlier one is replaced once the new one is complete.
 
     Args:
@@ -86,8 +95,11 @@ def save_part(part: Part, folder: Path, config: PartConfig, params: Params, dtyp
       params: Its parameters.
       dtype: The type that `exporting.export_weights` writes it in by default.
       source: What the network was made from, for people.
+      file_sha256: The SHA-256 of the file that it was imported from. None if it was not imported.
     """
     description = {"diffusion": part, "config": dataclasses.asdict(config), "dtype": dtype, "source": source}
+    if file_sha256 is not None:
+        description["file_sha256"] = file_sha256
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints.save_network(folder / part, params, {}, description)
 

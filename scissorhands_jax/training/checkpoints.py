@@ -104,8 +104,8 @@ class Checkpointer:
     def _remove_old(self) -> None:
         """Removes all but the newest checkpoints. Orbax would not do it at once, and a kill would leave half of one."""
         if jax.process_index() == 0:
-            self._manager.reload()
-            for step in sorted(self._manager.all_steps())[: -self._keep]:
+            steps = sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdecimal())
+            for step in steps[: -self._keep]:
                 files.remove(self.directory / str(step))
 
     def restore(self, template: Carry, identity: Identity) -> tuple[Carry, Position]:

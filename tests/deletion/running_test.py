@@ -1,12 +1,8 @@
 """Runs that serve requests: what they begin with and leave, and kills at any moment."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +10,6 @@ from scissorhands_jax.deletion import records, running, signing
 from scissorhands_jax.deletion.entries import NamedExample, RequestsCovered, RunFailed, RunRecorded
 from scissorhands_jax.deletion.ledger import Ledger
 from scissorhands_jax.errors import InputError
-from tests.deletion import forking
 from tests.deletion.commands import QUICK, command, error_of, states, verified
 from tests.deletion.samples import started
 from tests.deletion.spoiling import request
@@ -135,18 +130,3 @@ def test_retraining_serves_what_was_refused_and_begins_a_new_budget(book_folder,
     assert verified(book_folder, capsys=capsys) == []
     assert command("add", "--ledger", book_folder, "--forget", "class:1", "--requester", "B") == 2
     assert "there is no class '1'" in error_of(capsys)
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_run_killed_at_fifty_random_moments_ends_in_the_same_networks(tmp_path):
-    process = [sys.executable, "-m", "tests.deletion.forking", str(tmp_path), "kills"]
-    done = subprocess.run(process, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
-    assert done.returncode == 0, done.stderr
-    answer = json.loads(done.stdout)["kills"]
-    assert [answer[name] for name in ("prepared", "whole", "finished", "checked")] == [0] * 4, done.stderr
-    assert answer["killed"] == forking.KILLS
-    assert answer["problems"] == [], "the ledger was whole after every kill, and no request was lost"
-    assert answer["found"] == [], "and records and networks in the end"
-    assert answer["states"] == ["forgotten"] * answer["asked"]
-    assert answer["same"], "runs that were killed end in the same networks as runs that were not"
-    assert answer["cut"]["running"] > 10, "kills did hit runs"
