@@ -104,7 +104,7 @@ def add_request(
         _begin(folder, keys, network)
         subject = Subject()  # The ledger knows it from now on.
     with Ledger(folder, keys) as book:
-        remove_leftovers(book, keys)
+        remove_ledger_leftovers(book, keys)
         config = config_in_use(book, subject)
         digests = check_content(book, config, [])
         positions, _ = prepare_network(config).forget_set(forget, seed)
@@ -125,7 +125,7 @@ def add_request(
     return AddedRequest(number, len(examples), due, twins, public, attention)
 
 
-def remove_leftovers(book: Ledger, keys: Path | None) -> None:
+def remove_ledger_leftovers(book: Ledger, keys: Path | None) -> None:
     """Removes what processes that were killed left in a ledger's folder, and writes its public key if that is missing.
 
     Args:

@@ -62,7 +62,7 @@ from scissorhands_jax.deletion.requests import (
     check_content,
     config_in_use,
     positions_text,
-    remove_leftovers,
+    remove_ledger_leftovers,
 )
 from scissorhands_jax.deletion.trust import trusted_keys
 from scissorhands_jax.deletion.utility import RunUtility
@@ -189,7 +189,7 @@ def run_requests(
     subject = subject or Subject()
     outcomes = []
     with Ledger(folder, keys) as book, book.sole_run():
-        remove_leftovers(book, keys)
+        remove_ledger_leftovers(book, keys)
         tidying.remove_remains(book)
         stopped = tidying.unfinished_run(book)
         if stopped is not None:

@@ -1,4 +1,4 @@
-"""Processes that work on ledgers, die, run out of disk or may not write.
+"""Processes that work on ledgers, run out of disk or may not write.
 
 Run as `python -m tests.deletion.forking FOLDER SCENARIO...`.
 
@@ -10,12 +10,8 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import resource
-import shutil
-import signal
 import sys
-import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -27,9 +23,9 @@ import numpy as np
 import sklearn.svm  # noqa: F401
 from rich.console import Console
 
-from scissorhands_jax import deletion, files, models, report, torch_weights
+from scissorhands_jax import deletion, files, models, torch_weights
 from scissorhands_jax.deletion import ledger, signing, verdicts
-from scissorhands_jax.deletion.entries import FORGOTTEN, OPEN, NamedExample, RunRecorded
+from scissorhands_jax.deletion.entries import NamedExample
 from scissorhands_jax.deletion.ledger import Ledger
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods import METHODS
@@ -37,7 +33,7 @@ from scissorhands_jax.metrics import rank_tests
 from scissorhands_jax.training import checkpoints
 from tests.deletion.samples import ABOUT
 
-EXAMPLES, KILLS = 200, 50
+EXAMPLES = 200
 
 
 def forked(work: Callable[[], Any]) -> int:
@@ -206,77 +202,6 @@ def prepare(folder: Path) -> None:
     with Ledger(folder / "ledger") as book:
         digests = signing.example_digests(book.keys, train)
     (folder / "digests").write_text(json.dumps(digests))
-
-
-def ask(folder: Path, number: int) -> None:
-    """Adds one more request, for two examples that no request names yet."""
-    digests = json.loads((folder / "digests").read_text())
-    first = 2 * (number - 1)
-    with Ledger(folder / "ledger") as book:
-        rows = [NamedExample(position, digests[position]) for position in (first, first + 1)]
-        book.add(requester=f"request {number}", received="now", due="2026-12-31", network="0" * 64, examples=rows)
-
-
-def kills(folder: Path) -> dict[str, Any]:
-    """A run is killed at random moments; the ledger is whole after each of them, and in the end all is done."""
-    jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    answer: dict[str, Any] = {"prepared": status(forked(lambda: prepare(folder)))}
-    ask(folder, 2)
-    whole = folder / "whole"
-    shutil.copytree(folder / "ledger", whole)
-    answer["whole"] = status(forked(lambda: serve(whole)))
-    with Ledger(whole) as book:
-        expected = [entry.network for entry in book.entries(RunRecorded)]
-    started = time.monotonic()
-    shutil.rmtree(whole)
-    shutil.copytree(folder / "ledger", whole)
-    status(forked(lambda: serve(whole)))
-    duration = (time.monotonic() - started) / 2  # of one of its two runs
-    generator = random.Random()
-    asked, killed, problems, cut = 2, 0, [], {}
-    while killed < KILLS:
-        child = forked(lambda: serve(folder / "ledger"))
-        time.sleep(generator.uniform(0.05, duration))
-        os.kill(child, signal.SIGKILL)
-        if status(child) == -signal.SIGKILL:
-            killed += 1
-        with Ledger(folder / "ledger") as book:
-            problems += book.problems()
-            names = [request.requester for request in book.requests()]
-            if names != [f"request {number + 1}" for number in range(asked)]:
-                problems.append(f"requests are {names}")
-            open_ones = [request for request in book.requests() if request.state != FORGOTTEN]
-            state = "waiting" if all(request.state == OPEN for request in open_ones) else "running"
-            cut[state] = cut.get(state, 0) + 1
-        if not open_ones:
-            asked += 1
-            ask(folder, asked)
-    answer["finished"] = status(forked(lambda: serve(folder / "ledger")))
-
-    def check() -> None:
-        with open(os.devnull, "w") as sink:
-            found, _ = deletion.verify(folder / "ledger", console=Console(file=sink))
-        (folder / "found").write_text(json.dumps(found))
-
-    answer["checked"] = status(forked(check))
-    with Ledger(folder / "ledger") as book:
-        networks = [entry.network for entry in book.entries(RunRecorded)]
-        states = [request.state for request in book.requests()]
-    found = json.loads((folder / "found").read_text())
-    results = [report.read_results(path) for path in (folder / "ledger" / "runs").glob("*/results.json")]
-    return answer | {
-        "killed": killed,
-        "problems": problems,
-        "states": states,
-        "found": found,
-        "cut": cut,
-        "same": networks[:2] == expected,
-        "asked": asked,
-        "resumed": sum(document["cost"]["resumed_at_step"] is not None for document in results),
-        "seconds": duration,
-    }
 
 
 def main() -> None:

@@ -1,6 +1,5 @@
 """Runs that serve requests: what they begin with and leave, and kills at any moment."""
 
-import json
 import re
 import shutil
 

@@ -9,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.kills import trying
+from tests.kills import randomly, trying
 from tests.kills.writers import WRITERS
 
 
@@ -17,16 +17,24 @@ def main() -> int:
     """Prints a line of JSON for each writer; the exit status is 1 if anything was lost."""
     parser = argparse.ArgumentParser(prog="python -m tests.kills", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(WRITERS))
+    parser.add_argument("--random", type=int, metavar="N", help="kill so often at random moments instead, all together")
+    parser.add_argument("--every", type=int, default=1, metavar="K", help="try every K-th moment only")
+    parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    failed = 0
+    names, failed = options.names or list(WRITERS), 0
     with tempfile.TemporaryDirectory() as folder:
         trying.cache_compilations(Path(folder) / "compiled")
-        for name in options.names or WRITERS:
+        for name in names:
             started = time.process_time()
-            found = trying.try_moments(WRITERS[name], Path(folder) / name)
-            failed += len(found.failed)
+            if options.random is None:
+                found = vars(trying.try_moments(WRITERS[name], Path(folder) / name, every=options.every))
+            else:
+                found = randomly.kill_randomly(
+                    name, Path(folder) / name, -(-options.random // len(names)), options.seed
+                )
+            failed += len(found["failed"])
             seconds = round(time.process_time() - started)
-            print(json.dumps({"writer": name, **vars(found), "seconds": seconds}), flush=True)
+            print(json.dumps({"writer": name, **found, "seconds": seconds}), flush=True)
     return 1 if failed else 0
 
 

@@ -35,13 +35,14 @@ def cache_compilations(folder: Path) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def try_moments(writer: Writer, folder: Path, *, count: int | None = None, seed: int = 0) -> Tried:
+def try_moments(writer: Writer, folder: Path, *, count: int | None = None, every: int = 1, seed: int = 0) -> Tried:
     """Runs a writer once, and goes on from what it would have left behind at its moments.
 
     Args:
       writer: What writes.
       folder: An empty folder.
       count: How many moments to try, drawn with the seed. None tries all.
+      every: The distance between two moments that are tried, where none are drawn.
       seed: The seed.
 
     The overwriting command is tried as well, from the first and every tenth of them.
@@ -59,7 +60,7 @@ def try_moments(writer: Writer, folder: Path, *, count: int | None = None, seed:
             writer.run(world)
         expected = writer.result(world)
         found = Tried(moments.operations, len(moments.states))
-        for number, state in enumerate(moments.states):
+        for number, state in enumerate(moments.states[::every]):
             ways = {"goes on": writer.go_on}
             if writer.again is not None and number % 10 == 0:
                 ways["is replaced"] = writer.again
