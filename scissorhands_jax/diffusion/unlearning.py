@@ -234,7 +234,7 @@ def _earlier_steps(path: Path, steps_taken: int) -> list[dict[str, float]]:
         return []
     try:
         _, rows = reading.read_rows(path)
-        rows = rows[: path.read_bytes().count(b"\n") - 1]  # A process that is killed may leave half a row.
+        rows = rows[: reading.read_text(path).count("\n") - 1]  # A process that is killed may leave half a row.
         numbers = [{name: float(value) for name, value in row.items() if value} for row in rows]
         return [row for row in numbers if row["step"] <= steps_taken]
     except (OSError, ValueError, KeyError) as error:

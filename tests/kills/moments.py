@@ -110,17 +110,17 @@ class Moments:
                 place = self._draw.randrange(self.moments)  # so that every moment has the same chance in the end
                 if place >= self._count:
                     continue
-            with contextlib.suppress(FileNotFoundError):  # Other threads go on meanwhile.
-                if self._count is None:
-                    digest = _digest(self.world, torn, share)
-                    if digest in self._known:
-                        continue
-                    self._known.add(digest)
+            with contextlib.suppress(OSError):  # Tensorstore's threads go on, and a file is gone before it is copied.
+                digest = "" if self._count is not None else _digest(self.world, torn, share)
+                if digest in self._known:
+                    continue
                 copy = self.copies / f"{self.moments:05d}"
                 shutil.copytree(self.world, copy, symlinks=True)
                 if torn is not None:
                     half = copy / torn.relative_to(self.world)
                     os.truncate(half, int(share * half.stat().st_size))
+                if digest:
+                    self._known.add(digest)
                 self.states[place : place + 1] = [copy]
 
     def restore(self, state: Path) -> None:
