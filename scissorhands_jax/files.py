@@ -196,6 +196,8 @@ def remove_leftovers(folder: str | os.PathLike, *, deep: bool = True) -> None:
         for name in (*folders, *names):
             if _LEFTOVER.fullmatch(name):
                 _remove_leftover(Path(place, name))
+            elif is_leftover(name):
+                _remove_free_lock(Path(place, name))
         folders[:] = [name for name in folders if deep and not _LEFTOVER.fullmatch(name)]
 
 
@@ -400,6 +402,17 @@ def _remove_leftover(path: Path) -> None:
         os.rename(path, target)
     else:
         _delete(path)
+
+
+def _remove_free_lock(path: Path) -> None:
+    """Removes the file of a lock of `sole_writer` that nobody holds."""
+    if path.is_symlink() or not path.is_file():
+        return
+    with open(path, "rb") as file:
+        content = file.read(_MAX_HOLDER)
+        is_ours = not content or content.startswith(b'{"pid"')
+        if is_ours and _flock(file.fileno()) and _is_open_file(file.fileno(), path):
+            path.unlink()
 
 
 def _delete(path: Path) -> None:

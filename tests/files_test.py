@@ -228,11 +228,18 @@ def test_what_a_killed_process_left_is_removed_or_put_back(tmp_path):
     os.mkfifo(folder / ".pipe.89abcdef.partial")
     (folder / ".link.89abcdef.partial").symlink_to(tmp_path)
     (folder / ".half.8.partial").write_text("of somebody else")
+    (folder / ".net.lock").write_text('{"pid": 1}')
+    (folder / ".other.lock").write_text("of somebody else")
     files.remove_leftovers(tmp_path / "nowhere")
     files.remove_leftovers(tmp_path, deep=False)
-    assert len(list(folder.iterdir())) == 9
+    assert len(list(folder.iterdir())) == 11
     files.remove_leftovers(tmp_path)
-    assert content(tmp_path) == {"deep/new/old": "old", "deep/there": "new", "deep/.half.8.partial": "of somebody else"}
+    assert content(tmp_path) == {
+        "deep/new/old": "old",
+        "deep/there": "new",
+        "deep/.half.8.partial": "of somebody else",
+        "deep/.other.lock": "of somebody else",
+    }
 
 
 def test_what_another_writer_is_writing_stays(tmp_path):
