@@ -8,6 +8,7 @@ import pytest
 from scissorhands_jax.diffusion import unlearning
 from scissorhands_jax.errors import CheckpointError
 from scissorhands_jax.jobs import runs
+from scissorhands_jax.training.identity import identify
 from tests.kills import moments, trying
 from tests.kills.writers import WRITERS
 
@@ -78,8 +79,8 @@ def test_half_a_row_of_steps_is_no_step(tmp_path):
 def test_a_link_that_leads_nowhere_yet_is_a_folder_to_be_made(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "there")
     for overwrite in (False, True):
-        with runs.open_folder(tmp_path / "link", {"a": 1}, overwrite=overwrite) as fresh:
+        with runs.open_folder(tmp_path / "link", identify({"a": 1}), overwrite=overwrite) as fresh:
             assert fresh
             (tmp_path / "link" / "left").touch()
-    assert json.loads((tmp_path / "there" / "run.json").read_text()) == {"a": 1}
+    assert json.loads((tmp_path / "there" / "run.json").read_text())["a"] == 1
     assert (tmp_path / "link").is_symlink()
