@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from scissorhands_jax import torch_weights
 from scissorhands_jax.errors import WeightsError
-from scissorhands_jax.torch_weights import tensors, torch_files, weight_files
+from scissorhands_jax.torch_weights import pickles, tensors, torch_files, weight_files
 
 FILES = Path(__file__).parent / "files"
 NETWORK = {  # the names and shapes in make.py; the n-th array holds n, n + 1/8, ...
@@ -898,3 +898,12 @@ def test_an_entry_without_its_header_is_refused(tmp_path, change):
         content[listed + 42 : listed + 46] = struct.pack("<I", offset)
     path.write_bytes(content)
     assert "the zip entry 'archive/data/0'" in refused(path)
+
+
+def test_complex_numbers_and_names_of_callbacks_are_read_and_nothing_is_made_of_other_values():
+    assert pickles.interpret(pickle.dumps(1 - 2j, 2), 0)[0] == 1 - 2j
+    for one, other in ((text("a"), integer(1)), (integer(1), integer(2))):
+        with pytest.raises(tensors.Damaged, match="makes no sense"):
+            pickles.interpret(b"\x80\x02" + named("builtins.complex") + b"(" + one + other + b"tR.", 0)
+    callback = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"
+    assert pickles.interpret(b"\x80\x02" + named(callback) + b".", 0)[0] == callback
