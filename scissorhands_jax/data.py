@@ -14,6 +14,7 @@ import numpy as np
 
 from scissorhands_jax.base import Batch, Data, Dataset, Key
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.trees import path_name
 
 
 def size(dataset: Dataset) -> int:
@@ -29,6 +30,35 @@ def size(dataset: Dataset) -> int:
             "give arrays with one entry for each example"
         )
     return lengths.pop() if lengths else 0
+
+
+def check_values(data: Data) -> None:
+    """Refuses data that no training can use. Only what is in the memory of this process is looked at.
+
+    Raises:
+      InputError: An array of floats holds NaN or infinity, or an array called `label` a negative number. The message
+        names the first such example.
+    """
+    for part, dataset in (("forget", data.forget), ("retain", data.retain)):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(dataset):
+            if isinstance(leaf, jax.core.Tracer) or (isinstance(leaf, jax.Array) and not leaf.is_fully_addressable):
+                continue
+            kind = getattr(leaf, "dtype", None)
+            if kind is None or not np.size(leaf):
+                continue
+            name, values = path_name(path) or "data", np.asarray(leaf)
+            if np.issubdtype(values.dtype, np.floating):
+                good, what = np.isfinite(values), "NaN or infinity"
+            elif name.split("/")[-1] == "label" and np.issubdtype(values.dtype, np.signedinteger):
+                good, what = values >= 0, "a negative label"
+            else:
+                continue
+            if not good.all():
+                bad = np.flatnonzero(~good.reshape(len(values), -1).all(axis=1))
+                raise InputError(
+                    f"{len(bad)} examples of the {part} set have {what} in {name!r}, the first is example {bad[0]}; "
+                    "correct or leave out these examples"
+                )
 
 
 def take(dataset: Dataset, positions: jax.Array | np.ndarray | None) -> Dataset:

@@ -92,6 +92,24 @@ def _near(where: str, names: list[str]) -> list[str]:
     return list(dict.fromkeys(near))[:5] or names[:5]
 
 
+def check_arrays(tree: PyTree, what: str) -> None:
+    """Refuses a tree with leaves that are neither arrays nor numbers, such as a module with functions in it.
+
+    Args:
+      tree: Any pytree.
+      what: What it is, for the message.
+
+    Raises:
+      InputError: A leaf is something else; the message names it.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, int | float | complex):
+            raise InputError(
+                f"{what} have a {type(leaf).__name__} at {path_name(path) or 'their root'}, where only arrays can be; "
+                "give a pytree of arrays, as from_linen, from_nnx and from_equinox make it of a live module"
+            )
+
+
 def count_weights(tree: PyTree, selection: Selection | None = None) -> int:
     """Counts the numbers in a tree, or in its selected leaves.
 

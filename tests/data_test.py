@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from scissorhands_jax import augmentation, data
-from scissorhands_jax.base import Batch
+from scissorhands_jax.base import Batch, Data
 from scissorhands_jax.datasets import forget_sets, splits
 from scissorhands_jax.errors import InputError
 
@@ -394,6 +394,29 @@ def test_classes_that_are_forgotten_as_a_whole_are_not_tested():
     kept = splits.known_classes(test, {"label": np.array([2, 0, 0])})
     assert kept["image"].tolist() == [0, 2, 3, 5]
     assert splits.known_classes(test, {"label": np.array([2, 0, 1])})["image"].tolist() == list(range(6))
+
+
+class TestCheckValues:
+    @pytest.mark.parametrize(
+        ("retain", "message"),
+        [
+            (
+                {"x": np.array([[0.0], [np.nan], [np.inf]])},
+                "2 examples of the retain set have NaN or infinity in 'x', .* 1;",
+            ),
+            (
+                {"x": jnp.array([1.0, jnp.inf])},
+                "1 examples of the retain set have NaN or infinity in 'x', the first is ex",
+            ),
+            ({"label": np.array([0, 2, -1])}, "1 examples of the retain set have a negative label in 'label', .* 2;"),
+        ],
+    )
+    def test_examples_that_no_training_can_use_are_named(self, retain, message):
+        with pytest.raises(InputError, match=message):
+            data.check_values(Data(None, retain))
+
+    def test_everything_else_passes(self):
+        data.check_values(Data({"label": np.array([0, 3]), "offset": np.array([-1, 1])}, {"x": np.zeros((0, 3))}))
 
 
 class TestCheckPositions:

@@ -179,3 +179,11 @@ def test_bytes_are_those_of_arrays_of_shapes_and_of_keys():
     assert trees.nbytes(tree) == 3 * 5 * 2 + 7 + 4
     assert trees.nbytes(jax.eval_shape(lambda: tree)) == trees.nbytes(tree)
     assert trees.nbytes(jax.random.key(0)) == 8
+
+
+def test_a_tree_with_something_else_than_arrays_is_refused():
+    trees.check_arrays({"a": jnp.ones(2), "b": [np.ones(3), 1.0], "c": jax.random.key(0)}, "the parameters")
+    with pytest.raises(
+        InputError, match=r"the parameters have a function at layers/1, where only arrays can be; give a"
+    ):
+        trees.check_arrays({"layers": [jnp.ones(2), lambda x: x]}, "the parameters")

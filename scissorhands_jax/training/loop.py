@@ -101,8 +101,9 @@ def run(
       The unlearned network and what it cost.
 
     Raises:
-      InputError: `num_epochs` is negative, `steps_per_call` is below 1, the method refuses the data, or the layout does
-        not divide a batch.
+      InputError: `num_epochs` is negative, `steps_per_call` is below 1, the parameters hold something else than arrays,
+        the data hold NaN, infinity or a negative label, the method refuses the data, or the layout does not divide a
+        batch.
       NonFiniteError: A metric became NaN or infinite; the checkpoints before that step stay.
       CheckpointError: The checkpoint folder belongs to another run.
       BusyError: Another process writes to the checkpoint folder.
@@ -110,6 +111,9 @@ def run(
     if num_epochs < 0:
         raise InputError(f"num_epochs must not be negative, got {num_epochs}")
     feeding.check_feed(feed_from, layout, steps_per_call)
+    trees.check_arrays(params, "the parameters")
+    trees.check_arrays(model_state, "the model state")
+    data_lib.check_values(data)
     identity = None
     if checkpoint is not None or jax.process_count() > 1:
         identity = _identify(method, key, (params, model_state), data, num_epochs, layout)
@@ -368,14 +372,15 @@ class _Watch:
     def _pass_on(self, progress: Progress) -> None:
         for name, value in progress.metrics.items():
             if not np.all(np.isfinite(value)):
-                raise NonFiniteError(progress.step, name, float(np.ravel(value)[0]), self._advice())
+                raise NonFiniteError(progress.step, name, float(np.ravel(value)[0]), self._advice(progress.step))
         if self._on_step is not None:
             self._on_step(progress)
 
-    def _advice(self) -> str:
+    def _advice(self, step: int) -> str:
         kept = None if self._checkpoint is None else self._checkpoint.latest_step
         good = "nothing was saved" if kept is None else f"the checkpoint of step {kept} is good and stays"
-        return f"{good}; lower the learning rate or the forget weight"
+        first = ", and see that every label is below the number of classes" if step == 1 else ""
+        return f"{good}; lower the learning rate or the forget weight{first}"
 
 
 def _is_ready(metrics: Metrics) -> bool:
