@@ -6,8 +6,7 @@ On CPU, a plain two-dimensional convolution in float32 that is large enough beco
 
 * For 3x3 kernels of stride 1, the minimal filtering F(2x2, 3x3) of Winograd (Lavin and Gray, 2016, section 4.1): 16
   products over tiles of 4x4 inputs give 2x2 outputs each, with 4/9 of the multiplications.
-* For the gradients of such kernels with few channels, one product of rows of three neighbouring pixels with three
-  neighbouring rows of slopes; for the gradients of all other kernels, one product over patches.
+* For the gradients of such kernels with few channels, and of all other kernels, one product over patches.
 * For 1x1 kernels, the product of pixels and kernel.
 
 What is left to XLA are strided convolutions and those of few channels, where its own, which share a convolution among
@@ -44,10 +43,9 @@ from scissorhands_jax import trees
 _LEAST_FLOPS = 1e8  # Below this, XLA's convolution takes a millisecond or so and compiles faster.
 _MOST_PIXELS = 1 << 15  # of an output; the 16 operands of one larger image would take hundreds of megabytes
 _TILED_CHANNELS = 64  # With fewer channels, Winograd's products are too small to pay for its transforms.
-_FEW_PIXELS = 64  # With so few pixels an image, kernel gradients of 64 channels are faster by rows of pixels.
 # Sizes of one operand of a chunk: large enough to share a product among cores, small enough for the caches.
 _TILES, _TILE_FLOATS, _MORE_TILES = 256, 1 << 15, 4
-_PATCH_FLOATS, _MOST_PARTS = 1 << 18, 32
+_PATCH_FLOATS = 1 << 18
 
 _AXES = ("NHWC", "HWIO", "NHWC")
 _Pads = tuple[tuple[int, int], tuple[int, int]]
@@ -208,11 +206,7 @@ def _fast_kernel(x: jax.Array, slope: jax.Array, *, window: _Window) -> jax.Arra
     if window.is_point:
         inputs = x[:, :: window.strides[0], :: window.strides[1]].reshape(-1, x.shape[3])
         return _product(inputs, slope.reshape(-1, slope.shape[3]))[None, None]
-    channels = x.shape[3], slope.shape[3]
-    is_small = max(channels) == _TILED_CHANNELS and math.prod(window.output) <= _FEW_PIXELS
-    if window.is_dense and (max(channels) < _TILED_CHANNELS or is_small):
-        return _rows_kernel(x, slope, window)
-    if window.is_dense and _has_tiles(window.output, channels):
+    if window.is_dense and _has_tiles(window.output, (x.shape[3], slope.shape[3])):
         return _tiled_kernel(x, slope, window.padding)
     return _patches_kernel(x, slope, window)
 
@@ -310,30 +304,6 @@ def _tiled_kernel(x: jax.Array, slope: jax.Array, padding: _Pads) -> jax.Array:
 def _tile_chunk(output: tuple[int, int], channels: int) -> float:
     """Returns the number of images in a chunk, each of which has a quarter as many tiles as output pixels."""
     return max(_TILES, _TILE_FLOATS // channels) * 4 / math.prod(output)
-
-
-# Kernel gradients for few channels: rows of three neighbouring pixels of the images, multiplied by three neighbouring
-# rows of slopes at once. That takes a third of the memory of whole patches, and the product has three times the
-# columns, of which it would otherwise have few.
-
-
-def _rows_kernel(x: jax.Array, slope: jax.Array, window: _Window) -> jax.Array:
-    (top, bottom), (left, right) = window.padding
-    (height, width), channels, features = (x.shape[1], slope.shape[2]), x.shape[3], slope.shape[3]
-
-    def sum_part(x, slope):
-        # Image row y meets row i of the kernel in output row y + top - i.
-        padded_x, padded_slope = _padded(x, ((0, 0), (left, right))), _padded(slope, ((2 - top, 2 - bottom), (0, 0)))
-        pixels = jnp.concatenate([padded_x[:, :, j : j + width] for j in range(3)], axis=3)
-        slopes = jnp.concatenate([padded_slope[:, 2 - i : 2 - i + height] for i in range(3)], axis=3)
-        return _product(pixels.reshape(-1, 3 * channels), slopes.reshape(-1, 3 * features))
-
-    # Written out, because XLA shares what is in a loop among cores only where it is large.
-    chunk = max(_PATCH_FLOATS / (height * width * 3 * channels), len(x) / _MOST_PARTS)
-    number = math.ceil(len(x) / max(1, chunk))
-    parts = zip(jnp.array_split(x, number), jnp.array_split(slope, number), strict=True)
-    total = functools.reduce(jnp.add, [sum_part(*part) for part in parts])
-    return total.reshape(3, channels, 3, features).transpose(2, 0, 1, 3)
 
 
 # Whole patches, for kernel gradients.
