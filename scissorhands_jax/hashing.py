@@ -7,6 +7,7 @@ over processes, but it only detects numbers that changed by accident.
 from __future__ import annotations
 
 import hashlib
+import json
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +15,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import rfc8785
 from jax.experimental import multihost_utils
 
 from scissorhands_jax import reading, trees
@@ -26,7 +26,7 @@ _MAX_DOCUMENT = 2**26  # bytes; an ordinary record has a few thousand
 
 
 def canonical(value: Any) -> bytes:
-    """Writes a value as canonical JSON (RFC 8785). Everything that is hashed or signed as JSON is written by it.
+    """Writes a value as canonical JSON (RFC 8785). Everything of a ledger that is hashed or signed is written by it.
 
     Equal values have equal bytes: keys are sorted by their UTF-16 code units, numbers are written as ECMAScript writes
     them, and there are no spaces. The text is UTF-8.
@@ -38,7 +38,21 @@ def canonical(value: Any) -> bytes:
       ValueError: The value contains NaN, an infinite number, a whole number beyond 2**53 - 1, which JSON's readers may
         round, text that UTF-8 cannot represent, or something that JSON cannot represent.
     """
+    import rfc8785  # Not on top: training needs no more than JAX and its companions.
+
     return rfc8785.dumps(value)
+
+
+def stable_json(value: Any) -> bytes:
+    """Writes a value without floats as JSON with sorted keys, for hashes that this package alone compares.
+
+    Args:
+      value: Nested dictionaries with text keys, lists and tuples of texts, whole numbers, booleans and None.
+
+    Raises:
+      TypeError: The value holds something else.
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
 def without_floats(value: Any) -> Any:
@@ -114,7 +128,7 @@ def files_sha256(paths: Iterable[Path]) -> str:
 def sources_sha256(package: Path) -> str:
     """Returns the SHA-256 of the names and contents of all Python files of a package, in hexadecimal."""
     sources = sorted(package.rglob("*.py"))
-    return sha256(canonical([[path.relative_to(package).as_posix(), file_sha256(path)] for path in sources]))
+    return sha256(stable_json([[path.relative_to(package).as_posix(), file_sha256(path)] for path in sources]))
 
 
 def positions_sha256(positions: np.ndarray) -> str:
@@ -140,7 +154,7 @@ def tree_sha256(tree: PyTree) -> str:
     digest = hashlib.sha256()
     for name, leaf in zip(trees.leaf_names(tree), jax.tree.leaves(tree), strict=True):
         array = _numbers(leaf)
-        digest.update(canonical([name, array.dtype.str, list(array.shape)]))
+        digest.update(stable_json([name, array.dtype.str, list(array.shape)]))
         digest.update(array.reshape(-1).view(np.uint8).data)  # without a copy
     return digest.hexdigest()
 

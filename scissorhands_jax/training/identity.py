@@ -54,7 +54,7 @@ class Identity:
     def digest(self) -> str:
         """The SHA-256 of both parts, in hexadecimal."""
         parts = {"chosen": self.chosen, ENVIRONMENT: self.environment}
-        return hashing.sha256(hashing.canonical(hashing.without_floats(parts)))
+        return hashing.sha256(hashing.stable_json(hashing.without_floats(parts)))
 
     def compared(self) -> dict[str, Any]:
         """What the processes of one run must agree on, as JSON: everything but what is noted, and the processors."""

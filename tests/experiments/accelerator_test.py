@@ -55,7 +55,7 @@ def test_what_is_complete_is_not_run_again_and_what_failed_comes_last(tmp_path):
     later = [*chosen, part(tmp_path, "new", "end")]
     order = []
     second = accelerator.run_parts(
-        later, out, console=type("Told", (), {"print": lambda _, text, **__: order.append(text)})()
+        later, out, console=type("Told", (), {"print": lambda _, text, **__: order.append(str(text))})()
     )
     assert [text.partition(":")[0] for text in order] == ["new", "bad"]
     assert second["good"] == first["good"]
