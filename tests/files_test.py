@@ -288,3 +288,28 @@ def test_a_file_is_on_the_disk_before_it_gets_its_name_and_the_name_before_the_e
         file, folder = path.stat().st_ino, tmp_path.stat().st_ino
         assert [entry[:2] for entry in done] == [("fsync", file), ("name", file), ("fsync", folder)]
         assert done[0][2] == len(b"content"), "nothing is left in a buffer of Python"
+
+
+def test_everything_in_a_folder_is_on_the_disk_before_the_folder_has_its_name(tmp_path, monkeypatch):
+    events = []
+    fsync, rename = os.fsync, os.rename
+
+    def synchronised(descriptor):
+        events.append(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    def renamed(source, target):
+        events.append("named")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", synchronised)
+    monkeypatch.setattr(os, "rename", renamed)
+    with files.new_folder(tmp_path / "made") as folder:
+        (folder / "deep").mkdir(parents=True)
+        (folder / "deep" / "b").write_text("b")
+        (folder / "a").write_text("a")
+    before = events[: events.index("named")]
+    made = tmp_path / "made"
+    for path in (made / "a", made / "deep" / "b", made / "deep", made):
+        assert path.stat().st_ino in before, path
+    assert tmp_path.stat().st_ino in events[events.index("named") :]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from scissorhands_jax import deletion, files, hashing
-from scissorhands_jax.deletion import erasing, records, signing
+from scissorhands_jax.deletion import erasing, records, signing, tidying
 from scissorhands_jax.deletion.database import Database
 from scissorhands_jax.deletion.entries import NamedExample, RequestErased, RequestsCovered, RunFailed
 from scissorhands_jax.deletion.ledger import Ledger
@@ -90,6 +90,18 @@ def test_nothing_that_identifies_is_left_in_any_file(spoiled, capsys):
     assert {path: path.read_bytes() for path in (spoiled / "records").iterdir()} == before
     assert verified(spoiled, capsys=capsys) == []
     assert not list(spoiled.glob("ledger.sqlite3-*"))
+
+
+def test_what_killed_and_failed_runs_left_is_removed_too(spoiled, capsys):
+    """No run has to be started first for their lists and half-written files to go."""
+    remains = [tidying.positions_file(spoiled, 4), spoiled / ".pages.0a1b2c3d.partial"]
+    for path in remains:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("137\n142\n")
+    assert command("erase", "--ledger", spoiled, "2") == 0
+    capsys.readouterr()
+    assert [path for path in remains if path.exists()] == []
+    assert verified(spoiled, capsys=capsys) == []
 
 
 def test_whoever_has_the_keys_and_a_guess_cannot_check_it(spoiled):
