@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from scissorhands_jax.base import Batch, Data, Dataset, Key
@@ -39,15 +40,16 @@ def check_values(data: Data) -> None:
       InputError: An array of floats holds NaN or infinity, or an array called `label` a negative number. The message
         names the first such example.
     """
-    for part, dataset in (("forget", data.forget), ("retain", data.retain)):
+    # Without a forget set it is plain training, of whose parts nobody has spoken.
+    whole = "retain" if size(data.forget) else "training"
+    for part, dataset in (("forget", data.forget), (whole, data.retain)):
         for path, leaf in jax.tree_util.tree_leaves_with_path(dataset):
             if isinstance(leaf, jax.core.Tracer) or (isinstance(leaf, jax.Array) and not leaf.is_fully_addressable):
                 continue
-            kind = getattr(leaf, "dtype", None)
-            if kind is None or not np.size(leaf):
+            if not hasattr(leaf, "dtype") or not np.size(leaf) or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
                 continue
             name, values = path_name(path) or "data", np.asarray(leaf)
-            if np.issubdtype(values.dtype, np.floating):
+            if jnp.issubdtype(values.dtype, jnp.inexact):
                 good, what = np.isfinite(values), "NaN or infinity"
             elif name.split("/")[-1] == "label" and np.issubdtype(values.dtype, np.signedinteger):
                 good, what = values >= 0, "a negative label"

@@ -413,7 +413,11 @@ class TestCheckValues:
     )
     def test_examples_that_no_training_can_use_are_named(self, retain, message):
         with pytest.raises(InputError, match=message):
-            data.check_values(Data(None, retain))
+            data.check_values(Data({"x": np.zeros(1)}, retain))
+
+    def test_plain_training_has_no_parts(self):
+        with pytest.raises(InputError, match="1 examples of the training set have NaN"):
+            data.check_values(Data(None, {"x": jnp.array([1.0, jnp.nan], jnp.bfloat16)}))
 
     def test_everything_else_passes(self):
         data.check_values(Data({"label": np.array([0, 3]), "offset": np.array([-1, 1])}, {"x": np.zeros((0, 3))}))

@@ -14,15 +14,7 @@ from scissorhands_jax.torch_weights.weight_files import StateDict, listed
 
 # Names of one thing in the networks of several authors: the shortcut of a residual block, and the last layer.
 _SYNONYMS = (("shortcut", "downsample"), ("fc", "linear", "classifier", "head"))
-LAYOUTS: dict[str, tuple[str, str]] = {
-    "torchvision": ("downsample", "fc"),
-    "kuangliu": ("shortcut", "linear"),
-    "akamaster": ("shortcut", "linear"),
-    "chenyaofo": ("downsample", "fc"),
-    "timm": ("downsample", "fc"),
-    "authors": ("downsample", "fc"),
-}
-"""What the shortcuts and the last layer of a residual network are called in well-known repositories."""
+_AUTHORS = {("shortcut", "linear"): "kuangliu", ("downsample", "fc"): "torchvision"}  # who uses which together
 
 
 class Fitted(NamedTuple):
@@ -145,8 +137,7 @@ def _with_synonyms(arrays: StateDict, shapes: Mapping[str, tuple[int, ...]], not
         names = {name: _exchanged(name, pairs) for name in arrays}
         if expected <= set(names.values()) and len(set(names.values())) == len(names):
             called = tuple(next((old for old, _ in pairs if old in group), None) for group in _SYNONYMS)
-            layout = next((name for name, terms in LAYOUTS.items() if called == terms), None)
-            of = f", as in the networks of {layout}" if layout else ""
+            of = f", as in the networks of {_AUTHORS[called]}" if called in _AUTHORS else ""
             notes.append(f"{' and '.join(f'{old!r} was read as {new!r}' for old, new in pairs)}{of}")
             return {names[name]: array for name, array in arrays.items()}
     return arrays

@@ -1,7 +1,7 @@
 """What determines a result: one description and one digest, by which runs are told apart wherever they meet.
 
-Checkpoints, the folders of runs, the cells of tables and audits, the processes of one run and the records of a ledger
-all compare what `identify` returns. It has two parts, which are treated in different ways.
+Checkpoints, the folders of runs, the cells of tables and audits, and the processes of one run all compare what
+`identify` returns. It has two parts, which are treated in different ways.
 
 * What was chosen: settings, loss and method, data, forget set, weights, key, and options such as precision. Where it
   differs, it is another run, which is refused.

@@ -57,12 +57,16 @@ def run_many(
       A member that diverged has its error in place of a result and does not end the others.
 
     Raises:
-      InputError: There is no member, their steps or batches differ so that they cannot share a program, or `how` is
-        unknown.
+      InputError: There is no member, their steps or batches differ so that they cannot share a program, `how` is
+        unknown, or parameters or data cannot be used, as for `run`.
     """
     if not members:
         raise InputError("a sweep needs at least one member, got none")
     check_choice("how", how, get_args(How))
+    for member in members:
+        trees.check_arrays(member.params, "the parameters of a member")
+        trees.check_arrays(member.model_state, "the model state of a member")
+    data_lib.check_values(data)
     if how == "auto":
         timed = fastest(members, data)
         how = min(timed, key=timed.__getitem__)

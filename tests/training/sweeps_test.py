@@ -122,6 +122,19 @@ class TestFastest:
         assert set(sweeps.fastest([member, member], tiny.data())) == {"turns"}
 
 
+@pytest.mark.parametrize("how", WAYS)
+def test_data_and_networks_that_a_run_refuses_are_refused(how):
+    spoiled = data()
+    spoiled.retain["image"][3] = np.nan
+    with pytest.raises(
+        InputError, match=r"1 examples of the retain set have NaN or infinity in 'image', .* example 3;"
+    ):
+        run_many(members(SCISSORHANDS), spoiled, num_epochs=1, how=how)
+    wrong = [member._replace(params={"call": jax.nn.relu}) for member in members(SCISSORHANDS)]
+    with pytest.raises(InputError, match=r"the parameters of a member have a .* at call, where only arrays can be"):
+        run_many(wrong, data(), num_epochs=1, how=how)
+
+
 @pytest.mark.parametrize(
     ("make", "how", "message"),
     [
