@@ -167,6 +167,25 @@ def test_what_was_trained_here_computes_the_same_under_pytorchs_names(network):
     np.testing.assert_allclose(logits_of(exported, IMAGES), logits, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("mode", ["batch", "ema"])
+def test_statistics_of_equinox_are_those_of_the_batch_after_its_first_step(mode):
+    """Equinox keeps sums; PyTorch and the model state have what Equinox evaluates with.
+
+    In the mode "batch" its sum of variances begins at 1 and is divided as if it had begun at 0, which adds 99 here.
+    """
+    trained, _ = live_equinox(mode)
+    _, moved = trained.model.apply(trained.params, trained.model_state, IMAGES, train=True)
+    conv = trained.params["block"]["conv"]
+    outputs = jax.lax.conv_general_dilated(IMAGES.transpose(0, 3, 1, 2), conv["weight"], (1, 1), "SAME")
+    outputs = outputs + conv["bias"][None]
+    found = moved["batch_stats"]["block"]["norm"]
+    np.testing.assert_allclose(found["mean"], outputs.mean(axis=(0, 2, 3)), rtol=1e-3, atol=1e-5)
+    extra = 99 if mode == "batch" else 0
+    np.testing.assert_allclose(found["var"], outputs.var(axis=(0, 2, 3)) + extra, rtol=1e-3, atol=1e-5)
+    _, again = trained.model.apply(trained.params, moved, IMAGES, train=True)
+    np.testing.assert_allclose(again["batch_stats"]["block"]["norm"]["mean"], found["mean"], rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("make", [live_linen, live_nnx])
 def test_a_layer_that_may_read_a_flattened_image_is_refused_until_told(make):
     trained, _ = make()

@@ -66,7 +66,6 @@ def run_many(
     for member in members:
         trees.check_arrays(member.params, "the parameters of a member")
         trees.check_arrays(member.model_state, "the model state of a member")
-    data_lib.check_values(data)
     if how == "auto":
         timed = fastest(members, data)
         how = min(timed, key=timed.__getitem__)
