@@ -11,7 +11,7 @@ import pytest
 from scissorhands_jax.cli.main import COMMANDS, read_command
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def lines() -> list[str]:

@@ -10,7 +10,7 @@ from scissorhands_jax.methods import METHODS
 from scissorhands_jax.models import MODELS
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -81,7 +81,9 @@ def test_links_and_paths_lead_somewhere(page):
 
 def test_the_tests_that_hold_the_guarantees_exist():
     """What is guaranteed names tests as `tests/file.py::name`, each of which is a function of that file."""
-    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8"))
+    named = re.findall(
+        r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / "docs" / "explanations" / "guarantees.md").read_text(encoding="utf-8")
+    )
     assert len(named) > 20
     for path, name in named:
         assert re.search(rf"^ *def {name}\(", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE), (path, name)
@@ -90,15 +92,17 @@ def test_the_tests_that_hold_the_guarantees_exist():
 def test_every_page_is_listed():
     index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     for page in PAGES[1:]:
-        assert page.name == "index.md" or f"({page.name})" in index
+        assert page.name == "index.md" or f"({page.relative_to(ROOT / 'docs')})" in index
 
 
 def test_every_method_and_network_is_named():
-    readme, tables = (path.read_text(encoding="utf-8") for path in (ROOT / "README.md", ROOT / "docs" / "tables.md"))
+    readme, tables = (
+        path.read_text(encoding="utf-8") for path in (ROOT / "README.md", ROOT / "docs" / "guides" / "tables.md")
+    )
     for name in METHODS:
         assert f"`{name}`" in readme
         assert f"`{name}`" in tables
-    files = (ROOT / "docs" / "pytorch-files.md").read_text(encoding="utf-8")
+    files = (ROOT / "docs" / "guides" / "pytorch-files.md").read_text(encoding="utf-8")
     for name in MODELS:
         assert f"`{name}`" in files or name.startswith("resnet")
 

@@ -2,7 +2,7 @@
 
 A statement (in-toto Statement v1) says something about files that it names by their SHA-256: here about the files of
 the network that a run has left. What it says, the predicate, is the record. The envelope (DSSE) holds the statement and
-an Ed25519 signature by the ledger's key. `docs/record-format.md` describes every field.
+an Ed25519 signature by the ledger's key. `docs/reference/record-format.md` describes every field.
 
 The statement follows from the record, so an envelope adds nothing to what the record says, and `verify` compares them.
 """

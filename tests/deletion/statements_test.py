@@ -20,7 +20,7 @@ dsse = pytest.importorskip("securesystemslib.dsse")
 exceptions = pytest.importorskip("securesystemslib.exceptions")
 signer = pytest.importorskip("securesystemslib.signer")
 
-FORMAT_PAGE = Path(__file__).parents[2] / "docs" / "record-format.md"
+FORMAT_PAGE = Path(__file__).parents[2] / "docs" / "reference" / "record-format.md"
 
 
 def read(path):
@@ -142,7 +142,7 @@ def paths(value, hidden, name=""):
 
 
 def test_every_field_of_a_predicate_is_documented_and_no_other(served):
-    """`docs/record-format.md` has one row for each field."""
+    """`docs/reference/record-format.md` has one row for each field."""
     documented = set(re.findall(r"^\| `([^`]+)` \|", FORMAT_PAGE.read_text(), re.MULTILINE))
     open_ended = {name.removesuffix(".*") for name in documented if name.endswith(".*")}
     found = set()
