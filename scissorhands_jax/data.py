@@ -162,6 +162,22 @@ def check_training_set(positions: Iterable, total: int) -> np.ndarray:
     return _distinct(values, total, "positions of the training set")
 
 
+def check_held_out(positions: Iterable, total: int) -> np.ndarray:
+    """Returns the positions of the examples that are held out for testing, sorted and as int32.
+
+    Args:
+      positions: Integers or a mask, as in `check_positions`.
+      total: The number of examples in the data set.
+
+    Raises:
+      InputError: The positions cannot be used, there are none, or fewer than two examples are left.
+    """
+    held = _distinct(_as_positions(positions, total, "positions held out"), total, "positions held out")
+    if not held.size or total - held.size < 2:
+        raise InputError(f"{held.size} of {total} examples are held out; hold out at least one, and leave at least two")
+    return held
+
+
 def _as_positions(given: Iterable, total: int, what: str) -> np.ndarray:
     """Returns positions as an array of integers, whether they were given as such or as a mask."""
     if isinstance(given, str | bytes) or not (hasattr(given, "__array__") or isinstance(given, Iterable)):

@@ -352,6 +352,12 @@ class TestValidationSplit:
         assert len(train) == 100
         assert validation.size == 0
 
+    def test_what_is_held_out_for_testing_is_in_neither_part(self):
+        held_out = np.arange(0, 100, 4)
+        parts = splits.validation_split(LABELS, 0.2, 0, held_out)
+        assert np.array_equal(np.sort(np.concatenate([*parts, held_out])), np.arange(100))
+        assert parts[1].size
+
     @pytest.mark.parametrize("share", [-0.1, 1, float("nan")])
     def test_other_shares_are_refused(self, share):
         with pytest.raises(InputError, match=r"validation share must lie in \[0, 1\), got"):

@@ -143,9 +143,10 @@ class Audit:
         self.tier = tier
         self.seed = seed
         self.loaded = LoadedExperiment(experiment, data_dir)
-        train = self.loaded.splits.train
-        kept, held_out = validation_split(train["label"], experiment.validation_share, experiment.split_seed)
-        self.train = data_lib.take(train, kept if trained_on is None else np.intersect1d(kept, trained_on))
+        train, tested = self.loaded.splits.train, self.loaded.splits.held_out
+        kept, held_out = validation_split(train["label"], experiment.validation_share, experiment.split_seed, tested)
+        self.used = kept if trained_on is None else np.intersect1d(kept, trained_on)  # in the training split
+        self.train = data_lib.take(train, self.used)
         key = jax.random.key(seed)
         self.key = jax.random.fold_in(key, 1)
         self.design = ensembles.design(
@@ -168,24 +169,26 @@ class Audit:
         self._held: dict[int, tuple[Params, ModelState]] = {}
 
     def _forget_sets(self) -> list[np.ndarray]:
-        """Returns the positions of each forget set. Each is drawn from what the earlier ones left."""
-        labels = self.train["label"]
-        left = np.arange(len(labels))
+        """Returns the positions of each forget set in `train`. Each is drawn from what the earlier ones left.
+
+        Positions that a user names count the whole training split.
+        """
+        left = self.used
         sets = []
         for number, scenario in enumerate(self.scenarios):
             spec = scenario.forget[0].replace("{seed}", str(self.seed))
             form, _, share = spec.partition(":")
             # A share is one of the whole training set, so it is converted to a share of what is left.
             if form == "random" and share.replace(".", "", 1).isdigit():
-                spec = f"random:{float(share) * len(labels) / len(left)!r}"
+                spec = f"random:{float(share) * len(self.used) / len(left)!r}"
             positions = forget_sets.forget_positions(
                 spec,
-                labels,
+                self.loaded.splits.train["label"],
                 seed=self.seed + 1_000 * number,
                 class_names=self.loaded.splits.class_names,
                 trained_on=left,
             )
-            sets.append(positions)
+            sets.append(np.searchsorted(self.used, positions))
             left = np.setdiff1d(left, positions)
         return sets
 

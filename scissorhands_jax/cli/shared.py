@@ -94,7 +94,7 @@ class NetworkOptions(DataFolderOptions):
         str | None,
         Option(
             "Name of the data set: digits, cifar10, cifar100, svhn, faces, orl_faces, cifar100_own, npz:FILE or "
-            "folder:DIR; a --checkpoint knows its own.",
+            "folder:DIR, if need be followed by ?held_out=SHARE for testing; a --checkpoint knows its own.",
             metavar="NAME",
             setting="dataset",
         ),

@@ -23,7 +23,8 @@ def load(name: str, data_dir: str | Path | None = None) -> Splits:
 
     Args:
       name: A key of `DATASETS`; or `npz:FILE` or `folder:DIR` for the user's own images, see
-        `scissorhands_jax.datasets.own`.
+        `scissorhands_jax.datasets.own`. With `?held_out=0.2` after it, as in `npz:FILE?held_out=0.2`, this share of the
+        examples of each label is held out for testing; it is needed where the files have no test set.
       data_dir: The folder that holds the files of the data set. The digits and the user's own images need none.
 
     Raises:
@@ -31,12 +32,23 @@ def load(name: str, data_dir: str | Path | None = None) -> Splits:
     """
     kind, _, path = name.partition(":")
     if kind in FILES and path:
-        return FILES[kind](Path(path))
+        place, asks, share = path.partition("?held_out=")
+        return FILES[kind](Path(place), _share(share) if asks else None)
     if name not in DATASETS:
         raise InputError(
             f"there is no data set {name!r}; {suggest(name, DATASETS)}, or npz:FILE or folder:DIR for your own images"
         )
     return DATASETS[name](None if data_dir is None else Path(data_dir))
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = float("nan")
+    if not 0 < share < 1:
+        raise InputError(f"the share to hold out is {text[:40]!r}; write a number between 0 and 1, as in ?held_out=0.2")
+    return share
 
 
 def prepare(
@@ -171,4 +183,4 @@ DATASETS: dict[str, Callable[[Path | None], Splits]] = {
 }
 
 # Readers of the user's own images, by the word before the colon.
-FILES: dict[str, Callable[[Path], Splits]] = {"npz": own.npz_file, "folder": own.image_folder}
+FILES: dict[str, Callable[[Path, float | None], Splits]] = {"npz": own.npz_file, "folder": own.image_folder}

@@ -11,44 +11,46 @@ from typing import NamedTuple
 import numpy as np
 
 from scissorhands_jax import array_files, reading
+from scissorhands_jax import data as data_lib
 from scissorhands_jax.base import Dataset
-from scissorhands_jax.datasets.splits import Splits, check_labels, divide, every_fifth, whole_labels
+from scissorhands_jax.datasets.splits import Splits, check_labels, divide, evenly_chosen, whole_labels
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.image_files import open_image
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".pgm", ".ppm", ".bmp", ".webp", ".tif", ".tiff")
 
 
-def npz_file(path: Path) -> Splits:
+def npz_file(path: Path, held_out: float | None = None) -> Splits:
     """Reads images and labels from one `.npz` file.
 
     Args:
       path: The file. It holds `image`, of shape (N, H, W, C) or (N, H, W), uint8 or floating point in [0, 1], and
-        `label`, of shape (N,), integers from 0. The test set is either in `test_image` and `test_label`, or it is the
-        5th, 10th, ... example of each label; the positions of the training set then count the other examples from 0.
-        Names of classes may be in `class_names`.
+        `label`, of shape (N,), integers from 0. The test set is in `test_image` and `test_label`; or the array
+        `held_out` says which of the examples it is, by their positions or by a bool for each. In any case positions
+        count the examples of `image` from 0. Names of classes may be in `class_names`.
+      held_out: The share of the examples of each label to test with, in a file that does not say it.
 
     Raises:
-      InputError: The file cannot be read, or its arrays do not fit together.
+      InputError: The file cannot be read, its arrays do not fit together, or nothing says which examples are for
+        testing.
     """
     arrays = _arrays(path)
     images, labels = _images(arrays, "image", path), _labels(arrays, "label", path)
+    if len(images) != len(labels):
+        raise InputError(f"{path} holds {len(images)} images for {len(labels)} labels; give each image one label")
     if ("test_image" in arrays) != ("test_label" in arrays):
         raise InputError(f"{path} has only one of test_image and test_label; give both or neither")
-    test: Dataset
-    if "test_image" in arrays:
-        train = {"image": images, "label": labels}
-        test = {"image": _images(arrays, "test_image", path), "label": _labels(arrays, "test_label", path)}
+    train: Dataset = {"image": images, "label": labels}
+    chosen = _held_out(arrays, labels, held_out, path)
+    if chosen is None:
+        test: Dataset = {"image": _images(arrays, "test_image", path), "label": _labels(arrays, "test_label", path)}
     else:
-        if len(images) != len(labels):
-            raise InputError(f"{path} holds {len(images)} images for {len(labels)} labels; give each image one label")
-        train, test = divide(images, labels, every_fifth(labels))
-    for part, name in ((train, "image"), (test, "test_image")):
-        if len(part["image"]) != len(part["label"]):
-            raise InputError(
-                f"{path} holds {len(part['image'])} examples in {name} for {len(part['label'])} labels; "
-                "give each image one label"
-            )
+        test = {"image": images[chosen], "label": labels[chosen]}
+    if len(test["image"]) != len(test["label"]):
+        raise InputError(
+            f"{path} holds {len(test['image'])} examples in test_image for {len(test['label'])} labels; "
+            "give each image one label"
+        )
     if test["image"].shape[1:] != train["image"].shape[1:] or test["image"].dtype != train["image"].dtype:
         raise InputError(
             f"the test images in {path} are {test['image'].dtype} of shape {test['image'].shape[1:]} and the training "
@@ -60,7 +62,32 @@ def npz_file(path: Path) -> Splits:
     )
     for part in (train, test):
         part["label"] = check_labels(part["label"], len(names), path)
-    return _complete(Splits(train, test, names, augmented=False), path)
+    return _complete(Splits(train, test, names, augmented=False, held_out=chosen), path)
+
+
+def _held_out(arrays: dict[str, np.ndarray], labels: np.ndarray, share: float | None, path: Path) -> np.ndarray | None:
+    """Returns the positions of the examples that are for testing; None if the file has a test set of its own."""
+    said = [name for name in ("test_image", "held_out") if name in arrays]
+    if share is not None:
+        said.append(f"?held_out={share:g}")
+    if len(said) > 1:
+        raise InputError(f"{path} is to be tested with {' and with '.join(said)}; leave one out")
+    if not said:
+        raise InputError(
+            f"{path} has no test set, and none is taken from its {len(labels)} examples unless you ask for it; add "
+            "test_image and test_label, or an array held_out with the positions of examples that the network was not "
+            f"trained on, or write npz:{path}?held_out=0.2"
+        )
+    if "held_out" in arrays:
+        return data_lib.check_held_out(arrays["held_out"], len(labels))
+    return None if share is None else _chosen(labels, share, path)
+
+
+def _chosen(labels: np.ndarray, share: float, path: Path) -> np.ndarray:
+    positions = np.flatnonzero(evenly_chosen(labels, share))
+    if not len(positions):
+        raise InputError(f"{share:g} of the examples of each label in {path} is less than one; hold out a larger share")
+    return positions.astype(np.int32)
 
 
 def orl_faces(data_dir: Path | None) -> Splits:
@@ -77,30 +104,53 @@ def orl_faces(data_dir: Path | None) -> Splits:
     if len(images) != len(people):
         raise InputError(f"{path} holds {len(images)} images of {len(people)} people; copy it again")
     names = tuple(f"s{person + 1}" for person in range(40))
-    train, test = divide(images, people, every_fifth(people))
+    train, test = divide(images, people, evenly_chosen(people))
     return _complete(Splits(train, test, names, augmented=True, crop_padding=0), path)
 
 
-def image_folder(root: Path) -> Splits:
+def image_folder(root: Path, held_out: float | None = None) -> Splits:
     """Reads images from a folder. They are uint8, grey if all are grey and RGB otherwise.
 
     Args:
       root: The folder, in one of the forms that `find_labelled_images` describes. All images have one size.
+      held_out: The share of the images of each class to test with, in a folder without a test set. Positions then
+        count all of its images.
 
     Raises:
-      InputError: Images are missing, unreadable or of different sizes.
+      InputError: Images are missing, unreadable or of different sizes, or nothing says which are for testing.
     """
-    folder = find_labelled_images(root)
-    parts: dict[str, Dataset] = {}
-    for split, files in folder.splits.items():
-        images: np.ndarray | None = None
-        for index, image in enumerate(folder.read(split)):
-            if images is None:
-                images = np.empty((len(files), *image.shape), np.uint8)
-            images[index] = image
-        assert images is not None
-        parts[split] = {"image": images, "label": np.asarray([file.label for file in files], np.int32)}
-    return Splits(parts["train"], parts["test"], folder.class_names, augmented=False)
+    if root.is_dir() and _has_test_set(root) != (held_out is None):
+        raise InputError(
+            f"{root} has no test set, and none is taken from its images unless you ask for it; make the folders train "
+            f"and test in it, or write folder:{root}?held_out=0.2"
+            if held_out is None
+            else f"{root} has a test set of its own; leave ?held_out={held_out:g} out"
+        )
+    folder = find_labelled_images(root, held_out=0.2 if held_out is None else held_out)
+    parts = {name: _read_images(folder, name) for name in folder.splits}
+    train, test = parts["train"], parts["test"]
+    if held_out is None:
+        return Splits(train, test, folder.class_names, augmented=False)
+    whole = folder.splits["train"] + folder.splits["test"]
+    order = np.asarray(sorted(range(len(whole)), key=lambda index: _imagefolder_order(whole[index], root)))
+    both = {name: np.concatenate([train[name], test[name]])[order] for name in train}
+    held = np.flatnonzero(order >= len(train["label"])).astype(np.int32)
+    return Splits(both, test, folder.class_names, augmented=False, held_out=held)
+
+
+def _has_test_set(root: Path) -> bool:
+    return (root / "train.txt").is_file() or (root / "train").is_dir()
+
+
+def _read_images(folder: Folder, split: str) -> Dataset:
+    files = folder.splits[split]
+    images: np.ndarray | None = None
+    for index, image in enumerate(folder.read(split)):
+        if images is None:
+            images = np.empty((len(files), *image.shape), np.uint8)
+        images[index] = image
+    assert images is not None
+    return {"image": images, "label": np.asarray([file.label for file in files], np.int32)}
 
 
 class ImageFile(NamedTuple):
@@ -129,14 +179,14 @@ class Folder(NamedTuple):
             yield _open(file.path, self.image_shape, self.resized)
 
 
-def find_labelled_images(root: Path, *, image_size: int | None = None) -> Folder:
+def find_labelled_images(root: Path, *, image_size: int | None = None, held_out: float = 0.2) -> Folder:
     """Finds the images of a folder, their labels, and whether they are for training or testing.
 
     The folder must have one of three forms, which are tried in this order:
 
     * `train.txt` and `test.txt`, with a line `relative/path label` for each image; labels are whole numbers or names;
     * `train/CLASS/*` and `test/CLASS/*`;
-    * `CLASS/*`, where the 5th, 10th, ... image of each class is for testing.
+    * `CLASS/*`, where a share of the images of each class is for testing.
 
     Classes in folders and their images are sorted by name as torchvision's ImageFolder does it, so that labels are the
     same there and here: folder `10` comes before folder `2`. Folders in the folder of a class are searched too. The
@@ -145,6 +195,7 @@ def find_labelled_images(root: Path, *, image_size: int | None = None) -> Folder
     Args:
       root: The folder.
       image_size: The height and width, in pixels, to which images are rescaled. By default they keep their size.
+      held_out: That share. By default it is the 5th, 10th, ... image of each class.
 
     Raises:
       InputError: The folder is missing or has another form, a class has no training images, or an image cannot be
@@ -160,12 +211,14 @@ def find_labelled_images(root: Path, *, image_size: int | None = None) -> Folder
         named = {split: _classes(root / split) for split in ("train", "test")}
     else:
         files = _classes(root)
-        is_test = every_fifth(np.unique([name for _, name in files], return_inverse=True)[1] if files else np.empty(0))
+        labels_of = np.unique([name for _, name in files], return_inverse=True)[1] if files else np.empty(0)
+        is_test = evenly_chosen(labels_of, held_out)
         named = {
             "train": [file for file, chosen in zip(files, is_test, strict=True) if not chosen],
             "test": [file for file, chosen in zip(files, is_test, strict=True) if chosen],
         }
-    key = _natural if (root / "train.txt").is_file() else str
+    listed = (root / "train.txt").is_file()
+    key = _natural if listed else str
     class_names = tuple(sorted({name for _, name in named["train"]}, key=key))
     for split, files in named.items():
         if not files:
@@ -183,7 +236,7 @@ def find_labelled_images(root: Path, *, image_size: int | None = None) -> Folder
     splits = {
         split: sorted(
             (ImageFile(path, labels[name]) for path, name in files),
-            key=lambda file: (file.label, _place(file.path, root) if key is str else _natural(file.path)),
+            key=lambda file: (file.label, _natural(file.path)) if listed else _imagefolder_order(file, root),
         )
         for split, files in named.items()
     }
@@ -202,9 +255,9 @@ def _classes(root: Path) -> list[tuple[Path, str]]:
     ]
 
 
-def _place(path: Path, root: Path) -> tuple[str, str]:
-    """Returns a key that sorts images as ImageFolder does: by folder, then by name."""
-    return str(path.parent.relative_to(root)), path.name
+def _imagefolder_order(file: ImageFile, root: Path) -> tuple[int, str, str]:
+    """Returns a key that sorts images as ImageFolder does: by class, by folder, then by name."""
+    return file.label, str(file.path.parent.relative_to(root)), file.path.name
 
 
 def _listing(path: Path) -> list[tuple[Path, str]]:
@@ -332,6 +385,6 @@ def _complete(splits: Splits, path: Path) -> Splits:
     for part, name in ((splits.train, "train"), (splits.test, "test")):
         if not len(part["label"]):
             raise InputError(
-                f"{path} gives no {name} examples; give five or more with one label, or test_image and test_label"
+                f"{path} gives no {name} examples; give some in {'test_image and test_label' if name == 'test' else 'image'}"
             )
     return splits

@@ -22,6 +22,9 @@ class Splits(NamedTuple):
     class_names: tuple[str, ...]
     augmented: bool  # whether networks for it are customarily trained with random crops and flips
     crop_padding: int = 4  # pixels that are added on each side before a random crop; with 0 images are only flipped
+    # The positions in `train` of the examples that are the test set, sorted, where the user's files have both in one.
+    # Networks are trained on the others only, and positions count all of them.
+    held_out: np.ndarray | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -29,18 +32,22 @@ class Splits(NamedTuple):
         return self.train["image"].shape[1:]
 
 
-def every_fifth(labels: np.ndarray) -> np.ndarray:
-    """Chooses test examples for a data set that has no split: of each label the 5th, 10th, ... example.
+def evenly_chosen(labels: np.ndarray, share: float = 0.2) -> np.ndarray:
+    """Chooses test examples for a data set that has no split: the same share of each label, at equal distances.
 
     Args:
       labels: The labels of all examples, of shape (N,).
+      share: The share of each label, in (0, 1), rounded down. By default it is the 5th, 10th, ... example of a label.
 
     Returns:
       A bool array of shape (N,): True for test examples.
     """
     chosen = np.zeros(len(labels), bool)
     for label in np.unique(labels):
-        chosen[np.flatnonzero(labels == label)[4::5]] = True
+        members = np.flatnonzero(labels == label)
+        # In floating point 5 * 0.2 may be a little less than 1; the small number makes up for it.
+        counted = np.floor(np.arange(len(members) + 1) * share + 1e-9)
+        chosen[members[counted[1:] > counted[:-1]]] = True
     return chosen
 
 
@@ -108,7 +115,9 @@ def check_labels(labels: np.ndarray, num_classes: int, where: object) -> np.ndar
     return labels.astype(np.int32)
 
 
-def validation_split(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def validation_split(
+    labels: np.ndarray, share: float, seed: int, held_out: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Holds a random share of every class out of a training set, for validation.
 
     The network is trained on the rest only. Pass the first result as `trained_on` to `forget_positions` and
@@ -118,9 +127,10 @@ def validation_split(labels: np.ndarray, share: float, seed: int) -> tuple[np.nd
       labels: The labels of all examples, of shape (N,).
       share: The share of each class to hold out, in [0, 1). The number of examples is rounded down.
       seed: The seed of the draws.
+      held_out: The positions of examples that are for testing and thus for neither. By default there are none.
 
     Returns:
-      The positions for training and those for validation, sorted and as int32. Each position is in one of them.
+      The positions for training and those for validation, sorted and as int32. Each other position is in one of them.
 
     Raises:
       InputError: `share` is not in [0, 1), or so small that no class gives an example.
@@ -129,13 +139,15 @@ def validation_split(labels: np.ndarray, share: float, seed: int) -> tuple[np.nd
         raise InputError(f"the validation share must lie in [0, 1), got {share}")
     generator = np.random.default_rng(seed)
     held = np.zeros(len(labels), bool)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
+    free = np.ones(len(labels), bool)
+    free[[] if held_out is None else held_out] = False
+    for label in np.unique(labels[free]):
+        members = np.flatnonzero((labels == label) & free)
         # In floating point 0.29 * 100 is a little less than 29; the small number makes up for it.
         held[generator.permutation(members)[: int(share * len(members) + 1e-9)]] = True
     if share and not held.any():
         raise InputError(f"a validation share of {share} is less than one example of every class; make it larger")
-    return np.flatnonzero(~held).astype(np.int32), np.flatnonzero(held).astype(np.int32)
+    return np.flatnonzero(~held & free).astype(np.int32), np.flatnonzero(held).astype(np.int32)
 
 
 def known_classes(test: Dataset, retain: Dataset) -> Dataset:

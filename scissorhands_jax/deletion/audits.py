@@ -163,7 +163,7 @@ def audit_evidence(
 def _made(plan: AuditPlan, job: Job, folder: Path, console: Console) -> dict[str, Any]:
     config = job.config
     file = folder.with_suffix(".audit.txt")
-    files.write_text(file, "".join(f"{position}\n" for position in _within(job)))
+    files.write_text(file, "".join(f"{position}\n" for position in job.positions))
     try:
         return run_audit(
             Experiment(

@@ -179,16 +179,17 @@ def origin_folder(checkpoint: str | Path) -> Path:
     return network_folder(checkpoint).parent
 
 
-def past_of(config: NetworkConfig, total: int, train_checksum: str) -> Past:
+def past_of(config: NetworkConfig, total: int, train_checksum: str, held_out: np.ndarray | None = None) -> Past:
     """What a network was trained on and has forgotten, as the user says or as the run that made the network saved it.
 
-    If neither says anything, the network was trained on the whole training split.
+    If neither says anything, the network was trained on the whole training split, without what is held out.
 
     Args:
       config: The network.
       total: The number of examples in the training split.
       train_checksum: The checksum of the training split (`hashing.tree_checksum`). What the run has saved counts only
         for the same data.
+      held_out: The positions of examples that are held out for testing. By default there are none.
 
     Raises:
       InputError: The past cannot be known, both the user and the run say it, or a file cannot be read.
@@ -196,7 +197,13 @@ def past_of(config: NetworkConfig, total: int, train_checksum: str) -> Past:
     nothing = np.zeros(0, np.int32)
     given = None
     if config.trained_on is not None:
-        given = data_lib.check_training_set(forget_sets.read_positions(Path(config.trained_on)), total)
+        given = data_lib.check_training_set(forget_sets.read_positions(Path(config.trained_on), total), total)
+        both = np.intersect1d(given, nothing if held_out is None else held_out)
+        if both.size:
+            raise InputError(
+                f"{both.size} of the examples in {config.trained_on} are held out for testing, the first is {both[0]}; "
+                "a network cannot be tested on what it was trained on, so hold out others"
+            )
     if config.checkpoint is not None and "forget" in saved_config(config.checkpoint):
         folder = origin_folder(config.checkpoint)
         what = f"the network in {config.checkpoint} has forgotten examples before"
@@ -217,7 +224,9 @@ def past_of(config: NetworkConfig, total: int, train_checksum: str) -> Past:
                 f"{what}, from other data than these or in a run whose folder is missing; add --trained-on FILE with "
                 "the positions in these data that it was trained on and has not forgotten"
             )
-    return Past(np.arange(total, dtype=np.int32) if given is None else given, nothing)
+    if given is None:
+        given = np.setdiff1d(np.arange(total, dtype=np.int32), nothing if held_out is None else held_out)
+    return Past(given, nothing)
 
 
 def read_past(folder: Path, total: int) -> tuple[Past, np.ndarray]:

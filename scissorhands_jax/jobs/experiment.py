@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from scissorhands_jax import augmentation, datasets, hashing, losses, models, torch_weights
 from scissorhands_jax import data as data_lib
 from scissorhands_jax.base import Dataset, Method, Model, StatefulLossFn
@@ -165,6 +167,9 @@ def load_splits(experiment: Experiment, data_dir: str | None) -> datasets.Splits
       InputError: The data set cannot be read, or a limit is out of range.
     """
     splits = datasets.load(experiment.dataset, data_dir)
+    if splits.held_out is not None and experiment.train_limit is not None:  # Positions then count what is left anyway.
+        left = np.setdiff1d(np.arange(data_lib.size(splits.train)), splits.held_out)
+        splits = splits._replace(train=data_lib.take(splits.train, left), held_out=None)
     train = _limited(splits.train, experiment.train_limit, "train_limit", experiment.split_seed)
     test = _limited(splits.test, experiment.test_limit, "test_limit", experiment.split_seed)
     if experiment.image_size is not None:

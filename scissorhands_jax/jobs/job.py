@@ -161,7 +161,7 @@ def prepare_network(
         model=model,
         params=params,
         model_state=model_state,
-        past=past_of(config, data_lib.size(splits.train), train_checksum),
+        past=past_of(config, data_lib.size(splits.train), train_checksum, splits.held_out),
         train_checksum=train_checksum,
     )
 

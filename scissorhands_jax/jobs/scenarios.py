@@ -177,7 +177,7 @@ class SeededScenario:
         )
         self.train = {**splits.train, "label": labels}
         self.trained_on, self.held_out = validation_split(
-            self.true_labels, experiment.validation_share, experiment.split_seed
+            self.true_labels, experiment.validation_share, experiment.split_seed, splits.held_out
         )
         self.requests = [self._positions(spec.replace("{seed}", str(seed))) for spec in scenario.forget]
         self.forget_positions = np.unique(np.concatenate(self.requests))

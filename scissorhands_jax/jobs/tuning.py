@@ -159,6 +159,8 @@ def _validation_set(job: Job) -> ValidationSet:
     """What the search looks at, as the job's `validation` says."""
     spec, train, total = job.config.validation, job.splits.train, data_lib.size(job.splits.train)
     unseen = np.setdiff1d(np.arange(total), np.union1d(job.past.trained_on, job.past.forgotten))
+    if job.splits.held_out is not None:  # They are the test set.
+        unseen = np.setdiff1d(unseen, job.splits.held_out)
     if job.set_aside is not None:
         found, what = job.set_aside, f"{spec}, seed {job.config.seed}"
     elif spec is None:

@@ -205,6 +205,9 @@ def _carried_out(
         write_past(out, job.past, job.positions)
         train = job.splits.train
         say(console, forget_sets.describe_forgotten(job.positions, train["label"], job.splits.class_names))
+        held_out, total = job.splits.held_out, data_lib.size(train)
+        if held_out is not None:
+            say(console, f"{len(held_out)} of the {total} examples are held out for testing; positions count all {total}")
     network = (job.params, job.model_state)
     if layout is not None:
         network = layout.place(network)

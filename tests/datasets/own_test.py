@@ -31,15 +31,43 @@ class TestNpz:
         assert splits.class_names == ("cats", "dogs", "birds")
         assert not splits.augmented
 
-    def test_without_one_every_fifth_of_each_label_tests(self, save):
-        splits = datasets.load(save(image=self.IMAGES, label=self.LABELS))
+    def test_without_one_none_is_taken_unless_it_is_asked_for(self, save):
+        name = save(image=self.IMAGES, label=self.LABELS)
+        with pytest.raises(InputError, match=r"no test set, and none is taken from its 12 .* or write npz:.*\?held_out"):
+            datasets.load(name)
+        for held_out in ([4, 10], np.isin(np.arange(12), [4, 10])):
+            save(image=self.IMAGES, label=self.LABELS, held_out=held_out)
+            self.check_that_4_and_10_are_held_out(datasets.load(name))
+        save(image=self.IMAGES, label=self.LABELS)
+        self.check_that_4_and_10_are_held_out(datasets.load(f"{name}?held_out=0.2"))
+        assert datasets.load(f"{name}?held_out=0.5").held_out.tolist() == [1, 3, 5, 7, 9, 11]
+
+    def check_that_4_and_10_are_held_out(self, splits):
+        assert splits.held_out.tolist() == [4, 10]
+        np.testing.assert_array_equal(splits.train["image"], self.IMAGES)  # positions are those of the user's array
         np.testing.assert_array_equal(splits.test["image"], self.IMAGES[[4, 10]])
-        np.testing.assert_array_equal(splits.train["image"], np.delete(self.IMAGES, [4, 10], axis=0))
         assert splits.test["label"].tolist() == [0, 1]
         assert splits.class_names == ("0", "1")
 
+    @pytest.mark.parametrize(
+        ("arrays", "share", "message"),
+        [
+            ({}, "?held_out=0", "share to hold out is '0'"),
+            ({}, "?held_out=some", "share to hold out is 'some'; write a number between 0 and 1"),
+            ({}, "?held_out=0.1", "less than one; hold out a larger share"),
+            ({"held_out": [3]}, "?held_out=0.2", r"with held_out and with \?held_out=0.2; leave one out"),
+            ({"held_out": [3, 3]}, "", "1 positions held out are repeated"),
+            ({"held_out": [12]}, "", "lie outside 0 to 11"),
+            ({"held_out": np.ones(12, bool)}, "", "12 of 12 examples are held out"),
+            ({"held_out": np.zeros(12, bool)}, "", "0 of 12 examples are held out"),
+        ],
+    )
+    def test_what_is_held_out_must_be_said_once_and_leave_examples(self, save, arrays, share, message):
+        with pytest.raises(InputError, match=message):
+            datasets.load(save(image=self.IMAGES, label=self.LABELS, **arrays) + share)
+
     def test_grey_and_floating_point_images_are_taken(self, save):
-        splits = datasets.load(save(image=self.IMAGES[..., 0] / 255, label=self.LABELS))
+        splits = datasets.load(save(image=self.IMAGES[..., 0] / 255, label=self.LABELS, held_out=[0]))
         assert splits.image_shape == (4, 5, 1)
         assert splits.train["image"].dtype == np.float32
 
@@ -64,19 +92,23 @@ class TestNpz:
             ({"image": np.full((12, 4, 4), np.nan)}, "12 images .* NaN or infinite, the first is image 0"),
             ({"image": np.zeros((12, 4, 4), np.int64)}, r"is int64; convert it with .astype\('uint8'\)"),
             ({"image": np.full((12, 4, 4), 300)}, "is int64; give uint8, or floating point"),
+            ({"held_out": None}, "has no test set"),
             ({"test_image": np.zeros((1, 4, 5, 3), np.uint8)}, "only one of test_image and test_label"),
             (
                 {"test_image": np.zeros((1, 5, 5, 3), np.uint8), "test_label": np.zeros(1, int)},
                 r"test images in .* shape \(5, 5, 3\) and the training images uint8 of shape \(4, 5, 3\)",
             ),
             ({"test_image": np.zeros((2, 4, 5, 3), np.uint8), "test_label": np.zeros(1, int)}, "2 examples in test_im"),
-            ({"label": np.arange(12)}, "gives no test examples"),
-            ({"class_names": np.array(["cats"])}, "holds 5 labels outside 0 to 0, the first is 1 of example 5"),
+            ({"held_out": None, "test_image": np.zeros((0, 4, 5, 3), "u1"), "test_label": np.zeros(0, int)}, "no labels"),
+            ({"class_names": np.array(["cats"])}, "holds 6 labels outside 0 to 0, the first is 1 of example 6"),
         ],
     )
     def test_arrays_that_do_not_go_together_are_refused(self, save, change, message):
         with pytest.raises(InputError, match=message):
-            datasets.load(save(**({"image": self.IMAGES, "label": self.LABELS} | change)))
+            given = {"image": self.IMAGES, "label": self.LABELS}
+            if "test_image" not in change:
+                given["held_out"] = [4, 10]
+            datasets.load(save(**(given | change)))
 
     def test_files_that_cannot_be_read_are_named(self, tmp_path):
         with pytest.raises(InputError, match=r"own\.npz does not exist"):
@@ -90,19 +122,28 @@ class TestNpz:
 
 
 class TestFolder:
-    def test_classes_are_folders_and_every_fifth_image_tests(self, tmp_path):
+    def test_classes_are_folders_and_positions_count_all_images(self, tmp_path):
         for person in ("s1", "s2", "s10"):
             for number in range(1, 12):
                 save_image(tmp_path / person / f"{number:02}.png", pixels(number + 20 * len(person), 3, 4, 3))
         (tmp_path / "s1" / "notes.txt").write_text("no image")
-        splits = datasets.load(f"folder:{tmp_path}")
+        with pytest.raises(InputError, match=r"no test set, and none is taken from its images"):
+            datasets.load(f"folder:{tmp_path}")
+        splits = datasets.load(f"folder:{tmp_path}?held_out=0.2")
         assert splits.class_names == ("s1", "s10", "s2")
         assert splits.test["label"].tolist() == [0, 0, 1, 1, 2, 2]
-        expected = [pixels(number + 40, 3, 4, 3) for number in (5, 10)]
-        np.testing.assert_array_equal(splits.test["image"][:2], expected)
-        expected = [pixels(number + 40, 3, 4, 3) for number in (1, 2, 3, 4, 6, 7, 8, 9, 11)]
-        np.testing.assert_array_equal(splits.train["image"][:9], expected)
+        expected = [pixels(number + 40, 3, 4, 3) for number in range(1, 12)]
+        np.testing.assert_array_equal(splits.train["image"][:11], expected)
+        np.testing.assert_array_equal(splits.test["image"][:2], [expected[4], expected[9]])
+        assert splits.held_out.tolist() == [4, 9, 15, 20, 26, 31]
+        np.testing.assert_array_equal(splits.train["image"][splits.held_out], splits.test["image"])
         assert splits.train["label"].dtype == np.int32
+
+    def test_a_test_set_that_is_there_is_not_added_to(self, tmp_path):
+        for split in ("train", "test"):
+            save_image(tmp_path / split / "cats" / "a.png", pixels(0, 3, 3))
+        with pytest.raises(InputError, match=r"has a test set of its own; leave \?held_out=0.2 out"):
+            datasets.load(f"folder:{tmp_path}?held_out=0.2")
 
     def test_labels_and_order_are_those_of_imagefolder(self, tmp_path):
         names = [
@@ -157,7 +198,7 @@ class TestFolder:
     def test_one_coloured_image_makes_all_of_them_rgb(self, tmp_path):
         for number in range(5):
             save_image(tmp_path / "a" / f"{number}.png", pixels(number, 2, 2) if number else pixels(9, 2, 2, 3))
-        splits = datasets.load(f"folder:{tmp_path}")
+        splits = datasets.load(f"folder:{tmp_path}?held_out=0.2")
         np.testing.assert_array_equal(splits.train["image"][0], pixels(9, 2, 2, 3))
         np.testing.assert_array_equal(splits.train["image"][1], np.repeat(pixels(1, 2, 2)[..., None], 3, axis=-1))
 
@@ -165,7 +206,7 @@ class TestFolder:
         for number in range(5):
             save_image(tmp_path / "a" / f"{number}.png", np.full((8, 8 + number // 4, 3), number, np.uint8))
         with pytest.raises(InputError, match=r"4\.png has 9x8 pixels and other images have 8x8; .* --image-size N"):
-            datasets.load(f"folder:{tmp_path}")
+            datasets.load(f"folder:{tmp_path}?held_out=0.2")
         folder = own.find_labelled_images(tmp_path, image_size=4)
         assert folder.image_shape == (4, 4, 3)
         np.testing.assert_array_equal(next(folder.read("test")), np.full((4, 4, 3), 4))
@@ -177,7 +218,7 @@ class TestFolder:
         for length in (0, 10, len(whole) // 2):
             (tmp_path / "a" / "2.png").write_bytes(whole[:length])
             with pytest.raises(InputError, match=r"2\.png cannot be (opened|read) as an image"):
-                datasets.load(f"folder:{tmp_path}")
+                datasets.load(f"folder:{tmp_path}?held_out=0.2")
 
     @pytest.mark.parametrize(
         ("files", "message"),
@@ -192,7 +233,7 @@ class TestFolder:
         for file in files:
             save_image(tmp_path / file, pixels(0, 2, 2))
         with pytest.raises(InputError, match=message):
-            datasets.load(f"folder:{tmp_path}")
+            datasets.load(f"folder:{tmp_path}" + ("" if any("/" in file[2:] for file in files) else "?held_out=0.2"))
 
     def test_lists_that_cannot_be_read_are_named(self, tmp_path):
         (tmp_path / "train.txt").write_text("a/1.png 0\na/2.png\n")

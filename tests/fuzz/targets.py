@@ -165,7 +165,7 @@ def _image_folder(folder: Path) -> Next:
 
     def make(generator: random.Random, number: int) -> Read:
         spoiled.damage(generator, number)
-        return lambda: own.image_folder(folder / "set")
+        return lambda: own.image_folder(folder / "set", 0.2)
 
     return make
 
@@ -189,7 +189,7 @@ def _own_arrays(folder: Path) -> Next:
     arrays = {"image": images, "label": labels.astype(np.int32)}
     names = {"class_names": np.array([f"class {number}" for number in range(10)])}
     whole = [_packed(arrays, compressed=True), _packed(arrays | names, compressed=False)]
-    return damaged_files(folder, whole, own.npz_file)
+    return damaged_files(folder, whole, lambda path: own.npz_file(path, 0.2))
 
 
 def _compact(folder: Path) -> Next:

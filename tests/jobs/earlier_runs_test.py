@@ -3,11 +3,12 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import earlier_runs
-from scissorhands_jax.jobs.config import RunConfig
+from scissorhands_jax.jobs.config import NetworkConfig, RunConfig
 from scissorhands_jax.methods import METHODS
 
 
@@ -39,3 +40,13 @@ def test_files_that_describe_no_run_are_refused(tmp_path, text, message):
     (tmp_path / "file.json").write_text(text)
     with pytest.raises(InputError, match=message):
         earlier_runs.read_run_config(tmp_path / "file.json")
+
+
+def test_a_network_was_not_trained_on_what_is_held_out_for_testing(tmp_path):
+    network = NetworkConfig(model="mlp", dataset="npz:own.npz")
+    assert earlier_runs.past_of(network, 6, "", np.array([1, 4])).trained_on.tolist() == [0, 2, 3, 5]
+    (tmp_path / "seen").write_text("0\n1\n2\n")
+    network = dataclasses.replace(network, trained_on=str(tmp_path / "seen"))
+    assert earlier_runs.past_of(network, 6, "", np.array([4])).trained_on.tolist() == [0, 1, 2]
+    with pytest.raises(InputError, match=r"1 of the examples in .*seen are held out for testing, the first is 1"):
+        earlier_runs.past_of(network, 6, "", np.array([1, 4]))
