@@ -67,7 +67,7 @@ def npz_file(path: Path, held_out: float | None = None) -> Splits:
 
 def _held_out(arrays: dict[str, np.ndarray], labels: np.ndarray, share: float | None, path: Path) -> np.ndarray | None:
     """Returns the positions of the examples that are for testing; None if the file has a test set of its own."""
-    said = [name for name in ("test_image", "held_out") if name in arrays]
+    said: list[str] = [name for name in ("test_image", "held_out") if name in arrays]
     if share is not None:
         said.append(f"?held_out={share:g}")
     if len(said) > 1:
@@ -384,7 +384,5 @@ def _complete(splits: Splits, path: Path) -> Splits:
     """Returns the splits, unless one of them has no examples."""
     for part, name in ((splits.train, "train"), (splits.test, "test")):
         if not len(part["label"]):
-            raise InputError(
-                f"{path} gives no {name} examples; give some in {'test_image and test_label' if name == 'test' else 'image'}"
-            )
+            raise InputError(f"{path} gives no {name} examples; give some of each kind")
     return splits

@@ -207,7 +207,7 @@ def _carried_out(
         say(console, forget_sets.describe_forgotten(job.positions, train["label"], job.splits.class_names))
         held_out, total = job.splits.held_out, data_lib.size(train)
         if held_out is not None:
-            say(console, f"{len(held_out)} of the {total} examples are held out for testing; positions count all {total}")
+            say(console, f"{len(held_out)} of {total} examples are held out for testing; positions count all of them")
     network = (job.params, job.model_state)
     if layout is not None:
         network = layout.place(network)
