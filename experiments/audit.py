@@ -60,6 +60,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def write_tables(out: Path, document: Mapping[str, Any]) -> None:
     """Writes `tables.md` and `attacks.svg` of an audit's document into a folder."""
+    files.write_text(out / "tables.md", describe(document))
+    figure = report.evidence_figure(document["evidence"], report.METRICS)
+    files.write_text(out / "attacks.svg", report.figure_svg(figure))
+
+
+def describe(document: Mapping[str, Any]) -> str:
+    """Returns the gates and tables of an audit's document in Markdown."""
     parts = [
         f"# {report.markdown_text(document['config']['experiment'])}, {document['config']['tier']}\n",
         f"{report.audit_verdict(document['gates'])}\n",
@@ -67,9 +74,7 @@ def write_tables(out: Path, document: Mapping[str, Any]) -> None:
     parts += ["## Gates\n", report.markdown(report.gates_grid(document["gates"]))]
     for heading, table in report.evidence_grids(document):
         parts += [f"## {report.markdown_text(heading)}\n", report.markdown(table)]
-    files.write_text(out / "tables.md", "\n".join(parts))
-    figure = report.evidence_figure(document["evidence"], report.METRICS)
-    files.write_text(out / "attacks.svg", report.figure_svg(figure))
+    return "\n".join(parts)
 
 
 if __name__ == "__main__":

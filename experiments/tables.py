@@ -14,7 +14,7 @@ import argparse
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments import audit
 from scissorhands_jax import files, reading, report
@@ -72,11 +72,39 @@ def render(document: Mapping[str, Any], folder: Path, name: str) -> None:
     Raises:
       InputError: A row cannot be shown or contradicts itself, or `paper_table` names no table of the paper.
     """
+    text, tex, pictures = describe(document, name)
+    for stem, picture in pictures.items():
+        files.write_text(folder / f"{stem}.svg", report.figure_svg(picture.figure) + "\n")
+        files.write_bytes(folder / f"{stem}.png", report.figure_png(picture.figure))
+    files.write_text(folder / "tables.md", text)
+    files.write_text(folder / "tables.tex", tex)
+
+
+class Description(NamedTuple):
+    """The tables and plots of one results file."""
+
+    text: str
+    """The tables in Markdown, which shows the plots by the names of their files."""
+    tex: str
+    """The tables in LaTeX."""
+    pictures: dict[str, report.Picture]
+    """The plots by the names of their files, without a suffix."""
+
+
+def describe(document: Mapping[str, Any], name: str) -> Description:
+    """Makes the tables and plots of one results file.
+
+    Args:
+      document: The results, as `report.read_results` returns them.
+      name: The name of the experiment, used if its config does not hold one.
+
+    Raises:
+      InputError: A row cannot be shown or contradicts itself, or `paper_table` names no table of the paper.
+    """
     rows = report.with_gaps(document["rows"])
     name = document["config"].get("experiment") or name
     published = paper_table(document["config"].get("paper_table"))
-    pictures = report.row_pictures(rows)
-    stems = [slug(f"{picture.scenario}-{picture.name}") for picture in pictures]
+    pictures = {slug(f"{picture.scenario}-{picture.name}"): picture for picture in report.row_pictures(rows)}
     text, tex = f"# {report.markdown_text(name)}\n", "% \\usepackage{booktabs}\n"
     for scenario, methods in report.grouped(rows).items():
         note, label = report.table_note(methods), f"tab:{slug(f'{name}-{scenario}')}"
@@ -92,7 +120,7 @@ def render(document: Mapping[str, Any], folder: Path, name: str) -> None:
             tex += "\n" + report.latex(
                 table, caption=f"{name}: {scenario}, compared with {origin} {remark}", label=f"{label}-paper"
             )
-        for picture, stem in zip(pictures, stems, strict=True):
+        for stem, picture in pictures.items():
             if picture.scenario == scenario:
                 text += (
                     f"\n![{report.markdown_text(picture.alt)}]({stem}.svg)\n\n{report.markdown_text(picture.caption)}\n"
@@ -101,11 +129,7 @@ def render(document: Mapping[str, Any], folder: Path, name: str) -> None:
     found = document.get("gates") or [gate._asdict() for gate in table_gates.of_rows(document["rows"])]
     text += f"\n## Gates\n\n{report.gates_note(found)}\n\n{report.markdown(report.gates_grid(found))}"
     text += f"\n## Made by\n\n{_made_by(document)}\n"
-    for picture, stem in zip(pictures, stems, strict=True):
-        files.write_text(folder / f"{stem}.svg", report.figure_svg(picture.figure) + "\n")
-        files.write_bytes(folder / f"{stem}.png", report.figure_png(picture.figure))
-    files.write_text(folder / "tables.md", text)
-    files.write_text(folder / "tables.tex", tex)
+    return Description(text, tex, pictures)
 
 
 def _made_by(document: Mapping[str, Any]) -> str:

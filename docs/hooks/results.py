@@ -1,0 +1,240 @@
+"""The pages of results, made from the files in experiments/results whenever the site is built."""
+
+from __future__ import annotations
+
+import functools
+import re
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from docs.hooks import text
+from experiments import audit, tables
+from scissorhands_jax import reading, report
+from scissorhands_jax.report import REDRAWN
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "experiments" / "results"
+INDEX = "results/index.md"
+Document = Mapping[str, Any]
+_ABOUT = ("versions", "machine", "made_by", "config", "settings")
+_NO_PAPER = "The paper has no table of this experiment, so there are no numbers of the paper to compare with."
+_NO_FLOOR = (
+    "There is no second retrained network in these results, so they have no floor: how close a perfect method could "
+    "come is not known here."
+)
+_FLOOR = f"The floor is the row *{REDRAWN}*: no method can be asked to come closer than that."
+
+
+@functools.cache
+def pages() -> dict[str, str | bytes]:
+    """Returns the pages and their pictures by their places in the site."""
+    made: dict[str, str | bytes] = {}
+    lines = []
+    for path in sorted(FOLDER.rglob("*.json")):
+        if "tuning" in path.stem:
+            continue
+        name, document = name_of(path), reading.read_json(path)
+        body, pictures = _page_of(document, name)
+        made[f"results/{name}.md"] = f"{_titled(body, name)}\n\n{_provenance(document, path)}"
+        made |= {f"results/{stem}": content for stem, content in pictures.items()}
+        lines.append(f"| [{name}]({name}.md) | {_headline(document)} | {_made_with(document)} |")
+    return {INDEX: _index(lines), **made}
+
+
+def name_of(path: Path) -> str:
+    """The name of the page of a file of results."""
+    return path.parent.name if path.stem == "results" else "-".join(path.relative_to(FOLDER).with_suffix("").parts)
+
+
+def _index(lines: Sequence[str]) -> str:
+    return (
+        "# Results\n\nEvery page here is made from a file in `experiments/results` when the site is built; none is "
+        "written by hand. What follows from them, in words, is in [findings](findings.md); what did not work has "
+        "[a page of its own](what-did-not-work.md). How to read a table is in "
+        "[tables](../guides/tables.md#reading-a-table).\n\n"
+        "| results | what is in it | made by |\n| --- | --- | --- |\n" + "\n".join(lines) + "\n"
+    )
+
+
+def _page_of(document: Document, name: str) -> tuple[str, Mapping[str, str | bytes]]:
+    """The page of a file of results, and its pictures by the names of their files."""
+    if "summary" in document:
+        return _digits(document), {f"{name}.png": (FOLDER / f"{name}.png").read_bytes()}
+    if "evidence" in document:
+        figure = report.figure_svg(report.evidence_figure(document["evidence"], report.METRICS))
+        shown = f"{audit.describe(document)}\n\n![The attacks' numbers, which are in the tables]({name}-attacks.svg)\n"
+        return shown, {f"{name}-attacks.svg": figure}
+    if _is_table(document):
+        described = tables.describe(document, name)
+        body = re.sub(r"\]\((\S+\.svg)\)", rf"]({name}-\1)", described.text)
+        body += f"\n## Floor and paper\n\n{_floor(document)}"
+        if document["config"].get("paper_table") is None:
+            body += f" {_NO_PAPER}"
+        pictures = {f"{name}-{stem}.svg": report.figure_svg(found.figure) for stem, found in described.pictures.items()}
+        return body, pictures
+    makers: dict[str, Callable[[Document], str]] = {"base": _variants, "aims": _measured, "audits": _simulated}
+    for key, maker in makers.items():
+        if key in document:
+            return maker(document), {}
+    return _flat(document), {}
+
+
+def _is_table(document: Document) -> bool:
+    return "rows" in document and "config" in document and "base" not in document
+
+
+def _titled(body: str, name: str) -> str:
+    return body if body.startswith("# ") else f"# {name}\n\n{body}"
+
+
+def _floor(document: Document) -> str:
+    return _FLOOR if any(row["method"] == REDRAWN for row in document["rows"]) else _NO_FLOOR
+
+
+def _provenance(document: Document, path: Path) -> str:
+    """Where a page is from: its file, commit, machine, versions and settings."""
+    parts = [
+        f"## Where this is from\n\nThe file is `{path.relative_to(ROOT)}`. {_made_with(document)}.",
+        f"Machine: {_listed(document.get('machine', {}))}. Versions: {_listed(document.get('versions', {}))}.",
+    ]
+    parts += [text.as_details("Settings", document[key]) for key in ("config", "settings", "base") if key in document]
+    if document.get("note"):
+        parts.insert(1, text.escaped(document["note"]))
+    return "\n\n".join(parts)
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items()) or "not recorded"
+
+
+def _made_with(document: Document) -> str:
+    made = document.get("made_by")
+    if made is None:
+        return "The commit was not recorded"
+    words = [f"`{made['command']}`"] if "command" in made else []
+    code = str(made.get("code"))
+    words += [f"commit {code}" if re.fullmatch("[0-9a-f]{12}", code) else code]
+    words += [made["date"]] if "date" in made else []
+    return ", ".join(words)
+
+
+def _headline(document: Document) -> str:
+    """One line about a file of results: how much is in it, and what came out for the method."""
+    if "evidence" in document:
+        caught = "its gates hold" if document.get("trusted") else "its gates do not hold"
+        return f"audit of {document['ensemble']['networks']} networks; {caught}"
+    if _is_table(document):
+        methods = dict.fromkeys(row["method"] for row in document["rows"])
+        seeds = {row["seed"] for row in document["rows"]}
+        return f"table: {len(methods)} networks and methods, {len(seeds)} seed{'s' * (len(seeds) != 1)}"
+    kinds = {
+        "base": "variants of Scissorhands",
+        "summary": "a diffusion network forgets each digit",
+        "audits": "simulated audits",
+        "aims": "measured times and memory",
+        "devices": "growth with devices and parameters",
+    }
+    return next((kind for key, kind in kinds.items() if key in document), "a full-size diffusion step")
+
+
+def _variants(document: Document) -> str:
+    """Variants of the method, each a row with means over seeds."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in document["rows"]:
+        groups.setdefault(row["variant"], []).append(row)
+    columns = ("acc_forget", "acc_retain", "acc_test", "mia")
+    lines = []
+    for variant, rows in groups.items():
+        cells = [_mean([row.get("metrics", {}).get(column) for row in rows]) for column in columns]
+        cells += [_mean([row.get(column) for row in rows]) for column in ("avg_gap", "score")]
+        lines.append([text.escaped(variant), *cells, str(len(rows))])
+    header = ["variant", "Acc forget", "Acc retain", "Acc test", "MIA", "Avg. Gap", "score", "seeds"]
+    about = (
+        "One thing at a time is changed in the base, whose settings are below. *Retrained again* is a second retrained "
+        "network: the floor. The score is what tuning sees, without a retrained network. Means ± standard deviations "
+        "over seeds; a dash in place of a number says that it was not finite."
+    )
+    return f"{about}\n\n{text.table(header, lines)}\n\n{_NO_PAPER}"
+
+
+def _mean(values: Sequence[float | None]) -> str:
+    found = [value for value in values if isinstance(value, int | float)]
+    if len(found) < len(values):
+        return "–"
+    spread = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
+    return f"{statistics.fmean(found):.1f}{spread}"
+
+
+def _digits(document: Document) -> str:
+    """How the diffusion networks draw, as means over digits with their intervals."""
+    names = {
+        "forget": "forgotten digit, %",
+        "kept": "other digits, %",
+        "unasked": "unasked, %",
+        "frechet": "Fréchet distance",
+    }
+    lines = []
+    for network, numbers in document["summary"].items():
+        means = [numbers[name]["mean"] for name in names]
+        lines.append([text.escaped(network), *(f"{m['value']:.2f} [{m['low']:.2f}, {m['high']:.2f}]" for m in means)])
+    picture = "![Drawings of the original and of unlearned networks](diffusion_digits.png)"
+    shown = text.table(["network", *names.values()], lines)
+    return f"Means over digits with their 95 % intervals.\n\n{shown}\n\n{picture}\n\n{_NO_PAPER}"
+
+
+def _measured(document: Document) -> str:
+    """Times and memory: predictions against measurements, or this code against another."""
+    results = document["results"]
+    if "case" in results[0]:
+        parts = ("memory_bytes", "seconds", "run_seconds")
+        lines = [[text.escaped(run["case"]), *(f"{run[part]['ratio']:.2f}" for part in parts)] for run in results]
+        return "Predicted over measured.\n\n" + text.table(["network", "memory", "time", "time of the steps"], lines)
+    lines = []
+    for found in results:
+        ratios = [f"{text.escaped(other['name'])}: {other['ratio']['median']:.2f}" for other in found["against"]]
+        seconds = f"{found['seconds']['median']:.4g}" if found["seconds"] else "–"
+        lines.append([text.escaped(f"{found['name']}: {found['what']}"), seconds, "; ".join(ratios) or "–"])
+    return "Median seconds, and this time over that of what it is compared with.\n\n" + text.table(
+        ["what", "seconds", "against"], lines
+    )
+
+
+def _simulated(document: Document) -> str:
+    """The calibration of intervals and gates in simulated audits."""
+    parts = [
+        "How often intervals hold the number that they are about, and how often gates are wrong, in simulated audits."
+    ]
+    for name, found in document["audits"].items():
+        parts.append(f"## {text.escaped(name)}\n\n{found['audits']} audits; {_listed(found['settings'])}.")
+        lines = [
+            [text.escaped(number), f"{100 * value['coverage']:.0f}", f"{value['reach']:.1f}"]
+            for number, value in found["numbers"].items()
+            if value.get("coverage") is not None and value.get("reach") is not None
+        ]
+        parts.append(text.table(["number", "coverage, %", "half-width, standard deviations"], lines))
+    return "\n\n".join(parts)
+
+
+def _flat(document: Document) -> str:
+    """Any other document: every number with the path to it."""
+    lines: list[list[str]] = []
+
+    def walk(value: Any, path: tuple[str, ...]) -> None:
+        if isinstance(value, Mapping):
+            for key, inner in value.items():
+                walk(inner, (*path, str(key)))
+        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+            for index, inner in enumerate(value):
+                walk(inner, (*path, str(index)))
+        else:
+            shown = ", ".join(map(_short, value)) if isinstance(value, list) else _short(value)
+            lines.append([text.escaped(" · ".join(path)), text.escaped(shown)])
+
+    walk({key: value for key, value in document.items() if key not in _ABOUT}, ())
+    return text.table(["what", "value"], lines)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
