@@ -10,6 +10,8 @@ from scissorhands_jax.methods import METHODS
 from scissorhands_jax.models import MODELS
 
 ROOT = Path(__file__).parents[1]
+MADE = re.compile(r"(reference/(api/.*|commands|settings)|results/(?!what-did-not-work).*|project/.*)\.md$")
+"""Pages that are made when the site is built; `tests/site_test.py` follows the links to them."""
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -71,6 +73,8 @@ def test_links_and_paths_lead_somewhere(page):
             continue
         path, _, anchor = target.partition("#")
         found = (page.parent / path).resolve()
+        if found.is_relative_to(ROOT / "docs") and MADE.match(str(found.relative_to(ROOT / "docs"))):
+            continue
         assert found.exists(), f"{page.name} links to {target}"
         if anchor:
             headings = re.findall(r"^#+ (.*)$", found.read_text(encoding="utf-8"), flags=re.MULTILINE)
@@ -87,12 +91,6 @@ def test_the_tests_that_hold_the_guarantees_exist():
     assert len(named) > 20
     for path, name in named:
         assert re.search(rf"^ *def {name}\(", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE), (path, name)
-
-
-def test_every_page_is_listed():
-    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
-    for page in PAGES[1:]:
-        assert page.name == "index.md" or f"({page.relative_to(ROOT / 'docs')})" in index
 
 
 def test_every_method_and_network_is_named():

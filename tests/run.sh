@@ -9,7 +9,7 @@ venv=.venv-test
 # because tests start many processes, each of which would take seconds to compile JAX and its companions again.
 export PYTHONDONTWRITEBYTECODE=
 install=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile)
-"${install[@]}" -e ".[test]"
+"${install[@]}" -e ".[test,docs]"
 # Carries the vocabulary of CLIP's tokenizer, which tests read; the package is never imported, so it needs nothing else.
 "${install[@]}" --no-deps open_clip_torch
 "$venv/bin/ruff" check .
