@@ -1,14 +1,9 @@
-"""Hashes of text, files, networks and positions, and the form of JSON in which each value has one spelling.
-
-A SHA-256 identifies something, and cannot be forged. `tree_checksum` is quicker and works on arrays that are divided
-over processes, but it only detects numbers that changed by accident.
-"""
+"""Hashes of text, files, networks and positions, and the form of JSON in which each value has one spelling."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -148,8 +143,9 @@ def tree_sha256(tree: PyTree) -> str:
     """Returns the SHA-256 of the names, types, shapes and numbers of a tree's arrays, in hexadecimal.
 
     Args:
-      tree: A pytree of arrays, which may include typed PRNG keys. If arrays are divided over processes, every process
-        must call this function.
+      tree: A pytree of arrays, which may include typed PRNG keys. How arrays lie on devices does not count. If arrays
+        are divided over processes, every process must call this function, and each of them holds one whole array at a
+        time.
     """
     digest = hashlib.sha256()
     for name, leaf in zip(trees.leaf_names(tree), jax.tree.leaves(tree), strict=True):
@@ -176,64 +172,3 @@ def _numbers(leaf: jax.Array | np.ndarray) -> np.ndarray:
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable and not leaf.is_fully_replicated:
         leaf = multihost_utils.process_allgather(leaf, tiled=True)
     return np.asarray(leaf, order="C")
-
-
-def tree_checksum(tree: PyTree) -> str:
-    """Computes a quick checksum of the numbers in a tree of arrays, to distinguish data sets and networks.
-
-    Each array contributes the sum, modulo 2**64, of its bit patterns times odd numbers that grow with their positions.
-    An odd factor has an inverse modulo 2**64, so any single change shows; and because it is a sum, each device can add
-    up its own part. Names, shapes and types do not count.
-
-    Args:
-      tree: A pytree of arrays, which may include typed PRNG keys. If arrays are divided over processes, every process
-        must call this function.
-
-    Returns:
-      Eight hexadecimal digits.
-    """
-    leaves = jax.tree.leaves(tree)
-    sums = np.array([_sum_of_parts(leaf) for leaf in leaves], np.uint64)
-    if any(isinstance(leaf, jax.Array) and not leaf.is_fully_addressable for leaf in leaves):
-        sums = multihost_utils.process_allgather(sums.view(np.uint32)).view(np.uint64).sum(axis=0)
-    return f"{zlib.crc32(sums.tobytes()):08x}"
-
-
-def _sum_of_parts(leaf: jax.Array | np.ndarray) -> int:
-    """Returns what this process adds to the checksum of an array. Of replicated parts, only the first copy counts."""
-    if not isinstance(leaf, jax.Array):
-        return _weighted_sum(np.asarray(leaf), np.shape(leaf), ())
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    parts = [shard for shard in leaf.addressable_shards if shard.replica_id == 0]
-    return sum(_weighted_sum(np.asarray(part.data), leaf.shape, part.index) for part in parts) % 2**64
-
-
-def _weighted_sum(part: np.ndarray, shape: tuple[int, ...], index: tuple[slice, ...]) -> int:
-    """Sums `bits * (2 * position + 1)` over a part of an array, modulo 2**64.
-
-    Args:
-      part: The part that is at hand.
-      shape: The shape of the whole array. Positions count its entries in row-major order.
-      index: Where the part lies in the whole array: one slice per axis, or fewer if the rest is complete.
-    """
-    if part.size == 0:
-        return 0
-    if part.itemsize not in (1, 2, 4, 8):
-        part, shape = np.ascontiguousarray(part)[..., None].view(np.uint8), (*shape, part.itemsize)
-    position, stride = np.zeros((), np.uint64), 1
-    for axis in reversed(range(part.ndim)):
-        start = (index[axis].start or 0) if axis < len(index) else 0
-        steps = (start + np.arange(part.shape[axis], dtype=np.uint64)) * np.uint64(stride)
-        stride *= shape[axis]
-        if axis == 0 and part.ndim > 1:
-            break
-        position = steps.reshape(-1, *[1] * position.ndim) + position
-    bits = np.ascontiguousarray(part).view(f"u{part.itemsize}")
-    if part.ndim < 2:
-        return int((bits * (2 * position + np.uint64(1))).sum(dtype=np.uint64))
-    # A position is the offset of the row plus the offset within the row, so the sum over all entries splits into one
-    # over rows and one over columns, and no array of positions as large as the part is needed.
-    bits = bits.reshape(len(part), -1)
-    rows, columns = bits.sum(axis=1, dtype=np.uint64), bits.sum(axis=0, dtype=np.uint64)
-    return (int((rows * (2 * steps + np.uint64(1))).sum()) + 2 * int((columns * position.reshape(-1)).sum())) % 2**64

@@ -186,7 +186,9 @@ def test_requests_one_after_another(data_dir, tmp_path, capsys):
     np.testing.assert_array_equal(
         forget_sets.read_positions(second / "trained_on.txt"), np.setdiff1d(trained_on, forgotten)
     )
-    capsys.readouterr()
+    wrong.write_text("".join(f"{position} {position % 5 + 1}\n" for position in mislabelled))
+    again = unlearn(data_dir, second, f"mislabelled:{wrong}", "--checkpoint", first, "--resume")
+    assert (again, "another run: right_labels_sha256 was" in error_of(capsys)) == (2, True)
     assert cli.main(["evaluate", "--checkpoint", str(second)]) == 0
     answer = json.loads(capsys.readouterr().out)
     for name in ("forget", "retain", "forgotten_before"):
@@ -199,6 +201,6 @@ def test_requests_one_after_another(data_dir, tmp_path, capsys):
     assert "2 of the 3 examples to forget were not in the training set" in error_of(capsys)
     config = RunConfig(model="mlp", dataset="faces", forget="class:0", checkpoint=str(second))
     train = datasets.load("faces", data_dir).train
-    past = past_of(config, len(labels), hashing.tree_checksum(train))
+    past = past_of(config, len(labels), hashing.tree_sha256(train))
     np.testing.assert_array_equal(past.forgotten, np.union1d(forgotten, mislabelled))
     np.testing.assert_array_equal(past.trained_on, np.setdiff1d(trained_on, past.forgotten))

@@ -178,10 +178,9 @@ class Ensemble:
         self._key = key
         self._shapes = jax.eval_shape(model.init, key)
         self._method = describe_value(method, "method")
-        self._examples_sha256 = hashing.tree_sha256(train)
         self._identity = {
             **identity,
-            "examples": hashing.tree_checksum(train),
+            "examples": hashing.tree_sha256(train),
             "epochs": num_epochs,
             "key": np.asarray(jax.random.key_data(key)).tolist(),
         }
@@ -195,8 +194,8 @@ class Ensemble:
         return {**self._identity, "network": network, "trained_on": hashing.positions_sha256(trained_on)}
 
     def _whole_identity(self, network: int) -> Identity:
-        """Returns the identity of a network together with the method, the data, and the options of JAX."""
-        return identify({**self.identity(network), "method": self._method, "examples_sha256": self._examples_sha256})
+        """Returns the identity of a network together with the method and the options of JAX."""
+        return identify({**self.identity(network), "method": self._method})
 
     def path(self, network: int) -> Path:
         """Returns the folder of a network, which need not exist."""

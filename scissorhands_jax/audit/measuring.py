@@ -86,7 +86,7 @@ class AuditCell:
     acc_test: float
     mia: float
     network: str
-    """A checksum of the weights."""
+    """The SHA-256 of the network; eight digits of another checksum in audits of earlier versions."""
     inside: InsideNumbers | None
     """Further numbers, or None if the network was not examined."""
     logits: np.ndarray
@@ -226,12 +226,10 @@ class Audit:
             held_out=held_out,
         )
 
-    def data_checksums(self) -> dict[str, str]:
+    def data_hashes(self) -> dict[str, str]:
         """Returns hashes of the examples that networks are trained on and answer, which identify the audit."""
         watched = {"image": self.images, "label": self.watched.labels}
         return {
-            "training_data_checksum": hashing.tree_checksum(self.train),
-            "watched_data_checksum": hashing.tree_checksum(watched),
             "training_data_sha256": hashing.tree_sha256(self.train),
             "watched_data_sha256": hashing.tree_sha256(watched),
             **{f"{name}_sha256": value for name, value in self.loaded.data_sha256().items()},
@@ -322,7 +320,7 @@ class Audit:
             acc_test=accuracies.accuracy(*test),
             mia=attacks.paper_mia(*retain, *test, *forget, seed=self.seed),
             inside=self._examine(target, network, original, data) if self.is_examined(target) else None,
-            network=hashing.tree_checksum(network),
+            network=hashing.network_sha256(*network),
             logits=logits,
         )
 

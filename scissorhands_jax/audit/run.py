@@ -87,7 +87,7 @@ def run_audit(
         raise InputError(f"there is no tier {tier!r}; choose one of {', '.join(TIERS)}")
     audit = Audit(experiment, TIERS[tier], num_networks, seed, data_dir, networks or out / "networks", trained_on)
     settings = {"tier": tier, "seed": seed, **audit.loaded.settings}
-    identity = identify({"command": "audit", **settings, **audit.data_checksums()})
+    identity = identify({"command": "audit", **settings, **audit.data_hashes()})
     with CellFolder.open(out, identity, AuditCell, overwrite=overwrite) as folder:
         document = _carried_out(audit, folder, out, {"experiment": experiment.name, **settings}, started, console)
         report.write_audit(out / "report.html", document)
@@ -147,7 +147,7 @@ def _document(audit: Audit, results: Results, *, finished: bool) -> dict[str, An
         **numbers_document(estimates, gates),
         "trusted": trusted(gates),
         "failures": failures,
-        "data": audit.data_checksums(),
+        "data": audit.data_hashes(),
         "ensemble": ensemble,
     }
 

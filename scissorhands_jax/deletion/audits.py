@@ -32,13 +32,14 @@ from scissorhands_jax.jobs import config as config_lib
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.earlier_runs import read_run_config
 from scissorhands_jax.jobs.experiment import Experiment, Scenario
-from scissorhands_jax.jobs.job import Job, load_weights, prepare_job
+from scissorhands_jax.jobs.job import Job, load_weights, prepare_job, saved_identity
 from scissorhands_jax.methods import describe
 from scissorhands_jax.methods.retrain import RetrainSettings
 from scissorhands_jax.metrics import intervals
 from scissorhands_jax.metrics.intervals import Estimate
 from scissorhands_jax.metrics.rank_tests import Finding
 from scissorhands_jax.terminal import Console, say
+from scissorhands_jax.training.identity import check_same
 
 AUDIT_FOLDER = "audit"
 """The name of the folder, within that of a run, that keeps the results of its audit."""
@@ -155,9 +156,7 @@ def audit_evidence(
             files.copy_file(folder / name, out / AUDIT_FOLDER / name)
         findings, gates = findings_about(document, job, level, must_be_trusted=False)
         source = _described(document)
-    return Evidence(
-        f"{own.source}, and an audit of the procedure ({source})", own.findings + findings, own.gates + gates
-    )
+    return own.with_more(Evidence(f"an audit of the procedure ({source})", findings, gates))
 
 
 def _made(plan: AuditPlan, job: Job, folder: Path, console: Console) -> dict[str, Any]:
@@ -219,6 +218,9 @@ def sign_audit(folder: Path, run: Path, key: Path, *, data_dir: str | None = Non
     config = read_run_config(run / runs.RESULTS_FILE)
     job = prepare_job(dataclasses.replace(config, data_dir=data_dir or config.data_dir))
     after = hashing.network_sha256(*load_weights(job.model, weights=None, checkpoint=str(run)))
+    where = str(run / runs.RESULTS_FILE)
+    advice = "name the folder as its run has left it"
+    check_same(saved_identity(run).document(), job.identity(), where, advice, warn=False)
     findings_about(results, job, verdicts.EVIDENCE_LEVEL, must_be_trusted=True)
     return signed_audits.sign_results(folder, signed_audits.subject_of(job, after), private)
 
@@ -323,7 +325,7 @@ def _place(document: Mapping[str, Any], job: Job) -> tuple[str, str]:
         )
     augmented = job.splits.augmented if theirs["augment"] is None else theirs["augment"]
     trained_on = data_lib.take(job.splits.train, job.past.trained_on)
-    if augmented != ours.augment or document["data"]["training_data_checksum"] != hashing.tree_checksum(trained_on):
+    if augmented != ours.augment or document["data"]["training_data_sha256"] != hashing.tree_sha256(trained_on):
         raise InputError(
             "the audit's networks were trained on other examples than the network before the run was (all of the "
             "training split that it has not forgotten, with validation_share=0); `--tier` makes a fitting audit"

@@ -35,7 +35,7 @@ from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.earlier_runs import FORGET_FILE, FORGOTTEN_BEFORE_FILE, TRAINED_ON_FILE
 
 _LISTS = (FORGET_FILE, TRAINED_ON_FILE, FORGOTTEN_BEFORE_FILE)
-_CHECKSUM = "train_checksum"  # the only entry of a run's description that the next run needs
+_TRAIN_HASH = "train_sha256"  # the only entry of a run's description that the next run needs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +190,7 @@ def _positions(path: Path) -> list[int]:
 
 def _rewritten(place: Path, positions: np.ndarray) -> dict[str, str]:
     """Returns the texts of the files that the next run reads, without positions and without hashes of lists."""
-    kept: dict[str, Any] = {_CHECKSUM: runs.read_run(place).get(_CHECKSUM)}
+    kept: dict[str, Any] = {_TRAIN_HASH: runs.read_run(place).get(_TRAIN_HASH)}
     lists = {name: np.setdiff1d(_positions(place / name), positions) for name in _LISTS}
     texts = {name: positions_text(found) for name, found in lists.items()}
     return {runs.RUN_FILE: json.dumps(kept) + "\n", **texts}

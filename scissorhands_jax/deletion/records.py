@@ -196,6 +196,9 @@ class Record:
     training_set: DigestedSet
     configuration: dict[str, Any]
     configuration_sha256: str
+    identity: str
+    """The digest of the run's identity (`training.identity`) under the salt of the run, because it follows from what
+    was forgotten."""
     code: Code
     versions: dict[str, Any]
     machine: dict[str, Any]
@@ -303,6 +306,16 @@ def run_files(folder: Path, salt: str | None) -> RunFiles:
         elif not name.startswith(_CHECKPOINTS):
             other[name] = None if salt is None else _file_digest(salt, path)
     return RunFiles(network, other)
+
+
+def identity_digest(salt: str, identity: str) -> str:
+    """Returns the digest of a run's identity as its record has it.
+
+    Args:
+      salt: The salt of the run (`Ledger.run_salt`).
+      identity: The digest of the identity (`training.identity.Identity.digest`).
+    """
+    return signing.salted_digest(salt, "identity", identity.encode())
 
 
 def _file_digest(salt: str, path: Path) -> str:

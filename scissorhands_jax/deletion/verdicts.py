@@ -60,6 +60,10 @@ class Evidence:
     findings: tuple[Finding, ...]
     gates: tuple[EvidenceGate, ...]
 
+    def with_more(self, other: Evidence) -> Evidence:
+        """Adds the findings and gates of other evidence, which replace none."""
+        return Evidence(f"{self.source}, and {other.source}", self.findings + other.findings, self.gates + other.gates)
+
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:

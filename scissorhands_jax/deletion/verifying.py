@@ -30,10 +30,11 @@ from scissorhands_jax.deletion.tidying import (
     unfinished_run,
 )
 from scissorhands_jax.errors import InputError, LedgerError
+from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.config import NetworkConfig
 from scissorhands_jax.jobs.earlier_runs import WEIGHTS_FILE
 from scissorhands_jax.jobs.evaluating import evaluate_network
-from scissorhands_jax.jobs.job import read_original
+from scissorhands_jax.jobs.job import ORIGINAL_HASH, read_original, saved_identity
 from scissorhands_jax.terminal import Console, say
 
 _WITHOUT_SECRET = (
@@ -167,7 +168,7 @@ def _record_problems(book: Ledger, hashes: Mapping[int, str]) -> list[str]:
         else:
             found += _page_problems(records.record_page_path(folder, number), record)
             found += statements.envelope_problems(statements.envelope_path(folder, number), record, digest, public)
-            found += _file_problems(book, record)
+            found += _file_problems(book, record) or _identity_problems(book, record)
         previous = expected
     return found
 
@@ -213,6 +214,25 @@ def _file_problems(book: Ledger, record: Record) -> list[str]:
     return found
 
 
+def _identity_problems(book: Ledger, record: Record) -> list[str]:
+    """Compares the identity that a run has saved with its record.
+
+    That cannot be done in an auditor's copy, once the run was discarded, or after an erasure, which destroys the salt.
+    """
+    salt = book.run_salt(record.number)
+    if salt is None or runs.RUN_FILE not in _expected_files(book, record).other:
+        return []
+    folder = records.run_folder(book.folder, record.number)
+    try:
+        identity = saved_identity(folder)
+    except InputError as error:
+        return [str(error)]
+    same = records.identity_digest(salt, identity.digest) == record.identity
+    if same and identity.chosen.get(ORIGINAL_HASH) == record.network.before:
+        return []
+    return [f"the run in {folder} is not the one that its record is about; {RESTORE}"]
+
+
 def _expected_files(book: Ledger, record: Record) -> records.RunFiles:
     """Returns the files that the folder of a run must hold, with their hashes as the record or an erasure has them.
 
@@ -227,12 +247,12 @@ def _expected_files(book: Ledger, record: Record) -> records.RunFiles:
     return record.files if left is None else records.RunFiles(record.files.network, dict(left))
 
 
-def _allowed(book: Ledger, runs: Iterable[int]) -> Contents:
+def _allowed(book: Ledger, with_record: Iterable[int]) -> Contents:
     """Returns everything that may stand in the folder of a ledger.
 
     Args:
       book: The ledger.
-      runs: The numbers of the runs that have a record.
+      with_record: The numbers of the runs that have a record.
     """
     folder, keys = book.folder, book.folder / KEYS_FOLDER
     expected = {folder / DATABASE_FILE, folder / files.LOCK_FILE, records.public_path(folder)}
@@ -248,7 +268,7 @@ def _allowed(book: Ledger, runs: Iterable[int]) -> Contents:
         expected |= {positions_file(folder, stopped.run), audited_positions_file(folder, stopped.run)}
     places = (records.record_path, records.record_page_path, statements.envelope_path)
     expected |= {path(folder, run) for run in numbers for path in places}
-    for run in runs:
+    for run in with_record:
         run_folder = records.run_folder(folder, run)
         try:
             listed = _expected_files(book, records.read_record(records.record_path(folder, run), book.public)[0])

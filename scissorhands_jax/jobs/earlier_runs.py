@@ -179,7 +179,7 @@ def origin_folder(checkpoint: str | Path) -> Path:
     return network_folder(checkpoint).parent
 
 
-def past_of(config: NetworkConfig, total: int, train_checksum: str, held_out: np.ndarray | None = None) -> Past:
+def past_of(config: NetworkConfig, total: int, train_sha256: str, held_out: np.ndarray | None = None) -> Past:
     """What a network was trained on and has forgotten, as the user says or as the run that made the network saved it.
 
     If neither says anything, the network was trained on the whole training split, without what is held out.
@@ -187,8 +187,8 @@ def past_of(config: NetworkConfig, total: int, train_checksum: str, held_out: np
     Args:
       config: The network.
       total: The number of examples in the training split.
-      train_checksum: The checksum of the training split (`hashing.tree_checksum`). What the run has saved counts only
-        for the same data.
+      train_sha256: The SHA-256 of the training split (`hashing.tree_sha256`). What the run has saved counts only for
+        the same data.
       held_out: The positions of examples that are held out for testing. By default there are none.
 
     Raises:
@@ -210,7 +210,7 @@ def past_of(config: NetworkConfig, total: int, train_checksum: str, held_out: np
         if not (folder / runs.RUN_FILE).is_file():
             known = False
         else:
-            known = runs.read_run(folder).get("train_checksum") == train_checksum
+            known = runs.read_run(folder).get("train_sha256") == train_sha256
         if known and given is not None:
             raise InputError(f"{what}, and its run has saved what it was trained on; leave --trained-on out")
         if known:

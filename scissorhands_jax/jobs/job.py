@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from scissorhands_jax.base import Data, Dataset, Method, Model, ModelState, Para
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.datasets.splits import known_classes
 from scissorhands_jax.errors import InputError, WeightsError
+from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.config import NetworkConfig, RunConfig
 from scissorhands_jax.jobs.earlier_runs import Past, network_folder, past_of
 from scissorhands_jax.methods import MethodSettings
@@ -23,6 +25,9 @@ from scissorhands_jax.methods.settings import on_upper_layers
 from scissorhands_jax.training import checkpoints
 from scissorhands_jax.training.identity import Identity, identify
 from scissorhands_jax.training.sharding import Layout
+
+ORIGINAL_HASH = "original_sha256"
+"""The name, in the identity of a job, of the SHA-256 of the network that it begins with."""
 
 # Settings that say where something lies. Its content is described by a hash.
 _PLACES = ("weights", "checkpoint", "data_dir", "trained_on")
@@ -40,7 +45,7 @@ class OriginalNetwork:
     params: Params
     model_state: ModelState
     past: Past
-    train_checksum: str  # of the training split
+    train_sha256: str  # of the training split
 
     def forget_set(self, forget: str, seed: int) -> tuple[np.ndarray, Data]:
         """The positions that a specification names, and the forget and the retain set that they make.
@@ -77,6 +82,8 @@ class Job(OriginalNetwork):
     test: Dataset
     set_aside: Dataset | None  # the share of the test split that is for validation
     loss_fn: StatefulLossFn
+    right_labels: np.ndarray | None
+    """The right labels of a forget set `mislabelled:FILE`, in the order of `positions`; None if nothing says them."""
 
     def method(self, settings: MethodSettings) -> Method:
         """The method with the given settings, built for this network and these data."""
@@ -92,15 +99,29 @@ class Job(OriginalNetwork):
         chosen = {
             **{name: value for name, value in settings.items() if name not in _PLACES},
             "forget_sha256": hashing.positions_sha256(self.positions),
+            "right_labels_sha256": None if self.right_labels is None else hashing.tree_sha256(self.right_labels),
             "trained_on_sha256": hashing.positions_sha256(self.past.trained_on),
             "forgotten_before_sha256": hashing.positions_sha256(self.past.forgotten),
-            "train_checksum": self.train_checksum,
-            "train_sha256": hashing.tree_sha256(self.splits.train),
+            "train_sha256": self.train_sha256,
             "test_sha256": hashing.tree_sha256(self.splits.test),
-            "original_sha256": hashing.network_sha256(self.params, self.model_state),
+            ORIGINAL_HASH: hashing.network_sha256(self.params, self.model_state),
         }
         described = None if layout is None else str(layout)
         return identify(chosen, described, {name: settings[name] for name in _PLACES})
+
+
+def saved_identity(folder: Path) -> Identity:
+    """Returns the identity that a run has saved in its folder.
+
+    Raises:
+      CheckpointError: The folder holds no run, or its description is damaged.
+      InputError: The description was changed, or an earlier version of the package wrote it.
+    """
+    document = runs.read_run(folder)
+    try:
+        return Identity.of_document(document, _PLACES)
+    except InputError as error:
+        raise InputError(f"{folder / runs.RUN_FILE} cannot be used: {error}; put it back from your backup") from error
 
 
 def prepare_job(config: RunConfig, check: Callable[[Model], None] | None = None) -> Job:
@@ -130,6 +151,7 @@ def prepare_job(config: RunConfig, check: Callable[[Model], None] | None = None)
         test=known_classes(test, data.retain),
         set_aside=set_aside,
         loss_fn=losses.classification_loss(network.model, augment=crop_and_flip if augment else None),
+        right_labels=_right_labels(config.forget, splits.class_names),
     )
 
 
@@ -154,15 +176,15 @@ def prepare_network(
         params, model_state = model.init(jax.random.key(seed))
     else:
         params, model_state = load_weights(model, weights=config.weights, checkpoint=config.checkpoint)
-    train_checksum = hashing.tree_checksum(splits.train)
+    train_sha256 = hashing.tree_sha256(splits.train)
     return OriginalNetwork(
         config=config,
         splits=splits,
         model=model,
         params=params,
         model_state=model_state,
-        past=past_of(config, data_lib.size(splits.train), train_checksum, splits.held_out),
-        train_checksum=train_checksum,
+        past=past_of(config, data_lib.size(splits.train), train_sha256, splits.held_out),
+        train_sha256=train_sha256,
     )
 
 
@@ -243,6 +265,17 @@ def divide_test_set(test: Dataset, validation: str | None, seed: int) -> tuple[D
     aside = forget_sets.forget_positions(f"random:{value}", test["label"], seed=seed)
     rest = np.setdiff1d(np.arange(data_lib.size(test)), aside)
     return data_lib.take(test, rest), data_lib.take(test, aside)
+
+
+def _right_labels(forget: str, class_names: Sequence[str]) -> np.ndarray | None:
+    """The right labels of a `mislabelled:FILE` in the order of the forget set; None if the file does not say them."""
+    kind, _, path = forget.partition(":")
+    if kind != "mislabelled":
+        return None
+    labels = forget_sets.read_mislabelled(Path(path), class_names)[1]
+    if labels is not None and labels.max() >= len(class_names):
+        raise InputError(f"{path} has the label {labels.max()}; the data set has 0 to {len(class_names) - 1}")
+    return labels
 
 
 def _limited(data: Data, config: RunConfig) -> Data:

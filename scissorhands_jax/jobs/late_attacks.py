@@ -36,7 +36,7 @@ def save_predictions(path: Path, found: Predictions, *, seed: int, network: str)
       path: The file.
       found: What the network answers, as `predict_sets` returns it.
       seed: The seed of the attack's subsample.
-      network: The checksum of the network, which `read_predictions` compares.
+      network: The hash of the network, as its cell has it, which `read_predictions` compares.
     """
     arrays: dict[str, Any] = {"network": np.array(network)}
     for name, part in attacked_examples(found, seed=seed).items():
@@ -52,7 +52,7 @@ def read_predictions(content: bytes, name: str, *, network: str) -> Predictions:
     Args:
       content: The content of the file.
       name: What the error calls it.
-      network: The checksum of the network that the predictions must be of.
+      network: The hash of the network that the predictions must be of, as its cell has it.
 
     Raises:
       InputError: The file is damaged, or of another network.

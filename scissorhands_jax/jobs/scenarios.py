@@ -88,7 +88,6 @@ class TableNetworks:
         """
         chosen = {
             "seed": seed,
-            "trained_on": hashing.tree_checksum(examples.retain),
             **self.loaded.training_identity(),
             "trained_on_sha256": hashing.tree_sha256(examples.retain),
             "pretrained_sha256": self.data_sha256.get("pretrained"),
@@ -281,7 +280,7 @@ class SeededScenario:
             metrics=metrics,
             cost=network.cost,
             process=self.store.process,
-            network=hashing.tree_checksum((network.params, network.model_state)),
+            network=hashing.network_sha256(network.params, network.model_state),
             code=provenance.running_code().name,
             trained_by=None if network.code == provenance.running_code().name else network.code,
             experiment_sha256=self.store.loaded.settings_sha256(),
@@ -304,8 +303,8 @@ class SeededScenario:
         numbers = accuracy_numbers(found)
         if experiment.attack_later:
             name = late_attacks.predictions_name(self.scenario.name, self.seed, label)
-            checksum = hashing.tree_checksum((network.params, network.model_state))
-            late_attacks.save_predictions(self.store.out / name, found, seed=self.seed, network=checksum)
+            digest = hashing.network_sha256(network.params, network.model_state)
+            late_attacks.save_predictions(self.store.out / name, found, seed=self.seed, network=digest)
         else:
             numbers |= attack_numbers(found, seed=self.seed, every_attack=experiment.every_attack)
         if len(self.held_out):

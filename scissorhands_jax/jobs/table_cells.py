@@ -56,7 +56,7 @@ class TableCell:
     process: str
     """Names the process that made it. Times of different processes are not compared."""
     network: str
-    """A checksum of the weights."""
+    """The SHA-256 of the network; eight digits of another checksum in tables of earlier versions."""
     code: str | None = None
     """The code that measured it, and made its network unless `trained_by` names other code; see
     `provenance.Code.name`. None in cells from before it was recorded."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +158,6 @@ def unlearn(
     feeding.check_feed(feed_from, layout, steps_per_call)
     job = prepare_job(config)
     config = job.config
-    _right_labels(config.forget, job.splits.class_names)  # refuses those that are unusable
     method = job.method(config.method)
     identity = job.identity(layout)
     distributed.agree("job", identity.compared())
@@ -200,7 +199,6 @@ def _carried_out(
 ) -> tuple[RunResults, Result, list[dict]]:
     """Measures the original, runs the method and measures its result, in a folder that is open for the run."""
     config = job.config
-    right_labels = _right_labels(config.forget, job.splits.class_names)
     if distributed.is_first():
         write_past(out, job.past, job.positions)
         train = job.splits.train
@@ -215,7 +213,7 @@ def _carried_out(
     history: list[dict] = []
     with progress_bar(console) as progress:
         task = progress.add_task("evaluating the original", total=1, note=f"{len(job.positions)} examples to forget")
-        before = _measure(job, *network, right_labels, layout)
+        before = _measure(job, *network, layout)
         compared = _held_out_numbers(job, *network, layout)
         progress.update(task, completed=1, note=_note(before))
         result = run(
@@ -232,7 +230,7 @@ def _carried_out(
         if result.steps == 0:
             progress.update(progress.task_ids[-1], completed=1, total=1, note="done, without steps")
         task = progress.add_task("evaluating the result", total=1, note="")
-        after = _measure(job, result.params, result.model_state, right_labels, layout)
+        after = _measure(job, result.params, result.model_state, layout)
         progress.update(task, completed=1, note=_note(after))
 
     return _results(job, before, compared, after, result, resumed_at, layout), result, history
@@ -251,7 +249,6 @@ def _measure(
     job: Job,
     params: Params,
     model_state: ModelState,
-    right_labels: np.ndarray | None,
     layout: sharding.Layout | None,
 ) -> dict[str, Any]:
     """The numbers of a network on the sets of the job; see `unlearn` for those that are not always there."""
@@ -259,8 +256,8 @@ def _measure(
     extra: dict[str, Dataset] = {}
     if job.past.forgotten.size:
         extra["forgotten_before"] = data_lib.take(job.splits.train, job.past.forgotten)
-    if right_labels is not None:
-        extra["corrected"] = {**job.data.forget, "label": right_labels}
+    if job.right_labels is not None:
+        extra["corrected"] = {**job.data.forget, "label": job.right_labels}
     for name, part in extra.items():
         logits = accuracies.predict(job.model, params, model_state, part["image"], batch_size=500, layout=layout)
         numbers |= {f"acc_{name}": accuracies.accuracy(logits, part["label"]), f"num_{name}": len(part["label"])}
@@ -324,17 +321,6 @@ def _save_result(out: Path, config: RunConfig, result: Result) -> None:
     if distributed.is_first():
         names = {"model": config.model, "made_by": "scissorhands_jax", "method": config.method_name}
         torch_weights.write_safetensors(out / WEIGHTS_FILE, torch_weights.to_state_dict(*network, flatten={}), names)
-
-
-def _right_labels(forget: str, class_names: Sequence[str]) -> np.ndarray | None:
-    """The right labels of a `mislabelled:FILE` in the order of the forget set; None if the file does not say them."""
-    kind, _, path = forget.partition(":")
-    if kind != "mislabelled":
-        return None
-    labels = forget_sets.read_mislabelled(Path(path), class_names)[1]
-    if labels is not None and labels.max() >= len(class_names):
-        raise InputError(f"{path} has the label {labels.max()}; the data set has 0 to {len(class_names) - 1}")
-    return labels
 
 
 @contextlib.contextmanager

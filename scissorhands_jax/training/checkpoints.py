@@ -93,7 +93,7 @@ class Checkpointer:
             "offset": position.offset,
             "run": identity.document(),
             "arrays": describe_arrays(carry),
-            "checksum": hashing.tree_checksum(carry),
+            "sha256": hashing.tree_sha256(carry),
         }
         with _named_write_errors(self.directory):
             self._manager.save(
@@ -134,7 +134,7 @@ class Checkpointer:
             if "fingerprint" in meta:
                 raise CheckpointError("an earlier version of scissorhands_jax wrote it; start again in another folder")
             position = Position(int(meta["epoch"]), int(meta["offset"]))
-            saved, arrays, sum_found = dict(meta["run"]), dict(meta["arrays"]), meta["checksum"]
+            saved, arrays = dict(meta["run"]), dict(meta["arrays"])
         except Exception as error:  # Orbax raises many types for a damaged folder.
             raise CheckpointError(f"{damaged}: {_line(error)}") from error
         where = f"the checkpoint in {self.directory}"
@@ -150,7 +150,7 @@ class Checkpointer:
             ]
         except Exception as error:
             raise CheckpointError(f"{damaged}: {_line(error)}") from error
-        if hashing.tree_checksum(carry) != sum_found or not _alike(carry, template):
+        if not _is_whole(carry, meta) or not _alike(carry, template):
             raise CheckpointError(f"{damaged}: its numbers have changed since they were written")
         return jax.tree.map(_as_free_as, carry, template), position
 
@@ -184,7 +184,7 @@ def save_network(path: str | Path, params: Params, model_state: ModelState, desc
     """
     path = Path(path).absolute()
     tree = {"params": params, "model_state": model_state}
-    meta = {"description": description, "fingerprint": describe_arrays(tree), "checksum": hashing.tree_checksum(tree)}
+    meta = {"description": description, "fingerprint": describe_arrays(tree), "sha256": hashing.tree_sha256(tree)}
     with _folder_of_all(path) as fresh, _named_write_errors(path), ocp.Checkpointer(_handler(tree)) as checkpointer:
         checkpointer.save(
             fresh, args=ocp.args.Composite(network=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta))
@@ -253,7 +253,7 @@ def load_network(path: str | Path, params: Params, model_state: ModelState) -> t
             ]
     except Exception as error:
         raise CheckpointError(f"the network checkpoint {path} is damaged: {_line(error)}") from error
-    if hashing.tree_checksum(tree) != meta["checksum"] or not _alike(tree, template):
+    if not _is_whole(tree, meta) or not _alike(tree, template):
         raise CheckpointError(
             f"the network checkpoint {path} is damaged: its numbers have changed since it was written"
         )
@@ -294,7 +294,7 @@ def _read_meta(path: Path) -> dict[str, Any]:
     try:
         meta = reading.read_json(file, nan=True)
         dicts = isinstance(meta["description"], dict) and isinstance(meta["fingerprint"], dict)
-        if not dicts or not isinstance(meta["checksum"], str):
+        if not dicts or not isinstance(meta.get("sha256", meta.get("checksum")), str):
             raise TypeError("its metadata has the wrong form")
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no network checkpoint in {path}") from error
@@ -311,6 +311,11 @@ def _same_arrays(found: dict, expected: dict, directory: Path) -> None:
             f"the checkpoint in {directory} belongs to another network: {len(differing)} entries differ, "
             f"the first is {name} with {found.get(name, 'nothing')} there and {expected.get(name, 'nothing')} here"
         )
+
+
+def _is_whole(tree: PyTree, meta: dict[str, Any]) -> bool:
+    """Whether the numbers are those that were written. Earlier versions wrote no SHA-256; theirs are not compared."""
+    return hashing.tree_sha256(tree) == meta["sha256"] if "sha256" in meta else "checksum" in meta
 
 
 def _alike(a: PyTree, b: PyTree) -> bool:

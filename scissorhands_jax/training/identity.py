@@ -30,6 +30,9 @@ from scissorhands_jax.training.reproducibility import numerical_environment, num
 ENVIRONMENT, DIGEST, OPTIONS = "environment", "identity", "options"
 """The keys of a document that are not from `chosen`: the environment, the digest, and the options of `identify`."""
 
+_REPLACED = {"trained_on", "train_checksum", "training_data_checksum", "watched_data_checksum"}
+"""Checksums that earlier versions saved in addition to the SHA-256 of the same data."""
+
 _OF_ONE_MACHINE = {"processor", "cores"}  # may differ between the machines of one run
 _SHOWN = 3  # differences that are named
 _SHOWN_LENGTH = 60  # characters of a value
@@ -49,6 +52,24 @@ class Identity:
     """Where it is computed."""
     noted: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """What is saved as well but decides nothing, such as where a file lies whose content is in `chosen`."""
+
+    @classmethod
+    def of_document(cls, document: Mapping[str, Any], noted: Collection[str] = ()) -> Identity:
+        """Returns what `document` has written.
+
+        Args:
+          document: What was saved, as JSON.
+          noted: The names of what was noted.
+
+        Raises:
+          InputError: Its content does not have the digest that it names, or an earlier version has saved none.
+        """
+        parts = {name: value for name, value in document.items() if name not in (ENVIRONMENT, DIGEST)}
+        chosen = {name: value for name, value in parts.items() if name not in noted}
+        found = cls(chosen, document.get(ENVIRONMENT, {}), {name: parts[name] for name in parts.keys() - chosen.keys()})
+        if document.get(DIGEST) != found.digest:
+            raise InputError("its content does not have the digest that it names")
+        return found
 
     @property
     def digest(self) -> str:
@@ -99,7 +120,8 @@ def check_same(saved: Mapping[str, Any], now: Identity, where: str, advice: str,
     """
     saved_environment = saved.get(ENVIRONMENT)
     environment = dict(saved_environment) if isinstance(saved_environment, dict) else {}
-    chosen = {name: value for name, value in saved.items() if name not in {ENVIRONMENT, DIGEST, *now.noted}}
+    left_out = {ENVIRONMENT, DIGEST, *now.noted, *(_REPLACED - now.chosen.keys())}
+    chosen = {name: value for name, value in saved.items() if name not in left_out}
     unsaved = [] if DIGEST in saved else [name for name in now.chosen if name not in saved]
     expected = {name: value for name, value in now.chosen.items() if name not in unsaved}
     found = list(differences(chosen, json.loads(json.dumps(expected))))

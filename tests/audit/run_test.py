@@ -167,7 +167,7 @@ class TestStandard:
         arrays[image] = 1 - arrays[image]
         try:
             np.savez(file, **arrays)
-            with pytest.raises(InputError, match=f"another run: {what}_checksum was"):
+            with pytest.raises(InputError, match=f"another run: {what}_sha256 was"):
                 run_audit(experiment, out, num_networks=12, console=QUIET)
         finally:
             file.write_bytes(before)

@@ -247,7 +247,7 @@ class TestSigned:
             (lambda d: d["subject"].pop("after"), "cannot be read"),
             (lambda d: d["results"]["config"].update(model="resnet9"), "the audit is about a resnet9"),
             (lambda d: d["results"]["ensemble"].update(forget_sha256=["0"]), "none of the audit's forget sets"),
-            (lambda d: d["results"]["data"].update(training_data_checksum="0"), "were trained on other examples"),
+            (lambda d: d["results"]["data"].update(training_data_sha256="0"), "were trained on other examples"),
             (lambda d: d["results"]["ensemble"].update(networks=16), "another number of networks"),
             (lambda d: d["results"]["config"]["scenarios"].clear(), "other forget sets or methods"),
             (lambda d: d.pop("numbers"), "cannot be read"),
@@ -402,8 +402,12 @@ class TestSigned:
         document["config"]["method"]["learning_rate"] = 0.5
         other = shutil.copytree(whole.run, tmp_path / "run")
         (other / "results.json").write_text(json.dumps(document))
+        seeded = shutil.copytree(whole.run, tmp_path / "seeded")
+        description = json.loads((whole.run / "run.json").read_text()) | {"seed": 1}
+        (seeded / "run.json").write_text(json.dumps(description))
         for words, message in [
-            ([*sign, "--run", str(other)], "has no scissorhands with the settings of the run"),
+            ([*sign, "--run", str(other)], "belongs to another run: method.learning_rate was 0.2 and is now 0.5"),
+            ([*sign, "--run", str(seeded)], "does not have the digest that it names"),
             ([*sign, "--run", str(tmp_path / "nowhere")], "nowhere"),
             ([*key, str(whole.public)], "holds no private key in PEM form"),
             ([*key, str(tmp_path / "nothing")], "cannot be read"),

@@ -1,17 +1,26 @@
 """Runs that serve requests: what they begin with and leave, and kills at any moment."""
 
+import contextlib
+import dataclasses
+import json
 import re
 import shutil
 
 import pytest
 
-from scissorhands_jax.deletion import records, running, signing
+from scissorhands_jax import deletion
+from scissorhands_jax.deletion import judging, records, running, signing, verdicts, verifying
 from scissorhands_jax.deletion.entries import NamedExample, RequestsCovered, RunFailed, RunRecorded
 from scissorhands_jax.deletion.ledger import Ledger
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.jobs.job import saved_identity
+from scissorhands_jax.methods import METHODS
+from scissorhands_jax.metrics.rank_tests import Finding
+from scissorhands_jax.terminal import Console
+from tests.deletion import forking
 from tests.deletion.commands import QUICK, command, error_of, states, verified
 from tests.deletion.samples import started
-from tests.deletion.spoiling import request
+from tests.deletion.spoiling import holding, request
 
 pytest.importorskip("cryptography")
 
@@ -65,7 +74,7 @@ def test_tries_are_counted_by_example_whatever_request_names_them(book_folder):
         numbers = {name: request(book, name, examples=examples) for name, examples in asked.items()}
         book.append(started(3, 3))
         book.append(RunFailed(run=3, requests=(3,), why="for the test"))
-        tries = {name: running._earlier_tries(book, started(4, number)) for name, number in numbers.items()}
+        tries = {name: judging.earlier_tries(book, started(4, number)) for name, number in numbers.items()}
     assert tries == {"the same": 2, "a part, and more": 2, "a copy": 1, "another": 1}, "run 2 worked on 4 and 7"
 
 
@@ -85,11 +94,8 @@ def test_a_run_that_diverges_opens_its_requests_again(book_folder, capsys):
 def test_a_run_that_fails_when_it_is_resumed_leaves_no_position(book_folder, spoil, monkeypatch, capsys):
     """Whatever fails, and also if its message or its folders name positions."""
 
-    def stopped(*arguments, **options):
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patched:
-        patched.setattr(running.unlearning, "unlearn", stopped)
+        patched.setattr(running.unlearning, "unlearn", interrupted)
         assert command("run", "--ledger", book_folder, *QUICK) == 130
     out = records.run_folder(book_folder, 3)
     assert out.with_suffix(".txt").read_text() == "4\n5\n"
@@ -102,12 +108,66 @@ def test_a_run_that_fails_when_it_is_resumed_leaves_no_position(book_folder, spo
     elif spoil == "positions":
         out.with_suffix(".txt").write_text("4\n5000\n")
     else:
-        monkeypatch.setattr(running, "_judged", failing("the examples 4, 5 and 17 are odd"))
+        monkeypatch.setattr(running, "judge_run", failing("the examples 4, 5 and 17 are odd"))
     assert command("run", "--ledger", book_folder) == 2
     with Ledger(book_folder) as book:
         (failed,) = book.entries(RunFailed)
     assert not set(re.findall(r"\d+", failed.why)) & {"4", "5"}
     assert [path for path in (book_folder / "runs").iterdir() if "000003" in path.name] == []
+
+
+def test_a_run_that_was_stopped_is_judged_only_as_what_it_was_begun_as(book_folder, monkeypatch, capsys):
+    """Its folder may hold another run by then, whose network and results are whole."""
+    with monkeypatch.context() as patched:
+        patched.setattr(running, "judge_run", interrupted)
+        assert command("run", "--ledger", book_folder, *QUICK) == 130
+    file = records.run_folder(book_folder, 3) / "run.json"
+    saved, identity = json.loads(file.read_text()), saved_identity(file.parent)
+    other = dataclasses.replace(identity, chosen={**identity.chosen, "seed": 7})
+    capsys.readouterr()
+    for document, message in ((saved | {"seed": 7}, "have the digest"), (other.document(), "seed was 7 and is now 0")):
+        file.write_text(json.dumps(document))
+        folder = shutil.copytree(book_folder, book_folder.parent / message[:4])
+        assert command("run", "--ledger", folder) == 2
+        assert message in error_of(capsys)
+        assert states(folder) == ["forgotten", "retrain now", "open"]
+
+
+def interrupted(*arguments, **options):
+    raise KeyboardInterrupt
+
+
+def test_a_record_holds_the_identity_of_its_run_and_no_guess_can_be_checked_by_it(served, tmp_path):
+    record, _ = records.read_record(records.record_path(served, 1), signing.read_keys(served / "keys").public)
+    saved = json.loads((records.run_folder(served, 1) / "run.json").read_text())
+    with Ledger(served) as book:
+        assert record.identity == signing.salted_digest(book.run_salt(1), "identity", saved["identity"].encode())
+        assert verifying._identity_problems(book, record) == []
+        network = dataclasses.replace(record.network, before="0" * 64)
+        for other in ({"identity": saved["identity"]}, {"network": network}):
+            (problem,) = verifying._identity_problems(book, dataclasses.replace(record, **other))
+            assert "is not the one that its record is about" in problem
+    assert deletion.export(served, tmp_path / "copy")
+    assert saved["forget_sha256"] in json.dumps(saved), "whoever guesses the positions could compute the digest"
+    assert holding(served / "records", saved["identity"]) == holding(tmp_path / "copy", saved["identity"]) == []
+
+
+def test_evidence_of_a_caller_only_adds(book_folder):
+    """Good evidence from elsewhere helps no network that the comparison does not clear, and bad evidence counts."""
+    good = verdicts.Evidence("mine", (Finding("f", 0.5, 0.4, 0.6),), (verdicts.EvidenceGate("g", True, "why"),))
+    bad = dataclasses.replace(good, findings=(Finding("f", 0.7, 0.4, 0.6),))
+    settings, answers = METHODS["finetune"](epochs=1, batch_size=64), []
+    for number, (context, evidence) in enumerate([(contextlib.nullcontext, good), (forking.good_evidence, bad)]):
+        folder = shutil.copytree(book_folder, book_folder.parent / f"copy {number}")
+        with context():
+            options = {"method": "finetune", "budget": 100.0, "auditor": lambda *_, evidence=evidence: evidence}
+            (outcome,) = deletion.run(folder, settings, **options, console=Console(quiet=True))
+        found = records.read_record(outcome.record, signing.read_keys(folder / "keys").public)[0].evidence
+        answers.append(outcome.verdict.answer)
+        assert found.source.endswith(", and mine")
+        assert len(found.findings) > 1 < len(found.gates), "those of the comparison as well"
+        assert (found.findings[-1].name, found.gates[-1].name) == ("f", "g")
+    assert answers == ["retrain now"] * 2
 
 
 def failing(message):

@@ -53,6 +53,7 @@ def record(**changes) -> Record:
             "augment": None,
         },
         configuration_sha256="1" * 64,
+        identity="8" * 64,
         code=Code(None, "2" * 64, "3" * 40, False),
         versions={"python": "3.11.0", "scikit-learn": None},
         machine={"backend": "cpu", "devices": 1},

@@ -19,7 +19,6 @@ from rich.console import Console
 from scissorhands_jax import deletion, hashing, models, torch_weights
 from scissorhands_jax.audit import run_audit
 from scissorhands_jax.cli import main as cli
-from scissorhands_jax.deletion import verdicts
 from scissorhands_jax.deletion.entries import RunRecorded
 from scissorhands_jax.deletion.ledger import Ledger, ledger_exists
 from scissorhands_jax.diffusion import model_folder, networks
@@ -28,7 +27,7 @@ from scissorhands_jax.jobs.experiment import Experiment, Scenario
 from scissorhands_jax.methods import METHODS
 from scissorhands_jax.methods.finetune import FinetuneSettings
 from scissorhands_jax.methods.retrain import RetrainSettings
-from scissorhands_jax.metrics import rank_tests
+from tests.deletion import forking
 from tests.diffusion import traces
 
 QUIET = Console(quiet=True)
@@ -66,11 +65,11 @@ def contents(world: Path) -> dict[str, str]:
         )
         name = str((checkpoint or path).relative_to(world))
         if checkpoint is not None:
-            found[name] = json.loads((checkpoint / "meta" / "metadata").read_text())["checksum"]
+            found[name] = json.loads((checkpoint / "meta" / "metadata").read_text())["sha256"]
         elif path.is_dir():
             found[name] = "a folder"
         elif path.suffix == ".safetensors":
-            found[name] = hashing.tree_checksum(dict(torch_weights.read_state_dict(path)))
+            found[name] = hashing.tree_sha256(dict(torch_weights.read_state_dict(path)))
         elif path.suffix in (".json", ".diverged"):
             found[name] = json.dumps(_lasting(json.loads(path.read_text())), sort_keys=True)
         elif path.suffix == ".npz":
@@ -158,12 +157,6 @@ def _audit(world: Path, *, overwrite: bool = False) -> None:
     run_audit(_experiment(world), world / "out", tier="smoke", num_networks=2, overwrite=overwrite, console=QUIET)
 
 
-def _evidence(folder: Path, network: str) -> verdicts.Evidence:
-    """Evidence that is always good."""
-    finding = rank_tests.Finding("f", 0.5, 0.4, 0.6)
-    return verdicts.Evidence("test", (finding,), (verdicts.EvidenceGate("g", True, "because of the test"),))
-
-
 def _add(world: Path) -> None:
     folder = inputs(world)
     words = ["--weights", folder / "mlp.safetensors", "--model", "mlp", "--dataset", f"npz:{folder / 'data.npz'}"]
@@ -173,7 +166,7 @@ def _add(world: Path) -> None:
 
 def _serve(world: Path) -> None:
     settings = METHODS["finetune"](epochs=1, batch_size=64)
-    deletion.run(world / "ledger", settings, method="finetune", budget=100.0, auditor=_evidence, console=QUIET)
+    deletion.run(world / "ledger", settings, method="finetune", budget=100.0, console=QUIET)
 
 
 def _ledger(world: Path) -> None:
@@ -278,7 +271,7 @@ WRITERS = {
     ),
     "table": Writer(prepare_network, _table, _table, lambda world: _table(world, overwrite=True)),
     "audit": Writer(prepare_network, _audit, _audit, lambda world: _audit(world, overwrite=True)),
-    "request": Writer(prepare_network, _ledger, _ledger_goes_on, result=_ledger_result),
+    "request": Writer(prepare_network, _ledger, _ledger_goes_on, result=_ledger_result, patched=forking.good_evidence),
     "data prepare": Writer(_pictures, _prepare, _prepare_goes_on, lambda world: _prepare(world, "--overwrite")),
     "sd import": Writer(
         _diffusers, _import, lambda world: _import(world, "--resume"), lambda world: _import(world, "--overwrite")

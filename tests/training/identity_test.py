@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import logging
 
 import jax
@@ -15,7 +16,7 @@ from scissorhands_jax.files import sole_writer
 from scissorhands_jax.methods import METHODS, finetune
 from scissorhands_jax.optimizers import sgd
 from scissorhands_jax.training.checkpoints import Checkpointer
-from scissorhands_jax.training.identity import check_same, identify, list_differences
+from scissorhands_jax.training.identity import Identity, check_same, identify, list_differences
 from scissorhands_jax.training.loop import run
 from tests import tiny
 
@@ -129,6 +130,21 @@ class TestComparing:
         check_same(identify({"rate": float("nan")}).document(), identify({"rate": np.nan}), "it", "stop")
         assert caplog.messages == []
         assert now.digest == identify(CHOSEN).digest
+
+    def test_what_was_saved_is_read_again_and_any_change_is_refused(self):
+        now = dataclasses.replace(identify(CHOSEN | {"limit": float("inf")}), noted={"place": "here"})
+        saved = json.loads(json.dumps(now.document()))
+        read = Identity.of_document(saved, ["place"])
+        assert (read.document(), read.digest, read.noted) == (saved, now.digest, {"place": "here"})
+        for change in ({"seed": 4}, {"environment": {}}, {"more": None}, {"identity": None}):
+            with pytest.raises(InputError, match="does not have the digest that it names"):
+                Identity.of_document(saved | change, ["place"])
+
+    def test_checksums_of_earlier_versions_are_passed_over(self):
+        saved = identify(CHOSEN).document() | {"train_checksum": "01234567"}
+        check_same(saved, identify(CHOSEN), "it", "stop")
+        with pytest.raises(InputError, match="train_checksum was '01234567' and is now 'new'"):
+            check_same(saved, identify(CHOSEN | {"train_checksum": "new"}), "it", "stop")
 
     def test_the_first_three_differences_are_named(self):
         other = identify({"rate": 0.2, "seed": 4, "sizes": (1, 3), "method": {"fraction": 0.4, "names": ["a"]}})

@@ -26,7 +26,7 @@ MESHES = {
 }
 RESNET_MESHES = ("4x2 fsdp",)
 COUNTED = {"threshold": "threshold_pass", "projection": "projection"}
-TREE_CHECKS = ("masks", "ties", "published_cut", "reinitialize", "dot_products", "projection", "saliency", "checksum")
+TREE_CHECKS = ("masks", "ties", "published_cut", "reinitialize", "dot_products", "projection", "saliency", "hash")
 CHECKS = (
     *(f"{check}, {axes}" for axes in ("auto", "explicit") for check in TREE_CHECKS),
     *(f"run, mlp, {mesh}" for mesh in MESHES),
@@ -231,7 +231,7 @@ def main() -> None:
                 "projection",
                 near(project(tree, rows), project(many, many_rows)) and largest(project, many, many_rows) <= 4,
             )
-            say("checksum", hashing.tree_checksum(tree) == hashing.tree_checksum(many) != hashing.tree_checksum(scores))
+            say("hash", hashing.tree_sha256(tree) == hashing.tree_sha256(many) != hashing.tree_sha256(scores))
 
             def loss_fn(params, batch, place=everywhere):
                 hidden = jnp.tanh(jnp.einsum("bi,io->bo", batch, params["kernel"], out_sharding=place))
