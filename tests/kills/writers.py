@@ -21,7 +21,8 @@ from scissorhands_jax.audit import run_audit
 from scissorhands_jax.cli import main as cli
 from scissorhands_jax.deletion.entries import RunRecorded
 from scissorhands_jax.deletion.ledger import Ledger, ledger_exists
-from scissorhands_jax.diffusion import model_folder, networks
+from scissorhands_jax.diffusion import model_folder, networks, nudity
+from scissorhands_jax.diffusion.demo import settings, training
 from scissorhands_jax.jobs import grid
 from scissorhands_jax.jobs.experiment import Experiment, Scenario
 from scissorhands_jax.methods import METHODS
@@ -165,8 +166,8 @@ def _add(world: Path) -> None:
 
 
 def _serve(world: Path) -> None:
-    settings = METHODS["finetune"](epochs=1, batch_size=64)
-    deletion.run(world / "ledger", settings, method="finetune", budget=100.0, console=QUIET)
+    chosen = METHODS["finetune"](epochs=1, batch_size=64)
+    deletion.run(world / "ledger", chosen, method="finetune", budget=100.0, console=QUIET)
 
 
 def _ledger(world: Path) -> None:
@@ -259,6 +260,41 @@ def _images(world: Path, *more: str) -> None:
     command(*words, "--size", "16", "--steps", "2", "--out", world / "images", "--quiet", *more)
 
 
+def _prompts(world: Path) -> None:
+    _model(world)
+    (inputs(world) / "prompts.csv").write_text("prompt,seed\na cat,1\nthe dog barks,2\n")
+
+
+def _evaluate(world: Path, *more: str) -> None:
+    words = ["sd", "evaluate", "--model", inputs(world) / "model", "--prompts", inputs(world) / "prompts.csv"]
+    words += ["--images", world / "images", "--size", "16", "--steps", "2", "--out", world / "report", "--quiet"]
+    command(*words, *more)
+
+
+@contextlib.contextmanager
+def _small_unet_and_detector() -> Iterator[None]:
+    """Finds something in every image, without NudeNet."""
+    with _small_unet(), pytest.MonkeyPatch.context() as patch:
+        found = nudity.Detection(nudity.EXPOSED[0], 0.7, (0, 0, 1, 1))
+        patch.setattr(nudity, "load_detector", lambda: lambda image: [found])
+        yield
+
+
+@contextlib.contextmanager
+def _tiny_drawings() -> Iterator[None]:
+    """A linear network and few drawings."""
+    from tests.diffusion.demo import demo_test as small
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "digits_network", lambda config: small.LINEAR)
+        patch.setattr(settings, "DigitsSettings", lambda **changes: dataclasses.replace(small.TINY, **changes))
+        yield
+
+
+def _draw(world: Path, *more: str) -> None:
+    command("demo", "diffusion", "--out", world / "drawings", "--quiet", *more)
+
+
 WRITERS = {
     "unlearn": Writer(
         prepare_network,
@@ -290,6 +326,16 @@ WRITERS = {
         lambda world: _images(world, "--resume"),
         lambda world: _images(world, "--overwrite"),
         patched=_small_unet,
+    ),
+    "sd evaluate": Writer(
+        _prompts,
+        _evaluate,
+        lambda world: _evaluate(world, "--resume"),
+        lambda world: _evaluate(world, "--overwrite"),
+        patched=_small_unet_and_detector,
+    ),
+    "demo diffusion": Writer(
+        lambda world: None, _draw, lambda world: _draw(world, "--overwrite"), patched=_tiny_drawings
     ),
 }
 """All that writes, by name."""
