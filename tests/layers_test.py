@@ -19,6 +19,7 @@ ORDER = (
     "torch_weights",
     *("data", "augmentation", "saliency", "masks", "reinit", "projection", "microbatches", "losses", "optimizers"),
     *("datasets", "models", "methods", "training", "metrics", "report", "jobs", "audit", "deletion", "diffusion"),
+    "language",
     *("cli", "__main__", "__init__"),
 )
 """Everything that stands directly in the package. Each entry imports only what comes before it."""

@@ -16,6 +16,7 @@ from scissorhands_jax.cli import (
     diffusion_images,
     diffusion_unlearning,
     jobs,
+    language,
     ledger_copies,
     lineage,
     requests,
@@ -56,12 +57,14 @@ COMMANDS: dict[str, type[Command]] = {
     "sd unlearn": diffusion_unlearning.ConceptCommand,
     "sd plan": diffusion_unlearning.ConceptPlanCommand,
     "sd evaluate": diffusion_images.ImagesCommand,
+    "lm evaluate": language.LogsCommand,
 }
 """The commands by their names, each with its options."""
 GROUPS = {
     "request": "Keep a ledger of deletion requests, serve them, and prove that this was done.",
     "data": "Prepare data sets.",
     "sd": "Stable Diffusion v1: import and export weights, make images, forget a concept.",
+    "lm": "Language models: judge what they have forgotten.",
 }
 """The first words that are not commands by themselves, each with what its commands are about."""
 

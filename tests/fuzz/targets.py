@@ -27,6 +27,7 @@ from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import config, earlier_runs, late_attacks, runs
 from scissorhands_jax.jobs.cells import CellFolder
 from scissorhands_jax.jobs.table_cells import TableCell
+from scissorhands_jax.language.judging import judge_logs
 from scissorhands_jax.methods import METHODS
 from scissorhands_jax.training import checkpoints
 from scissorhands_jax.training.checkpoints import Checkpointer, Position
@@ -34,6 +35,7 @@ from scissorhands_jax.training.identity import identify
 from tests.comparison import same_bits
 from tests.datasets.samples import cifar_members, random_set, svhn_arrays, write_tar
 from tests.fuzz.damage import DamagedFolder, damaged, damaged_json
+from tests.language.tiny_logs import new_log, numbers, tofu_log
 from tests.torch_weights import state_dicts_test as torch_files
 from tests.training.checkpoints_test import RUN, carry
 
@@ -379,6 +381,16 @@ def _positions(folder: Path) -> Next:
     return damaged_files(folder, [raw], read)
 
 
+def _evaluation_logs(folder: Path) -> Next:
+    """Both formats in turn, each as the log in question and as the one that it is compared with."""
+    (folder / "whole.json").write_text(json.dumps(tofu_log(numbers(1))))
+    makes = [
+        damaged_documents(folder, make(numbers()), lambda path: judge_logs(path, [folder / "whole.json"]))
+        for make in (tofu_log, new_log)
+    ]
+    return lambda generator, number: makes[number % 2](generator, number // 2)
+
+
 def _any_arrays(folder: Path) -> Next:
     """Headers of arrays with any Python in them."""
     words = ["(3, 4)", "(-1,)", "(10**12,)", "(9" + "9" * 20 + ",)", "()", "(0,)", "'<f4'", "'|O'", "'<U0'", "'V8'"]
@@ -432,6 +444,7 @@ TARGETS = {
     "results": Target(150, _results, 0.3),
     "settings": Target(350, _settings, 0.3),
     "positions": Target(200, _positions, 0.1),
+    "evaluation logs": Target(120, _evaluation_logs, 0.5),
 }
 
 

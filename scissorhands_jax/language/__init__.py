@@ -1,0 +1,1 @@
+"""Language models: what a network has forgotten of what it read, judged from logs of its answers."""

@@ -1,0 +1,43 @@
+"""ROUGE of generated text, by the package `rouge-score` (the extra `language`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from scissorhands_jax.errors import InputError
+
+
+class Rouge(NamedTuple):
+    """How much of each reference is in the text that was generated for it, and the other way round."""
+
+    recall: np.ndarray
+    """The length of the longest common subsequence of words, as a share of the reference's words. shape=(N,)"""
+    f_measure: np.ndarray
+    """The harmonic mean of that and of its share of the generated words. shape=(N,)"""
+
+
+def rouge_l(generated: Sequence[str], references: Sequence[str]) -> Rouge:
+    """Computes ROUGE-L with Porter's stemmer, as the published evaluations do.
+
+    Args:
+      generated: What a network said.
+      references: The right answers, in the same order.
+
+    Raises:
+      InputError: There are not as many texts as references, or the package `rouge-score` is not installed.
+
+    References:
+      Lin, ROUGE: A Package for Automatic Evaluation of Summaries, 2004.
+    """
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ModuleNotFoundError as error:
+        raise InputError("ROUGE needs the package rouge-score; install the extra `language`") from error
+    if len(generated) != len(references):
+        raise InputError(f"there are {len(generated)} texts and {len(references)} references; give one text for each")
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    scores = [scorer.score(right, said)["rougeL"] for said, right in zip(generated, references, strict=True)]
+    return Rouge(np.array([score.recall for score in scores]), np.array([score.fmeasure for score in scores]))

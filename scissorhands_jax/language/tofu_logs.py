@@ -1,0 +1,74 @@
+"""The older format of logs: `eval_log_aggregated.json` of TOFU's own code.
+
+Reference:
+  https://github.com/locuslab/tofu, evaluate_util.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import special
+
+from scissorhands_jax.language.answer_scores import WITH_OPTIONS, AnswerLosses, AnswerScores, EvaluationLog, Series
+from scissorhands_jax.language.log_parts import LOSS, SHARE, LogPart, in_order, texts_of
+
+TOFU_SETS = {
+    "eval_log.json": "retain",
+    "eval_real_author_wo_options.json": "real authors",
+    "eval_real_world_wo_options.json": "world facts",
+    "eval_log_forget.json": "forget",
+}
+"""The names of the parts of such a log, each with the set of questions that it is about."""
+TOFU_MEASURES = ("avg_gt_loss", "rougeL_recall", "avg_paraphrased_loss", "average_perturb_loss")
+"""The measures of such a part that aggregates are made of."""
+
+
+def read_tofu_log(path: Path, document: Mapping[str, Any]) -> EvaluationLog:
+    """Reads a log of the older format.
+
+    Args:
+      path: The file, for messages.
+      document: What the file has; at least one of its keys is in `TOFU_SETS`.
+
+    Raises:
+      InputError: A set has none of `TOFU_MEASURES`, or is damaged.
+    """
+    sets, remarks = {}, []
+    for key, part in document.items():
+        if key not in TOFU_SETS:
+            remarks.append(f"{path} has the part {key[:60]!r}, which is no set of TOFU, so it was left out")
+            continue
+        place = LogPart(path, key)
+        if not isinstance(part, dict) or not set(part) & set(TOFU_MEASURES):
+            raise place.error(f"it has none of {', '.join(TOFU_MEASURES)}")
+        sets[TOFU_SETS[key]] = _scores(place, part, TOFU_SETS[key])
+    return EvaluationLog(path=path, format="tofu", sets=sets, remarks=tuple(remarks))
+
+
+def _scores(place: LogPart, part: Mapping[str, Any], name: str) -> AnswerScores:
+    ranges = {"avg_gt_loss": LOSS, "rougeL_recall": SHARE, "avg_paraphrased_loss": LOSS}
+    found = {key: place.series(part[key], key, within) for key, within in ranges.items() if key in part}
+    examples = {key: series.examples for key, series in found.items()}
+    answer, right = found.get("avg_gt_loss"), found.get("avg_paraphrased_loss")
+    losses = options = None
+    if "average_perturb_loss" in part:
+        those, wrong = place.rows(part["average_perturb_loss"], "average_perturb_loss", LOSS)
+        examples["average_perturb_loss"] = those
+    place.check_same_examples(examples)
+    if "average_perturb_loss" in part:
+        if right is not None:
+            losses = AnswerLosses(those, in_order(those, right), wrong)
+        if answer is not None and name in WITH_OPTIONS:
+            odds = -in_order(those, answer) - special.logsumexp(-wrong, axis=1)
+            options = Series(those, special.expit(odds))
+    return AnswerScores(
+        probability=None if answer is None else Series(answer.examples, np.exp(-answer.values)),
+        option_probability=options,
+        rouge=found.get("rougeL_recall"),
+        losses=losses,
+        texts=texts_of(part.get("generated_text"), lambda entry: entry[-1]),
+    )
