@@ -74,7 +74,12 @@ def _page_of(document: Document, name: str) -> tuple[str, Mapping[str, str | byt
             body += f" {_NO_PAPER}"
         pictures = {f"{name}-{stem}.svg": report.figure_svg(found.figure) for stem, found in described.pictures.items()}
         return body, pictures
-    makers: dict[str, Callable[[Document], str]] = {"base": _variants, "aims": _measured, "audits": _simulated}
+    makers: dict[str, Callable[[Document], str]] = {
+        "base": _variants,
+        "aims": _measured,
+        "audits": _simulated,
+        "simulations": _rejected,
+    }
     for key, maker in makers.items():
         if key in document:
             return maker(document), {}
@@ -215,6 +220,17 @@ def _simulated(document: Document) -> str:
         ]
         parts.append(text.table(["number", "coverage, %", "half-width, standard deviations"], lines))
     return "\n\n".join(parts)
+
+
+def _rejected(document: Document) -> str:
+    """How often tests reject in simulations of which the truth is known."""
+    found = document["simulations"]
+    names = list(next(iter(found.values()))["rejected"])
+    lines = [
+        [text.escaped(case), *(f"{100 * one['rejected'][name]:.1f}" for name in names)] for case, one in found.items()
+    ]
+    level = 100 * document["level"]
+    return f"How often each test rejects at {level:g} %, in percent.\n\n{text.table(['networks', *names], lines)}"
 
 
 def _flat(document: Document) -> str:

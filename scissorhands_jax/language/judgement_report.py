@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scissorhands_jax.language.calibrated_test import Difference
+from scissorhands_jax.language.calibration import Difference
 from scissorhands_jax.language.judging import Judgement
 from scissorhands_jax.language.truth_ratios import DEFINITIONS
 from scissorhands_jax.terminal import Console, Table, literal, say

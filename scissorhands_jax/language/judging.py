@@ -22,7 +22,7 @@ from scissorhands_jax.language.aggregates import (
     utility_by_definition,
 )
 from scissorhands_jax.language.answer_scores import SETS, EvaluationLog, Series
-from scissorhands_jax.language.calibrated_test import LEAST_RETRAINED, CalibratedTest, calibrated_test
+from scissorhands_jax.language.calibration import LEAST_RETRAINED, CalibratedTest, calibrated_test
 from scissorhands_jax.language.evaluation_logs import read_evaluation_log
 from scissorhands_jax.language.truth_ratios import DEFINITIONS
 
