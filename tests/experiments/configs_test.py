@@ -57,7 +57,7 @@ def test_the_paper_tables_hold_every_method():
         assert {*METHODS} - {"retrain"} <= set(methods)
 
 
-@pytest.mark.parametrize("name", ["faces"])
+@pytest.mark.parametrize("name", ["faces", "cifar10_small"])
 def test_the_tables_have_the_settings_that_tuning_chose(name):
     methods = configs.load(name).scenarios[0].methods
     tuned = json.loads((RESULTS / name / "tuning_seed10_falling.json").read_text())
@@ -67,7 +67,8 @@ def test_the_tables_have_the_settings_that_tuning_chose(name):
     for row in tuned["rows"]:
         chosen = row["best"]["changes"]
         assert {field: getattr(methods[row["method"]], field) for field in chosen} == chosen, row["method"]
-    assert {*METHODS} - {"retrain"} == {row["method"] for row in tuned["rows"]}
+    untuned = {"orthograd", "amun"} if name == "cifar10_small" else set()
+    assert {*METHODS} - {"retrain"} - untuned == {row["method"] for row in tuned["rows"]}
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar10_small", "cifar100", "cifar100_small", "svhn_class", "faces"])
