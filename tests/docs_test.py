@@ -1,11 +1,13 @@
 """The code, commands, links and paths of README.md and docs/."""
 
+import json
 import re
 from pathlib import Path
 
 import jax
 import pytest
 
+from docs.hooks import examples
 from scissorhands_jax.methods import METHODS
 from scissorhands_jax.models import MODELS
 
@@ -13,6 +15,8 @@ ROOT = Path(__file__).parents[1]
 MADE = re.compile(r"(reference/(api/.*|commands|settings)|results/(?!what-did-not-work).*|project/.*)\.md$")
 """Pages that are made when the site is built; `tests/site_test.py` follows the links to them."""
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PROGRAMS = [*PAGES[1:], *sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))]
+"""Pages and notebooks whose examples are run."""
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -58,11 +62,34 @@ def test_the_readme_is_one_page():
     assert len(text.split()) < 800
 
 
-@pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.stem)
-def test_python_examples_of_a_page_run_in_order(page):
+def examples_of(path: Path) -> list[examples.Example]:
+    text = path.read_text(encoding="utf-8")
+    return examples.notebook_examples(json.loads(text)) if path.suffix == ".ipynb" else examples.page_examples(text)
+
+
+@pytest.mark.parametrize("path", [path for path in PROGRAMS if examples_of(path)], ids=lambda path: path.stem)
+def test_examples_run_in_order_and_print_what_is_shown(path):
     names: dict = {}
-    for code in blocks(page, "python"):
-        exec(compile(code, page.name, "exec"), names)
+    for example in examples_of(path):
+        printed, drawn = examples.run(example.code, names, path.name)
+        if path.suffix == ".ipynb":
+            assert example.is_drawn == (drawn is not None), f"{path.name}: {example.code}"
+        if example.shown is not None or path.suffix == ".ipynb":
+            assert examples.is_alike(example.shown or "", printed), f"{path.name} shows {example.shown}\nnow {printed}"
+
+
+def test_outputs_that_differ_are_noticed():
+    assert examples.is_alike("loss 1.19  after 20 steps", "loss 1.30  after 20 steps")
+    for other in ("loss 1.19", "gain 1.19  after 20 steps", "loss 1.60  after 20 steps", "loss 1.19  after 60 steps"):
+        assert not examples.is_alike("loss 1.19  after 20 steps", other)
+
+
+def test_code_of_every_page_is_run_or_read():
+    """Python is run here, commands are read by `tests/commands_test.py`, and `py` is run by `tests/deletion/`."""
+    for page in PAGES:
+        languages = re.findall(r"^```(\w*)\n(?:.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+        allowed = {"python", "sh", "text"} | ({"py"} if page.stem == "record-format" else set())
+        assert set(languages) <= allowed, page.name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

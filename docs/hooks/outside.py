@@ -43,7 +43,7 @@ def with_links(text: str, place: str) -> str:
             return link[0]
         path, _, anchor = target.partition("#")
         found = Path(os.path.normpath(folder / path))
-        inside = _place_of(found)
+        inside = _place_of(found, place)
         if inside is None:
             return f"`{found.relative_to(ROOT)}`" if words != f"`{found.relative_to(ROOT)}`" else words
         there, implied = inside
@@ -56,13 +56,15 @@ def with_links(text: str, place: str) -> str:
     return "".join(part if index % 2 else _LINK.sub(replace, part) for index, part in enumerate(parts))
 
 
-def _place_of(path: Path) -> tuple[str, str] | None:
-    """Where a file of the repository is in the site, with the anchor there."""
+def _place_of(path: Path, place: str) -> tuple[str, str] | None:
+    """Where a file of the repository is in the site, with the anchor there, for the page at a place."""
     name = str(path.relative_to(ROOT))
     if name in PAGES:
         return PAGES[name], ""
     if name == "README.md":
         return "index.md", ""
+    if path.is_relative_to(DOCS) and path.suffix == ".ipynb" and not place.startswith("notebooks/"):
+        return str(path.relative_to(DOCS).with_suffix(".md")), ""
     if path.is_relative_to(DOCS):
         return str(path.relative_to(DOCS)), ""
     if path.is_relative_to(ROOT / "scissorhands_jax") and path.suffix == ".py":

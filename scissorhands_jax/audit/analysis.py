@@ -316,7 +316,8 @@ class Analysis:
         """Checks that each attack finds nothing in retrained networks and finds the original, on average.
 
         The intervals of all attacks together have a coverage of about 95 % or more: a sound audit fails one of the null
-        gates about one time in twenty at most (see `GATE_LEVEL`; `docs/guides/audits.md` has the rates in simulations).
+        gates about one time in twenty at most (see `GATE_LEVEL`; `docs/explanations/gates-and-intervals.md` has the
+        rates in simulations).
 
         Args:
           reported: The metrics for which the audit has numbers.

@@ -245,7 +245,7 @@ class TestAudits:
         assert 1.6 < reach < 3.6
 
     def test_distances(self):
-        """Eight networks of each kind; four are too few, as `docs/guides/audits.md` says."""
+        """Eight networks of each kind; four are too few, as `docs/explanations/gates-and-intervals.md` says."""
         found = made_up(self.COUNT, alike=0.3)[ORIGINAL, "klom_forget"]
         share, reach = held([one.estimate() for one in found], np.mean([one.value for one in found]))
         assert share >= 0.95 - error(self.COUNT)
