@@ -192,7 +192,7 @@ def test_commands_that_cannot_be_run_say_what_can(words, message, capsys):
 
 def test_every_long_command_can_be_followed_and_silenced():
     short = {f"request {name}" for name in ("add", "list", "derive", "erase", "export", "retire", "discard", "trust")}
-    short |= {"request untrust", "audit key", "doctor"}
+    short |= {"request untrust", "audit key", "doctor", "lm evaluate"}
     assert {name for name, command in cli.COMMANDS.items() if not issubclass(command, LongCommand)} <= short
     assert {"--quiet", "--log"} <= set(options.flags_of(cli.COMMANDS["unlearn"]))
 
