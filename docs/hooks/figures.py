@@ -138,7 +138,7 @@ def projection_figure() -> Figure:
             axes.annotate("", arrow, (0, 0), arrowprops={"arrowstyle": "-|>", "color": color, "linewidth": 1.8})
             axes.annotate(name, arrow, offset, textcoords="offset points", color=color)
         axes.text(
-            -1.15, 0.12, "steps against a gradient from here\ndo not lower the forget loss", color=GREEN, fontsize=9
+            -1.17, 0.34, "steps against a gradient from here\ndo not lower the forget loss", color=GREEN, fontsize=9
         )
         axes.set(xlim=(-1.2, 1.35), ylim=(-0.25, 1.15), aspect="equal", xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
