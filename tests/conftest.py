@@ -31,11 +31,12 @@ save_time()
 
 # The files that take longest, by measured CPU time.
 SLOWEST = (
-    *("parity_test.py", "experiments/benchmark_test.py", "deletion/running_test.py", "cli/main_test.py"),
-    *("site_test.py", "docs_test.py"),
+    *("parity_test.py", "kills_test.py", "experiments/benchmark_test.py", "deletion/running_test.py"),
+    *("cli/main_test.py", "site_test.py", "docs_test.py"),
     *("training/sharding_test.py", "training/distributed_test.py", "methods/methods_test.py"),
     *("experiments/accelerator_test.py", "jobs/planning_test.py", "jobs/demo_test.py", "diffusion/unlearning_test.py"),
     *("experiments/run_test.py", "diffusion/unet_test.py", "audit/run_test.py", "diffusion/demo/demo_test.py"),
+    "deletion/audits_test.py",
 )
 
 

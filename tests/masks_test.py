@@ -249,6 +249,13 @@ class TestKeptFraction:
         assert float(found) == threshold
         assert int(masks.count_marked(mask)) == marked
 
+    @pytest.mark.parametrize(("middle", "at_an_end"), [(0.9, True), (1.5, False), (3.5, False), (4.5, True)])
+    def test_an_end_reaches_as_far_as_in_the_published_code(self, middle, at_an_end):
+        """Scores within 1e-12 of the smallest or largest count as these."""
+        mask, found = masks.kept_fraction_mask(jnp.asarray([0, middle * 1e-12, 5e-12], jnp.float32), 0.67)
+        assert float(found) == pytest.approx((2.5 if at_an_end else middle) * 1e-12, rel=1e-5)
+        assert int(masks.count_marked(mask)) == (2 if middle == 4.5 else 1)
+
     def test_only_ranked_leaves_decide_and_are_marked(self):
         scores = {"a": jnp.asarray([9.0, 8.0]), "b": jnp.asarray([1.0, 2.0, 3.0, 4.0]), "c": jnp.zeros((0,))}
         mask, threshold = masks.kept_fraction_mask(scores, 0.5, rank={"a": False, "b": True, "c": True})

@@ -94,7 +94,7 @@ def run_requests(
       subject: What has moved since the ledger was begun.
       keys: The folder of the ledger's keys. The default is the folder `keys` in the ledger's folder.
       audit: An audit of the run's procedure, whose evidence counts in addition to `verdicts.held_out_comparison`.
-      auditor: A function that gives more evidence. Its findings must hold and its gates must pass as well.
+      auditor: A function that gives more evidence, which counts as that of the run does. By default there is none.
       console: Where to show progress.
 
     Returns:
@@ -213,8 +213,9 @@ def _unlearned(book: Ledger, started: RunStarted, subject: Subject, console: Con
             shutil.rmtree(out)  # The run was stopped while it made the folder.
         unlearning.unlearn(config, out, resume=True, console=console)
     results = report.read_results(out / runs.RESULTS_FILE)
-    identity = saved_identity(out)
-    check_same(identity.document(), job.identity(), str(out), "put its folder back from your backup", warn=False)
+    advice = "nothing of it counts, so begin again with `scissorhands request run`"
+    identity = saved_identity(out, advice)
+    check_same(identity.document(), job.identity(), str(out), advice, warn=False)
     after = load_weights(job.model, weights=None, checkpoint=str(out))
     return Unlearned(started, job, out, after, hashing.network_sha256(*after), results, identity.digest)
 

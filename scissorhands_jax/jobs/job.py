@@ -110,8 +110,12 @@ class Job(OriginalNetwork):
         return identify(chosen, described, {name: settings[name] for name in _PLACES})
 
 
-def saved_identity(folder: Path) -> Identity:
+def saved_identity(folder: Path, advice: str = "put it back from your backup") -> Identity:
     """Returns the identity that a run has saved in its folder.
+
+    Args:
+      folder: The folder of the run.
+      advice: What to do if it was changed.
 
     Raises:
       CheckpointError: The folder holds no run, or its description is damaged.
@@ -121,7 +125,7 @@ def saved_identity(folder: Path) -> Identity:
     try:
         return Identity.of_document(document, _PLACES)
     except InputError as error:
-        raise InputError(f"{folder / runs.RUN_FILE} cannot be used: {error}; put it back from your backup") from error
+        raise InputError(f"{folder / runs.RUN_FILE} cannot be used: {error}; {advice}") from error
 
 
 def prepare_job(config: RunConfig, check: Callable[[Model], None] | None = None) -> Job:

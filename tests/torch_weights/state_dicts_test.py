@@ -900,6 +900,31 @@ def test_an_entry_without_its_header_is_refused(tmp_path, change):
     assert "the zip entry 'archive/data/0'" in refused(path)
 
 
+def test_storages_have_a_possible_size_and_functions_a_tuple_of_arguments():
+    for size in (0, 4, 2**56 - 1):
+        (_, _, storages) = pickles.interpret(b"\x80\x02" + storage(size=size) + b".", 0)
+        assert [found.size for found in storages.values()] == [size]
+    for size in (-1, 2**56):
+        with pytest.raises(tensors.Damaged, match="makes no sense"):
+            pickles.interpret(b"\x80\x02" + storage(size=size) + b".", 0)
+    numbers_of = {b"t": True, b"l": False}  # a tuple, and a list
+    for kind, possible in numbers_of.items():
+        program = b"\x80\x02" + named("builtins.complex") + b"(G" + struct.pack(">d", 1) + b"G" + struct.pack(">d", 2)
+        try:
+            found = pickles.interpret(program + kind + b"R.", 0)[0]
+        except tensors.Damaged:
+            found = None
+        assert found == (1 + 2j if possible else None)
+
+
+def test_a_pickle_may_copy_as_many_items_as_it_has_bytes():
+    machine = pickles._Machine(pickles._Reader(bytes(20), 5))
+    machine.reader.read(10)
+    machine.spend(10)
+    with pytest.raises(tensors.Refused, match="copies itself again and again"):
+        machine.spend(1)
+
+
 def test_complex_numbers_and_names_of_callbacks_are_read_and_nothing_is_made_of_other_values():
     assert pickles.interpret(pickle.dumps(1 - 2j, 2), 0)[0] == 1 - 2j
     for one, other in ((text("a"), integer(1)), (integer(1), integer(2))):

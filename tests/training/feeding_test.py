@@ -6,7 +6,7 @@ import pytest
 
 from scissorhands_jax.base import Batch, Data
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.training import feeding
+from scissorhands_jax.training import feeding, sharding
 from scissorhands_jax.training import loop as training
 from scissorhands_jax.training.checkpoints import Checkpointer
 from scissorhands_jax.training.feeding import StepGroup, group_steps
@@ -82,6 +82,16 @@ class TestMakeFeed:
         assert isinstance(feed, feeding.HostFeed)
         assert feed.data is data
         assert isinstance(feeding.make_feed(data, "device"), feeding.DeviceFeed)
+
+    def test_only_a_layout_over_many_processes_is_fed_from_hosts(self, monkeypatch):
+        layout = sharding.make_layout()
+        for processes, divided in ((1, layout), (2, None), (1, None)):
+            monkeypatch.setattr(jax, "process_count", lambda count=processes: count)
+            feeding.check_feed("device", divided)
+        monkeypatch.setattr(jax, "process_count", lambda: 2)
+        feeding.check_feed("host", layout)
+        with pytest.raises(InputError, match="with many processes each feeds its share from the host"):
+            feeding.check_feed("device", layout)
 
     def test_another_word_is_refused(self):
         with pytest.raises(InputError, match="feed_from is 'disk'; choose one of auto, device, host"):
