@@ -12,7 +12,7 @@ from typing import Any
 from scissorhands_jax.deletion.entries import RESTORE
 from scissorhands_jax.errors import LedgerError
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 SCHEMA = (
     "CREATE TABLE requests (id INTEGER PRIMARY KEY, received TEXT NOT NULL, due TEXT NOT NULL, network TEXT NOT NULL, "
     "state TEXT NOT NULL, run INTEGER)",
@@ -109,10 +109,9 @@ class Database:
             raise LedgerError(f"{self.path} was made by a later version of scissorhands_jax; install that version")
         if version != SCHEMA_VERSION:
             raise LedgerError(
-                f"{self.path} was made by an earlier version of scissorhands_jax, which signed names and positions "
-                "themselves, so that they cannot be erased; begin a new ledger in another folder, with --checkpoint "
-                "and the folder of the last run that has forgotten, add the open requests to it, and keep that version "
-                "to read the old one"
+                f"{self.path} was made by an earlier version of scissorhands_jax, whose ledgers say less than what is "
+                "checked now; begin a new ledger in another folder, with --checkpoint and the folder of the last run "
+                "that has forgotten, add the open requests to it, and keep that version to read the old one"
             )
         with contextlib.closing(sqlite3.connect(":memory:")) as fresh:
             for statement in SCHEMA:

@@ -112,6 +112,8 @@ class LedgerBegun(LedgerEntry):
     """A digest of the positions that the network was trained on; None if it was trained on the whole training split."""
     training_set: str = ""
     """A digest of all training examples."""
+    test_set: str = ""
+    """A digest of all test examples, with which runs compare what they have made the network forget."""
     ledger: str = ""
     """The random name of the ledger."""
     public_key: str = ""

@@ -28,7 +28,8 @@ from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.deletion import records
 from scissorhands_jax.deletion.entries import FORGOTTEN, Request, RequestErased, RunStarted
 from scissorhands_jax.deletion.ledger import Ledger
-from scissorhands_jax.deletion.requests import positions_text, run_in_use
+from scissorhands_jax.deletion.recorded_runs import run_in_use
+from scissorhands_jax.deletion.requests import positions_text
 from scissorhands_jax.deletion.tidying import remove_remains, unfinished_run
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import runs
@@ -92,18 +93,6 @@ def erase_request(folder: Path, number: int, *, keys: Path | None = None) -> Era
             book.compact()
         (request,) = (one for one in book.requests() if one.id == number)
         return Erasure(request, done.runs, book.head)
-
-
-def files_left(book: Ledger, run: int) -> dict[str, str] | None:
-    """Returns the lists that the newest erasure has left in the folder of a run, with their SHA-256.
-
-    Returns:
-      None if no erasure has changed the folder.
-    """
-    erasures = [entry for entry in book.entries(RequestErased) if run in entry.runs]
-    if not erasures:
-        return None
-    return dict(erasures[-1].files) if erasures[-1].left_in == run else {}
 
 
 def forgotten_for_erased(book: Ledger, positions: Iterable[int]) -> dict[int, int]:

@@ -15,7 +15,7 @@ from scissorhands_jax.deletion import records, statements
 from scissorhands_jax.deletion.database import Database
 from scissorhands_jax.deletion.entries import RunRecorded
 from scissorhands_jax.deletion.ledger import DATABASE_FILE, Ledger
-from scissorhands_jax.deletion.requests import run_in_use
+from scissorhands_jax.deletion.recorded_runs import run_in_use
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs.earlier_runs import WEIGHTS_FILE
 

@@ -191,6 +191,7 @@ def _record(
         forget=DigestedSet(len(job.positions), signing.salted_digest(salt, "positions", positions)),
         forgotten_before=len(job.past.forgotten),
         training_set=DigestedSet(data_lib.size(job.splits.train), about.training_set),
+        test_set=DigestedSet(data_lib.size(job.splits.test), about.test_set),
         configuration=configuration,
         configuration_sha256=sha256(canonical(configuration)),
         identity=records.identity_digest(salt, done.identity),
@@ -199,7 +200,7 @@ def _record(
         machine=done.results["machine"],
         metrics={name: _shares(done.results[name]) for name in ("before", "after")},
         test=_right_by_class(done.held_now, len(job.splits.class_names)),
-        evidence=records.RecordedEvidence.of(evidence),
+        evidence=records.RecordedEvidence.of(evidence, started.level),
         utility=RecordedUtility.of(started.budget, lost, measured),
         verdict=verdict,
     )

@@ -57,8 +57,10 @@ def write_record_page(path: Path, record: Record, rows: Iterable[report.Row]) ->
             hashes={
                 "record before": record.previous,
                 "network": {"before": record.network.before, "after": record.network.after},
-                "forget set, under the secret": record.forget.digest,
+                "run, under a salt": record.identity,
+                "forget set, under a salt": record.forget.digest,
                 "training set, under the secret": record.training_set.digest,
+                "test set, under the secret": record.test_set.digest,
                 "configuration": record.configuration_sha256,
             },
         ),

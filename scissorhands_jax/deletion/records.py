@@ -121,11 +121,13 @@ class RecordedEvidence:
     """The evidence of a run (`verdicts.Evidence`) with its numbers as text."""
 
     source: str
+    level: str
+    """The chance that all findings hold in a network that never saw the examples."""
     findings: tuple[RecordedFinding, ...]
     gates: tuple[EvidenceGate, ...]
 
     @classmethod
-    def of(cls, evidence: Evidence) -> RecordedEvidence:
+    def of(cls, evidence: Evidence, level: str) -> RecordedEvidence:
         """Converts evidence, with numbers rounded to six decimals."""
         findings = tuple(
             RecordedFinding(
@@ -137,7 +139,7 @@ class RecordedEvidence:
             )
             for finding in evidence.findings
         )
-        return cls(evidence.source, findings, evidence.gates)
+        return cls(evidence.source, level, findings, evidence.gates)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,6 +196,7 @@ class Record:
     forgotten_before: int
     """The number of examples that earlier runs have made the network forget."""
     training_set: DigestedSet
+    test_set: DigestedSet
     configuration: dict[str, Any]
     configuration_sha256: str
     identity: str

@@ -16,9 +16,10 @@ import numpy as np
 from scissorhands_jax import datasets, files, hashing
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.deletion import records, signing
-from scissorhands_jax.deletion.entries import FORGOTTEN, LedgerBegun, NamedExample, Request, RunRecorded, utc_now
+from scissorhands_jax.deletion.entries import LedgerBegun, NamedExample, Request, utc_now
 from scissorhands_jax.deletion.ledger import KEYS_FOLDER, Ledger, check_request, ledger_exists
 from scissorhands_jax.deletion.lineage import DerivedNetwork, needing_attention
+from scissorhands_jax.deletion.recorded_runs import check_lists_in_use, network_in_use, run_in_use
 from scissorhands_jax.deletion.signing import LedgerKeys
 from scissorhands_jax.errors import InputError, LedgerError
 from scissorhands_jax.hashing import canonical
@@ -172,7 +173,7 @@ def config_in_use(book: Ledger, subject: Subject) -> NetworkConfig:
 
 
 def check_content(book: Ledger, config: NetworkConfig, asked: Sequence[Request]) -> list[str]:
-    """Checks that the training set is the one with which the ledger was begun.
+    """Checks that the data are those with which the ledger was begun, and that the lists of the run in use are its own.
 
     Args:
       book: The ledger.
@@ -183,7 +184,7 @@ def check_content(book: Ledger, config: NetworkConfig, asked: Sequence[Request])
       The digests of all training examples.
 
     Raises:
-      InputError: An example has changed, or the training set is another.
+      InputError: An example or a list has changed, or the training set or the test set is another.
     """
     about, splits = book.about, datasets.load(config.dataset, config.data_dir)
     digests = signing.example_digests(book.keys, splits.train)
@@ -196,28 +197,22 @@ def check_content(book: Ledger, config: NetworkConfig, asked: Sequence[Request])
                 f"{len(other)} of the {len(examples)} examples of request {request.id} are not what they were when it "
                 f"was made, the first is at position {other[0].position}{moved}; put the training set back"
             )
-    if _training_set_digest(book.keys, digests) != about.training_set:
+    if _set_digest(book.keys, "training set", digests) != about.training_set:
         raise InputError(
             f"the training set of {config.dataset} is not the one that the ledger in {book.folder} was begun with; "
             "put it back, or begin a new ledger with --trained-on FILE for the positions in the new one"
         )
+    if _set_digest(book.keys, "test set", signing.example_digests(book.keys, splits.test)) != about.test_set:
+        raise InputError(
+            f"the test set of {config.dataset} is not the one that the ledger in {book.folder} was begun with, and "
+            "with another one nothing shows what the network has forgotten; put it back, or begin a new ledger"
+        )
+    check_lists_in_use(book)
     if about.trained_on is not None:
         file = trained_on_file(book.folder)
         if positions_digest(book.keys, forget_sets.read_positions(file)) != about.trained_on:
             raise InputError(f"{file} has changed since the ledger was begun; put it back from your backup")
     return digests
-
-
-def run_in_use(book: Ledger) -> int | None:
-    """Returns the number of the run whose network is in use, or None if that is the original network."""
-    done = [entry.run for entry in book.entries(RunRecorded) if entry.verdict == FORGOTTEN]
-    return done[-1] if done else None
-
-
-def network_in_use(book: Ledger) -> str:
-    """Returns the SHA-256 of the network in use."""
-    done = [entry.network for entry in book.entries(RunRecorded) if entry.verdict == FORGOTTEN]
-    return done[-1] if done else book.about.network
 
 
 def trained_on_file(folder: Path) -> Path:
@@ -260,7 +255,8 @@ def _begin(folder: Path, keys: Path | None, network: OriginalNetwork) -> None:
         checkpoint=_absolute(config.checkpoint),
         network=hashing.network_sha256(network.params, network.model_state),
         trained_on=trained_on,
-        training_set=_training_set_digest(drawn, signing.example_digests(drawn, network.splits.train)),
+        training_set=_set_digest(drawn, "training set", signing.example_digests(drawn, network.splits.train)),
+        test_set=_set_digest(drawn, "test set", signing.example_digests(drawn, network.splits.test)),
     )
     with Ledger.begin(folder, about, keys) as book:
         if book.about.network != about.network:
@@ -270,8 +266,8 @@ def _begin(folder: Path, keys: Path | None, network: OriginalNetwork) -> None:
         records.write_public(folder, book.keys)
 
 
-def _training_set_digest(keys: LedgerKeys, digests: Sequence[str]) -> str:
-    return keys.digest("training set", canonical(list(digests)))
+def _set_digest(keys: LedgerKeys, purpose: str, digests: Sequence[str]) -> str:
+    return keys.digest(purpose, canonical(list(digests)))
 
 
 def _absolute(path: str | None) -> str | None:

@@ -37,6 +37,7 @@ from scissorhands_jax.deletion.entries import (
 )
 from scissorhands_jax.deletion.judging import Auditor, RunOutcome, Unlearned, judge_run, requests_of
 from scissorhands_jax.deletion.ledger import Ledger
+from scissorhands_jax.deletion.recorded_runs import network_in_use
 from scissorhands_jax.deletion.requests import (
     Subject,
     check_content,
@@ -159,6 +160,13 @@ def _start(
     """Checks everything that a run needs, and records its start in the history."""
     check_content(book, config, asked)
     job = prepare_job(config)
+    network = hashing.network_sha256(job.params, job.model_state)
+    if network != network_in_use(book):
+        place = config.weights or config.checkpoint
+        raise InputError(
+            f"the network in {place} is not the one in use, whose numbers have the hash {network_in_use(book)}; put "
+            "that one back, or name its file with --weights"
+        )
     if audit is not None:
         audit = audits.checked_plan(audit, job, level, trusted_keys(book))
         audits.keep_signed(audit, tidying.audit_work_folder(book.folder, number))
@@ -169,7 +177,7 @@ def _start(
         budget=repr(float(budget)),
         level=repr(float(level)),
         audit=None if audit is None else audit.as_text(),
-        network=hashing.network_sha256(job.params, job.model_state),
+        network=network,
     )
     book.append(started)
     return started
@@ -204,8 +212,12 @@ def _unlearned(book: Ledger, started: RunStarted, subject: Subject, console: Con
     config = parse_run_config(reading.parse_json(started.config, nan=True), f"run {started.run} in the ledger")
     config = dataclasses.replace(config, data_dir=subject.data_dir or config.data_dir)
     out = records.run_folder(book.folder, started.run)
-    check_content(book, config, requests_of(book, started))
+    asked = requests_of(book, started)
+    check_content(book, config, asked)
     job = prepare_job(config)
+    advice = "nothing of it counts, so begin again with `scissorhands request run`"
+    if not np.array_equal(job.positions, _still_to_forget(book, asked)[1]):
+        raise InputError(f"the list of what run {started.run} must make the network forget was changed; {advice}")
     if hashing.network_sha256(job.params, job.model_state) != started.network:
         raise InputError(f"the network that run {started.run} started from has changed; put it back from your backup")
     if not (out / runs.RESULTS_FILE).is_file() or not (out / "report.html").is_file():
@@ -213,7 +225,6 @@ def _unlearned(book: Ledger, started: RunStarted, subject: Subject, console: Con
             shutil.rmtree(out)  # The run was stopped while it made the folder.
         unlearning.unlearn(config, out, resume=True, console=console)
     results = report.read_results(out / runs.RESULTS_FILE)
-    advice = "nothing of it counts, so begin again with `scissorhands request run`"
     identity = saved_identity(out, advice)
     check_same(identity.document(), job.identity(), str(out), advice, warn=False)
     after = load_weights(job.model, weights=None, checkpoint=str(out))

@@ -9,7 +9,7 @@ from scissorhands_jax import files
 from scissorhands_jax.deletion import records
 from scissorhands_jax.deletion.entries import LedgerEntry, RunDiscarded, RunFailed, RunRecorded, RunStarted
 from scissorhands_jax.deletion.ledger import Ledger
-from scissorhands_jax.deletion.requests import run_in_use
+from scissorhands_jax.deletion.recorded_runs import run_in_use
 from scissorhands_jax.errors import InputError
 
 

@@ -10,17 +10,25 @@ from typing import Any
 
 from scissorhands_jax import files, hashing, reading
 from scissorhands_jax.datasets import forget_sets
-from scissorhands_jax.deletion import contents, erasing, lineage, records, signing, statements
+from scissorhands_jax.deletion import contents, lineage, records, signing, statements
 from scissorhands_jax.deletion.contents import Contents
-from scissorhands_jax.deletion.entries import CHAIN_START, RESTORE, RunDiscarded, RunRecorded
+from scissorhands_jax.deletion.entries import CHAIN_START, RESTORE, RunRecorded
 from scissorhands_jax.deletion.ledger import DATABASE_FILE, KEYS_FOLDER, Ledger
+from scissorhands_jax.deletion.recorded_runs import (
+    changed,
+    expected_files,
+    file_problems,
+    files_left,
+    identity_problems,
+    missing,
+    run_in_use,
+)
 from scissorhands_jax.deletion.records import Record
 from scissorhands_jax.deletion.requests import (
     Subject,
     config_in_use,
     positions_digest,
     positions_text,
-    run_in_use,
     trained_on_file,
 )
 from scissorhands_jax.deletion.tidying import (
@@ -30,11 +38,10 @@ from scissorhands_jax.deletion.tidying import (
     unfinished_run,
 )
 from scissorhands_jax.errors import InputError, LedgerError
-from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.config import NetworkConfig
 from scissorhands_jax.jobs.earlier_runs import WEIGHTS_FILE
 from scissorhands_jax.jobs.evaluating import evaluate_network
-from scissorhands_jax.jobs.job import ORIGINAL_HASH, read_original, saved_identity
+from scissorhands_jax.jobs.job import read_original
 from scissorhands_jax.terminal import Console, say
 
 _WITHOUT_SECRET = (
@@ -168,83 +175,15 @@ def _record_problems(book: Ledger, hashes: Mapping[int, str]) -> list[str]:
         else:
             found += _page_problems(records.record_page_path(folder, number), record)
             found += statements.envelope_problems(statements.envelope_path(folder, number), record, digest, public)
-            found += _file_problems(book, record) or _identity_problems(book, record)
+            found += file_problems(book, record) or identity_problems(book, record)
         previous = expected
     return found
 
 
-def _missing(path: Path) -> str:
-    return f"{path} is missing; {RESTORE}"
-
-
-def _changed(path: Path | str, why: str = "") -> str:
-    return f"{path} was changed{why}; {RESTORE}"
-
-
 def _page_problems(path: Path, record: Record) -> list[str]:
     if not path.is_file():
-        return [_missing(path)]
-    return [] if hashing.file_sha256(path) == record.report else [_changed(path)]
-
-
-def _file_problems(book: Ledger, record: Record) -> list[str]:
-    """Compares the files of a run with its record. What may not be there is named by `contents`."""
-    folder, files_of = records.run_folder(book.folder, record.number), _expected_files(book, record)
-    if not files_of.network:
-        return []
-    if not folder.is_dir():
-        return [
-            f"the folder {folder} is missing; put it back from your backup, or say with `scissorhands request discard` "
-            "that it has gone"
-        ]
-    found = []
-    now = records.run_files(folder, book.run_salt(record.number))
-    if erasing.files_left(book, record.number) is not None:
-        now = records.RunFiles(now.network, {name: hashing.file_sha256(folder / name) for name in now.other})
-    pairs: list[tuple[Mapping[str, str | None], Mapping[str, str | None]]] = [
-        (files_of.network, now.network),
-        (files_of.other, now.other),
-    ]
-    for expected, hashes in pairs:
-        for name in sorted(expected):
-            if name not in hashes:
-                found.append(_missing(folder / name))
-            elif None not in (hashes[name], expected[name]) and hashes[name] != expected[name]:
-                found.append(_changed(folder / name))
-    return found
-
-
-def _identity_problems(book: Ledger, record: Record) -> list[str]:
-    """Compares the identity that a run has saved with its record.
-
-    That cannot be done in an auditor's copy, once the run was discarded, or after an erasure, which destroys the salt.
-    """
-    salt = book.run_salt(record.number)
-    if salt is None or runs.RUN_FILE not in _expected_files(book, record).other:
-        return []
-    folder = records.run_folder(book.folder, record.number)
-    try:
-        identity = saved_identity(folder)
-    except InputError as error:
-        return [str(error)]
-    same = records.identity_digest(salt, identity.digest) == record.identity
-    if same and identity.chosen.get(ORIGINAL_HASH) == record.network.before:
-        return []
-    return [f"the run in {folder} is not the one that its record is about; {RESTORE}"]
-
-
-def _expected_files(book: Ledger, record: Record) -> records.RunFiles:
-    """Returns the files that the folder of a run must hold, with their hashes as the record or an erasure has them.
-
-    A run that was discarded has none, and in an auditor's copy only the network in use is there, in one form.
-    """
-    run = record.number
-    if run in {entry.run for entry in book.entries(RunDiscarded)} or (book.is_copy and run != run_in_use(book)):
-        return records.RunFiles({}, {})
-    if book.is_copy:
-        return records.RunFiles({WEIGHTS_FILE: record.files.network[WEIGHTS_FILE]}, {})
-    left = erasing.files_left(book, run)
-    return record.files if left is None else records.RunFiles(record.files.network, dict(left))
+        return [missing(path)]
+    return [] if hashing.file_sha256(path) == record.report else [changed(path)]
 
 
 def _allowed(book: Ledger, with_record: Iterable[int]) -> Contents:
@@ -271,7 +210,7 @@ def _allowed(book: Ledger, with_record: Iterable[int]) -> Contents:
     for run in with_record:
         run_folder = records.run_folder(folder, run)
         try:
-            listed = _expected_files(book, records.read_record(records.record_path(folder, run), book.public)[0])
+            listed = expected_files(book, records.read_record(records.record_path(folder, run), book.public)[0])
         except LedgerError:
             working.add(run_folder)  # The record is named elsewhere, and what it lists is not known.
         else:
@@ -283,10 +222,10 @@ def _allowed(book: Ledger, with_record: Iterable[int]) -> Contents:
 def _public_key_problems(folder: Path, public: str, *, needed: bool) -> list[str]:
     path = records.public_path(folder)
     if not path.is_file():
-        return [_missing(path)] if needed else []
+        return [missing(path)] if needed else []
     pem = signing.public_pem(public)
     same = path.stat().st_size == len(pem) and reading.read_bytes(path, len(pem)) == pem
-    return [] if same else [_changed(path, ": it is not the ledger's key")]
+    return [] if same else [changed(path, ": it is not the ledger's key")]
 
 
 def _trained_on_problems(book: Ledger) -> list[str]:
@@ -295,13 +234,13 @@ def _trained_on_problems(book: Ledger) -> list[str]:
     if expected is None:
         return []
     if not file.is_file():
-        return [_missing(file)]
+        return [missing(file)]
     try:
         positions = forget_sets.read_positions(file)
         same = reading.read_bytes(file, reading.MAX_TEXT) == positions_text(positions).encode()
     except (ValueError, OSError) as error:
-        return [_changed(file, f": {error}")]
-    return [] if same and positions_digest(book.keys, positions) == expected else [_changed(file)]
+        return [changed(file, f": {error}")]
+    return [] if same and positions_digest(book.keys, positions) == expected else [changed(file)]
 
 
 def _original_problems(book: Ledger, subject: Subject) -> list[str]:
@@ -313,7 +252,7 @@ def _original_problems(book: Ledger, subject: Subject) -> list[str]:
     except InputError as error:
         return [f"the original network in {place} cannot be read: {error}"]
     if hashing.network_sha256(*network) != about.network:
-        return [_changed(str(place), ": it is not the network that the ledger was begun with")]
+        return [changed(str(place), ": it is not the network that the ledger was begun with")]
     return []
 
 
@@ -360,7 +299,7 @@ def _config_to_evaluate(book: Ledger, record: Record, subject: Subject) -> Netwo
             data_dir=subject.data_dir,
         )
     config = config_in_use(book, subject)
-    if erasing.files_left(book, record.number) is None:
+    if files_left(book, record.number) is None:
         return config
     return dataclasses.replace(config, checkpoint=None, weights=weights, trained_on=None)
 

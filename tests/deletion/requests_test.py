@@ -42,13 +42,16 @@ def test_examples_that_have_changed_or_moved_are_not_forgotten_by_position(serve
     assert states(book_folder)[2] == "open"
 
 
-def test_a_changed_training_set_is_refused(served, book_folder, tmp_path, capsys):
+@pytest.mark.parametrize(("part", "what"), [("", "the training set"), ("test_", "the test set")])
+def test_a_changed_training_or_test_set_is_refused(served, book_folder, tmp_path, part, what, capsys):
+    """What a network has forgotten shows in comparison with test examples, so they may not be chosen for a run."""
+
     def change(arrays):
-        arrays["image"][100] += 0.001
+        arrays[f"{part}image"][30] += 0.001
 
     dataset = moved_data(served, tmp_path, change)
     assert command("run", "--ledger", book_folder, *QUICK, "--dataset", dataset) == 2
-    assert "the training set" in error_of(capsys)
+    assert f"{what} of npz:" in error_of(capsys)
     assert states(book_folder)[2] == "open"
 
 

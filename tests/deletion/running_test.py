@@ -6,10 +6,11 @@ import json
 import re
 import shutil
 
+import jax
 import pytest
 
-from scissorhands_jax import deletion
-from scissorhands_jax.deletion import judging, records, running, signing, verdicts, verifying
+from scissorhands_jax import deletion, models, torch_weights
+from scissorhands_jax.deletion import judging, recorded_runs, records, running, signing, verdicts
 from scissorhands_jax.deletion.entries import NamedExample, RequestsCovered, RunFailed, RunRecorded
 from scissorhands_jax.deletion.ledger import Ledger
 from scissorhands_jax.errors import InputError
@@ -90,7 +91,7 @@ def test_a_run_that_diverges_opens_its_requests_again(book_folder, capsys):
     assert verified(book_folder, "--quick", capsys=capsys) == []
 
 
-@pytest.mark.parametrize("spoil", ["moved", "weights", "positions", "audit"])
+@pytest.mark.parametrize("spoil", ["moved", "weights", "positions", "other positions", "audit"])
 def test_a_run_that_fails_when_it_is_resumed_leaves_no_position(book_folder, spoil, monkeypatch, capsys):
     """Whatever fails, and also if its message or its folders name positions."""
 
@@ -107,6 +108,8 @@ def test_a_run_that_fails_when_it_is_resumed_leaves_no_position(book_folder, spo
         shutil.rmtree(book_folder / "runs" / "000001" / "network")
     elif spoil == "positions":
         out.with_suffix(".txt").write_text("4\n5000\n")
+    elif spoil == "other positions":
+        out.with_suffix(".txt").write_text("8\n9\n")
     else:
         monkeypatch.setattr(running, "judge_run", failing("the examples 4, 5 and 17 are odd"))
     assert command("run", "--ledger", book_folder) == 2
@@ -133,6 +136,34 @@ def test_a_run_that_was_stopped_is_judged_only_as_what_it_was_begun_as(book_fold
         assert states(folder) == ["forgotten", "retrain now", "open"]
 
 
+@pytest.mark.parametrize(
+    "name", ["trained_on.txt", "forget_indices.txt", "forgotten_before.txt", "run.json", "network"]
+)
+def test_no_run_goes_on_from_what_was_changed_in_the_one_before(book_folder, name, capsys):
+    """Whoever takes a line out of a list would have the next run train on what was forgotten."""
+    place = records.run_folder(book_folder, 1) / name
+    if name == "network":
+        shutil.rmtree(place)
+        shutil.copytree(records.run_folder(book_folder, 2) / name, place)
+    else:
+        place.write_text(place.read_text() + "\n")
+    assert command("run", "--ledger", book_folder, *QUICK) == 2
+    message = "is not the one in use, whose numbers have the hash" if name == "network" else f"{place} was changed"
+    assert message in error_of(capsys)
+    assert states(book_folder) == ["forgotten", "retrain now", "open"]
+    assert [path.name for path in (book_folder / "runs").iterdir() if "000003" in path.name] == []
+
+
+def test_a_ledger_about_one_network_serves_no_other(tmp_path, capsys):
+    forking.prepare(tmp_path)
+    other = models.build("mlp", num_classes=3, image_shape=(4, 4, 1)).init(jax.random.key(1))
+    torch_weights.write_safetensors(tmp_path / "other.safetensors", torch_weights.to_state_dict(*other))
+    words = ["--weights", tmp_path / "other.safetensors"]
+    assert command("run", "--ledger", tmp_path / "ledger", *QUICK, *words) == 2
+    assert "other.safetensors is not the one in use" in error_of(capsys)
+    assert states(tmp_path / "ledger") == ["open"]
+
+
 def interrupted(*arguments, **options):
     raise KeyboardInterrupt
 
@@ -141,11 +172,12 @@ def test_a_record_holds_the_identity_of_its_run_and_no_guess_can_be_checked_by_i
     record, _ = records.read_record(records.record_path(served, 1), signing.read_keys(served / "keys").public)
     saved = json.loads((records.run_folder(served, 1) / "run.json").read_text())
     with Ledger(served) as book:
+        assert record.evidence.level == "0.95"
         assert record.identity == signing.salted_digest(book.run_salt(1), "identity", saved["identity"].encode())
-        assert verifying._identity_problems(book, record) == []
+        assert recorded_runs.identity_problems(book, record) == []
         network = dataclasses.replace(record.network, before="0" * 64)
         for other in ({"identity": saved["identity"]}, {"network": network}):
-            (problem,) = verifying._identity_problems(book, dataclasses.replace(record, **other))
+            (problem,) = recorded_runs.identity_problems(book, dataclasses.replace(record, **other))
             assert "is not the one that its record is about" in problem
     assert deletion.export(served, tmp_path / "copy")
     assert saved["forget_sha256"] in json.dumps(saved), "whoever guesses the positions could compute the digest"

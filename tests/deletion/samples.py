@@ -46,6 +46,7 @@ def record(**changes) -> Record:
         forget=DigestedSet(2, "f" * 64),
         forgotten_before=0,
         training_set=DigestedSet(200, "0" * 64),
+        test_set=DigestedSet(50, "9" * 64),
         configuration={
             "model": "mlp",
             "method_name": "finetune",
@@ -60,7 +61,10 @@ def record(**changes) -> Record:
         metrics={when: {"forget": Share.of_counts(1, 2)} for when in ("before", "after")},
         test=((3, 4), (5, 6)),
         evidence=RecordedEvidence(
-            "test", (RecordedFinding("AUC", "0.5", "0.4", "0.6", True),), (EvidenceGate("gate", True, "because"),)
+            "test",
+            "0.95",
+            (RecordedFinding("AUC", "0.5", "0.4", "0.6", True),),
+            (EvidenceGate("gate", True, "because"),),
         ),
         utility=RecordedUtility(
             "1.0",

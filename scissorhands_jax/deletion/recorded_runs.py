@@ -1,0 +1,135 @@
+"""The runs that a ledger has records of: whose network is in use, and whether their folders are as recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from scissorhands_jax import hashing
+from scissorhands_jax.deletion import records
+from scissorhands_jax.deletion.entries import FORGOTTEN, RESTORE, RequestErased, RunDiscarded, RunRecorded
+from scissorhands_jax.deletion.ledger import Ledger
+from scissorhands_jax.deletion.records import Record
+from scissorhands_jax.errors import InputError
+from scissorhands_jax.jobs import runs
+from scissorhands_jax.jobs.earlier_runs import FORGET_FILE, FORGOTTEN_BEFORE_FILE, TRAINED_ON_FILE, WEIGHTS_FILE
+from scissorhands_jax.jobs.job import ORIGINAL_HASH, saved_identity
+
+_READ_NEXT = (runs.RUN_FILE, FORGET_FILE, TRAINED_ON_FILE, FORGOTTEN_BEFORE_FILE)  # what the next run goes by
+
+
+def run_in_use(book: Ledger) -> int | None:
+    """Returns the number of the run whose network is in use, or None if that is the original network."""
+    done = [entry.run for entry in book.entries(RunRecorded) if entry.verdict == FORGOTTEN]
+    return done[-1] if done else None
+
+
+def network_in_use(book: Ledger) -> str:
+    """Returns the SHA-256 of the network in use."""
+    done = [entry.network for entry in book.entries(RunRecorded) if entry.verdict == FORGOTTEN]
+    return done[-1] if done else book.about.network
+
+
+def files_left(book: Ledger, run: int) -> dict[str, str] | None:
+    """Returns the lists that the newest erasure has left in the folder of a run, with their SHA-256.
+
+    Returns:
+      None if no erasure has changed the folder.
+    """
+    erasures = [entry for entry in book.entries(RequestErased) if run in entry.runs]
+    if not erasures:
+        return None
+    return dict(erasures[-1].files) if erasures[-1].left_in == run else {}
+
+
+def check_lists_in_use(book: Ledger) -> None:
+    """Refuses to go on from the run in use if the lists of what its network knows and has forgotten were changed.
+
+    Raises:
+      InputError: A list, or the run's record, was changed or is missing.
+    """
+    current = run_in_use(book)
+    if current is None:
+        return
+    record, digest = records.read_record(records.record_path(book.folder, current), book.public)
+    (expected,) = (entry.record for entry in book.entries(RunRecorded) if entry.run == current)
+    if digest != expected:
+        raise InputError(f"the record of run {current} is not the one that the ledger has; {RESTORE}")
+    for problem in file_problems(book, record, _READ_NEXT):
+        raise InputError(f"{problem}; `scissorhands request verify` lists everything that is wrong")
+
+
+def file_problems(book: Ledger, record: Record, only: Collection[str] | None = None) -> list[str]:
+    """Compares the files of a run with its record. What may not be there is named by `contents`.
+
+    Args:
+      book: The ledger.
+      record: The record of the run.
+      only: The names of the files to compare. By default all are.
+    """
+    folder, files_of = records.run_folder(book.folder, record.number), expected_files(book, record)
+    if not files_of.network:
+        return []
+    if not folder.is_dir():
+        return [
+            f"the folder {folder} is missing; put it back from your backup, or say with `scissorhands request discard` "
+            "that it has gone"
+        ]
+    found = []
+    now = records.run_files(folder, book.run_salt(record.number))
+    if files_left(book, record.number) is not None:
+        now = records.RunFiles(now.network, {name: hashing.file_sha256(folder / name) for name in now.other})
+    pairs: list[tuple[Mapping[str, str | None], Mapping[str, str | None]]] = [
+        (files_of.network, now.network),
+        (files_of.other, now.other),
+    ]
+    for expected, hashes in pairs:
+        for name in sorted(expected if only is None else expected.keys() & only):
+            if name not in hashes:
+                found.append(missing(folder / name))
+            elif None not in (hashes[name], expected[name]) and hashes[name] != expected[name]:
+                found.append(changed(folder / name))
+    return found
+
+
+def identity_problems(book: Ledger, record: Record) -> list[str]:
+    """Compares the identity that a run has saved with its record.
+
+    That cannot be done in an auditor's copy, once the run was discarded, or after an erasure, which destroys the salt.
+    """
+    salt = book.run_salt(record.number)
+    if salt is None or runs.RUN_FILE not in expected_files(book, record).other:
+        return []
+    folder = records.run_folder(book.folder, record.number)
+    try:
+        identity = saved_identity(folder)
+    except InputError as error:
+        return [str(error)]
+    same = records.identity_digest(salt, identity.digest) == record.identity
+    if same and identity.chosen.get(ORIGINAL_HASH) == record.network.before:
+        return []
+    return [f"the run in {folder} is not the one that its record is about; {RESTORE}"]
+
+
+def expected_files(book: Ledger, record: Record) -> records.RunFiles:
+    """Returns the files that the folder of a run must hold, with their hashes as the record or an erasure has them.
+
+    A run that was discarded has none, and in an auditor's copy only the network in use is there, in one form.
+    """
+    run = record.number
+    if run in {entry.run for entry in book.entries(RunDiscarded)} or (book.is_copy and run != run_in_use(book)):
+        return records.RunFiles({}, {})
+    if book.is_copy:
+        return records.RunFiles({WEIGHTS_FILE: record.files.network[WEIGHTS_FILE]}, {})
+    left = files_left(book, run)
+    return record.files if left is None else records.RunFiles(record.files.network, dict(left))
+
+
+def missing(path: Path) -> str:
+    """Says that a file is missing."""
+    return f"{path} is missing; {RESTORE}"
+
+
+def changed(path: Path | str, why: str = "") -> str:
+    """Says that a file was changed."""
+    return f"{path} was changed{why}; {RESTORE}"
