@@ -1,16 +1,18 @@
 """The signed history: every change by hand is found and named."""
 
 import contextlib
+import dataclasses
 import re
 import shutil
 import sqlite3
 
 import pytest
 
-from scissorhands_jax.deletion import database, ledger
+from scissorhands_jax.deletion import chain, database, ledger
+from scissorhands_jax.deletion.entries import Event, RequestAdded, RequestErased, RunFailed
 from scissorhands_jax.deletion.ledger import Ledger
 from scissorhands_jax.errors import LedgerError
-from tests.deletion.samples import ABOUT
+from tests.deletion.samples import ABOUT, recorded, started
 from tests.deletion.spoiling import (
     by_hand,
     problems,
@@ -144,3 +146,17 @@ def test_an_older_copy_is_told_by_its_head_alone(folder):
     assert problems(folder) == []
     with Ledger(folder) as book:
         assert head not in [event.hash for event in book.history()]
+
+
+def test_an_erasure_takes_the_private_parts_of_its_request_and_of_the_runs_that_listed_it():
+    added = [RequestAdded(id=number, received="", due="", network="", count=1) for number in (1, 2)]
+    failed, ended = RunFailed(run=1, requests=(1,)), recorded(2, 2)
+    first = RequestErased(id=1, withdrawn=False, runs=(1,), left_in=1)
+    second = RequestErased(id=2, withdrawn=False, runs=(2,), left_in=None)
+    third = RequestErased(id=2, withdrawn=False, runs=(1, 2), left_in=2)
+    rows = [ABOUT, *added, started(1, 1), failed, started(2, 2), ended, first, second, third]
+    events = [Event(seq, "", entry, "", None) for seq, entry in enumerate(rows, 1)]
+    assert chain.erased_parts(events[:7]) == set()
+    assert chain.erased_parts(events[:8]) == {2, 4, 5}
+    assert chain.erased_parts([*events[:7], dataclasses.replace(events[8], seq=8)]) == {3, 6}
+    assert chain.erased_parts(events) == {2, 3, 4, 5, 6, 8}, "what the first has left in run 1 is gone too"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from scissorhands_jax.deletion import ledger
-from scissorhands_jax.deletion.entries import RequestsCovered, RunFailed
+from scissorhands_jax.deletion import ledger, signing
+from scissorhands_jax.deletion.entries import RequestsCovered, RunFailed, RunStarted
 from scissorhands_jax.deletion.ledger import Ledger
 from scissorhands_jax.errors import BusyError, InputError, LedgerError
 from tests.deletion.samples import ABOUT
@@ -33,6 +33,23 @@ def test_requests_move_through_their_states(folder):
         assert [event.seq for event in book.history()] == list(range(1, 10))
         assert book.head == book.history()[-1].hash
         assert book.problems() == []
+    assert problems(folder) == []
+
+
+def test_the_salt_of_a_run_is_that_of_the_row_that_begins_it(folder):
+    with Ledger(folder) as book:
+        rows = {event.entry.run: event.seq for event in book.history() if isinstance(event.entry, RunStarted)}
+        assert {run: book.run_salt(run) for run in (1, 2, 3)} == {1: book.salt(rows[1]), 2: book.salt(rows[2]), 3: None}
+        assert None not in (book.salt(rows[1]), book.salt(rows[2]))
+
+
+def test_whoever_has_the_public_key_alone_changes_nothing(folder, tmp_path):
+    with Ledger(folder) as book:
+        (tmp_path / "public.pem").write_bytes(signing.public_pem(book.public))
+    with Ledger(folder, public=tmp_path / "public.pem") as book:
+        for change in (lambda: request(book), lambda: book.append(RequestsCovered(run=1, requests=(3,)))):
+            with pytest.raises(LedgerError, match="opened with its public key alone, which cannot change it"):
+                change()
     assert problems(folder) == []
 
 
