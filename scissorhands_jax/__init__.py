@@ -18,6 +18,7 @@ with _epy.lazy_api_imports(globals()):
     from scissorhands_jax import files as files
     from scissorhands_jax import hashing as hashing
     from scissorhands_jax import jobs as jobs
+    from scissorhands_jax import language as language
     from scissorhands_jax import losses as losses
     from scissorhands_jax import masks as masks
     from scissorhands_jax import methods as methods

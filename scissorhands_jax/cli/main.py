@@ -33,6 +33,7 @@ _STATUS_INTERRUPTED = 130
 COMMANDS: dict[str, type[Command]] = {
     "demo": jobs.DemoCommand,
     "demo diffusion": diffusion.DiffusionDemoCommand,
+    "demo language": language.LanguageDemoCommand,
     "unlearn": jobs.UnlearnCommand,
     "plan": jobs.PlanCommand,
     "tune": jobs.TuneCommand,

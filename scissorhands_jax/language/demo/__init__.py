@@ -1,0 +1,1 @@
+"""The command `scissorhands demo language`: a small transformer learns facts by heart and forgets some people."""

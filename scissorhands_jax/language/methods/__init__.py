@@ -1,0 +1,28 @@
+"""Unlearning methods for language models, each a `Method` that `training.run` runs, one file each.
+
+`scissorhands`, `finetune`, `neggrad_plus` and `gradient_ascent`, which read no labels, take `token_losses.token_loss`
+and have no code of their own here.
+"""
+
+from scissorhands_jax.language.methods.ce_u import ce_u
+from scissorhands_jax.language.methods.dpo import dpo
+from scissorhands_jax.language.methods.gradient_difference import gradient_difference
+from scissorhands_jax.language.methods.npo import npo
+from scissorhands_jax.language.methods.rmu import rmu
+from scissorhands_jax.language.methods.simnpo import simnpo
+from scissorhands_jax.language.methods.undial import undial
+from scissorhands_jax.language.methods.wga import wga
+
+LANGUAGE_METHODS = {
+    "gradient_difference": gradient_difference,
+    "npo": npo,
+    "simnpo": simnpo,
+    "dpo": dpo,
+    "rmu": rmu,
+    "undial": undial,
+    "ce_u": ce_u,
+    "wga": wga,
+}
+"""The factories by name. All take a `Model` from tokens to logits, but `rmu` the activations of a layer."""
+
+__all__ = ["LANGUAGE_METHODS", "ce_u", "dpo", "gradient_difference", "npo", "rmu", "simnpo", "undial", "wga"]

@@ -1,0 +1,169 @@
+"""What the methods for language models share: a forget loss and a retain loss, added with weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from scissorhands_jax import data as data_lib
+from scissorhands_jax import trees
+from scissorhands_jax.base import Batch, Carry, Data, Key, Method, Metrics, Model, ModelState, Params, PyTree, Scalar
+from scissorhands_jax.errors import InputError, check_choice
+from scissorhands_jax.language.token_losses import Answers, answers_of, kl_to, mean_over_tokens, token_nll
+from scissorhands_jax.methods._gradient import Batches, descend
+
+RetainLoss = Literal["nll", "kl", "kl_everywhere"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ForgettingOptions:
+    """The keyword arguments that all methods for language models have."""
+
+    forget_weight: float = 1.0
+    """gamma, the weight of the forget loss, at least 0."""
+    retain_weight: float = 1.0
+    """alpha, the weight of the retain loss, at least 0. At 0 no retain example is read."""
+    retain_loss: RetainLoss = "nll"
+    """"nll" is the mean negative log-likelihood of a token of the retained answers, "kl" the mean divergence of their
+    predictions from the original's, KL(original || network). "kl_everywhere" takes that mean over prompts and padding
+    as well, as the published code does."""
+    batch_size: int = 32
+    """The number of forget examples that a step sees, and of retain examples. An epoch passes once over the forget set,
+    and each of its batches goes with a random batch of the retain set, as in the published code."""
+
+
+class Seen(NamedTuple):
+    """What a forget loss is made of: one set of answers, and what two networks predict."""
+
+    answers: Answers
+    logits: jax.Array
+    """The network's predictions of the labels. shape=(N, T - 1, V)"""
+    original: jax.Array | None
+    """The original's, without a gradient; None if the method does not compare with it."""
+
+
+class Networks:
+    """The network that forgets and the original, as a forget loss sees them."""
+
+    def __init__(self, model: Model, params: Params, carry: Carry, key: Key | None) -> None:
+        self._model, self._params, self._carry, self._key = model, params, carry, key
+
+    def see(self, batch: PyTree, *, part: str = "") -> Seen:
+        """The predictions of a batch; `part` as for `answers_of`."""
+        answers, tokens = answers_of(batch, part=part), batch[f"{part}tokens"]
+        logits, _ = self._model.apply(self._params, self._carry.model_state, tokens, train=True, key=self._key)
+        return Seen(answers, logits[:, :-1], self.original(tokens))
+
+    def original(self, tokens: jax.Array) -> jax.Array | None:
+        """The original's predictions; None if the carry does not hold it."""
+        if not self._carry.aux:
+            return None
+        params, model_state = self._carry.aux
+        logits, _ = self._model.apply(params, model_state, tokens, train=False)
+        return jax.lax.stop_gradient(logits[:, :-1])
+
+
+AnswersLoss = Callable[[Networks, PyTree], Scalar]
+"""`(networks, forget batch) -> loss`."""
+
+
+def forget_by(
+    forget_loss: AnswersLoss,
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    options: ForgettingOptions,
+    *,
+    compares: bool,
+) -> Method:
+    """A method that minimises `forget_weight * L_f + retain_weight * L_r` from the original weights.
+
+    The state of a network, if it has one, stays as it is.
+
+    Args:
+      forget_loss: L_f.
+      model: The network; `apply` takes tokens of shape (N, T) and returns logits of shape (N, T, V).
+      optimizer: The optimizer, such as `optax.adamw`.
+      options: Weights, the retain loss and the size of batches.
+      compares: Whether the forget loss compares with the original, of which the carry then holds a copy.
+
+    Raises:
+      InputError: A setting is out of its range.
+    """
+    _check(options)
+    holds = compares or (options.retain_weight > 0 and options.retain_loss != "nll")
+
+    def objective(params: Params, carry: Carry, batch: Batch, key: Key) -> tuple[Scalar, tuple[ModelState, Metrics]]:
+        forget_key, retain_key = jax.random.split(key)
+        forget = forget_loss(Networks(model, params, carry, forget_key), batch.forget)
+        value, metrics = options.forget_weight * forget, {"loss_forget": forget}
+        if batch.retain is not None:
+            metrics["loss_retain"] = _retain_loss(
+                options.retain_loss, Networks(model, params, carry, retain_key), batch
+            )
+            value = value + options.retain_weight * metrics["loss_retain"]
+        return value, (carry.model_state, metrics)
+
+    return descend(
+        objective,
+        optimizer,
+        batches=forget_epochs(options.batch_size, with_retain=options.retain_weight > 0),
+        reads=("forget", "retain") if options.retain_weight > 0 else ("forget",),
+        aux=_original if holds else None,
+    )
+
+
+def forget_epochs(batch_size: int, *, with_retain: bool = True) -> Batches:
+    """One pass over the forget set per epoch; each batch goes with a random batch of the retain set.
+
+    Args:
+      batch_size: The number of examples of each set that a step sees.
+      with_retain: Whether steps see retain examples at all.
+    """
+    data_lib.check_batch_size(batch_size)
+
+    def batches(key: Key, data: Data, epoch: int) -> Iterable[Batch]:
+        retain_key, forget_key = jax.random.split(jax.random.fold_in(key, epoch))
+        forget = data_lib.shuffled_batches(forget_key, data_lib.size(data.forget), batch_size)
+        if not with_retain:
+            return (Batch(forget=positions) for positions in forget)
+        retain = data_lib.cycled_batches(retain_key, data_lib.size(data.retain), batch_size)
+        return (Batch(f, r) for f, r in zip(forget, retain, strict=False))
+
+    return batches
+
+
+def _original(key: Key, params: Params, model_state: ModelState, data: Data) -> Any:
+    del key, data
+    return trees.copy((params, model_state))
+
+
+def _retain_loss(kind: RetainLoss, networks: Networks, batch: Batch) -> Scalar:
+    seen = networks.see(batch.retain)
+    if kind == "nll":
+        return mean_over_tokens(token_nll(seen.logits, seen.answers), seen.answers.mask)
+    assert seen.original is not None
+    divergence = kl_to(seen.original, seen.logits)
+    return jnp.mean(divergence) if kind == "kl_everywhere" else mean_over_tokens(divergence, seen.answers.mask)
+
+
+def _check(options: ForgettingOptions) -> None:
+    for name in ("forget_weight", "retain_weight"):
+        if not getattr(options, name) >= 0:
+            raise InputError(f"{name} must not be negative, got {getattr(options, name)}")
+    check_choice("retain_loss", options.retain_loss, get_args(RetainLoss))
+
+
+def check_beta(beta: float) -> float:
+    """Returns beta.
+
+    Raises:
+      InputError: It is not above 0.
+    """
+    if not beta > 0:
+        raise InputError(f"beta must be above 0, got {beta}")
+    return beta

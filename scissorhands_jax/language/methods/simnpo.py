@@ -1,0 +1,57 @@
+"""SimNPO (Fan et al., 2024): NPO without the original, by the length of answers."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from scissorhands_jax.base import Method, Model
+from scissorhands_jax.keywords import takes
+from scissorhands_jax.language.methods._forgetting import ForgettingOptions, check_beta, forget_by
+from scissorhands_jax.language.token_losses import token_nll
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SimnpoOptions(ForgettingOptions):
+    """The keyword arguments of `simnpo`."""
+
+    beta: float = 4.5
+    """The inverse temperature, above 0."""
+    delta: float = 0.0
+    """The loss of a token, in nats, up to which answers are pushed hard (the paper's gamma)."""
+    forget_weight: float = 0.125
+
+
+@takes(SimnpoOptions)
+def simnpo(model: Model, optimizer: optax.GradientTransformation, options: SimnpoOptions) -> Method:
+    """Minimises a loss that pushes answers down until each token is improbable; the original is not needed.
+
+    With n(y) the negative log-likelihood of an answer, summed over its |y| tokens,
+
+      L_f = -2 / beta  mean over forget examples of  log sigmoid(beta (n(y) / |y| - delta))
+
+    The published recipe for TOFU is beta = 4.5, delta = 0, gamma = 0.125, alpha = 1, AdamW at 1e-5, batches of 32 and
+    ten epochs. Both weights and the sign of delta are those of the authors' code.
+
+    Args:
+      model: The network, from tokens to logits.
+      optimizer: The optimizer, such as `optax.adamw`.
+
+    Raises:
+      InputError: A setting is out of its range.
+
+    References:
+      Fan et al., Simplicity Prevails: Rethinking Negative Preference Optimization for LLM Unlearning, 2024.
+    """
+    beta = check_beta(options.beta)
+
+    def forget_loss(networks, batch):
+        seen = networks.see(batch)
+        lengths = jnp.maximum(seen.answers.mask.sum(axis=1), 1)
+        each = token_nll(seen.logits, seen.answers).sum(axis=1) / lengths
+        return -2 / beta * jax.nn.log_sigmoid(beta * (each - options.delta)).mean()
+
+    return forget_by(forget_loss, model, optimizer, options, compares=False)

@@ -1,0 +1,110 @@
+"""Losses over the tokens of answers, with prompts and padding masked.
+
+A batch is {"tokens": (N, T) integers, "answer": (N, T) bools}: rows of prompt, answer and padding, with True where a
+token belongs to the answer. A network's logits at t are its prediction of token t + 1, so the first token is predicted
+by nothing and never counts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from scissorhands_jax.base import Key, Model, ModelState, Params, PyTree, Scalar, StatefulLossFn
+from scissorhands_jax.errors import InputError
+
+
+class Answers(NamedTuple):
+    """The tokens that are predicted, one position after the logits that predict them."""
+
+    labels: jax.Array
+    """shape=(N, T - 1), integers."""
+    mask: jax.Array
+    """Whether a label belongs to the answer. shape=(N, T - 1), dtype=bool."""
+
+
+def answers_of(batch: PyTree, *, part: str = "") -> Answers:
+    """The labels of a batch.
+
+    Args:
+      batch: See the module.
+      part: What the names of the arrays begin with, such as "refusal_" for other answers to the same questions.
+
+    Raises:
+      InputError: An array is missing, they have different shapes, or tokens are not integers.
+    """
+    names = f"{part}tokens", f"{part}answer"
+    if not isinstance(batch, dict) or any(name not in batch for name in names):
+        found = ", ".join(batch) if isinstance(batch, dict) else type(batch).__name__
+        raise InputError(f"a batch of text has {found or 'nothing'}; give a dict of {names[0]!r} and {names[1]!r}")
+    tokens, answer = batch[names[0]], batch[names[1]]
+    if tokens.ndim != 2 or tokens.shape != answer.shape or not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise InputError(
+            f"{names[0]} are {tokens.dtype} of shape {tokens.shape} and {names[1]} has shape {answer.shape}; give "
+            "integers and bools of one shape (N, T)"
+        )
+    return Answers(tokens[:, 1:], answer[:, 1:].astype(bool))
+
+
+def token_nll(logits: jax.Array, answers: Answers) -> jax.Array:
+    """The negative log-likelihood of each token of the answers, in nats; 0 elsewhere.
+
+    Args:
+      logits: The predictions of the labels. shape=(N, T - 1, V)
+      answers: The labels.
+
+    Returns:
+      shape=(N, T - 1), dtype=float32.
+    """
+    logs = jax.nn.log_softmax(logits.astype(jnp.float32))
+    picked = jnp.take_along_axis(logs, answers.labels[..., None], axis=-1)[..., 0]
+    return jnp.where(answers.mask, -picked, 0.0)
+
+
+def mean_over_tokens(values: jax.Array, mask: jax.Array) -> jax.Array:
+    """The mean of the values where the mask is True, over all rows together; 0 where it is True nowhere. shape=()"""
+    return jnp.where(mask, values, 0.0).sum() / jnp.maximum(mask.sum(), 1)
+
+
+def kl_to(original: jax.Array, logits: jax.Array) -> jax.Array:
+    """KL(p_original || p) of each prediction, in nats.
+
+    Args:
+      original: The logits of the original network. shape=(N, T - 1, V)
+      logits: Those of the network. shape=(N, T - 1, V)
+
+    Returns:
+      shape=(N, T - 1), dtype=float32.
+    """
+    target, own = (jax.nn.log_softmax(values.astype(jnp.float32)) for values in (original, logits))
+    return jnp.sum(jnp.exp(target) * (target - own), axis=-1)
+
+
+def token_loss(model: Model) -> StatefulLossFn:
+    """The mean negative log-likelihood of a token of the answers, as a loss that every method takes.
+
+    Every token of the batch counts alike, so long answers count for more than short ones, as in the published code.
+    `losses.microbatched` averages over parts, so there tokens count alike within a part only.
+
+    Args:
+      model: The network; `apply` takes tokens of shape (N, T) and returns logits of shape (N, T, V).
+
+    Returns:
+      The general form of the loss. Losses of one network are equal, so they share compiled code.
+    """
+    return _TokenLoss(model)
+
+
+@dataclasses.dataclass(frozen=True)
+class _TokenLoss:
+    model: Model
+
+    def __call__(
+        self, params: Params, model_state: ModelState, batch: PyTree, *, train: bool, key: Key | None
+    ) -> tuple[Scalar, ModelState]:
+        answers = answers_of(batch)
+        logits, model_state = self.model.apply(params, model_state, batch["tokens"], train=train, key=key)
+        return mean_over_tokens(token_nll(logits[:, :-1], answers), answers.mask), model_state
