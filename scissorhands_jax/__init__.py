@@ -30,12 +30,15 @@ with _epy.lazy_api_imports(globals()):
     from scissorhands_jax import reinit as reinit
     from scissorhands_jax import report as report
     from scissorhands_jax import saliency as saliency
+    from scissorhands_jax import tasks as tasks
     from scissorhands_jax import torch_weights as torch_weights
     from scissorhands_jax import training as training
     from scissorhands_jax import trees as trees
     from scissorhands_jax.base import Batch, Carry, Data, Method, Model, freeze, lift
     from scissorhands_jax.data import split
     from scissorhands_jax.errors import BusyError, CheckpointError, InputError, NonFiniteError, PeerError, WeightsError
+    from scissorhands_jax.jobs.comparing import evaluate
+    from scissorhands_jax.jobs.experiment import OwnNetwork
     from scissorhands_jax.losses import classification_loss, microbatched
     from scissorhands_jax.masks import mask_updates, top_fraction
     from scissorhands_jax.methods import finetune, retrain, scissorhands, scissorhands_gradient, trim_network
@@ -44,6 +47,7 @@ with _epy.lazy_api_imports(globals()):
     from scissorhands_jax.projection import project_gradient, solve_dual
     from scissorhands_jax.reinit import reinitialize
     from scissorhands_jax.saliency import connection_sensitivity
+    from scissorhands_jax.tasks import Metric, Task, task_loss
     from scissorhands_jax.training import Checkpointer, Layout, Member, Result, make_layout, run, run_many, train
     from scissorhands_jax.training.descriptions import named
     from scissorhands_jax.trees import select
@@ -60,14 +64,18 @@ __all__ = [
     "Layout",
     "Member",
     "Method",
+    "Metric",
     "Model",
     "NonFiniteError",
+    "OwnNetwork",
     "PeerError",
     "Result",
+    "Task",
     "TrainedModel",
     "WeightsError",
     "classification_loss",
     "connection_sensitivity",
+    "evaluate",
     "finetune",
     "freeze",
     "from_equinox",
@@ -89,6 +97,7 @@ __all__ = [
     "sgd",
     "solve_dual",
     "split",
+    "task_loss",
     "top_fraction",
     "train",
     "trim_network",

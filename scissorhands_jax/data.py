@@ -63,7 +63,7 @@ def check_values(data: Data) -> None:
                 )
 
 
-def take(dataset: Dataset, positions: jax.Array | np.ndarray | None) -> Dataset:
+def take(dataset: Dataset, positions: jax.Array | np.ndarray | slice | None) -> Dataset:
     """Returns the examples at the given positions, or `None` if the positions are `None`. It works inside jit."""
     if positions is None:
         return None

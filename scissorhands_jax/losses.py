@@ -89,10 +89,52 @@ def augmentation_of(loss_fn: StatefulLossFn) -> Augment | None:
     return loss_fn.augment if isinstance(loss_fn, _ClassificationLoss) else None
 
 
+def inputs_of(batch: PyTree) -> PyTree:
+    """What a network is applied to: everything in a batch except its `label`.
+
+    Args:
+      batch: A dict of arrays that share their first axis.
+
+    Returns:
+      The array `image` if the batch has one, whatever else it holds; otherwise the only other array itself, or the dict
+      of all others if there are several.
+
+    Raises:
+      InputError: The batch is no dict with `label` and something else.
+
+    >>> inputs_of({"age": 41, "label": 1}), inputs_of({"sequence": [7], "mask": [True], "label": 1})
+    (41, {'sequence': [7], 'mask': [True]})
+    """
+    keys = list(batch) if isinstance(batch, Mapping) else []
+    others = [key for key in keys if key != "label"]
+    if "label" not in keys or not others:
+        found = f"the keys {', '.join(map(str, keys))}" if keys else f"a {type(batch).__name__}"
+        raise InputError(f"a batch has {found}; give a dict of 'label' and what the network takes, such as 'image'")
+    if "image" in others:
+        return batch["image"]
+    return batch[others[0]] if len(others) == 1 else {key: batch[key] for key in others}
+
+
+def images_of(batch: PyTree) -> jax.Array:
+    """What a network is applied to, as `inputs_of` says, for methods that change it: a single array.
+
+    Raises:
+      InputError: There are several arrays, or as for `inputs_of`.
+    """
+    inputs = inputs_of(batch)
+    if isinstance(inputs, Mapping):
+        raise InputError(
+            f"the network takes {', '.join(map(str, inputs))}, and this method changes one array; take another method"
+        )
+    return inputs
+
+
 def classification_loss(
     model: Model, *, augment: Augment | None = None, label_smoothing: float = 0.0
 ) -> StatefulLossFn:
-    """Mean cross-entropy over batches `{"image": (N, ...), "label": (N,)}`.
+    """Mean cross-entropy over batches such as `{"image": (N, ...), "label": (N,)}`.
+
+    What the network takes may have any name, and may be several arrays; see `inputs_of`.
 
     Args:
       model: The network.
@@ -170,10 +212,10 @@ class _ClassificationLoss:
     def __call__(
         self, params: Params, model_state: ModelState, batch: PyTree, *, train: bool, key: Key | None
     ) -> tuple[Scalar, ModelState]:
-        _check_batch(batch)
-        images = batch["image"]
+        images = inputs_of(batch)
+        _check_labels(batch["label"])
         if train:
-            microbatches.check_microbatches([len(images)], self.parts)
+            microbatches.check_microbatches([len(batch["label"])], self.parts)
             images, key = augmented(self.augment, key, images)
 
         def mean_loss(params, model_state, examples, key):
@@ -187,17 +229,12 @@ class _ClassificationLoss:
         return loss, model_state
 
 
-def _check_batch(batch: PyTree) -> None:
-    """Refuses a batch that is no dict of images and whole labels; only keys, shapes and types are looked at.
+def _check_labels(labels: jax.Array) -> None:
+    """Refuses labels that are no whole numbers, one per example; only their shape and type are looked at.
 
     Raises:
-      InputError: An array is missing, or the labels have another form.
+      InputError: The labels have another form.
     """
-    keys = list(batch) if isinstance(batch, Mapping) else []
-    if "image" not in keys or "label" not in keys:
-        found = f"the keys {', '.join(map(str, keys))}" if keys else f"a {type(batch).__name__}"
-        raise InputError(f"a batch of classification_loss has {found}; give a dict of 'image' and 'label'")
-    labels = batch["label"]
     if jnp.ndim(labels) != 1:
         shape = jnp.shape(labels)
         advice = ".argmax(axis=1) of one-hot labels" if len(shape) == 2 and shape[1] > 1 else ".ravel()"

@@ -15,7 +15,10 @@ BATCH = {"image": jnp.zeros((4, *tiny.SHAPE)), "label": jnp.arange(4) % 3}
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
-        ({"x": BATCH["image"], "y": BATCH["label"]}, "has the keys x, y; give a dict of 'image' and 'label'"),
+        (
+            {"x": BATCH["image"], "y": BATCH["label"]},
+            "has the keys x, y; give a dict of 'label' and what the network takes",
+        ),
         ((BATCH["image"], BATCH["label"]), "has a tuple; give a dict"),
         (BATCH | {"label": jax.nn.one_hot(BATCH["label"], 3)}, r"shape \(4, 3\); give shape \(N,\), as with .argmax"),
         (BATCH | {"label": BATCH["label"][:, None]}, r"shape \(4, 1\); give shape \(N,\), as with .ravel"),

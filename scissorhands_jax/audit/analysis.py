@@ -14,7 +14,7 @@ import numpy as np
 
 from scissorhands_jax.metrics import ensemble_attacks, ensemble_distances, two_way
 from scissorhands_jax.metrics.ensemble_attacks import Attack
-from scissorhands_jax.metrics.intervals import Estimate
+from scissorhands_jax.metrics.intervals import UNBOUNDED, Estimate
 from scissorhands_jax.metrics.two_way import Influence
 from scissorhands_jax.report import NULL, ORIGINAL, REFERENCE
 from scissorhands_jax.report.gates import CAUGHT, SILENT, Gate, of_attack, of_distance
@@ -48,7 +48,7 @@ class Watched:
     """The watched examples, which are the columns of all scores. Those of training examples come first."""
 
     labels: np.ndarray
-    """The true classes. shape=(N,), dtype=int32"""
+    """The true classes, or zeros if it is no classifier. shape=(N,), dtype=int32"""
     included: np.ndarray
     """Whether each network was trained on each training example. shape=(networks, training columns), dtype=bool"""
     forget_sets: tuple[AuditedSet, ...]
@@ -65,11 +65,12 @@ class InsideNumbers:
     """Numbers of one network that take more than its answers: its weights, its features, or further training."""
 
     recovery: list[float]
-    """The accuracy on the forget set, in percent, before further training on the retain set and after each epoch."""
-    probe_forget: float
-    """The accuracy of a linear probe of the features on the forget set, in percent."""
-    probe_held_out: float
-    """The accuracy of that probe on held-out examples, in percent."""
+    """The accuracy on the forget set, in percent, before further training on the retain set and after each epoch; of
+    another task its first metric, negative if lower is better."""
+    probe_forget: float | None
+    """The accuracy of a linear probe of the features on the forget set, in percent. None if it is no classifier."""
+    probe_held_out: float | None
+    """The accuracy of that probe on held-out examples, in percent. None if it is no classifier."""
     distance_original: float
     """The distance of the weights to those of the original, relative to the norm of the original's."""
     distance_retrained: float | None
@@ -88,7 +89,8 @@ class Measurement:
     network: int
     """The number of the network in the ensemble, or that of the original that was made to forget."""
     margins: np.ndarray
-    """The margins (`ensemble_attacks.margins`) of the watched examples. shape=(N,), dtype=float64"""
+    """How sure the network is of each watched example: the margin (`ensemble_attacks.margins`), or for another task the
+    negative loss. shape=(N,), dtype=float64"""
     inside: InsideNumbers | None = None
     """Further numbers of the network, or None if it was not examined."""
 
@@ -132,6 +134,8 @@ class Analysis:
         self.measurements = measurements
         self.pairs = len(watched.included) // 2
         self.klom_bins = klom_bins(self.pairs)
+        # Networks are probed if they are classifiers; what others recover is no difference of accuracies.
+        self._of_accuracies = all(one.inside is None or one.inside.probe_forget is not None for one in measurements)
         self._references = self._scores(REFERENCE, 0) | self._scores(ORIGINAL, 0)
 
     def _of(self, label: str, number: int) -> list[Measurement]:
@@ -162,10 +166,10 @@ class Analysis:
                 if label == NULL or label in forget_set.labels:
                     for metric, influence in self._measure(label, number).items():
                         found.setdefault(metric, []).append(influence)
-                        entries[forget_set.name].append(_entry(forget_set.name, label, metric, influence))
+                        entries[forget_set.name].append(self._entry(forget_set.name, label, metric, influence))
             for metric, parts in found.items():
                 mean = two_way.average(parts)
-                means.append(_entry(None, label, metric, mean))
+                means.append(self._entry(None, label, metric, mean))
                 if label in (ORIGINAL, REFERENCE, NULL) and (metric.endswith("_auc") or metric in _GATED_DISTANCES):
                     gated[label, metric] = mean
         return [entry for found_here in entries.values() for entry in found_here], means, gated
@@ -300,7 +304,11 @@ class Analysis:
         examined = [(one.network // 2, one.inside) for one in self._of(label, number) if one.inside is not None]
         values = {
             "recovered": [(pair, one.recovery[-1] - one.recovery[0]) for pair, one in examined],
-            "probe_gap": [(pair, one.probe_forget - one.probe_held_out) for pair, one in examined],
+            "probe_gap": [
+                (pair, one.probe_forget - one.probe_held_out)
+                for pair, one in examined
+                if one.probe_forget is not None and one.probe_held_out is not None
+            ],
             "distance_original": [(pair, one.distance_original) for pair, one in examined],
             "distance_retrained": [
                 (pair, one.distance_retrained) for pair, one in examined if one.distance_retrained is not None
@@ -311,6 +319,15 @@ class Analysis:
             for name, found in values.items()
             if found
         }
+
+    def _entry(self, scenario: str | None, label: str, metric: str, influence: Influence) -> MetricEstimate:
+        """Makes the interval of a metric: Wilson's for true positive rates, and otherwise Student's."""
+        _, is_rate, percent = metric.partition("_tpr_at_")
+        if is_rate:
+            found = influence.share_estimate(least=float(percent) / 100)
+        else:
+            found = influence.estimate(bounds=_bounds(metric, of_accuracies=self._of_accuracies))
+        return MetricEstimate(scenario, label, metric, found)
 
     def attack_gates(self, reported: Collection[str]) -> list[Gate]:
         """Checks that each attack finds nothing in retrained networks and finds the original, on average.
@@ -365,23 +382,13 @@ def _paired(held: Sequence[np.ndarray], retrained: Sequence[np.ndarray], pairs: 
     return _PairedScores(np.stack(held), np.stack(retrained), np.array(pairs)) if len(pairs) > 2 else None
 
 
-def _entry(scenario: str | None, label: str, metric: str, influence: Influence) -> MetricEstimate:
-    """Makes the interval of a metric: Wilson's for true positive rates, and otherwise Student's."""
-    _, is_rate, percent = metric.partition("_tpr_at_")
-    if is_rate:
-        found = influence.share_estimate(least=float(percent) / 100)
-    else:
-        found = influence.estimate(bounds=_bounds(metric))
-    return MetricEstimate(scenario, label, metric, found)
-
-
 def _named(attack: str, influences: Mapping[str, Influence]) -> dict[str, Influence]:
     return {f"{attack}_{name}": influence for name, influence in influences.items()}
 
 
-def _bounds(metric: str) -> tuple[float, float]:
+def _bounds(metric: str, *, of_accuracies: bool) -> tuple[float, float]:
     if metric.startswith(("klom", "distance")):
         return 0.0, np.inf
     if metric in ("recovered", "probe_gap"):
-        return -100.0, 100.0
+        return (-100.0, 100.0) if of_accuracies else UNBOUNDED
     return 0.0, 1.0

@@ -24,8 +24,9 @@ from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.datasets.splits import validation_split
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs.cells import ResultCell
-from scissorhands_jax.jobs.experiment import Experiment, LoadedExperiment
-from scissorhands_jax.metrics import accuracies, attacks, distances, probes, relearning
+from scissorhands_jax.jobs.experiment import Experiment, LoadedExperiment, OwnNetwork
+from scissorhands_jax.metrics import answers, distances, probes, relearning
+from scissorhands_jax.metrics.row import SetPredictions, attack_numbers
 from scissorhands_jax.report import NULL, ORIGINAL, REFERENCE
 from scissorhands_jax.terminal import Progress
 from scissorhands_jax.training.loop import run
@@ -81,21 +82,22 @@ class AuditCell:
     """The seconds of the run that made the network, without compilation."""
     compile_seconds: float | None
     """The seconds of compilation, or None for networks of the ensemble, which share theirs."""
-    acc_forget: float
-    acc_retain: float
-    acc_test: float
+    quality: dict[str, float]
+    """`acc_forget`, `acc_retain` and `acc_test` in percent; of another task than classification its first metric, such
+    as `rmse_forget`."""
     mia: float
     network: str
     """The SHA-256 of the network; eight digits of another checksum in audits of earlier versions."""
     inside: InsideNumbers | None
     """Further numbers, or None if the network was not examined."""
     logits: np.ndarray
-    """The logits of the watched examples. shape=(N, C), dtype=float32"""
+    """The logits of the watched examples, or the outputs for another task. shape=(N, ...), dtype=float32"""
 
     def encode(self) -> bytes:
         """Returns the content of the file that keeps the measurements."""
         numbers = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         del numbers["logits"]
+        numbers |= numbers.pop("quality")
         numbers["inside"] = None if self.inside is None else dataclasses.asdict(self.inside)
         buffer = io.BytesIO()
         np.savez(buffer, numbers=np.frombuffer(json.dumps(numbers).encode(), np.uint8), logits=self.logits)
@@ -107,7 +109,9 @@ class AuditCell:
         held = array_files.read_arrays(content)
         numbers: dict[str, Any] = reading.parse_json(held["numbers"].tobytes(), nan=True)
         inside = numbers.pop("inside")
-        return cls(**numbers, inside=None if inside is None else InsideNumbers(**inside), logits=held["logits"])
+        known = {field.name: numbers.pop(field.name) for field in dataclasses.fields(cls) if field.name in numbers}
+        inside = None if inside is None else InsideNumbers(**inside)
+        return cls(**known, quality=numbers, inside=inside, logits=held["logits"])
 
 
 class Audit:
@@ -122,6 +126,7 @@ class Audit:
       networks: The folder of the ensemble.
       trained_on: The positions in the training split of the only examples that networks may be trained on. By default
         all may be used.
+      own: A network of the user's own, in place of what the experiment names.
 
     Raises:
       InputError: The experiment cannot be audited.
@@ -136,15 +141,18 @@ class Audit:
         data_dir: str | None,
         networks: Path,
         trained_on: np.ndarray | None = None,
+        own: OwnNetwork | None = None,
     ) -> None:
         _check_scenarios(experiment)
         self.experiment = experiment
         self.scenarios = experiment.scenarios
         self.tier = tier
         self.seed = seed
-        self.loaded = LoadedExperiment(experiment, data_dir)
+        self.loaded = LoadedExperiment(experiment, data_dir, own)
+        self.task = self.loaded.task
         train, tested = self.loaded.splits.train, self.loaded.splits.held_out
-        kept, held_out = validation_split(train["label"], experiment.validation_share, experiment.split_seed, tested)
+        groups = answers.example_groups(self.task, train)
+        kept, held_out = validation_split(groups, experiment.validation_share, experiment.split_seed, tested)
         self.used = kept if trained_on is None else np.intersect1d(kept, trained_on)  # in the training split
         self.train = data_lib.take(train, self.used)
         key = jax.random.key(seed)
@@ -183,7 +191,7 @@ class Audit:
                 spec = f"random:{float(share) * len(self.used) / len(left)!r}"
             positions = forget_sets.forget_positions(
                 spec,
-                self.loaded.splits.train["label"],
+                self.loaded.owners,
                 seed=self.seed + 1_000 * number,
                 class_names=self.loaded.splits.class_names,
                 trained_on=left,
@@ -205,8 +213,8 @@ class Audit:
         held_out_positions = draw(np.arange(data_lib.size(outside)), 2 * most)
         positions = np.concatenate(chosen)
         parts = [data_lib.take(self.train, positions), data_lib.take(outside, held_out_positions)]
-        self.images = np.concatenate([part["image"] for part in parts])
-        labels = np.concatenate([part["label"] for part in parts])
+        self.watched_examples = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+        labels = answers.example_groups(self.task, self.watched_examples)
         ends = np.cumsum([len(drawn) for drawn in (*chosen, held_out_positions)])
         *forget, always, halved, held_out = np.split(np.arange(ends[-1]), ends[:-1])
         self.watched = Watched(
@@ -217,7 +225,7 @@ class Audit:
                     scenario.name,
                     (ORIGINAL, REFERENCE, *scenario.methods),
                     columns,
-                    forget_sets.forgets_classes(scenario.forget[0]),
+                    self.task.classifies and forget_sets.forgets_classes(scenario.forget[0]),
                 )
                 for scenario, columns in zip(self.scenarios, forget, strict=True)
             ),
@@ -228,7 +236,7 @@ class Audit:
 
     def data_hashes(self) -> dict[str, str]:
         """Returns hashes of the examples that networks are trained on and answer, which identify the audit."""
-        watched = {"image": self.images, "label": self.watched.labels}
+        watched = self.watched_examples
         return {
             "training_data_sha256": hashing.tree_sha256(self.train),
             "watched_data_sha256": hashing.tree_sha256(watched),
@@ -286,8 +294,15 @@ class Audit:
         return self._held[network]
 
     def answers(self, network: tuple[Params, ModelState]) -> np.ndarray:
-        """Computes the logits of a network on the watched examples, of shape (N, C)."""
-        return accuracies.predict(self.loaded.model, *network, self.images, batch_size=500)
+        """Computes the outputs of a network on the watched examples, of shape (N, C) for a classifier.
+
+        Raises:
+          InputError: The outputs are no single array.
+        """
+        found = answers.outputs_of(self.task, self.loaded.model, *network, self.watched_examples)
+        if not isinstance(found, np.ndarray):
+            raise InputError(f"the network gives a {type(found).__name__} of arrays; an audit takes one array")
+        return found
 
     def measure(self, target: AuditTarget, progress: Progress) -> AuditCell:
         """Makes a network unlearn, if the label names a method, and measures it.
@@ -310,15 +325,17 @@ class Audit:
             result = run(self.loaded.method(settings), key, *original, data, num_epochs=settings.epochs)
             network = (result.params, result.model_state)
             seconds, compile_seconds = result.seconds, result.compile_seconds
-        logits, label = self.answers(network), self.watched.labels
-        forget, retain, test = ((logits[columns], label[columns]) for columns in self._columns(target))
+        logits = self.answers(network)
+        sets = {
+            name: SetPredictions(logits[columns], data_lib.take(self.watched_examples, columns))
+            for name, columns in zip(("forget", "retain", "test"), self._columns(target), strict=True)
+        }
+        metric = self.task.metrics[0].name
         return AuditCell(
             seconds=seconds,
             compile_seconds=compile_seconds,
-            acc_forget=accuracies.accuracy(*forget),
-            acc_retain=accuracies.accuracy(*retain),
-            acc_test=accuracies.accuracy(*test),
-            mia=attacks.paper_mia(*retain, *test, *forget, seed=self.seed),
+            quality={f"{metric}_{name}": answers.quality(self.task, *part) for name, part in sets.items()},
+            mia=attack_numbers(sets, seed=self.seed, every_attack=False, task=self.task)["mia"],
             inside=self._examine(target, network, original, data) if self.is_examined(target) else None,
             network=hashing.network_sha256(*network),
             logits=logits,
@@ -347,11 +364,11 @@ class Audit:
             *network,
             data,
             num_epochs=self.tier.recovery_epochs,
+            task=self.task,
         )
-        features, label = probes.features(self.loaded.model, *network, self.images), self.watched.labels
-        forget, retain, held_out = self._columns(target)
-        others = ((features[columns], label[columns]) for columns in (forget, held_out))
-        probe_forget, probe_held_out = probes.linear_probe(features[retain], label[retain], *others)
+        # What comes back is how much better the network becomes on the forget set, whatever the metric.
+        recovered = recovered if self.task.metrics[0].better == "higher" else [-number for number in recovered]
+        probed = self._probe(target, network) if self.task.classifies else (None, None)
         partner, _ = self.load(int(ensembles.partner(target.network)))
         # For each forget set one network of a pair is the original and the other is retrained.
         first, second = original[0], partner
@@ -359,11 +376,19 @@ class Audit:
             first, second = partner, self._next_retrained(target)
         return InsideNumbers(
             recovery=recovered,
-            probe_forget=probe_forget,
-            probe_held_out=probe_held_out,
+            probe_forget=probed[0],
+            probe_held_out=probed[1],
             distance_original=distances.weight_distance(network[0], first),
             distance_retrained=None if second is None else distances.weight_distance(network[0], second),
         )
+
+    def _probe(self, target: AuditTarget, network: tuple[Params, ModelState]) -> tuple[float, ...]:
+        """Measures how well a linear probe of the features knows the classes of forgotten and of held-out examples."""
+        inputs, label = self.task.inputs(self.watched_examples), self.watched.labels
+        features = probes.features(self.loaded.model, *network, inputs)
+        forget, retain, held_out = self._columns(target)
+        others = ((features[columns], label[columns]) for columns in (forget, held_out))
+        return probes.linear_probe(features[retain], label[retain], *others)
 
     def _next_retrained(self, target: AuditTarget) -> Params | None:
         """Returns the weights of the next network without the same forget set, or None if there is no other."""

@@ -26,10 +26,10 @@ from scissorhands_jax.base import Data, ModelState, Params
 from scissorhands_jax.errors import InputError, NonFiniteError
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.cells import CellFolder, Diverged
-from scissorhands_jax.jobs.experiment import Experiment
+from scissorhands_jax.jobs.experiment import Experiment, OwnNetwork
 from scissorhands_jax.jobs.progress import progress_bar
 from scissorhands_jax.methods import MethodSettings
-from scissorhands_jax.metrics import ensemble_attacks
+from scissorhands_jax.metrics import answers
 from scissorhands_jax.plain_terminal import duration_text
 from scissorhands_jax.report.gates import Gate, trusted
 from scissorhands_jax.terminal import Console, say
@@ -51,6 +51,7 @@ def run_audit(
     trained_on: np.ndarray | None = None,
     overwrite: bool = False,
     console: Console | None = None,
+    own: OwnNetwork | None = None,
 ) -> dict[str, Any]:
     """Audits the methods of an experiment and writes `results.json`, `scores.json` and `report.html`.
 
@@ -72,6 +73,8 @@ def run_audit(
         may be used.
       overwrite: Whether to replace an audit that exists.
       console: Where to show the expected cost, the progress and the verdict. The default is stderr.
+      own: A network of your own with its data and its task, in place of what the experiment names. Its outputs must be
+        one array.
 
     Returns:
       The document in `results.json`: `rows` (one per network), `evidence`, `gates`, `trusted` and more.
@@ -85,7 +88,7 @@ def run_audit(
     started = time.perf_counter()
     if tier not in TIERS:
         raise InputError(f"there is no tier {tier!r}; choose one of {', '.join(TIERS)}")
-    audit = Audit(experiment, TIERS[tier], num_networks, seed, data_dir, networks or out / "networks", trained_on)
+    audit = Audit(experiment, TIERS[tier], num_networks, seed, data_dir, networks or out / "networks", trained_on, own)
     settings = {"tier": tier, "seed": seed, **audit.loaded.settings}
     identity = identify({"command": "audit", **settings, **audit.data_hashes()})
     with CellFolder.open(out, identity, AuditCell, overwrite=overwrite) as folder:
@@ -154,7 +157,7 @@ def _document(audit: Audit, results: Results, *, finished: bool) -> dict[str, An
 
 def _scores(audit: Audit, results: Results) -> AuditScores:
     measurements = (
-        Measurement(*target, ensemble_attacks.margins(cell.logits, audit.watched.labels), cell.inside)
+        Measurement(*target, answers.certainties(audit.loaded.task, cell.logits, audit.watched_examples), cell.inside)
         for target, cell in results.items()
         if isinstance(cell, AuditCell)
     )
@@ -171,8 +174,10 @@ def _rows(audit: Audit, results: Results) -> tuple[list[dict[str, Any]], list[di
         if isinstance(cell, Diverged):
             failures.append({**place, "failure": cell.reason})
             continue
-        numbers = {name: getattr(cell, name) for name in ("acc_forget", "acc_retain", "acc_test", "mia")}
-        more = {"avg_gap": None, "seconds": cell.seconds, "rte": None, "network": cell.network}
+        numbers = {**cell.quality, "mia": cell.mia}
+        more: dict[str, Any] = {"avg_gap": None, "seconds": cell.seconds, "rte": None, "network": cell.network}
+        if not audit.loaded.task.classifies:
+            more["task"] = audit.loaded.task.document()
         rows[target.number, forget_set.labels.index(target.label), pair] = {**place, **numbers, **more}
     return [row for _, row in sorted(rows.items(), key=lambda item: item[0])], failures
 
@@ -202,7 +207,7 @@ def _announce(audit: Audit, waiting: Sequence[AuditTarget], console: Console) ->
     examined = sum(map(audit.is_examined, waiting))
     seconds += examined * audit.tier.recovery_epochs * training_one / max(1, training.epochs)
     size = ensembles.disk_bytes(audit.loaded.model, len(missing))
-    size += 4 * len(waiting) * len(audit.watched.labels) * len(audit.loaded.splits.class_names)
+    size += 4 * len(waiting) * len(audit.watched.labels) * audit.loaded.num_classes
     say(
         console,
         f"{len(missing)} networks to train and {len(waiting)} to unlearn or measure: about {duration_text(seconds)} on "

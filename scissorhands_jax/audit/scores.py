@@ -145,8 +145,8 @@ def _measurement(one: Mapping[str, Any], columns: int) -> Measurement:
         raise ValueError(f"network {one['network']!r} has not one finite margin for each example")
     inside = None if one["inside"] is None else InsideNumbers(**one["inside"])
     if inside is not None:
-        values = [*inside.recovery, inside.probe_forget, inside.probe_held_out, inside.distance_original]
-        values += [] if inside.distance_retrained is None else [inside.distance_retrained]
+        optional = (inside.probe_forget, inside.probe_held_out, inside.distance_retrained)
+        values = [*inside.recovery, inside.distance_original, *(value for value in optional if value is not None)]
         if not inside.recovery or not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
             raise ValueError(f"network {one['network']!r} has numbers that are not finite")
     place = _whole_numbers([one["set"], one["network"]]).tolist()

@@ -74,10 +74,11 @@ def whole_labels(labels: np.ndarray, where: str) -> np.ndarray:
       InputError: The labels have another form; the message says which one and how to convert it.
     """
     what = f"{where} is {labels.dtype} of shape {labels.shape}"
+    instead = "commands take one class for each example; in Python a sh.Task takes this"
     if labels.ndim == 2 and labels.shape[1] > 1 and labels.size and np.all((labels == 0) | (labels == 1)):
         if np.all(labels.sum(axis=1) == 1):
             raise InputError(f"{what}, labels in one-hot form; give whole numbers, as with .argmax(axis=1)")
-        raise InputError(f"{what}, several labels for an example; this needs one label for each example")
+        raise InputError(f"{what}, several labels for an example; {instead}")
     if labels.ndim == 2 and labels.shape[1] == 1:
         raise InputError(f"{what}; give shape ({len(labels)},), as with .ravel()")
     if labels.ndim != 1:
@@ -86,6 +87,8 @@ def whole_labels(labels: np.ndarray, where: str) -> np.ndarray:
         raise InputError(f"{where} holds no labels; give one for each example")
     if np.issubdtype(labels.dtype, np.floating) and np.all(np.isfinite(labels)) and np.all(labels % 1 == 0):
         raise InputError(f"{what}; convert it with .astype('int32')")
+    if np.issubdtype(labels.dtype, np.floating) and np.all(np.isfinite(labels)):
+        raise InputError(f"{what}, numbers that are no classes; {instead}")
     if not np.issubdtype(labels.dtype, np.integer):
         raise InputError(f"{what}; give whole numbers from 0, one per example, and the names in class_names")
     if labels.min() < 0:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from scissorhands_jax import augmentation, datasets, hashing, losses, models, torch_weights
@@ -22,6 +23,10 @@ from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods import MethodSettings, describe
 from scissorhands_jax.methods.finetune import FinetuneSettings
 from scissorhands_jax.methods.retrain import RetrainSettings
+from scissorhands_jax.methods.settings import of_task
+from scissorhands_jax.metrics import answers
+from scissorhands_jax.tasks import CLASSIFICATION, Task, task_loss
+from scissorhands_jax.training.descriptions import describe_value
 
 FLIPPED = "flipped"
 """The forget specification that names all examples whose labels were flipped."""
@@ -115,32 +120,86 @@ def _jsonable(value: Any) -> Any:
     raise InputError(f"the settings of an experiment must be JSON-able, found a {type(value).__name__}")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class OwnNetwork:
+    """A network of your own with its data and its task, for tables and audits of what has no name in the package."""
+
+    model: Model
+    """The network, which `init` draws afresh for every seed."""
+    train: Dataset
+    """The training set: a pytree of arrays that share their first axis."""
+    test: Dataset
+    """Held-out examples of the same form."""
+    task: Task = CLASSIFICATION
+    """What the network is for."""
+    loss_fn: StatefulLossFn | None = None
+    """The loss of training and unlearning; None is `tasks.task_loss(model, task)`."""
+    owners: np.ndarray | None = None
+    """An integer from 0 for each training example, such as a person, a speaker or a series, which `class:3` in a forget
+    specification then means. None are the labels of a classifier. shape=(N,)"""
+    class_names: tuple[str, ...] = ()
+    """The names of the classes, or of the owners; by default their numbers."""
+
+
 class LoadedExperiment:
     """An experiment with its data in memory and its network built.
 
     Args:
       experiment: What to load.
       data_dir: The folder of the data set's files. None for data sets that need none.
+      own: A network of the user's own, in place of those that the experiment names; its `dataset` and `model` then are
+        words for the record.
 
     Raises:
-      InputError: The data or the network cannot be had, or a limit is out of range.
+      InputError: The data or the network cannot be had, a limit is out of range, or the experiment asks something of
+        an own network that only those of the package can do.
     """
 
-    def __init__(self, experiment: Experiment, data_dir: str | None) -> None:
+    def __init__(self, experiment: Experiment, data_dir: str | None, own: OwnNetwork | None = None) -> None:
         self.experiment = experiment
         self.settings = experiment.as_dict()
+        self.task = CLASSIFICATION if own is None else own.task
+        self._methods: dict[str, Method] = {}
+        if own is not None:
+            self._take(own)
+            return
         self.splits = load_splits(experiment, data_dir)
         self.model = _build_model(experiment, self.splits)
         augment = self.splits.augmented if experiment.augment is None else experiment.augment
         crop = functools.partial(augmentation.crop_and_flip, padding=self.splits.crop_padding)
         self.loss_fn: StatefulLossFn = losses.classification_loss(self.model, augment=crop if augment else None)
-        self._methods: dict[str, Method] = {}
+        self.owners = self.splits.train["label"]
+        self.num_classes = len(self.splits.class_names)
+
+    def _take(self, own: OwnNetwork) -> None:
+        """Uses a network of the user's own."""
+        _check_own(self.experiment, own)
+        self.model = own.model
+        self.loss_fn = task_loss(own.model, own.task) if own.loss_fn is None else own.loss_fn
+        groups = answers.example_groups(own.task, own.train)
+        highest = max(groups.max(), answers.example_groups(own.task, own.test).max())
+        self.num_classes = max(int(highest) + 1, 0 if own.owners is not None else len(own.class_names))
+        self.owners = groups if own.owners is None else np.asarray(own.owners)
+        if self.owners.shape != groups.shape or not np.issubdtype(self.owners.dtype, np.integer):
+            raise InputError(
+                f"the owners of {len(groups)} examples are {self.owners.dtype} of shape {self.owners.shape}; give an "
+                "integer for each example"
+            )
+        names = own.class_names or tuple(map(str, range(max(self.num_classes, int(self.owners.max()) + 1))))
+        self.splits = datasets.Splits(own.train, own.test, names, augmented=False)
+        described = describe_value((own.model, own.task, self.loss_fn), "own")
+        self.settings["own"] = hashing.sha256(json.dumps(described, sort_keys=True))
 
     def method(self, settings: MethodSettings) -> Method:
-        """The method with these settings, built once, so that all its runs share one compiled program."""
+        """The method with these settings, built once, so that all its runs share one compiled program.
+
+        Raises:
+          InputError: The method takes classifiers alone, and the network is none.
+        """
         key = repr(settings)
         if key not in self._methods:
-            self._methods[key] = settings.build(self.model, self.loss_fn, len(self.splits.class_names))
+            fitted = of_task(settings, self.task)
+            self._methods[key] = fitted.build(self.model, self.loss_fn, self.num_classes)
         return self._methods[key]
 
     def settings_sha256(self) -> str:
@@ -157,7 +216,34 @@ class LoadedExperiment:
 
     def training_identity(self) -> dict[str, Any]:
         """What decides the weights of a trained network, besides its seed and its examples."""
-        return {"classes": len(self.splits.class_names), **{name: self.settings[name] for name in _TRAINING_SETTINGS}}
+        chosen = {name: self.settings[name] for name in (*_TRAINING_SETTINGS, "own") if name in self.settings}
+        return {"classes": self.num_classes, **chosen}
+
+
+def _check_own(experiment: Experiment, own: OwnNetwork) -> None:
+    """Refuses an experiment that asks for what an own network cannot do.
+
+    Raises:
+      InputError: A setting is not for own networks, the test set has another form, or methods take classifiers alone.
+    """
+    usual: dict[str, Any] = dict.fromkeys(("pretrained", "image_size", "train_limit", "test_limit"))
+    for name, value in {**usual, "model_options": {}}.items():
+        if getattr(experiment, name) != value:
+            raise InputError(
+                f"{name} is for networks and data of the package; leave it out, and give what it would make"
+            )
+    if experiment.augment:
+        raise InputError("augment is for images of the package; give a loss_fn that augments its batches itself")
+    if not own.task.classifies and experiment.attack_later:
+        raise InputError(f"attack_later keeps logits of classes, and the task is {own.task.name}; leave it out")
+    forms: tuple[Any, Any] = jax.tree.structure(own.train), jax.tree.structure(own.test)
+    if forms[0] != forms[1] or not all(map(data_lib.size, (own.train, own.test))):
+        raise InputError(
+            f"the training set is {forms[0]} and the test set {forms[1]}; give examples of one form in both"
+        )
+    for scenario in experiment.scenarios:
+        for settings in scenario.methods.values():
+            of_task(settings, own.task)
 
 
 def load_splits(experiment: Experiment, data_dir: str | None) -> datasets.Splits:

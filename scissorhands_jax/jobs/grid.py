@@ -21,7 +21,7 @@ from scissorhands_jax import models, report
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.cells import CellFolder, Diverged, ResultCell
-from scissorhands_jax.jobs.experiment import Experiment, Scenario
+from scissorhands_jax.jobs.experiment import Experiment, OwnNetwork, Scenario
 from scissorhands_jax.jobs.progress import progress_bar
 from scissorhands_jax.jobs.scenarios import REFERENCES, SeededScenario, TableNetworks, run_name
 from scissorhands_jax.jobs.table_cells import TableCell
@@ -43,6 +43,7 @@ def run_grid(
     overwrite: bool = False,
     present: Callable[[dict[str, Any]], object] | None = None,
     console: Console | None = None,
+    own: OwnNetwork | None = None,
 ) -> dict[str, Any]:
     """Fills a table in a folder, or continues to fill it, and returns the document in its `results.json`.
 
@@ -63,6 +64,8 @@ def run_grid(
       present: Is called with the document at the end, before another process can write to the folder, to add pages or
         pictures.
       console: Shows the progress. The default is stderr.
+      own: A network of your own with its data and its task, in place of what the experiment names. Its code and its
+        data identify the table.
 
     Raises:
       InputError: Something in the experiment cannot be used, or the folder holds something else, such as cells of other
@@ -75,7 +78,7 @@ def run_grid(
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise InputError(f"seeds must be different numbers from 0 on, got {list(seeds)}")
     chosen = label_pattern(only)
-    store = TableNetworks(experiment, data_dir, out, networks or out / "networks")
+    store = TableNetworks(experiment, data_dir, out, networks or out / "networks", own)
     table = Table(store)
     identity = identify({"command": "grid", **store.loaded.settings, "data_sha256": store.data_sha256})
     with CellFolder.open(out, identity, TableCell, overwrite=overwrite) as folder:

@@ -40,7 +40,7 @@ def save_predictions(path: Path, found: Predictions, *, seed: int, network: str)
     """
     arrays: dict[str, Any] = {"network": np.array(network)}
     for name, part in attacked_examples(found, seed=seed).items():
-        arrays |= {f"{name}_logits": part.logits, f"{name}_labels": part.labels.astype(np.int16)}
+        arrays |= {f"{name}_logits": part.outputs, f"{name}_labels": part.examples["label"].astype(np.int16)}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     files.write_bytes(path, buffer.getvalue())
@@ -59,7 +59,7 @@ def read_predictions(content: bytes, name: str, *, network: str) -> Predictions:
     """
     try:
         arrays = array_files.read_arrays(content)
-        found = {part: SetPredictions(arrays[f"{part}_logits"], arrays[f"{part}_labels"]) for part in _SETS}
+        found = {part: SetPredictions(arrays[f"{part}_logits"], {"label": arrays[f"{part}_labels"]}) for part in _SETS}
         other = str(arrays["network"])
     except (ValueError, KeyError) as error:
         raise InputError(f"{name} holds no predictions ({error}); copy it again") from error

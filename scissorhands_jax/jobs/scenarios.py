@@ -6,24 +6,26 @@ import dataclasses
 import json
 import math
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import files, hashing
-from scissorhands_jax.base import Data, Dataset, Key, ModelState, Params
+from scissorhands_jax.base import Data, Dataset, Key, ModelState, Params, PyTree
 from scissorhands_jax.datasets import forget_sets
-from scissorhands_jax.datasets.splits import known_classes, validation_split
+from scissorhands_jax.datasets.splits import validation_split
+from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import late_attacks
 from scissorhands_jax.jobs.cells import slug
-from scissorhands_jax.jobs.experiment import FLIPPED, Experiment, LoadedExperiment, Scenario
+from scissorhands_jax.jobs.experiment import FLIPPED, Experiment, LoadedExperiment, OwnNetwork, Scenario
 from scissorhands_jax.jobs.progress import follow_steps
 from scissorhands_jax.jobs.table_cells import Cost, ForgetSummary, RelearnSummary, TableCell
 from scissorhands_jax.methods import MethodSettings, describe
-from scissorhands_jax.metrics import accuracies, relearning
+from scissorhands_jax.metrics import answers, relearning
 from scissorhands_jax.metrics.row import accuracy_numbers, attack_numbers, predict_sets
 from scissorhands_jax.report import ORIGINAL, REDRAWN, REFERENCE, provenance, table_gates
 from scissorhands_jax.terminal import Progress
@@ -56,10 +58,13 @@ class TableNetworks:
       data_dir: The folder of the data set's files. None for data sets that need none.
       out: The folder of the table.
       networks: The folder of its original and retrained networks.
+      own: A network of the user's own, in place of what the experiment names.
     """
 
-    def __init__(self, experiment: Experiment, data_dir: str | None, out: Path, networks: Path) -> None:
-        self.loaded = LoadedExperiment(experiment, data_dir)
+    def __init__(
+        self, experiment: Experiment, data_dir: str | None, out: Path, networks: Path, own: OwnNetwork | None = None
+    ) -> None:
+        self.loaded = LoadedExperiment(experiment, data_dir, own)
         self.data_sha256 = self.loaded.data_sha256()
         self.experiment = experiment
         self.out = out
@@ -169,20 +174,22 @@ class SeededScenario:
         self.store = store
         self.scenario = scenario
         self.seed = seed
-        splits, experiment = store.loaded.splits, store.experiment
-        self.true_labels = splits.train["label"]
-        labels, self.flipped = forget_sets.flip_labels(
-            self.true_labels, scenario.flipped_labels, len(splits.class_names), seed=seed
-        )
-        self.train = {**splits.train, "label": labels}
+        loaded, experiment = store.loaded, store.experiment
+        splits, self.task = loaded.splits, loaded.task
+        self.true_train = splits.train
+        self.train, self.flipped = _with_wrong_targets(loaded, scenario.flipped_labels, seed)
         self.trained_on, self.held_out = validation_split(
-            self.true_labels, experiment.validation_share, experiment.split_seed, splits.held_out
+            answers.example_groups(self.task, splits.train),
+            experiment.validation_share,
+            experiment.split_seed,
+            splits.held_out,
         )
         self.requests = [self._positions(spec.replace("{seed}", str(seed))) for spec in scenario.forget]
         self.forget_positions = np.unique(np.concatenate(self.requests))
         self.data = self._split(self.forget_positions, self.forget_positions)
-        self.test = known_classes(splits.test, self.data.retain)
-        self.validation = known_classes(data_lib.take(self.train, self.held_out), self.data.retain)
+        self.test = answers.known_examples(self.task, splits.test, self.data.retain)
+        held_out = data_lib.take(self.train, self.held_out)
+        self.validation = answers.known_examples(self.task, held_out, self.data.retain)
         self._target: float | None = None
 
     def save_positions(self) -> None:
@@ -198,10 +205,12 @@ class SeededScenario:
     def _positions(self, spec: str) -> np.ndarray:
         """What a request names, as positions in the training set; the networks are trained on all of it."""
         if spec == FLIPPED:
-            return data_lib.check_positions(np.intersect1d(self.flipped, self.trained_on), len(self.true_labels))
+            return data_lib.check_positions(np.intersect1d(self.flipped, self.trained_on), data_lib.size(self.train))
+        # With wrong labels a class is all examples that carry its label.
+        owners = self.train["label"] if self.flipped.size and self.task.classifies else self.store.loaded.owners
         return forget_sets.forget_positions(
             spec,
-            self.train["label"],
+            owners,
             seed=self.seed,
             class_names=self.store.loaded.splits.class_names,
             trained_on=self.trained_on,
@@ -290,39 +299,44 @@ class SeededScenario:
                 len(self.forget_positions),
                 hashing.positions_sha256(self.forget_positions),
             ),
-            relearn=self._relearn(label, network, metrics["acc_forget"], progress),
+            relearn=self._relearn(label, network, metrics[f"{self.quality}_forget"], progress),
         )
         if not is_reference:
             folder = self.network_folder(label)
             checkpoints.save_network(folder, network.params, network.model_state, cell.as_dict())
         return cell
 
-    def _metrics(self, label: str, network: TrainedNetwork) -> dict[str, float]:
+    @property
+    def quality(self) -> str:
+        """The name of the measure of quality: `acc`, or the first metric of the task."""
+        return self.task.metrics[0].name
+
+    def _metrics(self, label: str, network: TrainedNetwork) -> dict[str, Any]:
         loaded, experiment = self.store.loaded, self.store.experiment
-        found = predict_sets(loaded.model, network.params, network.model_state, self.data, self.test)
-        numbers = accuracy_numbers(found)
+        found = predict_sets(loaded.model, network.params, network.model_state, self.data, self.test, task=self.task)
+        numbers = accuracy_numbers(found, task=self.task)
         if experiment.attack_later:
             name = late_attacks.predictions_name(self.scenario.name, self.seed, label)
             digest = hashing.network_sha256(network.params, network.model_state)
             late_attacks.save_predictions(self.store.out / name, found, seed=self.seed, network=digest)
         else:
-            numbers |= attack_numbers(found, seed=self.seed, every_attack=experiment.every_attack)
+            numbers |= attack_numbers(found, seed=self.seed, every_attack=experiment.every_attack, task=self.task)
         if len(self.held_out):
-            numbers["acc_validation"] = self._accuracy(network, self.validation["image"], self.validation["label"])
+            numbers[f"{self.quality}_validation"] = self._quality(network, self.validation)
         if self.scenario.flipped_labels:
-            true = self.true_labels[self.forget_positions]
-            numbers["acc_forget_true_labels"] = self._accuracy(network, self.data.forget["image"], true)
+            true = data_lib.take(self.true_train, self.forget_positions)
+            numbers[f"{self.quality}_forget_true_labels"] = self._quality(network, true)
         if label in REFERENCES:
             numbers |= self._held_out_numbers(network)
         return numbers
 
     def _relearn(
-        self, label: str, network: TrainedNetwork, acc_forget: float, progress: Progress
+        self, label: str, network: TrainedNetwork, forget_quality: float, progress: Progress
     ) -> RelearnSummary | None:
         experiment = self.store.experiment
         if not experiment.relearn_epochs:
             return None
-        target = acc_forget if label == ORIGINAL else self._original_accuracy(progress)
+        target = forget_quality if label == ORIGINAL else self._original_quality(progress)
         result = relearning.relearn_time(
             self.store.loaded.model,
             self.store.loaded.method(experiment.relearning),
@@ -332,14 +346,14 @@ class SeededScenario:
             self.data.forget,
             target=target,
             max_epochs=experiment.relearn_epochs,
+            task=self.task,
         )
         return RelearnSummary(result.epochs, experiment.relearn_epochs, target, result.curve)
 
-    def _original_accuracy(self, progress: Progress) -> float:
-        """The accuracy of the original on the forget set, in percent."""
+    def _original_quality(self, progress: Progress) -> float:
+        """The accuracy of the original on the forget set, in percent, or what the task has in its place."""
         if self._target is None:
-            forget = self.data.forget
-            self._target = self._accuracy(self.original(progress), forget["image"], forget["label"])
+            self._target = self._quality(self.original(progress), self.data.forget)
         return self._target
 
     def _held_out_numbers(self, network: TrainedNetwork) -> dict[str, float]:
@@ -353,16 +367,41 @@ class SeededScenario:
             (held, flipped),
         ):
             # A network that saw neither answers a wrong label differently from a right one.
-            kinds = np.array(part["label"], np.int64)
-            kinds[wrong] += len(self.store.loaded.splits.class_names)
-            shown += [self._logits(network, part["image"]), part["label"], kinds]
-        return table_gates.held_out_numbers(*shown)
+            kinds = np.array(answers.example_groups(self.task, part), np.int64)
+            kinds[wrong] += self.store.loaded.num_classes
+            shown += [answers.certainties(self.task, self._outputs(network, part), part), kinds]
+        return table_gates.held_out_ranks(*shown)
 
-    def _accuracy(self, network: TrainedNetwork, images: np.ndarray, labels: np.ndarray) -> float:
-        return accuracies.accuracy(self._logits(network, images), labels)
+    def _quality(self, network: TrainedNetwork, examples: Dataset) -> float:
+        return answers.quality(self.task, self._outputs(network, examples), examples)
 
-    def _logits(self, network: TrainedNetwork, images: np.ndarray) -> np.ndarray:
-        return accuracies.predict(self.store.loaded.model, network.params, network.model_state, images, batch_size=500)
+    def _outputs(self, network: TrainedNetwork, examples: Dataset) -> PyTree:
+        model = self.store.loaded.model
+        return answers.outputs_of(self.task, model, network.params, network.model_state, examples)
+
+
+def _with_wrong_targets(loaded: LoadedExperiment, share: float, seed: int) -> tuple[Dataset, np.ndarray]:
+    """The training set with wrong targets at a random share of its examples, and the positions of these.
+
+    Raises:
+      InputError: The share cannot be used, or the task does not say what wrong targets are.
+    """
+    train, task = loaded.splits.train, loaded.task
+    if isinstance(train, Mapping) and "label" in train and task.classifies:
+        labels, flipped = forget_sets.flip_labels(train["label"], share, max(loaded.num_classes, 2), seed=seed)
+        return {**train, "label": labels}, flipped
+    if not share:
+        return train, np.zeros(0, np.int32)
+    if task.flip is None or not isinstance(train, Mapping) or "label" not in train or not 0 < share <= 1:
+        raise InputError(
+            f"a share of {share} of the targets of the task {task.name!r} cannot be made wrong; give a share from 0 to "
+            "1, a task with `flip`, and examples that are a dict with the targets as 'label'"
+        )
+    generator = np.random.default_rng([seed, 7])
+    chosen = np.sort(generator.choice(data_lib.size(train), round(share * data_lib.size(train)), replace=False))
+    targets = np.array(train["label"])
+    targets[chosen] = task.flip(targets[chosen], generator)
+    return {**train, "label": targets}, chosen.astype(np.int32)
 
 
 def _sum(first: Cost | None, second: Cost | None) -> Cost | None:

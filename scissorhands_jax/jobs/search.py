@@ -15,7 +15,8 @@ from scissorhands_jax.base import Data, Dataset, Key, Method, Model, ModelState,
 from scissorhands_jax.errors import InputError, NonFiniteError
 from scissorhands_jax.methods import MethodSettings
 from scissorhands_jax.methods.settings import Choices, Range
-from scissorhands_jax.metrics import accuracies, attacks
+from scissorhands_jax.metrics import answers
+from scissorhands_jax.tasks import CLASSIFICATION, Task
 from scissorhands_jax.training import sweeps
 from scissorhands_jax.training.loop import run
 
@@ -80,13 +81,14 @@ def tune_settings(
     made: Sequence[Trial] = (),
     on_trial: Callable[[int, Trial], None] | None = None,
     observe: Callable[[Params, ModelState], dict[str, float]] | None = None,
+    task: Task = CLASSIFICATION,
 ) -> SearchResult:
     """Tries settings from a scrambled Sobol sequence, the given ones first, and keeps the one with the smallest score.
 
     The score is what can be known without a retrained network (`proxy_score`).
 
     Args:
-      model: The model, whose logits are scored.
+      model: The model, whose outputs are scored.
       build: Makes the method from its settings.
       settings: The settings that the search starts with; it changes the fields in `space`.
       key: A typed PRNG key for the draws and the runs; every trial runs with the same key.
@@ -101,12 +103,18 @@ def tune_settings(
       on_trial: Called after every trial, also those in `made`, with its number, counted from 1, and the trial.
       observe: Measures every unlearned network for the record, for example against a retrained one; not used for the
         choice.
+      task: What the network is for.
 
     Raises:
-      InputError: A range or the budget cannot be used, or every trial diverged.
+      InputError: A range or the budget cannot be used, whole classes are forgotten by a network that is no classifier,
+        or every trial diverged.
     """
     check_search(settings, space, num_trials)
-    before = measure_trial(model, params, model_state, data, validation)
+    if whole_classes and not task.classifies:
+        raise InputError(
+            f"the task {task.name!r} has no classes that are forgotten as a whole; give whole_classes=False"
+        )
+    before = measure_trial(model, params, model_state, data, validation, task=task)
     choices = candidates(settings, space, num_trials, key)
     tried = [_with_changes(settings, changes) for changes in choices]
     methods = sweeps.methods_of(build, tried)
@@ -124,8 +132,8 @@ def tune_settings(
         numbers, score, observed = dict[str, float](), float("inf"), dict[str, float]()
         try:
             result = run(method, key, params, model_state, data, num_epochs=tried[number - 1].epochs)
-            numbers = measure_trial(model, result.params, result.model_state, data, validation)
-            score = proxy_score(numbers, before, whole_classes=whole_classes)
+            numbers = measure_trial(model, result.params, result.model_state, data, validation, task=task)
+            score = proxy_score(numbers, before, whole_classes=whole_classes, task=task)
         except NonFiniteError:
             pass
         seconds = time.perf_counter() - begun
@@ -185,7 +193,13 @@ def as_overrides(changes: Mapping[str, Any]) -> list[str]:
 
 
 def measure_trial(
-    model: Model, params: Params, model_state: ModelState, data: Data, validation: Dataset
+    model: Model,
+    params: Params,
+    model_state: ModelState,
+    data: Data,
+    validation: Dataset,
+    *,
+    task: Task = CLASSIFICATION,
 ) -> dict[str, float]:
     """Accuracies in percent, and the distance of the forget set's losses from the validation set's.
 
@@ -196,19 +210,22 @@ def measure_trial(
       model, params, model_state: The network.
       data: The forget and the retain set.
       validation: Examples that the original network was not trained on.
+      task: What the network is for. Of another task than classification, its first metric is in place of accuracies.
     """
     parts = {"forget": data.forget, "retain": data.retain, "validation": validation}
     numbers, losses = {}, {}
     for name, part in parts.items():
-        logits = accuracies.predict(model, params, model_state, part["image"], batch_size=500)
-        numbers[f"acc_{name}"] = accuracies.accuracy(logits, part["label"])
-        losses[name] = attacks.cross_entropy_per_example(logits, np.asarray(part["label"]))
+        outputs = answers.outputs_of(task, model, params, model_state, part)
+        numbers[f"{task.metrics[0].name}_{name}"] = answers.quality(task, outputs, part)
+        losses[name] = answers.example_losses(task, outputs, part)
     distance = stats.ks_2samp(losses["forget"], losses["validation"], method="asymp").statistic
     numbers["loss_distance"] = 100 * float(distance)
     return numbers
 
 
-def proxy_score(numbers: Mapping[str, float], before: Mapping[str, float], *, whole_classes: bool) -> float:
+def proxy_score(
+    numbers: Mapping[str, float], before: Mapping[str, float], *, whole_classes: bool, task: Task = CLASSIFICATION
+) -> float:
     """How far a network is from a retrained one, as far as that is known without retraining; percentage points.
 
     A retrained network is about as good as the original on retained and on unseen examples. To it, a random forget set
@@ -219,9 +236,11 @@ def proxy_score(numbers: Mapping[str, float], before: Mapping[str, float], *, wh
       numbers: What `measure_trial` says of the network.
       before: The same of the original network.
       whole_classes: Whether whole classes are forgotten.
+      task: What the network is for.
     """
-    forget = numbers["acc_forget"] if whole_classes else numbers["loss_distance"]
-    lost = [abs(numbers[name] - before[name]) for name in ("acc_retain", "acc_validation")]
+    metric = task.metrics[0].name
+    forget = numbers[f"{metric}_forget"] if whole_classes else numbers["loss_distance"]
+    lost = [abs(numbers[name] - before[name]) for name in (f"{metric}_retain", f"{metric}_validation")]
     return (forget + sum(lost)) / 3
 
 

@@ -51,7 +51,8 @@ class TableCell:
     seed: int
     sweep: Sweep | None
     settings: dict[str, Any]
-    metrics: dict[str, float]
+    metrics: dict[str, Any]
+    """Numbers, and `task` if it is no classification; see `metrics.row.measure_row`."""
     cost: Cost | None
     process: str
     """Names the process that made it. Times of different processes are not compared."""
@@ -114,4 +115,4 @@ class TableCell:
                 row["rte"] = self.cost.seconds / reference.cost.seconds
         if self.relearn is not None:
             row |= {"relearn_epochs": self.relearn.epochs, "relearn_cap": self.relearn.cap}
-        return {name: row[name] for name in dict.fromkeys((*report.ROW_FIELDS, *row))}
+        return {name: row[name] for name in dict.fromkeys((*report.row_fields(row), *row))}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -96,7 +96,7 @@ def amun(model: Model, optimizer: optax.GradientTransformation, options: AmunArg
     def aux(key: Key, params: Params, model_state: ModelState, data: Data) -> Dataset:
         del key
         if clip is not None:
-            check_range(data.forget["image"], clip)
+            check_range(losses.images_of(data.forget), clip)
         found = closest_adversarial(
             model,
             params,
@@ -112,7 +112,9 @@ def amun(model: Model, optimizer: optax.GradientTransformation, options: AmunArg
 
     def objective(params, carry, batch, key):
         clean = {name: part for name, part in batch._asdict().items() if part is not None}
-        images, key = losses.augmented(options.augment, key, jnp.concatenate([p["image"] for p in clean.values()]))
+        images, key = losses.augmented(
+            options.augment, key, jnp.concatenate([losses.images_of(p) for p in clean.values()])
+        )
         adversarial = drawn(carry, data_lib.size(batch.forget))
         counts = {name: data_lib.size(part) for name, part in {**clean, "adversarial": adversarial}.items()}
         total = sum(counts.values())
@@ -188,7 +190,7 @@ def closest_adversarial(
     total = data_lib.size(examples)
     batch_size = min(batch_size, total)
     labels = np.asarray(examples["label"])
-    images = np.asarray(as_float(jnp.asarray(np.asarray(examples["image"]))), np.float32)
+    images = np.asarray(as_float(jnp.asarray(np.asarray(losses.images_of(examples)))), np.float32)
     moved, predicted, remaining = images.copy(), labels.copy(), np.arange(total)
 
     def attack(positions: np.ndarray, radius: float, steps: int) -> None:
@@ -290,6 +292,7 @@ class AmunSettings(AmunOptions, TrainingSettings):
     milestones: tuple[int, ...] = tuple(range(1, 10))
     clip: bool = True
     """Whether adversarial images are clipped to [0, 1]."""
+    reads_classes: ClassVar[bool] = True
 
     def batch_sizes(self, batch: Batch) -> list[int]:
         """One batch of all kinds; see `TrainingSettings.batch_sizes`."""

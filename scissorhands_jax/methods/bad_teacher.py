@@ -75,14 +75,16 @@ def bad_teacher(model: Model, optimizer: optax.GradientTransformation, options: 
 
     def objective(params, carry, batch, key):
         count = data_lib.size(batch.forget)
-        images = jnp.concatenate([batch.forget["image"], batch.retain["image"]])
+        both = losses.inputs_of(batch.forget), losses.inputs_of(batch.retain)
+        images = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *both)
         images, key = losses.augmented(options.augment, key, images)
-        taught = ((carry.aux.incompetent, images[:count]), (carry.aux.competent, images[count:]))
+        first, rest = (data_lib.take(images, part) for part in (slice(count), slice(count, None)))
+        taught = ((carry.aux.incompetent, first), (carry.aux.competent, rest))
         logits = [
             microbatches.mapped(functools.partial(losses.teacher_logits, model, teacher), x, parts)
             for teacher, x in taught
         ]
-        total = len(images)
+        total = count + data_lib.size(batch.retain)
         forgets = jnp.arange(total) < count
 
         def mean_loss(params, model_state, examples, key):
@@ -117,6 +119,7 @@ class BadTeacherSettings(BadTeacherOptions, TrainingSettings):
 
     learning_rate: float = 1e-2
     mixed: ClassVar[bool] = True
+    reads_classes: ClassVar[bool] = True
 
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The method with these settings; see `MethodSettings.build`."""

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from scissorhands_jax import data as data_lib
 from scissorhands_jax import losses, microbatches, trees
 from scissorhands_jax.base import ApplyFn, Carry, Data, Key, Method, Model, ModelState, Params, PyTree, StatefulLossFn
 from scissorhands_jax.errors import InputError, check_choice
@@ -86,7 +87,7 @@ def boundary_expand(model: Model, optimizer: optax.GradientTransformation, optio
     def init(key: Key, params: Params, model_state: ModelState, data: Data) -> Carry:
         check_not_empty(data, ("forget",))
         key, shadow_key = jax.random.split(key)
-        images = data.forget["image"][:_CHECKED_IMAGES]
+        images = data_lib.take(losses.inputs_of(data.forget), slice(_CHECKED_IMAGES))
         first_class = find_head(model, params, model_state, images, num_classes=num_classes, head=options.head)
         return method.init(key, Expanded(params, draw_shadow(shadow_key, first_class)), model_state, data)
 
@@ -235,6 +236,7 @@ class BoundaryExpandSettings(BoundaryExpandOptions, TrainingSettings):
 
     learning_rate: float = 1e-6
     gradients: ClassVar[tuple[Gradient, ...]] = ("forget",)
+    reads_classes: ClassVar[bool] = True
 
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The method with these settings; only the augmentation of the loss is used. See `MethodSettings.build`."""

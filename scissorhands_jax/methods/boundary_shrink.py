@@ -73,7 +73,7 @@ def boundary_shrink(
     def aux(key: Key, params: Params, model_state: ModelState, data: Data) -> tuple[Params, ModelState]:
         del key
         if clip is not None and mode == "paper":
-            check_range(data.forget["image"], clip)
+            check_range(losses.images_of(data.forget), clip)
         return trees.copy((params, model_state))
 
     def objective(params, carry, batch, key):
@@ -88,7 +88,7 @@ def boundary_shrink(
             return nearest, jnp.full(labels.shape, value)
 
         parts = losses.microbatches_of(loss_fn)
-        labels, original_losses = mapped(relabelled, (examples["image"], examples["label"]), parts)
+        labels, original_losses = mapped(relabelled, (losses.images_of(examples), examples["label"]), parts)
         loss, model_state = loss_fn(params, carry.model_state, {**examples, "label": labels}, train=True, key=key)
         return loss, (model_state, {"loss_relabelled": loss, "loss_original": jnp.mean(original_losses)})
 
@@ -186,6 +186,7 @@ class BoundaryShrinkSettings(BoundaryShrinkOptions, TrainingSettings):
     clip: bool = True
     """Whether adversarial images are clipped to [0, 1]."""
     gradients: ClassVar[tuple[Gradient, ...]] = ("forget",)
+    reads_classes: ClassVar[bool] = True
 
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The method with these settings; see `MethodSettings.build`."""

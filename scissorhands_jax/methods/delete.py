@@ -64,7 +64,7 @@ def delete(model: Model, optimizer: optax.GradientTransformation, options: Delet
     microbatches.check_microbatches([options.batch_size], parts)
 
     def objective(params, carry, batch, key):
-        images, key = losses.augmented(options.augment, key, batch.forget["image"])
+        images, key = losses.augmented(options.augment, key, losses.inputs_of(batch.forget))
 
         def mean_loss(params, model_state, examples, key):
             images, labels = examples
@@ -123,6 +123,7 @@ class DeleteSettings(DeleteOptions, TrainingSettings):
         **TrainingSettings.search_ranges,
         "learning_rate": (1e-5, 1e-1),
     }
+    reads_classes: ClassVar[bool] = True
 
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The method with these settings; see `MethodSettings.build`."""

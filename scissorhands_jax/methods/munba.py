@@ -164,6 +164,11 @@ class MunbaSettings(MunbaOptions, TrainingSettings):
     learning_rate: float = 1e-2
     gradients: ClassVar[tuple[Gradient, ...]] = ("retain", "forget")
 
+    @property
+    def needs_classes(self) -> bool:
+        """Whether forget examples are given random labels."""
+        return self.forget_loss == "random_label"
+
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The method with these settings; see `MethodSettings.build`."""
         del model

@@ -181,6 +181,7 @@ class SalunSettings(SalunOptions, TrainingSettings):
     """The settings of the scripts for CIFAR-10 that Scissorhands' authors published for SalUn."""
 
     mixed: ClassVar[bool] = True
+    reads_classes: ClassVar[bool] = True
 
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The method with these settings; see `MethodSettings.build`."""

@@ -75,7 +75,7 @@ def scrub(model: Model, optimizer: optax.GradientTransformation, options: ScrubA
 
     def objective(params, carry, batch, key):
         examples = batch.forget if batch.retain is None else batch.retain
-        images, key = losses.augmented(options.augment, key, examples["image"])
+        images, key = losses.augmented(options.augment, key, losses.inputs_of(examples))
 
         def mean_loss(params, model_state, examples, key):
             images, labels = examples
@@ -112,6 +112,7 @@ class ScrubSettings(ScrubOptions, TrainingSettings):
     epochs: int = 3
     learning_rate: float = 5e-4
     gradients: ClassVar[tuple[Gradient, ...]] = ("either",)
+    reads_classes: ClassVar[bool] = True
 
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The method with these settings; see `MethodSettings.build`."""

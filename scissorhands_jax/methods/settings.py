@@ -20,6 +20,7 @@ from scissorhands_jax import data as data_lib
 from scissorhands_jax import losses, microbatches, models, optimizers
 from scissorhands_jax.base import Batch, Carry, Data, Key, Method, Model, ModelState, Params, StatefulLossFn
 from scissorhands_jax.errors import InputError, check_choice
+from scissorhands_jax.tasks import Task
 
 Mode = Literal["paper", "authors"]
 """Whether a method follows its paper or the code that its authors published."""
@@ -49,6 +50,8 @@ class MethodSettings:
     gradients: ClassVar[tuple[Gradient, ...]] = ("both",)
     """The gradients, each as large as the network, that a step holds at the same time; of a method without steps, those
     that its beginning holds. Gradients of single examples are in `num_gradients`."""
+    reads_classes: ClassVar[bool] = False
+    """Whether the method reads logits or labels of classes."""
     search_ranges: ClassVar[Mapping[str, Range | Choices]] = {}
     """The settings that `jobs.search` tunes: a number with the range in which it is searched on a logarithmic scale, a
     name with the names among which it is chosen."""
@@ -70,6 +73,11 @@ class MethodSettings:
     def num_gradients(self) -> int:
         """How many gradients, each as large as the network, a step holds at the same time."""
         return len(self.gradients)
+
+    @property
+    def needs_classes(self) -> bool:
+        """Whether the method takes classifiers alone; by default if it reads classes."""
+        return self.reads_classes
 
     def changed(self, **changes: Any) -> Self:
         """A copy with other values; how `config.override` changes settings."""
@@ -215,6 +223,35 @@ class TrainingSettings(MicrobatchOptions, MethodSettings):
             return method.init(key, params, model_state, data)
 
         return init
+
+
+def of_task(settings: MethodSettings, task: Task) -> MethodSettings:
+    """The settings for a network with a task: a ceiling "uniform" becomes the task's own, unless it is a classifier.
+
+    Args:
+      settings: The settings of any method.
+      task: What the network is for.
+
+    Raises:
+      InputError: The method takes classifiers alone, or the ceiling of the task is not known.
+    """
+    if task.classifies:
+        return settings
+    method = type(settings).__name__.removesuffix("Settings")
+    if settings.needs_classes:
+        raise InputError(
+            f"{method} reads logits or labels of classes, and the task is {task.name}; take a method that needs only a "
+            "loss, such as scissorhands, finetune, gradient_ascent or neggrad_plus"
+        )
+    if getattr(settings, "ceiling", None) != "uniform":
+        return settings
+    if task.ceiling is None:
+        raise InputError(
+            f"the loss at which a network knows nothing is unknown for the task {task.name!r}; give the ceiling of "
+            f"{method} as a number or as 'off', or the task a ceiling"
+        )
+    changes: dict[str, Any] = {"ceiling": task.ceiling}
+    return dataclasses.replace(settings, **changes)
 
 
 def on_upper_layers(settings: MethodSettings, network: str) -> MethodSettings:

@@ -201,7 +201,7 @@ def weighted_gradient(
     Returns:
       The gradient, the state that the pass leaves, and the unweighted mean cross-entropy, shape=().
     """
-    images, key = losses.augmented(losses.augmentation_of(loss_fn), key, examples["image"])
+    images, key = losses.augmented(losses.augmentation_of(loss_fn), key, losses.inputs_of(examples))
 
     def mean_loss(params, model_state, part, key):
         images, labels = part
@@ -289,6 +289,7 @@ class SfronSettings(SfronOptions, TrainingSettings):
         **TrainingSettings.search_ranges,
         "schedule": ("cosine", "drops"),
     }
+    reads_classes: ClassVar[bool] = True
 
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The method with these settings; see `MethodSettings.build`."""

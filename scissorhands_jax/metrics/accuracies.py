@@ -1,4 +1,4 @@
-"""Predictions of a network for images, and their accuracy.
+"""Outputs of a network, and the accuracy of a classifier.
 
 JAX runs the forward pass, and everything after the logits is NumPy.
 """
@@ -6,27 +6,29 @@ JAX runs the forward pass, and everything after the logits is NumPy.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scissorhands_jax.base import ApplyFn, Model, ModelState, Params
+from scissorhands_jax import data as data_lib
+from scissorhands_jax.base import ApplyFn, Model, ModelState, Params, PyTree
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.training.sharding import Layout
 
 
 @functools.lru_cache(maxsize=32)
-def _forward(apply: ApplyFn, layout: Layout | None = None) -> Callable[[Params, ModelState, jax.Array], jax.Array]:
+def _forward(apply: ApplyFn, layout: Layout | None = None) -> Callable[[Params, ModelState, PyTree], PyTree]:
     """Returns one compiled forward pass per model: jit keeps compiled code with the function that it returns."""
 
     @jax.jit
     def forward(params, model_state, images):
-        logits, _ = apply(params, model_state, images, train=False)
-        logits = logits.astype(jnp.float32)
-        return logits if layout is None else layout.replicate(logits)
+        outputs, _ = apply(params, model_state, images, train=False)
+        outputs = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), outputs)
+        return outputs if layout is None else jax.tree.map(layout.replicate, outputs)
 
     return forward
 
@@ -35,12 +37,12 @@ def predict(
     model: Model,
     params: Params,
     model_state: ModelState,
-    images: chex.Array,
+    images: PyTree,
     *,
     batch_size: int = 256,
     layout: Layout | None = None,
-) -> np.ndarray:
-    """Computes the logits of a network in evaluation mode, batch by batch.
+) -> Any:
+    """Computes the outputs of a network in evaluation mode, batch by batch: the logits of a classifier.
 
     The forward pass is compiled once per model and shape of a batch: another call with other parameters, or another
     number of images, compiles nothing. The last batch is padded to `batch_size`, and the surplus is cut off.
@@ -50,39 +52,55 @@ def predict(
         pass the same `Model` each time.
       params: The parameters of the network.
       model_state: BatchNorm statistics and the like, which are read and never changed.
-      images: The images, of any dtype, on the host or on a device. They are passed to the network as they are, so
-        scaling uint8 pixels is up to the network or the reader of the data set. shape=(N, ...)
+      images: The images, of any dtype, on the host or on a device, or any other inputs: a pytree of arrays. They are
+        passed to the network as they are, so scaling uint8 pixels is up to the network or the reader of the data set.
+        shape=(N, ...)
       batch_size: How many images a forward pass takes.
       layout: How to divide every batch over several devices. The parameters must lie as it says. With several
         processes, all must call this function, and each reads its own share of the images. The default uses one device.
 
     Returns:
-      The logits, on the host. shape=(N, C), dtype=float32
+      The outputs, on the host, as the network gives them: an array or a pytree of arrays. shape=(N, ...),
+      dtype=float32
 
     Raises:
       InputError: There are no images, or `batch_size` is not positive.
     """
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {batch_size}")
-    count = images.shape[0] if images.ndim else 0
+    leaves = jax.tree.leaves(images)
+    count = data_lib.size(images) if leaves and all(np.ndim(leaf) for leaf in leaves) else 0
     if count == 0:
-        raise InputError(f"predict was given an array of shape {images.shape}; give at least one image")
+        shapes = ", ".join(str(np.shape(leaf)) for leaf in leaves) or "()"
+        raise InputError(f"predict was given an array of shape {shapes}; give at least one image")
     forward = _forward(model.apply, layout)
     if layout is not None:
-        images, batch_size = np.asarray(images), layout.rounded_up(batch_size)
+        images, batch_size = jax.tree.map(np.asarray, images), layout.rounded_up(batch_size)
         positions = np.minimum(np.arange(-(-count // batch_size) * batch_size), count - 1).reshape(-1, batch_size)
-        outputs = [forward(params, model_state, layout.rows(images, rows)) for rows in positions]
-        return np.concatenate([np.asarray(output) for output in outputs])[:count]
-    xnp = jnp if isinstance(images, jax.Array) else np
+        outputs = [
+            forward(params, model_state, jax.tree.map(lambda leaf: layout.rows(leaf, rows), images))  # noqa: B023
+            for rows in positions
+        ]
+        return _joined(outputs, count)
     outputs = []
     for start in range(0, count, batch_size):
-        batch = images[start : start + batch_size]
-        missing = batch_size - batch.shape[0]
+        batch = data_lib.take(images, slice(start, start + batch_size))
+        missing = batch_size - data_lib.size(batch)
         if missing:
-            # Copies of a real image: zeros could be NaN in a network that normalises each image by itself.
-            batch = xnp.pad(batch, [(0, missing)] + [(0, 0)] * (images.ndim - 1), mode="edge")
+            batch = jax.tree.map(functools.partial(_padded, missing=missing), batch)
         outputs.append(forward(params, model_state, batch))
-    return np.concatenate([np.asarray(output) for output in outputs])[:count]
+    return _joined(outputs, count)
+
+
+def _padded(leaf: chex.Array, missing: int) -> chex.Array:
+    """Adds copies of the last example: zeros could be NaN in a network that normalises each image by itself."""
+    xnp = jnp if isinstance(leaf, jax.Array) else np
+    return xnp.pad(leaf, [(0, missing)] + [(0, 0)] * (leaf.ndim - 1), mode="edge")
+
+
+def _joined(outputs: Sequence[PyTree], count: int) -> PyTree:
+    """The outputs of all batches on the host, without those of copies."""
+    return jax.tree.map(lambda *parts: np.concatenate([np.asarray(part) for part in parts])[:count], *outputs)
 
 
 def check_logits(

@@ -289,6 +289,47 @@ def paper_mia(
     return membership_inference(members, nonmembers, score(target_logits, target_labels), attack=attack).mia
 
 
+def loss_mia(
+    member_losses: np.ndarray,
+    nonmember_losses: np.ndarray,
+    target_losses: np.ndarray,
+    *,
+    attack: str = "svc",
+    max_size: int = 10_000,
+    seed: int,
+) -> float:
+    """Computes the MIA of `paper_mia` for any task: the attack sees the loss of each example alone.
+
+    The attack is fitted on as many members and non-members as there, on the rank of each loss among these: the share of
+    them with a smaller loss, where equal ones count half. So the unit of the loss changes nothing, and neither does any
+    function that keeps their order.
+
+    Args:
+      member_losses: The losses of the retain set. shape=(M,)
+      nonmember_losses: The losses of the test set. shape=(K,)
+      target_losses: The losses of the forget set. shape=(N,)
+      attack, max_size, seed: As for `paper_mia`.
+
+    Returns:
+      The percentage of the targets, from 0 to 100, that is judged not to have been trained on.
+
+    Raises:
+      InputError: `max_size` is below 1, or losses are empty, of another shape or not finite.
+    """
+    if max_size < 1:
+        raise InputError(f"max_size must be at least 1, got {max_size}")
+    named = {"member_losses": member_losses, "nonmember_losses": nonmember_losses, "target_losses": target_losses}
+    members, nonmembers, targets = (_columns(losses, name)[:, 0] for name, losses in named.items())
+    fitted = fitted_positions(len(members), len(nonmembers), max_size=max_size, seed=seed)
+    members, nonmembers = members[fitted[0]], nonmembers[fitted[1]]
+    known = np.sort(np.concatenate([members, nonmembers]))
+    ranks = [
+        (np.searchsorted(known, losses, "left") + np.searchsorted(known, losses, "right")) / (2 * len(known))
+        for losses in (members, nonmembers, targets)
+    ]
+    return membership_inference(*ranks, attack=attack).mia
+
+
 def fitted_positions(
     num_members: int, num_nonmembers: int, *, max_size: int = 10_000, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import chex
 import jax
@@ -18,11 +19,29 @@ GAP_FIELDS = ("acc_forget", "acc_retain", "acc_test", "mia")
 """The four numbers of a result, in percent, that the paper's Avg. Gap compares."""
 
 
-def average_gap(row: Mapping[str, float], retrain_row: Mapping[str, float]) -> float:
+def quality_of(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The measure of quality in a row: `name`, `title`, `better` and `unit` of its task's first metric, or accuracy.
+
+    Args:
+      row: A row with what `Task.document` returns in `task`; one without is of a classifier.
+    """
+    if row.get("task") is None:
+        return {"name": "acc", "title": "Acc", "better": "higher", "unit": "%"}
+    return row["task"]["metrics"][0]
+
+
+def gap_fields(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    """The four numbers of a row that `average_gap` compares: quality on the forget, retain and test set, and MIA."""
+    name = quality_of(row)["name"]
+    return f"{name}_forget", f"{name}_retain", f"{name}_test", "mia"
+
+
+def average_gap(row: Mapping[str, Any], retrain_row: Mapping[str, Any]) -> float:
     """Computes the paper's Avg. Gap: the mean absolute difference from the retrained network over four numbers.
 
     Args:
-      row: A row with `acc_forget`, `acc_retain`, `acc_test` and `mia`, all in percent.
+      row: A row with `acc_forget`, `acc_retain`, `acc_test` and `mia`, all in percent; or with the four numbers of
+        another task (`gap_fields`).
       retrain_row: The same numbers of the network that was trained from scratch without the forget set.
 
     Returns:
@@ -39,11 +58,12 @@ def average_gap(row: Mapping[str, float], retrain_row: Mapping[str, float]) -> f
     >>> round(average_gap(ours, retrained), 2)
     1.62
     """
-    gaps = [abs(_field(row, name, "the row") - _field(retrain_row, name, "the retrained row")) for name in GAP_FIELDS]
+    fields = gap_fields(row)
+    gaps = [abs(_field(row, name, "the row") - _field(retrain_row, name, "the retrained row")) for name in fields]
     return math.fsum(gaps) / len(gaps)
 
 
-def _field(row: Mapping[str, float], name: str, whose: str) -> float:
+def _field(row: Mapping[str, Any], name: str, whose: str) -> float:
     value = row.get(name)
     if value is None or not math.isfinite(value):
         raise InputError(f"Avg. Gap needs a finite {name} in {whose}, and it is {value}; measure the network again")

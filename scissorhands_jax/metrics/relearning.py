@@ -11,7 +11,8 @@ import jax
 
 from scissorhands_jax.base import Carry, Data, Dataset, Key, Method, Model, ModelState, Params
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.metrics import accuracies
+from scissorhands_jax.metrics import answers
+from scissorhands_jax.tasks import CLASSIFICATION, Task
 from scissorhands_jax.training.loop import run
 
 
@@ -19,7 +20,9 @@ class Relearning(NamedTuple):
     """The course of fine-tuning on the forget set."""
 
     epochs: int | None  # the number of epochs until the target was reached; None if it was not reached
-    curve: list[float]  # the accuracy on the forget set in percent, before the first epoch and after each
+    curve: list[
+        float
+    ]  # the accuracy on the forget set in percent (or its task's first metric), before the first epoch and after each
 
 
 def relearn_time(
@@ -32,6 +35,7 @@ def relearn_time(
     *,
     target: float,
     max_epochs: int,
+    task: Task = CLASSIFICATION,
 ) -> Relearning:
     """Counts the epochs of training on the forget set that restore the accuracy on it (paper, section 4, metric v).
 
@@ -44,20 +48,25 @@ def relearn_time(
       key: The typed PRNG key of shuffles and augmentation.
       params: The parameters of the unlearned network.
       model_state: The state of the unlearned network.
-      forget: The forget set, `{"image", "label"}`.
+      forget: The forget set, such as `{"image", "label"}`.
       target: The accuracy to reach, in percent; usually that of the original network on the forget set.
       max_epochs: The largest number of epochs, at least 1.
+      task: What the network is for. Of another task than classification, its first metric is in place of the accuracy.
 
     Raises:
       InputError: `max_epochs` is below 1.
     """
     if max_epochs < 1:
         raise InputError(f"relearning needs at least 1 epoch, got {max_epochs}")
-    measured = _accuracies(model, method, key, params, model_state, forget, forget)
+    measured = _qualities(task, model, method, key, params, model_state, forget, forget)
     curve = [next(measured)]
-    while curve[-1] < target and len(curve) <= max_epochs:
+
+    def reached() -> bool:
+        return curve[-1] >= target if task.metrics[0].better == "higher" else curve[-1] <= target
+
+    while not reached() and len(curve) <= max_epochs:
         curve.append(next(measured))
-    return Relearning(len(curve) - 1 if curve[-1] >= target else None, curve)
+    return Relearning(len(curve) - 1 if reached() else None, curve)
 
 
 def recovery(
@@ -69,6 +78,7 @@ def recovery(
     data: Data,
     *,
     num_epochs: int,
+    task: Task = CLASSIFICATION,
 ) -> list[float]:
     """Measures the accuracy on the forget set while the network is trained on the retain set alone.
 
@@ -83,6 +93,7 @@ def recovery(
       model_state: The state of the unlearned network.
       data: The retain set, which the network is trained on, and the forget set, which it never sees.
       num_epochs: The number of epochs of training, at least 1.
+      task: What the network is for. Of another task than classification, its first metric is in place of the accuracy.
 
     Returns:
       The accuracy in percent before the first epoch and after each.
@@ -96,11 +107,12 @@ def recovery(
     """
     if num_epochs < 1:
         raise InputError(f"recovery needs at least 1 epoch, got {num_epochs}")
-    measured = _accuracies(model, method, key, params, model_state, data.retain, data.forget)
+    measured = _qualities(task, model, method, key, params, model_state, data.retain, data.forget)
     return [next(measured) for _ in range(num_epochs + 1)]
 
 
-def _accuracies(
+def _qualities(
+    task: Task,
     model: Model,
     method: Method,
     key: Key,
@@ -109,12 +121,11 @@ def _accuracies(
     trained_on: Dataset,
     forget: Dataset,
 ) -> Iterator[float]:
-    """Yields the accuracy on the forget set in percent, first as it is and then after each epoch of training."""
-    # Each run is one epoch, because the accuracy may decide whether there is another. It starts where the last ended.
+    """Yields the quality on the forget set, first as it is and then after each epoch of training."""
+    # Each run is one epoch, because the quality may decide whether there is another. It starts where the last ended.
     part = method._replace(finish=_whole_carry)
     for epoch in itertools.count(1):
-        logits = accuracies.predict(model, params, model_state, forget["image"], batch_size=500)
-        yield accuracies.accuracy(logits, forget["label"])
+        yield answers.quality(task, answers.outputs_of(task, model, params, model_state, forget), forget)
         epoch_key = jax.random.fold_in(key, epoch)
         carry = run(part, epoch_key, params, model_state, Data(None, trained_on), num_epochs=1).params
         params, model_state = carry.params, carry.model_state

@@ -61,6 +61,8 @@ Example = jax.Array | jax.ShapeDtypeStruct
 @overload
 def from_linen(module: nn.Module, example: Example) -> Model: ...
 @overload
+def from_linen(module: nn.Module, example: Mapping[str, Example]) -> Model: ...  # type: ignore[overload-overlap]
+@overload
 def from_linen(module: nn.Module, example: Mapping[str, Any]) -> TrainedModel: ...
 def from_linen(module: nn.Module, example: Example | Mapping[str, Any]) -> Model | TrainedModel:
     """Turns a Flax linen module into a `Model`, or together with its variables into a `TrainedModel`.
@@ -71,9 +73,9 @@ def from_linen(module: nn.Module, example: Example | Mapping[str, Any]) -> Model
     the module asks for, such as `dropout`, is derived from `key`.
 
     Args:
-      module: Takes a batch and returns logits of shape (N, num_classes).
-      example: A batch, or its shape and dtype; the values are not used. Or the variables of a trained network, as
-        `module.init` returns them; the result then is a `TrainedModel`.
+      module: Takes a batch and returns logits of shape (N, num_classes), or what its task asks for.
+      example: A batch, or its shape and dtype, or a dict of these where the module takes one; the values are not used.
+        Or the variables of a trained network, as `module.init` returns them; the result then is a `TrainedModel`.
 
     Raises:
       InputError: Variables were given without the collection `params`.
@@ -94,7 +96,7 @@ def from_linen(module: nn.Module, example: Example | Mapping[str, Any]) -> Model
         logits, moved = module.apply(variables, x, rngs=key, mutable=list(model_state), **arguments(train))
         return logits, {name: moved.get(name, collection) for name, collection in model_state.items()}
 
-    if isinstance(example, Mapping):
+    if isinstance(example, Mapping) and any(isinstance(part, Mapping) for part in example.values()):
         if "params" not in example:
             found = ", ".join(map(repr, example)) or "nothing"
             raise InputError(f"the variables hold {found}, but no 'params'; give what module.init returns")
@@ -103,12 +105,13 @@ def from_linen(module: nn.Module, example: Example | Mapping[str, Any]) -> Model
         model = Model(_no_init("from_linen an example batch"), apply)
         return TrainedModel(model, params, variables, lambda params, state: {"params": params, **state})
 
-    shape, dtype = example.shape, example.dtype
+    shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), example)
 
     # Under jit XLA drops the forward pass of `module.init`, because its result is not used.
     @jax.jit
     def init(key: Key) -> tuple[Params, ModelState]:
-        variables = dict(module.init(key, jnp.zeros(shape, dtype), **arguments(train=False)))
+        batch = jax.tree.map(lambda leaf: jnp.zeros(*leaf), shapes, is_leaf=lambda leaf: isinstance(leaf, tuple))
+        variables = dict(module.init(key, batch, **arguments(train=False)))
         return variables.pop("params", {}), variables
 
     return Model(init, apply)

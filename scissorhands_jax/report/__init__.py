@@ -32,6 +32,7 @@ with _epy.lazy_api_imports(globals()):
         Row,
         closest_sentence,
         grouped,
+        row_fields,
         table_note,
         with_gaps,
     )
@@ -93,6 +94,7 @@ __all__ = [
     "print_grid",
     "print_tables",
     "read_results",
+    "row_fields",
     "row_pictures",
     "scenario_grid",
     "sweep_figure",

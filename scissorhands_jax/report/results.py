@@ -16,7 +16,7 @@ import numpy as np
 from scissorhands_jax import files, reading
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.report import provenance
-from scissorhands_jax.report.rows import ROW_FIELDS
+from scissorhands_jax.report.rows import row_fields
 
 _PARTS = ("rows", "config", "versions", "machine")
 
@@ -47,8 +47,8 @@ def write_results(path: str | os.PathLike, document: Mapping[str, Any]) -> None:
     Args:
       path: The file, usually `results.json`. An existing file is replaced, and missing folders are created.
       document: The results: at least `rows`, `config`, `versions` and `machine`, such as
-        `{"rows": rows, "config": config, **environment()}`. Each row has the keys of `ROW_FIELDS`, with `None` for what
-        was not measured. NumPy and JAX numbers and arrays become plain ones.
+        `{"rows": rows, "config": config, **environment()}`. Each row has the keys of `rows.row_fields`, with `None` for
+        what was not measured. NumPy and JAX numbers and arrays become plain ones.
 
     Raises:
       InputError: A key is missing, or a value is NaN, infinite or of a type that JSON does not have. The message names
@@ -59,7 +59,7 @@ def write_results(path: str | os.PathLike, document: Mapping[str, Any]) -> None:
         raise InputError(f"results have {', '.join(document) or 'nothing'} but lack {', '.join(missing)}; add them")
     plain = _plain(document, "results")
     for position, row in enumerate(plain["rows"]):
-        missing = [field for field in ROW_FIELDS if field not in row]
+        missing = [field for field in row_fields(row) if field not in row]
         if missing:
             raise InputError(f"results.rows[{position}] lacks {', '.join(missing)}; use None for what was not measured")
     files.write_text(path, json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -22,14 +22,29 @@ from scissorhands_jax.report.drawing import (
     panel_layout,
     plot_label,
 )
-from scissorhands_jax.report.rows import DASH, GAP_COLUMN, REDRAWN, REFERENCE, Methods, Row, cell, grouped, numbers
+from scissorhands_jax.report.rows import (
+    DASH,
+    GAP_COLUMN,
+    REDRAWN,
+    REFERENCE,
+    Methods,
+    Row,
+    cell,
+    grouped,
+    numbers,
+    task_row,
+)
 
-_TITLES = {
-    "acc_forget": "Accuracy on the forget set (%)",
-    "acc_retain": "Accuracy on the retain set (%)",
-    "acc_test": "Accuracy on the test set (%)",
-    "mia": "MIA (%)",
-}
+
+def _titles(row: Row) -> dict[str, str]:
+    """What the four numbers of a row's task are called."""
+    metric = distances.quality_of(row)
+    name = "Accuracy" if metric["title"] == "Acc" else metric["title"]
+    found = {f"{metric['name']}_{part}": f"{name} on the {part} set ({metric['unit']})" for part in _PARTS}
+    return {**found, "mia": "MIA (%)"}
+
+
+_PARTS = ("forget", "retain", "test")
 
 
 def _color(method: str, highlight: str | None) -> str:
@@ -90,7 +105,7 @@ def panels_figure(rows: Iterable[Row], *, highlight: str | None = "scissorhands"
     with figure_style():
         figure = Figure(figsize=(PAGE_WIDTH, 7.6), layout=panel_layout())
         panels = figure.subplots(4, 1, sharex=True)
-        for axes, field in zip(panels, distances.GAP_FIELDS, strict=True):
+        for axes, (field, title) in zip(panels, _titles(task_row(groups)).items(), strict=True):
             for position, method in enumerate(methods):
                 values = numbers(groups[method], field)
                 if values:
@@ -99,7 +114,7 @@ def panels_figure(rows: Iterable[Row], *, highlight: str | None = "scissorhands"
                         [position] * len(values), values, "o", color=color, markersize=4.5, alpha=0.6, markeredgewidth=0
                     )
                     axes.plot([position - 0.28, position + 0.28], [mean, mean], color=color, linewidth=2.5)
-            axes.set_title(_TITLES[field])
+            axes.set_title(title)
             axes.grid(axis="y")
             axes.margins(y=0.15)
             axes.spines["left"].set_visible(False)
@@ -155,7 +170,9 @@ def sweep_figure(rows: Iterable[Row], name: str) -> Figure:
     with figure_style():
         figure = Figure(figsize=(PAGE_WIDTH, 4.6), layout=panel_layout())
         panels = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-        for axes, title, lines in zip(panels, ("Accuracy (%)", "MIA (%)"), _SWEEP_LINES, strict=True):
+        metric = distances.quality_of(rows[0])
+        titles = ("Accuracy (%)" if metric["title"] == "Acc" else f"{metric['title']} ({metric['unit']})", "MIA (%)")
+        for axes, title, lines in zip(panels, titles, _sweep_lines(metric["name"]), strict=True):
             for field, label, color, marker in lines:
                 points = [(x, found) for x, place in enumerate(places) if (found := numbers(swept[place], field))]
                 if not points:
@@ -179,15 +196,11 @@ def sweep_figure(rows: Iterable[Row], name: str) -> Figure:
     return figure
 
 
-# Markers as well as colours, for readers and printers without colour.
-_SWEEP_LINES = (
-    (
-        ("acc_forget", "forget", ORANGE, "o"),
-        ("acc_retain", "retain", BLUE, "s"),
-        ("acc_test", "test", GREEN, "^"),
-    ),
-    (("mia", "MIA", PURPLE, "D"),),
-)
+def _sweep_lines(metric: str) -> tuple[tuple[tuple[str, str, str, str], ...], ...]:
+    """The lines of both panels: field, label, colour and marker, for readers and printers without colour."""
+    looks = zip(_PARTS, (ORANGE, BLUE, GREEN), "os^", strict=True)
+    lines = tuple((f"{metric}_{part}", part, color, marker) for part, color, marker in looks)
+    return lines, (("mia", "MIA", PURPLE, "D"),)
 
 
 def before_after_figure(rows: Iterable[Row]) -> Figure:
@@ -201,9 +214,10 @@ def before_after_figure(rows: Iterable[Row]) -> Figure:
       InputError: The rows have none of the four numbers.
     """
     rows = list(rows)
-    fields = [field for field in distances.GAP_FIELDS if numbers(rows, field)]
+    titles = _titles(task_row({"all": rows}))
+    fields = [field for field in titles if numbers(rows, field)]
     if not fields:
-        raise InputError(f"no row has one of {', '.join(distances.GAP_FIELDS)} to plot; give at least one number")
+        raise InputError(f"no row has one of {', '.join(titles)} to plot; give at least one number")
     colors = (INK, ORANGE, BLUE, GREEN, PURPLE)
     with figure_style():
         figure = Figure(figsize=(PAGE_WIDTH, 0.9 + 0.42 * len(fields)), layout=panel_layout())
@@ -227,9 +241,9 @@ def before_after_figure(rows: Iterable[Row]) -> Figure:
                 va="center",
                 fontsize=9,
             )
-        axes.set_yticks(range(len(fields)), [_TITLES[field].removesuffix(" (%)") for field in fields], fontsize=9)
+        axes.set_yticks(range(len(fields)), [titles[field].removesuffix(" (%)") for field in fields], fontsize=9)
         axes.set_ylim(len(fields) - 0.4, -0.6)
-        axes.set_xlim(0, 100)
+        axes.set_xlim(0, max(100, *(number for field in fields for number in numbers(rows, field))))
         axes.set_xlabel("%")
         axes.grid(axis="x")
         axes.spines["left"].set_visible(False)
@@ -259,14 +273,19 @@ def row_pictures(rows: Iterable[Row]) -> list[Picture]:
                 sweep_figure(flat, setting),
                 f"The same numbers over the values of {setting}. Lines are means over seeds, bands reach from the "
                 "lowest to the highest seed, dashed lines are the means of the retrained networks.",
-                f"Line plot of forget, retain and test accuracy and MIA over {setting}; the numbers are in the table "
-                "above.",
+                f"Line plot of {_what(flat[0])} over {setting}; the numbers are in the table above.",
                 scenario,
                 name=f"sweep-{setting}",
             )
             for setting in settings
         ]
     return shown
+
+
+def _what(row: Row) -> str:
+    """The four numbers of a row in words."""
+    metric = distances.quality_of(row)["title"]
+    return f"forget, retain and test {'accuracy' if metric == 'Acc' else metric} and MIA"
 
 
 def _method_pictures(scenario: str, methods: Methods) -> list[Picture]:
@@ -299,13 +318,13 @@ def _method_pictures(scenario: str, methods: Methods) -> list[Picture]:
                 "the dashed line is the mean of the retrained networks: the closer to it, the better."
             ),
         )
-        alt = f"Four panels with forget, retain and test accuracy and MIA of {'; '.join(methods)}"
-    elif any(numbers(rows, field) for field in distances.GAP_FIELDS):
+        alt = f"Four panels with {_what(rows[0])} of {'; '.join(methods)}"
+    elif any(numbers(rows, field) for field in distances.gap_fields(rows[0])):
         figure, caption = (
             before_after_figure(rows),
             (f"What changed from {' to '.join(methods)}, in per cent. There is no retrained network to compare with."),
         )
-        alt = f"Forget, retain and test accuracy and MIA of {'; '.join(methods)} on one scale"
+        alt = f"{_what(rows[0]).capitalize()} of {'; '.join(methods)} on one scale"
     else:
         return shown
     shown.append(Picture(figure, caption, f"{alt}; the numbers are in the table.", scenario, name="numbers"))

@@ -10,6 +10,8 @@ A row may have further keys:
   `compile_seconds`: The seconds of compilation, which are not part of `seconds`.
   `gap_share`: The Avg. Gap in percent of the original's of the same scenario and seed.
   `sweep`: The setting that the row varies, such as `{"name": "fraction", "value": 0.05}`.
+  `task`: What the network is for (`tasks.Task.document`), if it is no classifier. The fields of the first metric of the
+    task, such as `rmse_forget`, then are in place of the accuracies (`row_fields`).
 """
 
 from __future__ import annotations
@@ -41,6 +43,13 @@ ROW_FIELDS = (
 )
 """The keys of a row, in the order of the columns. `rte` is `seconds` divided by those of retraining."""
 
+
+def row_fields(row: Row) -> tuple[str, ...]:
+    """The keys of a row in the order of the columns: `ROW_FIELDS`, with the four numbers that its task has."""
+    own = dict(zip(distances.GAP_FIELDS, distances.gap_fields(row), strict=True))
+    return tuple(own.get(field, field) for field in ROW_FIELDS)
+
+
 DASH = "–"
 ORIGINAL = "original"
 """The network that was trained on everything."""
@@ -66,12 +75,10 @@ class Column:
 _INTERVAL = Column("avg_gap", "Gap 95\N{NO-BREAK SPACE}%", 2, "interval", "interval")
 _SHARE = Column("gap_share", "Gap\N{NO-BREAK SPACE}/ original's ↓", 1, "%", "share")
 _RELEARN = Column("relearn_epochs", "Relearn ↑", 1, "epochs", "capped")
+GAP_COLUMN = Column("avg_gap", "Avg. Gap ↓", 2, "% points")
 _COLUMNS = (
-    Column("acc_forget", "Acc forget ↓", 2, "%"),
-    Column("acc_retain", "Acc retain ↑", 2, "%"),
-    Column("acc_test", "Acc test ↑", 2, "%"),
     Column("mia", "MIA ↑", 2, "%"),
-    Column("avg_gap", "Avg. Gap ↓", 2, "% points"),
+    GAP_COLUMN,
     _INTERVAL,
     _SHARE,
     Column("seconds", "Time ↓", 1, "s"),
@@ -93,8 +100,9 @@ TERMS = (
     Term(
         "avg_gap",
         "Avg. Gap",
-        "The mean distance to the retrained network of the same seed over four percentages: accuracy on the forget, "
-        "the retain and the test set, and MIA. Smaller is better, down to that of a second retrained network.",
+        "The mean distance to the retrained network of the same seed over four percentages: accuracy (or the error in "
+        "its place) on the forget, the retain and the test set, and MIA. Smaller is better, down to that of a second "
+        "retrained network.",
     ),
     Term(
         "gap_share",
@@ -104,32 +112,64 @@ TERMS = (
     Term(
         "mia",
         "MIA (membership inference attack)",
-        "The share of the forget set that an attacker, who sees how sure the network is of each label, judges never to "
-        "have been trained on.",
+        "The share of the forget set that an attacker, who sees how sure the network is of each answer, judges never "
+        "to have been trained on.",
     ),
     Term("rte", "RTE (run-time efficiency)", "The run time divided by that of retraining, both without compilation."),
 )
 """The abbreviations that every page explains once."""
 
-GAP_COLUMN = next(column for column in _COLUMNS if column.field == "avg_gap")
-
 
 def columns(methods: Methods) -> tuple[Column, ...]:
-    """Returns the columns of a scenario's table. Those that not every table has are left out if they are empty."""
+    """Returns the columns of a scenario's table. Those that not every table has are left out if they are empty.
+
+    Raises:
+      InputError: The rows are of different tasks, so that their numbers cannot stand in one column.
+    """
     optional = (_INTERVAL, _SHARE, _RELEARN)
     hidden = {one for one in optional if all(cell(rows, one)[0] == DASH for rows in methods.values())}
-    return tuple(column for column in _COLUMNS if column not in hidden)
+    metric = distances.quality_of(task_row(methods))
+    measured = (_metric_column(metric, part) for part in ("forget", "retain", "test"))
+    return (*measured, *(column for column in _COLUMNS if column not in hidden))
+
+
+def task_row(methods: Methods) -> Row:
+    """Returns a row that says of what task the rows of a scenario are, which must be the same for all.
+
+    Raises:
+      InputError: The rows are of different tasks.
+    """
+    rows = [row for group in methods.values() for row in group]
+    tasks = [row.get("task") for row in rows]
+    if any(task != tasks[0] for task in tasks):
+        names = dict.fromkeys("classification" if task is None else str(task["name"]) for task in tasks)
+        raise InputError(
+            f"a scenario has rows of different tasks ({', '.join(names)}); give each task its own scenario"
+        )
+    return rows[0] if rows else {}
+
+
+def _metric_column(metric: Mapping[str, Any], part: str) -> Column:
+    """The column of a metric on one set. For the forget set its arrow points to the worse, elsewhere to the better."""
+    is_up = (metric["better"] == "higher") != (part == "forget")
+    return Column(f"{metric['name']}_{part}", f"{metric['title']} {part} {'↑' if is_up else '↓'}", 2, metric["unit"])
 
 
 def further_columns(methods: Methods) -> tuple[Column, ...]:
-    """Returns the columns for further keys of rows: other sets, other attacks, and the time of compilation."""
+    """Returns the columns for further keys of rows: other metrics, sets and attacks, and the time of compilation."""
     present = {field: None for rows in methods.values() for row in rows for field in row if row[field] is not None}
-    words = {"acc": "Acc", "mia": "MIA"}
-    further = [
-        Column(field, f"{words[field[:3]]} {field[4:].replace('_', ' ')} ↑", 2, "%")
-        for field in present
-        if field.startswith(("acc_", "mia_")) and field not in ROW_FIELDS
-    ]
+    of_task = task_row(methods)
+    first, *others = (of_task.get("task") or {"metrics": [distances.quality_of(of_task)]})["metrics"]
+    kinds = {first["name"]: first, "mia": {"title": "MIA", "better": "higher", "unit": "%"}}
+    further = []
+    for field in present:
+        kind = next((kind for kind in kinds if field.startswith(f"{kind}_")), None)
+        if kind is not None and field not in row_fields(of_task) and not field.endswith("_error"):
+            arrow = "↑" if kinds[kind]["better"] == "higher" else "↓"
+            name = field.removeprefix(f"{kind}_").replace("_", " ")
+            further.append(Column(field, f"{kinds[kind]['title']} {name} {arrow}", 2, kinds[kind]["unit"]))
+    shown = [_metric_column(metric, part) for metric in others for part in ("forget", "retain", "test")]
+    further += [column for column in shown if column.field in present]
     compilation = [Column("compile_seconds", "Compile ↓", 1, "s")] if "compile_seconds" in present else []
     return (*further, *compilation)
 
@@ -149,6 +189,7 @@ def grouped(rows: Iterable[Row]) -> dict[str, dict[str, list[Row]]]:
         for name in ("scenario", "method"):
             if not isinstance(row.get(name), str):
                 raise InputError(f"row {position} has the {name} {row.get(name)!r}; give text")
+        check_task(row, position)
         sweep = row.get("sweep")
         if sweep is not None and not (
             isinstance(sweep, Mapping) and isinstance(sweep.get("name"), str) and is_number(sweep.get("value"))
@@ -164,6 +205,23 @@ def grouped(rows: Iterable[Row]) -> dict[str, dict[str, list[Row]]]:
             method = f"{method}, {_setting(row)}"
         groups.setdefault(row["scenario"], {}).setdefault(method, []).append(row)
     return groups
+
+
+def check_task(row: Row, position: int) -> None:
+    """Refuses a row whose `task` is not what `tasks.Task.document` returns.
+
+    Raises:
+      InputError: It has another form.
+    """
+    task: Any = row.get("task")
+    metrics: Any = task.get("metrics") if isinstance(task, Mapping) else None
+    keys = ("name", "title", "better", "unit")
+    usable = isinstance(metrics, list | tuple) and metrics and isinstance(task.get("name"), str)
+    if task is not None and not (
+        usable
+        and all(isinstance(one, Mapping) and all(isinstance(one.get(key), str) for key in keys) for one in metrics)
+    ):
+        raise InputError(f"row {position} has the task {task!r}; give what the document() of a Task returns")
 
 
 def _setting(row: Row) -> str | None:
@@ -186,7 +244,9 @@ def with_gaps(rows: Iterable[Row]) -> list[Row]:
     answer = []
     for position, row in enumerate(rows):
         reference = retrained.get((row["scenario"], row.get("seed")))
-        if reference is not None and all(len(numbers([row, reference], field)) == 2 for field in distances.GAP_FIELDS):
+        if reference is not None and all(
+            len(numbers([row, reference], field)) == 2 for field in distances.gap_fields(row)
+        ):
             gap, claimed = distances.average_gap(row, reference), row.get("avg_gap")
             if claimed is not None and not math.isclose(gap, claimed, abs_tol=1e-6):
                 raise InputError(f"row {position} has an avg_gap of {claimed}, but its numbers give {gap}; correct it")
@@ -275,9 +335,19 @@ def interval_note(methods: Methods, shown: Sequence[Column] | None = None) -> st
     return "; ".join(notes)
 
 
+def units_note(methods: Methods) -> str:
+    """Says what the units of the numbers of a scenario are."""
+    row = task_row(methods)
+    if row.get("task") is None:
+        return "accuracies and MIA in %, time in s"
+    metric = distances.quality_of(row)
+    unit = "in %" if metric["unit"] == "%" else f"in {metric['unit']}, MIA in %"
+    return f"{metric['title']}{' and MIA' if unit == 'in %' else ''} {unit}, time in s"
+
+
 def table_note(methods: Methods) -> str:
     """Explains the numbers of a scenario's table in full sentences."""
-    sentences = (seeds(methods), "accuracies and MIA in %, time in s", interval_note(methods))
+    sentences = (seeds(methods), units_note(methods), interval_note(methods))
     return " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences if sentence)
 
 

@@ -7,14 +7,15 @@ Each gate states how often chance alone gives the wrong answer, and what it woul
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from scissorhands_jax import report
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.metrics import ensemble_attacks, seed_tests
-from scissorhands_jax.metrics.distances import average_gap
+from scissorhands_jax.metrics.distances import average_gap, quality_of
 from scissorhands_jax.metrics.intervals import Estimate
 from scissorhands_jax.metrics.rank_tests import rank_test
 from scissorhands_jax.report.gates import CAUGHT, FARTHER, SILENT, Gate
@@ -53,8 +54,22 @@ def held_out_numbers(
       `rank_test`). The dict is empty if no held-out example is in any of the groups.
     """
     own, other = ensemble_attacks.margins(logits, labels), ensemble_attacks.margins(held, held_labels)
+    return held_out_ranks(own, groups, other, held_groups)
+
+
+def held_out_ranks(
+    scores: np.ndarray, groups: np.ndarray, held: np.ndarray, held_groups: np.ndarray
+) -> dict[str, float]:
+    """Compares the forget set with held-out examples, as `held_out_numbers` does, by how sure the network is of each.
+
+    Args:
+      scores: How sure the network is of forget examples (`answers.certainties`). shape=(N,)
+      groups: As for `held_out_numbers`. shape=(N,)
+      held: How sure it is of held-out examples. shape=(M,)
+      held_groups: As for `held_out_numbers`. shape=(M,)
+    """
     try:
-        found = rank_test(own, groups, other, held_groups, level=_RANK_LEVEL)
+        found = rank_test(scores, groups, held, held_groups, level=_RANK_LEVEL)
     except InputError:
         return {}
     return {"held_out_auc": found.value, "held_out_low": found.low, "held_out_high": found.high}
@@ -101,7 +116,8 @@ def _by_seed(*groups: Sequence[Row]) -> list[tuple[Row, ...]]:
 
 def _caught(original: Sequence[Row], retrained: Sequence[Row], redrawn: Sequence[Row]) -> Gate:
     """Checks that the original knows the forget set better than a network that never saw it."""
-    more, less, parts, metric, estimate = False, False, [], "acc_forget", None
+    quality = quality_of(original[0])
+    more, less, parts, metric, estimate = False, False, [], f"{quality['name']}_forget", None
     ranks = _ranks(original)
     if ranks is not None:
         more, less, metric, estimate = ranks.value > ranks.high, ranks.value < ranks.low, "held_out_auc", ranks
@@ -117,8 +133,10 @@ def _caught(original: Sequence[Row], retrained: Sequence[Row], redrawn: Sequence
         found = accuracy.estimate
         more, less, estimate = more or found.low > 0, less or found.high < 0, estimate or found
         parts.append(
-            f"its accuracy on the forget set is {found.value:.2f} points above that of retrained networks, 95 % "
-            f"interval [{found.low:.2f}, {found.high:.2f}] (four in five are found from {accuracy.detectable:.1f} on)"
+            f"its {'accuracy' if quality['name'] == 'acc' else quality['title']} on the forget set is "
+            f"{found.value:.2f} points {'above' if quality['better'] == 'higher' else 'below'} that of retrained "
+            f"networks, 95 % interval [{found.low:.2f}, {found.high:.2f}] (four in five are found from "
+            f"{accuracy.detectable:.1f} on)"
         )
     if not parts:
         why = "needs two seeds, or a comparison of the original with held-out examples"
@@ -129,14 +147,18 @@ def _caught(original: Sequence[Row], retrained: Sequence[Row], redrawn: Sequence
     return Gate(
         CAUGHT,
         caught,
-        f"{why} (by chance alone in 3 % of cases at most, if accuracies vary normally)",
+        f"{why} (by chance alone in 3 % of cases at most, if {'accuracies' if quality['name'] == 'acc' else 'errors'} "
+        "vary normally)",
         metric,
         estimate,
     )
 
 
 def _accuracy(original: Sequence[Row], retrained: Sequence[Row], redrawn: Sequence[Row]) -> seed_tests.Excess | None:
-    """How much more of the forget set the original gets right than retrained networks do, in percentage points."""
+    """How much better the original is on the forget set than retrained networks are, in points of the metric."""
+    metric = quality_of(original[0])
+    if metric["name"] != "acc":
+        return _excess_quality(metric, original, retrained, redrawn)
     seeds = _by_seed(original, retrained, redrawn) if redrawn else _by_seed(original, retrained)
     if not seeds or any(row.get("acc_forget") is None or not row.get("num_forget") for one in seeds for row in one):
         return None
@@ -147,6 +169,22 @@ def _accuracy(original: Sequence[Row], retrained: Sequence[Row], redrawn: Sequen
         share = (math.fsum(shares) / len(shares) / 100 * count + 1) / (count + 2)
         least.append(1e4 * share * (1 - share) / count)
     return seed_tests.excess([one[0]["acc_forget"] for one in seeds], others, least=least, level=_ACCURACY_LEVEL)
+
+
+def _excess_quality(
+    metric: Mapping[str, Any], original: Sequence[Row], retrained: Sequence[Row], redrawn: Sequence[Row]
+) -> seed_tests.Excess | None:
+    """As `_accuracy`, for another metric, whose standard error over examples is the least spread that is believed."""
+    field = f"{metric['name']}_forget"
+    seeds = _by_seed(original, retrained, redrawn) if redrawn else _by_seed(original, retrained)
+    if not seeds or any(row.get(field) is None or row.get(f"{field}_error") is None for one in seeds for row in one):
+        return None
+    sign = 1 if metric["better"] == "higher" else -1
+    least = [float(np.mean([row[f"{field}_error"] ** 2 for row in one[1:]])) for one in seeds]
+    numbers = [[sign * float(row[field]) for row in one] for one in seeds]
+    return seed_tests.excess(
+        [one[0] for one in numbers], [one[1:] for one in numbers], least=least, level=_ACCURACY_LEVEL
+    )
 
 
 def _mia(original: Sequence[Row], retrained: Sequence[Row]) -> str:

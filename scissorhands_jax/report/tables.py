@@ -23,6 +23,7 @@ from scissorhands_jax.report.rows import (
     rounded,
     seeds,
     smallest_gap,
+    units_note,
 )
 from scissorhands_jax.terminal import Console, Table, literal, printable, say
 
@@ -55,9 +56,7 @@ def print_tables(rows: Iterable[Row], console: Console) -> None:
 def _terminal_table(scenario: str, methods: Methods, shown: Sequence[Column], separator: str) -> Table:
     """Makes the table of one scenario. `separator` is between mean and deviation, and between the words of headings."""
     best = smallest_gap(methods)
-    caption = "; ".join(
-        filter(None, (f"{seeds(methods)}; accuracies and MIA in %, time in s", interval_note(methods, shown)))
-    )
+    caption = "; ".join(filter(None, (f"{seeds(methods)}; {units_note(methods)}", interval_note(methods, shown))))
     table = _framed(title=literal(scenario, "bold"), caption=literal(caption), padding=(0, 0, 0, 1))
     table.add_column("Method", overflow="fold")
     for column in shown:

@@ -78,7 +78,7 @@ class TestNpz:
             ({"label": None}, "has no array 'label', only image"),
             ({"label": np.arange(5)}, "12 images for 5 labels"),
             ({"label": np.ones(12)}, r"label in .* is float64 of shape \(12,\); convert it with .astype\('int32'\)"),
-            ({"label": np.full(12, 0.5)}, "is float64 .* give whole numbers from 0"),
+            ({"label": np.full(12, 0.5)}, "is float64 .* no classes; commands take one class for each"),
             ({"label": np.eye(3, dtype=int)[np.arange(12) % 3]}, r"one-hot form; give whole numbers, as with .argmax"),
             ({"label": np.ones((12, 3))}, "several labels for an example"),
             ({"label": np.zeros((12, 1), int)}, r"\(12, 1\); give shape \(12,\), as with .ravel"),

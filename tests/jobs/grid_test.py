@@ -88,7 +88,7 @@ class TestTable:
                 checkpoints.read_description(out / "networks" / n)
                 for n in (name, f"{slug(scenario.name)}-seed3-retrain")
             ]
-            assert found[0]["trained_on"] == found[1]["trained_on"]
+            assert found[0]["trained_on_sha256"] == found[1]["trained_on_sha256"]
             assert (found[0]["seed"], found[1]["seed"]) == (2003, 1003)
 
     def test_every_cell_says_which_code_and_which_settings_made_it(self, table):

@@ -94,11 +94,11 @@ def test_predictions_of_another_network_and_damaged_ones_are_refused(tables):
 def test_the_examples_that_are_kept_give_the_same_attacks(sizes, monkeypatch):
     draw = np.random.default_rng(0)
     found = {
-        name: SetPredictions(draw.normal(size=(size, 4)).astype(np.float32), draw.integers(0, 4, size))
+        name: SetPredictions(draw.normal(size=(size, 4)).astype(np.float32), {"label": draw.integers(0, 4, size)})
         for name, size in zip(("forget", "retain", "test"), sizes, strict=True)
     }
     kept = attacked_examples(found, seed=3)
-    assert len(kept["retain"].labels) == len(kept["test"].labels) == min(sizes[1:])
+    assert len(kept["retain"].outputs) == len(kept["test"].outputs) == min(sizes[1:])
     whole, part = (attack_numbers(which, seed=3, every_attack=True) for which in (found, kept))
     assert whole == part
     assert len(whole) == 6

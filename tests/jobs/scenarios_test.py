@@ -33,9 +33,9 @@ class TestSeededScenario:
 
     def test_wrong_labels_are_wrong_and_forgotten(self, prepared):
         one = prepared["wrong labels"]
-        assert (one.data.forget["label"] != one.true_labels[one.forget_positions]).all()
+        assert (one.data.forget["label"] != one.true_train["label"][one.forget_positions]).all()
         rest = np.setdiff1d(one.trained_on, one.forget_positions)
-        np.testing.assert_array_equal(one.train["label"][rest], one.true_labels[rest])
+        np.testing.assert_array_equal(one.train["label"][rest], one.true_train["label"][rest])
         assert len(one.forget_positions) > 80
 
     def test_a_forgotten_class_leaves_test_and_validation(self, prepared):

@@ -1,0 +1,313 @@
+"""Tasks: what a network is for, as one value that says what its loss is, what it predicts, and how good that is.
+
+Everything that trains or measures a network takes such a value, and classification is the default everywhere. Data are
+any pytree whose arrays share their first axis. For the tasks made here an example is a dict: `label` is its target, and
+the network is applied to whatever else it holds (`losses.inputs_of`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from scissorhands_jax import losses
+from scissorhands_jax.base import Key, Model, ModelState, Params, PyTree, Scalar, StatefulLossFn
+from scissorhands_jax.errors import InputError
+
+Better = Literal["higher", "lower"]
+
+
+class Metric(NamedTuple):
+    """A measure of how good predictions are: a number for each example, and how these become one number.
+
+    Attributes:
+      name: The beginning of its fields in a row of results, such as `rmse` for `rmse_forget`: lower-case letters,
+        digits and `_`.
+      title: What tables call it.
+      values: `(predictions, examples) -> numbers`, in NumPy or JAX, one for each example. shape=(N,)
+      better: Whether higher or lower numbers are better.
+      summary: "mean" is the mean of the numbers, "root" is the root of the mean of their squares.
+      unit: The unit of the numbers. The first metric of a task is compared with membership inference, which is in
+        percent, so it should be a percentage as well, such as an error in percent of the usual size of a target.
+    """
+
+    name: str
+    title: str
+    values: Callable[[PyTree, PyTree], chex.Array]
+    better: Better = "higher"
+    summary: Literal["mean", "root"] = "mean"
+    unit: str = "%"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a network is for.
+
+    Functions of examples are given a batch or a whole set of them: a pytree whose arrays share their first axis, N.
+    """
+
+    name: str
+    """What it is called in results and messages."""
+    loss: Callable[[PyTree, PyTree], jax.Array]
+    """`(outputs, examples) -> losses`, one for each example, differentiable. The outputs are what the network gives.
+    shape=(N,)"""
+    metrics: tuple[Metric, ...]
+    """The measures of quality. The first takes the place of the accuracy of a classifier: in tables, in the Avg. Gap,
+    in gates and in tuning."""
+    predictions: Callable[[PyTree], PyTree] = lambda outputs: outputs
+    """`(outputs) -> predictions`, which the metrics judge; by default the outputs themselves."""
+    inputs: Callable[[PyTree], PyTree] = losses.inputs_of
+    """`(examples) -> inputs`, what the network is applied to; by default as in `losses.inputs_of`."""
+    labels: Callable[[PyTree], chex.Array] | None = None
+    """`(examples) -> classes`, integers of shape (N,), of a task whose outputs are logits of classes, shape (N, C). It
+    is then measured as in the paper: by accuracy, by the confidence in the true class, and by margins. Examples are
+    compared with held-out ones of their class. None for any other task."""
+    ceiling: float | None = None
+    """The loss of a network that knows nothing of an example, up to which `scissorhands` drives the forget loss if its
+    ceiling is "uniform". None if that is unknown; of a classifier it is the logarithm of the number of classes."""
+    flip: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None
+    """`(targets, generator) -> wrong targets` of the same shape, for tables with wrong targets. None if there are none;
+    of a classifier it is another class at random."""
+
+    def __post_init__(self) -> None:
+        if not self.metrics:
+            raise InputError(f"the task {self.name!r} has no metric; give at least one Metric")
+        names = [metric.name for metric in self.metrics]
+        reserved = {"mia"} | (set() if self.classifies else {"acc"})
+        for name in names:
+            plain = name.isascii() and name.replace("_", "a").isalnum() and name == name.lower()
+            if not plain or names.count(name) > 1 or name in reserved:
+                raise InputError(
+                    f"the task {self.name!r} has a metric called {name!r}; give each a name of its own in lower-case "
+                    f"letters, digits and _, other than {' and '.join(sorted(reserved))}"
+                )
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the outputs are logits of classes, one class for each example."""
+        return self.labels is not None
+
+    def document(self) -> dict[str, Any]:
+        """What a row of results says of the task, as JSON: its name, and its metrics without their functions."""
+        shown = ("name", "title", "better", "unit")
+        return {
+            "name": self.name,
+            "metrics": [{field: getattr(metric, field) for field in shown} for metric in self.metrics],
+        }
+
+
+def task_loss(model: Model, task: Task) -> StatefulLossFn:
+    """The mean loss of a network over a batch, in the general form that every method takes.
+
+    Args:
+      model: The network, whose outputs the task judges.
+      task: The task.
+
+    Returns:
+      The loss. Of `classification()` it is `losses.classification_loss`. Losses of one network and one task are equal,
+      so that they share compiled code.
+
+    Raises:
+      InputError: When it is called, if the task does not give one loss for each example.
+    """
+    return losses.classification_loss(model) if task == CLASSIFICATION else _TaskLoss(model, task)
+
+
+@dataclasses.dataclass(frozen=True)
+class _TaskLoss:
+    """A value that equals others of the same network and task."""
+
+    model: Model
+    task: Task
+
+    def __call__(
+        self, params: Params, model_state: ModelState, batch: PyTree, *, train: bool, key: Key | None
+    ) -> tuple[Scalar, ModelState]:
+        outputs, model_state = self.model.apply(params, model_state, self.task.inputs(batch), train=train, key=key)
+        each, count = self.task.loss(outputs, batch), len(jax.tree.leaves(batch)[0])
+        if jnp.shape(each) != (count,):
+            raise InputError(
+                f"the loss of the task {self.task.name!r} has shape {jnp.shape(each)} for {count} examples; give one "
+                f"number for each, of shape ({count},)"
+            )
+        return jnp.mean(each), model_state
+
+
+def _label(examples: PyTree) -> chex.Array:
+    """The targets, or InputError if the examples are no dict that holds any."""
+    if not isinstance(examples, Mapping) or "label" not in examples:
+        what = f"the keys {', '.join(map(str, examples))}" if isinstance(examples, Mapping) else "no keys"
+        raise InputError(f"the examples have {what}; give a dict with the targets as 'label'")
+    return examples["label"]
+
+
+def _alike(outputs: PyTree, examples: PyTree) -> tuple[chex.Array, chex.Array]:
+    """Outputs and targets in one shape, or InputError; numbers of shape (N, 1) and (N,) would otherwise broadcast."""
+    targets = _label(examples)
+    shapes = jnp.shape(outputs), jnp.shape(targets)
+    if shapes[0] == shapes[1]:
+        return outputs, targets
+    if shapes[0][:1] == shapes[1][:1] and math.prod(shapes[0]) == math.prod(shapes[1]):
+        return outputs.reshape(shapes[1]), targets
+    raise InputError(
+        f"the network gives numbers of shape {shapes[0]} for targets of shape {shapes[1]}; make them equal"
+    )
+
+
+def _example_means(values: chex.Array) -> chex.Array:
+    """The mean over all axes but the first."""
+    return values.reshape(len(values), -1).mean(axis=1)
+
+
+@functools.cache
+def classification() -> Task:
+    """One of C classes for each example: the network gives logits of shape (N, C), and `label` holds integers (N,)."""
+    return Task(
+        name="classification",
+        loss=lambda logits, examples: optax.softmax_cross_entropy_with_integer_labels(logits, _label(examples)),
+        metrics=(
+            Metric("acc", "Acc", lambda predicted, examples: 100.0 * (predicted == np.asarray(_label(examples)))),
+        ),
+        predictions=lambda logits: np.asarray(logits).argmax(axis=-1),
+        labels=_label,
+    )
+
+
+CLASSIFICATION = classification()
+"""The task of everything that is not given another."""
+
+
+@functools.cache
+def multi_label() -> Task:
+    """Any number of L labels for each example: the network gives logits (N, L), `label` holds zeros and ones (N, L).
+
+    The loss is the mean over labels of the cross-entropy of a sigmoid. The metrics are the share of labels that are
+    right, and the share of examples whose labels are all right, in percent. A loss of log 2 knows nothing.
+    """
+
+    def loss(logits, examples):
+        logits, targets = _alike(logits, examples)
+        return _example_means(optax.sigmoid_binary_cross_entropy(logits, jnp.asarray(targets, logits.dtype)))
+
+    def right(predicted, examples):
+        predicted, targets = _alike(predicted, examples)
+        return (predicted == (np.asarray(targets) > 0)).reshape(len(predicted), -1)
+
+    return Task(
+        name="multi-label",
+        loss=loss,
+        metrics=(
+            Metric("labels", "Labels right", lambda *pair: 100.0 * right(*pair).mean(axis=1)),
+            Metric("exact", "All right", lambda *pair: 100.0 * right(*pair).all(axis=1)),
+        ),
+        predictions=lambda logits: np.asarray(logits) > 0,
+        ceiling=math.log(2),
+        flip=lambda targets, generator: 1 - targets,
+    )
+
+
+@functools.cache
+def regression(scale: float = 1.0) -> Task:
+    """Numbers for each example: the network gives them in the shape of `label`, (N,) or (N, ...).
+
+    The loss of an example is the mean over its numbers of `((output - label) / scale)^2`. The metrics are the root of
+    the mean squared error and the mean absolute error, in percent of `scale`. If `scale` is the standard deviation of
+    the targets, a network that always answers their mean has a loss of 1 and an error of 100 %. Wrong targets are right
+    ones mirrored between the smallest and the largest of those that are changed.
+
+    Args:
+      scale: The unit of errors, in that of the targets, above 0; for example the targets' standard deviation.
+
+    Raises:
+      InputError: `scale` is not above 0.
+    """
+    if not 0 < scale < math.inf:
+        raise InputError(f"the scale of a regression must be above 0, got {scale}; give the usual size of an error")
+
+    def errors(predicted, examples):
+        predicted, targets = _alike(predicted, examples)
+        return (np.asarray(predicted, np.float64) - np.asarray(targets, np.float64)) / scale
+
+    def loss(outputs, examples):
+        outputs, targets = _alike(outputs, examples)
+        return _example_means(jnp.square((outputs - targets) / scale))
+
+    return Task(
+        name="regression",
+        loss=loss,
+        metrics=(
+            Metric("rmse", "RMSE", lambda *pair: 100.0 * np.sqrt(_example_means(errors(*pair) ** 2)), "lower", "root"),
+            Metric("mae", "MAE", lambda *pair: 100.0 * _example_means(np.abs(errors(*pair))), "lower"),
+        ),
+        ceiling=1.0,
+        flip=lambda targets, generator: targets.min() + targets.max() - targets,
+    )
+
+
+@functools.cache
+def masked(step_task: Task, mask: str = "mask") -> Task:
+    """A task of every step of a sequence, in which steps that only fill sequences up to one length do not count.
+
+    Examples are dicts of arrays (N, T, ...), with targets for each step in `label` and with `mask`, which is True at
+    real steps. The network is applied to all but `label`, so also to the mask, and gives outputs of shape (N, T, ...).
+    Loss and metrics of an example are the means over its real steps of those of `step_task`, so every sequence counts
+    once, whatever its length. What outputs and targets hold elsewhere changes nothing, NaN included.
+
+    Args:
+      step_task: The task of one step, such as `regression()` or `classification()`. Its functions are given the steps
+        of all sequences as examples (N * T) with `label` alone.
+      mask: The name of the array of bools, shape (N, T).
+    """
+
+    def steps(tree, keep):
+        def flat(leaf):
+            xnp = jnp if isinstance(leaf, jax.Array) else np
+            if leaf.shape[:2] != keep.shape:
+                raise InputError(
+                    f"an array of shape {leaf.shape} stands next to a mask of shape {keep.shape}; give every step of "
+                    "every sequence an output and a target"
+                )
+            kept = keep.reshape(*keep.shape, *[1] * (leaf.ndim - 2))
+            return xnp.where(kept, leaf, xnp.zeros_like(leaf)).reshape(-1, *leaf.shape[2:])
+
+        return jax.tree.map(flat, tree)
+
+    def mask_of(examples):
+        if not isinstance(examples, Mapping) or mask not in examples:
+            raise InputError(f"the examples have no {mask!r}, which says what steps are real; give a dict that has it")
+        return examples[mask].astype(bool)
+
+    def loss(outputs, examples):
+        keep = mask_of(examples)
+        each = step_task.loss(steps(outputs, keep), {"label": steps(_label(examples), keep)}).reshape(keep.shape)
+        return jnp.where(keep, each, 0).sum(axis=1) / jnp.maximum(keep.sum(axis=1), 1)
+
+    def metric(one: Metric) -> Metric:
+        power = 2 if one.summary == "root" else 1
+
+        def values(predicted, examples):
+            keep = np.asarray(mask_of(examples))
+            if not keep.any(axis=1).all():
+                raise InputError(f"{np.count_nonzero(~keep.any(axis=1))} sequences have no real step; leave them out")
+            found = one.values(steps(predicted, keep), {"label": steps(np.asarray(_label(examples)), keep)})
+            each = np.where(keep, np.asarray(found, np.float64).reshape(keep.shape) ** power, 0)
+            return (each.sum(axis=1) / keep.sum(axis=1)) ** (1 / power)
+
+        return one._replace(values=values, name="step_acc" if one.name == "acc" else one.name)
+
+    return Task(
+        name=f"{step_task.name} of sequences",
+        loss=loss,
+        metrics=tuple(map(metric, step_task.metrics)),
+        predictions=step_task.predictions,
+        ceiling=step_task.ceiling,
+    )

@@ -1,0 +1,280 @@
+"""Tasks: closed forms, what padding changes (nothing), and that classification is measured as it always was."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from scissorhands_jax import losses
+from scissorhands_jax.base import Data, Model
+from scissorhands_jax.errors import InputError
+from scissorhands_jax.methods import METHODS
+from scissorhands_jax.methods.settings import of_task
+from scissorhands_jax.metrics import accuracies, answers, attacks
+from scissorhands_jax.metrics.row import measure_row
+from scissorhands_jax.report import table_gates
+from scissorhands_jax.tasks import (
+    CLASSIFICATION,
+    Metric,
+    Task,
+    classification,
+    masked,
+    multi_label,
+    regression,
+    task_loss,
+)
+from tests import tiny
+
+DRAW = np.random.default_rng(0)
+TEN_LINES = {"retain": 12, "forget": 5, "test": 9}
+
+
+def linear(outputs):
+    """A network that is one matrix, whose answers can be computed by hand."""
+    weights = DRAW.normal(size=(3, outputs)).astype(np.float32)
+    return Model(lambda key: (weights, ()), lambda params, state, x, *, train, key=None: (x @ params, state)), weights
+
+
+def examples(count, label):
+    return {"features": DRAW.normal(size=(count, 3)).astype(np.float32), "label": label(count)}
+
+
+def sets(label):
+    found = {name: examples(count, label) for name, count in TEN_LINES.items()}
+    return found, Data(found["forget"], found["retain"]), found["test"]
+
+
+class TestClosedForms:
+    def test_the_row_of_a_regression(self):
+        model, weights = linear(2)
+        found, data, test = sets(lambda count: DRAW.normal(size=(count, 2)).astype(np.float32))
+        row = measure_row(model, weights, (), data, test, task=regression(4.0), every_attack=True)
+        for name, part in found.items():
+            errors = (part["features"].astype(np.float64) @ weights - part["label"]) / 4
+            assert row[f"rmse_{name}"] == pytest.approx(100 * np.sqrt(np.mean(errors**2)), rel=1e-5)
+            assert row[f"mae_{name}"] == pytest.approx(100 * np.mean(np.abs(errors)), rel=1e-5)
+            squares = 1e4 * np.mean(errors**2, axis=1)
+            error = squares.std(ddof=1) / math.sqrt(len(squares)) / (2 * row[f"rmse_{name}"])
+            assert row[f"rmse_{name}_error"] == pytest.approx(error, rel=1e-4)
+            assert row[f"num_{name}"] == TEN_LINES[name]
+        assert all(0 <= row[name] <= 100 for name in ("mia", "mia_loss"))
+        assert row["task"]["metrics"][0] == {"name": "rmse", "title": "RMSE", "better": "lower", "unit": "%"}
+        loss, _ = task_loss(model, regression(4.0))(weights, (), test, train=True, key=None)
+        assert float(loss) == pytest.approx((row["rmse_test"] / 100) ** 2, rel=1e-5)
+
+    def test_targets_and_outputs_of_one_size_are_not_broadcast(self):
+        model, weights = linear(1)  # gives shape (N, 1) for targets of shape (N,)
+        part = examples(7, lambda count: DRAW.normal(size=count).astype(np.float32))
+        loss, _ = task_loss(model, regression())(weights, (), part, train=True, key=None)
+        assert float(loss) == pytest.approx(float(np.mean((part["features"] @ weights[:, 0] - part["label"]) ** 2)))
+        with pytest.raises(InputError, match=r"shape \(7, 2\) for targets of shape \(7,\)"):
+            task_loss(linear(2)[0], regression())(linear(2)[1], (), part, train=True, key=None)
+
+    def test_several_labels(self):
+        logits = np.array([[2.0, -1.0, 0.5], [-3.0, 1.0, 2.0]], np.float32)
+        part = {"label": np.array([[1, 0, 1], [1, 0, 1]])}
+        right = np.array([[1, 1, 1], [0, 0, 1]])
+        labels, exact = (answers.metric_value(multi_label(), one, logits, part).value for one in multi_label().metrics)
+        assert (labels, exact) == (pytest.approx(100 * right.mean()), 50.0)
+        each = -np.log(np.where(part["label"], 1 / (1 + np.exp(-logits)), 1 / (1 + np.exp(logits))))
+        np.testing.assert_allclose(answers.example_losses(multi_label(), logits, part), each.mean(axis=1), rtol=1e-5)
+
+    def test_a_loss_of_ones_own(self):
+        counts = Task(
+            name="counts",
+            loss=lambda outputs, batch: jnp.exp(outputs[:, 0]) - batch["label"] * outputs[:, 0],
+            predictions=lambda outputs: np.exp(outputs[:, 0]),
+            metrics=(
+                Metric("error", "Error", lambda mean, batch: abs(mean - batch["label"]), better="lower", unit="1"),
+            ),
+        )
+        model, weights = linear(1)
+        _, data, test = sets(lambda count: DRAW.poisson(2, count))
+        row = measure_row(model, weights, (), data, test, task=counts)
+        mean = np.exp(test["features"] @ weights[:, 0])
+        assert row["error_test"] == pytest.approx(np.abs(mean - test["label"]).mean(), rel=1e-5)
+
+
+class TestMasked:
+    STEPS = 6
+    LENGTHS = np.array([6, 1, 3])
+    MASK = np.arange(STEPS) < LENGTHS[:, None]
+
+    @pytest.fixture(params=["regression", "classification"])
+    def case(self, request):
+        """A task of steps, outputs and targets for three sequences, and a function that spoils what is padding."""
+        generator = np.random.default_rng(1)
+        shape = (3, self.STEPS)
+        if request.param == "regression":
+            task, outputs = regression(2.0), generator.normal(size=shape).astype(np.float32)
+            target, bad = generator.normal(size=shape).astype(np.float32), np.float32("nan")
+        else:
+            task, outputs = classification(), generator.normal(size=(*shape, 4)).astype(np.float32)
+            target, bad = generator.integers(0, 4, shape), -1
+        spoiled = np.where(self.MASK, target, bad)
+        keep = self.MASK.reshape(*shape, *[1] * (outputs.ndim - 2))
+        return task, outputs, target, np.where(keep, outputs, np.float32("nan")), spoiled
+
+    def test_padding_changes_neither_loss_nor_gradient_nor_metrics(self, case):
+        task, outputs, target, bad_outputs, bad_target = case
+        whole = masked(task)
+
+        def mean(outputs, label):
+            return jnp.mean(whole.loss(outputs, {"label": label, "mask": self.MASK}))
+
+        clean, spoiled = (
+            jax.value_and_grad(mean)(jnp.asarray(o), jnp.asarray(t))
+            for o, t in ((outputs, target), (bad_outputs, bad_target))
+        )
+        np.testing.assert_array_equal(clean[0], spoiled[0])
+        np.testing.assert_array_equal(clean[1], spoiled[1])
+        moved = np.asarray(clean[1]).reshape(*self.MASK.shape, -1).any(axis=2)
+        np.testing.assert_array_equal(moved, self.MASK)
+        for metric in whole.metrics:
+            values = [
+                answers.metric_value(whole, metric, o, {"label": t, "mask": self.MASK})
+                for o, t in ((outputs, target), (bad_outputs, bad_target))
+            ]
+            assert values[0] == values[1]
+
+    def test_every_sequence_counts_once_with_the_mean_of_its_real_steps(self, case):
+        task, outputs, target, *_ = case
+        whole = masked(task)
+        part = {"label": target, "mask": self.MASK}
+        found = answers.example_losses(whole, outputs, part)
+        own = [
+            np.asarray(task.loss(jnp.asarray(outputs[i, :n]), {"label": target[i, :n]})).mean()
+            for i, n in enumerate(self.LENGTHS)
+        ]
+        np.testing.assert_allclose(found, own, rtol=1e-5)
+        if task is not CLASSIFICATION:
+            squares = [np.mean((outputs[i, :n] - target[i, :n]) ** 2) for i, n in enumerate(self.LENGTHS)]
+            value = answers.metric_value(whole, whole.metrics[0], outputs, part).value
+            assert value == pytest.approx(100 * math.sqrt(np.mean(squares)) / 2, rel=1e-5)
+
+    def test_what_cannot_be_measured_is_said(self, case):
+        task, outputs, target, *_ = case
+        whole = masked(task)
+        mask = self.MASK.copy()
+        mask[1] = False
+        with pytest.raises(InputError, match="1 sequences have no real step"):
+            answers.metric_value(whole, whole.metrics[0], outputs, {"label": target, "mask": mask})
+        with pytest.raises(InputError, match="have no 'mask'"):
+            whole.loss(outputs, {"label": target})
+        with pytest.raises(InputError, match="next to a mask of shape"):
+            whole.loss(outputs, {"label": target[:, :2], "mask": self.MASK})
+
+
+class TestClassificationIsAsItWas:
+    def test_the_row_is_that_of_accuracies_and_the_papers_attack_to_the_bit(self):
+        data, test = tiny.data(20, 30), tiny.examples(25, 3)
+        row = measure_row(tiny.model(), *tiny.start(), data, test, seed=2, every_attack=True)
+        pairs = {}
+        for name, part in (("forget", data.forget), ("retain", data.retain), ("test", test)):
+            logits = accuracies.predict(tiny.model(), *tiny.start(), part["image"], batch_size=500)
+            pairs[name] = logits, part["label"]
+            assert row[f"acc_{name}"] == accuracies.accuracy(*pairs[name])
+            assert row[f"correct_{name}"] == accuracies.correct(*pairs[name])
+        attacked = [array for name in ("retain", "test", "forget") for array in pairs[name]]
+        assert row["mia"] == attacks.paper_mia(*attacked, seed=2)
+        assert row["mia_loss"] == attacks.paper_mia(*attacked, seed=2, feature="loss", attack="logistic")
+        assert list(row)[:5] == ["acc_forget", "acc_retain", "acc_test", "mia", "mia_correctness"]
+        assert "task" not in row
+
+    def test_its_loss_is_classification_loss(self):
+        assert task_loss(tiny.model(), CLASSIFICATION) == losses.classification_loss(tiny.model())
+
+    def test_what_the_network_takes_may_have_any_name(self):
+        batch = tiny.examples(4)
+        whole, _ = tiny.loss()(*tiny.start(), batch, train=False, key=None)
+        other = {"pixels": batch["image"], "label": batch["label"]}
+        assert tiny.loss()(*tiny.start(), other, train=False, key=None)[0] == whole
+        assert losses.inputs_of({**other, "mask": 1}) == {"pixels": other["pixels"], "mask": 1}
+        assert losses.inputs_of({**batch, "mask": 1}) is batch["image"]
+        with pytest.raises(InputError, match="the network takes pixels, mask, and this method changes one array"):
+            losses.images_of({**other, "mask": 1})
+
+    @pytest.mark.parametrize("name", ["scrub", "bad_teacher"])
+    def test_methods_that_read_logits_take_any_name_too(self, name):
+        method, data = tiny.method(name, augment=False), tiny.data()
+        renamed = Data(*({"pixels": part["image"], "label": part["label"]} for part in data))
+        results = []
+        for one in (data, renamed):
+            carry = method.init(jax.random.key(0), *tiny.start(), one)
+            batch = next(iter(method.batches(jax.random.key(1), one, 0)))
+            taken = [
+                None if p is None else jax.tree.map(lambda a, p=p: a[p], part)
+                for part, p in zip(one, batch, strict=True)
+            ]
+            results.append(jax.jit(method.step)(carry, type(batch)(*taken))[0].params)
+        jax.tree.map(np.testing.assert_array_equal, *results)
+
+
+class TestAttacks:
+    """A known truth: the losses of members are small, those of others are not."""
+
+    @staticmethod
+    def losses_of(generator, count, *, memorised):
+        return generator.exponential(0.02 if memorised else 1.0, count)
+
+    @pytest.mark.parametrize("memorised", [True, False])
+    def test_they_separate_what_was_memorised_from_what_was_not(self, memorised):
+        generator = np.random.default_rng(3)
+        retain, test = (self.losses_of(generator, 400, memorised=kind) for kind in (True, False))
+        forget = self.losses_of(generator, 200, memorised=memorised)
+        for attack in ("svc", "logistic"):
+            mia = attacks.loss_mia(retain, test, forget, seed=0, attack=attack)
+            assert mia < 10 if memorised else mia > 90
+        groups = [np.zeros(len(one), int) for one in (forget, test)]
+        ranks = table_gates.held_out_ranks(-forget, groups[0], -test, groups[1])
+        assert (ranks["held_out_auc"] > ranks["held_out_high"]) is memorised
+        assert ranks["held_out_low"] <= ranks["held_out_auc"]
+
+    def test_only_the_order_of_losses_counts(self):
+        generator = np.random.default_rng(4)
+        sets = [generator.normal(size=count) for count in (50, 60, 30)]
+        found = [attacks.loss_mia(*map(change, sets), seed=1) for change in (np.asarray, np.exp, lambda x: 1e6 * x - 3)]
+        assert found[0] == found[1] == found[2]
+
+
+class TestWhatIsNotSupported:
+    def test_methods_that_need_classes_are_refused_by_name(self):
+        refused = {"random_label", "salun", "munba", "scrub", "bad_teacher", "delete", "amun", "sfron"}
+        refused |= {"boundary_shrink", "boundary_expand"}
+        for name, settings in METHODS.items():
+            assert of_task(settings(), CLASSIFICATION) == settings()
+            if name in refused:
+                with pytest.raises(InputError, match="take a method that needs only a loss"):
+                    of_task(settings(), regression())
+            else:
+                of_task(settings(), regression())
+        assert of_task(METHODS["munba"](forget_loss="ascent"), regression()).forget_loss == "ascent"
+
+    def test_the_uniform_ceiling_is_the_tasks_own(self):
+        settings = METHODS["scissorhands"]()
+        assert of_task(settings, multi_label()).ceiling == math.log(2)
+        assert of_task(settings, masked(regression())).ceiling == 1.0
+        with pytest.raises(InputError, match="give the ceiling of Scissorhands as a number"):
+            of_task(settings, masked(CLASSIFICATION))
+
+    @pytest.mark.parametrize("name", ["Acc", "acc", "mia", "two words", ""])
+    def test_names_of_metrics_fit_into_rows(self, name):
+        with pytest.raises(InputError, match="give each a name of its own"):
+            Task(name="own", loss=optax.l2_loss, metrics=(Metric(name, "", lambda *pair: pair[0]),))
+
+    def test_a_loss_must_be_one_number_for_each_example(self):
+        wrong = Task(name="wrong", loss=lambda outputs, batch: outputs.mean(), metrics=regression().metrics)
+        model, weights = linear(1)
+        part = examples(4, lambda count: np.zeros(count, np.float32))
+        with pytest.raises(InputError, match=r"has shape \(\) for 4 examples"):
+            task_loss(model, wrong)(weights, (), part, train=True, key=None)
+        with pytest.raises(InputError, match=r"have shape \(\) for 4 examples"):
+            answers.example_losses(wrong, part["features"] @ weights, part)
+
+    def test_a_network_that_diverged_is_not_measured(self):
+        outputs = np.array([1.0, np.inf], np.float32)
+        with pytest.raises(InputError, match="1 of 2 losses of the task 'regression' are NaN or infinity"):
+            answers.example_losses(regression(), outputs, {"label": np.zeros(2, np.float32)})
