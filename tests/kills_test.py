@@ -14,7 +14,16 @@ from tests.kills.writers import WRITERS
 
 pytest.importorskip("cryptography")
 
-COUNTS = {"unlearn": 2, "table": 1, "audit": 1, "sd unlearn": 1, "sd import": 1, "sd evaluate": 1, "demo diffusion": 1}
+COUNTS = {
+    "unlearn": 2,
+    "table": 1,
+    "audit": 1,
+    "sd unlearn": 1,
+    "sd import": 1,
+    "sd evaluate": 1,
+    "demo diffusion": 1,
+    "request export": 1,
+}
 """How many moments are tried of writers that take long; of the others it is three."""
 
 

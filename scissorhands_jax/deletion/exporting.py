@@ -38,6 +38,7 @@ def export_ledger(folder: Path, out: Path, *, keys: Path | None = None) -> str:
       LedgerError: The ledger cannot be read, or was changed.
       OSError: A file is missing or cannot be written.
     """
+    files.remove_leftovers(out.parent, deep=False)  # An export that was killed leaves half a copy there.
     if out.exists() or out.is_symlink():
         raise InputError(f"{out} exists already; name a folder that does not")
     with Ledger(folder, keys) as book, book.sole_run(), files.new_folder(out) as place:

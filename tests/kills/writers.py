@@ -23,6 +23,7 @@ from scissorhands_jax.deletion.entries import RunRecorded
 from scissorhands_jax.deletion.ledger import Ledger, ledger_exists
 from scissorhands_jax.diffusion import model_folder, networks, nudity
 from scissorhands_jax.diffusion.demo import settings, training
+from scissorhands_jax.files import LOCK_FILE
 from scissorhands_jax.jobs import grid
 from scissorhands_jax.jobs.experiment import Experiment, Scenario
 from scissorhands_jax.methods import METHODS
@@ -186,12 +187,33 @@ def _ledger_goes_on(world: Path) -> None:
     _serve(world)
 
 
+def _prepare_served(world: Path) -> None:
+    prepare_network(world)
+    _ledger(world)
+
+
+def _erase(world: Path) -> None:
+    command("request", "erase", "--ledger", world / "ledger", "1")
+
+
+def _export_ledger(world: Path) -> None:
+    command("request", "export", "--ledger", world / "ledger", "--out", world / "copy")
+
+
+def _export_goes_on(world: Path) -> None:
+    """The same command, which may say that the copy is there; it then is whole."""
+    words = ["request", "export", "--ledger", world / "ledger", "--out", world / "copy"]
+    assert cli.main([str(word) for word in words]) in (0, 2)
+    assert deletion.verify(world / "copy", console=QUIET)[0] == []
+
+
 def _ledger_result(world: Path) -> Any:
     found, _ = deletion.verify(world / "ledger", console=QUIET)
     with Ledger(world / "ledger") as book:
         states = [request.state for request in book.requests()]
         made = [entry.network for entry in book.entries(RunRecorded)]
-    return {"problems": found, "states": states, "networks": made, "files": sorted(contents(world))}
+    names = sorted(name for name in contents(world) if Path(name).name != LOCK_FILE)  # which the next command removes
+    return {"problems": found, "states": states, "networks": made, "files": names}
 
 
 def _pictures(world: Path) -> None:
@@ -308,6 +330,10 @@ WRITERS = {
     "table": Writer(prepare_network, _table, _table, lambda world: _table(world, overwrite=True)),
     "audit": Writer(prepare_network, _audit, _audit, lambda world: _audit(world, overwrite=True)),
     "request": Writer(prepare_network, _ledger, _ledger_goes_on, result=_ledger_result, patched=forking.good_evidence),
+    "request erase": Writer(_prepare_served, _erase, _erase, result=_ledger_result, patched=forking.good_evidence),
+    "request export": Writer(
+        _prepare_served, _export_ledger, _export_goes_on, result=_ledger_result, patched=forking.good_evidence
+    ),
     "data prepare": Writer(_pictures, _prepare, _prepare_goes_on, lambda world: _prepare(world, "--overwrite")),
     "sd import": Writer(
         _diffusers, _import, lambda world: _import(world, "--resume"), lambda world: _import(world, "--overwrite")
