@@ -25,7 +25,7 @@ def need(found, names, where):
     assert not missing, f"{where} lacks {missing}"
 
 
-need(in_sdist, ["LICENSE", "CITATION.cff", "README.md", "docs/index.md", "tests/conftest.py", "tests/masks_test.py",
+need(in_sdist, ["LICENSE", "CITATION.cff", "README.md", "docs/index.md", "mkdocs.yml", "tests/conftest.py", "tests/masks_test.py",
                 "tests/run.sh", "experiments/README.md", "scissorhands_jax/py.typed"], "the sdist")
 need(in_wheel, ["scissorhands_jax/py.typed", "scissorhands_jax/__main__.py"], "the wheel")
 assert any(name.endswith("licenses/LICENSE") for name in in_wheel), "the wheel has no licence"
