@@ -87,7 +87,8 @@ def _page_of(document: Document, name: str) -> tuple[str, Mapping[str, str | byt
 
 
 def _is_table(document: Document) -> bool:
-    return "rows" in document and "config" in document and "base" not in document
+    rows = document.get("rows") or [{}]
+    return "config" in document and "base" not in document and all({"scenario", "method"} <= set(row) for row in rows)
 
 
 def _titled(body: str, name: str) -> str:
@@ -132,7 +133,7 @@ def _headline(document: Document) -> str:
         return f"audit of {document['ensemble']['networks']} networks; {caught}"
     if _is_table(document):
         methods = dict.fromkeys(row["method"] for row in document["rows"])
-        seeds = {row["seed"] for row in document["rows"]}
+        seeds = {row.get("seed") for row in document["rows"]}
         return f"table: {len(methods)} networks and methods, {len(seeds)} seed{'s' * (len(seeds) != 1)}"
     kinds = {
         "base": "variants of Scissorhands",
@@ -140,8 +141,9 @@ def _headline(document: Document) -> str:
         "audits": "simulated audits",
         "aims": "measured times and memory",
         "devices": "growth with devices and parameters",
+        "unlearn": "a full-size diffusion step",
     }
-    return next((kind for key, kind in kinds.items() if key in document), "a full-size diffusion step")
+    return next((kind for key, kind in kinds.items() if key in document), "measured numbers")
 
 
 def _variants(document: Document) -> str:
