@@ -12,7 +12,9 @@ from scissorhands_jax.methods import METHODS
 from scissorhands_jax.models import MODELS
 
 ROOT = Path(__file__).parents[1]
-MADE = re.compile(r"(reference/(api/.*|commands|settings)|results/(?!what-did-not-work).*|project/.*)\.md$")
+MADE = re.compile(
+    r"(reference/(api/.*|commands|settings)|results/(?!what-did-not-work).*|project/(changelog|contributing))\.md$"
+)
 """Pages that are made when the site is built; `tests/site_test.py` follows the links to them."""
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PROGRAMS = [*PAGES[1:], *sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))]

@@ -24,6 +24,7 @@ EXTRAS = {
     "torch": "torch",
 }
 """Packages that are used if they are there, each with the extra that installs it."""
+_COMPACT = ("cifar10", "cifar100_own")
 _VARIABLES = re.compile(r"(JAX|XLA|CUDA|NVIDIA|TPU|ROCM|SCISSORHANDS)_|GLIBC_TUNABLES$")
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL")
 
@@ -127,7 +128,8 @@ def data_found(folder: Path | None) -> dict[str, str]:
             continue
         forms = {
             "prepared": name in prepared.SET_FOLDERS and prepared.is_prepared(folder, name),
-            "compact files": compact.has_compact_files(folder, name) or (folder / f"{name}.npz").is_file(),
+            "compact files": name in _COMPACT and compact.has_compact_files(folder, name),
+            "one file": name == "orl_faces" and (folder / "orl_faces.npz").is_file(),
             "official archives, to be prepared": name in archives.ARCHIVES
             and all((folder / archive.name).is_file() for archive in archives.ARCHIVES[name]),
         }
