@@ -28,6 +28,7 @@ def test_every_connection_is_careful(folder):
     """What was committed survives a power failure, what was removed is gone, and a changed schema calls nothing."""
     database = Database(folder / ledger.DATABASE_FILE)
     settings = {"synchronous": 3, "secure_delete": 1, "trusted_schema": 0, "foreign_keys": 1, "cell_size_check": 1}
+    settings["busy_timeout"] = 30_000  # milliseconds for which others may write
     assert {name: database.execute(f"PRAGMA {name}")[0][0] for name in settings} == settings
     database.close()
 

@@ -296,6 +296,13 @@ def test_the_state_dict_is_found_by_name_and_then_by_size(tmp_path, build, size)
     assert not any(name.startswith("module.") for name in found)
 
 
+def test_a_state_dict_lies_at_most_four_dicts_deep(tmp_path):
+    save_dicts(tmp_path / "deep", {"a": {"b": {"c": {"d": 2}}}})
+    assert len(torch_weights.read_state_dict(tmp_path / "deep")) == 2
+    save_dicts(tmp_path / "deeper", {"a": {"b": {"c": {"d": {"e": 2}}}}})
+    assert "has no dict of tensors" in refused(tmp_path / "deeper")
+
+
 def test_several_equal_dicts_are_refused_with_their_names(tmp_path):
     save_dicts(tmp_path / "x", {"first": 2, "second": 2})
     message = refused(tmp_path / "x")
@@ -446,6 +453,33 @@ def test_another_depth_is_recognised():
 def test_names_that_all_differ_are_recognised():
     with pytest.raises(WeightsError, match="no name agrees"):
         torch_weights.from_state_dict({f"encoder.{name}": array for name, array in network().items()}, *template())
+
+
+def test_only_kernels_change_their_axes_and_only_biases_lose_them():
+    params = {
+        "dense": {"kernel": np.zeros((5, 3))},
+        "embed": {"embedding": np.zeros((5, 3))},
+        "long": {"bias": np.zeros((4, 1)), "scale": np.zeros((4, 1))},
+        "place": np.zeros((2, 3)),
+    }
+    shapes = {"dense.weight": (3, 5), "embed.weight": (5, 3), "long.bias": (4,), "long.weight": (4, 1), "place": (2, 3)}
+    assert torch_weights.state_dict_shapes(params, {}) == shapes
+    assert {name: array.shape for name, array in torch_weights.to_state_dict(params, {}).items()} == shapes
+
+
+def test_projections_of_three_axes_are_refused_and_those_of_two_are_dense():
+    for layer in ("query", "key", "value", "out"):
+        assert torch_weights.state_dict_shapes({layer: {"kernel": np.zeros((4, 6))}}, {}) == {f"{layer}.weight": (6, 4)}
+        with pytest.raises(WeightsError, match=f"{layer}.weight is an attention projection of three axes"):
+            torch_weights.state_dict_shapes({layer: {"kernel": np.zeros((4, 2, 3))}}, {})
+
+
+def test_dense_layers_alone_flatten_no_image():
+    """Whatever their widths divide: images come from convolutions."""
+    params = {"a": {"kernel": np.zeros((6, 3))}, "b": {"kernel": np.zeros((12, 2))}}
+    assert torch_weights.to_state_dict(params, {})["b.weight"].shape == (2, 12)
+    with pytest.raises(WeightsError, match="it may read a flattened image"):
+        torch_weights.to_state_dict(params | {"c": {"kernel": np.zeros((3, 3, 2, 3))}}, {})
 
 
 def test_two_leaves_with_one_name_are_refused():
@@ -817,6 +851,17 @@ def test_safetensors_of_a_type_that_numpy_lacks_is_refused(tmp_path):
     assert "F8_E8M0" in refused(tmp_path / "x")
 
 
+def test_a_safetensors_header_has_at_most_8_mib(tmp_path):
+    header = b'{"x": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}'
+    for length, is_read in ((2**23, True), (2**23 + 8, False)):
+        file = tmp_path / f"{length}.safetensors"
+        file.write_bytes(struct.pack("<Q", length) + header.ljust(length) + b"\x07")
+        if is_read:
+            assert torch_weights.read_state_dict(file)["x"].tolist() == [7]
+        else:
+            assert "header of 8388616 bytes, more than 8388608" in refused(file)
+
+
 def test_safetensors_with_impossible_shapes_is_refused(tmp_path):
     for shape in ("[0,18446744073709551615]", str([0] * 10_000), "[4611686018427387904,4]"):
         header = b'{"x":{"dtype":"F32","shape":' + shape.encode() + b',"data_offsets":[0,0]}}'
@@ -856,6 +901,20 @@ def test_a_head_of_another_width_stays_fresh_and_all_else_is_taken_over():
     np.testing.assert_array_equal(state["batch_stats"]["bn1"]["mean"], expected[1]["batch_stats"]["bn1"]["mean"])
     same = torch_weights.with_fresh_head(network(), *template())
     np.testing.assert_array_equal(same[0]["fc"]["kernel"], expected[0]["fc"]["kernel"])
+
+
+def test_a_fresh_head_goes_with_flattened_images():
+    generator, flatten = np.random.default_rng(0), {"fc1": (2, 2, 2)}
+
+    def weights(classes):
+        shapes = {"conv": (3, 3, 1, 2), "fc1": (8, 5), "fc2": (5, classes)}
+        return {name: {"kernel": generator.normal(size=shape).astype(np.float32)} for name, shape in shapes.items()}
+
+    theirs, own = weights(4), weights(3)
+    saved = torch_weights.to_state_dict(theirs, {}, flatten=flatten)
+    taken, _ = torch_weights.with_fresh_head(saved, own, {}, flatten=flatten)
+    np.testing.assert_array_equal(taken["fc1"]["kernel"], theirs["fc1"]["kernel"])
+    np.testing.assert_array_equal(taken["fc2"]["kernel"], own["fc2"]["kernel"])
 
 
 def test_only_one_layer_may_have_another_shape():
