@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from scissorhands_jax.language.calibration import LEAST_RETRAINED, CalibratedTes
 from scissorhands_jax.language.evaluation_logs import read_evaluation_log
 from scissorhands_jax.language.truth_ratios import DEFINITIONS
 
+_Question = tuple[str, int]  # the right answer, and how many with the same answer came before it
 PAIRED = ("arithmetic", "geometric")
 """The definitions whose logarithms paired tests compare; that of the third is the second's."""
 
@@ -133,36 +134,48 @@ def _sizes(log: EvaluationLog, name: str) -> dict[str, int]:
 
 
 def _compare(own: EvaluationLog, reference: EvaluationLog, remarks: list[str]) -> RetrainedComparison:
-    quality, paired = {}, {}
-    for definition in DEFINITIONS:
-        found = forget_quality(own, reference, definition)
-        if found is not None:
-            quality[definition] = found
-    for definition in PAIRED:
+    quality = {kind: forget_quality(own, reference, kind) for kind in DEFINITIONS}
+    known = {kind: found for kind, found in quality.items() if found is not None}
+    paired = {}
+    for definition in PAIRED if known else ():
         aligned = _aligned([own, reference], definition)
-        if aligned is not None and aligned.shape[1]:
+        if aligned is None:
+            remarks.append(
+                f"no paired test ({definition}) against {reference.path}: it needs losses of right and wrong answers"
+            )
+        elif aligned.shape[1]:
             paired[definition] = paired_test(*aligned)
-    if not quality:
+    if not known:
         lacking = own if forget_ratios(own, "geometric") is None else reference
         remarks.append(
             f"no forget quality against {reference.path}: {lacking.path} has no truth ratios of the forget set"
         )
-    elif not paired:
-        remarks.append(f"no paired test against {reference.path}: the logs share no question of the forget set")
-    for definition in quality:
-        result, pairs = quality[definition], paired[definition].examples if definition in paired else 0
-        if definition in PAIRED and pairs < max(result.examples, result.reference_examples):
+    else:
+        sizes = known["geometric"].examples, known["geometric"].reference_examples
+        shared = _num_shared(own, reference)
+        if not shared:
+            remarks.append(f"no paired test against {reference.path}: the logs share no question of the forget set")
+        if shared < max(sizes):
             remarks.append(
-                f"forget quality against {reference.path} compares {result.examples} questions with "
-                f"{result.reference_examples}, of which {pairs} are the same; it needs logs of one forget set"
+                f"forget quality against {reference.path} compares {sizes[0]} questions with {sizes[1]}, of which "
+                f"{shared} are the same; it is meant for logs of one forget set"
             )
-            break
     leaks = {
         name: privacy_leakage(attack_auc(attack), attack_auc(reference.attacks[name]))
         for name, attack in own.attacks.items()
         if name in reference.attacks
     }
-    return RetrainedComparison(log=str(reference.path), forget_quality=quality, paired_test=paired, privleak=leaks)
+    return RetrainedComparison(log=str(reference.path), forget_quality=known, paired_test=paired, privleak=leaks)
+
+
+def _num_shared(own: EvaluationLog, reference: EvaluationLog) -> int:
+    """The number of questions of the forget set that both logs have truth ratios of."""
+    tables = []
+    for log in (own, reference):
+        series = forget_ratios(log, "geometric")
+        assert series is not None
+        tables.append((series, log.sets["forget"].texts))
+    return len(_shared(tables)[1])
 
 
 def _calibrate(
@@ -196,13 +209,18 @@ def _aligned(logs: list[EvaluationLog], definition: str) -> np.ndarray | None:
         if series is None:
             return None
         tables.append((series, log.sets["forget"].texts))
-    with_texts = all(set(series.examples) <= set(texts) for series, texts in tables)
-    rows = [_keyed(series, texts if with_texts else {}) for series, texts in tables]
-    shared = [key for key in rows[0] if all(key in row for row in rows[1:])]
+    rows, shared = _shared(tables)
     return np.array([[row[key] for key in shared] for row in rows])
 
 
-def _keyed(series: Series, texts: dict[str, str] | Any) -> dict[tuple[str, int], float]:
+def _shared(tables: Sequence[tuple[Series, Mapping[str, str]]]) -> tuple[list[dict[_Question, float]], list[_Question]]:
+    """The numbers of each table by question, and the questions that all tables have, in the order of the first."""
+    with_texts = all(set(series.examples) <= set(texts) for series, texts in tables)
+    rows = [_keyed(series, texts if with_texts else {}) for series, texts in tables]
+    return rows, [key for key in rows[0] if all(key in row for row in rows[1:])]
+
+
+def _keyed(series: Series, texts: Mapping[str, str]) -> dict[_Question, float]:
     """Numbers by the right answer, or by the example where answers are not known; equal answers are counted."""
     seen: Counter[str] = Counter()
     found = {}

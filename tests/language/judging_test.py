@@ -159,6 +159,13 @@ def test_partial_logs_give_what_they_allow(folder, tmp_path):
     whole = judge_logs(folder / "new1.json", [folder / "new0.json"])
     assert judged.against[0].forget_quality["geometric"] == whole.against[0].forget_quality["geometric"]
     assert "arithmetic" not in judged.against[0].forget_quality
+    assert set(judged.against[0].paired_test) == {"geometric"}
+    new["forget_truth_ratio"]["value_by_index"]["0"]["score"] = 0.0  # which has no logarithm
+    (tmp_path / "new.json").write_text(json.dumps({"forget_truth_ratio": new["forget_truth_ratio"]}))
+    judged = judge_logs(tmp_path / "new.json", [folder / "new0.json"])
+    assert judged.against[0].paired_test == {}
+    assert not any("share no question" in remark or "are the same" in remark for remark in judged.remarks)
+    assert any("no paired test (geometric)" in remark for remark in judged.remarks)
     shutil.copy(folder / "tofu1.json", tmp_path / "x.json")
     (tmp_path / "eval_log_forget.json").write_text(
         json.dumps(json.loads((tmp_path / "x.json").read_text())["eval_log_forget.json"])

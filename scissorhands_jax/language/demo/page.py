@@ -70,15 +70,15 @@ def knowledge_grid(rows: Sequence[FactsRow]) -> Grid:
     """What all networks know."""
     headers = (
         "Network",
-        "Facts to forget, right",
-        "Facts to keep, right",
-        "P(answer), forget",
-        "P(answer), keep",
-        "Extraction strength",
+        "Forget, right",
+        "Keep, right",
+        "P, forget",
+        "P, keep",
+        "Extraction",
         "min-k AUC",
         "min(R, 1/R)",
-        "Forget quality, p",
-        "Calibrated test, p",
+        "Quality, p",
+        "Calibrated, p",
     )
     lines = [
         (
@@ -149,12 +149,12 @@ def findings_of(rows: Sequence[FactsRow]) -> list[str]:
 
 
 _NOTES = (
-    "Right: the greedy answer has the fact in it. P(answer): the probability of the learned answer, normalized by its "
-    "length. Extraction strength: the share of an answer that the network completes by itself. min-k AUC: how well a "
+    "Right: the greedy answer has the fact in it. P: the probability of the learned answer, normalized by its length. "
+    "Extraction: the share of an answer that the network completes by itself. min-k AUC: how well a "
     "membership attack tells the people to forget from people whom no network met; 0.5 is not at all. R: the geometric "
     "truth ratio.",
-    "Forget quality is TOFU's test against one retrained network. The calibrated test compares with several, and its "
-    "null is what they differ by; a small p-value says that the network is not like a retrained one.",
+    "Quality: forget quality, TOFU's test against one retrained network. Calibrated: the test that compares with "
+    "several, whose null is what they differ by; a small p-value says that the network is not like a retrained one.",
 )
 
 
@@ -205,6 +205,8 @@ def write_facts_page(path: Path, result: FactsResult) -> None:
 
 def print_facts(result: FactsResult, console: Console) -> None:
     """Prints answers before and after, the table, and what it says."""
+    if not console.is_terminal:
+        console.width = 120
     for number, fact in enumerate(result.facts[:FACTS_OF_A_PERSON]):
         say(console, fact.question.replace(" ?", "?"), style="bold")
         for name in (ORIGINAL, SCISSORHANDS, RETRAINED):
