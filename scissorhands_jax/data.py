@@ -37,8 +37,8 @@ def check_values(data: Data) -> None:
     """Refuses data that no training can use. Only what is in the memory of this process is looked at.
 
     Raises:
-      InputError: An array of floats holds NaN or infinity, or an array called `label` a negative number. The message
-        names the first such example.
+      InputError: An array of floats holds NaN or infinity, or an array of integers called `label`, with one for each
+        example, a negative number. The message names the first such example.
     """
     # Without a forget set it is plain training, of whose parts nobody has spoken.
     whole = "retain" if size(data.forget) else "training"
@@ -49,17 +49,19 @@ def check_values(data: Data) -> None:
             if not hasattr(leaf, "dtype") or not np.size(leaf) or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
                 continue
             name, values = path_name(path) or "data", np.asarray(leaf)
+            advice = "correct or leave out these examples"
             if jnp.issubdtype(values.dtype, jnp.inexact):
                 good, what = np.isfinite(values), "NaN or infinity"
-            elif name.split("/")[-1] == "label" and np.issubdtype(values.dtype, np.signedinteger):
+            elif name.split("/")[-1] == "label" and values.ndim == 1 and np.issubdtype(values.dtype, np.signedinteger):
                 good, what = values >= 0, "a negative label"
+                advice += ", or give them as floats if they are no classes"
             else:
                 continue
             if not good.all():
                 bad = np.flatnonzero(~good.reshape(len(values), -1).all(axis=1))
                 raise InputError(
                     f"{len(bad)} examples of the {part} set have {what} in {name!r}, the first is example {bad[0]}; "
-                    "correct or leave out these examples"
+                    f"{advice}"
                 )
 
 

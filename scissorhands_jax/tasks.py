@@ -260,7 +260,8 @@ def masked(step_task: Task, mask: str = "mask") -> Task:
     Examples are dicts of arrays (N, T, ...), with targets for each step in `label` and with `mask`, which is True at
     real steps. The network is applied to all but `label`, so also to the mask, and gives outputs of shape (N, T, ...).
     Loss and metrics of an example are the means over its real steps of those of `step_task`, so every sequence counts
-    once, whatever its length. What outputs and targets hold elsewhere changes nothing, NaN included.
+    once, whatever its length. What outputs and targets hold elsewhere changes nothing, NaN included; but `training.run`
+    refuses data that hold NaN anywhere.
 
     Args:
       step_task: The task of one step, such as `regression()` or `classification()`. Its functions are given the steps

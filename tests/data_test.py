@@ -415,6 +415,7 @@ class TestCheckValues:
                 "1 examples of the retain set have NaN or infinity in 'x', the first is ex",
             ),
             ({"label": np.array([0, 2, -1])}, "1 examples of the retain set have a negative label in 'label', .* 2;"),
+            ({"label": np.array([-1])}, "or give them as floats if they are no classes"),
         ],
     )
     def test_examples_that_no_training_can_use_are_named(self, retain, message):
@@ -427,6 +428,7 @@ class TestCheckValues:
 
     def test_everything_else_passes(self):
         data.check_values(Data({"label": np.array([0, 3]), "offset": np.array([-1, 1])}, {"x": np.zeros((0, 3))}))
+        data.check_values(Data(None, {"label": np.array([[0, 2], [1, -1]])}))  # steps, of which one only fills up
 
 
 class TestCheckPositions:
