@@ -7,6 +7,7 @@ are gathered inside the compiled step.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 
 import jax
@@ -17,14 +18,23 @@ from scissorhands_jax.base import Batch, Data, Dataset, Key
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.trees import path_name
 
+_logger = logging.getLogger(__name__)
+
 
 def size(dataset: Dataset) -> int:
     """Counts the examples of a data set. `None` is an empty data set.
 
     Raises:
-      InputError: The arrays differ in the length of their first axis.
+      InputError: The arrays differ in the length of their first axis, or something is no array.
     """
-    lengths = {leaf.shape[0] for leaf in jax.tree.leaves(dataset)}
+    lengths = set()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(dataset):
+        if not np.shape(leaf):
+            raise InputError(
+                f"a data set has a {type(leaf).__name__} at {path_name(path) or 'its root'}; give arrays with one "
+                "entry for each example, as numpy.asarray makes them of lists"
+            )
+        lengths.add(np.shape(leaf)[0])
     if len(lengths) > 1:
         raise InputError(
             f"the arrays of a data set have first axes of lengths {sorted(lengths)}; "
@@ -36,9 +46,11 @@ def size(dataset: Dataset) -> int:
 def check_values(data: Data) -> None:
     """Refuses data that no training can use. Only what is in the memory of this process is looked at.
 
+    Floats called `image` that look like values from 0 to 255 are only warned of, since some networks take them.
+
     Raises:
-      InputError: An array of floats holds NaN or infinity, or an array of integers called `label`, with one for each
-        example, a negative number. The message names the first such example.
+      InputError: An array is of no numbers, an array of floats holds NaN or infinity, or an array of integers called
+        `label`, with one for each example, a negative number. The message names the first such example.
     """
     # Without a forget set it is plain training, of whose parts nobody has spoken.
     whole = "retain" if size(data.forget) else "training"
@@ -49,6 +61,10 @@ def check_values(data: Data) -> None:
             if not hasattr(leaf, "dtype") or not np.size(leaf) or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
                 continue
             name, values = path_name(path) or "data", np.asarray(leaf)
+            if values.dtype.kind in "USOMm":
+                raise InputError(
+                    f"{name!r} of the {part} set is an array of {values.dtype}, not of numbers; give labels as integers"
+                )
             advice = "correct or leave out these examples"
             if jnp.issubdtype(values.dtype, jnp.inexact):
                 good, what = np.isfinite(values), "NaN or infinity"
@@ -63,6 +79,24 @@ def check_values(data: Data) -> None:
                     f"{len(bad)} examples of the {part} set have {what} in {name!r}, the first is example {bad[0]}; "
                     f"{advice}"
                 )
+            if name.split("/")[-1] == "image" and values.dtype.kind == "f" and values.min() >= 0 and values.max() > 64:
+                _logger.warning(
+                    "images of the %s set are %s up to %g; networks of the registry take floats in [0, 1] or uint8",
+                    *(part, values.dtype, values.max()),
+                )
+
+
+def largest_label(data: Data) -> int | None:
+    """Returns the largest value of the integer arrays called `label`; None if there are none in this process."""
+    found = [
+        int(np.max(leaf))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(data)
+        if path_name(path).split("/")[-1] == "label"
+        and not (isinstance(leaf, jax.core.Tracer) or (isinstance(leaf, jax.Array) and not leaf.is_fully_addressable))
+        and np.size(leaf)
+        and jnp.issubdtype(leaf.dtype, jnp.integer)
+    ]
+    return max(found, default=None)
 
 
 def take(dataset: Dataset, positions: jax.Array | np.ndarray | slice | None) -> Dataset:

@@ -414,6 +414,7 @@ class TestCheckValues:
                 {"x": jnp.array([1.0, jnp.inf])},
                 "1 examples of the retain set have NaN or infinity in 'x', the first is ex",
             ),
+            ({"label": np.array(["cat", "dog"])}, r"'label' of the retain set is an array of <U3, not of numbers"),
             ({"label": np.array([0, 2, -1])}, "1 examples of the retain set have a negative label in 'label', .* 2;"),
             ({"label": np.array([-1])}, "or give them as floats if they are no classes"),
         ],
@@ -425,6 +426,18 @@ class TestCheckValues:
     def test_plain_training_has_no_parts(self):
         with pytest.raises(InputError, match="1 examples of the training set have NaN"):
             data.check_values(Data(None, {"x": jnp.array([1.0, jnp.nan], jnp.bfloat16)}))
+
+    def test_images_up_to_255_are_warned_of(self, caplog):
+        data.check_values(Data(None, {"image": np.full((2, 3), 255.0)}))
+        assert "images of the training set are float64 up to 255; networks of the registry take" in caplog.text
+
+    def test_lists_are_no_arrays(self):
+        with pytest.raises(InputError, match=r"a data set has a int at label/0; .* as numpy.asarray makes them"):
+            data.size({"image": np.zeros((2, 3)), "label": [0, 1]})
+
+    def test_the_largest_label_is_found_in_either_part(self):
+        assert data.largest_label(Data({"label": np.array([0, 3])}, {"x": np.zeros(9)})) == 3
+        assert data.largest_label(Data({"x": np.full(2, 7)}, {"label": np.zeros(2)})) is None
 
     def test_everything_else_passes(self):
         data.check_values(Data({"label": np.array([0, 3]), "offset": np.array([-1, 1])}, {"x": np.zeros((0, 3))}))

@@ -107,7 +107,7 @@ def test_a_damaged_photograph_leaves_the_earlier_set_as_it_was(root, tmp_path, c
 
 def unlearn(data_dir, out, forget, *more):
     network = ["--model", "mlp", "--dataset", "faces", "--data-dir", data_dir]
-    return cli.main(["unlearn", *map(str, (*network, "--forget", forget, "--out", out, *QUICK, *more))])
+    return cli.main(["unlearn", *map(str, (*network, "--forget", forget, "--out", out, "--insist", *QUICK, *more))])
 
 
 def other_data(folder) -> Path:

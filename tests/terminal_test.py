@@ -138,7 +138,7 @@ def test_a_run_in_a_folder_of_any_name_ends_well(tmp_path, capsys):
     weights = torch_weights.to_state_dict(*model.init(jax.random.key(0)))
     torch_weights.write_safetensors(tmp_path / "w[/].safetensors", weights)
     (tmp_path / "{0}[/x].txt").write_text("1\n2\n")
-    words += ["--forget", f"indices:{tmp_path}/{{0}}[/x].txt", "--method", "finetune", "--epochs", "0"]
+    words += ["--forget", f"indices:{tmp_path}/{{0}}[/x].txt", "--method", "finetune", "--epochs", "0", "--insist"]
     assert cli.main(["unlearn", *words, "--out", str(out)]) == 0
     assert f"written to {printable(str(out))}: " in capsys.readouterr().err
     assert "[/x].txt" in (out / "report.html").read_text()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from scissorhands_jax.cli.options import Command, Option, SettingsCommand
+from scissorhands_jax.cli.options import RARE, Command, Option, SettingsCommand
 from scissorhands_jax.cli.shared import (
     DEFAULT_METHOD,
     DataFolderOptions,
@@ -44,12 +44,16 @@ class AuditCommand(OverwriteOptions, DataFolderOptions, SettingsCommand):
             metavar="NAME",
         ),
     ] = "standard"
-    networks: Annotated[int | None, Option("Another number of networks: an even one from 2 to 256.", metavar="N")] = (
-        None
-    )
+    networks: Annotated[
+        int | None, Option("Another number of networks: an even one from 2 to 256.", metavar="N", group=RARE)
+    ] = None
     store: Annotated[
         Path | None,
-        Option("Folder for trained networks, which several audits can share. Default: DIR/networks.", metavar="DIR"),
+        Option(
+            "Folder for trained networks, which several audits can share. Default: DIR/networks.",
+            metavar="DIR",
+            group=RARE,
+        ),
     ] = None
     dataset: Annotated[str, Option("Name of the data set, as for unlearn.", metavar="NAME")] = "digits"
     model: Annotated[str, Option("Name of the network: mlp, resnet20, resnet18, ...", metavar="NAME")] = "mlp"
@@ -70,7 +74,7 @@ class AuditCommand(OverwriteOptions, DataFolderOptions, SettingsCommand):
             repeat="each",
         ),
     ] = ("random:0.05",) * 3
-    seed: Annotated[int, Option("Seed of forget sets and networks.", metavar="N")] = 0
+    seed: Annotated[int, Option("Seed of forget sets and networks.", metavar="N", group=RARE)] = 0
 
     @classmethod
     def listed_settings(cls, method: str | None) -> Mapping[str, Any]:

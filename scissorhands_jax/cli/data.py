@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from scissorhands_jax.cli.options import Option
+from scissorhands_jax.cli.options import RARE, Option
 from scissorhands_jax.cli.shared import OverwriteOptions
 from scissorhands_jax.terminal import Console, say
 
@@ -34,8 +34,8 @@ class PrepareCommand(OverwriteOptions):
         ),
     ] = ()
     data_dir: Annotated[Path, Option("Folder for the data set.", metavar="DIR")]
-    image_size: Annotated[int | None, Option("Rescale faces to NxN pixels.", metavar="N")] = None
-    unverified: Annotated[bool, Option("Take archives that are not the official ones.")] = False
+    image_size: Annotated[int | None, Option("Rescale faces to NxN pixels.", metavar="N", group=RARE)] = None
+    unverified: Annotated[bool, Option("Take archives that are not the official ones.", group=RARE)] = False
 
     def run(self, console: Console) -> None:
         from scissorhands_jax import datasets

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from scissorhands_jax.cli.diffusion import SamplingOptions, TokenizerOptions
-from scissorhands_jax.cli.options import Option, SettingsCommand
+from scissorhands_jax.cli.options import RARE, Option, SettingsCommand
 from scissorhands_jax.cli.shared import LongCommand, ResumeOptions, given_settings, print_json
 from scissorhands_jax.jobs import config as config_lib
 from scissorhands_jax.terminal import Console
@@ -31,10 +31,12 @@ class DiffusionMethodOptions(SamplingOptions, SettingsCommand):
     batch_size: Annotated[
         int | None, Option("Images of each set in a step, the same as batch_size=N.", metavar="N", setting="batch_size")
     ] = None
-    microbatches: Annotated[int | None, Option("The same as microbatches=N.", metavar="N", setting="microbatches")] = (
-        None
-    )
-    remat: Annotated[bool, Option("Compute activations again instead of keeping them: less memory, more time.")] = False
+    microbatches: Annotated[
+        int | None, Option("The same as microbatches=N.", metavar="N", setting="microbatches", group=RARE)
+    ] = None
+    remat: Annotated[
+        bool, Option("Compute activations again instead of keeping them: less memory, more time.", group=RARE)
+    ] = False
 
     settings_of: ClassVar[str] = "PRESET"
 
@@ -95,16 +97,18 @@ class ConceptCommand(ResumeOptions, DiffusionMethodOptions, TokenizerOptions):
         int | None, Option("Images of each set. Default: one for each prompt, or all in DIR.", metavar="N")
     ] = None
     out: Annotated[Path, Option("Folder for the result.", metavar="DIR")]
-    generate_batch_size: Annotated[int, Option("Training images made at a time.", metavar="N")] = 1
-    seed: Annotated[int, Option("Seed of the run and of prompts without one.", metavar="N")] = 0
+    generate_batch_size: Annotated[int, Option("Training images made at a time.", metavar="N", group=RARE)] = 1
+    seed: Annotated[int, Option("Seed of the run and of prompts without one.", metavar="N", group=RARE)] = 0
     cache: Annotated[
         Path | None,
         Option(
-            "Folder for the training images and what is computed from them. Default: a folder in --out.", metavar="DIR"
+            "Folder for the training images and what is computed from them. Default: a folder in --out.",
+            metavar="DIR",
+            group=RARE,
         ),
     ] = None
     checkpoint_every: Annotated[
-        int | None, Option("Steps between checkpoints. Default: one after every epoch.", metavar="STEPS")
+        int | None, Option("Steps between checkpoints. Default: one after every epoch.", metavar="STEPS", group=RARE)
     ] = None
 
     def run(self, console: Console) -> None:

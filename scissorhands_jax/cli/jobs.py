@@ -5,21 +5,27 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from scissorhands_jax.cli.options import Option, options_of
+from scissorhands_jax.cli.options import RARE, Option, SettingsCommand, options_of
 from scissorhands_jax.cli.shared import (
     JobOptions,
     LongCommand,
     NetworkOptions,
     OverwriteOptions,
     ResumeOptions,
+    network_changes,
+    network_settings,
     print_json,
 )
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import config as config_lib
 from scissorhands_jax.terminal import Console, LoggedConsole
+
+STATUS_COLLAPSED = 4
+"""Exit status of `unlearn` if accuracy fell by more than `--max-loss`."""
 
 _many = functools.partial(Option, group="many devices, many processes")
 _speed = functools.partial(Option, group="speed, to override the automatic choice")
@@ -36,7 +42,7 @@ class DemoCommand(OverwriteOptions):
     example: ClassVar[str] = "demo --out demo"
 
     out: Annotated[Path, Option("Folder for results.json and report.html.", metavar="DIR")]
-    seeds: Annotated[int, Option("Number of seeds.", metavar="N")] = 3
+    seeds: Annotated[int, Option("Number of seeds.", metavar="N", group=RARE)] = 3
 
     def run(self, console: Console) -> None:
         from scissorhands_jax.jobs import demo
@@ -58,8 +64,25 @@ class UnlearnCommand(ResumeOptions, JobOptions):
     required: ClassVar[tuple[str, ...]] = ("network", "forget")
 
     out: Annotated[Path, Option("Folder for the result.", metavar="RUN")]
+    max_loss: Annotated[
+        float,
+        Option(
+            "Percentage points of accuracy that the run may cost; if it costs more, that is a warning and the exit "
+            "status is 4.",
+            metavar="POINTS",
+            group=RARE,
+        ),
+    ] = 10.0
+    insist: Annotated[
+        bool,
+        Option(
+            "Also unlearn a network that is near chance on its training set, or that does not know the forget set "
+            "better than unseen examples.",
+            group=RARE,
+        ),
+    ] = False
     checkpoint_every: Annotated[
-        int | None, Option("Steps between checkpoints. Default: one after every epoch.", metavar="STEPS")
+        int | None, Option("Steps between checkpoints. Default: one after every epoch.", metavar="STEPS", group=RARE)
     ] = None
     mesh: Annotated[
         str | None,
@@ -107,7 +130,7 @@ class UnlearnCommand(ResumeOptions, JobOptions):
         """The console for progress and remarks; only the first of many processes has a log."""
         return LoggedConsole(quiet=True) if self.process_id else super().open_console()
 
-    def run(self, console: LoggedConsole) -> None:  # type: ignore[override]
+    def run(self, console: LoggedConsole) -> int:  # type: ignore[override]
         from scissorhands_jax.training import distributed, sharding
 
         if self._is_distributed:
@@ -120,9 +143,9 @@ class UnlearnCommand(ResumeOptions, JobOptions):
                 sizes = sharding.parse_mesh(self.mesh) if self.mesh else ()
                 layout = sharding.make_layout(*sizes, fsdp=self.fsdp)
 
-            from scissorhands_jax.jobs import unlearning
+            from scissorhands_jax.jobs import judgement, unlearning
 
-            unlearning.unlearn(
+            results = unlearning.unlearn(
                 self.config(),
                 self.out,
                 checkpoint_every=self.checkpoint_every,
@@ -131,8 +154,12 @@ class UnlearnCommand(ResumeOptions, JobOptions):
                 layout=layout,
                 steps_per_call=self.steps_per_call,
                 feed_from=self.feed_from,
+                insist=self.insist,
+                max_loss=self.max_loss,
                 console=console,
             )
+        collapsed = judgement.lost_points(results.before, results.after) > self.max_loss
+        return STATUS_COLLAPSED if collapsed else 0
 
     def leave(self, status: int) -> int:
         """Ends the other processes of the run as well."""
@@ -162,9 +189,9 @@ class PlanCommand(LongCommand, JobOptions):
     ] = None
     devices: Annotated[int, Option("Number of devices of the run.", metavar="N")] = 1
     memory: Annotated[
-        float | None, Option("Memory of each device in GiB. Default: what this device has.", metavar="G")
+        float | None, Option("Memory of each device in GiB. Default: what this device has.", metavar="G", group=RARE)
     ] = None
-    json: Annotated[bool, Option("Print JSON instead of the table.")] = False
+    json: Annotated[bool, Option("Print JSON instead of the table.", group=RARE)] = False
     out: Annotated[str | None, Option("Accepted as for unlearn; nothing is written to it.", metavar="RUN")] = None
 
     def run(self, console: Console) -> None:
@@ -211,7 +238,10 @@ class TuneCommand(ResumeOptions, JobOptions):
 
     out: Annotated[Path, Option("Folder for the result.", metavar="RUN")]
     trials: Annotated[int, Option("Number of settings to try.", metavar="N")] = 12
-    minutes: Annotated[float | None, Option("Start no trial after this many minutes.", metavar="N")] = None
+    insist: Annotated[bool, Option("Also tune for a network that is near chance on its training set.", group=RARE)] = (
+        False
+    )
+    minutes: Annotated[float | None, Option("Start no trial after this many minutes.", metavar="N", group=RARE)] = None
 
     def run(self, console: Console) -> None:
         from scissorhands_jax.jobs import tuning
@@ -221,6 +251,7 @@ class TuneCommand(ResumeOptions, JobOptions):
             self.out,
             num_trials=self.trials,
             max_minutes=self.minutes,
+            insist=self.insist,
             overwrite=self.overwrite,
             resume=self.resume,
             console=console,
@@ -228,11 +259,15 @@ class TuneCommand(ResumeOptions, JobOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluateCommand(LongCommand, NetworkOptions):
-    """Print a network's accuracies as JSON, and the gates that say whether they can be trusted."""
+class EvaluateCommand(LongCommand, NetworkOptions, SettingsCommand):
+    """Print a network's accuracies as JSON, and the gates that say whether they can be trusted.
+
+    Options of the network follow as NAME=VALUE, e.g. model_options.normalize=fixed; `--help-settings MODEL` lists them.
+    """
 
     example: ClassVar[str] = "evaluate --checkpoint run"
     required: ClassVar[tuple[str, ...]] = ("network",)
+    settings_of: ClassVar[str] = "MODEL"
 
     retrained: Annotated[
         str | None,
@@ -241,8 +276,15 @@ class EvaluateCommand(LongCommand, NetworkOptions):
         ),
     ] = None
 
+    @classmethod
+    def listed_settings(cls, method: str | None) -> Mapping[str, Any]:
+        """The options of a network."""
+        return {"model_options.": network_settings(method)}
+
     def run(self, console: Console) -> None:
         from scissorhands_jax.jobs import evaluating
 
-        found = evaluating.evaluate_network(self.network(), retrained=self.retrained, console=console)
+        changes = network_changes(self.settings, "evaluate")
+        config = config_lib.override(self.network(), changes)
+        found = evaluating.evaluate_network(config, retrained=self.retrained, console=console)
         print_json(found.document())

@@ -80,7 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
       0; 1 when another process of the run died; 2 for input that cannot be used; 130 when interrupted. `request run`
-      also has 3 for "retrain now", and `request verify` has 1 if something was changed.
+      also has 3 for "retrain now", `unlearn` has 4 if accuracy has collapsed, and `request verify` has 1 if something
+      was changed.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:

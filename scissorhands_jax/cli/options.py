@@ -24,6 +24,9 @@ from scissorhands_jax.errors import InputError, suggest
 from scissorhands_jax.jobs import config
 from scissorhands_jax.terminal import Console, LoggedConsole
 
+RARE = "less often needed"
+"""The heading in `--help` of options that few users need."""
+
 _SETTING = re.compile(r"(--)?\w+(\.\w+)*=")
 
 
@@ -79,7 +82,8 @@ class SettingsCommand(Command):
           method: What the user wrote after `--help-settings`; None if nothing.
 
         Returns:
-          Dataclasses of settings by the prefix of their names, such as "method.".
+          By the prefix of their names, such as "method.": a dataclass of settings, or a dictionary with the default
+          and the meaning of each name.
         """
 
 
@@ -260,7 +264,11 @@ class _HelpSettings(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option_string: Any = None) -> None:
         del namespace, option_string
         for prefix, settings in self.command.listed_settings(values).items():
-            for name, (value, text) in config.describe_settings(settings, prefix).items():
+            if isinstance(settings, dict):
+                described = {f"{prefix}{name}": entry for name, entry in settings.items()}
+            else:
+                described = config.describe_settings(settings, prefix)
+            for name, (value, text) in described.items():
                 sys.stdout.write(f"{name} (default: {value})\n")
                 if text:
                     sys.stdout.write(paragraphs(text, "    ") + "\n")

@@ -7,13 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from scissorhands_jax.cli.options import Command, Option
+from scissorhands_jax.cli.options import RARE, Command, Option, SettingsCommand
 from scissorhands_jax.cli.shared import (
     DataFolderOptions,
     LongCommand,
     MethodOptions,
+    ReadingOptions,
     default_settings,
     given_settings,
+    network_changes,
+    network_settings,
     print_json,
 )
 from scissorhands_jax.errors import InputError
@@ -41,12 +44,13 @@ class LedgerOptions(Command):
             "Folder of the ledger's keys. Keep it elsewhere: whoever has the keys can change anything and sign it "
             "again. Default: keys in the ledger's folder.",
             metavar="DIR",
+            group=RARE,
         ),
     ] = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SubjectOptions(LedgerOptions, DataFolderOptions):
+class SubjectOptions(LedgerOptions, ReadingOptions, DataFolderOptions):
     """A command about a ledger and the network that the ledger is about."""
 
     weights: Annotated[
@@ -71,8 +75,14 @@ class SubjectOptions(LedgerOptions, DataFolderOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AddCommand(SubjectOptions):
-    """Add a deletion request; the first one creates the ledger."""
+class AddCommand(SubjectOptions, SettingsCommand):
+    """Add a deletion request; the first one creates the ledger.
+
+    Options of the network follow as NAME=VALUE, e.g. model_options.normalize=fixed; `--help-settings MODEL` lists them.
+    They are needed once, and so is what says how the network's file is read.
+    """
+
+    settings_of: ClassVar[str] = "MODEL"
 
     example: ClassVar[str] = (
         'request add --ledger ledger --requester "A. Person" --forget indices:mine.txt --weights net.th '
@@ -82,22 +92,38 @@ class AddCommand(SubjectOptions):
     forget: Annotated[str, Option("Which examples are to be forgotten, as for unlearn.", metavar="SPEC")]
     requester: Annotated[str, Option("Who asks. This stays in the ledger and out of the records.", metavar="WHO")]
     contact: Annotated[
-        str | None, Option("How to reach them, e.g. a mail address. This stays in the ledger as well.", metavar="TEXT")
+        str | None,
+        Option("How to reach them, e.g. a mail address. This stays in the ledger as well.", metavar="TEXT", group=RARE),
     ] = None
     due: Annotated[
         str | None,
-        Option("The day by which it has to be done, e.g. 2026-12-31. Default: in 30 days.", metavar="DATE"),
+        Option("The day by which it has to be done, e.g. 2026-12-31. Default: in 30 days.", metavar="DATE", group=RARE),
     ] = None
-    seed: Annotated[int, Option("Seed of a random forget set.", metavar="N")] = 0
+    seed: Annotated[int, Option("Seed of a random forget set.", metavar="N", group=RARE)] = 0
     model: Annotated[
         str | None, Option("Name of the network: resnet20, resnet18, vgg16_bn, ...; needed once.", metavar="NAME")
     ] = None
     trained_on: Annotated[
         str | None,
         Option(
-            "File with the positions that the network was trained on. Default: the whole training set.", metavar="FILE"
+            "File with the positions that the network was trained on. Default: the whole training set.",
+            metavar="FILE",
+            group=RARE,
         ),
     ] = None
+
+    @classmethod
+    def listed_settings(cls, method: str | None) -> Mapping[str, Any]:
+        """The options of a network."""
+        return {"model_options.": network_settings(method)}
+
+    def subject(self) -> Subject:
+        """The network that the options and settings describe."""
+        if not self.settings:
+            return super().subject()
+        changes = network_changes(self.settings, "request add")
+        blank = config_lib.NetworkConfig(model="", dataset="")
+        return dataclasses.replace(super().subject(), model_options=config_lib.override(blank, changes).model_options)
 
     def run(self, console: Console) -> None:
         from scissorhands_jax import deletion
@@ -133,7 +159,7 @@ class ListCommand(LedgerOptions):
 
     example: ClassVar[str] = "request list --ledger ledger"
 
-    json: Annotated[bool, Option("Print JSON instead of a table.")] = False
+    json: Annotated[bool, Option("Print JSON instead of a table.", group=RARE)] = False
 
     def run(self, console: Console) -> None:
         from scissorhands_jax.deletion import lineage
@@ -183,17 +209,18 @@ class ServeCommand(LongCommand, SubjectOptions, MethodOptions):
     example: ClassVar[str] = "request run --ledger ledger --epochs 5"
     when_interrupted: ClassVar[str] = "`request run` continues from the last checkpoint"
 
-    one_by_one: Annotated[bool, Option("One run for each request instead of one for all.")] = False
-    again: Annotated[bool, Option('Also serve the requests that were answered "retrain now".')] = False
+    one_by_one: Annotated[bool, Option("One run for each request instead of one for all.", group=RARE)] = False
+    again: Annotated[bool, Option('Also serve the requests that were answered "retrain now".', group=RARE)] = False
     budget: Annotated[
         float | None,
         Option(
             "Percentage points of retain or test accuracy that all runs together may cost. Default: 1.",
             metavar="POINTS",
+            group=RARE,
         ),
     ] = None
     level: Annotated[
-        float | None, Option("Level of the intervals in the evidence. Default: 0.95.", metavar="SHARE")
+        float | None, Option("Level of the intervals in the evidence. Default: 0.95.", metavar="SHARE", group=RARE)
     ] = None
     tier: Annotated[
         str | None,
@@ -202,6 +229,7 @@ class ServeCommand(LongCommand, SubjectOptions, MethodOptions):
             "(16) or full (128), trained with the settings training.NAME=VALUE. Says first what it will cost.",
             metavar="NAME",
             exclusive="audit",
+            group=RARE,
         ),
     ] = None
     audit: Annotated[
@@ -211,9 +239,12 @@ class ServeCommand(LongCommand, SubjectOptions, MethodOptions):
             "or the document that `scissorhands audit sign` has written.",
             metavar="DIR",
             exclusive="audit",
+            group=RARE,
         ),
     ] = None
-    networks: Annotated[int | None, Option("Of --tier: another even number of networks.", metavar="N")] = None
+    networks: Annotated[int | None, Option("Of --tier: another even number of networks.", metavar="N", group=RARE)] = (
+        None
+    )
 
     @classmethod
     def listed_settings(cls, method: str | None) -> Mapping[str, Any]:
@@ -340,6 +371,7 @@ class VerifyCommand(LongCommand, SubjectOptions):
         Option(
             "A head of the ledger that you kept. It reveals whether this is an older copy of the ledger.",
             metavar="HASH",
+            group=RARE,
         ),
     ] = None
     public: Annotated[
@@ -349,7 +381,7 @@ class VerifyCommand(LongCommand, SubjectOptions):
             metavar="PEM",
         ),
     ] = None
-    quick: Annotated[bool, Option("Do not evaluate the network again.")] = False
+    quick: Annotated[bool, Option("Do not evaluate the network again.", group=RARE)] = False
 
     def run(self, console: Console) -> int:
         from scissorhands_jax import deletion

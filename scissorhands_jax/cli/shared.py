@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from scissorhands_jax.cli.options import Command, Option, SettingsCommand, options_of
+from scissorhands_jax.cli.options import RARE, Command, Option, SettingsCommand, options_of
 from scissorhands_jax.errors import InputError, suggest
 from scissorhands_jax.jobs import config as config_lib
 from scissorhands_jax.terminal import LOG_HELP, QUIET_HELP, LogFile, LoggedConsole
@@ -60,8 +61,71 @@ class DataFolderOptions(Command):
     data_dir: Annotated[str | None, Option("Folder of the data set's files.", metavar="DIR")] = None
 
 
+_file = functools.partial(Option, group="how the weights file is read, where that is not found out")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NetworkOptions(DataFolderOptions):
+class ReadingOptions(Command):
+    """A command that reads a file of weights from wherever it comes."""
+
+    check: Annotated[
+        str | None,
+        Option(
+            "File with some images and what the network answered to them where it comes from; the answers here are "
+            "compared with these, and if they differ, the usual suspects are tried.",
+            metavar="FILE",
+            setting="check",
+        ),
+    ] = None
+    layout: Annotated[
+        str | None,
+        _file(
+            "Whose form of the network the file has: authors, akamaster, torchvision, timm, chenyaofo or kuangliu; or "
+            "in-order, if its arrays are those of the network in order. Default: as its names show.",
+            metavar="NAME",
+            setting="layout",
+        ),
+    ] = None
+    prefix: Annotated[
+        str | None, _file("Prefix of the network's names in the file.", metavar="TEXT", setting="prefix")
+    ] = None
+    rename: Annotated[
+        str | None,
+        _file(
+            "File with new names for arrays: the name in the file and the one in the network on each line, or JSON.",
+            metavar="FILE",
+            setting="rename",
+        ),
+    ] = None
+    ema: Annotated[
+        bool | None, _file("Whether to read averaged weights (EMA) where the file has both.", setting="ema")
+    ] = None
+
+    def reading(self) -> dict[str, Any]:
+        """The options by the names of their fields."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(ReadingOptions)}
+
+
+def network_changes(settings: Sequence[str], name: str) -> list[str]:
+    """The settings of a command that takes no others than those of the network.
+
+    Args:
+      settings: What the user wrote as NAME=VALUE.
+      name: The command.
+
+    Raises:
+      InputError: One is not a setting of the network.
+    """
+    for word in settings:
+        if not word.startswith("model_options."):
+            raise InputError(
+                f"{name} takes settings of the network only, as model_options.NAME=VALUE; got {word[:60]!r}"
+            )
+    return list(settings)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NetworkOptions(ReadingOptions, DataFolderOptions):
     """A command about one trained network."""
 
     weights: Annotated[
@@ -110,6 +174,7 @@ class NetworkOptions(DataFolderOptions):
             data_dir=self.data_dir,
             weights=self.weights,
             checkpoint=self.checkpoint,
+            **self.reading(),
         )
 
 
@@ -124,7 +189,8 @@ class MethodOptions(SettingsCommand):
         int | None, Option("Seed of the run and of a random forget set. Default: 0.", metavar="N", setting="seed")
     ] = None
     retain_limit: Annotated[
-        int | None, Option("Repair on N random retained examples only.", metavar="N", setting="retain_limit")
+        int | None,
+        Option("Repair on N random retained examples only.", metavar="N", setting="retain_limit", group=RARE),
     ] = None
     epochs: Annotated[int | None, Option("The same as method.epochs=N.", metavar="N", setting="method.epochs")] = None
     batch_size: Annotated[
@@ -132,7 +198,11 @@ class MethodOptions(SettingsCommand):
     ] = None
     augment: Annotated[
         bool | None,
-        Option("Random crops and flips while repairing. Default: as is usual for the data set.", setting="augment"),
+        Option(
+            "Random crops and flips while repairing. Default: as is usual for the data set.",
+            setting="augment",
+            group=RARE,
+        ),
     ] = None
 
     @property
@@ -167,6 +237,7 @@ class JobOptions(NetworkOptions, MethodOptions):
             "training set; a --checkpoint knows its own.",
             metavar="FILE",
             setting="trained_on",
+            group=RARE,
         ),
     ] = None
     validation: Annotated[
@@ -177,6 +248,7 @@ class JobOptions(NetworkOptions, MethodOptions):
             "all of the latter.",
             metavar="SPEC",
             setting="validation",
+            group=RARE,
         ),
     ] = None
     dtype: Annotated[
@@ -187,6 +259,7 @@ class JobOptions(NetworkOptions, MethodOptions):
             "did.",
             metavar="NAME",
             setting="model_options.dtype",
+            group=RARE,
         ),
     ] = None
 
@@ -219,6 +292,20 @@ def default_settings(method: str) -> Any:
     if method not in METHODS:
         raise InputError(f"there is no method {method!r}; {suggest(method, METHODS)}")
     return METHODS[method]()
+
+
+def network_settings(model: str | None) -> Any:
+    """The options of a network of the registry with their defaults, as `options.SettingsCommand.listed_settings` has.
+
+    Args:
+      model: The name of the network; None stands for resnet18.
+
+    Raises:
+      InputError: There is no such network.
+    """
+    from scissorhands_jax import models
+
+    return models.describe_options(model or "resnet18")
 
 
 def given_settings(command: Command, *prefixes: str) -> list[str]:

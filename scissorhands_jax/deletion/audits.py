@@ -32,7 +32,8 @@ from scissorhands_jax.jobs import config as config_lib
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.earlier_runs import read_run_config
 from scissorhands_jax.jobs.experiment import Experiment, Scenario
-from scissorhands_jax.jobs.job import Job, load_weights, prepare_job, saved_identity
+from scissorhands_jax.jobs.job import Job, prepare_job, saved_identity
+from scissorhands_jax.jobs.loading import load_run
 from scissorhands_jax.methods import describe
 from scissorhands_jax.methods.retrain import RetrainSettings
 from scissorhands_jax.metrics import intervals
@@ -217,7 +218,7 @@ def sign_audit(folder: Path, run: Path, key: Path, *, data_dir: str | None = Non
     results = signed_audits.finished_results(folder)
     config = read_run_config(run / runs.RESULTS_FILE)
     job = prepare_job(dataclasses.replace(config, data_dir=data_dir or config.data_dir))
-    after = hashing.network_sha256(*load_weights(job.model, weights=None, checkpoint=str(run)))
+    after = hashing.network_sha256(*load_run(job.model, str(run)))
     where = str(run / runs.RESULTS_FILE)
     advice = "name the folder as its run has left it"
     check_same(saved_identity(run).document(), job.identity(), where, advice, warn=False)

@@ -100,7 +100,7 @@ class LedgerBegun(LedgerEntry):
     """The first entry: the network and the data that the ledger is about, and its keys."""
 
     kind: ClassVar[str] = "begun"
-    private: ClassVar[tuple[str, ...]] = ("dataset", "data_dir", "weights", "checkpoint")
+    private: ClassVar[tuple[str, ...]] = ("dataset", "data_dir", "weights", "checkpoint", "described")
     model: str
     network: str
     """The SHA-256 of the original network."""
@@ -108,6 +108,8 @@ class LedgerBegun(LedgerEntry):
     data_dir: str | None = None
     weights: str | None = None
     checkpoint: str | None = None
+    described: str = ""
+    """The options of the network and how its file is read, as JSON; "" if nothing had to be said."""
     trained_on: str | None = None
     """A digest of the positions that the network was trained on; None if it was trained on the whole training split."""
     training_set: str = ""

@@ -42,7 +42,7 @@ _PURPOSE = "record"
 _NETWORK_FILES = ("network/", "network.safetensors")
 _CHECKPOINTS = "checkpoints/"
 # Fields of a configuration that hold paths.
-_PATHS = ("weights", "checkpoint", "data_dir", "forget", "trained_on", "validation")
+_PATHS = ("weights", "checkpoint", "data_dir", "forget", "trained_on", "validation", "rename", "check")
 
 
 @dataclasses.dataclass(frozen=True)

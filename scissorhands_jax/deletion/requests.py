@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from scissorhands_jax import datasets, files, hashing
+from scissorhands_jax import datasets, files, hashing, reading
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.deletion import records, signing
 from scissorhands_jax.deletion.entries import LedgerBegun, NamedExample, Request, utc_now
@@ -26,6 +28,8 @@ from scissorhands_jax.hashing import canonical
 from scissorhands_jax.jobs.config import NetworkConfig
 from scissorhands_jax.jobs.earlier_runs import TRAINED_ON_FILE, network_config
 from scissorhands_jax.jobs.job import OriginalNetwork, prepare_network
+
+_DESCRIBED = ("model_options", "layout", "prefix", "ema")
 
 DAYS_TO_SERVE = 30
 """The number of days after which a request is due, unless it names a date."""
@@ -46,6 +50,14 @@ class Subject:
     checkpoint: str | None = None
     trained_on: str | None = None
     """A file with the positions that the network was trained on; None if it was trained on the whole training split."""
+    model_options: dict[str, Any] | None = None
+    layout: str | None = None
+    prefix: str | None = None
+    rename: str | None = None
+    ema: bool | None = None
+    check: str | None = None
+    """This and those before it: as in `jobs.config.NetworkConfig`. They are said when the ledger is begun, and only
+    the places of `rename` and `check` later."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,10 +163,13 @@ def config_in_use(book: Ledger, subject: Subject) -> NetworkConfig:
       InputError: The subject names something that cannot move and that the ledger knows already.
     """
     about, current = book.about, run_in_use(book)
-    for name in ("model", "trained_on"):
-        if getattr(subject, name) is not None and (name == "trained_on" or subject.model != about.model):
-            option = name.replace("_", "-")
-            raise InputError(f"the ledger in {book.folder} knows its {name} already; leave --{option} out")
+    for name in ("model", "trained_on", *_DESCRIBED):
+        if getattr(subject, name) is not None and (name != "model" or subject.model != about.model):
+            option = name if name == "model_options" else "--" + name.replace("_", "-")
+            raise InputError(f"the ledger in {book.folder} knows its {name} already; leave {option} out")
+    described = reading.parse_json(about.described) if about.described else {}
+    if subject.rename is not None:
+        described["rename"] = subject.rename
     weights, checkpoint, trained_on = about.weights, about.checkpoint, None
     if subject.weights or subject.checkpoint:
         weights, checkpoint = subject.weights, subject.checkpoint
@@ -162,6 +177,7 @@ def config_in_use(book: Ledger, subject: Subject) -> NetworkConfig:
         trained_on = str(trained_on_file(book.folder).absolute())
     if current is not None:
         weights, checkpoint, trained_on = None, str(records.run_folder(book.folder, current).absolute()), None
+        described = {}  # Its run has saved the options.
     return network_config(
         model=about.model,
         weights=weights,
@@ -169,6 +185,8 @@ def config_in_use(book: Ledger, subject: Subject) -> NetworkConfig:
         dataset=subject.dataset or about.dataset,
         data_dir=subject.data_dir or about.data_dir,
         trained_on=trained_on,
+        check=subject.check,
+        **described,
     )
 
 
@@ -247,12 +265,15 @@ def _begin(folder: Path, keys: Path | None, network: OriginalNetwork) -> None:
         trained_on = positions_digest(drawn, network.past.trained_on)
         files.write_text(trained_on_file(folder), positions_text(network.past.trained_on))
     kind, colon, path = config.dataset.partition(":")
+    described = {name: getattr(config, name) for name in _DESCRIBED} | {"rename": _absolute(config.rename)}
+    described = {name: value for name, value in described.items() if value not in (None, {})}
     about = LedgerBegun(
         model=config.model,
         dataset=f"{kind}:{Path(path).absolute()}" if colon else kind,
         data_dir=_absolute(config.data_dir),
         weights=_absolute(config.weights),
         checkpoint=_absolute(config.checkpoint),
+        described=json.dumps(described) if described else "",
         network=hashing.network_sha256(network.params, network.model_state),
         trained_on=trained_on,
         training_set=_set_digest(drawn, "training set", signing.example_digests(drawn, network.splits.train)),

@@ -50,7 +50,8 @@ from scissorhands_jax.errors import InputError, LedgerError, NonFiniteError
 from scissorhands_jax.jobs import runs, unlearning
 from scissorhands_jax.jobs.config import RunConfig
 from scissorhands_jax.jobs.earlier_runs import parse_run_config
-from scissorhands_jax.jobs.job import load_weights, prepare_job, saved_identity
+from scissorhands_jax.jobs.job import prepare_job, saved_identity
+from scissorhands_jax.jobs.loading import load_run
 from scissorhands_jax.methods import MethodSettings
 from scissorhands_jax.terminal import Console, say
 from scissorhands_jax.training.identity import check_same
@@ -223,11 +224,11 @@ def _unlearned(book: Ledger, started: RunStarted, subject: Subject, console: Con
     if not (out / runs.RESULTS_FILE).is_file() or not (out / "report.html").is_file():
         if out.exists() and not (out / runs.RUN_FILE).is_file():
             shutil.rmtree(out)  # The run was stopped while it made the folder.
-        unlearning.unlearn(config, out, resume=True, console=console)
+        unlearning.unlearn(config, out, resume=True, insist=True, console=console)  # The verdict judges it.
     results = report.read_results(out / runs.RESULTS_FILE)
     identity = saved_identity(out, advice)
     check_same(identity.document(), job.identity(), str(out), advice, warn=False)
-    after = load_weights(job.model, weights=None, checkpoint=str(out))
+    after = load_run(job.model, str(out))
     return Unlearned(started, job, out, after, hashing.network_sha256(*after), results, identity.digest)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from scissorhands_jax import files, hashing, reading
+from scissorhands_jax import datasets, files, hashing, reading
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.deletion import contents, lineage, records, signing, statements
 from scissorhands_jax.deletion.contents import Contents
@@ -41,7 +41,7 @@ from scissorhands_jax.errors import InputError, LedgerError
 from scissorhands_jax.jobs.config import NetworkConfig
 from scissorhands_jax.jobs.earlier_runs import WEIGHTS_FILE
 from scissorhands_jax.jobs.evaluating import evaluate_network
-from scissorhands_jax.jobs.job import read_original
+from scissorhands_jax.jobs.loading import read_network
 from scissorhands_jax.terminal import Console, say
 
 _WITHOUT_SECRET = (
@@ -248,10 +248,11 @@ def _original_problems(book: Ledger, subject: Subject) -> list[str]:
     about = book.about
     place = subject.weights or subject.checkpoint or about.weights or about.checkpoint
     try:
-        network = read_original(config_in_use(book, subject))
+        config = config_in_use(book, subject)
+        network = read_network(config, datasets.load(config.dataset, config.data_dir))
     except InputError as error:
         return [f"the original network in {place} cannot be read: {error}"]
-    if hashing.network_sha256(*network) != about.network:
+    if hashing.network_sha256(network.params, network.model_state) != about.network:
         return [changed(str(place), ": it is not the network that the ledger was begun with")]
     return []
 

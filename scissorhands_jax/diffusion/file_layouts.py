@@ -37,10 +37,11 @@ COMPVIS_PREFIXES: dict[Part, str] = {
 }
 """How the names of each network begin in CompVis' checkpoint of all three."""
 
-# What a checkpoint of all three networks also holds: the schedule, averaged weights, the losses of the VAE.
+# What a checkpoint of all three networks also holds: the schedule, averaged weights, the losses of the VAE, and what
+# others have put next to them.
 _IGNORED = re.compile(
     r"(sqrt_|log_)?(one_minus_)?(recip_|recipm1_)?alphas(_cumprod)?(_prev)?|betas|posterior_\w+|logvar|lvlb_weights"
-    r"|scale_factor|model_ema\..*|loss\..*"
+    r"|scale_factor|model_ema\..*|loss\..*|embedding_manager\..*|safety_checker\..*|control_model\..*|global_step"
 )
 _COMPVIS_RESNET = {
     "norm1": "in_layers.0",
@@ -87,7 +88,13 @@ def tensor_aliases(part: Part, config: DiffusionConfig) -> Callable[[str], Itera
         all three networks.
     """
     if part == "text":
-        return lambda name: (name.removeprefix("text_model."), COMPVIS_PREFIXES[part] + name)
+        compvis = COMPVIS_PREFIXES[part]
+
+        def of_text(name: str) -> Iterable[str]:
+            bare = name.removeprefix("text_model.")
+            return bare, compvis + bare, compvis + name  # the second as in checkpoints that descend from NovelAI's
+
+        return of_text
     if part == "unet":
         return lambda name: (COMPVIS_PREFIXES[part] + _compvis_unet(name, config.unet),)
 

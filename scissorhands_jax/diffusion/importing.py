@@ -6,6 +6,7 @@ Python and JAX (`experiments/results/diffusion_full_cpu.json`).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +29,8 @@ from scissorhands_jax.diffusion.model_folder import read_part_config, save_part
 from scissorhands_jax.diffusion.networks import PART_TITLES, DiffusionConfig, Part
 from scissorhands_jax.errors import InputError, WeightsError
 from scissorhands_jax.training import checkpoints
+
+_logger = logging.getLogger(__name__)
 
 _ENDINGS = (".safetensors", ".fp16.safetensors", ".bin", ".fp16.bin")
 
@@ -136,6 +139,8 @@ def read_part_file(part: Part, file: Path, config: DiffusionConfig = networks.SD
             title = PART_TITLES[part]
             raise WeightsError(f"{file} does not hold the {title} of Stable Diffusion v1: {error}") from error
         types = {str(tensors.dtype(renamed.sources[name])) for name in shapes}
+        if any(name.startswith("model_ema.") for name in tensors):
+            _logger.warning("%s also holds averaged weights (model_ema), which were left aside", file)
     known = [name for name in FILE_DTYPES if name in types]
     return params, known[0] if len(types) == len(known) == 1 else "float32"
 

@@ -29,6 +29,16 @@ class NetworkConfig:
     """Options of the network, such as `dtype`; by default each has the value that the network's module gives it."""
     weights: str | None = None
     """A PyTorch file (.pt .pth .th .tar) or a .safetensors file that holds the network."""
+    layout: str | None = None
+    """Whose form of the network the file has (`models.layouts`); by default it is found by the names in the file."""
+    prefix: str | None = None
+    """The prefix of the network's names in the file; by default it is found."""
+    rename: str | None = None
+    """A file with new names for the arrays of the weights file (`torch_weights.read_renaming`)."""
+    ema: bool | None = None
+    """Whether averaged weights (EMA) are read from a file that has both; by default the others are, and it is said."""
+    check: str | None = None
+    """A file with some inputs and what the network answered to them where it comes from (`jobs.logits_check`)."""
     checkpoint: str | None = None
     """The folder of an earlier run, whose result is the network. Name either this or `weights`."""
     dataset: str

@@ -119,14 +119,16 @@ def network_config(
     weights: str | None = None,
     checkpoint: str | None = None,
     trained_on: str | None = None,
+    model_options: Mapping[str, Any] | None = None,
+    **reading: Any,
 ) -> NetworkConfig:
     """The configuration of a network: as it is given, and otherwise as the run that made the network saved it.
-
-    The options of the network (`model_options`) are always those of the run, since they decide how it is built.
 
     Args:
       model, dataset, data_dir, weights, checkpoint, trained_on: As in `NetworkConfig`. With a `checkpoint`, None for
         one of the first three stands for what the run has saved.
+      model_options: Options of the network that are given in addition to those of the run.
+      **reading: How the file of `weights` is read: the other fields of `NetworkConfig`.
 
     Raises:
       InputError: The model or the data set is neither given nor saved, or the run holds another model.
@@ -142,12 +144,13 @@ def network_config(
         raise InputError(f"the run in {checkpoint} holds a {saved['model']}, not a {model}")
     return NetworkConfig(
         model=model,
-        model_options=saved.get("model_options", {}),
+        model_options={**saved.get("model_options", {}), **(model_options or {})},
         weights=weights,
         checkpoint=checkpoint,
         dataset=dataset,
         data_dir=data_dir or saved.get("data_dir"),
         trained_on=trained_on,
+        **reading,
     )
 
 

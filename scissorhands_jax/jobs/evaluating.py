@@ -13,14 +13,15 @@ from scissorhands_jax import datasets, report
 from scissorhands_jax.base import Dataset, Model, ModelState, Params
 from scissorhands_jax.datasets.splits import known_classes
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.jobs import runs
+from scissorhands_jax.jobs import originals, runs
 from scissorhands_jax.jobs.config import NetworkConfig
 from scissorhands_jax.jobs.earlier_runs import origin_folder, read_past, saved_config
-from scissorhands_jax.jobs.job import build_model, divide_test_set, load_weights
+from scissorhands_jax.jobs.job import divide_test_set
+from scissorhands_jax.jobs.loading import load_run, read_network
 from scissorhands_jax.jobs.progress import progress_bar
 from scissorhands_jax.metrics import accuracies, distances
 from scissorhands_jax.report import table_gates
-from scissorhands_jax.terminal import Console
+from scissorhands_jax.terminal import Console, say
 
 _SCENARIO = "evaluation"
 
@@ -87,8 +88,8 @@ def evaluate_network(config: NetworkConfig, *, retrained: str | None = None, con
     """
     rows = _noted_rows(config.checkpoint, retrained)
     splits = datasets.load(config.dataset, config.data_dir)
-    model = build_model(config, splits)
-    network = load_weights(model, weights=config.weights, checkpoint=config.checkpoint)
+    read = read_network(config, splits)
+    config, model, network = read.config, read.model, (read.params, read.model_state)
     parts = _parts(config, splits)
     measured: dict[str, MeasuredPart] = {}
     with progress_bar(console) as progress:
@@ -100,9 +101,14 @@ def evaluate_network(config: NetworkConfig, *, retrained: str | None = None, con
                 accuracies.accuracy(logits, label), accuracies.correct(logits, label), len(label)
             )
             progress.advance(task)
+    known = "retain" if "retain" in parts else "test"  # What it should know, or at least examples of its kind.
+    labels = np.asarray((parts[known] or {})["label"])
+    doubt = originals.near_chance(measured[known].correct, labels, f"{known} examples")
+    if doubt is not None:
+        say(console, f"note: {doubt.replace('the original', 'the network')}")
     avg_gap = None
     if retrained is not None:
-        rows[-1] |= _held_out_numbers(model, load_weights(model, weights=None, checkpoint=retrained), parts, splits)
+        rows[-1] |= _held_out_numbers(model, load_run(model, retrained), parts, splits)
         avg_gap = distances.average_gap(rows[1], rows[-1])
     found = tuple(
         EvaluationGate(gate.name.removeprefix(f"{_SCENARIO}: "), gate.passed, gate.explanation)

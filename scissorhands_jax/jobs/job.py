@@ -4,35 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from scissorhands_jax import augmentation, datasets, hashing, losses, models, torch_weights, trees
+from scissorhands_jax import augmentation, datasets, hashing, losses
 from scissorhands_jax import data as data_lib
 from scissorhands_jax.base import Data, Dataset, Method, Model, ModelState, Params, StatefulLossFn
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.datasets.splits import known_classes
-from scissorhands_jax.errors import InputError, WeightsError
+from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.config import NetworkConfig, RunConfig
-from scissorhands_jax.jobs.earlier_runs import Past, network_folder, past_of
+from scissorhands_jax.jobs.earlier_runs import Past, past_of
+from scissorhands_jax.jobs.loading import build_model, read_network
 from scissorhands_jax.methods import MethodSettings
 from scissorhands_jax.methods.settings import on_upper_layers
-from scissorhands_jax.training import checkpoints
 from scissorhands_jax.training.identity import Identity, identify
 from scissorhands_jax.training.sharding import Layout
 
 ORIGINAL_HASH = "original_sha256"
 """The name, in the identity of a job, of the SHA-256 of the network that it begins with."""
 
-# Settings that say where something lies. Its content is described by a hash.
-_PLACES = ("weights", "checkpoint", "data_dir", "trained_on")
-
-_logger = logging.getLogger(__name__)
+# Settings that say where something lies, or how to read it. Its content is described by a hash.
+_PLACES = ("weights", "checkpoint", "data_dir", "trained_on", "layout", "prefix", "rename", "ema", "check")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -147,7 +144,9 @@ def prepare_job(config: RunConfig, check: Callable[[Model], None] | None = None)
     test, set_aside = divide_test_set(splits.test, config.validation, config.seed)
     augment = splits.augmented if config.augment is None else config.augment
     crop_and_flip = functools.partial(augmentation.crop_and_flip, padding=splits.crop_padding)
-    config = dataclasses.replace(config, augment=augment, method=on_upper_layers(config.method, config.model))
+    found = {name: getattr(network.config, name) for name in ("layout", "model_options")}
+    method = on_upper_layers(config.method, config.model)
+    config = dataclasses.replace(config, augment=augment, method=method, **found)
     return Job(
         **{**vars(network), "config": config},
         positions=positions,
@@ -179,7 +178,7 @@ def prepare_network(
     if check is not None and config.weights is None and config.checkpoint is None:
         params, model_state = model.init(jax.random.key(seed))
     else:
-        params, model_state = load_weights(model, weights=config.weights, checkpoint=config.checkpoint)
+        config, model, params, model_state = read_network(config, splits)
     train_sha256 = hashing.tree_sha256(splits.train)
     return OriginalNetwork(
         config=config,
@@ -190,60 +189,6 @@ def prepare_network(
         past=past_of(config, data_lib.size(splits.train), train_sha256, splits.held_out),
         train_sha256=train_sha256,
     )
-
-
-def read_original(config: NetworkConfig) -> tuple[Params, ModelState]:
-    """Reads the weights of a network alone, without its past.
-
-    Raises:
-      InputError: The network or the data set, which decides the network's shapes, cannot be read.
-    """
-    model = build_model(config, datasets.load(config.dataset, config.data_dir))
-    return load_weights(model, weights=config.weights, checkpoint=config.checkpoint)
-
-
-def build_model(config: NetworkConfig, splits: datasets.Splits) -> Model:
-    """The model of a configuration, for the images and classes of its data set.
-
-    Raises:
-      InputError: There is no such model, or an option of it cannot be used.
-    """
-    num_classes = len(splits.class_names)
-    return models.build(config.model, num_classes=num_classes, image_shape=splits.image_shape, **config.model_options)
-
-
-def load_weights(model: Model, *, weights: str | None, checkpoint: str | None) -> tuple[Params, ModelState]:
-    """Reads a network from a PyTorch or safetensors file, or from the folder of an earlier run.
-
-    Args:
-      model: The model that the weights belong to.
-      weights: The file.
-      checkpoint: The folder of the run or of its network; takes precedence over `weights`.
-
-    Raises:
-      InputError: Neither is given.
-      WeightsError: The file is damaged, belongs to another network, or holds NaN or infinity.
-      CheckpointError: The folder holds no network, or one that is damaged or another one.
-    """
-    key = jax.random.key(0)
-    params, model_state = jax.eval_shape(model.init, key)
-    if checkpoint is not None:
-        return checkpoints.load_network(network_folder(checkpoint), params, model_state)
-    if weights is None:
-        raise InputError("name the original network with --weights FILE or --checkpoint RUN")
-    shapes = torch_weights.state_dict_shapes(params, model_state)
-    state_dict, notes = torch_weights.fit_names(torch_weights.read_state_dict(weights), shapes)
-    for note in notes:
-        _logger.warning("%s: %s", weights, note)
-    # Counters that older files lack keep the template's value, so these are real; fresh weights are not compiled.
-    model_state = jax.jit(lambda key: model.init(key)[1])(key)
-    network = torch_weights.from_state_dict(state_dict, params, model_state, flatten={})
-    for name, leaf in zip(trees.leaf_names(network), jax.tree.leaves(network), strict=True):
-        if not np.all(np.isfinite(leaf)):
-            raise WeightsError(
-                f"{weights} holds NaN or infinity in {name.partition('/')[2]}, so there is no network to work with"
-            )
-    return network
 
 
 def divide_test_set(test: Dataset, validation: str | None, seed: int) -> tuple[Dataset, Dataset | None]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from scissorhands_jax import losses, models, trees
 from scissorhands_jax.base import Carry, Method
-from scissorhands_jax.jobs.job import build_model
+from scissorhands_jax.jobs.loading import build_model
 from scissorhands_jax.jobs.plan_memory import GRADIENTS, TEMPORARIES, RunMemory, gradient_bytes
 from scissorhands_jax.jobs.plan_report import Advice
 from scissorhands_jax.jobs.plan_steps import PlannedRun, StepKind, changed_settings, compile_steps

@@ -16,10 +16,11 @@ from scissorhands_jax.base import Dataset
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.datasets.splits import known_classes
 from scissorhands_jax.errors import CheckpointError, InputError
-from scissorhands_jax.jobs import runs, search
+from scissorhands_jax.jobs import originals, runs, search
 from scissorhands_jax.jobs.config import RunConfig
 from scissorhands_jax.jobs.job import Job, prepare_job
 from scissorhands_jax.jobs.progress import progress_bar
+from scissorhands_jax.metrics import accuracies
 from scissorhands_jax.terminal import Console, say
 
 TUNING_FILE = "tuning.json"
@@ -73,6 +74,7 @@ def tune(
     max_minutes: float | None,
     overwrite: bool = False,
     resume: bool = False,
+    insist: bool = False,
     console: Console,
 ) -> Tuning:
     """Chooses settings of the method for one unlearning job, within a budget, and writes `tuning.json` into a folder.
@@ -90,14 +92,17 @@ def tune(
       max_minutes: The time after which no trial starts; None is no limit.
       overwrite: Whether an earlier tuning in the folder is replaced.
       resume: Whether a tuning in the folder is continued. Without one there, one is started.
+      insist: Whether to tune for an original that is near chance on the retain set all the same.
       console: Where progress and the result are shown.
 
     Raises:
-      InputError: Something cannot be used, or there is nothing to validate with.
+      InputError: Something cannot be used, there is nothing to validate with, or the original is near chance.
     """
     job = prepare_job(config)
     config = job.config
     validation = _validation_set(job)
+    if not insist:
+        _refuse_near_chance(job)
     search.check_search(config.method, config.method.search_ranges, num_trials)
     identity = job.identity()
     chosen = {"command": "tune", **identity.chosen, "trials": num_trials, "validation_sha256": validation.sha256}
@@ -138,6 +143,15 @@ def tune(
         f"{found.trials[0].score:.2f}); hand these to unlearn: {' '.join(tuning.overrides + aside)}",
     )
     return tuning
+
+
+def _refuse_near_chance(job: Job) -> None:
+    """Refuses an original that does not answer its training set (see `originals.near_chance`)."""
+    images, labels = job.data.retain["image"], np.asarray(job.data.retain["label"])
+    logits = accuracies.predict(job.model, job.params, job.model_state, images, batch_size=500)
+    doubt = originals.near_chance(accuracies.correct(logits, labels), labels, "retained examples")
+    if doubt is not None:
+        raise InputError(f"{doubt}; --insist tunes for it all the same")
 
 
 def _trial_file(out: Path, number: int) -> Path:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from scissorhands_jax import files, hashing, report, torch_weights
 from scissorhands_jax.base import Dataset, Method, ModelState, Params
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.jobs import runs
+from scissorhands_jax.jobs import judgement, originals, runs
 from scissorhands_jax.jobs.config import RunConfig
 from scissorhands_jax.jobs.earlier_runs import NETWORK_FOLDER, WEIGHTS_FILE, parse_run_config, write_past
 from scissorhands_jax.jobs.job import Job, prepare_job
@@ -125,6 +126,8 @@ def unlearn(
     layout: sharding.Layout | None = None,
     steps_per_call: int | None = None,
     feed_from: feeding.FeedFrom = "auto",
+    insist: bool = False,
+    max_loss: float = judgement.MAX_LOSS,
     console: Console,
 ) -> RunResults:
     """Runs one unlearning job and writes its folder.
@@ -149,10 +152,14 @@ def unlearn(
         one device. All processes then make the same call, with a folder that all of them can write to, and the first
         of them writes what is not divided. A run can be resumed with another layout and another number of processes.
       steps_per_call, feed_from: As in `training.run`.
+      insist: Whether to unlearn an original that does not answer its training set, or that does not know the forget
+        set, all the same (see `jobs.originals`). It is then only said.
+      max_loss: The percentage points of accuracy that the run may cost without a warning (see `jobs.judgement`).
       console: Where progress and tables are shown.
 
     Raises:
-      InputError: Something in the configuration, the files or the folder cannot be used.
+      InputError: Something in the configuration, the files or the folder cannot be used, or the original is not worth
+        unlearning.
       NonFiniteError: The run diverged; its last good checkpoint stays in the folder.
     """
     feeding.check_feed(feed_from, layout, steps_per_call)
@@ -171,14 +178,19 @@ def unlearn(
             if not fresh and distributed.from_first(lambda: _has_ended(out)):
                 say(console, f"the run in {out} has ended; nothing is left to do")
                 return RunResults.read(out / runs.RESULTS_FILE)
+            refuse = functools.partial(_refuse_original, job, insist=insist, console=console)
             keeper = checkpoints.Checkpointer(out / "checkpoints", every_steps=checkpoint_every)
             stack.callback(keeper.close)
-            results, result, history = _carried_out(
-                job, method, out, keeper, layout, steps_per_call=steps_per_call, feed_from=feed_from, console=console
-            )
+            options: dict[str, Any] = {"steps_per_call": steps_per_call, "feed_from": feed_from}
+            made = _carried_out(job, method, out, keeper, layout, refuse, console=console, **options)
+        results, result, history = made
         _save_result(out, config, result)
         if distributed.is_first():
             _present(out, results, history, console)
+            seen = judgement.seen_by_steps(method, config.seed, job.data, config.method.epochs)
+            measured = (results.before, results.after, results.gates)
+            for line in judgement.run_summary(config, *measured, seen=seen, steps=result.steps, max_loss=max_loss):
+                say(console, line)
     return results
 
 
@@ -193,11 +205,15 @@ def _carried_out(
     out: Path,
     keeper: checkpoints.Checkpointer,
     layout: sharding.Layout | None,
+    refuse: Callable[[dict[str, Any], dict[str, float]], None],
     *,
     console: Console,
     **feeding_options: Any,
 ) -> tuple[RunResults, Result, list[dict]]:
-    """Measures the original, runs the method and measures its result, in a folder that is open for the run."""
+    """Measures the original, runs the method and measures its result, in a folder that is open for the run.
+
+    `refuse` raises an InputError for an original whose numbers say that it is not worth unlearning.
+    """
     config = job.config
     if distributed.is_first():
         write_past(out, job.past, job.positions)
@@ -214,8 +230,12 @@ def _carried_out(
     with progress_bar(console) as progress:
         task = progress.add_task("evaluating the original", total=1, note=f"{len(job.positions)} examples to forget")
         before = _measure(job, *network, layout)
-        compared = _held_out_numbers(job, *network, layout)
+        compared = originals.compare_with_unseen(
+            job.model, network, config.forget, job.data.forget, job.splits.test, layout
+        )
         progress.update(task, completed=1, note=_note(before))
+        if resumed_at is None:
+            refuse(before, compared)
         result = run(
             method,
             jax.random.key(config.seed),
@@ -264,21 +284,18 @@ def _measure(
     return numbers
 
 
-def _held_out_numbers(
-    job: Job, params: Params, model_state: ModelState, layout: sharding.Layout | None
-) -> dict[str, float]:
-    """How the original treats the forget set and test examples of its classes, for the gate of a retrained network.
-
-    Wrong labels have no counterpart in the test set, so there is nothing to compare them with.
-    """
-    if job.config.forget.startswith("mislabelled"):
-        return {}
-    shown = []
-    for part in (job.data.forget, job.splits.test):
-        label = np.asarray(part["label"])
-        shown += [accuracies.predict(job.model, params, model_state, part["image"], batch_size=500, layout=layout)]
-        shown += [label, label]
-    return table_gates.held_out_numbers(*shown)
+def _refuse_original(
+    job: Job, before: dict[str, Any], compared: dict[str, float], *, insist: bool, console: Console
+) -> None:
+    """Refuses an original that is not worth unlearning, or says so. Retraining does not begin with the original."""
+    if job.config.method_name == "retrain":
+        return
+    found = originals.doubts(job.config.forget, before, compared, np.asarray(job.data.retain["label"]))
+    for doubt in found:
+        if not insist:
+            raise InputError(f"{doubt}; --insist unlearns it all the same")
+        if distributed.is_first():
+            say(console, f"note: {doubt}")
 
 
 def _results(

@@ -205,7 +205,10 @@ class PairedOptions:
 
 
 def paired_batches(options: PairedOptions, *, fill: bool = True) -> Batches:
-    """One pass over the retain set per epoch, while the forget set is cycled, so that every step sees both.
+    """Steps that all see both sets: a pass over the retain set per epoch, while the forget set is cycled.
+
+    If the forget set has more batches, it is the one that is passed over, and the retain set is cycled, so that every
+    example of both sets is seen in every epoch.
 
     Args:
       options: The sizes of the batches.
@@ -216,7 +219,14 @@ def paired_batches(options: PairedOptions, *, fill: bool = True) -> Batches:
     def batches(key: Key, data: Data, epoch: int) -> Iterable[Batch]:
         retain_key, forget_key = jax.random.split(jax.random.fold_in(key, epoch))
         retain = data_lib.shuffled_batches(retain_key, data_lib.size(data.retain), retain_batch, fill=fill)
-        forget = data_lib.cycled_batches(forget_key, data_lib.size(data.forget), forget_batch)
+        total = data_lib.size(data.forget)
+        forget = data_lib.cycled_batches(forget_key, total, forget_batch)
+        missing = -(-total // min(forget_batch, total or 1)) - len(retain)
+        if retain and missing > 0:
+            further = data_lib.cycled_batches(
+                jax.random.fold_in(retain_key, epoch), data_lib.size(data.retain), retain_batch
+            )
+            retain += itertools.islice(further, missing)
         return (Batch(f, r) for r, f in zip(retain, forget, strict=False))
 
     return batches

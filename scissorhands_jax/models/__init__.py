@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +38,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "vgg16_bn": VGG,
     "mlp": MLP,
 }
+
+_NOT_OPTIONS = ("num_classes", "parent", "name")  # arguments of every network's class
 
 DTYPES = ("float32", "bfloat16")
 """The types that networks can compute in. Parameters, gradients, statistics and logits are float32 in any case."""
@@ -89,7 +93,7 @@ def build(name: str, *, num_classes: int, image_shape: Sequence[int], **options)
     if num_classes < 1 or not image_shape or min(image_shape) < 1:
         raise InputError(f"num_classes is {num_classes} and image_shape {tuple(image_shape)}; all must be positive")
     network = type(make(num_classes=num_classes))
-    known = [key for key in inspect.signature(network).parameters if key not in ("num_classes", "parent", "name")]
+    known = [key for key in inspect.signature(network).parameters if key not in _NOT_OPTIONS]
     for option in options:
         if option not in known:
             raise InputError(f"{name} has no option {option!r}; choose from {', '.join(known)}")
@@ -97,6 +101,45 @@ def build(name: str, *, num_classes: int, image_shape: Sequence[int], **options)
         raise InputError(f"{name} cannot compute in {options['dtype']!r}; choose one of {', '.join(DTYPES)}")
     module = make(num_classes=num_classes, **{key: _as_tuple(value) for key, value in options.items()})
     return from_linen(module, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
+
+
+def describe_options(name: str) -> dict[str, tuple[str, str]]:
+    """Returns the options of a network of the registry that can be written: the default of each, and what it means.
+
+    Args:
+      name: A key of `MODELS`.
+
+    Raises:
+      InputError: There is no such network.
+    """
+    if name not in MODELS:
+        raise InputError(f"there is no network {name!r}; {suggest(name, MODELS)}")
+    text = (inspect.getdoc(type(MODELS[name](num_classes=1))) or "").partition("Attributes:")[2]
+    entries = re.findall(r"^  (\w+): (.*(?:\n    .*)*)", text, flags=re.MULTILINE)
+    docs = {option: " ".join(meaning.split()) for option, meaning in entries}
+    return {
+        option: (_shown(value), docs.get(option, ""))
+        for option, value in default_options(name).items()
+        if not option.endswith("_init")  # a function
+    }
+
+
+def default_options(name: str) -> dict[str, Any]:
+    """Returns the options of a network of the registry with their default values.
+
+    Args:
+      name: A key of `MODELS`.
+    """
+    module = MODELS[name](num_classes=1)
+    taken = [option for option in inspect.signature(type(module)).parameters if option not in _NOT_OPTIONS]
+    return {option: getattr(module, option) for option in taken}
+
+
+def _shown(value: object) -> str:
+    """A value as a setting on the command line."""
+    if isinstance(value, tuple):
+        return "[" + ",".join(map(_shown, value)) + "]"
+    return getattr(value, "__name__", str(value)).lower() if isinstance(value, bool | type) else str(value)
 
 
 def _as_tuple(value: object) -> object:

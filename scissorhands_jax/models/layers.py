@@ -66,6 +66,11 @@ def enter(images: jax.Array, normalize: Normalization, mean: tuple[float, ...], 
     images = as_float(images)
     if normalize == "off":
         return images
+    if len(mean) == images.shape[1] != images.shape[-1]:
+        raise InputError(
+            f"images have shape {images.shape}, which look like channels first; give channels last, as with "
+            ".transpose(0, 2, 3, 1)"
+        )
     if not len(mean) == len(std) == images.shape[-1]:
         raise InputError(
             f"images have {images.shape[-1]} channels, but mean has {len(mean)} and std {len(std)} numbers; "

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import InputError, check_choice
 from scissorhands_jax.models.layers import BatchNorm, Normalization, average_pool, enter, rematerialized, torch_conv
 from scissorhands_jax.models.resnet import CIFAR10_MEAN, CIFAR10_STD
+
+LastPool = Literal["average", "max"]
 
 VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
@@ -42,11 +46,13 @@ class Features(nn.Module):
 
 
 class VGG(nn.Module):
-    """Groups of 3x3 convolutions with 2x2 max pools between them, a global average pool and one linear layer.
+    """Groups of 3x3 convolutions with 2x2 max pools between them, a global pool and one linear layer.
 
     Attributes:
       num_classes: The number of classes, which is the length of the logits.
       widths: The number of channels of each convolution, by group.
+      last_pool: What the global pool is: `average`, as in torchvision and in the authors' code, or `max`: 2x2 max pools
+        before the average, which is the maximum for images of 32x32, as in kuangliu's code. Files do not say it.
       normalize: How inputs are normalised; see `layers.enter`.
       mean: The mean for that, one number per channel.
       std: The standard deviation for that, one number per channel.
@@ -57,6 +63,7 @@ class VGG(nn.Module):
 
     num_classes: int
     widths: tuple[tuple[int, ...], ...] = VGG16
+    last_pool: LastPool = "average"
     normalize: Normalization = "stored"
     mean: tuple[float, ...] = CIFAR10_MEAN
     std: tuple[float, ...] = CIFAR10_STD
@@ -74,12 +81,15 @@ class VGG(nn.Module):
         Raises:
           InputError: The images cannot be used, or are too small to be halved between all groups.
         """
+        check_choice("last_pool", self.last_pool, get_args(LastPool))
         dtype = jnp.dtype(self.dtype)
         x = enter(images, self.normalize, self.mean, self.std).astype(dtype)
-        least = 2 ** (len(self.widths) - 1)
+        least = 2 ** (len(self.widths) - (self.last_pool == "average"))
         if min(x.shape[1:3]) < least:
             raise InputError(f"images are {x.shape[1]}x{x.shape[2]}; this VGG needs at least {least}x{least}")
         x = Features(self.widths, dtype, self.remat, name="features")(x, train=train)
+        if self.last_pool == "max":
+            x = nn.max_pool(x, (2, 2), strides=(2, 2))
         x = average_pool(x)
         normal = nn.initializers.normal(0.01)
         return nn.Dense(self.num_classes, kernel_init=normal, dtype=x.dtype, name="classifier")(x)

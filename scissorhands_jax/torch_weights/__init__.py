@@ -1,6 +1,6 @@
 """PyTorch's weights: reading and writing their files without executing anything, and converting their names."""
 
-from scissorhands_jax.torch_weights.fitting import fit_names
+from scissorhands_jax.torch_weights.fitting import fit_in_order, fit_names, read_renaming
 from scissorhands_jax.torch_weights.state_dicts import (
     from_state_dict,
     state_dict_shapes,
@@ -10,6 +10,7 @@ from scissorhands_jax.torch_weights.state_dicts import (
 )
 from scissorhands_jax.torch_weights.weight_files import (
     LazyStateDict,
+    is_averaged,
     open_state_dict,
     read_state_dict,
     write_safetensors,
@@ -17,9 +18,12 @@ from scissorhands_jax.torch_weights.weight_files import (
 
 __all__ = [
     "LazyStateDict",
+    "fit_in_order",
     "fit_names",
     "from_state_dict",
+    "is_averaged",
     "open_state_dict",
+    "read_renaming",
     "read_state_dict",
     "state_dict_shapes",
     "state_dict_views",

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from scissorhands_jax import reading
 from scissorhands_jax.errors import WeightsError
 from scissorhands_jax.torch_weights.tensors import show
-from scissorhands_jax.torch_weights.weight_files import StateDict, listed
+from scissorhands_jax.torch_weights.weight_files import StateDict, is_averaged, listed
 
 # Names of one thing in the networks of several authors: the shortcut of a residual block, and the last layer.
+_COUNTER = "num_batches_tracked"
 _SYNONYMS = (("shortcut", "downsample"), ("fc", "linear", "classifier", "head"))
 _AUTHORS = {("shortcut", "linear"): "kuangliu", ("downsample", "fc"): "torchvision"}  # who uses which together
 
@@ -22,6 +26,8 @@ class Fitted(NamedTuple):
 
     state_dict: StateDict
     notes: list[str]
+    prefix: str = ""
+    """The prefix that was removed."""
 
 
 def fit_names(
@@ -30,6 +36,7 @@ def fit_names(
     *,
     rename: Mapping[str, str] | None = None,
     prefix: str | None = None,
+    ema: bool | None = None,
 ) -> Fitted:
     """Gives the arrays of a file the names that a network expects, as far as that is certain.
 
@@ -43,6 +50,8 @@ def fit_names(
       shapes: The shapes that the network expects, by name (`state_dict_shapes`).
       rename: New names by old ones. Names that it lacks stay.
       prefix: The prefix to remove. None finds it.
+      ema: Whether to read averaged weights (EMA) where the file has the network with and without averaging. None
+        refuses such a file.
 
     Raises:
       WeightsError: A name of `rename` is not in the file, or two arrays would have one name; a prefix was named that no
@@ -51,8 +60,67 @@ def fit_names(
     notes: list[str] = []
     arrays = _renamed(state_dict, rename or {}, notes)
     arrays = _unpruned(arrays, notes)
-    arrays = _without_prefix(arrays, shapes, prefix, notes)
-    return Fitted(_with_synonyms(arrays, shapes, notes), notes)
+    if prefix is None:
+        prefix = _prefix_of(arrays, shapes, ema)
+    arrays = _without_prefix(arrays, prefix, notes)
+    return Fitted(_with_synonyms(arrays, shapes, notes), notes, prefix)
+
+
+def fit_in_order(state_dict: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> Fitted | None:
+    """Gives the arrays of a file the names of a network by their order alone, if all shapes agree.
+
+    Counters of BatchNorm (`num_batches_tracked`) are left out on both sides. Two arrays of one shape that have changed
+    places go unnoticed, so nobody should rely on it who has not compared the network's answers.
+
+    Args:
+      state_dict: Arrays by the names of the file, in its order.
+      shapes: The shapes that the network expects, in the order in which PyTorch code defines its layers.
+
+    Returns:
+      None if the arrays do not have these shapes in this order.
+    """
+    given = {name: array for name, array in state_dict.items() if not name.endswith(_COUNTER)}
+    expected = {name: shape for name, shape in shapes.items() if not name.endswith(_COUNTER)}
+    if not given or [array.shape for array in given.values()] != list(expected.values()):
+        return None
+    notes = [f"its {len(given)} arrays were read in the order of the file, whatever their names"]
+    return Fitted(dict(zip(expected, given.values(), strict=True)), notes)
+
+
+def read_renaming(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Reads a renaming table: the name in the file and the name in the network, for each array that is renamed.
+
+    Args:
+      path: A JSON object, or text with two names a line, with white space or a comma between them. In text, what
+        follows # is ignored.
+
+    Raises:
+      WeightsError: The file cannot be read, or holds something else.
+    """
+    where = Path(path)
+    try:
+        text = reading.read_text(where, encoding="utf-8-sig")
+        found = reading.parse_json(text) if text.lstrip().startswith("{") else None
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"cannot read the renaming table {where} ({error}); write two names a line") from error
+    if isinstance(found, dict):
+        if not all(isinstance(name, str) for name in found.values()):
+            raise WeightsError(f"the renaming table {where} has values that are no text; give new names by old ones")
+        return found
+    table: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        words = line.partition("#")[0].replace(",", " ").split()
+        if not words:
+            continue
+        if len(words) != 2 or words[0] in table:
+            raise WeightsError(
+                f"line {number} of {where} is {show(line.strip())}; write the name in the file and the name in the "
+                "network, each array once"
+            )
+        table[words[0]] = words[1]
+    if not table:
+        raise WeightsError(f"the renaming table {where} is empty; write two names a line")
+    return table
 
 
 def _renamed(state_dict: Mapping[str, np.ndarray], rename: Mapping[str, str], notes: list[str]) -> StateDict:
@@ -90,20 +158,30 @@ def _unpruned(arrays: StateDict, notes: list[str]) -> StateDict:
     return whole
 
 
-def _without_prefix(
-    arrays: StateDict, shapes: Mapping[str, tuple[int, ...]], prefix: str | None, notes: list[str]
-) -> StateDict:
-    if prefix is None:
-        needed = [name for name in shapes if not name.endswith("num_batches_tracked")]
-        if not needed or all(name in arrays for name in needed):
-            return arrays
-        found = _prefixes(arrays, needed)
-        if len(found) > 1:
+def _prefix_of(arrays: StateDict, shapes: Mapping[str, tuple[int, ...]], ema: bool | None) -> str:
+    """Returns the prefix under which the file has the network; none if it has the names without one."""
+    needed = [name for name in shapes if not name.endswith(_COUNTER)]
+    if not needed or (all(name in arrays for name in needed) and not ema):
+        return ""
+    found = _prefixes(arrays, needed)
+    if all(name in arrays for name in needed):
+        found.append("")
+    if ema is not None and len(found) > 1:
+        found = [prefix for prefix in found if is_averaged(prefix) == ema] or found
+    if len(found) > 1:
+        shown = listed(_shown(found))
+        if len([prefix for prefix in found if not is_averaged(prefix)]) == 1:
             raise WeightsError(
-                f"the file has this network {len(found)} times, under the prefixes {listed(_shown(found))}, perhaps "
-                "with averaged weights and without; name the prefix of the one to read"
+                f"the file has this network with averaged weights (EMA) and without, under the prefixes {shown}; "
+                "choose with --ema or --no-ema (ema=True or False)"
             )
-        prefix = found[0] if found else ""
+        raise WeightsError(
+            f"the file has this network {len(found)} times, under the prefixes {shown}; name one (--prefix, prefix=)"
+        )
+    return found[0] if found else ""
+
+
+def _without_prefix(arrays: StateDict, prefix: str, notes: list[str]) -> StateDict:
     kept = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
     if not kept:
         raise WeightsError(f"no name in the file begins with {show(prefix)}; its names are {listed(_shown(arrays))}")
@@ -128,7 +206,7 @@ def _has_synonym(name: str) -> bool:
 
 def _with_synonyms(arrays: StateDict, shapes: Mapping[str, tuple[int, ...]], notes: list[str]) -> StateDict:
     """Returns the arrays under the names of the network, if exchanging synonyms makes all of them fit."""
-    expected = {name for name in shapes if not name.endswith("num_batches_tracked")}
+    expected = {name for name in shapes if not name.endswith(_COUNTER)}
     if expected <= arrays.keys():
         return arrays
     changes = [[None, *itertools.permutations(group, 2)] for group in _SYNONYMS]

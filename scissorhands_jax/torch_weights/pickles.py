@@ -1,7 +1,8 @@
 """Rebuilds the object in a pickle that `torch.save` wrote, without executing anything.
 
 A pickle is a program. `pickletools` decodes its operations without running them, and `_Machine` interprets the few that
-`torch.save` writes: those that build containers, numbers, text and descriptions of tensors. A restricted
+`torch.save` writes: those that build containers, numbers, text and descriptions of tensors. Whatever else a pickle asks
+to make becomes an `Unknown`, which holds a name and does nothing. A restricted
 `pickle.Unpickler` would not be safe. Its BUILD operation sets attributes, and through the slot state of a permitted
 class it can change objects that belong to the whole process.
 """
@@ -24,12 +25,14 @@ from scissorhands_jax.torch_weights.tensors import (
     Refused,
     Storage,
     Tensor,
+    Unknown,
     show,
 )
 
 _MAX_OPERATIONS = 2**20  # a few seconds of work; a checkpoint of a thousand tensors has about 1e5
 _MAX_DEPTH = 1000  # open marks; Python's own pickler cannot nest deeper
 _MAX_NAME = 1024  # bytes in a key or in the name of a global
+_MAX_UNKNOWN = 100  # names of globals to remember for a message
 _MAX_KEY = 2**63  # Larger integers are not sensible keys, and can be chosen so that their hashes collide.
 
 
@@ -93,6 +96,7 @@ class _Machine:
         self.marks: list[int] = []  # stack heights
         self.memo: dict[int, Any] = {}
         self.storages: dict[str, Storage] = {}
+        self.unknown: list[str] = []  # the globals that it named and that nothing is made of
         self.copied = 0
 
     def run(self) -> object:
@@ -104,6 +108,8 @@ class _Machine:
             if name not in _OPERATIONS:
                 if name == "":
                     raise Damaged("its pickle breaks off at the end of the file")
+                if self.unknown:
+                    raise ForbiddenGlobal(show(self.unknown[0]))
                 raise Damaged(f"its pickle has an operation at byte {at} that torch.save does not write ({name})")
             try:
                 argument = next(operations)[1]
@@ -115,6 +121,8 @@ class _Machine:
             except Refused:
                 raise
             except Exception as error:  # Whatever else fails has the same cause: the bytes make no sense.
+                if self.unknown:
+                    raise ForbiddenGlobal(show(self.unknown[0])) from error
                 raise Damaged(f"its pickle makes no sense at byte {at} ({name})") from error
         raise Refused(f"holds a pickle of more than {_MAX_OPERATIONS} operations; save the model's state dict alone")
 
@@ -133,8 +141,11 @@ class _Machine:
         return items
 
     def top(self, kind: type) -> Any:
+        """Returns the container on top of the stack; for an unknown object, one that takes its items and is dropped."""
         (top,) = self.pop(1)
         self.stack.append(top)
+        if isinstance(top, Unknown):
+            return kind()
         if type(top) is not kind:
             raise TypeError(f"found a {type(top).__name__}")
         return top
@@ -195,14 +206,48 @@ class _Machine:
         self.push(self.memo[index])
 
     def find_global(self, pair: str) -> None:
-        self.push(_find_global(*pair.split(" ", 1)))
+        self.push(self.look_up(*pair.split(" ", 1)))
 
     def find_stack_global(self, _: None) -> None:
         module, name = self.pop(2)
-        self.push(_find_global(module, name))
+        self.push(self.look_up(module, name))
+
+    def look_up(self, module: object, name: object) -> object:
+        """Returns what is known by a name, or an `Unknown`."""
+        found = _find_global(module, name)
+        if isinstance(found, Unknown) and found.name not in self.unknown and len(self.unknown) < _MAX_UNKNOWN:
+            self.unknown.append(found.name)
+        return found
+
+    def instance(self, pair: str) -> None:
+        """Makes an instance of a class from what follows a mark."""
+        self.pop_mark()
+        found = self.look_up(*pair.split(" ", 1))
+        if not isinstance(found, Unknown):
+            raise TypeError("not a class")
+        self.push(found)
+
+    def object_of(self, _: None) -> None:
+        """Makes an instance of the class that follows a mark."""
+        found, *_arguments = self.pop_mark()
+        if not isinstance(found, Unknown):
+            raise TypeError("not a class")
+        self.push(found)
+
+    def new_object(self, count: int) -> None:
+        """Makes an instance of a class, from it and `count` containers of arguments."""
+        found, *_arguments = self.pop(1 + count)
+        if not isinstance(found, Unknown):
+            raise TypeError("not a class")
+        self.push(Unknown(found.name))
 
     def reduce(self, _: None) -> None:
         function, arguments = self.pop(2)
+        if isinstance(function, Unknown) and type(arguments) is tuple:
+            # `copyreg._reconstructor` and the like are given the class that they make an object of.
+            made = arguments[0] if arguments and isinstance(arguments[0], Unknown) else function
+            self.push(Unknown(made.name))
+            return
         if not isinstance(function, _Global) or function.call is None or type(arguments) is not tuple:
             raise TypeError("not a function and its arguments")
         self.push(function.call(self, *arguments))
@@ -214,6 +259,9 @@ class _Machine:
         """
         (state,) = self.pop(1)
         (target,) = self.pop(1)
+        if isinstance(target, Unknown):
+            self.push(target)
+            return
         if isinstance(target, np.dtype):
             if type(state) is not tuple or state[1] not in ("<", "|"):
                 raise Refused(BIG_ENDIAN)
@@ -226,6 +274,8 @@ class _Machine:
         if type(identity) is not tuple or len(identity) > 6:
             raise TypeError("not a storage")
         kind, storage_type, key, _, size, *view = identity
+        if isinstance(storage_type, Unknown):
+            raise Refused(_foreign_type(storage_type.name))
         if kind != "storage" or type(key) is not str or not isinstance(storage_type, _Global):
             raise TypeError("not a storage")
         if storage_type.dtype is None or type(size) is not int or not 0 <= size < 2**56:
@@ -246,6 +296,8 @@ def dict_key(key: Any) -> Any:
 
     Nothing longer is needed, and a long key can be built so that hashing or comparing it takes very long.
     """
+    if isinstance(key, Unknown):
+        key = key.name
     if key is None or type(key) in (bool, float) or (type(key) is int and abs(key) < _MAX_KEY):
         return key
     if type(key) in (str, bytes) and len(key) <= _MAX_NAME:
@@ -253,15 +305,19 @@ def dict_key(key: Any) -> Any:
     raise TypeError(f"a {type(key).__name__} is no key")
 
 
-def _find_global(module: object, name: object) -> _Global | str:
+def _foreign_type(name: str) -> str:
+    """Returns the end of a sentence about tensors of a type that cannot be read."""
+    if ".Q" in name:
+        return f"holds quantised tensors ({show(name)}); dequantise the model with PyTorch and save its state dict"
+    return f"holds tensors of type {show(name)}, which NumPy does not have; convert them with PyTorch, as with .float()"
+
+
+def _find_global(module: object, name: object) -> _Global | Unknown | str:
     if not isinstance(module, str) or not isinstance(name, str):
         raise TypeError("a global's name is text")
     if f"{module}.{name}" in _INERT:
         return f"{module}.{name}"
-    known = _GLOBALS.get(f"{module}.{name}")
-    if known is None:
-        raise ForbiddenGlobal(show(f"{module}.{name}"))
-    return known
+    return _GLOBALS.get(f"{module}.{name}") or Unknown(f"{module}.{name}"[:_MAX_NAME])
 
 
 def _tensor(
@@ -300,6 +356,8 @@ def _rebuild_tensor_v2(_: _Machine, storage, offset, shape, strides, gradient, h
 def _rebuild_tensor_v3(_: _Machine, storage, offset, shape, strides, gradient, hooks, dtype, metadata=None) -> Tensor:
     del gradient, hooks
     _check_metadata(metadata)
+    if isinstance(dtype, Unknown):
+        raise Refused(_foreign_type(dtype.name))
     if storage.start or not isinstance(dtype, _Global) or dtype.dtype is None or dtype.dtype == np.bool_:
         raise TypeError("not a whole storage and an element type")
     return _tensor(storage, offset, shape, strides, dtype.dtype)
@@ -311,9 +369,9 @@ def _check_metadata(metadata: object) -> None:
         raise Refused("holds a lazily conjugated or negated tensor; save a copy made by `tensor.resolve_conj()`")
 
 
-def _rebuild_parameter(_: _Machine, data, gradient, hooks, state=None) -> Tensor:
+def _rebuild_parameter(_: _Machine, data, gradient, hooks, state=None) -> Tensor | Unknown:
     del gradient, hooks, state
-    if not isinstance(data, Tensor):
+    if not isinstance(data, Tensor | Unknown):
         raise TypeError("not a tensor")
     return data
 
@@ -324,6 +382,12 @@ def _ordered_dict(machine: _Machine, pairs: list | tuple = ()) -> dict:
         raise TypeError("not a list")
     machine.spend(len(pairs))
     return {dict_key(key): value for key, value in pairs}
+
+
+def _default_dict(machine: _Machine, factory: object = None) -> dict:
+    """Builds an empty dict, without what makes its missing values."""
+    del machine, factory
+    return {}
 
 
 def _counter(machine: _Machine, counts: dict) -> dict:
@@ -367,15 +431,19 @@ def _complex(machine: _Machine, real: float, imaginary: float) -> complex:
     return complex(real, imaginary)
 
 
-def _numpy_dtype(machine: _Machine, code: str, align: object = False, copy: object = True) -> np.dtype:
+def _numpy_dtype(machine: _Machine, code: str, align: object = False, copy: object = True) -> np.dtype | Unknown:
     del machine, align, copy
+    if type(code) is str and code[:1] in ("O", "S", "U", "V", "M", "m", "c"):
+        return Unknown(f"numpy.dtype {code[:10]}")  # in arrays that are no weights
     if type(code) is not str or code not in ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"):
         raise TypeError("not the type of a number")
     return np.dtype(f"<{code}")
 
 
-def _numpy_scalar(machine: _Machine, dtype: np.dtype, raw: bytes | str) -> int | float | bool:
+def _numpy_scalar(machine: _Machine, dtype: np.dtype, raw: bytes | str) -> int | float | bool | Unknown:
     del machine
+    if isinstance(dtype, Unknown):
+        return dtype
     if not isinstance(dtype, np.dtype) or type(raw) not in (bytes, str) or len(raw) != dtype.itemsize:
         raise TypeError("not a number")
     raw = raw.encode("latin1") if isinstance(raw, str) else raw  # It is text if Python 2 wrote it.
@@ -418,6 +486,7 @@ _GLOBALS: dict[str, _Global] = {
     "torch.Size": _Global(_size),
     "torch.storage.UntypedStorage": _Global(dtype=np.dtype(np.uint8)),
     "collections.OrderedDict": _Global(_ordered_dict),
+    "collections.defaultdict": _Global(_default_dict),
     "collections.Counter": _Global(_counter),  # the milestones of learning rate schedulers
     "_codecs.encode": _Global(_encode),
     "numpy.dtype": _Global(_numpy_dtype),
@@ -464,7 +533,10 @@ _OPERATIONS: dict[str, Callable[..., None]] = {
     "BINGET": _Machine.get,
     "LONG_BINGET": _Machine.get,
     "GLOBAL": _Machine.find_global,
-    "INST": _Machine.find_global,  # torch.save never writes it; this way the message names what it asks to run
+    "INST": _Machine.instance,
+    "OBJ": _Machine.object_of,
+    "NEWOBJ": lambda machine, _: machine.new_object(1),
+    "NEWOBJ_EX": lambda machine, _: machine.new_object(2),
     "STACK_GLOBAL": _Machine.find_stack_global,
     "REDUCE": _Machine.reduce,
     "BUILD": _Machine.build,

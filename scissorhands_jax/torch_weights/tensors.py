@@ -32,6 +32,13 @@ class ForbiddenGlobal(Refused):
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Unknown:
+    """What stands for an object of a pickle that is no tensor, container or number: a name, and nothing that runs."""
+
+    name: str
+
+
 class Damaged(Refused):
     """The parts of a file contradict each other, or the file breaks off."""
 
@@ -66,6 +73,24 @@ class Extent(NamedTuple):
     start: int
     size: int
     crc: int | None = None
+
+
+def unknown_names(root: object) -> list[str]:
+    """Returns the names of the objects that only `Unknown` stands for, inside dicts, lists, tuples and sets.
+
+    Args:
+      root: What a pickle holds.
+    """
+    names: dict[str, None] = {}
+    waiting, seen = [root], set()
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, Unknown):
+            names[node.name] = None
+        elif isinstance(node, dict | list | tuple | set) and id(node) not in seen:
+            seen.add(id(node))
+            waiting.extend(node.values() if isinstance(node, dict) else node)
+    return list(names)
 
 
 def show(name: object, limit: int = 100) -> str:

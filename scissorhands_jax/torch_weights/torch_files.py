@@ -9,7 +9,16 @@ from typing import Any
 
 from scissorhands_jax import reading
 from scissorhands_jax.torch_weights.pickles import dict_key, interpret
-from scissorhands_jax.torch_weights.tensors import BIG_ENDIAN, Damaged, Extent, Refused, read_extent, show
+from scissorhands_jax.torch_weights.tensors import (
+    BIG_ENDIAN,
+    Damaged,
+    Extent,
+    ForbiddenGlobal,
+    Refused,
+    read_extent,
+    show,
+    unknown_names,
+)
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C  # the first object of a file from before PyTorch 1.6
 PROTOCOL_VERSION = 1001
@@ -28,6 +37,8 @@ def read_legacy(data: Any) -> tuple[object, dict[str, Extent]]:
       Refused: The input is not such a file, is damaged, or asks for something that is not permitted.
     """
     magic, at, _ = interpret(data, 0)
+    if names := unknown_names(magic):
+        raise ForbiddenGlobal(show(names[0]))
     if type(magic) is not int or magic != MAGIC_NUMBER:
         raise Refused("is a pickle, but not one that torch.save wrote; save the model's state dict with torch.save")
     version, at, _ = interpret(data, at)
@@ -39,6 +50,8 @@ def read_legacy(data: Any) -> tuple[object, dict[str, Extent]]:
             raise Refused(BIG_ENDIAN)
         raise Damaged("its description of the system that wrote it is not readable")
     root, at, storages = interpret(data, at)
+    if not storages and (names := unknown_names(root)):
+        raise ForbiddenGlobal(show(names[0]))
     keys, at, _ = interpret(data, at)
     if type(keys) is not list or len(keys) != len(storages) or set(map(dict_key, keys)) != set(storages):
         raise Damaged("its list of storages does not match its tensors")
@@ -72,6 +85,7 @@ def read_zip(file: BufferedReader, size: int) -> tuple[object, dict[str, Extent]
         entries = reading.read_archive_entries(file)
     except Exception as error:  # zipfile raises many types of exceptions, and here all of them mean damage.
         raise Damaged(f"its zip directory is not readable ({show(str(error))})") from error
+    _refuse_other_archives([entry.filename for entry in entries])
     members: dict[str, zipfile.ZipInfo] = {}
     for entry in entries:
         parts = entry.filename.replace("\\", "/").split("/")
@@ -89,8 +103,6 @@ def read_zip(file: BufferedReader, size: int) -> tuple[object, dict[str, Extent]
     if len(pickles) != 1:
         raise Refused("is a zip, but not one that torch.save wrote; save the model's state dict with torch.save")
     folder = pickles[0].removesuffix("data.pkl")
-    if f"{folder}constants.pkl" in members:
-        raise Refused("is a TorchScript archive; save `model.state_dict()` with torch.save instead")
     outside = next((name for name in members if not name.startswith(folder)), None)
     if outside is not None:
         raise Refused(f"is a zip with the foreign entry {show(outside)}; save it again with PyTorch")
@@ -109,6 +121,17 @@ def read_zip(file: BufferedReader, size: int) -> tuple[object, dict[str, Extent]
             raise Damaged(f"storage {show(key)} does not have the length that its tensors expect")
         extents[key] = _locate(file, size, held)
     return root, extents
+
+
+def _refuse_other_archives(names: list[str]) -> None:
+    """Refuses zips that are known to be something else, by the names in them."""
+    if any(name.count("/") == 1 and name.endswith("/constants.pkl") for name in names):
+        raise Refused(
+            "is a TorchScript archive; load it with torch.jit.load and save `model.state_dict()` with torch.save"
+        )
+    held = [name for name in names if name.lower().endswith((".pt", ".pth", ".th", ".ckpt", ".tar", ".safetensors"))]
+    if held:
+        raise Refused(f"is a zip around {show(held[0])}; unpack it and give that file")
 
 
 def _locate(file: BufferedReader, size: int, entry: zipfile.ZipInfo) -> Extent:

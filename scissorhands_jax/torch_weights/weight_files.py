@@ -1,7 +1,7 @@
 """Reads the weight files of `torch.save` and `.safetensors`, and writes `.safetensors`, all without PyTorch.
 
-Files need not be trusted: no pickle is ever executed, and anything that is not a tensor, container or number is
-refused.
+Files need not be trusted: no pickle is ever executed. What is no tensor, container or number is left aside and named in
+the log, or refused where the weights are not found without it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import logging
 import math
 import mmap
 import os
+import re
 from collections import deque
 from collections.abc import Iterator, Mapping
 from io import BufferedReader
@@ -33,8 +34,10 @@ from scissorhands_jax.torch_weights.tensors import (
     Refused,
     Storage,
     Tensor,
+    Unknown,
     read_tensors,
     show,
+    unknown_names,
 )
 
 _logger = logging.getLogger(__name__)
@@ -44,7 +47,7 @@ StateDict = dict[str, np.ndarray]
 # Usual names of the state dict in a checkpoint; of several, the first in this order is read.
 _STATE_DICTS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "params", "weights")
 _WRAPPERS = ("module.", "_orig_mod.")  # the prefixes of DataParallel and of torch.compile
-_SEARCH_DEPTH = 4  # levels of dicts in a checkpoint
+_SEARCH_DEPTH = 8  # levels of dicts in a checkpoint
 _MAX_LISTED = 10  # names of each kind in a message
 _MAX_HEADER = 2**23  # bytes of a .safetensors header; a language model of 70 billion parameters has 2**17
 _MAX_TENSORS = 2**16
@@ -72,6 +75,7 @@ _SAFETENSORS_CODES = {dtype: code for code, dtype in _SAFETENSORS_DTYPES.items()
 # The first bytes of files that are often mistaken for weights, in lower case.
 _LOOKS_LIKE = (
     (b"version https://git-lfs", "a Git LFS pointer; fetch the file itself with `git lfs pull`"),
+    (b'{"metadata":', "the index of a network that was saved in parts; load it with PyTorch and save its state dict"),
     (b"<!doctype html", "an HTML page, perhaps a failed download; download it again"),
     (b"<html", "an HTML page, perhaps a failed download; download it again"),
     (b"<?xml", "an XML document, perhaps a failed download; download it again"),
@@ -81,7 +85,12 @@ _LOOKS_LIKE = (
 )
 
 
-def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
+def is_averaged(name: str) -> bool:
+    """Says whether a part of a checkpoint is called as averaged weights are: `ema`, `model_ema`, `swa_model`, ..."""
+    return re.search(r"(?<![a-z])(ema|swa|averaged?)(?![a-z])", name.lower()) is not None
+
+
+def read_state_dict(path: str | os.PathLike[str], *, ema: bool | None = None) -> StateDict:
     """Reads the tensors of a file in `.safetensors` format or in either of the formats of `torch.save`.
 
     The format is recognised by the content of the file, not by its name. The state dict in a checkpoint is a dict that
@@ -91,24 +100,32 @@ def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
 
     Args:
       path: The file.
+      ema: Whether to read averaged weights (EMA) from a checkpoint that has both. None refuses such a checkpoint.
 
     Returns:
       Read-only arrays by name, in the order of the file. bfloat16 and float8 are types of `ml_dtypes`. Tensors that
       share memory in PyTorch share it here. Only the storages of these tensors are read, each once.
 
     Raises:
-      WeightsError: The file does not exist, is damaged or something else, or holds a pickle that asks for more than
-        tensors, containers and numbers. The message names what it asks for; nothing is executed.
+      WeightsError: The file does not exist, is damaged or something else, or holds a pickle in which nothing but other
+        objects than tensors, containers and numbers is found. The message names one; nothing is executed.
     """
-    with open_state_dict(path) as tensors:
+    with open_state_dict(path, ema=ema) as tensors:
         return tensors.read()
 
 
 class LazyStateDict(Mapping[str, np.ndarray]):
-    """The tensors of an open file by name. Each access reads the tensor from the file; nothing is cached."""
+    """The tensors of an open file by name. Each access reads the tensor from the file; nothing is cached.
 
-    def __init__(self, file: BufferedReader, tensors: dict[str, Tensor], extents: dict[str, Extent]) -> None:
+    Attributes:
+      where: The place of the tensors in the checkpoint, such as `state_dict`; "" for the whole file.
+    """
+
+    def __init__(
+        self, file: BufferedReader, tensors: dict[str, Tensor], extents: dict[str, Extent], where: str
+    ) -> None:
         self._file, self._tensors, self._extents = file, tensors, extents
+        self.where = where
 
     def __getitem__(self, name: str) -> np.ndarray:
         return read_tensors(self._file, {name: self._tensors[name]}, self._extents)[name]
@@ -136,11 +153,12 @@ class LazyStateDict(Mapping[str, np.ndarray]):
 
 
 @contextlib.contextmanager
-def open_state_dict(path: str | os.PathLike[str]) -> Iterator[LazyStateDict]:
+def open_state_dict(path: str | os.PathLike[str], *, ema: bool | None = None) -> Iterator[LazyStateDict]:
     """Opens a file like `read_state_dict`, for reading one tensor at a time.
 
     Args:
       path: The file.
+      ema: As for `read_state_dict`.
 
     Yields:
       The tensors by name; each is read when it is accessed.
@@ -152,7 +170,7 @@ def open_state_dict(path: str | os.PathLike[str]) -> Iterator[LazyStateDict]:
         if not Path(path).is_file():
             raise Refused("is a folder or device; give the file itself" if Path(path).exists() else "does not exist")
         with open(path, "rb") as file:
-            yield LazyStateDict(file, *_find_tensors(path, file))
+            yield LazyStateDict(file, *_find_tensors(path, file, ema))
     except WeightsError:
         raise
     except Refused as error:
@@ -219,8 +237,10 @@ def _write_arrays(file: BinaryIO, arrays: Mapping[str, np.ndarray], metadata: Ma
         file.write(array.reshape(-1).view(np.uint8).data)
 
 
-def _find_tensors(path: str | os.PathLike[str], file: BufferedReader) -> tuple[dict[str, Tensor], dict[str, Extent]]:
-    """Recognises the format of a file. Returns the tensors of its state dict, and the extents of their storages."""
+def _find_tensors(
+    path: str | os.PathLike[str], file: BufferedReader, ema: bool | None
+) -> tuple[dict[str, Tensor], dict[str, Extent], str]:
+    """Recognises the format of a file. Returns its state dict's tensors, their storages' extents, and its place."""
     size = os.fstat(file.fileno()).st_size
     head = file.read(512)
     if size == 0:
@@ -231,7 +251,7 @@ def _find_tensors(path: str | os.PathLike[str], file: BufferedReader) -> tuple[d
         root, extents = _read_safetensors(path, file, size)
     else:
         for start, what in _LOOKS_LIKE:
-            if head.lstrip().lower().startswith(start):
+            if b"".join(head.lower().split()).startswith(b"".join(start.split())):
                 raise Refused(f"looks like {what}")
         if head[257:262] == b"ustar":
             raise Refused("looks like a tar archive; unpack it, or save it again with PyTorch 1.0 or later")
@@ -247,12 +267,18 @@ def _find_tensors(path: str | os.PathLike[str], file: BufferedReader) -> tuple[d
                 raise Refused(f"looks like {text} (it begins with {show(head[:24])}); give a weights file") from error
     if sum(extent.size for extent in extents.values()) > size:
         raise Refused("has storages that overlap; do not trust this file")
-    where, tensors = _find_state_dict(root)
+    where, tensors = _find_state_dict(root, ema)
+    if names := unknown_names(root):
+        _logger.warning(
+            "%s also holds %s; nothing of it was executed, and it was left aside",
+            path,
+            listed([show(n) for n in names]),
+        )
     for wrapper in _WRAPPERS:
         if all(name.startswith(wrapper) for name in tensors):
             tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
     _logger.info("%s: %d tensors in %s", path, len(tensors), where or "the whole file")
-    return tensors, extents
+    return tensors, extents, where
 
 
 def _is_text(head: bytes) -> bool:
@@ -307,8 +333,30 @@ def _read_safetensors(
     return tensors, extents
 
 
-def _find_state_dict(root: object) -> tuple[str, dict[str, Tensor]]:
+def _find_state_dict(root: object, ema: bool | None) -> tuple[str, dict[str, Tensor]]:
     """Finds the state dict, a dict that holds nothing but tensors. Returns its path in the checkpoint and the dict."""
+    found = _dicts_of_tensors(root)
+    if not found:
+        if names := unknown_names(root):
+            raise ForbiddenGlobal(show(names[0]))
+        held = f"a dict with {listed([show(key) for key in root])}" if type(root) is dict and root else show(root)
+        raise Refused(f"has no dict of tensors, it holds {held}; save `model.state_dict()` with torch.save")
+    averaged = {path: node for path, node in found.items() if is_averaged(path)}
+    plain = {path: node for path, node in found.items() if path not in averaged}
+    if ema is not None:
+        return _usual(averaged if ema and averaged else plain or found)
+    where, chosen = _usual(found)
+    twin = next((path for path, node in averaged.items() if len(node) == len(chosen)), None)
+    if twin is not None and where not in averaged:
+        raise Refused(
+            f"has weights in {show(where)} and averaged ones (EMA) in {show(twin)}; choose with --no-ema or --ema "
+            "(ema=False or True)"
+        )
+    return where, chosen
+
+
+def _dicts_of_tensors(root: object) -> dict[str, dict[str, Tensor]]:
+    """Finds all dicts of a checkpoint that hold tensors, and at most a few numbers or texts, by their paths."""
     found: dict[str, dict[str, Tensor]] = {}
     queue = deque([("", root, 0)])
     seen = set()
@@ -317,19 +365,37 @@ def _find_state_dict(root: object) -> tuple[str, dict[str, Tensor]]:
         if type(node) is not dict or id(node) in seen:
             continue
         seen.add(id(node))
-        if node and all(type(key) is str and isinstance(value, Tensor) for key, value in node.items()):
-            found[path] = node
+        held = {key: value for key, value in node.items() if type(key) is str and isinstance(value, Tensor)}
+        others = {key: value for key, value in node.items() if key not in held}
+        if len(held) > len(others) and not any(isinstance(value, dict | list | tuple) for value in others.values()):
+            found[path] = held
+            _check_others(others)
         elif depth < _SEARCH_DEPTH:
             for key, value in node.items():
                 if type(key) is str and "optim" not in key.lower():
                     queue.append((f"{path}/{key}" if path else key, value, depth + 1))
+    return found
+
+
+def _check_others(others: dict[Any, object]) -> None:
+    """Names in the log what lies among tensors and is none, and refuses tensors that cannot be read."""
+    for key, value in others.items():
+        if isinstance(value, Unknown) and "tensor" in value.name.lower():
+            kinds = {"sparse": "sparse; save .to_dense()", "qtensor": "quantised; dequantise the model"}
+            kind = next(
+                (text for part, text in kinds.items() if part in value.name), "of a class of its own; convert it"
+            )
+            raise Refused(f"holds {show(key)}, a tensor that is {kind} with PyTorch ({show(value.name)})")
+    if others:
+        _logger.warning("%s among the tensors are none and were left aside", listed([show(key) for key in others]))
+
+
+def _usual(found: dict[str, dict[str, Tensor]]) -> tuple[str, dict[str, Tensor]]:
+    """Chooses the dict with a usual name, or else the largest."""
     for name in _STATE_DICTS:
         for path, node in found.items():
             if path.rsplit("/", 1)[-1] == name:
                 return path, node
-    if not found:
-        held = f"a dict with {listed([show(key) for key in root])}" if type(root) is dict and root else show(root)
-        raise Refused(f"has no dict of tensors, it holds {held}; save `model.state_dict()` with torch.save")
     sizes = sorted((len(node) for node in found.values()), reverse=True)
     if sizes[:1] == sizes[1:2]:
         raise Refused(

@@ -156,7 +156,7 @@ def _run(
     if checkpoint is not None and identity is not None and checkpoint.latest_step is not None:
         carry, position = checkpoint.restore(carry, identity)
     del params, model_state
-    watch = _Watch(on_step, checkpoint, num_epochs, int(carry.step))
+    watch = _Watch(on_step, checkpoint, num_epochs, int(carry.step), data_lib.largest_label(data))
     take_epoch = _Epochs(method.step, feed, watch, checkpoint, identity, steps_per_call, layout)
     for epoch in range(position.epoch, num_epochs):
         batches = list(method.batches(batch_key, feed.data, epoch))
@@ -336,8 +336,14 @@ class _Watch:
     """Holds back metrics until the device has them, refuses those that are not finite, and passes them on."""
 
     def __init__(
-        self, on_step: OnStep | None, checkpoint: Checkpointer | None, num_epochs: int, steps_taken: int
+        self,
+        on_step: OnStep | None,
+        checkpoint: Checkpointer | None,
+        num_epochs: int,
+        steps_taken: int,
+        largest_label: int | None,
     ) -> None:
+        self._largest_label = largest_label
         self._on_step = on_step
         self._checkpoint = checkpoint
         self._num_epochs = num_epochs
@@ -372,15 +378,17 @@ class _Watch:
     def _pass_on(self, progress: Progress) -> None:
         for name, value in progress.metrics.items():
             if not np.all(np.isfinite(value)):
-                raise NonFiniteError(progress.step, name, float(np.ravel(value)[0]), self._advice(progress.step))
+                raise NonFiniteError(progress.step, name, float(np.ravel(value)[0]), self._advice(progress))
         if self._on_step is not None:
             self._on_step(progress)
 
-    def _advice(self, step: int) -> str:
+    def _advice(self, progress: Progress) -> str:
         kept = None if self._checkpoint is None else self._checkpoint.latest_step
         good = "nothing was saved" if kept is None else f"the checkpoint of step {kept} is good and stays"
-        first = ", and see that every label is below the number of classes" if step == 1 else ""
-        return f"{good}; lower the learning rate or the forget weight{first}"
+        labels = ""
+        if progress.epoch == 0 and self._largest_label is not None:  # A label that is no class makes the loss NaN.
+            labels = f", and see that every label is below the number of classes (the largest is {self._largest_label})"
+        return f"{good}; lower the learning rate or the forget weight{labels}"
 
 
 def _is_ready(metrics: Metrics) -> bool:

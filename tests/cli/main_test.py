@@ -36,6 +36,7 @@ def weights(tmp_path_factory) -> Path:
 
 def unlearn(weights, out, *more, forget="random:0.1"):
     arguments = ["unlearn", "--weights", str(weights), *NETWORK, "--forget", forget, "--out", str(out), *more]
+    arguments.append("--insist")  # The network is untrained.
     return cli.main(list(map(str, arguments)))
 
 
@@ -185,7 +186,7 @@ def test_a_run_killed_at_a_random_moment_resumes_to_the_same_bits(weights, tmp_p
     assert unlearn(weights, tmp_path / "whole", *more) == 0
     out = tmp_path / "killed"
     command = [sys.executable, "-m", "scissorhands_jax", "unlearn", "--weights", str(weights), *NETWORK]
-    command += ["--forget", "random:0.1", "--out", str(out), *more]
+    command += ["--forget", "random:0.1", "--out", str(out), "--insist", *more]
 
     def saved():
         return any(path.name.isdigit() for path in (out / "checkpoints").glob("*"))
@@ -353,7 +354,19 @@ def test_the_pretrained_network_scores_as_published(shared):
 
 class TestTune:
     def tune(self, weights, out, *more):
-        arguments = ["tune", "--weights", weights, *NETWORK, "--forget", "random:0.1", "--out", out, *QUICK, *more]
+        arguments = [
+            "tune",
+            "--weights",
+            weights,
+            *NETWORK,
+            "--forget",
+            "random:0.1",
+            "--out",
+            out,
+            "--insist",
+            *QUICK,
+            *more,
+        ]
         return cli.main(list(map(str, arguments)))
 
     def test_the_best_trial_comes_as_settings_for_unlearn(self, weights, tmp_path, capsys):
@@ -376,7 +389,19 @@ class TestTune:
         out = tmp_path / "tuning"
         assert self.tune(weights, out, "--trained-on", seen, "--trials", 1, "--method", "finetune", "--epochs", 1) == 2
         # QUICK names layers to trim, which fine-tuning has not.
-        arguments = ["tune", "--weights", weights, *NETWORK, "--forget", "random:0.1", "--out", out, "--epochs", 1]
+        arguments = [
+            "tune",
+            "--weights",
+            weights,
+            *NETWORK,
+            "--forget",
+            "random:0.1",
+            "--out",
+            out,
+            "--insist",
+            "--epochs",
+            1,
+        ]
         more = ["--trained-on", seen, "--trials", 1, "--method", "finetune"]
         assert cli.main(list(map(str, [*arguments, *more]))) == 0
         document = json.loads((out / "tuning.json").read_text())

@@ -22,6 +22,7 @@ from scissorhands_jax.jobs import config
 from scissorhands_jax.keywords import field_docs
 from scissorhands_jax.methods import METHODS
 from scissorhands_jax.methods.semantics import Semantics
+from scissorhands_jax.models import MODELS
 from tests.cli.main_test import error_of
 
 
@@ -130,9 +131,10 @@ def test_all_settings_of_all_commands_are_documented_also_the_keys_of_departures
     listed = {}
     for command in cli.COMMANDS.values():
         if issubclass(command, options.SettingsCommand):
-            for chosen in PRESETS if command.settings_of == "PRESET" else METHODS:
+            for chosen in {"PRESET": PRESETS, "MODEL": MODELS}.get(command.settings_of, METHODS):
                 for prefix, settings in command.listed_settings(chosen).items():
-                    listed |= config.describe_settings(settings, prefix)
+                    found = settings if isinstance(settings, dict) else config.describe_settings(settings, prefix)
+                    listed |= found
     assert [name for name, (_, text) in listed.items() if not text] == []
     assert listed["method.departures.margin"] == ("unchanged", " ".join(field_docs(Semantics)["margin"].split()))
     assert "departures.margin" in listed
@@ -155,6 +157,16 @@ def test_the_settings_of_every_method_are_listed(method, capsys):
     with pytest.raises(SystemExit):
         cli.main(["unlearn", "--help-settings", method])
     assert "method.epochs (default: " in capsys.readouterr().out
+
+
+def test_common_options_come_before_rare_ones_and_files_are_read_by_a_group_of_their_own(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["unlearn", "--help"])
+    shown = capsys.readouterr().out
+    places = [shown.index(f"\n  {flag}") for flag in ("--forget SPEC", "--method NAME")]
+    rare = shown.index(f"\n{options.RARE}:")
+    assert max(places) < rare < shown.index("\n  --trained-on FILE")
+    assert shown.index("\nhow the weights file is read") < shown.index("\n  --rename FILE")
 
 
 def test_help_loads_nothing_heavy():
@@ -181,7 +193,10 @@ def test_help_loads_nothing_heavy():
         ),
         (["sd", "unlern"], "there is no command 'sd unlern'; near matches: unlearn; see `scissorhands sd --help`"),
         (["sd", "generate", "--preset", "paper"], "--preset belongs to `sd unlearn` and `sd plan`; leave it out"),
-        (["evaluate", "--checkpoint", "x", "method.epochs=3"], "evaluate does not know 'method.epochs=3'"),
+        (
+            ["evaluate", "--checkpoint", "x", "method.epochs=3"],
+            "evaluate takes settings of the network only, as model_options.NAME=VALUE; got 'method.epochs=3'",
+        ),
         (["unlearn", "--help-settings", "scisorhands"], "no method 'scisorhands'; near matches: scissorhands"),
     ],
 )

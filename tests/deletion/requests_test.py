@@ -4,11 +4,13 @@ import dataclasses
 import datetime
 import json
 
+import jax
 import pytest
 
-from scissorhands_jax import deletion
+from scissorhands_jax import deletion, models, torch_weights
 from scissorhands_jax.deletion.entries import Request
 from scissorhands_jax.deletion.ledger import Ledger, check_request
+from scissorhands_jax.deletion.requests import config_in_use
 from scissorhands_jax.errors import InputError
 from tests.deletion import forking
 from tests.deletion.commands import QUICK, command, error_of, moved_data, states, verified
@@ -62,7 +64,7 @@ def test_a_changed_training_or_test_set_is_refused(served, book_folder, tmp_path
         (["add", "--forget", "indices:{first}", "--requester", "A", "--model", "vgg16_bn"], "knows its model already"),
         (["add", "--forget", "class:2", "--requester", "A", "--due", "soon"], "due date"),
         (["add", "--forget", "class:2", "--requester", ""], "give a name of 1 to 500 printable characters"),
-        (["add", "--forget", "class:2", "--requester", "A", "method.epochs=3"], "does not know 'method.epochs=3'"),
+        (["add", "--forget", "class:2", "--requester", "A", "method.epochs=3"], "takes settings of the network only"),
         (["run", "seed=3"], "settings of the method only"),
         (["run", "method.fractoin=1"], "fraction"),
         (["run", "--budget", "-1"], "a finite number that is not negative, got -1.0"),
@@ -155,3 +157,33 @@ def test_twins_of_named_examples_are_counted(served, tmp_path):
     subject = deletion.Subject("mlp", moved_data(served, tmp_path, change), None, weights)
     added = deletion.add(tmp_path / "new", forget=f"indices:{tmp_path / 'nine'}", requester="A", subject=subject)
     assert (added.examples, added.twins) == (1, 1)
+
+
+def test_a_network_and_its_file_are_described_once(tmp_path, capsys):
+    forking.write_data(tmp_path)
+    model = models.build("mlp", num_classes=3, image_shape=(4, 4, 1), hidden=(5,))
+    arrays = torch_weights.to_state_dict(*model.init(jax.random.key(0)))
+    twice = {f"{prefix}.{name}": array for prefix in ("student", "teacher") for name, array in arrays.items()}
+    torch_weights.write_safetensors(tmp_path / "twice.safetensors", twice)
+    (tmp_path / "first").write_text("0\n1\n")
+    words = ["--ledger", tmp_path / "ledger", "--requester", "A", "--forget", f"indices:{tmp_path / 'first'}"]
+    network = [
+        "--weights",
+        tmp_path / "twice.safetensors",
+        "--model",
+        "mlp",
+        "--dataset",
+        f"npz:{tmp_path / 'data.npz'}",
+    ]
+    described = ["--prefix", "teacher.", "model_options.hidden=[5]"]
+    assert command("add", *words, *network, *described[:2]) == 2
+    assert command("add", *words, *network, *described) == 0
+    with Ledger(tmp_path / "ledger") as book:
+        config = config_in_use(book, deletion.Subject())
+    assert (config.model_options, config.prefix) == ({"hidden": [5]}, "teacher.")
+    assert command("verify", "--ledger", tmp_path / "ledger", "--quick") == 0
+    capsys.readouterr()
+    assert command("add", *words, *described[2:]) == 2
+    assert "knows its model_options already; leave model_options out" in error_of(capsys)
+    assert command("add", *words, "fraction=0.1") == 2
+    assert "takes settings of the network only, as model_options.NAME=VALUE" in error_of(capsys)

@@ -119,6 +119,14 @@ class TestNames:
         arrays["cond_stage_model.transformer.text_model.embeddings.position_ids"] = np.arange(11)[None]
         return arrays
 
+    def test_what_others_put_next_to_the_networks_is_left_aside_and_averages_are_named(self, tmp_path, caplog):
+        kept = "cond_stage_model.transformer."
+        arrays = {name.replace(f"{kept}text_model.", kept): array for name, array in self.compvis().items()}
+        for name in ("embedding_manager.x", "safety_checker.x", "control_model.x.weight", "global_step"):
+            arrays[name] = np.zeros(1, np.float32)
+        assert_read("text", write(tmp_path / "all.safetensors", arrays))
+        assert "also holds averaged weights (model_ema), which were left aside" in caplog.text
+
     def test_one_checkpoint_of_all_three(self, tmp_path):
         arrays = self.compvis()
         for name in (

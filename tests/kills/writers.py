@@ -125,11 +125,11 @@ def _job(world: Path) -> list[object]:
 
 
 def _unlearn(world: Path, *more: str) -> None:
-    command("unlearn", *_job(world), "--checkpoint-every", "1", *more)
+    command("unlearn", "--insist", *_job(world), "--checkpoint-every", "1", *more)
 
 
 def _tune(world: Path, *more: str) -> None:
-    command("tune", *_job(world), "--validation", "test:0.5", "--trials", "2", *more)
+    command("tune", "--insist", *_job(world), "--validation", "test:0.5", "--trials", "2", *more)
 
 
 def _experiment(world: Path, **more: Any) -> Experiment:

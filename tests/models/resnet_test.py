@@ -78,6 +78,7 @@ class TestResNet:
             ({"normalize": "yes"}, (1, 8, 8, 3), "normalize"),
             ({"widths": (4,)}, (1, 8, 8, 3), "one width per stage"),
             ({}, (1, 8, 8, 1), "1 channels"),
+            ({}, (1, 3, 8, 8), "look like channels first; give channels last"),
             ({}, (8, 8, 3), r"\(N, H, W, C\)"),
         ],
     )

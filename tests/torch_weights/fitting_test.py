@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from scissorhands_jax.errors import WeightsError
-from scissorhands_jax.torch_weights import fit_names
+from scissorhands_jax.torch_weights import fit_in_order, fit_names, is_averaged, read_renaming
 
 NAMES = ("conv1.weight", "layer1.0.downsample.0.weight", "layer1.0.downsample.1.running_mean", "fc.weight", "fc.bias")
 SHAPES = {name: (2, 3) for name in NAMES} | {"layer1.0.downsample.1.num_batches_tracked": ()}
@@ -49,7 +49,8 @@ def test_a_network_that_is_there_twice_has_to_be_chosen():
     given = {f"model.{name}": array for name, array in arrays().items()}
     given |= {f"ema.{name}": array + 10 for name, array in arrays().items()}
     with pytest.raises(
-        WeightsError, match=r"this network 2 times, under the prefixes model\., ema\., perhaps with aver"
+        WeightsError,
+        match=r"averaged weights \(EMA\) and without, under the prefixes model\., ema\.; choose with --ema",
     ):
         fit_names(given, SHAPES)
     assert_fits(fit_names(given, SHAPES, prefix="model."), "the prefix 'model.' was removed, and 5 arrays")
@@ -102,3 +103,60 @@ def test_a_table_of_ones_own_renames():
 def test_names_of_another_network_stay_as_they_are():
     given = arrays(["x", "y", "linear.weight", "z", "w"])
     assert fit_names(given, SHAPES).state_dict == given
+
+
+def test_the_averaged_or_the_other_weights_are_chosen():
+    given = {f"model.{name}": array for name, array in arrays().items()}
+    given |= {f"model_ema.{name}": array + 10 for name, array in arrays().items()}
+    assert_fits(fit_names(given, SHAPES, ema=False), "the prefix 'model.' was removed")
+    fitted = fit_names(given, SHAPES, ema=True)
+    assert fitted.prefix == "model_ema."
+    assert fitted.state_dict["fc.bias"][0, 0] == 14
+    whole = arrays() | {f"ema.{name}": array + 10 for name, array in arrays().items()}
+    assert fit_names(whole, SHAPES, ema=True).state_dict["fc.bias"][0, 0] == 14
+    twice = {f"{prefix}.{name}": array for prefix in ("student", "teacher") for name, array in arrays().items()}
+    with pytest.raises(WeightsError, match=r"2 times, under the prefixes student\., teacher\.; name one"):
+        fit_names(twice, SHAPES)
+
+
+@pytest.mark.parametrize("name", ["state_dict_ema", "model_ema.", "swa", "averaged.net", "!schema.", "!model"])
+def test_averaged_weights_are_known_by_the_name(name):
+    assert is_averaged(name) != name.startswith("!")
+
+
+def test_arrays_are_read_in_order_where_all_shapes_agree():
+    shapes = {"conv.weight": (2, 3), "bn.running_var": (2,), "bn.num_batches_tracked": (), "fc.weight": (4, 2)}
+    given = {"a": np.zeros((2, 3)), "b": np.ones(2), "c.num_batches_tracked": np.zeros(()), "d": np.zeros((4, 2))}
+    fitted = fit_in_order(given, shapes)
+    assert fitted is not None
+    assert list(fitted.state_dict) == ["conv.weight", "bn.running_var", "fc.weight"]
+    assert fitted.state_dict["bn.running_var"] is given["b"]
+    assert fit_in_order({**given, "e": np.zeros(1)}, shapes) is None
+    assert fit_in_order(dict(reversed(given.items())), shapes) is None
+    assert fit_in_order({}, {}) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["a b # new\n\nc d\n", "\ufeffa,b\r\nc,d\r\n", '{"a": "b", "c": "d"}'], ids=["words", "csv", "json"]
+)
+def test_renaming_tables_are_text_or_json(tmp_path, text):
+    (tmp_path / "table").write_bytes(text.encode())
+    assert read_renaming(tmp_path / "table") == {"a": "b", "c": "d"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "cannot read the renaming table"),
+        ("a b\na c\n", r"line 2 of .* is 'a c'; write the name in the file"),
+        ("a\n", "line 1 of .* is 'a'"),
+        ("# a b\n", "is empty"),
+        ('{"a": 1}', "values that are no text"),
+        ('{"a": ', "cannot read the renaming table"),
+    ],
+)
+def test_other_renaming_tables_are_refused(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "table").write_text(text)
+    with pytest.raises(WeightsError, match=message):
+        read_renaming(tmp_path / "table")

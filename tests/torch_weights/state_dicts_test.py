@@ -62,7 +62,6 @@ DANGEROUS = [
     "torch._utils._rebuild_sparse_tensor",
     "numpy.core.multiarray._reconstruct",
     "argparse.Namespace",
-    "collections.defaultdict",
     "copyreg._reconstructor",
     "__main__.Net",
     "_codecs.decode",
@@ -287,6 +286,7 @@ def save_dicts(path, build):
         ({"generator": 3, "discriminator": 2}, 3),
         ({"Optim_G": 4, "weights of it": 1}, 1),
         ({"module.a": None, "module.b": None}, 2),
+        ({"a": {"b": {"c": {"d": {"e": {"f": 3}}}}}}, 3),
     ],
 )
 def test_the_state_dict_is_found_by_name_and_then_by_size(tmp_path, build, size):
@@ -296,11 +296,21 @@ def test_the_state_dict_is_found_by_name_and_then_by_size(tmp_path, build, size)
     assert not any(name.startswith("module.") for name in found)
 
 
-def test_a_state_dict_lies_at_most_four_dicts_deep(tmp_path):
-    save_dicts(tmp_path / "deep", {"a": {"b": {"c": {"d": 2}}}})
+def test_a_state_dict_lies_at_most_eight_dicts_deep(tmp_path):
+    deep = 2
+    for name in "hgfedcba":
+        deep = {name: deep}
+    save_dicts(tmp_path / "deep", deep)
     assert len(torch_weights.read_state_dict(tmp_path / "deep")) == 2
-    save_dicts(tmp_path / "deeper", {"a": {"b": {"c": {"d": {"e": 2}}}}})
+    save_dicts(tmp_path / "deeper", {"z": deep})
     assert "has no dict of tensors" in refused(tmp_path / "deeper")
+
+
+def test_averaged_weights_beside_the_others_are_a_choice(tmp_path):
+    save_dicts(tmp_path / "x", {"state_dict": 2, "state_dict_ema": {"y0": None, "y1": None}})
+    assert "has weights in 'state_dict' and averaged ones (EMA) in 'state_dict_ema'; choose" in refused(tmp_path / "x")
+    assert list(torch_weights.read_state_dict(tmp_path / "x", ema=False)) == ["x0", "x1"]
+    assert list(torch_weights.read_state_dict(tmp_path / "x", ema=True)) == ["y0", "y1"]
 
 
 def test_several_equal_dicts_are_refused_with_their_names(tmp_path):
@@ -558,6 +568,7 @@ def test_what_safetensors_cannot_hold_is_refused(tmp_path, state_dict):
         (b"", "is empty"),
         (b"<!DOCTYPE html><title>404</title>", "HTML"),
         (b"\n <html>", "HTML"),
+        (b'{\n  "metadata": {"total_size": 1}', "the index of a network that was saved in parts"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "Git LFS"),
         (b"epoch,accuracy\n1,0.5\n", "looks like text"),
         ('{"nämë": {"x": 1}}'.encode() * 50, "looks like text"),
@@ -595,6 +606,70 @@ def test_a_zip_of_something_else_is_refused(tmp_path):
     assert "not one that torch.save wrote" in refused(tmp_path / "x.npz")
     save_zip(tmp_path / "x", dictionary(), extra=[("archive/constants.pkl", b"")])
     assert "TorchScript" in refused(tmp_path / "x")
+    # Real ones compress their code.
+    save_zip(tmp_path / "x", dictionary(), extra=[("archive/code/x.py", b"pass" * 99), ("archive/constants.pkl", b"")])
+    with zipfile.ZipFile(tmp_path / "x", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("archive/data.pkl", "archive/code/x.py", "archive/constants.pkl"):
+            archive.writestr(name, b"pass" * 99)
+    assert "is a TorchScript archive; load it with torch.jit.load" in refused(tmp_path / "x")
+    with zipfile.ZipFile(tmp_path / "x", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("weights/net.pth", b"PK")
+    assert "is a zip around 'weights/net.pth'; unpack it" in refused(tmp_path / "x")
+
+
+WEIGHTS = b"}(" + text("w") + tensor(storage(), [4], [1]) + b"u"
+BESIDE = {
+    "argparse.Namespace": named("argparse.Namespace") + b")\x81}" + text("lr") + integer(1) + b"sb",
+    "pathlib.PosixPath": named("pathlib.PosixPath") + b"(" + text("a") + b"tR",
+    "torch.device": named("torch.device") + b"(" + text("cpu") + b"tR",
+    "datetime.date": named("datetime.date") + b"(" + text("x") + b"tR",
+    "mine.Schedule": named("copyreg._reconstructor")
+    + b"("
+    + named("mine.Schedule")
+    + named("builtins.object")
+    + b"NtR",
+    "os.system": named("os.system") + b"(" + text("touch sentinel") + b"tR",
+    "mine.List": named("mine.List") + b")\x81" + integer(1) + b"a(" + integer(2) + b"e",
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+@pytest.mark.parametrize("save", [save_zip, save_legacy])
+def test_objects_beside_the_weights_are_left_aside_and_named(tmp_path, monkeypatch, caplog, save, name):
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "x", dictionary(other=BESIDE[name], state_dict=WEIGHTS))
+    assert_same(torch_weights.read_state_dict(tmp_path / "x"), {"w": np.zeros(4, np.float32)})
+    assert f"also holds '{name}'; nothing of it was executed" in caplog.text
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_arrays_and_default_dicts_of_numpy_and_python_are_no_obstacle(tmp_path):
+    array = pickle.dumps({"a": np.arange(3), "b": np.array(["x"]), "c": np.random.default_rng(0)}, 2)[2:-1]
+    defaults = named("collections.defaultdict") + b"(" + named("builtins.dict") + b"tR" + text("x") + integer(1) + b"s"
+    save_zip(tmp_path / "x", dictionary(rng=array, history=defaults, model=WEIGHTS))
+    assert list(torch_weights.read_state_dict(tmp_path / "x")) == ["w"]
+
+
+def test_numbers_among_the_tensors_are_left_aside_and_named(tmp_path, caplog):
+    two = text("v") + tensor(storage(), [4], [1])
+    save_zip(tmp_path / "x", dictionary(state_dict=WEIGHTS[:-1] + two + text("step") + integer(7) + b"u"))
+    assert set(torch_weights.read_state_dict(tmp_path / "x")) == {"w", "v"}
+    assert "'step' among the tensors are none" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        (named("torch._utils._rebuild_sparse_tensor") + b"(" + integer(1) + b"tR", "a tensor that is sparse"),
+        (named("torch._utils._rebuild_qtensor") + b"(" + integer(1) + b"tR", "a tensor that is quantised"),
+        (tensor(storage(kind="torch.QInt8Storage"), [4], [1]), "holds quantised tensors"),
+        (tensor(storage(kind="torch.float8_e4m3fnuz"), [4], [1]), "of type 'torch.float8_e4m3fnuz', which NumPy"),
+    ],
+)
+def test_tensors_that_cannot_be_read_are_refused_for_the_true_reason(tmp_path, program, message):
+    two = text("v") + tensor(storage(), [4], [1])
+    save_zip(tmp_path / "x", dictionary(state_dict=WEIGHTS[:-1] + two + text("odd") + program + b"u"))
+    assert message in refused(tmp_path / "x")
 
 
 @pytest.mark.parametrize("save", [save_zip, save_legacy, Path.write_bytes])

@@ -82,7 +82,7 @@ def attempt(case: str, folder: Path, is_other: bool) -> None:
         out = folder / "elsewhere" if case == "folder" else out
         layout = make_layout(1, 2) if case == "mesh" else layout
     jax.config.update("jax_threefry_partitionable", case != "flag" or is_other)
-    unlearning.unlearn(config, out, layout=layout, console=Console(quiet=True))
+    unlearning.unlearn(config, out, layout=layout, insist=True, console=Console(quiet=True))
 
 
 def main(folder: Path, coordinator: str, process: int) -> int:

@@ -38,7 +38,7 @@ def job(tmp_path_factory) -> tuple[str, ...]:
     weights = torch_weights.to_state_dict(*model.init(jax.random.key(3)))
     torch_weights.write_safetensors(folder / "mlp.safetensors", weights)
     return (
-        *("unlearn", "--weights", str(folder / "mlp.safetensors"), "--model", "mlp"),
+        *("unlearn", "--insist", "--weights", str(folder / "mlp.safetensors"), "--model", "mlp"),
         *("--dataset", f"npz:{folder / 'data.npz'}", "--forget", "random:0.25"),
         *("--batch-size", "16", "--epochs", str(EPOCHS), "method.fraction=0.1", "method.learning_rate=0.05"),
     )
