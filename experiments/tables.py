@@ -2,6 +2,7 @@
 
     python -m experiments.tables                                    # all of experiments/results
     python -m experiments.tables runs/cifar10_small/results.json --out tables
+    python -m experiments.tables runs/cifar10_small/results.json --brief   # prints what experiments/README.md shows
 
 For each results file it writes `tables.md`, `tables.tex` (which needs booktabs), and every plot as SVG and PNG; for an
 audit it writes what `experiments.audit` writes. Where the experiment has a counterpart in the paper (`paper_table` in
@@ -11,6 +12,9 @@ its config), the numbers of the paper, from `paper_numbers.json`, follow the mea
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import math
+import statistics
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +24,7 @@ from experiments import audit
 from scissorhands_jax import files, reading, report
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs.cells import slug
+from scissorhands_jax.report import rows as table_rows
 from scissorhands_jax.report import table_gates
 from scissorhands_jax.terminal import Console, complain, say
 
@@ -36,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.tables", description=__doc__.partition("\n")[0])
     parser.add_argument("results", nargs="*", type=Path, metavar="RESULTS.json", help="default: experiments/results")
     parser.add_argument("--out", type=Path, metavar="DIR", help="a folder per file in DIR; default next to each file")
+    parser.add_argument("--brief", action="store_true", help="print each table, the closest to retraining first")
     options = parser.parse_args(arguments)
     console = Console(stderr=True)
     try:
@@ -50,6 +56,11 @@ def main(arguments: list[str] | None = None) -> int:
         for path, name in zip(paths, names, strict=True):
             folder = path.parent if options.out is None else options.out / name
             document = report.read_results(path)
+            if options.brief:
+                if "evidence" in document:
+                    raise InputError(f"{path} is of an audit, and --brief is for tables; leave --brief out")
+                sys.stdout.write(brief(document))
+                continue
             if "evidence" in document:
                 audit.write_tables(folder, document)
             else:
@@ -78,6 +89,28 @@ def render(document: Mapping[str, Any], folder: Path, name: str) -> None:
         files.write_bytes(folder / f"{stem}.png", report.figure_png(picture.figure))
     files.write_text(folder / "tables.md", text)
     files.write_text(folder / "tables.tex", tex)
+
+
+def brief(document: Mapping[str, Any]) -> str:
+    """Makes the tables of a results file in Markdown, the networks closest to retraining first, without seconds.
+
+    Args:
+      document: The results, as `report.read_results` returns them.
+
+    Raises:
+      InputError: A row cannot be shown or contradicts itself.
+    """
+    text = []
+    for methods in report.grouped(report.with_gaps(document["rows"])).values():
+        gaps = {method: table_rows.numbers(rows, "avg_gap") for method, rows in methods.items()}
+        first = [name for name in ("original", report.REFERENCE, report.REDRAWN) if name in methods]
+        others = sorted(set(methods) - set(first), key=lambda name: statistics.fmean(gaps[name] or [math.inf]))
+        grid = report.scenario_grid({name: methods[name] for name in (*first, *others)})
+        kept = [number for number, header in enumerate(grid.headers) if not header.startswith("Time")]
+        lines = tuple(tuple(line[number] for number in kept) for line in grid.lines)
+        shown = dataclasses.replace(grid, headers=tuple(grid.headers[number] for number in kept), lines=lines)
+        text.append(report.markdown(shown))
+    return "\n".join(text)
 
 
 class Description(NamedTuple):

@@ -44,6 +44,21 @@ def test_tables_one_and_two_have_every_method_of_the_paper():
             ]
 
 
+def test_the_table_in_the_findings_is_that_of_the_results(capsys):
+    path = tables.RESULTS / "cifar10_small" / "results.json"
+    assert tables.main([str(path), "--brief"]) == 0
+    shown = capsys.readouterr().out
+    assert shown in (tables.RESULTS.parent / "README.md").read_text(encoding="utf-8")
+    names = [line.split(" | ")[0].strip("| ") for line in shown.splitlines()[2:]]
+    assert names[:4] == ["original", "retrain", "retrained, drawn again", "scissorhands"]
+    assert names[-1] == "boundary\\_expand"
+
+
+def test_a_brief_table_of_an_audit_is_refused(capsys):
+    assert tables.main([str(tables.RESULTS / "cifar10_audit_small" / "results.json"), "--brief"]) == 2
+    assert "is of an audit" in capsys.readouterr().err
+
+
 def write(folder, rows, config):
     path = folder / "results.json"
     report.write_results(path, {"rows": rows, "config": config, **report.environment()})
