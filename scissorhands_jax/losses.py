@@ -100,18 +100,18 @@ def inputs_of(batch: PyTree) -> PyTree:
       of all others if there are several.
 
     Raises:
-      InputError: The batch is no dict with `label` and something else.
+      InputError: The batch is no dict with `image`, or with `label` and something else.
 
     >>> inputs_of({"age": 41, "label": 1}), inputs_of({"sequence": [7], "mask": [True], "label": 1})
     (41, {'sequence': [7], 'mask': [True]})
     """
     keys = list(batch) if isinstance(batch, Mapping) else []
+    if "image" in keys:
+        return batch["image"]
     others = [key for key in keys if key != "label"]
     if "label" not in keys or not others:
         found = f"the keys {', '.join(map(str, keys))}" if keys else f"a {type(batch).__name__}"
         raise InputError(f"a batch has {found}; give a dict of 'label' and what the network takes, such as 'image'")
-    if "image" in others:
-        return batch["image"]
     return batch[others[0]] if len(others) == 1 else {key: batch[key] for key in others}
 
 

@@ -113,11 +113,11 @@ def make_facts(seed: int, people: int) -> list[list[Fact]]:
 
 def _fact(generator: np.random.Generator, name: str, kind: str) -> Fact:
     question, *forms = _KINDS[kind]
-    learned, other = generator.permutation(forms)
+    learned, other = map(str, generator.permutation(forms))
     right, *wrong = generator.choice(_values(kind), WRONG_ANSWERS + 1, replace=False)
 
     def said(form: str, value: str) -> str:
-        return str(form).format(name=name, value=value)
+        return form.format(name=name, value=value)
 
     others = tuple(said(other, value) for value in wrong)
     return Fact(name, question.format(name=name), said(learned, right), said(other, right), others, str(right))

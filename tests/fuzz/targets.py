@@ -265,8 +265,10 @@ def _predictions(folder: Path) -> Next:
 
 
 def _audit_cells(folder: Path) -> Next:
-    numbers = dict.fromkeys(("seconds", "compile_seconds", "acc_forget", "acc_retain", "acc_test", "mia"), 1.0)
-    cell = AuditCell(**numbers, network="0" * 8, inside=None, logits=np.zeros((20, 3), np.float32))
+    numbers = dict.fromkeys(("seconds", "compile_seconds", "mia"), 1.0)
+    quality = dict.fromkeys(("acc_forget", "acc_retain", "acc_test"), 1.0)
+    logits = np.zeros((20, 3), np.float32)
+    cell = AuditCell(**numbers, quality=quality, network="0" * 8, inside=None, logits=logits)
     cells = CellFolder(folder, AuditCell)
     return damaged_files(folder, [cell.encode()], lambda path: cells.read_all(), "a.npz")
 
