@@ -33,7 +33,7 @@ def test_any_changed_byte_is_found_and_its_file_named(book_folder, capsys):
     assert len(paths) > 28
     for path in paths:
         whole = path.read_bytes()
-        for position in [generator.randrange(len(whole)) for _ in range(3)] if whole else []:
+        for position in [generator.randrange(len(whole)) for _ in range(1)] if whole else []:
             damaged = bytearray(whole)
             damaged[position] ^= 1 << generator.randrange(8)
             path.write_bytes(damaged)
