@@ -213,7 +213,7 @@ class _ClassificationLoss:
         self, params: Params, model_state: ModelState, batch: PyTree, *, train: bool, key: Key | None
     ) -> tuple[Scalar, ModelState]:
         images = inputs_of(batch)
-        _check_labels(batch["label"])
+        _check_labels(batch.get("label"))
         if train:
             microbatches.check_microbatches([len(batch["label"])], self.parts)
             images, key = augmented(self.augment, key, images)
@@ -229,12 +229,14 @@ class _ClassificationLoss:
         return loss, model_state
 
 
-def _check_labels(labels: jax.Array) -> None:
+def _check_labels(labels: jax.Array | None) -> None:
     """Refuses labels that are no whole numbers, one per example; only their shape and type are looked at.
 
     Raises:
-      InputError: The labels have another form.
+      InputError: There are no labels, or they have another form.
     """
+    if labels is None:
+        raise InputError("a batch has no 'label'; the loss of a classifier needs whole numbers, one for each example")
     if jnp.ndim(labels) != 1:
         shape = jnp.shape(labels)
         advice = ".argmax(axis=1) of one-hot labels" if len(shape) == 2 and shape[1] > 1 else ".ravel()"

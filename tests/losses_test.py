@@ -20,6 +20,7 @@ BATCH = {"image": jnp.zeros((4, *tiny.SHAPE)), "label": jnp.arange(4) % 3}
             "has the keys x, y; give a dict of 'label' and what the network takes",
         ),
         ((BATCH["image"], BATCH["label"]), "has a tuple; give a dict"),
+        ({"image": BATCH["image"]}, "a batch has no 'label'; the loss of a classifier needs whole numbers"),
         (BATCH | {"label": jax.nn.one_hot(BATCH["label"], 3)}, r"shape \(4, 3\); give shape \(N,\), as with .argmax"),
         (BATCH | {"label": BATCH["label"][:, None]}, r"shape \(4, 1\); give shape \(N,\), as with .ravel"),
         (BATCH | {"label": BATCH["label"] * 1.0}, "are float32; give integers"),
