@@ -31,6 +31,9 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = {
+    "language/aggregates.py": ("tests/language/aggregates_test.py", "tests/language/judging_test.py"),
+    "language/truth_ratios.py": ("tests/language/judging_test.py",),
+    "models/layouts.py": ("tests/models/layouts_test.py", "tests/jobs/loading_test.py"),
     "reinit.py": ("tests/reinit_test.py", "tests/training/sharding_test.py"),
     "torch_weights/pickles.py": ("tests/torch_weights/state_dicts_test.py",),
     "torch_weights/tensors.py": ("tests/torch_weights/state_dicts_test.py",),
