@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
+from scissorhands_jax.cli import choices
 from scissorhands_jax.cli.options import RARE, Command, Option, SettingsCommand
 from scissorhands_jax.cli.shared import (
     DEFAULT_METHOD,
@@ -32,6 +33,7 @@ class AuditCommand(OverwriteOptions, DataFolderOptions, SettingsCommand):
     name, e.g. scissorhands.fraction=0.05; `--help-settings METHOD` lists both.
     """
 
+    choices: ClassVar[Mapping[str, str]] = choices.METHOD_LINES
     example: ClassVar[str] = "audit --tier smoke --dataset digits --model mlp --method scissorhands --out audit"
     when_interrupted: ClassVar[str] = "the same command continues with the next network"
 

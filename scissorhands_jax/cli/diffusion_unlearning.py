@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
+from scissorhands_jax.cli import choices
 from scissorhands_jax.cli.diffusion import SamplingOptions, TokenizerOptions
 from scissorhands_jax.cli.options import RARE, Option, SettingsCommand
 from scissorhands_jax.cli.shared import LongCommand, ResumeOptions, given_settings, print_json
@@ -39,6 +40,7 @@ class DiffusionMethodOptions(SamplingOptions, SettingsCommand):
     ] = False
 
     settings_of: ClassVar[str] = "PRESET"
+    choices: ClassVar[Mapping[str, str]] = choices.PRESET_LINES
 
     @classmethod
     def listed_settings(cls, method: str | None) -> Mapping[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
+from scissorhands_jax.cli import choices
 from scissorhands_jax.cli.options import RARE, Option, SettingsCommand, options_of
 from scissorhands_jax.cli.shared import (
     JobOptions,
@@ -268,6 +269,7 @@ class EvaluateCommand(LongCommand, NetworkOptions, SettingsCommand):
     example: ClassVar[str] = "evaluate --checkpoint run"
     required: ClassVar[tuple[str, ...]] = ("network",)
     settings_of: ClassVar[str] = "MODEL"
+    choices: ClassVar[Mapping[str, str]] = choices.NETWORK_LINES
 
     retrained: Annotated[
         str | None,

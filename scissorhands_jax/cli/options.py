@@ -12,6 +12,7 @@ import abc
 import argparse
 import dataclasses
 import inspect
+import itertools
 import re
 import shutil
 import sys
@@ -69,7 +70,9 @@ class SettingsCommand(Command):
     """A command that also takes settings of a method, written NAME=VALUE or --NAME=VALUE."""
 
     settings_of: ClassVar[str] = "METHOD"
-    """What has the settings, as the name of the value of `--help-settings`."""
+    """What has the settings, as the name of the value of `--help-settings`; the option `--method` chooses it."""
+    choices: ClassVar[Mapping[str, str]] = {}
+    """The names from which that option chooses, each with what it is in one line."""
 
     settings: tuple[str, ...] = ()
 
@@ -79,7 +82,7 @@ class SettingsCommand(Command):
         """The settings that `--help-settings` lists.
 
         Args:
-          method: What the user wrote after `--help-settings`; None if nothing.
+          method: What the user wrote after `--help-settings`, or with `--help` after `--method`; None if nothing.
 
         Returns:
           By the prefix of their names, such as "method.": a dataclass of settings, or a dictionary with the default
@@ -153,7 +156,8 @@ def flags_of(command: type[Command]) -> list[str]:
 def parse(name: str, command: type[Command], words: Sequence[str]) -> Command:
     """Reads the options of a command.
 
-    `--help` and `--help-settings` print and raise SystemExit.
+    `--help` and `--help-settings` print and raise SystemExit. Next to the option that chooses a method, a network or a
+    preset `--help` also lists the settings of what is chosen.
 
     Args:
       name: The command as it is written, such as "request add".
@@ -168,7 +172,10 @@ def parse(name: str, command: type[Command], words: Sequence[str]) -> Command:
         # Before argparse, which would complain that an option is missing when only its name has a typing error.
         if word.startswith("--") and word != "--" and " " not in word and word.partition("=")[0] not in flags:
             _read_setting(word, name, command)
-    found, rest = make_parser(name, command).parse_known_args(words)
+    parser = make_parser(name, command)
+    if issubclass(command, SettingsCommand) and {"-h", "--help"} & set(words):
+        parser.epilog = f"{_help_on_settings(name, command, words)}\n\n{parser.epilog}"
+    found, rest = parser.parse_known_args(words)
     values = {
         field: _read_value(getattr(found, field), described)
         for field, described in options_of(command).items()
@@ -194,7 +201,7 @@ def make_parser(name: str, command: type[Command]) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     if issubclass(command, SettingsCommand):
-        listed = "Print all settings with their defaults and meaning, and exit."
+        listed = f"Print all settings of a {command.settings_of} with their defaults and meaning, and exit."
         parser.add_argument(
             "--help-settings", action=_HelpSettings, command=command, metavar=command.settings_of, help=listed
         )
@@ -263,16 +270,44 @@ class _HelpSettings(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option_string: Any = None) -> None:
         del namespace, option_string
-        for prefix, settings in self.command.listed_settings(values).items():
-            if isinstance(settings, dict):
-                described = {f"{prefix}{name}": entry for name, entry in settings.items()}
-            else:
-                described = config.describe_settings(settings, prefix)
-            for name, (value, text) in described.items():
-                sys.stdout.write(f"{name} (default: {value})\n")
-                if text:
-                    sys.stdout.write(paragraphs(text, "    ") + "\n")
+        sys.stdout.write("\n".join(_listed(self.command.listed_settings(values))) + "\n")
         parser.exit()
+
+
+def _listed(listed: Mapping[str, Any], indent: str = "") -> list[str]:
+    """Settings with their defaults and meaning, as `SettingsCommand.listed_settings` has them, in lines."""
+    lines = []
+    for prefix, settings in listed.items():
+        if isinstance(settings, dict):
+            described = {f"{prefix}{name}": entry for name, entry in settings.items()}
+        else:
+            described = config.describe_settings(settings, prefix)
+        for name, (value, text) in described.items():
+            lines.append(f"{indent}{name} (default: {value})")
+            if text:
+                lines.append(paragraphs(text, f"{indent}    "))
+    return lines
+
+
+def _help_on_settings(name: str, command: type[SettingsCommand], words: Sequence[str]) -> str:
+    """What `--help` says of settings: those of what the words choose or, if they choose nothing, what can be chosen.
+
+    Raises:
+      InputError: There is nothing of the name that is chosen.
+    """
+    flag = f"--{command.settings_of.lower()}"
+    chosen = [after for word, after in itertools.pairwise(words) if word == flag and not after.startswith("-")]
+    chosen += [word.partition("=")[2] for word in words if word.startswith(f"{flag}=")]
+    if chosen:
+        listed: dict[str, Any] = {}
+        for choice in chosen:
+            listed |= command.listed_settings(choice)
+        lines = [f"settings of {' and '.join(chosen)}, written NAME=VALUE:", *_listed(listed, "  ")]
+        return "\n".join(lines)
+    width = max(map(len, command.choices), default=0) + 4
+    lines = [paragraphs(text, " " * width, f"  {choice}".ljust(width)) for choice, text in command.choices.items()]
+    other = f"`scissorhands {name} {flag} NAME --help`, or `--help-settings NAME`, lists the settings of one with"
+    return "\n".join([f"names for {flag}:", *lines, "", paragraphs(f"{other} their defaults and meaning.")])
 
 
 def _read_value(value: Any, found: Option) -> Any:

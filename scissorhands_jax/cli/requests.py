@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
+from scissorhands_jax.cli import choices
 from scissorhands_jax.cli.options import RARE, Command, Option, SettingsCommand
 from scissorhands_jax.cli.shared import (
     DataFolderOptions,
@@ -83,6 +84,7 @@ class AddCommand(SubjectOptions, SettingsCommand):
     """
 
     settings_of: ClassVar[str] = "MODEL"
+    choices: ClassVar[Mapping[str, str]] = choices.NETWORK_LINES
 
     example: ClassVar[str] = (
         'request add --ledger ledger --requester "A. Person" --forget indices:mine.txt --weights net.th '

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
+from scissorhands_jax.cli import choices
 from scissorhands_jax.cli.options import RARE, Command, Option, SettingsCommand, options_of
 from scissorhands_jax.errors import InputError, suggest
 from scissorhands_jax.jobs import config as config_lib
@@ -181,6 +182,8 @@ class NetworkOptions(ReadingOptions, DataFolderOptions):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MethodOptions(SettingsCommand):
     """A command that runs an unlearning method, whose settings follow as method.NAME=VALUE."""
+
+    choices: ClassVar[Mapping[str, str]] = choices.METHOD_LINES
 
     method: Annotated[
         str | None, Option(f"Name of the method, e.g. finetune or salun. Default: {DEFAULT_METHOD}.", metavar="NAME")

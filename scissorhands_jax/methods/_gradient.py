@@ -221,21 +221,31 @@ def paired_batches(options: PairedOptions, *, fill: bool = True) -> Batches:
         retain = data_lib.shuffled_batches(retain_key, data_lib.size(data.retain), retain_batch, fill=fill)
         total = data_lib.size(data.forget)
         forget = data_lib.cycled_batches(forget_key, total, forget_batch)
-        missing = -(-total // min(forget_batch, total or 1)) - len(retain)
-        if retain and missing > 0:
-            further = data_lib.cycled_batches(
-                jax.random.fold_in(retain_key, epoch), data_lib.size(data.retain), retain_batch
-            )
-            retain += itertools.islice(further, missing)
+        missing = count_batches(total, forget_batch) - len(retain)
+        retain += further_batches(retain_key, data, epoch, retain_batch, missing)
         return (Batch(f, r) for r, f in zip(retain, forget, strict=False))
 
     return batches
+
+
+def count_batches(total: int, batch_size: int) -> int:
+    """The number of batches of at most `batch_size` that `total` examples fill."""
+    return -(-total // batch_size)
+
+
+def further_batches(key: Key, data: Data, epoch: int, batch_size: int, count: int) -> list[np.ndarray]:
+    """Further retain batches for an epoch whose pass over the retain set is over; none if `count` is below 1."""
+    total = data_lib.size(data.retain)
+    endless = data_lib.cycled_batches(jax.random.fold_in(key, epoch), total, batch_size)
+    return list(itertools.islice(endless, max(0, count)))
 
 
 def mixed_batches(batch_size: int, *, copies: int = 1) -> Batches:
     """One pass over both sets together; every batch holds forget and retain examples in the proportion of the sets.
 
     A shuffled mixture would hold a different number of each in every batch, and each number would need a compilation.
+    The number of forget examples is rounded, up where an epoch would miss some otherwise. Where a batch cannot hold
+    that many, the epoch goes on with retain batches of a further pass until every forget example was seen.
 
     Args:
       batch_size: The number of examples that a step sees.
@@ -245,20 +255,32 @@ def mixed_batches(batch_size: int, *, copies: int = 1) -> Batches:
 
     def batches(key: Key, data: Data, epoch: int) -> Iterable[Batch]:
         forget_size, retain_size = data_lib.size(data.forget), data_lib.size(data.retain)
-        share = forget_size / (copies * forget_size + retain_size)
-        of_forget = min(max(1, round(share * batch_size)), max(1, (batch_size - 1) // copies))
+        of_forget = _forget_part(forget_size, retain_size, batch_size, copies)
+        of_retain = max(1, batch_size - copies * of_forget)
         retain_key, forget_key = jax.random.split(jax.random.fold_in(key, epoch))
-        retain = data_lib.shuffled_batches(retain_key, retain_size, max(1, batch_size - copies * of_forget))
+        retain = data_lib.shuffled_batches(retain_key, retain_size, of_retain)
+        missing = count_batches(forget_size, of_forget) - len(retain)
+        retain += further_batches(retain_key, data, epoch, of_retain, missing)
         forget = data_lib.cycled_batches(forget_key, forget_size, of_forget)
         return (Batch(f, r) for r, f in zip(retain, forget, strict=False))
 
     return batches
 
 
+def _forget_part(forget_size: int, retain_size: int, batch_size: int, copies: int) -> int:
+    """How many examples of a mixed batch are from the forget set, at least 1."""
+    share = forget_size / (copies * forget_size + retain_size)
+    most = max(1, (batch_size - 1) // copies)
+    rounded = min(max(1, round(share * batch_size)), most)
+    steps = count_batches(retain_size, max(1, batch_size - copies * rounded))
+    return rounded if steps * rounded >= forget_size else min(rounded + 1, most)
+
+
 def forget_once_batches(options: PairedOptions, *, fill: bool = False) -> Batches:
     """One pass over each set per epoch, as the published code of Scissorhands and MUNBa pairs them.
 
-    Steps see both sets until the forget set is used up, then retain examples alone. The epoch ends with the retain set.
+    Steps see both sets until the forget set is used up, then retain examples alone. If the forget set has more batches,
+    which the published code would leave out, the retain set is passed over again until every example was seen.
 
     Args:
       options: The sizes of the batches.
@@ -268,6 +290,7 @@ def forget_once_batches(options: PairedOptions, *, fill: bool = False) -> Batche
 
     def batches(key: Key, data: Data, epoch: int) -> Iterable[Batch]:
         forget, retain = _both_passes(key, data, epoch, forget_batch, retain_batch, fill=fill)
+        retain += further_batches(key, data, epoch, retain_batch, len(forget) - len(retain))
         return (Batch(f, r) for f, r in itertools.zip_longest(forget, retain) if r is not None)
 
     return batches

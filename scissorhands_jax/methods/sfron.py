@@ -33,7 +33,7 @@ from scissorhands_jax.base import (
 )
 from scissorhands_jax.errors import InputError, check_choice
 from scissorhands_jax.keywords import takes
-from scissorhands_jax.methods._gradient import PairedOptions, check_not_empty
+from scissorhands_jax.methods._gradient import PairedOptions, check_not_empty, count_batches, further_batches
 from scissorhands_jax.methods.settings import Choices, Gradient, Mode, Range, ScheduleName, TrainingSettings
 
 _SCHEDULES = (optax.ScaleByScheduleState, optax.InjectStatefulHyperparamsState)
@@ -101,7 +101,8 @@ def sfron(
     The defaults are those of the published code for 10 % of CIFAR-10 and ResNet-18: 1,500 steps of `sgd(0.01)` with
     batches of 128, a rate that falls along half a cosine, and beta = 1. These steps are 4.3 epochs over the retain set.
     Forget batches run through the forget set over and over; each example is seen about as often as any other, but not
-    once an epoch.
+    once an epoch. Where the forget set is so large that the run would miss some, epochs go on with retain batches of a
+    further pass, so that it sees all.
 
     Args:
       model: The network, whose cross-entropy the forget update raises.
@@ -116,13 +117,19 @@ def sfron(
     _check(options)
     forget_batch, retain_batch = options.sizes()
 
+    def epoch_steps(data: Data) -> int:
+        # The last batch of the first pass over the forget set has to begin before the run ends.
+        least = options.forget_every * (count_batches(data_lib.size(data.forget), forget_batch) - 1) + 1
+        of_retain = count_batches(data_lib.size(data.retain), retain_batch)
+        return max(of_retain, count_batches(least, options.num_epochs))
+
     def init(key: Key, params: Params, model_state: ModelState, data: Data) -> Carry:
         check_not_empty(data, ("forget", "retain"))
         mask_key, step_key = jax.random.split(key)
         mask = None
         if options.threshold is not None:
             mask = _mask(mask_key, loss_fn, params, model_state, data, options)
-        steps = options.num_epochs * -(-data_lib.size(data.retain) // retain_batch)
+        steps = options.num_epochs * epoch_steps(data)
         return new_carry(step_key, params, model_state, optimizer.init(params), aux=SfronAux(mask, jnp.float32(steps)))
 
     def ascend(carry: Carry, batch: Batch, key: Key) -> tuple[Carry, Metrics]:
@@ -163,9 +170,9 @@ def sfron(
 
     def batches(key: Key, data: Data, epoch: int) -> Iterable[Batch]:
         retain_key, forget_key = jax.random.split(key)
-        retain = data_lib.shuffled_batches(
-            jax.random.fold_in(retain_key, epoch), data_lib.size(data.retain), retain_batch
-        )
+        epoch_key = jax.random.fold_in(retain_key, epoch)
+        retain = data_lib.shuffled_batches(epoch_key, data_lib.size(data.retain), retain_batch)
+        retain += further_batches(epoch_key, data, epoch, retain_batch, epoch_steps(data) - len(retain))
         first = epoch * len(retain)
         endless = data_lib.cycled_batches(forget_key, data_lib.size(data.forget), forget_batch)
         forget = itertools.islice(endless, -(-first // options.forget_every), None)

@@ -12,8 +12,8 @@ from typing import Annotated, Any, ClassVar, Literal
 import pytest
 
 import scissorhands_jax
+from scissorhands_jax.cli import choices, options
 from scissorhands_jax.cli import main as cli
-from scissorhands_jax.cli import options
 from scissorhands_jax.cli.options import Option
 from scissorhands_jax.cli.shared import LongCommand
 from scissorhands_jax.diffusion.concept_settings import PRESETS
@@ -138,6 +138,53 @@ def test_all_settings_of_all_commands_are_documented_also_the_keys_of_departures
     assert [name for name, (_, text) in listed.items() if not text] == []
     assert listed["method.departures.margin"] == ("unchanged", " ".join(field_docs(Semantics)["margin"].split()))
     assert "departures.margin" in listed
+
+
+OF_SETTINGS = [name for name, command in cli.COMMANDS.items() if issubclass(command, options.SettingsCommand)]
+
+
+@pytest.mark.parametrize("name", OF_SETTINGS)
+def test_help_lists_what_can_be_chosen_and_the_settings_of_what_is_chosen(name, capsys):
+    command = cli.COMMANDS[name]
+    flag = f"--{command.settings_of.lower()}"
+    assert flag in options.flags_of(command)
+    registry = {"PRESET": PRESETS, "MODEL": MODELS, "METHOD": METHODS}[command.settings_of]
+    assert not command.choices or set(command.choices) == set(registry)
+    shown = help_of(capsys, *name.split(), "--help")
+    assert f"names for {flag}:" in shown
+    assert f"`scissorhands {name} {flag} NAME --help`, or `--help-settings NAME`," in " ".join(shown.split())
+    for choice in command.choices:
+        assert f"\n  {choice} " in shown.partition(f"names for {flag}:")[2]
+    chosen = list(registry)[-1]
+    for words in ([flag, chosen], [f"{flag}={chosen}"]):
+        shown = help_of(capsys, *name.split(), *words, "--help").partition(f"settings of {chosen}, written")[2]
+        listed = help_of(capsys, *name.split(), "--help-settings", chosen)
+        assert listed.splitlines()[0] in shown
+        assert " ".join(listed.split())[-80:] in " ".join(shown.split())
+        assert "\nexample:\n" in shown
+
+
+def help_of(capsys, *words):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(list(words))
+    assert stopped.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_help_of_several_methods_lists_the_settings_of_each(capsys):
+    shown = help_of(capsys, "audit", "--help", "--method", "finetune", "--method", "ssd")
+    assert "settings of finetune and ssd, written NAME=VALUE:" in shown
+    assert "\n  finetune.learning_rate (default: 0.01)\n" in shown
+    assert "\n  ssd.dampening (default: " in shown
+    assert cli.main(["unlearn", "--method", "scisorhands", "--help"]) == 2
+    assert "near matches: scissorhands" in error_of(capsys)
+
+
+def test_the_guide_says_the_same_of_every_method_as_the_help():
+    guide = (Path(__file__).parents[2] / "docs" / "guides" / "tables.md").read_text(encoding="utf-8")
+    assert [row for row in guide.splitlines() if row.startswith("| `")][: len(choices.METHOD_LINES)] == [
+        f"| `{name}` | {text} |" for name, text in choices.METHOD_LINES.items()
+    ]
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)

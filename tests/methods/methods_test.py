@@ -26,6 +26,8 @@ from tests.methods.example import (
     DATA,
     IN_EVALUATION_MODE,
     KEY,
+    LOSS,
+    MODEL,
     READS_LOGITS,
     STEPPING,
     build,
@@ -44,6 +46,39 @@ def contract_epoch(name):
 
 def kinds_of(batches):
     return {str(jax.tree.map(jnp.shape, batch)) for batch in batches}
+
+
+SEEING = [
+    *((name, {}) for name in STEPPING),
+    *((name, {"mode": "authors"}) for name in ("scissorhands", "munba", "salun")),
+    ("scissorhands", {"forget_batch_size": 3}),
+    ("amun", {"uses_retain": True}),
+]
+
+
+def runs_of_all_sizes(name, changes):
+    """Methods and data sets of positions, from one forget example among hundreds to hundreds before one."""
+    rng = np.random.default_rng(0)
+    extremes = [(1, 300), (14, 986), (300, 1), (41, 20), (7, 7)]
+    for forget, retain in [*extremes, *(2 ** rng.uniform(0, 9, (8, 2))).astype(int)]:
+        settings = METHODS[name]().changed(batch_size=int(rng.integers(2, 100)), epochs=int(rng.integers(1, 4)))
+        method = settings.changed(**changes).build(MODEL, LOSS, 3)
+        yield method, Data(np.arange(forget), np.arange(retain)), settings.epochs
+
+
+@pytest.mark.parametrize(("name", "changes"), SEEING)
+def test_every_forget_example_is_seen_however_large_the_forget_set(name, changes):
+    sees = any(batch.forget is not None for batch in build(name, **changes).batches(KEY, DATA, 0))
+    assert sees == (name not in {"retrain", "finetune", "l1_sparse", "cf_k", "eu_k", "msg", "ct"})
+    for method, data, epochs in runs_of_all_sizes(name, changes) if sees else ():
+        of_epochs = [
+            {int(i) for batch in method.batches(KEY, data, epoch) if batch.forget is not None for i in batch.forget}
+            for epoch in range(epochs)
+        ]
+        # SFR-on's forget batches run on from epoch to epoch, so it is its run that sees all; SCRUB begins with them.
+        whole = [set().union(*of_epochs)] if name in ("sfron", "scrub") else of_epochs
+        for seen in whole:
+            assert seen == set(range(len(data.forget))), (len(data.forget), len(data.retain))
 
 
 @pytest.mark.parametrize("name", STEPPING)

@@ -300,8 +300,8 @@ class TestPublishedCode:
         method = munba(LOSS, PLAIN_SGD, num_classes=3, batch_size=3, forget_batch_size=4, mode="authors")
         sizes = [tuple(map(data_lib.size, batch)) for batch in method.batches(KEY, DATA, 0)]
         assert sizes == [(4, 3), (2, 3), (0, 3), (0, 1)]
-        shorter = Data(DATA.forget, data_lib.take(DATA.retain, np.arange(3)))  # ends with the retain set
-        assert [tuple(map(data_lib.size, batch)) for batch in method.batches(KEY, shorter, 0)] == [(4, 3)]
+        shorter = Data(DATA.forget, data_lib.take(DATA.retain, np.arange(3)))  # which is passed over a second time
+        assert [tuple(map(data_lib.size, batch)) for batch in method.batches(KEY, shorter, 0)] == [(4, 3), (2, 3)]
 
     def test_an_epoch_equals_the_formulas_step_by_step(self):
         rate, decay = 0.5, 0.1

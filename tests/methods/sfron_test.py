@@ -73,7 +73,7 @@ def run_by_hand(batches, *, masked, beta, power, max_norm, weight, rate):
 )
 def test_runs_are_those_of_float64_by_hand(options, clips):
     def rate(step):
-        return 0.1 * (1 - step / 8)
+        return 0.1 * (1 - step / 16)
 
     chosen = {"max_norm": 7.0, "forget_power": 0.5, "forget_weight": 25.0, "slow_share": 1.0} | options
     method = built(optimizer=sgd(rate, momentum=0.9, weight_decay=0.1), **chosen)
@@ -95,9 +95,10 @@ def test_runs_are_those_of_float64_by_hand(options, clips):
         weight=chosen["forget_weight"],
         rate=rate,
     )
-    assert int(carry.step) == len(batches) == 6
+    # Two epochs of three steps; of six where forget batches of one example need that long to show all six.
+    assert int(carry.step) == len(batches) == (12 if "forget_batch_size" in options else 6)
     np.testing.assert_allclose(norms, expected_norms, rtol=1e-3)
-    assert len(norms) == 3
+    assert len(norms) == len(batches) // 2
     assert (max(norms) > chosen["max_norm"]) == clips
     np.testing.assert_allclose(by_hand.flat(carry.params), by_hand.flat(weights), rtol=2e-3, atol=1e-4)
 
