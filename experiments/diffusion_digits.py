@@ -1,21 +1,20 @@
-"""Has a diffusion network forget each of the ten digits in turn, with all controls.
+"""Has diffusion networks forget each of the ten digits in turn, next to two networks that were retrained without it.
 
     python -m experiments.diffusion_digits --out experiments/results/diffusion_digits.json
 
-This trains the network of `scissorhands demo diffusion` once, for 50 epochs instead of 40, and has it forget each digit
-in every way. Each result is written as soon as it is computed, and the same command continues where it was stopped (the
-original is then trained again, to the same weights). At the end two digits are forgotten with other shares and layers
-re-initialised, and a picture is drawn next to the results.
+For each seed this trains the network of `scissorhands demo diffusion` once, for 50 epochs instead of 40, and has it
+forget each digit in every way of `VARIANTS`. Each result is written as soon as it is computed, and the same command
+continues where it was stopped (the original of the seed is then trained again, to the same weights). At the end a
+picture is drawn next to the results.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,41 +22,38 @@ import numpy as np
 
 from scissorhands_jax import array_files, files, reading, report
 from scissorhands_jax.diffusion.demo import judging, running
-from scissorhands_jax.diffusion.demo.drawing import draw_digits
 from scissorhands_jax.diffusion.demo.drawings_figure import drawings_figure
 from scissorhands_jax.diffusion.demo.forgetting import StartPhase, forget_digit
 from scissorhands_jax.diffusion.demo.scene import make_scene, requested_digits
 from scissorhands_jax.diffusion.demo.settings import (
+    LITERAL,
     NUM_DIGITS,
     ORIGINAL,
-    PUBLISHED,
     RETRAINED,
+    RETRAINED_AGAIN,
     UNLEARNED,
     VARIANTS,
     DigitsSettings,
     DigitsTraining,
 )
-from scissorhands_jax.diffusion.demo.training import train_digits, unlearn_digit
+from scissorhands_jax.diffusion.demo.training import train_digits
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.metrics import intervals
 from scissorhands_jax.terminal import Console, complain
 
 TRAINING = DigitsTraining(epochs=50)  # A little longer than the demonstration has time for.
 SHOWN = 10  # Drawings of each digit in the picture.
-SWEEP: dict[str, dict[str, Any]] = {
-    "attention, 1 %": {"fraction": 0.01},
-    "all layers, 0.1 %": {"fraction": 0.001, "trim": None},
-    "all layers, 1 %": {"fraction": 0.01, "trim": None},
+NETWORKS = (ORIGINAL, RETRAINED, RETRAINED_AGAIN, *VARIANTS)
+HEADERS = {
+    "forget": ("forgotten digit, %", 1),
+    "any_digit": ("any digit for it, %", 1),
+    "kept": ("other digits, %", 1),
+    "unasked": ("unasked, %", 1),
+    "frechet": ("Fréchet distance", 2),
+    "error_forget": ("noise loss, forgotten", 3),
+    "error_kept": ("noise loss, others", 3),
 }
-SWEPT = (0, 2)
-NUMBERS = {
-    "forget": lambda row: row["forget"]["percent"],
-    "kept": lambda row: row["kept"]["percent"],
-    "unasked": lambda row: row["unasked"]["percent"],
-    "frechet": lambda row: row["frechet"]["value"],
-    "error_forget": lambda row: row["error_forget"]["value"],
-    "error_kept": lambda row: row["error_kept"]["value"],
-}
+"""The numbers that are compared, by their names in a row: their titles and decimal places."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,15 +63,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--out", type=Path, required=True, metavar="FILE", help="results as JSON; its picture is written next to it"
     )
     parser.add_argument("--work", type=Path, default=Path("runs/diffusion_digits"), metavar="DIR", help="for drawings")
-    parser.add_argument("--seed", type=int, default=0, help="of everything (default 0)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="default: 0 1 2")
+    parser.add_argument(
+        "--digits", type=int, nargs="+", default=list(range(NUM_DIGITS)), metavar="D", help="default: all"
+    )
+    parser.add_argument(
+        "--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS, metavar="NAME", help="default: all"
+    )
     options = parser.parse_args(arguments)
     console = Console(stderr=True)
     try:
-        document = run(options.out, options.work, DigitsSettings(seed=options.seed, training=TRAINING), console=console)
+        document = run(
+            options.out,
+            options.work,
+            DigitsSettings(training=TRAINING),
+            seeds=options.seeds,
+            forgotten=options.digits,
+            names=options.networks,
+            console=console,
+        )
     except InputError as error:
         complain(console, str(error))
         return 2
-    sys.stdout.write(table(document["rows"]))
+    sys.stdout.write(table(document["summary"]))
     return 0
 
 
@@ -84,8 +94,9 @@ def run(
     work: Path,
     settings: DigitsSettings,
     *,
+    seeds: Sequence[int],
     forgotten: Sequence[int] = range(NUM_DIGITS),
-    swept: Sequence[int] = SWEPT,
+    names: Sequence[str] = NETWORKS,
     console: Console,
 ) -> dict[str, Any]:
     """Computes what is missing in the file, and returns all that is in it.
@@ -93,114 +104,146 @@ def run(
     Args:
       out: The file.
       work: The folder for the drawings that the picture is made of.
-      settings: The settings of everything except the digit.
+      settings: The settings of everything except the digit and the seed.
+      seeds: The seeds, each with an original of its own.
       forgotten: The digits to forget.
-      swept: The digits that are also forgotten with the settings of `SWEEP`.
+      names: The networks to make, of `NETWORKS`.
       console: Shows progress.
 
     Raises:
       InputError: The file holds an experiment with other settings.
     """
     described = dataclasses.asdict(settings)
-    del described["digit"]
+    del described["digit"], described["seed"]
     described = json.loads(json.dumps(described))
     document: dict[str, Any] = {"settings": described, "real": {}, "rows": []}
     if out.exists():
         document = reading.read_json(out)
         if document["settings"] != described:
             raise InputError(f"{out} holds results of other settings; name another file")
-    done = {(row["digit"], row["network"]) for row in document["rows"]}
+    done = {(row["seed"], row["digit"], row["network"]) for row in document["rows"]}
 
-    def keep(row: dict[str, Any], images: np.ndarray) -> None:
+    def keep(seed: int, row: dict[str, Any], images: np.ndarray) -> None:
         requested = requested_digits(dataclasses.replace(settings, digit=row["digit"]))
         work.mkdir(parents=True, exist_ok=True)
-        np.save(work / f"{row['digit']}-{row['network']}.npy", images[requested == row["digit"]][:SHOWN, ..., 0])
-        document["rows"].append(row)
+        np.save(_drawings(work, seed, row["digit"], row["network"]), images[requested == row["digit"]][:SHOWN, ..., 0])
+        document["rows"].append({"seed": seed, **row})
         document["summary"] = summary(document["rows"])
         files.write_text(out, json.dumps(document | report.environment(), indent=1, allow_nan=False) + "\n")
 
     with running.phases(console) as (start_phase, _):
-        start_phase("data and judge", steps=False)
-        scene, original = make_scene(settings), None
-        for digit in forgotten:
-            own = dataclasses.replace(settings, digit=digit)
-            document["real"][str(digit)] = dataclasses.asdict(judging.measure_real_digits(own, scene))
-            names = [name for name in (ORIGINAL, RETRAINED, *VARIANTS) if (digit, name) not in done]
-            if names:
-                original = original or train_digits(settings, scene, None, start_phase(f"{ORIGINAL}: training"))
-                for numbers, images in forget_digit(own, scene, original, _naming(start_phase, digit), only=names):
-                    keep(dataclasses.asdict(numbers), images)
-        for digit, (name, changes) in itertools.product(swept, SWEEP.items()):
-            label = f"{UNLEARNED}, {name}"
-            own = dataclasses.replace(
-                settings, digit=digit, unlearning=dataclasses.replace(settings.unlearning, **changes)
-            )
-            if (digit, label) not in done:
-                original = original or train_digits(settings, scene, None, start_phase(f"{ORIGINAL}: training"))
-                network = unlearn_digit(own, scene, original.params, on_step=start_phase(f"{digit}, {label}"))
-                images = draw_digits(own, scene, network.params, requested_digits(own))
-                numbers = judging.measure_network(own, scene, label, network, images)
-                keep(dataclasses.asdict(numbers) | {"changed": changes}, images)
-    files.write_bytes(out.with_suffix(".png"), report.figure_png(picture(work, forgotten), dpi=110))
+        for seed in seeds:
+            of_seed = dataclasses.replace(settings, seed=seed)
+            start_phase(f"seed {seed}, data and judge", steps=False)
+            scene, original = make_scene(of_seed), None
+            for digit in forgotten:
+                own = dataclasses.replace(of_seed, digit=digit)
+                document["real"][str(digit)] = dataclasses.asdict(judging.measure_real_digits(own, scene))
+                missing = [name for name in names if (seed, digit, name) not in done]
+                if missing:
+                    original = original or train_digits(own, scene, None, start_phase(f"seed {seed}, {ORIGINAL}"))
+                    naming = _naming(start_phase, f"seed {seed}, digit {digit}")
+                    for numbers, images in forget_digit(own, scene, original, naming, missing):
+                        keep(seed, dataclasses.asdict(numbers), images)
+    files.write_bytes(out.with_suffix(".png"), report.figure_png(picture(work, seeds[0], forgotten, names), dpi=110))
     return document
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Returns a Markdown table: by network the mean, lowest and highest number over digits, and one line per sweep."""
-    header = "| network | digits | forgotten digit, % | other digits, % | unasked, % | Fréchet distance |"
-    lines = [header, "| --- | ---: | ---: | ---: | ---: | ---: |"]
-    changed = [row for row in rows if "changed" in row]
-    groups = {row["network"]: [] for row in rows if "changed" not in row}
-    groups |= {f"{row['network']}, digit {row['digit']}": [row] for row in changed}
-    for row in rows:
-        if "changed" not in row:
-            groups[row["network"]].append(row)
-    for name, own in groups.items():
-        cells = []
-        for number, places in (("forget", 1), ("kept", 1), ("unasked", 1), ("frechet", 2)):
-            values = [NUMBERS[number](row) for row in own]
-            mean, low, high = (f"{value:.{places}f}" for value in (np.mean(values), min(values), max(values)))
-            cells.append(mean if len(values) == 1 else f"{mean} ({low} to {high})")
-        lines.append(f"| {name} | {len(own)} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+def table(found: Mapping[str, Any]) -> str:
+    """A summary as a Markdown table of means over digits and seeds, and one of distances to the retrained networks."""
+    lines = [
+        f"| network | {' | '.join(title for title, _ in HEADERS.values())} |",
+        f"| --- |{' ---: |' * len(HEADERS)}",
+    ]
+    for name, numbers in found.items():
+        cells = [f"{numbers[key]['mean']['value']:.{places}f}" for key, (_, places) in HEADERS.items()]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + f"\n\n{distances_table(found)}\n"
 
 
-def _naming(start_phase: StartPhase, digit: int) -> StartPhase:
-    """Returns a function that begins phases with the digit in their names."""
-    return lambda phase, *, steps=True: start_phase(f"{digit}, {phase}", steps=steps)
+def distances_table(found: Mapping[str, Any]) -> str:
+    """The distances of a summary as a Markdown table, with the number of digits within the floor in brackets."""
+    titles = [*(title for title, _ in HEADERS.values()), "within in all"]
+    lines = [f"| network | {' | '.join(titles)} |", f"| --- |{' ---: |' * len(titles)}"]
+    for name, numbers in found.items():
+        if "within" in numbers:
+            cells = [
+                f"{numbers[key]['distance']:.{places}f} ({numbers[key]['within']})"
+                for key, (_, places) in HEADERS.items()
+            ]
+            lines.append(f"| {name} | {' | '.join(cells)} | {numbers['within']} of {numbers['digits']} |")
+    return "\n".join(lines)
+
+
+def _naming(start_phase: StartPhase, prefix: str) -> StartPhase:
+    """A function that begins phases with a prefix to their names."""
+    return lambda phase, *, steps=True: start_phase(f"{prefix}, {phase}", steps=steps)
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Returns by network and number the mean over digits, and that of differences to Scissorhands, with 95 % intervals.
+    """By network and number the mean over digits, and how far it is from networks that were retrained.
 
-    The networks of different digits come from one original, so the intervals are those of digits and not of seeds.
+    `mean` is over the digits' means over seeds, with a 95 % interval over digits. `distance` is the mean absolute
+    difference to the retrained networks of the same digit and seed, of which there are two for every other network; of
+    the second retrained network it is the floor. `within` counts the digits whose mean distance over seeds is at most
+    the 95th percentile of all distances between two retrained networks, in this number and, next to the numbers, in all
+    of them.
     """
-    held = {(row["network"], row["digit"]): row for row in rows if "changed" not in row}
+    held = {(row["network"], row["digit"], row["seed"]): judging.compared_numbers(row) for row in rows}
+    floors = _floors(held)
     found: dict[str, Any] = {}
-    for name in dict.fromkeys(network for network, _ in held):
-        own = {digit: row for (network, digit), row in held.items() if network == name}
-        pairs = [(row, held[UNLEARNED, digit]) for digit, row in own.items() if (UNLEARNED, digit) in held]
-        found[name] = {
-            number: {"mean": _mean([read(row) for row in own.values()])}
-            | ({"against_scissorhands": _mean([read(row) - read(other) for row, other in pairs])} if pairs else {})
-            for number, read in NUMBERS.items()
-        }
+    for name in dict.fromkeys(network for network, _, _ in held):
+        own = {(digit, seed): row for (network, digit, seed), row in held.items() if network == name}
+        others = [other for other in (RETRAINED, RETRAINED_AGAIN) if name not in (other, RETRAINED)]
+        pairs = [
+            (cell, row, held[other, *cell]) for cell, row in own.items() for other in others if (other, *cell) in held
+        ]
+        found[name] = {}
+        inside: list[set[int]] = []
+        for key in HEADERS:
+            found[name][key] = {"mean": _mean(_by_digit([(cell, row[key]) for cell, row in own.items()]))}
+            if pairs and floors:
+                away = _by_digit([(cell, abs(row[key] - other[key])) for cell, row, other in pairs])
+                inside.append({digit for digit, distance in away.items() if distance <= floors[key]})
+                found[name][key] |= {"distance": float(np.mean(list(away.values()))), "within": len(inside[-1])}
+        if inside:
+            found[name] |= {"within": len(set.intersection(*inside)), "digits": len({digit for digit, _ in own})}
     return found
 
 
-def _mean(values: Sequence[float]) -> dict[str, float]:
-    found = intervals.mean_estimate(values)
-    return {"value": found.value, "low": found.low, "high": found.high, "digits": len(values)}
+def _floors(held: Mapping[tuple[str, int, int], Mapping[str, float]]) -> dict[str, float]:
+    """The 95th percentile of the distances between two retrained networks by number; nothing without such pairs."""
+    cells = [cell for name, *cell in held if name == RETRAINED and (RETRAINED_AGAIN, *cell) in held]
+    pairs = [(held[RETRAINED, *cell], held[RETRAINED_AGAIN, *cell]) for cell in cells]
+    return {key: float(np.percentile([abs(a[key] - b[key]) for a, b in pairs], 95)) for key in HEADERS if pairs}
 
 
-def picture(work: Path, forgotten: Sequence[int]):
-    """Makes the picture of what each network draws for the digit that it forgot, with one row per digit."""
-    names = {ORIGINAL: "before", UNLEARNED: "after Scissorhands", PUBLISHED: PUBLISHED, RETRAINED: "retrained"}
+def _by_digit(numbers: Iterable[tuple[tuple[int, int], float]]) -> dict[int, float]:
+    """The mean of the numbers of each digit, from pairs of a cell, which is a digit and a seed, and a number."""
+    values: dict[int, list[float]] = {}
+    for (digit, _), number in numbers:
+        values.setdefault(digit, []).append(number)
+    return {digit: float(np.mean(own)) for digit, own in values.items()}
+
+
+def _mean(by_digit: Mapping[int, float]) -> dict[str, float]:
+    found = intervals.mean_estimate(list(by_digit.values()))
+    return {"value": found.value, "low": found.low, "high": found.high, "digits": len(by_digit)}
+
+
+def picture(work: Path, seed: int, forgotten: Sequence[int], names: Sequence[str] = NETWORKS):
+    """The picture of what networks draw for the digit that they forgot, with one row per digit."""
+    titles = {ORIGINAL: "before", UNLEARNED: "after Scissorhands", LITERAL: LITERAL, RETRAINED: "retrained"}
     drawings = {
-        title: np.stack([array_files.read_array(work / f"{digit}-{name}.npy") for digit in forgotten])
-        for name, title in names.items()
+        title: np.stack([array_files.read_array(_drawings(work, seed, digit, name)) for digit in forgotten])
+        for name, title in titles.items()
+        if name in names
     }
     return drawings_figure(drawings, [str(digit) for digit in forgotten])
+
+
+def _drawings(work: Path, seed: int, digit: int, name: str) -> Path:
+    return work / f"{seed}-{digit}-{name}.npy"
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from docs.hooks import text
-from experiments import audit, tables
+from experiments import audit, diffusion_digits, tables
 from scissorhands_jax import reading, report
 from scissorhands_jax.report import REDRAWN
 
@@ -175,20 +175,25 @@ def _mean(values: Sequence[float | None]) -> str:
 
 
 def _digits(document: Document) -> str:
-    """How the diffusion networks draw, as means over digits with their intervals."""
-    names = {
-        "forget": "forgotten digit, %",
-        "kept": "other digits, %",
-        "unasked": "unasked, %",
-        "frechet": "Fréchet distance",
+    """How the diffusion networks draw, as means over digits, and how far they are from retrained ones."""
+    summary = document["summary"]
+    known = {
+        name: title for name, (title, _) in diffusion_digits.HEADERS.items() if name in next(iter(summary.values()))
     }
     lines = []
-    for network, numbers in document["summary"].items():
-        means = [numbers[name]["mean"] for name in names]
+    for network, numbers in summary.items():
+        means = [numbers[name]["mean"] for name in known]
         lines.append([text.escaped(network), *(f"{m['value']:.2f} [{m['low']:.2f}, {m['high']:.2f}]" for m in means)])
     picture = "![Drawings of the original and of unlearned networks](diffusion_digits.png)"
-    shown = text.table(["network", *names.values()], lines)
-    return f"Means over digits with their 95 % intervals.\n\n{shown}\n\n{picture}\n\n{_NO_PAPER}"
+    shown = text.table(["network", *known.values()], lines)
+    away = ""
+    if any("within" in numbers for numbers in summary.values()):
+        away = (
+            "\n\nMean distance to networks that were retrained without the digit and, in brackets, for how many digits "
+            "it is at most the 95th percentile of the distances between two of them:\n\n"
+            + diffusion_digits.distances_table(summary)
+        )
+    return f"Means over digits with their 95 % intervals.\n\n{shown}{away}\n\n{picture}\n\n{_NO_PAPER}"
 
 
 def _measured(document: Document) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from scissorhands_jax.diffusion.demo.drawing import draw_digits
 from scissorhands_jax.diffusion.demo.judging import NetworkNumbers, measure_network
 from scissorhands_jax.diffusion.demo.scene import Scene, requested_digits
-from scissorhands_jax.diffusion.demo.settings import ORIGINAL, RETRAINED, VARIANTS, DigitsSettings
+from scissorhands_jax.diffusion.demo.settings import ORIGINAL, RETRAINED, RETRAINED_AGAIN, VARIANTS, DigitsSettings
 from scissorhands_jax.diffusion.demo.training import DrawingNetwork, train_digits, unlearn_digit
 from scissorhands_jax.training.loop import OnStep
 
@@ -26,28 +26,24 @@ def forget_digit(
     scene: Scene,
     original: DrawingNetwork,
     start_phase: StartPhase,
-    *,
-    only: Collection[str] | None = None,
+    names: Iterable[str],
 ) -> Iterator[tuple[NetworkNumbers, np.ndarray]]:
-    """Forgets `settings.digit` in every way, and yields each network's numbers and drawings as soon as it has them.
-
-    The original comes first, then the retrained network, then those of `VARIANTS`.
+    """Forgets `settings.digit` in several ways, and yields each network's numbers and drawings as soon as it has them.
 
     Args:
       settings: The digit, and how it is forgotten.
       scene: What all networks share.
       original: The network that was trained on all digits.
       start_phase: Called at the beginning of every phase.
-      only: The names of the networks to make; None makes all.
+      names: The networks to make, in this order: the original, retrained ones, and those of `VARIANTS`.
     """
     requested = requested_digits(settings)
-    for name in (ORIGINAL, RETRAINED, *VARIANTS):
-        if only is not None and name not in only:
-            continue
+    for name in names:
         if name == ORIGINAL:
             network = original
-        elif name == RETRAINED:
-            network = train_digits(settings, scene, settings.digit, start_phase(f"{name}: training"))
+        elif name in (RETRAINED, RETRAINED_AGAIN):
+            on_step = start_phase(f"{name}: training")
+            network = train_digits(settings, scene, settings.digit, on_step, again=name == RETRAINED_AGAIN)
         else:
             on_step = start_phase(f"{name}: unlearning")
             network = unlearn_digit(settings, scene, original.params, VARIANTS[name], on_step=on_step)

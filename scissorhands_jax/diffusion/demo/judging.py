@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +14,8 @@ import numpy as np
 from scissorhands_jax.base import Model, Params
 from scissorhands_jax.diffusion import schedules
 from scissorhands_jax.diffusion.demo import training
-from scissorhands_jax.diffusion.demo.scene import Scene, flat_images, fold_images, requested_digits
-from scissorhands_jax.diffusion.demo.settings import DIGITS_SCHEDULE, NUM_DIGITS, DigitsSettings
+from scissorhands_jax.diffusion.demo.scene import Scene, flat_images, fold_images, nearest_distances, requested_digits
+from scissorhands_jax.diffusion.demo.settings import DIGITS_SCHEDULE, NO_DIGIT, NUM_DIGITS, DigitsSettings
 from scissorhands_jax.diffusion.demo.training import DrawingNetwork, TrainingCost
 from scissorhands_jax.diffusion.unet import Noisy
 from scissorhands_jax.metrics import distances, intervals
@@ -68,8 +70,11 @@ class NetworkNumbers:
     """The drawings of other digits that the judge takes for what they were asked for."""
     unasked: DigitShare
     """The drawings of the empty text that the judge takes for the forgotten digit."""
+    any_digit: DigitShare
+    """The drawings of the forgotten digit that look like any digit."""
     became: list[int]
-    """For each digit, how many drawings of the forgotten digit the judge takes for it."""
+    """For each digit, how many drawings of the forgotten digit the judge takes for it, and last those that it takes for
+    none."""
     frechet: PixelDistance
     """The distance from drawings of the other digits to held-out ones."""
     error_forget: MeanError
@@ -82,12 +87,24 @@ class NetworkNumbers:
     """What the network has cost."""
 
 
+def compared_numbers(row: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers in which a network is compared with a retrained one, by their names in `NetworkNumbers`.
+
+    Args:
+      row: A row of `results.json`, that is `NetworkNumbers` as a dict.
+    """
+    shares = {name: row[name]["percent"] for name in ("forget", "any_digit", "kept", "unasked")}
+    return shares | {name: row[name]["value"] for name in ("frechet", "error_forget", "error_kept")}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RealNumbers:
     """What drawings can reach at best."""
 
     judge: DigitShare
     """The held-out real digits that the judge recognises."""
+    any_digit: DigitShare
+    """The held-out real digits that look like a digit to the judge."""
     frechet: PixelDistance
     """The distance of retained training digits, as many as a network draws, from held-out ones."""
     unasked: DigitShare
@@ -117,7 +134,8 @@ def measure_network(
         forget=digit_share(int(np.sum(found[forgotten] == digit)), int(forgotten.sum())),
         kept=digit_share(int(np.sum(found[kept] == requested[kept])), int(kept.sum())),
         unasked=digit_share(int(np.sum(found[empty] == digit)), int(empty.sum())),
-        became=np.bincount(found[forgotten], minlength=NUM_DIGITS).tolist(),
+        any_digit=digit_share(int(np.sum(found[forgotten] != NO_DIGIT)), int(forgotten.sum())),
+        became=np.bincount(found[forgotten], minlength=NO_DIGIT + 1).tolist(),
         frechet=_pixel_distance(images[kept], scene.test["image"][real], settings.sampling.resamples),
         error_forget=_mean_error(errors[~real]),
         error_kept=_mean_error(errors[real]),
@@ -131,9 +149,10 @@ def measure_real_digits(settings: DigitsSettings, scene: Scene) -> RealNumbers:
     labels, others = scene.train["label"], [digit for digit in range(NUM_DIGITS) if digit != settings.digit]
     chosen = np.concatenate([np.flatnonzero(labels == digit)[: settings.sampling.kept] for digit in others])
     real = scene.test["label"]
-    right = int(np.sum(judge_digits(scene, scene.test["image"]) == real))
+    found = judge_digits(scene, scene.test["image"])
     return RealNumbers(
-        judge=digit_share(right, len(real)),
+        judge=digit_share(int(np.sum(found == real)), len(real)),
+        any_digit=digit_share(int(np.sum(found != NO_DIGIT)), len(real)),
         frechet=_pixel_distance(
             scene.train["image"][chosen],
             scene.test["image"][real != settings.digit],
@@ -144,8 +163,9 @@ def measure_real_digits(settings: DigitsSettings, scene: Scene) -> RealNumbers:
 
 
 def judge_digits(scene: Scene, images: np.ndarray) -> np.ndarray:
-    """The digits that the judge takes images for. shape=(N,)"""
-    return scene.judge.predict(flat_images(images))
+    """The digits that the judge takes images for, and `NO_DIGIT` for those that look like none. shape=(N,)"""
+    near = nearest_distances(images, scene.train["image"]) <= scene.reach
+    return np.where(near, scene.judge.predict(flat_images(images)), NO_DIGIT)
 
 
 def digit_share(count: int, total: int) -> DigitShare:

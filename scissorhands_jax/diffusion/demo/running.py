@@ -14,7 +14,7 @@ from scissorhands_jax.diffusion.demo.forgetting import StartPhase, forget_digit
 from scissorhands_jax.diffusion.demo.judging import measure_real_digits
 from scissorhands_jax.diffusion.demo.page import DigitsResult, drawing_pictures, print_numbers, write_digits_page
 from scissorhands_jax.diffusion.demo.scene import make_scene
-from scissorhands_jax.diffusion.demo.settings import ORIGINAL, PUBLISHED, RETRAINED, VARIANTS, DigitsSettings
+from scissorhands_jax.diffusion.demo.settings import DEMONSTRATED, ORIGINAL, PUBLISHED, DigitsSettings
 from scissorhands_jax.diffusion.demo.training import train_digits
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.progress import follow_steps, progress_bar
@@ -63,8 +63,8 @@ def _demonstrated(out: Path, settings: DigitsSettings, published: bool, console:
         scene = make_scene(settings)
         original = train_digits(settings, scene, None, start_phase(f"{ORIGINAL}: training"))
         rows, drawings = [], {}
-        names = [name for name in (ORIGINAL, RETRAINED, *VARIANTS) if published or name != PUBLISHED]
-        for row, images in forget_digit(settings, scene, original, start_phase, only=names):
+        names = (*DEMONSTRATED, PUBLISHED) if published else DEMONSTRATED
+        for row, images in forget_digit(settings, scene, original, start_phase, names):
             rows.append(row)
             drawings[row.network] = images
         start_phase("real digits: judging", steps=False)

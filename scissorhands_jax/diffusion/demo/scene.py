@@ -11,11 +11,13 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from scipy.spatial.distance import cdist
 from sklearn.svm import SVC
 
 from scissorhands_jax import data as data_lib
 from scissorhands_jax.base import Data, Dataset, Key
 from scissorhands_jax.datasets import digits as load_digits
+from scissorhands_jax.diffusion.anchors import anchored
 from scissorhands_jax.diffusion.demo.settings import NUM_DIGITS, ORIGINAL, RETRAINED, UNLEARNED, DigitsSettings
 
 
@@ -30,6 +32,8 @@ class Scene(NamedTuple):
     """One text for each digit, then the empty one. shape=(11, 1, D)"""
     judge: SVC
     """A classifier that was trained on the real training digits."""
+    reach: float
+    """The distance in pixels from the nearest training digit up to which an image looks like a digit to the judge."""
     keys: Mapping[str, Key]
     """The keys of everything that is random, by name."""
 
@@ -42,7 +46,14 @@ def make_scene(settings: DigitsSettings) -> Scene:
     texts = np.zeros((NUM_DIGITS + 1, 1, settings.network.context_width), np.float32)
     texts[:NUM_DIGITS] = jax.random.normal(keys["texts"], texts[:NUM_DIGITS].shape)
     judge = SVC(C=10, gamma=0.05).fit(flat_images(splits.train["image"]), splits.train["label"])
-    return Scene(splits.train, splits.test, texts, judge, keys)
+    held_out = nearest_distances(splits.test["image"], splits.train["image"])
+    reach = float(np.percentile(held_out, settings.sampling.reach))
+    return Scene(splits.train, splits.test, texts, judge, reach, keys)
+
+
+def nearest_distances(images: np.ndarray, real: np.ndarray) -> np.ndarray:
+    """The Euclidean distance, in pixels, of every image to the nearest real one. shape=(N,)"""
+    return cdist(flat_images(images), flat_images(real)).min(axis=1)
 
 
 def flat_images(images: np.ndarray) -> np.ndarray:
@@ -64,19 +75,20 @@ def unfold_latents(latents: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
     return (tiles.reshape(count, 2 * height, 2 * width, 1) + 1) / 2
 
 
-def digit_examples(scene: Scene, digit: int | None, replacement: int | None = None) -> Data:
+def digit_examples(scene: Scene, digit: int | None, replacement: int | None = None, anchor: float = 0.0) -> Data:
     """The training digits as diffusion networks take them.
 
     Args:
       scene: Data and texts.
       digit: The digit that is forgotten; None retains all digits.
       replacement: The digit whose text becomes the forget examples' `pseudo`, if there is one.
+      anchor: The share of the retained digits that is also seen under the forgotten text.
     """
     labels = scene.train["label"]
     dataset = {"latents": fold_images(scene.train["image"]), "context": scene.texts[labels]}
     if digit is None:
         return Data(data_lib.take(dataset, np.zeros(0, np.int32)), dataset)
-    data = data_lib.split(dataset, np.flatnonzero(labels == digit))
+    data = anchored(data_lib.split(dataset, np.flatnonzero(labels == digit)), anchor)
     if replacement is None:
         return data
     pseudo = np.broadcast_to(scene.texts[replacement], data.forget["context"].shape)

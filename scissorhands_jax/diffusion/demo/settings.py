@@ -12,7 +12,13 @@ from scissorhands_jax.errors import InputError
 NUM_DIGITS = 10
 DIGITS_NETWORK = UNetConfig(widths=(40,), attention=(False,), layers_per_block=1, heads=4, context_width=32, groups=8)
 DIGITS_SCHEDULE = schedules.Schedule(kind="cosine")
+NO_DIGIT = NUM_DIGITS
+"""What the judge calls an image that looks like no digit."""
 ORIGINAL, RETRAINED, UNLEARNED = "original", "retrain", "scissorhands"
+RETRAINED_AGAIN = "retrain again"
+"""A second retrained network, of another seed: what two of them differ by is the floor of every distance."""
+LITERAL = "Algorithm 1"
+"""The variant without anchor and ceiling, which is what the paper writes."""
 PUBLISHED = "another text"
 """The variant with the loss of the published code, which needs a digit to draw in place of the forgotten one."""
 
@@ -24,6 +30,8 @@ class Variant(NamedTuple):
     """Whether salient weights are re-initialised."""
     projected: bool
     """Whether gradients are projected so that, to first order, they do not lower the forget loss of their step."""
+    anchored: bool = True
+    """Whether the forget loss has a ceiling and retain images are also seen under the forgotten text."""
     replaced: bool = False
     """Whether the forget loss is that of the published code for Stable Diffusion, the distance to what is predicted for
     another digit, instead of the paper's, which is the noise loss."""
@@ -31,11 +39,15 @@ class Variant(NamedTuple):
 
 VARIANTS = {
     UNLEARNED: Variant(True, True),
-    "no re-initialisation": Variant(False, True),
+    LITERAL: Variant(True, True, anchored=False),
     "no projection": Variant(True, False),
-    PUBLISHED: Variant(True, False, replaced=True),
+    "no re-initialisation": Variant(False, True),
+    PUBLISHED: Variant(True, False, anchored=False, replaced=True),
 }
-"""The variants by name: Algorithm 1 of the paper, the same without either of its parts, and the published code."""
+"""The variants by name: the whole method, Algorithm 1 as the paper has it, the whole without one of its parts, and the
+published code."""
+DEMONSTRATED = (ORIGINAL, RETRAINED, UNLEARNED, LITERAL, "no projection")
+"""The networks that the demonstration has time for."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,6 +85,10 @@ class DigitsUnlearning:
     """The paper's lambda, the weight of the forget loss."""
     published_weight: float = 1.0
     """The same where the forget loss is that of the published code."""
+    anchor: float = 0.2
+    """The share of the retained digits that is also seen under the forgotten text, see `anchors.anchored`."""
+    ceiling: float = 0.5
+    """The forget loss up to which forgotten digits are driven; a step above it follows the retained digits alone."""
     trim: str | None = ".*/attn."
     """The layers that are trimmed, as a pattern for `trees.select`; None is all."""
 
@@ -93,6 +109,9 @@ class DigitsSampling:
     """The number of drawings with the empty text."""
     batch_size: int = 100
     """The number of drawings that are made at a time."""
+    reach: float = 99.0
+    """The percentile, over held-out digits, of the distance to the nearest training digit, up to which a drawing looks
+    like a digit to the judge."""
     resamples: int = 100
     """The number of resamples of the bootstrap behind the interval of the Fréchet distance."""
 

@@ -31,6 +31,7 @@ from scissorhands_jax.diffusion import networks
 from scissorhands_jax.diffusion.demo.scene import Scene, digit_examples
 from scissorhands_jax.diffusion.demo.settings import (
     DIGITS_SCHEDULE,
+    NUM_DIGITS,
     ORIGINAL,
     RETRAINED,
     UNLEARNED,
@@ -94,7 +95,12 @@ def digits_network(config: UNetConfig) -> Model:
 
 
 def train_digits(
-    settings: DigitsSettings, scene: Scene, digit: int | None, on_step: training.OnStep | None = None
+    settings: DigitsSettings,
+    scene: Scene,
+    digit: int | None,
+    on_step: training.OnStep | None = None,
+    *,
+    again: bool = False,
 ) -> DrawingNetwork:
     """Trains a network from scratch, either on all digits or on all but one. Both take the same number of steps.
 
@@ -103,13 +109,16 @@ def train_digits(
       scene: Data, texts and keys.
       digit: The digit that it never sees; None trains on all digits.
       on_step: Called after every step.
+      again: Whether this is a second retrained network, with other weights to begin with and another order of examples.
     """
     data = digit_examples(scene, digit)
     batch_size = settings.training.batch_size
     steps = settings.training.epochs * -(-len(scene.train["label"]) // batch_size)
     epochs = max(1, round(steps / -(-data_lib.size(data.retain) // batch_size)))
     method = _training_method(settings.network, settings.training, steps)
-    key = scene.keys[ORIGINAL] if digit is None else jax.random.fold_in(scene.keys[RETRAINED], digit)
+    key = (
+        scene.keys[ORIGINAL] if digit is None else jax.random.fold_in(scene.keys[RETRAINED], digit + again * NUM_DIGITS)
+    )
     return _run(method, key, {}, data, epochs, on_step)
 
 
@@ -130,8 +139,9 @@ def unlearn_digit(
       variant: Which parts of the method are used.
       on_step: Called after every step.
     """
-    data = digit_examples(scene, settings.digit, settings.replacement if variant.replaced else None)
     chosen = settings.unlearning
+    replacement = settings.replacement if variant.replaced else None
+    data = digit_examples(scene, settings.digit, replacement, chosen.anchor if variant.anchored else 0.0)
     steps = chosen.epochs * -(-data_lib.size(data.retain) // chosen.batch_size)
     method = _unlearning_method(settings.network, settings.training.dropped, chosen, steps, variant)
     key = jax.random.fold_in(scene.keys[UNLEARNED], settings.digit)
@@ -165,7 +175,7 @@ def _unlearning_method(
         batch_size=settings.batch_size,
         forget_batch_size=settings.forget_batch_size,
         saliency_loss_fn=noise_loss(digits_network(config), DIGITS_SCHEDULE),
-        ceiling=math.inf,
+        ceiling=settings.ceiling if variant.anchored else math.inf,
         departures={"saliency_train": True},
     )
 
