@@ -123,10 +123,12 @@ class Moments:
                     self._known.add(digest)
                 self.states[place : place + 1] = [copy]
 
-    def restore(self, state: Path) -> None:
-        """Makes the folder what it was."""
-        shutil.rmtree(self.world)
-        shutil.copytree(state, self.world, symlinks=True)
+
+def restore(world: Path, state: Path) -> None:
+    """Makes a folder what it was."""
+    if world.exists():
+        shutil.rmtree(world)
+    shutil.copytree(state, world, symlinks=True)
 
 
 def _digest(world: Path, torn: Path | None, share: float) -> str:
