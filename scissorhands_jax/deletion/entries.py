@@ -183,6 +183,18 @@ class RunFailed(LedgerEntry):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class RunUnlearned(LedgerEntry):
+    """A run has made its network, which is judged next. Its folder must be as it is now until then."""
+
+    kind: ClassVar[str] = "unlearned"
+    run: int
+    network: str
+    """The SHA-256 of the network that the run has made."""
+    files: str
+    """A digest of all files in the folder of the run but its checkpoints, under the salt of the run."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RunRecorded(LedgerEntry):
     """A run ended with a verdict and a signed record."""
 

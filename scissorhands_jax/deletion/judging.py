@@ -31,6 +31,7 @@ from scissorhands_jax.deletion.entries import (
     RequestAdded,
     RunRecorded,
     RunStarted,
+    RunUnlearned,
     utc_now,
 )
 from scissorhands_jax.deletion.ledger import Ledger
@@ -40,17 +41,21 @@ from scissorhands_jax.deletion.records import (
     RecordedNetwork,
     RecordedRequest,
     RecordedUtility,
+    RunFiles,
     Share,
 )
 from scissorhands_jax.deletion.trust import trusted_keys
 from scissorhands_jax.deletion.utility import RunUtility
 from scissorhands_jax.deletion.verdicts import Evidence, Scored, Verdict
-from scissorhands_jax.errors import LedgerError
+from scissorhands_jax.errors import InputError, LedgerError
 from scissorhands_jax.hashing import canonical, sha256
 from scissorhands_jax.jobs.job import Job
 from scissorhands_jax.metrics import accuracies
 from scissorhands_jax.report import provenance
 from scissorhands_jax.terminal import Console
+
+BEGIN_AGAIN = "nothing of it counts, so begin again with `scissorhands request run`"
+"""What messages advise if a run is not what it was begun as."""
 
 Auditor = Callable[[Path, str], Evidence]
 """A function `(folder of a run, SHA-256 of its network) -> evidence that counts in addition to that of the run`."""
@@ -80,6 +85,8 @@ class Unlearned:
     """The content of the run's `results.json`."""
     identity: str
     """The digest of the run's identity."""
+    left: RunUnlearned
+    """What the run's folder must hold."""
 
     @property
     def exact(self) -> bool:
@@ -117,6 +124,9 @@ def judge_run(book: Ledger, done: Unlearned, auditor: Auditor | None, console: C
       done: The run.
       auditor: A function that gives evidence in addition to that of the run, or None.
       console: Where to show the progress of an audit.
+
+    Raises:
+      InputError: The audit cannot be made, or the folder of the run was changed in the meantime.
     """
     started = done.started
     evidence = _evidence(book, done, console)
@@ -175,9 +185,7 @@ def _record(
     started, job, about = done.started, done.job, book.about
     recorded = book.entries(RunRecorded)
     configuration = records.shown_configuration(dataclasses.asdict(job.config))
-    salt = book.run_salt(started.run)
-    if salt is None:
-        raise LedgerError(f"the private part of the start of run {started.run} is missing in {book.path}; {RESTORE}")
+    salt = salt_of(book, started)
     positions = canonical(job.positions.tolist())
     return Record(
         ledger=about.ledger,
@@ -187,7 +195,7 @@ def _record(
         requests=tuple(_recorded_request(book, request) for request in requests_of(book, started)),
         earlier_tries=earlier_tries(book, started),
         network=RecordedNetwork(job.config.model, started.network, done.network),
-        files=records.run_files(done.out, salt),
+        files=files_as_left(book, started, done.left, done.out),
         forget=DigestedSet(len(job.positions), signing.salted_digest(salt, "positions", positions)),
         forgotten_before=len(job.past.forgotten),
         training_set=DigestedSet(data_lib.size(job.splits.train), about.training_set),
@@ -204,6 +212,34 @@ def _record(
         utility=RecordedUtility.of(started.budget, lost, measured),
         verdict=verdict,
     )
+
+
+def salt_of(book: Ledger, started: RunStarted) -> str:
+    """Returns the salt of a run that has not ended.
+
+    Raises:
+      LedgerError: The ledger has lost it.
+    """
+    salt = book.run_salt(started.run)
+    if salt is None:
+        raise LedgerError(f"the private part of the start of run {started.run} is missing in {book.path}; {RESTORE}")
+    return salt
+
+
+def files_as_left(book: Ledger, started: RunStarted, left: RunUnlearned, out: Path) -> RunFiles:
+    """Returns the hashes of all files of a run, after a check that they are as they were when it had unlearned.
+
+    Raises:
+      InputError: A file was changed, added or removed, or another folder stands in its place.
+    """
+    salt = salt_of(book, started)
+    found = records.run_files(out, salt)
+    if found.digest(salt) != left.files:
+        raise InputError(
+            f"the folder {out} is not as run {started.run} has left it: a file was changed, added or removed before "
+            f"the run was judged; {BEGIN_AGAIN}"
+        )
+    return found
 
 
 def requests_of(book: Ledger, started: RunStarted) -> list[Request]:

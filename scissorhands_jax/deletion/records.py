@@ -104,6 +104,10 @@ class RunFiles:
     network: dict[str, str]
     other: dict[str, str | None]
 
+    def digest(self, salt: str) -> str:
+        """Returns a digest of all names and hashes under the salt of the run."""
+        return signing.salted_digest(salt, "files", canonical(dataclasses.asdict(self)))
+
 
 @dataclasses.dataclass(frozen=True)
 class RecordedFinding:

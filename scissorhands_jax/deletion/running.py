@@ -34,8 +34,18 @@ from scissorhands_jax.deletion.entries import (
     RequestsCovered,
     RunFailed,
     RunStarted,
+    RunUnlearned,
 )
-from scissorhands_jax.deletion.judging import Auditor, RunOutcome, Unlearned, judge_run, requests_of
+from scissorhands_jax.deletion.judging import (
+    BEGIN_AGAIN,
+    Auditor,
+    RunOutcome,
+    Unlearned,
+    files_as_left,
+    judge_run,
+    requests_of,
+    salt_of,
+)
 from scissorhands_jax.deletion.ledger import Ledger
 from scissorhands_jax.deletion.recorded_runs import network_in_use
 from scissorhands_jax.deletion.requests import (
@@ -50,7 +60,7 @@ from scissorhands_jax.errors import InputError, LedgerError, NonFiniteError
 from scissorhands_jax.jobs import runs, unlearning
 from scissorhands_jax.jobs.config import RunConfig
 from scissorhands_jax.jobs.earlier_runs import parse_run_config
-from scissorhands_jax.jobs.job import prepare_job, saved_identity
+from scissorhands_jax.jobs.job import Job, prepare_job, saved_identity
 from scissorhands_jax.jobs.loading import load_run
 from scissorhands_jax.methods import MethodSettings
 from scissorhands_jax.terminal import Console, say
@@ -216,20 +226,35 @@ def _unlearned(book: Ledger, started: RunStarted, subject: Subject, console: Con
     asked = requests_of(book, started)
     check_content(book, config, asked)
     job = prepare_job(config)
-    advice = "nothing of it counts, so begin again with `scissorhands request run`"
     if not np.array_equal(job.positions, _still_to_forget(book, asked)[1]):
-        raise InputError(f"the list of what run {started.run} must make the network forget was changed; {advice}")
+        raise InputError(f"the list of what run {started.run} must make the network forget was changed; {BEGIN_AGAIN}")
     if hashing.network_sha256(job.params, job.model_state) != started.network:
         raise InputError(f"the network that run {started.run} started from has changed; put it back from your backup")
-    if not (out / runs.RESULTS_FILE).is_file() or not (out / "report.html").is_file():
-        if out.exists() and not (out / runs.RUN_FILE).is_file():
-            shutil.rmtree(out)  # The run was stopped while it made the folder.
-        unlearning.unlearn(config, out, resume=True, insist=True, console=console)  # The verdict judges it.
+    left = _left_by_unlearning(book, started, job, out, console)
+    files_as_left(book, started, left, out)
     results = report.read_results(out / runs.RESULTS_FILE)
-    identity = saved_identity(out, advice)
-    check_same(identity.document(), job.identity(), str(out), advice, warn=False)
+    identity = saved_identity(out, BEGIN_AGAIN)
+    check_same(identity.document(), job.identity(), str(out), BEGIN_AGAIN, warn=False)
     after = load_run(job.model, str(out))
-    return Unlearned(started, job, out, after, hashing.network_sha256(*after), results, identity.digest)
+    if hashing.network_sha256(*after) != left.network:
+        raise InputError(f"the network in {out} is not the one that run {started.run} has made; {BEGIN_AGAIN}")
+    return Unlearned(started, job, out, after, left.network, results, identity.digest, left)
+
+
+def _left_by_unlearning(book: Ledger, started: RunStarted, job: Job, out: Path, console: Console) -> RunUnlearned:
+    """Unlearns, and says in the history what is in the folder of the run then, unless the history says it already."""
+    done = [entry for entry in book.entries(RunUnlearned) if entry.run == started.run]
+    if done:
+        return done[0]
+    # Nobody vouches for results of which the history knows nothing, and without its file a run was never begun.
+    if out.exists() and ((out / runs.RESULTS_FILE).is_file() or not (out / runs.RUN_FILE).is_file()):
+        shutil.rmtree(out)
+    unlearning.unlearn(job.config, out, resume=True, insist=True, console=console)  # The verdict judges it.
+    salt = salt_of(book, started)
+    network = hashing.network_sha256(*load_run(job.model, str(out)))
+    left = RunUnlearned(run=started.run, network=network, files=records.run_files(out, salt).digest(salt))
+    book.append(left)
+    return left
 
 
 def _still_to_forget(book: Ledger, group: Sequence[Request]) -> tuple[list[Request], np.ndarray]:

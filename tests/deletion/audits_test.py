@@ -372,7 +372,7 @@ class TestSigned:
         assert command("run", "--ledger", folder, *FORGET, "--audit", path) == 2
         assert "its network after is 000" in error_of(capsys)
         with Ledger(folder) as book:
-            assert [event.entry.kind for event in book.history()][-2:] == ["started", "failed"]
+            assert [event.entry.kind for event in book.history()][-3:] == ["started", "unlearned", "failed"]
             assert [request.state for request in book.requests()] == [entries.OPEN]
         assert verified(folder, "--quick", capsys=capsys) == []
 

@@ -119,21 +119,87 @@ def test_a_run_that_fails_when_it_is_resumed_leaves_no_position(book_folder, spo
     assert [path for path in (book_folder / "runs").iterdir() if "000003" in path.name] == []
 
 
-def test_a_run_that_was_stopped_is_judged_only_as_what_it_was_begun_as(book_folder, monkeypatch, capsys):
-    """Its folder may hold another run by then, whose network and results are whole."""
+def other_network(book, out):
+    for name in ("network", "network.safetensors"):
+        replace_with(out.parent / "000002" / name, out / name)
+
+
+def other_run(book, out):
+    replace_with(out.parent / "000002", out)
+
+
+def other_seed(book, out):
+    saved = saved_identity(out)
+    other = dataclasses.replace(saved, chosen={**saved.chosen, "seed": 7})
+    (out / "run.json").write_text(json.dumps(other.document()))
+
+
+def replace_with(source, place):
+    if source.is_dir():
+        shutil.rmtree(place)
+        shutil.copytree(source, place)
+    else:
+        shutil.copy(source, place)
+
+
+CHANGES = {
+    "another network": other_network,
+    "another run": other_run,
+    "another seed": other_seed,
+    "better numbers": lambda book, out: (out / "results.json").write_text((out / "results.json").read_text() + " "),
+    "one file more": lambda book, out: (out / "network" / "more").touch(),
+    "one file less": lambda book, out: (out / "report.html").unlink(),
+    "no folder": lambda book, out: shutil.rmtree(out),
+}
+
+
+def test_a_run_that_was_stopped_is_judged_only_as_what_it_has_left(book_folder, monkeypatch, capsys):
+    """Its folder may have been changed, or hold another run by then, whose network and results are whole."""
     with monkeypatch.context() as patched:
         patched.setattr(running, "judge_run", interrupted)
         assert command("run", "--ledger", book_folder, *QUICK) == 130
-    file = records.run_folder(book_folder, 3) / "run.json"
-    saved, identity = json.loads(file.read_text()), saved_identity(file.parent)
-    other = dataclasses.replace(identity, chosen={**identity.chosen, "seed": 7})
-    capsys.readouterr()
-    for document, message in ((saved | {"seed": 7}, "have the digest"), (other.document(), "seed was 7 and is now 0")):
-        file.write_text(json.dumps(document))
-        folder = shutil.copytree(book_folder, book_folder.parent / message[:4])
-        assert command("run", "--ledger", folder) == 2
-        assert message in error_of(capsys)
+    for name, change in CHANGES.items():
+        folder = shutil.copytree(book_folder, book_folder.parent / name)
+        change(folder, records.run_folder(folder, 3))
+        capsys.readouterr()
+        assert command("run", "--ledger", folder) == 2, name
+        assert "is not as run 3 has left it: a file was changed, added or removed" in error_of(capsys), name
         assert states(folder) == ["forgotten", "retrain now", "open"]
+        assert not records.run_folder(folder, 3).exists()
+    other = shutil.copytree(book_folder, book_folder.parent / "in another way")
+    with jax.threefry_partitionable(not jax.config.jax_threefry_partitionable):
+        assert command("run", "--ledger", other) == 2
+    assert "jax_threefry_partitionable was" in error_of(capsys)
+
+
+def test_a_folder_that_is_replaced_while_its_network_is_judged_is_noticed(book_folder):
+    """Such as during an audit, which takes long."""
+
+    def replaces(out, network):
+        other_network(book_folder, out)
+        return verdicts.Evidence("mine", (Finding("f", 0.5, 0.4, 0.6),), ())
+
+    settings = METHODS["finetune"](epochs=1, batch_size=64)
+    with pytest.raises(InputError, match="is not as run 3 has left it"):
+        deletion.run(book_folder, settings, method="finetune", auditor=replaces, console=Console(quiet=True))
+    assert states(book_folder) == ["forgotten", "retrain now", "open"]
+
+
+def test_results_that_the_history_does_not_know_are_made_again(book_folder, monkeypatch):
+    """A process that is killed as soon as the network is there has not said in the history which one it is."""
+    folders = [book_folder, shutil.copytree(book_folder, book_folder.parent / "undisturbed")]
+    with monkeypatch.context() as patched:
+        patched.setattr(running, "salt_of", interrupted)
+        assert command("run", "--ledger", book_folder, *QUICK) == 130
+    out = records.run_folder(book_folder, 3)
+    assert (out / "results.json").exists()
+    other_network(book_folder, out)
+    made = []
+    for folder in folders:
+        assert command("run", "--ledger", folder, *QUICK) == 3
+        with Ledger(folder) as book:
+            made.append(book.entries(RunRecorded)[-1].network)
+    assert made[0] == made[1]
 
 
 @pytest.mark.parametrize(
