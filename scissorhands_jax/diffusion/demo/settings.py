@@ -71,8 +71,8 @@ class DigitsUnlearning:
     Only weights of the attention are re-initialised, as in the published code for Stable Diffusion.
     """
 
-    epochs: int = 8
-    """The number of passes over the retained digits."""
+    epochs: int = 12
+    """The number of passes over the retained digits, the anchor included."""
     batch_size: int = 128
     """The number of retain examples in a step."""
     forget_batch_size: int = 64
@@ -87,7 +87,7 @@ class DigitsUnlearning:
     """The same where the forget loss is that of the published code."""
     anchor: float = 0.2
     """The share of the retained digits that is also seen under the forgotten text, see `anchors.anchored`."""
-    ceiling: float = 0.5
+    ceiling: float = 0.4
     """The forget loss up to which forgotten digits are driven; a step above it follows the retained digits alone."""
     trim: str | None = ".*/attn."
     """The layers that are trimmed, as a pattern for `trees.select`; None is all."""
