@@ -3,9 +3,9 @@
     python -m experiments.diffusion_digits --out experiments/results/diffusion_digits.json
 
 For each seed this trains the network of `scissorhands demo diffusion` once, for 50 epochs instead of 40, and has it
-forget each digit in every way of `VARIANTS`, in 20 epochs instead of 12. Each result is written as soon as it is computed, and the same command
-continues where it was stopped (the original of the seed is then trained again, to the same weights). At the end a
-picture is drawn next to the results.
+forget each digit in every way of `VARIANTS`, in 20 epochs instead of 12. Each result is written as soon as it is
+computed, and the same command continues where it was stopped (the original of the seed is then trained again, to the
+same weights). At the end a picture is drawn next to the results.
 """
 
 from __future__ import annotations
