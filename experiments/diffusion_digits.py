@@ -215,8 +215,8 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _floors(held: Mapping[tuple[str, int, int], Mapping[str, float]]) -> dict[str, float]:
     """The 95th percentile of the distances between two retrained networks by number; nothing without such pairs."""
-    cells = [cell for name, *cell in held if name == RETRAINED and (RETRAINED_AGAIN, *cell) in held]
-    pairs = [(held[RETRAINED, *cell], held[RETRAINED_AGAIN, *cell]) for cell in cells]
+    cells = [(digit, seed) for name, digit, seed in held if name == RETRAINED]
+    pairs = [(held[RETRAINED, *c], held[RETRAINED_AGAIN, *c]) for c in cells if (RETRAINED_AGAIN, *c) in held]
     return {key: float(np.percentile([abs(a[key] - b[key]) for a, b in pairs], 95)) for key in HEADERS if pairs}
 
 
