@@ -1,5 +1,6 @@
 """The code, commands, links and paths of README.md and docs/."""
 
+import configparser
 import json
 import re
 from pathlib import Path
@@ -133,6 +134,18 @@ def test_every_method_and_network_is_named():
     files = (ROOT / "docs" / "guides" / "pytorch-files.md").read_text(encoding="utf-8")
     for name in MODELS:
         assert f"`{name}`" in files or name.startswith("resnet")
+
+
+def test_the_changelog_begins_with_the_version_that_the_package_has():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg", encoding="utf-8")
+    version = config["metadata"]["version"]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    headings = re.findall(r"^## (\S+) \((.*)\)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    number, _, unfinished = version.partition(".dev")
+    assert headings[0][0] == number
+    assert (headings[0][1] == "unreleased") == bool(unfinished)
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\d", date) for _, date in headings[1:])
 
 
 def test_examples_leave_nothing_configured():

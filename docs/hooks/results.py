@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from docs.hooks import text
 from experiments import audit, diffusion_digits, tables
 from scissorhands_jax import reading, report
@@ -36,7 +38,7 @@ def pages() -> dict[str, str | bytes]:
         if "tuning" in path.stem:
             continue
         name, document = name_of(path), reading.read_json(path)
-        body, pictures = _page_of(document, name)
+        body, pictures = _page_of(document, name, path.parent)
         made[f"results/{name}.md"] = f"{_titled(body, name)}\n\n{_provenance(document, path)}"
         made |= {f"results/{stem}": content for stem, content in pictures.items()}
         lines.append(f"| [{name}]({name}.md) | {_headline(document)} | {_made_with(document)} |")
@@ -58,21 +60,27 @@ def _index(lines: Sequence[str]) -> str:
     )
 
 
-def _page_of(document: Document, name: str) -> tuple[str, Mapping[str, str | bytes]]:
-    """The page of a file of results, and its pictures by the names of their files."""
+def _page_of(document: Document, name: str, folder: Path) -> tuple[str, Mapping[str, str | bytes]]:
+    """The page of a file of results in a folder, and its pictures by the names of their files."""
     if "summary" in document:
         return _digits(document), {f"{name}.png": (FOLDER / f"{name}.png").read_bytes()}
     if "evidence" in document:
-        figure = report.figure_svg(report.evidence_figure(document["evidence"], report.METRICS))
-        shown = f"{audit.describe(document)}\n\n![The attacks' numbers, which are in the tables]({name}-attacks.svg)\n"
-        return shown, {f"{name}-attacks.svg": figure}
+        described = audit.describe(document)
+        drawn = _drawn(
+            folder, described, "attacks", lambda: report.evidence_figure(document["evidence"], report.METRICS)
+        )
+        shown = f"{described}\n\n![The attacks' numbers, which are in the tables]({name}-attacks.svg)\n"
+        return shown, {f"{name}-attacks.svg": drawn}
     if _is_table(document):
         described = tables.describe(document, name)
         body = re.sub(r"\]\((\S+\.svg)\)", rf"]({name}-\1)", described.text)
         body += f"\n## Floor and paper\n\n{_floor(document)}"
         if document["config"].get("paper_table") is None:
             body += f" {_NO_PAPER}"
-        pictures = {f"{name}-{stem}.svg": report.figure_svg(found.figure) for stem, found in described.pictures.items()}
+        pictures = {
+            f"{name}-{stem}.svg": _drawn(folder, described.text, stem, lambda found=found: found.figure)
+            for stem, found in described.pictures.items()
+        }
         return body, pictures
     makers: dict[str, Callable[[Document], str]] = {
         "base": _variants,
@@ -84,6 +92,14 @@ def _page_of(document: Document, name: str) -> tuple[str, Mapping[str, str | byt
         if key in document:
             return maker(document), {}
     return _flat(document), {}
+
+
+def _drawn(folder: Path, text: str, stem: str, draw: Callable[[], Figure]) -> str:
+    """A picture as `experiments.tables` has left it in a folder, drawn again where those are of other results."""
+    tables_file, picture = folder / "tables.md", folder / f"{stem}.svg"
+    if picture.exists() and tables_file.exists() and tables_file.read_text(encoding="utf-8") == text:
+        return picture.read_text(encoding="utf-8")
+    return report.figure_svg(draw())
 
 
 def _is_table(document: Document) -> bool:

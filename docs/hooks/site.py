@@ -15,7 +15,7 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # mkdocs loads this file by its path
 
-from docs.hooks import commands, notebooks, outside, reference, results  # noqa: E402
+from docs.hooks import commands, notebooks, outside, reference, results, sources  # noqa: E402
 
 FOLDERS = {"Guides": "guides", "Explanations": "explanations", "Reference": "reference", "Results": "results"}
 """The sections of the navigation with the folders of their pages; a page that mkdocs.yml does not name comes last."""
@@ -63,3 +63,9 @@ def on_page_markdown(markdown: str, page: Page, **arguments: object) -> str:
     """Turns links to files of the repository into links to pages of the site."""
     del arguments
     return outside.with_links(markdown, page.file.src_uri)
+
+
+def on_post_page(output: str, page: Page, **arguments: object) -> str:
+    """Puts the sources into a page of the reference."""
+    del page, arguments
+    return sources.with_sources(output)

@@ -1,0 +1,283 @@
+"""Tables on pages in words, made from committed results: `python -m experiments.findings` writes them into the pages.
+
+A table stands behind the comment `<!-- experiments.findings: NAME -->` and an empty line; the next empty line ends it.
+Numbers in sentences are not written but compared: `sentences` lists them as results have them, and
+`tests/experiments/findings_test.py` looks for each on its page.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments import tables
+from scissorhands_jax import files, reading, report
+from scissorhands_jax.metrics import intervals
+from scissorhands_jax.report import rows as table_rows
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "experiments" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+_TABLE = re.compile(r"(<!-- experiments\.findings: ([a-z0-9_]+) -->\n\n)(?:\|.*\n)*")
+_VARIANTS = {
+    "retrained again": "retrained again",
+    "base": "base",
+    "base, constant rate": "once an epoch, constant rate",
+    "base, uniform ceiling": "once an epoch, uniform ceiling",
+    "base, lambda 0.05": "once an epoch, lambda 0.05",
+    "base, lambda 1": "once an epoch, lambda 1",
+    'base, 9 epochs (as much work as 5 of "every step")': "once an epoch, 9 epochs",
+    "every step, no ceiling": "every step",
+} | {
+    name: name
+    for name in (
+        *("every step, uniform ceiling", "every step, uniform ceiling, lambda 0.05"),
+        *("every step, uniform ceiling, lambda 1", "every step, uniform ceiling, constant rate"),
+        *("every step, uniform ceiling, lambda 0.05, 3 epochs", "every step, held-out ceiling"),
+        *("every step, held-out ceiling, lambda 0.05", "every step, held-out ceiling, always projected"),
+        "every step, held-out ceiling, never projected",
+    )
+}
+_SIMULATED = {
+    "like a retrained one": "alike",
+    "the same, differing by noise of single questions only": "alike, questions independent",
+    "the same, runs differ by 0.1 nats as a whole": "alike, networks differ by 0.1",
+    "the same, heavy tails": "alike, heavy tails",
+    "knows 10 %": "knows 10 %",
+    "knows 20 %": "knows 20 %",
+    "knows 30 %": "knows 30 %",
+    "forgot 20 % too much": "forgot 20 % too much",
+    "right distribution, wrong answers": "right distribution, wrong answers",
+}
+_INTERVALS = {
+    "population AUC": r".*: population_auc",
+    "LiRA AUC": r".*: lira_auc",
+    "RMIA AUC": r".*: rmia_auc",
+    "U-LiRA AUC, methods and original": r"(original|perfect|leaky): u_lira_auc",
+    "U-LiRA AUC, retrained against retrained (4 pairs)": r"retrained against retrained: u_lira_auc",
+    "true positive rates at 1 %, methods, original and retrained": r"(original|retrain|perfect|leaky): .*_tpr_at_1",
+    "true positive rates at 0.1 %": r".*_tpr_at_0\.1",
+    "forgetting score": r".*: forgetting_score(_halves)?",
+    "KLoM, forget and held out, 8 networks of each kind": r".*: klom_(forget|held_out)",
+    "KLoM, retain (20 examples), 8 networks of each kind": r".*: klom_retain",
+    "KLoM, half the networks (4 of each kind)": r".*: klom_.*_halves",
+}
+
+
+def main(arguments: Sequence[str] = ()) -> int:
+    """Writes every table into the pages that show it, and returns the exit status."""
+    del arguments
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        if filled(text) != text:
+            files.write_text(page, filled(text))
+    return 0
+
+
+def filled(text: str) -> str:
+    """A page with its tables as the committed results have them.
+
+    Raises:
+      KeyError: A comment names a table that there is not.
+    """
+    return _TABLE.sub(lambda found: found[1] + TABLES[found[2]](), text)
+
+
+def sentences() -> Iterator[tuple[str, str]]:
+    """Parts of sentences with numbers, as committed results have them, each with the page on which it stands."""
+    findings = "experiments/README.md"
+    real = _read("resnet20_cifar10_random10/results.json")
+    before, after = real["before"], real["after"]
+    for part, words in (
+        ("forget", "forgotten images went"),
+        ("retain", "on the retained"),
+        ("test", "on the test set"),
+    ):
+        yield findings, f"{words} from {before[f'acc_{part}']:.2f} % to {after[f'acc_{part}']:.2f} %"
+    yield findings, f"went from {before['mia']:.1f} % to {after['mia']:.1f} %"
+    yield (
+        "docs/results/what-did-not-work.md",
+        f"{after['acc_forget']:.1f} % of the forgotten images were still answered",
+    )
+    gaps = _gaps("cifar10_small")
+    yield (
+        "README.md",
+        f"is {_mean(gaps['original'])} points for the original, {_interval(gaps['scissorhands'])} for Scissorhands, "
+        f"{_interval(gaps['neggrad_plus'])} for the next method, NegGrad+",
+    )
+    yield "README.md", f"and {_interval(gaps[report.REDRAWN])} between two retrained networks"
+    faces = _gaps("faces")
+    yield (
+        findings,
+        f"The Avg. Gap is {_mean(faces['original'])} for the original and "
+        f"{_interval(faces[report.REDRAWN], 2)} between two retrained networks",
+    )
+    step = _read("diffusion_full_cpu.json")["unlearn"]
+    yield findings, f"({step['parameters']:,} random weights"
+    yield findings, f"The step was projected (dual variable {step['steps'][0]['dual']:.2f})"
+    peak = f"{step['peak_gib']:.0f} GiB"
+    yield "docs/guides/diffusion.md", f"took {peak} on a CPU"
+
+
+def _variants_table() -> str:
+    """One seed of `cifar10_small` with one thing changed at a time."""
+    rows = {row["variant"]: row for row in _read("variants/cifar10_small_seed0.json")["rows"]}
+    lines = []
+    for name, variant in _VARIANTS.items():
+        row = rows[variant]
+        metrics = [row["metrics"][column] for column in ("acc_forget", "acc_retain", "acc_test", "mia")]
+        lines.append([name, *(f"{value:.1f}" for value in (*metrics, row["avg_gap"], row["score"]))])
+    header = ["`cifar10_small`, seed 0", "Acc forget", "Acc retain", "Acc test", "MIA", "Avg. Gap", "score"]
+    return _table(header, lines)
+
+
+def _own_tasks_table() -> str:
+    """The gaps of three networks that are no image classifiers, the closest method in bold type."""
+    columns = {"original": "original", report.REDRAWN: report.REDRAWN, "finetune": "finetune"}
+    columns |= {"gradient_ascent": "gradient ascent", "neggrad_plus": "NegGrad+", "scissorhands": "Scissorhands"}
+    lines = []
+    for name, words in (("diabetes", "diabetes"), ("japanese_vowels", "Japanese vowels"), ("m1_yearly", "M1 yearly")):
+        gaps = {method: statistics.fmean(found) for method, found in _gaps(name).items() if method in columns}
+        best = min((method for method in columns if method not in ("original", report.REDRAWN)), key=gaps.__getitem__)
+        cells = [f"**{gaps[method]:.1f}**" if method == best else f"{gaps[method]:.1f}" for method in columns]
+        lines.append([f"Avg. Gap, {words}", *cells])
+    return _table(["", *columns.values()], lines)
+
+
+def _recipes_table() -> str:
+    """Both recipes of retraining on the same images."""
+    document = _read("recipes_small/results.json")
+    (methods,) = report.grouped(report.with_gaps(document["rows"])).values()
+    epochs = {name: settings["epochs"] for name, settings in document["config"]["scenarios"][0]["methods"].items()}
+    paper = document["config"]["training"]["epochs"]
+    names = {
+        f"paper's recipe, {paper} epochs": "retrain",
+        "the same, drawn again": "paper, drawn again",
+        f"paper's recipe, {epochs['paper, shortened']} epochs": "paper, shortened",
+        f"fast recipe, {epochs['fast']} epochs": "fast",
+        f"fast recipe, {epochs['fast, half as long']} epochs": "fast, half as long",
+    }
+    lines = []
+    for words, method in names.items():
+        retain, test, gap, rte = (
+            table_rows.numbers(methods[method], column) for column in ("acc_retain", "acc_test", "avg_gap", "rte")
+        )
+        spread = f" ± {statistics.stdev(test):.1f}"
+        lines.append([words, _mean(retain), f"{_mean(test)}{spread}", _mean(gap), f"{statistics.fmean(rte):.2f}"])
+    return _table(["retrained by", "Acc retain", "Acc test", "Avg. Gap", "RTE"], lines)
+
+
+def _digits_table() -> str:
+    """How diffusion networks draw digits: means over digits with the lowest and the highest."""
+    document = _read("diffusion_digits.json")
+    lines = []
+    for network in document["summary"]:
+        rows = [row for row in document["rows"] if row["network"] == network]
+        cells = []
+        for column in ("forget", "kept", "unasked", "frechet"):
+            key, digits = ("value", 2) if column == "frechet" else ("percent", 1)
+            mean = document["summary"][network][column]["mean"]["value"]
+            found = [row[column][key] for row in rows]
+            cells.append(f"{mean:.{digits}f} ({min(found):.{digits}f} to {max(found):.{digits}f})")
+        lines.append([network, *cells])
+    header = ["network", "forgotten digit, %", "other digits, %", "unasked, %", "Fréchet distance"]
+    return _table(header, lines)
+
+
+def _full_step_table() -> str:
+    """What a step of unlearning costs at the size of Stable Diffusion."""
+    names = {
+        "saliency of one example": "saliency of one example",
+        "exact threshold over all kernels, and mask": "threshold and mask",
+        "re-initialisation": "re-initialisation",
+        "projected repair step": "repair step",
+    }
+    parts = _read("diffusion_full_cpu.json")["unlearn"]["parts"]
+    lines = [
+        [words, f"{cost['seconds']:.0f}", f"{cost['seconds_compile']:.0f}", f"{cost['peak_gib']:.1f}"]
+        for words, cost in ((words, parts[part]) for words, part in names.items())
+    ]
+    return _table(["part", "seconds", "compilation", "peak of the process, GiB"], lines)
+
+
+def _forgetting_tests_table() -> str:
+    """How often three tests of forgetting reject at 5 %, in percent, with 400 questions."""
+    found = _read("forgetting_tests.json")["simulations"]
+
+    def rejected(retrained: int, case: str, test: str) -> str:
+        return f"{100 * found[f'{retrained} retrained, 400 questions, {case}']['rejected'][test]:.1f}"
+
+    lines = [
+        [
+            words,
+            *(rejected(5, case, test) for test in ("forget quality", "paired")),
+            *(rejected(retrained, case, "calibrated") for retrained in (3, 5, 10)),
+        ]
+        for words, case in _SIMULATED.items()
+    ]
+    header = ["unlearned network", "forget quality", "paired (Wilcoxon)", "calibrated, 3 retrained"]
+    return _table([*header, "5 retrained", "10 retrained"], lines)
+
+
+def _calibration_table() -> str:
+    """How often the intervals of simulated audits hold the number that they are about, and how wide they are."""
+    numbers = _read("calibration.json")["audits"]["standard"]["numbers"]
+    lines = []
+    for words, pattern in _INTERVALS.items():
+        found = [value for name, value in numbers.items() if re.fullmatch(pattern, name)]
+        coverage = _range([f"{100 * value['coverage']:.0f}" for value in found])
+        reach = _range([f"{value['reach']:.1f}" if value["reach"] < 10 else f"{value['reach']:.0f}" for value in found])
+        lines.append([words, coverage, reach])
+    return _table(["number", "coverage, %", "half-width, standard deviations"], lines)
+
+
+TABLES: Mapping[str, Callable[[], str]] = {
+    "cifar10_small": lambda: tables.brief(report.read_results(tables.RESULTS / "cifar10_small" / "results.json")),
+    "variants": _variants_table,
+    "own_tasks": _own_tasks_table,
+    "recipes": _recipes_table,
+    "digits": _digits_table,
+    "full_step": _full_step_table,
+    "forgetting_tests": _forgetting_tests_table,
+    "calibration": _calibration_table,
+}
+"""What makes each table, by the name in the comment."""
+
+
+def _read(name: str) -> Any:
+    return reading.read_json(tables.RESULTS / name)
+
+
+def _gaps(name: str) -> dict[str, list[float]]:
+    """The Avg. Gap of every seed of a table with one scenario, by method."""
+    document = report.read_results(tables.RESULTS / name / "results.json")
+    (methods,) = report.grouped(report.with_gaps(document["rows"])).values()
+    return {method: table_rows.numbers(rows, "avg_gap") for method, rows in methods.items()}
+
+
+def _mean(values: Sequence[float], digits: int = 1) -> str:
+    return f"{statistics.fmean(values):.{digits}f}"
+
+
+def _interval(values: Sequence[float], digits: int = 1) -> str:
+    """A mean with Student's 95 % interval."""
+    found = intervals.mean_estimate(values)
+    return f"{found.value:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+
+
+def _range(values: Sequence[str]) -> str:
+    """The smallest and the largest of some numbers in words."""
+    low, high = min(values, key=float), max(values, key=float)
+    return low if low == high else f"{low} to {high}"
+
+
+def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, whose columns but the first are set to the right."""
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "".join(f"| {' | '.join(line)} |\n".replace("|  |", "| |") for line in (header, rule, *lines))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
