@@ -8,8 +8,11 @@ import shutil
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
+from scissorhands_jax import models, torch_weights
 from scissorhands_jax.cli.main import COMMANDS, main, read_command
 from tests import shown
 from tests.deletion import trained
@@ -68,6 +71,13 @@ def files(tmp_path_factory):
     (folder / "data.npz").rename(folder / "mine.npz")
     (folder / "forty").rename(folder / "forget.txt")
     shutil.rmtree(folder / "ledger")
+    with np.load(folder / "mine.npz") as arrays:
+        images = arrays["image"][:8]
+    model = models.build("mlp", num_classes=3, image_shape=images.shape[1:])
+    weights = torch_weights.read_state_dict(folder / "mine.safetensors")
+    network = torch_weights.from_state_dict(weights, *jax.eval_shape(model.init, jax.random.key(0)), flatten={})
+    output = np.asarray(model.apply(*network, images, train=False)[0])
+    torch_weights.write_safetensors(folder / "check.pt", {"input": images.transpose(0, 3, 1, 2), "output": output})
     shutil.copy(folder / "mine.safetensors", folder / "small.safetensors")
     names = ("unlearned", "full", "retain90", "retrained1", "retrained2", "retrained3")
     for seed, name in enumerate(names):

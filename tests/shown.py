@@ -10,6 +10,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 SMALLER = {
     "resnet20-12fca82f.th": "mine.safetensors",
+    "mine.pt": "mine.safetensors",
     "--model resnet20": "--model mlp",
     "--dataset cifar10 --data-dir data": "--dataset npz:mine.npz",
     "--dataset digits": "--dataset npz:mine.npz",

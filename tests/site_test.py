@@ -97,7 +97,9 @@ def test_every_public_name_is_in_the_reference_with_its_source(site, pages):
             path = path if path.exists() else path.with_suffix("") / "__init__.py"
             names = set(public_names(path))
             assert {name for name in names if f"scissorhands_jax.{module}.{name}" not in known} == set(), module
-            for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            # Of a function with overloads the last definition counts.
+            nodes = {getattr(node, "name", ""): node for node in ast.parse(path.read_text(encoding="utf-8")).body}
+            for node in nodes.values():
                 if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name in names:
                     source = rf"<code>{path.relative_to(ROOT)}</code>, lines \d+ to {node.end_lineno}</summary>"
                     assert re.search(source, page), f"{module}.{node.name} is shown without its source"
