@@ -124,6 +124,15 @@ def test_the_tests_that_hold_the_guarantees_exist():
         assert re.search(rf"^ *def {name}\(", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE), (path, name)
 
 
+def test_every_cell_of_the_comparison_leads_to_where_it_is_from():
+    text = (ROOT / "docs" / "explanations" / "comparison.md").read_text(encoding="utf-8")
+    rows = [re.split(r" \| ", line.strip("| ")) for line in text.splitlines() if line.startswith("| ")]
+    features = [row for row in rows[1:] if set(row[0]) != {"-"}]
+    assert len(features) > 10
+    for name, *cells in features:
+        assert all(cell == "–" or "](" in cell for cell in cells), name
+
+
 def test_every_method_and_network_is_named():
     readme, tables = (
         path.read_text(encoding="utf-8") for path in (ROOT / "README.md", ROOT / "docs" / "guides" / "tables.md")
