@@ -104,7 +104,7 @@ def test_commands_of_a_page_run_in_order(page, files, tmp_path, monkeypatch):
         # A run about requests may find that the network has to be retrained, which is an answer.
         allowed = {0, 3} if command.startswith("request run") else {0}
         assert main(shlex.split(command)) in allowed, (
-            f"{page.name} shows {line}, run as {command}; tests/shown.py says what is run in place of what"
+            f"{page.name} shows {line}, run as {command}; tests/shown.py has what is run in its place"
         )
 
 
