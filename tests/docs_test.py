@@ -103,7 +103,7 @@ def test_links_and_paths_lead_somewhere(page):
         if re.match(r"https?://", target):
             continue
         path, _, anchor = target.partition("#")
-        found = (page.parent / path).resolve()
+        found = (page.parent / path).resolve() if path else page
         if found.is_relative_to(ROOT / "docs") and MADE.match(str(found.relative_to(ROOT / "docs"))):
             continue
         assert found.exists(), f"{page.name} links to {target}"
