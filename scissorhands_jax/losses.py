@@ -25,6 +25,11 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, *, label_smoothing: floa
       labels: Integers from 0 to C - 1, shape=(N,). With any other the loss is NaN.
       label_smoothing: The share of the target that is spread evenly over all C classes (Szegedy et al., 2016).
     """
+    return cross_entropies(logits, labels, label_smoothing=label_smoothing).mean()
+
+
+def cross_entropies(logits: jax.Array, labels: jax.Array, *, label_smoothing: float = 0.0) -> jax.Array:
+    """The terms of `cross_entropy`, one per example. shape=(N,)"""
     count = logits.shape[-1]
     if label_smoothing == 0:
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -32,7 +37,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, *, label_smoothing: floa
         targets = optax.smooth_labels(jax.nn.one_hot(labels, count, dtype=logits.dtype), label_smoothing)
         losses = optax.softmax_cross_entropy(logits, targets)
     # A negative label would otherwise count classes from the end, and one that is smoothed would count for nothing.
-    return jnp.where((labels >= 0) & (labels < count), losses, jnp.nan).mean()
+    return jnp.where((labels >= 0) & (labels < count), losses, jnp.nan)
 
 
 def kl_divergence(teacher: jax.Array, student: jax.Array, *, temperature: float = 1.0) -> jax.Array:

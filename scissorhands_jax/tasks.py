@@ -71,6 +71,13 @@ class Task:
     """`(examples) -> classes`, integers of shape (N,), of a task whose outputs are logits of classes, shape (N, C). It
     is then measured as in the paper: by accuracy, by the confidence in the true class, and by margins. Examples are
     compared with held-out ones of their class. None for any other task."""
+    weights: Callable[[PyTree], jax.Array] | None = None
+    """`(examples) -> weights` of the examples in the mean loss of a batch, such as the number of tokens of each, so
+    that all tokens count alike. shape=(N,), not negative. None counts all examples alike."""
+    divergence: Callable[[PyTree, PyTree, PyTree, float], jax.Array] | None = None
+    """`(teacher's outputs, outputs, examples, temperature) -> divergences`, one for each example, for methods in which
+    a network learns from another one: T^2 KL(softmax(teacher / T) || softmax(outputs / T)). shape=(N,). None where
+    outputs are no logits; such methods are then refused."""
     ceiling: float | None = None
     """The loss of a network that knows nothing of an example, up to which `scissorhands` drives the forget loss if its
     ceiling is "uniform". None if that is unknown; of a classifier it is the logarithm of the number of classes."""
@@ -139,7 +146,31 @@ class _TaskLoss:
                 f"the loss of the task {self.task.name!r} has shape {jnp.shape(each)} for {count} examples; give one "
                 f"number for each, of shape ({count},)"
             )
-        return jnp.mean(each), model_state
+        return weighted_mean(each, example_weights(self.task, batch)), model_state
+
+
+def task_of(loss_fn: StatefulLossFn) -> Task:
+    """The task whose loss this is: that which `task_loss` was given, and classification for any other loss."""
+    return loss_fn.task if isinstance(loss_fn, _TaskLoss) else CLASSIFICATION
+
+
+def example_weights(task: Task, examples: PyTree) -> jax.Array | None:
+    """The weights of the examples of a batch as shares of their mean, so that a weighted mean is a mean again.
+
+    Args:
+      task: The task.
+      examples: The batch. None is returned for a task that counts all examples alike; weights that are all 0 stay 0.
+    """
+    if task.weights is None:
+        return None
+    weights = task.weights(examples)
+    mean = jnp.mean(weights, dtype=jnp.float32)
+    return weights / jnp.where(mean > 0, mean, 1)
+
+
+def weighted_mean(each: jax.Array, weights: jax.Array | None) -> Scalar:
+    """The mean of numbers of examples, weighted as `example_weights` has it. shape=()"""
+    return jnp.mean(each if weights is None else each * weights)
 
 
 def _label(examples: PyTree) -> chex.Array:
@@ -173,13 +204,20 @@ def classification() -> Task:
     """One of C classes for each example: the network gives logits of shape (N, C), and `label` holds integers (N,)."""
     return Task(
         name="classification",
-        loss=lambda logits, examples: optax.softmax_cross_entropy_with_integer_labels(logits, _label(examples)),
+        loss=lambda logits, examples: losses.cross_entropies(logits, _label(examples)),
         metrics=(
             Metric("acc", "Acc", lambda predicted, examples: 100.0 * (predicted == np.asarray(_label(examples)))),
         ),
         predictions=lambda logits: np.asarray(logits).argmax(axis=-1),
         labels=_label,
+        divergence=_divergences,
     )
+
+
+def _divergences(teacher: PyTree, outputs: PyTree, examples: PyTree, temperature: float) -> jax.Array:
+    """`losses.kl_divergences` of logits (N, C), as `Task.divergence` takes them."""
+    del examples
+    return losses.kl_divergences(teacher, outputs, temperature=temperature)
 
 
 CLASSIFICATION = classification()
@@ -292,6 +330,11 @@ def masked(step_task: Task, mask: str = "mask") -> Task:
         each = step_task.loss(steps(outputs, keep), {"label": steps(_label(examples), keep)}).reshape(keep.shape)
         return jnp.where(keep, each, 0).sum(axis=1) / jnp.maximum(keep.sum(axis=1), 1)
 
+    def divergence(teacher, outputs, examples, temperature):
+        keep = mask_of(examples)
+        each = step_task.divergence(*(steps(part, keep) for part in (teacher, outputs)), {}, temperature)
+        return jnp.where(keep, each.reshape(keep.shape), 0).sum(axis=1) / jnp.maximum(keep.sum(axis=1), 1)
+
     def metric(one: Metric) -> Metric:
         power = 2 if one.summary == "root" else 1
 
@@ -310,5 +353,6 @@ def masked(step_task: Task, mask: str = "mask") -> Task:
         loss=loss,
         metrics=tuple(map(metric, step_task.metrics)),
         predictions=step_task.predictions,
+        divergence=None if step_task.divergence is None else divergence,
         ceiling=step_task.ceiling,
     )

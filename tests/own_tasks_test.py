@@ -198,7 +198,7 @@ def test_an_evaluation_of_ones_own_networks(trained, tmp_path):
         (
             {"scenarios": (Scenario(name="s", forget=("random:0.1",), methods={"scrub": ScrubSettings()}),)},
             {},
-            "Scrub reads logits or labels of classes, and the task is regression",
+            "Scrub compares the outputs of two networks, and the task 'regression' has no divergence",
         ),
     ],
 )

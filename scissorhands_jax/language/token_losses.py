@@ -7,14 +7,16 @@ by nothing and never counts.
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from scissorhands_jax.base import Key, Model, ModelState, Params, PyTree, Scalar, StatefulLossFn
+from scissorhands_jax.base import Model, PyTree, StatefulLossFn
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.tasks import Metric, Task, task_loss
 
 
 class Answers(NamedTuple):
@@ -86,7 +88,8 @@ def kl_to(original: jax.Array, logits: jax.Array) -> jax.Array:
 def token_loss(model: Model) -> StatefulLossFn:
     """The mean negative log-likelihood of a token of the answers, as a loss that every method takes.
 
-    Every token of the batch counts alike, so long answers count for more than short ones, as in the published code.
+    It is `tasks.task_loss` of the task of `answers_task`, so that methods which need more than a loss can be built from
+    it. Every token of the batch counts alike, so long answers count for more than short ones, as in the published code.
     `losses.microbatched` averages over parts, so there tokens count alike within a part only.
 
     Args:
@@ -95,16 +98,52 @@ def token_loss(model: Model) -> StatefulLossFn:
     Returns:
       The general form of the loss. Losses of one network are equal, so they share compiled code.
     """
-    return _TokenLoss(model)
+    return task_loss(model, answers_task())
 
 
-@dataclasses.dataclass(frozen=True)
-class _TokenLoss:
-    model: Model
+@functools.cache
+def answers_task() -> Task:
+    """The task of a language model: the tokens of answers, each from the tokens before it.
 
-    def __call__(
-        self, params: Params, model_state: ModelState, batch: PyTree, *, train: bool, key: Key | None
-    ) -> tuple[Scalar, ModelState]:
-        answers = answers_of(batch)
-        logits, model_state = self.model.apply(params, model_state, batch["tokens"], train=train, key=key)
-        return mean_over_tokens(token_nll(logits[:, :-1], answers), answers.mask), model_state
+    The loss of an example is the mean negative log-likelihood of a token of its answer in nats, and in the mean of a
+    batch it weighs as much as its answer has tokens. Two networks are compared by the divergence of their predictions
+    of these tokens, weighted alike. The metrics are the probability of an answer normalized by its length,
+    exp(-loss), and the share of its tokens that are the most probable ones (exact memorisation), in percent. An example
+    without answer tokens has a loss of 0 and no weight.
+    """
+    return Task(
+        name="answers",
+        loss=lambda logits, examples: _row_means(token_nll(logits[:, :-1], answers_of(examples)), examples),
+        metrics=(
+            Metric("probability", "P(answer)", lambda logits, examples: 100.0 * np.exp(-_losses(logits, examples))),
+            Metric("exact", "Exact", lambda logits, examples: 100.0 * _exact(logits, examples)),
+        ),
+        inputs=_tokens,
+        weights=lambda examples: answers_of(examples).mask.sum(axis=1),
+        divergence=_divergence,
+    )
+
+
+def _tokens(examples: PyTree) -> jax.Array:
+    answers_of(examples)  # refuses what is no batch of text
+    return examples["tokens"]
+
+
+def _row_means(values: jax.Array, examples: PyTree) -> jax.Array:
+    """The mean of values (N, T - 1) over the tokens of each answer. shape=(N,)"""
+    mask = answers_of(examples).mask
+    return jnp.where(mask, values, 0.0).sum(axis=1) / jnp.maximum(mask.sum(axis=1), 1)
+
+
+def _losses(logits: PyTree, examples: PyTree) -> np.ndarray:
+    return np.asarray(_row_means(token_nll(jnp.asarray(logits)[:, :-1], answers_of(examples)), examples), np.float64)
+
+
+def _exact(logits: PyTree, examples: PyTree) -> np.ndarray:
+    right = jnp.asarray(logits)[:, :-1].argmax(axis=-1) == answers_of(examples).labels
+    return np.asarray(_row_means(right, examples), np.float64)
+
+
+def _divergence(teacher: PyTree, logits: PyTree, examples: PyTree, temperature: float) -> jax.Array:
+    each = temperature**2 * kl_to(teacher[:, :-1] / temperature, logits[:, :-1] / temperature)
+    return _row_means(each, examples)

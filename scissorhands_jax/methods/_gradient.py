@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -144,6 +144,28 @@ def check_not_empty(data: Data, parts: tuple[str, ...]) -> None:
     for part in parts:
         if data_lib.size(getattr(data, part)) == 0:
             raise InputError(f"the {part} set is empty; name at least one training example for it")
+
+
+def for_classes(name: str, method: Method, *, otherwise: str = "") -> Method:
+    """The method, which refuses examples without classes before it begins.
+
+    Args:
+      name: What the method is called.
+      method: The method, which reads the `label` of examples.
+      otherwise: What a user can do in the first place, such as another setting of the method.
+    """
+
+    def init(key: Key, params: Params, model_state: ModelState, data: Data) -> Carry:
+        for part, examples in data._asdict().items():
+            if data_lib.size(examples) and not (isinstance(examples, Mapping) and "label" in examples):
+                found = ", ".join(map(str, examples)) if isinstance(examples, Mapping) else "no names"
+                raise InputError(
+                    f"{name} reads the class of every example, and the {part} set has {found} and no 'label'; "
+                    f"{otherwise}take a method that needs only a loss, such as scissorhands or finetune"
+                )
+        return method.init(key, params, model_state, data)
+
+    return method._replace(init=init)
 
 
 def split_key(key: Key | None) -> tuple[Key | None, Key | None]:

@@ -18,7 +18,7 @@ from scissorhands_jax import losses, microbatches
 from scissorhands_jax.base import Batch, Carry, Data, Dataset, Key, Method, Model, ModelState, Params, StatefulLossFn
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.keywords import takes
-from scissorhands_jax.methods._gradient import descend, forget_batches, mixed_batches
+from scissorhands_jax.methods._gradient import descend, for_classes, forget_batches, mixed_batches
 from scissorhands_jax.methods.boundary_shrink import PixelRange, check_clip, check_range
 from scissorhands_jax.methods.settings import LogitArguments, TrainingSettings
 from scissorhands_jax.models.layers import as_float
@@ -140,7 +140,7 @@ def amun(model: Model, optimizer: optax.GradientTransformation, options: AmunArg
     reads: tuple[str, ...] = ("forget", "retain") if options.uses_retain else ("forget",)
     of_forget = max(1, options.batch_size // 2)
     batches = mixed_batches(options.batch_size, copies=2) if options.uses_retain else forget_batches(of_forget)
-    return descend(objective, optimizer, batches=batches, reads=reads, aux=aux)
+    return for_classes("amun", descend(objective, optimizer, batches=batches, reads=reads, aux=aux))
 
 
 class AdversarialExamples(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -13,11 +13,12 @@ import optax
 
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import losses, microbatches, trees
-from scissorhands_jax.base import Batch, Data, Key, Method, Model, ModelState, Params, StatefulLossFn
+from scissorhands_jax.base import Batch, Data, Key, Method, Model, ModelState, Params, PyTree, StatefulLossFn
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.keywords import takes
 from scissorhands_jax.methods._gradient import descend, mixed_batches
-from scissorhands_jax.methods.settings import LogitArguments, TrainingSettings
+from scissorhands_jax.methods.settings import TeacherArguments, TrainingSettings
+from scissorhands_jax.tasks import example_weights, task_of, weighted_mean
 
 
 class Teachers(NamedTuple):
@@ -40,7 +41,7 @@ class BadTeacherOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BadTeacherArguments(BadTeacherOptions, LogitArguments):
+class BadTeacherArguments(BadTeacherOptions, TeacherArguments):
     """The keyword arguments of `bad_teacher`."""
 
 
@@ -52,17 +53,20 @@ def bad_teacher(model: Model, optimizer: optax.GradientTransformation, options: 
 
       mean over the batch of  T^2 KL(softmax(t(x) / T) || softmax(s(x) / T)),  t = b on forget, c on retain examples
 
-    Labels are not read. The authors' settings are a retain_fraction of 0.3, T = 1, and one epoch of Adam at 1e-4 with
-    batches of 256; their code also divides by the number of classes and has no T^2.
+    Labels of classes are not read. Over other outputs than logits of classes, T^2 KL is the divergence of the `task`,
+    such as a mean over the tokens of answers. The authors' settings are a retain_fraction of 0.3, T = 1, and one epoch
+    of Adam at 1e-4 with batches of 256; their code also divides by the number of classes and has no T^2.
 
     Args:
       model: The network, which also draws the incompetent teacher.
       optimizer: The optimizer, such as `optimizers.sgd`.
 
     Raises:
-      InputError: A setting is out of its range.
+      InputError: A setting is out of its range, or the task has no divergence.
     """
     retain_fraction, batch_size, parts = options.retain_fraction, options.batch_size, options.microbatches
+    task, compare = options.task, options.task.divergence
+    assert compare is not None
     if not 0 < retain_fraction <= 1:
         raise InputError(f"retain_fraction must lie above 0 and not above 1, got {retain_fraction}")
     temperature = losses.check_temperature(options.temperature)
@@ -75,32 +79,35 @@ def bad_teacher(model: Model, optimizer: optax.GradientTransformation, options: 
 
     def objective(params, carry, batch, key):
         count = data_lib.size(batch.forget)
-        both = losses.inputs_of(batch.forget), losses.inputs_of(batch.retain)
-        images = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *both)
-        images, key = losses.augmented(options.augment, key, images)
-        first, rest = (data_lib.take(images, part) for part in (slice(count), slice(count, None)))
+        examples = _joined(batch.forget, batch.retain)
+        inputs, key = losses.augmented(options.augment, key, task.inputs(examples))
+        first, rest = (data_lib.take(inputs, part) for part in (slice(count), slice(count, None)))
         taught = ((carry.aux.incompetent, first), (carry.aux.competent, rest))
         logits = [
             microbatches.mapped(functools.partial(losses.teacher_logits, model, teacher), x, parts)
             for teacher, x in taught
         ]
         total = count + data_lib.size(batch.retain)
-        forgets = jnp.arange(total) < count
+        forgets, weights = jnp.arange(total) < count, example_weights(task, examples)
+        shares = jnp.ones(total) if weights is None else weights
+        # What either kind weighs, as a share of the whole.
+        of_forget, of_retain = (jnp.mean(jnp.where(chosen, shares, 0)) for chosen in (forgets, ~forgets))
 
-        def mean_loss(params, model_state, examples, key):
-            images, teacher, forgets = examples
-            student, model_state = model.apply(params, model_state, images, train=True, key=key)
-            each = losses.kl_divergences(teacher, student, temperature=temperature)
+        def mean_loss(params, model_state, part, key):
+            inputs, examples, teacher, forgets, weights = part
+            student, model_state = model.apply(params, model_state, inputs, train=True, key=key)
+            each = compare(teacher, student, examples, temperature)
             # Sums over either kind in this part, so that the mean over parts is that over the kind.
             forget, retain = (
-                jnp.mean(jnp.where(chosen, each, 0)) * total / size
-                for chosen, size in ((forgets, count), (~forgets, total - count))
+                weighted_mean(jnp.where(chosen, each, 0), weights) / jnp.where(share > 0, share, 1)
+                for chosen, share in ((forgets, of_forget), (~forgets, of_retain))
             )
-            loss = jnp.mean(each)
+            loss = weighted_mean(each, weights)
             return loss, (model_state, {"loss_mixed": loss, "kl_forget": forget, "kl_retain": retain})
 
         whole = microbatches.accumulated(mean_loss, parts)
-        return whole(params, carry.model_state, (images, jnp.concatenate(logits), forgets), key)
+        parts_of = (inputs, examples, jnp.concatenate(logits), forgets, weights)
+        return whole(params, carry.model_state, parts_of, key)
 
     def batches(key: Key, data: Data, epoch: int) -> Iterable[Batch]:
         subset_key, key = jax.random.split(key)
@@ -113,13 +120,21 @@ def bad_teacher(model: Model, optimizer: optax.GradientTransformation, options: 
     return descend(objective, optimizer, batches=batches, reads=("forget", "retain"), aux=aux)
 
 
+def _joined(forget: PyTree, retain: PyTree) -> PyTree:
+    """Both parts of a batch as one, without the arrays that only one of them has."""
+    if isinstance(forget, Mapping) and isinstance(retain, Mapping):
+        shared = [name for name in forget if name in retain]
+        forget, retain = ({name: part[name] for name in shared} for part in (forget, retain))
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), forget, retain)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BadTeacherSettings(BadTeacherOptions, TrainingSettings):
     """The authors' subset and temperature, with SGD in place of their one epoch of Adam."""
 
     learning_rate: float = 1e-2
     mixed: ClassVar[bool] = True
-    reads_classes: ClassVar[bool] = True
+    compares_outputs: ClassVar[bool] = True
 
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The method with these settings; see `MethodSettings.build`."""
@@ -127,6 +142,7 @@ class BadTeacherSettings(BadTeacherOptions, TrainingSettings):
         method = bad_teacher(
             model,
             self.optimizer(),
+            task=task_of(loss_fn),
             augment=losses.augmentation_of(loss_fn),
             microbatches=self.microbatches,
             **self.values(BadTeacherOptions),

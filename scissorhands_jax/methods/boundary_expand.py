@@ -18,7 +18,7 @@ from scissorhands_jax import losses, microbatches, trees
 from scissorhands_jax.base import ApplyFn, Carry, Data, Key, Method, Model, ModelState, Params, PyTree, StatefulLossFn
 from scissorhands_jax.errors import InputError, check_choice
 from scissorhands_jax.keywords import takes
-from scissorhands_jax.methods._gradient import check_not_empty, descend, forget_batches
+from scissorhands_jax.methods._gradient import check_not_empty, descend, for_classes, forget_batches
 from scissorhands_jax.methods.settings import Gradient, LogitArguments, Mode, TrainingSettings
 
 _CHECKED_IMAGES = 8
@@ -95,7 +95,7 @@ def boundary_expand(model: Model, optimizer: optax.GradientTransformation, optio
         params = widen(carry.params) if options.mode == "authors" else carry.params.params
         return params, carry.model_state
 
-    return method._replace(init=init, finish=finish)
+    return for_classes("boundary_expand", method._replace(init=init, finish=finish))
 
 
 def widened(model: Model) -> Model:

@@ -16,7 +16,7 @@ from scissorhands_jax.base import Data, Key, Method, Model, ModelState, Params, 
 from scissorhands_jax.errors import InputError, check_choice
 from scissorhands_jax.keywords import takes
 from scissorhands_jax.losses import cross_entropy
-from scissorhands_jax.methods._gradient import descend, forget_batches
+from scissorhands_jax.methods._gradient import descend, for_classes, forget_batches
 from scissorhands_jax.methods.settings import Gradient, Mode, TrainingSettings
 from scissorhands_jax.microbatches import mapped
 from scissorhands_jax.models.layers import as_float
@@ -92,7 +92,8 @@ def boundary_shrink(
         loss, model_state = loss_fn(params, carry.model_state, {**examples, "label": labels}, train=True, key=key)
         return loss, (model_state, {"loss_relabelled": loss, "loss_original": jnp.mean(original_losses)})
 
-    return descend(objective, optimizer, batches=forget_batches(options.batch_size), reads=("forget",), aux=aux)
+    method = descend(objective, optimizer, batches=forget_batches(options.batch_size), reads=("forget",), aux=aux)
+    return for_classes("boundary_shrink", method)
 
 
 def adversarial_images(

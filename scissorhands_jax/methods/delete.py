@@ -14,7 +14,7 @@ from scissorhands_jax import losses, microbatches, trees
 from scissorhands_jax.base import Method, Model, StatefulLossFn
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.keywords import takes
-from scissorhands_jax.methods._gradient import descend, forget_batches
+from scissorhands_jax.methods._gradient import descend, for_classes, forget_batches
 from scissorhands_jax.methods.settings import Choices, Gradient, LogitArguments, Range, TrainingSettings
 
 
@@ -77,13 +77,14 @@ def delete(model: Model, optimizer: optax.GradientTransformation, options: Delet
         whole = microbatches.accumulated(mean_loss, parts)
         return whole(params, carry.model_state, (images, batch.forget["label"]), key)
 
-    return descend(
+    method = descend(
         objective,
         optimizer,
         batches=forget_batches(options.batch_size),
         reads=("forget",),
         aux=lambda key, params, model_state, data: trees.copy((params, model_state)),
     )
+    return for_classes("delete", method)
 
 
 def losses_without_the_true_class(teacher: jax.Array, student: jax.Array, labels: jax.Array) -> jax.Array:

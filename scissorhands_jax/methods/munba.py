@@ -15,7 +15,13 @@ from scissorhands_jax import trees
 from scissorhands_jax.base import Batch, Carry, Key, Method, Metrics, Model, ModelState, PyTree, StatefulLossFn
 from scissorhands_jax.errors import check_choice
 from scissorhands_jax.keywords import takes
-from scissorhands_jax.methods._gradient import PairedOptions, follow_direction, forget_once_batches, paired_batches
+from scissorhands_jax.methods._gradient import (
+    PairedOptions,
+    follow_direction,
+    for_classes,
+    forget_once_batches,
+    paired_batches,
+)
 from scissorhands_jax.methods.pair_gradients import pair_gradients
 from scissorhands_jax.methods.salun import RelabelArguments, any_labels, wrong_labels
 from scissorhands_jax.methods.settings import Gradient, Mode, TrainingSettings
@@ -39,6 +45,10 @@ class MunbaOptions(PairedOptions):
 class MunbaArguments(MunbaOptions, RelabelArguments):
     """The keyword arguments of `munba`."""
 
+    num_classes: int = 0
+    """The number of classes, at least 2 for random labels, which are drawn from 0 to `num_classes - 1`; "ascent" does
+    not read it."""
+
 
 @takes(MunbaArguments)
 def munba(loss_fn: StatefulLossFn, optimizer: optax.GradientTransformation, options: MunbaArguments) -> Method:
@@ -55,7 +65,8 @@ def munba(loss_fn: StatefulLossFn, optimizer: optax.GradientTransformation, opti
     of `sgd(1e-2)` with batches of 256; it has no launch script for classification.
 
     Args:
-      loss_fn: The general form of the loss, a mean over a batch. With random labels, batches have a "label" entry.
+      loss_fn: The general form of the loss, a mean over a batch. With random labels, batches have a "label" entry;
+        without one, as in batches of text, take `forget_loss="ascent"`.
       optimizer: The optimizer, such as `optimizers.sgd`.
 
     Raises:
@@ -90,7 +101,10 @@ def munba(loss_fn: StatefulLossFn, optimizer: optax.GradientTransformation, opti
         return agreed, model_state, {**metrics, "cosine": cosine}
 
     batches = forget_once_batches(options) if published else paired_batches(options)
-    return follow_direction(direction, optimizer, batches=batches, reads=("forget", "retain"))
+    method = follow_direction(direction, optimizer, batches=batches, reads=("forget", "retain"))
+    if draw is None:
+        return method
+    return for_classes("munba with random labels", method, otherwise='give it forget_loss="ascent", or ')
 
 
 def bargain(retain: PyTree, forget: PyTree) -> tuple[PyTree, jax.Array]:

@@ -16,7 +16,7 @@ from scissorhands_jax import masks, saliency, trees
 from scissorhands_jax.base import Data, Key, Mask, Method, Model, ModelState, Params, PyTree, StatefulLossFn
 from scissorhands_jax.errors import InputError, check_choice
 from scissorhands_jax.keywords import takes
-from scissorhands_jax.methods._gradient import descend, forget_first_batches, mixed_batches
+from scissorhands_jax.methods._gradient import descend, for_classes, forget_first_batches, mixed_batches
 from scissorhands_jax.methods.settings import Mode, TrainingSettings
 
 Relabel = Callable[[Key, jax.Array], jax.Array]
@@ -136,7 +136,7 @@ def salun(loss_fn: StatefulLossFn, optimizer: optax.GradientTransformation, opti
         batches = mixed_batches(options.batch_size)
     else:
         batches = forget_first_batches(options.batch_size, fill=mode == "paper")
-    return descend(
+    method = descend(
         objective,
         optimizer,
         batches=batches,
@@ -144,6 +144,7 @@ def salun(loss_fn: StatefulLossFn, optimizer: optax.GradientTransformation, opti
         aux=aux,
         mask_of=(lambda mask: mask) if update_masked else None,
     )
+    return for_classes("random labels", method)
 
 
 def salun_mask(

@@ -15,7 +15,8 @@ from scissorhands_jax.base import Batch, Data, Key, Method, Model, StatefulLossF
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.keywords import takes
 from scissorhands_jax.methods._gradient import descend, forget_batches, retain_batches
-from scissorhands_jax.methods.settings import Gradient, LogitArguments, TrainingSettings
+from scissorhands_jax.methods.settings import Gradient, TeacherArguments, TrainingSettings
+from scissorhands_jax.tasks import example_weights, task_of, weighted_mean
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class ScrubOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ScrubArguments(ScrubOptions, LogitArguments):
+class ScrubArguments(ScrubOptions, TeacherArguments):
     """The keyword arguments of `scrub`."""
 
 
@@ -51,6 +52,9 @@ def scrub(model: Model, optimizer: optax.GradientTransformation, options: ScrubA
       max pass, in the first `forget_epochs` epochs:  minimise  -mean over forget examples of d
       min pass, in every epoch:                       minimise  mean over retain examples of alpha d + gamma CE
 
+    Over other outputs than logits of classes, d and CE are the divergence and the loss of the `task`, such as means
+    over the tokens of answers.
+
     The rewinding of SCRUB+R, which returns to the epoch whose forget error suits a validation set, is left out. In a
     network without BatchNorm and dropout the student starts at d = 0, where the gradient of d vanishes: the first max
     pass then does next to nothing. The defaults are those of the authors' notebook for the large scale: 3 epochs of
@@ -62,9 +66,11 @@ def scrub(model: Model, optimizer: optax.GradientTransformation, options: ScrubA
       optimizer: The optimizer, such as `optimizers.sgd`.
 
     Raises:
-      InputError: A setting is out of its range.
+      InputError: A setting is out of its range, or the task has no divergence.
     """
-    kl_weight, loss_weight, parts = options.kl_weight, options.loss_weight, options.microbatches
+    kl_weight, loss_weight, parts, task = options.kl_weight, options.loss_weight, options.microbatches, options.task
+    compare = task.divergence
+    assert compare is not None
     if options.forget_epochs < 1:
         raise InputError(f"forget_epochs must be at least 1, got {options.forget_epochs}")
     if kl_weight < 0 or loss_weight < 0:
@@ -75,21 +81,21 @@ def scrub(model: Model, optimizer: optax.GradientTransformation, options: ScrubA
 
     def objective(params, carry, batch, key):
         examples = batch.forget if batch.retain is None else batch.retain
-        images, key = losses.augmented(options.augment, key, losses.inputs_of(examples))
+        inputs, key = losses.augmented(options.augment, key, task.inputs(examples))
 
-        def mean_loss(params, model_state, examples, key):
-            images, labels = examples
-            teacher = losses.teacher_logits(model, carry.aux, images)
-            student, model_state = model.apply(params, model_state, images, train=True, key=key)
-            divergence = losses.kl_divergence(teacher, student, temperature=temperature)
-            loss = losses.cross_entropy(student, labels)
+        def mean_loss(params, model_state, part, key):
+            inputs, examples, weights = part
+            teacher = losses.teacher_logits(model, carry.aux, inputs)
+            student, model_state = model.apply(params, model_state, inputs, train=True, key=key)
+            divergence = weighted_mean(compare(teacher, student, examples, temperature), weights)
+            loss = weighted_mean(task.loss(student, examples), weights)
             if batch.retain is None:
                 return -divergence, (model_state, {"loss_forget": loss, "kl_forget": divergence})
             value = kl_weight * divergence + loss_weight * loss
             return value, (model_state, {"loss_retain": loss, "kl_retain": divergence})
 
         whole = microbatches.accumulated(mean_loss, parts)
-        return whole(params, carry.model_state, (images, examples["label"]), key)
+        return whole(params, carry.model_state, (inputs, examples, example_weights(task, examples)), key)
 
     def batches(key: Key, data: Data, epoch: int) -> Iterable[Batch]:
         max_key, min_key = jax.random.split(key)
@@ -112,7 +118,7 @@ class ScrubSettings(ScrubOptions, TrainingSettings):
     epochs: int = 3
     learning_rate: float = 5e-4
     gradients: ClassVar[tuple[Gradient, ...]] = ("either",)
-    reads_classes: ClassVar[bool] = True
+    compares_outputs: ClassVar[bool] = True
 
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The method with these settings; see `MethodSettings.build`."""
@@ -120,6 +126,7 @@ class ScrubSettings(ScrubOptions, TrainingSettings):
         method = scrub(
             model,
             self.optimizer(),
+            task=task_of(loss_fn),
             augment=losses.augmentation_of(loss_fn),
             microbatches=self.microbatches,
             **self.values(ScrubOptions),

@@ -20,7 +20,7 @@ from scissorhands_jax import data as data_lib
 from scissorhands_jax import losses, microbatches, models, optimizers
 from scissorhands_jax.base import Batch, Carry, Data, Key, Method, Model, ModelState, Params, StatefulLossFn
 from scissorhands_jax.errors import InputError, check_choice
-from scissorhands_jax.tasks import Task
+from scissorhands_jax.tasks import CLASSIFICATION, Task
 
 Mode = Literal["paper", "authors"]
 """Whether a method follows its paper or the code that its authors published."""
@@ -52,6 +52,8 @@ class MethodSettings:
     that its beginning holds. Gradients of single examples are in `num_gradients`."""
     reads_classes: ClassVar[bool] = False
     """Whether the method reads logits or labels of classes."""
+    compares_outputs: ClassVar[bool] = False
+    """Whether the method compares the outputs of two networks, for which the task must have a divergence."""
     search_ranges: ClassVar[Mapping[str, Range | Choices]] = {}
     """The settings that `jobs.search` tunes: a number with the range in which it is searched on a logarithmic scale, a
     name with the names among which it is chosen."""
@@ -104,6 +106,19 @@ class LogitArguments(MicrobatchOptions):
     augment: losses.Augment | None = None
     """What is done to the images of a step, `(key, images) -> images`, as for `classification_loss`. Teachers and
     student see the same images. None changes nothing."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TeacherArguments(LogitArguments):
+    """What methods take in which a network learns from the outputs of another one."""
+
+    task: Task = CLASSIFICATION
+    """What the network is for, which says what it is applied to, its loss, and how outputs are compared
+    (`Task.divergence`); classification by default."""
+
+    def __post_init__(self) -> None:
+        if self.task.divergence is None:
+            raise InputError(f"the task {self.task.name!r} has no divergence of outputs; give it one")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -233,7 +248,8 @@ def of_task(settings: MethodSettings, task: Task) -> MethodSettings:
       task: What the network is for.
 
     Raises:
-      InputError: The method takes classifiers alone, or the ceiling of the task is not known.
+      InputError: The method takes classifiers alone, the task lacks the divergence that it needs, or the ceiling of the
+        task is not known.
     """
     if task.classifies:
         return settings
@@ -242,6 +258,11 @@ def of_task(settings: MethodSettings, task: Task) -> MethodSettings:
         raise InputError(
             f"{method} reads logits or labels of classes, and the task is {task.name}; take a method that needs only a "
             "loss, such as scissorhands, finetune, gradient_ascent or neggrad_plus"
+        )
+    if settings.compares_outputs and task.divergence is None:
+        raise InputError(
+            f"{method} compares the outputs of two networks, and the task {task.name!r} has no divergence of them; "
+            "give it one, or take a method that needs only a loss, such as scissorhands or finetune"
         )
     if getattr(settings, "ceiling", None) != "uniform":
         return settings

@@ -33,7 +33,13 @@ from scissorhands_jax.base import (
 )
 from scissorhands_jax.errors import InputError, check_choice
 from scissorhands_jax.keywords import takes
-from scissorhands_jax.methods._gradient import PairedOptions, check_not_empty, count_batches, further_batches
+from scissorhands_jax.methods._gradient import (
+    PairedOptions,
+    check_not_empty,
+    count_batches,
+    for_classes,
+    further_batches,
+)
 from scissorhands_jax.methods.settings import Choices, Gradient, Mode, Range, ScheduleName, TrainingSettings
 
 _SCHEDULES = (optax.ScaleByScheduleState, optax.InjectStatefulHyperparamsState)
@@ -181,7 +187,7 @@ def sfron(
             for number, positions in enumerate(retain, first)
         )
 
-    return Method(init, step, batches)
+    return for_classes("sfron", Method(init, step, batches))
 
 
 def weighted_gradient(
