@@ -330,9 +330,12 @@ def masked(step_task: Task, mask: str = "mask") -> Task:
         each = step_task.loss(steps(outputs, keep), {"label": steps(_label(examples), keep)}).reshape(keep.shape)
         return jnp.where(keep, each, 0).sum(axis=1) / jnp.maximum(keep.sum(axis=1), 1)
 
+    compare = step_task.divergence
+
     def divergence(teacher, outputs, examples, temperature):
         keep = mask_of(examples)
-        each = step_task.divergence(*(steps(part, keep) for part in (teacher, outputs)), {}, temperature)
+        assert compare is not None
+        each = compare(steps(teacher, keep), steps(outputs, keep), {}, temperature)
         return jnp.where(keep, each.reshape(keep.shape), 0).sum(axis=1) / jnp.maximum(keep.sum(axis=1), 1)
 
     def metric(one: Metric) -> Metric:
@@ -353,6 +356,6 @@ def masked(step_task: Task, mask: str = "mask") -> Task:
         loss=loss,
         metrics=tuple(map(metric, step_task.metrics)),
         predictions=step_task.predictions,
-        divergence=None if step_task.divergence is None else divergence,
+        divergence=None if compare is None else divergence,
         ceiling=step_task.ceiling,
     )

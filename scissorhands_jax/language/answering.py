@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,30 +39,75 @@ def _scores(apply: Any, params: Params, model_state: ModelState, tokens: jax.Arr
     return own, own >= logs.max(axis=-1), mean, jnp.sqrt(jnp.maximum(variance, 0.0))
 
 
-def greedy_answers(model: Model, params: Params, model_state: ModelState, rows: PyTree) -> np.ndarray:
+class StepDecoder(NamedTuple):
+    """How a network says one token after the other, holding what it computed of those before.
+
+    Attributes:
+      start: `(params, model_state, rows, length) -> cache` of nothing yet, with room for `length` tokens.
+      step: `(params, model_state, cache, tokens, position) -> (logits, cache)`: takes the token at `position` of each
+        row, shape (N,), and predicts the next one, shape (N, V).
+    """
+
+    start: Callable[[Params, ModelState, int, int], PyTree]
+    step: Callable[[Params, ModelState, PyTree, jax.Array, jax.Array], tuple[jax.Array, PyTree]]
+
+
+def greedy_answers(
+    model: Model,
+    params: Params,
+    model_state: ModelState,
+    rows: PyTree,
+    *,
+    end: int = END,
+    decoder: StepDecoder | None = None,
+) -> np.ndarray:
     """What the network says to each question if it always says the most probable token next.
 
     Args:
       model: From tokens of shape (N, T) to logits of shape (N, T, V).
       params: Its weights.
       model_state: Its state.
-      rows: Questions with their right answers, see `token_losses`; the latter are not looked at.
+      rows: Questions with their right answers, one a row, see `token_losses`; the answers are not looked at.
+      end: The token that ends an answer.
+      decoder: Computes the same without computing the tokens before again; None computes all positions for each token,
+        which suits short rows.
 
     Returns:
-      The tokens of the answers, then padding. An answer ends with `words.END`, or where the row does. shape=(N, T),
+      The tokens of the answers, then padding. An answer ends with `end`, or where the row does. shape=(N, T),
       dtype=int32.
     """
     tokens, answer = np.asarray(rows["tokens"]), np.asarray(rows["answer"])
     start = answer.argmax(axis=1).astype(np.int32)
-    asked = np.where(np.arange(tokens.shape[1]) < start[:, None], tokens, PAD).astype(np.int32)
-    said = np.asarray(_greedy(model.apply, params, model_state, jnp.asarray(asked), jnp.asarray(start)))
+    asked = jnp.asarray(np.where(np.arange(tokens.shape[1]) < start[:, None], tokens, PAD).astype(np.int32))
+    if decoder is None:
+        said = np.asarray(_greedy(model.apply, params, model_state, asked, jnp.asarray(start)))
+    else:
+        said = np.asarray(_decoded(decoder, params, model_state, asked, jnp.asarray(start)))
     answers = np.full(tokens.shape, PAD, np.int32)
     for row, first in enumerate(start):
         words = said[row, first:]
-        ends = np.flatnonzero(words == END)
+        ends = np.flatnonzero(words == end)
         kept = words[: ends[0] + 1] if ends.size else words
         answers[row, : len(kept)] = kept
     return answers
+
+
+@functools.partial(jax.jit, static_argnames="decoder")
+def _decoded(
+    decoder: StepDecoder, params: Params, model_state: ModelState, tokens: jax.Array, start: jax.Array
+) -> jax.Array:
+    """Fills every row from its start to the end, one position of all rows after the other."""
+
+    def say(held: tuple[PyTree, jax.Array], position: jax.Array) -> tuple[tuple[PyTree, jax.Array], jax.Array]:
+        cache, before = held
+        logits, cache = decoder.step(params, model_state, cache, before, position - 1)
+        best = jnp.argmax(logits, axis=-1).astype(tokens.dtype)
+        now = jnp.where(position >= start, best, tokens[:, position])
+        return (cache, now), now
+
+    cache = decoder.start(params, model_state, *tokens.shape)
+    _, said = jax.lax.scan(say, (cache, tokens[:, 0]), jnp.arange(1, tokens.shape[1]))
+    return jnp.concatenate([tokens[:, :1], said.T], axis=1)
 
 
 @functools.partial(jax.jit, static_argnames="apply")

@@ -2,7 +2,7 @@
 
 A batch is {"tokens": (N, T) integers, "answer": (N, T) bools}: rows of prompt, answer and padding, with True where a
 token belongs to the answer. A network's logits at t are its prediction of token t + 1, so the first token is predicted
-by nothing and never counts.
+by nothing and never counts. Rows that hold several examples also have "segment", see `packing`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 
 from scissorhands_jax.base import Model, PyTree, StatefulLossFn
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.language.packing import network_inputs, positions_in_segments
 from scissorhands_jax.tasks import Metric, Task, task_loss
 
 
@@ -26,6 +27,9 @@ class Answers(NamedTuple):
     """shape=(N, T - 1), integers."""
     mask: jax.Array
     """Whether a label belongs to the answer. shape=(N, T - 1), dtype=bool."""
+    segment: jax.Array | None = None
+    """The number of the example in its row that a label belongs to, from 1, 0 on padding; None where a row holds one
+    example. shape=(N, T - 1), integers."""
 
 
 def answers_of(batch: PyTree, *, part: str = "") -> Answers:
@@ -48,7 +52,10 @@ def answers_of(batch: PyTree, *, part: str = "") -> Answers:
             f"{names[0]} are {tokens.dtype} of shape {tokens.shape} and {names[1]} has shape {answer.shape}; give "
             "integers and bools of one shape (N, T)"
         )
-    return Answers(tokens[:, 1:], answer[:, 1:].astype(bool))
+    segment = batch.get(f"{part}segment")
+    if segment is not None and segment.shape != tokens.shape:
+        raise InputError(f"{part}segment has shape {segment.shape} and {names[0]} {tokens.shape}; give one for each")
+    return Answers(tokens[:, 1:], answer[:, 1:].astype(bool), None if segment is None else segment[:, 1:])
 
 
 def token_nll(logits: jax.Array, answers: Answers) -> jax.Array:
@@ -69,6 +76,39 @@ def token_nll(logits: jax.Array, answers: Answers) -> jax.Array:
 def mean_over_tokens(values: jax.Array, mask: jax.Array) -> jax.Array:
     """The mean of the values where the mask is True, over all rows together; 0 where it is True nowhere. shape=()"""
     return jnp.where(mask, values, 0.0).sum() / jnp.maximum(mask.sum(), 1)
+
+
+def sums_over_answers(values: jax.Array, mask: jax.Array, segment: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """The sum of values over the tokens of each answer.
+
+    Args:
+      values: shape=(N, T)
+      mask: Which tokens belong to answers. shape=(N, T), dtype=bool.
+      segment: As in `Answers`, for the same tokens.
+
+    Returns:
+      The sums, float32, and which of them are those of an answer: (N, 1) each where a row holds one example, which then
+      counts even if its answer is empty, and (N, T) where it holds several.
+    """
+    values = jnp.where(mask, values, 0.0).astype(jnp.float32)
+    if segment is None:
+        return values.sum(axis=1, keepdims=True), jnp.ones((len(values), 1), bool)
+
+    def row(values, mask, segment):
+        count = len(values) + 1
+        sums, lengths = (jax.ops.segment_sum(part, segment, count)[1:] for part in (values, mask.astype(jnp.int32)))
+        return sums, lengths > 0
+
+    return jax.vmap(row)(values, mask, segment)
+
+
+def place_in_answer(answers: Answers) -> jax.Array:
+    """The number of tokens of the same answer up to each token, itself included. shape=(N, T - 1), integers"""
+    so_far = jnp.cumsum(answers.mask, axis=1)
+    if answers.segment is None:
+        return so_far
+    first = positions_in_segments(answers.segment) == 0
+    return so_far - jax.lax.cummax(jnp.where(first, so_far - answers.mask, 0), axis=1)
 
 
 def kl_to(original: jax.Array, logits: jax.Array) -> jax.Array:
@@ -109,7 +149,7 @@ def answers_task() -> Task:
     batch it weighs as much as its answer has tokens. Two networks are compared by the divergence of their predictions
     of these tokens, weighted alike. The metrics are the probability of an answer normalized by its length,
     exp(-loss), and the share of its tokens that are the most probable ones (exact memorisation), in percent. An example
-    without answer tokens has a loss of 0 and no weight.
+    without answer tokens has a loss of 0 and no weight. An example is a row, also if it is packed with several answers.
     """
     return Task(
         name="answers",
@@ -126,7 +166,7 @@ def answers_task() -> Task:
 
 def _tokens(examples: PyTree) -> jax.Array:
     answers_of(examples)  # refuses what is no batch of text
-    return examples["tokens"]
+    return network_inputs(examples)
 
 
 def _row_means(values: jax.Array, examples: PyTree) -> jax.Array:

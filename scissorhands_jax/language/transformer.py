@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from scissorhands_jax.base import ModelState, Params
+from scissorhands_jax.base import ModelState, Params, PyTree
+from scissorhands_jax.language.answering import StepDecoder
 from scissorhands_jax.language.methods.rmu import Activations
+from scissorhands_jax.language.packing import positions_in_segments
 
 
 class DecoderBlock(nn.Module):
     """Causal attention and a perceptron, each behind a LayerNorm and added to what comes in."""
 
     heads: int
+    decode: bool = False
+    """Whether tokens come one after the other, as for `decoder_of`."""
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, segment: jax.Array | None = None) -> jax.Array:
         width = x.shape[-1]
-        mask = nn.make_causal_mask(x[..., 0])
-        attended = nn.MultiHeadDotProductAttention(self.heads, name="attention")(nn.LayerNorm()(x), mask=mask)
-        x = x + attended
+        mask = None if self.decode else nn.make_causal_mask(x[..., 0])
+        if segment is not None:
+            mask = nn.combine_masks(mask, nn.make_attention_mask(segment, segment, jnp.equal))
+        attention = nn.MultiHeadDotProductAttention(self.heads, decode=self.decode, name="attention")
+        x = x + attention(nn.LayerNorm()(x), mask=mask)
         hidden = nn.gelu(nn.Dense(4 * width, name="up")(nn.LayerNorm()(x)))
         return x + nn.Dense(width, name="down")(hidden)
 
@@ -30,7 +37,8 @@ class DecoderBlock(nn.Module):
 class Transformer(nn.Module):
     """From tokens of shape (N, T) to logits of shape (N, T, vocabulary), each predicting the next token.
 
-    Padding on the right needs no mask, because no token sees what comes after it.
+    It takes the tokens, or {"tokens", "segment"} of packed rows, in which no token sees another segment. Padding on the
+    right needs no mask, because no token sees what comes after it.
 
     Attributes:
       vocabulary: The number of different tokens.
@@ -38,6 +46,7 @@ class Transformer(nn.Module):
       layers: The number of blocks.
       heads: The number of attention's heads.
       length: The largest T.
+      decode: Whether tokens come one after the other, as for `decoder_of`.
     """
 
     vocabulary: int
@@ -45,14 +54,19 @@ class Transformer(nn.Module):
     layers: int = 2
     heads: int = 4
     length: int = 32
+    decode: bool = False
 
     @nn.compact
-    def __call__(self, tokens: jax.Array, *, stop_after: int | None = None) -> jax.Array:
+    def __call__(self, inputs: PyTree, *, stop_after: int | None = None, start: jax.Array | int = 0) -> jax.Array:
+        tokens, segment = (inputs["tokens"], inputs["segment"]) if isinstance(inputs, Mapping) else (inputs, None)
         x = nn.Embed(self.vocabulary, self.width, name="embed")(tokens)
         positions = self.param("positions", nn.initializers.normal(0.02), (self.length, self.width))
-        x = x + jnp.broadcast_to(positions[: tokens.shape[1]], x.shape)
+        if segment is None:
+            x = x + jnp.broadcast_to(jax.lax.dynamic_slice_in_dim(positions, start, tokens.shape[1]), x.shape)
+        else:
+            x = x + positions[positions_in_segments(segment)]
         for layer in range(self.layers):
-            x = DecoderBlock(self.heads, name=f"block{layer}")(x)
+            x = DecoderBlock(self.heads, self.decode, name=f"block{layer}")(x, segment)
             if layer == stop_after:
                 return x
         return nn.Dense(self.vocabulary, name="head")(nn.LayerNorm(name="norm")(x))
@@ -61,8 +75,28 @@ class Transformer(nn.Module):
 def hidden_of(network: Transformer, layer: int) -> Activations:
     """The activations after a block, counted from 0, as `methods.rmu` takes them."""
 
-    def activations(params: Params, model_state: ModelState, tokens: jax.Array) -> jax.Array:
-        hidden: Any = network.apply({"params": params, **model_state}, tokens, stop_after=layer)
+    def activations(params: Params, model_state: ModelState, inputs: PyTree) -> jax.Array:
+        hidden: Any = network.apply({"params": params, **model_state}, inputs, stop_after=layer)
         return hidden
 
     return activations
+
+
+def decoder_of(network: Transformer) -> StepDecoder:
+    """How `answering.greedy_answers` asks the network for one token after the other, without computing those before."""
+    one_by_one = network.clone(decode=True)
+
+    def start(params: Params, model_state: ModelState, rows: int, length: int) -> PyTree:
+        del model_state
+        tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+        shapes = jax.eval_shape(one_by_one.init, jax.random.key(0), tokens)["cache"]
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+    def step(
+        params: Params, model_state: ModelState, cache: PyTree, tokens: jax.Array, position: jax.Array
+    ) -> tuple[jax.Array, PyTree]:
+        variables = {"params": params, "cache": cache, **model_state}
+        logits, changed = one_by_one.apply(variables, tokens[:, None], start=position, mutable=["cache"])
+        return logits[:, 0], changed["cache"]
+
+    return StepDecoder(start, step)

@@ -55,6 +55,7 @@ CHECKS = (
     "a shard is refused by the projection",
     "a shard is refused by the ranking",
     "a convolution of shards",
+    "packed text",
 )
 
 
@@ -148,6 +149,7 @@ def main() -> None:
     from scissorhands_jax.projection import project_gradient
     from scissorhands_jax.training import checkpoints, sweeps
     from tests.compilations import Compilations, save_time
+    from tests.language import packing_test
 
     save_time()
     jax.config.update("jax_default_matmul_precision", "highest")
@@ -425,6 +427,8 @@ def main() -> None:
     report("members, divided over devices that ask nothing of each other", good, f"{shards} {crossing}")
     seconds = sweeps.fastest(members, data)
     report("members, timed beside the other ways", set(seconds) == {"turns", "batched", "scanned", "sharded"})
+    difference, moved = packing_test.largest_difference_on_four_devices()
+    report("packed text", difference < 1e-5 < 1e-2 < moved, f"{difference} {moved}")
 
 
 def _check_shards(report, near, tree, rows) -> None:

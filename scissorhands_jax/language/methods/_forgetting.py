@@ -14,7 +14,15 @@ from scissorhands_jax import data as data_lib
 from scissorhands_jax import trees
 from scissorhands_jax.base import Batch, Carry, Data, Key, Method, Metrics, Model, ModelState, Params, PyTree, Scalar
 from scissorhands_jax.errors import InputError, check_choice
-from scissorhands_jax.language.token_losses import Answers, answers_of, kl_to, mean_over_tokens, token_nll
+from scissorhands_jax.language.packing import network_inputs
+from scissorhands_jax.language.token_losses import (
+    Answers,
+    answers_of,
+    kl_to,
+    mean_over_tokens,
+    sums_over_answers,
+    token_nll,
+)
 from scissorhands_jax.methods._gradient import Batches, descend
 
 RetainLoss = Literal["nll", "kl", "kl_everywhere"]
@@ -55,17 +63,23 @@ class Networks:
 
     def see(self, batch: PyTree, *, part: str = "") -> Seen:
         """The predictions of a batch; `part` as for `answers_of`."""
-        answers, tokens = answers_of(batch, part=part), batch[f"{part}tokens"]
-        logits, _ = self._model.apply(self._params, self._carry.model_state, tokens, train=True, key=self._key)
-        return Seen(answers, logits[:, :-1], self.original(tokens))
+        answers, inputs = answers_of(batch, part=part), network_inputs(batch, part=part)
+        logits, _ = self._model.apply(self._params, self._carry.model_state, inputs, train=True, key=self._key)
+        return Seen(answers, logits[:, :-1], self.original(inputs))
 
-    def original(self, tokens: jax.Array) -> jax.Array | None:
+    def original(self, inputs: PyTree) -> jax.Array | None:
         """The original's predictions; None if the carry does not hold it."""
         if not self._carry.aux:
             return None
         params, model_state = self._carry.aux
-        logits, _ = self._model.apply(params, model_state, tokens, train=False)
+        logits, _ = self._model.apply(params, model_state, inputs, train=False)
         return jax.lax.stop_gradient(logits[:, :-1])
+
+
+def answer_losses(logits: jax.Array, answers: Answers) -> tuple[jax.Array, jax.Array]:
+    """The negative log-likelihood of each answer, summed over its tokens, and where there is one, as
+    `token_losses.sums_over_answers` has it."""
+    return sums_over_answers(token_nll(logits, answers), answers.mask, answers.segment)
 
 
 AnswersLoss = Callable[[Networks, PyTree], Scalar]

@@ -12,7 +12,7 @@ from scissorhands_jax.base import Method, Model
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.keywords import takes
 from scissorhands_jax.language.methods._forgetting import ForgettingOptions, forget_by
-from scissorhands_jax.language.token_losses import mean_over_tokens
+from scissorhands_jax.language.token_losses import mean_over_tokens, place_in_answer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ def ce_u(model: Model, optimizer: optax.GradientTransformation, options: CeUOpti
     def forget_loss(networks, batch):
         seen = networks.see(batch)
         logits = seen.logits.astype(jnp.float32)
-        mask = seen.answers.mask & (jnp.cumsum(seen.answers.mask, axis=1) > options.skipped)
+        mask = seen.answers.mask & (place_in_answer(seen.answers) > options.skipped)
         right = jax.nn.one_hot(seen.answers.labels, logits.shape[-1], dtype=bool)
         target = jax.nn.softmax(jnp.where(right, -jnp.inf, jax.lax.stop_gradient(logits)))
         return mean_over_tokens(-jnp.sum(target * jax.nn.log_softmax(logits), axis=-1), mask)

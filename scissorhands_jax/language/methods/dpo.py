@@ -9,8 +9,13 @@ import optax
 
 from scissorhands_jax.base import Method, Model
 from scissorhands_jax.keywords import takes
-from scissorhands_jax.language.methods._forgetting import ForgettingOptions, check_beta, forget_by
-from scissorhands_jax.language.token_losses import token_nll
+from scissorhands_jax.language.methods._forgetting import (
+    ForgettingOptions,
+    answer_losses,
+    check_beta,
+    forget_by,
+)
+from scissorhands_jax.language.token_losses import mean_over_tokens
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,11 +52,13 @@ def dpo(model: Model, optimizer: optax.GradientTransformation, options: DpoOptio
     beta = check_beta(options.beta)
 
     def gain(seen):
-        own, before = (token_nll(logits, seen.answers).sum(axis=1) for logits in (seen.logits, seen.original))
-        return before - own
+        (own, are_answers), (before, _) = (
+            answer_losses(logits, seen.answers) for logits in (seen.logits, seen.original)
+        )
+        return before - own, are_answers
 
     def forget_loss(networks, batch):
-        refusal, answer = networks.see(batch, part="refusal_"), networks.see(batch)
-        return -2 / beta * jax.nn.log_sigmoid(beta * (gain(refusal) - gain(answer))).mean()
+        (refusal, _), (answer, are_answers) = gain(networks.see(batch, part="refusal_")), gain(networks.see(batch))
+        return -2 / beta * mean_over_tokens(jax.nn.log_sigmoid(beta * (refusal - answer)), are_answers)
 
     return forget_by(forget_loss, model, optimizer, options, compares=True)

@@ -11,8 +11,13 @@ import optax
 from scissorhands_jax.base import Method, Model
 from scissorhands_jax.errors import check_choice
 from scissorhands_jax.keywords import takes
-from scissorhands_jax.language.methods._forgetting import ForgettingOptions, check_beta, forget_by
-from scissorhands_jax.language.token_losses import token_nll
+from scissorhands_jax.language.methods._forgetting import (
+    ForgettingOptions,
+    answer_losses,
+    check_beta,
+    forget_by,
+)
+from scissorhands_jax.language.token_losses import mean_over_tokens
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,7 +61,9 @@ def npo(model: Model, optimizer: optax.GradientTransformation, options: NpoOptio
         seen = networks.see(batch)
         if options.compared == "logits":
             return -2 / beta * jax.nn.log_sigmoid(beta * (seen.original - seen.logits)).mean()
-        own, before = (token_nll(logits, seen.answers).sum(axis=1) for logits in (seen.logits, seen.original))
-        return -2 / beta * jax.nn.log_sigmoid(beta * (own - before)).mean()
+        (own, are_answers), (before, _) = (
+            answer_losses(logits, seen.answers) for logits in (seen.logits, seen.original)
+        )
+        return -2 / beta * mean_over_tokens(jax.nn.log_sigmoid(beta * (own - before)), are_answers)
 
     return forget_by(forget_loss, model, optimizer, options, compares=True)

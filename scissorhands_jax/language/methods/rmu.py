@@ -9,16 +9,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from scissorhands_jax import data as data_lib
 from scissorhands_jax import trees
 from scissorhands_jax.base import Batch, Carry, Data, Key, Method, ModelState, Params, PyTree, Scalar
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.keywords import takes
 from scissorhands_jax.language.methods._forgetting import forget_epochs
-from scissorhands_jax.language.token_losses import answers_of
+from scissorhands_jax.language.packing import network_inputs
+from scissorhands_jax.language.token_losses import answers_of, mean_over_tokens, sums_over_answers
 from scissorhands_jax.methods._gradient import descend
 from scissorhands_jax.trees import Where
 
-Activations = Callable[[Params, ModelState, jax.Array], jax.Array]
+Activations = Callable[[Params, ModelState, PyTree], jax.Array]
+"""`(params, model_state, inputs) -> activations` of shape (N, T, D), where the inputs are `packing.network_inputs`."""
 """`(params, model_state, tokens of shape (N, T)) -> activations of a layer, shape (N, T, D)`."""
 
 
@@ -67,27 +70,30 @@ def rmu(activations: Activations, optimizer: optax.GradientTransformation, optio
         raise InputError(f"steering must be above 0, got {options.steering}")
 
     def aux(key: Key, params: Params, model_state: ModelState, data: Data) -> PyTree:
-        tokens = jnp.asarray(data.forget["tokens"][:1])
-        size = jax.eval_shape(activations, params, model_state, tokens).shape[-1]
+        first = jax.tree.map(jnp.asarray, network_inputs(data_lib.take(data.forget, slice(1))))
+        size = jax.eval_shape(activations, params, model_state, first).shape[-1]
         vector = jax.random.uniform(key, (size,))
         return trees.copy((params, model_state)), options.steering * vector / jnp.linalg.norm(vector)
 
     def distance(batch: PyTree, own: jax.Array, target: jax.Array) -> Scalar:
         answers_of(batch)
-        mask = batch["answer"].astype(bool)
-        each = jnp.where(mask, jnp.mean(jnp.square(own - target), axis=-1), 0.0).sum(axis=1)
-        return jnp.mean(each / jnp.maximum(mask.sum(axis=1), 1))
+        mask, segment = batch["answer"].astype(bool), batch.get("segment")
+        sums, are_answers = sums_over_answers(jnp.mean(jnp.square(own - target), axis=-1), mask, segment)
+        lengths, _ = sums_over_answers(jnp.ones(mask.shape), mask, segment)
+        return mean_over_tokens(sums / jnp.maximum(lengths, 1), are_answers)
 
     def objective(params, carry: Carry, batch: Batch, key: Key):
         del key
         original, steered = carry.aux
         assert batch.forget is not None
-        seen = activations(params, carry.model_state, batch.forget["tokens"])
+        seen = activations(params, carry.model_state, network_inputs(batch.forget))
         forget = distance(batch.forget, seen, jnp.broadcast_to(steered, seen.shape))
         value, metrics = options.forget_weight * forget, {"loss_forget": forget}
         if batch.retain is not None:
-            before = jax.lax.stop_gradient(activations(original[0], original[1], batch.retain["tokens"]))
-            retain = distance(batch.retain, activations(params, carry.model_state, batch.retain["tokens"]), before)
+            before = jax.lax.stop_gradient(activations(original[0], original[1], network_inputs(batch.retain)))
+            retain = distance(
+                batch.retain, activations(params, carry.model_state, network_inputs(batch.retain)), before
+            )
             value, metrics["loss_retain"] = value + options.retain_weight * retain, retain
         return value, (carry.model_state, metrics)
 

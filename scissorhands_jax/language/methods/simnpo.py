@@ -10,8 +10,13 @@ import optax
 
 from scissorhands_jax.base import Method, Model
 from scissorhands_jax.keywords import takes
-from scissorhands_jax.language.methods._forgetting import ForgettingOptions, check_beta, forget_by
-from scissorhands_jax.language.token_losses import token_nll
+from scissorhands_jax.language.methods._forgetting import (
+    ForgettingOptions,
+    answer_losses,
+    check_beta,
+    forget_by,
+)
+from scissorhands_jax.language.token_losses import mean_over_tokens, sums_over_answers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,8 +55,10 @@ def simnpo(model: Model, optimizer: optax.GradientTransformation, options: Simnp
 
     def forget_loss(networks, batch):
         seen = networks.see(batch)
-        lengths = jnp.maximum(seen.answers.mask.sum(axis=1), 1)
-        each = token_nll(seen.logits, seen.answers).sum(axis=1) / lengths
-        return -2 / beta * jax.nn.log_sigmoid(beta * (each - options.delta)).mean()
+        sums, are_answers = answer_losses(seen.logits, seen.answers)
+        mask, segment = seen.answers.mask, seen.answers.segment
+        lengths, _ = sums_over_answers(jnp.ones(mask.shape), mask, segment)
+        each = sums / jnp.maximum(lengths, 1)
+        return -2 / beta * mean_over_tokens(jax.nn.log_sigmoid(beta * (each - options.delta)), are_answers)
 
     return forget_by(forget_loss, model, optimizer, options, compares=False)
