@@ -62,6 +62,21 @@ def model_utility(log: EvaluationLog, definition: str) -> float | str:
     return float(stats.hmean(values))
 
 
+def retain_utility(probability: float, rouge: float, truth_ratio: float) -> float:
+    """Computes the harmonic mean of three numbers of the retain set, all that a network without a world allows.
+
+    A network that was trained on nothing but its questions knows no real authors and no world facts, so this is not the
+    model utility of a published evaluation (`model_utility`), which is a mean of nine numbers, and is not comparable
+    with it.
+
+    Args:
+      probability: The mean probability of the retained answers.
+      rouge: The mean ROUGE-L recall of what the network says.
+      truth_ratio: The mean of max(0, 1 - R) over retained questions, R in either definition.
+    """
+    return float(stats.hmean([probability, rouge, truth_ratio]))
+
+
 def forget_ratios(log: EvaluationLog, definition: str) -> Series | None:
     """The truth ratios of the forget set, or None if the log does not allow them."""
     return log.sets["forget"].ratios(definition, log.epsilon) if "forget" in log.sets else None

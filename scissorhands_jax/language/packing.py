@@ -135,7 +135,7 @@ class Bucket(NamedTuple):
 
 
 def bucketed_rows(
-    examples: Sequence[Encoded], *, step: int = 32, size: int = 32, pad: int = 0, room: int = 0
+    examples: Sequence[Encoded], *, step: int = 32, size: int = 16, pad: int = 0, room: int = 0
 ) -> list[Bucket]:
     """Examples one a row, padded to the next multiple of `step`, in batches of `size`.
 

@@ -44,8 +44,19 @@ def answer_probability(scores: TokenScores) -> np.ndarray:
     Raises:
       InputError: An answer has no token.
     """
-    lengths = _lengths(scores)
-    return np.exp(np.where(scores.mask, scores.log_probability, 0.0).sum(axis=1) / lengths)
+    return np.exp(-answer_loss(scores))
+
+
+def answer_loss(scores: TokenScores) -> np.ndarray:
+    """The mean negative log-probability of a token of each answer, in nats.
+
+    Returns:
+      Numbers of at least 0. shape=(N,)
+
+    Raises:
+      InputError: An answer has no token.
+    """
+    return -np.where(scores.mask, scores.log_probability, 0.0).astype(np.float64).sum(axis=1) / _lengths(scores)
 
 
 def exact_memorization(scores: TokenScores) -> np.ndarray:

@@ -11,6 +11,7 @@ from scissorhands_jax import report
 from scissorhands_jax.language.demo.settings import ORIGINAL, RETRAINED, SCISSORHANDS, UNLEARNED, FactsSettings
 from scissorhands_jax.language.facts import FACTS_OF_A_PERSON, Fact
 from scissorhands_jax.report import Cell, Grid
+from scissorhands_jax.report.trust import gates_note
 from scissorhands_jax.terminal import Console, say
 
 
@@ -48,6 +49,8 @@ class FactsResult:
 
     settings: FactsSettings
     rows: Sequence[FactsRow]
+    gates: Sequence[Mapping[str, Any]]
+    """Whether the numbers can be trusted, see `report.trust`."""
     facts: Sequence[Fact]
     """The facts to forget."""
     answers: Mapping[str, Sequence[str]]
@@ -60,6 +63,7 @@ class FactsResult:
         return {
             "settings": dataclasses.asdict(self.settings),
             "networks": [dataclasses.asdict(row) for row in self.rows],
+            "gates": list(self.gates),
             "forgotten": sorted({fact.person for fact in self.facts}),
             "seconds": dict(self.seconds),
             **self.environment,
@@ -188,6 +192,8 @@ def write_facts_page(path: Path, result: FactsResult) -> None:
             title=f"A language model forgets {settings.forgotten} of {settings.people} people",
             answer=answer,
             byline=f"{len(result.rows)} networks · seed {settings.seed} · {result.seconds['total']:.0f} s in all",
+            trust=gates_note(result.gates),
+            gates=result.gates,
             sheets=[
                 report.Sheet("What networks answer", answers_grid(result), ("All answers are in answers.txt.",)),
                 report.Sheet("What networks know", knowledge_grid(result.rows), _NOTES),
@@ -212,5 +218,5 @@ def print_facts(result: FactsResult, console: Console) -> None:
         for name in (ORIGINAL, SCISSORHANDS, RETRAINED):
             say(console, f"  {name:<13} {result.answers[name][number]}")
     report.print_grid("What networks know", knowledge_grid(result.rows), console)
-    for sentence in findings_of(result.rows):
+    for sentence in (*findings_of(result.rows), gates_note(result.gates)):
         say(console, sentence)

@@ -21,6 +21,8 @@ from scissorhands_jax.language.demo.page import FactsResult, FactsRow, answers_t
 from scissorhands_jax.language.demo.scene import FactsScene, make_facts_scene, train_facts
 from scissorhands_jax.language.demo.settings import ORIGINAL, RETRAINED, UNLEARNED, FactsSettings
 from scissorhands_jax.language.evaluation_logs import read_evaluation_log
+from scissorhands_jax.language.gates import language_gates
+from scissorhands_jax.report.gates import Gate
 from scissorhands_jax.terminal import Console, say
 from scissorhands_jax.training.identity import identify
 
@@ -66,9 +68,11 @@ def _demonstrated(out: Path, settings: FactsSettings, console: Console) -> Facts
         start_phase("tests and page", steps=False)
         references = [name for name in found if name.startswith(f"{RETRAINED} ")]
         rows = [_row(out, name, found, references, costs[name]) for name in found if name not in references]
+        gates = _gates(out, found, rows, references)
     result = FactsResult(
         settings=settings,
         rows=rows,
+        gates=[gate._asdict() for gate in gates],
         facts=scene.forget,
         answers={row.network: found[row.network].forget.said for row in rows},
         seconds={**seconds, "total": sum(seconds.values())},
@@ -94,6 +98,21 @@ def _networks(
     for name in UNLEARNED:
         done = forget_people(settings, scene, original, name, start_phase(f"{name}: forgetting"))
         yield name, (done.params, done.model_state), (done.steps, done.seconds)
+
+
+def _gates(out: Path, found: dict[str, FactsMeasurement], rows: list[FactsRow], references: list[str]) -> list[Gate]:
+    """The original must be told from retrained networks, and no retrained network from the others."""
+    honest = [RETRAINED, *references]
+    ratios: dict[str, Any] = {
+        name: read_evaluation_log(_log_path(out, name)).sets["forget"].log_ratios("geometric") for name in honest
+    }
+    alone = [
+        calibrated_test(ratios[name].values, [ratios[other].values for other in honest if other != name]).p
+        for name in honest
+    ]
+    original = next(row for row in rows if row.network == ORIGINAL)
+    areas = [found[name].numbers()["min_k_auc"] for name in honest]
+    return language_gates([original.calibrated_p], alone, [original.min_k_auc], areas)
 
 
 def _log_path(out: Path, name: str) -> Path:

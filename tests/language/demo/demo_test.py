@@ -1,6 +1,7 @@
 """The demonstration with facts in small: what it writes, and that its logs are what `lm evaluate` reads."""
 
 import dataclasses
+import html
 import json
 
 import pytest
@@ -18,6 +19,7 @@ from scissorhands_jax.language.demo.settings import (
     FactsUnlearning,
 )
 from scissorhands_jax.language.judging import judge_logs
+from scissorhands_jax.report.gates import CAUGHT, FARTHER, SILENT
 
 TINY = FactsSettings(
     people=4,
@@ -46,6 +48,9 @@ def test_every_network_is_in_the_table_the_page_and_the_answers(shown):
         assert fact.answer.replace(" .", ".") in answers
     assert all(name in page and name in answers for name in names)
     assert result.facts[0].person in page
+    assert [gate["name"] for gate in document["gates"]] == [CAUGHT, SILENT, FARTHER]
+    assert f"{document['gates'][1]['explanation']}" in html.unescape(page)
+    assert "of 4 retrained networks" in document["gates"][1]["explanation"]
 
 
 def test_its_logs_are_read_by_the_command_and_give_its_numbers(shown):

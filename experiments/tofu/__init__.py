@@ -1,0 +1,16 @@
+"""TOFU in kind: ten authors, two forgotten, a transformer of a million parameters, `python -m experiments.tofu`.
+
+    python -m experiments.tofu --data-dir TOFU --out runs/tofu
+    python -m experiments.tofu --data-dir TOFU --out runs/tofu --write experiments/results/tofu
+
+TOFU is the folder of the data set (https://huggingface.co/datasets/locuslab/TOFU, MIT) as JSON lines. The first command
+chooses settings and fills one cell for each network, and goes on where it was stopped; every further call starts with
+what is there. The second one also writes results and page. On one core it takes about an hour.
+
+All networks learn the questions and answers of ten authors from nothing, with a tokenizer that was trained on TOFU. Two
+authors are forgotten. Retrained networks take as many steps as the originals, with the whole schedule. Every method
+takes the same number of steps and has the same number of trials, of three rates and of two values of the setting that
+matters most. They are chosen on another seed and on two other authors, and no retrained network is looked at: an
+unlearned network is to lose on the forgotten answers what it loses on answers that nobody learned, and to keep what it
+knows of the others.
+"""

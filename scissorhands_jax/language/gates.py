@@ -1,0 +1,58 @@
+"""Gates of comparisons with retrained language models: the original is found, and nothing in honest networks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+from scissorhands_jax.report.gates import CAUGHT, FARTHER, SILENT, Gate
+
+LEVEL = 0.05
+"""The p-value below which a test tells a network from retrained ones."""
+
+
+def language_gates(
+    original_p: Sequence[float],
+    retrained_p: Sequence[float],
+    original_area: Sequence[float],
+    retrained_area: Sequence[float],
+) -> list[Gate]:
+    """Makes the gates of the calibrated test and of a membership attack.
+
+    The test must tell every original from retrained networks, and of retrained networks, each compared with others, no
+    more than chance allows. The attack must find the forget set in every original more clearly than in any retrained
+    network; this gate decides about the attack alone.
+
+    Args:
+      original_p: p-values of the calibrated test, one for each original.
+      retrained_p: Those of retrained networks, each against others; () leaves this gate out as not run.
+      original_area: The areas of the attack on the originals.
+      retrained_area: Those on retrained networks.
+    """
+    caught = [p < LEVEL for p in original_p]
+    said = f"the calibrated test has p = {_listed(original_p)} for the original, must be below {LEVEL}: "
+    found = [
+        Gate(CAUGHT, all(caught), said + ("it is" if all(caught) else "it misses what is there"), "calibrated_p"),
+        _silent(retrained_p),
+    ]
+    least, most = min(original_area), max(retrained_area)
+    why = f"min-k AUC {least:.2f} or more for the original against {most:.2f} or less for retrained networks, "
+    why += "must be above: " + ("it is" if least > most else "it is not, so it says nothing about forgetting here")
+    return [*found, Gate(FARTHER, least > most, why, "min_k_auc", decides=False)]
+
+
+def _silent(retrained_p: Sequence[float]) -> Gate:
+    if not retrained_p:
+        return Gate(SILENT, None, "no retrained network is left to compare with the others", "calibrated_p")
+    count = int(np.sum(np.asarray(retrained_p) < LEVEL))
+    chance = float(stats.binom.sf(count - 1, len(retrained_p), LEVEL))
+    why = f"the calibrated test tells {count} of {len(retrained_p)} retrained networks from the others (p = "
+    why += f"{_listed(retrained_p)}); so many or more are found by chance in {100 * chance:.2g} % of cases, must be "
+    why += f"above {100 * LEVEL:g} %: " + ("it is" if chance > LEVEL else "the test finds what is not there")
+    return Gate(SILENT, chance > LEVEL, why, "calibrated_p")
+
+
+def _listed(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.2g}" for value in values)
