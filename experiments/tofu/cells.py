@@ -52,6 +52,7 @@ class Cells:
         known.parent.mkdir(parents=True, exist_ok=True)
         files.write_text(known, json.dumps(settings, indent=1) + "\n")
         self._training = self._learner()
+        self._decoder = decoder_of(subject.network)
         self._relearning: Method | None = None
         self._maker = Maker(subject)
         self._ceilings: dict[int, float] = {}
@@ -99,8 +100,9 @@ class Cells:
         """
         path = self._out / "networks" / f"seed{seed}_{name}.npz"
         init_key, key = jax.random.split(jax.random.key(2 * seed + (name == RETRAINED)))
-        params, state = self._subject.model.init(init_key)
+        params, state = jax.eval_shape(self._subject.model.init, init_key)
         if not path.is_file():
+            params, state = jax.jit(self._subject.model.init)(init_key)
             rows = {part: array for part, array in scene.data.retain.items()}
             if name == ORIGINAL:
                 rows = {part: np.concatenate([scene.data.forget[part], array]) for part, array in rows.items()}
@@ -114,7 +116,7 @@ class Cells:
         with np.load(path) as arrays:
             leaves = [arrays[f"arr_{place}"] for place in range(len(arrays.files))]
         params = jax.tree.unflatten(jax.tree.structure(params), leaves)
-        return Network(self._subject.model, params, state, decoder_of(self._subject.network))
+        return Network(self._subject.model, params, state, self._decoder)
 
     def _ceiling(self, seed: int, original: Network) -> float:
         """Scissorhands' ceiling is the original's loss on people whom nobody learned: those for choosing settings."""

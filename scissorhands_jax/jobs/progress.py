@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from scissorhands_jax.plain_terminal import PlainProgress
 from scissorhands_jax.terminal import Console, Progress, is_live, literal, printable, say
@@ -50,6 +51,34 @@ def status(console: Console, what: str) -> Iterator[None]:
         task = lines.add_task(what, total=1)
         yield
         lines.update(task, completed=1)
+
+
+class StartPhase(Protocol):
+    """Is called at the beginning of a phase, and returns an `on_step` if the phase has steps."""
+
+    def __call__(self, phase: str, *, steps: bool = True) -> OnStep | None: ...
+
+
+@contextlib.contextmanager
+def phases(console: Console) -> Iterator[tuple[StartPhase, dict[str, float]]]:
+    """A `StartPhase` with a progress bar for each phase, and the seconds of each phase, including compilation."""
+    seconds: dict[str, float] = {}
+    current: list[tuple[str, float]] = []
+
+    def end_phase() -> None:
+        for phase, began in current:
+            seconds[phase] = seconds.get(phase, 0) + time.perf_counter() - began
+        current.clear()
+
+    with progress_bar(console) as progress:
+
+        def start_phase(phase: str, *, steps: bool = True) -> OnStep | None:
+            end_phase()
+            current.append((phase, time.perf_counter()))
+            return follow_steps(progress, phase) if steps else None
+
+        yield start_phase, seconds
+    end_phase()
 
 
 def _writer(console: Console, *, live: bool) -> Callable[[str], object]:

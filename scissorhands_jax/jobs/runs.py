@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from scissorhands_jax import files, reading
 from scissorhands_jax.errors import CheckpointError, InputError
-from scissorhands_jax.training.identity import Identity, check_same
+from scissorhands_jax.terminal import Console, say
+from scissorhands_jax.training.identity import Identity, check_same, identify
 
+_Made = TypeVar("_Made")
 RUN_FILE = "run.json"
 RESULTS_FILE = "results.json"
 
@@ -61,6 +64,41 @@ def _begin(folder: Path, identity: Identity, overwrite: bool, resume: bool | Non
     files.clear_folder(folder, last=RUN_FILE)
     files.write_text(file, json.dumps(identity.document(), indent=2) + "\n")
     return True
+
+
+def demonstrate(
+    out: Path,
+    command: str,
+    settings: Any,
+    make: Callable[[Console], _Made],
+    show: Callable[[_Made, Console], object],
+    where: str,
+    *,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> _Made:
+    """Makes a demonstration in a folder of its own, and shows what came out.
+
+    Args:
+      out: The folder.
+      command: The command that it belongs to.
+      settings: A dataclass; together with the command it is what another demonstration differs by.
+      make: Makes it, telling a console how far it is.
+      show: Prints what was made on standard output.
+      where: Where everything is, the last line.
+      overwrite: Whether an earlier demonstration is replaced.
+      console: Shows progress. By default that is standard error.
+
+    Raises:
+      InputError: The folder is taken.
+    """
+    console = console or Console(stderr=True)
+    description = {"command": command, "settings": dataclasses.asdict(settings)}
+    with open_folder(out, identify(description), overwrite=overwrite):
+        made = make(console)
+    show(made, Console())
+    say(console, where)
+    return made
 
 
 def read_run(folder: Path) -> dict[str, Any]:

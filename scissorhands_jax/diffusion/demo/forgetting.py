@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Protocol
 
 import numpy as np
 
@@ -12,13 +11,7 @@ from scissorhands_jax.diffusion.demo.judging import NetworkNumbers, measure_netw
 from scissorhands_jax.diffusion.demo.scene import Scene, requested_digits
 from scissorhands_jax.diffusion.demo.settings import ORIGINAL, RETRAINED, RETRAINED_AGAIN, VARIANTS, DigitsSettings
 from scissorhands_jax.diffusion.demo.training import DrawingNetwork, train_digits, unlearn_digit
-from scissorhands_jax.training.loop import OnStep
-
-
-class StartPhase(Protocol):
-    """Is called at the beginning of a phase, and returns an `on_step` if the phase has steps."""
-
-    def __call__(self, phase: str, *, steps: bool = True) -> OnStep | None: ...
+from scissorhands_jax.jobs.progress import StartPhase
 
 
 def forget_digit(

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import json
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from scissorhands_jax import files, report
-from scissorhands_jax.diffusion.demo.forgetting import StartPhase, forget_digit
+from scissorhands_jax.diffusion.demo.forgetting import forget_digit
 from scissorhands_jax.diffusion.demo.judging import measure_real_digits
 from scissorhands_jax.diffusion.demo.page import DigitsResult, drawing_pictures, print_numbers, write_digits_page
 from scissorhands_jax.diffusion.demo.scene import make_scene
 from scissorhands_jax.diffusion.demo.settings import DEMONSTRATED, ORIGINAL, PUBLISHED, DigitsSettings
 from scissorhands_jax.diffusion.demo.training import train_digits
 from scissorhands_jax.jobs import runs
-from scissorhands_jax.jobs.progress import follow_steps, progress_bar
-from scissorhands_jax.terminal import Console, say
-from scissorhands_jax.training.identity import identify
-from scissorhands_jax.training.loop import OnStep
+from scissorhands_jax.jobs.progress import phases
+from scissorhands_jax.terminal import Console
 
 _PAGE_FILE = "report.html"
 
@@ -48,13 +42,16 @@ def run_digits_demo(
     Raises:
       InputError: The folder is taken.
     """
-    console = console or Console(stderr=True)
-    description = {"command": "demo diffusion", "settings": dataclasses.asdict(settings)}
-    with runs.open_folder(out, identify(description), overwrite=overwrite):
-        result = _demonstrated(out, settings, published, console)
-    print_numbers(result, Console())
-    say(console, f"open {out / _PAGE_FILE}; all numbers are in {out / runs.RESULTS_FILE}")
-    return result
+    return runs.demonstrate(
+        out,
+        "demo diffusion",
+        settings,
+        lambda console: _demonstrated(out, settings, published, console),
+        print_numbers,
+        f"open {out / _PAGE_FILE}; all numbers are in {out / runs.RESULTS_FILE}",
+        overwrite=overwrite,
+        console=console,
+    )
 
 
 def _demonstrated(out: Path, settings: DigitsSettings, published: bool, console: Console) -> DigitsResult:
@@ -84,25 +81,3 @@ def _demonstrated(out: Path, settings: DigitsSettings, published: bool, console:
     files.write_text(out / runs.RESULTS_FILE, text)
     write_digits_page(out / _PAGE_FILE, result, pictures)
     return result
-
-
-@contextlib.contextmanager
-def phases(console: Console) -> Iterator[tuple[StartPhase, dict[str, float]]]:
-    """A `StartPhase` with a progress bar for each phase, and the seconds of each phase, including compilation."""
-    seconds: dict[str, float] = {}
-    current: list[tuple[str, float]] = []
-
-    def end_phase() -> None:
-        for phase, began in current:
-            seconds[phase] = seconds.get(phase, 0) + time.perf_counter() - began
-        current.clear()
-
-    with progress_bar(console) as progress:
-
-        def start_phase(phase: str, *, steps: bool = True) -> OnStep | None:
-            end_phase()
-            current.append((phase, time.perf_counter()))
-            return follow_steps(progress, phase) if steps else None
-
-        yield start_phase, seconds
-    end_phase()

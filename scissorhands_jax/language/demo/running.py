@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,9 +9,8 @@ from typing import Any
 
 from scissorhands_jax import files, report
 from scissorhands_jax.base import ModelState, Params
-from scissorhands_jax.diffusion.demo.forgetting import StartPhase
-from scissorhands_jax.diffusion.demo.running import phases
 from scissorhands_jax.jobs import runs
+from scissorhands_jax.jobs.progress import StartPhase, phases
 from scissorhands_jax.language.aggregates import forget_quality
 from scissorhands_jax.language.calibration import CalibratedTest, calibrated_test
 from scissorhands_jax.language.demo.forgetting import forget_people
@@ -23,8 +21,7 @@ from scissorhands_jax.language.demo.settings import ORIGINAL, RETRAINED, UNLEARN
 from scissorhands_jax.language.evaluation_logs import read_evaluation_log
 from scissorhands_jax.language.gates import language_gates
 from scissorhands_jax.report.gates import Gate
-from scissorhands_jax.terminal import Console, say
-from scissorhands_jax.training.identity import identify
+from scissorhands_jax.terminal import Console
 
 _PAGE_FILE, _ANSWERS_FILE, _LOGS = "report.html", "answers.txt", "logs"
 
@@ -48,13 +45,16 @@ def run_language_demo(
     Raises:
       InputError: The folder is taken.
     """
-    console = console or Console(stderr=True)
-    description = {"command": "demo language", "settings": dataclasses.asdict(settings)}
-    with runs.open_folder(out, identify(description), overwrite=overwrite):
-        result = _demonstrated(out, settings, console)
-    print_facts(result, Console())
-    say(console, f"open {out / _PAGE_FILE}; answers are in {out / _ANSWERS_FILE}, numbers in {out / runs.RESULTS_FILE}")
-    return result
+    return runs.demonstrate(
+        out,
+        "demo language",
+        settings,
+        lambda console: _demonstrated(out, settings, console),
+        print_facts,
+        f"open {out / _PAGE_FILE}; answers are in {out / _ANSWERS_FILE}, numbers in {out / runs.RESULTS_FILE}",
+        overwrite=overwrite,
+        console=console,
+    )
 
 
 def _demonstrated(out: Path, settings: FactsSettings, console: Console) -> FactsResult:
