@@ -13,8 +13,10 @@ from matplotlib.figure import Figure
 
 from docs.hooks import text
 from experiments import audit, diffusion_digits, tables
+from experiments.tofu import page as tofu
 from scissorhands_jax import reading, report
 from scissorhands_jax.report import REDRAWN
+from scissorhands_jax.report.trust import gates_grid, gates_note
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "experiments" / "results"
@@ -87,6 +89,7 @@ def _page_of(document: Document, name: str, folder: Path) -> tuple[str, Mapping[
         "aims": _measured,
         "audits": _simulated,
         "simulations": _rejected,
+        "tuning": _forgotten_authors,
     }
     for key, maker in makers.items():
         if key in document:
@@ -158,6 +161,7 @@ def _headline(document: Document) -> str:
         "aims": "measured times and memory",
         "devices": "growth with devices and parameters",
         "unlearn": "a full-size diffusion step",
+        "tuning": "a language model forgets authors",
     }
     return next((kind for key, kind in kinds.items() if key in document), "measured numbers")
 
@@ -254,6 +258,15 @@ def _rejected(document: Document) -> str:
     ]
     level = 100 * document["level"]
     return f"How often each test rejects at {level:g} %, in percent.\n\n{text.table(['networks', *names], lines)}"
+
+
+def _forgotten_authors(document: Document) -> str:
+    """What language models know of authors that they were to forget: means over seeds, and gates."""
+    rows = document["rows"]
+    parts = [tofu.answer_of(rows), report.markdown(tofu.tofu_grid(rows)), *tofu.NOTES]
+    if document["gates"]:
+        parts += ["## Gates", gates_note(document["gates"]), report.markdown(gates_grid(document["gates"]))]
+    return "\n\n".join(parts)
 
 
 def _flat(document: Document) -> str:

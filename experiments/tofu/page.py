@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -185,7 +186,7 @@ def answer_of(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def write_results(document: Document, folder: Path) -> None:
-    """Writes `results.json`, without the examples of each cell but the truth ratios, `table.md` and `report.html`."""
+    """Writes `results.json`, every number of every question (`examples.json.gz`), `table.md` and `report.html`."""
     folder.mkdir(parents=True, exist_ok=True)
     grid, gates = tofu_grid(document["rows"]), document["gates"]
     examples = {
@@ -197,7 +198,8 @@ def write_results(document: Document, folder: Path) -> None:
     tuning = {name: found["trials"] for name, found in document["tuning"].items()}
     told = {"settings": document["settings"], "gates": gates, "rows": document["rows"], "tuning": tuning, **kept}
     files.write_text(folder / "results.json", json.dumps(told, indent=1, allow_nan=False) + "\n")
-    files.write_text(folder / "examples.json", json.dumps(examples, allow_nan=False, separators=(",", ":")) + "\n")
+    packed = json.dumps(examples, allow_nan=False, separators=(",", ":")).encode()
+    files.write_bytes(folder / "examples.json.gz", gzip.compress(packed, mtime=0))
     files.write_text(folder / "table.md", report.markdown(grid) + "\n")
     report.write_html(
         folder / "report.html",
