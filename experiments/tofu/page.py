@@ -17,7 +17,7 @@ from scissorhands_jax import files, report
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.language.aggregates import privacy_leakage, retain_utility
 from scissorhands_jax.language.calibration import LEAST_RETRAINED, calibrated_test
-from scissorhands_jax.language.gates import LEVEL, language_gates
+from scissorhands_jax.language.gates import TOLD, language_gates
 from scissorhands_jax.language.truth_ratios import DEFINITIONS, log_truth_ratios
 from scissorhands_jax.report import Cell, Grid
 from scissorhands_jax.report.trust import gates_note
@@ -158,7 +158,7 @@ def tofu_grid(rows: Sequence[Mapping[str, Any]]) -> Grid:
             cells.append(Cell(format(np.mean(values), form) if values else "–"))
         tested = [row["calibrated_p"] for row in own if row["calibrated_p"] is not None]
         cells.append(Cell(f"{np.median([row['forget_quality']['geometric'] for row in own]):.2g}"))
-        cells.append(Cell(f"{sum(p < LEVEL for p in tested)} of {len(tested)}" if tested else "–"))
+        cells.append(Cell(f"{sum(p < TOLD for p in tested)} of {len(tested)}" if tested else "–"))
         lines.append(tuple(cells))
     return Grid(("Network", "Seeds", *(title for _, title, _ in COLUMNS), "Quality, p", "Told apart"), tuple(lines))
 
@@ -166,9 +166,7 @@ def tofu_grid(rows: Sequence[Mapping[str, Any]]) -> Grid:
 def answer_of(rows: Sequence[Mapping[str, Any]]) -> str:
     """What came out, in two sentences."""
     told = {
-        name: [
-            row["calibrated_p"] < LEVEL for row in rows if row["network"] == name and row["calibrated_p"] is not None
-        ]
+        name: [row["calibrated_p"] < TOLD for row in rows if row["network"] == name and row["calibrated_p"] is not None]
         for name in STRENGTHS
     }
     alike = [name for name, seeds in told.items() if seeds and sum(seeds) <= len(seeds) / 2]
@@ -176,7 +174,7 @@ def answer_of(rows: Sequence[Mapping[str, Any]]) -> str:
         name
         for name in STRENGTHS
         if (own := [row["forget_quality"]["geometric"] for row in rows if row["network"] == name])
-        and np.median(own) > LEVEL
+        and np.median(own) > TOLD
     ]
     return (
         f"By the calibrated test {len(alike)} of {len(STRENGTHS)} methods are like retrained networks in at least half "

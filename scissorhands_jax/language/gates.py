@@ -9,7 +9,7 @@ from scipy import stats
 
 from scissorhands_jax.report.gates import CAUGHT, FARTHER, SILENT, Gate
 
-LEVEL = 0.05
+TOLD = 0.05
 """The p-value below which a test tells a network from retrained ones."""
 
 
@@ -31,8 +31,8 @@ def language_gates(
       original_area: The areas of the attack on the originals.
       retrained_area: Those on retrained networks.
     """
-    caught = [p < LEVEL for p in original_p]
-    said = f"the calibrated test has p = {_listed(original_p)} for the original, must be below {LEVEL}: "
+    caught = [p < TOLD for p in original_p]
+    said = f"the calibrated test has p = {_listed(original_p)} for the original, must be below {TOLD}: "
     found = [
         Gate(CAUGHT, all(caught), said + ("it is" if all(caught) else "it misses what is there"), "calibrated_p"),
         _silent(retrained_p),
@@ -46,12 +46,12 @@ def language_gates(
 def _silent(retrained_p: Sequence[float]) -> Gate:
     if not retrained_p:
         return Gate(SILENT, None, "no retrained network is left to compare with the others", "calibrated_p")
-    count = int(np.sum(np.asarray(retrained_p) < LEVEL))
-    chance = float(stats.binom.sf(count - 1, len(retrained_p), LEVEL))
+    count = int(np.sum(np.asarray(retrained_p) < TOLD))
+    chance = float(stats.binom.sf(count - 1, len(retrained_p), TOLD))
     why = f"the calibrated test tells {count} of {len(retrained_p)} retrained networks from the others (p = "
     why += f"{_listed(retrained_p)}); so many or more are found by chance in {100 * chance:.2g} % of cases, must be "
-    why += f"above {100 * LEVEL:g} %: " + ("it is" if chance > LEVEL else "the test finds what is not there")
-    return Gate(SILENT, chance > LEVEL, why, "calibrated_p")
+    why += f"above {100 * TOLD:g} %: " + ("it is" if chance > TOLD else "the test finds what is not there")
+    return Gate(SILENT, chance > TOLD, why, "calibrated_p")
 
 
 def _listed(values: Sequence[float]) -> str:
