@@ -3,7 +3,9 @@
 import json
 import re
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from experiments import tables
 from scissorhands_jax import report
@@ -52,6 +54,41 @@ def test_the_table_in_the_findings_is_that_of_the_results(capsys):
     names = [line.split(" | ")[0].strip("| ") for line in shown.splitlines()[2:]]
     assert names[:4] == ["original", "retrain", "retrained, drawn again", "scissorhands"]
     assert names[-1] == "boundary\\_expand"
+
+
+ABLATIONS = {
+    "no projection": "no projection",
+    "re-initialised from a normal distribution": "normal",
+    "with zeros": "zeros",
+    "with ones": "ones",
+    "with ones, no projection": "ones, no projection",
+}
+
+
+def test_the_ablations_in_the_findings_are_those_of_the_results():
+    """The differences are paired by seed, with Student's intervals; one digit, or none above ten points."""
+    document = report.read_results(tables.RESULTS / "cifar10_ablation_small" / "results.json")
+    gaps = {}
+    for row in document["rows"]:
+        gaps.setdefault(row["method"].removeprefix("scissorhands, "), []).append(row["avg_gap"])
+    findings = (tables.RESULTS.parent / "README.md").read_text(encoding="utf-8")
+    base = np.array(gaps["scissorhands"])
+    assert len(base) == 5
+    assert f"| Avg. Gap of Scissorhands ({base.mean():.2f}) |" in findings
+    for title, name in ABLATIONS.items():
+        differences = np.array(gaps[name]) - base
+        low, high = stats.t.interval(0.95, len(base) - 1, differences.mean(), stats.sem(differences))
+        digits, place = (1, 2) if differences.mean() < 10 else (0, 1)
+        numbers = [f"{number:.{digits}f}".replace("-0.0", "0.0") for number in (differences.mean(), low, high)]
+        line = "| {} | {:.{place}f} | {} [{}, {}] |".format(title, np.mean(gaps[name]), *numbers, place=place)
+        assert line in findings
+    for title, setting, values in (
+        ("fraction", "fraction", "0.003, 0.01, 0.03, 0.1, 0.3"),
+        ("lambda", "forget_weight", "0, 0.01, 0.05, 0.2, 0.5"),
+        ("scored share of the forget set", "saliency_share", "0.03, 0.1, 0.3"),
+    ):
+        means = ", ".join(f"{np.mean(gaps[f'{setting} {value}']):.1f}" for value in values.split(", "))
+        assert re.search(rf"\| {title} {re.escape(values)} \(here [0-9.]+\) \| {re.escape(means)} \|", findings)
 
 
 def test_a_brief_table_of_an_audit_is_refused(capsys):
