@@ -247,6 +247,11 @@ def _distinct(values: np.ndarray, total: int, what: str) -> np.ndarray:
             "positions count training examples from 0"
         )
     unique, counts = np.unique(values, return_counts=True)
+    if len(values) == total > 2 and set(unique.tolist()) <= {0, 1}:
+        raise InputError(
+            f"the {what} are zeros and ones, one for each of the {total} examples; give a mask of bools, as with "
+            ".astype(bool)"
+        )
     if unique.size < values.size:
         raise InputError(
             f"{int((counts > 1).sum())} {what} are repeated, the first is {unique[counts > 1][0]}; "

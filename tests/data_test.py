@@ -11,6 +11,8 @@ from scissorhands_jax import augmentation, data
 from scissorhands_jax.base import Batch, Data
 from scissorhands_jax.datasets import forget_sets, splits
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.metrics import answers
+from scissorhands_jax.tasks import CLASSIFICATION
 
 LABELS = np.repeat(np.arange(5), 20)
 
@@ -159,6 +161,8 @@ class TestForgetPositions:
             ("e.json", b"[true]", "is no list of integers"),
             ("f.json", b"{", "cannot read the positions in"),
             ("g.npy", np.zeros(3), r"holds float64 of shape \(3,\); save integers"),
+            ("h.npz", b"PK", "can hold several arrays; save the positions alone"),
+            ("h.csv", b"idx;name\n3;x\n", "has the one column 'idx;name'; separate columns by commas"),
             ("h.npy", np.zeros(3, bool), "is a mask of 3 bools, and there are 100 training examples"),
             ("i.npy", np.zeros((2, 2), int), r"holds int64 of shape \(2, 2\)"),
             ("j.npy", b"no array", "cannot read the positions in"),
@@ -397,9 +401,11 @@ class TestFlipLabels:
 
 def test_classes_that_are_forgotten_as_a_whole_are_not_tested():
     test = {"image": np.arange(6), "label": np.array([0, 1, 2, 0, 1, 2])}
-    kept = splits.known_classes(test, {"label": np.array([2, 0, 0])})
+    kept = answers.known_examples(CLASSIFICATION, test, {"label": np.array([2, 0, 0])})
     assert kept["image"].tolist() == [0, 2, 3, 5]
-    assert splits.known_classes(test, {"label": np.array([2, 0, 1])})["image"].tolist() == list(range(6))
+    assert answers.known_examples(CLASSIFICATION, test, {"label": np.array([2, 0, 1])})["image"].tolist() == list(
+        range(6)
+    )
 
 
 class TestCheckValues:
@@ -449,6 +455,10 @@ class TestCheckPositions:
         ("positions", "message"),
         [
             ([1.0, 2.0], r"float64 and not integers; convert them with .astype\(int\)"),
+            (
+                (np.arange(10) < 3).astype(int),
+                "are zeros and ones, one for each of the 10 examples; give a mask of bools",
+            ),
             ([True, False], r"a mask of shape \(2,\), and there are 10 training examples"),
             (np.ones((10, 1), bool), r"a mask of shape \(10, 1\), and there are 10"),
             ([[1, 2]], r"an array of shape \(1, 2\); flatten it"),

@@ -158,8 +158,9 @@ class NetworkOptions(ReadingOptions, DataFolderOptions):
     dataset: Annotated[
         str | None,
         Option(
-            "Name of the data set: digits, cifar10, cifar100, svhn, faces, orl_faces, cifar100_own, npz:FILE or "
-            "folder:DIR, if need be followed by ?held_out=SHARE for testing; a --checkpoint knows its own.",
+            "Name of the data set: digits, cifar10, cifar100, svhn, faces, orl_faces, cifar100_own, npz:FILE, "
+            "csv:FILE or folder:DIR, if need be followed by ?held_out=SHARE for testing; a --checkpoint knows its own. "
+            "Files may hold images or features, and labels or the targets of a regression.",
             metavar="NAME",
             setting="dataset",
         ),

@@ -1,4 +1,4 @@
-"""Labelled images by name: public data sets, faces with identities, and the user's own files."""
+"""Examples by name: public sets of images, faces with identities, and the user's own files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from scissorhands_jax import files
-from scissorhands_jax.datasets import archives, compact, own, prepared
+from scissorhands_jax.datasets import archives, compact, own, own_arrays, prepared
 from scissorhands_jax.datasets.splits import Splits
 from scissorhands_jax.errors import InputError, suggest
 
@@ -22,10 +22,10 @@ def load(name: str, data_dir: str | Path | None = None) -> Splits:
     """Reads a data set by its name.
 
     Args:
-      name: A key of `DATASETS`; or `npz:FILE` or `folder:DIR` for the user's own images, see
-        `scissorhands_jax.datasets.own`. With `?held_out=0.2` after it, as in `npz:FILE?held_out=0.2`, this share of the
-        examples of each label is held out for testing; it is needed where the files have no test set.
-      data_dir: The folder that holds the files of the data set. The digits and the user's own images need none.
+      name: A key of `DATASETS`; or `npz:FILE`, `csv:FILE` or `folder:DIR` for the user's own examples, see
+        `datasets.own_arrays` and `datasets.own`. With `?held_out=0.2` after it, as in `npz:FILE?held_out=0.2`, this
+        share of the examples of each label is held out for testing; it is needed where the files have no test set.
+      data_dir: The folder that holds the files of the data set. The digits and the user's own files need none.
 
     Raises:
       InputError: The name is unknown, or files are missing or damaged.
@@ -36,7 +36,8 @@ def load(name: str, data_dir: str | Path | None = None) -> Splits:
         return FILES[kind](Path(place), _share(share) if asks else None)
     if name not in DATASETS:
         raise InputError(
-            f"there is no data set {name!r}; {suggest(name, DATASETS)}, or npz:FILE or folder:DIR for your own images"
+            f"there is no data set {name!r}; {suggest(name, DATASETS)}, or npz:FILE, csv:FILE or folder:DIR for "
+            "your own examples"
         )
     return DATASETS[name](None if data_dir is None else Path(data_dir))
 
@@ -182,5 +183,9 @@ DATASETS: dict[str, Callable[[Path | None], Splits]] = {
     "orl_faces": own.orl_faces,
 }
 
-# Readers of the user's own images, by the word before the colon.
-FILES: dict[str, Callable[[Path, float | None], Splits]] = {"npz": own.npz_file, "folder": own.image_folder}
+# Readers of the user's own examples, by the word before the colon.
+FILES: dict[str, Callable[[Path, float | None], Splits]] = {
+    "npz": own_arrays.npz_file,
+    "csv": own_arrays.csv_file,
+    "folder": own.image_folder,
+}

@@ -204,6 +204,8 @@ def read_positions(path: Path, total: int | None = None) -> np.ndarray:
             f"{path} is a pickle, which could run code when it is read; save the positions as text, or with "
             "numpy.save('forget.npy', positions)"
         )
+    if suffix == ".npz":
+        raise InputError(f"{path} can hold several arrays; save the positions alone with numpy.save('forget.npy', ...)")
     if suffix == ".npy":
         return _array_of_positions(path, total)
     if suffix == ".json":
@@ -252,6 +254,8 @@ def _json_positions(path: Path) -> np.ndarray:
 def _table_column(path: Path, names: Sequence[str]) -> list[tuple[int, str]]:
     """Returns a column of a CSV file with numbers of lines, found by its name or because there is no other."""
     columns, rows = _table(path)
+    if len(columns) == 1 and re.search(r"[;\t]", columns[0]):
+        raise InputError(f"{path} has the one column {columns[0][:60]!r}; separate columns by commas")
     if len(columns) == 1:
         (column,) = columns
         first = [(1, column.strip())] if re.fullmatch(r"[+-]?\d+", column.strip()) else []

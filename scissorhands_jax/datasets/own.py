@@ -1,4 +1,4 @@
-"""Reads the user's own images from NumPy files and folders, and the ORL faces."""
+"""Reads the user's own images from folders, and the ORL faces."""
 
 from __future__ import annotations
 
@@ -10,84 +10,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scissorhands_jax import array_files, reading
-from scissorhands_jax import data as data_lib
+from scissorhands_jax import reading
 from scissorhands_jax.base import Dataset
-from scissorhands_jax.datasets.splits import Splits, check_labels, divide, evenly_chosen, whole_labels
+from scissorhands_jax.datasets import own_arrays
+from scissorhands_jax.datasets.splits import Splits, check_labels, divide, evenly_chosen
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.image_files import open_image
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".pgm", ".ppm", ".bmp", ".webp", ".tif", ".tiff")
-
-
-def npz_file(path: Path, held_out: float | None = None) -> Splits:
-    """Reads images and labels from one `.npz` file.
-
-    Args:
-      path: The file. It holds `image`, of shape (N, H, W, C) or (N, H, W), uint8 or floating point in [0, 1], and
-        `label`, of shape (N,), integers from 0. The test set is in `test_image` and `test_label`; or the array
-        `held_out` says which of the examples it is, by their positions or by a bool for each. In any case positions
-        count the examples of `image` from 0. Names of classes may be in `class_names`.
-      held_out: The share of the examples of each label to test with, in a file that does not say it.
-
-    Raises:
-      InputError: The file cannot be read, its arrays do not fit together, or nothing says which examples are for
-        testing.
-    """
-    arrays = _arrays(path)
-    images, labels = _images(arrays, "image", path), _labels(arrays, "label", path)
-    if len(images) != len(labels):
-        raise InputError(f"{path} holds {len(images)} images for {len(labels)} labels; give each image one label")
-    if ("test_image" in arrays) != ("test_label" in arrays):
-        raise InputError(f"{path} has only one of test_image and test_label; give both or neither")
-    train: Dataset = {"image": images, "label": labels}
-    chosen = _held_out(arrays, labels, held_out, path)
-    if chosen is None:
-        test: Dataset = {"image": _images(arrays, "test_image", path), "label": _labels(arrays, "test_label", path)}
-    else:
-        test = {"image": images[chosen], "label": labels[chosen]}
-    if len(test["image"]) != len(test["label"]):
-        raise InputError(
-            f"{path} holds {len(test['image'])} examples in test_image for {len(test['label'])} labels; "
-            "give each image one label"
-        )
-    if test["image"].shape[1:] != train["image"].shape[1:] or test["image"].dtype != train["image"].dtype:
-        raise InputError(
-            f"the test images in {path} are {test['image'].dtype} of shape {test['image'].shape[1:]} and the training "
-            f"images {train['image'].dtype} of shape {train['image'].shape[1:]}; give both one type and shape"
-        )
-    count = int(max(train["label"].max(), test["label"].max(initial=0))) + 1
-    names = (
-        tuple(map(str, arrays["class_names"].tolist())) if "class_names" in arrays else tuple(map(str, range(count)))
-    )
-    for part in (train, test):
-        part["label"] = check_labels(part["label"], len(names), path)
-    return _complete(Splits(train, test, names, augmented=False, held_out=chosen), path)
-
-
-def _held_out(arrays: dict[str, np.ndarray], labels: np.ndarray, share: float | None, path: Path) -> np.ndarray | None:
-    """Returns the positions of the examples that are for testing; None if the file has a test set of its own."""
-    said: list[str] = [name for name in ("test_image", "held_out") if name in arrays]
-    if share is not None:
-        said.append(f"?held_out={share:g}")
-    if len(said) > 1:
-        raise InputError(f"{path} is to be tested with {' and with '.join(said)}; leave one out")
-    if not said:
-        raise InputError(
-            f"{path} has no test set, and none is taken from its {len(labels)} examples unless you ask for it; add "
-            "test_image and test_label, or an array held_out with the positions of examples that the network was not "
-            f"trained on, or write npz:{path}?held_out=0.2"
-        )
-    if "held_out" in arrays:
-        return data_lib.check_held_out(arrays["held_out"], len(labels))
-    return None if share is None else _chosen(labels, share, path)
-
-
-def _chosen(labels: np.ndarray, share: float, path: Path) -> np.ndarray:
-    positions = np.flatnonzero(evenly_chosen(labels, share))
-    if not len(positions):
-        raise InputError(f"{share:g} of the examples of each label in {path} is less than one; hold out a larger share")
-    return positions.astype(np.int32)
 
 
 def orl_faces(data_dir: Path | None) -> Splits:
@@ -99,13 +29,14 @@ def orl_faces(data_dir: Path | None) -> Splits:
     if data_dir is None:
         raise InputError("orl_faces needs --data-dir, the folder that holds orl_faces.npz")
     path = data_dir / "orl_faces.npz"
-    arrays = _arrays(path)
-    images, people = _images(arrays, "image", path), check_labels(_labels(arrays, "subject", path), 40, path)
+    arrays = own_arrays.read_npz(path)
+    images = own_arrays.image_array(arrays, "image", path)
+    people = check_labels(own_arrays.label_array(arrays, "subject", path), 40, path)
     if len(images) != len(people):
         raise InputError(f"{path} holds {len(images)} images of {len(people)} people; copy it again")
     names = tuple(f"s{person + 1}" for person in range(40))
     train, test = divide(images, people, evenly_chosen(people))
-    return _complete(Splits(train, test, names, augmented=True, crop_padding=0), path)
+    return own_arrays.complete(Splits(train, test, names, augmented=True, crop_padding=0), path)
 
 
 def image_folder(root: Path, held_out: float | None = None) -> Splits:
@@ -315,74 +246,3 @@ def _open(path: Path, shape: tuple[int, int, int], resized: bool) -> np.ndarray:
             "all to one size, as `scissorhands data prepare faces --from DIR --image-size N` does"
         )
     return np.asarray(converted, np.uint8).reshape(shape)
-
-
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    try:
-        return array_files.read_arrays(path)
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist; name a .npz file with the arrays image and label") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not a whole .npz file ({error}); write it with numpy.savez") from error
-
-
-def _images(arrays: dict[str, np.ndarray], name: str, path: Path) -> np.ndarray:
-    """Returns an array of images, uint8 or float32 in [0, 1], of shape (N, H, W, C)."""
-    _check_array(arrays, name, path)
-    images = arrays[name]
-    if images.ndim == 3:
-        images = images[..., None]
-    where = f"{name} in {path}"
-    if images.ndim != 4:
-        raise InputError(f"{where} has shape {arrays[name].shape}; give images of shape (N, H, W, C) or (N, H, W)")
-    if images.shape[1] in (1, 3) and images.shape[3] not in (1, 2, 3, 4):
-        raise InputError(
-            f"{where} has shape {images.shape}, which are channels first; give channels last, as with "
-            ".transpose(0, 2, 3, 1)"
-        )
-    if np.issubdtype(images.dtype, np.floating):
-        return _check_range(images.astype(np.float32), where)
-    if images.dtype != np.uint8:
-        fits = np.issubdtype(images.dtype, np.integer) and images.size and images.min() >= 0 and images.max() <= 255
-        advice = "convert it with .astype('uint8')" if fits else "give uint8, or floating point in [0, 1]"
-        raise InputError(f"{where} is {images.dtype}; {advice}")
-    return images
-
-
-def _check_range(images: np.ndarray, where: str) -> np.ndarray:
-    """Returns images, unless a value is not finite or outside [0, 1]."""
-    finite = np.isfinite(images)
-    if not finite.all():
-        bad = np.flatnonzero(~finite.all(axis=(1, 2, 3)))
-        raise InputError(
-            f"{len(bad)} images of {where} have values that are NaN or infinite, the first is image {bad[0]}; "
-            "correct or remove them"
-        )
-    lowest, highest = float(images.min(initial=0)), float(images.max(initial=0))
-    if lowest < 0 or highest > 1:
-        raise InputError(
-            f"{where} is floating point from {lowest:g} to {highest:g}, outside [0, 1]; "
-            + ("divide it by 255, or give uint8" if lowest >= 0 else "give the images before they are normalised")
-        )
-    return images
-
-
-def _check_array(arrays: dict[str, np.ndarray], name: str, path: Path) -> None:
-    if name not in arrays:
-        raise InputError(
-            f"{path} has no array {name!r}, only {', '.join(arrays) or 'nothing'}; save the images as `image` and the "
-            "labels as `label`"
-        )
-
-
-def _labels(arrays: dict[str, np.ndarray], name: str, path: Path) -> np.ndarray:
-    _check_array(arrays, name, path)
-    return whole_labels(arrays[name], f"{name} in {path}")
-
-
-def _complete(splits: Splits, path: Path) -> Splits:
-    """Returns the splits, unless one of them has no examples."""
-    for part, name in ((splits.train, "train"), (splits.test, "test")):
-        if not len(part["label"]):
-            raise InputError(f"{path} gives no {name} examples; give some of each kind")
-    return splits

@@ -1,20 +1,25 @@
-"""Data sets as they are once they have been read: labelled images for training and for testing."""
+"""Data sets as they are once they have been read: examples and their targets, for training and for testing."""
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 
-from scissorhands_jax import data
+from scissorhands_jax import losses
 from scissorhands_jax.base import Dataset
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.tasks import CLASSIFICATION, Task
+
+_MOST_CLASSES = 100_000  # far beyond which labels are numbers of something else, such as of people
 
 
 class Splits(NamedTuple):
     """A set of labelled images: `{"image": (N, H, W, C), "label": (N,) int32}` for training and for testing.
 
-    Images are uint8 in 0 to 255, or float32 in [0, 1], as those of the digits are.
+    Images are uint8 in 0 to 255, or float32 in [0, 1], as those of the digits are. A user's own examples may be feature
+    vectors, `{"features": (N, D) float32, "label": ...}`, and their targets those of another task.
     """
 
     train: Dataset
@@ -25,11 +30,23 @@ class Splits(NamedTuple):
     # The positions in `train` of the examples that are the test set, sorted, where the user's files have both in one.
     # Networks are trained on the others only, and positions count all of them.
     held_out: np.ndarray | None = None
+    task: Task = CLASSIFICATION  # what networks for it are for
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """The shape of one image, (H, W, C)."""
-        return self.train["image"].shape[1:]
+    def image_shape(self) -> tuple[int, ...]:
+        """The shape of what a network is given of one example: (H, W, C) of an image, (D,) of a feature vector."""
+        return losses.inputs_of(self.train).shape[1:]
+
+    @property
+    def num_outputs(self) -> int:
+        """How many numbers a network gives for an example: one for each class, or one for each number of a target."""
+        return len(self.class_names) if self.task.classifies else math.prod(self.train["label"].shape[1:])
+
+    @property
+    def groups(self) -> np.ndarray:
+        """The classes of the training examples; zeros where there are none. shape=(N,), integers"""
+        labels = self.train["label"]
+        return labels if self.task.classifies else np.zeros(len(labels), np.int32)
 
 
 def evenly_chosen(labels: np.ndarray, share: float = 0.2) -> np.ndarray:
@@ -74,25 +91,37 @@ def whole_labels(labels: np.ndarray, where: str) -> np.ndarray:
       InputError: The labels have another form; the message says which one and how to convert it.
     """
     what = f"{where} is {labels.dtype} of shape {labels.shape}"
-    instead = "commands take one class for each example; in Python a sh.Task takes this"
     if labels.ndim == 2 and labels.shape[1] > 1 and labels.size and np.all((labels == 0) | (labels == 1)):
         if np.all(labels.sum(axis=1) == 1):
             raise InputError(f"{what}, labels in one-hot form; give whole numbers, as with .argmax(axis=1)")
-        raise InputError(f"{what}, several labels for an example; {instead}")
+        raise InputError(f"{what}, several labels for an example; save them as `labels` in place of `label`")
     if labels.ndim == 2 and labels.shape[1] == 1:
         raise InputError(f"{what}; give shape ({len(labels)},), as with .ravel()")
     if labels.ndim != 1:
         raise InputError(f"{what}; give one label for each example, of shape (N,)")
     if not labels.size:
         raise InputError(f"{where} holds no labels; give one for each example")
-    if np.issubdtype(labels.dtype, np.floating) and np.all(np.isfinite(labels)) and np.all(labels % 1 == 0):
+    if np.issubdtype(labels.dtype, np.floating) and not np.all(np.isfinite(labels)):
+        bad = np.flatnonzero(~np.isfinite(labels))
+        raise InputError(
+            f"{what} with NaN or infinity at {len(bad)} examples, the first is example {bad[0]}; correct them"
+        )
+    if labels.dtype == np.bool_ or (np.issubdtype(labels.dtype, np.floating) and np.all(labels % 1 == 0)):
         raise InputError(f"{what}; convert it with .astype('int32')")
-    if np.issubdtype(labels.dtype, np.floating) and np.all(np.isfinite(labels)):
-        raise InputError(f"{what}, numbers that are no classes; {instead}")
+    if np.issubdtype(labels.dtype, np.floating):
+        raise InputError(f"{what}, numbers that are no classes; save them as `target`, for a regression")
     if not np.issubdtype(labels.dtype, np.integer):
-        raise InputError(f"{what}; give whole numbers from 0, one per example, and the names in class_names")
+        raise InputError(
+            f"{what}; give whole numbers from 0, one per example, and the names in class_names, as "
+            "numpy.unique(labels, return_inverse=True) makes both"
+        )
     if labels.min() < 0:
         raise InputError(f"{where} has the label {labels.min()}; labels count classes from 0")
+    if labels.max() >= _MOST_CLASSES:
+        raise InputError(
+            f"{where} has the label {labels.max()}, and labels count classes from 0 to {_MOST_CLASSES - 1} at most; "
+            "number the classes, as with numpy.unique(labels, return_inverse=True)[1]"
+        )
     return labels
 
 
@@ -151,17 +180,3 @@ def validation_split(
     if share and not held.any():
         raise InputError(f"a validation share of {share} is less than one example of every class; make it larger")
     return np.flatnonzero(~held & free).astype(np.int32), np.flatnonzero(held).astype(np.int32)
-
-
-def known_classes(test: Dataset, retain: Dataset) -> Dataset:
-    """Returns the test examples whose class is still in the retain set.
-
-    The retrained network cannot know a class, or an identity, that was forgotten as a whole; the authors' code leaves
-    such classes out as well.
-
-    Args:
-      test: The test set, with an array "label".
-      retain: The retain set, with an array "label".
-    """
-    kept = np.isin(test["label"], np.unique(retain["label"]))
-    return test if kept.all() else data.take(test, np.flatnonzero(kept))

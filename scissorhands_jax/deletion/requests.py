@@ -113,6 +113,11 @@ def add_request(
     if begins:
         # Nothing is written before it is known that the request can be served.
         network = prepare_network(_first_config(subject))
+        if not network.splits.task.classifies:
+            raise InputError(
+                f"a ledger keeps the accuracies of classifiers, and the task of {network.config.dataset} is "
+                f"{network.splits.task.name}; `scissorhands unlearn` forgets its examples without a ledger"
+            )
         network.forget_set(forget, seed)
         _begin(folder, keys, network)
         subject = Subject()  # The ledger knows it from now on.

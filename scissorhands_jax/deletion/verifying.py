@@ -261,12 +261,12 @@ def _evaluated(book: Ledger, current: int, subject: Subject, console: Console) -
     """Evaluates the network in use again. Counts may differ a little, because another machine rounds differently."""
     record, _ = records.read_record(records.record_path(book.folder, current), book.public)
     try:
-        parts = evaluate_network(_config_to_evaluate(book, record, subject), console=console).parts
+        numbers = evaluate_network(_config_to_evaluate(book, record, subject), console=console).numbers
     except InputError as error:
         return [f"the network of run {current} cannot be evaluated: {error}"]
     measured = record.metrics["after"]
     expected = {name: (measured[name].count, measured[name].of) for name in ("forget", "retain", "test")}
-    if "forget" not in parts:
+    if "num_forget" not in numbers:
         # The run knows its data set by another path, so its positions may mean nothing in this one.
         correct, total = (sum(column) for column in zip(*record.test, strict=True))
         expected = {"test": (correct, total)}
@@ -274,10 +274,10 @@ def _evaluated(book: Ledger, current: int, subject: Subject, console: Console) -
     for name, (correct, total) in expected.items():
         if name == "retain" and record.configuration["retain_limit"] is not None:
             continue  # The record has a random part of it.
-        now = parts[name]
-        if now.num != total or abs(now.correct - correct) > 1 + total // 1000:
+        now, of = numbers[f"correct_{name}"], numbers[f"num_{name}"]
+        if of != total or abs(now - correct) > 1 + total // 1000:
             found.append(
-                f"the network of run {current} now gets {now.correct} of {now.num} {name} examples right, and its "
+                f"the network of run {current} now gets {now} of {of} {name} examples right, and its "
                 f"record says {correct} of {total}: the network, the data or the code has changed; "
                 "put back what was, and verify again"
             )

@@ -1,17 +1,13 @@
-"""What `scissorhands evaluate` does: the accuracies of one network, and whether they can be trusted."""
+"""What `scissorhands evaluate` does: how good one network is, and whether the numbers can be trusted."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
 
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import datasets, report
-from scissorhands_jax.base import Dataset, Model, ModelState, Params
-from scissorhands_jax.datasets.splits import known_classes
+from scissorhands_jax.base import Dataset
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import originals, runs
 from scissorhands_jax.jobs.config import NetworkConfig
@@ -19,22 +15,12 @@ from scissorhands_jax.jobs.earlier_runs import origin_folder, read_past, saved_c
 from scissorhands_jax.jobs.job import divide_test_set
 from scissorhands_jax.jobs.loading import load_run, read_network
 from scissorhands_jax.jobs.progress import progress_bar
-from scissorhands_jax.metrics import accuracies, distances
+from scissorhands_jax.metrics import answers, distances
+from scissorhands_jax.metrics.row import SetPredictions, accuracy_numbers
 from scissorhands_jax.report import table_gates
 from scissorhands_jax.terminal import Console, say
 
 _SCENARIO = "evaluation"
-
-
-@dataclasses.dataclass(frozen=True)
-class MeasuredPart:
-    """How many examples of a set a network gets right."""
-
-    accuracy: float
-    """The share in percent."""
-    correct: int
-    num: int
-    """The number of all examples in the set."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,29 +36,28 @@ class EvaluationGate:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NetworkEvaluation:
-    """The accuracies of a network, and whether they can be trusted."""
+    """How good a network is, and whether the numbers can be trusted."""
 
     model: str
     dataset: str
-    parts: dict[str, MeasuredPart]
-    """By the name of the set: always `test`; of the result of a run also `forget`, `retain` and, after several runs,
-    `forgotten_before`."""
+    numbers: dict[str, Any]
+    """As `metrics.row.accuracy_numbers` has them: of a classifier `acc_*` in percent, `correct_*` and `num_*`, of
+    another task its metrics and `num_*`. `*` is the name of a set: always `test`; of the result of a run also `forget`,
+    `retain` and, after several runs, `forgotten_before`."""
     avg_gap: float | None
     """The distance to the retrained network in percentage points, if one was given."""
     gates: tuple[EvaluationGate, ...]
 
     def document(self) -> dict[str, Any]:
-        """The evaluation as JSON, with `acc_*`, `correct_*` and `num_*` for each set."""
-        document: dict[str, Any] = {"model": self.model, "dataset": self.dataset}
-        for name, part in self.parts.items():
-            document |= {f"acc_{name}": part.accuracy, f"correct_{name}": part.correct, f"num_{name}": part.num}
+        """The evaluation as JSON."""
+        document: dict[str, Any] = {"model": self.model, "dataset": self.dataset, **self.numbers}
         if self.avg_gap is not None:
             document["avg_gap"] = self.avg_gap
         return {**document, "gates": [dataclasses.asdict(gate) for gate in self.gates]}
 
 
 def evaluate_network(config: NetworkConfig, *, retrained: str | None = None, console: Console) -> NetworkEvaluation:
-    """Measures the test accuracy of a network, and for a run's result also the accuracy on what it forgot and retained.
+    """Measures how good a network is on the test set, and for a run's result also on what it forgot and retained.
 
     The test set of a run's result is the one that the run reported on: without classes that were forgotten as a whole,
     and without what was set aside for validation.
@@ -91,30 +76,28 @@ def evaluate_network(config: NetworkConfig, *, retrained: str | None = None, con
     read = read_network(config, splits)
     config, model, network = read.config, read.model, (read.params, read.model_state)
     parts = _parts(config, splits)
-    measured: dict[str, MeasuredPart] = {}
+    found: dict[str, SetPredictions] = {}
     with progress_bar(console) as progress:
         task = progress.add_task("evaluating", total=len(parts), note="")
         for name, part in parts.items():
-            logits = accuracies.predict(model, *network, part["image"], batch_size=500)
-            label = part["label"]
-            measured[name] = MeasuredPart(
-                accuracies.accuracy(logits, label), accuracies.correct(logits, label), len(label)
-            )
+            found[name] = SetPredictions(answers.outputs_of(splits.task, model, *network, part), part)
             progress.advance(task)
     known = "retain" if "retain" in parts else "test"  # What it should know, or at least examples of its kind.
-    labels = np.asarray((parts[known] or {})["label"])
-    doubt = originals.near_chance(measured[known].correct, labels, f"{known} examples")
+    doubt = originals.near_chance_of(splits.task, found[known], f"{known} examples")
     if doubt is not None:
         say(console, f"note: {doubt.replace('the original', 'the network')}")
     avg_gap = None
     if retrained is not None:
-        rows[-1] |= _held_out_numbers(model, load_run(model, retrained), parts, splits)
+        if "forget" in parts:
+            again = load_run(model, retrained)
+            rows[-1] |= originals.unseen_comparison(splits.task, model, again, parts["forget"], splits.test)
         avg_gap = distances.average_gap(rows[1], rows[-1])
-    found = tuple(
+    gates = tuple(
         EvaluationGate(gate.name.removeprefix(f"{_SCENARIO}: "), gate.passed, gate.explanation)
         for gate in table_gates.of_rows(rows)
     )
-    return NetworkEvaluation(model=config.model, dataset=config.dataset, parts=measured, avg_gap=avg_gap, gates=found)
+    numbers = accuracy_numbers(found, task=splits.task)
+    return NetworkEvaluation(model=config.model, dataset=config.dataset, numbers=numbers, avg_gap=avg_gap, gates=gates)
 
 
 def _parts(config: NetworkConfig, splits: datasets.Splits) -> dict[str, Dataset]:
@@ -125,7 +108,11 @@ def _parts(config: NetworkConfig, splits: datasets.Splits) -> dict[str, Dataset]
     past, forgotten = read_past(origin_folder(config.checkpoint), data_lib.size(splits.train))
     data = data_lib.split(splits.train, forgotten, past.trained_on)
     test, _ = divide_test_set(splits.test, saved.get("validation"), saved.get("seed", 0))
-    parts = {"test": known_classes(test, data.retain), "forget": data.forget, "retain": data.retain}
+    parts = {
+        "test": answers.known_examples(splits.task, test, data.retain),
+        "forget": data.forget,
+        "retain": data.retain,
+    }
     if past.forgotten.size:
         parts["forgotten_before"] = data_lib.take(splits.train, past.forgotten)
     return parts
@@ -146,16 +133,3 @@ def _noted_rows(checkpoint: str | None, retrained: str | None) -> list[dict[str,
             raise InputError(f"{retrained} {what} than {checkpoint}, so the two cannot be compared")
     rows = [*own["rows"], *other["rows"][1:]]
     return [{**row, "scenario": _SCENARIO, "seed": None} for row in rows]
-
-
-def _held_out_numbers(
-    model: Model, network: tuple[Params, ModelState], parts: Mapping[str, Dataset], splits: datasets.Splits
-) -> dict[str, float]:
-    """The accuracies of a retrained network on the forget set and the test set, class by class."""
-    if "forget" not in parts:
-        return {}
-    shown = []
-    for part in (parts["forget"], splits.test):
-        label = np.asarray(part["label"])
-        shown += [accuracies.predict(model, *network, part["image"], batch_size=500), label, label]
-    return table_gates.held_out_numbers(*shown)

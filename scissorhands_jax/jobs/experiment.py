@@ -18,6 +18,7 @@ import numpy as np
 from scissorhands_jax import augmentation, datasets, hashing, losses, models, torch_weights
 from scissorhands_jax import data as data_lib
 from scissorhands_jax.base import Dataset, Method, Model, StatefulLossFn
+from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.datasets.splits import validation_split
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods import MethodSettings, describe
@@ -164,12 +165,32 @@ class LoadedExperiment:
             self._take(own)
             return
         self.splits = load_splits(experiment, data_dir)
+        self.task = self.splits.task
+        if not self.task.classifies:
+            self._check_task()
         self.model = _build_model(experiment, self.splits)
         augment = self.splits.augmented if experiment.augment is None else experiment.augment
         crop = functools.partial(augmentation.crop_and_flip, padding=self.splits.crop_padding)
-        self.loss_fn: StatefulLossFn = losses.classification_loss(self.model, augment=crop if augment else None)
-        self.owners = self.splits.train["label"]
-        self.num_classes = len(self.splits.class_names)
+        self.loss_fn: StatefulLossFn = (
+            losses.classification_loss(self.model, augment=crop) if augment else task_loss(self.model, self.task)
+        )
+        self.owners = self.splits.groups
+        self.num_classes = self.splits.num_outputs
+
+    def _check_task(self) -> None:
+        """Refuses what can be asked of a classifier alone."""
+        if self.experiment.augment:
+            raise InputError("augment is for images of classifiers; leave it out")
+        if self.experiment.attack_later:
+            raise InputError(f"attack_later keeps logits of classes, and the task is {self.task.name}; leave it out")
+        for scenario in self.experiment.scenarios:
+            if any(map(forget_sets.forgets_classes, scenario.forget)):
+                raise InputError(
+                    f"the examples of {self.experiment.dataset} have no classes, their task is {self.task.name}; name "
+                    "what to forget with indices:FILE or random:SHARE, or in Python with the owners of a sh.OwnNetwork"
+                )
+            for settings in scenario.methods.values():
+                of_task(settings, self.task)
 
     def _take(self, own: OwnNetwork) -> None:
         """Uses a network of the user's own."""
@@ -256,8 +277,8 @@ def load_splits(experiment: Experiment, data_dir: str | None) -> datasets.Splits
     if splits.held_out is not None and experiment.train_limit is not None:  # Positions then count what is left anyway.
         left = np.setdiff1d(np.arange(data_lib.size(splits.train)), splits.held_out)
         splits = splits._replace(train=data_lib.take(splits.train, left), held_out=None)
-    train = _limited(splits.train, experiment.train_limit, "train_limit", experiment.split_seed)
-    test = _limited(splits.test, experiment.test_limit, "test_limit", experiment.split_seed)
+    train = _limited(splits, splits.train, experiment.train_limit, "train_limit", experiment.split_seed)
+    test = _limited(splits, splits.test, experiment.test_limit, "test_limit", experiment.split_seed)
     if experiment.image_size is not None:
         train, test = (
             {**part, "image": augmentation.resize(part["image"], experiment.image_size)} for part in (train, test)
@@ -265,19 +286,19 @@ def load_splits(experiment: Experiment, data_dir: str | None) -> datasets.Splits
     return splits._replace(train=train, test=test)
 
 
-def _limited(part: Dataset, limit: int | None, name: str, seed: int) -> Dataset:
-    total = data_lib.size(part)
+def _limited(splits: datasets.Splits, part: Dataset, limit: int | None, name: str, seed: int) -> Dataset:
+    total, groups = data_lib.size(part), answers.example_groups(splits.task, part)
     if limit is None or limit == total:
         return part
     if not 1 <= limit < total:
         raise InputError(f"{name} must be 1 to {total}, got {limit}")
-    return data_lib.take(part, validation_split(part["label"], limit / total, seed)[1])
+    return data_lib.take(part, validation_split(groups, limit / total, seed)[1])
 
 
 def _build_model(experiment: Experiment, splits: datasets.Splits) -> Model:
     model = models.build(
         experiment.model,
-        num_classes=len(splits.class_names),
+        num_classes=splits.num_outputs,
         image_shape=splits.image_shape,
         **experiment.model_options,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -14,14 +14,15 @@ from scissorhands_jax import augmentation, datasets, hashing, losses
 from scissorhands_jax import data as data_lib
 from scissorhands_jax.base import Data, Dataset, Method, Model, ModelState, Params, StatefulLossFn
 from scissorhands_jax.datasets import forget_sets
-from scissorhands_jax.datasets.splits import known_classes
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.config import NetworkConfig, RunConfig
 from scissorhands_jax.jobs.earlier_runs import Past, past_of
 from scissorhands_jax.jobs.loading import build_model, read_network
 from scissorhands_jax.methods import MethodSettings
-from scissorhands_jax.methods.settings import on_upper_layers
+from scissorhands_jax.methods.settings import of_task, on_upper_layers
+from scissorhands_jax.metrics import answers
+from scissorhands_jax.tasks import task_loss
 from scissorhands_jax.training.identity import Identity, identify
 from scissorhands_jax.training.sharding import Layout
 
@@ -59,9 +60,14 @@ class OriginalNetwork:
           InputError: The specification cannot be used, or names examples that the network was not trained on.
         """
         train = self.splits.train
+        if not self.splits.task.classifies and forget_sets.forgets_classes(forget):
+            raise InputError(
+                f"the examples of {self.config.dataset} have no classes, their task is {self.splits.task.name}; name "
+                "what to forget with indices:FILE or random:SHARE, or in Python with the owners of a sh.OwnNetwork"
+            )
         positions = forget_sets.forget_positions(
             forget,
-            train["label"],
+            self.splits.groups,
             seed=seed,
             class_names=self.splits.class_names,
             trained_on=self.past.trained_on,
@@ -83,8 +89,13 @@ class Job(OriginalNetwork):
     """The right labels of a forget set `mislabelled:FILE`, in the order of `positions`; None if nothing says them."""
 
     def method(self, settings: MethodSettings) -> Method:
-        """The method with the given settings, built for this network and these data."""
-        return settings.build(self.model, self.loss_fn, len(self.splits.class_names))
+        """The method with the given settings, built for this network and these data.
+
+        Raises:
+          InputError: The method takes classifiers alone, and the network is none.
+        """
+        fitted = of_task(settings, self.splits.task)
+        return fitted.build(self.model, self.loss_fn, self.splits.num_outputs)
 
     def identity(self, layout: Layout | None = None) -> Identity:
         """Everything that determines the result of the job. What a file holds counts, and not where it lies.
@@ -143,7 +154,10 @@ def prepare_job(config: RunConfig, check: Callable[[Model], None] | None = None)
     positions, data = network.forget_set(config.forget, config.seed)
     test, set_aside = divide_test_set(splits.test, config.validation, config.seed)
     augment = splits.augmented if config.augment is None else config.augment
-    crop_and_flip = functools.partial(augmentation.crop_and_flip, padding=splits.crop_padding)
+    if augment and ("image" not in splits.train or not splits.task.classifies):
+        raise InputError(
+            "--augment crops and flips the images of classifiers, which these examples are not; leave it out"
+        )
     found = {name: getattr(network.config, name) for name in ("layout", "model_options")}
     method = on_upper_layers(config.method, config.model)
     config = dataclasses.replace(config, augment=augment, method=method, **found)
@@ -151,11 +165,25 @@ def prepare_job(config: RunConfig, check: Callable[[Model], None] | None = None)
         **{**vars(network), "config": config},
         positions=positions,
         data=_limited(data, config),
-        test=known_classes(test, data.retain),
+        test=answers.known_examples(splits.task, test, data.retain),
         set_aside=set_aside,
-        loss_fn=losses.classification_loss(network.model, augment=crop_and_flip if augment else None),
-        right_labels=_right_labels(config.forget, splits.class_names),
+        loss_fn=loss_of(splits, network.model, augment=augment),
+        right_labels=_right_labels(config.forget, splits),
     )
+
+
+def loss_of(splits: datasets.Splits, model: Model, *, augment: bool) -> StatefulLossFn:
+    """The loss of training and unlearning of a network for a data set.
+
+    Args:
+      splits: The data set.
+      model: The network.
+      augment: Whether the images of a classifier are cropped and flipped.
+    """
+    if not augment:
+        return task_loss(model, splits.task)
+    crop_and_flip = functools.partial(augmentation.crop_and_flip, padding=splits.crop_padding)
+    return losses.classification_loss(model, augment=crop_and_flip)
 
 
 def prepare_network(
@@ -216,12 +244,17 @@ def divide_test_set(test: Dataset, validation: str | None, seed: int) -> tuple[D
     return data_lib.take(test, rest), data_lib.take(test, aside)
 
 
-def _right_labels(forget: str, class_names: Sequence[str]) -> np.ndarray | None:
+def _right_labels(forget: str, splits: datasets.Splits) -> np.ndarray | None:
     """The right labels of a `mislabelled:FILE` in the order of the forget set; None if the file does not say them."""
     kind, _, path = forget.partition(":")
     if kind != "mislabelled":
         return None
+    class_names = splits.class_names
     labels = forget_sets.read_mislabelled(Path(path), class_names)[1]
+    if labels is not None and not splits.task.classifies:
+        raise InputError(
+            f"{path} has right labels, and the task of the data set is {splits.task.name}; give positions alone"
+        )
     if labels is not None and labels.max() >= len(class_names):
         raise InputError(f"{path} has the label {labels.max()}; the data set has 0 to {len(class_names) - 1}")
     return labels

@@ -12,6 +12,7 @@ from scissorhands_jax import data as data_lib
 from scissorhands_jax.base import Data, Method
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.jobs.config import RunConfig
+from scissorhands_jax.metrics.distances import quality_of
 
 MAX_LOSS = 10.0
 """Percentage points of accuracy on the retain or the test set that a run may cost by default."""
@@ -22,10 +23,14 @@ _STILL_KNOWN = 2.0  # percentage points by which an answered forget set is ahead
 def lost_points(before: Mapping[str, Any], after: Mapping[str, Any]) -> float:
     """Returns the percentage points of accuracy that a run cost, on the retain or the test set, whichever lost more.
 
+    Of another task than classification they are those by which its first metric got worse.
+
     Args:
       before, after: The numbers of the original and of the unlearned network, as `metrics.row.measure_row` has them.
     """
-    return max(before[name] - after[name] for name in ("acc_retain", "acc_test"))
+    metric = quality_of(before)
+    sign = 1 if metric["better"] == "higher" else -1
+    return max(sign * (before[name] - after[name]) for name in (f"{metric['name']}_retain", f"{metric['name']}_test"))
 
 
 def seen_by_steps(method: Method, seed: int, data: Data, epochs: int) -> int:
@@ -71,14 +76,14 @@ def run_summary(
     Returns:
       Sentences, of which the first is a warning if it cost more.
     """
-    lost = lost_points(before, after)
-    changes = ", ".join(
-        f"{name} {before[f'acc_{name}']:.1f} to {after[f'acc_{name}']:.1f} %" for name in ("forget", "retain", "test")
-    )
-    told = [f"accuracy: {changes}; {config.method_name} cost {max(lost, 0.0):.1f} points"]
+    lost, metric = lost_points(before, after), quality_of(before)
+    quality = "accuracy" if metric["name"] == "acc" else metric["title"]
+    of_set = {name: f"{metric['name']}_{name}" for name in ("forget", "retain", "test")}
+    changes = ", ".join(f"{name} {before[key]:.1f} to {after[key]:.1f} %" for name, key in of_set.items())
+    told = [f"{quality}: {changes}; {config.method_name} cost {max(lost, 0.0):.1f} points"]
     if lost > max_loss:
         told = [
-            f"warning: accuracy has collapsed ({changes}): {config.method_name} cost {lost:.1f} points, more than the "
+            f"warning: {quality} has collapsed ({changes}): {config.method_name} cost {lost:.1f} points, more than the "
             f"{max_loss:g} that --max-loss allows"
         ]
     told.append(_coverage(config, after["num_forget"], seen, steps))
@@ -107,14 +112,34 @@ def _next_step(
             "next: lower method.learning_rate or, where the method has it, method.forget_weight, or let `scissorhands "
             "tune` choose; --max-loss POINTS allows the loss"
         )
+    metric, whole = quality_of(after), forget_sets.forgets_classes(config.forget)
+    if metric["name"] != "acc":
+        return _next_step_of_task(config, after, gates, metric)
     ahead = after["acc_forget"] - after["acc_test"]
-    whole = forget_sets.forgets_classes(config.forget)
     if config.method_name != "retrain" and (whole or ahead > _STILL_KNOWN) and after["acc_forget"] > _STILL_KNOWN:
         known = f"{after['acc_forget']:.1f} % of the forgotten " + ("classes" if whole else "examples")
         unseen = "" if whole else f", and {after['acc_test']:.1f} % of unseen ones"
         return (
             f"next: it still answers {known}{unseen}, so it has not forgotten all; add --epochs, or `scissorhands tune`"
         )
+    return _about_gates(gates)
+
+
+def _next_step_of_task(
+    config: RunConfig, after: Mapping[str, Any], gates: Sequence[Mapping[str, Any]], metric: Mapping[str, Any]
+) -> str:
+    """As `_next_step`, for a task without classes, which is measured by another metric."""
+    forget, test = (after[f"{metric['name']}_{name}"] for name in ("forget", "test"))
+    ahead = forget - test if metric["better"] == "higher" else test - forget
+    if config.method_name != "retrain" and ahead > _STILL_KNOWN:
+        return (
+            f"next: its {metric['title']} is {forget:.1f} % on the forgotten examples, and {test:.1f} % on unseen "
+            "ones, so it has not forgotten all; add --epochs, or `scissorhands tune`"
+        )
+    return _about_gates(gates)
+
+
+def _about_gates(gates: Sequence[Mapping[str, Any]]) -> str:
     if not any(gate["passed"] is not None for gate in gates):
         return (
             "next: no gate was run, so nothing shows yet that this can be trusted; run the same command with --method "

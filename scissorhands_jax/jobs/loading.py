@@ -36,12 +36,12 @@ class ReadNetwork(NamedTuple):
 
 
 def build_model(config: NetworkConfig, splits: datasets.Splits) -> Model:
-    """The model of a configuration, for the images and classes of its data set.
+    """The model of a configuration, for the examples and targets of its data set.
 
     Raises:
       InputError: There is no such model, or an option of it cannot be used.
     """
-    num_classes = len(splits.class_names)
+    num_classes = splits.num_outputs
     return models.build(config.model, num_classes=num_classes, image_shape=splits.image_shape, **config.model_options)
 
 
@@ -154,7 +154,7 @@ class _Fitter:
         return best
 
     def _options(self, layout: layouts.AuthorLayout) -> dict[str, Any]:
-        options = layout.options(len(self.splits.class_names)).items()
+        options = layout.options(self.splits.num_outputs).items()
         # Lists, as in a configuration that was written as JSON.
         listed = {name: list(value) if isinstance(value, tuple) else value for name, value in options}
         return {**listed, **self.config.model_options}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,13 +83,13 @@ class Suspect:
     model: Model | None = None
 
 
-def read_answers(path: str, image_shape: tuple[int, int, int], num_classes: int) -> RecordedAnswers:
+def read_answers(path: str, image_shape: tuple[int, ...], num_classes: int) -> RecordedAnswers:
     """Reads the file of a check.
 
     Args:
       path: A file of `torch.save` or `.safetensors` with tensors `input` and `output`, or an `.npz` file with such
         arrays.
-      image_shape: The shape of an image of the data set, (H, W, C).
+      image_shape: The shape of an image of the data set, (H, W, C), or of a feature vector, (D,).
       num_classes: The number of outputs.
 
     Raises:
@@ -104,32 +105,36 @@ def read_answers(path: str, image_shape: tuple[int, int, int], num_classes: int)
     if not {"input", "output"} <= set(arrays):
         raise InputError(f"the check {path} has {', '.join(arrays) or 'nothing'}; give arrays input and output")
     images, outputs = np.asarray(arrays["input"]), np.asarray(arrays["output"], np.float64)
-    height, width, channels = image_shape
-    if images.shape[1:] == (channels, height, width) and images.shape[1:] != image_shape:
-        images = images.transpose(0, 2, 3, 1)
-    elif images.ndim > 1 and images[0].size == height * width * channels:
+    first = (image_shape[-1], *image_shape[:-1])  # channels first
+    if images.shape[1:] == first and images.shape[1:] != image_shape:
+        images = np.moveaxis(images, 1, -1)
+    elif images.ndim > 1 and images[0].size == math.prod(image_shape):
         images = images.reshape(-1, *image_shape)
     if images.shape[1:] != image_shape:
-        raise InputError(
-            f"input in {path} has shape {arrays['input'].shape}; give images of shape ({channels}, {height}, {width}) "
-            f"or ({height}, {width}, {channels}), as the data set has them"
-        )
+        of_images = f"images of shape {first} or {image_shape}"
+        wanted = of_images if len(image_shape) == 3 else f"examples of shape {image_shape}"
+        raise InputError(f"input in {path} has shape {arrays['input'].shape}; give {wanted}, as the data set has them")
+    if num_classes == 1 and outputs.ndim == 1:
+        outputs = outputs[:, None]
     if outputs.shape != (len(images), num_classes) or not len(images):
         raise InputError(
-            f"output in {path} has shape {outputs.shape}; give the answers to {len(images)} images for each of "
-            f"{num_classes} classes"
+            f"output in {path} has shape {outputs.shape}; give the answers to {len(images)} inputs for each of "
+            f"{num_classes} outputs"
         )
     images = images.astype(np.float32) / (255 if images.dtype == np.uint8 else 1)
     if not (np.all(np.isfinite(images)) and np.all(np.isfinite(outputs))):
         raise InputError(f"the check {path} holds NaN or infinity; write it again")
     are_logits = False
-    if outputs.min() >= 0 and np.allclose(outputs.sum(axis=1), 1, atol=1e-3):
+    if num_classes == 1:
+        are_logits = True
+    elif outputs.min() >= 0 and np.allclose(outputs.sum(axis=1), 1, atol=1e-3):
         outputs = _clipped(np.log(np.maximum(outputs, 1e-9)))
     elif np.allclose(special.logsumexp(outputs, axis=1), 0, atol=1e-3):
         outputs = _clipped(outputs)
     else:
         are_logits = True
-    return RecordedAnswers(images, outputs, are_logits, images.min() < -1e-3 or images.max() > 1.001)
+    is_normalized = len(image_shape) == 3 and (images.min() < -1e-3 or images.max() > 1.001)
+    return RecordedAnswers(images, outputs, are_logits, bool(is_normalized))
 
 
 def check_answers(
@@ -137,7 +142,7 @@ def check_answers(
     name: str,
     options: dict[str, Any],
     network: tuple[Model, Params, ModelState],
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
 ) -> str:
     """Compares the answers of a network with those in a file.
 
@@ -149,7 +154,7 @@ def check_answers(
       name: The name of the network in the registry.
       options: Its options.
       network: The model and its weights.
-      shape: The shape of an image of the data set, (H, W, C).
+      shape: The shape of an image of the data set, (H, W, C), or of a feature vector, (D,).
 
     Returns:
       A sentence that says that they agree, and how closely.
@@ -164,18 +169,24 @@ def check_answers(
     tolerance = _TOLERANCE.get(str(options.get("dtype", "float32")), 1e-3)
     trial = _Trial(network, answers, _own_normalization(name, options, model_state), tolerance)
     outputs = trial.outputs(())
-    distance, count = trial.distance(outputs), len(answers.images)
+    distance, count = trial.distance(outputs), f"{len(answers.images)} {'images' if len(shape) == 3 else 'examples'}"
     if trial.agrees(outputs):
-        return f"the network answers the {count} images of {path} as it did there, to {distance:.1e}"
+        return f"the network answers the {count} of {path} as it did there, to {distance:.1e}"
     mean, std = trial.own
     undone = Suspect(NORMALISATION, "", images=lambda images: images * std + mean)
     if answers.is_normalized and trial.agrees(trial.outputs([undone])):
         return (
-            f"the network answers the {count} images of {path} as it did there, if they were normalised already, so "
+            f"the network answers the {count} of {path} as it did there, if they were normalised already, so "
             "that its mean and std were not compared; give images from 0 to 1 to compare these as well"
         )
-    found = trial.reasons(list(_suspects(name, options, network, answers.images.shape, num_classes, trial.own)))
-    head = f"the network answers the {count} images of {path} otherwise than there (by {distance:.1g} of their spread)"
+    suspected = _suspects(name, options, network, answers.images.shape, num_classes, trial.own)
+    found = trial.reasons(list(suspected) if len(shape) == 3 else [])
+    head = f"the network answers the {count} of {path} otherwise than there (by {distance:.1g} of their spread)"
+    if len(shape) != 3 and not found:
+        raise InputError(
+            f"{head}, in no order of its outputs; so compare the scaling and the order of the features, and the "
+            "architecture layer by layer"
+        )
     if found:
         raise InputError(f"{head}, and as there if {' and if '.join(found)}")
     raise InputError(

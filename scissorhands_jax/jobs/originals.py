@@ -14,9 +14,11 @@ from scipy import stats
 from scissorhands_jax.base import Dataset, Model, ModelState, Params
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.jobs.logits_check import SUSPECTS
-from scissorhands_jax.metrics import accuracies
+from scissorhands_jax.metrics import accuracies, answers
 from scissorhands_jax.metrics.intervals import share_estimate
+from scissorhands_jax.metrics.row import SetPredictions, accuracy_numbers
 from scissorhands_jax.report import table_gates
+from scissorhands_jax.tasks import Task
 from scissorhands_jax.training.sharding import Layout
 
 NEAR_CHANCE = 0.2
@@ -30,21 +32,74 @@ _GATE_LEVEL = 0.99  # of the range in `table_gates.held_out_numbers`
 
 
 def doubts(
-    forget: str, numbers: Mapping[str, Any], compared: Mapping[str, float], retain_labels: np.ndarray
+    task: Task, forget: str, numbers: Mapping[str, Any], compared: Mapping[str, float], retain: Dataset
 ) -> list[str]:
     """Returns the reasons why an original is not worth unlearning, as beginnings of sentences; none if it is.
 
     Args:
+      task: What the network is for.
       forget: The specification of the forget set.
       numbers: The numbers of the original, as `metrics.row.measure_row` returns them.
       compared: What `compare_with_unseen` returns.
-      retain_labels: The labels of the retain set. shape=(N,)
+      retain: The retain set.
     """
-    found = (
-        near_chance(numbers["correct_retain"], retain_labels, "retained examples"),
-        nothing_to_forget(forget, numbers, compared, len(np.unique(retain_labels))),
-    )
+    if task.labels is None:
+        found = (
+            near_constant(task, numbers, "retain", "retained examples"),
+            nothing_to_forget(forget, numbers, compared, 0),
+        )
+    else:
+        labels = np.asarray(task.labels(retain))
+        found = (
+            near_chance(numbers["correct_retain"], labels, "retained examples"),
+            nothing_to_forget(forget, numbers, compared, len(np.unique(labels))),
+        )
     return [doubt for doubt in found if doubt is not None]
+
+
+def near_chance_of(task: Task, found: SetPredictions, what: str) -> str | None:
+    """Says that a network is near chance on examples that it should know, if it is: `near_chance` or `near_constant`.
+
+    Args:
+      task: What the network is for.
+      found: What it answers to the examples.
+      what: What the examples are called.
+    """
+    if task.labels is not None:
+        labels = np.asarray(task.labels(found.examples))
+        return near_chance(accuracies.correct(found.outputs, labels), labels, what)
+    if task.name != "regression":
+        return None
+    return near_constant(task, accuracy_numbers({"known": found}, task=task), "known", what)
+
+
+def near_constant(task: Task, numbers: Mapping[str, Any], part: str, what: str) -> str | None:
+    """Says that a regression predicts examples that it should know hardly better than their mean, if so.
+
+    It does if the share of the variance that it explains, 1 - RMSE^2 in units of the targets' standard deviation, is
+    below a fifth: by the upper limit of an interval from the standard error of the RMSE, which is wrong in about one
+    case of a thousand. Of other tasks without classes chance is not known, and nothing is said.
+
+    Args:
+      task: What the network is for.
+      numbers: Its numbers, as `metrics.row.accuracy_numbers` returns them.
+      part: The name of the set in them.
+      what: What the examples are called.
+
+    Returns:
+      The beginning of a sentence, or None.
+    """
+    if task.name != "regression":
+        return None
+    error, total = numbers[f"rmse_{part}"], numbers[f"num_{part}"]
+    lowest = max(0.0, error - stats.norm.ppf((1 + _LEVEL) / 2) * numbers[f"rmse_{part}_error"])
+    if 1 - (lowest / 100) ** 2 >= NEAR_CHANCE:
+        return None
+    return (
+        f"the original has an RMSE of {error:.1f} % of the targets' standard deviation on the {total} {what}, and "
+        "their mean alone would have 100 %, so it was probably read otherwise than it was trained (features or targets "
+        "that were scaled, their order, another file); compare its answers with --check FILE"
+    )
 
 
 def near_chance(correct: int, labels: np.ndarray, what: str) -> str | None:
@@ -89,7 +144,7 @@ def nothing_to_forget(
       forget: The specification of the forget set.
       numbers: The numbers of the original, with `correct_forget` and `num_forget`.
       compared: What `compare_with_unseen` returns.
-      classes: The number of classes.
+      classes: The number of classes, of a classifier.
 
     Returns:
       The beginning of a sentence, or None.
@@ -110,13 +165,14 @@ def nothing_to_forget(
     if auc > 0.5 + stats.norm.ppf(_ONE_SIDED) * error or highest >= KNOWN_AUC:
         return None
     return (
-        f"the original does not know the {total} examples to forget better than unseen ones of their classes (it is "
+        f"the original does not know the {total} examples to forget better than unseen ones (it is "
         f"surer of one of them in {100 * auc:.1f} % of pairs, at most {100 * highest:.1f} %), so there is nothing to "
         "forget, or these are not examples that it was trained on"
     )
 
 
 def compare_with_unseen(
+    task: Task,
     model: Model,
     network: tuple[Params, ModelState],
     forget: str,
@@ -124,11 +180,12 @@ def compare_with_unseen(
     test: Dataset,
     layout: Layout | None = None,
 ) -> dict[str, float]:
-    """How a network treats the forget set and test examples of its classes (`table_gates.held_out_numbers`).
+    """How a network treats the forget set and test examples, of a classifier those of its classes.
 
     Wrong labels have no counterpart in the test set, so there is nothing to compare them with.
 
     Args:
+      task: What the network is for.
       model: The model.
       network: Its parameters and its state.
       forget: The specification of the forget set.
@@ -138,8 +195,27 @@ def compare_with_unseen(
     """
     if forget.startswith("mislabelled"):
         return {}
-    shown = []
+    return unseen_comparison(task, model, network, examples, test, layout)
+
+
+def unseen_comparison(
+    task: Task,
+    model: Model,
+    network: tuple[Params, ModelState],
+    examples: Dataset,
+    test: Dataset,
+    layout: Layout | None = None,
+) -> dict[str, float]:
+    """Compares a forget set with test examples, of a classifier with those of its classes, in one network.
+
+    Args:
+      task, model, network, examples, test, layout: As for `compare_with_unseen`.
+
+    Returns:
+      The numbers of `table_gates.held_out_ranks`.
+    """
+    shown: list[np.ndarray] = []
     for part in (examples, test):
-        label = np.asarray(part["label"])
-        shown += [accuracies.predict(model, *network, part["image"], batch_size=500, layout=layout), label, label]
-    return table_gates.held_out_numbers(*shown)
+        outputs = accuracies.predict(model, *network, task.inputs(part), batch_size=500, layout=layout)
+        shown += [answers.certainties(task, outputs, part), answers.example_groups(task, part)]
+    return table_gates.held_out_ranks(*shown)

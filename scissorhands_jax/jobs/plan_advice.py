@@ -8,8 +8,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from scissorhands_jax import losses, models, trees
+from scissorhands_jax import models, trees
 from scissorhands_jax.base import Carry, Method
+from scissorhands_jax.jobs.job import loss_of
 from scissorhands_jax.jobs.loading import build_model
 from scissorhands_jax.jobs.plan_memory import GRADIENTS, TEMPORARIES, RunMemory, gradient_bytes
 from scissorhands_jax.jobs.plan_report import Advice
@@ -145,5 +146,5 @@ def _method(run: PlannedRun, settings: MethodSettings, options: dict[str, Any]) 
         return run.job.method(settings)
     config, splits = run.job.config, run.job.splits
     model = build_model(dataclasses.replace(config, model_options={**config.model_options, **options}), splits)
-    loss_fn = losses.classification_loss(model, augment=losses.augmentation_of(run.job.loss_fn))
-    return settings.build(model, loss_fn, len(splits.class_names))
+    loss_fn = loss_of(splits, model, augment=bool(run.job.config.augment))
+    return dataclasses.replace(run.job, model=model, loss_fn=loss_fn).method(settings)

@@ -96,7 +96,7 @@ def memory_of(
     gradients = gradient_bytes(run.job.config, carry.params)
     examples = run.outline_of(StepKind(None, EVALUATION_BATCH)).retain
     assert examples is not None
-    images = examples["image"]
+    images = run.job.splits.task.inputs(examples)
     forward = _temporaries(lambda p, s, x: run.job.model.apply(p, s, x, train=False)[0], carry, images)
     steps = max((program.temporaries for program in programs.values()), default=0)
     if not programs:  # Such a method computes gradients of batches; a gradient is no temporary of its program.

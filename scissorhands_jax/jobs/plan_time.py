@@ -17,12 +17,13 @@ from scissorhands_jax import data as data_lib
 from scissorhands_jax import trees
 from scissorhands_jax.base import Carry, Dataset, ModelState, Params
 from scissorhands_jax.jobs.plan_steps import PlannedRun, Program, StepKind
-from scissorhands_jax.metrics import accuracies, attacks
+from scissorhands_jax.metrics import accuracies
+from scissorhands_jax.metrics.row import SetPredictions, attack_numbers
 from scissorhands_jax.training import checkpoints, compilation
 from scissorhands_jax.training.identity import Identity
 
 EVALUATION_BATCH = 500
-"""The number of images in a batch of an evaluation."""
+"""The number of examples in a batch of an evaluation."""
 _TIMED_STEPS, _TIMED_SECONDS = 10, 3.0
 
 
@@ -30,7 +31,8 @@ def time_evaluation(run: PlannedRun, params: Params, model_state: ModelState) ->
     """Seconds of one evaluation of a network, without compilation."""
     job = run.job
     parts: dict[str, Dataset] = {"retain": job.data.retain, "test": job.test, "forget": job.data.forget}
-    sample = job.test["image"][: 2 * EVALUATION_BATCH]
+    task = job.splits.task
+    sample = task.inputs(jax.tree.map(lambda leaf: leaf[: 2 * EVALUATION_BATCH], job.test))
 
     def predict():
         return accuracies.predict(job.model, params, model_state, sample, batch_size=EVALUATION_BATCH)
@@ -41,11 +43,12 @@ def time_evaluation(run: PlannedRun, params: Params, model_state: ModelState) ->
     # The attack's time depends on the number and the spread of logits. So each set gets the number that it has in the
     # run, and they are spread like real ones.
     generator = np.random.default_rng(0)
-    shown = []
-    for part in parts.values():
+    shown: dict[str, SetPredictions] = {}
+    for name, part in parts.items():
         rows = generator.integers(len(logits), size=data_lib.size(part))
-        shown += [logits[rows] + generator.normal(scale=1e-3, size=(len(rows), 1)), np.asarray(part["label"])]
-    return batches * per_batch + seconds_of(lambda: attacks.paper_mia(*shown, seed=0))
+        noise = generator.normal(scale=1e-3, size=(len(rows), 1)).astype(np.float32)
+        shown[name] = SetPredictions(logits[rows] + noise, part)
+    return batches * per_batch + seconds_of(lambda: attack_numbers(shown, seed=0, every_attack=False, task=task))
 
 
 class Beginning(NamedTuple):

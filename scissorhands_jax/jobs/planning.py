@@ -101,7 +101,7 @@ def _predict(job: Job, devices: int, limit: int, times: dict[str, float], progre
     note = functools.partial(progress.update, task, advance=1)
     params, model_state = jax.tree.map(jnp.asarray, (job.params, job.model_state))
     compiled = compilation.seconds()
-    note(note="evaluates some images")
+    note(note="evaluates some examples")
     evaluation = plan_time.time_evaluation(run, params, model_state)
     note(note="begins the method")
     beginning = plan_time.time_beginning(run, params, model_state)

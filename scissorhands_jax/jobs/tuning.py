@@ -14,13 +14,13 @@ from scissorhands_jax import data as data_lib
 from scissorhands_jax import files, hashing, reading, report
 from scissorhands_jax.base import Dataset
 from scissorhands_jax.datasets import forget_sets
-from scissorhands_jax.datasets.splits import known_classes
 from scissorhands_jax.errors import CheckpointError, InputError
 from scissorhands_jax.jobs import originals, runs, search
 from scissorhands_jax.jobs.config import RunConfig
 from scissorhands_jax.jobs.job import Job, prepare_job
 from scissorhands_jax.jobs.progress import progress_bar
-from scissorhands_jax.metrics import accuracies
+from scissorhands_jax.metrics import answers
+from scissorhands_jax.metrics.row import SetPredictions
 from scissorhands_jax.terminal import Console, say
 
 TUNING_FILE = "tuning.json"
@@ -133,6 +133,7 @@ def tune(
             max_seconds=None if max_minutes is None else 60 * max_minutes,
             made=made,
             on_trial=on_trial,
+            task=job.splits.task,
         )
         tuning = Tuning(config=config, result=found, validation=validation)
         files.write_text(out / TUNING_FILE, json.dumps(tuning.document(), indent=2) + "\n")
@@ -147,9 +148,9 @@ def tune(
 
 def _refuse_near_chance(job: Job) -> None:
     """Refuses an original that does not answer its training set (see `originals.near_chance`)."""
-    images, labels = job.data.retain["image"], np.asarray(job.data.retain["label"])
-    logits = accuracies.predict(job.model, job.params, job.model_state, images, batch_size=500)
-    doubt = originals.near_chance(accuracies.correct(logits, labels), labels, "retained examples")
+    task, retain = job.splits.task, job.data.retain
+    outputs = answers.outputs_of(task, job.model, job.params, job.model_state, retain)
+    doubt = originals.near_chance_of(task, SetPredictions(outputs, retain), "retained examples")
     if doubt is not None:
         raise InputError(f"{doubt}; --insist tunes for it all the same")
 
@@ -191,7 +192,7 @@ def _validation_set(job: Job) -> ValidationSet:
             count = np.count_nonzero(~np.isin(positions, unseen))
             raise InputError(f"{count} of the examples in {file} were trained on; tune on others")
         found, what = data_lib.take(train, positions), f"{spec}, of the training split"
-    found = known_classes(found, job.data.retain)
+    found = answers.known_examples(job.splits.task, found, job.data.retain)
     if data_lib.size(found) == 0:
         raise InputError("the validation set holds no example of the classes that stay; name another")
     return ValidationSet(what, found)

@@ -23,7 +23,8 @@ from scissorhands_jax.jobs.config import RunConfig
 from scissorhands_jax.jobs.earlier_runs import NETWORK_FOLDER, WEIGHTS_FILE, parse_run_config, write_past
 from scissorhands_jax.jobs.job import Job, prepare_job
 from scissorhands_jax.jobs.progress import follow_steps, progress_bar
-from scissorhands_jax.metrics import accuracies
+from scissorhands_jax.metrics import accuracies, answers
+from scissorhands_jax.metrics.distances import quality_of
 from scissorhands_jax.metrics.row import measure_row
 from scissorhands_jax.report import table_gates
 from scissorhands_jax.terminal import Console, say
@@ -218,7 +219,12 @@ def _carried_out(
     if distributed.is_first():
         write_past(out, job.past, job.positions)
         train = job.splits.train
-        say(console, forget_sets.describe_forgotten(job.positions, train["label"], job.splits.class_names))
+        say(
+            console,
+            forget_sets.describe_forgotten(job.positions, train["label"], job.splits.class_names)
+            if job.splits.task.classifies
+            else f"{len(job.positions)} of {data_lib.size(train)} training examples to forget",
+        )
         held_out, total = job.splits.held_out, data_lib.size(train)
         if held_out is not None:
             say(console, f"{len(held_out)} of {total} examples are held out for testing; positions count all of them")
@@ -231,7 +237,7 @@ def _carried_out(
         task = progress.add_task("evaluating the original", total=1, note=f"{len(job.positions)} examples to forget")
         before = _measure(job, *network, layout)
         compared = originals.compare_with_unseen(
-            job.model, network, config.forget, job.data.forget, job.splits.test, layout
+            job.splits.task, job.model, network, config.forget, job.data.forget, job.splits.test, layout
         )
         progress.update(task, completed=1, note=_note(before))
         if resumed_at is None:
@@ -272,15 +278,19 @@ def _measure(
     layout: sharding.Layout | None,
 ) -> dict[str, Any]:
     """The numbers of a network on the sets of the job; see `unlearn` for those that are not always there."""
-    numbers = measure_row(job.model, params, model_state, job.data, job.test, seed=job.config.seed, layout=layout)
+    task = job.splits.task
+    numbers = measure_row(
+        job.model, params, model_state, job.data, job.test, seed=job.config.seed, layout=layout, task=task
+    )
     extra: dict[str, Dataset] = {}
     if job.past.forgotten.size:
         extra["forgotten_before"] = data_lib.take(job.splits.train, job.past.forgotten)
     if job.right_labels is not None:
         extra["corrected"] = {**job.data.forget, "label": job.right_labels}
     for name, part in extra.items():
-        logits = accuracies.predict(job.model, params, model_state, part["image"], batch_size=500, layout=layout)
-        numbers |= {f"acc_{name}": accuracies.accuracy(logits, part["label"]), f"num_{name}": len(part["label"])}
+        outputs = accuracies.predict(job.model, params, model_state, task.inputs(part), batch_size=500, layout=layout)
+        quality = answers.quality(task, outputs, part)
+        numbers |= {f"{task.metrics[0].name}_{name}": quality, f"num_{name}": data_lib.size(part)}
     return numbers
 
 
@@ -290,7 +300,7 @@ def _refuse_original(
     """Refuses an original that is not worth unlearning, or says so. Retraining does not begin with the original."""
     if job.config.method_name == "retrain":
         return
-    found = originals.doubts(job.config.forget, before, compared, np.asarray(job.data.retain["label"]))
+    found = originals.doubts(job.splits.task, job.config.forget, before, compared, job.data.retain)
     for doubt in found:
         if not insist:
             raise InputError(f"{doubt}; --insist unlearns it all the same")
@@ -355,24 +365,26 @@ def _cleared_if_refused(out: Path, fresh: bool) -> Iterator[None]:
 def _row(scenario: str, method: str, seed: int, numbers: dict[str, Any], seconds: float | None) -> report.Row:
     """A row of the common format; without a retrained network there is no Avg. Gap and no RTE."""
     measured = {"scenario": scenario, "method": method, "seed": seed, "seconds": seconds}
-    row = {field: measured.get(field, numbers.get(field)) for field in report.ROW_FIELDS}
-    return {**row, "num_forget": numbers["num_forget"]}
+    row = {field: measured.get(field, numbers.get(field)) for field in report.row_fields(numbers)}
+    of_task = {} if "task" not in numbers else {name: numbers[name] for name in numbers if name not in row}
+    return {**row, **of_task, "num_forget": numbers["num_forget"]}
 
 
 def _note(numbers: dict[str, Any]) -> str:
-    return " ".join(f"{name} {numbers[f'acc_{name}']:.2f} %" for name in ("forget", "retain", "test"))
+    metric = quality_of(numbers)["name"]
+    return " ".join(f"{name} {numbers[f'{metric}_{name}']:.2f} %" for name in ("forget", "retain", "test"))
 
 
 _EXTRA_NUMBERS = {
-    "acc_forgotten_before": "Accuracy on what earlier requests made it forget",
-    "acc_corrected": "The share of the wrongly labelled examples that get their right label",
+    "forgotten_before": "{quality} on what earlier requests made it forget",
+    "corrected": "The share of the wrongly labelled examples that get their right label",
 }
 
 
 _HOW_TO_READ = (
-    "A network that never saw the forgotten examples treats them like test examples: its accuracy on both is about the "
-    "same. MIA is the share of the forgotten examples that a membership attack judges never to have been seen; it is "
-    "then about as large as the same share of the test examples.",
+    "A network that never saw the forgotten examples treats them like test examples: it is about as good on both. MIA "
+    "is the share of the forgotten examples that a membership attack judges never to have been seen; it is then about "
+    "as large as the same share of the test examples.",
     "The Avg. Gap is missing because it needs a retrained network to compare with. The same command with `--method "
     "retrain` makes one, and `evaluate --retrained` compares the two.",
 )
@@ -385,15 +397,18 @@ def _write_report(path: Path, results: RunResults, history: list[dict]) -> None:
         for name in ("loss_retain", "loss_forget")
         if any(name in row for row in history)
     }
+    metric = quality_of(before)
+    quality, key = "accuracy" if metric["name"] == "acc" else metric["title"], metric["name"]
     timed = "The run" if cost.resumed_at_step is None else f"The part after step {cost.resumed_at_step}"
     done = (
         f"{config.method_name} took {cost.steps} steps to make a {config.model} forget {results.forget.count} of its "
         f"training examples ({config.forget}). {timed} took {cost.seconds:.0f} s and {cost.compile_seconds:.0f} s of "
         "compilation.",
         *(
-            f"{text} went from {before[name]:.2f} % to {after[name]:.2f} %."
+            f"{text.format(quality=quality.capitalize() if key == 'acc' else quality)} went from "
+            f"{before[f'{key}_{name}']:.2f} % to {after[f'{key}_{name}']:.2f} %."
             for name, text in _EXTRA_NUMBERS.items()
-            if name in after
+            if f"{key}_{name}" in after
         ),
     )
     drawn = report.row_pictures(results.rows)
@@ -402,8 +417,8 @@ def _write_report(path: Path, results: RunResults, history: list[dict]) -> None:
         report.Page(
             title=f"Unlearning: {config.model} on {config.dataset}",
             answer=f"{config.method_name} made the network forget {results.forget.count} training examples: its "
-            f"accuracy on them went from {before['acc_forget']:.2f} % to {after['acc_forget']:.2f} %, and on the test "
-            f"set from {before['acc_test']:.2f} % to {after['acc_test']:.2f} %.",
+            f"{quality} on them went from {before[f'{key}_forget']:.2f} % to {after[f'{key}_forget']:.2f} %, and on "
+            f"the test set from {before[f'{key}_test']:.2f} % to {after[f'{key}_test']:.2f} %.",
             trust=report.gates_summary(results.gates),
             leading=drawn[:1],
             gates=results.gates,

@@ -64,7 +64,8 @@ def example_groups(task: Task, examples: PyTree) -> np.ndarray:
 def known_examples(task: Task, test: PyTree, retain: PyTree) -> PyTree:
     """The test examples of a classifier whose class is still in the retain set; of another task all of them.
 
-    The retrained network cannot know a class that was forgotten as a whole; see `splits.known_classes`.
+    The retrained network cannot know a class, or an identity, that was forgotten as a whole; the authors' code leaves
+    such classes out as well.
 
     Args:
       task: The task.

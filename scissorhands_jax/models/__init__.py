@@ -73,12 +73,13 @@ def build(name: str, *, num_classes: int, image_shape: Sequence[int], **options)
     Args:
       name: A key of `MODELS`.
       num_classes: The number of classes, which is the length of the logits.
-      image_shape: The shape of one example, (H, W, C). An `mlp` takes any shape.
+      image_shape: The shape of one example, (H, W, C). An `mlp` takes any shape, such as that of a feature vector.
       **options: Fields of the network's class (`ResNet`, `ResNet9`, `VGG` or `MLP`), such as `mean`, `std`,
         `normalize`, `hidden` or `dtype`, which is one of `DTYPES`. Lists become tuples.
 
     Raises:
-      InputError: The name, an option or the dtype is unknown, or `num_classes` or `image_shape` is not positive.
+      InputError: The name, an option or the dtype is unknown, `num_classes` or `image_shape` is not positive, or the
+        network takes images and `image_shape` is not that of one.
 
     Example:
       >>> model = build("mlp", num_classes=10, image_shape=(8, 8, 1), hidden=(32,))
@@ -93,6 +94,11 @@ def build(name: str, *, num_classes: int, image_shape: Sequence[int], **options)
     if num_classes < 1 or not image_shape or min(image_shape) < 1:
         raise InputError(f"num_classes is {num_classes} and image_shape {tuple(image_shape)}; all must be positive")
     network = type(make(num_classes=num_classes))
+    if len(image_shape) != 3 and network is not MLP:
+        raise InputError(
+            f"{name} takes images of shape (H, W, C), and an example has shape {tuple(image_shape)}; take mlp, or your "
+            "own network in Python"
+        )
     known = [key for key in inspect.signature(network).parameters if key not in _NOT_OPTIONS]
     for option in options:
         if option not in known:

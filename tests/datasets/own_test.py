@@ -78,17 +78,25 @@ class TestNpz:
             ({"label": None}, "has no array 'label', only image"),
             ({"label": np.arange(5)}, "12 images for 5 labels"),
             ({"label": np.ones(12)}, r"label in .* is float64 of shape \(12,\); convert it with .astype\('int32'\)"),
-            ({"label": np.full(12, 0.5)}, "is float64 .* no classes; commands take one class for each"),
+            ({"label": np.full(12, 0.5)}, "is float64 .* no classes; save them as `target`"),
             ({"label": np.eye(3, dtype=int)[np.arange(12) % 3]}, r"one-hot form; give whole numbers, as with .argmax"),
-            ({"label": np.ones((12, 3))}, "several labels for an example"),
+            ({"label": np.ones((12, 3))}, "several labels for an example; save them as `labels`"),
             ({"label": np.zeros((12, 1), int)}, r"\(12, 1\); give shape \(12,\), as with .ravel"),
             ({"label": np.array(["cat"] * 12)}, "the names in class_names"),
+            ({"label": np.array(["cat"] * 12)}, r"as numpy.unique\(labels, return_inverse=True\) makes both"),
+            ({"label": np.arange(12) > 5}, r"is bool of shape \(12,\); convert it with .astype\('int32'\)"),
+            ({"label": np.where(np.arange(12) > 9, np.nan, 1)}, "with NaN or infinity at 2 examples, the first .* 10"),
+            ({"label": np.arange(12) * 10**12}, "labels count classes from 0 to 99999 at most; number the classes"),
+            ({"label": np.arange(12) % 2 + 1}, "no label 0, and labels from 1 to 2; .* so subtract 1, or give the na"),
             ({"label": np.full(12, -1)}, "has the label -1; labels count classes from 0"),
             ({"label": np.array([None] * 12)}, r"not a whole \.npz file"),
             ({"image": np.zeros((12, 4))}, r"has shape \(12, 4\); give images of shape"),
             ({"image": np.full((12, 4, 4), 255.0)}, r"from 0 to 255, outside \[0, 1\]; divide it by 255"),
             ({"image": np.full((12, 4, 4), -1.5)}, "from -1.5 to 0, outside .* before they are normalised"),
             ({"image": np.zeros((12, 3, 32, 32), np.uint8)}, r"channels first; give channels last"),
+            ({"image": np.zeros((12, 4, 32, 32), np.uint8)}, "channels first; give channels last"),
+            ({"image": np.ones((12, 4, 4), np.uint8)}, "is uint8 from 0 to 1, and uint8 is from 0 to 255; multiply"),
+            ({"image": np.full((12, 4, 4), 1 / 255)}, "as if it had been divided by 255 twice"),
             ({"image": np.full((12, 4, 4), np.nan)}, "12 images .* NaN or infinite, the first is image 0"),
             ({"image": np.zeros((12, 4, 4), np.int64)}, r"is int64; convert it with .astype\('uint8'\)"),
             ({"image": np.full((12, 4, 4), 300)}, "is int64; give uint8, or floating point"),
@@ -98,10 +106,14 @@ class TestNpz:
                 {"test_image": np.zeros((1, 5, 5, 3), np.uint8), "test_label": np.zeros(1, int)},
                 r"test images in .* shape \(5, 5, 3\) and the training images uint8 of shape \(4, 5, 3\)",
             ),
-            ({"test_image": np.zeros((2, 4, 5, 3), np.uint8), "test_label": np.zeros(1, int)}, "2 examples in test_im"),
+            ({"test_image": np.zeros((2, 4, 5, 3), np.uint8), "test_label": np.zeros(1, int)}, "2 images in test_im"),
             (
                 {"held_out": None, "test_image": np.zeros((0, 4, 5, 3), "u1"), "test_label": np.zeros(0, int)},
                 "no labels",
+            ),
+            (
+                {"class_names": np.array(["cats", "cats"])},
+                "has shape .2,. and 1 different names; give one name",
             ),
             ({"class_names": np.array(["cats"])}, "holds 6 labels outside 0 to 0, the first is 1 of example 6"),
         ],
@@ -121,6 +133,105 @@ class TestNpz:
         np.save(tmp_path / "own.npy", np.zeros(3))
         with pytest.raises(InputError, match=r"not a whole \.npz file"):
             datasets.load(f"npz:{tmp_path / 'own.npy'}")
+
+
+class TestOtherTasks:
+    FEATURES = np.random.default_rng(0).normal(size=(12, 3))
+    TARGET = np.arange(12.0)
+
+    @pytest.fixture
+    def save(self, tmp_path):
+        def save(**arrays):
+            np.savez(tmp_path / "own.npz", **{name: array for name, array in arrays.items() if array is not None})
+            return f"npz:{tmp_path / 'own.npz'}"
+
+        return save
+
+    def test_what_targets_are_called_says_what_the_network_is_for(self, save):
+        splits = datasets.load(save(features=self.FEATURES, target=self.TARGET, held_out=[10, 11]))
+        assert (splits.task.name, splits.num_outputs, splits.image_shape) == ("regression", 1, (3,))
+        assert splits.train["label"].dtype == splits.train["features"].dtype == np.float32
+        # Errors are in units of the standard deviation of the targets that are trained on.
+        wrong = {"label": np.array([0.0, np.std(np.arange(10.0))], np.float32)}
+        assert splits.task.metrics[0].values(np.zeros(2, np.float32), wrong).tolist() == pytest.approx([0, 100])
+        splits = datasets.load(save(image=np.zeros((12, 2, 2), np.uint8), labels=np.eye(12)[:, :5], held_out=[0]))
+        assert (splits.task.name, splits.num_outputs, splits.image_shape) == ("multi-label", 5, (2, 2, 1))
+        columns = np.stack([self.TARGET, 9 - self.TARGET], axis=1)
+        parts = {"test_features": self.FEATURES[:3], "test_target": columns[:3]}
+        splits = datasets.load(save(features=self.FEATURES, target=columns, **parts))
+        assert (splits.num_outputs, splits.held_out, len(splits.test["label"])) == (2, None, 3)
+        assert splits.groups.tolist() == [0] * 12
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"label": np.arange(12) % 2}, "has both label and target; leave all but one of them out"),
+            ({"image": np.zeros((12, 4, 4))}, "has both image and features"),
+            ({"features": np.zeros(12)}, r"has shape \(12,\); give feature vectors of shape \(N, D\)"),
+            ({"features": np.zeros((12, 4, 4))}, r"shape \(N, D\); save images as `image`"),
+            ({"features": np.full((12, 2), np.nan)}, "12 feature vectors .* NaN or infinite, the first is example 0"),
+            ({"target": np.array(["a"] * 12)}, "is <U1; give numbers"),
+            ({"target": np.ones(12)}, "all targets in .* are equal"),
+            ({"target": np.arange(11.0)}, "12 feature vectors for 11 targets; give each feature vector one target"),
+            ({"target": np.zeros((12, 2, 2))}, r"give targets of shape \(N,\) or \(N, K\)"),
+            ({"target": None, "labels": np.full((12, 2), 0.5)}, "give zeros and ones of shape"),
+            ({"held_out": None}, "add test_features and test_target, or an array held_out"),
+            ({"test_features": np.zeros((3, 3))}, "only one of test_features and test_target"),
+            ({"test_features": np.zeros((3, 2)), "test_target": np.zeros(3)}, r"test features in .* shape \(2,\) and"),
+        ],
+    )
+    def test_arrays_that_do_not_go_together_are_refused(self, save, change, message):
+        given = {"features": self.FEATURES, "target": self.TARGET} | ({} if len(change) > 1 else {"held_out": [0]})
+        with pytest.raises(InputError, match=message):
+            datasets.load(save(**(given | {"held_out": [0]} if "labels" in change else given) | change))
+
+    @pytest.fixture
+    def table(self, tmp_path):
+        def table(text, share="?held_out=0.5", **options):
+            (tmp_path / "own.csv").write_text(text, newline="", **options)
+            return datasets.load(f"csv:{tmp_path / 'own.csv'}{share}")
+
+        return table
+
+    def test_tables_hold_features_next_to_labels_or_targets(self, table):
+        splits = table("\ufeffage,label,size\r\n1,dog,2\r\n3,cat,4\r\n5,dog,6\r\n7,cat,8\r\n", encoding="utf-8")
+        assert splits.train["features"].tolist() == [[1, 2], [3, 4], [5, 6], [7, 8]]
+        assert (splits.train["label"].tolist(), splits.class_names) == ([1, 0, 1, 0], ("cat", "dog"))
+        assert splits.held_out.tolist() == [2, 3]
+        splits = table("a,label,held_out\n1,0,0\n2,1,True\n3,1,false\n", "")
+        assert (splits.class_names, splits.held_out.tolist()) == (("0", "1"), [1])
+        splits = table("target,a\n0.5,1\n1e1,2\n-3,3\n4,4\n")
+        assert splits.train["label"].tolist() == [0.5, 10, -3, 4]
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("a;label\n1;0\n", "has the one column 'a;label'; separate values by commas"),
+            ("a,a,label\n1,2,0\n", "name each column in the first line, by a name of its own"),
+            ("", "has 0 examples"),
+            ("a,b\n1,2\n", "name the one with the class of an example label"),
+            ("target\n1\n", "next to columns of features"),
+            ("a,label\n1,0\nx,1\n", "line 3 of .* has 'x' in the column 'a', which holds numbers; encode it"),
+            ("a,label\n1,0\n,1\n", "line 3 of .* has nothing in the column 'a'"),
+            ("a,label\n1,0\n2,\n", "line 3 of .* has no label"),
+            ("a,label\n1,0.0\n2,1.0\n", "line 2 of .* has the label '0.0', and labels are whole numbers from 0 or na"),
+            ("a,label\n1,0\n2,cat\n", "line 3 of .* has the label 'cat'.*; write all of one kind"),
+            ("a,label,held_out\n1,0,2\n", "other values than 0 and 1"),
+            ("a,label\n1,nan\n", "labels are whole numbers"),
+            ("a,target\n1,nan\n2,3\n", "1 targets of .* NaN or infinite, the first is example 0"),
+        ],
+    )
+    def test_other_tables_are_refused_with_the_line(self, table, text, message):
+        with pytest.raises(InputError, match=message):
+            table(text)
+
+    def test_files_that_are_no_tables_are_named(self, table, tmp_path):
+        with pytest.raises(InputError, match=r"add a column held_out with 1 for examples .* or write csv:"):
+            table("a,label\n1,0\n2,1\n", "")
+        with pytest.raises(InputError, match=r"none\.csv does not exist"):
+            datasets.load(f"csv:{tmp_path / 'none.csv'}")
+        with pytest.raises(InputError, match="write CSV in UTF-8"):
+            table("a,label\n1,0\n", encoding="utf-16")
 
 
 class TestFolder:

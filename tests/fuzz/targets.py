@@ -21,7 +21,7 @@ from scipy.io import savemat
 
 from scissorhands_jax import array_files, data, datasets, report, torch_weights
 from scissorhands_jax.audit.measuring import AuditCell
-from scissorhands_jax.datasets import archives, forget_sets, own, prepared
+from scissorhands_jax.datasets import archives, forget_sets, own, own_arrays, prepared
 from scissorhands_jax.diffusion import clip_weights, encoded, generating, nudity, pictures, tokenizer
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import config, earlier_runs, late_attacks, runs
@@ -191,7 +191,13 @@ def _own_arrays(folder: Path) -> Next:
     arrays = {"image": images, "label": labels.astype(np.int32)}
     names = {"class_names": np.array([f"class {number}" for number in range(10)])}
     whole = [_packed(arrays, compressed=True), _packed(arrays | names, compressed=False)]
-    return damaged_files(folder, whole, lambda path: own.npz_file(path, 0.2))
+    return damaged_files(folder, whole, lambda path: own_arrays.npz_file(path, 0.2))
+
+
+def _own_tables(folder: Path) -> Next:
+    lines = [f"{number},{number / 7:.3f},{number % 3}" for number in range(30)]
+    tables = ["\n".join([header, *lines]).encode() for header in ("a,b,label", "a,target,b")]
+    return damaged_files(folder, tables, lambda path: own_arrays.csv_file(path, 0.2))
 
 
 def _compact(folder: Path) -> Next:
@@ -428,6 +434,7 @@ TARGETS = {
     "folders of images": Target(80, _image_folder, 0.2),
     "lists of labelled images": Target(120, _image_listing, 0.1),
     "own arrays": Target(300, _own_arrays, 0.5),
+    "own tables": Target(200, _own_tables, 0.5),
     "compact files": Target(150, _compact, 0.5),
     "lists of compact files": Target(80, _compact_list, 0.5),
     "CIFAR's archives": Target(100, _archives, 0.2),

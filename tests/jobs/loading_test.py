@@ -221,7 +221,7 @@ class TestCheck:
         [
             ({"x": IMAGES}, "has x; give arrays input and output"),
             ({"input": IMAGES[:, :4], "output": np.zeros((6, 10))}, r"input in .* has shape \(6, 4, 8, 3\); give im"),
-            ({"input": IMAGES, "output": np.zeros((5, 10))}, r"output in .* \(5, 10\); give the answers to 6 images"),
+            ({"input": IMAGES, "output": np.zeros((5, 10))}, r"output in .* \(5, 10\); give the answers to 6 inputs"),
             ({"input": IMAGES * np.nan, "output": np.zeros((6, 10))}, "holds NaN"),
         ],
     )

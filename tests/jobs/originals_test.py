@@ -6,12 +6,28 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from scissorhands_jax import tasks
 from scissorhands_jax.jobs import originals
 from scissorhands_jax.metrics.rank_tests import rank_test
+from scissorhands_jax.metrics.row import SetPredictions
 
 
 def labels(total, classes=10):
     return np.arange(total) % classes
+
+
+def test_a_regression_that_explains_a_fifth_of_the_variance_is_taken_for_a_constant_in_few_cases():
+    task, generator = tasks.regression(1.0), np.random.default_rng(0)
+
+    def doubted(explained, total):
+        errors = generator.normal(size=(total, 1)).astype(np.float32) * np.sqrt(1 - explained)
+        found = SetPredictions(errors, {"label": np.zeros(total, np.float32)})
+        return originals.near_chance_of(task, found, "retained examples") is not None
+
+    for total in (30, 300):
+        assert np.mean([doubted(originals.NEAR_CHANCE, total) for _ in range(400)]) <= 1 / 100  # 0.1 % is meant
+    assert np.mean([doubted(0.0, 1000) for _ in range(50)]) > 0.6
+    assert originals.near_chance_of(tasks.multi_label(), None, "examples") is None
 
 
 @pytest.mark.parametrize(("correct", "found"), [(99, True), (230, True), (400, False), (1000, False)])
