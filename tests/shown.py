@@ -36,6 +36,7 @@ ELSEWHERE = {
     "audit --tier standard": "deletion/audits_test.py::whole",
     "audit sign": "deletion/audits_test.py::whole",
     "request run --ledger LEDGER --epochs 5 --audit": "deletion/audits_test.py::stopped",
+    "unlearn --weights mine.safetensors --model mlp": "task_commands_test.py::runs",
     "sd import": "diffusion/importing_test.py::test_there_and_back_is_bit_exact",
     "sd unlearn": "diffusion/unlearning_test.py::folder",
     "sd evaluate": "diffusion/evaluating_test.py::test_prompts_are_drawn_by_both_networks_and_counted",
