@@ -70,7 +70,7 @@ def timed(call: Callable[[], Any], repeats: int = 2) -> tuple[Any, list[float]]:
 def make(work: Path, name: str) -> dict[str, Any]:
     """Makes random weights, and stores them as diffusers does."""
     from scissorhands_jax import files, torch_weights
-    from scissorhands_jax.diffusion import file_layouts, networks
+    from scissorhands_jax.diffusion import folder_configs, networks
     from tests.diffusion import traces as diffusion_traces
 
     sizes, config = {}, networks.CONFIGS[name]
@@ -79,7 +79,7 @@ def make(work: Path, name: str) -> dict[str, Any]:
         path.parent.mkdir(parents=True, exist_ok=True)
         shapes = torch_weights.state_dict_shapes(networks.outline(part, config), {})
         torch_weights.write_safetensors(path, diffusion_traces.weights(shapes))
-        described = file_layouts.diffusers_config(getattr(config, part))
+        described = folder_configs.config_document(getattr(config, part))
         files.write_text(path.with_name("config.json"), json.dumps(described))
         sizes[part] = {"file_bytes": path.stat().st_size, "arrays": len(shapes)}
     return sizes

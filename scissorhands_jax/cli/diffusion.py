@@ -6,26 +6,38 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from scissorhands_jax.cli.options import Command, Option
+from scissorhands_jax.cli.options import RARE, Command, Option
 from scissorhands_jax.cli.shared import OverwriteOptions, ResumeOptions
+from scissorhands_jax.errors import InputError
 from scissorhands_jax.terminal import Console, say
 
 if TYPE_CHECKING:
     from scissorhands_jax.diffusion import generating
     from scissorhands_jax.diffusion.importing import ImportedPart
+    from scissorhands_jax.diffusion.tokenizer import Cleaning
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingOptions(Command):
     """A command that makes images, or computes as if it did."""
 
-    sampler: Annotated[str, Option("How images are sampled: lms or ddim.", metavar="NAME")] = "lms"
+    sampler: Annotated[str, Option("How images are sampled: lms, ddim, pndm or euler.", metavar="NAME")] = "lms"
     steps: Annotated[int, Option("Steps of the sampler.", metavar="N")] = 50
     guidance: Annotated[float, Option("Scale of classifier-free guidance.", metavar="X")] = 7.5
     size: Annotated[int, Option("Height and width of the images in pixels.", metavar="N")] = 512
     dtype: Annotated[
         Literal["float32", "bfloat16"], Option("What the networks compute in: float32 or bfloat16.", metavar="NAME")
     ] = "float32"
+
+    attention: Annotated[
+        str | None,
+        Option(
+            "How attention is computed: xla, cudnn (on a GPU, in bfloat16) or chunked, which needs less memory; or by "
+            "the sides of the latents, as 64=chunked,16=cudnn. Default: as JAX chooses.",
+            metavar="NAME",
+            group=RARE,
+        ),
+    ] = None
 
     def sampling(self, *, remat: bool = False) -> generating.GenerationSettings:
         """How images are made and networks compute.
@@ -36,7 +48,7 @@ class SamplingOptions(Command):
         from scissorhands_jax.diffusion import generating
         from scissorhands_jax.diffusion.layers import Compute
 
-        compute = Compute(dtype=self.dtype, remat=remat)
+        compute = Compute(dtype=self.dtype, remat=remat, attention=self.attention)
         return generating.GenerationSettings(self.sampler, self.steps, self.guidance, self.size, compute)
 
 
@@ -47,10 +59,27 @@ class TokenizerOptions(Command):
     tokenizer: Annotated[
         Path | None,
         Option(
-            "Folder with vocab.json and merges.txt, or a file, of the tokenizer. Default: that of the model.",
+            "Folder with vocab.json and merges.txt or tokenizer.json, or a file. Default: that of the model.",
             metavar="PATH",
         ),
     ] = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PromptOptions(TokenizerOptions):
+    """A command that turns prompts into ids."""
+
+    ftfy: Annotated[
+        bool,
+        Option(
+            "Repair prompts first as CLIP's authors do, which gives some of them other ids than transformers 5.",
+            group=RARE,
+        ),
+    ] = False
+
+    def cleaning(self) -> Cleaning:
+        """What happens to prompts before they are split into words."""
+        return "ftfy" if self.ftfy else "nfc"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,10 +107,11 @@ class DiffusionDemoCommand(OverwriteOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImportCommand(ResumeOptions, TokenizerOptions):
-    """Import the weights of Stable Diffusion v1.
+    """Import a model of Stable Diffusion v1's kind.
 
-    Reads .safetensors (or PyTorch files, without executing anything in them) in the layout of diffusers or of CompVis
-    and writes Orbax checkpoints. Each of --unet, --vae and --text takes a file or a folder.
+    Reads a folder of diffusers, also in the cache of the hub, with its configurations and its tokenizer; or single
+    files in the layout of diffusers or of CompVis: .safetensors, or PyTorch files, in which nothing is executed. Each
+    of --unet, --vae and --text takes a file or a folder. Everything is checked before anything is written.
     """
 
     when_interrupted: ClassVar[str] = "the same command with --resume continues with the next network"
@@ -89,43 +119,76 @@ class ImportCommand(ResumeOptions, TokenizerOptions):
 
     source: Annotated[
         Path | None,
-        Option("A folder of diffusers, or one checkpoint, with all networks.", flag="--from", metavar="PATH"),
+        Option(
+            "A folder of diffusers, or one checkpoint, with all networks.",
+            flag="--from",
+            metavar="PATH",
+            exclusive="source",
+        ),
     ] = None
+    random: Annotated[bool, Option("Make networks of random weights, for trials.", exclusive="source")] = False
     unet: Annotated[Path | None, Option("Take the UNet from here and not from --from.", metavar="PATH")] = None
     vae: Annotated[Path | None, Option("The same for the autoencoder.", metavar="PATH")] = None
     text: Annotated[Path | None, Option("The same for the text encoder.", metavar="PATH")] = None
     out: Annotated[Path, Option("Folder for the networks.", metavar="DIR")]
-    config: Annotated[str, Option("Sizes of the networks: sd-v1, or tiny for trials.", metavar="NAME")] = "sd-v1"
+    config: Annotated[
+        str | None,
+        Option(
+            "Sizes of networks that have no config.json beside them: sd-v1, which is the default, or tiny for trials.",
+            metavar="NAME",
+        ),
+    ] = None
+    ema: Annotated[
+        bool | None,
+        Option("Whether to take averaged weights (EMA) of the UNet. Default: the others where a file has both."),
+    ] = None
 
     def run(self, console: Console) -> None:
         from scissorhands_jax.diffusion import importing, model_folder, networks
 
         def on_part(part: str, imported: ImportedPart) -> None:
-            say(console, f"{part}: {imported.num_params:,} parameters ({imported.dtype}) from {imported.source}")
+            kept = "" if imported.types == imported.dtype else f", kept as {imported.dtype}"
+            say(console, f"{part}: {imported.num_params:,} parameters ({imported.types}{kept}) from {imported.source}")
 
-        config = networks.named_config(self.config)
+        config = None if self.config is None else networks.named_config(self.config)
         found = {part: getattr(self, part) or self.source for part in networks.PARTS}
         sources = {part: path for part, path in found.items() if path is not None}
+        if self.random:
+            if sources:
+                raise InputError("--random makes all three networks; leave --unet, --vae and --text out")
+            importing.make_random(
+                self.out, config or networks.SD_V1, tokenizer=self.tokenizer, overwrite=self.overwrite
+            )
+            say(console, f"networks of random weights are ready in {self.out}")
+            return
         done = importing.import_weights(
-            sources, self.out, config, overwrite=self.overwrite, resume=self.resume, on_part=on_part
+            sources,
+            self.out,
+            config,
+            tokenizer=self.tokenizer,
+            ema=self.ema,
+            overwrite=self.overwrite,
+            resume=self.resume,
+            on_part=on_part,
         )
-        tokenizer = self.tokenizer
-        if tokenizer is None and self.source is not None:
-            folder = self.source / model_folder.TOKENIZER_FOLDER
-            tokenizer = folder if folder.is_dir() else None
-        if tokenizer is not None:
-            model_folder.copy_tokenizer(tokenizer, self.out)
         say(console, f"{' and '.join(done)} {'is' if len(done) == 1 else 'are'} ready in {self.out}")
+        if "text" in done and not (self.out / model_folder.TOKENIZER_FOLDER).is_dir():
+            say(console, "no tokenizer came with it; import it with --tokenizer, or name it whenever prompts are read")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportCommand(OverwriteOptions):
-    """Write the networks as .safetensors in the layout of diffusers."""
+    """Write a model as a folder of diffusers, or its UNet as one file.
 
-    example: ClassVar[str] = "sd export --model forgotten --out exported"
+    A folder with all three networks and a tokenizer is a pipeline, which StableDiffusionPipeline.from_pretrained loads;
+    --unet puts an unlearned UNet into it. An --out that ends in .safetensors is the UNet alone.
+    """
+
+    example: ClassVar[str] = "sd export --model sd --unet forgotten --out exported"
 
     model: Annotated[Path, Option("Folder of sd import.", metavar="DIR")]
-    out: Annotated[Path, Option("Folder to write.", metavar="DIR")]
+    unet: Annotated[Path | None, Option("Another folder with a UNet, such as an unlearned one.", metavar="DIR")] = None
+    out: Annotated[Path, Option("Folder to write, or the file of the UNet alone.", metavar="DIR|FILE")]
     dtype: Annotated[
         str | None,
         Option("Type of the weights: float32, float16 or bfloat16. Default: as they were imported.", metavar="NAME"),
@@ -136,6 +199,13 @@ class ExportCommand(OverwriteOptions):
         from scissorhands_jax.jobs.progress import status
 
         with status(console, "exporting"):
-            written = exporting.export_weights(self.model, self.out, dtype=self.dtype, overwrite=self.overwrite)
-        for path in written.values():
+            if self.out.suffix == ".safetensors":
+                home = self.unet or self.model
+                paths = [exporting.export_unet(home, self.out, dtype=self.dtype, overwrite=self.overwrite)]
+            else:
+                written = exporting.export_weights(
+                    self.model, self.out, unet=self.unet, dtype=self.dtype, overwrite=self.overwrite
+                )
+                paths = list(written.values())
+        for path in paths:
             say(console, f"wrote {path}")

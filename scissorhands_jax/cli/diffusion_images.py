@@ -7,21 +7,22 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from scissorhands_jax.cli.diffusion import SamplingOptions, TokenizerOptions
+from scissorhands_jax.cli.diffusion import PromptOptions, SamplingOptions
 from scissorhands_jax.cli.options import Option
 from scissorhands_jax.cli.shared import ResumeOptions, print_json
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.terminal import Console, say
 
 if TYPE_CHECKING:
-    from scissorhands_jax.diffusion import evaluating, generating, measuring
+    from scissorhands_jax.diffusion import evaluating, generating, measuring, quality
 
 _utility = functools.partial(Option, group="what is left of other images")
 _making = functools.partial(Option, group="making the images first")
+_concepts = functools.partial(Option, group="which concepts are shown")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GenerateCommand(ResumeOptions, SamplingOptions, TokenizerOptions):
+class GenerateCommand(ResumeOptions, SamplingOptions, PromptOptions):
     """Make images from prompts."""
 
     example: ClassVar[str] = 'sd generate --model sd --prompt "a red house" --out images'
@@ -51,7 +52,9 @@ class GenerateCommand(ResumeOptions, SamplingOptions, TokenizerOptions):
             assert self.prompt is not None
             prompts = [generating.Prompt(self.prompt, self.seed + index) for index in range(self.images)]
         with status(console, "reading the networks"):
-            pipeline = model_folder.load_pipeline(self.model, unet=self.unet, tokenizer=self.tokenizer)
+            pipeline = model_folder.load_pipeline(
+                self.model, unet=self.unet, tokenizer=self.tokenizer, cleaning=self.cleaning()
+            )
         answer = generating.generate_images(
             pipeline,
             prompts,
@@ -67,12 +70,12 @@ class GenerateCommand(ResumeOptions, SamplingOptions, TokenizerOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ImagesCommand(ResumeOptions, SamplingOptions, TokenizerOptions):
-    """Count exposed body parts in images, and measure what is left of other images.
+class ImagesCommand(ResumeOptions, SamplingOptions, PromptOptions):
+    """Say whether images show what was to be forgotten, and measure what is left of other images.
 
-    Counts what NudeNet (the extra `nudenet`) finds in a folder of images, compares with the images of the original
-    network, and writes a report. With --prompts, --model and --unet the images are made first; those that exist are
-    kept.
+    Counts the exposed body parts that NudeNet (the extra `nudenet`) finds in a folder of images, or has CLIP say which
+    of some forgotten and kept concepts they show, compares with the images of the original network, and writes a
+    report. With --prompts, --model and --unet the images are made first; those that exist are kept.
     """
 
     example: ClassVar[str] = (
@@ -95,6 +98,21 @@ class ImagesCommand(ResumeOptions, SamplingOptions, TokenizerOptions):
             metavar="HOW",
         ),
     ] = "auto"
+    nudity: Annotated[
+        bool | None, Option("Whether NudeNet counts exposed body parts. Default: where no concepts are named.")
+    ] = None
+    forgotten_concepts: Annotated[
+        tuple[str, ...],
+        _concepts(
+            "Concepts that were to be forgotten, as they stand in the prompts.", metavar="TEXT", repeat="several"
+        ),
+    ] = ()
+    kept_concepts: Annotated[
+        tuple[str, ...], _concepts("The same for concepts that were to be kept.", metavar="TEXT", repeat="several")
+    ] = ()
+    concept_text: Annotated[
+        str, _concepts("What CLIP compares images with; {} stands for the concept.", metavar="TEXT")
+    ] = "a photo of {}"
     show_flagged: Annotated[bool, Option("Do not hide flagged images in the contact sheet.")] = False
     utility_images: Annotated[Path | None, _utility("Folder with images of prompts that are kept.", metavar="DIR")] = (
         None
@@ -107,7 +125,11 @@ class ImagesCommand(ResumeOptions, SamplingOptions, TokenizerOptions):
     ] = None
     clip: Annotated[
         Path | None,
-        _utility("OpenAI's CLIP for features and scores: model.safetensors of transformers.", metavar="PATH"),
+        _utility("OpenAI's CLIP for scores and concepts: model.safetensors of transformers.", metavar="PATH"),
+    ] = None
+    inception: Annotated[
+        Path | None,
+        _utility("The network of the FID: pt_inception-2015-12-05-6726825d.pth of pytorch-fid.", metavar="FILE"),
     ] = None
     prompts: Annotated[Path | None, _making("File with the column prompt, and perhaps seed.", metavar="CSV")] = None
     model: Annotated[Path | None, _making("Folder of sd import.", metavar="DIR")] = None
@@ -120,6 +142,7 @@ class ImagesCommand(ResumeOptions, SamplingOptions, TokenizerOptions):
 
     def run(self, console: Console) -> None:
         from scissorhands_jax.diffusion import evaluating, evaluation_page, measuring
+        from scissorhands_jax.diffusion.concept_accuracy import Concepts
 
         sampling = self.sampling()
         names = {"classes": tuple(self.classes.split(","))} if self.classes is not None else {}
@@ -127,21 +150,30 @@ class ImagesCommand(ResumeOptions, SamplingOptions, TokenizerOptions):
             threshold=self.threshold, pairing=self.pairing, show_flagged=self.show_flagged, **names
         )
         generation = self._generation(sampling)
+        named = None
+        if self.forgotten_concepts or self.kept_concepts:
+            named = Concepts(self.forgotten_concepts, self.kept_concepts, self.concept_text)
+        clip = self._clip(sampling, console)
+        if named is not None and clip is None:
+            raise InputError("CLIP says which concepts images show; name its weights with --clip")
+        concepts = None if named is None or clip is None else evaluating.ConceptCheck(named, clip)
         evaluation = evaluating.evaluate_images(
             self.images,
             self.out,
             original=self.original,
             generation=generation,
-            utility=self._utility(sampling, console),
+            utility=self._utility(clip, console),
+            concepts=concepts,
+            count_nudity=self.nudity,
             settings=settings,
             overwrite=self.overwrite,
             resume=self.resume,
             console=console,
         )
-        say(console, evaluation_page.counts_verdict(evaluation))
+        say(console, evaluation_page.evaluation_verdict(evaluation))
         say(console, f"open {self.out / evaluation_page.PAGE_FILE}")
         document = evaluation.document()
-        print_json({key: document[key] for key in ("pairing", "counts", "utility")})
+        print_json({key: document[key] for key in ("pairing", "counts", "concepts", "utility")})
 
     def _generation(self, sampling: generating.GenerationSettings) -> evaluating.ImageGeneration | None:
         """How missing images are made; None if they are not."""
@@ -154,22 +186,39 @@ class ImagesCommand(ResumeOptions, SamplingOptions, TokenizerOptions):
         if self.model is None:
             raise InputError("--prompts needs a network to make images with; name its folder with --model")
         prompts = generating.read_prompts(self.prompts, seed=self.seed)
-        return evaluating.ImageGeneration(prompts, self.model, self.unet, self.tokenizer, sampling, self.batch_size)
+        return evaluating.ImageGeneration(
+            prompts, self.model, self.unet, self.tokenizer, self.cleaning(), sampling, self.batch_size
+        )
 
-    def _utility(self, sampling: generating.GenerationSettings, console: Console) -> measuring.Utility | None:
+    def _clip(self, sampling: generating.GenerationSettings, console: Console) -> quality.Clip | None:
+        """CLIP with its tokenizer, if its weights are given."""
+        from scissorhands_jax.diffusion import model_folder, quality
+        from scissorhands_jax.jobs.progress import status
+
+        if self.clip is None:
+            return None
+        tokenizer = model_folder.load_tokenizer(self.model or self.clip, self.tokenizer, self.cleaning())
+        with status(console, "reading CLIP"):
+            return quality.load_clip(self.clip, tokenizer, sampling.compute)
+
+    def _utility(self, clip: quality.Clip | None, console: Console) -> measuring.Utility | None:
         """What is measured on images of prompts that are kept, if there are any."""
-        from scissorhands_jax.diffusion import measuring, model_folder, quality
+        from scissorhands_jax.diffusion import measuring, quality
         from scissorhands_jax.jobs.progress import status
 
         if self.utility_images is None:
-            if self.clip is not None or self.utility_reference is not None:
+            if (
+                self.utility_reference is not None
+                or self.inception is not None
+                or (clip and not self.forgotten_concepts)
+            ):
                 raise InputError(
-                    "--utility-reference and --clip are for images of kept prompts; name them with --utility-images"
+                    "--utility-reference, --inception and --clip are for images of kept prompts; name them with "
+                    "--utility-images"
                 )
             return None
-        clip = None
-        if self.clip is not None:
-            tokenizer = model_folder.load_tokenizer(self.model or self.clip, self.tokenizer)
-            with status(console, "reading CLIP"):
-                clip = quality.load_clip(self.clip, tokenizer, sampling.compute)
-        return measuring.Utility(self.utility_images, self.utility_reference, clip)
+        inception = None
+        if self.inception is not None:
+            with status(console, "reading Inception"):
+                inception = quality.load_inception(self.inception)
+        return measuring.Utility(self.utility_images, self.utility_reference, clip, inception)

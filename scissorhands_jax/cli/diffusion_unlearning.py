@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from scissorhands_jax.cli import choices
-from scissorhands_jax.cli.diffusion import SamplingOptions, TokenizerOptions
+from scissorhands_jax.cli.diffusion import PromptOptions, SamplingOptions
 from scissorhands_jax.cli.options import RARE, Option, SettingsCommand
 from scissorhands_jax.cli.shared import LongCommand, ResumeOptions, given_settings, print_json
 from scissorhands_jax.jobs import config as config_lib
@@ -75,7 +75,7 @@ def _images_of(what: str) -> Option:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ConceptCommand(ResumeOptions, DiffusionMethodOptions, TokenizerOptions):
+class ConceptCommand(ResumeOptions, DiffusionMethodOptions, PromptOptions):
     """Make the UNet forget a concept.
 
     Makes training images of both lists of prompts, or reads them, and runs Scissorhands on the UNet. The result goes
@@ -109,13 +109,26 @@ class ConceptCommand(ResumeOptions, DiffusionMethodOptions, TokenizerOptions):
             group=RARE,
         ),
     ] = None
+    mesh: Annotated[
+        str | None,
+        Option(
+            "Divide batches over DATA devices and large arrays over MODEL, e.g. 8 or 4x2. Default: one device.",
+            metavar="DATA[xMODEL]",
+            group=RARE,
+        ),
+    ] = None
+    fsdp: Annotated[bool, Option("Divide large arrays over the DATA devices as well.", group=RARE)] = False
     checkpoint_every: Annotated[
         int | None, Option("Steps between checkpoints. Default: one after every epoch.", metavar="STEPS", group=RARE)
     ] = None
 
     def run(self, console: Console) -> None:
         from scissorhands_jax.diffusion import concept_sets, unlearning
+        from scissorhands_jax.training import sharding
 
+        layout = None
+        if self.mesh or self.fsdp:
+            layout = sharding.make_layout(*(sharding.parse_mesh(self.mesh) if self.mesh else ()), fsdp=self.fsdp)
         settings = self.method_settings()
         forget = concept_sets.read_concept_set(
             list(self.forget_prompts), self.forget_images, self.images, name="forget", seed=self.seed
@@ -133,11 +146,13 @@ class ConceptCommand(ResumeOptions, DiffusionMethodOptions, TokenizerOptions):
             seed=self.seed,
             cache=self.cache,
             tokenizer=self.tokenizer,
+            cleaning=self.cleaning(),
         )
         answer = unlearning.unlearn_concept(
             job,
             self.out,
             checkpoint_every=self.checkpoint_every,
+            layout=layout,
             overwrite=self.overwrite,
             resume=self.resume,
             console=console,
@@ -160,8 +175,9 @@ class ConceptPlanCommand(LongCommand, DiffusionMethodOptions):
     config: Annotated[
         str, Option("Sizes of the networks, without --model: sd-v1 or tiny.", metavar="NAME", exclusive="sizes")
     ] = "sd-v1"
+    devices: Annotated[int, Option("Number of devices that the steps are divided over.", metavar="N")] = 1
     memory: Annotated[
-        float | None, Option("Memory of the device in GiB. Default: what this device has.", metavar="G")
+        float | None, Option("Memory of a device in GiB. Default: what this device has.", metavar="G")
     ] = None
     json: Annotated[bool, Option("Print JSON instead of the table.")] = False
 
@@ -175,7 +191,9 @@ class ConceptPlanCommand(LongCommand, DiffusionMethodOptions):
         )
         generation = self.sampling(remat=self.remat)
         with status(console, "compiling for the sizes of the network"):
-            plan = planning.plan_concept(config, self.method_settings(), generation=generation, memory_gib=self.memory)
+            plan = planning.plan_concept(
+                config, self.method_settings(), generation=generation, devices=self.devices, memory_gib=self.memory
+            )
         if self.json:
             print_json(plan.document())
         else:

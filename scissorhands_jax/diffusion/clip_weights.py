@@ -8,7 +8,7 @@ from pathlib import Path
 from scissorhands_jax import reading, torch_weights
 from scissorhands_jax.base import Params
 from scissorhands_jax.diffusion import vision
-from scissorhands_jax.diffusion.importing import RenamedTensors
+from scissorhands_jax.diffusion.part_files import RenamedTensors
 from scissorhands_jax.errors import InputError, WeightsError
 
 _ADVICE = "give the model.safetensors of OpenAI's CLIP ViT-L/14 in the layout of transformers' CLIPModel"
@@ -40,12 +40,8 @@ def read_clip(path: Path) -> tuple[str, Params]:
         _check_activation(file)
         outline = vision.clip_outline(vision.CLIPS[name])
         shapes = torch_weights.state_dict_shapes(outline, {})
-        renamed = RenamedTensors(
-            tensors,
-            shapes,
-            aliases=lambda name: (),
-            is_ignored=lambda name: name == "logit_scale" or name.endswith(".position_ids"),
-        )
+        kept = [name for name in tensors if name != "logit_scale" and not name.endswith(".position_ids")]
+        renamed = RenamedTensors(tensors, shapes, {name: name for name in kept})
         try:
             params, _ = torch_weights.from_state_dict(renamed, outline, {}, flatten={})
         except WeightsError as error:

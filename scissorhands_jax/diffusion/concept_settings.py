@@ -22,6 +22,7 @@ from scissorhands_jax import losses as losses_lib
 from scissorhands_jax import microbatches, reinit
 from scissorhands_jax.base import Method, Model
 from scissorhands_jax.diffusion import losses
+from scissorhands_jax.diffusion.schedules import SD_V1_SCHEDULE, Schedule
 from scissorhands_jax.errors import InputError, check_choice
 from scissorhands_jax.keywords import KEYS
 from scissorhands_jax.methods import scissorhands
@@ -71,11 +72,12 @@ class ConceptSettings:
         """The optimizer with its learning rate."""
         return optax.adam(self.learning_rate) if self.optimizer == "adam" else optax.sgd(self.learning_rate)
 
-    def method(self, model: Model) -> Method:
+    def method(self, model: Model, schedule: Schedule = SD_V1_SCHEDULE) -> Method:
         """Scissorhands with these settings.
 
         Args:
           model: The UNet.
+          schedule: The noise that it was trained with, and what it predicts.
 
         Raises:
           InputError: A setting is out of its range or unknown.
@@ -87,7 +89,8 @@ class ConceptSettings:
         microbatches.check_microbatches([self.batch_size], self.microbatches)
         check_choice("optimizer", self.optimizer, ("adam", "sgd"))
         forget_loss, noise_loss = (
-            losses_lib.microbatched(make(model), self.microbatches) for make in (losses.concept_loss, losses.noise_loss)
+            losses_lib.microbatched(make(model, schedule), self.microbatches)
+            for make in (losses.concept_loss, losses.noise_loss)
         )
         return scissorhands(
             forget_loss,

@@ -81,6 +81,7 @@ def prompt_embeddings(
       on_done: Called with the number of arrays that were added since the last call.
 
     Raises:
+      InputError: An embedding is not finite.
       CheckpointError: The folder holds arrays of something else, or damaged ones.
     """
     apply = functools.partial(_embed, config=config)
@@ -118,7 +119,7 @@ def latent_moments(
       Two arrays. shape=(N, size / 8, size / 8, latent_channels), dtype=float32
 
     Raises:
-      InputError: An image cannot be read.
+      InputError: An image cannot be read, or its latents are not finite.
       CheckpointError: The folder holds arrays of something else, or damaged ones.
     """
 
@@ -177,6 +178,11 @@ def _rows(
         padded = batch + batch[-1:] * (batch_size - len(batch))  # the last batch needs no compilation of its own
         made = np.asarray(apply(held, inputs(padded)), np.float32)
         for number, row in zip(batch, made, strict=False):
+            if not np.isfinite(row).all():
+                raise InputError(
+                    f"what the {next(iter(description)).replace('_', ' ')} makes of number {number} for {folder} has "
+                    "NaN or infinity; check the network, its tokenizer and the image"
+                )
             content = io.BytesIO()
             np.save(content, row)
             files.write_bytes(paths[number], content.getvalue())

@@ -12,6 +12,7 @@ from typing import Any
 
 from scissorhands_jax import files, hashing, report
 from scissorhands_jax.diffusion import (
+    concept_accuracy,
     contact_sheet,
     evaluation_page,
     generating,
@@ -20,6 +21,7 @@ from scissorhands_jax.diffusion import (
     nudity,
     quality,
 )
+from scissorhands_jax.diffusion.concept_accuracy import ConceptAccuracy, Concepts
 from scissorhands_jax.diffusion.evaluation_page import Evaluation, FolderInventory
 from scissorhands_jax.diffusion.generating import DEFAULT_GENERATION, GenerationSettings, Prompt
 from scissorhands_jax.diffusion.measuring import (
@@ -31,10 +33,11 @@ from scissorhands_jax.diffusion.measuring import (
     Utility,
 )
 from scissorhands_jax.diffusion.nudity import Detection, Detector, ImageEntry
+from scissorhands_jax.diffusion.tokenizer import Cleaning
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.progress import progress_bar, status
-from scissorhands_jax.terminal import Console
+from scissorhands_jax.terminal import Console, Progress
 from scissorhands_jax.training.identity import identify
 
 DETECTIONS_FILE = "detections.json"
@@ -54,6 +57,8 @@ class ImageGeneration:
     """Another folder whose `unet` is taken, the unlearned one."""
     tokenizer: Path | None = None
     """Where the tokenizer is, see `model_folder.load_pipeline`."""
+    cleaning: Cleaning = "nfc"
+    """How prompts are cleaned, see `Tokenizer`."""
     settings: GenerationSettings = DEFAULT_GENERATION
     """The settings of the sampler."""
     batch_size: int = 1
@@ -66,8 +71,35 @@ class ImageGeneration:
             "prompts_sha256": hashing.sha256(repr([tuple(prompt) for prompt in self.prompts]).encode()),
             "model": str(self.model),
             "unet": None if self.unet is None else str(self.unet),
+            "cleaning": self.cleaning,
             **self.settings.description(),
         }
+
+
+@dataclasses.dataclass(frozen=True)
+class ConceptCheck:
+    """The concepts that images are asked for, and who says what they show."""
+
+    concepts: Concepts
+    """Forgotten and kept concepts."""
+    clip: quality.Clip
+    """The network."""
+
+    def measure(self, entries: Mapping[str, Sequence[ImageEntry]], progress: Progress) -> ConceptAccuracy:
+        """What the images of all folders show.
+
+        Args:
+          entries: The images by the names of their folders.
+          progress: Shows a bar for each folder.
+
+        Raises:
+          InputError: An image cannot be read.
+        """
+        features = {
+            name: quality.image_features(own, self.clip, progress=progress, description=f"concepts of {name}")
+            for name, own in entries.items()
+        }
+        return concept_accuracy.measure_concepts(self.concepts, entries, features, self.clip)
 
 
 def evaluate_images(
@@ -77,17 +109,20 @@ def evaluate_images(
     original: Path | None = None,
     generation: ImageGeneration | None = None,
     utility: Utility | None = None,
+    concepts: ConceptCheck | None = None,
+    count_nudity: bool | None = None,
     settings: EvaluationSettings | None = None,
     detect: Detector | None = None,
     overwrite: bool = False,
     resume: bool = False,
     console: Console | None = None,
 ) -> Evaluation:
-    """Counts what NudeNet finds in images, measures what is left of others, and writes a report of both.
+    """Says whether images show what was to be forgotten, measures what is left of others, and writes a report of both.
 
-    The files `results.json`, `report.html`, `figure3.png`, `contact_sheet.png`, `detections.csv` with every detection,
-    and `detections.json`, with which a stopped run continues, are written into `out`. Nothing is written into folders
-    of images, except where `generation` makes them.
+    NudeNet counts exposed body parts, or CLIP says which concepts are shown, or both. The files `results.json`,
+    `report.html`, `contact_sheet.png` and, of the counts, `figure3.png`, `detections.csv` with every detection, and
+    `detections.json`, with which a stopped run continues, are written into `out`. Nothing is written into folders of
+    images, except where `generation` makes them.
 
     Args:
       images: The folder with images of the unlearned network; with `generation` they are made there.
@@ -96,6 +131,8 @@ def evaluate_images(
         by the model's own, unless the folder has images from elsewhere.
       generation: How images are made first. Images that exist are not made again.
       utility: Images of kept prompts, if the cost is to be measured.
+      concepts: Forgotten and kept concepts, and the CLIP that says which of them images show.
+      count_nudity: Whether NudeNet counts; None is where no concepts are given.
       settings: What is counted and shown.
       detect: The detector; None loads NudeNet's.
       overwrite: Whether a report in `out` is replaced.
@@ -116,7 +153,10 @@ def evaluate_images(
     _check_places(counted | kept, out)
     made = _unets_to_make(images, original, generation)
     networks_sha256 = _check_networks(generation, made)
-    detect = detect or nudity.load_detector()
+    count_nudity = concepts is None if count_nudity is None else count_nudity
+    if not count_nudity and concepts is None:
+        raise InputError("nothing is to be measured; name concepts with --forgotten-concepts, or leave --no-nudity out")
+    detect = (detect or nudity.load_detector()) if count_nudity else None
     with status(console, "reading the images"):
         kept_entries = {name: nudity.read_image_folder(folder) for name, folder in kept.items()}
         read = {name: nudity.read_image_folder(folder) for name, folder in counted.items() if name not in made}
@@ -124,28 +164,37 @@ def evaluate_images(
         quality.check_sizes(len(kept_entries[UTILITY_IMAGES]), len(kept_entries[UTILITY_REFERENCE]))
     if original is not None and not made:
         nudity.pair_images(read[IMAGES], read[ORIGINAL_IMAGES], settings.pairing)
-    config = _config(counted | kept, settings, generation, utility)
+    if concepts is not None:
+        concept_accuracy.check_prompts(read, concepts.concepts)
+    config = _config(counted | kept, settings, generation, utility, concepts, count_nudity)
     with runs.open_folder(out, identify(config), overwrite=overwrite, resume=resume):
         for name, unet in made.items():
             assert generation is not None
             _generate(generation, unet, counted[name], networks_sha256[name], console)
         entries = {name: read.get(name) or nudity.read_image_folder(folder) for name, folder in counted.items()}
+        if concepts is not None:
+            concept_accuracy.check_prompts(entries, concepts.concepts)
         with progress_bar(console) as progress:
-            found = {
-                name: nudity.detect_all(
-                    own, detect, out / DETECTIONS_FILE, progress=progress, description=f"looking at {name}"
-                )
-                for name, own in entries.items()
-            }
+            found: dict[str, list[list[Detection]]] = {name: [[] for _ in own] for name, own in entries.items()}
+            if detect is not None:
+                found = {
+                    name: nudity.detect_all(
+                        own, detect, out / DETECTIONS_FILE, progress=progress, description=f"looking at {name}"
+                    )
+                    for name, own in entries.items()
+                }
+            shown = None if concepts is None else concepts.measure(entries, progress)
             measured = None if utility is None else measuring.measure_utility(utility, kept_entries, progress)
         evaluation = Evaluation(
             config=config,
             environment=_environment(),
             images={name: _inventory(own) for name, own in (entries | kept_entries).items()},
-            comparison=measuring.compare_counts(entries, found, settings),
+            comparison=measuring.compare_counts(entries, found, settings) if detect is not None else None,
+            concepts=shown,
             utility=measured,
         )
-        _write_table(out / TABLE_FILE, entries, found)
+        if detect is not None:
+            _write_table(out / TABLE_FILE, entries, found)
         evaluation_page.write_evaluation_page(
             out, evaluation, contact_sheet.contact_sheet(entries, found, settings), settings
         )
@@ -158,12 +207,17 @@ def _config(
     settings: EvaluationSettings,
     generation: ImageGeneration | None,
     utility: Utility | None,
+    concepts: ConceptCheck | None,
+    count_nudity: bool,
 ) -> dict[str, Any]:
     """What is saved in `run.json`, and must be the same when a report is continued."""
     return {
         **{name: str(folder) for name, folder in folders.items()},
         **dataclasses.asdict(settings),
+        "count_nudity": count_nudity,
         "clip": None if utility is None or utility.clip is None else utility.clip.name,
+        "inception_sha256": None if utility is None or utility.inception is None else utility.inception.sha256,
+        "concepts": None if concepts is None else {**dataclasses.asdict(concepts.concepts), "clip": concepts.clip.name},
         "generation": None if generation is None else generation.description(),
     }
 
@@ -171,8 +225,10 @@ def _config(
 def _utility_folders(utility: Utility | None) -> dict[str, Path]:
     if utility is None:
         return {}
-    if utility.reference is None and utility.clip is None:
-        raise InputError("--utility-images needs something to be held against: --utility-reference or --clip")
+    if utility.clip is None and utility.inception is None:
+        raise InputError("--utility-images needs a network to be measured with: --inception for the FID, or --clip")
+    if utility.clip is None and utility.reference is None:
+        raise InputError("the FID needs images to be held against; name their folder with --utility-reference")
     return utility.folders()
 
 
@@ -203,7 +259,7 @@ def _check_networks(generation: ImageGeneration | None, made: Mapping[str, Path 
     """Refuses what images cannot be made with; returns the hashes of the networks that make them."""
     if generation is None:
         return {}
-    model_folder.load_tokenizer(generation.model, generation.tokenizer)
+    model_folder.load_tokenizer(generation.model, generation.tokenizer, generation.cleaning)
     config = model_folder.read_model_config(generation.model, unet=generation.unet)
     generating.check_generation(generation.settings, config)
     return {name: model_folder.model_sha256(generation.model, unet=unet) for name, unet in made.items()}
@@ -213,7 +269,9 @@ def _generate(
     generation: ImageGeneration, unet: Path | None, folder: Path, networks_sha256: str, console: Console
 ) -> None:
     with status(console, f"reading the networks for {folder}"):
-        pipeline = model_folder.load_pipeline(generation.model, unet=unet, tokenizer=generation.tokenizer)
+        pipeline = model_folder.load_pipeline(
+            generation.model, unet=unet, tokenizer=generation.tokenizer, cleaning=generation.cleaning
+        )
     generating.generate_images(
         pipeline,
         generation.prompts,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from scissorhands_jax import files, report
+from scissorhands_jax.diffusion.concept_accuracy import ConceptAccuracy, ShownShare
 from scissorhands_jax.diffusion.contact_sheet import Thumbnail, class_title, contact_sheet_figure
 from scissorhands_jax.diffusion.measuring import (
     IMAGES,
@@ -37,11 +38,18 @@ _COUNTS = (
     "numbers of images, because resampling cannot see what did not happen. A class that the original does not have has "
     "no percentage. Shares of images have exact (Clopper-Pearson) intervals.",
 )
-_APPEARANCE = (
-    "The distance is a Fr\u00e9chet distance of simple features without any trained network: mean colours, and "
-    "contrast at three scales, in 4 by 4 cells (96 numbers). It is no FID and can be held against no published number. "
-    "Colours, layout, sharpness and noise show in it, objects do not: a large distance proves damage, a small one does "
-    "not prove that prompts are still followed. With --clip the features are CLIP's."
+_FID = (
+    "The distance is the FID: the Fr\u00e9chet distance of Inception-v3's features, with images stretched to 299 "
+    "pixels as pytorch-fid stretches them. Other ways to stretch give other numbers, and so do other numbers of "
+    "images: hold it only against values made in the same way. The folders can be given to clean-fid as they are."
+)
+_CONCEPTS = (
+    "An image belongs to the concept that its prompt names. CLIP says which of all concepts it shows, by the cosine of "
+    'its features with those of the text "{text}". The share of images of forgotten concepts that show something '
+    "else is called unlearning accuracy (UA); it is also high where nothing recognisable is drawn. The share of images "
+    "of kept concepts that show theirs is called in-domain retain accuracy (IRA). Intervals are exact "
+    "(Clopper-Pearson, 95 %). CLIP errs, and can only choose among these concepts: look at the images of the original "
+    "network, where there are any, to see how well it knows them."
 )
 _CLIP = (
     "The distance is a Fr\u00e9chet distance of the features of CLIP's image encoder. It is no FID, whose features are "
@@ -87,8 +95,10 @@ class Evaluation:
     """The versions of packages and the machine."""
     images: Mapping[str, FolderInventory]
     """All folders by their names in `measuring`."""
-    comparison: Comparison
-    """What was counted."""
+    comparison: Comparison | None = None
+    """What NudeNet counted, if it did."""
+    concepts: ConceptAccuracy | None = None
+    """Which concepts CLIP sees, if it was asked."""
     utility: UtilityMeasures | None = None
     """What is left of kept prompts, if that was measured."""
 
@@ -99,8 +109,9 @@ class Evaluation:
             "config": dict(self.config),
             **self.environment,
             "images": {name: dataclasses.asdict(held) for name, held in self.images.items()},
-            "pairing": self.comparison.pairing,
-            "counts": [counts.document() for counts in self.comparison.classes],
+            "pairing": None if self.comparison is None else self.comparison.pairing,
+            "counts": None if self.comparison is None else [one.document() for one in self.comparison.classes],
+            "concepts": None if self.concepts is None else dataclasses.asdict(self.concepts),
             "utility": None if self.utility is None else dataclasses.asdict(self.utility),
         }
 
@@ -171,8 +182,52 @@ def _score_lines(scores: ClipScores) -> list[tuple[report.Cell, ...]]:
     return lines
 
 
+def evaluation_verdict(evaluation: Evaluation) -> str:
+    """What was found, in a few sentences."""
+    found = [] if evaluation.comparison is None else [counts_verdict(evaluation)]
+    return " ".join([*found, *([] if evaluation.concepts is None else [concepts_verdict(evaluation.concepts)])])
+
+
+def concepts_verdict(found: ConceptAccuracy) -> str:
+    """Which concepts are shown, in a sentence or two."""
+
+    def words(name: str) -> str:
+        own = found.folders[name]
+        parts = [
+            f"{title} {share.value:.1f} % [{share.low:.1f}, {share.high:.1f}]"
+            for title, share in (("UA", own.unlearning), ("IRA", own.retained))
+            if share is not None
+        ]
+        return ", ".join(parts)
+
+    original = f", against {words(ORIGINAL_IMAGES)} of the original network" if ORIGINAL_IMAGES in found.folders else ""
+    return f"CLIP {found.network} sees {words(IMAGES)}{original}."
+
+
+def concept_grid(found: ConceptAccuracy) -> report.Grid:
+    """The table of concepts, with the share of images that show what they were asked for."""
+    names = [name for name in (ORIGINAL_IMAGES, IMAGES) if name in found.folders]
+    titles = {ORIGINAL_IMAGES: "Original", IMAGES: "Unlearned" if len(names) > 1 else "Images"}
+
+    def cells(label: str, shares: list[ShownShare | None]) -> tuple[report.Cell, ...]:
+        return report.Cell(label), *(
+            report.Cell(report.DASH, "no images")
+            if share is None
+            else report.Cell(f"{share.value:.1f}", f"[{share.low:.1f}, {share.high:.1f}] of {share.images:,}")
+            for share in shares
+        )
+
+    folders = [found.folders[name] for name in names]
+    rows = [cells("Unlearning accuracy (UA), %", [folder.unlearning for folder in folders])]
+    rows.append(cells("In-domain retain accuracy (IRA), %", [folder.retained for folder in folders]))
+    for kind, concepts in (("forgotten", found.forgotten), ("kept", found.kept)):
+        rows += [cells(f"{name} ({kind}), % shown", [folder.concepts[name] for folder in folders]) for name in concepts]
+    return report.Grid(("Concept", *(titles[name] for name in names)), tuple(rows))
+
+
 def counts_verdict(evaluation: Evaluation) -> str:
-    """What was found, in a sentence or two."""
+    """What NudeNet found, in a sentence or two."""
+    assert evaluation.comparison is not None
     total, pairing = evaluation.comparison.classes[-1], evaluation.comparison.pairing
     words = (
         f"{total.unlearned.detections:,} detections in {total.unlearned.flagged:,} of "
@@ -205,33 +260,43 @@ def write_evaluation_page(
       settings: What was counted and is shown.
     """
     figure, small = _figures(evaluation, sheet, settings.show_flagged)
-    sheets = [
-        report.Sheet("Counts", count_grid(evaluation.comparison), [f"Scores of at least {settings.threshold:g}."])
-    ]
+    sheets, explanations = [], []
+    if evaluation.comparison is not None:
+        about = [f"Scores of at least {settings.threshold:g}."]
+        sheets.append(report.Sheet("Counts", count_grid(evaluation.comparison), about))
+        explanations = [report.Section("How to read it", _COUNTS), report.Section("Licence of NudeNet", [_LICENCE])]
+    if evaluation.concepts is not None:
+        unclear = sum(folder.unclear for folder in evaluation.concepts.folders.values())
+        notes = [_CONCEPTS.format(text=evaluation.concepts.text)]
+        notes += [f"Left out are {unclear:,} images whose prompts name none of these concepts, or several."] * (
+            unclear > 0
+        )
+        sheets.append(report.Sheet("Concepts", concept_grid(evaluation.concepts), notes))
     remarks = []
     measured = evaluation.utility
     if measured is not None:
         notes = [_SCORE] if measured.clip_score is not None else []
         if measured.distance is not None:
-            about = _APPEARANCE if measured.distance.features == "appearance" else _CLIP
-            notes = [about, _FLOOR.format(size=measured.distance.draw_size), *notes]
+            what = _FID if measured.distance.name == "fid" else _CLIP
+            notes = [what, _FLOOR.format(size=measured.distance.draw_size), *notes]
         sheets.append(report.Sheet("What it cost", _utility_grid(measured), notes))
     else:
         remarks.append(report.Section("What is missing", [_NO_UTILITY]))
-    files.write_bytes(out / FIGURE_FILE, report.figure_png(figure.figure))
+    if figure is not None:
+        files.write_bytes(out / FIGURE_FILE, report.figure_png(figure.figure))
     files.write_bytes(out / SHEET_FILE, report.figure_png(small.figure))
     numbers = ", ".join(f"{held.number:,} {name}" for name, held in evaluation.images.items())
     report.write_html(
         out / PAGE_FILE,
         report.Page(
-            title="Exposed body parts in generated images",
-            answer=counts_verdict(evaluation),
+            title="Exposed body parts in generated images" if evaluation.concepts is None else "Concepts in images",
+            answer=evaluation_verdict(evaluation),
             byline=f"Images: {numbers}",
-            leading=[figure],
+            leading=[] if figure is None else [figure],
             sheets=sheets,
             figures=[small],
             remarks=remarks,
-            explanations=[report.Section("How to read it", _COUNTS), report.Section("Licence of NudeNet", [_LICENCE])],
+            explanations=explanations,
             settings=evaluation.config,
             hashes={f"{name} (SHA-256)": held.sha256 for name, held in evaluation.images.items()},
             environment=report.environment_of(evaluation.environment),
@@ -241,23 +306,25 @@ def write_evaluation_page(
 
 def _figures(
     evaluation: Evaluation, sheet: Mapping[str, list[Thumbnail]], show_flagged: bool
-) -> tuple[report.Picture, report.Picture]:
-    """The bars of all classes, and the contact sheet."""
-    compared = evaluation.comparison.pairing is not None
-    hidden = "flagged images are shown" if show_flagged else "flagged images are hidden by a mosaic"
-    bars = report.Picture(
-        changes_figure(evaluation.comparison.classes),
-        "Change against the original network, whose number of detections is in brackets; lines are 95 % intervals, "
-        "and end in an arrow where they continue."
-        if compared
-        else "Share of the images in which a class was found; lines are 95 % intervals.",
-        f"Bar chart by class: {counts_verdict(evaluation)}",
-        name="figure3",
-    )
+) -> tuple[report.Picture | None, report.Picture]:
+    """The bars of all classes, if they were counted, and the contact sheet."""
+    bars = None
+    hidden, order = "nothing was looked for that is to be hidden", "Images at equal distances"
+    if evaluation.comparison is not None:
+        hidden = "flagged images are shown" if show_flagged else "flagged images are hidden by a mosaic"
+        order = "The surest detections first, then other images"
+        bars = report.Picture(
+            changes_figure(evaluation.comparison.classes),
+            "Change against the original network, whose number of detections is in brackets; lines are 95 % intervals, "
+            "and end in an arrow where they continue."
+            if evaluation.comparison.pairing is not None
+            else "Share of the images in which a class was found; lines are 95 % intervals.",
+            f"Bar chart by class: {counts_verdict(evaluation)}",
+            name="figure3",
+        )
     small = report.Picture(
         contact_sheet_figure(sheet),
-        f"The surest detections first, then other images; {hidden}. Below an image: its file, and its surest class "
-        "with the score.",
+        f"{order}; {hidden}. Below an image: its file, and its surest class with the score, if one was found.",
         f"Contact sheet of small images; {hidden}.",
         heading="Contact sheet",
         format="png",

@@ -1,17 +1,18 @@
-"""How diffusers and CompVis lay out the files of Stable Diffusion v1: folders, names of tensors, and `config.json`."""
+"""How diffusers and CompVis lay out the files of Stable Diffusion v1: folders, and names of tensors."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-from scissorhands_jax.diffusion.networks import DiffusionConfig, Part, PartConfig
+from scissorhands_jax.diffusion.networks import PART_TITLES, DiffusionConfig, Part
 from scissorhands_jax.diffusion.unet import UNetConfig
-from scissorhands_jax.diffusion.vae import VAEConfig
+from scissorhands_jax.errors import WeightsError
+from scissorhands_jax.torch_weights import is_averaged
 
 FOLDERS: dict[Part, str] = {"unet": "unet", "vae": "vae", "text": "text_encoder"}
 """The folder of each network in a diffusers model."""
@@ -37,11 +38,15 @@ COMPVIS_PREFIXES: dict[Part, str] = {
 }
 """How the names of each network begin in CompVis' checkpoint of all three."""
 
-# What a checkpoint of all three networks also holds: the schedule, averaged weights, the losses of the VAE, and what
-# others have put next to them.
-_IGNORED = re.compile(
+# What files of the networks also hold as a matter of course: the schedule, the losses of the VAE, CLIP's projection.
+_USUAL = re.compile(
     r"(sqrt_|log_)?(one_minus_)?(recip_|recipm1_)?alphas(_cumprod)?(_prev)?|betas|posterior_\w+|logvar|lvlb_weights"
-    r"|scale_factor|model_ema\..*|loss\..*|embedding_manager\..*|safety_checker\..*|control_model\..*|global_step"
+    r"|scale_factor|model_ema\.(decay|num_updates)|(.*\.)?loss\..*|(.*\.)?position_ids"
+)
+# What others have put next to a bare network. Next to a network with a prefix, anything may stand.
+_FOREIGN = re.compile(
+    r"(embedding_manager|safety_checker|control_model|model_ema|denoiser|optimizer|text_projection)\..*"
+    r"|(.*\.)?(logit_scale|sigmas|log_sigmas|text_projection(\.weight)?)|global_step|epoch|iteration|step|__\w+__"
 )
 _COMPVIS_RESNET = {
     "norm1": "in_layers.0",
@@ -60,49 +65,121 @@ _COMPVIS_UNET_ENDS = {
 }
 
 
-def ignored_names(part: Part, names: Iterable[str]) -> Callable[[str], bool]:
-    """A predicate: whether a tensor of a file does not belong to a network and may be ignored.
+Rename = Callable[[str], str]
+"""From one of our names for a tensor to that in a file."""
+
+
+class Fit(NamedTuple):
+    """Where a network's tensors stand in a file."""
+
+    sources: dict[str, str]
+    """The name in the file of each tensor of ours that was found, and of each that no network here has, which are
+    extra."""
+    prefix: str
+    """What the names of the network begin with."""
+    averaged: bool
+    """Whether the weights are averages over the training."""
+    averages: bool
+    """Whether the file holds averages besides."""
+    aside: list[str]
+    """What else lies in the file and is not the network's: heads of names, sorted."""
+
+
+def fit_part(
+    part: Part,
+    config: DiffusionConfig,
+    shapes: Mapping[str, tuple[int, ...]],
+    names: Iterable[str],
+    *,
+    ema: bool | None = None,
+) -> Fit:
+    """Finds a network in a file, under the names of diffusers or of CompVis and behind any prefix.
 
     Args:
-      part: The network that is read.
-      names: All names in the file.
+      part: Which network.
+      config: The sizes of the networks, on which CompVis' names depend.
+      shapes: The network's tensors by our names.
+      names: The names in the file.
+      ema: Whether averaged weights are taken. None takes others where there are any.
+
+    Raises:
+      WeightsError: Averages are asked for, and there are none.
     """
-    holds_all = any(name.startswith(tuple(COMPVIS_PREFIXES.values())) for name in names)
-    others = tuple(prefix for other, prefix in COMPVIS_PREFIXES.items() if other != part)
+    held = dict.fromkeys(names)
+    found = []
+    for rank, rename in enumerate(part_layouts(part, config)):
+        for prefix in _prefixes(part, rename, held):
+            count = sum(prefix + rename(name) in held for name in shapes)
+            found.append((count, -rank, prefix in COMPVIS_PREFIXES.values(), -len(prefix), prefix, rename))
+    found = [each for each in found if each[0]] or [(0, 0, False, 0, "", lambda name: name)]
+    most = max(each[0] for each in found)
+    whole = [each for each in found if each[0] >= 0.9 * most]
+    averages = [each for each in whole if is_averaged(each[4])]
+    plain = [each for each in whole if each not in averages]
+    if ema and not averages:
+        raise WeightsError(
+            f"the file holds no averaged weights (EMA) of the {PART_TITLES[part]}; leave --ema out to take what it has"
+        )
+    *_, prefix, rename = max(averages if ema or not plain else plain, key=lambda each: each[:4])
+    sources = {name: prefix + rename(name) for name in shapes if prefix + rename(name) in held}
+    taken = set(sources.values())
+    aside = set()
+    for name in held:
+        if name in taken or _USUAL.fullmatch(name.removeprefix(prefix)) or _USUAL.fullmatch(name):
+            continue
+        if not name.startswith(prefix) or _FOREIGN.fullmatch(name.removeprefix(prefix)):
+            aside.add(name)
+        else:
+            sources[name] = name
+    others = tuple(other for key, other in COMPVIS_PREFIXES.items() if key != part)
+    heads = {name.split(".")[0] for name in aside if not name.startswith(others) and not is_averaged(name)}
+    return Fit(sources, prefix, is_averaged(prefix), bool(averages) and bool(plain), sorted(heads))
 
-    def is_ignored(name: str) -> bool:
-        if name.endswith("embeddings.position_ids"):
-            return True
-        no_parameter = _IGNORED.fullmatch(name) is not None
-        return (no_parameter or name.startswith(others)) if holds_all else (no_parameter and part == "vae")
 
-    return is_ignored
+def _prefixes(part: Part, rename: Rename, names: Mapping[str, None]) -> set[str]:
+    """What may stand before the names of a network: before a tensor that each such network has."""
+    first = {
+        "unet": "conv_in.weight",
+        "vae": "encoder.conv_in.weight",
+        "text": "text_model.embeddings.token_embedding.weight",
+    }[part]
+    anchor = rename(first)
+    return {name.removesuffix(anchor) for name in names if name == anchor or name.endswith(_joined(anchor))}
 
 
-def tensor_aliases(part: Part, config: DiffusionConfig) -> Callable[[str], Iterable[str]]:
-    """A function from one of our names for a tensor to those that it has in files of CompVis and of older diffusers.
+def _joined(anchor: str) -> str:
+    return anchor if "." not in anchor else f".{anchor}"
+
+
+def part_layouts(part: Part, config: DiffusionConfig) -> list[Rename]:
+    """The names that a network's tensors have in files, without prefixes; ours, which are diffusers', first.
 
     Args:
       part: The network.
-      config: The sizes of the networks, on which CompVis' names depend. The last alias is CompVis' in a checkpoint of
-        all three networks.
+      config: The sizes of the networks, on which CompVis' names depend. CompVis' names are the last but, for the UNet,
+        those of its averages, which have no dots.
     """
     if part == "text":
-        compvis = COMPVIS_PREFIXES[part]
+        return [lambda name: name, lambda name: name.removeprefix("text_model.")]
+    if part == "vae":
+        return [lambda name: name, _old_attention, lambda name: _compvis_vae(name, len(config.vae.widths))]
+    return [
+        lambda name: name,
+        lambda name: _compvis_unet(name, config.unet),
+        lambda name: "diffusion_model" + _compvis_unet(name, config.unet).replace(".", ""),
+    ]
 
-        def of_text(name: str) -> Iterable[str]:
-            bare = name.removeprefix("text_model.")
-            return bare, compvis + bare, compvis + name  # the second as in checkpoints that descend from NovelAI's
 
-        return of_text
-    if part == "unet":
-        return lambda name: (COMPVIS_PREFIXES[part] + _compvis_unet(name, config.unet),)
+def compvis_name(part: Part, config: DiffusionConfig, name: str) -> str:
+    """The name of a tensor in CompVis' checkpoint of all three networks.
 
-    def of_vae(name: str) -> Iterable[str]:
-        compvis = _compvis_vae(name, len(config.vae.widths))
-        return _old_attention(name), compvis, COMPVIS_PREFIXES[part] + compvis
-
-    return of_vae
+    Args:
+      part: The network.
+      config: The sizes of the networks.
+      name: Our name.
+    """
+    compvis = {"text": name, "vae": _compvis_vae(name, len(config.vae.widths))}
+    return COMPVIS_PREFIXES[part] + (compvis[part] if part in compvis else _compvis_unet(name, config.unet))
 
 
 def _old_attention(name: str) -> str:
@@ -158,51 +235,3 @@ def _compvis_vae(name: str, levels: int) -> str:
     ):
         name = name.replace(new, old)
     return name
-
-
-def diffusers_config(config: PartConfig) -> dict[str, Any]:
-    """The content of a network's `config.json`: what diffusers and transformers need to build it.
-
-    Args:
-      config: The sizes of the network, whose type says which of the three it is.
-    """
-    if isinstance(config, UNetConfig):
-        return {
-            "_class_name": "UNet2DConditionModel",
-            "in_channels": config.channels,
-            "out_channels": config.channels,
-            "block_out_channels": config.widths,
-            "layers_per_block": config.layers_per_block,
-            "attention_head_dim": config.heads,  # their name for the number of heads
-            "cross_attention_dim": config.context_width,
-            "norm_num_groups": config.groups,
-            "down_block_types": ["CrossAttnDownBlock2D" if cross else "DownBlock2D" for cross in config.attention],
-            "up_block_types": ["CrossAttnUpBlock2D" if cross else "UpBlock2D" for cross in config.attention[::-1]],
-            "sample_size": 64,
-        }
-    if isinstance(config, VAEConfig):
-        return {
-            "_class_name": "AutoencoderKL",
-            "in_channels": config.channels,
-            "out_channels": config.channels,
-            "latent_channels": config.latent_channels,
-            "block_out_channels": config.widths,
-            "layers_per_block": config.layers_per_block,
-            "norm_num_groups": config.groups,
-            "scaling_factor": config.scaling,
-            "down_block_types": ["DownEncoderBlock2D"] * len(config.widths),
-            "up_block_types": ["UpDecoderBlock2D"] * len(config.widths),
-            "sample_size": 512,
-        }
-    return {
-        "architectures": ["CLIPTextModel"],
-        "model_type": "clip_text_model",
-        "vocab_size": config.vocabulary,
-        "max_position_embeddings": config.length,
-        "hidden_size": config.width,
-        "intermediate_size": 4 * config.width,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "hidden_act": "quick_gelu",
-        "layer_norm_eps": 1e-5,
-    }

@@ -117,8 +117,10 @@ def draw_images(
     *,
     config: DiffusionConfig,
     compute: Compute = networks.FLOAT32,
-) -> jax.Array:
-    """Images of prompts. shape=(N, H, W, 3), dtype=uint8
+) -> tuple[jax.Array, jax.Array]:
+    """Images of prompts, and whether all numbers behind them are finite.
+
+    Shapes (N, H, W, 3), dtype=uint8, and (N,), dtype=bool. What is not finite has no meaning as an image.
 
     Args:
       params: The parameters of `unet`, `vae` and `text`.
@@ -140,7 +142,8 @@ def draw_images(
     latents = schedules.sample(sampler, denoise, noise)
     decoder = networks.vae_decoder(config.vae, compute)
     pixels, _ = decoder.apply(params["vae"], {}, latents / config.vae.scaling, train=False)
-    return jnp.round(jnp.clip(pixels / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8)
+    finite = jnp.isfinite(pixels).all(axis=(1, 2, 3))
+    return jnp.round(jnp.clip(pixels / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8), finite
 
 
 def generate_images(
@@ -177,14 +180,19 @@ def generate_images(
       compilation.
 
     Raises:
-      InputError: A setting cannot be used, or the folder is taken.
+      InputError: A setting cannot be used, the folder is taken, or a picture holds numbers that are not finite.
     """
     if batch_size < 1:
         raise InputError(f"--batch-size must be at least 1, got {batch_size}")
     config = pipeline.config
     sampler = check_generation(settings, config)
     listed = repr([tuple(prompt) for prompt in prompts]).encode()
-    described = {"prompts_sha256": hashing.sha256(listed), **settings.description(), **(description or {})}
+    described = {
+        "prompts_sha256": hashing.sha256(listed),
+        "cleaning": pipeline.cleaning,
+        **settings.description(),
+        **(description or {}),
+    }
     with runs.open_folder(out, identify(described), overwrite=overwrite, resume=resume):
         return _make_missing(pipeline, prompts, out, settings, sampler, batch_size, console or Console(stderr=True))
 
@@ -214,7 +222,7 @@ def _make_missing(
             batch = missing[first : first + batch_size]
             padded = batch + batch[-1:] * (batch_size - len(batch))  # the last batch needs no compilation of its own
             noise = np.stack([schedules.torch_normal(prompts[number].seed, shape) for number in padded])
-            images = draw_images(
+            images, finite = draw_images(
                 pipeline.params,
                 pipeline.tokenizer([prompts[number].text for number in padded]),
                 empty,
@@ -224,10 +232,20 @@ def _make_missing(
                 config=config,
                 compute=settings.compute,
             )
-            for number, image in zip(batch, np.asarray(images), strict=False):
+            for number, image, drawn in zip(batch, np.asarray(images), np.asarray(finite), strict=False):
+                if not drawn:
+                    raise _not_finite(out / names[number], prompts[number], settings)
                 _write_image(out / names[number], image)
             progress.advance(task, len(batch))
     return {"images": len(prompts), "made": len(missing), "seconds": time.perf_counter() - start}
+
+
+def _not_finite(path: Path, prompt: Prompt, settings: GenerationSettings) -> InputError:
+    narrow = "compute with --dtype float32, or " if settings.compute.dtype != "float32" else ""
+    return InputError(
+        f"the image {path} of the prompt {prompt.text[:60]!r} has NaN or infinity and was not written; {narrow}check "
+        "the networks that it comes from"
+    )
 
 
 def check_generation(settings: GenerationSettings, config: DiffusionConfig) -> schedules.Sampler:
@@ -244,7 +262,7 @@ def check_generation(settings: GenerationSettings, config: DiffusionConfig) -> s
     multiple = config.vae.factor * 2 ** (len(config.unet.widths) - 1)
     if settings.size < multiple or settings.size % multiple:
         raise InputError(f"--size must be a multiple of {multiple}, got {settings.size}")
-    return schedules.SAMPLERS[settings.sampler](settings.steps)
+    return schedules.SAMPLERS[settings.sampler](settings.steps, config.schedule)
 
 
 def image_names(count: int) -> list[str]:

@@ -6,51 +6,108 @@ Python and JAX (`experiments/results/diffusion_full_cpu.json`).
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
-from scissorhands_jax import files, hashing, torch_weights, trees
+from scissorhands_jax import files, trees
 from scissorhands_jax.base import Params
-from scissorhands_jax.diffusion import networks
-from scissorhands_jax.diffusion.file_layouts import (
-    COMPVIS_PREFIXES,
-    FILE_DTYPES,
-    FILE_STEMS,
-    FOLDERS,
-    ignored_names,
-    tensor_aliases,
-)
-from scissorhands_jax.diffusion.model_folder import read_part_config, save_part
+from scissorhands_jax.diffusion import folder_configs, model_folder, model_sources, networks, part_files
+from scissorhands_jax.diffusion import tokenizer as tokenizer_lib
+from scissorhands_jax.diffusion.folder_configs import SCHEDULER_FILE
+from scissorhands_jax.diffusion.model_sources import PartSource
 from scissorhands_jax.diffusion.networks import PART_TITLES, DiffusionConfig, Part
-from scissorhands_jax.errors import InputError, WeightsError
+from scissorhands_jax.errors import InputError
 from scissorhands_jax.training import checkpoints
-
-_logger = logging.getLogger(__name__)
-
-_ENDINGS = (".safetensors", ".fp16.safetensors", ".bin", ".fp16.bin")
 
 
 class ImportedPart(NamedTuple):
     """What `import_weights` did with one network."""
 
     source: Path
-    """The file that was read."""
+    """The file that was read, or the first piece of it."""
     num_params: int
     """The number of parameters."""
     dtype: str
-    """The type that they had in the file: float32, float16 or bfloat16."""
+    """The type that `exporting` writes by default: float32, float16 or bfloat16."""
+    types: str
+    """The type or types that they had in the file."""
+
+
+class Plan(NamedTuple):
+    """What is to be imported; everything that can be known without reading tensors was checked."""
+
+    sources: dict[Part, PartSource]
+    config: DiffusionConfig
+    """The sizes of the networks, of which those count that are imported."""
+    tokenizer: Path | None
+    """Where the tokenizer is, or None if there is none."""
+    scheduler: Path | None
+    """The configuration of the UNet's sampler in diffusers, which is kept for exports."""
+
+
+def plan_import(
+    sources: Mapping[Part, Path],
+    config: DiffusionConfig | None = None,
+    *,
+    tokenizer: Path | None = None,
+    ema: bool | None = None,
+) -> Plan:
+    """Finds and checks everything that an import needs: files, configurations, names and shapes, the tokenizer.
+
+    Args:
+      sources: For each network a file or a folder, as `model_sources.find_weights` takes them.
+      config: The sizes of networks that have no `config.json` beside them; None is Stable Diffusion v1's. Where there
+        is one, it must say the same.
+      tokenizer: Where the tokenizer is, see `tokenizer.find_vocabulary`. None takes that in the model's folder.
+      ema: Whether averaged weights of the UNet are taken. None takes others where there are any, and says so.
+
+    Raises:
+      InputError: Something is missing, is of another kind, or does not fit to the rest.
+      WeightsError: A file is damaged or holds another network.
+    """
+    if not sources:
+        raise InputError("there is nothing to import; name a diffusers folder or checkpoint, or single networks")
+    for path in dict.fromkeys(map(model_sources.find_model, sources.values())):
+        if path.is_dir():
+            folder_configs.check_pipeline(path)
+    found = {part: model_sources.find_weights(part, path, ema=ema) for part, path in sources.items()}
+    sizes = {part: _sizes(part, source, config) for part, source in found.items()}
+    chosen = dataclasses.replace(config or networks.SD_V1, **sizes)  # type: ignore[arg-type]
+    scheduler = None
+    if "unet" in sources:
+        scheduler = _beside(model_sources.find_model(sources["unet"]), "scheduler", SCHEDULER_FILE)
+        if scheduler is not None:
+            chosen = dataclasses.replace(chosen, schedule=folder_configs.read_schedule(scheduler))
+    if len(found) == len(networks.PARTS):
+        model_folder.check_fit(chosen, ", ".join(sorted({str(path) for path in sources.values()})))
+    if tokenizer is None and "text" in sources:
+        tokenizer = _beside(model_sources.find_model(sources["text"]), model_folder.TOKENIZER_FOLDER)
+    if tokenizer is not None:
+        tokenizer = model_sources.find_model(tokenizer)
+        vocabulary_files = tokenizer_lib.find_vocabulary(tokenizer)
+        vocabulary = tokenizer_lib.read_vocabulary(vocabulary_files)
+        if "text" in sources:
+            tokenizer_lib.check_size(vocabulary, vocabulary_files, chosen.text.vocabulary)
+    plan = Plan(found, chosen, tokenizer, scheduler)
+    for part, source in found.items():
+        part_files.check_part(part, source, chosen, ema=ema)
+    return plan
 
 
 def import_weights(
     sources: Mapping[Part, Path],
     out: Path,
-    config: DiffusionConfig = networks.SD_V1,
+    config: DiffusionConfig | None = None,
     *,
+    tokenizer: Path | None = None,
+    ema: bool | None = None,
     overwrite: bool = False,
     resume: bool = False,
     on_part: Callable[[Part, ImportedPart], None] = lambda part, imported: None,
@@ -58,228 +115,146 @@ def import_weights(
     """Writes networks as Orbax checkpoints into the folders `unet`, `vae` and `text` of a model's folder.
 
     Args:
-      sources: For each network a file or a folder, as `find_file` takes them.
+      sources: For each network a file or a folder; see `plan_import`, also for `config`, `tokenizer` and `ema`.
       out: The model's folder, which is made if it does not exist. Networks in it that `sources` does not name stay.
-      config: The sizes that the networks must have.
+      config: The sizes of networks without a `config.json`.
+      tokenizer: Where the tokenizer is.
+      ema: Whether averaged weights of the UNet are taken.
       overwrite: Whether networks that exist are replaced.
       resume: Whether networks that exist are kept if they were imported from the very same file.
       on_part: Called whenever a network is written.
 
     Raises:
-      InputError: There is nothing to import, or a network exists already, with `resume` from another file.
-      WeightsError: A file is missing, damaged or holds another network. Every missing, extra and misshapen tensor is
-        reported. Nothing was written for that network.
+      InputError: See `plan_import`; also if a network exists already, with `resume` from another file. Nothing was
+        written.
+      WeightsError: A file is damaged, holds another network, or NaN or infinity. Nothing was written for that network.
     """
-    if not sources:
-        raise InputError("there is nothing to import; name a diffusers folder or checkpoint, or single networks")
-    found = {part: find_file(part, path) for part, path in sources.items()}
+    plan = plan_import(sources, config, tokenizer=tokenizer, ema=ema)
     files.remove_leftovers(out)
-    for part in found:
+    for part in plan.sources:
         if (out / part).exists() and not (overwrite or resume):
             raise InputError(
                 f"{out / part} exists already; add --resume to keep what was imported from the same file, or "
                 "--overwrite to replace it"
             )
     done = {}
-    for part, file in found.items():
-        file_sha256 = hashing.file_sha256(file)
+    for part, source in plan.sources.items():
+        file_sha256 = source.sha256()
         if (out / part).exists() and not overwrite:
-            done[part] = _kept(part, out, file, file_sha256, config)
+            done[part] = _kept(part, out, plan, file_sha256)
         else:
-            params, dtype = read_part_file(part, file, config)
-            save_part(part, out, getattr(config, part), params, dtype, file.name, file_sha256=file_sha256)
-            done[part] = ImportedPart(file, trees.count_weights(params), dtype)
+            params, dtype, types = part_files.read_part(part, source, plan.config, ema=ema)
+            schedule = plan.config.schedule if part == "unet" else None
+            sizes = getattr(plan.config, part)
+            name = source.files[0].name
+            model_folder.save_part(part, out, sizes, params, dtype, name, file_sha256=file_sha256, schedule=schedule)
+            done[part] = ImportedPart(source.files[0], trees.count_weights(params), dtype, types)
             del params  # before the next network is read
         on_part(part, done[part])
+    if plan.tokenizer is not None:
+        model_folder.copy_tokenizer(plan.tokenizer, out)
+    if plan.scheduler is not None:
+        files.copy_file(plan.scheduler, out / SCHEDULER_FILE)
     return done
 
 
-def _kept(part: Part, out: Path, file: Path, file_sha256: str, config: DiffusionConfig) -> ImportedPart:
+def make_random(
+    out: Path, config: DiffusionConfig, *, tokenizer: Path | None = None, seed: int = 0, overwrite: bool = False
+) -> None:
+    """Makes a model of random weights, with which everything can be tried that needs no sense in the images.
+
+    Args:
+      out: The model's folder.
+      config: The sizes of the networks.
+      tokenizer: Where the tokenizer is, see `tokenizer.find_vocabulary`. None takes that of an installed package or,
+        where the text encoder knows no more than that, makes one that spells every word.
+      seed: The seed of the weights.
+      overwrite: Whether networks that exist are replaced.
+
+    Raises:
+      InputError: A network exists already, or there is no tokenizer for the text encoder.
+    """
+    spelled = tokenizer_lib.byte_tokens()
+    spells = tokenizer is None and config.text.vocabulary == len(spelled)
+    if not spells:
+        found = tokenizer_lib.find_vocabulary(tokenizer)
+        tokenizer_lib.check_size(tokenizer_lib.read_vocabulary(found), found, config.text.vocabulary)
+    if not overwrite and (taken := next((out / part for part in networks.PARTS if (out / part).exists()), None)):
+        raise InputError(f"{taken} exists already; add --overwrite to replace it, or name another --out")
+    files.remove_leftovers(out)
+    for number, part in enumerate(networks.PARTS):
+        params = _random(networks.outline(part, config), np.random.default_rng([seed, number]))
+        schedule = config.schedule if part == "unet" else None
+        source = f"random weights of seed {seed}"
+        model_folder.save_part(part, out, getattr(config, part), params, "float32", source, schedule=schedule)
+    if spells:
+        target = out / model_folder.TOKENIZER_FOLDER
+        files.write_text(target / "vocab.json", json.dumps(spelled) + "\n")
+        files.write_text(target / "merges.txt", "#version: 0.2\n")
+    else:
+        model_folder.copy_tokenizer(tokenizer, out)
+
+
+def _random(outline: Params, generator: np.random.Generator) -> Params:
+    """Parameters with which activations keep about their size; nothing is compiled for them."""
+
+    def draw(path: str, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        last = path.rpartition("/")[2]
+        if last in ("scale", "bias"):
+            return np.full(leaf.shape, last == "scale", np.float32)
+        fan_in = leaf.shape[-1] if last == "embedding" else math.prod(leaf.shape[:-1])
+        return generator.standard_normal(leaf.shape, np.float32) / np.float32(math.sqrt(fan_in))
+
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: draw(trees.path_name(path), leaf), outline)
+
+
+def _sizes(part: Part, source: PartSource, config: DiffusionConfig | None) -> networks.PartConfig:
+    """The sizes of a network: as its `config.json` says, or else as they were given."""
+    given = getattr(config or networks.SD_V1, part)
+    if source.config is None:
+        return given
+    found = folder_configs.read_sizes(part, source.config)
+    if config is not None and dataclasses.replace(found, **_free(part, given)) != given:
+        other = next(
+            field.name
+            for field in dataclasses.fields(found)
+            if getattr(found, field.name) != getattr(given, field.name)
+        )
+        raise InputError(
+            f"{source.config} says {other} = {getattr(found, other)} of the {PART_TITLES[part]}, and --config "
+            f"{getattr(given, other)}; leave --config out"
+        )
+    return found
+
+
+def _free(part: Part, given: networks.PartConfig) -> dict[str, int]:
+    """What two configurations of the same network may differ in."""
+    return {"side": given.side} if part == "unet" else {}  # type: ignore[union-attr]
+
+
+def _beside(path: Path, folder: str, file: str | None = None) -> Path | None:
+    """A folder, or a file in it, of the model in which `path` is the folder or one of a network."""
+    if not path.is_dir():
+        return None
+    for root in (path, path.parent):
+        found = root / folder if file is None else root / folder / file
+        if (found.is_dir() if file is None else found.is_file()) and (
+            root == path or (root / folder_configs.PIPELINE_FILE).is_file()
+        ):
+            return found
+    return None
+
+
+def _kept(part: Part, out: Path, plan: Plan, file_sha256: str) -> ImportedPart:
     """A network that an earlier call has imported from the same file.
 
     Raises:
       InputError: It was imported from another one, or with other sizes.
     """
-    found, dtype = read_part_config(part, out)
+    file = plan.sources[part].files[0]
+    found, dtype = model_folder.read_part_config(part, out)
     known = checkpoints.read_description(out / part).get("file_sha256")
-    if known != file_sha256 or found != getattr(config, part):
+    same = part != "unet" or model_folder.read_part_schedule(out) == plan.config.schedule
+    if known != file_sha256 or found != getattr(plan.config, part) or not same:
         raise InputError(f"{out / part} was not imported from this {file.name}; add --overwrite to replace it")
-    return ImportedPart(file, trees.count_weights(networks.outline(part, config)), dtype)
-
-
-def read_part_file(part: Part, file: Path, config: DiffusionConfig = networks.SD_V1) -> tuple[Params, str]:
-    """Reads one network from a file of its own or from a checkpoint of all three.
-
-    Tensors may have the names of any version of diffusers or those of CompVis. `position_ids`, averaged weights
-    (`model_ema`) and the schedule are ignored. Numbers become float32, which holds float16 and bfloat16 exactly.
-
-    Args:
-      part: Which of the three networks.
-      file: The file, `.safetensors` or PyTorch's.
-      config: The sizes that the network must have.
-
-    Returns:
-      The parameters, and the type that the file had: float32, float16 or bfloat16, or float32 if its tensors differ.
-
-    Raises:
-      WeightsError: See `import_weights`; also where a tensor holds NaN or infinity.
-    """
-    with torch_weights.open_state_dict(file) as tensors:
-        other = describe_other_network(part, config, {name: tensors.shape(name) for name in tensors})
-        if other is not None:
-            raise WeightsError(f"{file} looks like {other}, not like the {PART_TITLES[part]} of Stable Diffusion v1")
-        outline = networks.outline(part, config)
-        shapes = torch_weights.state_dict_shapes(outline, {})
-        renamed = RenamedTensors(
-            tensors, shapes, aliases=tensor_aliases(part, config), is_ignored=ignored_names(part, tensors)
-        )
-        try:
-            params, _ = torch_weights.from_state_dict(renamed, outline, {}, flatten={})
-        except WeightsError as error:
-            title = PART_TITLES[part]
-            raise WeightsError(f"{file} does not hold the {title} of Stable Diffusion v1: {error}") from error
-        types = {str(tensors.dtype(renamed.sources[name])) for name in shapes}
-        if any(name.startswith("model_ema.") for name in tensors):
-            _logger.warning("%s also holds averaged weights (model_ema), which were left aside", file)
-    known = [name for name in FILE_DTYPES if name in types]
-    return params, known[0] if len(types) == len(known) == 1 else "float32"
-
-
-def find_file(part: Part, path: Path) -> Path:
-    """The file with a network's weights.
-
-    Args:
-      part: Which of the three networks.
-      path: The file itself, or the folder of the network or of the whole model, as diffusers writes them.
-
-    Raises:
-      InputError: There is no such file, or it is in several pieces or only half downloaded.
-    """
-    if not path.is_dir():
-        if not path.is_file():
-            raise InputError(f"there is no file or folder {path}")
-        return path
-    folder = path / FOLDERS[part] if (path / FOLDERS[part]).is_dir() else path
-    stems = (FILE_STEMS[part], "pytorch_model") if part == "text" else (FILE_STEMS[part],)
-    for ending in _ENDINGS:
-        for stem in stems:
-            if (folder / f"{stem}{ending}").is_file():
-                return folder / f"{stem}{ending}"
-    names = sorted(file.name for file in folder.iterdir())
-    if any(name.endswith(".index.json") for name in names):
-        raise InputError(
-            f"the weights in {folder} are in several pieces, which Stable Diffusion v1's never are; give one file"
-        )
-    if any(name.endswith((".incomplete", ".part", ".crdownload", ".tmp")) for name in names):
-        raise InputError(f"the weights in {folder} are only half downloaded ({', '.join(names)}); download them again")
-    raise InputError(
-        f"there is no {FILE_STEMS[part]}.safetensors in {folder}, it holds {', '.join(names[:10]) or 'nothing'}; "
-        f"give the file of the {PART_TITLES[part]}"
-    )
-
-
-class RenamedTensors(Mapping[str, np.ndarray]):
-    """The tensors of a file under our names.
-
-    Tensors that none of our names belongs to keep their own, so that they are found to be extra. A 1x1 convolution and
-    a linear map hold the same numbers, so axes of length 1 are added or removed at the end of a shape.
-
-    Args:
-      tensors: The file.
-      shapes: The expected shapes by our names.
-      aliases: Which names a tensor of ours may have in the file, in addition to ours.
-      is_ignored: Whether a tensor of the file is left out.
-    """
-
-    def __init__(
-        self,
-        tensors: torch_weights.LazyStateDict,
-        shapes: Mapping[str, tuple[int, ...]],
-        *,
-        aliases: Callable[[str], Iterable[str]],
-        is_ignored: Callable[[str], bool],
-    ) -> None:
-        self._tensors, self._shapes = tensors, shapes
-        self.sources: dict[str, str] = {}
-        for name in shapes:
-            for alias in (name, *aliases(name)):
-                if alias in tensors:
-                    self.sources[name] = alias
-                    break
-        taken = set(self.sources.values())
-        self.sources |= {name: name for name in tensors if name not in taken and not is_ignored(name)}
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        source = self.sources[name]
-        array, shape = self._tensors[source], self._shapes.get(name, ())
-        longer, shorter = max(array.shape, shape, key=len), min(array.shape, shape, key=len)
-        if 0 < len(shorter) < len(longer) and longer == (*shorter, *[1] * (len(longer) - len(shorter))):
-            array = array.reshape(shape)
-        if jnp.issubdtype(array.dtype, jnp.floating) and not np.isfinite(array).all():
-            raise WeightsError(f"{source} holds NaN or infinity; there is no network to work with")
-        return array
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.sources)
-
-    def __len__(self) -> int:
-        return len(self.sources)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.sources
-
-
-def describe_other_network(part: Part, config: DiffusionConfig, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    """What a file looks like, if it is not the network that is expected.
-
-    Args:
-      part: The network that is expected.
-      config: The sizes that it must have.
-      shapes: The shapes of the file's tensors by their names.
-
-    Returns:
-      A noun phrase, or None where nothing speaks against the file.
-    """
-
-    def size(ending: str, axis: int) -> int | None:
-        return next(
-            (shape[axis] for name, shape in shapes.items() if name.endswith(ending) and len(shape) > axis), None
-        )
-
-    def has(*words: str) -> bool:
-        return any(word in name for name in shapes for word in words)
-
-    if has("lora_up.", "lora_down.", ".lora_A.", ".lora_B."):
-        return "a LoRA, which is a difference between networks"
-    if has("conditioner.embedders."):
-        return "a checkpoint of SDXL"
-    if has("cond_stage_model.model.transformer."):
-        return "a checkpoint of Stable Diffusion v2"
-    if has("double_blocks.", "joint_blocks.", "joint_transformer_blocks.", "pos_embed.proj."):
-        return "a diffusion transformer (Stable Diffusion 3 or FLUX)"
-    context, channels = size("attn2.to_k.weight", 1), size("input_blocks.0.0.weight", 1) or size("conv_in.weight", 1)
-    holds_all = has(*COMPVIS_PREFIXES.values())
-    if context is not None and (part == "unet" or not holds_all):
-        if part != "unet":
-            return "a UNet"
-        if context != config.unet.context_width:
-            known = {768: "v1", 1024: "v2", 1280: "XL (the refiner)", 2048: "XL"}
-            return f"the UNet of Stable Diffusion {known.get(context, f'for prompts of width {context}')}"
-        if channels in (8, 9) and channels != config.unet.channels:
-            return (
-                f"a UNet for editing or inpainting, which takes {channels} channels instead of {config.unet.channels}"
-            )
-        return None
-    width = size("self_attn.q_proj.weight", 0)
-    if width is not None and not holds_all:
-        if part != "text":
-            return "a text encoder"
-        if has("vision_model."):
-            return "a whole CLIP model with its image encoder; save its text model alone"
-        if width != config.text.width:
-            known = {768: "v1", 1024: "v2", 1280: "XL (the second)"}
-            return f"the text encoder of Stable Diffusion {known.get(width, f'with width {width}')}"
-        return None
-    if part != "vae" and not holds_all and has("quant_conv."):
-        return "a VAE"
-    return None
+    return ImportedPart(file, trees.count_weights(networks.outline(part, plan.config)), dtype, dtype)

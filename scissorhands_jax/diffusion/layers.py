@@ -7,14 +7,22 @@ and `scale` are `weight`) and the order of a kernel's axes, as `torch_weights` h
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Literal
+import functools
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from scissorhands_jax.errors import InputError, check_choice
 from scissorhands_jax.models.cpu_convolution import conv_general_dilated
 from scissorhands_jax.models.layers import checkpoint_late
+
+ATTENTIONS = ("xla", "cudnn", "chunked")
+"""The implementations of attention."""
+CHUNK = 1024
+"""The number of queries that chunked attention takes at a time."""
+_CUDNN_WIDTH = 128  # of a head
 
 # Traced once for every shape, so that the outline of a network of a thousand arrays takes a moment only.
 _KERNEL_INIT = jax.jit(nnx.initializers.lecun_normal(), static_argnums=(1, 2))
@@ -22,15 +30,27 @@ _KERNEL_INIT = jax.jit(nnx.initializers.lecun_normal(), static_argnums=(1, 2))
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
-    """How a network computes. Its parameters are float32 in any case."""
+    """How a network computes. Its parameters are float32 in any case.
+
+    Raises:
+      InputError: The attention is not known, or `cudnn` is to compute in float32.
+    """
 
     dtype: str = "float32"
     """The type of activations and products. Statistics of normalisations, softmax and sinusoids stay in float32."""
     remat: bool = False
     """Whether the backward pass computes the activations inside of each block again, instead of keeping them."""
-    attention: Literal["xla", "cudnn"] | None = None
-    """The implementation of `jax.nn.dot_product_attention`; None leaves the choice to JAX. `cudnn` needs bfloat16 or
-    float16 and a GPU."""
+    attention: str | None = None
+    """The implementation of attention: `xla`, which holds all weights of a layer; `cudnn`, which does not, and needs
+    bfloat16 or float16 and a GPU; `chunked`, which computes them for 1024 queries at a time and again in the backward
+    pass. None leaves the choice to JAX. Levels may differ: `64=chunked,16=cudnn` is chunked where the sides of the
+    image are 64 and more, cudnn down to 16, and JAX's choice below."""
+
+    def __post_init__(self) -> None:
+        for _, name in attention_levels(self.attention):
+            check_choice("--attention", name, ATTENTIONS)
+            if name == "cudnn" and self.dtype == "float32":
+                raise InputError("--attention cudnn cannot compute in float32; add --dtype bfloat16")
 
 
 if TYPE_CHECKING:
@@ -86,13 +106,56 @@ def layer_norm(width: int, compute: Compute, rngs: InitKeys) -> nnx.LayerNorm:
     return nnx.LayerNorm(width, epsilon=1e-5, dtype=compute.dtype, use_fast_variance=False, rngs=rngs)
 
 
+@functools.cache
+def attention_levels(attention: str | None) -> tuple[tuple[int, str], ...]:
+    """From which number of pixels on an implementation of attention is used, the largest first.
+
+    Args:
+      attention: As `Compute.attention` has it.
+
+    Raises:
+      InputError: A level is no whole number.
+    """
+    levels = []
+    for word in (attention or "").split(","):
+        side, separator, name = word.rpartition("=")
+        if separator and not side.strip().isdecimal():
+            raise InputError(f"--attention has the level {side!r}; give the side of an image of latents, such as 64")
+        if attention:
+            levels.append((int(side) ** 2 if separator else 0, name.strip()))
+    return tuple(sorted(levels, reverse=True))
+
+
 def attend(
     query: jax.Array, key: jax.Array, value: jax.Array, heads: int, compute: Compute, *, causal: bool = False
 ) -> jax.Array:
     """Scaled dot-product attention. Shapes (N, T, C) and, for key and value, (N, S, C); the result is (N, T, C)."""
     query, key, value = (x.reshape(*x.shape[:2], heads, -1) for x in (query, key, value))
-    out = jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation=compute.attention)
+    pixels = query.shape[1]
+    chosen = next((name for least, name in attention_levels(compute.attention) if pixels >= least), None)
+    if chosen == "cudnn" and (query.shape[-1] > _CUDNN_WIDTH or causal):
+        chosen = None  # the VAE's one head is too wide for it
+    if chosen == "chunked":
+        out = _attend_in_chunks(query, key, value) if not causal else _attend(query, key, value, causal=True)
+    else:
+        out = jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation=chosen)  # type: ignore[arg-type]
     return out.reshape(*out.shape[:2], -1)
+
+
+def _attend(query: jax.Array, key: jax.Array, value: jax.Array, *, causal: bool = False) -> jax.Array:
+    return jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation="xla")
+
+
+def _attend_in_chunks(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """Attention of a part of the queries at a time, whose weights are computed again in the backward pass."""
+    count, length, *rest = query.shape
+    if length * key.shape[1] <= CHUNK**2:
+        return _attend(query, key, value)
+    parts = next(parts for parts in range(-(-length // CHUNK), length + 1) if length % parts == 0)
+    chunks = query.reshape(count, parts, length // parts, *rest).swapaxes(0, 1)
+    part = jax.checkpoint(lambda chunk, key, value: _attend(chunk, key, value))
+    out = jax.lax.map(lambda chunk: part(chunk, key, value), chunks)
+    return out.swapaxes(0, 1).reshape(query.shape)
 
 
 def run_block(block: nnx.Module, compute: Compute, *args: jax.Array | None) -> jax.Array:

@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from scissorhands_jax.base import Key, Model, ModelState, Params, PyTree, Scalar, StatefulLossFn
-from scissorhands_jax.diffusion.schedules import SD_V1_SCHEDULE, Schedule, add_noise
+from scissorhands_jax.diffusion.schedules import SD_V1_SCHEDULE, Schedule, add_noise, training_target
 from scissorhands_jax.diffusion.unet import Noisy
 
 
 def noise_loss(model: Model, schedule: Schedule = SD_V1_SCHEDULE) -> StatefulLossFn:
     """The loss of diffusion models: the mean of (noise - predicted noise)^2 (Ho et al. 2020, eq. 14).
+
+    A network whose schedule says `v_prediction` predicts the velocity instead, and the loss is that of the velocity.
 
     A batch is a dict of scaled `latents`, shape (N, H, W, C), and `context`, shape (N, T, D). If it also has
     `deviation`, of the same shape as `latents`, then these two are the mean and the standard deviation of normal
@@ -22,7 +24,7 @@ def noise_loss(model: Model, schedule: Schedule = SD_V1_SCHEDULE) -> StatefulLos
     come from key 0, so that the loss is a function of the parameters alone.
 
     Args:
-      model: A network that takes a `Noisy` and returns the noise.
+      model: A network that takes a `Noisy` and returns what the schedule says.
       schedule: The schedule of the forward process.
     """
     return _NoiseLoss(model, schedule)
@@ -38,7 +40,7 @@ def concept_loss(model: Model, schedule: Schedule = SD_V1_SCHEDULE) -> StatefulL
     Scissorhands does; with the projection, no gradient takes them apart to first order.
 
     Args:
-      model: A network that takes a `Noisy` and returns the noise.
+      model: A network that takes a `Noisy` and returns what the schedule says.
       schedule: The schedule of the forward process.
     """
     return _ConceptLoss(model, schedule)
@@ -54,9 +56,9 @@ class _NoiseLoss:
     def __call__(
         self, params: Params, model_state: ModelState, batch: PyTree, *, train: bool, key: Key | None
     ) -> tuple[Scalar, ModelState]:
-        noisy, noise = _noised(self.schedule, batch, key)
+        noisy, target = _noised(self.schedule, batch, key)
         predicted, model_state = self.model.apply(params, model_state, noisy, train=train, key=key)
-        return jnp.mean(jnp.square(predicted - noise)), model_state
+        return jnp.mean(jnp.square(predicted - target)), model_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +81,7 @@ class _ConceptLoss:
 
 
 def _noised(schedule: Schedule, batch: PyTree, key: Key | None) -> tuple[Noisy, jax.Array]:
-    """The batch at random timesteps, and the noise in it."""
+    """The batch at random timesteps, and what the network is to predict of it."""
     latents = batch["latents"]
     step_key, noise_key = jax.random.split(jax.random.key(0) if key is None else key)
     if "deviation" in batch:
@@ -87,4 +89,5 @@ def _noised(schedule: Schedule, batch: PyTree, key: Key | None) -> tuple[Noisy, 
         latents = latents + batch["deviation"] * drawn
     timesteps = jax.random.randint(step_key, latents.shape[:1], 0, schedule.num_steps)
     noise = jax.random.normal(noise_key, latents.shape, jnp.float32)
-    return Noisy(add_noise(schedule, latents, noise, timesteps), timesteps, batch["context"]), noise
+    noisy = Noisy(add_noise(schedule, latents, noise, timesteps), timesteps, batch["context"])
+    return noisy, training_target(schedule, latents, noise, timesteps)

@@ -147,7 +147,9 @@ class Utility:
     reference: Path | None = None
     """What they should look like: images of the original network, or photographs."""
     clip: quality.Clip | None = None
-    """The network for the features and for the CLIP score; None takes `quality.appearance` and gives no score."""
+    """The network for the CLIP score, and for the features of the distance where there is no Inception."""
+    inception: quality.Inception | None = None
+    """The network for the features of the FID."""
 
     def folders(self) -> dict[str, Path]:
         """The folders by the names that they have here."""
@@ -162,7 +164,7 @@ class UtilityDistance:
     name: str
     """The name of the measure."""
     features: str
-    """What the features are: `appearance`, or CLIP with the name of the network."""
+    """What the features are: `Inception-v3`, of which the distance is the FID, or CLIP and the name of the network."""
     dimensions: int
     """The number of features."""
     value: float
@@ -211,12 +213,18 @@ def measure_utility(
     Raises:
       InputError: An image cannot be read.
     """
-    features = {
-        name: quality.image_features(own, utility.clip, progress=progress, description=f"features of {name}")
-        for name, own in entries.items()
-    }
+
+    def features_of(network: quality.Clip | quality.Inception | None, what: str) -> dict[str, np.ndarray]:
+        return {
+            name: quality.image_features(own, network, progress=progress, description=f"{what} features of {name}")
+            for name, own in entries.items()
+            if network is not None
+        }
+
+    by_clip = features_of(utility.clip, "CLIP")
     distance = None
-    if UTILITY_REFERENCE in features:
+    if UTILITY_REFERENCE in entries:
+        features = features_of(utility.inception, "Inception") or by_clip
         task, steps = progress.add_task("distances", total=None, note=""), itertools.count(1)
         found = quality.compare_features(
             features[UTILITY_IMAGES],
@@ -226,8 +234,8 @@ def measure_utility(
         done = next(steps) - 1
         progress.update(task, completed=done, total=done)
         distance = UtilityDistance(
-            name="frechet_distance_appearance" if utility.clip is None else "frechet_distance_clip",
-            features="appearance" if utility.clip is None else f"CLIP {utility.clip.name}",
+            name="frechet_distance_clip" if utility.inception is None else "fid",
+            features="Inception-v3" if utility.inception is not None else f"CLIP {utility.clip.name}",
             dimensions=features[UTILITY_IMAGES].shape[1],
             value=found.value.value,
             low=found.value.low,
@@ -237,7 +245,7 @@ def measure_utility(
             floor=found.floor,
             draw_size=found.size,
         )
-    scores = None if utility.clip is None else _clip_scores(utility.clip, entries, features)
+    scores = None if utility.clip is None else _clip_scores(utility.clip, entries, by_clip)
     return UtilityMeasures(distance, scores)
 
 

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from scissorhands_jax import files, hashing
 from scissorhands_jax.base import Params
 from scissorhands_jax.diffusion import networks
 from scissorhands_jax.diffusion.networks import PART_TITLES, DiffusionConfig, Part, PartConfig
-from scissorhands_jax.diffusion.tokenizer import BPE_FILE, Cleaning, Tokenizer, find_vocabulary
+from scissorhands_jax.diffusion.schedules import Schedule
+from scissorhands_jax.diffusion.text import TextConfig
+from scissorhands_jax.diffusion.tokenizer import (
+    BPE_FILE,
+    JSON_FILE,
+    SETTINGS_FILE,
+    Cleaning,
+    Tokenizer,
+    find_vocabulary,
+)
 from scissorhands_jax.errors import CheckpointError, InputError
 from scissorhands_jax.training import checkpoints
 
@@ -37,6 +46,8 @@ class Pipeline(NamedTuple):
     """The parameters of `unet`, `vae` and `text`."""
     tokenizer: Tokenizer
     """What turns prompts into ids."""
+    cleaning: Cleaning = "nfc"
+    """How it cleans them."""
 
 
 def load_part(part: Part, folder: Path) -> StoredPart:
@@ -85,6 +96,7 @@ def save_part(
     source: str,
     *,
     file_sha256: str | None = None,
+    schedule: Schedule | None = None,
 ) -> None:
     """Writes a network where `load_part` finds it. An earlier one is replaced once the new one is complete.
 
@@ -96,10 +108,18 @@ def save_part(
       dtype: The type that `exporting.export_weights` writes it in by default.
       source: What the network was made from, for people.
       file_sha256: The SHA-256 of the file that it was imported from. None if it was not imported.
+      schedule: What a UNet was trained with; None is Stable Diffusion v1's.
     """
-    description = {"diffusion": part, "config": dataclasses.asdict(config), "dtype": dtype, "source": source}
+    description: dict[str, Any] = {
+        "diffusion": part,
+        "config": dataclasses.asdict(config),
+        "dtype": dtype,
+        "source": source,
+    }
     if file_sha256 is not None:
         description["file_sha256"] = file_sha256
+    if schedule is not None:
+        description["schedule"] = dataclasses.asdict(schedule)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints.save_network(folder / part, params, {}, description)
 
@@ -119,7 +139,7 @@ def load_pipeline(
     *,
     unet: Path | None = None,
     tokenizer: Path | None = None,
-    cleaning: Cleaning = "ftfy",
+    cleaning: Cleaning = "nfc",
 ) -> Pipeline:
     """Reads all networks of a model.
 
@@ -134,16 +154,25 @@ def load_pipeline(
       InputError: The tokenizer is missing, or the networks do not fit together.
       CheckpointError: A network is missing or damaged.
     """
-    loaded_tokenizer = load_tokenizer(folder, tokenizer, cleaning)
     config = read_model_config(folder, unet=unet)
+    loaded_tokenizer = load_tokenizer(folder, tokenizer, cleaning)
     params = {part: load_part(part, source).params for part, source in _sources(folder, unet).items()}
-    return Pipeline(config, params, loaded_tokenizer)
+    return Pipeline(config, params, loaded_tokenizer, cleaning)
 
 
-def load_tokenizer(folder: Path, tokenizer: Path | None = None, cleaning: Cleaning = "ftfy") -> Tokenizer:
-    """The tokenizer of a model; see `load_pipeline`."""
+def load_tokenizer(folder: Path, tokenizer: Path | None = None, cleaning: Cleaning = "nfc") -> Tokenizer:
+    """The tokenizer of a model, whose prompts are as long as its text encoder takes them; see `load_pipeline`.
+
+    Raises:
+      InputError: The tokenizer is missing, or has more tokens than the text encoder of the folder knows.
+    """
     inside = folder / TOKENIZER_FOLDER
-    return Tokenizer(find_vocabulary(inside if tokenizer is None and inside.is_dir() else tokenizer), cleaning)
+    files = find_vocabulary(inside if tokenizer is None and inside.is_dir() else tokenizer)
+    if not (folder / "text").is_dir():
+        return Tokenizer(files, cleaning)
+    sizes = read_part_config("text", folder)[0]
+    assert isinstance(sizes, TextConfig)
+    return Tokenizer(files, cleaning, length=sizes.length, limit=sizes.vocabulary)
 
 
 def read_model_config(folder: Path, *, unet: Path | None = None) -> DiffusionConfig:
@@ -154,10 +183,41 @@ def read_model_config(folder: Path, *, unet: Path | None = None) -> DiffusionCon
       CheckpointError: A network is missing or damaged.
     """
     sizes = {part: read_part_config(part, source)[0] for part, source in _sources(folder, unet).items()}
-    config = DiffusionConfig(**sizes)  # type: ignore[arg-type]  # each part has the type of its field
-    if config.unet.context_width != config.text.width or config.unet.channels != config.vae.latent_channels:
-        raise InputError(f"the networks in {folder} do not fit together; import all three of one model")
+    config = DiffusionConfig(**sizes, schedule=read_part_schedule(unet or folder))  # type: ignore[arg-type]
+    check_fit(config, str(folder))
     return config
+
+
+def check_fit(config: DiffusionConfig, where: str) -> None:
+    """Refuses networks that do not fit together.
+
+    Args:
+      config: Their sizes.
+      where: Where they are, for the message.
+
+    Raises:
+      InputError: The UNet is for prompts of another width, or for latents of other channels.
+    """
+    for what, first, second in (
+        ("a UNet for prompts of width {} and a text encoder of {}", config.unet.context_width, config.text.width),
+        ("a UNet for latents of {} channels and a VAE of {}", config.unet.channels, config.vae.latent_channels),
+    ):
+        if first != second:
+            found = what.format(first, second)
+            raise InputError(f"the networks in {where} do not fit together: {found}; import all three of one model")
+
+
+def read_part_schedule(folder: Path) -> Schedule:
+    """The schedule that the UNet in a model's folder was trained with.
+
+    Raises:
+      CheckpointError: There is no UNet, or its description is damaged.
+    """
+    found = checkpoints.read_description(folder / "unet").get("schedule", {})
+    try:
+        return Schedule(**found)
+    except TypeError as error:
+        raise CheckpointError(f"{folder / 'unet'} has no schedule that can be read: {error}") from error
 
 
 def model_sha256(folder: Path, *, unet: Path | None = None) -> str:
@@ -180,8 +240,14 @@ def copy_tokenizer(source: Path | None, folder: Path) -> tuple[Path, ...]:
       InputError: There is no tokenizer in `source`.
     """
     found = find_vocabulary(source)
-    names = [file.name for file in found] if len(found) == 2 else [BPE_FILE]
-    copies = tuple(folder / TOKENIZER_FOLDER / name for name in names)
+    names = [file.name if file.suffix == ".json" or len(found) == 2 else BPE_FILE for file in found]
+    if names != [BPE_FILE] and (beside := found[0].with_name(SETTINGS_FILE)).is_file():
+        found, names = (*found, beside), [*names, SETTINGS_FILE]
+    target = folder / TOKENIZER_FOLDER
+    copies = tuple(target / name for name in names)
+    for name in ("vocab.json", "merges.txt", JSON_FILE, SETTINGS_FILE, BPE_FILE):  # of another tokenizer
+        if name not in names and (target / name).is_file():
+            files.remove(target / name)
     for file, copy in zip(found, copies, strict=True):
         files.copy_file(file, copy)
     return copies

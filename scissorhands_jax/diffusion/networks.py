@@ -15,6 +15,7 @@ from flax import nnx, traverse_util
 
 from scissorhands_jax.base import Model, Params
 from scissorhands_jax.diffusion.layers import Compute
+from scissorhands_jax.diffusion.schedules import SD_V1_SCHEDULE, Schedule
 from scissorhands_jax.diffusion.text import TextConfig, TextEncoder
 from scissorhands_jax.diffusion.unet import UNet, UNetConfig
 from scissorhands_jax.diffusion.vae import Decoder, Encoder, VAEConfig
@@ -32,20 +33,24 @@ FLOAT32 = Compute()
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionConfig:
-    """The sizes of the three networks. The defaults are Stable Diffusion v1's."""
+    """The sizes of the three networks, and the UNet's schedule. The defaults are Stable Diffusion v1's."""
 
     unet: UNetConfig = dataclasses.field(default_factory=UNetConfig)
     vae: VAEConfig = dataclasses.field(default_factory=VAEConfig)
     text: TextConfig = dataclasses.field(default_factory=TextConfig)
+    schedule: Schedule = SD_V1_SCHEDULE
+    """The noise that the UNet was trained with, and what it predicts."""
 
 
 SD_V1 = DiffusionConfig()
 TINY = DiffusionConfig(
-    UNetConfig(widths=(32, 64), attention=(True, False), layers_per_block=1, heads=4, context_width=32, groups=8),
+    UNetConfig(
+        widths=(32, 64), attention=(True, False), layers_per_block=1, heads=4, context_width=32, groups=8, side=8
+    ),
     VAEConfig(widths=(16, 32), layers_per_block=1, groups=8),
-    TextConfig(vocabulary=99, length=11, width=32, layers=2, heads=4),
+    TextConfig(vocabulary=514, width=32, layers=2, heads=4, hidden=128),
 )
-"""Small networks for tests and trials, with every kind of block: 989,915 parameters."""
+"""Small networks for tests and trials, with every kind of block: 1,005,307 parameters."""
 
 CONFIGS = {"sd-v1": SD_V1, "tiny": TINY}
 

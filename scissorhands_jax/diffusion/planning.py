@@ -9,7 +9,8 @@ the network. With P the bytes of the parameters, a phase holds
                 gradients, activations, temporaries
 
 where `training.run` holds the only reference to the original. Adding up the parts of the largest phase gives what one
-device needs, and on CPU what the process around it takes.
+device needs, and on CPU what the process around it takes. Over several devices they are divided by the rule of
+`jobs.plan_memory`, the classifiers' planner, with programs compiled for the share of a batch that one device has.
 """
 
 from __future__ import annotations
@@ -27,7 +28,18 @@ from scissorhands_jax.base import Batch, Data
 from scissorhands_jax.diffusion import generating, losses, networks
 from scissorhands_jax.diffusion.concept_settings import ConceptSettings
 from scissorhands_jax.diffusion.networks import DiffusionConfig
-from scissorhands_jax.jobs.plan_memory import GRADIENTS, TEMPORARIES, memory_limit, process_bytes
+from scissorhands_jax.errors import InputError
+from scissorhands_jax.jobs.plan_memory import (
+    GRADIENTS,
+    HELD,
+    NETWORK,
+    OPTIMIZER,
+    ORIGINAL,
+    TEMPORARIES,
+    RunMemory,
+    memory_limit,
+    process_bytes,
+)
 from scissorhands_jax.jobs.plan_report import CostPlan
 from scissorhands_jax.jobs.plan_steps import memory_analysis
 from scissorhands_jax.losses import microbatched
@@ -65,9 +77,10 @@ def plan_concept(
     settings: ConceptSettings,
     *,
     generation: generating.GenerationSettings = generating.DEFAULT_GENERATION,
+    devices: int = 1,
     memory_gib: float | None = None,
 ) -> ConceptPlan:
-    """Predicts the memory of `unlearning.unlearn_concept` with the same settings, on one device.
+    """Predicts the memory of `unlearning.unlearn_concept` with the same settings, for each of some devices.
 
     Making the training images and encoding them comes before, and needs less. Checkpoints are written through host
     memory, which on CPU may take the size of what they hold once more.
@@ -76,21 +89,26 @@ def plan_concept(
       config: The sizes of the networks.
       settings: The settings of the method.
       generation: How images are made, of which `size` and `compute` matter here.
-      memory_gib: The memory of the device in GiB; None is what this one has.
+      devices: The number of devices that batches, and if needed large arrays, are divided over, as `jobs.plan_memory`
+        does it for classifiers.
+      memory_gib: The memory of a device in GiB; None is what this one has.
 
     Raises:
       InputError: A setting cannot be used.
     """
+    if devices < 1 or settings.batch_size % devices:
+        raise InputError(f"--devices must divide the batch size {settings.batch_size}, got {devices}")
     generating.check_generation(generation, config)
     limit = memory_limit(memory_gib)
     model = networks.unet(config.unet, generation.compute)
-    repair = settings.method(model).step
+    repair = settings.method(model, config.schedule).step
     assert isinstance(repair, Repair)
     params = networks.outline("unet", config)
     trees.select(params, settings.trim)
     side = generation.size // config.vae.factor
-    latents = _array((settings.batch_size, side, side, config.unet.channels))
-    context = _array((settings.batch_size, config.text.length, config.unet.context_width))
+    batch_size = settings.batch_size // devices  # of one device
+    latents = _array((batch_size, side, side, config.unet.channels))
+    context = _array((batch_size, config.text.length, config.unet.context_width))
     retain = {"latents": latents, "deviation": latents, "context": context}
     forget = retain if settings.pseudo is None else {**retain, "pseudo": context}
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -98,10 +116,10 @@ def plan_concept(
     carry = jax.eval_shape(lambda key, p: repair.begin(key, p, {}, optimizer, settings.forget_weight), key, params)
 
     started = time.perf_counter()
-    noise_loss = microbatched(losses.noise_loss(model), settings.microbatches)
+    noise_loss = microbatched(losses.noise_loss(model, config.schedule), settings.microbatches)
     gradient = jax.grad(lambda p, batch, key: noise_loss(p, {}, batch, train=True, key=key)[0])
     scoring = memory_analysis(jax.jit(gradient).lower(params, forget, key).compile()).temp_size_in_bytes
-    positions = np.arange(settings.batch_size, dtype=np.int32)
+    positions = np.arange(batch_size, dtype=np.int32)
     epoch = [Batch(positions, positions)] * _STEPS
     compiled, _ = training.compile_call(repair, carry, Batch(forget, retain), Data(forget, retain), epoch)
     step = memory_analysis(compiled).temp_size_in_bytes
@@ -110,20 +128,25 @@ def plan_concept(
     # The process is measured with what the compiler has left in it, as in a run.
     around = {"batch": trees.nbytes((forget, retain)), "process": process_bytes()}
     phases = {
-        "scoring": {"network": held, "sum of gradients": held, "gradient": held, TEMPORARIES: scoring},
-        "trimming": {"network": held, "sum of gradients": held, "scores": held},
+        "scoring": {ORIGINAL: held, HELD: held, GRADIENTS: held, TEMPORARIES: scoring},
+        "trimming": {ORIGINAL: held, HELD: 2 * held},  # the sum of the gradients, and the scores
         "repair": {
-            "network": held,
-            "optimizer": trees.nbytes((carry.opt_state, carry.aux)),
+            NETWORK: held,
+            OPTIMIZER: trees.nbytes((carry.opt_state, carry.aux)),
             GRADIENTS: 2 * held,
             TEMPORARIES: max(0, step - 2 * held),
         },
     }
+    largest = max(map(trees.nbytes, jax.tree.leaves(params)))
+    placed = {
+        phase: RunMemory(parts={**parts, **around}, evaluating=0, largest=largest, limit=limit).place(devices)
+        for phase, parts in phases.items()
+    }
     parameters = trees.count_weights(params)
     return ConceptPlan(
-        title=f"{parameters:,} parameters",
+        title=f"{parameters:,} parameters, {placed['repair'].strategy}",
         parameters=parameters,
-        phases={phase: {**parts, **around} for phase, parts in phases.items()},
+        phases={phase: placement.parts for phase, placement in placed.items()},
         limit_bytes=limit,
         hint=_HINT,
         compile_seconds=seconds,

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from PIL import Image
 
+from scissorhands_jax import hashing
 from scissorhands_jax.base import Params
-from scissorhands_jax.diffusion import clip_weights, pictures, vision
+from scissorhands_jax.diffusion import clip_weights, inception, pictures, vision
 from scissorhands_jax.diffusion.layers import Compute
 from scissorhands_jax.diffusion.networks import FLOAT32
 from scissorhands_jax.diffusion.nudity import ImageEntry
@@ -23,8 +23,8 @@ from scissorhands_jax.errors import InputError
 from scissorhands_jax.metrics import distances, intervals
 from scissorhands_jax.terminal import Progress
 
-_CELLS, _OCTAVES, _SIDE = 4, 3, 128
 _LEAST_IMAGES = 8
+_MANY_FEATURES = 1024  # with which a distance takes seconds, so that fewer are resampled
 
 
 class Clip(NamedTuple):
@@ -91,29 +91,6 @@ def load_clip(path: Path, tokenizer: Tokenizer, compute: Compute = FLOAT32) -> C
     return Clip(name, jax.device_put(params, jax.devices()[0]), tokenizer, compute)
 
 
-def appearance(image: Image.Image) -> np.ndarray:
-    """What an image looks like from afar, without a trained network. shape=(96,), dtype=float64
-
-    In each of 4 x 4 cells: the mean red, green and blue, in [0, 1], and at three scales, from 1/128 to 1/32 of the
-    image's height, the base-10 logarithm of the mean contrast, which is the absolute difference in brightness to the
-    image at the next coarser scale (plus 0.001). Colours, layout, sharpness and noise show in it, objects do not.
-    """
-    pixels = np.asarray(image.convert("RGB").resize((_SIDE, _SIDE), Image.Resampling.BOX), np.float64) / 255
-    features = [_by_cell(pixels)]
-    grey = pixels @ np.array([0.299, 0.587, 0.114])
-    for _ in range(_OCTAVES):
-        coarse = grey.reshape(len(grey) // 2, 2, -1, 2).mean(axis=(1, 3))
-        contrast = np.abs(grey - coarse.repeat(2, axis=0).repeat(2, axis=1))
-        features.append(np.log10(_by_cell(contrast[..., None]) + 1e-3))
-        grey = coarse
-    return np.concatenate([feature.reshape(-1) for feature in features])
-
-
-def _by_cell(values: np.ndarray) -> np.ndarray:
-    size = len(values) // _CELLS
-    return values.reshape(_CELLS, size, _CELLS, size, -1).mean(axis=(1, 3))
-
-
 @functools.partial(jax.jit, static_argnames=("name", "compute"))
 def _image_features(params: Params, pixels: jax.Array, *, name: str, compute: Compute) -> jax.Array:
     return vision.clip_images(vision.CLIPS[name], compute).apply(params, {}, pixels, train=False)[0]
@@ -124,10 +101,39 @@ def _text_features(params: Params, ids: jax.Array, *, name: str, compute: Comput
     return vision.clip_texts(vision.CLIPS[name], compute).apply(params, {}, ids, train=False)[0]
 
 
+class Inception(NamedTuple):
+    """The network of the FID."""
+
+    layers: inception.Layers
+    """Its layers."""
+    sha256: str
+    """The hash of its file."""
+
+
+def load_inception(path: Path) -> Inception:
+    """Reads the network of the FID.
+
+    Args:
+      path: The file, see `inception.read_inception`.
+
+    Raises:
+      WeightsError: See `inception.read_inception`.
+    """
+    return Inception(inception.read_inception(path), hashing.file_sha256(path))
+
+
+_inception_features = jax.jit(inception.inception_features)
+
+
 def image_features(
-    entries: Sequence[ImageEntry], clip: Clip | None, *, batch_size: int = 8, progress: Progress, description: str
+    entries: Sequence[ImageEntry],
+    network: Clip | Inception,
+    *,
+    batch_size: int = 8,
+    progress: Progress,
+    description: str,
 ) -> np.ndarray:
-    """Features of images: CLIP's, before they are normalised, or without it `appearance`. shape=(images, features)
+    """Features of images: CLIP's, before they are normalised, or Inception's. shape=(images, features), dtype=float64
 
     Raises:
       InputError: An image cannot be read.
@@ -137,12 +143,14 @@ def image_features(
     batch_size = min(batch_size, len(entries))
     for start in range(0, len(entries), batch_size):
         images = [pictures.read_picture(entry.path) for entry in entries[start : start + batch_size]]
-        if clip is None:
-            rows += [appearance(image) for image in images]
+        if isinstance(network, Inception):
+            pixels = _padded(np.stack([inception.stretch_image(image) for image in images]), batch_size)
+            found = _inception_features(network.layers, pixels)
         else:
-            pixels = np.stack([vision.preprocess_image(image, vision.CLIPS[clip.name].vision.size) for image in images])
-            found = _image_features(clip.params, _padded(pixels, batch_size), name=clip.name, compute=clip.compute)
-            rows += list(np.asarray(found, np.float64)[: len(images)])
+            side = vision.CLIPS[network.name].vision.size
+            pixels = _padded(np.stack([vision.preprocess_image(image, side) for image in images]), batch_size)
+            found = _image_features(network.params, pixels, name=network.name, compute=network.compute)
+        rows += list(np.asarray(found, np.float64)[: len(images)])
         progress.advance(task, len(images))
     return np.stack(rows)
 
@@ -170,8 +178,8 @@ def compare_features(
     reference: np.ndarray,
     *,
     level: float = 0.95,
-    num_resamples: int = 100,
-    num_draws: int = 20,
+    num_resamples: int | None = None,
+    num_draws: int | None = None,
     seed: int = 0,
     on_step: Callable[[], None] = lambda: None,
 ) -> FrechetDistance:
@@ -187,8 +195,8 @@ def compare_features(
       images: The features of the images. shape=(n, D)
       reference: The features of the reference. shape=(m, D)
       level: The coverage that the interval aims at.
-      num_resamples: The number of resamples of the bootstrap.
-      num_draws: The number of random draws for `matched` and `floor`.
+      num_resamples: The number of resamples of the bootstrap; None is 100, or 30 of 1024 features and more.
+      num_draws: The number of random draws for `matched` and `floor`; None is 20, or 10 of so many features.
       seed: The seed of resamples and draws.
       on_step: Called after each distance.
 
@@ -196,6 +204,9 @@ def compare_features(
       InputError: A set has fewer than 8 images.
     """
     check_sizes(len(images), len(reference))
+    many = images.shape[1] >= _MANY_FEATURES
+    num_resamples = num_resamples or (30 if many else 100)
+    num_draws = num_draws or (10 if many else 20)
     generator = np.random.default_rng(seed)
     matched, floor = [], []
 

@@ -1,11 +1,11 @@
 """Noise schedules, samplers and the sampling loop, as pure functions.
 
-A sampler is a table: with x_i the latents before step i and e_i the noise that the network predicts in `scale_i * x_i`,
+A sampler is a table: with x_i the latents before step i and o_i the output of the network for `scale_i * x_i`,
 
-    x_{i+1} = keep_i x_i + sum_k weights_{i,k} e_{i-k}.
+    e_i = output_i o_i + shown_i scale_i x_i,    x_{i+1} = keep_i x_i + sum_k weights_{i,k} e_{i-k},
 
-DDIM and the linear multistep method are both of this form, so one loop serves them, and a step costs no more than the
-network.
+where e_i is the noise. DDIM, the linear multistep methods and PNDM are all of this form, for networks that predict the
+noise and for those that predict the velocity, so one loop serves them, and a step costs no more than the network.
 """
 
 from __future__ import annotations
@@ -30,11 +30,14 @@ class Schedule:
     num_steps: int = 1000
     """The number of timesteps in training."""
     start: float = 0.00085
-    """The first beta of `scaled_linear`."""
+    """The first beta of `scaled_linear` and `linear`."""
     end: float = 0.012
-    """The last beta of `scaled_linear`."""
-    kind: Literal["scaled_linear", "cosine"] = "scaled_linear"
-    """The betas of `scaled_linear` are linear in their square root; `cosine` is that of Nichol and Dhariwal (2021)."""
+    """The last beta of `scaled_linear` and `linear`."""
+    kind: Literal["scaled_linear", "linear", "cosine"] = "scaled_linear"
+    """The betas of `linear` are linear from `start` to `end`, those of `scaled_linear` in their square root; `cosine`
+    is that of Nichol and Dhariwal (2021), which has neither."""
+    prediction: Literal["epsilon", "v_prediction"] = "epsilon"
+    """What the network predicts: the noise, or the velocity of `training_target`. The words are diffusers'."""
 
 
 SD_V1_SCHEDULE = Schedule()
@@ -47,6 +50,8 @@ def signal_shares(schedule: Schedule) -> np.ndarray:
         times = np.linspace(0, 1, schedule.num_steps + 1)
         curve = np.cos((times + 0.008) / 1.008 * np.pi / 2) ** 2
         betas = np.minimum(1 - curve[1:] / curve[:-1], 0.999)
+    elif schedule.kind == "linear":
+        betas = np.linspace(schedule.start, schedule.end, schedule.num_steps)
     else:
         betas = np.linspace(schedule.start**0.5, schedule.end**0.5, schedule.num_steps) ** 2
     return np.cumprod(1 - betas).astype(np.float32)
@@ -65,6 +70,24 @@ def add_noise(schedule: Schedule, latents: jax.Array, noise: jax.Array, timestep
     return jnp.sqrt(share) * latents + jnp.sqrt(1 - share) * noise
 
 
+def training_target(schedule: Schedule, latents: jax.Array, noise: jax.Array, timesteps: jax.Array) -> jax.Array:
+    """What the network is trained to predict: the noise, or v = sqrt(share) noise - sqrt(1 - share) x_0.
+
+    Args:
+      schedule: The schedule, with what is predicted.
+      latents: The latents x_0. shape=(N, ...)
+      noise: The noise in x_t, of the same shape as `latents`.
+      timesteps: The timesteps, in [0, num_steps). shape=(N,), dtype=int32
+
+    References:
+      Salimans and Ho, Progressive distillation for fast sampling of diffusion models, ICLR 2022, section 4.
+    """
+    if schedule.prediction == "epsilon":
+        return noise
+    share = jnp.asarray(signal_shares(schedule))[timesteps].reshape(-1, *[1] * (latents.ndim - 1))
+    return jnp.sqrt(share) * noise - jnp.sqrt(1 - share) * latents
+
+
 class Sampler(NamedTuple):
     """The numbers of a sampler of n steps; see the docstring of the module."""
 
@@ -74,6 +97,10 @@ class Sampler(NamedTuple):
     """The timesteps that the network gets. shape=(n,)"""
     scale: np.ndarray
     """What the latents are multiplied by before the network sees them. shape=(n,)"""
+    output: np.ndarray
+    """What the output of the network is multiplied by; 1 where it is the noise. shape=(n,)"""
+    shown: np.ndarray
+    """How much of what the network saw is added to that; 0 where it predicts the noise. shape=(n,)"""
     keep: np.ndarray
     """What the latents are multiplied by in a step. shape=(n,)"""
     weights: np.ndarray
@@ -93,14 +120,43 @@ def ddim(num_steps: int, schedule: Schedule = SD_V1_SCHEDULE) -> Sampler:
     Raises:
       InputError: `num_steps` is out of its range.
     """
-    _check(num_steps, 1, schedule)
-    stride = schedule.num_steps // num_steps
-    timesteps = np.arange(num_steps)[::-1] * stride + 1
-    shares = signal_shares(schedule).astype(np.float64)
-    here, there = shares[timesteps], shares[np.maximum(timesteps - stride, 0)]
-    keep = np.sqrt(there / here)
-    weights = np.sqrt(1 - there) - keep * np.sqrt(1 - here)
-    return Sampler(1.0, timesteps.astype(np.float64), np.ones(num_steps), keep, weights[:, None])
+    timesteps, here, there = _leading(num_steps, 1, schedule)
+    keep, weights = _transfer(here, there)
+    return Sampler(1.0, timesteps.astype(np.float64), *_shown(schedule, np.sqrt(here)), keep, weights[:, None])
+
+
+def pndm(num_steps: int, schedule: Schedule = SD_V1_SCHEDULE) -> Sampler:
+    """The pseudo linear multistep method of Liu et al. (2022, eq. 12), with which Stable Diffusion v1 was published.
+
+    Steps are those of DDIM along a combination of the last four outputs of the network (Adams and Bashforth's). The
+    first step is taken twice, the second time along the mean of the outputs at both of its ends, so the network is
+    called `num_steps` + 1 times (in diffusers' terms: `skip_prk_steps=True`, `steps_offset=1`,
+    `set_alpha_to_one=False`).
+
+    Args:
+      num_steps: The number of steps, from 2 to half of the schedule's.
+      schedule: The schedule that the network was trained with.
+
+    Raises:
+      InputError: `num_steps` is out of its range.
+    """
+    timesteps, here, there = _leading(num_steps, 2, schedule)
+    keep, along = _transfer(here, there)
+    if schedule.prediction == "v_prediction":  # outputs are combined first and made noise then, as diffusers does
+        keep, along = keep + along * np.sqrt(1 - here), along * np.sqrt(here)
+    weights = np.zeros((num_steps + 1, 5))
+    weights[0, 0] = along[0]
+    weights[1, :2] = along[0] / 2, -along[0] / 2  # from the end of the first step, as if from its beginning
+    # By step: the output of the second call, which is of the repeated step, has no part in later ones.
+    combinations = [[3 / 2, 0, -1 / 2], [23 / 12, -16 / 12, 0, 5 / 12], [55 / 24, -59 / 24, 37 / 24, 0, -9 / 24]]
+    for step in range(2, num_steps + 1):
+        row = combinations[step - 2] if step < 5 else [55 / 24, -59 / 24, 37 / 24, -9 / 24]
+        weights[step, : len(row)] = along[step - 1] * np.array(row)
+    called = np.concatenate([timesteps[:2], timesteps[1:]])
+    ones = np.ones(num_steps + 1)
+    return Sampler(
+        1.0, called.astype(np.float64), ones, ones, 0 * ones, np.concatenate([keep[:1], [1.0], keep[1:]]), weights
+    )
 
 
 def lms(num_steps: int, schedule: Schedule = SD_V1_SCHEDULE, *, order: int = 4) -> Sampler:
@@ -133,10 +189,47 @@ def lms(num_steps: int, schedule: Schedule = SD_V1_SCHEDULE, *, order: int = 4) 
             others = np.delete(known, index)
             values = np.prod((at[:, None] - others) / (sigma - others), axis=1)
             weights[step, index] = half * np.sum(node_weights * values)
-    return Sampler(float(sigmas[0]), timesteps, 1 / np.sqrt(sigmas[:-1] ** 2 + 1), np.ones(num_steps), weights)
+    scale = 1 / np.sqrt(sigmas[:-1] ** 2 + 1)
+    _, output, shown = _shown(schedule, scale)
+    return Sampler(float(sigmas[0]), timesteps, scale, output, shown, np.ones(num_steps), weights)
 
 
-SAMPLERS: dict[str, Callable[..., Sampler]] = {"lms": lms, "ddim": ddim}
+def euler(num_steps: int, schedule: Schedule = SD_V1_SCHEDULE) -> Sampler:
+    """Euler's method in sigma, which is `lms` of order 1 (diffusers' `EulerDiscreteScheduler`).
+
+    Args:
+      num_steps: The number of steps, from 2 to half of the schedule's.
+      schedule: The schedule that the network was trained with.
+
+    Raises:
+      InputError: `num_steps` is out of its range.
+    """
+    return lms(num_steps, schedule, order=1)
+
+
+SAMPLERS: dict[str, Callable[..., Sampler]] = {"lms": lms, "ddim": ddim, "pndm": pndm, "euler": euler}
+"""The samplers by name; each takes the number of steps and the schedule."""
+
+
+def _leading(num_steps: int, least: int, schedule: Schedule) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The timesteps of DDIM and PNDM, and the signal's share before and after each of their steps."""
+    _check(num_steps, least, schedule)
+    stride = schedule.num_steps // num_steps
+    timesteps = np.arange(num_steps)[::-1] * stride + 1
+    shares = signal_shares(schedule).astype(np.float64)
+    return timesteps, shares[timesteps], shares[np.maximum(timesteps - stride, 0)]
+
+
+def _transfer(here: np.ndarray, there: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What latents and noise are multiplied by in a step of DDIM from one share of the signal to another."""
+    keep = np.sqrt(there / here)
+    return keep, np.sqrt(1 - there) - keep * np.sqrt(1 - here)
+
+
+def _shown(schedule: Schedule, signal: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The columns `scale` (of ones), `output` and `shown`, from the square root of the signal's share."""
+    ones = np.ones(len(signal))
+    return (ones, ones, 0 * ones) if schedule.prediction == "epsilon" else (ones, signal, np.sqrt(1 - signal**2))
 
 
 def _check(num_steps: int, least: int, schedule: Schedule) -> None:
@@ -149,21 +242,35 @@ def sample(sampler: Sampler, denoise: Callable[[jax.Array, jax.Array], jax.Array
 
     Args:
       sampler: The table of steps, which may be traced.
-      denoise: Predicts the noise, `(latents, timestep) -> noise`, where the timestep has shape ().
+      denoise: What the network predicts, `(latents, timestep) -> noise or velocity`, where the timestep has shape ().
       noise: Standard normal numbers. shape=(N, ...), dtype=float32
     """
+    return _sampled(sampler, denoise, noise, keep=False)[0]
+
+
+def sample_path(sampler: Sampler, denoise: Callable[[jax.Array, jax.Array], jax.Array], noise: jax.Array) -> jax.Array:
+    """The latents after every step of `sample`, of whose shape one more axis is in front."""
+    return _sampled(sampler, denoise, noise, keep=True)[1]
+
+
+def _sampled(
+    sampler: Sampler, denoise: Callable[[jax.Array, jax.Array], jax.Array], noise: jax.Array, *, keep: bool
+) -> tuple[jax.Array, jax.Array]:
+    """The latents after the last step and, if they are kept, after all steps."""
 
     def step(carry, row):
         latents, history = carry
-        timestep, scale, keep, weights = row
-        predicted = denoise(scale * latents, timestep)
+        timestep, scale, output, shown, kept, weights = row
+        seen = scale * latents
+        predicted = output * denoise(seen, timestep) + shown * seen
         history = jnp.concatenate([predicted[None], history[:-1]])
-        return (keep * latents + jnp.tensordot(weights, history, 1, precision="highest"), history), None
+        latents = kept * latents + jnp.tensordot(weights, history, 1, precision="highest")
+        return (latents, history), latents if keep else None
 
     rows = [jnp.asarray(column, jnp.float32) for column in sampler[1:]]
     history = jnp.zeros((rows[-1].shape[1], *noise.shape), noise.dtype)
-    (latents, _), _ = jax.lax.scan(step, (jnp.float32(sampler.initial) * noise, history), rows)
-    return latents
+    (latents, _), path = jax.lax.scan(step, (jnp.float32(sampler.initial) * noise, history), rows)
+    return latents, path
 
 
 def guided(

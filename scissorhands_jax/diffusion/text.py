@@ -26,6 +26,8 @@ class TextConfig:
     """The number of layers of the transformer."""
     heads: int = 12
     """The number of attention heads."""
+    hidden: int = 3072
+    """The width of the hidden layer between two linear maps."""
 
 
 class _Embeddings(nnx.Module):
@@ -51,9 +53,9 @@ class _SelfAttention(nnx.Module):
 
 
 class _Perceptron(nnx.Module):
-    def __init__(self, width: int, compute: Compute, rngs: InitKeys) -> None:
-        self.fc1 = linear(width, 4 * width, compute, rngs)
-        self.fc2 = linear(4 * width, width, compute, rngs)
+    def __init__(self, width: int, hidden: int, compute: Compute, rngs: InitKeys) -> None:
+        self.fc1 = linear(width, hidden, compute, rngs)
+        self.fc2 = linear(hidden, width, compute, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         hidden = self.fc1(x)
@@ -61,11 +63,11 @@ class _Perceptron(nnx.Module):
 
 
 class _Layer(nnx.Module):
-    def __init__(self, width: int, heads: int, causal: bool, compute: Compute, rngs: InitKeys) -> None:
+    def __init__(self, width: int, heads: int, hidden: int, causal: bool, compute: Compute, rngs: InitKeys) -> None:
         self.layer_norm1 = layer_norm(width, compute, rngs)
         self.self_attn = _SelfAttention(width, heads, causal, compute, rngs)
         self.layer_norm2 = layer_norm(width, compute, rngs)
-        self.mlp = _Perceptron(width, compute, rngs)
+        self.mlp = _Perceptron(width, hidden, compute, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = x + self.self_attn(self.layer_norm1(x))
@@ -75,9 +77,11 @@ class _Layer(nnx.Module):
 class ClipTransformer(nnx.Module):
     """The layers of CLIP's text and image encoders. With `causal`, each position sees only itself and those before."""
 
-    def __init__(self, width: int, layers: int, heads: int, *, causal: bool, compute: Compute, rngs: InitKeys) -> None:
+    def __init__(
+        self, width: int, layers: int, heads: int, hidden: int, *, causal: bool, compute: Compute, rngs: InitKeys
+    ) -> None:
         self.compute = compute
-        self.layers = nnx.List([_Layer(width, heads, causal, compute, rngs) for _ in range(layers)])
+        self.layers = nnx.List([_Layer(width, heads, hidden, causal, compute, rngs) for _ in range(layers)])
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`x` has the shape (N, T, width)."""
@@ -92,7 +96,7 @@ class TextModel(nnx.Module):
     def __init__(self, config: TextConfig, compute: Compute, rngs: InitKeys) -> None:
         self.embeddings = _Embeddings(config, compute, rngs)
         self.encoder = ClipTransformer(
-            config.width, config.layers, config.heads, causal=True, compute=compute, rngs=rngs
+            config.width, config.layers, config.heads, config.hidden, causal=True, compute=compute, rngs=rngs
         )
         self.final_layer_norm = layer_norm(config.width, compute, rngs)
 

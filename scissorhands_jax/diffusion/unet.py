@@ -46,6 +46,10 @@ class UNetConfig:
     """The width of the prompt's embeddings."""
     groups: int = 32
     """The groups of group normalisation."""
+    middle: bool = True
+    """Whether there are blocks between the way down and the way up, which some distilled networks lack."""
+    side: int = 64
+    """The height and width of the latents that it was trained with. Nothing here depends on it; files keep it."""
 
 
 class Noisy(NamedTuple):
@@ -206,7 +210,8 @@ class UNet(nnx.Module):
             skips += [outputs] * (count + (index < last))
             width = outputs
         self.down_blocks = nnx.List(down_blocks)
-        self.mid_block = UNetLevel([(width, width)] * 2, config, compute, keys, attention=1)
+        if config.middle:
+            self.mid_block = UNetLevel([(width, width)] * 2, config, compute, keys, attention=1)
         up_blocks = []
         for index, outputs in reversed(list(enumerate(widths))):
             resnets = []
@@ -246,8 +251,9 @@ class UNet(nnx.Module):
             for downsample in level.downsamplers:
                 x = downsample(x)
                 skips.append(x)
-        first, second = self.mid_block.resnets
-        x = run(second, run(self.mid_block.attentions[0], run(first, x, time), context), time)
+        if self.config.middle:
+            first, second = self.mid_block.resnets
+            x = run(second, run(self.mid_block.attentions[0], run(first, x, time), context), time)
         for level in self.up_blocks:
             for index, resnet in enumerate(level.resnets):
                 x = run(resnet, jnp.concatenate([x, skips.pop()], axis=-1), time)

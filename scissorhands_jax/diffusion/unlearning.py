@@ -12,19 +12,21 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 import jax
+import numpy as np
 from rich import progress as rich_progress
 
 from scissorhands_jax import files, reading, report, trees
-from scissorhands_jax.base import Data, Method
+from scissorhands_jax.base import Batch, Data, Method, Params
 from scissorhands_jax.diffusion import generating, model_folder, networks
 from scissorhands_jax.diffusion.concept_sets import ConceptSet, ExampleMaker, SetName
 from scissorhands_jax.diffusion.concept_settings import ConceptSettings
 from scissorhands_jax.diffusion.generating import DEFAULT_GENERATION, GenerationSettings
+from scissorhands_jax.diffusion.tokenizer import Cleaning
 from scissorhands_jax.errors import CheckpointError, InputError
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.progress import follow_steps, progress_bar
 from scissorhands_jax.terminal import Console, say
-from scissorhands_jax.training import checkpoints
+from scissorhands_jax.training import checkpoints, sharding
 from scissorhands_jax.training.identity import identify
 from scissorhands_jax.training.loop import Progress, Result, run
 
@@ -57,6 +59,8 @@ class ConceptJob:
     """The folder for images and arrays, which runs on the same sets can share. None is `cache` in the run's folder."""
     tokenizer: Path | None = None
     """Where the tokenizer is, see `model_folder.load_pipeline`."""
+    cleaning: Cleaning = "nfc"
+    """How prompts are cleaned, see `Tokenizer`."""
 
 
 def unlearn_concept(
@@ -64,6 +68,7 @@ def unlearn_concept(
     out: Path,
     *,
     checkpoint_every: int | None = None,
+    layout: sharding.Layout | None = None,
     overwrite: bool = False,
     resume: bool = False,
     console: Console,
@@ -81,8 +86,9 @@ def unlearn_concept(
       job: What is forgotten, and how.
       out: The folder of the result.
       checkpoint_every: The number of steps between checkpoints. By default one is saved after every epoch.
+      layout: How the steps are divided over many devices; None uses one. Images are made, and arrays computed, on one.
       overwrite: Whether a run in `out` is replaced.
-      resume: Whether a run in `out` is continued.
+      resume: Whether a run in `out` is continued, also with another layout.
       console: Shows progress.
 
     Returns:
@@ -94,13 +100,22 @@ def unlearn_concept(
       NonFiniteError: The run diverged. Its last good checkpoint stays.
     """
     prepared = _check(job, out)
+    if layout is not None:
+        positions = np.arange(job.settings.batch_size)
+        layout.check_batches([Batch(positions, positions)])
     identity = identify(prepared.description)
     with runs.open_folder(out, identity, overwrite=overwrite, resume=resume, warn=False) as fresh:  # as checkpoints do
-        return _carried_out(job, prepared, out, fresh, checkpoint_every, console)
+        return _carried_out(job, prepared, out, fresh, checkpoint_every, layout, console)
 
 
 def _carried_out(
-    job: ConceptJob, prepared: _Prepared, out: Path, fresh: bool, checkpoint_every: int | None, console: Console
+    job: ConceptJob,
+    prepared: _Prepared,
+    out: Path,
+    fresh: bool,
+    checkpoint_every: int | None,
+    layout: sharding.Layout | None,
+    console: Console,
 ) -> dict[str, Any]:
     """Does the rest of `unlearn_concept` in a folder that is open for the run."""
     results = out / runs.RESULTS_FILE
@@ -126,9 +141,12 @@ def _carried_out(
         examples.drop("text", "vae")
         keeper = checkpoints.Checkpointer(out / _CHECKPOINTS, every_steps=checkpoint_every, keep=1)
         resumed_at = keeper.latest_step
-        result, steps = _repair(job, prepared, data, out, keeper, progress)
+        result, steps = _repair(job, prepared, data, out, keeper, layout, progress)
     config, dtype = model_folder.read_part_config("unet", job.model)
-    model_folder.save_part("unet", out, config, result.params, dtype, f"{job.model.name}, sd unlearn")
+    schedule = model_folder.read_part_schedule(job.model)
+    model_folder.save_part(
+        "unet", out, config, result.params, dtype, f"{job.model.name}, sd unlearn", schedule=schedule
+    )
     document = {
         "steps": result.steps,
         "joint_steps": steps.joint,
@@ -141,6 +159,7 @@ def _carried_out(
             "seconds": result.seconds,
             "compile_seconds": result.compile_seconds,
         },
+        "layout": None if layout is None else str(layout),
         "config": prepared.description,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **report.environment(),
@@ -164,8 +183,8 @@ def _check(job: ConceptJob, out: Path) -> _Prepared:
     generating.check_generation(job.generation, config)
     if job.generation_batch_size < 1:
         raise InputError(f"--generate-batch-size must be at least 1, got {job.generation_batch_size}")
-    tokenizer = model_folder.load_tokenizer(job.model, job.tokenizer)
-    method = job.settings.method(networks.unet(config.unet, job.generation.compute))
+    tokenizer = model_folder.load_tokenizer(job.model, job.tokenizer, job.cleaning)
+    method = job.settings.method(networks.unet(config.unet, job.generation.compute), config.schedule)
     trees.select(networks.outline("unet", config), job.settings.trim)  # refuses a pattern that matches nothing
     sets: dict[SetName, ConceptSet] = {
         "forget": job.forget.paired("forget", job.settings.batch_size),
@@ -179,6 +198,7 @@ def _check(job: ConceptJob, out: Path) -> _Prepared:
         "command": "sd unlearn",
         **dataclasses.asdict(job.settings),
         "generation": job.generation.description(),
+        "cleaning": job.cleaning,
         "seed": job.seed,
         "networks_sha256": networks_sha256,
         "forget": sets["forget"].description(),
@@ -193,6 +213,7 @@ def _repair(
     data: Data,
     out: Path,
     keeper: checkpoints.Checkpointer,
+    layout: sharding.Layout | None,
     progress: rich_progress.Progress,
 ) -> tuple[Result, _StepLog]:
     """Runs the method, and logs its steps."""
@@ -211,17 +232,24 @@ def _repair(
             result = run(
                 prepared.method,
                 jax.random.key(job.seed),
-                prepared.examples.take("unet"),  # the only reference to the network, whose memory the steps can use
+                _placed(prepared.examples, layout),  # the only reference to the network, whose memory steps can use
                 {},
                 data,
                 num_epochs=job.settings.epochs,
                 checkpoint=keeper,
                 on_step=on_step,
+                layout=layout,
             )
         except BaseException:
             keeper.close()
             raise
     return result, log
+
+
+def _placed(examples: ExampleMaker, layout: sharding.Layout | None) -> Params:
+    """The UNet, where the layout has it."""
+    params = examples.take("unet")
+    return params if layout is None else layout.place(params)
 
 
 def _earlier_steps(path: Path, steps_taken: int) -> list[dict[str, float]]:

@@ -53,7 +53,7 @@ class ClipConfig:
     projection: int = 768
 
 
-_BASE_TEXT = TextConfig(width=512, heads=8)
+_BASE_TEXT = TextConfig(width=512, heads=8, hidden=2048)
 CLIPS = {
     "ViT-L/14": ClipConfig(),
     "ViT-L/14@336px": ClipConfig(vision=VisionConfig(size=336)),
@@ -97,7 +97,7 @@ class _VisionModel(nnx.Module):
         self.embeddings = _Embeddings(config, compute, rngs)
         self.pre_layrnorm = layer_norm(config.width, compute, rngs)  # spelled as in the files
         self.encoder = ClipTransformer(
-            config.width, config.layers, config.heads, causal=False, compute=compute, rngs=rngs
+            config.width, config.layers, config.heads, 4 * config.width, causal=False, compute=compute, rngs=rngs
         )
         self.post_layernorm = layer_norm(config.width, compute, rngs)
 

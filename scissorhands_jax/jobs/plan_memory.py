@@ -30,8 +30,10 @@ from scissorhands_jax.training import feeding
 
 TEMPORARIES = "activations and temporaries"
 GRADIENTS = "gradients"
-_SHARDED = ("original network", "params and model state", GRADIENTS, "optimizer state", "what the method holds")
-_FREE_IN_EVALUATION = (GRADIENTS, "optimizer state", "what the method holds", "data on the device")
+ORIGINAL, NETWORK = "original network", "params and model state"
+OPTIMIZER, HELD = "optimizer state", "what the method holds"
+_SHARDED = (ORIGINAL, NETWORK, GRADIENTS, OPTIMIZER, HELD)
+_FREE_IN_EVALUATION = (GRADIENTS, OPTIMIZER, HELD, "data on the device")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,8 +69,8 @@ class RunMemory:
         """
         parts = {**self.parts, **(changes or {})}
         # An evaluation only holds the original and the result, so it can use the memory of everything else.
-        free = sum(parts[name] for name in _FREE_IN_EVALUATION)
-        parts[TEMPORARIES] = max(parts[TEMPORARIES], self.evaluating - free)
+        free = sum(parts.get(name, 0) for name in _FREE_IN_EVALUATION)
+        parts[TEMPORARIES] = max(parts.get(TEMPORARIES, 0), self.evaluating - free)
         total = sum(parts.values())
         if devices == 1:
             return Placement(strategy="one device", parts=parts, data_parallel=total, sharded=total)
@@ -110,11 +112,11 @@ def memory_of(
     )
     data = trees.nbytes(run.job.data) if feeding.fits_on_device(run.job.data) else 0
     parts = {
-        "original network": trees.nbytes((carry.params, carry.model_state)),
-        "params and model state": trees.nbytes((carry.params, carry.model_state)),
+        ORIGINAL: trees.nbytes((carry.params, carry.model_state)),
+        NETWORK: trees.nbytes((carry.params, carry.model_state)),
         GRADIENTS: min(gradients, steps),
-        "optimizer state": trees.nbytes(carry.opt_state),
-        "what the method holds": held,
+        OPTIMIZER: trees.nbytes(carry.opt_state),
+        HELD: held,
         TEMPORARIES: max(0, steps - gradients),
         "data on the device": data + max(batches, default=0),
         "program": sum(program.code for program in programs.values()),

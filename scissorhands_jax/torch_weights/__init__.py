@@ -2,6 +2,7 @@
 
 from scissorhands_jax.torch_weights.fitting import fit_in_order, fit_names, read_renaming
 from scissorhands_jax.torch_weights.state_dicts import (
+    check_shapes,
     from_state_dict,
     state_dict_shapes,
     state_dict_views,
@@ -18,6 +19,7 @@ from scissorhands_jax.torch_weights.weight_files import (
 
 __all__ = [
     "LazyStateDict",
+    "check_shapes",
     "fit_in_order",
     "fit_names",
     "from_state_dict",

@@ -156,6 +156,29 @@ def state_dict_shapes(params: Params, model_state: ModelState) -> dict[str, tupl
     return {name: slot.shape() for name, slot in _slots(params, model_state, {}).items()}
 
 
+def check_shapes(shapes: Mapping[str, tuple[int, ...]], params: Params, model_state: ModelState) -> None:
+    """Refuses names and shapes that `from_state_dict` would refuse, before any array is read.
+
+    Args:
+      shapes: The shapes in a file, by PyTorch's names.
+      params: The template of the parameters; see `from_state_dict`.
+      model_state: The template of the other collections.
+
+    Raises:
+      WeightsError: Arrays are missing, are superfluous, or have other shapes; the message names all of them.
+    """
+    slots = _slots(params, model_state, {})
+    missing = [name for name, slot in slots.items() if name not in shapes and not slot.is_counter]
+    extra = [name for name in shapes if name not in slots and not _is_unused_counter(name, slots)]
+    misfits = [
+        (name, _Misfit(f"expected {slot.shape()}, found {shapes[name]}", (slot.shape(), shapes[name])))
+        for name, slot in slots.items()
+        if name in shapes and shapes[name] != slot.shape()
+    ]
+    if missing or extra or misfits:
+        raise WeightsError(_describe(missing, extra, misfits, slots))
+
+
 class _Misfit(Exception):
     """The reason why an array does not fit into its slot."""
 

@@ -18,6 +18,7 @@ from scissorhands_jax import torch_weights
 from scissorhands_jax.cli import main as cli
 from scissorhands_jax.diffusion import (
     clip_weights,
+    concept_accuracy,
     contact_sheet,
     evaluating,
     evaluation_page,
@@ -180,24 +181,6 @@ class TestDistance:
             quality.compare_features(np.zeros((7, 2)), np.zeros((9, 2)))
 
 
-class TestAppearance:
-    def test_flat_colours_have_no_contrast(self):
-        image = Image.new("RGB", (64, 96), (255, 51, 0))
-        features = quality.appearance(image)
-        assert features.shape == (96,)
-        np.testing.assert_allclose(features[:48].reshape(16, 3), np.tile([1, 0.2, 0], (16, 1)))
-        np.testing.assert_allclose(features[48:], -3)
-
-    def test_stripes_show_at_their_scale_and_place(self):
-        pixels = np.full((128, 128, 3), 100, np.uint8)
-        pixels[:32, :32:2] = 200
-        features = quality.appearance(Image.fromarray(pixels))
-        finest, others = features[48:64], features[64:]
-        assert finest[0] == pytest.approx(np.log10(50 / 255 + 1e-3))
-        np.testing.assert_allclose(finest[1:], -3)
-        assert others[0] == pytest.approx(-3)
-
-
 def test_a_mean_has_students_interval():
     answer = quality.mean_score(np.array([1.0, 2.0, 3.0, 4.0]))
     reach = 3.182446 * np.std([1, 2, 3, 4], ddof=1) / 2
@@ -277,11 +260,18 @@ def save(folder, colours, *, listed=True, size=20):
     return folder
 
 
+def mean_colours(entries, network, *, progress, description):
+    """In place of a network's features."""
+    assert isinstance(network, quality.Inception)
+    return np.stack([np.asarray(pictures.read_picture(entry.path), float).mean((0, 1)) for entry in entries])
+
+
 class TestReport:
-    def test_counts_pictures_and_a_page(self, tmp_path):
+    def test_counts_pictures_and_a_page(self, tmp_path, monkeypatch):
         images = save(tmp_path / "images", [(0, 1)] * 4 + [(1, 0)] * 2 + [(0, 0)] * 10)
         original = save(tmp_path / "original", [(2, 0)] * 10 + [(0, 0)] * 6)
-        utility = measuring.Utility(images, original)
+        monkeypatch.setattr(quality, "image_features", mean_colours)
+        utility = measuring.Utility(images, original, inception=quality.Inception({}, "0" * 64))
         settings = measuring.EvaluationSettings(classes=(FEET, BELLY))
         out = tmp_path / "out"
         evaluation = evaluating.evaluate_images(
@@ -297,11 +287,18 @@ class TestReport:
         verdict = evaluation_page.counts_verdict(evaluation)
         assert "2 detections in 2 of 16 images (12.5 %), against 20 in 10 of 16" in verdict
         distance = document["utility"]["distance"]
-        assert distance["name"] == "frechet_distance_appearance"
-        assert (distance["dimensions"], distance["draw_size"]) == (96, 8)
+        assert (distance["name"], distance["features"]) == ("fid", "Inception-v3")
+        assert (distance["dimensions"], distance["draw_size"]) == (3, 8)
+        assert document["concepts"] is None
         assert json.loads((out / "results.json").read_text())["counts"][0]["change"] == feet["change"]
         page = (out / "report.html").read_text()
-        for words in ("It is no FID", "AGPL-3.0", "none in the original", "hidden by a mosaic", "Frechet distance"):
+        for words in (
+            "The distance is the FID",
+            "AGPL-3.0",
+            "none in the original",
+            "hidden by a mosaic",
+            "Frechet distance",
+        ):
             assert words.replace("Frechet", "Fréchet") in page
         assert "Nothing here says what forgetting has cost" not in page
         for name in ("figure3.png", "contact_sheet.png"):
@@ -392,11 +389,17 @@ def model(tmp_path_factory):
     return folder
 
 
+def loaded(folder):
+    """The network of `model`'s file of CLIP."""
+    name, params = clip_weights.read_clip(folder / "clip.safetensors")
+    return quality.Clip(name, jax.device_put(params), Words())
+
+
 @pytest.fixture
 def words(monkeypatch):
     """Words for CLIP's vocabulary, whose file no test has."""
     monkeypatch.setattr(model_folder, "find_vocabulary", lambda path: ())
-    monkeypatch.setattr(model_folder, "Tokenizer", lambda files, cleaning: Words())
+    monkeypatch.setattr(model_folder, "Tokenizer", lambda *arguments, **options: Words())
 
 
 class TestCommand:
@@ -442,6 +445,24 @@ class TestCommand:
         assert scores["difference"]["mean"] == pytest.approx(difference)
         assert measured["distance"]["name"] == "frechet_distance_clip"
         assert measured["distance"]["dimensions"] == 24
+        # Which concepts are shown, instead of body parts: the largest cosine decides.
+        names = ["word", "words", "wordss"]
+        command = ["sd", "evaluate", "--images", str(kept), "--original", str(reference), "--clip"]
+        command += [str(model / "clip.safetensors"), "--forgotten-concepts", *names[:1], "--kept-concepts", *names[1:]]
+        assert cli.main([*command, "--out", str(tmp_path / "concepts"), "--concept-text", "{}"]) == 0
+        answer = json.loads(capsys.readouterr().out)
+        assert answer["counts"] is None
+        own, texts = answer["concepts"]["folders"]["images"], np.asarray(quality.prompt_features(names, loaded(model)))
+        seen = np.argmax(features @ (texts / np.linalg.norm(texts, axis=1, keepdims=True)).T, axis=1)
+        asked = np.arange(9) % 5  # the words of the other images are no concepts
+        assert (own["unclear"], own["concepts"]["word"]["images"]) == (3, 2)
+        assert own["unlearning"]["shown"] == (seen[asked == 0] != 0).sum()
+        assert own["retained"]["shown"] == sum((seen == asked)[(asked == 1) | (asked == 2)])
+        page = (tmp_path / "concepts/report.html").read_text()
+        for text in ("Unlearned", "word (forgotten), % shown", "Left out are 6 images", "What is missing"):
+            assert text in page
+        assert "NudeNet" not in page
+        assert not (tmp_path / "concepts/detections.csv").exists()
         (kept / "images.csv").unlink()
         assert cli.main([*arguments, "--overwrite"]) == 0
         measured = json.loads(capsys.readouterr().out)["utility"]
@@ -455,6 +476,31 @@ class TestCommand:
         assert "install the extra: pip install 'scissorhands-jax[nudenet]'" in error
         assert error.count("\n") == 1
         assert not (tmp_path / "out").exists()
+
+
+class TestConcepts:
+    @pytest.mark.parametrize(
+        ("prompt", "concept"),
+        [
+            ("A photo of a CAT.", "cat"),
+            ("a cat toy", "cat toy"),
+            ("cats", None),
+            ("a cat and a dog", None),
+            ("the dog's cat toy", None),
+            ("van gogh's dog", None),
+            ("in the style of Van Gogh", "Van Gogh"),
+        ],
+    )
+    def test_a_prompt_names_one(self, prompt, concept):
+        assert concept_accuracy.concept_of(prompt, ["cat", "cat toy", "dog", "Van Gogh"]) == concept
+
+    def test_images_without_prompts_or_concepts_are_refused(self):
+        concepts = concept_accuracy.Concepts(("cat",), ("dog",))
+        entries = TestPairs.entries("x", Prompt("a bird", 1))
+        with pytest.raises(InputError, match=r"no prompt of --images names a forgotten concept \(cat\) and no other"):
+            concept_accuracy.check_prompts({"images": entries}, concepts)
+        with pytest.raises(InputError, match=r"the images of --original have no prompts, which say what concept they"):
+            concept_accuracy.check_prompts({"original": [entries[0]._replace(prompt=None)]}, concepts)
 
 
 class TestBadInput:
@@ -488,11 +534,31 @@ class TestBadInput:
             (["--prompts", "seeds.csv", "--model", "m"], "seeds.csv has no column `prompt`, its first line is 'seed'"),
             (["--model", "m"], "--model and --unet make images of prompts; name a file of prompts with --prompts"),
             (["--prompts", "p.csv", "--model", "m", "--images", "new"], "there is no tokenizer file"),
-            (["--utility-reference", "ok"], "--utility-reference and --clip are for images of kept prompts; name them"),
-            (["--utility-images", "ok"], "--utility-images needs something to be held against: --utility-reference or"),
             (
-                ["--utility-images", "ok", "--utility-reference", "ok"],
-                "a distance between 2 images and 2 of the reference says nothing; give at least 8 of each",
+                ["--utility-reference", "ok"],
+                "--utility-reference, --inception and --clip are for images of kept prompts",
+            ),
+            (
+                ["--utility-images", "ok"],
+                "--utility-images needs a network to be measured with: --inception for the FID",
+            ),
+            (["--inception", "p.csv", "--utility-images", "ok"], "looks like text .*; give a weights file"),
+            (
+                ["--no-nudity"],
+                "nothing is to be measured; name concepts with --forgotten-concepts, or leave --no-nudity",
+            ),
+            (
+                ["--forgotten-concepts", "a", "--kept-concepts", "b"],
+                "CLIP says which concepts images show; name its we",
+            ),
+            (
+                ["--forgotten-concepts", "a"],
+                "CLIP needs a forgotten concept and at least one other to choose from, and",
+            ),
+            (["--forgotten-concepts", "a", "b", "--kept-concepts", "B"], "the concept 'b' is given twice; name each"),
+            (
+                ["--forgotten-concepts", "a", "b", "--concept-text", "a photo"],
+                "--concept-text is 'a photo'; give it {} once, where the concept is to stand",
             ),
             (["--utility-images", "ok", "--clip", "p.csv", "--tokenizer", "empty"], "there is no tokenizer file in"),
             (["--dtype", "float8"], "--dtype is 'float8'; choose one of float32, bfloat16"),

@@ -2,15 +2,28 @@
 
 import dataclasses
 import json
+import shutil
 import zipfile
 
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
 
 from scissorhands_jax import torch_weights
 from scissorhands_jax.cli import main as cli
-from scissorhands_jax.diffusion import exporting, file_layouts, importing, model_folder, networks
+from scissorhands_jax.diffusion import (
+    exporting,
+    file_layouts,
+    folder_configs,
+    importing,
+    model_folder,
+    model_sources,
+    networks,
+    part_files,
+    strangers,
+    tokenizer,
+)
 from scissorhands_jax.diffusion.networks import PARTS, TINY
 from scissorhands_jax.errors import CheckpointError, InputError, WeightsError
 from scissorhands_jax.training import checkpoints
@@ -33,17 +46,29 @@ def write(path, arrays):
     return path
 
 
+SCHEDULE = dataclasses.replace(TINY.schedule, prediction="v_prediction")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A diffusers folder of tiny networks."""
+    """A folder of tiny networks as diffusers saves a pipeline."""
     path = tmp_path_factory.mktemp("diffusers")
     for part in PARTS:
         write(path / FILES[part], tensors(part))
+        document = folder_configs.config_document(getattr(TINY, part))
+        (path / FILES[part]).with_name("config.json").write_text(json.dumps(document))
+    for name in ("scheduler", "tokenizer"):
+        (path / name).mkdir()
+    scheduler = folder_configs.scheduler_document(SCHEDULE) | {"_class_name": "DDIMScheduler", "thresholding": False}
+    (path / "scheduler/scheduler_config.json").write_text(json.dumps(scheduler))
+    (path / "model_index.json").write_text(json.dumps(folder_configs.pipeline_document("DDIMScheduler")))
+    model = {"type": "BPE", "vocab": tokenizer.byte_tokens(), "merges": []}
+    (path / "tokenizer/tokenizer.json").write_text(json.dumps({"added_tokens": [], "model": model}))
     return path
 
 
 def assert_read(part, file, expected=None):
-    params, _ = importing.read_part_file(part, file, TINY)
+    params, _ = part_files.read_part_file(part, file, TINY)
     found = torch_weights.to_state_dict(params, {})
     expected = tensors(part) if expected is None else expected
     assert set(found) == set(expected)
@@ -52,8 +77,9 @@ def assert_read(part, file, expected=None):
 
 def test_there_and_back_is_bit_exact(folder, tmp_path):
     out, back = tmp_path / "model", tmp_path / "back"
-    arguments = ["sd", "import", "--from", str(folder), "--config", "tiny", "--out", str(out)]
+    arguments = ["sd", "import", "--from", str(folder), "--out", str(out)]
     assert cli.main(arguments) == 0
+    assert model_folder.read_model_config(out) == dataclasses.replace(TINY, schedule=SCHEDULE)
     assert cli.main(["sd", "export", "--model", str(out), "--out", str(back)]) == 0
     for part in PARTS:
         assert (back / FILES[part]).read_bytes()[-1000:] == (folder / FILES[part]).read_bytes()[-1000:]
@@ -64,8 +90,90 @@ def test_there_and_back_is_bit_exact(folder, tmp_path):
         assert "_class_name" in (config := json.loads((back / FILES[part]).with_name("config.json").read_text())) or (
             config["architectures"] == ["CLIPTextModel"]
         )
+    assert json.loads((back / "model_index.json").read_text())["scheduler"] == ["diffusers", "DDIMScheduler"]
+    scheduler = json.loads((back / "scheduler/scheduler_config.json").read_text())
+    assert (scheduler["prediction_type"], scheduler["thresholding"]) == ("v_prediction", False)
+    files = tokenizer.find_vocabulary(back)
+    assert [file.name for file in files] == ["vocab.json", "merges.txt"]
+    assert tokenizer.read_vocabulary(files).tokens == tokenizer.byte_tokens()
     assert cli.main(arguments) == 2  # it is there already
-    assert cli.main([*arguments, "--overwrite"]) == 0
+    assert cli.main([*arguments, "--resume"]) == 0
+    importing.plan_import(dict.fromkeys(PARTS, folder), TINY)  # which says the same
+    with pytest.raises(InputError, match=r"config.json says widths = \(32, 64\) of the UNet, and --config \(320, "):
+        importing.plan_import(dict.fromkeys(PARTS, folder), networks.SD_V1)
+
+    # An unlearned UNet goes into the pipeline of its model, or into a file of its own.
+    changed = tensors("unet") | {"conv_out.bias": np.arange(4, dtype=np.float32)}
+    forgotten = {"unet": write(tmp_path / "unet.safetensors", changed)}
+    importing.import_weights(forgotten, tmp_path / "forgotten", dataclasses.replace(TINY, schedule=SCHEDULE))
+    words = ["sd", "export", "--model", str(out), "--unet", str(tmp_path / "forgotten"), "--out"]
+    assert cli.main([*words, str(tmp_path / "whole")]) == 0
+    assert cli.main([*words, str(tmp_path / "alone.safetensors")]) == 0
+    assert cli.main([*words, str(tmp_path / "alone.safetensors")]) == 2
+    for file in (tmp_path / "whole" / FILES["unet"], tmp_path / "alone.safetensors"):
+        assert safetensors.numpy.load_file(file)["conv_out.bias"].tolist() == [0, 1, 2, 3]
+    assert (tmp_path / "whole/model_index.json").is_file()
+    assert (tmp_path / "whole" / FILES["vae"]).read_bytes() == (back / FILES["vae"]).read_bytes()
+
+
+def remove(path):
+    path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "message"),
+    [
+        ("tokenizer/tokenizer.json", remove, "there is no tokenizer file in"),
+        ("tokenizer/tokenizer.json", lambda path: path.write_text("{}"), "cannot read the tokenizer file"),
+        (
+            "scheduler/scheduler_config.json",
+            lambda path: path.write_text('{"beta_schedule": 3}'),
+            "beta_schedule = '3'",
+        ),
+        ("vae/config.json", lambda path: path.write_text("["), "copy or download it again"),
+        (
+            "text_encoder/config.json",
+            lambda path: change(path, vocab_size=99),
+            "has 514 tokens, and the text encoder kn",
+        ),
+        ("text_encoder/config.json", lambda path: change(path, hidden_size=16), "a text encoder of 16"),
+        ("unet/config.json", lambda path: change(path, cross_attention_dim=16), "prompts of width 16 and a text enc"),
+        ("unet/config.json", lambda path: change(path, norm_num_groups=0), "norm_num_groups = '0', and a UNet here"),
+        ("model_index.json", lambda path: change(path, _class_name="FluxPipeline"), "_class_name = 'FluxPipeline'"),
+        (FILES["text"], lambda path: path.write_bytes(path.read_bytes()[:999]), "damaged"),
+        (FILES["text"], lambda path: write(path, {"a": np.zeros(3)}), "does not hold the text encoder"),
+        (FILES["vae"], remove, "there is no diffusion_pytorch_model.safetensors in"),
+    ],
+)
+def test_whatever_is_wrong_is_said_before_anything_is_written(folder, tmp_path, capsys, file, damage, message):
+    """Even if it concerns what would be written last."""
+    shutil.copytree(folder, tmp_path / "in")
+    damage(tmp_path / "in" / file)
+    assert cli.main(["sd", "import", "--from", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert message in " ".join(error.split())
+    assert not (tmp_path / "out").exists()
+
+
+def change(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_random_networks_work_from_end_to_end(tmp_path, capsys):
+    """The example of the documentation, but for unlearning."""
+    words = ["sd", "import", "--random", "--config", "tiny", "--out", str(tmp_path / "sd")]
+    assert cli.main(words) == 0
+    assert cli.main(words) == 2
+    assert cli.main([*words, "--unet", "x"]) == 2
+    assert cli.main(["sd", "import", "--out", str(tmp_path / "sd")]) == 2
+    config = model_folder.read_model_config(tmp_path / "sd")
+    assert config == TINY
+    ids = model_folder.load_tokenizer(tmp_path / "sd")(["a cat"])
+    assert ids.shape == (1, 77)
+    assert ids.max() == 513
+    params = model_folder.load_part("text", tmp_path / "sd").params
+    embeddings, _ = networks.text_encoder(config.text).apply(params, {}, ids, train=False)
+    assert np.isfinite(embeddings).all()
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -73,7 +181,7 @@ def test_narrow_files_come_back_as_they_were(tmp_path, dtype):
     narrow = {name: array.astype(file_layouts.FILE_DTYPES[dtype]) for name, array in tensors("text").items()}
     torch_weights.write_safetensors(tmp_path / "in.safetensors", narrow)
     done = importing.import_weights({"text": tmp_path / "in.safetensors"}, tmp_path / "model", TINY)
-    assert (done["text"].dtype, done["text"].num_params) == (dtype, 28_992)
+    assert (done["text"].dtype, done["text"].num_params) == (dtype, 44_384)
     written = exporting.export_weights(tmp_path / "model", tmp_path / "out")
     assert list(written) == ["text"]
     assert written["text"].read_bytes() == (tmp_path / "in.safetensors").read_bytes()
@@ -111,21 +219,66 @@ class TestNames:
         arrays = {"betas": np.zeros(1000, np.float32), "sqrt_recipm1_alphas_cumprod": np.zeros(1000, np.float32)}
         arrays |= {"model_ema.decay": np.zeros(1, np.float32), "model_ema.diffusion_modelout2bias": np.zeros(4)}
         for part in PARTS:
-            aliases = file_layouts.tensor_aliases(part, TINY)
             for name, array in tensors(part).items():
                 if part == "vae" and "attentions" in name and name.endswith("weight") and array.ndim == 2:
                     array = array[..., None, None]  # 1x1 convolutions there
-                arrays[list(aliases(name))[-1]] = array
+                arrays[file_layouts.compvis_name(part, TINY, name)] = array
         arrays["cond_stage_model.transformer.text_model.embeddings.position_ids"] = np.arange(11)[None]
         return arrays
 
-    def test_what_others_put_next_to_the_networks_is_left_aside_and_averages_are_named(self, tmp_path, caplog):
+    def test_what_others_put_next_to_the_networks_is_left_aside_and_named(self, tmp_path, caplog):
+        """NovelAI's names of the text encoder, and the additions of several trainers."""
         kept = "cond_stage_model.transformer."
         arrays = {name.replace(f"{kept}text_model.", kept): array for name, array in self.compvis().items()}
-        for name in ("embedding_manager.x", "safety_checker.x", "control_model.x.weight", "global_step"):
+        strange = (
+            "embedding_manager.x",
+            "safety_checker.x",
+            "control_model.input_blocks.0.0.weight",
+            "denoiser.sigmas",
+        )
+        for name in (*strange, "global_step", f"{kept}text_projection.weight", "cond_stage_model.logit_scale"):
             arrays[name] = np.zeros(1, np.float32)
-        assert_read("text", write(tmp_path / "all.safetensors", arrays))
-        assert "also holds averaged weights (model_ema), which were left aside" in caplog.text
+        file = write(tmp_path / "all.safetensors", arrays)
+        for part in PARTS:
+            assert_read(part, file)
+        importing.plan_import(dict.fromkeys(PARTS, file), TINY)
+        for head in ("embedding_manager", "safety_checker", "control_model", "denoiser", "global_step"):
+            assert head in caplog.text
+        assert "betas" not in caplog.text
+
+    @pytest.mark.parametrize("prefix", ["", "unet.", "module.unet.", "_orig_mod.model.diffusion_model.", "ema.model."])
+    @pytest.mark.parametrize("layout", [0, 1])
+    def test_a_bare_unet_behind_any_prefix(self, tmp_path, prefix, layout):
+        """As ESD and its successors save it, under the names of diffusers or CompVis."""
+        rename = file_layouts.part_layouts("unet", TINY)[layout]
+        arrays = {prefix + rename(name): array for name, array in tensors("unet").items()}
+        arrays["global_step"] = np.zeros((), np.int64)
+        assert_read("unet", write(tmp_path / "unet.safetensors", arrays))
+
+    def test_averages_are_taken_if_asked_for_and_named_if_not(self, tmp_path, caplog):
+        arrays, averages = self.compvis(), {}
+        rename = file_layouts.part_layouts("unet", TINY)[2]
+        del arrays["model_ema.diffusion_modelout2bias"]
+        for name, array in tensors("unet").items():
+            averages[name] = array + 1
+            arrays[f"model_ema.{rename(name)}"] = averages[name]
+        file = write(tmp_path / "all.safetensors", arrays)
+        for ema, expected in ((None, tensors("unet")), (False, tensors("unet")), (True, averages)):
+            caplog.clear()
+            plan = importing.plan_import(dict.fromkeys(PARTS, file), TINY, ema=ema)
+            assert ("left its averages (EMA) aside; see --ema" in caplog.text) == (not ema)
+            params = part_files.read_part("unet", plan.sources["unet"], TINY, ema=ema)[0]
+            found = torch_weights.to_state_dict(params, {})
+            assert all((found[name] == array).all() for name, array in expected.items())
+        single = write(tmp_path / "unet.safetensors", tensors("unet"))
+        with pytest.raises(WeightsError, match=r"unet.safetensors with --ema: the file holds no averaged weights"):
+            importing.plan_import({"unet": single}, TINY, ema=True)
+
+    def test_the_type_of_the_file_is_said(self, tmp_path):
+        narrow = {name: array.astype(ml_dtypes.float8_e4m3fn) for name, array in tensors("text").items()}
+        torch_weights.write_safetensors(tmp_path / "in.safetensors", narrow)
+        done = importing.import_weights({"text": tmp_path / "in.safetensors"}, tmp_path / "model", TINY)
+        assert (done["text"].types, done["text"].dtype) == ("float8_e4m3fn", "float32")
 
     def test_one_checkpoint_of_all_three(self, tmp_path):
         arrays = self.compvis()
@@ -147,7 +300,7 @@ class TestNames:
         arrays["model.diffusion_model.label_emb.weight"] = np.zeros((2, 2), np.float32)
         file = write(tmp_path / "broken.safetensors", arrays)
         with pytest.raises(WeightsError, match=r"1 missing \(conv_out.bias\), 1 not in the model \(model.diffusion_m"):
-            importing.read_part_file("unet", file, TINY)
+            part_files.read_part_file("unet", file, TINY)
         assert_read("vae", file)
 
     def test_a_pickled_checkpoint_with_the_state_of_callbacks(self, tmp_path):
@@ -162,9 +315,9 @@ class TestNames:
 
     def test_full_size_names_are_all_different(self):
         for part in PARTS:
-            aliases = file_layouts.tensor_aliases(part, networks.SD_V1)
             names = list(torch_weights.state_dict_shapes(networks.outline(part), {}))
-            assert len({list(aliases(name))[-1] for name in names}) == len(names)
+            for rename in file_layouts.part_layouts(part, networks.SD_V1):
+                assert len(set(map(rename, names))) == len(names)
 
 
 def _pickled_checkpoint(arrays):
@@ -199,7 +352,7 @@ class TestWrongFiles:
         arrays["conv_out.scale"] = np.zeros(3, np.float32)
         arrays["conv_norm_out.weight"] = np.zeros(31, np.float32)
         with pytest.raises(WeightsError) as caught:
-            importing.read_part_file("unet", write(tmp_path / "x.safetensors", arrays), TINY)
+            part_files.read_part_file("unet", write(tmp_path / "x.safetensors", arrays), TINY)
         message = str(caught.value)
         assert "x.safetensors does not hold the UNet of Stable Diffusion v1: " in message
         assert "1 missing (conv_in.bias)" in message
@@ -217,6 +370,11 @@ class TestWrongFiles:
             ("unet", {"conv_in.weight": (320, 9, 3, 3), "m.attn2.to_k.weight": (320, 768)}, "a UNet for editing"),
             ("unet", {"double_blocks.0.img_attn.qkv.weight": (2, 2)}, "a diffusion transformer"),
             ("unet", {"lora_unet_x.lora_up.weight": (2, 2)}, "a LoRA"),
+            ("unet", {"unet.x.attn1.processor.to_q_lora.down.weight": (4, 2)}, "a LoRA"),
+            ("text", {"text_encoder.x.q_proj.lora_A.weight": (4, 2)}, "a LoRA"),
+            ("unet", {"lora_unet_x.hada_w1_a": (4, 2)}, "a LoRA"),
+            ("text", {"emb_params": (3, 768)}, "a textual inversion"),
+            ("unet", {"<cat-toy>": (768,)}, "a textual inversion"),
             ("unet", {"quant_conv.weight": (8, 8, 1, 1)}, "a VAE"),
             ("vae", {"mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight": (2, 768)}, "a UNet"),
             ("vae", {"text_model.encoder.layers.0.self_attn.q_proj.weight": (768, 768)}, "a text encoder"),
@@ -228,26 +386,25 @@ class TestWrongFiles:
     def test_other_networks_are_recognised(self, tmp_path, part, shapes, looks):
         file = write(tmp_path / "x.safetensors", {name: np.zeros(shape, np.float16) for name, shape in shapes.items()})
         with pytest.raises(WeightsError, match=f"x.safetensors looks like {looks}.*, not like the"):
-            importing.read_part_file(part, file, networks.SD_V1)
+            part_files.read_part_file(part, file, networks.SD_V1)
 
     def test_stable_diffusion_v1_is_taken_for_itself(self):
         for part in PARTS:
             shapes = torch_weights.state_dict_shapes(networks.outline(part), {})
-            assert importing.describe_other_network(part, networks.SD_V1, shapes) is None
-            aliases = file_layouts.tensor_aliases(part, networks.SD_V1)
-            compvis = {list(aliases(name))[-1]: shape for name, shape in shapes.items()}
-            assert importing.describe_other_network(part, networks.SD_V1, compvis) is None
+            assert strangers.describe_other_network(part, networks.SD_V1, shapes) is None
+            compvis = {file_layouts.compvis_name(part, networks.SD_V1, name): shape for name, shape in shapes.items()}
+            assert strangers.describe_other_network(part, networks.SD_V1, compvis) is None
 
     def test_half_a_download(self, folder, tmp_path, capsys):
         whole = (folder / FILES["text"]).read_bytes()
         for share in (0.01, 0.5, 0.99):
             (tmp_path / "half.safetensors").write_bytes(whole[: int(share * len(whole))])
             with pytest.raises(WeightsError, match=r"half.safetensors.*damaged.*download or copy it again"):
-                importing.read_part_file("text", tmp_path / "half.safetensors", TINY)
+                part_files.read_part_file("text", tmp_path / "half.safetensors", TINY)
         (tmp_path / "unet").mkdir()
         (tmp_path / "unet/diffusion_pytorch_model.safetensors.incomplete").touch()
         with pytest.raises(InputError, match=r"only half downloaded"):
-            importing.find_file("unet", tmp_path)
+            model_sources.find_weights("unet", tmp_path)
         arguments = ["sd", "import", "--text", str(tmp_path / "half.safetensors"), "--out", str(tmp_path / "out")]
         assert cli.main([*arguments, "--config", "tiny"]) == 2
         assert capsys.readouterr().err.count("\n") == 1
@@ -257,17 +414,14 @@ class TestWrongFiles:
         arrays = tensors("text")
         arrays["text_model.final_layer_norm.bias"][3] = np.nan
         with pytest.raises(WeightsError, match=r"final_layer_norm.bias holds NaN or infinity"):
-            importing.read_part_file("text", write(tmp_path / "x.safetensors", arrays), TINY)
+            part_files.read_part_file("text", write(tmp_path / "x.safetensors", arrays), TINY)
 
     def test_folders_without_weights(self, tmp_path):
         with pytest.raises(InputError, match=r"there is no file or folder .*absent"):
-            importing.find_file("unet", tmp_path / "absent")
+            model_sources.find_weights("unet", tmp_path / "absent")
         (tmp_path / "README.md").touch()
         with pytest.raises(InputError, match=r"no diffusion_pytorch_model.safetensors in .*, it holds README.md"):
-            importing.find_file("vae", tmp_path)
-        (tmp_path / "diffusion_pytorch_model.safetensors.index.json").touch()
-        with pytest.raises(InputError, match="in several pieces"):
-            importing.find_file("unet", tmp_path)
+            model_sources.find_weights("vae", tmp_path)
         with pytest.raises(InputError, match="nothing to import"):
             importing.import_weights({}, tmp_path / "out")
         with pytest.raises(InputError, match="there is no network in"):

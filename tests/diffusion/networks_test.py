@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from scissorhands_jax import torch_weights, trees
-from scissorhands_jax.diffusion import networks, schedules
+from scissorhands_jax.diffusion import layers, networks, schedules
 from scissorhands_jax.diffusion.layers import Compute
 from scissorhands_jax.diffusion.networks import TINY
 from scissorhands_jax.diffusion.unet import Noisy
@@ -99,6 +99,24 @@ def test_outputs_and_gradients_are_those_of_pytorch(name):
     assert_agrees(name, output, gradient)
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_other_networks_of_the_kind(name):
+    """Without blocks in the middle, with attention on other levels, another scaling, a perceptron of odd width."""
+    make, part, to_recorded = NETWORKS[name]
+    given, config = diffusion_traces.inputs(), diffusion_traces.REDUCED
+    x = {
+        "unet": unet_inputs()._replace(context=jnp.asarray(given["context"][..., :24])),
+        "vae_encoder": to_jax(given["images"]),
+        "vae_decoder": to_jax(given["latents"]),
+        "text": jnp.asarray(given["ids"]),
+    }[name]
+    model = make(getattr(config, part))
+    tree = diffusion_traces.params(networks.outline(part, config))
+    tree = {key: tree[key] for key in jax.eval_shape(model.init, jax.random.key(0))[0]}
+    found = jax.jit(lambda tree: to_recorded(model.apply(tree, {}, x, train=False)[0]))(tree)
+    assert_near(found, recorded()[f"reduced_{name}"], 1e-5)
+
+
 def test_stable_diffusion_has_its_size():
     sizes = [trees.count_weights(networks.outline(part)) for part in networks.PARTS]
     assert sizes == [859_520_964, 83_653_863, 123_060_480]
@@ -118,6 +136,43 @@ def test_rematerialisation_changes_nothing_and_bfloat16_little():
     assert all(leaf.dtype == np.float32 for leaf in narrow[1].values())
     error = np.linalg.norm(narrow[0] - expected) / np.linalg.norm(expected)
     assert 1e-4 < error < 0.03
+
+
+def test_attention_in_chunks_is_the_same(monkeypatch):
+    """Forwards and backwards, for queries that do not divide evenly too; short ones and others' levels stay whole."""
+    monkeypatch.setattr(layers, "CHUNK", 8)
+    draw = np.random.default_rng(0)
+    query, key, value = (jnp.asarray(draw.standard_normal((2, length, 6)), jnp.float32) for length in (20, 36, 36))
+
+    def call(attention):
+        compute = Compute(attention=attention)
+
+        def loss(query, key, value):
+            return jnp.sum(jnp.sin(layers.attend(query, key, value, 2, compute)))
+
+        program = str(jax.make_jaxpr(loss)(query, key, value))
+        return jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(query, key, value), "scan" in program
+
+    expected, whole = call("xla")
+    assert not whole
+    for attention, in_chunks in (("chunked", True), ("4=chunked", True), ("5=chunked,0=xla", False)):
+        found, chunked = call(attention)
+        assert chunked == in_chunks
+        for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("attention", "message"),
+    [
+        ("flash", "--attention is 'flash'; choose one of xla, cudnn, chunked"),
+        ("x=xla", "--attention has the level 'x'; give the side of an image of latents, such as 64"),
+        ("64=cudnn", "--attention cudnn cannot compute in float32; add --dtype bfloat16"),
+    ],
+)
+def test_other_attention_is_refused(attention, message):
+    with pytest.raises(InputError, match=message):
+        Compute(attention=attention)
 
 
 @pytest.mark.parametrize(("name", "blocks"), [("unet", 12), ("vae_encoder", 6), ("vae_decoder", 8)])
@@ -153,13 +208,27 @@ def test_unknown_parts_are_refused():
 
 class TestSampling:
     @pytest.mark.parametrize("name", list(schedules.SAMPLERS))
-    @pytest.mark.parametrize("number", diffusion_traces.STEPS)
-    def test_samplers_are_those_of_diffusers(self, name, number):
-        sampler = schedules.SAMPLERS[name](number)
-        np.testing.assert_allclose(sampler.timesteps, recorded()[f"{name}_{number}_timesteps"], rtol=1e-6, atol=1e-4)
-        start = to_jax(diffusion_traces.inputs()["start"])
-        latents = jax.jit(functools.partial(schedules.sample, sampler, diffusion_traces.toy_noise))(start)
-        assert_near(to_torch(latents), recorded()[f"{name}_{number}"], 1e-5)
+    @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+    def test_every_step_is_that_of_diffusers(self, name, prediction):
+        """All numbers of steps at once, so that little is compiled."""
+        schedule = dataclasses.replace(schedules.SD_V1_SCHEDULE, prediction=prediction)
+        chosen = {number: schedules.SAMPLERS[name](number, schedule) for number in diffusion_traces.STEPS}
+        start = to_jax(diffusion_traces.sampled_from(diffusion_traces.inputs()["start"]))
+
+        @jax.jit
+        def paths(samplers):
+            walk = functools.partial(schedules.sample_path, denoise=diffusion_traces.toy_noise, noise=start)
+            ends = functools.partial(schedules.sample, denoise=diffusion_traces.toy_noise, noise=start)
+            return {number: (walk(sampler), ends(sampler)) for number, sampler in samplers.items()}
+
+        for number, (path, end) in paths(chosen).items():
+            times = recorded()[f"{name}_{number}_timesteps"]
+            np.testing.assert_allclose(chosen[number].timesteps, times, rtol=1e-6, atol=1e-4)
+            expected = recorded()[f"{name}_{number}_{prediction}"]
+            assert len(path) == len(expected) == number + (name == "pndm")
+            for found, latents in zip(path, expected, strict=True):
+                assert_near(to_torch(found), latents, 1e-5)
+            np.testing.assert_allclose(end, path[-1], rtol=1e-6)
 
     @pytest.mark.parametrize("name", list(schedules.SAMPLERS))
     def test_one_known_image_is_found(self, name):
@@ -181,6 +250,14 @@ class TestSampling:
             schedules.SD_V1_SCHEDULE, to_jax(given["latents"]), to_jax(given["start"]), jnp.array([0, 999])
         )
         assert_near(to_torch(noisy), recorded()["noisy"], 1e-5)
+
+    def test_a_linear_schedule_and_the_velocity(self):
+        schedule, given = diffusion_traces.REDUCED.schedule, diffusion_traces.inputs()
+        np.testing.assert_allclose(schedules.signal_shares(schedule)[::37], recorded()["linear_shares"], rtol=2e-5)
+        found = schedules.training_target(
+            schedule, to_jax(given["latents"]), to_jax(given["start"]), jnp.array([0, 999])
+        )
+        assert_near(to_torch(found), recorded()["velocity"], 1e-5)
 
     def test_a_cosine_schedule_ends_in_noise(self):
         share = schedules.signal_shares(schedules.Schedule(num_steps=100, kind="cosine"))

@@ -65,7 +65,7 @@ def _record(file: Path) -> None:
 
     from scissorhands_jax.diffusion import tokenizer
 
-    vocabulary, merges = tokenizer.read_vocabulary(tokenizer.find_vocabulary())
+    vocabulary, merges, *_ = tokenizer.read_vocabulary(tokenizer.find_vocabulary())
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
         lines = ["#version: 0.2", *(" ".join(merge) for merge in merges), ""]

@@ -1,12 +1,14 @@
 """What PyTorch's diffusers and transformers compute with tiny networks of made-up weights.
 
 `python -m tests.diffusion.traces` writes `traces.npz`; it needs torch, diffusers and transformers (2.13.0,
-0.42.1 and 5.23.0 made the file). The tests make the same weights again and need none of them. Arrays are laid out as
+0.42.1 and 5.24.0 made the file). The tests make the same weights again and need none of them. Arrays are laid out as
 PyTorch does; a gradient is kept as its norm and its dot products with two random directions.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,10 +16,31 @@ from pathlib import Path
 import numpy as np
 
 from scissorhands_jax import torch_weights
+from scissorhands_jax.diffusion.networks import DiffusionConfig
+from scissorhands_jax.diffusion.schedules import Schedule
+from scissorhands_jax.diffusion.text import TextConfig
+from scissorhands_jax.diffusion.unet import UNetConfig
+from scissorhands_jax.diffusion.vae import VAEConfig
 
 RECORDED = Path(__file__).with_name("traces.npz")
 SEEDS = (0, 42, 2**31 + 5)
 STEPS = (50, 20)
+REDUCED = DiffusionConfig(
+    UNetConfig(
+        widths=(16, 24),
+        attention=(False, True),
+        layers_per_block=1,
+        heads=2,
+        context_width=24,
+        groups=4,
+        middle=False,
+        side=4,
+    ),
+    VAEConfig(widths=(8, 16), layers_per_block=1, groups=4, scaling=0.5),
+    TextConfig(vocabulary=600, length=16, width=24, layers=1, heads=3, hidden=37),
+    Schedule(kind="linear", start=0.0001, end=0.02, prediction="v_prediction"),
+)
+"""Other networks of the kind, with everything in which such networks differ."""
 
 
 def weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
@@ -36,7 +59,7 @@ def weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
 def params(outline):
     """The same as a tree like the outline."""
     made = weights(torch_weights.state_dict_shapes(outline, {}))
-    return torch_weights.from_state_dict(made, outline, {})[0]
+    return torch_weights.from_state_dict(made, outline, {}, flatten={})[0]
 
 
 def inputs() -> dict[str, np.ndarray]:
@@ -73,6 +96,11 @@ def digest(gradients: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.array(rows)
 
 
+def sampled_from(start):
+    """The few numbers of `inputs()["start"]`, in PyTorch's layout, whose way through the samplers is kept."""
+    return start[:, :, :2, :1]
+
+
 def toy_noise(latents: np.ndarray, timestep: float):
     """A prediction that is not linear and depends on the timestep; for NumPy, JAX and torch arrays."""
     return latents / (1 + 0.1 * latents**2) + 0.001 * timestep * latents[..., ::1] / (1 + latents**2)
@@ -84,14 +112,14 @@ def _record() -> None:
     import transformers
     from PIL import Image
 
-    from scissorhands_jax.diffusion import file_layouts, networks, vision
+    from scissorhands_jax.diffusion import folder_configs, networks, vision
 
     torch.set_num_threads(1)
     given = {name: torch.from_numpy(array) for name, array in inputs().items()}
     out: dict[str, np.ndarray] = {}
 
-    def settings(part):
-        described = file_layouts.diffusers_config(getattr(networks.TINY, part))
+    def settings(part, config=networks.TINY):
+        described = folder_configs.config_document(getattr(config, part))
         return {name: value for name, value in described.items() if name != "_class_name"}
 
     def fill(module, prefix=""):
@@ -119,6 +147,17 @@ def _record() -> None:
     prefix = "" if any(name.startswith("text_model.") for name in text.state_dict()) else "text_model."
     trace("text", fill(text, prefix), text(given["ids"]).last_hidden_state, prefix)
 
+    # Outputs alone of the other networks.
+    with torch.no_grad():
+        unet = fill(diffusers.UNet2DConditionModel(**settings("unet", REDUCED)))
+        out["reduced_unet"] = unet(given["latents"], given["timesteps"], given["context"][..., :24]).sample.numpy()
+        vae = fill(diffusers.AutoencoderKL(**settings("vae", REDUCED)))
+        out["reduced_vae_encoder"] = vae.encode(given["images"]).latent_dist.parameters.numpy()
+        out["reduced_vae_decoder"] = vae.decode(given["latents"]).sample.numpy()
+        described = {k: v for k, v in settings("text", REDUCED).items() if k not in ("architectures",)}
+        text = transformers.CLIPTextModel(transformers.CLIPTextConfig(**described))
+        out["reduced_text"] = fill(text, prefix)(given["ids"]).last_hidden_state.numpy()
+
     # The id that ends a prompt is the highest, as in the real vocabulary; 2 has transformers look for that.
     sizes = vision.CLIPS["tiny"]
     both = transformers.CLIPConfig(
@@ -143,18 +182,27 @@ def _record() -> None:
     out["clip_prepared"] = processor(photograph, return_tensors="np")["pixel_values"][0]
 
     betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    offset = {"set_alpha_to_one": False, "steps_offset": 1}
     samplers = {
-        "ddim": diffusers.DDIMScheduler(**betas, clip_sample=False, set_alpha_to_one=False, steps_offset=1),
-        "lms": diffusers.LMSDiscreteScheduler(**betas),
+        "ddim": functools.partial(diffusers.DDIMScheduler, clip_sample=False, **offset),
+        "lms": diffusers.LMSDiscreteScheduler,
+        "pndm": functools.partial(diffusers.PNDMScheduler, skip_prk_steps=True, **offset),
+        "euler": diffusers.EulerDiscreteScheduler,
     }
-    for name, scheduler in samplers.items():
-        for number in STEPS:
+    for name, make in samplers.items():
+        for number, prediction in itertools.product(STEPS, ("epsilon", "v_prediction")):
+            scheduler = make(**betas, prediction_type=prediction)
             scheduler.set_timesteps(number)
-            latents = given["start"] * scheduler.init_noise_sigma
+            latents, path = sampled_from(given["start"]) * scheduler.init_noise_sigma, []
             for timestep in scheduler.timesteps:
                 scaled = scheduler.scale_model_input(latents, timestep)
                 latents = scheduler.step(toy_noise(scaled, float(timestep)), timestep, latents).prev_sample
-            out[f"{name}_{number}"], out[f"{name}_{number}_timesteps"] = latents.numpy(), scheduler.timesteps.numpy()
+                path.append(latents.numpy())
+            out[f"{name}_{number}_{prediction}"] = np.stack(path)
+            out[f"{name}_{number}_timesteps"] = scheduler.timesteps.numpy()
+    linear = diffusers.DDPMScheduler(beta_start=0.0001, beta_end=0.02, prediction_type="v_prediction")
+    out["linear_shares"] = linear.alphas_cumprod.numpy()[::37]
+    out["velocity"] = linear.get_velocity(given["latents"], given["start"], torch.tensor([0, 999])).numpy()
     steps = torch.tensor([0, 999])
     out["noisy"] = diffusers.DDPMScheduler(**betas).add_noise(given["latents"], given["start"], steps).numpy()
     for seed in SEEDS:
@@ -170,7 +218,7 @@ def _check_compvis_names() -> None:
     import torch
     from diffusers.loaders import single_file_utils
 
-    from scissorhands_jax.diffusion import file_layouts, networks
+    from scissorhands_jax.diffusion import file_layouts, folder_configs, networks
 
     for part, convert in (
         ("unet", single_file_utils.convert_ldm_unet_checkpoint),
@@ -178,9 +226,9 @@ def _check_compvis_names() -> None:
     ):
         config = networks.SD_V1
         names = torch_weights.state_dict_shapes(networks.outline(part, config), {})
-        aliases = file_layouts.tensor_aliases(part, config)
-        theirs = {list(aliases(name))[-1]: torch.tensor(float(index)) for index, name in enumerate(names)}
-        described = dict(file_layouts.diffusers_config(getattr(config, part)))
+        ours = [file_layouts.compvis_name(part, config, name) for name in names]
+        theirs = {name: torch.tensor(float(index)) for index, name in enumerate(ours)}
+        described = dict(folder_configs.config_document(getattr(config, part)))
         converted = convert(theirs, described | {"class_embed_type": None, "addition_embed_type": None})
         assert {name: int(value) for name, value in converted.items()} == {n: i for i, n in enumerate(names)}, part
 

@@ -89,7 +89,7 @@ def _small_network():
         patch.setattr(networks, "outline", small_outline)
         patch.setattr(networks, "unet", lambda sizes, compute=networks.FLOAT32: MODEL)
         patch.setattr(model_folder, "find_vocabulary", lambda path: ())
-        patch.setattr(model_folder, "Tokenizer", lambda files, cleaning: Words())
+        patch.setattr(model_folder, "Tokenizer", lambda *arguments, **options: Words())
         yield
 
 
@@ -212,6 +212,17 @@ class TestRuns:
         capsys.readouterr()
         assert cli.main([*words, "--resume"]) == 0
         assert json.loads(capsys.readouterr().out)["steps"] == 6
+
+    def test_over_the_devices_of_a_mesh(self, folder, tmp_path, capsys):
+        """Of one device here; `training/sharding_test.py` has eight."""
+        words = paper(folder, tmp_path / "out", "--cache", str(folder / "paper/cache"))
+        assert cli.main([*words, "--mesh", "1x1", "--fsdp"]) == 0
+        assert json.loads(capsys.readouterr().out)["layout"].startswith("data 1 x model 1, fsdp")
+        for found, expected in zip(
+            *map(jax.tree.leaves, (result(tmp_path / "out"), result(folder / "paper"))), strict=True
+        ):
+            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+        assert "devices" in error_of(capsys, *words, "--overwrite", "--mesh", "3")
 
     def test_arrays_of_another_model_are_refused(self, folder, tmp_path, capsys):
         write_model(tmp_path / "model", vae_scale=1.01)
@@ -372,9 +383,10 @@ class TestPlan:
         document = json.loads(capsys.readouterr().out)
         held, phases = 4 * document["parameters"], document["phases_bytes"]
         assert document["parameters"] == trees.count_weights(SMALL)
-        assert {parts["network"] for parts in phases.values()} == {held}
+        assert phases["scoring"]["original network"] == phases["trimming"]["original network"] == held
+        assert phases["repair"]["params and model state"] == held
         assert phases["repair"]["gradients"] == 2 * held
-        assert 2 * held < phases["repair"]["optimizer"] < 2 * held + 100  # Adam's moments, and some numbers
+        assert 2 * held < phases["repair"]["optimizer state"] < 2 * held + 100  # Adam's moments, and some numbers
         assert {parts["batch"] for parts in phases.values()} == {2 * 2 * 4 * (2 * 8 * 8 * 4 + CONFIG.text.length * 32)}
         assert document["total_bytes"] == max(sum(parts.values()) for parts in phases.values())
         assert document["fits"]
@@ -382,6 +394,15 @@ class TestPlan:
         other = json.loads(capsys.readouterr().out)
         assert not other["fits"]
         assert other["phases_bytes"]["repair"]["batch"] > phases["repair"]["batch"]  # the other prompt
+        # Two devices have half of the batch each, and of the arrays where they do not fit otherwise.
+        assert cli.main([*words, "--devices", "2", "--json"]) == 0
+        halves = json.loads(capsys.readouterr().out)["phases_bytes"]
+        assert {parts["batch"] for parts in halves.values()} == {phases["repair"]["batch"] // 2}
+        assert halves["repair"]["params and model state"] == held
+        assert cli.main([*words[:-1], "1e-6", "--devices", "2", "--json"]) == 0
+        divided = json.loads(capsys.readouterr().out)["phases_bytes"]["repair"]
+        assert divided["params and model state"] == held // 2
+        assert "--devices must divide the batch size 2, got 3" in error_of(capsys, *words, "--devices", "3")
 
     def test_it_says_whether_it_fits(self, folder, capsys):
         words = ["sd", "plan", "--model", folder / "model", "--size", "16", "--batch-size", "1", "--memory"]

@@ -121,7 +121,7 @@ def _tokenizer(folder: Path) -> Next:
 def _vocabulary(folder: Path) -> Next:
     merges = folder / "merges.txt"
     merges.write_text("\n".join(_merges()))
-    vocabulary, _ = tokenizer.read_vocabulary((merges,))
+    vocabulary = tokenizer.read_vocabulary((merges,)).tokens
     return damaged_documents(folder, vocabulary, lambda path: tokenizer.read_vocabulary((path, merges)))
 
 

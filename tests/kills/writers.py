@@ -267,7 +267,7 @@ def _small_unet() -> Iterator[None]:
         patch.setattr(networks, "outline", small.small_outline)
         patch.setattr(networks, "unet", lambda sizes, compute=networks.FLOAT32: small.MODEL)
         patch.setattr(model_folder, "find_vocabulary", lambda path: ())
-        patch.setattr(model_folder, "Tokenizer", lambda files, cleaning: Words())
+        patch.setattr(model_folder, "Tokenizer", lambda *arguments, **options: Words())
         yield
 
 
