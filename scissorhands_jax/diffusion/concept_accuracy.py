@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -57,7 +56,8 @@ class Concepts:
         return (*self.forgotten, *self.kept)
 
 
-class ShownShare(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class ShownShare:
     """The percentage of images that show what they were asked for."""
 
     images: int
@@ -108,7 +108,7 @@ def concept_of(prompt: str, concepts: Sequence[str]) -> str | None:
       prompt: The prompt.
       concepts: The concepts.
     """
-    spans = {}
+    spans: dict[tuple[int, int], str] = {}
     for concept in concepts:
         for match in re.finditer(rf"(?<!\w){re.escape(concept.casefold())}(?!\w)", prompt.casefold()):
             spans.setdefault(match.span(), concept)

@@ -7,9 +7,9 @@ its name; keys that nobody knows are named in the log.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from scissorhands_jax import reading
 from scissorhands_jax.diffusion.networks import PART_TITLES, Part, PartConfig
@@ -134,12 +134,10 @@ class _Document:
             raise self.refused(key, f"a number between {low:g} and {high:g}")
         return float(value)
 
-    def words(self, key: str, default: list[str | None], known: Mapping[Any, bool]) -> tuple[bool, ...]:
+    def words(self, key: str, default: Sequence[str], known: Mapping[Any, bool]) -> tuple[bool, ...]:
         """A list of words, as what they mean."""
         value = self.get(key, default)
-        if not isinstance(value, list) or not value or not all(each in known for each in value if _is_word(each)):
-            raise self.refused(key, f"a list of {', '.join(map(str, known))}")
-        if not all(_is_word(each) for each in value):
+        if not isinstance(value, list) or not value or not all(_is_word(each) and each in known for each in value):
             raise self.refused(key, f"a list of {', '.join(map(str, known))}")
         return tuple(known[each] for each in value)
 
@@ -197,7 +195,8 @@ def read_sizes(part: Part, path: Path) -> PartConfig:
         raise document.refused(key, " or ".join(_CLASSES[part]))
     if part == "text" and document.get("model_type", "clip_text_model") != "clip_text_model":
         raise document.refused("model_type", "clip_text_model")
-    sizes = {"unet": _unet, "vae": _vae, "text": _text}[part](document)
+    readers: dict[Part, Callable[[_Document], PartConfig]] = {"unet": _unet, "vae": _vae, "text": _text}
+    sizes = readers[part](document)
     for key, allowed in _FIXED[part].items():
         document.fixed(key, allowed)
     strange = [
@@ -216,7 +215,7 @@ def _unet(found: _Document) -> UNetConfig:
         raise found.refused("in_channels", f"{found.get('out_channels', 4)}, since it is not for editing or inpainting")
     widths = _widths(found, (320, 640, 1280, 1280))
     down = ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"]
-    attention = found.words("down_block_types", cast(list[str | None], down), _BLOCKS)
+    attention = found.words("down_block_types", down, _BLOCKS)
     up = found.words("up_block_types", ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3, _BLOCKS)
     if up != attention[::-1] or len(attention) != len(widths):
         raise found.refused(

@@ -214,22 +214,14 @@ def _sizes(part: Part, source: PartSource, config: DiffusionConfig | None) -> ne
     if source.config is None:
         return given
     found = folder_configs.read_sizes(part, source.config)
-    if config is not None and dataclasses.replace(found, **_free(part, given)) != given:
-        other = next(
-            field.name
-            for field in dataclasses.fields(found)
-            if getattr(found, field.name) != getattr(given, field.name)
-        )
+    names = [field.name for field in dataclasses.fields(found) if field.name != "side"]  # which changes nothing
+    other = next((name for name in names if getattr(found, name) != getattr(given, name)), None)
+    if config is not None and other is not None:
         raise InputError(
             f"{source.config} says {other} = {getattr(found, other)} of the {PART_TITLES[part]}, and --config "
             f"{getattr(given, other)}; leave --config out"
         )
     return found
-
-
-def _free(part: Part, given: networks.PartConfig) -> dict[str, int]:
-    """What two configurations of the same network may differ in."""
-    return {"side": given.side} if part == "unet" else {}  # type: ignore[union-attr]
 
 
 def _beside(path: Path, folder: str, file: str | None = None) -> Path | None:

@@ -235,7 +235,7 @@ def measure_utility(
         progress.update(task, completed=done, total=done)
         distance = UtilityDistance(
             name="frechet_distance_clip" if utility.inception is None else "fid",
-            features="Inception-v3" if utility.inception is not None else f"CLIP {utility.clip.name}",
+            features="Inception-v3" if utility.clip is None or utility.inception else f"CLIP {utility.clip.name}",
             dimensions=features[UTILITY_IMAGES].shape[1],
             value=found.value.value,
             low=found.value.low,

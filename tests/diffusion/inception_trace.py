@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import types
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,6 +43,9 @@ def images() -> list[np.ndarray]:
 
 def _record() -> None:
     import torch
+
+    # No operator of torchvision is needed; this module of it needs the binary that fits to PyTorch's.
+    sys.modules["torchvision._meta_registrations"] = types.ModuleType("_meta_registrations")
     from pytorch_fid import inception as theirs
     from torchvision.models import inception as vision
 

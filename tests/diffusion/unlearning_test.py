@@ -439,7 +439,7 @@ class TestBadInput:
             (["--forget-images", "nowhere"], "there is no folder nowhere"),
             (["--forget-prompts", " "], "--forget-prompts has an empty prompt"),
             (["--forget-prompts", "epochs=3"], "has 'epochs=3', which reads like a setting; write settings before it"),
-            (["--sampler", "euler"], "--sampler is 'euler'; choose one of "),
+            (["--sampler", "heun"], "--sampler is 'heun'; choose one of "),
             (["--model", "nowhere"], "there is no network checkpoint in nowhere/unet"),
             (["sparsity=0.9"], "there is no setting 'sparsity'; choose one of fraction"),
             (["fraction=2"], "fraction must lie strictly between 0 and 1"),
