@@ -4,10 +4,11 @@
 
 A change ("mutant") is one of those that people make by mistake: a comparison with another boundary or the opposite
 sense, `and` for `or`, another operation or constant, a statement left out, two arguments swapped, nothing returned. Of
-each module a seeded sample is tried. The tests of a module are those that mirror it, or those in TESTS. They run in a
-forked child of a process that has imported JAX and the other packages already, and that reads the changed code in
-place of the file, which stays as it is. A mutant is killed if a test fails, or if the tests take much more CPU time
-than on the code as it is, or wait for very long. Continuous integration does not run this: a module takes minutes.
+each module a seeded sample is tried. The tests of a module are those in TESTS, or those that mirror it, or else all
+that import it; `--tests` names others. They run in a forked child of a process that has imported JAX and the other
+packages already, and that reads the changed code in place of the file, which stays as it is. A mutant is killed if a
+test fails, or if the tests take much more CPU time than on the code as it is, or wait for very long. Continuous
+integration does not run this: a module takes minutes.
 """
 
 from __future__ import annotations
@@ -270,9 +271,37 @@ def _preload() -> None:
 
 
 def tests_of(path: Path) -> tuple[str, ...]:
-    """The test files of a module of the package."""
-    name = path.relative_to(ROOT / "scissorhands_jax")
-    return TESTS.get(name.as_posix(), (f"tests/{name.with_suffix('').as_posix()}_test.py",))
+    """The test files of a module of the package: those in TESTS, the one that mirrors it, or all that import it.
+
+    If there are none, they are those of the modules that import it.
+
+    Raises:
+      SystemExit: There are none either.
+    """
+    name = path.relative_to(ROOT / "scissorhands_jax").with_suffix("")
+    mirror = f"tests/{name.as_posix()}_test.py"
+    found = TESTS.get(f"{name.as_posix()}.py", (mirror,) if (ROOT / mirror).is_file() else ())
+    if not found:
+        module = ".".join(("scissorhands_jax", *name.parts)).removesuffix(".__init__")
+        using = [file for file in sorted((ROOT / "tests").rglob("*_test.py")) if module in _imported(file)]
+        found = tuple(file.relative_to(ROOT).as_posix() for file in using)
+    if not found:
+        package = sorted((ROOT / "scissorhands_jax").rglob("*.py"))
+        found = tuple({test: None for file in package if module in _imported(file) for test in tests_of(file)})
+    if not found:
+        raise SystemExit(f"no test is called {mirror}, and none imports {name}; name its tests with --tests")
+    return found
+
+
+def _imported(file: Path) -> set[str]:
+    """Everything that a file names in its imports, with the modules that it comes from."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -297,10 +326,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         out = stack.enter_context(options.out.open("a", encoding="utf-8")) if options.out else sys.stdout
         for path in map(Path.absolute, options.modules):
             tests, source = options.tests or tests_of(path), path.read_text(encoding="utf-8")
-            first, seconds = run_tests(path, ast.parse(source), tests, 900)
+            first, seconds = run_tests(path, ast.parse(source), tests, 900)  # which compiles, so it is a bound
             if first != "passed":
                 raise SystemExit(f"the tests {' '.join(tests)} do not pass on the code as it is ({first})")
-            _, seconds = run_tests(path, ast.parse(source), tests, 900)  # now with compiled programs kept
             chosen, possible = mutants(source, options.sample, options.seed)
             alive = slow = 0
             for mutant in chosen:
