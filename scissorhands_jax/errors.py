@@ -72,6 +72,20 @@ def suggest(word: object, known: Iterable[str]) -> str:
     return f"choose one of {', '.join(names)}"
 
 
+MAX_SEED = 2**32 - 1
+"""The largest seed. JAX would take larger ones for others, which give the same numbers."""
+
+
+def check_seed(seed: int) -> None:
+    """Raises an error unless a whole number can be a seed.
+
+    Raises:
+      InputError: It is negative, or larger than `MAX_SEED`.
+    """
+    if not 0 <= seed <= MAX_SEED:
+        raise InputError(f"the seed must be a whole number from 0 to {MAX_SEED}, got {seed}")
+
+
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     """Raises an error unless a value is one of several words.
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import io
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterable
@@ -102,7 +103,7 @@ class LogFile:
             self._out = out
             return
         try:
-            path.open("a").close()
+            open(path, "a", opener=_without_waiting).close()
         except OSError as error:
             raise InputError(f"the log {path} cannot be written ({error.strerror}); name another file") from error
 
@@ -120,12 +121,19 @@ class LogFile:
         if self._waiting and not self._is_lost:
             try:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                with self._path.open("a", encoding="utf-8") as file:
+                with open(self._path, "a", encoding="utf-8", opener=_without_waiting) as file:
                     file.write(self._waiting)
             except OSError as error:
                 self._is_lost = True
                 _logger.warning("the log %s cannot be written any more (%s); the work goes on", self._path, error)
         self._waiting = ""
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Opens a file. A pipe that nobody reads raises an OSError; by default a process waits until somebody does."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)
+    os.set_blocking(descriptor, True)
+    return descriptor
 
 
 class LoggedConsole(Console):

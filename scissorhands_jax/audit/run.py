@@ -23,7 +23,7 @@ from scissorhands_jax.audit.analysis import Measurement, MetricEstimate, klom_bi
 from scissorhands_jax.audit.measuring import TIERS, Audit, AuditCell, AuditTarget
 from scissorhands_jax.audit.scores import SCORES_FILE, AuditScores, numbers_document
 from scissorhands_jax.base import Data, ModelState, Params
-from scissorhands_jax.errors import InputError, NonFiniteError
+from scissorhands_jax.errors import InputError, NonFiniteError, check_seed
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.cells import CellFolder, Diverged
 from scissorhands_jax.jobs.experiment import Experiment, OwnNetwork
@@ -88,6 +88,7 @@ def run_audit(
     started = time.perf_counter()
     if tier not in TIERS:
         raise InputError(f"there is no tier {tier!r}; choose one of {', '.join(TIERS)}")
+    check_seed(seed)
     audit = Audit(experiment, TIERS[tier], num_networks, seed, data_dir, networks or out / "networks", trained_on, own)
     settings = {"tier": tier, "seed": seed, **audit.loaded.settings}
     identity = identify({"command": "audit", **settings, **audit.data_hashes()})

@@ -21,7 +21,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, NoReturn
 
-from scissorhands_jax.errors import InputError, suggest
+from scissorhands_jax.errors import InputError, check_seed, suggest
 from scissorhands_jax.jobs import config
 from scissorhands_jax.terminal import Console, LoggedConsole
 
@@ -314,7 +314,12 @@ def _read_value(value: Any, found: Option) -> Any:
     """A text that argparse found, as a value of the type of the field."""
     if isinstance(value, list):
         return tuple(_read_value(text, found) for text in value)
-    return config.parse_value(value, found.type, found.flags[0]) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    read = config.parse_value(value, found.type, found.flags[0])
+    if found.flags[0] == "--seed":
+        check_seed(read)
+    return read
 
 
 def _read_setting(word: str, name: str, command: type[Command]) -> str:

@@ -128,7 +128,7 @@ def run_requests(
         stopped = tidying.unfinished_run(book)
         if stopped is not None:
             say(console, f"finishing run {stopped.run}, which was stopped")
-            outcomes.append(_carry_out(book, stopped, subject, auditor, console))
+            outcomes.append(_carry_out(book, stopped, subject, auditor, console, again=True))
         states = (OPEN, RETRAIN) if again or method == report.REFERENCE else (OPEN,)
         waiting = [request for request in book.requests() if request.state in states]
         for group in [[request] for request in waiting] if one_by_one else [waiting]:
@@ -195,21 +195,27 @@ def _start(
 
 
 def _carry_out(
-    book: Ledger, started: RunStarted, subject: Subject, auditor: Auditor | None, console: Console
+    book: Ledger, started: RunStarted, subject: Subject, auditor: Auditor | None, console: Console, again: bool = False
 ) -> RunOutcome:
-    """Does the rest of a run. If the run fails, its requests are opened again."""
+    """Does the rest of a run. If the run fails, its requests are opened again.
+
+    A run with an error that nobody has foreseen is left to be finished, since nothing says that it cannot be. If that
+    ends in one as well (`again`), it has failed, because it would keep all later ones from beginning; unless it is the
+    disk or the memory that does not suffice.
+    """
     try:
         done = _unlearned(book, started, subject, console)
         return judge_run(book, done, auditor, console)
     except LedgerError:
         raise
-    except InputError as error:
-        book.append(RunFailed(run=started.run, requests=started.requests, why=_reason(book, started, error)))
-        tidying.remove_remains(book)
+    except Exception as error:
+        if isinstance(error, InputError) or (again and not isinstance(error, OSError | MemoryError)):
+            book.append(RunFailed(run=started.run, requests=started.requests, why=_reason(book, started, error)))
+            tidying.remove_remains(book)
         raise
 
 
-def _reason(book: Ledger, started: RunStarted, error: InputError) -> str:
+def _reason(book: Ledger, started: RunStarted, error: Exception) -> str:
     """Returns the message of an error for the history, which must not say what was to be forgotten."""
     message = str(error).encode(errors="replace").decode()
     if not isinstance(error, NonFiniteError):

@@ -207,11 +207,13 @@ def make_private(path: Path, public: Path) -> None:
 
     key = _ed25519().Ed25519PrivateKey.generate()
     content = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    advice = "exists already; name another file, because a key that is lost cannot be replaced"
     for file in (path, public):
         if os.path.lexists(file):
-            raise InputError(f"{file} exists already; name another file, because a key that is lost cannot be replaced")
+            raise InputError(f"{file} {advice}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_new(path, content, mode=0o600)
+    if not files.write_new(path, content, mode=0o600):  # Another process was faster.
+        raise InputError(f"{path} {advice}")
     files.write_bytes(public, public_pem(key.public_key().public_bytes_raw().hex()))
 
 

@@ -14,7 +14,7 @@ from scissorhands_jax import augmentation, datasets, hashing, losses
 from scissorhands_jax import data as data_lib
 from scissorhands_jax.base import Data, Dataset, Method, Model, ModelState, Params, StatefulLossFn
 from scissorhands_jax.datasets import forget_sets
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import InputError, check_seed
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.config import NetworkConfig, RunConfig
 from scissorhands_jax.jobs.earlier_runs import Past, past_of
@@ -147,6 +147,7 @@ def prepare_job(config: RunConfig, check: Callable[[Model], None] | None = None)
     Raises:
       InputError: As `unlearning.unlearn`.
     """
+    check_seed(config.seed)
     if config.retain_limit is not None and config.retain_limit < 1:
         raise InputError(f"--retain-limit must be at least 1, got {config.retain_limit}")
     network = prepare_network(config, check, seed=config.seed)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from scissorhands_jax.keywords import field_docs
 from scissorhands_jax.methods import METHODS
 from scissorhands_jax.methods.semantics import Semantics
 from scissorhands_jax.models import MODELS
+from scissorhands_jax.terminal import LogFile
 from tests.cli.main_test import error_of
 
 
@@ -101,6 +103,16 @@ def test_what_cannot_be_read_is_refused_in_one_sentence(words, message):
     with pytest.raises(InputError, match=message) as refused:
         parse(*words)
     assert "\n" not in str(refused.value)
+
+
+def test_seeds_of_every_command_are_numbers_that_jax_tells_apart():
+    seeds = [found["seed"] for command in cli.COMMANDS.values() if "seed" in (found := options.options_of(command))]
+    assert len(seeds) > 8
+    for option in seeds:
+        assert options._read_value("4294967295", option) == 2**32 - 1
+        for text in ("-1", "4294967296"):
+            with pytest.raises(InputError, match=f"must be a whole number from 0 to 4294967295, got {text}"):
+                options._read_value(text, option)
 
 
 def test_help_has_every_option_its_default_and_the_example(capsys):
@@ -264,6 +276,20 @@ def test_a_log_that_cannot_be_written_is_refused_before_anything_is_done(tmp_pat
     assert cli.main(["demo", "--out", str(out), "--log", str(tmp_path / "none" / "log")]) == 2
     assert "log cannot be written (No such file or directory); name another file" in error_of(capsys)
     assert not out.exists()
+
+
+def test_a_log_waits_for_nobody_who_may_read_it(tmp_path):
+    """A pipe with a reader is a log like any other."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(InputError, match="cannot be written"):
+        LogFile(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    log = LogFile(pipe)
+    log.write("a line\n")
+    assert os.read(reader, 100).endswith(b"Z a line\n")
+    os.close(reader)
+    log.write("another\n")  # is lost, with a warning
 
 
 def test_only_the_first_of_many_processes_has_a_log(tmp_path):

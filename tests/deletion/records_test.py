@@ -1,9 +1,13 @@
 """Records name everything but the people and the examples."""
 
+import json
+
 import pytest
 
+from scissorhands_jax import hashing
 from scissorhands_jax.deletion import records, signing
 from scissorhands_jax.deletion.entries import CHAIN_START
+from scissorhands_jax.errors import LedgerError
 
 pytest.importorskip("cryptography")
 
@@ -26,3 +30,26 @@ def test_a_record_says_all_but_what_was_forgotten(served):
                 assert named or private not in text
     assert not list(served.glob("runs/*.txt"))
     assert not list(served.glob("runs/*/checkpoints"))
+
+
+def test_a_record_is_read_only_as_it_was_signed(served, tmp_path):
+    keys, path = signing.read_keys(served / "keys"), tmp_path / "record.json"
+    envelope = json.loads(records.record_path(served, 1).read_text())
+    other = envelope["record"] | {"number": 7}
+    digest = hashing.sha256(hashing.canonical(other))
+    signed = {"record": other, "hash": digest, "signature": keys.sign("record", digest)}
+    for changed, message in (
+        (envelope | {"record": other}, "does not have the hash that it names"),
+        (envelope | {"hash": digest}, "does not have the hash that it names"),
+        (envelope | {"hash": 7}, "does not have the hash that it names"),
+        (envelope | {"record": other, "hash": digest}, "its signature is not the ledger's"),
+        (signed | {"signature": keys.sign("history", digest)}, "its signature is not the ledger's"),
+        (signed | {"signature": 7}, "its signature is not the ledger's"),
+        (signed | {"more": 7}, "does not have the form of a record"),
+        (signed | {"record": 7}, "does not have the form of a record"),
+    ):
+        path.write_bytes(hashing.canonical(changed))
+        with pytest.raises(LedgerError, match=message):
+            records.read_record(path, keys.public)
+    path.write_bytes(hashing.canonical(signed))
+    assert records.read_record(path, keys.public)[0].number == 7

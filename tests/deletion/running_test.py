@@ -119,6 +119,28 @@ def test_a_run_that_fails_when_it_is_resumed_leaves_no_position(book_folder, spo
     assert [path for path in (book_folder / "runs").iterdir() if "000003" in path.name] == []
 
 
+def test_an_error_that_nobody_has_foreseen_keeps_no_later_run_from_beginning(book_folder, monkeypatch):
+    """It may be one that comes again whenever the run is finished. A full disk is none of these."""
+
+    def fails(error):
+        def fail(*arguments):
+            raise error
+
+        monkeypatch.setattr(running, "judge_run", fail)
+        with contextlib.suppress(ZeroDivisionError):
+            assert command("run", "--ledger", book_folder, *QUICK) == 2
+
+    for error, state in (
+        (ZeroDivisionError("5 of 0"), "running"),
+        (OSError("no space"), "running"),
+        (ZeroDivisionError("5 of 0"), "open"),
+    ):
+        fails(error)
+        assert states(book_folder) == ["forgotten", "retrain now", state]
+    with Ledger(book_folder) as book:
+        assert book.entries(RunFailed)[-1].why == "… of 0"
+
+
 def other_network(book, out):
     for name in ("network", "network.safetensors"):
         replace_with(out.parent / "000002" / name, out / name)

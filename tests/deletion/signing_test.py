@@ -30,6 +30,20 @@ def test_digests_tell_nobody_without_the_secret(served):
         assert not set(signing.example_digests(keys, dataset | change)) & set(own)
 
 
+def test_private_keys_are_shown_to_nobody(folder, tmp_path, monkeypatch):
+    keys = signing.read_keys(folder / "keys")
+    assert repr(keys) == "LedgerKeys()"
+    path, public = tmp_path / "auditor.pem", tmp_path / "auditor_public.pem"
+    signing.make_private(path, public)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert signing.read_public(public) == signing.public_of(signing.read_private(path))
+    monkeypatch.setattr(signing.os.path, "lexists", lambda file: False)
+    before = path.read_bytes()
+    with pytest.raises(InputError, match="exists already"):
+        signing.make_private(path, public)
+    assert path.read_bytes() == before, "another process was faster"
+
+
 def test_any_changed_byte_of_the_keys_is_found(folder):
     generator = random.Random(0)
     for name in ("keys/secret", "keys/signing"):
