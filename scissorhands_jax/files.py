@@ -91,6 +91,14 @@ def copy_file(source: str | os.PathLike, target: str | os.PathLike) -> None:
         shutil.copyfileobj(whole, copy)
 
 
+def resolved(path: Path) -> Path:
+    """Returns where a path leads when all links are followed.
+
+    `Path.resolve` raises a RuntimeError for a link that leads to itself, which here stays as it is.
+    """
+    return Path(os.path.realpath(path))
+
+
 def write_new(path: str | os.PathLike, content: bytes, *, mode: int = 0o666) -> bool:
     """Writes a file whole, unless a file of that name exists already. If two processes try at once, one succeeds.
 

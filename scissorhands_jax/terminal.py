@@ -99,7 +99,7 @@ class LogFile:
     def __init__(self, path: Path, out: Path | None = None) -> None:
         self._path, self._out, self._waiting, self._rest = path, None, "", ""
         self._is_lost = False
-        if out is not None and out.resolve() in path.resolve().parents:
+        if out is not None and os.path.realpath(out) in map(str, Path(os.path.realpath(path)).parents):
             self._out = out
             return
         try:

@@ -5,9 +5,11 @@ import os
 
 import pytest
 
+from scissorhands_jax import files
 from scissorhands_jax.diffusion import unlearning
-from scissorhands_jax.errors import CheckpointError
+from scissorhands_jax.errors import CheckpointError, InputError
 from scissorhands_jax.jobs import runs
+from scissorhands_jax.terminal import LogFile
 from scissorhands_jax.training.identity import identify
 from tests.kills import moments, trying
 from tests.kills.writers import WRITERS
@@ -93,3 +95,13 @@ def test_a_link_that_leads_nowhere_yet_is_a_folder_to_be_made(tmp_path):
             (tmp_path / "link" / "left").touch()
     assert json.loads((tmp_path / "there" / "run.json").read_text())["a"] == 1
     assert (tmp_path / "link").is_symlink()
+
+
+def test_a_link_that_leads_to_itself_is_refused(tmp_path):
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    with pytest.raises(InputError, match="leads to no folder"), runs.open_folder(loop, identify({"a": 1})):
+        pass
+    with pytest.raises(InputError, match="cannot be written"):
+        LogFile(loop, tmp_path / "out")
+    assert files.resolved(loop) == loop

@@ -22,7 +22,7 @@ from scissorhands_jax import files, hashing, reading, report
 from scissorhands_jax.audit import TIERS, run_audit
 from scissorhands_jax.audit.analysis import AUDIT_ATTACKS
 from scissorhands_jax.audit.scores import SCORES_FILE
-from scissorhands_jax.deletion import signed_audits, signing, verdicts
+from scissorhands_jax.deletion import records, signed_audits, signing, verdicts
 from scissorhands_jax.deletion.documents import from_document
 from scissorhands_jax.deletion.signed_audits import SignedAudit
 from scissorhands_jax.deletion.verdicts import Evidence, EvidenceGate
@@ -41,9 +41,6 @@ from scissorhands_jax.metrics.intervals import Estimate
 from scissorhands_jax.metrics.rank_tests import Finding
 from scissorhands_jax.terminal import Console, say
 from scissorhands_jax.training.identity import check_same
-
-AUDIT_FOLDER = "audit"
-"""The name of the folder, within that of a run, that keeps the results of its audit."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +143,7 @@ def audit_evidence(
         audit, content = _signed(plan, folder, trusted)
         signed_audits.check_subject(audit, job, network, _path(plan))
         findings, gates = findings_about(audit.results, job, level, must_be_trusted=True)
-        files.write_bytes(out / AUDIT_FOLDER / signed_audits.SIGNED_FILE, content)
+        files.write_bytes(out / records.AUDIT_FOLDER / signed_audits.SIGNED_FILE, content)
         source = f"{_described(audit.results)}, signed by the key {audit.key}, document with SHA-256 {audit.sha256}"
     else:
         if not all(finding.holds for finding in own.findings) or not all(gate.passed for gate in own.gates):
@@ -154,7 +151,7 @@ def audit_evidence(
             return own
         document = _made(plan, job, folder, console)
         for name in (runs.RESULTS_FILE, SCORES_FILE, "report.html"):
-            files.copy_file(folder / name, out / AUDIT_FOLDER / name)
+            files.copy_file(folder / name, out / records.AUDIT_FOLDER / name)
         findings, gates = findings_about(document, job, level, must_be_trusted=False)
         source = _described(document)
     return own.with_more(Evidence(f"an audit of the procedure ({source})", findings, gates))

@@ -191,7 +191,7 @@ class RunUnlearned(LedgerEntry):
     network: str
     """The SHA-256 of the network that the run has made."""
     files: str
-    """A digest of all files in the folder of the run but its checkpoints, under the salt of the run."""
+    """A digest of all files in the folder of the run, without checkpoints and its audit, under the salt of the run."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

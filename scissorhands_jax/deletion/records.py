@@ -34,6 +34,8 @@ from scissorhands_jax.report.provenance import Code
 
 RECORDS_FOLDER = "records"
 RUNS_FOLDER = "runs"
+AUDIT_FOLDER = "audit"
+"""The folder of an audit in that of its run."""
 RECORD_FORMAT = 1
 
 _PURPOSE = "record"
@@ -105,8 +107,9 @@ class RunFiles:
     other: dict[str, str | None]
 
     def digest(self, salt: str) -> str:
-        """Returns a digest of all names and hashes under the salt of the run."""
-        return signing.salted_digest(salt, "files", canonical(dataclasses.asdict(self)))
+        """Returns a digest of all names and hashes under the salt of the run, without what its audit adds later."""
+        other = {name: digest for name, digest in self.other.items() if not name.startswith(f"{AUDIT_FOLDER}/")}
+        return signing.salted_digest(salt, "files", canonical({"network": self.network, "other": other}))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -107,7 +107,8 @@ def add_request(
     """
     subject = subject or Subject()
     today = datetime.datetime.now(datetime.UTC).date()
-    due = due or (today + datetime.timedelta(days=DAYS_TO_SERVE)).isoformat()
+    if due is None:
+        due = (today + datetime.timedelta(days=DAYS_TO_SERVE)).isoformat()
     check_request(requester, due, contact)
     begins = not ledger_exists(folder)
     if begins:

@@ -235,7 +235,7 @@ def _utility_folders(utility: Utility | None) -> dict[str, Path]:
 def _check_places(folders: Mapping[str, Path], out: Path) -> None:
     """Refuses folders of images inside of the one that `--overwrite` clears."""
     for name, folder in folders.items():
-        if out.resolve() in (folder.resolve(), *folder.resolve().parents):
+        if files.resolved(out) in (files.resolved(folder), *files.resolved(folder).parents):
             raise InputError(
                 f"--{name} {folder} is in --out {out}, which --overwrite clears; name another folder for one"
             )
@@ -250,7 +250,7 @@ def _unets_to_make(images: Path, original: Path | None, generation: ImageGenerat
         foreign = original.is_dir() and any(original.iterdir()) and not (original / runs.RUN_FILE).exists()
         if not foreign:
             made[ORIGINAL_IMAGES] = None
-    if ORIGINAL_IMAGES in made and original is not None and original.resolve() == images.resolve():
+    if ORIGINAL_IMAGES in made and original is not None and files.resolved(original) == files.resolved(images):
         raise InputError(f"--images and --original are both {images}; name two folders")
     return made
 

@@ -44,7 +44,10 @@ def open_folder(
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; name a folder for the run")
     if folder.is_symlink():
-        folder.resolve().mkdir(parents=True, exist_ok=True)  # as if it were the folder itself
+        try:
+            files.resolved(folder).mkdir(parents=True, exist_ok=True)  # as if it were the folder itself
+        except FileExistsError as error:
+            raise InputError(f"{folder} is a link that leads to no folder; name another one") from error
     with files.sole_writer(folder):
         yield _begin(folder, identity, overwrite, resume, warn)
 

@@ -63,6 +63,7 @@ def test_a_changed_training_or_test_set_is_refused(served, book_folder, tmp_path
         (["add", "--forget", "indices:{first}", "--requester", "A"], "has not forgotten yet"),
         (["add", "--forget", "indices:{first}", "--requester", "A", "--model", "vgg16_bn"], "knows its model already"),
         (["add", "--forget", "class:2", "--requester", "A", "--due", "soon"], "due date"),
+        (["add", "--forget", "class:2", "--requester", "A", "--due", ""], "due date"),
         (["add", "--forget", "class:2", "--requester", ""], "give a name of 1 to 500 printable characters"),
         (["add", "--forget", "class:2", "--requester", "A", "method.epochs=3"], "takes settings of the network only"),
         (["run", "seed=3"], "settings of the method only"),
