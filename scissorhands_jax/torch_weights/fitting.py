@@ -1,4 +1,4 @@
-"""Making the names in a file those of a network: prefixes, pruned weights, other authors' names, a renaming table."""
+"""Making the names in a file those of a network: prefixes, weights in parts, other authors' names, a renaming table."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from scissorhands_jax import reading
 from scissorhands_jax.errors import WeightsError
+from scissorhands_jax.torch_weights.reparametrized import multiplied_out
 from scissorhands_jax.torch_weights.tensors import show
 from scissorhands_jax.torch_weights.weight_files import StateDict, is_averaged, listed
 
@@ -40,10 +41,11 @@ def fit_names(
 ) -> Fitted:
     """Gives the arrays of a file the names that a network expects, as far as that is certain.
 
-    In this order: names are replaced by those of `rename`; pruned weights `X_orig` are multiplied by their masks
-    `X_mask`; the prefix under which the file has all names of the network is removed, and arrays without it are left
-    aside; the shortcuts and the last layer of residual networks are called what the network calls them. Nothing is done
-    where the names fit. What does not fit afterwards is for `from_state_dict` to say.
+    In this order: names are replaced by those of `rename`; weights that are products of several arrays are multiplied
+    out (`multiplied_out`); the prefix under which the file has all names of the network is removed, and arrays without
+    it are left aside, except for a last layer that only they have; the shortcuts and the last layer of residual
+    networks are called what the network calls them, and so is a single layer whose name alone does not fit. Nothing is
+    done where the names fit. What does not fit afterwards is for `from_state_dict` to say.
 
     Args:
       state_dict: Arrays by the names of the file.
@@ -59,11 +61,12 @@ def fit_names(
     """
     notes: list[str] = []
     arrays = _renamed(state_dict, rename or {}, notes)
-    arrays = _unpruned(arrays, notes)
+    arrays = multiplied_out(arrays, notes)
     if prefix is None:
         prefix = _prefix_of(arrays, shapes, ema)
     arrays = _without_prefix(arrays, prefix, notes)
-    return Fitted(_with_synonyms(arrays, shapes, notes), notes, prefix)
+    arrays = _with_synonyms(arrays, shapes, notes)
+    return Fitted(_with_the_last_name(arrays, shapes, notes), notes, prefix)
 
 
 def fit_in_order(state_dict: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> Fitted | None:
@@ -139,25 +142,6 @@ def _renamed(state_dict: Mapping[str, np.ndarray], rename: Mapping[str, str], no
     return dict(zip(names, state_dict.values(), strict=True))
 
 
-def _unpruned(arrays: StateDict, notes: list[str]) -> StateDict:
-    stems = [name.removesuffix("_orig") for name in arrays if name.endswith("_orig")]
-    pruned = [stem for stem in stems if f"{stem}_mask" in arrays and stem not in arrays]
-    if not pruned:
-        return arrays
-    whole: StateDict = {}
-    for name, array in arrays.items():
-        stem, _, last = name.rpartition("_")
-        if stem in pruned and last == "orig":
-            mask = arrays[f"{stem}_mask"]
-            if mask.shape != array.shape:
-                raise WeightsError(f"{show(stem)} has shape {array.shape} and its mask {mask.shape}; save them again")
-            whole[stem] = (array * mask.astype(array.dtype)).astype(array.dtype)
-        elif not (stem in pruned and last == "mask"):
-            whole[name] = array
-    notes.append(f"{len(pruned)} pruned weights were multiplied by their masks")
-    return whole
-
-
 def _prefix_of(arrays: StateDict, shapes: Mapping[str, tuple[int, ...]], ema: bool | None) -> str:
     """Returns the prefix under which the file has the network; none if it has the names without one."""
     needed = [name for name in shapes if not name.endswith(_COUNTER)]
@@ -187,6 +171,10 @@ def _without_prefix(arrays: StateDict, prefix: str, notes: list[str]) -> StateDi
         raise WeightsError(f"no name in the file begins with {show(prefix)}; its names are {listed(_shown(arrays))}")
     if prefix:
         left = [name for name in arrays if not name.startswith(prefix)]
+        has_head = any(part in _SYNONYMS[1] for name in kept for part in name.split(".")[:-1])
+        heads = [] if has_head else [name for name in left if name.split(".")[0] in _SYNONYMS[1]]
+        kept |= {name: arrays[name] for name in heads}
+        left = [name for name in left if name not in heads]
         aside = f", and {len(left)} arrays without it were left aside ({listed(_shown(left))})" if left else ""
         notes.append(f"the prefix {show(prefix)} was removed{aside}")
     return kept
@@ -196,7 +184,9 @@ def _prefixes(arrays: StateDict, needed: list[str]) -> list[str]:
     """Returns the prefixes under which the file has all names of the network, whatever its last layer is called."""
     stems = [name for name in needed if not _has_synonym(name)] or needed
     first = stems[0]
-    candidates = [name.removesuffix(first) for name in arrays if name.endswith(f".{first}")]
+    candidates = [
+        name.removesuffix(first) for name in arrays if name.endswith(tuple(f"{end}{first}" for end in "._/-"))
+    ]
     return [each for each in candidates if all(each + name in arrays for name in stems)]
 
 
@@ -219,6 +209,24 @@ def _with_synonyms(arrays: StateDict, shapes: Mapping[str, tuple[int, ...]], not
             notes.append(f"{' and '.join(f'{old!r} was read as {new!r}' for old, new in pairs)}{of}")
             return {names[name]: array for name, array in arrays.items()}
     return arrays
+
+
+def _with_the_last_name(arrays: StateDict, shapes: Mapping[str, tuple[int, ...]], notes: list[str]) -> StateDict:
+    """Returns the arrays with the one layer renamed that alone has another name, if its shapes are right."""
+    sides = []
+    for given, other in (({name: a.shape for name, a in arrays.items()}, shapes), (dict(shapes), arrays)):
+        alone = {name: shape for name, shape in given.items() if name not in other and not name.endswith(_COUNTER)}
+        sides.append((alone, {name.rpartition(".")[0] for name in alone}))
+    (extra, here), (missing, there) = sides
+    if len(here) != 1 or len(there) != 1:
+        return arrays
+    (old,), (new,) = here, there
+    if {name.removeprefix(f"{old}."): shape for name, shape in extra.items()} != {
+        name.removeprefix(f"{new}."): shape for name, shape in missing.items()
+    }:
+        return arrays
+    notes.append(f"{show(old)} was read as {show(new)}, the only layer with another name, whose shapes agree")
+    return {new + name.removeprefix(old) if name.startswith(f"{old}.") else name: a for name, a in arrays.items()}
 
 
 def _exchanged(name: str, pairs: Iterable[tuple[str, str]]) -> str:

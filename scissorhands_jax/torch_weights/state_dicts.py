@@ -182,9 +182,16 @@ def check_shapes(shapes: Mapping[str, tuple[int, ...]], params: Params, model_st
 class _Misfit(Exception):
     """The reason why an array does not fit into its slot."""
 
-    def __init__(self, reason: str, shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None) -> None:
+    def __init__(
+        self,
+        reason: str,
+        shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None,
+        *,
+        found_integers: bool = False,
+    ) -> None:
         super().__init__(reason)
         self.shapes = shapes  # expected and found, if these are the reason
+        self.found_integers = found_integers  # where floats were expected
 
 
 class _Slot(NamedTuple):
@@ -225,7 +232,8 @@ class _Slot(NamedTuple):
         dtype = np.dtype(self.leaf.dtype)
         kinds = (np.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
         if [jnp.issubdtype(array.dtype, kind) for kind in kinds] != [jnp.issubdtype(dtype, kind) for kind in kinds]:
-            raise _Misfit(f"expected {dtype}, found {array.dtype}")
+            integers = np.issubdtype(array.dtype, np.integer) and jnp.issubdtype(dtype, jnp.floating)
+            raise _Misfit(f"expected {dtype}, found {array.dtype}", found_integers=integers)
         if array.dtype != dtype:
             with np.errstate(over="ignore"):
                 converted = array.astype(dtype)
@@ -364,6 +372,20 @@ def _likely_reason(
         return (
             "this network keeps the mean and the standard deviation of its input, and the file does not: build it with "
             "normalize=fixed and the mean and std that it was trained with"
+        )
+    if misfits and all(error.found_integers for _, error in misfits):
+        return "they are integers, as in a quantised network: save the floating-point weights of before"
+    turned = [sorted(expected) == sorted(found) and len(found) > 1 for expected, found in shapes]
+    if misfits and not missing and not extra and len(turned) == len(misfits) and all(turned):
+        return (
+            "their axes are in another order, such as that of Flax and TensorFlow, (height, width, in, out): transpose "
+            "them to PyTorch's, (out, in, height, width)"
+        )
+    last = {name.rpartition(".")[0] for name in missing}
+    if not extra and len(last) == 1 and last <= {"fc", "linear", "classifier", "head"}:
+        return (
+            f"the file lacks the last layer, {last.pop()}, as files of networks do that give features: it answers "
+            "nothing without one, so save the network with the one that it was trained with"
         )
     if missing and len(missing) == sum(not slot.is_counter for slot in slots.values()):
         return "no name agrees, so either they are of another kind of network, or their names have a prefix to remove"

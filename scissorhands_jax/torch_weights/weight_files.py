@@ -86,8 +86,8 @@ _LOOKS_LIKE = (
 
 
 def is_averaged(name: str) -> bool:
-    """Says whether a part of a checkpoint is called as averaged weights are: `ema`, `model_ema`, `swa_model`, ..."""
-    return re.search(r"(?<![a-z])(ema|swa|averaged?)(?![a-z])", name.lower()) is not None
+    """Says whether a part of a checkpoint is called as averaged weights are: `ema`, `swa_model`, `shadow`, ..."""
+    return re.search(r"(?<![a-z])(ema|swa|averaged?|shadow)(?![a-z])", name.lower()) is not None
 
 
 def read_state_dict(path: str | os.PathLike[str], *, ema: bool | None = None) -> StateDict:

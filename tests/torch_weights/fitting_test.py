@@ -31,7 +31,7 @@ def test_names_that_fit_stay_with_whatever_is_beside_them():
 
 
 @pytest.mark.parametrize(
-    "prefix", ["module.", "_orig_mod.module.", "model.", "net.backbone.", "module._orig_mod.model."]
+    "prefix", ["module.", "_orig_mod.module.", "model.", "net.backbone.", "module._orig_mod.model.", "net_", "a/b/"]
 )
 def test_a_shared_prefix_is_removed_and_said(prefix):
     given = {prefix + name: array for name, array in arrays().items()}
@@ -88,6 +88,56 @@ def test_pruned_weights_are_multiplied_by_their_masks():
     assert fitted.notes == ["1 pruned weights were multiplied by their masks"]
     with pytest.raises(WeightsError, match=r"has shape \(2, 3\) and its mask \(3,\)"):
         fit_names(given | {"conv1.weight_mask": np.ones(3)}, SHAPES)
+
+
+def test_normalised_weights_are_multiplied_by_their_lengths():
+    """As `torch.nn.utils.weight_norm` and its parametrisation keep them, along each axis."""
+    generator = np.random.default_rng(0)
+    weight = generator.normal(size=(2, 3)).astype(np.float32)
+    for first, second in (
+        ("weight_g", "weight_v"),
+        ("parametrizations.weight.original0", "parametrizations.weight.original1"),
+    ):
+        for axes in ((1,), (0,), None):
+            length = np.sqrt(np.square(weight).sum(axis=axes, keepdims=axes is not None))
+            given = arrays(NAMES[1:]) | {f"conv1.{first}": length, f"conv1.{second}": 7 * weight}
+            fitted = fit_names(given, SHAPES)
+            np.testing.assert_allclose(fitted.state_dict["conv1.weight"], weight, rtol=1e-5)
+            assert fitted.notes == ["1 normalised weights were multiplied by their lengths (weight normalisation)"]
+            assert set(fitted.state_dict) == set(NAMES)
+    with pytest.raises(WeightsError, match=r"direction of shape \(2, 3\) and lengths of shape \(2, 2\)"):
+        fit_names({"w_g": np.ones((2, 2)), "w_v": weight}, SHAPES)
+
+
+@pytest.mark.parametrize(
+    "names", [["c.weight_orig", "c.weight_u", "c.weight_v"], ["c.parametrizations.weight.original"]]
+)
+def test_weights_that_are_computed_otherwise_are_refused_by_name(names):
+    with pytest.raises(
+        WeightsError, match="parts of weights that are computed from them, as by spectral normalisation"
+    ):
+        fit_names(arrays(names), SHAPES)
+
+
+def test_counters_of_a_profiler_are_left_aside():
+    given = arrays() | {"total_ops": np.zeros(1), "conv1.total_params": np.zeros(1)}
+    assert_fits(fit_names(given, SHAPES), "2 counters of a profiler (total_ops, total_params) were left aside")
+
+
+@pytest.mark.parametrize("head", ["fc", "linear"])
+def test_a_last_layer_beside_the_prefix_belongs_to_the_network(head):
+    given = {f"encoder.{name}": array for name, array in list(arrays().items())[:3]}
+    given |= {f"{head}.weight": arrays()["fc.weight"], f"{head}.bias": arrays()["fc.bias"], "other": np.ones(1)}
+    notes = ["was removed, and 1 arrays without it were left aside (other)", "'linear' was read as 'fc'"]
+    assert_fits(fit_names(given, SHAPES), *notes[: 1 + (head == "linear")])
+
+
+def test_a_single_layer_with_another_name_is_found_by_its_shapes():
+    for old, new in (("fc", "fc.1"), ("fc", "last"), ("conv1", "stem.conv")):
+        given = {new + name.removeprefix(old) if name.startswith(old) else name: a for name, a in arrays().items()}
+        assert_fits(fit_names(given, SHAPES), f"'{new}' was read as '{old}', the only layer with another name")
+    given = {name.replace("fc.", "last."): array[:1] for name, array in arrays().items()}
+    assert set(fit_names(given, SHAPES).state_dict) == set(given)
 
 
 def test_a_table_of_ones_own_renames():

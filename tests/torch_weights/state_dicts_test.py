@@ -460,6 +460,26 @@ def test_another_depth_is_recognised():
         torch_weights.from_state_dict(network(), params, model_state)
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "reason"),
+    [
+        (
+            "conv1.weight",
+            lambda array: array.transpose(2, 3, 1, 0),
+            "their axes are in another order, such as that of Fl",
+        ),
+        ("conv1.weight", lambda array: (10 * array).astype(np.int8), "they are integers, as in a quantised network"),
+        ("fc", None, "the file lacks the last layer, fc, as files of networks do that give features"),
+    ],
+)
+def test_other_true_reasons_are_recognised(name, change, reason):
+    arrays = {key: array for key, array in network().items() if change or not key.startswith(f"{name}.")}
+    if change:
+        arrays[name] = change(arrays[name])
+    with pytest.raises(WeightsError, match=reason):
+        torch_weights.from_state_dict(arrays, *template())
+
+
 def test_names_that_all_differ_are_recognised():
     with pytest.raises(WeightsError, match="no name agrees"):
         torch_weights.from_state_dict({f"encoder.{name}": array for name, array in network().items()}, *template())
