@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
@@ -18,7 +18,7 @@ from scissorhands_jax.errors import InputError, check_seed
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.config import NetworkConfig, RunConfig
 from scissorhands_jax.jobs.earlier_runs import Past, past_of
-from scissorhands_jax.jobs.loading import build_model, read_network
+from scissorhands_jax.jobs.loading import ReadNetwork, build_model, read_network
 from scissorhands_jax.methods import MethodSettings
 from scissorhands_jax.methods.settings import of_task, on_upper_layers
 from scissorhands_jax.metrics import answers
@@ -42,6 +42,7 @@ class OriginalNetwork:
     model: Model
     params: Params
     model_state: ModelState
+    names: Mapping[str, str]  # of `loading.ReadNetwork`
     past: Past
     train_sha256: str  # of the training split
 
@@ -205,16 +206,13 @@ def prepare_network(
     if check is not None:
         check(model)
     if check is not None and config.weights is None and config.checkpoint is None:
-        params, model_state = model.init(jax.random.key(seed))
+        read = ReadNetwork(config, model, *model.init(jax.random.key(seed)))
     else:
-        config, model, params, model_state = read_network(config, splits)
+        read = read_network(config, splits)
     train_sha256 = hashing.tree_sha256(splits.train)
     return OriginalNetwork(
-        config=config,
         splits=splits,
-        model=model,
-        params=params,
-        model_state=model_state,
+        **read._asdict(),
         past=past_of(config, data_lib.size(splits.train), train_sha256, splits.held_out),
         train_sha256=train_sha256,
     )

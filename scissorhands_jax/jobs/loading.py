@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ from scissorhands_jax.base import Model, ModelState, Params
 from scissorhands_jax.errors import InputError, WeightsError
 from scissorhands_jax.jobs import logits_check
 from scissorhands_jax.jobs.config import NetworkConfig
-from scissorhands_jax.jobs.earlier_runs import network_folder
+from scissorhands_jax.jobs.earlier_runs import WEIGHTS_FILE, network_folder, origin_folder
 from scissorhands_jax.models import layouts
 from scissorhands_jax.training import checkpoints
 
@@ -33,6 +34,8 @@ class ReadNetwork(NamedTuple):
     model: Model
     params: Params
     model_state: ModelState
+    names: Mapping[str, str] = MappingProxyType({})
+    """What the file that the network comes from calls its arrays, by PyTorch's names of them that differ."""
 
 
 def build_model(config: NetworkConfig, splits: datasets.Splits) -> Model:
@@ -81,20 +84,33 @@ def read_network(config: NetworkConfig, splits: datasets.Splits) -> ReadNetwork:
     if config.checkpoint is not None:
         _refuse_descriptions(config)
         model = build_model(config, splits)
-        found = ReadNetwork(config, model, *load_run(model, config.checkpoint))
+        found = ReadNetwork(config, model, *load_run(model, config.checkpoint), _names_of_run(config, model))
     elif config.weights is None:
         raise InputError("name the original network with --weights FILE or --checkpoint RUN")
     else:
         fitted = _Fitter(config, splits).found()
         for note in fitted.notes:
             _logger.warning("%s: %s", config.weights, note)
-        found = ReadNetwork(fitted.config, fitted.model, *_network(fitted, config.weights))
+        found = ReadNetwork(fitted.config, fitted.model, *_network(fitted, config.weights), fitted.names)
     if config.check is not None:
         network = (found.model, found.params, found.model_state)
         found_options = found.config.model_options
         agreed = logits_check.check_answers(config.check, config.model, found_options, network, splits.image_shape)
         _logger.warning("%s", agreed)
     return found
+
+
+def _names_of_run(config: NetworkConfig, model: Model) -> Mapping[str, str]:
+    """The names that the file of a run's network has, which are those of the file that the first run began with."""
+    assert config.checkpoint is not None
+    file = origin_folder(config.checkpoint) / WEIGHTS_FILE
+    if not file.is_file():
+        return {}
+    shapes = torch_weights.state_dict_shapes(*jax.eval_shape(model.init, jax.random.key(0)))
+    try:
+        return torch_weights.fit_names(torch_weights.read_state_dict(file), shapes).names
+    except WeightsError:  # The network itself is in other files, and is read from them.
+        return {}
 
 
 def _refuse_descriptions(config: NetworkConfig) -> None:
@@ -112,6 +128,7 @@ class _Attempt(NamedTuple):
     model: Model
     state_dict: Mapping[str, np.ndarray]
     notes: list[str]
+    names: Mapping[str, str]  # of `torch_weights.fit_names`
     misfits: float  # the number of arrays that do not fit; those that keep a mean and a standard deviation count little
 
 
@@ -176,7 +193,8 @@ class _Fitter:
                 f"it was read as a network of {authors}, with {said}; a file does not show all of this, so compare the "
                 "answers with --check FILE"
             )
-        return _Attempt(config, model, fitted.state_dict, notes, _count_misfits(fitted.state_dict, shapes))
+        misfits = _count_misfits(fitted.state_dict, shapes)
+        return _Attempt(config, model, fitted.state_dict, notes, fitted.names, misfits)
 
     def _try_in_order(self, config: NetworkConfig) -> _Attempt | None:
         """Reads the file by the order of its arrays; None where their shapes do not allow it."""
@@ -190,7 +208,7 @@ class _Fitter:
             return ranks.get(module, len(ranks)), kinds.index(last) if last in kinds else len(kinds)
 
         fitted = torch_weights.fit_in_order(self.arrays, {name: shapes[name] for name in sorted(shapes, key=rank)})
-        return None if fitted is None else _Attempt(config, model, fitted.state_dict, fitted.notes, 0)
+        return None if fitted is None else _Attempt(config, model, fitted.state_dict, fitted.notes, {}, 0)
 
     def _in_order(self, config: NetworkConfig) -> _Attempt:
         found = self._try_in_order(config)

@@ -185,7 +185,7 @@ def unlearn(
             options: dict[str, Any] = {"steps_per_call": steps_per_call, "feed_from": feed_from}
             made = _carried_out(job, method, out, keeper, layout, refuse, console=console, **options)
         results, result, history = made
-        _save_result(out, config, result)
+        _save_result(out, job, result)
         if distributed.is_first():
             _present(out, results, history, console)
             seen = judgement.seen_by_steps(method, config.seed, job.data, config.method.epochs)
@@ -341,13 +341,19 @@ def _results(
     )
 
 
-def _save_result(out: Path, config: RunConfig, result: Result) -> None:
-    """Writes the network as a checkpoint, in which all processes take part, and as a file, which the first writes."""
+def _save_result(out: Path, job: Job, result: Result) -> None:
+    """Writes the network as a checkpoint, in which all processes take part, and as a file, which the first writes.
+
+    The file has the names of the one that the network comes from, without a prefix.
+    """
+    config = job.config
     checkpoints.save_network(out / NETWORK_FOLDER, result.params, result.model_state, dataclasses.asdict(config))
     network = sharding.to_host((result.params, result.model_state))
     if distributed.is_first():
-        names = {"model": config.model, "made_by": "scissorhands_jax", "method": config.method_name}
-        torch_weights.write_safetensors(out / WEIGHTS_FILE, torch_weights.to_state_dict(*network, flatten={}), names)
+        about = {"model": config.model, "made_by": "scissorhands_jax", "method": config.method_name}
+        arrays = torch_weights.to_state_dict(*network, flatten={})
+        named = {job.names.get(name, name): array for name, array in arrays.items()}
+        torch_weights.write_safetensors(out / WEIGHTS_FILE, named, about)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import itertools
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +30,9 @@ class Fitted(NamedTuple):
     notes: list[str]
     prefix: str = ""
     """The prefix that was removed."""
+    names: Mapping[str, str] = MappingProxyType({})
+    """The names of the file, without prefix and as a table of the user's has them, by those of the network that differ.
+    """
 
 
 def fit_names(
@@ -65,8 +69,9 @@ def fit_names(
     if prefix is None:
         prefix = _prefix_of(arrays, shapes, ema)
     arrays = _without_prefix(arrays, prefix, notes)
-    arrays = _with_synonyms(arrays, shapes, notes)
-    return Fitted(_with_the_last_name(arrays, shapes, notes), notes, prefix)
+    fitted = _with_the_last_name(_with_synonyms(arrays, shapes, notes), shapes, notes)
+    names = {new: old for new, old in zip(fitted, arrays, strict=True) if new != old}
+    return Fitted(fitted, notes, prefix, names)
 
 
 def fit_in_order(state_dict: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> Fitted | None:

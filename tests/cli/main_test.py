@@ -145,6 +145,17 @@ def test_exported_weights_are_the_checkpoint_bit_for_bit(weights, tmp_path):
     assert not same_bits(saved, original)
 
 
+def test_the_file_that_comes_out_has_the_names_of_the_one_that_went_in_also_after_a_second_run(weights, tmp_path):
+    arrays = {name.replace("head", "fc.1"): array for name, array in torch_weights.read_state_dict(weights).items()}
+    given = tmp_path / "given.safetensors"
+    torch_weights.write_safetensors(given, {f"module.{name}": array for name, array in arrays.items()})
+    assert unlearn(given, tmp_path / "first", *QUICK) == 0
+    assert torch_weights.read_state_dict(tmp_path / "first" / "network.safetensors").keys() == arrays.keys()
+    again = ["unlearn", "--checkpoint", tmp_path / "first", "--forget", "random:0.1", "--out", tmp_path / "second"]
+    assert cli.main(list(map(str, [*again, *QUICK, "--insist"]))) == 0
+    assert torch_weights.read_state_dict(tmp_path / "second" / "network.safetensors").keys() == arrays.keys()
+
+
 def test_a_class_and_a_file_of_positions_can_be_forgotten(weights, tmp_path, capsys):
     assert unlearn(weights, tmp_path / "class", *QUICK, "--validation", "test:0.2", forget="class:3") == 0
     results = json.loads((tmp_path / "class" / "results.json").read_text())

@@ -75,9 +75,11 @@ def test_files_of_known_authors_are_read_and_what_was_done_is_said(author, tmp_p
     name, options, rename, found = CASES[author]
     _, params, model_state = written(tmp_path / "a.safetensors", name, options, rename)
     got = read(tmp_path / "a.safetensors", name)
-    for here, there in zip(jax.tree.leaves(got[2:]), jax.tree.leaves((params, model_state)), strict=True):
+    for here, there in zip(jax.tree.leaves(got[2:4]), jax.tree.leaves((params, model_state)), strict=True):
         np.testing.assert_array_equal(here, there)
     assert got.config.model_options == {**found, **SMALL}
+    wanted = {rename(key).removeprefix("module.") for key in torch_weights.to_state_dict(params, model_state)}
+    assert {got.names.get(key, key) for key in torch_weights.to_state_dict(*got[2:4])} == wanted
     assert (f"read as a network of {author}, with" in caplog.text) == bool(found)
 
 
