@@ -35,7 +35,7 @@ import numpy as np
 
 # Side of the latents, pixels to a latent, width of the prompts, tokens, length of a prompt. The stage in PyTorch does
 # not import the library.
-SIZES = {"sd-v1": (64, 8, 768, 49408, 77), "tiny": (8, 2, 32, 99, 11)}
+SIZES = {"sd-v1": (64, 8, 768, 49408, 77), "tiny": (8, 2, 32, 514, 77)}
 LEAST_FREE_GIB = 1.2
 FILES = {
     "unet": "unet/diffusion_pytorch_model.safetensors",
@@ -218,10 +218,32 @@ def unlearning_settings(name: str) -> tuple[Any, Any, Any]:
 def plan(work: Path, name: str) -> dict[str, Any]:
     """Predicts what the step of `unlearn` needs."""
     del work
+    return planned(*unlearning_settings(name))
+
+
+def plan_batch_16(work: Path, name: str) -> dict[str, Any]:
+    """Predicts what a step of the paper's settings needs: batch 16, Adam, bfloat16, activations computed again.
+
+    The compiler is that of the CPU, which computes some products of bfloat16 in float32, so temporaries are rather too
+    large for a GPU.
+    """
+    del work
+    from scissorhands_jax.diffusion import concept_settings, generating, networks
+    from scissorhands_jax.diffusion.layers import Compute
+
+    side, factor, *_ = SIZES[name]
+    compute = Compute(dtype="bfloat16", remat=True, attention=f"{side}=chunked")
+    generation = generating.GenerationSettings(size=side * factor, compute=compute)
+    described = {"attention": compute.attention, "batch_size": 16, "dtype": compute.dtype, "limit_gib": 140}
+    settings = concept_settings.concept_preset("paper")
+    return described | planned(networks.CONFIGS[name], settings, generation, memory_gib=140)
+
+
+def planned(sizes: Any, settings: Any, generation: Any, memory_gib: float | None = None) -> dict[str, Any]:
+    """Returns a plan in GiB."""
     from scissorhands_jax.diffusion import planning
 
-    sizes, settings, generation = unlearning_settings(name)
-    document = planning.plan_concept(sizes, settings, generation=generation).document()
+    document = planning.plan_concept(sizes, settings, generation=generation, memory_gib=memory_gib).document()
     gib = {
         phase: {part: round(size / 2**30, 2) for part, size in parts.items()}
         for phase, parts in document["phases_bytes"].items()
@@ -229,6 +251,7 @@ def plan(work: Path, name: str) -> dict[str, Any]:
     return {
         "phases_gib": {phase: parts | {"together": round(sum(parts.values()), 2)} for phase, parts in gib.items()},
         "total_gib": round(document["total_bytes"] / 2**30, 2),
+        "fits": document["fits"],
         "seconds_compile": round(document["compile_seconds"], 1),
     }
 
@@ -317,6 +340,7 @@ STAGES = {
     "compute": compute,
     "export": export,
     "plan": plan,
+    "plan_batch_16": plan_batch_16,
     "unlearn": unlearn,
 }
 

@@ -165,15 +165,18 @@ def evaluate_images(
     if original is not None and not made:
         nudity.pair_images(read[IMAGES], read[ORIGINAL_IMAGES], settings.pairing)
     if concepts is not None:
-        concept_accuracy.check_prompts(read, concepts.concepts)
+        asked = {
+            name: [ImageEntry(counted[name], "", prompt) for prompt in generation.prompts]
+            for name in made
+            if generation is not None
+        }
+        concept_accuracy.check_prompts(read | asked, concepts.concepts)
     config = _config(counted | kept, settings, generation, utility, concepts, count_nudity)
     with runs.open_folder(out, identify(config), overwrite=overwrite, resume=resume):
         for name, unet in made.items():
             assert generation is not None
             _generate(generation, unet, counted[name], networks_sha256[name], console)
         entries = {name: read.get(name) or nudity.read_image_folder(folder) for name, folder in counted.items()}
-        if concepts is not None:
-            concept_accuracy.check_prompts(entries, concepts.concepts)
         with progress_bar(console) as progress:
             found: dict[str, list[list[Detection]]] = {name: [[] for _ in own] for name, own in entries.items()}
             if detect is not None:

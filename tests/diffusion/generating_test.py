@@ -72,6 +72,19 @@ def test_images_are_the_same_in_batches_and_after_a_stop(pipeline, tmp_path):
         )
 
 
+def test_an_image_that_is_not_finite_is_an_error_and_no_picture(pipeline, tmp_path):
+    """Those of the same batch that are finite and come first are kept."""
+    params = jax.tree.map(lambda leaf: leaf, pipeline.params)
+    embedding = params["text"]["text_model"]["embeddings"]["token_embedding"]["embedding"]
+    params["text"]["text_model"]["embeddings"]["token_embedding"]["embedding"] = embedding.at[5].set(np.nan)  # "barks"
+    broken = pipeline._replace(params=params)
+    with pytest.raises(
+        InputError, match=r"00001.png of the prompt 'the dog barks' has NaN or infinity and was not wri"
+    ):
+        generating.generate_images(broken, PROMPTS, tmp_path, settings=SETTINGS, batch_size=2)
+    assert [path.name for path in tmp_path.glob("*.png")] == ["00000.png"]
+
+
 def test_an_image_is_what_its_parts_make_of_it(pipeline):
     """`draw` against the networks called one by one, without guidance."""
     ids, empty = Words()(["a cat", "the dog barks"]), Words()([""])
@@ -159,6 +172,8 @@ def test_command_line(pipeline, tmp_path, monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out)["made"] == 2
     assert cli.main([*arguments, "--resume"]) == 0
     assert json.loads(capsys.readouterr().out)["made"] == 0
+    assert cli.main([*arguments, "--ftfy", "--resume"]) == 2
+    assert "another run: cleaning was 'nfc' and is now 'ftfy'" in " ".join(capsys.readouterr().err.split())
     assert cli.main([*arguments, "--dtype", "float8", "--resume"]) == 2
     assert cli.main([*arguments, "--images", "0", "--resume"]) == 2
     (model / "unet/meta/metadata").unlink()

@@ -53,6 +53,19 @@ class TestNoiseLoss:
         expected = np.mean((1 - factor * np.sqrt(1 - share)) ** 2 + factor**2 * share * constant**2)
         assert found == pytest.approx(expected, rel=0.04)  # three standard deviations of 4,000 timesteps
 
+    def test_a_network_of_the_velocity_has_the_velocity_to_predict(self):
+        """E (sqrt(s) noise - sqrt(1 - s) c - w (sqrt(s) c + sqrt(1 - s) noise))^2, for the same network."""
+        schedule = dataclasses.replace(schedules.SD_V1_SCHEDULE, prediction="v_prediction")
+        loss_fn = losses.noise_loss(multiple(), schedule)
+        factor, constant = 0.7, 0.5
+        batch = {"latents": jnp.full((4000, 4, 4, 1), constant), "context": jnp.zeros((4000, 1, 1))}
+        found = jax.jit(lambda key: loss_fn(jnp.float32(factor), {}, batch, train=True, key=key)[0])(jax.random.key(1))
+        signal, rest = (
+            np.sqrt(share) for share in (schedules.signal_shares(schedule), 1 - schedules.signal_shares(schedule))
+        )
+        expected = np.mean((signal - factor * rest) ** 2 + constant**2 * (rest + factor * signal) ** 2)
+        assert found == pytest.approx(expected, rel=0.04)
+
     def test_the_key_decides(self):
         loss_fn = losses.noise_loss(multiple())
         batch = {"latents": jnp.ones((2, 4, 4, 1)), "context": jnp.zeros((2, 1, 1))}

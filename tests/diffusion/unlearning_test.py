@@ -214,10 +214,11 @@ class TestRuns:
         assert json.loads(capsys.readouterr().out)["steps"] == 6
 
     def test_over_the_devices_of_a_mesh(self, folder, tmp_path, capsys):
-        """Of one device here; `training/sharding_test.py` has eight."""
+        """Of two devices, if the process was started with as many; `training/sharding_test.py` has eight."""
+        count = min(jax.device_count(), 2)
         words = paper(folder, tmp_path / "out", "--cache", str(folder / "paper/cache"))
-        assert cli.main([*words, "--mesh", "1x1", "--fsdp"]) == 0
-        assert json.loads(capsys.readouterr().out)["layout"].startswith("data 1 x model 1, fsdp")
+        assert cli.main([*words, "--mesh", f"{count}x1", "--fsdp"]) == 0
+        assert json.loads(capsys.readouterr().out)["layout"].startswith(f"data {count} x model 1, fsdp")
         for found, expected in zip(
             *map(jax.tree.leaves, (result(tmp_path / "out"), result(folder / "paper"))), strict=True
         ):
