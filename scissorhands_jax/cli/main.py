@@ -13,6 +13,7 @@ from scissorhands_jax.cli import (
     audit,
     data,
     diffusion,
+    diffusion_attacks,
     diffusion_images,
     diffusion_unlearning,
     doctor,
@@ -60,6 +61,7 @@ COMMANDS: dict[str, type[Command]] = {
     "sd unlearn": diffusion_unlearning.ConceptCommand,
     "sd plan": diffusion_unlearning.ConceptPlanCommand,
     "sd evaluate": diffusion_images.ImagesCommand,
+    "sd attack": diffusion_attacks.AttackCommand,
     "lm evaluate": language.LogsCommand,
 }
 """The commands by their names, each with its options."""

@@ -31,7 +31,7 @@ from scissorhands_jax.training.identity import identify
 
 IMAGES_FILE = "images.csv"
 _SEED_COLUMNS = ("seed", "evaluation_seed", "sd_seed")  # ours, UnlearnDiffAtk's, I2P's
-_PROMPT_COLUMNS = ("prompt", "adv_prompt")
+_PROMPT_COLUMNS = ("prompt", "adv_prompt", "sensitive prompt")  # ours and P4D's, MMA's, Ring-A-Bell's
 
 
 class Prompt(NamedTuple):
@@ -69,7 +69,8 @@ DEFAULT_GENERATION = GenerationSettings()
 def read_prompts(path: Path, *, seed: int = 0) -> list[Prompt]:
     """Reads a CSV file of prompts.
 
-    The file needs a column `prompt`. Seeds are those of the column `seed`, `evaluation_seed` or `sd_seed` (as in the
+    The file needs a column `prompt`, or `adv_prompt` or `sensitive prompt` as the adversarial lists of MMA and
+    Ring-A-Bell have it. Seeds are those of the column `seed`, `evaluation_seed` or `sd_seed` (as in the
     lists of UnlearnDiffAtk and I2P). Other columns are ignored.
 
     Args:
@@ -235,7 +236,7 @@ def _make_missing(
             for number, image, drawn in zip(batch, np.asarray(images), np.asarray(finite), strict=False):
                 if not drawn:
                     raise _not_finite(out / names[number], prompts[number], settings)
-                _write_image(out / names[number], image)
+                write_image(out / names[number], image)
             progress.advance(task, len(batch))
     return {"images": len(prompts), "made": len(missing), "seconds": time.perf_counter() - start}
 
@@ -278,7 +279,8 @@ def _write_list(path: Path, names: Sequence[str], prompts: Sequence[Prompt]) -> 
     files.write_text(path, text.getvalue())
 
 
-def _write_image(path: Path, image: np.ndarray) -> None:
+def write_image(path: Path, image: np.ndarray) -> None:
+    """Writes a picture of shape (H, W, 3), dtype=uint8, as PNG."""
     content = io.BytesIO()
     Image.fromarray(image).save(content, "PNG")
     files.write_bytes(path, content.getvalue())
