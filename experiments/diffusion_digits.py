@@ -1,11 +1,16 @@
 """Has diffusion networks forget each of the ten digits in turn, next to two networks that were retrained without it.
 
     python -m experiments.diffusion_digits --out experiments/results/diffusion_digits.json
+    python -m experiments.diffusion_digits --out experiments/results/diffusion_methods.json --seeds 0 --digits 4 7 \\
+        --attack \\
+        --networks original retrain "retrain again" scissorhands "Algorithm 1" esd uce salun munba erase_diff \\
+        selective_amnesia finetune gradient_ascent neggrad_plus l1_sparse ssd
 
 For each seed this trains the network of `scissorhands demo diffusion` once, for 50 epochs instead of 40, and has it
 forget each digit in every way of `VARIANTS`, in 20 epochs instead of 12. Each result is written as soon as it is
 computed, and the same command continues where it was stopped (the original of the seed is then trained again, to the
-same weights). At the end a picture is drawn next to the results.
+same weights). At the end a picture is drawn next to the results. The second command has the other
+methods of `sd unlearn` in one table, with attacks.
 """
 
 from __future__ import annotations
@@ -21,7 +26,10 @@ from typing import Any
 import numpy as np
 
 from scissorhands_jax import array_files, files, reading, report
+from scissorhands_jax.diffusion.attacks import AttackRate, attack_gate, attack_rate
+from scissorhands_jax.diffusion.concept_methods import CONCEPT_METHODS
 from scissorhands_jax.diffusion.demo import judging, running
+from scissorhands_jax.diffusion.demo.attacking import DIGITS_ATTACK
 from scissorhands_jax.diffusion.demo.drawings_figure import drawings_figure
 from scissorhands_jax.diffusion.demo.forgetting import StartPhase, forget_digit
 from scissorhands_jax.diffusion.demo.scene import make_scene, requested_digits
@@ -49,13 +57,14 @@ NETWORKS = (ORIGINAL, RETRAINED, RETRAINED_AGAIN, *VARIANTS)
 HEADERS = {
     "forget": ("forgotten digit, %", 1),
     "any_digit": ("any digit for it, %", 1),
+    "attacked": ("forgotten digit, attacked, %", 1),
     "kept": ("other digits, %", 1),
     "unasked": ("unasked, %", 1),
     "frechet": ("Fréchet distance", 2),
     "error_forget": ("noise loss, forgotten", 3),
     "error_kept": ("noise loss, others", 3),
 }
-"""The numbers that are compared, by their names in a row: their titles and decimal places."""
+"""The numbers that are compared, by their names in a row: titles and decimal places. Not all rows are attacked."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,8 +79,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--digits", type=int, nargs="+", default=list(range(NUM_DIGITS)), metavar="D", help="default: all"
     )
     parser.add_argument(
-        "--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS, metavar="NAME", help="default: all"
+        "--networks",
+        nargs="+",
+        default=list(NETWORKS),
+        choices=[*NETWORKS, *CONCEPT_METHODS],
+        metavar="NAME",
+        help="default: all without the other methods of sd unlearn, which are " + ", ".join(CONCEPT_METHODS),
     )
+    parser.add_argument("--attack", action="store_true", help="also look for a text that brings the digit back")
     options = parser.parse_args(arguments)
     console = Console(stderr=True)
     try:
@@ -82,6 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             seeds=options.seeds,
             forgotten=options.digits,
             names=options.networks,
+            attacked=options.attack,
             console=console,
         )
     except InputError as error:
@@ -99,6 +115,7 @@ def run(
     seeds: Sequence[int],
     forgotten: Sequence[int] = range(NUM_DIGITS),
     names: Sequence[str] = NETWORKS,
+    attacked: bool = False,
     console: Console,
 ) -> dict[str, Any]:
     """Computes what is missing in the file, and returns all that is in it.
@@ -109,7 +126,8 @@ def run(
       settings: The settings of everything except the digit and the seed.
       seeds: The seeds, each with an original of its own.
       forgotten: The digits to forget.
-      names: The networks to make, of `NETWORKS`.
+      names: The networks to make, of `NETWORKS` and CONCEPT_METHODS.
+      attacked: Whether the networks are attacked as well.
       console: Shows progress.
 
     Raises:
@@ -117,6 +135,8 @@ def run(
     """
     described = dataclasses.asdict(settings)
     del described["digit"], described["seed"]
+    if attacked:
+        described["attack"] = dataclasses.asdict(DIGITS_ATTACK)
     described = json.loads(json.dumps(described))
     document: dict[str, Any] = {"settings": described, "real": {}, "rows": []}
     if out.exists():
@@ -131,6 +151,8 @@ def run(
         np.save(_drawings(work, seed, row["digit"], row["network"]), images[requested == row["digit"]][:SHOWN, ..., 0])
         document["rows"].append({"seed": seed, **row})
         document["summary"] = summary(document["rows"])
+        if attacked:
+            document["attack_gate"] = gate(document["rows"])
         files.write_text(out, json.dumps(document | report.environment(), indent=1, allow_nan=False) + "\n")
 
     with running.phases(console) as (start_phase, _):
@@ -145,7 +167,7 @@ def run(
                 if missing:
                     original = original or train_digits(own, scene, None, start_phase(f"seed {seed}, {ORIGINAL}"))
                     naming = _naming(start_phase, f"seed {seed}, digit {digit}")
-                    for numbers, images in forget_digit(own, scene, original, naming, missing):
+                    for numbers, images in forget_digit(own, scene, original, naming, missing, attacked=attacked):
                         keep(seed, dataclasses.asdict(numbers), images)
     files.write_bytes(out.with_suffix(".png"), report.figure_png(picture(work, seeds[0], forgotten, names), dpi=110))
     return document
@@ -163,18 +185,35 @@ def table(found: Mapping[str, Any]) -> str:
     return "\n".join(lines) + f"\n\n{distances_table(found)}\n"
 
 
+def shown_headers(found: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
+    """Of HEADERS those that every network of a summary has."""
+    return {key: header for key, header in HEADERS.items() if all(key in numbers for numbers in found.values())}
+
+
 def distances_table(found: Mapping[str, Any]) -> str:
     """The distances of a summary as a Markdown table, with the number of digits within the floor in brackets."""
-    titles = [*(title for title, _ in HEADERS.values()), "within in all"]
+    shown = shown_headers(found)
+    titles = [*(title for title, _ in shown.values()), "within in all"]
     lines = [f"| network | {' | '.join(titles)} |", f"| --- |{' ---: |' * len(titles)}"]
     for name, numbers in found.items():
         if "within" in numbers:
             cells = [
                 f"{numbers[key]['distance']:.{places}f} ({numbers[key]['within']})"
-                for key, (_, places) in HEADERS.items()
+                for key, (_, places) in shown.items()
             ]
             lines.append(f"| {name} | {' | '.join(cells)} | {numbers['within']} of {numbers['digits']} |")
     return "\n".join(lines)
+
+
+def gate(rows: Sequence[Mapping[str, Any]]) -> dict[str, bool | None]:
+    """Whether the attacks can be believed (`attack_gate`), over all drawings of originals and of retrained networks."""
+
+    def rate(name: str) -> AttackRate | None:
+        shares = [row["attacked"] for row in rows if row["network"] == name]
+        return attack_rate(*(sum(share[part] for share in shares) for part in ("count", "total"))) if shares else None
+
+    original = rate(ORIGINAL)
+    return {} if original is None else attack_gate(original, rate(RETRAINED))
 
 
 def _naming(start_phase: StartPhase, prefix: str) -> StartPhase:
@@ -192,7 +231,8 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     of them.
     """
     held = {(row["network"], row["digit"], row["seed"]): judging.compared_numbers(row) for row in rows}
-    floors = _floors(held)
+    keys = [key for key in HEADERS if all(key in row for row in held.values())]
+    floors = _floors(held, keys)
     found: dict[str, Any] = {}
     for name in dict.fromkeys(network for network, _, _ in held):
         own = {(digit, seed): row for (network, digit, seed), row in held.items() if network == name}
@@ -202,7 +242,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         ]
         found[name] = {}
         inside: list[set[int]] = []
-        for key in HEADERS:
+        for key in keys:
             found[name][key] = {"mean": _mean(_by_digit([(cell, row[key]) for cell, row in own.items()]))}
             if pairs and floors:
                 away = _by_digit([(cell, abs(row[key] - other[key])) for cell, row, other in pairs])
@@ -213,11 +253,11 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _floors(held: Mapping[tuple[str, int, int], Mapping[str, float]]) -> dict[str, float]:
+def _floors(held: Mapping[tuple[str, int, int], Mapping[str, float]], keys: Sequence[str]) -> dict[str, float]:
     """The 95th percentile of the distances between two retrained networks by number; nothing without such pairs."""
     cells = [(digit, seed) for name, digit, seed in held if name == RETRAINED]
     pairs = [(held[RETRAINED, *c], held[RETRAINED_AGAIN, *c]) for c in cells if (RETRAINED_AGAIN, *c) in held]
-    return {key: float(np.percentile([abs(a[key] - b[key]) for a, b in pairs], 95)) for key in HEADERS if pairs}
+    return {key: float(np.percentile([abs(a[key] - b[key]) for a, b in pairs], 95)) for key in keys if pairs}
 
 
 def _by_digit(numbers: Iterable[tuple[tuple[int, int], float]]) -> dict[int, float]:

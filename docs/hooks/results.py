@@ -65,7 +65,7 @@ def _index(lines: Sequence[str]) -> str:
 def _page_of(document: Document, name: str, folder: Path) -> tuple[str, Mapping[str, str | bytes]]:
     """The page of a file of results in a folder, and its pictures by the names of their files."""
     if "summary" in document:
-        return _digits(document), {f"{name}.png": (FOLDER / f"{name}.png").read_bytes()}
+        return _digits(document, name), {f"{name}.png": (FOLDER / f"{name}.png").read_bytes()}
     if "evidence" in document:
         described = audit.describe(document)
         drawn = _drawn(
@@ -194,17 +194,15 @@ def _mean(values: Sequence[float | None]) -> str:
     return f"{statistics.fmean(found):.1f}{spread}"
 
 
-def _digits(document: Document) -> str:
+def _digits(document: Document, name: str) -> str:
     """How the diffusion networks draw, as means over digits, and how far they are from retrained ones."""
     summary = document["summary"]
-    known = {
-        name: title for name, (title, _) in diffusion_digits.HEADERS.items() if name in next(iter(summary.values()))
-    }
+    known = {name: title for name, (title, _) in diffusion_digits.shown_headers(summary).items()}
     lines = []
     for network, numbers in summary.items():
         means = [numbers[name]["mean"] for name in known]
         lines.append([text.escaped(network), *(f"{m['value']:.2f} [{m['low']:.2f}, {m['high']:.2f}]" for m in means)])
-    picture = "![Drawings of the original and of unlearned networks](diffusion_digits.png)"
+    picture = f"![Drawings of the original and of unlearned networks]({name}.png)"
     shown = text.table(["network", *known.values()], lines)
     away = ""
     if any("within" in numbers for numbers in summary.values()):

@@ -44,5 +44,9 @@ NETWORK_LINES = {
 }
 """What each network of the registry is."""
 
-PRESET_LINES = {"paper": "Algorithm 1", "released": "what the published code does"}
+PRESET_LINES = {
+    "paper": "Algorithm 1",
+    "released": "what the published code does for nudity",
+    "released-objects": "what the published code does for classes of objects",
+}
 """What the settings of a preset for diffusion networks follow."""

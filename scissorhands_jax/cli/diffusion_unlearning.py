@@ -11,10 +11,12 @@ from scissorhands_jax.cli import choices
 from scissorhands_jax.cli.diffusion import PromptOptions, SamplingOptions
 from scissorhands_jax.cli.options import RARE, Option, SettingsCommand
 from scissorhands_jax.cli.shared import LongCommand, ResumeOptions, given_settings, print_json
+from scissorhands_jax.errors import InputError, check_choice
 from scissorhands_jax.jobs import config as config_lib
 from scissorhands_jax.terminal import Console
 
 if TYPE_CHECKING:
+    from scissorhands_jax.diffusion.concept_methods import ConceptTraining
     from scissorhands_jax.diffusion.concept_settings import ConceptSettings
 
 
@@ -25,9 +27,29 @@ class DiffusionMethodOptions(SamplingOptions, SettingsCommand):
     preset: Annotated[
         str,
         Option(
-            "Settings to begin with: paper is Algorithm 1, released is what the published code does.", metavar="NAME"
+            "Settings of Scissorhands to begin with: paper is Algorithm 1, released and released-objects are what the "
+            "published code does.",
+            metavar="NAME",
         ),
     ] = "paper"
+    train: Annotated[
+        str | None,
+        Option(
+            "The weights that may move: all, attention, cross-attention, all-but-cross-attention, or a pattern; the "
+            "same as train=PART.",
+            metavar="PART",
+            setting="train",
+        ),
+    ] = None
+    trim: Annotated[
+        str | None,
+        Option(
+            "The weights of which Scissorhands re-initialises the salient ones, named like --train; the same as "
+            "trim=PART.",
+            metavar="PART",
+            setting="trim",
+        ),
+    ] = None
     epochs: Annotated[int | None, Option("The same as epochs=N.", metavar="N", setting="epochs")] = None
     batch_size: Annotated[
         int | None, Option("Images of each set in a step, the same as batch_size=N.", metavar="N", setting="batch_size")
@@ -44,12 +66,14 @@ class DiffusionMethodOptions(SamplingOptions, SettingsCommand):
 
     @classmethod
     def listed_settings(cls, method: str | None) -> Mapping[str, Any]:
-        """The settings of a preset."""
+        """The settings of a preset of Scissorhands, or of another method."""
         from scissorhands_jax.diffusion import concept_settings
+        from scissorhands_jax.diffusion.concept_methods import CONCEPT_METHODS
 
-        return {"": concept_settings.concept_preset(method or "paper")}
+        chosen = method or "paper"
+        return {"": CONCEPT_METHODS.get(chosen) or concept_settings.concept_preset(chosen)}
 
-    def method_settings(self) -> ConceptSettings:
+    def scissorhands_settings(self) -> ConceptSettings:
         """The settings of the preset with the changes that were given."""
         from scissorhands_jax.diffusion import concept_settings
 
@@ -78,11 +102,12 @@ def _images_of(what: str) -> Option:
 class ConceptCommand(ResumeOptions, DiffusionMethodOptions, PromptOptions):
     """Make the UNet forget a concept.
 
-    Makes training images of both lists of prompts, or reads them, and runs Scissorhands on the UNet. The result goes
-    into DIR/unet: use it with `sd generate --unet DIR` and `sd export --model DIR`.
+    Makes training images of both lists of prompts, or reads them, and runs Scissorhands or another method on the UNet;
+    esd and uce need no images. The result goes into DIR/unet: use it with `sd generate --unet DIR` and `sd export
+    --model DIR`.
 
     Settings of the method come before the prompts, as NAME=VALUE, e.g. fraction=0.01 forget_weight=0.2;
-    `--help-settings PRESET` lists them with their defaults and meaning.
+    `--help-settings NAME` lists those of a preset or a method with their defaults and meaning.
     """
 
     example: ClassVar[str] = (
@@ -91,6 +116,14 @@ class ConceptCommand(ResumeOptions, DiffusionMethodOptions, PromptOptions):
     )
 
     model: Annotated[Path, Option("Folder of sd import.", metavar="DIR")]
+    method: Annotated[
+        str,
+        Option(
+            "The method: scissorhands, esd, uce, salun, munba, erase_diff, selective_amnesia, finetune, "
+            "gradient_ascent, neggrad_plus, l1_sparse or ssd.",
+            metavar="NAME",
+        ),
+    ] = "scissorhands"
     forget_prompts: Annotated[tuple[str, ...], _prompts_of("forgotten")]
     forget_images: Annotated[Path | None, _images_of("forgotten")] = None
     retain_prompts: Annotated[tuple[str, ...], _prompts_of("kept")]
@@ -122,6 +155,22 @@ class ConceptCommand(ResumeOptions, DiffusionMethodOptions, PromptOptions):
         int | None, Option("Steps between checkpoints. Default: one after every epoch.", metavar="STEPS", group=RARE)
     ] = None
 
+    def method_settings(self) -> ConceptTraining:
+        """The settings of the method with the changes that were given."""
+        from scissorhands_jax.diffusion.concept_methods import CONCEPT_METHODS
+
+        check_choice("--method", self.method, ("scissorhands", *CONCEPT_METHODS))
+        if self.method == "scissorhands":
+            return self.scissorhands_settings()
+        if self.preset != "paper":
+            raise InputError(f"--preset {self.preset} is one of scissorhands; leave it out with --method {self.method}")
+        if self.method == "selective_amnesia" and self.forget_images is None:
+            raise InputError(
+                "selective_amnesia needs --forget-images, a folder of images that take the concept's place; images of "
+                "the forget prompts would teach the concept"
+            )
+        return config_lib.override(CONCEPT_METHODS[self.method], [*self.settings, *given_settings(self, "")])
+
     def run(self, console: Console) -> None:
         from scissorhands_jax.diffusion import concept_sets, unlearning
         from scissorhands_jax.training import sharding
@@ -141,6 +190,7 @@ class ConceptCommand(ResumeOptions, DiffusionMethodOptions, PromptOptions):
             forget=forget,
             retain=retain,
             settings=settings,
+            method=self.method,
             generation=self.sampling(remat=self.remat),
             generation_batch_size=self.generate_batch_size,
             seed=self.seed,
@@ -192,7 +242,11 @@ class ConceptPlanCommand(LongCommand, DiffusionMethodOptions):
         generation = self.sampling(remat=self.remat)
         with status(console, "compiling for the sizes of the network"):
             plan = planning.plan_concept(
-                config, self.method_settings(), generation=generation, devices=self.devices, memory_gib=self.memory
+                config,
+                self.scissorhands_settings(),
+                generation=generation,
+                devices=self.devices,
+                memory_gib=self.memory,
             )
         if self.json:
             print_json(plan.document())

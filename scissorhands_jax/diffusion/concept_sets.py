@@ -16,6 +16,7 @@ import numpy as np
 from scissorhands_jax import hashing
 from scissorhands_jax.base import Data, Dataset, Params
 from scissorhands_jax.diffusion import encoded, generating, model_folder, networks
+from scissorhands_jax.diffusion.concept_methods import ConceptTraining
 from scissorhands_jax.diffusion.generating import GenerationSettings, Prompt
 from scissorhands_jax.diffusion.networks import Part
 from scissorhands_jax.diffusion.tokenizer import Tokenizer
@@ -159,23 +160,40 @@ class ExampleMaker:
 
     def encode(
         self,
-        paths: Mapping[SetName, Sequence[Path]],
-        pseudo: str | None,
+        paths: Mapping[SetName, Sequence[Path]] | None,
+        settings: ConceptTraining,
         start_bar: Callable[[str, int], Callable[[int], None]],
     ) -> Data:
         """Both sets as the losses take them: moments of latents, and embeddings of prompts.
 
         Args:
-          paths: The pictures, as `make_images` returns them.
-          pseudo: The prompt that is to take the concept's place, if there is one.
+          paths: The pictures, as `make_images` returns them. None makes latents of zeros, which give their shape.
+          settings: The settings of the method, which say what it reads and what is to take the concept's place.
           start_bar: Starts a progress bar with a title and a total; what it returns is called with every advance.
         """
         data = Data(self._dataset("forget", paths, start_bar), self._dataset("retain", paths, start_bar))
-        if pseudo is None:
-            return data
-        replacement = self._embed(self.cache / "pseudo", [pseudo], start_bar("the other prompt", 1))
-        shape = data.forget["context"].shape
-        return data._replace(forget={**data.forget, "pseudo": np.broadcast_to(replacement, shape)})
+        others = {"pseudo": settings.pseudo, "empty": ""}
+        forget, shape = dict(data.forget), data.forget["context"].shape
+        for name in set(others) & set(settings.reads):
+            folder = self.cache / name
+            replacement = self._embed(folder, [str(others[name])], start_bar(f"the {name} prompt", 1))
+            forget[name] = np.broadcast_to(replacement, shape)
+        if "concept" not in settings.reads:
+            return Data(forget, data.retain)
+        # Of each prompt the embedding of its last token, which is read before the end of text.
+        forget["concept"] = self._last_tokens("forget", forget["context"])
+        forget["concept_pseudo"] = forget["pseudo"][:, self._last_token(str(settings.pseudo))]
+        return Data(forget, {**data.retain, "concept": self._last_tokens("retain", data.retain["context"])})
+
+    def _last_token(self, text: str) -> int:
+        """The position of the last token of a prompt before the end of text; of the empty prompt the first one's."""
+        ids = self.tokenizer([text])[0]
+        return max(int(np.argmax(ids == ids[-1])) - 1, 0)  # what follows the text is padded with its end
+
+    def _last_tokens(self, name: SetName, context: np.ndarray) -> np.ndarray:
+        """The embeddings of the last tokens of all prompts of a set. shape=(N, D)"""
+        positions = [self._last_token(prompt.text) for prompt in self.sets[name].prompts]
+        return context[np.arange(len(positions)), positions]
 
     def drop(self, *parts: Part) -> None:
         """Frees networks that are not needed any more."""
@@ -206,13 +224,17 @@ class ExampleMaker:
     def _dataset(
         self,
         name: SetName,
-        paths: Mapping[SetName, Sequence[Path]],
+        paths: Mapping[SetName, Sequence[Path]] | None,
         start_bar: Callable[[str, int], Callable[[int], None]],
     ) -> Dataset:
         prompts = self.sets[name].prompts
         texts = list(dict.fromkeys(prompt.text for prompt in prompts))
         table = self._embed(self.cache / name / "prompts", texts, start_bar(f"{name} prompts", len(texts)))
         positions = [texts.index(prompt.text) for prompt in prompts]
+        if paths is None:
+            side = self.generation.size // self.config.vae.factor
+            latents = np.zeros((len(prompts), side, side, self.config.vae.latent_channels), np.float32)
+            return {"latents": latents, "context": table[positions]}
         mean, deviation = encoded.latent_moments(
             self.cache / name / "moments",
             paths[name],

@@ -1,4 +1,4 @@
-"""The settings of `scissorhands sd unlearn`, and its two presets.
+"""The settings of Scissorhands in `scissorhands sd unlearn`, and its three presets.
 
 The paper's section 4.3 says no more about the losses than Algorithm 1 does. The preset `paper` therefore takes them as
 they stand there, with the loss that the network was trained with: L(theta; D) is the mean of
@@ -7,30 +7,32 @@ they stand there, with the loss that the network was trained with: L(theta; D) i
 `L(D_r) - lambda L(D_f)`, projected so that no gradient decreases the L(D_f) of its step to first order. Fraction,
 lambda, optimizer and epochs are not in the paper; they are those of the published code.
 
-The preset `released` is what the published code does, which is something else (see `PRESETS`).
+The presets `released` and `released-objects` are what the published code does, which is something else (`PRESETS`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal
-
-import optax
+from typing import Any
 
 from scissorhands_jax import losses as losses_lib
-from scissorhands_jax import microbatches, reinit
+from scissorhands_jax import reinit
 from scissorhands_jax.base import Method, Model
 from scissorhands_jax.diffusion import losses
+from scissorhands_jax.diffusion.anchors import check_anchor
+from scissorhands_jax.diffusion.concept_methods import ConceptTraining, named_part
 from scissorhands_jax.diffusion.schedules import SD_V1_SCHEDULE, Schedule
-from scissorhands_jax.errors import InputError, check_choice
+from scissorhands_jax.errors import InputError
 from scissorhands_jax.keywords import KEYS
 from scissorhands_jax.methods import scissorhands
 from scissorhands_jax.methods.semantics import Semantics
 
+_RELEASED_TRIM = r"up_blocks/[12]/attentions/1/transformer_blocks/0/attn1"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ConceptSettings:
+class ConceptSettings(ConceptTraining):
     """The settings of Scissorhands for forgetting a concept.
 
     On the command line `departures.NAME=VALUE` sets single fields of `Semantics`.
@@ -41,36 +43,36 @@ class ConceptSettings:
     forget_weight: float = 0.1
     """The paper's lambda, the weight of the forget loss in the repair, at least 0."""
     initializer: str = "uniform"
-    """What trimmed weights become, a name in `reinit.INITIALIZERS`. Biases become 0 where they are trimmed at all."""
+    """What trimmed weights become: a name in `reinit.INITIALIZERS` or "trunc_normal", which is N(0, 0.02^2). Biases
+    become 0 where they are trimmed at all."""
     trim: str | None = None
-    """The layers that are trimmed, as a pattern for `trees.select`. By default all layers are."""
+    """The layers that are trimmed: a name in NAMED_PARTS (cross-attention, attention, all-but-cross-attention, all) or
+    a pattern for `trees.select`. By default all layers are."""
     projected: bool = True
     """Whether gradients are projected. With `optimizer=adam` the projection holds for the gradient only, since Adam's
     step has another direction; with `sgd` it holds for the step."""
     pseudo: str | None = None
     """A prompt that is to take the concept's place. The forget loss is then that of `losses.concept_loss`. By default
     there is none, and the forget loss is the noise loss."""
-    epochs: int = 3
-    """The number of epochs, at least 1. An epoch is a pass over the retain set or, with the departure `fixed_batches`,
-    has one step for each batch of the forget set."""
-    batch_size: int = 16
-    """The number of forget examples and of retain examples that a step sees."""
-    microbatches: int = 1
-    """The number of parts that the batches of a step are computed in, one after the other, to save memory. The batch
-    size must be divisible by it."""
-    optimizer: Literal["adam", "sgd"] = "adam"
-    """"adam" with PyTorch's defaults, or "sgd", the plain gradient step of Algorithm 1, which keeps no state."""
-    learning_rate: float = 1e-5
-    """The learning rate, above 0; it stays the same in all steps."""
+    anchor: float = 0.0
+    """The share of the retain images, 0 to 1, that is seen a second time with the forgotten prompts, so that these draw
+    something that is kept and no noise; see `anchors.anchored`. 0.2 worked on digits."""
+    ceiling: float | None = None
+    """The forget loss, above 0, up to which forget images are driven: a step whose forget batch has a larger loss
+    follows the retain images alone. None is no ceiling, as in the paper; 0.4 worked on digits."""
+    guided: float | None = None
+    """The scale s of guidance in the loss that scores weights, `(1 + s) e(c) - s e(empty)` in place of e(c), as the
+    published code for objects has it with 7.5. None scores by the noise loss."""
     departures: dict[str, Any] = dataclasses.field(
         default_factory=lambda: {"saliency_train": True}, metadata={KEYS: Semantics}
     )
     """Single fields of `Semantics` whose values differ from those of Algorithm 1. The one in the preset `paper` does
     not contradict it: batches for the saliency get timesteps and noise of their own."""
 
-    def transformation(self) -> optax.GradientTransformation:
-        """The optimizer with its learning rate."""
-        return optax.adam(self.learning_rate) if self.optimizer == "adam" else optax.sgd(self.learning_rate)
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """What the losses read of a prompt besides its embedding, see `ConceptTraining.reads`."""
+        return (("pseudo",) if self.pseudo is not None else ()) + (("empty",) if self.guided is not None else ())
 
     def method(self, model: Model, schedule: Schedule = SD_V1_SCHEDULE) -> Method:
         """Scissorhands with these settings.
@@ -82,36 +84,43 @@ class ConceptSettings:
         Raises:
           InputError: A setting is out of its range or unknown.
         """
-        if self.epochs < 1:
-            raise InputError(f"epochs must be at least 1, got {self.epochs}")
-        if self.learning_rate <= 0:
-            raise InputError(f"learning_rate must be above 0, got {self.learning_rate:g}")
-        microbatches.check_microbatches([self.batch_size], self.microbatches)
-        check_choice("optimizer", self.optimizer, ("adam", "sgd"))
+        self.check()
+        check_anchor(self.anchor)
+        if self.guided is not None and not self.guided >= 0:
+            raise InputError(f"guided must not be negative, got {self.guided:g}")
         forget_loss, noise_loss = (
             losses_lib.microbatched(make(model, schedule), self.microbatches)
             for make in (losses.concept_loss, losses.noise_loss)
         )
+        if self.guided is not None:
+            guided_loss = losses.guided_noise_loss(model, self.guided, schedule)
+            noise_loss = losses_lib.microbatched(guided_loss, self.microbatches)
         return scissorhands(
             forget_loss,
             self.transformation(),
             fraction=self.fraction,
             forget_weight=self.forget_weight,
-            initializer=reinit.with_zero_biases(reinit.by_name(self.initializer)),
-            trim=self.trim,
+            initializer=reinit.with_zero_biases(_initializer(self.initializer)),
+            trim=named_part(self.trim),
+            project=named_part(self.train),
             projected=self.projected,
             batch_size=self.batch_size,
             saliency_loss_fn=noise_loss,
-            ceiling=math.inf,
+            ceiling=math.inf if self.ceiling is None else self.ceiling,
             departures=self.departures,
         )
+
+
+def _initializer(name: str) -> reinit.Initializer:
+    """The initializer of a name; timm's `trunc_normal_` cuts N(0, 0.02^2) at 2, which no number reaches."""
+    return reinit.normal(0.02) if name == "trunc_normal" else reinit.by_name(name)
 
 
 PRESETS: dict[str, ConceptSettings] = {
     "paper": ConceptSettings(),
     "released": ConceptSettings(
         initializer="kaiming_uniform",
-        trim=r"up_blocks/[12]/attentions/1/transformer_blocks/0/attn1",
+        trim=_RELEASED_TRIM,
         projected=False,
         pseudo="a photo of a person wearing clothes",
         epochs=5,
@@ -125,6 +134,24 @@ PRESETS: dict[str, ConceptSettings] = {
             "fixed_batches": True,
         },
     ),
+    "released-objects": ConceptSettings(
+        fraction=0.001,
+        initializer="trunc_normal",
+        trim=_RELEASED_TRIM,
+        projected=False,
+        guided=7.5,
+        epochs=3,
+        batch_size=8,
+        learning_rate=2e-5,
+        departures={
+            "saliency_train": True,
+            "saliency_absolute": True,
+            "saliency_batches": 10,
+            "published_cut": True,
+            "rank_all": True,
+            "trim_vectors": True,
+        },
+    ),
 }
 """`paper` is described above. `released` is the published code, `shs_nsfw.py` with the settings of its script:
 
@@ -135,8 +162,14 @@ PRESETS: dict[str, ConceptSettings] = {
 * `departures.fixed_batches`: its loaders start again at every step and do not shuffle, so all batches are the first
   examples of each set; `departures.fixed_batches=false` sees all of them.
 
-Two things differ from that code: latents are drawn once for both predictions, not once for each, and its cut does not
-have the fallback of `masks.kept_fraction_mask`, which applies where salient and other weights have the same score.
+`released-objects` is the authors' second script, `shs_cls.py`, for classes of objects: weights are scored by the guided
+prediction, the top thousandth of all weights is cut, and the repair minimises `L(D_r) - 0.1 L(D_f)` of noise losses,
+without a ceiling and without the projection. That code sees the first forget batch in every step and shuffles what is
+retained; here both sets are shuffled.
+
+Two things differ from the first script: latents are drawn once for both predictions, not once for each, and its cut
+does not have the fallback of `masks.kept_fraction_mask`, which applies where salient and other weights have the same
+score.
 """
 
 

@@ -46,6 +46,38 @@ def concept_loss(model: Model, schedule: Schedule = SD_V1_SCHEDULE) -> StatefulL
     return _ConceptLoss(model, schedule)
 
 
+def guided_noise_loss(model: Model, guidance: float, schedule: Schedule = SD_V1_SCHEDULE) -> StatefulLossFn:
+    """The loss of the guided prediction: the mean of (noise - (1 + s) e(x_t, t, context) + s e(x_t, t, empty))^2.
+
+    Batches have, besides what `noise_loss` takes, `empty`, the embeddings of the empty prompt, shape (N, T, D). The
+    published code of Scissorhands scores the weights of an object by it.
+
+    Args:
+      model: A network that takes a `Noisy` and returns the noise.
+      guidance: The scale s; 0 is the noise loss.
+      schedule: The schedule of the forward process.
+    """
+    return _GuidedNoiseLoss(model, schedule, guidance)
+
+
+@dataclasses.dataclass(frozen=True)
+class _GuidedNoiseLoss:
+    """Equal to other losses of the same network, like `_NoiseLoss`."""
+
+    model: Model
+    schedule: Schedule
+    guidance: float
+
+    def __call__(
+        self, params: Params, model_state: ModelState, batch: PyTree, *, train: bool, key: Key | None
+    ) -> tuple[Scalar, ModelState]:
+        noisy, noise = _noised(self.schedule, batch, key)
+        empty, _ = self.model.apply(params, model_state, noisy._replace(context=batch["empty"]), train=train, key=key)
+        asked, model_state = self.model.apply(params, model_state, noisy, train=train, key=key)
+        guided = (1 + self.guidance) * asked - self.guidance * empty
+        return jnp.mean(jnp.square(guided - noise)), model_state
+
+
 @dataclasses.dataclass(frozen=True)
 class _NoiseLoss:
     """Equal to other losses of the same network, so that they share compiled code."""

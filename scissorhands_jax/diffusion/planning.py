@@ -26,6 +26,7 @@ import numpy as np
 from scissorhands_jax import report, trees
 from scissorhands_jax.base import Batch, Data
 from scissorhands_jax.diffusion import generating, losses, networks
+from scissorhands_jax.diffusion.concept_methods import named_part
 from scissorhands_jax.diffusion.concept_settings import ConceptSettings
 from scissorhands_jax.diffusion.networks import DiffusionConfig
 from scissorhands_jax.errors import InputError
@@ -104,19 +105,22 @@ def plan_concept(
     repair = settings.method(model, config.schedule).step
     assert isinstance(repair, Repair)
     params = networks.outline("unet", config)
-    trees.select(params, settings.trim)
+    trees.select(params, named_part(settings.trim))
     side = generation.size // config.vae.factor
     batch_size = settings.batch_size // devices  # of one device
     latents = _array((batch_size, side, side, config.unet.channels))
     context = _array((batch_size, config.text.length, config.unet.context_width))
     retain = {"latents": latents, "deviation": latents, "context": context}
-    forget = retain if settings.pseudo is None else {**retain, "pseudo": context}
+    forget = {**retain, **dict.fromkeys(settings.reads, context)}
     key = jax.eval_shape(lambda: jax.random.key(0))
     optimizer = settings.transformation()
     carry = jax.eval_shape(lambda key, p: repair.begin(key, p, {}, optimizer, settings.forget_weight), key, params)
 
     started = time.perf_counter()
-    noise_loss = microbatched(losses.noise_loss(model, config.schedule), settings.microbatches)
+    scored = losses.noise_loss(model, config.schedule)
+    if settings.guided is not None:
+        scored = losses.guided_noise_loss(model, settings.guided, config.schedule)
+    noise_loss = microbatched(scored, settings.microbatches)
     gradient = jax.grad(lambda p, batch, key: noise_loss(p, {}, batch, train=True, key=key)[0])
     scoring = memory_analysis(jax.jit(gradient).lower(params, forget, key).compile()).temp_size_in_bytes
     positions = np.arange(batch_size, dtype=np.int32)

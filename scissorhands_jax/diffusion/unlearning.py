@@ -1,4 +1,4 @@
-"""Forgetting a concept: Scissorhands on the UNet of Stable Diffusion v1 (`scissorhands sd unlearn`)."""
+"""Forgetting a concept: what `scissorhands sd unlearn` does with the UNet of Stable Diffusion v1, by any method."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from rich import progress as rich_progress
 from scissorhands_jax import files, reading, report, trees
 from scissorhands_jax.base import Batch, Data, Method, Params
 from scissorhands_jax.diffusion import generating, model_folder, networks
+from scissorhands_jax.diffusion.anchors import anchored
+from scissorhands_jax.diffusion.concept_methods import ConceptTraining, named_part
 from scissorhands_jax.diffusion.concept_sets import ConceptSet, ExampleMaker, SetName
-from scissorhands_jax.diffusion.concept_settings import ConceptSettings
 from scissorhands_jax.diffusion.generating import DEFAULT_GENERATION, GenerationSettings
 from scissorhands_jax.diffusion.tokenizer import Cleaning
 from scissorhands_jax.errors import CheckpointError, InputError
@@ -33,7 +34,10 @@ from scissorhands_jax.training.loop import Progress, Result, run
 STEPS_FILE = "steps.csv"
 CACHE_FOLDER = "cache"
 _CHECKPOINTS = "checkpoints"
-_COLUMNS = ("step", "epoch", "loss_retain", "loss_forget", "grad_norm", "dots", "dual", "projected")
+_COLUMNS = (
+    *("step", "epoch", "loss_retain", "loss_forget", "loss_replaced", "grad_norm", "dots", "dual", "projected"),
+    *("cosine", "weight", "penalty"),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,8 +50,10 @@ class ConceptJob:
     """The images that show the concept."""
     retain: ConceptSet
     """The images of what is kept."""
-    settings: ConceptSettings
+    settings: ConceptTraining
     """The settings of the method, with the batch size of the steps."""
+    method: str = "scissorhands"
+    """The name of the method, for the records."""
     generation: GenerationSettings = DEFAULT_GENERATION
     """How training images are made. `size` is that of all images, and `compute` is also that of the UNet in training.
     Text encoder and VAE compute in float32."""
@@ -128,15 +134,19 @@ def _carried_out(
             raise CheckpointError(f"{results} is damaged ({error}); remove it, and it is written again") from error
 
     started = time.perf_counter()
-    examples = prepared.examples
-    paths = examples.make_images(job.generation_batch_size, prepared.description["networks_sha256"], console)
+    examples, reads_images = prepared.examples, job.settings.reads_images
+    paths: dict[SetName, list[Path]] = {}
+    if reads_images:
+        paths = examples.make_images(job.generation_batch_size, prepared.description["networks_sha256"], console)
     with progress_bar(console) as progress:
 
         def start_bar(title: str, total: int) -> Callable[[int], None]:
             task = progress.add_task(title, total=total, note="")
             return lambda advance: progress.advance(task, advance)
 
-        data = examples.encode(paths, job.settings.pseudo, start_bar)
+        data = examples.encode(paths if reads_images else None, job.settings, start_bar)
+        anchor = getattr(job.settings, "anchor", 0.0)
+        data = anchored(data, anchor, job.seed)
         preparing = time.perf_counter() - started
         examples.drop("text", "vae")
         keeper = checkpoints.Checkpointer(out / _CHECKPOINTS, every_steps=checkpoint_every, keep=1)
@@ -185,10 +195,12 @@ def _check(job: ConceptJob, out: Path) -> _Prepared:
         raise InputError(f"--generate-batch-size must be at least 1, got {job.generation_batch_size}")
     tokenizer = model_folder.load_tokenizer(job.model, job.tokenizer, job.cleaning)
     method = job.settings.method(networks.unet(config.unet, job.generation.compute), config.schedule)
-    trees.select(networks.outline("unet", config), job.settings.trim)  # refuses a pattern that matches nothing
+    for part in (getattr(job.settings, "trim", None), job.settings.train):
+        trees.select(networks.outline("unet", config), named_part(part))  # refuses a pattern that matches nothing
+    least = job.settings.batch_size if job.settings.reads_images else 1
     sets: dict[SetName, ConceptSet] = {
-        "forget": job.forget.paired("forget", job.settings.batch_size),
-        "retain": job.retain.paired("retain", job.settings.batch_size),
+        "forget": job.forget.paired("forget", least),
+        "retain": job.retain.paired("retain", least),
     }
     networks_sha256 = model_folder.model_sha256(job.model)
     cache = out / CACHE_FOLDER if job.cache is None else job.cache
@@ -196,6 +208,7 @@ def _check(job: ConceptJob, out: Path) -> _Prepared:
         raise InputError(f"--cache is {cache}, which is a file or holds a run; name a folder for it alone")
     description = {
         "command": "sd unlearn",
+        "method": job.method,
         **dataclasses.asdict(job.settings),
         "generation": job.generation.description(),
         "cleaning": job.cleaning,

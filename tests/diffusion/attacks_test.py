@@ -19,8 +19,8 @@ def _predict(params, model_state, x, *, train, key=None):
 LOSS = losses.noise_loss(Model(lambda key: (jnp.ones((3, 1)), {}), _predict))
 PARAMS = jnp.array([[1.0], [-2.0], [0.5]])
 IMAGES = {"latents": jnp.zeros((8, 2, 2, 1))}
-VOCABULARY = jnp.array([[0.4, 0.0, 0.0], [1.0, 0.2, 0.0], [0.5, 0.2, 0.0], [0.0, 0.0, 1.0]])
-"""Tokens that predict 0.4, 0.6, 0.1 and 0.5: the third is nearest to the best guess of noise, which is 0."""
+VOCABULARY = jnp.array([[0.5, 0.0, 0.0], [0.3, 0.2, 0.0], [0.0, 0.0, 1.2]])
+"""Tokens that predict 0.5, -0.1 and 0.6: the second is nearest to the best guess of noise, which is 0."""
 
 
 def own(fixed, rows):
@@ -63,7 +63,7 @@ class TestEmbedding:
 
 class TestPrompt:
     def test_it_finds_the_best_token(self):
-        settings = AttackSettings(tokens=2, steps=150, rounds=1, batch_size=8, learning_rate=0.05)
+        settings = AttackSettings(tokens=2, steps=150, rounds=1, batch_size=8, learning_rate=0.02, weight_decay=0.0)
         fixed = jnp.array([[9.0, 9.0, 9.0]])
         found = attacks.attack(
             LOSS,
@@ -76,7 +76,7 @@ class TestPrompt:
             fixed=fixed,
             vocabulary=VOCABULARY,
         )
-        assert found.tokens[1] == 2  # what stands before it is not read
+        assert found.tokens[1] == 1  # what stands before it is not read
         np.testing.assert_array_equal(found.rows, VOCABULARY[found.tokens])
 
     def test_without_a_vocabulary_there_is_none(self):

@@ -242,6 +242,68 @@ class TestRuns:
         assert "00001.npy is damaged" in error_of(capsys, *released(folder, tmp_path / "b", "--cache", cache))
 
 
+class TestMethods:
+    """Other methods than Scissorhands, by the command; their steps are in `concept_methods_test.py`."""
+
+    @pytest.mark.parametrize(
+        ("method", "settings", "column"),
+        [
+            ("erase_diff", ["pseudo=a dog"], "weight"),
+            ("esd", ["train=all", "steps_per_epoch=3", "sample_steps=2"], "loss_replaced"),
+        ],
+    )
+    def test_they_run_and_say_what_their_steps_saw(self, folder, tmp_path, method, settings, column):
+        words = [word for word in released(folder, tmp_path / "out") if word not in ("--preset", "released")]
+        words[2:2] = ["--method", method, *settings]
+        assert cli.main(words) == 0
+        document = json.loads((tmp_path / "out/results.json").read_text())
+        assert document["config"]["method"] == method
+        assert document["images"] == ({} if method == "esd" else {"forget": 3, "retain": 2})
+        assert len(rows(tmp_path / "out")) == (6 if method == "esd" else 4)
+        assert all(float(row[column]) > 0 for row in rows(tmp_path / "out"))
+        assert not same_bits(result(tmp_path / "out"), model_folder.load_part("unet", folder / "model")[1])
+
+    def test_an_anchor_adds_retain_images_under_the_forgotten_prompts(self, folder, tmp_path):
+        words = [word for word in released(folder, tmp_path / "out") if word not in ("--preset", "released")]
+        words[2:2] = ["anchor=1", "ceiling=0.5", "fraction=0.2", "--train", "up_blocks"]
+        assert cli.main(words) == 0
+        assert len(rows(tmp_path / "out")) == 2 * 2  # of four retain images in batches of two, two epochs
+        before, after = model_folder.load_part("unet", folder / "model")[1], result(tmp_path / "out")
+        kept = trees.select(before, "conv_out")
+        same = jax.tree.map(lambda a, b: bool((a == b).all()), before, after)
+        assert all(s for s, k in zip(jax.tree.leaves(same), jax.tree.leaves(kept), strict=True) if k)
+
+    def test_the_last_token_stands_before_the_end(self, folder):
+        def last(ids):
+            maker = concept_sets.ExampleMaker.__new__(concept_sets.ExampleMaker)
+            maker.tokenizer = lambda texts: np.array([ids] * len(texts))
+            return maker._last_token("a prompt")
+
+        assert last([7, 1, 2, 3, 9, 9]) == 3
+        assert last([7, 9, 9, 9, 9, 9]) == 0  # the empty prompt
+        assert last([7, 1, 2, 3, 4, 9]) == 4
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["--method", "salun"], "give it as pseudo=PROMPT"),
+            (["--method", "fast"], "--method is 'fast'; choose one of scissorhands, esd, uce"),
+            (["--method", "esd", "--preset", "released"], "--preset released is one of scissorhands; leave it out"),
+            (["--method", "selective_amnesia"], "selective_amnesia needs --forget-images"),
+            (["--method", "esd", "eta=-1"], "eta must be at least 0"),
+            (["--method", "esd", "fraction=0.1"], "there is no setting 'fraction'"),
+            (["--train", "cross-attention"], "the layer pattern '.*/attn2' matches none"),
+            (["anchor=2"], "anchor must be a share of the retain images, 0 to 1, got 2"),
+            (["ceiling=0"], "ceiling must be above 0, got 0"),
+        ],
+    )
+    def test_what_cannot_be_is_refused_before_anything_is_written(self, folder, tmp_path, capsys, words, message):
+        plain = [word for word in paper(folder, tmp_path / "out") if word != "fraction=0.2"]
+        plain[2:2] = words
+        assert message in error_of(capsys, *plain)
+        assert not (tmp_path / "out").exists()
+
+
 class TestArrays:
     def test_moments_are_those_of_the_vae(self, folder):
         """The shorter side becomes the size and the middle stays; latents are scaled as the UNet's are."""
@@ -329,9 +391,11 @@ class TestPresets:
         changes = ["batch_size=5", "optimizer=sgd", "learning_rate=1", "projected=false", "fraction=0.5"]
         settings = config.override(concept_settings.PRESETS[name], changes)
         examples, method = data(), settings.method(MODEL)
-        carry = method.init(jax.random.key(3), small_params(), {}, examples)
-        if name == "paper":
-            examples = examples._replace(forget={k: v for k, v in examples.forget.items() if k != "pseudo"})
+        scored = examples._replace(forget={**examples.forget, "empty": examples.forget["context"]})
+        carry = method.init(jax.random.key(3), small_params(), {}, scored)
+        if name != "released":
+            forget = {k: v for k, v in examples.forget.items() if k != "pseudo"}
+            examples = examples._replace(forget=forget | {"empty": jnp.zeros_like(forget["context"])})
         keys = jax.random.split(jax.random.fold_in(carry.key, 0))
         share = jnp.asarray(schedules.signal_shares(schedules.SD_V1_SCHEDULE))
 
@@ -429,7 +493,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            (["--preset", "fast"], "there is no preset 'fast'; choose one of paper, released"),
+            (["--preset", "fast"], "there is no preset 'fast'; choose one of paper, released, released-objects"),
             (["--size", "18"], "--size must be a multiple of 4, got 18"),
             (["--dtype", "float8"], "--dtype is 'float8'; choose one of float32, bfloat16"),
             (["--batch-size", "4"], "the forget set has 3 images, fewer than a batch of 4; raise --images, or lower"),
@@ -442,7 +506,7 @@ class TestBadInput:
             (["--forget-prompts", "epochs=3"], "has 'epochs=3', which reads like a setting; write settings before it"),
             (["--sampler", "heun"], "--sampler is 'heun'; choose one of "),
             (["--model", "nowhere"], "there is no network checkpoint in nowhere/unet"),
-            (["sparsity=0.9"], "there is no setting 'sparsity'; choose one of fraction"),
+            (["sparsity=0.9"], "there is no setting 'sparsity'; choose one of"),
             (["fraction=2"], "fraction must lie strictly between 0 and 1"),
             (["trim=up_blocks/9"], "the layer pattern 'up_blocks/9' matches none"),
             (["initializer=kaiming"], "there is no initializer 'kaiming'"),

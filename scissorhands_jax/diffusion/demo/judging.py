@@ -83,6 +83,8 @@ class NetworkNumbers:
     """The noise loss on held-out examples of other digits."""
     losses: dict[str, float]
     """The losses of the last epoch."""
+    attacked: DigitShare | None = None
+    """The drawings that the judge takes for the forgotten digit with the text that an attack found, if one was made."""
     cost: TrainingCost
     """What the network has cost."""
 
@@ -93,7 +95,8 @@ def compared_numbers(row: Mapping[str, Any]) -> dict[str, float]:
     Args:
       row: A row of `results.json`, that is `NetworkNumbers` as a dict.
     """
-    shares = {name: row[name]["percent"] for name in ("forget", "any_digit", "kept", "unasked")}
+    names = ("forget", "any_digit", "kept", "unasked", "attacked")
+    shares = {name: row[name]["percent"] for name in names if row.get(name) is not None}
     return shares | {name: row[name]["value"] for name in ("frechet", "error_forget", "error_kept")}
 
 

@@ -28,6 +28,7 @@ from scissorhands_jax.base import (
     StatefulLossFn,
 )
 from scissorhands_jax.diffusion import networks
+from scissorhands_jax.diffusion.demo.methods import digit_method, method_examples
 from scissorhands_jax.diffusion.demo.scene import Scene, digit_examples
 from scissorhands_jax.diffusion.demo.settings import (
     DIGITS_SCHEDULE,
@@ -148,6 +149,24 @@ def unlearn_digit(
     return _run(method if variant.trimmed else _untrimmed(method), key, original, data, chosen.epochs, on_step)
 
 
+def unlearn_by_method(
+    settings: DigitsSettings, scene: Scene, original: Params, name: str, *, on_step: training.OnStep | None = None
+) -> DrawingNetwork:
+    """Makes the original forget `settings.digit` by another method than Scissorhands.
+
+    Args:
+      settings: The settings that `methods.digit_method` begins with.
+      scene: Data, texts and keys.
+      original: The original network, which stays as it is.
+      name: The name of the method in CONCEPT_METHODS.
+      on_step: Called after every step.
+    """
+    chosen = digit_method(name, settings)
+    method = chosen.method(digits_network(settings.network), DIGITS_SCHEDULE)
+    key = jax.random.fold_in(scene.keys[UNLEARNED], settings.digit)
+    return _run(method, key, original, method_examples(name, scene, settings.digit), chosen.epochs, on_step)
+
+
 # The three below return one value for equal settings, so that networks of one size share compiled code.
 @functools.cache
 def _adam(learning_rate: float, steps: int) -> optax.GradientTransformation:
@@ -201,5 +220,5 @@ def _run(
             on_step(step)
 
     result = training.run(method, key, params, {}, data, num_epochs=epochs, on_step=watch)
-    means = {name: float(np.mean([row[name] for row in last])) for name in last[0]}
+    means = {name: float(np.mean([row[name] for row in last])) for name in (last[0] if last else ())}
     return DrawingNetwork(result.params, TrainingCost(result.seconds, result.compile_seconds, result.steps), means)

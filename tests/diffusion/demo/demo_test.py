@@ -16,7 +16,8 @@ from scissorhands_jax import Model, files, trees
 from scissorhands_jax.base import Method, new_carry
 from scissorhands_jax.cli import main as cli
 from scissorhands_jax.diffusion import schedules
-from scissorhands_jax.diffusion.demo import drawing, judging, settings, training
+from scissorhands_jax.diffusion.concept_methods import CONCEPT_METHODS
+from scissorhands_jax.diffusion.demo import attacking, drawing, forgetting, judging, methods, settings, training
 from scissorhands_jax.diffusion.demo import page as digits_page
 from scissorhands_jax.diffusion.demo import scene as scene_lib
 from scissorhands_jax.diffusion.demo.drawings_figure import drawings_figure
@@ -426,6 +427,24 @@ class TestVariants:
             assert (ceiling > 1e30) == (not variant.anchored)
 
 
+class TestOtherMethods:
+    def test_each_has_settings_and_sees_what_it_reads(self, scene):
+        for name in CONCEPT_METHODS:
+            chosen, data = methods.digit_method(name, TINY), methods.method_examples(name, scene, 3)
+            assert {"pseudo", "empty"} & set(chosen.reads) <= set(data.forget)
+            assert (data.forget["context"] == scene.texts[3]).all()
+            share = (data.retain["context"] == 0).all(axis=(1, 2)).mean()
+            assert share == pytest.approx(0.1, abs=0.001)
+        shown = methods.method_examples("selective_amnesia", scene, 3).forget["latents"]
+        np.testing.assert_array_equal(shown, scene_lib.fold_images(scene.train["image"][scene.train["label"] == 4]))
+
+    def test_one_of_them_and_an_edit_without_steps(self, scene):
+        params, _ = LINEAR.init(jax.random.key(5))
+        found = training.unlearn_by_method(TINY, scene, params, "neggrad_plus")
+        assert set(found.losses) == {"loss_forget", "loss_retain"}
+        assert training.unlearn_by_method(TINY, scene, params, "ssd").losses == {}
+
+
 class TestExperiment:
     def test_it_goes_on_where_it_was_stopped_and_agrees_with_the_demo(self, document, tmp_path, monkeypatch):
         """One digit of a seed gives the same numbers in both, in whatever pieces it was made."""
@@ -469,6 +488,27 @@ class TestExperiment:
         changed = dataclasses.replace(TINY, training=settings.DigitsTraining(epochs=2))
         with pytest.raises(InputError, match="other settings"):
             diffusion_digits.run(file, tmp_path / "work", changed, **arguments)
+
+    def test_networks_are_attacked_and_the_gate_is_of_originals_and_retrained_ones(self, scene, tmp_path, monkeypatch):
+        quick = dataclasses.replace(attacking.DIGITS_ATTACK, steps=4, batch_size=8)
+        texts, counts = scene.texts.copy(), []
+        params, _ = LINEAR.init(jax.random.key(5))
+        share = attacking.attack_digit(TINY, scene, params, attacking=quick)
+        assert share.total == TINY.sampling.forgotten
+        np.testing.assert_array_equal(scene.texts, texts)  # the found text is of the attack alone
+
+        def attacked(settings, scene, params):
+            counts.append(4 if not counts else 0)
+            return judging.digit_share(counts[-1], 4)
+
+        monkeypatch.setattr(forgetting, "attack_digit", attacked)
+        arguments = {"seeds": [0], "forgotten": [3], "names": NETWORKS[:2], "console": Console(quiet=True)}
+        document = diffusion_digits.run(tmp_path / "a.json", tmp_path, TINY, attacked=True, **arguments)
+        assert [row["attacked"]["count"] for row in document["rows"]] == [4, 0]
+        assert document["summary"]["original"]["attacked"]["mean"]["value"] == 100
+        assert document["attack_gate"] == {"original": False, "retrained": False}  # four drawings say too little
+        assert "attacked, %" in diffusion_digits.table(document["summary"])
+        assert document["settings"]["attack"]["kind"] == "embedding"
 
     def test_the_summary_says_how_far_networks_are_from_retrained_ones(self):
         def row(network, digit, seed, number):

@@ -1,0 +1,110 @@
+"""What all methods of `scissorhands sd unlearn` have in common: epochs, batches, optimizer, and what they train."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import ClassVar, Literal
+
+import jax
+import optax
+
+from scissorhands_jax import microbatches, trees
+from scissorhands_jax.base import Method, Model, Params, Selection
+from scissorhands_jax.diffusion.schedules import SD_V1_SCHEDULE, Schedule
+from scissorhands_jax.errors import InputError, check_choice
+
+NAMED_PARTS: dict[str, str | None] = {
+    "cross-attention": ".*/attn2",
+    "attention": ".*/attn[12]",
+    "all-but-cross-attention": "(?!.*/attn2/).*",
+    "all": None,
+}
+"""Parts of a UNet by name as patterns for `trees.select`. Cross-attention reads the prompt; attention is both kinds."""
+
+
+def named_part(name: str | None) -> str | None:
+    """The pattern of a part of the UNet, from its name in NAMED_PARTS; any other pattern as it is."""
+    return NAMED_PARTS.get(name, name) if name is not None else None
+
+
+def training_only(optimizer: optax.GradientTransformation, part: str | None) -> optax.GradientTransformation:
+    """An optimizer that trains a part of a network, and keeps a state for that part alone; the rest stays bit-equal.
+
+    Args:
+      optimizer: The optimizer of the part.
+      part: A name in NAMED_PARTS or a pattern for `trees.select`. None and "all" train everything.
+    """
+    where = named_part(part)
+    if where is None:
+        return optimizer
+
+    def fixed(params: Params) -> Selection:
+        return jax.tree.map(lambda chosen: not chosen, trees.select(params, where))
+
+    trained = functools.partial(trees.select, where=where)
+    return optax.chain(optax.masked(optimizer, trained), optax.masked(optax.set_to_zero(), fixed))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConceptTraining:
+    """The settings that all methods of `sd unlearn` share."""
+
+    epochs: int = 3
+    """The number of epochs, at least 1. An epoch is a pass over the larger set, while the other one is cycled."""
+    batch_size: int = 16
+    """The number of forget examples and of retain examples that a step sees."""
+    microbatches: int = 1
+    """The number of parts that the batches of a step are computed in, one after the other, to save memory. The batch
+    size must be divisible by it."""
+    pseudo: str | None = None
+    """A prompt that is to take the concept's place, for methods that know one. By default there is none."""
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """"adam" with PyTorch's defaults, or "sgd", the plain gradient step, which keeps no state."""
+    learning_rate: float = 1e-5
+    """The learning rate, above 0; it stays the same in all steps."""
+    train: str = "all"
+    """The part of the UNet whose weights may move: a name in NAMED_PARTS (cross-attention, attention,
+    all-but-cross-attention, all) or a pattern for `trees.select`."""
+
+    reads_images: ClassVar[bool] = True
+    """Whether the method needs images; otherwise prompts are enough, and latents are zeros that give their shape."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """What the method reads of a forget prompt besides its embedding.
+
+        `pseudo` is the embedding of the prompt that takes its place, `empty` that of the empty prompt, and `concept`
+        those of the last tokens of all prompts.
+        """
+        return ()
+
+    def method(self, model: Model, schedule: Schedule = SD_V1_SCHEDULE) -> Method:
+        """The method with these settings.
+
+        Args:
+          model: The UNet.
+          schedule: The noise that it was trained with.
+
+        Raises:
+          InputError: A setting is out of its range or unknown.
+        """
+        raise TypeError(f"{type(self).__name__} does not say how its method is built")
+
+    def transformation(self) -> optax.GradientTransformation:
+        """The optimizer with its learning rate, for the part that is trained."""
+        plain = optax.adam(self.learning_rate) if self.optimizer == "adam" else optax.sgd(self.learning_rate)
+        return training_only(plain, self.train)
+
+    def check(self) -> None:
+        """Refuses what no method can use.
+
+        Raises:
+          InputError: A setting is out of its range or unknown.
+        """
+        if self.epochs < 1:
+            raise InputError(f"epochs must be at least 1, got {self.epochs}")
+        if not self.learning_rate > 0:
+            raise InputError(f"learning_rate must be above 0, got {self.learning_rate:g}")
+        microbatches.check_microbatches([self.batch_size], self.microbatches)
+        check_choice("optimizer", self.optimizer, ("adam", "sgd"))
