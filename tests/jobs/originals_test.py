@@ -76,7 +76,7 @@ def test_a_forget_set_that_is_known_is_not_refused(forget, unseen):
 
 
 def test_a_forget_set_that_is_not_known_is_refused_if_it_is_large_enough():
-    assert rate(1000, 1000, 0.5) > 0.9
+    assert rate(2000, 2000, 0.5) > 0.9
     assert rate(60, 60, 0.5) < 0.2  # mostly too few to tell
     assert rate(5000, 5000, 0.53, trials=40) < 0.1  # Little is known, but without doubt.
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from scissorhands_jax import report
+from scissorhands_jax import report, tasks
+from scissorhands_jax.metrics import answers
 from scissorhands_jax.report import gates, table_gates
 
 SOUND = {"acc_retain": 100.0, "acc_test": 90.0, "num_forget": 100}
@@ -183,6 +184,70 @@ def simulated(seeds, count, **options):
     generator = np.random.default_rng(1000 * seeds + count)
     found = [outcome(drawn_table(generator, seeds, count, **options)) for _ in range(SIMULATIONS)]
     return {name: np.mean([one[name] is True for one in found]) for name in found[0]}
+
+
+REGRESSION = tasks.regression(1.0)
+
+
+def drawn_errors(generator, seeds, count, *, left=1.0, uneven=0.5, held_out=True):
+    """A table of a regression, in which the original's errors on the forget set are `left` times as large.
+
+    Examples differ in how large their errors are, networks of one seed by three per cent beyond that.
+    """
+    table = []
+    held_sizes = np.exp(uneven * generator.normal(size=500))
+    for seed in range(seeds):
+        sizes = np.exp(uneven * generator.normal(size=count))
+        for method in ("original", "retrain", report.REDRAWN):
+            scale = (1 + 0.03 * generator.normal()) * (left if method == "original" else 1)
+            errors, held = (size * generator.normal(size=len(size)) for size in (sizes, held_sizes))
+            found = {}
+            for name, part in (("forget", scale * errors), ("retain", held[:100]), ("test", held)):
+                examples = {"label": part.astype(np.float32)}
+                value = answers.metric_value(
+                    REGRESSION, REGRESSION.metrics[0], np.zeros(len(part), np.float32), examples
+                )
+                found |= {f"rmse_{name}": value.value, f"rmse_{name}_error": value.error}
+            row = {"scenario": "one", "seed": seed, "method": method, "num_forget": count, "seconds": None, "rte": None}
+            row |= {**found, "mia": float(generator.uniform(0, 100)), "avg_gap": None, "task": REGRESSION.document()}
+            if held_out:
+                groups = np.zeros(count, int), np.zeros(len(held), int)
+                row |= table_gates.held_out_ranks(-((scale * errors) ** 2), groups[0], -(held**2), groups[1])
+            table.append(row)
+    return table
+
+
+class TestErrors:
+    """The gates of a task whose first metric is an error, not an accuracy."""
+
+    @pytest.mark.parametrize(("seeds", "count"), [(1, 225), (3, 60)])
+    def test_where_nothing_was_memorised_they_err_as_rarely_as_they_say(self, seeds, count):
+        generator = np.random.default_rng(seeds)
+        found = [outcome(drawn_errors(generator, seeds, count)) for _ in range(SIMULATIONS)]
+        shares = {name: np.mean([one[name] is True for one in found]) for name in found[0]}
+        assert shares[gates.CAUGHT] <= 0.03 + error(0.03)
+        assert shares[gates.SILENT] >= 0.99 - error(0.01)
+        assert shares[gates.FARTHER] <= 0.05 + error(0.05)
+
+    def test_the_error_alone_errs_as_rarely(self):
+        generator = np.random.default_rng(2)
+        tables = [drawn_errors(generator, 2, 60, held_out=False) for _ in range(SIMULATIONS)]
+        assert np.mean([outcome(table)[gates.CAUGHT] for table in tables]) <= 0.025 + error(0.025)
+
+    def test_knowledge_of_the_stated_size_is_found_in_four_of_five_cases(self):
+        """Of two normal errors the one with a deviation of a, not 1, is the smaller in 2 / pi atan(1 / a) of pairs."""
+        generator = np.random.default_rng(9)
+        said = why(drawn_errors(generator, 2, 60, uneven=0.0), gates.CAUGHT)
+        stated = float(re.search(r"four in five are found from ([\d.]+) % on", said)[1]) / 100
+        left = 1 / math.tan(math.pi * stated / 2)
+        tables = [drawn_errors(generator, 2, 60, left=left, uneven=0.0) for _ in range(SIMULATIONS)]
+        assert np.mean([outcome(table)[gates.CAUGHT] for table in tables]) > 0.8 - error(0.8)
+
+    def test_what_is_found_is_said_in_the_words_of_the_metric(self):
+        said = why(drawn_errors(np.random.default_rng(0), 3, 225, left=0.5), gates.CAUGHT)
+        assert "its RMSE on the forget set is" in said
+        assert "points below that of retrained networks" in said
+        assert "if errors vary normally): it knows" not in said
 
 
 class TestChances:
