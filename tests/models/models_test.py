@@ -4,6 +4,7 @@ import json
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from scissorhands_jax import trees
@@ -24,6 +25,17 @@ SIZES = {
     "resnet9": 2_009_496,  # 24 whitening biases, 2,004,480 in kernels, 2,432 in norms, 2,560 in the head
     "mlp": 855_050,
 }
+
+
+def test_an_mlp_normalises_images_where_it_is_told_how():
+    options = {"num_classes": 3, "image_shape": (2, 2, 2), "hidden": (4,)}
+    plain = build("mlp", **options)
+    told = build("mlp", **options, normalize="fixed", mean=(0.3, 0.5), std=(0.2, 0.4))
+    network, images = plain.init(KEY), jax.random.uniform(KEY, (5, 2, 2, 2))
+    by_hand = (np.asarray(images) - np.array([0.3, 0.5], np.float32)) / np.array([0.2, 0.4], np.float32)
+    assert jnp.allclose(told.apply(*network, images, train=False)[0], plain.apply(*network, by_hand, train=False)[0])
+    with pytest.raises(InputError, match="normalize is 'off'; add normalize=fixed"):
+        build("mlp", **options, mean=(0.3, 0.5), std=(0.2, 0.4)).init(KEY)
 
 
 class TestRegistry:
