@@ -168,7 +168,7 @@ def nothing_to_forget(
     return (
         f"the original does not know the {total} examples to forget better than unseen ones (it is "
         f"surer of one of them in {100 * auc:.1f} % of pairs, at most {100 * highest:.1f} %), so there is nothing to "
-        "forget, or these are not examples that it was trained on"
+        "forget, or these are not examples that it was trained on, or their labels are wrong (write mislabelled:FILE)"
     )
 
 
