@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from scissorhands_jax import deletion, hashing
+from scissorhands_jax.audit import run as audit_run
 from scissorhands_jax.cli import main as cli
 from scissorhands_jax.deletion import audits as deletion_audits
 from scissorhands_jax.deletion import entries, records, signed_audits, signing
@@ -34,6 +35,14 @@ FORGET = ["--method", "scissorhands", "--epochs", "2", "--batch-size", "40", "--
 FORGET += ["method.fraction=0.7", "method.learning_rate=0.2"]
 KEEP = ["--method", "finetune", "--epochs", "1", "--batch-size", "40", "--budget", "100"]
 TRAINING = ["training.epochs=40", "training.learning_rate=0.1", "training.milestones=none", "training.batch_size=40"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unannounced():
+    """What an audit will cost is not tried out before each of them, which takes as long as a small audit."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(audit_run, "_announce", lambda *arguments: None)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Ledgers that several test files share."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,14 @@ from tests.deletion import forking
 from tests.deletion.commands import QUICK, command
 from tests.deletion.samples import ABOUT, recorded, started
 from tests.deletion.spoiling import request
+from tests.figures import nothing_drawn
+
+
+@pytest.fixture(scope="session", autouse=True)
+def without_figures() -> Iterator[None]:
+    """Nothing in the tests of deletion looks at a figure."""
+    with nothing_drawn():
+        yield
 
 
 @pytest.fixture(scope="session")
