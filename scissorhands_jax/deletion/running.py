@@ -255,7 +255,8 @@ def _left_by_unlearning(book: Ledger, started: RunStarted, job: Job, out: Path, 
     # Nobody vouches for results of which the history knows nothing, and without its file a run was never begun.
     if out.exists() and ((out / runs.RESULTS_FILE).is_file() or not (out / runs.RUN_FILE).is_file()):
         shutil.rmtree(out)
-    unlearning.unlearn(job.config, out, resume=True, insist=True, console=console)  # The verdict judges it.
+    # The verdict judges it, and gives its own advice.
+    unlearning.unlearn(job.config, out, resume=True, insist=True, max_loss=math.inf, advise=False, console=console)
     salt = salt_of(book, started)
     network = hashing.network_sha256(*load_run(job.model, str(out)))
     left = RunUnlearned(run=started.run, network=network, files=records.run_files(out, salt).digest(salt))

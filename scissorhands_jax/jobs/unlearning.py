@@ -129,6 +129,7 @@ def unlearn(
     feed_from: feeding.FeedFrom = "auto",
     insist: bool = False,
     max_loss: float = judgement.MAX_LOSS,
+    advise: bool = True,
     console: Console,
 ) -> RunResults:
     """Runs one unlearning job and writes its folder.
@@ -156,6 +157,7 @@ def unlearn(
       insist: Whether to unlearn an original that does not answer its training set, or that does not know the forget
         set, all the same (see `jobs.originals`). It is then only said.
       max_loss: The percentage points of accuracy that the run may cost without a warning (see `jobs.judgement`).
+      advise: Whether the last line says what to do next; a caller who judges the run has other advice.
       console: Where progress and tables are shown.
 
     Raises:
@@ -190,7 +192,8 @@ def unlearn(
             _present(out, results, history, console)
             seen = judgement.seen_by_steps(method, config.seed, job.data, config.method.epochs)
             measured = (results.before, results.after, results.gates)
-            for line in judgement.run_summary(config, *measured, seen=seen, steps=result.steps, max_loss=max_loss):
+            told = judgement.run_summary(config, *measured, seen=seen, steps=result.steps, max_loss=max_loss)
+            for line in told if advise else told[:-1]:
                 say(console, line)
     return results
 

@@ -69,7 +69,9 @@ def ledger(tmp_path_factory):
 def test_an_untrained_network_is_never_the_answer_however_much_may_be_lost(ledger, capsys):
     for number, budget in enumerate(("1", "100"), start=1):
         assert command("run", "--ledger", ledger, "--method", "retrain", "--epochs", "0", "--budget", budget) == 3
-        assert "the network has collapsed" in capsys.readouterr().out
+        told = capsys.readouterr()
+        assert "the network has collapsed" in told.out
+        assert not {"--max-loss", "next:"} & set(told.err.split()), "which is advice for `unlearn`"
         record, _ = records.read_record(records.record_path(ledger, number), signing.read_keys(ledger / "keys").public)
         assert record.utility.before["retain"].right == record.utility.before["retain"].of == 160
         assert record.utility.after["retain"].of == 160, "both are measured on the same data"
