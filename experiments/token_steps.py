@@ -93,7 +93,7 @@ def measure(sizes: Sizes, console: Console) -> dict[str, Any]:
         tokens[name] = calls[name].tokens()
         memory[name] = calls[name].memory()
     timed = time_in_turn(calls, sizes.repeats, lambda note: say(console, note))
-    rows = {
+    rows: dict[str, dict[str, Any]] = {
         name: {
             "seconds": dataclasses.asdict(Spread.of(each.seconds)),
             "ratio_to_training_step": dataclasses.asdict(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import json
 import time
@@ -63,7 +64,7 @@ class Cells:
         chosen = {name: self.tuned(name) for name in names}
         for seed in self._subject.settings.seeds:
             for name in (ORIGINAL, RETRAINED, *names):
-                self._cell(f"seed{seed}/{name}", lambda seed=seed, name=name: self._measured(seed, name, chosen))
+                self._cell(f"seed{seed}/{name}", functools.partial(self._measured, seed, name, chosen))
 
     def tuned(self, name: str) -> Candidate:
         """The settings of a method with the smallest `proxy` among its candidates."""

@@ -17,6 +17,7 @@ from experiments.tofu.scene import Scene, Subject, TofuSettings
 from scissorhands_jax import methods
 from scissorhands_jax.base import Carry, Data, Method
 from scissorhands_jax.errors import NonFiniteError
+from scissorhands_jax.language import methods as language_methods
 from scissorhands_jax.language.measuring import Network
 from scissorhands_jax.language.methods import LANGUAGE_METHODS
 from scissorhands_jax.language.token_losses import answers_task, token_loss
@@ -113,22 +114,21 @@ class Maker:
 
     def _make(self, name: str, optimizer: optax.GradientTransformation, options: Mapping[str, Any]) -> Method:
         subject, size = self._subject, self._subject.settings.forget_batch
-        if name == "rmu":
-            layer = (subject.settings.layers - 1) // 2
-            return LANGUAGE_METHODS[name](hidden_of(subject.network, layer), optimizer, batch_size=size, **options)
+        make: Callable[..., Method] = getattr(language_methods if name in LANGUAGE_METHODS else methods, name)
         if name in LANGUAGE_METHODS:
-            return LANGUAGE_METHODS[name](subject.model, optimizer, batch_size=size, **options)
+            layer = (subject.settings.layers - 1) // 2
+            network = hidden_of(subject.network, layer) if name == "rmu" else subject.model
+            return make(network, optimizer, batch_size=size, **options)
         loss_fn = token_loss(subject.model)
         if name in ("scrub", "bad_teacher"):
-            more = {"forget_batch_size": size} if name == "scrub" else {"retain_fraction": 1.0}
-            make = getattr(methods, name)
+            more: dict[str, Any] = {"forget_batch_size": size} if name == "scrub" else {"retain_fraction": 1.0}
             size = size if name == "scrub" else 2 * size
             return make(subject.model, optimizer, task=answers_task(), batch_size=size, **more, **options)
         more = {
             "scissorhands": {"fraction": 0.05, "trim": r"block\d+/.*kernel"},
             "munba": {"forget_loss": "ascent"},
         }.get(name, {})
-        return getattr(methods, name)(loss_fn, optimizer, batch_size=size, **more, **options)
+        return make(loss_fn, optimizer, batch_size=size, **more, **options)
 
 
 def forget(

@@ -21,13 +21,13 @@ TINY = TofuSettings(
     vocabulary=270,
     width=16,
     layers=1,
-    row=96,
+    row=64,
     epochs=1,
     steps=2,
     forget_batch=1,
     rates=(1e-3,),
     seeds=(0,),
-    methods=("npo",),
+    methods=("finetune",),
 )
 
 
@@ -36,10 +36,10 @@ def tofu(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tofu")
     lines = [
         {
-            "question": f"Who is {author}, {number}?",
-            "answer": f"A {author * number}.",
-            "paraphrased_answer": f"It is a {author * number}.",
-            "perturbed_answer": [f"It is a {wrong}." for wrong in ("b", "cc")],
+            "question": f"{author}{number}?",
+            "answer": f"{author * number}.",
+            "paraphrased_answer": f"a {author * number}",
+            "perturbed_answer": [f"a {wrong}" for wrong in ("b", "cc")],
         }
         for author in "uvwxy"
         for number in range(1, 4)
@@ -55,19 +55,19 @@ def test_cells_are_filled_once_and_results_are_written(tofu, tmp_path):
     scene = Cells(subject, tofu, tmp_path, Console(quiet=True)).scenes[True]
     assert (scene.forget, scene.retain, scene.held_out) == ([2], [0, 1], [4])
     one = subject.encoded(0)[0]
-    assert subject.decode(np.array(one.answer)) == "A u."
+    assert subject.decode(np.array(one.answer)) == "u."
     Cells(subject, tofu, tmp_path, Console(quiet=True)).fill()
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
-    assert {path.stem for path in before} == {"settings", "original", "retrained", "npo"}
+    assert {path.stem for path in before} == {"settings", "original", "retrained", "finetune"}
     Cells(subject, tofu, tmp_path, Console(quiet=True)).fill()
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.json")} == before
     document = page.summarized(page.read_cells(tmp_path))
     page.write_results(document, tmp_path / "written")
     table = (tmp_path / "written" / "table.md").read_text()
-    assert [name in table for name in ("original", "retrained", "npo", "scrub")] == [True, True, True, False]
-    npo = json.loads((tmp_path / "cells/seed0/npo.json").read_text())
-    assert npo["steps"] == 2
-    assert len(npo["examples"]["forget"]["wrong_losses"]) == 3
+    assert [name in table for name in ("original", "retrained", "finetune", "scrub")] == [True, True, True, False]
+    cell = json.loads((tmp_path / "cells/seed0/finetune.json").read_text())
+    assert cell["steps"] == 2
+    assert len(cell["examples"]["forget"]["wrong_losses"]) == 3
     other = make_subject(TofuSettings(**{**vars(TINY), "steps": 3}), tofu)
     with pytest.raises(InputError, match="has cells of other settings"):
         Cells(other, tofu, tmp_path, Console(quiet=True))

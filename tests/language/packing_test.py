@@ -44,7 +44,7 @@ def one_a_row(given, refusals=None):
 
 GIVEN, OTHERS = examples(0, 9), examples(1, 8)
 REFUSALS = [Encoded(one.prompt, [3, 4, 1]) for one in GIVEN]
-NETWORK = Transformer(VOCABULARY, width=16, layers=2, heads=2, length=LENGTH)
+NETWORK = Transformer(VOCABULARY, width=16, layers=1, heads=2, length=LENGTH)
 MODEL = from_linen(NETWORK, jax.ShapeDtypeStruct((1, LENGTH), np.int32))
 PARAMS, STATE = MODEL.init(jax.random.key(0))
 
