@@ -52,7 +52,7 @@ class Candidate(NamedTuple):
 
 
 STRENGTHS: Mapping[str, tuple[str, tuple[Any, ...]]] = {
-    "scissorhands": ("forget_weight", (0.2, 1.0)),
+    "scissorhands": ("fraction", (0.05, 0.005)),
     "finetune": ("", (None, None)),
     "gradient_ascent": ("", (None, None)),
     "munba": ("", (None, None)),
@@ -125,7 +125,7 @@ class Maker:
             size = size if name == "scrub" else 2 * size
             return make(subject.model, optimizer, task=answers_task(), batch_size=size, **more, **options)
         more = {
-            "scissorhands": {"fraction": 0.05, "trim": r"block\d+/.*kernel"},
+            "scissorhands": {"forget_weight": 0.2, "trim": r"block\d+/.*kernel"},
             "munba": {"forget_loss": "ascent"},
         }.get(name, {})
         return make(loss_fn, optimizer, batch_size=size, **more, **options)
