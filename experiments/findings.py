@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import tables
+from experiments.tofu import page as tofu
 from scissorhands_jax import files, reading, report
 from scissorhands_jax.metrics import intervals
 from scissorhands_jax.report import rows as table_rows
@@ -51,6 +52,10 @@ _SIMULATED = {
     "forgot 20 % too much": "forgot 20 % too much",
     "right distribution, wrong answers": "right distribution, wrong answers",
 }
+_TOFU = (
+    *("Network", "P, forget", "ROUGE, forget", "Extraction", "min-k AUC", "P, retain", "Retain utility"),
+    *("P, 4 bits", "P, relearned", "Quality, p", "Told apart"),
+)
 _INTERVALS = {
     "population AUC": r".*: population_auc",
     "LiRA AUC": r".*: lira_auc",
@@ -233,6 +238,13 @@ def _calibration_table() -> str:
     return _table(["number", "coverage, %", "half-width, standard deviations"], lines)
 
 
+def _tofu_table() -> str:
+    """What language models know of two authors whom they were to forget: means over seeds."""
+    grid = tofu.tofu_grid(_read("tofu/results.json")["rows"])
+    kept = [grid.headers.index(name) for name in _TOFU]
+    return _table(list(_TOFU), [[line[place].text for place in kept] for line in grid.lines])
+
+
 TABLES: Mapping[str, Callable[[], str]] = {
     "cifar10_small": lambda: tables.brief(report.read_results(tables.RESULTS / "cifar10_small" / "results.json")),
     "variants": _variants_table,
@@ -242,6 +254,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "full_step": _full_step_table,
     "forgetting_tests": _forgetting_tests_table,
     "calibration": _calibration_table,
+    "tofu": _tofu_table,
 }
 """What makes each table, by the name in the comment."""
 

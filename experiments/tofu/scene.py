@@ -49,7 +49,7 @@ class TofuSettings:
     """Steps of every method that takes steps."""
     forget_batch: int = 2
     """Rows of each set in a step of forgetting."""
-    rates: tuple[float, ...] = (1e-4, 4e-4, 1.6e-3)
+    rates: tuple[float, ...] = (2e-4, 5e-4, 1.2e-3)
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     tuning_seed: int = 10
     methods: tuple[str, ...] = ()
