@@ -124,6 +124,15 @@ def sentences() -> Iterator[tuple[str, str]]:
     yield findings, f"The step was projected (dual variable {step['steps'][0]['dual']:.2f})"
     peak = f"{step['peak_gib']:.0f} GiB"
     yield "docs/guides/diffusion.md", f"took {peak} on a CPU"
+    steps = _read("token_steps_cpu.json")["steps"]
+    ratios = {name: one["ratio_to_training_step"]["median"] for name, one in steps.items()}
+    rates = [steps[name]["tokens_per_second"] for name in ("training step", "training step, padded to the longest")]
+    for words in (
+        f"takes {ratios['repair step']:.2f} times as long as a training step",
+        f"a step of NPO {ratios['NPO step']:.2f} times",
+        f"Packed rows take {rates[0] / rates[1]:.2f} times as many tokens",
+    ):
+        yield "docs/guides/language.md", words
 
 
 def _variants_table() -> str:
@@ -254,7 +263,6 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "full_step": _full_step_table,
     "forgetting_tests": _forgetting_tests_table,
     "calibration": _calibration_table,
-    "tofu": _tofu_table,
 }
 """What makes each table, by the name in the comment."""
 
