@@ -150,9 +150,10 @@ def test_buckets_have_few_lengths_and_hold_every_example_once(caplog):
 
 
 def test_one_token_after_the_other_says_what_all_at_once_do():
-    rows = one_a_row(GIVEN)
-    sharper = jax.tree.map(lambda leaf: 3 * leaf, PARAMS)
-    found = [greedy_answers(MODEL, sharper, STATE, rows, decoder=how) for how in (None, decoder_of(NETWORK))]
+    rows, network = one_a_row(GIVEN), NETWORK.clone(layers=2)
+    model = from_linen(network, jax.ShapeDtypeStruct((1, LENGTH), np.int32))
+    sharper = jax.tree.map(lambda leaf: 3 * leaf, model.init(jax.random.key(0))[0])
+    found = [greedy_answers(model, sharper, STATE, rows, decoder=how) for how in (None, decoder_of(network))]
     np.testing.assert_array_equal(*found)
     assert len(np.unique(found[0])) > 4
 
