@@ -49,9 +49,15 @@ def check_values(data: Data) -> None:
     Floats called `image` that look like values from 0 to 255 are only warned of, since some networks take them.
 
     Raises:
-      InputError: An array is of no numbers, an array of floats holds NaN or infinity, or an array of integers called
-        `label`, with one for each example, a negative number. The message names the first such example.
+      InputError: The data are no `Data`, an array is of no numbers, an array of floats holds NaN or infinity, or an
+        array of integers called `label`, with one for each example, a negative number. The message names the first such
+        example.
     """
+    if not (hasattr(data, "forget") and hasattr(data, "retain")):
+        raise InputError(
+            f"the data are a {type(data).__name__}; give the two parts, as split(train, positions) makes them, or "
+            "Data(forget=..., retain=...)"
+        )
     # Without a forget set it is plain training, of whose parts nobody has spoken.
     whole = "retain" if size(data.forget) else "training"
     for part, dataset in (("forget", data.forget), (whole, data.retain)):

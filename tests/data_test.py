@@ -409,6 +409,10 @@ def test_classes_that_are_forgotten_as_a_whole_are_not_tested():
 
 
 class TestCheckValues:
+    def test_data_that_are_not_divided_are_refused(self):
+        with pytest.raises(InputError, match=r"the data are a dict; give the two parts, as split\(train, positions\)"):
+            data.check_values({"x": np.zeros(3)})
+
     @pytest.mark.parametrize(
         ("retain", "message"),
         [

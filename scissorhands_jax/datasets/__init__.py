@@ -117,7 +117,7 @@ def _download(name: str, data_dir: Path, *, overwrite: bool) -> Path:
         where = archives.ARCHIVES[name][0].url.rpartition("/")[0]
         raise InputError(
             f"{name} needs --from and {names}, copied from {where} to this machine; or "
-            "`pip install 'scissorhands-jax[tensorflow]'`, which lets tensorflow_datasets download it"
+            "`pip install '.[tensorflow]'` in a clone of the repository, which lets tensorflow_datasets download it"
         )
     import tensorflow_datasets as tfds
 

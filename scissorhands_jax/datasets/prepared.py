@@ -115,7 +115,7 @@ def write_prepared(
                 raise
             raise InputError(
                 f"a split of {name} has more than 1 GB of images, which only TensorFlow can sort; make them smaller "
-                "with --image-size, or `pip install 'scissorhands-jax[tensorflow]'`"
+                "with --image-size, or `pip install '.[tensorflow]'` in a clone of the repository"
             ) from error
         finally:
             tfds.enable_progress_bar()

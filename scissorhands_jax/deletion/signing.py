@@ -273,6 +273,6 @@ def _ed25519() -> Any:
     except ImportError as error:
         raise InputError(
             "a ledger signs with Ed25519, which takes the package cryptography; install it with "
-            "`pip install 'scissorhands-jax[records]'`"
+            "`pip install '.[records]'` in a clone of the repository"
         ) from error
     return ed25519

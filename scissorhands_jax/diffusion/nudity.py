@@ -159,7 +159,7 @@ def load_detector() -> Detector:
     except ImportError as error:
         raise InputError(
             f"counting needs NudeNet, which cannot be imported ({error}); install the extra: "
-            "pip install 'scissorhands-jax[nudenet]'"
+            "pip install '.[nudenet]' in a clone of the repository"
         ) from error
     detector = NudeDetector()
 

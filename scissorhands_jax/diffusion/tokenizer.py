@@ -353,5 +353,6 @@ def _pipeline(vocabulary: Vocabulary, length: int) -> tokenizers.Tokenizer:
 
 def _missing(package: str) -> InputError:
     return InputError(
-        f"prompts need the package {package}; install the extra: pip install 'scissorhands-jax[diffusion]'"
+        f"prompts need the package {package}; install the extra: pip install '.[diffusion]' in a clone of the "
+        "repository"
     )

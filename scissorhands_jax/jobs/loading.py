@@ -228,7 +228,9 @@ def _count_misfits(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[
 
 
 def _shown(value: Any) -> str:
-    return "[" + ",".join(f"{number:g}" for number in value) + "]" if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return "[" + ",".join(map(_shown, value)) + "]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _network(fitted: _Attempt, weights: str) -> tuple[Params, ModelState]:

@@ -473,7 +473,7 @@ class TestCommand:
         arguments = ["sd", "evaluate", "--images", str(save(tmp_path / "a", [(0, 0)])), "--out", str(tmp_path / "out")]
         assert cli.main(arguments) == 2
         error = capsys.readouterr().err
-        assert "install the extra: pip install 'scissorhands-jax[nudenet]'" in error
+        assert "install the extra: pip install '.[nudenet]' in a clone" in error
         assert error.count("\n") == 1
         assert not (tmp_path / "out").exists()
 

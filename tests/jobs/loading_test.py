@@ -22,8 +22,12 @@ CIFAR = {"normalize": "fixed", "mean": [0.4914, 0.4822, 0.4465], "std": [0.2023,
 IMAGENET = {"normalize": "fixed", "mean": list(models.IMAGENET_MEAN), "std": list(models.IMAGENET_STD)}
 
 
+def small(name):
+    return {"widths": [[3], [4]]} if name == "vgg16_bn" else SMALL
+
+
 def build(name, options):
-    return models.build(name, num_classes=10, image_shape=SHAPE, **SMALL, **options)
+    return models.build(name, num_classes=10, image_shape=SHAPE, **small(name), **options)
 
 
 def drawn(model):
@@ -48,7 +52,7 @@ def written(path, name, options, rename=str):
 
 
 def read(path, name, **changes):
-    changes = {"model_options": SMALL, "dataset": "none"} | changes
+    changes = {"model_options": small(name), "dataset": "none"} | changes
     return read_network(NetworkConfig(model=name, weights=str(path), **changes), SPLITS)
 
 
@@ -67,17 +71,25 @@ CASES = {
         {"shortcut": "projection", **CIFAR},
     ),
     "kuangliu": ("resnet18", CIFAR, kuangliu, CIFAR),
+    "kuangliu, a VGG": ("vgg16_bn", {"last_pool": "max", **CIFAR}, "module.{}".format, {"last_pool": "max", **CIFAR}),
+    "torchvision or timm, deeper": (
+        "resnet34",
+        {"stem": "imagenet", **IMAGENET},
+        str,
+        {"stem": "imagenet", **IMAGENET},
+    ),
 }
 
 
 @pytest.mark.parametrize("author", CASES)
 def test_files_of_known_authors_are_read_and_what_was_done_is_said(author, tmp_path, caplog):
     name, options, rename, found = CASES[author]
+    author = author.partition(",")[0]
     _, params, model_state = written(tmp_path / "a.safetensors", name, options, rename)
     got = read(tmp_path / "a.safetensors", name)
     for here, there in zip(jax.tree.leaves(got[2:4]), jax.tree.leaves((params, model_state)), strict=True):
         np.testing.assert_array_equal(here, there)
-    assert got.config.model_options == {**found, **SMALL}
+    assert got.config.model_options == {**found, **small(name)}
     wanted = {rename(key).removeprefix("module.") for key in torch_weights.to_state_dict(params, model_state)}
     assert {got.names.get(key, key) for key in torch_weights.to_state_dict(*got[2:4])} == wanted
     assert (f"read as a network of {author}, with" in caplog.text) == bool(found)
