@@ -152,6 +152,14 @@ def test_all_settings_of_all_commands_are_documented_also_the_keys_of_departures
     assert "departures.margin" in listed
 
 
+@pytest.mark.parametrize("name", ["unlearn", "plan", "tune", "evaluate", "request add"])
+def test_every_command_that_reads_a_network_is_told_all_about_it(name):
+    command = cli.COMMANDS[name]
+    flags = {"--model", "--layout", "--prefix", "--rename", "--ema", "--no-ema", "--check"}
+    assert flags <= set(options.flags_of(command))
+    assert issubclass(command, options.SettingsCommand)  # which takes model_options.NAME=VALUE
+
+
 OF_SETTINGS = [name for name, command in cli.COMMANDS.items() if issubclass(command, options.SettingsCommand)]
 
 

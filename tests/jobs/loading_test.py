@@ -95,6 +95,15 @@ def test_files_of_known_authors_are_read_and_what_was_done_is_said(author, tmp_p
     assert (f"read as a network of {author}, with" in caplog.text) == bool(found)
 
 
+def test_a_file_without_the_mean_of_its_images_is_told_to_name_it(tmp_path):
+    """As torchvision names it, with a stem for small images: nothing is wrong but what the file cannot show."""
+    written(tmp_path / "a.safetensors", "resnet18", CIFAR)
+    with pytest.raises(
+        WeightsError, match=r"keeps the mean and the standard deviation .* build it with normalize=fixed"
+    ):
+        read(tmp_path / "a.safetensors", "resnet18")
+
+
 def test_a_layout_that_is_named_is_taken_and_options_of_the_user_win(tmp_path):
     written(tmp_path / "a.safetensors", "resnet18", CIFAR, kuangliu)
     path = tmp_path / "a.safetensors"
