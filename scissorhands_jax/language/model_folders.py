@@ -1,0 +1,246 @@
+"""Folders of published language models: `config.json`, `tokenizer.json` and `.safetensors`, perhaps in several parts.
+
+A folder is checked before its numbers are read, and written back as it was: the same files, names and types.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+
+from scissorhands_jax import files, hashing, reading, torch_weights
+from scissorhands_jax.base import Params
+from scissorhands_jax.errors import InputError, WeightsError
+from scissorhands_jax.language.decoder import Sizes, decoder
+from scissorhands_jax.language.families import sizes_of
+from scissorhands_jax.language.text_tokens import TextTokenizer, read_tokenizer
+
+CONFIG_FILE, TOKENIZER_FILE = "config.json", "tokenizer.json"
+_WEIGHTS_FILE, _INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+_UNUSED = "rotary_emb.inv_freq"  # computed from the configuration; old folders have it
+_FLOATS = {np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)}
+_WEIGHTS_OF_OTHERS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".ckpt"}
+_SHOWN = 3  # names in a message
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageFolder:
+    """A folder that was checked, apart from the numbers in it."""
+
+    path: Path
+    sizes: Sizes
+    tokenizer: TextTokenizer
+    places: Mapping[str, Path]
+    """The file of every tensor by its name."""
+
+    @property
+    def shards(self) -> tuple[Path, ...]:
+        """The files of weights, in order."""
+        return tuple(sorted(set(self.places.values())))
+
+    def sha256(self) -> str:
+        """The SHA-256 of configuration, tokenizer and weights; hexadecimal."""
+        parts = (self.path / CONFIG_FILE, self.path / TOKENIZER_FILE, *self.shards)
+        return hashing.sha256("".join(map(hashing.file_sha256, parts)))
+
+
+def open_language_folder(path: Path) -> LanguageFolder:
+    """Checks a folder of a language model.
+
+    Args:
+      path: The folder. Tensors must be float32, float16 or bfloat16.
+
+    Raises:
+      InputError: The folder, its configuration or its tokenizer is missing or damaged, the family is not supported, a
+        file of weights is missing, or tensors, tokenizer and configuration do not fit together.
+    """
+    if not path.is_dir():
+        found = "is a file" if path.exists() else "does not exist"
+        raise InputError(f"{path} {found}; name the folder of a model with {CONFIG_FILE} and {TOKENIZER_FILE}")
+    entries = _read_object(path / CONFIG_FILE)
+    sizes = sizes_of(entries, str(path / CONFIG_FILE))
+    tokenizer = _tokenizer(path, entries)
+    if tokenizer.size > sizes.vocabulary:
+        raise InputError(
+            f"{path / TOKENIZER_FILE} has {tokenizer.size} tokens and the network knows {sizes.vocabulary}; take "
+            "tokenizer and weights of one model"
+        )
+    places = _places(path)
+    _check_tensors(path, sizes, places)
+    return LanguageFolder(path, sizes, tokenizer, places)
+
+
+def load_weights(folder: LanguageFolder, dtype: str = "float32") -> Params:
+    """Reads the weights of a model.
+
+    Args:
+      folder: The folder.
+      dtype: The type of the arrays, into which those of the files are rounded.
+
+    Raises:
+      WeightsError: A file was damaged after it was checked, or a number is too large for the type.
+    """
+    outline = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), outline_of(folder.sizes))
+    with _opened({name: folder.places[name] for name in torch_weights.state_dict_shapes(outline, {})}) as needed:
+        return torch_weights.from_state_dict(needed, outline, {}, flatten={})[0]
+
+
+@functools.cache
+def outline_of(sizes: Sizes) -> Params:
+    """Names, shapes and types of a network's weights: a nested dict of `jax.ShapeDtypeStruct`s."""
+    return jax.eval_shape(decoder(sizes).init, jax.random.key(0))[0]
+
+
+def write_language_folder(folder: LanguageFolder, out: Path, params: Params) -> None:
+    """Writes a model like the one in a folder, with other weights, whole or not at all.
+
+    Tensors have the names, files and types that they have in the folder, and all files beside the weights are copied.
+    Rounding to a type of 16 bits may undo small changes.
+
+    Args:
+      folder: Where the network came from.
+      out: The new folder; one that exists is replaced.
+      params: The weights.
+
+    Raises:
+      WeightsError: A number is too large for its type, or a file cannot be written.
+    """
+    arrays = torch_weights.state_dict_views(params, {}, flatten={})
+    if folder.sizes.tied:
+        arrays[_HEAD] = arrays[_EMBEDDING]
+    with files.new_folder(out) as fresh:
+        fresh.mkdir()
+        for shard in folder.shards:
+            with torch_weights.open_state_dict(shard) as tensors:
+                written = {
+                    name: _rounded(name, arrays[name], tensors.dtype(name)) if name in arrays else tensors[name]
+                    for name in tensors
+                }
+            torch_weights.write_safetensors(fresh / shard.name, written)
+        for file in sorted(folder.path.iterdir()):
+            if file.is_file() and file.suffix not in _WEIGHTS_OF_OTHERS and not files.is_leftover(file):
+                files.copy_file(file, fresh / file.name)
+
+
+def _rounded(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        narrow = array.astype(dtype)
+    if not np.isfinite(narrow.astype(np.float32)).all():
+        raise WeightsError(f"{name} has numbers that {dtype} cannot hold; lower the learning rate")
+    return narrow
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        entries = reading.read_json(path, nan=True)
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{path.parent} has no {path.name}; name the folder that was published with the model"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}); copy it again") from error
+    if not isinstance(entries, dict):
+        raise InputError(f"{path} is not a JSON object; copy it again")
+    return entries
+
+
+def _tokenizer(path: Path, config: Mapping[str, Any]) -> TextTokenizer:
+    """The tokenizer, with the tokens that end an answer as three files name them."""
+    optional = [path / name for name in ("generation_config.json", "tokenizer_config.json")]
+    generation, described = (_read_object(file) if file.is_file() else {} for file in optional)
+    tokenizer = read_tokenizer(path / TOKENIZER_FILE)
+    named = described.get("eos_token")
+    named = named.get("content") if isinstance(named, dict) else named
+    ends = [tokenizer.token_to_id(named) if isinstance(named, str) else None]
+    for entry in (generation.get("eos_token_id"), config.get("eos_token_id")):
+        ends += entry if isinstance(entry, list) else [entry]
+    return TextTokenizer(tokenizer, [end for end in ends if type(end) is int])
+
+
+def _places(path: Path) -> dict[str, Path]:
+    """The file of every tensor."""
+    index = path / _INDEX_FILE
+    if not index.is_file():
+        whole = path / _WEIGHTS_FILE
+        if not whole.is_file():
+            others = sorted(file.name for file in path.iterdir() if file.suffix in _WEIGHTS_OF_OTHERS)
+            found = f"only {', '.join(others[:_SHOWN])}" if others else "no weights"
+            raise InputError(f"{path} has {found}; it needs {_WEIGHTS_FILE}, or {_INDEX_FILE} with its parts")
+        with torch_weights.open_state_dict(whole) as tensors:
+            return {name: whole for name in tensors}
+    entries = _read_object(index).get("weight_map")
+    if not isinstance(entries, dict) or not all(isinstance(file, str) for file in entries.values()):
+        raise InputError(f"{index} has no 'weight_map' from tensors to files; copy it again")
+    names = sorted(set(entries.values()))
+    if outside := [name for name in names if Path(name).name != name]:
+        raise InputError(f"{index} names {outside[0][:60]!r}, which is not in its folder; copy it again")
+    if missing := [name for name in names if not (path / name).is_file()]:
+        raise InputError(
+            f"{path} lacks {len(missing)} of the {len(names)} files of weights ({', '.join(missing[:_SHOWN])}); copy "
+            "them as well"
+        )
+    return {name: path / file for name, file in entries.items()}
+
+
+def _check_tensors(path: Path, sizes: Sizes, places: Mapping[str, Path]) -> None:
+    """Refuses files whose tensors are not those of the network, without reading their numbers."""
+    needed = torch_weights.state_dict_shapes(outline_of(sizes), {})
+    with _opened(places) as tensors:
+        absent = [name for name in needed if name not in tensors]
+        extra = [name for name in tensors if name not in needed and not name.endswith(_UNUSED)]
+        extra = [name for name in extra if not (sizes.tied and name == _HEAD)]
+        if absent or extra:
+            what = [f"lacks {', '.join(absent[:_SHOWN])}"] if absent else []
+            what += [f"also has {', '.join(extra[:_SHOWN])}"] if extra else []
+            raise WeightsError(
+                f"the weights in {path} are not those of {CONFIG_FILE}: of {len(needed)} tensors it "
+                f"{' and '.join(what)}; copy the folder again"
+            )
+        for name, shape in needed.items():
+            found, dtype = tensors.shape(name), tensors.dtype(name)
+            if found != shape:
+                raise WeightsError(
+                    f"{name} in {path} has the shape {found}, and {CONFIG_FILE} asks for {shape}; copy the folder again"
+                )
+            if dtype not in _FLOATS:
+                raise WeightsError(
+                    f"{name} in {path} is of type {dtype}, which is quantised; take the model as it was before"
+                )
+
+
+class _Shards(Mapping[str, np.ndarray]):
+    """The tensors of several open files as one mapping; each is read when it is asked for."""
+
+    def __init__(self, places: Mapping[str, Path], opened: Mapping[Path, torch_weights.LazyStateDict]) -> None:
+        self._places = {name: opened[file] for name, file in places.items() if name in opened[file]}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._places[name][name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._places[name].shape(name)
+
+    def dtype(self, name: str) -> np.dtype:
+        return self._places[name].dtype(name)
+
+
+@contextlib.contextmanager
+def _opened(places: Mapping[str, Path]) -> Iterator[_Shards]:
+    with contextlib.ExitStack() as stack:
+        opened = {file: stack.enter_context(torch_weights.open_state_dict(file)) for file in set(places.values())}
+        yield _Shards(places, opened)
