@@ -69,6 +69,38 @@ def _sgd(
     return optax.chain(*parts)
 
 
+def adamw(learning_rate: float, *, momentum: float = 0.9, weight_decay: float = 0.01) -> optax.GradientTransformation:
+    """AdamW (Loshchilov and Hutter, 2019) whose state holds a schedule, constant until `with_schedule` sets it.
+
+    Args:
+      learning_rate: The rate, at least 0.
+      momentum: beta_1, at least 0 and below 1; beta_2 is 0.999.
+      weight_decay: The weight decay, at least 0, of every parameter.
+
+    Raises:
+      InputError: A setting is out of its range.
+    """
+    if learning_rate < 0 or weight_decay < 0 or not 0 <= momentum < 1:
+        raise InputError(
+            "learning_rate and weight_decay must not be negative and momentum must be at least 0 and below 1, got "
+            f"{learning_rate}, {weight_decay} and {momentum}"
+        )
+    return optax.inject_hyperparams(_adamw)(
+        learning_rate=learning_rate,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        knots=np.asarray(_KNOTS, np.int32),
+        factors=np.asarray(_FACTORS, np.float32),
+    )
+
+
+def _adamw(learning_rate, momentum, weight_decay, knots, factors) -> optax.GradientTransformation:
+    return optax.chain(
+        optax.adamw(learning_rate, b1=momentum, weight_decay=weight_decay),
+        optax.scale_by_schedule(lambda step: interpolate(step, knots, factors)),
+    )
+
+
 @functools.cache
 def _shared_update(present: tuple[str, ...], nesterov: bool) -> optax.TransformUpdateExtraArgsFn:
     """The update, which reads its numbers from the state, so that one function object serves all values."""

@@ -50,3 +50,21 @@ PRESET_LINES = {
     "released-objects": "what the published code does for classes of objects",
 }
 """What the settings of a preset for diffusion networks follow."""
+
+_OF_TOKENS = {
+    "gradient_difference": "the answers to forget less probable, those to keep more probable",
+    "npo": "answers are pushed down until they are improbable, and then ever less",
+    "simnpo": "the same without the original, by length",
+    "dpo": "refusals are preferred to the answers to forget",
+    "rmu": "activations of a layer are steered to a random direction",
+    "undial": "learns from the original with the right tokens made less probable",
+    "ce_u": "learns from itself without the right tokens",
+    "wga": "gradient ascent that leaves alone what is improbable",
+    "task_vector": "learns the forget set once more, and goes the other way",
+}
+_SHARED_WITH_TOKENS = (
+    *("scissorhands", "finetune", "gradient_ascent", "neggrad_plus", "l1_sparse"),
+    *("munba", "ssd", "scrub", "bad_teacher"),
+)
+TOKEN_METHOD_LINES = _OF_TOKENS | {name: METHOD_LINES[name] for name in _SHARED_WITH_TOKENS}
+"""The methods for language models, each with what it does."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
-from scissorhands_jax.cli.options import Command, Option
+from scissorhands_jax.cli.options import Option
 from scissorhands_jax.cli.shared import OverwriteOptions, print_json
+from scissorhands_jax.errors import InputError
 from scissorhands_jax.terminal import Console, say
+
+_asked = functools.partial(Option, metavar="FILE", group="asking the model of --model")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,17 +35,41 @@ class LanguageDemoCommand(OverwriteOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LogsCommand(Command):
-    """Compute every aggregate that published evaluation logs of a language model allow.
+class LogsCommand(OverwriteOptions):
+    """Compute every aggregate that published evaluation logs of a language model allow, or evaluate a model.
 
     Reads the per-example logs of torch frameworks, TOFU's eval_log_aggregated.json and OpenUnlearning's *_EVAL.json,
     and prints model utility, forget quality with each of the three truth ratios, and a paired test. With the logs of
-    three retrained networks or more, forgetting is also tested against what retrained networks differ by.
+    three retrained networks or more, forgetting is also tested against what retrained networks differ by. With --model
+    a folder of a language model is asked the questions of the files first, and its log is written to --out.
     """
 
     example: ClassVar[str] = "lm evaluate --logs unlearned.json --retain-logs retain90.json --json"
 
-    logs: Annotated[Path, Option("Log of the network in question.", metavar="FILE")]
+    required: ClassVar[tuple[str, ...]] = ("network",)
+
+    logs: Annotated[Path | None, Option("Log of the network in question.", metavar="FILE", exclusive="network")] = None
+    model: Annotated[
+        Path | None,
+        Option(
+            "Folder of a language model to ask: config.json, tokenizer.json and .safetensors.",
+            metavar="DIR",
+            exclusive="network",
+        ),
+    ] = None
+    out: Annotated[Path | None, _asked("File for the log of --model.")] = None
+    forget: Annotated[Path | None, _asked("File of what was to be forgotten.")] = None
+    retain: Annotated[Path | None, _asked("File of what was to be kept.")] = None
+    real_authors: Annotated[Path | None, _asked("File of TOFU's questions about real authors.")] = None
+    world_facts: Annotated[Path | None, _asked("File of TOFU's questions about the world.")] = None
+    template: Annotated[
+        str | None,
+        _asked("How a question is asked, as for lm unlearn.", metavar="TEXT"),
+    ] = None
+    max_tokens: Annotated[int, _asked("Largest number of tokens of an answer.", metavar="N")] = 64
+    dtype: Annotated[
+        Literal["float32", "bfloat16"], _asked("What the network computes in: float32 or bfloat16.", metavar="NAME")
+    ] = "float32"
     retain_logs: Annotated[
         tuple[Path, ...],
         Option(
@@ -60,10 +88,33 @@ class LogsCommand(Command):
         from scissorhands_jax.language.judgement_report import print_judgement
         from scissorhands_jax.language.judging import judge_logs
 
-        judgement = judge_logs(self.logs, self.retain_logs, self.original_log)
+        judgement = judge_logs(self._log(console), self.retain_logs, self.original_log)
         if self.json:
             print_json(judgement.document())
             for remark in judgement.remarks:
                 say(console, f"note: {remark}")
         else:
             print_judgement(judgement, Console())
+
+    def _log(self, console: Console) -> Path:
+        """The log of the network in question, which is made of the answers of a model if there is none."""
+        files = {
+            "retain": self.retain,
+            "real authors": self.real_authors,
+            "world facts": self.world_facts,
+            "forget": self.forget,
+        }
+        questions = {name: path for name, path in files.items() if path is not None}
+        if self.logs is not None:
+            if questions or self.out is not None:
+                raise InputError("--out and files of questions are for --model; leave them out, or --logs")
+            return self.logs
+        if self.model is None or self.out is None or not questions:
+            raise InputError("--model is asked the questions of files, and its log is written; give --forget and --out")
+        from scissorhands_jax.language.folder_evaluation import evaluate_folder
+        from scissorhands_jax.language.text_files import TEMPLATE
+
+        template = TEMPLATE if self.template is None else self.template.replace("\\n", "\n")
+        options: dict[str, Any] = {"max_tokens": self.max_tokens, "dtype": self.dtype, "overwrite": self.overwrite}
+        evaluate_folder(self.model, questions, self.out, template=template, console=console, **options)
+        return self.out

@@ -19,6 +19,7 @@ from scissorhands_jax.cli import (
     doctor,
     jobs,
     language,
+    language_models,
     ledger_copies,
     lineage,
     requests,
@@ -62,6 +63,8 @@ COMMANDS: dict[str, type[Command]] = {
     "sd plan": diffusion_unlearning.ConceptPlanCommand,
     "sd evaluate": diffusion_images.ImagesCommand,
     "sd attack": diffusion_attacks.AttackCommand,
+    "lm unlearn": language_models.LanguageUnlearnCommand,
+    "lm generate": language_models.LanguageGenerateCommand,
     "lm evaluate": language.LogsCommand,
 }
 """The commands by their names, each with its options."""
@@ -69,7 +72,7 @@ GROUPS = {
     "request": "Keep a ledger of deletion requests, serve them, and prove that this was done.",
     "data": "Prepare data sets.",
     "sd": "Stable Diffusion v1: import and export weights, make images, forget a concept.",
-    "lm": "Language models: judge what they have forgotten.",
+    "lm": "Language models: make them forget, ask them, and judge what they have forgotten.",
 }
 """The first words that are not commands by themselves, each with what its commands are about."""
 

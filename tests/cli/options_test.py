@@ -15,12 +15,14 @@ import pytest
 import scissorhands_jax
 from scissorhands_jax.cli import choices, options
 from scissorhands_jax.cli import main as cli
+from scissorhands_jax.cli.language_models import LanguageJobOptions
 from scissorhands_jax.cli.options import Option
 from scissorhands_jax.cli.shared import LongCommand
 from scissorhands_jax.diffusion.concept_settings import PRESETS
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import config
 from scissorhands_jax.keywords import field_docs
+from scissorhands_jax.language.method_settings import token_methods
 from scissorhands_jax.methods import METHODS
 from scissorhands_jax.methods.semantics import Semantics
 from scissorhands_jax.models import MODELS
@@ -139,11 +141,17 @@ def test_settings_are_listed_with_their_defaults_and_meaning(capsys):
     assert capsys.readouterr().out == expected
 
 
+def registry_of(command):
+    if issubclass(command, LanguageJobOptions):
+        return token_methods()
+    return {"PRESET": PRESETS, "MODEL": MODELS, "METHOD": METHODS}[command.settings_of]
+
+
 def test_all_settings_of_all_commands_are_documented_also_the_keys_of_departures():
     listed = {}
     for command in cli.COMMANDS.values():
         if issubclass(command, options.SettingsCommand):
-            for chosen in {"PRESET": PRESETS, "MODEL": MODELS}.get(command.settings_of, METHODS):
+            for chosen in registry_of(command):
                 for prefix, settings in command.listed_settings(chosen).items():
                     found = settings if isinstance(settings, dict) else config.describe_settings(settings, prefix)
                     listed |= found
@@ -168,7 +176,7 @@ def test_help_lists_what_can_be_chosen_and_the_settings_of_what_is_chosen(name, 
     command = cli.COMMANDS[name]
     flag = f"--{command.settings_of.lower()}"
     assert flag in options.flags_of(command)
-    registry = {"PRESET": PRESETS, "MODEL": MODELS, "METHOD": METHODS}[command.settings_of]
+    registry = registry_of(command)
     assert not command.choices or set(command.choices) == set(registry)
     shown = help_of(capsys, *name.split(), "--help")
     assert f"names for {flag}:" in shown

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import trees
+from scissorhands_jax import microbatches, trees
 from scissorhands_jax.base import Batch, Carry, Data, Key, Method, Metrics, Model, ModelState, Params, PyTree, Scalar
 from scissorhands_jax.errors import InputError, check_choice
 from scissorhands_jax.language.packing import network_inputs
@@ -43,6 +44,9 @@ class ForgettingOptions:
     batch_size: int = 32
     """The number of forget examples that a step sees, and of retain examples. An epoch passes once over the forget set,
     and each of its batches goes with a random batch of the retain set, as in the published code."""
+    microbatches: int = 1
+    """The number of parts in which the batch of each set is computed, one after the other, where memory is short.
+    Losses that are means over tokens are then means over the parts of such means."""
 
 
 class Seen(NamedTuple):
@@ -71,8 +75,7 @@ class Networks:
         """The original's predictions; None if the carry does not hold it."""
         if not self._carry.aux:
             return None
-        params, model_state = self._carry.aux
-        logits, _ = self._model.apply(params, model_state, inputs, train=False)
+        logits, _ = self._model.apply(self._carry.aux, self._carry.model_state, inputs, train=False)
         return jax.lax.stop_gradient(logits[:, :-1])
 
 
@@ -112,13 +115,20 @@ def forget_by(
     holds = compares or (options.retain_weight > 0 and options.retain_loss != "nll")
 
     def objective(params: Params, carry: Carry, batch: Batch, key: Key) -> tuple[Scalar, tuple[ModelState, Metrics]]:
+        def in_parts(loss: AnswersLoss, examples: PyTree, key: Key) -> Scalar:
+            def mean(
+                params: Params, model_state: ModelState, examples: PyTree, key: Key | None
+            ) -> tuple[Scalar, tuple[ModelState, Metrics]]:
+                return loss(Networks(model, params, carry, key), examples), (model_state, {})
+
+            return microbatches.accumulated(mean, options.microbatches)(params, (), examples, key)[0]
+
         forget_key, retain_key = jax.random.split(key)
-        forget = forget_loss(Networks(model, params, carry, forget_key), batch.forget)
+        forget = in_parts(forget_loss, batch.forget, forget_key)
         value, metrics = options.forget_weight * forget, {"loss_forget": forget}
         if batch.retain is not None:
-            metrics["loss_retain"] = _retain_loss(
-                options.retain_loss, Networks(model, params, carry, retain_key), batch
-            )
+            retain_loss = functools.partial(_retain_loss, options.retain_loss)
+            metrics["loss_retain"] = in_parts(retain_loss, batch.retain, retain_key)
             value = value + options.retain_weight * metrics["loss_retain"]
         return value, (carry.model_state, metrics)
 
@@ -151,13 +161,14 @@ def forget_epochs(batch_size: int, *, with_retain: bool = True) -> Batches:
     return batches
 
 
-def _original(key: Key, params: Params, model_state: ModelState, data: Data) -> Any:
-    del key, data
-    return trees.copy((params, model_state))
+def _original(key: Key, params: Params, model_state: ModelState, data: Data) -> Params:
+    """The parameters of the original; its state is that of the carry, which stays as it is."""
+    del key, model_state, data
+    return trees.copy(params)
 
 
-def _retain_loss(kind: RetainLoss, networks: Networks, batch: Batch) -> Scalar:
-    seen = networks.see(batch.retain)
+def _retain_loss(kind: RetainLoss, networks: Networks, examples: PyTree) -> Scalar:
+    seen = networks.see(examples)
     if kind == "nll":
         return mean_over_tokens(token_nll(seen.logits, seen.answers), seen.answers.mask)
     assert seen.original is not None
@@ -170,6 +181,7 @@ def _check(options: ForgettingOptions) -> None:
         if not getattr(options, name) >= 0:
             raise InputError(f"{name} must not be negative, got {getattr(options, name)}")
     check_choice("retain_loss", options.retain_loss, get_args(RetainLoss))
+    microbatches.check_microbatches([options.batch_size], options.microbatches)
 
 
 def check_beta(beta: float) -> float:

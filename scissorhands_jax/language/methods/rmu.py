@@ -73,7 +73,7 @@ def rmu(activations: Activations, optimizer: optax.GradientTransformation, optio
         first = jax.tree.map(jnp.asarray, network_inputs(data_lib.take(data.forget, slice(1))))
         size = jax.eval_shape(activations, params, model_state, first).shape[-1]
         vector = jax.random.uniform(key, (size,))
-        return trees.copy((params, model_state)), options.steering * vector / jnp.linalg.norm(vector)
+        return trees.copy(params), options.steering * vector / jnp.linalg.norm(vector)
 
     def distance(batch: PyTree, own: jax.Array, target: jax.Array) -> Scalar:
         answers_of(batch)
@@ -90,7 +90,7 @@ def rmu(activations: Activations, optimizer: optax.GradientTransformation, optio
         forget = distance(batch.forget, seen, jnp.broadcast_to(steered, seen.shape))
         value, metrics = options.forget_weight * forget, {"loss_forget": forget}
         if batch.retain is not None:
-            before = jax.lax.stop_gradient(activations(original[0], original[1], network_inputs(batch.retain)))
+            before = jax.lax.stop_gradient(activations(original, carry.model_state, network_inputs(batch.retain)))
             retain = distance(
                 batch.retain, activations(params, carry.model_state, network_inputs(batch.retain)), before
             )

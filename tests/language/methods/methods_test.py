@@ -313,3 +313,19 @@ def test_batches_that_are_no_text_are_refused(data):
     empty = jax.tree.map(lambda leaf: leaf[:0], data.retain)
     with pytest.raises(InputError, match="forget set is empty"):
         sh.run(method, jax.random.key(0), MODEL.init(jax.random.key(0))[0], (), Data(empty, data.retain), num_epochs=1)
+
+
+def test_parts_of_a_batch_give_the_step_of_the_whole(data):
+    """Losses that are means over answers; the original is compared with in both."""
+    params = {"table": 0.1 * jax.random.normal(jax.random.key(0), (VOCABULARY, VOCABULARY))}
+    steps = []
+    for parts in (1, 2):
+        method = LANGUAGE_METHODS["npo"](MODEL, optax.sgd(1.0), batch_size=4, retain_weight=0.0, microbatches=parts)
+        carry = method.init(jax.random.key(1), params, (), data)
+        steps.append(
+            method.step(carry, data_lib.gather(data, next(iter(method.batches(jax.random.key(2), data, 0)))))[0]
+        )
+    np.testing.assert_allclose(steps[0].params["table"], steps[1].params["table"], atol=1e-6)
+    assert np.abs(steps[0].params["table"] - params["table"]).max() > 1e-3
+    with pytest.raises(InputError, match="cannot be divided into 3"):
+        LANGUAGE_METHODS["npo"](MODEL, optax.sgd(1.0), batch_size=4, microbatches=3)

@@ -1,0 +1,248 @@
+"""The commands about published language models: `scissorhands lm unlearn` and `lm generate`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from scissorhands_jax.cli import choices
+from scissorhands_jax.cli.options import RARE, Option, SettingsCommand
+from scissorhands_jax.cli.shared import LongCommand, ResumeOptions, given_settings, print_json
+from scissorhands_jax.errors import InputError
+from scissorhands_jax.jobs import config as config_lib
+from scissorhands_jax.terminal import Console
+
+if TYPE_CHECKING:
+    from scissorhands_jax.language.unlearning import LanguageJob
+    from scissorhands_jax.training.sharding import Layout
+
+_MANY = "many devices"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextFormOptions(LongCommand):
+    """A command that asks a language model questions."""
+
+    model: Annotated[
+        Path,
+        Option("Folder of a model: config.json, tokenizer.json and .safetensors, perhaps in parts.", metavar="DIR"),
+    ]
+    template: Annotated[
+        str | None,
+        Option(
+            "How a question is asked, with {question} in its place and \\n for a new line. Default: "
+            "'Question: {question}\\nAnswer:'.",
+            metavar="TEXT",
+            group=RARE,
+        ),
+    ] = None
+
+    @property
+    def question_form(self) -> str:
+        """The template that was given, or the default one."""
+        from scissorhands_jax.language.text_files import TEMPLATE
+
+        return TEMPLATE if self.template is None else self.template.replace("\\n", "\n")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LanguageJobOptions(TextFormOptions, SettingsCommand):
+    """A command about making a language model forget what is in a file."""
+
+    forget: Annotated[
+        Path,
+        Option(
+            "File of what is to be forgotten: a JSON object on each line with question and answer, prompt and "
+            "completion, or text.",
+            metavar="FILE",
+        ),
+    ]
+    retain: Annotated[Path, Option("File of what is to be kept, of the same form.", metavar="FILE")]
+    method: Annotated[
+        str, Option("Name of the method, e.g. npo, simnpo, gradient_difference or scissorhands.", metavar="NAME")
+    ]
+    held_out: Annotated[
+        Path | None,
+        Option(
+            "File of answers of the same kind that the network never saw; scissorhands drives the forget loss up to "
+            "theirs.",
+            metavar="FILE",
+        ),
+    ] = None
+    refusals: Annotated[
+        Path | None, Option("File with refusals, one on each line, for the method dpo.", metavar="FILE", group=RARE)
+    ] = None
+    lora: Annotated[
+        int | None,
+        Option("Train two thin matrices of this rank next to each matrix, instead of all weights.", metavar="RANK"),
+    ] = None
+    lora_alpha: Annotated[
+        float | None,
+        Option("Their product is multiplied by A / RANK. Default: twice the rank.", metavar="A", group=RARE),
+    ] = None
+    epochs: Annotated[int | None, Option("The same as epochs=N.", metavar="N", setting="epochs")] = None
+    batch_size: Annotated[
+        int | None,
+        Option("Examples of each set in a step, the same as batch_size=N.", metavar="N", setting="batch_size"),
+    ] = None
+    microbatches: Annotated[
+        int | None, Option("The same as microbatches=N.", metavar="N", setting="microbatches", group=RARE)
+    ] = None
+    dtype: Annotated[
+        Literal["float32", "bfloat16"],
+        Option(
+            "What the network computes in: float32 or bfloat16. Trained weights are float32 in either case; those that "
+            "LoRA leaves alone have this type.",
+            metavar="NAME",
+            group=RARE,
+        ),
+    ] = "float32"
+    remat: Annotated[
+        bool, Option("Compute activations again instead of keeping them: less memory, more time.", group=RARE)
+    ] = False
+    seed: Annotated[int, Option("Seed of the run.", metavar="N", group=RARE)] = 0
+
+    choices: ClassVar[Mapping[str, str]] = choices.TOKEN_METHOD_LINES
+
+    @classmethod
+    def listed_settings(cls, method: str | None) -> Mapping[str, Any]:
+        """The settings of a method."""
+        from scissorhands_jax.language.method_settings import token_settings
+
+        return {"": token_settings(method or "npo")()}
+
+    def job(self) -> LanguageJob:
+        """What is to be forgotten, and how."""
+        from scissorhands_jax.language.lora import Lora
+        from scissorhands_jax.language.method_settings import token_settings
+        from scissorhands_jax.language.unlearning import LanguageJob
+
+        if self.lora is None and self.lora_alpha is not None:
+            raise InputError("--lora-alpha is about --lora; give the rank with it, or leave it out")
+        settings = token_settings(self.method)()
+        return LanguageJob(
+            model=self.model,
+            forget=self.forget,
+            retain=self.retain,
+            method=self.method,
+            settings=config_lib.override(settings, [*self.settings, *given_settings(self, "")]),
+            held_out=self.held_out,
+            refusals=self.refusals,
+            template=self.question_form,
+            lora=None if self.lora is None else Lora(self.lora, self.lora_alpha),
+            dtype=self.dtype,
+            remat=self.remat,
+            seed=self.seed,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LanguageUnlearnCommand(ResumeOptions, LanguageJobOptions):
+    """Make a language model forget what is in a file.
+
+    Reads a model of the Llama, Qwen or Gemma family, runs a method, and writes the model back in the same form, to
+    RUN/model. Settings of the method follow as NAME=VALUE, e.g. learning_rate=2e-5 beta=0.2; `--help-settings METHOD`
+    lists them with their defaults and meaning.
+    """
+
+    example: ClassVar[str] = (
+        "lm unlearn --model Llama-3.2-1B --forget forget10.json --retain retain90.json --method npo --lora 8 --out run"
+    )
+
+    out: Annotated[Path, Option("Folder for the result.", metavar="RUN")]
+    checkpoint_every: Annotated[
+        int | None, Option("Steps between checkpoints. Default: one after every epoch.", metavar="STEPS", group=RARE)
+    ] = None
+    mesh: Annotated[
+        str | None,
+        Option(
+            "Divide batches over DATA devices and large arrays over MODEL, e.g. 8 or 4x2. Default: one device.",
+            metavar="DATA[xMODEL]",
+            group=_MANY,
+        ),
+    ] = None
+    fsdp: Annotated[bool, Option("Divide large arrays over the DATA devices as well.", group=_MANY)] = False
+
+    def _layout(self) -> Layout | None:
+        from scissorhands_jax.training import sharding
+
+        if not self.mesh and not self.fsdp:
+            return None
+        return sharding.make_layout(*(sharding.parse_mesh(self.mesh) if self.mesh else ()), fsdp=self.fsdp)
+
+    def run(self, console: Console) -> None:
+        from scissorhands_jax.language.unlearning import unlearn_language
+
+        unlearn_language(
+            self.job(),
+            self.out,
+            checkpoint_every=self.checkpoint_every,
+            overwrite=self.overwrite,
+            resume=self.resume,
+            layout=self._layout(),
+            console=console,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LanguageGenerateCommand(TextFormOptions):
+    """Print what a language model says to prompts, if it always says the most probable token next."""
+
+    example: ClassVar[str] = "lm generate --model run/model --question 'Who wrote the Amber Garden?'"
+
+    prompt: Annotated[
+        tuple[str, ...],
+        Option("Text that the model goes on with; give the option again for more.", metavar="TEXT", repeat="each"),
+    ] = ()
+    question: Annotated[
+        tuple[str, ...],
+        Option(
+            "Question, which is put in the template; give the option again for more.", metavar="TEXT", repeat="each"
+        ),
+    ] = ()
+    file: Annotated[
+        Path | None, Option("File of questions or prompts, as for lm unlearn; answers are left aside.", metavar="FILE")
+    ] = None
+    max_tokens: Annotated[int, Option("Largest number of tokens of an answer.", metavar="N")] = 64
+    batch_size: Annotated[int, Option("Prompts answered at a time.", metavar="N", group=RARE)] = 8
+    dtype: Annotated[
+        Literal["float32", "bfloat16"],
+        Option("What the network computes in: float32 or bfloat16.", metavar="NAME", group=RARE),
+    ] = "float32"
+    json: Annotated[bool, Option("Print JSON instead of text.")] = False
+
+    def run(self, console: Console) -> None:
+        from scissorhands_jax.jobs.progress import status
+        from scissorhands_jax.language.generating import generate_texts
+        from scissorhands_jax.language.model_folders import load_weights, open_language_folder
+        from scissorhands_jax.terminal import say
+
+        prompts = self._prompts()
+        folder = open_language_folder(self.model)
+        sizes = dataclasses.replace(folder.sizes, dtype=self.dtype)
+        with status(console, "reading the model and answering"):
+            options = {"max_tokens": self.max_tokens, "batch_size": self.batch_size}
+            params = load_weights(folder, self.dtype)
+            answers = generate_texts(sizes, params, folder.tokenizer, prompts, **options)
+        pairs = [{"prompt": prompt, "answer": answer} for prompt, answer in zip(prompts, answers, strict=True)]
+        if self.json:
+            print_json(pairs)
+            return
+        for pair in pairs:
+            say(Console(), f"{pair['prompt']}\n  -> {pair['answer']}")
+
+    def _prompts(self) -> list[str]:
+        from scissorhands_jax.language.text_files import read_text_examples
+
+        asked = [self.question_form.replace("{question}", question) for question in self.question]
+        read = [] if self.file is None else read_text_examples(self.file, template=self.question_form)
+        if unasked := [example.line for example in read if not example.prompt]:
+            raise InputError(
+                f"{self.file}, line {unasked[0]} has a text and no prompt; give it as prompt and completion"
+            )
+        prompts = [*self.prompt, *asked, *(example.prompt for example in read)]
+        if not prompts:
+            raise InputError("there is nothing to answer; give --prompt, --question or --file")
+        return prompts

@@ -1,0 +1,338 @@
+"""What `scissorhands lm unlearn` does: reads a published language model, makes it forget, and writes it back."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scissorhands_jax import data as data_lib
+from scissorhands_jax import files, hashing, reading, report
+from scissorhands_jax.base import Data, Dataset, Model, ModelState, Params
+from scissorhands_jax.errors import CheckpointError, InputError
+from scissorhands_jax.jobs import runs
+from scissorhands_jax.jobs.progress import follow_steps, progress_bar
+from scissorhands_jax.language import lora as lora_lib
+from scissorhands_jax.language.decoder import Sizes, decoder
+from scissorhands_jax.language.lora import Lora
+from scissorhands_jax.language.method_settings import build_method
+from scissorhands_jax.language.model_folders import (
+    LanguageFolder,
+    load_weights,
+    open_language_folder,
+    write_language_folder,
+)
+from scissorhands_jax.language.packing import Encoded, network_inputs, packed_rows
+from scissorhands_jax.language.text_files import TEMPLATE, TextExample, check_disjoint, read_text_examples
+from scissorhands_jax.language.text_tokens import encode_examples
+from scissorhands_jax.language.token_losses import answers_of, token_nll
+from scissorhands_jax.terminal import Console, say
+from scissorhands_jax.training import checkpoints, feeding, sharding
+from scissorhands_jax.training.identity import identify
+from scissorhands_jax.training.loop import Result, run
+
+MODEL_FOLDER = "model"
+"""The folder of the result in the folder of a run."""
+_CHECKPOINTS = "checkpoints"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LanguageJob:
+    """What a language model is to forget, and how."""
+
+    model: Path
+    """The folder of the model, see `model_folders`."""
+    forget: Path
+    """The file of what is to be forgotten, see `text_files`."""
+    retain: Path
+    """The file of what is to be kept."""
+    method: str
+    """One of `method_settings.token_methods`."""
+    settings: Any
+    """The settings of the method."""
+    held_out: Path | None = None
+    """A file of answers that the network never saw; their mean loss is the ceiling of Scissorhands."""
+    refusals: Path | None = None
+    """A file of answers that refuse, one on each line, which `dpo` prefers; example i is given line i, and again from
+    the first line where there are fewer."""
+    template: str = TEMPLATE
+    """How a question is asked, see `text_files.read_text_examples`."""
+    lora: Lora | None = None
+    """The size of LoRA's matrices; None trains all weights."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the network computes in. Weights that are trained are float32; with LoRA the others are of this type."""
+    remat: bool = False
+    """Whether activations are computed again instead of kept."""
+    seed: int = 0
+    """The seed of the run."""
+
+
+class PreparedJob(NamedTuple):
+    """A job that was checked; no weights were read."""
+
+    folder: LanguageFolder
+    sizes: Sizes
+    model: Model
+    data: Data
+    held_out: Dataset | None
+    counts: dict[str, int]
+    """The number of examples of each set."""
+    description: dict[str, Any]
+    """What a resumed run must agree on, as JSON."""
+
+
+def unlearn_language(
+    job: LanguageJob,
+    out: Path,
+    *,
+    checkpoint_every: int | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    layout: sharding.Layout | None = None,
+    steps_per_call: int | None = None,
+    feed_from: feeding.FeedFrom = "auto",
+    console: Console,
+) -> dict[str, Any]:
+    """Makes a language model forget what is in a file.
+
+    The result is `model` in `out`, a folder like the one that was read. Next to it are `run.json` (settings) and
+    `results.json`, with the mean loss of an answer's token before and after. All that can be checked is checked before
+    any weights are read. A run that was stopped continues with its last checkpoint and ends in the same weights.
+
+    Args:
+      job: What is forgotten, and how.
+      out: The folder of the run.
+      checkpoint_every: The number of steps between checkpoints. By default one is saved after every epoch.
+      overwrite: Whether a run in `out` is replaced.
+      resume: Whether a run in `out` is continued.
+      layout: How network and batches are divided over the devices of this process; None is one device.
+      steps_per_call, feed_from: As in `training.run`.
+      console: Shows progress.
+
+    Returns:
+      The document in `results.json`.
+
+    Raises:
+      InputError: Something cannot be used, or the folder is taken.
+      NonFiniteError: The run diverged. Its last good checkpoint stays.
+    """
+    feeding.check_feed(feed_from, layout, steps_per_call)
+    prepared = prepare_language(job)
+    identity = identify(prepared.description, None if layout is None else str(layout))
+    with runs.open_folder(out, identity, overwrite=overwrite, resume=resume, warn=False) as fresh:  # as checkpoints do
+        results = out / runs.RESULTS_FILE
+        if not fresh and results.exists():
+            say(console, f"the run in {out} has ended; nothing is left to do")
+            files.remove(out / _CHECKPOINTS)
+            try:
+                return reading.read_json(results, nan=True)
+            except ValueError as error:
+                raise CheckpointError(f"{results} is damaged ({error}); remove it, and it is written again") from error
+        keeper = checkpoints.Checkpointer(out / _CHECKPOINTS, every_steps=checkpoint_every, keep=1)
+        resumed_at = keeper.latest_step
+        try:
+            options: dict[str, Any] = {"layout": layout, "steps_per_call": steps_per_call, "feed_from": feed_from}
+            result, losses = _forgotten(job, prepared, keeper, console, **options)
+        except BaseException:
+            keeper.close()
+            raise
+        cost = {
+            "resumed_at_step": resumed_at,
+            "seconds": result.seconds,
+            "compile_seconds": result.compile_seconds,
+        }
+        steps = result.steps
+        _write(job, prepared, out / MODEL_FOLDER, result)
+        document = {
+            "losses": losses,
+            "steps": steps,
+            "examples": prepared.counts,
+            "rows": {name: data_lib.size(rows) for name, rows in prepared.data._asdict().items()},
+            "row_length": int(prepared.data.forget["tokens"].shape[1]),
+            "cost": cost,
+            "config": prepared.description,
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            **report.environment(),
+        }
+        files.write_text(results, json.dumps(document, indent=2) + "\n")
+        keeper.remove()
+    before, after = losses["before"], losses["after"]
+    say(
+        console,
+        f"loss of a token of the answers to forget {before['forget']:.3f} -> {after['forget']:.3f}, to keep "
+        f"{before['retain']:.3f} -> {after['retain']:.3f}; written to {out / MODEL_FOLDER}",
+    )
+    return document
+
+
+def prepare_language(job: LanguageJob) -> PreparedJob:
+    """Reads and checks everything but weights.
+
+    Raises:
+      InputError: Something cannot be used.
+    """
+    folder = open_language_folder(job.model)
+    sizes = dataclasses.replace(folder.sizes, dtype=job.dtype, remat=job.remat)
+    parts = {"forget": job.forget, "retain": job.retain, "held_out": job.held_out}
+    examples = {
+        name: read_text_examples(path, template=job.template) for name, path in parts.items() if path is not None
+    }
+    check_disjoint((job.forget, examples["forget"]), (job.retain, examples["retain"]))
+    limits = {"vocabulary": sizes.vocabulary, "context": sizes.context}
+    encoded = {
+        name: encode_examples(folder.tokenizer, found, where=parts[name] or "", **limits)
+        for name, found in examples.items()
+    }
+    refused = None
+    if job.method == "dpo":
+        lines = _refusals(job, examples["forget"])
+        refused = encode_examples(folder.tokenizer, lines, where=job.forget, **limits)
+    elif job.refusals is not None:
+        raise InputError(f"--refusals is for the method dpo, not for {job.method}; leave it out")
+    model = decoder(sizes) if job.lora is None else lora_lib.lora_model(sizes, job.lora)
+    ceiling = None if job.held_out is None else 1.0  # only to see that the method can be built
+    build_method(job.method, job.settings, sizes, model, ceiling=ceiling, lora=job.lora is not None)
+    named = {**parts, "refusals": job.refusals}
+    description = {
+        "command": "lm unlearn",
+        "method": job.method,
+        "settings": dataclasses.asdict(job.settings),
+        "lora": None if job.lora is None else {"rank": job.lora.rank, "scale": job.lora.scale},
+        "dtype": job.dtype,
+        "template": job.template,
+        "seed": job.seed,
+        "model_sha256": folder.sha256(),
+        **{f"{name}_sha256": hashing.file_sha256(path) for name, path in named.items() if path is not None},
+    }
+    rows = _packed(encoded, refused, sizes.context)
+    data = Data(rows["forget"], rows["retain"])
+    counts = {name: len(found) for name, found in examples.items()}
+    return PreparedJob(folder, sizes, model, data, rows.get("held_out"), counts, description)
+
+
+def _packed(
+    encoded: dict[str, list[Encoded]], refused: list[Encoded] | None, context: int
+) -> dict[str, dict[str, np.ndarray]]:
+    """Rows of one length for all sets, so that steps have one shape: the longest example's, in steps of 32 tokens."""
+    longest = max(example.length for found in [*encoded.values(), refused or []] for example in found)
+    length = min(context, -(-longest // 32) * 32)
+    return {
+        name: packed_rows(found, length, refusals=refused if name == "forget" else None)
+        for name, found in encoded.items()
+    }
+
+
+def _refusals(job: LanguageJob, examples: Sequence[TextExample]) -> list[TextExample]:
+    """Other answers to the same questions, in the form that `dpo` reads."""
+    if job.refusals is None:
+        raise InputError("dpo prefers refusals to the answers; name a file with one on each line with --refusals")
+    try:
+        lines = [line.strip() for line in reading.read_lines(job.refusals) if line.strip()]
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {job.refusals}: {error}; name a text file with a refusal a line") from error
+    if not lines:
+        raise InputError(f"{job.refusals} is empty; write a refusal on each line")
+    return [
+        example._replace(answer=example.answer[: len(example.answer) - len(example.answer.lstrip())] + line)
+        for example, line in zip(examples, (lines[place % len(lines)] for place in range(len(examples))), strict=True)
+    ]
+
+
+def _forgotten(
+    job: LanguageJob, prepared: PreparedJob, keeper: checkpoints.Checkpointer, console: Console, **options: Any
+) -> tuple[Result, dict[str, Any]]:
+    """Runs the method, and measures the network before and after it."""
+    size = job.settings.batch_size
+    with progress_bar(console) as progress:
+        task = progress.add_task("reading the model", total=1, note="")
+        network = _network(job, prepared)
+        progress.update(task, completed=1)
+        before = _losses(prepared, network, size)
+        ceiling = None
+        if prepared.held_out is not None:
+            ceiling = before["held_out"]
+        method = build_method(
+            job.method, job.settings, prepared.sizes, prepared.model, ceiling=ceiling, lora=job.lora is not None
+        )
+        result = run(
+            method,
+            jax.random.key(job.seed),
+            *_given_away(network),  # `run` then holds the only reference, whose memory the steps can use
+            prepared.data,
+            num_epochs=job.settings.epochs,
+            checkpoint=keeper,
+            on_step=follow_steps(progress, job.method),
+            **options,
+        )
+        after = _losses(prepared, [result.params, result.model_state], size)
+    return result, {"before": before, "after": after}
+
+
+def _given_away(network: list) -> tuple[Params, ModelState]:
+    model_state, params = network.pop(), network.pop()
+    return params, model_state
+
+
+def _network(job: LanguageJob, prepared: PreparedJob) -> list:
+    """The network as [parameters, model state]."""
+    if job.lora is None:
+        return [load_weights(prepared.folder), {}]
+    key = jax.random.fold_in(jax.random.key(job.seed), 1)
+    thin = lora_lib.init_lora(key, prepared.sizes, job.lora.rank)
+    return [thin, {lora_lib.BASE: load_weights(prepared.folder, job.dtype)}]
+
+
+def _losses(prepared: PreparedJob, network: list, batch_size: int) -> dict[str, float]:
+    parts = {**prepared.data._asdict(), "held_out": prepared.held_out}
+    return {
+        name: mean_answer_loss(prepared.model, network[0], network[1], rows, batch_size=batch_size)
+        for name, rows in parts.items()
+        if rows is not None
+    }
+
+
+def mean_answer_loss(
+    model: Model, params: Params, model_state: ModelState, rows: Dataset, *, batch_size: int = 32
+) -> float:
+    """The mean negative log-likelihood of a token of the answers in nats, computed some rows at a time.
+
+    Args:
+      model: From tokens of shape (N, T) to logits of shape (N, T, V).
+      params: Its weights.
+      model_state: Its state.
+      rows: See `token_losses`.
+      batch_size: The number of rows that are computed at a time.
+    """
+    total = count = 0.0
+    for first in range(0, data_lib.size(rows), batch_size):
+        names = [name for name in ("tokens", "answer", "segment") if name in rows]
+        part = {name: np.asarray(rows[name][first : first + batch_size]) for name in names}
+        missing = batch_size - len(part["tokens"])  # rows without answers, so that all batches are compiled as one
+        part = {name: np.pad(values, ((0, missing), (0, 0))) for name, values in part.items()}
+        found = _summed(model.apply, params, model_state, part)
+        total, count = total + float(found[0]), count + float(found[1])
+    return total / max(count, 1.0)
+
+
+@functools.partial(jax.jit, static_argnames="apply")
+def _summed(apply: Any, params: Params, model_state: ModelState, rows: Dataset) -> tuple[jax.Array, jax.Array]:
+    answers = answers_of(rows)
+    logits, _ = apply(params, model_state, network_inputs(rows), train=False)
+    return token_nll(logits[:, :-1], answers).sum(), jnp.sum(answers.mask)
+
+
+def _write(job: LanguageJob, prepared: PreparedJob, out: Path, result: Result) -> None:
+    """Writes the network in the form of the folder that it was read from."""
+    params = sharding.to_host(result.params)
+    if job.lora is not None:
+        base = load_weights(prepared.folder)  # the steps may have had it in fewer bits
+        params = lora_lib.merged(base, params, job.lora)
+    write_language_folder(prepared.folder, out, params)

@@ -1,0 +1,174 @@
+"""`lm unlearn` and `lm generate` on tiny models: the folders that come out, resuming, meshes, and what is refused."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.language_parity import CONFIGS
+from scissorhands_jax.cli.main import main
+from scissorhands_jax.errors import InputError
+from scissorhands_jax.language import unlearning
+from scissorhands_jax.language.decoder import decoder
+from scissorhands_jax.language.generating import generate_texts
+from scissorhands_jax.language.method_settings import build_method, token_methods, token_settings
+from scissorhands_jax.language.model_folders import load_weights, open_language_folder
+from scissorhands_jax.language.text_files import read_text_examples
+from tests.language.tiny_folders import make_tiny_folder, write_examples, write_lines
+
+QUICK = ("--quiet", "--epochs", "2", "--batch-size", "2", "learning_rate=0.01")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("language")
+    make_tiny_folder(folder / "model", {**CONFIGS["llama"], "num_hidden_layers": 1})
+    write_examples(folder)
+    return folder
+
+
+def command(place, out, *more, method="npo"):
+    files = ("--forget", place / "forget.json", "--retain", place / "retain.json")
+    words = ("lm", "unlearn", "--model", place / "model", *files, "--method", method, "--out", place / out, *more)
+    return main([str(word) for word in words])
+
+
+def weights(folder):
+    return jax.tree.leaves(load_weights(open_language_folder(folder)))
+
+
+def same(one, other):
+    return all(np.array_equal(a, b) for a, b in zip(weights(one), weights(other), strict=True))
+
+
+def test_a_model_forgets_by_all_its_weights_and_resumes(place, capsys, monkeypatch):
+    assert command(place, "whole", *QUICK) == 0
+    results = json.loads((place / "whole" / "results.json").read_text())
+    before, after = results["losses"]["before"], results["losses"]["after"]
+    assert after["forget"] > before["forget"] + 0.1
+    assert results["examples"] == {"forget": 2, "retain": 3}
+    assert not same(place / "whole" / "model", place / "model")
+    assert command(place, "whole", *QUICK) == 2
+    assert "already holds a run; add --resume" in capsys.readouterr().err
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(unlearning, "_write", killed)
+    assert command(place, "again", *QUICK) == 130
+    monkeypatch.undo()
+    assert command(place, "again", *QUICK, "--resume") == 0
+    assert same(place / "whole" / "model", place / "again" / "model")
+    assert command(place, "again", *QUICK, "--resume") == 0
+    assert command(place, "again", *QUICK, "beta=0.2", "--resume") == 2
+    assert "beta was 0.1 and is now 0.2" in capsys.readouterr().err
+
+
+def test_lora_moves_its_matrices_alone(place):
+    assert command(place, "lora", *QUICK, "--lora", "2", "retain_loss=kl", "--microbatches", "2") == 0
+    before, after = (
+        load_weights(open_language_folder(folder)) for folder in (place / "model", place / "lora" / "model")
+    )
+    moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), before, after)
+    assert all(jax.tree.leaves(moved["model"]["layers"]["0"]["mlp"]))
+    assert not any(jax.tree.leaves((moved["lm_head"], moved["model"]["embed_tokens"], moved["model"]["norm"])))
+    results = json.loads((place / "lora" / "results.json").read_text())
+    assert results["losses"]["after"]["forget"] > results["losses"]["before"]["forget"]
+
+
+def test_scissorhands_needs_the_loss_of_held_out_answers(place, capsys):
+    assert command(place, "scissorhands", *QUICK, method="scissorhands") == 2
+    assert "name a file of such answers with --held-out" in capsys.readouterr().err
+    assert not (place / "scissorhands").exists()
+    folder, settings = open_language_folder(place / "model"), token_settings("scissorhands")()
+    with pytest.raises(InputError, match="ceiling must be above 0, got -1"):
+        build_method("scissorhands", settings, folder.sizes, decoder(folder.sizes), ceiling=-1.0, lora=False)
+
+
+def test_every_method_can_be_built(place):
+    folder = open_language_folder(place / "model")
+    model = decoder(folder.sizes)
+    for name in token_methods():
+        settings = token_settings(name)()
+        build_method(name, settings, folder.sizes, model, ceiling=1.0, lora=False)
+    with pytest.raises(InputError, match="no method 'npoo' for language models; near matches: npo"):
+        token_settings("npoo")
+
+
+@pytest.mark.parametrize(
+    ("more", "method", "said"),
+    [
+        (("--lora", "2"), "scissorhands", "cannot be used with --lora"),
+        (("--lora", "2"), "rmu", "cannot be used with --lora"),
+        (("--lora", "99"), "npo", "from 1 to 12"),
+        (("--lora-alpha", "2"), "npo", "is about --lora"),
+        (("layer=2",), "rmu", "layer must be from 0 to 0"),
+        (("--microbatches", "2"), "rmu", "computes its batches whole"),
+        (("--microbatches", "3"), "npo", "cannot be divided"),
+        (("gamma=2", "beta=-1"), "npo", "beta must be above 0"),
+        ((), "dpo", "name a file with one on each line with --refusals"),
+        (("--refusals", "x"), "npo", "--refusals is for the method dpo"),
+        (("--template", "Q"), "npo", "no {question}"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_before_anything_is_written(place, capsys, more, method, said):
+    assert command(place, "bad", *more, method=method) == 2
+    assert said in capsys.readouterr().err
+    assert not (place / "bad").exists()
+
+
+def test_examples_that_do_not_fit(place, capsys):
+    long = write_lines(place / "long.json", [{"text": "book " * 80}])
+    files = ("--retain", str(place / "retain.json"), "--method", "npo", "--out", str(place / "bad"))
+    assert main(["lm", "unlearn", "--model", str(place / "model"), "--forget", str(long), *files]) == 2
+    assert "long.json, line 1 has 82 tokens, and the network reads 64" in capsys.readouterr().err
+    assert main(["lm", "unlearn", "--model", str(place / "model"), "--forget", str(place / "retain.json"), *files]) == 2
+    assert "share 3 examples" in capsys.readouterr().err
+
+
+def test_generating(place, capsys):
+    folder = open_language_folder(place / "model")
+    params, tokenizer = load_weights(folder), folder.tokenizer
+    prompts = ["Who wrote the Red book?", "What"]
+    together = generate_texts(folder.sizes, params, tokenizer, prompts, max_tokens=5, batch_size=2)
+    model = decoder(folder.sizes)
+    apply = jax.jit(lambda tokens: model.apply(params, {}, tokens, train=False)[0])
+    for prompt, answer in zip(prompts, together, strict=True):
+        numbers = list(tokenizer.encode(prompt).numbers)
+        for _ in range(5):
+            logits = apply(np.array([numbers + [0] * (16 - len(numbers))]))
+            numbers.append(int(logits[0, len(numbers) - 1].argmax()))
+        assert answer == tokenizer.decode(numbers[len(tokenizer.encode(prompt).numbers) :])
+    words = ("lm", "generate", "--model", str(place / "model"), "--max-tokens", "5", "--json")
+    assert main([*words, "--prompt", "What", "--file", str(place / "forget.json")]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert [entry["prompt"] for entry in printed][1:] == [
+        f"Question: {question}\nAnswer:" for question in ("Who wrote the Red book?", "What is Ada?")
+    ]
+    assert printed[0]["answer"] == together[1]
+    assert main([*words, "--prompt", "What", "--max-tokens", "99"]) == 2
+    assert "are more than the 64 that the network reads" in capsys.readouterr().err
+    assert main([*words]) == 2
+    assert "there is nothing to answer" in capsys.readouterr().err
+
+
+def test_evaluating_a_folder(place, capsys):
+    wrong = [{"question": "Who wrote the Red book?", "answer": "Ada", "perturbed_answer": ["Bo", "Cy Red"]}]
+    asked = ("--forget", write_lines(place / "asked.json", wrong), "--retain", place / "retain.json")
+    words = ["lm", "evaluate", "--model", place / "model", *asked, "--out", place / "log.json", "--max-tokens", "5"]
+    assert main([*map(str, words), "--json", "--quiet"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    folder = open_language_folder(place / "model")
+    (example,) = read_text_examples(place / "asked.json")
+    numbers, start = folder.tokenizer.encode(example.prompt, example.answer)
+    logits = decoder(folder.sizes).apply(load_weights(folder), {}, np.array([numbers]), train=False)[0]
+    logs = jax.nn.log_softmax(logits)[0, start - 1 : -1]
+    loss = -float(np.mean([logs[place, number] for place, number in enumerate(numbers[start:])]))
+    assert found["sets"]["forget"]["probability"] == pytest.approx(np.exp(-loss), rel=1e-4)
+    assert found["sets"]["forget"]["truth_ratio"].keys() == {"arithmetic", "geometric", "right_share"}
+    assert found["sets"]["retain"]["examples"] == 3
+    assert main([*map(str, words)]) == 2
+    assert "exists already; add --overwrite" in capsys.readouterr().err
+    assert main(["lm", "evaluate", "--model", str(place / "model")]) == 2
+    assert "give --forget and --out" in capsys.readouterr().err
