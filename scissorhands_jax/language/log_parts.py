@@ -61,6 +61,9 @@ class LogPart:
         Raises:
           InputError: It is no object, or has no entry.
         """
+        if isinstance(value, list | str | int | float) and not isinstance(value, bool):
+            kind = "list" if isinstance(value, list) else "single value"
+            raise self.error(f"{measure} is a {kind} and not an object with an entry for each example")
         if not isinstance(value, dict) or not value:
             raise self.error(f"{measure} has no number for any example")
         return value

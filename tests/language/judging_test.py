@@ -196,7 +196,7 @@ DAMAGES = [
     ("tofu", (FORGET, "average_perturb_loss", "2"), [1.0], "example '2' has 1 numbers, that of the first example 5"),
     ("tofu", (FORGET, "average_perturb_loss", "0"), [], "example '0' has 0 numbers"),
     ("tofu", (FORGET, "avg_gt_loss"), {}, "avg_gt_loss has no number for any example"),
-    ("tofu", (FORGET, "avg_gt_loss"), [1.0], "avg_gt_loss has no number for any example"),
+    ("tofu", (FORGET, "avg_gt_loss"), [1.0], "avg_gt_loss is a list and not an object"),
     ("tofu", (FORGET,), {}, "has none of avg_gt_loss"),
     ("new", ("forget_Q_A_Prob", "value_by_index", "1"), {"loss": 1}, "example '1' has no prob"),
     ("new", ("forget_Q_A_Prob", "value_by_index", "1", "prob"), 1.5, "prob of example '1' is 1.5 and not a finite"),
