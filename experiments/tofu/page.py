@@ -176,9 +176,10 @@ def answer_of(rows: Sequence[Mapping[str, Any]]) -> str:
         if (own := [row["forget_quality"]["geometric"] for row in rows if row["network"] == name])
         and np.median(own) > TOLD
     ]
+    measured = sum(map(bool, told.values()))
     return (
-        f"By the calibrated test {len(alike)} of {len(STRENGTHS)} methods are like retrained networks in at least half "
-        f"of the seeds ({', '.join(alike) or 'none'}); TOFU's forget quality passes {len(passes)} "
+        f"By the calibrated test {len(alike)} of {measured} methods are like retrained networks in "
+        f"at least half of the seeds ({', '.join(alike) or 'none'}); TOFU's forget quality passes {len(passes)} "
         f"({', '.join(passes) or 'none'})."
     )
 
