@@ -46,7 +46,7 @@ def doubts(
     """
     if task.labels is None:
         found = (
-            near_constant(task, numbers, "retain", "retained examples"),
+            near_constant(task, numbers, "retain", retain, "retained examples"),
             nothing_to_forget(forget, numbers, compared, 0),
         )
     else:
@@ -69,31 +69,45 @@ def near_chance_of(task: Task, found: SetPredictions, what: str) -> str | None:
     if task.labels is not None:
         labels = np.asarray(task.labels(found.examples))
         return near_chance(accuracies.correct(found.outputs, labels), labels, what)
-    if task.name != "regression":
+    if task.name not in ("regression", "multi-label"):
         return None
-    return near_constant(task, accuracy_numbers({"known": found}, task=task), "known", what)
+    return near_constant(task, accuracy_numbers({"known": found}, task=task), "known", found.examples, what)
 
 
-def near_constant(task: Task, numbers: Mapping[str, Any], part: str, what: str) -> str | None:
-    """Says that a regression predicts examples that it should know hardly better than their mean, if so.
+def near_constant(task: Task, numbers: Mapping[str, Any], part: str, examples: Dataset, what: str) -> str | None:
+    """Says that a regression predicts examples that it should know hardly better than one answer to all, if so.
 
-    It does if the share of the variance that it explains, 1 - RMSE^2 in units of the targets' standard deviation, is
-    below a fifth: by the upper limit of an interval from the standard error of the RMSE, which is wrong in about one
-    case of a thousand. Of other tasks without classes chance is not known, and nothing is said.
+    A regression does if the share of the variance that it explains, 1 - RMSE^2 in units of the targets' standard
+    deviation, is below a fifth. A network with several labels does if it is less than a fifth of the way from the share
+    of labels that the more frequent value of each gets right to all right. Limits are those of intervals from the
+    standard error of the metric, which are wrong in about one case of a thousand. Of other tasks without classes chance
+    is not known, and nothing is said.
 
     Args:
       task: What the network is for.
       numbers: Its numbers, as `metrics.row.accuracy_numbers` returns them.
       part: The name of the set in them.
+      examples: The set.
       what: What the examples are called.
 
     Returns:
       The beginning of a sentence, or None.
     """
+    reach = stats.norm.ppf((1 + _LEVEL) / 2)
+    if task.name == "multi-label":
+        right, shares = numbers[f"labels_{part}"], np.asarray(examples["label"], np.float64).mean(axis=0)
+        guessing = 100 * float(np.mean(np.maximum(shares, 1 - shares)))
+        if right + reach * numbers[f"labels_{part}_error"] >= guessing + NEAR_CHANCE * (100 - guessing):
+            return None
+        return (
+            f"the original gets {right:.1f} % of the labels of the {numbers[f'num_{part}']} {what} right, and guessing "
+            f"gets {guessing:.1f} %, so it was probably read otherwise than it was trained ({SUSPECTS}); compare its "
+            "answers with --check FILE"
+        )
     if task.name != "regression":
         return None
     error, total = numbers[f"rmse_{part}"], numbers[f"num_{part}"]
-    lowest = max(0.0, error - stats.norm.ppf((1 + _LEVEL) / 2) * numbers[f"rmse_{part}_error"])
+    lowest = max(0.0, error - reach * numbers[f"rmse_{part}_error"])
     if 1 - (lowest / 100) ** 2 >= NEAR_CHANCE:
         return None
     return (

@@ -27,7 +27,20 @@ def test_a_regression_that_explains_a_fifth_of_the_variance_is_taken_for_a_const
     for total in (30, 300):
         assert np.mean([doubted(originals.NEAR_CHANCE, total) for _ in range(400)]) <= 1 / 100  # 0.1 % is meant
     assert np.mean([doubted(0.0, 1000) for _ in range(50)]) > 0.6
-    assert originals.near_chance_of(tasks.multi_label(), None, "examples") is None
+    own = tasks.Task(name="counts", loss=lambda outputs, examples: outputs, metrics=task.metrics)
+    assert originals.near_chance_of(own, SetPredictions(np.ones(3), {"label": np.ones(3)}), "x") is None
+
+
+def test_several_labels_are_guessed_by_the_more_frequent_value_of_each():
+    generator = np.random.default_rng(0)
+    labels = (generator.random((400, 3)) < [0.1, 0.5, 0.9]).astype(np.float32)
+
+    def doubt(answers):
+        found = SetPredictions(np.where(answers, 1.0, -1.0), {"label": labels})
+        return originals.near_chance_of(tasks.multi_label(), found, "retained examples")
+
+    assert "guessing gets 7" in doubt(np.tile([False, True, True], (400, 1)))  # right in 77 % of labels
+    assert doubt(labels > 0) is None
 
 
 @pytest.mark.parametrize(("correct", "found"), [(99, True), (230, True), (400, False), (1000, False)])
