@@ -119,6 +119,7 @@ def sentences() -> Iterator[tuple[str, str]]:
         f"The Avg. Gap is {_mean(faces['original'])} for the original and "
         f"{_interval(faces[report.REDRAWN], 2)} between two retrained networks",
     )
+    yield from ((findings, words) for words in _own_tasks_sentences())
     step = _read("diffusion_full_cpu.json")["unlearn"]
     yield findings, f"({step['parameters']:,} random weights"
     yield findings, f"The step was projected (dual variable {step['steps'][0]['dual']:.2f})"
@@ -133,6 +134,42 @@ def sentences() -> Iterator[tuple[str, str]]:
         f"Packed rows take {rates[0] / rates[1]:.2f} times as many tokens",
     ):
         yield "docs/guides/language.md", words
+
+
+def _own_tasks_sentences() -> Iterator[str]:
+    """What the findings say of the regression, the speakers and the forecasts."""
+
+    def means(name: str, method: str) -> Callable[[str], float]:
+        rows = [row for row in _read(f"{name}/results.json")["rows"] if row["method"] == method]
+        return lambda column: statistics.fmean(row[column] for row in rows)
+
+    first, retrained, unlearned = (means("diabetes", method) for method in ("original", "retrain", "scissorhands"))
+    yield (
+        f"its error on these is {first('rmse_forget'):.1f} % of the targets' standard deviation, that of retrained "
+        f"networks {retrained('rmse_forget'):.0f} %"
+    )
+    right = "rmse_forget_true_labels"
+    yield (
+        f"targets to {unlearned('rmse_forget'):.0f} %, and that on the right targets of the same patients from "
+        f"{first(right):.0f} to {unlearned(right):.0f} % (retrained: {retrained(right):.0f} %)"
+    )
+    yield f"({unlearned('rmse_retain'):.0f} % in place of {retrained('rmse_retain'):.0f} %)"
+    yield (
+        f"its error on unseen patients is {unlearned('rmse_test'):.0f} % (original {first('rmse_test'):.0f} %, "
+        f"retrained {retrained('rmse_test'):.0f} %)"
+    )
+    retrained, unlearned = (means("japanese_vowels", method) for method in ("retrain", "scissorhands"))
+    yield (
+        f"with {unlearned('acc_retain'):.1f} % right on the retain and {unlearned('acc_test'):.1f} % on the test set "
+        f"(retrained: {retrained('acc_retain'):.1f} and {retrained('acc_test'):.1f} %)"
+    )
+    first, retrained, unlearned = (means("m1_yearly", method) for method in ("original", "retrain", "scissorhands"))
+    yield (
+        f"(from {first('rmse_forget'):.0f} to {unlearned('rmse_forget'):.0f} %; retrained networks have "
+        f"{retrained('rmse_forget'):.0f} %"
+    )
+    yield f"(from {first('rmse_retain'):.0f} to {unlearned('rmse_retain'):.0f} %); NegGrad+ moves it less"
+    yield f"moves it less ({means('m1_yearly', 'neggrad_plus')('rmse_forget'):.0f} %)"
 
 
 def _variants_table() -> str:
