@@ -117,7 +117,7 @@ def test_a_regression_is_audited(folder, tmp_path):
     ("words", "message"),
     [
         (["--forget", "class:3"], "have no classes, their task is regression; name what to forget with indices:FILE"),
-        (["--method", "scrub"], "Scrub reads logits or labels of classes, and the task is regression"),
+        (["--method", "amun"], "Amun reads logits or labels of classes, and the task is regression"),
         (["--augment"], "--augment crops and flips the images of classifiers"),
         (["--model", "resnet20"], "resnet20 takes images of shape (H, W, C), and an example has shape (5,)"),
     ],
