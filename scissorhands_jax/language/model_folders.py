@@ -22,6 +22,7 @@ from scissorhands_jax.errors import InputError, WeightsError
 from scissorhands_jax.language.decoder import Sizes, decoder
 from scissorhands_jax.language.families import sizes_of
 from scissorhands_jax.language.text_tokens import TextTokenizer, read_tokenizer
+from scissorhands_jax.training.sharding import Layout
 
 CONFIG_FILE, TOKENIZER_FILE = "config.json", "tokenizer.json"
 _WEIGHTS_FILE, _INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
@@ -79,19 +80,23 @@ def open_language_folder(path: Path) -> LanguageFolder:
     return LanguageFolder(path, sizes, tokenizer, places)
 
 
-def load_weights(folder: LanguageFolder, dtype: str = "float32") -> Params:
+def load_weights(folder: LanguageFolder, dtype: str = "float32", layout: Layout | None = None) -> Params:
     """Reads the weights of a model.
 
     Args:
       folder: The folder.
       dtype: The type of the arrays, into which those of the files are rounded.
+      layout: How they are divided over devices, none of which then needs room for all; None is the default device.
 
     Raises:
       WeightsError: A file was damaged after it was checked, or a number is too large for the type.
     """
     outline = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), outline_of(folder.sizes))
+    if layout is not None:  # then the arrays stay on the host until they are placed
+        outline = jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), outline)
     with _opened({name: folder.places[name] for name in torch_weights.state_dict_shapes(outline, {})}) as needed:
-        return torch_weights.from_state_dict(needed, outline, {}, flatten={})[0]
+        params, _ = torch_weights.from_state_dict(needed, outline, {}, flatten={})
+    return params if layout is None else layout.place(params)
 
 
 @functools.cache

@@ -71,7 +71,7 @@ def read_tokenizer(path: Path) -> tokenizers.Tokenizer:
         import tokenizers
     except ImportError as error:
         raise InputError(
-            "tokenizers is missing; install it with the extra: pip install 'scissorhands-jax[language]'"
+            "tokenizers is missing; install the extra: pip install '.[language]' in a clone of the repository"
         ) from error
     if not path.is_file():
         raise InputError(

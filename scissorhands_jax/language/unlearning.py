@@ -253,7 +253,7 @@ def _forgotten(
     size = job.settings.batch_size
     with progress_bar(console) as progress:
         task = progress.add_task("reading the model", total=1, note="")
-        network = _network(job, prepared)
+        network = _network(job, prepared, options["layout"])
         progress.update(task, completed=1)
         before = _losses(prepared, network, size)
         ceiling = None
@@ -281,13 +281,13 @@ def _given_away(network: list) -> tuple[Params, ModelState]:
     return params, model_state
 
 
-def _network(job: LanguageJob, prepared: PreparedJob) -> list:
+def _network(job: LanguageJob, prepared: PreparedJob, layout: sharding.Layout | None) -> list:
     """The network as [parameters, model state]."""
     if job.lora is None:
-        return [load_weights(prepared.folder), {}]
+        return [load_weights(prepared.folder, layout=layout), {}]
     key = jax.random.fold_in(jax.random.key(job.seed), 1)
     thin = lora_lib.init_lora(key, prepared.sizes, job.lora.rank)
-    return [thin, {lora_lib.BASE: load_weights(prepared.folder, job.dtype)}]
+    return [thin, {lora_lib.BASE: load_weights(prepared.folder, job.dtype, layout)}]
 
 
 def _losses(prepared: PreparedJob, network: list, batch_size: int) -> dict[str, float]:
