@@ -42,7 +42,7 @@ class NetworkConfig:
     checkpoint: str | None = None
     """The folder of an earlier run, whose result is the network. Name either this or `weights`."""
     dataset: str
-    """The name of the data set, such as `cifar10`, or `npz:FILE` or `folder:DIR` for one of your own."""
+    """The name of the data set, such as `cifar10`, or `npz:FILE`, `csv:FILE` or `folder:DIR` for one of your own."""
     data_dir: str | None = None
     """The folder of the data set's files; by default the one that the data set itself looks into."""
     trained_on: str | None = None
