@@ -1,6 +1,6 @@
 """Stable Diffusion v1's weights from the files of diffusers and of CompVis, as Orbax checkpoints in a model's folder.
 
-Tensors are read, renamed and laid out a few at a time. Importing the UNet, 3.2 GiB, took 4.8 GiB in total, including
+Tensors are read, renamed and laid out a few at a time. Importing the UNet, 3.2 GiB, took 5.2 GiB in total, including
 Python and JAX (`experiments/results/diffusion_full_cpu.json`).
 """
 
