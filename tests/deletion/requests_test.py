@@ -160,6 +160,14 @@ def test_twins_of_named_examples_are_counted(served, tmp_path):
     assert (added.examples, added.twins) == (1, 1)
 
 
+def test_data_that_have_moved_are_looked_for_where_they_are(served):
+    with Ledger(served) as book:
+        moved = config_in_use(book, deletion.Subject(dataset="npz:elsewhere.npz", data_dir="elsewhere"))
+        stayed = config_in_use(book, deletion.Subject())
+        assert (moved.dataset, moved.data_dir) == ("npz:elsewhere.npz", "elsewhere")
+        assert (stayed.dataset, stayed.data_dir) == (book.about.dataset, book.about.data_dir)
+
+
 def test_a_network_and_its_file_are_described_once(tmp_path, capsys):
     forking.write_data(tmp_path)
     model = models.build("mlp", num_classes=3, image_shape=(4, 4, 1), hidden=(5,))

@@ -50,6 +50,7 @@ CHECKS = (
     "members, each where its own run ends",
     "members, divided over devices that ask nothing of each other",
     "members, timed beside the other ways",
+    "draws lie as the weights",
     "shards are projected as the whole",
     "shards are projected as the whole, unchecked",
     "a shard is refused by the projection",
@@ -203,6 +204,16 @@ def main() -> None:
     @jax.jit
     def project(gradient, constraints):
         return transform.update(gradient, transform.init(gradient), constraint_grads=constraints)[0]
+
+    def drawn(devices):
+        """A draw for weights that are divided over devices."""
+        mesh = jax.make_mesh((devices,), ("model",), devices=jax.devices()[:devices], axis_types=(AxisType.Auto,))
+        weights = jax.device_put(tree["bias"], NamedSharding(mesh, PartitionSpec("model")))
+        return reinit._draw(reinit.uniform(), key, weights), weights
+
+    one, two, four = map(drawn, (1, 2, 4))
+    lies = all(alike(draw, weights) for draw, weights in (one, two, four))
+    report("draws lie as the weights", lies and same(one[0], two[0]) and same(one[0], four[0]))
 
     for axes in (AxisType.Auto, AxisType.Explicit):
         everywhere = PartitionSpec() if axes is AxisType.Explicit else None
