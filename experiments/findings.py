@@ -53,7 +53,7 @@ _SIMULATED = {
     "right distribution, wrong answers": "right distribution, wrong answers",
 }
 _TOFU = (
-    *("Network", "P, forget", "ROUGE, forget", "Extraction", "min-k AUC", "P, retain", "Retain utility"),
+    *("Network", "Seeds", "P, forget", "ROUGE, forget", "Extraction", "min-k AUC", "P, retain", "Retain utility"),
     *("P, 4 bits", "P, relearned", "Quality, p", "Told apart"),
 )
 _INTERVALS = {
@@ -300,6 +300,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "full_step": _full_step_table,
     "forgetting_tests": _forgetting_tests_table,
     "calibration": _calibration_table,
+    "tofu": _tofu_table,
 }
 """What makes each table, by the name in the comment."""
 
