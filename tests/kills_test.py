@@ -23,6 +23,7 @@ COUNTS = {
     "sd unlearn": 1,
     "sd import": 1,
     "sd evaluate": 1,
+    "sd attack": 1,
     "demo diffusion": 1,
     "request export": 1,
 }

@@ -363,7 +363,7 @@ class UntrustCommand(LedgerOptions):
 class VerifyCommand(LongCommand, SubjectOptions):
     """Look for any change in the ledger, the records and the networks.
 
-    The exit status is 1 if something was changed.
+    The exit status is 1 if something was changed, or if the ledger was not signed with the key that you name.
     """
 
     example: ClassVar[str] = "request verify --ledger ledger --public public_key.pem"

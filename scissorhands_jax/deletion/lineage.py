@@ -53,8 +53,8 @@ def derive(folder: Path, *, parent: str, child: str, note: str = "", keys: Path 
       The SHA-256 of the new network.
 
     Raises:
-      InputError: The parent is unknown, the child cannot be read, is a network of the ledger itself, or is among the
-        ancestors of the parent.
+      InputError: The parent is unknown, the child cannot be read, is empty, is a network of the ledger itself, or is
+        among the ancestors of the parent.
       LedgerError: The ledger cannot be used or written.
     """
     if len(note) > _MAX_NOTE or not note.isprintable():
@@ -201,6 +201,8 @@ def _digest(network: str) -> str:
     if not Path(network).is_file():
         raise InputError(f"there is no file {network[:200]!r}; name a file, or a SHA-256 in lower-case hexadecimal")
     try:
+        if Path(network).stat().st_size == 0:
+            raise InputError(f"{network} is empty, so it holds no network; name the file of a network")
         return hashing.file_sha256(Path(network))
     except OSError as error:
         raise InputError(f"{network} cannot be read: {error.strerror}; make it readable and try again") from error

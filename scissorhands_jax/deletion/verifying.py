@@ -90,9 +90,15 @@ def verify_ledger(
 
     Returns:
       Everything that was found, in one sentence each, and the head. The list is empty if all is well, and the head is
-      None if the ledger was changed or cannot be read.
+      None if the ledger was changed or cannot be read, or if the public key is another one: a ledger that somebody
+      else has signed looks like that.
+
+    Raises:
+      LedgerError: The file `public` holds no public key, so nothing can be said about the ledger.
     """
     subject = subject or Subject()
+    if public is not None:
+        signing.read_public(public)
     try:
         book = _opened(folder, keys, public, console)
     except LedgerError as error:

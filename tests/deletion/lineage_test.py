@@ -75,6 +75,15 @@ def test_what_cannot_be_is_refused_and_changes_nothing(folder, parent, child, wo
         assert book.head == head
 
 
+def test_an_empty_file_is_no_network(folder, tmp_path):
+    (tmp_path / "empty").touch()
+    with pytest.raises(InputError, match="empty is empty, so it holds no network; name the file of a network"):
+        deletion.derive(folder, parent="original", child=str(tmp_path / "empty"))
+    assert not problems(folder)
+    with Ledger(folder) as book:
+        assert lineage.derived_networks(book) == []
+
+
 def test_a_changed_note_or_row_is_found(folder):
     deletion.derive(folder, parent="original", child=A, note="on the phone")
     assert problems(folder) == []

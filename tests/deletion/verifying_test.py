@@ -13,7 +13,7 @@ from scissorhands_jax.deletion import ledger, records, signing
 from scissorhands_jax.deletion.entries import RequestsCovered
 from scissorhands_jax.deletion.ledger import Ledger
 from scissorhands_jax.deletion.requests import trained_on_file
-from tests.deletion.commands import command, moved_data, verified
+from tests.deletion.commands import command, error_of, moved_data, verified
 
 pytest.importorskip("cryptography")
 
@@ -121,7 +121,14 @@ class TestPublicKey:
     def test_another_key_is_refused(self, book_folder, pem, capsys):
         pem.write_bytes(signing.public_pem(signing.LedgerKeys(bytes(32), bytes(range(32))).public))
         (found,) = verified(book_folder, "--public", pem, capsys=capsys)
-        assert "the public key in" in found
+        assert f"the public key in {pem} is not that of" in found
+        assert "it is another ledger's, or this ledger was signed anew by somebody else" in found
+        for content, words in ((b"no key", "holds no public key"), (None, "cannot be read: No such file")):
+            pem.unlink()
+            if content is not None:
+                pem.write_bytes(content)
+            assert command("verify", "--ledger", book_folder, "--public", pem) == 2
+            assert words in error_of(capsys)
 
 
 def test_a_forger_with_other_keys_is_found(book_folder, capsys):

@@ -294,12 +294,26 @@ def _evaluate(world: Path, *more: str) -> None:
 
 
 @contextlib.contextmanager
-def _small_unet_and_detector() -> Iterator[None]:
-    """Finds something in every image, without NudeNet."""
+def _small_unet_and_detector(finds: bool = True) -> Iterator[None]:
+    """Finds something in every image or in none, without NudeNet."""
     with _small_unet(), pytest.MonkeyPatch.context() as patch:
-        found = nudity.Detection(nudity.EXPOSED[0], 0.7, (0, 0, 1, 1))
-        patch.setattr(nudity, "load_detector", lambda: lambda image: [found])
+        found = [nudity.Detection(nudity.EXPOSED[0], 0.7, (0, 0, 1, 1))] if finds else []
+        patch.setattr(nudity, "load_detector", lambda: lambda image: found)
         yield
+
+
+def _attacked(world: Path) -> None:
+    from tests.diffusion.unlearning_test import small_params
+
+    _prompts(world)
+    model_folder.save_part("unet", inputs(world) / "other", networks.TINY.unet, small_params(4), "float32", "a test")
+
+
+def _attack(world: Path, *more: str) -> None:
+    words = ["sd", "attack", "--model", inputs(world) / "model", "--unet", inputs(world) / "other"]
+    words += ["--prompts", inputs(world) / "prompts.csv", "--kind", "embedding", "--attack-steps", "2", "--rounds", "1"]
+    words += ["--gate", "1", "--size", "16", "--steps", "2", "--out", world / "attacks", "--quiet"]
+    command(*words, *more)
 
 
 @contextlib.contextmanager
@@ -359,6 +373,13 @@ WRITERS = {
         lambda world: _evaluate(world, "--resume"),
         lambda world: _evaluate(world, "--overwrite"),
         patched=_small_unet_and_detector,
+    ),
+    "sd attack": Writer(
+        _attacked,
+        _attack,
+        lambda world: _attack(world, "--resume"),
+        lambda world: _attack(world, "--overwrite"),
+        patched=lambda: _small_unet_and_detector(finds=False),
     ),
     "demo diffusion": Writer(
         lambda world: None, _draw, lambda world: _draw(world, "--overwrite"), patched=_tiny_drawings

@@ -67,7 +67,7 @@ def outcome():
     environment = {**os.environ, "XLA_FLAGS": flags}
     command = [sys.executable, "-m", "tests.training.sharding_test"]
     root = Path(__file__).parents[2]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return dict(line.split(": ", 1) for line in done.stdout.splitlines() if ": " in line)
 
