@@ -98,8 +98,8 @@ class Ledger:
                 if public is None:
                     raise LedgerError(f"the signing key in {place} is not that of {self.path}; name the right one")
                 raise LedgerError(
-                    f"the public key in {public} is not that of {self.path}: it is another ledger's, or this ledger was "
-                    "signed anew by somebody else; compare the key with what the ledger's owner told you"
+                    f"the public key in {public} is not that of {self.path}: it is another ledger's, or this ledger "
+                    "was signed anew by somebody else; compare the key with what the ledger's owner told you"
                 )
             if self.secrets is not None and about.secret != _secret_digest(self.secrets):
                 raise LedgerError(f"the secret in {place} is not that of {self.path}; name the right folder of keys")

@@ -115,6 +115,18 @@ def test_who_does_not_come_is_named(coordinator):
     assert errors == [True]
 
 
+def test_five_that_do_not_come_are_all_that_are_named():
+    assert rendezvous._Host("here", {}, 6)._missing() == "processes 1, 2, 3, 4, 5"
+    assert rendezvous._Host("here", {}, 7)._missing() == "processes 1, 2, 3, 4, 5 and 1 more"
+
+
+def test_process_0_is_reached_by_both_families_of_addresses(coordinator):
+    _, _, port = coordinator.rpartition(":")
+    assert together(f"0.0.0.0:{port}", (0, 2), (1, 2)) == [None] * 2
+    if socket.has_dualstack_ipv6():
+        assert together(f"[::1]:{port}", (0, 2), (1, 2)) == [None] * 2
+
+
 def test_a_long_wait_is_told(coordinator, caplog, monkeypatch):
     monkeypatch.setattr(rendezvous, "_SECONDS_IN_SILENCE", 0.1)
     with caplog.at_level(logging.WARNING), pytest.raises(PeerError):
