@@ -44,7 +44,7 @@ def coordinator(monkeypatch) -> Coordinator:
     made, here = Coordinator(), threading.local()
     monkeypatch.setattr(distributed, "_client", lambda: made)
     monkeypatch.setattr(distributed, "_MILLISECONDS_PER_LOOK", 20)
-    monkeypatch.setattr(distributed, "_SECONDS_APART", 5)
+    monkeypatch.setattr(distributed, "_SECONDS_APART", 60)
     monkeypatch.setattr(distributed, "_next_place", lambda about: f"scissorhands/{about}/{here.meeting}")
     monkeypatch.setattr(jax, "process_index", lambda: getattr(here, "number", 0))
     monkeypatch.setattr(jax, "process_count", lambda: getattr(here, "count", 1))
@@ -124,9 +124,10 @@ def test_all_must_see_the_file_that_the_first_has_written(coordinator, tmp_path,
         for message in sees(right, path, meeting=meeting):
             assert "SHA-256 44136fa355b3678a" in message
             assert f"and '{words}" in message
+    monkeypatch.setattr(distributed, "_SECONDS_FOR_FILES", 60)
     began = time.monotonic()
     distributed.agree_on_file(tmp_path / "nowhere")
-    assert time.monotonic() - began < 0.2, "one process waits for no file"
+    assert time.monotonic() - began < 30, "one process waits for no file"
     timer = threading.Timer(0.1, lambda: late.write_text("{}"))
     timer.start()
     assert sees(late, late, meeting=4) == ["None"] * 2, "it may be seen a little later"
