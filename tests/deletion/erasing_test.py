@@ -21,6 +21,7 @@ from scissorhands_jax.terminal import Console
 from tests.deletion import forking
 from tests.deletion.commands import QUICK, command, verified
 from tests.deletion.database_test import Died
+from tests.deletion.samples import ABOUT
 from tests.deletion.spoiling import by_hand, changes_of, holding, problems, request
 
 pytest.importorskip("cryptography")
@@ -219,6 +220,13 @@ class TestBeforeItIsServed:
         deletion.erase(folder, 2)
         assert holding(folder, "position 137", "second") == []
         assert problems(folder) == []
+
+    def test_the_original_has_forgotten_nothing(self, tmp_path):
+        with Ledger.begin(tmp_path, ABOUT) as book:
+            request(book, "first")
+        deletion.erase(tmp_path, 1)
+        with Ledger(tmp_path) as book:
+            assert erasing.forgotten_for_erased(book, [4]) == {}
 
     def test_a_run_must_have_ended(self, folder):
         with pytest.raises(InputError, match="run 2 has not ended"):
