@@ -24,6 +24,7 @@ COUNTS = {
     "sd import": 1,
     "sd evaluate": 1,
     "sd attack": 1,
+    "lm unlearn": 1,
     "demo diffusion": 1,
     "request export": 1,
 }

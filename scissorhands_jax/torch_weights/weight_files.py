@@ -47,6 +47,7 @@ StateDict = dict[str, np.ndarray]
 # Usual names of the state dict in a checkpoint; of several, the first in this order is read.
 _STATE_DICTS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "params", "weights")
 _WRAPPERS = ("module.", "_orig_mod.")  # the prefixes of DataParallel and of torch.compile
+_LEAVES = frozenset(("weight", "bias", "running_mean", "running_var", "num_batches_tracked"))  # of one layer
 _SEARCH_DEPTH = 8  # levels of dicts in a checkpoint
 _MAX_LISTED = 10  # names of each kind in a message
 _MAX_HEADER = 2**23  # bytes of a .safetensors header; a language model of 70 billion parameters has 2**17
@@ -95,8 +96,8 @@ def read_state_dict(path: str | os.PathLike[str], *, ema: bool | None = None) ->
 
     The format is recognised by the content of the file, not by its name. The state dict in a checkpoint is a dict that
     holds nothing but tensors: the whole file, or one under a usual name such as `state_dict`, or else the largest
-    outside the optimizer. The prefixes `module.` (DataParallel) and `_orig_mod.` (torch.compile) are removed if all
-    names share them.
+    outside the optimizer. Dicts of one layer each are joined by dots. The prefixes `module.` (DataParallel) and
+    `_orig_mod.` (torch.compile) are removed if all names share them.
 
     Args:
       path: The file.
@@ -341,6 +342,7 @@ def _find_state_dict(root: object, ema: bool | None) -> tuple[str, dict[str, Ten
             raise ForbiddenGlobal(show(names[0]))
         held = f"a dict with {listed([show(key) for key in root])}" if type(root) is dict and root else show(root)
         raise Refused(f"has no dict of tensors, it holds {held}; save `model.state_dict()` with torch.save")
+    found = _joined_layers(found)
     averaged = {path: node for path, node in found.items() if is_averaged(path)}
     plain = {path: node for path, node in found.items() if path not in averaged}
     if ema is not None:
@@ -375,6 +377,25 @@ def _dicts_of_tensors(root: object) -> dict[str, dict[str, Tensor]]:
                 if type(key) is str and "optim" not in key.lower():
                     queue.append((f"{path}/{key}" if path else key, value, depth + 1))
     return found
+
+
+def _joined_layers(found: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    """Joins dicts of one layer each, as `{"conv1": {"weight": ...}}`, to the state dict of a network.
+
+    Layers belong to the network under whose usual name, such as `state_dict`, or averaged name they lie, or else to
+    that of the whole file. Dicts of more than one layer stay as they are.
+    """
+    layers = {path: node for path, node in found.items() if path and _LEAVES.issuperset(node)}
+    if len(layers) < 2:
+        return found
+    joined = {path: node for path, node in found.items() if path not in layers}
+    for path, node in layers.items():
+        parts = path.split("/")
+        is_owner = [part in _STATE_DICTS or is_averaged(part) for part in parts[:-1]]
+        depth = is_owner.index(True) + 1 if True in is_owner else 0
+        owner = joined.setdefault("/".join(parts[:depth]), {})
+        owner |= {".".join([*parts[depth:], key]): tensor for key, tensor in node.items()}
+    return joined
 
 
 def _check_others(others: dict[Any, object]) -> None:

@@ -331,6 +331,21 @@ def _draw(world: Path, *more: str) -> None:
     command("demo", "diffusion", "--out", world / "drawings", "--quiet", *more)
 
 
+def _language(world: Path) -> None:
+    from experiments.language_parity import CONFIGS
+    from tests.language.tiny_folders import make_tiny_folder, write_examples
+
+    make_tiny_folder(inputs(world) / "model", {**CONFIGS["llama"], "num_hidden_layers": 1})
+    write_examples(inputs(world))
+
+
+def _answers(world: Path, *more: str) -> None:
+    files = ["--forget", inputs(world) / "forget.json", "--retain", inputs(world) / "retain.json"]
+    words = ["lm", "unlearn", "--model", inputs(world) / "model", *files, "--method", "gradient_ascent"]
+    words += ["--epochs", "2", "--batch-size", "2", "--checkpoint-every", "1", "--out", world / "out", "--quiet"]
+    command(*words, *more)
+
+
 WRITERS = {
     "unlearn": Writer(
         prepare_network,
@@ -380,6 +395,12 @@ WRITERS = {
         lambda world: _attack(world, "--resume"),
         lambda world: _attack(world, "--overwrite"),
         patched=lambda: _small_unet_and_detector(finds=False),
+    ),
+    "lm unlearn": Writer(
+        _language,
+        _answers,
+        lambda world: _answers(world, "--resume"),
+        lambda world: _answers(world, "--overwrite"),
     ),
     "demo diffusion": Writer(
         lambda world: None, _draw, lambda world: _draw(world, "--overwrite"), patched=_tiny_drawings

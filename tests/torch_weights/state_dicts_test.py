@@ -296,6 +296,26 @@ def test_the_state_dict_is_found_by_name_and_then_by_size(tmp_path, build, size)
     assert not any(name.startswith("module.") for name in found)
 
 
+LAYERS = {"conv1": {"weight": None}, "layer1": {"0": {"bn": {"weight": None, "bias": None}}}}
+JOINED = ["conv1.weight", "layer1.0.bn.bias", "layer1.0.bn.weight"]
+
+
+@pytest.mark.parametrize(
+    ("build", "ema", "names"),
+    [
+        (LAYERS, None, JOINED),
+        ({"epoch": "7", "optimizer": LAYERS, "state_dict": LAYERS}, None, JOINED),
+        ({"model": LAYERS, "ema": {"fc": {"weight": None, "bias": None}, **LAYERS}}, False, JOINED),
+        ({"model": {"fc": {"weight": None, "bias": None}}, "ema": LAYERS}, True, JOINED),
+        ({"fc": {"weight": None, "bias": None}}, None, ["bias", "weight"]),
+        ({"state_dict": {"x": None, "y": None}, "a": {"weight": None}, "b": {"weight": None}}, None, ["x", "y"]),
+    ],
+)
+def test_dicts_of_one_layer_each_are_joined(tmp_path, build, ema, names):
+    save_dicts(tmp_path / "x", build)
+    assert sorted(torch_weights.read_state_dict(tmp_path / "x", ema=ema)) == names
+
+
 def test_a_state_dict_lies_at_most_eight_dicts_deep(tmp_path):
     deep = 2
     for name in "hgfedcba":
