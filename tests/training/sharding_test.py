@@ -88,6 +88,25 @@ class TestLayout:
         assert full.spec((33, 6)) == jax.P(None, "model")  # 8 divides neither, 2 divides one
         assert full.spec((16, 16)) == jax.P(None, ("data", "model"))
 
+    def test_arrays_of_16384_numbers_are_divided(self):
+        layout = sharding.Layout(jax.sharding.AbstractMesh((4, 2), ("data", "model")))
+        assert layout.spec((64, 255)) == jax.P()
+        assert layout.spec((64, 256)) == jax.P(None, "model")
+        assert make_layout().replicate_below == layout.replicate_below
+
+    def test_one_process_moves_arrays_without_the_host_and_reads_all_of_them(self, monkeypatch):
+        layout = make_layout()
+        tree = {"made": jax.numpy.arange(6.0), "read": np.arange(3.0, dtype=np.float32)}
+        callback, read = jax.make_array_from_callback, []
+        monkeypatch.setattr(
+            jax, "make_array_from_callback", lambda shape, *more: [read.append(shape), callback(shape, *more)][1]
+        )
+        placed = layout.place(tree)
+        assert read == [(3,)]
+        assert all(leaf.sharding.mesh == layout.mesh for leaf in placed.values())
+        for host in (sharding.to_host(tree), sharding.to_host(placed)):
+            assert all(type(host[name]) is np.ndarray and np.array_equal(host[name], tree[name]) for name in tree)
+
     def test_one_device_is_a_mesh_too(self):
         result = training.run(
             tiny.method("finetune"), jax.random.key(0), *tiny.start(), tiny.data(), num_epochs=1, layout=make_layout()
