@@ -33,12 +33,15 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = {
     "deletion/entries.py": ("tests/deletion/documents_test.py", "tests/deletion/ledger_test.py"),
-    "deletion/judging.py": ("tests/deletion/running_test.py", "tests/deletion/utility_test.py"),
+    "deletion/judging.py": (
+        *("tests/deletion/running_test.py", "tests/deletion/utility_test.py", "tests/deletion/audits_test.py"),
+    ),
     "deletion/record_page.py": ("tests/deletion/records_test.py",),
     "deletion/recorded_runs.py": ("tests/deletion/contents_test.py", "tests/deletion/running_test.py"),
     "deletion/records.py": ("tests/deletion/records_test.py", "tests/deletion/verifying_test.py"),
     "deletion/tidying.py": ("tests/deletion/contents_test.py", "tests/deletion/running_test.py"),
     "deletion/trust.py": ("tests/deletion/audits_test.py",),
+    "deletion/verifying.py": ("tests/deletion/verifying_test.py", "tests/deletion/exporting_test.py"),
     "language/aggregates.py": ("tests/language/aggregates_test.py", "tests/language/judging_test.py"),
     "language/truth_ratios.py": ("tests/language/judging_test.py",),
     "models/layouts.py": ("tests/models/layouts_test.py", "tests/jobs/loading_test.py"),
@@ -47,8 +50,10 @@ TESTS = {
     "torch_weights/tensors.py": ("tests/torch_weights/state_dicts_test.py",),
     "torch_weights/torch_files.py": ("tests/torch_weights/state_dicts_test.py",),
     "torch_weights/weight_files.py": ("tests/torch_weights/state_dicts_test.py",),
+    "training/distributed.py": ("tests/meetings_test.py", "tests/training/distributed_test.py::TestStart"),
+    "training/sharding.py": ("tests/training/sharding_test.py::TestLayout",),
 }
-"""The tests of modules that none mirrors."""
+"""The tests of modules that none mirrors, or whose mirror is not enough, or takes minutes for each mutant."""
 
 _COMPARISONS = {
     ast.Lt: (ast.LtE, ast.GtE),

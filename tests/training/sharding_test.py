@@ -107,6 +107,22 @@ class TestLayout:
         for host in (sharding.to_host(tree), sharding.to_host(placed)):
             assert all(type(host[name]) is np.ndarray and np.array_equal(host[name], tree[name]) for name in tree)
 
+    def test_many_processes_read_what_each_has_and_move_what_is_divided_over_them(self, monkeypatch):
+        layout, leaf, moved = make_layout(), jax.numpy.arange(6.0), []
+        monkeypatch.setattr(jax, "process_count", lambda: 2)
+        monkeypatch.setattr(jax, "device_put", lambda array, place: moved.append(place))
+        assert layout.place(leaf).sharding.mesh == layout.mesh
+        assert moved == []
+        monkeypatch.setattr(type(leaf), "is_fully_addressable", property(lambda array: False))
+        layout.place(leaf)
+        assert moved == [layout.shardings(leaf)]
+
+    def test_rows_on_the_host_have_a_length_and_slices(self):
+        rows = sharding.HostRows(np.arange(10, dtype=np.float32), make_layout())
+        assert len(rows) == 10
+        for part in (slice(2, 5), slice(-3, None), np.array([7, 1])):
+            assert np.array_equal(rows[part], np.arange(10)[part])
+
     def test_one_device_is_a_mesh_too(self):
         result = training.run(
             tiny.method("finetune"), jax.random.key(0), *tiny.start(), tiny.data(), num_epochs=1, layout=make_layout()
