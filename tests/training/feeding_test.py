@@ -153,3 +153,11 @@ def test_the_host_waits_for_nothing_within_an_epoch(monkeypatch):
     monkeypatch.setattr(jax, "device_get", lambda tree: reads.append(len(tree)) or read(tree))
     run(tiny.method("finetune"), KEY, *tiny.start(), tiny.data(), num_epochs=2)
     assert [count for count in reads if count] == [3, 3]
+
+
+def test_a_layout_is_fed_the_same_from_its_devices_and_from_the_host():
+    chosen, calls = [Batch(np.arange(4), np.arange(4)[::-1])], [StepGroup(0, 1, None)]
+    resident, read = (feeding.make_feed(tiny.data(), source, sharding.make_layout()) for source in ("device", "host"))
+    assert type(resident) is feeding.ResidentFeed
+    pairs = zip(resident.examples(chosen, calls), read.examples(chosen, calls), strict=True)
+    assert [same_bits(*pair) for pair in pairs] == [True]
