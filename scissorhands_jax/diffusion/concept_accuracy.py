@@ -158,7 +158,7 @@ def measure_concepts(
       features: CLIP's features of the same images. shapes=(images, projection)
       clip: The network.
     """
-    texts = quality.prompt_features([concepts.text.format(name) for name in concepts.all], clip)
+    texts = quality.prompt_features([concepts.text.replace("{}", name) for name in concepts.all], clip)
     texts = texts / np.linalg.norm(texts, axis=1, keepdims=True)
     folders = {}
     for name, own in entries.items():

@@ -41,7 +41,7 @@ def rounded_weights(params: Params, bits: int, *, block: int = BLOCK) -> Params:
     Raises:
       InputError: `bits` or `block` is out of its range.
 
-    >>> rounded_weights({"w": jnp.array([[1.0, 0.4, -0.1]])}, 2)["w"].tolist()
+    >>> rounded_weights({"w": jnp.array([[1.0, 0.4, 0.1]])}, 2)["w"].tolist()
     [[1.0, 0.0, 0.0]]
     """
     if not 2 <= bits <= 16 or block < 1:

@@ -38,7 +38,7 @@ def test_unknown_names_are_refused_with_near_ones():
     with pytest.raises(InputError, match="no data set 'cifar'; near matches: cifar10"):
         datasets.load("cifar")
     with pytest.raises(
-        InputError, match=r"choose one of digits, cifar10, .*, or npz:FILE or folder:DIR for your own images"
+        InputError, match=r"choose one of digits, cifar10, .*, or npz:FILE, csv:FILE or folder:DIR for your own exam"
     ):
         datasets.load("zzz")
 

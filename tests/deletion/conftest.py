@@ -14,9 +14,9 @@ from tests.deletion.spoiling import request
 from tests.figures import nothing_drawn
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def without_figures() -> Iterator[None]:
-    """Nothing in the tests of deletion looks at a figure."""
+    """Nothing in the tests of deletion looks at a figure; those of other packages in the same process do."""
     with nothing_drawn():
         yield
 
@@ -25,13 +25,14 @@ def without_figures() -> Iterator[None]:
 def served(tmp_path_factory) -> Path:
     """A ledger with a request that was served, one that the evidence was not good enough for, and one that is open."""
     folder = tmp_path_factory.mktemp("requests")
-    forking.prepare(folder)
-    forking.serve(folder / "ledger")
-    (folder / "third").write_text("4\n5\n")
-    assert command("add", "--ledger", folder / "ledger", "--forget", "class:1", "--requester", "B. Person") == 0
-    assert command("run", "--ledger", folder / "ledger", *QUICK) == 3
-    third = ["--forget", f"indices:{folder / 'third'}", "--requester", "C", "--due", "2020-02-02"]
-    assert command("add", "--ledger", folder / "ledger", *third) == 0
+    with nothing_drawn():  # What a session shares is made before what a package shares.
+        forking.prepare(folder)
+        forking.serve(folder / "ledger")
+        (folder / "third").write_text("4\n5\n")
+        assert command("add", "--ledger", folder / "ledger", "--forget", "class:1", "--requester", "B. Person") == 0
+        assert command("run", "--ledger", folder / "ledger", *QUICK) == 3
+        third = ["--forget", f"indices:{folder / 'third'}", "--requester", "C", "--due", "2020-02-02"]
+        assert command("add", "--ledger", folder / "ledger", *third) == 0
     return folder / "ledger"
 
 

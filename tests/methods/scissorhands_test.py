@@ -158,12 +158,13 @@ class TestScissorhandsRepair:
         sizes = scissorhands(LOSS, PLAIN_SGD, fraction=0.1, batch_size=4, forget_batch_size=1, **ONCE).batches(
             KEY, DATA, 0
         )
-        assert [(len(batch.forget), len(batch.retain)) for batch in sizes] == [(1, 4)] * 3
+        assert [(len(batch.forget), len(batch.retain)) for batch in sizes] == [(1, 4)] * 6
 
-    def test_steps_stop_with_the_retain_set(self):
-        short = Data(DATA.retain, DATA.forget)
-        batches = list(scissorhands(LOSS, PLAIN_SGD, fraction=0.1, batch_size=2, **ONCE).batches(KEY, short, 0))
-        assert [batch.forget is None for batch in batches] == [False] * 3
+    def test_the_retain_set_is_passed_over_again_until_every_forget_example_was_seen(self):
+        larger = Data(DATA.retain, DATA.forget)
+        batches = list(scissorhands(LOSS, PLAIN_SGD, fraction=0.1, batch_size=2, **ONCE).batches(KEY, larger, 0))
+        assert sorted(np.concatenate([batch.forget for batch in batches])) == list(range(10))
+        assert [len(batch.retain) for batch in batches] == [2] * 5
 
     def test_ragged_batches_are_not_filled_up(self):
         method = scissorhands(LOSS, PLAIN_SGD, fraction=0.1, batch_size=4, ragged_batches=True, **ONCE)

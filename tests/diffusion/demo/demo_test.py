@@ -330,7 +330,7 @@ class TestCommand:
         [
             (["diffusion", "--digit", "10"], "--digit must be 0 to 9, got 10"),
             (["diffusion", "--digit", "-1"], "--digit must be 0 to 9, got -1"),
-            (["diffusion", "--seed", "-1"], "--seed must be 0 to 2147483647, got -1"),
+            (["diffusion", "--seed", "-1"], "the seed must be a whole number from 0 to 4294967295, got -1"),
             (["diffusion", "--seeds", "2"], "--seeds belongs to `demo`"),
             (["--digit", "2"], "--digit belongs to `demo diffusion`"),
             (["--published"], "--published belongs to `demo diffusion`"),
