@@ -26,7 +26,7 @@ from scissorhands_jax.diffusion.tokenizer import Cleaning
 from scissorhands_jax.errors import CheckpointError, InputError
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.progress import follow_steps, progress_bar
-from scissorhands_jax.terminal import Console, say
+from scissorhands_jax.terminal import Console
 from scissorhands_jax.training import checkpoints, sharding
 from scissorhands_jax.training.identity import identify
 from scissorhands_jax.training.loop import Progress, Result, run
@@ -124,14 +124,9 @@ def _carried_out(
     console: Console,
 ) -> dict[str, Any]:
     """Does the rest of `unlearn_concept` in a folder that is open for the run."""
-    results = out / runs.RESULTS_FILE
-    if not fresh and results.exists():
-        say(console, f"the run in {out} has ended; nothing is left to do")
-        files.remove(out / _CHECKPOINTS)
-        try:
-            return reading.read_json(results, nan=True)
-        except ValueError as error:
-            raise CheckpointError(f"{results} is damaged ({error}); remove it, and it is written again") from error
+    found = None if fresh else runs.ended_results(out, _CHECKPOINTS, console)
+    if found is not None:
+        return found
 
     started = time.perf_counter()
     examples, reads_images = prepared.examples, job.settings.reads_images
@@ -174,7 +169,7 @@ def _carried_out(
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **report.environment(),
     }
-    files.write_text(results, json.dumps(document, indent=2) + "\n")
+    files.write_text(out / runs.RESULTS_FILE, json.dumps(document, indent=2) + "\n")
     keeper.remove()
     return document
 

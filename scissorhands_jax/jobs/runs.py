@@ -104,6 +104,28 @@ def demonstrate(
     return made
 
 
+def ended_results(folder: Path, checkpoints: str, console: Console) -> dict[str, Any] | None:
+    """The document in `results.json` of a run that has ended, which is said, or None if it has not ended.
+
+    Args:
+      folder: The folder of the run, which is open for it.
+      checkpoints: The name of the folder of checkpoints, which are removed: a run that was killed may have left them.
+      console: Where it is said.
+
+    Raises:
+      CheckpointError: The results are damaged.
+    """
+    results = folder / RESULTS_FILE
+    if not results.exists():
+        return None
+    say(console, f"the run in {folder} has ended; nothing is left to do")
+    files.remove(folder / checkpoints)
+    try:
+        return reading.read_json(results, nan=True)
+    except ValueError as error:
+        raise CheckpointError(f"{results} is damaged ({error}); remove it, and it is written again") from error
+
+
 def read_run(folder: Path) -> dict[str, Any]:
     """The description that `open_folder` wrote.
 

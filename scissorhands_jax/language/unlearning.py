@@ -17,7 +17,7 @@ import numpy as np
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import files, hashing, reading, report
 from scissorhands_jax.base import Data, Dataset, Model, ModelState, Params
-from scissorhands_jax.errors import CheckpointError, InputError
+from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.progress import follow_steps, progress_bar
 from scissorhands_jax.language import lora as lora_lib
@@ -128,14 +128,9 @@ def unlearn_language(
     prepared = prepare_language(job)
     identity = identify(prepared.description, None if layout is None else str(layout))
     with runs.open_folder(out, identity, overwrite=overwrite, resume=resume, warn=False) as fresh:  # as checkpoints do
-        results = out / runs.RESULTS_FILE
-        if not fresh and results.exists():
-            say(console, f"the run in {out} has ended; nothing is left to do")
-            files.remove(out / _CHECKPOINTS)
-            try:
-                return reading.read_json(results, nan=True)
-            except ValueError as error:
-                raise CheckpointError(f"{results} is damaged ({error}); remove it, and it is written again") from error
+        found = None if fresh else runs.ended_results(out, _CHECKPOINTS, console)
+        if found is not None:
+            return found
         keeper = checkpoints.Checkpointer(out / _CHECKPOINTS, every_steps=checkpoint_every, keep=1)
         resumed_at = keeper.latest_step
         try:
@@ -162,7 +157,7 @@ def unlearn_language(
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             **report.environment(),
         }
-        files.write_text(results, json.dumps(document, indent=2) + "\n")
+        files.write_text(out / runs.RESULTS_FILE, json.dumps(document, indent=2) + "\n")
         keeper.remove()
     before, after = losses["before"], losses["after"]
     say(

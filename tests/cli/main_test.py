@@ -364,21 +364,9 @@ def test_the_pretrained_network_scores_as_published(shared):
 
 
 class TestTune:
-    def tune(self, weights, out, *more):
-        arguments = [
-            "tune",
-            "--weights",
-            weights,
-            *NETWORK,
-            "--forget",
-            "random:0.1",
-            "--out",
-            out,
-            "--insist",
-            *QUICK,
-            *more,
-        ]
-        return cli.main(list(map(str, arguments)))
+    def tune(self, weights, out, *more, settings=QUICK):
+        about = ["tune", "--weights", weights, *NETWORK, "--forget", "random:0.1", "--out", out, "--insist"]
+        return cli.main(list(map(str, [*about, *settings, *more])))
 
     def test_the_best_trial_comes_as_settings_for_unlearn(self, weights, tmp_path, capsys):
         out = tmp_path / "tuning"
@@ -398,23 +386,9 @@ class TestTune:
         seen = tmp_path / "seen.txt"
         seen.write_text("".join(f"{position}\n" for position in range(1000)))
         out = tmp_path / "tuning"
-        assert self.tune(weights, out, "--trained-on", seen, "--trials", 1, "--method", "finetune", "--epochs", 1) == 2
-        # QUICK names layers to trim, which fine-tuning has not.
-        arguments = [
-            "tune",
-            "--weights",
-            weights,
-            *NETWORK,
-            "--forget",
-            "random:0.1",
-            "--out",
-            out,
-            "--insist",
-            "--epochs",
-            1,
-        ]
-        more = ["--trained-on", seen, "--trials", 1, "--method", "finetune"]
-        assert cli.main(list(map(str, [*arguments, *more]))) == 0
+        more = ["--trained-on", seen, "--trials", 1, "--method", "finetune", "--epochs", 1]
+        assert self.tune(weights, out, *more) == 2  # QUICK names layers to trim, which fine-tuning has not.
+        assert self.tune(weights, out, *more, settings=()) == 0
         document = json.loads((out / "tuning.json").read_text())
         assert document["validation"]["count"] == 347
         assert list(document["best"]["changes"]) == ["learning_rate", "schedule"]

@@ -5,8 +5,9 @@ import threading
 import pytest
 
 from scissorhands_jax import files
-from scissorhands_jax.errors import BusyError, InputError
+from scissorhands_jax.errors import BusyError, CheckpointError, InputError
 from scissorhands_jax.jobs import runs
+from scissorhands_jax.terminal import Console
 from scissorhands_jax.training.identity import identify
 
 DESCRIPTION = {"model": "mlp", "seed": 3, "shares": (1, 2)}
@@ -101,3 +102,16 @@ def test_a_run_that_is_half_removed_can_be_replaced_again(tmp_path, monkeypatch)
     assert removed
     assert opened(tmp_path / "run", overwrite=True)
     assert [path.name for path in (tmp_path / "run").iterdir()] == [runs.RUN_FILE]
+
+
+def test_a_run_that_has_ended_gives_its_results_and_leaves_no_checkpoints(tmp_path):
+    console = Console(quiet=True)
+    (tmp_path / "steps").mkdir()
+    assert runs.ended_results(tmp_path, "steps", console) is None
+    assert (tmp_path / "steps").exists()
+    (tmp_path / runs.RESULTS_FILE).write_text('{"loss": 1}')
+    assert runs.ended_results(tmp_path, "steps", console) == {"loss": 1}
+    assert not (tmp_path / "steps").exists()
+    (tmp_path / runs.RESULTS_FILE).write_text('{"loss": ')
+    with pytest.raises(CheckpointError, match=r"is damaged .*; remove it, and it is written again"):
+        runs.ended_results(tmp_path, "steps", console)
