@@ -47,6 +47,7 @@ TESTS = {
     "models/layouts.py": ("tests/models/layouts_test.py", "tests/jobs/loading_test.py"),
     "reinit.py": ("tests/reinit_test.py", "tests/training/sharding_test.py"),
     "torch_weights/pickles.py": ("tests/torch_weights/state_dicts_test.py",),
+    "torch_weights/pickle_globals.py": ("tests/torch_weights/state_dicts_test.py",),
     "torch_weights/tensors.py": ("tests/torch_weights/state_dicts_test.py",),
     "torch_weights/torch_files.py": ("tests/torch_weights/state_dicts_test.py",),
     "torch_weights/weight_files.py": ("tests/torch_weights/state_dicts_test.py",),

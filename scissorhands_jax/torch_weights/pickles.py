@@ -9,38 +9,26 @@ class it can change objects that belong to the whole process.
 
 from __future__ import annotations
 
-import math
 import pickletools
 from collections.abc import Callable
-from typing import IO, Any, NamedTuple, cast
+from typing import IO, Any, cast
 
-import ml_dtypes
 import numpy as np
 
+from scissorhands_jax.torch_weights.pickle_globals import MAX_NAME, Global, dict_key, find_global, foreign_type
 from scissorhands_jax.torch_weights.tensors import (
     BIG_ENDIAN,
-    MAX_DIMENSIONS,
     Damaged,
     ForbiddenGlobal,
     Refused,
     Storage,
-    Tensor,
     Unknown,
     show,
 )
 
 _MAX_OPERATIONS = 2**20  # a few seconds of work; a checkpoint of a thousand tensors has about 1e5
 _MAX_DEPTH = 1000  # open marks; Python's own pickler cannot nest deeper
-_MAX_NAME = 1024  # bytes in a key or in the name of a global
 _MAX_UNKNOWN = 100  # names of globals to remember for a message
-_MAX_KEY = 2**63  # Larger integers are not sensible keys, and can be chosen so that their hashes collide.
-
-
-class _Global(NamedTuple):
-    """A global that a pickle may name: a function `(machine, *arguments) -> object`, or the type of elements."""
-
-    call: Callable[..., object] | None = None
-    dtype: np.dtype | None = None
 
 
 class _Reader:
@@ -60,7 +48,7 @@ class _Reader:
         return self.data[self.at - size : self.at]
 
     def readline(self) -> bytes:
-        end = self.data.find(b"\n", self.at, self.at + _MAX_NAME)
+        end = self.data.find(b"\n", self.at, self.at + MAX_NAME)
         if end < 0 or self.data.find(b"\\", self.at, end) >= 0:  # `pickletools` would decode escapes
             raise Damaged(f"its pickle has an impossible name at byte {self.at}")
         return self.read(end + 1 - self.at)
@@ -214,7 +202,7 @@ class _Machine:
 
     def look_up(self, module: object, name: object) -> object:
         """Returns what is known by a name, or an `Unknown`."""
-        found = _find_global(module, name)
+        found = find_global(module, name)
         if isinstance(found, Unknown) and found.name not in self.unknown and len(self.unknown) < _MAX_UNKNOWN:
             self.unknown.append(found.name)
         return found
@@ -248,9 +236,9 @@ class _Machine:
             made = arguments[0] if arguments and isinstance(arguments[0], Unknown) else function
             self.push(Unknown(made.name))
             return
-        if not isinstance(function, _Global) or function.call is None or type(arguments) is not tuple:
+        if not isinstance(function, Global) or function.call is None or type(arguments) is not tuple:
             raise TypeError("not a function and its arguments")
-        self.push(function.call(self, *arguments))
+        self.push(function.call(self.spend, *arguments))
 
     def build(self, _: None) -> None:
         """Checks the attributes of an object, and sets none.
@@ -275,8 +263,8 @@ class _Machine:
             raise TypeError("not a storage")
         kind, storage_type, key, _, size, *view = identity
         if isinstance(storage_type, Unknown):
-            raise Refused(_foreign_type(storage_type.name))
-        if kind != "storage" or type(key) is not str or not isinstance(storage_type, _Global):
+            raise Refused(foreign_type(storage_type.name))
+        if kind != "storage" or type(key) is not str or not isinstance(storage_type, Global):
             raise TypeError("not a storage")
         if storage_type.dtype is None or type(size) is not int or not 0 <= size < 2**56:
             raise TypeError("not a storage")
@@ -290,219 +278,6 @@ class _Machine:
             storage = Storage(key, storage.dtype, part, start)
         self.push(storage)
 
-
-def dict_key(key: Any) -> Any:
-    """Returns a dict key or set element if it is short, and raises an error otherwise.
-
-    Nothing longer is needed, and a long key can be built so that hashing or comparing it takes very long.
-    """
-    if isinstance(key, Unknown):
-        key = key.name
-    if key is None or type(key) in (bool, float) or (type(key) is int and abs(key) < _MAX_KEY):
-        return key
-    if type(key) in (str, bytes) and len(key) <= _MAX_NAME:
-        return key
-    raise TypeError(f"a {type(key).__name__} is no key")
-
-
-def _foreign_type(name: str) -> str:
-    """Returns the end of a sentence about tensors of a type that cannot be read."""
-    if ".Q" in name:
-        return f"holds quantised tensors ({show(name)}); dequantise the model with PyTorch and save its state dict"
-    return f"holds tensors of type {show(name)}, which NumPy does not have; convert them with PyTorch, as with .float()"
-
-
-def _find_global(module: object, name: object) -> _Global | Unknown | str:
-    if not isinstance(module, str) or not isinstance(name, str):
-        raise TypeError("a global's name is text")
-    if f"{module}.{name}" in _INERT:
-        return f"{module}.{name}"
-    return _GLOBALS.get(f"{module}.{name}") or Unknown(f"{module}.{name}"[:_MAX_NAME])
-
-
-def _tensor(
-    storage: Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype | None = None
-) -> Tensor:
-    """Describes a view of a storage, after a check that it lies within the storage and has no more elements than it."""
-    if not isinstance(storage, Storage) or type(shape) is not tuple or type(strides) is not tuple:
-        raise TypeError("not a storage, a shape and strides")
-    if len(shape) != len(strides) or len(shape) > MAX_DIMENSIONS:
-        raise Damaged("a tensor's shape and strides do not match")
-    dtype = storage.dtype if dtype is None else dtype
-    available = storage.size * storage.dtype.itemsize // dtype.itemsize
-    if any(type(number) is not int or number < 0 for number in (offset, *shape, *strides)):
-        raise Damaged("a tensor's shape, strides or offset are not whole numbers from 0")
-    if 0 not in shape:
-        last = offset + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
-        if last >= available:
-            raise Damaged("a tensor reaches beyond the end of its storage")
-        if math.prod(shape) > available:
-            raise Refused(
-                "holds a tensor with more elements than its storage; save a copy made by `tensor.contiguous()`"
-            )
-    return Tensor(storage, dtype, offset, shape, strides)
-
-
-def _rebuild_tensor(_: _Machine, storage, offset, shape, strides) -> Tensor:
-    return _tensor(storage, offset, shape, strides)
-
-
-def _rebuild_tensor_v2(_: _Machine, storage, offset, shape, strides, gradient, hooks, metadata=None) -> Tensor:
-    del gradient, hooks
-    _check_metadata(metadata)
-    return _tensor(storage, offset, shape, strides)
-
-
-def _rebuild_tensor_v3(_: _Machine, storage, offset, shape, strides, gradient, hooks, dtype, metadata=None) -> Tensor:
-    del gradient, hooks
-    _check_metadata(metadata)
-    if isinstance(dtype, Unknown):
-        raise Refused(_foreign_type(dtype.name))
-    if storage.start or not isinstance(dtype, _Global) or dtype.dtype is None or dtype.dtype == np.bool_:
-        raise TypeError("not a whole storage and an element type")
-    return _tensor(storage, offset, shape, strides, dtype.dtype)
-
-
-def _check_metadata(metadata: object) -> None:
-    """Refuses conjugated and negated views, for which the file holds the numbers before conjugation or negation."""
-    if type(metadata) is dict and (metadata.get("conj") or metadata.get("neg")):
-        raise Refused("holds a lazily conjugated or negated tensor; save a copy made by `tensor.resolve_conj()`")
-
-
-def _rebuild_parameter(_: _Machine, data, gradient, hooks, state=None) -> Tensor | Unknown:
-    del gradient, hooks, state
-    if not isinstance(data, Tensor | Unknown):
-        raise TypeError("not a tensor")
-    return data
-
-
-def _ordered_dict(machine: _Machine, pairs: list | tuple = ()) -> dict:
-    """Builds a dict, which is empty unless Python 2 wrote the pickle."""
-    if type(pairs) not in (list, tuple):
-        raise TypeError("not a list")
-    machine.spend(len(pairs))
-    return {dict_key(key): value for key, value in pairs}
-
-
-def _default_dict(machine: _Machine, factory: object = None) -> dict:
-    """Builds an empty dict, without what makes its missing values."""
-    del machine, factory
-    return {}
-
-
-def _counter(machine: _Machine, counts: dict) -> dict:
-    if type(counts) is not dict:
-        raise TypeError("not a dict")
-    machine.spend(len(counts))
-    return dict(counts)
-
-
-def _set(machine: _Machine, items: list | tuple) -> set:
-    if type(items) not in (list, tuple):
-        raise TypeError("not a list")
-    machine.spend(len(items))
-    return set(map(dict_key, items))
-
-
-def _size(machine: _Machine, items: tuple) -> tuple:
-    if type(items) is not tuple:
-        raise TypeError("not a tuple")
-    del machine
-    return items
-
-
-def _bytes(machine: _Machine) -> bytes:
-    del machine
-    return b""
-
-
-def _encode(machine: _Machine, text: str, encoding: str) -> bytes:
-    """Builds bytes from text, which is how protocol 2 writes them."""
-    if encoding != "latin1" or type(text) is not str:
-        raise TypeError("not latin1")
-    machine.spend(len(text))
-    return text.encode("latin1")
-
-
-def _complex(machine: _Machine, real: float, imaginary: float) -> complex:
-    del machine
-    if type(real) is not float or type(imaginary) is not float:
-        raise TypeError("not floats")
-    return complex(real, imaginary)
-
-
-def _numpy_dtype(machine: _Machine, code: str, align: object = False, copy: object = True) -> np.dtype | Unknown:
-    del machine, align, copy
-    if type(code) is str and code[:1] in ("O", "S", "U", "V", "M", "m", "c"):
-        return Unknown(f"numpy.dtype {code[:10]}")  # in arrays that are no weights
-    if type(code) is not str or code not in ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"):
-        raise TypeError("not the type of a number")
-    return np.dtype(f"<{code}")
-
-
-def _numpy_scalar(machine: _Machine, dtype: np.dtype, raw: bytes | str) -> int | float | bool | Unknown:
-    del machine
-    if isinstance(dtype, Unknown):
-        return dtype
-    if not isinstance(dtype, np.dtype) or type(raw) not in (bytes, str) or len(raw) != dtype.itemsize:
-        raise TypeError("not a number")
-    raw = raw.encode("latin1") if isinstance(raw, str) else raw  # It is text if Python 2 wrote it.
-    return np.frombuffer(raw, dtype)[0].item()
-
-
-# Classes that are keys of a dict in well-known files, such as the states of callbacks in that of Stable Diffusion v1.
-# Each is replaced by its name, which cannot be called.
-_INERT = {"pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"}
-
-
-# PyTorch's name of each element type, the prefix of its storage class if it has one, and the type in NumPy.
-_DTYPES = {
-    ("float16", "Half"): "<f2",
-    ("float32", "Float"): "<f4",
-    ("float64", "Double"): "<f8",
-    ("bfloat16", "BFloat16"): ml_dtypes.bfloat16,
-    ("float8_e4m3fn", None): ml_dtypes.float8_e4m3fn,
-    ("float8_e5m2", None): ml_dtypes.float8_e5m2,
-    ("int8", "Char"): "<i1",
-    ("int16", "Short"): "<i2",
-    ("int32", "Int"): "<i4",
-    ("int64", "Long"): "<i8",
-    ("uint8", "Byte"): "<u1",
-    ("uint16", None): "<u2",
-    ("uint32", None): "<u4",
-    ("uint64", None): "<u8",
-    ("bool", "Bool"): "?",
-    ("complex64", "ComplexFloat"): "<c8",
-    ("complex128", "ComplexDouble"): "<c16",
-}
-
-
-_GLOBALS: dict[str, _Global] = {
-    "torch._utils._rebuild_tensor": _Global(_rebuild_tensor),
-    "torch._utils._rebuild_tensor_v2": _Global(_rebuild_tensor_v2),
-    "torch._utils._rebuild_tensor_v3": _Global(_rebuild_tensor_v3),
-    "torch._utils._rebuild_parameter": _Global(_rebuild_parameter),
-    "torch._utils._rebuild_parameter_with_state": _Global(_rebuild_parameter),
-    "torch.Size": _Global(_size),
-    "torch.storage.UntypedStorage": _Global(dtype=np.dtype(np.uint8)),
-    "collections.OrderedDict": _Global(_ordered_dict),
-    "collections.defaultdict": _Global(_default_dict),
-    "collections.Counter": _Global(_counter),  # the milestones of learning rate schedulers
-    "_codecs.encode": _Global(_encode),
-    "numpy.dtype": _Global(_numpy_dtype),
-    "numpy.core.multiarray.scalar": _Global(_numpy_scalar),
-    "numpy._core.multiarray.scalar": _Global(_numpy_scalar),
-}
-
-
-for _module in ("builtins", "__builtin__"):
-    _GLOBALS[f"{_module}.set"] = _GLOBALS[f"{_module}.frozenset"] = _Global(_set)
-    _GLOBALS[f"{_module}.bytes"] = _Global(_bytes)
-    _GLOBALS[f"{_module}.complex"] = _Global(_complex)
-for (_name, _prefix), _dtype in _DTYPES.items():
-    _GLOBALS[f"torch.{_name}"] = _Global(dtype=np.dtype(_dtype))
-    if _prefix is not None:
-        _GLOBALS[f"torch.{_prefix}Storage"] = _Global(dtype=np.dtype(_dtype))
 
 _NAMES = {ord(operation.code): operation.name for operation in pickletools.opcodes}
 _OPERATIONS: dict[str, Callable[..., None]] = {

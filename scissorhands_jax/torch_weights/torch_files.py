@@ -8,7 +8,8 @@ from io import BufferedReader
 from typing import Any
 
 from scissorhands_jax import reading
-from scissorhands_jax.torch_weights.pickles import dict_key, interpret
+from scissorhands_jax.torch_weights.pickle_globals import dict_key
+from scissorhands_jax.torch_weights.pickles import interpret
 from scissorhands_jax.torch_weights.tensors import (
     BIG_ENDIAN,
     Damaged,
