@@ -31,6 +31,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--networks", type=Path, metavar="DIR", help="trained networks to share; default OUT/networks")
     parser.add_argument("--only", metavar="REGEX", help="methods whose name matches")
     parser.add_argument("--overwrite", action="store_true", help="replace the table in OUT")
+    parser.add_argument(
+        "--from",
+        dest="go_on_from",
+        type=Path,
+        metavar="FILE",
+        help="results.json of this table, whose cells are put into OUT first",
+    )
     parser.add_argument("--no-report", action="store_true", help="write results.json alone, without page and figures")
     parser.add_argument("settings", nargs="*", metavar="NAME=VALUE")
     add_follow_options(parser)
@@ -49,6 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
             networks=options.networks,
             only=options.only,
             overwrite=options.overwrite,
+            go_on_from=options.go_on_from,
             present=None if options.no_report else functools.partial(present, experiment, out, seeds[0], options),
             console=console,
         )

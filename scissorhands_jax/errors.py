@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class InputError(ValueError):
@@ -84,6 +84,16 @@ def check_seed(seed: int) -> None:
     """
     if not 0 <= seed <= MAX_SEED:
         raise InputError(f"the seed must be a whole number from 0 to {MAX_SEED}, got {seed}")
+
+
+def listed(names: Sequence[str], shown: int = 10) -> str:
+    """Joins the first few names for a message, and says how many more there are.
+
+    >>> listed(["a", "b", "c"], shown=2)
+    'a, b and 1 more'
+    """
+    more = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:

@@ -77,7 +77,7 @@ class ResultCell(Generic[CellT]):
     @property
     def name(self) -> str:
         """The name of its file, without the suffix."""
-        return "-".join(slug(value if isinstance(value, str) else f"{key}{value}") for key, value in self.place.items())
+        return _name(self.place)
 
     @property
     def title(self) -> str:
@@ -145,6 +145,19 @@ class CellFolder(Generic[CellT]):
         found = [path for path in self.folder.glob("*") if path.suffix in (self.kind.SUFFIX, _DIVERGED)]
         return [self._read(path) for path in sorted(found)]
 
+    def add(self, place: Mapping[str, str | int], result: CellT | Diverged) -> bool:
+        """Writes a result that was computed elsewhere, unless its cell has one, and returns whether it did.
+
+        Args:
+          place: The cell's coordinates, as in `ResultCell.place`.
+          result: Its result.
+        """
+        path = self.folder / (_name(place) + self.kind.SUFFIX)
+        if path.exists() or path.with_suffix(_DIVERGED).exists():
+            return False
+        self._write(path, result)
+        return True
+
     def fill(
         self,
         cells: Sequence[ResultCell[CellT]],
@@ -184,17 +197,20 @@ class CellFolder(Generic[CellT]):
             progress.advance(task)
 
     def _compute(self, cell: ResultCell[CellT], progress: Progress) -> None:
-        path = self.path(cell)
+        result: CellT | Diverged
         try:
-            content = cell.compute(progress).encode()
+            result = cell.compute(progress)
         except NonFiniteError as error:
             if not cell.may_diverge:
                 raise
-            path = path.with_suffix(_DIVERGED)
-            content = json.dumps(
-                dataclasses.asdict(Diverged(dict(cell.place), str(error), provenance.running_code().name))
-            ).encode()
-        files.write_bytes(path, content)
+            result = Diverged(dict(cell.place), str(error), provenance.running_code().name)
+        self._write(self.path(cell), result)
+
+    def _write(self, path: Path, result: CellT | Diverged) -> None:
+        if isinstance(result, Diverged):
+            files.write_bytes(path.with_suffix(_DIVERGED), json.dumps(dataclasses.asdict(result)).encode())
+        else:
+            files.write_bytes(path, result.encode())
 
     def _read(self, path: Path) -> CellT | Diverged:
         try:
@@ -202,6 +218,11 @@ class CellFolder(Generic[CellT]):
             return Diverged(**reading.parse_json(content)) if path.suffix == _DIVERGED else self.kind.decode(content)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise CheckpointError(f"{path} is damaged: {error}; remove it, and it is computed again") from error
+
+
+def _name(place: Mapping[str, str | int]) -> str:
+    """The name of the file of a cell, without the suffix."""
+    return "-".join(slug(value if isinstance(value, str) else f"{key}{value}") for key, value in place.items())
 
 
 def _title(place: Mapping[str, str | int]) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import models, report
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import InputError, listed
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.cells import CellFolder, Diverged, ResultCell
 from scissorhands_jax.jobs.experiment import Experiment, OwnNetwork, Scenario
@@ -41,6 +41,7 @@ def run_grid(
     networks: Path | None = None,
     only: str | None = None,
     overwrite: bool = False,
+    go_on_from: Path | None = None,
     present: Callable[[dict[str, Any]], object] | None = None,
     console: Console | None = None,
     own: OwnNetwork | None = None,
@@ -61,6 +62,10 @@ def run_grid(
         default is `out/networks`, where unlearned networks always are.
       only: A regular expression. Only methods whose label it matches are run, and the references. None runs all.
       overwrite: Whether to replace a table that is there.
+      go_on_from: The `results.json` of a table of the same experiment, whose cells are put into the folder first, so
+        that a table can be continued of which only the results were kept. Of a cell that both have the folder's is
+        kept. None begins with what is in the folder. Networks that new cells need are trained again unless they are
+        in `networks`.
       present: Is called with the document at the end, before another process can write to the folder, to add pages or
         pictures.
       console: Shows the progress. The default is stderr.
@@ -69,7 +74,7 @@ def run_grid(
 
     Raises:
       InputError: Something in the experiment cannot be used, or the folder holds something else, such as cells of other
-        settings.
+        settings, or `go_on_from` holds no table, or one of other settings.
       BusyError: Another process writes to the folder.
       NonFiniteError: The original or the retrained network diverged; all earlier cells are kept. An unlearning method
         that diverges is listed under `failures` instead.
@@ -81,7 +86,12 @@ def run_grid(
     store = TableNetworks(experiment, data_dir, out, networks or out / "networks", own)
     table = Table(store)
     identity = identify({"command": "grid", **store.loaded.settings, "data_sha256": store.data_sha256})
+    taken = [] if go_on_from is None else cells_in(go_on_from)
+    table.check(taken, str(go_on_from))
     with CellFolder.open(out, identity, TableCell, overwrite=overwrite) as folder:
+        added = sum(folder.add(cell.place, cell) for cell in taken)
+        if taken:
+            say(console, f"{added} of the {len(taken)} cells of {go_on_from} were put into {out}; it had the others")
         document = _filled(table, folder, out, table.cells(seeds, chosen), console)
         if present is not None:
             present(document)
@@ -99,7 +109,7 @@ def _filled(
         return document
 
     there = folder.read_all()
-    table.check(there)
+    table.check(there, str(folder.folder))
     if there:
         now = {"those to come": provenance.running_code().name}
         note = provenance.code_note({**code_of(there), **now})
@@ -186,14 +196,18 @@ class Table:
             "cells": [cell.as_dict() for cell in cells],
             "failures": [self._failure(cell) for cell in found if isinstance(cell, Diverged)],
             "gates": [gate._asdict() for gate in table_gates.of_rows(rows)],
-            "code": provenance.code_note(code_of(found)),
+            "code": " ".join(filter(None, (provenance.code_note(code_of(found)), originals_note(cells)))),
             "config": {"experiment": self.experiment.name, **self.store.loaded.settings},
             "seconds": time.perf_counter() - self._started,
             **report.environment(),
         }
 
-    def check(self, found: Sequence[TableCell | Diverged]) -> None:
+    def check(self, found: Sequence[TableCell | Diverged], where: str) -> None:
         """Checks that all cells belong to this table, whatever files were put into its folder.
+
+        Args:
+          found: The cells.
+          where: What holds them, for the message.
 
         Raises:
           InputError: Some are of other settings.
@@ -221,14 +235,52 @@ class Table:
         if wrong:
             title, what = next(iter(wrong.items()))
             raise InputError(
-                f"{len(wrong)} of {len(found)} cells in {self.store.out / 'cells'} were made with other settings "
-                f"({'; '.join(wrong)}), such as {title}: {what}; remove their files, and they are computed again"
+                f"{len(wrong)} of {len(found)} cells in {where} were made with other settings "
+                f"({'; '.join(wrong)}), such as {title}: {what}; remove them, and they are computed again"
             )
 
     def _failure(self, cell: Diverged) -> dict[str, Any]:
         name, label = cell.place["scenario"], str(cell.place["method"])
         scenario = next(scenario for scenario in self.experiment.scenarios if scenario.name == name)
         return {**cell.place, "settings": describe(scenario.methods[label]), "failure": cell.reason, "code": cell.code}
+
+
+def cells_in(path: Path) -> list[TableCell | Diverged]:
+    """The cells of a table, from its `results.json`.
+
+    Raises:
+      InputError: The file cannot be read, or holds no table.
+    """
+    document = report.read_results(path)
+    try:
+        cells = [TableCell.from_dict(cell) for cell in document["cells"]]
+        failures = [
+            Diverged(
+                {name: failure[name] for name in ("scenario", "seed", "method")}, failure["failure"], failure["code"]
+            )
+            for failure in document["failures"]
+        ]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path} holds no cells of a table ({error}); name the results.json of a table") from error
+    return [*cells, *failures]
+
+
+def originals_note(cells: Iterable[TableCell]) -> str:
+    """Names the cells that were unlearned from another original than the one in the table, in a sentence.
+
+    That can be where an original was trained again, on another machine or by other code, for cells that were added
+    later; "" if there is none.
+    """
+    cells = list(cells)
+    originals = {(cell.scenario, cell.seed): cell.network for cell in cells if cell.method == ORIGINAL}
+    others = [
+        cell.title
+        for cell in cells
+        if cell.original is not None and cell.original != originals.get((cell.scenario, cell.seed), cell.original)
+    ]
+    if not others:
+        return ""
+    return f"Unlearned from another original of the same seed than the table's: {listed(others)}."
 
 
 def code_of(cells: Iterable[TableCell | Diverged]) -> dict[str, str | None]:
@@ -262,12 +314,15 @@ def gradcam_picture(
       num_images: The number of forget images, and of retain images: the first ones of each set.
 
     Returns:
-      The picture, or None where the network has no convolution.
+      The picture, or None where the network has no convolution, or a network is not there because the table was
+      continued from its results.
     """
     if models.CAM_LAYERS.get(experiment.model) is None:
         return None
     store = TableNetworks(experiment, data_dir, out, networks or out / "networks")
     scenario = SeededScenario(store, experiment.scenarios[0], seed)
+    if not all(scenario.network_folder(label).exists() for label in (ORIGINAL, REFERENCE, *labels)):
+        return None
     parts = [data_lib.take(part, np.arange(num_images)) for part in (scenario.data.forget, scenario.data.retain)]
     images, classes = (np.concatenate([part[name] for part in parts]) for name in ("image", "label"))
     layer = experiment.gradcam_layer or gradcam.default_layer(experiment.model)

@@ -21,7 +21,7 @@ from scipy import optimize, special
 
 from scissorhands_jax import array_files, models, torch_weights, trees
 from scissorhands_jax.base import Model, ModelState, Params
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import InputError, listed
 from scissorhands_jax.models.resnet import IMAGENET_MEAN, IMAGENET_STD
 
 NORMALISATION = "normalisation"
@@ -272,9 +272,8 @@ class _Trial:
         if not self.agrees(outputs[:, order]):
             return None
         moved = [f"{there} is {here}" for there, here in enumerate(order.tolist()) if there != here]
-        more = f" and {len(moved) - 5} more" if len(moved) > 5 else ""
         return (
-            f"classes come in the order that they have there (there class {', '.join(moved[:5])} here{more}): give the "
+            f"classes come in the order that they have there (there class {listed(moved, shown=5)} here): give the "
             "labels of the data set in that order"
         )
 

@@ -191,6 +191,7 @@ class SeededScenario:
         held_out = data_lib.take(self.train, self.held_out)
         self.validation = answers.known_examples(self.task, held_out, self.data.retain)
         self._target: float | None = None
+        self._digest: str | None = None
 
     def save_positions(self) -> None:
         """Saves which examples are trained on, held out and forgotten, as positions in the limited training set."""
@@ -290,6 +291,7 @@ class SeededScenario:
             cost=network.cost,
             process=self.store.process,
             network=hashing.network_sha256(network.params, network.model_state),
+            original=None if is_reference else self._original_sha256(progress),
             code=provenance.running_code().name,
             trained_by=None if network.code == provenance.running_code().name else network.code,
             experiment_sha256=self.store.loaded.settings_sha256(),
@@ -355,6 +357,13 @@ class SeededScenario:
         if self._target is None:
             self._target = self._quality(self.original(progress), self.data.forget)
         return self._target
+
+    def _original_sha256(self, progress: Progress) -> str:
+        """The SHA-256 of the original."""
+        if self._digest is None:
+            original = self.original(progress)
+            self._digest = hashing.network_sha256(original.params, original.model_state)
+        return self._digest
 
     def _held_out_numbers(self, network: TrainedNetwork) -> dict[str, float]:
         """How the network treats the forget set and held-out examples (test examples if none are held out)."""

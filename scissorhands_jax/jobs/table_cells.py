@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
 from scissorhands_jax import reading, report
@@ -61,6 +61,9 @@ class TableCell:
     code: str | None = None
     """The code that measured it, and made its network unless `trained_by` names other code; see
     `provenance.Code.name`. None in cells from before it was recorded."""
+    original: str | None = None
+    """The SHA-256 of the original that it was unlearned from. None for references, and in cells from before it was
+    recorded."""
     trained_by: str | None = None
     """The code that trained its network, if the network was there already and was made by other code."""
     experiment_sha256: str | None = None
@@ -71,13 +74,18 @@ class TableCell:
     relearn: RelearnSummary | None
 
     @property
+    def place(self) -> dict[str, str | int]:
+        """Its coordinates (`cells.ResultCell.place`)."""
+        return {"scenario": self.scenario, "seed": self.seed, "method": self.method}
+
+    @property
     def title(self) -> str:
         """What it is called in messages."""
         return f"{self.scenario}, seed {self.seed}, {self.method}"
 
     def as_dict(self) -> dict[str, Any]:
         """The cell as JSON, without what is optional where there is none."""
-        optional = ("sweep", "relearn", "trained_by", "data_sha256")
+        optional = ("sweep", "relearn", "original", "trained_by", "data_sha256")
         fields = dataclasses.asdict(self)
         return {name: value for name, value in fields.items() if value is not None or name not in optional}
 
@@ -88,7 +96,16 @@ class TableCell:
     @classmethod
     def decode(cls, content: bytes) -> Self:
         """Reads what `encode` wrote."""
-        fields = reading.parse_json(content, nan=True)
+        return cls.from_dict(reading.parse_json(content, nan=True))
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> Self:
+        """The cell of which `as_dict` gave this.
+
+        Raises:
+          KeyError, TypeError: It is no cell.
+        """
+        fields = dict(found)
         parts: dict[str, Callable[..., Any]] = {
             "sweep": Sweep,
             "cost": Cost,

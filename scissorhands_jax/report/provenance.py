@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from scissorhands_jax import hashing
+from scissorhands_jax.errors import listed
 from scissorhands_jax.version import __version__
 
 NOT_RECORDED = "commit not recorded"
@@ -107,10 +108,5 @@ def code_note(cells: Mapping[str, str | None]) -> str:
     if len(by_code) == 1:
         (code,) = by_code
         return "The commit was not recorded." if code == NOT_RECORDED else f"All cells were made by {code}."
-    listed = "; ".join(f"{code}: {_listed(names)}" for code, names in by_code.items())
-    return f"The cells were made by {len(by_code)} states of the code, which may give other numbers. {listed}."
-
-
-def _listed(names: list[str], shown: int = 6) -> str:
-    more = len(names) - shown
-    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")
+    parts = "; ".join(f"{code}: {listed(names, shown=6)}" for code, names in by_code.items())
+    return f"The cells were made by {len(by_code)} states of the code, which may give other numbers. {parts}."

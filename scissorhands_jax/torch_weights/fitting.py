@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 
 from scissorhands_jax import reading
-from scissorhands_jax.errors import WeightsError
+from scissorhands_jax.errors import WeightsError, listed
 from scissorhands_jax.torch_weights.reparametrized import multiplied_out
 from scissorhands_jax.torch_weights.tensors import show
-from scissorhands_jax.torch_weights.weight_files import StateDict, is_averaged, listed
+from scissorhands_jax.torch_weights.weight_files import StateDict, is_averaged
 
 # Names of one thing in the networks of several authors: the shortcut of a residual block, and the last layer.
 _COUNTER = "num_batches_tracked"

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from scissorhands_jax.errors import WeightsError
+from scissorhands_jax.errors import WeightsError, listed
 from scissorhands_jax.torch_weights.tensors import show
-from scissorhands_jax.torch_weights.weight_files import StateDict, listed
+from scissorhands_jax.torch_weights.weight_files import StateDict
 
 _PROFILERS = ("total_ops", "total_params")  # buffers that thop adds to every module
 _PARTS: tuple[tuple[str, str, str], ...] = (

@@ -26,9 +26,9 @@ import numpy as np
 
 from scissorhands_jax import trees
 from scissorhands_jax.base import ModelState, Params
-from scissorhands_jax.errors import WeightsError
+from scissorhands_jax.errors import WeightsError, listed
 from scissorhands_jax.torch_weights.tensors import show
-from scissorhands_jax.torch_weights.weight_files import StateDict, listed
+from scissorhands_jax.torch_weights.weight_files import StateDict
 
 Flatten = Mapping[str, tuple[int, ...]] | None
 """For dense layers behind a flattened image, by name in PyTorch: the channels, height and width of the image.

@@ -24,7 +24,7 @@ import ml_dtypes
 import numpy as np
 
 from scissorhands_jax import files, reading
-from scissorhands_jax.errors import WeightsError
+from scissorhands_jax.errors import WeightsError, listed
 from scissorhands_jax.torch_weights import torch_files
 from scissorhands_jax.torch_weights.tensors import (
     MAX_DIMENSIONS,
@@ -49,7 +49,6 @@ _STATE_DICTS = ("state_dict", "model_state_dict", "model_state", "model", "net",
 _WRAPPERS = ("module.", "_orig_mod.")  # the prefixes of DataParallel and of torch.compile
 _LEAVES = frozenset(("weight", "bias", "running_mean", "running_var", "num_batches_tracked"))  # of one layer
 _SEARCH_DEPTH = 8  # levels of dicts in a checkpoint
-_MAX_LISTED = 10  # names of each kind in a message
 _MAX_HEADER = 2**23  # bytes of a .safetensors header; a language model of 70 billion parameters has 2**17
 _MAX_TENSORS = 2**16
 
@@ -424,9 +423,3 @@ def _usual(found: dict[str, dict[str, Tensor]]) -> tuple[str, dict[str, Tensor]]
             "save the one that you want on its own"
         )
     return max(found.items(), key=lambda item: len(item[1]))
-
-
-def listed(names: list[str]) -> str:
-    """Joins the first ten names for a message, and says how many more there are."""
-    shown = ", ".join(names[:_MAX_LISTED])
-    return f"{shown} and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else shown

@@ -182,6 +182,54 @@ class TestTable:
         assert {path: path.stat().st_mtime_ns for path in (out / "cells").iterdir()} == before
         assert again["rows"] == document["rows"]
 
+    def test_a_table_goes_on_from_its_results_alone(self, table, tmp_path):
+        """Also with a failure; an original that was trained again and came out differently is named."""
+        out, _ = table
+        results = tmp_path / "results.json"
+        document = json.loads((out / "results.json").read_text())
+        lost = [
+            cell for cell in document["cells"] if (cell["scenario"], cell["method"]) != ("two requests", "finetune")
+        ]
+        place = {"scenario": "wrong labels", "seed": 3, "method": "finetune"}
+        failed = next(cell for cell in lost if place.items() <= cell.items())
+        failure = place | {"settings": failed["settings"], "failure": "it diverged", "code": failed["code"]}
+        kept = [
+            cell | ({"network": "0"} if cell["method"] == "original" else {}) for cell in lost if cell is not failed
+        ]
+        results.write_text(json.dumps(document | {"cells": kept, "failures": [failure]}))
+        grid.run_grid(
+            EXPERIMENT, tmp_path / "out", seeds=[3], networks=out / "networks", go_on_from=results, console=QUIET
+        )
+        again = json.loads((tmp_path / "out" / "results.json").read_text())
+        assert again["failures"] == [failure]
+        new = cells(again)["two requests", "finetune"]
+        assert cells(again) == {(cell["scenario"], cell["method"]): cell for cell in [*kept, new]}
+        assert new["network"] == cells(document)["two requests", "finetune"]["network"]
+        assert "another original of the same seed than the table's: random 10 %, seed 3, finetune," in again["code"]
+        assert "another original" not in document["code"]
+        experiment = dataclasses.replace(EXPERIMENT, gradcam_layer="hidden")
+        assert grid.gradcam_picture(experiment, tmp_path / "nowhere", seed=3) is None
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ({"rows": [], "config": {}}, "holds no cells of a table"),
+            ({"rows": [], "config": {}, "cells": [{"scenario": "x"}], "failures": []}, "holds no cells of a table"),
+        ],
+    )
+    def test_results_that_are_no_table_are_refused(self, tmp_path, content, message):
+        (tmp_path / "results.json").write_text(json.dumps(content | report.environment()))
+        with pytest.raises(InputError, match=message):
+            grid.run_grid(EXPERIMENT, tmp_path / "out", seeds=[3], go_on_from=tmp_path / "results.json", console=QUIET)
+        assert not (tmp_path / "out").exists()
+
+    def test_results_of_other_settings_are_refused(self, table, tmp_path):
+        out, _ = table
+        other = dataclasses.replace(EXPERIMENT, relearn_epochs=3)
+        with pytest.raises(InputError, match=r"13 of 13 cells in .*results\.json were made with other settings"):
+            grid.run_grid(other, tmp_path / "out", seeds=[3], go_on_from=out / "results.json", console=QUIET)
+        assert not (tmp_path / "out").exists()
+
     def test_a_lost_cell_comes_back_the_same_but_for_its_time(self, table):
         out, document = table
         next((out / "cells").glob("random*scissorhands.json")).unlink()
