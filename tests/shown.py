@@ -38,6 +38,7 @@ ELSEWHERE = {
     "request run --ledger LEDGER --epochs 5 --audit": "deletion/audits_test.py::stopped",
     "unlearn --weights mine.safetensors --model mlp": "task_commands_test.py::runs",
     "lm unlearn": "language/unlearning_test.py::test_lora_moves_its_matrices_alone",
+    "lm plan": "language/planning_test.py::test_the_command_takes_the_arguments_of_lm_unlearn",
     "lm generate": "language/unlearning_test.py::test_generating",
     "lm evaluate --model": "language/unlearning_test.py::test_evaluating_a_folder",
     "sd import": "diffusion/importing_test.py::test_there_and_back_is_bit_exact",

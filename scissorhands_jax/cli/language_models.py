@@ -1,4 +1,4 @@
-"""The commands about published language models: `scissorhands lm unlearn` and `lm generate`."""
+"""The commands about published language models: `scissorhands lm unlearn`, `lm plan` and `lm generate`."""
 
 from __future__ import annotations
 
@@ -48,18 +48,9 @@ class TextFormOptions(LongCommand):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LanguageJobOptions(TextFormOptions, SettingsCommand):
-    """A command about making a language model forget what is in a file."""
+class LanguageTrainingOptions(TextFormOptions, SettingsCommand):
+    """A command about making a language model forget."""
 
-    forget: Annotated[
-        Path,
-        Option(
-            "File of what is to be forgotten: a JSON object on each line with question and answer, prompt and "
-            "completion, or text.",
-            metavar="FILE",
-        ),
-    ]
-    retain: Annotated[Path, Option("File of what is to be kept, of the same form.", metavar="FILE")]
     method: Annotated[
         str, Option("Name of the method, e.g. npo, simnpo, gradient_difference or scissorhands.", metavar="NAME")
     ]
@@ -103,6 +94,15 @@ class LanguageJobOptions(TextFormOptions, SettingsCommand):
         bool, Option("Compute activations again instead of keeping them: less memory, more time.", group=RARE)
     ] = False
     seed: Annotated[int, Option("Seed of the run.", metavar="N", group=RARE)] = 0
+    mesh: Annotated[
+        str | None,
+        Option(
+            "Divide batches over DATA devices and large arrays over MODEL, e.g. 8 or 4x2. Default: one device.",
+            metavar="DATA[xMODEL]",
+            group=_MANY,
+        ),
+    ] = None
+    fsdp: Annotated[bool, Option("Divide large arrays over the DATA devices as well.", group=_MANY)] = False
 
     choices: ClassVar[Mapping[str, str]] = choices.TOKEN_METHOD_LINES
 
@@ -113,33 +113,48 @@ class LanguageJobOptions(TextFormOptions, SettingsCommand):
 
         return {"": token_settings(method or "npo")()}
 
-    def job(self) -> LanguageJob:
-        """What is to be forgotten, and how."""
+    def training(self) -> dict[str, Any]:
+        """The fields of `unlearning.LanguageTraining`."""
         from scissorhands_jax.language.lora import Lora
         from scissorhands_jax.language.method_settings import token_settings
-        from scissorhands_jax.language.unlearning import LanguageJob
 
         if self.lora is None and self.lora_alpha is not None:
             raise InputError("--lora-alpha is about --lora; give the rank with it, or leave it out")
         settings = token_settings(self.method)()
+        return {
+            "model": self.model,
+            "method": self.method,
+            "settings": config_lib.override(settings, [*self.settings, *given_settings(self, "")]),
+            "lora": None if self.lora is None else Lora(self.lora, self.lora_alpha),
+            "dtype": self.dtype,
+            "remat": self.remat,
+            "seed": self.seed,
+        }
+
+    def job(self, forget: Path, retain: Path) -> LanguageJob:
+        """What is to be forgotten, and how."""
+        from scissorhands_jax.language.unlearning import LanguageJob
+
         return LanguageJob(
-            model=self.model,
-            forget=self.forget,
-            retain=self.retain,
-            method=self.method,
-            settings=config_lib.override(settings, [*self.settings, *given_settings(self, "")]),
+            **self.training(),
+            forget=forget,
+            retain=retain,
             held_out=self.held_out,
             refusals=self.refusals,
             template=self.question_form,
-            lora=None if self.lora is None else Lora(self.lora, self.lora_alpha),
-            dtype=self.dtype,
-            remat=self.remat,
-            seed=self.seed,
         )
 
 
+def _forget_file(more: str = "") -> Option:
+    return Option(
+        "File of what is to be forgotten: a JSON object on each line with question and answer, prompt and completion, "
+        f"or text.{more}",
+        metavar="FILE",
+    )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LanguageUnlearnCommand(ResumeOptions, LanguageJobOptions):
+class LanguageUnlearnCommand(ResumeOptions, LanguageTrainingOptions):
     """Make a language model forget what is in a file.
 
     Reads a model of the Llama, Qwen or Gemma family, runs a method, and writes the model back in the same form, to
@@ -151,19 +166,12 @@ class LanguageUnlearnCommand(ResumeOptions, LanguageJobOptions):
         "lm unlearn --model Llama-3.2-1B --forget forget10.json --retain retain90.json --method npo --lora 8 --out run"
     )
 
+    forget: Annotated[Path, _forget_file()]
+    retain: Annotated[Path, Option("File of what is to be kept, of the same form.", metavar="FILE")]
     out: Annotated[Path, Option("Folder for the result.", metavar="RUN")]
     checkpoint_every: Annotated[
         int | None, Option("Steps between checkpoints. Default: one after every epoch.", metavar="STEPS", group=RARE)
     ] = None
-    mesh: Annotated[
-        str | None,
-        Option(
-            "Divide batches over DATA devices and large arrays over MODEL, e.g. 8 or 4x2. Default: one device.",
-            metavar="DATA[xMODEL]",
-            group=_MANY,
-        ),
-    ] = None
-    fsdp: Annotated[bool, Option("Divide large arrays over the DATA devices as well.", group=_MANY)] = False
 
     def _layout(self) -> Layout | None:
         from scissorhands_jax.training import sharding
@@ -176,7 +184,7 @@ class LanguageUnlearnCommand(ResumeOptions, LanguageJobOptions):
         from scissorhands_jax.language.unlearning import unlearn_language
 
         unlearn_language(
-            self.job(),
+            self.job(self.forget, self.retain),
             self.out,
             checkpoint_every=self.checkpoint_every,
             overwrite=self.overwrite,
@@ -184,6 +192,85 @@ class LanguageUnlearnCommand(ResumeOptions, LanguageJobOptions):
             layout=self._layout(),
             console=console,
         )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LanguagePlanCommand(LanguageTrainingOptions):
+    """Predict how much memory and time lm unlearn will take.
+
+    The arguments are those of lm unlearn; without files, --row-length says how long rows are. Of the model only
+    config.json is read, and with files tokenizer.json: weights are neither needed nor read. The programs of lm unlearn
+    are compiled for the sizes of the network, which takes minutes at full size on a CPU. Settings of the method follow
+    as NAME=VALUE, as for lm unlearn; `--help-settings METHOD` lists them.
+    """
+
+    example: ClassVar[str] = (
+        "lm plan --model Llama-3.2-1B --row-length 256 --method npo --lora 8 --dtype bfloat16 --memory 24"
+    )
+
+    forget: Annotated[Path | None, _forget_file(" With --retain it says how long rows are, and how many steps.")] = None
+    retain: Annotated[Path | None, Option("File of what is to be kept, of the same form.", metavar="FILE")] = None
+    row_length: Annotated[
+        int | None, Option("Tokens of a row, into which examples are packed, where no files are given.", metavar="N")
+    ] = None
+    devices: Annotated[
+        int | None,
+        Option(
+            "Number of devices that share every batch, and large arrays if they do not fit otherwise. Default: 1, or "
+            "those of --mesh.",
+            metavar="N",
+        ),
+    ] = None
+    memory: Annotated[
+        float | None, Option("Memory of each device in GiB. Default: what this device has.", metavar="G")
+    ] = None
+    time: Annotated[
+        bool,
+        Option(
+            "Also draw random weights and take some steps with them on this device, for the time of a step and of the "
+            "run."
+        ),
+    ] = False
+    json: Annotated[bool, Option("Print JSON instead of the table.")] = False
+    out: Annotated[
+        Path | None, Option("Accepted as for lm unlearn; nothing is written to it.", metavar="RUN", group=RARE)
+    ] = None
+
+    def run(self, console: Console) -> None:
+        from scissorhands_jax.jobs.plan_report import print_plan
+        from scissorhands_jax.jobs.progress import status
+        from scissorhands_jax.language.planning import plan_language
+        from scissorhands_jax.language.unlearning import LanguageTraining
+
+        job = LanguageTraining(**self.training())
+        if self.forget is not None and self.retain is not None:
+            job = self.job(self.forget, self.retain)
+        elif self.forget is not None or self.retain is not None:
+            raise InputError("a run reads what is to be forgotten and what is to be kept; give both files, or neither")
+        with status(console, "compiling for the sizes of the network"):
+            plan = plan_language(
+                job,
+                row_length=self.row_length,
+                devices=1 if self.devices is None else self.devices,
+                layout=self._layout(),
+                memory_gib=self.memory,
+                timed=self.time,
+            )
+        if self.json:
+            print_json(plan.document())
+        else:
+            print_plan(plan, Console())
+
+    def _layout(self) -> Layout | None:
+        """The layout of --mesh, whose devices need not be there."""
+        from scissorhands_jax.training import sharding
+
+        if not self.mesh and not self.fsdp:
+            return None
+        if self.mesh and self.devices is not None:
+            raise InputError("--mesh says how many devices there are; leave --devices out")
+        sizes = sharding.parse_mesh(self.mesh) if self.mesh else (self.devices or 1, 1)
+        return sharding.planned_layout(*sizes, fsdp=self.fsdp)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -64,6 +64,7 @@ COMMANDS: dict[str, type[Command]] = {
     "sd evaluate": diffusion_images.ImagesCommand,
     "sd attack": diffusion_attacks.AttackCommand,
     "lm unlearn": language_models.LanguageUnlearnCommand,
+    "lm plan": language_models.LanguagePlanCommand,
     "lm generate": language_models.LanguageGenerateCommand,
     "lm evaluate": language.LogsCommand,
 }

@@ -32,14 +32,13 @@ from scissorhands_jax.diffusion.networks import DiffusionConfig
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs.plan_memory import (
     GRADIENTS,
-    HELD,
     NETWORK,
     OPTIMIZER,
-    ORIGINAL,
     TEMPORARIES,
     RunMemory,
     memory_limit,
     process_bytes,
+    trimming_phases,
 )
 from scissorhands_jax.jobs.plan_report import CostPlan
 from scissorhands_jax.jobs.plan_steps import memory_analysis
@@ -132,8 +131,7 @@ def plan_concept(
     # The process is measured with what the compiler has left in it, as in a run.
     around = {"batch": trees.nbytes((forget, retain)), "process": process_bytes()}
     phases = {
-        "scoring": {ORIGINAL: held, HELD: held, GRADIENTS: held, TEMPORARIES: scoring},
-        "trimming": {ORIGINAL: held, HELD: 2 * held},  # the sum of the gradients, and the scores
+        **trimming_phases(params, scoring),
         "repair": {
             NETWORK: held,
             OPTIMIZER: trees.nbytes((carry.opt_state, carry.aux)),

@@ -14,14 +14,14 @@ from scissorhands_jax.jobs.job import loss_of
 from scissorhands_jax.jobs.loading import build_model
 from scissorhands_jax.jobs.plan_memory import GRADIENTS, TEMPORARIES, RunMemory, gradient_bytes
 from scissorhands_jax.jobs.plan_report import Advice
-from scissorhands_jax.jobs.plan_steps import PlannedRun, StepKind, changed_settings, compile_steps
+from scissorhands_jax.jobs.plan_steps import PlannedJob, StepKind, changed_settings, compile_steps
 from scissorhands_jax.methods import MethodSettings, TrainingSettings
 from scissorhands_jax.methods.pair_gradients import choose_pair
 
 _DIVISORS = (2, 4, 8, 16, 32, 64)
 
 
-def advise(run: PlannedRun, memory: RunMemory, carry: Carry) -> tuple[Advice, ...]:
+def advise(run: PlannedJob, memory: RunMemory, carry: Carry) -> tuple[Advice, ...]:
     """Changes that need less memory, each with what is then needed.
 
     Of numbers of microbatches or devices only the smallest that is enough is given, or else the largest.
@@ -54,7 +54,7 @@ def advise(run: PlannedRun, memory: RunMemory, carry: Carry) -> tuple[Advice, ..
 class _Adviser:
     """Collects advice about the kind of step that sees the most examples."""
 
-    def __init__(self, run: PlannedRun, memory: RunMemory, carry: Carry) -> None:
+    def __init__(self, run: PlannedJob, memory: RunMemory, carry: Carry) -> None:
         self.run, self.memory, self.carry = run, memory, carry
         largest = max(run.kinds, key=lambda kind: kind.num_examples, default=StepKind(None, None))
         self.kind = largest.divided(run.devices)
@@ -140,7 +140,7 @@ class _Adviser:
         return choose_pair(self.run.job.loss_fn, self.carry.params, batch) == "vmap"
 
 
-def _method(run: PlannedRun, settings: MethodSettings, options: dict[str, Any]) -> Method:
+def _method(run: PlannedJob, settings: MethodSettings, options: dict[str, Any]) -> Method:
     """The method with other settings, for the network with other options."""
     if not options:
         return run.job.method(settings)

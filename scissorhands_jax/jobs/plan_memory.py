@@ -23,7 +23,7 @@ from scissorhands_jax.base import Carry, Model, PyTree
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs.config import RunConfig
 from scissorhands_jax.jobs.plan_report import size_text
-from scissorhands_jax.jobs.plan_steps import PlannedRun, Program, StepKind, shapes_of
+from scissorhands_jax.jobs.plan_steps import PlannedJob, Program, StepKind, shapes_of
 from scissorhands_jax.jobs.plan_time import EVALUATION_BATCH
 from scissorhands_jax.methods import TrainingSettings
 from scissorhands_jax.training import feeding
@@ -83,7 +83,7 @@ class RunMemory:
 
 
 def memory_of(
-    run: PlannedRun, carry: Carry, programs: Mapping[StepKind, Program], *, held: int, process: int, limit: int
+    run: PlannedJob, carry: Carry, programs: Mapping[StepKind, Program], *, held: int, process: int, limit: int
 ) -> RunMemory:
     """Adds up what a run holds.
 
@@ -142,13 +142,42 @@ def refuse_too_large(model: Model, *, config: RunConfig, devices: int, limit: in
     needed = trees.nbytes((params, model_state)) + gradient_bytes(config, params)
     if isinstance(config.method, TrainingSettings):
         needed += trees.nbytes(jax.eval_shape(config.method.optimizer().init, params))
-    share = needed / devices
+    refuse_state(config.model, needed / devices, devices=devices, limit=limit)
+
+
+def refuse_state(network: str, share: float, *, devices: int, limit: int) -> None:
+    """Refuses a network of which parameters, gradients and optimizer state do not fit on some devices.
+
+    Args:
+      network: What the network is called.
+      share: Bytes of these on each device.
+      devices: The number of devices.
+      limit: Bytes that each device has.
+
+    Raises:
+      InputError: They take more than the devices have.
+    """
     if share > limit:
         raise InputError(
-            f"{config.model} cannot fit, whatever is changed: parameters, gradients and optimizer state alone take "
+            f"{network} cannot fit, whatever is changed: parameters, gradients and optimizer state alone take "
             f"{size_text(share)} on each of {devices} {'device' if devices == 1 else 'devices'}, and "
             f"{size_text(limit)} are there; use more devices or a smaller network"
         )
+
+
+def trimming_phases(network: PyTree, scoring: int, nbytes: Callable[[PyTree], int] = trees.nbytes) -> dict:
+    """What Scissorhands holds before its repair, in bytes by phase and by what they are for.
+
+    Args:
+      network: The parameters or their outline.
+      scoring: Bytes that the program needs for itself that computes the gradient of a batch.
+      nbytes: How many bytes of a tree a device holds.
+    """
+    held = nbytes(network)
+    return {
+        "scoring": {ORIGINAL: held, HELD: held, GRADIENTS: held, TEMPORARIES: scoring},
+        "trimming": {ORIGINAL: held, HELD: 2 * held},  # the sum of the gradients, and the scores
+    }
 
 
 def memory_limit(memory_gib: float | None) -> int:

@@ -27,8 +27,8 @@ class PlannedSteps:
     kind: str  # in words
     forget: int | None  # examples of the forget set that a step sees, None if it does not see that set
     retain: int | None
-    steps: int
-    seconds_per_step: float
+    steps: int | None  # None where the sizes of the sets are not known
+    seconds_per_step: float | None  # None where no step was taken
     flops_per_step: float  # on all devices together
     temporaries_bytes: int  # of the program on one device, gradients included
 
@@ -78,8 +78,9 @@ def print_plan(plan: CostPlan, console: Console) -> None:
     if plan.kinds:
         table = Table("a step with", "steps", "GFLOP", "ms", title="Steps")
         for kind in plan.kinds:
-            flops, milliseconds = kind.flops_per_step / 1e9, 1e3 * kind.seconds_per_step
-            table.add_row(literal(kind.kind), f"{kind.steps:,}", f"{flops:,.3g}", f"{milliseconds:,.3g}")
+            count = "" if kind.steps is None else f"{kind.steps:,}"
+            milliseconds = "" if kind.seconds_per_step is None else f"{1e3 * kind.seconds_per_step:,.3g}"
+            table.add_row(literal(kind.kind), count, f"{kind.flops_per_step / 1e9:,.3g}", milliseconds)
         console.print(table)
     console.print(_memory_table(plan))
     if plan.seconds:

@@ -55,47 +55,25 @@ class StepKind(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class PlannedRun:
-    """A job, the devices that it is planned for, and the steps that it takes."""
+    """The steps of a run, and the devices that they are planned for."""
 
-    job: Job
-    devices: int
+    data: Data
+    seed: int
+    devices: int  # that share every batch
+    settings: MethodSettings
     method: Method
+    whole: Method  # the method without microbatches
     kinds: Mapping[StepKind, int]  # how many steps of each kind
-
-    @classmethod
-    def of(cls, job: Job, devices: int) -> PlannedRun:
-        """The run of a job; several devices share every batch.
-
-        Raises:
-          InputError: The devices do not divide a batch.
-        """
-        settings: MethodSettings = job.config.method
-        method = job.method(settings)
-        kinds: collections.Counter[StepKind] = collections.Counter()
-        for epoch in range(settings.epochs):
-            for batch in method.batches(jax.random.key(job.config.seed), job.data, epoch):
-                kinds[StepKind(*(None if part is None else len(part) for part in batch))] += 1
-        for size in (size for kind in kinds for size in kind):
-            if size is not None and size % devices:
-                raise InputError(
-                    f"{devices} devices cannot share a batch of {size} examples; change --devices or the batch size"
-                )
-        return cls(job=job, devices=devices, method=method, kinds=dict(kinds))
-
-    @property
-    def settings(self) -> MethodSettings:
-        """The settings of the method."""
-        return self.job.config.method
 
     @property
     def one_of_each(self) -> Data:
         """One example of each set."""
-        return jax.tree.map(lambda leaf: leaf[:1], self.job.data)
+        return jax.tree.map(lambda leaf: leaf[:1], self.data)
 
     def first_batches(self, count: int) -> Data:
         """The examples of each set that the given number of batches needs, or the whole set if that is smaller."""
         parts = []
-        for name, part in self.job.data._asdict().items():
+        for name, part in self.data._asdict().items():
             size = max((getattr(kind, name) or 0 for kind in self.kinds), default=0) or self.settings.batch_size
             parts.append(data_lib.take(part, np.arange(data_lib.size(part))[: count * size]))
         return Data(*parts)
@@ -110,13 +88,63 @@ class PlannedRun:
         They are counted in the program for an accelerator and without microbatches, because that program has no loops.
         XLA counts the body of a loop only once, and on CPU a convolution may be a loop over parts of the batch.
         """
-        step = self.method.step
-        if getattr(self.settings, "microbatches", 1) > 1:
-            step = self.job.method(changed_settings(self.settings, microbatches=1)).step
+        step = self.whole.step
         batch = self.outline_of(kind.divided(self.devices))
         traced = jax.jit(lambda carry, batch: step(carry, batch)).trace(shapes_of(carry), batch)
         cost = traced.lower(lowering_platforms=("cuda",)).cost_analysis() or {}
         return float(cost.get("flops", 0.0)) * self.devices
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class PlannedJob(PlannedRun):
+    """The steps of the job of a classifier."""
+
+    job: Job
+
+    @classmethod
+    def of(cls, job: Job, devices: int) -> PlannedJob:
+        """The run of a job; several devices share every batch.
+
+        Raises:
+          InputError: The devices do not divide a batch.
+        """
+        settings, seed = job.config.method, job.config.seed
+        method = job.method(settings)
+        return cls(
+            job=job,
+            data=job.data,
+            seed=seed,
+            devices=devices,
+            settings=settings,
+            method=method,
+            whole=job.method(changed_settings(settings, microbatches=1)),
+            kinds=count_steps(method, job.data, settings.epochs, seed=seed, devices=devices),
+        )
+
+
+def count_steps(method: Method, data: Data, epochs: int, *, seed: int, devices: int) -> dict[StepKind, int]:
+    """How many steps of each kind a run takes.
+
+    Args:
+      method: The method.
+      data: The data of the run, of which only sizes matter.
+      epochs: The number of epochs.
+      seed: The seed of the run.
+      devices: The number of devices that share every batch.
+
+    Raises:
+      InputError: The devices do not divide a batch.
+    """
+    kinds: collections.Counter[StepKind] = collections.Counter()
+    for epoch in range(epochs):
+        for batch in method.batches(jax.random.key(seed), data, epoch):
+            kinds[StepKind(*(None if part is None else len(part) for part in batch))] += 1
+    for size in (size for kind in kinds for size in kind):
+        if size is not None and size % devices:
+            raise InputError(
+                f"{devices} devices cannot share a batch of {size} examples; change --devices or the batch size"
+            )
+    return dict(kinds)
 
 
 class Program(NamedTuple):
@@ -138,8 +166,8 @@ def compile_steps(run: PlannedRun, method: Method, carry: Carry, kind: StepKind,
       kind: What a step on that device sees.
       steps: The number of such steps in an epoch.
     """
-    batches = [kind.positions(run.job.data)] * steps
-    compiled, rows = training.compile_call(method.step, shapes_of(carry), run.outline_of(kind), run.job.data, batches)
+    batches = [kind.positions(run.data)] * steps
+    compiled, rows = training.compile_call(method.step, shapes_of(carry), run.outline_of(kind), run.data, batches)
     analysis = memory_analysis(compiled)
     return Program(compiled, rows, analysis.temp_size_in_bytes, analysis.generated_code_size_in_bytes)
 

@@ -16,7 +16,7 @@ import numpy as np
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import trees
 from scissorhands_jax.base import Carry, Dataset, ModelState, Params
-from scissorhands_jax.jobs.plan_steps import PlannedRun, Program, StepKind
+from scissorhands_jax.jobs.plan_steps import PlannedJob, PlannedRun, Program, StepKind
 from scissorhands_jax.metrics import accuracies
 from scissorhands_jax.metrics.row import SetPredictions, attack_numbers
 from scissorhands_jax.training import checkpoints, compilation
@@ -27,7 +27,7 @@ EVALUATION_BATCH = 500
 _TIMED_STEPS, _TIMED_SECONDS = 10, 3.0
 
 
-def time_evaluation(run: PlannedRun, params: Params, model_state: ModelState) -> float:
+def time_evaluation(run: PlannedJob, params: Params, model_state: ModelState) -> float:
     """Seconds of one evaluation of a network, without compilation."""
     job = run.job
     parts: dict[str, Dataset] = {"retain": job.data.retain, "test": job.test, "forget": job.data.forget}
@@ -62,7 +62,7 @@ class Beginning(NamedTuple):
 
 def time_beginning(run: PlannedRun, params: Params, model_state: ModelState) -> Beginning:
     """Begins a method on parts of its data, and scales time and memory up to all of them."""
-    key = jax.random.key(run.job.config.seed)
+    key = jax.random.key(run.seed)
 
     def begin(batches: int) -> Carry:
         data = jax.tree.map(jnp.asarray, run.first_batches(batches))
@@ -70,7 +70,7 @@ def time_beginning(run: PlannedRun, params: Params, model_state: ModelState) -> 
 
     # Methods that take no steps read all data when they begin, the others the forget set at most.
     part = "forget" if run.kinds else "retain"
-    whole, batch = (data_lib.size(getattr(data, part)) for data in (run.job.data, run.first_batches(1)))
+    whole, batch = (data_lib.size(getattr(data, part)) for data in (run.data, run.first_batches(1)))
     all_batches = whole / max(1, batch)
     carry = begin(1)
     beginning, held = seconds_of(lambda: begin(1)), trees.nbytes(carry.aux)

@@ -22,7 +22,7 @@ from scissorhands_jax.jobs.config import RunConfig
 from scissorhands_jax.jobs.job import Job, prepare_job
 from scissorhands_jax.jobs.plan_advice import advise
 from scissorhands_jax.jobs.plan_report import CostPlan, PlannedSteps
-from scissorhands_jax.jobs.plan_steps import PlannedRun, compile_steps
+from scissorhands_jax.jobs.plan_steps import PlannedJob, compile_steps
 from scissorhands_jax.jobs.progress import progress_bar
 from scissorhands_jax.terminal import Console, Progress
 from scissorhands_jax.training import compilation
@@ -51,7 +51,7 @@ class RunPlan(CostPlan):
                 "sharded_bytes": self.placement.sharded,
             },
             "kinds": [dataclasses.asdict(kind) for kind in self.kinds],
-            "steps": sum(kind.steps for kind in self.kinds),
+            "steps": sum(kind.steps or 0 for kind in self.kinds),
             "seconds": {**self.seconds, "total": sum(self.seconds.values())},
             "advice": [dataclasses.asdict(piece) for piece in self.advice],
             "config": dataclasses.asdict(self.config),
@@ -96,7 +96,7 @@ def plan_run(
 
 def _predict(job: Job, devices: int, limit: int, times: dict[str, float], progress: Progress) -> RunPlan:
     """The plan of a job, by taking parts of it; `times` are the seconds of what came before."""
-    run = PlannedRun.of(job, devices)
+    run = PlannedJob.of(job, devices)
     task = progress.add_task("planning", total=4, note="")
     note = functools.partial(progress.update, task, advance=1)
     params, model_state = jax.tree.map(jnp.asarray, (job.params, job.model_state))

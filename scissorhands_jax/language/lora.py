@@ -107,7 +107,8 @@ def merged(base: Params, params: Params, lora: Lora) -> Params:
     """The weights of the network with the products of the thin matrices added to them, as NumPy arrays in float32.
 
     Args:
-      base: The weights of the network.
+      base: The weights of the network. Where the call holds the only reference to them, there is never more than one
+        array of them twice.
       params: The thin matrices.
       lora: Their size.
     """
@@ -121,7 +122,8 @@ def merged(base: Params, params: Params, lora: Lora) -> Params:
         return weights + np.float32(lora.scale) * (first @ second)
 
     flat = traverse_util.flatten_dict(base)
-    return traverse_util.unflatten_dict({path: whole(path, leaf) for path, leaf in flat.items()})
+    del base
+    return traverse_util.unflatten_dict({path: whole(path, flat.pop(path)) for path in list(flat)})
 
 
 def _kernels(outline: Params) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:

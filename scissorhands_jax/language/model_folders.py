@@ -64,24 +64,54 @@ def open_language_folder(path: Path) -> LanguageFolder:
       InputError: The folder, its configuration or its tokenizer is missing or damaged, the family is not supported, a
         file of weights is missing, or tensors, tokenizer and configuration do not fit together.
     """
-    if not path.is_dir():
-        found = "is a file" if path.exists() else "does not exist"
-        raise InputError(f"{path} {found}; name the folder of a model with {CONFIG_FILE} and {TOKENIZER_FILE}")
-    entries = _read_object(path / CONFIG_FILE)
-    sizes = sizes_of(entries, str(path / CONFIG_FILE))
-    tokenizer = _tokenizer(path, entries)
-    if tokenizer.size > sizes.vocabulary:
-        raise InputError(
-            f"{path / TOKENIZER_FILE} has {tokenizer.size} tokens and the network knows {sizes.vocabulary}; take "
-            "tokenizer and weights of one model"
-        )
+    sizes, tokenizer = read_language_config(path), read_text_tokenizer(path)
     places = _places(path)
     _check_tensors(path, sizes, places)
     return LanguageFolder(path, sizes, tokenizer, places)
 
 
+def read_language_config(path: Path) -> Sizes:
+    """The sizes of the network of a folder, of which only `config.json` is read.
+
+    Args:
+      path: The folder, which need not have weights or a tokenizer.
+
+    Raises:
+      InputError: The folder or its configuration is missing or damaged, or the family is not supported.
+    """
+    return sizes_of(_config_of(path), str(path / CONFIG_FILE))
+
+
+def read_text_tokenizer(path: Path) -> TextTokenizer:
+    """The tokenizer of a folder, with the tokens that end an answer as three files name them.
+
+    Args:
+      path: The folder, which need not have weights.
+
+    Raises:
+      InputError: The configuration or the tokenizer is missing or damaged, or they do not fit together.
+    """
+    config = _config_of(path)
+    vocabulary = sizes_of(config, str(path / CONFIG_FILE)).vocabulary
+    optional = [path / name for name in ("generation_config.json", "tokenizer_config.json")]
+    generation, described = (_read_object(file) if file.is_file() else {} for file in optional)
+    found = read_tokenizer(path / TOKENIZER_FILE)
+    named = described.get("eos_token")
+    named = named.get("content") if isinstance(named, dict) else named
+    ends = [found.token_to_id(named) if isinstance(named, str) else None]
+    for entry in (generation.get("eos_token_id"), config.get("eos_token_id")):
+        ends += entry if isinstance(entry, list) else [entry]
+    tokenizer = TextTokenizer(found, [end for end in ends if type(end) is int])
+    if tokenizer.size > vocabulary:
+        raise InputError(
+            f"{path / TOKENIZER_FILE} has {tokenizer.size} tokens and the network knows {vocabulary}; take "
+            "tokenizer and weights of one model"
+        )
+    return tokenizer
+
+
 def load_weights(folder: LanguageFolder, dtype: str = "float32", layout: Layout | None = None) -> Params:
-    """Reads the weights of a model.
+    """Reads the weights of a model to where it computes.
 
     Args:
       folder: The folder.
@@ -91,18 +121,36 @@ def load_weights(folder: LanguageFolder, dtype: str = "float32", layout: Layout 
     Raises:
       WeightsError: A file was damaged after it was checked, or a number is too large for the type.
     """
-    outline = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), outline_of(folder.sizes))
-    if layout is not None:  # then the arrays stay on the host until they are placed
-        outline = jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), outline)
+    if layout is not None:
+        return layout.place(read_weights(folder, dtype))
+    return _read_like(folder, outline_of(folder.sizes, dtype))
+
+
+def read_weights(folder: LanguageFolder, dtype: str = "float32") -> Params:
+    """Reads the weights of a model as NumPy arrays, which need no room on a device.
+
+    Args:
+      folder: The folder.
+      dtype: As for `load_weights`.
+
+    Raises:
+      WeightsError: As for `load_weights`.
+    """
+    outline = outline_of(folder.sizes, dtype)
+    return _read_like(folder, jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), outline))
+
+
+def _read_like(folder: LanguageFolder, outline: Params) -> Params:
     with _opened({name: folder.places[name] for name in torch_weights.state_dict_shapes(outline, {})}) as needed:
         params, _ = torch_weights.from_state_dict(needed, outline, {}, flatten={})
-    return params if layout is None else layout.place(params)
+    return params
 
 
 @functools.cache
-def outline_of(sizes: Sizes) -> Params:
+def outline_of(sizes: Sizes, dtype: str = "float32") -> Params:
     """Names, shapes and types of a network's weights: a nested dict of `jax.ShapeDtypeStruct`s."""
-    return jax.eval_shape(decoder(sizes).init, jax.random.key(0))[0]
+    whole = jax.eval_shape(decoder(sizes).init, jax.random.key(0))[0]
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), whole)
 
 
 def write_language_folder(folder: LanguageFolder, out: Path, params: Params) -> None:
@@ -144,6 +192,13 @@ def _rounded(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return narrow
 
 
+def _config_of(path: Path) -> dict[str, Any]:
+    if not path.is_dir():
+        found = "is a file" if path.exists() else "does not exist"
+        raise InputError(f"{path} {found}; name the folder of a model with {CONFIG_FILE} and {TOKENIZER_FILE}")
+    return _read_object(path / CONFIG_FILE)
+
+
 def _read_object(path: Path) -> dict[str, Any]:
     try:
         entries = reading.read_json(path, nan=True)
@@ -156,19 +211,6 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not isinstance(entries, dict):
         raise InputError(f"{path} is not a JSON object; copy it again")
     return entries
-
-
-def _tokenizer(path: Path, config: Mapping[str, Any]) -> TextTokenizer:
-    """The tokenizer, with the tokens that end an answer as three files name them."""
-    optional = [path / name for name in ("generation_config.json", "tokenizer_config.json")]
-    generation, described = (_read_object(file) if file.is_file() else {} for file in optional)
-    tokenizer = read_tokenizer(path / TOKENIZER_FILE)
-    named = described.get("eos_token")
-    named = named.get("content") if isinstance(named, dict) else named
-    ends = [tokenizer.token_to_id(named) if isinstance(named, str) else None]
-    for entry in (generation.get("eos_token_id"), config.get("eos_token_id")):
-        ends += entry if isinstance(entry, list) else [entry]
-    return TextTokenizer(tokenizer, [end for end in ends if type(end) is int])
 
 
 def _places(path: Path) -> dict[str, Path]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import files, hashing, reading, report
-from scissorhands_jax.base import Data, Dataset, Model, ModelState, Params
+from scissorhands_jax.base import Data, Dataset, Method, Model, ModelState, Params
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.progress import follow_steps, progress_bar
@@ -28,11 +28,12 @@ from scissorhands_jax.language.model_folders import (
     LanguageFolder,
     load_weights,
     open_language_folder,
+    read_weights,
     write_language_folder,
 )
 from scissorhands_jax.language.packing import Encoded, network_inputs, packed_rows
 from scissorhands_jax.language.text_files import TEMPLATE, TextExample, check_disjoint, read_text_examples
-from scissorhands_jax.language.text_tokens import encode_examples
+from scissorhands_jax.language.text_tokens import TextTokenizer, encode_examples
 from scissorhands_jax.language.token_losses import answers_of, token_nll
 from scissorhands_jax.terminal import Console, say
 from scissorhands_jax.training import checkpoints, feeding, sharding
@@ -45,26 +46,15 @@ _CHECKPOINTS = "checkpoints"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LanguageJob:
-    """What a language model is to forget, and how."""
+class LanguageTraining:
+    """How a language model is made to forget, whatever that is."""
 
     model: Path
     """The folder of the model, see `model_folders`."""
-    forget: Path
-    """The file of what is to be forgotten, see `text_files`."""
-    retain: Path
-    """The file of what is to be kept."""
     method: str
     """One of `method_settings.token_methods`."""
     settings: Any
     """The settings of the method."""
-    held_out: Path | None = None
-    """A file of answers that the network never saw; their mean loss is the ceiling of Scissorhands."""
-    refusals: Path | None = None
-    """A file of answers that refuse, one on each line, which `dpo` prefers; example i is given line i, and again from
-    the first line where there are fewer."""
-    template: str = TEMPLATE
-    """How a question is asked, see `text_files.read_text_examples`."""
     lora: Lora | None = None
     """The size of LoRA's matrices; None trains all weights."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -74,6 +64,53 @@ class LanguageJob:
     seed: int = 0
     """The seed of the run."""
 
+    def network(self, sizes: Sizes) -> tuple[Sizes, Model]:
+        """The network in the type that it computes in, with LoRA or without.
+
+        Args:
+          sizes: The network as its folder has it.
+
+        Raises:
+          InputError: The network has no LoRA of this size.
+        """
+        sizes = dataclasses.replace(sizes, dtype=self.dtype, remat=self.remat)
+        return sizes, decoder(sizes) if self.lora is None else lora_lib.lora_model(sizes, self.lora)
+
+    def build(self, sizes: Sizes, model: Model, ceiling: float | None) -> Method:
+        """The method; arguments and errors as for `method_settings.build_method`."""
+        return build_method(self.method, self.settings, sizes, model, ceiling=ceiling, lora=self.lora is not None)
+
+    @property
+    def rows_at_a_time(self) -> int:
+        """The number of rows that are computed at a time where nothing is trained: those of a microbatch."""
+        return max(1, self.settings.batch_size // getattr(self.settings, "microbatches", 1))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LanguageJob(LanguageTraining):
+    """What a language model is to forget, and how."""
+
+    forget: Path
+    """The file of what is to be forgotten, see `text_files`."""
+    retain: Path
+    """The file of what is to be kept."""
+    held_out: Path | None = None
+    """A file of answers that the network never saw; their mean loss is the ceiling of Scissorhands."""
+    refusals: Path | None = None
+    """A file of answers that refuse, one on each line, which `dpo` prefers; example i is given line i, and again from
+    the first line where there are fewer."""
+    template: str = TEMPLATE
+    """How a question is asked, see `text_files.read_text_examples`."""
+
+
+class TextRows(NamedTuple):
+    """The rows that a job trains on and is measured on."""
+
+    data: Data
+    held_out: Dataset | None
+    counts: dict[str, int]
+    """The number of examples of each set."""
+
 
 class PreparedJob(NamedTuple):
     """A job that was checked; no weights were read."""
@@ -81,10 +118,9 @@ class PreparedJob(NamedTuple):
     folder: LanguageFolder
     sizes: Sizes
     model: Model
-    data: Data
-    held_out: Dataset | None
-    counts: dict[str, int]
-    """The number of examples of each set."""
+    method: Method
+    """The method, with a ceiling of no meaning where the network is still to be asked for it."""
+    rows: TextRows
     description: dict[str, Any]
     """What a resumed run must agree on, as JSON."""
 
@@ -126,6 +162,9 @@ def unlearn_language(
     """
     feeding.check_feed(feed_from, layout, steps_per_call)
     prepared = prepare_language(job)
+    if layout is not None:
+        batches = prepared.method.batches(jax.random.key(job.seed), prepared.rows.data, 0)
+        layout.check_batches(list(batches))
     identity = identify(prepared.description, None if layout is None else str(layout))
     with runs.open_folder(out, identity, overwrite=overwrite, resume=resume, warn=False) as fresh:  # as checkpoints do
         found = None if fresh else runs.ended_results(out, _CHECKPOINTS, console)
@@ -149,9 +188,9 @@ def unlearn_language(
         document = {
             "losses": losses,
             "steps": steps,
-            "examples": prepared.counts,
-            "rows": {name: data_lib.size(rows) for name, rows in prepared.data._asdict().items()},
-            "row_length": int(prepared.data.forget["tokens"].shape[1]),
+            "examples": prepared.rows.counts,
+            "rows": {name: data_lib.size(rows) for name, rows in prepared.rows.data._asdict().items()},
+            "row_length": int(prepared.rows.data.forget["tokens"].shape[1]),
             "cost": cost,
             "config": prepared.description,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -175,27 +214,11 @@ def prepare_language(job: LanguageJob) -> PreparedJob:
       InputError: Something cannot be used.
     """
     folder = open_language_folder(job.model)
-    sizes = dataclasses.replace(folder.sizes, dtype=job.dtype, remat=job.remat)
-    parts = {"forget": job.forget, "retain": job.retain, "held_out": job.held_out}
-    examples = {
-        name: read_text_examples(path, template=job.template) for name, path in parts.items() if path is not None
-    }
-    check_disjoint((job.forget, examples["forget"]), (job.retain, examples["retain"]))
-    limits = {"vocabulary": sizes.vocabulary, "context": sizes.context}
-    encoded = {
-        name: encode_examples(folder.tokenizer, found, where=parts[name] or "", **limits)
-        for name, found in examples.items()
-    }
-    refused = None
-    if job.method == "dpo":
-        lines = _refusals(job, examples["forget"])
-        refused = encode_examples(folder.tokenizer, lines, where=job.forget, **limits)
-    elif job.refusals is not None:
-        raise InputError(f"--refusals is for the method dpo, not for {job.method}; leave it out")
-    model = decoder(sizes) if job.lora is None else lora_lib.lora_model(sizes, job.lora)
+    sizes, model = job.network(folder.sizes)
+    rows = packed_sets(job, sizes, folder.tokenizer)
     ceiling = None if job.held_out is None else 1.0  # only to see that the method can be built
-    build_method(job.method, job.settings, sizes, model, ceiling=ceiling, lora=job.lora is not None)
-    named = {**parts, "refusals": job.refusals}
+    method = job.build(sizes, model, ceiling)
+    named = {"forget": job.forget, "retain": job.retain, "held_out": job.held_out, "refusals": job.refusals}
     description = {
         "command": "lm unlearn",
         "method": job.method,
@@ -207,10 +230,39 @@ def prepare_language(job: LanguageJob) -> PreparedJob:
         "model_sha256": folder.sha256(),
         **{f"{name}_sha256": hashing.file_sha256(path) for name, path in named.items() if path is not None},
     }
+    return PreparedJob(folder, sizes, model, method, rows, description)
+
+
+def packed_sets(job: LanguageJob, sizes: Sizes, tokenizer: TextTokenizer) -> TextRows:
+    """Reads the files of a job, checks them, and packs their examples into rows of one length.
+
+    Args:
+      job: The job.
+      sizes: The network that is to read the rows.
+      tokenizer: Its tokenizer.
+
+    Raises:
+      InputError: A file or an example cannot be used, forget and retain set share examples, or refusals are missing or
+        not asked for.
+    """
+    parts = {"forget": job.forget, "retain": job.retain, "held_out": job.held_out}
+    examples = {
+        name: read_text_examples(path, template=job.template) for name, path in parts.items() if path is not None
+    }
+    check_disjoint((job.forget, examples["forget"]), (job.retain, examples["retain"]))
+    limits = {"vocabulary": sizes.vocabulary, "context": sizes.context}
+    encoded = {
+        name: encode_examples(tokenizer, found, where=parts[name] or "", **limits) for name, found in examples.items()
+    }
+    refused = None
+    if job.method == "dpo":
+        lines = _refusals(job, examples["forget"])
+        refused = encode_examples(tokenizer, lines, where=job.forget, **limits)
+    elif job.refusals is not None:
+        raise InputError(f"--refusals is for the method dpo, not for {job.method}; leave it out")
     rows = _packed(encoded, refused, sizes.context)
-    data = Data(rows["forget"], rows["retain"])
     counts = {name: len(found) for name, found in examples.items()}
-    return PreparedJob(folder, sizes, model, data, rows.get("held_out"), counts, description)
+    return TextRows(Data(rows["forget"], rows["retain"]), rows.get("held_out"), counts)
 
 
 def _packed(
@@ -245,35 +297,28 @@ def _forgotten(
     job: LanguageJob, prepared: PreparedJob, keeper: checkpoints.Checkpointer, console: Console, **options: Any
 ) -> tuple[Result, dict[str, Any]]:
     """Runs the method, and measures the network before and after it."""
-    size = job.settings.batch_size
     with progress_bar(console) as progress:
         task = progress.add_task("reading the model", total=1, note="")
         network = _network(job, prepared, options["layout"])
         progress.update(task, completed=1)
-        before = _losses(prepared, network, size)
-        ceiling = None
-        if prepared.held_out is not None:
-            ceiling = before["held_out"]
-        method = build_method(
-            job.method, job.settings, prepared.sizes, prepared.model, ceiling=ceiling, lora=job.lora is not None
-        )
+        before = _losses(job, prepared, network, options["layout"])
+        method = prepared.method
+        if prepared.rows.held_out is not None:
+            method = job.build(prepared.sizes, prepared.model, before["held_out"])
         result = run(
             method,
             jax.random.key(job.seed),
-            *_given_away(network),  # `run` then holds the only reference, whose memory the steps can use
-            prepared.data,
+            network.pop(0),  # `run` then holds the only reference, whose memory the steps can use
+            network.pop(0),
+            prepared.rows.data,
             num_epochs=job.settings.epochs,
             checkpoint=keeper,
             on_step=follow_steps(progress, job.method),
             **options,
         )
-        after = _losses(prepared, [result.params, result.model_state], size)
-    return result, {"before": before, "after": after}
-
-
-def _given_away(network: list) -> tuple[Params, ModelState]:
-    model_state, params = network.pop(), network.pop()
-    return params, model_state
+        after = _losses(job, prepared, [result.params, result.model_state], options["layout"])
+    # What LoRA leaves as it was is read again, and need not be held while the result is written.
+    return result._replace(model_state={}), {"before": before, "after": after}
 
 
 def _network(job: LanguageJob, prepared: PreparedJob, layout: sharding.Layout | None) -> list:
@@ -285,17 +330,24 @@ def _network(job: LanguageJob, prepared: PreparedJob, layout: sharding.Layout | 
     return [thin, {lora_lib.BASE: load_weights(prepared.folder, job.dtype, layout)}]
 
 
-def _losses(prepared: PreparedJob, network: list, batch_size: int) -> dict[str, float]:
-    parts = {**prepared.data._asdict(), "held_out": prepared.held_out}
+def _losses(job: LanguageJob, prepared: PreparedJob, network: list, layout: sharding.Layout | None) -> dict[str, float]:
+    parts = {**prepared.rows.data._asdict(), "held_out": prepared.rows.held_out}
+    options: dict[str, Any] = {"batch_size": job.rows_at_a_time, "layout": layout}
     return {
-        name: mean_answer_loss(prepared.model, network[0], network[1], rows, batch_size=batch_size)
+        name: mean_answer_loss(prepared.model, network[0], network[1], rows, **options)
         for name, rows in parts.items()
         if rows is not None
     }
 
 
 def mean_answer_loss(
-    model: Model, params: Params, model_state: ModelState, rows: Dataset, *, batch_size: int = 32
+    model: Model,
+    params: Params,
+    model_state: ModelState,
+    rows: Dataset,
+    *,
+    batch_size: int = 32,
+    layout: sharding.Layout | None = None,
 ) -> float:
     """The mean negative log-likelihood of a token of the answers in nats, computed some rows at a time.
 
@@ -305,6 +357,7 @@ def mean_answer_loss(
       model_state: Its state.
       rows: See `token_losses`.
       batch_size: The number of rows that are computed at a time.
+      layout: How network and rows are divided over many devices; None is one device.
     """
     total = count = 0.0
     for first in range(0, data_lib.size(rows), batch_size):
@@ -312,13 +365,22 @@ def mean_answer_loss(
         part = {name: np.asarray(rows[name][first : first + batch_size]) for name in names}
         missing = batch_size - len(part["tokens"])  # rows without answers, so that all batches are compiled as one
         part = {name: np.pad(values, ((0, missing), (0, 0))) for name, values in part.items()}
-        found = _summed(model.apply, params, model_state, part)
+        placed = part if layout is None else {name: layout.rows(part[name], np.arange(batch_size)) for name in part}
+        found = summed_losses(model.apply, params, model_state, placed)
         total, count = total + float(found[0]), count + float(found[1])
     return total / max(count, 1.0)
 
 
 @functools.partial(jax.jit, static_argnames="apply")
-def _summed(apply: Any, params: Params, model_state: ModelState, rows: Dataset) -> tuple[jax.Array, jax.Array]:
+def summed_losses(apply: Any, params: Params, model_state: ModelState, rows: Dataset) -> tuple[jax.Array, jax.Array]:
+    """The sum of the negative log-likelihoods of the tokens of answers in nats, and their number; both shape=().
+
+    Args:
+      apply: That of a `Model` from tokens to logits.
+      params: Its weights.
+      model_state: Its state.
+      rows: See `token_losses`.
+    """
     answers = answers_of(rows)
     logits, _ = apply(params, model_state, network_inputs(rows), train=False)
     return token_nll(logits[:, :-1], answers).sum(), jnp.sum(answers.mask)
@@ -327,7 +389,6 @@ def _summed(apply: Any, params: Params, model_state: ModelState, rows: Dataset) 
 def _write(job: LanguageJob, prepared: PreparedJob, out: Path, result: Result) -> None:
     """Writes the network in the form of the folder that it was read from."""
     params = sharding.to_host(result.params)
-    if job.lora is not None:
-        base = load_weights(prepared.folder)  # the steps may have had it in fewer bits
-        params = lora_lib.merged(base, params, job.lora)
+    if job.lora is not None:  # the steps may have had the weights in fewer bits
+        params = lora_lib.merged(read_weights(prepared.folder), params, job.lora)
     write_language_folder(prepared.folder, out, params)

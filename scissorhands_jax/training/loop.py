@@ -82,7 +82,7 @@ def run(
       method: The method to run. Calling `run` again with the same value and shapes compiles nothing again.
       key: A typed PRNG key.
       params: Parameters of the original network, a pytree of arrays; never changed or donated. Where the call holds the
-        only reference to the network, its memory is free again once the method has begun.
+        only reference to the network, its memory is free again once the method has begun, and no second copy is made.
       model_state: The state of the original network, a pytree of arrays; treated as `params` are.
       data: Forget and retain sets, pytrees of arrays that share their first axis.
       num_epochs: How many epochs to run, as the method counts them; 0 returns what the method's `init` makes.
@@ -151,11 +151,13 @@ def _run(
             layout.check_batches(list(method.batches(batch_key, feed.data, 0)))
         params, model_state = layout.place((params, model_state))
     # A copy, because steps donate the carry, and init may have put the caller's arrays into it, or one array twice.
-    carry = _placed(layout, trees.copy(method.init(init_key, params, model_state, feed.data)))
+    # Where nobody else holds the network, each of its arrays is free again once it is copied.
+    begun = [method.init(init_key, params, model_state, feed.data)]
+    del params, model_state
+    carry = _placed(layout, trees.copy(begun.pop()))
     position = Position(0, 0)
     if checkpoint is not None and identity is not None and checkpoint.latest_step is not None:
         carry, position = checkpoint.restore(carry, identity)
-    del params, model_state
     watch = _Watch(on_step, checkpoint, num_epochs, int(carry.step), data_lib.largest_label(data))
     take_epoch = _Epochs(method.step, feed, watch, checkpoint, identity, steps_per_call, layout)
     for epoch in range(position.epoch, num_epochs):

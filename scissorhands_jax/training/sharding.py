@@ -13,8 +13,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from scissorhands_jax import trees
 from scissorhands_jax.base import Batch, Data, PyTree
 from scissorhands_jax.errors import InputError
 
@@ -31,7 +32,7 @@ class Layout:
     is a multiple of those, over one of them. Small arrays are everywhere.
     """
 
-    mesh: Mesh
+    mesh: Mesh | AbstractMesh
     fsdp: bool = False
     replicate_below: int = 1 << 14  # numbers in an array
 
@@ -51,6 +52,15 @@ class Layout:
                 place = max(range(len(shape)), key=lambda axis: (divisible[axis], axis))
                 return PartitionSpec(*[None] * place, axes if len(axes) > 1 else axes[0])
         return PartitionSpec()
+
+    def nbytes(self, tree: PyTree) -> int:
+        """Bytes that one device holds of a tree (arrays or shapes), of which it has a part of each divided array."""
+
+        def held(leaf: Any) -> int:
+            axes = jax.tree.leaves(tuple(self.spec(leaf.shape)))
+            return trees.nbytes(leaf) // math.prod(self.mesh.shape[axis] for axis in axes)
+
+        return sum(map(held, jax.tree.leaves(tree)))
 
     def shardings(self, tree: PyTree) -> PyTree:
         """The sharding of every array of a tree (arrays, tracers or shapes)."""
@@ -166,8 +176,7 @@ def make_layout(
     {'data': 1, 'model': 1}
     """
     devices, processes = jax.device_count(), jax.process_count()
-    if model < 1 or (data is not None and data < 1):
-        raise InputError(f"both axes of a mesh need at least one device, got data {data} and model {model}")
+    _check_axes(data, model)
     if data is None:
         if devices % model:
             raise InputError(
@@ -184,6 +193,26 @@ def make_layout(
         )
     mesh = jax.make_mesh((data, model), (DATA, MODEL), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:asked])
     return Layout(mesh, fsdp, replicate_below)
+
+
+def planned_layout(data: int, model: int = 1, *, fsdp: bool = False) -> Layout:
+    """A layout as `make_layout` has it, of devices that need not be there: it says where what would lie.
+
+    Args:
+      data: parts of a batch.
+      model: parts of every large array.
+      fsdp: large arrays are divided over the axis `data` as well.
+
+    Raises:
+      InputError: an axis has no device.
+    """
+    _check_axes(data, model)
+    return Layout(AbstractMesh((data, model), (DATA, MODEL)), fsdp)
+
+
+def _check_axes(data: int | None, model: int) -> None:
+    if model < 1 or (data is not None and data < 1):
+        raise InputError(f"both axes of a mesh need at least one device, got data {data} and model {model}")
 
 
 def parse_mesh(text: str) -> tuple[int, int]:

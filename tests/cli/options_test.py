@@ -15,7 +15,7 @@ import pytest
 import scissorhands_jax
 from scissorhands_jax.cli import choices, options
 from scissorhands_jax.cli import main as cli
-from scissorhands_jax.cli.language_models import LanguageJobOptions
+from scissorhands_jax.cli.language_models import LanguageTrainingOptions
 from scissorhands_jax.cli.options import Option
 from scissorhands_jax.cli.shared import LongCommand
 from scissorhands_jax.diffusion.concept_settings import PRESETS
@@ -142,7 +142,7 @@ def test_settings_are_listed_with_their_defaults_and_meaning(capsys):
 
 
 def registry_of(command):
-    if issubclass(command, LanguageJobOptions):
+    if issubclass(command, LanguageTrainingOptions):
         return token_methods()
     return {"PRESET": PRESETS, "MODEL": MODELS, "METHOD": METHODS}[command.settings_of]
 

@@ -375,3 +375,18 @@ def test_a_network_that_only_the_run_holds_is_let_go_of():
     method = tiny.method("finetune")
     run(method, KEY, start.pop(0), start.pop(0), tiny.data(), num_epochs=1, on_step=on_step, steps_per_call=1)
     assert held == [0] * 3
+
+
+def test_such_a_network_is_never_there_twice(monkeypatch):
+    """Each of its arrays is let go of as soon as the run has its own copy."""
+    start, held, copy = [trees.copy(part) for part in tiny.start()], [], jnp.copy
+    leaves = [weakref.ref(leaf) for leaf in jax.tree.leaves(start[0])]
+
+    def watched(leaf):
+        held.append(sum(leaf() is not None for leaf in leaves))
+        return copy(leaf)
+
+    monkeypatch.setattr(jnp, "copy", watched)
+    run(tiny.method("finetune"), KEY, start.pop(0), start.pop(0), tiny.data(), num_epochs=1)
+    assert held[0] == len(leaves)
+    assert held[-1] == 0
