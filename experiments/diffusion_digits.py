@@ -48,6 +48,7 @@ from scissorhands_jax.diffusion.demo.settings import (
 from scissorhands_jax.diffusion.demo.training import train_digits
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.metrics import intervals
+from scissorhands_jax.report import provenance
 from scissorhands_jax.terminal import Console, complain
 
 # A little longer than the demonstration has time for.
@@ -149,7 +150,10 @@ def run(
         requested = requested_digits(dataclasses.replace(settings, digit=row["digit"]))
         work.mkdir(parents=True, exist_ok=True)
         np.save(_drawings(work, seed, row["digit"], row["network"]), images[requested == row["digit"]][:SHOWN, ..., 0])
-        document["rows"].append({"seed": seed, **row})
+        document["rows"].append({"seed": seed, **row, "code": provenance.running_code().name})
+        document["code"] = provenance.code_note(
+            {f"seed {row['seed']}, digit {row['digit']}, {row['network']}": row["code"] for row in document["rows"]}
+        )
         document["summary"] = summary(document["rows"])
         if attacked:
             document["attack_gate"] = gate(document["rows"])
@@ -175,12 +179,13 @@ def run(
 
 def table(found: Mapping[str, Any]) -> str:
     """A summary as a Markdown table of means over digits and seeds, and one of distances to the retrained networks."""
+    shown = shown_headers(found)
     lines = [
-        f"| network | {' | '.join(title for title, _ in HEADERS.values())} |",
-        f"| --- |{' ---: |' * len(HEADERS)}",
+        f"| network | {' | '.join(title for title, _ in shown.values())} |",
+        f"| --- |{' ---: |' * len(shown)}",
     ]
     for name, numbers in found.items():
-        cells = [f"{numbers[key]['mean']['value']:.{places}f}" for key, (_, places) in HEADERS.items()]
+        cells = [f"{numbers[key]['mean']['value']:.{places}f}" for key, (_, places) in shown.items()]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + f"\n\n{distances_table(found)}\n"
 

@@ -14,16 +14,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Literal
 
 from scissorhands_jax import losses as losses_lib
 from scissorhands_jax import reinit
 from scissorhands_jax.base import Method, Model
 from scissorhands_jax.diffusion import losses
 from scissorhands_jax.diffusion.anchors import check_anchor
+from scissorhands_jax.diffusion.ceilings import OTHER_PROMPTS
 from scissorhands_jax.diffusion.concept_methods import ConceptTraining, named_part
 from scissorhands_jax.diffusion.schedules import SD_V1_SCHEDULE, Schedule
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import InputError, check_choice
 from scissorhands_jax.keywords import KEYS
 from scissorhands_jax.methods import scissorhands
 from scissorhands_jax.methods.semantics import Semantics
@@ -57,9 +58,11 @@ class ConceptSettings(ConceptTraining):
     anchor: float = 0.0
     """The share of the retain images, 0 to 1, that is seen a second time with the forgotten prompts, so that these draw
     something that is kept and no noise; see `anchors.anchored`. 0.2 worked on digits."""
-    ceiling: float | None = None
+    ceiling: float | Literal["other-prompts"] | None = None
     """The forget loss, above 0, up to which forget images are driven: a step whose forget batch has a larger loss
-    follows the retain images alone. None is no ceiling, as in the paper; 0.4 worked on digits."""
+    follows the retain images alone. "other-prompts" is the loss that the original has on forget images under the
+    prompts of retain images (`ceilings.other_prompts_ceiling`), which worked on digits. None is no ceiling, as in the
+    paper."""
     guided: float | None = None
     """The scale s of guidance in the loss that scores weights, `(1 + s) e(c) - s e(empty)` in place of e(c), as the
     published code for objects has it with 7.5. None scores by the noise loss."""
@@ -86,6 +89,12 @@ class ConceptSettings(ConceptTraining):
         """
         self.check()
         check_anchor(self.anchor)
+        if isinstance(self.ceiling, str):
+            check_choice("ceiling", self.ceiling, (OTHER_PROMPTS,))
+            raise InputError(
+                f"the ceiling {OTHER_PROMPTS!r} follows from the data; give the number that "
+                "ceilings.other_prompts_ceiling finds"
+            )
         if self.guided is not None and not self.guided >= 0:
             raise InputError(f"guided must not be negative, got {self.guided:g}")
         forget_loss, noise_loss = (

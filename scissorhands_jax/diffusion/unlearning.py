@@ -19,9 +19,13 @@ from scissorhands_jax import files, reading, report, trees
 from scissorhands_jax.base import Batch, Data, Method, Params
 from scissorhands_jax.diffusion import generating, model_folder, networks
 from scissorhands_jax.diffusion.anchors import anchored
+from scissorhands_jax.diffusion.ceilings import OTHER_PROMPTS, other_prompts_ceiling
 from scissorhands_jax.diffusion.concept_methods import ConceptTraining, named_part
 from scissorhands_jax.diffusion.concept_sets import ConceptSet, ExampleMaker, SetName
+from scissorhands_jax.diffusion.concept_settings import ConceptSettings
 from scissorhands_jax.diffusion.generating import DEFAULT_GENERATION, GenerationSettings
+from scissorhands_jax.diffusion.losses import noise_loss
+from scissorhands_jax.diffusion.networks import DiffusionConfig
 from scissorhands_jax.diffusion.tokenizer import Cleaning
 from scissorhands_jax.errors import CheckpointError, InputError
 from scissorhands_jax.jobs import runs
@@ -146,7 +150,7 @@ def _carried_out(
         examples.drop("text", "vae")
         keeper = checkpoints.Checkpointer(out / _CHECKPOINTS, every_steps=checkpoint_every, keep=1)
         resumed_at = keeper.latest_step
-        result, steps = _repair(job, prepared, data, out, keeper, layout, progress)
+        result, steps, ceiling = _repair(job, prepared, data, out, keeper, layout, progress)
     config, dtype = model_folder.read_part_config("unet", job.model)
     schedule = model_folder.read_part_schedule(job.model)
     model_folder.save_part(
@@ -157,6 +161,7 @@ def _carried_out(
         "joint_steps": steps.joint,
         "projected_steps": steps.projected,
         "last_step": steps.last,
+        "ceiling": ceiling,
         "images": {name: len(found) for name, found in paths.items()},
         "cost": {
             "resumed_at_step": resumed_at,
@@ -189,7 +194,7 @@ def _check(job: ConceptJob, out: Path) -> _Prepared:
     if job.generation_batch_size < 1:
         raise InputError(f"--generate-batch-size must be at least 1, got {job.generation_batch_size}")
     tokenizer = model_folder.load_tokenizer(job.model, job.tokenizer, job.cleaning)
-    method = job.settings.method(networks.unet(config.unet, job.generation.compute), config.schedule)
+    method = _method(job, config)
     for part in (getattr(job.settings, "trim", None), job.settings.train):
         trees.select(networks.outline("unet", config), named_part(part))  # refuses a pattern that matches nothing
     least = job.settings.batch_size if job.settings.reads_images else 1
@@ -223,8 +228,13 @@ def _repair(
     keeper: checkpoints.Checkpointer,
     layout: sharding.Layout | None,
     progress: rich_progress.Progress,
-) -> tuple[Result, _StepLog]:
-    """Runs the method, and logs its steps."""
+) -> tuple[Result, _StepLog, float | None]:
+    """Runs the method, and logs its steps; the number is the ceiling of the forget loss, where there is one."""
+    original = [_placed(prepared.examples, layout)]  # the only reference to the network, whose memory steps can use
+    method, ceiling = prepared.method, getattr(job.settings, "ceiling", None)
+    if ceiling == OTHER_PROMPTS:
+        ceiling = _data_ceiling(job, original[0], data)
+        method = _method(job, model_folder.read_model_config(job.model), ceiling)
     rows = _earlier_steps(out / STEPS_FILE, keeper.latest_step or 0)
     begun = io.StringIO()
     log, show = _StepLog(begun, rows), follow_steps(progress, "unlearning")
@@ -238,9 +248,9 @@ def _repair(
 
         try:
             result = run(
-                prepared.method,
+                method,
                 jax.random.key(job.seed),
-                _placed(prepared.examples, layout),  # the only reference to the network, whose memory steps can use
+                original.pop(),
                 {},
                 data,
                 num_epochs=job.settings.epochs,
@@ -251,7 +261,23 @@ def _repair(
         except BaseException:
             keeper.close()
             raise
-    return result, log
+    return result, log, ceiling
+
+
+def _method(job: ConceptJob, config: DiffusionConfig, ceiling: float = 1.0) -> Method:
+    """The method of a job, with this ceiling if it is one that follows from the data."""
+    settings = job.settings
+    if isinstance(settings, ConceptSettings) and settings.ceiling == OTHER_PROMPTS:
+        settings = dataclasses.replace(settings, ceiling=ceiling)
+    return settings.method(networks.unet(config.unet, job.generation.compute), config.schedule)
+
+
+def _data_ceiling(job: ConceptJob, original: Params, data: Data) -> float:
+    """The noise loss of forget images under the prompts of retain images, of about 256 pairs."""
+    config, size = model_folder.read_model_config(job.model), job.settings.batch_size
+    loss_fn = noise_loss(networks.unet(config.unet, job.generation.compute), config.schedule)
+    key, batches = jax.random.key(job.seed), -(-256 // size)
+    return other_prompts_ceiling(loss_fn, original, {}, data, key, batch_size=size, batches=batches)
 
 
 def _placed(examples: ExampleMaker, layout: sharding.Layout | None) -> Params:

@@ -265,8 +265,9 @@ class TestMethods:
 
     def test_an_anchor_adds_retain_images_under_the_forgotten_prompts(self, folder, tmp_path):
         words = [word for word in released(folder, tmp_path / "out") if word not in ("--preset", "released")]
-        words[2:2] = ["anchor=1", "ceiling=0.5", "fraction=0.2", "--train", "up_blocks"]
+        words[2:2] = ["anchor=1", "ceiling=other-prompts", "fraction=0.2", "--train", "up_blocks"]
         assert cli.main(words) == 0
+        assert 0.1 < json.loads((tmp_path / "out/results.json").read_text())["ceiling"] < 10
         assert len(rows(tmp_path / "out")) == 2 * 2  # of four retain images in batches of two, two epochs
         before, after = model_folder.load_part("unet", folder / "model")[1], result(tmp_path / "out")
         kept = trees.select(before, "conv_out")
@@ -295,6 +296,7 @@ class TestMethods:
             (["--train", "cross-attention"], "the layer pattern '.*/attn2' matches none"),
             (["anchor=2"], "anchor must be a share of the retain images, 0 to 1, got 2"),
             (["ceiling=0"], "ceiling must be above 0, got 0"),
+            (["ceiling=other"], "ceiling must be"),
         ],
     )
     def test_what_cannot_be_is_refused_before_anything_is_written(self, folder, tmp_path, capsys, words, message):

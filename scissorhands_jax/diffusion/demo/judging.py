@@ -83,6 +83,8 @@ class NetworkNumbers:
     """The noise loss on held-out examples of other digits."""
     losses: dict[str, float]
     """The losses of the last epoch."""
+    ceiling: float | None = None
+    """The forget loss up to which forgotten digits were driven, where there was such a ceiling."""
     attacked: DigitShare | None = None
     """The drawings that the judge takes for the forgotten digit with the text that an attack found, if one was made."""
     cost: TrainingCost
@@ -143,6 +145,7 @@ def measure_network(
         error_forget=_mean_error(errors[~real]),
         error_kept=_mean_error(errors[real]),
         losses=network.losses,
+        ceiling=network.ceiling,
         cost=network.cost,
     )
 

@@ -225,6 +225,10 @@ def _story(result: DigitsResult) -> list[str]:
     settings, digit = result.settings, result.settings.digit
     training, unlearning, sampling = settings.training, settings.unlearning, settings.sampling
     percent = f"{100 * unlearning.fraction:g} %"
+    ceiling = next(row.ceiling for row in result.rows if row.ceiling is not None)
+    source = "which was given"
+    if unlearning.ceiling is None:
+        source = "which is what the original has there under the texts of other digits"
     story = [
         "A small UNet of Stable Diffusion's kind learned to draw scikit-learn's digits from frozen random vectors, one "
         f"per digit, that stand for prompts. In {training.epochs} epochs it also learned the empty text, by losing "
@@ -235,8 +239,8 @@ def _story(result: DigitsResult) -> list[str]:
         f"of repair minimised the noise loss on the other digits less {unlearning.forget_weight:g} times that on "
         f"the {digit}. Every gradient was projected so that, to first order, it does not lower the loss on the step's "
         f"drawings of the {digit}; the step that Adam makes of it has another direction.",
-        f"Two things keep noise from taking the digit's place. Above a ceiling of {unlearning.ceiling:g} on the loss "
-        f"on the {digit}, a step follows the other digits alone; and {100 * unlearning.anchor:.0f} % of the other "
+        f"Two things keep noise from taking the digit's place. Above a ceiling of {ceiling:.2f} on the loss on the "
+        f"{digit}, {source}, a step follows the other digits alone; and {100 * unlearning.anchor:.0f} % of the other "
         f"digits are also seen under the text of the {digit}, as an anchor. The control “{LITERAL}” does without both, "
         "as the paper writes it.",
     ]
@@ -263,7 +267,7 @@ _HOW = (
     "share of the training digits, and the distance between the same number of training digits and the held-out ones.",
     "Intervals are over drawings and digits of these very networks: another seed gives other networks, and they do not "
     "cover that. Fraction and layers of what is re-initialised, rates and weights of the losses were chosen on digits "
-    "0, 1, 2 and 8 with these numbers in sight, anchor and ceiling on the 4.",
+    "0, 1, 2 and 8 with these numbers in sight, the anchor on the 4; the ceiling follows from the data.",
 )
 _NEAR = (
     "A number above 0 is more than the retrained network has, below 0 is less; either way is away from what retraining "

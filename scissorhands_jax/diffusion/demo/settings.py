@@ -87,8 +87,10 @@ class DigitsUnlearning:
     """The same where the forget loss is that of the published code."""
     anchor: float = 0.2
     """The share of the retained digits that is also seen under the forgotten text, see `anchors.anchored`."""
-    ceiling: float = 0.4
-    """The forget loss up to which forgotten digits are driven; a step above it follows the retained digits alone."""
+    ceiling: float | None = None
+    """The forget loss up to which forgotten digits are driven; a step above it follows the retained digits alone. None
+    takes the loss that the original has on forgotten digits under the texts of others, see
+    `ceilings.other_prompts_ceiling`."""
     trim: str | None = ".*/attn."
     """The layers that are trimmed, as a pattern for `trees.select`; None is all."""
 

@@ -11,6 +11,7 @@ import functools
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -27,7 +28,7 @@ from scissorhands_jax.base import (
     Scalar,
     StatefulLossFn,
 )
-from scissorhands_jax.diffusion import networks
+from scissorhands_jax.diffusion import ceilings, networks
 from scissorhands_jax.diffusion.demo.methods import digit_method, method_examples
 from scissorhands_jax.diffusion.demo.scene import Scene, digit_examples
 from scissorhands_jax.diffusion.demo.settings import (
@@ -66,6 +67,8 @@ class DrawingNetwork:
     cost: TrainingCost
     losses: dict[str, float]
     """Means over the last epoch, by the name of the metric."""
+    ceiling: float | None = None
+    """The forget loss up to which forgotten digits were driven; None where there was no ceiling."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,9 +147,14 @@ def unlearn_digit(
     replacement = settings.replacement if variant.replaced else None
     data = digit_examples(scene, settings.digit, replacement, chosen.anchor if variant.anchored else 0.0)
     steps = chosen.epochs * -(-data_lib.size(data.retain) // chosen.batch_size)
-    method = _unlearning_method(settings.network, settings.training.dropped, chosen, steps, variant)
     key = jax.random.fold_in(scene.keys[UNLEARNED], settings.digit)
-    return _run(method if variant.trimmed else _untrimmed(method), key, original, data, chosen.epochs, on_step)
+    ceiling = _ceiling(settings, scene, original) if variant.anchored else None
+    method = _unlearning_method(
+        settings.network, settings.training.dropped, dataclasses.replace(chosen, ceiling=None), steps, variant
+    )
+    method = _with_ceiling(method, ceiling)
+    network = _run(method if variant.trimmed else _untrimmed(method), key, original, data, chosen.epochs, on_step)
+    return dataclasses.replace(network, ceiling=ceiling)
 
 
 def unlearn_by_method(
@@ -194,9 +202,29 @@ def _unlearning_method(
         batch_size=settings.batch_size,
         forget_batch_size=settings.forget_batch_size,
         saliency_loss_fn=noise_loss(digits_network(config), DIGITS_SCHEDULE),
-        ceiling=settings.ceiling if variant.anchored else math.inf,
+        ceiling=math.inf,
         departures={"saliency_train": True},
     )
+
+
+def _ceiling(settings: DigitsSettings, scene: Scene, original: Params) -> float:
+    """The ceiling of the settings, or the one that follows from the data."""
+    if settings.unlearning.ceiling is not None:
+        return settings.unlearning.ceiling
+    loss_fn, data = noise_loss(digits_network(settings.network), DIGITS_SCHEDULE), digit_examples(scene, settings.digit)
+    return ceilings.other_prompts_ceiling(loss_fn, original, {}, data, scene.keys[UNLEARNED])
+
+
+def _with_ceiling(method: Method, ceiling: float | None) -> Method:
+    """The same method, whose steps share compiled code, with a ceiling of its own."""
+    if ceiling is None:
+        return method
+
+    def init(key: Key, params: Params, model_state: ModelState, data: Data) -> Carry:
+        carry = method.init(key, params, model_state, data)
+        return carry._replace(aux=carry.aux._replace(ceiling=jnp.float32(ceiling)))
+
+    return method._replace(init=init)
 
 
 def _untrimmed(method: Method) -> Method:

@@ -13,9 +13,9 @@ from rich.console import Console
 
 from experiments import diffusion_digits
 from scissorhands_jax import Model, files, trees
-from scissorhands_jax.base import Method, new_carry
+from scissorhands_jax.base import Data, Method, new_carry
 from scissorhands_jax.cli import main as cli
-from scissorhands_jax.diffusion import schedules
+from scissorhands_jax.diffusion import ceilings, schedules
 from scissorhands_jax.diffusion.concept_methods import CONCEPT_METHODS
 from scissorhands_jax.diffusion.demo import attacking, drawing, forgetting, judging, methods, settings, training
 from scissorhands_jax.diffusion.demo import page as digits_page
@@ -24,6 +24,7 @@ from scissorhands_jax.diffusion.demo.drawings_figure import drawings_figure
 from scissorhands_jax.diffusion.unet import Noisy, UNetConfig
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.metrics import distances
+from scissorhands_jax.report import provenance
 
 REAL_NETWORK = training.digits_network
 NETWORKS = [*settings.DEMONSTRATED, settings.PUBLISHED]
@@ -393,9 +394,12 @@ class TestVariants:
             variant = list(asked)[-1]
             begun[variant] = float(method.init(key, params, {}, given).params["w"])
             data[variant] = ("pseudo" in given.forget, len(given.retain["latents"]))
+            return training.DrawingNetwork({}, training.TrainingCost(0, 0, 0), {})
 
         monkeypatch.setattr(training, "_unlearning_method", unlearning)
         monkeypatch.setattr(training, "_run", run)
+        monkeypatch.setattr(training, "_ceiling", lambda *arguments: 1.0)
+        monkeypatch.setattr(training, "_with_ceiling", lambda method, ceiling: method)
         for variant in settings.VARIANTS.values():
             training.unlearn_digit(TINY, scene, {"w": jnp.float32(1)}, variant)
         whole, literal, unprojected, untrimmed, published = settings.VARIANTS.values()
@@ -418,13 +422,37 @@ class TestVariants:
             published: (True, retained),
         }
 
-    def test_only_anchored_variants_have_a_ceiling(self, scene):
-        data = scene_lib.digit_examples(scene, 3, 4)
+    @pytest.mark.parametrize("given", [None, 0.7])
+    def test_only_anchored_variants_have_a_ceiling(self, scene, monkeypatch, given):
+        """Which is given, or the loss under the texts of other digits; all share one step."""
+        data, params, begun = scene_lib.digit_examples(scene, 3, 4), LINEAR.init(jax.random.key(5))[0], []
+        own = dataclasses.replace(TINY, unlearning=dataclasses.replace(TINY.unlearning, ceiling=given))
+
+        def run(method, key, original, data_of_variant, epochs, on_step):
+            begun.append((method.step, method.init(jax.random.key(0), params, {}, data).aux.ceiling))
+            return training.DrawingNetwork({}, training.TrainingCost(0, 0, 0), {})
+
+        monkeypatch.setattr(training, "_run", run)
+        monkeypatch.setattr(ceilings, "other_prompts_ceiling", lambda *arguments: 0.3)
         for name, variant in settings.VARIANTS.items():
-            method = training._unlearning_method(TINY.network, 0.1, TINY.unlearning, 3, variant)
-            ceiling = method.init(jax.random.key(0), LINEAR.init(jax.random.key(5))[0], {}, data).aux.ceiling
-            assert (ceiling == TINY.unlearning.ceiling) == variant.anchored, name
-            assert (ceiling > 1e30) == (not variant.anchored)
+            found, (step, ceiling) = training.unlearn_digit(own, scene, params, variant), begun.pop()
+            assert found.ceiling == ((given or 0.3) if variant.anchored else None), name
+            assert ceiling == pytest.approx(found.ceiling) if variant.anchored else ceiling > 1e30
+            assert step is training._unlearning_method(TINY.network, 0.1, TINY.unlearning, 3, variant).step
+
+    def test_the_ceiling_that_follows_from_the_data_is_the_loss_under_other_texts(self, scene):
+        """A network that reads nothing but the text: with the right text it knows the image."""
+        images = np.zeros((12, 8, 8, 4), np.float32)
+        contexts = np.repeat(scene.texts[[3, 5]], 6, axis=0)
+        data = Data({"latents": images[:6], "context": contexts[:6]}, {"latents": images[6:], "context": contexts[6:]})
+
+        def loss_fn(params, model_state, batch, *, train, key):
+            assert not train
+            assert batch["latents"].shape == (64, 8, 8, 4)
+            return jnp.mean(jnp.abs(batch["context"] - scene.texts[None, 3]).sum(axis=(1, 2))), model_state
+
+        found = ceilings.other_prompts_ceiling(loss_fn, {}, {}, data, jax.random.key(0))
+        assert found == pytest.approx(float(np.abs(scene.texts[5] - scene.texts[3]).sum()), rel=1e-5)
 
 
 class TestOtherMethods:
@@ -466,7 +494,10 @@ class TestExperiment:
         assert [row["network"] for row in json.loads(file.read_text())["rows"]] == NETWORKS[:2]
         diffusion_digits.run(file, tmp_path / "work", own, **arguments)
         found = json.loads(file.read_text())
-        rows = [{name: value for name, value in row.items() if name != "seed"} for row in found["rows"]]
+        now = provenance.running_code().name
+        assert {row["code"] for row in found["rows"]} == {now}
+        assert found["code"] == f"All cells were made by {now}."
+        rows = [{name: value for name, value in row.items() if name not in ("seed", "code")} for row in found["rows"]]
         assert without_cost(rows) == without_cost(document["rows"])
         assert found["real"]["3"] == document["real"]
         assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
@@ -529,6 +560,9 @@ class TestExperiment:
         assert unlearned["within"] == found[settings.UNLEARNED]["within"] == 1  # the floor is about 4
         assert found[settings.UNLEARNED]["digits"] == 2
         means, away = diffusion_digits.table(found).strip().split("\n\n")
+        for row in rows:
+            del row["attacked"]
+        assert "attacked" not in diffusion_digits.table(diffusion_digits.summary(rows))
         assert "| scissorhands | 15.8 |" in means
         assert away.splitlines()[-1].endswith("| 5.750 (1) | 1 of 2 |")
 
