@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from scissorhands_jax.base import Model, ModelState, Params, PyTree
+from scissorhands_jax.language.greedy import StepDecoder
 from scissorhands_jax.language.methods.rmu import Activations
 from scissorhands_jax.language.packing import positions_in_segments
 from scissorhands_jax.models.adapters import from_linen
@@ -391,3 +392,27 @@ def hidden_after(sizes: Sizes, layer: int) -> Activations:
         return hidden
 
     return activations
+
+
+@functools.cache
+def step_decoder(sizes: Sizes) -> StepDecoder:
+    """How `greedy.greedy_tokens` asks the network: prompts at once, then one token after the other."""
+    network = LanguageDecoder(sizes)
+
+    def start(
+        params: Params, model_state: ModelState, tokens: jax.Array, lengths: jax.Array, room: int
+    ) -> tuple[jax.Array, PyTree]:
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        # Keys of what is behind a prompt are replaced, one by one, by those of the answer before they are seen.
+        empty = empty_cache(sizes, len(tokens), room)
+        logits, cache = network.apply({"params": params, **model_state}, tokens, positions, empty)
+        return jnp.take_along_axis(logits, (lengths - 1)[:, None, None], axis=1)[:, 0], cache
+
+    def step(
+        params: Params, model_state: ModelState, cache: PyTree, tokens: jax.Array, positions: jax.Array
+    ) -> tuple[jax.Array, PyTree]:
+        variables = {"params": params, **model_state}
+        logits, cache = network.apply(variables, tokens[:, None], positions[:, None], cache)
+        return logits[:, 0], cache
+
+    return StepDecoder(start, step, sizes.context)

@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from scissorhands_jax import files
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs.progress import progress_bar
@@ -22,7 +20,7 @@ from scissorhands_jax.language.packing import Encoded
 from scissorhands_jax.language.rouge import rouge_l
 from scissorhands_jax.language.text_files import TEMPLATE, TextExample, read_text_examples
 from scissorhands_jax.language.text_tokens import encode_examples
-from scissorhands_jax.language.tofu_logs import TOFU_SETS
+from scissorhands_jax.language.tofu_logs import TOFU_SETS, tofu_log_part
 from scissorhands_jax.terminal import Console
 
 
@@ -88,7 +86,10 @@ def evaluate_folder(
             prompts = [example.prompt for example in found]
             limits_of_answers = {"max_tokens": max_tokens, "batch_size": batch_size}
             said = generate_texts(sizes, params, folder.tokenizer, prompts, **limits_of_answers)
-            log[key_of[name]] = _log_part(network, asked[name], found, said)
+            answers = [example.answer.strip() for example in found]
+            measured = measure_knowledge(network, asked[name])
+            known = dataclasses.replace(measured, said=tuple(said), rouge=rouge_l(said, answers).recall)
+            log[key_of[name]] = tofu_log_part(known, list(zip(prompts, answers, strict=True)))
         progress.update(task, advance=1, note="")
     files.write_text(out, json.dumps(log, indent=1) + "\n")
 
@@ -106,20 +107,3 @@ def _alternatives(examples: Sequence[TextExample], encode: Any, where: Path) -> 
     flat = encode([example._replace(answer=text) for example in examples for text in example.wrong])
     (width,) = counts
     return {"paraphrases": encode(right), "wrong": [flat[row * width : (row + 1) * width] for row in range(len(right))]}
-
-
-def _log_part(
-    network: Network, questions: Questions, examples: Sequence[TextExample], said: Sequence[str]
-) -> dict[str, Any]:
-    known = measure_knowledge(network, questions)
-    answers = [example.answer.strip() for example in examples]
-    texts = [list(row) for row in zip((example.prompt for example in examples), said, answers, strict=True)]
-    columns = {
-        "avg_gt_loss": known.answers.loss,
-        "rougeL_recall": rouge_l(said, answers).recall,
-        "avg_paraphrased_loss": known.right_loss,
-        "average_perturb_loss": known.wrong_losses,
-    }
-    part = {name: np.asarray(values).tolist() for name, values in columns.items() if values is not None}
-    part["generated_text"] = texts
-    return {name: {str(place): value for place, value in enumerate(values)} for name, values in part.items()}

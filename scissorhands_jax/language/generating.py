@@ -1,18 +1,13 @@
-"""What a network says to prompts, token by token, with the keys and values of earlier tokens kept."""
+"""What a published model says to prompts, as text."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
-from typing import Any
-
-import jax
-import jax.numpy as jnp
-import numpy as np
 
 from scissorhands_jax.base import Params
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.language.decoder import Cache, LanguageDecoder, Sizes, empty_cache
+from scissorhands_jax.language.decoder import Sizes, step_decoder
+from scissorhands_jax.language.greedy import greedy_tokens
 from scissorhands_jax.language.text_tokens import TextTokenizer
 
 
@@ -57,46 +52,6 @@ def generate_texts(
                 f"{prompt[:60]!r} has the token {max(numbers)}, and the network knows {sizes.vocabulary}; take "
                 "tokenizer and weights of one model"
             )
-    order = sorted(range(len(encoded)), key=lambda place: len(encoded[place]))  # so that a batch has prompts of a size
-    said: dict[int, str] = {}
-    for first in range(0, len(order), batch_size):
-        places = order[first : first + batch_size]
-        length = -(-max(len(encoded[place]) for place in places) // 16) * 16
-        tokens, lengths = np.zeros((batch_size, length), np.int32), np.ones(batch_size, np.int32)
-        for row, place in enumerate(places):
-            tokens[row, : len(encoded[place])], lengths[row] = encoded[place], len(encoded[place])
-        ends = jnp.asarray(tokenizer.ends or (-1,), jnp.int32)
-        found = np.asarray(_greedy(params, tokens, lengths, ends, sizes=sizes, room=max_tokens))
-        said |= {place: tokenizer.decode(found[row]).strip() for row, place in enumerate(places)}
-    return [said[place] for place in range(len(encoded))]
-
-
-@functools.partial(jax.jit, static_argnames=("sizes", "room"))
-def _greedy(
-    params: Params, tokens: jax.Array, lengths: jax.Array, ends: jax.Array, *, sizes: Sizes, room: int
-) -> jax.Array:
-    """The tokens after each row's prompt; after one that ends an answer they mean nothing. shape=(N, room)"""
-    network, rows = LanguageDecoder(sizes), tokens.shape[0]
-
-    def say(tokens: jax.Array, positions: jax.Array, cache: Cache) -> Any:
-        return network.apply({"params": params}, tokens, positions, cache)
-
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    # Keys of padding come after all prompts, and the answer's take their places one by one before they are seen.
-    logits, cache = say(tokens, positions, empty_cache(sizes, rows, tokens.shape[1] + room))
-    last = jnp.take_along_axis(logits, (lengths - 1)[:, None, None], axis=1)[:, 0]
-
-    def unfinished(state: Any) -> jax.Array:
-        step, _, _, done, _ = state
-        return (step < room) & ~done.all()
-
-    def extend(state: Any) -> Any:
-        step, logits, cache, done, said = state
-        token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        said = said.at[:, step].set(token)
-        done |= (token[:, None] == ends[None]).any(axis=-1)
-        logits, cache = say(token[:, None], (lengths + step)[:, None], cache)
-        return step + 1, logits[:, 0], cache, done, said
-
-    start = (0, last, cache, jnp.zeros(rows, bool), jnp.broadcast_to(ends[0], (rows, room)))
-    return jax.lax.while_loop(unfinished, extend, start)[-1]
+    options = {"limits": max_tokens, "ends": tokenizer.ends, "batch_size": batch_size}
+    said = greedy_tokens(step_decoder(sizes), params, {}, encoded, **options)
+    return [tokenizer.decode(tokens).strip() for tokens in said]

@@ -16,7 +16,7 @@ from scissorhands_jax.base import Model, ModelState, Params
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.language.aggregates import attack_auc
 from scissorhands_jax.language.answer_scores import AttackScores
-from scissorhands_jax.language.answering import StepDecoder, greedy_answers, token_scores
+from scissorhands_jax.language.greedy import StepDecoder, greedy_tokens, recomputing
 from scissorhands_jax.language.packing import Encoded, bucketed_rows
 from scissorhands_jax.language.rouge import rouge_l
 from scissorhands_jax.language.token_scores import (
@@ -26,6 +26,7 @@ from scissorhands_jax.language.token_scores import (
     exact_memorization,
     extraction_strength,
     min_k,
+    token_scores,
 )
 from scissorhands_jax.language.truth_ratios import DEFINITIONS, log_truth_ratios, mean_truth_ratio, truth_ratios
 from scissorhands_jax.language.words import END, PAD
@@ -39,7 +40,11 @@ class Network(NamedTuple):
     params: Params
     model_state: ModelState
     decoder: StepDecoder | None = None
-    """As for `answering.greedy_answers`."""
+    """How it says one token after the other; None computes all positions again for each, which suits short rows."""
+
+
+PADDED = 32
+"""Rows are padded to multiples of so many tokens, unless a caller says otherwise."""
 
 
 class Questions(NamedTuple):
@@ -121,13 +126,16 @@ class Knowledge:
         return found | ({} if self.said is None else {"said": list(self.said)})
 
 
-def measure_answers(network: Network, examples: Sequence[Encoded], *, share: float = 0.4) -> AnswerMeasures:
+def measure_answers(
+    network: Network, examples: Sequence[Encoded], *, share: float = 0.4, step: int = PADDED
+) -> AnswerMeasures:
     """Measures answers to prompts.
 
     Args:
       network: The network.
       examples: Prompts and answers.
       share: The share of tokens that min-k and min-k++ look at.
+      step: Rows are padded to multiples of so many tokens.
 
     Raises:
       InputError: As for `packing.check_encoded` and `token_scores.min_k`.
@@ -141,7 +149,7 @@ def measure_answers(network: Network, examples: Sequence[Encoded], *, share: flo
         lambda scores: min_k(scores, share=share, normalized=True),
     )
     found = np.empty((len(measures), len(examples)))
-    for bucket in bucketed_rows(examples, pad=PAD):
+    for bucket in bucketed_rows(examples, step=step, pad=PAD):
         scores = token_scores(network.model, network.params, network.model_state, bucket.rows)
         kept = TokenScores(*(part[: len(bucket.positions)] for part in scores))
         found[:, bucket.positions] = [measure(kept) for measure in measures]
@@ -149,7 +157,13 @@ def measure_answers(network: Network, examples: Sequence[Encoded], *, share: flo
 
 
 def say_answers(
-    network: Network, examples: Sequence[Encoded], decode: Callable[[np.ndarray], str], *, room: int, end: int = END
+    network: Network,
+    examples: Sequence[Encoded],
+    decode: Callable[[np.ndarray], str],
+    *,
+    room: int,
+    end: int = END,
+    step: int = PADDED,
 ) -> list[str]:
     """What the network says to each prompt, greedily.
 
@@ -157,19 +171,33 @@ def say_answers(
       network: The network.
       examples: Prompts; the answers are not looked at, but an answer that is said can be at least as long.
       decode: From tokens to text, up to `end` or padding.
-      room: The least number of tokens after each prompt.
+      room: The least number of tokens that an answer can have. It can have more, until prompt and answer are a multiple
+        of `step` tokens.
       end: The token that ends an answer.
+      step: See `room`.
     """
-    said = [""] * len(examples)
-    for bucket in bucketed_rows(examples, pad=PAD, room=room):
-        tokens = greedy_answers(*network[:3], bucket.rows, end=end, decoder=network.decoder)
-        for position, row in zip(bucket.positions, tokens, strict=False):
-            said[position] = decode(row)
-    return said
+    limits = []
+    for example in examples:
+        asked = len(example.prompt)
+        limits.append(-(-(asked + max(room, len(example.answer))) // step) * step - asked)
+    said = greedy_tokens(
+        network.decoder or recomputing(network.model),
+        network.params,
+        network.model_state,
+        [example.prompt for example in examples],
+        limits=limits,
+        ends=(end,),
+    )
+    return [decode(np.asarray(tokens, np.int32)) for tokens in said]
 
 
 def measure_knowledge(
-    network: Network, questions: Questions, decode: Callable[[np.ndarray], str] | None = None, *, room: int = 32
+    network: Network,
+    questions: Questions,
+    decode: Callable[[np.ndarray], str] | None = None,
+    *,
+    room: int = 32,
+    step: int = PADDED,
 ) -> Knowledge:
     """Asks a network questions and measures everything that the questions allow.
 
@@ -178,12 +206,13 @@ def measure_knowledge(
       questions: What it is asked.
       decode: As for `say_answers`; None asks for nothing to be said.
       room: As for `say_answers`.
+      step: As for `measure_answers` and `say_answers`.
 
     Raises:
       InputError: As for `packing.check_encoded`; or questions have different numbers of wrong answers.
     """
     count = len(questions.answers)
-    said = None if decode is None else say_answers(network, questions.answers, decode, room=room)
+    said = None if decode is None else say_answers(network, questions.answers, decode, room=room, step=step)
     rouge = None if said is None or not questions.texts else rouge_l(said, questions.texts).recall
     losses: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
     if questions.paraphrases:
@@ -194,10 +223,10 @@ def measure_knowledge(
                 f"wrong answers, of lengths {sorted(widths)}; give one of each, of one length"
             )
         both = [one for pair in zip(questions.paraphrases, questions.wrong, strict=True) for one in (pair[0], *pair[1])]
-        table = measure_answers(network, both).loss.reshape(count, -1)
+        table = measure_answers(network, both, step=step).loss.reshape(count, -1)
         losses = table[:, 0], table[:, 1:]
     return Knowledge(
-        answers=measure_answers(network, questions.answers),
+        answers=measure_answers(network, questions.answers, step=step),
         said=None if said is None else tuple(said),
         rouge=rouge,
         right_loss=losses[0],

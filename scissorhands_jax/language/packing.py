@@ -134,9 +134,7 @@ class Bucket(NamedTuple):
     """The batch of `token_losses`, with some rows of padding so that every bucket of a length has one shape."""
 
 
-def bucketed_rows(
-    examples: Sequence[Encoded], *, step: int = 32, size: int = 16, pad: int = 0, room: int = 0
-) -> list[Bucket]:
+def bucketed_rows(examples: Sequence[Encoded], *, step: int = 32, size: int = 16, pad: int = 0) -> list[Bucket]:
     """Examples one a row, padded to the next multiple of `step`, in batches of `size`.
 
     Rows that fill a batch up have no answer. The lengths that there are, each of which is compiled once, are logged.
@@ -146,14 +144,12 @@ def bucketed_rows(
       step: The number of tokens between one length and the next.
       size: The number of rows of a batch.
       pad: The token of padding.
-      room: The least number of tokens after each prompt, for what a network says.
 
     Raises:
       InputError: As for `check_encoded`.
     """
-    needed = [len(example.prompt) + max(room, len(example.answer)) for example in examples]
-    check_encoded(examples, max(needed, default=0))
-    lengths = np.array([-(-count // step) * step for count in needed], int)
+    check_encoded(examples, max((example.length for example in examples), default=0))
+    lengths = np.array([-(-example.length // step) * step for example in examples], int)
     found = []
     for length in np.unique(lengths):
         members = np.flatnonzero(lengths == length)

@@ -6,7 +6,7 @@ Reference:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from scipy import special
 
 from scissorhands_jax.language.answer_scores import WITH_OPTIONS, AnswerLosses, AnswerScores, EvaluationLog, Series
 from scissorhands_jax.language.log_parts import LOSS, SHARE, LogPart, in_order, texts_of
+from scissorhands_jax.language.measuring import Knowledge
 
 TOFU_SETS = {
     "eval_log.json": "retain",
@@ -72,3 +73,27 @@ def _scores(place: LogPart, part: Mapping[str, Any], name: str) -> AnswerScores:
         losses=losses,
         texts=texts_of(part.get("generated_text"), lambda entry: entry[-1]),
     )
+
+
+def tofu_log_part(known: Knowledge, texts: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """What a network knows of the questions of a set, as a part of such a log.
+
+    Args:
+      known: What was measured; a measure that was not is left out.
+      texts: The questions, as the network was asked them, with the right answers.
+    """
+    columns: dict[str, Sequence[Any] | np.ndarray | None] = {
+        "avg_gt_loss": known.answers.loss,
+        "rougeL_recall": known.rouge,
+        "avg_paraphrased_loss": known.right_loss,
+        "average_perturb_loss": known.wrong_losses,
+    }
+    if known.said is not None:
+        columns["generated_text"] = [
+            [question, said, answer] for (question, answer), said in zip(texts, known.said, strict=True)
+        ]
+    return {
+        name: {str(place): value for place, value in enumerate(np.asarray(values).tolist())}
+        for name, values in columns.items()
+        if values is not None
+    }

@@ -13,10 +13,14 @@ References:
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from scissorhands_jax.base import Model, ModelState, Params, PyTree
 from scissorhands_jax.errors import InputError
 
 
@@ -33,6 +37,30 @@ class TokenScores(NamedTuple):
     """The standard deviation of that log-probability. shape=(N, T)"""
     mask: np.ndarray
     """Whether the token belongs to the answer. shape=(N, T), dtype=bool."""
+
+
+def token_scores(model: Model, params: Params, model_state: ModelState, rows: PyTree) -> TokenScores:
+    """Scores every token of the answers, see `TokenScores`.
+
+    Args:
+      model: From tokens of shape (N, T) to logits of shape (N, T, V).
+      params: Its weights.
+      model_state: Its state.
+      rows: See `token_losses`. All rows are computed at once.
+    """
+    found = _scores(model.apply, params, model_state, jnp.asarray(rows["tokens"]))
+    own, is_largest, mean, deviation = (np.asarray(part) for part in found)
+    return TokenScores(own, is_largest, mean, deviation, np.asarray(rows["answer"])[:, 1:])
+
+
+@functools.partial(jax.jit, static_argnames="apply")
+def _scores(apply: Any, params: Params, model_state: ModelState, tokens: jax.Array) -> tuple[jax.Array, ...]:
+    logits, _ = apply(params, model_state, tokens, train=False)
+    logs = jax.nn.log_softmax(logits[:, :-1].astype(jnp.float32))
+    own = jnp.take_along_axis(logs, tokens[:, 1:, None], axis=-1)[..., 0]
+    mean = jnp.sum(jnp.exp(logs) * logs, axis=-1)
+    variance = jnp.sum(jnp.exp(logs) * jnp.square(logs), axis=-1) - jnp.square(mean)
+    return own, own >= logs.max(axis=-1), mean, jnp.sqrt(jnp.maximum(variance, 0.0))
 
 
 def answer_probability(scores: TokenScores) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from scissorhands_jax.base import ModelState, Params, PyTree
-from scissorhands_jax.language.answering import StepDecoder
+from scissorhands_jax.language.greedy import StepDecoder
 from scissorhands_jax.language.methods.rmu import Activations
 from scissorhands_jax.language.packing import positions_in_segments
 
@@ -82,21 +83,34 @@ def hidden_of(network: Transformer, layer: int) -> Activations:
     return activations
 
 
+@functools.cache
 def decoder_of(network: Transformer) -> StepDecoder:
-    """How `answering.greedy_answers` asks the network for one token after the other, without computing those before."""
+    """How `greedy.greedy_tokens` asks the network for one token after the other, without computing those before."""
     one_by_one = network.clone(decode=True)
 
-    def start(params: Params, model_state: ModelState, rows: int, length: int) -> PyTree:
-        del model_state
-        tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
-        shapes = jax.eval_shape(one_by_one.init, jax.random.key(0), tokens)["cache"]
-        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-
     def step(
-        params: Params, model_state: ModelState, cache: PyTree, tokens: jax.Array, position: jax.Array
+        params: Params, model_state: ModelState, cache: PyTree, tokens: jax.Array, positions: jax.Array
     ) -> tuple[jax.Array, PyTree]:
-        variables = {"params": params, "cache": cache, **model_state}
-        logits, changed = one_by_one.apply(variables, tokens[:, None], start=position, mutable=["cache"])
-        return logits[:, 0], changed["cache"]
+        def of_row(cache: PyTree, token: jax.Array, position: jax.Array) -> tuple[jax.Array, PyTree]:
+            placed = jax.tree.map(lambda leaf: leaf if leaf.ndim else position.astype(leaf.dtype), cache)
+            variables = {"params": params, "cache": placed, **model_state}
+            logits, changed = one_by_one.apply(variables, token[None, None], start=position, mutable=["cache"])
+            return logits[0, 0], changed["cache"]
 
-    return StepDecoder(start, step)
+        return jax.vmap(of_row)(cache, tokens, positions)  # flax counts one position for all rows of a batch
+
+    def start(
+        params: Params, model_state: ModelState, tokens: jax.Array, lengths: jax.Array, room: int
+    ) -> tuple[jax.Array, PyTree]:
+        def read(held: tuple[jax.Array, PyTree], position: jax.Array) -> tuple[tuple[jax.Array, PyTree], None]:
+            logits, cache = held
+            found, cache = step(params, model_state, cache, tokens[:, position], jnp.full_like(lengths, position))
+            return (jnp.where((lengths - 1 == position)[:, None], found, logits), cache), None
+
+        row = jax.ShapeDtypeStruct((1, room), jnp.int32)
+        shapes = jax.eval_shape(one_by_one.init, jax.random.key(0), row)["cache"]
+        cache = jax.tree.map(lambda leaf: jnp.zeros((len(tokens), *leaf.shape), leaf.dtype), shapes)
+        nothing = jnp.zeros((len(tokens), network.vocabulary))
+        return jax.lax.scan(read, (nothing, cache), jnp.arange(tokens.shape[1]))[0]
+
+    return StepDecoder(start, step, network.length)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.language.packing import Encoded
 
 PAD, END, ANSWER = 0, 1, 2
 """The tokens of padding, of the end of an answer, and between question and answer."""
@@ -50,6 +51,15 @@ class WordTokenizer:
         return " ".join(words).replace(" .", ".").replace(" ?", "?")
 
 
+def encode_pair(tokenizer: WordTokenizer, question: str, answer: str) -> Encoded:
+    """A question with the token before the answer, and an answer with its end.
+
+    Raises:
+      InputError: A word is not known.
+    """
+    return Encoded([*tokenizer.encode(question), ANSWER], [*tokenizer.encode(answer), END])
+
+
 def rows_of(tokenizer: WordTokenizer, pairs: Sequence[tuple[str, str]], length: int) -> dict[str, np.ndarray]:
     """Questions and answers as the batch of `token_losses`.
 
@@ -67,12 +77,11 @@ def rows_of(tokenizer: WordTokenizer, pairs: Sequence[tuple[str, str]], length: 
     tokens = np.full((len(pairs), length), PAD, np.int32)
     answer = np.zeros(tokens.shape, bool)
     for row, (question, text) in enumerate(pairs):
-        asked, said = [*tokenizer.encode(question), ANSWER], [*tokenizer.encode(text), END]
-        if len(asked) + len(said) > length:
+        pair = encode_pair(tokenizer, question, text)
+        if pair.length > length:
             raise InputError(
-                f"{question[:60]!r} and its answer have {len(asked) + len(said)} tokens and a row {length}; make rows "
-                "longer"
+                f"{question[:60]!r} and its answer have {pair.length} tokens and a row {length}; make rows longer"
             )
-        tokens[row, : len(asked) + len(said)] = asked + said
-        answer[row, len(asked) : len(asked) + len(said)] = True
+        tokens[row, : pair.length] = [*pair.prompt, *pair.answer]
+        answer[row, len(pair.prompt) : pair.length] = True
     return {"tokens": tokens, "answer": answer}

@@ -8,7 +8,6 @@ from scissorhands_jax.base import Model
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.language import token_scores as by_rows
 from scissorhands_jax.language.aggregates import retain_utility
-from scissorhands_jax.language.answering import token_scores
 from scissorhands_jax.language.gates import language_gates
 from scissorhands_jax.language.measuring import (
     Network,
@@ -18,6 +17,7 @@ from scissorhands_jax.language.measuring import (
     membership_areas,
 )
 from scissorhands_jax.language.packing import Encoded
+from scissorhands_jax.language.token_scores import token_scores
 from scissorhands_jax.language.truth_ratios import DEFINITIONS
 
 VOCABULARY, END = 11, 1

@@ -2,9 +2,11 @@
 
 import builtins
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from scissorhands_jax.base import Model
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.language.rouge import rouge_l
 from scissorhands_jax.language.token_scores import (
@@ -13,6 +15,7 @@ from scissorhands_jax.language.token_scores import (
     exact_memorization,
     extraction_strength,
     min_k,
+    token_scores,
 )
 
 
@@ -78,3 +81,22 @@ def test_rouge_stems_words_and_counts_the_longest_common_subsequence(monkeypatch
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(InputError, match="install the extra `language`"):
         rouge_l([], [])
+
+
+def test_token_scores_are_those_of_the_predictions():
+    generator = np.random.default_rng(0)
+    table = generator.normal(0, 1, (12, 12)).astype(np.float32)
+    model = Model(lambda key: ({}, ()), lambda p, s, x, *, train, key=None: (jnp.asarray(table)[x], s))
+    tokens = generator.integers(0, 12, (3, 6)).astype(np.int32)
+    rows = {"tokens": tokens, "answer": tokens > 3}
+    found = token_scores(model, {}, (), rows)
+    logs = table - np.log(np.exp(table).sum(axis=1, keepdims=True))
+    for row in range(3):
+        for t in range(5):
+            p = logs[tokens[row, t]]
+            assert found.log_probability[row, t] == pytest.approx(p[tokens[row, t + 1]], rel=1e-4)
+            assert found.is_largest[row, t] == (p.argmax() == tokens[row, t + 1])
+            assert found.mean[row, t] == pytest.approx((np.exp(p) * p).sum(), rel=1e-4)
+            wanted = ((np.exp(p) * p**2).sum() - (np.exp(p) * p).sum() ** 2) ** 0.5
+            assert found.deviation[row, t] == pytest.approx(wanted, rel=1e-3)
+    np.testing.assert_array_equal(found.mask, (tokens > 3)[:, 1:])

@@ -64,7 +64,7 @@ def _demonstrated(out: Path, settings: FactsSettings, console: Console) -> Facts
         costs: dict[str, tuple[int | None, float | None]] = {}
         for name, network, cost in _networks(settings, scene, start_phase):
             found[name], costs[name] = measure_facts(scene, *network), cost
-            files.write_text(_log_path(out, name), json.dumps(evaluation_log(scene, found[name]), indent=1) + "\n")
+            files.write_text(_log_path(out, name), json.dumps(evaluation_log(found[name]), indent=1) + "\n")
         start_phase("tests and page", steps=False)
         references = [name for name in found if name.startswith(f"{RETRAINED} ")]
         rows = [_row(out, name, found, references, costs[name]) for name in found if name not in references]

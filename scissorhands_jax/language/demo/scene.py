@@ -13,9 +13,11 @@ import optax
 from scissorhands_jax.base import Data, Method, Model, ModelState, Params, PyTree
 from scissorhands_jax.language.demo.settings import FactsSettings
 from scissorhands_jax.language.facts import FACTS_OF_A_PERSON, Fact, flat, make_facts, vocabulary
+from scissorhands_jax.language.greedy import StepDecoder
+from scissorhands_jax.language.packing import Encoded
 from scissorhands_jax.language.token_losses import token_loss
-from scissorhands_jax.language.transformer import Transformer
-from scissorhands_jax.language.words import WordTokenizer, rows_of
+from scissorhands_jax.language.transformer import Transformer, decoder_of
+from scissorhands_jax.language.words import WordTokenizer, encode_pair, rows_of
 from scissorhands_jax.methods.finetune import finetune
 from scissorhands_jax.models.adapters import from_linen
 from scissorhands_jax.training.loop import OnStep, run
@@ -29,6 +31,7 @@ class FactsScene:
 
     tokenizer: WordTokenizer
     model: Model
+    decoder: StepDecoder
     forget: Sequence[Fact]
     retain: Sequence[Fact]
     held_out: Sequence[Fact]
@@ -38,6 +41,10 @@ class FactsScene:
     def rows(self, facts: Sequence[Fact]) -> dict[str, np.ndarray]:
         """Facts in the form in which they are learned, see `words.rows_of`."""
         return rows_of(self.tokenizer, [(fact.question, fact.answer) for fact in facts], ROW)
+
+    def encode(self, question: str, answer: str) -> Encoded:
+        """A question and an answer as tokens."""
+        return encode_pair(self.tokenizer, question, answer)
 
     @property
     def data(self) -> Data:
@@ -59,6 +66,7 @@ def make_facts_scene(settings: FactsSettings) -> FactsScene:
     return FactsScene(
         tokenizer=tokenizer,
         model=model,
+        decoder=decoder_of(network),
         forget=flat(people[:forget]),
         retain=flat(people[forget:known]),
         held_out=flat(people[known:]),
