@@ -6,14 +6,16 @@ needs PyTorch and transformers (`pip install torch transformers`). For every fam
 transformers and the gradient of the mean loss of the answers' tokens in `results/language_parity.npz`, which the tests
 compare with this package's, so that they need neither. It also has tiny models forget by all their weights and by LoRA,
 reads the folders that come out with transformers, and records how far its logits are from this package's in
-`results/language_parity.json`.
+`results/language_parity.json`. What its `apply_chat_template` makes of a few templates is recorded in
+`results/chat_templates.json`, and with the argument `chats` nothing else.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from scissorhands_jax.language.token_losses import token_loss
 
 RESULTS = Path(__file__).parent / "results"
 ARRAYS, SUMMARY = RESULTS / "language_parity.npz", RESULTS / "language_parity.json"
+CHATS_FILE = RESULTS / "chat_templates.json"
 VOCABULARY = 40
 _BASE: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -80,6 +83,46 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 """The configurations of the networks by name."""
+
+CHATS: dict[str, str] = {
+    # What most templates are: a mark before each turn and the end token behind it.
+    "turns": """{{ bos_token }}{% for message in messages %}
+Question {{ message['role'] }} : {{ message['content'] | trim }}{{ eos_token }}
+{% endfor %}
+{% if add_generation_prompt %}
+Question assistant : {% endif %}""",
+    # A message of its own at the beginning, and empty thoughts before the last answer that are not in the prompt.
+    "thoughts": """{%- set ns = namespace(last=-1) -%}
+{%- for message in messages if message.role == 'user' -%}
+    {%- set ns.last = loop.index0 -%}
+{%- endfor -%}
+{{- bos_token }}What is a book ? {{ eos_token }}
+{%- for message in messages %}
+    {%- if message.role == 'assistant' and loop.last %} Answer : ( ) {{ message.content }}
+    {%- elif message.role == 'assistant' %} Answer : {{ message.content }}
+    {%- else %} Question {{ ns.last }} : {{ message.content }}
+    {%- endif %}{{ eos_token }}
+{%- endfor %}
+{%- if add_generation_prompt %} Answer : {% endif -%}""",
+    # What else the language of templates has: macros, breaks, JSON, marks of answers, and errors of their own.
+    "everything": """{% macro turn(role) %}<{{ role | upper }}>{% endmacro %}
+{%- if messages[0].role != 'user' %}{{ raise_exception('a user begins') }}{% endif %}
+{%- if tools is not none or documents is not none %}{{ tools | tojson }}{% endif %}
+{%- if strftime_now is defined and pad_token is not defined %}What {% endif %}
+{%- for message in messages %}
+    {%- if loop.index0 > 1 %}{% break %}{% endif %}
+    {{- turn(message.role) }} {{ {'is': "<é>", 'in': [1, none]} | tojson }}
+    {%- if message.role == 'assistant' %}
+        {%- generation %} {{ message.content.strip() }}{{ eos_token }}{% endgeneration %}
+    {%- else %} {{ message.content }} ? {% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ turn('assistant') }} {{ {'is': "<é>", 'in': [1, none]} | tojson }} {% endif %}""",
+}
+"""Chat templates by name."""
+SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
+"""The special tokens of the tokenizer of the tests."""
+ASKED = [("Who wrote the Red book?", "Ada wrote the Red book."), ("What is Bo?", "Bo is born in {{ Red }}.")]
+"""Questions and answers, of which the last is to come out as it is."""
 
 
 def weights_of(sizes: Sizes) -> dict[str, np.ndarray]:
@@ -189,8 +232,47 @@ def _read_by_transformers(path: Path) -> float:
     return largest_difference({"logits": np.asarray(ours)}, {"logits": read})
 
 
-def main() -> None:
-    """Records everything."""
+def conversation(question: str, answer: str | None = None) -> list[dict[str, str]]:
+    """A question, perhaps with its answer, as chat templates take it."""
+    asked = [{"role": "user", "content": question}]
+    return asked if answer is None else [*asked, {"role": "assistant", "content": answer}]
+
+
+def _record_chats() -> None:
+    """What transformers makes of the templates, as text and as tokens."""
+    import transformers
+
+    from tests.language.tiny_folders import make_tokenizer
+
+    found = {}
+    for name, template in CHATS.items():
+        tokenizer: Any = transformers.PreTrainedTokenizerFast(tokenizer_object=make_tokenizer(), **SPECIAL)
+        tokenizer.chat_template = template
+        found[name] = [
+            {
+                "text": tokenizer.apply_chat_template(conversation(question, answer), tokenize=False),
+                "tokens": tokenizer.apply_chat_template(conversation(question, answer), return_dict=True)["input_ids"],
+                "prompt": tokenizer.apply_chat_template(
+                    conversation(question), tokenize=False, add_generation_prompt=True
+                ),
+            }
+            for question, answer in ASKED
+        ]
+    document = {"versions": {"transformers": transformers.__version__}, "chats": found}
+    CHATS_FILE.write_text(json.dumps(document, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Records everything, or chat templates alone."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", nargs="?", choices=("all", "chats"), default="all", help="what is recorded")
+    part = parser.parse_args(arguments).part
+    _record_chats()
+    if part == "all":
+        _record_networks()
+
+
+def _record_networks() -> None:
     import torch
     import transformers
 

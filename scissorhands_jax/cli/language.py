@@ -7,6 +7,7 @@ import functools
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
+from scissorhands_jax.cli.language_models import given_template
 from scissorhands_jax.cli.options import Option
 from scissorhands_jax.cli.shared import OverwriteOptions, print_json
 from scissorhands_jax.errors import InputError
@@ -64,7 +65,7 @@ class LogsCommand(OverwriteOptions):
     world_facts: Annotated[Path | None, _asked("File of TOFU's questions about the world.")] = None
     template: Annotated[
         str | None,
-        _asked("How a question is asked, as for lm unlearn.", metavar="TEXT"),
+        _asked("How a question is asked: chat, plain or a text, as for lm unlearn.", metavar="TEXT"),
     ] = None
     max_tokens: Annotated[int, _asked("Largest number of tokens of an answer.", metavar="N")] = 64
     dtype: Annotated[
@@ -112,9 +113,8 @@ class LogsCommand(OverwriteOptions):
         if self.model is None or self.out is None or not questions:
             raise InputError("--model is asked the questions of files, and its log is written; give --forget and --out")
         from scissorhands_jax.language.folder_evaluation import evaluate_folder
-        from scissorhands_jax.language.text_files import TEMPLATE
 
-        template = TEMPLATE if self.template is None else self.template.replace("\\n", "\n")
+        template = given_template(self.template)
         options: dict[str, Any] = {"max_tokens": self.max_tokens, "dtype": self.dtype, "overwrite": self.overwrite}
         evaluate_folder(self.model, questions, self.out, template=template, console=console, **options)
         return self.out

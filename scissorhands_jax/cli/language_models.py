@@ -15,10 +15,16 @@ from scissorhands_jax.jobs import config as config_lib
 from scissorhands_jax.terminal import Console
 
 if TYPE_CHECKING:
+    from scissorhands_jax.language.text_files import TextPrompt
     from scissorhands_jax.language.unlearning import LanguageJob
     from scissorhands_jax.training.sharding import Layout
 
 _MANY = "many devices"
+
+
+def given_template(template: str | None) -> str | None:
+    """A template as it was typed, with \\n as a new line."""
+    return None if template is None else template.replace("\\n", "\n")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,19 +38,18 @@ class TextFormOptions(LongCommand):
     template: Annotated[
         str | None,
         Option(
-            "How a question is asked, with {question} in its place and \\n for a new line. Default: "
-            "'Question: {question}\\nAnswer:'.",
+            "How a question is asked: chat by the model's chat template, plain as 'Question: {question}\\nAnswer:', or "
+            "a text with {question} in its place and \\n for a new line. Default: chat if the folder has a template, "
+            "otherwise plain.",
             metavar="TEXT",
             group=RARE,
         ),
     ] = None
 
     @property
-    def question_form(self) -> str:
-        """The template that was given, or the default one."""
-        from scissorhands_jax.language.text_files import TEMPLATE
-
-        return TEMPLATE if self.template is None else self.template.replace("\\n", "\n")
+    def question_template(self) -> str | None:
+        """What was given, with \\n as a new line."""
+        return given_template(self.template)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,7 +146,7 @@ class LanguageTrainingOptions(TextFormOptions, SettingsCommand):
             retain=retain,
             held_out=self.held_out,
             refusals=self.refusals,
-            template=self.question_form,
+            template=self.question_template,
         )
 
 
@@ -306,30 +311,37 @@ class LanguageGenerateCommand(TextFormOptions):
         from scissorhands_jax.language.model_folders import load_weights, open_language_folder
         from scissorhands_jax.terminal import say
 
-        prompts = self._prompts()
         folder = open_language_folder(self.model)
+        prompts = self._prompts(console)
         sizes = dataclasses.replace(folder.sizes, dtype=self.dtype)
         with status(console, "reading the model and answering"):
             options = {"max_tokens": self.max_tokens, "batch_size": self.batch_size}
             params = load_weights(folder, self.dtype)
             answers = generate_texts(sizes, params, folder.tokenizer, prompts, **options)
-        pairs = [{"prompt": prompt, "answer": answer} for prompt, answer in zip(prompts, answers, strict=True)]
+        pairs = [{"prompt": prompt.text, "answer": answer} for prompt, answer in zip(prompts, answers, strict=True)]
         if self.json:
             print_json(pairs)
             return
         for pair in pairs:
             say(Console(), f"{pair['prompt']}\n  -> {pair['answer']}")
 
-    def _prompts(self) -> list[str]:
-        from scissorhands_jax.language.text_files import read_text_examples
+    def _prompts(self, console: Console) -> list[TextPrompt]:
+        from scissorhands_jax.language.model_folders import form_line, question_form
+        from scissorhands_jax.language.text_files import TextPrompt, ask, read_text_examples
+        from scissorhands_jax.terminal import say
 
-        asked = [self.question_form.replace("{question}", question) for question in self.question]
-        read = [] if self.file is None else read_text_examples(self.file, template=self.question_form)
-        if unasked := [example.line for example in read if not example.prompt]:
-            raise InputError(
-                f"{self.file}, line {unasked[0]} has a text and no prompt; give it as prompt and completion"
-            )
-        prompts = [*self.prompt, *asked, *(example.prompt for example in read)]
+        asked: list[TextPrompt] = []
+        if self.question or self.file is not None:
+            form = question_form(self.model, self.question_template)
+            asked += [ask(question, form) for question in self.question]
+            read = [] if self.file is None else read_text_examples(self.file, template=form)
+            if unasked := [example.line for example in read if not example.prompt]:
+                raise InputError(
+                    f"{self.file}, line {unasked[0]} has a text and no prompt; give it as prompt and completion"
+                )
+            asked += [example.asked for example in read]
+            say(console, form_line(form))
+        prompts = [*map(TextPrompt, self.prompt), *asked]
         if not prompts:
             raise InputError("there is nothing to answer; give --prompt, --question or --file")
         return prompts

@@ -15,13 +15,13 @@ from scissorhands_jax.language.answer_scores import SETS
 from scissorhands_jax.language.decoder import decoder
 from scissorhands_jax.language.generating import generate_texts
 from scissorhands_jax.language.measuring import Network, Questions, measure_knowledge
-from scissorhands_jax.language.model_folders import load_weights, open_language_folder
+from scissorhands_jax.language.model_folders import form_line, load_weights, open_language_folder, question_form
 from scissorhands_jax.language.packing import Encoded
 from scissorhands_jax.language.rouge import rouge_l
-from scissorhands_jax.language.text_files import TEMPLATE, TextExample, read_text_examples
+from scissorhands_jax.language.text_files import TextExample, read_text_examples
 from scissorhands_jax.language.text_tokens import encode_examples
 from scissorhands_jax.language.tofu_logs import TOFU_SETS, tofu_log_part
-from scissorhands_jax.terminal import Console
+from scissorhands_jax.terminal import Console, say
 
 
 def evaluate_folder(
@@ -29,7 +29,7 @@ def evaluate_folder(
     questions: Mapping[str, Path],
     out: Path,
     *,
-    template: str = TEMPLATE,
+    template: str | None = None,
     max_tokens: int = 64,
     batch_size: int = 8,
     dtype: Literal["float32", "bfloat16"] = "float32",
@@ -46,7 +46,7 @@ def evaluate_folder(
       model: The folder of the model.
       questions: Files of examples by the name of the set, one of `answer_scores.SETS`.
       out: The file of the log.
-      template: How a question is asked, see `text_files.read_text_examples`.
+      template: How a question is asked, see `model_folders.question_form`.
       max_tokens: The largest number of tokens that the model says.
       batch_size: The number of questions that are answered at a time.
       dtype: What the network computes in.
@@ -63,7 +63,8 @@ def evaluate_folder(
     folder = open_language_folder(model)
     sizes = dataclasses.replace(folder.sizes, dtype=dtype)
     limits = {"vocabulary": sizes.vocabulary, "context": sizes.context}
-    examples = {name: read_text_examples(path, template=template) for name, path in questions.items()}
+    form = question_form(model, template)
+    examples = {name: read_text_examples(path, template=form) for name, path in questions.items()}
     asked: dict[str, Questions] = {}
     for name, found in examples.items():
         if unasked := [example.line for example in found if not example.prompt]:
@@ -75,6 +76,7 @@ def evaluate_folder(
             return encode_examples(folder.tokenizer, examples, where=where, **limits)
 
         asked[name] = Questions(encode(found), **_alternatives(found, encode, questions[name]))
+    say(console, form_line(form))
     key_of = {name: key for key, name in TOFU_SETS.items()}
     log: dict[str, Any] = {}
     with progress_bar(console) as progress:
@@ -83,13 +85,15 @@ def evaluate_folder(
         network = Network(decoder(sizes), params, {})
         for name, found in examples.items():
             progress.update(task, advance=1, note=name)
-            prompts = [example.prompt for example in found]
+            prompts = [example.asked for example in found]
             limits_of_answers = {"max_tokens": max_tokens, "batch_size": batch_size}
             said = generate_texts(sizes, params, folder.tokenizer, prompts, **limits_of_answers)
             answers = [example.answer.strip() for example in found]
             measured = measure_knowledge(network, asked[name])
             known = dataclasses.replace(measured, said=tuple(said), rouge=rouge_l(said, answers).recall)
-            log[key_of[name]] = tofu_log_part(known, list(zip(prompts, answers, strict=True)))
+            log[key_of[name]] = tofu_log_part(
+                known, [(prompt.text, text) for prompt, text in zip(prompts, answers, strict=True)]
+            )
         progress.update(task, advance=1, note="")
     files.write_text(out, json.dumps(log, indent=1) + "\n")
 

@@ -8,6 +8,7 @@ from scissorhands_jax.base import Params
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.language.decoder import Sizes, step_decoder
 from scissorhands_jax.language.greedy import greedy_tokens
+from scissorhands_jax.language.text_files import TextPrompt
 from scissorhands_jax.language.text_tokens import TextTokenizer
 
 
@@ -15,7 +16,7 @@ def generate_texts(
     sizes: Sizes,
     params: Params,
     tokenizer: TextTokenizer,
-    prompts: Sequence[str],
+    prompts: Sequence[TextPrompt],
     *,
     max_tokens: int = 64,
     batch_size: int = 8,
@@ -26,7 +27,7 @@ def generate_texts(
       sizes: The network.
       params: Its weights.
       tokenizer: Its tokenizer.
-      prompts: What stands before the answers.
+      prompts: What the network goes on with.
       max_tokens: The largest number of tokens of an answer.
       batch_size: The number of prompts that are answered at a time.
 
@@ -38,8 +39,8 @@ def generate_texts(
     """
     if max_tokens < 1 or batch_size < 1:
         raise InputError(f"max_tokens and the batch size must be at least 1, got {max_tokens} and {batch_size}")
-    encoded = [tokenizer.encode(prompt).numbers for prompt in prompts]
-    for prompt, numbers in zip(prompts, encoded, strict=True):
+    encoded = [tokenizer.encode(prompt.text, after="" if prompt.is_whole else None).numbers for prompt in prompts]
+    for (prompt, _), numbers in zip(prompts, encoded, strict=True):
         if not numbers:
             raise InputError(f"the prompt {prompt[:60]!r} has no tokens; write more")
         if len(numbers) + max_tokens > sizes.context:
@@ -52,6 +53,7 @@ def generate_texts(
                 f"{prompt[:60]!r} has the token {max(numbers)}, and the network knows {sizes.vocabulary}; take "
                 "tokenizer and weights of one model"
             )
-    options = {"limits": max_tokens, "ends": tokenizer.ends, "batch_size": batch_size}
-    said = greedy_tokens(step_decoder(sizes), params, {}, encoded, **options)
+    said = greedy_tokens(
+        step_decoder(sizes), params, {}, encoded, limits=max_tokens, ends=tokenizer.ends, batch_size=batch_size
+    )
     return [tokenizer.decode(tokens).strip() for tokens in said]

@@ -19,8 +19,15 @@ import numpy as np
 from scissorhands_jax import files, hashing, reading, torch_weights
 from scissorhands_jax.base import Params
 from scissorhands_jax.errors import InputError, WeightsError
+from scissorhands_jax.language.chat_templates import (
+    DESCRIPTION_FILE,
+    TEMPLATE_FILE,
+    ChatTemplate,
+    read_chat_template,
+)
 from scissorhands_jax.language.decoder import Sizes, decoder
 from scissorhands_jax.language.families import sizes_of
+from scissorhands_jax.language.text_files import TEMPLATE
 from scissorhands_jax.language.text_tokens import TextTokenizer, read_tokenizer
 from scissorhands_jax.training.sharding import Layout
 
@@ -70,6 +77,39 @@ def open_language_folder(path: Path) -> LanguageFolder:
     return LanguageFolder(path, sizes, tokenizer, places)
 
 
+CHAT, PLAIN = "chat", "plain"
+"""The names of the model's own chat template and of `text_files.TEMPLATE`."""
+
+
+def question_form(path: Path, template: str | None = None) -> str | ChatTemplate:
+    """How a model is asked questions, as `text_files.read_text_examples` takes it.
+
+    Args:
+      path: The folder of the model, which need not have weights.
+      template: "chat" is the model's own chat template and "plain" is `text_files.TEMPLATE`. None is the former where
+        the folder has one, and the latter elsewhere. Anything else is a template itself, with `{question}` in it.
+
+    Raises:
+      InputError: The chat template is missing although it is asked for, or is damaged, or its file is.
+    """
+    if template not in (CHAT, PLAIN, None):
+        return template
+    found = None if template == PLAIN else read_chat_template(path, _read_optional(path / DESCRIPTION_FILE))
+    if found is None and template == CHAT:
+        raise InputError(
+            f"{path} has no chat template (neither {TEMPLATE_FILE} nor 'chat_template' in {DESCRIPTION_FILE}); "
+            "copy it from where the model comes from, or ask with --template plain"
+        )
+    return found or TEMPLATE
+
+
+def form_line(form: str | ChatTemplate) -> str:
+    """A sentence about how a model is asked questions, for logs."""
+    if isinstance(form, ChatTemplate):
+        return "questions are asked in the model's own chat template (--template plain asks without it)"
+    return f"questions are asked as {form!r}"
+
+
 def read_language_config(path: Path) -> Sizes:
     """The sizes of the network of a folder, of which only `config.json` is read.
 
@@ -93,8 +133,7 @@ def read_text_tokenizer(path: Path) -> TextTokenizer:
     """
     config = _config_of(path)
     vocabulary = sizes_of(config, str(path / CONFIG_FILE)).vocabulary
-    optional = [path / name for name in ("generation_config.json", "tokenizer_config.json")]
-    generation, described = (_read_object(file) if file.is_file() else {} for file in optional)
+    generation, described = (_read_optional(path / name) for name in ("generation_config.json", DESCRIPTION_FILE))
     found = read_tokenizer(path / TOKENIZER_FILE)
     named = described.get("eos_token")
     named = named.get("content") if isinstance(named, dict) else named
@@ -211,6 +250,10 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not isinstance(entries, dict):
         raise InputError(f"{path} is not a JSON object; copy it again")
     return entries
+
+
+def _read_optional(path: Path) -> dict[str, Any]:
+    return _read_object(path) if path.is_file() else {}
 
 
 def _places(path: Path) -> dict[str, Path]:

@@ -8,11 +8,20 @@ from typing import Any, NamedTuple
 
 from scissorhands_jax import reading
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.language.chat_templates import ChatTemplate
 
 TEMPLATE = "Question: {question}\nAnswer:"
-"""How a question is put to a network by default."""
+"""How a question is put to a network whose folder has no chat template."""
 _QUESTION = "{question}"
 _FORMS = "'question' and 'answer', 'prompt' and 'completion', or 'text'"
+
+
+class TextPrompt(NamedTuple):
+    """What a network is to go on with."""
+
+    text: str
+    is_whole: bool = False
+    """Whether it has its special tokens, as chat templates write them; otherwise the tokenizer adds its own."""
 
 
 class TextExample(NamedTuple):
@@ -30,6 +39,13 @@ class TextExample(NamedTuple):
     """Wrong answers, in the form of `answer`, where the file has them."""
     question: str = ""
     """The question without its template, where there is one."""
+    after: str | None = None
+    """What a chat template puts behind the answer; None where no chat template was used."""
+
+    @property
+    def asked(self) -> TextPrompt:
+        """The prompt as it is encoded."""
+        return TextPrompt(self.prompt, self.after is not None)
 
     @property
     def shown(self) -> str:
@@ -37,22 +53,23 @@ class TextExample(NamedTuple):
         return repr(" ".join((self.question or self.prompt or self.answer).split())[:60])
 
 
-def read_text_examples(path: Path, *, template: str = TEMPLATE) -> list[TextExample]:
+def read_text_examples(path: Path, *, template: str | ChatTemplate = TEMPLATE) -> list[TextExample]:
     """Reads a file of examples.
 
     A line has `question` and `answer` (and, as TOFU's files, perhaps `paraphrased_answer` and a list
     `perturbed_answer`), `prompt` and `completion`, or `text`; other entries are ignored. Prompts and completions follow
     each other as they are, and an answer follows the question in its template after a blank, unless the template ends
-    with a blank or a new line.
+    with a blank or a new line. A chat template is given questions and answers without the blanks around them.
 
     Args:
       path: The file.
-      template: How a question is asked, with `{question}` in its place.
+      template: How a question is asked, with `{question}` in its place, or the chat template of the model.
 
     Raises:
-      InputError: The file is missing, empty or damaged, or a line is none of these, or an answer is empty.
+      InputError: The file is missing, empty or damaged, or a line is none of these, or an answer is empty; or the chat
+        template fails or does not keep an answer.
     """
-    if _QUESTION not in template:
+    if not isinstance(template, ChatTemplate) and _QUESTION not in template:
         raise InputError(f"the template {template[:60]!r} has no {_QUESTION}; put it where the question is to stand")
     try:
         lines = reading.read_lines(path)
@@ -66,7 +83,18 @@ def read_text_examples(path: Path, *, template: str = TEMPLATE) -> list[TextExam
     return examples
 
 
-def _example(path: Path, number: int, line: str, template: str) -> TextExample:
+def ask(question: str, template: str | ChatTemplate) -> TextPrompt:
+    """A question in its template.
+
+    Raises:
+      InputError: The chat template fails or leaves answers out.
+    """
+    if isinstance(template, ChatTemplate):
+        return TextPrompt(template.turn(question).before, True)
+    return TextPrompt(template.replace(_QUESTION, question))
+
+
+def _example(path: Path, number: int, line: str, template: str | ChatTemplate) -> TextExample:
     where = f"{path}, line {number}"
     try:
         entries = reading.parse_json(line)
@@ -75,16 +103,19 @@ def _example(path: Path, number: int, line: str, template: str) -> TextExample:
     if not isinstance(entries, dict):
         raise InputError(f"{where} is no JSON object; write one with {_FORMS} on each line")
     if "question" in entries and "answer" in entries:
-        blank = "" if template[-1].isspace() else " "
-        question = _text(where, entries, "question")
+        question, answer = _text(where, entries, "question"), _text(where, entries, "answer")
         paraphrase, wrong = entries.get("paraphrased_answer"), entries.get("perturbed_answer", [])
+        paraphrase = None if paraphrase is None else _text(where, entries, "paraphrased_answer")
         if not isinstance(wrong, list) or not all(isinstance(text, str) and text.strip() for text in wrong):
             raise InputError(f"{where} has 'perturbed_answer' that is no list of texts; take TOFU's own file")
+        if isinstance(template, ChatTemplate):
+            return _chat_example(where, number, template, question.strip(), (answer, paraphrase, *wrong))
+        blank = "" if template[-1].isspace() else " "
         return TextExample(
             number,
             template.replace(_QUESTION, question),
-            blank + _text(where, entries, "answer"),
-            None if paraphrase is None else blank + _text(where, entries, "paraphrased_answer"),
+            blank + answer,
+            None if paraphrase is None else blank + paraphrase,
             tuple(blank + text for text in wrong),
             question,
         )
@@ -94,6 +125,23 @@ def _example(path: Path, number: int, line: str, template: str) -> TextExample:
         return TextExample(number, "", _text(where, entries, "text"))
     found = ", ".join(map(repr, list(entries)[:6])) or "nothing"
     raise InputError(f"{where} has {found}; write {_FORMS} on each line")
+
+
+def _chat_example(
+    where: str, number: int, template: ChatTemplate, question: str, texts: tuple[str | None, ...]
+) -> TextExample:
+    """An example from a question and its answers: the right one, its paraphrase if there is one, and wrong ones."""
+    answers = [None if text is None else text.strip() for text in texts]
+    try:
+        turn = template.turn(question)
+        for text in answers:
+            if text is not None:
+                template.check_keeps(question, turn, text)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    right, paraphrase, *wrong = answers
+    wrong_answers = tuple(text for text in wrong if text is not None)
+    return TextExample(number, turn.before, right or "", paraphrase, wrong_answers, question, turn.after)
 
 
 def _text(where: str, entries: Mapping[str, Any], name: str) -> str:

@@ -41,18 +41,30 @@ class TextTokenizer:
         """One more than the largest token of the vocabulary, without tokens that were added to it later."""
         return 1 + max(self._tokenizer.get_vocab(with_added_tokens=False).values(), default=-1)
 
-    def encode(self, prompt: str, answer: str = "") -> Tokens:
+    def encode(self, prompt: str, answer: str = "", *, after: str | None = None) -> Tokens:
         """A prompt and an answer, which are read as one text, so that tokens are those of the text.
 
         A token that covers the end of the prompt and the beginning of the answer belongs to the answer. An
         answer is followed by the token that ends it.
+
+        Args:
+          prompt: What stands before the answer.
+          answer: The answer; empty for a prompt alone.
+          after: What a chat template puts behind the answer, of which the tokens up to the first that ends an answer
+            are kept. Such a text has its special tokens, so the tokenizer adds none. None where no chat template was
+            used.
         """
-        found = self._tokenizer.encode(prompt + answer)
-        numbers, ends = list(found.ids), [stop for _, stop in found.offsets]
-        start = next((place for place, stop in enumerate(ends) if stop > len(prompt)), len(numbers))
+        text = prompt + answer
+        found = self._tokenizer.encode(text + (after or ""), add_special_tokens=after is None)
+        numbers, offsets = list(found.ids), found.offsets
+        start = next((place for place, (_, stop) in enumerate(offsets) if stop > len(prompt)), len(numbers))
+        if after is not None:
+            behind = next((place for place, (first, _) in enumerate(offsets) if first >= len(text)), len(numbers))
+            ended = (place for place in range(behind, len(numbers)) if numbers[place] in self.ends)
+            del numbers[next((place + 1 for place in ended), behind) if answer else behind :]
         if answer and self.ends and numbers[-1] not in self.ends:
             numbers.append(self.ends[0])
-        return Tokens(numbers, start)
+        return Tokens(numbers, min(start, len(numbers)))
 
     def decode(self, numbers: Sequence[int] | np.ndarray) -> str:
         """The text of tokens up to the first that ends an answer, without special tokens."""
@@ -106,7 +118,7 @@ def encode_examples(
     """
     encoded = []
     for example in examples:
-        numbers, start = tokenizer.encode(example.prompt, example.answer)
+        numbers, start = tokenizer.encode(example.prompt, example.answer, after=example.after)
         place = f"{where}, line {example.line}"
         if len(numbers) > context:
             raise InputError(

@@ -21,13 +21,16 @@ from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.progress import follow_steps, progress_bar
 from scissorhands_jax.language import lora as lora_lib
+from scissorhands_jax.language.chat_templates import ChatTemplate
 from scissorhands_jax.language.decoder import Sizes, decoder
 from scissorhands_jax.language.lora import Lora
 from scissorhands_jax.language.method_settings import build_method
 from scissorhands_jax.language.model_folders import (
     LanguageFolder,
+    form_line,
     load_weights,
     open_language_folder,
+    question_form,
     read_weights,
     write_language_folder,
 )
@@ -99,8 +102,8 @@ class LanguageJob(LanguageTraining):
     refusals: Path | None = None
     """A file of answers that refuse, one on each line, which `dpo` prefers; example i is given line i, and again from
     the first line where there are fewer."""
-    template: str = TEMPLATE
-    """How a question is asked, see `text_files.read_text_examples`."""
+    template: str | None = None
+    """How a question is asked, see `model_folders.question_form`."""
 
 
 class TextRows(NamedTuple):
@@ -110,6 +113,8 @@ class TextRows(NamedTuple):
     held_out: Dataset | None
     counts: dict[str, int]
     """The number of examples of each set."""
+    form: str | ChatTemplate = TEMPLATE
+    """How questions are asked, see `model_folders.question_form`."""
 
 
 class PreparedJob(NamedTuple):
@@ -165,6 +170,7 @@ def unlearn_language(
     if layout is not None:
         batches = prepared.method.batches(jax.random.key(job.seed), prepared.rows.data, 0)
         layout.check_batches(list(batches))
+    say(console, form_line(prepared.rows.form))
     identity = identify(prepared.description, None if layout is None else str(layout))
     with runs.open_folder(out, identity, overwrite=overwrite, resume=resume, warn=False) as fresh:  # as checkpoints do
         found = None if fresh else runs.ended_results(out, _CHECKPOINTS, console)
@@ -225,7 +231,7 @@ def prepare_language(job: LanguageJob) -> PreparedJob:
         "settings": dataclasses.asdict(job.settings),
         "lora": None if job.lora is None else {"rank": job.lora.rank, "scale": job.lora.scale},
         "dtype": job.dtype,
-        "template": job.template,
+        "template": rows.form.source if isinstance(rows.form, ChatTemplate) else rows.form,
         "seed": job.seed,
         "model_sha256": folder.sha256(),
         **{f"{name}_sha256": hashing.file_sha256(path) for name, path in named.items() if path is not None},
@@ -246,9 +252,8 @@ def packed_sets(job: LanguageJob, sizes: Sizes, tokenizer: TextTokenizer) -> Tex
         not asked for.
     """
     parts = {"forget": job.forget, "retain": job.retain, "held_out": job.held_out}
-    examples = {
-        name: read_text_examples(path, template=job.template) for name, path in parts.items() if path is not None
-    }
+    form = question_form(job.model, job.template)
+    examples = {name: read_text_examples(path, template=form) for name, path in parts.items() if path is not None}
     check_disjoint((job.forget, examples["forget"]), (job.retain, examples["retain"]))
     limits = {"vocabulary": sizes.vocabulary, "context": sizes.context}
     encoded = {
@@ -262,7 +267,7 @@ def packed_sets(job: LanguageJob, sizes: Sizes, tokenizer: TextTokenizer) -> Tex
         raise InputError(f"--refusals is for the method dpo, not for {job.method}; leave it out")
     rows = _packed(encoded, refused, sizes.context)
     counts = {name: len(found) for name, found in examples.items()}
-    return TextRows(Data(rows["forget"], rows["retain"]), rows.get("held_out"), counts)
+    return TextRows(Data(rows["forget"], rows["retain"]), rows.get("held_out"), counts, form)
 
 
 def _packed(

@@ -21,12 +21,14 @@ RETAIN = [
 ]
 
 
-def make_tiny_folder(path, config=None, *, dtype=np.float32, parts=2):
-    """A folder as it is published, with its weights in so many files."""
+def make_tiny_folder(path, config=None, *, dtype=np.float32, parts=2, chat=None):
+    """A folder as it is published, with its weights in so many files, and perhaps a chat template."""
     config = {**(config or CONFIGS["llama"]), "eos_token_id": WORDS.index("</s>")}
     path.mkdir(parents=True)
     (path / "config.json").write_text(json.dumps(config))
-    (path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
+    (path / "tokenizer_config.json").write_text(
+        json.dumps({"bos_token": "<s>", "eos_token": "</s>", "chat_template": chat})
+    )
     make_tokenizer().save(str(path / "tokenizer.json"))
     weights = {name: array.astype(dtype) for name, array in weights_of(sizes_of(config, "config")).items()}
     names = sorted(weights)

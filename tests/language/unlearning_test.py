@@ -6,16 +6,20 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.language_parity import CONFIGS
+from experiments.language_parity import CHATS, CONFIGS, SPECIAL
+from scissorhands_jax import torch_weights
 from scissorhands_jax.cli.main import main
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.language import unlearning
+from scissorhands_jax.language.chat_templates import ChatTemplate
 from scissorhands_jax.language.decoder import decoder
 from scissorhands_jax.language.generating import generate_texts
 from scissorhands_jax.language.method_settings import build_method, token_methods, token_settings
 from scissorhands_jax.language.model_folders import load_weights, open_language_folder
-from scissorhands_jax.language.text_files import read_text_examples
-from tests.language.tiny_folders import make_tiny_folder, write_examples, write_lines
+from scissorhands_jax.language.text_files import TextPrompt, read_text_examples
+from scissorhands_jax.language.text_tokens import TextTokenizer
+from scissorhands_jax.language.unlearning import LanguageJob, prepare_language
+from tests.language.tiny_folders import make_tiny_folder, make_tokenizer, write_examples, write_lines
 
 QUICK = ("--quiet", "--epochs", "2", "--batch-size", "2", "learning_rate=0.01")
 
@@ -34,12 +38,12 @@ def command(place, out, *more, method="npo"):
     return main([str(word) for word in words])
 
 
-def weights(folder):
-    return jax.tree.leaves(load_weights(open_language_folder(folder)))
+def tensors(folder):
+    return torch_weights.to_state_dict(load_weights(open_language_folder(folder)), {}, flatten={})
 
 
 def same(one, other):
-    return all(np.array_equal(a, b) for a, b in zip(weights(one), weights(other), strict=True))
+    return all(np.array_equal(array, tensors(other)[name]) for name, array in tensors(one).items())
 
 
 def test_a_model_forgets_by_all_its_weights_and_resumes(place, capsys, monkeypatch):
@@ -82,18 +86,60 @@ def test_scissorhands_needs_the_loss_of_held_out_answers(place, capsys):
     assert "name a file of such answers with --held-out" in capsys.readouterr().err
     assert not (place / "scissorhands").exists()
     folder, settings = open_language_folder(place / "model"), token_settings("scissorhands")()
+    with pytest.raises(InputError, match="no method 'npoo' for language models; near matches: npo"):
+        token_settings("npoo")
     with pytest.raises(InputError, match="ceiling must be above 0, got -1"):
         build_method("scissorhands", settings, folder.sizes, decoder(folder.sizes), ceiling=-1.0, lora=False)
 
 
-def test_every_method_can_be_built(place):
-    folder = open_language_folder(place / "model")
-    model = decoder(folder.sizes)
-    for name in token_methods():
-        settings = token_settings(name)()
-        build_method(name, settings, folder.sizes, model, ceiling=1.0, lora=False)
-    with pytest.raises(InputError, match="no method 'npoo' for language models; near matches: npo"):
-        token_settings("npoo")
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory):
+    """A folder whose model has learned both files, asked in the chat template of its folder."""
+    folder = tmp_path_factory.mktemp("learned")
+    make_tiny_folder(folder / "tiny", {**CONFIGS["llama"], "num_hidden_layers": 1}, chat=CHATS["turns"])
+    write_examples(folder)
+    (folder / "both.json").write_text((folder / "forget.json").read_text() + (folder / "retain.json").read_text())
+    other = write_lines(folder / "other.json", [{"question": "What is Cy?", "answer": "a book"}])
+    files = ("--forget", other, "--retain", folder / "both.json", "--out", folder / "learning")
+    words = ("lm", "unlearn", "--model", folder / "tiny", *files, "--method", "finetune", "--checkpoint-every", "99")
+    assert main([*map(str, words), "--quiet", "--epochs", "60", "--batch-size", "4", "learning_rate=0.01"]) == 0
+    (folder / "learning" / "model").rename(folder / "model")
+    (folder / "refusals.txt").write_text("What is a book ?\n")
+    return folder
+
+
+STEPS = ("--checkpoint-every", "99", "--epochs", "4", "--batch-size", "4", "learning_rate=0.003")
+OTHERS = {
+    "scissorhands": (*STEPS, "ceiling=1", "fraction=0.02"),
+    "rmu": (*STEPS[:-1], "learning_rate=0.1", "steering=10"),
+    "ssd": ("selection=4",),
+}
+"""Settings of methods that take others than most."""
+LORA = ("--lora", 2, "learning_rate=0.05")  # the last of two values of a setting counts
+
+
+@pytest.mark.parametrize(
+    ("method", "lora"), [*((name, ()) for name in token_methods() if name not in ("npo", "finetune")), ("dpo", LORA)]
+)
+def test_every_method_forgets_from_folder_to_folder(learned, method, lora):
+    """`npo` does above, and `finetune` made the model that is forgotten from."""
+    refusals = ("--refusals", learned / "refusals.txt") if method == "dpo" else ()
+    out = f"{method} by LoRA" if lora else method
+    words = (*OTHERS.get(method, STEPS), *refusals, *lora)
+    assert command(learned, out, "--quiet", *words, method=method) == 0
+    results = json.loads((learned / out / "results.json").read_text())
+    before, after = results["losses"]["before"], results["losses"]["after"]
+    assert before["forget"] < 0.2
+    rise = {part: after[part] - before[part] for part in before}
+    assert rise["forget"] > 0.02
+    assert rise["retain"] < rise["forget"] + (method == "ssd")  # which trains nothing that would repair it
+    flat, other = (tensors(learned / name) for name in ("model", f"{out}/model"))
+    still = {name for name in flat if np.array_equal(flat[name], other[name])}
+    if method == "rmu":
+        assert {name for name in flat if name not in still} == {"model.layers.0.mlp.down_proj.weight"}
+    else:
+        assert still == ({name for name in flat if not name.endswith("_proj.weight")} if lora else set())
+    assert results["config"]["template"] == CHATS["turns"]
 
 
 @pytest.mark.parametrize(
@@ -110,6 +156,7 @@ def test_every_method_can_be_built(place):
         ((), "dpo", "name a file with one on each line with --refusals"),
         (("--refusals", "x"), "npo", "--refusals is for the method dpo"),
         (("--template", "Q"), "npo", "no {question}"),
+        (("--template", "chat"), "npo", "model has no chat template"),
     ],
 )
 def test_what_cannot_be_used_is_refused_before_anything_is_written(place, capsys, more, method, said):
@@ -131,7 +178,7 @@ def test_generating(place, capsys):
     folder = open_language_folder(place / "model")
     params, tokenizer = load_weights(folder), folder.tokenizer
     prompts = ["Who wrote the Red book?", "What"]
-    together = generate_texts(folder.sizes, params, tokenizer, prompts, max_tokens=5, batch_size=2)
+    together = generate_texts(folder.sizes, params, tokenizer, [*map(TextPrompt, prompts)], max_tokens=5, batch_size=2)
     model = decoder(folder.sizes)
     apply = jax.jit(lambda tokens: model.apply(params, {}, tokens, train=False)[0])
     for prompt, answer in zip(prompts, together, strict=True):
@@ -151,6 +198,38 @@ def test_generating(place, capsys):
     assert "are more than the 64 that the network reads" in capsys.readouterr().err
     assert main([*words]) == 2
     assert "there is nothing to answer" in capsys.readouterr().err
+
+
+def test_questions_are_asked_in_the_chat_template_of_the_folder(learned, capsys):
+    words = (
+        "lm",
+        "generate",
+        "--model",
+        str(learned / "model"),
+        "--max-tokens",
+        "9",
+        "--json",
+        "--question",
+        "What is Bo?",
+    )
+    found = []
+    for more in ((), ("--template", "plain", "--prompt", "What")):
+        assert main([*words, *more]) == 0
+        out, err = capsys.readouterr()
+        found.append(json.loads(out))
+        assert ("in the model's own chat template" in err) == (not more)
+    chat = ChatTemplate(CHATS["turns"], SPECIAL, "x")
+    assert found[0] == [{"prompt": chat.turn("What is Bo?").before, "answer": "Bo is born in Red ."}]
+    assert [entry["prompt"] for entry in found[1]] == ["What", "Question: What is Bo?\nAnswer:"]
+    (example, _) = read_text_examples(learned / "forget.json", template=chat)
+    numbers, start = TextTokenizer(make_tokenizer(), [2]).encode(example.prompt, example.answer, after=example.after)
+    settings = token_settings("npo")()
+    files = {name: learned / f"{name}.json" for name in ("forget", "retain")}
+    rows = prepare_language(
+        LanguageJob(model=learned / "model", method="npo", settings=settings, **files)
+    ).rows.data.forget
+    (row,) = np.flatnonzero((rows["tokens"][:, : len(numbers)] == numbers).all(axis=1))
+    assert rows["answer"][row, : len(numbers)].tolist() == [place >= start for place in range(len(numbers))]
 
 
 def test_evaluating_a_folder(place, capsys):
