@@ -59,6 +59,18 @@ def foreign_type(name: str) -> str:
 
 
 def find_global(module: object, name: object) -> Global | Unknown | str:
+    """Returns what is taken for a global of a pickle, which is never imported.
+
+    Args:
+      module: The name of its module, as the pickle has it.
+      name: Its name there.
+
+    Returns:
+      What the package has in its place, its full name if that is all that is needed, and otherwise that it is unknown.
+
+    Raises:
+      TypeError: One of the names is no text.
+    """
     if not isinstance(module, str) or not isinstance(name, str):
         raise TypeError("a global's name is text")
     if f"{module}.{name}" in _INERT:
