@@ -56,10 +56,10 @@ class ChatTemplate:
         self.source, self._tokens, self._path = source, dict(tokens), path
         try:
             self._template = _environment().from_string(source)
-        except jinja2.TemplateSyntaxError as error:
+        except Exception as error:  # Besides errors of its own, Jinja raises those of Python's compiler.
+            line = f", line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
             raise InputError(
-                f"the chat template in {path} is damaged ({error.message}, line {error.lineno}); copy it again, or "
-                f"{_PLAIN}"
+                f"the chat template in {path} is damaged ({_shown(error)}{line}); copy it again, or {_PLAIN}"
             ) from error
 
     def rendered(self, messages: list[dict[str, str]], *, add_generation_prompt: bool = False) -> str:
@@ -76,9 +76,7 @@ class ChatTemplate:
         try:
             return self._template.render({**self._tokens, **given})
         except Exception as error:  # What a template does may raise anything.
-            raise InputError(
-                f"the chat template in {self._path} fails ({' '.join(str(error).split())[:120].rstrip('.')}); {_PLAIN}"
-            ) from error
+            raise InputError(f"the chat template in {self._path} fails ({_shown(error)}); {_PLAIN}") from error
 
     def turn(self, question: str) -> Turn:
         """What stands around the answer to a question.
@@ -107,6 +105,12 @@ class ChatTemplate:
 
     def _answered(self, question: str, answer: str) -> str:
         return self.rendered([{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
+
+
+def _shown(error: Exception) -> str:
+    """What an error says, in one line."""
+    said = str(getattr(error, "message", None) or error)
+    return " ".join(said.split())[:120].rstrip(".") or type(error).__name__
 
 
 def read_chat_template(folder: Path, description: Mapping[str, Any]) -> ChatTemplate | None:

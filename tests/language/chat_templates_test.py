@@ -84,6 +84,22 @@ def test_a_template_that_cannot_be_used_is_named_with_the_line(tmp_path, source,
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("{% if %}", "line 1"),
+        ("{{ messages | unheard_of }}", "No filter named 'unheard_of', line 1"),
+        ("{{ " + "(" * 3000 + " }}", "recursion"),
+        ("{% for m in messages %}" * 30 + "{% endfor %}" * 30, "nested"),
+    ],
+)
+def test_what_is_no_template_is_refused_before_it_is_used(source, said):
+    with pytest.raises(InputError, match="the chat template in the folder is damaged") as caught:
+        chat(source)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_question_is_asked_tomorrow_as_today():
     assert chat("{{ strftime_now('%d %b %Y') }}").rendered([]) == "26 Jul 2024"
 
