@@ -7,6 +7,10 @@ them and compares the files bit by bit. Every stage is a process of its own, so 
 PYTHON is an interpreter with torch, diffusers and transformers; without it the comparison is left out. The files take
 13 GB of disk.
 
+    python -m experiments.diffusion_full --only plan_traced --out experiments/results/diffusion_full_cpu.json
+
+This estimates from traced programs what every method needs at batch 16, which takes minutes and no compiler.
+
     python -m experiments.diffusion_full --only plan --only unlearn --out experiments/results/diffusion_full_cpu.json
 
 This predicts the memory of an unlearning step at batch 1 (`sd plan`) and takes one, with everything before it
@@ -33,9 +37,8 @@ from typing import Any
 
 import numpy as np
 
-# Side of the latents, pixels to a latent, width of the prompts, tokens, length of a prompt. The stage in PyTorch does
-# not import the library.
-SIZES = {"sd-v1": (64, 8, 768, 49408, 77), "tiny": (8, 2, 32, 514, 77)}
+from experiments.diffusion_plans import SIZES, plan, plan_batch_16, plan_traced, unlearning_settings
+
 LEAST_FREE_GIB = 1.2
 FILES = {
     "unet": "unet/diffusion_pytorch_model.safetensors",
@@ -197,65 +200,6 @@ def export(work: Path, name: str) -> dict[str, Any]:
     return {"seconds_total": seconds, "peak_gib": peak, "bit_exact": same}
 
 
-def unlearning_settings(name: str) -> tuple[Any, Any, Any]:
-    """Returns the sizes, the settings of the method, and how to compute, for the stages below.
-
-    Algorithm 1 with plain gradient steps: Adam's moments would take 6.4 GiB more. Activations are computed again.
-    """
-    from scissorhands_jax.diffusion import concept_settings, generating, networks
-    from scissorhands_jax.diffusion.layers import Compute
-    from scissorhands_jax.jobs import config
-
-    side, factor, *_ = SIZES[name]
-    settings = config.override(concept_settings.concept_preset("paper"), ["batch_size=1", "epochs=1", "optimizer=sgd"])
-    return (
-        networks.CONFIGS[name],
-        settings,
-        generating.GenerationSettings(size=side * factor, compute=Compute(remat=True)),
-    )
-
-
-def plan(work: Path, name: str) -> dict[str, Any]:
-    """Predicts what the step of `unlearn` needs."""
-    del work
-    return planned(*unlearning_settings(name))
-
-
-def plan_batch_16(work: Path, name: str) -> dict[str, Any]:
-    """Predicts what a step of the paper's settings needs: batch 16, Adam, bfloat16, activations computed again.
-
-    The compiler is that of the CPU, which computes some products of bfloat16 in float32, so temporaries are rather too
-    large for a GPU.
-    """
-    del work
-    from scissorhands_jax.diffusion import concept_settings, generating, networks
-    from scissorhands_jax.diffusion.layers import Compute
-
-    side, factor, *_ = SIZES[name]
-    compute = Compute(dtype="bfloat16", remat=True, attention=f"{side}=chunked")
-    generation = generating.GenerationSettings(size=side * factor, compute=compute)
-    described = {"attention": compute.attention, "batch_size": 16, "dtype": compute.dtype, "limit_gib": 140}
-    settings = concept_settings.concept_preset("paper")
-    return described | planned(networks.CONFIGS[name], settings, generation, memory_gib=140)
-
-
-def planned(sizes: Any, settings: Any, generation: Any, memory_gib: float | None = None) -> dict[str, Any]:
-    """Returns a plan in GiB."""
-    from scissorhands_jax.diffusion import planning
-
-    document = planning.plan_concept(sizes, settings, generation=generation, memory_gib=memory_gib).document()
-    gib = {
-        phase: {part: round(size / 2**30, 2) for part, size in parts.items()}
-        for phase, parts in document["phases_bytes"].items()
-    }
-    return {
-        "phases_gib": {phase: parts | {"together": round(sum(parts.values()), 2)} for phase, parts in gib.items()},
-        "total_gib": round(document["total_bytes"] / 2**30, 2),
-        "fits": document["fits"],
-        "seconds_compile": round(document["compile_seconds"], 1),
-    }
-
-
 def unlearn(work: Path, name: str) -> dict[str, Any]:
     """Takes a projected repair step at batch 1, and all that comes before it, by `training.run` on random weights."""
     del work
@@ -340,6 +284,7 @@ STAGES = {
     "compute": compute,
     "export": export,
     "plan": plan,
+    "plan_traced": plan_traced,
     "plan_batch_16": plan_batch_16,
     "unlearn": unlearn,
 }

@@ -125,6 +125,14 @@ def sentences() -> Iterator[tuple[str, str]]:
     yield findings, f"The step was projected (dual variable {step['steps'][0]['dual']:.2f})"
     peak = f"{step['peak_gib']:.0f} GiB"
     yield "docs/guides/diffusion.md", f"took {peak} on a CPU"
+    plan, traced = (_read("diffusion_full_cpu.json")[stage] for stage in ("plan", "plan_traced"))
+    taken = plan["phases_gib"]["repair"]
+    estimate = traced["batch 1"]["phases_gib"]["steps"]["together"]
+    yield (
+        "docs/guides/diffusion.md",
+        f"it says {estimate:.1f} GiB, XLA {taken['together'] - taken['process']:.1f}, and "
+        f"{step['peak_gib'] - taken['process']:.1f} were taken",
+    )
     steps = _read("token_steps_cpu.json")["steps"]
     ratios = {name: one["ratio_to_training_step"]["median"] for name, one in steps.items()}
     rates = [steps[name]["tokens_per_second"] for name in ("training step", "training step, padded to the longest")]
@@ -237,6 +245,34 @@ def _digits_table() -> str:
     return _table(header, lines)
 
 
+def _diffusion_plan_table() -> str:
+    """What Scissorhands holds at batch 16, by phase, as `sd plan --traced` prints it."""
+    phases = _read("diffusion_full_cpu.json")["plan_traced"]["paper"]["phases_gib"]
+    first = ("original network", "params and model state", "optimizer state", "what the method holds", "gradients")
+    parts = [*first, "activations and temporaries", "together"]
+    lines = [
+        [part, *(f"{each[part]:.1f}" if each.get(part, 0) >= 0.05 else "" for each in phases.values())]
+        for part in parts
+        if any(each.get(part, 0) >= 0.05 for each in phases.values())
+    ]
+    return _table(["GiB", *phases], lines)
+
+
+def _diffusion_plans_table() -> str:
+    """What every method holds at batch 16."""
+    plans = _read("diffusion_full_cpu.json")["plan_traced"]
+    lines = []
+    for method, plan in plans.items():
+        if method != "batch 1" and isinstance(plan, dict):  # the rest is about the machine
+            phases = {phase: parts["together"] for phase, parts in plan["phases_gib"].items()}
+            steps = phases.pop("steps", None)
+            name, size = max(phases.items(), key=lambda one: one[1], default=("", None))
+            before = "" if size is None else f"{size:.1f} ({name})"
+            words = "Scissorhands, `paper`" if method == "paper" else f"`{method}`"
+            lines.append([words, before, "" if steps is None else f"{steps:.1f}"])
+    return _table(["method", "before the steps, GiB", "steps, GiB"], lines)
+
+
 def _full_step_table() -> str:
     """What a step of unlearning costs at the size of Stable Diffusion."""
     names = {
@@ -298,6 +334,8 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "recipes": _recipes_table,
     "digits": _digits_table,
     "full_step": _full_step_table,
+    "diffusion_plan": _diffusion_plan_table,
+    "diffusion_plans": _diffusion_plans_table,
     "forgetting_tests": _forgetting_tests_table,
     "calibration": _calibration_table,
     "tofu": _tofu_table,

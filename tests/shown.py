@@ -47,6 +47,7 @@ ELSEWHERE = {
     "sd import --random": "diffusion/importing_test.py::test_random_networks_work_from_end_to_end",
     "sd unlearn": "diffusion/unlearning_test.py::folder",
     "sd evaluate": "diffusion/evaluating_test.py::test_prompts_are_drawn_by_both_networks_and_counted",
+    "sd plan": "diffusion/planning_test.py::test_it_says_whether_it_fits",
     "sd attack": "diffusion/attacking_test.py::test_attacks_are_counted_and_gone_on_with",
     "experiments.pack_cifar10": "datasets/compact_test.py::test_the_command_packs_what_it_reads_and_names_the_files",
     "experiments.accelerator": "experiments/accelerator_test.py::test_all_parts_run_with_jax_and_its_companions_alone",

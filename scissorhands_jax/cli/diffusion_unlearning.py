@@ -17,13 +17,20 @@ from scissorhands_jax.terminal import Console
 
 if TYPE_CHECKING:
     from scissorhands_jax.diffusion.concept_methods import ConceptTraining
-    from scissorhands_jax.diffusion.concept_settings import ConceptSettings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiffusionMethodOptions(SamplingOptions, SettingsCommand):
     """A command about making the UNet forget a concept."""
 
+    method: Annotated[
+        str,
+        Option(
+            "The method: scissorhands, esd, uce, salun, munba, erase_diff, selective_amnesia, finetune, "
+            "gradient_ascent, neggrad_plus, l1_sparse or ssd.",
+            metavar="NAME",
+        ),
+    ] = "scissorhands"
     preset: Annotated[
         str,
         Option(
@@ -60,6 +67,15 @@ class DiffusionMethodOptions(SamplingOptions, SettingsCommand):
     remat: Annotated[
         bool, Option("Compute activations again instead of keeping them: less memory, more time.", group=RARE)
     ] = False
+    mesh: Annotated[
+        str | None,
+        Option(
+            "Divide batches over DATA devices and large arrays over MODEL, e.g. 8 or 4x2. Default: one device.",
+            metavar="DATA[xMODEL]",
+            group=RARE,
+        ),
+    ] = None
+    fsdp: Annotated[bool, Option("Divide large arrays over the DATA devices as well.", group=RARE)] = False
 
     settings_of: ClassVar[str] = "PRESET"
     choices: ClassVar[Mapping[str, str]] = choices.PRESET_LINES
@@ -73,13 +89,19 @@ class DiffusionMethodOptions(SamplingOptions, SettingsCommand):
         chosen = method or "paper"
         return {"": CONCEPT_METHODS.get(chosen) or concept_settings.concept_preset(chosen)}
 
-    def scissorhands_settings(self) -> ConceptSettings:
-        """The settings of the preset with the changes that were given."""
+    def method_settings(self) -> ConceptTraining:
+        """The settings of the method with the changes that were given."""
         from scissorhands_jax.diffusion import concept_settings
+        from scissorhands_jax.diffusion.concept_methods import CONCEPT_METHODS
 
-        return config_lib.override(
-            concept_settings.concept_preset(self.preset), [*self.settings, *given_settings(self, "")]
-        )
+        check_choice("--method", self.method, ("scissorhands", *CONCEPT_METHODS))
+        if self.method == "scissorhands":
+            chosen: ConceptTraining = concept_settings.concept_preset(self.preset)
+        elif self.preset != "paper":
+            raise InputError(f"--preset {self.preset} is one of scissorhands; leave it out with --method {self.method}")
+        else:
+            chosen = CONCEPT_METHODS[self.method]
+        return config_lib.override(chosen, [*self.settings, *given_settings(self, "")])
 
 
 def _prompts_of(what: str) -> Option:
@@ -116,14 +138,6 @@ class ConceptCommand(ResumeOptions, DiffusionMethodOptions, PromptOptions):
     )
 
     model: Annotated[Path, Option("Folder of sd import.", metavar="DIR")]
-    method: Annotated[
-        str,
-        Option(
-            "The method: scissorhands, esd, uce, salun, munba, erase_diff, selective_amnesia, finetune, "
-            "gradient_ascent, neggrad_plus, l1_sparse or ssd.",
-            metavar="NAME",
-        ),
-    ] = "scissorhands"
     forget_prompts: Annotated[tuple[str, ...], _prompts_of("forgotten")]
     forget_images: Annotated[Path | None, _images_of("forgotten")] = None
     retain_prompts: Annotated[tuple[str, ...], _prompts_of("kept")]
@@ -142,34 +156,18 @@ class ConceptCommand(ResumeOptions, DiffusionMethodOptions, PromptOptions):
             group=RARE,
         ),
     ] = None
-    mesh: Annotated[
-        str | None,
-        Option(
-            "Divide batches over DATA devices and large arrays over MODEL, e.g. 8 or 4x2. Default: one device.",
-            metavar="DATA[xMODEL]",
-            group=RARE,
-        ),
-    ] = None
-    fsdp: Annotated[bool, Option("Divide large arrays over the DATA devices as well.", group=RARE)] = False
     checkpoint_every: Annotated[
         int | None, Option("Steps between checkpoints. Default: one after every epoch.", metavar="STEPS", group=RARE)
     ] = None
 
     def method_settings(self) -> ConceptTraining:
         """The settings of the method with the changes that were given."""
-        from scissorhands_jax.diffusion.concept_methods import CONCEPT_METHODS
-
-        check_choice("--method", self.method, ("scissorhands", *CONCEPT_METHODS))
-        if self.method == "scissorhands":
-            return self.scissorhands_settings()
-        if self.preset != "paper":
-            raise InputError(f"--preset {self.preset} is one of scissorhands; leave it out with --method {self.method}")
         if self.method == "selective_amnesia" and self.forget_images is None:
             raise InputError(
                 "selective_amnesia needs --forget-images, a folder of images that take the concept's place; images of "
                 "the forget prompts would teach the concept"
             )
-        return config_lib.override(CONCEPT_METHODS[self.method], [*self.settings, *given_settings(self, "")])
+        return super().method_settings()
 
     def run(self, console: Console) -> None:
         from scissorhands_jax.diffusion import concept_sets, unlearning
@@ -212,20 +210,34 @@ class ConceptCommand(ResumeOptions, DiffusionMethodOptions, PromptOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConceptPlanCommand(LongCommand, DiffusionMethodOptions):
-    """Predict how much memory sd unlearn will need.
+    """Predict how much memory sd unlearn will need, by any of its methods.
 
-    Compiles the programs of sd unlearn for the sizes of the networks, which takes minutes at full size on a CPU.
+    Compiles the programs of sd unlearn for the sizes of the networks and the device that is here, which takes minutes
+    at full size on a CPU. With --traced it only looks at what they compute, for an accelerator that is not here.
     Weights are neither needed nor read. Settings of the method follow as NAME=VALUE, as for sd unlearn;
-    `--help-settings PRESET` lists them.
+    `--help-settings NAME` lists those of a preset or a method.
     """
 
-    example: ClassVar[str] = "sd plan --config sd-v1 --batch-size 4 --memory 24"
+    example: ClassVar[str] = "sd plan --traced --batch-size 4 --dtype bfloat16 --remat --memory 24"
 
     model: Annotated[Path | None, Option("Folder of sd import.", metavar="DIR", exclusive="sizes")] = None
     config: Annotated[
         str, Option("Sizes of the networks, without --model: sd-v1 or tiny.", metavar="NAME", exclusive="sizes")
     ] = "sd-v1"
-    devices: Annotated[int, Option("Number of devices that the steps are divided over.", metavar="N")] = 1
+    devices: Annotated[
+        int,
+        Option(
+            "Number of devices that the steps are divided over, and large arrays if they do not fit otherwise. --mesh "
+            "says how instead.",
+            metavar="N",
+        ),
+    ] = 1
+    traced: Annotated[
+        bool,
+        Option(
+            "Trace the programs instead of compiling them: in seconds, for an accelerator, and less exactly.",
+        ),
+    ] = False
     memory: Annotated[
         float | None, Option("Memory of a device in GiB. Default: what this device has.", metavar="G")
     ] = None
@@ -235,18 +247,27 @@ class ConceptPlanCommand(LongCommand, DiffusionMethodOptions):
         from scissorhands_jax.diffusion import model_folder, networks, planning
         from scissorhands_jax.jobs.plan_report import print_plan
         from scissorhands_jax.jobs.progress import status
+        from scissorhands_jax.training import sharding
 
         config = (
             networks.named_config(self.config) if self.model is None else model_folder.read_model_config(self.model)
         )
-        generation = self.sampling(remat=self.remat)
-        with status(console, "compiling for the sizes of the network"):
+        layout = None
+        if self.mesh or self.fsdp:
+            if self.devices != 1 or not self.mesh:
+                raise InputError("--mesh says how many devices there are; give it, and leave --devices out")
+            layout = sharding.planned_layout(*sharding.parse_mesh(self.mesh), fsdp=self.fsdp)
+        what = "tracing" if self.traced else "compiling"
+        with status(console, f"{what} for the sizes of the network"):
             plan = planning.plan_concept(
                 config,
-                self.scissorhands_settings(),
-                generation=generation,
+                self.method_settings(),
+                method=self.method,
+                generation=self.sampling(remat=self.remat),
                 devices=self.devices,
+                layout=layout,
                 memory_gib=self.memory,
+                traced=self.traced,
             )
         if self.json:
             print_json(plan.document())

@@ -14,20 +14,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from scissorhands_jax import losses as losses_lib
-from scissorhands_jax import reinit
-from scissorhands_jax.base import Method, Model
+from scissorhands_jax import reinit, trees
+from scissorhands_jax.base import Carry, Data, Key, Method, Model, Params, StatefulLossFn
 from scissorhands_jax.diffusion import losses
 from scissorhands_jax.diffusion.anchors import check_anchor
 from scissorhands_jax.diffusion.ceilings import OTHER_PROMPTS
 from scissorhands_jax.diffusion.concept_methods import ConceptTraining, named_part
+from scissorhands_jax.diffusion.concept_methods.concept_training import BeginningPhase, ByteCount
 from scissorhands_jax.diffusion.schedules import SD_V1_SCHEDULE, Schedule
 from scissorhands_jax.errors import InputError, check_choice
 from scissorhands_jax.keywords import KEYS
 from scissorhands_jax.methods import scissorhands
+from scissorhands_jax.methods.scissorhands import Repair
 from scissorhands_jax.methods.semantics import Semantics
+from scissorhands_jax.methods.settings import Gradient
 
 _RELEASED_TRIM = r"up_blocks/[12]/attentions/1/transformer_blocks/0/attn1"
 
@@ -72,6 +75,25 @@ class ConceptSettings(ConceptTraining):
     """Single fields of `Semantics` whose values differ from those of Algorithm 1. The one in the preset `paper` does
     not contradict it: batches for the saliency get timesteps and noise of their own."""
 
+    gradients: ClassVar[tuple[Gradient, ...]] = ("retain", "forget")
+
+    def beginning(self, params: Params, size: ByteCount = trees.nbytes) -> dict[str, BeginningPhase]:
+        """The sum of the gradients, then the scores as well; less once these are a mask."""
+        network = size(params)
+        return {"scoring": BeginningPhase(network, "forget"), "trimming": BeginningPhase(2 * network)}
+
+    def scoring_loss(self, model: Model, schedule: Schedule = SD_V1_SCHEDULE) -> StatefulLossFn:
+        """The noise loss, or that of the guided prediction; see `ConceptTraining.scoring_loss`."""
+        if self.guided is None:
+            return super().scoring_loss(model, schedule)
+        return losses_lib.microbatched(losses.guided_noise_loss(model, self.guided, schedule), self.microbatches)
+
+    def first_carry(self, method: Method, key: Key, params: Params, data: Data) -> Carry:
+        """As of a network that was trimmed, since shapes cannot be scored; see `ConceptTraining.first_carry`."""
+        del data
+        assert isinstance(method.step, Repair)
+        return method.step.begin(key, params, {}, self.transformation(), self.forget_weight)
+
     @property
     def reads(self) -> tuple[str, ...]:
         """What the losses read of a prompt besides its embedding, see `ConceptTraining.reads`."""
@@ -97,15 +119,8 @@ class ConceptSettings(ConceptTraining):
             )
         if self.guided is not None and not self.guided >= 0:
             raise InputError(f"guided must not be negative, got {self.guided:g}")
-        forget_loss, noise_loss = (
-            losses_lib.microbatched(make(model, schedule), self.microbatches)
-            for make in (losses.concept_loss, losses.noise_loss)
-        )
-        if self.guided is not None:
-            guided_loss = losses.guided_noise_loss(model, self.guided, schedule)
-            noise_loss = losses_lib.microbatched(guided_loss, self.microbatches)
         return scissorhands(
-            forget_loss,
+            losses_lib.microbatched(losses.concept_loss(self.trained(model), schedule), self.microbatches),
             self.transformation(),
             fraction=self.fraction,
             forget_weight=self.forget_weight,
@@ -114,7 +129,7 @@ class ConceptSettings(ConceptTraining):
             project=named_part(self.train),
             projected=self.projected,
             batch_size=self.batch_size,
-            saliency_loss_fn=noise_loss,
+            saliency_loss_fn=self.scoring_loss(model, schedule),
             ceiling=math.inf if self.ceiling is None else self.ceiling,
             departures=self.departures,
         )

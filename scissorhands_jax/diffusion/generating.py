@@ -19,7 +19,7 @@ from PIL import Image
 from scissorhands_jax import files, hashing, reading
 from scissorhands_jax.base import Params
 from scissorhands_jax.diffusion import networks, schedules
-from scissorhands_jax.diffusion.layers import Compute
+from scissorhands_jax.diffusion.layers import Compute, attention_levels
 from scissorhands_jax.diffusion.model_folder import Pipeline
 from scissorhands_jax.diffusion.networks import DiffusionConfig
 from scissorhands_jax.diffusion.unet import Noisy
@@ -260,6 +260,11 @@ def check_generation(settings: GenerationSettings, config: DiffusionConfig) -> s
       InputError: A setting cannot be used with networks of these sizes.
     """
     check_choice("--sampler", settings.sampler, schedules.SAMPLERS)
+    fused = "cudnn" in (name for _, name in attention_levels(settings.compute.attention))
+    if fused and jax.default_backend() != "gpu":
+        raise InputError(
+            f"--attention cudnn needs an NVIDIA GPU, and JAX computes on {jax.default_backend()} here; take chunked"
+        )
     multiple = config.vae.factor * 2 ** (len(config.unet.widths) - 1)
     if settings.size < multiple or settings.size % multiple:
         raise InputError(f"--size must be a multiple of {multiple}, got {settings.size}")

@@ -125,6 +125,11 @@ class TestUce:
         assert same == trees.select(params, lambda name, leaf: "attn2/to_k" not in name and "attn2/to_v" not in name)
         assert list(method.batches(jax.random.key(0), data, 0)) == []
 
+    def test_an_edit_without_a_solution_is_refused(self):
+        text, kernel = np.ones((1, 2), np.float32), np.ones((2, 3), np.float32)
+        with pytest.raises(InputError, match="the edit has no finite solution with ridge = "):
+            edited_kernel(kernel, text, text, text, erase_weight=1.0, keep_weight=1.0, ridge=1e-320)
+
     def test_prompts_of_several_tokens_need_their_last(self):
         data = Data(
             {"context": np.zeros((1, 3, 32)), "pseudo": np.zeros((1, 3, 32))}, {"context": np.zeros((1, 3, 32))}

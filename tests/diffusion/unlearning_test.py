@@ -443,49 +443,6 @@ class TestPresets:
         assert scores[chosen].min() > scores[~chosen].max()
 
 
-class TestPlan:
-    def test_what_has_a_shape_is_exact_and_the_largest_phase_counts(self, capsys):
-        words = ["sd", "plan", "--config", "tiny", "--size", "16", "--batch-size", "2", "--memory", "64"]
-        assert cli.main([*words, "--json"]) == 0
-        document = json.loads(capsys.readouterr().out)
-        held, phases = 4 * document["parameters"], document["phases_bytes"]
-        assert document["parameters"] == trees.count_weights(SMALL)
-        assert phases["scoring"]["original network"] == phases["trimming"]["original network"] == held
-        assert phases["repair"]["params and model state"] == held
-        assert phases["repair"]["gradients"] == 2 * held
-        assert 2 * held < phases["repair"]["optimizer state"] < 2 * held + 100  # Adam's moments, and some numbers
-        assert {parts["batch"] for parts in phases.values()} == {2 * 2 * 4 * (2 * 8 * 8 * 4 + CONFIG.text.length * 32)}
-        assert document["total_bytes"] == max(sum(parts.values()) for parts in phases.values())
-        assert document["fits"]
-        assert cli.main([*words[:-1], "1e-6", "--preset", "released", "--json"]) == 0
-        other = json.loads(capsys.readouterr().out)
-        assert not other["fits"]
-        assert other["phases_bytes"]["repair"]["batch"] > phases["repair"]["batch"]  # the other prompt
-        # Two devices have half of the batch each, and of the arrays where they do not fit otherwise.
-        assert cli.main([*words[:-1], "1e-6", "--devices", "2", "--json"]) == 0
-        divided = json.loads(capsys.readouterr().out)["phases_bytes"]["repair"]
-        assert divided["params and model state"] == held // 2
-        assert divided["batch"] == phases["repair"]["batch"] // 2
-        assert "--devices must divide the batch size 2, got 3" in error_of(capsys, *words, "--devices", "3")
-
-    def test_it_says_whether_it_fits(self, folder, capsys):
-        words = ["sd", "plan", "--model", folder / "model", "--size", "16", "--batch-size", "1", "--memory"]
-        for memory, text in (("64", "It fits in 64 GiB"), ("0.001", "It does not fit in 1.02 MiB")):
-            assert cli.main([str(word) for word in (*words, memory)]) == 0
-            assert text in " ".join(capsys.readouterr().out.split())
-
-    @pytest.mark.parametrize(
-        ("change", "message"),
-        [
-            (["--config", "sdxl"], "--config is 'sdxl'; choose one of sd-v1, tiny"),
-            (["--memory", "0"], "--memory must be above 0 GiB, got 0"),
-            (["fraction=0"], "fraction must lie strictly between 0 and 1"),
-        ],
-    )
-    def test_bad_input(self, capsys, change, message):
-        assert message in error_of(capsys, "sd", "plan", *change)
-
-
 class TestBadInput:
     """One sentence each, before anything is compiled or written."""
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import ClassVar, Literal
+from collections.abc import Callable
+from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import optax
 
+from scissorhands_jax import losses as losses_lib
 from scissorhands_jax import microbatches, trees
-from scissorhands_jax.base import Method, Model, Params, Selection
+from scissorhands_jax.base import Carry, Data, Key, Method, Model, Params, PyTree, Selection, StatefulLossFn
+from scissorhands_jax.diffusion import losses
 from scissorhands_jax.diffusion.schedules import SD_V1_SCHEDULE, Schedule
 from scissorhands_jax.errors import InputError, check_choice
+from scissorhands_jax.methods.settings import Gradient
 
 NAMED_PARTS: dict[str, str | None] = {
     "cross-attention": ".*/attn2",
@@ -46,6 +50,42 @@ def training_only(optimizer: optax.GradientTransformation, part: str | None) -> 
     return optax.chain(optax.masked(optimizer, trained), optax.masked(optax.set_to_zero(), fixed))
 
 
+@functools.cache
+def training_part(model: Model, part: str | None) -> Model:
+    """The same network with gradients for a part of its weights alone; those of all others are zero.
+
+    What a loss of it leaves out is neither computed nor kept, and what methods compute from gradients (products, norms,
+    bargains) is that of the part. Equal arguments give the same value, so that code is shared.
+
+    Args:
+      model: The network.
+      part: A name in NAMED_PARTS or a pattern for `trees.select`. None and "all" change nothing.
+    """
+    where = named_part(part)
+    if where is None:
+        return model
+
+    def apply(params, model_state, x, *, train, key=None):
+        chosen = trees.select(params, where)
+        held = jax.tree.map(lambda leaf, moves: leaf if moves else jax.lax.stop_gradient(leaf), params, chosen)
+        return model.apply(held, model_state, x, train=train, key=key)
+
+    return Model(model.init, apply)
+
+
+ByteCount = Callable[[PyTree], int]
+"""The bytes of a tree of arrays, or what one of several devices has of it."""
+
+
+class BeginningPhase(NamedTuple):
+    """A phase of what a method does before its steps, as far as memory goes."""
+
+    held: int
+    """Bytes of what is held besides the original network."""
+    scores: Literal["forget", "retain"] | None = None
+    """The set of which the loss of a batch is differentiated by all weights; None is none."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConceptTraining:
     """The settings that all methods of `sd unlearn` share."""
@@ -67,6 +107,9 @@ class ConceptTraining:
     """The part of the UNet whose weights may move: a name in NAMED_PARTS (cross-attention, attention,
     all-but-cross-attention, all) or a pattern for `trees.select`."""
 
+    gradients: ClassVar[tuple[Gradient, ...]] = ("both",)
+    """The gradients, each as large as the part that is trained, that a step holds at the same time; as in
+    `methods.MethodSettings`. A method without steps has none."""
     reads_images: ClassVar[bool] = True
     """Whether the method needs images; otherwise prompts are enough, and latents are zeros that give their shape."""
 
@@ -90,6 +133,35 @@ class ConceptTraining:
           InputError: A setting is out of its range or unknown.
         """
         raise TypeError(f"{type(self).__name__} does not say how its method is built")
+
+    def trained(self, model: Model) -> Model:
+        """The UNet as the losses of the steps see it: with gradients for the part that is trained."""
+        return training_part(model, self.train)
+
+    def scoring_loss(self, model: Model, schedule: Schedule = SD_V1_SCHEDULE) -> StatefulLossFn:
+        """The loss that all weights are scored by before the steps, for methods that do so: the noise loss."""
+        return losses_lib.microbatched(losses.noise_loss(model, schedule), self.microbatches)
+
+    def beginning(self, params: Params, size: ByteCount = trees.nbytes) -> dict[str, BeginningPhase]:
+        """The phases before the steps by name, for `planning`; by default there are none.
+
+        Args:
+          params: The UNet, or its outline.
+          size: Counts bytes.
+        """
+        del params, size
+        return {}
+
+    def first_carry(self, method: Method, key: Key, params: Params, data: Data) -> Carry:
+        """A carry with the shapes of the one that the steps begin with, for `planning`, inside of `jax.eval_shape`.
+
+        Args:
+          method: The method of these settings.
+          key: A typed PRNG key.
+          params: The UNet.
+          data: Both sets.
+        """
+        return method.init(key, params, {}, data)
 
     def transformation(self) -> optax.GradientTransformation:
         """The optimizer with its learning rate, for the part that is trained."""

@@ -19,6 +19,7 @@ from scissorhands_jax.diffusion.schedules import SD_V1_SCHEDULE, Schedule
 from scissorhands_jax.diffusion.unet import Noisy
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods._gradient import descend
+from scissorhands_jax.methods.settings import Gradient
 
 
 def esd(
@@ -152,6 +153,7 @@ class EsdSettings(ConceptTraining):
     steps_per_epoch: int = 1000
     """The number of steps in an epoch."""
 
+    gradients: ClassVar[tuple[Gradient, ...]] = ("forget",)
     reads_images: ClassVar[bool] = False
 
     @property
@@ -163,7 +165,7 @@ class EsdSettings(ConceptTraining):
         """ESD with these settings; see `ConceptTraining.method`."""
         self.check()
         return esd(
-            model,
+            self.trained(model),
             self.transformation(),
             eta=self.eta,
             guidance=self.guidance,

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 from scissorhands_jax import losses as losses_lib
-from scissorhands_jax.base import Method, Model, StatefulLossFn
+from scissorhands_jax import trees
+from scissorhands_jax.base import Method, Model, Params, StatefulLossFn
 from scissorhands_jax.diffusion import losses
-from scissorhands_jax.diffusion.concept_methods.concept_training import ConceptTraining
+from scissorhands_jax.diffusion.concept_methods.concept_training import BeginningPhase, ByteCount, ConceptTraining
 from scissorhands_jax.diffusion.schedules import SD_V1_SCHEDULE, Schedule
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods import finetune, gradient_ascent, l1_sparse, neggrad_plus, ssd
+from scissorhands_jax.methods.settings import Gradient
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,14 +21,16 @@ class LossOnlySettings(ConceptTraining):
     """What these methods share: they see noise losses of images with their own prompts."""
 
     def loss(self, model: Model, schedule: Schedule) -> StatefulLossFn:
-        """The noise loss, in microbatches."""
+        """The noise loss, in microbatches, with gradients for the part that is trained."""
         self.check()
-        return losses_lib.microbatched(losses.noise_loss(model, schedule), self.microbatches)
+        return losses_lib.microbatched(losses.noise_loss(self.trained(model), schedule), self.microbatches)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConceptFinetuneSettings(LossOnlySettings):
     """`methods.finetune`: trains on with the retain images."""
+
+    gradients: ClassVar[tuple[Gradient, ...]] = ("retain",)
 
     def method(self, model: Model, schedule: Schedule = SD_V1_SCHEDULE) -> Method:
         """The method with these settings; see `ConceptTraining.method`."""
@@ -37,6 +42,8 @@ class ConceptAscentSettings(LossOnlySettings):
     """`methods.gradient_ascent`: drives the noise loss of the forget images up, without bound."""
 
     epochs: int = 1
+
+    gradients: ClassVar[tuple[Gradient, ...]] = ("forget",)
 
     def method(self, model: Model, schedule: Schedule = SD_V1_SCHEDULE) -> Method:
         """The method with these settings; see `ConceptTraining.method`."""
@@ -65,6 +72,8 @@ class ConceptL1SparseSettings(LossOnlySettings):
     penalty: float = 1e-5
     """The weight of the penalty in the first epoch."""
 
+    gradients: ClassVar[tuple[Gradient, ...]] = ("retain",)
+
     def method(self, model: Model, schedule: Schedule = SD_V1_SCHEDULE) -> Method:
         """The method with these settings; see `ConceptTraining.method`."""
         loss_fn = self.loss(model, schedule)
@@ -85,6 +94,16 @@ class ConceptSsdSettings(LossOnlySettings):
     """How many times larger the Fisher information of the forget set is for a weight to be dampened, above 0."""
     dampening: float = 1.0
     """The strength of the dampening, above 0."""
+
+    gradients: ClassVar[tuple[Gradient, ...]] = ()
+
+    def beginning(self, params: Params, size: ByteCount = trees.nbytes) -> dict[str, BeginningPhase]:
+        """The Fisher information of both sets, then the new weights and which of them are dampened."""
+        network = size(params)
+        return {
+            "scoring": BeginningPhase(2 * network, "forget"),
+            "dampening": BeginningPhase(3 * network + network // 4),
+        }
 
     def method(self, model: Model, schedule: Schedule = SD_V1_SCHEDULE) -> Method:
         """The method with these settings; see `ConceptTraining.method`."""

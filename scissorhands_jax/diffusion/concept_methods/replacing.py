@@ -11,7 +11,7 @@ and differ in what they make of them.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -33,14 +33,16 @@ from scissorhands_jax.base import (
     Params,
     PyTree,
     StatefulLossFn,
+    new_carry,
 )
 from scissorhands_jax.diffusion import losses
-from scissorhands_jax.diffusion.concept_methods.concept_training import ConceptTraining
+from scissorhands_jax.diffusion.concept_methods.concept_training import BeginningPhase, ByteCount, ConceptTraining
 from scissorhands_jax.diffusion.schedules import SD_V1_SCHEDULE, Schedule
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods._gradient import PairedOptions, follow_direction, paired_batches
 from scissorhands_jax.methods.munba import bargain
 from scissorhands_jax.methods.pair_gradients import pair_gradients
+from scissorhands_jax.methods.settings import Gradient
 
 
 def concept_salun(
@@ -207,6 +209,7 @@ class ReplacingSettings(ConceptTraining):
 
     epochs: int = 5
     batch_size: int = 8
+    gradients: ClassVar[tuple[Gradient, ...]] = ("retain", "forget")
     pseudo: str | None = None
     """The prompt that takes the concept's place, which has to be given: for a class another one, for nudity "a photo of
     a person wearing clothes"."""
@@ -223,8 +226,8 @@ class ReplacingSettings(ConceptTraining):
             raise InputError("the method draws the concept to another prompt; give it as pseudo=PROMPT")
 
     def loss(self, model: Model, schedule: Schedule) -> StatefulLossFn:
-        """L_r or -L_f of a batch, in microbatches."""
-        return losses_lib.microbatched(losses.concept_loss(model, schedule), self.microbatches)
+        """L_r or -L_f of a batch, in microbatches, with gradients for the part that is trained."""
+        return losses_lib.microbatched(losses.concept_loss(self.trained(model), schedule), self.microbatches)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -236,13 +239,25 @@ class ConceptSalunSettings(ReplacingSettings):
     retain_weight: float = 0.1
     """The weight of the retain loss, at least 0."""
 
+    def beginning(self, params: Params, size: ByteCount = trees.nbytes) -> dict[str, BeginningPhase]:
+        """The sum of the gradients, then its magnitudes as well; after them what is salient."""
+        network = size(params)
+        return {"scoring": BeginningPhase(network, "forget"), "masking": BeginningPhase(2 * network)}
+
+    def first_carry(self, method: Method, key: Key, params: Params, data: Data) -> Carry:
+        """With a mask of zeros, since weights cannot be scored by shapes; see `ConceptTraining.first_carry`."""
+        del method, data
+        mask = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), params)
+        optimizer = optax.chain(self.transformation(), masks.mask_updates())
+        return new_carry(key, params, {}, optimizer.init(params), mask)
+
     def method(self, model: Model, schedule: Schedule = SD_V1_SCHEDULE) -> Method:
         """SalUn with these settings; see `ConceptTraining.method`."""
         self.check()
         return concept_salun(
             self.loss(model, schedule),
             self.transformation(),
-            noise_loss_fn=losses_lib.microbatched(losses.noise_loss(model, schedule), self.microbatches),
+            noise_loss_fn=self.scoring_loss(model, schedule),
             fraction=self.fraction,
             retain_weight=self.retain_weight,
             batch_size=self.batch_size,

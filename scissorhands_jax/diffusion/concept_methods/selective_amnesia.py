@@ -13,9 +13,21 @@ import optax
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import losses as losses_lib
 from scissorhands_jax import trees
-from scissorhands_jax.base import Data, Key, Method, Model, ModelState, Params, PyTree, Scores, StatefulLossFn
+from scissorhands_jax.base import (
+    Carry,
+    Data,
+    Key,
+    Method,
+    Model,
+    ModelState,
+    Params,
+    PyTree,
+    Scores,
+    StatefulLossFn,
+    new_carry,
+)
 from scissorhands_jax.diffusion import losses
-from scissorhands_jax.diffusion.concept_methods.concept_training import ConceptTraining
+from scissorhands_jax.diffusion.concept_methods.concept_training import BeginningPhase, ByteCount, ConceptTraining
 from scissorhands_jax.diffusion.schedules import SD_V1_SCHEDULE, Schedule
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods._gradient import PairedOptions, descend, paired_batches
@@ -124,11 +136,20 @@ class SelectiveAmnesiaSettings(ConceptTraining):
     fisher_batches: int = 100
     """The number of retain batches of the Fisher information, at least 1."""
 
+    def beginning(self, params: Params, size: ByteCount = trees.nbytes) -> dict[str, BeginningPhase]:
+        """A copy of the original and the sum of the squared gradients."""
+        return {"scoring": BeginningPhase(2 * size(params), "retain")}
+
+    def first_carry(self, method: Method, key: Key, params: Params, data: Data) -> Carry:
+        """With the weights in place of their Fisher information; see `ConceptTraining.first_carry`."""
+        del method, data
+        return new_carry(key, params, {}, self.transformation().init(params), (params, params))
+
     def method(self, model: Model, schedule: Schedule = SD_V1_SCHEDULE) -> Method:
         """Selective Amnesia with these settings; see `ConceptTraining.method`."""
         self.check()
         return selective_amnesia(
-            losses_lib.microbatched(losses.noise_loss(model, schedule), self.microbatches),
+            losses_lib.microbatched(losses.noise_loss(self.trained(model), schedule), self.microbatches),
             self.transformation(),
             penalty=self.penalty,
             retain_weight=self.retain_weight,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import ClassVar
 
 import jax
@@ -11,10 +12,11 @@ import numpy as np
 
 from scissorhands_jax import trees
 from scissorhands_jax.base import Data, Dataset, Key, Method, Model, ModelState, Params
-from scissorhands_jax.diffusion.concept_methods.concept_training import ConceptTraining
+from scissorhands_jax.diffusion.concept_methods.concept_training import BeginningPhase, ByteCount, ConceptTraining
 from scissorhands_jax.diffusion.schedules import SD_V1_SCHEDULE, Schedule
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods._gradient import edit
+from scissorhands_jax.methods.settings import Gradient
 
 EDITED = ".*/attn2/to_[kv]"
 """The layers that read the prompt: keys and values of cross-attention."""
@@ -96,11 +98,22 @@ def edited_kernel(
       erase_weight: The weight of what is erased.
       keep_weight: The weight of what is kept.
       ridge: The weight of staying near the old kernel, above 0.
+
+    Raises:
+      InputError: No finite kernel does that.
     """
     old, erased, places, kept = (np.asarray(array, np.float64) for array in (kernel, erased, places, kept))
     stays = keep_weight * kept.T @ kept + ridge * np.eye(old.shape[0])
-    new = np.linalg.solve(erase_weight * erased.T @ erased + stays, (erase_weight * erased.T @ places + stays) @ old)
-    return jnp.asarray(new, kernel.dtype)
+    try:
+        new = np.linalg.solve(
+            erase_weight * erased.T @ erased + stays, (erase_weight * erased.T @ places + stays) @ old
+        )
+        made = new.astype(kernel.dtype)
+    except np.linalg.LinAlgError:
+        made = np.full(old.shape, np.nan)
+    if not np.isfinite(made).all():
+        raise InputError(f"the edit has no finite solution with ridge = {ridge:g}; raise ridge, or lower the weights")
+    return jnp.asarray(made, kernel.dtype)
 
 
 def _concepts(examples: Dataset, name: str, texts: str) -> np.ndarray:
@@ -128,7 +141,15 @@ class UceSettings(ConceptTraining):
     ridge: float = 0.5
     """The weight of staying near the old weights, above 0."""
 
+    gradients: ClassVar[tuple[Gradient, ...]] = ()
     reads_images: ClassVar[bool] = False
+
+    def beginning(self, params: Params, size: ByteCount = trees.nbytes) -> dict[str, BeginningPhase]:
+        """The new kernels, and in float64 the system of equations of the largest with what it is made of."""
+        chosen = trees.select(params, EDITED)
+        kernels = [leaf for leaf, edits in trees.zip_leaves(params, chosen) if edits and leaf.ndim == 2]
+        inputs, outputs = max((leaf.shape for leaf in kernels), key=math.prod)
+        return {"editing": BeginningPhase(size(kernels) + 8 * (3 * inputs * outputs + 4 * inputs * inputs))}
 
     @property
     def reads(self) -> tuple[str, ...]:
