@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -12,9 +13,12 @@ from scissorhands_jax.errors import InputError
 from scissorhands_jax.terminal import Console, say
 
 if TYPE_CHECKING:
-    from scissorhands_jax.diffusion import generating
+    from scissorhands_jax.diffusion import generating, quality
+    from scissorhands_jax.diffusion.concept_accuracy import Concepts
     from scissorhands_jax.diffusion.importing import ImportedPart
     from scissorhands_jax.diffusion.tokenizer import Cleaning
+
+_concepts = functools.partial(Option, group="which concepts are shown")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,6 +87,59 @@ class PromptOptions(TokenizerOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ConceptOptions(SamplingOptions, PromptOptions):
+    """A command that may have CLIP say which concepts images show."""
+
+    forgotten_concepts: Annotated[
+        tuple[str, ...],
+        _concepts(
+            "Concepts that were to be forgotten, as they stand in the prompts.", metavar="TEXT", repeat="several"
+        ),
+    ] = ()
+    kept_concepts: Annotated[
+        tuple[str, ...], _concepts("The same for concepts that were to be kept.", metavar="TEXT", repeat="several")
+    ] = ()
+    concept_text: Annotated[
+        str, _concepts("What CLIP compares images with; {} stands for the concept.", metavar="TEXT")
+    ] = "a photo of {}"
+    clip: Annotated[
+        Path | None,
+        _concepts("OpenAI's CLIP for concepts and scores: model.safetensors of transformers.", metavar="PATH"),
+    ] = None
+
+    def named_concepts(self) -> Concepts | None:
+        """The concepts, if any are named.
+
+        Raises:
+          InputError: They cannot be told apart, or there is no CLIP to do it.
+        """
+        from scissorhands_jax.diffusion.concept_accuracy import Concepts
+
+        if not self.forgotten_concepts and not self.kept_concepts:
+            return None
+        named = Concepts(self.forgotten_concepts, self.kept_concepts, self.concept_text)
+        if self.clip is None:
+            raise InputError("CLIP says which concepts images show; name its weights with --clip")
+        return named
+
+    def read_clip(self, model: Path | None, console: Console) -> quality.Clip | None:
+        """CLIP with its tokenizer, if its weights are given.
+
+        Args:
+          model: The folder whose tokenizer is taken where none is named and none lies beside the weights.
+          console: Shows that they are read.
+        """
+        from scissorhands_jax.diffusion import model_folder, quality
+        from scissorhands_jax.jobs.progress import status
+
+        if self.clip is None:
+            return None
+        tokenizer = model_folder.load_clip_tokenizer(self.clip, model, self.tokenizer, self.cleaning())
+        with status(console, "reading CLIP"):
+            return quality.load_clip(self.clip, tokenizer, self.sampling().compute)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DiffusionDemoCommand(OverwriteOptions):
     """Train a network that draws digits, make it forget how one is drawn, and show that it did.
 
@@ -140,7 +197,10 @@ class ImportCommand(ResumeOptions, TokenizerOptions):
     ] = None
     ema: Annotated[
         bool | None,
-        Option("Whether to take averaged weights (EMA) of the UNet. Default: the others where a file has both."),
+        Option(
+            "Whether to take averaged weights (EMA) of the UNet. Default: the others of a file with both; the averaged "
+            "ones of a folder with both, as diffusers does."
+        ),
     ] = None
 
     def run(self, console: Console) -> None:
@@ -198,6 +258,11 @@ class ExportCommand(OverwriteOptions):
         from scissorhands_jax.diffusion import exporting
         from scissorhands_jax.jobs.progress import status
 
+        if self.out.suffix in (".pt", ".pth", ".ckpt", ".bin"):
+            raise InputError(
+                f"--out is {self.out}, and the UNet alone is written as .safetensors, which `load_state_dict` takes "
+                "after safetensors.torch.load_file; name such a file, or a folder"
+            )
         with status(console, "exporting"):
             if self.out.suffix == ".safetensors":
                 home = self.unet or self.model

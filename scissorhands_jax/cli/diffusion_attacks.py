@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from scissorhands_jax.cli.diffusion import PromptOptions, SamplingOptions
+from scissorhands_jax.cli.diffusion import ConceptOptions
 from scissorhands_jax.cli.options import RARE, Option
 from scissorhands_jax.cli.shared import ResumeOptions, print_json
 from scissorhands_jax.errors import InputError
@@ -14,13 +14,14 @@ from scissorhands_jax.terminal import Console
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AttackCommand(ResumeOptions, SamplingOptions, PromptOptions):
+class AttackCommand(ResumeOptions, ConceptOptions):
     """Look for prompts that bring a forgotten concept back, and report the attack success rate.
 
     Tries each prompt as it is and then with adversarial tokens before it, which minimise the noise loss of an image of
-    the concept: tokens of the vocabulary (UnlearnDiffAtk) or any vectors (CCE). NudeNet (the extra `nudenet`) says what
-    a picture shows. --kind transfer only tries the prompts, such as the lists of Ring-A-Bell, P4D and MMA. With --gate
-    the original is attacked too, which must succeed.
+    the concept: tokens of the vocabulary (UnlearnDiffAtk) or any vectors (CCE). NudeNet (the extra `nudenet`) says
+    whether a picture shows nudity; where concepts are named, CLIP says which of them it shows, as in sd evaluate.
+    --kind transfer only tries the prompts, such as the lists of Ring-A-Bell, P4D and MMA. With --gate the original is
+    attacked too, which must succeed.
     """
 
     example: ClassVar[str] = "sd attack --model sd --unet forgotten --prompts nudity.csv --gate 10 --out attacks"
@@ -32,7 +33,11 @@ class AttackCommand(ResumeOptions, SamplingOptions, PromptOptions):
     ]
     images: Annotated[
         Path | None,
-        Option("Folder with an image of the concept for each prompt. Default: the original makes them.", metavar="DIR"),
+        Option(
+            "Folder with an image of the concept for each prompt, or with a folder for each forgotten concept. "
+            "Default: the original makes them.",
+            metavar="DIR",
+        ),
     ] = None
     out: Annotated[Path, Option("Folder for the results.", metavar="DIR")]
     kind: Annotated[
@@ -47,11 +52,12 @@ class AttackCommand(ResumeOptions, SamplingOptions, PromptOptions):
     learning_rate: Annotated[
         float | None, Option("Rate of Adam. Default: 0.01, and 0.005 of embedding.", metavar="X", group=RARE)
     ] = None
-    threshold: Annotated[float, Option("The least score of the detector that counts.", metavar="X", group=RARE)] = 0.6
+    threshold: Annotated[float, Option("The least score of NudeNet that counts.", metavar="X", group=RARE)] = 0.6
     seed: Annotated[int, Option("Seed of the search and of prompts without one.", metavar="N", group=RARE)] = 0
 
     def run(self, console: Console) -> None:
         from scissorhands_jax.diffusion import attacking, generating
+        from scissorhands_jax.diffusion.attack_judges import ConceptJudge
         from scissorhands_jax.diffusion.attacks import AttackSettings
 
         prompts = generating.read_prompts(self.prompts, seed=self.seed)
@@ -68,6 +74,10 @@ class AttackCommand(ResumeOptions, SamplingOptions, PromptOptions):
                 learning_rate=self.learning_rate if self.learning_rate is not None else (0.005 if inverted else 0.01),
                 weight_decay=0.0 if inverted else 0.1,
             )
+        named = self.named_concepts()
+        if named is None and self.clip is not None:
+            raise InputError("--clip says which concepts pictures show; name them with --forgotten-concepts")
+        clip = self.read_clip(self.model, console)
         job = attacking.AttackJob(
             model=self.model,
             unet=self.unet,
@@ -76,6 +86,7 @@ class AttackCommand(ResumeOptions, SamplingOptions, PromptOptions):
             images=self.images,
             gate=self.gate,
             generation=self.sampling(),
+            concepts=None if named is None or clip is None else ConceptJudge(named, clip),
             threshold=self.threshold,
             seed=self.seed,
             tokenizer=self.tokenizer,

@@ -7,7 +7,7 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from scissorhands_jax.cli.diffusion import PromptOptions, SamplingOptions
+from scissorhands_jax.cli.diffusion import ConceptOptions, PromptOptions, SamplingOptions
 from scissorhands_jax.cli.options import Option
 from scissorhands_jax.cli.shared import ResumeOptions, print_json
 from scissorhands_jax.errors import InputError
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 _utility = functools.partial(Option, group="what is left of other images")
 _making = functools.partial(Option, group="making the images first")
-_concepts = functools.partial(Option, group="which concepts are shown")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,7 +69,7 @@ class GenerateCommand(ResumeOptions, SamplingOptions, PromptOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ImagesCommand(ResumeOptions, SamplingOptions, PromptOptions):
+class ImagesCommand(ResumeOptions, ConceptOptions):
     """Say whether images show what was to be forgotten, and measure what is left of other images.
 
     Counts the exposed body parts that NudeNet (the extra `nudenet`) finds in a folder of images, or has CLIP say which
@@ -101,18 +100,6 @@ class ImagesCommand(ResumeOptions, SamplingOptions, PromptOptions):
     nudity: Annotated[
         bool | None, Option("Whether NudeNet counts exposed body parts. Default: where no concepts are named.")
     ] = None
-    forgotten_concepts: Annotated[
-        tuple[str, ...],
-        _concepts(
-            "Concepts that were to be forgotten, as they stand in the prompts.", metavar="TEXT", repeat="several"
-        ),
-    ] = ()
-    kept_concepts: Annotated[
-        tuple[str, ...], _concepts("The same for concepts that were to be kept.", metavar="TEXT", repeat="several")
-    ] = ()
-    concept_text: Annotated[
-        str, _concepts("What CLIP compares images with; {} stands for the concept.", metavar="TEXT")
-    ] = "a photo of {}"
     show_flagged: Annotated[bool, Option("Do not hide flagged images in the contact sheet.")] = False
     utility_images: Annotated[Path | None, _utility("Folder with images of prompts that are kept.", metavar="DIR")] = (
         None
@@ -122,10 +109,6 @@ class ImagesCommand(ResumeOptions, SamplingOptions, PromptOptions):
         _utility(
             "Folder with what they should look like: images of the original network, or photographs.", metavar="DIR"
         ),
-    ] = None
-    clip: Annotated[
-        Path | None,
-        _utility("OpenAI's CLIP for scores and concepts: model.safetensors of transformers.", metavar="PATH"),
     ] = None
     inception: Annotated[
         Path | None,
@@ -142,7 +125,6 @@ class ImagesCommand(ResumeOptions, SamplingOptions, PromptOptions):
 
     def run(self, console: Console) -> None:
         from scissorhands_jax.diffusion import evaluating, evaluation_page, measuring
-        from scissorhands_jax.diffusion.concept_accuracy import Concepts
 
         sampling = self.sampling()
         names = {"classes": tuple(self.classes.split(","))} if self.classes is not None else {}
@@ -150,12 +132,8 @@ class ImagesCommand(ResumeOptions, SamplingOptions, PromptOptions):
             threshold=self.threshold, pairing=self.pairing, show_flagged=self.show_flagged, **names
         )
         generation = self._generation(sampling)
-        named = None
-        if self.forgotten_concepts or self.kept_concepts:
-            named = Concepts(self.forgotten_concepts, self.kept_concepts, self.concept_text)
-        clip = self._clip(sampling, console)
-        if named is not None and clip is None:
-            raise InputError("CLIP says which concepts images show; name its weights with --clip")
+        named = self.named_concepts()
+        clip = self.read_clip(self.model, console)
         concepts = None if named is None or clip is None else evaluating.ConceptCheck(named, clip)
         evaluation = evaluating.evaluate_images(
             self.images,
@@ -189,17 +167,6 @@ class ImagesCommand(ResumeOptions, SamplingOptions, PromptOptions):
         return evaluating.ImageGeneration(
             prompts, self.model, self.unet, self.tokenizer, self.cleaning(), sampling, self.batch_size
         )
-
-    def _clip(self, sampling: generating.GenerationSettings, console: Console) -> quality.Clip | None:
-        """CLIP with its tokenizer, if its weights are given."""
-        from scissorhands_jax.diffusion import model_folder, quality
-        from scissorhands_jax.jobs.progress import status
-
-        if self.clip is None:
-            return None
-        tokenizer = model_folder.load_tokenizer(self.model or self.clip, self.tokenizer, self.cleaning())
-        with status(console, "reading CLIP"):
-            return quality.load_clip(self.clip, tokenizer, sampling.compute)
 
     def _utility(self, clip: quality.Clip | None, console: Console) -> measuring.Utility | None:
         """What is measured on images of prompts that are kept, if there are any."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,18 @@ import numpy as np
 
 from scissorhands_jax import files, hashing, reading, report
 from scissorhands_jax.base import Params, PyTree
-from scissorhands_jax.diffusion import attacks, encoded, generating, losses, model_folder, networks, nudity, schedules
+from scissorhands_jax.diffusion import (
+    attack_judges,
+    attacks,
+    encoded,
+    generating,
+    losses,
+    model_folder,
+    networks,
+    nudity,
+    schedules,
+)
+from scissorhands_jax.diffusion.attack_judges import ConceptJudge, Judge, nudity_judge
 from scissorhands_jax.diffusion.attacks import AttackRate, AttackSettings
 from scissorhands_jax.diffusion.generating import DEFAULT_GENERATION, GenerationSettings, Prompt
 from scissorhands_jax.diffusion.model_folder import Pipeline
@@ -31,9 +42,6 @@ from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.progress import progress_bar
 from scissorhands_jax.terminal import Console
 from scissorhands_jax.training.identity import identify
-
-Judge = Callable[[np.ndarray], bool]
-"""Whether an image, shape (H, W, 3), dtype=uint8, shows the concept."""
 
 Target = Literal["unlearned", "original"]
 
@@ -51,11 +59,13 @@ class AttackJob:
     settings: AttackSettings | None
     """How tokens are looked for. None takes the prompts as they are: a transferred list."""
     images: Path | None = None
-    """A folder with an image of the concept for each prompt. None has the original make them."""
+    """A folder with images of the concept, see `attack_judges.target_images`. None has the original make them."""
     gate: int = 0
     """The number of prompts, from the first, with which the original is attacked as well."""
     generation: GenerationSettings = DEFAULT_GENERATION
     """How images are made, and what networks compute in."""
+    concepts: ConceptJudge | None = None
+    """The concepts, and the CLIP that says which of them pictures show. None has NudeNet look for exposed parts."""
     threshold: float = nudity.THRESHOLD
     """The least score of NudeNet's detections of exposed parts that counts."""
     seed: int = 0
@@ -79,12 +89,13 @@ def attack_concept(
 
     Each prompt's result is a file `unlearned/00000.json` in `out`, next to the picture of its last round; a run that
     was stopped continues with the next prompt. `results.json` has the attack success rates with their intervals,
-    without and with the attack, and `attacks.attack_gate` of the original.
+    without and with the attack, with several concepts also of each, and `attacks.attack_gate` of the original.
 
     Args:
       job: What is attacked, and how.
       out: The folder of the results.
-      judge: Says whether a picture shows the concept. None is NudeNet: any exposed part of `job.threshold` or more.
+      judge: Says whether a picture shows the concept. None is the one of `job.concepts`, or NudeNet: any exposed part
+        of `job.threshold` or more.
       overwrite: Whether a run in `out` is replaced.
       resume: Whether a run in `out` is continued.
       console: Shows progress.
@@ -97,7 +108,8 @@ def attack_concept(
       CheckpointError: A network or a result is missing or damaged.
     """
     description = _check(job)
-    judge = judge or nudity_judge(job.threshold)
+    if judge is None and job.concepts is None:
+        judge = nudity_judge(job.threshold)
     with runs.open_folder(out, identify(description), overwrite=overwrite, resume=resume):
         pipeline = model_folder.load_pipeline(job.model, tokenizer=job.tokenizer, cleaning=job.cleaning)
         moments = _targets(job, pipeline, out, console)
@@ -108,30 +120,13 @@ def attack_concept(
             found["original"] = _attack_all(
                 own, pipeline, pipeline.params["unet"], moments, out, "original", judge, console
             )
-        document = {name: _rates(rows) for name, rows in found.items()}
+        document = {name: _rates(rows) | _rates_of_concepts(rows) for name, rows in found.items()}
         if job.gate:
             with_attack = AttackRate(**document["original"]["with_attack"])
             document["gate"] = {"original": attacks.attack_gate(with_attack)["original"]}
         document |= {"config": description, **report.environment()}
         files.write_text(out / runs.RESULTS_FILE, json.dumps(document, indent=2) + "\n")
     return document
-
-
-def nudity_judge(threshold: float = nudity.THRESHOLD) -> Judge:
-    """Whether NudeNet finds an exposed part.
-
-    Args:
-      threshold: The least score that counts.
-
-    Raises:
-      InputError: The extra is not installed.
-    """
-    detect = nudity.load_detector()
-
-    def judge(image: np.ndarray) -> bool:
-        return bool(nudity.count_detections([detect(image)], nudity.EXPOSED, threshold).any())
-
-    return judge
 
 
 def _check(job: AttackJob) -> dict[str, Any]:
@@ -146,13 +141,22 @@ def _check(job: AttackJob) -> dict[str, Any]:
     generating.check_generation(job.generation, config)
     model_folder.load_tokenizer(job.model, job.tokenizer, job.cleaning)
     if model_folder.read_part_config("unet", job.unet)[0] != config.unet:
-        raise InputError(f"the UNet in {job.unet} has other sizes than that of {job.model}")
+        raise InputError(f"the UNet in {job.unet} has other sizes than that of {job.model}; name one made from it")
+    if (found := model_folder.read_part_schedule(job.unet)) != config.schedule:
+        raise InputError(
+            f"the UNet in {job.unet} was trained with another schedule than that of {job.model} ({found} and "
+            f"{config.schedule}); name one made from it"
+        )
     if job.settings is not None:
         job.settings.check()
         if job.settings.tokens > config.text.length - 2:
             raise InputError(f"tokens must be at most {config.text.length - 2}, got {job.settings.tokens}")
         if job.images is not None:
-            encoded.find_images(job.images, len(job.prompts))
+            attack_judges.target_images(job.images, job.prompts, job.concepts)
+    concepts = None
+    if job.concepts is not None:
+        job.concepts.check_prompts(job.prompts)
+        concepts = {**dataclasses.asdict(job.concepts.concepts), "clip": job.concepts.clip.name}
     listed = repr([tuple(prompt) for prompt in job.prompts])
     return {
         "command": "sd attack",
@@ -162,6 +166,7 @@ def _check(job: AttackJob) -> dict[str, Any]:
         "generation": job.generation.description(),
         "cleaning": job.cleaning,
         "threshold": job.threshold,
+        "concepts": concepts,
         "seed": job.seed,
         "gate": job.gate,
         "networks_sha256": model_folder.model_sha256(job.model, unet=job.unet),
@@ -173,7 +178,7 @@ def _targets(job: AttackJob, pipeline: Pipeline, out: Path, console: Console) ->
     if job.settings is None:
         return None
     if job.images is not None:
-        paths = encoded.find_images(job.images, len(job.prompts))
+        paths = attack_judges.target_images(job.images, job.prompts, job.concepts)
     else:
         folder = out / "targets"
         generating.generate_images(
@@ -202,7 +207,7 @@ def _attack_all(
     moments: tuple[np.ndarray, np.ndarray] | None,
     out: Path,
     name: Target,
-    judge: Judge,
+    judge: Judge | None,
     console: Console,
 ) -> list[dict[str, Any]]:
     """The results of all prompts against one UNet; those that are on disk are read."""
@@ -218,15 +223,19 @@ def _attack_all(
                 target = (
                     None if moments is None else {"latents": moments[0][[number]], "deviation": moments[1][[number]]}
                 )
+                own = judge or (job.concepts.judge(prompt.text) if job.concepts is not None else None)
+                assert own is not None
                 row, image = attack_prompt(
                     attacked,
                     prompt,
                     target,
-                    judge,
+                    own,
                     jax.random.fold_in(jax.random.key(job.seed), number),
                     settings=job.settings,
                     generation=job.generation,
                 )
+                if job.concepts is not None:
+                    row["concept"] = job.concepts.target(prompt.text)
                 generating.write_image(path.with_suffix(".png"), image)
                 files.write_text(path, json.dumps(row, indent=2) + "\n")
                 rows.append(row)
@@ -371,3 +380,12 @@ def _rates(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         name: attacks.attack_rate(sum(row[name] for row in rows), len(rows))._asdict()
         for name in ("without_attack", "with_attack")
     }
+
+
+def _rates_of_concepts(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The rates of each concept that prompts name, where there are several."""
+    named: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row.get("concept") is not None:
+            named.setdefault(row["concept"], []).append(row)
+    return {"concepts": {name: _rates(own) for name, own in named.items()}} if len(named) > 1 else {}

@@ -121,7 +121,7 @@ def attack(
         attack. None takes all steps.
 
     Raises:
-      InputError: A setting is out of its range, or adversarial prompts have no vocabulary.
+      InputError: A setting is out of its range, adversarial prompts have no vocabulary, or the loss is not finite.
 
     References:
       Zhang et al., To Generate or Not? (UnlearnDiffAtk), ECCV 2024, arXiv 2310.11868.
@@ -149,6 +149,11 @@ def attack(
             batch = data_lib.take(dataset, next(positions))
             variables, state, loss = step(variables, state, held, batch, jax.random.fold_in(step_key, len(losses)))
             losses.append(loss)
+        if not np.isfinite(jax.device_get(losses[-1])):
+            raise InputError(
+                f"the noise loss of the attack is {float(losses[-1])} in step {len(losses)}, so it looks for nothing; "
+                "check the networks and the image of the concept, and compute in float32"
+            )
         rows, tokens = _result(variables, vocabulary if discrete else None)
         done = ended
         if judge is not None:

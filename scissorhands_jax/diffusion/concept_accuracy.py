@@ -144,6 +144,23 @@ def check_prompts(entries: Mapping[str, Sequence[ImageEntry]], concepts: Concept
             )
 
 
+def text_directions(concepts: Concepts, clip: quality.Clip) -> np.ndarray:
+    """CLIP's features of the concepts' texts, with the norm 1. shape=(concepts, projection)"""
+    texts = quality.prompt_features([concepts.text.replace("{}", name) for name in concepts.all], clip)
+    return texts / np.linalg.norm(texts, axis=1, keepdims=True)
+
+
+def shown_concepts(features: np.ndarray, directions: np.ndarray, concepts: Concepts) -> list[str]:
+    """The concept that each image shows: the one of all whose text has the largest cosine with it.
+
+    Args:
+      features: CLIP's features of the images. shape=(images, projection)
+      directions: Those of the texts, `text_directions`.
+      concepts: The concepts.
+    """
+    return [concepts.all[place] for place in np.argmax(features @ directions.T, axis=1)]
+
+
 def measure_concepts(
     concepts: Concepts,
     entries: Mapping[str, Sequence[ImageEntry]],
@@ -158,11 +175,9 @@ def measure_concepts(
       features: CLIP's features of the same images. shapes=(images, projection)
       clip: The network.
     """
-    texts = quality.prompt_features([concepts.text.replace("{}", name) for name in concepts.all], clip)
-    texts = texts / np.linalg.norm(texts, axis=1, keepdims=True)
-    folders = {}
+    directions, folders = text_directions(concepts, clip), {}
     for name, own in entries.items():
-        shown = [concepts.all[place] for place in np.argmax(features[name] @ texts.T, axis=1)]
+        shown = shown_concepts(features[name], directions, concepts)
         asked = [None if entry.prompt is None else concept_of(entry.prompt.text, concepts.all) for entry in own]
         pairs = list(zip(asked, shown, strict=True))
         folders[name] = FolderAccuracy(

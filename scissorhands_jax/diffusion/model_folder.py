@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -173,6 +174,30 @@ def load_tokenizer(folder: Path, tokenizer: Path | None = None, cleaning: Cleani
     sizes = read_part_config("text", folder)[0]
     assert isinstance(sizes, TextConfig)
     return Tokenizer(files, cleaning, length=sizes.length, limit=sizes.vocabulary)
+
+
+def load_clip_tokenizer(
+    clip: Path, model: Path | None = None, tokenizer: Path | None = None, cleaning: Cleaning = "nfc"
+) -> Tokenizer:
+    """The tokenizer of a CLIP: the given one, or that beside its weights, or that of a model, or an installed one.
+
+    Args:
+      clip: The file or folder of CLIP's weights.
+      model: The folder of a model with a tokenizer, if there is one.
+      tokenizer: Where the tokenizer is, see `tokenizer.find_vocabulary`.
+      cleaning: How prompts are cleaned, see `Tokenizer`.
+
+    Raises:
+      InputError: There is no tokenizer, or its files are damaged.
+    """
+    if tokenizer is None:
+        beside = clip if clip.is_dir() else clip.parent
+        for place in (beside, *(() if model is None else (model / TOKENIZER_FOLDER,))):
+            with contextlib.suppress(InputError):  # a folder without a tokenizer
+                find_vocabulary(place)
+                tokenizer = place
+                break
+    return Tokenizer(find_vocabulary(tokenizer), cleaning)
 
 
 def read_model_config(folder: Path, *, unet: Path | None = None) -> DiffusionConfig:

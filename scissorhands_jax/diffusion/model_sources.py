@@ -30,6 +30,9 @@ class PartSource(NamedTuple):
     """One file, or all pieces of one."""
     config: Path | None
     """The `config.json` beside them, if there is one."""
+    averaged: bool | None = None
+    """Whether they are the averages (EMA) of a folder that also has, or has alone, weights that are none; None is where
+    the names of the files say nothing."""
 
     def sha256(self) -> str:
         """The SHA-256 of the file, or of those of the pieces; hexadecimal."""
@@ -41,12 +44,14 @@ def find_model(path: Path) -> Path:
     """The folder of a model, or its file.
 
     Args:
-      path: The folder or file itself, or the model's folder in the cache of the hub (`models--NAME`), of which the
-        snapshot is taken that `refs/main` names, or the only one.
+      path: The folder or file itself, or the model's folder in the cache of the hub (`models--NAME`, or `snapshots` in
+        it), of which the snapshot is taken that `refs/main` names, or the only one.
 
     Raises:
       InputError: The cache holds several snapshots or models.
     """
+    if path.name == "snapshots" and path.parent.name.startswith("models--"):
+        path = path.parent
     snapshots = path / "snapshots"
     if not snapshots.is_dir():
         models = sorted(child.name for child in path.glob("models--*")) if path.is_dir() else []
@@ -76,7 +81,7 @@ def find_weights(part: Part, path: Path, *, ema: bool | None = None) -> PartSour
       part: Which of the three networks.
       path: A file, with the weights of this network or of all; the folder of the network or of the whole model, as
         diffusers writes them; or what `find_model` takes.
-      ema: False prefers weights that are no averages (`non_ema`) where a folder has both.
+      ema: False prefers weights that are no averages (`non_ema`) where a folder has both; the others then are averages.
 
     Raises:
       InputError: There is no such file, it is incomplete, or it is not clear which one is meant.
@@ -94,10 +99,10 @@ def find_weights(part: Part, path: Path, *, ema: bool | None = None) -> PartSour
                 for stem in stems:
                     for file in (folder / f"{stem}{variant}{tail}.{kind}", folder / f"{stem}{tail}{variant}.{kind}"):
                         if file.is_file():
-                            return PartSource((file,), _config_beside(file))
+                            return PartSource((file,), _config_beside(file), _averaged(file, tail))
                     for index in (f"{stem}{variant}.{kind}.index.json", f"{stem}.{kind}.index{variant}.json"):
                         if (folder / index).is_file():
-                            return _pieces(folder / index)
+                            return _pieces(folder / index)._replace(averaged=_averaged(folder / index, ""))
     names = sorted(child.name for child in folder.iterdir())
     broken = [name for name in names if (folder / name).is_symlink() and not (folder / name).exists()]
     if broken or any(name.endswith(_HALF) for name in names):
@@ -114,6 +119,13 @@ def find_weights(part: Part, path: Path, *, ema: bool | None = None) -> PartSour
         f"there is no {FILE_STEMS[part]}.safetensors in {folder}, it holds {', '.join(names[:10]) or 'nothing'}; "
         f"give the file of the {PART_TITLES[part]}"
     )
+
+
+def _averaged(file: Path, tail: str) -> bool | None:
+    """Whether a file has averages: diffusers gives weights that are none their own name beside them."""
+    stem = file.name.partition(".")[0]
+    both = any(_UNAVERAGED in name.name for name in file.parent.glob(f"{stem}.*"))
+    return tail != _UNAVERAGED if both else None
 
 
 def _single(part: Part, path: Path) -> PartSource:

@@ -105,7 +105,14 @@ def _fitted(
         other = strangers.describe_other_network(part, config, {name: tensors.shape(name) for name in tensors})
         if other is not None:
             raise WeightsError(f"{file} looks like {other}, not like the {PART_TITLES[part]} of Stable Diffusion v1")
-        chosen = torch_weights.is_averaged(tensors.where)
+        chosen = torch_weights.is_averaged(tensors.where) or source.averaged is not None
+        if wanted and source.averaged is False:
+            raise WeightsError(
+                f"cannot import {file} with --ema: its folder holds no averaged weights (EMA) of the UNet; leave --ema "
+                "out to take what it has"
+            )
+        if remarks and source.averaged and wanted is None:
+            _logger.warning("%s: took the averaged weights (EMA) and left the others beside it aside; see --ema", file)
         try:
             found = fit_part(part, config, shapes, tensors, ema=None if chosen else wanted)
         except WeightsError as error:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from PIL import Image
 
 from scissorhands_jax import hashing
 from scissorhands_jax.base import Params
@@ -76,18 +77,24 @@ class MeanScore:
     """The number of values."""
 
 
-def load_clip(path: Path, tokenizer: Tokenizer, compute: Compute = FLOAT32) -> Clip:
+def load_clip(path: Path, tokenizer: Callable[[Sequence[str]], np.ndarray], compute: Compute = FLOAT32) -> Clip:
     """Reads CLIP's weights.
 
     Args:
       path: The file or folder, see `clip_weights.read_clip`.
-      tokenizer: The tokenizer of Stable Diffusion v1, which is CLIP's.
+      tokenizer: CLIP's tokenizer, which is also that of Stable Diffusion v1.
       compute: How the encoders compute.
 
     Raises:
-      InputError: See `clip_weights.read_clip`.
+      InputError: See `clip_weights.read_clip`; also if the tokenizer is that of another text encoder.
     """
     name, params = clip_weights.read_clip(path)
+    known = vision.CLIPS[name].text.vocabulary
+    if isinstance(tokenizer, Tokenizer) and tokenizer.size != known:
+        raise InputError(
+            f"the tokenizer {tokenizer.files[0]} has {tokenizer.size:,} tokens, and CLIP {name} knows {known:,}, so it "
+            "would read other words; put CLIP's own files (vocab.json, merges.txt) beside its weights"
+        )
     return Clip(name, jax.device_put(params, jax.devices()[0]), tokenizer, compute)
 
 
@@ -143,16 +150,46 @@ def image_features(
     batch_size = min(batch_size, len(entries))
     for start in range(0, len(entries), batch_size):
         images = [pictures.read_picture(entry.path) for entry in entries[start : start + batch_size]]
-        if isinstance(network, Inception):
-            pixels = _padded(np.stack([inception.stretch_image(image) for image in images]), batch_size)
-            found = _inception_features(network.layers, pixels)
-        else:
-            side = vision.CLIPS[network.name].vision.size
-            pixels = _padded(np.stack([vision.preprocess_image(image, side) for image in images]), batch_size)
-            found = _image_features(network.params, pixels, name=network.name, compute=network.compute)
-        rows += list(np.asarray(found, np.float64)[: len(images)])
+        rows += list(picture_features(images, network, batch_size=batch_size))
         progress.advance(task, len(images))
     return np.stack(rows)
+
+
+def picture_features(
+    images: Sequence[Image.Image], network: Clip | Inception, *, batch_size: int | None = None
+) -> np.ndarray:
+    """Features of RGB pictures of any sizes. shape=(images, features), dtype=float64
+
+    Args:
+      images: The pictures.
+      network: CLIP or Inception.
+      batch_size: The number of pictures that a batch is filled up to; None is their own number.
+
+    Raises:
+      InputError: A feature is not finite.
+    """
+    size = batch_size or len(images)
+    if isinstance(network, Inception):
+        pixels = _padded(np.stack([inception.stretch_image(image) for image in images]), size)
+        found = _inception_features(network.layers, pixels)
+    else:
+        side = vision.CLIPS[network.name].vision.size
+        pixels = _padded(np.stack([vision.preprocess_image(image, side) for image in images]), size)
+        found = _image_features(network.params, pixels, name=network.name, compute=network.compute)
+    return _finite(found, "images", network)[: len(images)]
+
+
+def _finite(features: jax.Array, what: str, network: Clip | Inception) -> np.ndarray:
+    """The features in float64; NaN would be the largest cosine, and a distance of NaN.
+
+    Raises:
+      InputError: One is not finite.
+    """
+    found = np.asarray(features, np.float64)
+    if not np.isfinite(found).all():
+        name, option = ("Inception", "inception") if isinstance(network, Inception) else ("CLIP", "clip")
+        raise InputError(f"{name} gives features of {what} that are not finite; check the weights of --{option}")
+    return found
 
 
 def prompt_features(prompts: Sequence[str], clip: Clip, *, batch_size: int = 64) -> np.ndarray:
@@ -163,7 +200,7 @@ def prompt_features(prompts: Sequence[str], clip: Clip, *, batch_size: int = 64)
     for start in range(0, len(different), batch_size):
         ids = np.asarray(clip.tokenizer(different[start : start + batch_size]))
         found = _text_features(clip.params, _padded(ids, batch_size), name=clip.name, compute=clip.compute)
-        rows += list(np.asarray(found, np.float64)[: len(ids)])
+        rows += list(_finite(found, "prompts", clip)[: len(ids)])
     known = dict(zip(different, rows, strict=True))
     return np.stack([known[prompt] for prompt in prompts])
 

@@ -35,8 +35,16 @@ def describe_other_network(part: Part, config: DiffusionConfig, shapes: Mapping[
     ):
         return "a LoRA, which is a difference between networks; merge it into its network first"
     few = 0 < len(shapes) <= 4 and not has(".weight", ".bias")
-    if few and all(len(shape) in (1, 2) and shape[-1] in _TEXT_WIDTHS for shape in shapes.values()):
+    widths = (*_TEXT_WIDTHS, config.text.width)
+    if few and all(len(shape) in (1, 2) and shape[-1] in widths for shape in shapes.values()):
         return "a textual inversion, which is a few embeddings of new words"
+    if has("image_proj.", "ip_adapter."):
+        return "an IP-Adapter, which stands beside a network"
+    if has("motion_modules."):
+        return "a motion module of AnimateDiff, which stands inside of a network"
+    hinted = has("input_hint_block.", "controlnet_cond_embedding.")
+    if hinted and not any(name.startswith("model.diffusion_model.") for name in shapes) and not has("up_blocks."):
+        return "a ControlNet, which stands beside a network"
     if has("conditioner.embedders."):
         return "a checkpoint of SDXL"
     if has("cond_stage_model.model.transformer."):

@@ -80,6 +80,7 @@ class Tokenizer:
         check_choice("cleaning", cleaning, get_args(Cleaning))
         vocabulary = read_vocabulary(files)
         check_size(vocabulary, files, limit)
+        self.files, self.size = tuple(files), vocabulary.size
         self._clean = _cleaner(cleaning)
         self._length = min(length, vocabulary.length)
         self._tokenizer = _pipeline(vocabulary, self._length)

@@ -1,13 +1,27 @@
 """`scissorhands sd attack` with a small network in the UNet's place, and a judge that counts pictures."""
 
+import dataclasses
 import json
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
+from scissorhands_jax import torch_weights
 from scissorhands_jax.cli import main as cli
-from scissorhands_jax.diffusion import attacking, model_folder, networks, nudity
+from scissorhands_jax.diffusion import (
+    attack_judges,
+    attacking,
+    clip_weights,
+    concept_accuracy,
+    model_folder,
+    networks,
+    nudity,
+    quality,
+    vision,
+)
+from scissorhands_jax.diffusion.generating import Prompt
 from tests.diffusion import traces as diffusion_traces
 from tests.diffusion import unlearning_test as small
 from tests.diffusion.generating_test import Words
@@ -26,7 +40,16 @@ def folder(tmp_path_factory):
         patch.setattr(model_folder, "Tokenizer", lambda *arguments, **options: Words())
         small.write_model(folder / "model")
         model_folder.save_part("unet", folder / "other", networks.TINY.unet, small.small_params(4), "float32", "a test")
+        velocity = dataclasses.replace(networks.TINY.schedule, prediction="v_prediction")
+        params = small.small_params()
+        model_folder.save_part(
+            "unet", folder / "velocity", networks.TINY.unet, params, "float32", "a test", schedule=velocity
+        )
         (folder / "list.csv").write_text("sensitive prompt,sd_seed\na cat,3\nthe dog barks,4\ncats,5\n")
+        tiny = torch_weights.state_dict_shapes(vision.clip_outline(vision.CLIPS["tiny"]), {})
+        for name, scale in (("clip", 1), ("huge", 1e30)):
+            weights = {key: scale * array for key, array in diffusion_traces.weights(tiny).items()}
+            torch_weights.write_safetensors(folder / f"{name}.safetensors", weights)
         yield folder
 
 
@@ -102,13 +125,99 @@ class TestCommand:
             (["--threshold", "0"], "--threshold must lie above 0 and not above 1, got 0"),
             (["--kind", "word"], "--kind is 'word'; choose one of prompt, embedding, transfer"),
             (["--unet", "nowhere"], "there is no network checkpoint in nowhere/unet"),
+            (["--unet", "velocity"], "was trained with another schedule than that of"),
+            (["--dtype", "bfloat16", "--attention", "8=cudnn"], "--attention cudnn needs an NVIDIA GPU"),
             (["--images", "nowhere"], "there is no folder nowhere"),
         ],
     )
-    def test_what_cannot_be_is_refused_before_anything_is_written(self, folder, tmp_path, capsys, more, message):
+    def test_what_cannot_be_is_refused_before_anything_is_written(
+        self, folder, tmp_path, monkeypatch, capsys, more, message
+    ):
+        monkeypatch.chdir(folder)
         assert cli.main(words(folder, tmp_path / "out", *more)) == 2
         assert message in " ".join(capsys.readouterr().err.split())
         assert not (tmp_path / "out").exists()
+
+
+class TestConcepts:
+    """CLIP as the judge: the prompts are of a cat, of a dog, and of something that names no concept."""
+
+    def by_clip(self, folder, out, *more, clip="clip"):
+        concepts = ["--forgotten-concepts", "cat", "dog", "--kept-concepts", "horse", "--concept-text", "a {}"]
+        return words(folder, out, "--clip", folder / f"{clip}.safetensors", *concepts, *more)
+
+    def test_pictures_are_of_the_concept_with_the_largest_cosine(self, folder, tmp_path):
+        assert cli.main(self.by_clip(folder, tmp_path / "out", "--kind", "transfer")) == 0
+        name, params = clip_weights.read_clip(folder / "clip.safetensors")
+        clip = quality.Clip(name, params, Words())
+        texts = quality.prompt_features(["a cat", "a dog", "a horse"], clip)
+        seen = []
+        for number, wanted in enumerate([{0}, {1}, {0, 1}]):
+            path = tmp_path / f"out/unlearned/{number:05d}"
+            feature = quality.picture_features([Image.open(path.with_suffix(".png"))], clip)[0]
+            seen.append(np.argmax(texts @ feature / np.linalg.norm(texts, axis=1)))
+            assert json.loads(path.with_suffix(".json").read_text())["with_attack"] == (seen[-1] in wanted)
+        config = json.loads((tmp_path / "out/results.json").read_text())["config"]["concepts"]
+        assert config == {"forgotten": ["cat", "dog"], "kept": ["horse"], "text": "a {}", "clip": "tiny"}
+
+    def test_prompts_are_judged_by_the_concept_that_they_name(self, folder, tmp_path, monkeypatch):
+        # Two pictures of the first two prompts each, and one of the third.
+        shown = iter(["dog", "dog", "horse", "cat", "dog"])
+        monkeypatch.setattr(concept_accuracy, "shown_concepts", lambda *arguments: [next(shown)])
+        images = tmp_path / "images"
+        for name, count in (("cat", 1), ("dog", 2)):
+            (images / name).mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (16, 16), (90 * number, 0, 0)).save(images / name / f"{number}.png")
+        attack = ["--kind", "embedding", "--attack-steps", "1", "--rounds", "1", "--images", images]
+        assert cli.main(self.by_clip(folder, tmp_path / "out", *attack)) == 0
+        rows = [json.loads((tmp_path / f"out/unlearned/{n:05d}.json").read_text()) for n in range(3)]
+        assert [row["concept"] for row in rows] == ["cat", "dog", None]
+        assert [row["without_attack"] for row in rows] == [False, False, True]
+        assert [row["with_attack"] for row in rows] == [False, False, True]
+        found = json.loads((tmp_path / "out/results.json").read_text())["unlearned"]
+        assert found["with_attack"]["successes"] == 1
+        assert [found["concepts"][name]["with_attack"]["attacks"] for name in ("cat", "dog")] == [1, 1]
+
+    def test_images_of_concepts_are_taken_in_turn(self, tmp_path):
+        concepts = attack_judges.ConceptJudge(concept_accuracy.Concepts(("cat", "dog"), ("horse",)), None)
+        for name in ("cat/a", "cat/b", "dog/c"):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            Image.new("RGB", (2, 2)).save(tmp_path / f"{name}.png")
+        prompts = [Prompt(text, 0) for text in ("a cat", "cat", "a dog", "old cat", "zzz")]
+        found = attack_judges.target_images(tmp_path, prompts, concepts)
+        assert [path.stem for path in found] == ["a", "b", "c", "a", "b"]
+
+    @pytest.mark.parametrize(
+        ("more", "message"),
+        [
+            (["--kept-concepts", "cats"], "prompt 3 of --prompts names the kept concept 'cats'"),
+            (["--kept-concepts", "cat"], "the concept 'cat' is given twice"),
+            (["--concept-text", "a photo"], "--concept-text is 'a photo'; give it {} once"),
+            (["--clip", "nowhere"], "nowhere"),
+            (["--images", "empty"], "empty/dog"),
+        ],
+    )
+    def test_what_cannot_be_is_refused_before_anything_is_written(
+        self, folder, tmp_path, monkeypatch, capsys, more, message
+    ):
+        (tmp_path / "empty/cat").mkdir(parents=True)
+        Image.new("RGB", (2, 2)).save(tmp_path / "empty/cat/a.png")
+        monkeypatch.chdir(tmp_path)
+        assert cli.main(self.by_clip(folder, tmp_path / "out", *more)) == 2
+        assert message in " ".join(capsys.readouterr().err.split())
+        assert not (tmp_path / "out").exists()
+
+    def test_clip_without_concepts_and_the_other_way_round(self, folder, tmp_path, capsys):
+        assert cli.main(words(folder, tmp_path / "out", "--clip", folder / "clip.safetensors")) == 2
+        assert "name them with --forgotten-concepts" in " ".join(capsys.readouterr().err.split())
+        assert cli.main(words(folder, tmp_path / "out", "--forgotten-concepts", "cat", "--kept-concepts", "dog")) == 2
+        assert "name its weights with --clip" in " ".join(capsys.readouterr().err.split())
+
+    def test_a_clip_that_is_not_finite_judges_nothing(self, folder, tmp_path, capsys):
+        """Otherwise NaN would be the largest cosine, and every picture one of the first concept."""
+        assert cli.main(self.by_clip(folder, tmp_path / "out", "--kind", "transfer", clip="huge")) == 2
+        assert "CLIP gives features of prompts that are not finite" in " ".join(capsys.readouterr().err.split())
 
 
 class TestPlaceholders:

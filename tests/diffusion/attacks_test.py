@@ -79,6 +79,22 @@ class TestPrompt:
         assert found.tokens[1] == 1  # what stands before it is not read
         np.testing.assert_array_equal(found.rows, VOCABULARY[found.tokens])
 
+    def test_a_loss_that_is_not_finite_is_no_attack(self):
+        """Otherwise NaN would make the first token of the vocabulary the likeliest."""
+        settings = AttackSettings(tokens=1, steps=1, rounds=1)
+        with pytest.raises(InputError, match="the noise loss of the attack is nan in step 1"):
+            attacks.attack(
+                LOSS,
+                PARAMS,
+                {"latents": jnp.full((1, 2, 2, 1), jnp.nan)},
+                last_of_two,
+                np.zeros((1, 3)),
+                jax.random.key(1),
+                settings=settings,
+                fixed=jnp.full((1, 3), jnp.nan),
+                vocabulary=jnp.nan * VOCABULARY,
+            )
+
     def test_without_a_vocabulary_there_is_none(self):
         with pytest.raises(InputError, match="need the rows of a vocabulary"):
             attacks.attack(LOSS, PARAMS, IMAGES, own, np.zeros((1, 3)), jax.random.key(0), settings=AttackSettings())

@@ -110,6 +110,8 @@ def test_there_and_back_is_bit_exact(folder, tmp_path):
     assert cli.main([*words, str(tmp_path / "whole")]) == 0
     assert cli.main([*words, str(tmp_path / "alone.safetensors")]) == 0
     assert cli.main([*words, str(tmp_path / "alone.safetensors")]) == 2
+    assert cli.main([*words, str(tmp_path / "alone.pt")]) == 2  # which would be a folder of that name
+    assert not (tmp_path / "alone.pt").exists()
     for file in (tmp_path / "whole" / FILES["unet"], tmp_path / "alone.safetensors"):
         assert safetensors.numpy.load_file(file)["conv_out.bias"].tolist() == [0, 1, 2, 3]
     assert (tmp_path / "whole/model_index.json").is_file()
@@ -274,6 +276,19 @@ class TestNames:
         with pytest.raises(WeightsError, match=r"unet.safetensors with --ema: the file holds no averaged weights"):
             importing.plan_import({"unet": single}, TINY, ema=True)
 
+    def test_a_folder_with_weights_that_are_no_averages_has_averages_beside_them(self, tmp_path, caplog):
+        """As the folder of Stable Diffusion 1.5 has them."""
+        averaged = write(tmp_path / FILES["unet"], tensors("unet"))
+        plain = write(averaged.with_name("diffusion_pytorch_model.non_ema.safetensors"), tensors("unet"))
+        for ema, file in ((None, averaged), (True, averaged), (False, plain)):
+            caplog.clear()
+            assert importing.plan_import({"unet": tmp_path}, TINY, ema=ema).sources["unet"].files == (file,)
+            assert ("took the averaged weights (EMA) and left the others" in caplog.text) == (ema is None)
+        averaged.unlink()
+        importing.plan_import({"unet": tmp_path}, TINY)
+        with pytest.raises(WeightsError, match="with --ema: its folder holds no averaged weights"):
+            importing.plan_import({"unet": tmp_path}, TINY, ema=True)
+
     def test_the_type_of_the_file_is_said(self, tmp_path):
         narrow = {name: array.astype(ml_dtypes.float8_e4m3fn) for name, array in tensors("text").items()}
         torch_weights.write_safetensors(tmp_path / "in.safetensors", narrow)
@@ -375,6 +390,14 @@ class TestWrongFiles:
             ("unet", {"lora_unet_x.hada_w1_a": (4, 2)}, "a LoRA"),
             ("text", {"emb_params": (3, 768)}, "a textual inversion"),
             ("unet", {"<cat-toy>": (768,)}, "a textual inversion"),
+            ("unet", {"image_proj.proj.weight": (4, 2), "ip_adapter.1.to_k_ip.weight": (4, 768)}, "an IP-Adapter"),
+            ("unet", {"down_blocks.0.motion_modules.0.temporal_transformer.x.weight": (4, 2)}, "a motion module"),
+            ("unet", {"controlnet_cond_embedding.conv_in.weight": (4,), "a.attn2.to_k.weight": (2, 768)}, "a Control"),
+            (
+                "unet",
+                {"control_model.input_hint_block.0.weight": (4,), "m.attn2.to_k.weight": (2, 768)},
+                "a ControlNet",
+            ),
             ("unet", {"quant_conv.weight": (8, 8, 1, 1)}, "a VAE"),
             ("vae", {"mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight": (2, 768)}, "a UNet"),
             ("vae", {"text_model.encoder.layers.0.self_attn.q_proj.weight": (768, 768)}, "a text encoder"),
@@ -387,6 +410,10 @@ class TestWrongFiles:
         file = write(tmp_path / "x.safetensors", {name: np.zeros(shape, np.float16) for name, shape in shapes.items()})
         with pytest.raises(WeightsError, match=f"x.safetensors looks like {looks}.*, not like the"):
             part_files.read_part_file(part, file, networks.SD_V1)
+
+    def test_a_textual_inversion_of_a_reduced_text_encoder(self):
+        shapes = {"emb_params": (3, TINY.text.width)}
+        assert "a textual inversion" in strangers.describe_other_network("text", TINY, shapes)
 
     def test_stable_diffusion_v1_is_taken_for_itself(self):
         for part in PARTS:

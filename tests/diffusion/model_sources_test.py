@@ -31,7 +31,7 @@ def test_the_cache_of_the_hub(tmp_path):
         model_sources.find_model(model)
     (model / "refs").mkdir()
     (model / "refs/main").write_text("bbb")
-    assert model_sources.find_model(model) == second
+    assert model_sources.find_model(model) == model_sources.find_model(model / "snapshots") == second
     assert model_sources.find_weights("unet", model).files == (second / "unet" / f"{STEM}.safetensors",)
     with pytest.raises(InputError, match=r"is a cache of models, models--someone--something; name the folder of one"):
         model_sources.find_model(tmp_path)

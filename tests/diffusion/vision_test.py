@@ -9,7 +9,7 @@ import safetensors.numpy
 from PIL import Image
 
 from scissorhands_jax import torch_weights, trees
-from scissorhands_jax.diffusion import clip_weights, vision
+from scissorhands_jax.diffusion import clip_weights, model_folder, quality, tokenizer, vision
 from scissorhands_jax.errors import InputError, WeightsError
 from tests.diffusion import traces as diffusion_traces
 from tests.diffusion.networks_test import assert_agrees, output_and_gradient, recorded, to_jax
@@ -119,3 +119,27 @@ class TestWeights:
             InputError, match=r"there is no file .*model.safetensors; give the model.safetensors of a CLIP"
         ):
             clip_weights.read_clip(tmp_path)
+
+
+class TestTokenizer:
+    """Which one CLIP's texts are read with: words of another would be other words, without an error."""
+
+    def write(self, folder, merges=()):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "vocab.json").write_text(json.dumps(tokenizer.byte_tokens(merges)))
+        (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *map(" ".join, merges), ""]))
+
+    def test_that_beside_the_weights_comes_first_and_has_to_be_of_the_same_size(self, tmp_path):
+        model, clip = tmp_path / "model", tmp_path / "clip"
+        self.write(model / "tokenizer")
+        clip.mkdir()
+        file = write(clip / "model.safetensors", tensors())
+        found = model_folder.load_clip_tokenizer(file, model)
+        assert found.files[0].parent == model / "tokenizer"
+        assert quality.load_clip(file, found).name == "tiny"
+        self.write(clip, [("a", "b")])
+        found = model_folder.load_clip_tokenizer(clip, model)
+        assert found.files[0].parent == clip
+        with pytest.raises(InputError, match="has 515 tokens, and CLIP tiny knows 514, so it would read other words"):
+            quality.load_clip(file, found)
+        assert model_folder.load_clip_tokenizer(clip, None, model).files[0].parent == model / "tokenizer"
