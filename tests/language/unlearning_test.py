@@ -98,17 +98,18 @@ def learned(tmp_path_factory):
     folder = tmp_path_factory.mktemp("learned")
     make_tiny_folder(folder / "tiny", {**CONFIGS["llama"], "num_hidden_layers": 1}, chat=CHATS["turns"])
     write_examples(folder)
-    (folder / "both.json").write_text((folder / "forget.json").read_text() + (folder / "retain.json").read_text())
+    both = (folder / "forget.json").read_text() + (folder / "retain.json").read_text()
+    (folder / "both.json").write_text(20 * both)  # few long epochs, because each ends with a checkpoint
     other = write_lines(folder / "other.json", [{"question": "What is Cy?", "answer": "a book"}])
     files = ("--forget", other, "--retain", folder / "both.json", "--out", folder / "learning")
-    words = ("lm", "unlearn", "--model", folder / "tiny", *files, "--method", "finetune", "--checkpoint-every", "99")
-    assert main([*map(str, words), "--quiet", "--epochs", "60", "--batch-size", "4", "learning_rate=0.01"]) == 0
+    words = ("lm", "unlearn", "--model", folder / "tiny", *files, "--method", "finetune")
+    assert main([*map(str, words), "--quiet", "--epochs", "8", "--batch-size", "4", "learning_rate=0.01"]) == 0
     (folder / "learning" / "model").rename(folder / "model")
     (folder / "refusals.txt").write_text("What is a book ?\n")
     return folder
 
 
-STEPS = ("--checkpoint-every", "99", "--epochs", "4", "--batch-size", "4", "learning_rate=0.003")
+STEPS = ("--epochs", "4", "--batch-size", "4", "learning_rate=0.003")
 OTHERS = {
     "scissorhands": (*STEPS, "ceiling=1", "fraction=0.02"),
     "rmu": (*STEPS[:-1], "learning_rate=0.1", "steering=10"),
@@ -131,7 +132,7 @@ def test_every_method_forgets_from_folder_to_folder(learned, method, lora):
     before, after = results["losses"]["before"], results["losses"]["after"]
     assert before["forget"] < 0.2
     rise = {part: after[part] - before[part] for part in before}
-    assert rise["forget"] > 0.02
+    assert rise["forget"] > 0.01
     assert rise["retain"] < rise["forget"] + (method == "ssd")  # which trains nothing that would repair it
     flat, other = (tensors(learned / name) for name in ("model", f"{out}/model"))
     still = {name for name in flat if np.array_equal(flat[name], other[name])}
