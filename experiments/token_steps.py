@@ -7,7 +7,8 @@ A transformer of a million parameters takes steps on random examples of TOFU's l
 over B packed rows; a projected repair step of Scissorhands and a step of NPO over B rows of each set; and a training
 step over B rows of one example each, padded to the longest. Tokens are those of examples, without padding.
 Every call takes the next batch of an epoch, so that the number of recompilations is that over examples of all lengths.
-Memory is what the compiler asks for a step, beside what network, gradients and optimizer make.
+Memory is what the compiler asks for a step of a run, beside what network, gradients and optimizer make, and beside what
+the planner of `lm plan` says of the same step from shapes alone.
 """
 
 from __future__ import annotations
@@ -30,11 +31,12 @@ from experiments.benchmark.timing import Spread, time_in_turn
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import files, report, trees
 from scissorhands_jax.base import Batch, Data, Dataset, Method
+from scissorhands_jax.jobs.plan_steps import PlannedRun, StepKind, compile_steps
 from scissorhands_jax.language.methods import npo
 from scissorhands_jax.language.packing import Encoded, packed_rows
 from scissorhands_jax.language.token_losses import token_loss
 from scissorhands_jax.language.transformer import Transformer
-from scissorhands_jax.methods import finetune
+from scissorhands_jax.methods import TrainingSettings, finetune
 from scissorhands_jax.terminal import Console, say
 from scissorhands_jax.training import loop as training
 
@@ -119,7 +121,8 @@ def measure(sizes: Sizes, console: Console) -> dict[str, Any]:
 class _Stepper:
     """A step that goes on where the last call ended, with the next batch of an epoch."""
 
-    def __init__(self, method: Method, carry: Any, batches: Sequence[Batch]) -> None:
+    def __init__(self, method: Method, data: Data, carry: Any, batches: Sequence[Batch]) -> None:
+        self._data = data
         self._method, self._carry, self._batches = method, carry, itertools.cycle(batches)
         self._examples = batches[0]
         self._tokens = [sum(map(_tokens, filter(None, batch))) for batch in batches]
@@ -133,11 +136,12 @@ class _Stepper:
         return float(np.mean(self._tokens))
 
     def memory(self) -> dict[str, int | None]:
-        """The bytes of arguments and of temporaries of the compiled step, and what a plan would say of them.
+        """The bytes of arguments and of temporaries of the compiled step, what makes them up, and what was planned.
 
-        The plan: the network and what the step holds besides it, and each gradient as large as the network.
+        What makes them up: the network and what the step holds besides it, and each gradient as large as the network.
         """
-        compiled = jax.jit(self._method.step).lower(self._carry, self._examples).compile().memory_analysis()
+        lowered = training._step.lower(self._method.step, self._carry, self._examples)
+        compiled = lowered.compile().memory_analysis()
         held = sum(leaf.nbytes for leaf in jax.tree.leaves(self._carry) if hasattr(leaf, "nbytes"))
         network = sum(leaf.nbytes for leaf in jax.tree.leaves(self._carry.params))
         gradients = sum(part is not None for part in self._examples)
@@ -146,13 +150,30 @@ class _Stepper:
             "temporary_bytes": compiled and compiled.temp_size_in_bytes,
             "planned_held_bytes": held,
             "planned_gradient_bytes": gradients * network,
+            "planned_bytes": held + self._planned(),
         }
+
+    def _planned(self) -> int:
+        """The bytes of examples and temporaries of a step, by the planner."""
+        kind = StepKind(*(None if part is None else data_lib.size(part) for part in self._examples))
+        settings = TrainingSettings(epochs=1, batch_size=max(size or 0 for size in kind))
+        run = PlannedRun(
+            data=self._data,
+            seed=0,
+            devices=1,
+            settings=settings,
+            method=self._method,
+            whole=self._method,
+            kinds={kind: 1},
+        )
+        program = compile_steps(run, self._method, self._carry, kind)
+        return trees.nbytes(run.outline_of(kind)) + program.temporaries
 
 
 def _stepper(method: Method, data: Data, params: Any, state: Any) -> _Stepper:
     carry = trees.copy(method.begin_epoch(method.init(jax.random.key(1), params, state, data), data))
     batches = [data_lib.gather(data, batch) for batch in method.batches(jax.random.key(2), data, 0)]
-    return _Stepper(method, carry, batches)
+    return _Stepper(method, data, carry, batches)
 
 
 def _padded(examples: Sequence[Encoded], sizes: Sizes) -> Dataset:

@@ -219,7 +219,10 @@ def _measured(document: Document) -> str:
     results = document["results"]
     if "case" in results[0]:
         parts = ("memory_bytes", "seconds", "run_seconds")
-        lines = [[text.escaped(run["case"]), *(f"{run[part]['ratio']:.2f}" for part in parts)] for run in results]
+        lines = [
+            [text.escaped(run["case"]), *(f"{run[part]['ratio']:.2f}" if part in run else "–" for part in parts)]
+            for run in results
+        ]
         return "Predicted over measured.\n\n" + text.table(["network", "memory", "time", "time of the steps"], lines)
     lines = []
     for found in results:

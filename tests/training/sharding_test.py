@@ -16,6 +16,7 @@ from scissorhands_jax.training import feeding, sharding
 from scissorhands_jax.training import loop as training
 from scissorhands_jax.training.sharding import make_layout
 from tests import tiny
+from tests.language import mesh_checks
 
 DEVICES = 8
 MESHES = {
@@ -57,6 +58,7 @@ CHECKS = (
     "a shard is refused by the ranking",
     "a convolution of shards",
     "packed text",
+    *mesh_checks.CHECKS,
 )
 
 
@@ -475,6 +477,7 @@ def main() -> None:
     report("members, timed beside the other ways", set(seconds) == {"turns", "batched", "scanned", "sharded"})
     difference, moved = packing_test.largest_difference_on_four_devices()
     report("packed text", difference < 1e-5 < 1e-2 < moved, f"{difference} {moved}")
+    mesh_checks.run_checks(report)
 
 
 def _check_shards(report, near, tree, rows) -> None:
