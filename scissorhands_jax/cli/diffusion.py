@@ -216,6 +216,8 @@ class ImportCommand(ResumeOptions, TokenizerOptions):
         if self.random:
             if sources:
                 raise InputError("--random makes all three networks; leave --unet, --vae and --text out")
+            if self.ema is not None:
+                raise InputError("--ema chooses among the weights of a file, and --random makes them; leave one out")
             importing.make_random(
                 self.out, config or networks.SD_V1, tokenizer=self.tokenizer, overwrite=self.overwrite
             )

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import functools
 import io
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -260,6 +261,8 @@ def check_generation(settings: GenerationSettings, config: DiffusionConfig) -> s
       InputError: A setting cannot be used with networks of these sizes.
     """
     check_choice("--sampler", settings.sampler, schedules.SAMPLERS)
+    if not math.isfinite(settings.guidance):
+        raise InputError(f"--guidance must be a finite number, got {settings.guidance}")
     fused = "cudnn" in (name for _, name in attention_levels(settings.compute.attention))
     if fused and jax.default_backend() != "gpu":
         raise InputError(

@@ -102,7 +102,8 @@ def _fitted(
     shapes = torch_weights.state_dict_shapes(networks.outline(part, config), {})
     with model_sources.open_weights(source, ema=wanted) as tensors:
         file = source.files[0]
-        other = strangers.describe_other_network(part, config, {name: tensors.shape(name) for name in tensors})
+        held = {name: tensors.shape(name) for name in tensors}
+        other = strangers.describe_other_network(part, config, held, tensors.where)
         if other is not None:
             raise WeightsError(f"{file} looks like {other}, not like the {PART_TITLES[part]} of Stable Diffusion v1")
         chosen = torch_weights.is_averaged(tensors.where) or source.averaged is not None

@@ -10,13 +10,16 @@ from scissorhands_jax.diffusion.networks import DiffusionConfig, Part
 _TEXT_WIDTHS = (768, 1024, 1280)  # of the text encoders of Stable Diffusion v1, v2 and XL
 
 
-def describe_other_network(part: Part, config: DiffusionConfig, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+def describe_other_network(
+    part: Part, config: DiffusionConfig, shapes: Mapping[str, tuple[int, ...]], where: str = ""
+) -> str | None:
     """What a file looks like, if it is not the network that is expected.
 
     Args:
       part: The network that is expected.
       config: The sizes that it must have.
       shapes: The shapes of the file's tensors by their names.
+      where: The place of the tensors in a checkpoint, as `LazyStateDict` has it.
 
     Returns:
       A noun phrase, or None where nothing speaks against the file.
@@ -36,7 +39,9 @@ def describe_other_network(part: Part, config: DiffusionConfig, shapes: Mapping[
         return "a LoRA, which is a difference between networks; merge it into its network first"
     few = 0 < len(shapes) <= 4 and not has(".weight", ".bias")
     widths = (*_TEXT_WIDTHS, config.text.width)
-    if few and all(len(shape) in (1, 2) and shape[-1] in widths for shape in shapes.values()):
+    # The first ones keep a token's id as a tensor beside the embeddings, and these in an object that is not read.
+    embeds = few and all(len(shape) in (1, 2) and shape[-1] in widths for shape in shapes.values())
+    if embeds or "string_to_token" in where:
         return "a textual inversion, which is a few embeddings of new words"
     if has("image_proj.", "ip_adapter."):
         return "an IP-Adapter, which stands beside a network"

@@ -195,7 +195,7 @@ def _check(
     masks.check_fraction(options.fraction)
     if not 0 < options.saliency_share <= 1:
         raise InputError(f"saliency_share must lie above 0 and not above 1, got {options.saliency_share}")
-    if options.forget_weight < 0:
+    if not options.forget_weight >= 0:
         raise InputError(f"forget_weight must not be negative, got {options.forget_weight}")
     if options.ceiling is not None and not options.ceiling > 0:
         raise InputError(f"ceiling must be above 0, got {options.ceiling}; it is a forget loss, math.inf is no ceiling")

@@ -146,6 +146,7 @@ class TestPrompts:
     [
         (dataclasses.replace(SETTINGS, sampler="heun"), "--sampler is 'heun'; choose one of lms, ddim"),
         (dataclasses.replace(SETTINGS, size=18), "--size must be a multiple of 4, got 18"),
+        (dataclasses.replace(SETTINGS, guidance=float("nan")), "--guidance must be a finite number, got nan"),
         (dataclasses.replace(SETTINGS, steps=900), "number of steps must be 2 to 500, got 900"),
     ],
 )

@@ -166,7 +166,7 @@ def test_random_networks_work_from_end_to_end(tmp_path, capsys):
     words = ["sd", "import", "--random", "--config", "tiny", "--out", str(tmp_path / "sd")]
     assert cli.main(words) == 0
     assert cli.main(words) == 2
-    assert cli.main([*words, "--unet", "x"]) == 2
+    assert cli.main([*words, "--unet", "x"]) == cli.main([*words, "--ema", "--overwrite"]) == 2
     assert cli.main(["sd", "import", "--out", str(tmp_path / "sd")]) == 2
     config = model_folder.read_model_config(tmp_path / "sd")
     assert config == TINY
@@ -414,6 +414,11 @@ class TestWrongFiles:
     def test_a_textual_inversion_of_a_reduced_text_encoder(self):
         shapes = {"emb_params": (3, TINY.text.width)}
         assert "a textual inversion" in strangers.describe_other_network("text", TINY, shapes)
+
+    def test_the_first_textual_inversions_are_recognised(self):
+        """Their embeddings are in a `ParameterDict`, which is left aside, so that the id of a token alone is read."""
+        found = strangers.describe_other_network("text", TINY, {"*": ()}, where="string_to_token")
+        assert "a textual inversion" in found
 
     def test_stable_diffusion_v1_is_taken_for_itself(self):
         for part in PARTS:

@@ -191,6 +191,9 @@ class TestPlan:
             (["--fsdp"], "--mesh says how many devices there are; give it"),
             (["--method", "salun"], "give it as pseudo=PROMPT"),
             (["--method", "fast"], "--method is 'fast'; choose one of scissorhands, esd, uce"),
+            (["--method", "esd", "guidance=nan"], "guidance must be a finite number, got nan"),
+            (["forget_weight=nan"], "forget_weight must be a finite number, got nan"),
+            (["--method", "selective_amnesia", "penalty=inf"], "penalty must be a finite number, got inf"),
             (["--train", "attn9"], "the layer pattern 'attn9' matches none"),
         ],
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import ClassVar, Literal, NamedTuple
 
@@ -174,6 +175,10 @@ class ConceptTraining:
         Raises:
           InputError: A setting is out of its range or unknown.
         """
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, float) and not math.isfinite(value) and field.name != "ceiling":
+                raise InputError(f"{field.name} must be a finite number, got {value}")
         if self.epochs < 1:
             raise InputError(f"epochs must be at least 1, got {self.epochs}")
         if not self.learning_rate > 0:
