@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import tables
+from experiments import diffusion_digits, tables
 from experiments.tofu import page as tofu
 from scissorhands_jax import files, reading, report
 from scissorhands_jax.metrics import intervals
@@ -228,9 +228,14 @@ def _recipes_table() -> str:
     return _table(["retrained by", "Acc retain", "Acc test", "Avg. Gap", "RTE"], lines)
 
 
-def _digits_table() -> str:
-    """How diffusion networks draw digits: means over digits with the lowest and the highest."""
-    document = _read("diffusion_digits.json")
+def _digits_table(part: int) -> str:
+    """How diffusion networks draw digits (0), or how far they are from retrained ones (1)."""
+    return diffusion_digits.table(_read("diffusion_digits.json")["summary"]).strip().split("\n\n")[part]
+
+
+def _digits_without_ceiling_table() -> str:
+    """How they drew digits before there was a ceiling: means over digits with the lowest and the highest."""
+    document = _read("diffusion_digits_no_ceiling.json")
     lines = []
     for network in document["summary"]:
         rows = [row for row in document["rows"] if row["network"] == network]
@@ -332,7 +337,9 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "variants": _variants_table,
     "own_tasks": _own_tasks_table,
     "recipes": _recipes_table,
-    "digits": _digits_table,
+    "digits": lambda: _digits_table(0),
+    "digits_distances": lambda: _digits_table(1),
+    "digits_no_ceiling": _digits_without_ceiling_table,
     "full_step": _full_step_table,
     "diffusion_plan": _diffusion_plan_table,
     "diffusion_plans": _diffusion_plans_table,
