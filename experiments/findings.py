@@ -21,7 +21,7 @@ from scissorhands_jax.report import rows as table_rows
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "experiments" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-_TABLE = re.compile(r"(<!-- experiments\.findings: ([a-z0-9_]+) -->\n\n)(?:\|.*\n)*")
+_TABLE = re.compile(r"(<!-- experiments\.findings: ([a-z0-9_]+) -->\n\n)(?:\|.*\n)*\n?")
 _VARIANTS = {
     "retrained again": "retrained again",
     "base": "base",
@@ -82,12 +82,12 @@ def main(arguments: Sequence[str] = ()) -> int:
 
 
 def filled(text: str) -> str:
-    """A page with its tables as the committed results have them.
+    """A page with its tables as the committed results have them, each with an empty line behind it.
 
     Raises:
       KeyError: A comment names a table that there is not.
     """
-    return _TABLE.sub(lambda found: found[1] + TABLES[found[2]](), text)
+    return _TABLE.sub(lambda found: found[1] + TABLES[found[2]]() + "\n", text)
 
 
 def sentences() -> Iterator[tuple[str, str]]:
@@ -230,7 +230,7 @@ def _recipes_table() -> str:
 
 def _digits_table(part: int) -> str:
     """How diffusion networks draw digits (0), or how far they are from retrained ones (1)."""
-    return diffusion_digits.table(_read("diffusion_digits.json")["summary"]).strip().split("\n\n")[part]
+    return diffusion_digits.table(_read("diffusion_digits.json")["summary"]).strip().split("\n\n")[part] + "\n"
 
 
 def _digits_without_ceiling_table() -> str:
