@@ -281,10 +281,10 @@ def _mean(by_digit: Mapping[int, float]) -> dict[str, float]:
 def picture(work: Path, seed: int, forgotten: Sequence[int], names: Sequence[str] = NETWORKS):
     """The picture of what networks draw for the digit that they forgot, with one row per digit."""
     titles = {ORIGINAL: "before", UNLEARNED: "after Scissorhands", LITERAL: LITERAL, RETRAINED: "retrained"}
+    shown = {name: title for name, title in titles.items() if name in names} or {name: name for name in names}
     drawings = {
         title: np.stack([array_files.read_array(_drawings(work, seed, digit, name)) for digit in forgotten])
-        for name, title in titles.items()
-        if name in names
+        for name, title in shown.items()
     }
     return drawings_figure(drawings, [str(digit) for digit in forgotten])
 

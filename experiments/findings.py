@@ -233,6 +233,11 @@ def _digits_table(part: int) -> str:
     return diffusion_digits.table(_read("diffusion_digits.json")["summary"]).strip().split("\n\n")[part] + "\n"
 
 
+def _digits_methods_table() -> str:
+    """How diffusion networks draw after other methods, also when they are attacked."""
+    return diffusion_digits.table(_read("diffusion_methods.json")["summary"]).strip().split("\n\n")[0] + "\n"
+
+
 def _digits_without_ceiling_table() -> str:
     """How they drew digits before there was a ceiling: means over digits with the lowest and the highest."""
     document = _read("diffusion_digits_no_ceiling.json")
@@ -339,6 +344,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "recipes": _recipes_table,
     "digits": lambda: _digits_table(0),
     "digits_distances": lambda: _digits_table(1),
+    "digits_methods": _digits_methods_table,
     "digits_no_ceiling": _digits_without_ceiling_table,
     "full_step": _full_step_table,
     "diffusion_plan": _diffusion_plan_table,
