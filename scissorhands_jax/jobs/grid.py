@@ -89,7 +89,7 @@ def run_grid(
     taken = [] if go_on_from is None else cells_in(go_on_from)
     table.check(taken, str(go_on_from))
     with CellFolder.open(out, identity, TableCell, overwrite=overwrite) as folder:
-        added = sum(folder.add(cell.place, cell) for cell in taken)
+        added = sum(folder.add(cell.place, cell) for cell, _ in taken)
         if taken:
             say(console, f"{added} of the {len(taken)} cells of {go_on_from} were put into {out}; it had the others")
         document = _filled(table, folder, out, table.cells(seeds, chosen), console)
@@ -109,7 +109,7 @@ def _filled(
         return document
 
     there = folder.read_all()
-    table.check(there, str(folder.folder))
+    table.check(((cell, getattr(cell, "settings", None)) for cell in there), str(folder.folder))
     if there:
         now = {"those to come": provenance.running_code().name}
         note = provenance.code_note({**code_of(there), **now})
@@ -202,11 +202,11 @@ class Table:
             **report.environment(),
         }
 
-    def check(self, found: Sequence[TableCell | Diverged], where: str) -> None:
+    def check(self, found: Iterable[tuple[TableCell | Diverged, Any]], where: str) -> None:
         """Checks that all cells belong to this table, whatever files were put into its folder.
 
         Args:
-          found: The cells.
+          found: The cells, each with the settings that it was made with, or None where these are not known.
           where: What holds them, for the message.
 
         Raises:
@@ -219,15 +219,17 @@ class Table:
         }
         shared = self.store.loaded.settings_sha256()
         wrong = {}
-        for cell in found:
-            if isinstance(cell, Diverged):
-                continue
-            settings = methods.get((cell.scenario, cell.method))
-            changed = next(differences(cell.settings, json.loads(json.dumps(settings))), None)
+        found = list(found)
+        for cell, used in found:
+            settings = methods.get((str(cell.place.get("scenario")), str(cell.place.get("method"))))
+            now = json.loads(json.dumps(settings))
+            changed = None if None in (settings, used) else next(differences(used, now), None)
             if settings is None:
                 wrong[cell.title] = "this table has no such cell"
             elif changed is not None:
                 wrong[cell.title] = "its {} was {!r} and is now {!r}".format(*changed)
+            elif isinstance(cell, Diverged):
+                continue
             elif cell.experiment_sha256 not in (None, shared):
                 wrong[cell.title] = "its data, its network or the training of that was another"
             elif cell.data_sha256 not in (None, self.store.data_sha256):
@@ -245,24 +247,25 @@ class Table:
         return {**cell.place, "settings": describe(scenario.methods[label]), "failure": cell.reason, "code": cell.code}
 
 
-def cells_in(path: Path) -> list[TableCell | Diverged]:
-    """The cells of a table, from its `results.json`.
+def cells_in(path: Path) -> list[tuple[TableCell | Diverged, dict[str, Any]]]:
+    """The cells of a table, from its `results.json`, each with the settings that it was made with.
 
     Raises:
       InputError: The file cannot be read, or holds no table.
     """
     document = report.read_results(path)
     try:
-        cells = [TableCell.from_dict(cell) for cell in document["cells"]]
-        failures = [
-            Diverged(
-                {name: failure[name] for name in ("scenario", "seed", "method")}, failure["failure"], failure["code"]
-            )
-            for failure in document["failures"]
+        found: list[tuple[TableCell | Diverged, dict[str, Any]]] = [
+            (TableCell.from_dict(cell), cell["settings"]) for cell in document["cells"]
         ]
-    except (KeyError, TypeError) as error:
+        for failure in document["failures"]:
+            place = {name: failure[name] for name in ("scenario", "seed", "method")}
+            found.append((Diverged(place, failure["failure"], failure["code"]), failure["settings"]))
+        if not all(isinstance(used, dict) and type(cell.place["seed"]) is int for cell, used in found):
+            raise TypeError("a cell has no settings or no seed")
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} holds no cells of a table ({error}); name the results.json of a table") from error
-    return [*cells, *failures]
+    return found
 
 
 def originals_note(cells: Iterable[TableCell]) -> str:

@@ -13,6 +13,7 @@ from scissorhands_jax.jobs import grid, scenarios
 from scissorhands_jax.jobs.cells import slug
 from scissorhands_jax.jobs.experiment import Experiment, Scenario, Sweep
 from scissorhands_jax.jobs.scenarios import SeededScenario, TableNetworks
+from scissorhands_jax.methods import describe
 from scissorhands_jax.methods.finetune import FinetuneSettings
 from scissorhands_jax.methods.retrain import RetrainSettings
 from scissorhands_jax.methods.scissorhands import ScissorhandsSettings
@@ -215,6 +216,19 @@ class TestTable:
         [
             ({"rows": [], "config": {}}, "holds no cells of a table"),
             ({"rows": [], "config": {}, "cells": [{"scenario": "x"}], "failures": []}, "holds no cells of a table"),
+            ({"rows": [], "config": {}, "cells": ["text"], "failures": []}, "holds no cells of a table"),
+            ({"rows": [], "config": {}, "cells": [], "failures": [{"scenario": "x"}]}, "holds no cells of a table"),
+            (
+                {
+                    "rows": [],
+                    "config": {},
+                    "cells": [],
+                    "failures": [
+                        {"scenario": "x", "seed": 0, "method": "y", "settings": {}, "failure": "", "code": None}
+                    ],
+                },
+                "such as x, seed 0, y: this table has no such cell",
+            ),
         ],
     )
     def test_results_that_are_no_table_are_refused(self, tmp_path, content, message):
@@ -228,6 +242,17 @@ class TestTable:
         other = dataclasses.replace(EXPERIMENT, relearn_epochs=3)
         with pytest.raises(InputError, match=r"13 of 13 cells in .*results\.json were made with other settings"):
             grid.run_grid(other, tmp_path / "out", seeds=[3], go_on_from=out / "results.json", console=QUIET)
+        document = json.loads((out / "results.json").read_text())
+        place = {"scenario": "wrong labels", "seed": 3, "method": "finetune"}
+        failure = place | {
+            "settings": describe(METHOD["finetune"]) | {"learning_rate": 7.0},
+            "failure": "",
+            "code": None,
+        }
+        results = tmp_path / "results.json"
+        results.write_text(json.dumps(document | {"cells": [], "failures": [failure]}))
+        with pytest.raises(InputError, match=r"seed 3, finetune: its learning_rate was 7\.0 and is now 0\.01"):
+            grid.run_grid(EXPERIMENT, tmp_path / "out", seeds=[3], go_on_from=results, console=QUIET)
         assert not (tmp_path / "out").exists()
 
     def test_a_lost_cell_comes_back_the_same_but_for_its_time(self, table):
