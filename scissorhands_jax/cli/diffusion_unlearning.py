@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from scissorhands_jax.cli import choices
 from scissorhands_jax.cli.diffusion import PromptOptions, SamplingOptions
 from scissorhands_jax.cli.options import RARE, Option, SettingsCommand
-from scissorhands_jax.cli.shared import LongCommand, ResumeOptions, given_settings, print_json
+from scissorhands_jax.cli.shared import LongCommand, MeshOptions, ResumeOptions, given_settings, print_json
 from scissorhands_jax.errors import InputError, check_choice
 from scissorhands_jax.jobs import config as config_lib
 from scissorhands_jax.terminal import Console
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DiffusionMethodOptions(SamplingOptions, SettingsCommand):
+class DiffusionMethodOptions(MeshOptions, SamplingOptions, SettingsCommand):
     """A command about making the UNet forget a concept."""
 
     method: Annotated[
@@ -67,15 +67,6 @@ class DiffusionMethodOptions(SamplingOptions, SettingsCommand):
     remat: Annotated[
         bool, Option("Compute activations again instead of keeping them: less memory, more time.", group=RARE)
     ] = False
-    mesh: Annotated[
-        str | None,
-        Option(
-            "Divide batches over DATA devices and large arrays over MODEL, e.g. 8 or 4x2. Default: one device.",
-            metavar="DATA[xMODEL]",
-            group=RARE,
-        ),
-    ] = None
-    fsdp: Annotated[bool, Option("Divide large arrays over the DATA devices as well.", group=RARE)] = False
 
     settings_of: ClassVar[str] = "PRESET"
     choices: ClassVar[Mapping[str, str]] = choices.PRESET_LINES
@@ -171,11 +162,8 @@ class ConceptCommand(ResumeOptions, DiffusionMethodOptions, PromptOptions):
 
     def run(self, console: Console) -> None:
         from scissorhands_jax.diffusion import concept_sets, unlearning
-        from scissorhands_jax.training import sharding
 
-        layout = None
-        if self.mesh or self.fsdp:
-            layout = sharding.make_layout(*(sharding.parse_mesh(self.mesh) if self.mesh else ()), fsdp=self.fsdp)
+        layout = self.layout()
         settings = self.method_settings()
         forget = concept_sets.read_concept_set(
             list(self.forget_prompts), self.forget_images, self.images, name="forget", seed=self.seed

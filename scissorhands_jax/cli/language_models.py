@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from scissorhands_jax.cli import choices
 from scissorhands_jax.cli.options import RARE, Option, SettingsCommand
-from scissorhands_jax.cli.shared import LongCommand, ResumeOptions, given_settings, print_json
+from scissorhands_jax.cli.shared import LongCommand, MeshOptions, ResumeOptions, given_settings, print_json
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import config as config_lib
 from scissorhands_jax.terminal import Console
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from scissorhands_jax.language.text_files import TextPrompt
     from scissorhands_jax.language.unlearning import LanguageJob
     from scissorhands_jax.training.sharding import Layout
-
-_MANY = "many devices"
 
 
 def given_template(template: str | None) -> str | None:
@@ -53,7 +51,7 @@ class TextFormOptions(LongCommand):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LanguageTrainingOptions(TextFormOptions, SettingsCommand):
+class LanguageTrainingOptions(MeshOptions, TextFormOptions, SettingsCommand):
     """A command about making a language model forget."""
 
     method: Annotated[
@@ -99,15 +97,6 @@ class LanguageTrainingOptions(TextFormOptions, SettingsCommand):
         bool, Option("Compute activations again instead of keeping them: less memory, more time.", group=RARE)
     ] = False
     seed: Annotated[int, Option("Seed of the run.", metavar="N", group=RARE)] = 0
-    mesh: Annotated[
-        str | None,
-        Option(
-            "Divide batches over DATA devices and large arrays over MODEL, e.g. 8 or 4x2. Default: one device.",
-            metavar="DATA[xMODEL]",
-            group=_MANY,
-        ),
-    ] = None
-    fsdp: Annotated[bool, Option("Divide large arrays over the DATA devices as well.", group=_MANY)] = False
 
     choices: ClassVar[Mapping[str, str]] = choices.TOKEN_METHOD_LINES
 
@@ -178,13 +167,6 @@ class LanguageUnlearnCommand(ResumeOptions, LanguageTrainingOptions):
         int | None, Option("Steps between checkpoints. Default: one after every epoch.", metavar="STEPS", group=RARE)
     ] = None
 
-    def _layout(self) -> Layout | None:
-        from scissorhands_jax.training import sharding
-
-        if not self.mesh and not self.fsdp:
-            return None
-        return sharding.make_layout(*(sharding.parse_mesh(self.mesh) if self.mesh else ()), fsdp=self.fsdp)
-
     def run(self, console: Console) -> None:
         from scissorhands_jax.language.unlearning import unlearn_language
 
@@ -194,7 +176,7 @@ class LanguageUnlearnCommand(ResumeOptions, LanguageTrainingOptions):
             checkpoint_every=self.checkpoint_every,
             overwrite=self.overwrite,
             resume=self.resume,
-            layout=self._layout(),
+            layout=self.layout(),
             console=console,
         )
 
@@ -257,7 +239,7 @@ class LanguagePlanCommand(LanguageTrainingOptions):
                 job,
                 row_length=self.row_length,
                 devices=1 if self.devices is None else self.devices,
-                layout=self._layout(),
+                layout=self._planned_layout(),
                 memory_gib=self.memory,
                 timed=self.time,
             )
@@ -266,7 +248,7 @@ class LanguagePlanCommand(LanguageTrainingOptions):
         else:
             print_plan(plan, Console())
 
-    def _layout(self) -> Layout | None:
+    def _planned_layout(self) -> Layout | None:
         """The layout of --mesh, whose devices need not be there."""
         from scissorhands_jax.training import sharding
 

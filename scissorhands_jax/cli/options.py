@@ -27,6 +27,8 @@ from scissorhands_jax.terminal import Console, LoggedConsole
 
 RARE = "less often needed"
 """The heading in `--help` of options that few users need."""
+MANY = "many devices"
+"""The heading of those that divide work over devices."""
 
 _SETTING = re.compile(r"(--)?\w+(\.\w+)*=")
 

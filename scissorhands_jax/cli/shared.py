@@ -8,13 +8,16 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from scissorhands_jax.cli import choices
-from scissorhands_jax.cli.options import RARE, Command, Option, SettingsCommand, options_of
+from scissorhands_jax.cli.options import MANY, RARE, Command, Option, SettingsCommand, options_of
 from scissorhands_jax.errors import InputError, suggest
 from scissorhands_jax.jobs import config as config_lib
 from scissorhands_jax.terminal import LOG_HELP, QUIET_HELP, LogFile, LoggedConsole
+
+if TYPE_CHECKING:
+    from scissorhands_jax.training.sharding import Layout
 
 DEFAULT_METHOD = "scissorhands"
 """The method that is run if the user names none."""
@@ -38,6 +41,29 @@ class OverwriteOptions(LongCommand):
     """A command that refuses a folder with an earlier result unless the user asks to replace it."""
 
     overwrite: Annotated[bool, Option("Replace an earlier result in the folder.", exclusive="existing")] = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshOptions(Command):
+    """A command whose work many devices can share."""
+
+    mesh: Annotated[
+        str | None,
+        Option(
+            "Divide batches over DATA devices and large arrays over MODEL, e.g. 8 or 4x2. Default: one device.",
+            metavar="DATA[xMODEL]",
+            group=MANY,
+        ),
+    ] = None
+    fsdp: Annotated[bool, Option("Divide large arrays over the DATA devices as well.", group=MANY)] = False
+
+    def layout(self) -> Layout | None:
+        """The layout over the devices that are here; None for one."""
+        from scissorhands_jax.training import sharding
+
+        if not self.mesh and not self.fsdp:
+            return None
+        return sharding.make_layout(*(sharding.parse_mesh(self.mesh) if self.mesh else ()), fsdp=self.fsdp)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

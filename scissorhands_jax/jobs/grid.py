@@ -91,7 +91,8 @@ def run_grid(
     with CellFolder.open(out, identity, TableCell, overwrite=overwrite) as folder:
         added = sum(folder.add(cell.place, cell) for cell, _ in taken)
         if taken:
-            say(console, f"{added} of the {len(taken)} cells of {go_on_from} were put into {out}; it had the others")
+            others = "; it had the others" if added < len(taken) else ""
+            say(console, f"{added} of the {len(taken)} cells of {go_on_from} were put into {out}{others}")
         document = _filled(table, folder, out, table.cells(seeds, chosen), console)
         if present is not None:
             present(document)
