@@ -17,6 +17,7 @@ from typing import Any
 from experiments import configs
 from scissorhands_jax import files, report
 from scissorhands_jax.audit import TIERS, run_audit
+from scissorhands_jax.cli import huge_pages
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import config
 from scissorhands_jax.terminal import LoggedConsole, add_follow_options, complain, logged_console
@@ -78,4 +79,5 @@ def describe(document: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
+    huge_pages.restart()
     sys.exit(main())

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from scissorhands_jax import array_files, files, reading, report
+from scissorhands_jax.cli import huge_pages
 from scissorhands_jax.diffusion.attacks import AttackRate, attack_gate, attack_rate
 from scissorhands_jax.diffusion.concept_methods import CONCEPT_METHODS
 from scissorhands_jax.diffusion.demo import judging, running
@@ -294,4 +295,5 @@ def _drawings(work: Path, seed: int, digit: int, name: str) -> Path:
 
 
 if __name__ == "__main__":
+    huge_pages.restart()
     sys.exit(main())

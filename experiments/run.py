@@ -15,6 +15,7 @@ from typing import Any
 
 from experiments import configs
 from scissorhands_jax import files, report
+from scissorhands_jax.cli import huge_pages
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import config, grid
 from scissorhands_jax.jobs.experiment import Experiment
@@ -96,4 +97,5 @@ def read_seeds(text: str) -> list[int]:
 
 
 if __name__ == "__main__":
+    huge_pages.restart()
     sys.exit(main())

@@ -28,6 +28,7 @@ from experiments import configs
 from experiments.run import read_seeds
 from scissorhands_jax import files, reading, report
 from scissorhands_jax.base import ModelState, Params
+from scissorhands_jax.cli import huge_pages
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import config, grid, search
@@ -185,4 +186,5 @@ def _evaluate(prepared: SeededScenario, params: Params, model_state: ModelState)
 
 
 if __name__ == "__main__":
+    huge_pages.restart()
     sys.exit(main())

@@ -45,6 +45,7 @@ from scissorhands_jax.base import (
     freeze,
     take_model,
 )
+from scissorhands_jax.cli import huge_pages
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.errors import InputError, NonFiniteError
 from scissorhands_jax.jobs import config, grid, search
@@ -433,4 +434,5 @@ def _line(row: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
+    huge_pages.restart()
     sys.exit(main())

@@ -78,7 +78,7 @@ def override(config: Any, changes: Iterable[str]) -> Any:
       config: The dataclass, which stays as it is.
       changes: The changes as `dotted.name=value`, applied in order. Values are read by the type of the field: numbers,
         true or false, none, text, or several with commas between them. In a dictionary every name is a setting, and
-        its value is read as JSON or else as text.
+        its value is read as JSON, several with commas between them, or text.
 
     Returns:
       A copy with the changes.
@@ -235,7 +235,8 @@ def _json_or_text(text: str) -> Any:
             return read(text)
         except ValueError:
             continue
-    return text
+    parts = [_json_or_text(part) for part in text.split(",")] if "," in text else [text]
+    return text if any(isinstance(part, str) for part in parts) else parts
 
 
 def _unknown(name: str, known: list[str]) -> InputError:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from scissorhands_jax.base import Model
@@ -78,8 +80,9 @@ def build(name: str, *, num_classes: int, image_shape: Sequence[int], **options)
         `normalize`, `hidden` or `dtype`, which is one of `DTYPES`. Lists become tuples.
 
     Raises:
-      InputError: The name, an option or the dtype is unknown, `num_classes` or `image_shape` is not positive, or the
-        network takes images and `image_shape` is not that of one.
+      InputError: The name, an option or the dtype is unknown, `num_classes` or `image_shape` is not positive, the value
+        of an option is not of the kind of its default, or the network takes images and `image_shape` is not that of
+        one.
 
     Example:
       >>> model = build("mlp", num_classes=10, image_shape=(8, 8, 1), hidden=(32,))
@@ -99,13 +102,17 @@ def build(name: str, *, num_classes: int, image_shape: Sequence[int], **options)
             f"{name} takes images of shape (H, W, C), and an example has shape {tuple(image_shape)}; take mlp, or your "
             "own network in Python"
         )
-    known = [key for key in inspect.signature(network).parameters if key not in _NOT_OPTIONS]
+    defaults = default_options(name)
     for option in options:
-        if option not in known:
-            raise InputError(f"{name} has no option {option!r}; choose from {', '.join(known)}")
+        if option not in defaults:
+            raise InputError(f"{name} has no option {option!r}; choose from {', '.join(defaults)}")
     if "dtype" in options and options["dtype"] not in [*DTYPES, *map(jnp.dtype, DTYPES)]:
         raise InputError(f"{name} cannot compute in {options['dtype']!r}; choose one of {', '.join(DTYPES)}")
-    module = make(num_classes=num_classes, **{key: _as_tuple(value) for key, value in options.items()})
+    values = {key: _as_tuple(value) for key, value in options.items()}
+    for option, value in values.items():
+        if option != "dtype" and not _alike(value, defaults[option]):
+            raise InputError(f"{name} takes {option} like {_shown(defaults[option])}, got {_shown(value)!r}")
+    module = make(num_classes=num_classes, **values)
     return from_linen(module, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
 
 
@@ -145,7 +152,23 @@ def _shown(value: object) -> str:
     """A value as a setting on the command line."""
     if isinstance(value, tuple):
         return "[" + ",".join(map(_shown, value)) + "]"
-    return getattr(value, "__name__", str(value)).lower() if isinstance(value, bool | type) else str(value)
+    if callable(value):
+        return getattr(value, "__name__", "a function")
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _alike(value: object, default: object) -> bool:
+    """Whether a value is of the kind of the default: a switch, count, number, text, function or tuple of such."""
+    if isinstance(default, tuple):
+        item = default[0] if default else 0.0
+        return isinstance(value, tuple) and all(_alike(part, item) for part in value)
+    if isinstance(default, bool) or isinstance(value, bool | np.bool_):
+        return isinstance(default, bool) and isinstance(value, bool | np.bool_)
+    if isinstance(default, int):
+        return isinstance(value, int | np.integer) and value > 0
+    if isinstance(default, float):
+        return isinstance(value, int | float | np.integer | np.floating) and math.isfinite(value)
+    return isinstance(value, str) if isinstance(default, str) else callable(value)
 
 
 def _as_tuple(value: object) -> object:

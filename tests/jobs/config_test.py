@@ -51,6 +51,9 @@ class Outer:
         ("inner.extra.on=True", "extra", {"on": True}),
         ("inner.extra.limit=None", "extra", {"limit": None}),
         ("inner.extra.name=layer3|fc", "extra", {"name": "layer3|fc"}),
+        ("inner.extra.widths=4,8,8", "extra", {"widths": [4, 8, 8]}),
+        ("inner.extra.on=true,FALSE", "extra", {"on": [True, False]}),
+        ("inner.extra.name=a,3", "extra", {"name": "a,3"}),
     ],
 )
 def test_values_are_read_by_the_type_of_their_field(text, field, value):

@@ -9,7 +9,7 @@ import pytest
 
 from scissorhands_jax import trees
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.models import MODELS, build
+from scissorhands_jax.models import MODELS, build, default_options
 from tests.models.samples import KEY, outline
 
 SIZES = {
@@ -24,6 +24,13 @@ SIZES = {
     "vgg16_bn": 14_728_266,
     "resnet9": 2_009_496,  # 24 whitening biases, 2,004,480 in kernels, 2,432 in norms, 2,560 in the head
     "mlp": 855_050,
+}
+
+OTHER_KINDS = {
+    bool: ["maybe", 1, None],
+    float: ["a", None, True, float("nan")],
+    str: [3, None],
+    tuple: ["64,256", 3, None, ["a"], [None], [[None]]],
 }
 
 
@@ -50,6 +57,29 @@ class TestRegistry:
         x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
         logits, _ = jax.eval_shape(lambda p, s, x: model.apply(p, s, x, train=False), params, model_state, x)
         assert (logits.shape, logits.dtype) == ((2, 10), jnp.float32)
+
+    @pytest.mark.parametrize("name", SIZES)
+    def test_an_option_of_another_kind_than_its_default_is_refused_and_the_default_taken(self, name):
+        for option, default in default_options(name).items():
+            if option == "dtype":
+                continue
+            build(name, num_classes=3, image_shape=(32, 32, 3), **{option: default})
+            for value in ["layer3"] if callable(default) else OTHER_KINDS[type(default)]:
+                with pytest.raises(InputError, match=f"^{name} takes {option} like .*, got "):
+                    build(name, num_classes=3, image_shape=(32, 32, 3), **{option: value})
+
+    @pytest.mark.parametrize(
+        ("name", "option", "value"),
+        [
+            ("mlp", "hidden", [0]),
+            ("mlp", "hidden", [2.5]),
+            ("resnet9", "residual", [1, 0, 1]),
+            ("vgg16_bn", "widths", [8]),
+        ],
+    )
+    def test_items_of_lists_are_counts_numbers_or_switches_as_in_the_default(self, name, option, value):
+        with pytest.raises(InputError, match=f"{name} takes {option} like"):
+            build(name, num_classes=3, image_shape=(32, 32, 3), **{option: value})
 
     def test_unknown_names_and_options_are_refused_with_near_matches(self):
         with pytest.raises(InputError, match="resnet18"):
