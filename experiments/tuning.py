@@ -1,22 +1,28 @@
-"""How close tuning without an oracle comes to tuning with one.
+"""Settings that are chosen without an oracle, and how close they come to those that an oracle would choose.
 
     python -m experiments.run --config cifar10_small --data-dir data --seeds 0,1,2 --only NOTHING
     python -m experiments.tuning --config cifar10_small --data-dir data --seeds 0,1,2 --trials 12 \
         --networks runs/cifar10_small/networks --out experiments/results/cifar10_small/tuning.json
 
 Every trial is scored on validation data, as `scissorhands tune` does it, and also compared with the retrained network,
-which the choice never sees. Methods that are in FILE already are not tuned again, so a run that was stopped continues.
+which the choice never sees. Trials that are in FILE already are not made again, so a run that was stopped continues.
 With `--from-defaults` every method has the same chances: the first trial takes the defaults of its authors, whatever
-the configuration says, and no earlier tuning enters.
+the configuration says, and no earlier tuning enters. With `--without-oracle` no network is retrained, so nothing is
+compared; a table whose networks take an hour is tuned like this, on a seed of its own:
+
+    python -m experiments.tuning --config cifar10_full --data-dir data --seeds 10 --trials 3 --without-oracle \
+        --from-defaults --only . --networks runs/tuning/networks --out runs/tuning/tuning.json validation_share=0.1
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import json
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +56,11 @@ def main(arguments: list[str] | None = None) -> int:
         action="store_true",
         help="begin with the defaults of what is tuned, not with the configuration",
     )
+    parser.add_argument(
+        "--without-oracle",
+        action="store_true",
+        help="retrain no network: trials are scored, and not compared with one",
+    )
     parser.add_argument("--trials", type=int, default=12, metavar="N", help="budget per seed (default 12)")
     parser.add_argument("--data-dir", metavar="DIR")
     parser.add_argument("--networks", type=Path, required=True, metavar="DIR", help="trained networks, made if missing")
@@ -63,17 +74,31 @@ def main(arguments: list[str] | None = None) -> int:
         experiment = config.override(configs.load(options.config), options.settings)
         store = TableNetworks(experiment, options.data_dir, options.networks.parent, options.networks)
         labels = list(filter(grid.label_pattern(options.only).search, experiment.scenarios[0].methods))
-        about = {"config": store.loaded.settings, "trials": options.trials, "from_defaults": options.from_defaults}
-        rows = _known(options.out, about)
+        about = {
+            "config": store.loaded.settings,
+            "trials": options.trials,
+            "from_defaults": options.from_defaults,
+            "without_oracle": options.without_oracle,
+        }
+        rows, begun = _known(options.out, about)
         for seed, label in itertools.product(read_seeds(options.seeds), labels):
             if any((row["method"], row["seed"]) == (label, seed) for row in rows):
                 continue
+            place, keep = {"method": label, "seed": seed}, functools.partial(_write, options.out, about, rows)
             rows.append(
-                tune_with_oracle(
-                    store, label, seed, options.trials, from_defaults=options.from_defaults, console=console
+                tune(
+                    store,
+                    label,
+                    seed,
+                    options.trials,
+                    from_defaults=options.from_defaults,
+                    oracle=not options.without_oracle,
+                    made=begun["trials"] if begun.items() >= place.items() else (),
+                    keep=lambda trials, place=place, keep=keep: keep({**place, "trials": trials}),
+                    console=console,
                 )
             )
-            _write(options.out, {"rows": rows, **about, **report.environment()})
+            keep()
             say(console, _line(rows[-1]))
     except InputError as error:
         complain(console, str(error))
@@ -81,31 +106,34 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _known(out: Path, about: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of an earlier run of the same command.
+def _known(out: Path, about: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The rows of an earlier run of the same command, and the one that was begun, with its trials so far.
 
     Raises:
       InputError: The file holds something else.
     """
     if not out.exists():
-        return []
+        return [], {}
     document, about = reading.read_json(out, nan=True), json.loads(json.dumps(about))
     for name, value in about.items():
-        if document.get(name) != value:
+        if document.get(name, False) != value:
             raise InputError(f"{out} holds trials with another {name}; remove it, or name another file")
-    return document["rows"]
+    return document["rows"], document.get("begun", {})
 
 
-def tune_with_oracle(
+def tune(
     store: TableNetworks,
     label: str,
     seed: int,
     trials: int,
     *,
     from_defaults: bool = False,
+    oracle: bool = True,
+    made: Sequence[Mapping[str, Any]] = (),
+    keep: Callable[[list[dict[str, Any]]], None] | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """One tuning in the first scenario, with the Avg. Gap of every trial in addition to its score.
+    """One tuning in the first scenario, by default with the Avg. Gap of every trial in addition to its score.
 
     Args:
       store: The networks of the table.
@@ -113,6 +141,9 @@ def tune_with_oracle(
       seed: The seed of the scenario and of the search.
       trials: The number of trials.
       from_defaults: Whether the first trial takes the defaults of the numbers that are tuned, and not the table's.
+      oracle: Whether a network is retrained, with which every trial is compared; the choice does not see it.
+      made: The trials that an earlier call has made, as documents.
+      keep: Called after every trial with the documents of all so far.
       console: Shows progress. By default that is standard error.
     """
     scenario = store.experiment.scenarios[0]
@@ -123,16 +154,22 @@ def tune_with_oracle(
         settings = dataclasses.replace(settings, **{name: getattr(usual, name) for name in numbers})
     prepared = SeededScenario(store, scenario, seed)
     with progress_bar(console or Console(stderr=True)) as progress:
-        original, retrained = prepared.original(progress), prepared.retrained(progress)
-        oracle = _evaluate(prepared, retrained.params, retrained.model_state)
+        original = prepared.original(progress)
+        retrained = prepared.retrained(progress) if oracle else None
+        known = _evaluate(prepared, retrained.params, retrained.model_state) if retrained else None
         task = progress.add_task(f"seed {seed}: {label}", total=trials, note="")
 
         def observe(params, model_state):
-            return {"avg_gap": distances.average_gap(_evaluate(prepared, params, model_state), oracle)}
+            return {"avg_gap": distances.average_gap(_evaluate(prepared, params, model_state), known)}
+
+        trials_so_far = []
 
         def on_trial(number, trial):
-            gap = trial.observed.get("avg_gap", float("nan"))
-            progress.update(task, completed=number, note=f"score {trial.score:.2f}, Avg. Gap {gap:.2f}")
+            trials_so_far.append(trial.document())
+            if keep is not None and number > len(made):
+                keep(trials_so_far)
+            gap = f", Avg. Gap {trial.observed['avg_gap']:.2f}" if trial.observed else ""
+            progress.update(task, completed=number, note=f"score {trial.score:.2f}{gap}")
 
         result = search.tune_settings(
             store.loaded.model,
@@ -146,10 +183,13 @@ def tune_with_oracle(
             whole_classes=any(map(forget_sets.forgets_classes, scenario.forget)),
             space=settings.search_ranges,
             num_trials=trials,
+            made=[search.Trial.of_document(document) for document in made],
             on_trial=on_trial,
-            observe=observe,
+            observe=observe if oracle else None,
         )
         progress.remove_task(task)
+    if known is None:
+        return {"method": label, "seed": seed, **result.document()}
     whole = [trial for trial in result.trials if trial.observed]
     gaps = [trial.observed["avg_gap"] for trial in whole]
     untouched = _evaluate(prepared, original.params, original.model_state)
@@ -157,7 +197,7 @@ def tune_with_oracle(
         "method": label,
         "seed": seed,
         "gap": {
-            "original": distances.average_gap(untouched, oracle),
+            "original": distances.average_gap(untouched, known),
             "default settings": result.trials[0].observed.get("avg_gap", float("nan")),
             "tuned without oracle": result.best.observed["avg_gap"],
             "tuned with oracle": min(gaps),
@@ -169,14 +209,17 @@ def tune_with_oracle(
 
 
 def _line(row: dict[str, Any]) -> str:
-    gaps = ", ".join(f"{name} {gap:.2f}" for name, gap in row["gap"].items())
     changes = " ".join(search.as_overrides(row["best"]["changes"]))
+    if "gap" not in row:
+        return f"{row['method']}, seed {row['seed']}: {changes}; score {row['best']['score']:.2f}"
+    gaps = ", ".join(f"{name} {gap:.2f}" for name, gap in row["gap"].items())
     correlation = f"rank correlation {row['rank_correlation']:.2f}"
     return f"{row['method']}, seed {row['seed']}: {changes}; Avg. Gap: {gaps}; {correlation}"
 
 
-def _write(path: Path, document: dict[str, Any]) -> None:
+def _write(path: Path, about: dict[str, Any], rows: list[dict[str, Any]], begun: dict[str, Any] | None = None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    document = {"rows": rows, **({"begun": begun} if begun else {}), **about, **report.environment()}
     files.write_text(path, json.dumps(document, indent=2) + "\n")
 
 

@@ -165,7 +165,7 @@ def _alike(value: object, default: object) -> bool:
     if isinstance(default, bool) or isinstance(value, bool | np.bool_):
         return isinstance(default, bool) and isinstance(value, bool | np.bool_)
     if isinstance(default, int):
-        return isinstance(value, int | np.integer) and value > 0
+        return isinstance(value, int | np.integer) and int(value) > 0
     if isinstance(default, float):
         return isinstance(value, int | float | np.integer | np.floating) and math.isfinite(value)
     return isinstance(value, str) if isinstance(default, str) else callable(value)

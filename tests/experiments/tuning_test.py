@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 
 from experiments import tuning
 from scissorhands_jax.methods.scissorhands import ScissorhandsSettings
@@ -37,3 +38,35 @@ def test_tuning_continues_and_may_begin_with_the_defaults(tmp_path, capsys):
     assert [row["seed"] for row in document["rows"]] == [0, 1]
     assert tuning.main([*arguments, "--seeds", "0"]) == 2
     assert "holds trials with another from_defaults; remove it, or name another file" in capsys.readouterr().err
+    assert tuning.main([*arguments, "--seeds", "0", "--from-defaults", "--without-oracle"]) == 2
+    assert "holds trials with another without_oracle" in capsys.readouterr().err
+
+
+def test_without_an_oracle_no_network_is_retrained_and_a_killed_run_continues_with_its_trials(tmp_path, monkeypatch):
+    small = ["training.epochs=1", "train_limit=200", "test_limit=50", "validation_share=0.3", "every_attack=false"]
+    out, networks = tmp_path / "tuning.json", tmp_path / "n"
+    run = ["--config", "demo", "--seeds", "0", "--trials", "3", "--without-oracle", "--networks", str(networks)]
+
+    class Killed(BaseException):
+        pass
+
+    def write(path, about, rows, begun=None, whole=tuning._write):
+        whole(path, about, rows, begun)
+        if begun and len(begun["trials"]) == 2:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning, "_write", write)
+        with pytest.raises(Killed):
+            tuning.main([*run, "--out", str(out), *small])
+    begun = json.loads(out.read_text())
+    assert begun["rows"] == []
+    assert tuning.main([*run, "--out", str(out), *small]) == 0
+    assert tuning.main([*run, "--out", str(tmp_path / "whole.json"), *small]) == 0
+    (row,), (whole,) = (json.loads(path.read_text())["rows"] for path in (out, tmp_path / "whole.json"))
+    assert row["trials"][:2] == begun["begun"]["trials"]  # with their seconds: they were not made again
+    assert [trial["score"] for trial in row["trials"]] == [trial["score"] for trial in whole["trials"]]
+    assert not any(trial["observed"] for trial in row["trials"])
+    assert "gap" not in row
+    assert {folder.name.partition("-")[0] for folder in networks.iterdir()} == {"original"}
+    assert "begun" not in json.loads(out.read_text())
