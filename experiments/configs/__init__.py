@@ -53,6 +53,7 @@ CONFIGS = {
     "faces": faces.identities,
     "recipes": recipes.full,
     "recipes_small": recipes.small,
+    "recipes_resnet9": recipes.resnet9,
 }
 """Functions without arguments that make an `Experiment`, by its name."""
 

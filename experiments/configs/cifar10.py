@@ -158,7 +158,8 @@ def full() -> Experiment:
         validation_share=0.0,
         training=FULL_TRAINING,
         scenarios=(Scenario(name="random 10 %", forget=("random:0.1",), methods=methods),),
-        relearn_epochs=3,
+        relearn_epochs=2,
+        every_attack=False,
         checkpoint_cells=True,
         paper_table="table1_cifar10",
     )
