@@ -11,7 +11,7 @@ the configuration says, and no earlier tuning enters. With `--without-oracle` no
 compared; a table whose networks take an hour is tuned like this, on a seed of its own:
 
     python -m experiments.tuning --config cifar10_full --data-dir data --seeds 10 --trials 3 --without-oracle \
-        --from-defaults --only . --networks runs/tuning/networks --out runs/tuning/tuning.json validation_share=0.1
+        --only . --networks runs/tuning/networks --out runs/tuning/tuning.json validation_share=0.1
 """
 
 from __future__ import annotations

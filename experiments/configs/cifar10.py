@@ -142,11 +142,14 @@ def full() -> Experiment:
     The network is a narrow ResNet-9, trained for 16 epochs. No method may take more than about a tenth of the time of
     retraining, so there is one pass over the retained images, with half as many forget images beside them where a step
     sees both; two passes where only the upper layers are trained; and ten passes over the forget set alone. OrthoGrad,
-    AMUN and the rows of published settings take longer and are left out.
+    AMUN and the rows of published settings take longer and are left out. Settings are those that tuning chose for
+    `cifar10_small`, where runs have as many steps, or what a second tuning found better (`FULL`).
     """
     upper = models.UPPER_LAYERS["resnet9"]
     methods = {
-        label: dataclasses.replace(settings, **{**_full_steps(settings), **FULL.get(label, {})})
+        label: dataclasses.replace(
+            settings, **{**_full_steps(settings), **TUNED.get(label.partition(",")[0], {}), **FULL.get(label, {})}
+        )
         for label, settings in common.every_method(upper=upper).items()
         if label not in ("amun", "orthograd", *common.PUBLISHED)
     }
@@ -190,7 +193,7 @@ FULL_TRAINING = RetrainSettings(
 """How networks of `cifar10_full` are trained: Nesterov's SGD, whose rate rises to 0.1 and falls to zero."""
 
 FULL: dict[str, dict[str, Any]] = {}
-"""For `cifar10_full`: what was tuned, by the label of the row."""
+"""What tuning changed for `cifar10_full`, by the label of the row."""
 
 
 _SWEEPS: dict[str, tuple[float, ...]] = {
