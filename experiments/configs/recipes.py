@@ -1,10 +1,10 @@
 """The two recipes for retraining (`methods.retrain`) compared: the paper's and the fast one.
 
-    python -m experiments.run --config recipes_small --data-dir data --seeds 0,1,2
+    python -m experiments.run --config recipes_small --data-dir data --seeds 0,1,2,3,4
 
 Every row is a network retrained without the forget set. The reference has the paper's recipe at full length. The row
 "drawn again" shows how far two such networks are apart by chance, and the row "shortened" shows what the paper's recipe
-reaches in the time of the fast one. `recipes_small` took five and a half minutes on one CPU core; `recipes` is not
+reaches in the time of the fast one. `recipes_small` took nine minutes on one CPU core; `recipes` is not
 yet run. `recipes_resnet9` changes one setting at a time of the recipe of `cifar10_full`, over a quarter of its epochs.
 """
 
