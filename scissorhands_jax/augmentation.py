@@ -12,20 +12,23 @@ from scissorhands_jax.base import Key
 from scissorhands_jax.errors import InputError
 
 
-def crop_and_flip(key: Key, images: jax.Array, *, padding: int = 4) -> jax.Array:
-    """Crops zero-padded images at random and mirrors a random half of them, each image by itself, on the device.
+def crop_and_flip(
+    key: Key, images: jax.Array, *, padding: int = 4, mode: Literal["constant", "reflect"] = "constant"
+) -> jax.Array:
+    """Crops padded images at random and mirrors a random half of them, each image by itself, on the device.
 
     Args:
       key: A typed PRNG key.
       images: An array of shape (N, H, W, C) and any dtype.
-      padding: The number of zero pixels that are added on each side before the crop.
+      padding: The number of pixels that are added on each side before the crop.
+      mode: What is added, as for `crop`; zeros by default.
 
     Returns:
       An array of the same shape and dtype.
     """
     crop_key, flip_key = jax.random.split(key)
     flips = jax.random.bernoulli(flip_key, shape=(len(images),))
-    return flip(crop(crop_key, images, padding=padding), flips)
+    return flip(crop(crop_key, images, padding=padding, mode=mode), flips)
 
 
 def crop(key: Key, images: jax.Array, *, padding: int, mode: Literal["constant", "reflect"] = "constant") -> jax.Array:

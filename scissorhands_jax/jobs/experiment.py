@@ -6,7 +6,6 @@ Tables (`jobs.grid`) and audits (`audit.run_audit`) both start from an `Experime
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -81,7 +80,8 @@ class Experiment:
     """Share of the training images of every class that no network is trained on."""
     split_seed: int = 1
     augment: bool | None = None
-    """Whether to train with random crops and flips. None does what is usual for the data set."""
+    """Whether to train with random crops and flips, those of `training` for all methods alike. None does what is usual
+    for the data set."""
     training: RetrainSettings
     """How the original and the retrained network are trained."""
     scenarios: tuple[Scenario, ...]
@@ -170,7 +170,7 @@ class LoadedExperiment:
             self._check_task()
         self.model = _build_model(experiment, self.splits)
         augment = self.splits.augmented if experiment.augment is None else experiment.augment
-        crop = functools.partial(augmentation.crop_and_flip, padding=self.splits.crop_padding)
+        crop = experiment.training.augmentation(self.splits.crop_padding)
         self.loss_fn: StatefulLossFn = (
             losses.classification_loss(self.model, augment=crop) if augment else task_loss(self.model, self.task)
         )

@@ -224,6 +224,18 @@ class RetrainSettings(RetrainOptions, TrainingSettings):
         check_choice("flips", self.flips, get_args(Flips))
         super().__post_init__()
 
+    def augmentation(self, padding: int) -> losses.Augment:
+        """The random changes of images that are like those of this training, for methods that go on from its network.
+
+        With alternating flips they are crops out of `translate` mirrored pixels on each side and random flips.
+
+        Args:
+          padding: The zero pixels on each side that images are cropped out of with random flips.
+        """
+        if self.flips == "random":
+            return functools.partial(augmentation.crop_and_flip, padding=padding)
+        return functools.partial(augmentation.crop_and_flip, padding=self.translate, mode="reflect")
+
     def changed(self, **changes: Any) -> RetrainSettings:
         """A copy with other values; another recipe brings its own for all that was as the old recipe has it."""
         if changes.get("recipe", self.recipe) != self.recipe:

@@ -3,10 +3,14 @@
 import dataclasses
 import json
 
+import jax
+import jax.numpy as jnp
 import pytest
 
+from scissorhands_jax import losses
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.jobs.experiment import load_splits
+from scissorhands_jax.jobs.config import override
+from scissorhands_jax.jobs.experiment import LoadedExperiment, load_splits
 from scissorhands_jax.methods import METHODS, describe
 from tests.jobs.grid_test import EXPERIMENT
 
@@ -28,3 +32,15 @@ def test_settings_describe_themselves(name):
     document = json.loads(json.dumps(describe(METHODS[name]())))
     assert document["method"] == name
     assert "epochs" in document
+
+
+@pytest.mark.parametrize("recipe", ["paper", "fast"])
+def test_methods_of_a_table_see_images_that_are_altered_as_in_its_training(recipe):
+    """White images stay white where crops come out of mirrored borders, and get black borders where zeros are added."""
+    loaded = LoadedExperiment(override(EXPERIMENT, ["augment=true", f"training.recipe={recipe}"]), None)
+    augment = losses.augmentation_of(loaded.loss_fn)
+    white, half = jnp.ones((64, 8, 8, 1)), jnp.zeros((400, 8, 8, 1)).at[:, :, :4].set(1.0)
+    altered = augment(jax.random.key(0), white)
+    assert bool((altered == 1).all()) == (recipe == "fast")
+    mirrored = float((augment(jax.random.key(1), half)[:, 4, -1, 0] == 1).mean())
+    assert 0.2 < mirrored < 0.6, "0 without flips of the fast recipe, 0.1 without those of the paper's"
