@@ -86,6 +86,8 @@ def test_outputs_that_differ_are_noticed():
     assert examples.is_alike("loss 1.19  after 20 steps", "loss 1.30  after 20 steps")
     for other in ("loss 1.19", "gain 1.19  after 20 steps", "loss 1.60  after 20 steps", "loss 1.19  after 60 steps"):
         assert not examples.is_alike("loss 1.19  after 20 steps", other)
+    assert examples.is_alike("gap 5.8", "gap 8.4")
+    assert not examples.is_alike("gap 5.8", "gap 11.4")
 
 
 def test_code_of_every_page_is_run_or_read():
