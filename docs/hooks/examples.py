@@ -72,8 +72,8 @@ def run(code: str, names: dict[str, Any], where: str) -> tuple[str, bytes | None
 def is_alike(shown: str, found: str) -> bool:
     """Whether two outputs have the same words, and numbers that differ by no more than another machine's would.
 
-    That is by a fifth, by 25 units of the last digit that is shown, or by 5 where it is the first decimal, which stands for
-    percentages: trained on a processor without AVX-512, a small network's accuracy on a forget set was 5 points away.
+    That is by a fifth, by 25 units of the last digit that is shown, or by 5 where it is the first decimal, which stands
+    for percentages: trained without AVX-512, a small network's accuracy on a forget set was 5 points away.
     """
     pairs = list(zip(_NUMBER.findall(shown), _NUMBER.findall(found), strict=False))
     if _words(shown) != _words(found):
