@@ -79,5 +79,5 @@ def describe(document: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    huge_pages.restart()
+    huge_pages.restart("experiments.audit")
     sys.exit(main())

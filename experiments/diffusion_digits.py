@@ -295,5 +295,5 @@ def _drawings(work: Path, seed: int, digit: int, name: str) -> Path:
 
 
 if __name__ == "__main__":
-    huge_pages.restart()
+    huge_pages.restart("experiments.diffusion_digits")
     sys.exit(main())

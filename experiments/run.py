@@ -97,5 +97,5 @@ def read_seeds(text: str) -> list[int]:
 
 
 if __name__ == "__main__":
-    huge_pages.restart()
+    huge_pages.restart("experiments.run")
     sys.exit(main())

@@ -229,5 +229,5 @@ def _evaluate(prepared: SeededScenario, params: Params, model_state: ModelState)
 
 
 if __name__ == "__main__":
-    huge_pages.restart()
+    huge_pages.restart("experiments.tuning")
     sys.exit(main())

@@ -434,5 +434,5 @@ def _line(row: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    huge_pages.restart()
+    huge_pages.restart("experiments.variants")
     sys.exit(main())

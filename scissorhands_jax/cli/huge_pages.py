@@ -1,5 +1,6 @@
 """Huge pages for the arrays of the command line, on Linux."""
 
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -9,14 +10,20 @@ _ASKED = "SCISSORHANDS_ASKED_FOR_HUGE_PAGES"
 _ENABLED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
-def restart() -> None:
+def restart(module: str | None = None) -> None:
     """Starts this process again with `malloc` asking for huge pages, where the system gives them on request.
 
     On a CPU, XLA takes the memory of every call from the system and gives it back afterwards. Page faults are a sixth
     of the time of a ResNet-20's step, and with huge pages there are about a hundred times fewer of them
     (`experiments/cpu_profile.md`). glibc reads the variable when a process starts, so this comes before anything large
     is imported. If `GLIBC_TUNABLES` already turns huge pages on or off, nothing is changed.
+
+    Args:
+      module: The name of the module that asks, which is left alone unless the process is `python -m MODULE`: another
+        program that runs it within itself must not begin anew. None is a command of its own.
     """
+    if module is not None and ["-m", module] not in map(list, itertools.pairwise(sys.orig_argv)):
+        return
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     if _NAME in tunables or _ASKED in os.environ or not sys.executable or not _wanted():
         return

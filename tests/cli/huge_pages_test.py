@@ -33,6 +33,16 @@ def test_the_same_command_starts_anew_with_the_variable(restarts):
     assert len(restarts) == 1
 
 
+def test_a_module_that_another_program_runs_within_itself_does_not_begin_that_program_anew(restarts, monkeypatch):
+    for begun in (["python", "-c", "import runpy"], ["python", "-m", "pytest", "experiments.run"], ["python"]):
+        monkeypatch.setattr(sys, "orig_argv", begun)
+        huge_pages.restart("experiments.run")
+        assert restarts == []
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-X", "utf8", "-m", "experiments.run", "--help"])
+    huge_pages.restart("experiments.run")
+    assert len(restarts) == 1
+
+
 def test_it_is_asked_once_also_where_the_variable_gets_lost(restarts, monkeypatch):
     huge_pages.restart()
     monkeypatch.delenv("GLIBC_TUNABLES")
