@@ -4,8 +4,9 @@
 
 Every row is a network retrained without the forget set. The reference has the paper's recipe at full length. The row
 "drawn again" shows how far two such networks are apart by chance, and the row "shortened" shows what the paper's recipe
-reaches in the time of the fast one. `recipes_small` took nine minutes on one CPU core; `recipes` is not
-yet run. `recipes_resnet9` changes one setting at a time of the recipe of `cifar10_full`, over a quarter of its epochs.
+reaches in the time of the fast one. `recipes_small` took nine minutes on one CPU core.
+`recipes_resnet9` goes from the recipe of `cifar10_full` towards the fast one, a row for each step, over a quarter of
+the epochs. It and `recipes` are not yet run.
 """
 
 from __future__ import annotations

@@ -15,8 +15,9 @@ def restart(module: str | None = None) -> None:
 
     On a CPU, XLA takes the memory of every call from the system and gives it back afterwards. Page faults are a sixth
     of the time of a ResNet-20's step, and with huge pages there are about a hundred times fewer of them
-    (`experiments/cpu_profile.md`). glibc reads the variable when a process starts, so this comes before anything large
-    is imported. If `GLIBC_TUNABLES` already turns huge pages on or off, nothing is changed.
+    (`experiments/cpu_profile.md`). glibc reads the variable when a process starts, so a command asks before anything
+    large is imported, and a module of `experiments`, which has imported it, does so again. If `GLIBC_TUNABLES` already
+    turns huge pages on or off, nothing is changed.
 
     Args:
       module: The name of the module that asks, which is left alone unless the process is `python -m MODULE`: another

@@ -40,6 +40,10 @@ def test_tuning_continues_and_may_begin_with_the_defaults(tmp_path, capsys):
     assert "holds trials with another from_defaults; remove it, or name another file" in capsys.readouterr().err
     assert tuning.main([*arguments, "--seeds", "0", "--from-defaults", "--without-oracle"]) == 2
     assert "holds trials with another without_oracle" in capsys.readouterr().err
+    earlier = {name: value for name, value in document.items() if name != "without_oracle"}  # by code before it
+    out.write_text(json.dumps(earlier))
+    assert tuning.main([*arguments, "--seeds", "0,1", "--from-defaults"]) == 0
+    assert json.loads(out.read_text()) == earlier
 
 
 def test_without_an_oracle_no_network_is_retrained_and_a_killed_run_continues_with_its_trials(tmp_path, monkeypatch):
