@@ -8,10 +8,11 @@ Every trial is scored on validation data, as `scissorhands tune` does it, and al
 which the choice never sees. Trials that are in FILE already are not made again, so a run that was stopped continues.
 With `--from-defaults` every method has the same chances: the first trial takes the defaults of its authors, whatever
 the configuration says, and no earlier tuning enters. With `--without-oracle` no network is retrained, so nothing is
-compared; a table whose networks take an hour is tuned like this, on a seed of its own:
+compared; a table whose networks take an hour is tuned like this, on a seed of its own. With `--near FACTOR` the search
+stays within that factor of the configuration's numbers, and keeps its names:
 
-    python -m experiments.tuning --config cifar10_full --data-dir data --seeds 10 --trials 3 --without-oracle \
-        --only . --networks runs/tuning/networks --out runs/tuning/tuning.json validation_share=0.1
+    python -m experiments.tuning --config cifar10_full --data-dir data --seeds 10 --trials 3 --near 4 \
+        --without-oracle --only . --networks runs/tuning/networks --out runs/tuning/tuning.json validation_share=0.1
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
         action="store_true",
         help="retrain no network: trials are scored, and not compared with one",
     )
+    parser.add_argument("--near", type=float, metavar="FACTOR", help="search within this factor of what it begins with")
     parser.add_argument("--trials", type=int, default=12, metavar="N", help="budget per seed (default 12)")
     parser.add_argument("--data-dir", metavar="DIR")
     parser.add_argument("--networks", type=Path, required=True, metavar="DIR", help="trained networks, made if missing")
@@ -79,6 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
             "trials": options.trials,
             "from_defaults": options.from_defaults,
             "without_oracle": options.without_oracle,
+            "near": options.near,
         }
         rows, begun = _known(options.out, about)
         for seed, label in itertools.product(read_seeds(options.seeds), labels):
@@ -93,6 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
                     options.trials,
                     from_defaults=options.from_defaults,
                     oracle=not options.without_oracle,
+                    near=options.near,
                     made=begun["trials"] if begun.items() >= place.items() else (),
                     keep=lambda trials, place=place, keep=keep: keep({**place, "trials": trials}),
                     console=console,
@@ -116,7 +120,7 @@ def _known(out: Path, about: dict[str, Any]) -> tuple[list[dict[str, Any]], dict
         return [], {}
     document, about = reading.read_json(out, nan=True), json.loads(json.dumps(about))
     for name, value in about.items():
-        if document.get(name, False) != value:
+        if document.get(name) != value and (value or name in document):
             raise InputError(f"{out} holds trials with another {name}; remove it, or name another file")
     return document["rows"], document.get("begun", {})
 
@@ -129,6 +133,7 @@ def tune(
     *,
     from_defaults: bool = False,
     oracle: bool = True,
+    near: float | None = None,
     made: Sequence[Mapping[str, Any]] = (),
     keep: Callable[[list[dict[str, Any]]], None] | None = None,
     console: Console | None = None,
@@ -142,6 +147,8 @@ def tune(
       trials: The number of trials.
       from_defaults: Whether the first trial takes the defaults of the numbers that are tuned, and not the table's.
       oracle: Whether a network is retrained, with which every trial is compared; the choice does not see it.
+      near: Numbers are searched within this factor of those of the first trial, above 1, and names are kept. By default
+        the whole ranges are searched, and all names.
       made: The trials that an earlier call has made, as documents.
       keep: Called after every trial with the documents of all so far.
       console: Shows progress. By default that is standard error.
@@ -152,6 +159,7 @@ def tune(
         usual = type(settings)()
         numbers = [name for name in settings.search_ranges if not isinstance(getattr(usual, name), str)]
         settings = dataclasses.replace(settings, **{name: getattr(usual, name) for name in numbers})
+    space = settings.search_ranges if near is None else search.near(settings, settings.search_ranges, near)
     prepared = SeededScenario(store, scenario, seed)
     with progress_bar(console or Console(stderr=True)) as progress:
         original = prepared.original(progress)
@@ -173,7 +181,7 @@ def tune(
 
         result = search.tune_settings(
             store.loaded.model,
-            store.loaded.method,
+            lambda chosen: store.loaded.method_of(chosen, original[:2], prepared.validation),
             settings,
             jax.random.fold_in(jax.random.key(seed), 3),
             original.params,
@@ -181,7 +189,7 @@ def tune(
             prepared.data,
             prepared.validation,
             whole_classes=any(map(forget_sets.forgets_classes, scenario.forget)),
-            space=settings.search_ranges,
+            space=space,
             num_trials=trials,
             made=[search.Trial.of_document(document) for document in made],
             on_trial=on_trial,

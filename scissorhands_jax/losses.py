@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from scissorhands_jax import data as data_lib
 from scissorhands_jax import microbatches
 from scissorhands_jax.base import Key, Model, ModelState, Params, PyTree, Scalar, StatefulLossFn
 from scissorhands_jax.errors import InputError
@@ -169,6 +172,37 @@ def altered(loss_fn: StatefulLossFn, **changes: Any) -> StatefulLossFn:
         raise InputError(f"only a classification_loss can be given {', '.join(changes)}, and this is another loss")
     known = {"augment": loss_fn.augment, "label_smoothing": loss_fn.label_smoothing}
     return microbatched(classification_loss(loss_fn.model, **(known | changes)), loss_fn.parts)
+
+
+def mean_loss(
+    loss_fn: StatefulLossFn, params: Params, model_state: ModelState, examples: PyTree, *, batch_size: int = 500
+) -> float:
+    """The mean loss of a network on all of some examples, in evaluation mode.
+
+    The mean loss on examples that it never saw is a ceiling for `methods.scissorhands`.
+
+    Args:
+      loss_fn: The general form of the loss, a mean over a batch. Equal ones share compiled code.
+      params, model_state: The network.
+      examples: A pytree of arrays with a leading example axis, with at least one example.
+      batch_size: The number of examples that are evaluated at once, at least 1.
+
+    Raises:
+      InputError: There is no example, or `batch_size` is below 1.
+    """
+    total = data_lib.size(examples)
+    if not total:
+        raise InputError("there is no example whose loss could be measured; give at least one")
+    losses = [
+        len(positions) * float(_evaluated(loss_fn, params, model_state, data_lib.take(examples, positions)))
+        for positions in data_lib.even_batches(total, batch_size)
+    ]
+    return math.fsum(losses) / total
+
+
+@functools.partial(jax.jit, static_argnames="loss_fn")
+def _evaluated(loss_fn, params, model_state, examples):
+    return loss_fn(params, model_state, examples, train=False, key=None)[0]
 
 
 def microbatched(loss_fn: StatefulLossFn, parts: int) -> StatefulLossFn:

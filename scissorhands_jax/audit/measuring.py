@@ -25,6 +25,7 @@ from scissorhands_jax.datasets.splits import validation_split
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs.cells import ResultCell
 from scissorhands_jax.jobs.experiment import Experiment, LoadedExperiment, OwnNetwork
+from scissorhands_jax.jobs.held_out import check_scenario
 from scissorhands_jax.metrics import answers, distances, probes, relearning
 from scissorhands_jax.metrics.row import SetPredictions, attack_numbers
 from scissorhands_jax.report import NULL, ORIGINAL, REFERENCE
@@ -153,6 +154,9 @@ class Audit:
         train, tested = self.loaded.splits.train, self.loaded.splits.held_out
         groups = answers.example_groups(self.task, train)
         kept, held_out = validation_split(groups, experiment.validation_share, experiment.split_seed, tested)
+        self.held_out = data_lib.take(train, held_out)
+        for scenario in self.scenarios:
+            check_scenario(scenario, len(held_out))
         self.used = kept if trained_on is None else np.intersect1d(kept, trained_on)  # in the training split
         self.train = data_lib.take(train, self.used)
         key = jax.random.key(seed)
@@ -173,7 +177,7 @@ class Audit:
             networks,
             self.loaded.training_identity(),
         )
-        self._watch(data_lib.take(train, held_out) if len(held_out) else self.loaded.splits.test)
+        self._watch(self.held_out if len(held_out) else self.loaded.splits.test)
         self._held: dict[int, tuple[Params, ModelState]] = {}
 
     def _forget_sets(self) -> list[np.ndarray]:
@@ -322,7 +326,8 @@ class Audit:
             seconds, compile_seconds = self.ensemble.description(target.network)["seconds"], None
         else:
             key = jax.random.fold_in(jax.random.fold_in(self.key, target.number), target.network)
-            result = run(self.loaded.method(settings), key, *original, data, num_epochs=settings.epochs)
+            method = self.loaded.method_of(settings, original, self.held_out)
+            result = run(method, key, *original, data, num_epochs=settings.epochs)
             network = (result.params, result.model_state)
             seconds, compile_seconds = result.seconds, result.compile_seconds
         logits = self.answers(network)

@@ -220,7 +220,7 @@ def _seconds_of(
     audit: Audit, settings: MethodSettings, network: tuple[Params, ModelState], data: Data
 ) -> tuple[float, tuple[Params, ModelState]]:
     """Estimates the seconds of a method from its start and one epoch, after a first run that compiles."""
-    method, key = audit.loaded.method(settings), jax.random.key(0)
+    method, key = audit.loaded.method_of(settings, network, audit.held_out), jax.random.key(0)
     epochs = min(1, settings.epochs)
     try:
         first = run(method, key, *network, data, num_epochs=epochs)

@@ -16,14 +16,14 @@ import numpy as np
 
 from scissorhands_jax import augmentation, datasets, hashing, losses, models, torch_weights
 from scissorhands_jax import data as data_lib
-from scissorhands_jax.base import Dataset, Method, Model, StatefulLossFn
+from scissorhands_jax.base import Dataset, Method, Model, ModelState, Params, StatefulLossFn
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.datasets.splits import validation_split
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods import MethodSettings, describe
 from scissorhands_jax.methods.finetune import FinetuneSettings
 from scissorhands_jax.methods.retrain import RetrainSettings
-from scissorhands_jax.methods.settings import of_task
+from scissorhands_jax.methods.settings import of_network, of_task
 from scissorhands_jax.metrics import answers
 from scissorhands_jax.tasks import CLASSIFICATION, Task, task_loss
 from scissorhands_jax.training.descriptions import describe_value
@@ -222,6 +222,19 @@ class LoadedExperiment:
             fitted = of_task(settings, self.task)
             self._methods[key] = fitted.build(self.model, self.loss_fn, self.num_classes)
         return self._methods[key]
+
+    def method_of(self, settings: MethodSettings, network: tuple[Params, ModelState], held_out: Dataset) -> Method:
+        """The method with these settings for one network, on which a ceiling "held-out" is measured.
+
+        Args:
+          settings: The settings, which `held_out.check_scenario` has passed.
+          network: The parameters and the state of the network that the run begins with.
+          held_out: Examples that it never saw.
+
+        Raises:
+          InputError: As `method`, or the loss on the examples is no ceiling.
+        """
+        return self.method(of_network(settings, lambda: losses.mean_loss(self.loss_fn, *network, held_out)))
 
     def settings_sha256(self) -> str:
         """A hash of every setting except the scenarios, whose methods have their settings in their own cells."""

@@ -15,14 +15,15 @@ from scissorhands_jax import data as data_lib
 from scissorhands_jax.base import Data, Dataset, Method, Model, ModelState, Params, StatefulLossFn
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.errors import InputError, check_seed
-from scissorhands_jax.jobs import runs
+from scissorhands_jax.jobs import held_out, runs
 from scissorhands_jax.jobs.config import NetworkConfig, RunConfig
 from scissorhands_jax.jobs.earlier_runs import Past, past_of
 from scissorhands_jax.jobs.loading import ReadNetwork, build_model, read_network
 from scissorhands_jax.methods import MethodSettings
-from scissorhands_jax.methods.settings import of_task, on_upper_layers
+from scissorhands_jax.methods.settings import asks_for_held_out, of_network, of_task, on_upper_layers
 from scissorhands_jax.metrics import answers
 from scissorhands_jax.tasks import task_loss
+from scissorhands_jax.training import distributed
 from scissorhands_jax.training.identity import Identity, identify
 from scissorhands_jax.training.sharding import Layout
 
@@ -76,6 +77,20 @@ class OriginalNetwork:
         return positions, data_lib.split(train, positions, self.past.trained_on)
 
 
+@dataclasses.dataclass(frozen=True)
+class ValidationSet:
+    """Examples that the network has never seen, of the classes that stay."""
+
+    what: str
+    """What they are, in words."""
+    examples: Dataset
+
+    @property
+    def sha256(self) -> str:
+        """The hash of the examples."""
+        return hashing.tree_sha256(self.examples)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Job(OriginalNetwork):
     """Everything that an unlearning job is made of, read and checked."""
@@ -93,10 +108,69 @@ class Job(OriginalNetwork):
         """The method with the given settings, built for this network and these data.
 
         Raises:
-          InputError: The method takes classifiers alone, and the network is none.
+          InputError: The method takes classifiers alone, and the network is none; or its ceiling is "held-out", and
+            that cannot be measured (`held_out_loss`).
         """
-        fitted = of_task(settings, self.splits.task)
+        fitted = of_network(of_task(settings, self.splits.task), lambda: self.held_out_loss)
         return fitted.build(self.model, self.loss_fn, self.splits.num_outputs)
+
+    @functools.cached_property
+    def validation(self) -> ValidationSet:
+        """What the network never saw and the test set has not, as `RunConfig.validation` says.
+
+        Raises:
+          InputError: There is no such example, or those that are named were trained on.
+        """
+        spec, train, total = self.config.validation, self.splits.train, data_lib.size(self.splits.train)
+        unseen = np.setdiff1d(np.arange(total), np.union1d(self.past.trained_on, self.past.forgotten))
+        if self.splits.held_out is not None:  # They are the test set.
+            unseen = np.setdiff1d(unseen, self.splits.held_out)
+        if self.set_aside is not None:
+            found, what = self.set_aside, f"{spec}, seed {self.config.seed}"
+        elif spec is None:
+            if unseen.size == 0:
+                raise InputError(
+                    "the network was trained on the whole training split, so there is nothing to validate with; set a "
+                    "part of the test set aside with --validation test:0.5, or say what it saw with --trained-on FILE"
+                )
+            found, what = (
+                data_lib.take(train, unseen),
+                "the training split's examples that the network was not trained on",
+            )
+        else:
+            file = spec.partition(":")[2]
+            positions = data_lib.check_positions(forget_sets.read_positions(Path(file)), total)
+            if not np.isin(positions, unseen).all():
+                count = np.count_nonzero(~np.isin(positions, unseen))
+                raise InputError(f"{count} of the examples in {file} were trained on; name others")
+            found, what = data_lib.take(train, positions), f"{spec}, of the training split"
+        found = answers.known_examples(self.splits.task, found, self.data.retain)
+        if data_lib.size(found) == 0:
+            raise InputError("the validation set holds no example of the classes that stay; name another")
+        return ValidationSet(what, found)
+
+    @functools.cached_property
+    def held_out_loss(self) -> float:
+        """The mean loss of the network on the validation set, which the ceiling "held-out" stands for.
+
+        Raises:
+          InputError: There is no validation set, or the forget set is not like it (`held_out.check_forget_sets`).
+        """
+        self.check_held_out()
+        examples = self.validation.examples
+        return distributed.from_first(lambda: losses.mean_loss(self.loss_fn, self.params, self.model_state, examples))
+
+    def check_held_out(self) -> None:
+        """Refuses a job in which the ceiling "held-out" cannot be measured.
+
+        Raises:
+          InputError: As `held_out_loss`.
+        """
+        held_out.check_forget_sets([self.config.forget])
+        try:
+            _ = self.validation
+        except InputError as error:
+            raise InputError(f"the ceiling 'held-out' cannot be measured: {error}") from error
 
     def identity(self, layout: Layout | None = None) -> Identity:
         """Everything that determines the result of the job. What a file holds counts, and not where it lies.
@@ -113,10 +187,15 @@ class Job(OriginalNetwork):
             "forgotten_before_sha256": hashing.positions_sha256(self.past.forgotten),
             "train_sha256": self.train_sha256,
             "test_sha256": hashing.tree_sha256(self.splits.test),
+            **({"validation_sha256": self._held_out_sha256()} if asks_for_held_out(self.config.method) else {}),
             ORIGINAL_HASH: hashing.network_sha256(self.params, self.model_state),
         }
         described = None if layout is None else str(layout)
         return identify(chosen, described, {name: settings[name] for name in _PLACES})
+
+    def _held_out_sha256(self) -> str:
+        self.check_held_out()
+        return self.validation.sha256
 
 
 def saved_identity(folder: Path, advice: str = "put it back from your backup") -> Identity:

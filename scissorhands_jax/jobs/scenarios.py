@@ -22,6 +22,7 @@ from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import late_attacks
 from scissorhands_jax.jobs.cells import slug
 from scissorhands_jax.jobs.experiment import FLIPPED, Experiment, LoadedExperiment, OwnNetwork, Scenario
+from scissorhands_jax.jobs.held_out import check_scenario
 from scissorhands_jax.jobs.progress import follow_steps
 from scissorhands_jax.jobs.table_cells import Cost, ForgetSummary, RelearnSummary, TableCell
 from scissorhands_jax.methods import MethodSettings, describe
@@ -105,7 +106,7 @@ class TableNetworks:
                 self.forget_steps(folder.name)
                 return self.load(folder)
             key = jax.random.fold_in(jax.random.key(seed), 0)
-            network = self.run(folder.name, self.experiment.training, key, None, examples, progress)
+            network = self.run(folder.name, self.experiment.training, key, None, examples, None, progress)
             checkpoints.save_network(folder, network.params, network.model_state, identity.document())
             self.forget_steps(folder.name)
             self._costs[folder.name] = network.cost
@@ -118,6 +119,7 @@ class TableNetworks:
         key: Key,
         start: TrainedNetwork | None,
         examples: Data,
+        held_out: Dataset | None,
         progress: Progress,
     ) -> TrainedNetwork:
         """Runs a method with its progress shown and, if the experiment says so, a checkpoint every epoch.
@@ -129,12 +131,11 @@ class TableNetworks:
         if self.experiment.checkpoint_cells:
             keeper = checkpoints.Checkpointer(self._steps_folder(name))
         resumed = keeper is not None and keeper.latest_step is not None
-        params, model_state = (None, None) if start is None else (start.params, start.model_state)
+        network = (None, None) if start is None else (start.params, start.model_state)
         result = run(
-            self.loaded.method(settings),
+            self.loaded.method_of(settings, network, held_out),
             key,
-            params,
-            model_state,
+            *network,
             examples,
             num_epochs=settings.epochs,
             checkpoint=keeper,
@@ -190,6 +191,7 @@ class SeededScenario:
         self.test = answers.known_examples(self.task, splits.test, self.data.retain)
         held_out = data_lib.take(self.train, self.held_out)
         self.validation = answers.known_examples(self.task, held_out, self.data.retain)
+        check_scenario(scenario, data_lib.size(self.validation))
         self._target: float | None = None
         self._digest: str | None = None
 
@@ -263,7 +265,8 @@ class SeededScenario:
             forgotten = np.union1d(forgotten, positions)
             examples = self._split(positions, forgotten)
             name = run_name(self.scenario, self.seed, label, number)
-            network = self.store.run(name, settings, jax.random.fold_in(key, number), network, examples, progress)
+            key_of_run = jax.random.fold_in(key, number)
+            network = self.store.run(name, settings, key_of_run, network, examples, self.validation, progress)
             total = _sum(total, network.cost)
         return network._replace(cost=total)
 

@@ -179,6 +179,37 @@ def candidates(
     ]
 
 
+def near(settings: MethodSettings, space: Mapping[str, Range | Choices], factor: float) -> dict[str, Range | Choices]:
+    """The part of a space that lies around some settings, for a search of few trials.
+
+    Args:
+      settings: The settings that the search starts with.
+      space: The fields that are tuned, each with its range or its names.
+      factor: How far a number may be from that of `settings`, as a factor above 1.
+
+    Returns:
+      Every number with its range, cut where the factor ends; names are left out, so they stay as they are.
+
+    Raises:
+      InputError: The factor is not above 1, or leaves nothing of a range.
+    """
+    if not factor > 1:
+        raise InputError(f"the search stays within a factor above 1 of what it starts with, got {factor}")
+    cut = dict[str, Range | Choices]()
+    for name, searched in space.items():
+        first, last = searched[0], searched[-1]
+        if isinstance(first, str) or isinstance(last, str):
+            continue
+        start = getattr(settings, name)
+        low, high = max(first, start / factor), min(last, start * factor)
+        if not low < high:
+            raise InputError(
+                f"{name} = {start:g} is no factor of {factor:g} from its range, {first:g} to {last:g}; begin inside it"
+            )
+        cut[name] = (low, high)
+    return cut
+
+
 def _at(share: float, searched: Range | Choices) -> Any:
     """The value at a share of the way through a range or through names; the share is in [0, 1)."""
     first, last = searched[0], searched[-1]

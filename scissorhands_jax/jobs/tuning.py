@@ -8,36 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import files, hashing, reading, report
-from scissorhands_jax.base import Dataset
+from scissorhands_jax import files, reading, report
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.errors import CheckpointError, InputError
 from scissorhands_jax.jobs import originals, runs, search
 from scissorhands_jax.jobs.config import RunConfig
-from scissorhands_jax.jobs.job import Job, prepare_job
+from scissorhands_jax.jobs.job import Job, ValidationSet, prepare_job
 from scissorhands_jax.jobs.progress import progress_bar
 from scissorhands_jax.metrics import answers
 from scissorhands_jax.metrics.row import SetPredictions
 from scissorhands_jax.terminal import Console, say
 
 TUNING_FILE = "tuning.json"
-
-
-@dataclasses.dataclass(frozen=True)
-class ValidationSet:
-    """Examples that the network has never seen, of the classes that stay."""
-
-    what: str
-    """What they are, in words."""
-    examples: Dataset
-
-    @property
-    def sha256(self) -> str:
-        """The hash of the examples."""
-        return hashing.tree_sha256(self.examples)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,7 +84,7 @@ def tune(
     """
     job = prepare_job(config)
     config = job.config
-    validation = _validation_set(job)
+    validation = job.validation
     if not insist:
         _refuse_near_chance(job)
     search.check_search(config.method, config.method.search_ranges, num_trials)
@@ -168,31 +152,3 @@ def _made_trials(out: Path) -> list[search.Trial]:
         except (ValueError, TypeError, KeyError) as error:
             raise CheckpointError(f"{file} is damaged ({error}); remove it, and the trial is made again") from error
     return made
-
-
-def _validation_set(job: Job) -> ValidationSet:
-    """What the search looks at, as the job's `validation` says."""
-    spec, train, total = job.config.validation, job.splits.train, data_lib.size(job.splits.train)
-    unseen = np.setdiff1d(np.arange(total), np.union1d(job.past.trained_on, job.past.forgotten))
-    if job.splits.held_out is not None:  # They are the test set.
-        unseen = np.setdiff1d(unseen, job.splits.held_out)
-    if job.set_aside is not None:
-        found, what = job.set_aside, f"{spec}, seed {job.config.seed}"
-    elif spec is None:
-        if unseen.size == 0:
-            raise InputError(
-                "the network was trained on the whole training split, so there is nothing to validate with; set a part "
-                "of the test set aside with --validation test:0.5, or say what it saw with --trained-on FILE"
-            )
-        found, what = data_lib.take(train, unseen), "the training split's examples that the network was not trained on"
-    else:
-        file = spec.partition(":")[2]
-        positions = data_lib.check_positions(forget_sets.read_positions(Path(file)), total)
-        if not np.isin(positions, unseen).all():
-            count = np.count_nonzero(~np.isin(positions, unseen))
-            raise InputError(f"{count} of the examples in {file} were trained on; tune on others")
-        found, what = data_lib.take(train, positions), f"{spec}, of the training split"
-    found = answers.known_examples(job.splits.task, found, job.data.retain)
-    if data_lib.size(found) == 0:
-        raise InputError("the validation set holds no example of the classes that stay; name another")
-    return ValidationSet(what, found)

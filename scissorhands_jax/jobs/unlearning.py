@@ -23,6 +23,7 @@ from scissorhands_jax.jobs.config import RunConfig
 from scissorhands_jax.jobs.earlier_runs import NETWORK_FOLDER, WEIGHTS_FILE, parse_run_config, write_past
 from scissorhands_jax.jobs.job import Job, prepare_job
 from scissorhands_jax.jobs.progress import follow_steps, progress_bar
+from scissorhands_jax.methods.settings import asks_for_held_out
 from scissorhands_jax.metrics import accuracies, answers
 from scissorhands_jax.metrics.distances import quality_of
 from scissorhands_jax.metrics.row import measure_row
@@ -88,14 +89,16 @@ class RunResults:
     machine: dict[str, Any]
     made_by: dict[str, Any]
     """The commit, the command and the date (`report.environment`)."""
+    ceiling: float | None
+    """The loss on validation examples that a ceiling "held-out" stands for; None for any other ceiling."""
     layout: dict[str, Any] | None
     """The sizes of the device mesh, whether parameters were divided, and the number of processes; None for one device.
     """
 
     def document(self) -> dict[str, Any]:
-        """The results as JSON, without `layout` where it is None."""
+        """The results as JSON, without `ceiling` and `layout` where they are None."""
         document = dataclasses.asdict(self)
-        return document if self.layout is not None else {k: v for k, v in document.items() if k != "layout"}
+        return {k: v for k, v in document.items() if v is not None or k not in ("ceiling", "layout")}
 
     @classmethod
     def read(cls, path: Path) -> RunResults:
@@ -112,7 +115,7 @@ class RunResults:
                 "trained_on": TrainedOnSet(**found["trained_on"]),
                 "config": parse_run_config(found["config"], str(path)),
             }
-            return cls(**{"layout": None, **found, **parts})
+            return cls(**{"ceiling": None, "layout": None, **found, **parts})
         except (TypeError, KeyError) as error:
             raise InputError(f"{path} is damaged ({error}); remove it, and it is written again") from error
 
@@ -168,9 +171,9 @@ def unlearn(
     feeding.check_feed(feed_from, layout, steps_per_call)
     job = prepare_job(config)
     config = job.config
-    method = job.method(config.method)
     identity = job.identity(layout)
     distributed.agree("job", identity.compared())
+    method = job.method(config.method)
     if layout is not None and config.method.epochs:
         layout.check_batches(list(method.batches(jax.random.key(config.seed), job.data, 0)))
     opened = runs.open_folder(out, identity, overwrite=overwrite, resume=resume, warn=False)  # as checkpoints do
@@ -231,6 +234,13 @@ def _carried_out(
         held_out, total = job.splits.held_out, data_lib.size(train)
         if held_out is not None:
             say(console, f"{len(held_out)} of {total} examples are held out for testing; positions count all of them")
+        if asks_for_held_out(config.method):
+            count = data_lib.size(job.validation.examples)
+            say(
+                console,
+                f"the ceiling of the forget loss is {job.held_out_loss:.3f}, the mean loss on {count} examples that "
+                f"the network never saw ({job.validation.what})",
+            )
     network = (job.params, job.model_state)
     if layout is not None:
         network = layout.place(network)
@@ -338,6 +348,7 @@ def _results(
         forget=ForgottenSet(config.forget, len(job.positions), hashing.positions_sha256(job.positions)),
         trained_on=TrainedOnSet(len(job.past.trained_on), hashing.positions_sha256(job.past.trained_on)),
         config=config,
+        ceiling=job.held_out_loss if asks_for_held_out(config.method) else None,
         finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         layout=None if layout is None else {**layout.mesh.shape, "fsdp": layout.fsdp, "processes": jax.process_count()},
         **report.environment(),

@@ -18,7 +18,7 @@ from scissorhands_jax.language.methods import LANGUAGE_METHODS
 from scissorhands_jax.language.token_losses import token_loss
 from scissorhands_jax.methods import METHODS
 from scissorhands_jax.methods.munba import ForgetLoss, MunbaSettings
-from scissorhands_jax.methods.settings import MethodSettings, ScheduleName, TrainingSettings
+from scissorhands_jax.methods.settings import HELD_OUT, MethodSettings, ScheduleName, TrainingSettings
 
 _OF_ANY_LOSS = (
     *("scissorhands", "finetune", "gradient_ascent", "neggrad_plus", "l1_sparse"),
@@ -116,7 +116,7 @@ def build_method(name: str, settings: Any, sizes: Sizes, model: Model, *, ceilin
         raise InputError(f"{name} cannot be used with --lora: {_NOT_WITH_LORA[name]}; leave --lora out")
     if name in LANGUAGE_METHODS:
         return _language_method(name, settings, sizes, model, lora)
-    if getattr(settings, "ceiling", None) == "uniform":
+    if getattr(settings, "ceiling", None) in ("uniform", HELD_OUT):
         if ceiling is None:
             raise InputError(
                 f"{name} drives the loss of what is to be forgotten up to that of answers which the network never saw; "

@@ -43,7 +43,15 @@ from scissorhands_jax.methods import _gradient
 from scissorhands_jax.methods._gradient import Batches, PairedOptions, check_not_empty
 from scissorhands_jax.methods.pair_gradients import Pair, pair_gradients
 from scissorhands_jax.methods.semantics import Semantics, resolve_semantics
-from scissorhands_jax.methods.settings import Choices, Gradient, Mode, Range, ScheduleName, TrainingSettings
+from scissorhands_jax.methods.settings import (
+    HELD_OUT,
+    Choices,
+    Gradient,
+    Mode,
+    Range,
+    ScheduleName,
+    TrainingSettings,
+)
 from scissorhands_jax.methods.trimming import trim_network
 from scissorhands_jax.trees import Where
 
@@ -406,10 +414,11 @@ class ScissorhandsSettings(ScissorhandsOptions, TrainingSettings):
     rank: str | None = None
     trim: str | None = None
     project: str | None = None
-    ceiling: float | Literal["uniform", "off"] = _OF_MODE
+    ceiling: float | Literal["uniform", "held-out", "off"] = _OF_MODE
     """The forget loss, above 0, up to which forget examples are driven: a step whose forget batch has a larger mean
     loss follows the gradient of the retain batch alone. "uniform" is the loss of a uniform guess, the natural logarithm
-    of the number of classes, and the default of the mode "paper"; "off" is no ceiling, the default of "authors"."""
+    of the number of classes, and the default of the mode "paper"; "held-out" is the mean loss that the network has, as
+    the run begins, on validation examples, which it never saw; "off" is no ceiling, the default of "authors"."""
     schedule: ScheduleName = _OF_MODE
     gradients: ClassVar[tuple[Gradient, ...]] = ("retain", "forget")
     search_ranges: ClassVar[Mapping[str, Range | Choices]] = {
@@ -437,7 +446,11 @@ class ScissorhandsSettings(ScissorhandsOptions, TrainingSettings):
         del model
         ceiling = self.ceiling
         if isinstance(ceiling, str):
-            check_choice("ceiling", ceiling, ("uniform", "off"))
+            check_choice("ceiling", ceiling, ("uniform", HELD_OUT, "off"))
+            if ceiling == HELD_OUT:
+                raise InputError(
+                    "the ceiling 'held-out' is what a network's loss is on examples that it never saw; give that number"
+                )
             ceiling = math.log(num_classes) if ceiling == "uniform" else math.inf
         options = self.values(ScissorhandsOptions)
         return self.scheduled(scissorhands(self.microbatched(loss_fn), self.optimizer(), ceiling=ceiling, **options))

@@ -9,8 +9,9 @@ of classes) are in a dataclass `...Arguments` that extends the options, for the 
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import jax
@@ -33,6 +34,9 @@ Range = tuple[float, float]
 
 Choices = tuple[str, ...]
 """The names that a setting may have."""
+
+HELD_OUT = "held-out"
+"""The ceiling that is measured on a network, with examples that it never saw."""
 
 ScheduleName = Literal["drops", "linear", "cosine", "triangle", "restarts"]
 """How the learning rate changes over the steps of a run."""
@@ -238,6 +242,34 @@ class TrainingSettings(MicrobatchOptions, MethodSettings):
             return method.init(key, params, model_state, data)
 
         return init
+
+
+def of_network(settings: MethodSettings, held_out_loss: Callable[[], float]) -> MethodSettings:
+    """The settings for one network: a ceiling "held-out" becomes the loss that the network has on held-out examples.
+
+    Args:
+      settings: The settings of any method.
+      held_out_loss: Measures the loss; only called if the settings ask for it. It raises an InputError where there are
+        no such examples.
+
+    Raises:
+      InputError: As `held_out_loss`, or the loss is no number above 0.
+    """
+    if not asks_for_held_out(settings):
+        return settings
+    ceiling = held_out_loss()
+    if not (math.isfinite(ceiling) and ceiling > 0):
+        raise InputError(
+            f"the network's loss on held-out examples is {ceiling:g}, and a ceiling is a number above 0; give "
+            "ceiling=NUMBER or ceiling=uniform"
+        )
+    changes: dict[str, Any] = {"ceiling": ceiling}
+    return dataclasses.replace(settings, **changes)
+
+
+def asks_for_held_out(settings: MethodSettings) -> bool:
+    """Whether a run with these settings measures the network that it begins with on held-out examples."""
+    return getattr(settings, "ceiling", None) == HELD_OUT
 
 
 def of_task(settings: MethodSettings, task: Task) -> MethodSettings:

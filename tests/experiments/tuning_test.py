@@ -74,3 +74,21 @@ def test_without_an_oracle_no_network_is_retrained_and_a_killed_run_continues_wi
     assert "gap" not in row
     assert {folder.name.partition("-")[0] for folder in networks.iterdir()} == {"original"}
     assert "begun" not in json.loads(out.read_text())
+
+
+def test_a_search_may_stay_near_what_it_begins_with(tmp_path, capsys):
+    small = ["training.epochs=1", "train_limit=200", "test_limit=50", "validation_share=0.3", "every_attack=false"]
+    run = ["--config", "demo", "--seeds", "0", "--trials", "3", "--without-oracle", "--networks", str(tmp_path / "n")]
+    run += ["--out", str(tmp_path / "tuning.json"), *small]
+    assert tuning.main([*run, "--near", "1.5"]) == 0
+    document = json.loads((tmp_path / "tuning.json").read_text())
+    assert document["near"] == 1.5
+    first, *others = (trial["changes"] for trial in document["rows"][0]["trials"])
+    for other in others:
+        assert set(other) == set(first) == {"fraction", "forget_weight", "learning_rate"}
+        assert all(value / 1.51 <= other[name] <= value * 1.51 for name, value in first.items())
+    assert others[0] != first
+    assert tuning.main(run) == 2
+    assert "holds trials with another near" in capsys.readouterr().err
+    assert tuning.main([*run[: -len(small) - 1], str(tmp_path / "other.json"), *small, "--near", "1"]) == 2
+    assert "a factor above 1" in capsys.readouterr().err

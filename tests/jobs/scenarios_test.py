@@ -49,7 +49,7 @@ class TestSeededScenario:
         one = prepared["two requests"]
         seen = []
 
-        def record(self, name, method, key, start, examples, progress):
+        def record(self, name, method, key, start, examples, held_out, progress):
             seen.append(examples)
             return start
 

@@ -1,6 +1,7 @@
 """Tuning looks at validation data only, keeps its budget, and finds what it should."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -179,3 +180,25 @@ def test_learning_rates_share_one_compilation(name, changes, rates):
         )
         assert trial.numbers == pytest.approx(numbers)
     assert len({tuple(trial.numbers.values()) for trial in result.trials}) > 1
+
+
+class TestNear:
+    SPACE: ClassVar = {"fraction": (0.003, 0.3), "learning_rate": (1e-3, 1e-1), "schedule": ("drops", "linear")}
+
+    def test_numbers_stay_within_the_factor_and_the_range_and_names_as_they_are(self):
+        settings = ScissorhandsSettings(fraction=0.005, learning_rate=0.02)
+        assert search.near(settings, self.SPACE, 4.0) == {"fraction": (0.003, 0.02), "learning_rate": (0.005, 0.08)}
+        assert search.near(settings, self.SPACE, 1e6) == {
+            name: self.SPACE[name] for name in ("fraction", "learning_rate")
+        }
+
+    def test_a_start_outside_of_its_range_may_reach_into_it(self):
+        space = {"learning_rate": (1e-3, 1e-1)}
+        assert search.near(ScissorhandsSettings(learning_rate=0.2), space, 4.0) == {"learning_rate": (0.05, 0.1)}
+        with pytest.raises(InputError, match=r"learning_rate = 0.5 is no factor of 4 from its range, 0.001 to 0.1"):
+            search.near(ScissorhandsSettings(learning_rate=0.5), space, 4.0)
+
+    @pytest.mark.parametrize("factor", [1.0, 0.5, -2.0, float("nan")])
+    def test_a_factor_that_leaves_nothing_is_refused(self, factor):
+        with pytest.raises(InputError, match="stays within a factor above 1"):
+            search.near(ScissorhandsSettings(), self.SPACE, factor)
