@@ -1,0 +1,144 @@
+"""A published network that was made to forget, beside networks that were retrained without the same examples.
+
+    python -m experiments.real_network --retrained runs/retrained_0 --retrained runs/retrained_1 \
+        --run "scissorhands=runs/held_out" --run "scissorhands, uniform ceiling=runs/uniform" --out runs/real_network
+
+The runs are those of `scissorhands unlearn` from one file of weights, with one forget set and one `--validation`;
+those after `--retrained` are of `--method retrain`. Every network is measured on the same examples, with every attack
+and all gates. Each run also has its score without an oracle, as `scissorhands tune` computes it on the validation
+examples: by that, and not by the distance to the retrained networks, a run is chosen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from scissorhands_jax import files, report
+from scissorhands_jax.cli import huge_pages
+from scissorhands_jax.datasets import forget_sets
+from scissorhands_jax.errors import InputError
+from scissorhands_jax.jobs import comparing, runs, search
+from scissorhands_jax.jobs.job import Job, prepare_job
+from scissorhands_jax.jobs.loading import load_run
+from scissorhands_jax.jobs.unlearning import RunResults
+from scissorhands_jax.terminal import LoggedConsole, add_follow_options, complain, logged_console, say
+
+_SHARED = ("forget", "trained_on")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measures the networks, writes the results and returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.real_network", description=__doc__.partition("\n")[0])
+    parser.add_argument("--run", action="append", required=True, metavar="NAME=RUN", help="a run; may be repeated")
+    parser.add_argument("--retrained", action="append", required=True, metavar="RUN", help="one run, or two")
+    parser.add_argument("--data-dir", metavar="DIR")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    add_follow_options(parser)
+    options = parser.parse_args(arguments)
+    console = LoggedConsole()
+    try:
+        console = logged_console(options)
+        named = [run.partition("=")[::2] for run in options.run]
+        document = compare(dict(named), options.retrained, options.data_dir, console)
+        files.write_text(options.out / runs.RESULTS_FILE, json.dumps(document, indent=2) + "\n")
+    except InputError as error:
+        complain(console, str(error))
+        return 2
+    return 0
+
+
+def compare(
+    unlearned: dict[str, str], retrained: list[str], data_dir: str | None, console: LoggedConsole
+) -> dict[str, Any]:
+    """Measures all networks.
+
+    Args:
+      unlearned: The folders of runs by the names of their rows.
+      retrained: The folders of one or two runs of `--method retrain`.
+      data_dir: The folder of the data set's files; None is the one that the first run had.
+      console: Shows the table.
+
+    Returns:
+      The rows, the gates, and of each run its settings, its cost and its score.
+
+    Raises:
+      InputError: A folder holds no run, or runs are of different forget sets or different networks.
+    """
+    found = {name: RunResults.read(Path(folder) / runs.RESULTS_FILE) for name, folder in unlearned.items()}
+    references = [RunResults.read(Path(folder) / runs.RESULTS_FILE) for folder in retrained]
+    (first_name, first), *_ = found.items()
+    for name, other in (*found.items(), *zip(retrained, references, strict=True)):
+        for part in _SHARED:
+            if getattr(other, part).sha256 != getattr(first, part).sha256:
+                raise InputError(f"{name} has another {part} set than {first_name}; compare runs of one request")
+    for name, other in found.items():
+        if (other.config.weights, other.config.validation) != (first.config.weights, first.config.validation):
+            raise InputError(f"{name} began with other weights, or another --validation, than {first_name}")
+    for folder, reference in zip(retrained, references, strict=True):
+        if reference.config.method_name != report.REFERENCE:
+            raise InputError(f"{folder} is a run of {reference.config.method_name}; name one of --method retrain")
+    job = prepare_job(dataclasses.replace(first.config, data_dir=data_dir or first.config.data_dir))
+    networks = {
+        report.ORIGINAL: (job.params, job.model_state),
+        **dict(
+            zip((report.REFERENCE, report.REDRAWN), (load_run(job.model, folder) for folder in retrained), strict=False)
+        ),
+        **{name: load_run(job.model, folder) for name, folder in unlearned.items()},
+    }
+    measured = comparing.evaluate(
+        job.model,
+        networks,
+        job.data,
+        job.test,
+        task=job.splits.task,
+        scenario=f"{job.config.dataset}, forget {job.config.forget}",
+        seed=job.config.seed,
+        every_attack=True,
+    )
+    measured.show(console)
+    scores = _scores(job, {name: networks[name] for name in (report.ORIGINAL, *unlearned)})
+    described = {
+        name: {
+            "settings": dataclasses.asdict(run.config.method),
+            "ceiling": run.ceiling,
+            "cost": dataclasses.asdict(run.cost),
+            "made_by": run.made_by,
+        }
+        for name, run in (*zip((report.REFERENCE, report.REDRAWN), references, strict=False), *found.items())
+    }
+    for name, score in scores.items():
+        say(console, f"{name}: score without an oracle {score['score']:.2f}")
+    return {
+        "rows": measured.rows,
+        "gates": measured.gates,
+        "config": {
+            name: getattr(job.config, name) for name in ("model", "dataset", "forget", "validation", "seed", "augment")
+        },
+        "scores": scores,
+        "runs": described,
+        **report.environment(),
+    }
+
+
+def _scores(job: Job, networks: dict[str, Any]) -> dict[str, Any]:
+    """The score of each network without an oracle, with the numbers behind it."""
+    task, examples = job.splits.task, job.validation.examples
+    numbers = {
+        name: search.measure_trial(job.model, *network, job.data, examples, task=task)
+        for name, network in networks.items()
+    }
+    before, whole = numbers[report.ORIGINAL], forget_sets.forgets_classes(job.config.forget)
+    return {
+        name: {"score": search.proxy_score(found, before, whole_classes=whole, task=task), **found}
+        for name, found in numbers.items()
+    }
+
+
+if __name__ == "__main__":
+    huge_pages.restart("experiments.real_network")
+    sys.exit(main())
