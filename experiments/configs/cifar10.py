@@ -203,8 +203,8 @@ FULL_START: dict[str, dict[str, Any]] = {
     "scissorhands, published code": {"schedule": "drops"},
 }
 """Where tuning begins for `cifar10_full` instead. The published code has a constant rate. The others were found by hand
-on seed 10, without a retrained network: NegGrad+ by the best of three tries, Scissorhands by that of seven. The original's
-mean loss on images that it never saw was 0.21 there; a table that trains on all images cannot measure it
+on seed 10, without a retrained network: NegGrad+ by the best of three tries, Scissorhands by that of seven. The
+original's mean loss on images that it never saw was 0.21 there; a table that trains on all images cannot measure it
 (`ceiling="held-out"`)."""
 
 FULL: dict[str, dict[str, Any]] = {}
