@@ -124,6 +124,8 @@ class TableNetworks:
     ) -> TrainedNetwork:
         """Runs a method with its progress shown and, if the experiment says so, a checkpoint every epoch.
 
+        A ceiling "held-out" is measured on `held_out`.
+
         The checkpoints stay until the network is kept and `forget_steps` is called.
         """
         on_step = follow_steps(progress, f"  {name}")
@@ -131,11 +133,12 @@ class TableNetworks:
         if self.experiment.checkpoint_cells:
             keeper = checkpoints.Checkpointer(self._steps_folder(name))
         resumed = keeper is not None and keeper.latest_step is not None
-        network = (None, None) if start is None else (start.params, start.model_state)
+        params, model_state = (None, None) if start is None else (start.params, start.model_state)
         result = run(
-            self.loaded.method_of(settings, network, held_out),
+            self.loaded.method_of(settings, (params, model_state), held_out),
             key,
-            *network,
+            params,
+            model_state,
             examples,
             num_epochs=settings.epochs,
             checkpoint=keeper,
