@@ -53,6 +53,7 @@ from scissorhands_jax.jobs.progress import progress_bar
 from scissorhands_jax.jobs.scenarios import SeededScenario, TableNetworks, TrainedNetwork
 from scissorhands_jax.methods import describe
 from scissorhands_jax.methods.scissorhands import ScissorhandsSettings
+from scissorhands_jax.methods.settings import of_network
 from scissorhands_jax.methods.trimming import trimming_mask
 from scissorhands_jax.metrics import distances
 from scissorhands_jax.metrics.row import measure_row
@@ -80,8 +81,6 @@ class Variant:
 
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Settings of Scissorhands that differ from `BASE`."""
-    held_out_ceiling: bool = False
-    """Whether the ceiling is the mean loss of the validation examples under the original."""
     scores: Literal["forget", "sensitivity ratio", "fisher ratio"] = "forget"
     """What weights are ranked by: |w g_f|, |w g_f| / (|w g_r| + mean |w g_r|), or the same ratio of diagonal Fisher
     information."""
@@ -94,35 +93,31 @@ class Variant:
 
 
 def _variants() -> dict[str, Variant]:
-    constant, uniform = {"schedule": "drops"}, {"ceiling": "uniform"}
+    constant, uniform, held_out = {"schedule": "drops"}, {"ceiling": "uniform"}, {"ceiling": "held-out"}
     gentle = {**_JOINT, **uniform, "forget_weight": 0.05}
     variants = {
         "base": Variant(),
         "once an epoch, uniform ceiling": Variant(changes=uniform),
-        "once an epoch, held-out ceiling": Variant(held_out_ceiling=True),
+        "once an epoch, held-out ceiling": Variant(changes=held_out),
         "once an epoch, constant rate": Variant(changes=constant),
         "once an epoch, never projected": Variant(changes={"projected": False}),
         "once an epoch, 9 epochs": Variant(changes={"epochs": 9}),
         "once an epoch, lambda 0.1, 9 epochs": Variant(changes={"epochs": 9, "forget_weight": 0.1}),
         "every step": Variant(changes=_JOINT),
         "every step, uniform ceiling": Variant(changes={**_JOINT, **uniform}),
-        "every step, held-out ceiling": Variant(changes=_JOINT, held_out_ceiling=True),
+        "every step, held-out ceiling": Variant(changes={**_JOINT, **held_out}),
         "every step, uniform ceiling, constant rate": Variant(changes={**_JOINT, **uniform, **constant}),
         "every step, held-out ceiling, always projected": Variant(
-            changes={"departures": {"project_above_ceiling": True}}, held_out_ceiling=True
+            changes={"departures": {"project_above_ceiling": True}, **held_out}
         ),
-        "every step, held-out ceiling, never projected": Variant(
-            changes={**_JOINT, "projected": False}, held_out_ceiling=True
-        ),
+        "every step, held-out ceiling, never projected": Variant(changes={**_JOINT, "projected": False, **held_out}),
     }
     for weight in (0.05, 1.0):
         other = {"forget_weight": weight}
         variants |= {
             f"once an epoch, lambda {weight:g}": Variant(changes=other),
             f"every step, uniform ceiling, lambda {weight:g}": Variant(changes={**_JOINT, **uniform, **other}),
-            f"every step, held-out ceiling, lambda {weight:g}": Variant(
-                changes={**_JOINT, **other}, held_out_ceiling=True
-            ),
+            f"every step, held-out ceiling, lambda {weight:g}": Variant(changes={**_JOINT, **held_out, **other}),
         }
     extras: dict[str, dict[str, Any]] = {
         "sensitivity ratio": {"scores": "sensitivity ratio"},
@@ -215,9 +210,7 @@ class Cells:
         self.original, self.retrained = self.prepared.original(progress), self.prepared.retrained(progress)
         self.oracle = self._row(self.retrained.params, self.retrained.model_state)
         self.before = self._numbers(self.original.params, self.original.model_state)
-        self.held_out_loss = float(
-            freeze(store.loaded.loss_fn, self.original.model_state)(self.original.params, self.prepared.validation)
-        )
+        self.held_out_loss = losses.mean_loss(store.loaded.loss_fn, *self.original[:2], self.prepared.validation)
 
     def measured(self, label: str, draw: int) -> dict[str, Any]:
         """One cell; `score` and `avg_gap` are None where the run diverged."""
@@ -244,10 +237,8 @@ class Cells:
         return network.params, network.model_state
 
     def _unlearned(self, variant: Variant, draw: int) -> tuple[Params, ModelState, ScissorhandsSettings, float]:
-        changes = {**BASE, **variant.changes}
-        if variant.held_out_ceiling:
-            changes["ceiling"] = self.held_out_loss
-        settings = dataclasses.replace(self.scenario.methods["scissorhands"], **changes)
+        settings = dataclasses.replace(self.scenario.methods["scissorhands"], **BASE | variant.changes)
+        settings = of_network(settings, lambda: self.held_out_loss)
         assert isinstance(settings, ScissorhandsSettings)
         method, data = build(self.store, settings, variant, self.original, self.prepared.data)
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.seed), 4), draw)
