@@ -123,16 +123,19 @@ def split(train: Dataset, forget: Iterable, trained_on: np.ndarray | None = None
     Args:
       train: The data set that the positions refer to.
       forget: The positions of the examples to forget, in any order; see `check_positions` for the forms.
-      trained_on: The positions of all examples that the network was trained on; all others are in neither part. By
-        default the network was trained on the whole data set.
+      trained_on: The positions of all examples that the network was trained on, or a mask; all others are in neither
+        part. By default the network was trained on the whole data set.
 
     Raises:
-      InputError: The positions cannot be used; see `check_positions` and `check_trained_on`.
+      InputError: The positions cannot be used; see `check_positions`, `check_training_set` and `check_trained_on`.
     """
     total = size(train)
     chosen = check_positions(forget, total)
     keep = np.zeros(total, bool)
-    keep[slice(None) if trained_on is None else check_trained_on(chosen, trained_on)] = True
+    if trained_on is None:
+        keep[:] = True
+    else:
+        keep[check_trained_on(chosen, check_training_set(trained_on, total))] = True
     keep[chosen] = False
     return Data(take(train, chosen), take(train, np.flatnonzero(keep)))
 

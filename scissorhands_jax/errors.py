@@ -30,7 +30,11 @@ class LedgerError(InputError):
     """A ledger or record is missing, is damaged, was changed by hand, or cannot be written."""
 
 
-class NonFiniteError(InputError):
+class DivergedError(InputError):
+    """What a network gives is NaN or infinite, because the run that made it diverged."""
+
+
+class NonFiniteError(DivergedError):
     """A loss or gradient became NaN or infinite.
 
     Args:

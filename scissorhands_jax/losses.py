@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -34,6 +35,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, *, label_smoothing: floa
 def cross_entropies(logits: jax.Array, labels: jax.Array, *, label_smoothing: float = 0.0) -> jax.Array:
     """The terms of `cross_entropy`, one per example. shape=(N,)"""
     count = logits.shape[-1]
+    labels = class_numbers(labels)
     if label_smoothing == 0:
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     else:
@@ -41,6 +43,12 @@ def cross_entropies(logits: jax.Array, labels: jax.Array, *, label_smoothing: fl
         losses = optax.softmax_cross_entropy(logits, targets)
     # A negative label would otherwise count classes from the end, and one that is smoothed would count for nothing.
     return jnp.where((labels >= 0) & (labels < count), losses, jnp.nan)
+
+
+def class_numbers(labels: chex.Array) -> jax.Array:
+    """Labels as integers of at least 32 bits, in which a number of classes fits as well; 256 is 0 in eight bits."""
+    labels = jnp.asarray(labels)
+    return labels.astype(jnp.promote_types(labels.dtype, jnp.int32))
 
 
 def kl_divergence(teacher: jax.Array, student: jax.Array, *, temperature: float = 1.0) -> jax.Array:
@@ -177,7 +185,7 @@ def altered(loss_fn: StatefulLossFn, **changes: Any) -> StatefulLossFn:
 def mean_loss(
     loss_fn: StatefulLossFn, params: Params, model_state: ModelState, examples: PyTree, *, batch_size: int = 500
 ) -> float:
-    """The mean loss of a network on all of some examples, in evaluation mode.
+    """The mean loss of a network on all of some examples, in evaluation mode, whatever the batches.
 
     The mean loss on examples that it never saw is a ceiling for `methods.scissorhands`.
 
@@ -193,16 +201,19 @@ def mean_loss(
     total = data_lib.size(examples)
     if not total:
         raise InputError("there is no example whose loss could be measured; give at least one")
-    losses = [
-        len(positions) * float(_evaluated(loss_fn, params, model_state, data_lib.take(examples, positions)))
+    pairs = [
+        tuple(map(float, _evaluated(loss_fn, params, model_state, data_lib.take(examples, positions))))
         for positions in data_lib.even_batches(total, batch_size)
     ]
-    return math.fsum(losses) / total
+    weight = math.fsum(weight for _, weight in pairs)
+    return math.fsum(loss * weight for loss, weight in pairs) / weight if weight else 0.0
 
 
 @functools.partial(jax.jit, static_argnames="loss_fn")
 def _evaluated(loss_fn, params, model_state, examples):
-    return loss_fn(params, model_state, examples, train=False, key=None)[0]
+    whole = undivided(loss_fn)
+    weight = whole.weight(examples) if isinstance(whole, DividedLoss) else data_lib.size(examples)
+    return loss_fn(params, model_state, examples, train=False, key=None)[0], weight
 
 
 def microbatched(loss_fn: StatefulLossFn, parts: int) -> StatefulLossFn:
@@ -211,7 +222,8 @@ def microbatched(loss_fn: StatefulLossFn, parts: int) -> StatefulLossFn:
     Value and gradient are those of the whole batch to rounding, and a step needs the activations of one part only. That
     holds for networks without BatchNorm; with it, statistics are those of each part, and running statistics move once
     per part. A `classification_loss` augments the whole batch first, so its images do not depend on `parts`; dropout,
-    and augmentation within any other loss, draw other numbers. See `microbatches.accumulated`.
+    and augmentation within any other loss, draw other numbers. A `tasks.task_loss` weighs the examples of the whole
+    batch first; a weighted mean within any other loss is one of each part. See `microbatches.accumulated`.
 
     Args:
       loss_fn: The general form of the loss, a mean over a batch.
@@ -229,23 +241,38 @@ def microbatched(loss_fn: StatefulLossFn, parts: int) -> StatefulLossFn:
     15.0
     """
     microbatches.check_microbatches((), parts)
-    if isinstance(loss_fn, _ClassificationLoss | _Microbatched):
+    if isinstance(loss_fn, DividedLoss | _Microbatched):
         return dataclasses.replace(loss_fn, parts=parts)
     return loss_fn if parts == 1 else _Microbatched(loss_fn, parts)
 
 
+def undivided(loss_fn: StatefulLossFn) -> StatefulLossFn:
+    """The loss that `microbatched` was given, where it wrapped that; otherwise the loss itself."""
+    return loss_fn.loss_fn if isinstance(loss_fn, _Microbatched) else loss_fn
+
+
 def microbatches_of(loss_fn: StatefulLossFn) -> int:
     """The number of parts that a loss computes a batch in."""
-    return loss_fn.parts if isinstance(loss_fn, _ClassificationLoss | _Microbatched) else 1
+    return loss_fn.parts if isinstance(loss_fn, DividedLoss | _Microbatched) else 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DividedLoss:
+    """A loss that itself computes a batch in parts, after what has to be done with the whole of it."""
+
+    parts: int = 1
+
+    def weight(self, examples: PyTree) -> Scalar | int:
+        """How much a batch counts in a mean over batches: the number of its examples."""
+        return data_lib.size(examples)
 
 
 @dataclasses.dataclass(frozen=True)
-class _ClassificationLoss:
+class _ClassificationLoss(DividedLoss):
     """A value that equals others made of the same network, so that they share compiled code."""
 
     model: Model
     augment: Augment | None
-    parts: int = 1
     label_smoothing: float = 0.0
 
     def __call__(

@@ -88,7 +88,7 @@ def bottom_fraction(scores: Scores, fraction: float, *, rank: Selection | None =
 
 
 def kth_largest(scores: Scores, k: int | jax.Array, *, rank: Selection | None = None) -> jax.Array:
-    """Returns the exact value of the k-th largest score, as a scalar of the widest type among the ranked leaves.
+    """Returns the exact k-th largest score, as a scalar of the widest type among the ranked leaves, at least float32.
 
     Args:
       scores: A pytree of non-negative floating point arrays.
@@ -321,11 +321,13 @@ def _drop_last_ties(leaves: list[jax.Array], cut: jax.Array, surplus: jax.Array)
     The position at which the surplus begins is the `surplus`-th largest position of a tie, so the same search finds it.
     """
 
+    counted = _counter(leaves)
+
     def positions_of_ties(source):
         leaves, cut = source
         values, start = [], 0
         for leaf, bits in zip(leaves, _all_bits(leaves), strict=True):
-            values.append(jnp.where(bits == cut, start + _positions(leaf.shape), -1))
+            values.append(jnp.where(bits == cut, start + _positions(leaf.shape, counted), -1))
             start += leaf.size
         return values
 
@@ -335,12 +337,11 @@ def _drop_last_ties(leaves: list[jax.Array], cut: jax.Array, surplus: jax.Array)
     return [(bits > cut) | ((tie >= 0) & (tie < end)) for bits, tie in zip(_all_bits(leaves), ties, strict=True)]
 
 
-def _positions(shape: tuple[int, ...]) -> jax.Array:
-    """Returns the row-major positions of the entries of an array.
+def _positions(shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    """Returns the row-major positions of the entries of an array, in a type that can count them.
 
     The sum of one iota per axis fuses into its user and can be sharded; `arange(...).reshape(shape)` would not shard.
     """
-    dtype = jnp.int32
     position, stride = jnp.zeros(shape, dtype), 1
     for axis in reversed(range(len(shape))):
         position = position + jax.lax.broadcasted_iota(dtype, shape, axis) * stride

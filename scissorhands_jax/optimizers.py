@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -42,9 +43,9 @@ def sgd(
     Raises:
       InputError: A setting is negative.
     """
-    if not callable(learning_rate) and learning_rate < 0:
+    if not (callable(learning_rate) or learning_rate >= 0):
         raise InputError(f"learning_rate must not be negative, got {learning_rate}")
-    if momentum < 0 or weight_decay < 0:
+    if not (momentum >= 0 and weight_decay >= 0):
         raise InputError(f"momentum and weight_decay must not be negative, got {momentum} and {weight_decay}")
     numbers: dict[str, Any] = {
         "learning_rate": learning_rate,
@@ -80,7 +81,7 @@ def adamw(learning_rate: float, *, momentum: float = 0.9, weight_decay: float = 
     Raises:
       InputError: A setting is out of its range.
     """
-    if learning_rate < 0 or weight_decay < 0 or not 0 <= momentum < 1:
+    if not (learning_rate >= 0 and weight_decay >= 0 and 0 <= momentum < 1):
         raise InputError(
             "learning_rate and weight_decay must not be negative and momentum must be at least 0 and below 1, got "
             f"{learning_rate}, {weight_decay} and {momentum}"
@@ -194,11 +195,13 @@ def triangle(num_steps: int, *, warmup: float, first: float = 0.2, last: float =
 
 
 def drops(steps: Sequence[int], gamma: float) -> RateSchedule:
-    """A schedule that multiplies the rate by `gamma` before each of these steps, which are counted from 0."""
-    knots, factors = [-1], [1.0]
-    for number, step in enumerate(sorted(steps)):
+    """A schedule that multiplies the rate by `gamma` before each of these steps, which are counted from 0; where one
+    is named twice, by its square."""
+    knots, factors, number = [-1], [1.0], 0
+    for step, times in sorted(collections.Counter(steps).items()):
         knots += [step - 1, step]
-        factors += [gamma**number, gamma ** (number + 1)]
+        factors += [gamma**number, gamma ** (number + times)]
+        number += times
     return RateSchedule(knots, factors)
 
 

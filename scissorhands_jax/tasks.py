@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from scissorhands_jax import losses
+from scissorhands_jax import losses, microbatches
 from scissorhands_jax.base import Key, Model, ModelState, Params, PyTree, Scalar, StatefulLossFn
 from scissorhands_jax.errors import InputError
 
@@ -130,7 +130,7 @@ def task_loss(model: Model, task: Task) -> StatefulLossFn:
 
 
 @dataclasses.dataclass(frozen=True)
-class _TaskLoss:
+class _TaskLoss(losses.DividedLoss):
     """A value that equals others of the same network and task."""
 
     model: Model
@@ -139,19 +139,62 @@ class _TaskLoss:
     def __call__(
         self, params: Params, model_state: ModelState, batch: PyTree, *, train: bool, key: Key | None
     ) -> tuple[Scalar, ModelState]:
-        outputs, model_state = self.model.apply(params, model_state, self.task.inputs(batch), train=train, key=key)
-        each, count = self.task.loss(outputs, batch), len(jax.tree.leaves(batch)[0])
-        if jnp.shape(each) != (count,):
-            raise InputError(
-                f"the loss of the task {self.task.name!r} has shape {jnp.shape(each)} for {count} examples; give one "
-                f"number for each, of shape ({count},)"
+        if train:
+            microbatches.check_microbatches({len(leaf) for leaf in jax.tree.leaves(batch)}, self.parts)
+
+        def mean_loss(params, model_state, part, key):
+            examples, weights = part
+            outputs, model_state = self.model.apply(
+                params, model_state, self.task.inputs(examples), train=train, key=key
             )
-        return weighted_mean(each, example_weights(self.task, batch)), model_state
+            each, count = self.task.loss(outputs, examples), len(jax.tree.leaves(examples)[0])
+            if jnp.shape(each) != (count,):
+                raise InputError(
+                    f"the loss of the task {self.task.name!r} has shape {jnp.shape(each)} for {count} examples; give "
+                    f"one number for each, of shape ({count},)"
+                )
+            return weighted_mean(each, weights), (model_state, {})
+
+        whole = microbatches.accumulated(mean_loss, self.parts)
+        loss, (model_state, _) = whole(params, model_state, (batch, example_weights(self.task, batch)), key)
+        return loss, model_state
+
+    def weight(self, examples: PyTree) -> Scalar | int:
+        """The number of examples, or the sum of their weights where the task has any."""
+        return super().weight(examples) if self.task.weights is None else jnp.sum(self.task.weights(examples))
+
+
+@dataclasses.dataclass(frozen=True)
+class _LossWithTask:
+    """A loss of the user's own for a network with a task, as a value like `_TaskLoss`."""
+
+    loss_fn: StatefulLossFn
+    task: Task
+
+    def __call__(
+        self, params: Params, model_state: ModelState, batch: PyTree, *, train: bool, key: Key | None
+    ) -> tuple[Scalar, ModelState]:
+        return self.loss_fn(params, model_state, batch, train=train, key=key)
+
+
+def with_task(loss_fn: StatefulLossFn, task: Task) -> StatefulLossFn:
+    """The same loss, of which `task_of` knows what its network is for, for methods that need more than a loss.
+
+    Args:
+      loss_fn: Any loss in the general form.
+      task: What the network is for.
+    """
+    return loss_fn if task_of(loss_fn) == task else _LossWithTask(loss_fn, task)
 
 
 def task_of(loss_fn: StatefulLossFn) -> Task:
-    """The task whose loss this is: that which `task_loss` was given, and classification for any other loss."""
-    return loss_fn.task if isinstance(loss_fn, _TaskLoss) else CLASSIFICATION
+    """The task whose loss this is: as `task_loss` or `with_task` was told, and classification for any other loss.
+
+    Args:
+      loss_fn: The loss, perhaps in parts (`losses.microbatched`).
+    """
+    whole = losses.undivided(loss_fn)
+    return whole.task if isinstance(whole, _TaskLoss | _LossWithTask) else CLASSIFICATION
 
 
 def example_weights(task: Task, examples: PyTree) -> jax.Array | None:

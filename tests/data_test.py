@@ -631,3 +631,18 @@ class TestCropAndFlip:
         crop = jax.jit(augmentation.crop_and_flip)
         np.testing.assert_array_equal(crop(jax.random.key(0), images), crop(jax.random.key(0), images))
         assert np.any(crop(jax.random.key(0), images) != crop(jax.random.key(1), images))
+
+
+class TestSplitOfWhatWasTrainedOn:
+    TRAIN = np.arange(5) * 10
+
+    @pytest.mark.parametrize("trained_on", [[0, 1, 3], np.array([3, 1, 0]), np.array([True, True, False, True, False])])
+    def test_what_was_not_trained_on_is_in_neither_part(self, trained_on):
+        parts = data.split(self.TRAIN, [0], trained_on)
+        np.testing.assert_array_equal(parts.forget, [0])
+        np.testing.assert_array_equal(parts.retain, [10, 30])
+
+    @pytest.mark.parametrize("trained_on", [[0, 1, -1], [0, 1, 9], [0, 1, 1], [0.0, 1.0], np.array([True, True])])
+    def test_positions_that_cannot_be_meant_are_refused(self, trained_on):
+        with pytest.raises(InputError, match="training set"):
+            data.split(self.TRAIN, [0], np.asarray(trained_on))

@@ -37,3 +37,16 @@ def test_a_label_of_no_class_makes_the_loss_nan(label, smoothing):
     logits, labels = jnp.ones((2, 3)), jnp.array([0, 2])
     assert np.isfinite(losses.cross_entropy(logits, labels, label_smoothing=smoothing))
     assert np.isnan(losses.cross_entropy(logits, labels.at[1].set(label), label_smoothing=smoothing))
+
+
+@pytest.mark.parametrize(("dtype", "classes"), [("uint8", 256), ("int8", 128), ("uint8", 300), ("int16", 40_000)])
+def test_labels_of_few_bits_count_as_any_others(dtype, classes):
+    labels = np.array([3, np.iinfo(dtype).max], dtype)
+    logits = jax.random.normal(jax.random.key(0), (2, classes))
+    for given in (labels, jnp.asarray(labels)):
+        for smoothing in (0.0, 0.1):
+            expected = losses.cross_entropies(logits, labels.astype(np.int32), label_smoothing=smoothing)
+            np.testing.assert_array_equal(losses.cross_entropies(logits, given, label_smoothing=smoothing), expected)
+            assert np.isfinite(expected).all()
+    if np.iinfo(dtype).min < 0:
+        assert np.isnan(losses.cross_entropies(logits, jnp.asarray([-1, 0], dtype))[0])

@@ -329,3 +329,15 @@ def test_entries_are_counted_in_32_bits_as_long_as_these_suffice(total):
     else:
         with pytest.raises(InputError, match=f"{total} weights are too many to count in 32 bits; set jax_enable_x64"):
             masks._counter(leaves)
+
+
+def test_more_scores_than_32_bits_count_are_ranked_where_jax_has_64():
+    many = {"a": jax.ShapeDtypeStruct((2**31 + 4,), jnp.float32)}
+    with pytest.raises(InputError, match="set jax_enable_x64"):
+        jax.eval_shape(lambda scores: masks.top_k(scores, 3), many)
+    with jax.enable_x64(True):
+        for marked in (masks.top_k, masks.kth_largest):
+            found = jax.eval_shape(lambda scores, marked=marked: marked(scores, 3), many)
+            assert jax.tree.leaves(found)
+        scores = {"a": jnp.array([2.0, 1.0, 2.0, 2.0], jnp.float32)}
+        np.testing.assert_array_equal(masks.top_k(scores, 2)["a"], [True, False, True, False])

@@ -72,6 +72,8 @@ def test_numbers_travel_in_the_state_and_share_their_update():
         ({"learning_rate": -0.1}, "learning_rate must not be negative, got -0.1"),
         ({"learning_rate": 0.1, "momentum": -0.5}, "must not be negative, got -0.5 and 0.0005"),
         ({"learning_rate": 0.1, "weight_decay": -1.0}, "must not be negative, got 0.9 and -1.0"),
+        ({"learning_rate": float("nan")}, "learning_rate must not be negative, got nan"),
+        ({"learning_rate": 0.1, "momentum": float("nan")}, "must not be negative, got nan"),
     ],
 )
 def test_negative_settings_are_refused(settings, message):
@@ -88,6 +90,10 @@ class TestSchedules:
         rates = self.rates(drops([3, 0, 4], 0.1), range(7))
         np.testing.assert_allclose(rates, [0.1, 0.1, 0.1, 0.01, 0.001, 0.001, 0.001], rtol=1e-6)
         np.testing.assert_allclose(self.rates(drops([2_000_000_001], 0.5), [2_000_000_000]), 1.0)
+
+    def test_a_step_that_is_named_twice_counts_twice(self):
+        rates = self.rates(drops([5, 2, 5], 0.1), range(7))
+        np.testing.assert_allclose(rates, [1, 1, 0.1, 0.1, 0.1, 0.001, 0.001], rtol=1e-6)
 
     def test_triangle(self):
         schedule = triangle(100, warmup=0.23, last=0.07)

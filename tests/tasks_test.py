@@ -1,6 +1,8 @@
 """Tasks: closed forms, what padding changes (nothing), and that classification is measured as it always was."""
 
+import dataclasses
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,9 @@ import pytest
 from scissorhands_jax import losses
 from scissorhands_jax.base import Data, Model
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.jobs.experiment import Experiment, LoadedExperiment, OwnNetwork
 from scissorhands_jax.methods import METHODS
+from scissorhands_jax.methods.retrain import RetrainSettings
 from scissorhands_jax.methods.settings import of_task
 from scissorhands_jax.metrics import accuracies, answers, attacks
 from scissorhands_jax.metrics.row import measure_row
@@ -25,7 +29,10 @@ from scissorhands_jax.tasks import (
     multi_label,
     regression,
     task_loss,
+    task_of,
+    with_task,
 )
+from scissorhands_jax.training.loop import run
 from tests import tiny
 
 DRAW = np.random.default_rng(0)
@@ -278,3 +285,83 @@ class TestWhatIsNotSupported:
         outputs = np.array([1.0, np.inf], np.float32)
         with pytest.raises(InputError, match="1 of 2 losses of the task 'regression' are NaN or infinity"):
             answers.example_losses(regression(), outputs, {"label": np.zeros(2, np.float32)})
+
+
+class TestWeightedLosses:
+    """A task whose examples have weights, over batches and parts of batches."""
+
+    TASK = dataclasses.replace(
+        regression(),
+        name="weighted",
+        weights=lambda examples: examples["weight"],
+        inputs=lambda examples: examples["x"],
+    )
+    MODEL = Model(init=lambda key: (jnp.ones(()), ()), apply=lambda w, s, x, *, train, key=None: (w * x, s))
+    EXAMPLES: ClassVar = {
+        "x": jnp.array([1.0, 2.0, 3.0, 4.0]),
+        "label": jnp.zeros(4),
+        "weight": jnp.array([1.0, 1.0, 1.0, 9.0]),
+    }
+    WHOLE = (1 + 4 + 9 + 9 * 16) / 12
+
+    def test_a_batch_in_parts_is_the_whole_batch(self):
+        whole = task_loss(self.MODEL, self.TASK)
+        for parts in (1, 2, 4):
+            loss = losses.microbatched(whole, parts)
+            value, slope = jax.value_and_grad(lambda w, loss=loss: loss(w, (), self.EXAMPLES, train=True, key=None)[0])(
+                1.0
+            )
+            assert float(value) == pytest.approx(self.WHOLE)
+            assert float(slope) == pytest.approx(2 * self.WHOLE)
+            assert losses.microbatches_of(loss) == parts
+            assert task_of(loss) == self.TASK
+
+    def test_a_mean_loss_does_not_depend_on_the_batches(self):
+        whole = task_loss(self.MODEL, self.TASK)
+        for size in (1, 2, 3, 4):
+            assert losses.mean_loss(whole, 1.0, (), self.EXAMPLES, batch_size=size) == pytest.approx(self.WHOLE)
+
+    def test_a_loss_of_ones_own_keeps_its_task(self):
+        def own(params, model_state, batch, *, train, key):
+            return jnp.zeros(()), model_state
+
+        assert task_of(own) == CLASSIFICATION
+        for loss in (with_task(own, self.TASK), losses.microbatched(with_task(own, self.TASK), 2)):
+            assert task_of(loss) == self.TASK
+        assert with_task(own, CLASSIFICATION) is own
+        assert with_task(own, self.TASK) == with_task(own, self.TASK)
+
+
+def test_methods_that_compare_answers_use_the_task_of_a_network_with_a_loss_of_its_own():
+    task = dataclasses.replace(masked(CLASSIFICATION), name="steps")
+    generator = np.random.default_rng(0)
+    examples = {
+        "x": generator.normal(size=(12, 3, 2)).astype(np.float32),
+        "mask": np.tile([True, True, False], (12, 1)),
+        "label": generator.integers(0, 4, (12, 3)).astype(np.int32),
+    }
+    model = Model(
+        init=lambda key: (jax.random.normal(key, (2, 4)), ()),
+        apply=lambda w, s, batch, *, train, key=None: (batch["x"] @ w, s),
+    )
+    own = OwnNetwork(
+        model=model,
+        train=examples,
+        test=examples,
+        task=task,
+        loss_fn=lambda *a, train, key: (jnp.zeros(()), ()),
+        owners=np.zeros(12, int),
+    )
+    experiment = Experiment(
+        name="own", dataset="own", model="own", training=RetrainSettings(epochs=1, batch_size=4), scenarios=()
+    )
+    loaded = LoadedExperiment(experiment, None, own)
+    assert task_of(loaded.loss_fn) == task
+    method = loaded.method(METHODS["scrub"](epochs=1, batch_size=4, forget_batch_size=4))
+    network = model.init(jax.random.key(0))
+    batch = Data(
+        {name: part[:4] for name, part in examples.items()}, {name: part[4:] for name, part in examples.items()}
+    )
+    changed = Data(*({**part, "label": np.where(part["mask"], part["label"], 3)} for part in batch))
+    results = [run(method, jax.random.key(1), *network, part, num_epochs=1).params for part in (batch, changed)]
+    np.testing.assert_array_equal(*results)  # what stands where no step is changes nothing

@@ -316,7 +316,7 @@ class Audit:
           progress: It is not used, because one network takes little time.
 
         Raises:
-          NonFiniteError: The method diverged.
+          DivergedError: The method diverged.
         """
         del progress
         network = original = self.load(target.network)

@@ -68,9 +68,8 @@ def run_audit(
       data_dir: The folder of the data set's files, or None for data sets that need none.
       networks: The folder that keeps the networks of the ensemble, which several audits can share. The default is
         `out/networks`.
-      trained_on: The positions in the training split of the only examples that networks may be trained on. The
-        positions of a forget set `indices:FILE` count within these, without the held-out ones. By default all examples
-        may be used.
+      trained_on: The positions in the training split of the only examples that networks may be trained on. By default
+        all may be used. The positions of a forget set `indices:FILE` count the whole training split all the same.
       overwrite: Whether to replace an audit that exists.
       console: Where to show the expected cost, the progress and the verdict. The default is stderr.
       own: A network of your own with its data and its task, in place of what the experiment names. Its outputs must be
@@ -81,7 +80,7 @@ def run_audit(
 
     Raises:
       InputError: The experiment cannot be audited, or the folder holds something else.
-      NonFiniteError: An original or retrained network diverged. A method that diverges is listed under `failures`
+      DivergedError: An original or retrained network diverged. A method that diverges is listed under `failures`
         instead.
     """
     console = console or Console(stderr=True)

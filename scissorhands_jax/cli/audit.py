@@ -163,7 +163,11 @@ class SignCommand(LongCommand, DataFolderOptions):
     audit: Annotated[Path, Option("Folder of the audit.", metavar="DIR")]
     run_folder: Annotated[
         Path,
-        Option("Folder of the run: that of `scissorhands unlearn`, or runs/NUMBER.", flag="--run", metavar="RUN"),
+        Option(
+            "Folder of the run: that of `scissorhands unlearn`, or of a ledger runs/000001 and so on.",
+            flag="--run",
+            metavar="RUN",
+        ),
     ]
     key: Annotated[Path, Option("File with the auditor's private key.", metavar="PEM")]
 

@@ -143,7 +143,7 @@ class ConceptOptions(SamplingOptions, PromptOptions):
 class DiffusionDemoCommand(OverwriteOptions):
     """Train a network that draws digits, make it forget how one is drawn, and show that it did.
 
-    This takes two to three minutes.
+    This takes about three minutes.
     """
 
     example: ClassVar[str] = "demo diffusion --out drawings --digit 3"

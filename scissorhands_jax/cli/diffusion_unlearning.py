@@ -223,7 +223,7 @@ class ConceptPlanCommand(LongCommand, DiffusionMethodOptions):
     traced: Annotated[
         bool,
         Option(
-            "Trace the programs instead of compiling them: in seconds, for an accelerator, and less exactly.",
+            "Trace the programs instead of compiling them: in minutes at most, for an accelerator, and less exactly.",
         ),
     ] = False
     memory: Annotated[

@@ -229,8 +229,8 @@ class PlanCommand(LongCommand, JobOptions):
 class TuneCommand(ResumeOptions, JobOptions):
     """Choose the method's settings without an oracle: on validation data, within a budget.
 
-    Settings of the method that are to stay as they are follow as NAME=VALUE, as for unlearn; `--help-settings METHOD`
-    lists them with their defaults and meaning.
+    Settings of the method that are to stay as you give them follow as NAME=VALUE, as for unlearn; they are not tuned.
+    `--help-settings METHOD` lists all with their defaults and meaning.
     """
 
     when_interrupted: ClassVar[str] = "the same command with --resume continues with the next trial"
@@ -253,6 +253,7 @@ class TuneCommand(ResumeOptions, JobOptions):
             num_trials=self.trials,
             max_minutes=self.minutes,
             insist=self.insist,
+            kept=[change.partition("=")[0].strip().removeprefix("method.") for change in self.settings],
             overwrite=self.overwrite,
             resume=self.resume,
             console=console,

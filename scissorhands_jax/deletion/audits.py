@@ -30,7 +30,7 @@ from scissorhands_jax.errors import InputError
 from scissorhands_jax.hashing import sha256
 from scissorhands_jax.jobs import config as config_lib
 from scissorhands_jax.jobs import runs
-from scissorhands_jax.jobs.earlier_runs import read_run_config
+from scissorhands_jax.jobs.earlier_runs import FORGET_FILE, read_run_config
 from scissorhands_jax.jobs.experiment import Experiment, Scenario
 from scissorhands_jax.jobs.job import Job, prepare_job, saved_identity
 from scissorhands_jax.jobs.loading import load_run
@@ -175,7 +175,7 @@ def _made(plan: AuditPlan, job: Job, folder: Path, console: Console) -> dict[str
                     Scenario(
                         name="forget set of the run",
                         forget=(f"indices:{file.absolute()}",),
-                        methods={config.method_name: config.method},
+                        methods={config.method_name: job.measured_settings},
                     ),
                 ),
             ),
@@ -201,7 +201,7 @@ def sign_audit(folder: Path, run: Path, key: Path, *, data_dir: str | None = Non
 
     Args:
       folder: The folder of the audit.
-      run: The folder of the run: of `scissorhands unlearn`, or `runs/NUMBER` of a ledger.
+      run: The folder of the run: of `scissorhands unlearn`, or `runs/000001` and so on of a ledger.
       key: The file with the auditor's private key.
       data_dir: The folder of the data set's files, if it has moved since the run.
 
@@ -214,7 +214,12 @@ def sign_audit(folder: Path, run: Path, key: Path, *, data_dir: str | None = Non
     private = signing.read_private(key)
     results = signed_audits.finished_results(folder)
     config = read_run_config(run / runs.RESULTS_FILE)
-    job = prepare_job(dataclasses.replace(config, data_dir=data_dir or config.data_dir))
+    kind, _, file = config.forget.partition(":")
+    # A ledger removes the file with the positions of a run that has ended; the run's own copy has the same.
+    gone = kind == "indices" and not Path(file).exists()
+    forget = f"indices:{run / FORGET_FILE}" if gone else config.forget
+    job = prepare_job(dataclasses.replace(config, forget=forget, data_dir=data_dir or config.data_dir))
+    job = dataclasses.replace(job, config=dataclasses.replace(job.config, forget=config.forget))
     after = hashing.network_sha256(*load_run(job.model, str(run)))
     where = str(run / runs.RESULTS_FILE)
     advice = "name the folder as its run has left it"
@@ -333,8 +338,8 @@ def _place(document: Mapping[str, Any], job: Job) -> tuple[str, str]:
     scenarios = [one for one, digest in zip(theirs["scenarios"], digests, strict=True) if digest == wanted]
     if not scenarios:
         raise InputError("none of the audit's forget sets is that of the run; `--tier` makes a fitting audit")
-    settings = json.loads(json.dumps(describe(ours.method)))
-    labels = [label for label, known in scenarios[0]["methods"].items() if known == settings]
+    settings = json.loads(json.dumps([describe(ours.method), describe(job.measured_settings)]))
+    labels = [label for label, known in scenarios[0]["methods"].items() if known in settings]
     if not labels:
         raise InputError(
             f"the audit has no {ours.method_name} with the settings of the run; it has "

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import ClassVar, Generic, Protocol, Self, TypeVar
 
 from scissorhands_jax import files, reading
-from scissorhands_jax.errors import CheckpointError, InputError, NonFiniteError
+from scissorhands_jax.errors import CheckpointError, DivergedError, InputError
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.report import provenance
 from scissorhands_jax.terminal import Progress
@@ -72,7 +72,7 @@ class ResultCell(Generic[CellT]):
     compute: Callable[[Progress], CellT]
     """Is called once, with the display on which it may show its progress."""
     may_diverge: bool = False
-    """Whether the others are still computed if this one raises `NonFiniteError`."""
+    """Whether the others are still computed if this one raises `DivergedError`."""
 
     @property
     def name(self) -> str:
@@ -177,7 +177,7 @@ class CellFolder(Generic[CellT]):
 
         Raises:
           InputError: Two cells have the same file.
-          NonFiniteError: A cell diverged that may not. The cells before it are kept.
+          DivergedError: A cell diverged that may not. The cells before it are kept.
         """
         interval = SECONDS_BETWEEN_RESULTS if seconds_between is None else seconds_between
         places: dict[str, ResultCell[CellT]] = {}
@@ -200,7 +200,7 @@ class CellFolder(Generic[CellT]):
         result: CellT | Diverged
         try:
             result = cell.compute(progress)
-        except NonFiniteError as error:
+        except DivergedError as error:
             if not cell.may_diverge:
                 raise
             result = Diverged(dict(cell.place), str(error), provenance.running_code().name)

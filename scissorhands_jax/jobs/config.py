@@ -201,8 +201,15 @@ def parse_value(text: str, hint: Any, name: str) -> Any:
     words = [word for choice in choices for word in typing.get_args(choice) or ("none",)]
     if all(typing.get_origin(choice) is Literal or choice is type(None) for choice in choices):
         check_choice(name, _shortened(text), words)
-    expected = " or ".join("none" if choice is type(None) else choice.__name__ for choice in choices)
+    expected = " or ".join(_expected(choice) for choice in choices)
     raise InputError(f"{name} must be {expected}, got {_shown(text)}")
+
+
+def _expected(choice: Any) -> str:
+    """What a value of a type may be, in words."""
+    if typing.get_origin(choice) is Literal:
+        return ", ".join(map(str, typing.get_args(choice)))
+    return "none" if choice is type(None) else choice.__name__
 
 
 def _parse_tuple(text: str, hint: Any, name: str, choices: tuple) -> tuple | None:

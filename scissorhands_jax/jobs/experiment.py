@@ -25,7 +25,7 @@ from scissorhands_jax.methods.finetune import FinetuneSettings
 from scissorhands_jax.methods.retrain import RetrainSettings
 from scissorhands_jax.methods.settings import of_network, of_task
 from scissorhands_jax.metrics import answers
-from scissorhands_jax.tasks import CLASSIFICATION, Task, task_loss
+from scissorhands_jax.tasks import CLASSIFICATION, Task, task_loss, with_task
 from scissorhands_jax.training.descriptions import describe_value
 
 FLIPPED = "flipped"
@@ -86,7 +86,7 @@ class Experiment:
     """How the original and the retrained network are trained."""
     scenarios: tuple[Scenario, ...]
     every_attack: bool = True
-    """Whether tables have the further membership attacks (`metrics.row.evaluate`)."""
+    """Whether tables have the further membership attacks (`metrics.row.measure_row`)."""
     attack_later: bool = False
     """Whether tables leave the membership attacks out, whose fitting takes longer than training on an accelerator, and
     keep the predictions that they judge in `predictions/`, from which `jobs.late_attacks` computes the same numbers."""
@@ -196,7 +196,8 @@ class LoadedExperiment:
         """Uses a network of the user's own."""
         _check_own(self.experiment, own)
         self.model = own.model
-        self.loss_fn = task_loss(own.model, own.task) if own.loss_fn is None else own.loss_fn
+        given = task_loss(own.model, own.task) if own.loss_fn is None else own.loss_fn
+        self.loss_fn = with_task(given, own.task)
         groups = answers.example_groups(own.task, own.train)
         highest = max(groups.max(), answers.example_groups(own.task, own.test).max())
         self.num_classes = max(int(highest) + 1, 0 if own.owners is not None else len(own.class_names))
@@ -208,7 +209,7 @@ class LoadedExperiment:
             )
         names = own.class_names or tuple(map(str, range(max(self.num_classes, int(self.owners.max()) + 1))))
         self.splits = datasets.Splits(own.train, own.test, names, augmented=False)
-        described = describe_value((own.model, own.task, self.loss_fn), "own")
+        described = describe_value((own.model, own.task, given), "own")
         self.settings["own"] = hashing.sha256(json.dumps(described, sort_keys=True))
 
     def method(self, settings: MethodSettings) -> Method:

@@ -18,7 +18,7 @@ import numpy as np
 
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import models, report
-from scissorhands_jax.errors import InputError, listed
+from scissorhands_jax.errors import InputError, check_seed, listed
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.cells import CellFolder, Diverged, ResultCell
 from scissorhands_jax.jobs.experiment import Experiment, OwnNetwork, Scenario
@@ -76,12 +76,14 @@ def run_grid(
       InputError: Something in the experiment cannot be used, or the folder holds something else, such as cells of other
         settings, or `go_on_from` holds no table, or one of other settings.
       BusyError: Another process writes to the folder.
-      NonFiniteError: The original or the retrained network diverged; all earlier cells are kept. An unlearning method
+      DivergedError: The original or the retrained network diverged; all earlier cells are kept. An unlearning method
         that diverges is listed under `failures` instead.
     """
     console = console or Console(stderr=True)
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise InputError(f"seeds must be different numbers from 0 on, got {list(seeds)}")
+    for seed in seeds:
+        check_seed(seed)
     chosen = label_pattern(only)
     store = TableNetworks(experiment, data_dir, out, networks or out / "networks", own)
     table = Table(store)
@@ -315,7 +317,7 @@ def gradcam_picture(
       seed: One of the table's seeds.
       labels: The methods whose networks are shown next to the two references.
       data_dir, networks: As for `run_grid`.
-      num_images: The number of forget images, and of retain images: the first ones of each set.
+      num_images: The number of forget images, and of retain images: the first ones of each set, at most all.
 
     Returns:
       The picture, or None where the network has no convolution, or a network is not there because the table was
@@ -327,7 +329,10 @@ def gradcam_picture(
     scenario = SeededScenario(store, experiment.scenarios[0], seed)
     if not all(scenario.network_folder(label).exists() for label in (ORIGINAL, REFERENCE, *labels)):
         return None
-    parts = [data_lib.take(part, np.arange(num_images)) for part in (scenario.data.forget, scenario.data.retain)]
+    parts = [
+        data_lib.take(part, np.arange(min(num_images, data_lib.size(part))))
+        for part in (scenario.data.forget, scenario.data.retain)
+    ]
     images, classes = (np.concatenate([part[name] for part in parts]) for name in ("image", "label"))
     layer = experiment.gradcam_layer or gradcam.default_layer(experiment.model)
     maps, logits = {}, {}

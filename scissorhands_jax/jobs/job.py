@@ -111,8 +111,16 @@ class Job(OriginalNetwork):
           InputError: The method takes classifiers alone, and the network is none; or its ceiling is "held-out", and
             that cannot be measured (`held_out_loss`).
         """
-        fitted = of_network(of_task(settings, self.splits.task), lambda: self.held_out_loss)
+        fitted = self._measured(of_task(settings, self.splits.task))
         return fitted.build(self.model, self.loss_fn, self.splits.num_outputs)
+
+    @property
+    def measured_settings(self) -> MethodSettings:
+        """The settings of the method with the number that a ceiling "held-out" stands for."""
+        return self._measured(self.config.method)
+
+    def _measured(self, settings: MethodSettings) -> MethodSettings:
+        return of_network(settings, lambda: self.held_out_loss)
 
     @functools.cached_property
     def validation(self) -> ValidationSet:

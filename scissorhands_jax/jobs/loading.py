@@ -208,7 +208,7 @@ class _Fitter:
             return ranks.get(module, len(ranks)), kinds.index(last) if last in kinds else len(kinds)
 
         fitted = torch_weights.fit_in_order(self.arrays, {name: shapes[name] for name in sorted(shapes, key=rank)})
-        return None if fitted is None else _Attempt(config, model, fitted.state_dict, fitted.notes, {}, 0)
+        return None if fitted is None else _Attempt(config, model, fitted.state_dict, fitted.notes, fitted.names, 0)
 
     def _in_order(self, config: NetworkConfig) -> _Attempt:
         found = self._try_in_order(config)

@@ -281,7 +281,7 @@ class SeededScenario:
           progress: Shows the steps.
 
         Raises:
-          NonFiniteError: The run diverged.
+          DivergedError: The run diverged.
         """
         is_reference = label in REFERENCES
         makers = {ORIGINAL: self.original, REFERENCE: self.retrained, REDRAWN: self.redrawn}

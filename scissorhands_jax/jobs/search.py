@@ -12,7 +12,7 @@ import numpy as np
 from scipy import stats
 
 from scissorhands_jax.base import Data, Dataset, Key, Method, Model, ModelState, Params
-from scissorhands_jax.errors import InputError, NonFiniteError
+from scissorhands_jax.errors import DivergedError, InputError
 from scissorhands_jax.methods import MethodSettings
 from scissorhands_jax.methods.settings import Choices, Range
 from scissorhands_jax.metrics import answers
@@ -134,7 +134,7 @@ def tune_settings(
             result = run(method, key, params, model_state, data, num_epochs=tried[number - 1].epochs)
             numbers = measure_trial(model, result.params, result.model_state, data, validation, task=task)
             score = proxy_score(numbers, before, whole_classes=whole_classes, task=task)
-        except NonFiniteError:
+        except DivergedError:
             pass
         seconds = time.perf_counter() - begun
         if numbers and observe is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from scissorhands_jax.jobs import originals, runs, search
 from scissorhands_jax.jobs.config import RunConfig
 from scissorhands_jax.jobs.job import Job, ValidationSet, prepare_job
 from scissorhands_jax.jobs.progress import progress_bar
+from scissorhands_jax.methods.settings import Choices, Range
 from scissorhands_jax.metrics import answers
 from scissorhands_jax.metrics.row import SetPredictions
 from scissorhands_jax.terminal import Console, say
@@ -31,6 +33,8 @@ class Tuning:
     config: RunConfig
     """The job, with the settings that the search started with."""
     result: search.SearchResult
+    space: Mapping[str, Range | Choices]
+    """What was tuned: names of settings, with their ranges or names."""
     validation: ValidationSet
 
     @property
@@ -43,7 +47,7 @@ class Tuning:
         return {
             "overrides": self.overrides,
             **self.result.document(),
-            "space": dict(self.config.method.search_ranges),
+            "space": dict(self.space),
             "validation": {"what": self.validation.what, "count": data_lib.size(self.validation.examples)},
             "config": dataclasses.asdict(self.config),
             **report.environment(),
@@ -59,6 +63,7 @@ def tune(
     overwrite: bool = False,
     resume: bool = False,
     insist: bool = False,
+    kept: Collection[str] = (),
     console: Console,
 ) -> Tuning:
     """Chooses settings of the method for one unlearning job, within a budget, and writes `tuning.json` into a folder.
@@ -76,6 +81,7 @@ def tune(
       max_minutes: The time after which no trial starts; None is no limit.
       overwrite: Whether an earlier tuning in the folder is replaced.
       resume: Whether a tuning in the folder is continued. Without one there, one is started.
+      kept: The names of settings that stay as they are, also if the method is otherwise tuned by them.
       insist: Whether to tune for an original that is near chance on the retain set all the same.
       console: Where progress and the result are shown.
 
@@ -87,9 +93,15 @@ def tune(
     validation = job.validation
     if not insist:
         _refuse_near_chance(job)
-    search.check_search(config.method, config.method.search_ranges, num_trials)
+    ranges = config.method.search_ranges
+    space = {name: searched for name, searched in ranges.items() if name not in kept}
+    if ranges and not space:
+        raise InputError(f"{', '.join(ranges)} are all that is tuned, and all are given; leave one of them out")
+    search.check_search(config.method, space, num_trials)
     identity = job.identity()
     chosen = {"command": "tune", **identity.chosen, "trials": num_trials, "validation_sha256": validation.sha256}
+    if len(space) < len(ranges):
+        chosen["tuned"] = list(space)
     identity = dataclasses.replace(identity, chosen=chosen)
     opened = runs.open_folder(out, identity, overwrite=overwrite, resume=resume)
     with opened, progress_bar(console) as progress:
@@ -111,7 +123,7 @@ def tune(
             job.model_state,
             job.data,
             validation.examples,
-            space=config.method.search_ranges,
+            space=space,
             whole_classes=forget_sets.forgets_classes(config.forget),
             num_trials=num_trials,
             max_seconds=None if max_minutes is None else 60 * max_minutes,
@@ -119,7 +131,7 @@ def tune(
             on_trial=on_trial,
             task=job.splits.task,
         )
-        tuning = Tuning(config=config, result=found, validation=validation)
+        tuning = Tuning(config=config, result=found, space=space, validation=validation)
         files.write_text(out / TUNING_FILE, json.dumps(tuning.document(), indent=2) + "\n")
     aside = [] if job.set_aside is None else [f"--validation {config.validation}"]
     say(

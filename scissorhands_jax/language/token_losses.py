@@ -129,8 +129,8 @@ def token_loss(model: Model) -> StatefulLossFn:
     """The mean negative log-likelihood of a token of the answers, as a loss that every method takes.
 
     It is `tasks.task_loss` of the task of `answers_task`, so that methods which need more than a loss can be built from
-    it. Every token of the batch counts alike, so long answers count for more than short ones, as in the published code.
-    `losses.microbatched` averages over parts, so there tokens count alike within a part only.
+    it. Every token of the batch counts alike, so long answers count for more than short ones, as in the published code;
+    so it is in a batch that is computed in parts (`losses.microbatched`).
 
     Args:
       model: The network; `apply` takes tokens of shape (N, T) and returns logits of shape (N, T, V).

@@ -221,7 +221,7 @@ def _attack_step(model, params, model_state, clean, labels, moved, radius, *, cl
     def doubt(images):
         logits, _ = model.apply(params, model_state, images, train=False)
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-        true = labels[:, None] == jnp.arange(logits.shape[-1], dtype=labels.dtype)[None]
+        true = losses.class_numbers(labels)[:, None] == jnp.arange(logits.shape[-1])[None]
         others = jax.nn.logsumexp(jnp.where(true, -jnp.inf, logits), axis=-1)
         return jnp.sum(others - jnp.sum(jnp.where(true, logits, 0), axis=-1)), jnp.argmax(logits, axis=-1)
 

@@ -76,7 +76,7 @@ def boundary_expand(model: Model, optimizer: optax.GradientTransformation, optio
     loss_fn = losses.microbatched(losses.classification_loss(widened(model), augment=options.augment), parts)
 
     def objective(expanded, carry, batch, key):
-        shadow = jnp.full_like(batch.forget["label"], num_classes)
+        shadow = jnp.full_like(batch.forget["label"], num_classes, dtype=jnp.int32)
         value, model_state = loss_fn(
             expanded, carry.model_state, {**batch.forget, "label": shadow}, train=True, key=key
         )

@@ -145,7 +145,7 @@ def boundary_labels(
     """
     logits, _ = model.apply(params, model_state, images, train=False)
     if not any_label:
-        true = labels[:, None] == jnp.arange(logits.shape[-1], dtype=labels.dtype)[None]
+        true = losses.class_numbers(labels)[:, None] == jnp.arange(logits.shape[-1])[None]
         logits = jnp.where(true, -jnp.inf, logits)
     return jnp.argmax(logits, axis=-1).astype(labels.dtype)
 

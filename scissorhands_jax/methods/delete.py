@@ -107,7 +107,7 @@ def losses_without_the_true_class(teacher: jax.Array, student: jax.Array, labels
     """
     if teacher.shape[-1] < 2:
         raise InputError(f"DELETE needs at least 2 classes to leave one out, got {teacher.shape[-1]}")
-    true = labels[:, None] == jnp.arange(teacher.shape[-1], dtype=labels.dtype)[None]
+    true = losses.class_numbers(labels)[:, None] == jnp.arange(teacher.shape[-1])[None]
     targets = jax.nn.softmax(jnp.where(true, -jnp.inf, teacher))
     return optax.losses.kl_divergence(jax.nn.log_softmax(student), targets)
 

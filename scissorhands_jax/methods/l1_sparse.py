@@ -50,11 +50,12 @@ def l1_sparse(loss_fn: StatefulLossFn, optimizer: optax.GradientTransformation, 
     Raises:
       InputError: A setting is out of its range.
     """
-    if options.penalty < 0:
+    if not options.penalty >= 0:
         raise InputError(f"penalty must not be negative, got {options.penalty}")
-    penalized = options.num_epochs - options.unpenalized_epochs
+    num_epochs = max(options.num_epochs, 1)  # of no epoch, nothing is computed
+    penalized = num_epochs - options.unpenalized_epochs
     if options.unpenalized_epochs < 0 or penalized < 1:
-        raise InputError(f"unpenalized_epochs must be 0 to {options.num_epochs - 1}, got {options.unpenalized_epochs}")
+        raise InputError(f"unpenalized_epochs must be 0 to {num_epochs - 1}, got {options.unpenalized_epochs}")
 
     def objective(params, carry, batch, key):
         epoch = carry.aux

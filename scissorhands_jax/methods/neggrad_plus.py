@@ -37,7 +37,7 @@ def neggrad_plus(
     Raises:
       InputError: A setting is out of its range.
     """
-    if options.forget_weight < 0:
+    if not options.forget_weight >= 0:
         raise InputError(f"forget_weight must not be negative, got {options.forget_weight}")
 
     def objective(params, carry, batch, key):

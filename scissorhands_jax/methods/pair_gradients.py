@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 
 from scissorhands_jax import losses, microbatches, trees
 from scissorhands_jax.base import Batch, Key, ModelState, Params, PyTree, StatefulLossFn
+from scissorhands_jax.errors import InputError, check_choice
 from scissorhands_jax.methods._gradient import split_key
 
 Pair = Literal["auto", "vmap", "sequential"]
@@ -63,6 +64,17 @@ def pair_gradients(
     before = new_state if forget_moves_state else model_state
     (forget_loss, after_forget), forget_grad = gradient(params, before, examples, forget_key)
     return (retain_loss, forget_loss), retain_grad, forget_grad, after_forget if forget_moves_state else new_state
+
+
+def check_pair(pair: Pair, loss_fn: StatefulLossFn) -> None:
+    """Refuses a way of computing two gradients that is unknown, or that the loss does not allow.
+
+    Raises:
+      InputError: There is no such way, or it is "vmap" and the loss computes batches in parts.
+    """
+    check_choice("pair", pair, get_args(Pair))
+    if pair == "vmap" and losses.microbatches_of(loss_fn) > 1:
+        raise InputError("pair = vmap computes two whole batches at once; with microbatches take sequential")
 
 
 def choose_pair(loss_fn: StatefulLossFn, params: Params, batch: Batch) -> Literal["vmap", "sequential"]:

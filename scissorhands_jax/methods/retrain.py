@@ -142,7 +142,7 @@ def scale_norm_biases(factor: float) -> optax.GradientTransformation:
     Raises:
       InputError: The factor is negative.
     """
-    if factor < 0:
+    if not factor >= 0:
         raise InputError(f"norm_bias_scale must not be negative, got {factor}")
 
     def norm_biases(params: Params) -> Selection:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import masks, saliency, trees
+from scissorhands_jax import losses, masks, saliency, trees
 from scissorhands_jax.base import Data, Key, Mask, Method, Model, ModelState, Params, PyTree, StatefulLossFn
 from scissorhands_jax.errors import InputError, check_choice
 from scissorhands_jax.keywords import takes
@@ -29,22 +29,35 @@ def wrong_labels(num_classes: int) -> Relabel:
     Raises:
       InputError: There are fewer than 2 classes.
     """
-    if num_classes < 2:
-        raise InputError(f"random labels need at least 2 classes, got {num_classes}")
+    _check_classes(num_classes)
 
     def relabel(key, labels):
-        return (labels + jax.random.randint(key, labels.shape, 1, num_classes, labels.dtype)) % num_classes
+        wide = losses.class_numbers(labels)
+        return ((wide + jax.random.randint(key, wide.shape, 1, num_classes, wide.dtype)) % num_classes).astype(
+            labels.dtype
+        )
 
     return relabel
 
 
 def any_labels(num_classes: int) -> Relabel:
-    """Labels drawn uniformly from all classes, the true one included, as the published code draws them."""
+    """Labels drawn uniformly from all classes, the true one included, as the published code draws them.
+
+    Raises:
+      InputError: There are fewer than 2 classes.
+    """
+    _check_classes(num_classes)
 
     def relabel(key, labels):
-        return jax.random.randint(key, labels.shape, 0, num_classes, labels.dtype)
+        wide = losses.class_numbers(labels)
+        return jax.random.randint(key, wide.shape, 0, num_classes, wide.dtype).astype(labels.dtype)
 
     return relabel
+
+
+def _check_classes(num_classes: int) -> None:
+    if num_classes < 2:
+        raise InputError(f"random labels need at least 2 classes, got {num_classes}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import typing
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -21,7 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import losses, masks, projection, reinit, saliency, trees
+from scissorhands_jax import masks, projection, reinit, saliency, trees
 from scissorhands_jax.base import (
     Batch,
     Carry,
@@ -41,7 +40,7 @@ from scissorhands_jax.errors import InputError, check_choice
 from scissorhands_jax.keywords import KEYS, REST, takes
 from scissorhands_jax.methods import _gradient
 from scissorhands_jax.methods._gradient import Batches, PairedOptions, check_not_empty
-from scissorhands_jax.methods.pair_gradients import Pair, pair_gradients
+from scissorhands_jax.methods.pair_gradients import Pair, check_pair, pair_gradients
 from scissorhands_jax.methods.semantics import Semantics, resolve_semantics
 from scissorhands_jax.methods.settings import (
     HELD_OUT,
@@ -98,7 +97,7 @@ class ScissorhandsOptions:
     `constraints_per_epoch`."""
     saliency_share: float = 1.0
     """The share of the forget set, drawn at random, that weights are scored on, above 0 and at most 1 (the paper's
-    Figure 2)."""
+    Figure 2). The published code scores on one batch instead, so with the mode "authors" it stays 1."""
     mode: Mode = "paper"
     """"paper" is Algorithm 1, "authors" the published code."""
     batch_size: int = 128
@@ -203,6 +202,11 @@ def _check(
     masks.check_fraction(options.fraction)
     if not 0 < options.saliency_share <= 1:
         raise InputError(f"saliency_share must lie above 0 and not above 1, got {options.saliency_share}")
+    if options.saliency_share != 1 and semantics.saliency_batches is not None:
+        raise InputError(
+            f"saliency_share = {options.saliency_share:g} is of the whole forget set, and weights are scored on "
+            f"{semantics.saliency_batches} of its batches here (the departure saliency_batches); leave one of them out"
+        )
     if not options.forget_weight >= 0:
         raise InputError(f"forget_weight must not be negative, got {options.forget_weight}")
     if options.ceiling is not None and not options.ceiling > 0:
@@ -216,9 +220,7 @@ def _check(
         raise InputError(
             f"num_constraints = {options.num_constraints} needs constraints_per_epoch; a step has one forget gradient"
         )
-    check_choice("pair", options.pair, typing.get_args(Pair))
-    if options.pair == "vmap" and losses.microbatches_of(loss_fn) > 1:
-        raise InputError("pair = vmap computes two whole batches at once; with microbatches take sequential")
+    check_pair(options.pair, loss_fn)
     # Refuses numbers that are out of their ranges.
     projection.project_gradient(options.num_constraints, margin=semantics.margin, eps=semantics.eps)
     if isinstance(options.initializer, str):

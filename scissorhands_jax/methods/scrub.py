@@ -73,7 +73,7 @@ def scrub(model: Model, optimizer: optax.GradientTransformation, options: ScrubA
     assert compare is not None
     if options.forget_epochs < 1:
         raise InputError(f"forget_epochs must be at least 1, got {options.forget_epochs}")
-    if kl_weight < 0 or loss_weight < 0:
+    if not (kl_weight >= 0 and loss_weight >= 0):
         raise InputError(f"kl_weight and loss_weight must not be negative, got {kl_weight} and {loss_weight}")
     temperature = losses.check_temperature(options.temperature)
     microbatches.check_microbatches((options.batch_size, options.forget_batch_size), parts)

@@ -175,7 +175,7 @@ class TrainingSettings(MicrobatchOptions, MethodSettings):
             raise InputError(f"warmup must be a share of the steps, at least 0 and below 1, got {self.warmup}")
         if not self.final_rate >= 0:
             raise InputError(f"final_rate must not be negative, got {self.final_rate}; it multiplies the learning rate")
-        if self.gamma < 0:
+        if not self.gamma >= 0:
             raise InputError(f"gamma must not be negative, got {self.gamma}; it multiplies the learning rate")
         if any(milestone < 0 for milestone in self.milestones):
             raise InputError(f"milestones must be epochs, counted from 0, got {self.milestones}")

@@ -54,7 +54,7 @@ def ssd(loss_fn: StatefulLossFn, options: SsdOptions) -> Method:
       InputError: A setting is out of its range, or (from `init`) a Fisher diagonal is not finite.
     """
     selection, dampening = options.selection, options.dampening
-    if selection < 0 or dampening < 0:
+    if not (selection >= 0 and dampening >= 0):
         raise InputError(f"selection and dampening must not be negative, got {selection} and {dampening}")
     data_lib.check_batch_size(options.batch_size)
 

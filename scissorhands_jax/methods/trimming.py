@@ -67,7 +67,8 @@ def trim_network(
         without.
 
     Raises:
-      InputError: There is no batch, a pattern matches nothing, or scores are not finite.
+      InputError: There is no batch, the fraction is out of its range, a pattern matches nothing, or scores are not
+        finite.
     """
     sums = saliency.gradient_sum(
         loss_fn,
@@ -108,8 +109,9 @@ def trimming_mask(
       `reinit.reinitialize` takes them.
 
     Raises:
-      InputError: A pattern matches nothing, or scores are not finite.
+      InputError: The fraction is out of its range, a pattern matches nothing, or scores are not finite.
     """
+    masks.check_fraction(fraction)
     saliency.check_finite(scores)
     trimmed = _trimmable(params, trim, semantics)
     unnamed = None if semantics.rank_all else trimmed

@@ -16,7 +16,7 @@ import numpy as np
 
 from scissorhands_jax import data as data_lib
 from scissorhands_jax.base import ApplyFn, Model, ModelState, Params, PyTree
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import DivergedError, InputError
 from scissorhands_jax.training.sharding import Layout
 
 
@@ -115,7 +115,8 @@ def check_logits(
       stacked: Whether `logits` may have leading axes, such as one for networks. shape=(..., N, C)
 
     Raises:
-      InputError: The shapes do not fit, a label is out of range, or a number is not finite.
+      InputError: The shapes do not fit, or a label is out of range.
+      DivergedError: A number is not finite.
     """
     rows, classes = np.asarray(logits), np.asarray(labels)
     right_rank = rows.ndim >= 2 if stacked else rows.ndim == 2
@@ -130,7 +131,7 @@ def check_logits(
         raise InputError(f"labels must be integers in 0..{rows.shape[-1] - 1}, got {classes.min()}..{classes.max()}")
     finite = np.all(np.isfinite(rows), axis=-1)
     if not np.all(finite):
-        raise InputError(
+        raise DivergedError(
             f"{np.count_nonzero(~finite)} of {finite.size} rows of {what} hold NaN or infinity; "
             "the network has diverged, try a smaller learning rate"
         )

@@ -15,7 +15,7 @@ import numpy as np
 
 from scissorhands_jax import data as data_lib
 from scissorhands_jax.base import Model, ModelState, Params, PyTree
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import DivergedError, InputError
 from scissorhands_jax.metrics import accuracies, attacks, ensemble_attacks
 from scissorhands_jax.tasks import Metric, Task
 
@@ -137,7 +137,7 @@ def _one_each(values: np.ndarray, examples: PyTree, what: str) -> np.ndarray:
         raise InputError(f"the {what} have shape {values.shape} for {count} examples; give one number for each")
     if not np.isfinite(values).all():
         bad = np.count_nonzero(~np.isfinite(values))
-        raise InputError(
+        raise DivergedError(
             f"{bad} of {count} {what} are NaN or infinity; the network has diverged, try a smaller learning rate"
         )
     return values

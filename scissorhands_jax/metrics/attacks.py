@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from scipy.special import log_softmax
 
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import DivergedError, InputError
 from scissorhands_jax.metrics import accuracies
 
 _TINY = 1e-30  # replaces smaller numbers in a logarithm, as in the authors' code
@@ -106,7 +106,7 @@ def _columns(scores: np.ndarray, name: str) -> np.ndarray:
     if scores.ndim != 2 or scores.size == 0:
         raise InputError(f"{name} must have shape (N,) or (N, F) and not be empty, got {scores.shape}")
     if not np.isfinite(scores).all():
-        raise InputError(f"{name} hold NaN or infinity; the network has diverged, try a smaller learning rate")
+        raise DivergedError(f"{name} hold NaN or infinity; the network has diverged, try a smaller learning rate")
     return scores
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import DivergedError, InputError
 
 
 def check_scores(unlearned: np.ndarray, retrained: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -27,7 +27,7 @@ def check_scores(unlearned: np.ndarray, retrained: np.ndarray) -> tuple[np.ndarr
             "the same examples"
         )
     if not (np.isfinite(inside).all() and np.isfinite(outside).all()):
-        raise InputError("scores hold NaN or infinity; a network has diverged, try a smaller learning rate")
+        raise DivergedError("scores hold NaN or infinity; a network has diverged, try a smaller learning rate")
     return inside, outside
 
 

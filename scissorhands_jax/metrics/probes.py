@@ -12,7 +12,7 @@ import numpy as np
 from flax import linen as nn
 
 from scissorhands_jax.base import ApplyFn, Model, ModelState, Params
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import DivergedError, InputError
 
 
 def features(
@@ -94,6 +94,6 @@ def linear_probe(
     if not len(known) or not all(len(labels) for _, labels in others) or len(np.unique(known_labels)) < 2:
         raise InputError("a linear probe lacks examples; give examples of two classes to fit on and others to judge")
     if not all(np.isfinite(values).all() for values in (known, *(values for values, _ in others))):
-        raise InputError("features hold NaN or infinity; the network has diverged, try a smaller learning rate")
+        raise DivergedError("features hold NaN or infinity; the network has diverged, try a smaller learning rate")
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300)).fit(known, known_labels)
     return tuple(100.0 * float(np.mean(probe.predict(values) == labels)) for values, labels in others)

@@ -92,7 +92,15 @@ def fit_in_order(state_dict: Mapping[str, np.ndarray], shapes: Mapping[str, tupl
     if not given or [array.shape for array in given.values()] != list(expected.values()):
         return None
     notes = [f"its {len(given)} arrays were read in the order of the file, whatever their names"]
-    return Fitted(dict(zip(expected, given.values(), strict=True)), notes)
+    names = dict(zip(expected, given, strict=True))
+    for ours, theirs in list(names.items()):
+        if ours.endswith(".running_mean"):  # The counter of the same layer has no array to be paired with.
+            names[ours.removesuffix("running_mean") + _COUNTER] = theirs.removesuffix("running_mean") + _COUNTER
+    return Fitted(
+        dict(zip(expected, given.values(), strict=True)),
+        notes,
+        names={ours: theirs for ours, theirs in names.items() if ours != theirs},
+    )
 
 
 def read_renaming(path: str | os.PathLike[str]) -> dict[str, str]:

@@ -40,16 +40,18 @@ class Checkpointer:
     Args:
       directory: The folder of the checkpoints, which is made when it is needed.
       every_steps: Save whenever this many steps of an epoch are taken; None saves at the end of every epoch only.
-      keep: How many of the newest checkpoints stay in the folder.
+      keep: How many of the newest checkpoints stay in the folder, at least 1.
 
     Raises:
-      InputError: `every_steps` is below 1.
+      InputError: `every_steps` or `keep` is below 1.
       CheckpointError: What Orbax keeps of the checkpoints in the folder is damaged.
     """
 
     def __init__(self, directory: str | Path, *, every_steps: int | None = None, keep: int = 2) -> None:
         if every_steps is not None and every_steps < 1:
             raise InputError(f"every_steps must be at least 1, got {every_steps}")
+        if keep < 1:
+            raise InputError(f"keep must be at least 1, got {keep}")
         self.directory = Path(directory).absolute()
         self.every_steps = every_steps
         self._keep = keep
@@ -132,9 +134,14 @@ class Checkpointer:
         try:
             meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
             if "fingerprint" in meta:
-                raise CheckpointError("an earlier version of scissorhands_jax wrote it; start again in another folder")
+                raise CheckpointError(
+                    f"an earlier version of scissorhands_jax wrote the checkpoint of step {step} in {self.directory}; "
+                    "start again in another folder"
+                )
             position = Position(int(meta["epoch"]), int(meta["offset"]))
             saved, arrays = dict(meta["run"]), dict(meta["arrays"])
+        except CheckpointError:
+            raise
         except Exception as error:  # Orbax raises many types for a damaged folder.
             raise CheckpointError(f"{damaged}: {_line(error)}") from error
         where = f"the checkpoint in {self.directory}"

@@ -379,8 +379,9 @@ class _Watch:
 
     def _pass_on(self, progress: Progress) -> None:
         for name, value in progress.metrics.items():
-            if not np.all(np.isfinite(value)):
-                raise NonFiniteError(progress.step, name, float(np.ravel(value)[0]), self._advice(progress))
+            bad = np.ravel(value)[~np.isfinite(np.ravel(value))]
+            if bad.size:
+                raise NonFiniteError(progress.step, name, float(bad[0]), self._advice(progress))
         if self._on_step is not None:
             self._on_step(progress)
 

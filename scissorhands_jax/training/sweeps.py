@@ -66,6 +66,8 @@ def run_many(
     for member in members:
         trees.check_arrays(member.params, "the parameters of a member")
         trees.check_arrays(member.model_state, "the model state of a member")
+    if how != "turns":
+        _check_alike(members, data)
     if how == "auto":
         timed = fastest(members, data)
         how = min(timed, key=timed.__getitem__)
@@ -206,11 +208,6 @@ def _together(members: Sequence[Member], how: How, mesh: Mesh | None = None) -> 
     """All members as one method."""
     methods = [member.method for member in members]
     step = methods[0].step
-    if any(method.step != step for method in methods):
-        raise InputError(
-            f"the steps of the {len(members)} methods differ, so they cannot share a program; make them with "
-            'methods_of, or take how="turns"'
-        )
 
     def placed(carry: Carry) -> Carry:
         return carry if mesh is None else _divided(carry, mesh)
@@ -228,9 +225,7 @@ def _together(members: Sequence[Member], how: How, mesh: Mesh | None = None) -> 
 
     def batches(key: Key, data: Data, epoch: int) -> list[Batch]:
         del key
-        each = [list(member.method.batches(_keys(member)[1], data, epoch)) for member in members]
-        if any(jax.tree.map(np.shape, rows) != jax.tree.map(np.shape, each[0]) for rows in each):
-            raise InputError("the members' batches differ in size or number, so they cannot share a program; use turns")
+        each = _batches_of(members, data, epoch)
         return [jax.tree.map(lambda *positions: np.stack(positions), *rows) for rows in zip(*each, strict=True)]
 
     def finish(carry: Carry) -> tuple[PyTree, PyTree]:
@@ -239,6 +234,23 @@ def _together(members: Sequence[Member], how: How, mesh: Mesh | None = None) -> 
         return (networks, carry.aux), ()
 
     return Method(init, _Many(step, how, mesh), batches, begin_epoch, finish)
+
+
+def _check_alike(members: Sequence[Member], data: Data) -> None:
+    """Refuses members whose steps or first batches differ, before anything is compiled."""
+    if any(member.method.step != members[0].method.step for member in members):
+        raise InputError(
+            f"the steps of the {len(members)} methods differ, so they cannot share a program; make them with "
+            'methods_of, or take how="turns"'
+        )
+    _batches_of(members, data, 0)
+
+
+def _batches_of(members: Sequence[Member], data: Data, epoch: int) -> list[list[Batch]]:
+    each = [list(member.method.batches(_keys(member)[1], data, epoch)) for member in members]
+    if any(jax.tree.map(np.shape, rows) != jax.tree.map(np.shape, each[0]) for rows in each):
+        raise InputError("the members' batches differ in size or number, so they cannot share a program; use turns")
+    return each
 
 
 def _keys(member: Member) -> jax.Array:

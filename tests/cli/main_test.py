@@ -382,6 +382,21 @@ class TestTune:
         assert all(used[name] == value for name, value in document["best"]["changes"].items())
         assert results["after"]["num_test"] == 225, "what tuning has looked at is no longer in the test set"
 
+    def test_what_is_given_stays_as_it_is(self, weights, tmp_path, capsys):
+        out, given = tmp_path / "tuning", ["method.fraction=0.08", "method.schedule=linear"]
+        more = ["--validation", "test:0.5", "--trials", 3, "--epochs", 1, "--retain-limit", 100]
+        assert self.tune(weights, out, *more, *given) == 0
+        document = json.loads((out / "tuning.json").read_text())
+        assert set(document["space"]) == {"forget_weight", "learning_rate"}
+        assert all(set(trial["changes"]) == set(document["space"]) for trial in document["trials"])
+        assert document["config"]["method"]["fraction"] == 0.08
+        capsys.readouterr()
+        assert self.tune(weights, out, *more, given[0], "--resume") == 2
+        assert "belongs to another" in error_of(capsys)
+        every = [*given, "method.forget_weight=0.1", "method.learning_rate=0.1"]
+        assert self.tune(weights, tmp_path / "none", *more, *every) == 2
+        assert "all are given; leave one of them out" in error_of(capsys)
+
     def test_the_rest_of_the_training_split_is_the_default(self, weights, tmp_path):
         seen = tmp_path / "seen.txt"
         seen.write_text("".join(f"{position}\n" for position in range(1000)))

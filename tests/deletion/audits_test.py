@@ -407,6 +407,19 @@ class TestSigned:
         assert command("run", "--ledger", whole.ledger, *settings, "--audit", whole.audit, *words) == 2
         assert message in error_of(capsys)
 
+    def test_a_run_is_signed_whose_list_of_positions_is_gone(self, whole, tmp_path):
+        """A ledger removes that list when a run has ended; the folder of the run has a copy."""
+        spec = json.loads((whole.run / "results.json").read_text())["config"]["forget"]
+        listed = Path(spec.removeprefix("indices:"))
+        audit, kept = shutil.copytree(whole.audit, tmp_path / "audit"), listed.rename(tmp_path / "kept")
+        (audit / "signed.json").unlink()
+        try:
+            words = ["audit", "sign", "--audit", audit, "--run", whole.run, "--key", whole.key]
+            assert cli.main(list(map(str, words))) == 0
+        finally:
+            kept.rename(listed)
+        assert (audit / "signed.json").read_bytes() == whole.signed.read_bytes()
+
     def test_only_an_audit_of_the_run_is_signed(self, whole, tmp_path, capsys):
         sign = ["audit", "sign", "--audit", str(whole.audit), "--key", str(whole.key)]
         key = ["audit", "sign", "--audit", str(whole.audit), "--run", str(whole.run), "--key"]

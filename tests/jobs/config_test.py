@@ -101,6 +101,11 @@ def test_what_cannot_be_read_is_refused_with_what_would_do(text, message):
         config.override(Outer(), [text])
 
 
+def test_where_numbers_and_names_are_taken_the_names_are_listed():
+    with pytest.raises(InputError, match="ceiling must be float or uniform, held-out, off, got 'held_out'"):
+        config.override(METHODS["scissorhands"](), ["ceiling=held_out"])
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Described:
     steps: tuple[int, ...] = (1, 2)

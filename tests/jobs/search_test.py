@@ -122,6 +122,24 @@ def test_a_trial_that_diverges_loses(monkeypatch):
         tune(num_trials=2)
 
 
+def test_a_run_whose_last_update_breaks_the_network_is_a_trial_that_diverged():
+    """No step has seen a loss of the network that is left, so only measuring it shows what it has become."""
+    settings = METHODS["finetune"](epochs=1, batch_size=10, learning_rate=1e38)  # one step: 10 retained examples
+    with pytest.raises(InputError, match="all 2 trials diverged"):
+        search.tune_settings(
+            tiny.model(),
+            lambda settings: settings.build(tiny.model(), tiny.loss(), tiny.CLASSES),
+            settings,
+            jax.random.key(0),
+            *tiny.start(),
+            tiny.data(),
+            tiny.examples(20, 9),
+            space={"learning_rate": (1e37, 1e38)},
+            num_trials=2,
+            whole_classes=False,
+        )
+
+
 def test_no_trial_starts_after_the_time_is_up():
     assert len(tune(max_seconds=0.0).trials) == 1
 

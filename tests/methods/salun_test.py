@@ -9,6 +9,7 @@ from scissorhands_jax import data as data_lib
 from scissorhands_jax.base import lift
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods import salun
+from scissorhands_jax.methods.salun import any_labels, wrong_labels
 from scissorhands_jax.optimizers import sgd
 from tests.methods.example import DATA, GRADIENT, KEY, original, plain_loss
 
@@ -89,3 +90,24 @@ def test_labels_of_the_published_code_may_be_the_true_ones_and_ours_never_are():
 def test_an_unknown_order_is_refused():
     with pytest.raises(InputError, match="order is 'random'; choose one of mixed, sequential"):
         salun(lift(plain_loss), sgd(0.1), num_classes=3, order="random")
+
+
+class TestLabels:
+    @pytest.mark.parametrize(("dtype", "classes"), [("int8", 100), ("uint8", 200), ("int32", 10), ("uint8", 256)])
+    def test_a_wrong_label_is_any_but_the_true_one(self, dtype, classes):
+        labels = jnp.full(20_000, classes - 20 if classes > 20 else 3, dtype)
+        drawn = np.asarray(wrong_labels(classes)(KEY, labels), np.int64)
+        assert not np.any(drawn == int(labels[0]))
+        counts = np.bincount(drawn, minlength=classes)
+        assert len(counts) == classes
+        others = np.delete(counts, int(labels[0]))
+        expected = len(labels) / (classes - 1)
+        assert abs(others - expected).max() < 6 * np.sqrt(expected)
+        assert any_labels(classes)(KEY, labels).dtype == labels.dtype
+        assert len(np.unique(any_labels(classes)(KEY, labels))) == classes
+
+    @pytest.mark.parametrize("draw", [wrong_labels, any_labels])
+    def test_of_less_than_two_classes_nothing_is_drawn(self, draw):
+        for classes in (0, 1):
+            with pytest.raises(InputError, match="at least 2 classes"):
+                draw(classes)

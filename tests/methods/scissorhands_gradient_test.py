@@ -10,7 +10,7 @@ import pytest
 
 import scissorhands_jax as sh
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import reinit, trees
+from scissorhands_jax import losses, reinit, trees
 from scissorhands_jax.base import Batch
 from scissorhands_jax.errors import InputError
 from tests import tiny
@@ -85,3 +85,10 @@ def test_a_trainer_trims_a_network_itself():
     )
     ranked = sum(leaf.size for leaf in jax.tree.leaves(params) if leaf.ndim > 1)
     assert changed == round(0.2 * ranked)
+
+
+def test_a_way_of_pairing_that_cannot_be_meant_is_refused():
+    with pytest.raises(InputError, match="pair"):
+        sh.scissorhands_gradient(tiny.loss(), pair="vmpa")
+    with pytest.raises(InputError, match="with microbatches take sequential"):
+        sh.scissorhands_gradient(losses.microbatched(tiny.loss(), 2), pair="vmap")

@@ -18,6 +18,8 @@ from scissorhands_jax.jobs import config
 from scissorhands_jax.losses import classification_loss
 from scissorhands_jax.methods import METHODS, Semantics, scissorhands, trim_network
 from scissorhands_jax.methods.scissorhands import constraint_gradients
+from scissorhands_jax.methods.semantics import SEMANTICS
+from scissorhands_jax.methods.trimming import trimming_mask
 from scissorhands_jax.optimizers import sgd
 from scissorhands_jax.reinit import ones
 from scissorhands_jax.training.loop import run
@@ -257,6 +259,13 @@ class TestTrim:
             _, trimmed = self.trim(lift(total), (params, ()), batches=batches, fraction=0.9, semantics=semantics)
             assert [name for name, count in self.marked(trimmed.mask).items() if count] == names
 
+    @pytest.mark.parametrize("mode", ["paper", "authors"])
+    @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, math.nan])
+    def test_a_share_that_is_none_is_refused_in_both_modes(self, mode, fraction):
+        params = {"kernel": jnp.arange(1.0, 7.0).reshape(2, 3)}
+        with pytest.raises(InputError, match="fraction must lie strictly between 0 and 1"):
+            trimming_mask(params, params, fraction=fraction, semantics=SEMANTICS[mode])
+
     def test_patterns_that_select_nothing_to_trim_are_refused(self):
         with pytest.raises(InputError, match="matches none of the 3 parameter arrays"):
             self.trim(trim="layer4")
@@ -310,6 +319,8 @@ class TestRefusals:
             ({"saliency_batches": 2.5}, r"the departure saliency_batches must be int \| None, got 2.5"),
             ({"project_every": 0}, "project_every and saliency_batches must be at least 1"),
             ({"saliency_batches": 0}, "project_every and saliency_batches must be at least 1"),
+            ({"saliency_share": 0.5, "mode": "authors"}, r"weights are scored on 1 of its batches here"),
+            ({"saliency_share": 0.5, "saliency_batches": 3}, r"weights are scored on 3 of its batches here"),
         ],
     )
     def test_settings_out_of_range_are_refused(self, settings, message):
@@ -322,7 +333,7 @@ class TestRefusals:
         )
         off = build("scissorhands", ceiling="off").init(KEY, *original(), DATA).aux
         assert off.ceiling == np.finfo(np.float32).max
-        with pytest.raises(InputError, match="ceiling is 'held_out'; choose one of uniform, off"):
+        with pytest.raises(InputError, match="ceiling is 'held_out'; choose one of uniform, held-out, off"):
             build("scissorhands", ceiling="held_out")
 
     def test_a_projection_pattern_that_matches_nothing_is_refused(self):

@@ -210,3 +210,19 @@ def test_other_renaming_tables_are_refused(tmp_path, text, message):
         (tmp_path / "table").write_text(text)
     with pytest.raises(WeightsError, match=message):
         read_renaming(tmp_path / "table")
+
+
+def test_arrays_that_were_read_in_order_keep_the_names_of_the_file():
+    given = {
+        "0.weight": np.zeros((2, 3)),
+        "1.running_mean": np.zeros(2),
+        "1.num_batches_tracked": np.zeros(()),
+        "same": np.zeros(4),
+    }
+    shapes = {"conv.weight": (2, 3), "bn.running_mean": (2,), "bn.num_batches_tracked": (), "same": (4,)}
+    fitted = fit_in_order(given, shapes)
+    assert dict(fitted.names) == {
+        "conv.weight": "0.weight",
+        "bn.running_mean": "1.running_mean",
+        "bn.num_batches_tracked": "1.num_batches_tracked",
+    }

@@ -233,7 +233,10 @@ class TestCheckpointer:
         keeper.save(carry(), Position(0, 3), RUN)
         metadata = tmp_path / "3" / "meta" / "metadata"
         metadata.write_text(json.dumps({"epoch": 0, "offset": 3, "fingerprint": {}, "checksum": "0"}))
-        with pytest.raises(CheckpointError, match="an earlier version of scissorhands_jax wrote it; start again in a"):
+        with pytest.raises(
+            CheckpointError,
+            match=r"^an earlier version of scissorhands_jax wrote the checkpoint of step 3 in .*; start again",
+        ):
             Checkpointer(tmp_path).restore(carry(), RUN)
 
     def test_nothing_to_restore_is_refused(self, tmp_path):
@@ -305,3 +308,9 @@ def test_what_orbax_cannot_read_when_it_opens_a_folder_is_a_checkpoint_error(tmp
     path.write_bytes(path.read_bytes().replace(b"timestamp", b"timestimp"))
     with pytest.raises(CheckpointError, match="are damaged: ValueError"):
         Checkpointer(tmp_path)
+
+
+@pytest.mark.parametrize("keep", [0, -1])
+def test_at_least_one_checkpoint_is_kept(tmp_path, keep):
+    with pytest.raises(InputError, match=f"keep must be at least 1, got {keep}"):
+        Checkpointer(tmp_path, keep=keep)

@@ -304,6 +304,13 @@ class TestNonFinite:
         result = count(named("counter", counter()), checkpoint=Checkpointer(tmp_path, every_steps=2))
         assert float(result.params["w"]) == 1221
 
+    def test_of_several_numbers_the_one_that_is_not_finite_is_named(self):
+        def step(carry, batch):
+            return carry._replace(step=carry.step + 1), {"dots": jnp.array([0.3, np.nan])}
+
+        with pytest.raises(NonFiniteError, match="dots is nan at step 1"):
+            start(finetune(tiny.loss(), sgd(0.1), batch_size=4)._replace(step=step))
+
     def test_without_a_checkpoint_the_advice_says_so(self):
         with pytest.raises(NonFiniteError, match="step 1; nothing was saved; lower the learning rate"):
             count(counter(1))

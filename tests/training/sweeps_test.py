@@ -163,3 +163,10 @@ def test_rates_that_are_not_in_the_state_are_refused():
     methods = methods_of(blind, [settings("finetune"), settings("finetune", learning_rate=0.1)])
     with pytest.raises(InputError, match="FinetuneSettings keeps no learning rate in its state"):
         run(methods[1], jax.random.key(0), *START, data(), num_epochs=1)
+
+
+@pytest.mark.parametrize("how", ["auto", "batched", "scanned"])
+def test_members_whose_batches_differ_are_refused_before_anything_is_compiled(how):
+    different = members([settings(batch_size=2), settings(batch_size=4)])
+    with pytest.raises(InputError, match=r"batches differ in size or number|the steps of the 2 methods differ"):
+        run_many(different, data(), num_epochs=1, how=how)
