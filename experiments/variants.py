@@ -210,7 +210,7 @@ class Cells:
         self.original, self.retrained = self.prepared.original(progress), self.prepared.retrained(progress)
         self.oracle = self._row(self.retrained.params, self.retrained.model_state)
         self.before = self._numbers(self.original.params, self.original.model_state)
-        self.held_out_loss = losses.mean_loss(store.loaded.loss_fn, *self.original[:2], self.prepared.validation)
+        self.held_out_loss = losses.average_loss(store.loaded.loss_fn, *self.original[:2], self.prepared.validation)
 
     def measured(self, label: str, draw: int) -> dict[str, Any]:
         """One cell; `score` and `avg_gap` are None where the run diverged."""

@@ -220,7 +220,7 @@ def is_leftover(path: str | os.PathLike) -> bool:
 
 
 def clear_folder(folder: str | os.PathLike, last: str) -> None:
-    """Removes everything in a folder except for the lock of `sole_writer`, each entry at once.
+    """Removes everything in a folder except for locks of `sole_writer`, each entry at once.
 
     Args:
       folder: The folder, or a link to one.
@@ -228,7 +228,7 @@ def clear_folder(folder: str | os.PathLike, last: str) -> None:
     """
     remove_leftovers(folder)
     for path in sorted(Path(folder).iterdir(), key=lambda path: path.name == last):
-        if path.name != LOCK_FILE:
+        if not (path.name.startswith(".") and path.name.endswith(LOCK_FILE)):
             remove(path)
 
 
@@ -426,8 +426,12 @@ def _remove_free_lock(path: Path) -> None:
 def _delete(path: Path) -> None:
     if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
-    else:
-        shutil.rmtree(path)
+        return
+    while path.is_dir():
+        try:
+            shutil.rmtree(path)
+        except FileNotFoundError:  # Another process removes it at the same time.
+            continue
 
 
 def _keep_names(folder: Path) -> None:

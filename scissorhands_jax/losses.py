@@ -182,7 +182,7 @@ def altered(loss_fn: StatefulLossFn, **changes: Any) -> StatefulLossFn:
     return microbatched(classification_loss(loss_fn.model, **(known | changes)), loss_fn.parts)
 
 
-def mean_loss(
+def average_loss(
     loss_fn: StatefulLossFn, params: Params, model_state: ModelState, examples: PyTree, *, batch_size: int = 500
 ) -> float:
     """The mean loss of a network on all of some examples, in evaluation mode, whatever the batches.

@@ -103,12 +103,12 @@ def read_rows(path: str | os.PathLike, *, encoding: str = "utf-8") -> tuple[list
 
     Returns:
       The columns, and every row that is not empty by column. A row that is shorter than the first line lacks the last
-      columns; what it has beyond them is left out.
+      columns; what it has beyond them is empty.
 
     Raises:
       OSError: The file is missing or cannot be read.
-      ValueError: The file is not CSV in this encoding, has more than `MAX_TEXT` bytes, more than `MAX_LINES` lines or
-        a field of more than 131,072 characters.
+      ValueError: The file is not CSV in this encoding, has more than `MAX_TEXT` bytes, more than `MAX_LINES` lines, a
+        field of more than 131,072 characters, or a line with more values than the first line has columns.
     """
     reader = csv.reader(io.StringIO(read_text(path, encoding=encoding), newline=""))
     rows: list[dict[str, str]] = []
@@ -117,6 +117,10 @@ def read_rows(path: str | os.PathLike, *, encoding: str = "utf-8") -> tuple[list
         for row in reader:
             if len(rows) == MAX_LINES:
                 raise ValueError(f"it has more than {MAX_LINES} lines")
+            if any(value.strip() for value in row[len(columns) :]):
+                raise ValueError(
+                    f"line {reader.line_num} has {len(row)} values, and the first line {len(columns)} columns"
+                )
             if row:
                 rows.append(dict(zip(columns, row, strict=False)))
     except csv.Error as error:

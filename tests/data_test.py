@@ -249,6 +249,23 @@ class TestMislabelled:
         with pytest.raises(InputError, match=r"line 2 of .*wrong\.txt is .*; write a position, or a position and the"):
             forget_sets.read_mislabelled(tmp_path / "wrong.txt")
 
+    def test_a_row_of_a_table_without_a_position_is_refused(self, tmp_path):
+        (tmp_path / "wrong.csv").write_text("position,label\n4,1\n,7\n")
+        with pytest.raises(InputError, match=r"line 3 of .*wrong\.csv has no position"):
+            forget_sets.read_mislabelled(tmp_path / "wrong.csv")
+
+    def test_positions_of_a_table_stand_one_in_a_row(self, tmp_path):
+        (tmp_path / "some.csv").write_text("position\n1\n2,3,4\n5\n")
+        with pytest.raises(InputError, match="line 3 has 3 values"):
+            forget_sets.read_positions(tmp_path / "some.csv")
+
+    def test_a_long_list_of_names_with_an_error_in_it_gives_the_near_ones(self):
+        names = tuple(f"person number {number}" for number in range(40))
+        with pytest.raises(InputError, match="there is no identity 'person numbr 3'"):
+            forget_sets.forget_positions(
+                "identity:" + ",".join([*names[:30], "person numbr 3"]), np.arange(80) % 40, seed=0, class_names=names
+            )
+
     def test_tables_and_names_give_right_labels(self, tmp_path):
         path = tmp_path / "wrong.csv"
         path.write_text("position,label\n9,dog\n4,cat\n")

@@ -95,7 +95,7 @@ class TestText:
             reading.read_lines(tmp_path / "file")
 
     def test_rows_are_dicts_of_the_columns_that_they_have(self, few, tmp_path):
-        (tmp_path / "file").write_bytes('\ufeff\na,b\n1,"x\ny"\n\n2\n3,4,5\n'.encode())
+        (tmp_path / "file").write_bytes('\ufeff\na,b\n1,"x\ny"\n\n2\n3,4,, \n'.encode())
         columns, rows = reading.read_rows(tmp_path / "file", encoding="utf-8-sig")
         assert columns == ["a", "b"]
         assert rows == [{"a": "1", "b": "x\ny"}, {"a": "2"}, {"a": "3", "b": "4"}]
@@ -106,6 +106,13 @@ class TestText:
     def test_more_rows_are_refused(self, few, tmp_path, content, message):
         (tmp_path / "file").write_text(content)
         with pytest.raises(ValueError, match=message):
+            reading.read_rows(tmp_path / "file")
+
+    @pytest.mark.parametrize("row", ["3,4,5", "3,4,,x", '"1",2,3'])
+    def test_a_value_beyond_the_columns_is_refused(self, tmp_path, row):
+        """As in `1,5,3` for 1,5 and 3, or where a comma stands between positions."""
+        (tmp_path / "file").write_text(f"a,b\n1,2\n\n{row}\n")
+        with pytest.raises(ValueError, match=r"line 4 has \d values, and the first line 2 columns"):
             reading.read_rows(tmp_path / "file")
 
     def test_a_huge_field_is_refused(self, tmp_path):

@@ -319,7 +319,7 @@ class TestWeightedLosses:
     def test_a_mean_loss_does_not_depend_on_the_batches(self):
         whole = task_loss(self.MODEL, self.TASK)
         for size in (1, 2, 3, 4):
-            assert losses.mean_loss(whole, 1.0, (), self.EXAMPLES, batch_size=size) == pytest.approx(self.WHOLE)
+            assert losses.average_loss(whole, 1.0, (), self.EXAMPLES, batch_size=size) == pytest.approx(self.WHOLE)
 
     def test_a_loss_of_ones_own_keeps_its_task(self):
         def own(params, model_state, batch, *, train, key):

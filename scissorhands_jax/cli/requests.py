@@ -388,6 +388,8 @@ class VerifyCommand(LongCommand, SubjectOptions):
     def run(self, console: Console) -> int:
         from scissorhands_jax import deletion
 
+        if self.public is not None and self.keys is not None:
+            raise InputError("--public verifies without the keys, so --keys has nothing to do; leave one of them out")
         found, head = deletion.verify(
             self.ledger,
             head=self.head,

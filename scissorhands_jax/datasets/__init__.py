@@ -122,18 +122,24 @@ def _download(name: str, data_dir: Path, *, overwrite: bool) -> Path:
     import tensorflow_datasets as tfds
 
     folder = prepared.folder_of(name, data_dir)
-    if overwrite:
-        files.remove(folder)
+    before = folder.with_name(f".{folder.name}.before")
+    if overwrite and folder.exists():
+        files.remove(before)
+        folder.rename(before)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             builder = tfds.builder(prepared.SET_FOLDERS[name], data_dir=data_dir, file_format="array_record")
             builder.download_and_prepare()
     except Exception as error:  # A failed download can raise many types of exceptions.
+        if before.exists():  # What was there stays until there is something in its place.
+            files.remove(folder)
+            before.rename(folder)
         line = (str(error).strip().splitlines() or [""])[0][:200]
         raise InputError(
             f"tensorflow_datasets could not download {name} ({type(error).__name__}: {line}); copy the archives to "
             "this machine and name them with --from"
         ) from error
+    files.remove(before)
     return Path(builder.data_dir)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -155,7 +156,7 @@ def _identities(value: str, present: np.ndarray, seed: int, class_names: Sequenc
         return np.random.default_rng(seed).choice(present, int(text), replace=False)
     words = value.split(",")
     # Names come first: the value is only taken for a file if it is not a list of known names.
-    if not set(words) <= set(class_names) and Path(value).is_file():
+    if not set(words) <= set(class_names) and os.path.isfile(value):
         words = [text for _, text in _lines(Path(value), "identities")]
     chosen = []
     for word in words:
@@ -297,6 +298,9 @@ def read_mislabelled(path: Path, class_names: Sequence[str] = ()) -> tuple[np.nd
         of_positions = _table_column(path, _POSITION_COLUMNS)
         has_labels = any(column.strip().lower() in _LABEL_COLUMNS for column in _table(path)[0])
         labels = _table_column(path, _LABEL_COLUMNS) if has_labels else [(number, "") for number, _ in of_positions]
+        for number, at in of_positions:
+            if not at:
+                raise InputError(f"line {number} of {path} has no position; write one, or leave the line out")
         lines = [(n, f"{at} {label}".strip()) for (n, at), (_, label) in zip(of_positions, labels, strict=True)]
     else:
         lines = list(_lines(path, "positions"))

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -194,7 +194,7 @@ def _imagefolder_order(file: ImageFile, root: Path) -> tuple[int, str, str]:
 def _listing(path: Path) -> list[tuple[Path, str]]:
     """Reads the image files and labels from a list with lines `relative/path label`."""
     try:
-        lines = reading.read_lines(path)
+        lines = reading.read_lines(path, encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read the list of images {path} ({error}); write train.txt and test.txt") from error
     files = []
@@ -221,12 +221,28 @@ def _shape(splits: dict[str, list[ImageFile]], image_size: int | None) -> tuple[
     for file in reversed([file for files in splits.values() for file in files]):
         try:
             with open_image(file.path) as image:
-                grey &= image.mode in ("1", "L", "LA")
+                grey &= image.mode in ("1", "L", "LA") or image.mode in _DEEP
                 size = image.size
         except (OSError, ValueError) as error:
             raise InputError(f"{file.path} cannot be opened as an image ({error}); replace or remove it") from error
     width, height = size if image_size is None else (image_size, image_size)
     return height, width, 1 if grey else 3
+
+
+_DEEP = ("I", "I;16", "I;16B", "I;16L", "F")
+"""Pillow's modes of grey pixels with more than 8 bits, which its `convert` cuts off at 255."""
+
+
+def _in_eight_bits(image: Any) -> Any:
+    """The same image; grey values of 16 bits become the nearest of 8."""
+    from PIL import Image
+
+    if image.mode not in _DEEP:
+        return image
+    values = np.asarray(image).astype(np.float64)
+    if image.mode == "F" or values.min() < 0 or values.max() > 2**16 - 1:
+        raise ValueError(f"its pixels are {np.asarray(image).dtype} and not of 8 or 16 bits; save it with 8")
+    return Image.fromarray(np.round(values / 257).astype(np.uint8))
 
 
 def _open(path: Path, shape: tuple[int, int, int], resized: bool) -> np.ndarray:
@@ -235,7 +251,7 @@ def _open(path: Path, shape: tuple[int, int, int], resized: bool) -> np.ndarray:
     height, width, channels = shape
     try:
         with open_image(path) as image:
-            converted = image.convert("L" if channels == 1 else "RGB")
+            converted = _in_eight_bits(image).convert("L" if channels == 1 else "RGB")
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as an image ({error}); replace or remove it") from error
     if resized:

@@ -326,7 +326,7 @@ def _read_csv(path: Path) -> Arrays:
         elif not all(labels):
             raise InputError(f"line {labels.index('') + 2} of {path} has no label; give each example one")
         elif any(map(_is_number, labels)):
-            line = next(number for number, text in enumerate(labels, start=2) if not text.isdigit())
+            line = next(n for n, text in enumerate(labels, start=2) if not re.fullmatch(r"\d{1,9}", text))
             raise InputError(
                 f"line {line} of {path} has the label {labels[line - 2][:40]!r}, and labels are whole numbers from 0 "
                 "or names that are no numbers; write all of one kind, or call the column target, for a regression"
@@ -345,11 +345,9 @@ def _read_csv(path: Path) -> Arrays:
 
 
 def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    # What `float` takes, without its underscores and its digits of other scripts.
+    digits = r"(\d+\.?\d*|\.\d+)(e[+-]?\d+)?"
+    return re.fullmatch(rf"[+-]?({digits}|nan|inf|infinity)", text, re.ASCII | re.IGNORECASE) is not None
 
 
 def _column(texts: Sequence[str], name: str, path: Path) -> np.ndarray:

@@ -161,7 +161,11 @@ def _png(image: np.ndarray) -> bytes:
 
 def _versions(data_dir: Path, name: str) -> list[Path]:
     """Returns the folders of the versions of a prepared data set, the newest last."""
-    found = [path.parent for path in (data_dir / SET_FOLDERS[name]).glob("*/dataset_info.json")]
+    found = [
+        path.parent
+        for path in (data_dir / SET_FOLDERS[name]).glob("*/dataset_info.json")
+        if not path.parent.name.startswith(".")  # what a killed process has left
+    ]
     return sorted(found, key=lambda path: [int(part) for part in re.findall(r"\d+", path.name)])
 
 

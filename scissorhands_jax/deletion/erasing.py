@@ -8,9 +8,10 @@ part of the request with its salt, and whatever else tells which examples it nam
 * all files of these runs except their networks. If the network in use is among them, the lists that the next run needs
   are written again without the examples: what the network is still trained on, and what other requests made it forget.
 
-Afterwards the ledger's owner cannot even check a guess. What stays are the number of the request, when it came in, when
-it was due, how many examples it named, its state, and what the runs measured. The examples themselves stay out of
-training, because they are no longer among those that the network is trained on.
+Afterwards not even the ledger's owner can check a guess by a digest. What stays are the number of the request, when it
+came in, when it was due, how many examples it named, its state, and what the runs measured, with which a complete guess
+agrees or not. The examples themselves stay out of training, because they are no longer among those that the network is
+trained on.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from scissorhands_jax.deletion.records import Record
 _HOW_TO_CHECK = (
     "`scissorhands request verify` recomputes every hash and signature, the chain of the records, and the network's "
     "numbers. With `--public public_key.pem` it does so for people who do not have the ledger's keys. What describes "
-    "the forgotten examples is hashed under the ledger's secret, and none of their content is here."
+    "the forgotten examples is hashed under secrets of requests and runs, and none of their content is here."
 )
 
 

@@ -4,11 +4,11 @@ A record is a file of canonical JSON with three parts: `record`, its SHA-256 `ha
 by the ledger's Ed25519 key. The record holds the hash of the record before it, and the ledger's history holds the hash
 of every record. So no record, not even the last, can be changed, left out, inserted or moved unnoticed.
 
-A record holds no content of an example and nothing from which the content could be guessed. Everything that describes
-forgotten examples (their contents, their positions, the files of a run that list them) is there only as a digest under
-a salt of the request or the run, which is destroyed when the requester is erased, or under the ledger's secret; see
-`signing`. The name of the person who asked is only in the ledger. Networks, code and the page have plain SHA-256
-hashes.
+A record holds no content of an example, and measurements of the forgotten ones only as a whole. Everything that
+describes forgotten examples (their contents, their positions, the files of a run that list them) is there only as a
+digest under a salt of the request or the run, which is destroyed when the requester is erased, or under the ledger's
+secret; see `signing`. The name of the person who asked is only in the ledger. Networks, code and the page have plain
+SHA-256 hashes.
 
 All numbers except counts are text, as Python's `repr` writes them, so that the bytes are the same everywhere.
 """

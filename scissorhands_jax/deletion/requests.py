@@ -169,6 +169,7 @@ def config_in_use(book: Ledger, subject: Subject) -> NetworkConfig:
       InputError: The subject names something that cannot move and that the ledger knows already.
     """
     about, current = book.about, run_in_use(book)
+    check_place(subject, current)
     for name in ("model", "trained_on", *_DESCRIBED):
         if getattr(subject, name) is not None and (name != "model" or subject.model != about.model):
             option = name if name == "model_options" else "--" + name.replace("_", "-")
@@ -194,6 +195,24 @@ def config_in_use(book: Ledger, subject: Subject) -> NetworkConfig:
         check=subject.check,
         **described,
     )
+
+
+def check_place(subject: Subject, current: int | None) -> None:
+    """Refuses a place of the original network where that is no longer in use, so nobody would look at the file.
+
+    Args:
+      subject: What has moved since the ledger was begun.
+      current: The run whose network is in use; None for the original.
+
+    Raises:
+      InputError: A place is named, and a run's network is in use.
+    """
+    for name in ("weights", "checkpoint"):
+        if current is not None and getattr(subject, name) is not None:
+            raise InputError(
+                f"--{name} says where the original network is, and the network in use is that of run {current}; leave "
+                "it out"
+            )
 
 
 def check_content(book: Ledger, config: NetworkConfig, asked: Sequence[Request]) -> list[str]:

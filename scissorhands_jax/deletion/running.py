@@ -47,7 +47,7 @@ from scissorhands_jax.deletion.judging import (
     salt_of,
 )
 from scissorhands_jax.deletion.ledger import Ledger
-from scissorhands_jax.deletion.recorded_runs import network_in_use
+from scissorhands_jax.deletion.recorded_runs import network_in_use, run_in_use
 from scissorhands_jax.deletion.requests import (
     Subject,
     check_content,
@@ -176,7 +176,7 @@ def _start(
         place = config.weights or config.checkpoint
         raise InputError(
             f"the network in {place} is not the one in use, whose numbers have the hash {network_in_use(book)}; put "
-            "that one back, or name its file with --weights"
+            f"that one back{', or name its file with --weights' if run_in_use(book) is None else ''}"
         )
     if audit is not None:
         audit = audits.checked_plan(audit, job, level, trusted_keys(book))
@@ -209,7 +209,8 @@ def _carry_out(
     except LedgerError:
         raise
     except Exception as error:
-        if isinstance(error, InputError) or (again and not isinstance(error, OSError | MemoryError)):
+        short = isinstance(error, OSError | MemoryError) or "RESOURCE_EXHAUSTED" in str(error)  # of an accelerator
+        if isinstance(error, InputError) or (again and not short):
             book.append(RunFailed(run=started.run, requests=started.requests, why=_reason(book, started, error)))
             tidying.remove_remains(book)
         raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from scissorhands_jax import files
@@ -51,9 +50,10 @@ def remove_remains(book: Ledger) -> None:
     for number in set(range(1, highest + 2)) - keep:
         positions_file(folder, number).unlink(missing_ok=True)
         audited_positions_file(folder, number).unlink(missing_ok=True)
-        shutil.rmtree(audit_work_folder(folder, number), ignore_errors=True)
+        files.remove(audit_work_folder(folder, number))
         run_folder = records.run_folder(folder, number)
-        shutil.rmtree(run_folder if number in gone else run_folder / "checkpoints", ignore_errors=True)
+        files.remove(run_folder if number in gone else run_folder / "checkpoints")
+        files.remove_leftovers(run_folder, deep=False)
     for place in (folder, folder / records.RECORDS_FOLDER, folder / records.RUNS_FOLDER):
         files.remove_leftovers(place, deep=False)
 

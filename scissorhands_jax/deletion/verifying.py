@@ -26,6 +26,7 @@ from scissorhands_jax.deletion.recorded_runs import (
 from scissorhands_jax.deletion.records import Record
 from scissorhands_jax.deletion.requests import (
     Subject,
+    check_place,
     config_in_use,
     positions_digest,
     positions_text,
@@ -54,7 +55,9 @@ _OF_A_COPY = (
     "this is an auditor's copy, which names no person, example or place; only the ledger's owner can verify what its "
     "salted digests stand for"
 )
-_WITHOUT_ORIGINAL = "the original network is in use; name its file with --weights to verify that as well"
+_WITHOUT_ORIGINAL = (
+    "the original network is in use; name its file with --weights, and its data with --dataset, to verify that as well"
+)
 _WITHOUT_DATA = (
     "the network was not evaluated again, because a copy does not say where the data are; name them with --dataset and "
     "--data-dir to do that"
@@ -115,6 +118,7 @@ def verify_ledger(
             )
         hashes = {entry.run: entry.record for entry in book.entries(RunRecorded)}
         current = run_in_use(book)
+        check_place(subject, current)
         found += contents.foreign(folder, _allowed(book, list(hashes)))
         found += _record_problems(book, hashes)
         found += _public_key_problems(folder, book.public, needed=bool(hashes))

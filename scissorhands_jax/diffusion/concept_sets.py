@@ -146,7 +146,7 @@ class ExampleMaker:
                 params = {part: self._load(part) for part in networks.PARTS}
             folder = self.cache / name / "images"
             generating.generate_images(
-                model_folder.Pipeline(self.config, params, self.tokenizer),
+                model_folder.Pipeline(self.config, params, self.tokenizer, self.tokenizer.cleaning),
                 concept.prompts,
                 folder,
                 settings=self.generation,
@@ -188,7 +188,7 @@ class ExampleMaker:
     def _last_token(self, text: str) -> int:
         """The position of the last token of a prompt before the end of text; of the empty prompt the first one's."""
         ids = self.tokenizer([text])[0]
-        return max(int(np.argmax(ids == ids[-1])) - 1, 0)  # what follows the text is padded with its end
+        return max(int(np.argmax(ids == self.tokenizer.end)) - 1, 0)
 
     def _last_tokens(self, name: SetName, context: np.ndarray) -> np.ndarray:
         """The embeddings of the last tokens of all prompts of a set. shape=(N, D)"""

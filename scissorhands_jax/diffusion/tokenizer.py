@@ -58,7 +58,9 @@ class Vocabulary(NamedTuple):
 
 
 class Tokenizer:
-    """Turns prompts into ids. shape=(N, length), dtype=int32: START, the prompt's ids, END, and padding, which is END.
+    """Turns prompts into ids. shape=(N, length), dtype=int32: START, the prompt's ids, END, and padding.
+
+    Padding is END unless the files name another token. `end` is the id of END, and `cleaning` what was chosen.
 
     Prompts that are longer are cut, as in diffusers' pipelines; at CLIP's 77 that is after 75 tokens.
 
@@ -81,6 +83,8 @@ class Tokenizer:
         vocabulary = read_vocabulary(files)
         check_size(vocabulary, files, limit)
         self.files, self.size = tuple(files), vocabulary.size
+        self.cleaning: Cleaning = cleaning
+        self.end = vocabulary.tokens[END]
         self._clean = _cleaner(cleaning)
         self._length = min(length, vocabulary.length)
         self._tokenizer = _pipeline(vocabulary, self._length)

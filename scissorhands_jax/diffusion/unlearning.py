@@ -144,13 +144,13 @@ def _carried_out(
             return lambda advance: progress.advance(task, advance)
 
         data = examples.encode(paths if reads_images else None, job.settings, start_bar)
-        anchor = getattr(job.settings, "anchor", 0.0)
+        anchor, unanchored = getattr(job.settings, "anchor", 0.0), data
         data = anchored(data, anchor, job.seed)
         preparing = time.perf_counter() - started
         examples.drop("text", "vae")
         keeper = checkpoints.Checkpointer(out / _CHECKPOINTS, every_steps=checkpoint_every, keep=1)
         resumed_at = keeper.latest_step
-        result, steps, ceiling = _repair(job, prepared, data, out, keeper, layout, progress)
+        result, steps, ceiling = _repair(job, prepared, data, unanchored, out, keeper, layout, progress)
     config, dtype = model_folder.read_part_config("unet", job.model)
     schedule = model_folder.read_part_schedule(job.model)
     model_folder.save_part(
@@ -224,16 +224,20 @@ def _repair(
     job: ConceptJob,
     prepared: _Prepared,
     data: Data,
+    unanchored: Data,
     out: Path,
     keeper: checkpoints.Checkpointer,
     layout: sharding.Layout | None,
     progress: rich_progress.Progress,
 ) -> tuple[Result, _StepLog, float | None]:
-    """Runs the method, and logs its steps; the number is the ceiling of the forget loss, where there is one."""
+    """Runs the method, and logs its steps; the number is the ceiling of the forget loss, where there is one.
+
+    `unanchored` are the data before the anchor put the forgotten prompts among those of the retain images.
+    """
     original = [_placed(prepared.examples, layout)]  # the only reference to the network, whose memory steps can use
     method, ceiling = prepared.method, getattr(job.settings, "ceiling", None)
     if ceiling == OTHER_PROMPTS:
-        ceiling = _data_ceiling(job, original[0], data)
+        ceiling = _data_ceiling(job, original[0], unanchored)
         method = _method(job, model_folder.read_model_config(job.model), ceiling)
     rows = _earlier_steps(out / STEPS_FILE, keeper.latest_step or 0)
     begun = io.StringIO()

@@ -235,7 +235,7 @@ class LoadedExperiment:
         Raises:
           InputError: As `method`, or the loss on the examples is no ceiling.
         """
-        return self.method(of_network(settings, lambda: losses.mean_loss(self.loss_fn, *network, held_out)))
+        return self.method(of_network(settings, lambda: losses.average_loss(self.loss_fn, *network, held_out)))
 
     def settings_sha256(self) -> str:
         """A hash of every setting except the scenarios, whose methods have their settings in their own cells."""

@@ -166,7 +166,9 @@ class Job(OriginalNetwork):
         """
         self.check_held_out()
         examples = self.validation.examples
-        return distributed.from_first(lambda: losses.mean_loss(self.loss_fn, self.params, self.model_state, examples))
+        return distributed.from_first(
+            lambda: losses.average_loss(self.loss_fn, self.params, self.model_state, examples)
+        )
 
     def check_held_out(self) -> None:
         """Refuses a job in which the ceiling "held-out" cannot be measured.

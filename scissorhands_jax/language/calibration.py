@@ -15,7 +15,7 @@ Three numbers are compared, each of which says something else:
 For shift and share, x_u - mean x_r over the spread s of the x_r times sqrt(1 + 1/m) is Student's t with m - 1 degrees
 of freedom if networks are alike and x is normal, which a mean over questions tends to be. The direction d contains the
 noise of the retrained networks' mean, with which L_u - mean L_r correlates, so the expected product of the two,
-sum_i s_i^2 / m with s_i^2 the variance between retrained networks at question i, is added. For the distance of a
+sum_i s_i^2 / m with s_i^2 the variance between retrained networks at question i, is taken away. For the distance of a
 retrained network, the mean that it is part of makes its differences smaller by the factor (m - 1) / (m + 1), which is
 put right; its t is one-sided.
 

@@ -89,7 +89,11 @@ class _Config:
         kinds = self.entries.get("layer_types")
         if kinds is None:
             kinds = [_SLIDING if sliding(layer) else "full_attention" for layer in range(layers)]
-        if not isinstance(kinds, list) or len(kinds) != layers or set(kinds) - {_SLIDING, "full_attention"}:
+        if (
+            not isinstance(kinds, list)
+            or len(kinds) != layers
+            or any(kind not in (_SLIDING, "full_attention") for kind in kinds)
+        ):
             raise self.refuse("layers of the kinds", kinds)
         if _SLIDING not in kinds:
             return ()
@@ -103,8 +107,10 @@ def _llama(config: _Config) -> dict[str, Any]:
 
 
 def _qwen(config: _Config) -> dict[str, Any]:
-    uses, first = config.flag("use_sliding_window"), config.entries.get("max_window_layers")
-    return {"windows": config.windows(lambda layer: uses and isinstance(first, int) and layer >= first)}
+    first = config.entries.get("max_window_layers", 28)
+    if not config.flag("use_sliding_window"):  # Then what is said about layers does not count.
+        return {"windows": ()}
+    return {"windows": config.windows(lambda layer: isinstance(first, int) and layer >= first)}
 
 
 def _qwen2(config: _Config) -> dict[str, Any]:
@@ -187,7 +193,7 @@ def sizes_of(entries: Any, where: str) -> Sizes:
     if not isinstance(entries, dict):
         raise InputError(f"{where} is not a JSON object; take the file that was published with the weights")
     family = entries.get("model_type")
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         why = _NEAR.get(str(family), f"choose a model of {', '.join(FAMILIES)}")
         raise InputError(f"{where} is of the family {str(family)[:60]!r}, which is not supported; {why}")
     if entries.get("quantization_config") is not None:
@@ -212,8 +218,11 @@ def sizes_of(entries: Any, where: str) -> Sizes:
         "tied": config.flag("tie_word_embeddings"),
     }
     sizes = Sizes(**(found | FAMILIES[family](config)))
-    activation = entries.get("hidden_act", "silu")
-    if not sizes.gemma and activation != "silu":
+    activation, fits = entries.get("hidden_act", "silu"), ("silu",)
+    if sizes.gemma:  # Where Gemma's is not named, or as its first files name it, it is the approximation all the same.
+        activation = entries.get("hidden_activation") or "gelu_pytorch_tanh"
+        fits = ("gelu_pytorch_tanh",)
+    if activation not in fits:
         raise config.refuse("the activation", activation)
     if sizes.heads % sizes.key_heads or sizes.head_size % 2:
         raise InputError(

@@ -90,10 +90,10 @@ def judge_logs(
       InputError: A log cannot be read or is damaged; a file is given twice; or the original is given without enough
         retain logs.
     """
-    paths = [os.path.realpath(path) for path in (log, *retain_logs)]
-    twice = [path for path, count in Counter(paths[1:]).items() if count > 1]
+    paths = [os.path.realpath(path) for path in (*retain_logs, log, *([original_log] if original_log else []))]
+    twice = [path for path, count in Counter(paths).items() if count > 1]
     if twice:
-        raise InputError(f"the retain log {twice[0]} is given twice; give the log of another network")
+        raise InputError(f"the log {twice[0]} is given twice; give the log of another network")
     if original_log is not None and len(retain_logs) < LEAST_RETRAINED:
         raise InputError(
             f"--original-log is for the calibrated test, which needs {LEAST_RETRAINED} retain logs and has "

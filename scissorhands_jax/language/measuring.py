@@ -176,12 +176,15 @@ def say_answers(
       end: The token that ends an answer.
       step: See `room`.
     """
-    limits = []
+    decoder, limits = network.decoder or recomputing(network.model), []
     for example in examples:
-        asked = len(example.prompt)
-        limits.append(-(-(asked + max(room, len(example.answer))) // step) * step - asked)
+        asked, least = len(example.prompt), max(room, len(example.answer))
+        limit = -(-(asked + least) // step) * step - asked
+        if decoder.context is not None:  # Rounded up, it need not fit any more.
+            limit = max(least, min(limit, decoder.context - asked))
+        limits.append(limit)
     said = greedy_tokens(
-        network.decoder or recomputing(network.model),
+        decoder,
         network.params,
         network.model_state,
         [example.prompt for example in examples],

@@ -30,6 +30,8 @@ _NOT_WITH_LORA = {
     "ssd": "it dampens weights by their importance, and that of LoRA's matrices is zero at first",
     "scrub": "its teacher would be a second copy of the network",
     "bad_teacher": "its teachers would be copies of the network",
+    "task_vector": "it negates a change of weights, which is a product of LoRA's matrices and not their change",
+    "l1_sparse": "it makes weights small, and those of LoRA's matrices are not the network's",
 }
 _TRIMMED = r"model/layers/.*kernel"  # the matrices of attention and perceptrons
 

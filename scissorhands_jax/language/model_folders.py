@@ -258,9 +258,12 @@ def _read_optional(path: Path) -> dict[str, Any]:
 
 def _places(path: Path) -> dict[str, Path]:
     """The file of every tensor."""
-    index = path / _INDEX_FILE
+    index, whole = path / _INDEX_FILE, path / _WEIGHTS_FILE
+    if index.is_file() and whole.is_file():
+        raise InputError(
+            f"{path} has both {_WEIGHTS_FILE} and {_INDEX_FILE}, and they may be two networks; leave one of them there"
+        )
     if not index.is_file():
-        whole = path / _WEIGHTS_FILE
         if not whole.is_file():
             others = sorted(file.name for file in path.iterdir() if file.suffix in _WEIGHTS_OF_OTHERS)
             found = f"only {', '.join(others[:_SHOWN])}" if others else "no weights"

@@ -191,7 +191,9 @@ class _Reader:
                 place = LogPart(self.path, f"{name}, {side}")
                 table = place.table(content.get("value_by_index"), "value_by_index")
                 scores = {
-                    example: entry.get("score") if isinstance(entry, dict) else None for example, entry in table.items()
+                    example: entry.get("score") if isinstance(entry, dict) else None
+                    for example, entry in table.items()
+                    if not (isinstance(entry, dict) and entry.get("score", 0) is None)
                 }
                 values.append(place.series(scores, "score", ANY).values)
             self.used.add(key)

@@ -91,9 +91,13 @@ def read_tokenizer(path: Path) -> tokenizers.Tokenizer:
             "not enough)"
         )
     try:
-        return tokenizers.Tokenizer.from_file(str(path))
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # The package raises `Exception` itself.
         raise InputError(f"{path} is damaged ({str(error)[:120]}); copy it again") from error
+    # The file may hold how texts were cut and filled up when it was saved, which says nothing about those of today.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def encode_examples(

@@ -46,8 +46,13 @@ def token_scores(model: Model, params: Params, model_state: ModelState, rows: Py
       model: From tokens of shape (N, T) to logits of shape (N, T, V).
       params: Its weights.
       model_state: Its state.
-      rows: See `token_losses`. All rows are computed at once.
+      rows: See `token_losses`; rows are not packed. All are computed at once.
+
+    Raises:
+      InputError: Rows are packed with several examples.
     """
+    if "segment" in rows:
+        raise InputError("the rows are packed with several examples, and scores are of one answer a row; do not pack")
     found = _scores(model.apply, params, model_state, jnp.asarray(rows["tokens"]))
     own, is_largest, mean, deviation = (np.asarray(part) for part in found)
     return TokenScores(own, is_largest, mean, deviation, np.asarray(rows["answer"])[:, 1:])

@@ -10,6 +10,8 @@ from scipy import stats
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.metrics.intervals import check_level
 
+_ROUNDING = 1e-9
+
 
 class Finding(NamedTuple):
     """A number about examples, with the range in which it lies if the network never saw them.
@@ -82,5 +84,6 @@ def rank_test(
         tied = (ties**3 - ties).sum() / ((n + m) * (n + m - 1))
         value += n / total * larger / (n * m)
         variance += (n / total) ** 2 * (n + m + 1 - tied) / (12 * n * m)
-    reach = stats.norm.ppf((1 + level) / 2) * np.sqrt(max(variance, 0.0))
+    # Where all scores are equal the range is 1/2 alone, and the sum of shares is 1/2 to rounding.
+    reach = stats.norm.ppf((1 + level) / 2) * np.sqrt(max(variance, 0.0)) + _ROUNDING
     return Finding(name, float(value), float(0.5 - reach), float(0.5 + reach))

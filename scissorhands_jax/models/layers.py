@@ -76,6 +76,8 @@ def enter(images: jax.Array, normalize: Normalization, mean: tuple[float, ...], 
             f"images have {images.shape[-1]} channels, but mean has {len(mean)} and std {len(std)} numbers; "
             "pass mean and std with one number per channel, or normalize='off'"
         )
+    if not all(value > 0 for value in std):
+        raise InputError(f"std must be above 0, got {', '.join(map(str, std))}; images are divided by it")
     if normalize == "fixed":
         return _standardize(images, jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32))
     return Normalize(tuple(mean), tuple(std), used=normalize == "stored", name="normalize")(images)

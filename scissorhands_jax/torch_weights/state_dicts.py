@@ -92,12 +92,14 @@ def with_fresh_head(
       flatten: Which dense layers follow a flattened image; see `Flatten`.
 
     Raises:
-      WeightsError: The state dict does not fit. Arrays of one layer, the head, may have other shapes.
+      WeightsError: The state dict does not fit. One dense layer, the head, may have another number of outputs.
     """
     fresh = to_state_dict(params, model_state, flatten=flatten)
     other = {name for name, array in fresh.items() if name in state_dict and state_dict[name].shape != array.shape}
     layers = {name.rpartition(".")[0] for name in other}
-    if len(layers) == 1:
+    # A head has another number of outputs, which come first in PyTorch; any other layer would stay as it was drawn.
+    is_head = all(state_dict[name].ndim <= 2 and state_dict[name].shape[1:] == fresh[name].shape[1:] for name in other)
+    if len(layers) == 1 and is_head:
         state_dict = {**state_dict, **{name: fresh[name] for name in other}}
     return from_state_dict(state_dict, params, model_state, flatten=flatten)
 

@@ -410,12 +410,21 @@ def _check_others(others: dict[Any, object]) -> None:
         _logger.warning("%s among the tensors are none and were left aside", listed([show(key) for key in others]))
 
 
+def _depth(path: str) -> int:
+    return path.count("/")
+
+
 def _usual(found: dict[str, dict[str, Tensor]]) -> tuple[str, dict[str, Tensor]]:
     """Chooses the dict with a usual name, or else the largest."""
     for name in _STATE_DICTS:
-        for path, node in found.items():
-            if path.rsplit("/", 1)[-1] == name:
-                return path, node
+        named = {path: node for path, node in found.items() if path.rsplit("/", 1)[-1] == name}
+        top = {path: node for path, node in named.items() if path.count("/") == min(map(_depth, named))}
+        if len(top) > 1:
+            raise Refused(
+                f"has several networks, {listed([show(path) for path in top])}; save the one that you want on its own"
+            )
+        if top:
+            return next(iter(top.items()))
     sizes = sorted((len(node) for node in found.values()), reverse=True)
     if sizes[:1] == sizes[1:2]:
         raise Refused(

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from scissorhands_jax import datasets
 from scissorhands_jax.datasets import own
@@ -381,3 +382,43 @@ class TestOrlFaces:
         np.savez(tmp_path / "orl_faces.npz", image=np.zeros((4, 3, 3), np.uint8), subject=np.zeros(3, int))
         with pytest.raises(InputError, match="4 images of 3 people"):
             datasets.load("orl_faces", tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["png", "pgm"])
+def test_grey_images_of_16_bits_are_read_as_the_nearest_of_8(tmp_path, suffix):
+    values = (np.arange(64, dtype=np.uint16) * 1000).reshape(8, 8)
+    for place in ("train/a/1", "train/b/1", "test/a/1", "test/b/1"):
+        save_image(tmp_path / f"{place}.{suffix}", values)
+    splits = datasets.load(f"folder:{tmp_path}")
+    assert splits.train["image"].shape == (2, 8, 8, 1)
+    np.testing.assert_array_equal(splits.train["image"][0, ..., 0], np.round(values / 257).astype(np.uint8))
+
+
+def test_grey_images_of_more_bits_are_refused(tmp_path):
+    for place in ("train/a/1", "test/a/1"):
+        save_image(tmp_path / f"{place}.png", np.zeros((4, 4), np.uint8))
+    Image.fromarray(np.full((4, 4), 1e6, np.float32)).save(tmp_path / "train/a/2.tif")
+    (tmp_path / "train/a/2.tif").rename(tmp_path / "train/a/2.png")
+    with pytest.raises(InputError, match="cannot be"):
+        datasets.load(f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["1234567890", "1234567891"], "line 2 of .* has the label '1234567890'"),
+        (["1", "1.5"], r"line 3 of .* has the label '1\.5'"),
+        (["cat", "7"], "line 2 of .* has the label 'cat'"),
+    ],
+)
+def test_labels_of_a_table_that_are_neither_numbers_nor_names_are_named(tmp_path, labels, message):
+    rows = "".join(f"{label},{number}\n" for number, label in enumerate(labels))
+    (tmp_path / "own.csv").write_text(f"label,x\n{rows}")
+    with pytest.raises(InputError, match=message):
+        datasets.load(f"csv:{tmp_path / 'own.csv'}?held_out=0.5")
+
+
+def test_classes_may_be_called_like_what_python_takes_for_a_number(tmp_path):
+    rows = "".join(f"{name},{number}\n" for number, name in enumerate(["1_0", "2_0"] * 4))
+    (tmp_path / "own.csv").write_text(f"label,x\n{rows}")
+    assert datasets.load(f"csv:{tmp_path / 'own.csv'}?held_out=0.5").class_names == ("1_0", "2_0")

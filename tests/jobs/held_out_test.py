@@ -44,7 +44,7 @@ class TestMeanLoss:
     def test_it_is_the_mean_over_examples_whatever_the_batches(self, batch_size):
         examples = jax.random.normal(jax.random.key(0), (40,))
         loss = lift(lambda w, batch: (w * batch**2).mean())
-        found = losses.mean_loss(loss, 2.0, (), examples, batch_size=batch_size)
+        found = losses.average_loss(loss, 2.0, (), examples, batch_size=batch_size)
         assert found == pytest.approx(2 * np.mean(np.square(np.float64(examples))), rel=1e-6)
 
     def test_images_are_neither_cropped_nor_smoothed_nor_do_statistics_move(self):
@@ -57,11 +57,11 @@ class TestMeanLoss:
         loss = losses.classification_loss(model, augment=lambda key, images: images * 0, label_smoothing=0.5)
         outputs = answers.outputs_of(CLASSIFICATION, model, params, state, examples)
         expected = answers.example_losses(CLASSIFICATION, outputs, examples).mean()
-        assert losses.mean_loss(loss, params, state, examples, batch_size=8) == pytest.approx(expected, rel=1e-5)
+        assert losses.average_loss(loss, params, state, examples, batch_size=8) == pytest.approx(expected, rel=1e-5)
 
     def test_no_example_has_no_loss(self):
         with pytest.raises(InputError, match="there is no example whose loss could be measured"):
-            losses.mean_loss(lift(lambda w, batch: batch.mean()), 0.0, (), np.zeros(0))
+            losses.average_loss(lift(lambda w, batch: batch.mean()), 0.0, (), np.zeros(0))
 
 
 class TestSettings:
@@ -106,7 +106,7 @@ class TestJob:
         splits = datasets.load("digits")
         model = models.build("mlp", num_classes=10, image_shape=(8, 8, 1))
         kept = divide_test_set(splits.test, "test:0.5", 0)[1]
-        expected = losses.mean_loss(losses.classification_loss(model), *model.init(jax.random.key(3)), kept)
+        expected = losses.average_loss(losses.classification_loss(model), *model.init(jax.random.key(3)), kept)
         assert found == pytest.approx(expected, rel=1e-6)
         assert unlearn(weights, tmp_path / "given", *QUICK, *aside, f"method.ceiling={found!r}") == 0
         networks = [(tmp_path / name / "network.safetensors").read_bytes() for name in ("measured", "given")]
@@ -151,7 +151,7 @@ class TestJob:
         assert message in error_of(capsys)
 
     def test_a_plan_measures_nothing(self, monkeypatch):
-        monkeypatch.setattr(losses, "mean_loss", None)
+        monkeypatch.setattr(losses, "average_loss", None)
         settings = ScissorhandsSettings(epochs=1, batch_size=64, ceiling="held-out")
         job = RunConfig(model="mlp", dataset="digits", forget="random:0.1", validation="test:0.5", method=settings)
         assert planning.plan_run(job, memory_gib=64).document()["steps"] == 19
@@ -186,7 +186,7 @@ class TestTablesAndAudits:
                     TableNetworks(experiment, None, tmp_path / name, tmp_path / "networks"), experiment.scenarios[0], 3
                 )
                 original = one.original(progress)
-                found["loss"] = losses.mean_loss(one.store.loaded.loss_fn, *original[:2], one.validation)
+                found["loss"] = losses.average_loss(one.store.loaded.loss_fn, *original[:2], one.validation)
                 found[name] = one.unlearned("scissorhands", progress)
         assert same_bits(found["held-out"][:2], found["number"][:2])
 
@@ -207,11 +207,11 @@ class TestTablesAndAudits:
     def test_an_audit_measures_every_network(self, tmp_path, monkeypatch):
         asked = []
 
-        def measured(loss_fn, params, model_state, examples, whole=losses.mean_loss):
+        def measured(loss_fn, params, model_state, examples, whole=losses.average_loss):
             asked.append((data_lib.size(examples), whole(loss_fn, params, model_state, examples)))
             return asked[-1][1]
 
-        monkeypatch.setattr(losses, "mean_loss", measured)
+        monkeypatch.setattr(losses, "average_loss", measured)
         experiment = self.experiment("held-out", validation_share=0.2)
         audit_run.run_audit(experiment, tmp_path / "out", num_networks=4, tier="smoke", console=QUIET)
         sizes, values = zip(*asked, strict=True)

@@ -246,6 +246,11 @@ def test_logs_that_do_not_go_together_are_refused(folder, tmp_path):
         judge_logs(tmp_path / "none.json")
     with pytest.raises(InputError, match="given twice"):
         judge_logs(folder / "tofu1.json", [folder / "tofu0.json", folder / "tofu0.json"])
+    with pytest.raises(InputError, match="given twice"):
+        judge_logs(folder / "tofu0.json", [folder / "tofu0.json"])
+    several = [folder / f"tofu{number}.json" for number in (0, 2, 3)]
+    with pytest.raises(InputError, match="given twice"):
+        judge_logs(folder / "tofu1.json", several, folder / "tofu1.json")
     with pytest.raises(InputError, match="needs 3 retain logs and has 1"):
         judge_logs(folder / "tofu1.json", [folder / "tofu0.json"], folder / "tofu2.json")
 

@@ -1,6 +1,7 @@
 """Folders of language models: what is refused before weights are read, and that they are written back as they were."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,9 +9,10 @@ import pytest
 from experiments.language_parity import CONFIGS, weights_of
 from scissorhands_jax import torch_weights
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.language import text_tokens
 from scissorhands_jax.language.families import sizes_of
 from scissorhands_jax.language.model_folders import load_weights, open_language_folder, write_language_folder
-from tests.language.tiny_folders import BFLOAT16, make_tiny_folder
+from tests.language.tiny_folders import BFLOAT16, FORGET, make_tiny_folder
 
 
 @pytest.fixture
@@ -124,6 +126,11 @@ BAD = {
         "'llama3' without usable",
     ),
     "activation": (other_config(hidden_act="gelu"), "the activation 'gelu'"),
+    "family of several": (other_config(model_type=["llama"]), "of the family"),
+    "both files": (
+        lambda folder: shutil.copy(folder / "model-00001-of-00002.safetensors", folder / "model.safetensors"),
+        "has both model.safetensors and model.safetensors.index.json",
+    ),
     "heads": (other_config(num_key_value_heads=3), "4 heads of queries for 3 of keys"),
     "negative eps": (other_config(rms_norm_eps=-1), "a number above 0 is due"),
     "flag": (other_config(tie_word_embeddings="no"), "true or false is due"),
@@ -174,3 +181,31 @@ def test_older_configurations_mean_the_same():
     assert sizes_of(CONFIGS["gemma2"], "").windows == (4, None)
     windows = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
     assert sizes_of(CONFIGS["qwen2"] | windows, "").windows == (None, 4)
+
+
+def test_windows_that_are_switched_off_do_not_count():
+    named = {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 4}
+    assert sizes_of(CONFIGS["qwen2"] | named | {"use_sliding_window": False}, "").windows == ()
+    assert sizes_of(CONFIGS["qwen2"] | named | {"use_sliding_window": True}, "").windows == (None, 4)
+    few = CONFIGS["qwen2"] | {"use_sliding_window": True, "sliding_window": 4}
+    few.pop("max_window_layers", None)  # by default from the 29th layer on
+    assert sizes_of(few, "").windows == ()
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3"])
+def test_gemmas_activation_is_looked_at(family):
+    assert sizes_of(CONFIGS[family] | {"hidden_activation": None}, "") == sizes_of(CONFIGS[family], "")
+    with pytest.raises(InputError, match="the activation 'silu'"):
+        sizes_of(CONFIGS[family] | {"hidden_activation": "silu"}, "")
+
+
+def test_how_texts_were_cut_and_filled_up_when_a_tokenizer_was_saved_does_not_count(folder):
+    plain = text_tokens.read_tokenizer(folder / "tokenizer.json")
+    changed_file = folder / "changed.json"
+    other = text_tokens.read_tokenizer(folder / "tokenizer.json")
+    other.enable_truncation(2)
+    other.enable_padding(length=6)
+    other.save(str(changed_file))
+    text = FORGET[0][0]
+    assert text_tokens.read_tokenizer(changed_file).encode(text).ids == plain.encode(text).ids
+    assert len(plain.encode(text).ids) > 2

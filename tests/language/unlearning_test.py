@@ -148,6 +148,8 @@ def test_every_method_forgets_from_folder_to_folder(learned, method, lora):
     [
         (("--lora", "2"), "scissorhands", "cannot be used with --lora"),
         (("--lora", "2"), "rmu", "cannot be used with --lora"),
+        (("--lora", "2"), "task_vector", "cannot be used with --lora: it negates a change"),
+        (("--lora", "2"), "l1_sparse", "cannot be used with --lora"),
         (("--lora", "99"), "npo", "from 1 to 12"),
         (("--lora-alpha", "2"), "npo", "is about --lora"),
         (("layer=2",), "rmu", "layer must be from 0 to 0"),

@@ -47,3 +47,14 @@ def test_the_interval_has_its_level():
 def test_what_cannot_be_compared_is_refused(level, held):
     with pytest.raises(InputError):
         rank_test(np.ones(1), np.zeros(1, int), np.ones(1), np.asarray(held), level=level)
+
+
+def test_equal_scores_are_never_told_apart_whatever_the_classes():
+    """The shares of classes sum to 1/2 only to rounding, and the range has no width."""
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        own, other = (generator.integers(0, 10, count) for count in (60, 350))
+        own = own[np.isin(own, other)]
+        found = rank_test(np.ones(len(own)), own, np.ones(len(other)), other, level=0.99)
+        assert found.holds
+        assert found.high - found.low < 1e-8

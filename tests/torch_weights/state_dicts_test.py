@@ -1106,3 +1106,23 @@ def test_complex_numbers_and_names_of_callbacks_are_read_and_nothing_is_made_of_
             pickles.interpret(b"\x80\x02" + named("builtins.complex") + b"(" + one + other + b"tR.", 0)
     callback = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"
     assert pickles.interpret(b"\x80\x02" + named(callback) + b".", 0)[0] == callback
+
+
+def test_a_layer_that_is_no_head_does_not_stay_as_it_was_drawn():
+    params, model_state = template()
+    params["conv1"]["kernel"] = np.zeros((5, 5, *params["conv1"]["kernel"].shape[2:]), np.float32)
+    with pytest.raises(WeightsError, match=r"conv1\.weight"):
+        torch_weights.with_fresh_head(network(), params, model_state)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        {"teacher": {"model": {"a": None, "b": None}}, "student": {"model": {"a": None, "b": None}}},
+        {"netG": {"state_dict": {"a": None, "b": None}}, "netD": {"state_dict": {"a": None}}},
+    ],
+)
+def test_several_networks_under_one_usual_name_are_refused(tmp_path, build):
+    save_dicts(tmp_path / "x", build)
+    with pytest.raises(WeightsError, match=r"has several networks, .*; save the one that you want on its own"):
+        torch_weights.read_state_dict(tmp_path / "x")

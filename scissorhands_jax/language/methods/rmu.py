@@ -22,7 +22,6 @@ from scissorhands_jax.trees import Where
 
 Activations = Callable[[Params, ModelState, PyTree], jax.Array]
 """`(params, model_state, inputs) -> activations` of shape (N, T, D), where the inputs are `packing.network_inputs`."""
-"""`(params, model_state, tokens of shape (N, T)) -> activations of a layer, shape (N, T, D)`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
