@@ -347,13 +347,24 @@ def _find_state_dict(root: object, ema: bool | None) -> tuple[str, dict[str, Ten
     if ema is not None:
         return _usual(averaged if ema and averaged else plain or found)
     where, chosen = _usual(found)
-    twin = next((path for path, node in averaged.items() if len(node) == len(chosen)), None)
-    if twin is not None and where not in averaged:
+    others = plain if where in averaged else averaged
+    of_chosen = len(chosen), _weights_of(chosen)
+    twin = next(
+        (path for path, node in others.items() if len(node) == of_chosen[0] or _weights_of(node) == of_chosen[1]), None
+    )
+    if twin is not None:
+        first, second = (twin, where) if where in averaged else (where, twin)
         raise Refused(
-            f"has weights in {show(where)} and averaged ones (EMA) in {show(twin)}; choose with --no-ema or --ema "
+            f"has weights in {show(first)} and averaged ones (EMA) in {show(second)}; choose with --no-ema or --ema "
             "(ema=False or True)"
         )
     return where, chosen
+
+
+def _weights_of(node: dict[str, Tensor]) -> set[str]:
+    """The names of a network's weights, without what averaging adds to them or leaves out."""
+    statistics = ("running_mean", "running_var", "num_batches_tracked", "n_averaged")
+    return {name.removeprefix("module.") for name in node if name.rpartition(".")[2] not in statistics}
 
 
 def _dicts_of_tensors(root: object) -> dict[str, dict[str, Tensor]]:

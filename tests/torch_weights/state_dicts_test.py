@@ -1126,3 +1126,20 @@ def test_several_networks_under_one_usual_name_are_refused(tmp_path, build):
     save_dicts(tmp_path / "x", build)
     with pytest.raises(WeightsError, match=r"has several networks, .*; save the one that you want on its own"):
         torch_weights.read_state_dict(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        {"model": {"a": None, "b": None}, "model_ema": {"module.a": None, "module.b": None, "n_averaged": None}},
+        {"state_dict": {"a": None, "bn.running_mean": None}, "ema_state_dict": {"a": None}},
+        {"my_net": {"a": None}, "my_net_ema": {"a": None, "n_averaged": None}},
+    ],
+)
+def test_weights_with_and_without_averaging_have_to_be_chosen_from_whatever_averaging_adds(tmp_path, build):
+    save_dicts(tmp_path / "x", build)
+    with pytest.raises(WeightsError, match=r"has weights in .* and averaged ones \(EMA\) in .*ema"):
+        torch_weights.read_state_dict(tmp_path / "x")
+    found = [set(torch_weights.read_state_dict(tmp_path / "x", ema=ema)) for ema in (False, True)]
+    assert found[0] == set(next(iter(build.values())))
+    assert found[0] != found[1]
