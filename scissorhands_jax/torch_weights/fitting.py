@@ -65,7 +65,9 @@ def fit_names(
     """
     notes: list[str] = []
     arrays = _renamed(state_dict, rename or {}, notes)
-    arrays = multiplied_out(arrays, notes)
+    named = [{name for name in names if not name.endswith(_COUNTER)} for names in (arrays, shapes)]
+    if named[0] != named[1]:  # Where all names fit, what looks like a part of a weight is a weight.
+        arrays = multiplied_out(arrays, notes)
     if prefix is None:
         prefix = _prefix_of(arrays, shapes, ema)
     arrays = _without_prefix(arrays, prefix, notes)

@@ -85,6 +85,7 @@ def _normalised(stem: str, length: np.ndarray, direction: np.ndarray) -> np.ndar
     fits = length.ndim in (0, direction.ndim) and all(
         size in (1, whole) for size, whole in zip(length.shape, direction.shape, strict=False)
     )
+    fits = fits and sum(size > 1 for size in length.shape) <= 1  # one length for each part along one axis, or for all
     if not fits:
         raise WeightsError(
             f"{show(stem)} has a direction of shape {direction.shape} and lengths of shape {length.shape}; save them "

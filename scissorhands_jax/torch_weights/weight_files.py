@@ -197,6 +197,11 @@ def write_safetensors(
     """
     where = show(os.fspath(path), 500)
     arrays = {}
+    for name, text in (metadata or {}).items():
+        if not (isinstance(name, str) and isinstance(text, str)):
+            raise WeightsError(
+                f"cannot write weights to {where}: the metadata {show(name)} is no text; write it as text"
+            )
     for name, value in state_dict.items():
         array = np.asarray(value)
         if not isinstance(name, str) or name == "__metadata__":
@@ -274,9 +279,8 @@ def _find_tensors(
             path,
             listed([show(n) for n in names]),
         )
-    for wrapper in _WRAPPERS:
-        if all(name.startswith(wrapper) for name in tensors):
-            tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
+    while wrapper := next((one for one in _WRAPPERS if all(name.startswith(one) for name in tensors)), None):
+        tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
     _logger.info("%s: %d tensors in %s", path, len(tensors), where or "the whole file")
     return tensors, extents, where
 

@@ -226,3 +226,17 @@ def test_arrays_that_were_read_in_order_keep_the_names_of_the_file():
         "bn.running_mean": "1.running_mean",
         "bn.num_batches_tracked": "1.num_batches_tracked",
     }
+
+
+def test_what_looks_like_a_part_of_a_weight_is_one_where_all_names_fit():
+    given = {"att.x_g": np.ones((2, 1)), "att.x_v": np.ones((2, 3)), "fc.weight": np.ones(4)}
+    shapes = {name: array.shape for name, array in given.items()}
+    fitted = fit_names(given, shapes)
+    assert fitted.state_dict.keys() == given.keys()
+    assert fitted.notes == []
+
+
+def test_two_tensors_of_one_shape_are_no_weight_normalisation():
+    given = {f"fc.parametrizations.weight.original{number}": np.ones((4, 4)) for number in (0, 1)}
+    with pytest.raises(WeightsError, match="lengths of shape"):
+        fit_names(given, {"fc.weight": (4, 4)})
