@@ -279,7 +279,7 @@ def _find_tensors(
             path,
             listed([show(n) for n in names]),
         )
-    while wrapper := next((one for one in _WRAPPERS if all(name.startswith(one) for name in tensors)), None):
+    while wrapper := next((one for one in _WRAPPERS if tensors and all(n.startswith(one) for n in tensors)), None):
         tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
     _logger.info("%s: %d tensors in %s", path, len(tensors), where or "the whole file")
     return tensors, extents, where
