@@ -25,6 +25,9 @@ SETTINGS = GenerationSettings(steps=4, size=16)
 class Words:
     """Ids of the words of a prompt."""
 
+    cleaning = "nfc"
+    end = 98
+
     def __call__(self, prompts):
         ids = np.full((len(prompts), CONFIG.text.length), 98, np.int32)
         for row, prompt in zip(ids, prompts, strict=True):
