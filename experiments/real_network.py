@@ -4,8 +4,8 @@
         --run "scissorhands=runs/held_out" --run "scissorhands, uniform ceiling=runs/uniform" --out runs/real_network
 
 The runs are those of `scissorhands unlearn` from one file of weights, with one forget set and one `--validation`;
-those after `--retrained` are of `--method retrain`. Every network is measured on the same examples, with every attack
-and all gates. Each run also has its score without an oracle, as `scissorhands tune` computes it on the validation
+those after `--retrained` are of `--method retrain`. Every network is measured on the same examples, with all gates, and
+with `--every-attack` by every membership attack. Each run also has its score without an oracle, as `scissorhands tune` computes it on the validation
 examples: by that, and not by the distance to the retrained networks, a run is chosen.
 """
 
@@ -36,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.real_network", description=__doc__.partition("\n")[0])
     parser.add_argument("--run", action="append", required=True, metavar="NAME=RUN", help="a run; may be repeated")
     parser.add_argument("--retrained", action="append", required=True, metavar="RUN", help="one run, or two")
+    parser.add_argument("--every-attack", action="store_true", help="also the further attacks, which take minutes each")
     parser.add_argument("--data-dir", metavar="DIR")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     add_follow_options(parser)
@@ -44,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         console = logged_console(options)
         named = [run.partition("=")[::2] for run in options.run]
-        document = compare(dict(named), options.retrained, options.data_dir, console)
+        document = compare(dict(named), options.retrained, options.data_dir, console, every_attack=options.every_attack)
         files.write_text(options.out / runs.RESULTS_FILE, json.dumps(document, indent=2) + "\n")
     except InputError as error:
         complain(console, str(error))
@@ -53,7 +54,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def compare(
-    unlearned: dict[str, str], retrained: list[str], data_dir: str | None, console: LoggedConsole
+    unlearned: dict[str, str],
+    retrained: list[str],
+    data_dir: str | None,
+    console: LoggedConsole,
+    *,
+    every_attack: bool = False,
 ) -> dict[str, Any]:
     """Measures all networks.
 
@@ -62,6 +68,7 @@ def compare(
       retrained: The folders of one or two runs of `--method retrain`.
       data_dir: The folder of the data set's files; None is the one that the first run had.
       console: Shows the table.
+      every_attack: Whether the further membership attacks are run as well.
 
     Returns:
       The rows, the gates, and of each run its settings, its cost and its score.
@@ -98,7 +105,7 @@ def compare(
         task=job.splits.task,
         scenario=f"{job.config.dataset}, forget {job.config.forget}",
         seed=job.config.seed,
-        every_attack=True,
+        every_attack=every_attack,
     )
     measured.show(console)
     scores = _scores(job, {name: networks[name] for name in (report.ORIGINAL, *unlearned)})

@@ -30,7 +30,7 @@ def compared(folders, out, *more, runs=("held_out", "uniform"), retrained=("firs
 
 
 def test_every_network_has_a_row_and_every_run_its_score_and_its_settings(folders, tmp_path):
-    assert compared(folders, tmp_path, retrained=("first", "first")) == 0
+    assert compared(folders, tmp_path, "--every-attack", retrained=("first", "first")) == 0
     document = json.loads((tmp_path / "results.json").read_text())
     rows = {row["method"]: row for row in document["rows"]}
     assert list(rows) == [ORIGINAL, REFERENCE, REDRAWN, "held_out", "uniform"]
