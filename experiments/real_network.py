@@ -5,8 +5,8 @@
 
 The runs are those of `scissorhands unlearn` from one file of weights, with one forget set and one `--validation`;
 those after `--retrained` are of `--method retrain`. Every network is measured on the same examples, with all gates, and
-with `--every-attack` by every membership attack. Each run also has its score without an oracle, as `scissorhands tune` computes it on the validation
-examples: by that, and not by the distance to the retrained networks, a run is chosen.
+with `--every-attack` by every membership attack. Each run also has its score without an oracle, as `scissorhands tune`
+computes it on the validation examples: by that, and not by the distance to the retrained networks, a run is chosen.
 """
 
 from __future__ import annotations
