@@ -4,9 +4,10 @@
         --run "scissorhands=runs/held_out" --run "scissorhands, uniform ceiling=runs/uniform" --out runs/real_network
 
 The runs are those of `scissorhands unlearn` from one file of weights, with one forget set and one `--validation`;
-those after `--retrained` are of `--method retrain`. Every network is measured on the same examples, with all gates, and
-with `--every-attack` by every membership attack. Each run also has its score without an oracle, as `scissorhands tune`
-computes it on the validation examples: by that, and not by the distance to the retrained networks, a run is chosen.
+those after `--retrained` are of `--method retrain`. Accuracies and MIA are those that the runs have measured, except
+that accuracy on test images is measured again, on those that are not for validation. All gates are computed. Each run
+also has its score without an oracle, as `scissorhands tune` computes it: by that, and not by the distance to the
+retrained networks, a run is chosen.
 """
 
 from __future__ import annotations
@@ -18,14 +19,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from scipy import stats
+
 from scissorhands_jax import files, report
+from scissorhands_jax.base import ModelState, Params
 from scissorhands_jax.cli import huge_pages
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.jobs import comparing, runs, search
+from scissorhands_jax.jobs import originals, runs, search
 from scissorhands_jax.jobs.job import Job, prepare_job
 from scissorhands_jax.jobs.loading import load_run
+from scissorhands_jax.jobs.scenarios import REFERENCES
 from scissorhands_jax.jobs.unlearning import RunResults
+from scissorhands_jax.metrics import answers
+from scissorhands_jax.report import table_gates
 from scissorhands_jax.terminal import LoggedConsole, add_follow_options, complain, logged_console, say
 
 _SHARED = ("forget", "trained_on")
@@ -36,7 +43,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.real_network", description=__doc__.partition("\n")[0])
     parser.add_argument("--run", action="append", required=True, metavar="NAME=RUN", help="a run; may be repeated")
     parser.add_argument("--retrained", action="append", required=True, metavar="RUN", help="one run, or two")
-    parser.add_argument("--every-attack", action="store_true", help="also the further attacks, which take minutes each")
     parser.add_argument("--data-dir", metavar="DIR")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     add_follow_options(parser)
@@ -45,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         console = logged_console(options)
         named = [run.partition("=")[::2] for run in options.run]
-        document = compare(dict(named), options.retrained, options.data_dir, console, every_attack=options.every_attack)
+        document = compare(dict(named), options.retrained, options.data_dir, console)
         files.write_text(options.out / runs.RESULTS_FILE, json.dumps(document, indent=2) + "\n")
     except InputError as error:
         complain(console, str(error))
@@ -58,8 +64,6 @@ def compare(
     retrained: list[str],
     data_dir: str | None,
     console: LoggedConsole,
-    *,
-    every_attack: bool = False,
 ) -> dict[str, Any]:
     """Measures all networks.
 
@@ -68,7 +72,6 @@ def compare(
       retrained: The folders of one or two runs of `--method retrain`.
       data_dir: The folder of the data set's files; None is the one that the first run had.
       console: Shows the table.
-      every_attack: Whether the further membership attacks are run as well.
 
     Returns:
       The rows, the gates, and of each run its settings, its cost and its score.
@@ -90,25 +93,26 @@ def compare(
         if reference.config.method_name != report.REFERENCE:
             raise InputError(f"{folder} is a run of {reference.config.method_name}; name one of --method retrain")
     job = prepare_job(dataclasses.replace(first.config, data_dir=data_dir or first.config.data_dir))
-    networks = {
-        report.ORIGINAL: (job.params, job.model_state),
-        **dict(
-            zip((report.REFERENCE, report.REDRAWN), (load_run(job.model, folder) for folder in retrained), strict=False)
-        ),
-        **{name: load_run(job.model, folder) for name, folder in unlearned.items()},
-    }
-    measured = comparing.evaluate(
-        job.model,
-        networks,
-        job.data,
-        job.test,
-        task=job.splits.task,
-        scenario=f"{job.config.dataset}, forget {job.config.forget}",
-        seed=job.config.seed,
-        every_attack=every_attack,
-    )
-    measured.show(console)
-    scores = _scores(job, {name: networks[name] for name in (report.ORIGINAL, *unlearned)})
+    again = dict(zip((report.REFERENCE, report.REDRAWN), zip(retrained, references, strict=True), strict=False))
+    made = {**again, **{name: (unlearned[name], run) for name, run in found.items()}}
+    numbers = {report.ORIGINAL: first.before, **{name: run.after for name, (_, run) in made.items()}}
+    rows, measured = [], {}
+    for name, known in numbers.items():
+        network = (job.params, job.model_state) if name == report.ORIGINAL else load_run(job.model, made[name][0])
+        measured[name] = _measured(job, network)
+        place = {
+            "scenario": f"{job.config.dataset}, forget {job.config.forget}",
+            "method": name,
+            "seed": job.config.seed,
+        }
+        row = {**dict.fromkeys(("avg_gap", "seconds", "rte")), **known, "acc_test": measured[name]["acc_test"], **place}
+        if name in REFERENCES:
+            row |= originals.unseen_comparison(job.splits.task, job.model, network, job.data.forget, job.splits.test)
+        rows.append(row)
+    rows = report.with_gaps(rows)
+    gates = [gate._asdict() for gate in table_gates.of_rows(rows)]
+    report.print_tables(rows, console)
+    say(console, report.gates_note(gates))
     described = {
         name: {
             "settings": dataclasses.asdict(run.config.method),
@@ -116,13 +120,14 @@ def compare(
             "cost": dataclasses.asdict(run.cost),
             "made_by": run.made_by,
         }
-        for name, run in (*zip((report.REFERENCE, report.REDRAWN), references, strict=False), *found.items())
+        for name, (_, run) in made.items()
     }
+    scores = _scores(job, {name: numbers[name] | measured[name] for name in (report.ORIGINAL, *unlearned)})
     for name, score in scores.items():
         say(console, f"{name}: score without an oracle {score['score']:.2f}")
     return {
-        "rows": measured.rows,
-        "gates": measured.gates,
+        "rows": rows,
+        "gates": gates,
         "config": {
             name: getattr(job.config, name) for name in ("model", "dataset", "forget", "validation", "seed", "augment")
         },
@@ -132,16 +137,26 @@ def compare(
     }
 
 
-def _scores(job: Job, networks: dict[str, Any]) -> dict[str, Any]:
+def _measured(job: Job, network: tuple[Params, ModelState]) -> dict[str, float]:
+    """What the run of a network has not measured, or on other test images."""
+    task, losses = job.splits.task, {}
+    found = {}
+    for name, part in {"forget": job.data.forget, "validation": job.validation.examples, "test": job.test}.items():
+        outputs = answers.outputs_of(task, job.model, *network, part)
+        losses[name] = answers.example_losses(task, outputs, part)
+        found[f"acc_{name}"] = answers.quality(task, outputs, part)
+    distance = 100 * float(stats.ks_2samp(losses["forget"], losses["validation"]).statistic)
+    return {name: found[name] for name in ("acc_validation", "acc_test")} | {"loss_distance": distance}
+
+
+def _scores(job: Job, numbers: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The score of each network without an oracle, with the numbers behind it."""
-    task, examples = job.splits.task, job.validation.examples
-    numbers = {
-        name: search.measure_trial(job.model, *network, job.data, examples, task=task)
-        for name, network in networks.items()
-    }
-    before, whole = numbers[report.ORIGINAL], forget_sets.forgets_classes(job.config.forget)
+    whole, shown = forget_sets.forgets_classes(job.config.forget), ("acc_forget", "acc_retain", "acc_validation")
     return {
-        name: {"score": search.proxy_score(found, before, whole_classes=whole, task=task), **found}
+        name: {
+            "score": search.proxy_score(found, numbers[report.ORIGINAL], whole_classes=whole, task=job.splits.task),
+            **{field: found[field] for field in (*shown, "loss_distance")},
+        }
         for name, found in numbers.items()
     }
 
