@@ -59,14 +59,13 @@ def select(params: Params, where: Where) -> Selection:
         predicate = where
     else:
         try:
-            pattern = re.compile(where)
+            pattern = re.compile(f"(?:{where})(?:/.*)?")
         except re.error as error:
             raise InputError(f"the layer pattern {where!r} is not a regular expression: {error}") from error
 
         def predicate(name, leaf):
             del leaf
-            ends = [place for place, sign in enumerate(name) if sign == "/"]
-            return any(pattern.fullmatch(name, 0, end) is not None for end in (len(name), *ends))
+            return pattern.fullmatch(name) is not None
 
     selection = jax.tree_util.tree_map_with_path(lambda path, leaf: bool(predicate(path_name(path), leaf)), params)
     hits = sum(jax.tree.leaves(selection))

@@ -187,9 +187,3 @@ def test_a_tree_with_something_else_than_arrays_is_refused():
         InputError, match=r"the parameters have a function at layers/1, where only arrays can be; give a"
     ):
         trees.check_arrays({"layers": [jnp.ones(2), lambda x: x]}, "the parameters")
-
-
-def test_a_pattern_may_have_flags():
-    params = {"layer3": {"Conv": jnp.ones(2)}, "layer30": jnp.ones(2), "FC": {"kernel": jnp.ones(2)}}
-    for pattern in ("(?i)fc|LAYER3", "FC|layer3"):
-        assert trees.select(params, pattern) == {"layer3": {"Conv": True}, "layer30": False, "FC": {"kernel": True}}
