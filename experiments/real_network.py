@@ -19,8 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from scipy import stats
-
+from scissorhands_jax import data as data_lib
 from scissorhands_jax import files, report
 from scissorhands_jax.base import ModelState, Params
 from scissorhands_jax.cli import huge_pages
@@ -31,7 +30,6 @@ from scissorhands_jax.jobs.job import Job, prepare_job
 from scissorhands_jax.jobs.loading import load_run
 from scissorhands_jax.jobs.scenarios import REFERENCES
 from scissorhands_jax.jobs.unlearning import RunResults
-from scissorhands_jax.metrics import answers
 from scissorhands_jax.report import table_gates
 from scissorhands_jax.terminal import LoggedConsole, add_follow_options, complain, logged_console, say
 
@@ -105,7 +103,9 @@ def compare(
             "method": name,
             "seed": job.config.seed,
         }
-        row = {**dict.fromkeys(("avg_gap", "seconds", "rte")), **known, "acc_test": measured[name]["acc_test"], **place}
+        share, total = measured[name]["acc_test"], data_lib.size(job.test)
+        of_test = {"acc_test": share, "correct_test": round(share / 100 * total), "num_test": total}
+        row = {**dict.fromkeys(("avg_gap", "seconds", "rte")), **known, **of_test, **place}
         if name in REFERENCES:
             row |= originals.unseen_comparison(job.splits.task, job.model, network, job.data.forget, job.splits.test)
         rows.append(row)
@@ -139,14 +139,8 @@ def compare(
 
 def _measured(job: Job, network: tuple[Params, ModelState]) -> dict[str, float]:
     """What the run of a network has not measured, or on other test images."""
-    task, losses = job.splits.task, {}
-    found = {}
-    for name, part in {"forget": job.data.forget, "validation": job.validation.examples, "test": job.test}.items():
-        outputs = answers.outputs_of(task, job.model, *network, part)
-        losses[name] = answers.example_losses(task, outputs, part)
-        found[f"acc_{name}"] = answers.quality(task, outputs, part)
-    distance = 100 * float(stats.ks_2samp(losses["forget"], losses["validation"]).statistic)
-    return {name: found[name] for name in ("acc_validation", "acc_test")} | {"loss_distance": distance}
+    sets = {"forget": job.data.forget, "validation": job.validation.examples, "test": job.test}
+    return search.measure_sets(job.model, *network, sets, task=job.splits.task)
 
 
 def _scores(job: Job, numbers: dict[str, dict[str, Any]]) -> dict[str, Any]:

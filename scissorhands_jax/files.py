@@ -216,7 +216,11 @@ def is_leftover(path: str | os.PathLike) -> bool:
     [True, False]
     """
     name = os.path.basename(path)
-    return (name.startswith(".") and name.endswith(LOCK_FILE)) or _LEFTOVER.fullmatch(name) is not None
+    return _is_lock(name) or _LEFTOVER.fullmatch(name) is not None
+
+
+def _is_lock(name: str) -> bool:
+    return name.startswith(".") and name.endswith(LOCK_FILE)
 
 
 def clear_folder(folder: str | os.PathLike, last: str) -> None:
@@ -228,7 +232,7 @@ def clear_folder(folder: str | os.PathLike, last: str) -> None:
     """
     remove_leftovers(folder)
     for path in sorted(Path(folder).iterdir(), key=lambda path: path.name == last):
-        if not (path.name.startswith(".") and path.name.endswith(LOCK_FILE)):
+        if not _is_lock(path.name):
             remove(path)
 
 

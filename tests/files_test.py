@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -313,3 +314,29 @@ def test_everything_in_a_folder_is_on_the_disk_before_the_folder_has_its_name(tm
     for path in (made / "a", made / "deep" / "b", made / "deep", made):
         assert path.stat().st_ino in before, path
     assert tmp_path.stat().st_ino in events[events.index("named") :]
+
+
+def test_a_lock_of_one_name_stays_when_the_folder_is_cleared(tmp_path):
+    with files.sole_writer(tmp_path, of="network"):
+        files.clear_folder(tmp_path, last="run.json")
+        with pytest.raises(BusyError), files.sole_writer(tmp_path, of="network"):
+            pass
+
+
+def test_two_processes_may_remove_the_same_folder(tmp_path, monkeypatch):
+    """What the other one has removed in the meantime is no error, and all is gone in the end."""
+    folder = tmp_path / "folder"
+    files.write_text(folder / "a" / "b", "b")
+    whole, calls = shutil.rmtree, []
+
+    def overtaken(path):
+        calls.append(path)
+        if len(calls) == 1:
+            whole(path / "a")
+            raise FileNotFoundError(path / "a")
+        whole(path)
+
+    monkeypatch.setattr(files.shutil, "rmtree", overtaken)
+    files.remove(folder)
+    assert len(calls) == 2
+    assert list(tmp_path.iterdir()) == []

@@ -188,8 +188,7 @@ class ExampleMaker:
     def _last_token(self, text: str) -> int:
         """The position of the last token of a prompt before the end of text; of the empty prompt the first one's."""
         ids = self.tokenizer([text])[0]
-        end = getattr(self.tokenizer, "end", ids[-1])  # one that does not name it fills prompts up with it
-        return max(int(np.argmax(ids == end)) - 1, 0)
+        return max(int(np.argmax(ids == self.tokenizer.end)) - 1, 0)
 
     def _last_tokens(self, name: SetName, context: np.ndarray) -> np.ndarray:
         """The embeddings of the last tokens of all prompts of a set. shape=(N, D)"""

@@ -243,9 +243,22 @@ def measure_trial(
       validation: Examples that the original network was not trained on.
       task: What the network is for. Of another task than classification, its first metric is in place of accuracies.
     """
-    parts = {"forget": data.forget, "retain": data.retain, "validation": validation}
+    sets = {"forget": data.forget, "retain": data.retain, "validation": validation}
+    return measure_sets(model, params, model_state, sets, task=task)
+
+
+def measure_sets(
+    model: Model, params: Params, model_state: ModelState, sets: Mapping[str, Dataset], *, task: Task = CLASSIFICATION
+) -> dict[str, float]:
+    """The numbers of `measure_trial` for other sets, by their names, with `forget` and `validation` among them.
+
+    Args:
+      model, params, model_state: The network.
+      sets: The examples of each set.
+      task: What the network is for.
+    """
     numbers, losses = {}, {}
-    for name, part in parts.items():
+    for name, part in sets.items():
         outputs = answers.outputs_of(task, model, params, model_state, part)
         numbers[f"{task.metrics[0].name}_{name}"] = answers.quality(task, outputs, part)
         losses[name] = answers.example_losses(task, outputs, part)

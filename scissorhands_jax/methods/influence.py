@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ClassVar
@@ -16,7 +17,7 @@ from scipy.sparse.linalg import LinearOperator, cg
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import saliency, trees
 from scissorhands_jax.base import Data, Dataset, Key, Method, Model, ModelState, Params, PyTree, StatefulLossFn, freeze
-from scissorhands_jax.errors import InputError, check_choice
+from scissorhands_jax.errors import DivergedError, InputError, check_choice
 from scissorhands_jax.keywords import takes
 from scissorhands_jax.methods._gradient import edit
 from scissorhands_jax.methods.settings import Choices, MethodSettings, Mode, Range
@@ -59,10 +60,13 @@ def influence(loss_fn: StatefulLossFn, options: InfluenceOptions) -> Method:
       loss_fn: The general form of the loss, a mean over a batch.
 
     Raises:
-      InputError: A setting is out of its range, or (from `init`) the update is not finite or cannot be solved for.
+      InputError: A setting is out of its range, or (from `init`) the update cannot be solved for.
+      DivergedError: (from `init`) The update is not finite.
     """
     batch_size = data_lib.check_batch_size(options.batch_size)
     check_choice("mode", options.mode, typing.get_args(Mode))
+    if not math.isfinite(options.alpha):
+        raise InputError(f"alpha must be a finite number, got {options.alpha}")
     if not options.damping > 0:
         raise InputError(f"damping must be above 0, got {options.damping}")
     if options.num_samples < 1:
@@ -82,7 +86,7 @@ def influence(loss_fn: StatefulLossFn, options: InfluenceOptions) -> Method:
             update = inverse_fisher_product(loss_fn, params, model_state, batches, difference, damping=options.damping)
         moved = _plus(params, options.alpha, update)
         if not jnp.isfinite(_norm(moved)):
-            raise InputError("the influence update is not finite; check the original weights, or lower alpha")
+            raise DivergedError("the influence update is not finite; check the original weights, or lower alpha")
         return moved, model_state
 
     return edit(change, reads=("forget", "retain"))

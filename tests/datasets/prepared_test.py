@@ -3,6 +3,8 @@
 import hashlib
 import importlib.util
 import json
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -151,3 +153,39 @@ class TestPrepare:
     def test_what_cannot_be_prepared_is_said(self, tmp_path, name, options, message):
         with pytest.raises(InputError, match=message):
             datasets.prepare(name, [], tmp_path, **options)
+
+
+def test_what_a_killed_process_has_left_is_no_version(tmp_path):
+    for name in ("3.0.2", ".3.0.2.0a1b2c3d.replaced", "3.0.10"):
+        folder = tmp_path / prepared.SET_FOLDERS["cifar10"] / name
+        folder.mkdir(parents=True)
+        (folder / "dataset_info.json").write_text("{}")
+    assert [path.name for path in prepared._versions(tmp_path, "cifar10")] == ["3.0.2", "3.0.10"]
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_set_stays_until_there_is_another_in_its_place(tmp_path, monkeypatch, fails):
+    folder = prepared.folder_of("cifar10", tmp_path)
+    folder.mkdir(parents=True)
+    (folder / "old").write_text("old")
+
+    class Builder:
+        data_dir = str(folder)
+
+        def download_and_prepare(self):
+            assert not folder.exists()
+            folder.mkdir()
+            (folder / "new").write_text("new")
+            if fails:
+                raise ConnectionError("offline")
+
+    fake = types.SimpleNamespace(builder=lambda *names, **options: Builder())
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", fake)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    if fails:
+        with pytest.raises(InputError, match=r"could not download cifar10 .*offline"):
+            datasets.prepare("cifar10", [], tmp_path, overwrite=True)
+    else:
+        datasets.prepare("cifar10", [], tmp_path, overwrite=True)
+    assert [path.name for path in folder.iterdir()] == ["old" if fails else "new"]
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]

@@ -148,6 +148,19 @@ class TestDiscarding:
         shutil.copytree(served / "runs" / "000002", book_folder / "runs" / "000002")
         assert any("000002" in line for line in verified(book_folder, "--quick", capsys=capsys))
 
+    def test_one_that_cannot_be_removed_is_not_said_to_be(self, book_folder, monkeypatch, capsys):
+        def refused(path):
+            raise PermissionError(f"{path} belongs to somebody else")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(tidying.files, "remove", refused)
+            assert command("discard", "--ledger", book_folder, "--number", "2") == 2
+            assert "belongs to somebody else" in error_of(capsys)
+        assert (book_folder / "runs" / "000002").exists()
+        assert command("discard", "--ledger", book_folder, "--number", "2") == 0
+        assert not (book_folder / "runs" / "000002").exists()
+        assert verified(book_folder, "--quick", capsys=capsys) == []
+
     @pytest.mark.parametrize(
         ("number", "message"), [("1", "is in use"), ("3", "there is no finished run 3"), ("-1", "no finished run")]
     )

@@ -127,12 +127,13 @@ def test_an_error_that_nobody_has_foreseen_keeps_no_later_run_from_beginning(boo
             raise error
 
         monkeypatch.setattr(running, "judge_run", fail)
-        with contextlib.suppress(ZeroDivisionError):
+        with contextlib.suppress(ZeroDivisionError, RuntimeError):
             assert command("run", "--ledger", book_folder, *QUICK) == 2
 
     for error, state in (
         (ZeroDivisionError("5 of 0"), "running"),
         (OSError("no space"), "running"),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes"), "running"),
         (ZeroDivisionError("5 of 0"), "open"),
     ):
         fails(error)

@@ -189,3 +189,16 @@ def test_a_changed_original_is_found_while_it_is_in_use(begun, tmp_path, capsys)
     file.unlink()
     (found,) = verified(begun, "--quick", "--weights", file, capsys=capsys)
     assert f"the original network in {file} cannot be read" in found
+
+
+@pytest.mark.parametrize("option", ["--weights", "--checkpoint"])
+def test_an_original_that_is_no_longer_in_use_is_not_named_in_vain(served, tmp_path, option, capsys):
+    """Nobody would look at the file, and the answer would seem to be about it."""
+    assert command("verify", "--ledger", served, option, tmp_path / "anything", "--dataset", "digits") == 2
+    assert f"{option} says where the original network is, and the network in use is that of run" in error_of(capsys)
+
+
+def test_keys_that_would_not_be_used_are_not_named_in_vain(served, tmp_path, capsys):
+    public = served / "records" / "public_key.pem"
+    assert command("verify", "--ledger", served, "--public", public, "--keys", tmp_path / "nowhere") == 2
+    assert "--keys has nothing to do; leave one of them out" in error_of(capsys)

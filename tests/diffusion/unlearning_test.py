@@ -7,6 +7,7 @@ The small one has the UNet's names and is linear, so that losses have closed for
 import csv
 import json
 import shutil
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -267,7 +268,13 @@ class TestMethods:
         words = [word for word in released(folder, tmp_path / "out") if word not in ("--preset", "released")]
         words[2:2] = ["anchor=1", "ceiling=other-prompts", "fraction=0.2", "--train", "up_blocks"]
         assert cli.main(words) == 0
-        assert 0.1 < json.loads((tmp_path / "out/results.json").read_text())["ceiling"] < 10
+        ceiling = json.loads((tmp_path / "out/results.json").read_text())["ceiling"]
+        assert 0.1 < ceiling < 10
+        # The forgotten prompts that the anchor puts there are not among the other prompts.
+        other = [word if word != "anchor=1" else "anchor=0" for word in words]
+        other[other.index(str(tmp_path / "out"))] = str(tmp_path / "other")
+        assert cli.main(other) == 0
+        assert json.loads((tmp_path / "other/results.json").read_text())["ceiling"] == ceiling
         assert len(rows(tmp_path / "out")) == 2 * 2  # of four retain images in batches of two, two epochs
         before, after = model_folder.load_part("unet", folder / "model")[1], result(tmp_path / "out")
         kept = trees.select(before, "conv_out")
@@ -277,12 +284,20 @@ class TestMethods:
     def test_the_last_token_stands_before_the_end(self, folder):
         def last(ids):
             maker = concept_sets.ExampleMaker.__new__(concept_sets.ExampleMaker)
-            maker.tokenizer = lambda texts: np.array([ids] * len(texts))
+            maker.tokenizer = Tokens(ids)
             return maker._last_token("a prompt")
+
+        class Tokens(NamedTuple):
+            ids: list[int]
+            end: int = 9
+
+            def __call__(self, texts):
+                return np.array([self.ids] * len(texts))
 
         assert last([7, 1, 2, 3, 9, 9]) == 3
         assert last([7, 9, 9, 9, 9, 9]) == 0  # the empty prompt
         assert last([7, 1, 2, 3, 4, 9]) == 4
+        assert last([7, 1, 2, 9, 0, 0]) == 2  # filled up with another token
 
     @pytest.mark.parametrize(
         ("words", "message"),

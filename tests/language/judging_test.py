@@ -263,3 +263,11 @@ def test_the_command_prints_tables_and_json(folder, capsys):
     assert main([*words, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document == judge_logs(folder / "new1.json", [folder / "new0.json"]).document()
+
+
+def test_scores_of_attacks_that_are_null_are_left_out(folder, tmp_path):
+    log = json.loads((folder / "new1.json").read_text())
+    for side in ("forget", "holdout"):
+        log["mia_min_k"][side]["value_by_index"]["999"] = {"score": None}
+    (tmp_path / "log.json").write_text(json.dumps(log))
+    assert judge_logs(tmp_path / "log.json").attacks == judge_logs(folder / "new1.json").attacks

@@ -9,12 +9,14 @@ from scissorhands_jax.errors import InputError
 from scissorhands_jax.language import token_scores as by_rows
 from scissorhands_jax.language.aggregates import retain_utility
 from scissorhands_jax.language.gates import language_gates
+from scissorhands_jax.language.greedy import recomputing
 from scissorhands_jax.language.measuring import (
     Network,
     Questions,
     measure_answers,
     measure_knowledge,
     membership_areas,
+    say_answers,
 )
 from scissorhands_jax.language.packing import Encoded
 from scissorhands_jax.language.token_scores import token_scores
@@ -101,3 +103,11 @@ def test_utility_without_a_world_is_a_mean_of_three():
 )
 def test_gates_ask_for_the_original_and_for_silence(original, retrained, areas, passed):
     assert [gate.passed for gate in language_gates(original, retrained, *areas)] == passed
+
+
+def test_an_answer_that_fits_the_context_is_said_whatever_it_is_rounded_to():
+    decoder = recomputing(NETWORK.model)._replace(context=40)
+    asked = Encoded([5] * 15, [6] * 3)
+    (said,) = say_answers(NETWORK._replace(decoder=decoder), [asked], list, room=20, end=END, step=32)
+    (whole,) = say_answers(NETWORK, [asked], list, room=20, end=END, step=32)
+    assert said == whole[:25]

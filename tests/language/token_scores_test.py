@@ -100,3 +100,10 @@ def test_token_scores_are_those_of_the_predictions():
             wanted = ((np.exp(p) * p**2).sum() - (np.exp(p) * p).sum() ** 2) ** 0.5
             assert found.deviation[row, t] == pytest.approx(wanted, rel=1e-3)
     np.testing.assert_array_equal(found.mask, (tokens > 3)[:, 1:])
+
+
+def test_packed_rows_are_refused():
+    model = Model(lambda key: None, lambda params, state, tokens, *, train, key=None: (params[tokens], state))
+    rows = {"tokens": np.zeros((1, 4), int), "answer": np.ones((1, 4), bool), "segment": np.array([[1, 1, 2, 2]])}
+    with pytest.raises(InputError, match="packed with several examples"):
+        token_scores(model, jnp.zeros((3, 3)), (), rows)

@@ -185,4 +185,4 @@ def test_settings_out_of_range_are_refused(settings, message):
 
 def test_an_update_that_is_not_finite_is_refused():
     with pytest.raises(InputError, match="the influence update is not finite"):
-        influence(LOSS, alpha=float("inf")).init(KEY, PARAMS, STATE, DATA)
+        influence(LOSS, alpha=1e300).init(KEY, PARAMS, STATE, DATA)

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +11,15 @@ import numpy as np
 import optax
 import pytest
 
-from scissorhands_jax import methods
+from scissorhands_jax import losses, methods, models
+from scissorhands_jax.base import Data
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.keywords import field_docs
 from scissorhands_jax.methods import METHODS, Semantics
 from scissorhands_jax.methods.settings import MethodSettings, TrainingSettings
 from scissorhands_jax.optimizers import interpolate
+from scissorhands_jax.training.loop import run
+from tests import tiny
 from tests.methods.example import DATA, KEY, build, epoch_of, original
 
 
@@ -103,3 +107,43 @@ def test_every_method_with_steps_follows_the_schedule(name):
 def test_schedules_that_cannot_be_used_are_refused(settings, message):
     with pytest.raises(InputError, match=message):
         TrainingSettings(**settings)
+
+
+def _numbers(name):
+    """The settings of a method that are numbers with a fraction."""
+    usual = METHODS[name]()
+    return [field.name for field in dataclasses.fields(usual) if isinstance(getattr(usual, field.name), float)]
+
+
+@pytest.mark.parametrize(("name", "setting"), [(name, setting) for name in METHODS for setting in _numbers(name)])
+def test_a_setting_that_is_no_number_is_refused(name, setting):
+    def built():
+        return dataclasses.replace(METHODS[name](), **{setting: math.nan}).build(
+            tiny.model(), tiny.loss(), tiny.CLASSES
+        )
+
+    with pytest.raises(InputError):
+        built()
+
+
+LABELLED = [name for name in METHODS if METHODS[name].reads_classes or name in ("finetune", "scissorhands")]
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_labels_of_eight_bits_are_as_good_as_any(name):
+    """Of 256 classes, whose number does not fit into eight bits."""
+    model = models.build("mlp", num_classes=256, image_shape=(2, 2, 1), hidden=(5,))
+    loss = losses.classification_loss(model)
+    start = model.init(jax.random.key(0))
+    rng = np.random.default_rng(0)
+    steps = {} if METHODS[name]().epochs == 0 else {"epochs": 1, "learning_rate": 0.05}
+    method = dataclasses.replace(METHODS[name](), batch_size=4, **steps).build(model, loss, 256)
+    found = []
+    labels = [rng.integers(200, 256, count) for count in (4, 8)]
+    images = [rng.random((count, 2, 2, 1), np.float32) for count in (4, 8)]
+    for dtype in (np.int32, np.uint8):
+        parts = ({"image": x, "label": y.astype(dtype)} for x, y in zip(images, labels, strict=True))
+        epochs = 1 if METHODS[name]().epochs else 0
+        found.append(run(method, jax.random.key(1), *start, Data(*parts), num_epochs=epochs).params)
+    for one, other in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_array_equal(one, other)
