@@ -5,11 +5,12 @@
         --networks runs/cifar10_small/networks --out experiments/results/cifar10_small/tuning.json
 
 Every trial is scored on validation data, as `scissorhands tune` does it, and also compared with the retrained network,
-which the choice never sees. Trials that are in FILE already are not made again, so a run that was stopped continues.
-With `--from-defaults` every method has the same chances: the first trial takes the defaults of its authors, whatever
-the configuration says, and no earlier tuning enters. With `--without-oracle` no network is retrained, so nothing is
-compared; a table whose networks take an hour is tuned like this, on a seed of its own. With `--near FACTOR` the search
-stays within that factor of the configuration's numbers, and keeps its names:
+which the choice never sees. Trials that are in FILE already are not made again, so a run that was stopped continues,
+and one with more trials adds the further ones. With `--from-defaults` every method has the same chances: the first
+trial takes the defaults of its authors, whatever the configuration says, and no earlier tuning enters. With
+`--without-oracle` no network is retrained, so nothing is compared; a table whose networks take an hour is tuned like
+this, on a seed of its own. With `--near FACTOR` the search stays within that factor of the configuration's numbers,
+and keeps its names:
 
     python -m experiments.tuning --config cifar10_full --data-dir data --seeds 10 --trials 3 --near 4 \
         --without-oracle --only . --networks runs/tuning/networks --out runs/tuning/tuning.json validation_share=0.1
@@ -85,25 +86,27 @@ def main(arguments: list[str] | None = None) -> int:
         }
         rows, begun = _known(options.out, about)
         for seed, label in itertools.product(read_seeds(options.seeds), labels):
-            if any((row["method"], row["seed"]) == (label, seed) for row in rows):
+            place = {"method": label, "seed": seed}
+            found = next((row for row in rows if row.items() >= place.items()), None)
+            made = begun["trials"] if begun.items() >= place.items() else found["trials"] if found else ()
+            if found and len(found["trials"]) == options.trials:
                 continue
-            place, keep = {"method": label, "seed": seed}, functools.partial(_write, options.out, about, rows)
-            rows.append(
-                tune(
-                    store,
-                    label,
-                    seed,
-                    options.trials,
-                    from_defaults=options.from_defaults,
-                    oracle=not options.without_oracle,
-                    near=options.near,
-                    made=begun["trials"] if begun.items() >= place.items() else (),
-                    keep=lambda trials, place=place, keep=keep: keep({**place, "trials": trials}),
-                    console=console,
-                )
+            keep = functools.partial(_write, options.out, about, rows)
+            row = tune(
+                store,
+                label,
+                seed,
+                options.trials,
+                from_defaults=options.from_defaults,
+                oracle=not options.without_oracle,
+                near=options.near,
+                made=made,
+                keep=lambda trials, place=place, keep=keep: keep({**place, "trials": trials}),
+                console=console,
             )
+            rows[:] = [row if one is found else one for one in rows] if found else [*rows, row]
             keep()
-            say(console, _line(rows[-1]))
+            say(console, _line(row))
     except InputError as error:
         complain(console, str(error))
         return 2
@@ -114,14 +117,18 @@ def _known(out: Path, about: dict[str, Any]) -> tuple[list[dict[str, Any]], dict
     """The rows of an earlier run of the same command, and the one that was begun, with its trials so far.
 
     Raises:
-      InputError: The file holds something else.
+      InputError: The file holds something else, or more trials.
     """
     if not out.exists():
         return [], {}
     document, about = reading.read_json(out, nan=True), json.loads(json.dumps(about))
     for name, value in about.items():
-        if document.get(name) != value and (value or name in document):
+        if name != "trials" and document.get(name) != value and (value or name in document):
             raise InputError(f"{out} holds trials with another {name}; remove it, or name another file")
+    if document["trials"] > about["trials"]:
+        raise InputError(
+            f"{out} is of a search of {document['trials']} trials; ask for at least as many, or name another file"
+        )
     return document["rows"], document.get("begun", {})
 
 

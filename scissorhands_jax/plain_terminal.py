@@ -43,7 +43,8 @@ class PlainConsole:
         del style
         if not self.quiet:
             file = self._file or (sys.stderr if self._stderr else sys.stdout)
-            print(printable(str(shown)), end=end, file=file, flush=True)
+            file.write(printable(str(shown)) + end)
+            file.flush()
 
 
 class PlainTable:

@@ -204,16 +204,22 @@ def literal(text: str, style: str = "") -> Any:
     return Text(printable(text), style=style)
 
 
-def say(console: Console, text: str, *, style: str = "", end: str = "\n") -> None:
-    """Prints a text as it is on any console of rich, and leaves the breaking of lines to the terminal.
+def say(console: Console, *parts: str | tuple[str, str]) -> None:
+    """Prints a line as it is on any console of rich, and leaves its breaking to the terminal.
+
+    The line is written at once, so that what another thread or process writes comes before or after it.
 
     Args:
       console: The console.
-      text: The text.
-      style: A style of rich.
-      end: What follows the text.
+      *parts: The texts of the line, from left to right, each with a style of rich where it has one.
     """
-    console.print(literal(text, style), end=end, soft_wrap=True)
+    pairs = [(part, "") if isinstance(part, str) else part for part in parts]
+    if Table is PlainTable:
+        console.print("".join(text for text, _ in pairs))
+        return
+    from rich.text import Text
+
+    console.print(Text.assemble(*((printable(text), style) for text, style in pairs)), soft_wrap=True)
 
 
 def write_line(text: str) -> None:
@@ -224,6 +230,5 @@ def write_line(text: str) -> None:
 def complain(console: Console, message: str) -> None:
     """Prints an error on one line, on a quiet console as well."""
     was, console.quiet = console.quiet, False
-    say(console, "error: ", style="bold red", end="")
-    say(console, " ".join(printable(message).split()))
+    say(console, ("error: ", "bold red"), " ".join(printable(message).split()))
     console.quiet = was

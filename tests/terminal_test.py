@@ -107,6 +107,28 @@ def test_what_people_typed_is_shown_as_it_is_on_any_console(monkeypatch, capsys)
     assert capsys.readouterr().out == f"{SHOWN}\\nCHANGED: nothing\n", "a line is one line"
 
 
+class Pieces(io.StringIO):
+    """A stream that keeps what it was given in pieces."""
+
+    def __init__(self):
+        super().__init__()
+        self.pieces = []
+
+    def write(self, text):
+        self.pieces.append(text)
+        return super().write(text)
+
+
+@pytest.mark.parametrize("kind", [Console, PlainConsole])
+def test_a_line_is_written_at_once(kind):
+    """Other threads and processes write to the same terminal; what they write never lands within a line of ours."""
+    sink = Pieces()
+    console = kind(file=sink)
+    complain(console, "no such\nfile")
+    say(console, ("It fits", "bold green"), " in ", "16 GiB.")
+    assert list(filter(None, sink.pieces)) == ["error: no such file\n", "It fits in 16 GiB.\n"]
+
+
 def test_our_console_shows_everything_as_it_is():
     """Also what is printed without the functions above."""
     sink = io.StringIO()

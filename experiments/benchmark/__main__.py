@@ -34,7 +34,7 @@ from experiments.benchmark.timing import Aim, OnRound, Result, Spread
 from scissorhands_jax import files, reading, report
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs.progress import progress_bar
-from scissorhands_jax.terminal import Console, Table, literal, say
+from scissorhands_jax.terminal import Console, Table, complain, literal, say
 
 Case = Callable[[OnRound], Result]
 
@@ -155,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         document = _run(options, console)
     except (InputError, OSError) as error:
-        say(console, f"error: {error}", style="bold red")
+        complain(console, str(error))
         return 2
     except KeyboardInterrupt:
         say(console, "stopped; the same command with --resume keeps what --out has")

@@ -92,15 +92,13 @@ def print_plan(plan: CostPlan, console: Console) -> None:
         console.print(table)
     limit = size_text(plan.limit_bytes)
     if plan.fits:
-        say(console, "It fits", style="bold green", end="")
-        say(console, f" in {limit}.")
+        say(console, ("It fits", "bold green"), f" in {limit}.")
         return
     hint = f" {plan.hint}" if plan.hint else ""
-    say(console, "It does not fit", style="bold red", end="")
-    say(console, f" in {limit}.{hint}")
+    say(console, ("It does not fit", "bold red"), f" in {limit}.{hint}")
     for piece in plan.advice:
-        say(console, f"  {piece.what} ({piece.how}): {size_text(piece.total_bytes)}, ", end="")
-        say(console, "fits" if piece.fits else "does not", style="green" if piece.fits else "red")
+        verdict = ("fits", "green") if piece.fits else ("does not", "red")
+        say(console, f"  {piece.what} ({piece.how}): {size_text(piece.total_bytes)}, ", verdict)
 
 
 def _memory_table(plan: CostPlan) -> Table:

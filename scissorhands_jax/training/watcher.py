@@ -26,7 +26,7 @@ def watch() -> None:
             return
         dying = dying or LAST_WORDS in line
         if not dying and not line.startswith(GREETING):
-            sys.stderr.buffer.write(line)
+            sys.stderr.buffer.write(line if line.endswith(b"\n") else line + b"\n")
             sys.stderr.buffer.flush()
     sys.stderr.write(f"error: {lost if dying else killed}\n")
 

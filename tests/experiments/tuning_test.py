@@ -76,6 +76,32 @@ def test_without_an_oracle_no_network_is_retrained_and_a_killed_run_continues_wi
     assert "begun" not in json.loads(out.read_text())
 
 
+@pytest.mark.parametrize("fewer", [1, 2])
+def test_a_larger_budget_adds_trials_to_those_that_were_made(fewer, tmp_path, capsys):
+    small = ["training.epochs=1", "train_limit=200", "test_limit=50", "validation_share=0.3", "every_attack=false"]
+    run = ["--config", "demo", "--only", "^(scissorhands|finetune)$", "--seeds", "0", "--without-oracle"]
+    run += ["--networks", str(tmp_path / "n"), *small, "--out"]
+
+    def rows(out):
+        return json.loads(out.read_text())["rows"]
+
+    def choices(out):
+        return [[(trial["changes"], trial["score"]) for trial in row["trials"]] for row in rows(out)]
+
+    out, whole = tmp_path / "tuning.json", tmp_path / "whole.json"
+    assert tuning.main([*run, str(out), "--trials", str(fewer)]) == 0
+    before = rows(out)
+    assert tuning.main([*run, str(out), "--trials", "4"]) == 0
+    assert tuning.main([*run, str(whole), "--trials", "4"]) == 0
+    assert [row["trials"][:fewer] for row in rows(out)] == [row["trials"] for row in before]
+    assert choices(out) == choices(whole)
+    assert [row["method"] for row in rows(out)] == [row["method"] for row in before]
+    assert [row["best"] for row in rows(out)] == [min(row["trials"], key=lambda one: one["score"]) for row in rows(out)]
+    capsys.readouterr()
+    assert tuning.main([*run, str(out), "--trials", str(fewer)]) == 2
+    assert "is of a search of 4 trials; ask for at least as many" in capsys.readouterr().err
+
+
 def test_a_search_may_stay_near_what_it_begins_with(tmp_path, capsys):
     small = ["training.epochs=1", "train_limit=200", "test_limit=50", "validation_share=0.3", "every_attack=false"]
     run = ["--config", "demo", "--seeds", "0", "--trials", "3", "--without-oracle", "--networks", str(tmp_path / "n")]

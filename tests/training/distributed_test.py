@@ -267,6 +267,7 @@ class TestWatcher:
 
     def test_a_sudden_end_is_named(self):
         assert self.last_words(b"one\n") == b"one\nerror: KILLED\n"
+        assert self.last_words(b"one\ntw") == b"one\ntw\nerror: KILLED\n"
 
 
 class TestStart:

@@ -214,7 +214,7 @@ def print_facts(result: FactsResult, console: Console) -> None:
     if not console.is_terminal:
         console.width = 120
     for number, fact in enumerate(result.facts[:FACTS_OF_A_PERSON]):
-        say(console, fact.question.replace(" ?", "?"), style="bold")
+        say(console, (fact.question.replace(" ?", "?"), "bold"))
         for name in (ORIGINAL, SCISSORHANDS, RETRAINED):
             say(console, f"  {name:<13} {result.answers[name][number]}")
     report.print_grid("What networks know", knowledge_grid(result.rows), console)
