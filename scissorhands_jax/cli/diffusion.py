@@ -7,7 +7,7 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from scissorhands_jax.cli.options import RARE, Command, Option
+from scissorhands_jax.cli.options import RARE, Command, Effect, Option
 from scissorhands_jax.cli.shared import OverwriteOptions, ResumeOptions
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.terminal import Console, say
@@ -89,6 +89,10 @@ class PromptOptions(TokenizerOptions):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConceptOptions(SamplingOptions, PromptOptions):
     """A command that may have CLIP say which concepts images show."""
+
+    effects: ClassVar[tuple[Effect, ...]] = (
+        Effect(options=("concept_text",), needs=("forgotten_concepts", "kept_concepts")),
+    )
 
     forgotten_concepts: Annotated[
         tuple[str, ...],
@@ -173,6 +177,9 @@ class ImportCommand(ResumeOptions, TokenizerOptions):
 
     when_interrupted: ClassVar[str] = "the same command with --resume continues with the next network"
     example: ClassVar[str] = "sd import --from stable-diffusion-v1-4 --out sd"
+    effects: ClassVar[tuple[Effect, ...]] = (
+        Effect(options=("unet", "vae", "text", "ema", "resume"), unless=("random",)),
+    )
 
     source: Annotated[
         Path | None,
@@ -214,10 +221,6 @@ class ImportCommand(ResumeOptions, TokenizerOptions):
         found = {part: getattr(self, part) or self.source for part in networks.PARTS}
         sources = {part: path for part, path in found.items() if path is not None}
         if self.random:
-            if sources:
-                raise InputError("--random makes all three networks; leave --unet, --vae and --text out")
-            if self.ema is not None:
-                raise InputError("--ema chooses among the weights of a file, and --random makes them; leave one out")
             importing.make_random(
                 self.out, config or networks.SD_V1, tokenizer=self.tokenizer, overwrite=self.overwrite
             )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from scissorhands_jax.cli.diffusion import ConceptOptions
-from scissorhands_jax.cli.options import RARE, Option
+from scissorhands_jax.cli.options import RARE, Effect, Option
 from scissorhands_jax.cli.shared import ResumeOptions, print_json
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.terminal import Console
@@ -25,6 +25,15 @@ class AttackCommand(ResumeOptions, ConceptOptions):
     """
 
     example: ClassVar[str] = "sd attack --model sd --unet forgotten --prompts nudity.csv --gate 10 --out attacks"
+    effects: ClassVar[tuple[Effect, ...]] = (
+        *ConceptOptions.effects,
+        Effect(
+            options=("tokens", "attack_steps", "rounds", "learning_rate", "images"),
+            needs=("kind",),
+            values=("prompt", "embedding"),
+        ),
+        Effect(options=("threshold",), unless=("forgotten_concepts", "kept_concepts")),
+    )
 
     model: Annotated[Path, Option("Folder of sd import, with the original.", metavar="DIR")]
     unet: Annotated[Path, Option("Folder of sd unlearn, with the UNet that is attacked.", metavar="DIR")]

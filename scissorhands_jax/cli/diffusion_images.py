@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from scissorhands_jax.cli.diffusion import ConceptOptions, PromptOptions, SamplingOptions
-from scissorhands_jax.cli.options import Option
+from scissorhands_jax.cli.options import Effect, Option
 from scissorhands_jax.cli.shared import ResumeOptions, print_json
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.terminal import Console, say
@@ -26,6 +26,7 @@ class GenerateCommand(ResumeOptions, SamplingOptions, PromptOptions):
 
     example: ClassVar[str] = 'sd generate --model sd --prompt "a red house" --out images'
     required: ClassVar[tuple[str, ...]] = ("source",)
+    effects: ClassVar[tuple[Effect, ...]] = (Effect(options=("images",), needs=("prompt",)),)
 
     model: Annotated[Path, Option("Folder of sd import.", metavar="DIR")]
     unet: Annotated[Path | None, Option("Another folder with a UNet, such as an unlearned one.", metavar="DIR")] = None
@@ -79,6 +80,10 @@ class ImagesCommand(ResumeOptions, ConceptOptions):
 
     example: ClassVar[str] = (
         "sd evaluate --prompts i2p.csv --model sd --unet forgotten --images new --original old --out report"
+    )
+    effects: ClassVar[tuple[Effect, ...]] = (
+        *ConceptOptions.effects,
+        Effect(options=("seed", "batch_size", "sampler", "steps", "guidance", "size"), needs=("prompts",)),
     )
 
     images: Annotated[Path, Option("Folder with images of the unlearned network, or to make them in.", metavar="DIR")]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from scissorhands_jax.cli import choices
-from scissorhands_jax.cli.options import RARE, Option, SettingsCommand, options_of
+from scissorhands_jax.cli.options import RARE, Effect, Option, SettingsCommand, options_of
 from scissorhands_jax.cli.shared import (
     JobOptions,
     LongCommand,
@@ -63,6 +63,9 @@ class UnlearnCommand(ResumeOptions, JobOptions):
         "unlearn --weights resnet20.th --model resnet20 --dataset cifar10 --data-dir data --forget class:3 --out run"
     )
     required: ClassVar[tuple[str, ...]] = ("network", "forget")
+    effects: ClassVar[tuple[Effect, ...]] = (
+        Effect(options=("seconds_to_meet",), needs=("distributed", "coordinator", "num_processes", "process_id")),
+    )
 
     out: Annotated[Path, Option("Folder for the result.", metavar="RUN")]
     max_loss: Annotated[

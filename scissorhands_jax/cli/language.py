@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from scissorhands_jax.cli.language_models import given_template
-from scissorhands_jax.cli.options import Option
+from scissorhands_jax.cli.options import Effect, Option
 from scissorhands_jax.cli.shared import OverwriteOptions, print_json
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.terminal import Console, say
@@ -48,6 +48,15 @@ class LogsCommand(OverwriteOptions):
     example: ClassVar[str] = "lm evaluate --logs unlearned.json --retain-logs retain90.json --json"
 
     required: ClassVar[tuple[str, ...]] = ("network",)
+    effects: ClassVar[tuple[Effect, ...]] = (
+        Effect(
+            options=(
+                *("out", "forget", "retain", "real_authors", "world_facts"),
+                *("template", "max_tokens", "dtype", "overwrite"),
+            ),
+            needs=("model",),
+        ),
+    )
 
     logs: Annotated[Path | None, Option("Log of the network in question.", metavar="FILE", exclusive="network")] = None
     model: Annotated[
@@ -107,8 +116,6 @@ class LogsCommand(OverwriteOptions):
         }
         questions = {name: path for name, path in files.items() if path is not None}
         if self.logs is not None:
-            if questions or self.out is not None:
-                raise InputError("--out and files of questions are for --model; leave them out, or --logs")
             return self.logs
         if self.model is None or self.out is None or not questions:
             raise InputError("--model is asked the questions of files, and its log is written; give --forget and --out")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from scissorhands_jax.cli import choices
-from scissorhands_jax.cli.options import RARE, Option, SettingsCommand
+from scissorhands_jax.cli.options import RARE, Effect, Option, SettingsCommand
 from scissorhands_jax.cli.shared import LongCommand, MeshOptions, ResumeOptions, given_settings, print_json
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import config as config_lib
@@ -53,6 +53,11 @@ class TextFormOptions(LongCommand):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LanguageTrainingOptions(MeshOptions, TextFormOptions, SettingsCommand):
     """A command about making a language model forget."""
+
+    effects: ClassVar[tuple[Effect, ...]] = (
+        Effect(options=("lora_alpha",), needs=("lora",)),
+        Effect(options=("refusals",), needs=("method",), values=("dpo",)),
+    )
 
     method: Annotated[
         str, Option("Name of the method, e.g. npo, simnpo, gradient_difference or scissorhands.", metavar="NAME")
@@ -112,8 +117,6 @@ class LanguageTrainingOptions(MeshOptions, TextFormOptions, SettingsCommand):
         from scissorhands_jax.language.lora import Lora
         from scissorhands_jax.language.method_settings import token_settings
 
-        if self.lora is None and self.lora_alpha is not None:
-            raise InputError("--lora-alpha is about --lora; give the rank with it, or leave it out")
         settings = token_settings(self.method)()
         return {
             "model": self.model,
@@ -194,6 +197,11 @@ class LanguagePlanCommand(LanguageTrainingOptions):
     example: ClassVar[str] = (
         "lm plan --model Llama-3.2-1B --row-length 256 --method npo --lora 8 --dtype bfloat16 --memory 24"
     )
+    effects: ClassVar[tuple[Effect, ...]] = (
+        *LanguageTrainingOptions.effects,
+        Effect(options=("held_out", "refusals", "template"), needs=("forget",)),
+        Effect(options=("row_length",), unless=("forget",)),
+    )
 
     forget: Annotated[Path | None, _forget_file(" With --retain it says how long rows are, and how many steps.")] = None
     retain: Annotated[Path | None, Option("File of what is to be kept, of the same form.", metavar="FILE")] = None
@@ -265,6 +273,7 @@ class LanguageGenerateCommand(TextFormOptions):
     """Print what a language model says to prompts, if it always says the most probable token next."""
 
     example: ClassVar[str] = "lm generate --model run/model --question 'Who wrote the Amber Garden?'"
+    effects: ClassVar[tuple[Effect, ...]] = (Effect(options=("template",), needs=("question", "file")),)
 
     prompt: Annotated[
         tuple[str, ...],

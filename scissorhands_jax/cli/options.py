@@ -34,6 +34,20 @@ _SETTING = re.compile(r"(--)?\w+(\.\w+)*=")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Effect:
+    """When some options of a command have an effect; where they are given without having one, that is an error."""
+
+    options: tuple[str, ...]
+    """Their fields."""
+    needs: tuple[str, ...] = ()
+    """Fields of options, one of which must be given for it."""
+    values: tuple[str, ...] = ()
+    """What the only field of `needs` must be; with none, any value does."""
+    unless: tuple[str, ...] = ()
+    """Fields of options with which they have none."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Command(abc.ABC):
     """A command of the command line; subclasses add options as fields, each with an `Option`, and say what `run` does.
 
@@ -46,6 +60,8 @@ class Command(abc.ABC):
     """Fields that have a default, or exclusive groups, but that this command requires."""
     when_interrupted: ClassVar[str] = ""
     """What a user can do after interrupting the command, for the message."""
+    effects: ClassVar[tuple[Effect, ...]] = ()
+    """What its options depend on, where some have an effect with others only."""
 
     @abc.abstractmethod
     def run(self, console: Console) -> int | None:
@@ -167,7 +183,7 @@ def parse(name: str, command: type[Command], words: Sequence[str]) -> Command:
       words: What the user wrote after the name.
 
     Raises:
-      InputError: An option is unknown or missing, or its value is of another type.
+      InputError: An option is unknown or missing, its value is of another type, or it has no effect with the others.
     """
     flags = flags_of(command)
     for word in words:
@@ -184,7 +200,34 @@ def parse(name: str, command: type[Command], words: Sequence[str]) -> Command:
         if hasattr(found, field)
     }
     settings = tuple(_read_setting(word, name, command) for word in rest)
+    _check_effects(command, values)
     return command(**values, settings=settings) if issubclass(command, SettingsCommand) else command(**values)
+
+
+def _check_effects(command: type[Command], values: Mapping[str, Any]) -> None:
+    """Refuses options that were given and have no effect.
+
+    Args:
+      command: The class of the command.
+      values: The options that were given, by the names of their fields.
+    """
+    options = options_of(command)
+    defaults = {field.name: field.default for field in dataclasses.fields(command)}
+    for effect in command.effects:
+        given = [options[field].flag for field in effect.options if field in values]
+        if not given:
+            continue
+        flag, advice = given[0], "leave it out" if len(given) == 1 else f"leave {' and '.join(given)} out"
+        if against := [options[field].flag for field in effect.unless if values.get(field)]:
+            raise InputError(f"{flag} has no effect with {against[0]}; {advice}")
+        needed = [options[field].flag for field in effect.needs]
+        if effect.values:
+            value = values.get(effect.needs[0], defaults[effect.needs[0]])
+            if value not in effect.values:
+                fitting = " or ".join(effect.values)
+                raise InputError(f"{flag} has no effect with {needed[0]} {value}, only with {fitting}; {advice}")
+        elif needed and not any(values.get(field) for field in effect.needs):
+            raise InputError(f"{flag} has no effect without {' or '.join(needed)}; {advice}")
 
 
 def make_parser(name: str, command: type[Command]) -> argparse.ArgumentParser:

@@ -120,8 +120,8 @@ def find_labelled_images(root: Path, *, image_size: int | None = None, held_out:
     * `CLASS/*`, where a share of the images of each class is for testing.
 
     Classes in folders and their images are sorted by name as torchvision's ImageFolder does it, so that labels are the
-    same there and here: folder `10` comes before folder `2`. Folders in the folder of a class are searched too. The
-    labels of a list are sorted by value.
+    same there and here: folder `10` comes before folder `2`. Folders in the folder of a class are searched too, also
+    linked ones. The labels of a list are sorted by value.
 
     Args:
       root: The folder.
@@ -180,10 +180,22 @@ def _classes(root: Path) -> list[tuple[Path, str]]:
     return [
         (Path(place, name), folder.name)
         for folder in folders
-        for place, _, names in sorted(os.walk(folder))
+        for place, names in sorted(_walk(folder))
         for name in sorted(names)
         if Path(name).suffix.lower() in IMAGE_SUFFIXES
     ]
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Every folder below one, linked or not, with the names of its files.
+
+    Raises:
+      InputError: A link leads back to a folder that holds it.
+    """
+    for place, _, names in os.walk(folder, followlinks=True):
+        if any(path.samefile(place) for path in Path(place).absolute().parents):
+            raise InputError(f"{place} leads back to a folder that holds it, so there is no end to it; remove the link")
+        yield place, names
 
 
 def _imagefolder_order(file: ImageFile, root: Path) -> tuple[int, str, str]:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -278,6 +279,67 @@ def test_help_loads_nothing_heavy():
 def test_commands_that_cannot_be_run_say_what_can(words, message, capsys):
     assert cli.main(words) == 2
     assert message in error_of(capsys)
+
+
+def test_what_options_depend_on_are_options_of_the_command():
+    for name, command in cli.COMMANDS.items():
+        fields = options.options_of(command)
+        for effect in command.effects:
+            assert all((effect.options, effect.needs or effect.unless)), name
+            assert {*effect.options, *effect.needs, *effect.unless} <= set(fields), name
+            assert not effect.values or len(effect.needs) == 1, name
+
+
+_ATTACK = "sd attack --model sd --unet new --prompts list.csv --out attacks"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (f"{_ATTACK} --kind transfer --rounds 5", "--rounds has no effect with --kind transfer, only with prompt or"),
+        (f"{_ATTACK} --kind transfer --tokens 5 --images d", "--tokens has no effect .*; leave --tokens and --images"),
+        (f"{_ATTACK} --forgotten-concepts cat --threshold 0.5", "--threshold has no effect with --forgotten-concepts"),
+        (f"{_ATTACK} --concept-text {{}}", "--concept-text has no effect without --forgotten-concepts or --kept-"),
+        ("lm evaluate --logs log.json --max-tokens 5", "--max-tokens has no effect without --model; leave it out"),
+        ("lm evaluate --logs log.json --forget f --out o", "--out .* without --model; leave --out and --forget out"),
+        ("lm evaluate --logs log.json --overwrite", "--overwrite has no effect without --model"),
+        ("lm generate --model m --prompt a --template chat", "--template has no effect without --question or --file"),
+        ("lm plan --model m --method dpo --refusals file", "--refusals has no effect without --forget"),
+        (
+            "lm plan --model m --method npo --forget f --retain r --row-length 9",
+            "--row-length has no effect with --for",
+        ),
+        ("lm unlearn --model m --method npo --forget f --retain r --out o --lora-alpha 3", "--lora-alpha .* without"),
+        ("sd generate --model m --prompts list.csv --out o --images 3", "--images has no effect without --prompt;"),
+        ("sd evaluate --images new --out report --steps 20", "--steps has no effect without --prompts"),
+        ("sd import --random --out sd --resume", "--resume has no effect with --random; leave it out"),
+        ("sd import --random --out sd --no-ema", "--ema has no effect with --random"),
+        (
+            "unlearn --checkpoint run --forget all --out o --seconds-to-meet 5",
+            "--seconds-to-meet has no effect without",
+        ),
+    ],
+)
+def test_an_option_without_effect_is_refused(words, message, capsys):
+    """Whoever gives an option expects that it does something."""
+    assert cli.main(shlex.split(words)) == 2
+    assert re.match(message, error_of(capsys))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        f"{_ATTACK} --rounds 5 --images d",
+        f"{_ATTACK} --kind embedding --rounds 5",
+        f"{_ATTACK} --kind transfer --gate 3 --threshold 0.5",
+        "lm evaluate --model m --out o --forget f --dtype bfloat16 --overwrite",
+        "lm plan --model m --method dpo --forget f --retain r --refusals s",
+        "sd evaluate --images new --out report --prompts list.csv --model sd --steps 20 --seed 3",
+        "unlearn --checkpoint run --forget all --out o --num-processes 2 --seconds-to-meet 5",
+    ],
+)
+def test_an_option_with_effect_is_read(words):
+    cli.read_command(shlex.split(words))
 
 
 def test_every_long_command_can_be_followed_and_silenced():

@@ -280,6 +280,25 @@ class TestFolder:
         expected = [pixels(number, 3, 3) for number in range(len(names))]
         np.testing.assert_array_equal(splits.train["image"][..., 0], expected)
 
+    def test_linked_folders_are_read_as_imagefolder_reads_them(self, tmp_path):
+        for number in range(5):
+            save_image(tmp_path / "root/a" / f"{number}.png", pixels(number, 3, 3))
+            save_image(tmp_path / "elsewhere/deep" / f"{number}.png", pixels(number, 3, 3))
+        (tmp_path / "root/b").symlink_to(tmp_path / "elsewhere")
+        (tmp_path / "root/a/more").symlink_to(tmp_path / "elsewhere/deep")
+        found = own.find_labelled_images(tmp_path / "root")
+        assert found.class_names == ("a", "b")
+        files = [file.path.relative_to(tmp_path / "root") for files in found.splits.values() for file in files]
+        expected = [f"{place}/{number}.png" for place in ("a", "a/more", "b/deep") for number in range(5)]
+        assert sorted(map(str, files)) == sorted(expected)
+
+    @pytest.mark.parametrize("target", ["root", "root/a", "root/a/deep", "."])
+    def test_a_link_without_end_is_refused(self, tmp_path, target):
+        save_image(tmp_path / "root/a/deep/0.png", pixels(0, 3, 3))
+        (tmp_path / "root/a/deep/again").symlink_to(tmp_path / target)
+        with pytest.raises(InputError, match="root/a/deep/again leads back to a folder that holds it"):
+            own.find_labelled_images(tmp_path / "root")
+
     def test_folders_named_train_and_test_are_the_split(self, tmp_path):
         save_image(tmp_path / "train" / "cats" / "a.png", pixels(0, 3, 3))
         save_image(tmp_path / "train" / "dogs" / "b.PNG", pixels(1, 3, 3))
