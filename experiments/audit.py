@@ -72,6 +72,8 @@ def describe(document: Mapping[str, Any]) -> str:
         f"# {report.markdown_text(document['config']['experiment'])}, {document['config']['tier']}\n",
         f"{report.audit_verdict(document['gates'])}\n",
     ]
+    if note := report.failures_note(document):
+        parts.append(f"{report.markdown_text(note)}\n")
     parts += ["## Gates\n", report.markdown(report.gates_grid(document["gates"]))]
     for heading, table in report.evidence_grids(document):
         parts += [f"## {report.markdown_text(heading)}\n", report.markdown(table)]

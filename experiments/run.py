@@ -66,6 +66,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     if not options.no_report:
         report.print_tables(document["rows"], Console())
+        if note := report.failures_note(document):
+            say(console, note)
         say(console, report.gates_note(document["gates"]))
     return 0
 

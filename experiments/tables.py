@@ -110,6 +110,8 @@ def brief(document: Mapping[str, Any]) -> str:
         lines = tuple(tuple(line[number] for number in kept) for line in grid.lines)
         shown = dataclasses.replace(grid, headers=tuple(grid.headers[number] for number in kept), lines=lines)
         text.append(report.markdown(shown))
+    if note := report.failures_note(document):
+        text.append(report.markdown_text(note) + "\n")
     return "\n".join(text)
 
 
@@ -158,6 +160,9 @@ def describe(document: Mapping[str, Any], name: str) -> Description:
                 text += (
                     f"\n![{report.markdown_text(picture.alt)}]({stem}.svg)\n\n{report.markdown_text(picture.caption)}\n"
                 )
+    if lost := report.failures_note(document):
+        text += f"\n{report.markdown_text(lost)}\n"
+        tex += f"\n% {lost}\n"
     # Older results have no gates, so these are computed from their rows.
     found = document.get("gates") or [gate._asdict() for gate in table_gates.of_rows(document["rows"])]
     text += f"\n## Gates\n\n{report.gates_note(found)}\n\n{report.markdown(report.gates_grid(found))}"

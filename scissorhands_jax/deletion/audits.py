@@ -277,6 +277,10 @@ def findings_about(
             for gate in document["gates"]
             if gate["decides"] and (gate["passed"] is not None or gate["reported"])
         )
+        if lost := sum(_is_of(failure, name, label) for failure in document.get("failures", ())):
+            of = document["ensemble"]["networks_per_side"]
+            why = f"{label} diverged on {lost} of {of} networks, and the others say nothing of these"
+            gates += (EvidenceGate("audit: networks of the method", False, why),)
         entries = {entry["metric"]: entry for entry in document["evidence"] if _is_of(entry, name, label)}
         if any("error" not in entry for entry in entries.values()):
             raise InputError("the audit was made before its numbers had standard errors; make it again")

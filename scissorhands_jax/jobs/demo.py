@@ -119,6 +119,8 @@ def run_demo(
         console=console,
     )
     report.print_tables(document["rows"], Console())
+    if note := report.failures_note(document):
+        say(console, note)
     say(console, report.gates_note(document["gates"]))
     say(console, f"open {out / 'report.html'}; all numbers are in {out / 'results.json'}")
     return document

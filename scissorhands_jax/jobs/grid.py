@@ -398,7 +398,7 @@ def write_report(
             figures=[*(picture for picture in drawn if picture.name != "gap"), *figures],
             explanations=explanations,
             settings=document["config"],
-            remarks=[report.Section("Code", [document["code"]])],
+            remarks=[*report.failures_section(document), report.Section("Code", [document["code"]])],
             hashes={"Networks (CRC-32)": networks, "Forget sets (SHA-256)": forgotten},
             environment=report.environment_of(document),
         ),

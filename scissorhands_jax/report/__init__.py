@@ -14,7 +14,7 @@ with _epy.lazy_api_imports(globals()):
     from scissorhands_jax.report.drawing import Picture, figure_png, figure_svg
     from scissorhands_jax.report.forgetting import Answer, ForgottenExample, forgetting_figure
     from scissorhands_jax.report.gradcam_figures import gradcam_figure
-    from scissorhands_jax.report.page import Page, Section, Sheet, write_html
+    from scissorhands_jax.report.page import Page, Section, Sheet, failures_section, write_html
     from scissorhands_jax.report.results import environment, environment_of, read_results, write_results
     from scissorhands_jax.report.row_figures import (
         before_after_figure,
@@ -31,6 +31,7 @@ with _epy.lazy_api_imports(globals()):
         ROW_FIELDS,
         Row,
         closest_sentence,
+        failures_note,
         grouped,
         row_fields,
         table_note,
@@ -77,6 +78,8 @@ __all__ = [
     "environment_of",
     "evidence_figure",
     "evidence_grids",
+    "failures_note",
+    "failures_section",
     "figure_png",
     "figure_svg",
     "forgetting_figure",

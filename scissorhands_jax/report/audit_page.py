@@ -20,10 +20,10 @@ from scissorhands_jax.report.drawing import (
     panel_layout,
     plot_label,
 )
-from scissorhands_jax.report.page import Page, Section, Sheet, write_html
+from scissorhands_jax.report.page import Page, Section, Sheet, failures_section, write_html
 from scissorhands_jax.report.results import environment_of
 from scissorhands_jax.report.row_figures import row_pictures
-from scissorhands_jax.report.rows import REFERENCE
+from scissorhands_jax.report.rows import REFERENCE, failures_note
 from scissorhands_jax.report.tables import print_grid
 from scissorhands_jax.report.trust import audit_verdict
 from scissorhands_jax.terminal import Console, say
@@ -173,6 +173,7 @@ def write_audit(path: str | os.PathLike, document: Mapping[str, Any]) -> None:
             sheets=[Sheet(heading, table, ["Means over forget sets."]) for heading, table in evidence_grids(document)],
             rows=document["rows"],
             figures=[everything, *row_pictures(document["rows"])],
+            remarks=failures_section(document),
             explanations=[Section("What was done", [about]), Section("How to read it", _WHAT)],
             settings=document["config"],
             hashes={
@@ -190,4 +191,6 @@ def print_audit(document: Mapping[str, Any], console: Console) -> None:
     """Prints the first table of an audit, and whether its numbers can be trusted."""
     for heading, table in evidence_grids(document)[:1]:
         print_grid(heading, table, console)
+    if note := failures_note(document):
+        say(console, note)
     say(console, audit_verdict(document["gates"]))

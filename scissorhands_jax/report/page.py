@@ -25,6 +25,7 @@ from scissorhands_jax.report.rows import (
     Row,
     cell,
     columns,
+    failures_note,
     further_columns,
     grouped,
     interval_note,
@@ -93,6 +94,16 @@ class Page:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     hashes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def failures_section(document: Mapping[str, Any]) -> list[Section]:
+    """The remark on the runs of a table or an audit that diverged, if there are any.
+
+    Args:
+      document: The results, with `rows` and `failures`.
+    """
+    note = failures_note(document)
+    return [Section("Runs that diverged", [note])] if note else []
 
 
 def write_html(path: str | os.PathLike, page: Page) -> None:

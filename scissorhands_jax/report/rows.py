@@ -16,6 +16,7 @@ A row may have further keys:
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -353,21 +354,35 @@ def table_note(methods: Methods) -> str:
 
 def smallest_gap(methods: Methods) -> str | None:
     """Returns the method with the smallest mean Avg. Gap, or None if there are not several besides retraining."""
-    gaps = {method: numbers(rows, "avg_gap") for method, rows in methods.items() if method not in (REFERENCE, REDRAWN)}
-    means = {method: math.fsum(found) / len(found) for method, found in gaps.items() if found}
+    means = {method: mean for method, mean in _mean_gaps(methods).items() if method != REDRAWN}
     return min(means, key=lambda method: means[method]) if len(means) > 1 else None
+
+
+def _mean_gaps(methods: Methods) -> dict[str, float]:
+    """The mean Avg. Gap of each method but the reference; those with fewer runs than others are left out.
+
+    One that diverged in some runs may have the smallest mean of the few that are left.
+    """
+    gaps = {method: numbers(rows, "avg_gap") for method, rows in methods.items() if method != REFERENCE}
+    most = max((len(found) for method, found in gaps.items() if method not in (ORIGINAL, REDRAWN)), default=0)
+    return {
+        method: math.fsum(found) / len(found)
+        for method, found in gaps.items()
+        if found and (len(found) == most or method in (ORIGINAL, REDRAWN))
+    }
 
 
 def closest_sentence(rows: Iterable[Row]) -> str:
     """Writes the result in a sentence per scenario: the method that came closest to the retrained network.
+
+    A method of which fewer runs have one than of the others, because some diverged, is not named.
 
     Args:
       rows: The rows of any number of scenarios. Scenarios without an Avg. Gap are left out.
     """
     sentences = []
     for scenario, methods in grouped(rows).items():
-        gaps = {method: numbers(group, "avg_gap") for method, group in methods.items() if method != REFERENCE}
-        means = {method: math.fsum(found) / len(found) for method, found in gaps.items() if found}
+        means = _mean_gaps(methods)
         before, floor = means.pop(ORIGINAL, None), means.pop(REDRAWN, None)
         if means:
             best = min(means, key=lambda method: means[method])
@@ -379,3 +394,20 @@ def closest_sentence(rows: Iterable[Row]) -> str:
             text += "" if floor is None else f", and a second retrained network {floor:.2f}"
             sentences.append(f"{text}.")
     return " ".join(sentences) or "There is no Avg. Gap, because there is no retrained network to compare with."
+
+
+def failures_note(document: Mapping[str, Any]) -> str:
+    """Names the runs that diverged, in a sentence; "" if there is none.
+
+    Args:
+      document: The results of a table or an audit, with `rows` and `failures`.
+    """
+    whole = collections.Counter((row["scenario"], row["method"]) for row in document["rows"])
+    lost = collections.Counter((run["scenario"], run["method"]) for run in document.get("failures", ()))
+    if not lost:
+        return ""
+    named = [
+        f"{method} in {count} of {count + whole[scenario, method]} ({scenario})"
+        for (scenario, method), count in lost.items()
+    ]
+    return f"Runs that diverged, which no number counts: {', '.join(named)}."

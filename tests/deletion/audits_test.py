@@ -520,6 +520,21 @@ class TestFindings:
         with pytest.raises(InputError, match="cannot be trusted: why"):
             deletion_audits.findings_about(document, job, 0.9, must_be_trusted=True)
 
+    def test_networks_on_which_the_method_diverged_are_held_against_it(self, document, job):
+        name = next(one["scenario"] for one in document["evidence"] if one["method"] == "scissorhands")
+        failure = {"scenario": name, "method": "scissorhands", "seed": 0, "failure": "the loss is not finite"}
+        document["failures"] = [failure | {"method": "finetune"}, failure | {"scenario": "another"}]
+        assert all(gate.passed for gate in deletion_audits.findings_about(document, job, 0.9, must_be_trusted=True)[1])
+        document["failures"] += [failure, failure | {"seed": 1}]
+        findings, gates = deletion_audits.findings_about(document, job, 0.9, must_be_trusted=False)
+        (failed,) = [gate for gate in gates if not gate.passed]
+        of = document["ensemble"]["networks_per_side"]
+        assert failed.why == f"scissorhands diverged on 2 of {of} networks, and the others say nothing of these"
+        verdict = deletion_audits.verdicts.judge(Evidence("test", findings, gates), {"test": 0.0}, 1.0, exact=False)
+        assert verdict.answer == "retrain now"
+        with pytest.raises(InputError, match="cannot be trusted: scissorhands diverged on 2 of"):
+            deletion_audits.findings_about(document, job, 0.9, must_be_trusted=True)
+
     @pytest.mark.parametrize("field", ["value", "low", "high"])
     def test_numbers_that_are_not_finite_are_refused(self, document, job, field):
         for entry in document["evidence"]:

@@ -353,3 +353,4 @@ def test_a_method_that_diverges_is_a_failure_and_the_table_goes_on(tmp_path):
     (failure,) = document["failures"]
     assert failure["method"] == "hopeless"
     assert "lower the learning rate" in failure["failure"]
+    assert report.failures_note(document) == "Runs that diverged, which no number counts: hopeless in 1 of 1 (one)."

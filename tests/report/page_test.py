@@ -799,3 +799,21 @@ def test_the_sentence_of_a_table_names_the_closest_method():
     (best,) = [line for line in report.scenario_grid(report.grouped(rows + floor)["random"]).lines if line[5].best]
     assert best[0].text == "scissorhands", "the floor is no method"
     assert "no retrained network" in report.closest_sentence([{"scenario": "s", "method": "m"}])
+
+
+def test_a_method_that_diverged_in_some_runs_is_not_the_best_and_its_lost_runs_are_counted(tmp_path):
+    rows = make_rows(scenarios=["random"], methods=["retrain", "original", "finetune", "scissorhands"])
+    (kept, *lost) = [row for row in rows if row["method"] == "finetune"]
+    assert lost
+    some = [row | {"avg_gap": 0.1} if row is kept else row for row in rows if row not in lost]
+    assert report.closest_sentence(some).startswith("random: scissorhands is 4.09 percentage points")
+    (best,) = [line for line in report.scenario_grid(report.grouped(some)["random"]).lines if line[5].best]
+    assert best[0].text == "scissorhands"
+    failures = [{"scenario": "random", "method": "finetune", "seed": row["seed"], "failure": "why"} for row in lost]
+    note = report.failures_note({"rows": some, "failures": failures})
+    assert note == (f"Runs that diverged, which no number counts: finetune in {len(lost)} of {len(lost) + 1} (random).")
+    assert report.failures_note({"rows": rows, "failures": []}) == report.failures_note({"rows": rows}) == ""
+    assert report.failures_section({"rows": rows}) == []
+    shown = report.Page(title="t", answer="a", remarks=report.failures_section({"rows": some, "failures": failures}))
+    report.write_html(tmp_path / "page.html", shown)
+    assert note in (tmp_path / "page.html").read_text()
