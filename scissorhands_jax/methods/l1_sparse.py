@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import ClassVar
 
 import jax
@@ -13,7 +14,7 @@ from scissorhands_jax.base import Carry, Data, Method, Model, StatefulLossFn
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.keywords import takes
 from scissorhands_jax.methods._gradient import descend, retain_batches
-from scissorhands_jax.methods.settings import Gradient, TrainingSettings
+from scissorhands_jax.methods.settings import Choices, Gradient, Range, TrainingSettings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,6 +87,10 @@ class L1SparseSettings(L1SparseOptions, TrainingSettings):
     learning_rate: float = 1e-2
     penalty: float = 1e-4
     gradients: ClassVar[tuple[Gradient, ...]] = ("retain",)
+    search_ranges: ClassVar[Mapping[str, Range | Choices]] = {
+        "penalty": (1e-6, 1e-2),
+        **TrainingSettings.search_ranges,
+    }
 
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The method with these settings; see `MethodSettings.build`."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar
 
 import optax
 
@@ -10,7 +12,7 @@ from scissorhands_jax.base import Method, Model, StatefulLossFn
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.keywords import takes
 from scissorhands_jax.methods._gradient import PairedOptions, descend, paired_batches, split_key
-from scissorhands_jax.methods.settings import TrainingSettings
+from scissorhands_jax.methods.settings import Choices, Range, TrainingSettings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,10 @@ class NegGradPlusSettings(NegGradPlusOptions, TrainingSettings):
     """Settings of ours, since the weight of the original depends on the data set."""
 
     learning_rate: float = 1e-2
+    search_ranges: ClassVar[Mapping[str, Range | Choices]] = {
+        "forget_weight": (0.005, 1.0),
+        **TrainingSettings.search_ranges,
+    }
 
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The method with these settings; see `MethodSettings.build`."""

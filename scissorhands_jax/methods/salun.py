@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import ClassVar, Literal
 
 import jax
@@ -17,7 +17,7 @@ from scissorhands_jax.base import Data, Key, Mask, Method, Model, ModelState, Pa
 from scissorhands_jax.errors import InputError, check_choice
 from scissorhands_jax.keywords import takes
 from scissorhands_jax.methods._gradient import descend, for_classes, forget_first_batches, mixed_batches
-from scissorhands_jax.methods.settings import Mode, TrainingSettings
+from scissorhands_jax.methods.settings import Choices, Mode, Range, TrainingSettings
 
 Relabel = Callable[[Key, jax.Array], jax.Array]
 Order = Literal["mixed", "sequential"]
@@ -196,6 +196,10 @@ class SalunSettings(SalunOptions, TrainingSettings):
 
     mixed: ClassVar[bool] = True
     reads_classes: ClassVar[bool] = True
+    search_ranges: ClassVar[Mapping[str, Range | Choices]] = {
+        "fraction": (0.03, 0.9),
+        **TrainingSettings.search_ranges,
+    }
 
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The method with these settings; see `MethodSettings.build`."""
@@ -210,3 +214,4 @@ class RandomLabelSettings(SalunSettings):
 
     fraction: None = None
     """None, since this method has no mask."""
+    search_ranges: ClassVar[Mapping[str, Range | Choices]] = TrainingSettings.search_ranges
