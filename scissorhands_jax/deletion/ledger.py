@@ -27,7 +27,7 @@ import contextlib
 import dataclasses
 import datetime
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -113,7 +113,9 @@ class Ledger:
             raise
 
     @classmethod
-    def begin(cls, folder: Path, about: LedgerBegun, keys: Path | None = None) -> Ledger:
+    def begin(
+        cls, folder: Path, about: LedgerBegun, keys: Path | None = None, *, prepare: Callable[[], None] | None = None
+    ) -> Ledger:
         """Begins a ledger in a folder, or opens the one that another process has just begun there.
 
         Args:
@@ -121,6 +123,8 @@ class Ledger:
           about: The first entry. The name of the ledger and the digests of its keys are filled in here.
           keys: The folder of the keys, which are drawn if they do not exist. The default is the folder `keys` in the
             ledger's folder.
+          prepare: Writes further files of the ledger. It is called where the ledger is begun here, before it is there,
+            and while no other process can begin one.
         """
         drawn = signing.make_keys(keys or folder / KEYS_FOLDER)
         folder.mkdir(parents=True, exist_ok=True)
@@ -128,6 +132,8 @@ class Ledger:
         try:
             with database.transaction("IMMEDIATE"):
                 if database.version == 0:
+                    if prepare is not None:
+                        prepare()
                     database.make_tables()
                     first = dataclasses.replace(
                         about, ledger=uuid.uuid4().hex, public_key=drawn.public, secret=_secret_digest(drawn)

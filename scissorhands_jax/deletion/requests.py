@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from scissorhands_jax import data as data_lib
 from scissorhands_jax import datasets, files, hashing, reading
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.deletion import records, signing
@@ -124,8 +125,10 @@ def add_request(
         subject = Subject()  # The ledger knows it from now on.
     with Ledger(folder, keys) as book:
         remove_ledger_leftovers(book, keys)
-        config = config_in_use(book, subject)
+        config = config_in_use(book, dataclasses.replace(subject, trained_on=None))
         digests = check_content(book, config, [])
+        if subject.trained_on is not None:
+            _check_trained_on(book, Path(subject.trained_on), len(digests))
         positions, _ = prepare_network(config).forget_set(forget, seed)
         examples = [NamedExample(int(position), digests[position]) for position in positions]
         named = {example.digest for example in examples}
@@ -170,11 +173,16 @@ def config_in_use(book: Ledger, subject: Subject) -> NetworkConfig:
     """
     about, current = book.about, run_in_use(book)
     check_place(subject, current)
-    for name in ("model", "trained_on", *_DESCRIBED):
-        if getattr(subject, name) is not None and (name != "model" or subject.model != about.model):
-            option = name if name == "model_options" else "--" + name.replace("_", "-")
-            raise InputError(f"the ledger in {book.folder} knows its {name} already; leave {option} out")
     described = reading.parse_json(about.described) if about.described else {}
+    for name in ("model", *_DESCRIBED):
+        given, known = getattr(subject, name), about.model if name == "model" else described.get(name)
+        if name == "model_options" and given is not None:
+            given = {**(known or {}), **given}  # One that is not named is as it was.
+        if given not in (None, known):
+            option = name if name == "model_options" else "--" + name.replace("_", "-")
+            raise InputError(
+                f"the ledger in {book.folder} knows its {name} already, as another one; leave {option} out"
+            )
     if subject.rename is not None:
         described["rename"] = subject.rename
     weights, checkpoint, trained_on = about.weights, about.checkpoint, None
@@ -195,6 +203,25 @@ def config_in_use(book: Ledger, subject: Subject) -> NetworkConfig:
         check=subject.check,
         **described,
     )
+
+
+def _check_trained_on(book: Ledger, file: Path, total: int) -> None:
+    """Refuses a list of what the original network was trained on that is not the one with which the ledger was begun.
+
+    Args:
+      book: The ledger.
+      file: The list.
+      total: The number of examples in the training split.
+
+    Raises:
+      InputError: It is another list, or cannot be read.
+    """
+    positions = data_lib.check_training_set(forget_sets.read_positions(file, total), total)
+    if positions_digest(book.keys, positions) != book.about.trained_on:
+        raise InputError(
+            f"the ledger in {book.folder} knows what its network was trained on, and {file} says something else; leave "
+            "--trained-on out"
+        )
 
 
 def check_place(subject: Subject, current: int | None) -> None:
@@ -285,10 +312,7 @@ def _first_config(subject: Subject) -> NetworkConfig:
 def _begin(folder: Path, keys: Path | None, network: OriginalNetwork) -> None:
     config = network.config
     drawn = signing.make_keys(keys or folder / KEYS_FOLDER)
-    trained_on = None
-    if config.trained_on is not None:
-        trained_on = positions_digest(drawn, network.past.trained_on)
-        files.write_text(trained_on_file(folder), positions_text(network.past.trained_on))
+    trained_on = None if config.trained_on is None else positions_digest(drawn, network.past.trained_on)
     kind, colon, path = config.dataset.partition(":")
     described = {name: getattr(config, name) for name in _DESCRIBED} | {"rename": _absolute(config.rename)}
     described = {name: value for name, value in described.items() if value not in (None, {})}
@@ -304,11 +328,18 @@ def _begin(folder: Path, keys: Path | None, network: OriginalNetwork) -> None:
         training_set=_set_digest(drawn, "training set", signing.example_digests(drawn, network.splits.train)),
         test_set=_set_digest(drawn, "test set", signing.example_digests(drawn, network.splits.test)),
     )
-    with Ledger.begin(folder, about, keys) as book:
-        if book.about.network != about.network:
-            raise LedgerError(
-                f"another process has just begun a ledger for another network in {folder}; name another folder"
-            )
+
+    def write_list() -> None:
+        if trained_on is not None:
+            files.write_text(trained_on_file(folder), positions_text(network.past.trained_on))
+
+    with Ledger.begin(folder, about, keys, prepare=write_list) as book:
+        for name in ("network", "trained_on", "training_set", "test_set"):
+            if getattr(book.about, name) != getattr(about, name):
+                raise LedgerError(
+                    f"another process has just begun a ledger in {folder}, with another {name.replace('_', ' ')}; name "
+                    "another folder"
+                )
         records.write_public(folder, book.keys)
 
 

@@ -5,9 +5,11 @@ import datetime
 import json
 
 import jax
+import numpy as np
 import pytest
 
 from scissorhands_jax import deletion, models, torch_weights
+from scissorhands_jax.deletion import requests
 from scissorhands_jax.deletion.entries import Request
 from scissorhands_jax.deletion.ledger import Ledger, check_request
 from scissorhands_jax.deletion.requests import config_in_use
@@ -61,7 +63,10 @@ def test_a_changed_training_or_test_set_is_refused(served, book_folder, tmp_path
     ("words", "message"),
     [
         (["add", "--forget", "indices:{first}", "--requester", "A"], "has not forgotten yet"),
-        (["add", "--forget", "indices:{first}", "--requester", "A", "--model", "vgg16_bn"], "knows its model already"),
+        (
+            ["add", "--forget", "indices:{first}", "--requester", "A", "--model", "vgg16_bn"],
+            "knows its model already, as another one",
+        ),
         (["add", "--forget", "class:2", "--requester", "A", "--due", "soon"], "due date"),
         (["add", "--forget", "class:2", "--requester", "A", "--due", ""], "due date"),
         (["add", "--forget", "class:2", "--requester", ""], "give a name of 1 to 500 printable characters"),
@@ -191,8 +196,64 @@ def test_a_network_and_its_file_are_described_once(tmp_path, capsys):
         config = config_in_use(book, deletion.Subject())
     assert (config.model_options, config.prefix) == ({"hidden": [5]}, "teacher.")
     assert command("verify", "--ledger", tmp_path / "ledger", "--quick") == 0
+    assert command("add", *words, *network, *described) == 0, "the same command again is another request"
     capsys.readouterr()
-    assert command("add", *words, *described[2:]) == 2
-    assert "knows its model_options already; leave model_options out" in error_of(capsys)
+    for changed, option in (("model_options.hidden=[6]", "model_options"), ("--prefix=student.", "--prefix")):
+        assert command("add", *words, changed) == 2
+        name = option.removeprefix("--")
+        assert f"knows its {name} already, as another one; leave {option} out" in error_of(capsys)
     assert command("add", *words, "fraction=0.1") == 2
     assert "takes settings of the network only, as model_options.NAME=VALUE" in error_of(capsys)
+
+
+@pytest.fixture
+def beginning(tmp_path):
+    """The words of a first request about a network that was trained on all examples but the last."""
+    forking.write_data(tmp_path)
+    model = models.build("mlp", num_classes=3, image_shape=(4, 4, 1), hidden=(5,))
+    arrays = torch_weights.to_state_dict(*model.init(jax.random.key(0)))
+    torch_weights.write_safetensors(tmp_path / "mlp.safetensors", arrays)
+    total = len(np.load(tmp_path / "data.npz")["image"])
+    (tmp_path / "known.txt").write_text("".join(f"{position}\n" for position in range(total - 1)))
+    (tmp_path / "fewer.txt").write_text("".join(f"{position}\n" for position in range(total - 2)))
+    (tmp_path / "first").write_text("0\n1\n")
+    words = ["--ledger", tmp_path / "ledger", "--requester", "A", "--forget", f"indices:{tmp_path / 'first'}"]
+    words += ["--weights", tmp_path / "mlp.safetensors", "--model", "mlp", "model_options.hidden=[5]"]
+    return [*words, "--dataset", f"npz:{tmp_path / 'data.npz'}", "--trained-on"]
+
+
+def test_a_first_request_can_be_repeated_as_it_was_typed(beginning, tmp_path, monkeypatch, capsys):
+    """Its process may have been killed between the beginning of the ledger and the request."""
+
+    def killed(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(requests, "config_in_use", killed)
+        assert command("add", *beginning, tmp_path / "known.txt") == 130
+    capsys.readouterr()
+    assert command("add", *beginning, tmp_path / "fewer.txt") == 2
+    assert "fewer.txt says something else; leave --trained-on out" in error_of(capsys)
+    assert command("add", *beginning, tmp_path / "known.txt") == 0
+    assert command("add", *beginning, tmp_path / "known.txt") == 0, "and is then one more request"
+    assert states(tmp_path / "ledger") == ["open", "open"]
+    assert command("verify", "--ledger", tmp_path / "ledger", "--quick") == 0
+
+
+def test_of_two_processes_that_begin_a_ledger_with_other_lists_one_is_refused(beginning, tmp_path, monkeypatch, capsys):
+    """Its list does not take the place of the other's."""
+    begin = Ledger.begin
+
+    def overtaken(*arguments, **options):
+        with monkeypatch.context() as patch:
+            patch.setattr(Ledger, "begin", begin)
+            assert command("add", *beginning, tmp_path / "known.txt") == 0
+        return begin(*arguments, **options)
+
+    monkeypatch.setattr(Ledger, "begin", overtaken)
+    assert command("add", *beginning, tmp_path / "fewer.txt") == 2
+    message = error_of(capsys)
+    assert "another process has just begun a ledger in" in message
+    assert "with another trained on; name another folder" in message
+    assert command("verify", "--ledger", tmp_path / "ledger", "--quick") == 0
+    assert states(tmp_path / "ledger") == ["open"]
