@@ -175,9 +175,10 @@ def config_in_use(book: Ledger, subject: Subject) -> NetworkConfig:
     check_place(subject, current)
     described = reading.parse_json(about.described) if about.described else {}
     for name in ("model", *_DESCRIBED):
-        given, known = getattr(subject, name), about.model if name == "model" else described.get(name)
-        if name == "model_options" and given is not None:
-            given = {**(known or {}), **given}  # One that is not named is as it was.
+        given = getattr(subject, name)
+        known = about.model if name == "model" else described.get(name)
+        if name == "model_options" and subject.model_options is not None:
+            given = {**described.get(name, {}), **subject.model_options}  # One that is not named is as it was.
         if given not in (None, known):
             option = name if name == "model_options" else "--" + name.replace("_", "-")
             raise InputError(
