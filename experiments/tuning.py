@@ -85,6 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
             "near": options.near,
         }
         rows, begun = _known(options.out, about)
+        measured: dict[int, dict[str, float]] = {}
         for seed, label in itertools.product(read_seeds(options.seeds), labels):
             place = {"method": label, "seed": seed}
             found = next((row for row in rows if row.items() >= place.items()), None)
@@ -100,6 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
                 from_defaults=options.from_defaults,
                 oracle=not options.without_oracle,
                 near=options.near,
+                measured=measured,
                 made=made,
                 keep=lambda trials, place=place, keep=keep: keep({**place, "trials": trials}),
                 console=console,
@@ -141,6 +143,7 @@ def tune(
     from_defaults: bool = False,
     oracle: bool = True,
     near: float | None = None,
+    measured: dict[int, dict[str, float]] | None = None,
     made: Sequence[Mapping[str, Any]] = (),
     keep: Callable[[list[dict[str, Any]]], None] | None = None,
     console: Console | None = None,
@@ -156,6 +159,7 @@ def tune(
       oracle: Whether a network is retrained, with which every trial is compared; the choice does not see it.
       near: Numbers are searched within this factor of those of the first trial, above 1, and names are kept. By default
         the whole ranges are searched, and all names.
+      measured: What was measured on the original of each seed, which is added to, so that it is measured once.
       made: The trials that an earlier call has made, as documents.
       keep: Called after every trial with the documents of all so far.
       console: Shows progress. By default that is standard error.
@@ -174,6 +178,11 @@ def tune(
         known = _evaluate(prepared, retrained.params, retrained.model_state) if retrained else None
         task = progress.add_task(f"seed {seed}: {label}", total=trials, note="")
 
+        model, measured = store.loaded.model, {} if measured is None else measured
+        if seed not in measured:
+            parts = original.params, original.model_state, prepared.data, prepared.validation
+            measured[seed] = search.measure_trial(model, *parts)
+
         def observe(params, model_state):
             return {"avg_gap": distances.average_gap(_evaluate(prepared, params, model_state), known)}
 
@@ -187,7 +196,7 @@ def tune(
             progress.update(task, completed=number, note=f"score {trial.score:.2f}{gap}")
 
         result = search.tune_settings(
-            store.loaded.model,
+            model,
             lambda chosen: store.loaded.method_of(chosen, original[:2], prepared.validation),
             settings,
             jax.random.fold_in(jax.random.key(seed), 3),
@@ -198,6 +207,7 @@ def tune(
             whole_classes=any(map(forget_sets.forgets_classes, scenario.forget)),
             space=space,
             num_trials=trials,
+            before=measured[seed],
             made=[search.Trial.of_document(document) for document in made],
             on_trial=on_trial,
             observe=observe if oracle else None,

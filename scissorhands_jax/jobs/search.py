@@ -78,6 +78,7 @@ def tune_settings(
     whole_classes: bool,
     num_trials: int = 12,
     max_seconds: float | None = None,
+    before: Mapping[str, float] | None = None,
     made: Sequence[Trial] = (),
     on_trial: Callable[[int, Trial], None] | None = None,
     observe: Callable[[Params, ModelState], dict[str, float]] | None = None,
@@ -99,6 +100,7 @@ def tune_settings(
       whole_classes: Whether whole classes or identities are forgotten (`forget_sets.forgets_classes`).
       num_trials: The number of trials, at least 1.
       max_seconds: The time after which no trial starts; None is no limit. The trials in `made` count.
+      before: What `measure_trial` says of the original. By default it is measured.
       made: The first trials of the same search, which an earlier call has made.
       on_trial: Called after every trial, also those in `made`, with its number, counted from 1, and the trial.
       observe: Measures every unlearned network for the record, for example against a retrained one; not used for the
@@ -114,7 +116,8 @@ def tune_settings(
         raise InputError(
             f"the task {task.name!r} has no classes that are forgotten as a whole; give whole_classes=False"
         )
-    before = measure_trial(model, params, model_state, data, validation, task=task)
+    if before is None:
+        before = measure_trial(model, params, model_state, data, validation, task=task)
     choices = candidates(settings, space, num_trials, key)
     tried = [_with_changes(settings, changes) for changes in choices]
     methods = sweeps.methods_of(build, tried)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import tuning
+from scissorhands_jax.jobs import search
 from scissorhands_jax.methods.scissorhands import ScissorhandsSettings
 
 
@@ -77,7 +78,7 @@ def test_without_an_oracle_no_network_is_retrained_and_a_killed_run_continues_wi
 
 
 @pytest.mark.parametrize("fewer", [1, 2])
-def test_a_larger_budget_adds_trials_to_those_that_were_made(fewer, tmp_path, capsys):
+def test_a_larger_budget_adds_trials_to_those_that_were_made(fewer, tmp_path, monkeypatch, capsys):
     small = ["training.epochs=1", "train_limit=200", "test_limit=50", "validation_share=0.3", "every_attack=false"]
     run = ["--config", "demo", "--only", "^(scissorhands|finetune)$", "--seeds", "0", "--without-oracle"]
     run += ["--networks", str(tmp_path / "n"), *small, "--out"]
@@ -88,8 +89,11 @@ def test_a_larger_budget_adds_trials_to_those_that_were_made(fewer, tmp_path, ca
     def choices(out):
         return [[(trial["changes"], trial["score"]) for trial in row["trials"]] for row in rows(out)]
 
+    counted, measure = [], search.measure_trial
+    monkeypatch.setattr(search, "measure_trial", lambda *parts, **more: counted.append(1) or measure(*parts, **more))
     out, whole = tmp_path / "tuning.json", tmp_path / "whole.json"
     assert tuning.main([*run, str(out), "--trials", str(fewer)]) == 0
+    assert len(counted) == 1 + 2 * fewer, "the original is measured once for all methods"
     before = rows(out)
     assert tuning.main([*run, str(out), "--trials", "4"]) == 0
     assert tuning.main([*run, str(whole), "--trials", "4"]) == 0
