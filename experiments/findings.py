@@ -179,8 +179,11 @@ def _variants_table() -> str:
         whole = [row for row in rows if row["avg_gap"] is not None]
         if len(whole) < len(rows):
             name += f" ({len(rows) - len(whole)} of {len(rows)} diverged)"
+        if not whole:
+            lines.append([name, *["–"] * (len(distances.GAP_FIELDS) + 3)])
+            continue
         numbers = [_mean([row["metrics"][column] for row in whole]) for column in distances.GAP_FIELDS]
-        minus = [row["avg_gap"] - base[row["seed"]] for row in whole]
+        minus = [row["avg_gap"] - base[row["seed"]] for row in whole if base.get(row["seed"]) is not None]
         numbers += [_mean([row["avg_gap"] for row in whole]), "" if variant == "base" else _interval(minus)]
         lines.append([name, *numbers, _mean([row["score"] for row in whole])])
     header = ["`cifar10_small`, three seeds", "Acc forget", "Acc retain", "Acc test", "MIA", "Avg. Gap", "minus base"]

@@ -104,7 +104,10 @@ def brief(document: Mapping[str, Any]) -> str:
     for methods in report.grouped(report.with_gaps(document["rows"])).values():
         gaps = {method: table_rows.numbers(rows, "avg_gap") for method, rows in methods.items()}
         first = [name for name in ("original", report.REFERENCE, report.REDRAWN) if name in methods]
-        others = sorted(set(methods) - set(first), key=lambda name: statistics.fmean(gaps[name] or [math.inf]))
+        others = sorted(
+            set(methods) - set(first),
+            key=lambda name: (table_rows.lost_runs(methods[name]) > 0, statistics.fmean(gaps[name] or [math.inf])),
+        )
         grid = report.scenario_grid({name: methods[name] for name in (*first, *others)})
         kept = [number for number, header in enumerate(grid.headers) if not header.startswith("Time")]
         lines = tuple(tuple(line[number] for number in kept) for line in grid.lines)
@@ -141,8 +144,10 @@ def describe(document: Mapping[str, Any], name: str) -> Description:
     published = paper_table(document["config"].get("paper_table"))
     pictures = {slug(f"{picture.scenario}-{picture.name}"): picture for picture in report.row_pictures(rows)}
     text, tex = f"# {report.markdown_text(name)}\n", "% \\usepackage{booktabs}\n"
+    lost = report.failures_note(document)
     for scenario, methods in report.grouped(rows).items():
-        note, label = report.table_note(methods), f"tab:{slug(f'{name}-{scenario}')}"
+        label = f"tab:{slug(f'{name}-{scenario}')}"
+        note = " ".join(filter(None, (report.table_note(methods), lost)))
         table = report.scenario_grid(methods)
         text += f"\n## {report.markdown_text(scenario)}\n\n{report.markdown(table)}\n{note}\n"
         tex += "\n" + report.latex(table, caption=f"{name}: {scenario}. {note}", label=label)
@@ -160,9 +165,6 @@ def describe(document: Mapping[str, Any], name: str) -> Description:
                 text += (
                     f"\n![{report.markdown_text(picture.alt)}]({stem}.svg)\n\n{report.markdown_text(picture.caption)}\n"
                 )
-    if lost := report.failures_note(document):
-        text += f"\n{report.markdown_text(lost)}\n"
-        tex += f"\n% {lost}\n"
     # Older results have no gates, so these are computed from their rows.
     found = document.get("gates") or [gate._asdict() for gate in table_gates.of_rows(document["rows"])]
     text += f"\n## Gates\n\n{report.gates_note(found)}\n\n{report.markdown(report.gates_grid(found))}"

@@ -145,8 +145,8 @@ def full() -> Experiment:
     alone take one pass over that: ten of gradient ascent at the rate of `cifar10_small` left chance level. OrthoGrad,
     AMUN and the rows of published settings take longer and are left out. Settings are those that tuning chose for
     `cifar10_small`, where runs on retained images have about as many steps (320 there, 352 here), and those on forget
-    images alone too (40 each), with rates that fall (`FULL_START` has the exceptions), until they are tuned here
-    (`FULL`).
+    images alone too (40 each), with rates that fall, but for CT, SFR-on and the published code, whose rates are
+    constant, until they are tuned here (`FULL`).
     """
     upper = models.UPPER_LAYERS["resnet9"]
     methods = {

@@ -146,7 +146,7 @@ def _document(audit: Audit, results: Results, *, finished: bool) -> dict[str, An
         ensemble["klom_bins"] = klom_bins(len(audit.ensemble) // 2)
     rows, failures = _rows(audit, results)
     return {
-        "rows": report.with_gaps(rows),
+        "rows": report.with_lost_runs(report.with_gaps(rows), failures),
         **numbers_document(estimates, gates),
         "trusted": trusted(gates),
         "failures": failures,

@@ -83,6 +83,7 @@ class ImagesCommand(ResumeOptions, ConceptOptions):
     )
     effects: ClassVar[tuple[Effect, ...]] = (
         *ConceptOptions.effects,
+        Effect(options=("pairing",), needs=("original",)),
         Effect(options=("seed", "batch_size", "sampler", "steps", "guidance", "size"), needs=("prompts",)),
     )
 

@@ -54,10 +54,7 @@ class TextFormOptions(LongCommand):
 class LanguageTrainingOptions(MeshOptions, TextFormOptions, SettingsCommand):
     """A command about making a language model forget."""
 
-    effects: ClassVar[tuple[Effect, ...]] = (
-        Effect(options=("lora_alpha",), needs=("lora",)),
-        Effect(options=("refusals",), needs=("method",), values=("dpo",)),
-    )
+    effects: ClassVar[tuple[Effect, ...]] = (Effect(options=("lora_alpha",), needs=("lora",)),)
 
     method: Annotated[
         str, Option("Name of the method, e.g. npo, simnpo, gradient_difference or scissorhands.", metavar="NAME")

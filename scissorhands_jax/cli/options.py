@@ -212,13 +212,14 @@ def _check_effects(command: type[Command], values: Mapping[str, Any]) -> None:
       values: The options that were given, by the names of their fields.
     """
     options = options_of(command)
+    there = {field for field, value in values.items() if not (value is None or value is False or value == ())}
     defaults = {field.name: field.default for field in dataclasses.fields(command)}
     for effect in command.effects:
         given = [options[field].flag for field in effect.options if field in values]
         if not given:
             continue
         flag, advice = given[0], "leave it out" if len(given) == 1 else f"leave {' and '.join(given)} out"
-        if against := [options[field].flag for field in effect.unless if values.get(field)]:
+        if against := [options[field].flag for field in effect.unless if field in there]:
             raise InputError(f"{flag} has no effect with {against[0]}; {advice}")
         needed = [options[field].flag for field in effect.needs]
         if effect.values:
@@ -226,7 +227,7 @@ def _check_effects(command: type[Command], values: Mapping[str, Any]) -> None:
             if value not in effect.values:
                 fitting = " or ".join(effect.values)
                 raise InputError(f"{flag} has no effect with {needed[0]} {value}, only with {fitting}; {advice}")
-        elif needed and not any(values.get(field) for field in effect.needs):
+        elif needed and not there.intersection(effect.needs):
             raise InputError(f"{flag} has no effect without {' or '.join(needed)}; {advice}")
 
 

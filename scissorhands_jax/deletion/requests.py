@@ -40,8 +40,8 @@ DAYS_TO_SERVE = 30
 class Subject:
     """The network that a ledger is about, and the places of the network and its data.
 
-    The first request must name the model, the data set and one of `weights` and `checkpoint`. Later calls name only
-    what has moved since then.
+    The first request must name the model, the data set and one of `weights` and `checkpoint`. Later calls name
+    what has moved since then; what they say again must be the same.
     """
 
     model: str | None = None
@@ -122,14 +122,14 @@ def add_request(
             )
         network.forget_set(forget, seed)
         _begin(folder, keys, network)
-        subject = Subject()  # The ledger knows it from now on.
     with Ledger(folder, keys) as book:
         remove_ledger_leftovers(book, keys)
         config = config_in_use(book, dataclasses.replace(subject, trained_on=None))
         digests = check_content(book, config, [])
+        network = prepare_network(config)
         if subject.trained_on is not None:
-            _check_trained_on(book, Path(subject.trained_on), len(digests))
-        positions, _ = prepare_network(config).forget_set(forget, seed)
+            _check_trained_on(book, Path(subject.trained_on), network.splits)
+        positions, _ = network.forget_set(forget, seed)
         examples = [NamedExample(int(position), digests[position]) for position in positions]
         named = {example.digest for example in examples}
         twins = sum(digest in named for digest in digests) - len(examples)
@@ -173,12 +173,15 @@ def config_in_use(book: Ledger, subject: Subject) -> NetworkConfig:
     """
     about, current = book.about, run_in_use(book)
     check_place(subject, current)
+    if subject.trained_on is not None:
+        raise InputError(f"the ledger in {book.folder} knows what its network was trained on; leave --trained-on out")
     described = reading.parse_json(about.described) if about.described else {}
     for name in ("model", *_DESCRIBED):
         given = getattr(subject, name)
         known = about.model if name == "model" else described.get(name)
         if name == "model_options" and subject.model_options is not None:
-            given = {**described.get(name, {}), **subject.model_options}  # One that is not named is as it was.
+            given = json.loads(json.dumps(subject.model_options))
+            given = {**described.get(name, {}), **given}  # One that is not named is as it was.
         if given not in (None, known):
             option = name if name == "model_options" else "--" + name.replace("_", "-")
             raise InputError(
@@ -206,19 +209,24 @@ def config_in_use(book: Ledger, subject: Subject) -> NetworkConfig:
     )
 
 
-def _check_trained_on(book: Ledger, file: Path, total: int) -> None:
+def _check_trained_on(book: Ledger, file: Path, splits: datasets.Splits) -> None:
     """Refuses a list of what the original network was trained on that is not the one with which the ledger was begun.
 
     Args:
       book: The ledger.
       file: The list.
-      total: The number of examples in the training split.
+      splits: The data set.
 
     Raises:
       InputError: It is another list, or cannot be read.
     """
+    total, known = data_lib.size(splits.train), book.about.trained_on
     positions = data_lib.check_training_set(forget_sets.read_positions(file, total), total)
-    if positions_digest(book.keys, positions) != book.about.trained_on:
+    if known is None:
+        whole = np.arange(total)
+        whole = whole if splits.held_out is None else np.setdiff1d(whole, splits.held_out)
+        known = positions_digest(book.keys, whole)
+    if positions_digest(book.keys, positions) != known:
         raise InputError(
             f"the ledger in {book.folder} knows what its network was trained on, and {file} says something else; leave "
             "--trained-on out"
@@ -333,6 +341,8 @@ def _begin(folder: Path, keys: Path | None, network: OriginalNetwork) -> None:
     def write_list() -> None:
         if trained_on is not None:
             files.write_text(trained_on_file(folder), positions_text(network.past.trained_on))
+        else:  # One that was killed may have left its own.
+            trained_on_file(folder).unlink(missing_ok=True)
 
     with Ledger.begin(folder, about, keys, prepare=write_list) as book:
         for name in ("network", "trained_on", "training_set", "test_set"):

@@ -194,10 +194,12 @@ class Table:
         # Rows of one seed stand together, so that scenarios are read seed by seed.
         by_seed = sorted(cells, key=lambda cell: (order[cell.scenario, cell.method][0], cell.seed))
         rows = report.with_gaps(cell.row(references.get((cell.scenario, cell.seed))) for cell in by_seed)
+        failures = [self._failure(cell) for cell in found if isinstance(cell, Diverged)]
+        rows = report.with_lost_runs(rows, failures)
         return {
             "rows": rows,
             "cells": [cell.as_dict() for cell in cells],
-            "failures": [self._failure(cell) for cell in found if isinstance(cell, Diverged)],
+            "failures": failures,
             "gates": [gate._asdict() for gate in table_gates.of_rows(rows)],
             "code": " ".join(filter(None, (provenance.code_note(code_of(found)), originals_note(cells)))),
             "config": {"experiment": self.experiment.name, **self.store.loaded.settings},

@@ -96,7 +96,8 @@ def tune_settings(
       params, model_state: The original network.
       data: The forget and the retain set.
       validation: Examples that the original was not trained on, without the classes that are forgotten as a whole.
-      space: The fields of `settings` that are tuned, with their ranges or names, such as `settings.search_ranges`.
+      space: The fields of `settings` that are tuned, with their ranges or names, such as `settings.search_ranges`. One
+        that is None in `settings` stays None.
       whole_classes: Whether whole classes or identities are forgotten (`forget_sets.forgets_classes`).
       num_trials: The number of trials, at least 1.
       max_seconds: The time after which no trial starts; None is no limit. The trials in `made` count.
@@ -108,9 +109,10 @@ def tune_settings(
       task: What the network is for.
 
     Raises:
-      InputError: A range or the budget cannot be used, whole classes are forgotten by a network that is no classifier,
-        or every trial diverged.
+      InputError: A range or the budget cannot be used, trials in `made` are of another search, whole classes are
+        forgotten by a network that is no classifier, or every trial diverged.
     """
+    space = {name: searched for name, searched in space.items() if getattr(settings, name, 0) is not None}
     check_search(settings, space, num_trials)
     if whole_classes and not task.classifies:
         raise InputError(
@@ -119,6 +121,12 @@ def tune_settings(
     if before is None:
         before = measure_trial(model, params, model_state, data, validation, task=task)
     choices = candidates(settings, space, num_trials, key)
+    for number, (trial, changes) in enumerate(zip(made, choices, strict=False), start=1):
+        if trial.changes != changes:
+            raise InputError(
+                f"trial {number} of those that were made has {_shown(trial.changes)}, where this search has "
+                f"{_shown(changes)}; it was another search, so begin anew"
+            )
     tried = [_with_changes(settings, changes) for changes in choices]
     methods = sweeps.methods_of(build, tried)
     started, trials = time.perf_counter(), list[Trial]()
@@ -149,6 +157,10 @@ def tune_settings(
     if not np.isfinite(best.score):
         raise InputError(f"all {len(trials)} trials diverged; lower the range of the learning rate")
     return SearchResult(_with_changes(settings, best.changes), best, trials)
+
+
+def _shown(changes: Mapping[str, Any]) -> str:
+    return " ".join(as_overrides(changes))
 
 
 def _with_changes(settings: MethodSettings, changes: Mapping[str, Any]) -> MethodSettings:
@@ -191,7 +203,8 @@ def near(settings: MethodSettings, space: Mapping[str, Range | Choices], factor:
       factor: How far a number may be from that of `settings`, as a factor above 1.
 
     Returns:
-      Every number with its range, cut where the factor ends; names are left out, so they stay as they are.
+      Every number with its range, cut where the factor ends; names, and what is None, are left out, so they stay as
+      they are.
 
     Raises:
       InputError: The factor is not above 1, or leaves nothing of a range.
@@ -204,6 +217,8 @@ def near(settings: MethodSettings, space: Mapping[str, Range | Choices], factor:
         if isinstance(first, str) or isinstance(last, str):
             continue
         start = getattr(settings, name)
+        if start is None:
+            continue
         low, high = max(first, start / factor), min(last, start * factor)
         if not low < high:
             raise InputError(
@@ -223,7 +238,9 @@ def _at(share: float, searched: Range | Choices) -> Any:
 
 def as_overrides(changes: Mapping[str, Any]) -> list[str]:
     """The settings of a trial as the command line writes them, such as `learning_rate=0.01`."""
-    return [f"{name}={value}" if isinstance(value, str) else f"{name}={value:g}" for name, value in changes.items()]
+    return [
+        f"{name}={value:g}" if isinstance(value, float | int) else f"{name}={value}" for name, value in changes.items()
+    ]
 
 
 def measure_trial(

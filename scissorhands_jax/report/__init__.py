@@ -36,6 +36,7 @@ with _epy.lazy_api_imports(globals()):
         row_fields,
         table_note,
         with_gaps,
+        with_lost_runs,
     )
     from scissorhands_jax.report.tables import (
         Cell,
@@ -103,6 +104,7 @@ __all__ = [
     "sweep_figure",
     "table_note",
     "with_gaps",
+    "with_lost_runs",
     "write_audit",
     "write_html",
     "write_results",

@@ -29,6 +29,7 @@ from scissorhands_jax.report.rows import (
     further_columns,
     grouped,
     interval_note,
+    lost_runs,
     numbers,
     rounded,
     seeds,
@@ -238,7 +239,8 @@ class _Scenario:
 def _scenario(name: str, methods: Methods, figures: Sequence[Picture]) -> _Scenario:
     note = f"{seeds(methods).capitalize()}. Arrows point to what the paper calls better. What counts is closeness to "
     note += "the retrained network"
-    note += ". " if smallest_gap(methods) is None else ": the smallest Avg. Gap is bold. "
+    kept = ", of methods of which no run diverged" if any(map(lost_runs, methods.values())) else ""
+    note += ". " if smallest_gap(methods) is None else f": the smallest Avg. Gap is bold{kept}. "
     note += f"{interval}." if (interval := interval_note(methods)) else ""
     further = further_columns(methods)
     shown = tuple(

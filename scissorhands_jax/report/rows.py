@@ -9,6 +9,7 @@ A row may have further keys:
   `acc_*`, `mia_*`: Accuracies on further sets, and the results of further attacks, in percent.
   `compile_seconds`: The seconds of compilation, which are not part of `seconds`.
   `gap_share`: The Avg. Gap in percent of the original's of the same scenario and seed.
+  `lost_runs`: How many runs of the same scenario and method diverged, where some did.
   `sweep`: The setting that the row varies, such as `{"name": "fraction", "value": 0.05}`.
   `task`: What the network is for (`tasks.Task.document`), if it is no classifier. The fields of the first metric of the
     task, such as `rmse_forget`, then are in place of the accuracies (`row_fields`).
@@ -359,23 +360,27 @@ def smallest_gap(methods: Methods) -> str | None:
 
 
 def _mean_gaps(methods: Methods) -> dict[str, float]:
-    """The mean Avg. Gap of each method but the reference; those with fewer runs than others are left out.
+    """The mean Avg. Gap of each method but the reference, without methods of which some runs diverged.
 
-    One that diverged in some runs may have the smallest mean of the few that are left.
+    Such a method may have the smallest mean of the few runs that are left.
     """
-    gaps = {method: numbers(rows, "avg_gap") for method, rows in methods.items() if method != REFERENCE}
-    most = max((len(found) for method, found in gaps.items() if method not in (ORIGINAL, REDRAWN)), default=0)
-    return {
-        method: math.fsum(found) / len(found)
-        for method, found in gaps.items()
-        if found and (len(found) == most or method in (ORIGINAL, REDRAWN))
+    gaps = {
+        method: numbers(rows, "avg_gap")
+        for method, rows in methods.items()
+        if method != REFERENCE and not lost_runs(rows)
     }
+    return {method: math.fsum(found) / len(found) for method, found in gaps.items() if found}
+
+
+def lost_runs(rows: Iterable[Row]) -> int:
+    """How many runs of a method in a scenario diverged, from the rows of the others."""
+    return max((row.get("lost_runs", 0) for row in rows), default=0)
 
 
 def closest_sentence(rows: Iterable[Row]) -> str:
     """Writes the result in a sentence per scenario: the method that came closest to the retrained network.
 
-    A method of which fewer runs have one than of the others, because some diverged, is not named.
+    A method of which some runs diverged is not named.
 
     Args:
       rows: The rows of any number of scenarios. Scenarios without an Avg. Gap are left out.
@@ -394,6 +399,17 @@ def closest_sentence(rows: Iterable[Row]) -> str:
             text += "" if floor is None else f", and a second retrained network {floor:.2f}"
             sentences.append(f"{text}.")
     return " ".join(sentences) or "There is no Avg. Gap, because there is no retrained network to compare with."
+
+
+def with_lost_runs(rows: Iterable[Row], failures: Iterable[Mapping[str, Any]]) -> list[Row]:
+    """Adds to each row how many runs of its scenario and method diverged, where some did.
+
+    Args:
+      rows: The rows.
+      failures: The runs that diverged, each with `scenario` and `method`.
+    """
+    lost = collections.Counter((run["scenario"], run["method"]) for run in failures)
+    return [{**row, "lost_runs": count} if (count := lost[row["scenario"], row["method"]]) else {**row} for row in rows]
 
 
 def failures_note(document: Mapping[str, Any]) -> str:

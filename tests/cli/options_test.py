@@ -304,6 +304,7 @@ _ATTACK = "sd attack --model sd --unet new --prompts list.csv --out attacks"
         ("lm evaluate --logs log.json --forget f --out o", "--out .* without --model; leave --out and --forget out"),
         ("lm evaluate --logs log.json --overwrite", "--overwrite has no effect without --model"),
         ("lm generate --model m --prompt a --template chat", "--template has no effect without --question or --file"),
+        ("sd evaluate --images new --out report --pairing names", "--pairing has no effect without --original"),
         ("lm plan --model m --method dpo --refusals file", "--refusals has no effect without --forget"),
         (
             "lm plan --model m --method npo --forget f --retain r --row-length 9",
@@ -329,6 +330,10 @@ def test_an_option_without_effect_is_refused(words, message, capsys):
 @pytest.mark.parametrize(
     "words",
     [
+        'sd generate --model m --prompt "" --out o --images 3',
+        "lm unlearn --model m --method npo --forget f --retain r --out o --lora 0 --lora-alpha 3",
+        "unlearn --checkpoint run --forget all --out o --process-id 0 --seconds-to-meet 5",
+        "lm unlearn --model m --method dop --forget f --retain r --out o --refusals s",
         f"{_ATTACK} --rounds 5 --images d",
         f"{_ATTACK} --kind embedding --rounds 5",
         f"{_ATTACK} --kind transfer --gate 3 --threshold 0.5",

@@ -240,8 +240,30 @@ def test_a_first_request_can_be_repeated_as_it_was_typed(beginning, tmp_path, mo
     assert command("verify", "--ledger", tmp_path / "ledger", "--quick") == 0
 
 
-def test_of_two_processes_that_begin_a_ledger_with_other_lists_one_is_refused(beginning, tmp_path, monkeypatch, capsys):
-    """Its list does not take the place of the other's."""
+def test_all_examples_are_the_list_of_a_ledger_without_one(beginning, tmp_path, capsys):
+    (tmp_path / "trained_on.txt").write_text("0\n1\n")
+    (tmp_path / "ledger").mkdir()
+    (tmp_path / "trained_on.txt").rename(tmp_path / "ledger/trained_on.txt")  # of a process that was killed
+    assert command("add", *beginning[:-1]) == 0
+    assert command("verify", "--ledger", tmp_path / "ledger", "--quick") == 0
+    total = len((tmp_path / "known.txt").read_text().splitlines()) + 1
+    (tmp_path / "all.txt").write_text("".join(f"{position}\n" for position in range(total)))
+    assert command("add", *beginning, tmp_path / "all.txt") == 0
+    capsys.readouterr()
+    assert command("add", *beginning, tmp_path / "known.txt") == 2
+    assert "known.txt says something else" in error_of(capsys)
+    with Ledger(tmp_path / "ledger") as book, pytest.raises(InputError, match="leave --trained-on out"):
+        config_in_use(book, deletion.Subject(trained_on=str(tmp_path / "all.txt")))
+    again = deletion.Subject(model_options={"hidden": (5,)})
+    with Ledger(tmp_path / "ledger") as book:
+        assert config_in_use(book, again).model_options == {"hidden": [5]}
+
+
+@pytest.mark.parametrize("changed", ["options", "list"])
+def test_of_two_processes_that_begin_a_ledger_with_other_lists_one_is_refused(
+    beginning, tmp_path, changed, monkeypatch, capsys
+):
+    """What it says does not take the place of what the other one said."""
     begin = Ledger.begin
 
     def overtaken(*arguments, **options):
@@ -251,9 +273,14 @@ def test_of_two_processes_that_begin_a_ledger_with_other_lists_one_is_refused(be
         return begin(*arguments, **options)
 
     monkeypatch.setattr(Ledger, "begin", overtaken)
-    assert command("add", *beginning, tmp_path / "fewer.txt") == 2
-    message = error_of(capsys)
-    assert "another process has just begun a ledger in" in message
-    assert "with another trained on; name another folder" in message
+    if changed == "list":
+        assert command("add", *beginning, tmp_path / "fewer.txt") == 2
+        message = error_of(capsys)
+        assert "another process has just begun a ledger in" in message
+        assert "with another trained on; name another folder" in message
+    else:
+        normalized = [f"model_options.{change}" for change in ("normalize=fixed", "mean=[0.5]", "std=[0.5]")]
+        assert command("add", *beginning, tmp_path / "known.txt", *normalized) == 2
+        assert "knows its model_options already, as another one" in error_of(capsys)
     assert command("verify", "--ledger", tmp_path / "ledger", "--quick") == 0
     assert states(tmp_path / "ledger") == ["open"]

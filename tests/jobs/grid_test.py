@@ -353,4 +353,5 @@ def test_a_method_that_diverges_is_a_failure_and_the_table_goes_on(tmp_path):
     (failure,) = document["failures"]
     assert failure["method"] == "hopeless"
     assert "lower the learning rate" in failure["failure"]
+    assert not any("lost_runs" in row for row in document["rows"]), "it has no row"
     assert report.failures_note(document) == "Runs that diverged, which no number counts: hopeless in 1 of 1 (one)."

@@ -56,6 +56,43 @@ def test_candidates_start_with_the_given_settings_and_fill_the_ranges():
     assert len(search.candidates(SETTINGS, SPACE, 1, KEY)) == 1
 
 
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_every_method_can_be_built_with_all_that_its_search_tries(name):
+    settings = METHODS[name]()
+    space = settings.search_ranges
+    if not space:
+        return
+    for changes in search.candidates(settings, space, 9, KEY):
+        build(dataclasses.replace(settings, **changes))
+    corners = {field: (searched[0], searched[-1]) for field, searched in space.items()}
+    for end in (0, 1):
+        build(dataclasses.replace(settings, **{field: ends[end] for field, ends in corners.items()}))
+
+
+def test_what_rules_the_strength_of_a_baseline_is_searched():
+    assert "forget_weight" in METHODS["neggrad_plus"].search_ranges
+    assert "penalty" in METHODS["l1_sparse"].search_ranges
+    assert "fraction" in METHODS["salun"].search_ranges
+    assert "fraction" not in METHODS["random_label"].search_ranges, "it has no mask"
+
+
+def test_what_is_none_stays_none():
+    settings = METHODS["salun"](fraction=None, epochs=1, batch_size=8)
+    found = tune(settings, space=settings.search_ranges, num_trials=2)
+    assert found.settings.fraction is None
+    assert set(found.best.changes) == {"learning_rate", "schedule"}
+    assert "fraction" not in search.near(settings, settings.search_ranges, 4)
+
+
+def test_trials_of_another_search_are_refused():
+    """They would be the first ones of a sequence to which the others do not belong."""
+    made = tune(num_trials=2).trials
+    assert tune(num_trials=3, made=made).trials[:2] == made
+    fewer = {name: searched for name, searched in SPACE.items() if name != "fraction"}
+    with pytest.raises(InputError, match=r"trial 1 of those that were made has fraction=0.03 .* begin anew"):
+        tune(num_trials=3, made=made, space=fewer)
+
+
 def test_a_schedule_is_chosen_and_costs_no_compilation():
     with Compilations() as compilations:
         result = tune(space={"schedule": ("drops", "linear")}, num_trials=4)

@@ -806,10 +806,12 @@ def test_a_method_that_diverged_in_some_runs_is_not_the_best_and_its_lost_runs_a
     (kept, *lost) = [row for row in rows if row["method"] == "finetune"]
     assert lost
     some = [row | {"avg_gap": 0.1} if row is kept else row for row in rows if row not in lost]
+    assert "finetune comes closest: 0.10" in report.closest_sentence(some), "a run that was not made is no failure"
+    failures = [{"scenario": "random", "method": "finetune", "seed": row["seed"], "failure": "why"} for row in lost]
+    some = report.with_lost_runs(some, failures)
     assert report.closest_sentence(some).startswith("random: scissorhands is 4.09 percentage points")
     (best,) = [line for line in report.scenario_grid(report.grouped(some)["random"]).lines if line[5].best]
     assert best[0].text == "scissorhands"
-    failures = [{"scenario": "random", "method": "finetune", "seed": row["seed"], "failure": "why"} for row in lost]
     note = report.failures_note({"rows": some, "failures": failures})
     assert note == (f"Runs that diverged, which no number counts: finetune in {len(lost)} of {len(lost) + 1} (random).")
     assert report.failures_note({"rows": rows, "failures": []}) == report.failures_note({"rows": rows}) == ""
