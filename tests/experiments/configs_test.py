@@ -70,6 +70,20 @@ def test_the_tables_have_the_settings_that_tuning_chose(name):
     assert {*METHODS} - {"retrain"} == {row["method"] for row in tuned["rows"]}
 
 
+def test_the_full_table_has_the_settings_that_tuning_chose_so_far():
+    methods = configs.load("cifar10_full").scenarios[0].methods
+    chosen = {}
+    for part in ("first", "second"):
+        tuned = json.loads((RESULTS / f"cifar10_full/tuning_seed10_{part}.json").read_text())
+        assert (tuned["trials"], tuned["near"], tuned["without_oracle"]) == (2, 4.0, True)
+        chosen |= {row["method"]: row["best"]["changes"] for row in tuned["rows"]}
+        assert {(row["seed"], len(row["trials"])) for row in tuned["rows"]} == {(10, 2)}
+    del chosen["scrub"]  # which left chance level, and is to be tuned again
+    assert set(cifar10.FULL) < set(chosen) < set(methods)
+    for label, changes in chosen.items():
+        assert {field: getattr(methods[label], field) for field in changes} == changes, label
+
+
 @pytest.mark.parametrize("name", ["cifar10", "cifar10_small", "cifar100", "cifar100_small", "svhn_class", "faces"])
 def test_rows_of_published_settings_are_those_of_their_authors_but_for_the_batch_size(name):
     methods = configs.load(name).scenarios[0].methods
