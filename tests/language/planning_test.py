@@ -256,7 +256,10 @@ class TestRefusals:
             (("--row-length", "32", "--lora", "99"), "the rank of LoRA must be from 1 to"),
             (("--row-length", "32", "beta=-1"), "beta must be above 0, got -1"),
             (("--forget", "FORGET"), "give both files, or neither"),
-            (("--forget", "FORGET", "--retain", "RETAIN", "--row-length", "32"), "leave --row-length out"),
+            (
+                ("--forget", "FORGET", "--retain", "RETAIN", "--row-length", "32"),
+                "--row-length has no effect with --forget",
+            ),
             (("--forget", "FORGET", "--retain", "FORGET"), "share 2 examples"),
             (("--forget", "nowhere.json", "--retain", "RETAIN"), "cannot read nowhere.json"),
         ],

@@ -151,7 +151,7 @@ def test_every_method_forgets_from_folder_to_folder(learned, method, lora):
         (("--lora", "2"), "task_vector", "cannot be used with --lora: it negates a change"),
         (("--lora", "2"), "l1_sparse", "cannot be used with --lora"),
         (("--lora", "99"), "npo", "from 1 to 12"),
-        (("--lora-alpha", "2"), "npo", "is about --lora"),
+        (("--lora-alpha", "2"), "npo", "--lora-alpha has no effect without --lora"),
         (("layer=2",), "rmu", "layer must be from 0 to 0"),
         (("--microbatches", "2"), "rmu", "computes its batches whole"),
         (("--microbatches", "3"), "npo", "cannot be divided"),
