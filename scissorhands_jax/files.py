@@ -33,6 +33,7 @@ LOCK_FILE = ".lock"
 """The file in a folder whose lock `sole_writer` holds. It is removed with the lock, unless the process is killed."""
 
 _SECONDS_BETWEEN_TRIES = 0.05
+_TRIES = 50  # to make a folder that others remove
 _MAX_HOLDER = 4096  # bytes of what a lock file says about its holder
 _logger = logging.getLogger(__name__)
 _held: set[int] = set()  # descriptors of the lock files whose locks this process holds
@@ -73,7 +74,7 @@ def writing(path: str | os.PathLike) -> Iterator[BinaryIO]:
       OSError: The file cannot be written, for instance because the disk is full. The error names the file.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     with _temporary(path, 0o666) as (file, temporary):
         yield file
         _to_disk(file)
@@ -141,7 +142,7 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     is_first = not path.parent.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     number = secrets.token_hex(4)
     temporary, replaced = _hidden(path, number, "partial"), _hidden(path, number, "replaced")
     temporary.mkdir()
@@ -276,7 +277,7 @@ def _lock(path: Path, what: Path, deadline: float) -> int:
     """Returns the open and locked file, in which this process has left its name."""
     is_told = False
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         except FileNotFoundError:  # The last holder has just removed the empty folder.
@@ -300,6 +301,19 @@ def _lock(path: Path, what: Path, deadline: float) -> int:
         os.close(descriptor)
         if busy:
             time.sleep(_SECONDS_BETWEEN_TRIES)
+
+
+def _make_folder(path: Path) -> None:
+    """Makes a folder and those above it where they do not exist, also while other processes remove and make them.
+
+    Raises:
+      OSError: It cannot be made, or something else has its name.
+    """
+    for _ in range(_TRIES):
+        # It may be found, and be gone when `mkdir` looks what it is; or one above it may be gone.
+        with contextlib.suppress(FileExistsError, FileNotFoundError):
+            return path.mkdir(parents=True, exist_ok=True)
+    return path.mkdir(parents=True, exist_ok=True)
 
 
 def _unlock(descriptor: int, path: Path) -> None:

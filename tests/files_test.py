@@ -86,6 +86,27 @@ def test_an_error_gives_the_folder_free(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_that_others_remove_meanwhile_is_made(tmp_path, monkeypatch):
+    """`mkdir` finds it there, and when it looks what it is, it is gone."""
+    mkdir, calls = os.mkdir, []
+
+    def overtaken(path, *mode):
+        calls.append(path)
+        if len(calls) <= 2:
+            raise (FileExistsError if len(calls) == 1 else FileNotFoundError)(17, "as if", str(path))
+        return mkdir(path, *mode)
+
+    monkeypatch.setattr(os, "mkdir", overtaken)
+    with files.sole_writer(tmp_path / "run"):
+        assert (tmp_path / "run").is_dir()
+    monkeypatch.undo()
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for place in ("file", "link", "link/deeper"):
+        with pytest.raises(FileExistsError), files.sole_writer(tmp_path / place):
+            pass
+
+
 def test_many_threads_hold_it_one_after_the_other(tmp_path):
     """They also remove the file and the folder all the time, under the feet of those who wait."""
     inside, most = [], []
