@@ -125,7 +125,8 @@ def _known(out: Path, about: dict[str, Any]) -> tuple[list[dict[str, Any]], dict
         return [], {}
     document, about = reading.read_json(out, nan=True), json.loads(json.dumps(about))
     for name, value in about.items():
-        if name != "trials" and document.get(name) != value and (value or name in document):
+        may_grow = name == "trials" and name in document
+        if not may_grow and document.get(name) != value and (value or name in document):
             raise InputError(f"{out} holds trials with another {name}; remove it, or name another file")
     if document["trials"] > about["trials"]:
         raise InputError(

@@ -74,7 +74,7 @@ def writing(path: str | os.PathLike) -> Iterator[BinaryIO]:
       OSError: The file cannot be written, for instance because the disk is full. The error names the file.
     """
     path = Path(path)
-    _make_folder(path.parent)
+    make_folder(path.parent)
     with _temporary(path, 0o666) as (file, temporary):
         yield file
         _to_disk(file)
@@ -142,7 +142,7 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     is_first = not path.parent.exists()
-    _make_folder(path.parent)
+    make_folder(path.parent)
     number = secrets.token_hex(4)
     temporary, replaced = _hidden(path, number, "partial"), _hidden(path, number, "replaced")
     temporary.mkdir()
@@ -277,7 +277,7 @@ def _lock(path: Path, what: Path, deadline: float) -> int:
     """Returns the open and locked file, in which this process has left its name."""
     is_told = False
     while True:
-        _make_folder(path.parent)
+        make_folder(path.parent)
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         except FileNotFoundError:  # The last holder has just removed the empty folder.
@@ -303,7 +303,7 @@ def _lock(path: Path, what: Path, deadline: float) -> int:
             time.sleep(_SECONDS_BETWEEN_TRIES)
 
 
-def _make_folder(path: Path) -> None:
+def make_folder(path: Path) -> None:
     """Makes a folder and those above it where they do not exist, also while other processes remove and make them.
 
     Raises:

@@ -190,18 +190,18 @@ def logged_console(options: argparse.Namespace, out: Path | None = None) -> Logg
     return LoggedConsole(quiet=options.quiet, log=None if options.log is None else LogFile(options.log, out))
 
 
-def literal(text: str, style: str = "") -> Any:
+def literal(*parts: str | tuple[str, str]) -> Any:
     """Returns a text that any console of rich shows as it is, such as for the cell of a table.
 
     Args:
-      text: The text.
-      style: A style of rich.
+      *parts: The parts of the text, from left to right, each with a style of rich where it has one.
     """
+    pairs = [(printable(part), "") if isinstance(part, str) else (printable(part[0]), part[1]) for part in parts]
     if Table is PlainTable:
-        return printable(text)
+        return "".join(text for text, _ in pairs)
     from rich.text import Text
 
-    return Text(printable(text), style=style)
+    return Text.assemble(*pairs)
 
 
 def say(console: Console, *parts: str | tuple[str, str]) -> None:
@@ -211,15 +211,9 @@ def say(console: Console, *parts: str | tuple[str, str]) -> None:
 
     Args:
       console: The console.
-      *parts: The texts of the line, from left to right, each with a style of rich where it has one.
+      *parts: The parts of the line, as `literal` takes them.
     """
-    pairs = [(part, "") if isinstance(part, str) else part for part in parts]
-    if Table is PlainTable:
-        console.print("".join(text for text, _ in pairs))
-        return
-    from rich.text import Text
-
-    console.print(Text.assemble(*((printable(text), style) for text, style in pairs)), soft_wrap=True)
+    console.print(literal(*parts), soft_wrap=True)
 
 
 def write_line(text: str) -> None:

@@ -300,7 +300,7 @@ def _aims_table(found: Sequence[Aim], *, quick: bool) -> Table:
         "aim", "case", "value", "limit", "met", title="Aims (which tiny sizes do not judge)" if quick else "Aims"
     )
     for aim in found:
-        mark = literal("yes", "green") if aim.met else literal("no", "red")
+        mark = literal(("yes", "green") if aim.met else ("no", "red"))
         bound = "at least" if aim.at_least else "at most"
         table.add_row(aim.what, aim.case, f"{aim.value:.3g}", f"{bound} {aim.limit:g}", mark)
     return table

@@ -127,7 +127,7 @@ class Ledger:
             and while no other process can begin one.
         """
         drawn = signing.make_keys(keys or folder / KEYS_FOLDER)
-        folder.mkdir(parents=True, exist_ok=True)
+        files.make_folder(folder)
         database = Database(folder / DATABASE_FILE, create=True)
         try:
             with database.transaction("IMMEDIATE"):

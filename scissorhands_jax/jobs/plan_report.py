@@ -113,7 +113,7 @@ def _memory_table(plan: CostPlan) -> Table:
             rows.append(("together", sum(parts.values())))
         for name, size in rows:
             style = "bold" if name == "together" else ""
-            table.add_row(*([literal(phase)] if several else []), literal(name, style), size_text(size))
+            table.add_row(*([literal(phase)] if several else []), literal((name, style)), size_text(size))
             phase = ""
         table.add_section()
     return table

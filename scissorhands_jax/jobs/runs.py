@@ -45,7 +45,7 @@ def open_folder(
         raise InputError(f"{folder} is a file; name a folder for the run")
     if folder.is_symlink():
         try:
-            files.resolved(folder).mkdir(parents=True, exist_ok=True)  # as if it were the folder itself
+            files.make_folder(files.resolved(folder))  # as if it were the folder itself
         except FileExistsError as error:
             raise InputError(f"{folder} is a link that leads to no folder; name another one") from error
     with files.sole_writer(folder):

@@ -354,7 +354,10 @@ def table_note(methods: Methods) -> str:
 
 
 def smallest_gap(methods: Methods) -> str | None:
-    """Returns the method with the smallest mean Avg. Gap, or None if there are not several besides retraining."""
+    """Returns the method with the smallest mean Avg. Gap, or None if there are not several besides retraining.
+
+    Methods of which some runs diverged are left out.
+    """
     means = {method: mean for method, mean in _mean_gaps(methods).items() if method != REDRAWN}
     return min(means, key=lambda method: means[method]) if len(means) > 1 else None
 

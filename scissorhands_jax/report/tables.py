@@ -57,7 +57,7 @@ def _terminal_table(scenario: str, methods: Methods, shown: Sequence[Column], se
     """Makes the table of one scenario. `separator` is between mean and deviation, and between the words of headings."""
     best = smallest_gap(methods)
     caption = "; ".join(filter(None, (f"{seeds(methods)}; {units_note(methods)}", interval_note(methods, shown))))
-    table = _framed(title=literal(scenario, "bold"), caption=literal(caption), padding=(0, 0, 0, 1))
+    table = _framed(title=literal((scenario, "bold")), caption=literal(caption), padding=(0, 0, 0, 1))
     table.add_column("Method", overflow="fold")
     for column in shown:
         table.add_column(literal(column.header.replace(" ", separator)), justify="right", overflow="fold")

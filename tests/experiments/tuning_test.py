@@ -104,6 +104,10 @@ def test_a_larger_budget_adds_trials_to_those_that_were_made(fewer, tmp_path, mo
     capsys.readouterr()
     assert tuning.main([*run, str(out), "--trials", str(fewer)]) == 2
     assert "is of a search of 4 trials; ask for at least as many" in capsys.readouterr().err
+    earlier = {name: value for name, value in json.loads(out.read_text()).items() if name != "trials"}  # by older code
+    out.write_text(json.dumps(earlier))
+    assert tuning.main([*run, str(out), "--trials", "4"]) == 2
+    assert "holds trials with another trials; remove it" in capsys.readouterr().err
 
 
 def test_a_search_may_stay_near_what_it_begins_with(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Tuning looks at validation data only, keeps its budget, and finds what it should."""
 
 import dataclasses
+from pathlib import Path
 from typing import ClassVar
 
 import jax
@@ -74,6 +75,12 @@ def test_what_rules_the_strength_of_a_baseline_is_searched():
     assert "penalty" in METHODS["l1_sparse"].search_ranges
     assert "fraction" in METHODS["salun"].search_ranges
     assert "fraction" not in METHODS["random_label"].search_ranges, "it has no mask"
+    guide = (Path(__file__).parents[2] / "docs/guides/tuning.md").read_text()
+    said = guide.partition("## What is searched")[2].partition("##")[0]
+    for name, settings in METHODS.items():
+        for field in {*settings.search_ranges} - {"learning_rate", "schedule"}:
+            assert f"`{name}`" in said, name
+            assert f"`{field}`" in said, name
 
 
 def test_what_is_none_stays_none():
