@@ -64,10 +64,14 @@ def test_the_tables_have_the_settings_that_tuning_chose(name):
     assert tuned["from_defaults"]
     assert {row["seed"] for row in tuned["rows"]} == {10}
     assert {len(row["trials"]) for row in tuned["rows"]} == {12}
-    for row in tuned["rows"]:
-        chosen = row["best"]["changes"]
-        assert {field: getattr(methods[row["method"]], field) for field in chosen} == chosen, row["method"]
-    assert {*METHODS} - {"retrain"} == {row["method"] for row in tuned["rows"]}
+    chosen = {row["method"]: row["best"]["changes"] for row in tuned["rows"]}
+    assert {*METHODS} - {"retrain"} == set(chosen)
+    if name == "cifar10_small":  # whose search of SalUn did not reach its mask
+        again = json.loads((RESULTS / name / "tuning_seed10_l1_sparse_salun.json").read_text())
+        assert again["from_defaults"]
+        chosen |= {row["method"]: row["best"]["changes"] for row in again["rows"] if row["method"] == "salun"}
+    for label, changes in chosen.items():
+        assert {field: getattr(methods[label], field) for field in changes} == changes, label
 
 
 def test_the_full_table_has_the_settings_that_tuning_chose_so_far():
