@@ -7,7 +7,6 @@ import os
 import random
 import resource
 import struct
-import tracemalloc
 import zipfile
 import zlib
 
@@ -17,6 +16,7 @@ from PIL import Image
 
 from scissorhands_jax import array_files, image_files, reading, torch_weights
 from scissorhands_jax.errors import InputError
+from tests import limits
 from tests.fuzz.watch import Watch
 
 
@@ -73,11 +73,9 @@ class TestJson:
     def test_a_document_at_its_limits_takes_bounded_memory(self, monkeypatch):
         monkeypatch.setattr(reading, "MAX_VALUES", 2**16)
         text = b"[" + b"{}," * (reading.MAX_VALUES // 2 - 1) + b"{}]"
-        tracemalloc.start()
-        assert len(reading.parse_json(text)) == reading.MAX_VALUES // 2
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        assert peak / 2**16 < 2**30 / 2**22
+        with limits.spent(memory=True) as work:
+            assert len(reading.parse_json(text)) == reading.MAX_VALUES // 2
+        assert work.peak / 2**16 < 2**30 / 2**22
 
 
 class TestText:
@@ -122,11 +120,9 @@ class TestText:
 
     def test_short_rows_below_many_columns_take_no_more_than_the_file(self, tmp_path):
         (tmp_path / "file").write_text(",".join(map(str, range(100_000))) + "\n" + "1\n" * 100_000)
-        tracemalloc.start()
-        assert len(reading.read_rows(tmp_path / "file")[1]) == 100_000
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        assert peak < 2**27
+        with limits.spent(memory=True) as work:
+            assert len(reading.read_rows(tmp_path / "file")[1]) == 100_000
+        assert work.peak < 2**27
 
 
 class TestGzip:
@@ -211,12 +207,9 @@ class TestArrays:
         ],
     )
     def test_a_header_that_lies_costs_nothing(self, header):
-        tracemalloc.start()
-        with pytest.raises(ValueError):  # noqa: PT011
+        with limits.spent(memory=True) as work, pytest.raises(ValueError):  # noqa: PT011
             array_files.read_array(npy(header, bytes(16)))
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        assert peak < 50_000_000
+        assert work.peak < 50_000_000
 
     def test_a_compression_bomb_is_refused(self, tmp_path, monkeypatch):
         np.savez_compressed(tmp_path / "file.npz", a=np.zeros(10**6, np.uint8))

@@ -28,6 +28,7 @@ from scissorhands_jax.terminal import (
     say,
     write_line,
 )
+from tests import limits
 
 ROWS = [
     {"scenario": "random 10 %", "method": method, "seed": 0, "acc_forget": forget, "acc_retain": 99.5, "acc_test": 90.0}
@@ -240,7 +241,7 @@ def test_lines_come_while_nothing_is_reported(monkeypatch):
 
     with PlainProgress(write) as progress:
         progress.add_task("compiling", total=None, note="preparing")
-        assert written.wait(30)
+        assert written.wait(limits.PATIENCE)
     assert lines[0] == "compiling: started"
     assert lines[1].endswith("so far, preparing")
     assert lines[-1].startswith("compiling: ended after")

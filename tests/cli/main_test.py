@@ -18,6 +18,7 @@ from scissorhands_jax import models, torch_weights
 from scissorhands_jax.cli import main as cli
 from scissorhands_jax.metrics import distances
 from scissorhands_jax.training import checkpoints
+from tests import limits
 from tests.comparison import same_bits
 from tests.compilations import Compilations
 
@@ -205,7 +206,7 @@ def test_a_run_killed_at_a_random_moment_resumes_to_the_same_bits(weights, tmp_p
     # The same precision as in this process, which conftest.py sets: bits are compared.
     environment = {**os.environ, "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
     with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + limits.PATIENCE
         while not saved() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
         time.sleep(np.random.default_rng().uniform(0, 0.5))

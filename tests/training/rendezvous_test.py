@@ -11,6 +11,7 @@ import pytest
 
 from scissorhands_jax.errors import InputError, PeerError
 from scissorhands_jax.training import rendezvous
+from tests import limits
 
 VERSIONS = {"jax": "1.0", "scissorhands_jax": "0.1"}
 
@@ -22,7 +23,7 @@ def coordinator():
         return f"127.0.0.1:{free.getsockname()[1]}"
 
 
-def together(coordinator, *guests, seconds=20.0):
+def together(coordinator, *guests, seconds=2 * limits.PATIENCE):
     """What became of processes, each given as (number, count) or with other versions as third: None or its error."""
     results = [None] * len(guests)
 
@@ -38,7 +39,7 @@ def together(coordinator, *guests, seconds=20.0):
         thread.start()
     for thread in threads:
         thread.join()
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < limits.PATIENCE
     return results
 
 
@@ -86,7 +87,7 @@ def test_a_used_port_is_named(listens, monkeypatch):
         if listens:
             other.listen()
         coordinator = f"127.0.0.1:{other.getsockname()[1]}"
-        first, second = together(coordinator, (0, 2), (1, 2), seconds=20 if listens else 1.5)
+        first, second = together(coordinator, (0, 2), (1, 2), **{} if listens else {"seconds": 1.5})
     assert isinstance(first, InputError)
     assert f"process 0 cannot listen at {coordinator}" in str(first)
     assert "choose a port" in str(first)
