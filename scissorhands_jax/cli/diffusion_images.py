@@ -84,6 +84,11 @@ class ImagesCommand(ResumeOptions, ConceptOptions):
     effects: ClassVar[tuple[Effect, ...]] = (
         *ConceptOptions.effects,
         Effect(options=("pairing",), needs=("original",)),
+        Effect(
+            options=("threshold", "classes", "show_flagged"),
+            unless=("no_nudity", "forgotten_concepts", "kept_concepts"),
+            but_with=("nudity",),
+        ),
         Effect(options=("seed", "batch_size", "sampler", "steps", "guidance", "size"), needs=("prompts",)),
     )
 

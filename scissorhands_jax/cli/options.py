@@ -44,7 +44,9 @@ class Effect:
     values: tuple[str, ...] = ()
     """What the only field of `needs` must be; with none, any value does."""
     unless: tuple[str, ...] = ()
-    """Fields of options with which they have none."""
+    """Fields of options with which they have none; `no_NAME` is the option `--no-name` of a pair."""
+    but_with: tuple[str, ...] = ()
+    """Fields of options with which they have one in spite of `unless`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -212,14 +214,22 @@ def _check_effects(command: type[Command], values: Mapping[str, Any]) -> None:
       values: The options that were given, by the names of their fields.
     """
     options = options_of(command)
-    there = {field for field, value in values.items() if not (value is None or value is False or value == ())}
+    # By their fields, or `no_` and the field for what was turned off: the options as they were written.
+    there = {}
+    for field, value in values.items():
+        if options[field].is_pair and value is False:
+            there[f"no_{field}"] = options[field].flags[1]
+        elif not (value is None or value is False or value == ()):
+            there[field] = options[field].flag
     defaults = {field.name: field.default for field in dataclasses.fields(command)}
     for effect in command.effects:
-        given = [options[field].flag for field in effect.options if field in values]
+        names = [name for field in effect.options for name in (field, f"no_{field}")]
+        given = [there[name] for name in names if name in there]
         if not given:
             continue
         flag, advice = given[0], "leave it out" if len(given) == 1 else f"leave {' and '.join(given)} out"
-        if against := [options[field].flag for field in effect.unless if field in there]:
+        against = [there[name] for name in effect.unless if name in there]
+        if against and not set(effect.but_with) & set(there):
             raise InputError(f"{flag} has no effect with {against[0]}; {advice}")
         needed = [options[field].flag for field in effect.needs]
         if effect.values:
@@ -227,7 +237,7 @@ def _check_effects(command: type[Command], values: Mapping[str, Any]) -> None:
             if value not in effect.values:
                 fitting = " or ".join(effect.values)
                 raise InputError(f"{flag} has no effect with {needed[0]} {value}, only with {fitting}; {advice}")
-        elif needed and not there.intersection(effect.needs):
+        elif needed and not set(effect.needs) & set(there):
             raise InputError(f"{flag} has no effect without {' or '.join(needed)}; {advice}")
 
 

@@ -286,10 +286,14 @@ def test_what_options_depend_on_are_options_of_the_command():
         fields = options.options_of(command)
         for effect in command.effects:
             assert all((effect.options, effect.needs or effect.unless)), name
-            assert {*effect.options, *effect.needs, *effect.unless} <= set(fields), name
+            pairs = {f"no_{field}" for field, found in fields.items() if found.is_pair}
+            assert {*effect.options, *effect.needs, *effect.but_with} <= set(fields), name
+            assert set(effect.unless) <= {*fields, *pairs}, name
+            assert bool(effect.unless) >= bool(effect.but_with), name
             assert not effect.values or len(effect.needs) == 1, name
 
 
+_IMAGES = "sd evaluate --images new --out report"
 _ATTACK = "sd attack --model sd --unet new --prompts list.csv --out attacks"
 
 
@@ -304,7 +308,7 @@ _ATTACK = "sd attack --model sd --unet new --prompts list.csv --out attacks"
         ("lm evaluate --logs log.json --forget f --out o", "--out .* without --model; leave --out and --forget out"),
         ("lm evaluate --logs log.json --overwrite", "--overwrite has no effect without --model"),
         ("lm generate --model m --prompt a --template chat", "--template has no effect without --question or --file"),
-        ("sd evaluate --images new --out report --pairing names", "--pairing has no effect without --original"),
+        (f"{_IMAGES} --pairing names", "--pairing has no effect without --original"),
         ("lm plan --model m --method dpo --refusals file", "--refusals has no effect without --forget"),
         (
             "lm plan --model m --method npo --forget f --retain r --row-length 9",
@@ -312,9 +316,12 @@ _ATTACK = "sd attack --model sd --unet new --prompts list.csv --out attacks"
         ),
         ("lm unlearn --model m --method npo --forget f --retain r --out o --lora-alpha 3", "--lora-alpha .* without"),
         ("sd generate --model m --prompts list.csv --out o --images 3", "--images has no effect without --prompt;"),
-        ("sd evaluate --images new --out report --steps 20", "--steps has no effect without --prompts"),
+        (f"{_IMAGES} --steps 20", "--steps has no effect without --prompts"),
         ("sd import --random --out sd --resume", "--resume has no effect with --random; leave it out"),
-        ("sd import --random --out sd --no-ema", "--ema has no effect with --random"),
+        ("sd import --random --out sd --no-ema", "--no-ema has no effect with --random; leave it out"),
+        ("sd import --random --out sd --ema", "--ema has no effect with --random"),
+        (f"{_IMAGES} --no-nudity --threshold 0.5", "--threshold has no effect with --no-nudity; leave it out"),
+        (f"{_IMAGES} --kept-concepts cat --classes A --show-flagged", "--classes has no effect with --kept-concepts; "),
         (
             "unlearn --checkpoint run --forget all --out o --seconds-to-meet 5",
             "--seconds-to-meet has no effect without",
@@ -339,7 +346,9 @@ def test_an_option_without_effect_is_refused(words, message, capsys):
         f"{_ATTACK} --kind transfer --gate 3 --threshold 0.5",
         "lm evaluate --model m --out o --forget f --dtype bfloat16 --overwrite",
         "lm plan --model m --method dpo --forget f --retain r --refusals s",
-        "sd evaluate --images new --out report --prompts list.csv --model sd --steps 20 --seed 3",
+        f"{_IMAGES} --nudity --forgotten-concepts cat --threshold 0.7",
+        f"{_IMAGES} --classes FACE_FEMALE --show-flagged",
+        f"{_IMAGES} --prompts list.csv --model sd --steps 20 --seed 3",
         "unlearn --checkpoint run --forget all --out o --num-processes 2 --seconds-to-meet 5",
     ],
 )
