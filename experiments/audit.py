@@ -20,7 +20,13 @@ from scissorhands_jax.audit import TIERS, run_audit
 from scissorhands_jax.cli import huge_pages
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import config
-from scissorhands_jax.terminal import LoggedConsole, add_follow_options, complain, logged_console
+from scissorhands_jax.terminal import (
+    LoggedConsole,
+    add_follow_options,
+    complain,
+    logged_console,
+    remarks_on,
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,17 +47,18 @@ def main(arguments: list[str] | None = None) -> int:
     out = options.out or Path("runs") / options.config
     try:
         console = logged_console(options, out)
-        document = run_audit(
-            config.override(configs.load(options.config), options.settings),
-            out,
-            tier=options.tier,
-            num_networks=options.networks,
-            seed=options.seed,
-            data_dir=options.data_dir,
-            networks=options.store,
-            overwrite=options.overwrite,
-            console=console,
-        )
+        with remarks_on(console):
+            document = run_audit(
+                config.override(configs.load(options.config), options.settings),
+                out,
+                tier=options.tier,
+                num_networks=options.networks,
+                seed=options.seed,
+                data_dir=options.data_dir,
+                networks=options.store,
+                overwrite=options.overwrite,
+                console=console,
+            )
     except InputError as error:
         complain(console, str(error))
         return 2

@@ -31,7 +31,14 @@ from scissorhands_jax.jobs.loading import load_run
 from scissorhands_jax.jobs.scenarios import REFERENCES
 from scissorhands_jax.jobs.unlearning import RunResults
 from scissorhands_jax.report import table_gates
-from scissorhands_jax.terminal import LoggedConsole, add_follow_options, complain, logged_console, say
+from scissorhands_jax.terminal import (
+    LoggedConsole,
+    add_follow_options,
+    complain,
+    logged_console,
+    remarks_on,
+    say,
+)
 
 _SHARED = ("forget", "trained_on")
 
@@ -48,9 +55,10 @@ def main(arguments: list[str] | None = None) -> int:
     console = LoggedConsole()
     try:
         console = logged_console(options)
-        named = [run.partition("=")[::2] for run in options.run]
-        document = compare(dict(named), options.retrained, options.data_dir, console)
-        files.write_text(options.out / runs.RESULTS_FILE, json.dumps(document, indent=2) + "\n")
+        with remarks_on(console):
+            named = [run.partition("=")[::2] for run in options.run]
+            document = compare(dict(named), options.retrained, options.data_dir, console)
+            files.write_text(options.out / runs.RESULTS_FILE, json.dumps(document, indent=2) + "\n")
     except InputError as error:
         complain(console, str(error))
         return 2

@@ -19,7 +19,15 @@ from scissorhands_jax.cli import huge_pages
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import config, grid
 from scissorhands_jax.jobs.experiment import Experiment
-from scissorhands_jax.terminal import Console, LoggedConsole, add_follow_options, complain, logged_console, say
+from scissorhands_jax.terminal import (
+    Console,
+    LoggedConsole,
+    add_follow_options,
+    complain,
+    logged_console,
+    remarks_on,
+    say,
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,21 +54,22 @@ def main(arguments: list[str] | None = None) -> int:
     console = LoggedConsole()
     try:
         console = logged_console(options, options.out or Path("runs") / options.config)
-        experiment = config.override(configs.load(options.config), options.settings)
-        out = options.out or Path("runs") / options.config
-        seeds = read_seeds(options.seeds)
-        document = grid.run_grid(
-            experiment,
-            out,
-            seeds=seeds,
-            data_dir=options.data_dir,
-            networks=options.networks,
-            only=options.only,
-            overwrite=options.overwrite,
-            go_on_from=options.go_on_from,
-            present=None if options.no_report else functools.partial(present, experiment, out, seeds[0], options),
-            console=console,
-        )
+        with remarks_on(console):
+            experiment = config.override(configs.load(options.config), options.settings)
+            out = options.out or Path("runs") / options.config
+            seeds = read_seeds(options.seeds)
+            document = grid.run_grid(
+                experiment,
+                out,
+                seeds=seeds,
+                data_dir=options.data_dir,
+                networks=options.networks,
+                only=options.only,
+                overwrite=options.overwrite,
+                go_on_from=options.go_on_from,
+                present=None if options.no_report else functools.partial(present, experiment, out, seeds[0], options),
+                console=console,
+            )
     except InputError as error:
         complain(console, str(error))
         return 2

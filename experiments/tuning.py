@@ -44,7 +44,15 @@ from scissorhands_jax.jobs.progress import progress_bar
 from scissorhands_jax.jobs.scenarios import SeededScenario, TableNetworks
 from scissorhands_jax.metrics import distances
 from scissorhands_jax.metrics.row import measure_row
-from scissorhands_jax.terminal import Console, LoggedConsole, add_follow_options, complain, logged_console, say
+from scissorhands_jax.terminal import (
+    Console,
+    LoggedConsole,
+    add_follow_options,
+    complain,
+    logged_console,
+    remarks_on,
+    say,
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -74,41 +82,42 @@ def main(arguments: list[str] | None = None) -> int:
     console = LoggedConsole()
     try:
         console = logged_console(options)
-        experiment = config.override(configs.load(options.config), options.settings)
-        store = TableNetworks(experiment, options.data_dir, options.networks.parent, options.networks)
-        labels = list(filter(grid.label_pattern(options.only).search, experiment.scenarios[0].methods))
-        about = {
-            "config": store.loaded.settings,
-            "trials": options.trials,
-            "from_defaults": options.from_defaults,
-            "without_oracle": options.without_oracle,
-            "near": options.near,
-        }
-        rows, begun = _known(options.out, about)
-        measured: dict[int, dict[str, float]] = {}
-        for seed, label in itertools.product(read_seeds(options.seeds), labels):
-            place = {"method": label, "seed": seed}
-            found = next((row for row in rows if row.items() >= place.items()), None)
-            made = begun["trials"] if begun.items() >= place.items() else found["trials"] if found else ()
-            if found and len(found["trials"]) == options.trials:
-                continue
-            keep = functools.partial(_write, options.out, about, rows)
-            row = tune(
-                store,
-                label,
-                seed,
-                options.trials,
-                from_defaults=options.from_defaults,
-                oracle=not options.without_oracle,
-                near=options.near,
-                measured=measured,
-                made=made,
-                keep=lambda trials, place=place, keep=keep: keep({**place, "trials": trials}),
-                console=console,
-            )
-            rows[:] = [row if one is found else one for one in rows] if found else [*rows, row]
-            keep()
-            say(console, _line(row))
+        with remarks_on(console):
+            experiment = config.override(configs.load(options.config), options.settings)
+            store = TableNetworks(experiment, options.data_dir, options.networks.parent, options.networks)
+            labels = list(filter(grid.label_pattern(options.only).search, experiment.scenarios[0].methods))
+            about = {
+                "config": store.loaded.settings,
+                "trials": options.trials,
+                "from_defaults": options.from_defaults,
+                "without_oracle": options.without_oracle,
+                "near": options.near,
+            }
+            rows, begun = _known(options.out, about)
+            measured: dict[int, dict[str, float]] = {}
+            for seed, label in itertools.product(read_seeds(options.seeds), labels):
+                place = {"method": label, "seed": seed}
+                found = next((row for row in rows if row.items() >= place.items()), None)
+                made = begun["trials"] if begun.items() >= place.items() else found["trials"] if found else ()
+                if found and len(found["trials"]) == options.trials:
+                    continue
+                keep = functools.partial(_write, options.out, about, rows)
+                row = tune(
+                    store,
+                    label,
+                    seed,
+                    options.trials,
+                    from_defaults=options.from_defaults,
+                    oracle=not options.without_oracle,
+                    near=options.near,
+                    measured=measured,
+                    made=made,
+                    keep=lambda trials, place=place, keep=keep: keep({**place, "trials": trials}),
+                    console=console,
+                )
+                rows[:] = [row if one is found else one for one in rows] if found else [*rows, row]
+                keep()
+                say(console, _line(row))
     except InputError as error:
         complain(console, str(error))
         return 2

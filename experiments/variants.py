@@ -57,7 +57,15 @@ from scissorhands_jax.methods.settings import of_network
 from scissorhands_jax.methods.trimming import trimming_mask
 from scissorhands_jax.metrics import distances
 from scissorhands_jax.metrics.row import measure_row
-from scissorhands_jax.terminal import LoggedConsole, Progress, add_follow_options, complain, logged_console, say
+from scissorhands_jax.terminal import (
+    LoggedConsole,
+    Progress,
+    add_follow_options,
+    complain,
+    logged_console,
+    remarks_on,
+    say,
+)
 from scissorhands_jax.training.loop import run
 
 BASE: dict[str, Any] = {
@@ -159,17 +167,18 @@ def main(arguments: list[str] | None = None) -> int:
     console = LoggedConsole()
     try:
         console = logged_console(options, options.out)
-        experiment = config.override(configs.load(options.config), options.settings)
-        store = TableNetworks(experiment, options.data_dir, options.networks.parent, options.networks)
-        labels = ["retrained again", *filter(grid.label_pattern(options.only).search, VARIANTS)]
-        table = _Table(options.out, {"config": store.loaded.settings, "base": BASE})
-        with progress_bar(console) as progress:
-            for seed in read_seeds(options.seeds):
-                cells = Cells(store, seed, progress)
-                for label, draw in itertools.product(labels, range(options.draws)):
-                    if not table.has(label, seed, draw):
-                        table.add(cells.measured(label, draw))
-                        say(console, _line(table.rows[-1]))
+        with remarks_on(console):
+            experiment = config.override(configs.load(options.config), options.settings)
+            store = TableNetworks(experiment, options.data_dir, options.networks.parent, options.networks)
+            labels = ["retrained again", *filter(grid.label_pattern(options.only).search, VARIANTS)]
+            table = _Table(options.out, {"config": store.loaded.settings, "base": BASE})
+            with progress_bar(console) as progress:
+                for seed in read_seeds(options.seeds):
+                    cells = Cells(store, seed, progress)
+                    for label, draw in itertools.product(labels, range(options.draws)):
+                        if not table.has(label, seed, draw):
+                            table.add(cells.measured(label, draw))
+                            say(console, _line(table.rows[-1]))
     except InputError as error:
         complain(console, str(error))
         return 2

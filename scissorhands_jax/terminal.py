@@ -10,12 +10,13 @@ run where there is JAX and little else.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import logging
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +75,7 @@ __all__ = [
     "literal",
     "logged_console",
     "printable",
+    "remarks_on",
     "say",
     "write_line",
 ]
@@ -162,6 +164,37 @@ class LoggedConsole(Console):
                 plain = {"width": 120, "force_terminal": False}
             Console(file=sink, **plain).print(*objects, **options)
             self.log_file.write(sink.getvalue())
+
+
+class _Remarks(logging.Handler):
+    """Prints warnings of the library's loggers as lines of a console."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.WARNING)
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            say(self._console, record.getMessage())
+        except Exception:
+            self.handleError(record)
+
+
+@contextlib.contextmanager
+def remarks_on(console: Console) -> Iterator[None]:
+    """Has the library's warnings appear on a console, so that a log gets them and a quiet console shows none.
+
+    Outside of it they go where Python sends warnings of loggers.
+
+    Args:
+      console: The console.
+    """
+    logger, handler = logging.getLogger("scissorhands_jax"), _Remarks(console)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def is_live(console: Console) -> bool:

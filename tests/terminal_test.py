@@ -1,11 +1,14 @@
 """Every text appears as it is, in the terminal and elsewhere; plain lines show the same; progress for a log."""
 
 import ast
+import importlib
 import io
+import logging
 import re
 import subprocess
 import sys
 import threading
+import types
 from pathlib import Path
 
 import jax
@@ -25,6 +28,7 @@ from scissorhands_jax.terminal import (
     complain,
     literal,
     printable,
+    remarks_on,
     say,
     write_line,
 )
@@ -373,3 +377,58 @@ def test_without_rich_the_names_are_the_plain_ones():
     code += "print(t.Console.__name__, t.Progress.__name__, t.Table.__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["PlainConsole", "PlainProgress", "PlainTable"]
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_warnings_of_the_library_are_lines_of_the_console_and_of_its_log(tmp_path, capsys, quiet):
+    console = LoggedConsole(quiet=quiet, log=LogFile(tmp_path / "log"))
+    logger = logging.getLogger("scissorhands_jax.somewhere")
+    with remarks_on(console):
+        logger.warning("%s is left aside", "a \x1b[2Jname")
+        logger.info("not said")
+    logger.warning("nor this")
+    assert capsys.readouterr().err == ("" if quiet else "a \\x1b[2Jname is left aside\n")
+    (line,) = (tmp_path / "log").read_text().splitlines()
+    assert line.endswith("Z a \\x1b[2Jname is left aside")
+
+
+_EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+_LOGGED = [path.stem for path in sorted(_EXPERIMENTS.glob("*.py")) if "= logged_console(" in path.read_text()]
+
+
+@pytest.mark.parametrize("module", _LOGGED)
+def test_whatever_has_a_log_writes_the_warnings_of_the_library_there(tmp_path, capsys, module, monkeypatch):
+    """The command's own are followed in a process of its own, which has no handler but Python's last one."""
+
+    def warns(*_, **__):
+        logging.getLogger("scissorhands_jax.somewhere").warning("a remark")
+        raise InputError("and an end")
+
+    program = importlib.import_module(f"experiments.{module}")
+    for name in ("compare", "config"):
+        if hasattr(program, name):
+            monkeypatch.setattr(program, name, warns if name == "compare" else types.SimpleNamespace(override=warns))
+    words = ["--out", str(tmp_path / "out"), "--log", str(tmp_path / "log")]
+    more = ["--run", "a=b", "--retrained", "c"] if module == "real_network" else ["--config", "demo"]
+    more += ["--networks", str(tmp_path / "networks")] if module in ("tuning", "variants") else []
+    more += ["--tier", "smoke"] if module == "audit" else []
+    assert program.main([*words, *more]) == 2
+    assert capsys.readouterr().err == "a remark\nerror: and an end\n"
+    assert [line.partition("Z ")[2] for line in (tmp_path / "log").read_text().splitlines()] == [
+        "a remark",
+        "error: and an end",
+    ]
+
+
+def test_a_quiet_command_shows_no_warning_and_its_log_has_it(tmp_path):
+    program = (
+        "import logging, sys; from scissorhands_jax.cli import jobs, main\n"
+        "jobs.UnlearnCommand.run = lambda *_: logging.getLogger('scissorhands_jax.a').warning('a remark')\n"
+        "sys.exit(main.main(sys.argv[1:]))"
+    )
+    words = ["unlearn", "--weights", "w", "--forget", "all", "--out", "o", "--log", "log"]
+    for quiet, expected in (([], "a remark\n"), (["--quiet"], "")):
+        command = [sys.executable, "-c", program, *words, *quiet]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert done.stderr == expected
+    assert [line.partition("Z ")[2] for line in (tmp_path / "log").read_text().splitlines()] == ["a remark"] * 2

@@ -26,7 +26,7 @@ from scissorhands_jax.cli import (
 )
 from scissorhands_jax.cli.options import Command, flags_of, paragraphs, parse
 from scissorhands_jax.errors import InputError, PeerError, suggest
-from scissorhands_jax.terminal import LoggedConsole, complain
+from scissorhands_jax.terminal import LoggedConsole, complain, remarks_on
 
 _STATUS_LOST_PEER = 1
 _STATUS_BAD_INPUT = 2
@@ -164,7 +164,8 @@ def _run(command: Command) -> int:
     console = LoggedConsole()
     try:
         console = command.open_console()
-        return command.run(console) or 0
+        with remarks_on(console):
+            return command.run(console) or 0
     except InputError as error:
         complain(console, str(error))
         return _STATUS_BAD_INPUT
