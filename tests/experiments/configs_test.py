@@ -83,6 +83,7 @@ def test_the_full_table_has_the_settings_that_tuning_chose_so_far():
         chosen |= {row["method"]: row["best"]["changes"] for row in tuned["rows"]}
         assert {(row["seed"], len(row["trials"])) for row in tuned["rows"]} == {(10, 2)}
     del chosen["scrub"]  # which left chance level, and is to be tuned again
+    del chosen["influence"]  # which takes longer than a tenth of training
     assert set(cifar10.FULL) < set(chosen) < set(methods)
     for label, changes in chosen.items():
         assert {field: getattr(methods[label], field) for field in changes} == changes, label
