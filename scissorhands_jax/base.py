@@ -1,6 +1,6 @@
 """The vocabulary of the package: losses, models, batches and methods as plain values over parameter pytrees.
 
-Every other module is written against this one, which imports nothing from the package.
+Losses, methods and training are written against this module, which imports nothing from the package.
 """
 
 from __future__ import annotations

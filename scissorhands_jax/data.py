@@ -237,6 +237,8 @@ def _as_positions(given: Iterable, total: int, what: str) -> np.ndarray:
                 "for each of them"
             )
         return np.flatnonzero(values)
+    if values.shape == (0,):
+        return values.astype(np.int32)  # An empty list is of no type.
     if values.ndim == 2 and 1 in values.shape:
         raise InputError(f"the {what} are an array of shape {values.shape}; flatten it, as with positions.ravel()")
     if values.size and values.ndim == 1 and np.issubdtype(values.dtype, np.floating):
@@ -288,7 +290,8 @@ def shuffled_batches(key: Key, total: int, batch_size: int, *, fill: bool = True
         may be smaller.
 
     Returns:
-      int32 arrays of shape (batch_size,), which each hold positions of examples.
+      int32 arrays of shape (min(batch_size, total),), which each hold positions of examples; without `fill` the last
+      one may be shorter.
 
     Raises:
       InputError: `batch_size` is below 1.

@@ -253,7 +253,16 @@ def undivided(loss_fn: StatefulLossFn) -> StatefulLossFn:
 
 def microbatches_of(loss_fn: StatefulLossFn) -> int:
     """The number of parts that a loss computes a batch in."""
-    return loss_fn.parts if isinstance(loss_fn, DividedLoss | _Microbatched) else 1
+    if isinstance(loss_fn, DividedLoss | _Microbatched):
+        return loss_fn.parts
+    return microbatches_of(loss_fn.loss_fn) if isinstance(loss_fn, LossWithin) else 1
+
+
+@dataclasses.dataclass(frozen=True)
+class LossWithin:
+    """Another loss, of which more is known."""
+
+    loss_fn: StatefulLossFn
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -78,7 +78,7 @@ def bottom_fraction(scores: Scores, fraction: float, *, rank: Selection | None =
       A pytree of bools with the structure and shapes of `scores`.
 
     Raises:
-      InputError: `fraction` is outside (0, 1), or no leaf is ranked.
+      InputError: `fraction` is outside (0, 1), or as for `top_fraction`.
     """
     check_fraction(fraction)
     rank = trees.select(scores, None) if rank is None else rank
@@ -114,7 +114,7 @@ def kept_fraction_mask(scores: Scores, kept: float, *, rank: Selection | None = 
       The mask, and the threshold as a scalar.
 
     Raises:
-      InputError: k is below 1 or above n, so that there is no k-th smallest score.
+      InputError: k is below 1 or above n, so that there is no k-th smallest score, or as for `top_fraction`.
     """
     chosen = _ranked(scores, rank)
     total = trees.count_weights(scores, rank)
@@ -179,10 +179,15 @@ def _ranked(scores: Scores, rank: Selection | None) -> list[jax.Array]:
     chosen = [leaf for leaf, is_ranked in trees.zip_leaves(scores, rank) if is_ranked]
     if not chosen:
         raise InputError("the selection ranks no parameter array; select at least one")
-    if not any(isinstance(leaf, jax.core.Tracer) for leaf in chosen) and _any_negative(chosen):
+    if not any(isinstance(leaf, jax.core.Tracer) for leaf in chosen) and _has_negative(chosen):
         raise InputError("a score is negative, but scores are sizes; take their absolute values, or add an offset")
     dtype = jnp.promote_types(jnp.result_type(*chosen), jnp.float32)
     return [leaf.astype(dtype) for leaf in chosen]
+
+
+def _has_negative(leaves: list[jax.Array]) -> bool:
+    with jax.ensure_compile_time_eval():  # The rank may be traced where the scores are not.
+        return bool(_any_negative(leaves))
 
 
 @jax.jit

@@ -91,9 +91,9 @@ def mapped(function: Callable[[PyTree], PyTree], examples: PyTree, parts: int) -
     Returns:
       The result of the function, in the order of the examples.
     """
-    if parts == 1:
-        return function(examples)
     total = _size(examples)
+    if parts == 1 or total == 0:
+        return function(examples)
     if jax.default_backend() == "cpu":
         results, last = [], None
         for _, _, group in _groups(examples, total, parts):

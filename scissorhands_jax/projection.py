@@ -139,7 +139,7 @@ def project_gradient(
 
     Raises:
       InputError: `num_constraints` is below 1 or above 10, or `margin` or `eps` is negative. `update` raises it if
-        constraint gradients do not fit, or inside `shard_map` without `axis_name`.
+        constraint gradients do not fit, or inside `shard_map` without `axis_name`, or with one that it does not have.
     """
     _check_settings(num_constraints, margin, eps)
     axes = (axis_name,) if isinstance(axis_name, str) else axis_name
@@ -166,7 +166,9 @@ def project_gradient(
             projected = wide - jnp.tensordot(dual, rows.astype(dual.dtype), 1, precision="highest")
             return jnp.where(violated, projected.astype(g.dtype), g)
 
-        return jax.tree.map(subtract, updates, constraint_grads), ProjectGradientState(dots, dual, violated)
+        # In one type whatever the gradients are in, so that a loop can carry it.
+        state = ProjectGradientState(dots.astype(jnp.float32), dual.astype(jnp.float32), violated)
+        return jax.tree.map(subtract, updates, constraint_grads), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 

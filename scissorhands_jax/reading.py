@@ -23,6 +23,7 @@ MAX_JSON = 2**26  # bytes
 MAX_VALUES = 2**22  # in a JSON document; strings with commas or brackets in them count for several
 MAX_DEPTH = 100  # objects and lists in one another; Python's own limit for functions that call themselves is 1000
 MAX_TEXT = 2**25  # bytes
+_MAX_BITS = 1_000  # of an integer in JSON; a float64 holds numbers of up to 1,024
 MAX_LINES = 2**21
 MAX_DIRECTORY = 2**22  # bytes of a zip archive's directory; an entry takes 46 and its name
 
@@ -181,8 +182,8 @@ def parse_json(content: str | bytes, *, nan: bool = False) -> Any:
 
     Raises:
       ValueError: The content is not JSON, has more than `MAX_JSON` bytes or `MAX_VALUES` values, is nested too deeply,
-        or has an object with two equal keys, of which one would be ignored, or without `nan` a number that is not
-        finite.
+        or has an object with two equal keys, of which one would be ignored, an integer of more than 1,000 bits, or
+        without `nan` a number that is not finite.
     """
     content = content.encode(errors="surrogatepass") if isinstance(content, str) else content
     if len(content) > MAX_JSON:
@@ -196,6 +197,7 @@ def parse_json(content: str | bytes, *, nan: bool = False) -> Any:
             object_pairs_hook=_distinct,
             parse_constant=float if nan else _no_constant,
             parse_float=float if nan else _finite,
+            parse_int=_whole,
         )
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
@@ -219,6 +221,13 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"it has the number {name}, which JSON does not have")
+
+
+def _whole(digits: str) -> int:
+    number = int(digits)
+    if number.bit_length() > _MAX_BITS:
+        raise ValueError(f"it has the number {digits[:40]}, which is too large")
+    return number
 
 
 def _finite(digits: str) -> float:

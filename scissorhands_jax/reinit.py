@@ -38,8 +38,8 @@ def reinitialize(
 ) -> Params:
     """Replaces the marked weights by fresh draws. The other weights stay the same, bit for bit.
 
-    Every leaf draws with `fold_in(key, position of the leaf)`, so a draw does not depend on the mask, on other leaves,
-    or on how the tree is sharded.
+    Every leaf draws with `fold_in(key, position of the leaf)`, so a draw does not depend on the mask, on the values of
+    other leaves, or on how the tree is sharded.
 
     Args:
       key: A typed PRNG key.

@@ -62,15 +62,15 @@ class Task:
     shape=(N,)"""
     metrics: tuple[Metric, ...]
     """The measures of quality. The first takes the place of the accuracy of a classifier: in tables, in the Avg. Gap,
-    in gates and in tuning."""
+    in gates and in tuning; of a task with `labels` it is the accuracy, in percent, called `acc`."""
     predictions: Callable[[PyTree], PyTree] = lambda outputs: outputs
     """`(outputs) -> predictions`, which the metrics judge; by default the outputs themselves."""
     inputs: Callable[[PyTree], PyTree] = losses.inputs_of
     """`(examples) -> inputs`, what the network is applied to; by default as in `losses.inputs_of`."""
     labels: Callable[[PyTree], chex.Array] | None = None
     """`(examples) -> classes`, integers of shape (N,), of a task whose outputs are logits of classes, shape (N, C). It
-    is then measured as in the paper: by accuracy, by the confidence in the true class, and by margins. Examples are
-    compared with held-out ones of their class. None for any other task."""
+    is then measured as in the paper: by accuracy, which has to be its first metric, by the confidence in the true
+    class, and by margins. Examples are compared with held-out ones of their class. None for any other task."""
     weights: Callable[[PyTree], jax.Array] | None = None
     """`(examples) -> weights` of the examples in the mean loss of a batch, such as the number of tokens of each, so
     that all tokens count alike. shape=(N,), not negative. None counts all examples alike."""
@@ -80,10 +80,11 @@ class Task:
     outputs are no logits; such methods are then refused."""
     ceiling: float | None = None
     """The loss of a network that knows nothing of an example, up to which `scissorhands` drives the forget loss if its
-    ceiling is "uniform". None if that is unknown; of a classifier it is the logarithm of the number of classes."""
+    ceiling is "uniform". None if that is unknown; of a classifier, which leaves it None, the logarithm of the number of
+    classes is taken."""
     flip: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None
     """`(targets, generator) -> wrong targets` of the same shape, for tables with wrong targets. None if there are none;
-    of a classifier it is another class at random."""
+    of a classifier, which leaves it None, another class is drawn."""
 
     def __post_init__(self) -> None:
         if not self.metrics:
@@ -97,6 +98,11 @@ class Task:
                     f"the task {self.name!r} has a metric called {name!r}; give each a name of its own in lower-case "
                     f"letters, digits and _, other than {' and '.join(sorted(reserved))}"
                 )
+        if self.classifies and (names[0], self.metrics[0].better) != ("acc", "higher"):
+            raise InputError(
+                f"the first metric of the task {self.name!r} is {names[0]!r}, and one with `labels` is judged by its "
+                "accuracy; name that first, as in `classification().metrics`, or leave `labels` out"
+            )
 
     @property
     def classifies(self) -> bool:
@@ -104,7 +110,7 @@ class Task:
         return self.labels is not None
 
     def document(self) -> dict[str, Any]:
-        """What a row of results says of the task, as JSON: its name, and its metrics without their functions."""
+        """What a row of results says of the task, as JSON: its name, and names, titles and units of its metrics."""
         shown = ("name", "title", "better", "unit")
         return {
             "name": self.name,
@@ -165,10 +171,9 @@ class _TaskLoss(losses.DividedLoss):
 
 
 @dataclasses.dataclass(frozen=True)
-class _LossWithTask:
+class _LossWithTask(losses.LossWithin):
     """A loss of the user's own for a network with a task, as a value like `_TaskLoss`."""
 
-    loss_fn: StatefulLossFn
     task: Task
 
     def __call__(
@@ -230,7 +235,8 @@ def _alike(outputs: PyTree, examples: PyTree) -> tuple[chex.Array, chex.Array]:
     shapes = jnp.shape(outputs), jnp.shape(targets)
     if shapes[0] == shapes[1]:
         return outputs, targets
-    if shapes[0][:1] == shapes[1][:1] and math.prod(shapes[0]) == math.prod(shapes[1]):
+    # Only an axis of length 1 may be missing; other shapes with as many numbers may hold them in another order.
+    if shapes[0][:1] == shapes[1][:1] and len({tuple(n for n in shape[1:] if n != 1) for shape in shapes}) == 1:
         return outputs.reshape(shapes[1]), targets
     raise InputError(
         f"the network gives numbers of shape {shapes[0]} for targets of shape {shapes[1]}; make them equal"
@@ -302,14 +308,14 @@ def regression(scale: float = 1.0) -> Task:
 
     The loss of an example is the mean over its numbers of `((output - label) / scale)^2`. The metrics are the root of
     the mean squared error and the mean absolute error, in percent of `scale`. If `scale` is the standard deviation of
-    the targets, a network that always answers their mean has a loss of 1 and an error of 100 %. Wrong targets are right
+    the targets, a network that always answers their mean has a loss of 1 and an RMSE of 100 %. Wrong targets are right
     ones mirrored between the smallest and the largest of those that are changed.
 
     Args:
       scale: The unit of errors, in that of the targets, above 0; for example the targets' standard deviation.
 
     Raises:
-      InputError: `scale` is not above 0.
+      InputError: `scale` is not a finite number above 0.
     """
     if not 0 < scale < math.inf:
         raise InputError(f"the scale of a regression must be above 0, got {scale}; give the usual size of an error")
@@ -339,14 +345,15 @@ def masked(step_task: Task, mask: str = "mask") -> Task:
     """A task of every step of a sequence, in which steps that only fill sequences up to one length do not count.
 
     Examples are dicts of arrays (N, T, ...), with targets for each step in `label` and with `mask`, which is True at
-    real steps. The network is applied to all but `label`, so also to the mask, and gives outputs of shape (N, T, ...).
-    Loss and metrics of an example are the means over its real steps of those of `step_task`, so every sequence counts
-    once, whatever its length. What outputs and targets hold elsewhere changes nothing, NaN included; but `training.run`
-    refuses data that hold NaN anywhere.
+    real steps. The network is applied to all but `label`, so also to the mask (or to `image` alone, if there is one),
+    and gives outputs of shape (N, T, ...). Loss and metrics of an example are the means over its real steps of those of
+    `step_task` (for a metric with `summary="root"` the root of the mean square), so every sequence counts once,
+    whatever its length. One without real steps has a loss of 0, and metrics refuse it. What outputs and targets hold
+    elsewhere changes nothing, NaN included; but `training.run` refuses data that hold NaN anywhere.
 
     Args:
-      step_task: The task of one step, such as `regression()` or `classification()`. Its functions are given the steps
-        of all sequences as examples (N * T) with `label` alone.
+      step_task: The task of one step, such as `regression()` or `classification()`. Its loss and metrics are given
+        the steps of all sequences as examples (N * T) with `label` alone, its `predictions` all outputs at once.
       mask: The name of the array of bools, shape (N, T).
     """
 

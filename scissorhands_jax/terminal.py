@@ -191,10 +191,13 @@ def remarks_on(console: Console) -> Iterator[None]:
     """
     logger, handler = logging.getLogger("scissorhands_jax"), _Remarks(console)
     logger.addHandler(handler)
+    # Libraries that are imported meanwhile give the root logger a handler of its own, which would print them again.
+    was, logger.propagate = logger.propagate, False
     try:
         yield
     finally:
         logger.removeHandler(handler)
+        logger.propagate = was
 
 
 def is_live(console: Console) -> bool:

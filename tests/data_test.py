@@ -663,3 +663,9 @@ class TestSplitOfWhatWasTrainedOn:
     def test_positions_that_cannot_be_meant_are_refused(self, trained_on):
         with pytest.raises(InputError, match="training set"):
             data.split(self.TRAIN, [0], np.asarray(trained_on))
+
+
+def test_nothing_held_out_is_said_as_such():
+    for empty in ([], (), np.zeros(0, int), np.zeros(10, bool)):
+        with pytest.raises(InputError, match="0 of 10 examples are held out; hold out at least one"):
+            data.check_held_out(empty, 10)

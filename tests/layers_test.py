@@ -4,6 +4,7 @@ import ast
 import collections
 import inspect
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,15 @@ def public_names(path):
 def test_every_module_stands_somewhere():
     assert {name for _, name in modules()} == set(ORDER)
     assert len(ORDER) == len(set(ORDER))
+
+
+def test_the_guide_for_contributors_names_every_part_in_this_order():
+    guide = (PACKAGE.parent / "CONTRIBUTING.md").read_text()
+    rows = re.findall(r"^\| (`.*?`) \|", guide[guide.index("| part |") :], flags=re.MULTILINE)
+    named = [name.rstrip("/") for row in rows for name in re.findall(r"`(.*?)`", row)]
+    assert sorted(named) == sorted(set(ORDER) - {"__main__", "__init__"})
+    places = [min(map(ORDER.index, (name.rstrip("/") for name in re.findall(r"`(.*?)`", row)))) for row in rows]
+    assert places == sorted(places)
 
 
 @pytest.mark.parametrize(("path", "name"), list(modules()), ids=lambda value: getattr(value, "stem", value))

@@ -341,3 +341,13 @@ def test_more_scores_than_32_bits_count_are_ranked_where_jax_has_64():
             assert jax.tree.leaves(found)
         scores = {"a": jnp.array([2.0, 1.0, 2.0, 2.0], jnp.float32)}
         np.testing.assert_array_equal(masks.top_k(scores, 2)["a"], [True, False, True, False])
+
+
+def test_the_rank_may_be_traced_where_the_scores_are_not():
+    scores = {"w": jnp.asarray([1.0, 3.0, 2.0])}
+    assert jax.jit(lambda k: masks.top_k(scores, k))(2)["w"].tolist() == [False, True, True]
+    assert float(jax.jit(lambda k: masks.kth_largest(scores, k))(2)) == 2.0
+    assert jax.jit(lambda: masks.top_fraction(scores, 0.34))()["w"].tolist() == [False, True, False]
+    negative = {"w": jnp.asarray([1.0, -3.0])}
+    with pytest.raises(InputError, match="a score is negative"):
+        jax.jit(lambda k: masks.top_k(negative, k))(1)

@@ -251,3 +251,7 @@ def test_on_accelerators_microbatches_keep_the_two_passes_apart(monkeypatch):
     loss, batch = losses.classification_loss(model), Batch(tiny.examples(4), tiny.examples(4))
     assert choose_pair(loss, params, batch) == "vmap"
     assert choose_pair(losses.microbatched(loss, 2), params, batch) == "sequential"
+
+
+def test_no_examples_are_mapped_to_none():
+    assert mapped(lambda x: 2 * x, jnp.zeros((0, 3)), 4).shape == (0, 3)

@@ -137,3 +137,8 @@ class TestSchedules:
     def test_constant_and_linear_have_one_form(self):
         assert [len(part) for part in constant()] == [len(part) for part in linear_decay(7)]
         np.testing.assert_allclose(self.rates(constant(), [0, 1, 10]), 1)
+
+
+def test_a_rate_that_is_a_function_takes_no_schedule_beside_it():
+    with pytest.raises(InputError, match="a schedule already; give a number, or leave scheduled=True out"):
+        sgd(lambda step: 0.1, scheduled=True)

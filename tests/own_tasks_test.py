@@ -10,11 +10,11 @@ import pytest
 from flax import linen as nn
 from rich.console import Console
 
-from scissorhands_jax import report
+from scissorhands_jax import losses, report
 from scissorhands_jax.audit import run_audit
 from scissorhands_jax.data import split
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.jobs import grid, search
+from scissorhands_jax.jobs import grid, late_attacks, search
 from scissorhands_jax.jobs.comparing import evaluate
 from scissorhands_jax.jobs.experiment import Experiment, OwnNetwork, Scenario
 from scissorhands_jax.methods.finetune import FinetuneSettings
@@ -23,7 +23,7 @@ from scissorhands_jax.methods.scissorhands import ScissorhandsSettings
 from scissorhands_jax.methods.scrub import ScrubSettings
 from scissorhands_jax.models import from_linen
 from scissorhands_jax.report import REDRAWN
-from scissorhands_jax.tasks import regression, task_loss
+from scissorhands_jax.tasks import Metric, classification, regression, task_loss
 
 QUIET = Console(quiet=True)
 SGD = {"batch_size": 30, "weight_decay": 0.0}
@@ -224,3 +224,47 @@ def test_examples_need_no_labels_and_no_dict():
     found = evaluate(OWN.model, {"original": network}, split(pair, [0, 3]), pair, task=task)
     outputs = np.asarray(OWN.model.apply(*network, pair[0], train=False)[0])[:, 0]
     assert found.rows[0]["rmse_test"] == pytest.approx(float(np.sqrt(np.mean((outputs - pair[1]) ** 2))), rel=1e-5)
+
+
+class Sum(nn.Module):
+    """A classifier of two inputs."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3)(nn.relu(nn.Dense(32)(x["a"]) + nn.Dense(32)(x["b"])))
+
+
+def test_a_classifier_of_several_inputs_with_classes_of_another_name(tmp_path):
+    """What its features are is not known, so it is not probed; all else is measured."""
+
+    def examples(seed):
+        generator = np.random.default_rng(seed)
+        parts = {name: generator.normal(size=(40, 8)).astype(np.float32) for name in ("a", "b")}
+        return {**parts, "class": generator.integers(0, 3, 40).astype(np.int32)}
+
+    task = dataclasses.replace(
+        classification(),
+        name="two inputs",
+        loss=lambda logits, part: losses.cross_entropies(logits, part["class"]),
+        metrics=(Metric("acc", "Acc", lambda predicted, part: 100.0 * (predicted == np.asarray(part["class"]))),),
+        inputs=lambda part: {"a": part["a"], "b": part["b"]},
+        labels=lambda part: part["class"],
+    )
+    shapes = {name: jax.ShapeDtypeStruct((1, 8), jnp.float32) for name in ("a", "b")}
+    own = OwnNetwork(model=from_linen(Sum(), shapes), train=examples(0), test=examples(1), task=task)
+    scenario = Scenario(name="random", forget=("random:0.2",), methods={"nothing": METHODS["finetune"]})
+    brief = dataclasses.replace(
+        EXPERIMENT, training=RetrainSettings(epochs=2, learning_rate=0.02, milestones=(), **SGD), scenarios=(scenario,)
+    )
+    document = run_audit(brief, tmp_path / "audit", tier="standard", num_networks=4, own=own, console=QUIET)
+    metrics = {entry["metric"] for entry in document["evidence"]}
+    assert {"recovered", "distance_original"} <= metrics
+    assert "probe_gap" not in metrics
+    at_once, later = (
+        grid.run_grid(
+            dataclasses.replace(brief, attack_later=is_later), tmp_path / name, seeds=[1], own=own, console=QUIET
+        )
+        for name, is_later in (("once", False), ("later", True))
+    )
+    attacked = late_attacks.with_attacks(later, lambda name: (tmp_path / "later" / name).read_bytes())
+    assert [row["mia"] for row in attacked["rows"]] == [row["mia"] for row in at_once["rows"]]

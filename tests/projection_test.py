@@ -424,3 +424,15 @@ def test_one_constraint_is_the_default():
     )
     np.testing.assert_allclose(found["w"], [0.0, 1.0], atol=1e-6)
     assert state.violated
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+def test_the_state_has_one_type_so_that_loops_carry_it(dtype):
+    with jax.enable_x64(True):
+        gradient = {"w": jnp.asarray([1.0, -2.0], dtype)}
+        constraints = {"w": jnp.asarray([[3.0, 1.0]], dtype)}
+        transform = projection.project_gradient()
+        state = transform.init(gradient)
+        projected, after = transform.update(gradient, state, constraint_grads=constraints)
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, after)
+    assert projected["w"].dtype == dtype

@@ -78,6 +78,13 @@ class TestJson:
         assert work.peak / 2**16 < 2**30 / 2**22
 
 
+@pytest.mark.parametrize("digits", ["1" + "0" * 400, "-1" + "0" * 400])
+def test_an_integer_that_no_other_reader_holds_is_refused(digits):
+    with pytest.raises(ValueError, match="which is too large"):
+        reading.parse_json(f"[{digits}]")
+    assert reading.parse_json(f"[{2**200}, -{2**200}]") == [2**200, -(2**200)]
+
+
 class TestText:
     def test_lines_are_those_of_the_file(self, few, tmp_path):
         (tmp_path / "file").write_bytes("a\r\n\nb é".encode())

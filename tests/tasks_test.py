@@ -365,3 +365,32 @@ def test_methods_that_compare_answers_use_the_task_of_a_network_with_a_loss_of_i
     changed = Data(*({**part, "label": np.where(part["mask"], part["label"], 3)} for part in batch))
     results = [run(method, jax.random.key(1), *network, part, num_epochs=1).params for part in (batch, changed)]
     np.testing.assert_array_equal(*results)  # what stands where no step is changes nothing
+
+
+def test_a_task_with_classes_is_judged_by_its_accuracy():
+    (accuracy,) = CLASSIFICATION.metrics
+    other = Metric("error", "Error", lambda predicted, examples: 100.0 - accuracy.values(predicted, examples), "lower")
+    lower = Metric("acc", "Acc", accuracy.values, "lower")
+    dataclasses.replace(CLASSIFICATION, name="both", metrics=(accuracy, other))
+    for metrics in ((other,), (other, accuracy), (lower,)):
+        with pytest.raises(InputError, match=r"the first metric of the task 'mine' is .*; name that first"):
+            dataclasses.replace(CLASSIFICATION, name="mine", metrics=metrics)
+
+
+@pytest.mark.parametrize("shapes", [((2, 2, 3), (2, 3, 2)), ((2, 6), (2, 3, 2)), ((2, 3), (3, 2))])
+def test_outputs_of_another_layout_are_not_read_as_targets(shapes):
+    outputs, targets = (jnp.arange(math.prod(shape), dtype=jnp.float32).reshape(shape) for shape in shapes)
+    with pytest.raises(InputError, match="make them equal"):
+        regression().loss(outputs, {"label": targets})
+
+
+@pytest.mark.parametrize("shapes", [((4, 1), (4,)), ((4,), (4, 1)), ((4, 1, 3), (4, 3)), ((4, 3), (4, 3, 1))])
+def test_an_axis_of_one_may_be_missing(shapes):
+    outputs, targets = (jnp.arange(math.prod(shape), dtype=jnp.float32).reshape(shape) for shape in shapes)
+    assert regression().loss(outputs, {"label": targets}).tolist() == [0.0] * 4
+
+
+def test_a_loss_with_a_task_is_known_to_be_in_parts():
+    loss = losses.microbatched(lambda params, state, batch, *, train, key: (0.0, state), 4)
+    assert losses.microbatches_of(with_task(loss, regression())) == 4
+    assert losses.microbatches_of(with_task(losses.undivided(loss), regression())) == 1

@@ -423,6 +423,7 @@ def test_whatever_has_a_log_writes_the_warnings_of_the_library_there(tmp_path, c
 def test_a_quiet_command_shows_no_warning_and_its_log_has_it(tmp_path):
     program = (
         "import logging, sys; from scissorhands_jax.cli import jobs, main\n"
+        "logging.basicConfig()  # as some libraries do when they are imported\n"
         "jobs.UnlearnCommand.run = lambda *_: logging.getLogger('scissorhands_jax.a').warning('a remark')\n"
         "sys.exit(main.main(sys.argv[1:]))"
     )

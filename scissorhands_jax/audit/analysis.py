@@ -48,7 +48,7 @@ class Watched:
     """The watched examples, which are the columns of all scores. Those of training examples come first."""
 
     labels: np.ndarray
-    """The true classes, or zeros if it is no classifier. shape=(N,), dtype=int32"""
+    """The true classes, or zeros if it is no classifier. Integers, shape=(N,)"""
     included: np.ndarray
     """Whether each network was trained on each training example. shape=(networks, training columns), dtype=bool"""
     forget_sets: tuple[AuditedSet, ...]
@@ -68,9 +68,10 @@ class InsideNumbers:
     """The accuracy on the forget set, in percent, before further training on the retain set and after each epoch; of
     another task its first metric, negative if lower is better."""
     probe_forget: float | None
-    """The accuracy of a linear probe of the features on the forget set, in percent. None if it is no classifier."""
+    """The accuracy of a linear probe of the features on the forget set, in percent. None if it is no classifier, or one
+    without a linen `Dense` layer or of several inputs."""
     probe_held_out: float | None
-    """The accuracy of that probe on held-out examples, in percent. None if it is no classifier."""
+    """The accuracy of that probe on held-out examples, in percent. None as above."""
     distance_original: float
     """The distance of the weights to those of the original, relative to the norm of the original's."""
     distance_retrained: float | None
@@ -134,7 +135,8 @@ class Analysis:
         self.measurements = measurements
         self.pairs = len(watched.included) // 2
         self.klom_bins = klom_bins(self.pairs)
-        # Networks are probed if they are classifiers; what others recover is no difference of accuracies.
+        # Networks are probed if they are classifiers. What others recover is no difference of accuracies, whose range
+        # is known; of classifiers whose features cannot be read it is one, and this range is not used.
         self._of_accuracies = all(one.inside is None or one.inside.probe_forget is not None for one in measurements)
         self._references = self._scores(REFERENCE, 0) | self._scores(ORIGINAL, 0)
 

@@ -51,6 +51,16 @@ def partner(network: int | np.ndarray) -> int | np.ndarray:
     return network ^ 1
 
 
+def check_networks(num_networks: int) -> None:
+    """Refuses a number of networks that no ensemble has.
+
+    Raises:
+      InputError: It is odd, or not from 2 to `MAX_NETWORKS`.
+    """
+    if num_networks % 2 or not 2 <= num_networks <= MAX_NETWORKS:
+        raise InputError(f"an ensemble has an even number of networks from 2 to {MAX_NETWORKS}, got {num_networks}")
+
+
 def design(
     key: Key,
     num_networks: int,
@@ -90,8 +100,7 @@ def design(
       Hayes et al., Inexact unlearning needs more careful evaluations, SaTML 2025, section 4 (unlearned and retrained
       networks per example).
     """
-    if num_networks % 2 or not 2 <= num_networks <= MAX_NETWORKS:
-        raise InputError(f"an ensemble has an even number of networks from 2 to {MAX_NETWORKS}, got {num_networks}")
+    check_networks(num_networks)
     if not forget or not 0 <= always_share < 1:
         raise InputError(
             f"the ensemble was given {len(forget)} forget sets and an always_share of {always_share}; give at least "
@@ -145,7 +154,9 @@ def address(identity: Mapping[str, Any]) -> str:
 
 
 class Ensemble:
-    """The networks of a design, each in a folder that is named by a hash of everything that decides its weights.
+    """The networks of a design, each in a folder that is named by a hash of what decides its weights.
+
+    The code of the method and JAX's options are not in the name; `load` compares them.
 
     Args:
       model: The network.
@@ -189,7 +200,7 @@ class Ensemble:
         return len(self.design.included)
 
     def identity(self, network: int) -> dict[str, Any]:
-        """Returns everything that decides the weights of a network, as JSON values."""
+        """Returns what decides the weights of a network, but for the method and JAX's options, as JSON values."""
         trained_on = np.flatnonzero(self.design.included[network])
         return {**self._identity, "network": network, "trained_on": hashing.positions_sha256(trained_on)}
 
@@ -210,6 +221,7 @@ class Ensemble:
 
         Raises:
           CheckpointError: The network has not been trained, or its files are damaged or hold another network.
+          InputError: It was trained by another method or with other options of JAX.
         """
         found = checkpoints.read_description(self.path(network))
         if found.get("identity") != json.loads(json.dumps(self.identity(network))):

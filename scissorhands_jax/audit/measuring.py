@@ -189,10 +189,10 @@ class Audit:
         sets = []
         for number, scenario in enumerate(self.scenarios):
             spec = scenario.forget[0].replace("{seed}", str(self.seed))
-            form, _, share = spec.partition(":")
+            share = forget_sets.random_share(spec)
             # A share is one of the whole training set, so it is converted to a share of what is left.
-            if form == "random" and share.replace(".", "", 1).isdigit():
-                spec = f"random:{float(share) * len(self.used) / len(left)!r}"
+            if share is not None:
+                spec = f"random:{share * len(self.used) / len(left)!r}"
             positions = forget_sets.forget_positions(
                 spec,
                 self.loaded.owners,
@@ -373,7 +373,7 @@ class Audit:
         )
         # What comes back is how much better the network becomes on the forget set, whatever the metric.
         recovered = recovered if self.task.metrics[0].better == "higher" else [-number for number in recovered]
-        probed = self._probe(target, network) if self.task.classifies else (None, None)
+        probed = self._probe(target, network) if self._is_probed else (None, None)
         partner, _ = self.load(int(ensembles.partner(target.network)))
         # For each forget set one network of a pair is the original and the other is retrained.
         first, second = original[0], partner
@@ -386,6 +386,11 @@ class Audit:
             distance_original=distances.weight_distance(network[0], first),
             distance_retrained=None if second is None else distances.weight_distance(network[0], second),
         )
+
+    @functools.cached_property
+    def _is_probed(self) -> bool:
+        """Whether the networks are classifiers whose features can be read."""
+        return self.task.classifies and probes.has_features(self.loaded.model, self.task.inputs(self.watched_examples))
 
     def _probe(self, target: AuditTarget, network: tuple[Params, ModelState]) -> tuple[float, ...]:
         """Measures how well a linear probe of the features knows the classes of forgotten and of held-out examples."""

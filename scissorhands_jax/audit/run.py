@@ -73,7 +73,7 @@ def run_audit(
       overwrite: Whether to replace an audit that exists.
       console: Where to show the expected cost, the progress and the verdict. The default is stderr.
       own: A network of your own with its data and its task, in place of what the experiment names. Its outputs must be
-        one array.
+        one array. The features of a classifier are probed if it takes one array and calls a linen `Dense` layer.
 
     Returns:
       The document in `results.json`: `rows` (one per network), `evidence`, `gates`, `trusted` and more.

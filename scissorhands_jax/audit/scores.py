@@ -30,7 +30,8 @@ class AuditScores:
     measurements: tuple[Measurement, ...]
 
     def as_document(self) -> dict[str, Any]:
-        """Returns the scores as JSON values: arrays are base64, margins float64 in little-endian order."""
+        """Returns the scores as JSON values: masks and margins are base64, margins float64 in little-endian
+        order, and labels and columns are lists."""
         watched = self.watched
         return {
             "format": _FORMAT,
@@ -93,7 +94,7 @@ class AuditScores:
             measurements = tuple(_measurement(one, columns) for one in document["measurements"])
             _check_design(watched, networks)
             _check_measurements(watched, measurements)
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
             raise InputError(f"its scores cannot be read: {type(error).__name__} {error}") from error
         return cls(watched, measurements)
 

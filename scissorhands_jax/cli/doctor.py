@@ -26,7 +26,10 @@ EXTRAS = {
 """Packages that are used if they are there, each with the extra that installs it."""
 _COMPACT = ("cifar10", "cifar100_own")
 _VARIABLES = re.compile(r"(JAX|XLA|CUDA|NVIDIA|TPU|ROCM|SCISSORHANDS)_|GLIBC_TUNABLES$")
-_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL")
+# Secrets, and what names machines, people or places.
+_PRIVATE = re.compile(
+    "KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL|ADDRESS|HOST|(?<!PLATFORM_)NAME|NODE|USER|PROJECT|ZONE|URL|DIR|PATH|FILE|DUMP"
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,7 +149,7 @@ def _version(package: str) -> str | None:
 
 def _shown(name: str, value: str) -> str:
     """The value of a variable, unless it may say where something lies or what nobody should know."""
-    is_private = "/" in value.replace("://", "") or "\\" in value or _SECRET.search(name)
+    is_private = "/" in value.replace("://", "") or "\\" in value or _PRIVATE.search(name)
     return "set, not shown" if is_private else value or "empty"
 
 

@@ -120,7 +120,9 @@ class LogsCommand(OverwriteOptions):
         if self.model is None or self.out is None or not questions:
             raise InputError("--model is asked the questions of files, and its log is written; give --forget and --out")
         from scissorhands_jax.language.folder_evaluation import evaluate_folder
+        from scissorhands_jax.language.judging import read_references
 
+        read_references(self.out, self.retain_logs, self.original_log)  # refused before a model is asked for long
         template = given_template(self.template)
         options: dict[str, Any] = {"max_tokens": self.max_tokens, "dtype": self.dtype, "overwrite": self.overwrite}
         evaluate_folder(self.model, questions, self.out, template=template, console=console, **options)

@@ -294,7 +294,7 @@ class ServeCommand(LongCommand, SubjectOptions, MethodOptions):
                 advice = "longer training" if self.method_name == "retrain" else "--again with other settings"
                 write_line(f"  what serves them: --method retrain, or {advice}")
         if not outcomes:
-            write_line("no request is open")
+            write_line("no request is open (`--again` takes up those that were answered with `retain now`)")
         return STATUS_RETRAIN if any(outcome.verdict.answer == RETRAIN for outcome in outcomes) else 0
 
     def _audit_plan(self, training: list[str]) -> AuditPlan | None:

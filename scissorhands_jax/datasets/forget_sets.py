@@ -56,8 +56,8 @@ def forget_positions(
     known = np.arange(total) if trained_on is None else check_training_set(trained_on, total)
     if not value:
         chosen = None
-    elif kind == "random":
-        chosen = _random_share(value, known, seed)
+    elif (share := random_share(spec)) is not None:
+        chosen = _random_share(share, known, seed)
     elif kind == "class":
         chosen = known[np.isin(labels[known], _classes(value, np.unique(labels[known]), class_names))]
     elif kind == "identity":
@@ -96,13 +96,25 @@ def describe_forgotten(
     return f"{len(positions)} of {len(labels)} training examples to forget: {', '.join(parts)}{more}"
 
 
-def _random_share(value: str, known: np.ndarray, seed: int) -> np.ndarray:
+def random_share(spec: str) -> float | None:
+    """The share of a specification `random:SHARE`, or None for one of another form.
+
+    Raises:
+      InputError: The share is no number strictly between 0 and 1.
+    """
+    kind, _, value = spec.partition(":")
+    if kind != "random" or not value:
+        return None
     try:
         share = float(value)
     except ValueError:
         share = float("nan")
     if not 0 < share < 1:
         raise InputError(f"the forget share must lie strictly between 0 and 1, got {value!r}; write random:0.1 or so")
+    return share
+
+
+def _random_share(share: float, known: np.ndarray, seed: int) -> np.ndarray:
     return known[np.random.default_rng(seed).choice(len(known), round(share * len(known)), replace=False)]
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import files, hashing, reading, report
-from scissorhands_jax.audit import TIERS, run_audit
+from scissorhands_jax.audit import TIERS, ensembles, run_audit
 from scissorhands_jax.audit.analysis import AUDIT_ATTACKS
 from scissorhands_jax.audit.scores import SCORES_FILE
 from scissorhands_jax.deletion import records, signed_audits, signing, verdicts
@@ -81,7 +81,8 @@ def checked_plan(plan: AuditPlan, job: Job, level: float, trusted: Collection[st
       The plan, with the hash of the signed document if it names one.
 
     Raises:
-      InputError: The tier or a setting is unknown, or the audit is about something else or cannot be trusted.
+      InputError: The tier, the number of networks or a setting cannot be used, or the audit is about something else or
+        cannot be trusted.
     """
     if job.config.method_name == report.REFERENCE:
         raise InputError("a network that is trained from scratch needs no audit; leave --tier and --audit out")
@@ -90,6 +91,8 @@ def checked_plan(plan: AuditPlan, job: Job, level: float, trusted: Collection[st
     if plan.file is None:
         if plan.tier not in TIERS:
             raise InputError(f"there is no tier {plan.tier!r}; choose one of {', '.join(TIERS)}")
+        if plan.networks is not None:
+            ensembles.check_networks(plan.networks)
         config_lib.override(RetrainSettings(), plan.training)
         return plan
     audit, _ = _signed(plan, None, trusted)

@@ -8,6 +8,7 @@ files of runs that do.
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 
 from scissorhands_jax import files
@@ -34,10 +35,12 @@ def export_ledger(folder: Path, out: Path, *, keys: Path | None = None) -> str:
       The head of the copy.
 
     Raises:
-      InputError: There is something at `out` already.
+      InputError: There is something at `out` already, or it lies in the ledger.
       LedgerError: The ledger cannot be read, or was changed.
       OSError: A file is missing or cannot be written.
     """
+    if Path(os.path.realpath(folder)) in Path(os.path.realpath(out)).parents:
+        raise InputError(f"{out} lies in the ledger, whose folder holds nothing else; name a folder elsewhere")
     files.remove_leftovers(out.parent, deep=False)  # An export that was killed leaves half a copy there.
     if out.exists() or out.is_symlink():
         raise InputError(f"{out} exists already; name a folder that does not")

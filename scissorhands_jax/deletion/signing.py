@@ -152,7 +152,9 @@ def _read_key(path: Path) -> bytes:
         content = reading.read_bytes(path, _MAX_PUBLIC)
         mode = path.stat().st_mode
     except FileNotFoundError as error:
-        raise LedgerError(f"the key {path} is missing; put it back from your backup") from error
+        raise LedgerError(
+            f"the key {path} is missing; put it back from your backup (an auditor's copy has none, and can be verified)"
+        ) from error
     except OSError as error:
         raise LedgerError(f"the key {path} cannot be read: {error.strerror}; make it readable and try again") from error
     except ValueError as error:
@@ -200,13 +202,15 @@ def make_private(path: Path, public: Path) -> None:
     Only the owner can read the private key.
 
     Raises:
-      InputError: One of the files exists already, or the package `cryptography` is missing.
+      InputError: One of the files exists already, both are one, or the package `cryptography` is missing.
       OSError: A file cannot be written.
     """
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
     key = _ed25519().Ed25519PrivateKey.generate()
     content = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    if os.path.realpath(path) == os.path.realpath(public):
+        raise InputError(f"{path} cannot hold both keys; name another file for the public one")
     advice = "exists already; name another file, because a key that is lost cannot be replaced"
     for file in (path, public):
         if os.path.lexists(file):

@@ -178,8 +178,15 @@ def network_folder(checkpoint: str | Path) -> Path:
 
 
 def origin_folder(checkpoint: str | Path) -> Path:
-    """The folder of the run that made a network; `checkpoint` is that folder or the one of the network itself."""
-    return network_folder(checkpoint).parent
+    """The folder of the run that made a network; `checkpoint` is that folder or the one of the network itself.
+
+    Raises:
+      InputError: There is no network.
+    """
+    folder = network_folder(checkpoint)
+    if not (folder / NETWORK_FOLDER).is_dir():
+        raise InputError(f"{checkpoint} holds no network; name the folder of a run that has ended")
+    return folder.parent
 
 
 def past_of(config: NetworkConfig, total: int, train_sha256: str, held_out: np.ndarray | None = None) -> Past:

@@ -150,7 +150,10 @@ class Job(OriginalNetwork):
             positions = data_lib.check_positions(forget_sets.read_positions(Path(file)), total)
             if not np.isin(positions, unseen).all():
                 count = np.count_nonzero(~np.isin(positions, unseen))
-                raise InputError(f"{count} of the examples in {file} were trained on; name others")
+                raise InputError(
+                    f"{count} of the examples in {file} were trained on or forgotten, or are held out for testing; "
+                    "name others"
+                )
             found, what = data_lib.take(train, positions), f"{spec}, of the training split"
         found = answers.known_examples(self.splits.task, found, self.data.retain)
         if data_lib.size(found) == 0:
@@ -327,7 +330,12 @@ def divide_test_set(test: Dataset, validation: str | None, seed: int) -> tuple[D
         raise InputError(f"cannot read the validation set {validation!r}; write test:0.5 or indices:FILE")
     if kind != "test":
         return test, None
-    aside = forget_sets.forget_positions(f"random:{value}", test["label"], seed=seed)
+    try:
+        aside = forget_sets.forget_positions(f"random:{value}", test["label"], seed=seed)
+    except InputError as error:
+        raise InputError(
+            f"--validation sets a share of the test set aside, strictly between 0 and 1, got {value!r}; write test:0.5"
+        ) from error
     rest = np.setdiff1d(np.arange(data_lib.size(test)), aside)
     return data_lib.take(test, rest), data_lib.take(test, aside)
 

@@ -20,6 +20,7 @@ from scissorhands_jax.jobs.cells import slug
 from scissorhands_jax.jobs.table_cells import TableCell
 from scissorhands_jax.metrics.row import Predictions, SetPredictions, attack_numbers, attacked_examples
 from scissorhands_jax.report import REFERENCE, table_gates
+from scissorhands_jax.tasks import CLASSIFICATION, Task
 
 _SETS = ("forget", "retain", "test")
 
@@ -29,7 +30,7 @@ def predictions_name(scenario: str, seed: int, method: str) -> str:
     return f"predictions/{slug(scenario)}-seed{seed}-{slug(method)}.npz"
 
 
-def save_predictions(path: Path, found: Predictions, *, seed: int, network: str) -> None:
+def save_predictions(path: Path, found: Predictions, *, seed: int, network: str, task: Task = CLASSIFICATION) -> None:
     """Writes what the attacks need of a network, without loss: about 1 MB for a random tenth of CIFAR-10.
 
     Args:
@@ -37,9 +38,10 @@ def save_predictions(path: Path, found: Predictions, *, seed: int, network: str)
       found: What the network answers, as `predict_sets` returns it.
       seed: The seed of the attack's subsample.
       network: The hash of the network, as its cell has it, which `read_predictions` compares.
+      task: What the network is for.
     """
     arrays: dict[str, Any] = {"network": np.array(network)}
-    for name, part in attacked_examples(found, seed=seed).items():
+    for name, part in attacked_examples(found, seed=seed, task=task).items():
         arrays |= {f"{name}_logits": part.outputs, f"{name}_labels": part.examples["label"].astype(np.int16)}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)

@@ -82,6 +82,10 @@ def read_network(config: NetworkConfig, splits: datasets.Splits) -> ReadNetwork:
       CheckpointError: The folder holds no network, or one that is damaged or another one.
     """
     if config.checkpoint is not None:
+        if config.weights is not None:
+            raise InputError(
+                f"the original is both the file {config.weights} and the run {config.checkpoint}; leave one of them out"
+            )
         _refuse_descriptions(config)
         model = build_model(config, splits)
         found = ReadNetwork(config, model, *load_run(model, config.checkpoint), _names_of_run(config, model))

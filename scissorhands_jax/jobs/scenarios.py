@@ -326,7 +326,7 @@ class SeededScenario:
         if experiment.attack_later:
             name = late_attacks.predictions_name(self.scenario.name, self.seed, label)
             digest = hashing.network_sha256(network.params, network.model_state)
-            late_attacks.save_predictions(self.store.out / name, found, seed=self.seed, network=digest)
+            late_attacks.save_predictions(self.store.out / name, found, seed=self.seed, network=digest, task=self.task)
         else:
             numbers |= attack_numbers(found, seed=self.seed, every_attack=experiment.every_attack, task=self.task)
         if len(self.held_out):

@@ -88,6 +88,9 @@ def tune(
     Raises:
       InputError: Something cannot be used, there is nothing to validate with, or the original is near chance.
     """
+    if max_minutes is not None and not max_minutes > 0:
+        raise InputError(f"--minutes must be a positive number, got {max_minutes}; leave it out for no limit")
+    max_seconds = None if max_minutes is None else 60 * max_minutes
     job = prepare_job(config)
     config = job.config
     validation = job.validation
@@ -126,7 +129,7 @@ def tune(
             space=space,
             whole_classes=forget_sets.forgets_classes(config.forget),
             num_trials=num_trials,
-            max_seconds=None if max_minutes is None else 60 * max_minutes,
+            max_seconds=max_seconds,
             made=made,
             on_trial=on_trial,
             task=job.splits.task,

@@ -177,6 +177,8 @@ def unlearn(
     if layout is not None and config.method.epochs:
         layout.check_batches(list(method.batches(jax.random.key(config.seed), job.data, 0)))
     opened = runs.open_folder(out, identity, overwrite=overwrite, resume=resume, warn=False)  # as checkpoints do
+    if not max_loss >= 0:
+        raise InputError(f"--max-loss must be a number of percentage points that is not negative, got {max_loss}")
     with contextlib.ExitStack() as stack:
         fresh = distributed.from_first(lambda: stack.enter_context(opened))
         with _cleared_if_refused(out, fresh):

@@ -73,6 +73,34 @@ class Judgement:
         return _plain(self)
 
 
+def read_references(
+    log: str | os.PathLike, retain_logs: Sequence[str | os.PathLike] = (), original_log: str | os.PathLike | None = None
+) -> tuple[list[EvaluationLog], EvaluationLog | None]:
+    """Reads the logs that the log of a network is compared with, which need not be there yet.
+
+    Args:
+      log: The log of the network in question.
+      retain_logs, original_log: As for `judge_logs`.
+
+    Returns:
+      The retain logs, and the original's.
+
+    Raises:
+      InputError: As `judge_logs` does for these logs.
+    """
+    paths = [os.path.realpath(path) for path in (*retain_logs, log, *([original_log] if original_log else []))]
+    twice = [path for path, count in Counter(paths).items() if count > 1]
+    if twice:
+        raise InputError(f"the log {twice[0]} is given twice; give the log of another network")
+    if original_log is not None and len(retain_logs) < LEAST_RETRAINED:
+        raise InputError(
+            f"--original-log is for the calibrated test, which needs {LEAST_RETRAINED} retain logs and has "
+            f"{len(retain_logs)}; give more, or leave it out"
+        )
+    references = [read_evaluation_log(path) for path in retain_logs]
+    return references, None if original_log is None else read_evaluation_log(original_log)
+
+
 def judge_logs(
     log: str | os.PathLike,
     retain_logs: Sequence[str | os.PathLike] = (),
@@ -90,17 +118,8 @@ def judge_logs(
       InputError: A log cannot be read or is damaged; a file is given twice; or the original is given without enough
         retain logs.
     """
-    paths = [os.path.realpath(path) for path in (*retain_logs, log, *([original_log] if original_log else []))]
-    twice = [path for path, count in Counter(paths).items() if count > 1]
-    if twice:
-        raise InputError(f"the log {twice[0]} is given twice; give the log of another network")
-    if original_log is not None and len(retain_logs) < LEAST_RETRAINED:
-        raise InputError(
-            f"--original-log is for the calibrated test, which needs {LEAST_RETRAINED} retain logs and has "
-            f"{len(retain_logs)}; give more, or leave it out"
-        )
-    own, references = read_evaluation_log(log), [read_evaluation_log(path) for path in retain_logs]
-    original = None if original_log is None else read_evaluation_log(original_log)
+    references, original = read_references(log, retain_logs, original_log)
+    own = read_evaluation_log(log)
     remarks = [remark for part in (own, *references, *([original] if original else [])) for remark in part.remarks]
     remarks += [
         f"{own.path} states {stated:.6g} for {name}, but its examples give {computed:.6g}"

@@ -1,4 +1,4 @@
-"""Unlearning methods: one file each, one `Method` value each, all run by `training.run`.
+"""Unlearning methods: one `Method` value each, all run by `training.run`.
 
 `METHODS` names them for the command line and the experiments by their settings;
 `settings.build(model, loss_fn, num_classes)` is the method.

@@ -270,7 +270,7 @@ def mixed_batches(batch_size: int, *, copies: int = 1) -> Batches:
     that many, the epoch goes on with retain batches of a further pass until every forget example was seen.
 
     Args:
-      batch_size: The number of examples that a step sees.
+      batch_size: The number of examples that a step sees; at least one of each set.
       copies: How many of these each forget example stands for, as where the step adds examples made from it.
     """
     data_lib.check_batch_size(batch_size)

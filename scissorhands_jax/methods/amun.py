@@ -41,9 +41,10 @@ class AmunOptions:
     """The number of gradient steps, each a tenth of the distance long, before the distance is doubled, at least 1."""
     max_doublings: int = 12
     """How often the distance is doubled at most, at least 0. The default reaches 164; no two RGB images of 32 x 32
-    pixels in [0, 1] are further apart than 55. Images whose class still is their label then are left out."""
+    pixels in [0, 1] are further apart than 56. Images whose class still is their label then are left out."""
     batch_size: int = 128
-    """The number of examples of all kinds that a step sees, with one of each kind at least."""
+    """The number of examples of all kinds that a step sees, with one of each kind at least; without retained ones the
+    next smaller even number."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -171,10 +172,11 @@ def closest_adversarial(
       x' <- clip(x + d min(1, r / |d|)),  d = x' + (r / 10) g / |g| - x,  g = the gradient at x'
 
     r is `epsilon` for the first `attack_steps` steps and doubles after each further `attack_steps`; the search goes on
-    from the x' that was reached. So x' lies within r, and none was found within r / 2. An example that the network gets
-    wrong as it is, is its own adversarial example, at distance 0. This is the search of the published code, except that
-    g only has the direction of the cross-entropy's gradient: it is the gradient of `logsumexp_{j != y} f_j - f_y`, that
-    of the cross-entropy divided by 1 - p_y, which does not vanish where the network is certain.
+    from the x' that was reached. So x' lies within r, and beyond `epsilon` none was found within r / 2. An example that
+    the network gets wrong as it is, is its own adversarial example, at distance 0. This is the search of the published
+    code, except that g only has the direction of the cross-entropy's gradient: it is the gradient of
+    `logsumexp_{j != y} f_j - f_y`, that of the cross-entropy divided by 1 - p_y, which does not vanish where the
+    network is certain.
 
     Args:
       model: The network, which is evaluated in evaluation mode.

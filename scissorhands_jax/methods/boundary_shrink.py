@@ -53,8 +53,9 @@ def boundary_shrink(
     """Minimises the loss of forget examples (x, y) with the label `argmax_{j != y} f_j(x + step_size sign(dL/dx))`.
 
     f is the original network, frozen and in evaluation mode, and L its cross-entropy: one fast-gradient-sign step over
-    the nearest boundary finds the nearest wrong class. The network itself sees the x as it is, in training mode. The
-    authors' setting for CIFAR-10 is a step of 0.1 and 10 epochs of `sgd(1e-6)` with batches of 256.
+    the nearest boundary finds the nearest wrong class. The network itself sees the x without that step, in training
+    mode, as `loss_fn` augments it. The authors' setting for CIFAR-10 is a step of 0.1 and 10 epochs of `sgd(1e-6)` with
+    batches of 256.
 
     Args:
       model: The network.

@@ -56,7 +56,8 @@ def ct(loss_fn: StatefulLossFn, optimizer: optax.GradientTransformation, options
       optimizer: The optimizer, such as `optimizers.sgd`.
 
     Raises:
-      InputError: The batch size is below 1, or (from `init`) no kernel can be transposed.
+      InputError: The batch size is below 1, or (from `init`) no kernel can be transposed or one is
+        not square.
     """
 
     def start(key: Key, params: Params, model_state: ModelState, data: Data) -> tuple[Params, ModelState]:

@@ -15,6 +15,7 @@ import numpy as np
 from scipy.sparse.linalg import LinearOperator, cg
 
 from scissorhands_jax import data as data_lib
+from scissorhands_jax import losses as losses_lib
 from scissorhands_jax import saliency, trees
 from scissorhands_jax.base import Data, Dataset, Key, Method, Model, ModelState, Params, PyTree, StatefulLossFn, freeze
 from scissorhands_jax.errors import DivergedError, InputError, check_choice
@@ -197,6 +198,9 @@ def published_recursion(
 
 def _example_losses(loss_fn: StatefulLossFn, model_state: ModelState, batch: PyTree) -> Callable[[Params], jax.Array]:
     """The loss of every example of a batch, as a function of the parameters."""
+
+    # A single example is no batch to divide, and a loss in parts has a derivative of its own that `jvp` cannot follow.
+    loss_fn = losses_lib.microbatched(loss_fn, 1)
 
     def one(params, example):
         example = jax.tree.map(lambda leaf: leaf[None], example)

@@ -35,9 +35,10 @@ class LastLayersOptions:
 def cf_k(loss_fn: StatefulLossFn, optimizer: optax.GradientTransformation, options: LastLayersOptions) -> Method:
     """Catastrophic forgetting of the last k layers: minimises the mean retain loss over the selected weights alone.
 
-    All other weights stay bit-equal, and so do the running statistics of layers that have no selected weight (found by
-    the names of the leaves), so that in evaluation those layers compute what the original's do. In training passes they
-    normalise by the batch, as in the published code (arXiv 2201.06640), which lets the statistics move.
+    All other weights stay bit-equal, and so do the running statistics of layers whose weights are not selected (found
+    by the names of the leaves; those of a layer without weights move), so that in evaluation those layers compute what
+    the original's do. In training passes they normalise by the batch, as in the published code (arXiv 2201.06640),
+    which lets the statistics move.
 
     The authors' scripts have batches of 64, a momentum of 0.9, a decay of 5e-5 and cosine restarts from 0.1 to 0.005
     (`schedule="restarts"` of the settings), over 30 epochs for CIFAR-10 and 62, the default of their code, for

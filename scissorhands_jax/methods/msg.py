@@ -70,7 +70,8 @@ class MsgArguments(MsgOptions):
 def msg(loss_fn: StatefulLossFn, optimizer: optax.GradientTransformation, options: MsgArguments) -> Method:
     """Re-initialises the weights with the smallest gradients and fine-tunes, mostly these, on the retain set.
 
-    With a random subset S of the retain set that is as large as the forget set F, and the loss L of one example,
+    With a random subset S of the retain set that is as large as the forget set F (or all of it), and the loss L of one
+    example,
 
       g = sum of dL/dw over S  -  sum of dL/dw over F
 

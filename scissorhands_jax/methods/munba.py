@@ -54,9 +54,9 @@ class MunbaArguments(MunbaOptions, RelabelArguments):
 def munba(loss_fn: StatefulLossFn, optimizer: optax.GradientTransformation, options: MunbaArguments) -> Method:
     """Steps against the Nash bargain of the retain and the forget gradient, one batch of each per step.
 
-    `bargain` has the mathematics. Every direction has the norm sqrt(2), however small the gradients are, so the
-    learning rate alone sets the pace: let it decay. Both gradients are those of training passes from the same network
-    state, which only the retain pass moves.
+    `bargain` has the mathematics. Every direction but zero has the norm sqrt(2), however small the gradients are, so
+    the learning rate alone sets the pace: let it decay. Both gradients are those of training passes from the same
+    network state, which only the retain pass moves.
 
     In `mode="authors"`, the published code, the direction is `published_bargain`'s, whose norm is at most 1. Once the
     forget examples of an epoch are used up, steps follow the retain gradient alone, which is not clipped; the last

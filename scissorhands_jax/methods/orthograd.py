@@ -125,7 +125,7 @@ def orthogonal_part(tree: PyTree, rows: PyTree) -> PyTree:
 
     With the rows scaled to length 1 and `V diag(s) V^T` the eigenvalues of their Gram matrix, shape=(B, B), the vectors
     `s_k^-1/2 sum_i V_ik row_i` are an orthonormal basis of the span, along which is subtracted. No row is flattened or
-    copied. Directions with `s_k <= B eps max(s)` (eps of float32) are rounding errors of rows that depend on each
+    copied. Directions with `s_k <= B eps max(s)` (eps of its type) are rounding errors of rows that depend on each
     other; they are left out. The subtraction is done twice, so that what remains is orthogonal to rounding.
 
     Args:

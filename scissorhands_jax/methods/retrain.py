@@ -88,7 +88,7 @@ def retrain(
 
 
 def alternating_flips(images: jax.Array, epoch: jax.Array) -> jax.Array:
-    """Which images are mirrored in an epoch: each in every other one, half of them in the first (Jordan, 2024).
+    """Which images are mirrored in an epoch: each in every other one, about half in the first (Jordan, 2024).
 
     Two epochs in a row show every image both ways, which random flips do for half of the images only. Which way an
     image begins is a hash of its own pixels, so it needs neither a key nor the position of the image.
@@ -114,15 +114,17 @@ def per_kilo_example(
     """The learning rate and the weight decay for `optimizers.sgd` of settings that are independent of one another.
 
     In the units of the arguments (Jordan, 2024) the size of the steps depends on the learning rate alone, and how fast
-    weights decay on the decay alone; neither depends on the momentum or the batch size. With Nesterov's momentum m a
-    constant gradient moves weights by 1 + 1 / (1 - m) times the rate, so
+    weights decay on the decay alone; neither depends on the batch size, and both a little on the momentum m:
 
       rate = learning_rate * batch_size / 1024 / (1 + 1 / (1 - m)),  decay = weight_decay / learning_rate.
+
+    With Nesterov's momentum a constant gradient moves weights by 1 / (1 - m) times the rate, so 1,024 examples move
+    them by 1 / (2 - m) of the learning rate, 0.87 at 0.85.
 
     Args:
       learning_rate: The rate per 1,024 examples of the mean loss, above 0.
       momentum: Nesterov's momentum, at least 0 and below 1.
-      weight_decay: The share of each weight that a batch of 1,024 examples removes.
+      weight_decay: About 2 - m times the share of each weight that 1,024 examples remove.
       batch_size: The number of examples of a step.
 
     Raises:
@@ -194,14 +196,14 @@ class RetrainSettings(RetrainOptions, TrainingSettings):
     """
 
     recipe: Recipe = "paper"
-    """The recipe that gives the values of all other settings: "paper", the authors' for CIFAR-10, or "fast"."""
+    """The recipe that gives the values of all settings in `RECIPES`: "paper", the authors' for CIFAR-10, or "fast"."""
     epochs: int = _OF_RECIPE
     batch_size: int = _OF_RECIPE
     learning_rate: float = _OF_RECIPE
     """The largest learning rate; with `decoupled`, per 1,024 examples."""
     momentum: float = _OF_RECIPE
     weight_decay: float = _OF_RECIPE
-    """The weight decay of SGD; with `decoupled`, the share that 1,024 examples remove of a weight."""
+    """The weight decay of SGD; with `decoupled`, about 2 - m times the share that 1,024 examples remove of a weight."""
     milestones: tuple[int, ...] = _OF_RECIPE
     schedule: ScheduleName = _OF_RECIPE
     decoupled: bool = _OF_RECIPE

@@ -97,7 +97,7 @@ def salun(loss_fn: StatefulLossFn, optimizer: optax.GradientTransformation, opti
     """Minimises the loss of forget examples with random labels and of retain examples with their own.
 
     The mask marks the top `fraction` of `|dL_f/dw|` over the whole forget set, in evaluation mode. All other weights
-    stay bit-equal. The random labels are drawn anew in every step.
+    stay bit-equal in paper mode. The random labels are drawn anew in every step.
 
     SalUn's own code for CIFAR-10 is `mode="authors"`, `order="sequential"`, a fraction of 0.5 and 10 epochs of
     `sgd(0.013)` with batches of 256. For SVHN it has the same order, for CIFAR-100 mixed batches; it draws labels for
@@ -171,7 +171,8 @@ def salun_mask(
 ) -> Mask:
     """Marks the weights with the largest `|sum of forget gradients|`, in evaluation mode.
 
-    In paper mode every example has the same weight in the sum and `round(fraction * n)` weights are marked. In authors'
+    In paper mode every example has the same weight in the sum and `round(fraction * n)` weights, at
+    least one, are marked. In authors'
     mode every batch has the same weight, whatever its size, and `int(fraction * n)` are marked.
 
     Raises:

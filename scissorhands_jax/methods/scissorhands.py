@@ -76,7 +76,8 @@ class ScissorhandsOptions:
     """The keyword arguments of `scissorhands` that are settings as well."""
 
     fraction: float
-    """The share of the ranked weights that is re-initialised, above 0 and below 1."""
+    """The share of the ranked weights that is marked, above 0 and below 1. Those of trimmed leaves are
+    re-initialised."""
     forget_weight: float = 0.05
     """The paper's lambda, the weight of the forget loss in the repair, at least 0."""
     initializer: reinit.Initializer | reinit.ByName | str | None = None
@@ -86,18 +87,19 @@ class ScissorhandsOptions:
     """The leaves whose weights are ranked, as a pattern for `trees.select`. None is the trimmed ones, in authors' mode
     all."""
     trim: Where = None
-    """The leaves that are trimmed, as a pattern for `trees.select`. None is all with two or more axes, that is no
-    biases and scales; the command line then takes the upper layers of a network that it knows."""
+    """The leaves that are trimmed, as a pattern for `trees.select`; biases and scales (fewer than two axes) stay unless
+    the semantics have `trim_vectors`, and names with "bn" where they have `skip_bn_names`. None is all others; the
+    command line then takes the upper layers of a network that it knows."""
     project: Where = None
     """The leaves whose gradients are projected, as a pattern for `trees.select`. None is all."""
     projected: bool = True
     """Whether gradients are projected at all; False is the paper's ablation."""
     num_constraints: int = 1
-    """The number of constraint gradients of an epoch, 1 to 10; more than 1 needs the departure
-    `constraints_per_epoch`."""
+    """The number of constraint gradients of an epoch, 1 to 10; more than 1 needs `constraints_per_epoch`, which the
+    mode "authors" has."""
     saliency_share: float = 1.0
     """The share of the forget set, drawn at random, that weights are scored on, above 0 and at most 1 (the paper's
-    Figure 2). The published code scores on one batch instead, so with the mode "authors" it stays 1."""
+    Figure 2). The published code scores on one batch instead: where `saliency_batches` is a number it stays 1."""
     mode: Mode = "paper"
     """"paper" is Algorithm 1, "authors" the published code."""
     batch_size: int = 128
@@ -118,12 +120,12 @@ class ScissorhandsArguments(ScissorhandsOptions):
     saliency_loss_fn: StatefulLossFn | None = None
     """The loss that weights are scored with. None is the loss of the steps."""
     ceiling: float | None = None
-    """The forget loss, above 0, up to which forget examples are driven: the repair minimises
-    `L_r - forget_weight * min(L_f, ceiling)`, and a step whose forget batch has a larger mean loss follows the gradient
-    of the retain batch alone, without a projection. For a classifier `math.log(num_classes)` is the loss of a uniform
-    guess, and the mean loss of held-out examples is what a network should have that never saw them. `math.inf` is no
-    ceiling, as in the paper. None is the same where steps see retain examples alone once the forget examples are used
-    up; where every step sees forget examples, a ceiling has to be chosen."""
+    """The forget loss, above 0, up to which forget examples are driven: the repair minimises `L_r - forget_weight *
+    min(L_f, ceiling)`, and a step whose forget batch has a larger mean loss follows the gradient of the retain batch
+    alone, without a projection (unless `project_above_ceiling`). For a classifier `math.log(num_classes)` is the loss
+    of a uniform guess, and the mean loss of held-out examples is what a network should have that never saw them.
+    `math.inf` is no ceiling, as in the paper. None is the same where steps see retain examples alone once the forget
+    examples are used up, or with `fixed_batches`; where every step sees forget examples, a ceiling has to be chosen."""
 
 
 @takes(ScissorhandsArguments)
@@ -405,10 +407,10 @@ _MODES: dict[Mode, dict[str, Any]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScissorhandsSettings(ScissorhandsOptions, TrainingSettings):
-    """The authors' settings for 10 % of CIFAR-10 and ResNet-18, except for the batch size and the layers.
+    """The authors' fraction, weight, rate and epochs for 10 % of CIFAR-10 and ResNet-18.
 
-    `ceiling` and `schedule` have the values of the mode unless they are given. On the command line
-    `departures.NAME=VALUE` sets single fields of `Semantics`.
+    The mode is the paper's, and `ceiling` and `schedule` have the values of the mode unless they are given. On the
+    command line `departures.NAME=VALUE` sets single fields of `Semantics`.
     """
 
     fraction: float = 0.03

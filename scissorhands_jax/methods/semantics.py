@@ -62,7 +62,7 @@ class Semantics:
     ragged_batches: bool = False
     """Whether the last batch of a pass may be smaller. Otherwise it is filled up."""
     fixed_batches: bool = False
-    """Whether every step, and every one of the `saliency_batches`, sees the first examples of each set, as in the
+    """Whether every step, constraint and one of the `saliency_batches` sees the first examples of each set, as in the
     published code for Stable Diffusion. An epoch then has one step for each batch of the forget set."""
 
 
@@ -94,7 +94,8 @@ def resolve_semantics(mode: Mode, departures: Mapping[str, Any]) -> Semantics:
       departures: The new values of fields of `Semantics` by their names.
 
     Raises:
-      InputError: The mode or a name is unknown, or a value has the wrong type or is out of its range.
+      InputError: The mode or a name is unknown, a value has the wrong type, or `project_every` or
+        `saliency_batches` is below 1.
     """
     check_choice("mode", mode, SEMANTICS)
     types = typing.get_type_hints(Semantics)

@@ -68,7 +68,8 @@ class MethodSettings:
         Args:
           model: The network, for methods that draw a fresh one or read its logits.
           loss_fn: The general form of the loss, a mean over a batch.
-          num_classes: The number of classes, for methods that draw labels.
+          num_classes: The number of classes, for methods that draw labels, widen the last layer or have a ceiling that
+            is the loss of a guess.
 
         Raises:
           InputError: A setting is out of its range.

@@ -57,11 +57,13 @@ def trim_network(
       params: The parameters of the original network, a pytree of floating-point arrays; they are not changed.
       model_state: The state of the original network.
       batches: Batches of forget examples, at least one.
-      fraction: The share of the ranked weights that is re-initialised, above 0 and below 1.
+      fraction: The share of the ranked weights that is marked, above 0 and below 1. Those of trimmed leaves are
+        re-initialised.
       initializer: What trimmed weights become.
       rank: The leaves whose weights are ranked, as a pattern for `trees.select`. None is the trimmed ones, or all where
         the semantics say so.
-      trim: The leaves that are trimmed, as a pattern for `trees.select`. None is all with two or more axes.
+      trim: The leaves that are trimmed, as a pattern for `trees.select`, less those that the semantics leave alone: by
+        default biases and scales. None is all others.
       semantics: The departures from Algorithm 1; none by default.
       pass_key: The typed PRNG key of augmentation and dropout, where weights are scored in training mode. None does
         without.
@@ -132,5 +134,8 @@ def _trimmable(params: Params, trim: Where, semantics: Semantics) -> Selection:
 
     selection = jax.tree_util.tree_map_with_path(allowed, params, trees.select(params, trim))
     if not any(jax.tree.leaves(selection)):
-        raise InputError(f"the layer pattern {trim!r} selects only biases and scales, which are not trimmed; widen it")
+        spared = "biases and scales" if not semantics.trim_vectors else "arrays of BatchNorm by the name bn"
+        if not semantics.trim_vectors and semantics.skip_bn_names:
+            spared += ", and arrays of BatchNorm by the name bn"
+        raise InputError(f"the layer pattern {trim!r} selects only {spared}, which are not trimmed; widen it")
     return selection

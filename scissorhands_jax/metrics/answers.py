@@ -1,6 +1,7 @@
 """What the outputs of a network are worth by its task: losses and scores of examples, and metrics of whole sets.
 
-Outputs are what `metrics.predict` returns, and everything here is NumPy on the host in float64.
+Outputs are what `metrics.predict` returns. Everything here is on the host in float64, but for the losses of tasks
+without classes, which JAX computes in the type of the outputs.
 """
 
 from __future__ import annotations

@@ -319,6 +319,9 @@ def loss_mia(
     if max_size < 1:
         raise InputError(f"max_size must be at least 1, got {max_size}")
     named = {"member_losses": member_losses, "nonmember_losses": nonmember_losses, "target_losses": target_losses}
+    for name, losses in named.items():
+        if np.ndim(losses) != 1:
+            raise InputError(f"{name} must have shape (N,), got {np.shape(losses)}; give one loss for each example")
     members, nonmembers, targets = (_columns(losses, name)[:, 0] for name, losses in named.items())
     fitted = fitted_positions(len(members), len(nonmembers), max_size=max_size, seed=seed)
     members, nonmembers = members[fitted[0]], nonmembers[fitted[1]]

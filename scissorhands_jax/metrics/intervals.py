@@ -36,7 +36,7 @@ class Estimate(NamedTuple):
     networks: int  # how many networks were resampled; 1 if only examples were
     examples: int  # how many examples were resampled; 0 if only networks were
     negatives: int = 0  # how many scores a rate of false positives was counted among; 0 if there is no such rate
-    error: float = 0.0  # the standard error of the value, or 0 if the interval is not one of Student
+    error: float = 0.0  # the standard error of the value where the interval was made from one, otherwise 0
     freedom: float = 0.0  # the degrees of freedom of the standard error, or 0
 
 
@@ -161,6 +161,9 @@ def share_ratio(count: int, total: int, other_count: int, other_total: int, *, l
     References:
       Przyborowski and Wilenski, Homogeneity of results in testing samples from Poisson series, Biometrika, 1940.
     """
+    for part, whole in ((count, total), (other_count, other_total)):
+        if not 0 <= part <= whole or whole < 1:
+            raise InputError(f"a share needs counts with 0 <= count <= total and total > 0, got {part} of {whole}")
     share = share_estimate(count, count + other_count, level=level)
     per_example = other_total / total
 
@@ -235,9 +238,10 @@ def from_replicates(
 ) -> Estimate:
     """Makes an interval from bootstrap replicates: the value plus and minus t times their standard deviation.
 
-    With n networks, t has n - 1 degrees of freedom and the deviation is multiplied by sqrt(n / (n - 1)), because a
-    bootstrap of few networks is too narrow by exactly this factor. For the mean of n numbers the result is Student's
-    interval. Percentiles would be wrong for statistics that resampling shifts, such as those of histograms.
+    With n networks (or n examples where only these were resampled), t has n - 1 degrees of freedom and the deviation is
+    multiplied by sqrt(n / (n - 1)), because a bootstrap of few networks is too narrow by exactly this factor. For the
+    mean of n numbers the result is Student's interval. Percentiles would be wrong for statistics that resampling
+    shifts, such as those of histograms.
 
     Args:
       value: The statistic of all data.

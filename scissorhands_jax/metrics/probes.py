@@ -11,8 +11,25 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from scissorhands_jax.base import ApplyFn, Model, ModelState, Params
+from scissorhands_jax.base import ApplyFn, Model, ModelState, Params, PyTree
 from scissorhands_jax.errors import DivergedError, InputError
+
+
+def has_features(model: Model, inputs: PyTree) -> bool:
+    """Whether `features` can read a network: it takes one array, and calls a linen `Dense` layer.
+
+    Args:
+      model: The network.
+      inputs: What it is applied to: arrays with a leading example axis.
+    """
+    if not hasattr(inputs, "shape"):
+        return False
+    params, model_state = jax.eval_shape(model.init, jax.random.key(0))
+    try:
+        jax.eval_shape(_reader(model.apply), params, model_state, jax.ShapeDtypeStruct(inputs.shape, inputs.dtype))
+    except InputError:
+        return False
+    return True
 
 
 def features(

@@ -152,17 +152,19 @@ def attack_numbers(found: Predictions, *, seed: int, every_attack: bool, task: T
     return row
 
 
-def attacked_examples(found: Predictions, *, seed: int) -> Predictions:
+def attacked_examples(found: Predictions, *, seed: int, task: Task = CLASSIFICATION) -> Predictions:
     """Keeps what the attacks on a classifier look at, for which `attack_numbers` has the same result.
 
     Args:
       found: What the network answers, as `predict_sets` returns it.
       seed: The seed of the attack's subsample.
+      task: What the network is for, which is a task with `labels`.
 
     Returns:
-      The logits of the examples, and of the examples their `label` alone.
+      The logits of the examples, and of the examples their classes alone, as `label`.
     """
-    labels = {name: np.asarray(part.examples["label"]) for name, part in found.items()}
+    assert task.labels is not None
+    labels = {name: np.asarray(task.labels(part.examples)) for name, part in found.items()}
     members, nonmembers = attacks.fitted_positions(len(labels["retain"]), len(labels["test"]), seed=seed)
     kept = {"forget": np.arange(len(labels["forget"])), "retain": members, "test": nonmembers}
     return {

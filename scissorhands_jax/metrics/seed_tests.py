@@ -114,7 +114,8 @@ class Farther(NamedTuple):
     ratio: float | None
     """How many times as far it must be with two seeds; None with more."""
     false_alarms: float
-    """The chance of `holds` if the three networks of each seed are alike."""
+    """The chance of `holds` if the three networks of each seed are alike; with two seeds, if distances are those of a
+    single normal number."""
     power: float
     """The chance of `holds`, at least, if the original is `TIMES` times as far off."""
 

@@ -1,7 +1,8 @@
 """Convolutions for CPUs, where many of XLA's own, and most of their kernel gradients, take two to three times as long.
 
 `conv_general_dilated` has the signature of `jax.lax.conv_general_dilated`, so it can be given to any network:
-`nn.Conv(64, (3, 3), conv_general_dilated=conv_general_dilated)` in Flax linen as in nnx. All bundled networks use it.
+`nn.Conv(64, (3, 3), conv_general_dilated=conv_general_dilated)` in Flax linen as in nnx. All bundled networks but
+the FID's Inception use it.
 On CPU, a plain two-dimensional convolution in float32 that is large enough becomes matrix products:
 
 * For 3x3 kernels of stride 1, the minimal filtering F(2x2, 3x3) of Winograd (Lavin and Gray, 2016, section 4.1): 16

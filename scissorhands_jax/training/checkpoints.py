@@ -49,7 +49,7 @@ class Checkpointer:
 
     def __init__(self, directory: str | Path, *, every_steps: int | None = None, keep: int = 2) -> None:
         if every_steps is not None and every_steps < 1:
-            raise InputError(f"every_steps must be at least 1, got {every_steps}")
+            raise InputError(f"the steps between checkpoints must be at least 1, got {every_steps}")
         if keep < 1:
             raise InputError(f"keep must be at least 1, got {keep}")
         self.directory = Path(directory).absolute()

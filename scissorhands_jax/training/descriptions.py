@@ -213,7 +213,9 @@ class _Describer:
                 contents = "(unbound)"
             found[name] = self(contents, f"{place}.{name}")
         if origin == "own":
-            found |= self._globals(value, place)
+            for name, part in self._globals(value, place).items():
+                # A closed-over variable may be called like a global one that the function names as an attribute.
+                found[f"{name} (global)" if name in found else name] = part
         return found if len(found) > 1 else found[_TYPE]
 
     def _globals(self, value: types.FunctionType, place: str) -> dict[str, Any]:

@@ -109,7 +109,7 @@ def run(
       BusyError: Another process writes to the checkpoint folder.
     """
     if num_epochs < 0:
-        raise InputError(f"num_epochs must not be negative, got {num_epochs}")
+        raise InputError(f"the number of epochs must not be negative, got {num_epochs}")
     feeding.check_feed(feed_from, layout, steps_per_call)
     trees.check_arrays(params, "the parameters")
     trees.check_arrays(model_state, "the model state")
@@ -204,6 +204,8 @@ def train(
       InputError: The data set is empty, or as in `run`.
       NonFiniteError: The loss became NaN or infinite.
     """
+    if data_lib.size(dataset) == 0:
+        raise InputError("the data set is empty; give at least one example to train on")
     nothing = data_lib.take(dataset, np.zeros(0, np.int32))
     method = finetune(loss_fn, optimizer, batch_size=batch_size)
     return run(method, key, params, model_state, Data(nothing, dataset), num_epochs=num_epochs, **options)

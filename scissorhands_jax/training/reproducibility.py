@@ -51,7 +51,8 @@ def numerical_environment() -> dict[str, str]:
     """Everything around a run that its bits depend on, as text by name: two runs with equal ones end in equal bits.
 
     It names the kind and number of devices and of processes, on CPU also the processor and the cores that this process
-    may use (XLA divides sums among them), the versions of Python and of all libraries that compute, and XLA's flags.
+    may use (XLA divides sums among them), the versions of Python and of `LIBRARIES`, and XLA's flags. The driver and
+    the vendor's libraries of an accelerator are not recorded.
     """
     found = {
         "device": jax.devices()[0].device_kind,

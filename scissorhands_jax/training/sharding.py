@@ -170,7 +170,8 @@ def make_layout(
       replicate_below: arrays with fewer numbers are not divided.
 
     Raises:
-      InputError: there are fewer devices, or a process would be left without work.
+      InputError: there are fewer devices, `model` does not divide them, an axis is below 1, or with many processes a
+        device would be left without work.
 
     >>> dict(make_layout(1, 1).mesh.shape)
     {'data': 1, 'model': 1}

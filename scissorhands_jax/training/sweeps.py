@@ -38,7 +38,7 @@ class Member(NamedTuple):
 def run_many(
     members: Sequence[Member], data: Data, *, num_epochs: int, how: How = "auto", on_step: OnStep | None = None
 ) -> list[Result | NonFiniteError]:
-    """What `run` would give for every member, in one compiled program.
+    """What `run` would give for every member, in one compiled program or in turns.
 
     Args:
       members: The runs. Their methods must have equal steps, as methods of Scissorhands have that differ in numbers
@@ -49,7 +49,8 @@ def run_many(
       how: "batched" maps the step over a batch axis of members, "sharded" does so with that axis divided over the
         devices of this process, "scanned" takes one member after another within the compiled program, and "turns" makes
         one run after another. "auto" times a few steps of each and takes the fastest (`fastest`).
-      on_step: Called after every step with the metrics of all members, shape=(members, ...); with "turns" it is called
+      on_step: Called after every step with the metrics of all members, shape=(members, ...), in which
+        NaN and infinity of a member that diverged are finite numbers; with "turns" it is called
         with the metrics of one member at a time. None calls nothing.
 
     Returns:
@@ -141,7 +142,9 @@ def methods_of(build: Callable[[MethodSettings], Method], variants: Sequence[Met
         method = build(settings)
         for known, other in steps:
             if _without_rate(settings) == _without_rate(known):
-                method = method._replace(step=other.step, init=_with_rate(method.init, type(settings).__name__))
+                same = settings == known
+                init = method.init if same else _with_rate(method.init, type(settings).__name__)
+                method = method._replace(step=other.step, init=init)
                 break
         else:
             steps.append((settings, method))

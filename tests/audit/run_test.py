@@ -227,6 +227,13 @@ class TestInput:
         assert sizes == [60, 60]
         assert np.intersect1d(*work.design.forget).size == 0
 
+    def test_a_share_is_one_of_the_whole_however_it_is_written(self, experiment, tmp_path):
+        for share in ("0.15", "1.5e-1", "+.15"):
+            later = dataclasses.replace(experiment.scenarios[1], forget=(f"random:{share}",))
+            changed = dataclasses.replace(experiment, scenarios=(experiment.scenarios[0], later))
+            work = Audit(changed, TIERS["smoke"], None, 3, None, tmp_path / share)
+            assert [len(positions) for positions in work.design.forget] == [60, 60], share
+
 
 class TestCommand:
     def test_one_pair_of_networks_and_a_population_attack(self, experiment, tmp_path, capsys):

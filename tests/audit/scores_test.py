@@ -97,6 +97,7 @@ def flip(document, network, column):
         (lambda d: change_margins(d, lambda m: m + 1e300), "one finite margin"),
         (lambda d: d["measurements"][0]["inside"].update(probe_forget=float("nan")), "not finite"),
         (lambda d: d["measurements"][0]["inside"].update(recovery=[]), "not finite"),
+        (lambda d: d["measurements"][0]["inside"].update(distance_original=10**400), "scores cannot be read"),
         (lambda d: d["measurements"][0]["inside"].pop("recovery"), "scores cannot be read"),
     ],
 )

@@ -1,5 +1,7 @@
 """What `scissorhands doctor` prints, and what it must not print."""
 
+import re
+
 import jax
 import pytest
 
@@ -45,10 +47,21 @@ def test_versions_devices_flags_and_data_are_printed(capsys, tmp_path, monkeypat
 def test_no_path_and_no_secret_is_printed(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("JAX_API_TOKEN", "hunter2")
+    people = {
+        "JAX_COORDINATOR_ADDRESS": "anna-laptop.example.org:1234",
+        "TPU_WORKER_HOSTNAMES": "node17,node18",
+        "JAX_COMPILATION_CACHE_DIR": "cache_of_anna",
+        "TPU_NAME": "tpu-of-anna",
+    }
+    for name, value in people.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("JAX_PLATFORM_NAME", "cpu")
     assert cli.main(["doctor", "--data-dir", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert str(tmp_path) not in out
     assert "hunter2" not in out
+    assert not re.search("anna|node17", out)
+    assert "JAX_PLATFORM_NAME: cpu" in out
     assert out.count("set, not shown") >= 2
 
 

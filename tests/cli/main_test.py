@@ -111,6 +111,7 @@ def test_an_evaluation_says_which_gates_it_could_run(weights, tmp_path, capsys):
     refused = [(["--retrained", tmp_path / "finetune"], "is a run of finetune; name one of --method retrain")]
     assert unlearn(weights, tmp_path / "other", "--method", "retrain", "--epochs", 0) == 0
     refused.append((["--retrained", tmp_path / "other"], "forgot other examples"))
+    refused.append((["--retrained", tmp_path / "none"], "none holds no network; name the folder of a run that has"))
     for more, message in refused:
         assert cli.main(["evaluate", "--checkpoint", str(tmp_path / "finetune"), *map(str, more)]) == 2
         assert message in error_of(capsys)
@@ -280,7 +281,10 @@ BAD = {
     "an unknown mode": (["method.mode=published"], "method.mode is 'published'; choose one of paper, authors"),
     "an unknown argument": (["--quickly"], "unknown argument '--quickly'"),
     "a batch size of zero": (["--batch-size", "0"], "batch_size must be at least 1, got 0"),
-    "negative epochs": (["--epochs", "-1"], "num_epochs must not be negative"),
+    "negative epochs": (["--epochs", "-1"], "the number of epochs must not be negative"),
+    "a loss that is no number": (["--max-loss", "nan"], "--max-loss must be a number of percentage points"),
+    "two originals": (["checkpoint=run"], "is both the file"),
+    "a share of the test set that is none": (["--validation", "test:2"], "between 0 and 1, got '2'; write test:0.5"),
     "a retain limit of zero": (["--retain-limit", "0"], "--retain-limit"),
     "steps that no call can take": (["--steps-per-call", "0"], "steps_per_call must be at least 1, got 0"),
     "data that lie nowhere": (["--feed-from", "disk"], "--feed-from is 'disk'; choose one of auto, device, host"),
@@ -368,6 +372,11 @@ class TestTune:
     def tune(self, weights, out, *more, settings=QUICK):
         about = ["tune", "--weights", weights, *NETWORK, "--forget", "random:0.1", "--out", out, "--insist"]
         return cli.main(list(map(str, [*about, *settings, *more])))
+
+    @pytest.mark.parametrize("minutes", ["nan", "0", "-1"])
+    def test_a_time_that_is_none_is_refused(self, weights, tmp_path, minutes, capsys):
+        assert self.tune(weights, tmp_path / "tuning", f"--minutes={minutes}") == 2
+        assert "--minutes must be a positive number" in error_of(capsys)
 
     def test_the_best_trial_comes_as_settings_for_unlearn(self, weights, tmp_path, capsys):
         out = tmp_path / "tuning"

@@ -456,6 +456,7 @@ class TestSigned:
         [
             (["--tier", "huge"], "there is no tier 'huge'"),
             (["--tier", "smoke", "training.epoch=3"], "training.epoch"),
+            (["--tier", "smoke", "--networks", "3"], "an even number of networks from 2 to 256, got 3"),
             (["--networks", "4"], "name its --tier"),
             (["training.epochs=3"], "name its --tier"),
         ],

@@ -146,11 +146,19 @@ def test_a_copy_that_was_signed_by_another_key_is_found_with_the_right_one(serve
     assert "public_key.pem was changed" in verified(copy, "--public", tmp_path / "right.pem", capsys=capsys)[0]
 
 
+def test_a_copy_within_the_ledger_is_refused(served, capsys):
+    before = sorted(served.rglob("*"))
+    for place in ("copy", "records/copy", "records/../copy"):
+        assert command("export", "--ledger", served, "--out", served / place) == 2
+        assert "lies in the ledger" in error_of(capsys)
+    assert sorted(served.rglob("*")) == before
+
+
 def test_it_cannot_be_worked_with(copy, capsys):
     (copy.parent / "four").write_text("4\n")
     for words in (["run", *QUICK], ["add", "--forget", f"indices:{copy.parent / 'four'}", "--requester", "A"]):
         assert command(words[0], "--ledger", copy, *words[1:]) == 2
-        assert "keys" in error_of(capsys)
+        assert "an auditor's copy has none, and can be verified" in error_of(capsys)
 
 
 def test_a_whole_ledger_without_its_keys_is_no_copy(book_folder, capsys):

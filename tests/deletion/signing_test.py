@@ -129,3 +129,11 @@ class TestPublicKey:
             pem.write_bytes(content)
         with pytest.raises(LedgerError, match=words):
             Ledger(folder, public=pem)
+
+
+def test_one_file_cannot_hold_both_keys(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path)
+    for public in (tmp_path / "key.pem", tmp_path / "link" / "key.pem"):
+        with pytest.raises(InputError, match="cannot hold both keys"):
+            signing.make_private(tmp_path / "key.pem", public)
+    assert not (tmp_path / "key.pem").exists()

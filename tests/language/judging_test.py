@@ -188,7 +188,7 @@ DAMAGES = [
     ("tofu", (FORGET, "avg_gt_loss", "3"), float("nan"), "avg_gt_loss of example '3' is nan and not a finite number"),
     ("tofu", (FORGET, "avg_gt_loss", "3"), -1.0, "is -1.0 and not a finite number of 0 or more"),
     ("tofu", (FORGET, "avg_gt_loss", "3"), float("inf"), "is inf and not a finite"),
-    ("tofu", (FORGET, "avg_gt_loss", "3"), 10**400, "and not a finite number"),
+    ("tofu", (FORGET, "avg_gt_loss", "3"), 10**400, "which is too large"),
     ("tofu", (FORGET, "avg_gt_loss", "3"), "x", "is x and no number"),
     ("tofu", (FORGET, "avg_gt_loss", "3"), True, "is True and no number"),
     ("tofu", (FORGET, "rougeL_recall", "0"), 1.5, "not a finite number from 0 to 1"),
@@ -206,6 +206,20 @@ DAMAGES = [
     ("new", ("forget_Q_A_Prob", "agg_value"), "x", "agg_value"),
     ("new", ("mia_min_k", "forget", "value_by_index", "0"), 3, "score of example '0' is None and no number"),
 ]
+
+
+def test_other_logs_are_looked_at_before_a_model_is_asked(folder, tmp_path, capsys):
+    (tmp_path / "forget.json").write_text("[]")
+    asked = ["lm", "evaluate", "--model", str(tmp_path), "--forget", str(tmp_path / "forget.json"), "--out"]
+    asked.append(str(tmp_path / "log.json"))
+    for more, message in (
+        (["--retain-logs", str(tmp_path / "none.json")], "none.json cannot be read"),
+        (["--original-log", str(folder / "new1.json")], "needs 3 retain logs and has 0"),
+        (["--retain-logs", str(tmp_path / "log.json")], "is given twice"),
+    ):
+        assert main([*asked, *more]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "log.json").exists()
 
 
 @pytest.mark.parametrize(("kind", "path", "value", "message"), DAMAGES)

@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from scissorhands_jax import data as data_lib
 from scissorhands_jax.base import Data
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.losses import cross_entropy
+from scissorhands_jax.losses import cross_entropy, microbatched
 from scissorhands_jax.methods import influence
 from scissorhands_jax.methods.influence import _add_rows, _rows_times, inverse_fisher_product
 from scissorhands_jax.saliency import gradient_sum
@@ -186,3 +186,9 @@ def test_settings_out_of_range_are_refused(settings, message):
 def test_an_update_that_is_not_finite_is_refused():
     with pytest.raises(InputError, match="the influence update is not finite"):
         influence(LOSS, alpha=1e300).init(KEY, PARAMS, STATE, DATA)
+
+
+@pytest.mark.parametrize("mode", ["paper", "authors"])
+def test_a_loss_in_parts_gives_the_same_step(mode):
+    parts = microbatched(LOSS, 2)
+    np.testing.assert_allclose(flat(update(mode=mode)), flat(update(loss_fn=parts, mode=mode)), rtol=1e-4, atol=1e-5)

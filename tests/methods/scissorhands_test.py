@@ -271,6 +271,9 @@ class TestTrim:
             self.trim(trim="layer4")
         with pytest.raises(InputError, match="selects only biases and scales"):
             self.trim(trim="0/hidden/bias")
+        params = {"bn1": {"scale": jnp.ones(3)}, "fc": jnp.ones((3, 2))}
+        with pytest.raises(InputError, match="'bn1' selects only arrays of BatchNorm by the name bn, which are not"):
+            trimming_mask(params, params, fraction=0.1, trim="bn1", semantics=SEMANTICS["authors"])
 
     def test_scores_that_are_not_finite_are_refused(self):
         params = original()[0]

@@ -178,3 +178,10 @@ def test_cross_entropy_of_the_authors_numbers(shared):
         for who in ("member", "nonmember"):
             losses = attacks.cross_entropy_per_example(trace[f"{who}_logits"], trace[f"{who}_labels"])
             np.testing.assert_allclose(losses, trace[f"{who}_loss"], atol=2e-6)
+
+
+def test_the_attack_on_losses_takes_one_loss_for_each_example():
+    one, two = np.linspace(0, 1, 30), np.ones((30, 2))
+    for given in ((two, one, one), (one, two, one), (one, one, two)):
+        with pytest.raises(InputError, match=r"must have shape \(N,\), got \(30, 2\)"):
+            attacks.loss_mia(*given, seed=0)

@@ -197,3 +197,9 @@ class TestErrors:
         found = intervals.power(intervals.from_error(0.0, 1.0, freedom, 8, 0), effect)
         assert found == pytest.approx(above.mean(), abs=0.06)
         assert intervals.power(intervals.from_error(0.0, 0.0, 1, 8, 0), 1.0) == 1
+
+
+@pytest.mark.parametrize("counts", [(0, 0, 1, 5), (1, 5, 0, 0), (6, 5, 1, 5), (1, 5, 6, 5), (-1, 5, 2, 5)])
+def test_a_ratio_of_what_are_no_shares_is_refused(counts):
+    with pytest.raises(InputError, match="a share needs counts"):
+        intervals.share_ratio(*counts)

@@ -46,3 +46,11 @@ def test_a_probe_finds_what_is_linear_and_nothing_else():
 def test_a_probe_without_a_question_is_refused(known, labels, message):
     with pytest.raises(InputError, match=message):
         probes.linear_probe(known, labels, (np.zeros((1, 2)), np.zeros(1, int)))
+
+
+def test_it_is_known_before_whether_a_network_has_features():
+    without = Model(lambda key: ({}, {}), lambda params, model_state, x, *, train, key=None: (x, model_state))
+    image = tiny.examples(4)["image"]
+    assert probes.has_features(tiny.model(), image)
+    assert not probes.has_features(without, image)
+    assert not probes.has_features(tiny.model(), {"a": image, "b": image})

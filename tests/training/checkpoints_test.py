@@ -267,7 +267,7 @@ class TestCheckpointer:
             Checkpointer(tmp_path).restore(large, RUN)
 
     def test_saving_less_than_every_step_is_refused(self, tmp_path):
-        with pytest.raises(InputError, match="every_steps must be at least 1, got 0"):
+        with pytest.raises(InputError, match="the steps between checkpoints must be at least 1, got 0"):
             Checkpointer(tmp_path, every_steps=0)
 
 

@@ -87,6 +87,23 @@ def test_what_a_function_refers_to_counts(function, owner, name, value, monkeypa
     assert described(function) != before
 
 
+weight = 1.0
+
+
+def closing_over_a_name_of_others(weight):
+    def loss(params, batch):
+        return jnp.sum(params.weight * batch - weight)
+
+    return loss
+
+
+def test_a_closed_over_value_counts_beside_a_global_of_the_same_name(monkeypatch):
+    two, three = (described(closing_over_a_name_of_others(value)) for value in (2.0, 3.0))
+    assert two != three
+    monkeypatch.setattr(sys.modules[__name__], "weight", 5.0)
+    assert described(closing_over_a_name_of_others(2.0)) != two
+
+
 def closing_over(value):
     return lambda params: params * value
 

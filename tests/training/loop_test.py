@@ -283,7 +283,7 @@ class TestProgress:
         assert begun == [0, 0]
 
     def test_a_negative_number_of_epochs_is_refused(self):
-        with pytest.raises(InputError, match="num_epochs must not be negative, got -1"):
+        with pytest.raises(InputError, match="the number of epochs must not be negative, got -1"):
             count(counter(), epochs=-1)
 
 

@@ -170,3 +170,9 @@ def test_members_whose_batches_differ_are_refused_before_anything_is_compiled(ho
     different = members([settings(batch_size=2), settings(batch_size=4)])
     with pytest.raises(InputError, match=r"batches differ in size or number|the steps of the 2 methods differ"):
         run_many(different, data(), num_epochs=1, how=how)
+
+
+def test_equal_settings_without_a_rate_share_a_step():
+    first, second = methods_of(build, [METHODS["influence"]()] * 2)
+    assert first.step is second.step
+    second.init(jax.random.key(0), *START, data())
