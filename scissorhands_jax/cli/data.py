@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from scissorhands_jax.cli.options import RARE, Option
+from scissorhands_jax.cli.options import RARE, Effect, Option
 from scissorhands_jax.cli.shared import OverwriteOptions
 from scissorhands_jax.terminal import Console, say
 
@@ -20,6 +20,10 @@ class PrepareCommand(OverwriteOptions):
     """
 
     example: ClassVar[str] = "data prepare cifar10 --from cifar-10-binary.tar.gz --data-dir data"
+
+    effects: ClassVar[tuple[Effect, ...]] = (
+        Effect(options=("unverified",), needs=("name",), values=("cifar10", "cifar100", "svhn")),
+    )
 
     name: Annotated[str, Option("Name of the data set: cifar10, cifar100, svhn or faces.", flag="name", metavar="NAME")]
     sources: Annotated[

@@ -72,12 +72,18 @@ class DiffusionMethodOptions(MeshOptions, SamplingOptions, SettingsCommand):
     choices: ClassVar[Mapping[str, str]] = choices.PRESET_LINES
 
     @classmethod
+    def has_settings(cls, method: str) -> bool:
+        """Whether it is another method than Scissorhands, which has presets."""
+        return method != "scissorhands"
+
+    @classmethod
     def listed_settings(cls, method: str | None) -> Mapping[str, Any]:
         """The settings of a preset of Scissorhands, or of another method."""
         from scissorhands_jax.diffusion import concept_settings
         from scissorhands_jax.diffusion.concept_methods import CONCEPT_METHODS
 
         chosen = method or "paper"
+        check_choice("--help-settings", chosen, (*concept_settings.PRESETS, *CONCEPT_METHODS))
         return {"": CONCEPT_METHODS.get(chosen) or concept_settings.concept_preset(chosen)}
 
     def method_settings(self) -> ConceptTraining:

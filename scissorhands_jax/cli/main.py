@@ -108,7 +108,11 @@ def read_command(words: Sequence[str]) -> Command:
     """
     for count in (2, 1):
         name = " ".join(words[:count])
+        longer = [other.removeprefix(f"{name} ") for other in COMMANDS if other.startswith(f"{name} ")]
         if name in COMMANDS:
+            following = words[count : count + 1]
+            if longer and following and not following[0].startswith("-") and "=" not in following[0]:
+                raise InputError(_no_command(following, longer, name))
             _refuse_options_of_others(name, words[count:])
             return parse(name, COMMANDS[name], words[count:])
     first = words[0] if words else ""
@@ -160,6 +164,14 @@ def _refuse_options_of_others(name: str, words: Sequence[str]) -> None:
             raise InputError(f"{flag} belongs to {' and '.join(owners)}; leave it out")
 
 
+def _how_to_go_on(command: Command) -> str:
+    """What a user can do after interrupting a command: not to overwrite what there is by now."""
+    if not getattr(command, "overwrite", False):
+        return command.when_interrupted
+    resumed = command.when_interrupted.replace("with --resume", "with --resume in place of --overwrite")
+    return resumed.replace("the same command continues", "the same command without --overwrite continues")
+
+
 def _run(command: Command) -> int:
     console = LoggedConsole()
     try:
@@ -177,7 +189,7 @@ def _run(command: Command) -> int:
         complain(console, what)
         return _STATUS_BAD_INPUT
     except KeyboardInterrupt:
-        complain(console, "; ".join(filter(None, ["stopped", command.when_interrupted])))
+        complain(console, "; ".join(filter(None, ["stopped", _how_to_go_on(command)])))
         return _STATUS_INTERRUPTED
     finally:
         if console.log_file is not None:

@@ -109,6 +109,12 @@ class SettingsCommand(Command):
           and the meaning of each name.
         """
 
+    @classmethod
+    def has_settings(cls, method: str) -> bool:
+        """Whether `--method` names what has the settings, for a command where another option chooses it as a rule."""
+        del method
+        return False
+
 
 @dataclasses.dataclass(frozen=True)
 class Option:
@@ -345,6 +351,12 @@ def _listed(listed: Mapping[str, Any], indent: str = "") -> list[str]:
     return lines
 
 
+def _chosen(flag: str, words: Sequence[str]) -> list[str]:
+    """What the words give an option."""
+    found = [after for word, after in itertools.pairwise(words) if word == flag and not after.startswith("-")]
+    return found + [word.partition("=")[2] for word in words if word.startswith(f"{flag}=")]
+
+
 def _help_on_settings(name: str, command: type[SettingsCommand], words: Sequence[str]) -> str:
     """What `--help` says of settings: those of what the words choose or, if they choose nothing, what can be chosen.
 
@@ -352,8 +364,9 @@ def _help_on_settings(name: str, command: type[SettingsCommand], words: Sequence
       InputError: There is nothing of the name that is chosen.
     """
     flag = f"--{command.settings_of.lower()}"
-    chosen = [after for word, after in itertools.pairwise(words) if word == flag and not after.startswith("-")]
-    chosen += [word.partition("=")[2] for word in words if word.startswith(f"{flag}=")]
+    chosen = _chosen(flag, words) or [
+        method for method in _chosen("--method", words) if flag != "--method" and command.has_settings(method)
+    ]
     if chosen:
         listed: dict[str, Any] = {}
         for choice in chosen:

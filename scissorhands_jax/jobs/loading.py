@@ -110,6 +110,8 @@ def _names_of_run(config: NetworkConfig, model: Model) -> Mapping[str, str]:
     file = origin_folder(config.checkpoint) / WEIGHTS_FILE
     if not file.is_file():
         return {}
+    if told := torch_weights.read_names(file):
+        return {new: old for old, new in told.items()}
     shapes = torch_weights.state_dict_shapes(*jax.eval_shape(model.init, jax.random.key(0)))
     try:
         return torch_weights.fit_names(torch_weights.read_state_dict(file), shapes).names
@@ -161,6 +163,8 @@ class _Fitter:
                 by_options.setdefault(repr(self._options(layout)), []).append(layout)
         attempts += [self._attempt(config, alike) for alike in by_options.values()]
         best = min(attempts, key=lambda attempt: attempt.misfits)
+        if best.misfits and (told := self._as_told(config)) is not None:
+            return told
         if best.misfits and (part := re.search(r"-0*(\d+)-of-0*(\d+)\.", str(config.weights))):
             raise WeightsError(
                 f"{config.weights} is part {part[1]} of {part[2]} of a network that was saved in parts; put the arrays "
@@ -173,6 +177,16 @@ class _Fitter:
                 "with --check FILE, or name the arrays with --rename FILE"
             )
         return best
+
+    def _as_told(self, config: NetworkConfig) -> _Attempt | None:
+        """Reads the file by the names that it says itself, where nothing else explains its own, or returns None."""
+        assert config.weights is not None
+        names = {old: new for old, new in torch_weights.read_names(config.weights).items() if old in self.arrays}
+        if self.rename or not names:
+            return None
+        self.rename = names
+        found = self._attempt(config, [])
+        return None if found.misfits else found
 
     def _options(self, layout: layouts.AuthorLayout) -> dict[str, Any]:
         options = layout.options(self.splits.num_outputs).items()
@@ -218,7 +232,8 @@ class _Fitter:
         found = self._try_in_order(config)
         if found is None:
             raise WeightsError(
-                f"the arrays of {config.weights} do not have the shapes of a {config.model} in order; leave --layout "
+                f"the arrays of {config.weights} do not have the shapes of a {config.model} in order (a .safetensors "
+                "file keeps none, it is sorted by name); name the arrays with --rename FILE, or leave --layout "
                 "in-order out, and the message says which names do not fit"
             )
         return found

@@ -360,7 +360,8 @@ def _results(
 def _save_result(out: Path, job: Job, result: Result) -> None:
     """Writes the network as a checkpoint, in which all processes take part, and as a file, which the first writes.
 
-    The file has the names of the one that the network comes from, without a prefix.
+    The file has the names of the one that the network comes from, without a prefix. Where these are not the network's,
+    it says which are, so that it can be read without being described again.
     """
     config = job.config
     checkpoints.save_network(out / NETWORK_FOLDER, result.params, result.model_state, dataclasses.asdict(config))
@@ -369,7 +370,8 @@ def _save_result(out: Path, job: Job, result: Result) -> None:
         about = {"model": config.model, "made_by": "scissorhands_jax", "method": config.method_name}
         arrays = torch_weights.to_state_dict(*network, flatten={})
         named = {job.names.get(name, name): array for name, array in arrays.items()}
-        torch_weights.write_safetensors(out / WEIGHTS_FILE, named, about)
+        names = {name: job.names[name] for name in arrays if name in job.names}
+        torch_weights.write_safetensors(out / WEIGHTS_FILE, named, about | torch_weights.names_metadata(names))
 
 
 @contextlib.contextmanager

@@ -12,7 +12,9 @@ from scissorhands_jax.torch_weights.state_dicts import (
 from scissorhands_jax.torch_weights.weight_files import (
     LazyStateDict,
     is_averaged,
+    names_metadata,
     open_state_dict,
+    read_names,
     read_state_dict,
     write_safetensors,
 )
@@ -24,7 +26,9 @@ __all__ = [
     "fit_names",
     "from_state_dict",
     "is_averaged",
+    "names_metadata",
     "open_state_dict",
+    "read_names",
     "read_renaming",
     "read_state_dict",
     "state_dict_shapes",

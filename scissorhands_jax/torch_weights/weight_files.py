@@ -49,6 +49,7 @@ _STATE_DICTS = ("state_dict", "model_state_dict", "model_state", "model", "net",
 _WRAPPERS = ("module.", "_orig_mod.")  # the prefixes of DataParallel and of torch.compile
 _LEAVES = frozenset(("weight", "bias", "running_mean", "running_var", "num_batches_tracked"))  # of one layer
 _SEARCH_DEPTH = 8  # levels of dicts in a checkpoint
+_NAMES = "names"  # in the metadata of a .safetensors file
 _MAX_HEADER = 2**23  # bytes of a .safetensors header; a language model of 70 billion parameters has 2**17
 _MAX_TENSORS = 2**16
 
@@ -217,6 +218,34 @@ def write_safetensors(
             _write_arrays(file, arrays, {"format": "pt"} | dict(metadata or {}))
     except (OSError, ValueError, TypeError) as error:  # A full disk, names that are not valid UTF-8, odd metadata.
         raise WeightsError(f"cannot write weights to {where}: {error}") from error
+
+
+def read_names(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The names that a network has for the arrays of a `.safetensors` file, as its metadata say, by those in the file.
+
+    `write_safetensors` keeps them where it is given `names_metadata`. Any other file says nothing.
+
+    Args:
+      path: The file, which can be read (`open_state_dict`).
+    """
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            found = reading.parse_json((file.metadata() or {}).get(_NAMES, "{}"))
+    except Exception:  # A file of `torch.save`, or metadata of others.
+        return {}
+    is_table = isinstance(found, dict) and all(isinstance(name, str) for name in found.values())
+    return found if is_table else {}
+
+
+def names_metadata(names: Mapping[str, str]) -> dict[str, str]:
+    """The metadata of `write_safetensors` that `read_names` reads.
+
+    Args:
+      names: The name in the file by the name that the network has, where they differ.
+    """
+    return {_NAMES: json.dumps({old: new for new, old in names.items()})} if names else {}
 
 
 def _write_arrays(file: BinaryIO, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:

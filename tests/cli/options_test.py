@@ -268,6 +268,12 @@ def test_help_loads_nothing_heavy():
             "a command is missing after `scissorhands request`; choose one of add, list, run, discard, verify",
         ),
         (["sd", "unlern"], "there is no command 'sd unlern'; near matches: unlearn; see `scissorhands sd --help`"),
+        (
+            ["audit", "sing", "--audit", "a"],
+            "there is no command 'audit sing'; near matches: sign; see `scissorhands audit --help`",
+        ),
+        (["demo", "difusion", "--digit", "3"], "there is no command 'demo difusion'; near matches: diffusion; see"),
+        (["sd", "unlearn", "--help-settings", "foo"], "--help-settings is 'foo'; choose one of paper, "),
         (["sd", "generate", "--preset", "paper"], "--preset belongs to `sd unlearn` and `sd plan`; leave it out"),
         (
             ["evaluate", "--checkpoint", "x", "method.epochs=3"],
@@ -320,6 +326,12 @@ _ATTACK = "sd attack --model sd --unet new --prompts list.csv --out attacks"
         ("sd import --random --out sd --resume", "--resume has no effect with --random; leave it out"),
         ("sd import --random --out sd --no-ema", "--no-ema has no effect with --random; leave it out"),
         ("sd import --random --out sd --ema", "--ema has no effect with --random"),
+        (
+            f"{_IMAGES} --dtype bfloat16 --attention chunked",
+            "--dtype has no effect without --prompts; leave --dtype and",
+        ),
+        (f"{_IMAGES} --tokenizer nowhere --ftfy", "--tokenizer has no effect without --prompts or --clip"),
+        ("data prepare faces --from d --data-dir d --unverified", "--unverified has no effect with name faces, only"),
         (f"{_IMAGES} --no-nudity --threshold 0.5", "--threshold has no effect with --no-nudity; leave it out"),
         (f"{_IMAGES} --kept-concepts cat --classes A --show-flagged", "--classes has no effect with --kept-concepts; "),
         (
@@ -346,6 +358,8 @@ def test_an_option_without_effect_is_refused(words, message, capsys):
         f"{_ATTACK} --kind transfer --gate 3 --threshold 0.5",
         "lm evaluate --model m --out o --forget f --dtype bfloat16 --overwrite",
         "lm plan --model m --method dpo --forget f --retain r --refusals s",
+        f"{_IMAGES} --prompts list.csv --model sd --dtype bfloat16 --tokenizer t --ftfy",
+        "data prepare cifar10 --data-dir d --unverified",
         f"{_IMAGES} --nudity --forgotten-concepts cat --threshold 0.7",
         f"{_IMAGES} --classes FACE_FEMALE --show-flagged",
         f"{_IMAGES} --prompts list.csv --model sd --steps 20 --seed 3",
@@ -391,3 +405,34 @@ def test_only_the_first_of_many_processes_has_a_log(tmp_path):
         for number in range(2)
     ]
     assert [(console.quiet, console.log_file is None) for console in consoles] == [(False, False), (True, True)]
+
+
+def test_help_lists_the_settings_of_another_method_than_the_one_with_presets(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["sd", "unlearn", "--method", "esd", "--help"])
+    assert "settings of esd, written NAME=VALUE:" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        cli.main(["sd", "unlearn", "--method", "scissorhands", "--help"])
+    assert "names for --preset:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("unlearn --weights w --forget all --out o", "stopped; the same command with --resume continues from"),
+        (
+            "unlearn --weights w --forget all --out o --overwrite",
+            "stopped; the same command with --resume in place of --overwrite continues from",
+        ),
+        ("audit --out o", "stopped; the same command continues with the next network"),
+        ("audit --out o --overwrite", "stopped; the same command without --overwrite continues with the next network"),
+    ],
+)
+def test_who_interrupts_a_command_is_told_how_to_go_on(words, expected, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    words = shlex.split(words)
+    monkeypatch.setattr(cli.COMMANDS[words[0]], "run", interrupted)
+    assert cli.main(words) == 130
+    assert error_of(capsys).startswith(expected)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scissorhands_jax import deletion, hashing
+from scissorhands_jax import deletion, hashing, torch_weights
 from scissorhands_jax.deletion import ledger, records, signing
 from scissorhands_jax.deletion.ledger import Ledger
 from tests.deletion.commands import QUICK, command, error_of, verified
@@ -87,6 +87,25 @@ def test_an_original_that_is_in_use_is_verified_where_it_is_named(served, tmp_pa
     other = records.run_folder(served, 1) / "network.safetensors"
     found = verified(tmp_path / "copy", "--weights", other, "--dataset", dataset, capsys=capsys)
     assert any("is not the network that the ledger was begun with" in line for line in found)
+
+
+def test_a_network_that_was_read_in_order_is_evaluated_in_a_copy_and_after_an_erasure(served, tmp_path, capsys):
+    """Only the file of the network is left there, with the names of the file that the ledger was begun with."""
+    arrays = torch_weights.read_state_dict(served.parent / "mlp.safetensors")
+    order = sorted(arrays, key=lambda name: (name.startswith("head"), name.split(".")[0], name.endswith("bias")))
+    own = {f"p{number:02}": arrays[name] for number, name in enumerate(order)}
+    torch_weights.write_safetensors(tmp_path / "own.safetensors", own)
+    (tmp_path / "nine").write_text("9\n")
+    dataset = ["--dataset", f"npz:{served.parent / 'data.npz'}"]
+    about = ["--weights", tmp_path / "own.safetensors", "--model", "mlp", *dataset, "--layout", "in-order"]
+    about += ["--forget", f"indices:{tmp_path / 'nine'}", "--requester", "A"]
+    assert command("add", "--ledger", tmp_path / "new", *about) == 0
+    again = ["--method", "retrain", *QUICK[2:]]
+    assert command("run", "--ledger", tmp_path / "new", *again) == 0
+    assert command("export", "--ledger", tmp_path / "new", "--out", tmp_path / "copy") == 0
+    assert verified(tmp_path / "copy", *dataset, capsys=capsys) == []
+    assert command("erase", "--ledger", tmp_path / "new", "1") == 0
+    assert verified(tmp_path / "new", capsys=capsys) == []
 
 
 def test_any_changed_byte_is_found_and_its_file_named(copy, capsys):

@@ -153,6 +153,12 @@ def test_other_test_data_do_not_confirm_the_record(served, tmp_path, capsys):
     assert any("test examples right, and its record says" in line for line in found), found
 
 
+def test_a_folder_that_is_not_there_is_no_change(served, tmp_path, capsys):
+    for words in (["--ledger", tmp_path / "none"], ["--ledger", served, "--keys", tmp_path / "none"]):
+        assert command("verify", *words) == 2
+        assert f"there is no folder {tmp_path / 'none'}; name that of " in error_of(capsys)
+
+
 @pytest.fixture(scope="module")
 def begun(served) -> Path:
     """A ledger with an open request about a network that saw a part of the training set."""

@@ -143,6 +143,14 @@ def test_arrays_in_order_are_offered_and_a_table_renames(tmp_path, caplog):
     for found in (got.params, renamed.params):
         for here, there in zip(jax.tree.leaves(found), jax.tree.leaves(params), strict=True):
             np.testing.assert_array_equal(here, there)
+    # A file of ours that has the names of such a file says what they mean.
+    state = torch_weights.to_state_dict(*got[2:4])
+    ours = {got.names.get(name, name): array for name, array in state.items()}
+    metadata = torch_weights.names_metadata(got.names)
+    torch_weights.write_safetensors(tmp_path / "ours.safetensors", dict(sorted(ours.items(), reverse=True)), metadata)
+    again = read(tmp_path / "ours.safetensors", "resnet20")
+    for here, there in zip(jax.tree.leaves(again[2:4]), jax.tree.leaves(got[2:4]), strict=True):
+        np.testing.assert_array_equal(here, there)
     with pytest.raises(WeightsError, match="do not have the shapes of a resnet20 in order"):
         read(path, "resnet20", layout="in-order", model_options={})
 

@@ -1135,3 +1135,18 @@ def test_weights_with_and_without_averaging_have_to_be_chosen_from_whatever_aver
     found = [set(torch_weights.read_state_dict(tmp_path / "x", ema=ema)) for ema in (False, True)]
     assert found[0] == set(next(iter(build.values())))
     assert found[0] != found[1]
+
+
+def test_what_a_file_says_of_its_names_is_read_and_nothing_else(tmp_path):
+    arrays = {"a": np.zeros(2, np.float32)}
+    for metadata, found in (
+        (torch_weights.names_metadata({"layer.weight": "a"}), {"a": "layer.weight"}),
+        (torch_weights.names_metadata({}), {}),
+        ({"names": "no JSON"}, {}),
+        ({"names": "[1]"}, {}),
+        ({"names": '{"a": 1}'}, {}),
+    ):
+        torch_weights.write_safetensors(tmp_path / "file", arrays, metadata)
+        assert torch_weights.read_names(tmp_path / "file") == found
+    (tmp_path / "pickle").write_bytes(b"\x80\x02}.")
+    assert torch_weights.read_names(tmp_path / "pickle") == {}
