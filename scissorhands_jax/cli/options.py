@@ -209,7 +209,19 @@ def parse(name: str, command: type[Command], words: Sequence[str]) -> Command:
     }
     settings = tuple(_read_setting(word, name, command) for word in rest)
     _check_effects(command, values)
+    _check_said_once(command, values, settings)
     return command(**values, settings=settings) if issubclass(command, SettingsCommand) else command(**values)
+
+
+def _check_said_once(command: type[Command], values: Mapping[str, Any], settings: Sequence[str]) -> None:
+    """Refuses an option and a setting that stand for the same and differ, of which one would be ignored."""
+    options = options_of(command)
+    given = {options[field].setting: (options[field].flag, str(value)) for field, value in values.items()}
+    for setting in settings:
+        name, _, text = setting.partition("=")
+        flag, value = given.get(name, ("", text))
+        if value != text:
+            raise InputError(f"{flag} {value} and {setting} stand for the same; leave one of them out")
 
 
 def _check_effects(command: type[Command], values: Mapping[str, Any]) -> None:

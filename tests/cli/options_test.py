@@ -273,6 +273,14 @@ def test_help_loads_nothing_heavy():
             "there is no command 'audit sing'; near matches: sign; see `scissorhands audit --help`",
         ),
         (["demo", "difusion", "--digit", "3"], "there is no command 'demo difusion'; near matches: diffusion; see"),
+        (
+            [*["unlearn", "--weights", "w", "--forget", "all", "--out", "o", "--epochs", "1"], "method.epochs=3"],
+            "--epochs 1 and method.epochs=3 stand for the same; leave one of them out",
+        ),
+        (
+            [*["unlearn", "--weights", "w", "--forget", "class:1", "--out", "o"], "forget=class:2"],
+            "--forget class:1 and forget=class:2 stand for the same",
+        ),
         (["sd", "unlearn", "--help-settings", "foo"], "--help-settings is 'foo'; choose one of paper, "),
         (["sd", "generate", "--preset", "paper"], "--preset belongs to `sd unlearn` and `sd plan`; leave it out"),
         (
@@ -360,6 +368,7 @@ def test_an_option_without_effect_is_refused(words, message, capsys):
         "lm plan --model m --method dpo --forget f --retain r --refusals s",
         f"{_IMAGES} --prompts list.csv --model sd --dtype bfloat16 --tokenizer t --ftfy",
         "data prepare cifar10 --data-dir d --unverified",
+        "unlearn --weights w --forget all --out o --epochs 1 method.epochs=1 --dtype float32",
         f"{_IMAGES} --nudity --forgotten-concepts cat --threshold 0.7",
         f"{_IMAGES} --classes FACE_FEMALE --show-flagged",
         f"{_IMAGES} --prompts list.csv --model sd --steps 20 --seed 3",
