@@ -201,7 +201,7 @@ def parse(name: str, command: type[Command], words: Sequence[str]) -> Command:
     parser = make_parser(name, command)
     if issubclass(command, SettingsCommand) and {"-h", "--help"} & set(words):
         parser.epilog = f"{_help_on_settings(name, command, words)}\n\n{parser.epilog}"
-    found, rest = parser.parse_known_args(words)
+    found, rest = parser.parse_known_args(_with_what_is_chosen(command, words))
     values = {
         field: _read_value(getattr(found, field), described)
         for field, described in options_of(command).items()
@@ -369,16 +369,35 @@ def _chosen(flag: str, words: Sequence[str]) -> list[str]:
     return found + [word.partition("=")[2] for word in words if word.startswith(f"{flag}=")]
 
 
+def _what_has_settings(command: type[SettingsCommand], words: Sequence[str]) -> tuple[str, list[str]]:
+    """The option that chooses what has the settings of a command, as a rule, and what the words choose."""
+    flag = f"--{command.settings_of.lower()}"
+    chosen = _chosen(flag, words)
+    if not chosen and flag != "--method":
+        chosen = list(filter(command.has_settings, _chosen("--method", words)))
+    return flag, chosen
+
+
+def _with_what_is_chosen(command: type[Command], words: Sequence[str]) -> list[str]:
+    """The words, in which a `--help-settings` of nothing is one of what they choose."""
+    found = list(words)
+    bare = [place for place, word in enumerate(words) if word == "--help-settings"]
+    if (
+        bare
+        and issubclass(command, SettingsCommand)
+        and all(word.startswith("-") for word in words[bare[-1] + 1 :][:1])
+    ):
+        found[bare[-1] + 1 : bare[-1] + 1] = _what_has_settings(command, words)[1][:1]
+    return found
+
+
 def _help_on_settings(name: str, command: type[SettingsCommand], words: Sequence[str]) -> str:
     """What `--help` says of settings: those of what the words choose or, if they choose nothing, what can be chosen.
 
     Raises:
       InputError: There is nothing of the name that is chosen.
     """
-    flag = f"--{command.settings_of.lower()}"
-    chosen = _chosen(flag, words) or [
-        method for method in _chosen("--method", words) if flag != "--method" and command.has_settings(method)
-    ]
+    flag, chosen = _what_has_settings(command, words)
     if chosen:
         listed: dict[str, Any] = {}
         for choice in chosen:

@@ -445,3 +445,21 @@ def test_who_interrupts_a_command_is_told_how_to_go_on(words, expected, monkeypa
     monkeypatch.setattr(cli.COMMANDS[words[0]], "run", interrupted)
     assert cli.main(words) == 130
     assert error_of(capsys).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("words", "there", "absent"),
+    [
+        ("unlearn --help-settings", "method.fraction (", "method.penalty ("),
+        ("unlearn --method l1_sparse --help-settings", "method.penalty (", "method.fraction ("),
+        ("unlearn --help-settings --method l1_sparse", "method.penalty (", "method.fraction ("),
+        ("unlearn --help-settings l1_sparse --method ssd", "method.penalty (", "method.dampening ("),
+        ("sd unlearn --method esd --help-settings", "epochs (", "trim ("),
+    ],
+)
+def test_the_settings_that_are_listed_are_those_of_what_is_chosen(words, there, absent, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(shlex.split(words))
+    out = capsys.readouterr().out
+    assert there in out
+    assert absent not in out
