@@ -388,11 +388,11 @@ class VerifyCommand(LongCommand, SubjectOptions):
     def run(self, console: Console) -> int:
         from scissorhands_jax import deletion
 
+        if self.public is not None and self.keys is not None:
+            raise InputError("--public verifies without the keys, so --keys has nothing to do; leave one of them out")
         for folder, what in ((self.ledger, "a ledger or of an auditor's copy"), (self.keys, "the ledger's keys")):
             if folder is not None and not folder.is_dir():
                 raise InputError(f"there is no folder {folder}; name that of {what}")
-        if self.public is not None and self.keys is not None:
-            raise InputError("--public verifies without the keys, so --keys has nothing to do; leave one of them out")
         found, head = deletion.verify(
             self.ledger,
             head=self.head,
