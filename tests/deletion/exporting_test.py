@@ -165,10 +165,11 @@ def test_a_copy_that_was_signed_by_another_key_is_found_with_the_right_one(serve
     assert "public_key.pem was changed" in verified(copy, "--public", tmp_path / "right.pem", capsys=capsys)[0]
 
 
-def test_a_copy_within_the_ledger_is_refused(served, capsys):
+def test_a_copy_within_the_ledger_is_refused(served, tmp_path, capsys):
     before = sorted(served.rglob("*"))
-    for place in ("copy", "records/copy", "records/../copy"):
-        assert command("export", "--ledger", served, "--out", served / place) == 2
+    (tmp_path / "link").symlink_to(served)
+    for place in (served / "copy", served / "records/copy", served / "records/../copy", tmp_path / "link/copy"):
+        assert command("export", "--ledger", served, "--out", place) == 2
         assert "lies in the ledger" in error_of(capsys)
     assert sorted(served.rglob("*")) == before
 
