@@ -20,13 +20,7 @@ from scissorhands_jax.audit import TIERS, run_audit
 from scissorhands_jax.cli import huge_pages
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import config
-from scissorhands_jax.terminal import (
-    LoggedConsole,
-    add_follow_options,
-    complain,
-    logged_console,
-    remarks_on,
-)
+from scissorhands_jax.terminal import LoggedConsole, add_follow_options, complain, logged_console, remarks_on
 
 
 def main(arguments: list[str] | None = None) -> int:

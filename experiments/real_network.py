@@ -31,14 +31,7 @@ from scissorhands_jax.jobs.loading import load_run
 from scissorhands_jax.jobs.scenarios import REFERENCES
 from scissorhands_jax.jobs.unlearning import RunResults
 from scissorhands_jax.report import table_gates
-from scissorhands_jax.terminal import (
-    LoggedConsole,
-    add_follow_options,
-    complain,
-    logged_console,
-    remarks_on,
-    say,
-)
+from scissorhands_jax.terminal import LoggedConsole, add_follow_options, complain, logged_console, remarks_on, say
 
 _SHARED = ("forget", "trained_on")
 

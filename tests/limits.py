@@ -26,7 +26,7 @@ def spent(*, memory: bool = False) -> Iterator[Spent]:
     """Measures what is done within it.
 
     Args:
-      memory: Whether to trace memory, which makes the work several times slower.
+      memory: Whether to trace memory, which makes the work slower.
     """
     found = Spent()
     if memory:

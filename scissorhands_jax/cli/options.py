@@ -220,7 +220,7 @@ def _check_said_once(command: type[Command], values: Mapping[str, Any], settings
     for setting in settings:
         name, _, text = setting.partition("=")
         flag, value = given.get(name, ("", text))
-        if value != text:
+        if text not in (value, value.lower()):  # True is written true.
             raise InputError(f"{flag} {value} and {setting} stand for the same; leave one of them out")
 
 

@@ -334,7 +334,8 @@ def divide_test_set(test: Dataset, validation: str | None, seed: int) -> tuple[D
         aside = forget_sets.forget_positions(f"random:{value}", test["label"], seed=seed)
     except InputError as error:
         raise InputError(
-            f"--validation sets a share of the test set aside, strictly between 0 and 1, got {value!r}; write test:0.5"
+            f"--validation sets a share of the test set aside, between 0 and 1 and at least one of its "
+            f"{len(test['label'])} examples, got {value!r}; write test:0.5"
         ) from error
     rest = np.setdiff1d(np.arange(data_lib.size(test)), aside)
     return data_lib.take(test, rest), data_lib.take(test, aside)

@@ -169,6 +169,8 @@ def unlearn(
       NonFiniteError: The run diverged; its last good checkpoint stays in the folder.
     """
     feeding.check_feed(feed_from, layout, steps_per_call)
+    if not max_loss >= 0:
+        raise InputError(f"--max-loss must be a number of percentage points that is not negative, got {max_loss}")
     job = prepare_job(config)
     config = job.config
     identity = job.identity(layout)
@@ -177,8 +179,6 @@ def unlearn(
     if layout is not None and config.method.epochs:
         layout.check_batches(list(method.batches(jax.random.key(config.seed), job.data, 0)))
     opened = runs.open_folder(out, identity, overwrite=overwrite, resume=resume, warn=False)  # as checkpoints do
-    if not max_loss >= 0:
-        raise InputError(f"--max-loss must be a number of percentage points that is not negative, got {max_loss}")
     with contextlib.ExitStack() as stack:
         fresh = distributed.from_first(lambda: stack.enter_context(opened))
         with _cleared_if_refused(out, fresh):

@@ -117,6 +117,11 @@ def mean_estimate(
     return _within(float(array.mean()), reach, level, count, 0, bounds)
 
 
+def _check_share(count: int, total: int) -> None:
+    if not 0 <= count <= total or total < 1:
+        raise InputError(f"a share needs counts with 0 <= count <= total and total > 0, got {count} of {total}")
+
+
 def share_estimate(count: int, total: int, *, level: float = 0.95) -> Estimate:
     """Estimates a share of independent examples, in [0, 1], with the exact interval, which covers at least `level`.
 
@@ -136,8 +141,7 @@ def share_estimate(count: int, total: int, *, level: float = 0.95) -> Estimate:
       Biometrika, 1934.
     """
     check_level(level)
-    if not 0 <= count <= total or total < 1:
-        raise InputError(f"a share needs counts with 0 <= count <= total and total > 0, got {count} of {total}")
+    _check_share(count, total)
     interval = stats.binomtest(count, total).proportion_ci(level, "exact")
     return Estimate(count / total, float(interval.low), float(interval.high), level, 1, total)
 
@@ -161,9 +165,8 @@ def share_ratio(count: int, total: int, other_count: int, other_total: int, *, l
     References:
       Przyborowski and Wilenski, Homogeneity of results in testing samples from Poisson series, Biometrika, 1940.
     """
-    for part, whole in ((count, total), (other_count, other_total)):
-        if not 0 <= part <= whole or whole < 1:
-            raise InputError(f"a share needs counts with 0 <= count <= total and total > 0, got {part} of {whole}")
+    _check_share(count, total)
+    _check_share(other_count, other_total)
     share = share_estimate(count, count + other_count, level=level)
     per_example = other_total / total
 

@@ -233,9 +233,10 @@ def read_names(path: str | os.PathLike[str]) -> dict[str, str]:
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             found = reading.parse_json((file.metadata() or {}).get(_NAMES, "{}"))
-    except Exception:  # A file of `torch.save`, or metadata of others.
+    except (safetensors.SafetensorError, OSError, ValueError):  # A file of `torch.save`, or metadata of others.
         return {}
-    is_table = isinstance(found, dict) and all(isinstance(name, str) for name in found.values())
+    names = list(found.values()) if isinstance(found, dict) else [None]
+    is_table = all(isinstance(name, str) for name in names) and len(set(names)) == len(names)
     return found if is_table else {}
 
 

@@ -284,7 +284,11 @@ BAD = {
     "negative epochs": (["--epochs", "-1"], "the number of epochs must not be negative"),
     "a loss that is no number": (["--max-loss", "nan"], "--max-loss must be a number of percentage points"),
     "two originals": (["checkpoint=run"], "is both the file"),
-    "a share of the test set that is none": (["--validation", "test:2"], "between 0 and 1, got '2'; write test:0.5"),
+    "a share of the test set that is none": (["--validation", "test:2"], "got '2'; write test:0.5"),
+    "a share of the test set that is empty": (
+        ["--validation", "test:1e-9"],
+        "one of its 450 examples, got '1e-9'",
+    ),
     "a retain limit of zero": (["--retain-limit", "0"], "--retain-limit"),
     "steps that no call can take": (["--steps-per-call", "0"], "steps_per_call must be at least 1, got 0"),
     "data that lie nowhere": (["--feed-from", "disk"], "--feed-from is 'disk'; choose one of auto, device, host"),

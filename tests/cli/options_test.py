@@ -368,7 +368,7 @@ def test_an_option_without_effect_is_refused(words, message, capsys):
         "lm plan --model m --method dpo --forget f --retain r --refusals s",
         f"{_IMAGES} --prompts list.csv --model sd --dtype bfloat16 --tokenizer t --ftfy",
         "data prepare cifar10 --data-dir d --unverified",
-        "unlearn --weights w --forget all --out o --epochs 1 method.epochs=1 --dtype float32",
+        "unlearn --weights w --forget all --out o --epochs 1 method.epochs=1 --ema ema=true",
         f"{_IMAGES} --nudity --forgotten-concepts cat --threshold 0.7",
         f"{_IMAGES} --classes FACE_FEMALE --show-flagged",
         f"{_IMAGES} --prompts list.csv --model sd --steps 20 --seed 3",

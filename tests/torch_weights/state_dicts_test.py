@@ -1145,6 +1145,7 @@ def test_what_a_file_says_of_its_names_is_read_and_nothing_else(tmp_path):
         ({"names": "no JSON"}, {}),
         ({"names": "[1]"}, {}),
         ({"names": '{"a": 1}'}, {}),
+        ({"names": '{"a": "layer.weight", "b": "layer.weight"}'}, {}),
     ):
         torch_weights.write_safetensors(tmp_path / "file", arrays, metadata)
         assert torch_weights.read_names(tmp_path / "file") == found

@@ -1,0 +1,37 @@
+"""The limits themselves: what measures nothing would bound nothing."""
+
+import time
+
+import pytest
+
+from tests import limits
+
+
+def test_what_is_held_and_computed_is_measured_and_waiting_is_not():
+    with limits.spent(memory=True) as work:
+        held = bytearray(3_000_000)
+        del held
+        time.sleep(0.3)
+    assert 3_000_000 <= work.peak < 4_000_000
+    assert work.seconds < 0.2
+    with limits.spent() as work:
+        began = time.thread_time()
+        while time.thread_time() - began < 0.1:
+            pass
+    assert work.seconds >= 0.1
+    assert work.peak == 0
+
+
+def fail():
+    held = bytearray(3_000_000)
+    raise KeyError(len(held))
+
+
+def test_what_fails_leaves_nothing_that_is_traced():
+    with limits.spent(memory=True) as first, pytest.raises(KeyError):
+        fail()
+    with pytest.raises(KeyError), limits.spent(memory=True):
+        fail()
+    with limits.spent(memory=True) as second:
+        pass
+    assert first.peak >= 3_000_000 > second.peak, "the trace ended with what failed"
