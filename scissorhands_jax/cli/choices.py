@@ -51,6 +51,9 @@ PRESET_LINES = {
 }
 """What the settings of a preset for diffusion networks follow."""
 
+WITHOUT_IMAGES = ("esd", "uce")
+"""The methods for diffusion networks that read prompts alone."""
+
 _OF_TOKENS = {
     "gradient_difference": "the answers to forget less probable, those to keep more probable",
     "npo": "answers are pushed down until they are improbable, and then ever less",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from scissorhands_jax.cli import choices
 from scissorhands_jax.cli.diffusion import PromptOptions, SamplingOptions
-from scissorhands_jax.cli.options import RARE, Option, SettingsCommand
+from scissorhands_jax.cli.options import RARE, Effect, Option, SettingsCommand
 from scissorhands_jax.cli.shared import LongCommand, MeshOptions, ResumeOptions, given_settings, print_json
 from scissorhands_jax.errors import InputError, check_choice
 from scissorhands_jax.jobs import config as config_lib
@@ -68,6 +68,10 @@ class DiffusionMethodOptions(MeshOptions, SamplingOptions, SettingsCommand):
         bool, Option("Compute activations again instead of keeping them: less memory, more time.", group=RARE)
     ] = False
 
+    effects: ClassVar[tuple[Effect, ...]] = (
+        Effect(options=("sampler", "steps", "guidance"), needs=("method",), not_values=choices.WITHOUT_IMAGES),
+        Effect(options=("size",), needs=("method",), not_values=("uce",)),  # esd draws latents of this size
+    )
     settings_of: ClassVar[str] = "PRESET"
     choices: ClassVar[Mapping[str, str]] = choices.PRESET_LINES
 
@@ -132,6 +136,15 @@ class ConceptCommand(ResumeOptions, DiffusionMethodOptions, PromptOptions):
     example: ClassVar[str] = (
         "sd unlearn --model sd --forget-prompts nudity --retain-prompts 'a person wearing clothes' --images 100 "
         "--out forgotten"
+    )
+
+    effects: ClassVar[tuple[Effect, ...]] = (
+        *DiffusionMethodOptions.effects,
+        Effect(
+            options=("forget_images", "retain_images", "images", "generate_batch_size"),
+            needs=("method",),
+            not_values=choices.WITHOUT_IMAGES,
+        ),
     )
 
     model: Annotated[Path, Option("Folder of sd import.", metavar="DIR")]

@@ -43,6 +43,8 @@ class Effect:
     """Fields of options, one of which must be given for it."""
     values: tuple[str, ...] = ()
     """What the only field of `needs` must be; with none, any value does."""
+    not_values: tuple[str, ...] = ()
+    """What the only field of `needs` must not be, where that is shorter."""
     unless: tuple[str, ...] = ()
     """Fields of options with which they have none; `no_NAME` is the option `--no-name` of a pair."""
     but_with: tuple[str, ...] = ()
@@ -250,9 +252,11 @@ def _check_effects(command: type[Command], values: Mapping[str, Any]) -> None:
         if against and not set(effect.but_with) & set(there):
             raise InputError(f"{flag} has no effect with {against[0]}; {advice}")
         needed = [options[field].flag for field in effect.needs]
-        if effect.values:
+        if effect.values or effect.not_values:
             value = values.get(effect.needs[0], defaults[effect.needs[0]])
-            if value not in effect.values:
+            if value in effect.not_values:
+                raise InputError(f"{flag} has no effect with {needed[0]} {value}; {advice}")
+            if effect.values and value not in effect.values:
                 fitting = " or ".join(effect.values)
                 raise InputError(f"{flag} has no effect with {needed[0]} {value}, only with {fitting}; {advice}")
         elif needed and not set(effect.needs) & set(there):

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from scissorhands_jax import Batch, Data, Model, trees
+from scissorhands_jax.cli import choices
 from scissorhands_jax.cli import main as cli
 from scissorhands_jax.diffusion import (
     concept_sets,
@@ -27,6 +28,7 @@ from scissorhands_jax.diffusion import (
     schedules,
     unlearning,
 )
+from scissorhands_jax.diffusion.concept_methods import CONCEPT_METHODS
 from scissorhands_jax.diffusion.unet import Noisy
 from scissorhands_jax.errors import CheckpointError, InputError
 from scissorhands_jax.jobs import config
@@ -123,6 +125,13 @@ def released(folder, out, *more):
     """Of images that are read."""
     words = ["sd", "unlearn", "--preset", "released", "--model", str(folder / "model"), *more, "--out", str(out)]
     words += ["--forget-images", str(folder / "nude"), "--retain-images", str(folder / "dressed")]
+    words += ["--forget-prompts", "nude", "sexual content", "--retain-prompts", "a dressed person"]
+    return [*words, "--size", "16", "--epochs", "2", "--batch-size", "2"]
+
+
+def without_images(folder, out, *more):
+    """Of prompts alone."""
+    words = ["sd", "unlearn", "--model", str(folder / "model"), *more, "--out", str(out)]
     words += ["--forget-prompts", "nude", "sexual content", "--retain-prompts", "a dressed person"]
     return [*words, "--size", "16", "--epochs", "2", "--batch-size", "2"]
 
@@ -254,7 +263,8 @@ class TestMethods:
         ],
     )
     def test_they_run_and_say_what_their_steps_saw(self, folder, tmp_path, method, settings, column):
-        words = [word for word in released(folder, tmp_path / "out") if word not in ("--preset", "released")]
+        make = without_images if method == "esd" else released
+        words = [word for word in make(folder, tmp_path / "out") if word not in ("--preset", "released")]
         words[2:2] = ["--method", method, *settings]
         assert cli.main(words) == 0
         document = json.loads((tmp_path / "out/results.json").read_text())
@@ -304,10 +314,7 @@ class TestMethods:
         [
             (["--method", "salun"], "give it as pseudo=PROMPT"),
             (["--method", "fast"], "--method is 'fast'; choose one of scissorhands, esd, uce"),
-            (["--method", "esd", "--preset", "released"], "--preset released is one of scissorhands; leave it out"),
             (["--method", "selective_amnesia"], "selective_amnesia needs --forget-images"),
-            (["--method", "esd", "eta=-1"], "eta must be at least 0"),
-            (["--method", "esd", "fraction=0.1"], "there is no setting 'fraction'"),
             (["--train", "cross-attention"], "the layer pattern '.*/attn2' matches none"),
             (["anchor=2"], "anchor must be a share of the retain images, 0 to 1, got 2"),
             (["ceiling=0"], "ceiling must be above 0, got 0"),
@@ -319,6 +326,34 @@ class TestMethods:
         plain[2:2] = words
         assert message in error_of(capsys, *plain)
         assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["--method", "esd", "eta=-1"], "eta must be at least 0"),
+            (["--method", "esd", "fraction=0.1"], "there is no setting 'fraction'"),
+            (["--method", "esd", "--preset", "released"], "--preset released is one of scissorhands; leave it out"),
+            (["--method", "uce"], "--size has no effect with --method uce; leave it out"),
+            (["--method", "esd", "--steps", "9"], "--steps has no effect with --method esd; leave it out"),
+            (["--method", "esd", "--sampler", "ddim"], "--sampler has no effect with --method esd"),
+            (["--method", "esd", "--guidance", "3"], "--guidance has no effect with --method esd"),
+            (["--method", "esd", "--images", "3"], "--images has no effect with --method esd"),
+            (["--method", "esd", "--generate-batch-size", "3"], "--generate-batch-size has no effect with --method"),
+            (["--method", "esd", "--retain-images", "d"], "--retain-images has no effect with --method esd"),
+            (["--method", "uce", "--forget-images", "d"], "--forget-images has no effect with --method uce"),
+        ],
+    )
+    def test_what_methods_without_images_do_not_read_is_refused(self, folder, tmp_path, capsys, words, message):
+        plain = without_images(folder, tmp_path / "out")
+        plain[2:2] = words
+        if "uce" in words and "--forget-images" in words:
+            plain = [word for word in plain if word not in ("--size", "16")]
+        assert message in error_of(capsys, *plain)
+        assert not (tmp_path / "out").exists()
+
+    def test_what_the_command_line_says_of_images_is_what_the_methods_say(self):
+        without = {name for name, settings in CONCEPT_METHODS.items() if not settings.reads_images}
+        assert set(choices.WITHOUT_IMAGES) == without
 
 
 class TestArrays:
