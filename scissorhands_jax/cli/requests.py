@@ -174,7 +174,7 @@ class ListCommand(LedgerOptions):
             counts = {entry.id: entry.count for entry in book.entries(RequestAdded)}
             rows = [(request, counts[request.id]) for request in book.requests()]
             attention = {request.id: lineage.needing_attention(book, request) for request, _ in rows}
-            lines = lineage.attention_lines(book)
+            lines = [*lineage.attention_lines(book), *lineage.other_lines(book)]
         if self.json:
             print_json(
                 [
@@ -294,7 +294,7 @@ class ServeCommand(LongCommand, SubjectOptions, MethodOptions):
                 advice = "longer training" if self.method_name == "retrain" else "--again with other settings"
                 write_line(f"  what serves them: --method retrain, or {advice}")
         if not outcomes:
-            write_line("no request is open (`--again` takes up those that were answered with `retain now`)")
+            write_line(f"no request is open (`--again` takes up those that were answered with `{RETRAIN}`)")
         return STATUS_RETRAIN if any(outcome.verdict.answer == RETRAIN for outcome in outcomes) else 0
 
     def _audit_plan(self, training: list[str]) -> AuditPlan | None:

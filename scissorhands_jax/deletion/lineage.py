@@ -144,6 +144,16 @@ def attention_lines(book: Ledger) -> list[str]:
     ]
 
 
+def other_lines(book: Ledger) -> list[str]:
+    """Describes the derived networks in use that `attention_lines` leaves out, in one line each."""
+    named = {network.sha256 for request in book.requests() for network in needing_attention(book, request)}
+    return [
+        f"the derived network {described(network)} is in use"
+        for network in derived_networks(book)
+        if not network.retired and network.sha256 not in named
+    ]
+
+
 def described(network: DerivedNetwork) -> str:
     """Returns the SHA-256 of a network and its note."""
     return f"{network.sha256} ({network.note})" if network.note else network.sha256

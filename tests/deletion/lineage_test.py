@@ -1,5 +1,6 @@
 """Networks that were derived from the ledger's, and which of them know what a request asks to forget."""
 
+import dataclasses
 import json
 
 import pytest
@@ -45,6 +46,21 @@ def test_a_retired_network_needs_none_but_what_was_made_from_it_does(folder):
         deletion.retire(folder, A)
     with pytest.raises(InputError, match="is not registered"):
         deletion.retire(folder, D)
+
+
+def test_a_list_also_has_the_networks_in_use_that_need_none(folder, capsys):
+    """Advice after `request retire` of an unknown network is to look there."""
+    with Ledger(folder) as book:
+        book.append(dataclasses.replace(recorded(2, 2, 3), network="9" * 64))
+    deletion.derive(folder, parent="original", child=A)
+    deletion.derive(folder, parent="2", child=B, note="small")
+    assert command("list", "--ledger", folder) == 0
+    shown = capsys.readouterr().out
+    assert f"the derived network {A} knows what requests 1, 2, 3 ask to forget" in shown
+    assert f"the derived network {B} (small) is in use\n" in shown
+    deletion.retire(folder, B)
+    assert command("list", "--ledger", folder) == 0
+    assert B not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

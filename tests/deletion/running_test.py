@@ -44,7 +44,9 @@ def test_a_request_that_a_run_has_covered_needs_none(book_folder, tmp_path, caps
         number = book.add(requester="late", received="now", due="2030-01-01", network="0" * 64, examples=examples)
         book.append(RequestsCovered(run=1, requests=(3,)))
     assert command("run", "--ledger", book_folder, *QUICK) == 0
-    assert "no request is open" in capsys.readouterr().out
+    assert "no request is open (`--again` takes up those that were answered with `retrain now`)" in (
+        capsys.readouterr().out
+    )
     with Ledger(book_folder) as book:
         served = book.requests()[number - 1]
         assert (served.state, served.run) == ("forgotten", 1)
