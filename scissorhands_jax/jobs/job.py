@@ -255,7 +255,7 @@ def prepare_job(config: RunConfig, check: Callable[[Model], None] | None = None)
     found = {name: getattr(network.config, name) for name in ("layout", "model_options")}
     method = on_upper_layers(config.method, config.model)
     config = dataclasses.replace(config, augment=augment, method=method, **found)
-    return Job(
+    job = Job(
         **{**vars(network), "config": config},
         positions=positions,
         data=_limited(data, config),
@@ -264,6 +264,9 @@ def prepare_job(config: RunConfig, check: Callable[[Model], None] | None = None)
         loss_fn=loss_of(splits, network.model, augment=augment),
         right_labels=_right_labels(config.forget, splits),
     )
+    if config.validation is not None:
+        _ = job.validation  # is refused here if it cannot be used, whether or not the run looks at it
+    return job
 
 
 def loss_of(splits: datasets.Splits, model: Model, *, augment: bool) -> StatefulLossFn:

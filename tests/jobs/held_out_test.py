@@ -127,6 +127,14 @@ class TestJob:
         assert unlearn(weights, tmp_path / "run", *more, "--resume") == 2
         assert "validation_sha256" in error_of(capsys)
 
+    def test_a_validation_set_is_read_where_the_run_does_not_look_at_it_too(self, weights, tmp_path, capsys):
+        positions = tmp_path / "positions.txt"
+        for words, message in (("0\n1\n", "2 of the examples in"), (None, "positions.txt")):
+            positions.unlink(missing_ok=True) if words is None else positions.write_text(words)
+            assert unlearn(weights, tmp_path / "run", *QUICK, "--validation", f"indices:{positions}") == 2
+            assert message in error_of(capsys)
+            assert not (tmp_path / "run").exists()
+
     @pytest.mark.parametrize(
         ("more", "forget", "message"),
         [
