@@ -29,8 +29,8 @@ class AuditCommand(OverwriteOptions, DataFolderOptions, SettingsCommand):
     distinguish networks that forgot a set from networks that never saw it. It prints first what this will cost. The
     same command continues an audit that was stopped, and enlarges it with a higher --networks.
 
-    Settings follow as NAME=VALUE: of the networks, e.g. training.epochs=30 train_limit=5000, and of a method by its
-    name, e.g. scissorhands.fraction=0.05; `--help-settings METHOD` lists both.
+    Settings follow as NAME=VALUE: of the networks and their data, e.g. training.epochs=30 train_limit=5000, and of a
+    method by its name, e.g. scissorhands.fraction=0.05; `--help-settings METHOD` lists all of them.
     """
 
     choices: ClassVar[Mapping[str, str]] = choices.METHOD_LINES
@@ -80,19 +80,19 @@ class AuditCommand(OverwriteOptions, DataFolderOptions, SettingsCommand):
 
     @classmethod
     def listed_settings(cls, method: str | None) -> Mapping[str, Any]:
-        """The settings of the method by its name, and those of the networks' training."""
-        from scissorhands_jax.methods.retrain import RetrainSettings
+        """The settings of the method by its name, and those of the networks and their data."""
+        from scissorhands_jax.jobs.experiment import Setup
 
         name = method or DEFAULT_METHOD
-        return {f"{name}.": default_settings(name), "training.": RetrainSettings()}
+        return {f"{name}.": default_settings(name), "": Setup()}
 
     def run(self, console: Console) -> None:
         from scissorhands_jax.audit import run_audit
-        from scissorhands_jax.jobs.experiment import Experiment, Scenario
-        from scissorhands_jax.methods.retrain import RetrainSettings
+        from scissorhands_jax.jobs.experiment import Experiment, Scenario, Setup
 
         methods = {name: self._method_settings(name) for name in self.method}
         others = [text for text in self.settings if text.split(".")[0] not in methods]
+        setup = config_lib.override(Setup(), others)
         scenarios = tuple(
             Scenario(
                 name=f"{spec}, set {number}" if self.forget.count(spec) > 1 else spec, forget=(spec,), methods=methods
@@ -103,11 +103,11 @@ class AuditCommand(OverwriteOptions, DataFolderOptions, SettingsCommand):
             name=f"{self.dataset}, {self.model}",
             dataset=self.dataset,
             model=self.model,
-            training=RetrainSettings(),
             scenarios=scenarios,
+            **vars(setup),
         )
         run_audit(
-            config_lib.override(experiment, others),
+            experiment,
             self.out,
             tier=self.tier,
             num_networks=self.networks,

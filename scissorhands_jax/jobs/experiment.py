@@ -60,13 +60,11 @@ class Scenario:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Experiment:
-    """One data set, one network and several scenarios."""
+class Setup:
+    """What the networks of an experiment are, what they see of the data set, and how they are trained."""
 
-    name: str
-    dataset: str
-    model: str
     model_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Options of the network, by name."""
     pretrained: str | None = None
     """A PyTorch file whose layers, except the head, are the initial weights of the original and the retrained network.
     """
@@ -79,11 +77,21 @@ class Experiment:
     validation_share: float = 0.1
     """Share of the training images of every class that no network is trained on."""
     split_seed: int = 1
+    """The seed of the limits and of the images that no network is trained on."""
     augment: bool | None = None
     """Whether to train with random crops and flips, those of `training` for all methods alike. None does what is usual
     for the data set."""
-    training: RetrainSettings
+    training: RetrainSettings = dataclasses.field(default_factory=RetrainSettings)
     """How the original and the retrained network are trained."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment(Setup):
+    """One data set, one network and several scenarios."""
+
+    name: str
+    dataset: str
+    model: str
     scenarios: tuple[Scenario, ...]
     every_attack: bool = True
     """Whether tables have the further membership attacks (`metrics.row.measure_row`)."""

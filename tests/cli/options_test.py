@@ -209,6 +209,20 @@ def test_help_of_several_methods_lists_the_settings_of_each(capsys):
     assert "near matches: scissorhands" in error_of(capsys)
 
 
+@pytest.mark.parametrize(
+    "given", ["model=resnet9", "dataset=faces", "name=a", "relearn_epochs=3", "every_attack=false"]
+)
+def test_an_audit_takes_the_settings_that_its_help_lists_and_no_others(given, tmp_path, capsys):
+    """It has options for some of an experiment's, and does nothing with others."""
+    shown = help_of(capsys, "audit", "--help-settings", "ssd")
+    listed = [line.partition(" (default: ")[0] for line in shown.splitlines() if " (default: " in line]
+    assert {"ssd.dampening", "training.epochs", "train_limit", "model_options"} <= set(listed)
+    assert given.partition("=")[0] not in listed
+    assert cli.main(["audit", "--method", "ssd", "--out", str(tmp_path / "audit"), given]) == 2
+    assert f"there is no setting {given.partition('=')[0]!r}" in error_of(capsys)
+    assert not (tmp_path / "audit").exists()
+
+
 def test_the_guide_says_the_same_of_every_method_as_the_help():
     guide = (Path(__file__).parents[2] / "docs" / "guides" / "tables.md").read_text(encoding="utf-8")
     assert [row for row in guide.splitlines() if row.startswith("| `")][: len(choices.METHOD_LINES)] == [
