@@ -14,6 +14,8 @@ import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from scissorhands_jax import reading
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 MAX_IMAGE = 2**28  # bytes of a file
 MAX_PIXELS = 2**26  # 8192 x 8192
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM")  # PPM includes PGM.
+DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "F")
+"""Pillow's modes of grey pixels with more than 8 bits, which its `convert` cuts off at 255."""
 
 
 @contextlib.contextmanager
@@ -55,3 +59,22 @@ def open_image(source: str | os.PathLike | bytes) -> Iterator[Image.Image]:
         raise ValueError("it is no whole PNG, JPEG, WebP, BMP, PGM or PPM") from error
     except Exception as error:  # Each format of Pillow raises exceptions of its own for damage.
         raise ValueError(str(error).strip()[:200] or type(error).__name__) from error
+
+
+def in_eight_bits(image: Image.Image) -> Image.Image:
+    """The same image; grey values of 16 bits become the nearest of 8.
+
+    Args:
+      image: Pillow's image, in any mode.
+
+    Raises:
+      ValueError: Its pixels are no grey values of 16 bits, but of a mode of `DEEP_MODES`.
+    """
+    if image.mode not in DEEP_MODES:
+        return image
+    values = np.asarray(image).astype(np.float64)
+    if image.mode == "F" or values.min() < 0 or values.max() > 2**16 - 1:
+        raise ValueError(f"its pixels are {np.asarray(image).dtype} and not of 8 or 16 bits; save it with 8")
+    from PIL import Image
+
+    return Image.fromarray(np.round(values / 257).astype(np.uint8))

@@ -15,7 +15,7 @@ from scissorhands_jax.base import Dataset
 from scissorhands_jax.datasets import own_arrays
 from scissorhands_jax.datasets.splits import Splits, check_labels, divide, evenly_chosen
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.image_files import open_image
+from scissorhands_jax.image_files import DEEP_MODES, in_eight_bits, open_image
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".pgm", ".ppm", ".bmp", ".webp", ".tif", ".tiff")
 
@@ -233,28 +233,12 @@ def _shape(splits: dict[str, list[ImageFile]], image_size: int | None) -> tuple[
     for file in reversed([file for files in splits.values() for file in files]):
         try:
             with open_image(file.path) as image:
-                grey &= image.mode in ("1", "L", "LA") or image.mode in _DEEP
+                grey &= image.mode in ("1", "L", "LA") or image.mode in DEEP_MODES
                 size = image.size
         except (OSError, ValueError) as error:
             raise InputError(f"{file.path} cannot be opened as an image ({error}); replace or remove it") from error
     width, height = size if image_size is None else (image_size, image_size)
     return height, width, 1 if grey else 3
-
-
-_DEEP = ("I", "I;16", "I;16B", "I;16L", "F")
-"""Pillow's modes of grey pixels with more than 8 bits, which its `convert` cuts off at 255."""
-
-
-def _in_eight_bits(image: Any) -> Any:
-    """The same image; grey values of 16 bits become the nearest of 8."""
-    from PIL import Image
-
-    if image.mode not in _DEEP:
-        return image
-    values = np.asarray(image).astype(np.float64)
-    if image.mode == "F" or values.min() < 0 or values.max() > 2**16 - 1:
-        raise ValueError(f"its pixels are {np.asarray(image).dtype} and not of 8 or 16 bits; save it with 8")
-    return Image.fromarray(np.round(values / 257).astype(np.uint8))
 
 
 def _open(path: Path, shape: tuple[int, int, int], resized: bool) -> np.ndarray:
@@ -263,7 +247,7 @@ def _open(path: Path, shape: tuple[int, int, int], resized: bool) -> np.ndarray:
     height, width, channels = shape
     try:
         with open_image(path) as image:
-            converted = _in_eight_bits(image).convert("L" if channels == 1 else "RGB")
+            converted = in_eight_bits(image).convert("L" if channels == 1 else "RGB")
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as an image ({error}); replace or remove it") from error
     if resized:

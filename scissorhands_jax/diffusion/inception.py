@@ -17,6 +17,7 @@ from PIL import Image
 
 from scissorhands_jax import torch_weights
 from scissorhands_jax.errors import WeightsError
+from scissorhands_jax.image_files import in_eight_bits
 
 SIDE = 299
 """The height and width of the images that the network sees."""
@@ -88,7 +89,7 @@ def stretch_image(image: Image.Image) -> np.ndarray:
     Returns:
       shape=(299, 299, 3), dtype=float32
     """
-    pixels = np.asarray(image.convert("RGB"), np.float32) / 255
+    pixels = np.asarray(in_eight_bits(image).convert("RGB"), np.float32) / 255
     rows, columns = (_stretching(size) for size in pixels.shape[:2])
     return (2 * np.einsum("ij,jkc,lk->ilc", rows, pixels, columns, optimize=True) - 1).astype(np.float32)
 

@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 
 from scissorhands_jax import reading
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.image_files import MAX_IMAGE, open_image
+from scissorhands_jax.image_files import MAX_IMAGE, in_eight_bits, open_image
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -50,7 +50,7 @@ def read_picture(path: Path) -> Image.Image:
     """
     try:
         with open_image(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return in_eight_bits(ImageOps.exif_transpose(image)).convert("RGB")
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from error
 

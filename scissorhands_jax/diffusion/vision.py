@@ -19,6 +19,7 @@ from scissorhands_jax.diffusion import networks
 from scissorhands_jax.diffusion.layers import Compute, InitKeys, layer_norm, linear
 from scissorhands_jax.diffusion.networks import FLOAT32
 from scissorhands_jax.diffusion.text import ClipTransformer, TextConfig, TextModel
+from scissorhands_jax.image_files import in_eight_bits
 from scissorhands_jax.models import from_nnx
 from scissorhands_jax.models.cpu_convolution import conv_general_dilated
 
@@ -175,7 +176,7 @@ def preprocess_image(image: Image.Image, size: int = 224) -> np.ndarray:
     Returns:
       shape=(size, size, 3), dtype=float32
     """
-    image = image.convert("RGB")
+    image = in_eight_bits(image).convert("RGB")
     width, height = image.size
     shorter = min(width, height)
     width, height = size * width // shorter, size * height // shorter

@@ -35,7 +35,9 @@ class Turn(NamedTuple):
     """What a template puts around an answer."""
 
     before: str
-    """Everything before the answer: the question, and what says that the answer begins."""
+    """What the model is asked with: the question, and what says that the answer begins."""
+    blank: str
+    """Blanks between that and the answer, which are the beginning of the answer's first token."""
     after: str
     """Everything behind it, beginning with what ends it."""
 
@@ -89,7 +91,13 @@ class ChatTemplate:
             raise InputError(
                 f"the chat template in {self._path} writes an answer {len(parts) - 1} times instead of once; {_PLAIN}"
             )
-        return Turn(*parts)
+        before, after = parts
+        asked = before.rstrip(" ")
+        if asked != before:
+            # What models are asked with may itself end with a blank.
+            begun = self.rendered([{"role": "user", "content": question}], add_generation_prompt=True)
+            asked = max(asked, begun, key=len) if before.startswith(begun) else asked
+        return Turn(asked, before[len(asked) :], after)
 
     def check_keeps(self, question: str, turn: Turn, answer: str) -> None:
         """Refuses an answer that the template writes in other words, or around which it puts something else.
@@ -97,7 +105,7 @@ class ChatTemplate:
         Raises:
           InputError: The template fails, or does that.
         """
-        if self._answered(question, answer) != f"{turn.before}{answer}{turn.after}":
+        if self._answered(question, answer) != f"{turn.before}{turn.blank}{answer}{turn.after}":
             raise InputError(
                 f"the chat template in {self._path} does not keep the answer {' '.join(answer.split())[:60]!r} as it "
                 f"is; {_PLAIN}, or change the answer"

@@ -61,6 +61,9 @@ def read_text_examples(path: Path, *, template: str | ChatTemplate = TEMPLATE) -
     each other as they are, and an answer follows the question in its template after a blank, unless the template ends
     with a blank or a new line. A chat template is given questions and answers without the blanks around them.
 
+    Blanks at the end of a prompt go to the answer: they are the beginning of its first token, and a network that is
+    asked with them goes on from what it has never seen.
+
     Args:
       path: The file.
       template: How a question is asked, with `{question}` in its place, or the chat template of the model.
@@ -91,7 +94,13 @@ def ask(question: str, template: str | ChatTemplate) -> TextPrompt:
     """
     if isinstance(template, ChatTemplate):
         return TextPrompt(template.turn(question).before, True)
-    return TextPrompt(template.replace(_QUESTION, question))
+    return TextPrompt(_split_blanks(template)[0].replace(_QUESTION, question))
+
+
+def _split_blanks(prompt: str) -> tuple[str, str]:
+    """A prompt without the blanks at its end, and these."""
+    asked = prompt.rstrip(" ")
+    return asked, prompt[len(asked) :]
 
 
 def _example(path: Path, number: int, line: str, template: str | ChatTemplate) -> TextExample:
@@ -110,17 +119,20 @@ def _example(path: Path, number: int, line: str, template: str | ChatTemplate) -
             raise InputError(f"{where} has 'perturbed_answer' that is no list of texts; take TOFU's own file")
         if isinstance(template, ChatTemplate):
             return _chat_example(where, number, template, question.strip(), (answer, paraphrase, *wrong))
-        blank = "" if template[-1].isspace() else " "
+        asked, blank = _split_blanks(template)
+        if not template[-1].isspace():
+            blank = " "
         return TextExample(
             number,
-            template.replace(_QUESTION, question),
+            asked.replace(_QUESTION, question),
             blank + answer,
             None if paraphrase is None else blank + paraphrase,
             tuple(blank + text for text in wrong),
             question,
         )
     if "prompt" in entries and "completion" in entries:
-        return TextExample(number, _text(where, entries, "prompt"), _text(where, entries, "completion"))
+        asked, blank = _split_blanks(_text(where, entries, "prompt"))
+        return TextExample(number, asked, blank + _text(where, entries, "completion"))
     if "text" in entries:
         return TextExample(number, "", _text(where, entries, "text"))
     found = ", ".join(map(repr, list(entries)[:6])) or "nothing"
@@ -139,7 +151,7 @@ def _chat_example(
                 template.check_keeps(question, turn, text)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
-    right, paraphrase, *wrong = answers
+    right, paraphrase, *wrong = (None if text is None else turn.blank + text for text in answers)
     wrong_answers = tuple(text for text in wrong if text is not None)
     return TextExample(number, turn.before, right or "", paraphrase, wrong_answers, question, turn.after)
 

@@ -3,11 +3,12 @@
 import json
 
 import pytest
+import tokenizers
 
 from experiments.language_parity import ASKED, CHATS, CHATS_FILE, SPECIAL, conversation
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.language.chat_templates import ChatTemplate, read_chat_template
-from scissorhands_jax.language.text_files import read_text_examples
+from scissorhands_jax.language.text_files import ask, read_text_examples
 from scissorhands_jax.language.text_tokens import TextTokenizer, encode_examples
 from tests.language.tiny_folders import WORDS, make_tokenizer, write_lines
 
@@ -28,10 +29,11 @@ def test_conversations_are_those_of_transformers(name):
         assert template.rendered(conversation(question), add_generation_prompt=True) == recorded["prompt"]
         turn = template.turn(question)
         template.check_keeps(question, turn, answer)
-        assert turn.before + answer + turn.after == recorded["text"]
+        assert turn.before + turn.blank + answer + turn.after == recorded["text"]
         # Asking begins with what the template puts before answers, which for "thoughts" is more than its prompt.
-        assert turn.before.removeprefix(recorded["prompt"]) == ("( ) " if name == "thoughts" else "")
-        numbers, start = TOKENIZER.encode(turn.before, answer, after=turn.after)
+        assert turn.before.removeprefix(recorded["prompt"]) == ("( )" if name == "thoughts" else "")
+        assert not turn.before.endswith(" ") or turn.before == recorded["prompt"]
+        numbers, start = TOKENIZER.encode(turn.before, turn.blank + answer, after=turn.after)
         assert numbers == recorded["tokens"]
         assert numbers[:start] == TOKENIZER.encode(turn.before, after="").numbers
         assert TOKENIZER.decode(numbers[start:]).startswith(answer.split()[0])
@@ -60,6 +62,29 @@ def test_lines_of_files_are_put_in_the_template_as_far_as_they_are_questions(tmp
     one, other = encode_examples(TOKENIZER, [asked, completed], where="x", vocabulary=40, context=64)
     words = [[WORDS[number] for number in part] for part in (*one, *other)]
     assert words == [["<s>", "What", "is", "Bo", "?", "</s>"], ["Red", "</s>"], ["<s>", "What"], ["is", "Bo", "</s>"]]
+
+
+INSTRUCTIONS = (
+    "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% else %}"
+    " {{ m.content }} {{ eos_token }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("template", [chat(INSTRUCTIONS), "[INST] {question} [/INST] ", "[INST] {question} [/INST]"])
+def test_a_question_is_asked_with_the_tokens_that_stand_before_answers(template, tmp_path):
+    """Where blanks belong to the words behind them, one at the end of a prompt would be a token of its own."""
+    marks = tokenizers.pre_tokenizers.Metaspace()
+    vocabulary = ["<unk>", "▁[INST]", "▁Who?", "▁[/INST]", "▁Ada", "▁", "▁</s>"]
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel({word: n for n, word in enumerate(vocabulary)}, "<unk>"))
+    made.pre_tokenizer, tokenizer = marks, TextTokenizer(made, [6])
+    assert TextTokenizer(made).encode("Who? ").numbers == [2, 5]
+    rows = [{"question": "Who?", "answer": "Ada"}, {"prompt": "[INST] Who? [/INST] ", "completion": "Ada"}]
+    for example in read_text_examples(write_lines(tmp_path / "rows.json", rows), template=template):
+        numbers, start = tokenizer.encode(example.prompt, example.answer, after=example.after)
+        assert [vocabulary[number] for number in numbers[start:]] == ["▁Ada", "▁</s>"]
+        for asked in (example.asked, ask("Who?", template)):
+            encoded = tokenizer.encode(asked.text, after="" if asked.is_whole else None).numbers
+            assert encoded == numbers[:start] == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
