@@ -37,6 +37,7 @@ def made_up_audit(
     *,
     networks: int = 16,
     examples: int = 250,
+    others: int | None = None,
     forget_sets: int = 1,
     memory: float = 1.0,
     left: float = 0.3,
@@ -48,8 +49,9 @@ def made_up_audit(
     Args:
       seed: The seed of everything.
       networks: The number of networks, a multiple of 2.
-      examples: The number of watched examples of each forget set; there are twice as many held-out ones, and four times
-        as many that half of the networks are trained on, as in a real audit.
+      examples: The number of examples of each forget set.
+      others: Half the number of held-out examples and a quarter of those that half of the networks are trained on. The
+        default is `examples`, as in an audit of a large forget set.
       forget_sets: The number of forget sets.
       memory: How much higher the margin of a training example is.
       left: How much of that the method `LEAKY` leaves on the forget set. The method `PERFECT` leaves nothing, so that
@@ -58,7 +60,8 @@ def made_up_audit(
       shift: The standard deviation of what all examples of a network have in common.
     """
     generator = np.random.default_rng(seed)
-    sizes = [examples] * forget_sets + [20, 4 * examples, 2 * examples]
+    others = examples if others is None else others
+    sizes = [examples] * forget_sets + [20, 4 * others, 2 * others]
     *own, always, halved, held_out = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
     trained, total = sum(sizes[:-1]), sum(sizes)
     included = np.zeros((networks, trained), bool)
@@ -169,6 +172,16 @@ SIZES: dict[str, dict[str, Any]] = {
     "standard": {"audits": 150, "networks": 16, "examples": 50, "alike": 0.3},
     "standard, three forget sets": {"audits": 40, "networks": 16, "examples": 50, "alike": 0.3, "forget_sets": 3},
     "full": {"audits": 16, "networks": 128, "examples": 20, "alike": 0.3},
+    **{
+        f"standard, forget sets of {number}": {
+            "audits": 150,
+            "networks": 16,
+            "examples": number,
+            "others": 50,
+            "alike": 0.3,
+        }
+        for number in (1, 3, 10)
+    },
 }
 """The simulations: the numbers of networks are those of the tiers, and examples are fewer, so that it takes minutes."""
 

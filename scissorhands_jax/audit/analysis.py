@@ -26,6 +26,10 @@ GATE_LEVEL = 1 - 0.05 / len(AUDIT_ATTACKS)
 """The level of the interval in the gate of an attack, so that a sound audit fails one of the four null gates about one
 time in twenty at most."""
 
+LEAST_FOR_KLOM, LEAST_FOR_SCORES = 40, 10
+"""The least number of examples of which an audit measures KLoM, which is a 95th percentile over examples, and the
+forgetting score, which is a mean. With fewer, intervals miss the mean of audits far more often than they say."""
+
 _GATED_DISTANCES = ("klom_forget_halves", "forgetting_score_halves")
 
 
@@ -298,7 +302,7 @@ class Analysis:
         return {
             name: two_way.examples_influence(statistic, *scores.on(columns), scores.pairs, columns, quantile=quantile)
             for name, statistic, columns, quantile in cases
-            if len(columns)
+            if len(columns) >= (LEAST_FOR_SCORES if quantile is None else LEAST_FOR_KLOM)
         }
 
     def _inside(self, label: str, number: int) -> dict[str, Influence]:

@@ -14,6 +14,12 @@ and with the influence of pair p, of example k, and of p through k alone,
 Pairs are left out one at a time, both as attacked networks and as references of the others (the jackknife), because
 attacks that share their references share errors. Intervals are Student's, with degrees of freedom as Satterthwaite's.
 
+The examples of an attack are of two kinds, each with its own variance. A request may ask to forget a single example, of
+which no variance can be seen. So the variance over forget examples is drawn towards that which they would have if they
+were examples like the others, with the weight of `PRIOR_FREEDOM` degrees of freedom. Where the same examples are of
+both kinds (U-LiRA), few of them may be ordered alike in all networks by chance, so the variance is at least that which
+Hanley and McNeil give for as many independent scores, at an area that is drawn a little towards 0.5.
+
 The number that an interval is about is the mean of T over ensembles and forget sets of this size. KLoM and the
 forgetting score are biased with few networks, so this is not their value for infinitely many. Coverage at the sizes of
 audits is simulated in `tests/metrics/two_way_test.py`, and at more of them by `experiments.calibration`.
@@ -22,7 +28,9 @@ References:
   Owen, The pigeonhole bootstrap, Annals of Applied Statistics, 2007; Cameron, Gelbach and Miller, Robust inference with
   multiway clustering, Journal of Business and Economic Statistics, 2011, for the three parts. Efron and Stein, The
   jackknife estimate of variance, Annals of Statistics, 1981. Satterthwaite, An approximate distribution of estimates of
-  variance components, Biometrics Bulletin, 1946.
+  variance components, Biometrics Bulletin, 1946. DeLong, DeLong and Clarke-Pearson, Comparing the areas under two or
+  more correlated receiver operating characteristic curves, Biometrics, 1988, for the variance over examples. Hanley and
+  McNeil, The meaning and use of the area under a receiver operating characteristic curve, Radiology, 1982.
 """
 
 from __future__ import annotations
@@ -38,6 +46,12 @@ from scissorhands_jax.errors import InputError
 from scissorhands_jax.metrics.ensemble_attacks import FALSE_POSITIVE_RATES, Attack, tpr_at_fpr
 from scissorhands_jax.metrics.intervals import UNBOUNDED, Estimate, check_level, from_error
 
+_NEGATIVES = -1
+"""The kind of examples that an attack has among its negatives; the number of any other is that of an example."""
+PRIOR_FREEDOM = 4.0
+"""How many forget examples the variance of the other examples counts for. With two to four the intervals of a single
+attacked network have their level at every number of forget examples (`tests/metrics/two_way_test.py`)."""
+
 
 class Influence(NamedTuple):
     """A number and what each pair of networks and each example contributes to its error.
@@ -52,23 +66,31 @@ class Influence(NamedTuple):
     of_examples: np.ndarray  # shape=(C,)
     of_both: np.ndarray  # shape=(P, C)
     freedom: float  # the degrees of freedom of the variance over pairs
+    kinds: np.ndarray  # shape=(C,): a number for each kind of examples, whose variances are estimated one by one
+    freedom_of_examples: np.ndarray  # shape=(C,): what each example adds to the degrees of freedom of its kind
     networks: int
     counted: int  # the number of forget examples, or of examples in all if there is no other kind
     negatives: int = 0
+    least: float = 0.0  # the smallest variance that is believed
 
     def variance(self) -> tuple[float, float]:
         """Returns the variance of the number, and its degrees of freedom."""
-        over_pairs, over_examples = float(np.square(self.of_pairs).sum()), float(np.square(self.of_examples).sum())
+        over_pairs = float(np.square(self.of_pairs).sum())
         common = max(0.0, over_pairs - float(np.square(self.of_both).sum()))
-        total = common + over_examples
-        least = max(1.0, len(self.examples) - 1.0)
-        uncertain = over_examples**2 / least
+        _, places = np.unique(self.kinds, return_inverse=True)
+        over_kinds = np.bincount(places, np.square(self.of_examples))
+        free = np.maximum(1.0, np.bincount(places, self.freedom_of_examples))
+        total = max(self.least, common + float(over_kinds.sum()))
+        uncertain = float((over_kinds**2 / free).sum())
+        all_free = free[over_kinds > 0].tolist()
         if len(self.pairs):
             # The bracket is never negative, so its own square would make too much of pairs that happen to agree, and
             # that of V_pairs too much of a bracket that is 0. The product lies between them, as the coverage asks.
             uncertain += common * over_pairs / self.freedom
-            least = min(least, self.freedom) if len(self.examples) else self.freedom
-        return total, max(least, total**2 / uncertain) if uncertain > 0 else math.inf
+            all_free.append(self.freedom)
+        if not total:
+            return 0.0, math.inf
+        return total, max(min(all_free, default=1.0), total**2 / uncertain if uncertain else 0.0)
 
     def estimate(self, level: float = 0.95, bounds: tuple[float, float] = UNBOUNDED) -> Estimate:
         """Makes the interval.
@@ -119,6 +141,9 @@ def _make(
     left_out_of_examples: np.ndarray,
     pairs: np.ndarray,
     examples: np.ndarray,
+    kinds: np.ndarray,
+    freedom_of_examples: np.ndarray,
+    least: float = 0.0,
     **counts: int,
 ) -> Influence:
     """Makes an influence from the number and the influences of examples, with all pairs and without each.
@@ -126,7 +151,7 @@ def _make(
     Raises:
       InputError: There are fewer than three pairs.
     """
-    number, total = len(pairs), len(examples)
+    number = len(pairs)
     if 0 < number < 3:
         raise InputError(
             f"an interval over networks needs at least three pairs of them, got {number}; train more networks, or ask "
@@ -139,10 +164,13 @@ def _make(
         pairs=pairs,
         examples=examples,
         of_pairs=scale * (left_out.mean() - left_out) if number else left_out,
-        of_examples=of_examples * math.sqrt(total / max(1, total - 1)),
+        of_examples=of_examples,
         of_both=scale * (left_out_of_examples.mean(axis=0) - left_out_of_examples) if number else left_out_of_examples,
         freedom=number - 1.0,
+        kinds=kinds,
+        freedom_of_examples=freedom_of_examples,
         networks=max(1, number),
+        least=least,
         **counts,
     )
 
@@ -163,6 +191,9 @@ def attack_influences(
     networks together, because a single one has too few negatives. Their influences follow from the numbers of scores
     above the threshold, where a false positive more or less moves the threshold and with it the rate by the slope of
     the ROC curve, taken between half and twice the rate of false positives.
+
+    The variance of the AUC over positive examples is drawn towards that of the places of negatives among negatives,
+    which positives have that are like them (`PRIOR_FREEDOM`), unless every positive is a negative as well.
 
     Args:
       attack: The scores; each row is an attacked network.
@@ -192,6 +223,8 @@ def attack_influences(
     slopes = [_slope(attack, rate) for rate in rates]
 
     # In line 0 of all of these is the attack itself, and in line 1 + q the attack without pair q.
+    # What negatives would add if they were positives among the other negatives, by network. NaN where they are none.
+    as_positives = np.full((1 + len(rates), count, len(examples)), np.nan)
     found = np.zeros((1 + len(rates), 1 + len(pairs)))
     by_example = np.zeros((1 + len(rates), 1 + len(pairs), len(examples)))
     networks = np.zeros(1 + len(pairs))
@@ -209,11 +242,13 @@ def attack_influences(
         if len(pairs):
             here[1 + pair] = 0
         networks += here
+        as_positives[0, row, others[row]] = stats.rankdata(outside[0]) / outside.shape[1]
         ahead, behind = _placements(inside, outside)
         parts = [(ahead.mean(axis=1), ahead, behind)]
         for threshold, slope in zip(thresholds, slopes, strict=True):
             hits, alarms = (inside > threshold).astype(float), slope * (outside > threshold)
             parts.append((hits.mean(axis=1) - alarms.mean(axis=1), hits, -alarms))
+            as_positives[len(parts) - 1, row, others[row]] = outside[0] > threshold
         for place, (mean, gained, lost) in enumerate(parts):
             found[place] += here * mean
             weight = here[:, None]
@@ -221,20 +256,66 @@ def attack_influences(
             by_example[place][:, others[row]] += weight * (lost - lost.mean(axis=1, keepdims=True)) / lost.shape[1]
     found /= networks
     by_example /= networks[:, None]
+    is_negative = ~np.isnan(as_positives[0]).all(axis=0)
+    kinds = np.where(is_negative, _NEGATIVES, positives.min())
+    n, m, known = len(own), others.shape[1], int(is_negative.sum())
+    weight = min(PRIOR_FREEDOM, known - 1.0)
+    scales = np.where(is_negative, math.sqrt(m / max(1, m - 1)), math.sqrt(n / max(1, n - 1)))
+    free = np.where(is_negative, (known - 1) / known, (n - 1 + weight) / n)
     influences = {}
     for place, name in enumerate(["auc", *(f"tpr_at_{100 * rate:g}" for rate in rates)]):
         value = found[0, 0] if name == "auc" else tpr_at_fpr(attack.positives, attack.negatives, rates[place - 1])
+        of_examples, least = scales * by_example[place, 0], 0.0
+        if not is_negative[own].any() and weight > 0:
+            alone = float(np.square(of_examples[own]).sum())
+            usual = _variance_of_means(as_positives[place][:, is_negative]) / n
+            drawn = (weight * usual + (n - 1) * alone) / (weight + n - 1)
+            # Positives that are above a threshold more often than negatives vary more than these.
+            _set_variance(of_examples, own, drawn if name == "auc" else max(alone, drawn))
+        elif name == "auc":
+            least = _hanley_mcneil((found[0, 0] * n * count + 1) / (n * count + 2), n, m) / count
         influences[name] = _make(
             value,
             found[place, 1:],
-            by_example[place, 0],
+            of_examples,
             by_example[place, 1:],
             pairs,
             examples,
+            kinds,
+            free,
+            least,
             counted=len(positives),
             negatives=0 if name == "auc" else attack.negatives.size,
         )
     return influences
+
+
+def _variance_of_means(numbers: np.ndarray) -> float:
+    """The variance over examples of the means over all networks, of numbers that some networks have for an example.
+
+    Args:
+      numbers: NaN where a network has none, and at least one number for each example. shape=(networks, examples)
+    """
+    known = (~np.isnan(numbers)).sum(axis=0)
+    means = np.nanmean(numbers, axis=0)
+    further = (known - 1).sum()
+    within = float(np.nansum(np.square(numbers - means)) / further) if further else 0.0
+    of_examples = float(means.var(ddof=1)) - within * float((1 / known).mean())
+    return max(0.0, of_examples) + within / len(numbers)
+
+
+def _hanley_mcneil(area: float, n: int, m: int) -> float:
+    """The variance of an area under the curve of n and m independent scores."""
+    of_positives, of_negatives = area / (2 - area) - area**2, 2 * area**2 / (1 + area) - area**2
+    return (area * (1 - area) + (n - 1) * of_positives + (m - 1) * of_negatives) / (n * m)
+
+
+def _set_variance(influences: np.ndarray, places: np.ndarray, variance: float) -> None:
+    """Gives the sum of squares at some places another value."""
+    found = float(np.square(influences[places]).sum())
+    influences[places] = (
+        influences[places] * math.sqrt(variance / found) if found else math.sqrt(variance / len(places))
+    )
 
 
 def _placements(positives: np.ndarray, negatives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -293,13 +374,16 @@ def examples_influence(
         ordered, numbers = numbers, (numbers > value).astype(float)
         left_out = (left_out > np.quantile(left_out, quantile)).astype(float)
     total = len(examples)
+    # Leaving out one of n numbers moves their mean by only 1 / (n - 1) of its deviation.
     share = _make(
         value,
         left_out.mean(axis=1),
-        (numbers - numbers.mean()) / total,
+        math.sqrt(total / max(1, total - 1)) * (numbers - numbers.mean()) / total,
         (left_out - left_out.mean(axis=1, keepdims=True)) / total,
         pairs,
         examples,
+        np.full(total, examples.min()),
+        np.full(total, (total - 1) / total),
         counted=total,
     )
     if quantile is None:
@@ -317,7 +401,10 @@ def networks_influence(values: Sequence[float], pairs: Sequence[int]) -> Influen
     array, number = np.asarray(values, np.float64), len(values)
     nothing = np.zeros(0, int)
     if number < 2:
-        return Influence(float(array.mean()), nothing, nothing, *(np.zeros(0),) * 2, np.zeros((0, 0)), 0.0, 1, 0)
+        of_both = np.zeros((0, 0))
+        return Influence(
+            float(array.mean()), nothing, nothing, *(np.zeros(0),) * 2, of_both, 0.0, nothing, nothing, 1, 0
+        )
     influence = (array - array.mean()) / math.sqrt(number * (number - 1))
     return Influence(
         float(array.mean()),
@@ -327,6 +414,8 @@ def networks_influence(values: Sequence[float], pairs: Sequence[int]) -> Influen
         np.zeros(0),
         np.zeros((number, 0)),
         number - 1,
+        nothing,
+        nothing,
         number,
         0,
     )
@@ -357,13 +446,16 @@ def _combine(parts: Sequence[Influence], weights: Sequence[float]) -> Influence:
     )
     of_pairs, of_examples = np.zeros(len(pairs)), np.zeros(len(examples))
     of_both = np.zeros((len(pairs), len(examples)))
-    free = np.zeros(len(pairs))
+    free, free_of_examples = np.zeros(len(pairs)), np.zeros(len(examples))
+    kinds = np.full(len(examples), _NEGATIVES)
     for part, weight in zip(parts, weights, strict=True):
         rows, columns = np.searchsorted(pairs, part.pairs), np.searchsorted(examples, part.examples)
         of_pairs[rows] += weight * part.of_pairs
         of_examples[columns] += weight * part.of_examples
         of_both[np.ix_(rows, columns)] += weight * part.of_both
         free[rows] = np.maximum(free[rows], part.freedom / max(1, len(part.pairs)))
+        kinds[columns] = np.maximum(kinds[columns], part.kinds)
+        free_of_examples[columns] = np.maximum(free_of_examples[columns], part.freedom_of_examples)
     return Influence(
         value=math.fsum(weight * part.value for part, weight in zip(parts, weights, strict=True)),
         pairs=pairs,
@@ -372,7 +464,10 @@ def _combine(parts: Sequence[Influence], weights: Sequence[float]) -> Influence:
         of_examples=of_examples,
         of_both=of_both,
         freedom=float(free.sum()),
+        kinds=kinds,
+        freedom_of_examples=free_of_examples,
         networks=min(part.networks for part in parts),
         counted=min(part.counted for part in parts),
         negatives=min(part.negatives for part in parts),
+        least=math.fsum(weight**2 * part.least for part, weight in zip(parts, weights, strict=True)),
     )

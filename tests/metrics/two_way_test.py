@@ -35,9 +35,12 @@ class TestClosedForms:
         )["auc"].estimate()
         wins = (positives[0][:, None] > negatives[0]) + (positives[0][:, None] == negatives[0]) / 2
         assert found.value == pytest.approx(wins.mean())
-        parts = [wins.mean(axis=axis) for axis in (1, 0)]
-        expected = sum(part.var() / len(part) for part in parts) * 70 / 69
-        assert found.error == pytest.approx(math.sqrt(expected))
+        ahead, behind = (wins.mean(axis=axis) for axis in (1, 0))
+        # The variance of positives is drawn towards that of the places of negatives among negatives.
+        usual = stats.rankdata(negatives[0]).var(ddof=1) / 30**2
+        drawn = (two_way.PRIOR_FREEDOM * usual + 39 * ahead.var(ddof=1)) / (two_way.PRIOR_FREEDOM + 39)
+        assert found.error == pytest.approx(math.sqrt(drawn / 40 + behind.var(ddof=1) / 30))
+        assert found.error == pytest.approx(math.sqrt(ahead.var(ddof=1) / 40 + behind.var(ddof=1) / 30), rel=0.1)
         assert (found.networks, found.examples) == (1, 40)
 
     def test_networks_that_differ_as_a_whole_have_students_interval(self):
@@ -75,7 +78,17 @@ class TestClosedForms:
     def test_a_share_has_wilsons_interval(self):
         hits = np.arange(200) < 12
         influence = two_way.Influence(
-            0.06, np.zeros(0, int), np.arange(200), np.zeros(0), (hits - 0.06) / 200, np.zeros((0, 200)), 0.0, 1, 200
+            value=0.06,
+            pairs=np.zeros(0, int),
+            examples=np.arange(200),
+            of_pairs=np.zeros(0),
+            of_examples=(hits - 0.06) / 200,
+            of_both=np.zeros((0, 200)),
+            freedom=0.0,
+            kinds=np.zeros(200, int),
+            freedom_of_examples=np.full(200, 199 / 200),
+            networks=1,
+            counted=200,
         )
         expected = stats.binomtest(12, 200).proportion_ci(method="wilson")
         found = influence.share_estimate()
@@ -204,7 +217,7 @@ def made_up(count, **settings):
     """The means over forget sets of all numbers of audits with 16 networks."""
     numbers = {}
     for seed in range(count):
-        analysis = calibration.made_up_audit(seed, networks=16, examples=40, **settings)
+        analysis = calibration.made_up_audit(seed, **{"networks": 16, "examples": 40, **settings})
         for label in (ORIGINAL, REFERENCE):
             for metric, one in (analysis._population(label, 0) | analysis._reference_attacks(label, 0)).items():
                 numbers.setdefault((label, metric), []).append(one)
@@ -250,6 +263,55 @@ class TestAudits:
         share, reach = held([one.estimate() for one in found], np.mean([one.value for one in found]))
         assert share >= 0.95 - error(self.COUNT)
         assert 1.6 < reach < 4
+
+
+class TestFewForgetExamples:
+    """Requests to forget one example, and a few: of these, no variance can be seen, or hardly any."""
+
+    @pytest.mark.parametrize("count", [1, 2, 3, 5, 10, 20])
+    @pytest.mark.parametrize("leak", [0.0, 1.0])
+    def test_one_attacked_network(self, count, leak):
+        audits, negatives = 600, 200
+        generator = np.random.default_rng(count)
+        found = []
+        for _ in range(audits):
+            attack = Attack(leak + generator.normal(size=(1, count)), generator.normal(size=(1, negatives)))
+            columns = np.arange(count), count + np.arange(negatives)
+            found.append(two_way.attack_influences(attack, *columns, over_networks=False, rates=())["auc"])
+        truth = stats.norm.cdf(leak / math.sqrt(2))
+        for level in (0.95, GATE_LEVEL):
+            missed = np.mean([not (one.low <= truth <= one.high) for one in (one.estimate(level) for one in found)])
+            assert missed <= 1.2 * (1 - level) + error(audits, 1 - level)
+        # The variance is right on average, or too large by what the others' is larger.
+        spread = math.sqrt(np.mean([one.variance()[0] for one in found])) / np.std([one.value for one in found])
+        assert 0.9 < spread < (1.1 if leak == 0 else 1.35)
+
+    @pytest.mark.parametrize("examples", [1, 3])
+    @pytest.mark.parametrize("label", [ORIGINAL, REFERENCE])
+    def test_nothing_is_found_where_nothing_is_remembered(self, examples, label):
+        numbers = made_up(60, alike=0.3, memory=0.0, examples=examples, others=40)
+        for metric in ("population_auc", "lira_auc", "rmia_auc"):
+            gates_run = [one.estimate(GATE_LEVEL, (0, 1)) for one in numbers[label, metric]]
+            assert np.mean([not one.low <= 0.5 <= one.high for one in gates_run]) <= 0.0125 + error(60, 0.0125)
+
+    @pytest.mark.parametrize("examples", [1, 2, 3])
+    def test_examples_that_all_networks_order_alike_are_no_leak(self, examples):
+        """One example is so in one of eight audits of four pairs, with the area 0 or 1 and no variance at all."""
+        found = [
+            calibration.made_up_audit(seed, networks=16, examples=examples, others=10, memory=0.0)._u_lira(NULL, 0)
+            for seed in range(100)
+        ]
+        estimates = [one["u_lira_auc"].estimate(GATE_LEVEL, (0, 1)) for one in found]
+        assert examples > 1 or any(one.value in (0, 1) for one in estimates)
+        assert np.mean([not one.low <= 0.5 <= one.high for one in estimates]) <= 0.0125 + error(100, 0.0125)
+
+    def test_what_is_a_percentile_of_examples_is_not_measured_of_a_few(self):
+        for examples, measured in ((9, set()), (10, {"forgetting_score"}), (40, {"forgetting_score", "klom_forget"})):
+            audit = calibration.made_up_audit(0, networks=16, examples=examples, others=40)
+            assert {name for name in audit._distances(ORIGINAL, 0) if name in ("forgetting_score", "klom_forget")} == (
+                measured
+            )
+            assert "lira_auc" in audit._reference_attacks(ORIGINAL, 0)
 
 
 class TestGates:
