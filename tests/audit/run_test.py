@@ -33,7 +33,7 @@ METHODS = {
 def experiment(tmp_path_factory):
     generator = np.random.default_rng(0)
     arrays = {}
-    for part, count in (("", 400), ("test_", 150)):
+    for part, count in (("", 600), ("test_", 150)):
         arrays[f"{part}image"] = generator.integers(0, 2, (count, 8, 8, 2)).astype(np.float32)
         arrays[f"{part}label"] = generator.integers(0, 3, count).astype(np.int32)
     file = tmp_path_factory.mktemp("data") / "noise.npz"
@@ -48,8 +48,8 @@ def experiment(tmp_path_factory):
         training=RetrainSettings(epochs=15, learning_rate=0.1, milestones=(), **SGD),
         relearning=FinetuneSettings(learning_rate=0.01, **SGD),
         scenarios=(
-            Scenario(name="set 1", forget=("random:0.15",), methods=METHODS),
-            Scenario(name="set 2", forget=("random:0.15",), methods={"nothing": METHODS["nothing"]}),
+            Scenario(name="set 1", forget=("random:0.1",), methods=METHODS),
+            Scenario(name="set 2", forget=("random:0.1",), methods={"nothing": METHODS["nothing"]}),
         ),
     )
 
@@ -196,9 +196,10 @@ def test_a_network_that_is_fitted_to_its_images_is_audited_to_the_end(tmp_path):
     document = run_audit(small, tmp_path / "out", tier="standard", num_networks=12, console=QUIET)
     assert document["failures"] == []
     assert {entry["method"] for entry in document["evidence"]} == {"original", "retrain", "finetune", report.NULL}
-    assert {entry["metric"] for entry in document["evidence"]} == set(report.METRICS)
+    few = {metric for metric in report.METRICS if metric.startswith("klom")}  # of 12 examples there is no percentile
+    assert {entry["metric"] for entry in document["evidence"]} == set(report.METRICS) - few
     assert all(math.isfinite(entry["high"]) for entry in document["evidence"])
-    assert {gate["passed"] for gate in document["gates"]} <= {True, False}
+    assert {gate["passed"] for gate in document["gates"] if not gate["metric"].startswith("klom")} <= {True, False}
     assert (tmp_path / "out" / "report.html").read_text().count("<svg") >= 2
 
 
@@ -228,7 +229,7 @@ class TestInput:
         assert np.intersect1d(*work.design.forget).size == 0
 
     def test_a_share_is_one_of_the_whole_however_it_is_written(self, experiment, tmp_path):
-        for share in ("0.15", "1.5e-1", "+.15"):
+        for share in ("0.1", "1e-1", "+.1"):
             later = dataclasses.replace(experiment.scenarios[1], forget=(f"random:{share}",))
             changed = dataclasses.replace(experiment, scenarios=(experiment.scenarios[0], later))
             work = Audit(changed, TIERS["smoke"], None, 3, None, tmp_path / share)

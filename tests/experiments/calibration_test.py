@@ -11,7 +11,7 @@ from scissorhands_jax.report import NULL
 
 
 def test_results_have_every_number_and_say_what_made_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(calibration, "SIZES", {"tiny": {"audits": 2, "networks": 12, "examples": 10}})
+    monkeypatch.setattr(calibration, "SIZES", {"tiny": {"audits": 2, "networks": 12, "examples": 40}})
     calibration.main(["--out", str(tmp_path / "calibration.json")])
     document = json.loads((tmp_path / "calibration.json").read_text())
     tiny = document["audits"]["tiny"]
