@@ -33,8 +33,8 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, *, label_smoothing: floa
 
 
 def cross_entropies(logits: jax.Array, labels: jax.Array, *, label_smoothing: float = 0.0) -> jax.Array:
-    """The terms of `cross_entropy`, one per example. shape=(N,)"""
-    count = logits.shape[-1]
+    """The terms of `cross_entropy`, one per example, in float32 or wider. shape=(N,)"""
+    count, logits = logits.shape[-1], _widened(logits)
     labels = class_numbers(labels)
     if label_smoothing == 0:
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -43,6 +43,12 @@ def cross_entropies(logits: jax.Array, labels: jax.Array, *, label_smoothing: fl
         losses = optax.softmax_cross_entropy(logits, targets)
     # A negative label would otherwise count classes from the end, and one that is smoothed would count for nothing.
     return jnp.where((labels >= 0) & (labels < count), losses, jnp.nan)
+
+
+def _widened(logits: chex.Array) -> jax.Array:
+    """The same logits in float32 or wider; losses in half precision have three digits, and many of them are equal."""
+    logits = jnp.asarray(logits)
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
 
 def class_numbers(labels: chex.Array) -> jax.Array:
@@ -69,8 +75,13 @@ def kl_divergence(teacher: jax.Array, student: jax.Array, *, temperature: float 
 
 
 def kl_divergences(teacher: jax.Array, student: jax.Array, *, temperature: float = 1.0) -> jax.Array:
-    """The terms of `kl_divergence`, one per example. shape=(N,)"""
-    targets, predictions = (jax.nn.log_softmax(logits / temperature) for logits in (teacher, student))
+    """The terms of `kl_divergence`, one per example, in float32 or wider. shape=(N,)
+
+    A class that the teacher's logits of -inf rule out adds nothing, whatever the student says.
+    """
+    targets, predictions = (jax.nn.log_softmax(_widened(logits) / temperature) for logits in (teacher, student))
+    ruled_out = jnp.isneginf(targets)  # 0 (-inf - x) would be NaN
+    targets, predictions = jnp.where(ruled_out, -1e30, targets), jnp.where(ruled_out, 0.0, predictions)
     return temperature**2 * optax.losses.kl_divergence_with_log_targets(predictions, targets)
 
 
@@ -211,9 +222,23 @@ def average_loss(
 
 @functools.partial(jax.jit, static_argnames="loss_fn")
 def _evaluated(loss_fn, params, model_state, examples):
-    whole = undivided(loss_fn)
-    weight = whole.weight(examples) if isinstance(whole, DividedLoss) else data_lib.size(examples)
-    return loss_fn(params, model_state, examples, train=False, key=None)[0], weight
+    return loss_fn(params, model_state, examples, train=False, key=None)[0], weight_of(loss_fn, examples)
+
+
+def weight_of(loss_fn: StatefulLossFn, batch: PyTree) -> Scalar | int:
+    """How much a batch counts in a mean over batches, so that the mean is that of one batch of all examples.
+
+    Args:
+      loss_fn: The general form of the loss.
+      batch: A pytree of arrays with a leading example axis.
+
+    Returns:
+      The sum of the weights of the examples, for a loss of a task that has some (`tasks.Task.weights`); for any other
+      loss their number.
+    """
+    if isinstance(loss_fn, LossWithin):
+        return weight_of(loss_fn.loss_fn, batch)
+    return loss_fn.weight(batch) if isinstance(loss_fn, DividedLoss) else data_lib.size(batch)
 
 
 def microbatched(loss_fn: StatefulLossFn, parts: int) -> StatefulLossFn:
@@ -243,6 +268,8 @@ def microbatched(loss_fn: StatefulLossFn, parts: int) -> StatefulLossFn:
     microbatches.check_microbatches((), parts)
     if isinstance(loss_fn, DividedLoss | _Microbatched):
         return dataclasses.replace(loss_fn, parts=parts)
+    if isinstance(loss_fn, LossWithin):
+        return dataclasses.replace(loss_fn, loss_fn=microbatched(loss_fn.loss_fn, parts))
     return loss_fn if parts == 1 else _Microbatched(loss_fn, parts)
 
 
@@ -323,10 +350,9 @@ def _check_labels(labels: jax.Array | None) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Microbatched:
+class _Microbatched(LossWithin):
     """Any loss in parts, as a value like `_ClassificationLoss`."""
 
-    loss_fn: StatefulLossFn
     parts: int
 
     def __call__(

@@ -154,8 +154,13 @@ def mask_updates() -> optax.GradientTransformationExtraArgs:
 
     def update(updates, state, params=None, *, mask, **extra_args):
         del params, extra_args
+
         # The zero is negative because adding positive zero would turn a weight of -0.0 into 0.0.
-        return jax.tree.map(lambda keep, u: jnp.where(keep, u, jnp.full_like(u, -0.0)), mask, updates), state
+        def masked(update, keep):
+            # In `optax.masked` and the like, leaves of others are placeholders without numbers.
+            return update if trees.is_placeholder(update) else jnp.where(keep, update, jnp.full_like(update, -0.0))
+
+        return jax.tree.map(masked, updates, mask, is_leaf=trees.is_placeholder), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -212,13 +212,12 @@ def _check_constraints(constraint_grads: PyTree, updates: PyTree, num_constraint
     Raises:
       InputError: They have other leaves or other shapes.
     """
-
-    def is_masked(node):
-        return isinstance(node, optax.MaskedNode)
-
     try:
         kept = jax.tree.map(
-            lambda leaf, rows: leaf if is_masked(leaf) else rows, updates, constraint_grads, is_leaf=is_masked
+            lambda leaf, rows: leaf if trees.is_placeholder(leaf) else rows,
+            updates,
+            constraint_grads,
+            is_leaf=trees.is_placeholder,
         )
     except ValueError as error:
         raise InputError(f"constraint_grads is another tree than the gradient: {error}") from error

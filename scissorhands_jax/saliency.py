@@ -13,13 +13,14 @@ import jax.numpy as jnp
 from scissorhands_jax import trees
 from scissorhands_jax.base import Key, LossFn, ModelState, Params, PyTree, Scores, StatefulLossFn, lift
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.losses import weight_of
 
 
 class GradientSum(NamedTuple):
     """The sum of gradients over one pass through several batches."""
 
     gradient: PyTree  # like Params, float32 or wider: the sum
-    weight: jax.Array  # shape=(): the sum of the weights of the batches: their sizes, or 1 each
+    weight: jax.Array  # shape=(): the sum of the weights of the batches: `losses.weight_of`, or 1 each
     losses: jax.Array  # shape=(batches,): the mean loss of each batch
     model_state: ModelState  # the state that the last forward pass returned
 
@@ -72,8 +73,9 @@ def gradient_sum(
       train: Whether the network behaves as in training: BatchNorm then uses the statistics of the batch and moves the
         running ones.
       absolute: Whether to add `|gradient|` of each batch with weight 1, as the published code does.
-      weighted: Whether the gradient of a batch is multiplied by the size of the batch, so that every example counts
-        the same. It has no effect together with `absolute`.
+      weighted: Whether the gradient of a batch is multiplied by the weight of the batch, so that every example counts
+        as in one batch of all: the same, or as the task of the loss says (`losses.weight_of`). It has no effect
+        together with `absolute`.
       key: A typed PRNG key for augmentation and dropout, which is folded with the position of the batch. By default
         nothing is random.
 
@@ -122,13 +124,12 @@ def _sum(
     train: bool = False,
     key: Key | None = None,
 ) -> GradientSum:
-    """Sums `measure(gradient)` over batches, or the gradient times the size of its batch if there is no measure."""
+    """Sums `measure(gradient)` over batches, or the gradient times the weight of its batch if there is no measure."""
     total, weight, losses = _zeros(params), jnp.zeros((), jnp.float32), []
     for position, batch in enumerate(batches):
         batch_key = None if key is None else jax.random.fold_in(key, position)
-        size = jax.tree.leaves(batch)[0].shape[0] if weighted else 1
         total, weight, loss, model_state = _add_gradient(
-            loss_fn, total, weight, params, model_state, batch, jnp.float32(size), batch_key, train, measure
+            loss_fn, total, weight, params, model_state, batch, batch_key, train, measure, weighted
         )
         losses.append(loss)
     if not losses:
@@ -136,14 +137,17 @@ def _sum(
     return GradientSum(total, weight, jnp.stack(losses), model_state)
 
 
-@functools.partial(jax.jit, static_argnames=("loss_fn", "train", "measure"), donate_argnames=("total", "weight"))
-def _add_gradient(loss_fn, total, weight, params, model_state, batch, size, key, train, measure):
+@functools.partial(
+    jax.jit, static_argnames=("loss_fn", "train", "measure", "weighted"), donate_argnames=("total", "weight")
+)
+def _add_gradient(loss_fn, total, weight, params, model_state, batch, key, train, measure, weighted):
     def loss(p):
         return loss_fn(p, model_state, batch, train=train, key=key)
 
     (value, new_state), gradient = jax.value_and_grad(loss, has_aux=True)(params)
     # In half precision a square underflows and a long sum stops growing, so gradients are widened before either.
     gradient = jax.tree.map(lambda g: g.astype(_accumulator(g)), gradient)
+    size = jnp.asarray(weight_of(loss_fn, batch) if weighted else 1, jnp.float32)
     gradient = jax.tree.map(measure or (lambda g: g * size.astype(g.dtype)), gradient)
     return jax.tree.map(jnp.add, total, gradient), weight + size, value, new_state
 
@@ -197,5 +201,5 @@ def check_finite(scores: Scores) -> None:
     for name, finite in zip(trees.leaf_names(scores), jax.tree.leaves(flags), strict=True):
         if not finite:
             raise InputError(
-                f"the saliency of {name} is not finite; check the original weights and the forget examples"
+                f"the saliency of {name} is not finite; check the original weights, and the examples that were scored"
             )

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import chex
 import jax
@@ -21,9 +21,10 @@ import optax
 
 from scissorhands_jax import losses, microbatches
 from scissorhands_jax.base import Key, Model, ModelState, Params, PyTree, Scalar, StatefulLossFn
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import InputError, check_choice
 
 Better = Literal["higher", "lower"]
+Summary = Literal["mean", "root"]
 
 
 class Metric(NamedTuple):
@@ -44,7 +45,7 @@ class Metric(NamedTuple):
     title: str
     values: Callable[[PyTree, PyTree], chex.Array]
     better: Better = "higher"
-    summary: Literal["mean", "root"] = "mean"
+    summary: Summary = "mean"
     unit: str = "%"
 
 
@@ -90,7 +91,7 @@ class Task:
         if not self.metrics:
             raise InputError(f"the task {self.name!r} has no metric; give at least one Metric")
         names = [metric.name for metric in self.metrics]
-        reserved = {"mia"} | (set() if self.classifies else {"acc"})
+        reserved = {"mia", "num"} | (set() if self.classifies else {"acc"})
         for name in names:
             plain = name.isascii() and name.replace("_", "a").isalnum() and name == name.lower()
             if not plain or names.count(name) > 1 or name in reserved:
@@ -98,6 +99,9 @@ class Task:
                     f"the task {self.name!r} has a metric called {name!r}; give each a name of its own in lower-case "
                     f"letters, digits and _, other than {' and '.join(sorted(reserved))}"
                 )
+        for metric in self.metrics:
+            check_choice(f"better of the metric {metric.name}", metric.better, get_args(Better))
+            check_choice(f"summary of the metric {metric.name}", metric.summary, get_args(Summary))
         if self.classifies and (names[0], self.metrics[0].better) != ("acc", "higher"):
             raise InputError(
                 f"the first metric of the task {self.name!r} is {names[0]!r}, and one with `labels` is judged by its "
@@ -243,6 +247,12 @@ def _alike(outputs: PyTree, examples: PyTree) -> tuple[chex.Array, chex.Array]:
     )
 
 
+def _widened(numbers: chex.Array) -> jax.Array:
+    """The same numbers in float32 or wider, as a difference in half precision would lose most of its digits."""
+    numbers = jnp.asarray(numbers)
+    return numbers.astype(jnp.promote_types(numbers.dtype, jnp.float32))
+
+
 def _example_means(values: chex.Array) -> chex.Array:
     """The mean over all axes but the first."""
     return values.reshape(len(values), -1).mean(axis=1)
@@ -282,7 +292,7 @@ def multi_label() -> Task:
     """
 
     def loss(logits, examples):
-        logits, targets = _alike(logits, examples)
+        logits, targets = _alike(_widened(logits), examples)
         return _example_means(optax.sigmoid_binary_cross_entropy(logits, jnp.asarray(targets, logits.dtype)))
 
     def right(predicted, examples):
@@ -309,7 +319,8 @@ def regression(scale: float = 1.0) -> Task:
     The loss of an example is the mean over its numbers of `((output - label) / scale)^2`. The metrics are the root of
     the mean squared error and the mean absolute error, in percent of `scale`. If `scale` is the standard deviation of
     the targets, a network that always answers their mean has a loss of 1 and an RMSE of 100 %. Wrong targets are right
-    ones mirrored between the smallest and the largest of those that are changed.
+    ones mirrored between the smallest and the largest of those that are changed, or moved up by `scale`, rounded up,
+    where that changes nothing.
 
     Args:
       scale: The unit of errors, in that of the targets, above 0; for example the targets' standard deviation.
@@ -325,8 +336,14 @@ def regression(scale: float = 1.0) -> Task:
         return (np.asarray(predicted, np.float64) - np.asarray(targets, np.float64)) / scale
 
     def loss(outputs, examples):
-        outputs, targets = _alike(outputs, examples)
+        outputs, targets = (_widened(part) for part in _alike(outputs, examples))
         return _example_means(jnp.square((outputs - targets) / scale))
+
+    def flip(targets, generator):
+        del generator
+        mirrored = targets.min() + targets.max() - targets
+        # In the middle, and where all are alike, nothing is mirrored.
+        return np.where(mirrored == targets, targets + np.asarray(math.ceil(scale), targets.dtype), mirrored)
 
     return Task(
         name="regression",
@@ -336,7 +353,7 @@ def regression(scale: float = 1.0) -> Task:
             Metric("mae", "MAE", lambda *pair: 100.0 * _example_means(np.abs(errors(*pair))), "lower"),
         ),
         ceiling=1.0,
-        flip=lambda targets, generator: targets.min() + targets.max() - targets,
+        flip=flip,
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from scissorhands_jax.base import Params, PyTree, Selection
@@ -59,7 +60,9 @@ def select(params: Params, where: Where) -> Selection:
         predicate = where
     else:
         try:
-            pattern = re.compile(f"(?:{where})(?:/.*)?")
+            alone = re.compile(where)  # with its flags, such as (?i), which may stand at the beginning only
+            stem = re.sub(r"^(\(\?[aiLmsux]+\))+", "", where)
+            pattern = re.compile(f"(?:{stem})(?:/.*)?", alone.flags)
         except re.error as error:
             raise InputError(f"the layer pattern {where!r} is not a regular expression: {error}") from error
 
@@ -174,6 +177,11 @@ def gram(stack: PyTree) -> jax.Array:
     """Computes the Gram matrix, of shape (K, K), of K stacked trees with leaves of shape (K, ...)."""
     rows = jax.tree.leaves(stack)
     return sum((_contract(row, row, kept_a=1, kept_b=1) for row in rows), start=jnp.zeros((), jnp.float32))
+
+
+def is_placeholder(node: object) -> bool:
+    """Whether this stands for a leaf that `optax.masked` and the like hand to another transformation."""
+    return isinstance(node, optax.MaskedNode)
 
 
 def norm(tree: PyTree) -> jax.Array:

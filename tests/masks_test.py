@@ -311,6 +311,15 @@ class TestMaskUpdates:
         before, after, mask = self.moved(masks.mask_updates(), optimizers.sgd(0.1, weight_decay=0.1))
         assert np.any(before[~mask] != after[~mask])
 
+    def test_leaves_of_other_transformations_are_left_to_them(self):
+        params, mask = (
+            {"a": jnp.ones(2), "b": jnp.ones(2)},
+            {"a": jnp.array([True, False]), "b": jnp.array([True, True])},
+        )
+        transform = optax.masked(masks.mask_updates(), {"a": True, "b": False})
+        updates, _ = transform.update(params, transform.init(params), params, mask=mask)
+        assert jax.tree.map(lambda leaf: leaf.tolist(), updates) == {"a": [1.0, 0.0], "b": [1.0, 1.0]}
+
     def test_a_missing_mask_is_a_type_error(self):
         transform = optax.chain(optax.sgd(0.1), masks.mask_updates())
         params = jnp.ones(3)

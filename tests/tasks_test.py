@@ -10,11 +10,14 @@ import numpy as np
 import optax
 import pytest
 
-from scissorhands_jax import losses
+from scissorhands_jax import data as data_lib
+from scissorhands_jax import losses, saliency
 from scissorhands_jax.base import Data, Model
+from scissorhands_jax.data import split
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs.experiment import Experiment, LoadedExperiment, OwnNetwork
 from scissorhands_jax.methods import METHODS
+from scissorhands_jax.methods.influence import removal_gradients
 from scissorhands_jax.methods.retrain import RetrainSettings
 from scissorhands_jax.methods.settings import of_task
 from scissorhands_jax.metrics import accuracies, answers, attacks
@@ -267,10 +270,33 @@ class TestWhatIsNotSupported:
         with pytest.raises(InputError, match="give the ceiling of Scissorhands as a number"):
             of_task(settings, masked(CLASSIFICATION))
 
-    @pytest.mark.parametrize("name", ["Acc", "acc", "mia", "two words", ""])
+    @pytest.mark.parametrize("name", ["Acc", "acc", "mia", "num", "two words", ""])
     def test_names_of_metrics_fit_into_rows(self, name):
         with pytest.raises(InputError, match="give each a name of its own"):
             Task(name="own", loss=optax.l2_loss, metrics=(Metric(name, "", lambda *pair: pair[0]),))
+
+    @pytest.mark.parametrize("changes", [{"summary": "median"}, {"better": "Higher"}])
+    def test_words_of_metrics_are_checked(self, changes):
+        with pytest.raises(
+            InputError, match=f"{next(iter(changes))} of the metric err is '{next(iter(changes.values()))}'"
+        ):
+            Task(name="own", loss=optax.l2_loss, metrics=(Metric("err", "", lambda *pair: pair[0], **changes),))
+
+    @pytest.mark.parametrize("targets", [[3.0], [1.0, 2.0, 3.0], [5.0, 5.0], [1, 2, 3], [[0.0, 1.0], [2.0, 1.0]]])
+    def test_every_wrong_target_of_a_regression_is_wrong(self, targets):
+        right = np.array(targets)
+        wrong = regression(0.5).flip(right, np.random.default_rng(0))
+        assert wrong.shape == right.shape
+        assert wrong.dtype == right.dtype
+        assert (wrong != right).all()
+
+    def test_losses_in_half_precision_are_those_of_the_numbers_as_they_are(self):
+        outputs, targets = jnp.array([1000.0], jnp.bfloat16), {"label": np.array([1003])}
+        assert float(regression().loss(outputs, targets)[0]) == 9.0
+        logits = jnp.array([[8.0, 0.0, 0.25]], jnp.bfloat16)
+        each = losses.cross_entropies(logits, jnp.array([0]))
+        assert each.dtype == jnp.float32
+        np.testing.assert_array_equal(each, losses.cross_entropies(logits.astype(jnp.float32), jnp.array([0])))
 
     def test_a_loss_must_be_one_number_for_each_example(self):
         wrong = Task(name="wrong", loss=lambda outputs, batch: outputs.mean(), metrics=regression().metrics)
@@ -321,12 +347,33 @@ class TestWeightedLosses:
         for size in (1, 2, 3, 4):
             assert losses.average_loss(whole, 1.0, (), self.EXAMPLES, batch_size=size) == pytest.approx(self.WHOLE)
 
+    @pytest.mark.parametrize("order", [[[0, 1, 2, 3]], [[0, 1], [2, 3]], [[0, 3], [1, 2]], [[0], [1], [2], [3]]])
+    def test_scores_of_weights_do_not_depend_on_the_batches(self, order):
+        batches = [data_lib.take(self.EXAMPLES, np.array(positions)) for positions in order]
+        for loss in (task_loss(self.MODEL, self.TASK), losses.microbatched(task_loss(self.MODEL, self.TASK), 1)):
+            sums = saliency.gradient_sum(loss, jnp.ones(()), (), batches)
+            assert float(sums.weight) == 12
+            assert float(sums.gradient) == pytest.approx(12 * 2 * self.WHOLE)
+            assert float(saliency.scores_of(sums, jnp.ones(()))) == pytest.approx(2 * self.WHOLE)
+
+    @pytest.mark.parametrize("batch_size", [1, 3])
+    def test_the_gradients_of_influence_do_not_depend_on_the_batches(self, batch_size):
+        data = split(self.EXAMPLES, [3])
+        loss = task_loss(self.MODEL, self.TASK)
+        forget, retain = removal_gradients(loss, jnp.ones(()), (), data, batch_size=batch_size)
+        assert float(forget) == pytest.approx(9 / 12 * 2 * 16)
+        assert float(retain) == pytest.approx(9 / 12 * 2 * (1 + 4 + 9) / 3)
+
     def test_a_loss_of_ones_own_keeps_its_task(self):
         def own(params, model_state, batch, *, train, key):
             return jnp.zeros(()), model_state
 
         assert task_of(own) == CLASSIFICATION
         for loss in (with_task(own, self.TASK), losses.microbatched(with_task(own, self.TASK), 2)):
+            assert task_of(loss) == self.TASK
+        for parts in (2, 4, 1):  # The number can be changed again.
+            loss = losses.microbatched(loss, parts)
+            assert losses.microbatches_of(loss) == parts
             assert task_of(loss) == self.TASK
         assert with_task(own, CLASSIFICATION) is own
         assert with_task(own, self.TASK) == with_task(own, self.TASK)

@@ -59,6 +59,7 @@ def test_names_are_paths_through_dicts_lists_and_named_tuples():
         ("layer3/0/bn1/bias", ["layer3/0/bn1/bias"]),
         ("layer30|head/1", ["head/1", "layer30/kernel"]),
         (r"layer\d+", [name for name in trees.leaf_names(network()) if name.startswith("layer")]),
+        ("(?i)LAYER3/0/BN1", ["layer3/0/bn1/bias", "layer3/0/bn1/scale"]),
         (".*kernel", ["layer3/0/conv1/kernel", "layer30/kernel"]),
         (lambda name, leaf: leaf.ndim == 1, ["head/0/first", "layer3/0/bn1/bias", "layer3/0/bn1/scale"]),
         (lambda name, leaf: name.endswith("scale"), ["layer3/0/bn1/scale"]),

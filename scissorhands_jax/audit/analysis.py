@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -62,6 +63,9 @@ class Watched:
     """The columns of examples outside the forget sets that half of the networks were trained on."""
     held_out: np.ndarray
     """The columns of examples that no network was trained on."""
+    of_margins: bool = True
+    """Whether scores are margins of a classifier. Those of any other task are negative losses, whose unit is its own,
+    so that no number that depends on it is made of them: RMIA's probabilities, and where KLoM cuts margins off."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,7 +225,7 @@ class Analysis:
         unseen = {network: halved[~self.watched.included[network][halved]] for network in scores}
         shortest = min(len(columns) - len(columns) // 2 for columns in unseen.values())
         negatives = np.stack([columns[len(columns) // 2 :][:shortest] for columns in unseen.values()])
-        found: dict[str, list[np.ndarray]] = {"lira": [], "rmia": []}
+        found: dict[str, list[np.ndarray]] = {"lira": [], **({"rmia": []} if self.watched.of_margins else {})}
         for (network, row), others in zip(scores.items(), negatives, strict=True):
             attacked = np.concatenate([own, others])
             columns = np.concatenate([attacked, unseen[network][: len(unseen[network]) // 2]])
@@ -230,7 +234,8 @@ class Analysis:
             population = np.arange(len(attacked), len(columns))
             arguments = row[columns], references[:, columns]
             found["lira"].append(ensemble_attacks.log_ratio(*arguments, member, kept)[:, : len(attacked)])
-            found["rmia"].append(ensemble_attacks.rmia(*arguments, population, kept)[:, : len(attacked)])
+            if self.watched.of_margins:
+                found["rmia"].append(ensemble_attacks.rmia(*arguments, population, kept)[:, : len(attacked)])
         influences: dict[str, Influence] = {}
         for name, parts in found.items():
             positives, others = np.split(np.stack(parts), [len(own)], axis=2)
@@ -291,7 +296,8 @@ class Analysis:
 
     def _compare(self, scores: _PairedScores, number: int) -> dict[str, Influence]:
         """Measures the distances between two sets of networks."""
-        klom = functools.partial(ensemble_distances.klom, bins=self.klom_bins)
+        largest = 100.0 if self.watched.of_margins else math.inf
+        klom = functools.partial(ensemble_distances.klom, bins=self.klom_bins, clip=largest)
         own = self.watched.forget_sets[number].columns
         cases = (
             ("klom_forget", klom, own, 0.95),

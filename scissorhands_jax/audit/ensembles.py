@@ -127,8 +127,7 @@ def design(
     included[:, always] = True
     # The bits of a combination say which forget sets the first network of a pair has; the second has the others. So one
     # combination of each complementary two is enough, and `flipped` decides which of the two the first network has.
-    patterns = 2 ** (len(sets) - 1)
-    order = data_lib.permutation(jax.random.fold_in(key, 1), patterns)
+    order = _combinations(jax.random.fold_in(key, 1), len(sets) - 1, num_networks // 2)
     for pair in range(num_networks // 2):
         pair_key = jax.random.fold_in(key, 2 + pair)
         half = halved[data_lib.permutation(pair_key, len(halved))[: len(halved) // 2]]
@@ -136,11 +135,19 @@ def design(
         first, second = 2 * pair, 2 * pair + 1
         included[first, half] = True
         included[second, np.setdiff1d(halved, half)] = True
-        combination = int(order[pair % patterns])
+        combination = order[pair % len(order)]
         for number, positions in enumerate(sets):
             is_of_first = (combination >> number) % 2 != flipped
             included[first if is_of_first else second, positions] = True
     return Design(included, sets, always, halved)
+
+
+def _combinations(key: Key, bits: int, count: int) -> list[int]:
+    """Numbers of so many bits in random order: all of them, or `count` that are drawn where there are very many."""
+    if bits <= 16:
+        return data_lib.permutation(key, 2**bits).tolist()
+    drawn = np.asarray(jax.random.bernoulli(key, shape=(count, bits)))
+    return [sum(1 << place for place in np.flatnonzero(row).tolist()) for row in drawn]
 
 
 def address(identity: Mapping[str, Any]) -> str:

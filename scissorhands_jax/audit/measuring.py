@@ -229,14 +229,22 @@ class Audit:
                     scenario.name,
                     (ORIGINAL, REFERENCE, *scenario.methods),
                     columns,
-                    self.task.classifies and forget_sets.forgets_classes(scenario.forget[0]),
+                    self._forgets_classes(number),
                 )
-                for scenario, columns in zip(self.scenarios, forget, strict=True)
+                for number, (scenario, columns) in enumerate(zip(self.scenarios, forget, strict=True))
             ),
             always=always,
             halved=halved,
             held_out=held_out,
+            of_margins=self.task.classifies,
         )
+
+    def _forgets_classes(self, number: int) -> bool:
+        """Whether retrained networks have never seen an example of some class of a forget set."""
+        if not self.task.classifies:
+            return False
+        labels = answers.example_groups(self.task, self.train)
+        return bool(forget_sets.lost_classes(labels, self.design.forget[number], np.arange(len(labels))).any())
 
     def data_hashes(self) -> dict[str, str]:
         """Returns hashes of the examples that networks are trained on and answer, which identify the audit."""

@@ -18,8 +18,8 @@ from scissorhands_jax.report.gates import Gate
 SCORES_FILE = "scores.json"
 """The name of the file, in the folder of an audit, that holds the scores."""
 
-_FORMAT = 1
-_LARGEST_NUMBER = 1e9  # of a margin, which is a difference of logits
+_FORMAT = 2
+_LARGEST_NUMBER = 1e100  # of a score, so that squares and their sums are finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +37,7 @@ class AuditScores:
             "format": _FORMAT,
             "networks": len(watched.included),
             "labels": watched.labels.tolist(),
+            "of_margins": watched.of_margins,
             "included": [_bits(row) for row in watched.included],
             "forget_sets": [
                 {
@@ -90,6 +91,7 @@ class AuditScores:
                 always=_columns(document["always"], columns),
                 halved=_columns(document["halved"], columns),
                 held_out=held_out,
+                of_margins=document["of_margins"] is True,
             )
             measurements = tuple(_measurement(one, columns) for one in document["measurements"])
             _check_design(watched, networks)
@@ -143,7 +145,7 @@ def _columns(values: Any, total: int) -> np.ndarray:
 def _measurement(one: Mapping[str, Any], columns: int) -> Measurement:
     margins = np.frombuffer(base64.b64decode(one["margins"], validate=True), "<f8").astype(np.float64)
     if len(margins) != columns or not (np.abs(margins) < _LARGEST_NUMBER).all():  # NaN is not smaller either
-        raise ValueError(f"network {one['network']!r} has not one finite margin for each example")
+        raise ValueError(f"network {one['network']!r} has not one number below {_LARGEST_NUMBER:g} for each example")
     inside = None if one["inside"] is None else InsideNumbers(**one["inside"])
     if inside is not None:
         optional = (inside.probe_forget, inside.probe_held_out, inside.distance_retrained)

@@ -194,6 +194,25 @@ def forgets_classes(spec: str) -> bool:
     return spec.startswith(("class:", "identity:"))
 
 
+def lost_classes(labels: np.ndarray, forget: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Says of each example to forget whether no known example outside the forget set has its class.
+
+    Networks that never saw the forget set do not know these classes, however the forget set was specified.
+
+    Args:
+      labels: The classes of a data set. shape=(N,)
+      forget: The positions of the examples to forget. shape=(n,)
+      known: The positions of the examples that the network knows, those to forget perhaps among them. shape=(m,)
+
+    Returns:
+      shape=(n,), dtype=bool
+
+    >>> lost_classes(np.array([0, 0, 1, 1]), np.array([0, 2, 3]), np.array([0, 1, 2, 3])).tolist()
+    [False, True, True]
+    """
+    return ~np.isin(labels[forget], labels[np.setdiff1d(known, forget)])
+
+
 def read_positions(path: Path, total: int | None = None) -> np.ndarray:
     """Reads integer positions from a file, as int64.
 

@@ -22,11 +22,20 @@ def check_forget_sets(specs: Iterable[str]) -> None:
     for spec in specs:
         wrong = spec == FLIPPED or spec.startswith("mislabelled:")
         if wrong or forget_sets.forgets_classes(spec):
-            raise InputError(
-                f"the ceiling 'held-out' is the loss on held-out examples, and none of these resembles what {spec} "
-                f"forgets, {'examples with wrong labels' if wrong else 'whole classes or identities'}; give "
-                "ceiling=uniform or ceiling=NUMBER"
-            )
+            raise nothing_resembles(spec, "examples with wrong labels" if wrong else "whole classes or identities")
+
+
+def nothing_resembles(spec: str, what: str) -> InputError:
+    """The error for a forget set that no held-out example is like.
+
+    Args:
+      spec: Its specification.
+      what: What it consists of.
+    """
+    return InputError(
+        f"the ceiling 'held-out' is the loss on held-out examples, and none of these resembles what {spec} "
+        f"forgets, {what}; give ceiling=uniform or ceiling=NUMBER"
+    )
 
 
 def check_scenario(scenario: Scenario, num_held_out: int) -> None:

@@ -161,6 +161,15 @@ class Job(OriginalNetwork):
         return ValidationSet(what, found)
 
     @functools.cached_property
+    def forgets_classes(self) -> bool:
+        """Whether only whole classes are forgotten, of which the network keeps no example."""
+        if not self.splits.task.classifies:
+            return False
+        labels = answers.example_groups(self.splits.task, self.splits.train)
+        known = np.setdiff1d(self.past.trained_on, self.past.forgotten)
+        return bool(forget_sets.lost_classes(labels, self.positions, known).all())
+
+    @functools.cached_property
     def held_out_loss(self) -> float:
         """The mean loss of the network on the validation set, which the ceiling "held-out" stands for.
 
@@ -180,6 +189,8 @@ class Job(OriginalNetwork):
           InputError: As `held_out_loss`.
         """
         held_out.check_forget_sets([self.config.forget])
+        if self.forgets_classes:
+            raise held_out.nothing_resembles(self.config.forget, "whole classes")
         try:
             _ = self.validation
         except InputError as error:

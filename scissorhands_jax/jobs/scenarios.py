@@ -415,7 +415,14 @@ def _with_wrong_targets(loaded: LoadedExperiment, share: float, seed: int) -> tu
     generator = np.random.default_rng([seed, 7])
     chosen = np.sort(generator.choice(data_lib.size(train), round(share * data_lib.size(train)), replace=False))
     targets = np.array(train["label"])
-    targets[chosen] = task.flip(targets[chosen], generator)
+    if chosen.size:
+        right = targets[chosen]
+        targets[chosen] = task.flip(right.copy(), generator)
+        if same := int((targets[chosen] == right).reshape(len(chosen), -1).all(axis=1).sum()):
+            raise InputError(
+                f"the `flip` of the task {task.name!r} leaves {same} of {len(chosen)} targets as they were; have it "
+                "change each of them"
+            )
     return {**train, "label": targets}, chosen.astype(np.int32)
 
 

@@ -12,7 +12,6 @@ import jax
 
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import files, reading, report
-from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.errors import CheckpointError, InputError
 from scissorhands_jax.jobs import originals, runs, search
 from scissorhands_jax.jobs.config import RunConfig
@@ -127,7 +126,7 @@ def tune(
             job.data,
             validation.examples,
             space=space,
-            whole_classes=forget_sets.forgets_classes(config.forget),
+            whole_classes=job.forgets_classes,
             num_trials=num_trials,
             max_seconds=max_seconds,
             made=made,

@@ -97,14 +97,16 @@ def removal_gradients(
     loss_fn: StatefulLossFn, params: Params, model_state: ModelState, data: Data, *, batch_size: int
 ) -> tuple[PyTree, PyTree]:
     """The gradients f and r of `influence`, in evaluation mode, in float32 or wider."""
-    sizes = [data_lib.size(part) for part in data]
 
-    def scaled_sum(examples: Dataset, size: int) -> PyTree:
-        batches = (data_lib.take(examples, p) for p in data_lib.even_batches(size, batch_size))
-        sums = saliency.gradient_sum(loss_fn, params, model_state, batches)
-        return _times(sizes[0] / sum(sizes) / size, sums.gradient)
+    def summed(examples: Dataset) -> saliency.GradientSum:
+        batches = (data_lib.take(examples, p) for p in data_lib.even_batches(data_lib.size(examples), batch_size))
+        return saliency.gradient_sum(loss_fn, params, model_state, batches)
 
-    forget, retain = map(scaled_sum, data, sizes)
+    sums = [summed(examples) for examples in data]
+    weights = [float(part.weight) for part in sums]
+    forget, retain = (
+        _times(weights[0] / sum(weights) / weight, part.gradient) for part, weight in zip(sums, weights, strict=True)
+    )
     return forget, retain
 
 

@@ -282,6 +282,9 @@ def paper_mia(
     if max_size < 1:
         raise InputError(f"max_size must be at least 1, got {max_size}")
     score = FEATURES[feature]
+    for name, logits in (("member", member_logits), ("nonmember", nonmember_logits), ("target", target_logits)):
+        if not len(logits):
+            raise InputError(f"{name}_logits are empty; give the logits of at least one example")
     members = score(member_logits, member_labels)
     nonmembers = score(nonmember_logits, nonmember_labels)
     fitted = fitted_positions(len(members), len(nonmembers), max_size=max_size, seed=seed)

@@ -8,10 +8,8 @@ from typing import Any
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from scissorhands_jax import trees
 from scissorhands_jax.base import Params
 from scissorhands_jax.errors import InputError
 
@@ -118,7 +116,18 @@ def weight_distance(first: Params, second: Params) -> float:
 
     Raises:
       AssertionError: The shapes differ.
+      InputError: All weights of the second network are 0.
     """
     chex.assert_trees_all_equal_shapes(first, second)
-    difference = jax.tree.map(jnp.subtract, first, second)
-    return float(trees.norm(difference) / trees.norm(second))
+    pairs = [
+        tuple(np.asarray(leaf, np.float64) for leaf in pair)
+        for pair in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
+    ]
+    # Squares of large and of small weights leave the range of float32.
+    moved, size = (
+        math.sqrt(math.fsum(float(np.square(part).sum()) for part in parts))
+        for parts in ([one - other for one, other in pairs], [other for _, other in pairs])
+    )
+    if not size:
+        raise InputError("all weights of the second network are 0, so that no distance is relative to them")
+    return moved / size

@@ -144,6 +144,7 @@ def _make(
     kinds: np.ndarray,
     freedom_of_examples: np.ndarray,
     least: float = 0.0,
+    attacked: int | None = None,
     **counts: int,
 ) -> Influence:
     """Makes an influence from the number and the influences of examples, with all pairs and without each.
@@ -166,7 +167,7 @@ def _make(
         of_pairs=scale * (left_out.mean() - left_out) if number else left_out,
         of_examples=of_examples,
         of_both=scale * (left_out_of_examples.mean(axis=0) - left_out_of_examples) if number else left_out_of_examples,
-        freedom=number - 1.0,
+        freedom=(number if attacked is None else attacked) - 1.0,
         kinds=kinds,
         freedom_of_examples=freedom_of_examples,
         networks=max(1, number),
@@ -284,6 +285,7 @@ def attack_influences(
             kinds,
             free,
             least,
+            len(np.unique(rows)) if len(pairs) else None,  # Of runs that diverged, pairs are only references.
             counted=len(positives),
             negatives=0 if name == "auc" else attack.negatives.size,
         )

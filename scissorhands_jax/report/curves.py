@@ -41,8 +41,9 @@ def curves_figure(histories: Mapping[str, Any], *, max_points: int = 400) -> Fig
             if len(array) > max_points:
                 axes.fill_between(steps, lows, highs, color=BLUE, alpha=0.18, linewidth=0)
             axes.plot(steps, means, color=BLUE, linewidth=1.4)
+            last = array[np.flatnonzero(np.isfinite(array))[-1]]
             axes.annotate(
-                f"{means[-1]:.3g}".replace("-", "\N{MINUS SIGN}"),
+                f"{last:.3g}".replace("-", "\N{MINUS SIGN}"),
                 (steps[-1], means[-1]),
                 xytext=(5, 0),
                 textcoords="offset points",

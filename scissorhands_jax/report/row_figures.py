@@ -227,6 +227,8 @@ def before_after_figure(rows: Iterable[Row]) -> Figure:
             axes.plot([min(found), max(found)], [position, position], color=INK, alpha=0.3, linewidth=3, zorder=1)
         for place, row in enumerate(rows):
             points = [(row[field], position) for position, field in enumerate(fields) if row.get(field) is not None]
+            if not points:
+                continue
             x, y = zip(*points, strict=True)
             color = colors[place % len(colors)]
             fill = {"markerfacecolor": "white", "markeredgewidth": 1.8} if place == 0 else {"markeredgewidth": 0}

@@ -163,10 +163,14 @@ def further_columns(methods: Methods) -> tuple[Column, ...]:
     of_task = task_row(methods)
     first, *others = (of_task.get("task") or {"metrics": [distances.quality_of(of_task)]})["metrics"]
     kinds = {first["name"]: first, "mia": {"title": "MIA", "better": "higher", "unit": "%"}}
+    # The name of a metric may begin with that of another, as that of `err_free` with `err`.
+    of_others = (f"{metric['name']}_" for metric in others if len(metric["name"]) > len(first["name"]))
+    longer = tuple(name for name in of_others if name.startswith(f"{first['name']}_"))
+    own_fields = {*row_fields(of_task), *(field for field in present if field.startswith(longer))}
     further = []
     for field in present:
         kind = next((kind for kind in kinds if field.startswith(f"{kind}_")), None)
-        if kind is not None and field not in row_fields(of_task) and not field.endswith("_error"):
+        if kind is not None and field not in own_fields and not field.endswith("_error"):
             arrow = "↑" if kinds[kind]["better"] == "higher" else "↓"
             name = field.removeprefix(f"{kind}_").replace("_", " ")
             further.append(Column(field, f"{kinds[kind]['title']} {name} {arrow}", 2, kinds[kind]["unit"]))

@@ -1,5 +1,7 @@
 """The analysis of an audit, from arrays alone: what is there is found, and what cannot be shown is said."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -123,6 +125,22 @@ class TestAnalysis:
             "distance",
         }
         assert [gate.passed for gate in found.attack_gates({"population_auc"})][2:] == [None] * 6
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e6])
+def test_what_is_no_margin_may_have_any_unit(scale):
+    """RMIA's probabilities and the end of KLoM's range are those of margins, so of other scores neither is made."""
+    watched, measurements = made_up({"nothing": 1.0})
+    watched = dataclasses.replace(watched, of_margins=False)
+    scaled = [dataclasses.replace(one, margins=scale * one.margins) for one in measurements]
+    found, other = (Analysis(watched, scores) for scores in (measurements, scaled))
+    assert not [one for one in found.estimates() if one.metric.startswith("rmia")]
+    for one, same in zip(found.estimates(), other.estimates(), strict=True):
+        assert (one.scenario, one.method, one.metric) == (same.scenario, same.method, same.metric)
+        assert one.estimate[:3] == pytest.approx(same.estimate[:3], rel=1e-5), one.metric
+    run = found.attack_gates({one.metric for one in found.estimates()})
+    assert [gate.passed for gate in run if gate.metric == "rmia_auc"] == [None, None]
+    assert all(gate.passed for gate in run if gate.metric != "rmia_auc")
 
 
 def entry(metric, method="m", value=0.5, *, networks=6, negatives=0):

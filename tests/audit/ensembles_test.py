@@ -62,6 +62,12 @@ class TestDesign:
         assert combinations.shape[1] == 8
         assert (counts == 2).all()
 
+    def test_many_forget_sets_take_no_memory_for_their_combinations(self):
+        made = ensembles.design(KEY, 16, 400, [np.array([number]) for number in range(60)])
+        own = made.included[:, [int(positions[0]) for positions in made.forget]]
+        assert (own.sum(axis=0) == 8).all()
+        assert len(np.unique(own[::2], axis=0)) == 8
+
     def test_it_is_pure_and_a_smaller_one_is_its_beginning(self):
         np.testing.assert_array_equal(design().included, ensembles.design(KEY, 16, TOTAL, FORGET).included)
         np.testing.assert_array_equal(design(6).included, design().included[:6])

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from experiments import audit as experiments_audit
-from scissorhands_jax import report
+from scissorhands_jax import datasets, report
 from scissorhands_jax.audit import TIERS, run_audit
 from scissorhands_jax.audit.measuring import Audit
 from scissorhands_jax.cli import main as cli
@@ -227,6 +227,19 @@ class TestInput:
         sizes = [len(positions) for positions in work.design.forget]
         assert sizes == [60, 60]
         assert np.intersect1d(*work.design.forget).size == 0
+
+    def test_whole_classes_are_known_by_what_is_forgotten_and_not_by_how_it_is_written(self, experiment, tmp_path):
+        """LiRA and RMIA are not run on them: references that never saw a class reveal the class and not the example."""
+        labels = datasets.load(experiment.dataset).train["label"]
+        all_but_one = np.flatnonzero(labels == 2)[1:]
+        files = {"class": np.flatnonzero(labels == 2), "most": all_but_one, "more": np.flatnonzero(labels >= 1)}
+        for name, positions in files.items():
+            np.save(tmp_path / f"{name}.npy", positions)
+        for name, whole in (("class", True), ("most", False), ("more", True)):
+            scenario = dataclasses.replace(experiment.scenarios[0], forget=(f"indices:{tmp_path / name}.npy",))
+            changed = dataclasses.replace(experiment, scenarios=(scenario,))
+            work = Audit(changed, TIERS["smoke"], None, 3, None, tmp_path / name)
+            assert [one.of_classes for one in work.watched.forget_sets] == [whole], name
 
     def test_a_share_is_one_of_the_whole_however_it_is_written(self, experiment, tmp_path):
         for share in ("0.1", "1e-1", "+.1"):

@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import dataclasses
 import json
 
 import numpy as np
@@ -53,6 +54,16 @@ def test_the_same_numbers_follow_after_a_round_trip():
     assert {"population_auc", "u_lira_auc", "lira_auc", "recovered"} <= metrics
 
 
+def test_scores_of_other_tasks_may_be_large():
+    """A squared error in the unit of its target, or the logits of a network that gradient ascent drove up."""
+    scores = made_up()
+    large = tuple(dataclasses.replace(one, margins=1e12 * one.margins) for one in scores.measurements)
+    scores = AuditScores(dataclasses.replace(scores.watched, of_margins=False), large)
+    read = AuditScores.from_document(json.loads(json.dumps(scores.as_document())))
+    assert numbers_document(*read.numbers()) == numbers_document(*scores.numbers())
+    assert not read.watched.of_margins
+
+
 def change_margins(document, change):
     margins = np.frombuffer(base64.b64decode(document["measurements"][0]["margins"]), "<f8").copy()
     document["measurements"][0]["margins"] = base64.b64encode(change(margins).tobytes()).decode()
@@ -67,11 +78,11 @@ def flip(document, network, column):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(format=2), "its format is 2"),
+        (lambda d: d.update(format=1), "its format is 1"),
         (lambda d: d.pop("labels"), "KeyError"),
         (lambda d: d["labels"].append(-1), "whole numbers"),
         (lambda d: d["labels"].append(1.5), "whole numbers"),
-        (lambda d: d["labels"].append(1), "does not say for each training example|exactly one part|one finite margin"),
+        (lambda d: d["labels"].append(1), "does not say for each training example|exactly one part|one number below"),
         (lambda d: d.update(networks=6), "masks of 8 networks"),
         (lambda d: d["included"].pop(), "masks of 7 networks"),
         (lambda d: d["included"].__setitem__(0, "!"), "scores cannot be read"),
@@ -91,10 +102,10 @@ def flip(document, network, column):
         (lambda d: d["measurements"][0].update(network=100), "scores cannot be read"),
         (lambda d: d["measurements"][0].update(set=3), "scores cannot be read"),
         (lambda d: d["measurements"][0].update(network=True), "whole numbers"),
-        (lambda d: change_margins(d, lambda m: m[1:]), "one finite margin"),
-        (lambda d: change_margins(d, lambda m: m * np.nan), "one finite margin"),
-        (lambda d: change_margins(d, lambda m: m - np.inf), "one finite margin"),
-        (lambda d: change_margins(d, lambda m: m + 1e300), "one finite margin"),
+        (lambda d: change_margins(d, lambda m: m[1:]), "one number below"),
+        (lambda d: change_margins(d, lambda m: m * np.nan), "one number below"),
+        (lambda d: change_margins(d, lambda m: m - np.inf), "one number below"),
+        (lambda d: change_margins(d, lambda m: m + 1e300), "one number below"),
         (lambda d: d["measurements"][0]["inside"].update(probe_forget=float("nan")), "not finite"),
         (lambda d: d["measurements"][0]["inside"].update(recovery=[]), "not finite"),
         (lambda d: d["measurements"][0]["inside"].update(distance_original=10**400), "scores cannot be read"),
@@ -108,7 +119,7 @@ def test_what_contradicts_the_design_of_an_audit_is_refused(change, message):
         AuditScores.from_document(document)
 
 
-@pytest.mark.parametrize("document", [None, [], {}, 1, "x", {"format": 1}, {"format": 1, "labels": 3}])
+@pytest.mark.parametrize("document", [None, [], {}, 1, "x", {"format": 2}, {"format": 2, "labels": 3}])
 def test_other_documents_are_refused(document):
     with pytest.raises(InputError, match="scores cannot be read"):
         AuditScores.from_document(document)

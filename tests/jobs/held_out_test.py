@@ -22,7 +22,7 @@ from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import held_out, planning
 from scissorhands_jax.jobs.config import RunConfig
 from scissorhands_jax.jobs.experiment import Scenario
-from scissorhands_jax.jobs.job import divide_test_set
+from scissorhands_jax.jobs.job import divide_test_set, prepare_job
 from scissorhands_jax.jobs.scenarios import SeededScenario, TableNetworks
 from scissorhands_jax.methods import METHODS
 from scissorhands_jax.methods.scissorhands import ScissorhandsSettings
@@ -126,6 +126,19 @@ class TestJob:
         capsys.readouterr()
         assert unlearn(weights, tmp_path / "run", *more, "--resume") == 2
         assert "validation_sha256" in error_of(capsys)
+
+    def test_a_whole_class_is_one_however_it_is_written(self, weights, tmp_path, capsys):
+        labels = datasets.load("digits").train["label"]
+        file = tmp_path / "threes.npy"
+        for positions, refused in ((np.flatnonzero(labels == 3), True), (np.flatnonzero(labels == 3)[1:], False)):
+            np.save(file, positions)
+            settings = {"forget": f"indices:{file}", "method": ScissorhandsSettings()}
+            config = RunConfig(dataset="digits", model="mlp", weights=str(weights), **settings)
+            assert prepare_job(config).forgets_classes is refused
+        np.save(file, np.flatnonzero(labels == 3))
+        more = [*QUICK, "--validation", "test:0.5", HELD_OUT]
+        assert unlearn(weights, tmp_path / "run", *more, forget=f"indices:{file}") == 2
+        assert "whole classes; give ceiling=uniform" in error_of(capsys)
 
     def test_a_validation_set_is_read_where_the_run_does_not_look_at_it_too(self, weights, tmp_path, capsys):
         positions = tmp_path / "positions.txt"

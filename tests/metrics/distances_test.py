@@ -102,4 +102,10 @@ def test_average_gap_names_a_missing_field():
 def test_distance_is_relative_and_zero_to_itself():
     params, _ = tiny.start()
     assert distances.weight_distance(params, params) == 0
-    assert distances.weight_distance(jax.tree.map(lambda leaf: 3 * leaf, params), params) == pytest.approx(2, rel=1e-5)
+    for scale in (1, 1e-25, 1e25):  # squares of the last two leave the range of float32
+        first, second = (
+            jax.tree.map(lambda leaf, factor=factor: factor * leaf, params) for factor in (3 * scale, scale)
+        )
+        assert distances.weight_distance(first, second) == pytest.approx(2, rel=1e-5)
+    with pytest.raises(InputError, match="all weights of the second network are 0"):
+        distances.weight_distance(params, jax.tree.map(lambda leaf: 0 * leaf, params))

@@ -457,6 +457,9 @@ def test_curves_skip_steps_without_a_value_and_thin_long_runs():
     assert long_line.get_ydata()[0] == pytest.approx(long[:50].mean())
     assert long_line.get_xdata()[-1] == pytest.approx(np.arange(4951, 5001).mean())
     assert len(figure.axes[1].collections) == 1  # the range of each stretch
+    # "The number at the end of each curve is its last value", and not the mean of its last stretch.
+    written = [axes.texts[0].get_text() for axes in figure.axes]
+    assert written == ["3", f"{long[-1]:.3g}".replace("-", "\N{MINUS SIGN}")]
 
 
 def test_sweep_figure_joins_means_by_value_and_shows_the_retrained_ones():
@@ -772,6 +775,8 @@ def test_networks_without_a_retrained_one_are_drawn_before_and_after():
     with pytest.raises(InputError, match=r"no row has one of acc_forget, .* to plot"):
         report.before_after_figure([{"scenario": "s", "method": "m"}])
     assert report.row_pictures([{"scenario": "s", "method": "m"}]) == []
+    nothing = [row if row["method"] == "original" else {"scenario": "random", "method": "nothing"} for row in rows]
+    assert next(text.get_text() for text in report.before_after_figure(nothing).axes[0].texts) == "50.0"
 
 
 def test_page_leads_with_the_result_and_leaves_out_what_has_nothing_to_show(tmp_path):
@@ -819,3 +824,18 @@ def test_a_method_that_diverged_in_some_runs_is_not_the_best_and_its_lost_runs_a
     shown = report.Page(title="t", answer="a", remarks=report.failures_section({"rows": some, "failures": failures}))
     report.write_html(tmp_path / "page.html", shown)
     assert note in (tmp_path / "page.html").read_text()
+
+
+def test_a_metric_whose_name_begins_with_another_stands_in_its_own_column_alone():
+    metrics = [
+        {"name": "err", "title": "Error", "better": "lower", "unit": "%"},
+        {"name": "err_free", "title": "Free of errors", "better": "higher", "unit": "pts"},
+    ]
+    fields = {f"{name}_{part}": 1.0 for name in ("err", "err_free") for part in ("forget", "retain", "test")}
+    row = {"scenario": "s", "method": "original", "seed": 0, "task": {"name": "own", "metrics": metrics}, **fields}
+    columns = rows_module.further_columns({"original": [row]})
+    assert [(column.field, column.header) for column in columns] == [
+        ("err_free_forget", "Free of errors forget ↓"),
+        ("err_free_retain", "Free of errors retain ↑"),
+        ("err_free_test", "Free of errors test ↑"),
+    ]
