@@ -18,6 +18,7 @@ from experiments.tofu import page as tofu
 from scissorhands_jax import files, reading, report
 from scissorhands_jax.metrics import distances, intervals
 from scissorhands_jax.report import rows as table_rows
+from scissorhands_jax.report.gates import CAUGHT, SILENT
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "experiments" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -47,7 +48,6 @@ _INTERVALS = {
     "true positive rates at 0.1 %": r".*_tpr_at_0\.1",
     "forgetting score": r".*: forgetting_score(_halves)?",
     "KLoM, forget and held out, 8 networks of each kind": r".*: klom_(forget|held_out)",
-    "KLoM, retain (20 examples), 8 networks of each kind": r".*: klom_retain",
     "KLoM, half the networks (4 of each kind)": r".*: klom_.*_halves",
 }
 
@@ -340,6 +340,25 @@ def _calibration_table() -> str:
     return _table(["number", "coverage, %", "half-width, standard deviations"], lines)
 
 
+def _few_examples_table() -> str:
+    """How gates of simulated audits of a few forget examples end."""
+    audits, lines = _read("calibration.json")["audits"], []
+    for size in (1, 3, 10, 50):
+        found = audits["standard" if size == 50 else f"standard, forget sets of {size}"]
+        failed, caught = (
+            [
+                100 * (share if gate == CAUGHT else 1 - share)
+                for attack in ("population", "lira", "rmia", "u_lira")
+                for gate_of, share in found[part].items()
+                if gate_of == f"{attack}_auc: {gate}"
+            ]
+            for part, gate in (("gates_without_memory", SILENT), ("gates", CAUGHT))
+        )
+        lines.append([str(size), _range([f"{share:.0f}" for share in failed]), *(f"{share:.0f}" for share in caught)])
+    header = ["forget examples", "finds something in retrained networks, %", "original caught by population, %"]
+    return _table([*header, "LiRA", "RMIA", "U-LiRA"], lines)
+
+
 def _tofu_table() -> str:
     """What language models know of two authors whom they were to forget: means over seeds."""
     grid = tofu.tofu_grid(_read("tofu/results.json")["rows"])
@@ -362,6 +381,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "diffusion_plans": _diffusion_plans_table,
     "forgetting_tests": _forgetting_tests_table,
     "calibration": _calibration_table,
+    "few_examples": _few_examples_table,
     "tofu": _tofu_table,
 }
 """What makes each table, by the name in the comment."""

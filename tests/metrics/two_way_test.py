@@ -97,6 +97,14 @@ class TestClosedForms:
         assert nothing.low == 0
         assert nothing.high == pytest.approx(stats.binomtest(0, 200).proportion_ci(method="wilson").high, rel=0.02)
 
+    def test_pairs_that_are_only_references_add_no_degrees_of_freedom(self):
+        """Runs of the method on their networks have diverged."""
+        part, whole = (np.zeros((3, 8, 20)), np.zeros((3, 8, 30)))
+        attack = Attack(normal(3, 20), normal(3, 30, seed=1), part + normal(3, 1, 20), whole + normal(3, 1, 30, seed=1))
+        columns = np.arange(20), 20 + np.arange(30)
+        found = two_way.attack_influences(attack, *columns, rows=np.array([1, 4, 6]), pairs=np.arange(8))["auc"]
+        assert (found.freedom, len(found.pairs)) == (2, 8)
+
 
 class TestSeveral:
     def test_forget_sets_that_share_their_networks_share_their_errors(self):
