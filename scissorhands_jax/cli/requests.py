@@ -108,7 +108,8 @@ class AddCommand(SubjectOptions, SettingsCommand):
     trained_on: Annotated[
         str | None,
         Option(
-            "File with the positions that the network was trained on. Default: the whole training set.",
+            "File with the positions that the network was trained on. Default: the whole training set; a --checkpoint "
+            "knows its own.",
             metavar="FILE",
             group=RARE,
         ),

@@ -110,8 +110,10 @@ class LedgerBegun(LedgerEntry):
     checkpoint: str | None = None
     described: str = ""
     """The options of the network and how its file is read, as JSON; "" if nothing had to be said."""
-    trained_on: str | None = None
-    """A digest of the positions that the network was trained on; None if it was trained on the whole training split."""
+    trained_on: str = ""
+    """A digest of the positions that the network was trained on and had not forgotten when the ledger was begun."""
+    forgotten_before: str = ""
+    """A digest of the positions that it had forgotten by then."""
     training_set: str = ""
     """A digest of all training examples."""
     test_set: str = ""

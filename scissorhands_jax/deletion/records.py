@@ -44,7 +44,17 @@ _PURPOSE = "record"
 _NETWORK_FILES = ("network/", "network.safetensors")
 _CHECKPOINTS = "checkpoints/"
 # Fields of a configuration that hold paths.
-_PATHS = ("weights", "checkpoint", "data_dir", "forget", "trained_on", "validation", "rename", "check")
+_PATHS = (
+    "weights",
+    "checkpoint",
+    "data_dir",
+    "forget",
+    "trained_on",
+    "forgotten_before",
+    "validation",
+    "rename",
+    "check",
+)
 
 
 @dataclasses.dataclass(frozen=True)

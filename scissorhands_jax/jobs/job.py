@@ -31,7 +31,18 @@ ORIGINAL_HASH = "original_sha256"
 """The name, in the identity of a job, of the SHA-256 of the network that it begins with."""
 
 # Settings that say where something lies, or how to read it. Its content is described by a hash.
-_PLACES = ("weights", "checkpoint", "data_dir", "trained_on", "layout", "prefix", "rename", "ema", "check")
+_PLACES = (
+    "weights",
+    "checkpoint",
+    "data_dir",
+    "trained_on",
+    "forgotten_before",
+    "layout",
+    "prefix",
+    "rename",
+    "ema",
+    "check",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
