@@ -80,7 +80,8 @@ class Ledger:
         self.path = folder / DATABASE_FILE
         if not self.path.is_file():
             raise LedgerError(
-                f"{folder} holds no ledger, {DATABASE_FILE} is missing; `scissorhands request add` begins one"
+                f"{folder} holds no ledger, {DATABASE_FILE} is missing; put it back from your backup if it was lost, "
+                "or begin one in a new folder with `scissorhands request add`"
             )
         self._database = Database(self.path)
         self._read: tuple[tuple[int, int, str], list[Event]] | None = None
@@ -124,7 +125,7 @@ class Ledger:
           keys: The folder of the keys, which are drawn if they do not exist. The default is the folder `keys` in the
             ledger's folder.
           prepare: Writes further files of the ledger. It is called where the ledger is begun here, before it is there,
-            and while no other process can begin one.
+            and while no other process can begin one; never if the file is a database of something else.
         """
         drawn = signing.make_keys(keys or folder / KEYS_FOLDER)
         files.make_folder(folder)
@@ -132,9 +133,9 @@ class Ledger:
         try:
             with database.transaction("IMMEDIATE"):
                 if database.version == 0:
+                    database.make_tables()
                     if prepare is not None:
                         prepare()
-                    database.make_tables()
                     first = dataclasses.replace(
                         about, ledger=uuid.uuid4().hex, public_key=drawn.public, secret=_secret_digest(drawn)
                     )

@@ -21,7 +21,7 @@ from scissorhands_jax import datasets, files, hashing, reading
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.deletion import records, signing
 from scissorhands_jax.deletion.entries import LedgerBegun, NamedExample, Request, utc_now
-from scissorhands_jax.deletion.ledger import KEYS_FOLDER, Ledger, check_request, ledger_exists
+from scissorhands_jax.deletion.ledger import DATABASE_FILE, KEYS_FOLDER, Ledger, check_request, ledger_exists
 from scissorhands_jax.deletion.lineage import DerivedNetwork, needing_attention
 from scissorhands_jax.deletion.recorded_runs import check_lists_in_use, network_in_use, run_in_use
 from scissorhands_jax.deletion.signing import LedgerKeys
@@ -94,7 +94,7 @@ def add_request(
     """Adds a request to the ledger in a folder, which is begun if it does not exist.
 
     Args:
-      folder: The folder of the ledger.
+      folder: The folder of the ledger, in which nothing else may be when it is begun.
       forget: The specification of the examples, as for `datasets.forget_sets.forget_positions`. All must be in the
         training set of the network, and not forgotten yet.
       requester: The person who asks.
@@ -116,6 +116,7 @@ def add_request(
     begins = not ledger_exists(folder)
     if begins:
         # Nothing is written before it is known that the request can be served.
+        _check_new_folder(folder)
         network = prepare_network(_first_config(subject))
         if not network.splits.task.classifies:
             raise InputError(
@@ -307,6 +308,32 @@ def positions_text(positions: np.ndarray) -> str:
 def positions_digest(keys: LedgerKeys, positions: np.ndarray) -> str:
     """Computes a digest of positions under the ledger's secret."""
     return keys.digest("positions", canonical(np.asarray(positions).tolist()))
+
+
+def _check_new_folder(folder: Path) -> None:
+    """Refuses to begin a ledger in a folder that holds anything else, which its commands would write over or remove.
+
+    A process that was killed while it began one may have left keys and an empty database, and in that case the lists.
+
+    Raises:
+      InputError: There is something else in it, or it is no folder.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise InputError(f"{folder} is a file; name a folder for the ledger")
+    found = {path.relative_to(folder).as_posix() for path in (*folder.iterdir(), *(folder / KEYS_FOLDER).glob("*"))}
+    own = {f"{KEYS_FOLDER}/{name}" for name in (signing.SECRET_FILE, signing.SIGNING_FILE)}
+    if (folder / KEYS_FOLDER).is_dir():
+        own.add(KEYS_FOLDER)
+    if DATABASE_FILE in found and (folder / DATABASE_FILE).stat().st_size == 0:
+        own |= {DATABASE_FILE, f"{DATABASE_FILE}-journal", *(path.name for path in past_files(folder).values())}
+    others = sorted(name for name in found - own if not files.is_leftover(name) or name.endswith(files.LOCK_FILE))
+    if others and not ledger_exists(folder):  # Another process may have begun it in the meantime.
+        raise InputError(
+            f"{folder} holds no ledger and is not empty: {others[0]} is there, which the ledger could remove; name "
+            f"another folder, or put {DATABASE_FILE} back from your backup if it was lost"
+        )
 
 
 def _first_config(subject: Subject) -> NetworkConfig:

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from scissorhands_jax import deletion, models, torch_weights
+from scissorhands_jax import deletion, files, models, torch_weights
 from scissorhands_jax.cli import main as cli
-from scissorhands_jax.deletion import records, requests
+from scissorhands_jax.deletion import database, ledger, records, requests
 from scissorhands_jax.deletion.entries import Request
 from scissorhands_jax.deletion.ledger import Ledger, check_request
 from scissorhands_jax.deletion.requests import config_in_use
@@ -224,11 +224,12 @@ def beginning(tmp_path):
     return [*words, "--dataset", f"npz:{tmp_path / 'data.npz'}", "--trained-on"]
 
 
+def killed(*arguments, **options):
+    raise KeyboardInterrupt
+
+
 def test_a_first_request_can_be_repeated_as_it_was_typed(beginning, tmp_path, monkeypatch, capsys):
     """Its process may have been killed between the beginning of the ledger and the request."""
-
-    def killed(*arguments, **options):
-        raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(requests, "config_in_use", killed)
@@ -240,6 +241,57 @@ def test_a_first_request_can_be_repeated_as_it_was_typed(beginning, tmp_path, mo
     assert command("add", *beginning, tmp_path / "known.txt") == 0, "and is then one more request"
     assert states(tmp_path / "ledger") == ["open", "open"]
     assert command("verify", "--ledger", tmp_path / "ledger", "--quick") == 0
+
+
+OTHERS = {
+    "a list": "trained_on.txt",
+    "a folder named as one of runs": "runs/000001/thesis.txt",
+    "a file named as a record": "records/000001.json",
+    "a lock of another program": ".gitconfig.lock",
+    "other keys": "keys/id_ed25519",
+}
+
+
+@pytest.mark.parametrize("name", OTHERS.values(), ids=OTHERS)
+def test_a_ledger_is_not_begun_in_a_folder_that_holds_something_else(beginning, tmp_path, name, capsys):
+    """Its commands remove and write what has the names of their own files."""
+    (tmp_path / "ledger" / name).parent.mkdir(parents=True)
+    (tmp_path / "ledger" / name).write_text("0\n1\n2\n" if name.endswith("n.txt") else "")
+    before = {path: path.is_file() and path.read_bytes() for path in (tmp_path / "ledger").rglob("*")}
+    listed = tmp_path / "ledger" / name if name.endswith("n.txt") else tmp_path / "known.txt"
+    for words in ([*beginning, listed], ["--ledger", tmp_path / "ledger", "--requester", "A", "--forget", "class:1"]):
+        assert command("add", *words) == 2
+        first = name if name.startswith("keys") else name.split("/")[0]
+        assert f"holds no ledger and is not empty: {first} is there" in error_of(capsys)
+    assert {path: path.is_file() and path.read_bytes() for path in (tmp_path / "ledger").rglob("*")} == before
+
+
+def test_a_ledger_whose_database_was_lost_is_not_begun_anew(book_folder, capsys):
+    """The next run would take the place of the first one and its record."""
+    (book_folder / "ledger.sqlite3").unlink()
+    before = sorted(book_folder.rglob("*"))
+    network = ["--model", "mlp", "--dataset", "digits", "--weights", "mlp.safetensors"]
+    assert command("add", "--ledger", book_folder, "--forget", "class:1", "--requester", "A", *network) == 2
+    assert "put ledger.sqlite3 back from your backup if it was lost" in error_of(capsys)
+    assert command("run", "--ledger", book_folder, *QUICK) == 2
+    assert "put it back from your backup if it was lost" in error_of(capsys)
+    assert sorted(book_folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("step", ["make_tables", "write_text", "_append"])
+def test_what_a_process_that_was_killed_while_it_began_a_ledger_has_left_is_no_hindrance(
+    beginning, tmp_path, step, monkeypatch, capsys
+):
+    left = tmp_path / "ledger" / ".trained_on.txt.0a1b2c3d.partial"
+    with monkeypatch.context() as patch:
+        place = {"make_tables": database.Database, "write_text": files, "_append": ledger}[step]
+        patch.setattr(place, step, killed)
+        assert command("add", *beginning, tmp_path / "known.txt") == 130
+    left.write_text("0\n")
+    assert command("add", *beginning, tmp_path / "fewer.txt") == 0
+    assert command("verify", "--ledger", tmp_path / "ledger", "--quick") == 0
+    assert states(tmp_path / "ledger") == ["open"]
+    assert not left.exists()
 
 
 def test_all_examples_are_the_list_of_a_ledger_without_one(beginning, tmp_path, capsys):
