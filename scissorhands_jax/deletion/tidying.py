@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from scissorhands_jax import files
-from scissorhands_jax.deletion import records
+from scissorhands_jax.deletion import records, statements
 from scissorhands_jax.deletion.entries import LedgerEntry, RunDiscarded, RunFailed, RunRecorded, RunStarted
 from scissorhands_jax.deletion.ledger import Ledger
 from scissorhands_jax.deletion.recorded_runs import run_in_use
@@ -37,14 +37,16 @@ def unfinished_run(book: Ledger) -> RunStarted | None:
 def remove_remains(book: Ledger) -> None:
     """Removes what runs that have ended no longer need and what may say what was to be forgotten.
 
-    That is everything of a run that failed or was discarded, and of others their checkpoints, the networks of their
-    audits, and the lists of positions. Temporary files, which killed processes have left, go as well. Only the process
+    That is everything of a run that failed, the record included that it may have signed before it was stopped; of one
+    that was discarded everything but its record; and of others their checkpoints, the networks of their audits, and the
+    lists of positions. Temporary files, which killed processes have left, go as well. Only the process
     that holds `Ledger.sole_run` may call this.
     """
     folder = book.folder
     stopped = unfinished_run(book)
     keep = set() if stopped is None else {stopped.run}
-    gone = _numbers(book, RunFailed) | _numbers(book, RunDiscarded)
+    failed = _numbers(book, RunFailed)
+    gone = failed | _numbers(book, RunDiscarded)
     highest = max(_numbers(book, RunStarted), default=0)
     # A run that was refused, or killed before its start was recorded, has the number of the next one.
     for number in set(range(1, highest + 2)) - keep:
@@ -54,6 +56,9 @@ def remove_remains(book: Ledger) -> None:
         run_folder = records.run_folder(folder, number)
         files.remove(run_folder if number in gone else run_folder / "checkpoints")
         files.remove_leftovers(run_folder, deep=False)
+    for number in failed:
+        for path in (records.record_path, records.record_page_path, statements.envelope_path):
+            path(folder, number).unlink(missing_ok=True)
     for place in (folder, folder / records.RECORDS_FOLDER, folder / records.RUNS_FOLDER):
         files.remove_leftovers(place, deep=False)
 

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from scissorhands_jax import deletion, models, torch_weights
-from scissorhands_jax.deletion import judging, recorded_runs, records, running, signing, verdicts
+from scissorhands_jax.deletion import judging, recorded_runs, records, running, signing, statements, verdicts
 from scissorhands_jax.deletion.entries import NamedExample, RequestsCovered, RunFailed, RunRecorded
 from scissorhands_jax.deletion.ledger import Ledger
 from scissorhands_jax.errors import InputError
@@ -119,6 +119,22 @@ def test_a_run_that_fails_when_it_is_resumed_leaves_no_position(book_folder, spo
         (failed,) = book.entries(RunFailed)
     assert not set(re.findall(r"\d+", failed.why)) & {"4", "5"}
     assert [path for path in (book_folder / "runs").iterdir() if "000003" in path.name] == []
+
+
+def test_a_run_that_fails_after_its_record_was_signed_leaves_no_record(book_folder, monkeypatch, capsys):
+    """It was killed before the history knew of the record, which says what nobody may rely on."""
+    write_envelope = statements.write_envelope
+    with monkeypatch.context() as patched:
+        patched.setattr(statements, "write_envelope", lambda *words: interrupted(write_envelope(*words)))
+        assert command("run", "--ledger", book_folder, *QUICK) == 130
+    signed = [path for path in (book_folder / "records").iterdir() if "000003" in path.name]
+    assert len(signed) == 3
+    capsys.readouterr()
+    (records.run_folder(book_folder, 3) / "results.json").write_text("{}")
+    assert command("run", "--ledger", book_folder) == 2
+    assert "is not as run 3 has left it" in error_of(capsys)
+    assert not any(path.exists() for path in signed)
+    assert verified(book_folder, "--quick", capsys=capsys) == []
 
 
 def test_an_error_that_nobody_has_foreseen_keeps_no_later_run_from_beginning(book_folder, monkeypatch):
