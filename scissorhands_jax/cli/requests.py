@@ -315,7 +315,8 @@ class ServeCommand(LongCommand, SubjectOptions, MethodOptions):
 class DiscardCommand(LedgerOptions):
     """Remove the folder of a run whose network is no longer in use, and say so in the ledger.
 
-    Such a network may know what later runs have made its successors forget. The record of the run stays.
+    Such a network may know what later runs have made its successors forget. The record of the run stays. A run that was
+    stopped and cannot be finished is given up, and its requests are open again.
     """
 
     example: ClassVar[str] = "request discard --ledger ledger --number 1"
@@ -326,7 +327,7 @@ class DiscardCommand(LedgerOptions):
         from scissorhands_jax import deletion
 
         deletion.discard(self.ledger, self.number, keys=self.keys)
-        say(console, f"the network of run {self.number} was removed")
+        say(console, f"the folder of run {self.number} was removed")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -222,7 +222,6 @@ def sign_audit(folder: Path, run: Path, key: Path, *, data_dir: str | None = Non
     gone = kind == "indices" and not Path(file).exists()
     forget = f"indices:{run / FORGET_FILE}" if gone else config.forget
     job = prepare_job(dataclasses.replace(config, forget=forget, data_dir=data_dir or config.data_dir))
-    job = dataclasses.replace(job, config=dataclasses.replace(job.config, forget=config.forget))
     after = hashing.network_sha256(*load_run(job.model, str(run)))
     where = str(run / runs.RESULTS_FILE)
     advice = "name the folder as its run has left it"

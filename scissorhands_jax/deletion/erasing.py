@@ -75,7 +75,7 @@ def erase_request(folder: Path, number: int, *, keys: Path | None = None) -> Era
         if stopped is not None:
             raise InputError(
                 f"run {stopped.run} has not ended, and its files name examples; finish it with `scissorhands request "
-                "run`, and erase then"
+                "run` or give it up with `scissorhands request discard`, and erase then"
             )
         done = next((entry for entry in book.entries(RequestErased) if entry.id == number), None)
         served = asked[number].state == FORGOTTEN

@@ -66,7 +66,8 @@ def remove_remains(book: Ledger) -> None:
 def discard_run(folder: Path, number: int, *, keys: Path | None = None) -> None:
     """Removes the folder of a run whose network is no longer in use, and says so in the ledger.
 
-    Such a network may know what later runs have made its successors forget. Its record stays.
+    Such a network may know what later runs have made its successors forget. Its record stays. A run that was stopped is
+    given up: it counts as failed, and its requests are open again.
 
     Args:
       folder: The folder of the ledger.
@@ -74,19 +75,21 @@ def discard_run(folder: Path, number: int, *, keys: Path | None = None) -> None:
       keys: The folder of the ledger's keys. The default is the folder `keys` in the ledger's folder.
 
     Raises:
-      InputError: There is no such run, it is not finished, or its network is in use.
+      InputError: There is no such run, or its network is in use.
       LedgerError: The ledger cannot be used or written, or another process is running.
     """
     with Ledger(folder, keys) as book, book.sole_run():
-        recorded = book.entries(RunRecorded)
-        if number not in {entry.run for entry in recorded}:
+        recorded, stopped = book.entries(RunRecorded), unfinished_run(book)
+        if stopped is not None and stopped.run == number:
+            book.append(RunFailed(run=number, requests=stopped.requests, why="it was stopped and given up"))
+        elif number not in {entry.run for entry in recorded}:
             known = ", ".join(str(entry.run) for entry in recorded) or "none"
             raise InputError(f"there is no finished run {number} in {folder}; the finished runs are {known}")
-        if number == run_in_use(book):
+        elif number == run_in_use(book):
             raise InputError(
                 f"the network of run {number} is in use; it can be discarded when a later one has replaced it"
             )
-        if number not in _numbers(book, RunDiscarded):
+        elif number not in _numbers(book, RunDiscarded):
             book.append(RunDiscarded(run=number))
         remove_remains(book)
 
