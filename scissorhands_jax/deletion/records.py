@@ -27,7 +27,7 @@ from scissorhands_jax.deletion.entries import RESTORE
 from scissorhands_jax.deletion.signing import LedgerKeys
 from scissorhands_jax.deletion.utility import RunUtility
 from scissorhands_jax.deletion.verdicts import Evidence, EvidenceGate, Verdict
-from scissorhands_jax.errors import LedgerError
+from scissorhands_jax.errors import InputError, LedgerError
 from scissorhands_jax.hashing import canonical, sha256
 from scissorhands_jax.metrics import intervals
 from scissorhands_jax.report.provenance import Code
@@ -258,15 +258,34 @@ def write_record(folder: Path, record: Record, keys: LedgerKeys) -> str:
 
     Returns:
       The hash of the record.
+
+    Raises:
+      InputError: The record is too large to be read again.
     """
     page = record_page_path(folder, record.number)
     document = dataclasses.asdict(dataclasses.replace(record, report=hashing.file_sha256(page)))
     digest = sha256(canonical(document))
     envelope = {"record": document, "hash": digest, "signature": keys.sign(_PURPOSE, digest)}
-    files.write_bytes(record_path(folder, record.number), canonical(envelope))
+    files.write_bytes(record_path(folder, record.number), readable(canonical(envelope), record))
     if not public_path(folder).exists():
         write_public(folder, keys)
     return digest
+
+
+def readable(content: bytes, record: Record) -> bytes:
+    """Returns what is to be written about a record, unless it is too large to be read again.
+
+    Raises:
+      InputError: It is too large.
+    """
+    try:
+        reading.check_json_size(content)
+    except ValueError as error:
+        raise InputError(
+            f"the record of run {record.number}, with {len(record.requests)} requests, could not be read again: "
+            f"{error}; serve fewer requests in a run, with --one-by-one"
+        ) from error
+    return content
 
 
 def read_record(path: Path, public: str) -> tuple[Record, str]:

@@ -21,7 +21,14 @@ from scissorhands_jax import datasets, files, hashing, reading
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.deletion import records, signing
 from scissorhands_jax.deletion.entries import LedgerBegun, NamedExample, Request, utc_now
-from scissorhands_jax.deletion.ledger import DATABASE_FILE, KEYS_FOLDER, Ledger, check_request, ledger_exists
+from scissorhands_jax.deletion.ledger import (
+    DATABASE_FILE,
+    KEYS_FOLDER,
+    Ledger,
+    check_count,
+    check_request,
+    ledger_exists,
+)
 from scissorhands_jax.deletion.lineage import DerivedNetwork, needing_attention
 from scissorhands_jax.deletion.recorded_runs import check_lists_in_use, network_in_use, run_in_use
 from scissorhands_jax.deletion.signing import LedgerKeys
@@ -123,7 +130,8 @@ def add_request(
                 f"a ledger keeps the accuracies of classifiers, and the task of {network.config.dataset} is "
                 f"{network.splits.task.name}; `scissorhands unlearn` forgets its examples without a ledger"
             )
-        network.forget_set(forget, seed)
+        positions, _ = network.forget_set(forget, seed)
+        check_count(len(positions))
         _begin(folder, keys, network)
     with Ledger(folder, keys) as book:
         remove_ledger_leftovers(book, keys)
@@ -347,8 +355,14 @@ def _first_config(subject: Subject) -> NetworkConfig:
 
 def _begin(folder: Path, keys: Path | None, network: OriginalNetwork) -> None:
     config = network.config
-    drawn = signing.make_keys(keys or folder / KEYS_FOLDER)
     past = {"trained_on": network.past.trained_on, "forgotten_before": network.past.forgotten}
+    for name, what in (("trained_on", "was trained on"), ("forgotten_before", "has forgotten")):
+        if len(past[name]) > reading.MAX_LINES:
+            raise InputError(
+                f"the network {what} {len(past[name])} examples, and a ledger can list at most {reading.MAX_LINES}; "
+                "`scissorhands unlearn` forgets examples without a ledger"
+            )
+    drawn = signing.make_keys(keys or folder / KEYS_FOLDER)
     kind, colon, path = config.dataset.partition(":")
     described = {name: getattr(config, name) for name in _DESCRIBED} | {"rename": _absolute(config.rename)}
     described = {name: value for name, value in described.items() if value not in (None, {})}

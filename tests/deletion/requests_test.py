@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from scissorhands_jax import deletion, files, models, torch_weights
+from scissorhands_jax import deletion, files, models, reading, torch_weights
 from scissorhands_jax.cli import main as cli
 from scissorhands_jax.deletion import database, ledger, records, requests
 from scissorhands_jax.deletion.entries import Request
@@ -222,6 +222,24 @@ def beginning(tmp_path):
     words = ["--ledger", tmp_path / "ledger", "--requester", "A", "--forget", f"indices:{tmp_path / 'first'}"]
     words += ["--weights", tmp_path / "mlp.safetensors", "--model", "mlp", "model_options.hidden=[5]"]
     return [*words, "--dataset", f"npz:{tmp_path / 'data.npz'}", "--trained-on"]
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "message"),
+    [
+        (ledger, "MAX_EXAMPLES", "the request names 2 examples, and one request can name at most 1"),
+        (reading, "MAX_LINES", "the network was trained on 199 examples, and a ledger can list at most 198"),
+    ],
+)
+def test_no_ledger_is_begun_that_could_not_be_read_again(
+    beginning, tmp_path, place, name, message, monkeypatch, capsys
+):
+    largest = {"MAX_EXAMPLES": 1, "MAX_LINES": 198}[name]
+    np.save(tmp_path / "known.npy", np.arange(199))
+    monkeypatch.setattr(place, name, largest)
+    assert command("add", *beginning, tmp_path / "known.npy") == 2
+    assert message in error_of(capsys)
+    assert not (tmp_path / "ledger").exists()
 
 
 def killed(*arguments, **options):
