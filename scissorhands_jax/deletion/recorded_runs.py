@@ -70,6 +70,8 @@ def file_problems(book: Ledger, record: Record, only: Collection[str] | None = N
     folder, files_of = records.run_folder(book.folder, record.number), expected_files(book, record)
     if not files_of.network:
         return []
+    if not folder.is_dir() and record.number == run_in_use(book):
+        return [missing_in_use(folder)]
     if not folder.is_dir():
         return [
             f"the folder {folder} is missing; put it back from your backup, or say with `scissorhands request discard` "
@@ -123,6 +125,14 @@ def expected_files(book: Ledger, record: Record) -> records.RunFiles:
         return records.RunFiles({WEIGHTS_FILE: record.files.network[WEIGHTS_FILE]}, {})
     left = files_left(book, run)
     return record.files if left is None else records.RunFiles(record.files.network, dict(left))
+
+
+def missing_in_use(path: Path) -> str:
+    """Says that the network in use, or the folder of its run, is missing, which nothing can be done without."""
+    return (
+        f"{path} is missing, and the network in it is in use, so no later one can be made without it; put it back from "
+        "your backup"
+    )
 
 
 def missing(path: Path) -> str:

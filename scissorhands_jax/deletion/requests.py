@@ -30,12 +30,12 @@ from scissorhands_jax.deletion.ledger import (
     ledger_exists,
 )
 from scissorhands_jax.deletion.lineage import DerivedNetwork, needing_attention
-from scissorhands_jax.deletion.recorded_runs import check_lists_in_use, network_in_use, run_in_use
+from scissorhands_jax.deletion.recorded_runs import check_lists_in_use, missing_in_use, network_in_use, run_in_use
 from scissorhands_jax.deletion.signing import LedgerKeys
 from scissorhands_jax.errors import InputError, LedgerError
 from scissorhands_jax.hashing import canonical
 from scissorhands_jax.jobs.config import NetworkConfig
-from scissorhands_jax.jobs.earlier_runs import FORGOTTEN_BEFORE_FILE, TRAINED_ON_FILE, network_config
+from scissorhands_jax.jobs.earlier_runs import FORGOTTEN_BEFORE_FILE, NETWORK_FOLDER, TRAINED_ON_FILE, network_config
 from scissorhands_jax.jobs.job import OriginalNetwork, prepare_network
 
 _DESCRIBED = ("model_options", "layout", "prefix", "ema")
@@ -206,7 +206,10 @@ def config_in_use(book: Ledger, subject: Subject) -> NetworkConfig:
     # What the network knows is what the ledger has signed, wherever its file comes from.
     past = {name: str(path.absolute()) for name, path in past_files(book.folder).items()}
     if current is not None:
-        weights, checkpoint, past = None, str(records.run_folder(book.folder, current).absolute()), {}
+        place = records.run_folder(book.folder, current)
+        if not (place / NETWORK_FOLDER).is_dir():
+            raise InputError(missing_in_use(place / NETWORK_FOLDER if place.is_dir() else place))
+        weights, checkpoint, past = None, str(place.absolute()), {}
         described = {}  # Its run has saved the options, and what it knows and has forgotten.
     return network_config(
         model=about.model,
