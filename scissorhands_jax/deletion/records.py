@@ -116,9 +116,14 @@ class RunFiles:
     network: dict[str, str]
     other: dict[str, str | None]
 
+    @property
+    def of_audit(self) -> dict[str, str | None]:
+        """The part of `other` that the audit of the run has added, after the run had made its network."""
+        return {name: digest for name, digest in self.other.items() if name.startswith(f"{AUDIT_FOLDER}/")}
+
     def digest(self, salt: str) -> str:
-        """Returns a digest of all names and hashes under the salt of the run, without what its audit adds later."""
-        other = {name: digest for name, digest in self.other.items() if not name.startswith(f"{AUDIT_FOLDER}/")}
+        """Returns a digest of all names and hashes under the salt of the run, without those of its audit."""
+        other = {name: digest for name, digest in self.other.items() if name not in self.of_audit}
         return signing.salted_digest(salt, "files", canonical({"network": self.network, "other": other}))
 
 
@@ -343,7 +348,7 @@ def run_files(folder: Path, salt: str | None) -> RunFiles:
         if is_network_file(name):
             network[name] = hashing.file_sha256(path)
         elif not name.startswith(_CHECKPOINTS):
-            other[name] = None if salt is None else _file_digest(salt, path)
+            other[name] = None if salt is None else file_digest(salt, path)
     return RunFiles(network, other)
 
 
@@ -357,8 +362,10 @@ def identity_digest(salt: str, identity: str) -> str:
     return signing.salted_digest(salt, "identity", identity.encode())
 
 
-def _file_digest(salt: str, path: Path) -> str:
-    """The salted digest of a file. A file that is too large for one of a run has a digest that no file has."""
+def file_digest(salt: str, path: Path) -> str:
+    """Returns the digest of a file that describes what was forgotten, under the salt of its run.
+
+    A file that is too large for one of a run has a digest that no file has."""
     try:
         return signing.salted_digest(salt, "file", reading.read_bytes(path, reading.MAX_JSON))
     except ValueError as error:

@@ -231,6 +231,11 @@ def other_seed(book, out):
     (out / "run.json").write_text(json.dumps(other.document()))
 
 
+def add_audit(out):
+    (out / "audit").mkdir()
+    (out / "audit" / "results.json").write_text('{"planted": true}')
+
+
 def replace_with(source, place):
     if source.is_dir():
         shutil.rmtree(place)
@@ -246,6 +251,7 @@ CHANGES = {
     "better numbers": lambda book, out: (out / "results.json").write_text((out / "results.json").read_text() + " "),
     "one file more": lambda book, out: (out / "network" / "more").touch(),
     "one file less": lambda book, out: (out / "report.html").unlink(),
+    "an audit": lambda book, out: add_audit(out),
     "no folder": lambda book, out: shutil.rmtree(out),
 }
 
@@ -297,6 +303,17 @@ def test_results_that_the_history_does_not_know_are_made_again(book_folder, monk
         with Ledger(folder) as book:
             made.append(book.entries(RunRecorded)[-1].network)
     assert made[0] == made[1]
+
+
+def test_an_audit_that_is_put_there_while_the_network_is_judged_is_not_signed(book_folder):
+    def puts(out, network):
+        add_audit(out)
+        return verdicts.Evidence("mine", (Finding("f", 0.5, 0.4, 0.6),), ())
+
+    settings = METHODS["finetune"](epochs=1, batch_size=64)
+    with pytest.raises(InputError, match="is not as run 3 has left it"):
+        deletion.run(book_folder, settings, method="finetune", auditor=puts, console=Console(quiet=True))
+    assert states(book_folder) == ["forgotten", "retrain now", "open"]
 
 
 @pytest.mark.parametrize(
