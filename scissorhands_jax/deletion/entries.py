@@ -240,6 +240,14 @@ class RequestsCovered(LedgerEntry):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ErasureBegun(LedgerEntry):
+    """The removal of the personal data of a request began, which `RequestErased` ends. Until then files may be gone."""
+
+    kind: ClassVar[str] = "erasing"
+    id: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RequestErased(LedgerEntry):
     """The personal data of a request were removed (see `erasing`): its private part, and those of the runs' rows."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from scissorhands_jax import hashing
 from scissorhands_jax.deletion import records
-from scissorhands_jax.deletion.entries import FORGOTTEN, RESTORE, RequestErased, RunDiscarded, RunRecorded
+from scissorhands_jax.deletion.entries import FORGOTTEN, RESTORE, ErasureBegun, RequestErased, RunDiscarded, RunRecorded
 from scissorhands_jax.deletion.ledger import Ledger
 from scissorhands_jax.deletion.records import Record
 from scissorhands_jax.errors import InputError
@@ -40,6 +40,29 @@ def files_left(book: Ledger, run: int) -> dict[str, str] | None:
     if not erasures:
         return None
     return dict(erasures[-1].files) if erasures[-1].left_in == run else {}
+
+
+def stopped_erasures(book: Ledger) -> list[int]:
+    """Returns the ids of the requests whose erasure was begun and has not ended."""
+    ended = {entry.id for entry in book.entries(RequestErased)}
+    return [entry.id for entry in book.entries(ErasureBegun) if entry.id not in ended]
+
+
+def check_erasures(book: Ledger) -> None:
+    """Refuses to go on while an erasure has not ended.
+
+    Raises:
+      InputError: One was stopped.
+    """
+    for number in stopped_erasures(book):
+        raise InputError(_erase_again(book, number))
+
+
+def _erase_again(book: Ledger, number: int) -> str:
+    return (
+        f"the erasure of request {number} was stopped before it ended; repeat `scissorhands request erase --ledger "
+        f"{book.folder} {number}`"
+    )
 
 
 def check_lists_in_use(book: Ledger) -> None:
@@ -91,6 +114,8 @@ def file_problems(book: Ledger, record: Record, only: Collection[str] | None = N
                 found.append(missing(folder / name))
             elif None not in (hashes[name], expected[name]) and hashes[name] != expected[name]:
                 found.append(changed(folder / name))
+    for number in stopped_erasures(book)[:1]:  # A backup would put back what is being erased.
+        found = [line.replace(RESTORE, _erase_again(book, number)) for line in found]
     return found
 
 

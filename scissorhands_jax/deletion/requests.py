@@ -30,7 +30,13 @@ from scissorhands_jax.deletion.ledger import (
     ledger_exists,
 )
 from scissorhands_jax.deletion.lineage import DerivedNetwork, needing_attention
-from scissorhands_jax.deletion.recorded_runs import check_lists_in_use, missing_in_use, network_in_use, run_in_use
+from scissorhands_jax.deletion.recorded_runs import (
+    check_erasures,
+    check_lists_in_use,
+    missing_in_use,
+    network_in_use,
+    run_in_use,
+)
 from scissorhands_jax.deletion.signing import LedgerKeys
 from scissorhands_jax.errors import InputError, LedgerError
 from scissorhands_jax.hashing import canonical
@@ -112,7 +118,7 @@ def add_request(
       contact: How to reach the requester. By default nothing is noted.
 
     Raises:
-      InputError: An argument cannot be used, or the training set has changed.
+      InputError: An argument cannot be used, the training set has changed, or an erasure has not ended.
       LedgerError: The ledger cannot be used or written.
     """
     subject = subject or Subject()
@@ -134,6 +140,7 @@ def add_request(
         check_count(len(positions))
         _begin(folder, keys, network)
     with Ledger(folder, keys) as book:
+        check_erasures(book)
         remove_ledger_leftovers(book, keys)
         config = config_in_use(book, dataclasses.replace(subject, trained_on=None))
         digests = check_content(book, config, [])

@@ -47,7 +47,7 @@ from scissorhands_jax.deletion.judging import (
     salt_of,
 )
 from scissorhands_jax.deletion.ledger import Ledger
-from scissorhands_jax.deletion.recorded_runs import network_in_use, run_in_use
+from scissorhands_jax.deletion.recorded_runs import check_erasures, network_in_use, run_in_use
 from scissorhands_jax.deletion.requests import (
     Subject,
     check_content,
@@ -115,7 +115,8 @@ def run_requests(
       The outcomes in order. The list is empty if there was nothing to do.
 
     Raises:
-      InputError: An argument cannot be used, or an example has changed. The requests stay open.
+      InputError: An argument cannot be used, an example has changed, or an erasure has not ended. The requests stay as
+        they were.
       LedgerError: The ledger cannot be used or written, or another process is running.
     """
     if not 0 <= budget < math.inf:
@@ -125,6 +126,7 @@ def run_requests(
     subject = subject or Subject()
     outcomes = []
     with Ledger(folder, keys) as book, book.sole_run():
+        check_erasures(book)
         remove_ledger_leftovers(book, keys)
         tidying.remove_remains(book)
         stopped = tidying.unfinished_run(book)
