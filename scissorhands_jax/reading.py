@@ -186,11 +186,7 @@ def parse_json(content: str | bytes, *, nan: bool = False) -> Any:
         without `nan` a number that is not finite.
     """
     content = content.encode(errors="surrogatepass") if isinstance(content, str) else content
-    if len(content) > MAX_JSON:
-        raise ValueError(f"it is larger than {MAX_JSON} bytes")
-    # Every value but the first follows one of these, so that their number bounds the memory before any is built.
-    if sum(content.count(sign) for sign in (b",", b"[", b"{")) > MAX_VALUES:
-        raise ValueError(f"it has more than {MAX_VALUES} values")
+    check_json_size(content)
     try:
         value = json.loads(
             content.decode(),
@@ -208,6 +204,19 @@ def parse_json(content: str | bytes, *, nan: bool = False) -> Any:
             return value
         level = [entry for part in level for entry in (part.values() if isinstance(part, dict) else part)]
     raise ValueError("it is nested too deeply")
+
+
+def check_json_size(content: bytes) -> None:
+    """Refuses JSON that `parse_json` would refuse for its size. Whoever writes a file can ask before.
+
+    Raises:
+      ValueError: It has more than `MAX_JSON` bytes or `MAX_VALUES` values.
+    """
+    if len(content) > MAX_JSON:
+        raise ValueError(f"it is larger than {MAX_JSON} bytes")
+    # Every value but the first follows one of these, so that their number bounds the memory before any is built.
+    if sum(content.count(sign) for sign in (b",", b"[", b"{")) > MAX_VALUES:
+        raise ValueError(f"it has more than {MAX_VALUES} values")
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -108,7 +108,8 @@ class AddCommand(SubjectOptions, SettingsCommand):
     trained_on: Annotated[
         str | None,
         Option(
-            "File with the positions that the network was trained on. Default: the whole training set.",
+            "File with the positions that the network was trained on. Default: the whole training set; a --checkpoint "
+            "knows its own.",
             metavar="FILE",
             group=RARE,
         ),
@@ -314,7 +315,8 @@ class ServeCommand(LongCommand, SubjectOptions, MethodOptions):
 class DiscardCommand(LedgerOptions):
     """Remove the folder of a run whose network is no longer in use, and say so in the ledger.
 
-    Such a network may know what later runs have made its successors forget. The record of the run stays.
+    Such a network may know what later runs have made its successors forget. The record of the run stays. A run that was
+    stopped and cannot be finished is given up, and its requests are open again.
     """
 
     example: ClassVar[str] = "request discard --ledger ledger --number 1"
@@ -325,7 +327,7 @@ class DiscardCommand(LedgerOptions):
         from scissorhands_jax import deletion
 
         deletion.discard(self.ledger, self.number, keys=self.keys)
-        say(console, f"the network of run {self.number} was removed")
+        say(console, f"the folder of run {self.number} was removed")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

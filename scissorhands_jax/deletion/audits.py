@@ -121,7 +121,7 @@ def audit_evidence(
     level: float,
     trusted: Collection[str],
     console: Console,
-) -> Evidence:
+) -> tuple[Evidence, tuple[str, ...]]:
     """Returns the evidence of a run together with that of its audit, which is made now unless it exists already.
 
     An audit only adds findings and gates. If the evidence from the network itself speaks against forgetting, no audit
@@ -138,26 +138,33 @@ def audit_evidence(
       trusted: The public keys whose audits are taken, in hexadecimal.
       console: Where to show the audit's cost and progress.
 
+    Returns:
+      The evidence, and the names of the files that were written to the folder of the run.
+
     Raises:
       InputError: The audit cannot become evidence of the run (see `checked_plan`), or could not be made.
     """
     folder = out.with_suffix(".audit")
+    files.remove(out / records.AUDIT_FOLDER)  # what was there before is no part of this audit
     if plan.file is not None:
         audit, content = _signed(plan, folder, trusted)
         signed_audits.check_subject(audit, job, network, _path(plan))
         findings, gates = findings_about(audit.results, job, level, must_be_trusted=True)
+        names: tuple[str, ...] = (signed_audits.SIGNED_FILE,)
         files.write_bytes(out / records.AUDIT_FOLDER / signed_audits.SIGNED_FILE, content)
         source = f"{_described(audit.results)}, signed by the key {audit.key}, document with SHA-256 {audit.sha256}"
     else:
         if not all(finding.holds for finding in own.findings) or not all(gate.passed for gate in own.gates):
             say(console, "the network itself does not show that it has forgotten, so no audit is made")
-            return own
+            return own, ()
         document = _made(plan, job, folder, console)
-        for name in (runs.RESULTS_FILE, SCORES_FILE, "report.html"):
+        names = (runs.RESULTS_FILE, SCORES_FILE, "report.html")
+        for name in names:
             files.copy_file(folder / name, out / records.AUDIT_FOLDER / name)
         findings, gates = findings_about(document, job, level, must_be_trusted=False)
         source = _described(document)
-    return own.with_more(Evidence(f"an audit of the procedure ({source})", findings, gates))
+    evidence = own.with_more(Evidence(f"an audit of the procedure ({source})", findings, gates))
+    return evidence, tuple(f"{records.AUDIT_FOLDER}/{name}" for name in names)
 
 
 def _made(plan: AuditPlan, job: Job, folder: Path, console: Console) -> dict[str, Any]:
@@ -222,7 +229,6 @@ def sign_audit(folder: Path, run: Path, key: Path, *, data_dir: str | None = Non
     gone = kind == "indices" and not Path(file).exists()
     forget = f"indices:{run / FORGET_FILE}" if gone else config.forget
     job = prepare_job(dataclasses.replace(config, forget=forget, data_dir=data_dir or config.data_dir))
-    job = dataclasses.replace(job, config=dataclasses.replace(job.config, forget=config.forget))
     after = hashing.network_sha256(*load_run(job.model, str(run)))
     where = str(run / runs.RESULTS_FILE)
     advice = "name the folder as its run has left it"

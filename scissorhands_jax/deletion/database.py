@@ -12,7 +12,7 @@ from typing import Any
 from scissorhands_jax.deletion.entries import RESTORE
 from scissorhands_jax.errors import LedgerError
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 SCHEMA = (
     "CREATE TABLE requests (id INTEGER PRIMARY KEY, received TEXT NOT NULL, due TEXT NOT NULL, network TEXT NOT NULL, "
     "state TEXT NOT NULL, run INTEGER)",

@@ -110,8 +110,10 @@ class LedgerBegun(LedgerEntry):
     checkpoint: str | None = None
     described: str = ""
     """The options of the network and how its file is read, as JSON; "" if nothing had to be said."""
-    trained_on: str | None = None
-    """A digest of the positions that the network was trained on; None if it was trained on the whole training split."""
+    trained_on: str = ""
+    """A digest of the positions that the network was trained on and had not forgotten when the ledger was begun."""
+    forgotten_before: str = ""
+    """A digest of the positions that it had forgotten by then."""
     training_set: str = ""
     """A digest of all training examples."""
     test_set: str = ""
@@ -235,6 +237,14 @@ class RequestsCovered(LedgerEntry):
     def changes(self) -> Iterable[RequestChange]:
         """Returns changes to the state `FORGOTTEN`."""
         return [RequestChange(request, FORGOTTEN, self.run) for request in self.requests]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ErasureBegun(LedgerEntry):
+    """The removal of the personal data of a request began, which `RequestErased` ends. Until then files may be gone."""
+
+    kind: ClassVar[str] = "erasing"
+    id: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

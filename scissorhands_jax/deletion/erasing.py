@@ -27,9 +27,9 @@ import numpy as np
 from scissorhands_jax import files, hashing
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.deletion import records
-from scissorhands_jax.deletion.entries import FORGOTTEN, Request, RequestErased, RunStarted
+from scissorhands_jax.deletion.entries import FORGOTTEN, ErasureBegun, Request, RequestErased, RunStarted
 from scissorhands_jax.deletion.ledger import Ledger
-from scissorhands_jax.deletion.recorded_runs import run_in_use
+from scissorhands_jax.deletion.recorded_runs import run_in_use, stopped_erasures
 from scissorhands_jax.deletion.requests import positions_text
 from scissorhands_jax.deletion.tidying import remove_remains, unfinished_run
 from scissorhands_jax.errors import InputError
@@ -53,7 +53,7 @@ class Erasure:
 
 
 def erase_request(folder: Path, number: int, *, keys: Path | None = None) -> Erasure:
-    """Removes the personal data of a request. It can be called again if it was stopped before it ended.
+    """Removes the personal data of a request. It must be called again if it was stopped before it ended.
 
     A request that has not been served is withdrawn by that, because nothing says any more what it named.
 
@@ -75,10 +75,12 @@ def erase_request(folder: Path, number: int, *, keys: Path | None = None) -> Era
         if stopped is not None:
             raise InputError(
                 f"run {stopped.run} has not ended, and its files name examples; finish it with `scissorhands request "
-                "run`, and erase then"
+                "run` or give it up with `scissorhands request discard`, and erase then"
             )
         done = next((entry for entry in book.entries(RequestErased) if entry.id == number), None)
         served = asked[number].state == FORGOTTEN
+        if done is None and number not in stopped_erasures(book):
+            book.append(ErasureBegun(id=number))
         remove_remains(book)
         files.remove_leftovers(folder)
         if done is None:

@@ -129,13 +129,15 @@ def judge_run(book: Ledger, done: Unlearned, auditor: Auditor | None, console: C
       InputError: The audit cannot be made, or the folder of the run was changed in the meantime.
     """
     started = done.started
-    evidence = _evidence(book, done, console)
+    evidence, names = _evidence(book, done, console)
+    audit = {name: records.file_digest(salt_of(book, started), done.out / name) for name in names}
     if auditor is not None:
         evidence = evidence.with_more(auditor(done.out, done.network))
     measured = _utility(done)
     lost = measured.lost(_lost_before(book))
     verdict = verdicts.judge(evidence, lost, float(started.budget), exact=done.exact, collapses=measured.collapses())
-    record = _record(book, done, evidence, measured, lost, verdict)
+    left = files_as_left(book, started, done.left, done.out, audit)
+    record = _record(book, done, left, evidence, measured, lost, verdict)
     rows = [{**row, "scenario": f"run {started.run}"} for row in done.results["rows"]]
     record_page.write_record_page(records.record_page_path(book.folder, started.run), record, rows)
     digest = records.write_record(book.folder, record, book.keys)
@@ -154,8 +156,8 @@ def judge_run(book: Ledger, done: Unlearned, auditor: Auditor | None, console: C
     return RunOutcome(started.run, started.requests, verdict, records.record_path(book.folder, started.run))
 
 
-def _evidence(book: Ledger, done: Unlearned, console: Console) -> Evidence:
-    """Returns the comparison with held-out examples, and the evidence of the audit if the run has one."""
+def _evidence(book: Ledger, done: Unlearned, console: Console) -> tuple[Evidence, tuple[str, ...]]:
+    """Returns the comparison with held-out examples and the evidence of an audit, with the names of the files of it."""
     job, level, plan = done.job, float(done.started.level), done.started.audit
     if plan is not None:
         level = 1 - (1 - level) / 2  # The audit and the comparison share the chance of an error.
@@ -169,7 +171,7 @@ def _evidence(book: Ledger, done: Unlearned, console: Console) -> Evidence:
         level,
     )
     if plan is None:
-        return own
+        return own, ()
     trusted = trusted_keys(book)
     return audits.audit_evidence(AuditPlan.from_text(plan), own, job, done.out, done.network, level, trusted, console)
 
@@ -177,6 +179,7 @@ def _evidence(book: Ledger, done: Unlearned, console: Console) -> Evidence:
 def _record(
     book: Ledger,
     done: Unlearned,
+    left: RunFiles,
     evidence: Evidence,
     measured: RunUtility,
     lost: Mapping[str, float],
@@ -195,7 +198,7 @@ def _record(
         requests=tuple(_recorded_request(book, request) for request in requests_of(book, started)),
         earlier_tries=earlier_tries(book, started),
         network=RecordedNetwork(job.config.model, started.network, done.network),
-        files=files_as_left(book, started, done.left, done.out),
+        files=left,
         forget=DigestedSet(len(job.positions), signing.salted_digest(salt, "positions", positions)),
         forgotten_before=len(job.past.forgotten),
         training_set=DigestedSet(data_lib.size(job.splits.train), about.training_set),
@@ -226,15 +229,26 @@ def salt_of(book: Ledger, started: RunStarted) -> str:
     return salt
 
 
-def files_as_left(book: Ledger, started: RunStarted, left: RunUnlearned, out: Path) -> RunFiles:
+def files_as_left(
+    book: Ledger, started: RunStarted, left: RunUnlearned, out: Path, audit: Mapping[str, str] | None = None
+) -> RunFiles:
     """Returns the hashes of all files of a run, after a check that they are as they were when it had unlearned.
+
+    Args:
+      book: The ledger.
+      started: The run.
+      left: What the folder must hold.
+      out: The folder.
+      audit: The digests of what its audit has just written there, by name: exactly that must be there as well. None
+        before the audit: a run that has one may hold what a killed process has written, and any other run nothing.
 
     Raises:
       InputError: A file was changed, added or removed, or another folder stands in its place.
     """
     salt = salt_of(book, started)
     found = records.run_files(out, salt)
-    if found.digest(salt) != left.files:
+    may_be_left = audit is None and started.audit is not None
+    if found.digest(salt) != left.files or not (may_be_left or found.of_audit == (audit or {})):
         raise InputError(
             f"the folder {out} is not as run {started.run} has left it: a file was changed, added or removed before "
             f"the run was judged; {BEGIN_AGAIN}"

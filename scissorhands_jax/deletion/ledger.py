@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from scissorhands_jax import files
+from scissorhands_jax import files, reading
 from scissorhands_jax.deletion import chain, signing
 from scissorhands_jax.deletion.database import Database, holds_ledger
 from scissorhands_jax.deletion.entries import (
@@ -53,6 +53,9 @@ from scissorhands_jax.errors import InputError, LedgerError
 
 DATABASE_FILE = "ledger.sqlite3"
 KEYS_FOLDER = "keys"
+
+MAX_EXAMPLES = 2**19
+"""The number of examples that one request can name. A larger row of the history could not be read again."""
 
 _MAX_NAME = 500
 
@@ -80,7 +83,8 @@ class Ledger:
         self.path = folder / DATABASE_FILE
         if not self.path.is_file():
             raise LedgerError(
-                f"{folder} holds no ledger, {DATABASE_FILE} is missing; `scissorhands request add` begins one"
+                f"{folder} holds no ledger, {DATABASE_FILE} is missing; put it back from your backup if it was lost, "
+                "or begin one in a new folder with `scissorhands request add`"
             )
         self._database = Database(self.path)
         self._read: tuple[tuple[int, int, str], list[Event]] | None = None
@@ -124,7 +128,7 @@ class Ledger:
           keys: The folder of the keys, which are drawn if they do not exist. The default is the folder `keys` in the
             ledger's folder.
           prepare: Writes further files of the ledger. It is called where the ledger is begun here, before it is there,
-            and while no other process can begin one.
+            and while no other process can begin one; never if the file is a database of something else.
         """
         drawn = signing.make_keys(keys or folder / KEYS_FOLDER)
         files.make_folder(folder)
@@ -132,9 +136,9 @@ class Ledger:
         try:
             with database.transaction("IMMEDIATE"):
                 if database.version == 0:
+                    database.make_tables()
                     if prepare is not None:
                         prepare()
-                    database.make_tables()
                     first = dataclasses.replace(
                         about, ledger=uuid.uuid4().hex, public_key=drawn.public, secret=_secret_digest(drawn)
                     )
@@ -204,13 +208,14 @@ class Ledger:
           The id of the request: 1, 2, ...
 
         Raises:
-          InputError: The requester, the contact or the due date cannot be used, there is no example, or a position is
-            named twice.
+          InputError: The requester, the contact or the due date cannot be used, there is no example, there are too
+            many, or a position is named twice.
           LedgerError: The request could not be written, and is not in the ledger.
         """
         check_request(requester, due, contact)
         if not examples:
             raise InputError("the request names no example; name at least one")
+        check_count(len(examples))
         if len({example.position for example in examples}) < len(examples):
             raise InputError("the request names a position twice; name each position once")
         with self._writing():
@@ -234,6 +239,7 @@ class Ledger:
         """Adds an entry to the history, and makes the changes to requests that follow from it.
 
         Raises:
+          InputError: The entry is too large to be read again.
           LedgerError: The entry could not be written, and is not in the ledger.
         """
         with self._writing():
@@ -403,6 +409,19 @@ def check_request(requester: str, due: str, contact: str = "") -> None:
         raise InputError(f"the due date must be a day that exists, written 2026-12-31; got {due[:50]!r}")
 
 
+def check_count(examples: int) -> None:
+    """Checks the number of examples of a request before anything is written.
+
+    Raises:
+      InputError: There are more than `MAX_EXAMPLES`.
+    """
+    if examples > MAX_EXAMPLES:
+        raise InputError(
+            f"the request names {examples} examples, and one request can name at most {MAX_EXAMPLES}; give several "
+            "requests"
+        )
+
+
 def ledger_exists(folder: Path) -> bool:
     """Says whether a folder holds a ledger, even a damaged one."""
     return holds_ledger(folder / DATABASE_FILE)
@@ -426,6 +445,14 @@ def _append(database: Database, keys: LedgerKeys, entry: LedgerEntry) -> None:
         digest = event.computed_hash()
     except ValueError as error:  # Names of files can hold bytes that are no text.
         raise InputError(f"the ledger cannot hold what it was given: {error}; rename the file or folder") from error
+    try:
+        for document in (event.body, b"" if part is None else part.document.encode()):
+            reading.check_json_size(document)
+    except ValueError as error:
+        raise InputError(
+            f"the ledger cannot hold this row of the kind {entry.kind!r}, which could not be read again: {error}; give "
+            "less at a time"
+        ) from error
     row = (
         *(event.seq, event.time, entry.kind, event.body.decode()),
         *(previous, digest, keys.sign(chain.HISTORY_PURPOSE, digest)),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from scissorhands_jax import hashing
 from scissorhands_jax.deletion import records
-from scissorhands_jax.deletion.entries import FORGOTTEN, RESTORE, RequestErased, RunDiscarded, RunRecorded
+from scissorhands_jax.deletion.entries import FORGOTTEN, RESTORE, ErasureBegun, RequestErased, RunDiscarded, RunRecorded
 from scissorhands_jax.deletion.ledger import Ledger
 from scissorhands_jax.deletion.records import Record
 from scissorhands_jax.errors import InputError
@@ -42,6 +42,29 @@ def files_left(book: Ledger, run: int) -> dict[str, str] | None:
     return dict(erasures[-1].files) if erasures[-1].left_in == run else {}
 
 
+def stopped_erasures(book: Ledger) -> list[int]:
+    """Returns the ids of the requests whose erasure was begun and has not ended."""
+    ended = {entry.id for entry in book.entries(RequestErased)}
+    return [entry.id for entry in book.entries(ErasureBegun) if entry.id not in ended]
+
+
+def check_erasures(book: Ledger) -> None:
+    """Refuses to go on while an erasure has not ended.
+
+    Raises:
+      InputError: One was stopped.
+    """
+    for number in stopped_erasures(book):
+        raise InputError(_erase_again(book, number))
+
+
+def _erase_again(book: Ledger, number: int) -> str:
+    return (
+        f"the erasure of request {number} was stopped before it ended; repeat `scissorhands request erase --ledger "
+        f"{book.folder} {number}`"
+    )
+
+
 def check_lists_in_use(book: Ledger) -> None:
     """Refuses to go on from the run in use if the lists of what its network knows and has forgotten were changed.
 
@@ -70,6 +93,8 @@ def file_problems(book: Ledger, record: Record, only: Collection[str] | None = N
     folder, files_of = records.run_folder(book.folder, record.number), expected_files(book, record)
     if not files_of.network:
         return []
+    if not folder.is_dir() and record.number == run_in_use(book):
+        return [missing_in_use(folder)]
     if not folder.is_dir():
         return [
             f"the folder {folder} is missing; put it back from your backup, or say with `scissorhands request discard` "
@@ -89,6 +114,8 @@ def file_problems(book: Ledger, record: Record, only: Collection[str] | None = N
                 found.append(missing(folder / name))
             elif None not in (hashes[name], expected[name]) and hashes[name] != expected[name]:
                 found.append(changed(folder / name))
+    for number in stopped_erasures(book)[:1]:  # A backup would put back what is being erased.
+        found = [line.replace(RESTORE, _erase_again(book, number)) for line in found]
     return found
 
 
@@ -123,6 +150,14 @@ def expected_files(book: Ledger, record: Record) -> records.RunFiles:
         return records.RunFiles({WEIGHTS_FILE: record.files.network[WEIGHTS_FILE]}, {})
     left = files_left(book, run)
     return record.files if left is None else records.RunFiles(record.files.network, dict(left))
+
+
+def missing_in_use(path: Path) -> str:
+    """Says that the network in use, or the folder of its run, is missing, which nothing can be done without."""
+    return (
+        f"{path} is missing, and the network in it is in use, so no later one can be made without it; put it back from "
+        "your backup"
+    )
 
 
 def missing(path: Path) -> str:

@@ -27,7 +27,7 @@ from scissorhands_jax.deletion.entries import RESTORE
 from scissorhands_jax.deletion.signing import LedgerKeys
 from scissorhands_jax.deletion.utility import RunUtility
 from scissorhands_jax.deletion.verdicts import Evidence, EvidenceGate, Verdict
-from scissorhands_jax.errors import LedgerError
+from scissorhands_jax.errors import InputError, LedgerError
 from scissorhands_jax.hashing import canonical, sha256
 from scissorhands_jax.metrics import intervals
 from scissorhands_jax.report.provenance import Code
@@ -44,7 +44,17 @@ _PURPOSE = "record"
 _NETWORK_FILES = ("network/", "network.safetensors")
 _CHECKPOINTS = "checkpoints/"
 # Fields of a configuration that hold paths.
-_PATHS = ("weights", "checkpoint", "data_dir", "forget", "trained_on", "validation", "rename", "check")
+_PATHS = (
+    "weights",
+    "checkpoint",
+    "data_dir",
+    "forget",
+    "trained_on",
+    "forgotten_before",
+    "validation",
+    "rename",
+    "check",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,9 +116,14 @@ class RunFiles:
     network: dict[str, str]
     other: dict[str, str | None]
 
+    @property
+    def of_audit(self) -> dict[str, str | None]:
+        """The part of `other` that the audit of the run has added, after the run had made its network."""
+        return {name: digest for name, digest in self.other.items() if name.startswith(f"{AUDIT_FOLDER}/")}
+
     def digest(self, salt: str) -> str:
-        """Returns a digest of all names and hashes under the salt of the run, without what its audit adds later."""
-        other = {name: digest for name, digest in self.other.items() if not name.startswith(f"{AUDIT_FOLDER}/")}
+        """Returns a digest of all names and hashes under the salt of the run, without those of its audit."""
+        other = {name: digest for name, digest in self.other.items() if name not in self.of_audit}
         return signing.salted_digest(salt, "files", canonical({"network": self.network, "other": other}))
 
 
@@ -248,15 +263,34 @@ def write_record(folder: Path, record: Record, keys: LedgerKeys) -> str:
 
     Returns:
       The hash of the record.
+
+    Raises:
+      InputError: The record is too large to be read again.
     """
     page = record_page_path(folder, record.number)
     document = dataclasses.asdict(dataclasses.replace(record, report=hashing.file_sha256(page)))
     digest = sha256(canonical(document))
     envelope = {"record": document, "hash": digest, "signature": keys.sign(_PURPOSE, digest)}
-    files.write_bytes(record_path(folder, record.number), canonical(envelope))
+    files.write_bytes(record_path(folder, record.number), readable(canonical(envelope), record))
     if not public_path(folder).exists():
         write_public(folder, keys)
     return digest
+
+
+def readable(content: bytes, record: Record) -> bytes:
+    """Returns what is to be written about a record, unless it is too large to be read again.
+
+    Raises:
+      InputError: It is too large.
+    """
+    try:
+        reading.check_json_size(content)
+    except ValueError as error:
+        raise InputError(
+            f"the record of run {record.number}, with {len(record.requests)} requests, could not be read again: "
+            f"{error}; serve fewer requests in a run, with --one-by-one"
+        ) from error
+    return content
 
 
 def read_record(path: Path, public: str) -> tuple[Record, str]:
@@ -314,7 +348,7 @@ def run_files(folder: Path, salt: str | None) -> RunFiles:
         if is_network_file(name):
             network[name] = hashing.file_sha256(path)
         elif not name.startswith(_CHECKPOINTS):
-            other[name] = None if salt is None else _file_digest(salt, path)
+            other[name] = None if salt is None else file_digest(salt, path)
     return RunFiles(network, other)
 
 
@@ -328,8 +362,10 @@ def identity_digest(salt: str, identity: str) -> str:
     return signing.salted_digest(salt, "identity", identity.encode())
 
 
-def _file_digest(salt: str, path: Path) -> str:
-    """The salted digest of a file. A file that is too large for one of a run has a digest that no file has."""
+def file_digest(salt: str, path: Path) -> str:
+    """Returns the digest of a file that describes what was forgotten, under the salt of its run.
+
+    A file that is too large for one of a run has a digest that no file has."""
     try:
         return signing.salted_digest(salt, "file", reading.read_bytes(path, reading.MAX_JSON))
     except ValueError as error:

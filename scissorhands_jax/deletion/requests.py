@@ -1,7 +1,8 @@
 """Adds deletion requests to a ledger, begins ledgers, and checks that their data have not changed.
 
-The folder of a ledger holds the ledger (`ledger.sqlite3`), its keys (`keys/`, unless they are kept elsewhere), a folder
-for each run (`runs/`) and the signed records (`records/`).
+The folder of a ledger holds the ledger (`ledger.sqlite3`), its keys (`keys/`, unless they are kept elsewhere), lists of
+what its first network was trained on and had forgotten (`trained_on.txt`, `forgotten_before.txt`), a folder for each
+run (`runs/`) and the signed records (`records/`).
 """
 
 from __future__ import annotations
@@ -20,14 +21,27 @@ from scissorhands_jax import datasets, files, hashing, reading
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.deletion import records, signing
 from scissorhands_jax.deletion.entries import LedgerBegun, NamedExample, Request, utc_now
-from scissorhands_jax.deletion.ledger import KEYS_FOLDER, Ledger, check_request, ledger_exists
+from scissorhands_jax.deletion.ledger import (
+    DATABASE_FILE,
+    KEYS_FOLDER,
+    Ledger,
+    check_count,
+    check_request,
+    ledger_exists,
+)
 from scissorhands_jax.deletion.lineage import DerivedNetwork, needing_attention
-from scissorhands_jax.deletion.recorded_runs import check_lists_in_use, network_in_use, run_in_use
+from scissorhands_jax.deletion.recorded_runs import (
+    check_erasures,
+    check_lists_in_use,
+    missing_in_use,
+    network_in_use,
+    run_in_use,
+)
 from scissorhands_jax.deletion.signing import LedgerKeys
 from scissorhands_jax.errors import InputError, LedgerError
 from scissorhands_jax.hashing import canonical
 from scissorhands_jax.jobs.config import NetworkConfig
-from scissorhands_jax.jobs.earlier_runs import TRAINED_ON_FILE, network_config
+from scissorhands_jax.jobs.earlier_runs import FORGOTTEN_BEFORE_FILE, NETWORK_FOLDER, TRAINED_ON_FILE, network_config
 from scissorhands_jax.jobs.job import OriginalNetwork, prepare_network
 
 _DESCRIBED = ("model_options", "layout", "prefix", "ema")
@@ -50,7 +64,8 @@ class Subject:
     weights: str | None = None
     checkpoint: str | None = None
     trained_on: str | None = None
-    """A file with the positions that the network was trained on; None if it was trained on the whole training split."""
+    """A file with the positions that the network was trained on; None for what the run in `checkpoint` has saved, and
+    otherwise the whole training split."""
     model_options: dict[str, Any] | None = None
     layout: str | None = None
     prefix: str | None = None
@@ -92,7 +107,7 @@ def add_request(
     """Adds a request to the ledger in a folder, which is begun if it does not exist.
 
     Args:
-      folder: The folder of the ledger.
+      folder: The folder of the ledger, in which nothing else may be when it is begun.
       forget: The specification of the examples, as for `datasets.forget_sets.forget_positions`. All must be in the
         training set of the network, and not forgotten yet.
       requester: The person who asks.
@@ -103,7 +118,7 @@ def add_request(
       contact: How to reach the requester. By default nothing is noted.
 
     Raises:
-      InputError: An argument cannot be used, or the training set has changed.
+      InputError: An argument cannot be used, the training set has changed, or an erasure has not ended.
       LedgerError: The ledger cannot be used or written.
     """
     subject = subject or Subject()
@@ -114,15 +129,18 @@ def add_request(
     begins = not ledger_exists(folder)
     if begins:
         # Nothing is written before it is known that the request can be served.
+        _check_new_folder(folder)
         network = prepare_network(_first_config(subject))
         if not network.splits.task.classifies:
             raise InputError(
                 f"a ledger keeps the accuracies of classifiers, and the task of {network.config.dataset} is "
                 f"{network.splits.task.name}; `scissorhands unlearn` forgets its examples without a ledger"
             )
-        network.forget_set(forget, seed)
+        positions, _ = network.forget_set(forget, seed)
+        check_count(len(positions))
         _begin(folder, keys, network)
     with Ledger(folder, keys) as book:
+        check_erasures(book)
         remove_ledger_leftovers(book, keys)
         config = config_in_use(book, dataclasses.replace(subject, trained_on=None))
         digests = check_content(book, config, [])
@@ -189,22 +207,25 @@ def config_in_use(book: Ledger, subject: Subject) -> NetworkConfig:
             )
     if subject.rename is not None:
         described["rename"] = subject.rename
-    weights, checkpoint, trained_on = about.weights, about.checkpoint, None
+    weights, checkpoint = about.weights, about.checkpoint
     if subject.weights or subject.checkpoint:
         weights, checkpoint = subject.weights, subject.checkpoint
-    if about.trained_on is not None:
-        trained_on = str(trained_on_file(book.folder).absolute())
+    # What the network knows is what the ledger has signed, wherever its file comes from.
+    past = {name: str(path.absolute()) for name, path in past_files(book.folder).items()}
     if current is not None:
-        weights, checkpoint, trained_on = None, str(records.run_folder(book.folder, current).absolute()), None
-        described = {}  # Its run has saved the options.
+        place = records.run_folder(book.folder, current)
+        if not (place / NETWORK_FOLDER).is_dir():
+            raise InputError(missing_in_use(place / NETWORK_FOLDER if place.is_dir() else place))
+        weights, checkpoint, past = None, str(place.absolute()), {}
+        described = {}  # Its run has saved the options, and what it knows and has forgotten.
     return network_config(
         model=about.model,
         weights=weights,
         checkpoint=checkpoint,
         dataset=subject.dataset or about.dataset,
         data_dir=subject.data_dir or about.data_dir,
-        trained_on=trained_on,
         check=subject.check,
+        **past,
         **described,
     )
 
@@ -220,13 +241,9 @@ def _check_trained_on(book: Ledger, file: Path, splits: datasets.Splits) -> None
     Raises:
       InputError: It is another list, or cannot be read.
     """
-    total, known = data_lib.size(splits.train), book.about.trained_on
+    total = data_lib.size(splits.train)
     positions = data_lib.check_training_set(forget_sets.read_positions(file, total), total)
-    if known is None:
-        whole = np.arange(total)
-        whole = whole if splits.held_out is None else np.setdiff1d(whole, splits.held_out)
-        known = positions_digest(book.keys, whole)
-    if positions_digest(book.keys, positions) != known:
+    if positions_digest(book.keys, positions) != book.about.trained_on:
         raise InputError(
             f"the ledger in {book.folder} knows what its network was trained on, and {file} says something else; leave "
             "--trained-on out"
@@ -287,16 +304,18 @@ def check_content(book: Ledger, config: NetworkConfig, asked: Sequence[Request])
             "with another one nothing shows what the network has forgotten; put it back, or begin a new ledger"
         )
     check_lists_in_use(book)
-    if about.trained_on is not None:
-        file = trained_on_file(book.folder)
-        if positions_digest(book.keys, forget_sets.read_positions(file)) != about.trained_on:
+    for name, file in past_files(book.folder).items():
+        if positions_digest(book.keys, forget_sets.read_positions(file)) != getattr(about, name):
             raise InputError(f"{file} has changed since the ledger was begun; put it back from your backup")
     return digests
 
 
-def trained_on_file(folder: Path) -> Path:
-    """Returns the file in a ledger's folder that lists what the original network was trained on."""
-    return folder / TRAINED_ON_FILE
+def past_files(folder: Path) -> dict[str, Path]:
+    """Returns the lists in a ledger's folder of what its original network was trained on and had forgotten.
+
+    Their names are those of the fields of `LedgerBegun` with their digests, and of `NetworkConfig` with their places.
+    """
+    return {"trained_on": folder / TRAINED_ON_FILE, "forgotten_before": folder / FORGOTTEN_BEFORE_FILE}
 
 
 def positions_text(positions: np.ndarray) -> str:
@@ -307,6 +326,32 @@ def positions_text(positions: np.ndarray) -> str:
 def positions_digest(keys: LedgerKeys, positions: np.ndarray) -> str:
     """Computes a digest of positions under the ledger's secret."""
     return keys.digest("positions", canonical(np.asarray(positions).tolist()))
+
+
+def _check_new_folder(folder: Path) -> None:
+    """Refuses to begin a ledger in a folder that holds anything else, which its commands would write over or remove.
+
+    A process that was killed while it began one may have left keys and an empty database, and in that case the lists.
+
+    Raises:
+      InputError: There is something else in it, or it is no folder.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise InputError(f"{folder} is a file; name a folder for the ledger")
+    found = {path.relative_to(folder).as_posix() for path in (*folder.iterdir(), *(folder / KEYS_FOLDER).glob("*"))}
+    own = {f"{KEYS_FOLDER}/{name}" for name in (signing.SECRET_FILE, signing.SIGNING_FILE)}
+    if (folder / KEYS_FOLDER).is_dir():
+        own.add(KEYS_FOLDER)
+    if DATABASE_FILE in found and (folder / DATABASE_FILE).stat().st_size == 0:
+        own |= {DATABASE_FILE, f"{DATABASE_FILE}-journal", *(path.name for path in past_files(folder).values())}
+    others = sorted(name for name in found - own if not files.is_leftover(name) or name.endswith(files.LOCK_FILE))
+    if others and not ledger_exists(folder):  # Another process may have begun it in the meantime.
+        raise InputError(
+            f"{folder} holds no ledger and is not empty: {others[0]} is there, which the ledger could remove; name "
+            f"another folder, or put {DATABASE_FILE} back from your backup if it was lost"
+        )
 
 
 def _first_config(subject: Subject) -> NetworkConfig:
@@ -320,8 +365,14 @@ def _first_config(subject: Subject) -> NetworkConfig:
 
 def _begin(folder: Path, keys: Path | None, network: OriginalNetwork) -> None:
     config = network.config
+    past = {"trained_on": network.past.trained_on, "forgotten_before": network.past.forgotten}
+    for name, what in (("trained_on", "was trained on"), ("forgotten_before", "has forgotten")):
+        if len(past[name]) > reading.MAX_LINES:
+            raise InputError(
+                f"the network {what} {len(past[name])} examples, and a ledger can list at most {reading.MAX_LINES}; "
+                "`scissorhands unlearn` forgets examples without a ledger"
+            )
     drawn = signing.make_keys(keys or folder / KEYS_FOLDER)
-    trained_on = None if config.trained_on is None else positions_digest(drawn, network.past.trained_on)
     kind, colon, path = config.dataset.partition(":")
     described = {name: getattr(config, name) for name in _DESCRIBED} | {"rename": _absolute(config.rename)}
     described = {name: value for name, value in described.items() if value not in (None, {})}
@@ -333,19 +384,17 @@ def _begin(folder: Path, keys: Path | None, network: OriginalNetwork) -> None:
         checkpoint=_absolute(config.checkpoint),
         described=json.dumps(described) if described else "",
         network=hashing.network_sha256(network.params, network.model_state),
-        trained_on=trained_on,
+        **{name: positions_digest(drawn, positions) for name, positions in past.items()},
         training_set=_set_digest(drawn, "training set", signing.example_digests(drawn, network.splits.train)),
         test_set=_set_digest(drawn, "test set", signing.example_digests(drawn, network.splits.test)),
     )
 
-    def write_list() -> None:
-        if trained_on is not None:
-            files.write_text(trained_on_file(folder), positions_text(network.past.trained_on))
-        else:  # One that was killed may have left its own.
-            trained_on_file(folder).unlink(missing_ok=True)
+    def write_lists() -> None:
+        for name, file in past_files(folder).items():
+            files.write_text(file, positions_text(past[name]))
 
-    with Ledger.begin(folder, about, keys, prepare=write_list) as book:
-        for name in ("network", "trained_on", "training_set", "test_set"):
+    with Ledger.begin(folder, about, keys, prepare=write_lists) as book:
+        for name in ("network", *past, "training_set", "test_set"):
             if getattr(book.about, name) != getattr(about, name):
                 raise LedgerError(
                     f"another process has just begun a ledger in {folder}, with another {name.replace('_', ' ')}; name "

@@ -47,7 +47,7 @@ from scissorhands_jax.deletion.judging import (
     salt_of,
 )
 from scissorhands_jax.deletion.ledger import Ledger
-from scissorhands_jax.deletion.recorded_runs import network_in_use, run_in_use
+from scissorhands_jax.deletion.recorded_runs import check_erasures, network_in_use, run_in_use
 from scissorhands_jax.deletion.requests import (
     Subject,
     check_content,
@@ -60,7 +60,7 @@ from scissorhands_jax.errors import InputError, LedgerError, NonFiniteError
 from scissorhands_jax.jobs import runs, unlearning
 from scissorhands_jax.jobs.config import RunConfig
 from scissorhands_jax.jobs.earlier_runs import parse_run_config
-from scissorhands_jax.jobs.job import Job, prepare_job, saved_identity
+from scissorhands_jax.jobs.job import Job, prepare_job, prepare_network, saved_identity
 from scissorhands_jax.jobs.loading import load_run
 from scissorhands_jax.methods import MethodSettings
 from scissorhands_jax.terminal import Console, say
@@ -89,8 +89,10 @@ def run_requests(
 ) -> list[RunOutcome]:
     """Makes the network in use forget what all open requests name, and leaves a record of every run.
 
-    A run that was stopped is finished first, with the settings that it was started with. A network takes the place of
-    the one before only if the verdict on it is `FORGOTTEN`.
+    A run that was stopped is finished first, with the settings that it was started with. If its data or the network
+    that it started from cannot be found, or are other ones, it stays stopped; `tidying.discard_run` gives it up.
+
+    A network takes the place of the one before only if the verdict on it is `FORGOTTEN`.
 
     Args:
       folder: The folder of the ledger.
@@ -113,7 +115,8 @@ def run_requests(
       The outcomes in order. The list is empty if there was nothing to do.
 
     Raises:
-      InputError: An argument cannot be used, or an example has changed. The requests stay open.
+      InputError: An argument cannot be used, an example has changed, or an erasure has not ended. The requests stay as
+        they were.
       LedgerError: The ledger cannot be used or written, or another process is running.
     """
     if not 0 <= budget < math.inf:
@@ -123,12 +126,14 @@ def run_requests(
     subject = subject or Subject()
     outcomes = []
     with Ledger(folder, keys) as book, book.sole_run():
+        check_erasures(book)
         remove_ledger_leftovers(book, keys)
         tidying.remove_remains(book)
         stopped = tidying.unfinished_run(book)
         if stopped is not None:
             say(console, f"finishing run {stopped.run}, which was stopped")
-            outcomes.append(_carry_out(book, stopped, subject, auditor, console, again=True))
+            config = _config_of_stopped(book, stopped, subject, console)
+            outcomes.append(_carry_out(book, stopped, config, auditor, console, again=True))
         states = (OPEN, RETRAIN) if again or method == report.REFERENCE else (OPEN,)
         waiting = [request for request in book.requests() if request.state in states]
         for group in [[request] for request in waiting] if one_by_one else [waiting]:
@@ -154,7 +159,7 @@ def run_requests(
                 with contextlib.suppress(OSError):
                     file.parent.rmdir()  # only if it was the first run
                 raise
-            outcomes.append(_carry_out(book, started, subject, auditor, console))
+            outcomes.append(_carry_out(book, started, config, auditor, console))
         tidying.remove_remains(book)
     return outcomes
 
@@ -194,8 +199,39 @@ def _start(
     return started
 
 
+def _config_of_stopped(book: Ledger, started: RunStarted, subject: Subject, console: Console) -> RunConfig:
+    """Returns the configuration of a run that was stopped, with the places where its data and its network are now.
+
+    Raises:
+      InputError: They cannot be found, or are not those that the run was started with. It stays stopped, because it can
+        be finished when they are put back.
+    """
+    try:
+        config = parse_run_config(reading.parse_json(started.config, nan=True), f"run {started.run} in the ledger")
+        named = ["dataset", "data_dir", "rename"]
+        if run_in_use(book) is None and not (subject.weights or subject.checkpoint):
+            named += ["weights", "checkpoint"]
+        places = {name: getattr(subject, name) or getattr(config, name) for name in named}
+        network = config_in_use(book, dataclasses.replace(subject, **places))
+        forget = f"indices:{tidying.positions_file(book.folder, started.run).absolute()}"
+        config = dataclasses.replace(config, **vars(network), forget=forget)
+        check_content(book, config, requests_of(book, started))
+        found = prepare_network(config)
+        if hashing.network_sha256(found.params, found.model_state) != started.network:
+            raise InputError(
+                f"the network that run {started.run} started from has changed; put it back from your backup"
+            )
+    except InputError:
+        say(
+            console,
+            f"note: run {started.run} stays stopped; `scissorhands request discard --number {started.run}` gives it up",
+        )
+        raise
+    return config
+
+
 def _carry_out(
-    book: Ledger, started: RunStarted, subject: Subject, auditor: Auditor | None, console: Console, again: bool = False
+    book: Ledger, started: RunStarted, config: RunConfig, auditor: Auditor | None, console: Console, again: bool = False
 ) -> RunOutcome:
     """Does the rest of a run. If the run fails, its requests are opened again.
 
@@ -204,7 +240,7 @@ def _carry_out(
     disk or the memory that does not suffice.
     """
     try:
-        done = _unlearned(book, started, subject, console)
+        done = _unlearned(book, started, config, console)
         return judge_run(book, done, auditor, console)
     except LedgerError:
         raise
@@ -225,10 +261,8 @@ def _reason(book: Ledger, started: RunStarted, error: Exception) -> str:
     return message[:_MAX_WHY]
 
 
-def _unlearned(book: Ledger, started: RunStarted, subject: Subject, console: Console) -> Unlearned:
+def _unlearned(book: Ledger, started: RunStarted, config: RunConfig, console: Console) -> Unlearned:
     """Does the unlearning of a run, unless it was done before the run was stopped."""
-    config = parse_run_config(reading.parse_json(started.config, nan=True), f"run {started.run} in the ledger")
-    config = dataclasses.replace(config, data_dir=subject.data_dir or config.data_dir)
     out = records.run_folder(book.folder, started.run)
     asked = requests_of(book, started)
     check_content(book, config, asked)

@@ -61,10 +61,12 @@ def write_envelope(folder: Path, number: int, keys: LedgerKeys) -> None:
 
     Raises:
       LedgerError: The record is missing or was changed.
+      InputError: The envelope is too large to be read again.
     """
-    payload = canonical(statement(*records.read_record(records.record_path(folder, number), keys.public)))
-    signature = keys.sign_message(_pre_authentication(payload))
-    files.write_bytes(envelope_path(folder, number), _envelope(payload, keys.public, signature))
+    record, digest = records.read_record(records.record_path(folder, number), keys.public)
+    payload = canonical(statement(record, digest))
+    envelope = _envelope(payload, keys.public, keys.sign_message(_pre_authentication(payload)))
+    files.write_bytes(envelope_path(folder, number), records.readable(envelope, record))
 
 
 def envelope_problems(path: Path, record: Record, digest: str, public: str) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from scissorhands_jax import files
-from scissorhands_jax.deletion import records
+from scissorhands_jax.deletion import records, statements
 from scissorhands_jax.deletion.entries import LedgerEntry, RunDiscarded, RunFailed, RunRecorded, RunStarted
 from scissorhands_jax.deletion.ledger import Ledger
 from scissorhands_jax.deletion.recorded_runs import run_in_use
@@ -37,14 +37,16 @@ def unfinished_run(book: Ledger) -> RunStarted | None:
 def remove_remains(book: Ledger) -> None:
     """Removes what runs that have ended no longer need and what may say what was to be forgotten.
 
-    That is everything of a run that failed or was discarded, and of others their checkpoints, the networks of their
-    audits, and the lists of positions. Temporary files, which killed processes have left, go as well. Only the process
+    That is everything of a run that failed, the record included that it may have signed before it was stopped; of one
+    that was discarded everything but its record; and of others their checkpoints, the networks of their audits, and the
+    lists of positions. Temporary files, which killed processes have left, go as well. Only the process
     that holds `Ledger.sole_run` may call this.
     """
     folder = book.folder
     stopped = unfinished_run(book)
     keep = set() if stopped is None else {stopped.run}
-    gone = _numbers(book, RunFailed) | _numbers(book, RunDiscarded)
+    failed = _numbers(book, RunFailed)
+    gone = failed | _numbers(book, RunDiscarded)
     highest = max(_numbers(book, RunStarted), default=0)
     # A run that was refused, or killed before its start was recorded, has the number of the next one.
     for number in set(range(1, highest + 2)) - keep:
@@ -54,6 +56,9 @@ def remove_remains(book: Ledger) -> None:
         run_folder = records.run_folder(folder, number)
         files.remove(run_folder if number in gone else run_folder / "checkpoints")
         files.remove_leftovers(run_folder, deep=False)
+    for number in failed:
+        for path in (records.record_path, records.record_page_path, statements.envelope_path):
+            path(folder, number).unlink(missing_ok=True)
     for place in (folder, folder / records.RECORDS_FOLDER, folder / records.RUNS_FOLDER):
         files.remove_leftovers(place, deep=False)
 
@@ -61,7 +66,8 @@ def remove_remains(book: Ledger) -> None:
 def discard_run(folder: Path, number: int, *, keys: Path | None = None) -> None:
     """Removes the folder of a run whose network is no longer in use, and says so in the ledger.
 
-    Such a network may know what later runs have made its successors forget. Its record stays.
+    Such a network may know what later runs have made its successors forget. Its record stays. A run that was stopped is
+    given up: it counts as failed, and its requests are open again.
 
     Args:
       folder: The folder of the ledger.
@@ -69,19 +75,21 @@ def discard_run(folder: Path, number: int, *, keys: Path | None = None) -> None:
       keys: The folder of the ledger's keys. The default is the folder `keys` in the ledger's folder.
 
     Raises:
-      InputError: There is no such run, it is not finished, or its network is in use.
+      InputError: There is no such run, or its network is in use.
       LedgerError: The ledger cannot be used or written, or another process is running.
     """
     with Ledger(folder, keys) as book, book.sole_run():
-        recorded = book.entries(RunRecorded)
-        if number not in {entry.run for entry in recorded}:
+        recorded, stopped = book.entries(RunRecorded), unfinished_run(book)
+        if stopped is not None and stopped.run == number:
+            book.append(RunFailed(run=number, requests=stopped.requests, why="it was stopped and given up"))
+        elif number not in {entry.run for entry in recorded}:
             known = ", ".join(str(entry.run) for entry in recorded) or "none"
             raise InputError(f"there is no finished run {number} in {folder}; the finished runs are {known}")
-        if number == run_in_use(book):
+        elif number == run_in_use(book):
             raise InputError(
                 f"the network of run {number} is in use; it can be discarded when a later one has replaced it"
             )
-        if number not in _numbers(book, RunDiscarded):
+        elif number not in _numbers(book, RunDiscarded):
             book.append(RunDiscarded(run=number))
         remove_remains(book)
 

@@ -28,9 +28,9 @@ from scissorhands_jax.deletion.requests import (
     Subject,
     check_place,
     config_in_use,
+    past_files,
     positions_digest,
     positions_text,
-    trained_on_file,
 )
 from scissorhands_jax.deletion.tidying import (
     audit_work_folder,
@@ -46,8 +46,8 @@ from scissorhands_jax.jobs.loading import read_network
 from scissorhands_jax.terminal import Console, say
 
 _WITHOUT_SECRET = (
-    "without the ledger's secret, it cannot be verified that the examples and the list of what the first network was "
-    "trained on are what their digests stand for"
+    "without the ledger's secret, it cannot be verified that the examples and the lists of what the first network was "
+    "trained on and had forgotten are what their digests stand for"
 )
 
 
@@ -125,7 +125,8 @@ def verify_ledger(
         if book.secrets is None:
             _note(console, _OF_A_COPY if book.is_copy else _WITHOUT_SECRET)
         else:
-            found += _trained_on_problems(book)
+            for name, file in past_files(folder).items():
+                found += _list_problems(book, file, getattr(book.about, name))
         if current is None and book.is_copy and not subject.weights:
             _note(console, _WITHOUT_ORIGINAL)
         elif current is None:
@@ -206,8 +207,7 @@ def _allowed(book: Ledger, with_record: Iterable[int]) -> Contents:
     folder, keys = book.folder, book.folder / KEYS_FOLDER
     expected = {folder / DATABASE_FILE, folder / files.LOCK_FILE, records.public_path(folder)}
     expected |= {keys / name for name in (signing.SECRET_FILE, signing.SIGNING_FILE)}
-    if book.about.trained_on is not None:
-        expected.add(trained_on_file(folder))
+    expected |= set(past_files(folder).values())
     numbers = [entry.run for entry in book.entries(RunRecorded)]
     working: set[Path] = set()
     stopped = unfinished_run(book)
@@ -238,11 +238,8 @@ def _public_key_problems(folder: Path, public: str, *, needed: bool) -> list[str
     return [] if same else [changed(path, ": it is not the ledger's key")]
 
 
-def _trained_on_problems(book: Ledger) -> list[str]:
-    """Compares the list of what the network was trained on with its digest and with the form in which it is written."""
-    file, expected = trained_on_file(book.folder), book.about.trained_on
-    if expected is None:
-        return []
+def _list_problems(book: Ledger, file: Path, expected: str) -> list[str]:
+    """Compares a list of what the first network knew with its digest and with the form in which it is written."""
     if not file.is_file():
         return [missing(file)]
     try:

@@ -48,6 +48,9 @@ class NetworkConfig:
     trained_on: str | None = None
     """A file with the positions of the examples that the network was trained on, one on each line; by default all of
     the training set, or what the run in `checkpoint` has saved."""
+    forgotten_before: str | None = None
+    """A file with the positions of the examples that the network has forgotten before, one on each line; only together
+    with `trained_on`. What the run in `checkpoint` has saved then does not count."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

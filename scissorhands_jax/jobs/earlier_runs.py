@@ -119,14 +119,15 @@ def network_config(
     weights: str | None = None,
     checkpoint: str | None = None,
     trained_on: str | None = None,
+    forgotten_before: str | None = None,
     model_options: Mapping[str, Any] | None = None,
     **reading: Any,
 ) -> NetworkConfig:
     """The configuration of a network: as it is given, and otherwise as the run that made the network saved it.
 
     Args:
-      model, dataset, data_dir, weights, checkpoint, trained_on: As in `NetworkConfig`. With a `checkpoint`, None for
-        one of the first three stands for what the run has saved.
+      model, dataset, data_dir, weights, checkpoint, trained_on, forgotten_before: As in `NetworkConfig`. With a
+        `checkpoint`, None for one of the first three stands for what the run has saved.
       model_options: Options of the network that are given in addition to those of the run.
       **reading: How the file of `weights` is read: the other fields of `NetworkConfig`.
 
@@ -150,6 +151,7 @@ def network_config(
         dataset=dataset,
         data_dir=data_dir or saved.get("data_dir"),
         trained_on=trained_on,
+        forgotten_before=forgotten_before,
         **reading,
     )
 
@@ -214,6 +216,13 @@ def past_of(config: NetworkConfig, total: int, train_sha256: str, held_out: np.n
                 f"{both.size} of the examples in {config.trained_on} are held out for testing, the first is {both[0]}; "
                 "a network cannot be tested on what it was trained on, so hold out others"
             )
+    if config.forgotten_before is not None:
+        if given is None:
+            raise InputError(
+                f"{config.forgotten_before} says what the network has forgotten before, and nothing says what it is "
+                "still trained on; name a file for that as well"
+            )
+        return Past(given, _given_as_forgotten(config.forgotten_before, given, total))
     if config.checkpoint is not None and "forget" in saved_config(config.checkpoint):
         folder = origin_folder(config.checkpoint)
         what = f"the network in {config.checkpoint} has forgotten examples before"
@@ -237,6 +246,19 @@ def past_of(config: NetworkConfig, total: int, train_sha256: str, held_out: np.n
     if given is None:
         given = np.setdiff1d(np.arange(total, dtype=np.int32), nothing if held_out is None else held_out)
     return Past(given, nothing)
+
+
+def _given_as_forgotten(file: str, trained_on: np.ndarray, total: int) -> np.ndarray:
+    """Reads the positions that a file says were forgotten, which may be none."""
+    found = forget_sets.read_positions(Path(file))
+    forgotten = data_lib.check_positions(found, total) if found.size else found.astype(np.int32)
+    both = np.intersect1d(forgotten, trained_on)
+    if both.size:
+        raise InputError(
+            f"{both.size} of the examples in {file} are also among those that the network is said to be trained on, "
+            f"the first is {both[0]}; take them out of one of the two lists"
+        )
+    return forgotten
 
 
 def read_past(folder: Path, total: int) -> tuple[Past, np.ndarray]:

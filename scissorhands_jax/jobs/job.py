@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -31,7 +32,20 @@ ORIGINAL_HASH = "original_sha256"
 """The name, in the identity of a job, of the SHA-256 of the network that it begins with."""
 
 # Settings that say where something lies, or how to read it. Its content is described by a hash.
-_PLACES = ("weights", "checkpoint", "data_dir", "trained_on", "layout", "prefix", "rename", "ema", "check")
+_PLACES = (
+    "weights",
+    "checkpoint",
+    "data_dir",
+    "trained_on",
+    "forgotten_before",
+    "layout",
+    "prefix",
+    "rename",
+    "ema",
+    "check",
+)
+# Settings that may name a file after one of these words and a colon. Its content is described by hashes as well.
+_FILES = {"dataset": tuple(datasets.FILES), "forget": ("indices", "mislabelled")}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -203,8 +217,9 @@ class Job(OriginalNetwork):
           layout: How the work is divided over devices. By default it is not.
         """
         settings = dataclasses.asdict(self.config)
+        places = _places(settings)
         chosen = {
-            **{name: value for name, value in settings.items() if name not in _PLACES},
+            **{name: value for name, value in settings.items() if name not in places},
             "forget_sha256": hashing.positions_sha256(self.positions),
             "right_labels_sha256": None if self.right_labels is None else hashing.tree_sha256(self.right_labels),
             "trained_on_sha256": hashing.positions_sha256(self.past.trained_on),
@@ -215,11 +230,17 @@ class Job(OriginalNetwork):
             ORIGINAL_HASH: hashing.network_sha256(self.params, self.model_state),
         }
         described = None if layout is None else str(layout)
-        return identify(chosen, described, {name: settings[name] for name in _PLACES})
+        return identify(chosen, described, {name: settings[name] for name in places})
 
     def _held_out_sha256(self) -> str:
         self.check_held_out()
         return self.validation.sha256
+
+
+def _places(settings: Mapping[str, Any]) -> list[str]:
+    """The settings that say where something lies whose content is described by hashes."""
+    named = [name for name, kinds in _FILES.items() if str(settings.get(name)).partition(":")[0] in kinds]
+    return [*_PLACES, *named]
 
 
 def saved_identity(folder: Path, advice: str = "put it back from your backup") -> Identity:
@@ -235,7 +256,7 @@ def saved_identity(folder: Path, advice: str = "put it back from your backup") -
     """
     document = runs.read_run(folder)
     try:
-        return Identity.of_document(document, _PLACES)
+        return Identity.of_document(document, _places(document))
     except InputError as error:
         raise InputError(f"{folder / runs.RUN_FILE} cannot be used: {error}; {advice}") from error
 

@@ -215,10 +215,15 @@ class TestSigned:
     """An audit that was made and signed elsewhere."""
 
     def test_it_adds_to_the_comparison_of_the_run(self, whole, stopped, tmp_path, capsys):
-        """Also if the run was stopped, and the document that it was begun with is gone."""
+        """Also if the run was stopped, the document that it was begun with is gone, and another audit was put there."""
         folder = shutil.copytree(stopped, tmp_path / "ledger")
+        planted = records.run_folder(folder, 1) / "audit" / "results.json"
+        planted.parent.mkdir()
+        planted.write_text("{}")
         status = command("run", "--ledger", folder)
         record = record_of(folder)
+        assert [name for name in record.files.other if name.startswith("audit/")] == ["audit/signed.json"]
+        assert not planted.exists()
         *compared, audited = record.evidence.findings
         assert [one.name for one in compared] == ["confidence of the forget set", "correctness of the forget set"]
         assert audited.name == "Population AUC of the audit"
@@ -236,7 +241,6 @@ class TestSigned:
         assert signing.read_public(whole.public) in record.evidence.source
         kept = records.run_folder(folder, 1) / "audit" / "signed.json"
         assert kept.read_bytes() == whole.signed.read_bytes()
-        assert "audit/signed.json" in record.files.other
         assert verified(folder, capsys=capsys) == []
 
     def test_findings_of_the_run_count_whatever_the_audit_says(self, stopped, tmp_path, monkeypatch, capsys):
@@ -560,7 +564,7 @@ class TestFindings:
 
         def audited(plan, own, job, out, network, level, *others):
             levels["audit"] = level
-            return own
+            return own, ()
 
         monkeypatch.setattr(deletion_audits.verdicts, "held_out_comparison", compared)
         monkeypatch.setattr(deletion_audits, "audit_evidence", audited)

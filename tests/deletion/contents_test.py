@@ -138,6 +138,22 @@ class TestDiscarding:
         assert command("discard", "--ledger", book_folder, "--number", "2") == 0
         assert verified(book_folder, "--quick", capsys=capsys) == []
 
+    @pytest.mark.parametrize("name", [".", "network"])
+    def test_one_in_use_that_is_missing_must_be_put_back(self, book_folder, tmp_path, name, capsys):
+        """No advice is given that would be refused."""
+        place = book_folder / "runs" / "000001" / name
+        place.rename(tmp_path / "kept")
+        found = verified(book_folder, "--quick", capsys=capsys)
+        assert not any("discard" in line for line in found)
+        assert all(line.endswith("back from your backup") for line in found), found
+        asked = ["add", "--forget", "class:2", "--requester", "A"]
+        for words in (asked, ["run", "--method", "retrain"]):
+            capsys.readouterr()
+            assert command(words[0], "--ledger", book_folder, *words[1:]) == 2
+            assert f"{place} is missing, and the network in it is in use" in error_of(capsys)
+        (tmp_path / "kept").rename(place)
+        assert verified(book_folder, "--quick", capsys=capsys) == []
+
     def test_one_that_is_discarded_is_gone_and_must_stay_away(self, served, book_folder, capsys):
         for _ in range(2):
             assert command("discard", "--ledger", book_folder, "--number", "2") == 0

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -282,10 +283,46 @@ def test_any_change_after_an_erasure_is_found(spoiled, capsys):
 
 
 STEPS = [
-    *(("remove", 1), ("remove", 4), ("write_text", 1), ("write_text", 3), ("BEGIN IMMEDIATE", 1)),
-    *(("INSERT INTO history", 1), ("DELETE FROM private", 1), ("DELETE FROM private", 3), ("COMMIT", 2), ("VACUUM", 1)),
+    *(
+        ("remove", 1),
+        ("remove", 4),
+        ("write_text", 1),
+        ("write_text", 3),
+        ("BEGIN IMMEDIATE", 1),
+        ("BEGIN IMMEDIATE", 2),
+    ),
+    *(("INSERT INTO history", 1), ("INSERT INTO history", 2), ("DELETE FROM private", 1), ("DELETE FROM private", 3)),
+    *(("COMMIT", 2), ("COMMIT", 3), ("VACUUM", 1)),
 ]
 """What an erasure does, with the number of the time at which it dies. The first commit ends what was only read."""
+
+
+def test_an_erasure_that_was_stopped_is_to_be_repeated_before_anything_else(spoiled, monkeypatch, capsys):
+    """A backup of the files that it has changed would put back what is being erased."""
+    left = [3]
+
+    def dying(*words, write=files.write_text):
+        left[0] -= 1
+        if left[0] == 0:
+            raise Died
+        write(*words)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(erasing.files, "write_text", dying)
+        with pytest.raises(Died):
+            deletion.erase(spoiled, 2)
+    advice = "the erasure of request 2 was stopped before it ended; repeat "
+    advice += f"`scissorhands request erase --ledger {spoiled} 2`"
+    with pytest.raises(InputError, match=re.escape(advice)):
+        ask(spoiled.parent, "Fourth Person", 170)
+    with pytest.raises(InputError, match=re.escape(advice)):
+        serve(spoiled)
+    found = verified(spoiled, "--quick", capsys=capsys)
+    assert found
+    assert [line for line in found if not line.endswith(advice)] == []
+    deletion.erase(spoiled, 2)
+    assert verified(spoiled, "--quick", capsys=capsys) == []
+    ask(spoiled.parent, "Fourth Person", 170)
 
 
 @pytest.mark.parametrize("after", [False, True])

@@ -1,5 +1,6 @@
 """A ledger: the states of its requests, bad requests, and several processes at once."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -9,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from scissorhands_jax.deletion import ledger, signing
-from scissorhands_jax.deletion.entries import RequestsCovered, RunFailed, RunStarted
+from scissorhands_jax import reading
+from scissorhands_jax.deletion import entries, ledger, signing
+from scissorhands_jax.deletion.entries import NamedExample, RequestAdded, RequestsCovered, RunFailed, RunStarted
 from scissorhands_jax.deletion.ledger import Ledger
 from scissorhands_jax.errors import BusyError, InputError, LedgerError
 from tests.deletion.samples import ABOUT
@@ -71,6 +73,38 @@ def test_a_bad_request_is_refused_and_leaves_nothing(folder, change, words):
             request(book, **change)
         assert len(book.requests()) == 3
         assert book.problems() == []
+
+
+def test_what_could_not_be_read_again_is_not_written(folder, monkeypatch):
+    """The ledger would otherwise be damaged for everybody who opens it."""
+    many = [NamedExample(position, f"{position:064d}") for position in range(20)]
+    with monkeypatch.context() as patch, Ledger(folder) as book:
+        patch.setattr(reading, "MAX_JSON", 1500)
+        with pytest.raises(
+            InputError, match=r"this row of the kind 'added'.*: it is larger than 1500 bytes; give less"
+        ):
+            request(book, examples=many)
+        patch.setattr(ledger, "MAX_EXAMPLES", 19)
+        with pytest.raises(InputError, match="names 20 examples, and one request can name at most 19; give several"):
+            request(book, examples=many)
+    assert problems(folder) == []
+    with Ledger(folder) as book:
+        assert len(book.requests()) == 3
+
+
+def test_the_largest_request_can_be_read_again():
+    entry = RequestAdded(id=1, received="", due="", network="", count=1, requester="ä" * 500, contact="ä" * 500)
+    one = NamedExample(2**31 - 1, "a" * 64)
+    sizes = [
+        [len(private), sum(private.count(sign) for sign in (b",", b"[", b"{"))]
+        for private in (
+            entries.Event(1, "", dataclasses.replace(entry, examples=(one,) * count), "", None).private
+            for count in (1, 2)
+        )
+    ]
+    whole = [first + (ledger.MAX_EXAMPLES - 1) * (second - first) for first, second in zip(*sizes, strict=True)]
+    assert whole[0] <= reading.MAX_JSON
+    assert whole[1] <= reading.MAX_VALUES
 
 
 def test_a_row_that_another_program_added_is_not_built_upon(folder):

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from scissorhands_jax import hashing
-from scissorhands_jax.deletion import records, signing
+from scissorhands_jax import files, hashing, reading
+from scissorhands_jax.deletion import records, signing, statements
 from scissorhands_jax.deletion.entries import CHAIN_START
-from scissorhands_jax.errors import LedgerError
+from scissorhands_jax.errors import InputError, LedgerError
 
 pytest.importorskip("cryptography")
 
@@ -30,6 +30,24 @@ def test_a_record_says_all_but_what_was_forgotten(served):
                 assert named or private not in text
     assert not list(served.glob("runs/*.txt"))
     assert not list(served.glob("runs/*/checkpoints"))
+
+
+def test_a_record_that_could_not_be_read_again_is_not_written(served, tmp_path, monkeypatch):
+    keys = signing.read_keys(served / "keys")
+    record, _ = records.read_record(records.record_path(served, 1), keys.public)
+    files.copy_file(records.record_page_path(served, 1), records.record_page_path(tmp_path, 1))
+    size = records.record_path(served, 1).stat().st_size
+    message = "the record of run 1, with 1 requests, could not be read again: it is larger than .* --one-by-one"
+    with monkeypatch.context() as patch:
+        patch.setattr(reading, "MAX_JSON", size - 1)
+        with pytest.raises(InputError, match=message):
+            records.write_record(tmp_path, record, keys)
+    assert not records.record_path(tmp_path, 1).exists()
+    records.write_record(tmp_path, record, keys)
+    monkeypatch.setattr(reading, "MAX_JSON", size)
+    with pytest.raises(InputError, match=message):
+        statements.write_envelope(tmp_path, 1, keys)
+    assert not statements.envelope_path(tmp_path, 1).exists()
 
 
 def test_a_record_is_read_only_as_it_was_signed(served, tmp_path):

@@ -3,13 +3,15 @@
 import dataclasses
 import datetime
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
-from scissorhands_jax import deletion, models, torch_weights
-from scissorhands_jax.deletion import requests
+from scissorhands_jax import deletion, files, models, reading, torch_weights
+from scissorhands_jax.cli import main as cli
+from scissorhands_jax.deletion import database, ledger, records, requests
 from scissorhands_jax.deletion.entries import Request
 from scissorhands_jax.deletion.ledger import Ledger, check_request
 from scissorhands_jax.deletion.requests import config_in_use
@@ -222,11 +224,30 @@ def beginning(tmp_path):
     return [*words, "--dataset", f"npz:{tmp_path / 'data.npz'}", "--trained-on"]
 
 
+@pytest.mark.parametrize(
+    ("place", "name", "message"),
+    [
+        (ledger, "MAX_EXAMPLES", "the request names 2 examples, and one request can name at most 1"),
+        (reading, "MAX_LINES", "the network was trained on 199 examples, and a ledger can list at most 198"),
+    ],
+)
+def test_no_ledger_is_begun_that_could_not_be_read_again(
+    beginning, tmp_path, place, name, message, monkeypatch, capsys
+):
+    largest = {"MAX_EXAMPLES": 1, "MAX_LINES": 198}[name]
+    np.save(tmp_path / "known.npy", np.arange(199))
+    monkeypatch.setattr(place, name, largest)
+    assert command("add", *beginning, tmp_path / "known.npy") == 2
+    assert message in error_of(capsys)
+    assert not (tmp_path / "ledger").exists()
+
+
+def killed(*arguments, **options):
+    raise KeyboardInterrupt
+
+
 def test_a_first_request_can_be_repeated_as_it_was_typed(beginning, tmp_path, monkeypatch, capsys):
     """Its process may have been killed between the beginning of the ledger and the request."""
-
-    def killed(*arguments, **options):
-        raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(requests, "config_in_use", killed)
@@ -240,10 +261,58 @@ def test_a_first_request_can_be_repeated_as_it_was_typed(beginning, tmp_path, mo
     assert command("verify", "--ledger", tmp_path / "ledger", "--quick") == 0
 
 
+OTHERS = {
+    "a list": "trained_on.txt",
+    "a folder named as one of runs": "runs/000001/thesis.txt",
+    "a file named as a record": "records/000001.json",
+    "a lock of another program": ".gitconfig.lock",
+    "other keys": "keys/id_ed25519",
+}
+
+
+@pytest.mark.parametrize("name", OTHERS.values(), ids=OTHERS)
+def test_a_ledger_is_not_begun_in_a_folder_that_holds_something_else(beginning, tmp_path, name, capsys):
+    """Its commands remove and write what has the names of their own files."""
+    (tmp_path / "ledger" / name).parent.mkdir(parents=True)
+    (tmp_path / "ledger" / name).write_text("0\n1\n2\n" if name.endswith("n.txt") else "")
+    before = {path: path.is_file() and path.read_bytes() for path in (tmp_path / "ledger").rglob("*")}
+    listed = tmp_path / "ledger" / name if name.endswith("n.txt") else tmp_path / "known.txt"
+    for words in ([*beginning, listed], ["--ledger", tmp_path / "ledger", "--requester", "A", "--forget", "class:1"]):
+        assert command("add", *words) == 2
+        first = name if name.startswith("keys") else name.split("/")[0]
+        assert f"holds no ledger and is not empty: {first} is there" in error_of(capsys)
+    assert {path: path.is_file() and path.read_bytes() for path in (tmp_path / "ledger").rglob("*")} == before
+
+
+def test_a_ledger_whose_database_was_lost_is_not_begun_anew(book_folder, capsys):
+    """The next run would take the place of the first one and its record."""
+    (book_folder / "ledger.sqlite3").unlink()
+    before = sorted(book_folder.rglob("*"))
+    network = ["--model", "mlp", "--dataset", "digits", "--weights", "mlp.safetensors"]
+    assert command("add", "--ledger", book_folder, "--forget", "class:1", "--requester", "A", *network) == 2
+    assert "put ledger.sqlite3 back from your backup if it was lost" in error_of(capsys)
+    assert command("run", "--ledger", book_folder, *QUICK) == 2
+    assert "put it back from your backup if it was lost" in error_of(capsys)
+    assert sorted(book_folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("step", ["make_tables", "write_text", "_append"])
+def test_what_a_process_that_was_killed_while_it_began_a_ledger_has_left_is_no_hindrance(
+    beginning, tmp_path, step, monkeypatch, capsys
+):
+    left = tmp_path / "ledger" / ".trained_on.txt.0a1b2c3d.partial"
+    with monkeypatch.context() as patch:
+        place = {"make_tables": database.Database, "write_text": files, "_append": ledger}[step]
+        patch.setattr(place, step, killed)
+        assert command("add", *beginning, tmp_path / "known.txt") == 130
+    left.write_text("0\n")
+    assert command("add", *beginning, tmp_path / "fewer.txt") == 0
+    assert command("verify", "--ledger", tmp_path / "ledger", "--quick") == 0
+    assert states(tmp_path / "ledger") == ["open"]
+    assert not left.exists()
+
+
 def test_all_examples_are_the_list_of_a_ledger_without_one(beginning, tmp_path, capsys):
-    (tmp_path / "trained_on.txt").write_text("0\n1\n")
-    (tmp_path / "ledger").mkdir()
-    (tmp_path / "trained_on.txt").rename(tmp_path / "ledger/trained_on.txt")  # of a process that was killed
     assert command("add", *beginning[:-1]) == 0
     assert command("verify", "--ledger", tmp_path / "ledger", "--quick") == 0
     total = len((tmp_path / "known.txt").read_text().splitlines()) + 1
@@ -257,6 +326,69 @@ def test_all_examples_are_the_list_of_a_ledger_without_one(beginning, tmp_path, 
     again = deletion.Subject(model_options={"hidden": (5,)})
     with Ledger(tmp_path / "ledger") as book:
         assert config_in_use(book, again).model_options == {"hidden": [5]}
+
+
+@pytest.fixture
+def forgetful(beginning, tmp_path):
+    """A ledger about the network of a run that has forgotten the first twenty examples, with a request for the next."""
+    (tmp_path / "twenty").write_text("".join(f"{position}\n" for position in range(20)))
+    (tmp_path / "first").write_text("20\n21\n")
+    words = ["--checkpoint", tmp_path / "run", "--model", "mlp", "--dataset", f"npz:{tmp_path / 'data.npz'}"]
+    network = ["--weights", tmp_path / "mlp.safetensors", "--model", "mlp", "model_options.hidden=[5]"]
+    unlearned = [
+        "unlearn",
+        *network,
+        *words[-2:],
+        "--forget",
+        f"indices:{tmp_path / 'twenty'}",
+        *QUICK[:-2],
+        "--insist",
+    ]
+    assert cli.main([*map(str, unlearned), "--out", str(tmp_path / "run")]) == 0
+    words += ["--ledger", tmp_path / "ledger", "--requester", "A", "--forget", f"indices:{tmp_path / 'first'}"]
+    assert command("add", *words) == 0
+    return tmp_path / "ledger"
+
+
+@pytest.mark.parametrize("place", ["the run", "a run with another list", "the file of its network"])
+def test_what_was_forgotten_before_the_ledger_was_begun_stays_forgotten(forgetful, tmp_path, place, capsys):
+    """Whatever the place of the original network says by then, or does not say."""
+    run = tmp_path / "run"
+    if place == "a run with another list":
+        run = shutil.copytree(run, tmp_path / "copy")
+        (run / "forget_indices.txt").write_text("19\n")
+    words = ["--weights", run / "network.safetensors"] if place.startswith("the file") else ["--checkpoint", run]
+    (tmp_path / "second").write_text("19\n")
+    asked = ["--forget", f"indices:{tmp_path / 'second'}", "--requester", "B"]
+    assert command("add", "--ledger", forgetful, *words, *asked) == 2
+    assert "has not forgotten yet" in error_of(capsys)
+    assert verified(forgetful, *words, capsys=capsys) == []
+    retrain = ["--method", "retrain", "--epochs", "1", "--batch-size", "64", "--budget", "100"]
+    assert command("run", "--ledger", forgetful, *retrain, "method.milestones=none", *words) in (0, 3)
+    out = records.run_folder(forgetful, 1)
+    lists = [set(map(int, (out / name).read_text().split())) for name in ("trained_on.txt", "forgotten_before.txt")]
+    assert lists == [set(range(20, forking.EXAMPLES)), set(range(20))]
+    assert verified(forgetful, *([] if states(forgetful) == ["forgotten"] else words), capsys=capsys) == []
+
+
+@pytest.mark.parametrize("name", ["trained_on.txt", "forgotten_before.txt"])
+def test_the_lists_of_what_the_original_knew_are_signed(forgetful, name, capsys):
+    place = forgetful / name
+    place.write_text(place.read_text().replace("19\n", "").replace("21\n", ""))
+    (found,) = verified(forgetful, "--quick", capsys=capsys)
+    assert f"{place} was changed" in found
+    assert command("run", "--ledger", forgetful, *QUICK) == 2
+    assert f"{place} has changed since the ledger was begun" in error_of(capsys)
+    assert states(forgetful) == ["open"]
+
+
+def test_the_list_of_what_a_run_was_trained_on_may_be_named_again(forgetful, tmp_path, capsys):
+    asked = ["--ledger", forgetful, "--requester", "B", "--forget", f"indices:{tmp_path / 'first'}", "--trained-on"]
+    (tmp_path / "left").write_text("".join(f"{position}\n" for position in range(20, forking.EXAMPLES)))
+    assert command("add", *asked, tmp_path / "left") == 0
+    (tmp_path / "all").write_text("".join(f"{position}\n" for position in range(forking.EXAMPLES)))
+    assert command("add", *asked, tmp_path / "all") == 2
+    assert "all says something else; leave --trained-on out" in error_of(capsys)
 
 
 @pytest.mark.parametrize("changed", ["options", "list"])

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from scissorhands_jax import deletion, models, torch_weights
-from scissorhands_jax.deletion import judging, recorded_runs, records, running, signing, verdicts
+from scissorhands_jax.deletion import judging, recorded_runs, records, running, signing, statements, verdicts
 from scissorhands_jax.deletion.entries import NamedExample, RequestsCovered, RunFailed, RunRecorded
 from scissorhands_jax.deletion.ledger import Ledger
 from scissorhands_jax.errors import InputError
@@ -19,7 +19,7 @@ from scissorhands_jax.methods import METHODS
 from scissorhands_jax.metrics.rank_tests import Finding
 from scissorhands_jax.terminal import Console
 from tests.deletion import forking
-from tests.deletion.commands import QUICK, command, error_of, states, verified
+from tests.deletion.commands import QUICK, command, error_of, moved_data, states, verified
 from tests.deletion.samples import started
 from tests.deletion.spoiling import holding, request
 
@@ -93,7 +93,7 @@ def test_a_run_that_diverges_opens_its_requests_again(book_folder, capsys):
     assert verified(book_folder, "--quick", capsys=capsys) == []
 
 
-@pytest.mark.parametrize("spoil", ["moved", "weights", "positions", "other positions", "audit"])
+@pytest.mark.parametrize("spoil", ["positions", "other positions", "audit"])
 def test_a_run_that_fails_when_it_is_resumed_leaves_no_position(book_folder, spoil, monkeypatch, capsys):
     """Whatever fails, and also if its message or its folders name positions."""
 
@@ -104,11 +104,7 @@ def test_a_run_that_fails_when_it_is_resumed_leaves_no_position(book_folder, spo
     assert out.with_suffix(".txt").read_text() == "4\n5\n"
     out.with_suffix(".audit.txt").write_text("0\n1\n")
     out.with_suffix(".audit").mkdir()
-    if spoil == "moved":
-        monkeypatch.setattr(running, "check_content", failing("the first is at position 4; its content is now at 5"))
-    elif spoil == "weights":
-        shutil.rmtree(book_folder / "runs" / "000001" / "network")
-    elif spoil == "positions":
+    if spoil == "positions":
         out.with_suffix(".txt").write_text("4\n5000\n")
     elif spoil == "other positions":
         out.with_suffix(".txt").write_text("8\n9\n")
@@ -119,6 +115,82 @@ def test_a_run_that_fails_when_it_is_resumed_leaves_no_position(book_folder, spo
         (failed,) = book.entries(RunFailed)
     assert not set(re.findall(r"\d+", failed.why)) & {"4", "5"}
     assert [path for path in (book_folder / "runs").iterdir() if "000003" in path.name] == []
+
+
+@pytest.mark.parametrize("stopped_in", ["unlearning", "judging"])
+def test_a_run_that_was_stopped_is_finished_wherever_its_ledger_and_data_are_then(
+    book_folder, tmp_path, stopped_in, monkeypatch
+):
+    (tmp_path / "old").mkdir()
+    forking.prepare(tmp_path / "old")
+    (tmp_path / "new").mkdir()
+    new = {name: tmp_path / "new" / name for name in ("ledger", "data.npz", "mlp.safetensors")}
+    place, step = {"unlearning": (running.unlearning, "_save_result"), "judging": (running, "judge_run")}[stopped_in]
+    with monkeypatch.context() as patched:
+        patched.setattr(place, step, interrupted)
+        for folder in (tmp_path / "old" / "ledger", book_folder):
+            assert command("run", "--ledger", folder, *QUICK) == 130
+    for name, path in new.items():
+        (tmp_path / "old" / name).rename(path)
+    moved = ["--dataset", f"npz:{new['data.npz']}", "--weights", new["mlp.safetensors"]]
+    assert command("run", "--ledger", new["ledger"], *moved) == 3
+    assert states(new["ledger"]) == ["retrain now"]
+    with Ledger(new["ledger"]) as book:
+        assert book.entries(RunFailed) == []
+    book_folder = book_folder.rename(tmp_path / "renamed")
+    assert command("run", "--ledger", book_folder) == 3
+    assert states(book_folder) == ["forgotten", "retrain now", "retrain now"]
+
+
+@pytest.mark.parametrize("gone", ["data", "other data", "network", "original"])
+def test_a_run_that_was_stopped_waits_until_what_it_needs_is_there_again(
+    served, book_folder, tmp_path, gone, monkeypatch, capsys
+):
+    if gone == "original":
+        (tmp_path / "own").mkdir()
+        forking.prepare(tmp_path / "own")
+        book_folder = tmp_path / "own" / "ledger"
+    with monkeypatch.context() as patched:
+        patched.setattr(running, "judge_run", interrupted)
+        assert command("run", "--ledger", book_folder, *QUICK) == 130
+    network, words = book_folder / "runs" / "000001" / "network", []
+    if gone == "network":
+        network.rename(tmp_path / "network")
+    elif gone == "original":
+        words = ["--weights", "nowhere.safetensors"]
+    elif gone == "other data":
+        words = ["--dataset", moved_data(served, tmp_path, lambda arrays: arrays["image"].sort(axis=0))]
+    else:
+        words = ["--dataset", "npz:nowhere.npz"]
+    capsys.readouterr()
+    assert command("run", "--ledger", book_folder, *words) == 2
+    assert "stays stopped; `scissorhands request discard --number" in " ".join(capsys.readouterr().err.split())
+    assert states(book_folder)[-1] == "running"
+    given_up = shutil.copytree(book_folder, tmp_path / "given up")
+    if gone == "network":
+        (tmp_path / "network").rename(network)
+    assert command("run", "--ledger", book_folder) == 3
+    assert states(book_folder)[-1] == "retrain now"
+    number = 1 if gone == "original" else 3
+    assert command("discard", "--ledger", given_up, "--number", number) == 0
+    assert states(given_up)[-1] == "open"
+    assert [path for path in (given_up / "runs").iterdir() if f"00000{number}" in path.name] == []
+
+
+def test_a_run_that_fails_after_its_record_was_signed_leaves_no_record(book_folder, monkeypatch, capsys):
+    """It was killed before the history knew of the record, which says what nobody may rely on."""
+    write_envelope = statements.write_envelope
+    with monkeypatch.context() as patched:
+        patched.setattr(statements, "write_envelope", lambda *words: interrupted(write_envelope(*words)))
+        assert command("run", "--ledger", book_folder, *QUICK) == 130
+    signed = [path for path in (book_folder / "records").iterdir() if "000003" in path.name]
+    assert len(signed) == 3
+    capsys.readouterr()
+    (records.run_folder(book_folder, 3) / "results.json").write_text("{}")
+    assert command("run", "--ledger", book_folder) == 2
+    assert "is not as run 3 has left it" in error_of(capsys)
+    assert not any(path.exists() for path in signed)
+    assert verified(book_folder, "--quick", capsys=capsys) == []
 
 
 def test_an_error_that_nobody_has_foreseen_keeps_no_later_run_from_beginning(book_folder, monkeypatch):
@@ -159,6 +231,11 @@ def other_seed(book, out):
     (out / "run.json").write_text(json.dumps(other.document()))
 
 
+def add_audit(out):
+    (out / "audit").mkdir()
+    (out / "audit" / "results.json").write_text('{"planted": true}')
+
+
 def replace_with(source, place):
     if source.is_dir():
         shutil.rmtree(place)
@@ -174,6 +251,7 @@ CHANGES = {
     "better numbers": lambda book, out: (out / "results.json").write_text((out / "results.json").read_text() + " "),
     "one file more": lambda book, out: (out / "network" / "more").touch(),
     "one file less": lambda book, out: (out / "report.html").unlink(),
+    "an audit": lambda book, out: add_audit(out),
     "no folder": lambda book, out: shutil.rmtree(out),
 }
 
@@ -225,6 +303,17 @@ def test_results_that_the_history_does_not_know_are_made_again(book_folder, monk
         with Ledger(folder) as book:
             made.append(book.entries(RunRecorded)[-1].network)
     assert made[0] == made[1]
+
+
+def test_an_audit_that_is_put_there_while_the_network_is_judged_is_not_signed(book_folder):
+    def puts(out, network):
+        add_audit(out)
+        return verdicts.Evidence("mine", (Finding("f", 0.5, 0.4, 0.6),), ())
+
+    settings = METHODS["finetune"](epochs=1, batch_size=64)
+    with pytest.raises(InputError, match="is not as run 3 has left it"):
+        deletion.run(book_folder, settings, method="finetune", auditor=puts, console=Console(quiet=True))
+    assert states(book_folder) == ["forgotten", "retrain now", "open"]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from scissorhands_jax import deletion, hashing
 from scissorhands_jax.deletion import ledger, records, signing
 from scissorhands_jax.deletion.entries import RequestsCovered
 from scissorhands_jax.deletion.ledger import Ledger
-from scissorhands_jax.deletion.requests import trained_on_file
+from scissorhands_jax.deletion.requests import past_files
 from tests.deletion.commands import command, error_of, moved_data, verified
 
 pytest.importorskip("cryptography")
@@ -175,7 +175,7 @@ def begun(served) -> Path:
 def test_a_changed_list_of_what_was_trained_on_is_found(begun, tmp_path, change, capsys):
     folder = shutil.copytree(begun, tmp_path / "ledger")
     assert verified(folder, "--quick", capsys=capsys) == []
-    file = trained_on_file(folder)
+    file = past_files(folder)["trained_on"]
     if change is None:
         file.unlink()
     else:

@@ -50,3 +50,20 @@ def test_a_network_was_not_trained_on_what_is_held_out_for_testing(tmp_path):
     assert earlier_runs.past_of(network, 6, "", np.array([4])).trained_on.tolist() == [0, 1, 2]
     with pytest.raises(InputError, match=r"1 of the examples in .*seen are held out for testing, the first is 1"):
         earlier_runs.past_of(network, 6, "", np.array([1, 4]))
+
+
+def test_what_was_forgotten_can_be_said_next_to_what_was_trained_on(tmp_path):
+    """Together they stand for what a run would have saved, as in a ledger."""
+    files = {name: tmp_path / name for name in ("trained_on", "forgotten_before")}
+    files["trained_on"].write_text("0\n2\n3\n")
+    files["forgotten_before"].write_text("5\n4\n")
+    network = NetworkConfig(model="mlp", dataset="npz:own.npz", **{name: str(path) for name, path in files.items()})
+    found = earlier_runs.past_of(network, 7, "")
+    assert [part.tolist() for part in found] == [[0, 2, 3], [4, 5]]
+    files["forgotten_before"].write_text("")
+    assert earlier_runs.past_of(network, 7, "").forgotten.tolist() == []
+    files["forgotten_before"].write_text("3\n4\n")
+    with pytest.raises(InputError, match=r"1 of the examples in .*forgotten_before are also among those .* first is 3"):
+        earlier_runs.past_of(network, 7, "")
+    with pytest.raises(InputError, match="nothing says what it is still trained on"):
+        earlier_runs.past_of(dataclasses.replace(network, trained_on=None), 7, "")
