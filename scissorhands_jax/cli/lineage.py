@@ -15,7 +15,7 @@ class DeriveCommand(LedgerOptions):
     """Register a network that was made from one of the ledger's, e.g. fine-tuned, quantised or merged.
 
     It knows what that network knew, so requests then say that it needs attention. `request list` and `request verify`
-    say so as well, until the network has been retired.
+    say so as well, until the network has been retired. One that is registered again is in use again.
     """
 
     example: ClassVar[str] = "request derive --ledger ledger --parent original --child small.safetensors --note int8"

@@ -42,6 +42,8 @@ class DerivedNetwork:
 def derive(folder: Path, *, parent: str, child: str, note: str = "", keys: Path | None = None) -> str:
     """Registers a network that was derived from one of a ledger. A network with several parents is registered for each.
 
+    One that was retired is in use again from then on.
+
     Args:
       folder: The folder of the ledger.
       parent: `original`, the number of a run, or the SHA-256 or the file of a network that is registered already.
@@ -67,7 +69,7 @@ def derive(folder: Path, *, parent: str, child: str, note: str = "", keys: Path 
         known = {network.sha256: network for network in derived_networks(book)}
         if above in known and digest in {above, *_ancestors(known, above)}:
             raise InputError(f"{child} is an ancestor of {parent}, so it cannot be derived from it")
-        if digest in known and above in known[digest].parents:
+        if digest in known and above in known[digest].parents and not known[digest].retired:
             raise InputError(f"{child} is registered as derived from {parent} already")
         book.append(NetworkDerived(parent=above, child=digest, note=note))
     return digest
@@ -99,15 +101,25 @@ def retire(folder: Path, network: str, *, keys: Path | None = None) -> str:
 
 
 def derived_networks(book: Ledger) -> list[DerivedNetwork]:
-    """Returns all networks that were derived from others, in the order in which they were registered."""
-    retired = {entry.network for entry in book.entries(NetworkRetired)}
-    found: dict[str, DerivedNetwork] = {}
-    for entry in book.entries(NetworkDerived):
-        old = found.get(entry.child)
-        parents = (*(old.parents if old else ()), entry.parent)
-        notes = [note for note in (old.note if old else "", entry.note) if note]
-        found[entry.child] = DerivedNetwork(entry.child, parents, "; ".join(notes), entry.child in retired)
-    return list(found.values())
+    """Returns all networks that were derived from others, in the order in which they were registered.
+
+    What the history says last of a network counts: one that is registered after it was retired is in use.
+    """
+    parents: dict[str, dict[str, None]] = {}
+    notes: dict[str, dict[str, None]] = {}
+    retired: set[str] = set()
+    for event in book.history():
+        entry = event.entry
+        if isinstance(entry, NetworkRetired):
+            retired.add(entry.network)
+        elif isinstance(entry, NetworkDerived):
+            parents.setdefault(entry.child, {})[entry.parent] = None
+            notes.setdefault(entry.child, {})[entry.note] = None
+            retired.discard(entry.child)
+    return [
+        DerivedNetwork(child, tuple(known), "; ".join(filter(None, notes[child])), child in retired)
+        for child, known in parents.items()
+    ]
 
 
 def needing_attention(book: Ledger, request: Request) -> list[DerivedNetwork]:

@@ -48,6 +48,23 @@ def test_a_retired_network_needs_none_but_what_was_made_from_it_does(folder):
         deletion.retire(folder, D)
 
 
+@pytest.mark.parametrize("parent", ["original", "1"])
+def test_a_retired_network_that_is_registered_again_is_in_use_again(folder, parent):
+    """With the parent that it had, and with another one."""
+    deletion.derive(folder, parent="original", child=A, note="small")
+    for _ in range(2):
+        deletion.retire(folder, A)
+        assert attention(folder)[2] == []
+        deletion.derive(folder, parent=parent, child=A, note="small")
+        assert attention(folder)[2] == ["a"]
+    with Ledger(folder) as book:
+        (network,) = lineage.derived_networks(book)
+    assert network.parents == ("0" * 64, "d" * 64)[: 1 if parent == "original" else 2]
+    assert network.note == "small"
+    with pytest.raises(InputError, match="already"):
+        deletion.derive(folder, parent=parent, child=A)
+
+
 def test_a_list_also_has_the_networks_in_use_that_need_none(folder, capsys):
     """Advice after `request retire` of an unknown network is to look there."""
     with Ledger(folder) as book:
