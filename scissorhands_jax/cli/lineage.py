@@ -23,7 +23,8 @@ class DeriveCommand(LedgerOptions):
     parent: Annotated[
         str,
         Option(
-            "What it was made from: original, the number of a run, or a registered network (its file or SHA-256).",
+            "What it was made from: original, the number of a run, or a network that the ledger knows (its file or "
+            "SHA-256).",
             metavar="NETWORK",
         ),
     ]
