@@ -220,6 +220,25 @@ def is_leftover(path: str | os.PathLike) -> bool:
     return _is_lock(name) or _LEFTOVER.fullmatch(name) is not None
 
 
+def is_being_written(path: str | os.PathLike) -> bool:
+    """Says whether a living process is writing what has this name of a leftover; always False without `flock`."""
+    path = Path(path)
+    found = _LEFTOVER.fullmatch(path.name)
+    if found is None:
+        return False
+    partial = _hidden(path.with_name(found["name"]), found["id"], "partial")
+    return _is_locked(partial / _GUARD if partial.is_dir() else partial)
+
+
+def _is_locked(path: Path) -> bool:
+    """Says whether another open file has locked this one."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        return _flock(file.fileno()) is False
+    return False
+
+
 def _is_lock(name: str) -> bool:
     return name.startswith(".") and name.endswith(LOCK_FILE)
 
@@ -271,6 +290,43 @@ def sole_writer(folder: str | os.PathLike, *, of: str | None = None, seconds: fl
             if is_new:
                 with contextlib.suppress(OSError):
                     folder.rmdir()  # does nothing where there is something in it
+
+
+def holder(folder: str | os.PathLike) -> str | None:
+    """Describes who holds the right to write to a folder (`sole_writer`).
+
+    Returns:
+      The process, its machine, since when and what it runs; None if nobody holds the right, or without `flock`.
+    """
+    path = Path(folder, LOCK_FILE)
+    if not _is_locked(path):
+        return None
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        return _described_holder(file.fileno())
+    return None
+
+
+def is_lock_file(path: str | os.PathLike) -> bool:
+    """Says whether a file holds what `sole_writer` leaves in the file of a lock: nothing, or who holds it."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read(_MAX_HOLDER + 1)
+        return not content or _is_holder(content)
+    except OSError:
+        return False
+
+
+def _is_holder(content: bytes) -> bool:
+    """Says whether a content is what `_lock` writes, and nothing else."""
+    try:
+        found = parse_json(content)
+    except ValueError:
+        return False
+    if not isinstance(found, dict) or len(content) > _MAX_HOLDER or json.dumps(found).encode() != content:
+        return False
+    return {name: type(value) for name, value in found.items()} == {
+        name: type(value) for name, value in _holder().items()
+    }
 
 
 def _lock(path: Path, what: Path, deadline: float) -> int:
@@ -415,14 +471,10 @@ def _to_disk(file: BinaryIO) -> None:
 
 def _remove_leftover(path: Path) -> None:
     """Removes one leftover, or puts it back if nothing has taken its place, unless a living process uses it."""
+    if is_being_written(path):
+        return
     found = _LEFTOVER.fullmatch(path.name)
     assert found is not None
-    partial = _hidden(path.with_name(found["name"]), found["id"], "partial")
-    guard = partial / _GUARD if partial.is_dir() else partial
-    if guard.is_file():
-        with open(guard, "rb") as file:
-            if _flock(file.fileno()) is False:
-                return
     target = path.with_name(found["name"])
     if found["kind"] == "replaced" and not os.path.lexists(target):
         os.rename(path, target)

@@ -341,6 +341,22 @@ class Ledger:
         """
         return files.sole_writer(self.folder)
 
+    @contextlib.contextmanager
+    def unwritten(self) -> Iterator[None]:
+        """Returns a context manager that keeps others from writing to the file, where it can be written to at all.
+
+        Meanwhile a journal next to the file is nobody's, unless `journals` names it.
+        """
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(LedgerError):
+                stack.enter_context(self._database.transaction("IMMEDIATE"))
+            yield
+
+    @property
+    def journals(self) -> list[Path]:
+        """The files next to the database that belong to it while another program has set another journal mode."""
+        return self._database.journals
+
     def problems(self) -> list[str]:
         """Describes everything in the file that is not as it was written, in one sentence each.
 
