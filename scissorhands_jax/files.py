@@ -1,7 +1,8 @@
 """Files and folders that are written whole or not at all and by one process at a time.
 
 A process that is killed while it writes leaves what was there before, and perhaps hidden leftovers next to it, such as
-`.results.json.0a1b2c3d.partial`. `remove_leftovers` deletes them; everything that opens a folder to write calls it.
+`.results.json.0a1b2c3d.partial`. `remove_leftovers` deletes them in a folder that is the package's own, and everything
+that opens one to write calls it. Elsewhere `remove_leftovers_of` deletes those of one file or folder.
 """
 
 from __future__ import annotations
@@ -194,6 +195,8 @@ def remove_leftovers(folder: str | os.PathLike, *, deep: bool = True) -> None:
 
     What a living process is writing at the moment stays, on systems with `flock`.
 
+    Other programs may give their files such names too, so the folder must be one that only the package writes to.
+
     Args:
       folder: The folder. Nothing happens if it does not exist.
       deep: Whether folders in it are searched as well; links are not followed.
@@ -208,6 +211,27 @@ def remove_leftovers(folder: str | os.PathLike, *, deep: bool = True) -> None:
             elif is_leftover(name):
                 _remove_free_lock(Path(place, name))
         folders[:] = [name for name in folders if deep and not _LEFTOVER.fullmatch(name)]
+
+
+def remove_leftovers_of(path: str | os.PathLike) -> None:
+    """Removes what processes that were killed while they wrote a file or folder left next to it.
+
+    It does what `remove_leftovers` does, for one name; everything else in the folder around it stays.
+
+    Args:
+      path: The file or folder. Nothing happens if there is no folder around it.
+
+    Raises:
+      OSError: Something cannot be removed.
+    """
+    path = Path(path)
+    names = os.listdir(path.parent) if path.parent.is_dir() else []
+    for name in names:
+        found = _LEFTOVER.fullmatch(name)
+        if found is not None and found["name"] == path.name:
+            _remove_leftover(path.with_name(name))
+        elif name == f".{path.name}{LOCK_FILE}":
+            _remove_free_lock(path.with_name(name))
 
 
 def is_leftover(path: str | os.PathLike) -> bool:
@@ -483,12 +507,15 @@ def _remove_leftover(path: Path) -> None:
 
 
 def _remove_free_lock(path: Path) -> None:
-    """Removes the file of a lock of `sole_writer` that nobody holds."""
+    """Removes the file of a lock of `sole_writer` that nobody holds.
+
+    An empty one may be another program's and stays. It stops nobody, and the next holder removes it.
+    """
     if path.is_symlink() or not path.is_file():
         return
     with open(path, "rb") as file:
         content = file.read(_MAX_HOLDER)
-        is_ours = not content or content.startswith(b'{"pid"')
+        is_ours = content.startswith(b'{"pid"')
         if is_ours and _flock(file.fileno()) and _is_open_file(file.fileno(), path):
             path.unlink()
 

@@ -264,6 +264,24 @@ def test_what_a_killed_process_left_is_removed_or_put_back(tmp_path):
     }
 
 
+def test_what_others_have_in_a_folder_stays(tmp_path):
+    """Git names an empty lock in the same way, and other programs may write `.partial` files."""
+    (tmp_path / ".gitconfig.lock").touch()
+    (tmp_path / ".movie.mp4.0a1b2c3d.partial").write_text("of somebody else")
+    (tmp_path / ".copy.01234567.partial" / "copy").mkdir(parents=True)
+    (tmp_path / ".copy.89abcdef.replaced").write_text("old")
+    (tmp_path / ".copy.lock").write_text('{"pid": 1}')
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / ".copy.01234567.partial").write_text("of somebody else")
+    files.remove_leftovers_of(tmp_path / "copy")
+    files.remove_leftovers_of(tmp_path / "nowhere" / "copy")
+    theirs = {".gitconfig.lock": "", ".movie.mp4.0a1b2c3d.partial": "of somebody else"}
+    theirs["deep/.copy.01234567.partial"] = "of somebody else"
+    assert content(tmp_path) == {"copy": "old", **theirs}
+    files.remove_leftovers(tmp_path)
+    assert content(tmp_path) == {"copy": "old", ".gitconfig.lock": ""}, "an empty file says nothing about its owner"
+
+
 def test_what_another_writer_is_writing_stays(tmp_path):
     (tmp_path / "folder").mkdir()
     with files.writing(tmp_path / "file") as file, files.new_folder(tmp_path / "folder") as fresh:

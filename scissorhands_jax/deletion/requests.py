@@ -156,7 +156,8 @@ def remove_ledger_leftovers(book: Ledger, keys: Path | None) -> None:
     """
     files.remove_leftovers(book.folder)
     if keys is not None:
-        files.remove_leftovers(keys, deep=False)
+        for name in (signing.SECRET_FILE, signing.SIGNING_FILE):
+            files.remove_leftovers_of(keys / name)
     if not records.public_path(book.folder).exists():
         records.write_public(book.folder, book.keys)
 

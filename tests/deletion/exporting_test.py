@@ -165,6 +165,15 @@ def test_a_copy_that_was_signed_by_another_key_is_found_with_the_right_one(serve
     assert "public_key.pem was changed" in verified(copy, "--public", tmp_path / "right.pem", capsys=capsys)[0]
 
 
+def test_what_others_have_next_to_the_copy_stays(served, tmp_path):
+    theirs = [tmp_path / name for name in (".gitconfig.lock", ".movie.mp4.0a1b2c3d.partial")]
+    ours = tmp_path / ".copy.0a1b2c3d.partial"
+    for path in (*theirs, ours):
+        path.touch()
+    assert command("export", "--ledger", served, "--out", tmp_path / "copy") == 0
+    assert [path.exists() for path in (*theirs, ours)] == [True, True, False]
+
+
 def test_a_copy_within_the_ledger_is_refused(served, tmp_path, capsys):
     before = sorted(served.rglob("*"))
     (tmp_path / "link").symlink_to(served)

@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -113,6 +114,16 @@ def test_due_dates_are_days_written_in_one_way(due):
     with pytest.raises(InputError, match="written 2026-12-31"):
         check_request("A", due)
     check_request("A", "2026-12-31")
+
+
+def test_what_others_have_next_to_keys_that_lie_elsewhere_stays(book_folder, tmp_path):
+    keys = shutil.move(book_folder / "keys", tmp_path / "keys")
+    theirs, ours = keys / ".movie.mp4.0a1b2c3d.partial", keys / ".secret.0a1b2c3d.partial"
+    for path in (theirs, ours):
+        path.touch()
+    (tmp_path / "nine").write_text("9\n")
+    deletion.add(book_folder, forget=f"indices:{tmp_path / 'nine'}", requester="A", keys=keys)
+    assert (theirs.exists(), ours.exists()) == (True, False)
 
 
 def test_names_are_kept_and_shown_as_they_were_typed(book_folder, monkeypatch, capsys):

@@ -73,6 +73,10 @@ def test_other_files_are_left_alone(tmp_path, options):
     with pytest.raises(InputError, match="is a file; name a folder"):
         opened(tmp_path / "run" / "thesis.tex", **options)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.tex"]
+    (tmp_path / "run" / ".movie.mp4.0a1b2c3d.partial").write_text("hours")
+    with pytest.raises(InputError, match="is not empty and holds no run"):
+        opened(tmp_path / "run", **options)
+    assert len(list((tmp_path / "run").iterdir())) == 2
 
 
 def test_a_link_to_a_folder_is_replaced_behind_the_link(tmp_path):
