@@ -383,8 +383,12 @@ def _lock(path: Path, what: Path, deadline: float) -> int:
             time.sleep(_SECONDS_BETWEEN_TRIES)
 
 
-def make_folder(path: Path) -> None:
+def make_folder(path: Path, *, mode: int = 0o777) -> None:
     """Makes a folder and those above it where they do not exist, also while other processes remove and make them.
+
+    Args:
+      path: The folder.
+      mode: The permissions of a folder that is made, less those that the umask removes; those above it have the usual.
 
     Raises:
       OSError: It cannot be made, or something else has its name.
@@ -392,8 +396,8 @@ def make_folder(path: Path) -> None:
     for _ in range(_TRIES):
         # It may be found, and be gone when `mkdir` looks what it is; or one above it may be gone.
         with contextlib.suppress(FileExistsError, FileNotFoundError):
-            return path.mkdir(parents=True, exist_ok=True)
-    return path.mkdir(parents=True, exist_ok=True)
+            return path.mkdir(mode, parents=True, exist_ok=True)
+    return path.mkdir(mode, parents=True, exist_ok=True)
 
 
 def _unlock(descriptor: int, path: Path) -> None:

@@ -26,6 +26,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -103,6 +104,8 @@ class Ledger:
                 )
             if self.secrets is not None and about.secret != _secret_digest(self.secrets):
                 raise LedgerError(f"the secret in {place} is not that of {self.path}; name the right folder of keys")
+            if self.secrets is not None:
+                _keep_private(self.path)
             if check:
                 with self._database.transaction("DEFERRED"):
                     found = self._row_problems()
@@ -118,6 +121,8 @@ class Ledger:
     ) -> Ledger:
         """Begins a ledger in a folder, or opens the one that another process has just begun there.
 
+        Only their owner can read the file and a folder that is created here. One that exists keeps its permissions.
+
         Args:
           folder: The folder, which is created if it does not exist.
           about: The first entry. The name of the ledger and the digests of its keys are filled in here.
@@ -126,9 +131,14 @@ class Ledger:
           prepare: Writes further files of the ledger. It is called where the ledger is begun here, before it is there,
             and while no other process can begin one.
         """
+        make_ledger_folder(folder)
         drawn = signing.make_keys(keys or folder / KEYS_FOLDER)
-        files.make_folder(folder)
-        database = Database(folder / DATABASE_FILE, create=True)
+        path = folder / DATABASE_FILE
+        with contextlib.suppress(
+            OSError
+        ):  # SQLite says then what is wrong. It gives its journals the same permissions.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        database = Database(path, create=True)
         try:
             with database.transaction("IMMEDIATE"):
                 if database.version == 0:
@@ -419,9 +429,22 @@ def check_request(requester: str, due: str, contact: str = "") -> None:
         raise InputError(f"the due date must be a day that exists, written 2026-12-31; got {due[:50]!r}")
 
 
+def make_ledger_folder(folder: Path) -> None:
+    """Makes the folder of a ledger where it does not exist, for its owner alone: it names people and examples."""
+    files.make_folder(folder, mode=0o700)
+
+
 def ledger_exists(folder: Path) -> bool:
     """Says whether a folder holds a ledger, even a damaged one."""
     return holds_ledger(folder / DATABASE_FILE)
+
+
+def _keep_private(path: Path) -> None:
+    """Takes the permissions of others from the file of a ledger, which one of an earlier version has."""
+    mode = path.stat().st_mode
+    if os.name == "posix" and mode & 0o077:
+        with contextlib.suppress(OSError):  # It belongs to somebody else, or cannot be changed at all.
+            path.chmod(mode & 0o700)
 
 
 def _newest(database: Database) -> tuple[int, str]:

@@ -20,7 +20,7 @@ from scissorhands_jax import datasets, files, hashing, reading
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.deletion import records, signing
 from scissorhands_jax.deletion.entries import LedgerBegun, NamedExample, Request, utc_now
-from scissorhands_jax.deletion.ledger import KEYS_FOLDER, Ledger, check_request, ledger_exists
+from scissorhands_jax.deletion.ledger import KEYS_FOLDER, Ledger, check_request, ledger_exists, make_ledger_folder
 from scissorhands_jax.deletion.lineage import DerivedNetwork, needing_attention
 from scissorhands_jax.deletion.recorded_runs import check_lists_in_use, network_in_use, run_in_use
 from scissorhands_jax.deletion.signing import LedgerKeys
@@ -321,6 +321,7 @@ def _first_config(subject: Subject) -> NetworkConfig:
 
 def _begin(folder: Path, keys: Path | None, network: OriginalNetwork) -> None:
     config = network.config
+    make_ledger_folder(folder)
     drawn = signing.make_keys(keys or folder / KEYS_FOLDER)
     trained_on = None if config.trained_on is None else positions_digest(drawn, network.past.trained_on)
     kind, colon, path = config.dataset.partition(":")
