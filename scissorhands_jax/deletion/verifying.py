@@ -46,8 +46,8 @@ from scissorhands_jax.jobs.loading import read_network
 from scissorhands_jax.terminal import Console, say
 
 _WITHOUT_SECRET = (
-    "without the ledger's secret, it cannot be verified that the examples and the list of what the first network was "
-    "trained on are what their digests stand for"
+    "without the ledger's secret, it cannot be verified that the list of what the first network was trained on is what "
+    "its digest stands for"
 )
 
 _RECORD_FILES = (records.record_path, records.record_page_path, statements.envelope_path)
@@ -87,8 +87,8 @@ def verify_ledger(
       subject: What has moved since the ledger was begun.
       keys: The folder of the ledger's keys. The default is the folder `keys` in the ledger's folder.
       public: A file with the public key, for an auditor who does not have the keys. Everything that a signature covers
-        is verified, the network included. Files that describe forgotten examples have salted digests, which cannot be
-        verified; a note says so. The default, in an auditor's copy, is the public key in the copy itself.
+        is verified, the network included. Not verified are the list of what the first network was trained on, whose
+        digest takes the secret, and in an auditor's copy what has salted digests; a note says so. The default, in an auditor's copy, is the public key in the copy itself.
       console: Where to show progress and notes.
 
     Returns:
@@ -123,7 +123,8 @@ def verify_ledger(
         found += _record_problems(book, hashes)
         found += _public_key_problems(folder, book.public, needed=bool(hashes))
         if book.secrets is None:
-            _note(console, _OF_A_COPY if book.is_copy else _WITHOUT_SECRET)
+            if book.is_copy or book.about.trained_on is not None:
+                _note(console, _OF_A_COPY if book.is_copy else _WITHOUT_SECRET)
         else:
             found += _trained_on_problems(book)
         if current is None and book.is_copy and not subject.weights:
