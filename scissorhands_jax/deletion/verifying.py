@@ -56,7 +56,8 @@ _OF_A_COPY = (
     "salted digests stand for"
 )
 _WITHOUT_ORIGINAL = (
-    "the original network is in use; name its file with --weights, and its data with --dataset, to verify that as well"
+    "the original network is in use; name it with --weights or --checkpoint, and its data with --dataset, to verify that "
+    "as well"
 )
 _WITHOUT_DATA = (
     "the network was not evaluated again, because a copy does not say where the data are; name them with --dataset and "
@@ -127,7 +128,7 @@ def verify_ledger(
                 _note(console, _OF_A_COPY if book.is_copy else _WITHOUT_SECRET)
         else:
             found += _trained_on_problems(book)
-        if current is None and book.is_copy and not subject.weights:
+        if current is None and book.is_copy and not (subject.weights or subject.checkpoint):
             _note(console, _WITHOUT_ORIGINAL)
         elif current is None:
             found += _original_problems(book, subject)

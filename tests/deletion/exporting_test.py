@@ -81,12 +81,13 @@ def test_an_original_that_is_in_use_is_verified_where_it_is_named(served, tmp_pa
     deletion.export(tmp_path / "new", tmp_path / "copy")
     assert verified(tmp_path / "copy", capsys=capsys) == []
     assert command("verify", "--ledger", tmp_path / "copy") == 0
-    assert "the original network is in use; name its file with --weights" in capsys.readouterr().err
+    assert "the original network is in use; name it with --weights or --checkpoint" in capsys.readouterr().err
     known = ["--weights", weights, "--dataset", dataset]
     assert verified(tmp_path / "copy", *known, capsys=capsys) == []
-    other = records.run_folder(served, 1) / "network.safetensors"
-    found = verified(tmp_path / "copy", "--weights", other, "--dataset", dataset, capsys=capsys)
-    assert any("is not the network that the ledger was begun with" in line for line in found)
+    run = records.run_folder(served, 1)
+    for other in (["--weights", run / "network.safetensors"], ["--checkpoint", run]):
+        found = verified(tmp_path / "copy", *other, "--dataset", dataset, capsys=capsys)
+        assert any("is not the network that the ledger was begun with" in line for line in found)
 
 
 def test_a_network_that_was_read_in_order_is_evaluated_in_a_copy_and_after_an_erasure(served, tmp_path, capsys):
