@@ -383,6 +383,19 @@ def _lock(path: Path, what: Path, deadline: float) -> int:
             time.sleep(_SECONDS_BETWEEN_TRIES)
 
 
+def is_text(path: str | os.PathLike) -> bool:
+    """Says whether a path and the names above it are text: other names cannot be given to Orbax, or written as UTF-8.
+
+    >>> is_text("results"), is_text(os.fsdecode(b"r\\xffsults"))
+    (True, False)
+    """
+    try:
+        os.path.abspath(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def make_folder(path: Path, *, mode: int = 0o777) -> None:
     """Makes a folder and those above it where they do not exist, also while other processes remove and make them.
 

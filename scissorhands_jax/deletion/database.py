@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import urllib.parse
 from collections.abc import Iterable, Iterator
@@ -169,7 +170,7 @@ def holds_ledger(path: Path) -> bool:
 
 def _connect(path: Path, create: bool, timeout: float) -> sqlite3.Connection:
     mode = "rwc" if create else "rw"
-    where = f"file:{urllib.parse.quote(str(path.absolute()))}?mode={mode}"
+    where = f"file:{urllib.parse.quote(os.fsencode(path.absolute()))}?mode={mode}"
     # Without an isolation level Python begins no transactions of its own.
     connection = sqlite3.connect(where, uri=True, timeout=timeout, isolation_level=None)
     try:

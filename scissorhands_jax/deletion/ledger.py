@@ -430,7 +430,13 @@ def check_request(requester: str, due: str, contact: str = "") -> None:
 
 
 def make_ledger_folder(folder: Path) -> None:
-    """Makes the folder of a ledger where it does not exist, for its owner alone: it names people and examples."""
+    """Makes the folder of a ledger where it does not exist, for its owner alone: it names people and examples.
+
+    Raises:
+      InputError: No run could work in it.
+    """
+    if not files.is_text(folder):
+        raise InputError(f"no run could work in {folder}, whose name is no text in UTF-8; name another folder")
     files.make_folder(folder, mode=0o700)
 
 

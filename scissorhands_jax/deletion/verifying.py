@@ -56,8 +56,8 @@ _OF_A_COPY = (
     "salted digests stand for"
 )
 _WITHOUT_ORIGINAL = (
-    "the original network is in use; name it with --weights or --checkpoint, and its data with --dataset, to verify that "
-    "as well"
+    "the original network is in use; name it with --weights or --checkpoint, and its data with --dataset, to verify "
+    "that as well"
 )
 _WITHOUT_DATA = (
     "the network was not evaluated again, because a copy does not say where the data are; name them with --dataset and "
@@ -89,7 +89,8 @@ def verify_ledger(
       keys: The folder of the ledger's keys. The default is the folder `keys` in the ledger's folder.
       public: A file with the public key, for an auditor who does not have the keys. Everything that a signature covers
         is verified, the network included. Not verified are the list of what the first network was trained on, whose
-        digest takes the secret, and in an auditor's copy what has salted digests; a note says so. The default, in an auditor's copy, is the public key in the copy itself.
+        digest takes the secret, and in an auditor's copy what has salted digests; a note says so. The default, in an
+        auditor's copy, is the public key in the copy itself.
       console: Where to show progress and notes.
 
     Returns:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,17 @@ def test_requests_move_through_their_states(folder):
         assert book.head == book.history()[-1].hash
         assert book.problems() == []
     assert problems(folder) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere all names are text")
+def test_a_folder_whose_name_is_no_text_can_be_read_but_not_begun_in(folder, tmp_path):
+    odd = tmp_path / os.fsdecode(b"l\xffdger")
+    with pytest.raises(InputError, match="whose name is no text in UTF-8; name another folder"):
+        Ledger.begin(odd, ABOUT)
+    assert not odd.exists()
+    shutil.copytree(folder, odd)
+    assert ledger.ledger_exists(odd)
+    assert problems(odd) == []
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions are those of POSIX")
