@@ -153,7 +153,8 @@ def _read_key(path: Path) -> bytes:
         mode = path.stat().st_mode
     except FileNotFoundError as error:
         raise LedgerError(
-            f"the key {path} is missing; put it back from your backup (an auditor's copy has none, and can be verified)"
+            f"the key {path} is missing; name the folder of the keys with --keys, or put it back from your backup (an "
+            "auditor's copy has none, and can be verified)"
         ) from error
     except OSError as error:
         raise LedgerError(f"the key {path} cannot be read: {error.strerror}; make it readable and try again") from error

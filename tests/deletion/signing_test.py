@@ -73,7 +73,7 @@ class TestKeys:
 
     def test_they_can_lie_elsewhere(self, folder, tmp_path):
         (folder / "keys").rename(tmp_path / "keys")
-        with pytest.raises(LedgerError, match="is missing"):
+        with pytest.raises(LedgerError, match="is missing; name the folder of the keys with --keys, or put it back"):
             Ledger(folder)
         with Ledger(folder, tmp_path / "keys") as book:
             assert len(book.requests()) == 3
