@@ -16,6 +16,7 @@ import hmac
 import os
 import re
 import secrets
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,7 @@ def _read_key(path: Path) -> bytes:
     if re.fullmatch(rb"[0-9a-f]{64}\n", content) is None:
         raise LedgerError(f"the key {path} is damaged; put it back from your backup")
     if os.name == "posix" and mode & 0o077:
-        raise LedgerError(f"the key {path} can be read by others; make it your own with `chmod 600 {path}`")
+        raise LedgerError(f"the key {path} can be read by others; make it your own with {_closing(path)}")
     return bytes.fromhex(content.decode())
 
 
@@ -248,7 +249,7 @@ def read_private(path: Path) -> bytes:
     if not isinstance(key, ed25519.Ed25519PrivateKey):
         raise InputError(f"{path} holds a key of another kind than Ed25519; `scissorhands audit key` makes one")
     if os.name == "posix" and mode & 0o077:
-        raise InputError(f"the private key {path} can be read by others; make it your own with `chmod 600 {path}`")
+        raise InputError(f"the private key {path} can be read by others; make it your own with {_closing(path)}")
     return key.private_bytes_raw()
 
 
@@ -266,6 +267,11 @@ def example_digests(keys: LedgerKeys, dataset: Dataset) -> list[str]:
     return [
         keys.digest("example", head + b"".join(np.ascontiguousarray(part).tobytes() for part in row)) for row in rows
     ]
+
+
+def _closing(path: Path) -> str:
+    """Returns the command, as it can be typed, that keeps others from reading a file."""
+    return f"`chmod 600 {shlex.quote(str(path))}`"
 
 
 def _message(purpose: str, digest: str) -> bytes:
