@@ -351,6 +351,10 @@ class Ledger:
         """
         return files.sole_writer(self.folder)
 
+    def unchanging(self) -> contextlib.AbstractContextManager[None]:
+        """Returns a context manager in which everything that is read is from one moment, and others wait to write."""
+        return self._database.transaction("DEFERRED")
+
     @contextlib.contextmanager
     def unwritten(self) -> Iterator[None]:
         """Returns a context manager that keeps others from writing to the file, where it can be written to at all.

@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import json
 import shutil
+import threading
 
 import jax
 import numpy as np
@@ -32,6 +33,25 @@ def test_requests_and_their_states_are_listed(served, capsys):
     ]
     assert command("list", "--ledger", served) == 0
     assert "OVERDUE" in capsys.readouterr().out
+
+
+def test_a_list_is_of_one_moment(folder, monkeypatch, capsys):
+    """Another process adds a request while the list is made."""
+    adding = threading.Thread(target=lambda: forking.fill(folder, "meanwhile", 1))
+    whole = Ledger.requests
+
+    def overtaken(book: Ledger) -> list[Request]:
+        if adding.ident is None:
+            adding.start()
+            adding.join(1)
+        return whole(book)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "requests", overtaken)
+        assert command("list", "--ledger", folder, "--json") == 0
+    assert [one["requester"] for one in json.loads(capsys.readouterr().out)] == ["first", "second", "third"]
+    adding.join()
+    assert len(states(folder)) == 4
 
 
 def test_examples_that_have_changed_or_moved_are_not_forgotten_by_position(served, book_folder, tmp_path, capsys):
