@@ -144,12 +144,9 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(path)
     is_first = not path.parent.exists()
     make_folder(path.parent)
-    number = secrets.token_hex(4)
-    temporary, replaced = _hidden(path, number, "partial"), _hidden(path, number, "replaced")
-    temporary.mkdir()
+    guard, temporary, replaced = _temporary_folder(path)
     try:
-        with open(temporary / _GUARD, "wb") as guard:
-            _flock(guard.fileno())
+        with open(guard, "wb"):
             fresh = temporary / path.name
             yield fresh
             for folder, _, names in os.walk(fresh):
@@ -488,10 +485,9 @@ def _temporary(path: Path, mode: int) -> Iterator[tuple[BinaryIO, Path]]:
 
     The folder is the same because a rename is atomic only within one file system.
     """
-    temporary = _hidden(path, secrets.token_hex(4), "partial")
+    descriptor, temporary = _temporary_file(path, mode)
     try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-            _flock(file.fileno())
+        with open(descriptor, "wb") as file:
             yield file, temporary
     except OSError as error:
         if error.filename is None and error.errno is not None:  # Errors of write and fsync do not name the file.
@@ -499,6 +495,41 @@ def _temporary(path: Path, mode: int) -> Iterator[tuple[BinaryIO, Path]]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _temporary_file(path: Path, mode: int) -> tuple[int, Path]:
+    """Makes a temporary file next to `path`, and returns it open and locked."""
+    while True:
+        temporary = _hidden(path, secrets.token_hex(4), "partial")
+        descriptor = _locked_new(temporary, mode)
+        if descriptor is not None:
+            return descriptor, temporary
+
+
+def _temporary_folder(path: Path) -> tuple[int, Path, Path]:
+    """Makes a temporary folder next to `path`.
+
+    Returns:
+      The open and locked file in it, the folder, and the name that what is at `path` has while it is replaced.
+    """
+    while True:
+        number = secrets.token_hex(4)
+        temporary = _hidden(path, number, "partial")
+        temporary.mkdir()
+        with contextlib.suppress(FileNotFoundError):  # Another process has taken it for a leftover.
+            descriptor = _locked_new(temporary / _GUARD, 0o666)
+            if descriptor is not None:
+                return descriptor, temporary, _hidden(path, number, "replaced")
+
+
+def _locked_new(path: Path, mode: int) -> int | None:
+    """Makes, opens and locks a file; None if another process has taken it for a leftover before it was locked."""
+    with contextlib.suppress(FileExistsError):  # Another process has just made it to look whether it is locked.
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        if _flock(descriptor) is not False and _is_open_file(descriptor, path):
+            return descriptor
+        os.close(descriptor)
+    return None
 
 
 def _hidden(path: Path, number: str, kind: Literal["partial", "replaced", "removed"]) -> Path:
@@ -512,15 +543,30 @@ def _to_disk(file: BinaryIO) -> None:
 
 def _remove_leftover(path: Path) -> None:
     """Removes one leftover, or puts it back if nothing has taken its place, unless a living process uses it."""
-    if is_being_written(path):
-        return
     found = _LEFTOVER.fullmatch(path.name)
     assert found is not None
     target = path.with_name(found["name"])
-    if found["kind"] == "replaced" and not os.path.lexists(target):
-        os.rename(path, target)
-    else:
-        _delete(path)
+    with _leftover_guard(_hidden(target, found["id"], "partial")) as guard:
+        if guard is not None and _flock(guard.fileno()) is False:
+            return
+        if found["kind"] == "replaced" and not os.path.lexists(target):
+            os.rename(path, target)
+        else:
+            _delete(path)
+
+
+def _leftover_guard(partial: Path) -> contextlib.AbstractContextManager[BinaryIO | None]:
+    """Opens the file whose lock keeps a leftover from being removed; None if there is none.
+
+    A process that has just made a folder has perhaps not made this file yet. It is then made here, so that one of the
+    two gets the lock.
+    """
+    is_folder = partial.is_dir() and not partial.is_symlink()
+    guard = partial / _GUARD if is_folder else partial
+    with contextlib.suppress(FileNotFoundError):  # Another process has just removed it.
+        if fcntl is not None and (guard.is_file() or (is_folder and not os.path.lexists(guard))):
+            return open(guard, "ab" if is_folder else "rb")
+    return contextlib.nullcontext()
 
 
 def _remove_free_lock(path: Path) -> None:
