@@ -122,6 +122,9 @@ def verify_ledger(
         current = run_in_use(book)
         check_place(subject, current)
         found += _foreign(book, list(hashes), console)
+        stopped = unfinished_run(book)
+        if stopped is not None:
+            _note(console, f"run {stopped.run} has not ended, so nothing that it has left so far was verified")
         found += _record_problems(book, hashes)
         found += _public_key_problems(folder, book.public, needed=bool(hashes))
         if book.secrets is None:
