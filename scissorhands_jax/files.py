@@ -1,7 +1,8 @@
 """Files and folders that are written whole or not at all and by one process at a time.
 
 A process that is killed while it writes leaves what was there before, and perhaps hidden leftovers next to it, such as
-`.results.json.0a1b2c3d.partial`. `remove_leftovers` deletes them; everything that opens a folder to write calls it.
+`.results.json.0a1b2c3d.partial`. `remove_leftovers` deletes them in a folder that is the package's own, and everything
+that opens one to write calls it. Elsewhere `remove_leftovers_of` deletes those of one file or folder.
 """
 
 from __future__ import annotations
@@ -143,12 +144,9 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(path)
     is_first = not path.parent.exists()
     make_folder(path.parent)
-    number = secrets.token_hex(4)
-    temporary, replaced = _hidden(path, number, "partial"), _hidden(path, number, "replaced")
-    temporary.mkdir()
+    guard, temporary, replaced = _temporary_folder(path)
     try:
-        with open(temporary / _GUARD, "wb") as guard:
-            _flock(guard.fileno())
+        with open(guard, "wb"):
             fresh = temporary / path.name
             yield fresh
             for folder, _, names in os.walk(fresh):
@@ -194,6 +192,8 @@ def remove_leftovers(folder: str | os.PathLike, *, deep: bool = True) -> None:
 
     What a living process is writing at the moment stays, on systems with `flock`.
 
+    Other programs may give their files such names too, so the folder must be one that only the package writes to.
+
     Args:
       folder: The folder. Nothing happens if it does not exist.
       deep: Whether folders in it are searched as well; links are not followed.
@@ -210,6 +210,27 @@ def remove_leftovers(folder: str | os.PathLike, *, deep: bool = True) -> None:
         folders[:] = [name for name in folders if deep and not _LEFTOVER.fullmatch(name)]
 
 
+def remove_leftovers_of(path: str | os.PathLike) -> None:
+    """Removes what processes that were killed while they wrote a file or folder left next to it.
+
+    It does what `remove_leftovers` does, for one name; everything else in the folder around it stays.
+
+    Args:
+      path: The file or folder. Nothing happens if there is no folder around it.
+
+    Raises:
+      OSError: Something cannot be removed.
+    """
+    path = Path(path)
+    names = os.listdir(path.parent) if path.parent.is_dir() else []
+    for name in names:
+        found = _LEFTOVER.fullmatch(name)
+        if found is not None and found["name"] == path.name:
+            _remove_leftover(path.with_name(name))
+        elif name == f".{path.name}{LOCK_FILE}":
+            _remove_free_lock(path.with_name(name))
+
+
 def is_leftover(path: str | os.PathLike) -> bool:
     """Says whether a path has the name of what a killed process leaves: a lock, or something that is not finished.
 
@@ -218,6 +239,25 @@ def is_leftover(path: str | os.PathLike) -> bool:
     """
     name = os.path.basename(path)
     return _is_lock(name) or _LEFTOVER.fullmatch(name) is not None
+
+
+def is_being_written(path: str | os.PathLike) -> bool:
+    """Says whether a living process is writing what has this name of a leftover; always False without `flock`."""
+    path = Path(path)
+    found = _LEFTOVER.fullmatch(path.name)
+    if found is None:
+        return False
+    partial = _hidden(path.with_name(found["name"]), found["id"], "partial")
+    return _is_locked(partial / _GUARD if partial.is_dir() else partial)
+
+
+def _is_locked(path: Path) -> bool:
+    """Says whether another open file has locked this one."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        return _flock(file.fileno()) is False
+    return False
 
 
 def _is_lock(name: str) -> bool:
@@ -273,6 +313,43 @@ def sole_writer(folder: str | os.PathLike, *, of: str | None = None, seconds: fl
                     folder.rmdir()  # does nothing where there is something in it
 
 
+def holder(folder: str | os.PathLike) -> str | None:
+    """Describes who holds the right to write to a folder (`sole_writer`).
+
+    Returns:
+      The process, its machine, since when and what it runs; None if nobody holds the right, or without `flock`.
+    """
+    path = Path(folder, LOCK_FILE)
+    if not _is_locked(path):
+        return None
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        return _described_holder(file.fileno())
+    return None
+
+
+def is_lock_file(path: str | os.PathLike) -> bool:
+    """Says whether a file holds what `sole_writer` leaves in the file of a lock: nothing, or who holds it."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read(_MAX_HOLDER + 1)
+        return not content or _is_holder(content)
+    except OSError:
+        return False
+
+
+def _is_holder(content: bytes) -> bool:
+    """Says whether a content is what `_lock` writes, and nothing else."""
+    try:
+        found = parse_json(content)
+    except ValueError:
+        return False
+    if not isinstance(found, dict) or len(content) > _MAX_HOLDER or json.dumps(found).encode() != content:
+        return False
+    return {name: type(value) for name, value in found.items()} == {
+        name: type(value) for name, value in _holder().items()
+    }
+
+
 def _lock(path: Path, what: Path, deadline: float) -> int:
     """Returns the open and locked file, in which this process has left its name."""
     is_told = False
@@ -303,8 +380,25 @@ def _lock(path: Path, what: Path, deadline: float) -> int:
             time.sleep(_SECONDS_BETWEEN_TRIES)
 
 
-def make_folder(path: Path) -> None:
+def is_text(path: str | os.PathLike) -> bool:
+    """Says whether a path and the names above it are text: other names cannot be given to Orbax, or written as UTF-8.
+
+    >>> is_text("results"), is_text(os.fsdecode(b"r\\xffsults"))
+    (True, False)
+    """
+    try:
+        os.path.abspath(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def make_folder(path: Path, *, mode: int = 0o777) -> None:
     """Makes a folder and those above it where they do not exist, also while other processes remove and make them.
+
+    Args:
+      path: The folder.
+      mode: The permissions of a folder that is made, less those that the umask removes; those above it have the usual.
 
     Raises:
       OSError: It cannot be made, or something else has its name.
@@ -312,8 +406,8 @@ def make_folder(path: Path) -> None:
     for _ in range(_TRIES):
         # It may be found, and be gone when `mkdir` looks what it is; or one above it may be gone.
         with contextlib.suppress(FileExistsError, FileNotFoundError):
-            return path.mkdir(parents=True, exist_ok=True)
-    return path.mkdir(parents=True, exist_ok=True)
+            return path.mkdir(mode, parents=True, exist_ok=True)
+    return path.mkdir(mode, parents=True, exist_ok=True)
 
 
 def _unlock(descriptor: int, path: Path) -> None:
@@ -391,10 +485,9 @@ def _temporary(path: Path, mode: int) -> Iterator[tuple[BinaryIO, Path]]:
 
     The folder is the same because a rename is atomic only within one file system.
     """
-    temporary = _hidden(path, secrets.token_hex(4), "partial")
+    descriptor, temporary = _temporary_file(path, mode)
     try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-            _flock(file.fileno())
+        with open(descriptor, "wb") as file:
             yield file, temporary
     except OSError as error:
         if error.filename is None and error.errno is not None:  # Errors of write and fsync do not name the file.
@@ -402,6 +495,41 @@ def _temporary(path: Path, mode: int) -> Iterator[tuple[BinaryIO, Path]]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _temporary_file(path: Path, mode: int) -> tuple[int, Path]:
+    """Makes a temporary file next to `path`, and returns it open and locked."""
+    while True:
+        temporary = _hidden(path, secrets.token_hex(4), "partial")
+        descriptor = _locked_new(temporary, mode)
+        if descriptor is not None:
+            return descriptor, temporary
+
+
+def _temporary_folder(path: Path) -> tuple[int, Path, Path]:
+    """Makes a temporary folder next to `path`.
+
+    Returns:
+      The open and locked file in it, the folder, and the name that what is at `path` has while it is replaced.
+    """
+    while True:
+        number = secrets.token_hex(4)
+        temporary = _hidden(path, number, "partial")
+        temporary.mkdir()
+        with contextlib.suppress(FileNotFoundError):  # Another process has taken it for a leftover.
+            descriptor = _locked_new(temporary / _GUARD, 0o666)
+            if descriptor is not None:
+                return descriptor, temporary, _hidden(path, number, "replaced")
+
+
+def _locked_new(path: Path, mode: int) -> int | None:
+    """Makes, opens and locks a file; None if another process has taken it for a leftover before it was locked."""
+    with contextlib.suppress(FileExistsError):  # Another process has just made it to look whether it is locked.
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        if _flock(descriptor) is not False and _is_open_file(descriptor, path):
+            return descriptor
+        os.close(descriptor)
+    return None
 
 
 def _hidden(path: Path, number: str, kind: Literal["partial", "replaced", "removed"]) -> Path:
@@ -417,26 +545,40 @@ def _remove_leftover(path: Path) -> None:
     """Removes one leftover, or puts it back if nothing has taken its place, unless a living process uses it."""
     found = _LEFTOVER.fullmatch(path.name)
     assert found is not None
-    partial = _hidden(path.with_name(found["name"]), found["id"], "partial")
-    guard = partial / _GUARD if partial.is_dir() else partial
-    if guard.is_file():
-        with open(guard, "rb") as file:
-            if _flock(file.fileno()) is False:
-                return
     target = path.with_name(found["name"])
-    if found["kind"] == "replaced" and not os.path.lexists(target):
-        os.rename(path, target)
-    else:
-        _delete(path)
+    with _leftover_guard(_hidden(target, found["id"], "partial")) as guard:
+        if guard is not None and _flock(guard.fileno()) is False:
+            return
+        if found["kind"] == "replaced" and not os.path.lexists(target):
+            os.rename(path, target)
+        else:
+            _delete(path)
+
+
+def _leftover_guard(partial: Path) -> contextlib.AbstractContextManager[BinaryIO | None]:
+    """Opens the file whose lock keeps a leftover from being removed; None if there is none.
+
+    A process that has just made a folder has perhaps not made this file yet. It is then made here, so that one of the
+    two gets the lock.
+    """
+    is_folder = partial.is_dir() and not partial.is_symlink()
+    guard = partial / _GUARD if is_folder else partial
+    with contextlib.suppress(FileNotFoundError):  # Another process has just removed it.
+        if fcntl is not None and (guard.is_file() or (is_folder and not os.path.lexists(guard))):
+            return open(guard, "ab" if is_folder else "rb")
+    return contextlib.nullcontext()
 
 
 def _remove_free_lock(path: Path) -> None:
-    """Removes the file of a lock of `sole_writer` that nobody holds."""
+    """Removes the file of a lock of `sole_writer` that nobody holds.
+
+    An empty one may be another program's and stays. It stops nobody, and the next holder removes it.
+    """
     if path.is_symlink() or not path.is_file():
         return
     with open(path, "rb") as file:
         content = file.read(_MAX_HOLDER)
-        is_ours = not content or content.startswith(b'{"pid"')
+        is_ours = content.startswith(b'{"pid"')
         if is_ours and _flock(file.fileno()) and _is_open_file(file.fileno(), path):
             path.unlink()
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -264,6 +265,24 @@ def test_what_a_killed_process_left_is_removed_or_put_back(tmp_path):
     }
 
 
+def test_what_others_have_in_a_folder_stays(tmp_path):
+    """Git names an empty lock in the same way, and other programs may write `.partial` files."""
+    (tmp_path / ".gitconfig.lock").touch()
+    (tmp_path / ".movie.mp4.0a1b2c3d.partial").write_text("of somebody else")
+    (tmp_path / ".copy.01234567.partial" / "copy").mkdir(parents=True)
+    (tmp_path / ".copy.89abcdef.replaced").write_text("old")
+    (tmp_path / ".copy.lock").write_text('{"pid": 1}')
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / ".copy.01234567.partial").write_text("of somebody else")
+    files.remove_leftovers_of(tmp_path / "copy")
+    files.remove_leftovers_of(tmp_path / "nowhere" / "copy")
+    theirs = {".gitconfig.lock": "", ".movie.mp4.0a1b2c3d.partial": "of somebody else"}
+    theirs["deep/.copy.01234567.partial"] = "of somebody else"
+    assert content(tmp_path) == {"copy": "old", **theirs}
+    files.remove_leftovers(tmp_path)
+    assert content(tmp_path) == {"copy": "old", ".gitconfig.lock": ""}, "an empty file says nothing about its owner"
+
+
 def test_what_another_writer_is_writing_stays(tmp_path):
     (tmp_path / "folder").mkdir()
     with files.writing(tmp_path / "file") as file, files.new_folder(tmp_path / "folder") as fresh:
@@ -272,6 +291,65 @@ def test_what_another_writer_is_writing_stays(tmp_path):
         files.remove_leftovers(tmp_path)
         (fresh / "slow").write_text("slow")
     assert content(tmp_path) == {"file": "slow", "folder/slow": "slow"}
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_another_process_may_remove_what_is_not_locked_yet(tmp_path, monkeypatch, before):
+    """It looks for leftovers just before or after the lock is had, once for the file and once for the folder."""
+    lock, looking = files._flock, []
+
+    def overtaken(descriptor):
+        if looking or len(done) == 2:
+            return lock(descriptor)
+        looking.append(descriptor)
+        done.append(descriptor)
+        had = None if before else lock(descriptor)
+        files.remove_leftovers(tmp_path)
+        looking.clear()
+        return lock(descriptor) if before else had
+
+    done = []
+    monkeypatch.setattr(files, "_flock", overtaken)
+    files.write_text(tmp_path / "file", "written")
+    with files.new_folder(tmp_path / "folder") as fresh:
+        fresh.mkdir()
+        (fresh / "deep").write_text("written")
+    assert len(done) == 2
+    assert content(tmp_path) == {"file": "written", "folder/deep": "written"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_another_process_may_remove_a_folder_in_which_nothing_is_locked_yet(tmp_path, monkeypatch):
+    whole, done = Path.mkdir, []
+
+    def overtaken(path, *arguments, **options):
+        whole(path, *arguments, **options)
+        if path.suffix == ".partial" and not done:
+            done.append(path)
+            files.remove_leftovers(tmp_path)
+
+    monkeypatch.setattr(Path, "mkdir", overtaken)
+    with files.new_folder(tmp_path / "folder") as fresh:
+        fresh.mkdir()
+        (fresh / "deep").write_text("written")
+    assert done
+    assert content(tmp_path) == {"folder/deep": "written"}
+
+
+def test_the_lock_is_held_until_a_leftover_is_gone(tmp_path, monkeypatch):
+    """Otherwise its writer could get the lock in between, and believe that it is there to stay."""
+    (tmp_path / ".folder.0a1b2c3d.partial").mkdir()
+    (tmp_path / ".file.0a1b2c3d.partial").touch()
+    whole, held = files._delete, []
+
+    def watched(path):
+        held.append(files.is_being_written(path))
+        whole(path)
+
+    monkeypatch.setattr(files, "_delete", watched)
+    files.remove_leftovers(tmp_path)
+    assert held == [True, True]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_right_can_be_to_one_entry_of_a_folder(tmp_path):

@@ -15,7 +15,7 @@ class DeriveCommand(LedgerOptions):
     """Register a network that was made from one of the ledger's, e.g. fine-tuned, quantised or merged.
 
     It knows what that network knew, so requests then say that it needs attention. `request list` and `request verify`
-    say so as well, until the network has been retired.
+    say so as well, until the network has been retired. One that is registered again is in use again.
     """
 
     example: ClassVar[str] = "request derive --ledger ledger --parent original --child small.safetensors --note int8"
@@ -23,7 +23,8 @@ class DeriveCommand(LedgerOptions):
     parent: Annotated[
         str,
         Option(
-            "What it was made from: original, the number of a run, or a registered network (its file or SHA-256).",
+            "What it was made from: original, the number of a run, or a network that the ledger knows (its file or "
+            "SHA-256).",
             metavar="NETWORK",
         ),
     ]

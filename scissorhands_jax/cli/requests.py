@@ -170,7 +170,7 @@ class ListCommand(LedgerOptions):
         from scissorhands_jax.deletion.ledger import Ledger
         from scissorhands_jax.deletion.trust import trusted_keys
 
-        with Ledger(self.ledger, self.keys) as book:
+        with Ledger(self.ledger, self.keys) as book, book.unchanging():
             trusted = trusted_keys(book)
             counts = {entry.id: entry.count for entry in book.entries(RequestAdded)}
             rows = [(request, counts[request.id]) for request in book.requests()]

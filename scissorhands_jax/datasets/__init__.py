@@ -86,7 +86,7 @@ def prepare(
         reason = f"{name} needs no preparation" if name in DATASETS else f"there is no data set {name!r} to prepare"
         raise InputError(f"{reason}; `data prepare` takes {', '.join(prepared.SET_FOLDERS)}")
     folder = prepared.folder_of(name, data_dir)
-    files.remove_leftovers(folder.parent)
+    files.remove_leftovers_of(folder)
     if folder.exists() and not overwrite:
         raise InputError(f"{folder} exists already; add --overwrite to replace it")
     if image_size is not None and name != "faces":

@@ -8,6 +8,8 @@ import stat
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from scissorhands_jax import files
+
 _KINDS = {
     stat.S_ISLNK: "a link, whose content can be changed elsewhere",
     stat.S_ISFIFO: "a pipe",
@@ -27,6 +29,9 @@ class Contents:
     """Folders that may be there although they hold nothing."""
     open_folders: frozenset[Path] = frozenset()
     """Folders that may hold any files, because a run is still working in them."""
+    leftovers: bool = False
+    """Whether there may be leftovers (`files.is_leftover`), because another process is working on the ledger. What a
+    living process is writing may be there in any case."""
 
 
 def foreign(folder: Path, allowed: Contents) -> list[str]:
@@ -63,6 +68,8 @@ def _foreign_in(folder: Path, allowed: Contents, known: Collection[Path]) -> Ite
         special = [words for is_kind, words in _KINDS.items() if is_kind(found.st_mode)]
         if special:
             yield _stranger(path, special[0])
+        elif (allowed.leftovers and files.is_leftover(path)) or files.is_being_written(path):
+            continue
         elif stat.S_ISDIR(found.st_mode):
             if path in allowed.files:
                 yield _stranger(path, "a folder, and not the file of that name")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import urllib.parse
 from collections.abc import Iterable, Iterator
@@ -81,6 +82,13 @@ class Database:
     def version(self) -> int:
         """The schema version in the file; 0 if no ledger was begun in it."""
         return self.execute("PRAGMA user_version")[0][0]
+
+    @property
+    def journals(self) -> list[Path]:
+        """The files of SQLite's mode WAL, which stay as long as another program has the database open in that mode."""
+        if self.execute("PRAGMA journal_mode") != [("wal",)]:
+            return []
+        return [self.path.with_name(f"{self.path.name}-{kind}") for kind in ("wal", "shm")]
 
     def make_tables(self) -> None:
         """Makes the tables and triggers of a ledger in an empty file.
@@ -162,7 +170,7 @@ def holds_ledger(path: Path) -> bool:
 
 def _connect(path: Path, create: bool, timeout: float) -> sqlite3.Connection:
     mode = "rwc" if create else "rw"
-    where = f"file:{urllib.parse.quote(str(path.absolute()))}?mode={mode}"
+    where = f"file:{urllib.parse.quote(os.fsencode(path.absolute()))}?mode={mode}"
     # Without an isolation level Python begins no transactions of its own.
     connection = sqlite3.connect(where, uri=True, timeout=timeout, isolation_level=None)
     try:
@@ -174,6 +182,8 @@ def _connect(path: Path, create: bool, timeout: float) -> sqlite3.Connection:
             "secure_delete = ON",  # Removed content is overwritten with zeros.
         ):
             connection.execute(f"PRAGMA {setting}")
+        with contextlib.suppress(sqlite3.OperationalError):  # Another program has it open in the mode WAL.
+            connection.execute("PRAGMA journal_mode = DELETE")
     except BaseException:
         connection.close()
         raise

@@ -41,7 +41,7 @@ def export_ledger(folder: Path, out: Path, *, keys: Path | None = None) -> str:
     """
     if Path(os.path.realpath(folder)) in Path(os.path.realpath(out)).parents:
         raise InputError(f"{out} lies in the ledger, whose folder holds nothing else; name a folder elsewhere")
-    files.remove_leftovers(out.parent, deep=False)  # An export that was killed leaves half a copy there.
+    files.remove_leftovers_of(out)  # An export that was killed leaves half a copy there.
     if out.exists() or out.is_symlink():
         raise InputError(f"{out} exists already; name a folder that does not")
     with Ledger(folder, keys) as book, book.sole_run(), files.new_folder(out) as place:

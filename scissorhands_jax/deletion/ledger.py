@@ -26,6 +26,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -107,6 +108,8 @@ class Ledger:
                 )
             if self.secrets is not None and about.secret != _secret_digest(self.secrets):
                 raise LedgerError(f"the secret in {place} is not that of {self.path}; name the right folder of keys")
+            if self.secrets is not None:
+                _keep_private(self.path)
             if check:
                 with self._database.transaction("DEFERRED"):
                     found = self._row_problems()
@@ -122,6 +125,8 @@ class Ledger:
     ) -> Ledger:
         """Begins a ledger in a folder, or opens the one that another process has just begun there.
 
+        Only their owner can read the file and a folder that is created here. One that exists keeps its permissions.
+
         Args:
           folder: The folder, which is created if it does not exist.
           about: The first entry. The name of the ledger and the digests of its keys are filled in here.
@@ -130,9 +135,14 @@ class Ledger:
           prepare: Writes further files of the ledger. It is called where the ledger is begun here, before it is there,
             and while no other process can begin one; never if the file is a database of something else.
         """
+        make_ledger_folder(folder)
         drawn = signing.make_keys(keys or folder / KEYS_FOLDER)
-        files.make_folder(folder)
-        database = Database(folder / DATABASE_FILE, create=True)
+        path = folder / DATABASE_FILE
+        with contextlib.suppress(
+            OSError
+        ):  # SQLite says then what is wrong. It gives its journals the same permissions.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        database = Database(path, create=True)
         try:
             with database.transaction("IMMEDIATE"):
                 if database.version == 0:
@@ -347,6 +357,26 @@ class Ledger:
         """
         return files.sole_writer(self.folder)
 
+    def unchanging(self) -> contextlib.AbstractContextManager[None]:
+        """Returns a context manager in which everything that is read is from one moment, and others wait to write."""
+        return self._database.transaction("DEFERRED")
+
+    @contextlib.contextmanager
+    def unwritten(self) -> Iterator[None]:
+        """Returns a context manager that keeps others from writing to the file, where it can be written to at all.
+
+        Meanwhile a journal next to the file is nobody's, unless `journals` names it.
+        """
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(LedgerError):
+                stack.enter_context(self._database.transaction("IMMEDIATE"))
+            yield
+
+    @property
+    def journals(self) -> list[Path]:
+        """The files next to the database that belong to it while another program has set another journal mode."""
+        return self._database.journals
+
     def problems(self) -> list[str]:
         """Describes everything in the file that is not as it was written, in one sentence each.
 
@@ -422,9 +452,28 @@ def check_count(examples: int) -> None:
         )
 
 
+def make_ledger_folder(folder: Path) -> None:
+    """Makes the folder of a ledger where it does not exist, for its owner alone: it names people and examples.
+
+    Raises:
+      InputError: No run could work in it.
+    """
+    if not files.is_text(folder):
+        raise InputError(f"no run could work in {folder}, whose name is no text in UTF-8; name another folder")
+    files.make_folder(folder, mode=0o700)
+
+
 def ledger_exists(folder: Path) -> bool:
     """Says whether a folder holds a ledger, even a damaged one."""
     return holds_ledger(folder / DATABASE_FILE)
+
+
+def _keep_private(path: Path) -> None:
+    """Takes the permissions of others from the file of a ledger, which one of an earlier version has."""
+    mode = path.stat().st_mode
+    if os.name == "posix" and mode & 0o077:
+        with contextlib.suppress(OSError):  # It belongs to somebody else, or cannot be changed at all.
+            path.chmod(mode & 0o700)
 
 
 def _newest(database: Database) -> tuple[int, str]:

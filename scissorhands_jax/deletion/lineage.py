@@ -7,11 +7,13 @@ which of them need attention: all that descend from the original or from a run b
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from pathlib import Path
 
 from scissorhands_jax import hashing, report
+from scissorhands_jax.deletion import records
 from scissorhands_jax.deletion.entries import (
     FORGOTTEN,
     WITHDRAWN,
@@ -22,6 +24,7 @@ from scissorhands_jax.deletion.entries import (
 )
 from scissorhands_jax.deletion.ledger import Ledger
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.jobs.earlier_runs import WEIGHTS_FILE, origin_folder
 
 _MAX_NOTE = 500
 
@@ -42,9 +45,11 @@ class DerivedNetwork:
 def derive(folder: Path, *, parent: str, child: str, note: str = "", keys: Path | None = None) -> str:
     """Registers a network that was derived from one of a ledger. A network with several parents is registered for each.
 
+    One that was retired is in use again from then on.
+
     Args:
       folder: The folder of the ledger.
-      parent: `original`, the number of a run, or the SHA-256 or the file of a network that is registered already.
+      parent: `original`, the number of a run, or the SHA-256 or the file of a network that the ledger knows.
       child: The file of the new network, or its SHA-256 in hexadecimal.
       note: What is known about the network.
       keys: The folder of the ledger's keys. The default is the folder `keys` in the ledger's folder.
@@ -62,12 +67,12 @@ def derive(folder: Path, *, parent: str, child: str, note: str = "", keys: Path 
     digest = _digest(child)
     with Ledger(folder, keys) as book:
         above = _parent(book, parent)
-        if digest in _generations(book):
+        if digest in _generations(book) or digest in _own_files(book):
             raise InputError(f"{child} is a network of the ledger itself; only networks made from it are registered")
         known = {network.sha256: network for network in derived_networks(book)}
         if above in known and digest in {above, *_ancestors(known, above)}:
             raise InputError(f"{child} is an ancestor of {parent}, so it cannot be derived from it")
-        if digest in known and above in known[digest].parents:
+        if digest in known and above in known[digest].parents and not known[digest].retired:
             raise InputError(f"{child} is registered as derived from {parent} already")
         book.append(NetworkDerived(parent=above, child=digest, note=note))
     return digest
@@ -99,15 +104,25 @@ def retire(folder: Path, network: str, *, keys: Path | None = None) -> str:
 
 
 def derived_networks(book: Ledger) -> list[DerivedNetwork]:
-    """Returns all networks that were derived from others, in the order in which they were registered."""
-    retired = {entry.network for entry in book.entries(NetworkRetired)}
-    found: dict[str, DerivedNetwork] = {}
-    for entry in book.entries(NetworkDerived):
-        old = found.get(entry.child)
-        parents = (*(old.parents if old else ()), entry.parent)
-        notes = [note for note in (old.note if old else "", entry.note) if note]
-        found[entry.child] = DerivedNetwork(entry.child, parents, "; ".join(notes), entry.child in retired)
-    return list(found.values())
+    """Returns all networks that were derived from others, in the order in which they were registered.
+
+    What the history says last of a network counts: one that is registered after it was retired is in use.
+    """
+    parents: dict[str, dict[str, None]] = {}
+    notes: dict[str, dict[str, None]] = {}
+    retired: set[str] = set()
+    for event in book.history():
+        entry = event.entry
+        if isinstance(entry, NetworkRetired):
+            retired.add(entry.network)
+        elif isinstance(entry, NetworkDerived):
+            parents.setdefault(entry.child, {})[entry.parent] = None
+            notes.setdefault(entry.child, {})[entry.note] = None
+            retired.discard(entry.child)
+    return [
+        DerivedNetwork(child, tuple(known), "; ".join(filter(None, notes[child])), child in retired)
+        for child, known in parents.items()
+    ]
 
 
 def needing_attention(book: Ledger, request: Request) -> list[DerivedNetwork]:
@@ -176,6 +191,28 @@ def _generations(book: Ledger) -> dict[str, int]:
     return found
 
 
+def _own_files(book: Ledger) -> dict[str, str]:
+    """Returns the SHA-256 of the files of a ledger's networks with those of the networks, which are of their numbers.
+
+    The files of runs are those that the records name. That of the original is known while it is where it was when the
+    ledger was begun.
+    """
+    found: dict[str, str] = {}
+    about = book.about
+    original = about.weights
+    if about.checkpoint is not None:
+        with contextlib.suppress(InputError):  # It has moved.
+            original = str(origin_folder(about.checkpoint) / WEIGHTS_FILE)
+    if original is not None and Path(original).is_file():
+        found[_digest(original)] = about.network
+    for entry in book.entries(RunRecorded):
+        path = records.record_path(book.folder, entry.run)
+        if path.is_file():  # `verify` names one that is missing.
+            for digest in records.read_record(path, book.public)[0].files.network.values():
+                found.setdefault(digest, entry.network)
+    return found
+
+
 def _ancestors(known: dict[str, DerivedNetwork], network: str) -> set[str]:
     """Returns everything that a registered network descends from, without itself."""
     found: set[str] = set()
@@ -194,12 +231,14 @@ def _parent(book: Ledger, parent: str) -> str:
         return runs.get(parent, book.about.network)
     registered = {network.sha256 for network in derived_networks(book)}
     listed = (
-        f"`{report.ORIGINAL}`, the number of a run ({', '.join(runs) or 'none has ended'}), or a registered network"
+        f"`{report.ORIGINAL}`, the number of a run ({', '.join(runs) or 'none has ended'}), or a network that is "
+        "registered or of the ledger itself"
     )
     try:
         digest = _digest(parent)
     except InputError as error:
         raise InputError(f"there is no parent {parent[:200]!r}; name {listed}") from error
+    digest = _own_files(book).get(digest, digest)
     if digest not in {*registered, *_generations(book)}:
         raise InputError(f"the ledger knows no network {digest}; name {listed}")
     return digest

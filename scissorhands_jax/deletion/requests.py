@@ -28,6 +28,7 @@ from scissorhands_jax.deletion.ledger import (
     check_count,
     check_request,
     ledger_exists,
+    make_ledger_folder,
 )
 from scissorhands_jax.deletion.lineage import DerivedNetwork, needing_attention
 from scissorhands_jax.deletion.recorded_runs import (
@@ -174,7 +175,8 @@ def remove_ledger_leftovers(book: Ledger, keys: Path | None) -> None:
     """
     files.remove_leftovers(book.folder)
     if keys is not None:
-        files.remove_leftovers(keys, deep=False)
+        for name in (signing.SECRET_FILE, signing.SIGNING_FILE):
+            files.remove_leftovers_of(keys / name)
     if not records.public_path(book.folder).exists():
         records.write_public(book.folder, book.keys)
 
@@ -372,6 +374,7 @@ def _begin(folder: Path, keys: Path | None, network: OriginalNetwork) -> None:
                 f"the network {what} {len(past[name])} examples, and a ledger can list at most {reading.MAX_LINES}; "
                 "`scissorhands unlearn` forgets examples without a ledger"
             )
+    make_ledger_folder(folder)
     drawn = signing.make_keys(keys or folder / KEYS_FOLDER)
     kind, colon, path = config.dataset.partition(":")
     described = {name: getattr(config, name) for name in _DESCRIBED} | {"rename": _absolute(config.rename)}

@@ -116,7 +116,8 @@ def sign_results(folder: Path, subject: AuditSubject, private: bytes) -> Path:
       The signed document, `signed.json` in the folder.
 
     Raises:
-      InputError: A file is missing or damaged, or its numbers do not follow from the scores.
+      InputError: A file is missing or damaged, its numbers do not follow from the scores, or the document would be too
+        large to be read.
     """
     results, scores = (_read_json(folder / name) for name in (runs.RESULTS_FILE, SCORES_FILE))
     try:
@@ -135,7 +136,15 @@ def sign_results(folder: Path, subject: AuditSubject, private: bytes) -> Path:
     digest = sha256(content)
     signature = signing.sign_digest(private, _PURPOSE, digest)
     envelope = {"audit": document, "hash": digest, "key": signing.public_of(private), "signature": signature}
-    files.write_bytes(folder / SIGNED_FILE, canonical(envelope))
+    written = canonical(envelope)
+    try:
+        hashing.parse_canonical(written)  # What nobody could read is not written.
+    except ValueError as error:
+        raise InputError(
+            f"the audit in {folder} cannot be signed, because nobody could read the document: {error}; make one with a "
+            "smaller --tier or fewer --networks"
+        ) from error
+    files.write_bytes(folder / SIGNED_FILE, written)
     return folder / SIGNED_FILE
 
 
@@ -193,7 +202,9 @@ def read_signed(content: bytes, trusted: Collection[str], path: Path) -> SignedA
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path} cannot be read: {type(error).__name__} {error}") from error
+        raise InputError(
+            f"{path} cannot be read: {type(error).__name__} {error}; ask whoever signed it for another one"
+        ) from error
     return SignedAudit(subject, {**results, **computed}, scores, key, sha256(content))
 
 
@@ -238,11 +249,17 @@ def _set_of(results: Mapping[str, Any], job: Job) -> int:
 
 
 def _check_sizes(results: Mapping[str, Any], scores: AuditScores) -> None:
-    """Checks that the settings of an audit and its scores are about the same networks and forget sets."""
-    scenarios = {one["name"]: set(one["methods"]) for one in results["config"]["scenarios"]}
+    """Checks the settings of an audit, and that they and its scores are about the same networks and forget sets."""
+    config = results["config"]
+    if config["tier"] not in TIERS:
+        raise ValueError(f"its tier is {config['tier']!r} and none of {', '.join(TIERS)}")
+    if not isinstance(config["training"]["epochs"], int):
+        raise ValueError(f"its networks were trained for {config['training']['epochs']!r} epochs, which is no number")
+    scenarios = {one["name"]: set(one["methods"]) for one in config["scenarios"]}
     audited = {one.name: set(one.labels[2:]) for one in scores.watched.forget_sets}
     ensemble = results["ensemble"]
-    if scenarios != audited or len(ensemble["forget_sha256"]) != len(audited):
+    digests = ensemble["forget_sha256"]
+    if scenarios != audited or not isinstance(digests, list) or len(digests) != len(audited):
         raise ValueError("its scores are about other forget sets or methods than its settings")
     if ensemble["networks"] != len(scores.watched.included):
         raise ValueError("its scores are about another number of networks than its settings")

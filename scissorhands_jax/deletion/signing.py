@@ -16,6 +16,7 @@ import hmac
 import os
 import re
 import secrets
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,8 @@ def _read_key(path: Path) -> bytes:
         mode = path.stat().st_mode
     except FileNotFoundError as error:
         raise LedgerError(
-            f"the key {path} is missing; put it back from your backup (an auditor's copy has none, and can be verified)"
+            f"the key {path} is missing; name the folder of the keys with --keys, or put it back from your backup (an "
+            "auditor's copy has none, and can be verified)"
         ) from error
     except OSError as error:
         raise LedgerError(f"the key {path} cannot be read: {error.strerror}; make it readable and try again") from error
@@ -162,7 +164,7 @@ def _read_key(path: Path) -> bytes:
     if re.fullmatch(rb"[0-9a-f]{64}\n", content) is None:
         raise LedgerError(f"the key {path} is damaged; put it back from your backup")
     if os.name == "posix" and mode & 0o077:
-        raise LedgerError(f"the key {path} can be read by others; make it your own with `chmod 600 {path}`")
+        raise LedgerError(f"the key {path} can be read by others; make it your own with {_closing(path)}")
     return bytes.fromhex(content.decode())
 
 
@@ -247,7 +249,7 @@ def read_private(path: Path) -> bytes:
     if not isinstance(key, ed25519.Ed25519PrivateKey):
         raise InputError(f"{path} holds a key of another kind than Ed25519; `scissorhands audit key` makes one")
     if os.name == "posix" and mode & 0o077:
-        raise InputError(f"the private key {path} can be read by others; make it your own with `chmod 600 {path}`")
+        raise InputError(f"the private key {path} can be read by others; make it your own with {_closing(path)}")
     return key.private_bytes_raw()
 
 
@@ -265,6 +267,11 @@ def example_digests(keys: LedgerKeys, dataset: Dataset) -> list[str]:
     return [
         keys.digest("example", head + b"".join(np.ascontiguousarray(part).tobytes() for part in row)) for row in rows
     ]
+
+
+def _closing(path: Path) -> str:
+    """Returns the command, as it can be typed, that keeps others from reading a file."""
+    return f"`chmod 600 {shlex.quote(str(path))}`"
 
 
 def _message(purpose: str, digest: str) -> bytes:

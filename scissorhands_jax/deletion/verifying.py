@@ -12,7 +12,7 @@ from scissorhands_jax import datasets, files, hashing, reading
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.deletion import contents, lineage, records, signing, statements
 from scissorhands_jax.deletion.contents import Contents
-from scissorhands_jax.deletion.entries import CHAIN_START, RESTORE, RunRecorded
+from scissorhands_jax.deletion.entries import CHAIN_START, RESTORE, RunDiscarded, RunFailed, RunRecorded, RunStarted
 from scissorhands_jax.deletion.ledger import DATABASE_FILE, KEYS_FOLDER, Ledger
 from scissorhands_jax.deletion.recorded_runs import (
     changed,
@@ -46,17 +46,18 @@ from scissorhands_jax.jobs.loading import read_network
 from scissorhands_jax.terminal import Console, say
 
 _WITHOUT_SECRET = (
-    "without the ledger's secret, it cannot be verified that the examples and the lists of what the first network was "
-    "trained on and had forgotten are what their digests stand for"
+    "without the ledger's secret, it cannot be verified that the lists of what the first network was trained on and "
+    "had forgotten are what their digests stand for"
 )
 
-
+_RECORD_FILES = (records.record_path, records.record_page_path, statements.envelope_path)
 _OF_A_COPY = (
     "this is an auditor's copy, which names no person, example or place; only the ledger's owner can verify what its "
     "salted digests stand for"
 )
 _WITHOUT_ORIGINAL = (
-    "the original network is in use; name its file with --weights, and its data with --dataset, to verify that as well"
+    "the original network is in use; name it with --weights or --checkpoint, and its data with --dataset, to verify "
+    "that as well"
 )
 _WITHOUT_DATA = (
     "the network was not evaluated again, because a copy does not say where the data are; name them with --dataset and "
@@ -87,8 +88,9 @@ def verify_ledger(
       subject: What has moved since the ledger was begun.
       keys: The folder of the ledger's keys. The default is the folder `keys` in the ledger's folder.
       public: A file with the public key, for an auditor who does not have the keys. Everything that a signature covers
-        is verified, the network included. Files that describe forgotten examples have salted digests, which cannot be
-        verified; a note says so. The default, in an auditor's copy, is the public key in the copy itself.
+        is verified, the network included. Not verified are the list of what the first network was trained on, whose
+        digest takes the secret, and in an auditor's copy what has salted digests; a note says so. The default, in an
+        auditor's copy, is the public key in the copy itself.
       console: Where to show progress and notes.
 
     Returns:
@@ -119,7 +121,10 @@ def verify_ledger(
         hashes = {entry.run: entry.record for entry in book.entries(RunRecorded)}
         current = run_in_use(book)
         check_place(subject, current)
-        found += contents.foreign(folder, _allowed(book, list(hashes)))
+        found += _foreign(book, list(hashes), console)
+        stopped = unfinished_run(book)
+        if stopped is not None:
+            _note(console, f"run {stopped.run} has not ended, so nothing that it has left so far was verified")
         found += _record_problems(book, hashes)
         found += _public_key_problems(folder, book.public, needed=bool(hashes))
         if book.secrets is None:
@@ -127,7 +132,7 @@ def verify_ledger(
         else:
             for name, file in past_files(folder).items():
                 found += _list_problems(book, file, getattr(book.about, name))
-        if current is None and book.is_copy and not subject.weights:
+        if current is None and book.is_copy and not (subject.weights or subject.checkpoint):
             _note(console, _WITHOUT_ORIGINAL)
         elif current is None:
             found += _original_problems(book, subject)
@@ -197,6 +202,46 @@ def _page_problems(path: Path, record: Record) -> list[str]:
     return [] if hashing.file_sha256(path) == record.report else [changed(path)]
 
 
+def _foreign(book: Ledger, with_record: Iterable[int], console: Console) -> list[str]:
+    """Names everything in a ledger's folder that is not a part of it, unless another process is just making it.
+
+    Args:
+      book: The ledger.
+      with_record: The numbers of the runs that have a record.
+      console: Where to note that another process is working.
+    """
+    folder = book.folder
+    with book.unwritten():
+        working, allowed = files.holder(folder), _allowed(book, with_record)
+        found = contents.foreign(folder, allowed)
+        working = working or files.holder(folder)  # It may have begun since.
+        if book.journals:
+            _note(console, f"another program has {book.path} open; close it and verify again")
+        if working is not None:
+            found = contents.foreign(folder, _allowed_meanwhile(book, allowed))
+            _note(
+                console,
+                f"{working} is working on the ledger, so what that process is making or removing was left out; verify "
+                "again when it has ended",
+            )
+    return found
+
+
+def _allowed_meanwhile(book: Ledger, allowed: Contents) -> Contents:
+    """Adds what may be there only while another process works on a ledger, which removes it (`tidying`)."""
+    folder = book.folder
+    next_run = max((entry.run for entry in book.entries(RunStarted)), default=0) + 1
+    lists: set[Path] = set()
+    working = {records.run_folder(folder, next_run)}
+    for run in range(1, next_run + 1):
+        lists |= {positions_file(folder, run), audited_positions_file(folder, run)}
+        working |= {audit_work_folder(folder, run), records.run_folder(folder, run) / "checkpoints"}
+    working |= {records.run_folder(folder, entry.run) for entry in book.entries(RunFailed)}
+    working |= {records.run_folder(folder, entry.run) for entry in book.entries(RunDiscarded)}
+    lists |= {path(folder, next_run) for path in _RECORD_FILES}
+    return Contents(allowed.files | lists, allowed.folders, allowed.open_folders | working, leftovers=True)
+
+
 def _allowed(book: Ledger, with_record: Iterable[int]) -> Contents:
     """Returns everything that may stand in the folder of a ledger.
 
@@ -205,8 +250,11 @@ def _allowed(book: Ledger, with_record: Iterable[int]) -> Contents:
       with_record: The numbers of the runs that have a record.
     """
     folder, keys = book.folder, book.folder / KEYS_FOLDER
-    expected = {folder / DATABASE_FILE, folder / files.LOCK_FILE, records.public_path(folder)}
-    expected |= {keys / name for name in (signing.SECRET_FILE, signing.SIGNING_FILE)}
+    expected = {folder / DATABASE_FILE, *book.journals, records.public_path(folder)}
+    if files.is_lock_file(folder / files.LOCK_FILE):
+        expected.add(folder / files.LOCK_FILE)
+    if _are_own(book, keys):
+        expected |= {keys / name for name in (signing.SECRET_FILE, signing.SIGNING_FILE)}
     expected |= set(past_files(folder).values())
     numbers = [entry.run for entry in book.entries(RunRecorded)]
     working: set[Path] = set()
@@ -215,8 +263,7 @@ def _allowed(book: Ledger, with_record: Iterable[int]) -> Contents:
         numbers.append(stopped.run)
         working |= {records.run_folder(folder, stopped.run), audit_work_folder(folder, stopped.run)}
         expected |= {positions_file(folder, stopped.run), audited_positions_file(folder, stopped.run)}
-    places = (records.record_path, records.record_page_path, statements.envelope_path)
-    expected |= {path(folder, run) for run in numbers for path in places}
+    expected |= {path(folder, run) for run in numbers for path in _RECORD_FILES}
     for run in with_record:
         run_folder = records.run_folder(folder, run)
         try:
@@ -227,6 +274,17 @@ def _allowed(book: Ledger, with_record: Iterable[int]) -> Contents:
             expected |= {run_folder / name for name in (*listed.network, *listed.other)}
     folders = frozenset({folder / records.RECORDS_FOLDER, folder / records.RUNS_FOLDER})
     return Contents(frozenset(expected), folders, frozenset(working))
+
+
+def _are_own(book: Ledger, keys: Path) -> bool:
+    """Says whether a folder holds the keys of a ledger. An auditor's copy has none."""
+    if book.is_copy or not keys.is_dir():
+        return False
+    try:
+        Ledger(book.folder, keys, check=False).close()
+    except LedgerError:
+        return False
+    return True
 
 
 def _public_key_problems(folder: Path, public: str, *, needed: bool) -> list[str]:

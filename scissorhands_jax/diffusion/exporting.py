@@ -60,7 +60,8 @@ def export_weights(
         raise InputError(f"there is no {'UNet' if present else 'network'} in {unet or folder}; import one first")
     targets = {part: out / FOLDERS[part] / f"{FILE_STEMS[part]}.safetensors" for part in present}
     for target in targets.values():
-        files.remove_leftovers(target.parent)
+        for path in (target, target.parent / CONFIG_FILE):
+            files.remove_leftovers_of(path)
         _check_free(target, overwrite=overwrite)
     whole = len(present) == len(PARTS) and (folder / model_folder.TOKENIZER_FOLDER).is_dir()
     if whole:
@@ -97,7 +98,7 @@ def export_unet(folder: Path, file: Path, *, dtype: str | None = None, overwrite
     check_dtype(dtype)
     if not (folder / "unet").is_dir():
         raise InputError(f"there is no UNet in {folder}; name the folder of sd import or sd unlearn")
-    files.remove_leftovers(file.parent, deep=False)
+    files.remove_leftovers_of(file)
     _check_free(file, overwrite=overwrite)
     _write_part("unet", folder, file, dtype)
     return file

@@ -130,7 +130,7 @@ def import_weights(
       WeightsError: A file is damaged, holds another network, or NaN or infinity. Nothing was written for that network.
     """
     plan = plan_import(sources, config, tokenizer=tokenizer, ema=ema)
-    files.remove_leftovers(out)
+    model_folder.remove_unfinished(out)
     for part in plan.sources:
         if (out / part).exists() and not (overwrite or resume):
             raise InputError(
@@ -181,7 +181,7 @@ def make_random(
         tokenizer_lib.check_size(tokenizer_lib.read_vocabulary(found), found, config.text.vocabulary)
     if not overwrite and (taken := next((out / part for part in networks.PARTS if (out / part).exists()), None)):
         raise InputError(f"{taken} exists already; add --overwrite to replace it, or name another --out")
-    files.remove_leftovers(out)
+    model_folder.remove_unfinished(out)
     for number, part in enumerate(networks.PARTS):
         params = _random(networks.outline(part, config), np.random.default_rng([seed, number]))
         schedule = config.schedule if part == "unet" else None

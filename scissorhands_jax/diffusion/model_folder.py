@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from scissorhands_jax import files, hashing
 from scissorhands_jax.base import Params
 from scissorhands_jax.diffusion import networks
+from scissorhands_jax.diffusion.folder_configs import SCHEDULER_FILE
 from scissorhands_jax.diffusion.networks import PART_TITLES, DiffusionConfig, Part, PartConfig
 from scissorhands_jax.diffusion.schedules import Schedule
 from scissorhands_jax.diffusion.text import TextConfig
@@ -25,6 +26,7 @@ from scissorhands_jax.errors import CheckpointError, InputError
 from scissorhands_jax.training import checkpoints
 
 TOKENIZER_FOLDER = "tokenizer"
+_TOKENIZER_FILES = ("vocab.json", "merges.txt", JSON_FILE, SETTINGS_FILE, BPE_FILE)
 
 
 class StoredPart(NamedTuple):
@@ -86,6 +88,18 @@ def read_part_config(part: Part, folder: Path) -> tuple[PartConfig, str]:
         return config_type(**sizes), str(description["dtype"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path} holds no {PART_TITLES[part]} of Stable Diffusion v1: {error}") from error
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes what processes that were killed while they made a model left in its folder; all else there stays.
+
+    Args:
+      folder: The folder of the model, which need not exist.
+    """
+    for name in (*networks.PARTS, SCHEDULER_FILE):
+        files.remove_leftovers_of(folder / name)
+    for name in _TOKENIZER_FILES:
+        files.remove_leftovers_of(folder / TOKENIZER_FOLDER / name)
 
 
 def save_part(
@@ -270,7 +284,7 @@ def copy_tokenizer(source: Path | None, folder: Path) -> tuple[Path, ...]:
         found, names = (*found, beside), [*names, SETTINGS_FILE]
     target = folder / TOKENIZER_FOLDER
     copies = tuple(target / name for name in names)
-    for name in ("vocab.json", "merges.txt", JSON_FILE, SETTINGS_FILE, BPE_FILE):  # of another tokenizer
+    for name in _TOKENIZER_FILES:  # of another tokenizer
         if name not in names and (target / name).is_file():
             files.remove(target / name)
     for file, copy in zip(found, copies, strict=True):

@@ -43,6 +43,8 @@ def open_folder(
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; name a folder for the run")
+    if not files.is_text(folder):
+        raise InputError(f"no run can be in {folder}, whose name is no text in UTF-8; name another folder")
     if folder.is_symlink():
         try:
             files.make_folder(files.resolved(folder))  # as if it were the folder itself
@@ -54,16 +56,16 @@ def open_folder(
 
 def _begin(folder: Path, identity: Identity, overwrite: bool, resume: bool | None, warn: bool) -> bool:
     """Does what `open_folder` says in a folder that nobody else writes to."""
-    files.remove_leftovers(folder)
     file = folder / RUN_FILE
+    if not file.exists() and not all(map(files.is_leftover, folder.iterdir())):
+        raise InputError(f"{folder} is not empty and holds no run; name another folder")
+    files.remove_leftovers(folder)
     if file.exists() and not overwrite:
         if not resume:
             hint = "" if resume is None else "--resume to continue it or "
             raise InputError(f"{folder} already holds a run; add {hint}--overwrite to replace it")
         check_same(read_run(folder), identity, str(folder), "repeat its settings, or use --overwrite", warn=warn)
         return False
-    if not file.exists() and not all(map(files.is_leftover, folder.iterdir())):
-        raise InputError(f"{folder} is not empty and holds no run; name another folder")
     files.clear_folder(folder, last=RUN_FILE)
     files.write_text(file, json.dumps(identity.document(), indent=2) + "\n")
     return True

@@ -128,6 +128,15 @@ class TestPrepare:
         folder = datasets.prepare("svhn", [], tmp_path, unverified=True)
         assert folder == tmp_path / "svhn_cropped" / "3.1.0"
 
+    def test_what_others_have_next_to_a_set_stays(self, official, tmp_path):
+        names = [".3.0.0.0a1b2c3d.partial", "old/.movie.mp4.0a1b2c3d.partial", ".3.1.0.0a1b2c3d.partial"]
+        paths = [tmp_path / "svhn_cropped" / name for name in names]
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        datasets.prepare("svhn", [official], tmp_path, unverified=True)
+        assert [path.exists() for path in paths] == [True, True, False]
+
     def test_a_set_that_is_there_stays_unless_told_otherwise(self, official, tmp_path):
         folder = datasets.prepare("svhn", [official], tmp_path, unverified=True)
         with pytest.raises(InputError, match="exists already; add --overwrite"):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scissorhands_jax import deletion, hashing
+from scissorhands_jax import deletion, hashing, reading
 from scissorhands_jax.audit import run as audit_run
 from scissorhands_jax.cli import main as cli
 from scissorhands_jax.deletion import audits as deletion_audits
@@ -278,6 +278,12 @@ class TestSigned:
             (lambda d: d["results"]["data"].update(training_data_sha256="0"), "were trained on other examples"),
             (lambda d: d["results"]["ensemble"].update(networks=16), "another number of networks"),
             (lambda d: d["results"]["config"]["scenarios"].clear(), "other forget sets or methods"),
+            (lambda d: d["results"]["ensemble"].update(forget_sha256="0"), "other forget sets or methods"),
+            (lambda d: d["results"]["config"].update(tier="huge"), "its tier is 'huge' and none of"),
+            (lambda d: d["results"]["config"].update(tier=["smoke"]), "cannot be read"),
+            (lambda d: d["results"]["config"].pop("tier"), "cannot be read"),
+            (lambda d: d["results"]["config"].pop("training"), "cannot be read"),
+            (lambda d: d["results"]["config"]["training"].update(epochs="many"), "'many' epochs"),
             (lambda d: d.pop("numbers"), "cannot be read"),
             (lambda d: d.update(format=2), "another version"),
             (lambda d: d["numbers"].update(gates=[]), "the gates of the audit"),
@@ -423,6 +429,18 @@ class TestSigned:
         finally:
             kept.rename(listed)
         assert (audit / "signed.json").read_bytes() == whole.signed.read_bytes()
+
+    def test_a_document_that_nobody_could_read_is_not_written(self, whole, tmp_path, monkeypatch, capsys):
+        audit = shutil.copytree(whole.audit, tmp_path / "audit")
+        size = (audit / "signed.json").stat().st_size
+        (audit / "signed.json").unlink()
+        monkeypatch.setattr(reading, "MAX_JSON", size - 1)
+        words = ["audit", "sign", "--audit", audit, "--run", whole.run, "--key", whole.key]
+        assert cli.main(list(map(str, words))) == 2
+        assert f"nobody could read the document: it is larger than {size - 1} bytes; make one" in error_of(capsys)
+        assert not (audit / "signed.json").exists()
+        monkeypatch.setattr(reading, "MAX_JSON", size)
+        assert cli.main(list(map(str, words))) == 0
 
     def test_only_an_audit_of_the_run_is_signed(self, whole, tmp_path, capsys):
         sign = ["audit", "sign", "--audit", str(whole.audit), "--key", str(whole.key)]

@@ -1,12 +1,16 @@
 """Whatever is in the folder of a ledger without being a part of it is named, of whatever kind it is."""
 
+import contextlib
 import os
 import shutil
 import socket
+import sqlite3
+import threading
 from pathlib import Path
 
 import pytest
 
+from scissorhands_jax import files
 from scissorhands_jax.deletion import contents, tidying
 from scissorhands_jax.deletion.contents import Contents
 from scissorhands_jax.deletion.ledger import Ledger
@@ -123,9 +127,124 @@ def test_a_run_that_is_working_may_have_files_but_no_links(book_folder, capsys):
     for path in (out / "checkpoints" / "one", out.with_suffix(".txt"), out.with_suffix(".audit.txt")):
         path.write_text("")
     assert verified(book_folder, "--quick", capsys=capsys) == []
+    (book_folder / "records" / "000003.html").write_text("anything")
+    assert command("verify", "--ledger", book_folder, "--quick") == 0
+    assert "note: run 3 has not ended, so nothing that it has left so far was verified" in capsys.readouterr().err
     (out / "link").symlink_to("checkpoints")
     (found,) = verified(book_folder, "--quick", capsys=capsys)
     assert f"{out / 'link'} is a link" in found
+
+
+def test_keys_that_nobody_has_read_are_no_part_of_the_ledger(served, book_folder, tmp_path, capsys):
+    shutil.copytree(book_folder / "keys", tmp_path / "keys")
+    options = ["--keys", tmp_path / "keys", "--quick"]
+    public = ["--public", served / "records" / "public_key.pem", "--quick"]
+    for words in (options, public):
+        assert verified(book_folder, *words, capsys=capsys) == [], "they are the ledger's"
+    for name in ("secret", "signing"):
+        path = book_folder / "keys" / name
+        whole = path.read_bytes()
+        for content in (b"names of people", b"0" * 64 + b"\n"):
+            path.write_bytes(content)
+            for words in (options, public):
+                found = verified(book_folder, *words, capsys=capsys)
+                assert any(line.startswith(f"{path} is not a part of the ledger") for line in found), found
+        path.write_bytes(whole)
+
+
+def test_an_auditors_copy_has_no_keys(served, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    assert command("export", "--ledger", served, "--out", copy) == 0
+    shutil.copytree(served / "keys", copy / "keys")
+    found = verified(copy, "--public", served / "records" / "public_key.pem", capsys=capsys)
+    assert [line.split(" is ")[0] for line in found] == [str(copy / "keys" / name) for name in ("secret", "signing")]
+
+
+@pytest.mark.parametrize(
+    ("text", "is_named"),
+    [
+        ("", False),
+        ('{"pid": 7, "host": "here", "since": "2026-12-02 00:00:00 UTC", "command": "scissorhands request"}', False),
+        ('{"pid": 7, "host": "here", "since": "2026-12-02 00:00:00 UTC", "command": "scissorhands request"}\nA', True),
+        ('{"pid": 7, "host": "here", "since": "2026-12-02 00:00:00 UTC", "command": "x", "who": "A"}', True),
+        ('{"pid": "A", "host": "here", "since": "2026-12-02 00:00:00 UTC", "command": "x"}', True),
+        ('{"pid": 7, "host": "here", "since": "now", "command": "' + "x" * 5000 + '"}', True),
+        ("A. Person", True),
+        ("[]", True),
+    ],
+)
+def test_a_lock_holds_nothing_but_who_has_it(book_folder, text, is_named, capsys):
+    (book_folder / ".lock").write_text(text)
+    found = verified(book_folder, "--quick", capsys=capsys)
+    assert [line.split(" is ")[0] for line in found] == [str(book_folder / ".lock")] * is_named
+
+
+class TestMeanwhile:
+    """Other processes work on the ledger while it is verified."""
+
+    def test_what_a_run_makes_and_removes_is_no_change(self, book_folder, capsys):
+        """The list of what the next run is to forget, remains of the one before, and what it is just writing."""
+        made = [tidying.positions_file(book_folder, run) for run in (1, 3)]
+        made += [book_folder / "runs/000001/checkpoints/one", tidying.audit_work_folder(book_folder, 2) / "one"]
+        made += [book_folder / "runs/.000002.audit.0a1b2c3d.removed", book_folder / "records/000003.html"]
+        for path in made:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("4\n")
+        (book_folder / "names").write_text("A")
+        with files.sole_writer(book_folder):
+            capsys.readouterr()
+            assert command("verify", "--ledger", book_folder, "--quick") == 1
+        captured = capsys.readouterr()
+        (line,) = captured.out.splitlines()
+        assert f"{book_folder / 'names'} is not a part" in line
+        assert f"note: process {os.getpid()} on " in captured.err
+        assert "is working on the ledger" in captured.err
+        found = verified(book_folder, "--quick", capsys=capsys)
+        assert all(any(str(path) in line for line in found) for path in made), "nobody is at work now"
+
+    def test_a_file_that_is_just_written_is_no_change(self, book_folder, capsys):
+        """`request add` holds no lock of the folder, and writes the public key if it is missing."""
+        with files.writing(book_folder / "records" / "public_key.pem") as file:
+            file.write(b"half")
+            assert verified(book_folder, "--quick", capsys=capsys) == []
+            file.seek(0)
+            file.write((book_folder / "records" / "public_key.pem").read_bytes())
+
+    def test_a_request_that_is_just_added_is_no_change(self, book_folder, capsys):
+        """SQLite has a journal next to the database then."""
+        begun, may_end = threading.Event(), threading.Event()
+
+        def add() -> None:
+            with Ledger(book_folder) as book, book._database.transaction("IMMEDIATE"):
+                book._database.execute("DELETE FROM requests")
+                begun.set()
+                may_end.wait(30)
+                book._database.execute("ROLLBACK")
+                book._database.execute("BEGIN")
+
+        thread = threading.Thread(target=add)
+        thread.start()
+        assert begun.wait(30)
+        assert (book_folder / "ledger.sqlite3-journal").exists()
+        threading.Timer(1, may_end.set).start()
+        assert verified(book_folder, "--quick", capsys=capsys) == []
+        thread.join()
+        (book_folder / "ledger.sqlite3-journal").write_bytes(b"\0 A. Person")
+        (found,) = verified(book_folder, "--quick", capsys=capsys)
+        assert "ledger.sqlite3-journal is not a part of the ledger" in found
+
+    def test_a_program_that_has_the_database_open_is_no_change(self, book_folder, capsys):
+        """One that has set another journal mode, whose files must not be moved away."""
+        with contextlib.closing(sqlite3.connect(book_folder / "ledger.sqlite3")) as other:
+            other.execute("PRAGMA journal_mode = WAL")
+            other.execute("SELECT * FROM head").fetchall()
+            assert verified(book_folder, "--quick", capsys=capsys) == []
+            assert command("verify", "--ledger", book_folder, "--quick") == 0
+            assert "another program has" in capsys.readouterr().err
+        assert command("verify", "--ledger", book_folder, "--quick") == 0
+        assert "another program has" not in capsys.readouterr().err
+        with contextlib.closing(sqlite3.connect(book_folder / "ledger.sqlite3")) as other:
+            assert other.execute("PRAGMA journal_mode").fetchone() == ("delete",)
 
 
 class TestDiscarding:

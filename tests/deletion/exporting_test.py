@@ -81,12 +81,13 @@ def test_an_original_that_is_in_use_is_verified_where_it_is_named(served, tmp_pa
     deletion.export(tmp_path / "new", tmp_path / "copy")
     assert verified(tmp_path / "copy", capsys=capsys) == []
     assert command("verify", "--ledger", tmp_path / "copy") == 0
-    assert "the original network is in use; name its file with --weights" in capsys.readouterr().err
+    assert "the original network is in use; name it with --weights or --checkpoint" in capsys.readouterr().err
     known = ["--weights", weights, "--dataset", dataset]
     assert verified(tmp_path / "copy", *known, capsys=capsys) == []
-    other = records.run_folder(served, 1) / "network.safetensors"
-    found = verified(tmp_path / "copy", "--weights", other, "--dataset", dataset, capsys=capsys)
-    assert any("is not the network that the ledger was begun with" in line for line in found)
+    run = records.run_folder(served, 1)
+    for other in (["--weights", run / "network.safetensors"], ["--checkpoint", run]):
+        found = verified(tmp_path / "copy", *other, "--dataset", dataset, capsys=capsys)
+        assert any("is not the network that the ledger was begun with" in line for line in found)
 
 
 def test_a_network_that_was_read_in_order_is_evaluated_in_a_copy_and_after_an_erasure(served, tmp_path, capsys):
@@ -163,6 +164,15 @@ def test_a_copy_that_was_signed_by_another_key_is_found_with_the_right_one(serve
     (copy / "records" / "public_key.pem").write_bytes(other)
     assert "public key in" in verified(copy, capsys=capsys)[0]
     assert "public_key.pem was changed" in verified(copy, "--public", tmp_path / "right.pem", capsys=capsys)[0]
+
+
+def test_what_others_have_next_to_the_copy_stays(served, tmp_path):
+    theirs = [tmp_path / name for name in (".gitconfig.lock", ".movie.mp4.0a1b2c3d.partial")]
+    ours = tmp_path / ".copy.0a1b2c3d.partial"
+    for path in (*theirs, ours):
+        path.touch()
+    assert command("export", "--ledger", served, "--out", tmp_path / "copy") == 0
+    assert [path.exists() for path in (*theirs, ours)] == [True, True, False]
 
 
 def test_a_copy_within_the_ledger_is_refused(served, tmp_path, capsys):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -36,6 +37,40 @@ def test_requests_move_through_their_states(folder):
         assert book.head == book.history()[-1].hash
         assert book.problems() == []
     assert problems(folder) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere all names are text")
+def test_a_folder_whose_name_is_no_text_can_be_read_but_not_begun_in(folder, tmp_path):
+    odd = tmp_path / os.fsdecode(b"l\xffdger")
+    with pytest.raises(InputError, match="whose name is no text in UTF-8; name another folder"):
+        Ledger.begin(odd, ABOUT)
+    assert not odd.exists()
+    shutil.copytree(folder, odd)
+    assert ledger.ledger_exists(odd)
+    assert problems(odd) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are those of POSIX")
+@pytest.mark.parametrize("is_there", [False, True])
+def test_nobody_else_can_read_names_and_salts(served, tmp_path, is_there):
+    def mode(path: Path) -> int:
+        return path.stat().st_mode & 0o777
+
+    assert mode(served) == 0o700, "begun by `request add`"
+    folder = tmp_path / "new" / "ledger"
+    if is_there:
+        folder.mkdir(parents=True)
+        folder.chmod(0o755)
+    with Ledger.begin(folder, ABOUT) as book:
+        database = folder / ledger.DATABASE_FILE
+        with book._database.transaction("IMMEDIATE"):
+            book._database.execute("UPDATE head SET count = count + 1")
+            assert mode(folder / f"{ledger.DATABASE_FILE}-journal") == 0o600
+            book._database.execute("UPDATE head SET count = count - 1")
+    assert (mode(folder), mode(database)) == (0o755 if is_there else 0o700, 0o600)
+    database.chmod(0o644)  # as earlier versions made it
+    Ledger(folder).close()
+    assert mode(database) == 0o600
 
 
 def test_the_salt_of_a_run_is_that_of_the_row_that_begins_it(folder):

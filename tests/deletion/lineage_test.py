@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
 from scissorhands_jax import deletion, hashing
 from scissorhands_jax.deletion import lineage
 from scissorhands_jax.deletion.ledger import Ledger
+from scissorhands_jax.deletion.recorded_runs import network_in_use
 from scissorhands_jax.errors import InputError
 from tests.deletion.commands import command, error_of, verified
 from tests.deletion.samples import recorded
@@ -46,6 +49,23 @@ def test_a_retired_network_needs_none_but_what_was_made_from_it_does(folder):
         deletion.retire(folder, A)
     with pytest.raises(InputError, match="is not registered"):
         deletion.retire(folder, D)
+
+
+@pytest.mark.parametrize("parent", ["original", "1"])
+def test_a_retired_network_that_is_registered_again_is_in_use_again(folder, parent):
+    """With the parent that it had, and with another one."""
+    deletion.derive(folder, parent="original", child=A, note="small")
+    for _ in range(2):
+        deletion.retire(folder, A)
+        assert attention(folder)[2] == []
+        deletion.derive(folder, parent=parent, child=A, note="small")
+        assert attention(folder)[2] == ["a"]
+    with Ledger(folder) as book:
+        (network,) = lineage.derived_networks(book)
+    assert network.parents == ("0" * 64, "d" * 64)[: 1 if parent == "original" else 2]
+    assert network.note == "small"
+    with pytest.raises(InputError, match="already"):
+        deletion.derive(folder, parent=parent, child=A)
 
 
 def test_a_list_also_has_the_networks_in_use_that_need_none(folder, capsys):
@@ -89,6 +109,36 @@ def test_what_cannot_be_is_refused_and_changes_nothing(folder, parent, child, wo
         deletion.derive(folder, parent="original", child=B, note="a\x1b[2J")
     with Ledger(folder) as book:
         assert book.head == head
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_files_of_the_ledgers_own_networks_are_known(book_folder, tmp_path, moved):
+    """A file has another hash than the numbers in it, and is known wherever it lies."""
+    with Ledger(book_folder) as book:
+        numbers = [book.about.network, network_in_use(book)]
+        original = Path(book.about.weights)
+    for number, file in enumerate((original, book_folder / "runs/000001/network.safetensors")):
+        if moved:
+            file = shutil.copy(file, tmp_path / "moved")
+        for child in (str(file), hashing.file_sha256(file)):
+            with pytest.raises(InputError, match="is a network of the ledger itself"):
+                deletion.derive(book_folder, parent="original", child=child)
+        deletion.derive(book_folder, parent=str(file), child=(A, B)[number])
+        with Ledger(book_folder) as book:
+            assert lineage.derived_networks(book)[-1].parents == (numbers[number],)
+    assert attention(book_folder)[1] == ["a"]
+
+
+def test_an_original_that_an_earlier_run_has_made_is_known(served, tmp_path):
+    run = served / "runs/000001"
+    dataset = f"npz:{served.parent / 'data.npz'}"
+    (tmp_path / "nine").write_text("9\n")
+    for place in (run, run / "network"):
+        folder = tmp_path / place.name
+        subject = deletion.Subject("mlp", dataset, None, None, str(place))
+        deletion.add(folder, forget=f"indices:{tmp_path / 'nine'}", requester="A", subject=subject)
+        with pytest.raises(InputError, match="is a network of the ledger itself"):
+            deletion.derive(folder, parent="original", child=str(run / "network.safetensors"))
 
 
 def test_an_empty_file_is_no_network(folder, tmp_path):

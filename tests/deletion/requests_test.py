@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import json
 import shutil
+import threading
 
 import jax
 import numpy as np
@@ -33,6 +34,25 @@ def test_requests_and_their_states_are_listed(served, capsys):
     ]
     assert command("list", "--ledger", served) == 0
     assert "OVERDUE" in capsys.readouterr().out
+
+
+def test_a_list_is_of_one_moment(folder, monkeypatch, capsys):
+    """Another process adds a request while the list is made."""
+    adding = threading.Thread(target=lambda: forking.fill(folder, "meanwhile", 1))
+    whole = Ledger.requests
+
+    def overtaken(book: Ledger) -> list[Request]:
+        if adding.ident is None:
+            adding.start()
+            adding.join(1)
+        return whole(book)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "requests", overtaken)
+        assert command("list", "--ledger", folder, "--json") == 0
+    assert [one["requester"] for one in json.loads(capsys.readouterr().out)] == ["first", "second", "third"]
+    adding.join()
+    assert len(states(folder)) == 4
 
 
 def test_examples_that_have_changed_or_moved_are_not_forgotten_by_position(served, book_folder, tmp_path, capsys):
@@ -115,6 +135,16 @@ def test_due_dates_are_days_written_in_one_way(due):
     with pytest.raises(InputError, match="written 2026-12-31"):
         check_request("A", due)
     check_request("A", "2026-12-31")
+
+
+def test_what_others_have_next_to_keys_that_lie_elsewhere_stays(book_folder, tmp_path):
+    keys = shutil.move(book_folder / "keys", tmp_path / "keys")
+    theirs, ours = keys / ".movie.mp4.0a1b2c3d.partial", keys / ".secret.0a1b2c3d.partial"
+    for path in (theirs, ours):
+        path.touch()
+    (tmp_path / "nine").write_text("9\n")
+    deletion.add(book_folder, forget=f"indices:{tmp_path / 'nine'}", requester="A", keys=keys)
+    assert (theirs.exists(), ours.exists()) == (True, False)
 
 
 def test_names_are_kept_and_shown_as_they_were_typed(book_folder, monkeypatch, capsys):

@@ -3,6 +3,7 @@
 import dataclasses
 import random
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -71,9 +72,22 @@ class TestKeys:
         with pytest.raises(LedgerError, match="chmod 600"):
             Ledger(folder)
 
+    @pytest.mark.parametrize("name", ["a b", "$HOME `x`", "it's"])
+    def test_the_advice_can_be_typed(self, folder, tmp_path, name):
+        place = shutil.copytree(folder, tmp_path / name)
+        (place / "keys" / "secret").chmod(0o644)
+        signing.make_private(place / "own.pem", place / "public.pem")
+        (place / "own.pem").chmod(0o644)
+        for read in (lambda: Ledger(place), lambda: signing.read_private(place / "own.pem")):
+            with pytest.raises(InputError, match="can be read by others") as error:
+                read()
+            advice = str(error.value).partition("with `")[2].removesuffix("`")
+            subprocess.run(["sh", "-c", advice], check=True)
+            read()
+
     def test_they_can_lie_elsewhere(self, folder, tmp_path):
         (folder / "keys").rename(tmp_path / "keys")
-        with pytest.raises(LedgerError, match="is missing"):
+        with pytest.raises(LedgerError, match="is missing; name the folder of the keys with --keys, or put it back"):
             Ledger(folder)
         with Ledger(folder, tmp_path / "keys") as book:
             assert len(book.requests()) == 3

@@ -192,6 +192,18 @@ def test_narrow_files_come_back_as_they_were(tmp_path, dtype):
     assert all((wide[name] == narrow[name].astype(np.float32)).all() for name in narrow)
 
 
+def test_what_others_have_next_to_a_network_stays(tmp_path):
+    """A model may be imported into, and exported to, a folder in which other programs write too."""
+    theirs = [".movie.mp4.0a1b2c3d.partial", "deep/.text.0a1b2c3d.partial", "text_encoder/deep/.a.0a1b2c3d.partial"]
+    ours = [".text.0a1b2c3d.partial", "text_encoder/.model.safetensors.0a1b2c3d.partial"]
+    for name in (*theirs, *ours):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    importing.import_weights({"text": write(tmp_path / "x.safetensors", tensors("text"))}, tmp_path, TINY)
+    exporting.export_weights(tmp_path, tmp_path)
+    assert [(tmp_path / name).exists() for name in (*theirs, *ours)] == [True] * len(theirs) + [False] * len(ours)
+
+
 def test_what_does_not_fit_is_not_rounded_to_infinity(tmp_path):
     arrays = tensors("text") | {"text_model.final_layer_norm.bias": np.full(32, 1e6, np.float32)}
     importing.import_weights({"text": write(tmp_path / "x.safetensors", arrays)}, tmp_path / "model", TINY)

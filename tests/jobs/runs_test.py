@@ -1,5 +1,7 @@
 """The folder of a run: one writer, what it holds, and what a process that was killed leaves in it."""
 
+import os
+import sys
 import threading
 
 import pytest
@@ -73,6 +75,18 @@ def test_other_files_are_left_alone(tmp_path, options):
     with pytest.raises(InputError, match="is a file; name a folder"):
         opened(tmp_path / "run" / "thesis.tex", **options)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.tex"]
+    (tmp_path / "run" / ".movie.mp4.0a1b2c3d.partial").write_text("hours")
+    with pytest.raises(InputError, match="is not empty and holds no run"):
+        opened(tmp_path / "run", **options)
+    assert len(list((tmp_path / "run").iterdir())) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere all names are text")
+def test_a_folder_whose_name_is_no_text_is_refused_before_anything_is_made(tmp_path):
+    """Orbax could not write to it once the network is made."""
+    with pytest.raises(InputError, match="whose name is no text in UTF-8; name another folder"):
+        opened(tmp_path / os.fsdecode(b"r\xffn") / "deep")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_link_to_a_folder_is_replaced_behind_the_link(tmp_path):
