@@ -252,5 +252,16 @@ def test_evaluating_a_folder(place, capsys):
     assert found["sets"]["retain"]["examples"] == 3
     assert main([*map(str, words)]) == 2
     assert "exists already; add --overwrite" in capsys.readouterr().err
+    foreign = write_lines(place / "foreign.json", [{"text": "", "question": "What?", "answer": text} for text in "a東"])
+    words[5], words[7:] = foreign, [place / "retain.json", "--out", place / "foreign_log.json", "--max-tokens", "2"]
+    assert main([*map(str, words), "--json"]) == 0
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)["sets"]
+    assert found["forget"].keys() == {"examples", "probability"}
+    assert "rouge_l_recall" in found["retain"]
+    assert (
+        f"no ROUGE of forget: it counts words of Latin letters and digits, and the answer in line 2 of {foreign} has"
+        in (printed.err)
+    )
     assert main(["lm", "evaluate", "--model", str(place / "model")]) == 2
     assert "give --forget and --out" in capsys.readouterr().err
