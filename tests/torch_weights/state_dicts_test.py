@@ -530,6 +530,20 @@ def test_dense_layers_alone_flatten_no_image():
         torch_weights.to_state_dict(params | {"c": {"kernel": np.zeros((3, 3, 2, 3))}}, {})
 
 
+def test_a_layer_that_keeps_the_width_of_a_flattened_image_is_refused():
+    def kernels(*shapes):
+        return {f"layer{place}": {"kernel": np.zeros(shape, np.float32)} for place, shape in enumerate(shapes)}
+
+    image, square, head = (3, 3, 1, 8), (32, 32), (32, 2)
+    for params in (kernels(image, square, head), kernels(image, square, square, head)):
+        with pytest.raises(WeightsError, match="layer1 has 32 inputs, 4 for each of 8 channels, so it may read a flat"):
+            torch_weights.to_state_dict(params, {})
+    pooled = kernels(image, (8, 32), square, square, head)
+    assert torch_weights.to_state_dict(pooled, {})["layer2.weight"].shape == square
+    wide = kernels(image, (1, 1, 8, 32), square, head)
+    assert torch_weights.to_state_dict(wide, {})["layer2.weight"].shape == square
+
+
 def test_two_leaves_with_one_name_are_refused():
     with pytest.raises(WeightsError, match=r"both called m\.weight"):
         torch_weights.to_state_dict({"m": {"kernel": np.zeros((1, 1)), "scale": np.zeros(1)}}, {})
