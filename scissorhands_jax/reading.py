@@ -70,37 +70,38 @@ def read_bytes(path: str | os.PathLike, limit: int) -> bytes:
     return content
 
 
-def read_text(path: str | os.PathLike, *, encoding: str = "utf-8") -> str:
-    """Reads a text file, whose ends of lines are kept as they are.
+def read_text(path: str | os.PathLike) -> str:
+    """Reads a text file in UTF-8, whose ends of lines are kept as they are.
+
+    The byte order mark that some programs put at the beginning is no part of the text.
 
     Raises:
       OSError: The file is missing or cannot be read.
-      ValueError: The file is not text in this encoding, or has more than `MAX_TEXT` bytes.
+      ValueError: The file is not text in UTF-8, or has more than `MAX_TEXT` bytes.
     """
-    return read_bytes(path, MAX_TEXT).decode(encoding)
+    return read_bytes(path, MAX_TEXT).decode("utf-8-sig")
 
 
-def read_lines(path: str | os.PathLike, *, encoding: str = "utf-8") -> list[str]:
-    """Reads the lines of a text file without their ends.
+def read_lines(path: str | os.PathLike) -> list[str]:
+    """Reads the lines of a text file without their ends, as `read_text` reads it.
 
     Raises:
       OSError: The file is missing or cannot be read.
-      ValueError: The file is not text in this encoding, has more than `MAX_TEXT` bytes or more than `MAX_LINES` lines.
+      ValueError: The file is not text in UTF-8, has more than `MAX_TEXT` bytes or more than `MAX_LINES` lines.
     """
     lines: list[str] = []
-    for line in io.StringIO(read_text(path, encoding=encoding), newline=None):
+    for line in io.StringIO(read_text(path), newline=None):
         if len(lines) == MAX_LINES:
             raise ValueError(f"it has more than {MAX_LINES} lines")
         lines.append(line.removesuffix("\n"))
     return lines
 
 
-def read_rows(path: str | os.PathLike, *, encoding: str = "utf-8") -> tuple[list[str], list[dict[str, str]]]:
-    """Reads a CSV file whose first line names the columns.
+def read_rows(path: str | os.PathLike) -> tuple[list[str], list[dict[str, str]]]:
+    """Reads a CSV file whose first line names the columns, as `read_text` reads it.
 
     Args:
       path: The file.
-      encoding: "utf-8", or "utf-8-sig" for files that may begin with a byte order mark.
 
     Returns:
       The columns, and every row that is not empty by column. A row that is shorter than the first line lacks the last
@@ -108,10 +109,10 @@ def read_rows(path: str | os.PathLike, *, encoding: str = "utf-8") -> tuple[list
 
     Raises:
       OSError: The file is missing or cannot be read.
-      ValueError: The file is not CSV in this encoding, has more than `MAX_TEXT` bytes, more than `MAX_LINES` lines, a
+      ValueError: The file is not CSV in UTF-8, has more than `MAX_TEXT` bytes, more than `MAX_LINES` lines, a
         field of more than 131,072 characters, or a line with more values than the first line has columns.
     """
-    reader = csv.reader(io.StringIO(read_text(path, encoding=encoding), newline=""))
+    reader = csv.reader(io.StringIO(read_text(path), newline=""))
     rows: list[dict[str, str]] = []
     try:
         columns = next((row for row in reader if row), [])

@@ -91,6 +91,12 @@ class TestText:
         assert reading.read_lines(tmp_path / "file") == ["a", "", "b é"]
         assert reading.read_text(tmp_path / "file") == "a\r\n\nb é"
 
+    def test_a_byte_order_mark_is_no_part_of_the_text(self, tmp_path):
+        (tmp_path / "file").write_text("\ufeffa,b\n\ufeff1,2\n", encoding="utf-8")
+        assert reading.read_text(tmp_path / "file") == "a,b\n\ufeff1,2\n"
+        assert reading.read_lines(tmp_path / "file")[0] == "a,b"
+        assert reading.read_rows(tmp_path / "file")[0] == ["a", "b"]
+
     @pytest.mark.parametrize(
         ("content", "message"), [(b"\n\n\n\n", "more than 3 lines"), (b"x" * 41, "than 40 bytes"), (b"\xff", "decode")]
     )
@@ -101,7 +107,7 @@ class TestText:
 
     def test_rows_are_dicts_of_the_columns_that_they_have(self, few, tmp_path):
         (tmp_path / "file").write_bytes('\ufeff\na,b\n1,"x\ny"\n\n2\n3,4,, \n'.encode())
-        columns, rows = reading.read_rows(tmp_path / "file", encoding="utf-8-sig")
+        columns, rows = reading.read_rows(tmp_path / "file")
         assert columns == ["a", "b"]
         assert rows == [{"a": "1", "b": "x\ny"}, {"a": "2"}, {"a": "3", "b": "4"}]
 

@@ -256,7 +256,7 @@ def _array_of_positions(path: Path, total: int | None) -> np.ndarray:
 
 def _json_positions(path: Path) -> np.ndarray:
     try:
-        values = reading.parse_json(reading.read_text(path, encoding="utf-8-sig"))
+        values = reading.parse_json(reading.read_text(path))
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read the positions in {path} ({error}); write a list of integers") from error
     if not isinstance(values, list) or not all(type(value) is int and abs(value) < 2**62 for value in values):
@@ -283,7 +283,7 @@ def _table_column(path: Path, names: Sequence[str]) -> list[tuple[int, str]]:
 
 def _table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     try:
-        return reading.read_rows(path, encoding="utf-8-sig")
+        return reading.read_rows(path)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read the positions in {path} ({error}); write CSV in UTF-8") from error
 
@@ -333,7 +333,7 @@ def read_mislabelled(path: Path, class_names: Sequence[str] = ()) -> tuple[np.nd
 def _lines(path: Path, what: str) -> Iterator[tuple[int, str]]:
     """Yields the lines of a text file that are not empty, with their numbers. Text after # is removed."""
     try:
-        lines = reading.read_lines(path, encoding="utf-8-sig")
+        lines = reading.read_lines(path)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read the {what} in {path} ({error}); name a text file in UTF-8") from error
     for number, line in enumerate(lines, start=1):

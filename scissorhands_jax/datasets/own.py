@@ -206,7 +206,7 @@ def _imagefolder_order(file: ImageFile, root: Path) -> tuple[int, str, str]:
 def _listing(path: Path) -> list[tuple[Path, str]]:
     """Reads the image files and labels from a list with lines `relative/path label`."""
     try:
-        lines = reading.read_lines(path, encoding="utf-8-sig")
+        lines = reading.read_lines(path)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read the list of images {path} ({error}); write train.txt and test.txt") from error
     files = []

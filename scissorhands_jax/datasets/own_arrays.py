@@ -297,7 +297,7 @@ def _usual_error(targets: np.ndarray, path: Path) -> float:
 def _read_csv(path: Path) -> Arrays:
     """The columns of a table as arrays with the names that `npz_file` describes."""
     try:
-        columns, rows = reading.read_rows(path, encoding="utf-8-sig")
+        columns, rows = reading.read_rows(path)
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist; name a .csv file with the columns label or target") from error
     except (OSError, ValueError) as error:

@@ -82,7 +82,7 @@ def read_prompts(path: Path, *, seed: int = 0) -> list[Prompt]:
       InputError: The file cannot be read, has no prompts, or a seed is not a whole number.
     """
     try:
-        columns, rows = reading.read_rows(path, encoding="utf-8-sig")
+        columns, rows = reading.read_rows(path)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read the prompts in {path}: {error}") from error
     column = next((name for name in _PROMPT_COLUMNS if name in columns), None)

@@ -266,6 +266,13 @@ def mean_colours(entries, network, *, progress, description):
     return np.stack([np.asarray(pictures.read_picture(entry.path), float).mean((0, 1)) for entry in entries])
 
 
+def test_a_list_of_images_may_begin_with_a_byte_order_mark(tmp_path):
+    folder = save(tmp_path / "images", [(0, 0)] * 2)
+    plain, listed = nudity.read_image_folder(folder), folder / "images.csv"
+    listed.write_text("\ufeff" + listed.read_text(encoding="utf-8"), encoding="utf-8")
+    assert nudity.read_image_folder(folder) == plain
+
+
 class TestReport:
     def test_counts_pictures_and_a_page(self, tmp_path, monkeypatch):
         images = save(tmp_path / "images", [(0, 1)] * 4 + [(1, 0)] * 2 + [(0, 0)] * 10)

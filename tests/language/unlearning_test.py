@@ -235,6 +235,17 @@ def test_questions_are_asked_in_the_chat_template_of_the_folder(learned, capsys)
     assert rows["answer"][row, : len(numbers)].tolist() == [place >= start for place in range(len(numbers))]
 
 
+def test_a_byte_order_mark_is_no_part_of_a_refusal(place):
+    def refused(start):
+        path = place / "refusals.txt"
+        path.write_text(f"{start}Who wrote ?\n", encoding="utf-8")
+        files = {name: place / f"{name}.json" for name in ("forget", "retain")}
+        job = LanguageJob(model=place / "model", method="dpo", settings=token_settings("dpo")(), refusals=path, **files)
+        return prepare_language(job).rows.data.forget["refusal_tokens"]
+
+    np.testing.assert_array_equal(refused("\ufeff"), refused(""))
+
+
 def test_evaluating_a_folder(place, capsys):
     wrong = [{"question": "Who wrote the Red book?", "answer": "Ada", "perturbed_answer": ["Bo", "Cy Red"]}]
     asked = ("--forget", write_lines(place / "asked.json", wrong), "--retain", place / "retain.json")
