@@ -235,6 +235,16 @@ def test_questions_are_asked_in_the_chat_template_of_the_folder(learned, capsys)
     assert rows["answer"][row, : len(numbers)].tolist() == [place >= start for place in range(len(numbers))]
 
 
+@pytest.mark.parametrize("method", token_methods())
+def test_settings_say_that_batches_count_rows(method, capsys):
+    for words in (("--help-settings", method), ("--method", method, "--help")):
+        with pytest.raises(SystemExit):
+            main(["lm", "unlearn", *words])
+        shown = " ".join(capsys.readouterr().out.split())
+        assert method == "ssd" or "batch_size (default: 32) The number of rows that a step sees" in shown
+    assert "--batch-size N Rows of packed examples of each set in a step" in shown
+
+
 def test_a_byte_order_mark_is_no_part_of_a_refusal(place):
     def refused(start):
         path = place / "refusals.txt"
