@@ -135,7 +135,11 @@ def judge_logs(
     return Judgement(
         log=str(own.path),
         format=own.format,
-        sets={name: _sizes(own, name) | own.sets[name].means(name, own.epsilon) for name in SETS if name in own.sets},
+        sets={
+            name: {"examples": own.sets[name].num_examples} | own.sets[name].means(name, own.epsilon)
+            for name in SETS
+            if name in own.sets
+        },
         model_utility={kind: found for kind, found in utility.items() if isinstance(found, float)},
         attacks={name: attack_auc(attack) for name, attack in own.attacks.items()},
         scores={name: float(series.values.mean()) for name, series in own.scores.items()},
@@ -144,12 +148,6 @@ def judge_logs(
         recorded=dict(own.recorded),
         remarks=remarks,
     )
-
-
-def _sizes(log: EvaluationLog, name: str) -> dict[str, int]:
-    scores = log.sets[name]
-    parts = (scores.probability, scores.rouge, scores.losses, scores.stated_ratios)
-    return {"examples": max(len(part.examples) for part in parts if part is not None)}
 
 
 def _compare(own: EvaluationLog, reference: EvaluationLog, remarks: list[str]) -> RetrainedComparison:

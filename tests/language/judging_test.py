@@ -173,6 +173,28 @@ def test_partial_logs_give_what_they_allow(folder, tmp_path):
     assert list(judge_logs(tmp_path / "eval_log_forget.json").sets) == ["forget"]
 
 
+@pytest.mark.parametrize("metric", ["Q_A_Prob", "Q_A_Prob_normalised", "Q_A_ROUGE", "Truth_Ratio"])
+def test_a_log_of_one_metric_is_judged_by_it(folder, tmp_path, metric):
+    whole = json.loads((folder / "new1.json").read_text())
+    (tmp_path / "log.json").write_text(json.dumps({f"ra_{metric}": whole[f"ra_{metric}"]}))
+    (means,) = judge_logs(tmp_path / "log.json").sets.values()
+    assert means.pop("examples") == 5
+    assert len(means) == 1
+
+
+@pytest.mark.parametrize("measure", ["avg_gt_loss", "rougeL_recall", "avg_paraphrased_loss", "average_perturb_loss"])
+def test_a_set_of_one_measure_is_judged_by_it_or_left_out(folder, tmp_path, measure):
+    part = json.loads((folder / "tofu1.json").read_text())[FORGET]
+    (tmp_path / "log.json").write_text(json.dumps({FORGET: {name: part[name] for name in (measure, "generated_text")}}))
+    judged = judge_logs(tmp_path / "log.json")
+    if measure in ("avg_gt_loss", "rougeL_recall"):
+        assert judged.sets["forget"].pop("examples") == 8
+        assert len(judged.sets["forget"]) == 1
+    else:
+        assert judged.sets == {}
+        assert any(f"has nothing but {measure} in {FORGET}, which makes no measure" in each for each in judged.remarks)
+
+
 def change(log, path, value):
     *parts, last = path
     for part in parts:
