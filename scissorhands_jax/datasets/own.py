@@ -223,7 +223,7 @@ def _listing(path: Path) -> list[tuple[Path, str]]:
 def _natural(path: Path | str) -> list[tuple[int, int, str]]:
     """Returns a key that sorts names with the numbers in them by value: s2 before s10."""
     parts = re.split(r"(\d+)", str(path))
-    return [(1, int(part), part) if part.isdigit() else (0, 0, part) for part in parts]
+    return [(1, int(part), part) if part.isdecimal() else (0, 0, part) for part in parts]
 
 
 def _shape(splits: dict[str, list[ImageFile]], image_size: int | None) -> tuple[int, int, int]:

@@ -327,6 +327,14 @@ class TestFolder:
         assert splits.test["label"].tolist() == [1]
         np.testing.assert_array_equal(splits.test["image"], pixels(1, 2, 2)[None, ..., None])
 
+    def test_numbers_in_names_are_decimal_ones(self, tmp_path):
+        for number, name in enumerate(["3²4.png", "①.png", "10.png", "٩.png"]):
+            save_image(tmp_path / name, pixels(number, 2, 2))
+        (tmp_path / "train.txt").write_text("3²4.png a²\n①.png a²\n10.png a²\n٩.png a²\n", encoding="utf-8")
+        (tmp_path / "test.txt").write_text("①.png a²\n", encoding="utf-8")
+        images = datasets.load(f"folder:{tmp_path}").train["image"][..., 0]
+        np.testing.assert_array_equal(images[1:], [pixels(number, 2, 2) for number in (3, 2, 1)])
+
     def test_one_coloured_image_makes_all_of_them_rgb(self, tmp_path):
         for number in range(5):
             save_image(tmp_path / "a" / f"{number}.png", pixels(number, 2, 2) if number else pixels(9, 2, 2, 3))
