@@ -470,6 +470,10 @@ class TestCommand:
             assert text in page
         assert "NudeNet" not in page
         assert not (tmp_path / "concepts/detections.csv").exists()
+        assert (
+            cli.main([*command, "--out", str(tmp_path / "rounded"), "--concept-text", "{}", "--dtype", "bfloat16"]) == 0
+        )
+        assert json.loads(capsys.readouterr().out)["concepts"]["folders"]["images"]["concepts"].keys() == set(names)
         (kept / "images.csv").unlink()
         assert cli.main([*arguments, "--overwrite"]) == 0
         measured = json.loads(capsys.readouterr().out)["utility"]
