@@ -17,7 +17,7 @@ import os
 import stat
 import zipfile
 import zlib
-from typing import IO, Any, BinaryIO, NoReturn, cast
+from typing import IO, Any, BinaryIO, NamedTuple, NoReturn, cast
 
 MAX_JSON = 2**26  # bytes
 MAX_VALUES = 2**22  # in a JSON document; strings with commas or brackets in them count for several
@@ -97,15 +97,33 @@ def read_lines(path: str | os.PathLike) -> list[str]:
     return lines
 
 
-def read_rows(path: str | os.PathLike) -> tuple[list[str], list[dict[str, str]]]:
+class CsvRow(NamedTuple):
+    """A row of a CSV file."""
+
+    line: int
+    """The line of the file on which it begins, counted from 1."""
+    values: dict[str, str]
+    """What it has by column."""
+
+
+class CsvTable(NamedTuple):
+    """A CSV file whose first line names the columns."""
+
+    columns: list[str]
+    line: int
+    """The line that names them, counted from 1."""
+    rows: list[CsvRow]
+    """Those that are not empty."""
+
+
+def read_rows(path: str | os.PathLike) -> CsvTable:
     """Reads a CSV file whose first line names the columns, as `read_text` reads it.
 
     Args:
       path: The file.
 
     Returns:
-      The columns, and every row that is not empty by column. A row that is shorter than the first line lacks the last
-      columns; what it has beyond them is empty.
+      The table. A row that is shorter than the first line lacks the last columns; what it has beyond them is empty.
 
     Raises:
       OSError: The file is missing or cannot be read.
@@ -113,21 +131,24 @@ def read_rows(path: str | os.PathLike) -> tuple[list[str], list[dict[str, str]]]
         field of more than 131,072 characters, or a line with more values than the first line has columns.
     """
     reader = csv.reader(io.StringIO(read_text(path), newline=""))
-    rows: list[dict[str, str]] = []
+    columns: list[str] = []
+    rows: list[CsvRow] = []
+    named = line = 1
     try:
-        columns = next((row for row in reader if row), [])
         for row in reader:
+            begins, line = line, reader.line_num + 1
+            if not columns:
+                columns, named = row, begins
+                continue
             if len(rows) == MAX_LINES:
                 raise ValueError(f"it has more than {MAX_LINES} lines")
             if any(value.strip() for value in row[len(columns) :]):
-                raise ValueError(
-                    f"line {reader.line_num} has {len(row)} values, and the first line {len(columns)} columns"
-                )
+                raise ValueError(f"line {begins} has {len(row)} values, and the first line {len(columns)} columns")
             if row:
-                rows.append(dict(zip(columns, row, strict=False)))
+                rows.append(CsvRow(begins, dict(zip(columns, row, strict=False))))
     except csv.Error as error:
         raise ValueError(str(error)) from error
-    return columns, rows
+    return CsvTable(columns, named, rows)
 
 
 def read_gzip(path: str | os.PathLike, limit: int) -> bytes:

@@ -266,22 +266,22 @@ def _json_positions(path: Path) -> np.ndarray:
 
 def _table_column(path: Path, names: Sequence[str]) -> list[tuple[int, str]]:
     """Returns a column of a CSV file with numbers of lines, found by its name or because there is no other."""
-    columns, rows = _table(path)
+    columns, line, rows = _table(path)
     if len(columns) == 1 and re.search(r"[;\t]", columns[0]):
         raise InputError(f"{path} has the one column {columns[0][:60]!r}; separate columns by commas")
     if len(columns) == 1:
         (column,) = columns
-        first = [(1, column.strip())] if re.fullmatch(r"[+-]?\d+", column.strip()) else []
-        return first + [(number, row[column].strip()) for number, row in enumerate(rows, start=2)]
+        first = [(line, column.strip())] if re.fullmatch(r"[+-]?\d+", column.strip()) else []
+        return first + [(row.line, row.values[column].strip()) for row in rows]
     found = [column for column in columns if column.strip().lower() in names]
     if len(found) != 1:
         raise InputError(
             f"{path} has the columns {', '.join(columns)[:200]}; name exactly one of them {' or '.join(names)}"
         )
-    return [(number, row.get(found[0], "").strip()) for number, row in enumerate(rows, start=2)]
+    return [(row.line, row.values.get(found[0], "").strip()) for row in rows]
 
 
-def _table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+def _table(path: Path) -> reading.CsvTable:
     try:
         return reading.read_rows(path)
     except (OSError, ValueError) as error:
@@ -308,7 +308,7 @@ def read_mislabelled(path: Path, class_names: Sequence[str] = ()) -> tuple[np.nd
     rows = []
     if path.suffix.lower() == ".csv":
         of_positions = _table_column(path, _POSITION_COLUMNS)
-        has_labels = any(column.strip().lower() in _LABEL_COLUMNS for column in _table(path)[0])
+        has_labels = any(column.strip().lower() in _LABEL_COLUMNS for column in _table(path).columns)
         labels = _table_column(path, _LABEL_COLUMNS) if has_labels else [(number, "") for number, _ in of_positions]
         for number, at in of_positions:
             if not at:

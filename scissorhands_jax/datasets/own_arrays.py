@@ -297,7 +297,7 @@ def _usual_error(targets: np.ndarray, path: Path) -> float:
 def _read_csv(path: Path) -> Arrays:
     """The columns of a table as arrays with the names that `npz_file` describes."""
     try:
-        columns, rows = reading.read_rows(path)
+        columns, _, rows = reading.read_rows(path)
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist; name a .csv file with the columns label or target") from error
     except (OSError, ValueError) as error:
@@ -315,32 +315,35 @@ def _read_csv(path: Path) -> Arrays:
             f"{path} has the columns {', '.join(names)[:200]}; name the one with the class of an example label, or the "
             "one with the number to predict target, next to columns of features"
         )
-    texts = {name: [row.get(column, "").strip() for row in rows] for name, column in zip(names, columns, strict=True)}
+    lines = [row.line for row in rows]
+    texts = {
+        name: [row.values.get(column, "").strip() for row in rows] for name, column in zip(names, columns, strict=True)
+    }
     found: Arrays = {}
     if "target" in texts:
-        found["target"] = _column(texts.pop("target"), "target", path)
+        found["target"] = _column(texts.pop("target"), "target", path, lines)
     if "label" in texts:
         labels = texts.pop("label")
         if all(re.fullmatch(r"\d{1,9}", text) for text in labels):
             found["label"] = np.asarray(labels, np.int64)
         elif not all(labels):
-            raise InputError(f"line {labels.index('') + 2} of {path} has no label; give each example one")
+            raise InputError(f"line {lines[labels.index('')]} of {path} has no label; give each example one")
         elif any(map(_is_number, labels)):
-            line = next(n for n, text in enumerate(labels, start=2) if not re.fullmatch(r"\d{1,9}", text))
+            place = next(place for place, text in enumerate(labels) if not re.fullmatch(r"\d{1,9}", text))
             raise InputError(
-                f"line {line} of {path} has the label {labels[line - 2][:40]!r}, and labels are whole numbers from 0 "
-                "or names that are no numbers; write all of one kind, or call the column target, for a regression"
+                f"line {lines[place]} of {path} has the label {labels[place][:40]!r}, and labels are whole numbers "
+                "from 0 or names that are no numbers; write all of one kind, or call the column target, for a regression"
             )
         else:
             found["class_names"], found["label"] = np.unique(labels, return_inverse=True)
     if "held_out" in texts:
         words = {"true": "1", "false": "0"}
-        held = _column([words.get(text.lower(), text) for text in texts.pop("held_out")], "held_out", path)
+        held = _column([words.get(text.lower(), text) for text in texts.pop("held_out")], "held_out", path, lines)
         if not np.isin(held, (0, 1)).all():
             raise InputError(f"the column held_out of {path} has other values than 0 and 1; write 1 for testing")
         found["held_out"] = held.astype(bool)
     if texts:
-        found["features"] = np.stack([_column(values, name, path) for name, values in texts.items()], axis=1)
+        found["features"] = np.stack([_column(values, name, path, lines) for name, values in texts.items()], axis=1)
     return found
 
 
@@ -350,12 +353,12 @@ def _is_number(text: str) -> bool:
     return re.fullmatch(rf"[+-]?({digits}|nan|inf|infinity)", text, re.ASCII | re.IGNORECASE) is not None
 
 
-def _column(texts: Sequence[str], name: str, path: Path) -> np.ndarray:
-    """A column of numbers."""
-    for number, text in enumerate(texts, start=2):
+def _column(texts: Sequence[str], name: str, path: Path, lines: Sequence[int]) -> np.ndarray:
+    """A column of numbers, one on each of these lines of the file."""
+    for line, text in zip(lines, texts, strict=True):
         if not _is_number(text):
             raise InputError(
-                f"line {number} of {path} has {repr(text[:40]) if text else 'nothing'} in the column {name!r}, which "
+                f"line {line} of {path} has {repr(text[:40]) if text else 'nothing'} in the column {name!r}, which "
                 "holds numbers; encode it as numbers, fill it in, or leave the column out"
             )
     return np.asarray([float(text) for text in texts])

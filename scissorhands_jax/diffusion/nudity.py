@@ -130,7 +130,8 @@ def read_image_folder(folder: Path) -> list[ImageEntry]:
 
 def _read_list(listed: Path) -> tuple[list[Path], list[Prompt | None]]:
     try:
-        rows = [(row["file"], row["prompt"], int(row["seed"])) for row in reading.read_rows(listed)[1]]
+        listing = [row.values for row in reading.read_rows(listed).rows]
+        rows = [(row["file"], row["prompt"], int(row["seed"])) for row in listing]
     except (OSError, KeyError, ValueError) as error:
         raise InputError(
             f"{listed} is no list of images with the columns file, seed and prompt; repair or remove it"
