@@ -202,6 +202,7 @@ class TestArrays:
             np.testing.assert_array_equal(found[name], array)
             assert found[name].flags.writeable
         assert list(array_files.read_arrays(tmp_path / "file.npz", ("c", "z"))) == ["c"]
+        assert array_files.array_names(tmp_path / "file.npz") == list(arrays)
         np.save(tmp_path / "file.npy", arrays["b"])
         np.testing.assert_array_equal(array_files.read_array(tmp_path / "file.npy"), arrays["b"])
 

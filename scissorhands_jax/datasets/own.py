@@ -29,7 +29,7 @@ def orl_faces(data_dir: Path | None) -> Splits:
     if data_dir is None:
         raise InputError("orl_faces needs --data-dir, the folder that holds orl_faces.npz")
     path = data_dir / "orl_faces.npz"
-    arrays = own_arrays.read_npz(path)
+    arrays = own_arrays.read_npz(path, ("image", "subject"))
     images = own_arrays.image_array(arrays, "image", path)
     people = check_labels(own_arrays.label_array(arrays, "subject", path), 40, path)
     if len(images) != len(people):

@@ -20,6 +20,8 @@ from scissorhands_jax.errors import InputError
 
 Arrays = dict[str, np.ndarray]
 """The arrays of a file by their names."""
+_OF_EXAMPLES = ("image", "features", "label", "target", "labels")
+_KNOWN = (*_OF_EXAMPLES, *(f"test_{name}" for name in _OF_EXAMPLES), "held_out", "class_names")
 
 
 def npz_file(path: Path, held_out: float | None = None) -> Splits:
@@ -31,7 +33,7 @@ def npz_file(path: Path, held_out: float | None = None) -> Splits:
         shape (N,) or (N, K), numbers; or `labels`, of shape (N, L), zeros and ones. The test set is in arrays of the
         same names that begin with `test_`; or the array `held_out` says which of the examples it is, by their positions
         or by a bool for each. In any case positions count the examples from 0. Names of classes may be in
-        `class_names`.
+        `class_names`. Other arrays are not read.
       held_out: The share of the examples of each label, or of all examples where there are no classes, to test with, in
         a file that does not say it.
 
@@ -39,7 +41,7 @@ def npz_file(path: Path, held_out: float | None = None) -> Splits:
       InputError: The file cannot be read, its arrays do not fit together, or nothing says which examples are for
         testing.
     """
-    return _splits(read_npz(path), path, held_out, "npz")
+    return _splits(read_npz(path, _KNOWN), path, held_out, "npz")
 
 
 def csv_file(path: Path, held_out: float | None = None) -> Splits:
@@ -59,18 +61,20 @@ def csv_file(path: Path, held_out: float | None = None) -> Splits:
     return _splits(_read_csv(path), path, held_out, "csv")
 
 
-def read_npz(path: Path) -> Arrays:
-    """The arrays of a `.npz` file.
+def read_npz(path: Path, names: Sequence[str]) -> Arrays:
+    """Those of the arrays with these names that a `.npz` file has.
 
     Raises:
-      InputError: The file is missing or damaged.
+      InputError: The file is missing or damaged, or such an array holds objects.
     """
     try:
-        return array_files.read_arrays(path)
+        return array_files.read_arrays(path, names)
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist; name a .npz file with the arrays image and label") from error
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not a whole .npz file ({error}); write it with numpy.savez") from error
+        raise InputError(
+            f"{path} cannot be read as a .npz file ({error}); write arrays of numbers and text with numpy.savez"
+        ) from error
 
 
 def _splits(arrays: Arrays, path: Path, share: float | None, kind: str) -> Splits:
@@ -107,6 +111,11 @@ def _splits(arrays: Arrays, path: Path, share: float | None, kind: str) -> Split
     return complete(Splits(train, test, names, augmented=False, held_out=chosen), path)
 
 
+def _all_names(path: Path) -> str:
+    """The names of all arrays of a file, for messages."""
+    return ", ".join(array_files.array_names(path))[:200] or "nothing"
+
+
 def _class_names(arrays: Arrays, path: Path) -> tuple[str, ...]:
     names = arrays["class_names"]
     listed = [name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name) for name in names.ravel()]
@@ -125,7 +134,7 @@ def _only(arrays: Arrays, names: Sequence[str], path: Path) -> str:
         raise InputError(f"{path} has both {' and '.join(found)}; leave all but one of them out")
     if not found:
         raise InputError(
-            f"{path} has no array {names[0]!r}, only {', '.join(arrays) or 'nothing'}; save the images as `image`, or "
+            f"{path} has no array {names[0]!r}, only {_all_names(path)}; save the images as `image`, or "
             "feature vectors as `features`, and the labels as `label`, or the numbers of a regression as `target`"
         )
     return found[0]
@@ -176,8 +185,8 @@ def _held_out(
 def _array(arrays: Arrays, name: str, path: Path) -> np.ndarray:
     if name not in arrays:
         raise InputError(
-            f"{path} has no array {name!r}, only {', '.join(arrays) or 'nothing'}; save the images as `image` and the "
-            "labels as `label`"
+            f"{path} has no array {name!r}, only {_all_names(path)}; save the images as `image` and the labels as "
+            "`label`"
         )
     return arrays[name]
 
@@ -332,7 +341,8 @@ def _read_csv(path: Path) -> Arrays:
             place = next(place for place, text in enumerate(labels) if not re.fullmatch(r"\d{1,9}", text))
             raise InputError(
                 f"line {lines[place]} of {path} has the label {labels[place][:40]!r}, and labels are whole numbers "
-                "from 0 or names that are no numbers; write all of one kind, or call the column target, for a regression"
+                "from 0 or names that are no numbers; write all of one kind, or call the column target, for a "
+                "regression"
             )
         else:
             found["class_names"], found["label"] = np.unique(labels, return_inverse=True)

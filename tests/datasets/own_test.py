@@ -66,6 +66,11 @@ class TestNpz:
         with pytest.raises(InputError, match=message):
             datasets.load(save(image=self.IMAGES, label=self.LABELS, **arrays) + share)
 
+    def test_other_arrays_are_not_read(self, save):
+        names = np.array(["a", None], dtype=object)
+        splits = datasets.load(save(image=self.IMAGES, label=self.LABELS, held_out=[0], names=names))
+        assert len(splits.train["image"]) == 12
+
     def test_grey_and_floating_point_images_are_taken(self, save):
         splits = datasets.load(save(image=self.IMAGES[..., 0] / 255, label=self.LABELS, held_out=[0]))
         assert splits.image_shape == (4, 5, 1)
@@ -89,7 +94,11 @@ class TestNpz:
             ({"label": np.arange(12) * 10**12}, "labels count classes from 0 to 99999 at most; number the classes"),
             ({"label": np.arange(12) % 2 + 1}, "no label 0, and labels from 1 to 2; .* so subtract 1, or give the na"),
             ({"label": np.full(12, -1)}, "has the label -1; labels count classes from 0"),
-            ({"label": np.array([None] * 12)}, r"not a whole \.npz file"),
+            (
+                {"label": np.array([None] * 12)},
+                r"as a \.npz file \(in 'label' it holds Python objects .*; write arrays of",
+            ),
+            ({"image": None, "images": np.zeros(1)}, "has no array 'image', only label, held_out, images"),
             ({"image": np.zeros((12, 4))}, r"has shape \(12, 4\); give images of shape"),
             ({"image": np.full((12, 4, 4), 255.0)}, r"from 0 to 255, outside \[0, 1\]; divide it by 255"),
             ({"image": np.full((12, 4, 4), -1.5)}, "from -1.5 to 0, outside .* before they are normalised"),
@@ -128,10 +137,10 @@ class TestNpz:
         with pytest.raises(InputError, match=r"own\.npz does not exist"):
             datasets.load(f"npz:{tmp_path / 'own.npz'}")
         (tmp_path / "own.npz").write_text("pixels")
-        with pytest.raises(InputError, match=r"not a whole \.npz file"):
+        with pytest.raises(InputError, match=r"cannot be read as a \.npz file"):
             datasets.load(f"npz:{tmp_path / 'own.npz'}")
         np.save(tmp_path / "own.npy", np.zeros(3))
-        with pytest.raises(InputError, match=r"not a whole \.npz file"):
+        with pytest.raises(InputError, match=r"cannot be read as a \.npz file"):
             datasets.load(f"npz:{tmp_path / 'own.npy'}")
 
 
