@@ -21,6 +21,8 @@ from scissorhands_jax.errors import InputError
 Arrays = dict[str, np.ndarray]
 """The arrays of a file by their names."""
 _OF_EXAMPLES = ("image", "features", "label", "target", "labels")
+_ROUNDING = 1e-3  # by which images may lie outside [0, 1]; half a step of 8 bits is 0.002
+_OVERSHOOT = 0.25  # by which resizing puts values outside it
 _KNOWN = (*_OF_EXAMPLES, *(f"test_{name}" for name in _OF_EXAMPLES), "held_out", "class_names")
 
 
@@ -28,12 +30,12 @@ def npz_file(path: Path, held_out: float | None = None) -> Splits:
     """Reads examples and their targets from one `.npz` file.
 
     Args:
-      path: The file. It holds `image`, of shape (N, H, W, C) or (N, H, W), uint8 or floating point in [0, 1]; or
-        `features`, of shape (N, D), numbers. And it holds `label`, of shape (N,), integers from 0; or `target`, of
-        shape (N,) or (N, K), numbers; or `labels`, of shape (N, L), zeros and ones. The test set is in arrays of the
-        same names that begin with `test_`; or the array `held_out` says which of the examples it is, by their positions
-        or by a bool for each. In any case positions count the examples from 0. Names of classes may be in
-        `class_names`. Other arrays are not read.
+      path: The file. It holds `image`, of shape (N, H, W, C) or (N, H, W), uint8 or floating point in [0, 1] (see
+        `image_array`); or `features`, of shape (N, D), numbers. And it holds `label`, of shape (N,), integers from 0;
+        or `target`, of shape (N,) or (N, K), numbers; or `labels`, of shape (N, L), zeros and ones. The test set is in
+        arrays of the same names that begin with `test_`; or the array `held_out` says which of the examples it is, by
+        their positions or by a bool for each. In any case positions count the examples from 0. Names of classes may be
+        in `class_names`. Other arrays are not read.
       held_out: The share of the examples of each label, or of all examples where there are no classes, to test with, in
         a file that does not say it.
 
@@ -203,6 +205,8 @@ def label_array(arrays: Arrays, name: str, path: Path) -> np.ndarray:
 def image_array(arrays: Arrays, name: str, path: Path) -> np.ndarray:
     """An array of images, uint8 or float32 in [0, 1], with an axis of channels added if there is none. (N, H, W, C)
 
+    What rounding puts outside [0, 1], by at most 0.001, is moved to its ends.
+
     Raises:
       InputError: It is missing or has another form.
     """
@@ -232,14 +236,20 @@ def image_array(arrays: Arrays, name: str, path: Path) -> np.ndarray:
 
 
 def _check_range(images: np.ndarray, where: str) -> np.ndarray:
-    """Returns images, unless a value is not finite or outside [0, 1]."""
+    """Returns images in [0, 1], unless a value is not finite or outside of it by more than rounding."""
     _check_finite(images, where, "images", "image")
     lowest, highest = float(images.min(initial=0)), float(images.max(initial=0))
-    if lowest < 0 or highest > 1:
-        raise InputError(
-            f"{where} is floating point from {lowest:g} to {highest:g}, outside [0, 1]; "
-            + ("divide it by 255, or give uint8" if lowest >= 0 else "give the images before they are normalised")
-        )
+    beyond = max(-lowest, highest - 1)
+    if beyond > _ROUNDING:
+        if beyond <= _OVERSHOOT:
+            advice = "clip it with numpy.clip(images, 0, 1), if resizing made these values"
+        elif lowest >= 0 and highest > 2:
+            advice = "divide it by 255, or give uint8"
+        else:
+            advice = "give the images before they are normalised"
+        raise InputError(f"{where} is floating point from {lowest:g} to {highest:g}, outside [0, 1]; {advice}")
+    if beyond > 0:
+        images = images.clip(0, 1)
     if 0 < highest <= 1.001 / 255:
         raise InputError(
             f"{where} is floating point from {lowest:g} to {highest:g}, as if it had been divided by 255 twice; give "

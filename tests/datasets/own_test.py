@@ -76,6 +76,12 @@ class TestNpz:
         assert splits.image_shape == (4, 5, 1)
         assert splits.train["image"].dtype == np.float32
 
+    def test_images_a_rounding_step_outside_of_the_range_are_moved_to_its_ends(self, save):
+        images = np.zeros((12, 4, 4), np.float32)
+        images[:, 0] = 0.5, 1 + 1e-7, -1e-7, 1.0009
+        taken = datasets.load(save(image=images, label=self.LABELS, held_out=[0])).train["image"]
+        assert np.unique(taken).tolist() == [0, 0.5, 1]
+
     @pytest.mark.parametrize(
         ("change", "message"),
         [
@@ -101,6 +107,10 @@ class TestNpz:
             ({"image": None, "images": np.zeros(1)}, "has no array 'image', only label, held_out, images"),
             ({"image": np.zeros((12, 4))}, r"has shape \(12, 4\); give images of shape"),
             ({"image": np.full((12, 4, 4), 255.0)}, r"from 0 to 255, outside \[0, 1\]; divide it by 255"),
+            ({"image": np.full((12, 4, 4), 2.5)}, r"from 0 to 2.5, outside \[0, 1\]; divide it by 255"),
+            ({"image": np.full((12, 4, 4), 1.5)}, r"from 0 to 1.5, outside .* before they are normalised"),
+            ({"image": np.full((12, 4, 4), 1.01)}, r"from 0 to 1.01, outside \[0, 1\]; clip it with numpy.clip"),
+            ({"image": np.full((12, 4, 4), -0.1)}, r"from -0.1 to 0, outside \[0, 1\]; clip it with numpy.clip"),
             ({"image": np.full((12, 4, 4), -1.5)}, "from -1.5 to 0, outside .* before they are normalised"),
             ({"image": np.zeros((12, 3, 32, 32), np.uint8)}, r"channels first; give channels last"),
             ({"image": np.zeros((12, 4, 32, 32), np.uint8)}, "channels first; give channels last"),
