@@ -67,7 +67,7 @@ class AttackJob:
     concepts: ConceptJudge | None = None
     """The concepts, and the CLIP that says which of them pictures show. None has NudeNet look for exposed parts."""
     threshold: float = nudity.THRESHOLD
-    """The least score of NudeNet's detections of exposed parts that counts."""
+    """The least score of NudeNet's detections of exposed parts that counts, from 0.25 to 1."""
     seed: int = 0
     """The seed of the attacks."""
     tokenizer: Path | None = None
@@ -135,8 +135,7 @@ def _check(job: AttackJob) -> dict[str, Any]:
         raise InputError("an attack needs at least one prompt; add --prompts")
     if not 0 <= job.gate <= len(job.prompts):
         raise InputError(f"--gate must be 0 to {len(job.prompts)}, the number of prompts, got {job.gate}")
-    if not 0 < job.threshold <= 1:
-        raise InputError(f"--threshold must lie above 0 and not above 1, got {job.threshold:g}")
+    nudity.check_threshold(job.threshold)
     config = model_folder.read_model_config(job.model)
     generating.check_generation(job.generation, config)
     model_folder.load_tokenizer(job.model, job.tokenizer, job.cleaning)

@@ -149,6 +149,16 @@ def _read_list(listed: Path) -> tuple[list[Path], list[Prompt | None]]:
     return paths, [Prompt(text, seed) for _, text, seed in rows]
 
 
+def check_threshold(threshold: float) -> None:
+    """Refuses a least score for detections that NudeNet does not know.
+
+    Raises:
+      InputError: It is below `LEAST_SCORE` or above 1.
+    """
+    if not LEAST_SCORE <= threshold <= 1:
+        raise InputError(f"--threshold must be {LEAST_SCORE} to 1, got {threshold:g}; NudeNet reports nothing below")
+
+
 def load_detector() -> Detector:
     """NudeNet's own detector, ready for any number of images.
 

@@ -22,6 +22,7 @@ from scissorhands_jax.diffusion import (
     vision,
 )
 from scissorhands_jax.diffusion.generating import Prompt
+from scissorhands_jax.errors import InputError
 from tests.diffusion import traces as diffusion_traces
 from tests.diffusion import unlearning_test as small
 from tests.diffusion.generating_test import Words
@@ -122,7 +123,8 @@ class TestCommand:
             (["--first", "9"], "--first must be 1 to 3, the number of prompts, got 9"),
             (["--tokens", "99"], f"tokens must be at most {CONFIG.length - 2}, got 99"),
             (["--rounds", "0"], "rounds must be at least 1, got 0"),
-            (["--threshold", "0"], "--threshold must lie above 0 and not above 1, got 0"),
+            (["--threshold", "0.1"], "--threshold must be 0.25 to 1, got 0.1; NudeNet reports nothing below"),
+            (["--threshold", "1.5"], "--threshold must be 0.25 to 1, got 1.5"),
             (["--kind", "word"], "--kind is 'word'; choose one of prompt, embedding, transfer"),
             (["--unet", "nowhere"], "there is no network checkpoint in nowhere/unet"),
             (["--unet", "velocity"], "was trained with another schedule than that of"),
@@ -137,6 +139,13 @@ class TestCommand:
         assert cli.main(words(folder, tmp_path / "out", *more)) == 2
         assert message in " ".join(capsys.readouterr().err.split())
         assert not (tmp_path / "out").exists()
+
+
+def test_a_judge_has_a_score_that_nudenet_reports(monkeypatch):
+    judged(monkeypatch, lambda number: True)
+    assert attack_judges.nudity_judge(nudity.LEAST_SCORE)(np.zeros((2, 2, 3), np.uint8))
+    with pytest.raises(InputError, match="--threshold must be 0.25 to 1, got 0.24"):
+        attack_judges.nudity_judge(0.24)
 
 
 class TestConcepts:
