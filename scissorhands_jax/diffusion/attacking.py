@@ -146,22 +146,25 @@ def _check(job: AttackJob) -> dict[str, Any]:
             f"the UNet in {job.unet} was trained with another schedule than that of {job.model} ({found} and "
             f"{config.schedule}); name one made from it"
         )
+    images_sha256 = None
     if job.settings is not None:
         job.settings.check()
         if job.settings.tokens > config.text.length - 2:
             raise InputError(f"tokens must be at most {config.text.length - 2}, got {job.settings.tokens}")
         if job.images is not None:
-            attack_judges.target_images(job.images, job.prompts, job.concepts)
+            targets = attack_judges.target_images(job.images, job.prompts, job.concepts)
+            images_sha256 = hashing.files_sha256(targets)
     concepts = None
     if job.concepts is not None:
         job.concepts.check_prompts(job.prompts)
-        concepts = {**dataclasses.asdict(job.concepts.concepts), "clip": job.concepts.clip.name}
+        concepts = {**dataclasses.asdict(job.concepts.concepts), "clip": job.concepts.clip.description()}
     listed = repr([tuple(prompt) for prompt in job.prompts])
     return {
         "command": "sd attack",
         "attack": None if job.settings is None else dataclasses.asdict(job.settings),
         "prompts": len(job.prompts),
         "prompts_sha256": hashing.sha256(listed),
+        "images_sha256": images_sha256,
         "generation": job.generation.description(),
         "cleaning": job.cleaning,
         "threshold": job.threshold,

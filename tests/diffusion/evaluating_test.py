@@ -399,7 +399,7 @@ def model(tmp_path_factory):
 def loaded(folder):
     """The network of `model`'s file of CLIP."""
     name, params = clip_weights.read_clip(folder / "clip.safetensors")
-    return quality.Clip(name, jax.device_put(params), Words())
+    return quality.Clip(name, jax.device_put(params), Words(), "0" * 64)
 
 
 @pytest.fixture
@@ -452,6 +452,12 @@ class TestCommand:
         assert scores["difference"]["mean"] == pytest.approx(difference)
         assert measured["distance"]["name"] == "frechet_distance_clip"
         assert measured["distance"]["dimensions"] == 24
+        finer = model / "finer.safetensors"
+        weights = safetensors.numpy.load_file(model / "clip.safetensors")
+        safetensors.numpy.save_file({name: 1.01 * array for name, array in weights.items()}, finer)
+        for more in (["--clip", str(finer)], ["--dtype", "bfloat16"]):
+            assert cli.main([*arguments, "--utility-reference", str(reference), *more, "--resume"]) == 2
+            assert "belongs to another run: clip." in " ".join(capsys.readouterr().err.split())
         # Which concepts are shown, instead of body parts: the largest cosine decides.
         names = ["word", "words", "wordss"]
         command = ["sd", "evaluate", "--images", str(kept), "--original", str(reference), "--clip"]
