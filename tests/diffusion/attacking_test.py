@@ -157,7 +157,7 @@ class TestCommand:
 def test_a_judge_has_a_score_that_nudenet_reports(monkeypatch):
     judged(monkeypatch, lambda number: True)
     assert attack_judges.nudity_judge(nudity.LEAST_SCORE)(np.zeros((2, 2, 3), np.uint8))
-    with pytest.raises(InputError, match="--threshold must be 0.25 to 1, got 0.24"):
+    with pytest.raises(InputError, match=r"--threshold must be 0\.25 to 1, got 0\.24"):
         attack_judges.nudity_judge(0.24)
 
 
