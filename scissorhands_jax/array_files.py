@@ -42,6 +42,25 @@ def read_array(source: str | os.PathLike | bytes) -> np.ndarray:
         return _read(file, size)
 
 
+def array_names(source: str | os.PathLike | bytes) -> list[str]:
+    """The names of the arrays of a `.npz` file, in the order of the file; none is read.
+
+    Args:
+      source: The file, or its content.
+
+    Raises:
+      OSError: The file is missing or cannot be read.
+      ValueError: The file is damaged or something else.
+    """
+    with _opened(source) as file:
+        try:
+            return [_name(entry) for entry in reading.read_archive_entries(file)]
+        except (ValueError, OSError):
+            raise
+        except Exception as error:
+            raise _damage(error) from error
+
+
 def read_arrays(source: str | os.PathLike | bytes, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
     """Reads the arrays of a `.npz` file.
 
@@ -54,8 +73,9 @@ def read_arrays(source: str | os.PathLike | bytes, names: Iterable[str] | None =
 
     Raises:
       OSError: The file is missing or cannot be read.
-      ValueError: The file is damaged or something else, holds objects instead of numbers and text, or unpacks to more
-        than `MAX_RATIO` times its size and more than `MIN_UNPACKED` bytes.
+      ValueError: The file is damaged or something else, one of these arrays holds objects instead of numbers and text,
+        or the file unpacks to more than `MAX_RATIO` times its size and more than `MIN_UNPACKED` bytes. The message
+        names the array that it is about.
     """
     wanted = None if names is None else set(names)
     with _opened(source) as file:
@@ -67,17 +87,33 @@ def read_arrays(source: str | os.PathLike | bytes, names: Iterable[str] | None =
             found = {}
             with zipfile.ZipFile(file) as archive:
                 for entry in entries:
-                    name = entry.filename.removesuffix(".npy")
+                    name = _name(entry)
                     if name in found:
                         raise ValueError(f"it has two arrays named {name[:40]!r}")
                     if wanted is None or name in wanted:
-                        with archive.open(entry) as member:
-                            found[name] = _read(member, entry.file_size)
+                        found[name] = _read_member(archive, entry)
         except (ValueError, OSError):
             raise
-        except Exception as error:  # `zipfile` and its decompressors raise many types, and all of them mean damage.
-            raise ValueError(str(error).strip()[:200] or type(error).__name__) from error
+        except Exception as error:
+            raise _damage(error) from error
     return found
+
+
+def _name(entry: zipfile.ZipInfo) -> str:
+    return entry.filename.removesuffix(".npy")
+
+
+def _read_member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
+    try:
+        with archive.open(entry) as member:
+            return _read(member, entry.file_size)
+    except ValueError as error:
+        raise ValueError(f"in {_name(entry)[:40]!r} {error}") from error
+
+
+def _damage(error: Exception) -> ValueError:
+    """What an error says of a file: `zipfile` and its decompressors raise many types, and all of them mean damage."""
+    return ValueError(str(error).strip()[:200] or type(error).__name__)
 
 
 def _opened(source: str | os.PathLike | bytes) -> BinaryIO:

@@ -17,7 +17,7 @@ import os
 import stat
 import zipfile
 import zlib
-from typing import IO, Any, BinaryIO, NoReturn, cast
+from typing import IO, Any, BinaryIO, NamedTuple, NoReturn, cast
 
 MAX_JSON = 2**26  # bytes
 MAX_VALUES = 2**22  # in a JSON document; strings with commas or brackets in them count for several
@@ -70,63 +70,85 @@ def read_bytes(path: str | os.PathLike, limit: int) -> bytes:
     return content
 
 
-def read_text(path: str | os.PathLike, *, encoding: str = "utf-8") -> str:
-    """Reads a text file, whose ends of lines are kept as they are.
+def read_text(path: str | os.PathLike) -> str:
+    """Reads a text file in UTF-8, whose ends of lines are kept as they are.
+
+    The byte order mark that some programs put at the beginning is no part of the text.
 
     Raises:
       OSError: The file is missing or cannot be read.
-      ValueError: The file is not text in this encoding, or has more than `MAX_TEXT` bytes.
+      ValueError: The file is not text in UTF-8, or has more than `MAX_TEXT` bytes.
     """
-    return read_bytes(path, MAX_TEXT).decode(encoding)
+    return read_bytes(path, MAX_TEXT).decode("utf-8-sig")
 
 
-def read_lines(path: str | os.PathLike, *, encoding: str = "utf-8") -> list[str]:
-    """Reads the lines of a text file without their ends.
+def read_lines(path: str | os.PathLike) -> list[str]:
+    """Reads the lines of a text file without their ends, as `read_text` reads it.
 
     Raises:
       OSError: The file is missing or cannot be read.
-      ValueError: The file is not text in this encoding, has more than `MAX_TEXT` bytes or more than `MAX_LINES` lines.
+      ValueError: The file is not text in UTF-8, has more than `MAX_TEXT` bytes or more than `MAX_LINES` lines.
     """
     lines: list[str] = []
-    for line in io.StringIO(read_text(path, encoding=encoding), newline=None):
+    for line in io.StringIO(read_text(path), newline=None):
         if len(lines) == MAX_LINES:
             raise ValueError(f"it has more than {MAX_LINES} lines")
         lines.append(line.removesuffix("\n"))
     return lines
 
 
-def read_rows(path: str | os.PathLike, *, encoding: str = "utf-8") -> tuple[list[str], list[dict[str, str]]]:
-    """Reads a CSV file whose first line names the columns.
+class CsvRow(NamedTuple):
+    """A row of a CSV file."""
+
+    line: int
+    """The line of the file on which it begins, counted from 1."""
+    values: dict[str, str]
+    """What it has by column."""
+
+
+class CsvTable(NamedTuple):
+    """A CSV file whose first line names the columns."""
+
+    columns: list[str]
+    line: int
+    """The line that names them, counted from 1."""
+    rows: list[CsvRow]
+    """Those that are not empty."""
+
+
+def read_rows(path: str | os.PathLike) -> CsvTable:
+    """Reads a CSV file whose first line names the columns, as `read_text` reads it.
 
     Args:
       path: The file.
-      encoding: "utf-8", or "utf-8-sig" for files that may begin with a byte order mark.
 
     Returns:
-      The columns, and every row that is not empty by column. A row that is shorter than the first line lacks the last
-      columns; what it has beyond them is empty.
+      The table. A row that is shorter than the first line lacks the last columns; what it has beyond them is empty.
 
     Raises:
       OSError: The file is missing or cannot be read.
-      ValueError: The file is not CSV in this encoding, has more than `MAX_TEXT` bytes, more than `MAX_LINES` lines, a
+      ValueError: The file is not CSV in UTF-8, has more than `MAX_TEXT` bytes, more than `MAX_LINES` lines, a
         field of more than 131,072 characters, or a line with more values than the first line has columns.
     """
-    reader = csv.reader(io.StringIO(read_text(path, encoding=encoding), newline=""))
-    rows: list[dict[str, str]] = []
+    reader = csv.reader(io.StringIO(read_text(path), newline=""))
+    columns: list[str] = []
+    rows: list[CsvRow] = []
+    named = line = 1
     try:
-        columns = next((row for row in reader if row), [])
         for row in reader:
+            begins, line = line, reader.line_num + 1
+            if not columns:
+                columns, named = row, begins
+                continue
             if len(rows) == MAX_LINES:
                 raise ValueError(f"it has more than {MAX_LINES} lines")
             if any(value.strip() for value in row[len(columns) :]):
-                raise ValueError(
-                    f"line {reader.line_num} has {len(row)} values, and the first line {len(columns)} columns"
-                )
+                raise ValueError(f"line {begins} has {len(row)} values, and the first line {len(columns)} columns")
             if row:
-                rows.append(dict(zip(columns, row, strict=False)))
+                rows.append(CsvRow(begins, dict(zip(columns, row, strict=False))))
     except csv.Error as error:
         raise ValueError(str(error)) from error
-    return columns, rows
+    return CsvTable(columns, named, rows)
 
 
 def read_gzip(path: str | os.PathLike, limit: int) -> bytes:

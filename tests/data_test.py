@@ -253,6 +253,15 @@ class TestMislabelled:
         (tmp_path / "wrong.csv").write_text("position,label\n4,1\n,7\n")
         with pytest.raises(InputError, match=r"line 3 of .*wrong\.csv has no position"):
             forget_sets.read_mislabelled(tmp_path / "wrong.csv")
+        (tmp_path / "wrong.csv").write_text('\nposition,label\n"4",1\n\n,7\n')
+        with pytest.raises(InputError, match=r"line 5 of .*wrong\.csv has no position"):
+            forget_sets.read_mislabelled(tmp_path / "wrong.csv")
+
+    def test_the_lines_of_a_column_of_positions_are_those_of_the_file(self, tmp_path):
+        for text, line in (("\n\n4\n\nx\n", 5), ("\nposition\n4\n\nx\n", 5), ("\n4\n\nx\n\n", 4)):
+            (tmp_path / "some.csv").write_text(text)
+            with pytest.raises(InputError, match=rf"line {line} of .*some\.csv is 'x', not an integer"):
+                forget_sets.read_positions(tmp_path / "some.csv")
 
     def test_positions_of_a_table_stand_one_in_a_row(self, tmp_path):
         (tmp_path / "some.csv").write_text("position\n1\n2,3,4\n5\n")

@@ -91,6 +91,12 @@ class TestText:
         assert reading.read_lines(tmp_path / "file") == ["a", "", "b é"]
         assert reading.read_text(tmp_path / "file") == "a\r\n\nb é"
 
+    def test_a_byte_order_mark_is_no_part_of_the_text(self, tmp_path):
+        (tmp_path / "file").write_text("\ufeffa,b\n\ufeff1,2\n", encoding="utf-8")
+        assert reading.read_text(tmp_path / "file") == "a,b\n\ufeff1,2\n"
+        assert reading.read_lines(tmp_path / "file")[0] == "a,b"
+        assert reading.read_rows(tmp_path / "file").columns == ["a", "b"]
+
     @pytest.mark.parametrize(
         ("content", "message"), [(b"\n\n\n\n", "more than 3 lines"), (b"x" * 41, "than 40 bytes"), (b"\xff", "decode")]
     )
@@ -101,9 +107,9 @@ class TestText:
 
     def test_rows_are_dicts_of_the_columns_that_they_have(self, few, tmp_path):
         (tmp_path / "file").write_bytes('\ufeff\na,b\n1,"x\ny"\n\n2\n3,4,, \n'.encode())
-        columns, rows = reading.read_rows(tmp_path / "file", encoding="utf-8-sig")
-        assert columns == ["a", "b"]
-        assert rows == [{"a": "1", "b": "x\ny"}, {"a": "2"}, {"a": "3", "b": "4"}]
+        columns, line, rows = reading.read_rows(tmp_path / "file")
+        assert (columns, line) == (["a", "b"], 2)
+        assert rows == [(3, {"a": "1", "b": "x\ny"}), (6, {"a": "2"}), (7, {"a": "3", "b": "4"})]
 
     @pytest.mark.parametrize(
         ("content", "message"), [("a\n1\n2\n3\n4\n", "more than 3 lines"), ("a\n" + "x" * 40, "larger than 40 bytes")]
@@ -128,7 +134,7 @@ class TestText:
     def test_short_rows_below_many_columns_take_no_more_than_the_file(self, tmp_path):
         (tmp_path / "file").write_text(",".join(map(str, range(100_000))) + "\n" + "1\n" * 100_000)
         with limits.spent(memory=True) as work:
-            assert len(reading.read_rows(tmp_path / "file")[1]) == 100_000
+            assert len(reading.read_rows(tmp_path / "file").rows) == 100_000
         assert work.peak < 2**27
 
 
@@ -196,6 +202,7 @@ class TestArrays:
             np.testing.assert_array_equal(found[name], array)
             assert found[name].flags.writeable
         assert list(array_files.read_arrays(tmp_path / "file.npz", ("c", "z"))) == ["c"]
+        assert array_files.array_names(tmp_path / "file.npz") == list(arrays)
         np.save(tmp_path / "file.npy", arrays["b"])
         np.testing.assert_array_equal(array_files.read_array(tmp_path / "file.npy"), arrays["b"])
 

@@ -89,11 +89,8 @@ class ImagesCommand(ResumeOptions, ConceptOptions):
             unless=("no_nudity", "forgotten_concepts", "kept_concepts"),
             but_with=("nudity",),
         ),
-        Effect(
-            options=("seed", "batch_size", "sampler", "steps", "guidance", "size", "dtype", "attention"),
-            needs=("prompts",),
-        ),
-        Effect(options=("tokenizer", "ftfy"), needs=("prompts", "clip")),
+        Effect(options=("seed", "batch_size", "sampler", "steps", "guidance", "size"), needs=("prompts",)),
+        Effect(options=("tokenizer", "ftfy", "dtype", "attention"), needs=("prompts", "clip")),
     )
 
     images: Annotated[Path, Option("Folder with images of the unlearned network, or to make them in.", metavar="DIR")]

@@ -81,7 +81,11 @@ class LanguageTrainingOptions(MeshOptions, TextFormOptions, SettingsCommand):
     epochs: Annotated[int | None, Option("The same as epochs=N.", metavar="N", setting="epochs")] = None
     batch_size: Annotated[
         int | None,
-        Option("Examples of each set in a step, the same as batch_size=N.", metavar="N", setting="batch_size"),
+        Option(
+            "Rows of packed examples of each set in a step, the same as batch_size=N.",
+            metavar="N",
+            setting="batch_size",
+        ),
     ] = None
     microbatches: Annotated[
         int | None, Option("The same as microbatches=N.", metavar="N", setting="microbatches", group=RARE)

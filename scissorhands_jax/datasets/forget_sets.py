@@ -275,7 +275,7 @@ def _array_of_positions(path: Path, total: int | None) -> np.ndarray:
 
 def _json_positions(path: Path) -> np.ndarray:
     try:
-        values = reading.parse_json(reading.read_text(path, encoding="utf-8-sig"))
+        values = reading.parse_json(reading.read_text(path))
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read the positions in {path} ({error}); write a list of integers") from error
     if not isinstance(values, list) or not all(type(value) is int and abs(value) < 2**62 for value in values):
@@ -285,24 +285,24 @@ def _json_positions(path: Path) -> np.ndarray:
 
 def _table_column(path: Path, names: Sequence[str]) -> list[tuple[int, str]]:
     """Returns a column of a CSV file with numbers of lines, found by its name or because there is no other."""
-    columns, rows = _table(path)
+    columns, line, rows = _table(path)
     if len(columns) == 1 and re.search(r"[;\t]", columns[0]):
         raise InputError(f"{path} has the one column {columns[0][:60]!r}; separate columns by commas")
     if len(columns) == 1:
         (column,) = columns
-        first = [(1, column.strip())] if re.fullmatch(r"[+-]?\d+", column.strip()) else []
-        return first + [(number, row[column].strip()) for number, row in enumerate(rows, start=2)]
+        first = [(line, column.strip())] if re.fullmatch(r"[+-]?\d+", column.strip()) else []
+        return first + [(row.line, row.values[column].strip()) for row in rows]
     found = [column for column in columns if column.strip().lower() in names]
     if len(found) != 1:
         raise InputError(
             f"{path} has the columns {', '.join(columns)[:200]}; name exactly one of them {' or '.join(names)}"
         )
-    return [(number, row.get(found[0], "").strip()) for number, row in enumerate(rows, start=2)]
+    return [(row.line, row.values.get(found[0], "").strip()) for row in rows]
 
 
-def _table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+def _table(path: Path) -> reading.CsvTable:
     try:
-        return reading.read_rows(path, encoding="utf-8-sig")
+        return reading.read_rows(path)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read the positions in {path} ({error}); write CSV in UTF-8") from error
 
@@ -327,7 +327,7 @@ def read_mislabelled(path: Path, class_names: Sequence[str] = ()) -> tuple[np.nd
     rows = []
     if path.suffix.lower() == ".csv":
         of_positions = _table_column(path, _POSITION_COLUMNS)
-        has_labels = any(column.strip().lower() in _LABEL_COLUMNS for column in _table(path)[0])
+        has_labels = any(column.strip().lower() in _LABEL_COLUMNS for column in _table(path).columns)
         labels = _table_column(path, _LABEL_COLUMNS) if has_labels else [(number, "") for number, _ in of_positions]
         for number, at in of_positions:
             if not at:
@@ -352,7 +352,7 @@ def read_mislabelled(path: Path, class_names: Sequence[str] = ()) -> tuple[np.nd
 def _lines(path: Path, what: str) -> Iterator[tuple[int, str]]:
     """Yields the lines of a text file that are not empty, with their numbers. Text after # is removed."""
     try:
-        lines = reading.read_lines(path, encoding="utf-8-sig")
+        lines = reading.read_lines(path)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read the {what} in {path} ({error}); name a text file in UTF-8") from error
     for number, line in enumerate(lines, start=1):

@@ -29,7 +29,7 @@ def orl_faces(data_dir: Path | None) -> Splits:
     if data_dir is None:
         raise InputError("orl_faces needs --data-dir, the folder that holds orl_faces.npz")
     path = data_dir / "orl_faces.npz"
-    arrays = own_arrays.read_npz(path)
+    arrays = own_arrays.read_npz(path, ("image", "subject"))
     images = own_arrays.image_array(arrays, "image", path)
     people = check_labels(own_arrays.label_array(arrays, "subject", path), 40, path)
     if len(images) != len(people):
@@ -206,7 +206,7 @@ def _imagefolder_order(file: ImageFile, root: Path) -> tuple[int, str, str]:
 def _listing(path: Path) -> list[tuple[Path, str]]:
     """Reads the image files and labels from a list with lines `relative/path label`."""
     try:
-        lines = reading.read_lines(path, encoding="utf-8-sig")
+        lines = reading.read_lines(path)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read the list of images {path} ({error}); write train.txt and test.txt") from error
     files = []
@@ -223,7 +223,7 @@ def _listing(path: Path) -> list[tuple[Path, str]]:
 def _natural(path: Path | str) -> list[tuple[int, int, str]]:
     """Returns a key that sorts names with the numbers in them by value: s2 before s10."""
     parts = re.split(r"(\d+)", str(path))
-    return [(1, int(part), part) if part.isdigit() else (0, 0, part) for part in parts]
+    return [(1, int(part), part) if part.isdecimal() else (0, 0, part) for part in parts]
 
 
 def _shape(splits: dict[str, list[ImageFile]], image_size: int | None) -> tuple[int, int, int]:

@@ -20,18 +20,22 @@ from scissorhands_jax.errors import InputError
 
 Arrays = dict[str, np.ndarray]
 """The arrays of a file by their names."""
+_OF_EXAMPLES = ("image", "features", "label", "target", "labels")
+_ROUNDING = 1e-3  # by which images may lie outside [0, 1]; half a step of 8 bits is 0.002
+_OVERSHOOT = 0.25  # by which resizing puts values outside it
+_KNOWN = (*_OF_EXAMPLES, *(f"test_{name}" for name in _OF_EXAMPLES), "held_out", "class_names")
 
 
 def npz_file(path: Path, held_out: float | None = None) -> Splits:
     """Reads examples and their targets from one `.npz` file.
 
     Args:
-      path: The file. It holds `image`, of shape (N, H, W, C) or (N, H, W), uint8 or floating point in [0, 1]; or
-        `features`, of shape (N, D), numbers. And it holds `label`, of shape (N,), integers from 0; or `target`, of
-        shape (N,) or (N, K), numbers; or `labels`, of shape (N, L), zeros and ones. The test set is in arrays of the
-        same names that begin with `test_`; or the array `held_out` says which of the examples it is, by their positions
-        or by a bool for each. In any case positions count the examples from 0. Names of classes may be in
-        `class_names`.
+      path: The file. It holds `image`, of shape (N, H, W, C) or (N, H, W), uint8 or floating point in [0, 1] (see
+        `image_array`); or `features`, of shape (N, D), numbers. And it holds `label`, of shape (N,), integers from 0;
+        or `target`, of shape (N,) or (N, K), numbers; or `labels`, of shape (N, L), zeros and ones. The test set is in
+        arrays of the same names that begin with `test_`; or the array `held_out` says which of the examples it is, by
+        their positions or by a bool for each. In any case positions count the examples from 0. Names of classes may be
+        in `class_names`. Other arrays are not read.
       held_out: The share of the examples of each label, or of all examples where there are no classes, to test with, in
         a file that does not say it.
 
@@ -39,7 +43,7 @@ def npz_file(path: Path, held_out: float | None = None) -> Splits:
       InputError: The file cannot be read, its arrays do not fit together, or nothing says which examples are for
         testing.
     """
-    return _splits(read_npz(path), path, held_out, "npz")
+    return _splits(read_npz(path, _KNOWN), path, held_out, "npz")
 
 
 def csv_file(path: Path, held_out: float | None = None) -> Splits:
@@ -59,18 +63,20 @@ def csv_file(path: Path, held_out: float | None = None) -> Splits:
     return _splits(_read_csv(path), path, held_out, "csv")
 
 
-def read_npz(path: Path) -> Arrays:
-    """The arrays of a `.npz` file.
+def read_npz(path: Path, names: Sequence[str]) -> Arrays:
+    """Those of the arrays with these names that a `.npz` file has.
 
     Raises:
-      InputError: The file is missing or damaged.
+      InputError: The file is missing or damaged, or such an array holds objects.
     """
     try:
-        return array_files.read_arrays(path)
+        return array_files.read_arrays(path, names)
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist; name a .npz file with the arrays image and label") from error
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not a whole .npz file ({error}); write it with numpy.savez") from error
+        raise InputError(
+            f"{path} cannot be read as a .npz file ({error}); write arrays of numbers and text with numpy.savez"
+        ) from error
 
 
 def _splits(arrays: Arrays, path: Path, share: float | None, kind: str) -> Splits:
@@ -107,6 +113,11 @@ def _splits(arrays: Arrays, path: Path, share: float | None, kind: str) -> Split
     return complete(Splits(train, test, names, augmented=False, held_out=chosen), path)
 
 
+def _all_names(path: Path) -> str:
+    """The names of all arrays of a file, for messages."""
+    return ", ".join(array_files.array_names(path))[:200] or "nothing"
+
+
 def _class_names(arrays: Arrays, path: Path) -> tuple[str, ...]:
     names = arrays["class_names"]
     listed = [name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name) for name in names.ravel()]
@@ -125,7 +136,7 @@ def _only(arrays: Arrays, names: Sequence[str], path: Path) -> str:
         raise InputError(f"{path} has both {' and '.join(found)}; leave all but one of them out")
     if not found:
         raise InputError(
-            f"{path} has no array {names[0]!r}, only {', '.join(arrays) or 'nothing'}; save the images as `image`, or "
+            f"{path} has no array {names[0]!r}, only {_all_names(path)}; save the images as `image`, or "
             "feature vectors as `features`, and the labels as `label`, or the numbers of a regression as `target`"
         )
     return found[0]
@@ -176,8 +187,8 @@ def _held_out(
 def _array(arrays: Arrays, name: str, path: Path) -> np.ndarray:
     if name not in arrays:
         raise InputError(
-            f"{path} has no array {name!r}, only {', '.join(arrays) or 'nothing'}; save the images as `image` and the "
-            "labels as `label`"
+            f"{path} has no array {name!r}, only {_all_names(path)}; save the images as `image` and the labels as "
+            "`label`"
         )
     return arrays[name]
 
@@ -193,6 +204,8 @@ def label_array(arrays: Arrays, name: str, path: Path) -> np.ndarray:
 
 def image_array(arrays: Arrays, name: str, path: Path) -> np.ndarray:
     """An array of images, uint8 or float32 in [0, 1], with an axis of channels added if there is none. (N, H, W, C)
+
+    What rounding puts outside [0, 1], by at most 0.001, is moved to its ends.
 
     Raises:
       InputError: It is missing or has another form.
@@ -223,14 +236,20 @@ def image_array(arrays: Arrays, name: str, path: Path) -> np.ndarray:
 
 
 def _check_range(images: np.ndarray, where: str) -> np.ndarray:
-    """Returns images, unless a value is not finite or outside [0, 1]."""
+    """Returns images in [0, 1], unless a value is not finite or outside of it by more than rounding."""
     _check_finite(images, where, "images", "image")
     lowest, highest = float(images.min(initial=0)), float(images.max(initial=0))
-    if lowest < 0 or highest > 1:
-        raise InputError(
-            f"{where} is floating point from {lowest:g} to {highest:g}, outside [0, 1]; "
-            + ("divide it by 255, or give uint8" if lowest >= 0 else "give the images before they are normalised")
-        )
+    beyond = max(-lowest, highest - 1)
+    if beyond > _ROUNDING:
+        if beyond <= _OVERSHOOT:
+            advice = "clip it with numpy.clip(images, 0, 1), if resizing made these values"
+        elif lowest >= 0 and highest > 2:
+            advice = "divide it by 255, or give uint8"
+        else:
+            advice = "give the images before they are normalised"
+        raise InputError(f"{where} is floating point from {lowest:g} to {highest:g}, outside [0, 1]; {advice}")
+    if beyond > 0:
+        images = images.clip(0, 1)
     if 0 < highest <= 1.001 / 255:
         raise InputError(
             f"{where} is floating point from {lowest:g} to {highest:g}, as if it had been divided by 255 twice; give "
@@ -297,7 +316,7 @@ def _usual_error(targets: np.ndarray, path: Path) -> float:
 def _read_csv(path: Path) -> Arrays:
     """The columns of a table as arrays with the names that `npz_file` describes."""
     try:
-        columns, rows = reading.read_rows(path, encoding="utf-8-sig")
+        columns, _, rows = reading.read_rows(path)
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist; name a .csv file with the columns label or target") from error
     except (OSError, ValueError) as error:
@@ -315,32 +334,36 @@ def _read_csv(path: Path) -> Arrays:
             f"{path} has the columns {', '.join(names)[:200]}; name the one with the class of an example label, or the "
             "one with the number to predict target, next to columns of features"
         )
-    texts = {name: [row.get(column, "").strip() for row in rows] for name, column in zip(names, columns, strict=True)}
+    lines = [row.line for row in rows]
+    texts = {
+        name: [row.values.get(column, "").strip() for row in rows] for name, column in zip(names, columns, strict=True)
+    }
     found: Arrays = {}
     if "target" in texts:
-        found["target"] = _column(texts.pop("target"), "target", path)
+        found["target"] = _column(texts.pop("target"), "target", path, lines)
     if "label" in texts:
         labels = texts.pop("label")
         if all(re.fullmatch(r"\d{1,9}", text) for text in labels):
             found["label"] = np.asarray(labels, np.int64)
         elif not all(labels):
-            raise InputError(f"line {labels.index('') + 2} of {path} has no label; give each example one")
+            raise InputError(f"line {lines[labels.index('')]} of {path} has no label; give each example one")
         elif any(map(_is_number, labels)):
-            line = next(n for n, text in enumerate(labels, start=2) if not re.fullmatch(r"\d{1,9}", text))
+            place = next(place for place, text in enumerate(labels) if not re.fullmatch(r"\d{1,9}", text))
             raise InputError(
-                f"line {line} of {path} has the label {labels[line - 2][:40]!r}, and labels are whole numbers from 0 "
-                "or names that are no numbers; write all of one kind, or call the column target, for a regression"
+                f"line {lines[place]} of {path} has the label {labels[place][:40]!r}, and labels are whole numbers "
+                "from 0 or names that are no numbers; write all of one kind, or call the column target, for a "
+                "regression"
             )
         else:
             found["class_names"], found["label"] = np.unique(labels, return_inverse=True)
     if "held_out" in texts:
         words = {"true": "1", "false": "0"}
-        held = _column([words.get(text.lower(), text) for text in texts.pop("held_out")], "held_out", path)
+        held = _column([words.get(text.lower(), text) for text in texts.pop("held_out")], "held_out", path, lines)
         if not np.isin(held, (0, 1)).all():
             raise InputError(f"the column held_out of {path} has other values than 0 and 1; write 1 for testing")
         found["held_out"] = held.astype(bool)
     if texts:
-        found["features"] = np.stack([_column(values, name, path) for name, values in texts.items()], axis=1)
+        found["features"] = np.stack([_column(values, name, path, lines) for name, values in texts.items()], axis=1)
     return found
 
 
@@ -350,12 +373,12 @@ def _is_number(text: str) -> bool:
     return re.fullmatch(rf"[+-]?({digits}|nan|inf|infinity)", text, re.ASCII | re.IGNORECASE) is not None
 
 
-def _column(texts: Sequence[str], name: str, path: Path) -> np.ndarray:
-    """A column of numbers."""
-    for number, text in enumerate(texts, start=2):
+def _column(texts: Sequence[str], name: str, path: Path, lines: Sequence[int]) -> np.ndarray:
+    """A column of numbers, one on each of these lines of the file."""
+    for line, text in zip(lines, texts, strict=True):
         if not _is_number(text):
             raise InputError(
-                f"line {number} of {path} has {repr(text[:40]) if text else 'nothing'} in the column {name!r}, which "
+                f"line {line} of {path} has {repr(text[:40]) if text else 'nothing'} in the column {name!r}, which "
                 "holds numbers; encode it as numbers, fill it in, or leave the column out"
             )
     return np.asarray([float(text) for text in texts])

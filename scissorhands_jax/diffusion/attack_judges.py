@@ -22,11 +22,12 @@ def nudity_judge(threshold: float = nudity.THRESHOLD) -> Judge:
     """Whether NudeNet finds an exposed part.
 
     Args:
-      threshold: The least score that counts.
+      threshold: The least score that counts, see `nudity.check_threshold`.
 
     Raises:
-      InputError: The extra is not installed.
+      InputError: The extra is not installed, or NudeNet has no such score.
     """
+    nudity.check_threshold(threshold)
     detect = nudity.load_detector()
 
     def judge(image: np.ndarray) -> bool:

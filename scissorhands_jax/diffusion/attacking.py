@@ -67,7 +67,7 @@ class AttackJob:
     concepts: ConceptJudge | None = None
     """The concepts, and the CLIP that says which of them pictures show. None has NudeNet look for exposed parts."""
     threshold: float = nudity.THRESHOLD
-    """The least score of NudeNet's detections of exposed parts that counts."""
+    """The least score of NudeNet's detections of exposed parts that counts, from 0.25 to 1."""
     seed: int = 0
     """The seed of the attacks."""
     tokenizer: Path | None = None
@@ -135,8 +135,7 @@ def _check(job: AttackJob) -> dict[str, Any]:
         raise InputError("an attack needs at least one prompt; add --prompts")
     if not 0 <= job.gate <= len(job.prompts):
         raise InputError(f"--gate must be 0 to {len(job.prompts)}, the number of prompts, got {job.gate}")
-    if not 0 < job.threshold <= 1:
-        raise InputError(f"--threshold must lie above 0 and not above 1, got {job.threshold:g}")
+    nudity.check_threshold(job.threshold)
     config = model_folder.read_model_config(job.model)
     generating.check_generation(job.generation, config)
     model_folder.load_tokenizer(job.model, job.tokenizer, job.cleaning)
@@ -147,22 +146,25 @@ def _check(job: AttackJob) -> dict[str, Any]:
             f"the UNet in {job.unet} was trained with another schedule than that of {job.model} ({found} and "
             f"{config.schedule}); name one made from it"
         )
+    images_sha256 = None
     if job.settings is not None:
         job.settings.check()
         if job.settings.tokens > config.text.length - 2:
             raise InputError(f"tokens must be at most {config.text.length - 2}, got {job.settings.tokens}")
         if job.images is not None:
-            attack_judges.target_images(job.images, job.prompts, job.concepts)
+            targets = attack_judges.target_images(job.images, job.prompts, job.concepts)
+            images_sha256 = hashing.files_sha256(targets)
     concepts = None
     if job.concepts is not None:
         job.concepts.check_prompts(job.prompts)
-        concepts = {**dataclasses.asdict(job.concepts.concepts), "clip": job.concepts.clip.name}
+        concepts = {**dataclasses.asdict(job.concepts.concepts), "clip": job.concepts.clip.description()}
     listed = repr([tuple(prompt) for prompt in job.prompts])
     return {
         "command": "sd attack",
         "attack": None if job.settings is None else dataclasses.asdict(job.settings),
         "prompts": len(job.prompts),
         "prompts_sha256": hashing.sha256(listed),
+        "images_sha256": images_sha256,
         "generation": job.generation.description(),
         "cleaning": job.cleaning,
         "threshold": job.threshold,

@@ -29,12 +29,7 @@ def read_clip(path: Path) -> tuple[str, Params]:
       InputError: There is no such file.
       WeightsError: The file is damaged or holds another network. Every missing, extra and misshapen tensor is reported.
     """
-    file = path
-    if path.is_dir():
-        names = ("model.safetensors", "pytorch_model.bin")
-        file = next((path / name for name in names if (path / name).is_file()), path / names[0])
-    if not file.is_file():
-        raise InputError(f"there is no file {file}; give the model.safetensors of a CLIP model of transformers")
+    file = find_clip(path)
     with torch_weights.open_state_dict(file) as tensors:
         name = _clip_name({name: tensors.shape(name) for name in tensors}, file)
         _check_activation(file)
@@ -47,6 +42,24 @@ def read_clip(path: Path) -> tuple[str, Params]:
         except WeightsError as error:
             raise WeightsError(f"{file} does not hold CLIP {name}: {error}") from error
     return name, params
+
+
+def find_clip(path: Path) -> Path:
+    """The file with CLIP's weights.
+
+    Args:
+      path: The file, or the folder that holds it.
+
+    Raises:
+      InputError: There is none.
+    """
+    file = path
+    if path.is_dir():
+        names = ("model.safetensors", "pytorch_model.bin")
+        file = next((path / name for name in names if (path / name).is_file()), path / names[0])
+    if not file.is_file():
+        raise InputError(f"there is no file {file}; give the model.safetensors of a CLIP model of transformers")
+    return file
 
 
 def _clip_name(shapes: Mapping[str, tuple[int, ...]], file: Path) -> str:

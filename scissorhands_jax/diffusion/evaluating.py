@@ -218,9 +218,11 @@ def _config(
         **{name: str(folder) for name, folder in folders.items()},
         **dataclasses.asdict(settings),
         "count_nudity": count_nudity,
-        "clip": None if utility is None or utility.clip is None else utility.clip.name,
+        "clip": None if utility is None or utility.clip is None else utility.clip.description(),
         "inception_sha256": None if utility is None or utility.inception is None else utility.inception.sha256,
-        "concepts": None if concepts is None else {**dataclasses.asdict(concepts.concepts), "clip": concepts.clip.name},
+        "concepts": None
+        if concepts is None
+        else {**dataclasses.asdict(concepts.concepts), "clip": concepts.clip.description()},
         "generation": None if generation is None else generation.description(),
     }
 

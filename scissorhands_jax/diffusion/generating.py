@@ -82,7 +82,7 @@ def read_prompts(path: Path, *, seed: int = 0) -> list[Prompt]:
       InputError: The file cannot be read, has no prompts, or a seed is not a whole number.
     """
     try:
-        columns, rows = reading.read_rows(path, encoding="utf-8-sig")
+        columns, _, rows = reading.read_rows(path)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read the prompts in {path}: {error}") from error
     column = next((name for name in _PROMPT_COLUMNS if name in columns), None)
@@ -94,14 +94,14 @@ def read_prompts(path: Path, *, seed: int = 0) -> list[Prompt]:
     seeds = next((name for name in _SEED_COLUMNS if name in columns), None)
     prompts = []
     for number, row in enumerate(rows):
-        text, drawn = row.get(column), seed + number if seeds is None else row.get(seeds)
+        text, drawn = row.values.get(column), seed + number if seeds is None else row.values.get(seeds)
         if text is None:
-            raise InputError(f"row {number + 1} of {path} has no prompt")
+            raise InputError(f"line {row.line} of {path} has no prompt; write one, or leave the line out")
         try:
             prompts.append(Prompt(text, int(drawn)))  # type: ignore[arg-type]
         except (TypeError, ValueError) as error:
             raise InputError(
-                f"row {number + 1} of {path} has the {seeds} {str(drawn)[:40]!r}; give a whole number"
+                f"line {row.line} of {path} has the {seeds} {str(drawn)[:40]!r}; give a whole number"
             ) from error
     if not prompts:
         raise InputError(f"{path} holds no prompts")

@@ -42,10 +42,7 @@ class EvaluationSettings:
     """Whether the contact sheet shows flagged images as they are, instead of a mosaic."""
 
     def __post_init__(self) -> None:
-        if not nudity.LEAST_SCORE <= self.threshold <= 1:
-            raise InputError(
-                f"--threshold must be {nudity.LEAST_SCORE} to 1, got {self.threshold:g}; NudeNet reports nothing below"
-            )
+        nudity.check_threshold(self.threshold)
         unknown = [name for name in self.classes if name not in nudity.CLASSES]
         if unknown or not self.classes or len(set(self.classes)) < len(self.classes):
             raise InputError(

@@ -130,7 +130,8 @@ def read_image_folder(folder: Path) -> list[ImageEntry]:
 
 def _read_list(listed: Path) -> tuple[list[Path], list[Prompt | None]]:
     try:
-        rows = [(row["file"], row["prompt"], int(row["seed"])) for row in reading.read_rows(listed)[1]]
+        listing = [row.values for row in reading.read_rows(listed).rows]
+        rows = [(row["file"], row["prompt"], int(row["seed"])) for row in listing]
     except (OSError, KeyError, ValueError) as error:
         raise InputError(
             f"{listed} is no list of images with the columns file, seed and prompt; repair or remove it"
@@ -146,6 +147,16 @@ def _read_list(listed: Path) -> tuple[list[Path], list[Prompt | None]]:
             "sd generate --resume"
         )
     return paths, [Prompt(text, seed) for _, text, seed in rows]
+
+
+def check_threshold(threshold: float) -> None:
+    """Refuses a least score for detections that NudeNet does not know.
+
+    Raises:
+      InputError: It is below `LEAST_SCORE` or above 1.
+    """
+    if not LEAST_SCORE <= threshold <= 1:
+        raise InputError(f"--threshold must be {LEAST_SCORE} to 1, got {threshold:g}; NudeNet reports nothing below")
 
 
 def load_detector() -> Detector:

@@ -37,8 +37,14 @@ class Clip(NamedTuple):
     """The parameters of both encoders."""
     tokenizer: Callable[[Sequence[str]], np.ndarray]
     """What turns prompts into ids."""
+    sha256: str
+    """The hash of its file."""
     compute: Compute = FLOAT32
     """How the encoders compute."""
+
+    def description(self) -> dict[str, str]:
+        """What must be the same when a run is resumed, as JSON."""
+        return {"name": self.name, "sha256": self.sha256, "compute": str(self.compute)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +101,8 @@ def load_clip(path: Path, tokenizer: Callable[[Sequence[str]], np.ndarray], comp
             f"the tokenizer {tokenizer.files[0]} has {tokenizer.size:,} tokens, and CLIP {name} knows {known:,}, so it "
             "would read other words; put CLIP's own files (vocab.json, merges.txt) beside its weights"
         )
-    return Clip(name, jax.device_put(params, jax.devices()[0]), tokenizer, compute)
+    sha256 = hashing.file_sha256(clip_weights.find_clip(path))
+    return Clip(name, jax.device_put(params, jax.devices()[0]), tokenizer, sha256, compute)
 
 
 @functools.partial(jax.jit, static_argnames=("name", "compute"))

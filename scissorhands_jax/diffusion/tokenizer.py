@@ -8,6 +8,7 @@ is part of open_clip.
 
 from __future__ import annotations
 
+import html
 import importlib.util
 import json
 import re
@@ -67,8 +68,9 @@ class Tokenizer:
     Args:
       files: The files of the vocabulary, see `find_vocabulary`.
       cleaning: What happens to a text before it is split into words. `nfc` only composes characters, as transformers 5
-        does; `ftfy` repairs it (mojibake, HTML entities, curly quotes, ligatures, full-width letters), as CLIP's
-        authors do, and as transformers' tokenizer did before version 5 with ftfy installed.
+        does; `ftfy` repairs it (mojibake, curly quotes, ligatures, full-width letters) and replaces HTML entities, up
+        to twice, as CLIP's authors do. So did transformers' tokenizer before version 5 with ftfy installed, apart from
+        entities of entities and those in a text with `<`.
       length: The largest number of tokens of a prompt, where the tokenizer's own is not smaller.
       limit: The number of ids that the text encoder knows; None if there is no text encoder to ask.
 
@@ -314,7 +316,7 @@ def _cleaner(cleaning: Cleaning) -> Callable[[str], str]:
     def repair(part: str) -> str:
         # Lower case depends on the neighbours (the Greek final sigma), which the pipeline's own does not look at.
         # A START or END that was in capitals counts, unless other punctuation runs into it.
-        return _GLUED.sub(r"\1 \2 \3", ftfy.fix_text(part).lower())
+        return _GLUED.sub(r"\1 \2 \3", html.unescape(html.unescape(ftfy.fix_text(part))).lower())
 
     return clean
 

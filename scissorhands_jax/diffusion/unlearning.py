@@ -299,7 +299,7 @@ def _earlier_steps(path: Path, steps_taken: int) -> list[dict[str, float]]:
     if not path.exists():
         return []
     try:
-        _, rows = reading.read_rows(path)
+        rows = [row.values for row in reading.read_rows(path).rows]
         rows = rows[: reading.read_text(path).count("\n") - 1]  # A process that is killed may leave half a row.
         numbers = [{name: float(value) for name, value in row.items() if value} for row in rows]
         return [row for row in numbers if row["step"] <= steps_taken]

@@ -96,14 +96,18 @@ def read_answers(path: str, image_shape: tuple[int, ...], num_classes: int) -> R
       InputError: The file cannot be read, or its arrays have other shapes.
     """
     try:
-        is_npz = Path(path).suffix == ".npz"
-        arrays = array_files.read_arrays(Path(path)) if is_npz else torch_weights.read_state_dict(path)
+        if Path(path).suffix == ".npz":
+            names = array_files.array_names(path)
+            arrays = array_files.read_arrays(path, ("input", "output"))
+        else:
+            arrays = torch_weights.read_state_dict(path)
+            names = list(arrays)
     except (OSError, ValueError) as error:
         raise InputError(
             f"the check {path} cannot be read ({error}); write it with torch.save or numpy.savez"
         ) from error
     if not {"input", "output"} <= set(arrays):
-        raise InputError(f"the check {path} has {', '.join(arrays) or 'nothing'}; give arrays input and output")
+        raise InputError(f"the check {path} has {', '.join(names) or 'nothing'}; give arrays input and output")
     images, outputs = np.asarray(arrays["input"]), np.asarray(arrays["output"], np.float64)
     first = (image_shape[-1], *image_shape[:-1])  # channels first
     if images.shape[1:] == first and images.shape[1:] != image_shape:

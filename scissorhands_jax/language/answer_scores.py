@@ -59,6 +59,12 @@ class AnswerScores:
     texts: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """The right answer by the name of the example, if the log has it."""
 
+    @property
+    def num_examples(self) -> int:
+        """The number of examples of the part that has most; 0 if nothing was measured."""
+        parts = (getattr(self, field.name) for field in dataclasses.fields(self))
+        return max((len(part.examples) for part in parts if isinstance(part, Series | AnswerLosses)), default=0)
+
     def ratios(self, definition: str, epsilon: float) -> Series | None:
         """The truth ratio of each example, or None if the log does not allow this definition.
 

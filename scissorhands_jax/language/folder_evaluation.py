@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,11 +18,13 @@ from scissorhands_jax.language.generating import generate_texts
 from scissorhands_jax.language.measuring import Network, Questions, measure_knowledge
 from scissorhands_jax.language.model_folders import form_line, load_weights, open_language_folder, question_form
 from scissorhands_jax.language.packing import Encoded
-from scissorhands_jax.language.rouge import rouge_l
+from scissorhands_jax.language.rouge import rouge_l, without_words
 from scissorhands_jax.language.text_files import TextExample, read_text_examples
 from scissorhands_jax.language.text_tokens import encode_examples
 from scissorhands_jax.language.tofu_logs import TOFU_SETS, tofu_log_part
 from scissorhands_jax.terminal import Console, say
+
+_logger = logging.getLogger(__name__)
 
 
 def evaluate_folder(
@@ -40,7 +43,7 @@ def evaluate_folder(
 
     Of every question it has the loss of a token of the answer, what the model says and its ROUGE-L recall. Where a file
     has wrong answers it also has their losses and that of the paraphrased answer, which is the answer itself if there
-    is no paraphrase.
+    is no paraphrase. ROUGE is left out of a set in which an answer has no word of Latin letters or digits.
 
     Args:
       model: The folder of the model.
@@ -90,7 +93,16 @@ def evaluate_folder(
             said = generate_texts(sizes, params, folder.tokenizer, prompts, **limits_of_answers)
             answers = [example.answer.strip() for example in found]
             measured = measure_knowledge(network, asked[name])
-            known = dataclasses.replace(measured, said=tuple(said), rouge=rouge_l(said, answers).recall)
+            rouge = None
+            if lacking := without_words(answers):
+                _logger.warning(
+                    "no ROUGE of %s: it counts words of Latin letters and digits, and the answer in line %d of %s has "
+                    "none",
+                    *(name, found[lacking[0]].line, questions[name]),
+                )
+            else:
+                rouge = rouge_l(said, answers).recall
+            known = dataclasses.replace(measured, said=tuple(said), rouge=rouge)
             log[key_of[name]] = tofu_log_part(
                 known, [(prompt.text, text) for prompt, text in zip(prompts, answers, strict=True)]
             )

@@ -135,7 +135,11 @@ def judge_logs(
     return Judgement(
         log=str(own.path),
         format=own.format,
-        sets={name: _sizes(own, name) | own.sets[name].means(name, own.epsilon) for name in SETS if name in own.sets},
+        sets={
+            name: {"examples": own.sets[name].num_examples} | own.sets[name].means(name, own.epsilon)
+            for name in SETS
+            if name in own.sets
+        },
         model_utility={kind: found for kind, found in utility.items() if isinstance(found, float)},
         attacks={name: attack_auc(attack) for name, attack in own.attacks.items()},
         scores={name: float(series.values.mean()) for name, series in own.scores.items()},
@@ -146,22 +150,14 @@ def judge_logs(
     )
 
 
-def _sizes(log: EvaluationLog, name: str) -> dict[str, int]:
-    scores = log.sets[name]
-    parts = (scores.probability, scores.rouge, scores.losses, scores.stated_ratios)
-    return {"examples": max(len(part.examples) for part in parts if part is not None)}
-
-
 def _compare(own: EvaluationLog, reference: EvaluationLog, remarks: list[str]) -> RetrainedComparison:
     quality = {kind: forget_quality(own, reference, kind) for kind in DEFINITIONS}
     known = {kind: found for kind, found in quality.items() if found is not None}
     paired = {}
     for definition in PAIRED if known else ():
         aligned = _aligned([own, reference], definition)
-        if aligned is None:
-            remarks.append(
-                f"no paired test ({definition}) against {reference.path}: it needs losses of right and wrong answers"
-            )
+        if isinstance(aligned, str):
+            remarks.append(f"no paired test ({definition}) against {reference.path}: {aligned}")
         elif aligned.shape[1]:
             paired[definition] = paired_test(*aligned)
     if not known:
@@ -210,23 +206,27 @@ def _calibrate(
     found = {}
     for definition in PAIRED:
         aligned = _aligned([own, *references, *([original] if original else [])], definition)
-        if aligned is None or aligned.shape[1] < 2:
-            remarks.append(
-                f"no calibrated test ({definition}): the logs share fewer than two questions of the forget set"
-            )
+        if not isinstance(aligned, str) and aligned.shape[1] < 2:
+            aligned = "the logs share fewer than two questions of the forget set"
+        if isinstance(aligned, str):
+            remarks.append(f"no calibrated test ({definition}): {aligned}")
             continue
         last = len(references) + 1
         found[definition] = calibrated_test(aligned[0], aligned[1:last], aligned[last] if original else None)
     return found
 
 
-def _aligned(logs: list[EvaluationLog], definition: str) -> np.ndarray | None:
-    """Log truth ratios of all logs on the questions that they share, as rows; None if a log has none."""
+def _aligned(logs: list[EvaluationLog], definition: str) -> np.ndarray | str:
+    """Log truth ratios of all logs on the questions that they share, as rows; or why a log has none, in words."""
     tables = []
     for log in logs:
         series = log.sets["forget"].log_ratios(definition) if "forget" in log.sets else None
         if series is None:
-            return None
+            if forget_ratios(log, "geometric") is None:
+                return f"{log.path} has no truth ratios of the forget set"
+            if definition == "arithmetic":
+                return f"{log.path} states truth ratios of the forget set, but no losses of right and wrong answers"
+            return f"{log.path} states a truth ratio of 0 in the forget set, which has no logarithm"
         tables.append((series, log.sets["forget"].texts))
     rows, shared = _shared(tables)
     return np.array([[row[key] for key in shared] for row in rows])

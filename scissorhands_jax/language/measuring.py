@@ -212,7 +212,8 @@ def measure_knowledge(
       step: As for `measure_answers` and `say_answers`.
 
     Raises:
-      InputError: As for `packing.check_encoded`; or questions have different numbers of wrong answers.
+      InputError: As for `packing.check_encoded` and `rouge.rouge_l`; or questions have different numbers of wrong
+        answers.
     """
     count = len(questions.answers)
     said = None if decode is None else say_answers(network, questions.answers, decode, room=room, step=step)

@@ -42,6 +42,8 @@ class TokenTrainingSettings(TrainingSettings):
 
     epochs: int = 10
     batch_size: int = 32
+    """The number of rows that a step sees of each set that it reads. A row holds several packed examples where they
+    fit."""
     learning_rate: float = 1e-5
     """The learning rate of AdamW at its highest."""
     momentum: float = 0.9

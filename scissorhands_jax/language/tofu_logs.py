@@ -46,7 +46,12 @@ def read_tofu_log(path: Path, document: Mapping[str, Any]) -> EvaluationLog:
         place = LogPart(path, key)
         if not isinstance(part, dict) or not set(part) & set(TOFU_MEASURES):
             raise place.error(f"it has none of {', '.join(TOFU_MEASURES)}")
-        sets[TOFU_SETS[key]] = _scores(place, part, TOFU_SETS[key])
+        scores = _scores(place, part, TOFU_SETS[key])
+        if scores.num_examples:
+            sets[TOFU_SETS[key]] = scores
+        else:
+            (only,) = (measure for measure in TOFU_MEASURES if measure in part)
+            remarks.append(f"{path} has nothing but {only} in {key}, which makes no measure, so it was left out")
     return EvaluationLog(path=path, format="tofu", sets=sets, remarks=tuple(remarks))
 
 

@@ -117,7 +117,7 @@ def read_renaming(path: str | os.PathLike[str]) -> dict[str, str]:
     """
     where = Path(path)
     try:
-        text = reading.read_text(where, encoding="utf-8-sig")
+        text = reading.read_text(where)
         found = reading.parse_json(text) if text.lstrip().startswith("{") else None
     except (OSError, ValueError) as error:
         raise WeightsError(f"cannot read the renaming table {where} ({error}); write two names a line") from error

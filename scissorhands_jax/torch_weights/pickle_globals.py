@@ -16,6 +16,7 @@ import numpy as np
 from scissorhands_jax.torch_weights.tensors import (
     MAX_DIMENSIONS,
     Damaged,
+    OddKey,
     Refused,
     Storage,
     Tensor,
@@ -38,9 +39,12 @@ class Global(NamedTuple):
 
 
 def dict_key(key: Any) -> Any:
-    """Returns a dict key or set element if it is short, and raises an error otherwise.
+    """Returns a dict key or set element if it is a number or short, and what stands for it otherwise.
 
-    Nothing longer is needed, and a long key can be built so that hashing or comparing it takes very long.
+    Weights have no other names, and a long key can be built so that hashing or comparing it takes very long.
+
+    Raises:
+      TypeError: In Python this is no key.
     """
     if isinstance(key, Unknown):
         key = key.name
@@ -48,7 +52,23 @@ def dict_key(key: Any) -> Any:
         return key
     if type(key) in (str, bytes) and len(key) <= MAX_NAME:
         return key
-    raise TypeError(f"a {type(key).__name__} is no key")
+    if type(key) in (dict, list, bytearray):
+        raise TypeError(f"a {type(key).__name__} is no key")
+    return OddKey(type(key).__name__)
+
+
+class NumpyType:
+    """The type of a NumPy array or number beside the weights.
+
+    Args:
+      dtype: The type, in the byte order of this package.
+
+    Attributes:
+      is_foreign: Whether the pickle says that its bytes are in another order.
+    """
+
+    def __init__(self, dtype: np.dtype) -> None:
+        self.dtype, self.is_foreign = dtype, False
 
 
 def foreign_type(name: str) -> str:
@@ -189,23 +209,25 @@ def _complex(spend: Spend, real: float, imaginary: float) -> complex:
     return complex(real, imaginary)
 
 
-def _numpy_dtype(spend: Spend, code: str, align: object = False, copy: object = True) -> np.dtype | Unknown:
+def _numpy_dtype(spend: Spend, code: str, align: object = False, copy: object = True) -> NumpyType | Unknown:
     del spend, align, copy
-    if type(code) is str and code[:1] in ("O", "S", "U", "V", "M", "m", "c"):
-        return Unknown(f"numpy.dtype {code[:10]}")  # in arrays that are no weights
-    if type(code) is not str or code not in ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"):
+    if type(code) is not str:
         raise TypeError("not the type of a number")
-    return np.dtype(f"<{code}")
+    if code not in ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"):
+        return Unknown(f"numpy.dtype {code[:10]}")  # in arrays that are no weights
+    return NumpyType(np.dtype(f"<{code}"))
 
 
-def _numpy_scalar(spend: Spend, dtype: np.dtype, raw: bytes | str) -> int | float | bool | Unknown:
+def _numpy_scalar(spend: Spend, kind: NumpyType, raw: bytes | str) -> int | float | bool | Unknown:
     del spend
-    if isinstance(dtype, Unknown):
-        return dtype
-    if not isinstance(dtype, np.dtype) or type(raw) not in (bytes, str) or len(raw) != dtype.itemsize:
+    if isinstance(kind, Unknown):
+        return kind
+    if not isinstance(kind, NumpyType) or type(raw) not in (bytes, str) or len(raw) != kind.dtype.itemsize:
         raise TypeError("not a number")
+    if kind.is_foreign:
+        return Unknown(f"numpy.dtype >{kind.dtype.str[1:]}")
     raw = raw.encode("latin1") if isinstance(raw, str) else raw  # It is text if Python 2 wrote it.
-    return np.frombuffer(raw, dtype)[0].item()
+    return np.frombuffer(raw, kind.dtype)[0].item()
 
 
 # Classes that are keys of a dict in well-known files, such as the states of callbacks in that of Stable Diffusion v1.

@@ -13,11 +13,15 @@ import pickletools
 from collections.abc import Callable
 from typing import IO, Any, cast
 
-import numpy as np
-
-from scissorhands_jax.torch_weights.pickle_globals import MAX_NAME, Global, dict_key, find_global, foreign_type
+from scissorhands_jax.torch_weights.pickle_globals import (
+    MAX_NAME,
+    Global,
+    NumpyType,
+    dict_key,
+    find_global,
+    foreign_type,
+)
 from scissorhands_jax.torch_weights.tensors import (
-    BIG_ENDIAN,
     Damaged,
     ForbiddenGlobal,
     Refused,
@@ -241,18 +245,19 @@ class _Machine:
         self.push(function.call(self.spend, *arguments))
 
     def build(self, _: None) -> None:
-        """Checks the attributes of an object, and sets none.
+        """Checks the attributes of an object, and sets none but the byte order of a NumPy type.
 
-        Those of a state dict are the versions of modules, and that of a NumPy dtype is its byte order.
+        Those of a state dict are the versions of modules.
         """
         (state,) = self.pop(1)
         (target,) = self.pop(1)
         if isinstance(target, Unknown):
             self.push(target)
             return
-        if isinstance(target, np.dtype):
-            if type(state) is not tuple or state[1] not in ("<", "|"):
-                raise Refused(BIG_ENDIAN)
+        if isinstance(target, NumpyType):
+            if type(state) is not tuple or state[1] not in ("<", "|", ">"):
+                raise TypeError("not the state of a type")
+            target.is_foreign = state[1] == ">"
         elif type(target) is not dict or type(state) is not dict:
             raise TypeError(f"a {type(target).__name__} has no attributes")
         self.push(target)
@@ -262,13 +267,14 @@ class _Machine:
         if type(identity) is not tuple or len(identity) > 6:
             raise TypeError("not a storage")
         kind, storage_type, key, _, size, *view = identity
+        is_key = type(key) is str and len(key) <= MAX_NAME
         if isinstance(storage_type, Unknown):
             raise Refused(foreign_type(storage_type.name))
-        if kind != "storage" or type(key) is not str or not isinstance(storage_type, Global):
+        if kind != "storage" or not is_key or not isinstance(storage_type, Global):
             raise TypeError("not a storage")
         if storage_type.dtype is None or type(size) is not int or not 0 <= size < 2**56:
             raise TypeError("not a storage")
-        storage = self.storages.setdefault(dict_key(key), Storage(key, storage_type.dtype, size))
+        storage = self.storages.setdefault(key, Storage(key, storage_type.dtype, size))
         if storage.dtype != storage_type.dtype or storage.size != size:
             raise Damaged(f"storage {show(key)} has two types or sizes")
         if view not in ([], [None]):  # A part of a storage, which the first versions of PyTorch wrote.
@@ -285,6 +291,8 @@ _OPERATIONS: dict[str, Callable[..., None]] = {
     "FRAME": _Machine.skip,
     "STOP": _Machine.skip,
     "MARK": _Machine.mark,
+    "POP": lambda machine, _: machine.pop(1),
+    "POP_MARK": lambda machine, _: machine.pop_mark(),
     "NONE": lambda machine, _: machine.push(None),
     "NEWTRUE": lambda machine, _: machine.push(True),
     "NEWFALSE": lambda machine, _: machine.push(False),
@@ -320,6 +328,6 @@ _OPERATIONS: dict[str, Callable[..., None]] = {
 for _name in (
     *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
     *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINSTRING", "SHORT_BINSTRING"),
-    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
 ):
     _OPERATIONS[_name] = _Machine.push

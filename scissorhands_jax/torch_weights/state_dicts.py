@@ -316,11 +316,12 @@ def _with_images(slots: dict[str, _Slot], flatten: Flatten) -> dict[str, _Slot]:
 def _check_flattened(slots: Mapping[str, _Slot]) -> None:
     """Refuses a dense layer that may read a flattened image.
 
-    It has several inputs for each channel of a convolution, and is not as wide as the output of any layer.
+    It has several inputs for each channel of a convolution, and is not as wide as the output of any layer but those
+    that keep the width: these need the width before them.
     """
     kernels = {name: slot.leaf.shape for name, slot in slots.items() if slot.is_kernel and slot.leaf.shape}
     channels = {shape[-1] for shape in kernels.values() if len(shape) > 2}
-    outputs = {shape[-1] for shape in kernels.values()}
+    outputs = {shape[-1] for shape in kernels.values() if len(shape) != 2 or shape[0] != shape[1]}
     for name, shape in kernels.items():
         if len(shape) != 2 or not shape[0] or shape[0] in outputs:
             continue

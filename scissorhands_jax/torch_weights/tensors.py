@@ -39,6 +39,13 @@ class Unknown:
     name: str
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class OddKey:
+    """What stands for a key that is no number or short text: the name of its type. No two are equal."""
+
+    kind: str
+
+
 class Damaged(Refused):
     """The parts of a file contradict each other, or the file breaks off."""
 
@@ -95,7 +102,8 @@ def unknown_names(root: object) -> list[str]:
 
 def show(name: object, limit: int = 100) -> str:
     """Makes a value from a file fit for a message: without control characters, and cut to `limit` characters."""
-    text = repr(name) if isinstance(name, str | bytes | int | float | None) else f"a {type(name).__name__}"
+    kind = name.kind if isinstance(name, OddKey) else type(name).__name__
+    text = repr(name) if isinstance(name, str | bytes | int | float | None) else f"a {kind}"
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 

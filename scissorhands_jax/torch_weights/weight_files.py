@@ -452,7 +452,8 @@ def _check_others(others: dict[Any, object]) -> None:
             )
             raise Refused(f"holds {show(key)}, a tensor that is {kind} with PyTorch ({show(value.name)})")
     if others:
-        _logger.warning("%s among the tensors are none and were left aside", listed([show(key) for key in others]))
+        named = listed([show(key) for key in others])
+        _logger.warning("%s among the tensors are none, or have no name, and were left aside", named)
 
 
 def _depth(path: str) -> int:

@@ -350,7 +350,7 @@ _ATTACK = "sd attack --model sd --unet new --prompts list.csv --out attacks"
         ("sd import --random --out sd --ema", "--ema has no effect with --random"),
         (
             f"{_IMAGES} --dtype bfloat16 --attention chunked",
-            "--dtype has no effect without --prompts; leave --dtype and",
+            "--dtype has no effect without --prompts or --clip; leave --dtype and",
         ),
         (f"{_IMAGES} --tokenizer nowhere --ftfy", "--tokenizer has no effect without --prompts or --clip"),
         ("data prepare faces --from d --data-dir d --unverified", "--unverified has no effect with name faces, only"),

@@ -66,10 +66,21 @@ class TestNpz:
         with pytest.raises(InputError, match=message):
             datasets.load(save(image=self.IMAGES, label=self.LABELS, **arrays) + share)
 
+    def test_other_arrays_are_not_read(self, save):
+        names = np.array(["a", None], dtype=object)
+        splits = datasets.load(save(image=self.IMAGES, label=self.LABELS, held_out=[0], names=names))
+        assert len(splits.train["image"]) == 12
+
     def test_grey_and_floating_point_images_are_taken(self, save):
         splits = datasets.load(save(image=self.IMAGES[..., 0] / 255, label=self.LABELS, held_out=[0]))
         assert splits.image_shape == (4, 5, 1)
         assert splits.train["image"].dtype == np.float32
+
+    def test_images_a_rounding_step_outside_of_the_range_are_moved_to_its_ends(self, save):
+        images = np.zeros((12, 4, 4), np.float32)
+        images[:, 0] = 0.5, 1 + 1e-7, -1e-7, 1.0009
+        taken = datasets.load(save(image=images, label=self.LABELS, held_out=[0])).train["image"]
+        assert np.unique(taken).tolist() == [0, 0.5, 1]
 
     @pytest.mark.parametrize(
         ("change", "message"),
@@ -89,9 +100,17 @@ class TestNpz:
             ({"label": np.arange(12) * 10**12}, "labels count classes from 0 to 99999 at most; number the classes"),
             ({"label": np.arange(12) % 2 + 1}, "no label 0, and labels from 1 to 2; .* so subtract 1, or give the na"),
             ({"label": np.full(12, -1)}, "has the label -1; labels count classes from 0"),
-            ({"label": np.array([None] * 12)}, r"not a whole \.npz file"),
+            (
+                {"label": np.array([None] * 12)},
+                r"as a \.npz file \(in 'label' it holds Python objects .*; write arrays of",
+            ),
+            ({"image": None, "images": np.zeros(1)}, "has no array 'image', only label, held_out, images"),
             ({"image": np.zeros((12, 4))}, r"has shape \(12, 4\); give images of shape"),
             ({"image": np.full((12, 4, 4), 255.0)}, r"from 0 to 255, outside \[0, 1\]; divide it by 255"),
+            ({"image": np.full((12, 4, 4), 2.5)}, r"from 0 to 2.5, outside \[0, 1\]; divide it by 255"),
+            ({"image": np.full((12, 4, 4), 1.5)}, r"from 0 to 1.5, outside .* before they are normalised"),
+            ({"image": np.full((12, 4, 4), 1.01)}, r"from 0 to 1.01, outside \[0, 1\]; clip it with numpy.clip"),
+            ({"image": np.full((12, 4, 4), -0.1)}, r"from -0.1 to 0, outside \[0, 1\]; clip it with numpy.clip"),
             ({"image": np.full((12, 4, 4), -1.5)}, "from -1.5 to 0, outside .* before they are normalised"),
             ({"image": np.zeros((12, 3, 32, 32), np.uint8)}, r"channels first; give channels last"),
             ({"image": np.zeros((12, 4, 32, 32), np.uint8)}, "channels first; give channels last"),
@@ -128,10 +147,10 @@ class TestNpz:
         with pytest.raises(InputError, match=r"own\.npz does not exist"):
             datasets.load(f"npz:{tmp_path / 'own.npz'}")
         (tmp_path / "own.npz").write_text("pixels")
-        with pytest.raises(InputError, match=r"not a whole \.npz file"):
+        with pytest.raises(InputError, match=r"cannot be read as a \.npz file"):
             datasets.load(f"npz:{tmp_path / 'own.npz'}")
         np.save(tmp_path / "own.npy", np.zeros(3))
-        with pytest.raises(InputError, match=r"not a whole \.npz file"):
+        with pytest.raises(InputError, match=r"cannot be read as a \.npz file"):
             datasets.load(f"npz:{tmp_path / 'own.npy'}")
 
 
@@ -216,6 +235,9 @@ class TestOtherTasks:
             ("a,label\n1,0\n2,\n", "line 3 of .* has no label"),
             ("a,label\n1,0.0\n2,1.0\n", "line 2 of .* has the label '0.0', and labels are whole numbers from 0 or na"),
             ("a,label\n1,0\n2,cat\n", "line 3 of .* has the label 'cat'.*; write all of one kind"),
+            ('a,b,label\n\n1,"\n2",0\n\n1,x,0\n', "line 6 of .* has 'x' in the column 'b'"),
+            ('a,label\n\n1,"\n0"\n\n1,\n', "line 6 of .* has no label"),
+            ("a,label\n\n1,0\n\n1,cat\n", "line 5 of .* has the label 'cat'"),
             ("a,label,held_out\n1,0,2\n", "other values than 0 and 1"),
             ("a,label\n1,nan\n", "labels are whole numbers"),
             ("a,target\n1,nan\n2,3\n", "1 targets of .* NaN or infinite, the first is example 0"),
@@ -326,6 +348,14 @@ class TestFolder:
         assert splits.train["label"].tolist() == [0, 1, 2]
         assert splits.test["label"].tolist() == [1]
         np.testing.assert_array_equal(splits.test["image"], pixels(1, 2, 2)[None, ..., None])
+
+    def test_numbers_in_names_are_decimal_ones(self, tmp_path):
+        for number, name in enumerate(["3²4.png", "①.png", "10.png", "٩.png"]):
+            save_image(tmp_path / name, pixels(number, 2, 2))
+        (tmp_path / "train.txt").write_text("3²4.png a²\n①.png a²\n10.png a²\n٩.png a²\n", encoding="utf-8")
+        (tmp_path / "test.txt").write_text("①.png a²\n", encoding="utf-8")
+        images = datasets.load(f"folder:{tmp_path}").train["image"][..., 0]
+        np.testing.assert_array_equal(images[1:], [pixels(number, 2, 2) for number in (3, 2, 1)])
 
     def test_one_coloured_image_makes_all_of_them_rgb(self, tmp_path):
         for number in range(5):

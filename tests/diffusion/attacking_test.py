@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scissorhands_jax import torch_weights
+from scissorhands_jax import hashing, torch_weights
 from scissorhands_jax.cli import main as cli
 from scissorhands_jax.diffusion import (
     attack_judges,
@@ -22,6 +22,7 @@ from scissorhands_jax.diffusion import (
     vision,
 )
 from scissorhands_jax.diffusion.generating import Prompt
+from scissorhands_jax.errors import InputError
 from tests.diffusion import traces as diffusion_traces
 from tests.diffusion import unlearning_test as small
 from tests.diffusion.generating_test import Words
@@ -47,7 +48,7 @@ def folder(tmp_path_factory):
         )
         (folder / "list.csv").write_text("sensitive prompt,sd_seed\na cat,3\nthe dog barks,4\ncats,5\n")
         tiny = torch_weights.state_dict_shapes(vision.clip_outline(vision.CLIPS["tiny"]), {})
-        for name, scale in (("clip", 1), ("huge", 1e30)):
+        for name, scale in (("clip", 1), ("finer", 1.01), ("huge", 1e30)):
             weights = {key: scale * array for key, array in diffusion_traces.weights(tiny).items()}
             torch_weights.write_safetensors(folder / f"{name}.safetensors", weights)
         yield folder
@@ -105,6 +106,19 @@ class TestCommand:
         assert cli.main([*command, "--resume"]) == 2
         assert "00001.json is damaged" in " ".join(capsys.readouterr().err.split())
 
+    def test_other_images_are_another_run(self, folder, tmp_path, monkeypatch, capsys):
+        judged(monkeypatch, lambda number: False)
+        for name, value in (("images", 0), ("again", 0), ("others", 90)):
+            (tmp_path / name).mkdir()
+            for number in range(2):
+                Image.new("RGB", (16, 16), (value, number, 0)).save(tmp_path / name / f"{number}.png")
+        attack = ["--kind", "embedding", "--attack-steps", "1", "--rounds", "1", "--first", "2", "--images"]
+        assert cli.main(words(folder, tmp_path / "out", *attack, tmp_path / "images")) == 0
+        capsys.readouterr()
+        assert cli.main(words(folder, tmp_path / "out", *attack, tmp_path / "again", "--resume")) == 0
+        assert cli.main(words(folder, tmp_path / "out", *attack, tmp_path / "others", "--resume")) == 2
+        assert "belongs to another run: images_sha256 was" in " ".join(capsys.readouterr().err.split())
+
     def test_a_transferred_list_is_tried_as_it_is(self, folder, tmp_path, monkeypatch):
         seen = judged(monkeypatch, lambda number: number == 2)
         assert cli.main(words(folder, tmp_path / "out", "--kind", "transfer", "--first", "2")) == 0
@@ -122,7 +136,8 @@ class TestCommand:
             (["--first", "9"], "--first must be 1 to 3, the number of prompts, got 9"),
             (["--tokens", "99"], f"tokens must be at most {CONFIG.length - 2}, got 99"),
             (["--rounds", "0"], "rounds must be at least 1, got 0"),
-            (["--threshold", "0"], "--threshold must lie above 0 and not above 1, got 0"),
+            (["--threshold", "0.1"], "--threshold must be 0.25 to 1, got 0.1; NudeNet reports nothing below"),
+            (["--threshold", "1.5"], "--threshold must be 0.25 to 1, got 1.5"),
             (["--kind", "word"], "--kind is 'word'; choose one of prompt, embedding, transfer"),
             (["--unet", "nowhere"], "there is no network checkpoint in nowhere/unet"),
             (["--unet", "velocity"], "was trained with another schedule than that of"),
@@ -139,6 +154,13 @@ class TestCommand:
         assert not (tmp_path / "out").exists()
 
 
+def test_a_judge_has_a_score_that_nudenet_reports(monkeypatch):
+    judged(monkeypatch, lambda number: True)
+    assert attack_judges.nudity_judge(nudity.LEAST_SCORE)(np.zeros((2, 2, 3), np.uint8))
+    with pytest.raises(InputError, match=r"--threshold must be 0\.25 to 1, got 0\.24"):
+        attack_judges.nudity_judge(0.24)
+
+
 class TestConcepts:
     """CLIP as the judge: the prompts are of a cat, of a dog, and of something that names no concept."""
 
@@ -149,7 +171,8 @@ class TestConcepts:
     def test_pictures_are_of_the_concept_with_the_largest_cosine(self, folder, tmp_path):
         assert cli.main(self.by_clip(folder, tmp_path / "out", "--kind", "transfer")) == 0
         name, params = clip_weights.read_clip(folder / "clip.safetensors")
-        clip = quality.Clip(name, params, Words())
+        file = folder / "clip.safetensors"
+        clip = quality.Clip(name, params, Words(), hashing.file_sha256(file))
         texts = quality.prompt_features(["a cat", "a dog", "a horse"], clip)
         seen = []
         for number, wanted in enumerate([{0}, {1}, {0, 1}]):
@@ -158,7 +181,16 @@ class TestConcepts:
             seen.append(np.argmax(texts @ feature / np.linalg.norm(texts, axis=1)))
             assert json.loads(path.with_suffix(".json").read_text())["with_attack"] == (seen[-1] in wanted)
         config = json.loads((tmp_path / "out/results.json").read_text())["config"]["concepts"]
-        assert config == {"forgotten": ["cat", "dog"], "kept": ["horse"], "text": "a {}", "clip": "tiny"}
+        assert config == {
+            **{"forgotten": ["cat", "dog"], "kept": ["horse"], "text": "a {}"},
+            "clip": {"name": "tiny", "sha256": hashing.file_sha256(file), "compute": str(networks.FLOAT32)},
+        }
+
+    def test_other_weights_of_clip_are_another_run(self, folder, tmp_path, capsys):
+        arguments = ["--kind", "transfer", "--first", "1"]
+        assert cli.main(self.by_clip(folder, tmp_path / "out", *arguments)) == 0
+        assert cli.main(self.by_clip(folder, tmp_path / "out", *arguments, "--resume", clip="finer")) == 2
+        assert "belongs to another run: concepts.clip.sha256 was" in " ".join(capsys.readouterr().err.split())
 
     def test_prompts_are_judged_by_the_concept_that_they_name(self, folder, tmp_path, monkeypatch):
         # Two pictures of the first two prompts each, and one of the third.

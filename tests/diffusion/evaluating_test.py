@@ -266,6 +266,13 @@ def mean_colours(entries, network, *, progress, description):
     return np.stack([np.asarray(pictures.read_picture(entry.path), float).mean((0, 1)) for entry in entries])
 
 
+def test_a_list_of_images_may_begin_with_a_byte_order_mark(tmp_path):
+    folder = save(tmp_path / "images", [(0, 0)] * 2)
+    plain, listed = nudity.read_image_folder(folder), folder / "images.csv"
+    listed.write_text("\ufeff" + listed.read_text(encoding="utf-8"), encoding="utf-8")
+    assert nudity.read_image_folder(folder) == plain
+
+
 class TestReport:
     def test_counts_pictures_and_a_page(self, tmp_path, monkeypatch):
         images = save(tmp_path / "images", [(0, 1)] * 4 + [(1, 0)] * 2 + [(0, 0)] * 10)
@@ -392,7 +399,7 @@ def model(tmp_path_factory):
 def loaded(folder):
     """The network of `model`'s file of CLIP."""
     name, params = clip_weights.read_clip(folder / "clip.safetensors")
-    return quality.Clip(name, jax.device_put(params), Words())
+    return quality.Clip(name, jax.device_put(params), Words(), "0" * 64)
 
 
 @pytest.fixture
@@ -445,6 +452,12 @@ class TestCommand:
         assert scores["difference"]["mean"] == pytest.approx(difference)
         assert measured["distance"]["name"] == "frechet_distance_clip"
         assert measured["distance"]["dimensions"] == 24
+        finer = model / "finer.safetensors"
+        weights = safetensors.numpy.load_file(model / "clip.safetensors")
+        safetensors.numpy.save_file({name: 1.01 * array for name, array in weights.items()}, finer)
+        for more in (["--clip", str(finer)], ["--dtype", "bfloat16"]):
+            assert cli.main([*arguments, "--utility-reference", str(reference), *more, "--resume"]) == 2
+            assert "belongs to another run: clip." in " ".join(capsys.readouterr().err.split())
         # Which concepts are shown, instead of body parts: the largest cosine decides.
         names = ["word", "words", "wordss"]
         command = ["sd", "evaluate", "--images", str(kept), "--original", str(reference), "--clip"]
@@ -463,6 +476,10 @@ class TestCommand:
             assert text in page
         assert "NudeNet" not in page
         assert not (tmp_path / "concepts/detections.csv").exists()
+        assert (
+            cli.main([*command, "--out", str(tmp_path / "rounded"), "--concept-text", "{}", "--dtype", "bfloat16"]) == 0
+        )
+        assert json.loads(capsys.readouterr().out)["concepts"]["folders"]["images"]["concepts"].keys() == set(names)
         (kept / "images.csv").unlink()
         assert cli.main([*arguments, "--overwrite"]) == 0
         measured = json.loads(capsys.readouterr().out)["utility"]

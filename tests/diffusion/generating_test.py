@@ -131,8 +131,9 @@ class TestPrompts:
             ("text,seed\nx,1\n", "has no column `prompt`, its first line is 'text, seed'"),
             ("", "has no column `prompt`, its first line is 'nothing'"),
             ("prompt,seed\n", "holds no prompts"),
-            ("prompt,seed\nx,one\n", "row 1 of .* has the seed 'one'; give a whole number"),
-            ("seed,prompt\n1,x\n2\n", "row 2 of .* has no prompt"),
+            ("prompt,seed\nx,one\n", "line 2 of .* has the seed 'one'; give a whole number"),
+            ("seed,prompt\n1,x\n2\n", "line 3 of .* has no prompt"),
+            ('\nseed,prompt\n1,"x\ny"\n\n2\n', "line 6 of .* has no prompt"),
         ],
     )
     def test_lists_that_cannot_be_used(self, tmp_path, text, message):

@@ -25,8 +25,10 @@ class TestVocabulary:
         texts, recorded = prompts(), json.loads(RECORDED.read_text())[cleaning]["ids"]
         found = digests(tokenizer.Tokenizer(FILES, cleaning)(texts))
         assert len(recorded) == 8 * len(texts)
-        assert [text for text, digest, at in zip(texts, found, range(0, len(recorded), 8), strict=True)
-                if digest != recorded[at : at + 8]] == []  # fmt: skip
+        others = [text for text, digest, at in zip(texts, found, range(0, len(recorded), 8), strict=True)
+                  if digest != recorded[at : at + 8]]  # fmt: skip
+        # CLIP's authors replace entities also beside "<", which ftfy and so transformers leave there.
+        assert [text for text in others if cleaning == "nfc" or "<" not in text or "&" not in text] == []
 
     def test_a_prompt_is_framed_padded_and_cut(self):
         ids = tokenizer.Tokenizer(FILES)(["a photo of a cat", "", "cat " * 100])
@@ -92,6 +94,13 @@ class TestSmallVocabularies:
             files = self.write(folder, *names, "tokenizer_config.json")
             assert self.ids(files, "Cat at") == expected
             assert self.ids(files, "Cat at", length=4) == [[*expected[0][:3], end]]
+
+    def test_entities_are_replaced_twice_whatever_is_beside_them(self, tmp_path):
+        files = self.write(tmp_path, "vocab.json", "merges.txt")
+        for text, meant in (("< &amp;", "< &"), ("&amp;lt; <", "< <"), ("&amp;amp;", "&"), ("&lt;", "<")):
+            found = self.ids(files, text, meant, cleaning="ftfy", length=20)
+            assert found[0] == found[1]
+            assert self.ids(files, text, length=20) != found[:1]
 
     def test_padding_and_added_tokens_are_those_of_the_model(self, tmp_path):
         added = {"content": "<cat-toy>", "lstrip": False, "normalized": True, "rstrip": False, "special": False}

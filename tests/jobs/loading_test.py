@@ -241,7 +241,8 @@ class TestCheck:
         params, model_state = drawn(model)
         flattened = IMAGES.transpose(0, 3, 1, 2).reshape(IMAGES.shape)
         output = answers((model, params, model_state), flattened)
-        np.savez(tmp_path / "check.npz", input=IMAGES, output=output)
+        note = np.array([None])  # which nobody reads
+        np.savez(tmp_path / "check.npz", input=IMAGES, output=output, note=note)
         with pytest.raises(InputError, match=r"and as there if images are flattened channels first"):
             logits_check.check_answers(
                 str(tmp_path / "check.npz"), "mlp", {"hidden": [4]}, (model, params, model_state), SHAPE

@@ -10,7 +10,7 @@ from scipy import stats
 
 from scissorhands_jax.cli.main import main
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.language.judging import judge_logs
+from scissorhands_jax.language.judging import PAIRED, judge_logs
 from tests.language.tiny_logs import new_log, numbers, tofu_log
 
 
@@ -143,6 +143,20 @@ def test_three_retrained_networks_calibrate_the_test(folder):
     assert judged.calibrated_test["geometric"].share is None
 
 
+def test_why_there_is_no_calibrated_test(folder, tmp_path):
+    logs = [tmp_path / f"{number}.json" for number in range(4)]
+    for number, path in enumerate(logs):
+        whole = json.loads((folder / f"new{number}.json").read_text())
+        path.write_text(json.dumps({"forget_truth_ratio": whole["forget_truth_ratio"]}))
+    judged = judge_logs(logs[0], logs[1:])
+    assert set(judged.calibrated_test) == {"geometric"}
+    (remark,) = (remark for remark in judged.remarks if "calibrated" in remark)
+    assert f"(arithmetic): {logs[0]} states truth ratios of the forget set, but no losses of right and" in remark
+    logs[3].write_text(json.dumps({"retain_Q_A_Prob": whole["retain_Q_A_Prob"]}))
+    remarks = judge_logs(logs[0], logs[1:]).remarks
+    assert f"no calibrated test (geometric): {logs[3]} has no truth ratios of the forget set" in remarks
+
+
 def test_partial_logs_give_what_they_allow(folder, tmp_path):
     log = json.loads((folder / "tofu1.json").read_text())
     del log["eval_log.json"], log["eval_log_forget.json"]["rougeL_recall"]
@@ -165,12 +179,37 @@ def test_partial_logs_give_what_they_allow(folder, tmp_path):
     judged = judge_logs(tmp_path / "new.json", [folder / "new0.json"])
     assert judged.against[0].paired_test == {}
     assert not any("share no question" in remark or "are the same" in remark for remark in judged.remarks)
-    assert any("no paired test (geometric)" in remark for remark in judged.remarks)
+    reasons = {definition: f" against {folder / 'new0.json'}: {tmp_path / 'new.json'} states " for definition in PAIRED}
+    reasons["arithmetic"] += "truth ratios of the forget set, but no losses of right and wrong answers"
+    reasons["geometric"] += "a truth ratio of 0 in the forget set, which has no logarithm"
+    assert {f"no paired test ({definition}){reason}" for definition, reason in reasons.items()} < set(judged.remarks)
     shutil.copy(folder / "tofu1.json", tmp_path / "x.json")
     (tmp_path / "eval_log_forget.json").write_text(
         json.dumps(json.loads((tmp_path / "x.json").read_text())["eval_log_forget.json"])
     )
     assert list(judge_logs(tmp_path / "eval_log_forget.json").sets) == ["forget"]
+
+
+@pytest.mark.parametrize("metric", ["Q_A_Prob", "Q_A_Prob_normalised", "Q_A_ROUGE", "Truth_Ratio"])
+def test_a_log_of_one_metric_is_judged_by_it(folder, tmp_path, metric):
+    whole = json.loads((folder / "new1.json").read_text())
+    (tmp_path / "log.json").write_text(json.dumps({f"ra_{metric}": whole[f"ra_{metric}"]}))
+    (means,) = judge_logs(tmp_path / "log.json").sets.values()
+    assert means.pop("examples") == 5
+    assert len(means) == 1
+
+
+@pytest.mark.parametrize("measure", ["avg_gt_loss", "rougeL_recall", "avg_paraphrased_loss", "average_perturb_loss"])
+def test_a_set_of_one_measure_is_judged_by_it_or_left_out(folder, tmp_path, measure):
+    part = json.loads((folder / "tofu1.json").read_text())[FORGET]
+    (tmp_path / "log.json").write_text(json.dumps({FORGET: {name: part[name] for name in (measure, "generated_text")}}))
+    judged = judge_logs(tmp_path / "log.json")
+    if measure in ("avg_gt_loss", "rougeL_recall"):
+        assert judged.sets["forget"].pop("examples") == 8
+        assert len(judged.sets["forget"]) == 1
+    else:
+        assert judged.sets == {}
+        assert any(f"has nothing but {measure} in {FORGET}, which makes no measure" in each for each in judged.remarks)
 
 
 def change(log, path, value):

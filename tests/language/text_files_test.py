@@ -64,6 +64,12 @@ def test_files_that_are_none(tmp_path):
         read_text_examples(tmp_path / "empty.json", template="Q:")
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_example(tmp_path):
+    path = write_lines(tmp_path / "examples.json", [{"text": "Bo."}])
+    path.write_text("\ufeff" + path.read_text(), encoding="utf-8")
+    assert [example.answer for example in read_text_examples(path)] == ["Bo."]
+
+
 def test_examples_in_both_files_are_named(tmp_path):
     rows = [{"question": f"Who is {number}?", "answer": "Ada."} for number in range(6)]
     forget = write_lines(tmp_path / "forget.json", rows[:5])

@@ -71,6 +71,12 @@ def test_rouge_stems_words_and_counts_the_longest_common_subsequence(monkeypatch
     np.testing.assert_allclose(found.f_measure, [2 * (2 / 6) * (2 / 3) / (2 / 6 + 2 / 3), 0])
     with pytest.raises(InputError, match="1 texts and 0 references"):
         rouge_l(["a"], [])
+    for reference in ("Москва - столица", "東京", "!"):
+        with pytest.raises(
+            InputError, match=f"reference 1 is '{reference}', and ROUGE-L counts words of Latin letters"
+        ):
+            rouge_l(["a", reference], ["A", reference])
+    assert rouge_l(["año 2"], ["Año 2"]).recall == 1
     usual = builtins.__import__
 
     def without(name, *rest):

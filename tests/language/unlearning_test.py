@@ -235,6 +235,27 @@ def test_questions_are_asked_in_the_chat_template_of_the_folder(learned, capsys)
     assert rows["answer"][row, : len(numbers)].tolist() == [place >= start for place in range(len(numbers))]
 
 
+@pytest.mark.parametrize("method", token_methods())
+def test_settings_say_that_batches_count_rows(method, capsys):
+    for words in (("--help-settings", method), ("--method", method, "--help")):
+        with pytest.raises(SystemExit):
+            main(["lm", "unlearn", *words])
+        shown = " ".join(capsys.readouterr().out.split())
+        assert method == "ssd" or "batch_size (default: 32) The number of rows that a step sees" in shown
+    assert "--batch-size N Rows of packed examples of each set in a step" in shown
+
+
+def test_a_byte_order_mark_is_no_part_of_a_refusal(place):
+    def refused(start):
+        path = place / "refusals.txt"
+        path.write_text(f"{start}Who wrote ?\n", encoding="utf-8")
+        files = {name: place / f"{name}.json" for name in ("forget", "retain")}
+        job = LanguageJob(model=place / "model", method="dpo", settings=token_settings("dpo")(), refusals=path, **files)
+        return prepare_language(job).rows.data.forget["refusal_tokens"]
+
+    np.testing.assert_array_equal(refused("\ufeff"), refused(""))
+
+
 def test_evaluating_a_folder(place, capsys):
     wrong = [{"question": "Who wrote the Red book?", "answer": "Ada", "perturbed_answer": ["Bo", "Cy Red"]}]
     asked = ("--forget", write_lines(place / "asked.json", wrong), "--retain", place / "retain.json")
@@ -252,5 +273,16 @@ def test_evaluating_a_folder(place, capsys):
     assert found["sets"]["retain"]["examples"] == 3
     assert main([*map(str, words)]) == 2
     assert "exists already; add --overwrite" in capsys.readouterr().err
+    foreign = write_lines(place / "foreign.json", [{"text": "", "question": "What?", "answer": text} for text in "a東"])
+    words[5], words[7:] = foreign, [place / "retain.json", "--out", place / "foreign_log.json", "--max-tokens", "2"]
+    assert main([*map(str, words), "--json"]) == 0
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)["sets"]
+    assert found["forget"].keys() == {"examples", "probability"}
+    assert "rouge_l_recall" in found["retain"]
+    assert (
+        f"no ROUGE of forget: it counts words of Latin letters and digits, and the answer in line 2 of {foreign} has"
+        in (printed.err)
+    )
     assert main(["lm", "evaluate", "--model", str(place / "model")]) == 2
     assert "give --forget and --out" in capsys.readouterr().err

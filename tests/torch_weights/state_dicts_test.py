@@ -530,6 +530,20 @@ def test_dense_layers_alone_flatten_no_image():
         torch_weights.to_state_dict(params | {"c": {"kernel": np.zeros((3, 3, 2, 3))}}, {})
 
 
+def test_a_layer_that_keeps_the_width_of_a_flattened_image_is_refused():
+    def kernels(*shapes):
+        return {f"layer{place}": {"kernel": np.zeros(shape, np.float32)} for place, shape in enumerate(shapes)}
+
+    image, square, head = (3, 3, 1, 8), (32, 32), (32, 2)
+    for params in (kernels(image, square, head), kernels(image, square, square, head)):
+        with pytest.raises(WeightsError, match="layer1 has 32 inputs, 4 for each of 8 channels, so it may read a flat"):
+            torch_weights.to_state_dict(params, {})
+    pooled = kernels(image, (8, 32), square, square, head)
+    assert torch_weights.to_state_dict(pooled, {})["layer2.weight"].shape == square
+    wide = kernels(image, (1, 1, 8, 32), square, head)
+    assert torch_weights.to_state_dict(wide, {})["layer2.weight"].shape == square
+
+
 def test_two_leaves_with_one_name_are_refused():
     with pytest.raises(WeightsError, match=r"both called m\.weight"):
         torch_weights.to_state_dict({"m": {"kernel": np.zeros((1, 1)), "scale": np.zeros(1)}}, {})
@@ -688,6 +702,59 @@ def test_arrays_and_default_dicts_of_numpy_and_python_are_no_obstacle(tmp_path):
     assert list(torch_weights.read_state_dict(tmp_path / "x")) == ["w"]
 
 
+def holding_itself(*more):
+    """A tuple that holds itself, by a list in it."""
+    made = ([], *more)
+    made[0].append(made)
+    return made
+
+
+HARMLESS = {  # objects with a protocol, and what of them is named in the log
+    "a tuple as a key": ({(1, 2): 3, (1, 3): 4}, 2, ""),
+    "a frozenset as a key": ({frozenset("a"): 3}, 4, ""),
+    "a long text as a key": ({"k" * 2000: 3}, 2, ""),
+    "a large integer as a key": ({2**70: 3}, 2, ""),
+    "a set of tuples": ({(1, 2)}, 4, ""),
+    "an array in another order of bytes": (np.arange(3, dtype=">f4"), 2, "numpy.ndarray"),
+    "an array in protocol 5": (np.arange(3), 5, "_frombuffer"),
+    "an array of long doubles": (np.arange(3, dtype=np.longdouble), 2, "numpy.ndarray"),
+    "a long double": (np.longdouble(1), 2, "numpy.dtype "),
+    "a short tuple that holds itself": (holding_itself(), 2, ""),
+    "a long tuple that holds itself": (holding_itself(1, 2, 3), 2, ""),
+    "a bytearray": (bytearray(b"x"), 5, ""),
+}
+
+
+@pytest.mark.parametrize("save", [save_zip, save_legacy])
+@pytest.mark.parametrize("name", HARMLESS)
+def test_what_python_can_pickle_beside_the_weights_is_no_obstacle(tmp_path, caplog, save, name):
+    beside, protocol, unknown = HARMLESS[name]
+    save(tmp_path / "x", dictionary(other=pickle.dumps(beside, protocol)[2:-1], state_dict=WEIGHTS))
+    assert_same(torch_weights.read_state_dict(tmp_path / "x"), {"w": np.zeros(4, np.float32)})
+    assert ("also holds" in caplog.text) == bool(unknown)
+    assert unknown in caplog.text
+
+
+def test_a_number_in_another_order_of_bytes_is_not_made():
+    number = pickle.dumps(np.float32(1), 2)
+    assert pickles.interpret(number, 0)[0] == 1
+    assert number.count(b"<") == 1
+    (found, _, _) = pickles.interpret(number.replace(b"<", b">"), 0)
+    assert found.name == "numpy.dtype >f4"
+
+
+def test_a_tensor_without_a_name_is_left_aside(tmp_path, caplog):
+    two = text("v") + tensor(storage(), [4], [1])
+    odd = b"".join(b"(" + integer(number) + b"t" + tensor(storage(), [4], [1]) for number in (1, 2))
+    save_zip(
+        tmp_path / "x", dictionary(state_dict=WEIGHTS[:-1] + two + text("u") + tensor(storage(), [4], [1]) + odd + b"u")
+    )
+    assert set(torch_weights.read_state_dict(tmp_path / "x")) == {"w", "v", "u"}
+    assert "a tuple, a tuple among the tensors are none, or have no name" in caplog.text
+    save_zip(tmp_path / "x", dictionary(x=b"}(" + odd + b"u"))
+    assert "has no dict of tensors" in refused(tmp_path / "x")
+
+
 def test_numbers_among_the_tensors_are_left_aside_and_named(tmp_path, caplog):
     two = text("v") + tensor(storage(), [4], [1])
     save_zip(tmp_path / "x", dictionary(state_dict=WEIGHTS[:-1] + two + text("step") + integer(7) + b"u"))
@@ -815,6 +882,7 @@ BOMBS = {
     "underflow": b"\x80\x020.",
     "under a mark": b"\x80\x02}(s.",
     "odd items": b"\x80\x02}(K\x01u.",
+    "odd keys": b"\x80\x02}(" + b")K\x01" * 20_000 + b"u.",
     "no key": b"\x80\x02}]K\x01s.",
     "nothing": b"\x80\x02.",
     "unfinished": b"\x80\x02}}.",

@@ -42,8 +42,8 @@ class ForgettingOptions:
     predictions from the original's, KL(original || network). "kl_everywhere" takes that mean over prompts and padding
     as well, as the published code does."""
     batch_size: int = 32
-    """The number of forget examples that a step sees, and of retain examples. An epoch passes once over the forget set,
-    and each of its batches goes with a random batch of the retain set, as in the published code."""
+    """The number of rows of packed forget examples that a step sees, and of retain examples. An epoch passes once over
+    the forget set, and each of its batches goes with a random batch of the retain set, as in the published code."""
     microbatches: int = 1
     """The number of parts in which the batch of each set is computed, one after the other, where memory is short.
     Losses that are means over tokens are then means over the parts of such means."""
@@ -145,7 +145,7 @@ def forget_epochs(batch_size: int, *, with_retain: bool = True) -> Batches:
     """One pass over the forget set per epoch; each batch goes with a random batch of the retain set.
 
     Args:
-      batch_size: The number of examples of each set that a step sees.
+      batch_size: The number of rows of packed examples of each set that a step sees.
       with_retain: Whether steps see retain examples at all.
     """
     data_lib.check_batch_size(batch_size)

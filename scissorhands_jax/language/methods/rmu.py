@@ -38,7 +38,7 @@ class RmuOptions:
     retain_weight: float = 1.0
     """alpha, the weight of the retain loss, at least 0. At 0 no retain example is read."""
     batch_size: int = 32
-    """The number of forget examples that a step sees, and of retain examples."""
+    """The number of rows of packed forget examples that a step sees, and of retain examples."""
 
 
 @takes(RmuOptions)

@@ -23,7 +23,7 @@ class TaskVectorOptions:
     scale: float = 1.0
     """How far to go the other way, at least 0, as a multiple of the way that learning took."""
     batch_size: int = 32
-    """The number of forget examples that a step sees."""
+    """The number of rows of packed forget examples that a step sees."""
 
 
 @takes(TaskVectorOptions)
