@@ -219,6 +219,11 @@ class LoadedExperiment:
         self.splits = datasets.Splits(own.train, own.test, names, augmented=False)
         described = describe_value((own.model, own.task, given), "own")
         self.settings["own"] = hashing.sha256(json.dumps(described, sort_keys=True))
+        # What a forget specification means, and no part of how networks are trained.
+        if own.owners is not None:
+            self.settings["owners"] = hashing.described_array(self.owners)
+        if own.class_names:
+            self.settings["class_names"] = list(own.class_names)
 
     def method(self, settings: MethodSettings) -> Method:
         """The method with these settings, built once, so that all its runs share one compiled program.
