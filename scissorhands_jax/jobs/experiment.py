@@ -185,6 +185,7 @@ class LoadedExperiment:
         self.owners = self.splits.groups
         self.num_classes = self.splits.num_outputs
 
+        self.owners_are_labels = self.task.classifies
     def _check_task(self) -> None:
         """Refuses what can be asked of a classifier alone."""
         if self.experiment.augment:
@@ -212,6 +213,7 @@ class LoadedExperiment:
         self.owners = groups if own.owners is None else np.asarray(own.owners)
         if self.owners.shape != groups.shape or not np.issubdtype(self.owners.dtype, np.integer):
             raise InputError(
+        self.owners_are_labels = own.owners is None and own.task.classifies
                 f"the owners of {len(groups)} examples are {self.owners.dtype} of shape {self.owners.shape}; give an "
                 "integer for each example"
             )

@@ -212,8 +212,9 @@ class SeededScenario:
         """What a request names, as positions in the training set; the networks are trained on all of it."""
         if spec == FLIPPED:
             return data_lib.check_positions(np.intersect1d(self.flipped, self.trained_on), data_lib.size(self.train))
-        # With wrong labels a class is all examples that carry its label.
-        owners = self.train["label"] if self.flipped.size and self.task.classifies else self.store.loaded.owners
+        # With wrong labels a class is all examples that carry its label; whose an example is does not change.
+        loaded = self.store.loaded
+        owners = self.train["label"] if self.flipped.size and loaded.owners_are_labels else loaded.owners
         return forget_sets.forget_positions(
             spec,
             owners,

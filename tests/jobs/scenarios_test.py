@@ -1,10 +1,15 @@
 """A scenario with a seed: which examples its networks see."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
+from scissorhands_jax import data as data_lib
+from scissorhands_jax.jobs.experiment import LoadedExperiment, OwnNetwork, Scenario
 from scissorhands_jax.jobs.scenarios import SeededScenario, TableNetworks, TrainedNetwork
 from scissorhands_jax.jobs.table_cells import Cost
+from scissorhands_jax.tasks import CLASSIFICATION
 from tests.jobs.grid_test import EXPERIMENT
 
 
@@ -64,6 +69,21 @@ class TestSeededScenario:
         forgotten = one.train["image"][one.requests[0]].reshape(len(one.requests[0]), -1)
         kept = seen[1].retain["image"].reshape(second, -1)
         assert not (kept[:, None] == forgotten[None]).all(-1).any()
+
+
+def test_with_wrong_labels_a_class_is_a_label_unless_examples_have_owners(tmp_path):
+    digits = LoadedExperiment(EXPERIMENT, None)
+    people = np.arange(data_lib.size(digits.splits.train)) % 7
+    scenario = Scenario(name="wrong labels", forget=("class:3",), flipped_labels=0.3, methods={})
+    for owners in (None, people):
+        own = OwnNetwork(
+            model=digits.model, train=digits.splits.train, test=digits.splits.test, owners=owners, task=CLASSIFICATION
+        )
+        experiment = dataclasses.replace(EXPERIMENT, train_limit=None, test_limit=None, model_options={})
+        store = TableNetworks(experiment, None, tmp_path, tmp_path, own)
+        one = SeededScenario(store, scenario, 0)
+        whose = one.train["label"] if owners is None else people
+        np.testing.assert_array_equal(one.forget_positions, np.intersect1d(np.flatnonzero(whose == 3), one.trained_on))
 
 
 def test_seeds_differ_in_their_forget_sets(tmp_path):
