@@ -422,7 +422,8 @@ class ScissorhandsSettings(ScissorhandsOptions, TrainingSettings):
     """The forget loss, above 0, up to which forget examples are driven: a step whose forget batch has a larger mean
     loss follows the gradient of the retain batch alone. "uniform" is the loss of a uniform guess, the natural logarithm
     of the number of classes, and the default of the mode "paper"; "held-out" is the mean loss that the network has, as
-    the run begins, on validation examples, which it never saw; "off" is no ceiling, the default of "authors"."""
+    the run begins, on validation examples, which it never saw; "off" (or infinity) is no ceiling, the
+    default of "authors"."""
     schedule: ScheduleName = _OF_MODE
     gradients: ClassVar[tuple[Gradient, ...]] = ("retain", "forget")
     search_ranges: ClassVar[Mapping[str, Range | Choices]] = {
@@ -437,6 +438,8 @@ class ScissorhandsSettings(ScissorhandsOptions, TrainingSettings):
         for name, value in _MODES[self.mode].items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
+        if self.ceiling == math.inf:  # The same by a name, which results and identities can hold.
+            object.__setattr__(self, "ceiling", "off")
         super().__post_init__()
 
     def changed(self, **changes: Any) -> ScissorhandsSettings:
