@@ -105,7 +105,7 @@ def run(
         the data hold NaN, infinity or a negative label, the method refuses the data, or the layout does not divide a
         batch.
       NonFiniteError: A metric became NaN or infinite; the checkpoints before that step stay.
-      CheckpointError: The checkpoint folder belongs to another run.
+      CheckpointError: The checkpoint folder belongs to another run, or is damaged.
       BusyError: Another process writes to the checkpoint folder.
     """
     if num_epochs < 0:
@@ -121,6 +121,7 @@ def run(
         if checkpoint is not None:
             held = files.sole_writer(checkpoint.directory)
             distributed.from_first(lambda: stack.enter_context(held))
+            checkpoint.open()
         network = [params, model_state]
         del params, model_state
         return _run(

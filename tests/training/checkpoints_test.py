@@ -10,11 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from scissorhands_jax import files
 from scissorhands_jax.base import Carry
-from scissorhands_jax.errors import CheckpointError, InputError
+from scissorhands_jax.errors import BusyError, CheckpointError, InputError
 from scissorhands_jax.training import checkpoints
 from scissorhands_jax.training.checkpoints import Checkpointer, Position
 from scissorhands_jax.training.identity import Identity
+from scissorhands_jax.training.loop import run
+from tests import tiny
 from tests.comparison import same_bits
 
 # Orbax's threads, where a damaged file interrupts them.
@@ -307,7 +310,40 @@ def test_what_orbax_cannot_read_when_it_opens_a_folder_is_a_checkpoint_error(tmp
     (path,) = tmp_path.glob("*/_CHECKPOINT_METADATA")
     path.write_bytes(path.read_bytes().replace(b"timestamp", b"timestimp"))
     with pytest.raises(CheckpointError, match="are damaged: ValueError"):
-        Checkpointer(tmp_path)
+        Checkpointer(tmp_path).restore(carry(), RUN)
+    with pytest.raises(CheckpointError, match="are damaged: ValueError"):
+        Checkpointer(tmp_path).open()
+
+
+def test_only_who_writes_changes_the_folder(tmp_path):
+    keeper = Checkpointer(tmp_path, keep=3)
+    with files.sole_writer(tmp_path):
+        for step in (1, 2, 3):
+            keeper.save(carry(step), Position(0, step), RUN)
+        shutil.copytree(tmp_path / "3", tmp_path / "4.orbax-checkpoint-tmp")
+        there = sorted(path.name for path in tmp_path.iterdir())
+        other = Checkpointer(tmp_path, keep=1)
+        assert other.latest_step == 3
+        assert same_bits(other.restore(carry(), RUN)[0], carry(3))
+        with pytest.raises(BusyError):
+            tiny_run(checkpoint=other)
+        assert sorted(path.name for path in tmp_path.iterdir()) == there
+    with pytest.raises(CheckpointError, match="belongs to another run"):
+        tiny_run(checkpoint=other)
+    assert [path.name for path in sorted(tmp_path.iterdir()) if path.name.isdecimal()] == ["1", "2", "3"]
+
+
+def test_a_checkpointer_sees_what_others_saved_since_it_was_made(tmp_path):
+    early, keeper = Checkpointer(tmp_path), Checkpointer(tmp_path)
+    assert early.latest_step is None
+    for step in (3, 4):
+        keeper.save(carry(step, seed=step), Position(0, step), RUN)
+        assert early.latest_step == step
+        assert same_bits(early.restore(carry(), RUN)[0], carry(step, seed=step))
+
+
+def tiny_run(**options):
+    return run(tiny.method("finetune"), jax.random.key(0), *tiny.start(), tiny.data(), num_epochs=1, **options)
 
 
 @pytest.mark.parametrize("keep", [0, -1])
