@@ -75,6 +75,13 @@ def test_the_command_fills_in_tables_and_results_of_an_accelerator(tables, tmp_p
     assert untimed(json.loads((folder / "results.json").read_text())) == untimed(json.loads(json.dumps(now)))
 
 
+def test_runs_that_diverged_are_still_counted(tables):
+    _, folder, later = tables
+    failure = {"scenario": "random 10 %", "seed": 2, "method": "finetune", "failure": "it diverged", "code": None}
+    attacked = late_attacks.with_attacks({**later, "failures": [failure]}, lambda name: (folder / name).read_bytes())
+    assert {row["method"] for row in attacked["rows"] if row.get("lost_runs") == 1} == {"finetune"}
+
+
 def test_networks_without_predictions_stay_as_they_are(tables):
     _, _, later = tables
     assert untimed(late_attacks.with_attacks(later, lambda name: None)) == untimed(later)
