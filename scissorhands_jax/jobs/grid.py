@@ -346,7 +346,7 @@ def gradcam_picture(
     figure = report.gradcam_figure(
         images,
         maps,
-        num_forget=num_images,
+        num_forget=data_lib.size(parts[0]),
         labels=classes,
         logits=logits,
         class_names=store.loaded.splits.class_names,
