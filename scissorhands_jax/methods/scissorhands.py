@@ -188,7 +188,8 @@ def scissorhands(
     def begin_epoch(carry: Carry, data: Data) -> Carry:
         held = carry.aux.constraint_grads
         if held is not None:
-            # Apart from the step's own stream, which folds the step in directly.
+            # Apart from the steps' own streams, which fold the step in directly, but for that of the first step, whose
+            # key the split gives. Another one would change what committed tables were computed with.
             key = jax.random.fold_in(jax.random.split(carry.key)[0], carry.step)
             batches = drawn(key, data, options.num_constraints)
             held, _ = constraint_gradients(loss_fn, carry.params, carry.model_state, batches)

@@ -303,6 +303,14 @@ class TestPublishedCode:
         shorter = Data(DATA.forget, data_lib.take(DATA.retain, np.arange(3)))  # which is passed over a second time
         assert [tuple(map(data_lib.size, batch)) for batch in method.batches(KEY, shorter, 0)] == [(4, 3), (2, 3)]
 
+    def test_a_second_pass_over_the_retain_set_has_an_order_of_its_own(self):
+        method = munba(LOSS, PLAIN_SGD, num_classes=3, batch_size=3, forget_batch_size=1, mode="authors")
+        few = Data(DATA.forget, data_lib.take(DATA.retain, np.arange(9)))
+        for epoch in range(2):
+            order = np.concatenate([batch.retain for batch in method.batches(KEY, few, epoch)])
+            assert len(order) == 18
+            assert (order[:9] != order[9:]).any()
+
     def test_an_epoch_equals_the_formulas_step_by_step(self):
         rate, decay = 0.5, 0.1
         method = munba(
