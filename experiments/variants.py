@@ -47,7 +47,7 @@ from scissorhands_jax.base import (
 )
 from scissorhands_jax.cli import huge_pages
 from scissorhands_jax.datasets import forget_sets
-from scissorhands_jax.errors import InputError, NonFiniteError
+from scissorhands_jax.errors import DivergedError, InputError
 from scissorhands_jax.jobs import config, grid, search
 from scissorhands_jax.jobs.progress import progress_bar
 from scissorhands_jax.jobs.scenarios import SeededScenario, TableNetworks, TrainedNetwork
@@ -231,9 +231,9 @@ class Cells:
             else:
                 params, model_state, settings, seconds = self._unlearned(VARIANTS[label], draw)
                 cell |= {"settings": describe(settings), "seconds": seconds}
-        except NonFiniteError as error:
+            numbers, row = self._numbers(params, model_state), self._row(params, model_state)
+        except DivergedError as error:
             return {**cell, "diverged": str(error)}
-        numbers, row = self._numbers(params, model_state), self._row(params, model_state)
         whole_classes = any(map(forget_sets.forgets_classes, self.scenario.forget))
         score = search.proxy_score(numbers, self.before, whole_classes=whole_classes)
         gap = distances.average_gap(row, self.oracle)

@@ -112,8 +112,9 @@ class Checkpointer:
           CheckpointError: As `open`, which the first call does.
           OSError: The disk is full or the like; earlier checkpoints stay.
         """
-        if not self._writes or self._manager is None:
+        if not self._writes:
             self.open()
+        assert self._manager is not None
         step = int(carry.step)
         if step in self._steps():
             return

@@ -9,6 +9,7 @@ import numpy as np
 from experiments import variants
 from scissorhands_jax import losses
 from scissorhands_jax.base import Batch, Carry, Data, Method
+from scissorhands_jax.errors import DivergedError
 from scissorhands_jax.jobs.scenarios import TrainedNetwork
 from tests import tiny
 
@@ -43,6 +44,16 @@ def test_cells_of_every_kind_are_made_once(tmp_path, capsys):
     # Cells of other settings are not mixed with these; what is there stays.
     assert table(tmp_path, only, "training.learning_rate=0.01")[0] == again
     assert "holds cells of other settings" in capsys.readouterr().err
+
+
+def test_a_variant_that_diverged_anywhere_is_a_cell_and_does_not_end_the_others(tmp_path, monkeypatch):
+    def diverged(*_, **__):
+        raise DivergedError("the logits are not finite")
+
+    measured = iter([variants.measure_row] * 2 + [diverged, variants.measure_row])
+    monkeypatch.setattr(variants, "measure_row", lambda *a, **k: next(measured)(*a, **k))
+    rows, _ = table(tmp_path, "^base$|^once.*sensitivity")
+    assert [row.get("diverged") for row in rows] == [None, "the logits are not finite", None]
 
 
 def test_the_table_pairs_cells_of_one_seed():
