@@ -36,6 +36,15 @@ def flat(gradient):
 jitted = jax.jit(bargain)
 
 
+def test_an_array_without_entries_changes_nothing():
+    retain, forget = (tree(v) for v in pair(1))
+    expected, cosine = bargain(retain, forget)
+    agreed, found = bargain(*({"all": t, "none": np.zeros((0, 3), np.float32)} for t in (retain, forget)))
+    chex.assert_trees_all_equal(agreed["all"], expected)
+    assert agreed["none"].shape == (0, 3)
+    assert found == cosine
+
+
 def solve(retain, forget):
     """The agreed direction as a vector, and the cosine."""
     agreed, cosine = jitted(tree(retain), tree(forget))
