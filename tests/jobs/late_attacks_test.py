@@ -82,6 +82,20 @@ def test_runs_that_diverged_are_still_counted(tables):
     assert {row["method"] for row in attacked["rows"] if row.get("lost_runs") == 1} == {"finetune"}
 
 
+def test_the_command_says_what_is_wrong_with_predictions(tables, tmp_path, capsys):
+    _, _, later = tables
+    (tmp_path / "predictions").mkdir()
+    (tmp_path / "results.json").write_text(json.dumps(later))
+    (tmp_path / late_attacks.predictions_name("random 10 %", 1, "finetune")).write_bytes(b"damaged")
+    assert command.main([str(tmp_path / "results.json")]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "finetune.npz holds no predictions" in told
+    assert "holds no results of tables" not in told
+    (tmp_path / "results.json").write_text("{}")
+    assert command.main([str(tmp_path / "results.json")]) == 2
+    assert "holds no results of tables" in " ".join(capsys.readouterr().err.split())
+
+
 def test_networks_without_predictions_stay_as_they_are(tables):
     _, _, later = tables
     assert untimed(late_attacks.with_attacks(later, lambda name: None)) == untimed(later)
