@@ -82,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
     console = LoggedConsole()
     try:
         console = logged_console(options)
-        with remarks_on(console):
+        with remarks_on(console), files.sole_writer(options.out.parent, of=options.out.name):
             experiment = config.override(configs.load(options.config), options.settings)
             store = TableNetworks(experiment, options.data_dir, options.networks.parent, options.networks)
             labels = list(filter(grid.label_pattern(options.only).search, experiment.scenarios[0].methods))

@@ -167,7 +167,7 @@ def main(arguments: list[str] | None = None) -> int:
     console = LoggedConsole()
     try:
         console = logged_console(options, options.out)
-        with remarks_on(console):
+        with remarks_on(console), files.sole_writer(options.out):
             experiment = config.override(configs.load(options.config), options.settings)
             store = TableNetworks(experiment, options.data_dir, options.networks.parent, options.networks)
             labels = ["retrained again", *filter(grid.label_pattern(options.only).search, VARIANTS)]

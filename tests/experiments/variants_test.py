@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import variants
-from scissorhands_jax import losses
+from scissorhands_jax import files, losses
 from scissorhands_jax.base import Batch, Carry, Data, Method
 from scissorhands_jax.errors import DivergedError
 from scissorhands_jax.jobs.scenarios import TrainedNetwork
@@ -54,6 +54,14 @@ def test_a_variant_that_diverged_anywhere_is_a_cell_and_does_not_end_the_others(
     monkeypatch.setattr(variants, "measure_row", lambda *a, **k: next(measured)(*a, **k))
     rows, _ = table(tmp_path, "^base$|^once.*sensitivity")
     assert [row.get("diverged") for row in rows] == [None, "the logits are not finite", None]
+
+
+def test_two_processes_do_not_write_one_folder(tmp_path, capsys):
+    with files.sole_writer(tmp_path / "out"):
+        arguments = ["--config", "demo", "--networks", str(tmp_path / "n"), "--out", str(tmp_path / "out")]
+        assert variants.main(arguments) == 2
+        assert not (tmp_path / "out" / "results.json").exists()
+    assert "is being written to by" in capsys.readouterr().err
 
 
 def test_the_table_pairs_cells_of_one_seed():
