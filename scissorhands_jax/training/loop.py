@@ -81,7 +81,7 @@ def run(
     Args:
       method: The method to run. Calling `run` again with the same value and shapes compiles nothing again.
       key: A typed PRNG key.
-      params: Parameters of the original network, a pytree of arrays; never changed or donated. Where the call holds the
+      params: Parameters of the original network, a pytree of arrays (or numbers, which become some); never changed or donated. Where the call holds the
         only reference to the network, its memory is free again once the method has begun, and no second copy is made.
       model_state: The state of the original network, a pytree of arrays; treated as `params` are.
       data: Forget and retain sets, pytrees of arrays that share their first axis.
@@ -102,8 +102,8 @@ def run(
 
     Raises:
       InputError: `num_epochs` is negative, `steps_per_call` is below 1, the parameters hold something else than arrays,
-        the data hold NaN, infinity or a negative label, the method refuses the data, or the layout does not divide a
-        batch.
+        the data hold NaN, infinity, a negative label or arrays of one name and two types, the method refuses the data,
+        or the layout does not divide a batch.
       NonFiniteError: A metric became NaN or infinite; the checkpoints before that step stay.
       CheckpointError: The checkpoint folder belongs to another run, or is damaged.
       BusyError: Another process writes to the checkpoint folder.
@@ -113,6 +113,7 @@ def run(
     feeding.check_feed(feed_from, layout, steps_per_call)
     trees.check_arrays(params, "the parameters")
     trees.check_arrays(model_state, "the model state")
+    params, model_state = trees.as_arrays((params, model_state))
     data_lib.check_values(data)
     identity = None
     if checkpoint is not None or jax.process_count() > 1:

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from scissorhands_jax import files
-from scissorhands_jax.base import Carry
+from scissorhands_jax.base import Carry, Data, lift
 from scissorhands_jax.errors import BusyError, CheckpointError, InputError
+from scissorhands_jax.methods.finetune import finetune
+from scissorhands_jax.optimizers import sgd
 from scissorhands_jax.training import checkpoints
 from scissorhands_jax.training.checkpoints import Checkpointer, Position
 from scissorhands_jax.training.identity import Identity
@@ -340,6 +342,18 @@ def test_a_checkpointer_sees_what_others_saved_since_it_was_made(tmp_path):
         keeper.save(carry(step, seed=step), Position(0, step), RUN)
         assert early.latest_step == step
         assert same_bits(early.restore(carry(), RUN)[0], carry(step, seed=step))
+
+
+def test_numbers_among_the_parameters_are_kept_as_arrays(tmp_path):
+    loss = lift(lambda params, batch: jnp.mean(jnp.square(params["w"] * batch["x"] + params["b"])))
+    method, x = finetune(loss, sgd(0.1), batch_size=2), {"x": np.arange(4, dtype=np.float32)}
+    found = [
+        run(method, jax.random.key(0), {"w": jnp.ones(()), "b": b}, {"n": 3}, Data(x, x), num_epochs=1, checkpoint=to)
+        for b, to in ((0.5, Checkpointer(tmp_path)), (jnp.float32(0.5), None))
+    ]
+    assert same_bits(*(result.params for result in found))
+    assert found[0].model_state["n"].dtype == jnp.int32
+    assert Checkpointer(tmp_path).latest_step == 2
 
 
 def tiny_run(**options):
