@@ -81,8 +81,9 @@ def run(
     Args:
       method: The method to run. Calling `run` again with the same value and shapes compiles nothing again.
       key: A typed PRNG key.
-      params: Parameters of the original network, a pytree of arrays (or numbers, which become some); never changed or donated. Where the call holds the
-        only reference to the network, its memory is free again once the method has begun, and no second copy is made.
+      params: Parameters of the original network, a pytree of arrays (or numbers, which become some); never changed or
+        donated. Where the call holds the only reference to the network, its memory is free again once the method has
+        begun, and no second copy is made.
       model_state: The state of the original network, a pytree of arrays; treated as `params` are.
       data: Forget and retain sets, pytrees of arrays that share their first axis.
       num_epochs: How many epochs to run, as the method counts them; 0 returns what the method's `init` makes.
