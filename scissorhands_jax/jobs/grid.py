@@ -386,6 +386,8 @@ def write_report(
     rows = document["rows"]
     networks = {f"{c['scenario']}, seed {c['seed']}, {c['method']}": c["network"] for c in document["cells"]}
     forgotten = {f"{c['scenario']}, seed {c['seed']}": c["forget"]["sha256"] for c in document["cells"]}
+    # Tables of earlier versions have eight digits of another checksum.
+    kind = "SHA-256" if all(len(digest) == 64 for digest in networks.values()) else "SHA-256, or earlier a checksum"
     drawn = report.row_pictures(rows)
     gaps = [picture for picture in drawn if picture.name == "gap"]
     report.write_html(
@@ -401,7 +403,7 @@ def write_report(
             explanations=explanations,
             settings=document["config"],
             remarks=[*report.failures_section(document), report.Section("Code", [document["code"]])],
-            hashes={"Networks (CRC-32)": networks, "Forget sets (SHA-256)": forgotten},
+            hashes={f"Networks ({kind})": networks, "Forget sets (SHA-256)": forgotten},
             environment=report.environment_of(document),
         ),
     )

@@ -203,6 +203,14 @@ class TestTable:
         assert {path: path.stat().st_mtime_ns for path in (out / "cells").iterdir()} == before
         assert again["rows"] == document["rows"]
 
+    def test_the_page_says_what_the_hashes_of_networks_are(self, table, tmp_path):
+        _, document = table
+        grid.write_report(tmp_path, document, title="tiny")
+        assert "Networks (SHA-256)" in (tmp_path / "report.html").read_text()
+        earlier = {**document["cells"][0], "network": "cb2416ac"}
+        grid.write_report(tmp_path, {**document, "cells": [earlier, *document["cells"][1:]]}, title="tiny")
+        assert "Networks (SHA-256, or earlier a checksum)" in (tmp_path / "report.html").read_text()
+
     def test_a_table_goes_on_from_its_results_alone(self, table, tmp_path):
         """Also with a failure; an original that was trained again and came out differently is named."""
         out, _ = table
