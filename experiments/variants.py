@@ -50,7 +50,7 @@ from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.errors import DivergedError, InputError
 from scissorhands_jax.jobs import config, grid, search
 from scissorhands_jax.jobs.progress import progress_bar
-from scissorhands_jax.jobs.scenarios import SeededScenario, TableNetworks, TrainedNetwork
+from scissorhands_jax.jobs.scenarios import SeededScenario, TableNetworks, TrainedNetwork, check_seeds
 from scissorhands_jax.methods import describe
 from scissorhands_jax.methods.scissorhands import ScissorhandsSettings
 from scissorhands_jax.methods.settings import of_network
@@ -168,12 +168,16 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         console = logged_console(options, options.out)
         with remarks_on(console), files.sole_writer(options.out):
+            seeds = read_seeds(options.seeds)
+            pairs = itertools.product(seeds, range(options.draws))
+            again = {f"'retrained again' of seed {s}, draw {draw}": _seed_again(s, draw) for s, draw in pairs}
+            check_seeds(seeds, again)
             experiment = config.override(configs.load(options.config), options.settings)
             store = TableNetworks(experiment, options.data_dir, options.networks.parent, options.networks)
             labels = ["retrained again", *filter(grid.label_pattern(options.only).search, VARIANTS)]
             table = _Table(options.out, {"config": store.loaded.settings, "base": BASE})
             with progress_bar(console) as progress:
-                for seed in read_seeds(options.seeds):
+                for seed in seeds:
                     cells = Cells(store, seed, progress)
                     for label, draw in itertools.product(labels, range(options.draws)):
                         if not table.has(label, seed, draw):
@@ -183,6 +187,11 @@ def main(arguments: list[str] | None = None) -> int:
         complain(console, str(error))
         return 2
     return 0
+
+
+def _seed_again(seed: int, draw: int) -> int:
+    """The seed of a network that is retrained once more."""
+    return 10_000 + 100 * seed + draw
 
 
 class _Table:
@@ -242,7 +251,7 @@ class Cells:
     def _retrained_again(self, draw: int) -> tuple[Params, ModelState]:
         examples = Data(None, self.prepared.data.retain)
         folder = self.store.networks / f"retrained-again-seed{self.seed}-{draw}"
-        network = self.store.train(folder, examples, 10_000 + 100 * self.seed + draw, self.progress)
+        network = self.store.train(folder, examples, _seed_again(self.seed, draw), self.progress)
         return network.params, network.model_state
 
     def _unlearned(self, variant: Variant, draw: int) -> tuple[Params, ModelState, ScissorhandsSettings, float]:

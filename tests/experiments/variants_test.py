@@ -64,6 +64,13 @@ def test_two_processes_do_not_write_one_folder(tmp_path, capsys):
     assert "is being written to by" in capsys.readouterr().err
 
 
+def test_draws_that_reach_into_those_of_another_seed_are_refused(tmp_path, capsys):
+    arguments = ["--config", "demo", "--networks", str(tmp_path / "n"), "--out", str(tmp_path / "out")]
+    assert variants.main([*arguments, "--seeds", "0,1", "--draws", "101"]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "'retrained again' of seed 0, draw 100 and 'retrained again' of seed 1, draw 0 would both" in told
+
+
 def test_the_table_pairs_cells_of_one_seed():
     metrics = {"acc_forget": 1.0, "acc_retain": 2.0, "acc_test": 3.0, "mia": 4.0}
 

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from scissorhands_jax import data as data_lib
+from scissorhands_jax.errors import InputError
+from scissorhands_jax.jobs import grid
+from scissorhands_jax.jobs.cells import CellFolder, Diverged
 from scissorhands_jax.jobs.experiment import LoadedExperiment, OwnNetwork, Scenario
-from scissorhands_jax.jobs.scenarios import SeededScenario, TableNetworks, TrainedNetwork
+from scissorhands_jax.jobs.scenarios import SeededScenario, TableNetworks, TrainedNetwork, check_seeds
 from scissorhands_jax.jobs.table_cells import Cost
 from scissorhands_jax.tasks import CLASSIFICATION
 from tests.jobs.grid_test import EXPERIMENT
@@ -84,6 +87,38 @@ def test_with_wrong_labels_a_class_is_a_label_unless_examples_have_owners(tmp_pa
         one = SeededScenario(store, scenario, 0)
         whose = one.train["label"] if owners is None else people
         np.testing.assert_array_equal(one.forget_positions, np.intersect1d(np.flatnonzero(whose == 3), one.trained_on))
+
+
+@pytest.mark.parametrize(
+    ("seeds", "message"),
+    [
+        (
+            [0, 1, 1000],
+            "networks 'retrain' of seed 0 and 'original' of seed 1000 would both be trained with the seed 1000",
+        ),
+        ([2000, 0], "networks 'original' of seed 2000 and 'retrained, drawn again' of seed 0 would both"),
+        (
+            [2**32 - 1500],
+            "'retrained, drawn again' of seed 4294965796 would be trained with the seed 4294967796, and the",
+        ),
+    ],
+)
+def test_seeds_whose_networks_would_share_random_numbers_are_refused(tmp_path, seeds, message):
+    with pytest.raises(InputError, match=message):
+        grid.run_grid(EXPERIMENT, tmp_path / "out", seeds=seeds)
+    assert not (tmp_path / "out").exists()
+
+
+def test_seeds_of_an_earlier_call_count(tmp_path, monkeypatch):
+    monkeypatch.setattr(CellFolder, "read_all", lambda self: [Diverged({"seed": 1003}, "it diverged")])
+    with pytest.raises(InputError, match="networks 'retrain' of seed 3 and 'original' of seed 1003"):
+        grid.run_grid(EXPERIMENT, tmp_path / "out", seeds=[3])
+
+
+def test_seeds_far_enough_apart_pass():
+    check_seeds([0, 1, 2, 999, 5000])
+    with pytest.raises(InputError, match="'original' of seed 10000 and another of seed 0 would both"):
+        check_seeds([0, 10_000], {"another of seed 0": 10_000})
 
 
 def test_seeds_differ_in_their_forget_sets(tmp_path):
