@@ -33,6 +33,13 @@ ORIGINAL_HASH = "original_sha256"
 # Settings that say where something lies, or how to read it. Its content is described by a hash.
 _PLACES = ("weights", "checkpoint", "data_dir", "trained_on", "layout", "prefix", "rename", "ema", "check")
 
+# Settings that may name a file, and the words with which they do.
+_FILES = {
+    "dataset": ("npz", "csv", "folder"),
+    "forget": ("indices", "mislabelled"),
+    "validation": ("indices",),
+}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class OriginalNetwork:
@@ -204,7 +211,8 @@ class Job(OriginalNetwork):
             ORIGINAL_HASH: hashing.network_sha256(self.params, self.model_state),
         }
         described = None if layout is None else str(layout)
-        return identify(chosen, described, {name: settings[name] for name in _PLACES})
+        found = identify(chosen, described, {name: settings[name] for name in _PLACES})
+        return dataclasses.replace(found, files=_FILES)
 
     def _held_out_sha256(self) -> str:
         self.check_held_out()

@@ -52,6 +52,9 @@ class Identity:
     """Where it is computed."""
     noted: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """What is saved as well but decides nothing, such as where a file lies whose content is in `chosen`."""
+    files: Mapping[str, Collection[str]] = dataclasses.field(default_factory=dict)
+    """By names in `chosen`: the words before the colon with which the text there names a file, as in `indices:FILE`.
+    Such a text is compared by its word alone, because the content of the file is in `chosen` as well."""
 
     @classmethod
     def of_document(cls, document: Mapping[str, Any], noted: Collection[str] = ()) -> Identity:
@@ -124,6 +127,7 @@ def check_same(saved: Mapping[str, Any], now: Identity, where: str, advice: str,
     chosen = {name: value for name, value in saved.items() if name not in left_out}
     unsaved = [] if DIGEST in saved else [name for name in now.chosen if name not in saved]
     expected = {name: value for name, value in now.chosen.items() if name not in unsaved}
+    chosen, expected = (_without_files(part, now.files) for part in (chosen, expected))
     found = list(differences(chosen, json.loads(json.dumps(expected))))
     if _minor(environment) != _minor(now.environment):
         # Bytecode of another version of Python cannot be compared; the warning below names both versions.
@@ -147,6 +151,12 @@ def check_same(saved: Mapping[str, Any], now: Identity, where: str, advice: str,
             where,
             list_differences(moved, "was {} and is now {}", at_most=len(moved)),
         )
+
+
+def _without_files(chosen: Mapping[str, Any], named: Mapping[str, Collection[str]]) -> dict[str, Any]:
+    """The same with the word alone in place of each text that names a file; see `Identity.files`."""
+    words = {name: str(chosen.get(name)).partition(":")[0] for name in named}
+    return {**chosen, **{name: word for name, word in words.items() if word in named[name]}}
 
 
 def differences(was: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
