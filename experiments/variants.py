@@ -283,7 +283,7 @@ def build(
     loaded = store.loaded
     loss_fn = loaded.loss_fn
     if variant.distillation:
-        loss_fn = DistillationLoss(loaded.model, variant.distillation)
+        loss_fn = DistillationLoss(loaded.model, variant.distillation, losses.augmentation_of(loss_fn))
         data = with_teacher(loaded.model, original, data)
     method = settings.build(loaded.model, loss_fn, len(loaded.splits.class_names))
     if variant.scores != "forget":
@@ -298,15 +298,20 @@ def build(
 
 @dataclasses.dataclass(frozen=True)
 class DistillationLoss:
-    """Cross-entropy, and for the examples that are `taught` the divergence from the `teacher`'s logits as well."""
+    """Cross-entropy, and for the examples that are `taught` the divergence from the `teacher`'s logits as well.
+
+    In training passes images are augmented as in the table's own loss. The teacher saw them as they are.
+    """
 
     model: Model
     weight: float
+    augment: losses.Augment | None = None
 
     def __call__(
         self, params: Params, model_state: ModelState, batch: PyTree, *, train: bool, key: Key | None
     ) -> tuple[jax.Array, ModelState]:
-        logits, model_state = self.model.apply(params, model_state, batch["image"], train=train, key=key)
+        images, key = losses.augmented(self.augment if train else None, key, batch["image"])
+        logits, model_state = self.model.apply(params, model_state, images, train=train, key=key)
         distance = losses.kl_divergences(batch["teacher"], logits, temperature=_TEMPERATURE)
         loss = losses.cross_entropy(logits, batch["label"])
         return loss + self.weight * jnp.mean(batch["taught"] * distance), model_state

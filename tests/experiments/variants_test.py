@@ -1,6 +1,7 @@
 """`python -m experiments.variants`: what is composed does what it says, and no cell is made twice."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from scissorhands_jax import files, losses
 from scissorhands_jax.base import Batch, Carry, Data, Method
 from scissorhands_jax.errors import DivergedError
 from scissorhands_jax.jobs.scenarios import TrainedNetwork
+from scissorhands_jax.methods.scissorhands import ScissorhandsSettings
 from tests import tiny
 
 SMALL = ["training.epochs=2", "train_limit=300", "test_limit=100", "validation_share=0.3"]
@@ -97,6 +99,32 @@ def test_only_retained_examples_are_taught():
         distance = 4 * np.mean(np.sum(np.exp(p) * (p - q), axis=1))
         expected = float(losses.cross_entropy(logits, part["label"])) + weight * distance
         np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+def test_distillation_augments_images_as_the_loss_of_the_table():
+    """Without a weight it is the table's own loss, in training and in evaluation."""
+    params, model_state = tiny.start()
+    data = variants.with_teacher(tiny.model(), TrainedNetwork(params, model_state, None), tiny.data())
+    table_loss = tiny.loss(augment=True)
+    loss_fn = variants.DistillationLoss(tiny.model(), 0.0, losses.augmentation_of(table_loss))
+    for train in (True, False):
+        found, expected = (
+            function(params, model_state, data.retain, train=train, key=KEY)[0] for function in (loss_fn, table_loss)
+        )
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    altered, plain = (table_loss(params, model_state, data.retain, train=train, key=KEY)[0] for train in (True, False))
+    assert altered != plain
+    store = SimpleNamespace(
+        loaded=SimpleNamespace(model=tiny.model(), loss_fn=table_loss, splits=SimpleNamespace(class_names="abc"))
+    )
+    method, _ = variants.build(
+        store,
+        ScissorhandsSettings(epochs=1, batch_size=4),
+        variants.VARIANTS[next(label for label in variants.VARIANTS if "distillation" in label)],
+        TrainedNetwork(params, model_state, None),
+        tiny.data(),
+    )
+    assert method.step.loss_fn.augment is losses.augmentation_of(table_loss)
 
 
 def test_the_average_is_that_of_the_last_steps():
