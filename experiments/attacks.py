@@ -49,11 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             document = late_attacks.with_attacks(document, functools.partial(_from_folder, file.parent), tell)
             tell(_counted(document))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        complain(console, f"{file} holds no results of tables ({type(error).__name__}: {error}); name another file")
-        return 2
     except InputError as error:
         complain(console, str(error))
+        return 2
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        complain(console, f"{file} holds no results of tables ({type(error).__name__}: {error}); name another file")
         return 2
     files.write_text(file, json.dumps(document, indent=1) + "\n")
     return 0

@@ -41,7 +41,7 @@ from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import config, grid, search
 from scissorhands_jax.jobs.progress import progress_bar
-from scissorhands_jax.jobs.scenarios import SeededScenario, TableNetworks
+from scissorhands_jax.jobs.scenarios import SeededScenario, TableNetworks, check_seeds
 from scissorhands_jax.metrics import distances
 from scissorhands_jax.metrics.row import measure_row
 from scissorhands_jax.terminal import (
@@ -82,7 +82,9 @@ def main(arguments: list[str] | None = None) -> int:
     console = LoggedConsole()
     try:
         console = logged_console(options)
-        with remarks_on(console):
+        with remarks_on(console), files.sole_writer(options.out.parent, of=options.out.name):
+            seeds = read_seeds(options.seeds)
+            check_seeds(seeds)
             experiment = config.override(configs.load(options.config), options.settings)
             store = TableNetworks(experiment, options.data_dir, options.networks.parent, options.networks)
             labels = list(filter(grid.label_pattern(options.only).search, experiment.scenarios[0].methods))
@@ -95,7 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
             }
             rows, begun = _known(options.out, about)
             measured: dict[int, dict[str, float]] = {}
-            for seed, label in itertools.product(read_seeds(options.seeds), labels):
+            for seed, label in itertools.product(seeds, labels):
                 place = {"method": label, "seed": seed}
                 found = next((row for row in rows if row.items() >= place.items()), None)
                 made = begun["trials"] if begun.items() >= place.items() else found["trials"] if found else ()

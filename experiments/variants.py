@@ -47,10 +47,10 @@ from scissorhands_jax.base import (
 )
 from scissorhands_jax.cli import huge_pages
 from scissorhands_jax.datasets import forget_sets
-from scissorhands_jax.errors import InputError, NonFiniteError
+from scissorhands_jax.errors import DivergedError, InputError
 from scissorhands_jax.jobs import config, grid, search
 from scissorhands_jax.jobs.progress import progress_bar
-from scissorhands_jax.jobs.scenarios import SeededScenario, TableNetworks, TrainedNetwork
+from scissorhands_jax.jobs.scenarios import SeededScenario, TableNetworks, TrainedNetwork, check_seeds
 from scissorhands_jax.methods import describe
 from scissorhands_jax.methods.scissorhands import ScissorhandsSettings
 from scissorhands_jax.methods.settings import of_network
@@ -167,13 +167,17 @@ def main(arguments: list[str] | None = None) -> int:
     console = LoggedConsole()
     try:
         console = logged_console(options, options.out)
-        with remarks_on(console):
+        with remarks_on(console), files.sole_writer(options.out):
+            seeds = read_seeds(options.seeds)
+            pairs = itertools.product(seeds, range(options.draws))
+            again = {f"'retrained again' of seed {s}, draw {draw}": _seed_again(s, draw) for s, draw in pairs}
+            check_seeds(seeds, again)
             experiment = config.override(configs.load(options.config), options.settings)
             store = TableNetworks(experiment, options.data_dir, options.networks.parent, options.networks)
             labels = ["retrained again", *filter(grid.label_pattern(options.only).search, VARIANTS)]
             table = _Table(options.out, {"config": store.loaded.settings, "base": BASE})
             with progress_bar(console) as progress:
-                for seed in read_seeds(options.seeds):
+                for seed in seeds:
                     cells = Cells(store, seed, progress)
                     for label, draw in itertools.product(labels, range(options.draws)):
                         if not table.has(label, seed, draw):
@@ -183,6 +187,11 @@ def main(arguments: list[str] | None = None) -> int:
         complain(console, str(error))
         return 2
     return 0
+
+
+def _seed_again(seed: int, draw: int) -> int:
+    """The seed of a network that is retrained once more."""
+    return 10_000 + 100 * seed + draw
 
 
 class _Table:
@@ -231,9 +240,9 @@ class Cells:
             else:
                 params, model_state, settings, seconds = self._unlearned(VARIANTS[label], draw)
                 cell |= {"settings": describe(settings), "seconds": seconds}
-        except NonFiniteError as error:
+            numbers, row = self._numbers(params, model_state), self._row(params, model_state)
+        except DivergedError as error:
             return {**cell, "diverged": str(error)}
-        numbers, row = self._numbers(params, model_state), self._row(params, model_state)
         whole_classes = any(map(forget_sets.forgets_classes, self.scenario.forget))
         score = search.proxy_score(numbers, self.before, whole_classes=whole_classes)
         gap = distances.average_gap(row, self.oracle)
@@ -242,7 +251,7 @@ class Cells:
     def _retrained_again(self, draw: int) -> tuple[Params, ModelState]:
         examples = Data(None, self.prepared.data.retain)
         folder = self.store.networks / f"retrained-again-seed{self.seed}-{draw}"
-        network = self.store.train(folder, examples, 10_000 + 100 * self.seed + draw, self.progress)
+        network = self.store.train(folder, examples, _seed_again(self.seed, draw), self.progress)
         return network.params, network.model_state
 
     def _unlearned(self, variant: Variant, draw: int) -> tuple[Params, ModelState, ScissorhandsSettings, float]:
@@ -274,7 +283,7 @@ def build(
     loaded = store.loaded
     loss_fn = loaded.loss_fn
     if variant.distillation:
-        loss_fn = DistillationLoss(loaded.model, variant.distillation)
+        loss_fn = DistillationLoss(loaded.model, variant.distillation, losses.augmentation_of(loss_fn))
         data = with_teacher(loaded.model, original, data)
     method = settings.build(loaded.model, loss_fn, len(loaded.splits.class_names))
     if variant.scores != "forget":
@@ -289,15 +298,20 @@ def build(
 
 @dataclasses.dataclass(frozen=True)
 class DistillationLoss:
-    """Cross-entropy, and for the examples that are `taught` the divergence from the `teacher`'s logits as well."""
+    """Cross-entropy, and for the examples that are `taught` the divergence from the `teacher`'s logits as well.
+
+    In training passes images are augmented as in the table's own loss. The teacher saw them as they are.
+    """
 
     model: Model
     weight: float
+    augment: losses.Augment | None = None
 
     def __call__(
         self, params: Params, model_state: ModelState, batch: PyTree, *, train: bool, key: Key | None
     ) -> tuple[jax.Array, ModelState]:
-        logits, model_state = self.model.apply(params, model_state, batch["image"], train=train, key=key)
+        images, key = losses.augmented(self.augment if train else None, key, batch["image"])
+        logits, model_state = self.model.apply(params, model_state, images, train=train, key=key)
         distance = losses.kl_divergences(batch["teacher"], logits, temperature=_TEMPERATURE)
         loss = losses.cross_entropy(logits, batch["label"])
         return loss + self.weight * jnp.mean(batch["taught"] * distance), model_state

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,9 +50,9 @@ def check_values(data: Data) -> None:
     Floats called `image` that look like values from 0 to 255 are only warned of, since some networks take them.
 
     Raises:
-      InputError: The data are no `Data`, an array is of no numbers, an array of floats holds NaN or infinity, or an
-        array of integers called `label`, with one for each example, a negative number. The message names the first such
-        example.
+      InputError: The data are no `Data`, an array is of no numbers or of another type in the other part, an array of
+        floats holds NaN or infinity, or an array of integers called `label`, with one for each example, a negative
+        number. The message names the first such example.
     """
     if not (hasattr(data, "forget") and hasattr(data, "retain")):
         raise InputError(
@@ -90,6 +91,7 @@ def check_values(data: Data) -> None:
                     "images of the %s set are %s up to %g; networks of the registry take floats in [0, 1] or uint8",
                     *(part, values.dtype, values.max()),
                 )
+    _check_types(data)
 
 
 def largest_label(data: Data) -> int | None:
@@ -115,6 +117,28 @@ def take(dataset: Dataset, positions: jax.Array | np.ndarray | slice | None) -> 
 def gather(data: Data, batch: Batch) -> Batch:
     """Turns a batch of positions into a batch of examples."""
     return Batch(take(data.forget, batch.forget), take(data.retain, batch.retain))
+
+
+def _check_types(data: Data) -> None:
+    """Refuses arrays of one name and two types: as one batch they would be converted, say images of 0 to 255 to floats.
+
+    Raises:
+      InputError: There are such arrays.
+    """
+
+    def types(part: Dataset) -> dict[str, Any]:
+        leaves = jax.tree_util.tree_leaves_with_path(part)
+        # What has no type is refused for that, and what has no example is in no batch.
+        typed = {path_name(path): leaf.dtype for path, leaf in leaves if hasattr(leaf, "dtype") and np.size(leaf)}
+        return {name: jax.dtypes.canonicalize_dtype(dtype, allow_extended_dtype=True) for name, dtype in typed.items()}
+
+    forget, retain = types(data.forget), types(data.retain)
+    for name in forget:
+        if forget[name] != retain.get(name, forget[name]):
+            raise InputError(
+                f"{name or 'data'!r} is {forget[name]} in the forget set and {retain[name]} in the retain set; make "
+                "both of one type before you split them"
+            )
 
 
 def split(train: Dataset, forget: Iterable, trained_on: np.ndarray | None = None) -> Data:

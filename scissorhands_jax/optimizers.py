@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -59,9 +59,35 @@ def sgd(
         return _sgd(**numbers, nesterov=nesterov)
     if scheduled:
         numbers |= {"knots": np.asarray(_KNOTS, np.int32), "factors": np.asarray(_FACTORS, np.float32)}
-    init = optax.inject_hyperparams(_sgd)(**numbers, nesterov=nesterov).init
+    init = _with_numbers(_sgd, **numbers, nesterov=nesterov).init
     present = tuple(name for name, value in numbers.items() if value is not None)
     return optax.GradientTransformationExtraArgs(init, _shared_update(present, nesterov))
+
+
+def _with_numbers(make: Callable[..., optax.GradientTransformation], **numbers: Any) -> optax.GradientTransformation:
+    """`optax.inject_hyperparams` with numbers in the type of the parameters, or in float32 where that is narrower.
+
+    Updates and what is kept from step to step have the types that they have without numbers of a wider type.
+    """
+
+    @functools.wraps(make)  # whose signature says which arguments are numbers
+    def in_types(**numbers: Any) -> optax.GradientTransformation:
+        inner = optax.with_extra_args_support(make(**numbers))
+
+        def update(updates: PyTree, state: PyTree, params: PyTree = None, **more: Any) -> tuple[PyTree, PyTree]:
+            found = inner.update(updates, state, params, **more)
+            return jax.tree.map(lambda new, old: new.astype(old.dtype), found, (updates, state))
+
+        return optax.GradientTransformationExtraArgs(inner.init, update)
+
+    def of(params: PyTree) -> optax.GradientTransformation:
+        dtype = jnp.promote_types(optax.tree_utils.tree_dtype(params, "highest"), jnp.float32)
+        return optax.inject_hyperparams(in_types, hyperparam_dtype=dtype)(**numbers)
+
+    def update(updates: PyTree, state: PyTree, params: PyTree = None, **more: Any) -> tuple[PyTree, PyTree]:
+        return of(params).update(updates, state, params, **more)
+
+    return optax.GradientTransformationExtraArgs(lambda params: of(params).init(params), update)
 
 
 def _sgd(
@@ -89,7 +115,8 @@ def adamw(learning_rate: float, *, momentum: float = 0.9, weight_decay: float = 
             "learning_rate and weight_decay must not be negative and momentum must be at least 0 and below 1, got "
             f"{learning_rate}, {weight_decay} and {momentum}"
         )
-    return optax.inject_hyperparams(_adamw)(
+    return _with_numbers(
+        _adamw,
         learning_rate=learning_rate,
         momentum=momentum,
         weight_decay=weight_decay,
@@ -110,7 +137,7 @@ def _shared_update(present: tuple[str, ...], nesterov: bool) -> optax.TransformU
     """The update, which reads its numbers from the state, so that one function object serves all values."""
     example = {name: 0.0 if name in present else None for name in ("learning_rate", "momentum", "weight_decay")}
     example |= {name: 0.0 for name in present}
-    return optax.inject_hyperparams(_sgd)(**example, nesterov=nesterov).update
+    return _with_numbers(_sgd, **example, nesterov=nesterov).update
 
 
 def interpolate(step: jax.Array, knots: jax.Array, factors: jax.Array) -> jax.Array:

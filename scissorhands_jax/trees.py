@@ -113,6 +113,11 @@ def check_arrays(tree: PyTree, what: str) -> None:
             )
 
 
+def as_arrays(tree: PyTree) -> PyTree:
+    """The same tree with an array in place of each of Python's numbers, of the type that JAX computes with it in."""
+    return jax.tree.map(lambda leaf: leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf, jnp.result_type(leaf)), tree)
+
+
 def count_weights(tree: PyTree, selection: Selection | None = None) -> int:
     """Counts the numbers in a tree, or in its selected leaves.
 

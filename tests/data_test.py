@@ -459,6 +459,17 @@ class TestCheckValues:
         with pytest.raises(InputError, match=message):
             data.check_values(Data({"x": np.zeros(1)}, retain))
 
+    def test_arrays_of_one_name_have_one_type(self):
+        message = "'image' is uint8 in the forget set and float32 in the retain set; make both of one type before you"
+        forget, retain = {"image": np.zeros((2, 3), np.uint8)}, {"image": np.zeros((4, 3), np.float32)}
+        with pytest.raises(InputError, match=message):
+            data.check_values(Data(forget, retain))
+        data.check_values(Data({"label": np.zeros(2, np.int64)}, {"label": np.zeros(3, np.int32)}))  # one type for JAX
+        data.check_values(Data(data.take(forget, slice(0)), retain))
+        data.check_values(
+            Data({"image": jax.random.split(jax.random.key(0))}, {"image": jax.random.split(jax.random.key(1))})
+        )
+
     def test_plain_training_has_no_parts(self):
         with pytest.raises(InputError, match="1 examples of the training set have NaN"):
             data.check_values(Data(None, {"x": jnp.array([1.0, jnp.nan], jnp.bfloat16)}))

@@ -6,8 +6,10 @@ import numpy as np
 import optax
 import pytest
 
+from scissorhands_jax import optimizers
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.optimizers import (
+    adamw,
     constant,
     cosine_decay,
     cosine_restarts,
@@ -79,6 +81,39 @@ def test_numbers_travel_in_the_state_and_share_their_update():
 def test_negative_settings_are_refused(settings, message):
     with pytest.raises(InputError, match=message):
         sgd(**settings)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda **rest: sgd(0.0123, scheduled=True, **rest), lambda **rest: adamw(0.0123, **rest)]
+)
+def test_numbers_are_held_in_float32_where_parameters_are_narrower(make):
+    optimizer = make(weight_decay=0.0456)
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), START)
+    state = optimizers.with_schedule(optimizer.init(params), linear_decay(1001))
+    assert optax.tree_utils.tree_get(state, "learning_rate") == np.float32(0.0123)
+    assert optax.tree_utils.tree_get(state, "weight_decay") == np.float32(0.0456)
+    assert optax.tree_utils.tree_get(state, "factors").dtype == jnp.float32
+    updates, after = optimizer.update(jax.tree.map(jnp.ones_like, params), state, params)
+    for new, old in ((updates, params), (after, state)):  # so that a loop can carry them
+        assert jax.tree.map(lambda leaf: leaf.dtype, new) == jax.tree.map(lambda leaf: leaf.dtype, old)
+
+
+@pytest.mark.parametrize("settings", [{}, {"momentum": 0.0}, {"nesterov": True, "scheduled": True}])
+def test_in_float32_every_bit_is_that_of_optax(settings):
+    ours = sgd(0.0123, **settings)
+    numbers = {"momentum": 0.9, "weight_decay": 5e-4} | {k: v for k, v in settings.items() if k != "scheduled"}
+    parts = optax.inject_hyperparams(optimizers._sgd)(0.0123, **numbers | {"momentum": numbers["momentum"] or None})
+    rng = np.random.default_rng(0)
+    params = theirs = {"w": jnp.asarray(rng.normal(size=100), jnp.float32)}
+    states = [ours.init(params), parts.init(params)]
+    for _ in range(3):
+        gradient = {"w": jnp.asarray(rng.normal(size=100), jnp.float32)}
+        moved = []
+        for number, (optimizer, at) in enumerate(((ours, params), (parts, theirs))):
+            updates, states[number] = jax.jit(optimizer.update)(gradient, states[number], at)
+            moved.append(optax.apply_updates(at, updates))
+        params, theirs = moved
+        np.testing.assert_array_equal(params["w"], theirs["w"])
 
 
 class TestSchedules:

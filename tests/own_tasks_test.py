@@ -16,7 +16,7 @@ from scissorhands_jax.data import split
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import grid, late_attacks, search
 from scissorhands_jax.jobs.comparing import evaluate
-from scissorhands_jax.jobs.experiment import Experiment, OwnNetwork, Scenario
+from scissorhands_jax.jobs.experiment import Experiment, LoadedExperiment, OwnNetwork, Scenario
 from scissorhands_jax.methods.finetune import FinetuneSettings
 from scissorhands_jax.methods.retrain import RetrainSettings
 from scissorhands_jax.methods.scissorhands import ScissorhandsSettings
@@ -73,6 +73,14 @@ EXPERIMENT = Experiment(
 def table(tmp_path_factory):
     out = tmp_path_factory.mktemp("table") / "out"
     return out, grid.run_grid(EXPERIMENT, out, seeds=[1, 2], own=OWN, console=QUIET)
+
+
+@pytest.mark.parametrize("change", [{"owners": np.arange(60) % 10}, {"class_names": tuple("abcdefghij")}])
+def test_whom_the_examples_belong_to_counts_in_the_identity_and_not_for_the_networks(change):
+    first, other = (LoadedExperiment(EXPERIMENT, None, own) for own in (OWN, dataclasses.replace(OWN, **change)))
+    assert first.settings_sha256() != other.settings_sha256()
+    assert first.training_identity() == other.training_identity()
+    assert first.settings_sha256() == LoadedExperiment(EXPERIMENT, None, OWN).settings_sha256()
 
 
 class TestTable:

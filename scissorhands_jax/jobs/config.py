@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,7 +88,8 @@ def override(config: Any, changes: Iterable[str]) -> Any:
       A copy with the changes.
 
     Raises:
-      InputError: A change has no "=", names no field (names that resemble it are shown), or its value has another type.
+      InputError: A change has no "=", names no field (names that resemble it are shown), or its value has another type
+        or is no finite number.
     """
     for change in changes:
         name, equals, text = change.partition("=")
@@ -95,6 +97,27 @@ def override(config: Any, changes: Iterable[str]) -> Any:
             raise InputError(f"cannot read the setting {_shown(change)}; write name=value, e.g. method.fraction=0.05")
         config = _set(config, name.split("."), name, text)
     return config
+
+
+def check_finite(settings: Any, name: str = "") -> None:
+    """Refuses settings that no file of results and no identity can hold, before anything runs with them.
+
+    Args:
+      settings: Numbers, text and the like in dictionaries, sequences and dataclasses.
+      name: The dotted name of the settings, for the message.
+
+    Raises:
+      InputError: A number is NaN or infinite.
+    """
+    if isinstance(settings, float) and not math.isfinite(settings):
+        raise InputError(f"{name} must be a finite number, which results can hold, got {settings}")
+    if dataclasses.is_dataclass(settings):
+        settings = vars(settings)
+    elif isinstance(settings, list | tuple):
+        settings = dict(enumerate(settings))
+    if isinstance(settings, Mapping):
+        for key, value in settings.items():
+            check_finite(value, f"{name}.{key}" if name else str(key))
 
 
 def setting_names(config: Any, prefix: str = "") -> list[str]:
@@ -154,7 +177,9 @@ def _set(config: Any, path: list[str], name: str, text: str) -> Any:
     if isinstance(config, dict):
         if rest:
             raise _unknown(name, [prefix + head])
-        return {**config, head: _json_or_text(text)}
+        value = _json_or_text(text)
+        check_finite(value, name)
+        return {**config, head: value}
     names = [field.name for field in dataclasses.fields(config)]
     if head not in names:
         raise _unknown(name, setting_names(config, prefix))
@@ -169,7 +194,9 @@ def _set(config: Any, path: list[str], name: str, text: str) -> Any:
     hint = typing.get_type_hints(type(config))[head]
     change = {head: parse_value(text, hint, name)}
     # Settings that depend on one another change together.
-    return config.changed(**change) if hasattr(config, "changed") else dataclasses.replace(config, **change)
+    changed = config.changed(**change) if hasattr(config, "changed") else dataclasses.replace(config, **change)
+    check_finite(getattr(changed, head), name)
+    return changed
 
 
 def parse_value(text: str, hint: Any, name: str) -> Any:

@@ -20,6 +20,7 @@ from scissorhands_jax.base import Dataset, Method, Model, ModelState, Params, St
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.datasets.splits import validation_split
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.jobs.config import check_finite
 from scissorhands_jax.methods import MethodSettings, describe
 from scissorhands_jax.methods.finetune import FinetuneSettings
 from scissorhands_jax.methods.retrain import RetrainSettings
@@ -112,7 +113,7 @@ class Experiment(Setup):
         """Every setting as JSON; those of a method include its registry name.
 
         Raises:
-          InputError: A setting has no JSON.
+          InputError: A setting has no JSON, or is NaN or infinite.
         """
         document = dataclasses.asdict(dataclasses.replace(self, scenarios=()))
         document["scenarios"] = [
@@ -120,6 +121,7 @@ class Experiment(Setup):
             | {"methods": {label: describe(settings) for label, settings in scenario.methods.items()}}
             for scenario in self.scenarios
         ]
+        check_finite(document)
         return json.loads(json.dumps(document, default=_jsonable))
 
 
@@ -183,6 +185,7 @@ class LoadedExperiment:
             losses.classification_loss(self.model, augment=crop) if augment else task_loss(self.model, self.task)
         )
         self.owners = self.splits.groups
+        self.owners_are_labels = self.task.classifies
         self.num_classes = self.splits.num_outputs
 
     def _check_task(self) -> None:
@@ -210,6 +213,7 @@ class LoadedExperiment:
         highest = max(groups.max(), answers.example_groups(own.task, own.test).max())
         self.num_classes = max(int(highest) + 1, 0 if own.owners is not None else len(own.class_names))
         self.owners = groups if own.owners is None else np.asarray(own.owners)
+        self.owners_are_labels = own.owners is None and own.task.classifies
         if self.owners.shape != groups.shape or not np.issubdtype(self.owners.dtype, np.integer):
             raise InputError(
                 f"the owners of {len(groups)} examples are {self.owners.dtype} of shape {self.owners.shape}; give an "
@@ -219,6 +223,11 @@ class LoadedExperiment:
         self.splits = datasets.Splits(own.train, own.test, names, augmented=False)
         described = describe_value((own.model, own.task, given), "own")
         self.settings["own"] = hashing.sha256(json.dumps(described, sort_keys=True))
+        # What a forget specification means, and no part of how networks are trained.
+        if own.owners is not None:
+            self.settings["owners"] = hashing.described_array(self.owners)
+        if own.class_names:
+            self.settings["class_names"] = list(own.class_names)
 
     def method(self, settings: MethodSettings) -> Method:
         """The method with these settings, built once, so that all its runs share one compiled program.

@@ -23,7 +23,7 @@ from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.cells import CellFolder, Diverged, ResultCell
 from scissorhands_jax.jobs.experiment import Experiment, OwnNetwork, Scenario
 from scissorhands_jax.jobs.progress import progress_bar
-from scissorhands_jax.jobs.scenarios import REFERENCES, SeededScenario, TableNetworks, run_name
+from scissorhands_jax.jobs.scenarios import REFERENCES, SeededScenario, TableNetworks, check_seeds, run_name
 from scissorhands_jax.jobs.table_cells import TableCell
 from scissorhands_jax.methods import describe
 from scissorhands_jax.metrics import accuracies, gradcam
@@ -57,6 +57,7 @@ def run_grid(
       experiment: What to run.
       out: The folder. A table of the same experiment in it is continued.
       seeds: Different numbers from 0 on. Each draws its own forget set and original, retrained and unlearned networks.
+        Seeds that are 1,000 or 2,000 apart are refused, because their networks would share random numbers.
       data_dir: The folder of the data set's files. None for data sets that need none.
       networks: Where original and retrained networks are kept and looked for, so that experiments can share them. The
         default is `out/networks`, where unlearned networks always are.
@@ -84,6 +85,7 @@ def run_grid(
         raise InputError(f"seeds must be different numbers from 0 on, got {list(seeds)}")
     for seed in seeds:
         check_seed(seed)
+    check_seeds(seeds)
     chosen = label_pattern(only)
     store = TableNetworks(experiment, data_dir, out, networks or out / "networks", own)
     table = Table(store)
@@ -112,6 +114,7 @@ def _filled(
         return document
 
     there = folder.read_all()
+    check_seeds(sorted({int(cell.place["seed"]) for cell in (*there, *cells)}))
     table.check(((cell, getattr(cell, "settings", None)) for cell in there), str(folder.folder))
     if there:
         now = {"those to come": provenance.running_code().name}
@@ -346,7 +349,7 @@ def gradcam_picture(
     figure = report.gradcam_figure(
         images,
         maps,
-        num_forget=num_images,
+        num_forget=data_lib.size(parts[0]),
         labels=classes,
         logits=logits,
         class_names=store.loaded.splits.class_names,
@@ -386,6 +389,8 @@ def write_report(
     rows = document["rows"]
     networks = {f"{c['scenario']}, seed {c['seed']}, {c['method']}": c["network"] for c in document["cells"]}
     forgotten = {f"{c['scenario']}, seed {c['seed']}": c["forget"]["sha256"] for c in document["cells"]}
+    # Tables of earlier versions have eight digits of another checksum.
+    kind = "SHA-256" if all(len(digest) == 64 for digest in networks.values()) else "SHA-256, or earlier a checksum"
     drawn = report.row_pictures(rows)
     gaps = [picture for picture in drawn if picture.name == "gap"]
     report.write_html(
@@ -401,7 +406,7 @@ def write_report(
             explanations=explanations,
             settings=document["config"],
             remarks=[*report.failures_section(document), report.Section("Code", [document["code"]])],
-            hashes={"Networks (CRC-32)": networks, "Forget sets (SHA-256)": forgotten},
+            hashes={f"Networks ({kind})": networks, "Forget sets (SHA-256)": forgotten},
             environment=report.environment_of(document),
         ),
     )

@@ -17,7 +17,7 @@ from scissorhands_jax.base import Data, Dataset, Method, Model, ModelState, Para
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.errors import InputError, check_seed
 from scissorhands_jax.jobs import held_out, runs
-from scissorhands_jax.jobs.config import NetworkConfig, RunConfig
+from scissorhands_jax.jobs.config import NetworkConfig, RunConfig, check_finite
 from scissorhands_jax.jobs.earlier_runs import Past, past_of
 from scissorhands_jax.jobs.loading import ReadNetwork, build_model, read_network
 from scissorhands_jax.methods import MethodSettings
@@ -45,7 +45,7 @@ _PLACES = (
     "check",
 )
 # Settings that may name a file after one of these words and a colon. Its content is described by hashes as well.
-_FILES = {"dataset": tuple(datasets.FILES), "forget": ("indices", "mislabelled")}
+_FILES = {"dataset": tuple(datasets.FILES), "forget": ("indices", "mislabelled"), "validation": ("indices",)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -220,6 +220,7 @@ class Job(OriginalNetwork):
         places = _places(settings)
         chosen = {
             **{name: value for name, value in settings.items() if name not in places},
+            "kinds_of_files": {name: word for name in _FILES if (word := _names_file(settings, name))},
             "forget_sha256": hashing.positions_sha256(self.positions),
             "right_labels_sha256": None if self.right_labels is None else hashing.tree_sha256(self.right_labels),
             "trained_on_sha256": hashing.positions_sha256(self.past.trained_on),
@@ -239,8 +240,13 @@ class Job(OriginalNetwork):
 
 def _places(settings: Mapping[str, Any]) -> list[str]:
     """The settings that say where something lies whose content is described by hashes."""
-    named = [name for name, kinds in _FILES.items() if str(settings.get(name)).partition(":")[0] in kinds]
-    return [*_PLACES, *named]
+    return [*_PLACES, *(name for name in _FILES if _names_file(settings, name))]
+
+
+def _names_file(settings: Mapping[str, Any], name: str) -> str | None:
+    """The word with which a setting names a file, as in `indices:FILE`; None if it names none."""
+    word = str(settings.get(name)).partition(":")[0]
+    return word if word in _FILES[name] else None
 
 
 def saved_identity(folder: Path, advice: str = "put it back from your backup") -> Identity:
@@ -273,6 +279,7 @@ def prepare_job(config: RunConfig, check: Callable[[Model], None] | None = None)
       InputError: As `unlearning.unlearn`.
     """
     check_seed(config.seed)
+    check_finite(config)
     if config.retain_limit is not None and config.retain_limit < 1:
         raise InputError(f"--retain-limit must be at least 1, got {config.retain_limit}")
     network = prepare_network(config, check, seed=config.seed)

@@ -98,6 +98,7 @@ def with_attacks(
         found[cell.scenario, cell.method, cell.seed] = cell
     places = [(row["scenario"], row["method"], row["seed"]) for row in document["rows"]]
     rows = report.with_gaps(found[place].row(found.get((place[0], REFERENCE, place[2]))) for place in places)
+    rows = report.with_lost_runs(rows, document["failures"])
     return {
         **document,
         "rows": rows,

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from scissorhands_jax import files, hashing
 from scissorhands_jax.base import Data, Dataset, Key, ModelState, Params, PyTree
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.datasets.splits import validation_split
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import MAX_SEED, InputError
 from scissorhands_jax.jobs import late_attacks
 from scissorhands_jax.jobs.cells import slug
 from scissorhands_jax.jobs.experiment import FLIPPED, Experiment, LoadedExperiment, OwnNetwork, Scenario
@@ -39,6 +39,32 @@ REFERENCES = (ORIGINAL, REFERENCE, REDRAWN)
 
 # Each is trained from another seed: the retrained ones share nothing with the original, nor with each other.
 _SEEDS = {ORIGINAL: 0, REFERENCE: 1_000, REDRAWN: 2_000}
+
+
+def check_seeds(seeds: Iterable[int], further: Mapping[str, int] | None = None) -> None:
+    """Refuses seeds of one table with which two of its networks would be trained from the same random numbers.
+
+    Args:
+      seeds: The seeds of the table. Each trains the networks of `REFERENCES`.
+      further: The seeds of further networks that are trained, by what these are called in messages.
+
+    Raises:
+      InputError: Two networks would have one seed, or a network one that is no seed (`errors.check_seed`).
+    """
+    wanted = {f"{label!r} of seed {seed}": seed + offset for seed in seeds for label, offset in _SEEDS.items()}
+    known: dict[int, str] = {}
+    for name, number in (wanted | dict(further or {})).items():
+        if number > MAX_SEED:
+            raise InputError(
+                f"the network {name} would be trained with the seed {number}, and the largest is {MAX_SEED}; take a "
+                "smaller seed"
+            )
+        if number in known:
+            raise InputError(
+                f"the networks {known[number]} and {name} would both be trained with the seed {number}, so they would "
+                "not be independent; take other seeds"
+            )
+        known[number] = name
 
 
 class TrainedNetwork(NamedTuple):
@@ -212,8 +238,9 @@ class SeededScenario:
         """What a request names, as positions in the training set; the networks are trained on all of it."""
         if spec == FLIPPED:
             return data_lib.check_positions(np.intersect1d(self.flipped, self.trained_on), data_lib.size(self.train))
-        # With wrong labels a class is all examples that carry its label.
-        owners = self.train["label"] if self.flipped.size and self.task.classifies else self.store.loaded.owners
+        # With wrong labels a class is all examples that carry its label; whose an example is does not change.
+        loaded = self.store.loaded
+        owners = self.train["label"] if self.flipped.size and loaded.owners_are_labels else loaded.owners
         return forget_sets.forget_positions(
             spec,
             owners,

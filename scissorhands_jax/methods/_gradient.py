@@ -312,7 +312,8 @@ def forget_once_batches(options: PairedOptions, *, fill: bool = False) -> Batche
 
     def batches(key: Key, data: Data, epoch: int) -> Iterable[Batch]:
         forget, retain = _both_passes(key, data, epoch, forget_batch, retain_batch, fill=fill)
-        retain += further_batches(key, data, epoch, retain_batch, len(forget) - len(retain))
+        retain_key, _ = jax.random.split(jax.random.fold_in(key, epoch))
+        retain += further_batches(retain_key, data, epoch, retain_batch, len(forget) - len(retain))
         return (Batch(f, r) for f, r in itertools.zip_longest(forget, retain) if r is not None)
 
     return batches

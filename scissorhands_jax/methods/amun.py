@@ -279,7 +279,8 @@ def drawn(carry: Carry, count: int) -> Dataset:
     """
     total = data_lib.size(carry.aux)
     steps = -(-total // count)
-    # Not the key of the step itself, from which augmentation and dropout come.
+    # Only of the first step it is the key itself, from which augmentation and dropout come. Another one would change
+    # what committed tables were computed with.
     order_key = jax.random.fold_in(jax.random.split(carry.key)[0], carry.step // steps)
     order = jax.random.permutation(order_key, total)
     order = jnp.concatenate([order, order[: steps * count - total]])

@@ -167,7 +167,9 @@ def _unit(tree: PyTree) -> PyTree:
         return jax.tree.map(lambda leaf: leaf / jnp.where(number > 0, number, 1).astype(leaf.dtype), tree)
 
     tree = jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), tree)
-    tree = divide(tree, functools.reduce(jnp.maximum, (jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(tree))))
+    tree = divide(
+        tree, functools.reduce(jnp.maximum, (jnp.max(jnp.abs(leaf), initial=0) for leaf in jax.tree.leaves(tree)))
+    )
     return divide(tree, trees.norm(tree))
 
 

@@ -39,8 +39,8 @@ def pair_gradients(
       batch: Examples in both of its parts.
       key: The typed PRNG key of the step, from which each pass gets a key of its own; None where nothing is random.
       pair: "vmap" computes both at once over the stacked batches, "sequential" one after the other with the memory of
-        one pass. "auto" takes what is faster here (`choose_pair`). Batches whose shapes differ cannot be stacked, so
-        they are always computed one after the other.
+        one pass. "auto" takes what is faster here (`choose_pair`). Batches whose shapes or types differ cannot be
+        stacked, so they are always computed one after the other.
       forget_moves_state: True is the published code of Scissorhands: the forget pass starts from the state that the
         retain pass left and moves it again. The passes are then always computed one after the other.
 
@@ -55,7 +55,7 @@ def pair_gradients(
         return loss_fn(params, state, examples, train=True, key=key)
 
     gradient = jax.value_and_grad(loss, has_aux=True)
-    if pair == "vmap" and not forget_moves_state and _have_same_shapes(batch.retain, batch.forget):
+    if pair == "vmap" and not forget_moves_state and _can_be_stacked(batch.retain, batch.forget):
         keys = None if retain_key is None or forget_key is None else jnp.stack([retain_key, forget_key])
         return _pair_vmapped(gradient, params, model_state, batch, keys)
     gradient = jax.jit(gradient, inline=True)  # traced once for batches of one size
@@ -82,16 +82,16 @@ def choose_pair(loss_fn: StatefulLossFn, params: Params, batch: Batch) -> Litera
 
     Under `vmap` the gradients of convolution kernels become grouped convolutions (2.4 to 2.6 times slower for ResNets,
     measured on CPU). So the answer is "vmap" only on accelerators, for networks without kernels over images and batches
-    of equal shapes that are not computed in microbatches.
+    of equal shapes and types that are not computed in microbatches.
 
     Args:
       loss_fn: The loss, which knows whether it computes batches in parts.
       params: The parameters; only the shapes of the arrays are used.
-      batch: The batch; only the shapes of the arrays are used.
+      batch: The batch; only the shapes and types of the arrays are used.
     """
     if jax.default_backend() == "cpu" or losses.microbatches_of(loss_fn) > 1 or trees.has_image_kernels(params):
         return "sequential"
-    return "vmap" if _have_same_shapes(batch.retain, batch.forget) else "sequential"
+    return "vmap" if _can_be_stacked(batch.retain, batch.forget) else "sequential"
 
 
 def _pair_vmapped(
@@ -104,5 +104,10 @@ def _pair_vmapped(
     return (values[0], values[1]), retain_grad, forget_grad, jax.tree.map(lambda leaf: leaf[0], states)
 
 
-def _have_same_shapes(a: PyTree, b: PyTree) -> bool:
-    return jax.tree.map(jnp.shape, a) == jax.tree.map(jnp.shape, b)
+def _can_be_stacked(a: PyTree, b: PyTree) -> bool:
+    """Whether two batches agree in shapes, and in types, which a stack would make one."""
+
+    def form(leaf):
+        return jnp.shape(leaf), getattr(leaf, "dtype", type(leaf))
+
+    return jax.tree.map(form, a) == jax.tree.map(form, b)

@@ -188,7 +188,8 @@ def scissorhands(
     def begin_epoch(carry: Carry, data: Data) -> Carry:
         held = carry.aux.constraint_grads
         if held is not None:
-            # Apart from the step's own stream, which folds the step in directly.
+            # Apart from the steps' own streams, which fold the step in directly, but for that of the first step, whose
+            # key the split gives. Another one would change what committed tables were computed with.
             key = jax.random.fold_in(jax.random.split(carry.key)[0], carry.step)
             batches = drawn(key, data, options.num_constraints)
             held, _ = constraint_gradients(loss_fn, carry.params, carry.model_state, batches)
@@ -422,7 +423,8 @@ class ScissorhandsSettings(ScissorhandsOptions, TrainingSettings):
     """The forget loss, above 0, up to which forget examples are driven: a step whose forget batch has a larger mean
     loss follows the gradient of the retain batch alone. "uniform" is the loss of a uniform guess, the natural logarithm
     of the number of classes, and the default of the mode "paper"; "held-out" is the mean loss that the network has, as
-    the run begins, on validation examples, which it never saw; "off" is no ceiling, the default of "authors"."""
+    the run begins, on validation examples, which it never saw; "off" (or infinity) is no ceiling, the
+    default of "authors"."""
     schedule: ScheduleName = _OF_MODE
     gradients: ClassVar[tuple[Gradient, ...]] = ("retain", "forget")
     search_ranges: ClassVar[Mapping[str, Range | Choices]] = {
@@ -437,6 +439,8 @@ class ScissorhandsSettings(ScissorhandsOptions, TrainingSettings):
         for name, value in _MODES[self.mode].items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
+        if self.ceiling == math.inf:  # The same by a name, which results and identities can hold.
+            object.__setattr__(self, "ceiling", "off")
         super().__post_init__()
 
     def changed(self, **changes: Any) -> ScissorhandsSettings:

@@ -267,7 +267,7 @@ def _at_the_same_rate(before: PyTree, after: PyTree) -> PyTree:
 
     def back(old, new):
         if isinstance(new, optax.InjectStatefulHyperparamsState):
-            return new._replace(count=old.count, inner_state=_at_the_same_rate(old.inner_state, new.inner_state))
+            return old._replace(inner_state=_at_the_same_rate(old.inner_state, new.inner_state))
         return old if isinstance(new, _SCHEDULES) else new
 
     return jax.tree.map(back, before, after, is_leaf=lambda node: isinstance(node, _SCHEDULES))

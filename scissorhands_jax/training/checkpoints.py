@@ -37,6 +37,9 @@ class Position(NamedTuple):
 class Checkpointer:
     """Keeps the newest checkpoints of one run in a folder.
 
+    Nothing in the folder changes before `open` or the first `save`, for which one must have the right to write to it
+    (`files.sole_writer`); `training.run` sees to that.
+
     Args:
       directory: The folder of the checkpoints, which is made when it is needed.
       every_steps: Save whenever this many steps of an epoch are taken; None saves at the end of every epoch only.
@@ -44,7 +47,6 @@ class Checkpointer:
 
     Raises:
       InputError: `every_steps` or `keep` is below 1.
-      CheckpointError: What Orbax keeps of the checkpoints in the folder is damaged.
     """
 
     def __init__(self, directory: str | Path, *, every_steps: int | None = None, keep: int = 2) -> None:
@@ -55,12 +57,28 @@ class Checkpointer:
         self.directory = Path(directory).absolute()
         self.every_steps = every_steps
         self._keep = keep
+        self._manager: ocp.CheckpointManager | None = None
+        self._writes = False
+
+    def open(self) -> None:
+        """Makes the folder ready to be written to: removes what killed processes left there. Whole checkpoints stay.
+
+        Raises:
+          CheckpointError: What Orbax keeps of the checkpoints in the folder is damaged.
+        """
+        self.close()
         if jax.process_index() == 0:
             files.remove_leftovers(self.directory)
             for path in self.directory.glob("*.orbax-checkpoint-tmp*"):
                 files.remove(path)  # Orbax was killed while it wrote it.
+        self._manager, self._writes = self._managed(), True
+
+    def _managed(self) -> ocp.CheckpointManager:
+        """Orbax's view of the folder, as it is now."""
+        if self._manager is not None:
+            self._manager.close()
         try:
-            self._manager = ocp.CheckpointManager(
+            return ocp.CheckpointManager(
                 self.directory,
                 options=ocp.CheckpointManagerOptions(enable_async_checkpointing=False),
                 item_names=("carry", "meta"),
@@ -69,12 +87,18 @@ class Checkpointer:
             raise
         except Exception as error:  # Orbax reads when each checkpoint was written, and raises many types for damage.
             raise CheckpointError(f"the checkpoints in {self.directory} are damaged: {_line(error)}") from error
-        self._remove_old()
 
     @property
     def latest_step(self) -> int | None:
-        """The step of the newest whole checkpoint, None if there is none."""
-        return self._manager.latest_step()
+        """The step of the newest whole checkpoint that is in the folder now, None if there is none."""
+        return max(self._steps(), default=None)
+
+    def _steps(self) -> list[int]:
+        """The steps of the whole checkpoints, which Orbax gives their names when they are."""
+        try:
+            return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdecimal())
+        except FileNotFoundError:
+            return []
 
     def save(self, carry: Carry, position: Position, identity: Identity) -> None:
         """Writes a checkpoint named by the carry's step; one that exists is left as it is.
@@ -85,10 +109,14 @@ class Checkpointer:
           identity: What determines the result of the run.
 
         Raises:
+          CheckpointError: As `open`, which the first call does.
           OSError: The disk is full or the like; earlier checkpoints stay.
         """
+        if not self._writes:
+            self.open()
+        assert self._manager is not None
         step = int(carry.step)
-        if step in self._manager.all_steps():
+        if step in self._steps():
             return
         meta = {
             "epoch": position.epoch,
@@ -106,8 +134,7 @@ class Checkpointer:
     def _remove_old(self) -> None:
         """Removes all but the newest checkpoints. Orbax would not do it at once, and a kill would leave half of one."""
         if jax.process_index() == 0:
-            steps = sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdecimal())
-            for step in steps[: -self._keep]:
+            for step in self._steps()[: -self._keep]:
                 files.remove(self.directory / str(step))
 
     def restore(self, template: Carry, identity: Identity) -> tuple[Carry, Position]:
@@ -130,6 +157,9 @@ class Checkpointer:
         step = self.latest_step
         if step is None:
             raise CheckpointError(f"there is no whole checkpoint in {self.directory}")
+        if not self._writes:  # Others may have written since it was last looked at.
+            self._manager = self._managed()
+        assert self._manager is not None
         damaged = f"the checkpoint of step {step} in {self.directory} is damaged"
         try:
             meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
@@ -163,7 +193,9 @@ class Checkpointer:
 
     def close(self) -> None:
         """Ends the use of the folder and lets go of what Orbax holds."""
-        self._manager.close()
+        if self._manager is not None:
+            self._manager.close()
+        self._manager, self._writes = None, False
 
     def remove(self) -> None:
         """Closes the folder and deletes it, once the result of the run is kept elsewhere; for one process only."""

@@ -4,9 +4,10 @@ A description is JSON, the same in every process, without addresses. Two values 
 
 * What belongs to Python or to a library whose version is recorded (`reproducibility.LIBRARIES`) is described by its
   name.
-* Another function is described by its bytecode, its defaults, the values that it closes over and the global values that
-  it names; another class by its functions and values. What these refer to is described in the same way. Code that was
-  installed with other packages stands for itself: the global values that it names are left out.
+* Another function is described by its bytecode, its defaults, the values that it closes over, the global values that it
+  names, and what it may take from modules of your own, also those that it imports itself; another class by its
+  functions and values. What these refer to is described in the same way. Code that was installed with other packages
+  stands for itself: the global values that it names are left out.
 * An array is described by its type, its shape and the hash of its numbers, an object by its fields or by what `copy`
   and `pickle` take from it.
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import copyreg
 import dataclasses
+import dis
 import enum
 import functools
 import importlib.util
@@ -160,7 +162,8 @@ class _Describer:
         return f"{len(value)} bytes {hashing.sha256(bytes(value))[:16]}"
 
     def _module(self, value: types.ModuleType, place: str) -> str:
-        del place
+        if _is_own_module(value):  # Only functions say which of its values they take.
+            raise _unknown(place, f"the module {value.__name__}")
         return value.__name__
 
     def _sequence(self, value: list | tuple, place: str) -> Any:
@@ -206,30 +209,38 @@ class _Describer:
             found[CODE] = code_sha256(code)
             if defaults := (*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).items()):
                 found["(defaults)"] = self(defaults, place)
+        names, seen = sorted(set(_names(code))), set[int]()
         for name, cell in zip(code.co_freevars, value.__closure__ or (), strict=True):
             try:
                 contents = cell.cell_contents
             except ValueError:  # Nothing was bound to the name yet.
                 contents = "(unbound)"
-            found[name] = self(contents, f"{place}.{name}")
+            found[name] = self._taken(contents, names, f"{place}.{name}", seen)
         if origin == "own":
-            for name, part in self._globals(value, place).items():
+            for name, part in self._globals(value, names, place, seen).items():
                 # A closed-over variable may be called like a global one that the function names as an attribute.
                 found[f"{name} (global)" if name in found else name] = part
         return found if len(found) > 1 else found[_TYPE]
 
-    def _globals(self, value: types.FunctionType, place: str) -> dict[str, Any]:
+    def _globals(self, value: types.FunctionType, names: list[str], place: str, seen: set[int]) -> dict[str, Any]:
         """Describes the global values that a function names, and what it may take from modules that are no library."""
-        names = set(_names(value.__code__))
-        found = {}
-        for name in sorted(names & value.__globals__.keys()):
-            entry = value.__globals__[name]
-            if not isinstance(entry, types.ModuleType):
-                found[name] = self(entry, f"{place}.{name}")
-            elif _origin_of_module(entry.__name__) == "own":
-                parts = ((part, getattr(entry, part)) for part in sorted(names) if hasattr(entry, part))
-                found[name] = self._parts(parts, f"{place}.{name}")
-        return found
+        entries = {name: value.__globals__[name] for name in names if name in value.__globals__}
+        entries |= {f"import {name}": module for name, module in _imported(value)}
+        return {
+            name: self._taken(entry, names, f"{place}.{name}", seen)
+            for name, entry in entries.items()
+            if not isinstance(entry, types.ModuleType) or _is_own_module(entry)
+        }
+
+    def _taken(self, value: Any, names: list[str], place: str, seen: set[int]) -> Any:
+        """Describes what a function refers to; of each module of your own, once, what it may take by these names."""
+        if not isinstance(value, types.ModuleType) or not _is_own_module(value):
+            return self(value, place)
+        if id(value) in seen:
+            return value.__name__
+        seen.add(id(value))
+        parts = ((name, getattr(value, name)) for name in names if hasattr(value, name))
+        return {name: self._taken(part, names, f"{place}.{name}", seen) for name, part in parts}
 
     def _class(self, value: type, place: str) -> Any:
         name, origin = f"{value.__module__}.{value.__qualname__}", _origin_of_module(value.__module__)
@@ -339,6 +350,28 @@ def _names(code: types.CodeType) -> Iterator[str]:
             yield from _names(part)
 
 
+def _imported(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
+    """Yields what a function and those within it import themselves by its name, which libraries are not asked for."""
+    for name, parts, level in sorted(_imports(function.__code__), key=repr):
+        if level == 0 and not _is_own_import(name.partition(".")[0]):
+            continue
+        try:
+            yield "." * level + name, __import__(name, function.__globals__, None, parts, level)
+        except Exception:  # Modules raise what they like, and the function may expect it.
+            yield "." * level + name, "(missing)"
+
+
+def _imports(code: types.CodeType) -> Iterator[tuple[str, tuple[str, ...], int]]:
+    """Yields the name, the parts and the level of each import in a function and in the functions within it."""
+    steps = [step for step in dis.get_instructions(code) if step.opname != "EXTENDED_ARG"]
+    for level, parts, step in zip(steps, steps[1:], steps[2:], strict=False):
+        if step.opname == "IMPORT_NAME":
+            yield step.argval, parts.argval or (), level.argval
+    for part in code.co_consts:
+        if isinstance(part, types.CodeType):
+            yield from _imports(part)
+
+
 def _short(text: str) -> str:
     return hashing.sha256(text)[:16]
 
@@ -362,6 +395,17 @@ def _origin_of_module(name: str) -> str:
         return _origin(file)
     top = name.partition(".")[0]  # of a module that is compiled into another one, or into Python
     return "known" if top in sys.stdlib_module_names or top in LIBRARIES else "own"
+
+
+def _is_own_module(module: types.ModuleType) -> bool:
+    return _origin_of_module(module.__name__) == "own"
+
+
+def _is_own_import(top: str) -> bool:
+    """As `_origin_of_module`, also for a module that nobody has imported yet."""
+    if top in sys.modules or (spec := importlib.util.find_spec(top)) is None or not spec.has_location:
+        return _origin_of_module(top) == "own"
+    return _origin(str(spec.origin)) == "own"
 
 
 @functools.cache

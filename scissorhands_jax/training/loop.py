@@ -81,8 +81,9 @@ def run(
     Args:
       method: The method to run. Calling `run` again with the same value and shapes compiles nothing again.
       key: A typed PRNG key.
-      params: Parameters of the original network, a pytree of arrays; never changed or donated. Where the call holds the
-        only reference to the network, its memory is free again once the method has begun, and no second copy is made.
+      params: Parameters of the original network, a pytree of arrays (or numbers, which become some); never changed or
+        donated. Where the call holds the only reference to the network, its memory is free again once the method has
+        begun, and no second copy is made.
       model_state: The state of the original network, a pytree of arrays; treated as `params` are.
       data: Forget and retain sets, pytrees of arrays that share their first axis.
       num_epochs: How many epochs to run, as the method counts them; 0 returns what the method's `init` makes.
@@ -102,10 +103,10 @@ def run(
 
     Raises:
       InputError: `num_epochs` is negative, `steps_per_call` is below 1, the parameters hold something else than arrays,
-        the data hold NaN, infinity or a negative label, the method refuses the data, or the layout does not divide a
-        batch.
+        the data hold NaN, infinity, a negative label or arrays of one name and two types, the method refuses the data,
+        or the layout does not divide a batch.
       NonFiniteError: A metric became NaN or infinite; the checkpoints before that step stay.
-      CheckpointError: The checkpoint folder belongs to another run.
+      CheckpointError: The checkpoint folder belongs to another run, or is damaged.
       BusyError: Another process writes to the checkpoint folder.
     """
     if num_epochs < 0:
@@ -113,6 +114,7 @@ def run(
     feeding.check_feed(feed_from, layout, steps_per_call)
     trees.check_arrays(params, "the parameters")
     trees.check_arrays(model_state, "the model state")
+    params, model_state = trees.as_arrays((params, model_state))
     data_lib.check_values(data)
     identity = None
     if checkpoint is not None or jax.process_count() > 1:
@@ -121,6 +123,7 @@ def run(
         if checkpoint is not None:
             held = files.sole_writer(checkpoint.directory)
             distributed.from_first(lambda: stack.enter_context(held))
+            checkpoint.open()
         network = [params, model_state]
         del params, model_state
         return _run(

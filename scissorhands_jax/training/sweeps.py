@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import trees
 from scissorhands_jax.base import Batch, Carry, Data, Key, Method, Metrics, ModelState, Params, PyTree, keep_carry
-from scissorhands_jax.errors import InputError, NonFiniteError, check_choice
+from scissorhands_jax.errors import DivergedError, InputError, NonFiniteError, check_choice
 from scissorhands_jax.methods import MethodSettings
 from scissorhands_jax.training import feeding
 from scissorhands_jax.training.loop import OnStep, Result, run
@@ -37,7 +37,7 @@ class Member(NamedTuple):
 
 def run_many(
     members: Sequence[Member], data: Data, *, num_epochs: int, how: How = "auto", on_step: OnStep | None = None
-) -> list[Result | NonFiniteError]:
+) -> list[Result | DivergedError]:
     """What `run` would give for every member, in one compiled program or in turns.
 
     Args:
@@ -55,7 +55,8 @@ def run_many(
 
     Returns:
       One result for each member, in order, equal to that of `run` up to rounding; its seconds are the member's share.
-      A member that diverged has its error in place of a result and does not end the others.
+      A member that diverged, in a step or as its method begins, has its error in place of a result and does not end the
+      others.
 
     Raises:
       InputError: There is no member, their steps or batches differ so that they cannot share a program, `how` is
@@ -67,8 +68,21 @@ def run_many(
     for member in members:
         trees.check_arrays(member.params, "the parameters of a member")
         trees.check_arrays(member.model_state, "the model state of a member")
-    if how != "turns":
-        _check_alike(members, data)
+    if how == "turns":
+        return [_run_one(member, data, num_epochs, on_step) for member in members]
+    _check_alike(members, data)
+    try:
+        return _run_together(members, data, num_epochs, how, on_step)
+    except _MemberDivergedError as error:  # The others begin again without it.
+        rest = [*members[: error.number], *members[error.number + 1 :]]
+        found = run_many(rest, data, num_epochs=num_epochs, how=how, on_step=on_step) if rest else []
+        return [*found[: error.number], error.cause, *found[error.number :]]
+
+
+def _run_together(
+    members: Sequence[Member], data: Data, num_epochs: int, how: How, on_step: OnStep | None
+) -> list[Result | DivergedError]:
+    """Does what `run_many` says, with arguments that were checked, unless it finds that turns are faster."""
     if how == "auto":
         timed = fastest(members, data)
         how = min(timed, key=timed.__getitem__)
@@ -82,7 +96,7 @@ def run_many(
     stacked = run(method, members[0].key, (), (), data, num_epochs=num_epochs, on_step=on_step)
     networks, bad_steps = stacked.params
     if mesh is not None:  # Each network by itself again, on one device as all others.
-        networks = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), networks)
+        networks = jax.tree.map(_on_one_device, networks)
     seconds, compile_seconds = stacked.seconds / len(members), stacked.compile_seconds / len(members)
     return [
         Result(params, model_state, stacked.steps, seconds, compile_seconds)
@@ -90,6 +104,32 @@ def run_many(
         else NonFiniteError(bad_step + 1, "a metric", float("nan"), "lower the learning rate or the forget weight")
         for (params, model_state), bad_step in zip(networks, bad_steps.tolist(), strict=True)
     ]
+
+
+class _MemberDivergedError(DivergedError):
+    """Outside of a step one member of several diverged."""
+
+    def __init__(self, number: int, cause: DivergedError) -> None:
+        super().__init__(str(cause))
+        self.number = number
+        self.cause = cause
+
+
+def _of_each(call: Callable[..., PyTree], *columns: Sequence) -> list:
+    """What a function gives for each member; where one diverges, the error says which."""
+    found = []
+    for number, row in enumerate(zip(*columns, strict=True)):
+        try:
+            found.append(call(*row))
+        except DivergedError as error:
+            raise _MemberDivergedError(number, error) from error
+    return found
+
+
+def _on_one_device(leaf: jax.Array) -> jax.Array:
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_on_one_device(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
+    return jnp.asarray(np.asarray(leaf))
 
 
 def fastest(members: Sequence[Member], data: Data) -> dict[How, float]:
@@ -100,10 +140,10 @@ def fastest(members: Sequence[Member], data: Data) -> dict[How, float]:
     convolutions; jax issue 12868), so only "turns" is there for them.
     """
     first = members[0]
-    carry, batch = _first_step(first, data)
+    ((carry, batch),) = _of_each(lambda member: _first_step(member, data), [first])
     if jax.default_backend() == "cpu" and trees.has_image_kernels(carry.params):
         return {"turns": float("inf")}
-    carries, batches = _stack([_first_step(member, data) for member in members])
+    carries, batches = _stack(_of_each(lambda member: _first_step(member, data), members))
     seconds: dict[How, float] = {"turns": len(members) * _best_seconds(first.method.step, carry, batch)}
     for how in ("batched", "scanned"):
         seconds[how] = _best_seconds(_Many(first.method.step, how), _wrap(carries), batches)
@@ -167,11 +207,11 @@ def _with_rate(init: Callable[..., Carry], name: str) -> Callable[..., Carry]:
     return checked
 
 
-def _run_one(member: Member, data: Data, num_epochs: int, on_step: OnStep | None) -> Result | NonFiniteError:
+def _run_one(member: Member, data: Data, num_epochs: int, on_step: OnStep | None) -> Result | DivergedError:
     method, key, params, model_state = member
     try:
         return run(method, key, params, model_state, data, num_epochs=num_epochs, on_step=on_step)
-    except NonFiniteError as error:
+    except DivergedError as error:
         return error
 
 
@@ -217,13 +257,13 @@ def _together(members: Sequence[Member], how: How, mesh: Mesh | None = None) -> 
 
     def init(key: Key, params: Params, model_state: ModelState, data: Data) -> Carry:
         del key, params, model_state
-        return placed(_wrap(_stack([_start(member, data) for member in members])))
+        return placed(_wrap(_stack(_of_each(lambda member: _start(member, data), members))))
 
     def begin_epoch(carry: Carry, data: Data) -> Carry:
         if all(method.begin_epoch is keep_carry for method in methods):
             return carry
         carries = _unstack(carry.params, len(members))
-        begun = [method.begin_epoch(each, data) for method, each in zip(methods, carries, strict=True)]
+        begun = _of_each(lambda method, each: method.begin_epoch(each, data), methods, carries)
         return placed(carry._replace(params=_stack(begun)))
 
     def batches(key: Key, data: Data, epoch: int) -> list[Batch]:
@@ -233,7 +273,7 @@ def _together(members: Sequence[Member], how: How, mesh: Mesh | None = None) -> 
 
     def finish(carry: Carry) -> tuple[PyTree, PyTree]:
         carries = _unstack(carry.params, len(members))
-        networks = [method.finish(each) for method, each in zip(methods, carries, strict=True)]
+        networks = _of_each(lambda method, each: method.finish(each), methods, carries)
         return (networks, carry.aux), ()
 
     return Method(init, _Many(step, how, mesh), batches, begin_epoch, finish)

@@ -172,6 +172,19 @@ def test_a_class_and_a_file_of_positions_can_be_forgotten(weights, tmp_path, cap
     assert (tmp_path / "file" / "forget_indices.txt").read_text() == "5\n17\n300\n"
 
 
+def test_a_run_goes_on_where_a_file_lies_elsewhere_and_not_with_another_content(weights, tmp_path, capsys):
+    for name, text in {"a.txt": "5\n17\n", "b.txt": "17\n5\n", "c.txt": "5\n18\n"}.items():
+        (tmp_path / name).write_text(text)
+    first, moved, other = (f"indices:{tmp_path / name}" for name in ("a.txt", "b.txt", "c.txt"))
+    assert unlearn(weights, tmp_path / "out", *QUICK, forget=first) == 0
+    assert unlearn(weights, tmp_path / "out", *QUICK, "--resume", forget=moved) == 0
+    assert unlearn(weights, tmp_path / "out", *QUICK, "--resume", forget=other) == 2
+    assert "forget_sha256 was" in " ".join(capsys.readouterr().err.split())
+    mislabelled = moved.replace("indices", "mislabelled")
+    assert unlearn(weights, tmp_path / "out", *QUICK, "--resume", forget=mislabelled) == 2
+    assert "kinds_of_files.forget was 'indices' and is now 'mislabelled'" in " ".join(capsys.readouterr().err.split())
+
+
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(weights, tmp_path):
     def tensors(name, seed):
         assert unlearn(weights, tmp_path / name, *QUICK, "--seed", seed, "--retain-limit", 200) == 0

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import tuning
+from scissorhands_jax import files
 from scissorhands_jax.jobs import search
 from scissorhands_jax.methods.scissorhands import ScissorhandsSettings
 
@@ -21,6 +22,14 @@ def test_tuning_beside_the_oracle(tmp_path):
     assert row["gap"]["tuned with oracle"] == min(gaps)
     assert row["gap"]["tuned without oracle"] == gaps[int(np.argmin(scores))]
     assert row["gap"]["default settings"] == gaps[0]
+
+
+def test_two_processes_do_not_write_one_file(tmp_path, capsys):
+    out = tmp_path / "tuning.json"
+    with files.sole_writer(tmp_path, of=out.name):
+        assert tuning.main(["--config", "demo", "--networks", str(tmp_path / "n"), "--out", str(out)]) == 2
+    assert "is being written to by" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_tuning_continues_and_may_begin_with_the_defaults(tmp_path, capsys):

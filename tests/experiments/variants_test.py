@@ -1,15 +1,18 @@
 """`python -m experiments.variants`: what is composed does what it says, and no cell is made twice."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments import variants
-from scissorhands_jax import losses
+from scissorhands_jax import files, losses
 from scissorhands_jax.base import Batch, Carry, Data, Method
+from scissorhands_jax.errors import DivergedError
 from scissorhands_jax.jobs.scenarios import TrainedNetwork
+from scissorhands_jax.methods.scissorhands import ScissorhandsSettings
 from tests import tiny
 
 SMALL = ["training.epochs=2", "train_limit=300", "test_limit=100", "validation_share=0.3"]
@@ -45,6 +48,31 @@ def test_cells_of_every_kind_are_made_once(tmp_path, capsys):
     assert "holds cells of other settings" in capsys.readouterr().err
 
 
+def test_a_variant_that_diverged_anywhere_is_a_cell_and_does_not_end_the_others(tmp_path, monkeypatch):
+    def diverged(*_, **__):
+        raise DivergedError("the logits are not finite")
+
+    measured = iter([variants.measure_row] * 2 + [diverged, variants.measure_row])
+    monkeypatch.setattr(variants, "measure_row", lambda *a, **k: next(measured)(*a, **k))
+    rows, _ = table(tmp_path, "^base$|^once.*sensitivity")
+    assert [row.get("diverged") for row in rows] == [None, "the logits are not finite", None]
+
+
+def test_two_processes_do_not_write_one_folder(tmp_path, capsys):
+    with files.sole_writer(tmp_path / "out"):
+        arguments = ["--config", "demo", "--networks", str(tmp_path / "n"), "--out", str(tmp_path / "out")]
+        assert variants.main(arguments) == 2
+        assert not (tmp_path / "out" / "results.json").exists()
+    assert "is being written to by" in capsys.readouterr().err
+
+
+def test_draws_that_reach_into_those_of_another_seed_are_refused(tmp_path, capsys):
+    arguments = ["--config", "demo", "--networks", str(tmp_path / "n"), "--out", str(tmp_path / "out")]
+    assert variants.main([*arguments, "--seeds", "0,1", "--draws", "101"]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "'retrained again' of seed 0, draw 100 and 'retrained again' of seed 1, draw 0 would both" in told
+
+
 def test_the_table_pairs_cells_of_one_seed():
     metrics = {"acc_forget": 1.0, "acc_retain": 2.0, "acc_test": 3.0, "mia": 4.0}
 
@@ -71,6 +99,32 @@ def test_only_retained_examples_are_taught():
         distance = 4 * np.mean(np.sum(np.exp(p) * (p - q), axis=1))
         expected = float(losses.cross_entropy(logits, part["label"])) + weight * distance
         np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+def test_distillation_augments_images_as_the_loss_of_the_table():
+    """Without a weight it is the table's own loss, in training and in evaluation."""
+    params, model_state = tiny.start()
+    data = variants.with_teacher(tiny.model(), TrainedNetwork(params, model_state, None), tiny.data())
+    table_loss = tiny.loss(augment=True)
+    loss_fn = variants.DistillationLoss(tiny.model(), 0.0, losses.augmentation_of(table_loss))
+    for train in (True, False):
+        found, expected = (
+            function(params, model_state, data.retain, train=train, key=KEY)[0] for function in (loss_fn, table_loss)
+        )
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    altered, plain = (table_loss(params, model_state, data.retain, train=train, key=KEY)[0] for train in (True, False))
+    assert altered != plain
+    store = SimpleNamespace(
+        loaded=SimpleNamespace(model=tiny.model(), loss_fn=table_loss, splits=SimpleNamespace(class_names="abc"))
+    )
+    method, _ = variants.build(
+        store,
+        ScissorhandsSettings(epochs=1, batch_size=4),
+        variants.VARIANTS[next(label for label in variants.VARIANTS if "distillation" in label)],
+        TrainedNetwork(params, model_state, None),
+        tiny.data(),
+    )
+    assert method.step.loss_fn.augment is losses.augmentation_of(table_loss)
 
 
 def test_the_average_is_that_of_the_last_steps():

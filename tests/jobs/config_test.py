@@ -1,6 +1,7 @@
 """Dotted overrides: every type of field, and every way of getting one wrong."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,6 +93,8 @@ def test_changes_apply_in_order_to_a_copy():
         ("title.x=1", "there is no setting 'title.x'"),
         ("inner.=1", "there is no setting 'inner.'"),
         ("inner.extra.a.b=1", "there is no setting 'inner.extra.a.b'; near matches: inner.extra.a"),
+        ("inner.rate=inf", "inner.rate must be a finite number, which results can hold, got inf"),
+        ("inner.extra.rates=1,nan", r"inner.extra.rates.1 must be a finite number, which results can hold, got nan"),
         ("inner=3", "inner holds several settings; write inner.NAME=value"),
         ("inner.extra=3", "inner.extra holds several settings; write inner.extra.NAME=value"),
     ],
@@ -99,6 +102,12 @@ def test_changes_apply_in_order_to_a_copy():
 def test_what_cannot_be_read_is_refused_with_what_would_do(text, message):
     with pytest.raises(InputError, match=message):
         config.override(Outer(), [text])
+
+
+def test_an_infinite_ceiling_is_none():
+    changed = config.override(METHODS["scissorhands"](), ["ceiling=inf"])
+    assert changed == METHODS["scissorhands"](ceiling="off") == METHODS["scissorhands"](ceiling=math.inf)
+    assert changed.changed(mode="authors") == METHODS["scissorhands"](mode="authors")
 
 
 def test_where_numbers_and_names_are_taken_the_names_are_listed():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,9 @@ import pytest
 
 from scissorhands_jax import losses
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.jobs.config import override
+from scissorhands_jax.jobs.config import RunConfig, override
 from scissorhands_jax.jobs.experiment import LoadedExperiment, load_splits
+from scissorhands_jax.jobs.job import prepare_job
 from scissorhands_jax.methods import METHODS, describe
 from tests.jobs.grid_test import EXPERIMENT
 
@@ -32,6 +34,15 @@ def test_settings_describe_themselves(name):
     document = json.loads(json.dumps(describe(METHODS[name]())))
     assert document["method"] == name
     assert "epochs" in document
+
+
+def test_an_infinite_setting_is_refused_before_anything_runs():
+    scenario = dataclasses.replace(EXPERIMENT.scenarios[0], methods={"sfron": METHODS["sfron"](max_norm=math.inf)})
+    with pytest.raises(InputError, match=r"scenarios.0.methods.sfron.max_norm must be a finite number"):
+        LoadedExperiment(dataclasses.replace(EXPERIMENT, scenarios=(scenario,)), None)
+    config = RunConfig(model="no", dataset="no", forget="class:1", method=METHODS["sfron"](max_norm=math.inf))
+    with pytest.raises(InputError, match=r"^method.max_norm must be a finite number"):
+        prepare_job(config)
 
 
 @pytest.mark.parametrize("recipe", ["paper", "fast"])

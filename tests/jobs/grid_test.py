@@ -4,20 +4,22 @@ import dataclasses
 import json
 import shutil
 
+import jax
+import numpy as np
 import pytest
 from rich.console import Console
 
-from scissorhands_jax import report
+from scissorhands_jax import models, report
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import grid, scenarios
 from scissorhands_jax.jobs.cells import slug
-from scissorhands_jax.jobs.experiment import Experiment, Scenario, Sweep
+from scissorhands_jax.jobs.experiment import Experiment, LoadedExperiment, Scenario, Sweep
 from scissorhands_jax.jobs.scenarios import SeededScenario, TableNetworks
 from scissorhands_jax.methods import describe
 from scissorhands_jax.methods.finetune import FinetuneSettings
 from scissorhands_jax.methods.retrain import RetrainSettings
 from scissorhands_jax.methods.scissorhands import ScissorhandsSettings
-from scissorhands_jax.metrics import distances
+from scissorhands_jax.metrics import distances, gradcam
 from scissorhands_jax.report import gates, provenance
 from scissorhands_jax.training import checkpoints
 
@@ -52,6 +54,24 @@ def table(tmp_path_factory):
     """The folder of a finished table of one seed, and its document."""
     out = tmp_path_factory.mktemp("table") / "out"
     return out, grid.run_grid(EXPERIMENT, out, seeds=[3], console=QUIET)
+
+
+def test_a_forget_set_smaller_than_the_figure_has_its_own_images_alone(tmp_path, monkeypatch):
+    drawn = {}
+
+    def heatmaps(model, params, model_state, images, classes, *, layer):
+        return np.zeros(images.shape[:3])
+
+    monkeypatch.setitem(models.CAM_LAYERS, "mlp", "hidden")
+    monkeypatch.setattr(gradcam, "heatmaps", heatmaps)
+    monkeypatch.setattr(report, "gradcam_figure", lambda images, maps, **options: drawn.update(options, images=images))
+    monkeypatch.setattr(SeededScenario, "network_folder", lambda self, label: tmp_path)
+    network = scenarios.TrainedNetwork(*LoadedExperiment(EXPERIMENT, None).model.init(jax.random.key(0)), None)
+    monkeypatch.setattr(SeededScenario, "load", lambda self, label: network)
+    few = dataclasses.replace(EXPERIMENT.scenarios[0], forget=("random:0.005",))
+    experiment = dataclasses.replace(EXPERIMENT, scenarios=(few,), gradcam_layer="hidden")
+    grid.gradcam_picture(experiment, tmp_path, seed=3, num_images=4)
+    assert (drawn["num_forget"], len(drawn["images"])) == (3, 3 + 4)
 
 
 def cells(document):
@@ -182,6 +202,14 @@ class TestTable:
         again = grid.run_grid(EXPERIMENT, out, seeds=[3], console=QUIET)
         assert {path: path.stat().st_mtime_ns for path in (out / "cells").iterdir()} == before
         assert again["rows"] == document["rows"]
+
+    def test_the_page_says_what_the_hashes_of_networks_are(self, table, tmp_path):
+        _, document = table
+        grid.write_report(tmp_path, document, title="tiny")
+        assert "Networks (SHA-256)" in (tmp_path / "report.html").read_text()
+        earlier = {**document["cells"][0], "network": "cb2416ac"}
+        grid.write_report(tmp_path, {**document, "cells": [earlier, *document["cells"][1:]]}, title="tiny")
+        assert "Networks (SHA-256, or earlier a checksum)" in (tmp_path / "report.html").read_text()
 
     def test_a_table_goes_on_from_its_results_alone(self, table, tmp_path):
         """Also with a failure; an original that was trained again and came out differently is named."""

@@ -75,6 +75,27 @@ def test_the_command_fills_in_tables_and_results_of_an_accelerator(tables, tmp_p
     assert untimed(json.loads((folder / "results.json").read_text())) == untimed(json.loads(json.dumps(now)))
 
 
+def test_runs_that_diverged_are_still_counted(tables):
+    _, folder, later = tables
+    failure = {"scenario": "random 10 %", "seed": 2, "method": "finetune", "failure": "it diverged", "code": None}
+    attacked = late_attacks.with_attacks({**later, "failures": [failure]}, lambda name: (folder / name).read_bytes())
+    assert {row["method"] for row in attacked["rows"] if row.get("lost_runs") == 1} == {"finetune"}
+
+
+def test_the_command_says_what_is_wrong_with_predictions(tables, tmp_path, capsys):
+    _, _, later = tables
+    (tmp_path / "predictions").mkdir()
+    (tmp_path / "results.json").write_text(json.dumps(later))
+    (tmp_path / late_attacks.predictions_name("random 10 %", 1, "finetune")).write_bytes(b"damaged")
+    assert command.main([str(tmp_path / "results.json")]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "finetune.npz holds no predictions" in told
+    assert "holds no results of tables" not in told
+    (tmp_path / "results.json").write_text("{}")
+    assert command.main([str(tmp_path / "results.json")]) == 2
+    assert "holds no results of tables" in " ".join(capsys.readouterr().err.split())
+
+
 def test_networks_without_predictions_stay_as_they_are(tables):
     _, _, later = tables
     assert untimed(late_attacks.with_attacks(later, lambda name: None)) == untimed(later)

@@ -1,10 +1,18 @@
 """A scenario with a seed: which examples its networks see."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from scissorhands_jax.jobs.scenarios import SeededScenario, TableNetworks, TrainedNetwork
+from scissorhands_jax import data as data_lib
+from scissorhands_jax.errors import InputError
+from scissorhands_jax.jobs import grid
+from scissorhands_jax.jobs.cells import CellFolder, Diverged
+from scissorhands_jax.jobs.experiment import LoadedExperiment, OwnNetwork, Scenario
+from scissorhands_jax.jobs.scenarios import SeededScenario, TableNetworks, TrainedNetwork, check_seeds
 from scissorhands_jax.jobs.table_cells import Cost
+from scissorhands_jax.tasks import CLASSIFICATION
 from tests.jobs.grid_test import EXPERIMENT
 
 
@@ -64,6 +72,53 @@ class TestSeededScenario:
         forgotten = one.train["image"][one.requests[0]].reshape(len(one.requests[0]), -1)
         kept = seen[1].retain["image"].reshape(second, -1)
         assert not (kept[:, None] == forgotten[None]).all(-1).any()
+
+
+def test_with_wrong_labels_a_class_is_a_label_unless_examples_have_owners(tmp_path):
+    digits = LoadedExperiment(EXPERIMENT, None)
+    people = np.arange(data_lib.size(digits.splits.train)) % 7
+    scenario = Scenario(name="wrong labels", forget=("class:3",), flipped_labels=0.3, methods={})
+    for owners in (None, people):
+        own = OwnNetwork(
+            model=digits.model, train=digits.splits.train, test=digits.splits.test, owners=owners, task=CLASSIFICATION
+        )
+        experiment = dataclasses.replace(EXPERIMENT, train_limit=None, test_limit=None, model_options={})
+        store = TableNetworks(experiment, None, tmp_path, tmp_path, own)
+        one = SeededScenario(store, scenario, 0)
+        whose = one.train["label"] if owners is None else people
+        np.testing.assert_array_equal(one.forget_positions, np.intersect1d(np.flatnonzero(whose == 3), one.trained_on))
+
+
+@pytest.mark.parametrize(
+    ("seeds", "message"),
+    [
+        (
+            [0, 1, 1000],
+            "networks 'retrain' of seed 0 and 'original' of seed 1000 would both be trained with the seed 1000",
+        ),
+        ([2000, 0], "networks 'original' of seed 2000 and 'retrained, drawn again' of seed 0 would both"),
+        (
+            [2**32 - 1500],
+            "'retrained, drawn again' of seed 4294965796 would be trained with the seed 4294967796, and the",
+        ),
+    ],
+)
+def test_seeds_whose_networks_would_share_random_numbers_are_refused(tmp_path, seeds, message):
+    with pytest.raises(InputError, match=message):
+        grid.run_grid(EXPERIMENT, tmp_path / "out", seeds=seeds)
+    assert not (tmp_path / "out").exists()
+
+
+def test_seeds_of_an_earlier_call_count(tmp_path, monkeypatch):
+    monkeypatch.setattr(CellFolder, "read_all", lambda self: [Diverged({"seed": 1003}, "it diverged")])
+    with pytest.raises(InputError, match="networks 'retrain' of seed 3 and 'original' of seed 1003"):
+        grid.run_grid(EXPERIMENT, tmp_path / "out", seeds=[3])
+
+
+def test_seeds_far_enough_apart_pass():
+    check_seeds([0, 1, 2, 999, 5000])
+    with pytest.raises(InputError, match="'original' of seed 10000 and another of seed 0 would both"):
+        check_seeds([0, 10_000], {"another of seed 0": 10_000})
 
 
 def test_seeds_differ_in_their_forget_sets(tmp_path):

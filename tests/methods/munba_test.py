@@ -36,6 +36,15 @@ def flat(gradient):
 jitted = jax.jit(bargain)
 
 
+def test_an_array_without_entries_changes_nothing():
+    retain, forget = (tree(v) for v in pair(1))
+    expected, cosine = bargain(retain, forget)
+    agreed, found = bargain(*({"all": t, "none": np.zeros((0, 3), np.float32)} for t in (retain, forget)))
+    chex.assert_trees_all_equal(agreed["all"], expected)
+    assert agreed["none"].shape == (0, 3)
+    assert found == cosine
+
+
 def solve(retain, forget):
     """The agreed direction as a vector, and the cosine."""
     agreed, cosine = jitted(tree(retain), tree(forget))
@@ -302,6 +311,14 @@ class TestPublishedCode:
         assert sizes == [(4, 3), (2, 3), (0, 3), (0, 1)]
         shorter = Data(DATA.forget, data_lib.take(DATA.retain, np.arange(3)))  # which is passed over a second time
         assert [tuple(map(data_lib.size, batch)) for batch in method.batches(KEY, shorter, 0)] == [(4, 3), (2, 3)]
+
+    def test_a_second_pass_over_the_retain_set_has_an_order_of_its_own(self):
+        method = munba(LOSS, PLAIN_SGD, num_classes=3, batch_size=3, forget_batch_size=1, mode="authors")
+        few = Data(DATA.forget, data_lib.take(DATA.retain, np.arange(9)))
+        for epoch in range(2):
+            order = np.concatenate([batch.retain for batch in method.batches(KEY, few, epoch)])
+            assert len(order) == 18
+            assert (order[:9] != order[9:]).any()
 
     def test_an_epoch_equals_the_formulas_step_by_step(self):
         rate, decay = 0.5, 0.1

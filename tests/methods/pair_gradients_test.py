@@ -151,6 +151,18 @@ def test_states_with_flags():
     chex.assert_trees_all_equal_shapes_and_dtypes(*found)
 
 
+def test_batches_of_two_types_are_not_stacked(monkeypatch):
+    def loss(params, state, batch, *, train, key):
+        return jnp.mean(params * jnp.where(batch["x"].dtype == jnp.uint8, batch["x"] / 255, batch["x"])), state
+
+    batch = Batch({"x": jnp.full((4,), 255, jnp.uint8)}, {"x": jnp.ones((4,))})
+    for pair in WAYS:
+        (_, forget), *_ = pair_gradients(loss, jnp.float32(1), (), batch, None, pair=pair)
+        assert forget == 1
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert choose_pair(loss, {"w": jnp.float32(1)}, batch) == "sequential"
+
+
 def test_only_accelerators_compute_both_at_once_and_only_without_kernels_over_images(monkeypatch):
     batch = Batch(tiny.examples(4), tiny.examples(4))
     params, _ = MODEL.init(KEY)

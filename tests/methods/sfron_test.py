@@ -198,6 +198,18 @@ def test_both_updates_of_a_step_have_the_rate_of_the_step():
         counts = [int(count) for _, count in optax.tree_utils.tree_get_all_with_path(carry.opt_state, "count")]
         assert counts == [number] * len(counts)
         assert len(counts) == 2
+
+    # Schedules that optax injects, and those that it scales by, are one.
+    def rate(step):
+        return 0.1 / (1 + step)
+
+    ends = []
+    for optimizer in (optax.inject_hyperparams(optax.sgd)(learning_rate=rate), optax.sgd(rate)):
+        carry = (method := built(optimizer=optimizer, forget_every=1)).init(KEY, original()[0], (), DATA)
+        for positions in method.batches(KEY, DATA, 0):
+            carry, _ = method.step(carry, data_lib.gather(DATA, positions))
+        ends.append(carry.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), *ends)
     # The bias correction of Adam needs to know of both.
     method = built(optimizer=optax.adam(0.01), forget_every=1)
     carry = method.init(KEY, original()[0], (), DATA)

@@ -10,11 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scissorhands_jax.base import Carry
-from scissorhands_jax.errors import CheckpointError, InputError
+from scissorhands_jax import files
+from scissorhands_jax.base import Carry, Data, lift
+from scissorhands_jax.errors import BusyError, CheckpointError, InputError
+from scissorhands_jax.methods.finetune import finetune
+from scissorhands_jax.optimizers import sgd
 from scissorhands_jax.training import checkpoints
 from scissorhands_jax.training.checkpoints import Checkpointer, Position
 from scissorhands_jax.training.identity import Identity
+from scissorhands_jax.training.loop import run
+from tests import tiny
 from tests.comparison import same_bits
 
 # Orbax's threads, where a damaged file interrupts them.
@@ -307,7 +312,52 @@ def test_what_orbax_cannot_read_when_it_opens_a_folder_is_a_checkpoint_error(tmp
     (path,) = tmp_path.glob("*/_CHECKPOINT_METADATA")
     path.write_bytes(path.read_bytes().replace(b"timestamp", b"timestimp"))
     with pytest.raises(CheckpointError, match="are damaged: ValueError"):
-        Checkpointer(tmp_path)
+        Checkpointer(tmp_path).restore(carry(), RUN)
+    with pytest.raises(CheckpointError, match="are damaged: ValueError"):
+        Checkpointer(tmp_path).open()
+
+
+def test_only_who_writes_changes_the_folder(tmp_path):
+    keeper = Checkpointer(tmp_path, keep=3)
+    with files.sole_writer(tmp_path):
+        for step in (1, 2, 3):
+            keeper.save(carry(step), Position(0, step), RUN)
+        shutil.copytree(tmp_path / "3", tmp_path / "4.orbax-checkpoint-tmp")
+        there = sorted(path.name for path in tmp_path.iterdir())
+        other = Checkpointer(tmp_path, keep=1)
+        assert other.latest_step == 3
+        assert same_bits(other.restore(carry(), RUN)[0], carry(3))
+        with pytest.raises(BusyError):
+            tiny_run(checkpoint=other)
+        assert sorted(path.name for path in tmp_path.iterdir()) == there
+    with pytest.raises(CheckpointError, match="belongs to another run"):
+        tiny_run(checkpoint=other)
+    assert [path.name for path in sorted(tmp_path.iterdir()) if path.name.isdecimal()] == ["1", "2", "3"]
+
+
+def test_a_checkpointer_sees_what_others_saved_since_it_was_made(tmp_path):
+    early, keeper = Checkpointer(tmp_path), Checkpointer(tmp_path)
+    assert early.latest_step is None
+    for step in (3, 4):
+        keeper.save(carry(step, seed=step), Position(0, step), RUN)
+        assert early.latest_step == step
+        assert same_bits(early.restore(carry(), RUN)[0], carry(step, seed=step))
+
+
+def test_numbers_among_the_parameters_are_kept_as_arrays(tmp_path):
+    loss = lift(lambda params, batch: jnp.mean(jnp.square(params["w"] * batch["x"] + params["b"])))
+    method, x = finetune(loss, sgd(0.1), batch_size=2), {"x": np.arange(4, dtype=np.float32)}
+    found = [
+        run(method, jax.random.key(0), {"w": jnp.ones(()), "b": b}, {"n": 3}, Data(x, x), num_epochs=1, checkpoint=to)
+        for b, to in ((0.5, Checkpointer(tmp_path)), (jnp.float32(0.5), None))
+    ]
+    assert same_bits(*(result.params for result in found))
+    assert found[0].model_state["n"].dtype == jnp.int32
+    assert Checkpointer(tmp_path).latest_step == 2
+
+
+def tiny_run(**options):
+    return run(tiny.method("finetune"), jax.random.key(0), *tiny.start(), tiny.data(), num_epochs=1, **options)
 
 
 @pytest.mark.parametrize("keep", [0, -1])

@@ -3,6 +3,7 @@
 import dataclasses
 import enum
 import functools
+import importlib
 import json
 import operator
 import re
@@ -85,6 +86,68 @@ def test_what_a_function_refers_to_counts(function, owner, name, value, monkeypa
     else:
         monkeypatch.setattr(owner, name, value)
     assert described(function) != before
+
+
+def made_package(folder, monkeypatch, where, loss, name="own_pkg"):
+    """Writes a package with a loss into a folder of its own, and imports a function that uses it from there."""
+    for path, text in {
+        "__init__": "",
+        "losses": f"from {name} import parts\nimport {name}\ndef my_loss(p, b): return parts.power(p)",
+        "parts": f"def power(p): return {loss}",
+        "using": where,
+    }.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / name / f"{path}.py").write_text(text.replace("PKG", name))
+    for module in [module for module in sys.modules if module.partition(".")[0] == name]:
+        monkeypatch.delitem(sys.modules, module)
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        using = importlib.import_module(f"{name}.using").using
+        described(using)  # imports what the function imports
+    return using
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "import PKG.losses\ndef using(p, b): return PKG.losses.my_loss(p, b)",
+        "def using(p, b):\n from PKG.losses import my_loss\n return my_loss(p, b)",
+        "def using(p, b):\n import PKG.losses\n return PKG.losses.my_loss(p, b)",
+        "def using(p, b):\n import PKG.losses as own\n return own.my_loss(p, b)",
+        "def using(p, b):\n from .losses import my_loss\n return my_loss(p, b)",
+        "def using(p, b):\n from . import losses\n return losses.my_loss(p, b)",
+        "def using(p, b):\n def inner():\n  from . import losses\n  return losses.my_loss(p, b)\n return inner()",
+        "def make():\n from . import losses\n return lambda p, b: losses.my_loss(p, b)\nusing = make()",
+    ],
+)
+def test_what_a_function_takes_from_a_package_counts(where, tmp_path, monkeypatch):
+    found = [
+        described(made_package(tmp_path / str(number), monkeypatch, where, loss))
+        for number, loss in enumerate(("p ** 2", "p ** 3", "p ** 2"))
+    ]
+    assert found[0] != found[1]
+    assert found[0] == found[2]
+
+
+def importing_what_is_missing(params, batch):
+    try:
+        import no_such_module_of_mine  # noqa: F401
+    except ImportError:
+        return params
+    return batch
+
+
+def importing_a_library(params, batch):
+    import colorsys
+
+    import pytest
+
+    return params, colorsys, pytest
+
+
+def test_imports_of_what_is_missing_and_of_libraries_are_no_obstacle():
+    assert "(missing)" in described(importing_what_is_missing)
+    assert "import" not in json.dumps([*describe_value(importing_a_library, "loss")])
 
 
 weight = 1.0
@@ -271,6 +334,7 @@ def test_what_refers_to_itself_has_an_end():
         (threading.Lock(), "a _thread.lock"),
         ((number for number in range(3)), "a builtins.generator"),
         (sys.stderr, "a .*"),
+        ([settings], "the module own_settings"),
         (functools.reduce(lambda inside, _: [inside], range(300), 1), "something that is nested too deeply"),
     ],
 )

@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scissorhands_jax import losses, models
+from scissorhands_jax import base, losses, models
 from scissorhands_jax.base import Data
-from scissorhands_jax.errors import InputError, NonFiniteError
+from scissorhands_jax.errors import DivergedError, InputError, NonFiniteError
 from scissorhands_jax.methods import METHODS
+from scissorhands_jax.methods.finetune import finetune
+from scissorhands_jax.optimizers import sgd
 from scissorhands_jax.training import sweeps
 from scissorhands_jax.training.loop import run
 from scissorhands_jax.training.sweeps import Member, methods_of, run_many
@@ -99,6 +101,34 @@ def test_a_member_that_diverges_does_not_end_the_others(how):
     same_network(good, run(*members(variants)[0], data(), num_epochs=2))
     assert isinstance(bad, NonFiniteError)
     assert 1 < bad.step <= 6
+
+
+@pytest.mark.parametrize("how", [*WAYS, "auto"])
+@pytest.mark.parametrize("part", ["init", "begin_epoch", "finish"])
+def test_a_member_that_diverges_outside_of_a_step_does_not_end_the_others(how, part):
+    def diverged(*_):
+        raise DivergedError("the update is not finite")
+
+    chosen = members([settings("finetune", learning_rate=rate) for rate in (0.05, 0.01, 0.02)])
+    bad = chosen[1]._replace(method=chosen[1].method._replace(**{part: diverged}))
+    first, error, last = run_many([chosen[0], bad, chosen[2]], data(), num_epochs=1, how=how)
+    assert type(error) is DivergedError
+    for member, result in ((chosen[0], first), (chosen[2], last)):
+        same_network(result, run(*member, data(), num_epochs=1))
+    (error,) = run_many([bad], data(), num_epochs=1, how=how)
+    assert type(error) is DivergedError
+
+
+@pytest.mark.parametrize("how", [*WAYS, "sharded"])
+def test_keys_in_the_model_state_come_back(how):
+    key = jax.random.key(5)
+    loss = base.lift(lambda params, batch: jnp.mean(jnp.square(params - batch["x"])))
+    method = finetune(loss, sgd(0.1), batch_size=2)
+    examples = {"x": np.arange(4, dtype=np.float32)}
+    several = [Member(method, jax.random.key(seed), jnp.zeros(()), {"key": key}) for seed in range(2)]
+    for result in run_many(several, Data(examples, examples), num_epochs=1, how=how):
+        assert result.model_state["key"].dtype == key.dtype
+        assert result.model_state["key"] == key
 
 
 def test_metrics_come_per_member():
