@@ -213,7 +213,7 @@ def config_in_use(book: Ledger, subject: Subject) -> NetworkConfig:
     if subject.weights or subject.checkpoint:
         weights, checkpoint = subject.weights, subject.checkpoint
     # What the network knows is what the ledger has signed, wherever its file comes from.
-    past = {name: str(path.absolute()) for name, path in past_files(book.folder).items()}
+    past: dict[str, Any] = {name: str(path.absolute()) for name, path in past_files(book.folder).items()}
     if current is not None:
         place = records.run_folder(book.folder, current)
         if not (place / NETWORK_FOLDER).is_dir():
