@@ -99,7 +99,7 @@ def override(config: Any, changes: Iterable[str]) -> Any:
     return config
 
 
-def check_finite(settings: Any, name: str = "") -> None:
+def check_finite_settings(settings: Any, name: str = "") -> None:
     """Refuses settings that no file of results and no identity can hold, before anything runs with them.
 
     Args:
@@ -117,7 +117,7 @@ def check_finite(settings: Any, name: str = "") -> None:
         settings = dict(enumerate(settings))
     if isinstance(settings, Mapping):
         for key, value in settings.items():
-            check_finite(value, f"{name}.{key}" if name else str(key))
+            check_finite_settings(value, f"{name}.{key}" if name else str(key))
 
 
 def setting_names(config: Any, prefix: str = "") -> list[str]:
@@ -178,7 +178,7 @@ def _set(config: Any, path: list[str], name: str, text: str) -> Any:
         if rest:
             raise _unknown(name, [prefix + head])
         value = _json_or_text(text)
-        check_finite(value, name)
+        check_finite_settings(value, name)
         return {**config, head: value}
     names = [field.name for field in dataclasses.fields(config)]
     if head not in names:
@@ -195,7 +195,7 @@ def _set(config: Any, path: list[str], name: str, text: str) -> Any:
     change = {head: parse_value(text, hint, name)}
     # Settings that depend on one another change together.
     changed = config.changed(**change) if hasattr(config, "changed") else dataclasses.replace(config, **change)
-    check_finite(getattr(changed, head), name)
+    check_finite_settings(getattr(changed, head), name)
     return changed
 
 

@@ -20,7 +20,7 @@ from scissorhands_jax.base import Dataset, Method, Model, ModelState, Params, St
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.datasets.splits import validation_split
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.jobs.config import check_finite
+from scissorhands_jax.jobs.config import check_finite_settings
 from scissorhands_jax.methods import MethodSettings, describe
 from scissorhands_jax.methods.finetune import FinetuneSettings
 from scissorhands_jax.methods.retrain import RetrainSettings
@@ -121,7 +121,7 @@ class Experiment(Setup):
             | {"methods": {label: describe(settings) for label, settings in scenario.methods.items()}}
             for scenario in self.scenarios
         ]
-        check_finite(document)
+        check_finite_settings(document)
         return json.loads(json.dumps(document, default=_jsonable))
 
 

@@ -17,7 +17,7 @@ from scissorhands_jax.base import Data, Dataset, Method, Model, ModelState, Para
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.errors import InputError, check_seed
 from scissorhands_jax.jobs import held_out, runs
-from scissorhands_jax.jobs.config import NetworkConfig, RunConfig, check_finite
+from scissorhands_jax.jobs.config import NetworkConfig, RunConfig, check_finite_settings
 from scissorhands_jax.jobs.earlier_runs import Past, past_of
 from scissorhands_jax.jobs.loading import ReadNetwork, build_model, read_network
 from scissorhands_jax.methods import MethodSettings
@@ -279,7 +279,7 @@ def prepare_job(config: RunConfig, check: Callable[[Model], None] | None = None)
       InputError: As `unlearning.unlearn`.
     """
     check_seed(config.seed)
-    check_finite(config)
+    check_finite_settings(config)
     if config.retain_limit is not None and config.retain_limit < 1:
         raise InputError(f"--retain-limit must be at least 1, got {config.retain_limit}")
     network = prepare_network(config, check, seed=config.seed)
