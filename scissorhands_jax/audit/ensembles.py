@@ -21,7 +21,7 @@ import numpy as np
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import files, hashing, trees
 from scissorhands_jax.base import Batch, Carry, Data, Dataset, Key, Method, Model, ModelState, Params
-from scissorhands_jax.errors import CheckpointError, InputError, NonFiniteError
+from scissorhands_jax.errors import CheckpointError, DivergedError, InputError
 from scissorhands_jax.training import checkpoints, sweeps
 from scissorhands_jax.training.descriptions import describe_value
 from scissorhands_jax.training.identity import Identity, check_same, identify
@@ -257,7 +257,7 @@ class Ensemble:
           how: Whether they are trained at once; see `sweeps.run_many`.
 
         Raises:
-          NonFiniteError: A network diverged. Those before it are saved.
+          DivergedError: A network diverged. Those before it are saved.
         """
         with contextlib.ExitStack() as stack:
             for path in sorted(map(self.path, networks)):
@@ -275,7 +275,7 @@ class Ensemble:
             )
         results = sweeps.run_many(members, Data(None, self.train), num_epochs=self.num_epochs, how=how)
         for network, result in zip(networks, results, strict=True):
-            if isinstance(result, NonFiniteError):
+            if isinstance(result, DivergedError):
                 raise result
             run = self._whole_identity(network).document()
             description = {"identity": self.identity(network), "run": run, "seconds": result.seconds}

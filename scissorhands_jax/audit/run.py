@@ -23,7 +23,7 @@ from scissorhands_jax.audit.analysis import Measurement, MetricEstimate, klom_bi
 from scissorhands_jax.audit.measuring import TIERS, Audit, AuditCell, AuditTarget
 from scissorhands_jax.audit.scores import SCORES_FILE, AuditScores, numbers_document
 from scissorhands_jax.base import Data, ModelState, Params
-from scissorhands_jax.errors import InputError, NonFiniteError, check_seed
+from scissorhands_jax.errors import DivergedError, InputError, check_seed
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.cells import CellFolder, Diverged
 from scissorhands_jax.jobs.experiment import Experiment, OwnNetwork
@@ -225,6 +225,6 @@ def _seconds_of(
         first = run(method, key, *network, data, num_epochs=epochs)
         beginning = run(method, key, *network, data, num_epochs=0).seconds
         once = run(method, key, *network, data, num_epochs=epochs).seconds
-    except NonFiniteError:  # The network has hardly been trained, so a method may diverge on it.
+    except DivergedError:  # The network has hardly been trained, so a method may diverge on it.
         return 0.0, network
     return beginning + settings.epochs * max(0.0, once - beginning), (first.params, first.model_state)

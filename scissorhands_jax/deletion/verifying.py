@@ -134,12 +134,16 @@ def verify_ledger(
                 found += _list_problems(book, file, getattr(book.about, name))
         if current is None and book.is_copy and not (subject.weights or subject.checkpoint):
             _note(console, _WITHOUT_ORIGINAL)
-        elif current is None:
-            found += _original_problems(book, subject)
-        elif evaluate and book.is_copy and not subject.dataset:
+        elif evaluate and current is not None and book.is_copy and not subject.dataset:
             _note(console, _WITHOUT_DATA)
-        elif evaluate and not found:
-            found += _evaluated(book, current, subject, console)
+        elif current is None or (evaluate and not found):
+            wrong = (
+                _original_problems(book, subject) if current is None else _evaluated(book, current, subject, console)
+            )
+            if run_in_use(book) == current:
+                found += wrong
+            else:  # It was looked at in part as what it was, and in part as what it is now.
+                _note(console, "a run has ended meanwhile, so the network in use was not verified; verify again")
         for line in lineage.attention_lines(book):
             _note(console, line)
         return found, events[-1].hash

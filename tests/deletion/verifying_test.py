@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from scissorhands_jax import deletion, hashing
-from scissorhands_jax.deletion import ledger, records, signing
+from scissorhands_jax.deletion import ledger, records, signing, verifying
 from scissorhands_jax.deletion.entries import RequestsCovered
 from scissorhands_jax.deletion.ledger import Ledger
-from scissorhands_jax.deletion.requests import past_files
+from scissorhands_jax.deletion.requests import config_in_use, past_files
 from tests.deletion.commands import command, error_of, moved_data, verified
+from tests.deletion.samples import recorded, started
 
 pytest.importorskip("cryptography")
 
@@ -204,6 +205,21 @@ def test_a_changed_original_is_found_while_it_is_in_use(begun, tmp_path, capsys)
     file.unlink()
     (found,) = verified(begun, "--quick", "--weights", file, capsys=capsys)
     assert f"the original network in {file} cannot be read" in found
+
+
+def test_a_run_that_ends_meanwhile_is_no_change_of_the_original(begun, tmp_path, monkeypatch, capsys):
+    folder = shutil.copytree(begun, tmp_path / "ledger")
+
+    def overtaken(book, subject):
+        with Ledger(folder) as other:
+            other.append(started(1, 1))
+            other.append(recorded(1, 1))
+        return config_in_use(book, subject)
+
+    monkeypatch.setattr(verifying, "config_in_use", overtaken)
+    capsys.readouterr()
+    assert command("verify", "--ledger", folder, "--quick") == 0
+    assert "a run has ended meanwhile" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--weights", "--checkpoint"])
