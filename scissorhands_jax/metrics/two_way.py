@@ -260,17 +260,17 @@ def attack_influences(
     is_negative = ~np.isnan(as_positives[0]).all(axis=0)
     kinds = np.where(is_negative, _NEGATIVES, positives.min())
     n, m, known = len(own), others.shape[1], int(is_negative.sum())
-    weight = min(PRIOR_FREEDOM, known - 1.0)
+    prior = min(PRIOR_FREEDOM, known - 1.0)
     scales = np.where(is_negative, math.sqrt(m / max(1, m - 1)), math.sqrt(n / max(1, n - 1)))
-    free = np.where(is_negative, (known - 1) / known, (n - 1 + weight) / n)
+    free = np.where(is_negative, (known - 1) / known, (n - 1 + prior) / n)
     influences = {}
     for place, name in enumerate(["auc", *(f"tpr_at_{100 * rate:g}" for rate in rates)]):
         value = found[0, 0] if name == "auc" else tpr_at_fpr(attack.positives, attack.negatives, rates[place - 1])
         of_examples, least = scales * by_example[place, 0], 0.0
-        if not is_negative[own].any() and weight > 0:
+        if not is_negative[own].any() and prior > 0:
             alone = float(np.square(of_examples[own]).sum())
             usual = _variance_of_means(as_positives[place][:, is_negative]) / n
-            drawn = (weight * usual + (n - 1) * alone) / (weight + n - 1)
+            drawn = (prior * usual + (n - 1) * alone) / (prior + n - 1)
             # Positives that are above a threshold more often than negatives vary more than these.
             _set_variance(of_examples, own, drawn if name == "auc" else max(alone, drawn))
         elif name == "auc":
