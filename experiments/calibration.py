@@ -25,7 +25,7 @@ import numpy as np
 
 from scissorhands_jax import files, report
 from scissorhands_jax.audit.analysis import Analysis, AuditedSet, Measurement, MetricEstimate, Watched
-from scissorhands_jax.report import ORIGINAL, REFERENCE
+from scissorhands_jax.report import ORIGINAL, REFERENCE, provenance
 from scissorhands_jax.report.gates import Gate
 
 PERFECT, LEAKY = "perfect", "leaky"
@@ -191,6 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, default=Path("experiments/results/calibration.json"))
     out = parser.parse_args(arguments).out
+    provenance.note_code()
     results = {name: calibrate(**settings) for name, settings in SIZES.items()}
     files.write_text(out, json.dumps({"audits": results} | report.environment(), indent=1, allow_nan=False) + "\n")
 

@@ -90,6 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--attack", action="store_true", help="also look for a text that brings the digit back")
     options = parser.parse_args(arguments)
+    provenance.note_code()
     console = Console(stderr=True)
     try:
         document = run(

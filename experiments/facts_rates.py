@@ -27,6 +27,7 @@ from scissorhands_jax.language.demo.forgetting import forget_people
 from scissorhands_jax.language.demo.scene import FactsScene, make_facts_scene, train_facts
 from scissorhands_jax.language.demo.settings import UNLEARNED, FactsSettings
 from scissorhands_jax.language.token_losses import answers_task
+from scissorhands_jax.report import provenance
 from scissorhands_jax.terminal import Console, complain, say
 
 SEED = 200
@@ -128,6 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=_OUT, metavar="FILE", help="default experiments/results")
     parser.add_argument("--seed", type=int, default=SEED, metavar="N", help=f"default {SEED}")
     options = parser.parse_args(arguments)
+    provenance.note_code()
     console = Console(stderr=True)
     try:
         document = fill(FactsSettings(seed=options.seed), RATES, options.out, console)

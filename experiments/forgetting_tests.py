@@ -29,6 +29,7 @@ from scipy import stats
 from scissorhands_jax import files, report
 from scissorhands_jax.language.aggregates import paired_test
 from scissorhands_jax.language.calibration import calibrated_test
+from scissorhands_jax.report import provenance
 
 LEVEL = 0.05
 PER_AUTHOR = 20
@@ -145,6 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("experiments/results/forgetting_tests.json"))
     parser.add_argument("--repeats", type=int, default=500, metavar="N")
     options = parser.parse_args(arguments)
+    provenance.note_code()
     results = {name: simulate(options.repeats, **settings) for name, settings in scenarios().items()}
     document = {"level": LEVEL, "monte_carlo_error_of_5_percent": math.sqrt(0.05 * 0.95 / options.repeats)}
     document |= {"simulations": results} | report.environment()

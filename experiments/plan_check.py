@@ -28,6 +28,7 @@ from scissorhands_jax import files, models, reading, report, torch_weights
 from scissorhands_jax.jobs.progress import status
 from scissorhands_jax.language.families import sizes_of
 from scissorhands_jax.language.model_folders import outline_of
+from scissorhands_jax.report import provenance
 from scissorhands_jax.terminal import Console, Table
 
 MEMORY_AIM, TIME_AIM = 0.2, 0.3  # relative
@@ -72,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tiny", action="store_true", help="with --language: rehearse with a tiny network")
     parser.add_argument("--only", choices=[*CASES, *LANGUAGE_CASES], action="append", help="this case; may be repeated")
     options = parser.parse_args(arguments)
+    provenance.note_code()
     cases: dict[str, Any] = LANGUAGE_CASES if options.language else CASES
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1} if options.tiny else {}
     console = Console(stderr=True)

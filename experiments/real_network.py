@@ -30,7 +30,7 @@ from scissorhands_jax.jobs.job import Job, prepare_job
 from scissorhands_jax.jobs.loading import load_run
 from scissorhands_jax.jobs.scenarios import REFERENCES
 from scissorhands_jax.jobs.unlearning import RunResults
-from scissorhands_jax.report import table_gates
+from scissorhands_jax.report import provenance, table_gates
 from scissorhands_jax.terminal import LoggedConsole, add_follow_options, complain, logged_console, remarks_on, say
 
 _SHARED = ("forget", "trained_on")
@@ -45,6 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     add_follow_options(parser)
     options = parser.parse_args(arguments)
+    provenance.note_code()
     console = LoggedConsole()
     try:
         console = logged_console(options)

@@ -31,6 +31,7 @@ from scissorhands_jax.base import Batch, Carry, Data, Method
 from scissorhands_jax.losses import classification_loss
 from scissorhands_jax.methods.scissorhands import scissorhands
 from scissorhands_jax.optimizers import sgd
+from scissorhands_jax.report import provenance
 from scissorhands_jax.training import loop as training
 from scissorhands_jax.training.sharding import Layout, make_layout
 
@@ -53,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--write", type=Path, metavar="FILE", help="a Markdown file whose tables are replaced")
     parser.add_argument("--measure", choices=("many", "alone"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    provenance.note_code()
     if options.measure is not None:
         json.dump(many_devices() if options.measure == "many" else one_device(), sys.stdout)
         return 0

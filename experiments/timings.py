@@ -32,6 +32,7 @@ from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods import MethodSettings
 from scissorhands_jax.methods.retrain import RetrainSettings
+from scissorhands_jax.report import provenance
 from scissorhands_jax.terminal import Console, complain, say
 from scissorhands_jax.training.loop import run
 
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data-dir", metavar="DIR", help="folder of CIFAR-10's files")
     parser.add_argument("--tiny", action="store_true", help="rehearse: the digits, few epochs, few weights")
     options = parser.parse_args(arguments)
+    provenance.note_code()
     console = Console(stderr=True)
     try:
         listed = cases(options.data_dir, tiny=options.tiny)

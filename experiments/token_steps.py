@@ -37,6 +37,7 @@ from scissorhands_jax.language.packing import Encoded, packed_rows
 from scissorhands_jax.language.token_losses import token_loss
 from scissorhands_jax.language.transformer import Transformer
 from scissorhands_jax.methods import TrainingSettings, finetune
+from scissorhands_jax.report import provenance
 from scissorhands_jax.terminal import Console, say
 from scissorhands_jax.training import loop as training
 
@@ -198,6 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--note", default="", help="what else the machine did, for the file")
     parser.add_argument("--tiny", action="store_true", help="rehearse at a tiny size")
     options = parser.parse_args(arguments)
+    provenance.note_code()
     found = measure(TINY if options.tiny else Sizes(), Console(stderr=True))
     files.write_text(options.out, json.dumps(found | {"note": options.note} | report.environment(), indent=1) + "\n")
     aim = found["aim"]

@@ -44,6 +44,7 @@ from scissorhands_jax.jobs.progress import progress_bar
 from scissorhands_jax.jobs.scenarios import SeededScenario, TableNetworks, check_seeds
 from scissorhands_jax.metrics import distances
 from scissorhands_jax.metrics.row import measure_row
+from scissorhands_jax.report import provenance
 from scissorhands_jax.terminal import (
     Console,
     LoggedConsole,
@@ -79,6 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("settings", nargs="*", metavar="NAME=VALUE")
     add_follow_options(parser)
     options = parser.parse_args(arguments)
+    provenance.note_code()
     console = LoggedConsole()
     try:
         console = logged_console(options)

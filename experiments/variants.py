@@ -57,6 +57,7 @@ from scissorhands_jax.methods.settings import of_network
 from scissorhands_jax.methods.trimming import trimming_mask
 from scissorhands_jax.metrics import distances
 from scissorhands_jax.metrics.row import measure_row
+from scissorhands_jax.report import provenance
 from scissorhands_jax.terminal import (
     LoggedConsole,
     Progress,
@@ -164,6 +165,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("settings", nargs="*", metavar="NAME=VALUE", help="of the experiment")
     add_follow_options(parser)
     options = parser.parse_args(arguments)
+    provenance.note_code()
     console = LoggedConsole()
     try:
         console = logged_console(options, options.out)

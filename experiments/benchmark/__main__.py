@@ -34,6 +34,7 @@ from experiments.benchmark.timing import Aim, OnRound, Result, Spread
 from scissorhands_jax import files, reading, report
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs.progress import progress_bar
+from scissorhands_jax.report import provenance
 from scissorhands_jax.terminal import Console, Table, complain, literal, say
 
 Case = Callable[[OnRound], Result]
@@ -151,6 +152,7 @@ def _share_of_matrix_rate(result: Result) -> float | None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the cases, prints their results, and returns the exit status, which is 2 for input that cannot be used."""
     options = _parser().parse_args(arguments)
+    provenance.note_code()
     console = Console(stderr=True)
     try:
         document = _run(options, console)

@@ -12,6 +12,7 @@ from experiments.tofu.page import read_cells, summarized, tofu_grid, write_resul
 from experiments.tofu.scene import TofuSettings, make_subject
 from scissorhands_jax import report
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.report import provenance
 from scissorhands_jax.terminal import LoggedConsole, complain
 
 TINY = TofuSettings(
@@ -29,6 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--write", type=Path, metavar="DIR", help="write results of the cells that there are, and stop")
     parser.add_argument("--tiny", action="store_true", help="a rehearsal, whose numbers mean nothing")
     options = parser.parse_args(arguments)
+    provenance.note_code()
     console = LoggedConsole()
     try:
         if options.write is None:

@@ -25,6 +25,7 @@ from scissorhands_jax.cli import (
     requests,
 )
 from scissorhands_jax.cli.options import Command, flags_of, paragraphs, parse
+from scissorhands_jax.cli.shared import LongCommand
 from scissorhands_jax.errors import InputError, PeerError, suggest
 from scissorhands_jax.terminal import LoggedConsole, complain, remarks_on
 
@@ -177,6 +178,10 @@ def _run(command: Command) -> int:
     try:
         console = command.open_console()
         with remarks_on(console):
+            if isinstance(command, LongCommand):
+                from scissorhands_jax.report import provenance
+
+                provenance.note_code()
             return command.run(console) or 0
     except InputError as error:
         complain(console, str(error))

@@ -51,6 +51,11 @@ def running_code() -> Code:
     return Code(__version__, hashing.sources_sha256(package), commit, changed)
 
 
+def note_code() -> None:
+    """Has results name the code as it is now: a long program calls this as it begins, before its files may change."""
+    running_code()
+
+
 def _git(folder: Path, *arguments: str) -> str | None:
     """Returns Git's answer if Git tracks the package. An installed package may lie within an unrelated repository."""
     try:

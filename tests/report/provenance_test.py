@@ -1,6 +1,7 @@
 """Which code made a result: the commit only where Git tracks the package, and never a folder of the machine."""
 
 import dataclasses
+import pathlib
 import re
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import types
 
 import pytest
 
+from scissorhands_jax.cli import main as cli
 from scissorhands_jax.report import provenance
 from scissorhands_jax.report.provenance import Code, code_note
 
@@ -119,3 +121,40 @@ class TestNote:
             "The cells were made by 3 states of the code, which may give other numbers. x: a; commit not recorded: b; "
             "y: 0, 1, 2, 3, 4, 5 and 2 more."
         )
+
+
+def test_long_programs_note_the_code_as_they_begin():
+    """What is committed while they run is not the code that ran."""
+    experiments = pathlib.Path(__file__).parents[2] / "experiments"
+    programs = [path for path in experiments.rglob("*.py") if "def main(" in path.read_text(encoding="utf-8")]
+    package = {path.parent for path in experiments.rglob("__main__.py")}
+    for path in programs:
+        parts = path.parent.glob("*.py") if path.parent in package else [path]
+        if any("report.environment()" in part.read_text(encoding="utf-8") for part in parts):
+            assert "    provenance.note_code()\n" in path.read_text(encoding="utf-8"), path.name
+
+
+def test_a_long_command_notes_the_code_before_it_runs(monkeypatch, tmp_path):
+    noted = []
+    monkeypatch.setattr(provenance, "note_code", lambda: noted.append(True))
+    assert (
+        cli.main(
+            [
+                "unlearn",
+                "--weights",
+                str(tmp_path / "none"),
+                "--dataset",
+                "digits",
+                "--model",
+                "mlp",
+                "--forget",
+                "random:0.1",
+                "--out",
+                str(tmp_path / "out"),
+            ]
+        )
+        == 2
+    )
+    assert noted == [True]
+    assert cli.main(["doctor"]) == 0
+    assert noted == [True]
