@@ -271,8 +271,11 @@ def attack_influences(
             alone = float(np.square(of_examples[own]).sum())
             usual = _variance_of_means(as_positives[place][:, is_negative]) / n
             drawn = (prior * usual + (n - 1) * alone) / (prior + n - 1)
-            # Positives that are above a threshold more often than negatives vary more than these.
-            _set_variance(of_examples, own, drawn if name == "auc" else max(alone, drawn))
+            if name != "auc":
+                # Positives that are above a threshold more often than negatives vary more than these. Where none or
+                # all are, no variance was found, and `share_estimate` counts examples.
+                drawn = max(alone, drawn) if alone else 0.0
+            _set_variance(of_examples, own, drawn)
         elif name == "auc":
             least = _hanley_mcneil((found[0, 0] * n * count + 1) / (n * count + 2), n, m) / count
         influences[name] = _make(

@@ -97,6 +97,19 @@ class TestClosedForms:
         assert nothing.low == 0
         assert nothing.high == pytest.approx(stats.binomtest(0, 200).proportion_ci(method="wilson").high, rel=0.02)
 
+    def test_a_rate_of_which_nothing_is_seen_has_wilsons_interval_of_the_examples(self):
+        """No positive of any network is above the threshold, or all are."""
+        positives, negatives = normal(4, 50) - 20, normal(4, 60, seed=1)
+        columns = np.arange(50), 50 + np.arange(60)
+        for shift, (low, high) in ((0, (0, 0.08)), (40, (0.92, 1))):
+            attack = Attack(positives + shift, negatives)
+            found = two_way.attack_influences(attack, *columns, over_networks=False, rates=(0.01,))["tpr_at_1"]
+            one = found.share_estimate(least=0.01)
+            expected = stats.binomtest(50 if shift else 0, 50).proportion_ci(method="wilson")
+            assert (one.low, one.high) == pytest.approx((expected.low, expected.high), abs=0.02)
+            assert one.low == pytest.approx(low, abs=0.02)
+            assert one.high == pytest.approx(high, abs=0.02)
+
     def test_pairs_that_are_only_references_add_no_degrees_of_freedom(self):
         """Runs of the method on their networks have diverged."""
         part, whole = (np.zeros((3, 8, 20)), np.zeros((3, 8, 30)))
