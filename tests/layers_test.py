@@ -21,12 +21,12 @@ ORDER = (
     *(
         "data",
         "augmentation",
-        "saliency",
         "masks",
         "reinit",
         "projection",
         "microbatches",
         "losses",
+        "saliency",
         "tasks",
         "optimizers",
     ),
