@@ -110,7 +110,7 @@ def check_finite_settings(settings: Any, name: str = "") -> None:
       InputError: A number is NaN or infinite.
     """
     if isinstance(settings, float) and not math.isfinite(settings):
-        raise InputError(f"{name} must be a finite number, which results can hold, got {settings}")
+        raise InputError(f"{name} must be a finite number, got {settings}")
     if dataclasses.is_dataclass(settings):
         settings = vars(settings)
     elif isinstance(settings, list | tuple):

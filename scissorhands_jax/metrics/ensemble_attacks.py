@@ -128,15 +128,16 @@ def moderated_variances(variances: np.ndarray, freedom: np.ndarray) -> np.ndarra
       freedom: Their degrees of freedom, at least one. shape=(..., examples)
 
     Returns:
-      The moderated variances, at least 1e-12 of their mean. shape=(..., examples), dtype=float64
+      The moderated variances, at least 1e-12 of their mean, or 1e-12 where all are 0. shape=(..., examples),
+      dtype=float64
 
     References:
       Smyth, Linear models and empirical Bayes methods for assessing differential expression in microarray experiments,
       Statistical Applications in Genetics and Molecular Biology, 2004, sections 4 and 6.2.
     """
     # Scores that are all equal have the variance 0. Their unit may be any.
-    variances = np.maximum(variances, 1e-12 * variances.mean(axis=-1, keepdims=True))
-    variances = np.maximum(variances, np.finfo(np.float64).tiny)
+    least = 1e-12 * variances.mean(axis=-1, keepdims=True)
+    variances = np.where(least > 0, np.maximum(variances, least), 1e-12)
     pooled = (freedom * variances).sum(axis=-1, keepdims=True) / freedom.sum(axis=-1, keepdims=True)
     if variances.shape[-1] < 2:
         return np.broadcast_to(pooled, variances.shape)
