@@ -34,7 +34,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, *, label_smoothing: floa
 
 def cross_entropies(logits: jax.Array, labels: jax.Array, *, label_smoothing: float = 0.0) -> jax.Array:
     """The terms of `cross_entropy`, one per example, in float32 or wider. shape=(N,)"""
-    count, logits = logits.shape[-1], _widened(logits)
+    count, logits = logits.shape[-1], in_full_precision(logits)
     labels = class_numbers(labels)
     if label_smoothing == 0:
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -45,10 +45,10 @@ def cross_entropies(logits: jax.Array, labels: jax.Array, *, label_smoothing: fl
     return jnp.where((labels >= 0) & (labels < count), losses, jnp.nan)
 
 
-def _widened(logits: chex.Array) -> jax.Array:
-    """The same logits in float32 or wider; losses in half precision have three digits, and many of them are equal."""
-    logits = jnp.asarray(logits)
-    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+def in_full_precision(numbers: chex.Array) -> jax.Array:
+    """The same numbers in float32 or wider; losses in half precision have three digits, and many of them are equal."""
+    numbers = jnp.asarray(numbers)
+    return numbers.astype(jnp.promote_types(numbers.dtype, jnp.float32))
 
 
 def class_numbers(labels: chex.Array) -> jax.Array:
@@ -79,7 +79,9 @@ def kl_divergences(teacher: jax.Array, student: jax.Array, *, temperature: float
 
     A class that the teacher's logits of -inf rule out adds nothing, whatever the student says.
     """
-    targets, predictions = (jax.nn.log_softmax(_widened(logits) / temperature) for logits in (teacher, student))
+    targets, predictions = (
+        jax.nn.log_softmax(in_full_precision(logits) / temperature) for logits in (teacher, student)
+    )
     ruled_out = jnp.isneginf(targets)  # 0 (-inf - x) would be NaN
     targets, predictions = jnp.where(ruled_out, -1e30, targets), jnp.where(ruled_out, 0.0, predictions)
     return temperature**2 * optax.losses.kl_divergence_with_log_targets(predictions, targets)

@@ -247,12 +247,6 @@ def _alike(outputs: PyTree, examples: PyTree) -> tuple[chex.Array, chex.Array]:
     )
 
 
-def _widened(numbers: chex.Array) -> jax.Array:
-    """The same numbers in float32 or wider, as a difference in half precision would lose most of its digits."""
-    numbers = jnp.asarray(numbers)
-    return numbers.astype(jnp.promote_types(numbers.dtype, jnp.float32))
-
-
 def _example_means(values: chex.Array) -> chex.Array:
     """The mean over all axes but the first."""
     return values.reshape(len(values), -1).mean(axis=1)
@@ -292,7 +286,7 @@ def multi_label() -> Task:
     """
 
     def loss(logits, examples):
-        logits, targets = _alike(_widened(logits), examples)
+        logits, targets = _alike(losses.in_full_precision(logits), examples)
         return _example_means(optax.sigmoid_binary_cross_entropy(logits, jnp.asarray(targets, logits.dtype)))
 
     def right(predicted, examples):
@@ -336,7 +330,7 @@ def regression(scale: float = 1.0) -> Task:
         return (np.asarray(predicted, np.float64) - np.asarray(targets, np.float64)) / scale
 
     def loss(outputs, examples):
-        outputs, targets = (_widened(part) for part in _alike(outputs, examples))
+        outputs, targets = (losses.in_full_precision(part) for part in _alike(outputs, examples))
         return _example_means(jnp.square((outputs - targets) / scale))
 
     def flip(targets, generator):

@@ -223,9 +223,9 @@ def attack_influences(
     thresholds = [_threshold(attack.negatives, rate) for rate in rates]
     slopes = [_slope(attack, rate) for rate in rates]
 
-    # In line 0 of all of these is the attack itself, and in line 1 + q the attack without pair q.
     # What negatives would add if they were positives among the other negatives, by network. NaN where they are none.
     as_positives = np.full((1 + len(rates), count, len(examples)), np.nan)
+    # In line 0 of all of these is the attack itself, and in line 1 + q the attack without pair q.
     found = np.zeros((1 + len(rates), 1 + len(pairs)))
     by_example = np.zeros((1 + len(rates), 1 + len(pairs), len(examples)))
     networks = np.zeros(1 + len(pairs))
