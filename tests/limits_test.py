@@ -22,6 +22,15 @@ def test_what_is_held_and_computed_is_measured_and_waiting_is_not():
     assert work.peak == 0
 
 
+def test_work_is_told_in_measures_whatever_the_speed():
+    for memory in (False, True):
+        with limits.spent(memory=memory) as work:
+            for _ in range(20):
+                limits.measure()
+        assert 5 < work.measures < 40
+        assert work.peak < 10_000_000
+
+
 def fail():
     held = bytearray(3_000_000)
     raise KeyError(len(held))

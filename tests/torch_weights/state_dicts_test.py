@@ -102,7 +102,7 @@ def refused(path):
     """Reads a file that must not be read; returns the message, which must be one line that can be printed."""
     with limits.spent() as work, pytest.raises(WeightsError) as caught:
         torch_weights.read_state_dict(path)
-    assert work.seconds < 10
+    assert work.measures < 3000
     message = str(caught.value)
     assert message.isprintable()
     assert len(message) < 2000
@@ -897,6 +897,7 @@ def test_a_pickle_cannot_waste_memory_or_time(tmp_path, save, name):
     with limits.spent(memory=True) as work:
         refused(tmp_path / "file")
     assert work.peak < 2_000_000 + 120 * size
+    assert work.measures < 200
 
 
 def test_an_endless_pickle_is_given_up(tmp_path):
