@@ -82,7 +82,7 @@ def test_lists_of_images_give_the_split_and_jpegs_are_read(photographs, tmp_path
     assert prepare(root, tmp_path / "out", "--image-size", 28) == 0
     splits = datasets.load("faces", tmp_path / "out")
     assert splits.image_shape == (28, 28, 3)
-    assert splits.train["label"].tolist() == [0, 0, 1, 1, 2, 2]
+    assert splits.train["label"].tolist() == [2, 2, 1, 1, 0, 0]  # in the order of the lines
     assert splits.test["label"].tolist() == [0, 1]
     expected = Image.fromarray(photographs[0, 2]).resize((28, 28), Image.Resampling.BICUBIC)
     assert np.abs(splits.test["image"][0, ..., 0].astype(int) - np.asarray(expected)).mean() < 3  # JPEG, then rescaled

@@ -31,6 +31,7 @@ CIFAR100_CLASSES = (
 # fmt: on
 
 _LIST = "cifar10_files.json"
+_TRAIN_COUNT, _TEST_COUNT = 50_000, 10_000
 _ENCODED_AT_ONCE = 5_000
 
 
@@ -42,7 +43,8 @@ def has_compact_files(data_dir: Path, name: str) -> bool:
 def compact_cifar10(data_dir: Path | None) -> Splits:
     """Reads CIFAR-10 (Krizhevsky, 2009), uint8 RGB, from `cifar10_train_*.npz` and `cifar10_test.npz` in `data_dir`.
 
-    Where `pack_cifar10` wrote the files, all that it wrote must be there with the SHA-256 that it noted.
+    Where `pack_cifar10` wrote the files, all that it wrote must be there with the SHA-256 that it noted. Elsewhere
+    parts must be numbered from 0 without a gap, and beside all 10,000 test images there must be all 50,000 to train on.
 
     Raises:
       InputError: The files are missing or damaged.
@@ -50,13 +52,37 @@ def compact_cifar10(data_dir: Path | None) -> Splits:
     if data_dir is None:
         raise InputError("cifar10 needs --data-dir, the folder that holds cifar10_train_*.npz and cifar10_test.npz")
     listed = [data_dir / name for name in _checked(data_dir) if "_train_" in name]
-    train_files = listed or sorted(data_dir.glob("cifar10_train_*.npz"))
+    train_files = listed or _numbered(data_dir)
     if not train_files:
         raise InputError(
             f"{data_dir} holds no cifar10_train_*.npz and no prepared cifar10; point --data-dir at the folder with "
             "these files, or see `scissorhands data prepare cifar10 --help`"
         )
-    return _splits(train_files, data_dir / "cifar10_test.npz", CIFAR10_CLASSES)
+    splits = _splits(train_files, data_dir / "cifar10_test.npz", CIFAR10_CLASSES)
+    count = len(splits.train["label"])
+    if not listed and len(splits.test["label"]) == _TEST_COUNT and count != _TRAIN_COUNT:
+        raise InputError(
+            f"{data_dir} holds all {_TEST_COUNT} test images of CIFAR-10 and {count} of its {_TRAIN_COUNT} training "
+            f"images; copy all its parts, or write a subset with datasets.compact.pack_cifar10, which lists its parts "
+            f"in {_LIST}"
+        )
+    return splits
+
+
+def _numbered(data_dir: Path) -> list[Path]:
+    """The files of the training images in the order of their numbers; empty where there are none.
+
+    Raises:
+      InputError: The numbers do not run from 0 without a gap.
+    """
+    names = [(path.stem.removeprefix("cifar10_train_"), path) for path in sorted(data_dir.glob("cifar10_train_*.npz"))]
+    found = sorted(((int(number) if number.isdecimal() else -1), path) for number, path in names)
+    if [number for number, _ in found] != list(range(len(found))):
+        raise InputError(
+            f"the parts of CIFAR-10 in {data_dir} are {', '.join(path.name for _, path in found)}, whose numbers do "
+            "not run from 0 without a gap; copy all its parts, each once"
+        )
+    return [path for _, path in found]
 
 
 def pack_cifar10(splits: Splits, folder: Path, *, parts: int = 2) -> list[list[Path]]:

@@ -53,24 +53,27 @@ def image_folder(root: Path, held_out: float | None = None) -> Splits:
     if root.is_dir() and _has_test_set(root) != (held_out is None):
         raise InputError(
             f"{root} has no test set, and none is taken from its images unless you ask for it; make the folders train "
-            f"and test in it, or write folder:{root}?held_out=0.2"
+            f"and test in it, or the lists train.txt and test.txt, or write folder:{root}?held_out=0.2"
             if held_out is None
             else f"{root} has a test set of its own; leave ?held_out={held_out:g} out"
         )
-    folder = find_labelled_images(root, held_out=0.2 if held_out is None else held_out)
+    folder = find_labelled_images(root, held_out=held_out)
     parts = {name: _read_images(folder, name) for name in folder.splits}
     train, test = parts["train"], parts["test"]
-    if held_out is None:
+    if folder.is_test is None:
         return Splits(train, test, folder.class_names, augmented=False)
-    whole = folder.splits["train"] + folder.splits["test"]
-    order = np.asarray(sorted(range(len(whole)), key=lambda index: _imagefolder_order(whole[index], root)))
-    both = {name: np.concatenate([train[name], test[name]])[order] for name in train}
-    held = np.flatnonzero(order >= len(train["label"])).astype(np.int32)
+    both = {}
+    for name, values in train.items():
+        both[name] = np.empty((len(folder.is_test), *values.shape[1:]), values.dtype)
+        both[name][~folder.is_test], both[name][folder.is_test] = values, test[name]
+    held = np.flatnonzero(folder.is_test).astype(np.int32)
     return Splits(both, test, folder.class_names, augmented=False, held_out=held)
 
 
 def _has_test_set(root: Path) -> bool:
-    return (root / "train.txt").is_file() or (root / "train").is_dir()
+    if (root / "train.txt").is_file():
+        return (root / "test.txt").is_file()
+    return (root / "train").is_dir() and (root / "test").is_dir()
 
 
 def _read_images(folder: Folder, split: str) -> Dataset:
@@ -92,13 +95,14 @@ class ImageFile(NamedTuple):
 
 
 class Folder(NamedTuple):
-    """The images of a folder by split. Those of a split are sorted by class and then by name."""
+    """The images of a folder by split, in the order of the list, or else by class and then by name."""
 
     root: Path
     class_names: tuple[str, ...]
     splits: dict[str, list[ImageFile]]
     image_shape: tuple[int, int, int]  # (H, W, C) of every image once read
     resized: bool
+    is_test: np.ndarray | None = None  # of all images in their order, where both splits were taken from one set
 
     def read(self, split: str) -> Iterator[np.ndarray]:
         """Yields the images of a split one by one, as uint8 arrays of shape `image_shape`.
@@ -110,7 +114,7 @@ class Folder(NamedTuple):
             yield _open(file.path, self.image_shape, self.resized)
 
 
-def find_labelled_images(root: Path, *, image_size: int | None = None, held_out: float = 0.2) -> Folder:
+def find_labelled_images(root: Path, *, image_size: int | None = None, held_out: float | None = None) -> Folder:
     """Finds the images of a folder, their labels, and whether they are for training or testing.
 
     The folder must have one of three forms, which are tried in this order:
@@ -121,34 +125,36 @@ def find_labelled_images(root: Path, *, image_size: int | None = None, held_out:
 
     Classes in folders and their images are sorted by name as torchvision's ImageFolder does it, so that labels are the
     same there and here: folder `10` comes before folder `2`. Folders in the folder of a class are searched too, also
-    linked ones. The labels of a list are sorted by value.
+    linked ones. The images of a list keep the order of its lines, and its labels are sorted by value.
 
     Args:
       root: The folder.
       image_size: The height and width, in pixels, to which images are rescaled. By default they keep their size.
-      held_out: That share. By default it is the 5th, 10th, ... image of each class.
+      held_out: That share, in (0, 1), which is also taken of `train.txt` or `train/` without a test set beside it. By
+        default it is the 5th, 10th, ... image of each class, and of `CLASS/*` alone.
 
     Raises:
-      InputError: The folder is missing or has another form, a class has no training images, or an image cannot be
-        opened.
+      InputError: The folder is missing or has another form, a class has no training images, an image cannot be opened,
+        or one file is for training and for testing.
     """
     if not root.is_dir():
         raise InputError(f"{root} is not a folder; name the folder that holds the images")
     if image_size is not None and not 1 <= image_size <= 4096:
         raise InputError(f"--image-size must be 1 to 4096 pixels, got {image_size}")
-    if (root / "train.txt").is_file():
-        named = {split: _listing(root / f"{split}.txt") for split in ("train", "test")}
-    elif (root / "train").is_dir():
-        named = {split: _classes(root / split) for split in ("train", "test")}
+    listed, divided = (root / "train.txt").is_file(), (root / "train").is_dir()
+    is_test = None
+    if (listed or divided) and (held_out is None or _has_test_set(root)):
+        named = {
+            split: _listing(root / f"{split}.txt") if listed else _classes(root / split) for split in ("train", "test")
+        }
     else:
-        files = _classes(root)
+        files = _listing(root / "train.txt") if listed else _classes(root / "train" if divided else root)
         labels_of = np.unique([name for _, name in files], return_inverse=True)[1] if files else np.empty(0)
-        is_test = evenly_chosen(labels_of, held_out)
+        is_test = evenly_chosen(labels_of, 0.2 if held_out is None else held_out)
         named = {
             "train": [file for file, chosen in zip(files, is_test, strict=True) if not chosen],
             "test": [file for file, chosen in zip(files, is_test, strict=True) if chosen],
         }
-    listed = (root / "train.txt").is_file()
     key = _natural if listed else str
     class_names = tuple(sorted({name for _, name in named["train"]}, key=key))
     for split, files in named.items():
@@ -164,18 +170,22 @@ def find_labelled_images(root: Path, *, image_size: int | None = None, held_out:
             "add training images or remove the test images"
         )
     labels = {name: label for label, name in enumerate(class_names)}
-    splits = {
-        split: sorted(
-            (ImageFile(path, labels[name]) for path, name in files),
-            key=lambda file: (file.label, _natural(file.path)) if listed else _imagefolder_order(file, root),
+    splits = {split: [ImageFile(path, labels[name]) for path, name in files] for split, files in named.items()}
+    shape = _shape(splits, image_size)
+    trained_on = {os.path.realpath(file.path) for file in splits["train"]}
+    both = [file.path for file in splits["test"] if os.path.realpath(file.path) in trained_on]
+    if both:
+        raise InputError(
+            f"{len(both)} images of {root} are for training and for testing, the first is {both[0]}; name each file "
+            "once"
         )
-        for split, files in named.items()
-    }
-    return Folder(root, class_names, splits, _shape(splits, image_size), image_size is not None)
+    return Folder(root, class_names, splits, shape, image_size is not None, is_test)
 
 
 def _classes(root: Path) -> list[tuple[Path, str]]:
-    """Returns the image files in the folders of `root`, each with the name of its folder."""
+    """Returns the image files in the folders of `root`, each with the name of its folder, in the order of ImageFolder:
+    by class, by folder, then by name.
+    """
     folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
     return [
         (Path(place, name), folder.name)
@@ -196,11 +206,6 @@ def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
         if any(path.samefile(place) for path in Path(place).absolute().parents):
             raise InputError(f"{place} leads back to a folder that holds it, so there is no end to it; remove the link")
         yield place, names
-
-
-def _imagefolder_order(file: ImageFile, root: Path) -> tuple[int, str, str]:
-    """Returns a key that sorts images as ImageFolder does: by class, by folder, then by name."""
-    return file.label, str(file.path.parent.relative_to(root)), file.path.name
 
 
 def _listing(path: Path) -> list[tuple[Path, str]]:

@@ -324,6 +324,11 @@ def _read_csv(path: Path) -> Arrays:
     names = [column.strip() for column in columns]
     if len(names) == 1 and re.search(r"[;\t]", names[0]):
         raise InputError(f"{path} has the one column {names[0][:60]!r}; separate values by commas")
+    if "" in names:
+        raise InputError(
+            f"column {names.index('') + 1} of {path} has no name, as that of the row numbers which pandas writes; name "
+            "each column in the first line, or leave it out, as with to_csv(index=False)"
+        )
     if not rows or len(set(names)) < len(names):
         raise InputError(
             f"{path} has {len(rows)} examples and the columns {', '.join(names)[:200]}; name each column in the first "

@@ -1,10 +1,12 @@
 """Compact files are read without loss, and refused when damaged."""
 
+import json
+
 import numpy as np
 import pytest
 
 from experiments import pack_cifar10
-from scissorhands_jax import datasets
+from scissorhands_jax import datasets, hashing
 from scissorhands_jax.datasets import compact
 from scissorhands_jax.datasets.splits import Splits
 from scissorhands_jax.errors import InputError
@@ -82,6 +84,22 @@ class TestCifar10:
         path.write_text("label,pixel\n")
         with pytest.raises(InputError, match="not a whole compact image file"):
             datasets.cifar10(folder)
+
+    @pytest.mark.parametrize("name", ["2", "01", "x"])
+    def test_parts_are_numbered_without_a_gap(self, folder, name):
+        part = (folder / "cifar10_train_1.npz").rename(folder / f"cifar10_train_{name}.npz")
+        if name == "01":
+            assert len(datasets.cifar10(folder).train["label"]) == 8
+            (folder / "cifar10_train_1.npz").symlink_to(part)  # one part twice
+        with pytest.raises(InputError, match="do not run from 0 without a gap; copy all its parts, each once"):
+            datasets.cifar10(folder)
+
+    def test_parts_follow_one_another_by_number(self, folder):
+        numbers = [*range(10), 10]
+        for number in numbers[2:]:
+            images, labels = random_set(1, number)
+            np.savez(folder / f"cifar10_train_{number}.npz", residual=encode(images), label=labels)
+        np.testing.assert_array_equal(datasets.cifar10(folder).train["image"][-1:], random_set(1, 10)[0])
 
     def test_missing_files_and_folders_are_named(self, folder):
         (folder / "cifar10_test.npz").unlink()
@@ -166,6 +184,10 @@ def test_the_real_test_set_has_its_published_means(shared, tmp_path):
     # The training set is large; the reader is the same.
     (tmp_path / "cifar10_test.npz").symlink_to(shared / "data" / "cifar10_test.npz")
     (tmp_path / "cifar10_train_0.npz").symlink_to(shared / "data" / "cifar10_test.npz")
+    with pytest.raises(InputError, match="all 10000 test images of CIFAR-10 and 10000 of its 50000 training images"):
+        datasets.load("cifar10", tmp_path)
+    listed = {path.name: hashing.file_sha256(path) for path in tmp_path.glob("*.npz")}
+    (tmp_path / "cifar10_files.json").write_text(json.dumps({"sha256": listed}))  # a subset on purpose
     test = datasets.load("cifar10", tmp_path).test
     assert test["image"].shape == (10000, 32, 32, 3)
     assert np.bincount(test["label"]).tolist() == [1000] * 10

@@ -228,6 +228,8 @@ class TestOtherTasks:
             ("a;label\n1;0\n", "has the one column 'a;label'; separate values by commas"),
             ("a,a,label\n1,2,0\n", "name each column in the first line, by a name of its own"),
             ("", "has 0 examples"),
+            (",a,label\n0,1,0\n1,2,1\n", r"column 1 of .* has no name, .* leave it out, as with to_csv.index=False"),
+            ("a,label, \n1,0,3\n", "column 3 of .* has no name"),
             ("a,b\n1,2\n", "name the one with the class of an example label"),
             ("target\n1\n", "next to columns of features"),
             ("a,label\n1,0\nx,1\n", "line 3 of .* has 'x' in the column 'a', which holds numbers; encode it"),
@@ -337,8 +339,9 @@ class TestFolder:
         for index, label in enumerate(labels):
             save_image(tmp_path / "all images" / f"{index}.png", pixels(index, 2, 2))
             lines.append(f"all images/{index}.png {label}")
+        save_image(tmp_path / "test.png", pixels(1, 2, 2))
         (tmp_path / "train.txt").write_text("\n".join(lines) + "\n\n")
-        (tmp_path / "test.txt").write_text(lines[1])
+        (tmp_path / "test.txt").write_text(f"test.png {labels[1]}")
         if names is None:  # the last word is the label
             with pytest.raises(InputError, match=r"all images/2\.png c cannot be opened as an image"):
                 datasets.load(f"folder:{tmp_path}")
@@ -350,12 +353,52 @@ class TestFolder:
         np.testing.assert_array_equal(splits.test["image"], pixels(1, 2, 2)[None, ..., None])
 
     def test_numbers_in_names_are_decimal_ones(self, tmp_path):
-        for number, name in enumerate(["3²4.png", "①.png", "10.png", "٩.png"]):
-            save_image(tmp_path / name, pixels(number, 2, 2))
-        (tmp_path / "train.txt").write_text("3²4.png a²\n①.png a²\n10.png a²\n٩.png a²\n", encoding="utf-8")
-        (tmp_path / "test.txt").write_text("①.png a²\n", encoding="utf-8")
-        images = datasets.load(f"folder:{tmp_path}").train["image"][..., 0]
-        np.testing.assert_array_equal(images[1:], [pixels(number, 2, 2) for number in (3, 2, 1)])
+        names = ["3²4", "①", "10", "٩"]
+        for split in ("train", "test"):
+            lines = [f"{split}{number}.png {name}\n" for number, name in enumerate(names)]
+            (tmp_path / f"{split}.txt").write_text("".join(lines), encoding="utf-8")
+            for number in range(4):
+                save_image(tmp_path / f"{split}{number}.png", pixels(number, 2, 2))
+        assert datasets.load(f"folder:{tmp_path}").class_names == ("3²4", "٩", "10", "①")
+
+    @pytest.mark.parametrize("tested", [True, False])
+    def test_images_of_a_list_keep_the_order_of_its_lines(self, tmp_path, tested):
+        lines = ["z.png 1", "a.png 0", "b.png 1", "c.png 0"]
+        for number, line in enumerate(lines):
+            save_image(tmp_path / line[:5], pixels(number, 2, 2))
+            save_image(tmp_path / "tested" / line[:5], pixels(number + 4, 2, 2))
+        (tmp_path / "train.txt").write_text("\n".join(lines))
+        if tested:
+            (tmp_path / "test.txt").write_text("\n".join(f"tested/{line}" for line in lines[::-1]))
+        splits = datasets.load(f"folder:{tmp_path}" + ("" if tested else "?held_out=0.5"))
+        assert splits.train["label"].tolist() == [1, 0, 1, 0]
+        np.testing.assert_array_equal(splits.train["image"][..., 0], [pixels(number, 2, 2) for number in range(4)])
+        expected = (7, 6, 5, 4) if tested else (2, 3)
+        np.testing.assert_array_equal(splits.test["image"][..., 0], [pixels(number, 2, 2) for number in expected])
+        assert tested or splits.held_out.tolist() == [2, 3]
+
+    @pytest.mark.parametrize("form", ["train.txt", "train"])
+    def test_training_images_alone_are_divided_where_a_share_is_given(self, tmp_path, form):
+        for number in range(4):
+            save_image(tmp_path / "train" / "a" / f"{number}.png", pixels(number, 2, 2))
+        if form == "train.txt":
+            (tmp_path / form).write_text("".join(f"train/a/{number}.png a\n" for number in range(4)))
+        with pytest.raises(InputError, match=r"no test set, .* or write folder:.*\?held_out=0.2"):
+            datasets.load(f"folder:{tmp_path}")
+        splits = datasets.load(f"folder:{tmp_path}?held_out=0.5")
+        assert splits.held_out.tolist() == [1, 3]
+        np.testing.assert_array_equal(splits.train["image"][..., 0], [pixels(number, 2, 2) for number in range(4)])
+
+    @pytest.mark.parametrize("form", ["listed", "linked"])
+    def test_one_file_is_not_for_training_and_for_testing(self, tmp_path, form):
+        save_image(tmp_path / "train" / "a" / "1.png", pixels(0, 2, 2))
+        if form == "listed":
+            (tmp_path / "train.txt").write_text("train/a/1.png a\n")
+            (tmp_path / "test.txt").write_text("train/../train/a/1.png a\n")
+        else:
+            (tmp_path / "test").symlink_to(tmp_path / "train")
+        with pytest.raises(InputError, match=r"1 images of .* are for training and for testing, the first is .*1\.png"):
+            datasets.load(f"folder:{tmp_path}")
 
     def test_one_coloured_image_makes_all_of_them_rgb(self, tmp_path):
         for number in range(5):
@@ -387,7 +430,7 @@ class TestFolder:
         [
             ((), "holds no train images; it needs CLASS"),
             (("a/1.png", "a/2.png"), "holds no test images"),
-            (("train/a/1.png",), "holds no test images"),
+            (("train/a/1.png",), "has no test set"),
             (("train/a/1.png", "test/b/1.png"), "no training images of 1 classes, the first is b"),
         ],
     )
