@@ -174,6 +174,13 @@ class TestForgetPositions:
         with pytest.raises(InputError, match=message):
             forget_sets.forget_positions(f"indices:{path}", LABELS, seed=0)
 
+    @pytest.mark.parametrize(("content", "remarks"), [("0\n3\n", 1), ("3\n0\n", 0), ("position\n0\n3\n", 0)])
+    def test_a_heading_that_reads_like_a_position_is_said(self, tmp_path, caplog, content, remarks):
+        (tmp_path / "a.csv").write_text(content)
+        found = forget_sets.forget_positions(f"indices:{tmp_path / 'a.csv'}", LABELS, seed=0)
+        assert sorted(found) == [0, 3]
+        assert caplog.text.count("the heading that pandas gives") == remarks
+
     def test_unreadable_files_are_refused(self, tmp_path):
         for path in (tmp_path / "absent.txt", tmp_path):
             with pytest.raises(InputError, match="cannot read the positions in"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,8 @@ import numpy as np
 from scissorhands_jax import array_files, reading
 from scissorhands_jax.data import check_positions, check_trained_on, check_training_set
 from scissorhands_jax.errors import InputError
+
+_logger = logging.getLogger(__name__)
 
 FORGET_FORMS = "random:0.1, class:3, identity:NAME, identity:random:4, indices:FILE or mislabelled:FILE"
 
@@ -291,6 +294,12 @@ def _table_column(path: Path, names: Sequence[str]) -> list[tuple[int, str]]:
     if len(columns) == 1:
         (column,) = columns
         first = [(line, column.strip())] if re.fullmatch(r"[+-]?\d+", column.strip()) else []
+        if column.strip() == "0":
+            _logger.warning(
+                "the first line of %s, 0, was read as a position; remove it if it is the heading that pandas gives a "
+                "column without a name",
+                path,
+            )
         return first + [(row.line, row.values[column].strip()) for row in rows]
     found = [column for column in columns if column.strip().lower() in names]
     if len(found) != 1:
