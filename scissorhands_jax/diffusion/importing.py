@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,13 +19,15 @@ import numpy as np
 
 from scissorhands_jax import files, trees
 from scissorhands_jax.base import Params
-from scissorhands_jax.diffusion import folder_configs, model_folder, model_sources, networks, part_files
+from scissorhands_jax.diffusion import folder_configs, model_folder, model_sources, networks, part_files, schedules
 from scissorhands_jax.diffusion import tokenizer as tokenizer_lib
 from scissorhands_jax.diffusion.folder_configs import SCHEDULER_FILE
 from scissorhands_jax.diffusion.model_sources import PartSource
 from scissorhands_jax.diffusion.networks import PART_TITLES, DiffusionConfig, Part
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.training import checkpoints
+
+_logger = logging.getLogger(__name__)
 
 
 class ImportedPart(NamedTuple):
@@ -50,6 +53,8 @@ class Plan(NamedTuple):
     """Where the tokenizer is, or None if there is none."""
     scheduler: Path | None
     """The configuration of the UNet's sampler in diffusers, which is kept for exports."""
+    taken: dict[Part, str]
+    """Which tensors are read where a file holds several networks, see `part_files.check_part`."""
 
 
 def plan_import(
@@ -85,6 +90,13 @@ def plan_import(
         scheduler = _beside(model_sources.find_model(sources["unet"]), "scheduler", SCHEDULER_FILE)
         if scheduler is not None:
             chosen = dataclasses.replace(chosen, schedule=folder_configs.read_schedule(scheduler))
+        elif chosen.schedule == schedules.SD_V1_SCHEDULE:
+            _logger.warning(
+                "no %s belongs to %s, so it is taken to predict noise on the schedule of Stable Diffusion v1; where it "
+                "was trained otherwise, name its folder of diffusers",
+                SCHEDULER_FILE,
+                found["unet"].files[0],
+            )
     if len(found) == len(networks.PARTS):
         model_folder.check_fit(chosen, ", ".join(sorted({str(path) for path in sources.values()})))
     if tokenizer is None and "text" in sources:
@@ -95,10 +107,8 @@ def plan_import(
         vocabulary = tokenizer_lib.read_vocabulary(vocabulary_files)
         if "text" in sources:
             tokenizer_lib.check_size(vocabulary, vocabulary_files, chosen.text.vocabulary)
-    plan = Plan(found, chosen, tokenizer, scheduler)
-    for part, source in found.items():
-        part_files.check_part(part, source, chosen, ema=ema)
-    return plan
+    taken = {part: part_files.check_part(part, source, chosen, ema=ema) for part, source in found.items()}
+    return Plan(found, chosen, tokenizer, scheduler, taken)
 
 
 def import_weights(
@@ -121,7 +131,8 @@ def import_weights(
       tokenizer: Where the tokenizer is.
       ema: Whether averaged weights of the UNet are taken.
       overwrite: Whether networks that exist are replaced.
-      resume: Whether networks that exist are kept if they were imported from the very same file.
+      resume: Whether networks that exist are kept if they were imported from the very same weights of the very same
+        file.
       on_part: Called whenever a network is written.
 
     Raises:
@@ -147,7 +158,8 @@ def import_weights(
             schedule = plan.config.schedule if part == "unet" else None
             sizes = getattr(plan.config, part)
             name = source.files[0].name
-            model_folder.save_part(part, out, sizes, params, dtype, name, file_sha256=file_sha256, schedule=schedule)
+            origin = {"file_sha256": file_sha256, "taken": plan.taken[part]}
+            model_folder.save_part(part, out, sizes, params, dtype, name, origin=origin, schedule=schedule)
             done[part] = ImportedPart(source.files[0], trees.count_weights(params), dtype, types)
             del params  # before the next network is read
         on_part(part, done[part])
@@ -225,10 +237,8 @@ def _sizes(part: Part, source: PartSource, config: DiffusionConfig | None) -> ne
 
 
 def _beside(path: Path, folder: str, file: str | None = None) -> Path | None:
-    """A folder, or a file in it, of the model in which `path` is the folder or one of a network."""
-    if not path.is_dir():
-        return None
-    for root in (path, path.parent):
+    """A folder, or a file in it, of the model in which `path` is the folder, that of a network, or a file of either."""
+    for root in (path, path.parent) if path.is_dir() else (path.parent, path.parent.parent):
         found = root / folder if file is None else root / folder / file
         if (found.is_dir() if file is None else found.is_file()) and (
             root == path or (root / folder_configs.PIPELINE_FILE).is_file()
@@ -238,15 +248,18 @@ def _beside(path: Path, folder: str, file: str | None = None) -> Path | None:
 
 
 def _kept(part: Part, out: Path, plan: Plan, file_sha256: str) -> ImportedPart:
-    """A network that an earlier call has imported from the same file.
+    """A network that an earlier call has imported from the same weights.
 
     Raises:
-      InputError: It was imported from another one, or with other sizes.
+      InputError: It was imported from others, or with other sizes.
     """
     file = plan.sources[part].files[0]
     found, dtype = model_folder.read_part_config(part, out)
-    known = checkpoints.read_description(out / part).get("file_sha256")
+    description = checkpoints.read_description(out / part)
+    known = (description.get("file_sha256"), description.get("taken"))
     same = part != "unet" or model_folder.read_part_schedule(out) == plan.config.schedule
-    if known != file_sha256 or found != getattr(plan.config, part) or not same:
-        raise InputError(f"{out / part} was not imported from this {file.name}; add --overwrite to replace it")
+    if known != (file_sha256, plan.taken[part]) or found != getattr(plan.config, part) or not same:
+        raise InputError(
+            f"{out / part} was not imported from these weights of {file.name}; add --overwrite to replace it"
+        )
     return ImportedPart(file, trees.count_weights(networks.outline(part, plan.config)), dtype, dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,7 +111,7 @@ def save_part(
     dtype: str,
     source: str,
     *,
-    file_sha256: str | None = None,
+    origin: Mapping[str, str] | None = None,
     schedule: Schedule | None = None,
 ) -> None:
     """Writes a network where `load_part` finds it. An earlier one is replaced once the new one is complete.
@@ -122,7 +123,8 @@ def save_part(
       params: Its parameters.
       dtype: The type that `exporting.export_weights` writes it in by default.
       source: What the network was made from, for people.
-      file_sha256: The SHA-256 of the file that it was imported from. None if it was not imported.
+      origin: What it was imported from: `file_sha256`, and which tensors of the file were `taken`. None if it was not
+        imported.
       schedule: What a UNet was trained with; None is Stable Diffusion v1's.
     """
     description: dict[str, Any] = {
@@ -131,8 +133,7 @@ def save_part(
         "dtype": dtype,
         "source": source,
     }
-    if file_sha256 is not None:
-        description["file_sha256"] = file_sha256
+    description |= origin or {}
     if schedule is not None:
         description["schedule"] = dataclasses.asdict(schedule)
     folder.mkdir(parents=True, exist_ok=True)

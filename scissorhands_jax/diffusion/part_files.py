@@ -64,7 +64,7 @@ def read_part(
     return params, types[0] if len(types) == 1 and types[0] in FILE_DTYPES else "float32", " and ".join(types)
 
 
-def check_part(part: Part, source: PartSource, config: DiffusionConfig, *, ema: bool | None = None) -> None:
+def check_part(part: Part, source: PartSource, config: DiffusionConfig, *, ema: bool | None = None) -> str:
     """Refuses by names and shapes, without reading tensors, what `read_part` would refuse.
 
     What else lies in the files, and whether weights are averages, is said in the log.
@@ -75,6 +75,9 @@ def check_part(part: Part, source: PartSource, config: DiffusionConfig, *, ema: 
       config: The sizes that the network must have.
       ema: See `read_part`.
 
+    Returns:
+      Which tensors `read_part` would take, where a file holds several networks: the place and the name of one of them.
+
     Raises:
       WeightsError: See `read_part`.
     """
@@ -83,6 +86,7 @@ def check_part(part: Part, source: PartSource, config: DiffusionConfig, *, ema: 
             torch_weights.check_shapes(renamed.found_shapes(), networks.outline(part, config), {})
         except WeightsError as error:
             raise _misfit(part, source, error) from error
+        return renamed.taken()
 
 
 def _misfit(part: Part, source: PartSource, error: WeightsError) -> WeightsError:
@@ -156,6 +160,11 @@ class RenamedTensors(Mapping[str, np.ndarray]):
     def found_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of all tensors, which are not read for them."""
         return {name: self._fitted_shape(name, self._tensors.shape(source)) for name, source in self._sources.items()}
+
+    def taken(self) -> str:
+        """The place of our tensors in the file, and the name there of the first of them."""
+        name = next((self._sources[name] for name in sorted(self._shapes) if name in self._sources), "")
+        return f"{self._tensors.where}: {name}" if self._tensors.where else name
 
     def types(self) -> set[str]:
         """The types of our tensors in the file."""

@@ -118,6 +118,21 @@ def test_there_and_back_is_bit_exact(folder, tmp_path):
     assert (tmp_path / "whole" / FILES["vae"]).read_bytes() == (back / FILES["vae"]).read_bytes()
 
 
+@pytest.mark.parametrize("named", ["", "unet", FILES["unet"]])
+def test_the_schedule_is_that_of_the_pipeline_whatever_of_it_is_named(folder, tmp_path, caplog, named):
+    plan = importing.plan_import({"unet": folder / named}, TINY)
+    assert plan.config.schedule == SCHEDULE
+    assert "scheduler" not in caplog.text
+    bare = shutil.copytree(folder / "unet", tmp_path / "unet") / "diffusion_pytorch_model.safetensors"
+    assert importing.plan_import({"unet": bare}, TINY).config.schedule == TINY.schedule
+    assert "is taken to predict noise on the schedule of Stable Diffusion v1" in caplog.text
+
+
+@pytest.mark.parametrize("named", ["", "text_encoder", FILES["text"]])
+def test_the_tokenizer_is_that_of_the_pipeline_whatever_of_it_is_named(folder, named):
+    assert importing.plan_import({"text": folder / named}, TINY).tokenizer == folder / "tokenizer"
+
+
 def remove(path):
     path.unlink()
 
@@ -284,6 +299,14 @@ class TestNames:
             params = part_files.read_part("unet", plan.sources["unet"], TINY, ema=ema)[0]
             found = torch_weights.to_state_dict(params, {})
             assert all((found[name] == array).all() for name, array in expected.items())
+        out = tmp_path / "model"
+        importing.import_weights({"unet": file}, out, TINY, ema=True)
+        importing.import_weights({"unet": file}, out, TINY, ema=True, resume=True)
+        for ema in (None, False):
+            with pytest.raises(
+                InputError, match=r"was not imported from these weights of all\.safetensors; add --overw"
+            ):
+                importing.import_weights({"unet": file}, out, TINY, ema=ema, resume=True)
         single = write(tmp_path / "unet.safetensors", tensors("unet"))
         with pytest.raises(WeightsError, match=r"unet.safetensors with --ema: the file holds no averaged weights"):
             importing.plan_import({"unet": single}, TINY, ema=True)
