@@ -30,6 +30,7 @@ from scissorhands_jax.diffusion.tokenizer import Cleaning
 from scissorhands_jax.errors import CheckpointError, InputError
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.progress import follow_steps, progress_bar
+from scissorhands_jax.methods.settings import MeasuredNumber
 from scissorhands_jax.terminal import Console
 from scissorhands_jax.training import checkpoints, sharding
 from scissorhands_jax.training.identity import identify
@@ -272,7 +273,7 @@ def _method(job: ConceptJob, config: DiffusionConfig, ceiling: float = 1.0) -> M
     """The method of a job, with this ceiling if it is one that follows from the data."""
     settings = job.settings
     if isinstance(settings, ConceptSettings) and settings.ceiling == OTHER_PROMPTS:
-        settings = dataclasses.replace(settings, ceiling=ceiling)
+        settings = dataclasses.replace(settings, ceiling=MeasuredNumber(ceiling))
     return settings.method(networks.unet(config.unet, job.generation.compute), config.schedule)
 
 

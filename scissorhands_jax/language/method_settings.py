@@ -18,7 +18,7 @@ from scissorhands_jax.language.methods import LANGUAGE_METHODS
 from scissorhands_jax.language.token_losses import token_loss
 from scissorhands_jax.methods import METHODS
 from scissorhands_jax.methods.munba import ForgetLoss, MunbaSettings
-from scissorhands_jax.methods.settings import HELD_OUT, MethodSettings, ScheduleName, TrainingSettings
+from scissorhands_jax.methods.settings import HELD_OUT, MeasuredNumber, MethodSettings, ScheduleName, TrainingSettings
 
 _OF_ANY_LOSS = (
     *("scissorhands", "finetune", "gradient_ascent", "neggrad_plus", "l1_sparse"),
@@ -126,7 +126,7 @@ def build_method(name: str, settings: Any, sizes: Sizes, model: Model, *, ceilin
                 f"{name} drives the loss of what is to be forgotten up to that of answers which the network never saw; "
                 "name a file of such answers with --held-out, or give the loss as ceiling=NUMBER or ceiling=off"
             )
-        settings = dataclasses.replace(settings, ceiling=ceiling)
+        settings = dataclasses.replace(settings, ceiling=MeasuredNumber(ceiling))
     if getattr(settings, "trim", "") is None:
         settings = dataclasses.replace(settings, trim=_TRIMMED)
     return settings.build(model, token_loss(model), num_classes=0)

@@ -245,6 +245,16 @@ class TrainingSettings(MicrobatchOptions, MethodSettings):
         return init
 
 
+class MeasuredNumber(float):
+    """A setting that was measured on the network and the data that a run begins with.
+
+    When runs are compared, these stand for it: computed again elsewhere, its last bits may be others. A run that is
+    resumed takes it from its checkpoint.
+    """
+
+    __identity__ = "measured"
+
+
 def of_network(settings: MethodSettings, held_out_loss: Callable[[], float]) -> MethodSettings:
     """The settings for one network: a ceiling "held-out" becomes the loss that the network has on held-out examples.
 
@@ -264,7 +274,7 @@ def of_network(settings: MethodSettings, held_out_loss: Callable[[], float]) -> 
             f"the network's loss on held-out examples is {ceiling:g}, and a ceiling is a number above 0; give "
             "ceiling=NUMBER or ceiling=uniform"
         )
-    changes: dict[str, Any] = {"ceiling": ceiling}
+    changes: dict[str, Any] = {"ceiling": MeasuredNumber(ceiling)}
     return dataclasses.replace(settings, **changes)
 
 

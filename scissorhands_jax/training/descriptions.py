@@ -119,7 +119,7 @@ class _Describer:
         self._above: set[int] = set()  # the ids of the objects around the one that is being described
 
     def __call__(self, value: Any, place: str) -> Any:
-        if isinstance(value, _PLAIN) and not isinstance(value, enum.Enum):
+        if isinstance(value, _PLAIN) and not isinstance(value, enum.Enum) and not hasattr(value, IDENTITY):
             return value if type(value) in _PLAIN else [type(value).__name__, str(value)]
         if id(value) in self._done:
             return self._done[id(value)][1]

@@ -223,6 +223,27 @@ class TestRuns:
         assert cli.main([*words, "--resume"]) == 0
         assert json.loads(capsys.readouterr().out)["steps"] == 6
 
+    def test_a_ceiling_of_the_data_is_the_checkpoints_wherever_the_run_is_resumed(self, folder, tmp_path, monkeypatch):
+        follow = unlearning.follow_steps
+
+        def stopping(progress, description):
+            def on_step(step):
+                if step.step == 4:
+                    raise KeyboardInterrupt
+
+            follow(progress, description)
+            return on_step
+
+        more = ("ceiling=other-prompts", "--checkpoint-every", "1", "--cache", str(folder / "paper/cache"))
+        assert cli.main(paper(folder, tmp_path / "whole", *more)) == 0
+        with monkeypatch.context() as patch:
+            patch.setattr(unlearning, "follow_steps", stopping)
+            assert cli.main(paper(folder, tmp_path / "out", *more)) == 130
+        # Another device rounds otherwise; the run keeps what it began with.
+        monkeypatch.setattr(unlearning, "other_prompts_ceiling", lambda *args, **options: 1e-6)
+        assert cli.main(paper(folder, tmp_path / "out", *more, "--resume")) == 0
+        assert same_bits(result(tmp_path / "out"), result(tmp_path / "whole"))
+
     def test_over_the_devices_of_a_mesh(self, folder, tmp_path, capsys):
         """Of two devices, if the process was started with as many; `training/sharding_test.py` has eight."""
         count = min(jax.device_count(), 2)

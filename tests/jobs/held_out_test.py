@@ -29,6 +29,7 @@ from scissorhands_jax.methods.scissorhands import ScissorhandsSettings
 from scissorhands_jax.methods.settings import of_network
 from scissorhands_jax.metrics import answers
 from scissorhands_jax.tasks import CLASSIFICATION
+from scissorhands_jax.training.descriptions import describe_value
 from tests.cli.main_test import QUICK as QUICKER
 from tests.cli.main_test import error_of, unlearn, weights  # noqa: F401 - a fixture
 from tests.comparison import same_bits
@@ -79,6 +80,20 @@ class TestSettings:
             InputError, match=r"loss on held-out examples is .*; give ceiling=NUMBER or ceiling=uniform"
         ):
             of_network(ScissorhandsSettings(ceiling="held-out"), lambda: loss)
+
+    def test_the_last_bits_of_the_number_do_not_tell_runs_apart(self):
+        """Measured again on another machine, they are others; the number of a resumed run is in its checkpoint."""
+        model = models.build("mlp", num_classes=10, image_shape=(8, 8, 1))
+        described, kept = [], []
+        for loss in (0.25, 0.25 * (1 + 2e-7)):
+            fitted = of_network(ScissorhandsSettings(ceiling="held-out"), lambda loss=loss: loss)
+            method = fitted.build(model, losses.classification_loss(model), 10)
+            described.append(describe_value(method, "method"))
+            kept.append(fitted.ceiling)
+        assert described[0] == described[1]
+        assert kept == [0.25, 0.25 * (1 + 2e-7)]
+        given = ScissorhandsSettings(ceiling=0.25).build(model, losses.classification_loss(model), 10)
+        assert describe_value(given, "method") != described[0]
 
     def test_a_method_is_not_built_without_the_number(self):
         model = models.build("mlp", num_classes=10, image_shape=(8, 8, 1))
