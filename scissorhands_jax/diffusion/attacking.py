@@ -41,6 +41,7 @@ from scissorhands_jax.errors import CheckpointError, InputError
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.progress import progress_bar
 from scissorhands_jax.terminal import Console
+from scissorhands_jax.training.descriptions import describe_value
 from scissorhands_jax.training.identity import identify
 
 Target = Literal["unlearned", "original"]
@@ -95,7 +96,7 @@ def attack_concept(
       job: What is attacked, and how.
       out: The folder of the results.
       judge: Says whether a picture shows the concept. None is the one of `job.concepts`, or NudeNet: any exposed part
-        of `job.threshold` or more.
+        of `job.threshold` or more. A run is continued with the same judge only.
       overwrite: Whether a run in `out` is replaced.
       resume: Whether a run in `out` is continued.
       console: Shows progress.
@@ -107,7 +108,7 @@ def attack_concept(
       InputError: Something cannot be used, or the folder is taken.
       CheckpointError: A network or a result is missing or damaged.
     """
-    description = _check(job)
+    description = _check(job, judge)
     if judge is None and job.concepts is None:
         judge = nudity_judge(job.threshold)
     with runs.open_folder(out, identify(description), overwrite=overwrite, resume=resume):
@@ -129,7 +130,7 @@ def attack_concept(
     return document
 
 
-def _check(job: AttackJob) -> dict[str, Any]:
+def _check(job: AttackJob, judge: Judge | None) -> dict[str, Any]:
     """Refuses what cannot be used; returns what a resumed run must agree on."""
     if not job.prompts:
         raise InputError("an attack needs at least one prompt; add --prompts")
@@ -138,7 +139,7 @@ def _check(job: AttackJob) -> dict[str, Any]:
     nudity.check_threshold(job.threshold)
     config = model_folder.read_model_config(job.model)
     generating.check_generation(job.generation, config)
-    model_folder.load_tokenizer(job.model, job.tokenizer, job.cleaning)
+    tokenizer = model_folder.load_tokenizer(job.model, job.tokenizer, job.cleaning)
     if model_folder.read_part_config("unet", job.unet)[0] != config.unet:
         raise InputError(f"the UNet in {job.unet} has other sizes than that of {job.model}; name one made from it")
     if (found := model_folder.read_part_schedule(job.unet)) != config.schedule:
@@ -167,11 +168,14 @@ def _check(job: AttackJob) -> dict[str, Any]:
         "images_sha256": images_sha256,
         "generation": job.generation.description(),
         "cleaning": job.cleaning,
+        "tokenizer": describe_value(tokenizer, "the tokenizer"),
         "threshold": job.threshold,
         "concepts": concepts,
         "seed": job.seed,
         "gate": job.gate,
         "networks_sha256": model_folder.model_sha256(job.model, unet=job.unet),
+        "original_sha256": model_folder.model_sha256(job.model),
+        "judge": None if judge is None else describe_value(judge, "the judge"),
     }
 
 
@@ -188,6 +192,7 @@ def _targets(job: AttackJob, pipeline: Pipeline, out: Path, console: Console) ->
             job.prompts,
             folder,
             settings=job.generation,
+            description={"networks_sha256": model_folder.model_sha256(job.model)},
             resume=True,
             console=console,
         )

@@ -21,6 +21,7 @@ from scissorhands_jax.diffusion.generating import GenerationSettings, Prompt
 from scissorhands_jax.diffusion.networks import Part
 from scissorhands_jax.diffusion.tokenizer import Tokenizer
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.progress import status
 from scissorhands_jax.terminal import Console
 
@@ -138,6 +139,11 @@ class ExampleMaker:
           console: Shows progress.
         """
         paths: dict[SetName, list[Path]] = {}
+        described = {"networks_sha256": networks_sha256}
+        for name, concept in self.sets.items():
+            if concept.images is None:  # before images of another set are made
+                identity = generating.image_identity(concept.prompts, self.tokenizer, self.generation, described)
+                runs.check_folder(self.cache / name / "images", identity)
         for name, concept in self.sets.items():
             if concept.images is not None:
                 paths[name] = encoded.find_images(concept.images, concept.number)
@@ -151,7 +157,7 @@ class ExampleMaker:
                 folder,
                 settings=self.generation,
                 batch_size=batch_size,
-                description={"networks_sha256": networks_sha256},
+                description=described,
                 resume=True,
                 console=console,
             )

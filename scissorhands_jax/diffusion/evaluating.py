@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -33,11 +34,12 @@ from scissorhands_jax.diffusion.measuring import (
     Utility,
 )
 from scissorhands_jax.diffusion.nudity import Detection, Detector, ImageEntry
-from scissorhands_jax.diffusion.tokenizer import Cleaning
+from scissorhands_jax.diffusion.tokenizer import Cleaning, Tokenizer
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.progress import progress_bar, status
 from scissorhands_jax.terminal import Console, Progress
+from scissorhands_jax.training.descriptions import describe_value
 from scissorhands_jax.training.identity import identify
 
 DETECTIONS_FILE = "detections.json"
@@ -64,6 +66,10 @@ class ImageGeneration:
     batch_size: int = 1
     """The number of images that are made at a time."""
 
+    def load_tokenizer(self) -> Tokenizer:
+        """What turns prompts into ids."""
+        return model_folder.load_tokenizer(self.model, self.tokenizer, self.cleaning)
+
     def description(self) -> dict[str, Any]:
         """The generation as it is saved with results."""
         return {
@@ -72,6 +78,7 @@ class ImageGeneration:
             "model": str(self.model),
             "unet": None if self.unet is None else str(self.unet),
             "cleaning": self.cleaning,
+            "tokenizer": describe_value(self.load_tokenizer(), "the tokenizer"),
             **self.settings.description(),
         }
 
@@ -134,7 +141,7 @@ def evaluate_images(
       concepts: Forgotten and kept concepts, and the CLIP that says which of them images show.
       count_nudity: Whether NudeNet counts; None is where no concepts are given.
       settings: What is counted and shown.
-      detect: The detector; None loads NudeNet's.
+      detect: The detector; None loads NudeNet's. A report is continued with the same detector only.
       overwrite: Whether a report in `out` is replaced.
       resume: Whether a report in `out` is continued.
       console: Shows progress. By default that is standard error.
@@ -153,9 +160,11 @@ def evaluate_images(
     _check_places(counted | kept, out)
     made = _unets_to_make(images, original, generation)
     networks_sha256 = _check_networks(generation, made)
+    _check_made(generation, {name: counted[name] for name in made}, networks_sha256)
     count_nudity = concepts is None if count_nudity is None else count_nudity
     if not count_nudity and concepts is None:
         raise InputError("nothing is to be measured; name concepts with --forgotten-concepts, or leave --no-nudity out")
+    detector = _describe_detector(detect) if count_nudity else None
     detect = (detect or nudity.load_detector()) if count_nudity else None
     with status(console, "reading the images"):
         kept_entries = {name: nudity.read_image_folder(folder) for name, folder in kept.items()}
@@ -171,7 +180,7 @@ def evaluate_images(
             if generation is not None
         }
         concept_accuracy.check_prompts(read | asked, concepts.concepts)
-    config = _config(counted | kept, settings, generation, utility, concepts, count_nudity)
+    config = _config(counted | kept, settings, generation, utility, concepts, detector)
     with runs.open_folder(out, identify(config), overwrite=overwrite, resume=resume):
         for name, unet in made.items():
             assert generation is not None
@@ -211,13 +220,13 @@ def _config(
     generation: ImageGeneration | None,
     utility: Utility | None,
     concepts: ConceptCheck | None,
-    count_nudity: bool,
+    detector: Any,
 ) -> dict[str, Any]:
     """What is saved in `run.json`, and must be the same when a report is continued."""
     return {
         **{name: str(folder) for name, folder in folders.items()},
         **dataclasses.asdict(settings),
-        "count_nudity": count_nudity,
+        "detector": detector,
         "clip": None if utility is None or utility.clip is None else utility.clip.description(),
         "inception_sha256": None if utility is None or utility.inception is None else utility.inception.sha256,
         "concepts": None
@@ -264,10 +273,32 @@ def _check_networks(generation: ImageGeneration | None, made: Mapping[str, Path 
     """Refuses what images cannot be made with; returns the hashes of the networks that make them."""
     if generation is None:
         return {}
-    model_folder.load_tokenizer(generation.model, generation.tokenizer, generation.cleaning)
+    generation.load_tokenizer()  # refuses one that does not fit
     config = model_folder.read_model_config(generation.model, unet=generation.unet)
     generating.check_generation(generation.settings, config)
     return {name: model_folder.model_sha256(generation.model, unet=unet) for name, unet in made.items()}
+
+
+def _check_made(
+    generation: ImageGeneration | None, folders: Mapping[str, Path], networks_sha256: Mapping[str, str]
+) -> None:
+    """Refuses folders that hold images which were made otherwise, before images are made in any of them."""
+    if generation is not None:
+        tokenizer = generation.load_tokenizer()
+        for name, folder in folders.items():
+            described = {"networks_sha256": networks_sha256[name]}
+            runs.check_folder(
+                folder, generating.image_identity(generation.prompts, tokenizer, generation.settings, described)
+            )
+
+
+def _describe_detector(detect: Detector | None) -> Any:
+    """What detections are told apart by, as JSON: a detector of one's own, or the version of NudeNet."""
+    if detect is not None:
+        return describe_value(detect, "the detector")
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return f"nudenet {metadata.version('nudenet')}"
+    return "nudenet"
 
 
 def _generate(

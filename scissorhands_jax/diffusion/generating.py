@@ -23,12 +23,13 @@ from scissorhands_jax.diffusion import networks, schedules
 from scissorhands_jax.diffusion.layers import Compute, attention_levels
 from scissorhands_jax.diffusion.model_folder import Pipeline
 from scissorhands_jax.diffusion.networks import DiffusionConfig
+from scissorhands_jax.diffusion.tokenizer import Tokenizer
 from scissorhands_jax.diffusion.unet import Noisy
 from scissorhands_jax.errors import InputError, check_choice
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.progress import progress_bar
 from scissorhands_jax.terminal import Console
-from scissorhands_jax.training.identity import identify
+from scissorhands_jax.training.identity import Identity, identify
 
 IMAGES_FILE = "images.csv"
 _SEED_COLUMNS = ("seed", "evaluation_seed", "sd_seed")  # ours, UnlearnDiffAtk's, I2P's
@@ -60,8 +61,9 @@ class GenerationSettings:
     """How the networks compute."""
 
     def description(self) -> dict[str, str]:
-        """The settings as they are saved with results."""
-        return {field.name: str(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        """The settings as they are saved with results, without those that change how much memory is needed."""
+        names = [field.name for field in dataclasses.fields(self) if field.name != "compute"]
+        return {name: str(getattr(self, name)) for name in names} | {"dtype": self.compute.dtype}
 
 
 DEFAULT_GENERATION = GenerationSettings()
@@ -186,17 +188,28 @@ def generate_images(
     """
     if batch_size < 1:
         raise InputError(f"--batch-size must be at least 1, got {batch_size}")
-    config = pipeline.config
-    sampler = check_generation(settings, config)
+    sampler = check_generation(settings, pipeline.config)
+    identity = image_identity(prompts, pipeline.tokenizer, settings, description)
+    with runs.open_folder(out, identity, overwrite=overwrite, resume=resume):
+        return _make_missing(pipeline, prompts, out, settings, sampler, batch_size, console or Console(stderr=True))
+
+
+def image_identity(
+    prompts: Sequence[Prompt],
+    tokenizer: Tokenizer,
+    settings: GenerationSettings,
+    description: dict[str, Any] | None = None,
+) -> Identity:
+    """What images are told apart by; see `generate_images`."""
     listed = repr([tuple(prompt) for prompt in prompts]).encode()
     described = {
         "prompts_sha256": hashing.sha256(listed),
-        "cleaning": pipeline.cleaning,
+        "cleaning": tokenizer.cleaning,
+        "tokenizer": tokenizer,
         **settings.description(),
         **(description or {}),
     }
-    with runs.open_folder(out, identify(described), overwrite=overwrite, resume=resume):
-        return _make_missing(pipeline, prompts, out, settings, sampler, batch_size, console or Console(stderr=True))
+    return identify(described)
 
 
 def _make_missing(

@@ -7,7 +7,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -23,6 +23,7 @@ from scissorhands_jax.diffusion.tokenizer import Tokenizer
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.metrics import distances, intervals
 from scissorhands_jax.terminal import Progress
+from scissorhands_jax.training.descriptions import describe_value
 
 _LEAST_IMAGES = 8
 _MANY_FEATURES = 1024  # with which a distance takes seconds, so that fewer are resampled
@@ -42,9 +43,10 @@ class Clip(NamedTuple):
     compute: Compute = FLOAT32
     """How the encoders compute."""
 
-    def description(self) -> dict[str, str]:
+    def description(self) -> dict[str, Any]:
         """What must be the same when a run is resumed, as JSON."""
-        return {"name": self.name, "sha256": self.sha256, "compute": str(self.compute)}
+        tokenizer = describe_value(self.tokenizer, "the tokenizer")
+        return {"name": self.name, "sha256": self.sha256, "dtype": self.compute.dtype, "tokenizer": tokenizer}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from scissorhands_jax import reading
+from scissorhands_jax import hashing, reading
 from scissorhands_jax.errors import InputError, check_choice
 
 if TYPE_CHECKING:
@@ -90,6 +90,13 @@ class Tokenizer:
         self._clean = _cleaner(cleaning)
         self._length = min(length, vocabulary.length)
         self._tokenizer = _pipeline(vocabulary, self._length)
+        known = [vocabulary.tokens, vocabulary.merges, vocabulary.added, vocabulary.pad, self._length]
+        self._sha256 = hashing.sha256(hashing.stable_json(known))
+
+    @property
+    def __identity__(self) -> str:
+        """What runs are compared by, wherever the files lie and in whichever form; `cleaning` counts for itself."""
+        return self._sha256
 
     def __call__(self, prompts: Sequence[str]) -> np.ndarray:
         """The ids of prompts. shape=(N, length), dtype=int32"""

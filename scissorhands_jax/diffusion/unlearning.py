@@ -33,6 +33,7 @@ from scissorhands_jax.jobs.progress import follow_steps, progress_bar
 from scissorhands_jax.methods.settings import MeasuredNumber
 from scissorhands_jax.terminal import Console
 from scissorhands_jax.training import checkpoints, sharding
+from scissorhands_jax.training.descriptions import describe_value
 from scissorhands_jax.training.identity import identify
 from scissorhands_jax.training.loop import Progress, Result, run
 
@@ -110,13 +111,14 @@ def unlearn_concept(
       CheckpointError: A network is missing or damaged, or the cache is another run's.
       NonFiniteError: The run diverged. Its last good checkpoint stays.
     """
+    keeper = checkpoints.Checkpointer(out / _CHECKPOINTS, every_steps=checkpoint_every, keep=1)
     prepared = _check(job, out)
     if layout is not None:
         positions = np.arange(job.settings.batch_size)
         layout.check_batches([Batch(positions, positions)])
     identity = identify(prepared.description)
     with runs.open_folder(out, identity, overwrite=overwrite, resume=resume, warn=False) as fresh:  # as checkpoints do
-        return _carried_out(job, prepared, out, fresh, checkpoint_every, layout, console)
+        return _carried_out(job, prepared, out, fresh, keeper, layout, console)
 
 
 def _carried_out(
@@ -124,7 +126,7 @@ def _carried_out(
     prepared: _Prepared,
     out: Path,
     fresh: bool,
-    checkpoint_every: int | None,
+    keeper: checkpoints.Checkpointer,
     layout: sharding.Layout | None,
     console: Console,
 ) -> dict[str, Any]:
@@ -149,7 +151,6 @@ def _carried_out(
         data = anchored(data, anchor, job.seed)
         preparing = time.perf_counter() - started
         examples.drop("text", "vae")
-        keeper = checkpoints.Checkpointer(out / _CHECKPOINTS, every_steps=checkpoint_every, keep=1)
         resumed_at = keeper.latest_step
         result, steps, ceiling = _repair(job, prepared, data, unanchored, out, keeper, layout, progress)
     config, dtype = model_folder.read_part_config("unet", job.model)
@@ -213,6 +214,7 @@ def _check(job: ConceptJob, out: Path) -> _Prepared:
         **dataclasses.asdict(job.settings),
         "generation": job.generation.description(),
         "cleaning": job.cleaning,
+        "tokenizer": describe_value(tokenizer, "the tokenizer"),
         "seed": job.seed,
         "networks_sha256": networks_sha256,
         "forget": sets["forget"].description(),

@@ -64,11 +64,27 @@ def _begin(folder: Path, identity: Identity, overwrite: bool, resume: bool | Non
         if not resume:
             hint = "" if resume is None else "--resume to continue it or "
             raise InputError(f"{folder} already holds a run; add {hint}--overwrite to replace it")
-        check_same(read_run(folder), identity, str(folder), "repeat its settings, or use --overwrite", warn=warn)
+        check_folder(folder, identity, warn=warn)
         return False
     files.clear_folder(folder, last=RUN_FILE)
     files.write_text(file, json.dumps(identity.document(), indent=2) + "\n")
     return True
+
+
+def check_folder(folder: Path, identity: Identity, *, warn: bool = False) -> None:
+    """Refuses a folder with another run, which `open_folder` would not continue; without a run it is fine.
+
+    Args:
+      folder: The folder, which need not exist.
+      identity: Everything that determines the result of the run.
+      warn: Whether a warning says that the run would be continued in another environment.
+
+    Raises:
+      InputError: The folder holds another run.
+      CheckpointError: Its description is damaged.
+    """
+    if (folder / RUN_FILE).exists():
+        check_same(read_run(folder), identity, str(folder), "repeat its settings, or use --overwrite", warn=warn)
 
 
 def demonstrate(

@@ -166,6 +166,7 @@ def unlearn_language(
       NonFiniteError: The run diverged. Its last good checkpoint stays.
     """
     feeding.check_feed(feed_from, layout, steps_per_call)
+    keeper = checkpoints.Checkpointer(out / _CHECKPOINTS, every_steps=checkpoint_every, keep=1)
     prepared = prepare_language(job)
     if layout is not None:
         batches = prepared.method.batches(jax.random.key(job.seed), prepared.rows.data, 0)
@@ -176,7 +177,6 @@ def unlearn_language(
         found = None if fresh else runs.ended_results(out, _CHECKPOINTS, console)
         if found is not None:
             return found
-        keeper = checkpoints.Checkpointer(out / _CHECKPOINTS, every_steps=checkpoint_every, keep=1)
         resumed_at = keeper.latest_step
         try:
             options: dict[str, Any] = {"layout": layout, "steps_per_call": steps_per_call, "feed_from": feed_from}

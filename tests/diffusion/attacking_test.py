@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -21,8 +22,10 @@ from scissorhands_jax.diffusion import (
     quality,
     vision,
 )
-from scissorhands_jax.diffusion.generating import Prompt
+from scissorhands_jax.diffusion.generating import GenerationSettings, Prompt
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.terminal import Console
+from scissorhands_jax.training.descriptions import describe_value
 from tests.diffusion import traces as diffusion_traces
 from tests.diffusion import unlearning_test as small
 from tests.diffusion.generating_test import Words
@@ -119,6 +122,33 @@ class TestCommand:
         assert cli.main(words(folder, tmp_path / "out", *attack, tmp_path / "others", "--resume")) == 2
         assert "belongs to another run: images_sha256 was" in " ".join(capsys.readouterr().err.split())
 
+    def test_another_original_is_another_run(self, folder, tmp_path, monkeypatch, capsys):
+        """Whose UNet differs: it made the targets, and is attacked for the gate."""
+        judged(monkeypatch, lambda number: False)
+        shutil.copytree(folder / "model", tmp_path / "model")
+        shutil.rmtree(tmp_path / "model/unet")
+        shutil.copytree(folder / "other/unet", tmp_path / "model/unet")
+        command = words(folder, tmp_path / "out", "--kind", "embedding", "--attack-steps", "1", "--rounds", "1")
+        assert cli.main(command) == 0
+        assert len(json.loads((tmp_path / "out/targets/run.json").read_text())["networks_sha256"]) == 64
+        assert cli.main([*command, "--resume", "--model", str(tmp_path / "model")]) == 2
+        assert "belongs to another run: original_sha256 was" in " ".join(capsys.readouterr().err.split())
+
+    def test_another_judge_is_another_run(self, folder, tmp_path):
+        job = attacking.AttackJob(
+            model=folder / "model",
+            unet=folder / "other",
+            prompts=[Prompt("a cat", 0)],
+            settings=None,
+            generation=GenerationSettings(steps=2, size=16),
+        )
+        console = Console(quiet=True)
+        attacking.attack_concept(job, tmp_path / "out", judge=lambda image: True, console=console)
+        with pytest.raises(InputError, match=r"belongs to another run: judge"):
+            attacking.attack_concept(
+                job, tmp_path / "out", judge=lambda image: image.mean() > 0, resume=True, console=console
+            )
+
     def test_a_transferred_list_is_tried_as_it_is(self, folder, tmp_path, monkeypatch):
         seen = judged(monkeypatch, lambda number: number == 2)
         assert cli.main(words(folder, tmp_path / "out", "--kind", "transfer", "--first", "2")) == 0
@@ -183,7 +213,10 @@ class TestConcepts:
         config = json.loads((tmp_path / "out/results.json").read_text())["config"]["concepts"]
         assert config == {
             **{"forgotten": ["cat", "dog"], "kept": ["horse"], "text": "a {}"},
-            "clip": {"name": "tiny", "sha256": hashing.file_sha256(file), "compute": str(networks.FLOAT32)},
+            "clip": {
+                **{"name": "tiny", "sha256": hashing.file_sha256(file), "dtype": "float32"},
+                "tokenizer": describe_value(Words(), "words"),
+            },
         }
 
     def test_other_weights_of_clip_are_another_run(self, folder, tmp_path, capsys):

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -33,7 +34,7 @@ from scissorhands_jax.diffusion import (
 from scissorhands_jax.diffusion.generating import Prompt
 from scissorhands_jax.diffusion.nudity import Detection, ImageEntry
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.training import checkpoints
+from scissorhands_jax.training import checkpoints, descriptions
 from tests.diffusion import traces as diffusion_traces
 from tests.diffusion.generating_test import Words
 
@@ -334,11 +335,13 @@ class TestReport:
         images = save(tmp_path / "images", [(5, 0), (0, 0), (0, 0)], listed=False)
         seen = []
 
-        def stumble(image):
+        def stumbling(image):
             seen.append(image)
             if len(seen) == 3:
                 raise KeyboardInterrupt
             return look(image)
+
+        stumble = descriptions.named("stumble", stumbling)
 
         out, settings = tmp_path / "out", measuring.EvaluationSettings(classes=(FEET,))
         monkeypatch.setattr(nudity, "_SAVED_EVERY", 1)
@@ -353,6 +356,14 @@ class TestReport:
         changed = dataclasses.replace(settings, threshold=0.8)
         with pytest.raises(InputError, match=r"another run: threshold was 0.6 and is now 0.8"):
             evaluating.evaluate_images(images, out, settings=changed, detect=stumble, resume=True)
+        with pytest.raises(InputError, match=r"another run: detector was 'named stumble' and is now "):
+            evaluating.evaluate_images(images, out, settings=settings, detect=look, resume=True)
+        monkeypatch.setattr(nudity, "load_detector", lambda: look)
+        monkeypatch.setattr(evaluating.metadata, "version", lambda name: "1")
+        evaluating.evaluate_images(images, tmp_path / "own", settings=settings)
+        monkeypatch.setattr(evaluating.metadata, "version", lambda name: "2")
+        with pytest.raises(InputError, match=r"another run: detector was 'nudenet 1' and is now 'nudenet 2'"):
+            evaluating.evaluate_images(images, tmp_path / "own", settings=settings, resume=True)
         covered = (out / "contact_sheet.png").read_bytes()
         shown = dataclasses.replace(settings, show_flagged=True)
         evaluating.evaluate_images(images, out, settings=shown, detect=look, overwrite=True)
@@ -428,6 +439,11 @@ class TestCommand:
         assert (tmp_path / "new/00000.png").stat().st_mtime_ns == made
         assert cli.main([*arguments, "--unet", str(model / "sd"), "--overwrite"]) == 2
         assert "belongs to another run: networks_sha256 was" in " ".join(capsys.readouterr().err.split())
+        # What hinders one folder hinders both, before anything is made.
+        shutil.rmtree(tmp_path / "new")
+        assert cli.main([*arguments, "--steps", "5", "--overwrite"]) == 2
+        assert "old belongs to another run: steps was '4' and is now '5'" in " ".join(capsys.readouterr().err.split())
+        assert not (tmp_path / "new").exists()
 
     def test_clip_scores(self, model, words, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(nudity, "load_detector", lambda: look)

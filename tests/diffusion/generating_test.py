@@ -10,12 +10,13 @@ import pytest
 from PIL import Image
 
 from scissorhands_jax.cli import main as cli
-from scissorhands_jax.diffusion import generating, model_folder, networks, schedules
+from scissorhands_jax.diffusion import generating, model_folder, networks, schedules, tokenizer
 from scissorhands_jax.diffusion.generating import GenerationSettings, Prompt
 from scissorhands_jax.diffusion.model_folder import Pipeline
 from scissorhands_jax.diffusion.unet import Noisy
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.training import checkpoints
+from scissorhands_jax.training.identity import differences
 from tests.diffusion import traces as diffusion_traces
 
 CONFIG = networks.TINY
@@ -25,8 +26,10 @@ SETTINGS = GenerationSettings(steps=4, size=16)
 class Words:
     """Ids of the words of a prompt."""
 
-    cleaning = "nfc"
     end = 98
+
+    def __init__(self, cleaning="nfc"):
+        self.cleaning = cleaning
 
     def __call__(self, prompts):
         ids = np.full((len(prompts), CONFIG.text.length), 98, np.int32)
@@ -73,6 +76,37 @@ def test_images_are_the_same_in_batches_and_after_a_stop(pipeline, tmp_path):
         generating.generate_images(
             pipeline, PROMPTS, tmp_path / "a", settings=dataclasses.replace(SETTINGS, guidance=2.0), resume=True
         )
+
+
+def test_what_changes_memory_alone_makes_the_same_images(pipeline, tmp_path):
+    generating.generate_images(pipeline, PROMPTS[:1], tmp_path / "a", settings=SETTINGS)
+    lean = dataclasses.replace(SETTINGS, compute=dataclasses.replace(SETTINGS.compute, remat=True, attention="chunked"))
+    answer = generating.generate_images(pipeline, PROMPTS[:1], tmp_path / "a", settings=lean, resume=True)
+    assert answer["made"] == 0
+    narrow = dataclasses.replace(SETTINGS, compute=dataclasses.replace(SETTINGS.compute, dtype="bfloat16"))
+    with pytest.raises(InputError, match=r"another run: dtype was 'float32' and is now 'bfloat16'"):
+        generating.generate_images(pipeline, PROMPTS[:1], tmp_path / "a", settings=narrow, resume=True)
+
+
+def test_another_vocabulary_makes_other_images(pipeline, tmp_path):
+    """It is told by what it knows, wherever and in whichever form its files lie."""
+    spelled = tokenizer.byte_tokens()
+    for name, tokens in (("one", spelled), ("other", {**spelled, "a": spelled["b"], "b": spelled["a"]})):
+        for place in (name, f"{name} again"):
+            (tmp_path / place).mkdir()
+        (tmp_path / name / "vocab.json").write_text(json.dumps(tokens))
+        (tmp_path / name / "merges.txt").write_text("#version: 0.2\n")
+        model = {"type": "BPE", "vocab": tokens, "merges": []}
+        (tmp_path / f"{name} again" / "tokenizer.json").write_text(json.dumps({"added_tokens": [], "model": model}))
+
+    def identity(place):
+        found = tokenizer.Tokenizer(tokenizer.find_vocabulary(tmp_path / place))
+        return generating.image_identity(PROMPTS, found, SETTINGS).chosen
+
+    assert identity("one") == identity("one again")
+    assert identity("other") == identity("other again")
+    different = [name for name, *_ in differences(identity("one"), identity("other"))]
+    assert different == ["tokenizer"]
 
 
 def test_an_image_that_is_not_finite_is_an_error_and_no_picture(pipeline, tmp_path):
@@ -172,7 +206,7 @@ def test_command_line(pipeline, tmp_path, monkeypatch, capsys):
     assert cli.main(arguments) == 2
     assert "there is no tokenizer file in" in " ".join(capsys.readouterr().err.split())
     monkeypatch.setattr(model_folder, "find_vocabulary", lambda path: ())
-    monkeypatch.setattr(model_folder, "Tokenizer", lambda *arguments, **options: Words())
+    monkeypatch.setattr(model_folder, "Tokenizer", lambda files, cleaning, **options: Words(cleaning))
     assert cli.main(arguments) == 0
     assert json.loads(capsys.readouterr().out)["made"] == 2
     assert cli.main([*arguments, "--resume"]) == 0

@@ -256,6 +256,12 @@ class TestRuns:
             np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
         assert "devices" in error_of(capsys, *words, "--overwrite", "--mesh", "3")
 
+    def test_images_of_a_cache_that_were_made_otherwise_are_refused_before_any_are_made(self, folder, tmp_path, capsys):
+        shutil.copytree(folder / "paper/cache/retain", tmp_path / "cache/retain")
+        words = [*paper(folder, tmp_path / "out", "--cache", str(tmp_path / "cache")), "--steps", "3"]
+        assert "retain/images belongs to another run: steps was '2' and is now '3'" in error_of(capsys, *words)
+        assert not (tmp_path / "cache/forget").exists()
+
     def test_arrays_of_another_model_are_refused(self, folder, tmp_path, capsys):
         write_model(tmp_path / "model", vae_scale=1.01)
         cache = tmp_path / "cache"
@@ -340,6 +346,7 @@ class TestMethods:
             (["anchor=2"], "anchor must be a share of the retain images, 0 to 1, got 2"),
             (["ceiling=0"], "ceiling must be above 0, got 0"),
             (["ceiling=other"], "ceiling must be"),
+            (["--checkpoint-every", "0"], "the steps between checkpoints must be at least 1, got 0"),
         ],
     )
     def test_what_cannot_be_is_refused_before_anything_is_written(self, folder, tmp_path, capsys, words, message):
