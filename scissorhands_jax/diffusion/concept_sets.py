@@ -6,6 +6,7 @@ losses take, and keeps everything that it computes in a cache.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -46,7 +47,8 @@ class ConceptSet(NamedTuple):
           batch_size: The number of images that the set must have at least.
 
         Raises:
-          InputError: There are no prompts or too few images, or a picture cannot be read.
+          InputError: There are no prompts or too few images, of a forget set also for its prompts, or a picture cannot
+            be read.
         """
         if not self.prompts:
             raise InputError(f"the {name} set has no prompt; add --{name}-prompts")
@@ -59,9 +61,16 @@ class ConceptSet(NamedTuple):
                 f"{'add images' if self.images is not None else 'raise --images'}, or lower --batch-size"
             )
         total = len(self.prompts)
+        if name == "forget" and number < total:
+            raise InputError(
+                f"{number} images cannot show what all {total} prompts of the forget set name; "
+                f"{'add images' if self.images is not None else 'raise --images'}, or leave prompts out"
+            )
+        seeds = [prompt.seed for prompt in self.prompts]
+        span = max(seeds) - min(seeds) + 1
         turns = ((self.prompts[image % total], image // total) for image in range(number))
-        # A prompt that makes several images has another seed for each.
-        prompts = tuple(Prompt(prompt.text, prompt.seed + turn * total) for prompt, turn in turns)
+        # A prompt that makes several images has another seed for each, beyond those of all prompts of the turn before.
+        prompts = tuple(Prompt(prompt.text, prompt.seed + turn * span) for prompt, turn in turns)
         return ConceptSet(prompts, self.images, number)
 
     def description(self) -> dict[str, Any]:
@@ -88,14 +97,19 @@ def read_concept_set(
       seed: The seed of the first prompt that has none; further prompts have the next ones.
 
     Raises:
-      InputError: A prompt is empty or reads like a setting, or a file cannot be read.
+      InputError: A prompt is empty or reads like a setting or another file, or a file cannot be read.
     """
     prompts: list[Prompt] = []
     for word in words:
-        if word.endswith(".csv"):
+        if word.lower().endswith(".csv"):
             prompts += generating.read_prompts(Path(word), seed=seed + len(prompts))
         elif re.fullmatch(r"\w+(\.\w+)*=\S*", word):
             raise InputError(f"--{name}-prompts has {word!r}, which reads like a setting; write settings before it")
+        elif os.path.isfile(word) or re.fullmatch(r"\S+\.(txt|tsv|jsonl?|parquet|xlsx?)", word, re.IGNORECASE):
+            raise InputError(
+                f"--{name}-prompts has {word!r}, which reads like a file, and files of prompts are CSV with the column "
+                "prompt; convert it and let its name end in .csv"
+            )
         elif not word.strip():
             raise InputError(f"--{name}-prompts has an empty prompt")
         else:

@@ -81,13 +81,16 @@ def read_prompts(path: Path, *, seed: int = 0) -> list[Prompt]:
       seed: Where the file has no seeds, the first row gets this one, the second the next one, and so on.
 
     Raises:
-      InputError: The file cannot be read, has no prompts, or a seed is not a whole number.
+      InputError: The file cannot be read, has no prompts or several columns of them, a prompt is empty, or a seed is no
+        whole number.
     """
     try:
         columns, _, rows = reading.read_rows(path)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read the prompts in {path}: {error}") from error
     column = next((name for name in _PROMPT_COLUMNS if name in columns), None)
+    if len(several := [name for name in _PROMPT_COLUMNS if name in columns]) > 1:
+        raise InputError(f"{path} has the columns {' and '.join(several)}; leave all but the one of the prompts out")
     if column is None:
         held = ", ".join(columns[:10])[:200] or "nothing"
         raise InputError(
@@ -97,7 +100,7 @@ def read_prompts(path: Path, *, seed: int = 0) -> list[Prompt]:
     prompts = []
     for number, row in enumerate(rows):
         text, drawn = row.values.get(column), seed + number if seeds is None else row.values.get(seeds)
-        if text is None:
+        if text is None or not text.strip():
             raise InputError(f"line {row.line} of {path} has no prompt; write one, or leave the line out")
         try:
             prompts.append(Prompt(text, int(drawn)))  # type: ignore[arg-type]

@@ -167,6 +167,9 @@ class TestPrompts:
             ("prompt,seed\n", "holds no prompts"),
             ("prompt,seed\nx,one\n", "line 2 of .* has the seed 'one'; give a whole number"),
             ("seed,prompt\n1,x\n2\n", "line 3 of .* has no prompt"),
+            ('prompt,seed\nx,1\n"",2\n', "line 3 of .* has no prompt"),
+            ("prompt,seed\nx,1\n  ,2\n", "line 3 of .* has no prompt"),
+            ("prompt,adv_prompt\nx,y\n", "has the columns prompt and adv_prompt; leave all but the one of the prompts"),
             ('\nseed,prompt\n1,"x\ny"\n\n2\n', "line 6 of .* has no prompt"),
         ],
     )

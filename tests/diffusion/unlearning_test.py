@@ -29,6 +29,7 @@ from scissorhands_jax.diffusion import (
     unlearning,
 )
 from scissorhands_jax.diffusion.concept_methods import CONCEPT_METHODS
+from scissorhands_jax.diffusion.generating import Prompt
 from scissorhands_jax.diffusion.unet import Noisy
 from scissorhands_jax.errors import CheckpointError, InputError
 from scissorhands_jax.jobs import config
@@ -585,6 +586,36 @@ class TestBadInput:
         assert "0.png cannot be read as an image" in error_of(
             capsys, *paper(folder, tmp_path / "second"), "--forget-images", tmp_path / "cut"
         )
+
+    @pytest.mark.parametrize("word", ["nudity.txt", "list.jsonl", "LIST.TSV", "here"])
+    def test_files_of_other_kinds_are_no_prompts(self, tmp_path, monkeypatch, word):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "here").write_text("nudity\nnaked\n")
+        with pytest.raises(
+            InputError, match=rf"--forget-prompts has '{word}', which reads like a file, .* end in \.csv"
+        ):
+            concept_sets.read_concept_set([word], None, None, name="forget")
+
+    def test_a_list_is_one_whatever_case_its_name_is_in(self, tmp_path):
+        (tmp_path / "N.CSV").write_text("prompt\nnudity\nnaked\n")
+        found = concept_sets.read_concept_set([str(tmp_path / "N.CSV")], None, None, name="forget").prompts
+        assert found == (Prompt("nudity", 0), Prompt("naked", 1))
+
+    @pytest.mark.parametrize("folder_of", [None, "nude"])
+    def test_every_prompt_to_forget_is_shown(self, folder, folder_of):
+        images = None if folder_of is None else folder / folder_of
+        prompts = ["nudity", "naked", "erotic", "sexual"]
+        advice = "raise --images" if images is None else "add images"
+        number = 2 if images is None else None
+        message = f"images cannot show what all 4 prompts of the forget set name; {advice}, or leave prompts out"
+        with pytest.raises(InputError, match=message):
+            concept_sets.read_concept_set(prompts, images, number, name="forget").paired("forget", 2)
+        concept_sets.read_concept_set(prompts, images, number, name="retain").paired("retain", 2)
+
+    @pytest.mark.parametrize(("seeds", "expected"), [((0, 2), (0, 2, 3, 5, 6)), ((7, 8), (7, 8, 9, 10, 11))])
+    def test_prompts_that_make_several_images_have_other_seeds_for_each(self, seeds, expected):
+        concept = concept_sets.ConceptSet(tuple(Prompt("cat", seed) for seed in seeds), None, 5)
+        assert tuple(prompt.seed for prompt in concept.paired("forget", 2).prompts) == expected
 
     def test_arrays_in_a_folder_of_something_else(self, tmp_path):
         ids = np.zeros((1, CONFIG.text.length), np.int32)
