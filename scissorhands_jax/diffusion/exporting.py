@@ -7,6 +7,8 @@ and JAX (`experiments/results/diffusion_full_cpu.json`).
 from __future__ import annotations
 
 import json
+import logging
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,12 @@ from scissorhands_jax.diffusion.file_layouts import FILE_DTYPES, FILE_STEMS, FOL
 from scissorhands_jax.diffusion.folder_configs import CONFIG_FILE, PIPELINE_FILE, SCHEDULER_FILE
 from scissorhands_jax.diffusion.networks import PARTS, Part
 from scissorhands_jax.errors import InputError, WeightsError, check_choice
+
+_WEIGHTS = re.compile(
+    r"(diffusion_(pytorch|flax)_model|((pytorch|tf|flax)_)?model)[.-].*"
+    r"(safetensors|bin|msgpack|h5|ckpt|pth?|onnx|\.index(\..*)?\.json)"
+)
+_logger = logging.getLogger(__name__)
 
 
 def export_weights(
@@ -44,7 +52,8 @@ def export_weights(
       parts: Which networks to write. Those that the model does not have are left out.
       dtype: The type of the files: `float32`, `float16` or `bfloat16`. By default each network has the type that its
         imported file had.
-      overwrite: Whether files that exist are replaced.
+      overwrite: Whether files that exist are replaced. Other weights in the folders of the networks, such as those of
+        a variant, and files of another tokenizer are then removed, so that nothing that was there is loaded.
 
     Returns:
       The file of each network.
@@ -59,24 +68,31 @@ def export_weights(
     if not present or (unet is not None and "unet" not in present):
         raise InputError(f"there is no {'UNet' if present else 'network'} in {unet or folder}; import one first")
     targets = {part: out / FOLDERS[part] / f"{FILE_STEMS[part]}.safetensors" for part in present}
-    for target in targets.values():
-        for path in (target, target.parent / CONFIG_FILE):
-            files.remove_leftovers_of(path)
-        _check_free(target, overwrite=overwrite)
     whole = len(present) == len(PARTS) and (folder / model_folder.TOKENIZER_FOLDER).is_dir()
+    written = [path for target in targets.values() for path in (target, target.parent / CONFIG_FILE)]
+    others = [path for target in targets.values() for path in _other_weights(target)]
+    if whole:
+        written += [out / "scheduler" / SCHEDULER_FILE, out / PIPELINE_FILE]
+        others += [out / model_folder.TOKENIZER_FOLDER / name for name in model_folder.TOKENIZER_FILES]
+    for path in (*written, *others):
+        files.remove_leftovers_of(path)
+        _check_free(path, overwrite=overwrite)
     if whole:
         model_folder.read_model_config(folder, unet=unet)  # refuses networks that do not fit together
         vocabulary = tokenizer_lib.read_vocabulary(
             tokenizer_lib.find_vocabulary(folder / model_folder.TOKENIZER_FOLDER)
         )
         scheduler = _scheduler(folder, homes["unet"])
+    for target in targets.values():
+        for path in _other_weights(target):
+            _logger.warning("removed %s, which are other weights in the place of what is exported", path)
+            files.remove(path)
     for part, target in targets.items():
         config = _write_part(part, homes[part], target, dtype)
         files.write_text(target.parent / CONFIG_FILE, _json(folder_configs.config_document(config)))
     if whole:
         files.write_text(out / "scheduler" / SCHEDULER_FILE, _json(scheduler))
-        for name, text in tokenizer_lib.transformers_files(vocabulary).items():
-            files.write_text(out / model_folder.TOKENIZER_FOLDER / name, text)
+        model_folder.write_tokenizer(tokenizer_lib.transformers_files(vocabulary), out)
         document = folder_configs.pipeline_document(str(scheduler["_class_name"]))
         files.write_text(out / PIPELINE_FILE, _json(document))
     return targets
@@ -112,6 +128,12 @@ def check_dtype(dtype: str | None) -> None:
     """
     if dtype is not None:
         check_choice("--dtype", dtype, FILE_DTYPES)
+
+
+def _other_weights(target: Path) -> list[Path]:
+    """Files beside one of weights that a library could load in its place: variants, pieces, other formats."""
+    found = sorted(target.parent.iterdir()) if target.parent.is_dir() else []
+    return [path for path in found if path != target and _WEIGHTS.fullmatch(path.name)]
 
 
 def _check_free(target: Path, *, overwrite: bool) -> None:

@@ -200,9 +200,8 @@ def make_random(
         source = f"random weights of seed {seed}"
         model_folder.save_part(part, out, getattr(config, part), params, "float32", source, schedule=schedule)
     if spells:
-        target = out / model_folder.TOKENIZER_FOLDER
-        files.write_text(target / "vocab.json", json.dumps(spelled) + "\n")
-        files.write_text(target / "merges.txt", "#version: 0.2\n")
+        contents = {"vocab.json": json.dumps(spelled) + "\n", "merges.txt": "#version: 0.2\n"}
+        model_folder.write_tokenizer(contents, out)
     else:
         model_folder.copy_tokenizer(tokenizer, out)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +27,11 @@ from scissorhands_jax.errors import CheckpointError, InputError
 from scissorhands_jax.training import checkpoints
 
 TOKENIZER_FOLDER = "tokenizer"
-_TOKENIZER_FILES = ("vocab.json", "merges.txt", JSON_FILE, SETTINGS_FILE, BPE_FILE)
+TOKENIZER_FILES = (
+    *("vocab.json", "merges.txt", JSON_FILE, SETTINGS_FILE, BPE_FILE),
+    *("special_tokens_map.json", "added_tokens.json"),  # transformers reads them beside the others
+)
+"""The files that a tokenizer may have, of which no two tokenizers may be mixed."""
 
 
 class StoredPart(NamedTuple):
@@ -99,7 +103,7 @@ def remove_unfinished(folder: Path) -> None:
     """
     for name in (*networks.PARTS, SCHEDULER_FILE):
         files.remove_leftovers_of(folder / name)
-    for name in _TOKENIZER_FILES:
+    for name in TOKENIZER_FILES:
         files.remove_leftovers_of(folder / TOKENIZER_FOLDER / name)
 
 
@@ -285,12 +289,30 @@ def copy_tokenizer(source: Path | None, folder: Path) -> tuple[Path, ...]:
         found, names = (*found, beside), [*names, SETTINGS_FILE]
     target = folder / TOKENIZER_FOLDER
     copies = tuple(target / name for name in names)
-    for name in _TOKENIZER_FILES:  # of another tokenizer
-        if name not in names and (target / name).is_file():
-            files.remove(target / name)
+    _remove_other_tokenizer(target, names)
     for file, copy in zip(found, copies, strict=True):
         files.copy_file(file, copy)
     return copies
+
+
+def write_tokenizer(contents: Mapping[str, str], folder: Path) -> None:
+    """Writes a tokenizer's files to where `load_pipeline` finds them, in place of those of another one.
+
+    Args:
+      contents: The text of each file by its name.
+      folder: The folder of the model.
+    """
+    target = folder / TOKENIZER_FOLDER
+    _remove_other_tokenizer(target, list(contents))
+    for name, text in contents.items():
+        files.write_text(target / name, text)
+
+
+def _remove_other_tokenizer(target: Path, names: Sequence[str]) -> None:
+    """Removes files of a tokenizer that are not among these."""
+    for name in TOKENIZER_FILES:
+        if name not in names and (target / name).is_file():
+            files.remove(target / name)
 
 
 def _sources(folder: Path, unet: Path | None) -> dict[Part, Path]:

@@ -193,6 +193,59 @@ def test_random_networks_work_from_end_to_end(tmp_path, capsys):
     assert np.isfinite(embeddings).all()
 
 
+@pytest.fixture(scope="module")
+def random_model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("random") / "model"
+    importing.make_random(folder, TINY)
+    return folder
+
+
+class TestReplacing:
+    """What is in the folder of an export: nothing of it is replaced unasked, and nothing of it stays in the way."""
+
+    WRITTEN = ("unet/config.json", "vae/config.json", "scheduler/scheduler_config.json", "model_index.json")
+    STALE = (
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "unet/diffusion_pytorch_model.bin",
+        "unet/diffusion_pytorch_model.non_ema.bin",
+        "unet/diffusion_pytorch_model.safetensors.index.json",
+        "unet/diffusion_pytorch_model.safetensors.index.fp16.json",
+        "unet/diffusion_pytorch_model-00001-of-00002.safetensors",
+        "vae/diffusion_flax_model.msgpack",
+        "text_encoder/pytorch_model.bin",
+        "text_encoder/model.fp16.safetensors",
+        "tokenizer/tokenizer.json",
+        "tokenizer/special_tokens_map.json",
+    )
+    KEPT = ("unet/README.md", "notes.txt", "unet/pytorch_lora_weights.safetensors", "tokenizer/readme.txt")
+
+    @pytest.mark.parametrize("name", [*WRITTEN, *STALE, "tokenizer/vocab.json"])
+    def test_nothing_is_replaced_unasked(self, random_model, tmp_path, name):
+        path = tmp_path / "out" / name
+        path.parent.mkdir(parents=True)
+        path.write_text("mine")
+        with pytest.raises(InputError, match=rf"{name} exists already; add --overwrite"):
+            exporting.export_weights(random_model, tmp_path / "out")
+        assert path.read_text() == "mine"
+        assert [found for found in (tmp_path / "out").rglob("*") if found.is_file()] == [path]
+
+    def test_what_could_be_loaded_instead_is_removed_where_it_is_replaced(self, random_model, tmp_path, caplog):
+        for name in (*self.WRITTEN, *self.STALE, *self.KEPT):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text("theirs")
+        exporting.export_weights(random_model, tmp_path, overwrite=True)
+        assert not [name for name in self.STALE if (tmp_path / name).exists()]
+        assert not [name for name in self.WRITTEN if (tmp_path / name).read_text() == "theirs"]
+        assert all((tmp_path / name).read_text() == "theirs" for name in self.KEPT)
+        assert "unet/diffusion_pytorch_model.fp16.safetensors, which are other weights" in caplog.text
+
+    def test_random_networks_leave_no_tokenizer_of_others(self, tmp_path):
+        (tmp_path / "tokenizer").mkdir()
+        (tmp_path / "tokenizer/tokenizer_config.json").write_text('{"model_max_length": 5}')
+        importing.make_random(tmp_path, TINY, overwrite=True)
+        assert sorted(path.name for path in (tmp_path / "tokenizer").iterdir()) == ["merges.txt", "vocab.json"]
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_narrow_files_come_back_as_they_were(tmp_path, dtype):
     narrow = {name: array.astype(file_layouts.FILE_DTYPES[dtype]) for name, array in tensors("text").items()}
