@@ -70,6 +70,8 @@ def fit_names(
         arrays = multiplied_out(arrays, notes)
     if prefix is None:
         prefix = _prefix_of(arrays, shapes, ema)
+        if not prefix and ema is False:
+            arrays = _without_averages(arrays, shapes, notes)
     arrays = _without_prefix(arrays, prefix, notes)
     fitted = _with_the_last_name(_with_synonyms(arrays, shapes, notes), shapes, notes)
     names = {new: old for new, old in zip(fitted, arrays, strict=True) if new != old}
@@ -160,15 +162,17 @@ def _renamed(state_dict: Mapping[str, np.ndarray], rename: Mapping[str, str], no
 def _prefix_of(arrays: StateDict, shapes: Mapping[str, tuple[int, ...]], ema: bool | None) -> str:
     """Returns the prefix under which the file has the network; none if it has the names without one."""
     needed = [name for name in shapes if not name.endswith(_COUNTER)]
-    if not needed or (all(name in arrays for name in needed) and not ema):
+    if not needed:
         return ""
     found = _prefixes(arrays, needed)
-    if all(name in arrays for name in needed):
-        found.append("")
+    averages = [prefix for prefix in found if is_averaged(prefix)]
+    exact = all(name in arrays for name in needed)
+    if exact or (averages == found and all(name in arrays for name in _stems(needed))):
+        found = [*(averages if ema is not False else []), ""]
     if ema is not None and len(found) > 1:
         found = [prefix for prefix in found if is_averaged(prefix) == ema] or found
     if len(found) > 1:
-        shown = listed(_shown(found))
+        shown = listed(_shown(prefix for prefix in found if prefix)) + (" and without one" if "" in found else "")
         if len([prefix for prefix in found if not is_averaged(prefix)]) == 1:
             raise WeightsError(
                 f"the file has this network with averaged weights (EMA) and without, under the prefixes {shown}; "
@@ -178,6 +182,15 @@ def _prefix_of(arrays: StateDict, shapes: Mapping[str, tuple[int, ...]], ema: bo
             f"the file has this network {len(found)} times, under the prefixes {shown}; name one (--prefix, prefix=)"
         )
     return found[0] if found else ""
+
+
+def _without_averages(arrays: StateDict, shapes: Mapping[str, tuple[int, ...]], notes: list[str]) -> StateDict:
+    """Returns the arrays without averages of the network under prefixes of their own."""
+    averages = tuple(filter(is_averaged, _prefixes(arrays, [name for name in shapes if not name.endswith(_COUNTER)])))
+    left = [name for name in arrays if name.startswith(averages)]
+    if left:
+        notes.append(f"{len(left)} arrays of averaged weights (EMA) were left aside ({listed(_shown(left))})")
+    return {name: array for name, array in arrays.items() if name not in left}
 
 
 def _without_prefix(arrays: StateDict, prefix: str, notes: list[str]) -> StateDict:
@@ -197,12 +210,17 @@ def _without_prefix(arrays: StateDict, prefix: str, notes: list[str]) -> StateDi
 
 def _prefixes(arrays: StateDict, needed: list[str]) -> list[str]:
     """Returns the prefixes under which the file has all names of the network, whatever its last layer is called."""
-    stems = [name for name in needed if not _has_synonym(name)] or needed
+    stems = _stems(needed)
     first = stems[0]
     candidates = [
         name.removesuffix(first) for name in arrays if name.endswith(tuple(f"{end}{first}" for end in "._/-"))
     ]
     return [each for each in candidates if all(each + name in arrays for name in stems)]
+
+
+def _stems(needed: list[str]) -> list[str]:
+    """The names that all authors have, as far as there are any."""
+    return [name for name in needed if not _has_synonym(name)] or needed
 
 
 def _has_synonym(name: str) -> bool:

@@ -164,6 +164,17 @@ def test_the_averaged_or_the_other_weights_are_chosen():
     assert fitted.state_dict["fc.bias"][0, 0] == 14
     whole = arrays() | {f"ema.{name}": array + 10 for name, array in arrays().items()}
     assert fit_names(whole, SHAPES, ema=True).state_dict["fc.bias"][0, 0] == 14
+    with pytest.raises(WeightsError, match=r"under the prefixes ema\. and without one; choose with --ema or --no-ema"):
+        fit_names(whole, SHAPES)
+    plain = fit_names(whole, SHAPES, ema=False)
+    assert_fits(plain, "5 arrays of averaged weights (EMA) were left aside (ema.")
+    assert set(plain.state_dict) == set(NAMES)
+    # Whatever the last layer is called.
+    headed = {name.replace("fc.", "linear."): array for name, array in whole.items()}
+    assert fit_names(headed, SHAPES, ema=True).state_dict["fc.bias"][0, 0] == 14
+    assert fit_names(headed, SHAPES, ema=False).state_dict["fc.bias"][0, 0] == 4
+    with pytest.raises(WeightsError, match=r"under the prefixes ema\. and without one"):
+        fit_names(headed, SHAPES)
     twice = {f"{prefix}.{name}": array for prefix in ("student", "teacher") for name, array in arrays().items()}
     with pytest.raises(WeightsError, match=r"2 times, under the prefixes student\., teacher\.; name one"):
         fit_names(twice, SHAPES)
