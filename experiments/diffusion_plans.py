@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +65,11 @@ def _batch_16(name: str, method: str, *, traced: bool) -> dict[str, Any]:
     side, factor, *_ = SIZES[name]
     compute = Compute(dtype="bfloat16", remat=True, attention=f"{side}=chunked")
     generation = generating.GenerationSettings(size=side * factor, compute=compute)
+    settings = {**concept_settings.PRESETS, **CONCEPT_METHODS}[method]
+    wanted = {"batch_size": "16", "pseudo": "a photo of a dog"} if method != "paper" else {"batch_size": "16"}
     settings = config.override(
-        {**concept_settings.PRESETS, **CONCEPT_METHODS}[method], ["batch_size=16", "pseudo=a photo of a dog"]
+        settings, [f"{setting}={value}" for setting, value in wanted.items() if setting not in settings.unused]
     )
-    if method == "paper":
-        settings = dataclasses.replace(settings, pseudo=None)
     described = {"attention": compute.attention, "batch_size": 16, "dtype": compute.dtype, "limit_gib": 140}
     return described | planned(networks.CONFIGS[name], settings, generation, memory_gib=140, traced=traced)
 

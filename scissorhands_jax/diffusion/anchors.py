@@ -14,14 +14,20 @@ from scissorhands_jax.base import Data
 from scissorhands_jax.errors import InputError
 
 
-def check_anchor(share: float) -> None:
+def check_anchor(share: float, total: int | None = None) -> None:
     """Refuses a share that cannot be used.
 
+    Args:
+      share: The share of the retain examples.
+      total: The number of these; None if it is not known.
+
     Raises:
-      InputError: The share is below 0 or above 1.
+      InputError: The share is below 0 or above 1, or so small that it is no example.
     """
     if not 0 <= share <= 1:
         raise InputError(f"anchor must be a share of the retain images, 0 to 1, got {share:g}")
+    if total is not None and share > 0 and not round(share * total):
+        raise InputError(f"an anchor of {share:g} of {total} retain images is none of them; raise it, or set anchor=0")
 
 
 def anchored(data: Data, share: float, seed: int = 0) -> Data:
@@ -37,10 +43,10 @@ def anchored(data: Data, share: float, seed: int = 0) -> Data:
       examples in turn, follow the N retain examples.
 
     Raises:
-      InputError: The share is out of its range.
+      InputError: The share is out of its range, or so small that it is no example.
     """
-    check_anchor(share)
     total = data_lib.size(data.retain)
+    check_anchor(share, total)
     chosen = np.random.default_rng(seed).permutation(total)[: round(share * total)]
     if not chosen.size:
         return data

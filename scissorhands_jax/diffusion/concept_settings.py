@@ -65,7 +65,7 @@ class ConceptSettings(ConceptTraining):
     """The forget loss, above 0, up to which forget images are driven: a step whose forget batch has a larger loss
     follows the retain images alone. "other-prompts" is the loss that the original has on forget images under the
     prompts of retain images (`ceilings.other_prompts_ceiling`), which worked on digits. None is no ceiling, as in the
-    paper."""
+    paper. With `pseudo` the forget loss is at most 0, and there can be none."""
     guided: float | None = None
     """The scale s of guidance in the loss that scores weights, `(1 + s) e(c) - s e(empty)` in place of e(c), as the
     published code for objects has it with 7.5. None scores by the noise loss."""
@@ -99,6 +99,21 @@ class ConceptSettings(ConceptTraining):
         """What the losses read of a prompt besides its embedding, see `ConceptTraining.reads`."""
         return (("pseudo",) if self.pseudo is not None else ()) + (("empty",) if self.guided is not None else ())
 
+    def check(self) -> None:
+        """Refuses settings of which one leaves another without effect, in addition to `ConceptTraining.check`."""
+        super().check()
+        check_anchor(self.anchor)
+        if self.anchor and self.departures.get("fixed_batches"):
+            raise InputError(
+                f"anchor is {self.anchor:g}, and with departures.fixed_batches no step sees the retain images that it "
+                "adds; leave anchor out, or set departures.fixed_batches=false"
+            )
+        if self.pseudo is not None and self.ceiling not in (None, math.inf):
+            raise InputError(
+                f"ceiling is {self.ceiling}, and with pseudo the forget loss is at most 0, below every ceiling; leave "
+                "one of them out"
+            )
+
     def method(self, model: Model, schedule: Schedule = SD_V1_SCHEDULE) -> Method:
         """Scissorhands with these settings.
 
@@ -110,7 +125,6 @@ class ConceptSettings(ConceptTraining):
           InputError: A setting is out of its range or unknown.
         """
         self.check()
-        check_anchor(self.anchor)
         if isinstance(self.ceiling, str):
             check_choice("ceiling", self.ceiling, (OTHER_PROMPTS,))
             raise InputError(

@@ -124,6 +124,7 @@ def plan_concept(
         generation = dataclasses.replace(generation, compute=compute)
     generating.check_generation(generation, config)
     limit = memory_limit(memory_gib)
+    settings.check()
     if isinstance(settings, ConceptSettings) and isinstance(settings.ceiling, str):
         settings = dataclasses.replace(settings, ceiling=1.0)  # the number follows from the data, and takes no memory
     model = networks.unet(config.unet, compute)

@@ -18,7 +18,7 @@ from rich import progress as rich_progress
 from scissorhands_jax import files, reading, report, trees
 from scissorhands_jax.base import Batch, Data, Method, Params
 from scissorhands_jax.diffusion import generating, model_folder, networks
-from scissorhands_jax.diffusion.anchors import anchored
+from scissorhands_jax.diffusion.anchors import anchored, check_anchor
 from scissorhands_jax.diffusion.ceilings import OTHER_PROMPTS, other_prompts_ceiling
 from scissorhands_jax.diffusion.concept_methods import ConceptTraining, named_part
 from scissorhands_jax.diffusion.concept_sets import ConceptSet, ExampleMaker, SetName
@@ -196,6 +196,7 @@ def _check(job: ConceptJob, out: Path) -> _Prepared:
     if job.generation_batch_size < 1:
         raise InputError(f"--generate-batch-size must be at least 1, got {job.generation_batch_size}")
     tokenizer = model_folder.load_tokenizer(job.model, job.tokenizer, job.cleaning)
+    job.settings.check()
     method = _method(job, config)
     for part in (getattr(job.settings, "trim", None), job.settings.train):
         trees.select(networks.outline("unet", config), named_part(part))  # refuses a pattern that matches nothing
@@ -204,6 +205,7 @@ def _check(job: ConceptJob, out: Path) -> _Prepared:
         "forget": job.forget.paired("forget", least),
         "retain": job.retain.paired("retain", least),
     }
+    check_anchor(getattr(job.settings, "anchor", 0.0), sets["retain"].number)
     networks_sha256 = model_folder.model_sha256(job.model)
     cache = out / CACHE_FOLDER if job.cache is None else job.cache
     if (cache / runs.RUN_FILE).exists() or cache.is_file():

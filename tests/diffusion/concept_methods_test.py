@@ -24,6 +24,7 @@ from scissorhands_jax.diffusion.concept_methods.esd import partly_sampled
 from scissorhands_jax.diffusion.concept_methods.selective_amnesia import noisy_fisher
 from scissorhands_jax.diffusion.concept_methods.uce import edited_kernel
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.training.descriptions import describe_value
 from tests.comparison import same_bits
 
 TINY_UNET = networks.outline("unet", networks.TINY)
@@ -304,6 +305,7 @@ class TestSettings:
         changes = {"epochs": 2, "batch_size": 3, "train": "all"}
         changes |= {"pseudo": "x"} if isinstance(settings, replacing.ReplacingSettings) else {}
         changes |= {"steps_per_epoch": 2, "sample_steps": 2} if name == "esd" else {}
+        changes = {setting: value for setting, value in changes.items() if setting not in settings.unused}
         method = dataclasses.replace(settings, **changes).method(of_both())
         data = examples()
         if name in ("ssd", "selective_amnesia", "finetune", "gradient_ascent", "neggrad_plus", "l1_sparse"):
@@ -311,6 +313,50 @@ class TestSettings:
         params = run(method, jax.random.key(0), PARAMS, {}, data, num_epochs=2).params
         assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(params))
         assert same_bits(params, PARAMS) == (name == "ssd")  # whose forget set matters no more than the rest here
+
+    @pytest.mark.parametrize("name", [*CONCEPT_METHODS, *concept_settings.PRESETS])
+    def test_settings_that_a_method_does_not_read_are_refused(self, name):
+        """What it reads is in the description of the method, which differs wherever the method does something else."""
+        settings = {**CONCEPT_METHODS, **concept_settings.PRESETS}[name]
+        if isinstance(settings, replacing.ReplacingSettings):
+            settings = dataclasses.replace(settings, pseudo="x")
+        settings, model = dataclasses.replace(settings, train=CONCEPT_METHODS["uce"].train), of_both()
+        plain = describe_value((settings.method(model), settings.reads), "method")
+        others = {
+            **{"batch_size": 4, "microbatches": 2, "pseudo": "y", "optimizer": "sgd", "learning_rate": 0.5},
+            **({"batch_size": 6} if settings.batch_size == 4 else {}),
+        }
+        ignored = set()
+        for setting, value in others.items():
+            more = {"batch_size": 4} if setting == "microbatches" and settings.batch_size % 2 else {}
+            changed = dataclasses.replace(settings, **{setting: value}, **more)
+            if setting in settings.unused:
+                with pytest.raises(InputError, match=rf"{setting} is .*, and has no effect with this method"):
+                    changed.method(model)
+                ignored.add(setting)
+                continue
+            # Another prompt in place of the concept is in the data.
+            assert setting == "pseudo" or describe_value((changed.method(model), changed.reads), "method") != plain
+            assert setting != "pseudo" or "pseudo" in changed.reads
+        assert ignored == set(settings.unused) - {"epochs"}
+
+    @pytest.mark.parametrize(
+        ("preset", "changes", "message"),
+        [
+            ("released", {"ceiling": 0.5}, "ceiling is 0.5, and with pseudo the forget loss is at most 0"),
+            ("released", {"ceiling": "other-prompts"}, "ceiling is other-prompts, and with pseudo the"),
+            ("paper", {"ceiling": 0.5, "pseudo": "a dog"}, "with pseudo the forget loss is at most 0"),
+            ("released", {"anchor": 0.2}, "with departures.fixed_batches no step sees the retain images that it adds"),
+        ],
+    )
+    def test_settings_that_exclude_each_other_are_refused(self, preset, changes, message):
+        with pytest.raises(InputError, match=message):
+            dataclasses.replace(concept_settings.concept_preset(preset), **changes).method(of_both())
+
+    def test_an_anchor_of_no_image_is_refused(self):
+        with pytest.raises(InputError, match=r"an anchor of 0\.01 of 3 retain images is none of them; raise it"):
+            anchors.check_anchor(0.01, 3)
+        anchors.check_anchor(0.0, 3)
 
     @pytest.mark.parametrize("name", ["salun", "munba", "erase_diff"])
     def test_what_draws_the_concept_to_another_prompt_needs_one(self, name):

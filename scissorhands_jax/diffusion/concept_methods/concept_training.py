@@ -111,6 +111,8 @@ class ConceptTraining:
     gradients: ClassVar[tuple[Gradient, ...]] = ("both",)
     """The gradients, each as large as the part that is trained, that a step holds at the same time; as in
     `methods.MethodSettings`. A method without steps has none."""
+    unused: ClassVar[tuple[str, ...]] = ()
+    """Those of the settings here that the method does not read, so that they have to stay as they are."""
     reads_images: ClassVar[bool] = True
     """Whether the method needs images; otherwise prompts are enough, and latents are zeros that give their shape."""
 
@@ -170,15 +172,22 @@ class ConceptTraining:
         return training_only(plain, self.train)
 
     def check(self) -> None:
-        """Refuses what no method can use.
+        """Refuses what no method can use, and what this one does not read.
 
         Raises:
-          InputError: A setting is out of its range or unknown.
+          InputError: A setting is out of its range, unknown or without effect.
         """
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, float) and not math.isfinite(value) and field.name != "ceiling":
                 raise InputError(f"{field.name} must be a finite number, got {value}")
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name in self.unused:
+            if getattr(self, name) != defaults[name]:
+                raise InputError(
+                    f"{name} is {getattr(self, name)!r}, and has no effect with this method, which does not read it; "
+                    "leave it out"
+                )
         if self.epochs < 1:
             raise InputError(f"epochs must be at least 1, got {self.epochs}")
         if not self.learning_rate > 0:

@@ -154,6 +154,7 @@ class EsdSettings(ConceptTraining):
     """The number of steps in an epoch."""
 
     gradients: ClassVar[tuple[Gradient, ...]] = ("forget",)
+    unused: ClassVar[tuple[str, ...]] = ("microbatches", "pseudo")
     reads_images: ClassVar[bool] = False
 
     @property

@@ -20,6 +20,8 @@ from scissorhands_jax.methods.settings import Gradient
 class LossOnlySettings(ConceptTraining):
     """What these methods share: they see noise losses of images with their own prompts."""
 
+    unused: ClassVar[tuple[str, ...]] = ("pseudo",)
+
     def loss(self, model: Model, schedule: Schedule) -> StatefulLossFn:
         """The noise loss, in microbatches, with gradients for the part that is trained."""
         self.check()
@@ -96,6 +98,7 @@ class ConceptSsdSettings(LossOnlySettings):
     """The strength of the dampening, above 0."""
 
     gradients: ClassVar[tuple[Gradient, ...]] = ()
+    unused: ClassVar[tuple[str, ...]] = ("pseudo", "epochs", "optimizer", "learning_rate")
 
     def beginning(self, params: Params, size: ByteCount = trees.nbytes) -> dict[str, BeginningPhase]:
         """The Fisher information of both sets, then the new weights and which of them are dampened."""

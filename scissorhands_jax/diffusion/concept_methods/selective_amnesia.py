@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterable
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -135,6 +136,8 @@ class SelectiveAmnesiaSettings(ConceptTraining):
     """The weight of the retain loss, at least 0."""
     fisher_batches: int = 100
     """The number of retain batches of the Fisher information, at least 1."""
+
+    unused: ClassVar[tuple[str, ...]] = ("pseudo",)
 
     def beginning(self, params: Params, size: ByteCount = trees.nbytes) -> dict[str, BeginningPhase]:
         """A copy of the original and the sum of the squared gradients."""

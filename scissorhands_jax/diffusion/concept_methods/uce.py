@@ -130,7 +130,7 @@ def _concepts(examples: Dataset, name: str, texts: str) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UceSettings(ConceptTraining):
-    """UCE as it was published. It takes no steps: rate, batches and epochs have no effect."""
+    """UCE as it was published. It takes no steps: rate, batches and epochs are refused."""
 
     pseudo: str = ""
     """The prompt that takes the concept's place; by default the empty one."""
@@ -142,6 +142,7 @@ class UceSettings(ConceptTraining):
     """The weight of staying near the old weights, above 0."""
 
     gradients: ClassVar[tuple[Gradient, ...]] = ()
+    unused: ClassVar[tuple[str, ...]] = ("epochs", "batch_size", "microbatches", "optimizer", "learning_rate")
     reads_images: ClassVar[bool] = False
 
     def beginning(self, params: Params, size: ByteCount = trees.nbytes) -> dict[str, BeginningPhase]:

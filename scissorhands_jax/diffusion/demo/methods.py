@@ -41,7 +41,9 @@ def digit_method(name: str, settings: DigitsSettings) -> ConceptTraining:
     }
     if name in ("salun", "munba", "erase_diff"):
         changes["pseudo"] = "the next digit"
-    return dataclasses.replace(CONCEPT_METHODS[name], **{**changes, **own.get(name, {})})  # type: ignore[arg-type]
+    method = CONCEPT_METHODS[name]
+    read = {setting: value for setting, value in changes.items() if setting not in method.unused}
+    return dataclasses.replace(method, **{**read, **own.get(name, {})})  # type: ignore[arg-type]
 
 
 def method_examples(name: str, scene: Scene, digit: int) -> Data:
