@@ -22,12 +22,9 @@ _concepts = functools.partial(Option, group="which concepts are shown")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SamplingOptions(Command):
-    """A command that makes images, or computes as if it did."""
+class ComputeOptions(Command):
+    """A command that computes with networks of images."""
 
-    sampler: Annotated[str, Option("How images are sampled: lms, ddim, pndm or euler.", metavar="NAME")] = "lms"
-    steps: Annotated[int, Option("Steps of the sampler.", metavar="N")] = 50
-    guidance: Annotated[float, Option("Scale of classifier-free guidance.", metavar="X")] = 7.5
     size: Annotated[int, Option("Height and width of the images in pixels.", metavar="N")] = 512
     dtype: Annotated[
         Literal["float32", "bfloat16"], Option("What the networks compute in: float32 or bfloat16.", metavar="NAME")
@@ -53,7 +50,21 @@ class SamplingOptions(Command):
         from scissorhands_jax.diffusion.layers import Compute
 
         compute = Compute(dtype=self.dtype, remat=remat, attention=self.attention)
-        return generating.GenerationSettings(self.sampler, self.steps, self.guidance, self.size, compute)
+        return generating.GenerationSettings(size=self.size, compute=compute)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplingOptions(ComputeOptions):
+    """A command that makes images."""
+
+    sampler: Annotated[str, Option("How images are sampled: lms, ddim, pndm or euler.", metavar="NAME")] = "lms"
+    steps: Annotated[int, Option("Steps of the sampler.", metavar="N")] = 50
+    guidance: Annotated[float, Option("Scale of classifier-free guidance.", metavar="X")] = 7.5
+
+    def sampling(self, *, remat: bool = False) -> generating.GenerationSettings:
+        """How images are made and networks compute; see `ComputeOptions.sampling`."""
+        chosen = super().sampling(remat=remat)
+        return dataclasses.replace(chosen, sampler=self.sampler, steps=self.steps, guidance=self.guidance)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

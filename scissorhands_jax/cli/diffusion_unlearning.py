@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from scissorhands_jax.cli import choices
-from scissorhands_jax.cli.diffusion import PromptOptions, SamplingOptions
+from scissorhands_jax.cli.diffusion import ComputeOptions, PromptOptions, SamplingOptions
 from scissorhands_jax.cli.options import RARE, Effect, Option, SettingsCommand
 from scissorhands_jax.cli.shared import LongCommand, MeshOptions, ResumeOptions, given_settings, print_json
 from scissorhands_jax.errors import InputError, check_choice
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DiffusionMethodOptions(MeshOptions, SamplingOptions, SettingsCommand):
+class DiffusionMethodOptions(MeshOptions, ComputeOptions, SettingsCommand):
     """A command about making the UNet forget a concept."""
 
     method: Annotated[
@@ -69,7 +69,6 @@ class DiffusionMethodOptions(MeshOptions, SamplingOptions, SettingsCommand):
     ] = False
 
     effects: ClassVar[tuple[Effect, ...]] = (
-        Effect(options=("sampler", "steps", "guidance"), needs=("method",), not_values=choices.WITHOUT_IMAGES),
         Effect(options=("size",), needs=("method",), not_values=("uce",)),  # esd draws latents of this size
     )
     settings_of: ClassVar[str] = "PRESET"
@@ -122,7 +121,7 @@ def _images_of(what: str) -> Option:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ConceptCommand(ResumeOptions, DiffusionMethodOptions, PromptOptions):
+class ConceptCommand(ResumeOptions, DiffusionMethodOptions, SamplingOptions, PromptOptions):
     """Make the UNet forget a concept.
 
     Makes training images of both lists of prompts, or reads them, and runs Scissorhands or another method on the UNet;
@@ -140,10 +139,15 @@ class ConceptCommand(ResumeOptions, DiffusionMethodOptions, PromptOptions):
 
     effects: ClassVar[tuple[Effect, ...]] = (
         *DiffusionMethodOptions.effects,
+        Effect(options=("sampler", "steps", "guidance"), needs=("method",), not_values=choices.WITHOUT_IMAGES),
         Effect(
             options=("forget_images", "retain_images", "images", "generate_batch_size"),
             needs=("method",),
             not_values=choices.WITHOUT_IMAGES,
+        ),
+        Effect(
+            options=("sampler", "steps", "guidance", "generate_batch_size"),
+            unless_all=("forget_images", "retain_images"),
         ),
     )
 

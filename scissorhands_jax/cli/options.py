@@ -47,6 +47,8 @@ class Effect:
     """What the only field of `needs` must not be, where that is shorter."""
     unless: tuple[str, ...] = ()
     """Fields of options with which they have none; `no_NAME` is the option `--no-name` of a pair."""
+    unless_all: tuple[str, ...] = ()
+    """Fields of options with all of which together they have none."""
     but_with: tuple[str, ...] = ()
     """Fields of options with which they have one in spite of `unless`."""
 
@@ -251,6 +253,9 @@ def _check_effects(command: type[Command], values: Mapping[str, Any]) -> None:
         against = [there[name] for name in effect.unless if name in there]
         if against and not set(effect.but_with) & set(there):
             raise InputError(f"{flag} has no effect with {against[0]}; {advice}")
+        if effect.unless_all and set(effect.unless_all) <= set(there):
+            together = " and ".join(there[name] for name in effect.unless_all)
+            raise InputError(f"{flag} has no effect with {together}; {advice}")
         needed = [options[field].flag for field in effect.needs]
         if effect.values or effect.not_values:
             value = values.get(effect.needs[0], defaults[effect.needs[0]])

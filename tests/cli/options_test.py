@@ -313,9 +313,9 @@ def test_what_options_depend_on_are_options_of_the_command():
     for name, command in cli.COMMANDS.items():
         fields = options.options_of(command)
         for effect in command.effects:
-            assert all((effect.options, effect.needs or effect.unless)), name
+            assert all((effect.options, effect.needs or effect.unless or effect.unless_all)), name
             pairs = {f"no_{field}" for field, found in fields.items() if found.is_pair}
-            assert {*effect.options, *effect.needs, *effect.but_with} <= set(fields), name
+            assert {*effect.options, *effect.needs, *effect.but_with, *effect.unless_all} <= set(fields), name
             assert set(effect.unless) <= {*fields, *pairs}, name
             assert bool(effect.unless) >= bool(effect.but_with), name
             assert not effect.values or len(effect.needs) == 1, name

@@ -194,6 +194,8 @@ class TestPlan:
             (["--method", "esd", "guidance=nan"], "guidance must be a finite number, got nan"),
             (["forget_weight=nan"], "forget_weight must be a finite number, got nan"),
             (["--method", "selective_amnesia", "penalty=inf"], "penalty must be a finite number, got inf"),
+            (["--sampler", "ddim"], "--sampler belongs to `sd generate` and `sd unlearn`"),
+            (["--method", "esd", "--microbatches", "4"], "microbatches is 4, and has no effect with this method"),
             (["--train", "attn9"], "the layer pattern 'attn9' matches none"),
         ],
     )

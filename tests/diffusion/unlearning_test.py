@@ -380,6 +380,15 @@ class TestMethods:
         assert message in error_of(capsys, *plain)
         assert not (tmp_path / "out").exists()
 
+    @pytest.mark.parametrize(
+        "words",
+        [["--sampler", "ddim"], ["--steps", "3"], ["--guidance", "2"], ["--generate-batch-size", "2"]],
+    )
+    def test_how_images_are_made_is_refused_where_all_are_read(self, folder, tmp_path, capsys, words):
+        message = error_of(capsys, *released(folder, tmp_path / "out"), *words)
+        assert f"{words[0]} has no effect with --forget-images and --retain-images; leave it out" in message
+        assert not (tmp_path / "out").exists()
+
     def test_what_the_command_line_says_of_images_is_what_the_methods_say(self):
         without = {name for name, settings in CONCEPT_METHODS.items() if not settings.reads_images}
         assert set(choices.WITHOUT_IMAGES) == without
