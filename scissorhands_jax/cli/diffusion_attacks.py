@@ -56,7 +56,9 @@ class AttackCommand(ResumeOptions, ConceptOptions):
     number: Annotated[int | None, Option("Take the first N prompts. Default: all.", metavar="N", flag="--first")] = None
     gate: Annotated[int, Option("Attack the original, too, with the first N prompts.", metavar="N")] = 0
     tokens: Annotated[int | None, Option("Adversarial tokens. Default: 5, and 1 of embedding.", metavar="K")] = None
-    attack_steps: Annotated[int, Option("Steps of the search for each prompt.", metavar="N")] = 2000
+    attack_steps: Annotated[
+        int, Option("Steps of the search for each prompt, each at one timestep; CCE took 5000 at four.", metavar="N")
+    ] = 2000
     rounds: Annotated[int, Option("Pictures that are judged during the search.", metavar="N")] = 50
     learning_rate: Annotated[
         float | None, Option("Rate of Adam. Default: 0.01, and 0.005 of embedding.", metavar="X", group=RARE)

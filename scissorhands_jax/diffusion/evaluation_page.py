@@ -40,7 +40,8 @@ _COUNTS = (
 )
 _FID = (
     "The distance is the FID: the Fr\u00e9chet distance of Inception-v3's features, with images stretched to 299 "
-    "pixels as pytorch-fid stretches them. Other ways to stretch give other numbers, and so do other numbers of "
+    "pixels as pytorch-fid stretches them, after those with an EXIF orientation are turned upright, which pytorch-fid "
+    "does not do. Other ways to stretch give other numbers, and so do other numbers of "
     "images: hold it only against values made in the same way. The folders can be given to clean-fid as they are."
 )
 _CONCEPTS = (

@@ -48,8 +48,8 @@ from scissorhands_jax.training import sharding
 
 _STEPS = 64  # An epoch is taken to have at least this many, so that a call takes as many as it does in a long run.
 _HINT = (
-    "Less takes: --remat, --dtype bfloat16, --attention 64=chunked, --microbatches N, --train PART, optimizer=sgd, a "
-    "smaller --batch-size; ask again with these."
+    "Less takes: --remat, --dtype bfloat16, --attention 64=chunked, --microbatches N, --train PART (of scissorhands "
+    "with --trim PART), optimizer=sgd, a smaller --batch-size; ask again with these."
 )
 
 

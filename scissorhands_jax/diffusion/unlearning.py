@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import json
+import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,6 +41,7 @@ from scissorhands_jax.training.loop import Progress, Result, run
 STEPS_FILE = "steps.csv"
 CACHE_FOLDER = "cache"
 _CHECKPOINTS = "checkpoints"
+_logger = logging.getLogger(__name__)
 _COLUMNS = (
     *("step", "epoch", "loss_retain", "loss_forget", "loss_replaced", "grad_norm", "dots", "dual", "projected"),
     *("cosine", "weight", "penalty"),
@@ -200,6 +202,7 @@ def _check(job: ConceptJob, out: Path) -> _Prepared:
     method = _method(job, config)
     for part in (getattr(job.settings, "trim", None), job.settings.train):
         trees.select(networks.outline("unet", config), named_part(part))  # refuses a pattern that matches nothing
+    _warn_of_untrained(job.settings, networks.outline("unet", config))
     least = job.settings.batch_size if job.settings.reads_images else 1
     sets: dict[SetName, ConceptSet] = {
         "forget": job.forget.paired("forget", least),
@@ -223,6 +226,21 @@ def _check(job: ConceptJob, out: Path) -> _Prepared:
         "retain": sets["retain"].description(),
     }
     return _Prepared(method, ExampleMaker(job.model, cache, sets, job.generation, tokenizer), description)
+
+
+def _warn_of_untrained(settings: ConceptTraining, outline: Params) -> None:
+    """Says in the log how many weights can be re-initialised that no step trains afterwards."""
+    if not isinstance(settings, ConceptSettings):
+        return
+    trimmed, trained = (trees.select(outline, named_part(part)) for part in (settings.trim, settings.train))
+    lost = jax.tree.map(lambda trims, trains: trims and not trains, trimmed, trained)
+    if any(jax.tree.leaves(lost)):
+        _logger.warning(
+            "%s weights may be re-initialised that are not in train=%s, so that no step repairs them; give --trim the "
+            "same part",
+            f"{trees.count_weights(outline, lost):,}",
+            settings.train,
+        )
 
 
 def _repair(

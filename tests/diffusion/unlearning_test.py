@@ -319,6 +319,16 @@ class TestMethods:
         same = jax.tree.map(lambda a, b: bool((a == b).all()), before, after)
         assert all(s for s, k in zip(jax.tree.leaves(same), jax.tree.leaves(kept), strict=True) if k)
 
+    @pytest.mark.parametrize(
+        ("more", "warned"), [([], True), (["--trim", "up_blocks"], False), (["--train", "all"], 0)]
+    )
+    def test_what_is_re_initialised_and_never_trained_is_said(self, folder, tmp_path, caplog, more, warned):
+        out = tmp_path / "out"
+        words = paper(folder, out, "--train", "up_blocks", *more, "--cache", str(folder / "paper/cache"))
+        assert cli.main([*words, "--epochs", "1"]) == 0
+        lost = "20 weights may be re-initialised that are not in train=up_blocks"
+        assert (lost in caplog.text) == bool(warned)
+
     def test_the_last_token_stands_before_the_end(self, folder):
         def last(ids):
             maker = concept_sets.ExampleMaker.__new__(concept_sets.ExampleMaker)
