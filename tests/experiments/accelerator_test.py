@@ -13,9 +13,11 @@ from pathlib import Path
 import jax
 import pytest
 
-from experiments import accelerator, audit, configs, timings
+from experiments import accelerator, audit, configs, programs, timings
 from experiments.benchmark import __main__ as benchmark
+from experiments.benchmark import timing
 from experiments.benchmark.settings import Settings
+from scissorhands_jax import masks
 from scissorhands_jax.audit.measuring import Audit
 from scissorhands_jax.jobs import cells, config
 from scissorhands_jax.report import REDRAWN
@@ -252,13 +254,24 @@ def test_the_audit_is_rehearsed_and_its_results_are_there_before_it_ends(tmp_pat
     assert document["gates"]
 
 
-def test_timings_are_measured_and_kept(tmp_path):
+def test_timings_are_measured_and_kept(tmp_path, monkeypatch, capsys):
     out, last = tmp_path / "timings.json", "retrain, bfloat16"
     listed = list(timings.cases(None, tiny=True))
     assert listed == ["threshold", "step", "scissorhands, bfloat16", last]
-    kept = timings._kept(out, tiny=True)
-    kept["results"] = {"scissorhands, bfloat16": {"kept": True, "seconds": 10.5}}
-    out.write_text(json.dumps(kept))
+    kept = {"dataset": "digits", "seconds": 10.5, "kept": True}
+    with programs.open_results(out, {"tiny": True}, timed=True) as results:
+        results.add("scissorhands, bfloat16", kept)
+    rounds = []
+
+    def compare(name, what, call, references, settings, on_round):
+        """Four times the seconds of every reference."""
+        rounds.append((name, [jax.block_until_ready(made) and type(made) for made in (call(), *references.values())]))
+        quarter, one = (timing.Spread(median=n, lower=n, upper=n, repeats=1) for n in (0.25, 1.0))
+        four = timing.Spread(median=4.0, lower=4.0, upper=4.0, repeats=1)
+        against = tuple(timing.Against(name=reference, seconds=quarter, ratio=four) for reference in references)
+        return timing.Result(name=name, what=what, seconds=one, against=against)
+
+    monkeypatch.setattr(timings, "compare", compare)
     assert timings.main(["--out", str(out), "--tiny"]) == 0
     document = json.loads(out.read_text())
     results = document["results"]
@@ -266,18 +279,33 @@ def test_timings_are_measured_and_kept(tmp_path):
     assert (results[last]["epochs"], results[last]["steps"]) == (2, 10)
     assert results[last]["seconds"] > 0
     assert results[last]["compile_seconds_later"] < results[last]["compile_seconds"]
-    assert results["threshold"]["weights"] == 50_000
-    assert set(results["threshold"]["ratio"]) == {"read pass", "copy pass"}
-    assert 1 <= results["threshold"]["passes"] <= 11
-    share = results["threshold"]["passes"] / 2 / results["threshold"]["ratio"]["copy pass"]
-    assert results["threshold"]["share_of_copy_bandwidth"] == pytest.approx(share)
-    assert results["step"]["weights"] == 50_000
-    assert results["step"]["share_of_copy_bandwidth"] > 0
+    assert [name for name, _ in rounds] == ["threshold", "step"]
+    assert results["threshold"]["weights"] == results["step"]["weights"] == 50_000
+    assert results["threshold"]["ratio"] == {"read pass": 4.0, "copy pass": 4.0}
+    # A copy reads and writes, so a pass that only reads is half of one; and it takes a quarter of the time.
+    assert results["threshold"]["share_of_copy_bandwidth"] == 11 / 2 / 4
+    assert results["threshold"]["copy_bytes_per_second"] == 50_000 * 4 * 2 / 0.25
+    assert results["step"]["share_of_copy_bandwidth"] == 6.25 / 2 / 4
     aims = {aim["case"]: (aim["value"], aim["met"]) for aim in document["aims"]}
     assert aims["scissorhands, bfloat16"] == (10.5, False)
     assert aims[last] == (results[last]["seconds"], True)
-    assert aims["threshold"] == (share, share >= 0.5)
-    assert timings._kept(out, tiny=False)["results"] == {}, "what a rehearsal measured is nothing"
+    assert aims["threshold"] == (11 / 8, True)
+    before = out.read_bytes()
+    assert timings.main(["--out", str(out), "--data-dir", str(tmp_path)]) == 2
+    assert "tiny was True and is now False" in " ".join(capsys.readouterr().err.split())
+    assert timings.main(["--out", str(out), "--tiny", "--data-dir", str(tmp_path)]) == 2
+    assert "scissorhands, bfloat16.dataset was 'digits' and is now 'cifar10'" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    assert out.read_bytes() == before
+
+
+def test_a_threshold_takes_as_many_passes_as_its_rate_is_of(monkeypatch):
+    passes, count = [], masks._count_reaching
+    monkeypatch.setattr(masks, "_count_reaching", lambda *arguments: (passes.append(1), count(*arguments))[1])
+    with jax.disable_jit():
+        masks.kth_largest(timings._random_weights(500, seed=0), 15)
+    assert len(passes) == timings.PASSES
 
 
 @pytest.mark.parametrize(
