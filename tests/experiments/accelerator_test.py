@@ -1,5 +1,6 @@
 """The script for a borrowed accelerator: what it skips, resumes and survives, with commands that are real processes."""
 
+import dataclasses
 import json
 import os
 import re
@@ -20,7 +21,7 @@ from experiments.benchmark.settings import Settings
 from scissorhands_jax import masks
 from scissorhands_jax.audit.measuring import Audit
 from scissorhands_jax.jobs import cells, config
-from scissorhands_jax.report import REDRAWN
+from scissorhands_jax.report import REDRAWN, provenance
 from tests import limits
 
 # Counts its own starts in its result, then sleeps, fails or ends.
@@ -103,6 +104,7 @@ def test_being_killed_leaves_the_results_so_far(tmp_path):
         "calls": 1,
         "error": None,
         "table": "work",
+        "of": slow.described(),
         "result": {"starts": 1},
         "seconds": 0,
     }
@@ -122,6 +124,73 @@ def test_results_come_back_from_the_folder_of_the_work(tmp_path):
     assert second["good"] == first["good"]
     assert second["bad"]["calls"] == 2
     assert on_disk(out) == second
+
+
+@pytest.fixture
+def at_home(tmp_path, monkeypatch):
+    """The program with two quick parts, as `(arguments) -> status`; their result says whether it was a rehearsal."""
+
+    def parts(work, data_dir, *, tiny):
+        words = ("--tiny",) if tiny else ()
+        return [
+            dataclasses.replace(one, command=(*one.command, *words))
+            for one in (part(work, "steps", "end"), part(work, "table", "end"))
+        ]
+
+    data = tmp_path / "data"
+    accelerator._tiny_cifar10(data)
+    monkeypatch.setattr(accelerator, "parts", parts)
+    common = ["--out", str(tmp_path / "out.json"), "--work", str(tmp_path / "work"), "--data-dir", str(data)]
+    return lambda *arguments: accelerator.main([*common, *arguments])
+
+
+def test_a_rehearsal_is_no_result_and_other_code_and_images_are_measured_again(at_home, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out.json"
+    assert at_home("--tiny") == 0
+    assert at_home("--tiny") == 0
+    assert {name: entry["result"]["starts"] for name, entry in on_disk(out).items()} == {"steps": 1, "table": 1}
+    assert at_home() == 0
+    real = on_disk(out)
+    assert [entry["of"]["tiny"] for entry in real.values()] == [False, False]
+    assert [entry["calls"] for entry in real.values()] == [1, 1]
+    assert real["steps"]["result"] == {"starts": 1}, "what the rehearsal left is not continued"
+    assert [[was["of"]["tiny"] for was in entry["earlier"]] for entry in real.values()] == [[True], [True]]
+    assert at_home("--tiny") == 2
+    assert "has results of steps, and this is a rehearsal; name another file" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    assert on_disk(out) == real
+
+    made = dataclasses.replace(provenance.running_code(), git_commit="later", git_changed=False)
+    monkeypatch.setattr(provenance, "running_code", lambda: made)
+    assert at_home("--only", "steps") == 0
+    later = on_disk(out)
+    assert later["table"] == real["table"]
+    assert (later["steps"]["of"]["code"], later["steps"]["calls"]) == ("later", 1)
+    assert later["steps"]["earlier"][-1]["of"] == real["steps"]["of"]
+
+    packed = tmp_path / "data" / "cifar10_files.json"
+    packed.write_text(packed.read_text().replace('": "', '": "0', 1))
+    assert at_home("--only", "table") == 0
+    assert on_disk(out)["table"]["of"]["data_sha256"] != real["table"]["of"]["data_sha256"]
+    shutil.rmtree(tmp_path / "work")
+    assert at_home("--only", "table") == 0
+    assert on_disk(out)["table"]["calls"] == 1, "FILE alone says that it is complete, wherever the rest lies"
+
+
+def test_entries_that_do_not_say_what_they_are_of_are_measured_again(at_home, tmp_path):
+    entry = {"complete": True, "seconds": 1.0, "calls": 1, "error": None, "table": "work", "result": {"starts": 7}}
+    (tmp_path / "out.json").write_text(json.dumps({"parts": {"steps": entry}}))
+    assert at_home() == 0
+    found = on_disk(tmp_path / "out.json")["steps"]
+    assert (found["result"], found["earlier"][0]["result"]) == ({"starts": 1}, {"starts": 7})
+
+
+def test_a_damaged_result_of_a_part_is_measured_again(tmp_path):
+    one = part(tmp_path, "good", "end")
+    one.result.parent.mkdir()
+    one.result.write_text('{"starts"')
+    assert accelerator.run_parts([one], tmp_path / "out.json")["good"]["result"] == {"starts": 1}
 
 
 def test_parts_are_commands_for_configurations_that_exist(tmp_path):
