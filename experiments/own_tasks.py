@@ -337,7 +337,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _tune(name: str, subject: Subject, label: str, folder: Path, console: Console, *, overwrite: bool) -> None:
     """Tunes one method, unless its file in the folder has what the same settings gave."""
     settings = subject.experiment.scenarios[0].methods[label]
-    depends = {"method": describe_value(settings, label), "seed": subject.tuning_seed, "trials": TRIALS}
+    depends = {"method": describe_value(settings, label), "seed": subject.tuning_seed, "budget": TRIALS}
     with programs.open_results(
         folder / f"{label}.json",
         depends,

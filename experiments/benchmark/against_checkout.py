@@ -29,7 +29,7 @@ def described(folder: Path) -> dict[str, str]:
     for part in ("experiments/benchmark/steps.py", "scissorhands_jax/__init__.py"):
         if not (folder / part).is_file():
             raise InputError(f"--against {folder} is no checkout of the library: it has no {part}")
-    return {"folder": folder.resolve().name, "code": provenance.code_of(folder / "scissorhands_jax").name}
+    return {"folder": folder.resolve().name, "code": provenance.code_in(folder / "scissorhands_jax").name}
 
 
 def comparisons(folder: Path, settings: Settings) -> dict[str, Callable[[OnRound], Result]]:

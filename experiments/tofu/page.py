@@ -223,7 +223,7 @@ def write_results(document: Document, folder: Path) -> None:
             byline=f"{len(document['rows'])} networks · seeds {', '.join(document['seeds'])}",
             trust=gates_note(gates) if gates else None,
             gates=gates,
-            sheets=[report.Sheet("What networks know", grid, NOTES)],
+            sheets=[report.Sheet("What networks know", grid, (*NOTES, kept["code"]))],
             settings=document["settings"],
             environment=report.environment_of(kept),
         ),

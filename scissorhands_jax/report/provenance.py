@@ -45,10 +45,10 @@ class Code:
 @functools.cache
 def running_code() -> Code:
     """Describes the code that is running, as it was when this was first called."""
-    return dataclasses.replace(code_of(Path(__file__).parents[1]), version=__version__)
+    return dataclasses.replace(code_in(Path(__file__).parents[1]), version=__version__)
 
 
-def code_of(package: Path) -> Code:
+def code_in(package: Path) -> Code:
     """Describes the source in a folder of this package, perhaps of another checkout, whose version is not read."""
     commit = _git(package, "rev-parse", "HEAD")
     changed = bool(_git(package, "status", "--porcelain", "--", "."))

@@ -119,4 +119,4 @@ def test_what_was_tuned_is_not_tuned_again_and_says_what_made_it(tmp_path, monke
     assert document["made_by"]["code"] in document["code"]
     monkeypatch.setattr(own_tasks, "TRIALS", own_tasks.TRIALS + 1)
     assert own_tasks.main(command) == 2
-    assert "trials was 8 and is now 9" in " ".join(capsys.readouterr().err.split())
+    assert "budget was 8 and is now 9" in " ".join(capsys.readouterr().err.split())

@@ -68,7 +68,7 @@ def test_every_run_has_a_name_and_a_folder(runs, message, tmp_path, capsys):
     [
         ({"runs": ("held_out", "other")}, "other has another forget set than held_out; compare runs of one request"),
         ({"retrained": ("uniform",)}, "is a run of scissorhands; name one of --method retrain"),
-        ({"runs": ("nowhere",)}, "nowhere/results.json: No such file or directory"),
+        ({"runs": ("nowhere",)}, "nowhere/results.json cannot be read (No such file or directory)"),
         ({"retrained": ("first", "first", "first")}, "--retrained is given 3 times; name one run, or two"),
     ],
 )
