@@ -346,3 +346,26 @@ def test_options_that_do_not_fit_are_refused(arguments, message, capsys):
 def test_numbers_and_stages_that_cannot_be_are_refused_before_anything_is_computed(main, arguments, message, capsys):
     assert main(arguments) == 2
     assert message in error_of(capsys)
+
+
+def test_a_complete_table_of_digits_needs_neither_data_nor_drawings(tmp_path, monkeypatch, capsys):
+    """As in any clone; and a seed that is named twice is one."""
+    monkeypatch.setattr(diffusion_digits, "make_scene", lambda settings: pytest.fail("it makes data and judge"))
+    out = tmp_path / "digits.json"
+    out.write_bytes((RESULTS / "diffusion_digits.json").read_bytes())
+    networks = ["original", "retrain", "retrain again", "scissorhands", "Algorithm 1"]
+    command = ["--out", str(out), "--work", str(tmp_path / "work"), "--networks", *networks, "--seeds", "0", "1", "0"]
+    assert diffusion_digits.main(command) == 0
+    assert "no picture is drawn, because" in error_of(capsys)
+    assert out.read_bytes() == (RESULTS / "diffusion_digits.json").read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["digits.json"]
+
+
+def test_drawings_of_other_settings_and_code_lie_elsewhere():
+    row = {"seed": 0, "digit": 1, "network": "original", "code": "a"}
+    places = [
+        diffusion_digits._drawings(Path(), settings, {**row, "code": code})
+        for settings in ({"epochs": 1.5}, {"epochs": 2.5})
+        for code in ("a", "b")
+    ]
+    assert len(set(places)) == len(places)
