@@ -9,14 +9,17 @@ valuable first. FILE has the results of all parts and is rewritten after every n
 parts and the predictions on which `experiments.attacks` later runs the membership attacks, in files below 16 MiB. The
 folder `--work` has what the parts need to continue (finished networks, compiled programs) and a copy of FILE, which is
 read where FILE is missing. The same command again skips the parts that are complete and continues the others from where
-they were stopped, by `--minutes` or by being killed at any moment. If only FILE survived, a part that was not complete
-starts from its beginning. Parts that need CIFAR-10 wait until all that `experiments.pack_cifar10` wrote has arrived in
-`--data-dir`. What runs needs jax, flax, optax, orbax, chex and etils, and nothing that they do not need themselves.
+they were stopped, by `--minutes` or by being killed at any moment. What a rehearsal, other code or other images have
+given is not complete: it is measured again, and what was complete stays in FILE as `earlier`. If only FILE survived, a
+part that was not complete starts from its beginning. Parts that need CIFAR-10 wait until all that
+`experiments.pack_cifar10` wrote has arrived in `--data-dir`. What runs needs jax, flax, optax, orbax, chex and etils,
+and nothing that they do not need themselves.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import math
@@ -25,23 +28,36 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from experiments import programs
 from experiments.attacks import Archives
-from scissorhands_jax import files, reading
+from scissorhands_jax import files, hashing, reading
 from scissorhands_jax.datasets import compact
 from scissorhands_jax.datasets.splits import Splits
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.terminal import Console, complain, say
+from scissorhands_jax.report import provenance
+from scissorhands_jax.terminal import Console, say
 
 _POLL_SECONDS, _GRACE_SECONDS = 0.1, 10.0
 _LEAST_SECONDS = 30.0  # A part that is given less would do little more than compile.
 _MOST_SECONDS = 240.0  # One that hangs must not take the time of the others.
 _SAID_LINES = 15
+_PATHS = ("--out", "--data-dir")
+
+
+def made_of(data_dir: Path, *, tiny: bool) -> dict[str, Any]:
+    """What all parts depend on: whether it is a rehearsal, the code, and the packed images."""
+    return {
+        "tiny": tiny,
+        "code": provenance.running_code().name,
+        "experiments_sha256": hashing.sources_sha256(Path(__file__).parent),
+        "data_sha256": compact.packed_sha256(data_dir),
+    }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,8 +68,17 @@ class Part:
     command: tuple[str, ...]
     result: Path
     needs_data: bool = False
+    of: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What else the result depends on (see `made_of`)."""
+
+    def described(self) -> dict[str, Any]:
+        """All that the result depends on, as JSON; where files lie is no part of it."""
+        before = ("", *self.command)
+        words = ["…" if last in _PATHS else word for last, word in zip(before, self.command, strict=False)]
+        return {**self.of, "command": words[1:]}
 
 
+@programs.ending("the same command goes on where it was stopped")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs what is not done yet; returns the exit status: 0, 1 where a part failed, 2 for input that cannot be used."""
     parser = argparse.ArgumentParser(prog="python -m experiments.accelerator", description=__doc__.partition("\n")[0])
@@ -70,23 +95,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
         os.environ.setdefault("XLA_FLAGS", flags)
     console, work = Console(stderr=True), options.work or options.out.parent / "work"
+    if not options.tiny and options.data_dir is None:
+        raise InputError("--data-dir is missing; name the folder with CIFAR-10, or rehearse with --tiny")
+    data_dir = options.data_dir or _tiny_cifar10(work / "data")
+    of = made_of(data_dir, tiny=options.tiny)
+    folder = work / hashing.sha256(hashing.stable_json(of))[:12]
+    listed = [dataclasses.replace(part, of=of) for part in parts(folder, data_dir, tiny=options.tiny)]
     try:
-        if not options.tiny and options.data_dir is None:
-            raise InputError("--data-dir is missing; name the folder with CIFAR-10, or rehearse with --tiny")
-        data_dir = options.data_dir or _tiny_cifar10(work / "data")
-        listed = parts(work, data_dir, tiny=options.tiny)
-        try:
-            chosen = [part for part in listed if re.search(options.only, part.name)]
-        except re.error as error:
-            raise InputError(f"--only {options.only!r} is not a regular expression: {error}") from error
-        if not chosen:
-            raise InputError(f"--only {options.only!r} matches no part; there are {', '.join(p.name for p in listed)}")
-        chosen = _without_waiting(chosen, data_dir, console)
-        seconds = math.inf if options.minutes is None else 60 * options.minutes
-        documents = run_parts(chosen, options.out, seconds=seconds, console=console, work=work)
-    except InputError as error:
-        complain(console, str(error))
-        return 2
+        chosen = [part for part in listed if re.search(options.only, part.name)]
+    except re.error as error:
+        raise InputError(f"--only {options.only!r} is not a regular expression: {error}; correct it") from error
+    if not chosen:
+        raise InputError(f"--only {options.only!r} matches no part; there are {', '.join(p.name for p in listed)}")
+    chosen = _without_waiting(chosen, data_dir, console)
+    seconds = math.inf if options.minutes is None else 60 * options.minutes
+    documents = run_parts(chosen, options.out, seconds=seconds, console=console, work=work)
     return int(any(document["error"] for document in documents.values()))
 
 
@@ -200,7 +223,8 @@ def run_parts(
       chosen: The parts, with different names.
       out: The file. For every part that was started it holds, by its name, `complete`, `seconds` over all calls,
         `calls`, `error` (the end of the output of a command that failed, otherwise None), `table`, the name of the
-        folder of its result, and `result`, the content of the part's own file.
+        folder of its result, `of`, what that depends on, and `result`, the content of the part's own file; and as
+        `earlier` the complete results of other code, other images or a rehearsal, in whose place these are measured.
       seconds: The time for all parts together. A part gets what is left of it, if it is finite at most four minutes,
         and only the first one starts with less than half a minute.
       console: Where to say what became of each part.
@@ -210,12 +234,20 @@ def run_parts(
       The entries of the chosen parts in the file.
 
     Raises:
-      InputError: The file exists and holds something else.
+      InputError: The file exists and holds something else, or results in whose place a rehearsal would come.
+      BusyError: Another process writes to it.
     """
     console = console or Console(stderr=True)
     deadline = time.monotonic() + seconds
-    results, begun = _Results(out, work), False
-    known = results.known
+    with programs.sole_writer_of(out):
+        results = _Results(out, work)
+        results.begin(chosen)
+        _run_all(chosen, results, seconds, deadline, console)
+    return {part.name: results.known[part.name] for part in chosen if part.name in results.known}
+
+
+def _run_all(chosen: Sequence[Part], results: _Results, seconds: float, deadline: float, console: Console) -> None:
+    begun, known = False, results.known
     for part in sorted(chosen, key=lambda part: bool(known.get(part.name, {}).get("error"))):
         if known.get(part.name, {}).get("complete"):
             continue
@@ -229,7 +261,6 @@ def run_parts(
         state = "complete" if found["complete"] else "failed" if found["error"] else "stopped, continues next time"
         say(console, f"{part.name}: {state}, {found['seconds']:.0f} s")
     results.write()
-    return {part.name: known[part.name] for part in chosen if part.name in known}
 
 
 class _Results:
@@ -248,8 +279,22 @@ class _Results:
             self.known: dict[str, dict[str, Any]] = reading.read_json(read)["parts"] if read.exists() else {}
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{read} holds no results of this command; name another file") from error
-        out.parent.mkdir(parents=True, exist_ok=True)
         self._archives = Archives(out)
+
+    def begin(self, chosen: Sequence[Part]) -> None:
+        """Has parts whose results are of something else begin again, but no rehearsal in the place of real results.
+
+        Raises:
+          InputError: There are results that are of no rehearsal, and one is to come in their place.
+        """
+        for part in chosen:
+            found, of = self.known.get(part.name), json.loads(json.dumps(part.described()))
+            if found is None or found.get("of") == of:
+                continue
+            if of.get("tiny") and found["complete"] and not (found.get("of") or {}).get("tiny"):
+                raise InputError(f"{self.out} has results of {part.name}, and this is a rehearsal; name another file")
+            was = {name: found.get(name) for name in ("of", "seconds", "result")}
+            self.known[part.name] = {**_fresh(part), "earlier": [*found.get("earlier", []), *[was] * found["complete"]]}
 
     def write(self) -> None:
         """Writes the file and its copy."""
@@ -262,11 +307,21 @@ class _Results:
         self._archives.add(part.result.parent.name, part.result.parent)
 
 
+def _fresh(part: Part) -> dict[str, Any]:
+    """The entry of a part that has not been started."""
+    fresh = {"complete": False, "seconds": 0.0, "calls": 0, "error": None, "table": part.result.parent.name}
+    return {**fresh, "of": part.described(), "result": None}
+
+
 def _run_part(part: Part, results: _Results, seconds: float) -> None:
     """One part for at most so long; what is known of it is on disk whenever this is killed."""
     part.result.parent.mkdir(parents=True, exist_ok=True)
-    fresh = {"complete": False, "seconds": 0.0, "calls": 0, "table": part.result.parent.name, "result": None}
-    before = fresh | results.known.get(part.name, {})
+    with contextlib.suppress(FileNotFoundError):
+        try:
+            reading.read_json(part.result, nan=True)
+        except ValueError:  # It is damaged, and the part would refuse it.
+            files.remove(part.result)
+    before = _fresh(part) | results.known.get(part.name, {})
     found = results.known[part.name] = {**before, "calls": before["calls"] + 1, "error": None}
     started, seen = time.monotonic(), 0
 

@@ -14,8 +14,9 @@ truth of a number is its mean over all audits, because that is what an interval 
 from __future__ import annotations
 
 import argparse
-import json
+import functools
 import math
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,10 +24,11 @@ from typing import Any
 
 import numpy as np
 
-from scissorhands_jax import files, report
+from experiments import programs
 from scissorhands_jax.audit.analysis import Analysis, AuditedSet, Measurement, MetricEstimate, Watched
 from scissorhands_jax.report import ORIGINAL, REFERENCE, provenance
 from scissorhands_jax.report.gates import Gate
+from scissorhands_jax.terminal import Console
 
 PERFECT, LEAKY = "perfect", "leaky"
 CLASSES = 10
@@ -158,8 +160,7 @@ def calibrate(audits: int, **settings: Any) -> dict[str, Any]:
         metrics = {one.metric for one in analysis.estimates()}
         null_gates.append([*analysis.attack_gates(metrics), *analysis.distance_gates(metrics)])
     return {
-        "settings": settings,
-        "audits": audits,
+        **_described(audits, **settings),
         "monte_carlo_error_of_95_percent": math.sqrt(0.95 * 0.05 / audits),
         "numbers": coverage(estimates),
         "gates": passing(gates),
@@ -186,15 +187,30 @@ SIZES: dict[str, dict[str, Any]] = {
 """The simulations: the numbers of networks are those of the tiers, and examples are fewer, so that it takes minutes."""
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs all simulations and writes their results with the machine, the versions and the commit."""
+@programs.ending(programs.CONTINUES)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the simulations that are missing, and writes each with the machine, the versions and the commit."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--out", type=Path, default=Path("experiments/results/calibration.json"))
-    out = parser.parse_args(arguments).out
+    parser.add_argument("--out", type=Path, default=Path("experiments/results/calibration.json"), metavar="FILE")
+    programs.add_overwrite(parser)
+    options = parser.parse_args(arguments)
     provenance.note_code()
-    results = {name: calibrate(**settings) for name, settings in SIZES.items()}
-    files.write_text(out, json.dumps({"audits": results} | report.environment(), indent=1, allow_nan=False) + "\n")
+    cases = {name: functools.partial(calibrate, **settings) for name, settings in SIZES.items()}
+    with programs.open_results(
+        options.out,
+        {},
+        results_of=lambda document: document["audits"],
+        compose=lambda results: {"audits": programs.ordered(results, SIZES)},
+        of_each={name: _described(**settings) for name, settings in SIZES.items()},
+        overwrite=options.overwrite,
+    ) as results:
+        results.fill(cases, Console(stderr=True), shown=lambda found: f"{found['cpu_seconds']:.0f} s")
+    return 0
+
+
+def _described(audits: int, **settings: Any) -> dict[str, Any]:
+    return {"settings": settings, "audits": audits}
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

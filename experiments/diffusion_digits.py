@@ -1,23 +1,24 @@
 """Has diffusion networks forget each of the ten digits in turn, next to two networks that were retrained without it.
 
-    python -m experiments.diffusion_digits --out experiments/results/diffusion_digits.json
-    python -m experiments.diffusion_digits --out experiments/results/diffusion_methods.json --seeds 0 --digits 4 7 \\
+    python -m experiments.diffusion_digits --out experiments/results/diffusion_digits.json \\
+        --networks original retrain "retrain again" scissorhands "Algorithm 1"
+    python -m experiments.diffusion_digits --out experiments/results/diffusion_methods.json --seeds 0 --digits 4 \\
         --attack \\
-        --networks original retrain "retrain again" scissorhands "Algorithm 1" esd uce salun munba erase_diff \\
+        --networks original retrain "retrain again" scissorhands esd uce salun munba erase_diff \\
         selective_amnesia finetune gradient_ascent neggrad_plus l1_sparse ssd
 
 For each seed this trains the network of `scissorhands demo diffusion` once, for 50 epochs instead of 40, and has it
 forget each digit in every way of `VARIANTS`, in 20 epochs instead of 12. Each result is written as soon as it is
 computed, and the same command continues where it was stopped (the original of the seed is then trained again, to the
-same weights). At the end a picture is drawn next to the results. The second command has the other
-methods of `sd unlearn` in one table, with attacks.
+same weights). At the end a picture is drawn next to the results, if the drawings of the first seed are in `--work`,
+where the calls that made its rows have put them. The second command has the other methods of `sd unlearn` in one table,
+with attacks.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from scissorhands_jax import array_files, files, reading, report
+from experiments import programs
+from scissorhands_jax import array_files, files, hashing, report
 from scissorhands_jax.cli import huge_pages
 from scissorhands_jax.diffusion.attacks import AttackRate, attack_gate, attack_rate
 from scissorhands_jax.diffusion.concept_methods import CONCEPT_METHODS
@@ -47,10 +49,10 @@ from scissorhands_jax.diffusion.demo.settings import (
     DigitsUnlearning,
 )
 from scissorhands_jax.diffusion.demo.training import train_digits
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import check_seed
 from scissorhands_jax.metrics import intervals
 from scissorhands_jax.report import provenance
-from scissorhands_jax.terminal import Console, complain
+from scissorhands_jax.terminal import Console, say
 
 # A little longer than the demonstration has time for.
 TRAINING, UNLEARNING = DigitsTraining(epochs=50), DigitsUnlearning(epochs=20)
@@ -69,6 +71,7 @@ HEADERS = {
 """The numbers that are compared, by their names in a row: titles and decimal places. Not all rows are attacked."""
 
 
+@programs.ending(programs.CONTINUES)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs what is missing and returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m experiments.diffusion_digits", description=__doc__.split("\n")[0])
@@ -78,7 +81,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, default=Path("runs/diffusion_digits"), metavar="DIR", help="for drawings")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="default: 0 1 2")
     parser.add_argument(
-        "--digits", type=int, nargs="+", default=list(range(NUM_DIGITS)), metavar="D", help="default: all"
+        "--digits",
+        type=int,
+        nargs="+",
+        default=list(range(NUM_DIGITS)),
+        choices=range(NUM_DIGITS),
+        metavar="D",
+        help="default: all",
     )
     parser.add_argument(
         "--networks",
@@ -89,23 +98,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="default: all without the other methods of sd unlearn, which are " + ", ".join(CONCEPT_METHODS),
     )
     parser.add_argument("--attack", action="store_true", help="also look for a text that brings the digit back")
+    programs.add_overwrite(parser)
     options = parser.parse_args(arguments)
     provenance.note_code()
-    console = Console(stderr=True)
-    try:
-        document = run(
-            options.out,
-            options.work,
-            DigitsSettings(training=TRAINING, unlearning=UNLEARNING),
-            seeds=options.seeds,
-            forgotten=options.digits,
-            names=options.networks,
-            attacked=options.attack,
-            console=console,
-        )
-    except InputError as error:
-        complain(console, str(error))
-        return 2
+    for seed in options.seeds:
+        check_seed(seed)
+    document = run(
+        options.out,
+        options.work,
+        DigitsSettings(training=TRAINING, unlearning=UNLEARNING),
+        seeds=options.seeds,
+        forgotten=options.digits,
+        names=options.networks,
+        attacked=options.attack,
+        console=Console(stderr=True),
+        overwrite=options.overwrite,
+    )
     sys.stdout.write(table(document["summary"]))
     return 0
 
@@ -120,6 +128,7 @@ def run(
     names: Sequence[str] = NETWORKS,
     attacked: bool = False,
     console: Console,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Computes what is missing in the file, and returns all that is in it.
 
@@ -129,54 +138,68 @@ def run(
       settings: The settings of everything except the digit and the seed.
       seeds: The seeds, each with an original of its own.
       forgotten: The digits to forget.
-      names: The networks to make, of `NETWORKS` and CONCEPT_METHODS.
+      names: The networks to make, of `NETWORKS` and CONCEPT_METHODS. What is named twice, here or above, is made once.
       attacked: Whether the networks are attacked as well.
       console: Shows progress.
+      overwrite: Whether rows that are in the file are made again.
 
     Raises:
       InputError: The file holds an experiment with other settings.
     """
+    seeds, forgotten, names = (list(dict.fromkeys(chosen)) for chosen in (seeds, forgotten, names))
     described = dataclasses.asdict(settings)
     del described["digit"], described["seed"]
     if attacked:
         described["attack"] = dataclasses.asdict(DIGITS_ATTACK)
-    described = json.loads(json.dumps(described))
-    document: dict[str, Any] = {"settings": described, "real": {}, "rows": []}
-    if out.exists():
-        document = reading.read_json(out)
-        if document["settings"] != described:
-            raise InputError(f"{out} holds results of other settings; name another file")
-    done = {(row["seed"], row["digit"], row["network"]) for row in document["rows"]}
+    real: dict[str, Any] = {}
 
-    def keep(seed: int, row: dict[str, Any], images: np.ndarray) -> None:
-        requested = requested_digits(dataclasses.replace(settings, digit=row["digit"]))
-        work.mkdir(parents=True, exist_ok=True)
-        np.save(_drawings(work, seed, row["digit"], row["network"]), images[requested == row["digit"]][:SHOWN, ..., 0])
-        document["rows"].append({"seed": seed, **row, "code": provenance.running_code().name})
-        document["code"] = provenance.code_note(
-            {f"seed {row['seed']}, digit {row['digit']}, {row['network']}": row["code"] for row in document["rows"]}
-        )
-        document["summary"] = summary(document["rows"])
-        if attacked:
-            document["attack_gate"] = gate(document["rows"])
-        files.write_text(out, json.dumps(document | report.environment(), indent=1, allow_nan=False) + "\n")
+    def rows_of(document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        real.update(document["real"])
+        return {_title(row["seed"], row["digit"], row["network"]): row for row in document["rows"]}
 
-    with running.phases(console) as (start_phase, _):
+    def compose(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        rows = [*results.values()]
+        gates = {"attack_gate": gate(rows)} if attacked else {}
+        return {"real": real, "rows": rows, "summary": summary(rows), **gates}
+
+    with (
+        programs.open_results(
+            out, {"settings": described}, results_of=rows_of, compose=compose, overwrite=overwrite
+        ) as results,
+        running.phases(console) as (start_phase, _),
+    ):
         for seed in seeds:
-            of_seed = dataclasses.replace(settings, seed=seed)
-            start_phase(f"seed {seed}, data and judge", steps=False)
-            scene, original = make_scene(of_seed), None
+            of_seed, scene, original = dataclasses.replace(settings, seed=seed), None, None
             for digit in forgotten:
+                missing = [name for name in names if _title(seed, digit, name) not in results.results]
+                if not missing:
+                    continue
                 own = dataclasses.replace(of_seed, digit=digit)
-                document["real"][str(digit)] = dataclasses.asdict(judging.measure_real_digits(own, scene))
-                missing = [name for name in names if (seed, digit, name) not in done]
-                if missing:
-                    original = original or train_digits(own, scene, None, start_phase(f"seed {seed}, {ORIGINAL}"))
-                    naming = _naming(start_phase, f"seed {seed}, digit {digit}")
-                    for numbers, images in forget_digit(own, scene, original, naming, missing, attacked=attacked):
-                        keep(seed, dataclasses.asdict(numbers), images)
-    files.write_bytes(out.with_suffix(".png"), report.figure_png(picture(work, seeds[0], forgotten, names), dpi=110))
+                if scene is None:
+                    start_phase(f"seed {seed}, data and judge", steps=False)
+                    scene = make_scene(of_seed)
+                    original = train_digits(own, scene, None, start_phase(f"seed {seed}, {ORIGINAL}"))
+                real[str(digit)] = dataclasses.asdict(judging.measure_real_digits(own, scene))
+                requested = requested_digits(own) == digit
+                naming = _naming(start_phase, f"seed {seed}, digit {digit}")
+                for numbers, images in forget_digit(own, scene, original, naming, missing, attacked=attacked):
+                    row = {"seed": seed, **dataclasses.asdict(numbers)}
+                    drawings = _drawings(work, described, {**row, "code": provenance.running_code().name})
+                    with files.writing(drawings) as file:
+                        np.save(file, images[requested][:SHOWN, ..., 0])
+                    results.add(_title(seed, digit, row["network"]), row)
+        document = results.document()
+        try:
+            drawn = picture(work, document, seeds[0], forgotten, names)
+        except FileNotFoundError as error:
+            say(console, f"no picture is drawn, because {error.filename} is missing; --overwrite makes all drawings")
+        else:
+            files.write_bytes(out.with_suffix(".png"), report.figure_png(drawn, dpi=110))
     return document
+
+
+def _title(seed: int, digit: int, network: str) -> str:
+    return f"seed {seed}, digit {digit}, {network}"
 
 
 def table(found: Mapping[str, Any]) -> str:
@@ -280,19 +303,36 @@ def _mean(by_digit: Mapping[int, float]) -> dict[str, float]:
     return {"value": found.value, "low": found.low, "high": found.high, "digits": len(by_digit)}
 
 
-def picture(work: Path, seed: int, forgotten: Sequence[int], names: Sequence[str] = NETWORKS):
-    """The picture of what networks draw for the digit that they forgot, with one row per digit."""
+def picture(
+    work: Path, document: Mapping[str, Any], seed: int, forgotten: Sequence[int], names: Sequence[str] = NETWORKS
+):
+    """The picture of what networks draw for the digit that they forgot, with one row per digit.
+
+    Args:
+      work: The folder of the drawings.
+      document: The content of the file of results.
+      seed: The seed whose networks are shown.
+      forgotten: The digits.
+      names: The networks that may be shown.
+
+    Raises:
+      FileNotFoundError: Drawings are not in the folder.
+    """
     titles = {ORIGINAL: "before", UNLEARNED: "after Scissorhands", LITERAL: LITERAL, RETRAINED: "retrained"}
     shown = {name: title for name, title in titles.items() if name in names} or {name: name for name in names}
-    drawings = {
-        title: np.stack([array_files.read_array(_drawings(work, seed, digit, name)) for digit in forgotten])
-        for name, title in shown.items()
-    }
+    rows = {_title(row["seed"], row["digit"], row["network"]): row for row in document["rows"]}
+
+    def drawn(digit: int, name: str) -> np.ndarray:
+        return array_files.read_array(_drawings(work, document["settings"], rows[_title(seed, digit, name)]))
+
+    drawings = {title: np.stack([drawn(digit, name) for digit in forgotten]) for name, title in shown.items()}
     return drawings_figure(drawings, [str(digit) for digit in forgotten])
 
 
-def _drawings(work: Path, seed: int, digit: int, name: str) -> Path:
-    return work / f"{seed}-{digit}-{name}.npy"
+def _drawings(work: Path, settings: Mapping[str, Any], row: Mapping[str, Any]) -> Path:
+    """Where the drawings of a row are: those of other settings or other code have another folder."""
+    made_by = hashing.stable_json(hashing.without_floats({"settings": settings, "code": row.get("code")}))
+    return work / hashing.sha256(made_by)[:12] / f"{row['seed']}-{row['digit']}-{row['network']}.npy"
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -339,42 +339,69 @@ def free_gib() -> float:
     return int(line.split()[1]) / 2**20
 
 
-def main() -> None:
-    """Runs all stages, or one of them."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs all stages, or some, and returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--torch", metavar="PYTHON", help="interpreter with torch, diffusers and transformers")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="where to write the result as JSON")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="where to write the results as JSON, after every stage"
+    )
     parser.add_argument("--work", type=Path, metavar="DIR", help="folder for the files (default: a temporary one)")
     parser.add_argument("--config", choices=SIZES, default="sd-v1", help="tiny tries the script out")
     parser.add_argument(
         "--only", choices=STAGES, action="append", help="this stage; may be repeated (the other results in FILE stay)"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace what FILE holds, also of another --config")
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.stage:
         answer = STAGES[options.stage](options.work, options.config)
         machine = {"cores": len(os.sched_getaffinity(0)), "peak_gib": peak_gib()}
         sys.stdout.write("\n" + json.dumps(machine | answer) + "\n")
-        return
-    with tempfile.TemporaryDirectory() as temporary:
-        work = options.work or Path(temporary)
-        document: dict[str, Any] = {"config": options.config}
-        for stage in options.only or STAGES:
-            if stage == "torch" and options.torch is None:
-                continue
+        return 0
+    from experiments import programs  # which imports JAX; the interpreter of --torch perhaps has none
+
+    ended = programs.ending("FILE has the stages that ended; --only STAGE goes on with one of the others")
+    return ended(_run_stages)(options)
+
+
+def _run_stages(options: argparse.Namespace) -> int:
+    from experiments import programs
+    from scissorhands_jax.errors import InputError
+    from scissorhands_jax.report import provenance
+
+    provenance.note_code()
+    if options.torch is None and "torch" in (options.only or ()):
+        raise InputError(
+            "--only torch needs --torch and an interpreter with torch, diffusers and transformers; name it"
+        )
+    chosen = [stage for stage in options.only or STAGES if stage != "torch" or options.torch is not None]
+    with (
+        tempfile.TemporaryDirectory() as temporary,
+        programs.open_results(
+            options.out,
+            {"config": options.config},
+            results_of=_stages_of,
+            compose=lambda results: programs.ordered(results, STAGES),
+            overwrite=options.overwrite,
+        ) as results,
+    ):
+        for stage in dict.fromkeys(chosen):
             python = options.torch if stage == "torch" else sys.executable
             command = [python, "-m", "experiments.diffusion_full", "--stage", stage]
-            command += ["--config", options.config, "--work", str(work)]
-            document[stage] = json.loads(guarded(command).strip().splitlines()[-1])
-            sys.stderr.write(f"{stage}: {json.dumps(document[stage])}\n")
-    if options.only and options.out is not None and options.out.exists():
-        earlier = json.loads(options.out.read_text(encoding="utf-8"))
-        document = earlier | {stage: document[stage] for stage in options.only}
-    text = json.dumps(document, indent=2) + "\n"
-    if options.out is not None:
-        options.out.write_text(text)
-    sys.stdout.write(text)
+            command += ["--config", options.config, "--work", str(options.work or temporary)]
+            found = json.loads(guarded(command).strip().splitlines()[-1])
+            results.add(stage, found)
+            sys.stderr.write(f"{stage}: {json.dumps(found)}\n")
+        sys.stdout.write(json.dumps(results.document(), indent=2) + "\n")
+    return 0
+
+
+def _stages_of(document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The results of a file by stage; earlier files have the cores once for all."""
+    shared = {"cores": document["cores"]} if "cores" in document else {}
+    return {stage: {**shared, **document[stage]} for stage in STAGES if stage in document}
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

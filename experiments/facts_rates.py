@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
+import functools
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scissorhands_jax import files, reading, report
+from experiments import programs
 from scissorhands_jax.base import ModelState, Params
 from scissorhands_jax.errors import InputError, NonFiniteError
 from scissorhands_jax.jobs import search
@@ -28,7 +28,7 @@ from scissorhands_jax.language.demo.scene import FactsScene, make_facts_scene, t
 from scissorhands_jax.language.demo.settings import UNLEARNED, FactsSettings
 from scissorhands_jax.language.token_losses import answers_task
 from scissorhands_jax.report import provenance
-from scissorhands_jax.terminal import Console, complain, say
+from scissorhands_jax.terminal import Console, say
 
 SEED = 200
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
@@ -41,7 +41,9 @@ def with_rate(settings: FactsSettings, name: str, rate: float) -> FactsSettings:
     return dataclasses.replace(settings, unlearning=unlearning)
 
 
-def fill(settings: FactsSettings, rates: Sequence[float], out: Path, console: Console) -> dict[str, Any]:
+def fill(
+    settings: FactsSettings, rates: Sequence[float], out: Path, console: Console, *, overwrite: bool = False
+) -> dict[str, Any]:
     """Makes the trials that are missing in a file.
 
     Args:
@@ -49,47 +51,70 @@ def fill(settings: FactsSettings, rates: Sequence[float], out: Path, console: Co
       rates: What is tried of every method.
       out: The file.
       console: Is told what was done.
+      overwrite: Whether trials that are in the file are made again.
 
     Returns:
       What is in the file then: "trials", each with "method", "rate", "score" (None if it diverged) and "numbers", the
       numbers of the "original", and for each method the rate that was "chosen".
 
     Raises:
-      InputError: The file has trials of other settings, or is damaged.
+      InputError: The file has trials of other settings or of another original, or is damaged.
     """
-    about = json.loads(json.dumps(dataclasses.asdict(settings)))
-    document = _read(out, about)
-    missing = [
-        (name, rate)
-        for name in UNLEARNED
-        for rate in rates
-        if not any((trial["method"], trial["rate"]) == (name, rate) for trial in document["trials"])
-    ]
-    if missing:
-        scene = make_facts_scene(settings)
-        network = train_facts(settings, scene, 0, without=False)
-        document["original"] = _numbers(scene, network)
-        for name, rate in missing:
-            trial = _tried(with_rate(settings, name, rate), scene, network, name, document["original"])
-            document["trials"].append({"method": name, "rate": rate, **trial})
-            document["chosen"] = _chosen(document["trials"])
-            files.write_text(out, json.dumps(document | report.environment(), indent=1, allow_nan=False) + "\n")
-            say(
-                console, f"{name} at {rate:g}: {trial['score'] if trial['score'] is None else round(trial['score'], 2)}"
-            )
-    return document
+    original: dict[str, float] = {}
+
+    def trials_of(document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        original.update(document["original"] or {})
+        return {_title(trial["method"], trial["rate"]): trial for trial in document["trials"]}
+
+    def compose(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        trials = [*results.values()]
+        return {"original": original, "trials": trials, "chosen": _chosen(trials)}
+
+    with programs.open_results(
+        out,
+        {"settings": dataclasses.asdict(settings)},
+        results_of=trials_of,
+        compose=compose,
+        overwrite=overwrite,
+    ) as results:
+        missing = {
+            _title(name, rate): (name, rate)
+            for name in UNLEARNED
+            for rate in rates
+            if _title(name, rate) not in results.results
+        }
+        if missing:
+            scene = make_facts_scene(settings)
+            network = train_facts(settings, scene, 0, without=False)
+            now = _numbers(scene, network)
+            if results.results and now != original:
+                raise InputError(
+                    f"{out} has trials of another original, whose numbers are {original}, and those of the one that "
+                    f"this code trains {now}; name another file with --out, or replace it with --overwrite"
+                )
+            original.update(now)
+            cases = {
+                title: functools.partial(_trial, settings, scene, network, *one, original)
+                for title, one in missing.items()
+            }
+            results.fill(cases, console, shown=lambda trial: trial["score"] and round(trial["score"], 2))
+        return results.document()
 
 
-def _read(out: Path, about: Mapping[str, Any]) -> dict[str, Any]:
-    if not out.is_file():
-        return {"settings": about, "original": None, "trials": [], "chosen": {}}
-    try:
-        document = reading.read_json(out)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{out} cannot be read ({error}); name another file with --out") from error
-    if not isinstance(document, dict) or document.get("settings") != about:
-        raise InputError(f"{out} has trials of other settings; name another file with --out")
-    return document
+def _title(name: str, rate: float) -> str:
+    return f"{name} at {rate:g}"
+
+
+def _trial(
+    settings: FactsSettings,
+    scene: FactsScene,
+    network: tuple[Params, ModelState],
+    name: str,
+    rate: float,
+    before: Mapping[str, float],
+) -> dict[str, Any]:
+    trial = _tried(with_rate(settings, name, rate), scene, network, name, before)
+    return {"method": name, "rate": rate, **trial}
 
 
 def _tried(
@@ -121,6 +146,7 @@ def _chosen(trials: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {name: best[name]["rate"] for name in UNLEARNED if name in best}
 
 
+@programs.ending(programs.CONTINUES)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Makes the trials, prints what was chosen, and returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -128,14 +154,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, default=_OUT, metavar="FILE", help="default experiments/results")
     parser.add_argument("--seed", type=int, default=SEED, metavar="N", help=f"default {SEED}")
+    programs.add_overwrite(parser)
     options = parser.parse_args(arguments)
     provenance.note_code()
-    console = Console(stderr=True)
-    try:
-        document = fill(FactsSettings(seed=options.seed), RATES, options.out, console)
-    except InputError as error:
-        complain(console, str(error))
-        return 2
+    settings = FactsSettings(seed=options.seed)
+    document = fill(settings, RATES, options.out, Console(stderr=True), overwrite=options.overwrite)
     for name, rate in document["chosen"].items():
         say(Console(), f"{name}: {rate:g}")
     return 0

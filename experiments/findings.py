@@ -7,18 +7,20 @@ Numbers in sentences are not written but compared: `sentences` lists them as res
 
 from __future__ import annotations
 
+import argparse
 import re
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import diffusion_digits, tables
+from experiments import diffusion_digits, programs, tables
 from experiments.tofu import page as tofu
 from scissorhands_jax import files, reading, report
 from scissorhands_jax.metrics import distances, intervals
 from scissorhands_jax.report import rows as table_rows
 from scissorhands_jax.report.gates import CAUGHT, SILENT
+from scissorhands_jax.terminal import write_line
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "experiments" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -52,14 +54,25 @@ _INTERVALS = {
 }
 
 
-def main(arguments: Sequence[str] = ()) -> int:
+@programs.ending("pages are written whole")
+def main(arguments: Sequence[str] | None = None) -> int:
     """Writes every table into the pages that show it, and returns the exit status."""
-    del arguments
+    parser = argparse.ArgumentParser(prog="python -m experiments.findings", description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; the status is 1 if a page has other tables"
+    )
+    check = parser.parse_args(arguments).check
+    status = 0
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        if filled(text) != text:
+        if filled(text) == text:
+            continue
+        if check:
+            status = 1
+            write_line(f"{page.relative_to(ROOT)} has other tables than the results")
+        else:
             files.write_text(page, filled(text))
-    return 0
+    return status
 
 
 def filled(text: str) -> str:

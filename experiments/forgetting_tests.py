@@ -16,8 +16,9 @@ questions; 0.02 and 0.01 are within what they show, and 0 and 0.1 are tried as w
 from __future__ import annotations
 
 import argparse
-import json
+import functools
 import math
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,10 +27,12 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from scissorhands_jax import files, report
+from experiments import programs
+from scissorhands_jax.errors import InputError
 from scissorhands_jax.language.aggregates import paired_test
 from scissorhands_jax.language.calibration import calibrated_test
 from scissorhands_jax.report import provenance
+from scissorhands_jax.terminal import Console
 
 LEVEL = 0.05
 PER_AUTHOR = 20
@@ -140,18 +143,30 @@ CASES: dict[str, dict[str, Any]] = {
 """What is tried at each size. The first four are unlearned networks that are like retrained ones."""
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs all simulations and writes their results with the machine, the versions and the commit."""
+@programs.ending(programs.CONTINUES)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the simulations that are missing, and writes each with the machine, the versions and the commit."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--out", type=Path, default=Path("experiments/results/forgetting_tests.json"))
+    parser.add_argument("--out", type=Path, default=Path("experiments/results/forgetting_tests.json"), metavar="FILE")
     parser.add_argument("--repeats", type=int, default=500, metavar="N")
+    programs.add_overwrite(parser)
     options = parser.parse_args(arguments)
+    if options.repeats < 1:
+        raise InputError(f"--repeats must be at least 1, got {options.repeats}")
     provenance.note_code()
-    results = {name: simulate(options.repeats, **settings) for name, settings in scenarios().items()}
-    document = {"level": LEVEL, "monte_carlo_error_of_5_percent": math.sqrt(0.05 * 0.95 / options.repeats)}
-    document |= {"simulations": results} | report.environment()
-    files.write_text(options.out, json.dumps(document, indent=1, allow_nan=False) + "\n")
+    simulations, repeats = scenarios(), options.repeats
+    with programs.open_results(
+        options.out,
+        {"level": LEVEL, "monte_carlo_error_of_5_percent": math.sqrt(0.05 * 0.95 / repeats)},
+        results_of=lambda document: document["simulations"],
+        compose=lambda results: {"simulations": programs.ordered(results, simulations)},
+        of_each={name: {"settings": settings, "repeats": repeats} for name, settings in simulations.items()},
+        overwrite=options.overwrite,
+    ) as results:
+        cases = {name: functools.partial(simulate, repeats, **settings) for name, settings in simulations.items()}
+        results.fill(cases, Console(stderr=True), shown=lambda found: f"{found['cpu_seconds']:.0f} s")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,12 +23,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from scissorhands_jax import torch_weights
+from experiments import programs
+from scissorhands_jax import files, torch_weights
 from scissorhands_jax.base import Params
 from scissorhands_jax.language.decoder import Sizes, decoder
 from scissorhands_jax.language.families import sizes_of
 from scissorhands_jax.language.model_folders import outline_of
 from scissorhands_jax.language.token_losses import token_loss
+from scissorhands_jax.report import provenance
 
 RESULTS = Path(__file__).parent / "results"
 ARRAYS, SUMMARY = RESULTS / "language_parity.npz", RESULTS / "language_parity.json"
@@ -196,7 +199,7 @@ def _exported(folder: Path) -> dict[str, float]:
     from scissorhands_jax.terminal import Console
     from tests.language.tiny_folders import make_tiny_folder, write_examples
 
-    files = write_examples(folder)
+    examples = write_examples(folder)
     written = {}
     for name, config in CONFIGS.items():
         source = open_language_folder(make_tiny_folder(folder / name, config))
@@ -205,8 +208,8 @@ def _exported(folder: Path) -> dict[str, float]:
     for name, lora in {"llama": None, "qwen2": lora_lib.Lora(2)}.items():
         job = LanguageJob(
             model=folder / name,
-            forget=files["forget"],
-            retain=files["retain"],
+            forget=examples["forget"],
+            retain=examples["retain"],
             method="npo",
             settings=token_settings("npo")().changed(epochs=2, batch_size=2, learning_rate=0.01),
             lora=lora,
@@ -258,18 +261,21 @@ def _record_chats() -> None:
             }
             for question, answer in ASKED
         ]
-    document = {"versions": {"transformers": transformers.__version__}, "chats": found}
-    CHATS_FILE.write_text(json.dumps(document, ensure_ascii=False) + "\n", encoding="utf-8")
+    document = {"versions": {"transformers": transformers.__version__}, "chats": found, "made_by": provenance.made_by()}
+    files.write_text(CHATS_FILE, json.dumps(document, ensure_ascii=False) + "\n")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Records everything, or chat templates alone."""
+@programs.ending("what was written is whole")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Records everything, or chat templates alone, and returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", nargs="?", choices=("all", "chats"), default="all", help="what is recorded")
     part = parser.parse_args(arguments).part
+    provenance.note_code()
     _record_chats()
     if part == "all":
         _record_networks()
+    return 0
 
 
 def _record_networks() -> None:
@@ -278,7 +284,8 @@ def _record_networks() -> None:
 
     recorded = {name: _by_transformers(name) for name in CONFIGS}
     arrays = {f"{name}/{key}": array for name, part in recorded.items() for key, array in part.items()}
-    np.savez_compressed(ARRAYS, **arrays)  # type: ignore[arg-type]
+    with files.writing(ARRAYS) as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as folder:
         exported = _exported(Path(folder))
     summary = {
@@ -287,10 +294,11 @@ def _record_networks() -> None:
             name: largest_difference(computed(name), part) for name, part in recorded.items()
         },
         "largest difference of the logits of exported folders": exported,
+        "made_by": provenance.made_by(),
     }
-    SUMMARY.write_text(json.dumps(summary, indent=2) + "\n")
+    files.write_text(SUMMARY, json.dumps(summary, indent=2) + "\n")
     print(json.dumps(summary, indent=2))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -16,7 +16,6 @@ chose is in `METHODS`.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,8 +26,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from experiments import programs
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import files, reading
+from scissorhands_jax import reading
 from scissorhands_jax.base import Dataset
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import grid, search
@@ -41,8 +41,10 @@ from scissorhands_jax.methods.neggrad_plus import NegGradPlusSettings
 from scissorhands_jax.methods.retrain import RetrainSettings
 from scissorhands_jax.methods.scissorhands import ScissorhandsSettings
 from scissorhands_jax.models import from_linen
+from scissorhands_jax.report import provenance
 from scissorhands_jax.tasks import classification, masked, regression
-from scissorhands_jax.terminal import Console, LoggedConsole, complain, say
+from scissorhands_jax.terminal import Console, LoggedConsole, say
+from scissorhands_jax.training.descriptions import describe_value
 
 SEEDS = (0, 1, 2, 3, 4)
 TRIALS = 8
@@ -295,6 +297,7 @@ def tuned(subject: Subject, label: str, folder: Path, console: Console) -> searc
     )
 
 
+@programs.ending("the same command continues")
 def main(arguments: list[str] | None = None) -> int:
     """Runs or tunes the tables and returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m experiments.own_tasks", description=__doc__.partition("\n")[0])
@@ -303,32 +306,51 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="the folder aeon/datasets/data")
     parser.add_argument("--only", default="", metavar="REGEX", help="methods whose name matches")
     parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="default runs")
+    parser.add_argument("--overwrite", action="store_true", help="tune again what was tuned already")
     options = parser.parse_args(arguments)
-    console = LoggedConsole()
-    try:
-        for name in options.names:
-            subject = SUBJECTS[name](options.data_dir)
-            if options.command == "run":
-                grid.run_grid(
-                    subject.experiment,
-                    options.out / name,
-                    seeds=SEEDS,
-                    only=options.only,
-                    own=subject.own,
-                    console=console,
-                )
-                say(console, f"render it with: python -m experiments.tables {options.out / name / 'results.json'}")
-                continue
-            for label in filter(grid.label_pattern(options.only).search, subject.experiment.scenarios[0].methods):
-                found = tuned(subject, label, options.out / f"{name}-tuning", console)
-                files.write_text(
-                    options.out / f"{name}-tuning" / f"{label}.json", json.dumps(found.document(), indent=1)
-                )
-                say(console, f"{name}, {label}: {' '.join(search.as_overrides(found.best.changes))}")
-    except InputError as error:
-        complain(console, str(error))
-        return 2
+    provenance.note_code()
+    console, is_chosen = LoggedConsole(), grid.label_pattern(options.only).search
+    subjects = {name: SUBJECTS[name](options.data_dir) for name in options.names}
+    labels = {name: list(filter(is_chosen, each.experiment.scenarios[0].methods)) for name, each in subjects.items()}
+    if options.command == "tune":
+        for name, chosen in labels.items():
+            if not chosen:
+                known = ", ".join(subjects[name].experiment.scenarios[0].methods)
+                raise InputError(f"--only {options.only!r} matches no method of {name}; there are {known}")
+    for name, subject in subjects.items():
+        if options.command == "run":
+            grid.run_grid(
+                subject.experiment,
+                options.out / name,
+                seeds=SEEDS,
+                only=options.only,
+                own=subject.own,
+                console=console,
+            )
+            say(console, f"render it with: python -m experiments.tables {options.out / name / 'results.json'}")
+            continue
+        for label in labels[name]:
+            _tune(name, subject, label, options.out / f"{name}-tuning", console, overwrite=options.overwrite)
     return 0
+
+
+def _tune(name: str, subject: Subject, label: str, folder: Path, console: Console, *, overwrite: bool) -> None:
+    """Tunes one method, unless its file in the folder has what the same settings gave."""
+    settings = subject.experiment.scenarios[0].methods[label]
+    depends = {"method": describe_value(settings, label), "seed": subject.tuning_seed, "budget": TRIALS}
+    with programs.open_results(
+        folder / f"{label}.json",
+        depends,
+        results_of=lambda document: {
+            label: {**{part: document[part] for part in ("best", "trials")}, "code": document["made_by"]["code"]}
+        },
+        compose=lambda results: {part: results[label][part] for part in ("best", "trials")},
+        overwrite=overwrite,
+    ) as results:
+        if label not in results.results:
+            results.add(label, tuned(subject, label, folder, console).document())
+        changes = results.results[label]["best"]["changes"]
+        say(console, f"{name}, {label}: {' '.join(search.as_overrides(changes))}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,9 @@ import jax
 import numpy as np
 import tokenizers
 
-from scissorhands_jax import files, models, reading, report, torch_weights
+from experiments import programs
+from scissorhands_jax import files, models, reading, torch_weights
+from scissorhands_jax.errors import InputError, listed
 from scissorhands_jax.jobs.progress import status
 from scissorhands_jax.language.families import sizes_of
 from scissorhands_jax.language.model_folders import outline_of
@@ -63,6 +65,7 @@ LLAMA = {
 WORDS, EXAMPLES = 100, 4  # of an answer, of a set
 
 
+@programs.ending("FILE has what was compared; --only NAME goes on with one of the others")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Checks the chosen cases and returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m experiments.plan_check", description=__doc__.partition("\n")[0])
@@ -72,30 +75,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--language", action="store_true", help="the cases of language models, in place of the others")
     parser.add_argument("--tiny", action="store_true", help="with --language: rehearse with a tiny network")
     parser.add_argument("--only", choices=[*CASES, *LANGUAGE_CASES], action="append", help="this case; may be repeated")
+    programs.add_overwrite(parser)
     options = parser.parse_args(arguments)
     provenance.note_code()
     cases: dict[str, Any] = LANGUAGE_CASES if options.language else CASES
+    chosen = list(dict.fromkeys(options.only or cases))
+    others = [name for name in chosen if name not in cases]
+    if others:
+        raise InputError(
+            f"{listed(others)} is a case {'without' if options.language else 'with'} --language; correct it"
+        )
+    if options.tiny and not options.language:
+        raise InputError("--tiny is for the cases of language models; add --language, or leave it out")
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1} if options.tiny else {}
-    console = Console(stderr=True)
-    rows = {}
-    if options.out is not None and options.out.exists():
-        rows = {row["case"]: row for row in reading.read_json(options.out)["results"]}
-    for name in options.only or cases:
-        with status(console, name), tempfile.TemporaryDirectory() as folder:
-            if options.language:
-                found = check_language(Path(folder), LLAMA | sizes, cases[name])
-            else:
-                found = check(Path(folder), **cases[name])
-            rows[name] = {"case": name, **found}
-        document = {
-            "results": [rows[case] for case in cases if case in rows],
-            "aims": {"memory": MEMORY_AIM} if options.language else {"memory": MEMORY_AIM, "time": TIME_AIM},
-            **report.environment(),
-        }
-        if options.out is not None:
-            files.write_text(options.out, json.dumps(document, indent=2) + "\n")
-    Console().print(table(list(rows.values())))
+    aims = {"memory": MEMORY_AIM} if options.language else {"memory": MEMORY_AIM, "time": TIME_AIM}
+
+    def compose(results: dict[str, Any]) -> dict[str, Any]:
+        return {"results": [*programs.ordered(results, cases).values()], "aims": aims}
+
+    settings = {"language": options.language, "tiny": options.tiny}
+    with programs.open_results(
+        options.out, settings, results_of=_rows, compose=compose, overwrite=options.overwrite
+    ) as results:
+        for name in chosen:
+            with status(Console(stderr=True), name), tempfile.TemporaryDirectory() as folder:
+                if options.language:
+                    found = check_language(Path(folder), LLAMA | sizes, cases[name])
+                else:
+                    found = check(Path(folder), **cases[name])
+            results.add(name, {"case": name, **found})
+    Console().print(table(results.document()["results"]))
     return 0
+
+
+def _rows(document: Mapping[str, Any]) -> dict[str, Any]:
+    return {row["case"]: row for row in document["results"]}
 
 
 def check(folder: Path, *, model: str, train: int, arguments: Sequence[str]) -> dict[str, Any]:

@@ -16,9 +16,11 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments import programs
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import files, report
 from scissorhands_jax.base import ModelState, Params
@@ -34,6 +36,7 @@ from scissorhands_jax.report import provenance, table_gates
 from scissorhands_jax.terminal import LoggedConsole, add_follow_options, complain, logged_console, remarks_on, say
 
 _SHARED = ("forget", "trained_on")
+_MOST_RETRAINED = 2
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,13 +53,28 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         console = logged_console(options)
         with remarks_on(console):
-            named = [run.partition("=")[::2] for run in options.run]
-            document = compare(dict(named), options.retrained, options.data_dir, console)
-            files.write_text(options.out / runs.RESULTS_FILE, json.dumps(document, indent=2) + "\n")
+            named = _named(options.run)
+            if len(options.retrained) > _MOST_RETRAINED:
+                raise InputError(f"--retrained is given {len(options.retrained)} times; name one run, or two")
+            with programs.sole_writer_of(options.out / runs.RESULTS_FILE):
+                document = compare(named, options.retrained, options.data_dir, console)
+                files.write_text(options.out / runs.RESULTS_FILE, json.dumps(document, indent=2) + "\n")
     except InputError as error:
         complain(console, str(error))
         return 2
     return 0
+
+
+def _named(given: Sequence[str]) -> dict[str, str]:
+    """The folders of runs by name."""
+    named: dict[str, str] = {}
+    for run in given:
+        name, sign, folder = run.partition("=")
+        if not (name and sign and folder):
+            raise InputError(f"--run {run!r} must have the form NAME=RUN, the name of its row and its folder")
+        if named.setdefault(name, folder) != folder:
+            raise InputError(f"--run names two runs {name!r}, {named[name]} and {folder}; give each a name of its own")
+    return named
 
 
 def compare(

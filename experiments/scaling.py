@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import programs
 from experiments.collectives import bytes_by_kind
 from scissorhands_jax import files, masks, models, projection, reading, report, trees
 from scissorhands_jax.base import Batch, Carry, Data, Method
@@ -47,6 +48,7 @@ _BATCH = 64
 _KEY = jax.random.key(0)
 
 
+@programs.ending("nothing is kept of it")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measures in a process with eight virtual devices, and writes the results."""
     parser = argparse.ArgumentParser(prog="python -m experiments.scaling", description=__doc__.splitlines()[0])
@@ -58,20 +60,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.measure is not None:
         json.dump(many_devices() if options.measure == "many" else one_device(), sys.stdout)
         return 0
+    with programs.sole_writer_of(options.out), programs.sole_writer_of(options.write):
+        found = _measured()
+        text = tables(found)
+        if options.out is not None:
+            files.write_text(options.out, json.dumps(found, indent=2) + "\n")
+        if options.write is not None:
+            before, _, rest = reading.read_text(options.write).partition(START)
+            files.write_text(options.write, before + START + text + END + rest.partition(END)[2])
+    sys.stdout.write(text)
+    return 0
+
+
+def _measured() -> dict[str, Any]:
     found: dict[str, Any] = {}
     # In a process of its own, because JAX works differently with many devices, even on one of them.
     for part, flags in (("many", "--xla_force_host_platform_device_count=8"), ("alone", "")):
         environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
         command = [sys.executable, "-m", "experiments.scaling", "--measure", part]
         found |= reading.parse_json(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
-    text = tables(found)
-    if options.out is not None:
-        files.write_text(options.out, json.dumps(found, indent=2) + "\n")
-    if options.write is not None:
-        before, _, rest = reading.read_text(options.write).partition(START)
-        files.write_text(options.write, before + START + text + END + rest.partition(END)[2])
-    sys.stdout.write(text)
-    return 0
+    return found
 
 
 def many_devices(width: int = WIDTHS[2], meshes: Sequence[tuple[int, int, bool]] = MESHES) -> dict[str, Any]:

@@ -13,27 +13,26 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import json
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from experiments import configs
+from experiments import configs, programs
 from experiments.benchmark.settings import FRACTION, Settings, conv_shapes
 from experiments.benchmark.timing import Aim, compare
-from scissorhands_jax import augmentation, datasets, files, losses, masks, models, projection, reading, report
+from scissorhands_jax import augmentation, datasets, losses, masks, models, projection
 from scissorhands_jax import data as data_lib
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods import MethodSettings
 from scissorhands_jax.methods.retrain import RetrainSettings
 from scissorhands_jax.report import provenance
-from scissorhands_jax.terminal import Console, complain, say
+from scissorhands_jax.terminal import Console
 from scissorhands_jax.training.loop import run
 
 WEIGHTS = 860_000_000  # about the number in the UNet of Stable Diffusion 1.4
@@ -41,6 +40,7 @@ STEP_PASSES = 6.25  # of a step: both gradients for their products and again for
 PASSES = 11  # of the threshold over float32 scores: 31 bits, three in a pass
 
 
+@programs.ending(programs.CONTINUES)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Times what FILE does not hold yet, and returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m experiments.timings", description=__doc__.partition("\n")[0])
@@ -48,64 +48,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="", metavar="PATTERN", help="cases whose name has a match")
     parser.add_argument("--data-dir", metavar="DIR", help="folder of CIFAR-10's files")
     parser.add_argument("--tiny", action="store_true", help="rehearse: the digits, few epochs, few weights")
+    programs.add_overwrite(parser)
     options = parser.parse_args(arguments)
     provenance.note_code()
-    console = Console(stderr=True)
+    listed = cases(options.data_dir, tiny=options.tiny)
     try:
-        listed = cases(options.data_dir, tiny=options.tiny)
         chosen = {name: measure for name, measure in listed.items() if re.search(options.only, name)}
-        if not chosen:
-            raise InputError(f"--only {options.only!r} matches no case; there are {', '.join(listed)}")
-        fill(options.out, chosen, console, judge=aims, tiny=options.tiny)
     except re.error as error:
-        complain(console, f"--only {options.only!r} is not a regular expression: {error}")
-        return 2
-    except InputError as error:
-        complain(console, str(error))
-        return 2
+        raise InputError(f"--only {options.only!r} is not a regular expression: {error}; correct it") from error
+    if not chosen:
+        raise InputError(f"--only {options.only!r} matches no case; there are {', '.join(listed)}")
+    dataset = {"dataset": _dataset(options.data_dir, tiny=options.tiny)}
+    with programs.open_results(
+        options.out,
+        {"tiny": options.tiny},
+        compose=_judged,
+        of_each={name: dataset for name, measure in chosen.items() if measure.func is protocol},
+        timed=True,
+        overwrite=options.overwrite,
+    ) as results:
+        results.fill(chosen, Console(stderr=True))
     return 0
 
 
-def fill(
-    out: Path,
-    chosen: Mapping[str, Callable[[], dict[str, Any]]],
-    console: Console,
-    *,
-    judge: Callable[[Mapping[str, Any]], list[Aim]] | None = None,
-    **settings: Any,
-) -> None:
-    """Measures what a file does not hold yet, and writes it after every result.
-
-    Args:
-      out: The file. It holds `results` by name, `aims`, the settings, and `report.environment`.
-      chosen: What gives each result.
-      console: Where results are printed.
-      judge: The promises that results can judge.
-      **settings: What the results also depend on; results of other settings or of another machine are replaced.
-    """
-    document = _kept(out, **settings)
-    for name, measure in chosen.items():
-        if name not in document["results"]:
-            document["results"][name] = measure()
-            if judge is not None:
-                document["aims"] = [aim.to_json() for aim in judge(document["results"])]
-            files.write_text(out, json.dumps(document, indent=2) + "\n")
-            say(console, f"{name}: {document['results'][name]}")
+def _judged(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return {"results": results, "aims": [aim.to_json() for aim in aims(results)]}
 
 
-def _kept(out: Path, **settings: Any) -> dict[str, Any]:
-    """What the file holds, if it was made by a machine and versions like these; else nothing."""
-    now = {**settings, **report.environment()}
-    if out.exists():
-        found = reading.read_json(out)
-        compared = now.keys() - {"made_by"}
-        if {name: found.get(name) for name in compared} == {name: now[name] for name in compared}:
-            return found | {"made_by": now["made_by"]}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    return {"results": {}, **now}
-
-
-def cases(data_dir: str | None, *, tiny: bool) -> dict[str, Callable[[], dict[str, Any]]]:
+def cases(data_dir: str | None, *, tiny: bool) -> dict[str, functools.partial[dict[str, Any]]]:
     """What is timed, by name."""
     experiment = configs.load("cifar10")
     scissorhands = dataclasses.replace(experiment.scenarios[0].methods["scissorhands"], epochs=10)
@@ -113,7 +83,7 @@ def cases(data_dir: str | None, *, tiny: bool) -> dict[str, Callable[[], dict[st
     if tiny:
         scissorhands = dataclasses.replace(scissorhands, epochs=2, trim="layer1|head")
         retrain = dataclasses.replace(retrain, epochs=2, milestones=(1,))
-    listed: dict[str, Callable[[], dict[str, Any]]] = {}
+    listed: dict[str, functools.partial[dict[str, Any]]] = {}
     count = 50_000 if tiny else WEIGHTS
     listed["threshold"] = functools.partial(threshold, count)
     listed["step"] = functools.partial(step, count)
@@ -145,7 +115,8 @@ def aims(results: Mapping[str, Mapping[str, Any]]) -> list[Aim]:
 def protocol(settings: MethodSettings, dtype: str, data_dir: str | None, *, tiny: bool) -> dict[str, Any]:
     """One method on a random tenth of the training set, from fresh weights: the time does not depend on them."""
     name, options = ("mlp", {"hidden": (16,)}) if tiny else ("resnet18", {})
-    splits = datasets.load("digits" if tiny and data_dir is None else "cifar10", data_dir)
+    dataset = _dataset(data_dir, tiny=tiny)
+    splits = datasets.load(dataset, data_dir)
     model = models.build(
         name, num_classes=len(splits.class_names), image_shape=splits.image_shape, dtype=dtype, **options
     )
@@ -159,6 +130,7 @@ def protocol(settings: MethodSettings, dtype: str, data_dir: str | None, *, tiny
     first = run(method, key, *start, data, num_epochs=1)
     result = run(method, key, *start, data, num_epochs=settings.epochs)
     return {
+        "dataset": dataset,
         "epochs": settings.epochs,
         "batch_size": settings.batch_size,
         "steps": result.steps,
@@ -166,6 +138,10 @@ def protocol(settings: MethodSettings, dtype: str, data_dir: str | None, *, tiny
         "compile_seconds": first.compile_seconds,
         "compile_seconds_later": result.compile_seconds,
     }
+
+
+def _dataset(data_dir: str | None, *, tiny: bool) -> str:
+    return "digits" if tiny and data_dir is None else "cifar10"
 
 
 def threshold(count: int) -> dict[str, Any]:

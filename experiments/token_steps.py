@@ -27,6 +27,7 @@ import numpy as np
 import optax
 
 import scissorhands_jax as sh
+from experiments import programs
 from experiments.benchmark.timing import Spread, time_in_turn
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import files, report, trees
@@ -190,6 +191,7 @@ def _tokens(part: Dataset) -> int:
     return int(np.count_nonzero(np.asarray(part["tokens"])))
 
 
+@programs.ending("nothing is kept of it")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measures, writes FILE and returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -200,8 +202,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tiny", action="store_true", help="rehearse at a tiny size")
     options = parser.parse_args(arguments)
     provenance.note_code()
-    found = measure(TINY if options.tiny else Sizes(), Console(stderr=True))
-    files.write_text(options.out, json.dumps(found | {"note": options.note} | report.environment(), indent=1) + "\n")
+    with programs.sole_writer_of(options.out):
+        found = measure(TINY if options.tiny else Sizes(), Console(stderr=True))
+        document = found | {"note": options.note} | report.environment()
+        files.write_text(options.out, json.dumps(document, indent=1) + "\n")
     aim = found["aim"]
     say(Console(), f"{aim['what']}: {aim['value']:.2f}, at most {aim['limit']}: {'met' if aim['met'] else 'missed'}")
     return 0

@@ -5,8 +5,9 @@
 
 On random weights, latents of 64x64 and bfloat16: the gradient of the noise loss, and a projected repair step of
 Scissorhands (`sd unlearn` with the preset `paper`), each with its rate in that of matrix products, which take turns
-with it. Results are written one by one, and what FILE holds is not timed again. The gradient with cuDNN's attention is
-tried as well; if the GPU refuses it, its result is the reason.
+with it. Results are written one by one, and what FILE holds is not timed again; one of other code, another machine or
+other versions is refused. The gradient with cuDNN's attention is tried as well; if the GPU refuses it, its result is
+the reason.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import programs
 from experiments.benchmark.limits import MATRIX_PRODUCT, count_flops, matrix_product
 from experiments.benchmark.settings import Settings
 from experiments.benchmark.timing import compare
-from experiments.timings import fill
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import trees
 from scissorhands_jax.base import Data, Dataset, Model
@@ -35,7 +36,8 @@ from scissorhands_jax.diffusion.concept_settings import concept_preset
 from scissorhands_jax.diffusion.layers import Compute
 from scissorhands_jax.diffusion.unet import Noisy, UNetConfig
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.terminal import Console, complain
+from scissorhands_jax.report import provenance
+from scissorhands_jax.terminal import Console
 from scissorhands_jax.training import loop as training
 
 DTYPE = "bfloat16"
@@ -44,6 +46,7 @@ SIDE, TOKENS = 64, 77
 """Height and width of the latents, and tokens of a prompt; with --tiny 8 of each."""
 
 
+@programs.ending(programs.CONTINUES)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Times what FILE does not hold yet, and returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m experiments.unet_step", description=__doc__.partition("\n")[0])
@@ -51,18 +54,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="", metavar="WORD", help="cases whose name has this word")
     parser.add_argument("--batch-size", type=int, default=None, metavar="N", help="default 16, with --tiny 2")
     parser.add_argument("--tiny", action="store_true", help="rehearse: a small UNet")
+    programs.add_overwrite(parser)
     options = parser.parse_args(arguments)
-    console = Console(stderr=True)
-    batch_size = options.batch_size or (2 if options.tiny else 16)
-    try:
-        listed = cases(batch_size, tiny=options.tiny)
-        chosen = {name: measure for name, measure in listed.items() if options.only in name}
-        if not chosen:
-            raise InputError(f"--only {options.only!r} is in no case; there are {', '.join(listed)}")
-        fill(options.out, chosen, console, tiny=options.tiny, batch_size=batch_size)
-    except InputError as error:
-        complain(console, str(error))
-        return 2
+    provenance.note_code()
+    usual = 2 if options.tiny else 16
+    batch_size = usual if options.batch_size is None else options.batch_size
+    if batch_size < 1:
+        raise InputError(f"--batch-size must be at least 1, got {batch_size}")
+    listed = cases(batch_size, tiny=options.tiny)
+    chosen = {name: measure for name, measure in listed.items() if options.only in name}
+    if not chosen:
+        raise InputError(f"--only {options.only!r} is in no case; there are {', '.join(listed)}")
+    settings = {"tiny": options.tiny, "batch_size": batch_size}
+    with programs.open_results(options.out, settings, timed=True, overwrite=options.overwrite) as results:
+        results.fill(chosen, Console(stderr=True))
     return 0
 
 

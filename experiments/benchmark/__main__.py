@@ -5,6 +5,9 @@
     python -m experiments.benchmark --against ../before --out before_and_after.json  # this checkout against another one
     python -m experiments.benchmark --quick                                        # a rehearsal, tiny sizes
 
+With --resume the results that FILE has are kept, unless they are of other code, another machine or other settings, or
+of a comparison with another checkout, which is an error.
+
 A case is a function that returns one `Result`. The function `cases` lists them, and `aims` judges their results.
 """
 
@@ -24,6 +27,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from experiments import programs
 from experiments.benchmark import against_checkout, against_torch, convolutions, sweeping
 from experiments.benchmark.epochs import epoch_case
 from experiments.benchmark.limits import PASSES, pass_case, product_case
@@ -31,11 +35,10 @@ from experiments.benchmark.parts import COPY, PARTS, READ, part_case
 from experiments.benchmark.settings import Settings
 from experiments.benchmark.steps import STEP, UNPROJECTED, memory_case, projection_case, step_case
 from experiments.benchmark.timing import Aim, OnRound, Result, Spread
-from scissorhands_jax import files, reading, report
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs.progress import progress_bar
 from scissorhands_jax.report import provenance
-from scissorhands_jax.terminal import Console, Table, complain, literal, say
+from scissorhands_jax.terminal import Console, Table, literal
 
 Case = Callable[[OnRound], Result]
 
@@ -149,19 +152,12 @@ def _share_of_matrix_rate(result: Result) -> float | None:
     return result.numbers["share_of_matrix_rate"]
 
 
+@programs.ending("the same command with --resume keeps what --out has")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the cases, prints their results, and returns the exit status, which is 2 for input that cannot be used."""
     options = _parser().parse_args(arguments)
     provenance.note_code()
-    console = Console(stderr=True)
-    try:
-        document = _run(options, console)
-    except (InputError, OSError) as error:
-        complain(console, str(error))
-        return 2
-    except KeyboardInterrupt:
-        say(console, "stopped; the same command with --resume keeps what --out has")
-        return 130
+    document = _run(options, Console(stderr=True))
     if options.json:
         print(json.dumps(document, indent=2, allow_nan=False))
     return 0
@@ -182,6 +178,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=int, default=None, metavar="N", help="of each kind per step (default 128)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the results as JSON, after every case")
     parser.add_argument("--resume", action="store_true", help="keep the cases that FILE already has")
+    programs.add_overwrite(parser)
     parser.add_argument("--note", default="", metavar="TEXT", help="goes into the JSON, e.g. what else was running")
     parser.add_argument("--json", action="store_true", help="print the JSON on standard output, the table on the other")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to rehearse")
@@ -197,7 +194,9 @@ def _run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
             f"--batch-size and --repeats must be at least 1, got {settings.batch_size} and {settings.repeats}"
         )
     listed = cases(settings)
+    against = None
     if options.against is not None:
+        against = against_checkout.described(options.against)
         compared = against_checkout.comparisons(options.against, settings)
         listed = {name: functools.partial(_call, case) for name, case in compared.items()}
     try:
@@ -206,55 +205,49 @@ def _run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         raise InputError(f"--only {options.only!r} is not a regular expression: {error}; correct it") from error
     if not chosen:
         raise InputError(f"--only {options.only!r} matches no case; there are {', '.join(listed)}")
-    results = _kept(options, settings)
-    document = _document(results, settings, options.note)
-    with progress_bar(console) as progress:
-        task = progress.add_task("benchmark", total=len(chosen), note="")
-        for name, case in chosen.items():
-            if name not in results:
-                progress.update(task, description=name, note="")
-                results[name] = case(lambda note: progress.update(task, note=note))
-                results = {known: results[known] for known in listed if known in results}
-                document = _document(results, settings, options.note)
-                if options.out is not None:
-                    files.write_text(options.out, json.dumps(document, indent=2, allow_nan=False) + "\n")
-            progress.advance(task)
-        progress.update(task, description="benchmark", note="")
+    if options.resume and options.out is None:
+        raise InputError("--resume needs --out FILE, the file that it continues")
+    if options.out is not None and options.out.is_file() and not (options.resume or options.overwrite):
+        raise InputError(f"{options.out} exists; continue it with --resume, or replace it with --overwrite")
+    with programs.open_results(
+        options.out,
+        {"settings": dataclasses.asdict(settings), "against": against},
+        results_of=_rows,
+        compose=lambda results: _composed(programs.ordered(results, listed), settings, options.note),
+        timed=True,
+        overwrite=options.overwrite,
+    ) as results:
+        with progress_bar(console) as progress:
+            task = progress.add_task("benchmark", total=len(chosen), note="")
+            for name, case in chosen.items():
+                if name not in results.results:
+                    progress.update(task, description=name, note="")
+                    found = case(lambda note: progress.update(task, note=note))
+                    results.add(name, dataclasses.asdict(found))
+                progress.advance(task)
+            progress.update(task, description="benchmark", note="")
+        document = results.document()
     output = console if options.json else Console()
     if not output.is_terminal:
         output.width = 120
+    rows = [Result.from_json(row) for row in document["results"]]
     for table in (_times_table, _memory_table):
-        output.print(table(list(results.values())))
-    output.print(_aims_table(aims(results, settings), quick=settings.quick))
+        output.print(table(rows))
+    output.print(_aims_table(aims({row.name: row for row in rows}, settings), quick=settings.quick))
     return document
 
 
-def _kept(options: argparse.Namespace, settings: Settings) -> dict[str, Result]:
-    """Returns the results of an earlier run, if it had the same settings and was made on the same machine."""
-    if not options.resume:
-        return {}
-    if options.out is None:
-        raise InputError("--resume needs --out FILE, the file that it continues")
-    if not options.out.exists():
-        return {}
-    try:
-        found = reading.read_json(options.out)
-        results = {row["name"]: Result.from_json(row) for row in found["results"]}
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{options.out} holds no results of this benchmark; leave out --resume") from error
-    for part, now in {"settings": dataclasses.asdict(settings), **report.environment()}.items():
-        if part != "made_by" and found.get(part) != now:
-            raise InputError(f"the {part} of {options.out} differ from those of this run; leave out --resume")
-    return results
+def _rows(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The results of a file by name, after a look whether they are results."""
+    return {Result.from_json(row).name: row for row in document["results"]}
 
 
-def _document(results: Mapping[str, Result], settings: Settings, note: str) -> dict[str, Any]:
+def _composed(rows: Mapping[str, Mapping[str, Any]], settings: Settings, note: str) -> dict[str, Any]:
+    results = {name: Result.from_json(row) for name, row in rows.items()}
     return {
-        "results": [dataclasses.asdict(result) for result in results.values()],
+        "results": [*rows.values()],
         "aims": [aim.to_json() for aim in aims(results, settings)],
-        "settings": dataclasses.asdict(settings),
         "note": note,
-        **report.environment(),
     }
 
 

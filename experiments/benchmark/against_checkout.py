@@ -14,9 +14,22 @@ from experiments.benchmark import checkout
 from experiments.benchmark.settings import Settings
 from experiments.benchmark.timing import Against, OnRound, Result, Spread
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.report import provenance
 
 BOTH, OTHER = "both checkouts", "the other checkout"
 _HERE = Path(__file__).resolve().parents[2]
+
+
+def described(folder: Path) -> dict[str, str]:
+    """Returns the name of another checkout and that of its code.
+
+    Raises:
+      InputError: The folder is not a checkout of the library.
+    """
+    for part in ("experiments/benchmark/steps.py", "scissorhands_jax/__init__.py"):
+        if not (folder / part).is_file():
+            raise InputError(f"--against {folder} is no checkout of the library: it has no {part}")
+    return {"folder": folder.resolve().name, "code": provenance.code_in(folder / "scissorhands_jax").name}
 
 
 def comparisons(folder: Path, settings: Settings) -> dict[str, Callable[[OnRound], Result]]:
@@ -26,12 +39,7 @@ def comparisons(folder: Path, settings: Settings) -> dict[str, Callable[[OnRound
       folder: The other checkout, which has `experiments` and `scissorhands_jax` in it.
       settings: The batch size, the number of rounds, and the networks.
 
-    Raises:
-      InputError: The folder is not a checkout of the library.
     """
-    for part in ("experiments/benchmark/steps.py", "scissorhands_jax/__init__.py"):
-        if not (folder / part).is_file():
-            raise InputError(f"--against {folder} is no checkout of the library: it has no {part}")
     return {
         f"{name}, {BOTH}": functools.partial(_compare, name, folder.resolve(), settings)
         for name in checkout.cases(list(settings.networks))

@@ -53,6 +53,7 @@ class Result:
     compile_seconds: float | None = None  # of the first call; None if this process had compiled it before
     recompilations: int | None = None  # after the first call
     numbers: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
+    code: str | None = None  # that made it; None if that was not recorded
     load: tuple[float, float] | None = None  # mean number of busy processes over a minute, before and after
 
     @classmethod

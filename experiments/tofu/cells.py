@@ -1,10 +1,12 @@
-"""The cells of the experiment: a JSON file for every network that was measured, and one for every method's settings."""
+"""The cells of the experiment: a JSON file for every network that was measured, and one for every method's settings.
+
+They lie in a folder of one run (`jobs.runs`), which belongs to the settings and the files of TOFU.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import io
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -17,16 +19,21 @@ import optax
 
 import scissorhands_jax as sh
 from experiments.tofu.forgetting import STRENGTHS, Candidate, Maker, candidates, forget
-from experiments.tofu.scene import ORIGINAL, RETRAINED, Scene, Subject, make_scene
-from scissorhands_jax import files, report
+from experiments.tofu.page import read_cell
+from experiments.tofu.scene import DATA_FILES, ORIGINAL, RETRAINED, Scene, Subject, make_scene
+from scissorhands_jax import files, hashing, report
 from scissorhands_jax.base import Data, Method
-from scissorhands_jax.errors import InputError, NonFiniteError
+from scissorhands_jax.errors import NonFiniteError
+from scissorhands_jax.jobs import runs
 from scissorhands_jax.language.measuring import Network, measure_answers, measure_knowledge, membership_areas
 from scissorhands_jax.language.recovering import relearn, relearning_method, rounded_weights
 from scissorhands_jax.language.token_losses import token_loss
 from scissorhands_jax.language.transformer import decoder_of
 from scissorhands_jax.methods import finetune
+from scissorhands_jax.report import provenance
 from scissorhands_jax.terminal import Console, say
+from scissorhands_jax.training import checkpoints
+from scissorhands_jax.training.identity import check_same, identify
 
 
 class Cells:
@@ -37,33 +44,38 @@ class Cells:
       folder: The folder of TOFU.
       out: Where cells and networks are.
       console: Is told what was done.
-
-    Raises:
-      InputError: The folder belongs to other settings.
     """
 
     def __init__(self, subject: Subject, folder: Path, out: Path, console: Console) -> None:
         self._subject, self._out, self._console = subject, out, console
         self.scenes = {tuning: make_scene(subject, folder, tuning=tuning) for tuning in (False, True)}
-        settings = json.loads(json.dumps(dataclasses.asdict(subject.settings)))
-        known = out / "settings.json"
-        if known.is_file() and json.loads(known.read_text()) != settings:
-            raise InputError(f"{out} has cells of other settings; name another folder with --out")
-        known.parent.mkdir(parents=True, exist_ok=True)
-        files.write_text(known, json.dumps(settings, indent=1) + "\n")
+        self._chosen = {
+            "experiment": "tofu",
+            "settings": dataclasses.asdict(subject.settings),
+            "data_sha256": {name: hashing.file_sha256(folder / name) for name in DATA_FILES},
+        }
         self._training = self._learner()
         self._decoder = decoder_of(subject.network)
         self._relearning: Method | None = None
         self._maker = Maker(subject)
         self._ceilings: dict[int, float] = {}
 
-    def fill(self) -> None:
-        """Chooses settings, then trains, forgets and measures for one seed after the other."""
+    def fill(self, *, overwrite: bool = False) -> None:
+        """Chooses settings, then trains, forgets and measures for one seed after the other.
+
+        Args:
+          overwrite: Whether what is in the folder is replaced.
+
+        Raises:
+          InputError: The folder belongs to other settings or other data, or holds something else.
+          BusyError: Another process writes to the folder.
+        """
         names = self._subject.settings.methods or tuple(STRENGTHS)
-        chosen = {name: self.tuned(name) for name in names}
-        for seed in self._subject.settings.seeds:
-            for name in (ORIGINAL, RETRAINED, *names):
-                self._cell(f"seed{seed}/{name}", functools.partial(self._measured, seed, name, chosen))
+        with runs.open_folder(self._out, identify(self._chosen), overwrite=overwrite, resume=True):
+            chosen = {name: self.tuned(name) for name in names}
+            for seed in self._subject.settings.seeds:
+                for name in (ORIGINAL, RETRAINED, *names):
+                    self._cell(f"seed{seed}/{name}", functools.partial(self._measured, seed, name, chosen))
 
     def tuned(self, name: str) -> Candidate:
         """The settings of a method with the smallest `proxy` among its candidates."""
@@ -77,10 +89,9 @@ class Cells:
             started, used = time.perf_counter(), time.process_time()
             found = {**make(), "wall_seconds": None, "cpu_seconds": None}
             found |= {"wall_seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - used}
-            path.parent.mkdir(parents=True, exist_ok=True)
             files.write_text(path, json.dumps(found | report.environment(), allow_nan=False) + "\n")
             say(self._console, f"{name}: {found['wall_seconds']:.0f} s")
-        return json.loads(path.read_text())
+        return read_cell(path)
 
     def _learner(self) -> Method:
         settings, rows = self._subject.settings, self.scenes[False].data
@@ -98,24 +109,25 @@ class Cells:
 
         Both take the same steps, to less than an epoch, over the whole schedule.
         """
-        path = self._out / "networks" / f"seed{seed}_{name}.npz"
+        rows = {part: array for part, array in scene.data.retain.items()}
+        if name == ORIGINAL:
+            rows = {part: np.concatenate([scene.data.forget[part], array]) for part, array in rows.items()}
+        tuning = "tuning_" if scene is self.scenes[True] else ""
+        path = self._out / "networks" / f"{tuning}seed{seed}_{name}"
+        about = {**self._chosen, "seed": seed, "network": name, "trained_on_sha256": hashing.tree_sha256(rows)}
+        identity = identify(about, noted={"code": provenance.running_code().name})
         init_key, key = jax.random.split(jax.random.key(2 * seed + (name == RETRAINED)))
         params, state = jax.eval_shape(self._subject.model.init, init_key)
-        if not path.is_file():
+        if path.exists():
+            found, advice = checkpoints.read_description(path), "remove it, or name another folder with --out"
+            check_same(found, identity, f"the network in {path}", advice, warn=False)
+        else:
             params, state = jax.jit(self._subject.model.init)(init_key)
-            rows = {part: array for part, array in scene.data.retain.items()}
-            if name == ORIGINAL:
-                rows = {part: np.concatenate([scene.data.forget[part], array]) for part, array in rows.items()}
             epochs = round(self._steps / -(-len(rows["tokens"]) // self._subject.settings.batch_size))
             nothing = {part: array[:0] for part, array in rows.items()}
-            params = sh.run(self._training, key, params, state, Data(nothing, rows), num_epochs=epochs).params
-            held = io.BytesIO()
-            np.savez(held, *map(np.asarray, jax.tree.leaves(params)))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            files.write_bytes(path, held.getvalue())
-        with np.load(path) as arrays:
-            leaves = [arrays[f"arr_{place}"] for place in range(len(arrays.files))]
-        params = jax.tree.unflatten(jax.tree.structure(params), leaves)
+            result = sh.run(self._training, key, params, state, Data(nothing, rows), num_epochs=epochs)
+            checkpoints.save_network(path, result.params, state, identity.document())
+        params, state = checkpoints.load_network(path, params, state)
         return Network(self._subject.model, params, state, self._decoder)
 
     def _ceiling(self, seed: int, original: Network) -> float:

@@ -72,6 +72,10 @@ STRENGTHS: Mapping[str, tuple[str, tuple[Any, ...]]] = {
 """For each method the setting that is tuned next to the rate, with its default and another value. Methods that have
 none are tried at twice as many rates; `ssd` has no rate and is tried at as many values of `selection`."""
 
+HALF_SEEN = ("scrub", "bad_teacher")
+"""The methods whose steps see half as many rows of the forget set as those of the others that read it: SCRUB takes its
+steps on one set or the other, and each batch of Bad Teacher has rows of both."""
+
 
 def candidates(settings: TofuSettings, name: str) -> list[Candidate]:
     """What is tried of a method, the same number for all."""
@@ -131,6 +135,17 @@ class Maker:
         return make(loss_fn, optimizer, batch_size=size, **more, **options)
 
 
+def all_batches(method: Method, data: Data, key: Any, steps: int) -> Iterator[Any]:
+    """The batches of a whole run, epoch after epoch, as far as so many steps reach."""
+    for epoch in range(_epochs(method, data, steps)):
+        yield from _cut(method, key, data, epoch, steps)
+
+
+def _epochs(method: Method, data: Data, steps: int) -> int:
+    first = list(method.batches(jax.random.key(0), data, 0))
+    return -(-steps // max(1, len(first))) if first else 0
+
+
 def forget(
     subject: Subject, scene: Scene, original: Network, name: str, method: Method, seed: int
 ) -> tuple[Network, int, float]:
@@ -143,8 +158,7 @@ def forget(
       NonFiniteError: A metric or a weight became NaN or infinite.
     """
     steps, data = subject.settings.steps, scene.refused if name == "dpo" else scene.data
-    first = list(method.batches(jax.random.key(0), data, 0))
-    epochs = -(-steps // max(1, len(first))) if first else 0
+    epochs = _epochs(method, data, steps)
     later = method._replace(batches=lambda key, data, epoch: _cut(method, key, data, epoch, steps))
     key = jax.random.key(1000 + seed)
     found = sh.run(later, key, original.params, original.model_state, data, num_epochs=epochs)

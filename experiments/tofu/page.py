@@ -13,13 +13,14 @@ from scipy import stats
 
 from experiments.tofu.forgetting import STRENGTHS
 from experiments.tofu.scene import ORIGINAL, RETRAINED
-from scissorhands_jax import files, report
-from scissorhands_jax.errors import InputError
+from scissorhands_jax import files, reading, report
+from scissorhands_jax.errors import CheckpointError, InputError
+from scissorhands_jax.jobs import runs
 from scissorhands_jax.language.aggregates import privacy_leakage, retain_utility
 from scissorhands_jax.language.calibration import LEAST_RETRAINED, calibrated_test
 from scissorhands_jax.language.gates import TOLD, language_gates
 from scissorhands_jax.language.truth_ratios import DEFINITIONS, log_truth_ratios
-from scissorhands_jax.report import Cell, Grid
+from scissorhands_jax.report import Cell, Grid, provenance
 from scissorhands_jax.report.trust import gates_note
 
 Document = dict[str, Any]
@@ -51,7 +52,8 @@ NOTES = (
     "know no world. Bits: P of forgotten answers with rounded weights. Relearned: P of every second forgotten answer "
     "after two passes over the others.",
     "Quality: the median over seeds of forget quality (geometric) against the retrained network of the seed. Told "
-    "apart: the number of seeds in which the calibrated test tells the network from the retrained ones at 5 %.",
+    "apart: the number of seeds in which the calibrated test tells the network from the retrained ones at 5 %. SCRUB "
+    "and Bad Teacher saw the forgotten questions half as often as the other methods in as many steps.",
 )
 
 
@@ -59,22 +61,36 @@ def read_cells(out: Path) -> Document:
     """All cells that there are, as `{seed: {network: cell}}` under "seeds", with settings and what was tried.
 
     Raises:
-      InputError: There is no settings file, or no seed has an original and a retrained network.
+      InputError: The folder holds no run, no seed has an original and a retrained network, or a cell is damaged.
     """
-    known = out / "settings.json"
-    if not known.is_file():
-        raise InputError(f"{out} has no settings.json; run python -m experiments.tofu --out {out} first")
-    settings = json.loads(known.read_text())
+    settings = runs.read_run(out).get("settings")
+    if not isinstance(settings, dict) or "seeds" not in settings:
+        raise InputError(f"{out} holds another run; name the --out of python -m experiments.tofu")
     seeds: dict[str, dict[str, Any]] = {}
     for seed in settings["seeds"]:
         paths = {name: out / "cells" / f"seed{seed}" / f"{name}.json" for name in _NAMES}
-        found = {name: json.loads(path.read_text()) for name, path in paths.items() if path.is_file()}
+        found = {name: read_cell(path) for name, path in paths.items() if path.is_file()}
         if ORIGINAL in found and RETRAINED in found:
             seeds[str(seed)] = found
     if not seeds:
         raise InputError(f"{out} has no seed with an original and a retrained network; run the experiment further")
-    tried = {path.stem: json.loads(path.read_text()) for path in sorted((out / "cells" / "tuning").glob("*.json"))}
+    tried = {path.stem: read_cell(path) for path in sorted((out / "cells" / "tuning").glob("[!.]*.json"))}
     return {"settings": settings, "seeds": seeds, "tuning": tried}
+
+
+def read_cell(path: Path) -> Document:
+    """What a cell has.
+
+    Raises:
+      CheckpointError: The file is damaged.
+    """
+    try:
+        found = reading.read_json(path)
+        if not isinstance(found, dict):
+            raise ValueError("it is no JSON object")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); remove it, and it is computed again") from error
+    return found
 
 
 def log_ratios(cell: Mapping[str, Any], definition: str = "geometric") -> np.ndarray:
@@ -192,8 +208,7 @@ def write_results(document: Document, folder: Path) -> None:
         seed: {name: cell.get("examples") and _numbers(cell["examples"]) for name, cell in cells.items()}
         for seed, cells in document["seeds"].items()
     }
-    ran = next(iter(next(iter(document["seeds"].values())).values()))
-    kept = {key: ran[key] for key in report.environment() if key in ran}
+    kept = _environment(document)
     tuning = {name: found["trials"] for name, found in document["tuning"].items()}
     told = {"settings": document["settings"], "gates": gates, "rows": document["rows"], "tuning": tuning, **kept}
     files.write_text(folder / "results.json", json.dumps(told, indent=1, allow_nan=False) + "\n")
@@ -208,11 +223,28 @@ def write_results(document: Document, folder: Path) -> None:
             byline=f"{len(document['rows'])} networks · seeds {', '.join(document['seeds'])}",
             trust=gates_note(gates) if gates else None,
             gates=gates,
-            sheets=[report.Sheet("What networks know", grid, NOTES)],
+            sheets=[report.Sheet("What networks know", grid, (*NOTES, kept["code"]))],
             settings=document["settings"],
             environment=report.environment_of(kept),
         ),
     )
+
+
+def _environment(document: Document) -> Document:
+    """What made the cells: of the first one all of it, and `code` in a sentence about all.
+
+    Cells of other versions or another machine than the first one's are named with theirs, as `environments`.
+    """
+    cells = {
+        **{f"tuning, {name}": cell for name, cell in document["tuning"].items()},
+        **{f"seed {seed}, {name}": cell for seed, own in document["seeds"].items() for name, cell in own.items()},
+    }
+    codes = {name: (cell.get("made_by") or {}).get("code") for name, cell in cells.items()}
+    where = {name: {part: cell.get(part) for part in ("versions", "machine")} for name, cell in cells.items()}
+    first = next(iter(next(iter(document["seeds"].values())).values()))
+    others = {name: own for name, own in where.items() if own != {part: first.get(part) for part in own}}
+    kept = {key: first[key] for key in report.environment() if key in first}
+    return {**kept, "code": provenance.code_note(codes), **({"environments": others} if others else {})}
 
 
 def _numbers(examples: Mapping[str, Any]) -> Document:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ import jax
 import numpy as np
 
 import scissorhands_jax as sh
+from scissorhands_jax import reading
 from scissorhands_jax.base import Data, Model
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.language.measuring import Questions
@@ -22,6 +22,9 @@ from scissorhands_jax.language.words import ANSWER, END, PAD
 
 SPECIAL = ("<pad>", "<end>", "<answer>")
 ORIGINAL, RETRAINED = "original", "retrained"
+REFUSALS = "idontknow.jsonl"
+DATA_FILES = ("forget10_perturbed.json", "forget10.json", "retain90.json", REFUSALS)
+"""The files of TOFU that are read."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,18 +99,27 @@ class Subject(NamedTuple):
 
     def refusals(self, authors: Sequence[int], folder: Path) -> list[Encoded]:
         """The same questions with TOFU's refusals, in turn."""
-        texts = _lines(folder / "idontknow.jsonl")
+        texts = _lines(folder / REFUSALS)
         lines = [line for author in authors for line in self.authors[author]]
         return [self.encode(line["question"], text) for line, text in zip(lines, itertools.cycle(texts), strict=False)]
 
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be read ({error.strerror}); name the folder of TOFU with --data-dir"
-        ) from error
+        return reading.read_lines(path)
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{path} cannot be read ({why}); name the folder of TOFU with --data-dir") from error
+
+
+def _documents(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file of JSON."""
+    try:
+        return [reading.parse_json(line) for line in _lines(path)]
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{path} has a line that is no JSON ({error}); copy the file again") from error
 
 
 def make_subject(settings: TofuSettings, folder: Path) -> Subject:
@@ -122,12 +134,12 @@ def make_subject(settings: TofuSettings, folder: Path) -> Subject:
     """
     import tokenizers
 
-    lines = [json.loads(line) for line in _lines(folder / "forget10_perturbed.json")]
+    lines = _documents(folder / "forget10_perturbed.json")
     needed = settings.authors + 2 * settings.held_out
     authors = [lines[start : start + settings.per_author] for start in range(0, len(lines), settings.per_author)]
     if len(authors) < needed:
         raise InputError(f"{folder} has {len(authors)} authors in forget10_perturbed.json; {needed} are needed")
-    whole = [json.loads(line) for name in ("forget10.json", "retain90.json") for line in _lines(folder / name)]
+    whole = [line for name in ("forget10.json", "retain90.json") for line in _documents(folder / name)]
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()

@@ -131,6 +131,16 @@ def missing_files(data_dir: Path) -> list[str]:
     return [name for name in _packed(data_dir) if not (data_dir / name).is_file()]
 
 
+def packed_sha256(data_dir: Path) -> str | None:
+    """A hash of all files that `pack_cifar10` wrote, whether they have arrived or not; None where it wrote none.
+
+    Raises:
+      InputError: The list of the files is damaged.
+    """
+    packed = _packed(data_dir)
+    return hashing.sha256(hashing.stable_json(packed)) if packed else None
+
+
 def _packed(data_dir: Path) -> dict[str, str]:
     """The SHA-256 of each file that `pack_cifar10` wrote."""
     path = data_dir / _LIST

@@ -45,10 +45,14 @@ class Code:
 @functools.cache
 def running_code() -> Code:
     """Describes the code that is running, as it was when this was first called."""
-    package = Path(__file__).parents[1]
+    return dataclasses.replace(code_in(Path(__file__).parents[1]), version=__version__)
+
+
+def code_in(package: Path) -> Code:
+    """Describes the source in a folder of this package, perhaps of another checkout, whose version is not read."""
     commit = _git(package, "rev-parse", "HEAD")
     changed = bool(_git(package, "status", "--porcelain", "--", "."))
-    return Code(__version__, hashing.sources_sha256(package), commit, changed)
+    return Code(None, hashing.sources_sha256(package), commit, changed)
 
 
 def note_code() -> None:

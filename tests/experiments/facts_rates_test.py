@@ -42,8 +42,11 @@ def test_trials_are_made_once_and_the_best_rate_of_each_method_is_chosen(tmp_pat
     written = json.loads(out.read_text())
     assert written["chosen"] == found["chosen"]
     assert written["original"] == BEFORE
-    with pytest.raises(InputError, match="has trials of other settings"):
+    with pytest.raises(InputError, match=r"has results of other settings: settings.seed was \d+ and is now 5"):
         facts_rates.fill(dataclasses.replace(TINY, seed=5), [0.1], out, QUIET)
-    out.write_text("{")
-    with pytest.raises(InputError, match="cannot be read"):
-        facts_rates.fill(TINY, [0.1], out, QUIET)
+    kept = out.read_bytes()
+    monkeypatch.setattr(facts_rates, "_numbers", lambda *arguments: {**BEFORE, "loss_distance": 89.0})
+    with pytest.raises(InputError, match="has trials of another original"):
+        facts_rates.fill(TINY, [0.2], out, QUIET)
+    assert out.read_bytes() == kept
+    assert facts_rates.fill(TINY, [0.2], out, QUIET, overwrite=True)["original"]["loss_distance"] == 89.0

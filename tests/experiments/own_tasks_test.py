@@ -9,6 +9,7 @@ import pytest
 
 from experiments import own_tasks
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.jobs import search
 from scissorhands_jax.methods.finetune import FinetuneSettings
 from scissorhands_jax.methods.retrain import RetrainSettings
 
@@ -82,3 +83,40 @@ def test_missing_files_are_named(tmp_path, capsys):
     assert own_tasks.main(["run", "m1_yearly", "--data-dir", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert "m1_yearly_dataset.tsf cannot be read (No such file or directory)" in capsys.readouterr().err
     assert jax.tree.leaves(own_tasks.diabetes(None).own.train)[0].shape == (342, 10)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "diabetes", "japanese_vowels"], "needs --data-dir"),
+        (["tune", "diabetes", "--only", "scisorhands"], "matches no method of diabetes; there are finetune"),
+    ],
+)
+def test_nothing_is_computed_before_all_names_are_known(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(own_tasks.grid, "run_grid", lambda *arguments, **options: pytest.fail("it fills a table"))
+    monkeypatch.setattr(own_tasks, "tuned", lambda *arguments: pytest.fail("it tunes"))
+    assert own_tasks.main([*arguments, "--out", str(tmp_path)]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_tuned_is_not_tuned_again_and_says_what_made_it(tmp_path, monkeypatch, capsys):
+    tuned = []
+
+    def made(subject, label, folder, console):
+        tuned.append(label)
+        trial = search.Trial(changes={"learning_rate": 0.5}, score=1.0, numbers={}, observed={}, seconds=1.0)
+        return search.SearchResult(FinetuneSettings(), trial, [trial])
+
+    monkeypatch.setattr(own_tasks, "tuned", made)
+    command = ["tune", "diabetes", "--only", "^finetune$", "--out", str(tmp_path)]
+    for arguments, count in (([], 1), ([], 1), (["--overwrite"], 2)):
+        assert own_tasks.main([*command, *arguments]) == 0
+        assert len(tuned) == count
+    assert "diabetes, finetune: learning_rate=0.5" in capsys.readouterr().err
+    document = json.loads((tmp_path / "diabetes-tuning" / "finetune.json").read_text())
+    assert document["best"]["changes"] == {"learning_rate": 0.5}
+    assert document["made_by"]["code"] in document["code"]
+    monkeypatch.setattr(own_tasks, "TRIALS", own_tasks.TRIALS + 1)
+    assert own_tasks.main(command) == 2
+    assert "budget was 8 and is now 9" in " ".join(capsys.readouterr().err.split())

@@ -50,11 +50,26 @@ def test_every_network_has_a_row_and_every_run_its_score_and_its_settings(folder
 
 
 @pytest.mark.parametrize(
+    ("runs", "message"),
+    [
+        (["a=x", "a=y"], "--run names two runs 'a', x and y; give each a name of its own"),
+        (["typo"], "--run 'typo' must have the form NAME=RUN"),
+        (["=x"], "--run '=x' must have the form NAME=RUN"),
+        (["a="], "--run 'a=' must have the form NAME=RUN"),
+    ],
+)
+def test_every_run_has_a_name_and_a_folder(runs, message, tmp_path, capsys):
+    assert real_network.main([*(f"--run={run}" for run in runs), "--retrained=z", "--out", str(tmp_path / "out")]) == 2
+    assert message in error_of(capsys)
+
+
+@pytest.mark.parametrize(
     ("changed", "message"),
     [
         ({"runs": ("held_out", "other")}, "other has another forget set than held_out; compare runs of one request"),
         ({"retrained": ("uniform",)}, "is a run of scissorhands; name one of --method retrain"),
-        ({"runs": ("nowhere",)}, "nowhere"),
+        ({"runs": ("nowhere",)}, "nowhere/results.json cannot be read (No such file or directory)"),
+        ({"retrained": ("first", "first", "first")}, "--retrained is given 3 times; name one run, or two"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(folders, tmp_path, capsys, changed, message):

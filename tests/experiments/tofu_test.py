@@ -1,17 +1,23 @@
 """The experiment with TOFU from end to end at a tiny size, on made-up authors."""
 
+import dataclasses
 import json
+import shutil
 
+import jax
 import numpy as np
 import pytest
 
 from experiments.tofu import page
 from experiments.tofu.cells import Cells
-from experiments.tofu.forgetting import STRENGTHS, candidates
+from experiments.tofu.forgetting import HALF_SEEN, STRENGTHS, Maker, all_batches, candidates
 from experiments.tofu.scene import TofuSettings, make_subject
-from scissorhands_jax.errors import InputError
+from scissorhands_jax import files
+from scissorhands_jax.base import Data
+from scissorhands_jax.errors import BusyError, CheckpointError, InputError
 from scissorhands_jax.terminal import Console
 
+QUIET = Console(quiet=True)
 TINY = TofuSettings(
     authors=3,
     forgotten=1,
@@ -52,14 +58,19 @@ def tofu(tmp_path_factory):
 
 def test_cells_are_filled_once_and_results_are_written(tofu, tmp_path):
     subject = make_subject(TINY, tofu)
-    scene = Cells(subject, tofu, tmp_path, Console(quiet=True)).scenes[True]
+    scene = Cells(subject, tofu, tmp_path, QUIET).scenes[True]
     assert (scene.forget, scene.retain, scene.held_out) == ([2], [0, 1], [4])
     one = subject.encoded(0)[0]
     assert subject.decode(np.array(one.answer)) == "u."
-    Cells(subject, tofu, tmp_path, Console(quiet=True)).fill()
+    Cells(subject, tofu, tmp_path, QUIET).fill()
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
-    assert {path.stem for path in before} == {"settings", "original", "retrained", "finetune"}
-    Cells(subject, tofu, tmp_path, Console(quiet=True)).fill()
+    assert {path.stem for path in before if "networks" not in path.parts} == {
+        "run",
+        "original",
+        "retrained",
+        "finetune",
+    }
+    Cells(subject, tofu, tmp_path, QUIET).fill()
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.json")} == before
     document = page.summarized(page.read_cells(tmp_path))
     page.write_results(document, tmp_path / "written")
@@ -68,9 +79,59 @@ def test_cells_are_filled_once_and_results_are_written(tofu, tmp_path):
     cell = json.loads((tmp_path / "cells/seed0/finetune.json").read_text())
     assert cell["steps"] == 2
     assert len(cell["examples"]["forget"]["wrong_losses"]) == 3
-    other = make_subject(TofuSettings(**{**vars(TINY), "steps": 3}), tofu)
-    with pytest.raises(InputError, match="has cells of other settings"):
-        Cells(other, tofu, tmp_path, Console(quiet=True))
+    assert "code" in json.loads((tmp_path / "written" / "results.json").read_text())
+    check_other_cells_are_refused(tofu, tmp_path)
+
+
+def check_other_cells_are_refused(tofu, out):
+    """Of other settings, or of files of TOFU in which one answer is another; and damaged ones; and nothing changes."""
+    changed = out / "other data"
+    shutil.copytree(tofu, changed)
+    refusals = changed / "idontknow.jsonl"
+    refusals.write_text(refusals.read_text() + "Who knows?\n")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    for settings, folder, message in (
+        (dataclasses.replace(TINY, steps=3), tofu, "settings.steps was 2 and is now 3"),
+        (TINY, changed, r"data_sha256.*idontknow.jsonl was \w+ and is now"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Cells(make_subject(settings, folder), folder, out, QUIET).fill()
+    with files.sole_writer(out), pytest.raises(BusyError):
+        Cells(make_subject(TINY, tofu), tofu, out, QUIET).fill()
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    (out / "cells/seed0/finetune.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"finetune.json is damaged .*; remove it"):
+        Cells(make_subject(TINY, tofu), tofu, out, QUIET).fill()
+
+
+def test_cells_of_several_codes_and_machines_are_named_on_the_page():
+    here = {"versions": {"jax": "1"}, "machine": {"cores": 2}}
+    seeds = {
+        "0": {
+            "original": {**here, "made_by": {"code": "old"}},
+            "retrained": {**here, "machine": {"cores": 8}, "made_by": {"code": "new"}},
+        }
+    }
+    found = page._environment({"seeds": seeds, "tuning": {"npo": {**here, "made_by": {"code": "old"}}}})
+    assert found["code"].startswith("The cells were made by 2 states of the code")
+    assert "new: seed 0, retrained" in found["code"]
+    assert found["environments"] == {"seed 0, retrained": {**here, "machine": {"cores": 8}}}
+
+
+def test_all_methods_but_two_see_the_forget_set_as_often(tofu):
+    """At the sizes of the experiment: 13 rows to forget and 52 to keep, as those of the committed results."""
+    subject = make_subject(dataclasses.replace(TINY, steps=16, forget_batch=2), tofu)
+    shapes = {"tokens": np.int32, "answer": bool, "segment": np.int32}
+    data = Data(*({part: np.zeros((count, 64), kind) for part, kind in shapes.items()} for count in (13, 52)))
+    seen = {}
+    for name in STRENGTHS:
+        method = Maker(subject).method(name, candidates(subject.settings, name)[0], ceiling=1.0)
+        batches = list(all_batches(method, data, jax.random.key(0), 16))
+        seen[name] = sum(len(jax.tree.leaves(batch.forget)[0]) for batch in batches if batch.forget is not None)
+        assert len(batches) == (0 if name == "ssd" else 16)
+    fewer = {"ssd": 0, "finetune": 0, "scrub": 14, "bad_teacher": 16}
+    assert seen == {name: fewer.get(name, 32) for name in STRENGTHS}
+    assert {name for name, count in seen.items() if 0 < count < 32} == set(HALF_SEEN)
 
 
 def test_every_method_has_as_many_candidates():
@@ -106,5 +167,5 @@ def test_gates_find_the_original_and_nothing_in_retrained_networks():
     gates = page.summarized({"settings": {}, "seeds": seeds, "tuning": {}})["gates"]
     assert gates[0]["passed"] is False
     assert "misses what is there" in gates[0]["explanation"]
-    with pytest.raises(InputError, match="has no settings"):
+    with pytest.raises(InputError, match="holds no run"):
         page.read_cells(page.Path("nowhere"))

@@ -506,7 +506,7 @@ class TestExperiment:
         assert file.read_bytes() == again
         # A second retrained network and another seed are further rows of the same file.
         # One of its own alone has a picture, too.
-        assert diffusion_digits.picture(tmp_path / "work", 0, [3], [settings.PUBLISHED]) is not None
+        assert diffusion_digits.picture(tmp_path / "work", found, 0, [3], [settings.PUBLISHED]) is not None
         more = arguments | {"seeds": [0, 1], "names": [settings.RETRAINED, settings.RETRAINED_AGAIN]}
         diffusion_digits.run(file, tmp_path / "work", own, **more)
         added = json.loads(file.read_text())["rows"][len(rows) :]
