@@ -319,7 +319,8 @@ def main(arguments: list[str] | None = None) -> int:
                 )
                 say(console, f"render it with: python -m experiments.tables {options.out / name / 'results.json'}")
                 continue
-            for label in filter(grid.label_pattern(options.only).search, subject.experiment.scenarios[0].methods):
+            methods = subject.experiment.scenarios[0].methods
+            for label in filter(grid.label_pattern(options.only, methods).search, methods):
                 found = tuned(subject, label, options.out / f"{name}-tuning", console)
                 files.write_text(
                     options.out / f"{name}-tuning" / f"{label}.json", json.dumps(found.document(), indent=1)

@@ -69,7 +69,8 @@ def run_grid(
       data_dir: The folder of the data set's files. None for data sets that need none.
       networks: Where original and retrained networks are kept and looked for, so that experiments can share them. The
         default is `out/networks`, where unlearned networks always are.
-      only: A regular expression. Only methods whose label it matches are run, and the references. None runs all.
+      only: A regular expression. Only methods whose label it matches are run, and the references. None runs all, and
+        `^$` the references alone.
       overwrite: Whether to replace a table that is there.
       go_on_from: The `results.json` of a table of the same experiment, whose cells are put into the folder first, so
         that a table can be continued of which only the results were kept. Of a cell that both have the folder's is
@@ -94,7 +95,7 @@ def run_grid(
     for seed in seeds:
         check_seed(seed)
     check_seeds(seeds)
-    chosen = label_pattern(only)
+    chosen = label_pattern(only, {label: None for scenario in experiment.scenarios for label in scenario.methods})
     store = TableNetworks(experiment, data_dir, out, networks or out / "networks", own)
     table = Table(store)
     identity = identify({"command": "grid", **store.loaded.settings, "data_sha256": store.data_sha256})
@@ -135,16 +136,20 @@ def _filled(
     return write_results()
 
 
-def label_pattern(only: str | None) -> re.Pattern[str]:
-    """The regular expression that the labels of the chosen methods match; None chooses all of them.
+def label_pattern(only: str | None, labels: Iterable[str]) -> re.Pattern[str]:
+    """The regular expression that chooses among labels; None chooses all of them, and `^$` none.
 
     Raises:
-      InputError: It is not a regular expression.
+      InputError: It is not a regular expression, or matches no label.
     """
     try:
-        return re.compile(only or "")
+        pattern = re.compile(only or "")
     except re.error as error:
         raise InputError(f"the choice of methods {only!r} is not a regular expression: {error}") from error
+    labels = list(labels)
+    if not any(map(pattern.search, ["", *labels])):
+        raise InputError(f"{only!r} matches none of {', '.join(labels)}; correct it, or write '^$' to choose none")
+    return pattern
 
 
 class Table:

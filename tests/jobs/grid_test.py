@@ -348,6 +348,13 @@ class TestTable:
         with pytest.raises(InputError, match=r"the choice of methods '\(' is not a regular expression"):
             grid.run_grid(EXPERIMENT, tmp_path / "out", seeds=[3], only="(", console=QUIET)
 
+    def test_a_choice_that_matches_nothing_is_refused_and_an_empty_one_is_not(self, tmp_path):
+        with pytest.raises(InputError, match=r"'salum' matches none of finetune, scissorhands; correct it, or write"):
+            grid.run_grid(EXPERIMENT, tmp_path / "out", seeds=[3], only="salum", console=QUIET)
+        assert not (tmp_path / "out").exists()
+        assert not grid.label_pattern("^$", ["finetune"]).search("finetune")
+        assert grid.label_pattern(None, []).search("finetune")
+
     def test_networks_are_shared_between_tables(self, table, tmp_path):
         out, document = table
         one = dataclasses.replace(EXPERIMENT, scenarios=EXPERIMENT.scenarios[:1])
@@ -390,7 +397,7 @@ class TestTable:
 
 def test_a_cell_that_was_stopped_goes_on_from_its_last_epoch(tmp_path, monkeypatch):
     one = dataclasses.replace(EXPERIMENT, scenarios=EXPERIMENT.scenarios[:1], relearn_epochs=0, every_attack=False)
-    whole = grid.run_grid(one, tmp_path / "whole", seeds=[0], only="NONE", console=QUIET)
+    whole = grid.run_grid(one, tmp_path / "whole", seeds=[0], only="^$", console=QUIET)
     kept = dataclasses.replace(one, checkpoint_cells=True)
     true_run, steps = scenarios.run, []
 
@@ -405,12 +412,12 @@ def test_a_cell_that_was_stopped_goes_on_from_its_last_epoch(tmp_path, monkeypat
 
     monkeypatch.setattr(scenarios, "run", stopped)
     with pytest.raises(KeyboardInterrupt):
-        grid.run_grid(kept, tmp_path / "out", seeds=[0], only="NONE", console=QUIET)
+        grid.run_grid(kept, tmp_path / "out", seeds=[0], only="^$", console=QUIET)
     first = list(steps)
     assert first[0] == 0
     assert first[-1] >= 1
     assert not list((tmp_path / "out").glob("cells/*"))
-    resumed = grid.run_grid(kept, tmp_path / "out", seeds=[0], only="NONE", console=QUIET)
+    resumed = grid.run_grid(kept, tmp_path / "out", seeds=[0], only="^$", console=QUIET)
     assert steps[len(first)] == first[-1], "the epochs before the last checkpoint are not run again"
     old, new = (cells(document)["random 10 %", "original"] for document in (whole, resumed))
     assert new["network"] == old["network"]
