@@ -162,6 +162,15 @@ class CellFolder(Generic[CellT]):
         self._write(path, result)
         return True
 
+    def replace(self, place: Mapping[str, str | int], result: CellT | Diverged) -> None:
+        """Writes another result of a cell that has been computed, such as one with more measurements.
+
+        Args:
+          place: The cell's coordinates, as in `ResultCell.place`.
+          result: Its result.
+        """
+        self._write(self.folder / (_name(place) + self.kind.SUFFIX), result)
+
     def fill(
         self,
         cells: Sequence[ResultCell[CellT]],
