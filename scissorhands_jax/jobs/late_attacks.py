@@ -121,6 +121,8 @@ def keep_in_cells(folder: Path, document: Mapping[str, Any]) -> None:
     cells = CellFolder(folder / "cells", TableCell)
     attacked = {(cell.network, cell.title): cell for cell in map(TableCell.from_dict, document["cells"])}
     for found in cells.read_all():
-        known = attacked.get((found.network, found.title)) if isinstance(found, TableCell) else None
+        if not isinstance(found, TableCell):
+            continue
+        known = attacked.get((found.network, found.title))
         if known is not None and known.metrics != found.metrics:
             cells.replace(found.place, dataclasses.replace(found, metrics=found.metrics | known.metrics))
