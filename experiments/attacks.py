@@ -3,8 +3,9 @@
     python -m experiments.attacks runs/cifar10/results.json         # of `experiments.run ... attack_later=true`
     python -m experiments.attacks results/accelerator.json          # of all tables of `experiments.accelerator`
 
-FILE gets the numbers. The predictions are read from the folder of the table, or from the archives
-`NAME-predictions-N.zip` next to the file of an accelerator; what has none stays as it is. This needs scikit-learn.
+FILE gets the numbers, and so do the cells of a table that lie beside it. The predictions are read from the folder of
+the table, or from the archives `NAME-predictions-N.zip` next to the file of an accelerator; what has none stays as it
+is. This needs scikit-learn.
 """
 
 from __future__ import annotations
@@ -38,24 +39,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     file, console = parser.parse_args(arguments).file, Console(stderr=True)
     tell = functools.partial(console.print, highlight=False, markup=False)
     try:
-        document = reading.read_json(file)
-        if "parts" in document:
-            archives = Archives(file)
-            for name, part in document["parts"].items():
-                if "cells" in (part["result"] or {}):
-                    read = functools.partial(archives.read, part["table"])
-                    part["result"] = late_attacks.with_attacks(part["result"], read, tell)
-                    tell(f"{name}: {_counted(part['result'])}")
-        else:
-            document = late_attacks.with_attacks(document, functools.partial(_from_folder, file.parent), tell)
-            tell(_counted(document))
+        # A table that is filled holds the right to its folder, and an accelerator that to its file.
+        with files.sole_writer(file.parent), files.sole_writer(file.parent, of=file.name):
+            document = reading.read_json(file)
+            if "parts" in document:
+                archives = Archives(file)
+                for name, part in document["parts"].items():
+                    if "cells" in (part["result"] or {}):
+                        read = functools.partial(archives.read, part["table"])
+                        part["result"] = late_attacks.with_attacks(part["result"], read, tell)
+                        tell(f"{name}: {_counted(part['result'])}")
+            else:
+                document = late_attacks.with_attacks(document, functools.partial(_from_folder, file.parent), tell)
+                late_attacks.keep_in_cells(file.parent, document)
+                tell(_counted(document))
+            files.write_text(file, json.dumps(document, indent=1) + "\n")
     except InputError as error:
         complain(console, str(error))
         return 2
     except (OSError, ValueError, KeyError, TypeError) as error:
         complain(console, f"{file} holds no results of tables ({type(error).__name__}: {error}); name another file")
         return 2
-    files.write_text(file, json.dumps(document, indent=1) + "\n")
     return 0
 
 

@@ -309,14 +309,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--overwrite", action="store_true", help="tune again what was tuned already")
     options = parser.parse_args(arguments)
     provenance.note_code()
-    console, is_chosen = LoggedConsole(), grid.label_pattern(options.only).search
+    console = LoggedConsole()
     subjects = {name: SUBJECTS[name](options.data_dir) for name in options.names}
-    labels = {name: list(filter(is_chosen, each.experiment.scenarios[0].methods)) for name, each in subjects.items()}
-    if options.command == "tune":
-        for name, chosen in labels.items():
-            if not chosen:
-                known = ", ".join(subjects[name].experiment.scenarios[0].methods)
-                raise InputError(f"--only {options.only!r} matches no method of {name}; there are {known}")
+    methods = {name: subject.experiment.scenarios[0].methods for name, subject in subjects.items()}
+    chosen = {name: grid.label_pattern(options.only, labels).search for name, labels in methods.items()}
     for name, subject in subjects.items():
         if options.command == "run":
             grid.run_grid(
@@ -329,7 +325,7 @@ def main(arguments: list[str] | None = None) -> int:
             )
             say(console, f"render it with: python -m experiments.tables {options.out / name / 'results.json'}")
             continue
-        for label in labels[name]:
+        for label in filter(chosen[name], methods[name]):
             _tune(name, subject, label, options.out / f"{name}-tuning", console, overwrite=options.overwrite)
     return 0
 

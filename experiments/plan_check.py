@@ -43,6 +43,9 @@ CASES: dict[str, dict[str, Any]] = {
         "arguments": ["--epochs", "1", "method.microbatches=4"],
     },
     "resnet18": {"model": "resnet18", "train": 500, "arguments": ["--epochs", "1", "--batch-size", "64"]},
+    "resnet20, SFR-on": {"model": "resnet20", "train": 1_400, "arguments": ["--method", "sfron", "--epochs", "1"]},
+    "resnet20, SSD": {"model": "resnet20", "train": 1_400, "arguments": ["--method", "ssd"]},
+    "mlp, influence": {"model": "mlp", "train": 2_000, "arguments": ["--method", "influence"]},
 }
 CLASSES, SHAPE, TEST = 10, (32, 32, 3), 200
 LANGUAGE_CASES: dict[str, list[str]] = {

@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data-dir", metavar="DIR", help="folder of the data set's files")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default runs/NAME")
     parser.add_argument("--networks", type=Path, metavar="DIR", help="trained networks to share; default OUT/networks")
-    parser.add_argument("--only", metavar="REGEX", help="methods whose name matches")
+    parser.add_argument("--only", metavar="REGEX", help="methods whose name matches; '^$' matches none")
     parser.add_argument("--overwrite", action="store_true", help="replace the table in OUT")
     parser.add_argument(
         "--from",

@@ -1,6 +1,6 @@
 """Renders tables and plots of finished experiments: `python -m experiments.tables RESULTS.json...`.
 
-    python -m experiments.tables                                    # all of experiments/results
+    python -m experiments.tables                                    # all experiments in experiments/results
     python -m experiments.tables runs/cifar10_small/results.json --out tables
     python -m experiments.tables runs/cifar10_small/results.json --brief   # prints what experiments/README.md shows
 
@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import math
 import statistics
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     console = Console(stderr=True)
     try:
-        paths = options.results or sorted(RESULTS.glob("*/results.json"))
+        paths = options.results or [path for path in sorted(RESULTS.glob("*/results.json")) if _is_experiment(path)]
         if not paths:
             raise InputError(f"{RESULTS} holds no results; name a results file")
         names = [path.resolve().parent.name for path in paths]
@@ -53,23 +54,36 @@ def main(arguments: list[str] | None = None) -> int:
             raise InputError(
                 f"two of the files lie in folders of one name ({', '.join(names)}); render them one by one"
             )
+        # All are made before the first is written, so that one that cannot be leaves the others as they are.
+        made: list[Callable[[], object]] = []
         for path, name in zip(paths, names, strict=True):
             folder = path.parent if options.out is None else options.out / name
             document = report.read_results(path)
             if options.brief:
                 if "evidence" in document:
                     raise InputError(f"{path} is of an audit, and --brief is for tables; leave --brief out")
-                sys.stdout.write(brief(document))
-                continue
-            if "evidence" in document:
-                audit.write_tables(folder, document)
+                made.append(functools.partial(sys.stdout.write, brief(document)))
+            elif "evidence" in document:
+                made.append(functools.partial(audit.write_tables, folder, document))
             else:
-                render(document, folder, name)
-            say(console, f"written: {folder / 'tables.md'}, tables.tex and the plots")
+                made.append(functools.partial(_write, describe(document, name), folder))
+            if not options.brief:
+                made.append(
+                    functools.partial(say, console, f"written: {folder / 'tables.md'}, tables.tex and the plots")
+                )
+        for write in made:
+            write()
     except InputError as error:
         complain(console, str(error))
         return 2
     return 0
+
+
+def _is_experiment(path: Path) -> bool:
+    """Whether a file is of an experiment, as tables and audits are, and of nothing that has a page of its own."""
+    document = reading.read_json(path, nan=True)
+    config = document.get("config") if isinstance(document, dict) else None
+    return isinstance(config, dict) and "experiment" in config
 
 
 def render(document: Mapping[str, Any], folder: Path, name: str) -> None:
@@ -83,7 +97,11 @@ def render(document: Mapping[str, Any], folder: Path, name: str) -> None:
     Raises:
       InputError: A row cannot be shown or contradicts itself, or `paper_table` names no table of the paper.
     """
-    text, tex, pictures = describe(document, name)
+    _write(describe(document, name), folder)
+
+
+def _write(description: Description, folder: Path) -> None:
+    text, tex, pictures = description
     for stem, picture in pictures.items():
         files.write_text(folder / f"{stem}.svg", report.figure_svg(picture.figure) + "\n")
         files.write_bytes(folder / f"{stem}.png", report.figure_png(picture.figure))

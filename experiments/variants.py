@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import json
 import statistics
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -26,6 +27,7 @@ import numpy as np
 
 from experiments import configs
 from experiments.run import read_seeds
+from experiments.tuning import check_same_start, start_of
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import files, losses, reading, reinit, report, saliency
 from scissorhands_jax.base import (
@@ -67,6 +69,7 @@ from scissorhands_jax.terminal import (
     remarks_on,
     say,
 )
+from scissorhands_jax.training.identity import differences, list_differences
 from scissorhands_jax.training.loop import run
 
 BASE: dict[str, Any] = {
@@ -171,18 +174,23 @@ def main(arguments: list[str] | None = None) -> int:
         console = logged_console(options, options.out)
         with remarks_on(console), files.sole_writer(options.out):
             seeds = read_seeds(options.seeds)
+            if options.draws < 1:
+                raise InputError(f"--draws must be at least 1, got {options.draws}")
             pairs = itertools.product(seeds, range(options.draws))
             again = {f"'retrained again' of seed {s}, draw {draw}": _seed_again(s, draw) for s, draw in pairs}
             check_seeds(seeds, again)
             experiment = config.override(configs.load(options.config), options.settings)
+            labels = ["retrained again", *filter(grid.label_pattern(options.only, VARIANTS).search, VARIANTS)]
             store = TableNetworks(experiment, options.data_dir, options.networks.parent, options.networks)
-            labels = ["retrained again", *filter(grid.label_pattern(options.only).search, VARIANTS)]
-            table = _Table(options.out, {"config": store.loaded.settings, "base": BASE})
+            table = _Table(
+                options.out, {"config": store.loaded.settings, "base": BASE, "data_sha256": store.data_sha256}
+            )
             with progress_bar(console) as progress:
                 for seed in seeds:
                     cells = Cells(store, seed, progress)
+                    check_same_start(table.rows, {"seed": seed, **cells.start}, str(options.out))
                     for label, draw in itertools.product(labels, range(options.draws)):
-                        if not table.has(label, seed, draw):
+                        if not table.has(label, seed, draw, functools.partial(cells.way_of, label)):
                             table.add(cells.measured(label, draw))
                             say(console, _line(table.rows[-1]))
     except InputError as error:
@@ -205,17 +213,43 @@ class _Table:
         file = folder / "results.json"
         if file.exists():
             document = reading.read_json(file, nan=True)
-            if {name: document.get(name) for name in self.about} != self.about:
-                raise InputError(f"{folder} holds cells of other settings; remove it, or name another folder")
+            # Earlier versions did not write down hashes of the data.
+            if {name: document.get(name) for name in self.about} | {
+                "data_sha256": document.get("data_sha256", self.about["data_sha256"])
+            } != self.about:
+                raise InputError(f"{folder} holds cells of other settings or data; remove it, or name another folder")
             self.rows = document["rows"]
 
-    def has(self, label: str, seed: int, draw: int) -> bool:
-        return any((row["variant"], row["seed"], row["draw"]) == (label, seed, draw) for row in self.rows)
+    def has(self, label: str, seed: int, draw: int, way_of: Callable[[float], Mapping[str, Any]]) -> bool:
+        """Whether there is a cell.
+
+        Args:
+          label, seed, draw: Its place.
+          way_of: How it would be made now, for a loss on held-out examples (`Cells.way_of`). What a cell of an earlier
+            version does not say is taken.
+
+        Raises:
+          InputError: It was made in another way.
+        """
+        for row in self.rows:
+            if (row["variant"], row["seed"], row["draw"]) != (label, seed, draw):
+                continue
+            way = json.loads(json.dumps(way_of(row["held_out_loss"])))
+            known = {name: row[name] for name in way if name in row}
+            now = {name: way[name] for name in known}
+            if found := list(differences(known, now)):
+                raise InputError(
+                    f"the cell of {label!r}, seed {seed}, draw {draw} in {self.folder} was made in another way: "
+                    f"{list_differences(found, 'was {} and is now {}')}; name another folder"
+                )
+            return True
+        return False
 
     def add(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
         self.folder.mkdir(parents=True, exist_ok=True)
-        document = {"rows": self.rows, **self.about, **report.environment()}
+        codes = {f"{row['variant']}, seed {row['seed']}, draw {row['draw']}": row.get("code") for row in self.rows}
+        document = {"rows": self.rows, "code": provenance.code_note(codes), **self.about, **report.environment()}
         files.write_text(self.folder / "results.json", json.dumps(document, indent=2) + "\n")
         files.write_text(self.folder / "table.md", table_of(self.rows))
 
@@ -228,6 +262,7 @@ class Cells:
         self.scenario = store.experiment.scenarios[0]
         self.prepared = SeededScenario(store, self.scenario, seed)
         self.original, self.retrained = self.prepared.original(progress), self.prepared.retrained(progress)
+        self.start = start_of(self.prepared, self.original)
         self.oracle = self._row(self.retrained.params, self.retrained.model_state)
         self.before = self._numbers(self.original.params, self.original.model_state)
         self.held_out_loss = losses.average_loss(store.loaded.loss_fn, *self.original[:2], self.prepared.validation)
@@ -236,12 +271,13 @@ class Cells:
         """One cell; `score` and `avg_gap` are None where the run diverged."""
         cell: dict[str, Any] = {"variant": label, "seed": self.seed, "draw": draw}
         cell |= {"score": None, "avg_gap": None, "held_out_loss": self.held_out_loss}
+        cell |= {**self.start, "code": provenance.running_code().name, **self.way_of(label, self.held_out_loss)}
         try:
             if label == "retrained again":
                 params, model_state = self._retrained_again(draw)
             else:
-                params, model_state, settings, seconds = self._unlearned(VARIANTS[label], draw)
-                cell |= {"settings": describe(settings), "seconds": seconds}
+                params, model_state, seconds = self._unlearned(VARIANTS[label], draw)
+                cell |= {"seconds": seconds}
             numbers, row = self._numbers(params, model_state), self._row(params, model_state)
         except DivergedError as error:
             return {**cell, "diverged": str(error)}
@@ -250,15 +286,28 @@ class Cells:
         gap = distances.average_gap(row, self.oracle)
         return {**cell, "score": score, "avg_gap": gap, "metrics": row, "numbers": numbers}
 
+    def way_of(self, label: str, held_out_loss: float) -> dict[str, Any]:
+        """How a variant is made: its settings, and what is no setting; nothing for a retrained network."""
+        if label == "retrained again":
+            return {}
+        parts = dataclasses.asdict(VARIANTS[label])
+        del parts["changes"]  # They are in the settings.
+        return {"settings": describe(self._settings(VARIANTS[label], held_out_loss)), "composed": parts}
+
+    def _settings(self, variant: Variant, held_out_loss: float) -> ScissorhandsSettings:
+        settings = dataclasses.replace(self.scenario.methods["scissorhands"], **BASE | variant.changes)
+        settings = of_network(settings, lambda: held_out_loss)
+        assert isinstance(settings, ScissorhandsSettings)
+        return settings
+
     def _retrained_again(self, draw: int) -> tuple[Params, ModelState]:
         examples = Data(None, self.prepared.data.retain)
         folder = self.store.networks / f"retrained-again-seed{self.seed}-{draw}"
         network = self.store.train(folder, examples, _seed_again(self.seed, draw), self.progress)
         return network.params, network.model_state
 
-    def _unlearned(self, variant: Variant, draw: int) -> tuple[Params, ModelState, ScissorhandsSettings, float]:
-        settings = dataclasses.replace(self.scenario.methods["scissorhands"], **BASE | variant.changes)
-        settings = of_network(settings, lambda: self.held_out_loss)
+    def _unlearned(self, variant: Variant, draw: int) -> tuple[Params, ModelState, float]:
+        settings = self._settings(variant, self.held_out_loss)
         assert isinstance(settings, ScissorhandsSettings)
         method, data = build(self.store, settings, variant, self.original, self.prepared.data)
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.seed), 4), draw)
@@ -267,7 +316,7 @@ class Cells:
         model_state = result.model_state
         if variant.averaged_from is not None:
             model_state = recalibrated(self.store.loaded.model, result.params, model_state, data, settings.batch_size)
-        return result.params, model_state, settings, result.seconds
+        return result.params, model_state, result.seconds
 
     def _row(self, params: Params, model_state: ModelState) -> dict[str, Any]:
         prepared = self.prepared

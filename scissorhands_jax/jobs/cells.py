@@ -14,7 +14,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Generic, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 from scissorhands_jax import files, reading
 from scissorhands_jax.errors import CheckpointError, DivergedError, InputError
@@ -55,6 +55,8 @@ class Diverged:
     reason: str
     code: str | None = None
     """The code that ran (`provenance.Code.name`). None in cells from before it was recorded."""
+    of: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """`ResultCell.of`. Empty in cells from before it was recorded."""
 
     @property
     def title(self) -> str:
@@ -73,6 +75,8 @@ class ResultCell(Generic[CellT]):
     """Is called once, with the display on which it may show its progress."""
     may_diverge: bool = False
     """Whether the others are still computed if this one raises `DivergedError`."""
+    of: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What it is computed of and its place does not say, as JSON, which is kept where it diverges."""
 
     @property
     def name(self) -> str:
@@ -158,6 +162,15 @@ class CellFolder(Generic[CellT]):
         self._write(path, result)
         return True
 
+    def replace(self, place: Mapping[str, str | int], result: CellT | Diverged) -> None:
+        """Writes another result of a cell that has been computed, such as one with more measurements.
+
+        Args:
+          place: The cell's coordinates, as in `ResultCell.place`.
+          result: Its result.
+        """
+        self._write(self.folder / (_name(place) + self.kind.SUFFIX), result)
+
     def fill(
         self,
         cells: Sequence[ResultCell[CellT]],
@@ -203,7 +216,7 @@ class CellFolder(Generic[CellT]):
         except DivergedError as error:
             if not cell.may_diverge:
                 raise
-            result = Diverged(dict(cell.place), str(error), provenance.running_code().name)
+            result = Diverged(dict(cell.place), str(error), provenance.running_code().name, dict(cell.of))
         self._write(self.path(cell), result)
 
     def _write(self, path: Path, result: CellT | Diverged) -> None:

@@ -6,6 +6,7 @@ Every network is a cell (`jobs.cells`), so that a table that was stopped continu
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import re
@@ -23,7 +24,14 @@ from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.cells import CellFolder, Diverged, ResultCell
 from scissorhands_jax.jobs.experiment import Experiment, OwnNetwork, Scenario
 from scissorhands_jax.jobs.progress import progress_bar
-from scissorhands_jax.jobs.scenarios import REFERENCES, SeededScenario, TableNetworks, check_seeds, run_name
+from scissorhands_jax.jobs.scenarios import (
+    REFERENCES,
+    DrawnScenario,
+    SeededScenario,
+    TableNetworks,
+    check_seeds,
+    run_name,
+)
 from scissorhands_jax.jobs.table_cells import TableCell
 from scissorhands_jax.methods import describe
 from scissorhands_jax.metrics import accuracies, gradcam
@@ -61,7 +69,8 @@ def run_grid(
       data_dir: The folder of the data set's files. None for data sets that need none.
       networks: Where original and retrained networks are kept and looked for, so that experiments can share them. The
         default is `out/networks`, where unlearned networks always are.
-      only: A regular expression. Only methods whose label it matches are run, and the references. None runs all.
+      only: A regular expression. Only methods whose label it matches are run, and the references. None runs all, and
+        `^$` the references alone.
       overwrite: Whether to replace a table that is there.
       go_on_from: The `results.json` of a table of the same experiment, whose cells are put into the folder first, so
         that a table can be continued of which only the results were kept. Of a cell that both have the folder's is
@@ -86,7 +95,7 @@ def run_grid(
     for seed in seeds:
         check_seed(seed)
     check_seeds(seeds)
-    chosen = label_pattern(only)
+    chosen = label_pattern(only, {label: None for scenario in experiment.scenarios for label in scenario.methods})
     store = TableNetworks(experiment, data_dir, out, networks or out / "networks", own)
     table = Table(store)
     identity = identify({"command": "grid", **store.loaded.settings, "data_sha256": store.data_sha256})
@@ -127,16 +136,20 @@ def _filled(
     return write_results()
 
 
-def label_pattern(only: str | None) -> re.Pattern[str]:
-    """The regular expression that the labels of the chosen methods match; None chooses all of them.
+def label_pattern(only: str | None, labels: Iterable[str]) -> re.Pattern[str]:
+    """The regular expression that chooses among labels; None chooses all of them, and `^$` none.
 
     Raises:
-      InputError: It is not a regular expression.
+      InputError: It is not a regular expression, or matches no label.
     """
     try:
-        return re.compile(only or "")
+        pattern = re.compile(only or "")
     except re.error as error:
         raise InputError(f"the choice of methods {only!r} is not a regular expression: {error}") from error
+    labels = list(labels)
+    if not any(map(pattern.search, ["", *labels])):
+        raise InputError(f"{only!r} matches none of {', '.join(labels)}; correct it, or write '^$' to choose none")
+    return pattern
 
 
 class Table:
@@ -151,15 +164,21 @@ class Table:
         self.experiment = store.experiment
         self._started = time.perf_counter()
         self._prepared: SeededScenario | None = None
+        self._of_seeds: dict[tuple[str, int], dict[str, Any]] = {}
         self._spent: list[str] = []  # runs whose checkpoints are not needed once their cell is written
 
     def cells(self, seeds: Sequence[int], only: re.Pattern[str]) -> list[ResultCell[TableCell]]:
-        """All cells, each after those whose networks it needs."""
+        """All cells, each after those whose networks it needs.
+
+        Raises:
+          InputError: A scenario does not fit the data, or a file that it names cannot be read.
+        """
         return [
             ResultCell(
                 {"scenario": scenario.name, "seed": seed, "method": label},
                 functools.partial(self._measure, scenario, seed, label),
                 may_diverge=label in scenario.methods,
+                of=self._examples(scenario, seed),
             )
             for seed in seeds
             for scenario in self.experiment.scenarios
@@ -176,6 +195,18 @@ class Table:
             prepared = self._prepared = SeededScenario(self.store, scenario, seed)
             prepared.save_positions()
         return prepared.measure(label, progress)
+
+    def _examples(self, scenario: Scenario, seed: int) -> dict[str, Any]:
+        """Which examples a scenario forgets with a seed, and how many have wrong labels, as its cells say it."""
+        found = self._of_seeds.get((scenario.name, seed))
+        if found is None:
+            drawn = DrawnScenario(self.store.loaded, scenario, seed)
+            summary = dataclasses.asdict(drawn.forget_summary())
+            found = self._of_seeds[scenario.name, seed] = {
+                "forget": summary,
+                "flipped_labels": scenario.flipped_labels,
+            }
+        return found
 
     def forget_steps(self, cells: Sequence[ResultCell[TableCell]]) -> None:
         """Removes the checkpoints of the runs of cells that are done."""
@@ -220,6 +251,7 @@ class Table:
         Raises:
           InputError: Some are of other settings.
         """
+        scenarios = {scenario.name: scenario for scenario in self.experiment.scenarios}
         methods = {
             (scenario.name, label): describe(settings)
             for scenario in self.experiment.scenarios
@@ -229,13 +261,16 @@ class Table:
         wrong = {}
         found = list(found)
         for cell, used in found:
-            settings = methods.get((str(cell.place.get("scenario")), str(cell.place.get("method"))))
+            place = cell.place
+            settings = methods.get((str(place.get("scenario")), str(place.get("method"))))
             now = json.loads(json.dumps(settings))
             changed = None if None in (settings, used) else next(differences(used, now), None)
             if settings is None:
                 wrong[cell.title] = "this table has no such cell"
             elif changed is not None:
                 wrong[cell.title] = "its {} was {!r} and is now {!r}".format(*changed)
+            elif other := _other_examples(cell, self._examples(scenarios[str(place["scenario"])], int(place["seed"]))):
+                wrong[cell.title] = other
             elif isinstance(cell, Diverged):
                 continue
             elif cell.experiment_sha256 not in (None, shared):
@@ -252,7 +287,21 @@ class Table:
     def _failure(self, cell: Diverged) -> dict[str, Any]:
         name, label = cell.place["scenario"], str(cell.place["method"])
         scenario = next(scenario for scenario in self.experiment.scenarios if scenario.name == name)
-        return {**cell.place, "settings": describe(scenario.methods[label]), "failure": cell.reason, "code": cell.code}
+        found = {"settings": describe(scenario.methods[label]), "failure": cell.reason, "code": cell.code}
+        return {**cell.place, **found, **cell.of}
+
+
+def _other_examples(cell: TableCell | Diverged, now: Mapping[str, Any]) -> str:
+    """Says in which way a cell forgot other examples, or had other wrong labels, than it would now; "" if in none."""
+    found = cell.of if isinstance(cell, Diverged) else dataclasses.asdict(cell)
+    if found.get("flipped_labels") not in (None, now["flipped_labels"]):
+        return f"its flipped_labels was {found['flipped_labels']} and is now {now['flipped_labels']}"
+    was, forget = found.get("forget", {}), now["forget"]
+    known = "sha256" if "sha256" in was else "requests"  # Positions decide; words are all that some failures have.
+    if was.get(known) in (None, forget[known]):
+        return ""
+    old, new = (" and ".join(each["requests"]) for each in (was, forget))
+    return f"{old} named other examples" if old == new else f"it forgot {old}, and would now forget {new}"
 
 
 def cells_in(path: Path) -> list[tuple[TableCell | Diverged, dict[str, Any]]]:
@@ -263,12 +312,23 @@ def cells_in(path: Path) -> list[tuple[TableCell | Diverged, dict[str, Any]]]:
     """
     document = report.read_results(path)
     try:
+        # What cells and failures of earlier versions do not say themselves.
+        said = {scenario["name"]: scenario for scenario in document["config"].get("scenarios", ())}
         found: list[tuple[TableCell | Diverged, dict[str, Any]]] = [
-            (TableCell.from_dict(cell), cell["settings"]) for cell in document["cells"]
+            (
+                TableCell.from_dict({"flipped_labels": said.get(cell["scenario"], {}).get("flipped_labels")} | cell),
+                cell["settings"],
+            )
+            for cell in document["cells"]
         ]
         for failure in document["failures"]:
             place = {name: failure[name] for name in ("scenario", "seed", "method")}
-            found.append((Diverged(place, failure["failure"], failure["code"]), failure["settings"]))
+            scenario = said.get(place["scenario"], {})
+            of = {"flipped_labels": scenario.get("flipped_labels")}
+            if "forget" in scenario:
+                of["forget"] = {"requests": [spec.replace("{seed}", str(place["seed"])) for spec in scenario["forget"]]}
+            of |= {name: failure[name] for name in ("forget", "flipped_labels") if name in failure}
+            found.append((Diverged(place, failure["failure"], failure["code"], of), failure["settings"]))
         if not all(isinstance(used, dict) and type(cell.place["seed"]) is int for cell, used in found):
             raise TypeError("a cell has no settings or no seed")
     except (KeyError, TypeError, ValueError) as error:

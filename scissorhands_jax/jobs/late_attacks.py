@@ -6,6 +6,7 @@ may be borrowed. What it keeps of a network is small and travels without the net
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ import numpy as np
 
 from scissorhands_jax import array_files, files, report
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.jobs.cells import slug
+from scissorhands_jax.jobs.cells import CellFolder, slug
 from scissorhands_jax.jobs.table_cells import TableCell
 from scissorhands_jax.metrics.row import Predictions, SetPredictions, attack_numbers, attacked_examples
 from scissorhands_jax.report import REFERENCE, table_gates
@@ -105,3 +106,23 @@ def with_attacks(
         "cells": [cell.as_dict() for cell in found.values()],
         "gates": [gate._asdict() for gate in table_gates.of_rows(rows)],
     }
+
+
+def keep_in_cells(folder: Path, document: Mapping[str, Any]) -> None:
+    """Writes the measurements in the document of a table into its cells, from which a table that goes on is written.
+
+    Args:
+      folder: The folder of the table, which nobody else may write to meanwhile. Without cells nothing is written.
+      document: What `with_attacks` returned. Cells of other networks than the document's stay as they are.
+
+    Raises:
+      CheckpointError: A cell is damaged.
+    """
+    cells = CellFolder(folder / "cells", TableCell)
+    attacked = {(cell.network, cell.title): cell for cell in map(TableCell.from_dict, document["cells"])}
+    for found in cells.read_all():
+        if not isinstance(found, TableCell):
+            continue
+        known = attacked.get((found.network, found.title))
+        if known is not None and known.metrics != found.metrics:
+            cells.replace(found.place, dataclasses.replace(found, metrics=found.metrics | known.metrics))

@@ -71,13 +71,19 @@ class PlannedRun:
         """One example of each set."""
         return jax.tree.map(lambda leaf: leaf[:1], self.data)
 
-    def first_batches(self, count: int) -> Data:
-        """The examples of each set that the given number of batches needs, or the whole set if that is smaller."""
-        parts = []
-        for name, part in self.data._asdict().items():
-            size = max((getattr(kind, name) or 0 for kind in self.kinds), default=0) or self.settings.batch_size
-            parts.append(data_lib.take(part, np.arange(data_lib.size(part))[: count * size]))
-        return Data(*parts)
+    def batch_size(self, name: str) -> int:
+        """The most examples of a set that a step, or a pass over the set in parts, sees at once."""
+        return max(self.settings.batch_size, *(getattr(kind, name) or 0 for kind in self.kinds), 1)
+
+    def first_batches(self, forget: int = 1, retain: int = 1) -> Data:
+        """The examples that so many batches of each set need, or the whole set if that is smaller."""
+        counts = {"forget": forget, "retain": retain}
+        return Data(
+            *(
+                data_lib.take(part, np.arange(min(data_lib.size(part), counts[name] * self.batch_size(name))))
+                for name, part in self.data._asdict().items()
+            )
+        )
 
     def outline_of(self, kind: StepKind) -> Batch:
         """Shapes and types of the examples of a step."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import trees
-from scissorhands_jax.base import Carry, Dataset, ModelState, Params
+from scissorhands_jax.base import Carry, Data, Dataset, ModelState, Params
 from scissorhands_jax.jobs.plan_steps import PlannedJob, PlannedRun, Program, StepKind
 from scissorhands_jax.metrics import accuracies
 from scissorhands_jax.metrics.row import SetPredictions, attack_numbers
@@ -57,33 +57,55 @@ class Beginning(NamedTuple):
     seconds: float  # of the method's `init` on all data, without compilation
     per_epoch: float  # seconds of each `begin_epoch`
     held: int  # bytes of what the method then holds in addition to the network, for all data
-    carry: Carry  # what both make from the first batch
+    carry: Carry  # what both make from the first batches
 
 
 def time_beginning(run: PlannedRun, params: Params, model_state: ModelState) -> Beginning:
-    """Begins a method on parts of its data, and scales time and memory up to all of them."""
+    """Begins a method on parts of its data, and scales time and memory up to all of them.
+
+    A beginning may read the forget set, the retain set, both or neither. So one set is enlarged after the other, which
+    says what a batch of it costs; the retain set comes first, because some read as much of it as there is to forget.
+    """
     key = jax.random.key(run.seed)
 
-    def begin(batches: int) -> Carry:
-        data = jax.tree.map(jnp.asarray, run.first_batches(batches))
-        return jax.block_until_ready(run.method.init(key, params, model_state, data))
+    def begin(data: Data) -> tuple[float, Carry]:
+        """The seconds of a beginning that compiles nothing, the least of a few where these are short; what it makes."""
+        made: dict[str, Carry] = {}
+        times: list[float] = []
+        compiled = compilation.seconds()
+        while len(times) < 3 and (sum(times) < _TIMED_SECONDS or compilation.seconds() > compiled):
+            compiled = compilation.seconds()
+            times.append(seconds_of(lambda: made.update(carry=init(data))))
+        return min(times), made["carry"]
 
-    # Methods that take no steps read all data when they begin, the others the forget set at most.
-    part = "forget" if run.kinds else "retain"
-    whole, batch = (data_lib.size(getattr(data, part)) for data in (run.data, run.first_batches(1)))
-    all_batches = whole / max(1, batch)
-    carry = begin(1)
-    beginning, held = seconds_of(lambda: begin(1)), trees.nbytes(carry.aux)
-    if all_batches > 1:
-        larger: list[Carry] = []
-        more = seconds_of(lambda: larger.append(begin(3))) - beginning
-        per_batch = (all_batches - 1) / (min(3, all_batches) - 1)
-        beginning += per_batch * max(0.0, more)
-        held += round(per_batch * (trees.nbytes(larger[0].aux) - held))
-    data = jax.tree.map(jnp.asarray, run.first_batches(1))
+    def init(data: Data) -> Carry:
+        return jax.block_until_ready(run.method.init(key, params, model_state, jax.tree.map(jnp.asarray, data)))
+
+    counts = {"retain": max(1, -(-run.settings.beginning_examples // run.batch_size("retain"))), "forget": 1}
+    first = smaller = run.first_batches(**counts)
+    seconds, carry = begin(first)
+    beginning, held = seconds, trees.nbytes(carry.aux)
+    nbytes = held
+    for name in counts:
+        counts[name] += 2
+        larger = run.first_batches(**counts)
+        examples = [data_lib.size(getattr(data, name)) for data in (smaller, larger, run.data)]
+        if examples[0] == examples[1]:
+            continue
+        batches = [-(-count // run.batch_size(name)) for count in examples]
+        longer, grown = begin(larger)
+        beginning += max(0.0, longer - seconds) * _growth(*batches)
+        held += round((trees.nbytes(grown.aux) - nbytes) * _growth(*examples))
+        smaller, seconds, nbytes = larger, longer, trees.nbytes(grown.aux)
+    data = jax.tree.map(jnp.asarray, first)
     carry = run.method.begin_epoch(carry, data)
     per_epoch = seconds_of(lambda: jax.block_until_ready(run.method.begin_epoch(carry, data)))
     return Beginning(beginning, per_epoch, held, trees.copy(carry))
+
+
+def _growth(first: int, larger: int, whole: int) -> float:
+    """How often the step from `first` to `larger` fits between `first` and `whole`."""
+    return (whole - first) / (larger - first)
 
 
 def time_steps(
@@ -91,7 +113,7 @@ def time_steps(
 ) -> tuple[dict[StepKind, float], Carry]:
     """The median seconds of a step of each kind, and the carry after them; the given one is donated."""
     seconds = {}
-    data = jax.tree.map(jnp.asarray, run.first_batches(1))
+    data = jax.tree.map(jnp.asarray, run.first_batches())
     for kind, program in programs.items():
         arguments: tuple[Any, ...] = (kind.divided(run.devices).examples(data),)
         if program.rows is not None:

@@ -191,7 +191,54 @@ def run_name(scenario: Scenario, seed: int, label: str, number: int) -> str:
     return f"{scenario.name}-seed{seed}-{label}-{number}"
 
 
-class SeededScenario:
+class DrawnScenario:
+    """Which examples one scenario with one seed trains on, holds out and forgets.
+
+    Args:
+      loaded: The experiment.
+      scenario: One of its scenarios.
+      seed: Decides the forget set and the wrong labels.
+
+    Raises:
+      InputError: The scenario does not fit the data, or a file that it names cannot be read.
+    """
+
+    def __init__(self, loaded: LoadedExperiment, scenario: Scenario, seed: int) -> None:
+        experiment, splits = loaded.experiment, loaded.splits
+        self.seed = seed
+        self._loaded = loaded
+        self.train, self.flipped = _with_wrong_targets(loaded, scenario.flipped_labels, seed)
+        self.trained_on, self.held_out = validation_split(
+            answers.example_groups(loaded.task, splits.train),
+            experiment.validation_share,
+            experiment.split_seed,
+            splits.held_out,
+        )
+        self._specs = [spec.replace("{seed}", str(seed)) for spec in scenario.forget]
+        self.requests = [self._positions(spec) for spec in self._specs]
+        self.forget_positions = np.unique(np.concatenate(self.requests))
+
+    def forget_summary(self) -> ForgetSummary:
+        """What is forgotten, for the record."""
+        return ForgetSummary(self._specs, len(self.forget_positions), hashing.positions_sha256(self.forget_positions))
+
+    def _positions(self, spec: str) -> np.ndarray:
+        """What a request names, as positions in the training set; the networks are trained on all of it."""
+        if spec == FLIPPED:
+            return data_lib.check_positions(np.intersect1d(self.flipped, self.trained_on), data_lib.size(self.train))
+        # With wrong labels a class is all examples that carry its label; whose an example is does not change.
+        loaded = self._loaded
+        owners = self.train["label"] if self.flipped.size and loaded.owners_are_labels else loaded.owners
+        return forget_sets.forget_positions(
+            spec,
+            owners,
+            seed=self.seed,
+            class_names=loaded.splits.class_names,
+            trained_on=self.trained_on,
+        )
+
+
+class SeededScenario(DrawnScenario):
     """One scenario with one seed: its examples and its networks.
 
     Args:
@@ -201,21 +248,11 @@ class SeededScenario:
     """
 
     def __init__(self, store: TableNetworks, scenario: Scenario, seed: int) -> None:
+        super().__init__(store.loaded, scenario, seed)
         self.store = store
         self.scenario = scenario
-        self.seed = seed
-        loaded, experiment = store.loaded, store.experiment
-        splits, self.task = loaded.splits, loaded.task
+        splits, self.task = store.loaded.splits, store.loaded.task
         self.true_train = splits.train
-        self.train, self.flipped = _with_wrong_targets(loaded, scenario.flipped_labels, seed)
-        self.trained_on, self.held_out = validation_split(
-            answers.example_groups(self.task, splits.train),
-            experiment.validation_share,
-            experiment.split_seed,
-            splits.held_out,
-        )
-        self.requests = [self._positions(spec.replace("{seed}", str(seed))) for spec in scenario.forget]
-        self.forget_positions = np.unique(np.concatenate(self.requests))
         self.data = self._split(self.forget_positions, self.forget_positions)
         self.test = answers.known_examples(self.task, splits.test, self.data.retain)
         held_out = data_lib.take(self.train, self.held_out)
@@ -233,21 +270,6 @@ class SeededScenario:
         }
         file = self.store.out / "positions" / f"{slug(self.scenario.name)}-seed{self.seed}.json"
         files.write_text(file, json.dumps(parts) + "\n")
-
-    def _positions(self, spec: str) -> np.ndarray:
-        """What a request names, as positions in the training set; the networks are trained on all of it."""
-        if spec == FLIPPED:
-            return data_lib.check_positions(np.intersect1d(self.flipped, self.trained_on), data_lib.size(self.train))
-        # With wrong labels a class is all examples that carry its label; whose an example is does not change.
-        loaded = self.store.loaded
-        owners = self.train["label"] if self.flipped.size and loaded.owners_are_labels else loaded.owners
-        return forget_sets.forget_positions(
-            spec,
-            owners,
-            seed=self.seed,
-            class_names=self.store.loaded.splits.class_names,
-            trained_on=self.trained_on,
-        )
 
     def _split(self, forget: np.ndarray, forgotten: np.ndarray) -> Data:
         """The examples to forget now, and the training examples that have not been forgotten so far."""
@@ -329,11 +351,8 @@ class SeededScenario:
             trained_by=None if network.code == provenance.running_code().name else network.code,
             experiment_sha256=self.store.loaded.settings_sha256(),
             data_sha256=self.store.data_sha256,
-            forget=ForgetSummary(
-                [spec.replace("{seed}", str(self.seed)) for spec in self.scenario.forget],
-                len(self.forget_positions),
-                hashing.positions_sha256(self.forget_positions),
-            ),
+            flipped_labels=self.scenario.flipped_labels,
+            forget=self.forget_summary(),
             relearn=self._relearn(label, network, metrics[f"{self.quality}_forget"], progress),
         )
         if not is_reference:

@@ -109,10 +109,11 @@ def tune_settings(
       task: What the network is for.
 
     Raises:
-      InputError: A range or the budget cannot be used, trials in `made` are of another search, whole classes are
-        forgotten by a network that is no classifier, or every trial diverged.
+      InputError: A range or the budget cannot be used, trials in `made` are of another search, or whole classes are
+        forgotten by a network that is no classifier.
+      DivergedError: Every trial diverged.
     """
-    space = {name: searched for name, searched in space.items() if getattr(settings, name, 0) is not None}
+    space = searched_space(settings, space)
     check_search(settings, space, num_trials)
     if whole_classes and not task.classifies:
         raise InputError(
@@ -155,8 +156,13 @@ def tune_settings(
             on_trial(number, trials[-1])
     best = min(trials, key=lambda trial: trial.score)
     if not np.isfinite(best.score):
-        raise InputError(f"all {len(trials)} trials diverged; lower the range of the learning rate")
+        raise DivergedError(f"all {len(trials)} trials diverged; lower the range of the learning rate")
     return SearchResult(_with_changes(settings, best.changes), best, trials)
+
+
+def searched_space(settings: MethodSettings, space: Mapping[str, Range | Choices]) -> dict[str, Range | Choices]:
+    """The part of a space that a search of these settings tunes: what is None stays None."""
+    return {name: searched for name, searched in space.items() if getattr(settings, name, 0) is not None}
 
 
 def _shown(changes: Mapping[str, Any]) -> str:

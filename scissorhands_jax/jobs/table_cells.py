@@ -70,6 +70,8 @@ class TableCell:
     """A hash of all settings of its table except the scenarios. None in cells from before it was recorded."""
     data_sha256: dict[str, str] | None = None
     """Hashes of the data of its table. None in cells from before they were recorded."""
+    flipped_labels: float | None = None
+    """The share of the training examples that carried a wrong label. None in cells from before it was recorded."""
     forget: ForgetSummary
     relearn: RelearnSummary | None
 

@@ -257,6 +257,11 @@ class InfluenceSettings(InfluenceOptions, MethodSettings):
 
     search_ranges: ClassVar[Mapping[str, Range | Choices]] = {"alpha": (1e-1, 1e2)}
 
+    @property
+    def beginning_examples(self) -> int:
+        """The examples that the update is solved for with; the further ones are in the mean gradient alone."""
+        return self.num_samples + (2 if self.mode == "authors" else 0)
+
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The method with these settings; see `MethodSettings.build`."""
         del model, num_classes

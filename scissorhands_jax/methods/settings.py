@@ -82,6 +82,11 @@ class MethodSettings:
         return len(self.gradients)
 
     @property
+    def beginning_examples(self) -> int:
+        """The number of retain examples from which on each further batch costs the beginning of the method the same."""
+        return 0
+
+    @property
     def needs_classes(self) -> bool:
         """Whether the method takes classifiers alone; by default if it reads classes."""
         return self.reads_classes

@@ -89,7 +89,7 @@ def test_missing_files_are_named(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["run", "diabetes", "japanese_vowels"], "needs --data-dir"),
-        (["tune", "diabetes", "--only", "scisorhands"], "matches no method of diabetes; there are finetune"),
+        (["tune", "diabetes", "--only", "scisorhands"], "matches none of finetune"),
     ],
 )
 def test_nothing_is_computed_before_all_names_are_known(arguments, message, tmp_path, monkeypatch, capsys):

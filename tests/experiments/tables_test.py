@@ -150,7 +150,7 @@ def test_results_say_which_code_made_them_or_that_nobody_knows(tmp_path):
 
 def test_results_without_a_counterpart_stand_alone_beside_their_file(tmp_path, monkeypatch):
     rows = report.with_gaps([row | {"avg_gap": None} for row in make_rows(scenarios=["a 10 %"], num_seeds=1)])
-    path = write(tmp_path / "lonely", rows, {"lr": 0.1})
+    path = write(tmp_path / "lonely", rows, {"experiment": "lonely", "lr": 0.1})
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     monkeypatch.setattr(report, "row_pictures", lambda rows: [])
     assert tables.main([]) == 0
@@ -159,6 +159,24 @@ def test_results_without_a_counterpart_stand_alone_beside_their_file(tmp_path, m
     assert "One seed." in text
     assert "paper" not in text
     assert {file.name for file in path.parent.iterdir()} == {"results.json", "tables.md", "tables.tex"}
+
+
+def test_by_default_every_experiment_is_rendered_or_none_and_nothing_else(tmp_path, monkeypatch, capsys):
+    rows = report.with_gaps([row | {"avg_gap": None} for row in make_rows(scenarios=["a 10 %"], num_seeds=1)])
+    paths = [write(tmp_path / name, rows, {"experiment": name}) for name in "ab"]
+    write(tmp_path / "run", rows, {})
+    (tmp_path / "tofu").mkdir()
+    (tmp_path / "tofu" / "results.json").write_text(json.dumps({"settings": {}, "rows": []}))
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr(report, "row_pictures", lambda rows: [])
+    whole = paths[1].read_text()
+    paths[1].write_text(json.dumps(json.loads(whole) | {"config": {"experiment": "b", "paper_table": "table9"}}))
+    assert tables.main([]) == 2
+    assert "the paper has no table 'table9'" in " ".join(capsys.readouterr().err.split())
+    assert not list(tmp_path.glob("*/tables.*"))
+    paths[1].write_text(whole)
+    assert tables.main([]) == 0
+    assert {path.parent.name for path in tmp_path.glob("*/tables.md")} == {"a", "b"}
 
 
 @pytest.mark.parametrize(

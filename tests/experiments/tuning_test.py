@@ -7,8 +7,10 @@ import pytest
 
 from experiments import tuning
 from scissorhands_jax import files
+from scissorhands_jax.errors import DivergedError
 from scissorhands_jax.jobs import search
 from scissorhands_jax.methods.scissorhands import ScissorhandsSettings
+from scissorhands_jax.report import provenance
 
 
 def test_tuning_beside_the_oracle(tmp_path):
@@ -64,26 +66,92 @@ def test_without_an_oracle_no_network_is_retrained_and_a_killed_run_continues_wi
     class Killed(BaseException):
         pass
 
-    def write(path, about, rows, begun=None, whole=tuning._write):
-        whole(path, about, rows, begun)
-        if begun and len(begun["trials"]) == 2:
+    def keep(self, begun, whole=tuning._Tunings.keep):
+        whole(self, begun)
+        if len(begun["trials"]) == 2:
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(tuning, "_write", write)
+        patch.setattr(tuning._Tunings, "keep", keep)
         with pytest.raises(Killed):
             tuning.main([*run, "--out", str(out), *small])
     begun = json.loads(out.read_text())
     assert begun["rows"] == []
+    assert tuning.main([*run, "--out", str(out), "--only", "^finetune$", *small]) == 0
+    document = json.loads(out.read_text())
+    assert [row["method"] for row in document["rows"]] == ["finetune"]
+    assert document["begun"] == begun["begun"], "another method leaves what was begun"
+    out.write_text(json.dumps(document | {"rows": [], "begun": begun["begun"][0]}))  # as earlier versions have it
     assert tuning.main([*run, "--out", str(out), *small]) == 0
     assert tuning.main([*run, "--out", str(tmp_path / "whole.json"), *small]) == 0
     (row,), (whole,) = (json.loads(path.read_text())["rows"] for path in (out, tmp_path / "whole.json"))
-    assert row["trials"][:2] == begun["begun"]["trials"]  # with their seconds: they were not made again
+    assert row["trials"][:2] == begun["begun"][0]["trials"]  # with their seconds: they were not made again
     assert [trial["score"] for trial in row["trials"]] == [trial["score"] for trial in whole["trials"]]
     assert not any(trial["observed"] for trial in row["trials"])
     assert "gap" not in row
     assert {folder.name.partition("-")[0] for folder in networks.iterdir()} == {"original"}
     assert "begun" not in json.loads(out.read_text())
+
+
+def test_a_method_whose_trials_all_diverge_has_a_row_and_the_next_one_is_tuned(tmp_path, monkeypatch, capsys):
+    """What a table of trials is made of is said by each: its code, the original that it began with, its forget set."""
+    small = ["training.epochs=1", "train_limit=200", "test_limit=50", "validation_share=0.3", "every_attack=false"]
+    out = tmp_path / "tuning.json"
+    run = ["--config", "demo", "--seeds", "0", "--without-oracle", "--networks", str(tmp_path / "n")]
+    run += ["--out", str(out), *small, "--only"]
+    calls, true_run = [], search.run
+
+    def diverging(method, *parts, **more):
+        calls.append(method)
+        if len(calls) <= 2:
+            raise DivergedError("nan")
+        return true_run(method, *parts, **more)
+
+    monkeypatch.setattr(search, "run", diverging)
+    assert tuning.main([*run, "finetune|scissorhands", "--trials", "2"]) == 0
+    first, second = json.loads(out.read_text())["rows"]
+    assert (first["best"], [trial["score"] for trial in first["trials"]]) == (None, [None, None])
+    assert second["best"]["score"] is not None
+    assert "all 2 trials diverged" in capsys.readouterr().err
+    code = provenance.running_code().name
+    assert {trial["code"] for row in (first, second) for trial in row["trials"]} == {code}
+    assert first["original"] == second["original"]
+
+    document = json.loads(out.read_text())
+    assert document["code"] == f"All cells were made by {code}."
+    del first["trials"][0]["code"]
+    out.write_text(json.dumps(document | {"rows": [first, second]}))
+    assert tuning.main([*run, first["method"], "--trials", "2"]) == 0  # nothing is left to do
+    assert tuning.main([*run, second["method"], "--trials", "3"]) == 0
+    assert "made by 2 states of the code" in json.loads(out.read_text())["code"]
+    assert "commit not recorded" in json.loads(out.read_text())["code"]
+
+    document = json.loads(out.read_text())
+    for change, message in (
+        ({"original": "0" * 64}, "holds results of seed 0 from another original"),
+        ({"forget_sha256": "0" * 64}, "holds results of seed 0 of another forget set"),
+    ):
+        out.write_text(json.dumps(document | {"rows": [first | change]}))
+        assert tuning.main([*run, second["method"], "--trials", "3"]) == 2
+        assert message in " ".join(capsys.readouterr().err.split())
+    out.write_text(json.dumps(document | {"data_sha256": {}}))
+    assert tuning.main([*run, second["method"], "--trials", "3"]) == 2
+    assert "holds trials with another data_sha256" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--trials", "0"], "tuning needs at least 1 trial, got 0"),
+        (["--near", "0.5"], "a factor above 1"),
+        (["--only", "salum"], "'salum' matches none of finetune, "),
+    ],
+)
+def test_what_cannot_be_tuned_is_refused_before_a_network_is_trained(tmp_path, capsys, arguments, message):
+    run = ["--config", "demo", "--networks", str(tmp_path / "n"), "--out", str(tmp_path / "tuning.json")]
+    assert tuning.main([*run, *arguments]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("fewer", [1, 2])

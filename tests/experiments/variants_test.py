@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from experiments import variants
 from scissorhands_jax import files, losses
@@ -13,16 +14,20 @@ from scissorhands_jax.base import Batch, Carry, Data, Method
 from scissorhands_jax.errors import DivergedError
 from scissorhands_jax.jobs.scenarios import TrainedNetwork
 from scissorhands_jax.methods.scissorhands import ScissorhandsSettings
+from scissorhands_jax.report import provenance
 from tests import tiny
 
 SMALL = ["training.epochs=2", "train_limit=300", "test_limit=100", "validation_share=0.3"]
 KEY = jax.random.key(0)
 
 
+def arguments_of(tmp_path):
+    return ["--config", "demo", "--seeds", "0", "--networks", str(tmp_path / "n"), "--out", str(tmp_path / "out")]
+
+
 def table(tmp_path, only, *settings):
     out = tmp_path / "out"
-    arguments = ["--config", "demo", "--seeds", "0", "--networks", str(tmp_path / "n"), "--out", str(out)]
-    assert variants.main([*arguments, "--only", only, *SMALL, *settings]) == (2 if settings else 0)
+    assert variants.main([*arguments_of(tmp_path), "--only", only, *SMALL, *settings]) == (2 if settings else 0)
     return json.loads((out / "results.json").read_text())["rows"], (out / "table.md").read_text()
 
 
@@ -46,6 +51,46 @@ def test_cells_of_every_kind_are_made_once(tmp_path, capsys):
     # Cells of other settings are not mixed with these; what is there stays.
     assert table(tmp_path, only, "training.learning_rate=0.01")[0] == again
     assert "holds cells of other settings" in capsys.readouterr().err
+    # Each says what it was made of, and one that would now be made of something else is not taken for it.
+    file, code = tmp_path / "out" / "results.json", provenance.running_code().name
+    document = json.loads(file.read_text())
+    assert {row["code"] for row in again} == {code}
+    assert document["code"] == f"All cells were made by {code}."
+    base = next(row for row in again if row["variant"] == "base")
+    for change, message in (
+        ({"settings": base["settings"] | {"fraction": 0.5}}, "settings.fraction was 0.5 and is now 0.05"),
+        ({"composed": base["composed"] | {"scores": "fisher ratio"}}, "scores was 'fisher ratio' and is now 'forget'"),
+        ({"original": "0" * 64}, "holds results of seed 0 from another original"),
+        ({"forget_sha256": "0" * 64}, "holds results of seed 0 of another forget set"),
+    ):
+        file.write_text(json.dumps(document | {"rows": [base | change]}))
+        assert variants.main([*arguments_of(tmp_path), "--only", "^base$", *SMALL]) == 2
+        assert message in " ".join(capsys.readouterr().err.split())
+    file.write_text(json.dumps(document | {"data_sha256": {}}))
+    assert variants.main([*arguments_of(tmp_path), "--only", "^base$", *SMALL]) == 2
+    assert "of other settings or data" in " ".join(capsys.readouterr().err.split())
+    # Those of earlier versions say less.
+    new = ("code", "original", "forget_sha256", "composed")
+    rows = [{name: value for name, value in row.items() if name not in new} for row in again]
+    rows = [row for row in rows if row["variant"] != "base"]
+    file.write_text(json.dumps({**{key: document[key] for key in document if key != "data_sha256"}, "rows": rows}))
+    assert variants.main([*arguments_of(tmp_path), "--only", only, *SMALL]) == 0
+    document = json.loads(file.read_text())
+    assert document["rows"][:-1] == rows
+    assert "made by 2 states of the code" in document["code"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--draws", "0"], "--draws must be at least 1, got 0"),
+        (["--only", "bose"], "'bose' matches none of base, once an epoch, uniform ceiling"),
+    ],
+)
+def test_what_makes_no_cell_is_refused_before_a_network_is_trained(tmp_path, capsys, arguments, message):
+    assert variants.main([*arguments_of(tmp_path), *arguments]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "n").exists()
 
 
 def test_a_variant_that_diverged_anywhere_is_a_cell_and_does_not_end_the_others(tmp_path, monkeypatch):

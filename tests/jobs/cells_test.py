@@ -102,7 +102,9 @@ class TestResume:
         assert tuple(computed) == NAMES
         assert len(first) == len(NAMES)
         failures = [result for result in first if "reason" in result]
-        assert failures == [{"place": {"seed": 3, "method": "hopeless"}, "reason": REASON, "code": running_code().name}]
+        assert failures == [
+            {"place": {"seed": 3, "method": "hopeless"}, "reason": REASON, "code": running_code().name, "of": {}}
+        ]
 
     @pytest.mark.parametrize("when", ["stop_before", "stop_after"])
     @pytest.mark.parametrize("name", NAMES)

@@ -230,7 +230,7 @@ class TestTable:
             EXPERIMENT, tmp_path / "out", seeds=[3], networks=out / "networks", go_on_from=results, console=QUIET
         )
         again = json.loads((tmp_path / "out" / "results.json").read_text())
-        assert again["failures"] == [failure]
+        assert again["failures"] == [failure | {"forget": {"requests": ["flipped"]}, "flipped_labels": 0.2}]
         new = cells(again)["two requests", "finetune"]
         assert cells(again) == {(cell["scenario"], cell["method"]): cell for cell in [*kept, new]}
         assert new["network"] == cells(document)["two requests", "finetune"]["network"]
@@ -283,6 +283,52 @@ class TestTable:
             grid.run_grid(EXPERIMENT, tmp_path / "out", seeds=[3], go_on_from=results, console=QUIET)
         assert not (tmp_path / "out").exists()
 
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"forget": ("random:0.3",)}, "it forgot random:0.1, and would now forget random:0.3"),
+            ({"flipped_labels": 0.1}, "its flipped_labels was 0.0 and is now 0.1"),
+        ],
+    )
+    @pytest.mark.parametrize("earlier", [False, True])
+    def test_cells_and_failures_of_other_examples_are_refused(self, table, tmp_path, change, message, earlier):
+        """Results of earlier versions say in their settings alone how many labels are wrong, and what failed."""
+        out, document = table
+        kept = [cell for cell in document["cells"] if cell["scenario"] == "random 10 %"]
+        if earlier:
+            kept = [{name: value for name, value in cell.items() if name != "flipped_labels"} for cell in kept]
+        failed = {
+            name: kept[-1][name] for name in kept[-1] if name in ("scenario", "seed", "method", "settings", "code")
+        }
+        known = {name: kept[-1][name] for name in ("forget", "flipped_labels") if not earlier}
+        failure = {**failed, "failure": "it diverged", **known}
+        results, first = tmp_path / "results.json", EXPERIMENT.scenarios[0]
+        other = dataclasses.replace(EXPERIMENT, scenarios=(dataclasses.replace(first, **change),))
+        for parts in ({"cells": kept, "failures": []}, {"cells": [], "failures": [failure]}):
+            results.write_text(json.dumps(document | parts))
+            found, store = grid.cells_in(results), TableNetworks(EXPERIMENT, None, out, out)
+            grid.Table(store).check(found, "results.json")
+            with pytest.raises(InputError, match=f"{len(found)} of {len(found)} cells in .*{message}"):
+                grid.run_grid(other, tmp_path / "out", seeds=[3], go_on_from=results, console=QUIET)
+
+    def test_positions_in_a_file_count_by_its_content(self, table, tmp_path):
+        _, document = table
+        file, results = tmp_path / "forget.txt", tmp_path / "results.json"
+        scenario = dataclasses.replace(EXPERIMENT.scenarios[0], forget=(f"indices:{file}",))
+        store = TableNetworks(dataclasses.replace(EXPERIMENT, scenarios=(scenario,)), None, tmp_path, tmp_path)
+        positions = SeededScenario(TableNetworks(EXPERIMENT, None, tmp_path, tmp_path), EXPERIMENT.scenarios[0], 3)
+        file.write_text("\n".join(map(str, positions.forget_positions)))
+        forget = dataclasses.asdict(positions.forget_summary()) | {"requests": [f"indices:{file}"]}
+        cell, other = (cells(document)["random 10 %", method] | {"forget": forget} for method in scenario.methods)
+        failure = {name: other[name] for name in ("scenario", "seed", "method", "settings", "code", "forget")}
+        results.write_text(
+            json.dumps(document | {"cells": [cell], "failures": [{**failure, "failure": "it diverged"}]})
+        )
+        grid.Table(store).check(grid.cells_in(results), "results.json")
+        file.write_text("\n".join(map(str, positions.trained_on[:54])))
+        with pytest.raises(InputError, match=r"2 of 2 cells in .*indices:.*forget\.txt named other examples"):
+            grid.Table(store).check(grid.cells_in(results), "results.json")
+
     def test_a_lost_cell_comes_back_the_same_but_for_its_time(self, table):
         out, document = table
         next((out / "cells").glob("random*scissorhands.json")).unlink()
@@ -301,6 +347,13 @@ class TestTable:
     def test_a_choice_that_is_no_expression_is_refused(self, tmp_path):
         with pytest.raises(InputError, match=r"the choice of methods '\(' is not a regular expression"):
             grid.run_grid(EXPERIMENT, tmp_path / "out", seeds=[3], only="(", console=QUIET)
+
+    def test_a_choice_that_matches_nothing_is_refused_and_an_empty_one_is_not(self, tmp_path):
+        with pytest.raises(InputError, match=r"'salum' matches none of finetune, scissorhands; correct it, or write"):
+            grid.run_grid(EXPERIMENT, tmp_path / "out", seeds=[3], only="salum", console=QUIET)
+        assert not (tmp_path / "out").exists()
+        assert not grid.label_pattern("^$", ["finetune"]).search("finetune")
+        assert grid.label_pattern(None, []).search("finetune")
 
     def test_networks_are_shared_between_tables(self, table, tmp_path):
         out, document = table
@@ -344,7 +397,7 @@ class TestTable:
 
 def test_a_cell_that_was_stopped_goes_on_from_its_last_epoch(tmp_path, monkeypatch):
     one = dataclasses.replace(EXPERIMENT, scenarios=EXPERIMENT.scenarios[:1], relearn_epochs=0, every_attack=False)
-    whole = grid.run_grid(one, tmp_path / "whole", seeds=[0], only="NONE", console=QUIET)
+    whole = grid.run_grid(one, tmp_path / "whole", seeds=[0], only="^$", console=QUIET)
     kept = dataclasses.replace(one, checkpoint_cells=True)
     true_run, steps = scenarios.run, []
 
@@ -359,12 +412,12 @@ def test_a_cell_that_was_stopped_goes_on_from_its_last_epoch(tmp_path, monkeypat
 
     monkeypatch.setattr(scenarios, "run", stopped)
     with pytest.raises(KeyboardInterrupt):
-        grid.run_grid(kept, tmp_path / "out", seeds=[0], only="NONE", console=QUIET)
+        grid.run_grid(kept, tmp_path / "out", seeds=[0], only="^$", console=QUIET)
     first = list(steps)
     assert first[0] == 0
     assert first[-1] >= 1
     assert not list((tmp_path / "out").glob("cells/*"))
-    resumed = grid.run_grid(kept, tmp_path / "out", seeds=[0], only="NONE", console=QUIET)
+    resumed = grid.run_grid(kept, tmp_path / "out", seeds=[0], only="^$", console=QUIET)
     assert steps[len(first)] == first[-1], "the epochs before the last checkpoint are not run again"
     old, new = (cells(document)["random 10 %", "original"] for document in (whole, resumed))
     assert new["network"] == old["network"]
@@ -381,5 +434,8 @@ def test_a_method_that_diverges_is_a_failure_and_the_table_goes_on(tmp_path):
     (failure,) = document["failures"]
     assert failure["method"] == "hopeless"
     assert "lower the learning rate" in failure["failure"]
+    assert {name: failure[name] for name in ("forget", "flipped_labels")} == {
+        name: document["cells"][0][name] for name in ("forget", "flipped_labels")
+    }
     assert not any("lost_runs" in row for row in document["rows"]), "it has no row"
     assert report.failures_note(document) == "Runs that diverged, which no number counts: hopeless in 1 of 1 (one)."

@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
 from rich.console import Console
 
 from experiments import attacks as command
+from scissorhands_jax import files
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import grid, late_attacks
 from scissorhands_jax.jobs.experiment import Experiment, Scenario
@@ -71,8 +73,26 @@ def test_the_command_fills_in_tables_and_results_of_an_accelerator(tables, tmp_p
     found = json.loads(out.read_text())["parts"]
     assert untimed(found["table"]["result"]) == untimed(json.loads(json.dumps(now)))
     assert {name: found[name] for name in parts} == parts
-    assert command.main([str(folder / "results.json")]) == 0
-    assert untimed(json.loads((folder / "results.json").read_text())) == untimed(json.loads(json.dumps(now)))
+    whole, copy = untimed(json.loads(json.dumps(now))), tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    assert command.main([str(copy / "results.json")]) == 0
+    assert untimed(json.loads((copy / "results.json").read_text())) == whole
+    assert untimed(json.loads(json.dumps(filled(LATER, copy)))) == whole, "the table that goes on keeps its attacks"
+
+    cell = copy / "cells" / "random_10_percent-seed1-finetune.json"
+    other = json.loads(cell.read_text()) | {"network": "0", "metrics": {"acc_forget": 1.0}}
+    cell.write_text(json.dumps(other))
+    assert command.main([str(copy / "results.json")]) == 0
+    assert json.loads(cell.read_text()) == other, "a cell of another network stays"
+
+
+def test_the_command_does_not_write_beside_another_process(tables, capsys):
+    _, folder, _ = tables
+    before = (folder / "results.json").read_bytes()
+    with files.sole_writer(folder):
+        assert command.main([str(folder / "results.json")]) == 2
+    assert "is being written to by" in capsys.readouterr().err
+    assert (folder / "results.json").read_bytes() == before
 
 
 def test_runs_that_diverged_are_still_counted(tables):
