@@ -114,7 +114,9 @@ def augmented(augment: Augment | None, key: Key | None, images: jax.Array) -> tu
 
 
 def augmentation_of(loss_fn: StatefulLossFn) -> Augment | None:
-    """What a `classification_loss` does to images in training; None for any other loss."""
+    """What a `classification_loss` does to images in training, also one with a task; None for any other loss."""
+    if isinstance(loss_fn, LossWithin):
+        return augmentation_of(loss_fn.loss_fn)
     return loss_fn.augment if isinstance(loss_fn, _ClassificationLoss) else None
 
 
@@ -144,18 +146,21 @@ def inputs_of(batch: PyTree) -> PyTree:
     return batch[others[0]] if len(others) == 1 else {key: batch[key] for key in others}
 
 
-def images_of(batch: PyTree) -> jax.Array:
-    """What a network is applied to, as `inputs_of` says, for methods that change it: a single array.
+def images_of(batch: PyTree, inputs: Callable[[PyTree], PyTree] = inputs_of) -> jax.Array:
+    """What a network is applied to, for methods that change it: a single array.
+
+    Args:
+      batch: The examples.
+      inputs: `(examples) -> inputs`, what the network is applied to (`tasks.Task.inputs`).
 
     Raises:
       InputError: There are several arrays, or as for `inputs_of`.
     """
-    inputs = inputs_of(batch)
-    if isinstance(inputs, Mapping):
-        raise InputError(
-            f"the network takes {', '.join(map(str, inputs))}, and this method changes one array; take another method"
-        )
-    return inputs
+    found = inputs(batch)
+    if isinstance(found, Mapping) or len(jax.tree.leaves(found)) != 1:
+        what = ", ".join(map(str, found)) if isinstance(found, Mapping) else f"a {type(found).__name__}"
+        raise InputError(f"the network takes {what}, and this method changes one array; take another method")
+    return found
 
 
 def classification_loss(
@@ -184,11 +189,13 @@ def classification_loss(
 
 
 def altered(loss_fn: StatefulLossFn, **changes: Any) -> StatefulLossFn:
-    """The same `classification_loss` with another `augment` or `label_smoothing`.
+    """The same `classification_loss`, perhaps with a task, with another `augment` or `label_smoothing`.
 
     Raises:
       InputError: It is another kind of loss, or a value cannot be used.
     """
+    if isinstance(loss_fn, LossWithin):
+        return dataclasses.replace(loss_fn, loss_fn=altered(loss_fn.loss_fn, **changes))
     if not isinstance(loss_fn, _ClassificationLoss):
         raise InputError(f"only a classification_loss can be given {', '.join(changes)}, and this is another loss")
     known = {"augment": loss_fn.augment, "label_smoothing": loss_fn.label_smoothing}
@@ -238,9 +245,7 @@ def weight_of(loss_fn: StatefulLossFn, batch: PyTree) -> Scalar | int:
       The sum of the weights of the examples, for a loss of a task that has some (`tasks.Task.weights`); for any other
       loss their number.
     """
-    if isinstance(loss_fn, LossWithin):
-        return weight_of(loss_fn.loss_fn, batch)
-    return loss_fn.weight(batch) if isinstance(loss_fn, DividedLoss) else data_lib.size(batch)
+    return loss_fn.weight(batch) if isinstance(loss_fn, DividedLoss | LossWithin) else data_lib.size(batch)
 
 
 def microbatched(loss_fn: StatefulLossFn, parts: int) -> StatefulLossFn:
@@ -293,6 +298,10 @@ class LossWithin:
 
     loss_fn: StatefulLossFn
 
+    def weight(self, examples: PyTree) -> Scalar | int:
+        """How much a batch counts in a mean over batches: as for the loss within."""
+        return weight_of(self.loss_fn, examples)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DividedLoss:
@@ -317,7 +326,7 @@ class _ClassificationLoss(DividedLoss):
         self, params: Params, model_state: ModelState, batch: PyTree, *, train: bool, key: Key | None
     ) -> tuple[Scalar, ModelState]:
         images = inputs_of(batch)
-        _check_labels(batch.get("label"))
+        check_classes(batch.get("label"))
         if train:
             microbatches.check_microbatches([len(batch["label"])], self.parts)
             images, key = augmented(self.augment, key, images)
@@ -333,21 +342,25 @@ class _ClassificationLoss(DividedLoss):
         return loss, model_state
 
 
-def _check_labels(labels: jax.Array | None) -> None:
+def check_classes(labels: chex.Array | None, whose: str = "a batch") -> None:
     """Refuses labels that are no whole numbers, one per example; only their shape and type are looked at.
+
+    Args:
+      labels: The labels, or None where there are none.
+      whose: What has these labels, in errors.
 
     Raises:
       InputError: There are no labels, or they have another form.
     """
     if labels is None:
-        raise InputError("a batch has no 'label'; the loss of a classifier needs whole numbers, one for each example")
+        raise InputError(f"{whose} has no 'label'; the loss of a classifier needs whole numbers, one for each example")
     if jnp.ndim(labels) != 1:
         shape = jnp.shape(labels)
         advice = ".argmax(axis=1) of one-hot labels" if len(shape) == 2 and shape[1] > 1 else ".ravel()"
-        raise InputError(f"the labels of a batch have shape {shape}; give shape (N,), as with {advice}")
+        raise InputError(f"the labels of {whose} have shape {shape}; give shape (N,), as with {advice}")
     if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
         raise InputError(
-            f"the labels of a batch are {jnp.result_type(labels)}; give integers, as with .astype('int32')"
+            f"the labels of {whose} are {jnp.result_type(labels)}; give integers, as with .astype('int32')"
         )
 
 

@@ -86,6 +86,11 @@ class MethodSettings:
         """Whether the method takes classifiers alone; by default if it reads classes."""
         return self.reads_classes
 
+    @property
+    def relabels(self) -> bool:
+        """Whether the method replaces the `label` of forget examples."""
+        return False
+
     def changed(self, **changes: Any) -> Self:
         """A copy with other values; how `config.override` changes settings."""
         return dataclasses.replace(self, **changes)
@@ -111,15 +116,14 @@ class LogitArguments(MicrobatchOptions):
     augment: losses.Augment | None = None
     """What is done to the images of a step, `(key, images) -> images`, as for `classification_loss`. Teachers and
     student see the same images. None changes nothing."""
+    task: Task = CLASSIFICATION
+    """What the network is for, which says what it is applied to, what the classes and the weights of examples are, and
+    how outputs are compared (`Task.divergence`); classification by default."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TeacherArguments(LogitArguments):
     """What methods take in which a network learns from the outputs of another one."""
-
-    task: Task = CLASSIFICATION
-    """What the network is for, which says what it is applied to, its loss, and how outputs are compared
-    (`Task.divergence`); classification by default."""
 
     def __post_init__(self) -> None:
         if self.task.divergence is None:
@@ -274,7 +278,7 @@ def asks_for_held_out(settings: MethodSettings) -> bool:
 
 
 def of_task(settings: MethodSettings, task: Task) -> MethodSettings:
-    """The settings for a network with a task: a ceiling "uniform" becomes the task's own, unless it is a classifier.
+    """The settings for a network with a task: a ceiling "uniform" becomes the task's own, if that has one.
 
     Args:
       settings: The settings of any method.
@@ -282,12 +286,10 @@ def of_task(settings: MethodSettings, task: Task) -> MethodSettings:
 
     Raises:
       InputError: The method takes classifiers alone, the task lacks the divergence that it needs, or the ceiling of the
-        task is not known.
+        task is not known, nor its number of classes.
     """
-    if task.classifies:
-        return settings
     method = type(settings).__name__.removesuffix("Settings")
-    if settings.needs_classes:
+    if settings.needs_classes and not task.classifies:
         raise InputError(
             f"{method} reads logits or labels of classes, and the task is {task.name}; take a method that needs only a "
             "loss, such as scissorhands, finetune, gradient_ascent or neggrad_plus"
@@ -300,6 +302,8 @@ def of_task(settings: MethodSettings, task: Task) -> MethodSettings:
     if getattr(settings, "ceiling", None) != "uniform":
         return settings
     if task.ceiling is None:
+        if task.classifies:
+            return settings  # `build` takes the logarithm of the number of classes.
         raise InputError(
             f"the loss at which a network knows nothing is unknown for the task {task.name!r}; give the ceiling of "
             f"{method} as a number or as 'off', or the task a ceiling"

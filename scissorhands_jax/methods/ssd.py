@@ -110,7 +110,7 @@ def _take(data: Data, positions: np.ndarray) -> Dataset:
         inside = (positions < count).reshape(-1, *[1] * (forget.ndim - 1))
         return jnp.where(inside, forget[np.minimum(positions, count - 1)], retain[np.maximum(positions - count, 0)])
 
-    return jax.tree.map(take, data.forget, data.retain)
+    return jax.tree.map(take, *data_lib.shared(*data))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

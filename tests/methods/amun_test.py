@@ -63,6 +63,12 @@ class TestSearch:
                 np.testing.assert_allclose(found.images[index], expected[0], atol=1e-4)
                 assert found.labels[index] == expected[1]
 
+    def test_a_class_need_not_fit_into_the_type_of_the_labels(self):
+        model = Model(None, lambda p, s, x, *, train, key=None: (jnp.eye(300)[jnp.full(len(x), 256)] + 0 * x.sum(), s))
+        examples = {"image": np.zeros((2, 3), np.float32), "label": np.array([0, 1], np.uint8)}
+        found = closest_adversarial(model, (), (), examples, epsilon=0.1, attack_steps=1, max_doublings=0)
+        assert (found.labels.tolist(), found.found.tolist()) == ([256, 256], [True, True])
+
     def test_labels_differ_are_the_networks_own_and_do_not_depend_on_batches(self):
         found, at_once = found_by(batch_size=3), found_by(batch_size=100)
         assert np.all(found.found)

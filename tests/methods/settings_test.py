@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 
+from scissorhands_jax import data as data_lib
 from scissorhands_jax import losses, methods, models
 from scissorhands_jax.base import Data
 from scissorhands_jax.errors import InputError
@@ -147,3 +148,24 @@ def test_labels_of_eight_bits_are_as_good_as_any(name):
         found.append(run(method, jax.random.key(1), *start, Data(*parts), num_epochs=epochs).params)
     for one, other in zip(*map(jax.tree.leaves, found), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("name", ["finetune", "salun", "delete", "amun", "sfron", "boundary_shrink", "boundary_expand"])
+def test_losses_of_logits_in_half_precision_are_in_full_precision(name):
+    model = models.build("mlp", num_classes=3, image_shape=(2, 2, 1), hidden=(4,))
+
+    def narrow(*args, **options):
+        logits, model_state = model.apply(*args, **options)
+        return logits.astype(jnp.bfloat16), model_state
+
+    half = model._replace(apply=narrow)
+    quick = {"attack_steps": 1} if name == "amun" else {"threshold": None} if name == "sfron" else {}
+    settings = METHODS[name](batch_size=4, epochs=1, **quick)
+    method = settings.build(half, losses.classification_loss(half), 3)
+    rng = np.random.default_rng(0)
+    parts = ({"image": rng.random((n, 2, 2, 1), np.float32), "label": np.arange(n) % 3} for n in (4, 8))
+    data = Data(*parts)
+    carry = method.init(jax.random.key(0), *model.init(jax.random.key(1)), data)
+    batch = data_lib.gather(data, next(iter(method.batches(jax.random.key(2), data, 0))))
+    _, metrics = jax.eval_shape(method.step, carry, batch)
+    assert {metric.dtype for metric in metrics.values()} == {jnp.dtype("float32")}
