@@ -27,13 +27,18 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, *, label_smoothing: floa
     Args:
       logits: Floats, shape=(N, C).
       labels: Integers from 0 to C - 1, shape=(N,). With any other the loss is NaN.
-      label_smoothing: The share of the target that is spread evenly over all C classes (Szegedy et al., 2016).
+      label_smoothing: The share of the target that is spread evenly over all C classes (Szegedy et al., 2016), at least
+        0 and below 1.
+
+    Raises:
+      InputError: `label_smoothing` is out of its range.
     """
     return cross_entropies(logits, labels, label_smoothing=label_smoothing).mean()
 
 
 def cross_entropies(logits: jax.Array, labels: jax.Array, *, label_smoothing: float = 0.0) -> jax.Array:
     """The terms of `cross_entropy`, one per example, in float32 or wider. shape=(N,)"""
+    check_label_smoothing(label_smoothing)
     count, logits = logits.shape[-1], in_full_precision(logits)
     labels = class_numbers(labels)
     if label_smoothing == 0:
@@ -43,6 +48,17 @@ def cross_entropies(logits: jax.Array, labels: jax.Array, *, label_smoothing: fl
         losses = optax.softmax_cross_entropy(logits, targets)
     # A negative label would otherwise count classes from the end, and one that is smoothed would count for nothing.
     return jnp.where((labels >= 0) & (labels < count), losses, jnp.nan)
+
+
+def check_label_smoothing(share: float) -> float:
+    """Returns the share of the target that is spread over all classes.
+
+    Raises:
+      InputError: It is not at least 0 and below 1.
+    """
+    if not 0 <= share < 1:
+        raise InputError(f"label_smoothing must be at least 0 and below 1, got {share}")
+    return share
 
 
 def in_full_precision(numbers: chex.Array) -> jax.Array:
@@ -67,6 +83,9 @@ def kl_divergence(teacher: jax.Array, student: jax.Array, *, temperature: float 
       student: The student's logits, floats, shape=(N, C).
       temperature: T, above 0.
 
+    Raises:
+      InputError: The temperature is not a finite number above 0.
+
     >>> import jax.numpy as jnp
     >>> round(float(kl_divergence(jnp.array([[0.0, 0.0]]), jnp.log(jnp.array([[0.2, 0.8]])))), 4)
     0.2231
@@ -79,6 +98,7 @@ def kl_divergences(teacher: jax.Array, student: jax.Array, *, temperature: float
 
     A class that the teacher's logits of -inf rule out adds nothing, whatever the student says.
     """
+    check_temperature(temperature)
     targets, predictions = (
         jax.nn.log_softmax(in_full_precision(logits) / temperature) for logits in (teacher, student)
     )
@@ -98,10 +118,10 @@ def check_temperature(temperature: float) -> float:
     """Returns the temperature.
 
     Raises:
-      InputError: It is not above 0.
+      InputError: It is not a finite number above 0.
     """
-    if not temperature > 0:
-        raise InputError(f"temperature must be above 0, got {temperature}")
+    if not 0 < temperature < math.inf:
+        raise InputError(f"temperature must be above 0 and finite, got {temperature}")
     return temperature
 
 
@@ -183,8 +203,7 @@ def classification_loss(
     Raises:
       InputError: `label_smoothing` is out of its range.
     """
-    if not 0 <= label_smoothing < 1:
-        raise InputError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing}")
+    check_label_smoothing(label_smoothing)
     return _ClassificationLoss(model, augment, label_smoothing=label_smoothing)
 
 

@@ -134,6 +134,11 @@ def _sum(
         losses.append(loss)
     if not losses:
         raise InputError("saliency was asked for without a batch of examples; give at least one")
+    if weighted and not weight > 0:
+        raise InputError(
+            f"the weights of the examples that were scored add up to {float(weight):g}; give at least one of them a "
+            "weight above 0"
+        )
     return GradientSum(total, weight, jnp.stack(losses), model_state)
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, ParamSpec, get_args
 
 import chex
 import jax
@@ -24,6 +25,7 @@ from scissorhands_jax import losses, microbatches
 from scissorhands_jax.base import Key, Model, ModelState, Params, PyTree, Scalar, StatefulLossFn
 from scissorhands_jax.errors import InputError, check_choice
 
+_Arguments = ParamSpec("_Arguments")
 Better = Literal["higher", "lower"]
 Summary = Literal["mean", "root"]
 
@@ -295,6 +297,19 @@ def weighted_mean(each: jax.Array, weights: jax.Array | None) -> Scalar:
     return jnp.mean(each if weights is None else each * weights)
 
 
+def _once(make: Callable[_Arguments, Task]) -> Callable[_Arguments, Task]:
+    """The same function, which makes one task for equal arguments, whether they are spelled out or left out."""
+    signature, made = inspect.signature(make), functools.cache(make)
+
+    @functools.wraps(make)
+    def of(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> Task:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return made(**bound.arguments)  # type: ignore[call-arg]
+
+    return of
+
+
 def _label(examples: PyTree) -> chex.Array:
     """The targets, or InputError if the examples are no dict that holds any."""
     if not isinstance(examples, Mapping) or "label" not in examples:
@@ -376,7 +391,7 @@ def multi_label() -> Task:
     )
 
 
-@functools.cache
+@_once
 def regression(scale: float = 1.0) -> Task:
     """Numbers for each example: the network gives them in the shape of `label`, (N,) or (N, ...).
 
@@ -421,7 +436,7 @@ def regression(scale: float = 1.0) -> Task:
     )
 
 
-@functools.cache
+@_once
 def masked(step_task: Task, mask: str = "mask") -> Task:
     """A task of every step of a sequence, in which steps that only fill sequences up to one length do not count.
 
@@ -430,13 +445,23 @@ def masked(step_task: Task, mask: str = "mask") -> Task:
     and gives outputs of shape (N, T, ...). Loss and metrics of an example are the means over its real steps of those of
     `step_task` (for a metric with `summary="root"` the root of the mean square), so every sequence counts once,
     whatever its length. One without real steps has a loss of 0, and metrics refuse it. What outputs and targets hold
-    elsewhere changes nothing, NaN included; but `training.run` refuses data that hold NaN anywhere.
+    elsewhere changes nothing, NaN included; but `training.run` refuses data that hold NaN anywhere. There are no wrong
+    targets of sequences (`Task.flip`).
 
     Args:
       step_task: The task of one step, such as `regression()` or `classification()`. Its loss and metrics are given
         the steps of all sequences as examples (N * T) with `label` alone, its `predictions` all outputs at once.
       mask: The name of the array of bools, shape (N, T).
+
+    Raises:
+      InputError: The task of one step has `weights` or `inputs` of its own, which would be of steps.
     """
+    for name, usual in (("weights", None), ("inputs", losses.inputs_of)):
+        if getattr(step_task, name) != usual:
+            raise InputError(
+                f"the task of one step, {step_task.name!r}, has {name} of its own, which say nothing of sequences; "
+                f"leave them out, and give the sequences theirs by dataclasses.replace(masked(...), {name}=...)"
+            )
 
     def steps(tree, keep):
         def flat(leaf):

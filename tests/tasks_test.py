@@ -496,6 +496,25 @@ class TestWeightedLosses:
         assert float(forget) == pytest.approx(9 / 12 * 2 * 16)
         assert float(retain) == pytest.approx(9 / 12 * 2 * (1 + 4 + 9) / 3)
 
+    def test_a_loss_of_ones_own_weighs_as_its_task_does(self):
+        whole = task_loss(self.MODEL, self.TASK)
+        own = with_task(lambda *args, train, key: whole(*args, train=train, key=key), self.TASK)
+        assert losses.weight_of(own, self.EXAMPLES) == losses.weight_of(whole, self.EXAMPLES) == 12
+        for size in (1, 2, 3):
+            assert losses.average_loss(own, 1.0, (), self.EXAMPLES, batch_size=size) == pytest.approx(self.WHOLE)
+
+    def test_weights_in_half_precision_can_be_added_up(self):
+        whole = task_loss(self.MODEL, self.TASK)
+        examples = {"x": jnp.ones(600), "label": jnp.zeros(600), "weight": jnp.full(600, 200, jnp.float16)}
+        assert losses.weight_of(whole, examples) == 120_000
+        assert losses.average_loss(whole, 1.0, (), examples, batch_size=600) == 1.0
+
+    def test_examples_without_weight_have_no_gradient_to_follow(self):
+        examples = {**self.EXAMPLES, "weight": jnp.zeros(4)}
+        data = Data(data_lib.take(examples, slice(2)), data_lib.take(self.EXAMPLES, slice(2, None)))
+        with pytest.raises(InputError, match="the weights of the examples that were scored add up to 0; give at least"):
+            removal_gradients(task_loss(self.MODEL, self.TASK), jnp.ones(()), (), data, batch_size=2)
+
     def test_a_loss_of_ones_own_keeps_its_task(self):
         def own(params, model_state, batch, *, train, key):
             return jnp.zeros(()), model_state
@@ -567,6 +586,20 @@ def test_outputs_of_another_layout_are_not_read_as_targets(shapes):
 def test_an_axis_of_one_may_be_missing(shapes):
     outputs, targets = (jnp.arange(math.prod(shape), dtype=jnp.float32).reshape(shape) for shape in shapes)
     assert regression().loss(outputs, {"label": targets}).tolist() == [0.0] * 4
+
+
+def test_one_task_has_one_value_however_it_is_written():
+    assert regression() is regression(1.0) is regression(scale=1)
+    assert regression(2.0) is not regression()
+    assert masked(regression()) is masked(regression(1.0), "mask") is masked(step_task=regression(), mask="mask")
+    assert masked(regression(), "real") is not masked(regression())
+
+
+@pytest.mark.parametrize("changes", [{"weights": lambda e: e["w"]}, {"inputs": lambda e: e["x"]}])
+def test_weights_and_inputs_of_steps_are_not_lost(changes):
+    (name,) = changes
+    with pytest.raises(InputError, match=f"the task of one step, 'mine', has {name} of its own"):
+        masked(dataclasses.replace(regression(), name="mine", **changes))
 
 
 def test_a_loss_with_a_task_is_known_to_be_in_parts():

@@ -20,6 +20,7 @@ from scissorhands_jax.base import (
     Key,
     Method,
     Metrics,
+    Model,
     ModelState,
     Params,
     PyTree,
@@ -29,6 +30,7 @@ from scissorhands_jax.base import (
     new_carry,
 )
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.models.resnet9 import fit_whitening
 from scissorhands_jax.tasks import CLASSIFICATION, Task, check_relabelled
 
 Batches = Callable[[Key, Data, int], Iterable[Batch]]
@@ -189,6 +191,12 @@ def for_classes(
         return method.init(key, params, model_state, data)
 
     return method._replace(init=init)
+
+
+def drawn_afresh(model: Model, key: Key, data: Data) -> tuple[Params, ModelState]:
+    """A fresh network. One with a whitening layer (`models.resnet9`) has it fitted to the retain set."""
+    params, model_state = model.init(key)
+    return params, fit_whitening(model_state, data.retain)
 
 
 def split_key(key: Key | None) -> tuple[Key | None, Key | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import math
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -85,8 +86,8 @@ def amun(model: Model, optimizer: optax.GradientTransformation, options: AmunArg
         has an adversarial one.
     """
     clip, parts, task = options.clip, options.microbatches, options.task
-    if not options.epsilon > 0:
-        raise InputError(f"epsilon must be above 0, got {options.epsilon}")
+    if not 0 < options.epsilon < math.inf:
+        raise InputError(f"epsilon must be above 0 and finite, got {options.epsilon}")
     if options.attack_steps < 1 or options.max_doublings < 0:
         raise InputError(
             "attack_steps must be at least 1 and max_doublings at least 0, got "

@@ -13,7 +13,7 @@ import optax
 
 from scissorhands_jax import losses, trees
 from scissorhands_jax.base import Data, Key, Method, Model, ModelState, Params, Scalar, StatefulLossFn
-from scissorhands_jax.errors import InputError, check_choice
+from scissorhands_jax.errors import InputError, check_choice, check_not_negative
 from scissorhands_jax.keywords import takes
 from scissorhands_jax.losses import cross_entropy
 from scissorhands_jax.methods._gradient import descend, for_classes, forget_batches
@@ -68,8 +68,7 @@ def boundary_shrink(
     """
     step_size, clip, mode, task = options.step_size, options.clip, options.mode, task_of(loss_fn)
     check_choice("mode", mode, typing.get_args(Mode))
-    if not step_size >= 0:
-        raise InputError(f"step_size must not be negative, got {step_size}")
+    check_not_negative("step_size", step_size)
     check_clip(clip)
 
     def aux(key: Key, params: Params, model_state: ModelState, data: Data) -> tuple[Params, ModelState]:

@@ -20,7 +20,7 @@ import optax
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import losses, microbatches, models, optimizers
 from scissorhands_jax.base import Batch, Carry, Data, Key, Method, Model, ModelState, Params, StatefulLossFn
-from scissorhands_jax.errors import InputError, check_choice
+from scissorhands_jax.errors import InputError, check_choice, check_not_negative
 from scissorhands_jax.tasks import CLASSIFICATION, Task
 
 Mode = Literal["paper", "authors"]
@@ -178,12 +178,25 @@ class TrainingSettings(MicrobatchOptions, MethodSettings):
         check_choice("schedule", self.schedule, typing.get_args(ScheduleName))
         if not 0 <= self.warmup < 1:
             raise InputError(f"warmup must be a share of the steps, at least 0 and below 1, got {self.warmup}")
-        if not self.final_rate >= 0:
-            raise InputError(f"final_rate must not be negative, got {self.final_rate}; it multiplies the learning rate")
-        if not self.gamma >= 0:
-            raise InputError(f"gamma must not be negative, got {self.gamma}; it multiplies the learning rate")
+        check_not_negative("the number of epochs", self.epochs)
+        check_not_negative("final_rate", self.final_rate, "; it multiplies the learning rate")
+        check_not_negative("gamma", self.gamma, "; it multiplies the learning rate")
         if any(milestone < 0 for milestone in self.milestones):
             raise InputError(f"milestones must be epochs, counted from 0, got {self.milestones}")
+
+    def usual(self) -> Self:
+        """The settings of the method when none is given."""
+        return type(self)()
+
+    def unread(self) -> dict[str, Any]:
+        """The settings that were given a value that this schedule does not read, by name, with their usual values."""
+        names = set() if self.schedule == "triangle" else {"warmup", "final_rate"}
+        if self.schedule != "drops":
+            names |= {"milestones"} if self.milestones else set()
+        if self.schedule != "drops" or not self.milestones:
+            names.add("gamma")
+        usual = self.usual()
+        return {name: getattr(usual, name) for name in sorted(names) if getattr(self, name) != getattr(usual, name)}
 
     def optimizer(self) -> optax.GradientTransformation:
         """SGD with these settings, whose state holds a schedule that `scheduled` sets."""
@@ -216,7 +229,22 @@ class TrainingSettings(MicrobatchOptions, MethodSettings):
 
         `init` sets the schedule, since the length of an epoch depends on the data. With microbatches `init` also
         raises InputError if they do not divide a batch of the data, before anything is compiled.
+
+        Raises:
+          InputError: A setting was given a value that nothing reads.
         """
+        if unread := self.unread():
+            deciding = {
+                name: value for name, value in vars(self).items() if name in ("schedule", "milestones", "flips")
+            }
+            given, others = (
+                ", ".join(f"{name} = {value!r}" for name, value in values.items())
+                for values in (
+                    {name: getattr(self, name) for name in unread},
+                    {name: value for name, value in deciding.items() if name not in unread},
+                )
+            )
+            raise InputError(f"{given} would change nothing with {others}; leave it out, or choose what reads it")
         if self.microbatches > 1:
             method = method._replace(init=self._checked(method))
 

@@ -31,7 +31,7 @@ from scissorhands_jax.base import (
     StatefulLossFn,
     new_carry,
 )
-from scissorhands_jax.errors import InputError, check_choice
+from scissorhands_jax.errors import InputError, check_choice, check_not_negative
 from scissorhands_jax.keywords import takes
 from scissorhands_jax.methods._gradient import (
     PairedOptions,
@@ -284,8 +284,8 @@ def _check(options: SfronArguments) -> None:
     check_choice("mode", options.mode, typing.get_args(Mode))
     for name in ("forget_weight", "forget_power", "threshold"):
         value = getattr(options, name)
-        if value is not None and not value >= 0:
-            raise InputError(f"{name} must not be negative, got {value}")
+        if value is not None:
+            check_not_negative(name, value)
     for name in ("forget_every", "num_epochs"):
         if getattr(options, name) < 1:
             raise InputError(f"{name} must be at least 1, got {getattr(options, name)}")
@@ -316,5 +316,5 @@ class SfronSettings(SfronOptions, TrainingSettings):
         del num_classes
         options = self.values(SfronOptions)
         return self.scheduled(
-            sfron(model, self.microbatched(loss_fn), self.optimizer(), num_epochs=self.epochs, **options)
+            sfron(model, self.microbatched(loss_fn), self.optimizer(), num_epochs=max(self.epochs, 1), **options)
         )

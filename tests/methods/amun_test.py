@@ -280,8 +280,8 @@ def test_it_makes_a_network_less_sure_of_the_forget_set_than_of_others_without_r
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"epsilon": 0.0}, "epsilon must be above 0, got 0.0"),
-        ({"epsilon": float("nan")}, "epsilon must be above 0, got nan"),
+        ({"epsilon": 0.0}, "epsilon must be above 0 and finite, got 0.0"),
+        ({"epsilon": float("nan")}, "epsilon must be above 0 and finite, got nan"),
         ({"attack_steps": 0}, "attack_steps must be at least 1 and max_doublings at least 0, got 0 and 12"),
         ({"max_doublings": -1}, "attack_steps must be at least 1 and max_doublings at least 0, got 50 and -1"),
         ({"clip": (1.0, 0.0)}, r"clip must be a range such as \(0.0, 1.0\), got \(1.0, 0.0\)"),
