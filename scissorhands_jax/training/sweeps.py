@@ -99,7 +99,7 @@ def _run_together(
         networks = jax.tree.map(_on_one_device, networks)
     seconds, compile_seconds = stacked.seconds / len(members), stacked.compile_seconds / len(members)
     return [
-        Result(*network, stacked.steps, seconds, compile_seconds)
+        Result(network[0], network[1], stacked.steps, seconds, compile_seconds)
         if bad_step < 0 and network is not None
         else NonFiniteError(
             bad_step + 1 if bad_step >= 0 else stacked.steps,
