@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scissorhands_jax.base import Key
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import InputError, check_not_negative
 
 
 def crop_and_flip(
@@ -43,8 +43,17 @@ def crop(key: Key, images: jax.Array, *, padding: int, mode: Literal["constant",
 
     Returns:
       An array of the same shape and dtype.
+
+    Raises:
+      InputError: The padding is negative, or too large to be mirrored.
     """
     count, height, width, channels = images.shape
+    check_not_negative("the padding of a crop", padding)
+    if mode == "reflect" and padding >= min(height, width):
+        raise InputError(
+            f"{padding} pixels cannot be mirrored on each side of images of {height} x {width}; give fewer than "
+            f"{min(height, width)}"
+        )
     padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)), mode=mode)
     corners = jax.random.randint(key, (count, 2), 0, 2 * padding + 1)
 
@@ -82,7 +91,7 @@ def resize(images: np.ndarray, size: tuple[int, int], *, batch_size: int = 256) 
         raise InputError(f"images cannot be resized to {size[0]} by {size[1]} pixels; give sizes of at least 1")
     if images.shape[1:3] == tuple(size):
         return images
-    parts = []
+    parts = [np.zeros((0, *size, images.shape[-1]), images.dtype)]
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
         shape = (len(batch), *size, images.shape[-1])

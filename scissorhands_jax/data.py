@@ -8,7 +8,7 @@ are gathered inside the compiled step.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -112,6 +112,19 @@ def take(dataset: Dataset, positions: jax.Array | np.ndarray | slice | None) -> 
     if positions is None:
         return None
     return jax.tree.map(lambda leaf: leaf[positions], dataset)
+
+
+def joined(*parts: Dataset) -> Dataset:
+    """Some sets of examples as one, without the arrays that only some of them have. It works inside jit."""
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *shared(*parts))
+
+
+def shared(*parts: Dataset) -> tuple[Dataset, ...]:
+    """The same sets of examples; of dicts only the arrays whose names all of them have."""
+    if not all(isinstance(part, Mapping) for part in parts):
+        return parts
+    names = [name for name in parts[0] if all(name in part for part in parts)]
+    return tuple({name: part[name] for name in names} for part in parts)
 
 
 def gather(data: Data, batch: Batch) -> Batch:

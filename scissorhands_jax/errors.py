@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Sequence
 
 
@@ -88,6 +89,23 @@ def check_seed(seed: int) -> None:
     """
     if not 0 <= seed <= MAX_SEED:
         raise InputError(f"the seed must be a whole number from 0 to {MAX_SEED}, got {seed}")
+
+
+def check_not_negative(name: str, value: float, meaning: str = "") -> None:
+    """Raises an error unless a number is finite and at least 0.
+
+    Args:
+      name: The name of the setting, for the message.
+      value: The value that was given.
+      meaning: The end of the message: what the number is.
+
+    Raises:
+      InputError: It is negative, infinite or no number.
+    """
+    if not value >= 0:
+        raise InputError(f"{name} must not be negative, got {value}{meaning}")
+    if value == math.inf:
+        raise InputError(f"{name} must be finite, got {value}{meaning}")
 
 
 def listed(names: Sequence[str], shown: int = 10) -> str:

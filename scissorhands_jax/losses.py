@@ -27,13 +27,18 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, *, label_smoothing: floa
     Args:
       logits: Floats, shape=(N, C).
       labels: Integers from 0 to C - 1, shape=(N,). With any other the loss is NaN.
-      label_smoothing: The share of the target that is spread evenly over all C classes (Szegedy et al., 2016).
+      label_smoothing: The share of the target that is spread evenly over all C classes (Szegedy et al., 2016), at least
+        0 and below 1.
+
+    Raises:
+      InputError: `label_smoothing` is out of its range.
     """
     return cross_entropies(logits, labels, label_smoothing=label_smoothing).mean()
 
 
 def cross_entropies(logits: jax.Array, labels: jax.Array, *, label_smoothing: float = 0.0) -> jax.Array:
     """The terms of `cross_entropy`, one per example, in float32 or wider. shape=(N,)"""
+    check_label_smoothing(label_smoothing)
     count, logits = logits.shape[-1], in_full_precision(logits)
     labels = class_numbers(labels)
     if label_smoothing == 0:
@@ -43,6 +48,17 @@ def cross_entropies(logits: jax.Array, labels: jax.Array, *, label_smoothing: fl
         losses = optax.softmax_cross_entropy(logits, targets)
     # A negative label would otherwise count classes from the end, and one that is smoothed would count for nothing.
     return jnp.where((labels >= 0) & (labels < count), losses, jnp.nan)
+
+
+def check_label_smoothing(share: float) -> float:
+    """Returns the share of the target that is spread over all classes.
+
+    Raises:
+      InputError: It is not at least 0 and below 1.
+    """
+    if not 0 <= share < 1:
+        raise InputError(f"label_smoothing must be at least 0 and below 1, got {share}")
+    return share
 
 
 def in_full_precision(numbers: chex.Array) -> jax.Array:
@@ -67,6 +83,9 @@ def kl_divergence(teacher: jax.Array, student: jax.Array, *, temperature: float 
       student: The student's logits, floats, shape=(N, C).
       temperature: T, above 0.
 
+    Raises:
+      InputError: The temperature is not a finite number above 0.
+
     >>> import jax.numpy as jnp
     >>> round(float(kl_divergence(jnp.array([[0.0, 0.0]]), jnp.log(jnp.array([[0.2, 0.8]])))), 4)
     0.2231
@@ -79,6 +98,7 @@ def kl_divergences(teacher: jax.Array, student: jax.Array, *, temperature: float
 
     A class that the teacher's logits of -inf rule out adds nothing, whatever the student says.
     """
+    check_temperature(temperature)
     targets, predictions = (
         jax.nn.log_softmax(in_full_precision(logits) / temperature) for logits in (teacher, student)
     )
@@ -98,10 +118,10 @@ def check_temperature(temperature: float) -> float:
     """Returns the temperature.
 
     Raises:
-      InputError: It is not above 0.
+      InputError: It is not a finite number above 0.
     """
-    if not temperature > 0:
-        raise InputError(f"temperature must be above 0, got {temperature}")
+    if not 0 < temperature < math.inf:
+        raise InputError(f"temperature must be above 0 and finite, got {temperature}")
     return temperature
 
 
@@ -114,7 +134,9 @@ def augmented(augment: Augment | None, key: Key | None, images: jax.Array) -> tu
 
 
 def augmentation_of(loss_fn: StatefulLossFn) -> Augment | None:
-    """What a `classification_loss` does to images in training; None for any other loss."""
+    """What a `classification_loss` does to images in training, also one with a task; None for any other loss."""
+    if isinstance(loss_fn, LossWithin):
+        return augmentation_of(loss_fn.loss_fn)
     return loss_fn.augment if isinstance(loss_fn, _ClassificationLoss) else None
 
 
@@ -144,18 +166,21 @@ def inputs_of(batch: PyTree) -> PyTree:
     return batch[others[0]] if len(others) == 1 else {key: batch[key] for key in others}
 
 
-def images_of(batch: PyTree) -> jax.Array:
-    """What a network is applied to, as `inputs_of` says, for methods that change it: a single array.
+def images_of(batch: PyTree, inputs: Callable[[PyTree], PyTree] = inputs_of) -> jax.Array:
+    """What a network is applied to, for methods that change it: a single array.
+
+    Args:
+      batch: The examples.
+      inputs: `(examples) -> inputs`, what the network is applied to (`tasks.Task.inputs`).
 
     Raises:
       InputError: There are several arrays, or as for `inputs_of`.
     """
-    inputs = inputs_of(batch)
-    if isinstance(inputs, Mapping):
-        raise InputError(
-            f"the network takes {', '.join(map(str, inputs))}, and this method changes one array; take another method"
-        )
-    return inputs
+    found = inputs(batch)
+    if isinstance(found, Mapping) or len(jax.tree.leaves(found)) != 1:
+        what = ", ".join(map(str, found)) if isinstance(found, Mapping) else f"a {type(found).__name__}"
+        raise InputError(f"the network takes {what}, and this method changes one array; take another method")
+    return found
 
 
 def classification_loss(
@@ -178,17 +203,18 @@ def classification_loss(
     Raises:
       InputError: `label_smoothing` is out of its range.
     """
-    if not 0 <= label_smoothing < 1:
-        raise InputError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing}")
+    check_label_smoothing(label_smoothing)
     return _ClassificationLoss(model, augment, label_smoothing=label_smoothing)
 
 
 def altered(loss_fn: StatefulLossFn, **changes: Any) -> StatefulLossFn:
-    """The same `classification_loss` with another `augment` or `label_smoothing`.
+    """The same `classification_loss`, perhaps with a task, with another `augment` or `label_smoothing`.
 
     Raises:
       InputError: It is another kind of loss, or a value cannot be used.
     """
+    if isinstance(loss_fn, LossWithin):
+        return dataclasses.replace(loss_fn, loss_fn=altered(loss_fn.loss_fn, **changes))
     if not isinstance(loss_fn, _ClassificationLoss):
         raise InputError(f"only a classification_loss can be given {', '.join(changes)}, and this is another loss")
     known = {"augment": loss_fn.augment, "label_smoothing": loss_fn.label_smoothing}
@@ -238,9 +264,7 @@ def weight_of(loss_fn: StatefulLossFn, batch: PyTree) -> Scalar | int:
       The sum of the weights of the examples, for a loss of a task that has some (`tasks.Task.weights`); for any other
       loss their number.
     """
-    if isinstance(loss_fn, LossWithin):
-        return weight_of(loss_fn.loss_fn, batch)
-    return loss_fn.weight(batch) if isinstance(loss_fn, DividedLoss) else data_lib.size(batch)
+    return loss_fn.weight(batch) if isinstance(loss_fn, DividedLoss | LossWithin) else data_lib.size(batch)
 
 
 def microbatched(loss_fn: StatefulLossFn, parts: int) -> StatefulLossFn:
@@ -293,6 +317,10 @@ class LossWithin:
 
     loss_fn: StatefulLossFn
 
+    def weight(self, examples: PyTree) -> Scalar | int:
+        """How much a batch counts in a mean over batches: as for the loss within."""
+        return weight_of(self.loss_fn, examples)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DividedLoss:
@@ -317,7 +345,7 @@ class _ClassificationLoss(DividedLoss):
         self, params: Params, model_state: ModelState, batch: PyTree, *, train: bool, key: Key | None
     ) -> tuple[Scalar, ModelState]:
         images = inputs_of(batch)
-        _check_labels(batch.get("label"))
+        check_classes(batch.get("label"))
         if train:
             microbatches.check_microbatches([len(batch["label"])], self.parts)
             images, key = augmented(self.augment, key, images)
@@ -333,21 +361,25 @@ class _ClassificationLoss(DividedLoss):
         return loss, model_state
 
 
-def _check_labels(labels: jax.Array | None) -> None:
+def check_classes(labels: chex.Array | None, whose: str = "a batch") -> None:
     """Refuses labels that are no whole numbers, one per example; only their shape and type are looked at.
+
+    Args:
+      labels: The labels, or None where there are none.
+      whose: What has these labels, in errors.
 
     Raises:
       InputError: There are no labels, or they have another form.
     """
     if labels is None:
-        raise InputError("a batch has no 'label'; the loss of a classifier needs whole numbers, one for each example")
+        raise InputError(f"{whose} has no 'label'; the loss of a classifier needs whole numbers, one for each example")
     if jnp.ndim(labels) != 1:
         shape = jnp.shape(labels)
         advice = ".argmax(axis=1) of one-hot labels" if len(shape) == 2 and shape[1] > 1 else ".ravel()"
-        raise InputError(f"the labels of a batch have shape {shape}; give shape (N,), as with {advice}")
+        raise InputError(f"the labels of {whose} have shape {shape}; give shape (N,), as with {advice}")
     if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
         raise InputError(
-            f"the labels of a batch are {jnp.result_type(labels)}; give integers, as with .astype('int32')"
+            f"the labels of {whose} are {jnp.result_type(labels)}; give integers, as with .astype('int32')"
         )
 
 

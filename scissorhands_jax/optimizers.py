@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from scissorhands_jax.base import PyTree
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import InputError, check_not_negative
 
 # A constant rate: the form of every schedule, before the length of the training is known.
 _KNOTS, _FACTORS = (0, 1), (1.0, 1.0)
@@ -42,12 +42,15 @@ def sgd(
         rate that is a function.
 
     Raises:
-      InputError: A setting is negative, or the rate of a `scheduled` optimizer is a function.
+      InputError: A setting is negative or infinite, there is no momentum to be Nesterov's, or the rate of a `scheduled`
+        optimizer is a function.
     """
-    if not (callable(learning_rate) or learning_rate >= 0):
-        raise InputError(f"learning_rate must not be negative, got {learning_rate}")
-    if not (momentum >= 0 and weight_decay >= 0):
-        raise InputError(f"momentum and weight_decay must not be negative, got {momentum} and {weight_decay}")
+    if not callable(learning_rate):
+        check_not_negative("learning_rate", learning_rate)
+    check_not_negative("momentum", momentum)
+    check_not_negative("weight_decay", weight_decay)
+    if nesterov and not momentum:
+        raise InputError("Nesterov's momentum needs a momentum above 0, got 0; give one, or leave nesterov=True out")
     numbers: dict[str, Any] = {
         "learning_rate": learning_rate,
         "momentum": momentum or None,
@@ -110,11 +113,10 @@ def adamw(learning_rate: float, *, momentum: float = 0.9, weight_decay: float = 
     Raises:
       InputError: A setting is out of its range.
     """
-    if not (learning_rate >= 0 and weight_decay >= 0 and 0 <= momentum < 1):
-        raise InputError(
-            "learning_rate and weight_decay must not be negative and momentum must be at least 0 and below 1, got "
-            f"{learning_rate}, {weight_decay} and {momentum}"
-        )
+    check_not_negative("learning_rate", learning_rate)
+    check_not_negative("weight_decay", weight_decay)
+    if not 0 <= momentum < 1:
+        raise InputError(f"momentum must be at least 0 and below 1, got {momentum}")
     return _with_numbers(
         _adamw,
         learning_rate=learning_rate,
@@ -219,8 +221,7 @@ def triangle(num_steps: int, *, warmup: float, first: float = 0.2, last: float =
     """
     if not 0 <= warmup < 1:
         raise InputError(f"warmup must be a share of the steps, at least 0 and below 1, got {warmup}")
-    if not last >= 0:
-        raise InputError(f"the last factor of the rate must not be negative, got {last}")
+    check_not_negative("the last factor of the rate", last)
     top = int(num_steps * warmup)
     return RateSchedule([0, top, max(num_steps, top + 1)], [first if top else 1.0, 1.0, last])
 
@@ -240,7 +241,12 @@ def with_schedule(opt_state: PyTree, schedule: RateSchedule) -> PyTree:
     """The state of a `scheduled` optimizer whose rate is its learning rate times the schedule's factor of the step.
 
     The step counts the updates of this state, so a run that is resumed from it continues the schedule.
+
+    Raises:
+      InputError: The optimizer is not `scheduled`.
     """
     held = optax.tree_utils.tree_get(opt_state, "factors")
+    if held is None:
+        raise InputError("the optimizer's state holds no schedule; make it with sgd(..., scheduled=True), or by adamw")
     knots, factors = jnp.asarray(schedule.knots, jnp.int32), jnp.asarray(schedule.factors, held.dtype)
     return optax.tree_utils.tree_set(opt_state, knots=knots, factors=factors)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from scissorhands_jax import trees
 from scissorhands_jax.base import Key, Mask, Params, Selection
-from scissorhands_jax.errors import InputError, suggest
+from scissorhands_jax.errors import InputError, check_not_negative, suggest
 
 Initializer = Callable[[Key, tuple[int, ...], jnp.dtype], jax.Array]
 """A function `(key, shape, dtype) -> array`, as in `jax.nn.initializers`."""
@@ -109,13 +109,25 @@ def fan_in(name: str, shape: tuple[int, ...], *, out_axis: int | None = None) ->
         outputs = shape[out_axis]
     elif last == "weight" and "embed" in layer.lower():
         return 1
-    elif last == "embedding" or last.startswith("weight"):
+    elif last == "embedding" or outputs_first(name):
         outputs = shape[0]
     elif last == "kernel" and layer in ("query", "key", "value") and len(shape) == 3:
         outputs = math.prod(shape[1:])
     else:
         outputs = shape[-1]
     return max(1, math.prod(shape) // max(1, outputs))
+
+
+def outputs_first(name: str) -> bool:
+    """Whether the outputs of a layer are the first axis of its weights and the inputs the second one.
+
+    That is the layout of Equinox and PyTorch, whose arrays are called `weight`, `weight_ih` and the like. In Flax's
+    layout, that of `kernel`, both are the last axes.
+
+    Args:
+      name: The name of the array in the tree, such as `layer1/0/conv1/kernel`.
+    """
+    return name.rpartition("/")[2].startswith("weight")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +176,12 @@ def uniform(bound: float | None = None, *, out_axis: int | None = None) -> Initi
       bound: By default 1 / sqrt(fan_in), as in the published code and in PyTorch's and Equinox's own layers.
       out_axis: The axis of the outputs. By default `reinitialize` goes by the name of the array (`fan_in`); a call
         without a name takes the last axis, as in Flax.
+
+    Raises:
+      InputError: The bound is negative or infinite.
     """
+    if bound is not None:
+        check_not_negative("bound", bound)
     return _Scaled(_Uniform(bound=bound), out_axis)
 
 
@@ -174,7 +191,12 @@ def kaiming_uniform(a: float = 0.0, *, out_axis: int | None = None) -> Initializ
     Args:
       a: The slope of a leaky ReLU for negative inputs; 0 is a plain ReLU. With sqrt(5) the result is `uniform()`.
       out_axis: The axis of the outputs; see `uniform`.
+
+    Raises:
+      InputError: The slope is infinite or no number.
     """
+    if not math.isfinite(a):
+        raise InputError(f"the slope a must be a finite number, got {a}")
     return _Scaled(_Uniform(gain=math.sqrt(6 / (1 + a**2))), out_axis)
 
 
@@ -184,7 +206,12 @@ def normal(stddev: float | None = None, *, out_axis: int | None = None) -> Initi
     Args:
       stddev: The standard deviation. By default it is that of `uniform()`, 1 / sqrt(3 fan_in).
       out_axis: The axis of the outputs; see `uniform`.
+
+    Raises:
+      InputError: The standard deviation is negative or infinite.
     """
+    if stddev is not None:
+        check_not_negative("stddev", stddev)
     return _Scaled(_Normal(stddev), out_axis)
 
 

@@ -40,7 +40,7 @@ def connection_sensitivity(loss_fn: LossFn, params: Params, batches: Iterable[Py
       A pytree of non-negative scores, float32 or wider, with the structure and shapes of `params`.
 
     Raises:
-      InputError: There is no batch.
+      InputError: There is no batch, or the weights of the examples add up to 0.
 
     >>> import jax.numpy as jnp
     >>> loss = lambda w, x: jnp.mean(x @ w)
@@ -80,7 +80,7 @@ def gradient_sum(
         nothing is random.
 
     Raises:
-      InputError: There is no batch.
+      InputError: There is no batch, or the weights of the examples add up to 0.
     """
     measure = jnp.abs if absolute else None
     weighted = weighted and not absolute
@@ -134,6 +134,11 @@ def _sum(
         losses.append(loss)
     if not losses:
         raise InputError("saliency was asked for without a batch of examples; give at least one")
+    if weighted and not isinstance(weight, jax.core.Tracer) and not weight > 0:
+        raise InputError(
+            f"the weights of the examples that were scored add up to {float(weight):g}; give at least one of them a "
+            "weight above 0"
+        )
     return GradientSum(total, weight, jnp.stack(losses), model_state)
 
 

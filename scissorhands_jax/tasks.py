@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, ParamSpec, get_args
 
 import chex
 import jax
@@ -19,10 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from scissorhands_jax import data as data_lib
 from scissorhands_jax import losses, microbatches
 from scissorhands_jax.base import Key, Model, ModelState, Params, PyTree, Scalar, StatefulLossFn
 from scissorhands_jax.errors import InputError, check_choice
 
+_Arguments = ParamSpec("_Arguments")
 Better = Literal["higher", "lower"]
 Summary = Literal["mean", "root"]
 
@@ -171,7 +174,7 @@ class _TaskLoss(losses.DividedLoss):
 
     def weight(self, examples: PyTree) -> Scalar | int:
         """The number of examples, or the sum of their weights where the task has any."""
-        return super().weight(examples) if self.task.weights is None else jnp.sum(self.task.weights(examples))
+        return super().weight(examples) if self.task.weights is None else jnp.sum(_weights(self.task, examples))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,12 +188,16 @@ class _LossWithTask(losses.LossWithin):
     ) -> tuple[Scalar, ModelState]:
         return self.loss_fn(params, model_state, batch, train=train, key=key)
 
+    def weight(self, examples: PyTree) -> Scalar | int:
+        """The sum of the weights of the examples where the task has any; otherwise as for the loss within."""
+        return super().weight(examples) if self.task.weights is None else jnp.sum(_weights(self.task, examples))
+
 
 def with_task(loss_fn: StatefulLossFn, task: Task) -> StatefulLossFn:
     """The same loss, of which `task_of` knows what its network is for, for methods that need more than a loss.
 
     Args:
-      loss_fn: Any loss in the general form.
+      loss_fn: Any loss in the general form; of a task with `weights`, a mean in which the examples have these weights.
       task: What the network is for.
     """
     return loss_fn if task_of(loss_fn) == task else _LossWithTask(loss_fn, task)
@@ -213,16 +220,94 @@ def example_weights(task: Task, examples: PyTree) -> jax.Array | None:
       task: The task.
       examples: The batch. None is returned for a task that counts all examples alike; weights that are all 0 stay 0.
     """
-    if task.weights is None:
-        return None
-    weights = task.weights(examples)
-    mean = jnp.mean(weights, dtype=jnp.float32)
+    return None if task.weights is None else weights_as_shares(task.weights(examples))
+
+
+def weights_as_shares(weights: jax.Array) -> jax.Array:
+    """Weights of the examples of a batch divided by their mean, in float32 or wider; all 0 stay 0. shape=(N,)"""
+    weights = losses.in_full_precision(weights)
+    mean = jnp.mean(weights)
     return weights / jnp.where(mean > 0, mean, 1)
+
+
+def _weights(task: Task, examples: PyTree) -> jax.Array:
+    """The weights of examples of a task that has some, in float32 or wider, so that sums are finite. shape=(N,)"""
+    assert task.weights is not None
+    return losses.in_full_precision(task.weights(examples))
+
+
+def check_weights(task: Task, examples: PyTree, whose: str) -> None:
+    """Refuses weights of examples with which no mean can be taken.
+
+    Args:
+      task: The task.
+      examples: All examples of a set, in the memory of this process.
+      whose: What the set is called in errors.
+
+    Raises:
+      InputError: The task has weights, and there is not one for each example, one is negative or no number, or all
+        are 0.
+    """
+    if task.weights is None:
+        return
+    weights = np.asarray(_weights(task, examples))
+    if weights.shape != (count := data_lib.size(examples),):
+        raise InputError(
+            f"the task {task.name!r} gives {whose} of {count} examples weights of shape {weights.shape}; give one "
+            "number for each example"
+        )
+    if not (np.isfinite(weights) & (weights >= 0)).all():
+        bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+        raise InputError(
+            f"the task {task.name!r} gives {len(bad)} examples of {whose} weights that are negative or no numbers, the "
+            f"first is example {bad[0]} with {weights[bad[0]]:g}; give weights of at least 0"
+        )
+    if not weights.any():
+        raise InputError(
+            f"the task {task.name!r} gives all examples of {whose} the weight 0; give one a weight above 0"
+        )
+
+
+def check_relabelled(task: Task, examples: PyTree, what: str, *, otherwise: str = "") -> None:
+    """Refuses examples whose classes do not change with their `label`, where that is replaced.
+
+    Args:
+      task: What the network is for.
+      examples: A set of examples.
+      what: What replaces labels, in errors.
+      otherwise: What a user can do instead, after a comma.
+
+    Raises:
+      InputError: The task has no classes, or they are not the `label` of the examples.
+    """
+    if isinstance(examples, Mapping) and "label" in examples and task.labels is not None:
+        others = -1 - np.arange(data_lib.size(examples), dtype=np.int32)  # classes of no example
+        found = task.labels({**examples, "label": others})
+        local = not isinstance(found, jax.Array) or found.is_fully_addressable
+        if local and np.array_equal(found, others):
+            return
+    raise InputError(
+        f"{what} would be put into 'label', where the task {task.name!r} does not find its classes; keep what its "
+        f"`labels` and `loss` read in 'label'{otherwise}"
+    )
 
 
 def weighted_mean(each: jax.Array, weights: jax.Array | None) -> Scalar:
     """The mean of numbers of examples, weighted as `example_weights` has it. shape=()"""
     return jnp.mean(each if weights is None else each * weights)
+
+
+def _once(make: Callable[_Arguments, Task]) -> Callable[_Arguments, Task]:
+    """The same function, which makes one task for equal arguments, whether they are spelled out or left out."""
+    signature, made = inspect.signature(make), functools.cache(make)
+
+    @functools.wraps(make)
+    def of(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> Task:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return made(**bound.arguments)  # type: ignore[call-arg]
+
+    return of
 
 
 def _label(examples: PyTree) -> chex.Array:
@@ -306,7 +391,7 @@ def multi_label() -> Task:
     )
 
 
-@functools.cache
+@_once
 def regression(scale: float = 1.0) -> Task:
     """Numbers for each example: the network gives them in the shape of `label`, (N,) or (N, ...).
 
@@ -351,7 +436,7 @@ def regression(scale: float = 1.0) -> Task:
     )
 
 
-@functools.cache
+@_once
 def masked(step_task: Task, mask: str = "mask") -> Task:
     """A task of every step of a sequence, in which steps that only fill sequences up to one length do not count.
 
@@ -360,13 +445,23 @@ def masked(step_task: Task, mask: str = "mask") -> Task:
     and gives outputs of shape (N, T, ...). Loss and metrics of an example are the means over its real steps of those of
     `step_task` (for a metric with `summary="root"` the root of the mean square), so every sequence counts once,
     whatever its length. One without real steps has a loss of 0, and metrics refuse it. What outputs and targets hold
-    elsewhere changes nothing, NaN included; but `training.run` refuses data that hold NaN anywhere.
+    elsewhere changes nothing, NaN included; but `training.run` refuses data that hold NaN anywhere. There are no wrong
+    targets of sequences (`Task.flip`).
 
     Args:
       step_task: The task of one step, such as `regression()` or `classification()`. Its loss and metrics are given
         the steps of all sequences as examples (N * T) with `label` alone, its `predictions` all outputs at once.
       mask: The name of the array of bools, shape (N, T).
+
+    Raises:
+      InputError: The task of one step has `weights` or `inputs` of its own, which would be of steps.
     """
+    for name, usual in (("weights", None), ("inputs", losses.inputs_of)):
+        if getattr(step_task, name) != usual:
+            raise InputError(
+                f"the task of one step, {step_task.name!r}, has {name} of its own, which say nothing of sequences; "
+                f"leave them out, and give the sequences theirs by dataclasses.replace(masked(...), {name}=...)"
+            )
 
     def steps(tree, keep):
         def flat(leaf):

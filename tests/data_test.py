@@ -676,6 +676,22 @@ class TestCropAndFlip:
         np.testing.assert_array_equal(crop(jax.random.key(0), images), crop(jax.random.key(0), images))
         assert np.any(crop(jax.random.key(0), images) != crop(jax.random.key(1), images))
 
+    @pytest.mark.parametrize(("padding", "mode"), [(-1, "constant"), (-1, "reflect"), (4, "reflect"), (50, "reflect")])
+    def test_a_border_that_cannot_be_added_is_refused(self, padding, mode):
+        with pytest.raises(InputError, match=r"the padding of a crop must not be negative|cannot be mirrored"):
+            augmentation.crop(jax.random.key(0), jnp.zeros((1, 4, 5, 1)), padding=padding, mode=mode)
+
+    def test_no_images_are_resized_to_none(self):
+        resized = augmentation.resize(np.zeros((0, 4, 4, 3), np.uint8), (2, 5))
+        assert (resized.shape, resized.dtype) == ((0, 2, 5, 3), np.uint8)
+
+
+def test_sets_are_joined_without_what_only_one_has():
+    one, other = {"a": jnp.arange(2), "id": jnp.arange(2)}, {"a": jnp.arange(3)}
+    assert {name: part.tolist() for name, part in data.joined(one, other).items()} == {"a": [0, 1, 0, 1, 2]}
+    assert data.joined(jnp.arange(2), jnp.arange(1)).tolist() == [0, 1, 0]
+    assert data.joined(one) == one
+
 
 class TestSplitOfWhatWasTrainedOn:
     TRAIN = np.arange(5) * 10

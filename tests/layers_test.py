@@ -110,6 +110,14 @@ def test_a_public_name_is_defined_in_one_file_only():
     assert {name: files for name, files in homes.items() if len(files) > 1} == {}
 
 
+def test_losses_of_optax_are_given_numbers_in_full_precision():
+    """In half precision they have three digits; `losses` has the cross-entropies that all others take."""
+    computing = re.compile(r"optax\.(losses\.)?\w*(cross_entropy|kl_divergence|l2_loss|huber_loss)")
+    found = {path.relative_to(PACKAGE).as_posix() for path, _ in modules() if computing.search(path.read_text())}
+    assert found == {"losses.py", "tasks.py", "methods/delete.py"}
+    assert all("in_full_precision(" in (PACKAGE / path).read_text() for path in found)
+
+
 def test_importing_the_library_loads_no_heavy_extra():
     code = "import sys; from scissorhands_jax import *; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

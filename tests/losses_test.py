@@ -39,6 +39,16 @@ def test_a_label_of_no_class_makes_the_loss_nan(label, smoothing):
     assert np.isnan(losses.cross_entropy(logits, labels.at[1].set(label), label_smoothing=smoothing))
 
 
+def test_smoothing_and_temperature_have_their_ranges():
+    logits = jnp.ones((2, 3))
+    for share in (-0.1, 1.0, 1.5, float("nan")):
+        with pytest.raises(InputError, match="label_smoothing must be at least 0 and below 1"):
+            losses.cross_entropy(logits, jnp.array([0, 1]), label_smoothing=share)
+    for temperature in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(InputError, match="temperature must be above 0 and finite"):
+            losses.kl_divergence(logits, logits, temperature=temperature)
+
+
 @pytest.mark.parametrize(("dtype", "classes"), [("uint8", 256), ("int8", 128), ("uint8", 300), ("int16", 40_000)])
 def test_labels_of_few_bits_count_as_any_others(dtype, classes):
     labels = np.array([3, np.iinfo(dtype).max], dtype)

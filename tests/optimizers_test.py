@@ -1,5 +1,7 @@
 """The optimizer is PyTorch's SGD, and its numbers can change without another compilation."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,8 +74,10 @@ def test_numbers_travel_in_the_state_and_share_their_update():
     ("settings", "message"),
     [
         ({"learning_rate": -0.1}, "learning_rate must not be negative, got -0.1"),
-        ({"learning_rate": 0.1, "momentum": -0.5}, "must not be negative, got -0.5 and 0.0005"),
-        ({"learning_rate": 0.1, "weight_decay": -1.0}, "must not be negative, got 0.9 and -1.0"),
+        ({"learning_rate": 0.1, "momentum": -0.5}, "momentum must not be negative, got -0.5"),
+        ({"learning_rate": 0.1, "weight_decay": -1.0}, "weight_decay must not be negative, got -1.0"),
+        ({"learning_rate": math.inf}, "learning_rate must be finite, got inf"),
+        ({"learning_rate": 0.1, "momentum": 0, "nesterov": True}, "Nesterov's momentum needs a momentum above 0"),
         ({"learning_rate": float("nan")}, "learning_rate must not be negative, got nan"),
         ({"learning_rate": 0.1, "momentum": float("nan")}, "must not be negative, got nan"),
     ],
@@ -81,6 +85,11 @@ def test_numbers_travel_in_the_state_and_share_their_update():
 def test_negative_settings_are_refused(settings, message):
     with pytest.raises(InputError, match=message):
         sgd(**settings)
+
+
+def test_an_optimizer_without_a_schedule_is_not_given_one():
+    with pytest.raises(InputError, match=r"holds no schedule; make it with sgd\(..., scheduled=True\)"):
+        optimizers.with_schedule(sgd(0.1).init(START), optimizers.constant())
 
 
 @pytest.mark.parametrize(

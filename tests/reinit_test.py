@@ -104,6 +104,13 @@ def test_given_bounds_and_deviations_override_fan_in():
     assert np.std(reinit.normal(0.5)(KEY, DENSE)) == pytest.approx(0.5, rel=0.02)
 
 
+@pytest.mark.parametrize("make", [reinit.uniform, reinit.normal])
+@pytest.mark.parametrize("size", [-0.5, math.nan, math.inf])
+def test_a_bound_is_a_size(make, size):
+    with pytest.raises(InputError, match=r"(bound|stddev) must (not be negative|be finite), got"):
+        make(size)
+
+
 def test_fan_in_of_pytorch_layouts_leaves_the_first_axis_out():
     assert np.abs(reinit.uniform(out_axis=0)(KEY, DENSE)).max() == pytest.approx(1 / math.sqrt(500), rel=1e-3)
     assert np.abs(reinit.uniform(out_axis=0)(KEY, CONV)).max() == pytest.approx(1 / math.sqrt(3000), rel=1e-3)

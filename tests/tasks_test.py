@@ -11,11 +11,12 @@ import optax
 import pytest
 
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import losses, saliency
+from scissorhands_jax import losses, models, saliency
 from scissorhands_jax.base import Data, Model
 from scissorhands_jax.data import split
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.jobs.experiment import Experiment, LoadedExperiment, OwnNetwork
+from scissorhands_jax.jobs import scenarios as scenarios_lib
+from scissorhands_jax.jobs.experiment import Experiment, LoadedExperiment, OwnNetwork, Scenario
 from scissorhands_jax.methods import METHODS
 from scissorhands_jax.methods.influence import removal_gradients
 from scissorhands_jax.methods.retrain import RetrainSettings
@@ -250,6 +251,137 @@ class TestAttacks:
         assert found[0] == found[1] == found[2]
 
 
+class TestClassifiersOfTheirOwn:
+    """Tasks with classes whose examples, inputs or weights are not those of `classification()`."""
+
+    OWN = dataclasses.replace(
+        CLASSIFICATION,
+        name="own",
+        loss=lambda logits, examples: losses.cross_entropies(logits, examples["kind"]),
+        metrics=(Metric("acc", "Acc", lambda found, examples: 100.0 * (found == np.asarray(examples["kind"]))),),
+        labels=lambda examples: examples["kind"],
+        inputs=lambda examples: examples["image"] / 2,
+        weights=lambda examples: examples["weight"],
+    )
+    RELABEL = ("random_label", "salun", "munba", "boundary_shrink")
+    READ = ("delete", "amun", "sfron", "boundary_expand")
+
+    def examples(self, count, usual):
+        """Examples for the own task, or the same ones for classification."""
+        generator = np.random.default_rng(count)
+        images, kinds = generator.random((count, 2, 2, 1), np.float32), generator.integers(0, 3, count)
+        if usual:
+            return {"image": images / 2, "label": kinds}
+        return {"image": images, "kind": kinds, "label": kinds * 0, "weight": np.full(count, 5.0, np.float16)}
+
+    def method(self, name, task, **changes):
+        quick = {"epochs": 1, "batch_size": 4, "learning_rate": 0.1, **changes}
+        model = models.build("mlp", num_classes=3, image_shape=(2, 2, 1), hidden=(4,))
+        return model, METHODS[name](**quick).build(model, task_loss(model, task), 3)
+
+    def run(self, name, task, data):
+        model, method = self.method(name, task)
+        return jax.tree.leaves(run(method, jax.random.key(1), *model.init(jax.random.key(0)), data, num_epochs=1)[:2])
+
+    @pytest.mark.parametrize("name", READ)
+    def test_methods_that_read_classes_read_those_of_the_task(self, name):
+        usual, own = (Data(*(self.examples(count, kind) for count in (4, 8))) for kind in (True, False))
+        for one, other in zip(self.run(name, CLASSIFICATION, usual), self.run(name, self.OWN, own), strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-6)
+
+    @pytest.mark.parametrize("name", READ)
+    def test_methods_that_read_classes_weigh_examples(self, name):
+        """An example without weight might as well have another class, or other pixels."""
+        data = Data(*(self.examples(count, usual=False) for count in (4, 8)))
+        found = []
+        for image in (0.5, 0.9):
+            forget = {key: np.array(part) for key, part in data.forget.items()}
+            forget["image"][0], forget["weight"][0] = image, 0
+            model, method = self.method(name, self.OWN, **({"threshold": None} if name == "sfron" else {}))
+            steps = []
+            run(
+                *(method, jax.random.key(1), *model.init(jax.random.key(0)), Data(forget, data.retain)),
+                num_epochs=1,
+                on_step=steps.append,
+            )
+            found.append(steps[0].metrics)
+        assert {key: value.tolist() for key, value in found[0].items()} == pytest.approx(
+            {key: value.tolist() for key, value in found[1].items()}, rel=1e-5
+        )
+
+    @pytest.mark.parametrize("name", RELABEL)
+    def test_labels_that_the_task_does_not_read_are_not_replaced_in_vain(self, name):
+        assert METHODS[name]().relabels
+        data = Data(*(self.examples(count, usual=False) for count in (4, 8)))
+        with pytest.raises(InputError, match=r"'label', where the task 'own' does not find its classes; keep what"):
+            self.run(name, self.OWN, data)
+
+    def test_a_table_refuses_them_before_it_begins(self):
+        model, _ = self.method("finetune", self.OWN)
+        train, task = self.examples(8, usual=False), self.OWN
+
+        def loaded(task, method, **changes):
+            own = OwnNetwork(model=model, train={**train, **changes}, test=train, task=task)
+            scenario = Scenario(name="a", forget=("indices:0",), methods={method: METHODS[method]()})
+            return LoadedExperiment(
+                Experiment(
+                    **{name: "own" for name in ("name", "dataset", "model")},
+                    training=RetrainSettings(epochs=1, batch_size=4),
+                    scenarios=(scenario,),
+                ),
+                None,
+                own,
+            )
+
+        loaded(task, "delete")
+        with pytest.raises(InputError, match="or do without SalunSettings"):
+            loaded(task, "salun")
+        for wrong in (-1.0, math.nan, 0.0):
+            with pytest.raises(InputError, match=r"the task 'own' gives .* examples of the training set .*weight"):
+                loaded(task, "delete", weight=np.full(8, wrong))
+        with pytest.raises(InputError, match=r"wrong targets would be put into 'label'"):
+            scenarios_lib._with_wrong_targets(loaded(task, "delete"), 0.5, 0)
+
+    def test_wrong_targets_and_the_ceiling_of_a_classifier_may_be_its_own(self):
+        task = dataclasses.replace(
+            CLASSIFICATION, name="ordered", ceiling=0.25, flip=lambda targets, generator: (targets + 1) % 3
+        )
+        assert of_task(METHODS["scissorhands"](), task).ceiling == 0.25
+        assert of_task(METHODS["scissorhands"](ceiling=1.0), task).ceiling == 1.0
+        model, _ = self.method("finetune", task)
+        train = self.examples(8, usual=True)
+        own = OwnNetwork(model=model, train=train, test=train, task=task)
+        experiment = Experiment(name="o", dataset="o", model="o", training=RetrainSettings(), scenarios=())
+        wrong, chosen = scenarios_lib._with_wrong_targets(LoadedExperiment(experiment, None, own), 0.5, 0)
+        assert len(chosen) == 4
+        np.testing.assert_array_equal(wrong["label"][chosen], (train["label"][chosen] + 1) % 3)
+
+    @pytest.mark.parametrize("part", ["forget", "retain"])
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [(lambda y: np.eye(3, dtype=int)[y], "argmax"), (lambda y: y[:, None], "ravel"), (np.float32, "give integers")],
+    )
+    @pytest.mark.parametrize("name", [*RELABEL, *READ])
+    def test_labels_of_another_form_are_refused_before_anything_is_computed(self, name, change, message, part):
+        data = Data(*(self.examples(count, usual=True) for count in (4, 8)))
+        examples = getattr(data, part)
+        data = data._replace(**{part: {**examples, "label": change(examples["label"])}})
+        model, method = self.method(name, CLASSIFICATION)
+        with pytest.raises(InputError, match=f"the labels of the {part} set .*{message}"):
+            method.init(jax.random.key(0), *model.init(jax.random.key(0)), data)
+
+    def test_the_augmentation_of_a_loss_with_a_task_is_known(self):
+        model, _ = self.method("finetune", CLASSIFICATION)
+        for parts in (1, 2):
+            loss = losses.microbatched(losses.classification_loss(model, augment=lambda key, images: images), parts)
+            held = with_task(loss, self.OWN)
+            assert losses.augmentation_of(held) is losses.augmentation_of(loss) is not None
+            assert losses.altered(held, label_smoothing=0.1) == with_task(
+                losses.altered(loss, label_smoothing=0.1), self.OWN
+            )
+        METHODS["retrain"](recipe="fast").build(model, held, 3)
+
+
 class TestWhatIsNotSupported:
     def test_methods_that_need_classes_are_refused_by_name(self):
         refused = {"random_label", "salun", "munba", "scrub", "bad_teacher", "delete", "amun", "sfron"}
@@ -364,6 +496,25 @@ class TestWeightedLosses:
         assert float(forget) == pytest.approx(9 / 12 * 2 * 16)
         assert float(retain) == pytest.approx(9 / 12 * 2 * (1 + 4 + 9) / 3)
 
+    def test_a_loss_of_ones_own_weighs_as_its_task_does(self):
+        whole = task_loss(self.MODEL, self.TASK)
+        own = with_task(lambda *args, train, key: whole(*args, train=train, key=key), self.TASK)
+        assert losses.weight_of(own, self.EXAMPLES) == losses.weight_of(whole, self.EXAMPLES) == 12
+        for size in (1, 2, 3):
+            assert losses.average_loss(own, 1.0, (), self.EXAMPLES, batch_size=size) == pytest.approx(self.WHOLE)
+
+    def test_weights_in_half_precision_can_be_added_up(self):
+        whole = task_loss(self.MODEL, self.TASK)
+        examples = {"x": jnp.ones(600), "label": jnp.zeros(600), "weight": jnp.full(600, 200, jnp.float16)}
+        assert losses.weight_of(whole, examples) == 120_000
+        assert losses.average_loss(whole, 1.0, (), examples, batch_size=600) == 1.0
+
+    def test_examples_without_weight_have_no_gradient_to_follow(self):
+        examples = {**self.EXAMPLES, "weight": jnp.zeros(4)}
+        data = Data(data_lib.take(examples, slice(2)), data_lib.take(self.EXAMPLES, slice(2, None)))
+        with pytest.raises(InputError, match="the weights of the examples that were scored add up to 0; give at least"):
+            removal_gradients(task_loss(self.MODEL, self.TASK), jnp.ones(()), (), data, batch_size=2)
+
     def test_a_loss_of_ones_own_keeps_its_task(self):
         def own(params, model_state, batch, *, train, key):
             return jnp.zeros(()), model_state
@@ -435,6 +586,20 @@ def test_outputs_of_another_layout_are_not_read_as_targets(shapes):
 def test_an_axis_of_one_may_be_missing(shapes):
     outputs, targets = (jnp.arange(math.prod(shape), dtype=jnp.float32).reshape(shape) for shape in shapes)
     assert regression().loss(outputs, {"label": targets}).tolist() == [0.0] * 4
+
+
+def test_one_task_has_one_value_however_it_is_written():
+    assert regression() is regression(1.0) is regression(scale=1)
+    assert regression(2.0) is not regression()
+    assert masked(regression()) is masked(regression(1.0), "mask") is masked(step_task=regression(), mask="mask")
+    assert masked(regression(), "real") is not masked(regression())
+
+
+@pytest.mark.parametrize("changes", [{"weights": lambda e: e["w"]}, {"inputs": lambda e: e["x"]}])
+def test_weights_and_inputs_of_steps_are_not_lost(changes):
+    (name,) = changes
+    with pytest.raises(InputError, match=f"the task of one step, 'mine', has {name} of its own"):
+        masked(dataclasses.replace(regression(), name="mine", **changes))
 
 
 def test_a_loss_with_a_task_is_known_to_be_in_parts():

@@ -26,7 +26,7 @@ from scissorhands_jax.methods.finetune import FinetuneSettings
 from scissorhands_jax.methods.retrain import RetrainSettings
 from scissorhands_jax.methods.settings import of_network, of_task
 from scissorhands_jax.metrics import answers
-from scissorhands_jax.tasks import CLASSIFICATION, Task, task_loss, with_task
+from scissorhands_jax.tasks import CLASSIFICATION, Task, check_relabelled, check_weights, task_loss, with_task
 from scissorhands_jax.training.descriptions import describe_value
 
 FLIPPED = "flipped"
@@ -276,7 +276,8 @@ def _check_own(experiment: Experiment, own: OwnNetwork) -> None:
     """Refuses an experiment that asks for what an own network cannot do.
 
     Raises:
-      InputError: A setting is not for own networks, the test set has another form, or methods take classifiers alone.
+      InputError: A setting is not for own networks, the test set has another form, methods take classifiers alone, or
+        the task weighs or labels the examples in a way that cannot be used.
     """
     usual: dict[str, Any] = dict.fromkeys(("pretrained", "image_size", "train_limit", "test_limit"))
     for name, value in {**usual, "model_options": {}}.items():
@@ -296,6 +297,12 @@ def _check_own(experiment: Experiment, own: OwnNetwork) -> None:
     for scenario in experiment.scenarios:
         for settings in scenario.methods.values():
             of_task(settings, own.task)
+            if settings.relabels:
+                check_relabelled(
+                    own.task, own.train, "other labels", otherwise=f", or do without {type(settings).__name__}"
+                )
+    for whose, examples in (("the training set", own.train), ("the test set", own.test)):
+        check_weights(own.task, examples, whose)
 
 
 def load_splits(experiment: Experiment, data_dir: str | None) -> datasets.Splits:

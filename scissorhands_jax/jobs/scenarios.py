@@ -29,6 +29,7 @@ from scissorhands_jax.methods import MethodSettings, describe
 from scissorhands_jax.metrics import answers, relearning
 from scissorhands_jax.metrics.row import accuracy_numbers, attack_numbers, predict_sets
 from scissorhands_jax.report import ORIGINAL, REDRAWN, REFERENCE, provenance, table_gates
+from scissorhands_jax.tasks import check_relabelled
 from scissorhands_jax.terminal import Progress
 from scissorhands_jax.training import checkpoints
 from scissorhands_jax.training.identity import check_same, identify
@@ -448,7 +449,9 @@ def _with_wrong_targets(loaded: LoadedExperiment, share: float, seed: int) -> tu
       InputError: The share cannot be used, or the task does not say what wrong targets are.
     """
     train, task = loaded.splits.train, loaded.task
-    if isinstance(train, Mapping) and "label" in train and task.classifies:
+    if share and task.labels is not None:
+        check_relabelled(task, train, "wrong targets")
+    if isinstance(train, Mapping) and "label" in train and task.classifies and task.flip is None:
         labels, flipped = forget_sets.flip_labels(train["label"], share, max(loaded.num_classes, 2), seed=seed)
         return {**train, "label": labels}, flipped
     if not share:

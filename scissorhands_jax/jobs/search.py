@@ -14,7 +14,7 @@ from scipy import stats
 from scissorhands_jax.base import Data, Dataset, Key, Method, Model, ModelState, Params
 from scissorhands_jax.errors import DivergedError, InputError
 from scissorhands_jax.methods import MethodSettings
-from scissorhands_jax.methods.settings import Choices, Range
+from scissorhands_jax.methods.settings import Choices, Range, TrainingSettings
 from scissorhands_jax.metrics import answers
 from scissorhands_jax.tasks import CLASSIFICATION, Task
 from scissorhands_jax.training import sweeps
@@ -170,7 +170,11 @@ def _shown(changes: Mapping[str, Any]) -> str:
 
 
 def _with_changes(settings: MethodSettings, changes: Mapping[str, Any]) -> MethodSettings:
-    return dataclasses.replace(settings, **changes)
+    changed = dataclasses.replace(settings, **changes)
+    if "schedule" not in changes or not isinstance(changed, TrainingSettings):
+        return changed
+    unread: dict[str, Any] = {name: value for name, value in changed.unread().items() if name not in changes}
+    return dataclasses.replace(changed, **unread)  # Settings of the schedule that is not tried.
 
 
 def candidates(

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import masks, trees
+from scissorhands_jax import losses, masks, trees
 from scissorhands_jax.base import (
     Batch,
     Carry,
@@ -20,6 +20,7 @@ from scissorhands_jax.base import (
     Key,
     Method,
     Metrics,
+    Model,
     ModelState,
     Params,
     PyTree,
@@ -29,6 +30,8 @@ from scissorhands_jax.base import (
     new_carry,
 )
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.models.resnet9 import fit_whitening
+from scissorhands_jax.tasks import CLASSIFICATION, Task, check_relabelled
 
 Batches = Callable[[Key, Data, int], Iterable[Batch]]
 
@@ -146,26 +149,54 @@ def check_not_empty(data: Data, parts: tuple[str, ...]) -> None:
             raise InputError(f"the {part} set is empty; name at least one training example for it")
 
 
-def for_classes(name: str, method: Method, *, otherwise: str = "") -> Method:
+def for_classes(
+    name: str, method: Method, task: Task, *, relabels: bool = False, of_classes: bool = True, otherwise: str = ""
+) -> Method:
     """The method, which refuses examples without classes before it begins.
 
     Args:
       name: What the method is called.
-      method: The method, which reads the `label` of examples.
+      method: The method, which reads the classes of examples.
+      task: What the network is for, which says what the classes are.
+      relabels: Whether the method replaces the `label` of forget examples.
+      of_classes: Whether labels have to be classes. A function of the user's own may replace labels of any form.
       otherwise: What a user can do in the first place, such as another setting of the method.
+
+    Raises:
+      InputError: When the method begins, if the task or a part of the data has no classes, they are no whole numbers,
+        or the task does not read the labels that are replaced.
     """
+    advice = f"{otherwise}take a method that needs only a loss, such as scissorhands or finetune"
 
     def init(key: Key, params: Params, model_state: ModelState, data: Data) -> Carry:
+        if of_classes and task.labels is None:
+            raise InputError(
+                f"{name} reads the class of every example, and those of the task {task.name!r} have none; {advice}"
+            )
         for part, examples in data._asdict().items():
-            if data_lib.size(examples) and not (isinstance(examples, Mapping) and "label" in examples):
+            if not data_lib.size(examples):
+                continue
+            labelled = isinstance(examples, Mapping) and "label" in examples
+            if not labelled and (relabels or task.labels is CLASSIFICATION.labels):
                 found = ", ".join(map(str, examples)) if isinstance(examples, Mapping) else "no names"
                 raise InputError(
-                    f"{name} reads the class of every example, and the {part} set has {found} and no 'label'; "
-                    f"{otherwise}take a method that needs only a loss, such as scissorhands or finetune"
+                    f"{name} reads the class of every example, and the {part} set has {found} and no 'label'; {advice}"
                 )
+            if task.labels is None:
+                continue
+            if of_classes:
+                losses.check_classes(task.labels(examples), f"the {part} set")
+            if relabels and part == "forget":
+                check_relabelled(task, examples, "other labels", otherwise=f", or {advice}")
         return method.init(key, params, model_state, data)
 
     return method._replace(init=init)
+
+
+def drawn_afresh(model: Model, key: Key, data: Data) -> tuple[Params, ModelState]:
+    """A fresh network. One with a whitening layer (`models.resnet9`) has it fitted to the retain set."""
+    params, model_state = model.init(key)
+    return params, fit_whitening(model_state, data.retain)
 
 
 def split_key(key: Key | None) -> tuple[Key | None, Key | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import math
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -22,6 +23,7 @@ from scissorhands_jax.methods._gradient import descend, for_classes, forget_batc
 from scissorhands_jax.methods.boundary_shrink import PixelRange, check_clip, check_range
 from scissorhands_jax.methods.settings import LogitArguments, TrainingSettings
 from scissorhands_jax.models.layers import as_float
+from scissorhands_jax.tasks import CLASSIFICATION, Task, task_of, weighted_mean, weights_as_shares
 
 _logger = logging.getLogger(__name__)
 
@@ -83,9 +85,9 @@ def amun(model: Model, optimizer: optax.GradientTransformation, options: AmunArg
       InputError: A setting is out of its range, or (from `init`) forget images lie outside `clip`, or no forget example
         has an adversarial one.
     """
-    clip, parts = options.clip, options.microbatches
-    if not options.epsilon > 0:
-        raise InputError(f"epsilon must be above 0, got {options.epsilon}")
+    clip, parts, task = options.clip, options.microbatches, options.task
+    if not 0 < options.epsilon < math.inf:
+        raise InputError(f"epsilon must be above 0 and finite, got {options.epsilon}")
     if options.attack_steps < 1 or options.max_doublings < 0:
         raise InputError(
             "attack_steps must be at least 1 and max_doublings at least 0, got "
@@ -97,7 +99,7 @@ def amun(model: Model, optimizer: optax.GradientTransformation, options: AmunArg
     def aux(key: Key, params: Params, model_state: ModelState, data: Data) -> Dataset:
         del key
         if clip is not None:
-            check_range(losses.images_of(data.forget), clip)
+            check_range(losses.images_of(data.forget, task.inputs), clip)
         found = closest_adversarial(
             model,
             params,
@@ -108,47 +110,59 @@ def amun(model: Model, optimizer: optax.GradientTransformation, options: AmunArg
             max_doublings=options.max_doublings,
             clip=clip,
             batch_size=options.batch_size,
+            task=task,
         )
-        return _complete(found)
+        return _complete(found, None if task.weights is None else np.asarray(task.weights(data.forget)))
 
     def objective(params, carry, batch, key):
         clean = {name: part for name, part in batch._asdict().items() if part is not None}
         images, key = losses.augmented(
-            options.augment, key, jnp.concatenate([losses.images_of(p) for p in clean.values()])
+            options.augment, key, jnp.concatenate([losses.images_of(p, task.inputs) for p in clean.values()])
         )
         adversarial = drawn(carry, data_lib.size(batch.forget))
         counts = {name: data_lib.size(part) for name, part in {**clean, "adversarial": adversarial}.items()}
         total = sum(counts.values())
         kinds = np.repeat(np.arange(len(counts)), list(counts.values()))
         images = jnp.concatenate([as_float(images), adversarial["image"]])
-        labels = jnp.concatenate([part["label"] for part in (*clean.values(), adversarial)])
+        assert task.labels is not None
+        labels = jnp.concatenate([*map(task.labels, clean.values()), adversarial["label"]])
+        weights = None
+        if task.weights is not None:
+            weights = jnp.concatenate([*map(task.weights, clean.values()), adversarial["weight"]])
+            weights = weights_as_shares(weights)
+        # What each kind weighs, as a share of the whole.
+        kind_shares = [
+            count / total if weights is None else jnp.mean(jnp.where(kinds == kind, weights, 0))
+            for kind, count in enumerate(counts.values())
+        ]
 
         def mean_loss(params, model_state, examples, key):
-            images, labels, kinds = examples
+            images, labels, kinds, weights = examples
             logits, model_state = model.apply(params, model_state, images, train=True, key=key)
-            each = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            loss = jnp.mean(each)
+            each = losses.cross_entropies(logits, labels)
+            loss = weighted_mean(each, weights)
             # Sums over a kind in this part, so that the mean over parts is that over the kind.
             of_kinds = {
-                f"loss_{name}": jnp.mean(jnp.where(kinds == kind, each, 0)) * total / count
-                for kind, (name, count) in enumerate(counts.items())
+                f"loss_{name}": weighted_mean(jnp.where(kinds == kind, each, 0), weights)
+                / jnp.where(share > 0, share, 1)
+                for kind, (name, share) in enumerate(zip(counts, kind_shares, strict=True))
             }
             return loss, (model_state, {"loss_mixed": loss, **of_kinds})
 
         whole = microbatches.accumulated(mean_loss, parts)
-        return whole(params, carry.model_state, (images, labels, jnp.asarray(kinds)), key)
+        return whole(params, carry.model_state, (images, labels, jnp.asarray(kinds), weights), key)
 
     reads: tuple[str, ...] = ("forget", "retain") if options.uses_retain else ("forget",)
     of_forget = max(1, options.batch_size // 2)
     batches = mixed_batches(options.batch_size, copies=2) if options.uses_retain else forget_batches(of_forget)
-    return for_classes("amun", descend(objective, optimizer, batches=batches, reads=reads, aux=aux))
+    return for_classes("amun", descend(objective, optimizer, batches=batches, reads=reads, aux=aux), task)
 
 
 class AdversarialExamples(NamedTuple):
     """What `closest_adversarial` finds, on the host, one entry for each example."""
 
     images: np.ndarray  # shape=(N, ...), dtype=float32
-    labels: np.ndarray  # shape=(N,): the classes that the network puts the images into
+    labels: np.ndarray  # shape=(N,), dtype=int32: the classes that the network puts the images into
     found: np.ndarray  # shape=(N,), dtype=bool: whether that class is another than the example's label
 
 
@@ -163,6 +177,7 @@ def closest_adversarial(
     max_doublings: int = 12,
     clip: PixelRange | None = None,
     batch_size: int = 128,
+    task: Task = CLASSIFICATION,
 ) -> AdversarialExamples:
     """Seeks, for each example, a near image that the network puts into another class than its label.
 
@@ -172,8 +187,9 @@ def closest_adversarial(
       x' <- clip(x + d min(1, r / |d|)),  d = x' + (r / 10) g / |g| - x,  g = the gradient at x'
 
     r is `epsilon` for the first `attack_steps` steps and doubles after each further `attack_steps`; the search goes on
-    from the x' that was reached. So x' lies within r, and beyond `epsilon` none was found within r / 2. An example that
-    the network gets wrong as it is, is its own adversarial example, at distance 0. This is the search of the published
+    from the x' that was reached. So x' lies within r. Beyond `epsilon` none was found within r / 2, but for a class
+    that changes in the last step there: that is noticed in the first step after the doubling. An example that the
+    network gets wrong as it is, is its own adversarial example, at distance 0. This is the search of the published
     code, except that g only has the direction of the cross-entropy's gradient: it is the gradient of
     `logsumexp_{j != y} f_j - f_y`, that of the cross-entropy divided by 1 - p_y, which does not vanish where the
     network is certain.
@@ -188,11 +204,14 @@ def closest_adversarial(
       max_doublings: How often the radius is doubled at most, at least 0.
       clip: The range of valid images. None does not clip.
       batch_size: The number of examples that are attacked at once; the result does not depend on it.
+      task: What the network is for, which says what images and labels of the examples are.
     """
+    assert task.labels is not None
     total = data_lib.size(examples)
     batch_size = min(batch_size, total)
-    labels = np.asarray(examples["label"])
-    images = np.asarray(as_float(jnp.asarray(np.asarray(losses.images_of(examples)))), np.float32)
+    labels = np.asarray(task.labels(examples))
+    labels = labels.astype(np.promote_types(labels.dtype, np.int32))
+    images = np.asarray(as_float(jnp.asarray(np.asarray(losses.images_of(examples, task.inputs)))), np.float32)
     moved, predicted, remaining = images.copy(), labels.copy(), np.arange(total)
 
     def attack(positions: np.ndarray, radius: float, steps: int) -> None:
@@ -222,7 +241,7 @@ def _attack_step(model, params, model_state, clean, labels, moved, radius, *, cl
 
     def doubt(images):
         logits, _ = model.apply(params, model_state, images, train=False)
-        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        logits = losses.in_full_precision(logits)
         true = losses.class_numbers(labels)[:, None] == jnp.arange(logits.shape[-1])[None]
         others = jax.nn.logsumexp(jnp.where(true, -jnp.inf, logits), axis=-1)
         return jnp.sum(others - jnp.sum(jnp.where(true, logits, 0), axis=-1)), jnp.argmax(logits, axis=-1)
@@ -251,8 +270,11 @@ def _on_host(array: jax.Array) -> np.ndarray:
     return np.asarray(array if array.is_fully_addressable else multihost_utils.process_allgather(array, tiled=True))
 
 
-def _complete(found: AdversarialExamples) -> Dataset:
-    """The adversarial examples; where there is none, that of another forget example, so that the shape is known."""
+def _complete(found: AdversarialExamples, weights: np.ndarray | None) -> Dataset:
+    """The adversarial examples; where there is none, that of another forget example, so that the shape is known.
+
+    With weights of the forget examples each has that of the example that it was found for.
+    """
     rows, (some,), (none,) = np.arange(len(found.found)), np.nonzero(found.found), np.nonzero(~found.found)
     if not some.size:
         raise InputError(
@@ -267,7 +289,8 @@ def _complete(found: AdversarialExamples) -> Dataset:
             len(rows),
         )
         rows[none] = np.resize(some, none.size)
-    return {"image": jnp.asarray(found.images[rows]), "label": jnp.asarray(found.labels[rows])}
+    examples = {"image": jnp.asarray(found.images[rows]), "label": jnp.asarray(found.labels[rows])}
+    return examples if weights is None else {**examples, "weight": jnp.asarray(weights[rows])}
 
 
 def drawn(carry: Carry, count: int) -> Dataset:
@@ -307,6 +330,7 @@ class AmunSettings(AmunOptions, TrainingSettings):
         method = amun(
             model,
             self.optimizer(),
+            task=task_of(loss_fn),
             augment=losses.augmentation_of(loss_fn),
             microbatches=self.microbatches,
             clip=(0.0, 1.0) if self.clip else None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -13,7 +13,7 @@ import optax
 
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import losses, microbatches, trees
-from scissorhands_jax.base import Batch, Data, Key, Method, Model, ModelState, Params, PyTree, StatefulLossFn
+from scissorhands_jax.base import Batch, Data, Key, Method, Model, ModelState, Params, StatefulLossFn
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.keywords import takes
 from scissorhands_jax.methods._gradient import descend, mixed_batches
@@ -79,14 +79,15 @@ def bad_teacher(model: Model, optimizer: optax.GradientTransformation, options: 
 
     def objective(params, carry, batch, key):
         count = data_lib.size(batch.forget)
-        examples = _joined(batch.forget, batch.retain)
+        examples = data_lib.joined(batch.forget, batch.retain)
         inputs, key = losses.augmented(options.augment, key, task.inputs(examples))
         first, rest = (data_lib.take(inputs, part) for part in (slice(count), slice(count, None)))
         taught = ((carry.aux.incompetent, first), (carry.aux.competent, rest))
-        logits = [
+        of_each = [
             microbatches.mapped(functools.partial(losses.teacher_logits, model, teacher), x, parts)
             for teacher, x in taught
         ]
+        outputs = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *of_each)
         total = count + data_lib.size(batch.retain)
         forgets, weights = jnp.arange(total) < count, example_weights(task, examples)
         shares = jnp.ones(total) if weights is None else weights
@@ -106,7 +107,7 @@ def bad_teacher(model: Model, optimizer: optax.GradientTransformation, options: 
             return loss, (model_state, {"loss_mixed": loss, "kl_forget": forget, "kl_retain": retain})
 
         whole = microbatches.accumulated(mean_loss, parts)
-        parts_of = (inputs, examples, jnp.concatenate(logits), forgets, weights)
+        parts_of = (inputs, examples, outputs, forgets, weights)
         return whole(params, carry.model_state, parts_of, key)
 
     def batches(key: Key, data: Data, epoch: int) -> Iterable[Batch]:
@@ -118,14 +119,6 @@ def bad_teacher(model: Model, optimizer: optax.GradientTransformation, options: 
             yield batch._replace(retain=subset[batch.retain])
 
     return descend(objective, optimizer, batches=batches, reads=("forget", "retain"), aux=aux)
-
-
-def _joined(forget: PyTree, retain: PyTree) -> PyTree:
-    """Both parts of a batch as one, without the arrays that only one of them has."""
-    if isinstance(forget, Mapping) and isinstance(retain, Mapping):
-        shared = [name for name in forget if name in retain]
-        forget, retain = ({name: part[name] for name in shared} for part in (forget, retain))
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), forget, retain)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

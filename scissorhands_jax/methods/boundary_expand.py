@@ -20,6 +20,7 @@ from scissorhands_jax.errors import InputError, check_choice
 from scissorhands_jax.keywords import takes
 from scissorhands_jax.methods._gradient import check_not_empty, descend, for_classes, forget_batches
 from scissorhands_jax.methods.settings import Gradient, LogitArguments, Mode, TrainingSettings
+from scissorhands_jax.tasks import example_weights, task_of, weighted_mean
 
 _CHECKED_IMAGES = 8
 _ROUNDING = 1e-2  # relative; also of bfloat16
@@ -47,7 +48,7 @@ class BoundaryExpandArguments(BoundaryExpandOptions, LogitArguments):
     """The keyword arguments of `boundary_expand`."""
 
     num_classes: int
-    """K, the number of classes, at least 2. Labels of the forget set are not read."""
+    """K, the number of classes, at least 2. What class a forget example has makes no difference."""
     mode: Mode = "paper"
     """"paper" returns the network in its original shape; "authors" keeps all K + 1 outputs, for a model of K + 1
     classes."""
@@ -73,21 +74,28 @@ def boundary_expand(model: Model, optimizer: optax.GradientTransformation, optio
     if num_classes < 2:
         raise InputError(f"boundary expanding needs at least 2 classes, got {num_classes}")
     microbatches.check_microbatches([batch_size], parts)
-    loss_fn = losses.microbatched(losses.classification_loss(widened(model), augment=options.augment), parts)
+    task, wider = options.task, widened(model)
 
     def objective(expanded, carry, batch, key):
-        shadow = jnp.full_like(batch.forget["label"], num_classes, dtype=jnp.int32)
-        value, model_state = loss_fn(
-            expanded, carry.model_state, {**batch.forget, "label": shadow}, train=True, key=key
-        )
-        return value, (model_state, {"loss_shadow": value})
+        microbatches.check_microbatches([data_lib.size(batch.forget)], parts)
+        inputs, key = losses.augmented(options.augment, key, task.inputs(batch.forget))
+
+        def mean_loss(expanded, model_state, part, key):
+            inputs, weights = part
+            logits, model_state = wider.apply(expanded, model_state, inputs, train=True, key=key)
+            each = losses.cross_entropies(logits, jnp.full(len(logits), num_classes))
+            loss = weighted_mean(each, weights)
+            return loss, (model_state, {"loss_shadow": loss})
+
+        whole = microbatches.accumulated(mean_loss, parts)
+        return whole(expanded, carry.model_state, (inputs, example_weights(task, batch.forget)), key)
 
     method = descend(objective, optimizer, batches=forget_batches(batch_size), reads=("forget",))
 
     def init(key: Key, params: Params, model_state: ModelState, data: Data) -> Carry:
         check_not_empty(data, ("forget",))
         key, shadow_key = jax.random.split(key)
-        images = data_lib.take(losses.inputs_of(data.forget), slice(_CHECKED_IMAGES))
+        images = data_lib.take(task.inputs(data.forget), slice(_CHECKED_IMAGES))
         first_class = find_head(model, params, model_state, images, num_classes=num_classes, head=options.head)
         return method.init(key, Expanded(params, draw_shadow(shadow_key, first_class)), model_state, data)
 
@@ -95,7 +103,7 @@ def boundary_expand(model: Model, optimizer: optax.GradientTransformation, optio
         params = widen(carry.params) if options.mode == "authors" else carry.params.params
         return params, carry.model_state
 
-    return for_classes("boundary_expand", method._replace(init=init, finish=finish))
+    return for_classes("boundary_expand", method._replace(init=init, finish=finish), task)
 
 
 def widened(model: Model) -> Model:
@@ -239,11 +247,12 @@ class BoundaryExpandSettings(BoundaryExpandOptions, TrainingSettings):
     reads_classes: ClassVar[bool] = True
 
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
-        """The method with these settings; only the augmentation of the loss is used. See `MethodSettings.build`."""
+        """The method with these settings, the loss's augmentation and its task; see `MethodSettings.build`."""
         method = boundary_expand(
             model,
             self.optimizer(),
             num_classes=num_classes,
+            task=task_of(loss_fn),
             augment=losses.augmentation_of(loss_fn),
             microbatches=self.microbatches,
             **self.values(BoundaryExpandOptions),

@@ -13,13 +13,14 @@ import optax
 
 from scissorhands_jax import losses, trees
 from scissorhands_jax.base import Data, Key, Method, Model, ModelState, Params, Scalar, StatefulLossFn
-from scissorhands_jax.errors import InputError, check_choice
+from scissorhands_jax.errors import InputError, check_choice, check_not_negative
 from scissorhands_jax.keywords import takes
 from scissorhands_jax.losses import cross_entropy
 from scissorhands_jax.methods._gradient import descend, for_classes, forget_batches
 from scissorhands_jax.methods.settings import Gradient, Mode, TrainingSettings
 from scissorhands_jax.microbatches import mapped
 from scissorhands_jax.models.layers import as_float
+from scissorhands_jax.tasks import task_of
 
 PixelRange = tuple[float, float]
 
@@ -65,16 +66,15 @@ def boundary_shrink(
     Raises:
       InputError: A setting is out of its range, or (from `init`, in paper mode) forget images lie outside `clip`.
     """
-    step_size, clip, mode = options.step_size, options.clip, options.mode
+    step_size, clip, mode, task = options.step_size, options.clip, options.mode, task_of(loss_fn)
     check_choice("mode", mode, typing.get_args(Mode))
-    if not step_size >= 0:
-        raise InputError(f"step_size must not be negative, got {step_size}")
+    check_not_negative("step_size", step_size)
     check_clip(clip)
 
     def aux(key: Key, params: Params, model_state: ModelState, data: Data) -> tuple[Params, ModelState]:
         del key
         if clip is not None and mode == "paper":
-            check_range(losses.images_of(data.forget), clip)
+            check_range(losses.images_of(data.forget, task.inputs), clip)
         return trees.copy((params, model_state))
 
     def objective(params, carry, batch, key):
@@ -88,13 +88,13 @@ def boundary_shrink(
             nearest = boundary_labels(model, frozen, frozen_state, moved, labels, any_label=mode == "authors")
             return nearest, jnp.full(labels.shape, value)
 
-        parts = losses.microbatches_of(loss_fn)
-        labels, original_losses = mapped(relabelled, (losses.images_of(examples), examples["label"]), parts)
+        parts, images = losses.microbatches_of(loss_fn), losses.images_of(examples, task.inputs)
+        labels, original_losses = mapped(relabelled, (images, examples["label"]), parts)
         loss, model_state = loss_fn(params, carry.model_state, {**examples, "label": labels}, train=True, key=key)
         return loss, (model_state, {"loss_relabelled": loss, "loss_original": jnp.mean(original_losses)})
 
     method = descend(objective, optimizer, batches=forget_batches(options.batch_size), reads=("forget",), aux=aux)
-    return for_classes("boundary_shrink", method)
+    return for_classes("boundary_shrink", method, task, relabels=True)
 
 
 def adversarial_images(
@@ -142,13 +142,13 @@ def boundary_labels(
 ) -> jax.Array:
     """The most likely class of each image in evaluation mode, other than its label unless `any_label`.
 
-    labels: shape=(N,), integers; the result has the same shape and dtype.
+    labels: shape=(N,), integers; the result is int32 of the same shape.
     """
     logits, _ = model.apply(params, model_state, images, train=False)
     if not any_label:
         true = losses.class_numbers(labels)[:, None] == jnp.arange(logits.shape[-1])[None]
         logits = jnp.where(true, -jnp.inf, logits)
-    return jnp.argmax(logits, axis=-1).astype(labels.dtype)
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
 
 def check_clip(clip: PixelRange | None) -> None:
@@ -189,6 +189,11 @@ class BoundaryShrinkSettings(BoundaryShrinkOptions, TrainingSettings):
     """Whether adversarial images are clipped to [0, 1]."""
     gradients: ClassVar[tuple[Gradient, ...]] = ("forget",)
     reads_classes: ClassVar[bool] = True
+
+    @property
+    def relabels(self) -> bool:
+        """Whether the method replaces the `label` of forget examples: always."""
+        return True
 
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The method with these settings; see `MethodSettings.build`."""

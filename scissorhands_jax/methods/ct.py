@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from scissorhands_jax import trees
+from scissorhands_jax import reinit, trees
 from scissorhands_jax.base import Data, Key, Method, Model, ModelState, Params, StatefulLossFn
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.keywords import takes
@@ -34,9 +34,9 @@ class CtOptions:
 class CtArguments(CtOptions):
     """The keyword arguments of `ct`."""
 
-    spatial_axes: tuple[int, int] = (0, 1)
-    """The two axes of a kernel that are exchanged. (0, 1) are height and width in Flax's layout, (2, 3) in that of
-    PyTorch and Equinox."""
+    spatial_axes: tuple[int, int] | None = None
+    """The two axes of a kernel that are exchanged, height and width. None goes by its name: (2, 3) for `weight`, the
+    layout of PyTorch and Equinox, and (0, 1) for any other, such as Flax's `kernel`."""
 
 
 @takes(CtArguments)
@@ -56,9 +56,11 @@ def ct(loss_fn: StatefulLossFn, optimizer: optax.GradientTransformation, options
       optimizer: The optimizer, such as `optimizers.sgd`.
 
     Raises:
-      InputError: The batch size is below 1, or (from `init`) no kernel can be transposed or one is
-        not square.
+      InputError: The batch size is below 1, the axes are not two of four, or (from `init`) no kernel can be transposed
+        or one is not square.
     """
+
+    _check_axes(options.spatial_axes)
 
     def start(key: Key, params: Params, model_state: ModelState, data: Data) -> tuple[Params, ModelState]:
         del key, data
@@ -69,7 +71,12 @@ def ct(loss_fn: StatefulLossFn, optimizer: optax.GradientTransformation, options
     )
 
 
-def transpose_kernels(params: Params, kernels: Where = None, spatial_axes: tuple[int, int] = (0, 1)) -> Params:
+def _check_axes(axes: tuple[int, int] | None) -> None:
+    if axes is not None and not (len(axes) == 2 == len({axis % 4 for axis in axes}) and all(-4 <= a < 4 for a in axes)):
+        raise InputError(f"spatial_axes must be two different axes of four, such as (0, 1), got {axes}")
+
+
+def transpose_kernels(params: Params, kernels: Where = None, spatial_axes: tuple[int, int] | None = None) -> Params:
     """Exchanges the two spatial axes of convolution kernels.
 
     Args:
@@ -81,11 +88,17 @@ def transpose_kernels(params: Params, kernels: Where = None, spatial_axes: tuple
       New parameters of the same shapes. What is not transposed is the given array itself.
 
     Raises:
-      InputError: The pattern selects no array with four axes, the axes of one differ in length, or all have length 1.
+      InputError: The axes are not two of four, the pattern selects no array with four axes, the axes of one differ in
+        length, or all have length 1.
     """
+    _check_axes(spatial_axes)
+
+    def axes_of(name: str) -> tuple[int, int]:
+        return spatial_axes or ((2, 3) if reinit.outputs_first(name) else (0, 1))
+
     selection = jax.tree.map(lambda leaf, chosen: chosen and leaf.ndim == 4, params, trees.select(params, kernels))
     chosen = [
-        (name, leaf.shape, tuple(leaf.shape[axis] for axis in spatial_axes))
+        (name, leaf.shape, tuple(leaf.shape[axis] for axis in axes_of(name)))
         for name, (leaf, is_kernel) in zip(trees.leaf_names(params), trees.zip_leaves(params, selection), strict=True)
         if is_kernel
     ]
@@ -98,13 +111,15 @@ def transpose_kernels(params: Params, kernels: Where = None, spatial_axes: tuple
     for name, shape, lengths in chosen:
         if lengths[0] != lengths[1]:
             raise InputError(
-                f"ct exchanges the axes {spatial_axes} of {name}, which has the shape {shape}, where they differ in "
+                f"ct exchanges the axes {axes_of(name)} of {name}, which has the shape {shape}, where they differ in "
                 "length; name only square kernels, or give the spatial_axes of their layout"
             )
     if all(lengths == (1, 1) for _, _, lengths in chosen):
         raise InputError("every kernel that ct is to transpose is 1 x 1, which changes nothing; name larger ones")
-    return jax.tree.map(
-        lambda leaf, is_kernel: jnp.swapaxes(leaf, *spatial_axes) if is_kernel else leaf, params, selection
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf, is_kernel: jnp.swapaxes(leaf, *axes_of(trees.path_name(path))) if is_kernel else leaf,
+        params,
+        selection,
     )
 
 

@@ -16,6 +16,7 @@ from scissorhands_jax.errors import InputError
 from scissorhands_jax.keywords import takes
 from scissorhands_jax.methods._gradient import descend, for_classes, forget_batches
 from scissorhands_jax.methods.settings import Choices, Gradient, LogitArguments, Range, TrainingSettings
+from scissorhands_jax.tasks import example_weights, task_of, weighted_mean
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,22 +61,25 @@ def delete(model: Model, optimizer: optax.GradientTransformation, options: Delet
     Raises:
       InputError: A setting is out of its range, or (when traced) the network has fewer than two classes.
     """
-    parts, train = options.microbatches, not options.freeze_state
+    parts, train, task = options.microbatches, not options.freeze_state, options.task
     microbatches.check_microbatches([options.batch_size], parts)
 
     def objective(params, carry, batch, key):
-        images, key = losses.augmented(options.augment, key, losses.inputs_of(batch.forget))
+        assert task.labels is not None
+        images, key = losses.augmented(options.augment, key, task.inputs(batch.forget))
 
         def mean_loss(params, model_state, examples, key):
-            images, labels = examples
+            images, labels, weights = examples
             teacher = losses.teacher_logits(model, carry.aux, images)
             key = key if train else None
             student, model_state = model.apply(params, model_state, images, train=train, key=key)
-            loss = jnp.mean(losses_without_the_true_class(teacher, student, labels))
-            return loss, (model_state, {"loss_distilled": loss, "loss_forget": losses.cross_entropy(student, labels)})
+            loss = weighted_mean(losses_without_the_true_class(teacher, student, labels), weights)
+            of_labels = weighted_mean(losses.cross_entropies(student, labels), weights)
+            return loss, (model_state, {"loss_distilled": loss, "loss_forget": of_labels})
 
         whole = microbatches.accumulated(mean_loss, parts)
-        return whole(params, carry.model_state, (images, batch.forget["label"]), key)
+        examples = images, task.labels(batch.forget), example_weights(task, batch.forget)
+        return whole(params, carry.model_state, examples, key)
 
     method = descend(
         objective,
@@ -84,7 +88,7 @@ def delete(model: Model, optimizer: optax.GradientTransformation, options: Delet
         reads=("forget",),
         aux=lambda key, params, model_state, data: trees.copy((params, model_state)),
     )
-    return for_classes("delete", method)
+    return for_classes("delete", method, task)
 
 
 def losses_without_the_true_class(teacher: jax.Array, student: jax.Array, labels: jax.Array) -> jax.Array:
@@ -96,7 +100,7 @@ def losses_without_the_true_class(teacher: jax.Array, student: jax.Array, labels
       labels: The true classes, integers, shape=(N,).
 
     Returns:
-      Floats, shape=(N,).
+      Floats in float32 or wider, shape=(N,).
 
     Raises:
       InputError: There is one class only.
@@ -108,8 +112,8 @@ def losses_without_the_true_class(teacher: jax.Array, student: jax.Array, labels
     if teacher.shape[-1] < 2:
         raise InputError(f"DELETE needs at least 2 classes to leave one out, got {teacher.shape[-1]}")
     true = losses.class_numbers(labels)[:, None] == jnp.arange(teacher.shape[-1])[None]
-    targets = jax.nn.softmax(jnp.where(true, -jnp.inf, teacher))
-    return optax.losses.kl_divergence(jax.nn.log_softmax(student), targets)
+    targets = jax.nn.softmax(jnp.where(true, -jnp.inf, losses.in_full_precision(teacher)))
+    return optax.losses.kl_divergence(jax.nn.log_softmax(losses.in_full_precision(student)), targets)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -132,6 +136,7 @@ class DeleteSettings(DeleteOptions, TrainingSettings):
         method = delete(
             model,
             self.optimizer(),
+            task=task_of(loss_fn),
             augment=losses.augmentation_of(loss_fn),
             microbatches=self.microbatches,
             **self.values(DeleteOptions),

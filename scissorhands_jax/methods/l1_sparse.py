@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from scissorhands_jax.base import Carry, Data, Method, Model, StatefulLossFn
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import InputError, check_not_negative
 from scissorhands_jax.keywords import takes
 from scissorhands_jax.methods._gradient import descend, retain_batches
 from scissorhands_jax.methods.settings import Choices, Gradient, Range, TrainingSettings
@@ -51,8 +51,7 @@ def l1_sparse(loss_fn: StatefulLossFn, optimizer: optax.GradientTransformation, 
     Raises:
       InputError: A setting is out of its range.
     """
-    if not options.penalty >= 0:
-        raise InputError(f"penalty must not be negative, got {options.penalty}")
+    check_not_negative("penalty", options.penalty)
     num_epochs = max(options.num_epochs, 1)  # of no epoch, nothing is computed
     penalized = num_epochs - options.unpenalized_epochs
     if options.unpenalized_epochs < 0 or penalized < 1:

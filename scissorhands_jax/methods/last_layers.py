@@ -13,7 +13,7 @@ import optax
 from scissorhands_jax import trees
 from scissorhands_jax.base import Data, Key, Mask, Method, Model, ModelState, Params, Selection, StatefulLossFn
 from scissorhands_jax.keywords import takes
-from scissorhands_jax.methods._gradient import descend, retain_batches
+from scissorhands_jax.methods._gradient import descend, drawn_afresh, retain_batches
 from scissorhands_jax.methods.settings import Gradient, TrainingSettings
 from scissorhands_jax.trees import Where
 
@@ -72,8 +72,7 @@ def eu_k(
     """
 
     def start(key: Key, params: Params, model_state: ModelState, data: Data) -> tuple[Params, ModelState]:
-        del data
-        fresh, fresh_state = model.init(key)
+        fresh, fresh_state = drawn_afresh(model, key, data)
         learns = trees.select(params, options.layers)
         moves, _ = _owners(learns, model_state)
         return _choose(learns, fresh, params), _choose(moves, fresh_state, model_state)

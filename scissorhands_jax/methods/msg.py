@@ -28,12 +28,14 @@ from scissorhands_jax.base import (
     StatefulLossFn,
     new_carry,
 )
-from scissorhands_jax.errors import InputError, check_choice
+from scissorhands_jax.errors import InputError, check_choice, check_not_negative
 from scissorhands_jax.keywords import takes
 from scissorhands_jax.methods._gradient import check_not_empty, follow_direction, retain_batches, retain_loss
 from scissorhands_jax.methods.settings import Choices, Gradient, Mode, Range, ScheduleName, TrainingSettings
 from scissorhands_jax.models.layers import KAIMING_FAN_OUT
 from scissorhands_jax.trees import Where
+
+_KAIMING_OUTPUTS_FIRST = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal", in_axis=1, out_axis=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,9 +63,10 @@ class MsgArguments(MsgOptions):
     """The keyword arguments of `msg`."""
 
     initializer: reinit.Initializer | reinit.ByName | None = None
-    """What the weights become. None is PyTorch's `kaiming_normal_` with `mode="fan_out"` for kernels in Flax's layout:
-    normal with the variance 2 / fan-out. Another layout needs `jax.nn.initializers.variance_scaling(2.0, "fan_out",
-    "normal", in_axis, out_axis)`."""
+    """What the weights become. None is PyTorch's `kaiming_normal_` with `mode="fan_out"`: normal with the variance
+    2 / fan-out. Outputs are the first axis of arrays called `weight`, as in Equinox and PyTorch, and otherwise the last
+    one, as in Flax. Another layout needs `jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal", in_axis,
+    out_axis)`."""
 
 
 @takes(MsgArguments)
@@ -94,10 +97,9 @@ def msg(loss_fn: StatefulLossFn, optimizer: optax.GradientTransformation, option
         finite.
     """
     masks.check_fraction(options.fraction)
-    if not options.kept_scale >= 0:
-        raise InputError(f"kept_scale must not be negative, got {options.kept_scale}")
+    check_not_negative("kept_scale", options.kept_scale)
     check_choice("mode", options.mode, typing.get_args(Mode))
-    initializer = options.initializer or KAIMING_FAN_OUT
+    initializer = options.initializer or reinit.ByName(_kaiming_fan_out)
     objective = retain_loss(loss_fn)
 
     def init(key: Key, params: Params, model_state: ModelState, data: Data) -> Carry:
@@ -122,6 +124,10 @@ def msg(loss_fn: StatefulLossFn, optimizer: optax.GradientTransformation, option
 
     method = follow_direction(direction, optimizer, batches=retain_batches(options.batch_size), reads=("retain",))
     return method._replace(init=init)
+
+
+def _kaiming_fan_out(name: str) -> reinit.Initializer:
+    return _KAIMING_OUTPUTS_FIRST if reinit.outputs_first(name) else KAIMING_FAN_OUT
 
 
 def smallest_in_each(scores: Scores, fraction: float, selection: Selection) -> Mask:

@@ -25,6 +25,7 @@ from scissorhands_jax.methods._gradient import (
 from scissorhands_jax.methods.pair_gradients import pair_gradients
 from scissorhands_jax.methods.salun import RelabelArguments, any_labels, wrong_labels
 from scissorhands_jax.methods.settings import Gradient, Mode, TrainingSettings
+from scissorhands_jax.tasks import task_of
 
 ForgetLoss = Literal["random_label", "ascent"]
 
@@ -104,7 +105,14 @@ def munba(loss_fn: StatefulLossFn, optimizer: optax.GradientTransformation, opti
     method = follow_direction(direction, optimizer, batches=batches, reads=("forget", "retain"))
     if draw is None:
         return method
-    return for_classes("munba with random labels", method, otherwise='give it forget_loss="ascent", or ')
+    return for_classes(
+        "munba with random labels",
+        method,
+        task_of(loss_fn),
+        relabels=True,
+        of_classes=options.relabel is None,
+        otherwise='give it forget_loss="ascent", or ',
+    )
 
 
 def bargain(retain: PyTree, forget: PyTree) -> tuple[PyTree, jax.Array]:
@@ -184,6 +192,11 @@ class MunbaSettings(MunbaOptions, TrainingSettings):
     def needs_classes(self) -> bool:
         """Whether forget examples are given random labels."""
         return self.forget_loss == "random_label"
+
+    @property
+    def relabels(self) -> bool:
+        """Whether forget examples are given random labels."""
+        return self.needs_classes
 
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The method with these settings; see `MethodSettings.build`."""

@@ -9,7 +9,7 @@ from typing import ClassVar
 import optax
 
 from scissorhands_jax.base import Method, Model, StatefulLossFn
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import check_not_negative
 from scissorhands_jax.keywords import takes
 from scissorhands_jax.methods._gradient import PairedOptions, descend, paired_batches, split_key
 from scissorhands_jax.methods.settings import Choices, Range, TrainingSettings
@@ -39,8 +39,7 @@ def neggrad_plus(
     Raises:
       InputError: A setting is out of its range.
     """
-    if not options.forget_weight >= 0:
-        raise InputError(f"forget_weight must not be negative, got {options.forget_weight}")
+    check_not_negative("forget_weight", options.forget_weight)
 
     def objective(params, carry, batch, key):
         retain_key, forget_key = split_key(key)

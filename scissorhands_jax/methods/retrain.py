@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, get_args
 
 import jax
@@ -20,11 +22,10 @@ import optax
 from scissorhands_jax import augmentation, losses, optimizers, trees
 from scissorhands_jax import data as data_lib
 from scissorhands_jax.base import Data, Key, Method, Model, ModelState, Params, Selection, StatefulLossFn
-from scissorhands_jax.errors import InputError, check_choice
+from scissorhands_jax.errors import InputError, check_choice, check_not_negative
 from scissorhands_jax.keywords import takes
-from scissorhands_jax.methods._gradient import descend, retain_batches
+from scissorhands_jax.methods._gradient import descend, drawn_afresh, retain_batches
 from scissorhands_jax.methods.settings import Gradient, ScheduleName, TrainingSettings
-from scissorhands_jax.models.resnet9 import fit_whitening
 
 Recipe = Literal["paper", "fast"]
 Flips = Literal["random", "alternating"]
@@ -57,16 +58,22 @@ def retrain(
       optimizer: The optimizer, such as `optimizers.sgd`.
 
     Raises:
-      InputError: A setting is out of its range.
+      InputError: A setting is out of its range, or (from `init`) there are no images for alternating flips.
     """
     check_choice("flips", options.flips, get_args(Flips))
 
     def start(key: Key, params: Params, model_state: ModelState, data: Data) -> tuple[Params, ModelState]:
         del params, model_state
-        params, model_state = model.init(key)
-        return params, fit_whitening(model_state, data.retain)
+        return drawn_afresh(model, key, data)
 
     def steps_in_epoch(key: Key, params: Params, model_state: ModelState, data: Data) -> jax.Array:
+        images = data.retain["image"] if isinstance(data.retain, Mapping) and "image" in data.retain else None
+        if images is None or jnp.ndim(images) != 4:
+            found = "none" if images is None else f"an array of shape {jnp.shape(images)}"
+            raise InputError(
+                f"alternating flips mirror an array 'image' of shape (N, H, W, C), and the retain set has {found}; "
+                'take flips="random", which leaves flips to the loss'
+            )
         return jnp.asarray(-(-data_lib.size(data.retain) // options.batch_size), jnp.int32)
 
     def objective(params, carry, batch, key):
@@ -128,9 +135,9 @@ def per_kilo_example(
       batch_size: The number of examples of a step.
 
     Raises:
-      InputError: The learning rate is not positive, or the momentum not at least 0 and below 1.
+      InputError: The learning rate is not positive and finite, or the momentum not at least 0 and below 1.
     """
-    if not learning_rate > 0 or not 0 <= momentum < 1:
+    if not 0 < learning_rate < math.inf or not 0 <= momentum < 1:
         raise InputError(f"learning_rate must be above 0 and momentum below 1, got {learning_rate} and {momentum}")
     rate = learning_rate * batch_size / 1024 / (1 + 1 / (1 - momentum))
     return rate, weight_decay / learning_rate
@@ -144,8 +151,7 @@ def scale_norm_biases(factor: float) -> optax.GradientTransformation:
     Raises:
       InputError: The factor is negative.
     """
-    if not factor >= 0:
-        raise InputError(f"norm_bias_scale must not be negative, got {factor}")
+    check_not_negative("norm_bias_scale", factor)
 
     def norm_biases(params: Params) -> Selection:
         names = trees.leaf_names(params)
@@ -224,7 +230,19 @@ class RetrainSettings(RetrainOptions, TrainingSettings):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
         check_choice("flips", self.flips, get_args(Flips))
+        check_not_negative("translate", self.translate, "; it is a number of pixels")
         super().__post_init__()
+
+    def usual(self) -> RetrainSettings:
+        """The settings of the recipe."""
+        return RetrainSettings(recipe=self.recipe)
+
+    def unread(self) -> dict[str, Any]:
+        """As of every training; `translate` is for alternating flips."""
+        found = super().unread()
+        if self.flips != "alternating" and self.translate != self.usual().translate:
+            found["translate"] = self.usual().translate
+        return found
 
     def augmentation(self, padding: int) -> losses.Augment:
         """The random changes of images that are like those of this training, for methods that go on from its network.
@@ -254,7 +272,7 @@ class RetrainSettings(RetrainOptions, TrainingSettings):
             rate,
             momentum=self.momentum,
             weight_decay=decay,
-            nesterov=self.decoupled,
+            nesterov=self.decoupled and self.momentum > 0,
             scheduled=True,
         )
         return sgd if self.norm_bias_scale == 1 else optax.chain(scale_norm_biases(self.norm_bias_scale), sgd)

@@ -18,13 +18,14 @@ from scissorhands_jax.errors import InputError, check_choice
 from scissorhands_jax.keywords import takes
 from scissorhands_jax.methods._gradient import descend, for_classes, forget_first_batches, mixed_batches
 from scissorhands_jax.methods.settings import Choices, Mode, Range, TrainingSettings
+from scissorhands_jax.tasks import task_of
 
 Relabel = Callable[[Key, jax.Array], jax.Array]
 Order = Literal["mixed", "sequential"]
 
 
 def wrong_labels(num_classes: int) -> Relabel:
-    """Labels drawn uniformly from all classes except the true one.
+    """Labels drawn uniformly from all classes except the true one, as integers of at least 32 bits.
 
     Raises:
       InputError: There are fewer than 2 classes.
@@ -33,9 +34,7 @@ def wrong_labels(num_classes: int) -> Relabel:
 
     def relabel(key, labels):
         wide = losses.class_numbers(labels)
-        return ((wide + jax.random.randint(key, wide.shape, 1, num_classes, wide.dtype)) % num_classes).astype(
-            labels.dtype
-        )
+        return (wide + jax.random.randint(key, wide.shape, 1, num_classes, wide.dtype)) % num_classes
 
     return relabel
 
@@ -43,6 +42,8 @@ def wrong_labels(num_classes: int) -> Relabel:
 def any_labels(num_classes: int) -> Relabel:
     """Labels drawn uniformly from all classes, the true one included, as the published code draws them.
 
+    They are integers of at least 32 bits.
+
     Raises:
       InputError: There are fewer than 2 classes.
     """
@@ -50,7 +51,7 @@ def any_labels(num_classes: int) -> Relabel:
 
     def relabel(key, labels):
         wide = losses.class_numbers(labels)
-        return jax.random.randint(key, wide.shape, 0, num_classes, wide.dtype).astype(labels.dtype)
+        return jax.random.randint(key, wide.shape, 0, num_classes, wide.dtype)
 
     return relabel
 
@@ -67,8 +68,8 @@ class RelabelArguments:
     num_classes: int
     """The number of classes, at least 2; labels are drawn from 0 to `num_classes - 1`."""
     relabel: Relabel | None = None
-    """The function that draws them, `(key, labels) -> labels`. None takes `wrong_labels`, or `any_labels` where the
-    method has a mode "authors" and follows it."""
+    """The function that draws them, `(key, labels) -> labels`, from labels of any form. None takes `wrong_labels`, or
+    `any_labels` where the method has a mode "authors" and follows it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,7 +138,7 @@ def salun(loss_fn: StatefulLossFn, optimizer: optax.GradientTransformation, opti
             parts.append({**batch.forget, "label": relabel(label_key, batch.forget["label"])})
         if batch.retain is not None:
             parts.append(batch.retain)
-        examples = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+        examples = data_lib.joined(*parts)
         if gradient_masked:
             params = _masked_gradient(params, carry.aux)
         loss, model_state = loss_fn(params, carry.model_state, examples, train=True, key=loss_key)
@@ -157,7 +158,8 @@ def salun(loss_fn: StatefulLossFn, optimizer: optax.GradientTransformation, opti
         aux=aux,
         mask_of=(lambda mask: mask) if update_masked else None,
     )
-    return for_classes("random labels", method)
+    of_classes = options.relabel is None
+    return for_classes("random labels", method, task_of(loss_fn), relabels=True, of_classes=of_classes)
 
 
 def salun_mask(
@@ -201,6 +203,11 @@ class SalunSettings(SalunOptions, TrainingSettings):
         "fraction": (0.03, 0.9),
         **TrainingSettings.search_ranges,
     }
+
+    @property
+    def relabels(self) -> bool:
+        """Whether the method replaces the `label` of forget examples: always."""
+        return True
 
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The method with these settings; see `MethodSettings.build`."""

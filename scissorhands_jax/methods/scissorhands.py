@@ -36,7 +36,7 @@ from scissorhands_jax.base import (
     StatefulLossFn,
     new_carry,
 )
-from scissorhands_jax.errors import InputError, check_choice
+from scissorhands_jax.errors import InputError, check_choice, check_not_negative
 from scissorhands_jax.keywords import KEYS, REST, takes
 from scissorhands_jax.methods import _gradient
 from scissorhands_jax.methods._gradient import Batches, PairedOptions, check_not_empty
@@ -210,8 +210,7 @@ def _check(
             f"saliency_share = {options.saliency_share:g} is of the whole forget set, and weights are scored on "
             f"{semantics.saliency_batches} of its batches here (the departure saliency_batches); leave one of them out"
         )
-    if not options.forget_weight >= 0:
-        raise InputError(f"forget_weight must not be negative, got {options.forget_weight}")
+    check_not_negative("forget_weight", options.forget_weight)
     if options.ceiling is not None and not options.ceiling > 0:
         raise InputError(f"ceiling must be above 0, got {options.ceiling}; it is a forget loss, math.inf is no ceiling")
     if options.ceiling is None and semantics.every_step_joint and not semantics.fixed_batches:
@@ -275,6 +274,8 @@ class Repair:
     ) -> Carry:
         """The carry of a trimmed network."""
         held = None
+        if not self.projected:
+            trees.select(params, self.project)  # a pattern that matches nothing is refused either way
         if self.semantics.constraints_per_epoch and self.projected:
             held = jax.tree.map(lambda leaf: jnp.zeros((self.num_constraints, *leaf.shape), leaf.dtype), params)
         opt_state = OptState(self.projector(params).init(params) if self.projected else (), optimizer.init(params))

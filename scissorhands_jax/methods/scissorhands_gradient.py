@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from scissorhands_jax import projection
 from scissorhands_jax.base import Batch, Key, Metrics, ModelState, Params, PyTree, StatefulLossFn, new_carry
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import InputError, check_not_negative
 from scissorhands_jax.methods.pair_gradients import Pair, check_pair
 from scissorhands_jax.methods.scissorhands import OptState, Repair, ScissorhandsAux
 from scissorhands_jax.methods.semantics import SEMANTICS
@@ -53,8 +53,7 @@ def scissorhands_gradient(
         computes batches in parts.
     """
     check_pair(pair, loss_fn)
-    if not forget_weight >= 0:
-        raise InputError(f"forget_weight must not be negative, got {forget_weight}")
+    check_not_negative("forget_weight", forget_weight)
     if not ceiling > 0:
         raise InputError(f"ceiling must be above 0, got {ceiling}; it is a forget loss, math.inf is no ceiling")
     repair = Repair(loss_fn, projection.project_gradient().update, project, projected, 1, SEMANTICS["paper"], pair)

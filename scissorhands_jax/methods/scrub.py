@@ -12,7 +12,7 @@ import optax
 
 from scissorhands_jax import losses, microbatches, trees
 from scissorhands_jax.base import Batch, Data, Key, Method, Model, StatefulLossFn
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import InputError, check_not_negative
 from scissorhands_jax.keywords import takes
 from scissorhands_jax.methods._gradient import descend, forget_batches, retain_batches
 from scissorhands_jax.methods.settings import Gradient, TeacherArguments, TrainingSettings
@@ -73,8 +73,8 @@ def scrub(model: Model, optimizer: optax.GradientTransformation, options: ScrubA
     assert compare is not None
     if options.forget_epochs < 1:
         raise InputError(f"forget_epochs must be at least 1, got {options.forget_epochs}")
-    if not (kl_weight >= 0 and loss_weight >= 0):
-        raise InputError(f"kl_weight and loss_weight must not be negative, got {kl_weight} and {loss_weight}")
+    check_not_negative("kl_weight", kl_weight)
+    check_not_negative("loss_weight", loss_weight)
     temperature = losses.check_temperature(options.temperature)
     microbatches.check_microbatches((options.batch_size, options.forget_batch_size), parts)
     max_pass, min_pass = forget_batches(options.forget_batch_size), retain_batches(options.batch_size)

@@ -20,7 +20,7 @@ import optax
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import losses, microbatches, models, optimizers
 from scissorhands_jax.base import Batch, Carry, Data, Key, Method, Model, ModelState, Params, StatefulLossFn
-from scissorhands_jax.errors import InputError, check_choice
+from scissorhands_jax.errors import InputError, check_choice, check_not_negative
 from scissorhands_jax.tasks import CLASSIFICATION, Task
 
 Mode = Literal["paper", "authors"]
@@ -91,6 +91,11 @@ class MethodSettings:
         """Whether the method takes classifiers alone; by default if it reads classes."""
         return self.reads_classes
 
+    @property
+    def relabels(self) -> bool:
+        """Whether the method replaces the `label` of forget examples."""
+        return False
+
     def changed(self, **changes: Any) -> Self:
         """A copy with other values; how `config.override` changes settings."""
         return dataclasses.replace(self, **changes)
@@ -116,15 +121,14 @@ class LogitArguments(MicrobatchOptions):
     augment: losses.Augment | None = None
     """What is done to the images of a step, `(key, images) -> images`, as for `classification_loss`. Teachers and
     student see the same images. None changes nothing."""
+    task: Task = CLASSIFICATION
+    """What the network is for, which says what it is applied to, what the classes and the weights of examples are, and
+    how outputs are compared (`Task.divergence`); classification by default."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TeacherArguments(LogitArguments):
     """What methods take in which a network learns from the outputs of another one."""
-
-    task: Task = CLASSIFICATION
-    """What the network is for, which says what it is applied to, its loss, and how outputs are compared
-    (`Task.divergence`); classification by default."""
 
     def __post_init__(self) -> None:
         if self.task.divergence is None:
@@ -179,12 +183,25 @@ class TrainingSettings(MicrobatchOptions, MethodSettings):
         check_choice("schedule", self.schedule, typing.get_args(ScheduleName))
         if not 0 <= self.warmup < 1:
             raise InputError(f"warmup must be a share of the steps, at least 0 and below 1, got {self.warmup}")
-        if not self.final_rate >= 0:
-            raise InputError(f"final_rate must not be negative, got {self.final_rate}; it multiplies the learning rate")
-        if not self.gamma >= 0:
-            raise InputError(f"gamma must not be negative, got {self.gamma}; it multiplies the learning rate")
+        check_not_negative("the number of epochs", self.epochs)
+        check_not_negative("final_rate", self.final_rate, "; it multiplies the learning rate")
+        check_not_negative("gamma", self.gamma, "; it multiplies the learning rate")
         if any(milestone < 0 for milestone in self.milestones):
             raise InputError(f"milestones must be epochs, counted from 0, got {self.milestones}")
+
+    def usual(self) -> Self:
+        """The settings of the method when none is given."""
+        return type(self)()
+
+    def unread(self) -> dict[str, Any]:
+        """The settings that were given a value that this schedule does not read, by name, with their usual values."""
+        names = set() if self.schedule == "triangle" else {"warmup", "final_rate"}
+        if self.schedule != "drops":
+            names |= {"milestones"} if self.milestones else set()
+        if self.schedule != "drops" or not self.milestones:
+            names.add("gamma")
+        usual = self.usual()
+        return {name: getattr(usual, name) for name in sorted(names) if getattr(self, name) != getattr(usual, name)}
 
     def optimizer(self) -> optax.GradientTransformation:
         """SGD with these settings, whose state holds a schedule that `scheduled` sets."""
@@ -217,7 +234,22 @@ class TrainingSettings(MicrobatchOptions, MethodSettings):
 
         `init` sets the schedule, since the length of an epoch depends on the data. With microbatches `init` also
         raises InputError if they do not divide a batch of the data, before anything is compiled.
+
+        Raises:
+          InputError: A setting was given a value that nothing reads.
         """
+        if unread := self.unread():
+            deciding = {
+                name: value for name, value in vars(self).items() if name in ("schedule", "milestones", "flips")
+            }
+            given, others = (
+                ", ".join(f"{name} = {value!r}" for name, value in values.items())
+                for values in (
+                    {name: getattr(self, name) for name in unread},
+                    {name: value for name, value in deciding.items() if name not in unread},
+                )
+            )
+            raise InputError(f"{given} would change nothing with {others}; leave it out, or choose what reads it")
         if self.microbatches > 1:
             method = method._replace(init=self._checked(method))
 
@@ -289,7 +321,7 @@ def asks_for_held_out(settings: MethodSettings) -> bool:
 
 
 def of_task(settings: MethodSettings, task: Task) -> MethodSettings:
-    """The settings for a network with a task: a ceiling "uniform" becomes the task's own, unless it is a classifier.
+    """The settings for a network with a task: a ceiling "uniform" becomes the task's own, if that has one.
 
     Args:
       settings: The settings of any method.
@@ -297,12 +329,10 @@ def of_task(settings: MethodSettings, task: Task) -> MethodSettings:
 
     Raises:
       InputError: The method takes classifiers alone, the task lacks the divergence that it needs, or the ceiling of the
-        task is not known.
+        task is not known, nor its number of classes.
     """
-    if task.classifies:
-        return settings
     method = type(settings).__name__.removesuffix("Settings")
-    if settings.needs_classes:
+    if settings.needs_classes and not task.classifies:
         raise InputError(
             f"{method} reads logits or labels of classes, and the task is {task.name}; take a method that needs only a "
             "loss, such as scissorhands, finetune, gradient_ascent or neggrad_plus"
@@ -315,6 +345,8 @@ def of_task(settings: MethodSettings, task: Task) -> MethodSettings:
     if getattr(settings, "ceiling", None) != "uniform":
         return settings
     if task.ceiling is None:
+        if task.classifies:
+            return settings  # `build` takes the logarithm of the number of classes.
         raise InputError(
             f"the loss at which a network knows nothing is unknown for the task {task.name!r}; give the ceiling of "
             f"{method} as a number or as 'off', or the task a ceiling"

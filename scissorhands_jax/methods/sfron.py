@@ -31,7 +31,7 @@ from scissorhands_jax.base import (
     StatefulLossFn,
     new_carry,
 )
-from scissorhands_jax.errors import InputError, check_choice
+from scissorhands_jax.errors import InputError, check_choice, check_not_negative
 from scissorhands_jax.keywords import takes
 from scissorhands_jax.methods._gradient import (
     PairedOptions,
@@ -41,6 +41,7 @@ from scissorhands_jax.methods._gradient import (
     further_batches,
 )
 from scissorhands_jax.methods.settings import Choices, Gradient, Mode, Range, ScheduleName, TrainingSettings
+from scissorhands_jax.tasks import example_weights, task_of, weighted_mean
 
 _SCHEDULES = (optax.ScaleByScheduleState, optax.InjectStatefulHyperparamsState)
 
@@ -112,7 +113,8 @@ def sfron(
 
     Args:
       model: The network, whose cross-entropy the forget update raises.
-      loss_fn: The general form of the retain loss, a mean over batches `{"image", "label"}`. A `classification_loss`
+      loss_fn: The general form of the retain loss, a mean over batches `{"image", "label"}`. Its task says
+        what inputs, classes and weights of examples are (`tasks.task_of`). A `classification_loss`
         also says how forget images are augmented and in how many parts a batch is computed.
       optimizer: The optimizer, such as `optimizers.sgd`. Its schedule counts steps: both updates of a step have one
         rate, as in the published code.
@@ -187,7 +189,7 @@ def sfron(
             for number, positions in enumerate(retain, first)
         )
 
-    return for_classes("sfron", Method(init, step, batches))
+    return for_classes("sfron", Method(init, step, batches), task_of(loss_fn))
 
 
 def weighted_gradient(
@@ -202,9 +204,11 @@ def weighted_gradient(
 ) -> tuple[PyTree, ModelState, jax.Array]:
     """The mean of the gradients of the cross-entropies CE of a batch, weighted by CE^-power, in training mode.
 
+    Where the task of the loss has weights of examples, each counts by its own as well.
+
     Args:
       model: The network.
-      loss_fn: The loss that says how images are augmented and in how many parts a batch is computed.
+      loss_fn: The loss that says how images are augmented, in how many parts a batch is computed, and what the task is.
       params: The parameters at which the gradients are taken.
       model_state: The state that the pass starts from.
       examples: A batch `{"image": (N, ...), "label": (N,)}`.
@@ -212,21 +216,24 @@ def weighted_gradient(
       power: lambda of `sfron`.
 
     Returns:
-      The gradient, the state that the pass leaves, and the unweighted mean cross-entropy, shape=().
+      The gradient, the state that the pass leaves, and the mean cross-entropy without CE^-power, shape=().
     """
-    images, key = losses.augmented(losses.augmentation_of(loss_fn), key, losses.inputs_of(examples))
+    task = task_of(loss_fn)
+    assert task.labels is not None
+    images, key = losses.augmented(losses.augmentation_of(loss_fn), key, task.inputs(examples))
 
     def mean_loss(params, model_state, part, key):
-        images, labels = part
+        images, labels, shares = part
         logits, model_state = model.apply(params, model_state, images, train=True, key=key)
-        values = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        values = losses.cross_entropies(logits, labels)
         weights = jnp.maximum(jax.lax.stop_gradient(values), jnp.finfo(values.dtype).eps) ** -power
-        return jnp.mean(weights * values), (model_state, {"loss": jnp.mean(values), "weight": jnp.mean(weights)})
+        metrics = {"loss": weighted_mean(values, shares), "weight": weighted_mean(weights, shares)}
+        return weighted_mean(weights * values, shares), (model_state, metrics)
 
     # The weights are normalised by their sum over the batch, which is known when all its parts are computed.
     whole = microbatches.accumulated(mean_loss, losses.microbatches_of(loss_fn))
     (_, (model_state, means)), gradient = jax.value_and_grad(whole, has_aux=True)(
-        params, model_state, (images, examples["label"]), key
+        params, model_state, (images, task.labels(examples), example_weights(task, examples)), key
     )
     gradient = jax.tree.map(lambda leaf: leaf / means["weight"].astype(leaf.dtype), gradient)
     return gradient, model_state, means["loss"]
@@ -277,8 +284,8 @@ def _check(options: SfronArguments) -> None:
     check_choice("mode", options.mode, typing.get_args(Mode))
     for name in ("forget_weight", "forget_power", "threshold"):
         value = getattr(options, name)
-        if value is not None and not value >= 0:
-            raise InputError(f"{name} must not be negative, got {value}")
+        if value is not None:
+            check_not_negative(name, value)
     for name in ("forget_every", "num_epochs"):
         if getattr(options, name) < 1:
             raise InputError(f"{name} must be at least 1, got {getattr(options, name)}")
@@ -309,5 +316,5 @@ class SfronSettings(SfronOptions, TrainingSettings):
         del num_classes
         options = self.values(SfronOptions)
         return self.scheduled(
-            sfron(model, self.microbatched(loss_fn), self.optimizer(), num_epochs=self.epochs, **options)
+            sfron(model, self.microbatched(loss_fn), self.optimizer(), num_epochs=max(self.epochs, 1), **options)
         )

@@ -14,7 +14,7 @@ import numpy as np
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import masks, saliency, trees
 from scissorhands_jax.base import Data, Dataset, Key, Mask, Method, Model, ModelState, Params, Scores, StatefulLossFn
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import check_not_negative
 from scissorhands_jax.keywords import takes
 from scissorhands_jax.methods._gradient import edit
 from scissorhands_jax.methods.settings import Choices, MethodSettings, Range
@@ -54,8 +54,8 @@ def ssd(loss_fn: StatefulLossFn, options: SsdOptions) -> Method:
       InputError: A setting is out of its range, or (from `init`) a Fisher diagonal is not finite.
     """
     selection, dampening = options.selection, options.dampening
-    if not (selection >= 0 and dampening >= 0):
-        raise InputError(f"selection and dampening must not be negative, got {selection} and {dampening}")
+    check_not_negative("selection", selection)
+    check_not_negative("dampening", dampening)
     data_lib.check_batch_size(options.batch_size)
 
     def change(key: Key, params: Params, model_state: ModelState, data: Data) -> tuple[Params, ModelState]:
@@ -110,7 +110,7 @@ def _take(data: Data, positions: np.ndarray) -> Dataset:
         inside = (positions < count).reshape(-1, *[1] * (forget.ndim - 1))
         return jnp.where(inside, forget[np.minimum(positions, count - 1)], retain[np.maximum(positions - count, 0)])
 
-    return jax.tree.map(take, data.forget, data.retain)
+    return jax.tree.map(take, *data_lib.shared(*data))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -119,7 +119,7 @@ def trimming_mask(
     unnamed = None if semantics.rank_all else trimmed
     ranked = unnamed if rank is None else trees.select(params, rank)
     if semantics.published_cut:
-        mask, _ = masks.kept_fraction_mask(scores, 1 - fraction, rank=ranked)
+        mask, _ = masks.kept_fraction_mask(scores, round(1 - fraction, 12), rank=ranked)
     else:
         mask = masks.top_fraction(scores, fraction, rank=ranked)
     return masks.restrict(mask, trimmed), trimmed

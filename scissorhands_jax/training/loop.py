@@ -18,7 +18,7 @@ import optax
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import files, hashing, trees
 from scissorhands_jax.base import Batch, Carry, Data, Dataset, Key, Method, Metrics, ModelState, Params, StatefulLossFn
-from scissorhands_jax.errors import InputError, NonFiniteError
+from scissorhands_jax.errors import DivergedError, InputError, NonFiniteError
 from scissorhands_jax.methods.finetune import finetune
 from scissorhands_jax.training import compilation, distributed, feeding
 from scissorhands_jax.training.checkpoints import Checkpointer, Position, describe_arrays
@@ -106,6 +106,7 @@ def run(
         the data hold NaN, infinity, a negative label or arrays of one name and two types, the method refuses the data,
         or the layout does not divide a batch.
       NonFiniteError: A metric became NaN or infinite; the checkpoints before that step stay.
+      DivergedError: The last step made a network that is not finite.
       CheckpointError: The checkpoint folder belongs to another run, or is damaged.
       BusyError: Another process writes to the checkpoint folder.
     """
@@ -170,9 +171,33 @@ def _run(
             carry = _placed(layout, method.begin_epoch(carry, feed.data))
         carry = take_epoch(carry, batches, Position(epoch, done))
     params, model_state = jax.block_until_ready(method.finish(carry))
+    if int(carry.step) and (bad := broken(params, model_state)):
+        raise DivergedError(
+            f"{bad[0]} of the network is not finite after the last step; lower the learning rate or the forget weight"
+        )
     compiling = compilation.seconds() - compiled
     elapsed = time.perf_counter() - started
     return Result(params, model_state, int(carry.step), max(0.0, elapsed - compiling), compiling)
+
+
+def broken(params: Params, model_state: ModelState) -> list[str]:
+    """The names of arrays that no network should have: parameters that are not finite, and states that hold NaN.
+
+    The metrics of a step are of the network before it, so they do not tell what the last step made. A state may hold
+    infinity on purpose, as masks of attention do.
+    """
+    flags = jax.device_get(_bad_leaves(params, model_state))
+    names = [name or "an array" for tree in (params, model_state) for name in trees.leaf_names(tree)]
+    return [name for name, flag in zip(names, flags, strict=True) if flag]
+
+
+@jax.jit
+def _bad_leaves(params: Params, model_state: ModelState) -> list[jax.Array]:
+    def flag(leaf: jax.Array, is_bad: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        return is_bad(leaf).any() if jnp.issubdtype(leaf.dtype, jnp.inexact) else jnp.zeros((), bool)
+
+    weights = [flag(leaf, lambda values: ~jnp.isfinite(values)) for leaf in jax.tree.leaves(params)]
+    return weights + [flag(leaf, jnp.isnan) for leaf in jax.tree.leaves(model_state)]
 
 
 def train(

@@ -19,7 +19,7 @@ from scissorhands_jax.base import Batch, Carry, Data, Key, Method, Metrics, Mode
 from scissorhands_jax.errors import DivergedError, InputError, NonFiniteError, check_choice
 from scissorhands_jax.methods import MethodSettings
 from scissorhands_jax.training import feeding
-from scissorhands_jax.training.loop import OnStep, Result, run
+from scissorhands_jax.training.loop import OnStep, Result, broken, run
 
 How = Literal["auto", "batched", "scanned", "turns", "sharded"]
 _MEMBERS = "members"
@@ -59,8 +59,8 @@ def run_many(
       others.
 
     Raises:
-      InputError: There is no member, their steps or batches differ so that they cannot share a program, `how` is
-        unknown, or parameters or data cannot be used, as for `run`.
+      InputError: There is no member, their steps, networks or batches differ so that they cannot share a program, `how`
+        is unknown, or parameters or data cannot be used, as for `run`.
     """
     if not members:
         raise InputError("a sweep needs at least one member, got none")
@@ -99,10 +99,15 @@ def _run_together(
         networks = jax.tree.map(_on_one_device, networks)
     seconds, compile_seconds = stacked.seconds / len(members), stacked.compile_seconds / len(members)
     return [
-        Result(params, model_state, stacked.steps, seconds, compile_seconds)
-        if bad_step < 0
-        else NonFiniteError(bad_step + 1, "a metric", float("nan"), "lower the learning rate or the forget weight")
-        for (params, model_state), bad_step in zip(networks, bad_steps.tolist(), strict=True)
+        Result(network[0], network[1], stacked.steps, seconds, compile_seconds)
+        if bad_step < 0 and network is not None
+        else NonFiniteError(
+            bad_step + 1 if bad_step >= 0 else stacked.steps,
+            "a metric" if bad_step >= 0 else "a weight",
+            float("nan"),
+            "lower the learning rate or the forget weight",
+        )
+        for network, bad_step in zip(networks, bad_steps.tolist(), strict=True)
     ]
 
 
@@ -274,17 +279,24 @@ def _together(members: Sequence[Member], how: How, mesh: Mesh | None = None) -> 
     def finish(carry: Carry) -> tuple[PyTree, PyTree]:
         carries = _unstack(carry.params, len(members))
         networks = _of_each(lambda method, each: method.finish(each), methods, carries)
-        return (networks, carry.aux), ()
+        # The loop refuses a network that is not finite, which one member must not do to the others.
+        return ([None if carry.step and broken(*network) else network for network in networks], carry.aux), ()
 
     return Method(init, _Many(step, how, mesh), batches, begin_epoch, finish)
 
 
 def _check_alike(members: Sequence[Member], data: Data) -> None:
-    """Refuses members whose steps or first batches differ, before anything is compiled."""
+    """Refuses members whose steps, networks or first batches differ, before anything is compiled."""
     if any(member.method.step != members[0].method.step for member in members):
         raise InputError(
             f"the steps of the {len(members)} methods differ, so they cannot share a program; make them with "
             'methods_of, or take how="turns"'
+        )
+    forms = [jax.tree.map(lambda leaf: (np.shape(leaf), jnp.result_type(leaf)), member[2:]) for member in members]
+    if any(form != forms[0] for form in forms):
+        raise InputError(
+            "the networks of the members differ in the names, shapes or types of their arrays, so they cannot share a "
+            'program; take how="turns"'
         )
     _batches_of(members, data, 0)
 

@@ -45,6 +45,14 @@ class TestConfigurations:
             chosen = trees.select(params, pattern)
             assert 0 < sum(jax.tree.leaves(chosen)) < len(jax.tree.leaves(params))
 
+    def test_every_setting_is_read(self, name):
+        experiment = configs.load(name)
+        for settings in (
+            experiment.training,
+            *(method for scenario in experiment.scenarios for method in scenario.methods.values()),
+        ):
+            assert not isinstance(settings, TrainingSettings) or not settings.unread()
+
     def test_every_scenario_can_be_read(self, name):
         for scenario in configs.load(name).scenarios:
             assert set(scenario.sweeps) <= set(scenario.methods)

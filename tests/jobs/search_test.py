@@ -113,6 +113,13 @@ def test_a_schedule_is_chosen_and_costs_no_compilation():
     ]
 
 
+def test_a_schedule_that_is_tried_does_without_the_settings_of_others():
+    settings = METHODS["finetune"](milestones=(1,), gamma=0.5, epochs=2)
+    tried = search._with_changes(settings, {"schedule": "linear"})
+    assert tried == METHODS["finetune"](schedule="linear", epochs=2)
+    assert search._with_changes(settings, {"schedule": "drops"}) == settings
+
+
 def test_the_best_trial_is_the_one_with_the_smallest_score():
     told = []
     result = tune(on_trial=lambda number, trial: told.append((number, trial)))

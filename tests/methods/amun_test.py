@@ -63,6 +63,12 @@ class TestSearch:
                 np.testing.assert_allclose(found.images[index], expected[0], atol=1e-4)
                 assert found.labels[index] == expected[1]
 
+    def test_a_class_need_not_fit_into_the_type_of_the_labels(self):
+        model = Model(None, lambda p, s, x, *, train, key=None: (jnp.eye(300)[jnp.full(len(x), 256)] + 0 * x.sum(), s))
+        examples = {"image": np.zeros((2, 3), np.float32), "label": np.array([0, 1], np.uint8)}
+        found = closest_adversarial(model, (), (), examples, epsilon=0.1, attack_steps=1, max_doublings=0)
+        assert (found.labels.tolist(), found.found.tolist()) == ([256, 256], [True, True])
+
     def test_labels_differ_are_the_networks_own_and_do_not_depend_on_batches(self):
         found, at_once = found_by(batch_size=3), found_by(batch_size=100)
         assert np.all(found.found)
@@ -274,8 +280,8 @@ def test_it_makes_a_network_less_sure_of_the_forget_set_than_of_others_without_r
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"epsilon": 0.0}, "epsilon must be above 0, got 0.0"),
-        ({"epsilon": float("nan")}, "epsilon must be above 0, got nan"),
+        ({"epsilon": 0.0}, "epsilon must be above 0 and finite, got 0.0"),
+        ({"epsilon": float("nan")}, "epsilon must be above 0 and finite, got nan"),
         ({"attack_steps": 0}, "attack_steps must be at least 1 and max_doublings at least 0, got 0 and 12"),
         ({"max_doublings": -1}, "attack_steps must be at least 1 and max_doublings at least 0, got 50 and -1"),
         ({"clip": (1.0, 0.0)}, r"clip must be a range such as \(0.0, 1.0\), got \(1.0, 0.0\)"),

@@ -1,5 +1,7 @@
 """Bad teaching: who teaches whom, and what is forgotten."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ from scissorhands_jax.base import Data, Model
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods import bad_teacher
 from scissorhands_jax.optimizers import sgd
+from scissorhands_jax.tasks import CLASSIFICATION, Metric
 from tests import tiny
 from tests.comparison import same_bits
 from tests.methods.example import DATA, KEY, MODEL, forward, original
@@ -40,6 +43,28 @@ class TestBadTeacher:
         value, expected = jax.jit(jax.value_and_grad(objective))(student)
         chex.assert_trees_all_close(followed, expected, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(metrics["loss_mixed"], value, rtol=1e-4)
+
+    def test_outputs_may_be_of_any_form(self):
+        """And arrays that one part alone has, such as names of examples, are left out."""
+
+        def apply(params, model_state, x, *, train, key=None):
+            logits, model_state = STATELESS.apply(params, model_state, x, train=train, key=key)
+            return {"logits": logits, "size": x.sum(axis=-1)}, model_state
+
+        task = dataclasses.replace(
+            CLASSIFICATION,
+            name="two outputs",
+            labels=None,
+            metrics=(Metric("err", "", lambda *pair: 0.0),),
+            divergence=lambda teacher, outputs, *rest: CLASSIFICATION.divergence(
+                teacher["logits"], outputs["logits"], *rest
+            ),
+        )
+        method, other = self.bad_teacher(), self.bad_teacher(STATELESS._replace(apply=apply), task=task)
+        batch = data_lib.gather(HOST, next(iter(method.batches(KEY, DATA, 0))))
+        named = batch._replace(forget={**batch.forget, "id": jnp.arange(len(batch.forget["label"]))})
+        expected, found = step_from(method, original(5)[0], batch), step_from(other, original(5)[0], named)
+        chex.assert_trees_all_close(found, expected, rtol=1e-5)
 
     def test_teachers_are_the_original_and_a_drawn_network_with_its_own_state(self):
         def init(key):
@@ -103,5 +128,5 @@ class TestBadTeacher:
             self.bad_teacher(retain_fraction=fraction)
 
     def test_a_temperature_out_of_range_is_refused(self):
-        with pytest.raises(InputError, match=r"temperature must be above 0, got -1\.0"):
+        with pytest.raises(InputError, match=r"temperature must be above 0 and finite, got -1\.0"):
             self.bad_teacher(temperature=-1.0)

@@ -82,6 +82,11 @@ class TestBoundaryLabels:
         assert (wrong.tolist(), wrong.dtype) == ([1, 0, 2], jnp.int32)
         assert boundary_labels(model, (), (), logits, labels, any_label=True).tolist() == [0, 0, 2]
 
+    def test_a_class_need_not_fit_into_the_type_of_the_labels(self):
+        model = Model(lambda key: ((), ()), lambda params, state, x, *, train, key=None: (x, state))
+        labels = jnp.array([0, 1], jnp.uint8)
+        assert boundary_labels(model, (), (), 5 * jnp.eye(300)[jnp.array([256, 257])], labels).tolist() == [256, 257]
+
 
 def shrink(**options):
     return boundary_shrink(MODEL, LOSS, PLAIN_SGD, **({"clip": None, "batch_size": 6} | options))

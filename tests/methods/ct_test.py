@@ -56,10 +56,17 @@ def test_a_transposed_network_sees_in_transposed_images_what_the_original_sees_i
 def test_equinox_keeps_height_and_width_last():
     layer = eqx.nn.Conv2d(2, 5, 3, key=KEY)
     params = eqx.filter(layer, eqx.is_array)
-    after = transpose_kernels(params, spatial_axes=(2, 3))
-    np.testing.assert_array_equal(after.weight, params.weight.swapaxes(2, 3))
+    for axes in (None, (2, 3), (-1, 2)):
+        after = transpose_kernels(params, spatial_axes=axes)
+        np.testing.assert_array_equal(after.weight, params.weight.swapaxes(2, 3))
     with pytest.raises(InputError, match=r"the axes \(0, 1\) of weight, which has the shape \(5, 2, 3, 3\), .* differ"):
-        transpose_kernels(params)
+        transpose_kernels(params, spatial_axes=(0, 1))
+
+
+@pytest.mark.parametrize("axes", [(0, 0), (0, -4), (0, 4), (0, 7), (1,), (0, 1, 2)])
+def test_axes_are_two_of_four(axes):
+    with pytest.raises(InputError, match="spatial_axes must be two different axes of four"):
+        ct(LOSS, PLAIN_SGD, spatial_axes=axes)
 
 
 def test_kernels_can_be_chosen():

@@ -8,10 +8,12 @@ import optax
 import pytest
 
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import trees
+from scissorhands_jax import losses, trees
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods import cf_k, eu_k
 from scissorhands_jax.methods.last_layers import _owners
+from scissorhands_jax.models.adapters import from_linen
+from scissorhands_jax.models.resnet9 import ResNet9, fit_whitening
 from scissorhands_jax.optimizers import sgd
 from scissorhands_jax.training.loop import run
 from tests import tiny
@@ -80,6 +82,21 @@ def test_eu_k_draws_the_selected_layers_and_their_statistics_anew():
     assert not np.array_equal(found["fc/kernel"], before["fc/kernel"] - 0.125)
     other = method.init(jax.random.key(6), *original(), tiny.data())
     assert not np.array_equal(other.params["fc"]["kernel"], found["fc/kernel"])
+
+
+@pytest.mark.parametrize("layers", [None, "whiten|head"])
+def test_eu_k_fits_a_whitening_layer_that_it_draws(layers):
+    network = ResNet9(num_classes=3, widths=(2,), residual=(False,))
+    model = from_linen(network, jax.ShapeDtypeStruct((1, 4, 4, 3), np.float32))
+    rng = np.random.default_rng(0)
+    examples = {"image": rng.random((12, 4, 4, 3), np.float32), "label": rng.integers(0, 3, 12)}
+    data = data_lib.split(examples, [0, 1])
+    start = model.init(KEY)
+    loss = losses.classification_loss(model)
+    carry = eu_k(model, loss, OPTIMIZER, layers=layers, batch_size=4).init(KEY, *start, data)
+    expected = fit_whitening(start[1], data.retain)
+    assert same_bits(carry.model_state["constants"], expected["constants"])
+    assert not same_bits(start[1]["constants"], expected["constants"])
 
 
 def test_cf_k_starts_at_the_original():

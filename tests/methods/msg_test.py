@@ -80,13 +80,14 @@ def test_the_retain_examples_are_a_random_subset_of_the_size_of_the_forget_set()
     assert rows[0] | rows[2] <= retain
 
 
-def test_the_draws_are_kaiming_normal_over_the_fan_out():
+@pytest.mark.parametrize(("name", "shape"), [("kernel", (3, 3, 40, 50)), ("weight", (50, 40, 3, 3))])
+def test_the_draws_are_kaiming_normal_over_the_fan_out(name, shape):
     # 3 x 3 x 50 outputs: a deviation of sqrt(2 / 450) = 0.0667, whatever the 40 inputs.
-    params = {"conv": {"kernel": jnp.full((3, 3, 40, 50), 9.0)}}
-    carry = msg(lift(lambda p, x: jnp.sum(jnp.mean(x) * p["conv"]["kernel"])), PLAIN_SGD, fraction=0.5).init(
+    params = {"conv": {name: jnp.full(shape, 9.0)}}
+    carry = msg(lift(lambda p, x: jnp.sum(jnp.mean(x) * p["conv"][name])), PLAIN_SGD, fraction=0.5).init(
         KEY, params, (), Data(jnp.ones((4, 1)), jnp.zeros((4, 1)))
     )
-    drawn = np.asarray(carry.params["conv"]["kernel"])
+    drawn = np.asarray(carry.params["conv"][name])
     drawn = drawn[drawn != 9]
     assert drawn.size == 9000
     assert abs(drawn.mean()) < 4 * 0.0667 / np.sqrt(drawn.size)

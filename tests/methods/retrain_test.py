@@ -20,6 +20,7 @@ from scissorhands_jax.methods.retrain import (
     RetrainSettings,
     alternating_flips,
     per_kilo_example,
+    retrain,
     scale_norm_biases,
 )
 from scissorhands_jax.training.checkpoints import Checkpointer
@@ -161,6 +162,7 @@ class TestSettings:
         ("changes", "message"),
         [
             ({"recipe": "slow"}, "recipe is 'slow'; choose one of paper, fast"),
+            ({"translate": -1}, "translate must not be negative, got -1; it is a number of pixels"),
             ({"flips": "none"}, "flips is 'none'; choose one of random, alternating"),
             ({"schedule": "step"}, "schedule is 'step'; choose one of drops, linear, cosine, triangle"),
         ],
@@ -204,6 +206,21 @@ class TestTraining:
             seen = augmentation.flip(upright, alternating_flips(upright, jnp.int32(epoch)))
             _, metrics = step(carry._replace(step=jnp.int32(number)), batch)
             assert float(metrics["loss_retain"]) == pytest.approx(float(value(seen)), rel=1e-5)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda part: {**part, "image": part["image"].reshape(len(part["image"]), -1)},
+            lambda part: tuple(part.values()),
+        ],
+    )
+    def test_alternating_flips_need_images(self, change):
+        data = tiny.data()
+        method = retrain(tiny.model(), tiny.loss(), optimizers.sgd(0.1), batch_size=4, flips="alternating")
+        with pytest.raises(
+            InputError, match=r"mirror an array 'image' of shape \(N, H, W, C\), and the retain set has"
+        ):
+            method.init(KEY, None, None, data._replace(retain=change(data.retain)))
 
     def test_without_augmentation_images_stay_as_they_are(self):
         method = FAST.build(tiny.model(), tiny.loss(), tiny.CLASSES)

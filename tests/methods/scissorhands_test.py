@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import trees
+from scissorhands_jax import masks, trees
 from scissorhands_jax.base import Data, lift
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import config
@@ -265,6 +265,13 @@ class TestTrim:
         params = {"kernel": jnp.arange(1.0, 7.0).reshape(2, 3)}
         with pytest.raises(InputError, match="fraction must lie strictly between 0 and 1"):
             trimming_mask(params, params, fraction=fraction, semantics=SEMANTICS[mode])
+
+    @pytest.mark.parametrize(("fraction", "count", "marked"), [(0.9, 1000, 900), (0.9, 20, 18), (0.7, 100, 70)])
+    def test_the_published_cut_keeps_the_share_that_is_meant(self, fraction, count, marked):
+        """1 - 0.9 is a little below 0.1, and a thousand times that a little below 100."""
+        params = {"kernel": jnp.arange(1.0, count + 1).reshape(2, -1)}
+        mask, _ = trimming_mask(params, params, fraction=fraction, semantics=SEMANTICS["authors"])
+        assert int(masks.count_marked(mask)) == marked
 
     def test_patterns_that_select_nothing_to_trim_are_refused(self):
         with pytest.raises(InputError, match="matches none of the 3 parameter arrays"):

@@ -97,9 +97,9 @@ class TestScrub:
         ("setting", "message"),
         [
             ({"forget_epochs": 0}, "forget_epochs must be at least 1, got 0"),
-            ({"kl_weight": -1.0}, "kl_weight and loss_weight must not be negative, got -1.0 and 0.7"),
-            ({"loss_weight": -1.0}, "kl_weight and loss_weight must not be negative, got 0.4 and -1.0"),
-            ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
+            ({"kl_weight": -1.0}, "kl_weight must not be negative, got -1.0"),
+            ({"loss_weight": -1.0}, "loss_weight must not be negative, got -1.0"),
+            ({"temperature": 0.0}, "temperature must be above 0 and finite, got 0.0"),
             ({"forget_batch_size": 0}, "batch_size must be at least 1, got 0"),
         ],
     )

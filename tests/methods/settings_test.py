@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 
+from scissorhands_jax import data as data_lib
 from scissorhands_jax import losses, methods, models
 from scissorhands_jax.base import Data
 from scissorhands_jax.errors import InputError
@@ -101,6 +102,8 @@ def test_every_method_with_steps_follows_the_schedule(name):
         ({"final_rate": -0.1}, "final_rate must not be negative, got -0.1"),
         ({"final_rate": float("nan")}, "final_rate must not be negative, got nan"),
         ({"gamma": -0.1}, "gamma must not be negative, got -0.1"),
+        ({"gamma": math.inf}, "gamma must be finite, got inf; it multiplies the learning rate"),
+        ({"epochs": -1}, "the number of epochs must not be negative, got -1"),
         ({"milestones": (-1,)}, r"milestones must be epochs, counted from 0, got \(-1,\)"),
     ],
 )
@@ -109,18 +112,83 @@ def test_schedules_that_cannot_be_used_are_refused(settings, message):
         TrainingSettings(**settings)
 
 
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        (
+            "scissorhands",
+            {"milestones": (5, 8)},
+            r"^milestones = \(5, 8\) would change nothing with schedule = 'linear'",
+        ),
+        ("msg", {"milestones": (2,)}, "would change nothing with schedule = 'triangle'; leave it out"),
+        ("ct", {"milestones": (1,), "gamma": 0.5}, r"gamma = 0.5, milestones = \(1,\) would change nothing"),
+        ("sfron", {"warmup": 0.5}, "warmup = 0.5 would change nothing with schedule = 'cosine'"),
+        ("finetune", {"final_rate": 0.1}, r"would change nothing with schedule = 'drops', milestones = \(\)"),
+        ("finetune", {"gamma": 0.5}, "gamma = 0.5 would change nothing"),
+        ("amun", {"gamma": 0.5, "milestones": ()}, "gamma = 0.5 would change nothing"),
+        ("retrain", {"translate": 4}, "translate = 4 would change nothing with .*flips = 'random'"),
+        ("retrain", {"recipe": "fast", "gamma": 0.5}, "gamma = 0.5 would change nothing"),
+    ],
+)
+def test_settings_that_would_change_nothing_are_refused(name, changes, message):
+    with pytest.raises(InputError, match=message):
+        METHODS[name](**changes).build(tiny.model(), tiny.loss(), tiny.CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("scissorhands", {"schedule": "drops", "milestones": (5, 8), "gamma": 0.5}),
+        ("scissorhands", {"mode": "authors", "milestones": (5, 8)}),
+        ("msg", {"warmup": 0.2, "final_rate": 0.1}),
+        ("cf_k", {"schedule": "restarts", "layers": "fc"}),
+        ("eu_k", {"schedule": "restarts", "milestones": (), "layers": "fc"}),
+        ("retrain", {"schedule": "triangle"}),
+        ("retrain", {"recipe": "fast", "schedule": "drops"}),
+        ("retrain", {"flips": "alternating", "translate": 4}),
+    ],
+)
+def test_settings_that_are_read_or_as_they_always_are_build(name, changes):
+    METHODS[name](**changes).build(tiny.model(), tiny.loss(), tiny.CLASSES)
+
+
+def test_a_pattern_is_checked_even_where_nothing_is_projected():
+    method = METHODS["scissorhands"](projected=False, project="nothing_like_it").build(
+        tiny.model(), tiny.loss(), tiny.CLASSES
+    )
+    with pytest.raises(InputError, match="the layer pattern 'nothing_like_it' matches none"):
+        method.init(KEY, *tiny.start(), tiny.data())
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if "epochs" in inspect.signature(METHODS[name]).parameters])
+def test_no_epoch_can_be_asked_for(name):
+    layers = {"layers": "fc"} if hasattr(METHODS[name](), "layers") else {}
+    METHODS[name](epochs=0, **layers).build(tiny.model(), tiny.loss(), tiny.CLASSES)
+
+
+UNBOUNDED = {("influence", "damping"), ("sfron", "max_norm")}
+"""Settings that may be infinite: nothing moves, and nothing is clipped."""
+
+
 def _numbers(name):
     """The settings of a method that are numbers with a fraction."""
     usual = METHODS[name]()
     return [field.name for field in dataclasses.fields(usual) if isinstance(getattr(usual, field.name), float)]
 
 
-@pytest.mark.parametrize(("name", "setting"), [(name, setting) for name in METHODS for setting in _numbers(name)])
-def test_a_setting_that_is_no_number_is_refused(name, setting):
+@pytest.mark.parametrize(
+    ("name", "setting", "value"),
+    [
+        (name, setting, value)
+        for name in METHODS
+        for setting in _numbers(name)
+        for value in (math.nan, math.inf)
+        if value != math.inf or (name, setting) not in UNBOUNDED
+    ],
+)
+def test_a_setting_that_is_no_finite_number_is_refused(name, setting, value):
     def built():
-        return dataclasses.replace(METHODS[name](), **{setting: math.nan}).build(
-            tiny.model(), tiny.loss(), tiny.CLASSES
-        )
+        return dataclasses.replace(METHODS[name](), **{setting: value}).build(tiny.model(), tiny.loss(), tiny.CLASSES)
 
     with pytest.raises(InputError):
         built()
@@ -147,3 +215,24 @@ def test_labels_of_eight_bits_are_as_good_as_any(name):
         found.append(run(method, jax.random.key(1), *start, Data(*parts), num_epochs=epochs).params)
     for one, other in zip(*map(jax.tree.leaves, found), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("name", ["finetune", "salun", "delete", "amun", "sfron", "boundary_shrink", "boundary_expand"])
+def test_losses_of_logits_in_half_precision_are_in_full_precision(name):
+    model = models.build("mlp", num_classes=3, image_shape=(2, 2, 1), hidden=(4,))
+
+    def narrow(*args, **options):
+        logits, model_state = model.apply(*args, **options)
+        return logits.astype(jnp.bfloat16), model_state
+
+    half = model._replace(apply=narrow)
+    quick = {"attack_steps": 1} if name == "amun" else {"threshold": None} if name == "sfron" else {}
+    settings = METHODS[name](batch_size=4, epochs=1, **quick)
+    method = settings.build(half, losses.classification_loss(half), 3)
+    rng = np.random.default_rng(0)
+    parts = ({"image": rng.random((n, 2, 2, 1), np.float32), "label": np.arange(n) % 3} for n in (4, 8))
+    data = Data(*parts)
+    carry = method.init(jax.random.key(0), *model.init(jax.random.key(1)), data)
+    batch = data_lib.gather(data, next(iter(method.batches(jax.random.key(2), data, 0))))
+    _, metrics = jax.eval_shape(method.step, carry, batch)
+    assert {metric.dtype for metric in metrics.values()} == {jnp.dtype("float32")}

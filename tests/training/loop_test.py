@@ -18,7 +18,7 @@ import pytest
 
 from scissorhands_jax import trees
 from scissorhands_jax.base import Batch, Data, Method, lift, new_carry
-from scissorhands_jax.errors import CheckpointError, InputError, NonFiniteError
+from scissorhands_jax.errors import CheckpointError, DivergedError, InputError, NonFiniteError
 from scissorhands_jax.methods import finetune
 from scissorhands_jax.optimizers import sgd
 from scissorhands_jax.training.checkpoints import Checkpointer
@@ -314,6 +314,19 @@ class TestNonFinite:
     def test_without_a_checkpoint_the_advice_says_so(self):
         with pytest.raises(NonFiniteError, match="step 1; nothing was saved; lower the learning rate"):
             count(counter(1))
+
+    @pytest.mark.parametrize("bad", [np.nan, np.inf])
+    def test_a_network_that_the_last_step_breaks_is_no_result(self, bad):
+        """The metrics of that step are of the network before it."""
+
+        def step(carry, batch):
+            last = carry.step == 2
+            params = jax.tree.map(lambda leaf: jnp.where(last, bad, leaf), carry.params)
+            return carry._replace(step=carry.step + 1, params=params), {"loss": jnp.zeros(())}
+
+        method = finetune(tiny.loss(), sgd(0.1), batch_size=4)._replace(step=step)
+        with pytest.raises(DivergedError, match=r"^bn/bias of the network is not finite after the last step; lower"):
+            start(method)
 
     def test_a_diverging_network_is_stopped(self):
         method = finetune(tiny.loss(), sgd(1e30), batch_size=4)

@@ -103,6 +103,21 @@ def test_a_member_that_diverges_does_not_end_the_others(how):
     assert 1 < bad.step <= 6
 
 
+@pytest.mark.parametrize("how", WAYS)
+def test_a_member_that_the_last_step_breaks_does_not_end_the_others(how):
+    variants = [settings("finetune", batch_size=10, epochs=1, learning_rate=rate) for rate in (0.05, 1e39)]
+    good, bad = run_many(members(variants), data(), num_epochs=1, how=how)
+    same_network(good, run(*members(variants)[0], data(), num_epochs=1))
+    assert isinstance(bad, DivergedError)
+
+
+def test_networks_of_different_widths_do_not_share_a_program():
+    wider = models.build("mlp", num_classes=3, image_shape=(4, 4, 1), hidden=(7,)).init(jax.random.key(0))
+    first, second = members([settings("finetune"), settings("finetune")])
+    with pytest.raises(InputError, match="the networks of the members differ in the names, shapes or types"):
+        run_many([first, second._replace(params=wider[0])], data(), num_epochs=1, how="batched")
+
+
 @pytest.mark.parametrize("how", [*WAYS, "auto"])
 @pytest.mark.parametrize("part", ["init", "begin_epoch", "finish"])
 def test_a_member_that_diverges_outside_of_a_step_does_not_end_the_others(how, part):

@@ -38,7 +38,7 @@ from scissorhands_jax.base import (
 from scissorhands_jax.diffusion import losses
 from scissorhands_jax.diffusion.concept_methods.concept_training import BeginningPhase, ByteCount, ConceptTraining
 from scissorhands_jax.diffusion.schedules import SD_V1_SCHEDULE, Schedule
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import InputError, check_not_negative
 from scissorhands_jax.methods._gradient import PairedOptions, follow_direction, paired_batches
 from scissorhands_jax.methods.munba import bargain
 from scissorhands_jax.methods.pair_gradients import pair_gradients
@@ -75,8 +75,7 @@ def concept_salun(
       Fan et al., SalUn, ICLR 2024, arXiv 2310.12508, equation 6; its code `SD/train-scripts/random_label.py`.
     """
     masks.check_fraction(fraction)
-    if not retain_weight >= 0:
-        raise InputError(f"retain_weight must not be negative, got {retain_weight:g}")
+    check_not_negative("retain_weight", retain_weight)
 
     def mask(key: Key, params: Params, model_state: ModelState, data: Data) -> Mask:
         positions = data_lib.even_batches(data_lib.size(data.forget), batch_size)
@@ -160,8 +159,8 @@ def erase_diff(
     """
     if not eta > 0:
         raise InputError(f"eta must be above 0, got {eta:g}")
-    if weight is not None and not weight >= 0:
-        raise InputError(f"weight must not be negative, got {weight:g}")
+    if weight is not None:
+        check_not_negative("weight", weight)
 
     def direction(carry: Carry, batch: Batch, key: Key) -> tuple[PyTree, ModelState, Metrics]:
         retain, forget, model_state, metrics = _both(loss_fn, carry, batch, key)

@@ -30,7 +30,7 @@ from scissorhands_jax.base import (
 from scissorhands_jax.diffusion import losses
 from scissorhands_jax.diffusion.concept_methods.concept_training import BeginningPhase, ByteCount, ConceptTraining
 from scissorhands_jax.diffusion.schedules import SD_V1_SCHEDULE, Schedule
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import InputError, check_not_negative
 from scissorhands_jax.methods._gradient import PairedOptions, descend, paired_batches
 
 
@@ -66,8 +66,8 @@ def selective_amnesia(
       Heng and Soh, Selective Amnesia: A Continual Learning Approach to Forgetting in Deep Generative Models, NeurIPS
       2023, arXiv 2305.10120, equation 8; its code `ddpm/runners/diffusion.py`.
     """
-    if not min(penalty, retain_weight) >= 0:
-        raise InputError(f"penalty and retain_weight must not be negative, got {penalty:g} and {retain_weight:g}")
+    check_not_negative("penalty", penalty)
+    check_not_negative("retain_weight", retain_weight)
     if fisher_batches < 1:
         raise InputError(f"fisher_batches must be at least 1, got {fisher_batches}")
 

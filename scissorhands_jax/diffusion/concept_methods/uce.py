@@ -14,7 +14,7 @@ from scissorhands_jax import trees
 from scissorhands_jax.base import Data, Dataset, Key, Method, Model, ModelState, Params
 from scissorhands_jax.diffusion.concept_methods.concept_training import BeginningPhase, ByteCount, ConceptTraining
 from scissorhands_jax.diffusion.schedules import SD_V1_SCHEDULE, Schedule
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import InputError, check_not_negative
 from scissorhands_jax.methods._gradient import edit
 from scissorhands_jax.methods.settings import Gradient
 
@@ -47,8 +47,8 @@ def uce(*, erase_weight: float = 1.0, keep_weight: float = 1.0, ridge: float = 0
     """
     if not ridge > 0:
         raise InputError(f"ridge must be above 0, got {ridge:g}")
-    if not min(erase_weight, keep_weight) >= 0:
-        raise InputError(f"erase_weight and keep_weight must not be negative, got {erase_weight:g} and {keep_weight:g}")
+    check_not_negative("erase_weight", erase_weight)
+    check_not_negative("keep_weight", keep_weight)
 
     def change(key: Key, params: Params, model_state: ModelState, data: Data) -> tuple[Params, ModelState]:
         del key

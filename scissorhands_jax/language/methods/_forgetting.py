@@ -14,7 +14,7 @@ import optax
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import microbatches, trees
 from scissorhands_jax.base import Batch, Carry, Data, Key, Method, Metrics, Model, ModelState, Params, PyTree, Scalar
-from scissorhands_jax.errors import InputError, check_choice
+from scissorhands_jax.errors import InputError, check_choice, check_not_negative
 from scissorhands_jax.language.packing import network_inputs
 from scissorhands_jax.language.token_losses import (
     Answers,
@@ -178,8 +178,7 @@ def _retain_loss(kind: RetainLoss, networks: Networks, examples: PyTree) -> Scal
 
 def _check(options: ForgettingOptions) -> None:
     for name in ("forget_weight", "retain_weight"):
-        if not getattr(options, name) >= 0:
-            raise InputError(f"{name} must not be negative, got {getattr(options, name)}")
+        check_not_negative(name, getattr(options, name))
     check_choice("retain_loss", options.retain_loss, get_args(RetainLoss))
     microbatches.check_microbatches([options.batch_size], options.microbatches)
 

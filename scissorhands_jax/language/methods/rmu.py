@@ -12,7 +12,7 @@ import optax
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import trees
 from scissorhands_jax.base import Batch, Carry, Data, Key, Method, ModelState, Params, PyTree, Scalar
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import InputError, check_not_negative
 from scissorhands_jax.keywords import takes
 from scissorhands_jax.language.methods._forgetting import forget_epochs
 from scissorhands_jax.language.packing import network_inputs
@@ -63,8 +63,7 @@ def rmu(activations: Activations, optimizer: optax.GradientTransformation, optio
       Li et al., The WMDP Benchmark: Measuring and Reducing Malicious Use with Unlearning, ICML 2024.
     """
     for name in ("forget_weight", "retain_weight"):
-        if not getattr(options, name) >= 0:
-            raise InputError(f"{name} must not be negative, got {getattr(options, name)}")
+        check_not_negative(name, getattr(options, name))
     if not options.steering > 0:
         raise InputError(f"steering must be above 0, got {options.steering}")
 

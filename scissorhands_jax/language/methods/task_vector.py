@@ -9,7 +9,7 @@ import optax
 
 from scissorhands_jax import trees
 from scissorhands_jax.base import Carry, Method, Model, ModelState, Params
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import check_not_negative
 from scissorhands_jax.keywords import takes
 from scissorhands_jax.language.methods._forgetting import forget_epochs
 from scissorhands_jax.language.token_losses import token_loss
@@ -48,8 +48,7 @@ def task_vector(model: Model, optimizer: optax.GradientTransformation, options: 
     References:
       Ilharco et al., Editing Models with Task Arithmetic, ICLR 2023.
     """
-    if not options.scale >= 0:
-        raise InputError(f"scale must not be negative, got {options.scale}")
+    check_not_negative("scale", options.scale)
     loss_fn = token_loss(model)
 
     def objective(params, carry, batch, key):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from scissorhands_jax.base import Method, Model
-from scissorhands_jax.errors import InputError, check_choice
+from scissorhands_jax.errors import check_choice, check_not_negative
 from scissorhands_jax.keywords import takes
 from scissorhands_jax.language.methods._forgetting import ForgettingOptions, forget_by
 from scissorhands_jax.language.token_losses import mean_over_tokens
@@ -51,8 +51,7 @@ def undial(model: Model, optimizer: optax.GradientTransformation, options: Undia
     References:
       Dong et al., UNDIAL: Self-Distillation with Adjusted Logits for Robust Unlearning in LLMs, NAACL 2025.
     """
-    if not options.beta >= 0:
-        raise InputError(f"beta must not be negative, got {options.beta}")
+    check_not_negative("beta", options.beta)
     check_choice("positions", options.positions, get_args(Literal["answers", "published"]))
 
     def forget_loss(networks, batch):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from scissorhands_jax.base import Method, Model
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import check_not_negative
 from scissorhands_jax.keywords import takes
 from scissorhands_jax.language.methods._forgetting import ForgettingOptions, forget_by
 from scissorhands_jax.language.token_losses import mean_over_tokens, token_nll
@@ -43,8 +43,7 @@ def wga(model: Model, optimizer: optax.GradientTransformation, options: WgaOptio
     References:
       Wang et al., Rethinking LLM Unlearning Objectives: A Gradient Perspective and Go Beyond, ICLR 2025.
     """
-    if not options.beta >= 0:
-        raise InputError(f"beta must not be negative, got {options.beta}")
+    check_not_negative("beta", options.beta)
 
     def forget_loss(networks, batch):
         seen = networks.see(batch)
