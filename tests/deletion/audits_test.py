@@ -29,8 +29,6 @@ from scissorhands_jax.metrics.intervals import Estimate
 from tests.deletion import forking, trained
 from tests.deletion.commands import command, error_of, verified
 
-pytest.importorskip("cryptography")
-
 FORGET = ["--method", "scissorhands", "--epochs", "2", "--batch-size", "40", "--budget", "100"]
 FORGET += ["method.fraction=0.7", "method.learning_rate=0.2"]
 KEEP = ["--method", "finetune", "--epochs", "1", "--batch-size", "40", "--budget", "100"]

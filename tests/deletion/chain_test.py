@@ -20,8 +20,6 @@ from tests.deletion.spoiling import (
     unguarded,
 )
 
-pytest.importorskip("cryptography")
-
 
 def private(change):
     """Returns statements that change the private part of the first request."""

@@ -21,8 +21,6 @@ from tests.deletion import forking
 from tests.deletion.commands import QUICK, command, error_of, moved_data, states, verified
 from tests.deletion.spoiling import request
 
-pytest.importorskip("cryptography")
-
 
 def test_requests_and_their_states_are_listed(served, capsys):
     assert command("list", "--ledger", served, "--json") == 0

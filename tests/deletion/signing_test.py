@@ -15,8 +15,6 @@ from scissorhands_jax.deletion.ledger import Ledger
 from scissorhands_jax.errors import InputError, LedgerError
 from tests.deletion.spoiling import by_hand, flipped, problems, request, unguarded
 
-pytest.importorskip("cryptography")
-
 
 def test_digests_tell_nobody_without_the_secret(served):
     """Whoever has the training set cannot find out which examples were named."""

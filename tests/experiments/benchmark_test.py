@@ -18,9 +18,16 @@ from scissorhands_jax import torch_weights
 from scissorhands_jax.methods.scissorhands import constraint_gradients
 from scissorhands_jax.training import loop as training
 from tests.comparison import same_bits
+from tests.equipment import absent
 
 SETTINGS = settings.Settings(batch_size=4, repeats=3, quick=True)
 HAS_TORCH = importlib.util.find_spec("torch") is not None
+
+
+@pytest.fixture
+def needs_torch():
+    if not HAS_TORCH:
+        absent("TORCH", "PyTorch, the package torch, is not installed")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -259,7 +266,7 @@ def test_operations_are_counted_as_the_network_defines_them():
     assert limits.count_flops(jaxpr) == 2 * multiplications
 
 
-@pytest.mark.skipif(not HAS_TORCH, reason="PyTorch is not installed")
+@pytest.mark.usefixtures("needs_torch")
 @pytest.mark.parametrize("network", ["resnet20", "resnet18"])
 def test_pytorch_has_the_same_networks(network):
     import torch
@@ -276,7 +283,7 @@ def test_pytorch_has_the_same_networks(network):
     assert {name: tuple(value.shape) for name, value in module.state_dict().items()} == expected
 
 
-@pytest.mark.skipif(not HAS_TORCH, reason="PyTorch is not installed")
+@pytest.mark.usefixtures("needs_torch")
 @pytest.mark.parametrize("network", ["resnet20", "resnet18"])
 def test_pytorch_takes_the_same_steps(network):
     """A training step and a repair step from the same weights on the same images move both networks alike."""
@@ -304,7 +311,7 @@ def check_same_step(network, step, narrow):
         np.testing.assert_allclose(change, expected[name] - old, rtol=1e-2, atol=2e-2 * abs(change).max())
 
 
-@pytest.mark.skipif(not HAS_TORCH, reason="PyTorch is not installed")
+@pytest.mark.usefixtures("needs_torch")
 @pytest.mark.parametrize("sign", [1, -1])
 def test_pytorch_repairs_as_the_published_code_does(sign):
     """A step in authors' mode, with a constraint that is violated and with its opposite, which is not."""
@@ -339,7 +346,7 @@ def test_pytorch_repairs_as_the_published_code_does(sign):
         np.testing.assert_allclose(change, after[name].numpy() - old, rtol=1e-2, atol=2e-2 * abs(change).max())
 
 
-@pytest.mark.skipif(not HAS_TORCH, reason="PyTorch is not installed")
+@pytest.mark.usefixtures("needs_torch")
 def test_an_epoch_of_the_published_code_takes_its_constraint_first_and_leaves_nothing_frozen(monkeypatch):
     import gc
 
@@ -371,7 +378,7 @@ def test_every_epoch_begins_where_the_first_began():
     assert single_steps.keys() - {epochs.OWN} == references.keys()
 
 
-@pytest.mark.skipif(not HAS_TORCH, reason="PyTorch is not installed")
+@pytest.mark.usefixtures("needs_torch")
 def test_pytorch_crops_and_flips():
     import torch
 

@@ -251,7 +251,7 @@ def test_data_that_lie_with_a_layout_give_the_same_network(name):
         np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-5)
 
 
-# One of each skeleton; `training_test.py` has Scissorhands and fine-tuning, at every step.
+# One of each skeleton; `training/loop_test.py` has Scissorhands and fine-tuning, at every step.
 @pytest.mark.parametrize("name", ["retrain", "gradient_ascent", "l1_sparse", "salun", "scrub", "sfron"])
 def test_steps_compile_once_per_kind_and_a_stopped_run_ends_bit_equal(name, tmp_path):
     epoch = contract_epoch(name)
