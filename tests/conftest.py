@@ -36,7 +36,7 @@ SLOWEST = (
     *("cli/main_test.py", "site_test.py", "docs_test.py"),
     *("training/sharding_test.py", "training/distributed_test.py", "methods/methods_test.py"),
     *("experiments/accelerator_test.py", "jobs/planning_test.py", "jobs/demo_test.py", "diffusion/unlearning_test.py"),
-    *("experiments/run_test.py", "diffusion/unet_test.py", "audit/run_test.py", "diffusion/demo/demo_test.py"),
+    *("experiments/run_test.py", "audit/run_test.py", "diffusion/demo/demo_test.py"),
     "deletion/audits_test.py",
 )
 

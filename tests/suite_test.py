@@ -39,6 +39,12 @@ def test_nothing_else_skips_a_test_but_the_operating_system_and_tensorflow():
     assert found == {}
 
 
+def test_refusals_are_expected_with_their_messages():
+    """An error of another reason is no proof that the right thing was refused."""
+    own = r"pytest\.raises\((?:InputError|CheckpointError|WeightsError|LedgerError)\)(?! as)"
+    assert [str(path) for path in FILES if re.search(own, path.read_text())] == []
+
+
 def test_files_that_tests_name_exist():
     names = [f"/{path.relative_to(TESTS.parent).as_posix()}" for path in FILES]
     for path in FILES:

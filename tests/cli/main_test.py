@@ -4,10 +4,8 @@ import json
 import os
 import pickle
 import re
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -18,7 +16,6 @@ from scissorhands_jax import models, torch_weights
 from scissorhands_jax.cli import main as cli
 from scissorhands_jax.metrics import distances
 from scissorhands_jax.training import checkpoints
-from tests import limits
 from tests.comparison import same_bits
 from tests.compilations import Compilations
 
@@ -205,32 +202,6 @@ def test_calls_of_many_steps_and_data_on_the_host_can_be_asked_for(weights, tmp_
     first, second = (torch_weights.read_state_dict(tmp_path / name / "network.safetensors") for name in ("one", "four"))
     for name, value in first.items():
         np.testing.assert_allclose(second[name], value, rtol=1e-4, atol=1e-5)
-
-
-def test_a_run_killed_at_a_random_moment_resumes_to_the_same_bits(weights, tmp_path):
-    more = ["--epochs", "3", "--checkpoint-every", "3", "--batch-size", "64", "method.trim=layer2|head"]
-    assert unlearn(weights, tmp_path / "whole", *more) == 0
-    out = tmp_path / "killed"
-    command = [sys.executable, "-m", "scissorhands_jax", "unlearn", "--weights", str(weights), *NETWORK]
-    command += ["--forget", "random:0.1", "--out", str(out), "--insist", *more]
-
-    def saved():
-        return any(path.name.isdigit() for path in (out / "checkpoints").glob("*"))
-
-    # The same precision as in this process, which conftest.py sets: bits are compared.
-    environment = {**os.environ, "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
-    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + limits.PATIENCE
-        while not saved() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
-        time.sleep(np.random.default_rng().uniform(0, 0.5))
-        if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
-    assert saved()
-    assert unlearn(weights, out, *more, "--resume") == 0
-    # Tensor by tensor: safetensors writes the entries of its metadata in any order.
-    whole, killed = (torch_weights.read_state_dict(path / "network.safetensors") for path in (tmp_path / "whole", out))
-    assert same_bits(whole, killed)
 
 
 def test_a_taken_folder_is_kept_unless_told_otherwise(weights, tmp_path, capsys):

@@ -338,7 +338,7 @@ class TestSigned:
             damaged = bytearray(content)
             damaged[position] ^= 1 << int(generator.integers(8))
             path.write_bytes(damaged)
-            with pytest.raises(InputError):
+            with pytest.raises(InputError, match=re.escape(str(path))):
                 signed_audits.read_signed(path.read_bytes(), [signing.read_public(whole.public)], path)
         audit = signed_audits.read_signed(content, [signing.read_public(whole.public)], path)
         assert audit.sha256 == hashing.sha256(content)

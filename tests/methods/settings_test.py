@@ -122,7 +122,7 @@ def test_a_setting_that_is_no_number_is_refused(name, setting):
             tiny.model(), tiny.loss(), tiny.CLASSES
         )
 
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=setting):
         built()
 
 
