@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +37,14 @@ def unlearn(weights, out, *more, forget="random:0.1"):
     arguments = ["unlearn", "--weights", str(weights), *NETWORK, "--forget", forget, "--out", str(out), *more]
     arguments.append("--insist")  # The network is untrained.
     return cli.main(list(map(str, arguments)))
+
+
+@pytest.fixture(scope="module")
+def quick_run(weights, tmp_path_factory) -> Path:
+    """The folder of a finished run, which no test changes."""
+    out = tmp_path_factory.mktemp("quick") / "run"
+    assert unlearn(weights, out, *QUICK) == 0
+    return out
 
 
 def error_of(capsys) -> str:
@@ -132,9 +141,8 @@ def test_bfloat16_gives_a_like_network_and_is_remembered_with_the_run(weights, t
     assert {name: answer[name] for name in after["bfloat16"]} == after["bfloat16"]
 
 
-def test_exported_weights_are_the_checkpoint_bit_for_bit(weights, tmp_path):
-    out = tmp_path / "run"
-    assert unlearn(weights, out, *QUICK) == 0
+def test_exported_weights_are_the_checkpoint_bit_for_bit(weights, quick_run):
+    out = quick_run
     model = models.build("mlp", num_classes=10, image_shape=(8, 8, 1))
     template = jax.eval_shape(model.init, jax.random.key(0))
     saved = checkpoints.load_network(out / "network", *template)
@@ -204,9 +212,8 @@ def test_calls_of_many_steps_and_data_on_the_host_can_be_asked_for(weights, tmp_
         np.testing.assert_allclose(second[name], value, rtol=1e-4, atol=1e-5)
 
 
-def test_a_taken_folder_is_kept_unless_told_otherwise(weights, tmp_path, capsys):
-    out = tmp_path / "run"
-    assert unlearn(weights, out, *QUICK) == 0
+def test_a_taken_folder_is_kept_unless_told_otherwise(weights, quick_run, tmp_path, capsys):
+    out = shutil.copytree(quick_run, tmp_path / "run")
     before = (out / "network.safetensors").read_bytes()
     capsys.readouterr()
     assert unlearn(weights, out, *QUICK, "--seed", 1) == 2
@@ -324,9 +331,8 @@ def test_a_mesh_is_refused_before_anything_is_computed(weights, tmp_path, capsys
     assert not (tmp_path / "run").exists()
 
 
-def test_damaged_and_foreign_checkpoints_are_named(weights, tmp_path, capsys):
-    out = tmp_path / "run"
-    assert unlearn(weights, out, *QUICK) == 0
+def test_damaged_and_foreign_checkpoints_are_named(quick_run, tmp_path, capsys):
+    out = shutil.copytree(quick_run, tmp_path / "run")
     capsys.readouterr()
     assert cli.main(["evaluate", "--checkpoint", str(tmp_path)]) == 2
     assert "no network checkpoint" in error_of(capsys)

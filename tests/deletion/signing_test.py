@@ -123,6 +123,14 @@ class TestPublicKey:
         with Ledger(folder, public=pem, check=False) as book:
             assert "row 4" in book.problems()[0]
 
+    def test_no_more_is_read_than_a_key_has(self, folder, pem, monkeypatch):
+        size = pem.stat().st_size
+        monkeypatch.setattr(signing, "_MAX_PUBLIC", size)
+        assert signing.read_public(pem)
+        monkeypatch.setattr(signing, "_MAX_PUBLIC", size - 1)
+        with pytest.raises(LedgerError, match="holds no public key in PEM form"):
+            signing.read_public(pem)
+
     @pytest.mark.parametrize(
         ("content", "words"),
         [
