@@ -199,6 +199,11 @@ def test_whatever_is_read_is_read_with_limits():
     assert found == {}
 
 
+def test_versions_are_looked_up_in_one_module():
+    found = {path.name for path, _ in modules() if "importlib.metadata" in set(imported_names(path))}
+    assert found == {"version.py"}
+
+
 def in_words(size):
     """A number of bytes as pages say it."""
     power, unit = next((power, unit) for power, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")) if size >= 2**power)
