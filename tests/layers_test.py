@@ -7,6 +7,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -255,6 +256,39 @@ def test_public_functions_are_documented_and_use_the_glossary():
     forbidden = {"rng", "seed_key", "weights_tree", "sparsity", "lam", "memory_num"}
     used = {name: forbidden & set(inspect.signature(f).parameters) for name, f in functions.items()}
     assert {name: words for name, words in used.items() if words} == {}
+
+
+OWN_ERRORS = {
+    "InputError",
+    "CheckpointError",
+    "WeightsError",
+    "LedgerError",
+    "PeerError",
+    "NonFiniteError",
+    "BusyError",
+}
+
+
+def raised_errors(function):
+    """The errors of this package that the statements of a function raise."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    calls = (node.exc.func for node in ast.walk(tree) if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call))
+    return OWN_ERRORS & {ast.unparse(call) for call in calls}
+
+
+def test_docstrings_name_arguments_where_there_are_many_and_errors():
+    """Four arguments or more are explained, or said to be another function's; modules with underscores are left out."""
+    lacking = set()
+    for name, function in public_functions():
+        if any(part.startswith("_") for part in name.split(".")):
+            continue
+        text = inspect.getdoc(function) or ""
+        many = len(inspect.signature(function).parameters) >= 4
+        if many and "Args:" not in text and "arguments" not in text:
+            lacking.add(f"{name}: Args")
+        if raised_errors(function) and "Raises" not in text:
+            lacking.add(f"{name}: Raises")
+    assert lacking == set()
 
 
 def test_all_that_the_package_offers_exists():

@@ -142,7 +142,16 @@ def boundary_labels(
 ) -> jax.Array:
     """The most likely class of each image in evaluation mode, other than its label unless `any_label`.
 
-    labels: shape=(N,), integers; the result has the same shape and dtype.
+    Args:
+      model: The network.
+      params: Its parameters.
+      model_state: Its state.
+      images: shape=(N, ...).
+      labels: shape=(N,), integers.
+      any_label: Whether the label itself counts as well.
+
+    Returns:
+      The classes, of the shape and dtype of the labels.
     """
     logits, _ = model.apply(params, model_state, images, train=False)
     if not any_label:
