@@ -216,6 +216,12 @@ def triangle(num_steps: int, *, warmup: float, first: float = 0.2, last: float =
     CIFAR-10 in 3.29 Seconds on a Single GPU", 2024, ends at 0.07 and averages the weights of the last steps. Nothing is
     averaged here, so by default the rate falls to zero.
 
+    Args:
+      num_steps: The number of steps of the run.
+      warmup: The share of them in which the rate rises.
+      first: The rate of the first step as a multiple of the peak, if there is a rise.
+      last: The rate at the end as a multiple of the peak.
+
     Raises:
       InputError: `warmup` is not at least 0 and below 1, or `last` is negative.
     """

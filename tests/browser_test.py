@@ -5,7 +5,6 @@ tests are skipped, unless the environment says REQUIRE_BROWSER=1.
 """
 
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 
 from scissorhands_jax import report
+from tests.equipment import absent
 from tests.report.page_test import gradcam_arguments, sweep_rows
 
 FLAGS = (
@@ -37,9 +37,7 @@ def find_browser():
         for name, found in (("chromium", binary), ("chromedriver", driver), ("the package selenium", webdriver))
         if not found
     )
-    if os.environ.get("REQUIRE_BROWSER"):
-        pytest.fail(f"REQUIRE_BROWSER is set, but {missing} is not installed")
-    pytest.skip(f"{missing} is not installed (Debian: apt-get install chromium chromium-driver)")
+    absent("BROWSER", f"{missing} is not installed (Debian: apt-get install chromium chromium-driver)")
 
 
 @pytest.fixture(scope="module")

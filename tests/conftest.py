@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from tests.compilations import save_time
+from tests.equipment import absent
 
 # Comparisons with recorded numbers are in full float32; shapes that broadcast by accident are errors.
 jax.config.update("jax_default_matmul_precision", "highest")
@@ -35,7 +36,7 @@ SLOWEST = (
     *("cli/main_test.py", "site_test.py", "docs_test.py"),
     *("training/sharding_test.py", "training/distributed_test.py", "methods/methods_test.py"),
     *("experiments/accelerator_test.py", "jobs/planning_test.py", "jobs/demo_test.py", "diffusion/unlearning_test.py"),
-    *("experiments/run_test.py", "diffusion/unet_test.py", "audit/run_test.py", "diffusion/demo/demo_test.py"),
+    *("experiments/run_test.py", "audit/run_test.py", "diffusion/demo/demo_test.py"),
     "deletion/audits_test.py",
 )
 
@@ -69,8 +70,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of traces and papers next to the checkout; tests that need it are skipped where it is absent."""
+    """The folder of traces and data next to the checkout; see `tests/equipment.py` for where it is absent."""
     folder = Path(__file__).resolve().parents[2] / "shared"
     if not folder.is_dir():
-        pytest.skip(f"needs {folder}")
+        absent("SHARED", f"there is no folder {folder}, with traces of the authors' code")
     return folder

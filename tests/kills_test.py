@@ -14,8 +14,6 @@ from scissorhands_jax.training.identity import identify
 from tests.kills import moments, trying
 from tests.kills.writers import WRITERS
 
-pytest.importorskip("cryptography")
-
 COUNTS = {
     "unlearn": 2,
     "table": 1,

@@ -281,6 +281,16 @@ class TestImages:
         ):
             image.load()
 
+    def test_a_file_of_more_bytes_than_the_limit_is_refused(self, tmp_path, monkeypatch):
+        Image.new("L", (5, 4)).save(tmp_path / "file.png")
+        size = (tmp_path / "file.png").stat().st_size
+        monkeypatch.setattr(image_files, "MAX_IMAGE", size)
+        with image_files.open_image(tmp_path / "file.png") as image:
+            assert image.size == (5, 4)
+        monkeypatch.setattr(image_files, "MAX_IMAGE", size - 1)
+        with pytest.raises(ValueError, match=str(size - 1)), image_files.open_image(tmp_path / "file.png"):
+            pass
+
     def test_the_largest_image_is_opened_and_half_of_it_is_refused(self):
         with image_files.open_image(png(8192, 8192)) as image:
             assert image.size == (8192, 8192)

@@ -12,6 +12,7 @@ install=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check -
 "${install[@]}" -e ".[test,docs]"
 # Carries the vocabulary of CLIP's tokenizer, which tests read; the package is never imported, so it needs nothing else.
 "${install[@]}" --no-deps open_clip_torch
+export REQUIRE_VOCABULARY=1
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .
 # Types are checked while the first tests run: together they keep all cores busy.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import os
 import platform
 import re
@@ -65,15 +64,17 @@ def versions() -> dict[str, str]:
     """The versions of this package with its commit, of Python, and of all packages that are required or used."""
     from scissorhands_jax.report import provenance
     from scissorhands_jax.training.reproducibility import LIBRARIES
-    from scissorhands_jax.version import __version__
+    from scissorhands_jax.version import __version__, version_of
 
     names = dict.fromkeys([*LIBRARIES.values(), "orbax-checkpoint", "scikit-learn"])
     found = {
         "scissorhands-jax": f"{__version__}, {provenance.running_code().name}",
         "python": platform.python_version(),
     }
-    found |= {name: _version(name) or "missing" for name in names if name != "scissorhands-jax" and name not in EXTRAS}
-    return found | {name: _version(name) or f"not installed (the extra `{extra}`)" for name, extra in EXTRAS.items()}
+    found |= {
+        name: version_of(name) or "missing" for name in names if name != "scissorhands-jax" and name not in EXTRAS
+    }
+    return found | {name: version_of(name) or f"not installed (the extra `{extra}`)" for name, extra in EXTRAS.items()}
 
 
 def machine() -> dict[str, str]:
@@ -138,13 +139,6 @@ def data_found(folder: Path | None) -> dict[str, str]:
         }
         found[name] = ", ".join(form for form, is_there in forms.items() if is_there) or "not there"
     return found
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _shown(name: str, value: str) -> str:

@@ -144,7 +144,7 @@ def _cifar(path: Path, layout: _Cifar) -> tuple[ExampleStreams, ClassNames]:
     contents: dict[str, bytes] = {}
     try:
         with tarfile.open(fileobj=io.BytesIO(reading.read_gzip(path, _MAX_CONTENT)), mode="r:") as tar:
-            for number, member in enumerate(tar):
+            for number, member in enumerate(tar, start=1):
                 if number > _MAX_MEMBERS:
                     raise ValueError(f"it has more than {_MAX_MEMBERS} files")
                 name = member.name.removeprefix("./")

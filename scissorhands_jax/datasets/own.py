@@ -25,6 +25,9 @@ def orl_faces(data_dir: Path | None) -> Splits:
 
     Images are 112x92 grey, uint8. Of the ten photographs of each person, the 5th and the 10th are for testing and the
     other eight for training.
+
+    Raises:
+      InputError: No folder is given, or the file in it is missing, damaged or another one.
     """
     if data_dir is None:
         raise InputError("orl_faces needs --data-dir, the folder that holds orl_faces.npz")

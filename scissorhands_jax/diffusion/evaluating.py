@@ -7,7 +7,6 @@ import csv
 import dataclasses
 import io
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +40,7 @@ from scissorhands_jax.jobs.progress import progress_bar, status
 from scissorhands_jax.terminal import Console, Progress
 from scissorhands_jax.training.descriptions import describe_value
 from scissorhands_jax.training.identity import identify
+from scissorhands_jax.version import version_of
 
 DETECTIONS_FILE = "detections.json"
 TABLE_FILE = "detections.csv"
@@ -327,11 +327,7 @@ def _inventory(entries: Sequence[ImageEntry]) -> FolderInventory:
 def _environment() -> dict[str, dict[str, Any]]:
     """Versions and machine, with the packages that the numbers depend on."""
     environment = report.environment()
-    for package in _PACKAGES:
-        try:
-            environment["versions"][package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            environment["versions"][package] = None
+    environment["versions"] |= {package: version_of(package) for package in _PACKAGES}
     return environment
 
 

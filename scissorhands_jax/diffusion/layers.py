@@ -74,7 +74,17 @@ class InitKeys(_Rngs):
 def conv(
     inputs: int, outputs: int, compute: Compute, rngs: InitKeys, *, size: int = 3, stride: int = 1, padding=None
 ) -> nnx.Conv:
-    """A square convolution, padded by `size // 2` on all sides unless `padding` says otherwise."""
+    """A square convolution.
+
+    Args:
+      inputs: The number of channels that come in.
+      outputs: The number of channels that come out.
+      compute: The type that it computes in.
+      rngs: The keys that its kernel is drawn with.
+      size: The side of its window in pixels.
+      stride: The number of pixels from one window to the next.
+      padding: The padding as `jax.lax.conv_general_dilated` takes it. The default is `size // 2` on all sides.
+    """
     padding = [(size // 2, size // 2)] * 2 if padding is None else padding
     return nnx.Conv(
         inputs,
@@ -90,12 +100,28 @@ def conv(
 
 
 def linear(inputs: int, outputs: int, compute: Compute, rngs: InitKeys, *, use_bias: bool = True) -> nnx.Linear:
-    """A dense layer."""
+    """A dense layer.
+
+    Args:
+      inputs: The number of features that come in.
+      outputs: The number of features that come out.
+      compute: The type that it computes in.
+      rngs: The keys that its kernel is drawn with.
+      use_bias: Whether it has a bias.
+    """
     return nnx.Linear(inputs, outputs, use_bias=use_bias, dtype=compute.dtype, kernel_init=_KERNEL_INIT, rngs=rngs)
 
 
 def group_norm(channels: int, groups: int, eps: float, compute: Compute, rngs: InitKeys) -> nnx.GroupNorm:
-    """Group normalisation, whose variance is computed in a second pass around the mean, as in PyTorch."""
+    """Group normalisation, whose variance is computed in a second pass around the mean, as in PyTorch.
+
+    Args:
+      channels: The number of channels.
+      groups: The number of groups that they are divided into.
+      eps: What is added to the variance.
+      compute: The type that it computes in.
+      rngs: The keys of the network, of which it draws nothing.
+    """
     return nnx.GroupNorm(
         channels, num_groups=groups, epsilon=eps, dtype=compute.dtype, use_fast_variance=False, rngs=rngs
     )
@@ -129,7 +155,19 @@ def attention_levels(attention: str | None) -> tuple[tuple[int, str], ...]:
 def attend(
     query: jax.Array, key: jax.Array, value: jax.Array, heads: int, compute: Compute, *, causal: bool = False
 ) -> jax.Array:
-    """Scaled dot-product attention. Shapes (N, T, C) and, for key and value, (N, S, C); the result is (N, T, C)."""
+    """Scaled dot-product attention.
+
+    Args:
+      query: What asks, shape=(N, T, C).
+      key: What is compared with it, shape=(N, S, C).
+      value: What is averaged, shape=(N, S, C).
+      heads: The number of heads that C is divided among.
+      compute: The implementation by the number T of queries.
+      causal: Whether a query sees only what does not come after it.
+
+    Returns:
+      The averages, shape=(N, T, C).
+    """
     query, key, value = (x.reshape(*x.shape[:2], heads, -1) for x in (query, key, value))
     pixels = query.shape[1]
     chosen = next((name for least, name in attention_levels(compute.attention) if pixels >= least), None)

@@ -24,7 +24,7 @@ _logger = logging.getLogger(__name__)
 def read_part_file(
     part: Part, file: Path, config: DiffusionConfig = networks.SD_V1, *, ema: bool | None = None
 ) -> tuple[Params, str]:
-    """Reads one network from a file of its own or from a checkpoint of all three; see `read_part`.
+    """Reads one network from a file of its own or from a checkpoint of all three; the arguments are `read_part`'s.
 
     Returns:
       The parameters, and the type that they are exported in by default.

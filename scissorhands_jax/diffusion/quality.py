@@ -151,6 +151,13 @@ def image_features(
 ) -> np.ndarray:
     """Features of images: CLIP's, before they are normalised, or Inception's. shape=(images, features), dtype=float64
 
+    Args:
+      entries: The images.
+      network: The network that sees them.
+      batch_size: The number of images in a batch.
+      progress: Shows how many images were seen.
+      description: What it calls them.
+
     Raises:
       InputError: An image cannot be read.
     """

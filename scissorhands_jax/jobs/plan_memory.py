@@ -135,6 +135,12 @@ def gradient_bytes(config: RunConfig, params: PyTree) -> int:
 def refuse_too_large(model: Model, *, config: RunConfig, devices: int, limit: int) -> None:
     """Refuses a network that cannot fit, whatever is changed. Only shapes are looked at.
 
+    Args:
+      model: The network.
+      config: The settings of the run.
+      devices: The number of devices that its arrays may be divided over.
+      limit: The memory of one of them in bytes.
+
     Raises:
       InputError: Parameters, gradients and optimizer state alone take more than the devices have.
     """

@@ -188,7 +188,14 @@ class TableNetworks:
 
 
 def run_name(scenario: Scenario, seed: int, label: str, number: int) -> str:
-    """The name of the run of a method that serves one of the requests of a scenario, counted from 0."""
+    """The name of the run of a method that serves one of the requests of a scenario.
+
+    Args:
+      scenario: The scenario.
+      seed: The seed of the run.
+      label: The name of the method in the table.
+      number: The number of the request, counted from 0.
+    """
     return f"{scenario.name}-seed{seed}-{label}-{number}"
 
 

@@ -142,7 +142,16 @@ def boundary_labels(
 ) -> jax.Array:
     """The most likely class of each image in evaluation mode, other than its label unless `any_label`.
 
-    labels: shape=(N,), integers; the result is int32 of the same shape.
+    Args:
+      model: The network.
+      params: Its parameters.
+      model_state: Its state.
+      images: shape=(N, ...).
+      labels: shape=(N,), integers.
+      any_label: Whether the label itself counts as well.
+
+    Returns:
+      shape=(N,), int32: the classes.
     """
     logits, _ = model.apply(params, model_state, images, train=False)
     if not any_label:

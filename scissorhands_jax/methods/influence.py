@@ -96,7 +96,15 @@ def influence(loss_fn: StatefulLossFn, options: InfluenceOptions) -> Method:
 def removal_gradients(
     loss_fn: StatefulLossFn, params: Params, model_state: ModelState, data: Data, *, batch_size: int
 ) -> tuple[PyTree, PyTree]:
-    """The gradients f and r of `influence`, in evaluation mode, in float32 or wider."""
+    """The gradients f and r of `influence`, in evaluation mode, in float32 or wider.
+
+    Args:
+      loss_fn: The loss, a mean over the examples of a batch.
+      params: The parameters of the original network.
+      model_state: Its state.
+      data: The forget and the retain set.
+      batch_size: The number of examples in a batch, which only changes the order of sums.
+    """
 
     def summed(examples: Dataset) -> saliency.GradientSum:
         batches = (data_lib.take(examples, p) for p in data_lib.even_batches(data_lib.size(examples), batch_size))

@@ -173,9 +173,16 @@ def salun_mask(
 ) -> Mask:
     """Marks the weights with the largest `|sum of forget gradients|`, in evaluation mode.
 
-    In paper mode every example has the same weight in the sum and `round(fraction * n)` weights, at
-    least one, are marked. In authors'
-    mode every batch has the same weight, whatever its size, and `int(fraction * n)` are marked.
+    In paper mode every example has the same weight in the sum and `round(fraction * n)` weights, at least one, are
+    marked. In authors' mode every batch has the same weight, whatever its size, and `int(fraction * n)` are marked.
+
+    Args:
+      loss_fn: The loss, a mean over the examples of a batch.
+      params: The parameters of the original network.
+      model_state: Its state.
+      batches: The forget set in batches.
+      fraction: The share of the weights that are marked.
+      mode: "paper" or "authors".
 
     Raises:
       InputError: A gradient is not finite.

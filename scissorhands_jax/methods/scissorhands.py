@@ -342,6 +342,12 @@ def constraint_gradients(
 ) -> tuple[PyTree, jax.Array]:
     """The published code's memories, with our sign: running sums of eval-mode forget gradients, one row per batch.
 
+    Args:
+      loss_fn: The loss, a mean over the examples of a batch.
+      params: The parameters of the network.
+      model_state: Its state.
+      batches: K batches of the forget set.
+
     Returns:
       A pytree like `params` with leaves of shape (K, ...), row k the sum of the first k + 1 gradients, and the losses
       of the batches, shape=(K,).

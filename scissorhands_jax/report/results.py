@@ -7,7 +7,6 @@ import math
 import os
 import platform
 from collections.abc import Mapping
-from importlib import metadata
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ from scissorhands_jax import files, reading
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.report import provenance
 from scissorhands_jax.report.rows import row_fields
+from scissorhands_jax.version import version_of
 
 _PARTS = ("rows", "config", "versions", "machine")
 
@@ -95,12 +95,7 @@ def environment() -> dict[str, dict[str, Any]]:
     folders outside the current one are in it.
     """
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn")
-    versions: dict[str, str | None] = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
+    versions = {"python": platform.python_version(), **{package: version_of(package) for package in packages}}
     devices = jax.devices()
     machine: dict[str, Any] = {
         "backend": jax.default_backend(),

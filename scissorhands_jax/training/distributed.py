@@ -113,7 +113,11 @@ def is_first() -> bool:
 
 
 def from_first(compute: Callable[[], Any]) -> Any:
-    """What process 0 computes (JSON-able), on every process; an InputError there is raised everywhere."""
+    """What process 0 computes (JSON-able), on every process.
+
+    Raises:
+      InputError: Process 0 raised one, which is raised everywhere.
+    """
     if jax.process_count() == 1:
         return compute()
     place = _next_place("first")
@@ -212,6 +216,9 @@ def explaining() -> Iterator[None]:
     """Errors that came of another process's death become a PeerError that says so.
 
     On accelerators and where process 0 dies, JAX ends the process itself, and the watcher says so.
+
+    Raises:
+      PeerError: Another process of the run has ended.
     """
     try:
         yield

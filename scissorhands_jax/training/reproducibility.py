@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import os
 import platform
 import re
@@ -12,7 +11,7 @@ from pathlib import Path
 import jax
 
 from scissorhands_jax import hashing
-from scissorhands_jax.version import __version__
+from scissorhands_jax.version import __version__, version_of
 
 LIBRARIES = {
     "jax": "jax",
@@ -75,11 +74,7 @@ def _xla_flags() -> list[str]:
 def library_versions() -> dict[str, str]:
     """The versions of Python, of `LIBRARIES`, and of the source of this package, as text by name."""
     found = {"python": platform.python_version()}
-    for name, distribution in LIBRARIES.items():
-        try:
-            found[name] = importlib.metadata.version(distribution)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = ""
+    found |= {name: version_of(distribution) or "" for name, distribution in LIBRARIES.items()}
     source = hashing.sources_sha256(Path(__file__).parents[1])
     return found | {"scissorhands_jax": f"{__version__}, source {source[:8]}"}
 

@@ -4,10 +4,9 @@ import json
 import os
 import pickle
 import re
-import signal
+import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -18,7 +17,6 @@ from scissorhands_jax import models, torch_weights
 from scissorhands_jax.cli import main as cli
 from scissorhands_jax.metrics import distances
 from scissorhands_jax.training import checkpoints
-from tests import limits
 from tests.comparison import same_bits
 from tests.compilations import Compilations
 
@@ -39,6 +37,14 @@ def unlearn(weights, out, *more, forget="random:0.1"):
     arguments = ["unlearn", "--weights", str(weights), *NETWORK, "--forget", forget, "--out", str(out), *more]
     arguments.append("--insist")  # The network is untrained.
     return cli.main(list(map(str, arguments)))
+
+
+@pytest.fixture(scope="module")
+def quick_run(weights, tmp_path_factory) -> Path:
+    """The folder of a finished run, which no test changes."""
+    out = tmp_path_factory.mktemp("quick") / "run"
+    assert unlearn(weights, out, *QUICK) == 0
+    return out
 
 
 def error_of(capsys) -> str:
@@ -135,9 +141,8 @@ def test_bfloat16_gives_a_like_network_and_is_remembered_with_the_run(weights, t
     assert {name: answer[name] for name in after["bfloat16"]} == after["bfloat16"]
 
 
-def test_exported_weights_are_the_checkpoint_bit_for_bit(weights, tmp_path):
-    out = tmp_path / "run"
-    assert unlearn(weights, out, *QUICK) == 0
+def test_exported_weights_are_the_checkpoint_bit_for_bit(weights, quick_run):
+    out = quick_run
     model = models.build("mlp", num_classes=10, image_shape=(8, 8, 1))
     template = jax.eval_shape(model.init, jax.random.key(0))
     saved = checkpoints.load_network(out / "network", *template)
@@ -207,35 +212,8 @@ def test_calls_of_many_steps_and_data_on_the_host_can_be_asked_for(weights, tmp_
         np.testing.assert_allclose(second[name], value, rtol=1e-4, atol=1e-5)
 
 
-def test_a_run_killed_at_a_random_moment_resumes_to_the_same_bits(weights, tmp_path):
-    more = ["--epochs", "3", "--checkpoint-every", "3", "--batch-size", "64", "method.trim=layer2|head"]
-    assert unlearn(weights, tmp_path / "whole", *more) == 0
-    out = tmp_path / "killed"
-    command = [sys.executable, "-m", "scissorhands_jax", "unlearn", "--weights", str(weights), *NETWORK]
-    command += ["--forget", "random:0.1", "--out", str(out), "--insist", *more]
-
-    def saved():
-        return any(path.name.isdigit() for path in (out / "checkpoints").glob("*"))
-
-    # The same precision as in this process, which conftest.py sets: bits are compared.
-    environment = {**os.environ, "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
-    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + limits.PATIENCE
-        while not saved() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
-        time.sleep(np.random.default_rng().uniform(0, 0.5))
-        if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
-    assert saved()
-    assert unlearn(weights, out, *more, "--resume") == 0
-    # Tensor by tensor: safetensors writes the entries of its metadata in any order.
-    whole, killed = (torch_weights.read_state_dict(path / "network.safetensors") for path in (tmp_path / "whole", out))
-    assert same_bits(whole, killed)
-
-
-def test_a_taken_folder_is_kept_unless_told_otherwise(weights, tmp_path, capsys):
-    out = tmp_path / "run"
-    assert unlearn(weights, out, *QUICK) == 0
+def test_a_taken_folder_is_kept_unless_told_otherwise(weights, quick_run, tmp_path, capsys):
+    out = shutil.copytree(quick_run, tmp_path / "run")
     before = (out / "network.safetensors").read_bytes()
     capsys.readouterr()
     assert unlearn(weights, out, *QUICK, "--seed", 1) == 2
@@ -353,9 +331,8 @@ def test_a_mesh_is_refused_before_anything_is_computed(weights, tmp_path, capsys
     assert not (tmp_path / "run").exists()
 
 
-def test_damaged_and_foreign_checkpoints_are_named(weights, tmp_path, capsys):
-    out = tmp_path / "run"
-    assert unlearn(weights, out, *QUICK) == 0
+def test_damaged_and_foreign_checkpoints_are_named(quick_run, tmp_path, capsys):
+    out = shutil.copytree(quick_run, tmp_path / "run")
     capsys.readouterr()
     assert cli.main(["evaluate", "--checkpoint", str(tmp_path)]) == 2
     assert "no network checkpoint" in error_of(capsys)

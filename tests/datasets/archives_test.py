@@ -1,5 +1,7 @@
 """Official archives in miniature, damaged."""
 
+import gzip
+
 import numpy as np
 import pytest
 from scipy.io import savemat
@@ -53,6 +55,26 @@ class TestDamagedArchives:
         savemat(tmp_path / "test_32x32.mat", {name: array for name, array in arrays.items() if array is not None})
         with pytest.raises(InputError, match=message):
             archives.read_archives("svhn", [tmp_path], unverified=True)
+
+    def test_an_archive_that_reaches_its_limits_is_read_and_one_beyond_them_is_refused(self, official, monkeypatch):
+        def read(name, path):
+            for examples in archives.read_archives(name, [path], unverified=True)[0].values():
+                assert list(examples)
+
+        archive, members = official / "cifar-10-binary.tar.gz", cifar_members("cifar10")
+        numbers = max(svhn_arrays(split)["X"].size for split in ("train", "test"))
+        largest = max(numbers, *(path.stat().st_size for path in official.glob("*.mat")))
+        for name, path, constant, limit in (
+            ("cifar10", archive, "_MAX_CONTENT", len(gzip.decompress(archive.read_bytes()))),
+            ("cifar10", archive, "_MAX_MEMBERS", len(members)),
+            ("svhn", official, "_MAX_CONTENT", largest),
+        ):
+            with monkeypatch.context() as patch:
+                patch.setattr(archives, constant, limit)
+                read(name, path)
+                patch.setattr(archives, constant, limit - 1)
+                with pytest.raises(InputError, match=str(limit - 1)):
+                    read(name, path)
 
     def test_archives_that_are_not_there_are_named_with_their_address(self, tmp_path):
         with pytest.raises(InputError, match=r"nowhere\.tar\.gz does not exist"):

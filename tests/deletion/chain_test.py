@@ -20,8 +20,6 @@ from tests.deletion.spoiling import (
     unguarded,
 )
 
-pytest.importorskip("cryptography")
-
 
 def private(change):
     """Returns statements that change the private part of the first request."""
@@ -66,7 +64,8 @@ def test_every_change_by_hand_is_found_and_named(folder, statements, words):
     found = problems(folder)
     assert any(re.search(words, line) for line in found), found
     assert all(re.search("; (put|install|begin) ", line) for line in found), found
-    with pytest.raises(LedgerError):  # nobody works with it, and no later seal hides the change
+    # Nobody works with it, and no later seal hides the change.
+    with pytest.raises(LedgerError, match=re.escape(str(folder))):
         Ledger(folder)
 
 

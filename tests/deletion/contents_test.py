@@ -17,8 +17,6 @@ from scissorhands_jax.deletion.ledger import Ledger
 from tests.deletion.commands import command, error_of, verified
 from tests.deletion.samples import started
 
-pytest.importorskip("cryptography")
-
 PLACES = (
     ".",
     "keys",

@@ -12,8 +12,6 @@ from scissorhands_jax.deletion.ledger import Ledger
 from scissorhands_jax.errors import LedgerError
 from tests.deletion.spoiling import by_hand, everything, flipped, problems, remove_journals, request
 
-pytest.importorskip("cryptography")
-
 
 @pytest.mark.parametrize(
     "statement", ["UPDATE history SET time = 'x'", "DELETE FROM history", "UPDATE private SET salt = 'x'"]

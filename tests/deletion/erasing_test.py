@@ -25,8 +25,6 @@ from tests.deletion.database_test import Died
 from tests.deletion.samples import ABOUT
 from tests.deletion.spoiling import by_hand, changes_of, holding, problems, request
 
-pytest.importorskip("cryptography")
-
 NAME, CONTACT, POSITIONS = "Zoë Quaint-Elder", "zoe@quaint.example", (137, 142)
 LISTS = ("forget_indices.txt", "trained_on.txt", "forgotten_before.txt")
 

@@ -12,8 +12,6 @@ from scissorhands_jax.deletion.ledger import Ledger
 from tests.deletion.commands import QUICK, command, error_of, verified
 from tests.deletion.spoiling import by_hand, changes_of, everything, flipped, holding, remove_journals, unguarded
 
-pytest.importorskip("cryptography")
-
 
 @pytest.fixture(scope="module")
 def exported(served, tmp_path_factory) -> Path:

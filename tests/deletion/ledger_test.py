@@ -19,8 +19,6 @@ from scissorhands_jax.errors import BusyError, InputError, LedgerError
 from tests.deletion.samples import ABOUT
 from tests.deletion.spoiling import EXAMPLES, by_hand, problems, request
 
-pytest.importorskip("cryptography")
-
 
 def test_requests_move_through_their_states(folder):
     with Ledger(folder) as book:

@@ -16,8 +16,6 @@ from tests.deletion.commands import command, error_of, verified
 from tests.deletion.samples import recorded
 from tests.deletion.spoiling import by_hand, problems, unguarded
 
-pytest.importorskip("cryptography")
-
 A, B, C, D = (letter * 64 for letter in "abef")
 
 

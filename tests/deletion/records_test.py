@@ -9,8 +9,6 @@ from scissorhands_jax.deletion import records, signing, statements
 from scissorhands_jax.deletion.entries import CHAIN_START
 from scissorhands_jax.errors import InputError, LedgerError
 
-pytest.importorskip("cryptography")
-
 
 def test_a_record_says_all_but_what_was_forgotten(served):
     keys = signing.read_keys(served / "keys")

@@ -5,6 +5,7 @@ import datetime
 import json
 import shutil
 import threading
+import types
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 
 from scissorhands_jax import deletion, files, models, reading, torch_weights
 from scissorhands_jax.cli import main as cli
-from scissorhands_jax.deletion import database, ledger, records, requests
+from scissorhands_jax.deletion import database, entries, ledger, records, requests
 from scissorhands_jax.deletion.entries import Request
 from scissorhands_jax.deletion.ledger import Ledger, check_request
 from scissorhands_jax.deletion.requests import config_in_use
@@ -20,8 +21,6 @@ from scissorhands_jax.errors import InputError
 from tests.deletion import forking
 from tests.deletion.commands import QUICK, command, error_of, moved_data, states, verified
 from tests.deletion.spoiling import request
-
-pytest.importorskip("cryptography")
 
 
 def test_requests_and_their_states_are_listed(served, capsys):
@@ -165,8 +164,12 @@ def test_names_are_kept_and_shown_as_they_were_typed(book_folder, monkeypatch, c
             check_request(name, "2026-12-31")
 
 
-def test_a_request_is_overdue_the_day_after_its_date():
-    today = datetime.datetime.now(datetime.UTC).date()
+def test_a_request_is_overdue_the_day_after_its_date(monkeypatch):
+    now = datetime.datetime(2026, 3, 1, 23, 59, tzinfo=datetime.UTC)
+    clock = types.SimpleNamespace(now=lambda zone: now.astimezone(zone))
+    stopped = types.SimpleNamespace(datetime=clock, date=datetime.date, UTC=datetime.UTC)
+    monkeypatch.setattr(entries, "datetime", stopped)
+    today = now.date()
     asked = Request(1, "now", today.isoformat(), "0", "open", None, "A")
     assert not asked.overdue
     yesterday = today - datetime.timedelta(days=1)

@@ -23,8 +23,6 @@ from tests.deletion.commands import QUICK, command, error_of, moved_data, states
 from tests.deletion.samples import started
 from tests.deletion.spoiling import holding, request
 
-pytest.importorskip("cryptography")
-
 
 def test_the_network_in_use_is_the_one_that_has_forgotten(served):
     with Ledger(served) as book:

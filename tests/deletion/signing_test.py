@@ -15,8 +15,6 @@ from scissorhands_jax.deletion.ledger import Ledger
 from scissorhands_jax.errors import InputError, LedgerError
 from tests.deletion.spoiling import by_hand, flipped, problems, request, unguarded
 
-pytest.importorskip("cryptography")
-
 
 def test_digests_tell_nobody_without_the_secret(served):
     """Whoever has the training set cannot find out which examples were named."""
@@ -124,6 +122,14 @@ class TestPublicKey:
         by_hand(folder, *unguarded("history_stays", "UPDATE history SET time = 'x' WHERE seq = 4"))
         with Ledger(folder, public=pem, check=False) as book:
             assert "row 4" in book.problems()[0]
+
+    def test_no_more_is_read_than_a_key_has(self, folder, pem, monkeypatch):
+        size = pem.stat().st_size
+        monkeypatch.setattr(signing, "_MAX_PUBLIC", size)
+        assert signing.read_public(pem)
+        monkeypatch.setattr(signing, "_MAX_PUBLIC", size - 1)
+        with pytest.raises(LedgerError, match="holds no public key in PEM form"):
+            signing.read_public(pem)
 
     @pytest.mark.parametrize(
         ("content", "words"),

@@ -8,17 +8,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from securesystemslib import dsse, exceptions, signer
 
 from scissorhands_jax import hashing
 from scissorhands_jax.deletion import records, signing, statements
 from scissorhands_jax.deletion.records import Record
 from tests.deletion import samples
 from tests.deletion.commands import verified
-
-pytest.importorskip("cryptography")
-dsse = pytest.importorskip("securesystemslib.dsse")
-exceptions = pytest.importorskip("securesystemslib.exceptions")
-signer = pytest.importorskip("securesystemslib.signer")
 
 FORMAT_PAGE = Path(__file__).parents[2] / "docs" / "reference" / "record-format.md"
 

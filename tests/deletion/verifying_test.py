@@ -16,8 +16,6 @@ from scissorhands_jax.deletion.requests import config_in_use, past_files
 from tests.deletion.commands import command, error_of, moved_data, verified
 from tests.deletion.samples import recorded, started
 
-pytest.importorskip("cryptography")
-
 
 def test_what_is_as_written_is_said_to_be(served, capsys):
     assert verified(served, capsys=capsys) == []

@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,36 +11,39 @@ import pytest
 from scissorhands_jax.diffusion import tokenizer
 from scissorhands_jax.errors import InputError
 from tests.diffusion.prompts import RECORDED, digests, prompts
-
-try:
-    FILES = tokenizer.find_vocabulary()
-except InputError:
-    FILES = ()
-needs_vocabulary = pytest.mark.skipif(not FILES, reason="needs the vocabulary inside of open_clip_torch")
+from tests.equipment import absent
 
 
-@needs_vocabulary
+@pytest.fixture
+def published() -> tuple[Path, ...]:
+    """The vocabulary of CLIP's authors."""
+    try:
+        return tokenizer.find_vocabulary()
+    except InputError as error:
+        absent("VOCABULARY", str(error))
+
+
 class TestVocabulary:
     @pytest.mark.parametrize("cleaning", ["ftfy", "nfc"])
-    def test_ids_are_those_of_transformers(self, cleaning):
+    def test_ids_are_those_of_transformers(self, published, cleaning):
         texts, recorded = prompts(), json.loads(RECORDED.read_text())[cleaning]["ids"]
-        found = digests(tokenizer.Tokenizer(FILES, cleaning)(texts))
+        found = digests(tokenizer.Tokenizer(published, cleaning)(texts))
         assert len(recorded) == 8 * len(texts)
         others = [text for text, digest, at in zip(texts, found, range(0, len(recorded), 8), strict=True)
                   if digest != recorded[at : at + 8]]  # fmt: skip
         # CLIP's authors replace entities also beside "<", which ftfy and so transformers leave there.
         assert [text for text in others if cleaning == "nfc" or "<" not in text or "&" not in text] == []
 
-    def test_a_prompt_is_framed_padded_and_cut(self):
-        ids = tokenizer.Tokenizer(FILES)(["a photo of a cat", "", "cat " * 100])
+    def test_a_prompt_is_framed_padded_and_cut(self, published):
+        ids = tokenizer.Tokenizer(published)(["a photo of a cat", "", "cat " * 100])
         assert ids.dtype == np.int32
         assert ids.shape == (3, 77)
         np.testing.assert_array_equal(ids[0, :8], [49406, 320, 1125, 539, 320, 2368, 49407, 49407])
         assert set(ids[1, 1:]) == {49407}
         assert (ids[2, 0], set(ids[2, 1:76]), ids[2, 76]) == (49406, {2368}, 49407)
 
-    def test_all_formats_are_one_vocabulary(self, tmp_path):
-        vocabulary = tokenizer.read_vocabulary(FILES)
+    def test_all_formats_are_one_vocabulary(self, published, tmp_path):
+        vocabulary = tokenizer.read_vocabulary(published)
         assert vocabulary.size == len(vocabulary.tokens) == tokenizer.VOCABULARY_SIZE
         folder = tmp_path / "tokenizer"
         folder.mkdir()
@@ -52,13 +56,13 @@ class TestVocabulary:
         with pytest.raises(InputError, match=r"18,895 of its tokens, such as .*, come from no merge; take all"):
             tokenizer.read_vocabulary(tokenizer.find_vocabulary(folder))
 
-    def test_half_a_file_is_refused(self, tmp_path):
-        (tmp_path / "half.gz").write_bytes(FILES[0].read_bytes()[:5000])
+    def test_half_a_file_is_refused(self, published, tmp_path):
+        (tmp_path / "half.gz").write_bytes(published[0].read_bytes()[:5000])
         with pytest.raises(
             InputError, match=r"cannot read the tokenizer file .*half.gz: .*; copy or download it again"
         ):
             tokenizer.read_vocabulary((tmp_path / "half.gz",))
-        text = gzip.decompress(FILES[0].read_bytes()).decode().splitlines()[:30000]
+        text = gzip.decompress(published[0].read_bytes()).decode().splitlines()[:30000]
         (tmp_path / "half.txt").write_text("\n".join(text))
         with pytest.raises(InputError, match=r"half.txt is not CLIP's tokenizer: it has no 48,894 merges"):
             tokenizer.read_vocabulary((tmp_path / "half.txt",))

@@ -1,9 +1,10 @@
 """`scissorhands sd unlearn`: both presets from prompts or pictures to a UNet, with a small network in the UNet's place.
 
 The small one has the UNet's names and is linear, so that losses have closed forms; a real UNet is in
-`unet_test.py`.
+`mesh_checks.py`.
 """
 
+import contextlib
 import csv
 import json
 import shutil
@@ -87,13 +88,20 @@ def write_model(folder, *, vae_scale=1.0):
     return folder
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _small_network():
+@contextlib.contextmanager
+def small_network():
+    """The small network stands in the UNet's place, and words of their own length in the tokenizer's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(networks, "outline", small_outline)
         patch.setattr(networks, "unet", lambda sizes, compute=networks.FLOAT32: MODEL)
         patch.setattr(model_folder, "find_vocabulary", lambda path: ())
         patch.setattr(model_folder, "Tokenizer", lambda *arguments, **options: Words())
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_network():
+    with small_network():
         yield
 
 
@@ -245,16 +253,11 @@ class TestRuns:
         assert cli.main(paper(folder, tmp_path / "out", *more, "--resume")) == 0
         assert same_bits(result(tmp_path / "out"), result(tmp_path / "whole"))
 
-    def test_over_the_devices_of_a_mesh(self, folder, tmp_path, capsys):
-        """Of two devices, if the process was started with as many; `training/sharding_test.py` has eight."""
-        count = min(jax.device_count(), 2)
+    def test_on_a_mesh(self, folder, tmp_path, capsys):
+        """Of the one device that there is; `mesh_checks.py` has four."""
         words = paper(folder, tmp_path / "out", "--cache", str(folder / "paper/cache"))
-        assert cli.main([*words, "--mesh", f"{count}x1", "--fsdp"]) == 0
-        assert json.loads(capsys.readouterr().out)["layout"].startswith(f"data {count} x model 1, fsdp")
-        for found, expected in zip(
-            *map(jax.tree.leaves, (result(tmp_path / "out"), result(folder / "paper"))), strict=True
-        ):
-            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+        assert cli.main([*words, "--mesh", "1x1", "--fsdp"]) == 0
+        assert json.loads(capsys.readouterr().out)["layout"].startswith("data 1 x model 1, fsdp")
         assert "devices" in error_of(capsys, *words, "--overwrite", "--mesh", "3")
 
     def test_images_of_a_cache_that_were_made_otherwise_are_refused_before_any_are_made(self, folder, tmp_path, capsys):

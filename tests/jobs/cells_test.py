@@ -143,6 +143,15 @@ class TestResume:
         with pytest.raises(InputError, match=r"numbers was \[1, 2\] and is now \[1, 3\]"):
             run(tmp_path / "out", kind, [], description={"command": "test", "numbers": (1, 3)})
 
+    def test_a_cell_beyond_the_limit_is_refused(self, tmp_path, kind, monkeypatch):
+        run(tmp_path / "out", kind, [])
+        size = max(path.stat().st_size for path in (tmp_path / "out" / "cells").glob("seed3*"))
+        monkeypatch.setattr(cells, "_MAX_CELL", size)
+        run(tmp_path / "out", kind, [])
+        monkeypatch.setattr(cells, "_MAX_CELL", size - 1)
+        with pytest.raises(CheckpointError, match=f"is damaged: .*{size - 1}"):
+            run(tmp_path / "out", kind, [])
+
     def test_a_damaged_cell_is_named(self, tmp_path, kind):
         run(tmp_path / "out", kind, [])
         path = tmp_path / "out" / "cells" / f"seed3-c{kind.SUFFIX}"

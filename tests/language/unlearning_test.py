@@ -133,7 +133,8 @@ def test_every_method_forgets_from_folder_to_folder(learned, method, lora):
     assert before["forget"] < 0.2
     rise = {part: after[part] - before[part] for part in before}
     assert rise["forget"] > 0.01
-    assert rise["retain"] < rise["forget"] + (method == "ssd")  # which trains nothing that would repair it
+    # SSD trains nothing that would repair what it damages: measured, 1.5 times as much as it forgets.
+    assert rise["retain"] < (2 if method == "ssd" else 1) * rise["forget"]
     flat, other = (tensors(learned / name) for name in ("model", f"{out}/model"))
     still = {name for name in flat if np.array_equal(flat[name], other[name])}
     if method == "rmu":

@@ -76,6 +76,7 @@ def measured(params, model_state) -> Outcome:
     return Outcome(float(loss), accuracy(data().forget), accuracy(data().retain))
 
 
+@functools.cache
 def outcome(settings: MethodSettings) -> Outcome:
     """What a method makes of the original."""
     method = settings.build(MODEL, LOSS, 10)

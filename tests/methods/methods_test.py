@@ -48,6 +48,10 @@ def kinds_of(batches):
     return {str(jax.tree.map(jnp.shape, batch)) for batch in batches}
 
 
+WITHOUT_FORGET = {"retrain", "finetune", "l1_sparse", "cf_k", "eu_k", "msg", "ct"}
+WITHOUT_RETAIN = {"amun", "boundary_expand", "boundary_shrink", "delete", "gradient_ascent"}
+"""Methods whose steps see no forget examples, and no retained ones; all others see all of both in every epoch."""
+
 SEEING = [
     *((name, {}) for name in STEPPING),
     *((name, {"mode": "authors"}) for name in ("scissorhands", "munba", "salun")),
@@ -69,7 +73,7 @@ def runs_of_all_sizes(name, changes):
 @pytest.mark.parametrize(("name", "changes"), SEEING)
 def test_every_forget_example_is_seen_however_large_the_forget_set(name, changes):
     sees = any(batch.forget is not None for batch in build(name, **changes).batches(KEY, DATA, 0))
-    assert sees == (name not in {"retrain", "finetune", "l1_sparse", "cf_k", "eu_k", "msg", "ct"})
+    assert sees == (name not in WITHOUT_FORGET)
     for method, data, epochs in runs_of_all_sizes(name, changes) if sees else ():
         of_epochs = [
             {int(i) for batch in method.batches(KEY, data, epoch) if batch.forget is not None for i in batch.forget}
@@ -142,11 +146,12 @@ class TestContract:
 
     def test_every_example_of_the_parts_that_are_read_is_seen_in_an_epoch(self, name):
         batches = list(contract_epoch(name).method.batches(KEY, DATA, 0))
-        shares = {"retain": getattr(METHODS[name](), "retain_fraction", 1)}
+        shares = {"forget": name not in WITHOUT_FORGET, "retain": name not in WITHOUT_RETAIN}
+        shares["retain"] *= getattr(METHODS[name](), "retain_fraction", 1)
         for part, dataset in DATA._asdict().items():
             passes = [getattr(batch, part) for batch in batches]
             seen = {int(position) for positions in passes if positions is not None for position in positions}
-            assert len(seen) in (0, round(shares.get(part, 1) * data_lib.size(dataset)))
+            assert len(seen) == round(shares[part] * data_lib.size(dataset)), part
 
     def test_a_plain_loss_over_any_pytree_will_do(self, name):
         def stateless(params, model_state, x, *, train, key=None):
@@ -214,7 +219,7 @@ class TestContractWithoutSteps:
                     build(name).init(KEY, *original(), DATA._replace(**{part: empty}))
 
 
-@pytest.mark.parametrize("name", ["amun", "boundary_expand", "boundary_shrink", "delete", "gradient_ascent"])
+@pytest.mark.parametrize("name", sorted(WITHOUT_RETAIN))
 def test_methods_that_read_no_retained_examples_need_none(name):
     start, method = original(), build(name)
     empty = jax.tree.map(lambda leaf: leaf[:0], DATA.retain)
@@ -237,7 +242,7 @@ def test_these_are_all_that_read_no_retained_examples():
             found.add(name)
         except InputError as error:
             assert str(error).startswith("the retain set is empty")  # noqa: PT017
-    assert found == {"amun", "boundary_expand", "boundary_shrink", "delete", "gradient_ascent"}
+    assert found == WITHOUT_RETAIN
 
 
 # Those that read data when they begin.
@@ -251,7 +256,7 @@ def test_data_that_lie_with_a_layout_give_the_same_network(name):
         np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-5)
 
 
-# One of each skeleton; `training_test.py` has Scissorhands and fine-tuning, at every step.
+# One of each skeleton; `training/loop_test.py` has Scissorhands and fine-tuning, at every step.
 @pytest.mark.parametrize("name", ["retrain", "gradient_ascent", "l1_sparse", "salun", "scrub", "sfron"])
 def test_steps_compile_once_per_kind_and_a_stopped_run_ends_bit_equal(name, tmp_path):
     epoch = contract_epoch(name)

@@ -1,10 +1,6 @@
 """Both gradients of a joint step start from one state, whichever way and on however many devices they are computed."""
 
 import functools
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import chex
 import equinox as eqx
@@ -76,23 +72,10 @@ def test_both_ways_are_two_passes_from_one_state_of_which_the_retain_pass_moves_
     check_both_ways()
 
 
-def test_so_on_four_devices():
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.methods.pair_gradients_test"],
-        env={**os.environ, "XLA_FLAGS": flags},
-        cwd=Path(__file__).resolve().parents[2],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["4"]
-
-
-def on_four_devices():
+def check_both_ways_on_four_devices():
+    """Runs in the process of `training/sharding_test.py`."""
     layout = make_layout(4, replicate_below=1)
     check_both_ways(layout.place, lambda batch: jax.tree.map(lambda leaf: layout.rows(leaf, jnp.arange(8)), batch))
-    print(jax.device_count())
 
 
 def shifting(params, model_state, batch, *, train, key):
@@ -171,7 +154,3 @@ def test_only_accelerators_compute_both_at_once_and_only_without_kernels_over_im
     assert choose_pair(LOSS, params, batch) == "vmap"
     assert choose_pair(LOSS, params, Batch(tiny.examples(2), tiny.examples(4))) == "sequential"
     assert choose_pair(tiny.loss(), tiny.start()[0], batch) == "sequential"
-
-
-if __name__ == "__main__":
-    on_four_devices()

@@ -190,7 +190,7 @@ def test_a_setting_that_is_no_finite_number_is_refused(name, setting, value):
     def built():
         return dataclasses.replace(METHODS[name](), **{setting: value}).build(tiny.model(), tiny.loss(), tiny.CLASSES)
 
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=setting):
         built()
 
 

@@ -43,9 +43,12 @@ def test_the_interval_has_its_level():
     assert 0.87 < np.mean(holds) < 0.93
 
 
-@pytest.mark.parametrize(("level", "held"), [(1.0, [0]), (0.95, [1])])
-def test_what_cannot_be_compared_is_refused(level, held):
-    with pytest.raises(InputError):
+@pytest.mark.parametrize(
+    ("level", "held", "message"),
+    [(1.0, [0], "level must be .*, got 1.0"), (0.95, [1], "no class has both examples and held-out examples")],
+)
+def test_what_cannot_be_compared_is_refused(level, held, message):
+    with pytest.raises(InputError, match=message):
         rank_test(np.ones(1), np.zeros(1, int), np.ones(1), np.asarray(held), level=level)
 
 

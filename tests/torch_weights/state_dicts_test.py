@@ -1,4 +1,4 @@
-"""Files made by real PyTorch (`torch_files/make.py`), round trips, and files made to do harm."""
+"""Files made by real PyTorch (`files/make.py`), round trips, and files made to do harm."""
 
 import os
 import pickle

@@ -17,17 +17,21 @@ def clocked(call):
 
 
 def test_tracing_counts_and_running_does_not():
+    runs = []
+
     def slow(x):
         time.sleep(PAUSE)  # while it is traced
 
         def late(x):
-            time.sleep(2 * PAUSE)  # while it runs
+            runs.append(time.time())
+            time.sleep(PAUSE)  # while it runs
             return x
 
         return jax.pure_callback(late, x, x)
 
     x, function = jnp.ones(3), jax.jit(slow)
-    assert PAUSE <= clocked(lambda: function(x)) < 2 * PAUSE
+    assert clocked(lambda: function(x)) >= PAUSE
+    assert compilation._spans[-1][1] <= runs[0]
     assert clocked(lambda: function(x)) == 0
 
 
@@ -53,7 +57,8 @@ def test_programs_one_after_the_other_add_up():
 
     x = jnp.ones(3)
     first, second = jax.jit(slow), jax.jit(lambda x: slow(2 * x))
-    assert 2 * PAUSE <= clocked(lambda: (first(x), second(x))) < 3 * PAUSE
+    began = time.perf_counter()
+    assert 2 * PAUSE <= clocked(lambda: (first(x), second(x))) <= time.perf_counter() - began
 
 
 def test_compiling_what_was_lowered_before_counts():

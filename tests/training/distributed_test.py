@@ -20,6 +20,7 @@ from scissorhands_jax.cli import main as cli
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.training import checkpoints, distributed, watcher
 from tests import limits
+from tests.ports import free_port
 from tests.training import disagreeing
 
 ROOT = Path(__file__).parents[2]
@@ -60,12 +61,6 @@ def alone(job, tmp_path_factory) -> tuple[Path, Path]:
         patch.setattr(checkpoints.Checkpointer, "save", copying)
         assert cli.main([*job, "--out", str(folder / "run")]) == 0
     return folder / "run", folder / "begun"
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def begin(*command: str, devices=1) -> subprocess.Popen:

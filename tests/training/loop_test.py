@@ -155,7 +155,9 @@ def test_a_killed_process_started_again_ends_bit_equal(tmp_path):
                 steps.append(int(line))
                 if steps[-1] == kill_after:
                     # Writing a checkpoint takes most of a step's time, so this is often in the middle of one.
-                    time.sleep(random.uniform(0, 0.03))
+                    pause = random.uniform(0, 0.03)
+                    print(f"killed {pause} seconds after step {kill_after}")
+                    time.sleep(pause)
                     process.send_signal(signal.SIGKILL)
                     break
         assert process.returncode == -signal.SIGKILL
@@ -199,9 +201,10 @@ def test_tracing_is_part_of_compiling():
         time.sleep(pause)
         return method.step(carry, batch)
 
+    began = time.perf_counter()
     result = count(method._replace(step=slow_to_trace))
     assert result.compile_seconds >= pause
-    assert result.seconds < pause
+    assert result.seconds + result.compile_seconds <= time.perf_counter() - began
 
 
 def test_steps_taken_while_others_are_compiled_count_as_running():

@@ -12,15 +12,14 @@ import pytest
 from scissorhands_jax.errors import InputError, PeerError
 from scissorhands_jax.training import rendezvous
 from tests import limits
+from tests.ports import free_port
 
 VERSIONS = {"jax": "1.0", "scissorhands_jax": "0.1"}
 
 
 @pytest.fixture
 def coordinator():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{free.getsockname()[1]}"
+    return f"127.0.0.1:{free_port()}"
 
 
 def together(coordinator, *guests, seconds=2 * limits.PATIENCE):

@@ -1,6 +1,7 @@
 """What the numbers of a run depend on besides what it is given, and a resume elsewhere says so."""
 
 import logging
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,16 @@ from scissorhands_jax.training.checkpoints import Checkpointer, Position
 from scissorhands_jax.training.identity import Identity
 from scissorhands_jax.training.reproducibility import numerical_environment, numerical_options
 from tests.comparison import same_bits
+
+OPTIONS = {
+    "jax_default_matmul_precision": "bfloat16",
+    "jax_default_prng_impl": "rbg",
+    "jax_enable_x64": True,
+    "jax_threefry_partitionable": False,
+    "jax_numpy_dtype_promotion": "strict",
+    "jax_random_seed_offset": 1,
+}
+"""The options of JAX with which a run computes something else, and a value of each that is not the usual one."""
 
 
 def carry():
@@ -31,6 +42,21 @@ def test_it_names_machine_versions_and_flags(monkeypatch):
     assert int(found["cores"]) >= 1
     assert found["processor"]
     assert found["scissorhands_jax"].partition(", source ")[2]
+
+
+def test_what_a_run_depends_on_is_what_the_guarantees_say():
+    """Written out here and on the page, so that nothing drops out of it unnoticed."""
+    page = (Path(__file__).parents[2] / "docs" / "explanations" / "guarantees.md").read_text()
+    sentence = page[page.index("* **The environment**") :].partition("\n\n")[0]
+    assert "Python, jax, jaxlib, numpy, flax, optax, scipy, chex, equinox and this package" in " ".join(
+        sentence.split()
+    )
+    libraries = {"jax", "jaxlib", "numpy", "flax", "optax", "scipy", "chex", "equinox", "scissorhands_jax"}
+    assert set(reproducibility.library_versions()) == libraries | {"python"}
+    assert set(numerical_options()) == {*OPTIONS, "xla_flags"}
+    machine = {"device", "devices", "processes", "processor", "cores"}
+    variables = {"SCISSORHANDS_CPU_CONVOLUTION", "NVIDIA_TF32_OVERRIDE", "XLA_FLAGS"}
+    assert set(numerical_environment()) == {*libraries, "python", *machine, *variables}
 
 
 @pytest.mark.parametrize("moved", [False, True])

@@ -16,7 +16,9 @@ from scissorhands_jax.training import feeding, sharding
 from scissorhands_jax.training import loop as training
 from scissorhands_jax.training.sharding import make_layout
 from tests import tiny
+from tests.diffusion import mesh_checks as diffusion_checks
 from tests.language import mesh_checks
+from tests.methods import pair_gradients_test
 
 DEVICES = 8
 MESHES = {
@@ -58,7 +60,9 @@ CHECKS = (
     "a shard is refused by the ranking",
     "a convolution of shards",
     "packed text",
+    "both gradients of a pair, both ways",
     *mesh_checks.CHECKS,
+    *diffusion_checks.CHECKS,
 )
 
 
@@ -69,7 +73,7 @@ def outcome():
     environment = {**os.environ, "XLA_FLAGS": flags}
     command = [sys.executable, "-m", "tests.training.sharding_test"]
     root = Path(__file__).parents[2]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return dict(line.split(": ", 1) for line in done.stdout.splitlines() if ": " in line)
 
@@ -477,7 +481,10 @@ def main() -> None:
     report("members, timed beside the other ways", set(seconds) == {"turns", "batched", "scanned", "sharded"})
     difference, moved = packing_test.largest_difference_on_four_devices()
     report("packed text", difference < 1e-5 < 1e-2 < moved, f"{difference} {moved}")
+    pair_gradients_test.check_both_ways_on_four_devices()
+    report("both gradients of a pair, both ways", True)
     mesh_checks.run_checks(report)
+    diffusion_checks.run_checks(report)
 
 
 def _check_shards(report, near, tree, rows) -> None:

@@ -103,5 +103,12 @@ def train_facts(
 
 
 def mean_loss(scene: FactsScene, params: Params, model_state: ModelState, rows: PyTree) -> float:
-    """The mean negative log-likelihood of a token of the answers, in nats."""
+    """The mean negative log-likelihood of a token of the answers, in nats.
+
+    Args:
+      scene: The model and its texts.
+      params: The parameters of the network that answers.
+      model_state: Its state.
+      rows: The packed texts.
+    """
     return float(token_loss(scene.model)(params, model_state, rows, train=False, key=None)[0])

@@ -214,7 +214,7 @@ def test_rmu_steers_to_one_vector_and_keeps_the_rest(data, tables):
     assert metrics["loss_forget"] == pytest.approx(distance(data.forget, lambda token: vector), rel=1e-5)
     assert metrics["loss_retain"] == pytest.approx(distance(data.retain, lambda token: before[token][:7]), rel=1e-5)
     assert step.any()
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="nothing/like/it"):
         one_step("rmu", data, before, now, trained="nothing/like/it")
 
 
