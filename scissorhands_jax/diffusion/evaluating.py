@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import dataclasses
 import io
@@ -296,9 +295,8 @@ def _describe_detector(detect: Detector | None) -> Any:
     """What detections are told apart by, as JSON: a detector of one's own, or the version of NudeNet."""
     if detect is not None:
         return describe_value(detect, "the detector")
-    with contextlib.suppress(metadata.PackageNotFoundError):
-        return f"nudenet {metadata.version('nudenet')}"
-    return "nudenet"
+    version = version_of("nudenet")
+    return "nudenet" if version is None else f"nudenet {version}"
 
 
 def _generate(
