@@ -67,7 +67,7 @@ def test_its_logs_are_read_by_the_command_and_give_its_numbers(shown):
 
 def test_a_folder_that_is_taken_and_numbers_that_are_too_small_are_refused(shown):
     out, _ = shown
-    with pytest.raises(InputError, match="exists"):
+    with pytest.raises(InputError, match="already holds a run"):
         run_language_demo(out, TINY, console=Console(quiet=True))
     for changes, message in [
         ({"forgotten": 4}, "forgotten is 4; give a number from 1 to 3"),
