@@ -16,7 +16,8 @@ _ROUNDING = 1e-9
 class Finding(NamedTuple):
     """A number about examples, with the range in which it lies if the network never saw them.
 
-    Unlike the interval of an `Estimate`, the range does not depend on the value and need not contain it.
+    Unlike the interval of an `Estimate`, the range does not depend on the value and need not contain it. With a few
+    examples it is wider than the scale of the number; then nothing follows from the number.
     """
 
     name: str
