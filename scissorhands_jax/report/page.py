@@ -66,6 +66,7 @@ class Page:
       title: The heading of the page.
       answer: The result in a sentence, directly below the title.
       byline: A line in small print. By default it gives the numbers of runs, methods and scenarios.
+      warnings: What went wrong, in sentences that stand out.
       trust: Whether the numbers can be trusted, in a sentence or two.
       leading: The figures that show the result.
       gates: The gates, as in `results.json`, which become a table with a sign for each.
@@ -83,6 +84,7 @@ class Page:
     title: str
     answer: str
     byline: str | None = None
+    warnings: Sequence[str] = ()
     trust: str | None = None
     leading: Sequence[Picture] = ()
     gates: Sequence[Mapping[str, Any]] = ()
