@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import report
-from scissorhands_jax.base import Data, Dataset, Model, ModelState, Params, PyTree
+from scissorhands_jax.base import Data, Dataset, Model, ModelState, Params, PyTree, check_model
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.scenarios import REFERENCES
@@ -99,9 +99,10 @@ def evaluate(
       every_attack: Whether further membership attacks are run; see `metrics.row.measure_row`.
 
     Raises:
-      InputError: There is no network, something else than a network or data was given, a set is empty, seeds of
-        networks and data differ, or something cannot be measured.
+      InputError: There is no network, something else than a model, a network or data was given, a set is empty, seeds
+        of networks and data differ, or something cannot be measured.
     """
+    check_model(model)
     by_seed = _of_seeds(data, seed)
     for one in by_seed.values():
         _check_sets(one, test)
