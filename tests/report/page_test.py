@@ -140,6 +140,15 @@ def test_relearn_time_has_a_column_where_it_was_measured_and_a_bound_where_it_wa
     assert "Relearn" not in printed(make_rows(), 200)
 
 
+def test_the_table_of_every_seed_says_which_networks_did_not_relearn(tmp_path):
+    rows = [row | {"relearn_cap": 10} for row in make_rows(["random"], num_seeds=2)]
+    rows[0]["relearn_epochs"] = 4
+    path = tmp_path / "report.html"
+    report.write_html(path, report.Page(title="t", answer="a", rows=rows))
+    every = path.read_text().partition("Every seed")[2]
+    assert every.count("&gt;10.0") == len(rows) - 1
+
+
 def test_terminal_table_with_every_column_fits(tmp_path):
     rows = [row | {"relearn_epochs": 3, "relearn_cap": 9} for row in make_rows(methods=("retrain", "boundary_expand"))]
     for width in (80, 100, 120):
@@ -205,7 +214,7 @@ def test_the_share_of_the_originals_gap_is_that_of_its_seed():
     found = intervals.mean_estimate([200.0, 400.0], bounds=(0, math.inf))
     text = printed(rows, 300)
     assert f"300.0 [{found.low:.1f}, {found.high:.1f}]" in text
-    assert text.count("100.0") == 1, "the original has no interval"
+    assert "100.0" not in text, "the original is not compared with itself"
     note = " ".join(text.split())
     assert "is the Avg. Gap in % of the original's, with Student's 95 % interval of its mean over seeds" in note
     assert f'the Avg. Gap of "{report.REDRAWN}" is the distance of two networks that never saw the forget set' in note
@@ -213,6 +222,19 @@ def test_the_share_of_the_originals_gap_is_that_of_its_seed():
     assert "Gap\N{NO-BREAK SPACE}/ original's ↓ (%)" in grid.headers
     assert "300.0" in report.markdown(grid)
     assert "300.0" in report.latex(grid, caption="c", label="l")
+
+
+def test_a_gap_like_the_originals_is_100_percent_without_an_interval():
+    """Whatever the digits of the gaps are."""
+    rows = []
+    for seed, gap in enumerate(np.random.default_rng(0).uniform(20, 80, 30)):
+        same = {"scenario": "a", "seed": seed, "acc_retain": 0.0, "acc_test": 0.0, "mia": 0.0}
+        rows.append(same | {"method": "retrain", "acc_forget": 0.0})
+        rows += [same | {"method": method, "acc_forget": gap} for method in ("original", "finetune")]
+    methods = report.grouped(report.with_gaps(rows))["a"]
+    column = next(column for column in rows_module.columns(methods) if column.kind == "share")
+    assert rows_module.cell(methods["finetune"], column) == ("100.0", "")
+    assert rows_module.cell(methods["original"], column) == (report.DASH, "")
 
 
 def test_without_an_original_there_is_no_share():
@@ -244,6 +266,16 @@ def test_retrained_network_is_never_the_best():
     assert [line.split(" | ")[0] for line in lines if "**" in line] == ["| finetune"]
     (retrained,) = [line.split(" | ") for line in lines if line.startswith("| retrain")]
     assert retrained[5:7] == ["0.00 ±0.00", report.DASH]  # its distance to itself has no uncertainty
+
+
+@pytest.mark.parametrize("name", ["[red]", "*", "[2pt] bold"])
+def test_no_line_of_latex_begins_with_what_a_command_takes_for_its_option(name):
+    table = report.Grid(
+        (name, "b"), ((report.Cell(name), report.Cell("1")), (report.Cell(name, best=True),) * 2), words=1
+    )
+    lines = [line.strip() for line in report.latex(table, caption="c", label="l").splitlines()]
+    assert not any(line.startswith(("[", "*")) for line in lines)
+    assert sum(line.startswith(f"{{{name}}} &") for line in lines) == 2
 
 
 def test_markdown_and_latex_show_every_cell_and_nothing_hostile():
