@@ -30,8 +30,6 @@ from scissorhands_jax.report.rows import (
     grouped,
     interval_note,
     lost_runs,
-    numbers,
-    rounded,
     seeds,
     smallest_gap,
 )
@@ -278,7 +276,7 @@ def _every_row(label: str, methods: Methods) -> _WideTable:
     lines = []
     for method, rows in methods.items():
         for row in rows:
-            texts = (rounded(next(iter(numbers([row], column.field)), None), column.digits) for column in shown)
+            texts = (cell([row], column)[0] for column in shown)
             seed = DASH if row.get("seed") is None else str(row["seed"])
             lines.append(_Line((method, seed), tuple(map(Cell, texts))))
     return _WideTable(label, ("Method", "Seed"), shown, tuple(lines), (0,) * len(shown))
