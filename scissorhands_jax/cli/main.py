@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import sys
 from collections.abc import Sequence
 
@@ -91,6 +92,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
       was changed.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # Not every encoding has the signs of tables.
     try:
         command = read_command(words)
     except InputError as error:
