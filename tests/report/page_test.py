@@ -811,6 +811,27 @@ def test_networks_without_a_retrained_one_are_drawn_before_and_after():
     assert next(text.get_text() for text in report.before_after_figure(nothing).axes[0].texts) == "50.0"
 
 
+def test_a_metric_of_another_unit_has_a_scale_of_its_own():
+    task = {"name": "counts", "metrics": [{"name": "nll", "title": "NLL", "better": "lower", "unit": "nats"}]}
+    numbers = {"nll_forget": -0.001, "nll_retain": 0.4, "nll_test": 250.0, "mia": 0.0}
+    rows = [{"scenario": "s", "method": method, "seed": 0, "task": task, **numbers} for method in ("original", "b")]
+    (picture,) = report.row_pictures(rows)
+    own, mia = picture.figure.axes
+    assert [axes.get_xlabel() for axes in (own, mia)] == ["nats", "%"]
+    assert [axes.get_xlim() for axes in (own, mia)] == [(-0.001, 250), (0, 100)]
+    assert own.texts[0].get_text() == "0.00 → 0.00"
+    assert own.get_yticklabels()[0].get_text() == "NLL on the forget set"
+    assert "per cent" not in picture.caption
+
+
+def test_a_run_of_one_step_has_a_point_at_a_whole_step():
+    figure = report.curves_figure({"loss": [2.0]})
+    (axes,) = figure.axes
+    assert axes.lines[0].get_marker() == "o"
+    low, high = axes.get_xlim()
+    assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [1]
+
+
 def test_page_leads_with_the_result_and_leaves_out_what_has_nothing_to_show(tmp_path):
     rows = make_rows(scenarios=["random"], methods=["original", "scissorhands"], num_seeds=1)
     rows = [row | {"avg_gap": None, "rte": None} for row in rows]
