@@ -153,7 +153,9 @@ def overview(group: str = "") -> str:
 
 def _no_command(given: Sequence[str], known: Sequence[str], group: str) -> str:
     program = f"scissorhands {group}".strip()
-    if not given or given[0].startswith("-"):
+    if given and given[0].startswith("-"):
+        return f"there is no option {given[0]} of `{program}`, after which a command comes; see `{program} --help`"
+    if not given:
         return f"a command is missing after `{program}`; choose one of {', '.join(known)}"
     return f"there is no command {f'{group} {given[0]}'.strip()!r}; {suggest(given[0], known)}; see `{program} --help`"
 

@@ -346,6 +346,7 @@ def _results(
     scenario = f"{config.dataset}, forget {config.forget}"
     # Of a resumed run only the last part was timed, and the cost of a part would mislead.
     seconds = result.seconds if resumed_at is None else None
+    made: dict[str, Any] = report.environment()
     rows = [
         {**_row(scenario, report.ORIGINAL, config.seed, before, None), **compared},
         _row(scenario, config.method_name, config.seed, after, seconds),
@@ -363,7 +364,7 @@ def _results(
         finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         layout=None if layout is None else {**layout.mesh.shape, "fsdp": layout.fsdp, "processes": jax.process_count()},
         doubts=_doubts(job, before, compared),
-        **report.environment(),
+        **made,
     )
 
 
