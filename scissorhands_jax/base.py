@@ -1,16 +1,21 @@
 """The vocabulary of the package: losses, models, batches and methods as plain values over parameter pytrees.
 
-Losses, methods and training are written against this module, which imports nothing from the package.
+Losses, methods and training are written against this module, which knows nothing of the rest of the package. What is
+passed to functions by these names can be checked here.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+
+from scissorhands_jax import keywords
+from scissorhands_jax.errors import InputError
 
 PyTree = Any
 Key = jax.Array  # a typed PRNG key, as made by `jax.random.key`
@@ -135,15 +140,88 @@ class _Lifted:
 
     def __call__(self, params, model_state, batch, *, train, key):
         del train, key
-        return self.loss_fn(params, batch), model_state
+        loss = self.loss_fn(params, batch)
+        if not hasattr(loss, "shape") and not isinstance(loss, float | int):
+            raise InputError(f"the loss function returns a {type(loss).__name__}; let it return the mean loss alone")
+        if jnp.shape(loss):
+            raise InputError(f"the loss function returns an array of shape {jnp.shape(loss)}; let it return its mean")
+        return loss, model_state
 
 
 def lift(loss_fn: LossFn) -> StatefulLossFn:
     """Turns the simple form of a loss, `loss_fn(params, batch)`, into the general form.
 
     The model state passes through untouched, and `train` and `key` are ignored.
+
+    Raises:
+      InputError: The loss does not have the simple form; or when it is called, if it is not a single number.
     """
+    _check_form(
+        loss_fn, ((), ()), {}, "(params, batch); a loss of the general form needs no lift, and freeze undoes it"
+    )
     return _Lifted(loss_fn)
+
+
+def check_loss(loss_fn: StatefulLossFn) -> None:
+    """Raises an error unless a loss can be called in the general form.
+
+    Raises:
+      InputError: It cannot, for instance because it has the simple form.
+    """
+    advice = "(params, model_state, batch, *, train, key); give lift(loss_fn) where it is a loss_fn(params, batch)"
+    _check_form(loss_fn, ((), (), ()), {"train": True, "key": None}, advice)
+
+
+def _check_form(loss_fn: Any, args: tuple, kwargs: dict[str, Any], form: str) -> None:
+    """Raises InputError unless a loss can be called with such arguments."""
+    try:
+        signature = inspect.signature(loss_fn)
+    except TypeError as error:
+        raise InputError(f"the loss is a {type(loss_fn).__name__}; give a function") from error
+    except ValueError:  # Functions that are written in C need not have one.
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        names = ", ".join(map(str, signature.parameters.values()))
+        raise InputError(f"the loss takes ({names}), and it is called with {form}") from error
+
+
+def check_model(model: Model) -> None:
+    """Raises an error unless this is a `Model`.
+
+    Raises:
+      InputError: It is something else, for instance a module, or a network with its weights.
+    """
+    if not isinstance(model, Model):
+        advice = "its .model" if isinstance(getattr(model, "model", None), Model) else "a Model"
+        raise InputError(
+            f"the network is a {type(model).__name__}; give {advice}, as from_linen, from_nnx and from_equinox make it"
+        )
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Raises an error unless this is an optimizer.
+
+    Raises:
+      InputError: It is something else, for instance a learning rate, or a function that makes an optimizer.
+    """
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        given = getattr(optimizer, "__name__", repr(optimizer))
+        raise InputError(f"the optimizer is {given:.40}; give one of optax, such as optax.sgd(0.1)")
+
+
+def check_key(key: Key) -> None:
+    """Raises an error unless this is an array, as keys are.
+
+    Raises:
+      InputError: It is something else, for instance a seed.
+    """
+    if not hasattr(key, "dtype"):
+        raise InputError(f"the key is {key!r:.40}; give one that jax.random.key(0) makes, with any seed")
+
+
+keywords.CHECKS.update(loss_fn=check_loss, model=check_model, optimizer=check_optimizer)
 
 
 def freeze(loss_fn: StatefulLossFn, model_state: ModelState, *, train: bool = False, key: Key | None = None) -> LossFn:

@@ -26,22 +26,39 @@ def size(dataset: Dataset) -> int:
     """Counts the examples of a data set. `None` is an empty data set.
 
     Raises:
-      InputError: The arrays differ in the length of their first axis, or something is no array.
+      InputError: The arrays differ in the length of their first axis, something is no array of NumPy or JAX, or the
+        data set is a list of batches.
     """
+    if isinstance(dataset, list) and len(dataset) > 1 and all(isinstance(one, Mapping) for one in dataset):
+        raise InputError(
+            f"the data set is a list of {len(dataset)} dicts; give one dict of arrays, as jax.tree.map(lambda *parts: "
+            "numpy.concatenate(parts), *batches) makes it of batches"
+        )
     lengths = set()
     for path, leaf in jax.tree_util.tree_leaves_with_path(dataset):
-        if not np.shape(leaf):
+        shape = getattr(leaf, "shape", ())
+        if not shape or not _is_typed(leaf):
             raise InputError(
                 f"a data set has a {type(leaf).__name__} at {path_name(path) or 'its root'}; give arrays with one "
-                "entry for each example, as numpy.asarray makes them of lists"
+                "entry for each example, as numpy.asarray makes them of lists and of tensors"
             )
-        lengths.add(np.shape(leaf)[0])
+        lengths.add(shape[0])
     if len(lengths) > 1:
         raise InputError(
             f"the arrays of a data set have first axes of lengths {sorted(lengths)}; "
             "give arrays with one entry for each example"
         )
     return lengths.pop() if lengths else 0
+
+
+def _is_typed(leaf: Any) -> bool:
+    """Says whether an array has a type of NumPy or JAX, as those of other libraries do not."""
+    try:
+        if not jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
+            np.dtype(leaf.dtype)
+    except (TypeError, AttributeError):
+        return False
+    return True
 
 
 def check_values(data: Data) -> None:

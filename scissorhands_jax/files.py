@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from scissorhands_jax.errors import BusyError
+from scissorhands_jax.errors import BusyError, InputError
 from scissorhands_jax.reading import open_file, parse_json
 
 try:
@@ -380,17 +380,29 @@ def _lock(path: Path, what: Path, deadline: float) -> int:
             time.sleep(_SECONDS_BETWEEN_TRIES)
 
 
-def is_text(path: str | os.PathLike) -> bool:
-    """Says whether a path and the names above it are text: other names cannot be given to Orbax, or written as UTF-8.
+def check_name(folder: str | os.PathLike) -> None:
+    """Checks the name of a folder that networks are written to, and the names above it.
 
-    >>> is_text("results"), is_text(os.fsdecode(b"r\\xffsults"))
-    (True, False)
+    Names that are no text cannot be written as UTF-8. Orbax writes the arrays of a network in parts, which it looks for
+    by `glob` without escaping the folder, and its library for the disk takes a backslash for a slash; so a network in a
+    folder with such a name would be lost.
+
+    Raises:
+      InputError: No network can be kept in a folder with these names.
+
+    >>> check_name("results")
     """
+    path = os.path.join(os.getcwd(), folder)
     try:
-        os.path.abspath(path).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"no run can be in {path}, whose name is no text in UTF-8; name another folder") from error
+    for character in "*?[" if os.sep == "\\" else "*?[\\":
+        if character in path:
+            raise InputError(
+                f"no run can be in {path}, whose name has the character {character}, with which Orbax would not find "
+                "its networks again; name another folder"
+            )
 
 
 def make_folder(path: Path, *, mode: int = 0o777) -> None:

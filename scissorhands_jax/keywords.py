@@ -32,6 +32,8 @@ REST = {"rest": True}
 """Metadata of a field of type `dict[str, Any]`, which collects keyword arguments that have no field of their own."""
 KEYS = "keys"
 """An entry of the metadata of a field of type `dict[str, Any]`: a dataclass whose fields are the possible keys."""
+CHECKS: dict[str, Callable[[Any], None]] = {}
+"""Checks by the name of an argument, such as `loss_fn`: every function that `takes` options makes those of its own."""
 _WIDTH = 100  # columns of a generated docstring
 
 _A = TypeVar("_A")
@@ -91,6 +93,9 @@ def takes(options: Callable[_Fields, _Options]) -> _Expand[_Fields, _Options]:
             except TypeError as error:
                 raise TypeError(f"{function.__name__}() {error}") from None
             positional = [arguments.pop(name) for name in given]
+            for name, value in zip(given, positional, strict=True):
+                if name in CHECKS:
+                    CHECKS[name](value)
             for name in collected:
                 loose = arguments.get(name, {})
                 arguments[name] = loose.pop(name, {}) | loose

@@ -15,7 +15,7 @@ import optax
 
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import microbatches
-from scissorhands_jax.base import Key, Model, ModelState, Params, PyTree, Scalar, StatefulLossFn
+from scissorhands_jax.base import Key, Model, ModelState, Params, PyTree, Scalar, StatefulLossFn, check_model
 from scissorhands_jax.errors import InputError
 
 Augment = Callable[[Key, jax.Array], jax.Array]
@@ -201,8 +201,9 @@ def classification_loss(
       code.
 
     Raises:
-      InputError: `label_smoothing` is out of its range.
+      InputError: `label_smoothing` is out of its range, or the network is no `Model`.
     """
+    check_model(model)
     check_label_smoothing(label_smoothing)
     return _ClassificationLoss(model, augment, label_smoothing=label_smoothing)
 

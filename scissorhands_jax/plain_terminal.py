@@ -43,7 +43,7 @@ class PlainConsole:
         del style
         if not self.quiet:
             file = self._file or (sys.stderr if self._stderr else sys.stdout)
-            file.write(printable(str(shown)) + end)
+            file.write(encodable(printable(str(shown)) + end, getattr(file, "encoding", None)))
             file.flush()
 
 
@@ -265,6 +265,19 @@ def printable(text: str, keep: str = "\n\t") -> str:
         return sign.isprintable() or sign in keep or unicodedata.category(sign) == "Zs"  # spaces of any width
 
     return "".join(sign if is_kept(sign) else sign.encode("unicode_escape").decode() for sign in text)
+
+
+def encodable(text: str, encoding: str | None) -> str:
+    r"""Returns a text with escapes in place of what an encoding does not have.
+
+    Args:
+      text: The text.
+      encoding: The name of the encoding. None has everything.
+
+    >>> encodable("–", "latin-1"), encodable("–", None)
+    ('\\u2013', '–')
+    """
+    return text if encoding is None else text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def duration_text(seconds: float) -> str:

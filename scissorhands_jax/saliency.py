@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import chex
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from scissorhands_jax import trees
-from scissorhands_jax.base import Key, LossFn, ModelState, Params, PyTree, Scores, StatefulLossFn, lift
+from scissorhands_jax.base import Key, LossFn, ModelState, Params, PyTree, Scores, StatefulLossFn, check_loss, lift
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.losses import weight_of
 
@@ -125,6 +125,9 @@ def _sum(
     key: Key | None = None,
 ) -> GradientSum:
     """Sums `measure(gradient)` over batches, or the gradient times the weight of its batch if there is no measure."""
+    check_loss(loss_fn)
+    if isinstance(batches, Mapping):
+        raise InputError("the batches are a dict, which is one batch; give a list of batches, such as [batch]")
     total, weight, losses = _zeros(params), jnp.zeros((), jnp.float32), []
     for position, batch in enumerate(batches):
         batch_key = None if key is None else jax.random.fold_in(key, position)

@@ -22,7 +22,7 @@ import optax
 
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import losses, microbatches
-from scissorhands_jax.base import Key, Model, ModelState, Params, PyTree, Scalar, StatefulLossFn
+from scissorhands_jax.base import Key, Model, ModelState, Params, PyTree, Scalar, StatefulLossFn, check_model
 from scissorhands_jax.errors import InputError, check_choice
 
 _Arguments = ParamSpec("_Arguments")
@@ -137,8 +137,10 @@ def task_loss(model: Model, task: Task) -> StatefulLossFn:
       so that they share compiled code.
 
     Raises:
-      InputError: When it is called, if the task does not give one loss for each example.
+      InputError: The network is no `Model`; or when the loss is called, if the task does not give one loss for each
+        example.
     """
+    check_model(model)
     return losses.classification_loss(model) if task == CLASSIFICATION else _TaskLoss(model, task)
 
 

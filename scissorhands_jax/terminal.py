@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.plain_terminal import PlainConsole, PlainProgress, PlainTable, printable
+from scissorhands_jax.plain_terminal import PlainConsole, PlainProgress, PlainTable, encodable, printable
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
@@ -42,7 +42,7 @@ else:
     else:
 
         class Console(rich.console.Console):
-            """A console of rich that shows every text as it is.
+            """A console of rich that shows every text as it is, whatever the encoding of its file.
 
             Args:
               **options: Those of rich's console, of which `markup`, `emoji` and `highlight` are off.
@@ -56,9 +56,10 @@ else:
                 return super().render_str(printable(text), **options)
 
             def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-                """Renders something as rich does, with escapes in place of what is not printable."""
+                """Renders something as rich does, with escapes in place of what is not printable or not encodable."""
                 for segment in super().render(renderable, options):
-                    yield segment if segment.control else Segment(printable(segment.text), segment.style)
+                    text = segment.text if segment.control else encodable(printable(segment.text), self.encoding)
+                    yield segment._replace(text=text)
 
 
 __all__ = [
@@ -254,7 +255,7 @@ def say(console: Console, *parts: str | tuple[str, str]) -> None:
 
 def write_line(text: str) -> None:
     """Writes a line of results to standard output."""
-    sys.stdout.write(printable(text, keep="\t") + "\n")
+    sys.stdout.write(encodable(printable(text, keep="\t") + "\n", getattr(sys.stdout, "encoding", None)))
 
 
 def complain(console: Console, message: str) -> None:

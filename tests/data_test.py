@@ -1,6 +1,7 @@
 """Forget sets from specifications and files, batches that see every example, augmentation on the device."""
 
 import itertools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,16 @@ from scissorhands_jax.metrics import answers
 from scissorhands_jax.tasks import CLASSIFICATION
 
 LABELS = np.repeat(np.arange(5), 20)
+
+
+class Counting:
+    """What has a length and items, as data sets of PyTorch do."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, place):
+        return np.zeros(3), place
 
 
 @pytest.fixture
@@ -488,6 +499,18 @@ class TestCheckValues:
     def test_lists_are_no_arrays(self):
         with pytest.raises(InputError, match=r"a data set has a int at label/0; .* as numpy.asarray makes them"):
             data.size({"image": np.zeros((2, 3)), "label": [0, 1]})
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ([{"x": np.zeros(3)}, {"x": np.zeros(3)}], "the data set is a list of 2 dicts; give one dict of arrays"),
+            ({"x": types.SimpleNamespace(shape=(3,), dtype="torch.int64")}, "a SimpleNamespace at x; give arrays"),
+            (Counting(), "a Counting at its root; give arrays"),
+        ],
+    )
+    def test_batches_and_arrays_of_other_libraries_are_named(self, given, message):
+        with pytest.raises(InputError, match=message):
+            data.size(given)
 
     def test_the_largest_label_is_found_in_either_part(self):
         assert data.largest_label(Data({"label": np.array([0, 3])}, {"x": np.zeros(9)})) == 3

@@ -24,6 +24,7 @@ from scissorhands_jax.methods.scrub import ScrubSettings
 from scissorhands_jax.models import from_linen
 from scissorhands_jax.report import REDRAWN
 from scissorhands_jax.tasks import Metric, classification, regression, task_loss
+from scissorhands_jax.training import Result
 
 QUIET = Console(quiet=True)
 SGD = {"batch_size": 30, "weight_decay": 0.0}
@@ -193,6 +194,31 @@ def test_an_evaluation_of_ones_own_networks(trained, tmp_path):
     assert [title in page for title in ("RMSE forget", "MAE retain", "Acc forget")] == [True, True, False]
     with pytest.raises(InputError, match="there are no data of it"):
         evaluate(OWN.model, {"original": {4: networks["original"]}}, {3: data}, OWN.test, task=TASK)
+
+
+@pytest.mark.parametrize("kind", [tuple, lambda pair: Result(*pair, 1, 0, 0), lambda pair: {7: Result(*pair, 1, 0, 0)}])
+def test_networks_of_an_evaluation_are_pairs_or_what_holds_one(kind):
+    network = OWN.model.init(jax.random.key(0))
+    found = evaluate(OWN.model, {"mine": kind(network)}, {7: split(OWN.train, [1])}, OWN.test, task=TASK, seed=7)
+    assert [(row["method"], row["seed"]) for row in found.rows] == [("mine", 7)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"networks": {"mine": {"w": 0}}}, "'mine' is a dict with the keys w; give a pair .params, model_state."),
+        ({"networks": {"mine": [((), ()), ((), ())]}}, "'mine' is a list; give a pair .params, model_state."),
+        ({"networks": {}}, "there is no network to evaluate"),
+        ({"data": {"forget": 0, "retain": 0}}, "the data are a dict with the keys forget, retain; give the two parts"),
+        ({"data": split(OWN.train, [0])._replace(retain=None)}, "there are no retained examples"),
+        ({"data": split(OWN.train, [0])._replace(forget={"label": np.zeros(0)})}, "there are no examples to forget"),
+        ({"test": None}, "there are no test examples, without which nothing says what was lost"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_named(changes, message):
+    given = {"networks": {"mine": ((), ())}, "data": split(OWN.train, [0]), "test": OWN.test} | changes
+    with pytest.raises(InputError, match=message):
+        evaluate(OWN.model, **given, task=TASK)
 
 
 @pytest.mark.parametrize(

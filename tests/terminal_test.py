@@ -134,6 +134,25 @@ def test_a_line_is_written_at_once(kind):
     assert list(filter(None, sink.pieces)) == ["error: no such file\n", "It fits in 16 GiB.\n"]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "cp1252", "ascii", "koi8-r"])
+def test_what_an_encoding_does_not_have_is_an_escape(encoding, monkeypatch):
+    def shown(show):
+        file = io.TextIOWrapper(io.BytesIO(), encoding)
+        monkeypatch.setattr("sys.stdout", file)
+        show()
+        file.flush()
+        return file.buffer.getvalue().decode(encoding)
+
+    rows = [{**ROWS[0], "avg_gap": None}, {**ROWS[1], "avg_gap": None, "scenario": "ü 日本"}]
+    expected = "ü 日本".encode(encoding, "backslashreplace").decode(encoding)
+    for console in (Console, PlainConsole):
+        assert expected in shown(lambda: report.print_tables(rows, console()))  # noqa: B023
+    assert shown(lambda: write_line("ü 日本")) == f"{expected}\n"
+    assert shown(lambda: cli.main(["unlearn", "--dataset", "\udcff日本"])) == ""
+    with pytest.raises(SystemExit):
+        shown(lambda: cli.main(["unlearn", "--help"]))
+
+
 def test_our_console_shows_everything_as_it_is():
     """Also what is printed without the functions above."""
     sink = io.StringIO()
@@ -155,8 +174,9 @@ def test_tables_and_grids_show_everything_as_it_is():
     assert "<b>" not in text.replace(r"\<", "")
 
 
-def test_a_run_in_a_folder_of_any_name_ends_well(tmp_path, capsys):
-    out = tmp_path / f"a[/x]{chr(27)}[31m:smile:{{0}}"
+def test_a_run_in_a_folder_of_an_odd_name_ends_well(tmp_path, capsys):
+    """Those that it cannot be in are in `checkpoints_test`."""
+    out = tmp_path / f"a/x]{chr(27)}]31m:smile:{{0}}"
     words = ["--dataset", "digits", "--model", "mlp", "--weights", str(tmp_path / "w[/].safetensors")]
     for name in ("{0}[", "w["):
         (tmp_path / name).mkdir()

@@ -6,6 +6,8 @@ import os
 import re
 from pathlib import Path
 
+from docs.hooks import results
+
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = {
@@ -28,7 +30,8 @@ def pages() -> dict[str, str]:
 def with_links(text: str, place: str) -> str:
     """A page whose links to files of the repository lead to pages of the site.
 
-    A link to a module leads to the reference; one to a file that no page shows becomes the path of that file.
+    A link to a module leads to the reference, and one to results or their tables to the page that is made of them. One
+    to a file that no page shows becomes the path of that file.
 
     Args:
       text: The page as it is in the repository.
@@ -63,6 +66,9 @@ def _place_of(path: Path, place: str) -> tuple[str, str] | None:
         return PAGES[name], ""
     if name == "README.md":
         return "index.md", ""
+    made = path.with_name("results.json") if path.name == "tables.md" else path
+    if made.is_relative_to(results.FOLDER) and (shown := f"results/{results.name_of(made)}.md") in results.pages():
+        return shown, ""
     if path.is_relative_to(DOCS) and path.suffix == ".ipynb" and not place.startswith("notebooks/"):
         return str(path.relative_to(DOCS).with_suffix(".md")), ""
     if path.is_relative_to(DOCS):

@@ -187,6 +187,7 @@ class Ensemble:
         folder: Path,
         identity: Mapping[str, Any],
     ) -> None:
+        files.check_name(folder)
         self.model = model
         self.method = method
         self.num_epochs = num_epochs

@@ -89,9 +89,14 @@ class AuditCommand(OverwriteOptions, DataFolderOptions, SettingsCommand):
     def run(self, console: Console) -> None:
         from scissorhands_jax.audit import run_audit
         from scissorhands_jax.jobs.experiment import Experiment, Scenario, Setup
+        from scissorhands_jax.methods import METHODS
 
         methods = {name: self._method_settings(name) for name in self.method}
         others = [text for text in self.settings if text.split(".")[0] not in methods]
+        for text in others:
+            name = text.split(".")[0]
+            if "." in text.partition("=")[0] and name in METHODS:
+                raise InputError(f"{text} is of {name}, which is not audited here; add --method {name}")
         setup = config_lib.override(Setup(), others)
         scenarios = tuple(
             Scenario(

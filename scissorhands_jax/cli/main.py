@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import sys
 from collections.abc import Sequence
 
@@ -91,6 +92,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
       was changed.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # Not every encoding has the signs of tables.
     try:
         command = read_command(words)
     except InputError as error:
@@ -149,7 +153,9 @@ def overview(group: str = "") -> str:
 
 def _no_command(given: Sequence[str], known: Sequence[str], group: str) -> str:
     program = f"scissorhands {group}".strip()
-    if not given or given[0].startswith("-"):
+    if given and given[0].startswith("-"):
+        return f"there is no option {given[0]} of `{program}`, after which a command comes; see `{program} --help`"
+    if not given:
         return f"a command is missing after `{program}`; choose one of {', '.join(known)}"
     return f"there is no command {f'{group} {given[0]}'.strip()!r}; {suggest(given[0], known)}; see `{program} --help`"
 

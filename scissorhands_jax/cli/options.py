@@ -19,6 +19,7 @@ import sys
 import textwrap
 import typing
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn
 
 from scissorhands_jax.errors import InputError, check_seed, suggest
@@ -318,7 +319,7 @@ def paragraphs(text: str, indent: str = "", first: str | None = None) -> str:
       indent: What each line begins with.
       first: What the first line of a paragraph begins with instead.
     """
-    width, first = min(shutil.get_terminal_size().columns, 100) - 2, indent if first is None else first
+    width, first = max(min(shutil.get_terminal_size().columns, 100) - 2, 40), indent if first is None else first
     parts = (" ".join(part.split()) for part in text.split("\n\n"))
     return "\n\n".join(textwrap.fill(part, width, initial_indent=first, subsequent_indent=indent) for part in parts)
 
@@ -425,6 +426,8 @@ def _read_value(value: Any, found: Option) -> Any:
         return tuple(_read_value(text, found) for text in value)
     if not isinstance(value, str):
         return value
+    if not value and (found.type is Path or Path in typing.get_args(found.type)):
+        raise InputError(f"{found.flags[0]} is empty; give the path of a file or folder")
     read = config.parse_value(value, found.type, found.flags[0])
     if found.flags[0] == "--seed":
         check_seed(read)

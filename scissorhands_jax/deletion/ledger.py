@@ -458,8 +458,7 @@ def make_ledger_folder(folder: Path) -> None:
     Raises:
       InputError: No run could work in it.
     """
-    if not files.is_text(folder):
-        raise InputError(f"no run could work in {folder}, whose name is no text in UTF-8; name another folder")
+    files.check_name(folder)
     files.make_folder(folder, mode=0o700)
 
 

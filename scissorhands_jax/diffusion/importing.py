@@ -136,10 +136,11 @@ def import_weights(
       on_part: Called whenever a network is written.
 
     Raises:
-      InputError: See `plan_import`; also if a network exists already, with `resume` from another file. Nothing was
-        written.
+      InputError: See `plan_import`; also if a network exists already, with `resume` from another file, or none can be
+        kept in a folder of that name. Nothing was written.
       WeightsError: A file is damaged, holds another network, or NaN or infinity. Nothing was written for that network.
     """
+    files.check_name(out)
     plan = plan_import(sources, config, tokenizer=tokenizer, ema=ema)
     model_folder.remove_unfinished(out)
     for part in plan.sources:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from scissorhands_jax import data as data_lib
 from scissorhands_jax import report
-from scissorhands_jax.base import Data, Dataset, Model, ModelState, Params, PyTree
+from scissorhands_jax.base import Data, Dataset, Model, ModelState, Params, PyTree, check_model
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.scenarios import REFERENCES
@@ -55,9 +57,22 @@ class MeasuredNetworks:
         report.write_html(Path(out) / "report.html", page)
 
 
+class HoldsNetwork(Protocol):
+    """What holds the parameters and the state of a network, such as a `Result` or a `TrainedModel`."""
+
+    @property
+    def params(self) -> Params: ...
+
+    @property
+    def model_state(self) -> ModelState: ...
+
+
+EvaluatedNetwork = HoldsNetwork | tuple[Params, ModelState]
+
+
 def evaluate(
     model: Model,
-    networks: Mapping[str, tuple[Params, ModelState] | Mapping[int, tuple[Params, ModelState]]],
+    networks: Mapping[str, EvaluatedNetwork | Mapping[int, EvaluatedNetwork]],
     data: Data | Mapping[int, Data],
     test: Dataset,
     *,
@@ -74,7 +89,8 @@ def evaluate(
 
     Args:
       model: The network.
-      networks: By name the parameters and the state of each network: a pair, or pairs by seed.
+      networks: The networks by name. Each is the pair of its parameters and its state, or what holds both, such as the
+        result of `run` or `train`; or a dict of such networks by seed.
       data: The forget and the retain set; or those of each seed, if networks are given by seed.
       test: Examples that no network has seen.
       task: What the network is for.
@@ -83,12 +99,16 @@ def evaluate(
       every_attack: Whether further membership attacks are run; see `metrics.row.measure_row`.
 
     Raises:
-      InputError: There is no network, seeds of networks and data differ, or something cannot be measured.
+      InputError: There is no network, something else than a model, a network or data was given, a set is empty, seeds
+        of networks and data differ, or something cannot be measured.
     """
-    by_seed = dict(data) if isinstance(data, Mapping) else {seed: data}
+    check_model(model)
+    by_seed = _of_seeds(data, seed)
+    for one in by_seed.values():
+        _check_sets(one, test)
     rows = []
     for name, given in networks.items():
-        found = dict(given) if isinstance(given, Mapping) else {seed: given}
+        found = {number: _pair(network, name) for number, network in _of_seeds(given, seed).items()}
         unknown = sorted(set(found) - set(by_seed))
         if unknown:
             raise InputError(f"{name!r} has a network of seed {unknown[0]}, and there are no data of it; add them")
@@ -101,6 +121,46 @@ def evaluate(
     fields = report.row_fields(rows[0])
     compared = report.with_gaps({field: row[field] for field in dict.fromkeys((*fields, *row))} for row in rows)
     return MeasuredNetworks(compared, [gate._asdict() for gate in table_gates.of_rows(compared)])
+
+
+def _of_seeds(given: Any, seed: int) -> dict[int, Any]:
+    """What was given by seed, or else for one seed. The keys of a dict are seeds if all are integers."""
+    by_seed = isinstance(given, Mapping) and bool(given) and all(isinstance(key, Integral) for key in given)
+    return dict(given) if by_seed else {seed: given}
+
+
+def _pair(network: Any, name: str) -> tuple[Params, ModelState]:
+    """The parameters and the state of a network, or InputError if it is none."""
+    if hasattr(network, "params") and hasattr(network, "model_state"):
+        return network.params, network.model_state
+    if isinstance(network, tuple) and len(network) == 2:
+        return network
+    raise InputError(
+        f"{name!r} is {_described(network)}; give a pair (params, model_state), what run or train returns, or a "
+        "dict of these by seed"
+    )
+
+
+def _check_sets(data: Any, test: Dataset) -> None:
+    """Raises InputError unless there are examples of all three kinds."""
+    if not isinstance(data, Data):
+        raise InputError(
+            f"the data are {_described(data)}; give the two parts, as split(train, positions) makes them, or a dict of "
+            "these by seed"
+        )
+    for part, what, why in (
+        (data.forget, "examples to forget", "how well they were forgotten"),
+        (data.retain, "retained examples", "what was lost"),
+        (test, "test examples", "what was lost, and how unseen examples are treated"),
+    ):
+        if not data_lib.size(part):
+            raise InputError(f"there are no {what}, without which nothing says {why}; give at least one")
+
+
+def _described(given: Any) -> str:
+    """Names what was given, for a message."""
+    keys = f" with the keys {', '.join(map(str, given))}" if isinstance(given, Mapping) and given else ""
+    return f"a {type(given).__name__}{keys}"
 
 
 def _numbers(

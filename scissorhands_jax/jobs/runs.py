@@ -43,8 +43,7 @@ def open_folder(
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; name a folder for the run")
-    if not files.is_text(folder):
-        raise InputError(f"no run can be in {folder}, whose name is no text in UTF-8; name another folder")
+    files.check_name(folder)
     if folder.is_symlink():
         try:
             files.make_folder(files.resolved(folder))  # as if it were the folder itself

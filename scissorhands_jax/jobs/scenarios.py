@@ -92,6 +92,7 @@ class TableNetworks:
     def __init__(
         self, experiment: Experiment, data_dir: str | None, out: Path, networks: Path, own: OwnNetwork | None = None
     ) -> None:
+        files.check_name(networks)
         self.loaded = LoadedExperiment(experiment, data_dir, own)
         self.data_sha256 = self.loaded.data_sha256()
         self.experiment = experiment

@@ -94,6 +94,10 @@ class RunResults:
     layout: dict[str, Any] | None
     """The sizes of the device mesh, whether parameters were divided, and the number of processes; None for one device.
     """
+    doubts: list[str] = dataclasses.field(default_factory=list)
+    """Why the original was perhaps not worth unlearning (`jobs.originals.doubts`)."""
+    summary: list[str] = dataclasses.field(default_factory=list)
+    """What the run did, in sentences, of which the first is a warning if it cost too much (`judgement.run_summary`)."""
 
     def document(self) -> dict[str, Any]:
         """The results as JSON, without `ceiling` and `layout` where they are None."""
@@ -192,14 +196,13 @@ def unlearn(
             options: dict[str, Any] = {"steps_per_call": steps_per_call, "feed_from": feed_from}
             made = _carried_out(job, method, out, keeper, layout, refuse, console=console, **options)
         results, result, history = made
+        seen = judgement.seen_by_steps(method, config.seed, job.data, config.method.epochs)
+        measured = (results.before, results.after, results.gates)
+        told = judgement.run_summary(config, *measured, seen=seen, steps=result.steps, max_loss=max_loss)
+        results = dataclasses.replace(results, summary=told if advise else told[:-1])
         _save_result(out, job, result)
         if distributed.is_first():
             _present(out, results, history, console)
-            seen = judgement.seen_by_steps(method, config.seed, job.data, config.method.epochs)
-            measured = (results.before, results.after, results.gates)
-            told = judgement.run_summary(config, *measured, seen=seen, steps=result.steps, max_loss=max_loss)
-            for line in told if advise else told[:-1]:
-                say(console, line)
     return results
 
 
@@ -284,6 +287,8 @@ def _present(out: Path, results: RunResults, history: list[dict], console: Conso
     report.print_tables(results.rows, console)
     say(console, report.gates_note(results.gates))
     say(console, f"written to {out}: {NETWORK_FOLDER}/, {WEIGHTS_FILE}, {runs.RESULTS_FILE}, {_PAGE_FILE}")
+    for line in results.summary:
+        say(console, line)
 
 
 def _measure(
@@ -312,15 +317,19 @@ def _measure(
 def _refuse_original(
     job: Job, before: dict[str, Any], compared: dict[str, float], *, insist: bool, console: Console
 ) -> None:
-    """Refuses an original that is not worth unlearning, or says so. Retraining does not begin with the original."""
-    if job.config.method_name == "retrain":
-        return
-    found = originals.doubts(job.splits.task, job.config.forget, before, compared, job.data.retain)
-    for doubt in found:
+    """Refuses an original that is not worth unlearning, or says so."""
+    for doubt in _doubts(job, before, compared):
         if not insist:
             raise InputError(f"{doubt}; --insist unlearns it all the same")
         if distributed.is_first():
             say(console, f"note: {doubt}")
+
+
+def _doubts(job: Job, before: dict[str, Any], compared: dict[str, float]) -> list[str]:
+    """The reasons why the original is not worth unlearning. Retraining does not begin with it, and has none."""
+    if job.config.method_name == "retrain":
+        return []
+    return originals.doubts(job.splits.task, job.config.forget, before, compared, job.data.retain)
 
 
 def _results(
@@ -337,6 +346,7 @@ def _results(
     scenario = f"{config.dataset}, forget {config.forget}"
     # Of a resumed run only the last part was timed, and the cost of a part would mislead.
     seconds = result.seconds if resumed_at is None else None
+    made: dict[str, Any] = report.environment()
     rows = [
         {**_row(scenario, report.ORIGINAL, config.seed, before, None), **compared},
         _row(scenario, config.method_name, config.seed, after, seconds),
@@ -353,7 +363,8 @@ def _results(
         ceiling=job.held_out_loss if asks_for_held_out(config.method) else None,
         finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         layout=None if layout is None else {**layout.mesh.shape, "fsdp": layout.fsdp, "processes": jax.process_count()},
-        **report.environment(),
+        doubts=_doubts(job, before, compared),
+        **made,
     )
 
 
@@ -425,9 +436,9 @@ def _write_report(path: Path, results: RunResults, history: list[dict]) -> None:
     quality, key = "accuracy" if metric["name"] == "acc" else metric["title"], metric["name"]
     timed = "The run" if cost.resumed_at_step is None else f"The part after step {cost.resumed_at_step}"
     done = (
-        f"{config.method_name} took {cost.steps} steps to make a {config.model} forget {results.forget.count} of its "
-        f"training examples ({config.forget}). {timed} took {cost.seconds:.0f} s and {cost.compile_seconds:.0f} s of "
-        "compilation.",
+        f"{config.method_name} took {cost.steps} steps on a {config.model}, which was to forget {results.forget.count} "
+        f"of its training examples ({config.forget}). {timed} took {cost.seconds:.0f} s and {cost.compile_seconds:.0f} "
+        "s of compilation.",
         *(
             f"{text.format(quality=quality.capitalize() if key == 'acc' else quality)} went from "
             f"{before[f'{key}_{name}']:.2f} % to {after[f'{key}_{name}']:.2f} %."
@@ -436,20 +447,29 @@ def _write_report(path: Path, results: RunResults, history: list[dict]) -> None:
         ),
     )
     drawn = report.row_pictures(results.rows)
+    collapses = [line.removeprefix("warning: ") for line in results.summary if line.startswith("warning: ")]
     report.write_html(
         path,
         report.Page(
             title=f"Unlearning: {config.model} on {config.dataset}",
-            answer=f"{config.method_name} made the network forget {results.forget.count} training examples: its "
-            f"{quality} on them went from {before[f'{key}_forget']:.2f} % to {after[f'{key}_forget']:.2f} %, and on "
-            f"the test set from {before[f'{key}_test']:.2f} % to {after[f'{key}_test']:.2f} %.",
+            answer=f"{config.method_name} ran on a network that was to forget {results.forget.count} training "
+            f"example{'' if results.forget.count == 1 else 's'}: its {quality} on them went from "
+            f"{before[f'{key}_forget']:.2f} % to {after[f'{key}_forget']:.2f} %, and on the test set from "
+            f"{before[f'{key}_test']:.2f} % to {after[f'{key}_test']:.2f} %.",
+            warnings=[_sentence(line) for line in (*collapses, *results.doubts)],
             trust=report.gates_summary(results.gates),
             leading=drawn[:1],
             gates=results.gates,
             rows=results.rows,
             figures=[*drawn[1:], *([report.curves_picture(histories)] if histories else [])],
+            remarks=[report.Section("In short", [_sentence(line) for line in results.summary])],
             explanations=[report.Section("What was done", done), report.Section("How to read it", _HOW_TO_READ)],
             settings=dataclasses.asdict(config),
             environment=report.environment_of(dataclasses.asdict(results)),
         ),
     )
+
+
+def _sentence(line: str) -> str:
+    """A line of the console as a sentence."""
+    return f"{line[:1].upper()}{line[1:]}."

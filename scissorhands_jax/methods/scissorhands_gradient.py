@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from scissorhands_jax import projection
-from scissorhands_jax.base import Batch, Key, Metrics, ModelState, Params, PyTree, StatefulLossFn, new_carry
+from scissorhands_jax.base import Batch, Key, Metrics, ModelState, Params, PyTree, StatefulLossFn, check_loss, new_carry
 from scissorhands_jax.errors import InputError, check_not_negative
 from scissorhands_jax.methods.pair_gradients import Pair, check_pair
 from scissorhands_jax.methods.scissorhands import OptState, Repair, ScissorhandsAux
@@ -49,9 +49,10 @@ def scissorhands_gradient(
       pure, for jit, vmap and scan. `key` seeds dropout and augmentation.
 
     Raises:
-      InputError: `forget_weight` is negative, `ceiling` is not above 0, `pair` is unknown, or it is "vmap" and the loss
-        computes batches in parts.
+      InputError: The loss does not have the general form, `forget_weight` is negative, `ceiling` is not above 0, `pair`
+        is unknown, or it is "vmap" and the loss computes batches in parts.
     """
+    check_loss(loss_fn)
     check_pair(pair, loss_fn)
     check_not_negative("forget_weight", forget_weight)
     if not ceiling > 0:

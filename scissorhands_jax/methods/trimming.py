@@ -17,6 +17,7 @@ from scissorhands_jax.base import (
     Scores,
     Selection,
     StatefulLossFn,
+    check_key,
 )
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods.semantics import SEMANTICS, Semantics
@@ -69,9 +70,10 @@ def trim_network(
         without.
 
     Raises:
-      InputError: There is no batch, the fraction is out of its range, a pattern matches nothing, or scores are not
-        finite.
+      InputError: There is no batch, the key or the loss is of another form, the fraction is out of its range, a pattern
+        matches nothing, or scores are not finite.
     """
+    check_key(key)
     sums = saliency.gradient_sum(
         loss_fn,
         params,

@@ -62,12 +62,14 @@ def tpr_at_fpr(positives: np.ndarray, negatives: np.ndarray, fpr: float) -> floa
       fpr: The false positive rate, in [0, 1].
 
     Raises:
-      InputError: There is no positive or no negative, or a score is NaN.
+      InputError: There is no positive or no negative, a score is NaN, or the rate is not in [0, 1].
 
     >>> tpr_at_fpr(np.array([0.5, 1.5, 2.5, 3.5]), np.array([0.0, 1.0, 2.0, 3.0]), 0.25)
     0.5
     """
     positives, negatives = _checked(positives, negatives)
+    if not 0 <= fpr <= 1:
+        raise InputError(f"the false positive rate must lie in [0, 1], got {fpr}")
     # In floating point 0.29 * 100 is a little less than 29; the small number makes up for it.
     allowed = int(fpr * len(negatives) + 1e-9)
     if allowed >= len(negatives):

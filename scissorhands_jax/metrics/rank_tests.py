@@ -16,7 +16,8 @@ _ROUNDING = 1e-9
 class Finding(NamedTuple):
     """A number about examples, with the range in which it lies if the network never saw them.
 
-    Unlike the interval of an `Estimate`, the range does not depend on the value and need not contain it.
+    Unlike the interval of an `Estimate`, the range does not depend on the value and need not contain it. With a few
+    examples it is wider than the scale of the number; then nothing follows from the number.
     """
 
     name: str
@@ -61,12 +62,15 @@ def rank_test(
       name: The name of the finding.
 
     Raises:
-      InputError: No class has both kinds of examples, or the level is not between 0 and 1.
+      InputError: No class has both kinds of examples, a score is NaN, or the level is not between 0 and 1.
 
     References:
       van Elteren, On the combination of independent two-sample tests of Wilcoxon, 1960.
     """
     check_level(level)
+    scores, labels, held, held_labels = map(np.asarray, (scores, labels, held, held_labels))
+    if np.isnan(scores).any() or np.isnan(held).any():
+        raise InputError("a score is NaN, of which no rank is known; the network has perhaps diverged")
     shared = np.intersect1d(labels, held_labels)
     total = np.count_nonzero(np.isin(labels, shared))
     if total == 0:

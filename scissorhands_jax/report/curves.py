@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.report.drawing import BLUE, PAGE_WIDTH, Picture, figure_style, panel_layout, plot_label
@@ -40,7 +41,7 @@ def curves_figure(histories: Mapping[str, Any], *, max_points: int = 400) -> Fig
             steps, means, lows, highs = _thinned(array, max_points)
             if len(array) > max_points:
                 axes.fill_between(steps, lows, highs, color=BLUE, alpha=0.18, linewidth=0)
-            axes.plot(steps, means, color=BLUE, linewidth=1.4)
+            axes.plot(steps, means, color=BLUE, linewidth=1.4, marker="o" if len(steps) == 1 else None, markersize=4.5)
             last = array[np.flatnonzero(np.isfinite(array))[-1]]
             axes.annotate(
                 f"{last:.3g}".replace("-", "\N{MINUS SIGN}"),
@@ -54,6 +55,7 @@ def curves_figure(histories: Mapping[str, Any], *, max_points: int = 400) -> Fig
             axes.grid(axis="y")
             axes.spines["left"].set_visible(False)
         panels[-1].set_xlabel("optimizer step")
+        panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return figure
 
 

@@ -55,11 +55,11 @@ def of_attack(name: str, metric: str, must_find: bool, mean: Estimate | None) ->
     if must_find:
         passed = mean.low > 0.5
         why = f"{interval}, must lie above 0.5: " + ("it does" if passed else "the attack misses what is there")
-        why += f" (at 0.5 it would in {by_chance / 2:.2g} % of audits"
+        why += f" (at 0.5 it would in {by_chance / 2:.3g} % of audits"
     else:
         passed = mean.low <= 0.5 <= mean.high
         why = f"{interval}, must contain 0.5: " + ("it does" if passed else "the attack finds what is not there")
-        why += f" (at 0.5 it fails in {by_chance:.2g} % of audits"
+        why += f" (at 0.5 it fails in {by_chance:.3g} % of audits"
     why += f", and at 0.55 the interval lies above 0.5 in {_percent(intervals.power(mean, 0.05))})"
     return Gate(name, passed, why, metric, mean)
 
@@ -88,7 +88,7 @@ def of_distance(metric: str, values: tuple[float, float] | None, difference: Est
         f"{title} {values[0]:.3f} against {values[1]:.3f} of {report.NULL}, {100 * difference.level:.4g} % interval of "
         f"the difference [{difference.low:.3f}, {difference.high:.3f}], must lie {side} 0: "
         + ("it does" if passed else "it does not, so it means nothing with so few networks")
-        + f" (without a difference it would in {50 * (1 - difference.level):.2g} % of audits, and with one of "
+        + f" (without a difference it would in {50 * (1 - difference.level):.3g} % of audits, and with one of "
         f"{effect:g} in {_percent(intervals.power(difference, abs(effect)))})"
     )
     return Gate(FARTHER, passed, why, metric, difference, decides=False)

@@ -30,8 +30,6 @@ from scissorhands_jax.report.rows import (
     grouped,
     interval_note,
     lost_runs,
-    numbers,
-    rounded,
     seeds,
     smallest_gap,
 )
@@ -66,6 +64,7 @@ class Page:
       title: The heading of the page.
       answer: The result in a sentence, directly below the title.
       byline: A line in small print. By default it gives the numbers of runs, methods and scenarios.
+      warnings: What went wrong, in sentences that stand out.
       trust: Whether the numbers can be trusted, in a sentence or two.
       leading: The figures that show the result.
       gates: The gates, as in `results.json`, which become a table with a sign for each.
@@ -83,6 +82,7 @@ class Page:
     title: str
     answer: str
     byline: str | None = None
+    warnings: Sequence[str] = ()
     trust: str | None = None
     leading: Sequence[Picture] = ()
     gates: Sequence[Mapping[str, Any]] = ()
@@ -276,7 +276,7 @@ def _every_row(label: str, methods: Methods) -> _WideTable:
     lines = []
     for method, rows in methods.items():
         for row in rows:
-            texts = (rounded(next(iter(numbers([row], column.field)), None), column.digits) for column in shown)
+            texts = (cell([row], column)[0] for column in shown)
             seed = DASH if row.get("seed") is None else str(row["seed"])
             lines.append(_Line((method, seed), tuple(map(Cell, texts))))
     return _WideTable(label, ("Method", "Seed"), shown, tuple(lines), (0,) * len(shown))

@@ -94,10 +94,33 @@ def _command() -> str:
     return shlex.join([*program, *map(_without_folders, sys.argv[1:])])
 
 
+_BEFORE = r"""=:,;\[({"'\s"""
+_PATH = re.compile(
+    # How a path from elsewhere begins; then up to a comma, a quote, the end of a list or the next path.
+    rf"""(?<![^{_BEFORE}])(?:/|~[^/{_BEFORE}]*/|(?:[^/{_BEFORE}]+/)*\.\.(?=/|$))"""
+    r"""(?:(?!:[/~])[^,;"'\])}]|[\])}](?![\])},;"'\s]|$))*"""
+)
+
+
 def _without_folders(argument: str) -> str:
-    """Shortens absolute paths, also after `=`, `:` or a comma."""
-    inside = argument.replace(os.getcwd() + os.sep, "")
-    return re.sub(r"(^|[=:,])[/~](?:[^=:,]*/)?([^/=:,]+)/*(?=$|[=:,])", r"\1…/\2", inside)
+    """Leaves of each path to a place outside the current folder only the last part.
+
+    Paths are recognised by how they begin, also within settings and lists: with a slash, a tilde or, after perhaps
+    other folders, two dots. They may lead into the current folder all the same.
+
+    >>> _without_folders('folders=["/home/me/data", "../you/a=b/c"]')
+    'folders=["…/data", "…/c"]'
+    """
+    return _PATH.sub(lambda found: _shortened(found[0]), argument)
+
+
+def _shortened(path: str) -> str:
+    here = os.getcwd()
+    place = os.path.normpath(os.path.join(here, path))
+    if not path.startswith("~") and (place == here or place.startswith(here + os.sep)):
+        return os.path.relpath(place, here)
+    last = os.path.basename(path.rstrip("/"))
+    return f"…/{last}"
 
 
 def code_note(cells: Mapping[str, str | None]) -> str:

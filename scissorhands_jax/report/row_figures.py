@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -32,6 +32,7 @@ from scissorhands_jax.report.rows import (
     cell,
     grouped,
     numbers,
+    rounded,
     task_row,
 )
 
@@ -204,7 +205,9 @@ def _sweep_lines(metric: str) -> tuple[tuple[tuple[str, str, str, str], ...], ..
 
 
 def before_after_figure(rows: Iterable[Row]) -> Figure:
-    """Draws the four numbers of a few networks on one scale: a circle for the first network, dots for the others.
+    """Draws the four numbers of a few networks: a circle for the first network, dots for the others.
+
+    All are on one scale if they have one unit; otherwise MIA has a panel of its own.
 
     Args:
       rows: The rows of one scenario, with one row per method. The first is the network before unlearning. A number
@@ -214,43 +217,56 @@ def before_after_figure(rows: Iterable[Row]) -> Figure:
       InputError: The rows have none of the four numbers.
     """
     rows = list(rows)
-    titles = _titles(task_row({"all": rows}))
+    example = task_row({"all": rows})
+    titles, unit = _titles(example), distances.quality_of(example)["unit"]
     fields = [field for field in titles if numbers(rows, field)]
     if not fields:
         raise InputError(f"no row has one of {', '.join(titles)} to plot; give at least one number")
-    colors = (INK, ORANGE, BLUE, GREEN, PURPLE)
+    units = {field: "%" if field == "mia" else unit for field in fields}
+    parts = [[field for field in fields if units[field] == one] for one in dict.fromkeys(units.values())]
     with figure_style():
-        figure = Figure(figsize=(PAGE_WIDTH, 0.9 + 0.42 * len(fields)), layout=panel_layout())
-        axes = figure.subplots()
-        for position, field in enumerate(fields):
-            found = numbers(rows, field)
-            axes.plot([min(found), max(found)], [position, position], color=INK, alpha=0.3, linewidth=3, zorder=1)
-        for place, row in enumerate(rows):
-            points = [(row[field], position) for position, field in enumerate(fields) if row.get(field) is not None]
-            if not points:
-                continue
-            x, y = zip(*points, strict=True)
-            color = colors[place % len(colors)]
-            fill = {"markerfacecolor": "white", "markeredgewidth": 1.8} if place == 0 else {"markeredgewidth": 0}
-            axes.plot(x, y, "o", color=color, markersize=8, label=plot_label(row["method"]), clip_on=False, **fill)
-        for position, field in enumerate(fields):
-            axes.annotate(
-                " → ".join(f"{number:.1f}" for number in numbers(rows, field)),
-                (1, position),
-                xycoords=("axes fraction", "data"),
-                xytext=(12, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=9,
-            )
-        axes.set_yticks(range(len(fields)), [titles[field].removesuffix(" (%)") for field in fields], fontsize=9)
-        axes.set_ylim(len(fields) - 0.4, -0.6)
-        axes.set_xlim(0, max(100, *(number for field in fields for number in numbers(rows, field))))
-        axes.set_xlabel("%")
-        axes.grid(axis="x")
-        axes.spines["left"].set_visible(False)
-        axes.legend(frameon=False, fontsize=9, ncols=3, loc="lower left", bbox_to_anchor=(0, 1.0), borderpad=0)
+        height = 0.9 + 0.42 * len(fields) + 0.6 * (len(parts) - 1)
+        figure = Figure(figsize=(PAGE_WIDTH, height), layout=panel_layout())
+        panels = figure.subplots(len(parts), 1, squeeze=False, height_ratios=[len(part) for part in parts])[:, 0]
+        for axes, part in zip(panels, parts, strict=True):
+            _draw_before_after(axes, rows, {field: titles[field] for field in part}, units[part[0]])
+        panels[0].legend(frameon=False, fontsize=9, ncols=3, loc="lower left", bbox_to_anchor=(0, 1.0), borderpad=0)
     return figure
+
+
+def _draw_before_after(axes: Axes, rows: Sequence[Row], titles: Mapping[str, str], unit: str) -> None:
+    """Draws the numbers of one unit, one below the other."""
+    colors = (INK, ORANGE, BLUE, GREEN, PURPLE)
+    everything = [number for field in titles for number in numbers(rows, field)]
+    for position, field in enumerate(titles):
+        found = numbers(rows, field)
+        axes.plot([min(found), max(found)], [position, position], color=INK, alpha=0.3, linewidth=3, zorder=1)
+    for place, row in enumerate(rows):
+        points = [(row[field], position) for position, field in enumerate(titles) if row.get(field) is not None]
+        if not points:
+            continue
+        x, y = zip(*points, strict=True)
+        color = colors[place % len(colors)]
+        fill = {"markerfacecolor": "white", "markeredgewidth": 1.8} if place == 0 else {"markeredgewidth": 0}
+        axes.plot(x, y, "o", color=color, markersize=8, label=plot_label(row["method"]), clip_on=False, **fill)
+    for position, field in enumerate(titles):
+        axes.annotate(
+            " → ".join(rounded(number, 1 if unit == "%" else 2) for number in numbers(rows, field)),
+            (1, position),
+            xycoords=("axes fraction", "data"),
+            xytext=(12, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+        )
+    axes.set_yticks(range(len(titles)), [title.removesuffix(f" ({unit})") for title in titles.values()], fontsize=9)
+    axes.tick_params(axis="y", pad=8)  # A dot at the lower end reaches beyond the axis.
+    axes.set_ylim(len(titles) - 0.4, -0.6)
+    highest = max(100.0, *everything) if unit == "%" else max(everything) or 1.0
+    axes.set_xlim(min(0.0, *everything), highest)
+    axes.set_xlabel(unit)
+    axes.grid(axis="x")
+    axes.spines["left"].set_visible(False)
 
 
 def row_pictures(rows: Iterable[Row]) -> list[Picture]:
@@ -324,9 +340,9 @@ def _method_pictures(scenario: str, methods: Methods) -> list[Picture]:
     elif any(numbers(rows, field) for field in distances.gap_fields(rows[0])):
         figure, caption = (
             before_after_figure(rows),
-            (f"What changed from {' to '.join(methods)}, in per cent. There is no retrained network to compare with."),
+            (f"What changed from {' to '.join(methods)}. There is no retrained network to compare with."),
         )
-        alt = f"{_what(rows[0]).capitalize()} of {'; '.join(methods)} on one scale"
+        alt = f"{_what(rows[0]).capitalize()} of {'; '.join(methods)}"
     else:
         return shown
     shown.append(Picture(figure, caption, f"{alt}; the numbers are in the table.", scenario, name="numbers"))

@@ -262,7 +262,7 @@ def with_gaps(rows: Iterable[Row]) -> list[Row]:
     for position, row in enumerate(answer):
         whole, own = before.get((row["scenario"], row.get("seed"))), row.get("avg_gap")
         if whole and own is not None:
-            answer[position] = {**row, "gap_share": 100 * own / whole}
+            answer[position] = {**row, "gap_share": 100 * (own / whole)}
     return answer
 
 
@@ -285,8 +285,13 @@ def is_number(value: Any) -> bool:
 
 
 def rounded(value: float | None, digits: int) -> str:
-    """Writes a number with `digits` digits after the decimal point, or a dash for None."""
-    return DASH if value is None else f"{value:.{digits}f}"
+    """Writes a number with `digits` digits after the decimal point, or a dash for None. What is rounded to 0 has no
+    sign.
+
+    >>> rounded(-0.001, 2)
+    '0.00'
+    """
+    return DASH if value is None else f"{value:z.{digits}f}"
 
 
 def cell(rows: Sequence[Row], column: Column) -> tuple[str, str]:
@@ -298,7 +303,7 @@ def cell(rows: Sequence[Row], column: Column) -> tuple[str, str]:
         gap = intervals.mean_estimate(found, bounds=(0, math.inf))
         return f"[{rounded(gap.low, column.digits)}, {rounded(gap.high, column.digits)}]", ""
     if column.kind == "share":
-        if not found or rows[0]["method"] == REFERENCE:
+        if not found or rows[0]["method"] in (REFERENCE, ORIGINAL):
             return DASH, ""
         share = intervals.mean_estimate(found, bounds=(0, math.inf))
         ends = ", ".join(rounded(end, column.digits) for end in (share.low, share.high))

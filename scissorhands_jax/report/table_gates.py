@@ -89,6 +89,9 @@ def of_rows(rows: Sequence[Row]) -> list[Gate]:
       other (`seed_tests.is_farther`). An original that is like a retrained network is farther by chance in at most 5 %
       of cases.
 
+    A gate is not run, either, if it could not hold or could not fail: where chance alone can give every share from 0 to
+    100 %, because there are so few examples.
+
     Args:
       rows: Rows of results (see `report.rows`). A gate for which they lack numbers is not run and says what is missing.
     """
@@ -118,26 +121,31 @@ def _caught(original: Sequence[Row], retrained: Sequence[Row], redrawn: Sequence
     """Checks that the original knows the forget set better than a network that never saw it."""
     quality = quality_of(original[0])
     more, less, parts, metric, estimate = False, False, [], f"{quality['name']}_forget", None
-    ranks = _ranks(original)
-    if ranks is not None:
+    ranks, accuracy = _ranks(original), _accuracy(original, retrained, redrawn)
+    # The accuracy of one seed finds so little that to find nothing would say nothing.
+    if accuracy is not None and ranks is None and accuracy.estimate.networks == 1:
+        accuracy = None
+    limit = 100.0 if quality["better"] == "higher" and quality["unit"] == "%" else math.inf
+    blind_ranks = ranks is not None and ranks.high >= 1
+    blind_accuracy = accuracy is not None and accuracy.estimate.high - accuracy.estimate.low >= 2 * limit
+    if ranks is not None and not blind_ranks:
         more, less, metric, estimate = ranks.value > ranks.high, ranks.value < ranks.low, "held_out_auc", ranks
-        shift = seed_tests.shift_found(ranks.low, ranks.high, _RANK_LEVEL)
+        known = 50 + 100 * seed_tests.shift_found(ranks.low, ranks.high, _RANK_LEVEL)
         parts.append(
             f"it is surer of a forget example than of a held-out one in {100 * ranks.value:.1f} % of pairs; had it "
-            f"seen neither, [{100 * ranks.low:.1f}, {100 * ranks.high:.1f}] (four in five are found from "
-            f"{50 + 100 * shift:.1f} % on)"
+            f"seen neither, [{100 * ranks.low:.1f}, {100 * ranks.high:.1f}] ({_found_from(known, 100, ' %')})"
         )
-    accuracy = _accuracy(original, retrained, redrawn)
-    # The accuracy of one seed finds so little that to find nothing would say nothing.
-    if accuracy is not None and (ranks is not None or accuracy.estimate.networks > 1):
+    if accuracy is not None and not blind_accuracy:
         found = accuracy.estimate
         more, less, estimate = more or found.low > 0, less or found.high < 0, estimate or found
         parts.append(
             f"its {'accuracy' if quality['name'] == 'acc' else quality['title']} on the forget set is "
             f"{found.value:.2f} points {'above' if quality['better'] == 'higher' else 'below'} that of retrained "
-            f"networks, 95 % interval [{found.low:.2f}, {found.high:.2f}] (four in five are found from "
-            f"{accuracy.detectable:.1f} on)"
+            f"networks, 95 % interval [{max(found.low, -limit):.2f}, {min(found.high, limit):.2f}] "
+            f"({_found_from(accuracy.detectable, limit)})"
         )
+    if not parts and (blind_ranks or blind_accuracy):
+        return Gate(CAUGHT, None, _too_few(original, None if blind_ranks else len(original)), metric)
     if not parts:
         why = "needs two seeds, or a comparison of the original with held-out examples"
         return Gate(CAUGHT, None, why, metric)
@@ -151,6 +159,22 @@ def _caught(original: Sequence[Row], retrained: Sequence[Row], redrawn: Sequence
         "vary normally)",
         metric,
         estimate,
+    )
+
+
+def _too_few(rows: Sequence[Row], seeds: int | None = None) -> str:
+    """Says that a gate of these rows could not hold or could not fail, whatever the networks know."""
+    count = min((row["num_forget"] for row in rows if row.get("num_forget")), default=None)
+    examples = f"{count or 'so few'} forget example{'' if count == 1 else 's'}"
+    verb = "is" if count == 1 and seeds is None else "are"
+    also = "" if seeds is None else f" in {seeds} seeds"
+    return f"{examples}{also} {verb} too few: by chance alone there can be any share from 0 to 100 %"
+
+
+def _found_from(value: float, limit: float, unit: str = "") -> str:
+    """Says from which value on something is found in four of five cases, if values up to the limit suffice for that."""
+    return (
+        f"four in five are found from {value:.1f}{unit} on" if value <= limit else "fewer than four in five are found"
     )
 
 
@@ -218,13 +242,19 @@ def _silent(retrained: Sequence[Row]) -> Gate:
     if ranks is None:
         why = "the results have no comparison with held-out examples like those of the forget set"
         return Gate(SILENT, None, why, "held_out_auc")
+    if ranks.high >= 1:
+        return Gate(SILENT, None, _too_few(retrained), "held_out_auc")
     passed = ranks.low <= ranks.value <= ranks.high
     shift = seed_tests.shift_found(ranks.low, ranks.high, _RANK_LEVEL)
+    leak = 50 + 100 * shift
+    leaks = (
+        f"four in five leaks are found at {leak:.1f} %" if leak <= 100 else "fewer than four in five leaks are found"
+    )
     why = (
         f"they are surer of a forget example than of a held-out one in {100 * ranks.value:.1f} % of pairs, must lie in "
         f"[{100 * ranks.low:.1f}, {100 * ranks.high:.1f}]: "
         + ("it does" if passed else "they saw the forget set after all, or it differs from what it is compared with")
-        + f" (a sound table fails in 1 % of cases at most; four in five leaks are found at {50 + 100 * shift:.1f} %)"
+        + f" (a sound table fails in 1 % of cases at most; {leaks})"
     )
     return Gate(SILENT, passed, why, "held_out_auc", ranks)
 

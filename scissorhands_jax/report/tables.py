@@ -208,7 +208,10 @@ def latex(table: Grid, *, caption: str, label: str) -> str:
     """
 
     def line(cells: Iterable[str]) -> str:
-        return f"    {' & '.join(cells)} \\\\\n"
+        first, *others = cells
+        # At the beginning of a line these would be taken for an option of the command before it.
+        first = f"{{{first}}}" if first.startswith(("[", "*")) else first
+        return f"    {' & '.join((first, *others))} \\\\\n"
 
     kinds = "l" * table.words + "r" * (len(table.headers) - table.words)
     return (

@@ -46,7 +46,8 @@ class Checkpointer:
       keep: How many of the newest checkpoints stay in the folder, at least 1.
 
     Raises:
-      InputError: `every_steps` or `keep` is below 1.
+      InputError: `every_steps` or `keep` is below 1, or Orbax cannot write to a folder of that name
+        (`files.check_name`).
     """
 
     def __init__(self, directory: str | Path, *, every_steps: int | None = None, keep: int = 2) -> None:
@@ -54,6 +55,7 @@ class Checkpointer:
             raise InputError(f"the steps between checkpoints must be at least 1, got {every_steps}")
         if keep < 1:
             raise InputError(f"keep must be at least 1, got {keep}")
+        files.check_name(directory)
         self.directory = Path(directory).absolute()
         self.every_steps = every_steps
         self._keep = keep
@@ -219,8 +221,10 @@ def save_network(path: str | Path, params: Params, model_state: ModelState, desc
       description: What is needed to build the network again, as JSON.
 
     Raises:
+      InputError: Orbax cannot write to a folder of that name (`files.check_name`).
       OSError: The disk is full or the like; what was there stays.
     """
+    files.check_name(path)
     path = Path(path).absolute()
     tree = {"params": params, "model_state": model_state}
     meta = {"description": description, "fingerprint": describe_arrays(tree), "sha256": hashing.tree_sha256(tree)}

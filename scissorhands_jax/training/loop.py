@@ -17,7 +17,19 @@ import optax
 
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import files, hashing, trees
-from scissorhands_jax.base import Batch, Carry, Data, Dataset, Key, Method, Metrics, ModelState, Params, StatefulLossFn
+from scissorhands_jax.base import (
+    Batch,
+    Carry,
+    Data,
+    Dataset,
+    Key,
+    Method,
+    Metrics,
+    ModelState,
+    Params,
+    StatefulLossFn,
+    check_key,
+)
 from scissorhands_jax.errors import DivergedError, InputError, NonFiniteError
 from scissorhands_jax.methods.finetune import finetune
 from scissorhands_jax.training import compilation, distributed, feeding
@@ -102,9 +114,9 @@ def run(
       The unlearned network and what it cost.
 
     Raises:
-      InputError: `num_epochs` is negative, `steps_per_call` is below 1, the parameters hold something else than arrays,
-        the data hold NaN, infinity, a negative label or arrays of one name and two types, the method refuses the data,
-        or the layout does not divide a batch.
+      InputError: `num_epochs` is negative, `steps_per_call` is below 1, the key is a number, the parameters hold
+        something else than arrays, the data hold NaN, infinity, a negative label or arrays of one name and two types,
+        the method refuses the data, or the layout does not divide a batch.
       NonFiniteError: A metric became NaN or infinite; the checkpoints before that step stay.
       DivergedError: The last step made a network that is not finite.
       CheckpointError: The checkpoint folder belongs to another run, or is damaged.
@@ -112,6 +124,7 @@ def run(
     """
     if num_epochs < 0:
         raise InputError(f"the number of epochs must not be negative, got {num_epochs}")
+    check_key(key)
     feeding.check_feed(feed_from, layout, steps_per_call)
     trees.check_arrays(params, "the parameters")
     trees.check_arrays(model_state, "the model state")

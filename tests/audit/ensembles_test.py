@@ -106,6 +106,10 @@ def trained(tmp_path_factory):
 
 
 class TestEnsemble:
+    def test_a_store_that_orbax_cannot_write_to_is_refused_before_training(self, tmp_path):
+        with pytest.raises(InputError, match=r"whose name has the character \[.*; name another folder"):
+            ensemble(tmp_path / "[1]")
+
     def test_every_network_is_trained_once_and_found_again(self, trained):
         assert len(list(trained.iterdir())) == 4
         made = ensemble(trained)

@@ -1,5 +1,6 @@
 """The command line as a user meets it: whole runs on the digits, and every kind of bad input."""
 
+import html
 import json
 import os
 import pickle
@@ -15,6 +16,7 @@ import pytest
 
 from scissorhands_jax import models, torch_weights
 from scissorhands_jax.cli import main as cli
+from scissorhands_jax.cli.jobs import STATUS_COLLAPSED
 from scissorhands_jax.metrics import distances
 from scissorhands_jax.training import checkpoints
 from tests.comparison import same_bits
@@ -93,6 +95,25 @@ def test_a_run_leaves_network_weights_results_and_report(weights, tmp_path, caps
     assert evaluated(capsys, "--checkpoint", out / "network") == answer, "the network's own folder will do"
     again = evaluated(capsys, "--weights", out / "network.safetensors", *NETWORK)
     assert again["correct_test"] == answer["correct_test"] == round(answer["acc_test"] * 4.5)
+
+
+def test_what_is_said_about_a_run_is_in_its_page_and_results(weights, tmp_path, capsys):
+    """That an original was not worth unlearning, and that a run cost too much."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    quick = ("--epochs", 2, "--method")
+    assert unlearn(weights, first, *quick, "finetune", "method.learning_rate=0.1") == 0
+    start = first / "network.safetensors"
+    assert unlearn(start, second, *quick, "gradient_ascent", "method.learning_rate=1") == STATUS_COLLAPSED
+    told = " ".join(capsys.readouterr().err.split())
+    found = [json.loads((out / "results.json").read_text()) for out in (first, second)]
+    assert found[0]["doubts"]
+    assert found[1]["summary"][0].startswith("warning: accuracy has collapsed (forget ")
+    for out, results, alarms in zip((first, second), found, (0, 1), strict=True):
+        page = (out / "report.html").read_text()
+        lines = [line.removeprefix("warning: ") for line in (*results["summary"], *results["doubts"])]
+        assert all(line in told and html.escape(line[1:]) in page for line in lines)
+        assert page.count('class="trust alarm"') == alarms + len(results["doubts"])
+        assert "made the network forget" not in page
 
 
 def test_an_evaluation_says_which_gates_it_could_run(weights, tmp_path, capsys):

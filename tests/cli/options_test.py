@@ -200,6 +200,13 @@ def help_of(capsys, *words):
     return capsys.readouterr().out
 
 
+@pytest.mark.parametrize("columns", [1, 2, 1000])
+def test_help_has_lines_whatever_the_width_of_the_terminal(capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert "--forget" in help_of(capsys, "unlearn", "--help")
+    assert "unlearn" in help_of(capsys, "--help")
+
+
 def test_help_of_several_methods_lists_the_settings_of_each(capsys):
     shown = help_of(capsys, "audit", "--help", "--method", "finetune", "--method", "ssd")
     assert "settings of finetune and ssd, written NAME=VALUE:" in shown
@@ -276,6 +283,27 @@ def test_help_loads_nothing_heavy():
     ("words", "message"),
     [
         ([], "a command is missing after `scissorhands`; choose one of demo, unlearn,"),
+        (
+            ["--hlep"],
+            "there is no option --hlep of `scissorhands`, after which a command comes; see `scissorhands --help`",
+        ),
+        (["request", "--hlep"], "there is no option --hlep of `scissorhands request`"),
+        (
+            [
+                "audit",
+                "--dataset",
+                "digits",
+                "--model",
+                "mlp",
+                "--forget",
+                "class:3",
+                "--out",
+                "x",
+                "salun.fraction=.1",
+            ],
+            "salun.fraction=.1 is of salun, which is not audited here; add --method salun",
+        ),
+        (["demo", "--out", ""], "--out is empty; give the path of a file or folder"),
         (["unlaern"], "there is no command 'unlaern'; near matches: unlearn; see `scissorhands --help`"),
         (
             ["request"],

@@ -82,10 +82,10 @@ def test_other_files_are_left_alone(tmp_path, options):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere all names are text")
-def test_a_folder_whose_name_is_no_text_is_refused_before_anything_is_made(tmp_path):
-    """Orbax could not write to it once the network is made."""
-    with pytest.raises(InputError, match="whose name is no text in UTF-8; name another folder"):
-        opened(tmp_path / os.fsdecode(b"r\xffn") / "deep")
+@pytest.mark.parametrize(("name", "why"), [(b"r\xffn", "is no text in UTF-8"), (b"r[1]n", "has the character \\[")])
+def test_a_folder_with_a_name_that_orbax_cannot_write_to_is_refused_before_anything_is_made(tmp_path, name, why):
+    with pytest.raises(InputError, match=f"no run can be in .*, whose name {why}.*; name another folder"):
+        opened(tmp_path / os.fsdecode(name) / "deep")
     assert list(tmp_path.iterdir()) == []
 
 

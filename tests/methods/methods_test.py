@@ -1,6 +1,7 @@
 """What every method promises."""
 
 import functools
+import inspect
 
 import chex
 import jax
@@ -10,13 +11,15 @@ import optax
 import pytest
 
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import losses
+from scissorhands_jax import losses, methods
 from scissorhands_jax.base import Batch, Data, Model, lift
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods import METHODS, bad_teacher, scrub
+from scissorhands_jax.models import TrainedModel
 from scissorhands_jax.optimizers import sgd
+from scissorhands_jax.tasks import regression, task_loss
 from scissorhands_jax.training.checkpoints import Checkpointer
-from scissorhands_jax.training.loop import run
+from scissorhands_jax.training.loop import run, train
 from scissorhands_jax.training.sharding import make_layout
 from tests.comparison import rate_of, same_bits
 from tests.compilations import Compilations
@@ -329,3 +332,51 @@ def test_some_forget_what_was_learned_by_heart_where_fine_tuning_does_not(name, 
     assert after.acc_forget <= at_most
     assert after.loss_forget > rises * max(before.loss_forget, tuned.loss_forget)
     assert after.acc_retain > 0.9
+
+
+FACTORIES = [getattr(methods, name) for name in methods.__all__ if name in METHODS or name == "scissorhands_gradient"]
+WRONG = {
+    "model": (lambda x: x, "the network is a function; give a Model"),
+    "loss_fn": (plain_loss, r"the loss takes \(params, batch\), .*; give lift\(loss_fn\)"),
+    "optimizer": (0.1, r"the optimizer is 0\.1; give one of optax"),
+}
+
+
+@pytest.mark.parametrize("factory", FACTORIES, ids=lambda factory: factory.__name__)
+def test_what_is_no_loss_network_or_optimizer_is_refused_by_name(factory):
+    parameters = inspect.signature(factory).parameters
+    given = {"model": MODEL, "loss_fn": LOSS, "optimizer": sgd(0.1)}
+    given = {name: value for name, value in given.items() if name in parameters}
+    needed = {p.name: None for p in parameters.values() if p.default is p.empty and p.kind is p.KEYWORD_ONLY}
+    assert given
+    for name in given:
+        with pytest.raises(InputError, match=WRONG[name][1]):
+            factory(**given | {name: WRONG[name][0]}, **needed)
+
+
+def test_what_takes_a_loss_or_a_key_without_options_refuses_another_form():
+    params, model_state = original()
+    with pytest.raises(InputError, match=r"give lift\(loss_fn\)"):
+        train(plain_loss, sgd(0.1), KEY, params, (), DATA.retain, num_epochs=1)
+    trimming = functools.partial(methods.trim_network, fraction=0.1, initializer=None)
+    with pytest.raises(InputError, match="the key is 3; give one"):
+        trimming(3, LOSS, params, model_state, [DATA.forget])
+    with pytest.raises(InputError, match=r"give lift\(loss_fn\)"):
+        trimming(KEY, plain_loss, params, model_state, [DATA.forget])
+    with pytest.raises(InputError, match="the batches are a dict, which is one batch"):
+        trimming(KEY, LOSS, params, model_state, DATA.forget)
+    with pytest.raises(InputError, match="the key is 3; give one"):
+        run(build("finetune"), 3, params, model_state, DATA, num_epochs=1)
+    for make in (losses.classification_loss, functools.partial(task_loss, task=regression(1.0))):
+        with pytest.raises(InputError, match=r"the network is a TrainedModel; give its \.model"):
+            make(TrainedModel(MODEL, params, model_state, None))
+    with pytest.raises(InputError, match=r"the loss takes .*; a loss of the general form needs no lift"):
+        lift(LOSS)
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"), [(lambda p, b: (0.0, {}), "returns a tuple"), (lambda p, b: b["label"], "of shape .*its mean")]
+)
+def test_a_lifted_loss_is_a_single_number(loss, message):
+    with pytest.raises(InputError, match=message):
+        run(build("finetune", lift(loss)), KEY, *original(), DATA, num_epochs=1)

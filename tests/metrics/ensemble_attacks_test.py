@@ -43,6 +43,9 @@ class TestRates:
     def test_nothing_to_compare_is_refused(self):
         with pytest.raises(InputError, match="at least one positive"):
             ensemble_attacks.tpr_at_fpr(np.zeros(0), np.zeros(3), 0.1)
+        for rate in (-0.1, 1.1, np.nan):
+            with pytest.raises(InputError, match=r"must lie in \[0, 1\], got"):
+                ensemble_attacks.tpr_at_fpr(np.zeros(2), np.zeros(3), rate)
         with pytest.raises(InputError, match="NaN"):
             ensemble_attacks.tpr_at_fpr(np.array([np.nan]), np.zeros(3), 0.1)
 

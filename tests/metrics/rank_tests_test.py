@@ -61,3 +61,10 @@ def test_equal_scores_are_never_told_apart_whatever_the_classes():
         found = rank_test(np.ones(len(own)), own, np.ones(len(other)), other, level=0.99)
         assert found.holds
         assert found.high - found.low < 1e-8
+
+
+def test_lists_will_do_and_nan_is_refused():
+    assert rank_test([1.0, 2.0], [0, 0], [0.0, 1.5], [0, 0], level=0.99).value == 0.75
+    for scores, held in (([np.nan, 1.0], [0.0]), ([1.0, 1.0], [np.nan])):
+        with pytest.raises(InputError, match="a score is NaN, of which no rank is known"):
+            rank_test(scores, [0, 0], held, [0], level=0.99)

@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 import types
@@ -101,6 +102,33 @@ class TestMadeBy:
         ]
         found = self.command(monkeypatch, words)
         assert found == "scissorhands --out '…/out' here/out 'data=folder:…/own' '--a=…/b' 1/2 '…/x'"
+
+    @pytest.mark.parametrize(
+        ("word", "shown"),
+        [
+            ("../../home/alice/data", "…/data"),
+            ("run/../../../home/alice/x", "…/x"),
+            ("..", "…/.."),
+            ("run/../out", "out"),
+            ('a=["/home/alice/x"]', 'a=["…/x"]'),
+            ("a=[/home/alice/x,~alice/y, ../alice/z]", "a=[…/x,…/y, …/z]"),
+            ("{'a': '/home/alice/b c/x'}", "{'a': '…/x'}"),
+            ("/home/alice/a=b/c", "…/c"),
+            ("/home/alice/[a]/c", "…/c"),
+            ("a:/home/alice/x:/home/alice/y", "a:…/x:…/y"),
+            ("/home/alice/", "…/alice"),
+            ("method.trim=layer2|head/.*", "method.trim=layer2|head/.*"),
+            ("a..b/c", "a..b/c"),
+            ("...", "..."),
+            ("--seeds=0..4", "--seeds=0..4"),
+        ],
+    )
+    def test_no_form_of_a_path_keeps_the_names_of_folders_elsewhere(self, word, shown, monkeypatch, tmp_path):
+        monkeypatch.chdir(tmp_path)
+        found = self.command(monkeypatch, [word])
+        assert shlex.split(found) == ["scissorhands", shown]
+        if word != "/home/alice/":
+            assert "alice" not in found
 
     def test_the_date_is_that_of_the_process(self):
         made = provenance.made_by()

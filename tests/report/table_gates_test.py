@@ -88,7 +88,25 @@ class TestOutcomes:
         table = rows(
             2, ORIGINAL | {"num_forget": 2}, RETRAINED | {"num_forget": 2, "acc_forget": 0.0}, {"acc_forget": 0.0}
         )
-        assert outcome(table)[gates.CAUGHT] is False
+        assert outcome(table)[gates.CAUGHT] is None
+        assert why(table, gates.CAUGHT).startswith("2 forget examples in 2 seeds are too few")
+
+    @pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+    def test_a_gate_that_could_not_hold_or_could_not_fail_is_not_run(self, value):
+        wide = {"held_out_auc": value, "held_out_low": -0.26, "held_out_high": 1.26, "num_forget": 1}
+        table = rows(1, ORIGINAL | wide, RETRAINED | wide)
+        assert outcome(table) == dict.fromkeys((gates.CAUGHT, gates.SILENT, gates.FARTHER))
+        assert why(table, gates.SILENT) == why(table, gates.CAUGHT)
+        assert why(table, gates.SILENT).startswith("1 forget example is too few")
+        assert note(table).startswith("No gate was run, so nothing shows")
+
+    def test_what_is_printed_lies_on_the_scale(self):
+        wide = {"held_out_auc": 1.0, "held_out_low": 0.05, "held_out_high": 0.95}
+        table = rows(2, ORIGINAL | wide, RETRAINED | HELD_OUT | wide | {"acc_forget": 0.0})
+        assert outcome(table)[gates.CAUGHT] is True
+        assert "had it seen neither, [5.0, 95.0] (fewer than four in five are found)" in why(table, gates.CAUGHT)
+        assert ", 100.00] (four in five" in why(table, gates.CAUGHT)
+        assert "fewer than four in five leaks are found" in why(table, gates.SILENT)
 
     @pytest.mark.parametrize("value", [0.4, 0.6])
     @pytest.mark.parametrize("which", ["retrain", report.REDRAWN])
@@ -266,8 +284,8 @@ class TestChances:
             outcome(without(drawn_table(generator, seeds, 225, held_out=False), report.REDRAWN))[gates.CAUGHT]
             for _ in range(SIMULATIONS)
         ]
-        assert None not in caught
-        assert np.mean(caught) <= 0.025 + error(0.025)
+        assert False in caught
+        assert np.mean([one is True for one in caught]) <= 0.025 + error(0.025)
 
     @pytest.mark.parametrize(("seeds", "count"), [(1, 225), (2, 450)])
     def test_knowledge_of_the_stated_size_is_found_in_four_of_five_cases(self, seeds, count):

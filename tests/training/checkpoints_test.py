@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 from typing import NamedTuple
 
@@ -64,6 +65,19 @@ class TestNetwork:
             loaded = checkpoints.load_network(str(tmp_path / "a" / "net"), *templates)
             assert same_bits(loaded, (params, model_state))
             assert checkpoints.describe_arrays(loaded) == checkpoints.describe_arrays((params, model_state))
+
+    @pytest.mark.skipif(os.name != "posix", reason="elsewhere few of these characters can be in a name")
+    @pytest.mark.parametrize("name", [*"*?[\\]{}#&%:|'\"~$ü日", "two words", "tab\there", "[red]", "a\\b"])
+    def test_a_folder_of_any_name_is_read_back_or_refused(self, tmp_path, name):
+        path = tmp_path / name / "net"
+        if set(name) & set("*?[\\"):
+            for write in (lambda: checkpoints.save_network(path, *network(), {}), lambda: Checkpointer(path)):
+                with pytest.raises(InputError, match=r"whose name has the character .*; name another folder"):
+                    write()
+            assert list(tmp_path.iterdir()) == []
+        else:
+            checkpoints.save_network(path, *network(), {})
+            assert same_bits(checkpoints.load_network(path, *network()), network())
 
     def test_an_existing_one_is_replaced_and_leaves_no_other_folder(self, tmp_path):
         path = tmp_path / "net"
