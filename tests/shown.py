@@ -36,7 +36,7 @@ ELSEWHERE = {
     "audit --tier standard": "deletion/audits_test.py::whole",
     "audit sign": "deletion/audits_test.py::whole",
     "request run --ledger LEDGER --epochs 5 --audit": "deletion/audits_test.py::stopped",
-    "unlearn --weights mine.safetensors --model mlp": "task_commands_test.py::runs",
+    "unlearn --weights mine.pt --model mlp": "task_commands_test.py::runs",
     "lm unlearn": "language/unlearning_test.py::test_lora_moves_its_matrices_alone",
     "lm plan": "language/planning_test.py::test_the_command_takes_the_arguments_of_lm_unlearn",
     "lm generate": "language/unlearning_test.py::test_generating",

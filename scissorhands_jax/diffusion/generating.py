@@ -203,7 +203,14 @@ def image_identity(
     settings: GenerationSettings,
     description: dict[str, Any] | None = None,
 ) -> Identity:
-    """What images are told apart by; see `generate_images`."""
+    """What images are told apart by.
+
+    Args:
+      prompts: The prompts, in the order of the images.
+      tokenizer: What reads them; its vocabulary counts.
+      settings: How images are made.
+      description: Whatever else they depend on, such as hashes of networks, as for `generate_images`.
+    """
     listed = repr([tuple(prompt) for prompt in prompts]).encode()
     described = {
         "prompts_sha256": hashing.sha256(listed),

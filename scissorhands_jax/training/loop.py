@@ -167,6 +167,7 @@ def _run(
         if num_epochs:
             layout.check_batches(list(method.batches(batch_key, feed.data, 0)))
         params, model_state = layout.place((params, model_state))
+    odd = set(broken(params, model_state))  # such as a mask of attention among the parameters
     # A copy, because steps donate the carry, and init may have put the caller's arrays into it, or one array twice.
     # Where nobody else holds the network, each of its arrays is free again once it is copied.
     begun = [method.init(init_key, params, model_state, feed.data)]
@@ -184,7 +185,7 @@ def _run(
             carry = _placed(layout, method.begin_epoch(carry, feed.data))
         carry = take_epoch(carry, batches, Position(epoch, done))
     params, model_state = jax.block_until_ready(method.finish(carry))
-    if int(carry.step) and (bad := broken(params, model_state)):
+    if int(carry.step) and (bad := [name for name in broken(params, model_state) if name not in odd]):
         raise DivergedError(
             f"{bad[0]} of the network is not finite after the last step; lower the learning rate or the forget weight"
         )
@@ -194,10 +195,10 @@ def _run(
 
 
 def broken(params: Params, model_state: ModelState) -> list[str]:
-    """The names of arrays that no network should have: parameters that are not finite, and states that hold NaN.
+    """The names of the parameters that are not finite, and of the arrays of the state that hold NaN.
 
-    The metrics of a step are of the network before it, so they do not tell what the last step made. A state may hold
-    infinity on purpose, as masks of attention do.
+    The metrics of a step are of the network before it, so they do not tell what the last step made. A network may have
+    infinity on purpose, as in masks of attention; what had it before a run has it after.
     """
     flags = jax.device_get(_bad_leaves(params, model_state))
     names = [name or "an array" for tree in (params, model_state) for name in trees.leaf_names(tree)]

@@ -280,7 +280,9 @@ def _together(members: Sequence[Member], how: How, mesh: Mesh | None = None) -> 
         carries = _unstack(carry.params, len(members))
         networks = _of_each(lambda method, each: method.finish(each), methods, carries)
         # The loop refuses a network that is not finite, which one member must not do to the others.
-        return ([None if carry.step and broken(*network) else network for network in networks], carry.aux), ()
+        odd = [set(broken(member.params, member.model_state)) for member in members]
+        bad = [carry.step and set(broken(*network)) - names for network, names in zip(networks, odd, strict=True)]
+        return ([None if names else network for names, network in zip(bad, networks, strict=True)], carry.aux), ()
 
     return Method(init, _Many(step, how, mesh), batches, begin_epoch, finish)
 

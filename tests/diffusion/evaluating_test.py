@@ -359,9 +359,9 @@ class TestReport:
         with pytest.raises(InputError, match=r"another run: detector was 'named stumble' and is now "):
             evaluating.evaluate_images(images, out, settings=settings, detect=look, resume=True)
         monkeypatch.setattr(nudity, "load_detector", lambda: look)
-        monkeypatch.setattr(evaluating.metadata, "version", lambda name: "1")
+        monkeypatch.setattr(evaluating, "version_of", lambda name: "1")
         evaluating.evaluate_images(images, tmp_path / "own", settings=settings)
-        monkeypatch.setattr(evaluating.metadata, "version", lambda name: "2")
+        monkeypatch.setattr(evaluating, "version_of", lambda name: "2")
         with pytest.raises(InputError, match=r"another run: detector was 'nudenet 1' and is now 'nudenet 2'"):
             evaluating.evaluate_images(images, tmp_path / "own", settings=settings, resume=True)
         covered = (out / "contact_sheet.png").read_bytes()

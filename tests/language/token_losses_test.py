@@ -185,7 +185,7 @@ def test_every_method_takes_text_or_says_why_not(name):
         return
     with pytest.raises(InputError, match="reads logits or labels of classes, and the task is answers"):
         of_task(settings, TASK)
-    with pytest.raises(InputError, match="reads the class of every example, and the forget set has answer, tokens"):
+    with pytest.raises(InputError, match="reads the class of every example, and those of the task 'answers' have none"):
         sh.run(settings.build(MODEL, LOSS, 3), jax.random.key(0), params, (), DATA, num_epochs=1)
 
 

@@ -168,7 +168,7 @@ def test_a_closed_over_value_counts_beside_a_global_of_the_same_name(monkeypatch
 
 
 def closing_over(value):
-    return lambda params: params * value
+    return lambda params, batch=None: params * value
 
 
 class Colour(enum.Enum):

@@ -14,6 +14,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from scissorhands_jax import trees
@@ -330,6 +331,14 @@ class TestNonFinite:
         method = finetune(tiny.loss(), sgd(0.1), batch_size=4)._replace(step=step)
         with pytest.raises(DivergedError, match=r"^bn/bias of the network is not finite after the last step; lower"):
             start(method)
+
+    def test_a_network_may_have_infinity_among_its_parameters_from_the_beginning(self):
+        loss = lift(lambda params, batch: jnp.mean(jax.nn.softmax(batch["image"] @ params["w"] + params["mask"])[:, 0]))
+        params = {"w": jnp.ones((3, 2)), "mask": jnp.array([[0.0, -jnp.inf]])}
+        data = Data({"image": np.ones((4, 3), np.float32)}, {"image": np.ones((8, 3), np.float32)})
+        done = run(finetune(loss, optax.sgd(0.1), batch_size=4), KEY, params, {}, data, num_epochs=1)
+        assert done.steps == 2
+        assert np.isneginf(done.params["mask"][0, 1])
 
     def test_a_diverging_network_is_stopped(self):
         method = finetune(tiny.loss(), sgd(1e30), batch_size=4)
