@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -133,16 +134,21 @@ def _draw_reference(axes: Axes, values: Sequence[float], count: int) -> None:
     if values:
         mean = math.fsum(values) / len(values)
         axes.axhline(mean, color=INK, linewidth=1.2, dashes=(5, 3), zorder=1)
-        axes.annotate(
-            f"retrained\n{mean:.2f}",
-            (1, mean),
-            xycoords=("axes fraction", "data"),
-            xytext=(5, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=9,
-            color=INK,
-        )
+        _write_beside(axes, f"retrained\n{mean:.2f}", mean, 5, color=INK)
+
+
+def _write_beside(axes: Axes, text: str, height: float, points: float, **style: Any) -> None:
+    """Writes a text to the right of a panel, at a height in its data and some points away."""
+    axes.annotate(
+        text,
+        (1, height),
+        xycoords=("axes fraction", "data"),
+        xytext=(points, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=9,
+        **style,
+    )
 
 
 def sweep_figure(rows: Iterable[Row], name: str) -> Figure:
@@ -250,15 +256,8 @@ def _draw_before_after(axes: Axes, rows: Sequence[Row], titles: Mapping[str, str
         fill = {"markerfacecolor": "white", "markeredgewidth": 1.8} if place == 0 else {"markeredgewidth": 0}
         axes.plot(x, y, "o", color=color, markersize=8, label=plot_label(row["method"]), clip_on=False, **fill)
     for position, field in enumerate(titles):
-        axes.annotate(
-            " → ".join(rounded(number, 1 if unit == "%" else 2) for number in numbers(rows, field)),
-            (1, position),
-            xycoords=("axes fraction", "data"),
-            xytext=(12, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=9,
-        )
+        text = " → ".join(rounded(number, 1 if unit == "%" else 2) for number in numbers(rows, field))
+        _write_beside(axes, text, position, 12)
     axes.set_yticks(range(len(titles)), [title.removesuffix(f" ({unit})") for title in titles.values()], fontsize=9)
     axes.tick_params(axis="y", pad=8)  # A dot at the lower end reaches beyond the axis.
     axes.set_ylim(len(titles) - 0.4, -0.6)
