@@ -17,6 +17,7 @@ from typing import Any
 from experiments import diffusion_digits, programs, tables
 from experiments.tofu import page as tofu
 from scissorhands_jax import files, reading, report
+from scissorhands_jax.methods import METHODS
 from scissorhands_jax.metrics import distances, intervals
 from scissorhands_jax.report import rows as table_rows
 from scissorhands_jax.report.gates import CAUGHT, SILENT
@@ -52,6 +53,8 @@ _INTERVALS = {
     "KLoM, forget and held out, 8 networks of each kind": r".*: klom_(forget|held_out)",
     "KLoM, half the networks (4 of each kind)": r".*: klom_.*_halves",
 }
+
+_PLAN_AIM = 1.25  # how far a plan may be from what a process took, as a factor
 
 
 @programs.ending("pages are written whole")
@@ -144,6 +147,17 @@ def sentences() -> Iterator[tuple[str, str]]:
         f"Packed rows take {rates[0] / rates[1]:.2f} times as many tokens",
     ):
         yield "docs/guides/language.md", words
+    ratios = [1 / row["memory_bytes"]["ratio"] for row in _read("plan_language_cpu.json")["results"]]
+    cases, met = _in_words(len(ratios)), _in_words(sum(1 / _PLAN_AIM <= ratio <= _PLAN_AIM for ratio in ratios))
+    for words in (
+        f"took {min(ratios):.2f} to {max(ratios):.2f} times the memory that was planned",
+        f"`python -m experiments.plan_check --language`, {cases} cases",
+        f"a factor of {_PLAN_AIM} was aimed at, and {met} case of {cases} has it",
+    ):
+        yield "docs/guides/cost-and-devices.md", words
+    yield "docs/guides/language.md", f"on a CPU took up to {max(ratios):.2f} times as much"
+    for page in ("README.md", "docs/index.md"):
+        yield page, f"and {_in_words(len(METHODS) - 1)} other methods are pure"
 
 
 def _own_tasks_sentences() -> Iterator[str]:
@@ -437,6 +451,10 @@ def _interval(values: Sequence[float], digits: int = 1) -> str:
     """A mean with Student's 95 % interval."""
     found = intervals.mean_estimate(values)
     return f"{found.value:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+
+
+def _in_words(number: int) -> str:
+    return {1: "one", 5: "five", 22: "twenty-two"}.get(number, str(number))
 
 
 def _range(values: Sequence[str]) -> str:
