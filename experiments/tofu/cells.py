@@ -47,7 +47,7 @@ class Cells:
     """
 
     def __init__(self, subject: Subject, folder: Path, out: Path, console: Console) -> None:
-        self._subject, self._out, self._console = subject, out, console
+        self._subject, self._folder, self._out, self._console = subject, folder, out, console
         self.scenes = {tuning: make_scene(subject, folder, tuning=tuning) for tuning in (False, True)}
         self._chosen = {
             "experiment": "tofu",
@@ -71,7 +71,9 @@ class Cells:
           BusyError: Another process writes to the folder.
         """
         names = self._subject.settings.methods or tuple(STRENGTHS)
-        with runs.open_folder(self._out, identify(self._chosen), overwrite=overwrite, resume=True):
+        with runs.open_folder(
+            self._out, identify(self._chosen), inputs=[self._folder], overwrite=overwrite, resume=True
+        ):
             chosen = {name: self.tuned(name) for name in names}
             for seed in self._subject.settings.seeds:
                 for name in (ORIGINAL, RETRAINED, *names):

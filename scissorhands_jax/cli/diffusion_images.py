@@ -62,6 +62,7 @@ class GenerateCommand(ResumeOptions, SamplingOptions, PromptOptions):
             settings=settings,
             batch_size=self.batch_size,
             description={"networks_sha256": model_folder.model_sha256(self.model, unet=self.unet)},
+            inputs=[self.model, self.unet, self.tokenizer, self.prompts],
             overwrite=self.overwrite,
             resume=self.resume,
             console=console,

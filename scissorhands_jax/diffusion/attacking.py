@@ -111,7 +111,8 @@ def attack_concept(
     description = _check(job, judge)
     if judge is None and job.concepts is None:
         judge = nudity_judge(job.threshold)
-    with runs.open_folder(out, identify(description), overwrite=overwrite, resume=resume):
+    inputs = [job.model, job.unet, job.images, job.tokenizer]
+    with runs.open_folder(out, identify(description), inputs=inputs, overwrite=overwrite, resume=resume):
         pipeline = model_folder.load_pipeline(job.model, tokenizer=job.tokenizer, cleaning=job.cleaning)
         moments = _targets(job, pipeline, out, console)
         unlearned = model_folder.load_part("unet", job.unet).params

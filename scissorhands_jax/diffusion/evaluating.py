@@ -156,7 +156,8 @@ def evaluate_images(
     console = console or Console(stderr=True)
     counted = {IMAGES: images} if original is None else {IMAGES: images, ORIGINAL_IMAGES: original}
     kept = _utility_folders(utility)
-    _check_places(counted | kept, out)
+    read_from = [] if generation is None else [generation.model, generation.unet, generation.tokenizer]
+    runs.check_inputs(out, [*counted.values(), *kept.values(), *read_from])
     made = _unets_to_make(images, original, generation)
     networks_sha256 = _check_networks(generation, made)
     _check_made(generation, {name: counted[name] for name in made}, networks_sha256)
@@ -243,15 +244,6 @@ def _utility_folders(utility: Utility | None) -> dict[str, Path]:
     if utility.clip is None and utility.reference is None:
         raise InputError("the FID needs images to be held against; name their folder with --utility-reference")
     return utility.folders()
-
-
-def _check_places(folders: Mapping[str, Path], out: Path) -> None:
-    """Refuses folders of images inside of the one that `--overwrite` clears."""
-    for name, folder in folders.items():
-        if files.resolved(out) in (files.resolved(folder), *files.resolved(folder).parents):
-            raise InputError(
-                f"--{name} {folder} is in --out {out}, which --overwrite clears; name another folder for one"
-            )
 
 
 def _unets_to_make(images: Path, original: Path | None, generation: ImageGeneration | None) -> dict[str, Path | None]:

@@ -76,6 +76,11 @@ class ConceptJob:
     cleaning: Cleaning = "nfc"
     """How prompts are cleaned, see `Tokenizer`."""
 
+    @property
+    def inputs(self) -> list[Path | None]:
+        """The files and folders that the job is read from."""
+        return [self.model, self.forget.images, self.retain.images, self.tokenizer]
+
 
 def unlearn_concept(
     job: ConceptJob,
@@ -119,7 +124,8 @@ def unlearn_concept(
         positions = np.arange(job.settings.batch_size)
         layout.check_batches([Batch(positions, positions)])
     identity = identify(prepared.description)
-    with runs.open_folder(out, identity, overwrite=overwrite, resume=resume, warn=False) as fresh:  # as checkpoints do
+    options: dict[str, Any] = {"inputs": job.inputs, "overwrite": overwrite, "resume": resume}
+    with runs.open_folder(out, identity, **options, warn=False) as fresh:  # as checkpoints do
         return _carried_out(job, prepared, out, fresh, keeper, layout, console)
 
 

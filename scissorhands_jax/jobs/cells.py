@@ -12,7 +12,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
@@ -103,7 +103,15 @@ class CellFolder(Generic[CellT]):
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, out: Path, identity: Identity, kind: type[CellT], *, overwrite: bool) -> Iterator[Self]:
+    def open(
+        cls,
+        out: Path,
+        identity: Identity,
+        kind: type[CellT],
+        *,
+        inputs: Iterable[str | Path | None] = (),
+        overwrite: bool,
+    ) -> Iterator[Self]:
         """The cells in the folder of a run, `out/cells`, to which nobody else can write meanwhile.
 
         A run with the same identity is continued.
@@ -112,13 +120,14 @@ class CellFolder(Generic[CellT]):
           out: The folder of the run. It is made if it does not exist.
           identity: All that the cells depend on together.
           kind: The type of the results.
+          inputs: The files and folders that the run reads, as for `runs.open_folder`.
           overwrite: Whether to remove the run that is in the folder.
 
         Raises:
-          InputError: The folder holds other files or another run.
+          InputError: The folder holds other files or another run, or what the run reads.
           BusyError: Another process writes to the folder.
         """
-        with runs.open_folder(out, identity, overwrite=overwrite, resume=True):
+        with runs.open_folder(out, identity, inputs=inputs, overwrite=overwrite, resume=True):
             yield cls(out / "cells", kind)
 
     def path(self, cell: ResultCell[CellT]) -> Path:

@@ -169,6 +169,10 @@ class LoadedExperiment:
     def __init__(self, experiment: Experiment, data_dir: str | None, own: OwnNetwork | None = None) -> None:
         self.experiment = experiment
         self.settings = experiment.as_dict()
+        named = (experiment.dataset, *(spec for scenario in experiment.scenarios for spec in scenario.forget))
+        split = (spec.partition(":") for spec in named)
+        words = (*datasets.FILES, *forget_sets.FILES)
+        self.inputs = [data_dir, experiment.pretrained, *(path for word, _, path in split if word in words)]
         self.task = CLASSIFICATION if own is None else own.task
         self._methods: dict[str, Method] = {}
         if own is not None:

@@ -101,7 +101,8 @@ def run_grid(
     identity = identify({"command": "grid", **store.loaded.settings, "data_sha256": store.data_sha256})
     taken = [] if go_on_from is None else cells_in(go_on_from)
     table.check(taken, str(go_on_from))
-    with CellFolder.open(out, identity, TableCell, overwrite=overwrite) as folder:
+    inputs: list[str | Path | None] = [*store.loaded.inputs, go_on_from]
+    with CellFolder.open(out, identity, TableCell, inputs=inputs, overwrite=overwrite) as folder:
         added = sum(folder.add(cell.place, cell) for cell, _ in taken)
         if taken:
             others = "; it had the others" if added < len(taken) else ""

@@ -31,21 +31,11 @@ from scissorhands_jax.training.sharding import Layout
 ORIGINAL_HASH = "original_sha256"
 """The name, in the identity of a job, of the SHA-256 of the network that it begins with."""
 
+_PATHS = ("weights", "checkpoint", "data_dir", "trained_on", "forgotten_before", "rename", "check")
 # Settings that say where something lies, or how to read it. Its content is described by a hash.
-_PLACES = (
-    "weights",
-    "checkpoint",
-    "data_dir",
-    "trained_on",
-    "forgotten_before",
-    "layout",
-    "prefix",
-    "rename",
-    "ema",
-    "check",
-)
+_PLACES = (*_PATHS, "layout", "prefix", "ema")
 # Settings that may name a file after one of these words and a colon. Its content is described by hashes as well.
-_FILES = {"dataset": tuple(datasets.FILES), "forget": ("indices", "mislabelled"), "validation": ("indices",)}
+_FILES = {"dataset": tuple(datasets.FILES), "forget": forget_sets.FILES, "validation": ("indices",)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -135,6 +125,13 @@ class Job(OriginalNetwork):
 
     def _measured(self, settings: MethodSettings) -> MethodSettings:
         return of_network(settings, lambda: self.held_out_loss)
+
+    @property
+    def inputs(self) -> list[str]:
+        """The files and folders that the job is read from."""
+        settings = dataclasses.asdict(self.config)
+        named = [settings[name].partition(":")[2] for name in _FILES if _names_file(settings, name)]
+        return [*(settings[name] for name in _PATHS if settings[name] is not None), *named]
 
     @functools.cached_property
     def validation(self) -> ValidationSet:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +22,13 @@ RESULTS_FILE = "results.json"
 
 @contextlib.contextmanager
 def open_folder(
-    folder: Path, identity: Identity, *, overwrite: bool = False, resume: bool | None = None, warn: bool = True
+    folder: Path,
+    identity: Identity,
+    *,
+    inputs: Iterable[str | Path | None] = (),
+    overwrite: bool = False,
+    resume: bool | None = None,
+    warn: bool = True,
 ) -> Iterator[bool]:
     """Makes a folder ready for a run, writes down what runs in it, and keeps other writers out until the run has ended.
 
@@ -29,6 +36,8 @@ def open_folder(
       folder: The folder. It is made if it does not exist. A link stands for the folder that it leads to.
       identity: Everything that determines the result of the run. A resumed run must have the same, except for the
         environment.
+      inputs: The files and folders that the run reads, as for `check_inputs`. A run that is continued may have them in
+        its folder, of which nothing is removed.
       overwrite: Whether to remove the run that is in the folder.
       resume: Whether a run that is in the folder is continued. None is the same as False, for commands that cannot be
         resumed: their error does not propose it.
@@ -38,9 +47,11 @@ def open_folder(
       Whether the run starts from its beginning.
 
     Raises:
-      InputError: The folder holds another run or other files.
+      InputError: The folder holds another run, other files or what the run reads.
       BusyError: Another process writes to the folder.
     """
+    if overwrite or not resume:
+        check_inputs(folder, inputs)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; name a folder for the run")
     files.check_name(folder)
@@ -68,6 +79,25 @@ def _begin(folder: Path, identity: Identity, overwrite: bool, resume: bool | Non
     files.clear_folder(folder, last=RUN_FILE)
     files.write_text(file, json.dumps(identity.document(), indent=2) + "\n")
     return True
+
+
+def check_inputs(out: Path, inputs: Iterable[str | Path | None]) -> None:
+    """Refuses to write a result where it would remove what it is made of.
+
+    Args:
+      out: The folder or the file of the result, which need not exist.
+      inputs: The files and folders that are read; None is none. Links are followed, and the links themselves count too.
+
+    Raises:
+      InputError: One of them is `out` or lies in it.
+    """
+    whole = files.resolved(out)
+    for path in (Path(path) for path in inputs if path is not None):
+        link = Path(os.path.abspath(path))
+        places = (files.resolved(path), files.resolved(link.parent) / link.name)
+        if any(whole in (place, *place.parents) for place in places):
+            found = f"is where the result goes, {out}" if whole in places else f"lies in {out}, where the result goes"
+            raise InputError(f"{path} is read and {found}; name another place for one of them")
 
 
 def check_folder(folder: Path, identity: Identity, *, warn: bool = False) -> None:

@@ -105,7 +105,7 @@ def tune(
     if len(space) < len(ranges):
         chosen["tuned"] = list(space)
     identity = dataclasses.replace(identity, chosen=chosen)
-    opened = runs.open_folder(out, identity, overwrite=overwrite, resume=resume)
+    opened = runs.open_folder(out, identity, inputs=job.inputs, overwrite=overwrite, resume=resume)
     with opened, progress_bar(console) as progress:
         made = _made_trials(out)
         task = progress.add_task(f"tuning {config.method_name}", total=num_trials, note="")

@@ -182,7 +182,8 @@ def unlearn(
     method = job.method(config.method)
     if layout is not None and config.method.epochs:
         layout.check_batches(list(method.batches(jax.random.key(config.seed), job.data, 0)))
-    opened = runs.open_folder(out, identity, overwrite=overwrite, resume=resume, warn=False)  # as checkpoints do
+    options: dict[str, Any] = {"inputs": job.inputs, "overwrite": overwrite, "resume": resume}
+    opened = runs.open_folder(out, identity, **options, warn=False)  # as checkpoints do
     with contextlib.ExitStack() as stack:
         fresh = distributed.from_first(lambda: stack.enter_context(opened))
         with _cleared_if_refused(out, fresh):
@@ -193,8 +194,8 @@ def unlearn(
             refuse = functools.partial(_refuse_original, job, insist=insist, console=console)
             keeper = checkpoints.Checkpointer(out / "checkpoints", every_steps=checkpoint_every)
             stack.callback(keeper.close)
-            options: dict[str, Any] = {"steps_per_call": steps_per_call, "feed_from": feed_from}
-            made = _carried_out(job, method, out, keeper, layout, refuse, console=console, **options)
+            feeding_options: dict[str, Any] = {"steps_per_call": steps_per_call, "feed_from": feed_from}
+            made = _carried_out(job, method, out, keeper, layout, refuse, console=console, **feeding_options)
         results, result, history = made
         seen = judgement.seen_by_steps(method, config.seed, job.data, config.method.epochs)
         measured = (results.before, results.after, results.gates)

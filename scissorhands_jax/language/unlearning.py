@@ -105,6 +105,11 @@ class LanguageJob(LanguageTraining):
     template: str | None = None
     """How a question is asked, see `model_folders.question_form`."""
 
+    @property
+    def inputs(self) -> list[Path | None]:
+        """The files and folders that the job is read from."""
+        return [self.model, self.forget, self.retain, self.held_out, self.refusals]
+
 
 class TextRows(NamedTuple):
     """The rows that a job trains on and is measured on."""
@@ -173,7 +178,8 @@ def unlearn_language(
         layout.check_batches(list(batches))
     say(console, form_line(prepared.rows.form))
     identity = identify(prepared.description, None if layout is None else str(layout))
-    with runs.open_folder(out, identity, overwrite=overwrite, resume=resume, warn=False) as fresh:  # as checkpoints do
+    places: dict[str, Any] = {"inputs": job.inputs, "overwrite": overwrite, "resume": resume}
+    with runs.open_folder(out, identity, **places, warn=False) as fresh:  # as checkpoints do
         found = None if fresh else runs.ended_results(out, _CHECKPOINTS, console)
         if found is not None:
             return found

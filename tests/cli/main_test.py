@@ -248,6 +248,16 @@ def test_a_taken_folder_is_kept_unless_told_otherwise(weights, quick_run, tmp_pa
     assert (out / "network.safetensors").read_bytes() != before
 
 
+def test_the_files_of_the_next_run_are_not_removed_for_it(weights, quick_run, tmp_path, capsys):
+    out = shutil.copytree(quick_run, tmp_path / "run")
+    (out / "list.txt").write_text("1\n2\n")
+    capsys.readouterr()
+    for read, forget in ((out / "network.safetensors", "random:0.1"), (weights, f"indices:{out / 'list.txt'}")):
+        assert unlearn(read, out, *QUICK, "--overwrite", forget=forget) == 2
+        assert "is read and lies in" in error_of(capsys)
+    assert {"list.txt", "network.safetensors", "results.json"} <= {path.name for path in out.iterdir()}
+
+
 def test_a_folder_with_other_files_is_never_emptied(weights, tmp_path, capsys):
     (tmp_path / "thesis.tex").write_text("years of work")
     assert unlearn(weights, tmp_path, *QUICK, "--overwrite") == 2

@@ -595,7 +595,7 @@ class TestBadInput:
             ),
             (["--utility-images", "ok", "--clip", "p.csv", "--tokenizer", "empty"], "there is no tokenizer file in"),
             (["--dtype", "float8"], "--dtype is 'float8'; choose one of float32, bfloat16"),
-            (["--out", "ok"], "--images .*ok is in --out .*ok, which --overwrite clears; name another folder for one"),
+            (["--out", "ok"], "ok is read and is where the result goes, .*ok; name another place for one"),
         ],
     )
     def test_one_sentence_before_anything_is_done(self, tmp_path, capsys, monkeypatch, further, message):

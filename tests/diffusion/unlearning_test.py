@@ -260,6 +260,12 @@ class TestRuns:
         assert json.loads(capsys.readouterr().out)["layout"].startswith("data 1 x model 1, fsdp")
         assert "devices" in error_of(capsys, *words, "--overwrite", "--mesh", "3")
 
+    def test_images_in_the_folder_of_the_run_are_not_removed_for_it(self, folder, capsys):
+        images = folder / "paper/cache/forget/images"
+        words = paper(folder, folder / "paper", "--forget-images", images, "--overwrite")
+        assert "images is read and lies in" in error_of(capsys, *words)
+        assert list(images.glob("*.png"))
+
     def test_images_of_a_cache_that_were_made_otherwise_are_refused_before_any_are_made(self, folder, tmp_path, capsys):
         shutil.copytree(folder / "paper/cache/retain", tmp_path / "cache/retain")
         words = [*paper(folder, tmp_path / "out", "--cache", str(tmp_path / "cache")), "--steps", "3"]

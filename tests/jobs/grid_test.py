@@ -235,6 +235,8 @@ class TestTable:
         assert cells(again) == {(cell["scenario"], cell["method"]): cell for cell in [*kept, new]}
         assert new["network"] == cells(document)["two requests", "finetune"]["network"]
         assert "another original of the same seed than the table's: random 10 %, seed 3, finetune," in again["code"]
+        with pytest.raises(InputError, match=r"results\.json is read and lies in"):
+            grid.run_grid(EXPERIMENT, out, seeds=[3], go_on_from=out / "results.json", overwrite=True, console=QUIET)
         assert "another original" not in document["code"]
         experiment = dataclasses.replace(EXPERIMENT, gradcam_layer="hidden")
         assert grid.gradcam_picture(experiment, tmp_path / "nowhere", seed=3) is None

@@ -99,6 +99,23 @@ def test_a_link_to_a_folder_is_replaced_behind_the_link(tmp_path):
     assert [path.name for path in (tmp_path / "disk").iterdir()] == [runs.RUN_FILE]
 
 
+@pytest.mark.parametrize("read", ["run", "run/model", "run/deep/er/file", "link", "run/way/out", "run/../run/model"])
+def test_what_a_run_reads_is_not_removed_for_its_result(tmp_path, read):
+    opened(tmp_path / "run")
+    (tmp_path / "run" / "model").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "run" / "model")
+    (tmp_path / "run" / "way").mkdir()
+    (tmp_path / "run" / "way" / "out").symlink_to(tmp_path / "elsewhere")
+    inputs = [None, str(tmp_path / "elsewhere"), tmp_path / "runs", tmp_path, tmp_path / read]
+    for options in ({"overwrite": True}, {}):
+        with pytest.raises(InputError, match=r"is read and (is|lies in) .*run.*; name another place for one of them"):
+            opened(tmp_path / "run", inputs=inputs, **options)
+    assert (tmp_path / "run" / "model").exists()
+    assert not opened(tmp_path / "run", inputs=inputs, resume=True)
+    assert opened(tmp_path / "run", inputs=inputs[:-1], overwrite=True)
+
+
 def test_a_run_that_is_half_removed_can_be_replaced_again(tmp_path, monkeypatch):
     opened(tmp_path / "run")
     (tmp_path / "run" / "network").mkdir()

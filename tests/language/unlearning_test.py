@@ -55,6 +55,10 @@ def test_a_model_forgets_by_all_its_weights_and_resumes(place, capsys, monkeypat
     assert not same(place / "whole" / "model", place / "model")
     assert command(place, "whole", *QUICK) == 2
     assert "already holds a run; add --resume" in capsys.readouterr().err
+    read = [*QUICK, "--overwrite", "--model", place / "whole" / "model"]
+    assert command(place, "whole", *read) == 2
+    assert "whole/model is read and lies in" in capsys.readouterr().err
+    assert (place / "whole" / "model").is_dir()
 
     def killed(*arguments):
         raise KeyboardInterrupt
@@ -274,6 +278,9 @@ def test_evaluating_a_folder(place, capsys):
     assert found["sets"]["retain"]["examples"] == 3
     assert main([*map(str, words)]) == 2
     assert "exists already; add --overwrite" in capsys.readouterr().err
+    for taken in (place / "asked.json", place / "model" / "config.json"):
+        assert main([*map(str, words), "--out", str(taken), "--overwrite"]) == 2
+        assert f"{taken} is read and is where the result goes" in capsys.readouterr().err
     foreign = write_lines(place / "foreign.json", [{"text": "", "question": "What?", "answer": text} for text in "a東"])
     words[5], words[7:] = foreign, [place / "retain.json", "--out", place / "foreign_log.json", "--max-tokens", "2"]
     assert main([*map(str, words), "--json"]) == 0
