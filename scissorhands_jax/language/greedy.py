@@ -99,14 +99,13 @@ def greedy_tokens(
                 f"prompt {number} has {len(prompt)} tokens, which with {limit} for the answer are more than the "
                 f"{decoder.context} that the network reads; shorten it or allow fewer"
             )
+    whole = max((len(prompt) + limit for prompt, limit in zip(prompts, most, strict=True)), default=0)
     order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
     said: dict[int, list[int]] = {}
     for first in range(0, len(order), batch_size):
         places = order[first : first + batch_size]
         length = -(-max(len(prompts[place]) for place in places) // _STEP) * _STEP
-        room = length + max(most)
-        if decoder.context is not None:
-            length, room = min(length, decoder.context), min(room, decoder.context)
+        length, room = min(length, whole), min(length + max(most), whole)  # no more than the network need have
         # Rows that fill the batch up may say nothing, so they do not keep the others waiting.
         tokens, lengths, allowed = np.zeros((batch_size, length), np.int32), *np.ones((2, batch_size), np.int32)
         allowed[len(places) :] = 0

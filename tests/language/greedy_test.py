@@ -68,10 +68,12 @@ def alone(name):
     return found
 
 
-@pytest.mark.parametrize(("name", "kept"), [("transformer", True), ("gemma3", True), ("gemma3", False)])
+@pytest.mark.parametrize(
+    ("name", "kept"), [("transformer", True), ("transformer", False), ("gemma3", True), ("gemma3", False)]
+)
 def test_prompts_of_all_lengths_are_answered_as_if_alone(name, kept):
     model, params, stepwise = networks()[name]
-    how = stepwise if kept else recomputing(model)._replace(context=CONTEXT)
+    how = stepwise if kept else recomputing(model)
     said = greedy_tokens(how, params, {}, PROMPTS, limits=LIMITS, batch_size=3)
     assert said == alone(name)
     assert len(set(np.concatenate(said).tolist())) > 4
