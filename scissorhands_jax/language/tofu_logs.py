@@ -76,8 +76,14 @@ def _scores(place: LogPart, part: Mapping[str, Any], name: str) -> AnswerScores:
         option_probability=options,
         rouge=found.get("rougeL_recall"),
         losses=losses,
-        texts=texts_of(part.get("generated_text"), lambda entry: entry[-1]),
+        texts=texts_of(part.get("generated_text"), _right_answer),
     )
+
+
+def _right_answer(entry: Any) -> Any:
+    """The last of question, generated answer and right answer; None of an entry that is not these three texts."""
+    three = isinstance(entry, list) and len(entry) == 3 and all(isinstance(text, str) for text in entry)
+    return entry[-1] if three else None
 
 
 def tofu_log_part(known: Knowledge, texts: Sequence[tuple[str, str]]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from scipy import stats
 from scissorhands_jax.cli.main import main
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.language.judging import PAIRED, judge_logs
+from scissorhands_jax.language.tofu_logs import read_tofu_log
 from tests.language.tiny_logs import new_log, numbers, tofu_log
 
 
@@ -188,6 +190,15 @@ def test_partial_logs_give_what_they_allow(folder, tmp_path):
         json.dumps(json.loads((tmp_path / "x.json").read_text())["eval_log_forget.json"])
     )
     assert list(judge_logs(tmp_path / "eval_log_forget.json").sets) == ["forget"]
+
+
+@pytest.mark.parametrize("entry", ["It was Paris.", ["Where?", "Paris."], ["Where?", "Paris.", 3], {"0": "a"}, None])
+def test_texts_of_another_form_pair_no_questions(entry):
+    log = tofu_log(numbers(0))
+    log[FORGET]["generated_text"]["1"] = entry
+    texts = read_tofu_log(Path("log.json"), log).sets["forget"].texts
+    assert "1" not in texts
+    assert texts["0"] == "forget answer 0"
 
 
 @pytest.mark.parametrize("metric", ["Q_A_Prob", "Q_A_Prob_normalised", "Q_A_ROUGE", "Truth_Ratio"])
