@@ -1,8 +1,8 @@
 """The decoder-only transformers of the Llama, Qwen and Gemma families, one network with a switch for each difference.
 
 Modules and parameters have the names of the published checkpoints, so that `model/layers/0/mlp/up_proj/kernel` here is
-`model.layers.0.mlp.up_proj.weight` there. Weights are float32 and are computed in `Sizes.dtype`; norms, softmax and
-rotations are float32 in either case, as in the published code.
+`model.layers.0.mlp.up_proj.weight` there. Weights are float32, or bfloat16 where LoRA leaves them alone, and are
+computed in `Sizes.dtype`; norms, softmax and rotations are float32 in either case, as in the published code.
 
 References:
   Touvron et al., Llama 2, 2023; Grattafiori et al., The Llama 3 Herd of Models, 2024.
@@ -160,7 +160,7 @@ class Norm(nn.Module):
         wide = x.astype(jnp.float32)
         wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.sizes.epsilon)
         if self.sizes.gemma:
-            return (wide * (1.0 + scale)).astype(x.dtype)
+            return (wide * (1.0 + scale.astype(jnp.float32))).astype(x.dtype)
         return scale.astype(x.dtype) * wide.astype(x.dtype)
 
 

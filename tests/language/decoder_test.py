@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.language_parity import ARRAYS, CONFIGS, batch, computed, largest_difference, params_of
-from scissorhands_jax.language.decoder import LanguageDecoder, decoder, empty_cache, hidden_after
+from scissorhands_jax.language.decoder import LanguageDecoder, Norm, decoder, empty_cache, hidden_after
 from scissorhands_jax.language.families import sizes_of
 
 GEMMA = sizes_of(CONFIGS["gemma3"], "")  # has windows, two rotations, and every norm
@@ -52,6 +52,15 @@ def test_packed_examples_do_not_see_each_other():
     packed = apply({"tokens": row, "segment": segment})
     assert np.allclose(packed[0, :7], alone[0, :7], atol=2e-5)
     assert np.allclose(packed[0, 7:17], alone[1], atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_norms_compute_with_rounded_weights_in_float32(name):
+    """1 + scale has more digits than bfloat16."""
+    rounded = jax.random.normal(jax.random.key(0), (16,), jnp.bfloat16) / 8
+    norm, x = Norm(sizes_of(CONFIGS[name], "")), jax.random.normal(jax.random.key(1), (3, 16))
+    found = [norm.apply({"params": {"scale": rounded.astype(kind)}}, x) for kind in (jnp.bfloat16, jnp.float32)]
+    np.testing.assert_array_equal(*found)
 
 
 def test_bfloat16_remat_and_activations():
