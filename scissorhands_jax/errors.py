@@ -108,6 +108,22 @@ def check_not_negative(name: str, value: float, meaning: str = "") -> None:
         raise InputError(f"{name} must be finite, got {value}{meaning}")
 
 
+def check_positive(name: str, value: float) -> None:
+    """Raises an error unless a number is finite and above 0.
+
+    Args:
+      name: The name of the setting, for the message.
+      value: The value that was given.
+
+    Raises:
+      InputError: It is not above 0, infinite or no number.
+    """
+    if not value > 0:
+        raise InputError(f"{name} must be above 0, got {value}")
+    if value == math.inf:
+        raise InputError(f"{name} must be finite, got {value}")
+
+
 def listed(names: Sequence[str], shown: int = 10) -> str:
     """Joins the first few names for a message, and says how many more there are.
 

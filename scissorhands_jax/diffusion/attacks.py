@@ -25,7 +25,7 @@ import optax
 
 from scissorhands_jax import data as data_lib
 from scissorhands_jax.base import Dataset, Key, Params, PyTree, Scalar, StatefulLossFn
-from scissorhands_jax.errors import InputError, check_choice
+from scissorhands_jax.errors import InputError, check_choice, check_positive
 from scissorhands_jax.metrics import intervals
 
 AttackKind = Literal["embedding", "prompt"]
@@ -64,8 +64,7 @@ class AttackSettings:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.rounds > self.steps:
             raise InputError(f"rounds must be at most the {self.steps} steps, got {self.rounds}")
-        if not self.learning_rate > 0:
-            raise InputError(f"learning_rate must be above 0, got {self.learning_rate:g}")
+        check_positive("learning_rate", self.learning_rate)
         if not self.weight_decay >= 0:
             raise InputError(f"weight_decay must not be negative, got {self.weight_decay:g}")
 

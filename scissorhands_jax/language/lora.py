@@ -1,4 +1,5 @@
-"""LoRA (Hu et al., ICLR 2022): two thin matrices next to each matrix of a network, which are trained in its place.
+"""LoRA (Hu et al., ICLR 2022): two thin matrices next to each matrix of attention and perceptrons,
+which are trained in its place.
 
 What is trained are the thin matrices, and the network itself is the model state, which no method moves. The second of
 each pair begins at zero, so the original is the network with the thin matrices as they begin: there is no second copy
@@ -17,7 +18,7 @@ import numpy as np
 from flax import traverse_util
 
 from scissorhands_jax.base import Key, Model, ModelState, Params, PyTree
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import InputError, check_positive
 from scissorhands_jax.language.decoder import LanguageDecoder, Sizes
 from scissorhands_jax.language.model_folders import outline_of
 
@@ -40,7 +41,7 @@ class Lora:
         return 2.0 if self.alpha is None else self.alpha / self.rank
 
     def check(self, sizes: Sizes) -> None:
-        """Refuses a rank that no matrix of the network has, or a factor that is not positive.
+        """Refuses a rank that no matrix of the network has, or a factor that is not positive and finite.
 
         Raises:
           InputError: One of them is out of its range.
@@ -48,8 +49,8 @@ class Lora:
         most = min(min(leaf.shape) for leaf in _kernels(outline_of(sizes)).values())
         if not 1 <= self.rank <= most:
             raise InputError(f"the rank of LoRA must be from 1 to {most} for this network, got {self.rank}")
-        if not self.scale > 0:
-            raise InputError(f"alpha of LoRA must be above 0, got {self.alpha}")
+        if self.alpha is not None:
+            check_positive("alpha of LoRA", self.alpha)
 
 
 def lora_model(sizes: Sizes, lora: Lora) -> Model:

@@ -1,5 +1,7 @@
 """LoRA: off it is the original, merged it is what it was next to the network, and nothing is there twice."""
 
+import math
+
 import jax
 import numpy as np
 import pytest
@@ -42,7 +44,7 @@ def test_lora_is_the_original_at_first_and_merged_what_it_was():
     assert jax.tree.structure((fresh, state[BASE])) == jax.tree.structure((params, base))
 
 
-@pytest.mark.parametrize("lora", [Lora(0), Lora(17), Lora(2, alpha=0.0)])
+@pytest.mark.parametrize("lora", [Lora(0), Lora(17), Lora(2, alpha=0.0), Lora(2, alpha=math.inf)])
 def test_sizes_that_no_matrix_has_are_refused(lora):
     with pytest.raises(InputError, match="of LoRA must be"):
         lora_model(SIZES, lora)

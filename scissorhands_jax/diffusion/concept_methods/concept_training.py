@@ -16,7 +16,7 @@ from scissorhands_jax import microbatches, trees
 from scissorhands_jax.base import Carry, Data, Key, Method, Model, Params, PyTree, Selection, StatefulLossFn
 from scissorhands_jax.diffusion import losses
 from scissorhands_jax.diffusion.schedules import SD_V1_SCHEDULE, Schedule
-from scissorhands_jax.errors import InputError, check_choice
+from scissorhands_jax.errors import InputError, check_choice, check_positive
 from scissorhands_jax.methods.settings import Gradient
 
 NAMED_PARTS: dict[str, str | None] = {
@@ -190,7 +190,6 @@ class ConceptTraining:
                 )
         if self.epochs < 1:
             raise InputError(f"epochs must be at least 1, got {self.epochs}")
-        if not self.learning_rate > 0:
-            raise InputError(f"learning_rate must be above 0, got {self.learning_rate:g}")
+        check_positive("learning_rate", self.learning_rate)
         microbatches.check_microbatches([self.batch_size], self.microbatches)
         check_choice("optimizer", self.optimizer, ("adam", "sgd"))

@@ -38,7 +38,7 @@ from scissorhands_jax.base import (
 from scissorhands_jax.diffusion import losses
 from scissorhands_jax.diffusion.concept_methods.concept_training import BeginningPhase, ByteCount, ConceptTraining
 from scissorhands_jax.diffusion.schedules import SD_V1_SCHEDULE, Schedule
-from scissorhands_jax.errors import InputError, check_not_negative
+from scissorhands_jax.errors import InputError, check_not_negative, check_positive
 from scissorhands_jax.methods._gradient import PairedOptions, follow_direction, paired_batches
 from scissorhands_jax.methods.munba import bargain
 from scissorhands_jax.methods.pair_gradients import pair_gradients
@@ -114,8 +114,7 @@ def concept_munba(
     References:
       Wu and Harandi, MUNBa, arXiv 2411.15537; its code `SD/MUNBa_cls.py`.
     """
-    if not forget_weight > 0:
-        raise InputError(f"forget_weight must be above 0, got {forget_weight:g}")
+    check_positive("forget_weight", forget_weight)
 
     def direction(carry: Carry, batch: Batch, key: Key) -> tuple[PyTree, ModelState, Metrics]:
         retain, forget, model_state, metrics = _both(loss_fn, carry, batch, key)
@@ -157,8 +156,7 @@ def erase_diff(
       Wu et al., EraseDiff: Erasing Data Influence in Diffusion Models, arXiv 2401.05779, algorithm 1; its code
       `sd/train_scripts/erasediff_cls.py`. Ye et al., BOME, NeurIPS 2022.
     """
-    if not eta > 0:
-        raise InputError(f"eta must be above 0, got {eta:g}")
+    check_positive("eta", eta)
     if weight is not None:
         check_not_negative("weight", weight)
 

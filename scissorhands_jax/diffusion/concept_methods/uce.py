@@ -14,7 +14,7 @@ from scissorhands_jax import trees
 from scissorhands_jax.base import Data, Dataset, Key, Method, Model, ModelState, Params
 from scissorhands_jax.diffusion.concept_methods.concept_training import BeginningPhase, ByteCount, ConceptTraining
 from scissorhands_jax.diffusion.schedules import SD_V1_SCHEDULE, Schedule
-from scissorhands_jax.errors import InputError, check_not_negative
+from scissorhands_jax.errors import InputError, check_not_negative, check_positive
 from scissorhands_jax.methods._gradient import edit
 from scissorhands_jax.methods.settings import Gradient
 
@@ -45,8 +45,7 @@ def uce(*, erase_weight: float = 1.0, keep_weight: float = 1.0, ridge: float = 0
     References:
       Gandikota et al., Unified Concept Editing in Diffusion Models, WACV 2024, arXiv 2308.14761, equation 7.
     """
-    if not ridge > 0:
-        raise InputError(f"ridge must be above 0, got {ridge:g}")
+    check_positive("ridge", ridge)
     check_not_negative("erase_weight", erase_weight)
     check_not_negative("keep_weight", keep_weight)
 

@@ -14,7 +14,7 @@ import optax
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import microbatches, trees
 from scissorhands_jax.base import Batch, Carry, Data, Key, Method, Metrics, Model, ModelState, Params, PyTree, Scalar
-from scissorhands_jax.errors import InputError, check_choice, check_not_negative
+from scissorhands_jax.errors import check_choice, check_not_negative
 from scissorhands_jax.language.packing import network_inputs
 from scissorhands_jax.language.token_losses import (
     Answers,
@@ -181,14 +181,3 @@ def _check(options: ForgettingOptions) -> None:
         check_not_negative(name, getattr(options, name))
     check_choice("retain_loss", options.retain_loss, get_args(RetainLoss))
     microbatches.check_microbatches([options.batch_size], options.microbatches)
-
-
-def check_beta(beta: float) -> float:
-    """Returns beta.
-
-    Raises:
-      InputError: It is not above 0.
-    """
-    if not beta > 0:
-        raise InputError(f"beta must be above 0, got {beta}")
-    return beta

@@ -8,11 +8,11 @@ import jax
 import optax
 
 from scissorhands_jax.base import Method, Model
+from scissorhands_jax.errors import check_positive
 from scissorhands_jax.keywords import takes
 from scissorhands_jax.language.methods._forgetting import (
     ForgettingOptions,
     answer_losses,
-    check_beta,
     forget_by,
 )
 from scissorhands_jax.language.token_losses import mean_over_tokens
@@ -49,7 +49,8 @@ def dpo(model: Model, optimizer: optax.GradientTransformation, options: DpoOptio
       Rafailov et al., Direct Preference Optimization: Your Language Model is Secretly a Reward Model, NeurIPS 2023.
       Maini et al., TOFU: A Task of Fictitious Unlearning for LLMs, COLM 2024.
     """
-    beta = check_beta(options.beta)
+    beta = options.beta
+    check_positive("beta", beta)
 
     def gain(seen):
         (own, are_answers), (before, _) = (

@@ -9,12 +9,11 @@ import jax
 import optax
 
 from scissorhands_jax.base import Method, Model
-from scissorhands_jax.errors import check_choice
+from scissorhands_jax.errors import check_choice, check_positive
 from scissorhands_jax.keywords import takes
 from scissorhands_jax.language.methods._forgetting import (
     ForgettingOptions,
     answer_losses,
-    check_beta,
     forget_by,
 )
 from scissorhands_jax.language.token_losses import mean_over_tokens
@@ -54,7 +53,8 @@ def npo(model: Model, optimizer: optax.GradientTransformation, options: NpoOptio
       Zhang et al., Negative Preference Optimization: From Catastrophic Collapse to Effective Unlearning, COLM 2024.
       Shi et al., MUSE: Machine Unlearning Six-Way Evaluation for Language Models, ICLR 2025.
     """
-    beta = check_beta(options.beta)
+    beta = options.beta
+    check_positive("beta", beta)
     check_choice("compared", options.compared, get_args(Literal["answers", "logits"]))
 
     def forget_loss(networks, batch):

@@ -12,7 +12,7 @@ import optax
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import trees
 from scissorhands_jax.base import Batch, Carry, Data, Key, Method, ModelState, Params, PyTree, Scalar
-from scissorhands_jax.errors import InputError, check_not_negative
+from scissorhands_jax.errors import check_not_negative, check_positive
 from scissorhands_jax.keywords import takes
 from scissorhands_jax.language.methods._forgetting import forget_epochs
 from scissorhands_jax.language.packing import network_inputs
@@ -64,8 +64,7 @@ def rmu(activations: Activations, optimizer: optax.GradientTransformation, optio
     """
     for name in ("forget_weight", "retain_weight"):
         check_not_negative(name, getattr(options, name))
-    if not options.steering > 0:
-        raise InputError(f"steering must be above 0, got {options.steering}")
+    check_positive("steering", options.steering)
 
     def aux(key: Key, params: Params, model_state: ModelState, data: Data) -> PyTree:
         first = jax.tree.map(jnp.asarray, network_inputs(data_lib.take(data.forget, slice(1))))

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import optax
 
 from scissorhands_jax.base import Method, Model
+from scissorhands_jax.errors import check_positive
 from scissorhands_jax.keywords import takes
 from scissorhands_jax.language.methods._forgetting import (
     ForgettingOptions,
     answer_losses,
-    check_beta,
     forget_by,
 )
 from scissorhands_jax.language.token_losses import mean_over_tokens, sums_over_answers
@@ -51,7 +51,8 @@ def simnpo(model: Model, optimizer: optax.GradientTransformation, options: Simnp
     References:
       Fan et al., Simplicity Prevails: Rethinking Negative Preference Optimization for LLM Unlearning, 2024.
     """
-    beta = check_beta(options.beta)
+    beta = options.beta
+    check_positive("beta", beta)
 
     def forget_loss(networks, batch):
         seen = networks.see(batch)

@@ -1,5 +1,7 @@
 """Every loss for language models against its closed form, with a network whose logits are a table of its parameters."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -274,6 +276,8 @@ def test_methods_without_code_of_their_own_take_the_token_loss(data, tables):
         ("npo", {"beta": 0.0}, "beta must be above 0"),
         ("simnpo", {"beta": -1.0}, "beta must be above 0"),
         ("dpo", {"beta": float("nan")}, "beta must be above 0"),
+        ("npo", {"beta": math.inf}, "beta must be finite, got inf"),
+        ("rmu", {"steering": math.inf}, "steering must be finite"),
         ("npo", {"compared": "tokens"}, "choose one of answers, logits"),
         ("undial", {"positions": "x"}, "choose one of answers, published"),
         ("undial", {"beta": -1.0}, "beta must not be negative"),
