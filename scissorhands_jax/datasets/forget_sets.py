@@ -17,7 +17,7 @@ from scissorhands_jax.errors import InputError
 
 _logger = logging.getLogger(__name__)
 
-FILES = ("indices", "mislabelled")
+FILE_FORMS = ("indices", "mislabelled")
 """The words of specifications that name a file after a colon."""
 FORGET_FORMS = "random:0.1, class:3, identity:NAME, identity:random:4, indices:FILE or mislabelled:FILE"
 

@@ -171,7 +171,7 @@ class LoadedExperiment:
         self.settings = experiment.as_dict()
         named = (experiment.dataset, *(spec for scenario in experiment.scenarios for spec in scenario.forget))
         split = (spec.partition(":") for spec in named)
-        words = (*datasets.FILES, *forget_sets.FILES)
+        words = (*datasets.FILES, *forget_sets.FILE_FORMS)
         self.inputs = [data_dir, experiment.pretrained, *(path for word, _, path in split if word in words)]
         self.task = CLASSIFICATION if own is None else own.task
         self._methods: dict[str, Method] = {}

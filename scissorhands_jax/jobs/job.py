@@ -35,7 +35,7 @@ _PATHS = ("weights", "checkpoint", "data_dir", "trained_on", "forgotten_before",
 # Settings that say where something lies, or how to read it. Its content is described by a hash.
 _PLACES = (*_PATHS, "layout", "prefix", "ema")
 # Settings that may name a file after one of these words and a colon. Its content is described by hashes as well.
-_FILES = {"dataset": tuple(datasets.FILES), "forget": forget_sets.FILES, "validation": ("indices",)}
+_FILES = {"dataset": tuple(datasets.FILES), "forget": forget_sets.FILE_FORMS, "validation": ("indices",)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
