@@ -168,6 +168,7 @@ def scissorhands(
 
     def init(key: Key, params: Params, model_state: ModelState, data: Data) -> Carry:
         check_not_empty(data, ("forget", "retain"))
+        trees.select(params, options.project)  # a pattern that matches nothing is refused before weights are scored
         saliency_key, pass_key, draw_key, step_key = jax.random.split(key, 4)
         trimmed = trim_network(
             draw_key,

@@ -232,8 +232,7 @@ class TrainingSettings(MicrobatchOptions, MethodSettings):
     def scheduled(self, method: Method) -> Method:
         """The method with the learning rate of these settings, whose optimizer must be the one that they make.
 
-        `init` sets the schedule, since the length of an epoch depends on the data. With microbatches `init` also
-        raises InputError if they do not divide a batch of the data, before anything is compiled.
+        `init` sets the schedule, since the length of an epoch depends on the data, after `check_batches`.
 
         Raises:
           InputError: A setting was given a value that nothing reads.
@@ -250,10 +249,9 @@ class TrainingSettings(MicrobatchOptions, MethodSettings):
                 )
             )
             raise InputError(f"{given} would change nothing with {others}; leave it out, or choose what reads it")
-        if self.microbatches > 1:
-            method = method._replace(init=self._checked(method))
 
         def init(key: Key, params: Params, model_state: ModelState, data: Data) -> Carry:
+            self.check_batches(method, data)
             carry = method.init(key, params, model_state, data)
             if self.schedule == "drops" and not self.milestones:
                 return carry
@@ -273,13 +271,19 @@ class TrainingSettings(MicrobatchOptions, MethodSettings):
         sizes = [data_lib.size(part) for part in batch]
         return [sum(sizes)] if self.mixed else sizes
 
-    def _checked(self, method: Method):
-        def init(key: Key, params: Params, model_state: ModelState, data: Data) -> Carry:
+    def check_batches(self, method: Method, data: Data) -> None:
+        """Refuses microbatches that do not divide a batch of the data, before anything is compiled.
+
+        Args:
+          method: The method with these settings.
+          data: The sets that its batches are made of.
+
+        Raises:
+          InputError: They do not.
+        """
+        if self.microbatches > 1:
             for batch in method.batches(jax.random.key(0), data, 0):
                 microbatches.check_microbatches(self.batch_sizes(batch), self.microbatches)
-            return method.init(key, params, model_state, data)
-
-        return init
 
 
 class MeasuredNumber(float):

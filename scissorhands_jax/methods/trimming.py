@@ -74,6 +74,8 @@ def trim_network(
         matches nothing, or scores are not finite.
     """
     check_key(key)
+    masks.check_fraction(fraction)
+    trimming_leaves(params, rank=rank, trim=trim, semantics=semantics)  # refuses patterns before anything is computed
     sums = saliency.gradient_sum(
         loss_fn,
         params,
@@ -117,9 +119,7 @@ def trimming_mask(
     """
     masks.check_fraction(fraction)
     saliency.check_finite(scores)
-    trimmed = _trimmable(params, trim, semantics)
-    unnamed = None if semantics.rank_all else trimmed
-    ranked = unnamed if rank is None else trees.select(params, rank)
+    ranked, trimmed = trimming_leaves(params, rank=rank, trim=trim, semantics=semantics)
     if semantics.published_cut:
         mask, _ = masks.kept_fraction_mask(scores, round(1 - fraction, 12), rank=ranked)
     else:
@@ -127,8 +127,18 @@ def trimming_mask(
     return masks.restrict(mask, trimmed), trimmed
 
 
-def _trimmable(params: Params, trim: Where, semantics: Semantics) -> Selection:
-    """The leaves that the pattern selects, less those that the semantics leave alone."""
+def trimming_leaves(
+    params: Params, *, rank: Where = None, trim: Where = None, semantics: Semantics = SEMANTICS["paper"]
+) -> tuple[Selection | None, Selection]:
+    """The leaves whose weights are ranked, of which None is all, and those that are trimmed.
+
+    Args:
+      params: The parameters; only names and shapes are used.
+      rank, trim, semantics: As for `trim_network`.
+
+    Raises:
+      InputError: A pattern matches nothing, or nothing that can be trimmed.
+    """
 
     def allowed(path, leaf, chosen):
         vector = leaf.ndim < 2 and not semantics.trim_vectors
@@ -140,4 +150,5 @@ def _trimmable(params: Params, trim: Where, semantics: Semantics) -> Selection:
         if not semantics.trim_vectors and semantics.skip_bn_names:
             spared += ", and arrays of BatchNorm by the name bn"
         raise InputError(f"the layer pattern {trim!r} selects only {spared}, which are not trimmed; widen it")
-    return selection
+    unnamed = None if semantics.rank_all else selection
+    return unnamed if rank is None else trees.select(params, rank), selection

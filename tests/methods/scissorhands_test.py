@@ -282,6 +282,15 @@ class TestTrim:
         with pytest.raises(InputError, match="'bn1' selects only arrays of BatchNorm by the name bn, which are not"):
             trimming_mask(params, params, fraction=0.1, trim="bn1", semantics=SEMANTICS["authors"])
 
+    @pytest.mark.parametrize("patterns", [{"trim": "layer4"}, {"rank": "layer4"}])
+    def test_patterns_are_refused_before_weights_are_scored(self, patterns):
+        def unread():
+            pytest.fail("a batch was scored")
+            yield
+
+        with pytest.raises(InputError, match="matches none of the 3 parameter arrays"):
+            self.trim(batches=unread(), **patterns)
+
     def test_scores_that_are_not_finite_are_refused(self):
         params = original()[0]
         params[1] = (params[1][0].at[0, 0].set(jnp.nan),)
