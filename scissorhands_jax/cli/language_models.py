@@ -72,7 +72,11 @@ class LanguageTrainingOptions(MeshOptions, TextFormOptions, SettingsCommand):
     ] = None
     lora: Annotated[
         int | None,
-        Option("Train two thin matrices of this rank next to each matrix, instead of all weights.", metavar="RANK"),
+        Option(
+            "Train two thin matrices of this rank next to each matrix of attention and perceptrons, instead of all "
+            "weights.",
+            metavar="RANK",
+        ),
     ] = None
     lora_alpha: Annotated[
         float | None,
@@ -299,15 +303,16 @@ class LanguageGenerateCommand(TextFormOptions):
 
     def run(self, console: Console) -> None:
         from scissorhands_jax.jobs.progress import status
-        from scissorhands_jax.language.generating import generate_texts
+        from scissorhands_jax.language.generating import encode_prompts, generate_texts
         from scissorhands_jax.language.model_folders import load_weights, open_language_folder
         from scissorhands_jax.terminal import say
 
         folder = open_language_folder(self.model)
         prompts = self._prompts(console)
         sizes = dataclasses.replace(folder.sizes, dtype=self.dtype)
+        options = {"max_tokens": self.max_tokens, "batch_size": self.batch_size}
+        encode_prompts(sizes, folder.tokenizer, prompts, **options)  # refused before weights are read
         with status(console, "reading the model and answering"):
-            options = {"max_tokens": self.max_tokens, "batch_size": self.batch_size}
             params = load_weights(folder, self.dtype)
             answers = generate_texts(sizes, params, folder.tokenizer, prompts, **options)
         pairs = [{"prompt": prompt.text, "answer": answer} for prompt, answer in zip(prompts, answers, strict=True)]

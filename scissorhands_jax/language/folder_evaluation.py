@@ -15,11 +15,11 @@ from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.progress import progress_bar
 from scissorhands_jax.language.answer_scores import SETS
 from scissorhands_jax.language.decoder import decoder
-from scissorhands_jax.language.generating import generate_texts
+from scissorhands_jax.language.generating import encode_prompts, generate_texts
 from scissorhands_jax.language.measuring import Network, Questions, measure_knowledge
 from scissorhands_jax.language.model_folders import form_line, load_weights, open_language_folder, question_form
 from scissorhands_jax.language.packing import Encoded
-from scissorhands_jax.language.rouge import rouge_l, without_words
+from scissorhands_jax.language.rouge import rouge_l, rouge_scorer, without_words
 from scissorhands_jax.language.text_files import TextExample, read_text_examples
 from scissorhands_jax.language.text_tokens import encode_examples
 from scissorhands_jax.language.tofu_logs import TOFU_SETS, tofu_log_part
@@ -58,8 +58,10 @@ def evaluate_folder(
       console: Shows progress.
 
     Raises:
-      InputError: Something cannot be used, or the file exists.
+      InputError: Something cannot be used, or the file exists. That is found out before any weights are read.
     """
+    if out.is_dir():
+        raise InputError(f"{out} is a folder; name a file for the log")
     if out.exists() and not overwrite:
         raise InputError(f"{out} exists already; add --overwrite to replace it")
     if unknown := [name for name in questions if name not in SETS]:
@@ -81,6 +83,13 @@ def evaluate_folder(
             return encode_examples(folder.tokenizer, examples, where=where, **limits)
 
         asked[name] = Questions(encode(found), **_alternatives(found, encode, questions[name]))
+    saying = {"max_tokens": max_tokens, "batch_size": batch_size}
+    prompts = {name: [example.asked for example in found] for name, found in examples.items()}
+    answers = {name: [example.answer.strip() for example in found] for name, found in examples.items()}
+    for each in prompts.values():  # A set that cannot be asked is refused before the others are, which takes hours.
+        encode_prompts(sizes, folder.tokenizer, each, **saying)
+    if not all(map(without_words, answers.values())):
+        rouge_scorer()  # refuses to begin where it is not installed
     say(console, form_line(form))
     key_of = {name: key for key, name in TOFU_SETS.items()}
     log: dict[str, Any] = {}
@@ -90,23 +99,20 @@ def evaluate_folder(
         network = Network(decoder(sizes), params, {})
         for name, found in examples.items():
             progress.update(task, advance=1, note=name)
-            prompts = [example.asked for example in found]
-            limits_of_answers = {"max_tokens": max_tokens, "batch_size": batch_size}
-            said = generate_texts(sizes, params, folder.tokenizer, prompts, **limits_of_answers)
-            answers = [example.answer.strip() for example in found]
+            said = generate_texts(sizes, params, folder.tokenizer, prompts[name], **saying)
             measured = measure_knowledge(network, asked[name])
             rouge = None
-            if lacking := without_words(answers):
+            if lacking := without_words(answers[name]):
                 _logger.warning(
                     "no ROUGE of %s: it counts words of Latin letters and digits, and the answer in line %d of %s has "
                     "none",
                     *(name, found[lacking[0]].line, questions[name]),
                 )
             else:
-                rouge = rouge_l(said, answers).recall
+                rouge = rouge_l(said, answers[name]).recall
             known = dataclasses.replace(measured, said=tuple(said), rouge=rouge)
             log[key_of[name]] = tofu_log_part(
-                known, [(prompt.text, text) for prompt, text in zip(prompts, answers, strict=True)]
+                known, [(prompt.text, text) for prompt, text in zip(prompts[name], answers[name], strict=True)]
             )
         progress.update(task, advance=1, note="")
     files.write_text(out, json.dumps(log, indent=1) + "\n")

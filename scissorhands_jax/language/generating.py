@@ -35,7 +35,26 @@ def generate_texts(
       The answers in the order of the prompts, without blanks around them.
 
     Raises:
-      InputError: A number is below 1, a prompt has no token, or prompt and answer are longer than the context.
+      InputError: As for `encode_prompts`.
+    """
+    encoded = encode_prompts(sizes, tokenizer, prompts, max_tokens=max_tokens, batch_size=batch_size)
+    said = greedy_tokens(
+        step_decoder(sizes), params, {}, encoded, limits=max_tokens, ends=tokenizer.ends, batch_size=batch_size
+    )
+    return [tokenizer.decode(tokens).strip() for tokens in said]
+
+
+def encode_prompts(
+    sizes: Sizes, tokenizer: TextTokenizer, prompts: Sequence[TextPrompt], *, max_tokens: int = 64, batch_size: int = 8
+) -> list[list[int]]:
+    """The tokens of prompts that `generate_texts` can answer; no weights are needed.
+
+    Args:
+      sizes, tokenizer, prompts, max_tokens, batch_size: As for `generate_texts`.
+
+    Raises:
+      InputError: A number is below 1, a prompt has no token or one that the network does not know, or prompt and answer
+        are longer than the context.
     """
     if max_tokens < 1 or batch_size < 1:
         raise InputError(f"max_tokens and the batch size must be at least 1, got {max_tokens} and {batch_size}")
@@ -53,7 +72,4 @@ def generate_texts(
                 f"{prompt[:60]!r} has the token {max(numbers)}, and the network knows {sizes.vocabulary}; take "
                 "tokenizer and weights of one model"
             )
-    said = greedy_tokens(
-        step_decoder(sizes), params, {}, encoded, limits=max_tokens, ends=tokenizer.ends, batch_size=batch_size
-    )
-    return [tokenizer.decode(tokens).strip() for tokens in said]
+    return encoded

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from scissorhands_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from rouge_score.rouge_scorer import RougeScorer
 
 
 class Rouge(NamedTuple):
@@ -23,6 +26,19 @@ class Rouge(NamedTuple):
 def without_words(texts: Sequence[str]) -> list[int]:
     """The places of texts that have no word for ROUGE, which knows Latin letters without accents and digits only."""
     return [place for place, text in enumerate(texts) if not re.search("[a-z0-9]", text.lower())]
+
+
+def rouge_scorer() -> RougeScorer:
+    """What computes ROUGE-L with Porter's stemmer.
+
+    Raises:
+      InputError: The package `rouge-score` is not installed.
+    """
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ModuleNotFoundError as error:
+        raise InputError("ROUGE needs the package rouge-score; install the extra `language`") from error
+    return RougeScorer(["rougeL"], use_stemmer=True)
 
 
 def rouge_l(generated: Sequence[str], references: Sequence[str]) -> Rouge:
@@ -41,10 +57,7 @@ def rouge_l(generated: Sequence[str], references: Sequence[str]) -> Rouge:
     References:
       Lin, ROUGE: A Package for Automatic Evaluation of Summaries, 2004.
     """
-    try:
-        from rouge_score.rouge_scorer import RougeScorer
-    except ModuleNotFoundError as error:
-        raise InputError("ROUGE needs the package rouge-score; install the extra `language`") from error
+    scorer = rouge_scorer()
     if len(generated) != len(references):
         raise InputError(f"there are {len(generated)} texts and {len(references)} references; give one text for each")
     if lacking := without_words(references):
@@ -52,6 +65,5 @@ def rouge_l(generated: Sequence[str], references: Sequence[str]) -> Rouge:
             f"reference {lacking[0]} is {references[lacking[0]][:60]!r}, and ROUGE-L counts words of Latin letters and "
             "digits only; leave it out"
         )
-    scorer = RougeScorer(["rougeL"], use_stemmer=True)
     scores = [scorer.score(right, said)["rougeL"] for said, right in zip(generated, references, strict=True)]
     return Rouge(np.array([score.recall for score in scores]), np.array([score.fmeasure for score in scores]))
