@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from scissorhands_jax import files, reading
 from scissorhands_jax.errors import CheckpointError, InputError
 from scissorhands_jax.terminal import Console, say
+from scissorhands_jax.training import distributed
 from scissorhands_jax.training.identity import Identity, check_same, identify
 
 _Made = TypeVar("_Made")
@@ -79,6 +80,24 @@ def _begin(folder: Path, identity: Identity, overwrite: bool, resume: bool | Non
     files.clear_folder(folder, last=RUN_FILE)
     files.write_text(file, json.dumps(identity.document(), indent=2) + "\n")
     return True
+
+
+@contextlib.contextmanager
+def cleared_if_refused(folder: Path, fresh: bool, checkpoints: str) -> Iterator[None]:
+    """Empties the folder of a run that was refused before it saved anything, so that it does not block the next run.
+
+    Args:
+      folder: The folder of the run, which is open for it.
+      fresh: Whether the run started from its beginning.
+      checkpoints: The name of the folder of checkpoints. With one of a step in it nothing is removed.
+    """
+    try:
+        yield
+    except InputError:
+        saved = any(path.name.isdigit() for path in (folder / checkpoints).glob("*"))
+        if fresh and not saved and distributed.is_first():
+            files.clear_folder(folder, last=RUN_FILE)
+        raise
 
 
 def check_inputs(out: Path, inputs: Iterable[str | Path | None]) -> None:

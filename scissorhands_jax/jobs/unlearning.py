@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import files, hashing, report, torch_weights
+from scissorhands_jax import hashing, report, torch_weights
 from scissorhands_jax.base import Dataset, Method, ModelState, Params
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.errors import InputError
@@ -33,6 +33,7 @@ from scissorhands_jax.training import checkpoints, distributed, feeding, shardin
 from scissorhands_jax.training.loop import Result, run
 
 _PAGE_FILE = "report.html"
+_CHECKPOINTS = "checkpoints"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,13 +187,13 @@ def unlearn(
     opened = runs.open_folder(out, identity, **options, warn=False)  # as checkpoints do
     with contextlib.ExitStack() as stack:
         fresh = distributed.from_first(lambda: stack.enter_context(opened))
-        with _cleared_if_refused(out, fresh):
+        with runs.cleared_if_refused(out, fresh, _CHECKPOINTS):
             distributed.agree_on_file(out / runs.RUN_FILE)
             if not fresh and distributed.from_first(lambda: _has_ended(out)):
                 say(console, f"the run in {out} has ended; nothing is left to do")
                 return RunResults.read(out / runs.RESULTS_FILE)
             refuse = functools.partial(_refuse_original, job, insist=insist, console=console)
-            keeper = checkpoints.Checkpointer(out / "checkpoints", every_steps=checkpoint_every)
+            keeper = checkpoints.Checkpointer(out / _CHECKPOINTS, every_steps=checkpoint_every)
             stack.callback(keeper.close)
             feeding_options: dict[str, Any] = {"steps_per_call": steps_per_call, "feed_from": feed_from}
             made = _carried_out(job, method, out, keeper, layout, refuse, console=console, **feeding_options)
@@ -384,18 +385,6 @@ def _save_result(out: Path, job: Job, result: Result) -> None:
         named = {job.names.get(name, name): array for name, array in arrays.items()}
         names = {name: job.names[name] for name in arrays if name in job.names}
         torch_weights.write_safetensors(out / WEIGHTS_FILE, named, about | torch_weights.names_metadata(names))
-
-
-@contextlib.contextmanager
-def _cleared_if_refused(out: Path, fresh: bool) -> Iterator[None]:
-    """Removes the folder of a run that was refused before it saved anything, so that it does not block the next run."""
-    try:
-        yield
-    except InputError:
-        saved = any(path.name.isdigit() for path in (out / "checkpoints").glob("*"))
-        if fresh and not saved and distributed.is_first():
-            files.clear_folder(out, last=runs.RUN_FILE)
-        raise
 
 
 def _row(scenario: str, method: str, seed: int, numbers: dict[str, Any], seconds: float | None) -> report.Row:

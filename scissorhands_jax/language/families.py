@@ -51,24 +51,28 @@ class _Config:
             f"{self.where} asks for {name} {str(found)[:60]!r}, which this package does not have; choose another model"
         )
 
-    def rotations(self) -> tuple[Rotation, Rotation | None]:
-        """The rotation of layers that see everything, and that of layers with a window where it is another one."""
+    def rotations(self, base: float = 10_000.0, near: float | None = None) -> tuple[Rotation, Rotation | None]:
+        """The rotation of layers that see everything, and that of layers with a window where it is another one.
+
+        `base` and `near` are their bases where they are not named; None turns all layers alike.
+        """
         whole = self.entries.get("rope_parameters")
         whole = whole if isinstance(whole, dict) else {}
         if isinstance(whole.get("full_attention"), dict):
-            parts = [whole["full_attention"], whole.get(_SLIDING)]
-            return self._rotation(parts[0]), self._rotation(parts[1]) if isinstance(parts[1], dict) else None
+            windows = whole.get(_SLIDING, None if near is None else {})
+            of_windows = self._rotation(windows, near or base) if isinstance(windows, dict) else None
+            return self._rotation(whole["full_attention"], base), of_windows
         scaling = self.entries.get("rope_scaling")
         merged = {
             "rope_theta": self.entries.get("rope_theta"),
             **(scaling if isinstance(scaling, dict) else {}),
             **whole,
         }
-        local = self.number("rope_local_base_freq", None)
-        return self._rotation(merged), None if local is None else Rotation(base=local)
+        near = self.number("rope_local_base_freq", near)
+        return self._rotation(merged, base), None if near is None else Rotation(base=near)
 
-    def _rotation(self, entries: Mapping[str, Any]) -> Rotation:
-        base = self.number("rope_theta", 10_000.0, entries)
+    def _rotation(self, entries: Mapping[str, Any], usual: float) -> Rotation:
+        base = self.number("rope_theta", usual, entries)
         kind = entries.get("rope_type", entries.get("type", "default"))
         if kind not in ("default", "linear", "llama3") or self.number("partial_rotary_factor", 1.0, entries) != 1.0:
             raise self.refuse("rotations of the kind", kind)
@@ -157,7 +161,10 @@ def _gemma2(config: _Config, caps: tuple[float | None, float | None] = (50.0, 30
 
 def _gemma3(config: _Config) -> dict[str, Any]:
     pattern = config.count("sliding_window_pattern", config.count("_sliding_window_pattern", 6))
+    rotation, of_windows = config.rotations(1_000_000.0, 10_000.0)
     return {
+        "rotation": rotation,
+        "window_rotation": of_windows,
         **_gemma2(config, (None, None)),
         "head_norms": True,
         "windows": config.windows(lambda layer: (layer + 1) % pattern != 0),

@@ -10,15 +10,19 @@ from typing import Any
 
 import optax
 
-from scissorhands_jax import microbatches, optimizers
+from scissorhands_jax import microbatches, optimizers, trees
 from scissorhands_jax.base import Method, Model
 from scissorhands_jax.errors import InputError, suggest
 from scissorhands_jax.language.decoder import Sizes, hidden_after
 from scissorhands_jax.language.methods import LANGUAGE_METHODS
+from scissorhands_jax.language.model_folders import outline_of
 from scissorhands_jax.language.token_losses import token_loss
 from scissorhands_jax.methods import METHODS
 from scissorhands_jax.methods.munba import ForgetLoss, MunbaSettings
+from scissorhands_jax.methods.scissorhands import ScissorhandsOptions
+from scissorhands_jax.methods.semantics import resolve_semantics
 from scissorhands_jax.methods.settings import HELD_OUT, MeasuredNumber, MethodSettings, ScheduleName, TrainingSettings
+from scissorhands_jax.methods.trimming import trimming_leaves
 
 _OF_ANY_LOSS = (
     *("scissorhands", "finetune", "gradient_ascent", "neggrad_plus", "l1_sparse"),
@@ -114,7 +118,7 @@ def build_method(name: str, settings: Any, sizes: Sizes, model: Model, *, ceilin
       lora: Whether `model` has LoRA.
 
     Raises:
-      InputError: A setting is out of its range or cannot be used.
+      InputError: A setting is out of its range or cannot be used, or a pattern matches nothing of the network.
     """
     if lora and name in _NOT_WITH_LORA:
         raise InputError(f"{name} cannot be used with --lora: {_NOT_WITH_LORA[name]}; leave --lora out")
@@ -129,6 +133,11 @@ def build_method(name: str, settings: Any, sizes: Sizes, model: Model, *, ceilin
         settings = dataclasses.replace(settings, ceiling=MeasuredNumber(ceiling))
     if getattr(settings, "trim", "") is None:
         settings = dataclasses.replace(settings, trim=_TRIMMED)
+    if isinstance(settings, ScissorhandsOptions):
+        outline = outline_of(sizes)
+        semantics = resolve_semantics(settings.mode, settings.departures)
+        trimming_leaves(outline, rank=settings.rank, trim=settings.trim, semantics=semantics)
+        trees.select(outline, settings.project)
     return settings.build(model, token_loss(model), num_classes=0)
 
 
@@ -150,6 +159,7 @@ def _language_method(name: str, settings: Any, sizes: Sizes, model: Model, lora:
         if options["trained"] is None:
             layers = "|".join(str(near) for near in range(max(0, layer - 2), layer + 1))
             options["trained"] = rf"model/layers/({layers})/mlp/down_proj/kernel"
+        trees.select(outline_of(sizes), options["trained"])
     factory: Any = LANGUAGE_METHODS[name]
     return settings.scheduled(factory(made_for, settings.optimizer(), **options))
 

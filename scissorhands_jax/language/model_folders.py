@@ -27,7 +27,7 @@ from scissorhands_jax.language.chat_templates import (
 )
 from scissorhands_jax.language.decoder import Sizes, decoder
 from scissorhands_jax.language.families import sizes_of
-from scissorhands_jax.language.text_files import TEMPLATE
+from scissorhands_jax.language.text_files import TEMPLATE, check_template
 from scissorhands_jax.language.text_tokens import TextTokenizer, read_tokenizer
 from scissorhands_jax.training.sharding import Layout
 
@@ -90,10 +90,11 @@ def question_form(path: Path, template: str | None = None) -> str | ChatTemplate
         the folder has one, and the latter elsewhere. Anything else is a template itself, with `{question}` in it.
 
     Raises:
-      InputError: The chat template is missing although it is asked for, or is damaged, or its file is.
+      InputError: The template has no place for the question; or the chat template is missing although it is asked for,
+        or is damaged, or its file is.
     """
-    if template not in (CHAT, PLAIN, None):
-        return template
+    if template is not None and template not in (CHAT, PLAIN):
+        return check_template(template)
     found = None if template == PLAIN else read_chat_template(path, _read_optional(path / DESCRIPTION_FILE))
     if found is None and template == CHAT:
         raise InputError(
@@ -125,6 +126,8 @@ def read_language_config(path: Path) -> Sizes:
 def read_text_tokenizer(path: Path) -> TextTokenizer:
     """The tokenizer of a folder, with the tokens that end an answer as three files name them.
 
+    A number that is no token of the network, such as -1, names none.
+
     Args:
       path: The folder, which need not have weights.
 
@@ -140,7 +143,7 @@ def read_text_tokenizer(path: Path) -> TextTokenizer:
     ends = [found.token_to_id(named) if isinstance(named, str) else None]
     for entry in (generation.get("eos_token_id"), config.get("eos_token_id")):
         ends += entry if isinstance(entry, list) else [entry]
-    tokenizer = TextTokenizer(found, [end for end in ends if type(end) is int])
+    tokenizer = TextTokenizer(found, [end for end in ends if type(end) is int and 0 <= end < vocabulary])
     if tokenizer.size > vocabulary:
         raise InputError(
             f"{path / TOKENIZER_FILE} has {tokenizer.size} tokens and the network knows {vocabulary}; take "
@@ -195,8 +198,8 @@ def outline_of(sizes: Sizes, dtype: str = "float32") -> Params:
 def write_language_folder(folder: LanguageFolder, out: Path, params: Params) -> None:
     """Writes a model like the one in a folder, with other weights, whole or not at all.
 
-    Tensors have the names, files and types that they have in the folder, and all files beside the weights are copied.
-    Rounding to a type of 16 bits may undo small changes.
+    Tensors have the names, files and types that they have in the folder, and the files beside the weights are copied;
+    folders in it are not. Rounding to a type of 16 bits may undo small changes.
 
     Args:
       folder: Where the network came from.

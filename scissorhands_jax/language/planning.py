@@ -246,6 +246,7 @@ class _LanguageRun(PlannedRun):
             dataclasses.replace(job, settings=settings).build(sizes, model, _CEILING)
             for settings in (constant, changed_settings(constant, microbatches=1))
         )
+        job.check_batches(method, rows.data)
         params, model_state = outline_of(sizes), {}
         if job.lora is not None:
             params, model_state = jax.eval_shape(model.init, jax.random.key(0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,8 +73,8 @@ def read_text_examples(path: Path, *, template: str | ChatTemplate = TEMPLATE) -
       InputError: The file is missing, empty or damaged, or a line is none of these, or an answer is empty; or the chat
         template fails or does not keep an answer.
     """
-    if not isinstance(template, ChatTemplate) and _QUESTION not in template:
-        raise InputError(f"the template {template[:60]!r} has no {_QUESTION}; put it where the question is to stand")
+    if not isinstance(template, ChatTemplate):
+        check_template(template)
     try:
         lines = reading.read_lines(path)
     except OSError as error:
@@ -86,14 +87,26 @@ def read_text_examples(path: Path, *, template: str | ChatTemplate = TEMPLATE) -
     return examples
 
 
+def check_template(template: str) -> str:
+    """Returns a template that is no chat template.
+
+    Raises:
+      InputError: It has no place for the question.
+    """
+    if _QUESTION not in template:
+        raise InputError(f"the template {template[:60]!r} has no {_QUESTION}; put it where the question is to stand")
+    return template
+
+
 def ask(question: str, template: str | ChatTemplate) -> TextPrompt:
     """A question in its template.
 
     Raises:
-      InputError: The chat template fails or leaves answers out.
+      InputError: The template has no place for the question; or the chat template fails or leaves answers out.
     """
     if isinstance(template, ChatTemplate):
         return TextPrompt(template.turn(question).before, True)
+    check_template(template)
     return TextPrompt(_split_blanks(template)[0].replace(_QUESTION, question))
 
 
@@ -165,25 +178,25 @@ def _text(where: str, entries: Mapping[str, Any], name: str) -> str:
     return value
 
 
-def check_disjoint(forget: tuple[Path, Sequence[TextExample]], retain: tuple[Path, Sequence[TextExample]]) -> None:
-    """Refuses files that share examples, which would be forgotten and kept at the same time.
+def check_disjoint(sets: Mapping[str, tuple[Path, Sequence[TextExample]]]) -> None:
+    """Refuses sets that share examples, which would be forgotten and kept, or trained on and held out.
 
     Args:
-      forget: The file of what is to be forgotten, and its examples.
-      retain: The file of what is to be kept, and its examples.
+      sets: The file and the examples of each set, by its name.
 
     Raises:
-      InputError: An example is in both, apart from blanks and capitals; the message names up to three.
+      InputError: An example is in two sets, apart from blanks and capitals; the message names up to three.
     """
-    kept = {_content(example): example for example in retain[1]}
-    both = [(example, kept[_content(example)]) for example in forget[1] if _content(example) in kept]
-    if both:
-        named = ", ".join(f"line {one.line} = line {other.line} ({one.shown})" for one, other in both[:3])
-        more = f" and {len(both) - 3} more" if len(both) > 3 else ""
-        raise InputError(
-            f"{forget[0]} and {retain[0]} share {len(both)} {'example' if len(both) == 1 else 'examples'}: "
-            f"{named}{more}; remove them from one of the files"
-        )
+    for (name, (path, examples)), (other_name, (other_path, others)) in itertools.combinations(sets.items(), 2):
+        there = {_content(example): example for example in others}
+        both = [(example, there[_content(example)]) for example in examples if _content(example) in there]
+        if both:
+            named = ", ".join(f"line {one.line} = line {other.line} ({one.shown})" for one, other in both[:3])
+            more = f" and {len(both) - 3} more" if len(both) > 3 else ""
+            raise InputError(
+                f"the {name} set {path} and the {other_name} set {other_path} share {len(both)} "
+                f"{'example' if len(both) == 1 else 'examples'}: {named}{more}; remove them from one of the files"
+            )
 
 
 def _content(example: TextExample) -> tuple[str, str]:

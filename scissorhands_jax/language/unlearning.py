@@ -38,6 +38,7 @@ from scissorhands_jax.language.packing import Encoded, network_inputs, packed_ro
 from scissorhands_jax.language.text_files import TEMPLATE, TextExample, check_disjoint, read_text_examples
 from scissorhands_jax.language.text_tokens import TextTokenizer, encode_examples
 from scissorhands_jax.language.token_losses import answers_of, token_nll
+from scissorhands_jax.methods.settings import TrainingSettings
 from scissorhands_jax.terminal import Console, say
 from scissorhands_jax.training import checkpoints, feeding, sharding
 from scissorhands_jax.training.identity import identify
@@ -82,6 +83,15 @@ class LanguageTraining:
     def build(self, sizes: Sizes, model: Model, ceiling: float | None) -> Method:
         """The method; arguments and errors as for `method_settings.build_method`."""
         return build_method(self.method, self.settings, sizes, model, ceiling=ceiling, lora=self.lora is not None)
+
+    def check_batches(self, method: Method, data: Data) -> None:
+        """Refuses microbatches that do not divide a batch of the rows, before any weights are read.
+
+        Raises:
+          InputError: They do not.
+        """
+        if isinstance(self.settings, TrainingSettings):
+            self.settings.check_batches(method, data)
 
     @property
     def rows_at_a_time(self) -> int:
@@ -179,7 +189,8 @@ def unlearn_language(
     say(console, form_line(prepared.rows.form))
     identity = identify(prepared.description, None if layout is None else str(layout))
     places: dict[str, Any] = {"inputs": job.inputs, "overwrite": overwrite, "resume": resume}
-    with runs.open_folder(out, identity, **places, warn=False) as fresh:  # as checkpoints do
+    opened = runs.open_folder(out, identity, **places, warn=False)  # as checkpoints do
+    with opened as fresh, runs.cleared_if_refused(out, fresh, _CHECKPOINTS):
         found = None if fresh else runs.ended_results(out, _CHECKPOINTS, console)
         if found is not None:
             return found
@@ -230,6 +241,7 @@ def prepare_language(job: LanguageJob) -> PreparedJob:
     rows = packed_sets(job, sizes, folder.tokenizer)
     ceiling = None if job.held_out is None else 1.0  # only to see that the method can be built
     method = job.build(sizes, model, ceiling)
+    job.check_batches(method, rows.data)
     named = {"forget": job.forget, "retain": job.retain, "held_out": job.held_out, "refusals": job.refusals}
     description = {
         "command": "lm unlearn",
@@ -254,20 +266,19 @@ def packed_sets(job: LanguageJob, sizes: Sizes, tokenizer: TextTokenizer) -> Tex
       tokenizer: Its tokenizer.
 
     Raises:
-      InputError: A file or an example cannot be used, forget and retain set share examples, or refusals are missing or
+      InputError: A file or an example cannot be used, two sets share examples, or refusals are missing or
         not asked for.
     """
-    parts = {"forget": job.forget, "retain": job.retain, "held_out": job.held_out}
+    given = {"forget": job.forget, "retain": job.retain, "held_out": job.held_out}
+    parts = {name: path for name, path in given.items() if path is not None}
     form = question_form(job.model, job.template)
-    examples = {name: read_text_examples(path, template=form) for name, path in parts.items() if path is not None}
-    check_disjoint((job.forget, examples["forget"]), (job.retain, examples["retain"]))
+    examples = {name: read_text_examples(path, template=form) for name, path in parts.items()}
+    check_disjoint({name.replace("_", "-"): (path, examples[name]) for name, path in parts.items()})
     limits = {"vocabulary": sizes.vocabulary, "context": sizes.context}
-    encoded = {
-        name: encode_examples(tokenizer, found, where=parts[name] or "", **limits) for name, found in examples.items()
-    }
+    encoded = {name: encode_examples(tokenizer, found, where=parts[name], **limits) for name, found in examples.items()}
     refused = None
     if job.method == "dpo":
-        lines = _refusals(job, examples["forget"])
+        lines = _refusals(job, examples["forget"], form)
         refused = encode_examples(tokenizer, lines, where=job.forget, **limits)
     elif job.refusals is not None:
         raise InputError(f"--refusals is for the method dpo, not for {job.method}; leave it out")
@@ -288,19 +299,28 @@ def _packed(
     }
 
 
-def _refusals(job: LanguageJob, examples: Sequence[TextExample]) -> list[TextExample]:
+def _refusals(job: LanguageJob, examples: Sequence[TextExample], form: str | ChatTemplate) -> list[TextExample]:
     """Other answers to the same questions, in the form that `dpo` reads."""
     if job.refusals is None:
         raise InputError("dpo prefers refusals to the answers; name a file with one on each line with --refusals")
     try:
-        lines = [line.strip() for line in reading.read_lines(job.refusals) if line.strip()]
+        read = reading.read_lines(job.refusals)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {job.refusals}: {error}; name a text file with a refusal a line") from error
+    lines = [(number, line.strip()) for number, line in enumerate(read, 1) if line.strip()]
     if not lines:
         raise InputError(f"{job.refusals} is empty; write a refusal on each line")
+    pairs = [(example, *lines[place % len(lines)]) for place, example in enumerate(examples)]
+    if isinstance(form, ChatTemplate):
+        asked = {number: (example, line) for example, number, line in pairs if example.after is not None}
+        for number, (example, line) in asked.items():
+            try:
+                form.check_keeps(example.question, form.turn(example.question), line)
+            except InputError as error:
+                raise InputError(f"{job.refusals}, line {number}: {error}") from error
     return [
         example._replace(answer=example.answer[: len(example.answer) - len(example.answer.lstrip())] + line)
-        for example, line in zip(examples, (lines[place % len(lines)] for place in range(len(examples))), strict=True)
+        for example, _, line in pairs
     ]
 
 

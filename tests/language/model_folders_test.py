@@ -10,8 +10,14 @@ from experiments.language_parity import CONFIGS, weights_of
 from scissorhands_jax import torch_weights
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.language import text_tokens
+from scissorhands_jax.language.decoder import Rotation
 from scissorhands_jax.language.families import sizes_of
-from scissorhands_jax.language.model_folders import load_weights, open_language_folder, write_language_folder
+from scissorhands_jax.language.model_folders import (
+    load_weights,
+    open_language_folder,
+    read_text_tokenizer,
+    write_language_folder,
+)
 from tests.language.tiny_folders import BFLOAT16, FORGET, make_tiny_folder
 
 
@@ -181,6 +187,21 @@ def test_older_configurations_mean_the_same():
     assert sizes_of(CONFIGS["gemma2"], "").windows == (4, None)
     windows = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
     assert sizes_of(CONFIGS["qwen2"] | windows, "").windows == (None, 4)
+
+
+def test_gemma3_turns_as_the_family_does_where_nothing_is_said():
+    config = {name: value for name, value in CONFIGS["gemma3"].items() if name != "rope_parameters"}
+    both = {name: {"rope_type": "default"} for name in ("full_attention", "sliding_attention")}
+    for said in ({}, {"rope_parameters": both}, {"rope_parameters": {"full_attention": {}}}):
+        found = sizes_of(config | said, "")
+        assert (found.rotation, found.window_rotation) == (Rotation(base=1e6), Rotation(base=1e4))
+    assert sizes_of(config | {"rope_theta": 5e4, "rope_local_base_freq": 7e3}, "").window_rotation == Rotation(base=7e3)
+
+
+def test_what_is_no_token_ends_no_answer(folder):
+    changed(folder / "config.json", eos_token_id=[-1, 10**6, 2])
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": -1}))
+    assert read_text_tokenizer(folder).ends == (2,)
 
 
 def test_windows_that_are_switched_off_do_not_count():

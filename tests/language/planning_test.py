@@ -255,6 +255,7 @@ class TestRefusals:
             (("--row-length", "32", "--lora", "99"), "the rank of LoRA must be from 1 to"),
             (("--row-length", "32", "beta=-1"), "beta must be above 0, got -1"),
             (("--forget", "FORGET"), "give both files, or neither"),
+            (("--forget", "FORGET", "--retain", "RETAIN", "--microbatches", "32"), "cannot be divided into 32 equal"),
             (
                 ("--forget", "FORGET", "--retain", "RETAIN", "--row-length", "32"),
                 "--row-length has no effect with --forget",

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.language.text_files import check_disjoint, read_text_examples
+from scissorhands_jax.language.text_files import ask, check_disjoint, read_text_examples
 from tests.language.tiny_folders import write_lines
 
 TOFU = {
@@ -61,6 +61,8 @@ def test_files_that_are_none(tmp_path):
     with pytest.raises(InputError, match="UTF-8"):
         read_text_examples(tmp_path / "bytes.json")
     with pytest.raises(InputError, match=r"no \{question\}"):
+        ask("Who?", "caht")
+    with pytest.raises(InputError, match=r"no \{question\}"):
         read_text_examples(tmp_path / "empty.json", template="Q:")
 
 
@@ -76,8 +78,11 @@ def test_examples_in_both_files_are_named(tmp_path):
     again = {"question": "WHO  is 1?", "answer": "Ada. "}
     retain = write_lines(tmp_path / "retain.json", [rows[5], again])
     parts = [(path, read_text_examples(path)) for path in (forget, retain)]
-    with pytest.raises(InputError, match=r"share 1 example: line 2 = line 2 \('Who is 1\?'\); remove"):
-        check_disjoint(*parts)
+    alone = (retain, parts[1][1][:1])
+    with pytest.raises(InputError, match=r"retain set .* share 1 example: line 2 = line 2 \('Who is 1\?'\); remove"):
+        check_disjoint({"forget": parts[0], "retain": parts[1]})
     with pytest.raises(InputError, match=r"share 5 examples: .* and 2 more; remove"):
-        check_disjoint(parts[0], parts[0])
-    check_disjoint(parts[0], (retain, parts[1][1][:1]))
+        check_disjoint({"forget": parts[0], "retain": alone, "held-out": parts[0]})
+    with pytest.raises(InputError, match=r"the retain set .* and the held-out set .* share 1 example"):
+        check_disjoint({"forget": parts[0], "retain": alone, "held-out": alone})
+    check_disjoint({"forget": parts[0], "retain": alone})

@@ -1,6 +1,8 @@
 """`lm unlearn` and `lm generate` on tiny models: the folders that come out, resuming, meshes, and what is refused."""
 
+import dataclasses
 import json
+import sys
 
 import jax
 import numpy as np
@@ -10,7 +12,7 @@ from experiments.language_parity import CHATS, CONFIGS, SPECIAL
 from scissorhands_jax import torch_weights
 from scissorhands_jax.cli.main import main
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.language import unlearning
+from scissorhands_jax.language import folder_evaluation, model_folders, unlearning
 from scissorhands_jax.language.chat_templates import ChatTemplate
 from scissorhands_jax.language.decoder import decoder
 from scissorhands_jax.language.generating import generate_texts
@@ -160,6 +162,13 @@ def test_every_method_forgets_from_folder_to_folder(learned, method, lora):
         (("layer=2",), "rmu", "layer must be from 0 to 0"),
         (("--microbatches", "2"), "rmu", "computes its batches whole"),
         (("--microbatches", "3"), "npo", "cannot be divided"),
+        (("--microbatches", "32"), "npo", "cannot be divided into 32"),
+        (("--microbatches", "32"), "finetune", "cannot be divided into 32"),
+        (("ceiling=1", "trim=nothing"), "scissorhands", "matches none of the"),
+        (("ceiling=1", "rank=nothing"), "scissorhands", "matches none of the"),
+        (("ceiling=1", "project=nothing"), "scissorhands", "matches none of the"),
+        (("ceiling=1", "trim=model/norm"), "scissorhands", "selects only biases and scales"),
+        (("trained=nothing",), "rmu", "matches none of the"),
         (("gamma=2", "beta=-1"), "npo", "beta must be above 0"),
         ((), "dpo", "name a file with one on each line with --refusals"),
         (("--refusals", "x"), "npo", "--refusals is for the method dpo"),
@@ -167,7 +176,8 @@ def test_every_method_forgets_from_folder_to_folder(learned, method, lora):
         (("--template", "chat"), "npo", "model has no chat template"),
     ],
 )
-def test_what_cannot_be_used_is_refused_before_anything_is_written(place, capsys, more, method, said):
+def test_what_cannot_be_used_is_refused_before_anything_is_written(place, capsys, monkeypatch, more, method, said):
+    monkeypatch.setattr(unlearning, "load_weights", None)
     assert command(place, "bad", *more, method=method) == 2
     assert said in capsys.readouterr().err
     assert not (place / "bad").exists()
@@ -180,9 +190,20 @@ def test_examples_that_do_not_fit(place, capsys):
     assert "long.json, line 1 has 82 tokens, and the network reads 64" in capsys.readouterr().err
     assert main(["lm", "unlearn", "--model", str(place / "model"), "--forget", str(place / "retain.json"), *files]) == 2
     assert "share 3 examples" in capsys.readouterr().err
+    assert command(place, "bad", "--held-out", place / "retain.json") == 2
+    assert "retain.json and the held-out set" in capsys.readouterr().err
 
 
-def test_generating(place, capsys):
+def test_a_run_that_is_refused_after_it_began_does_not_block_the_corrected_one(place, monkeypatch):
+    def refused(*arguments):
+        raise InputError("the device has no room")
+
+    monkeypatch.setattr(unlearning, "_network", refused)
+    assert command(place, "refused", *QUICK) == 2
+    assert not (place / "refused").exists()
+
+
+def test_generating(place, capsys, monkeypatch):
     folder = open_language_folder(place / "model")
     params, tokenizer = load_weights(folder), folder.tokenizer
     prompts = ["Who wrote the Red book?", "What"]
@@ -202,10 +223,12 @@ def test_generating(place, capsys):
         f"Question: {question}\nAnswer:" for question in ("Who wrote the Red book?", "What is Ada?")
     ]
     assert printed[0]["answer"] == together[1]
-    assert main([*words, "--prompt", "What", "--max-tokens", "99"]) == 2
-    assert "are more than the 64 that the network reads" in capsys.readouterr().err
     assert main([*words]) == 2
     assert "there is nothing to answer" in capsys.readouterr().err
+    monkeypatch.setattr(model_folders, "load_weights", None)
+    for more, said in ((("--max-tokens", "99"), "more than the 64"), (("--template", "caht"), "has no {question}")):
+        assert main([*words, "--question", "What?", *more]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_questions_are_asked_in_the_chat_template_of_the_folder(learned, capsys):
@@ -259,6 +282,38 @@ def test_a_byte_order_mark_is_no_part_of_a_refusal(place):
         return prepare_language(job).rows.data.forget["refusal_tokens"]
 
     np.testing.assert_array_equal(refused("\ufeff"), refused(""))
+
+
+def test_a_refusal_that_the_chat_template_changes_is_refused(tmp_path):
+    template = "{% for message in messages %}{{ message.content | replace('Sorry', 'No') }} {% endfor %}"
+    make_tiny_folder(tmp_path / "model", {**CONFIGS["llama"], "num_hidden_layers": 1}, chat=template)
+    (tmp_path / "refusals.txt").write_text("What ?\nSorry .\n")
+    job = LanguageJob(
+        model=tmp_path / "model",
+        method="dpo",
+        settings=token_settings("dpo")(),
+        refusals=tmp_path / "refusals.txt",
+        **write_examples(tmp_path),
+    )
+    with pytest.raises(
+        InputError, match=r"refusals\.txt, line 2: the chat template in .* does not keep the answer 'Sorry \.'"
+    ):
+        prepare_language(job)
+    prepare_language(dataclasses.replace(job, template="plain"))
+
+
+def test_what_no_set_can_be_asked_with_is_refused_before_weights_are_read(place, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(folder_evaluation, "load_weights", None)
+    words = ["lm", "evaluate", "--model", place / "model", "--forget", place / "forget.json"]
+    words += ["--retain", place / "retain.json", "--out", tmp_path / "log.json"]
+    for more, said in ((("--max-tokens", "0"), "at least 1, got 0"), (("--max-tokens", "60"), "more than the 64")):
+        assert main([*map(str, words), *more]) == 2
+        assert said in capsys.readouterr().err
+    assert main([*map(str, words), "--out", str(tmp_path), "--overwrite"]) == 2
+    assert "is a folder; name a file for the log" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
+    assert main([*map(str, words), "--max-tokens", "5"]) == 2
+    assert "ROUGE needs the package rouge-score" in capsys.readouterr().err
 
 
 def test_evaluating_a_folder(place, capsys):
