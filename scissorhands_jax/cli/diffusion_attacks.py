@@ -71,6 +71,7 @@ class AttackCommand(ResumeOptions, ConceptOptions):
         from scissorhands_jax.diffusion.attack_judges import ConceptJudge
         from scissorhands_jax.diffusion.attacks import AttackSettings
 
+        self.check_inputs(self.out, self.prompts, self.clip)
         prompts = generating.read_prompts(self.prompts, seed=self.seed)
         if self.number is not None and not 1 <= self.number <= len(prompts):
             raise InputError(f"--first must be 1 to {len(prompts)}, the number of prompts, got {self.number}")

@@ -46,6 +46,7 @@ class GenerateCommand(ResumeOptions, SamplingOptions, PromptOptions):
         settings = self.sampling()
         if self.images < 1:
             raise InputError(f"--images must be at least 1, got {self.images}")
+        self.check_inputs(self.out, self.model, self.unet, self.tokenizer, self.prompts)
         if self.prompts is not None:
             prompts = generating.read_prompts(self.prompts, seed=self.seed)
         else:
@@ -62,7 +63,6 @@ class GenerateCommand(ResumeOptions, SamplingOptions, PromptOptions):
             settings=settings,
             batch_size=self.batch_size,
             description={"networks_sha256": model_folder.model_sha256(self.model, unet=self.unet)},
-            inputs=[self.model, self.unet, self.tokenizer, self.prompts],
             overwrite=self.overwrite,
             resume=self.resume,
             console=console,
@@ -140,6 +140,7 @@ class ImagesCommand(ResumeOptions, ConceptOptions):
         from scissorhands_jax.diffusion import evaluating, evaluation_page, measuring
 
         sampling = self.sampling()
+        self.check_inputs(self.out, self.prompts, self.clip, self.inception)
         names = {"classes": tuple(self.classes.split(","))} if self.classes is not None else {}
         settings = measuring.EvaluationSettings(
             threshold=self.threshold, pairing=self.pairing, show_flagged=self.show_flagged, **names

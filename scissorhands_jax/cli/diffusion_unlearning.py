@@ -188,6 +188,8 @@ class ConceptCommand(ResumeOptions, DiffusionMethodOptions, SamplingOptions, Pro
 
         layout = self.layout()
         settings = self.method_settings()
+        words = (*self.forget_prompts, *self.retain_prompts)
+        self.check_inputs(self.out, *(Path(word) for word in words if word.lower().endswith(".csv")))
         forget = concept_sets.read_concept_set(
             list(self.forget_prompts), self.forget_images, self.images, name="forget", seed=self.seed
         )

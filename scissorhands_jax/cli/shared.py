@@ -80,6 +80,21 @@ class ResumeOptions(OverwriteOptions):
         ),
     ] = False
 
+    def check_inputs(self, out: Path, *inputs: Path | None) -> None:
+        """Refuses files in the folder of a run that begins, which would be removed; see `runs.open_folder`.
+
+        Args:
+          out: The folder.
+          inputs: Files and folders that the command reads and the run does not know; None is none.
+
+        Raises:
+          InputError: As `runs.check_inputs`.
+        """
+        from scissorhands_jax.jobs import runs
+
+        if not self.resume:
+            runs.check_inputs(out, inputs)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataFolderOptions(Command):

@@ -8,7 +8,7 @@ import functools
 import io
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -161,7 +161,6 @@ def generate_images(
     settings: GenerationSettings = DEFAULT_GENERATION,
     batch_size: int = 1,
     description: dict[str, Any] | None = None,
-    inputs: Iterable[str | Path | None] = (),
     overwrite: bool = False,
     resume: bool = False,
     console: Console | None = None,
@@ -179,7 +178,6 @@ def generate_images(
       settings: How images are made.
       batch_size: The number of images that are made at a time.
       description: What a resumed run must agree on in addition to settings and prompts, such as the networks.
-      inputs: The files and folders that pipeline and prompts were read from, as for `runs.open_folder`.
       overwrite: Whether images of an earlier run are replaced.
       resume: Whether an earlier run is continued.
       console: Shows progress. By default that is standard error.
@@ -195,7 +193,7 @@ def generate_images(
         raise InputError(f"--batch-size must be at least 1, got {batch_size}")
     sampler = check_generation(settings, pipeline.config)
     identity = image_identity(prompts, pipeline.tokenizer, settings, description)
-    with runs.open_folder(out, identity, inputs=inputs, overwrite=overwrite, resume=resume):
+    with runs.open_folder(out, identity, overwrite=overwrite, resume=resume):
         return _make_missing(pipeline, prompts, out, settings, sampler, batch_size, console or Console(stderr=True))
 
 

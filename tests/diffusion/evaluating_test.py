@@ -595,6 +595,10 @@ class TestBadInput:
             ),
             (["--utility-images", "ok", "--clip", "p.csv", "--tokenizer", "empty"], "there is no tokenizer file in"),
             (["--dtype", "float8"], "--dtype is 'float8'; choose one of float32, bfloat16"),
+            (
+                ["--out", ".", "--prompts", "p.csv", "--model", "m"],
+                r"p\.csv is read and lies in \., where the result goes",
+            ),
             (["--out", "ok"], "ok is read and is where the result goes, .*ok; name another place for one"),
         ],
     )

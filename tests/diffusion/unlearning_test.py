@@ -265,6 +265,10 @@ class TestRuns:
         words = paper(folder, folder / "paper", "--forget-images", images, "--overwrite")
         assert "images is read and lies in" in error_of(capsys, *words)
         assert list(images.glob("*.png"))
+        (folder / "paper/more.csv").write_text("prompt\na cat\n")
+        words = [*paper(folder, folder / "paper", "--overwrite"), "--forget-prompts", folder / "paper/more.csv"]
+        assert "more.csv is read and lies in" in error_of(capsys, *words)
+        (folder / "paper/more.csv").unlink()
 
     def test_images_of_a_cache_that_were_made_otherwise_are_refused_before_any_are_made(self, folder, tmp_path, capsys):
         shutil.copytree(folder / "paper/cache/retain", tmp_path / "cache/retain")
