@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ import re
 import secrets
 import shutil
 import socket
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -34,6 +36,7 @@ LOCK_FILE = ".lock"
 """The file in a folder whose lock `sole_writer` holds. It is removed with the lock, unless the process is killed."""
 
 _SECONDS_BETWEEN_TRIES = 0.05
+_SECONDS_OF_A_LOOK = 0.3  # at most, for which whoever looks whether a file is locked keeps others from locking it
 _TRIES = 50  # to make a folder that others remove
 _MAX_HOLDER = 4096  # bytes of what a lock file says about its holder
 _logger = logging.getLogger(__name__)
@@ -125,7 +128,7 @@ def write_new(path: str | os.PathLike, content: bytes, *, mode: int = 0o666) -> 
 
 
 @contextlib.contextmanager
-def new_folder(path: str | os.PathLike) -> Iterator[Path]:
+def new_folder(path: str | os.PathLike, *, replace: bool = True) -> Iterator[Path]:
     """Makes a folder that is there whole or not at all. One that exists is replaced once the new one is whole.
 
     The caller makes and fills the folder that is yielded, which lies on the same disk as `path` and gets its name when
@@ -134,11 +137,13 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
 
     Args:
       path: The folder. Missing folders above it are created.
+      replace: Whether what is there when the new folder is whole is replaced; otherwise it stays.
 
     Yields:
       Where to make the folder.
 
     Raises:
+      FileExistsError: Without `replace`, there is something of that name, and it has stayed.
       OSError: The folder cannot be written.
     """
     path = Path(path)
@@ -151,10 +156,12 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
             yield fresh
             for folder, _, names in os.walk(fresh):
                 for name in names:
-                    with open(Path(folder, name), "rb") as file:
+                    with open_file(Path(folder, name)) as file:
                         os.fsync(file.fileno())
                 _keep_names(Path(folder))
             if os.path.lexists(path):
+                if not replace:
+                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
                 os.rename(path, replaced)
             os.rename(fresh, path)
             _keep_names(path.parent)
@@ -253,10 +260,10 @@ def is_being_written(path: str | os.PathLike) -> bool:
 
 def _is_locked(path: Path) -> bool:
     """Says whether another open file has locked this one."""
-    if path.is_symlink() or not path.is_file():
+    if path.is_symlink():
         return False
-    with contextlib.suppress(OSError), open(path, "rb") as file:
-        return _flock(file.fileno()) is False
+    with contextlib.suppress(OSError), open_file(path) as file:
+        return _flock(file.fileno(), shared=True) is False  # Two that look are not in each other's way.
     return False
 
 
@@ -290,17 +297,17 @@ def sole_writer(folder: str | os.PathLike, *, of: str | None = None, seconds: fl
       of: The name of a file or folder in it that the right is limited to. By default the right is to everything in the
         folder. Rights to different names, and to everything, do not exclude one another.
       seconds: How long to wait for another holder, who is named in the log meanwhile; `math.inf` waits for ever. By
-        default an error is raised at once.
+        default an error is raised after a moment, in which somebody may only have looked whether the right is held.
 
     Raises:
       BusyError: Another process, or another part of this one, holds the right. The error says which process that is, on
         which machine, since when, and what it runs.
-      OSError: The folder or the file cannot be made.
+      OSError: The folder or the file cannot be made, or something else has the name of the file.
     """
     folder = Path(folder)
     lock_file = folder / (LOCK_FILE if of is None else f".{of}{LOCK_FILE}")
     is_new = not os.path.lexists(folder)
-    descriptor = _lock(lock_file, folder / (of or ""), time.monotonic() + seconds)
+    descriptor = _lock(lock_file, folder / (of or ""), seconds)
     _held.add(descriptor)
     try:
         yield
@@ -322,7 +329,7 @@ def holder(folder: str | os.PathLike) -> str | None:
     path = Path(folder, LOCK_FILE)
     if not _is_locked(path):
         return None
-    with contextlib.suppress(OSError), open(path, "rb") as file:
+    with contextlib.suppress(OSError), open_file(path) as file:
         return _described_holder(file.fileno())
     return None
 
@@ -330,7 +337,7 @@ def holder(folder: str | os.PathLike) -> str | None:
 def is_lock_file(path: str | os.PathLike) -> bool:
     """Says whether a file holds what `sole_writer` leaves in the file of a lock: nothing, or who holds it."""
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             content = file.read(_MAX_HOLDER + 1)
         return not content or _is_holder(content)
     except OSError:
@@ -350,26 +357,30 @@ def _is_holder(content: bytes) -> bool:
     }
 
 
-def _lock(path: Path, what: Path, deadline: float) -> int:
+def _lock(path: Path, what: Path, seconds: float) -> int:
     """Returns the open and locked file, in which this process has left its name."""
-    is_told = False
+    began, is_told = time.monotonic(), False
     while True:
         make_folder(path.parent)
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+            flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o666)
         except FileNotFoundError:  # The last holder has just removed the empty folder.
             continue
         try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise OSError(errno.EINVAL, "it is a pipe or device and not a file", str(path))
             busy = not _try_to_lock(descriptor, what)
             if not busy and _is_open_file(descriptor, path):
                 os.ftruncate(descriptor, 0)
                 os.write(descriptor, json.dumps(_holder()).encode())
                 return descriptor
-            if busy and time.monotonic() >= deadline:
+            waited = time.monotonic() - began
+            if busy and waited >= max(seconds, _SECONDS_OF_A_LOOK):
                 raise BusyError(
                     f"{what} is being written to by {_described_holder(descriptor)}; wait until it has ended"
                 )
-            if busy and not is_told:
+            if busy and not is_told and waited >= _SECONDS_OF_A_LOOK:
                 _logger.warning("waiting for %s, which writes to %s", _described_holder(descriptor), what)
                 is_told = True
         except BaseException:
@@ -437,12 +448,15 @@ def _try_to_lock(descriptor: int, what: Path) -> bool:
     return locked is not False
 
 
-def _flock(descriptor: int) -> bool | None:
-    """Locks an open file until it is closed. Says whether that succeeded; None where the file system has no locks."""
+def _flock(descriptor: int, *, shared: bool = False) -> bool | None:
+    """Locks an open file until it is closed, alone or together with others that share the lock.
+
+    Says whether that succeeded; None where the file system has no locks.
+    """
     try:
         if fcntl is None:
             return None
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:
@@ -532,14 +546,17 @@ def _temporary_folder(path: Path) -> tuple[int, Path, Path]:
             descriptor = _locked_new(temporary / _GUARD, 0o666)
             if descriptor is not None:
                 return descriptor, temporary, _hidden(path, number, "replaced")
+        _delete(temporary)
 
 
 def _locked_new(path: Path, mode: int) -> int | None:
-    """Makes, opens and locks a file; None if another process has taken it for a leftover before it was locked."""
+    """Makes, opens and locks a file; None, and nothing is left, if another process has locked it before."""
     with contextlib.suppress(FileExistsError):  # Another process has just made it to look whether it is locked.
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         if _flock(descriptor) is not False and _is_open_file(descriptor, path):
             return descriptor
+        if _is_open_file(descriptor, path):
+            path.unlink(missing_ok=True)
         os.close(descriptor)
     return None
 
@@ -577,7 +594,7 @@ def _leftover_guard(partial: Path) -> contextlib.AbstractContextManager[BinaryIO
     guard = partial / _GUARD if is_folder else partial
     with contextlib.suppress(FileNotFoundError):  # Another process has just removed it.
         if fcntl is not None and (guard.is_file() or (is_folder and not os.path.lexists(guard))):
-            return open(guard, "ab" if is_folder else "rb")
+            return open(guard, "ab") if is_folder else open_file(guard)
     return contextlib.nullcontext()
 
 
@@ -588,7 +605,7 @@ def _remove_free_lock(path: Path) -> None:
     """
     if path.is_symlink() or not path.is_file():
         return
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         content = file.read(_MAX_HOLDER)
         is_ours = content.startswith(b'{"pid"')
         if is_ours and _flock(file.fileno()) and _is_open_file(file.fileno(), path):

@@ -173,6 +173,43 @@ def test_a_link_is_not_followed(tmp_path):
     assert (tmp_path / "elsewhere").read_text() == "precious"
 
 
+def test_a_pipe_in_the_place_of_a_lock_is_neither_waited_for_nor_taken_for_one(tmp_path):
+    os.mkfifo(tmp_path / files.LOCK_FILE)
+    assert not files.is_lock_file(tmp_path / files.LOCK_FILE)
+    assert files.holder(tmp_path) is None
+    with pytest.raises(OSError, match=rf"pipe or device.*{files.LOCK_FILE}"), files.sole_writer(tmp_path):
+        pass
+
+
+def test_whoever_looks_whether_a_lock_is_held_is_in_nobodys_way(tmp_path):
+    """Neither of those who look at the same time, nor of a writer who does not wait."""
+    lock_file = tmp_path / files.LOCK_FILE
+    lock_file.touch()
+    with open(lock_file, "rb") as looking:
+        assert files._flock(looking.fileno(), shared=True)
+        assert files.holder(tmp_path) is None
+        released = threading.Timer(0.1, looking.close)
+        released.start()
+        with files.sole_writer(tmp_path):
+            assert files.holder(tmp_path) is not None
+        released.join()
+
+
+def test_a_new_file_that_another_has_locked_is_not_left_behind(tmp_path, monkeypatch):
+    whole, refused = files._flock, []
+
+    def overtaken(descriptor):
+        refused.append(descriptor)
+        return whole(descriptor) if len(refused) % 2 == 0 else False
+
+    monkeypatch.setattr(files, "_flock", overtaken)
+    files.write_text(tmp_path / "file", "written")
+    with files.new_folder(tmp_path / "folder") as fresh:
+        fresh.mkdir()
+    assert len(refused) == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
 @pytest.mark.parametrize("error", [errno.ENOLCK, errno.EOPNOTSUPP])
 def test_without_locks_a_warning_is_given(tmp_path, monkeypatch, caplog, error):
     def refuse(*_):
@@ -213,6 +250,25 @@ def test_a_folder_replaces_another_whole_and_a_failure_keeps_the_old_one(tmp_pat
         pass  # made nothing
     assert content(tmp_path) == {"folder/deep/new": "new"}
     assert [entry.name for entry in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_folder_that_must_be_new_replaces_nothing_that_appears_meanwhile(tmp_path):
+    place = tmp_path / "new"
+
+    def make():
+        with files.new_folder(place, replace=False) as fresh:
+            fresh.mkdir()
+            place.mkdir()
+            (place / "theirs").write_text("theirs")
+
+    with pytest.raises(FileExistsError, match="new"):
+        make()
+    assert content(tmp_path) == {"new/theirs": "theirs"}
+    shutil.rmtree(place)
+    with files.new_folder(place, replace=False) as fresh:
+        fresh.mkdir()
+        (fresh / "ours").write_text("ours")
+    assert content(tmp_path) == {"new/ours": "ours"}
 
 
 def test_a_folder_is_cleared_behind_a_link_too(tmp_path):

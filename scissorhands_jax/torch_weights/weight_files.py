@@ -170,7 +170,7 @@ def open_state_dict(path: str | os.PathLike[str], *, ema: bool | None = None) ->
     try:
         if not Path(path).is_file():
             raise Refused("is a folder or device; give the file itself" if Path(path).exists() else "does not exist")
-        with open(path, "rb") as file:
+        with reading.open_file(path) as file:
             yield LazyStateDict(file, *_find_tensors(path, file, ema))
     except WeightsError:
         raise
