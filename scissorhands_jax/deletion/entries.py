@@ -4,7 +4,7 @@ Every row of the history holds one entry. An entry says what happened, and how t
 requests is the sum of these changes, so it can be recomputed from the signed history.
 
 Some fields of entries are private: they name people, examples or places. They are not in the signed row, which holds
-only a digest of them under a salt that was drawn for this row (`private_digest`). Whoever has neither the fields nor
+only a digest of them under a salt that was drawn for this row (`chain.commitment`). Whoever has neither the fields nor
 the salt learns nothing from the digest. Without the salt nobody can even check a guess, so a private part is erased,
 and the row is as valid as before, when its fields and its salt are removed.
 """
@@ -171,7 +171,10 @@ class RunStarted(LedgerEntry):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunFailed(LedgerEntry):
-    """A run ended without a network, for the reason in `why`; its requests are open again."""
+    """A run ended without a network, for the reason in `why`; its requests are open again.
+
+    Where an earlier run had answered requests of it with `RETRAIN`, an `AnswersKept` follows in the same transaction.
+    """
 
     kind: ClassVar[str] = "failed"
     private: ClassVar[tuple[str, ...]] = ("why",)
@@ -182,6 +185,21 @@ class RunFailed(LedgerEntry):
     def changes(self) -> Iterable[RequestChange]:
         """Returns changes back to the state `OPEN`."""
         return [RequestChange(request, OPEN, None) for request in self.requests]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AnswersKept(LedgerEntry):
+    """The run that has just failed had tried requests again that an earlier run had answered with `RETRAIN`, which
+    stays their answer."""
+
+    kind: ClassVar[str] = "kept"
+    run: int
+    """The earlier run."""
+    requests: tuple[int, ...]
+
+    def changes(self) -> Iterable[RequestChange]:
+        """Returns changes back to the state `RETRAIN`."""
+        return [RequestChange(request, RETRAIN, self.run) for request in self.requests]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -245,15 +245,16 @@ class Ledger:
             _append(self._database, self.keys, entry)
         return number
 
-    def append(self, entry: LedgerEntry) -> None:
-        """Adds an entry to the history, and makes the changes to requests that follow from it.
+    def append(self, *entries: LedgerEntry) -> None:
+        """Adds entries to the history, all or none, and makes the changes to requests that follow from them.
 
         Raises:
-          InputError: The entry is too large to be read again.
-          LedgerError: The entry could not be written, and is not in the ledger.
+          InputError: An entry is too large to be read again.
+          LedgerError: The entries could not be written, and are not in the ledger.
         """
         with self._writing():
-            _append(self._database, self.keys, entry)
+            for entry in entries:
+                _append(self._database, self.keys, entry)
 
     def erase(self, entry: RequestErased) -> None:
         """Adds an entry about an erasure, and removes the private parts that go with it from the file.

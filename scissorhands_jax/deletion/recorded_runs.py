@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from scissorhands_jax import hashing
+import numpy as np
+
+from scissorhands_jax import files
 from scissorhands_jax.deletion import records
 from scissorhands_jax.deletion.entries import FORGOTTEN, RESTORE, ErasureBegun, RequestErased, RunDiscarded, RunRecorded
 from scissorhands_jax.deletion.ledger import Ledger
 from scissorhands_jax.deletion.records import Record
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import runs
-from scissorhands_jax.jobs.earlier_runs import FORGET_FILE, FORGOTTEN_BEFORE_FILE, TRAINED_ON_FILE, WEIGHTS_FILE
+from scissorhands_jax.jobs.earlier_runs import FORGET_FILE, FORGOTTEN_BEFORE_FILE, TRAINED_ON_FILE, WEIGHTS_FILE, Past
 from scissorhands_jax.jobs.job import ORIGINAL_HASH, saved_identity
 
-_READ_NEXT = (runs.RUN_FILE, FORGET_FILE, TRAINED_ON_FILE, FORGOTTEN_BEFORE_FILE)  # what the next run goes by
+# What the next run goes by, next to the network with its description, which says how to read it and that it forgot.
+_READ_NEXT = (runs.RUN_FILE, FORGET_FILE, TRAINED_ON_FILE, FORGOTTEN_BEFORE_FILE)
 
 
 def run_in_use(book: Ledger) -> int | None:
@@ -48,6 +51,11 @@ def stopped_erasures(book: Ledger) -> list[int]:
     return [entry.id for entry in book.entries(ErasureBegun) if entry.id not in ended]
 
 
+def being_erased(book: Ledger) -> bool:
+    """Says whether a process is erasing a request at this moment, and removing files of runs other than networks."""
+    return bool(stopped_erasures(book)) and files.holder(book.folder) is not None
+
+
 def check_erasures(book: Ledger) -> None:
     """Refuses to go on while an erasure has not ended.
 
@@ -65,11 +73,11 @@ def _erase_again(book: Ledger, number: int) -> str:
     )
 
 
-def check_lists_in_use(book: Ledger) -> None:
-    """Refuses to go on from the run in use if the lists of what its network knows and has forgotten were changed.
+def check_run_in_use(book: Ledger) -> None:
+    """Refuses to go on from the run in use if its network or the lists of what that knows and forgot were changed.
 
     Raises:
-      InputError: A list, or the run's record, was changed or is missing.
+      InputError: A file of the network, a list, or the run's record was changed or is missing.
     """
     current = run_in_use(book)
     if current is None:
@@ -78,8 +86,30 @@ def check_lists_in_use(book: Ledger) -> None:
     (expected,) = (entry.record for entry in book.entries(RunRecorded) if entry.run == current)
     if digest != expected:
         raise InputError(f"the record of run {current} is not the one that the ledger has; {RESTORE}")
-    for problem in file_problems(book, record, _READ_NEXT):
+    for problem in file_problems(book, record, {*record.files.network, *_READ_NEXT}):
         raise InputError(f"{problem}; `scissorhands request verify` lists everything that is wrong")
+
+
+def check_past(book: Ledger, past: Past) -> None:
+    """Refuses a past in which a network still knows what served requests have made it forget.
+
+    Whatever the files of a run say, the signed history says what was forgotten.
+
+    Args:
+      book: The ledger.
+      past: What the files say.
+
+    Raises:
+      InputError: Examples of a served request are among those that the network is said to be trained on.
+    """
+    served = [request.id for request in book.requests() if request.state == FORGOTTEN]
+    forgotten = [example.position for request in served for example in book.examples(request)]
+    count = int(np.isin(past.trained_on, forgotten).sum())
+    if count:
+        raise InputError(
+            f"the files of the network in use say that it is trained on {count} of the examples that requests have "
+            "made it forget; put the folder of its run back from your backup"
+        )
 
 
 def file_problems(book: Ledger, record: Record, only: Collection[str] | None = None) -> list[str]:
@@ -101,9 +131,8 @@ def file_problems(book: Ledger, record: Record, only: Collection[str] | None = N
             "that it has gone"
         ]
     found = []
-    now = records.run_files(folder, book.run_salt(record.number))
-    if files_left(book, record.number) is not None:
-        now = records.RunFiles(now.network, {name: hashing.file_sha256(folder / name) for name in now.other})
+    erased = files_left(book, record.number) is not None
+    now = records.run_files(folder, book.run_salt(record.number), erased=erased)
     pairs: list[tuple[Mapping[str, str | None], Mapping[str, str | None]]] = [
         (files_of.network, now.network),
         (files_of.other, now.other),

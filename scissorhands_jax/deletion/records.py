@@ -15,7 +15,9 @@ All numbers except counts are text, as Python's `repr` writes them, so that the 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -334,21 +336,25 @@ def is_network_file(name: str) -> bool:
     return name.startswith(_NETWORK_FILES)
 
 
-def run_files(folder: Path, salt: str | None) -> RunFiles:
-    """Hashes all files in the folder of a run, without its checkpoints.
+def run_files(folder: Path, salt: str | None, *, erased: bool = False) -> RunFiles:
+    """Hashes all files in the folder of a run, without its checkpoints and what another process removes meanwhile.
 
     Args:
       folder: The folder of the run.
       salt: The salt of the run (`Ledger.run_salt`); None if it is not known.
+      erased: Whether an erasure has removed the salt, so that `other` holds plain SHA-256 hashes.
     """
     network: dict[str, str] = {}
     other: dict[str, str | None] = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()):
+    paths = (Path(place, name) for place, _, names in os.walk(folder) for name in names)
+    for path in sorted(path for path in paths if path.is_file() and not path.is_symlink()):
         name = path.relative_to(folder).as_posix()
-        if is_network_file(name):
-            network[name] = hashing.file_sha256(path)
-        elif not name.startswith(_CHECKPOINTS):
-            other[name] = None if salt is None else file_digest(salt, path)
+        with contextlib.suppress(FileNotFoundError):
+            if is_network_file(name):
+                network[name] = hashing.file_sha256(path)
+            elif not name.startswith(_CHECKPOINTS):
+                plain = hashing.file_sha256(path) if erased else None
+                other[name] = plain if salt is None or erased else file_digest(salt, path)
     return RunFiles(network, other)
 
 

@@ -33,7 +33,7 @@ from scissorhands_jax.deletion.ledger import (
 from scissorhands_jax.deletion.lineage import DerivedNetwork, needing_attention
 from scissorhands_jax.deletion.recorded_runs import (
     check_erasures,
-    check_lists_in_use,
+    check_run_in_use,
     missing_in_use,
     network_in_use,
     run_in_use,
@@ -131,6 +131,7 @@ def add_request(
     if begins:
         # Nothing is written before it is known that the request can be served.
         _check_new_folder(folder)
+        _check_keys_folder(folder, keys)
         network = prepare_network(_first_config(subject))
         if not network.splits.task.classifies:
             raise InputError(
@@ -186,7 +187,7 @@ def config_in_use(book: Ledger, subject: Subject) -> NetworkConfig:
 
     Args:
       book: The ledger.
-      subject: What has moved since the ledger was begun.
+      subject: What has moved since the ledger was begun; for an auditor's copy, also how the original is read.
 
     Raises:
       InputError: The subject names something that cannot move and that the ledger knows already.
@@ -196,6 +197,8 @@ def config_in_use(book: Ledger, subject: Subject) -> NetworkConfig:
     if subject.trained_on is not None:
         raise InputError(f"the ledger in {book.folder} knows what its network was trained on; leave --trained-on out")
     described = reading.parse_json(about.described) if about.described else {}
+    if book.is_copy:  # It does not say how the file of its network is read.
+        described = {name: given for name in _DESCRIBED if (given := getattr(subject, name)) is not None}
     for name in ("model", *_DESCRIBED):
         given = getattr(subject, name)
         known = about.model if name == "model" else described.get(name)
@@ -220,7 +223,7 @@ def config_in_use(book: Ledger, subject: Subject) -> NetworkConfig:
             raise InputError(missing_in_use(place / NETWORK_FOLDER if place.is_dir() else place))
         weights, checkpoint, past = None, str(place.absolute()), {}
         described = {}  # Its run has saved the options, and what it knows and has forgotten.
-    return network_config(
+    config = network_config(
         model=about.model,
         weights=weights,
         checkpoint=checkpoint,
@@ -230,6 +233,9 @@ def config_in_use(book: Ledger, subject: Subject) -> NetworkConfig:
         **past,
         **described,
     )
+    if current is None and not book.is_copy:  # The ledger has signed all options, and the original's folder has not.
+        config = dataclasses.replace(config, model_options=described.get("model_options", {}))
+    return config
 
 
 def _check_trained_on(book: Ledger, file: Path, splits: datasets.Splits) -> None:
@@ -271,7 +277,7 @@ def check_place(subject: Subject, current: int | None) -> None:
 
 
 def check_content(book: Ledger, config: NetworkConfig, asked: Sequence[Request]) -> list[str]:
-    """Checks that the data are those with which the ledger was begun, and that the lists of the run in use are its own.
+    """Checks that the data are those with which the ledger was begun, and that the files of the run in use are its own.
 
     Args:
       book: The ledger.
@@ -282,7 +288,7 @@ def check_content(book: Ledger, config: NetworkConfig, asked: Sequence[Request])
       The digests of all training examples.
 
     Raises:
-      InputError: An example or a list has changed, or the training set or the test set is another.
+      InputError: An example, a list or the network in use has changed, or the training set or the test set is another.
     """
     about, splits = book.about, datasets.load(config.dataset, config.data_dir)
     digests = signing.example_digests(book.keys, splits.train)
@@ -305,7 +311,7 @@ def check_content(book: Ledger, config: NetworkConfig, asked: Sequence[Request])
             f"the test set of {config.dataset} is not the one that the ledger in {book.folder} was begun with, and "
             "with another one nothing shows what the network has forgotten; put it back, or begin a new ledger"
         )
-    check_lists_in_use(book)
+    check_run_in_use(book)
     for name, file in past_files(book.folder).items():
         if positions_digest(book.keys, forget_sets.read_positions(file)) != getattr(about, name):
             raise InputError(f"{file} has changed since the ledger was begun; put it back from your backup")
@@ -353,6 +359,21 @@ def _check_new_folder(folder: Path) -> None:
         raise InputError(
             f"{folder} holds no ledger and is not empty: {others[0]} is there, which the ledger could remove; name "
             f"another folder, or put {DATABASE_FILE} back from your backup if it was lost"
+        )
+
+
+def _check_keys_folder(folder: Path, keys: Path | None) -> None:
+    """Refuses to begin a ledger with keys in its folder in another place than their own, which `verify` would name.
+
+    Raises:
+      InputError: They would lie there.
+    """
+    if keys is None:
+        return
+    place, ledger = files.resolved(keys), files.resolved(folder)
+    if place == ledger or (ledger in place.parents and place != files.resolved(folder / KEYS_FOLDER)):
+        raise InputError(
+            f"{keys} lies in the folder of the ledger, which holds keys in {KEYS_FOLDER} alone; name a folder elsewhere"
         )
 
 

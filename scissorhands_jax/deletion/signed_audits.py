@@ -72,8 +72,8 @@ class SignedAudit:
 
     subject: AuditSubject
     results: dict[str, Any]
-    """The `config`, `data`, `ensemble`, `evidence` and `gates` of the audit, as in its `results.json`. The numbers are
-    those that follow from the scores."""
+    """The `config`, `data`, `ensemble`, `evidence`, `gates` and `failures` of the audit, as in its `results.json`. The
+    numbers are those that follow from the scores, and a network without scores counts as failed."""
     scores: AuditScores
     key: str
     """The public key that signed it, in hexadecimal."""
@@ -205,7 +205,8 @@ def read_signed(content: bytes, trusted: Collection[str], path: Path) -> SignedA
         raise InputError(
             f"{path} cannot be read: {type(error).__name__} {error}; ask whoever signed it for another one"
         ) from error
-    return SignedAudit(subject, {**results, **computed}, scores, key, sha256(content))
+    found = {**results, **computed, "failures": _failures(scores)}
+    return SignedAudit(subject, found, scores, key, sha256(content))
 
 
 def check_subject(audit: SignedAudit, job: Job, after: str | None, path: Path) -> None:
@@ -263,6 +264,22 @@ def _check_sizes(results: Mapping[str, Any], scores: AuditScores) -> None:
         raise ValueError("its scores are about other forget sets or methods than its settings")
     if ensemble["networks"] != len(scores.watched.included):
         raise ValueError("its scores are about another number of networks than its settings")
+
+
+def _failures(scores: AuditScores) -> list[dict[str, str]]:
+    """Names, once for each network, the methods without scores on a network that was trained on the forget set.
+
+    The method diverged there, or whoever signed has left the scores out.
+    """
+    watched = scores.watched
+    found = {(one.number, one.label, one.network) for one in scores.measurements}
+    return [
+        {"scenario": one.name, "method": label}
+        for number, one in enumerate(watched.forget_sets)
+        for label in one.labels[2:]
+        for network in np.flatnonzero(watched.included[:, one.columns[0]]).tolist()
+        if (number, label, network) not in found
+    ]
 
 
 def _check_numbers(stated: Any, scores: AuditScores, path: Path) -> dict[str, Any]:

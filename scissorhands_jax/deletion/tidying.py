@@ -6,7 +6,15 @@ from pathlib import Path
 
 from scissorhands_jax import files
 from scissorhands_jax.deletion import records, statements
-from scissorhands_jax.deletion.entries import LedgerEntry, RunDiscarded, RunFailed, RunRecorded, RunStarted
+from scissorhands_jax.deletion.entries import (
+    RETRAIN,
+    AnswersKept,
+    LedgerEntry,
+    RunDiscarded,
+    RunFailed,
+    RunRecorded,
+    RunStarted,
+)
 from scissorhands_jax.deletion.ledger import Ledger
 from scissorhands_jax.deletion.recorded_runs import run_in_use
 from scissorhands_jax.errors import InputError
@@ -32,6 +40,29 @@ def unfinished_run(book: Ledger) -> RunStarted | None:
     ended = _numbers(book, RunRecorded) | _numbers(book, RunFailed)
     left = [entry for entry in book.entries(RunStarted) if entry.run not in ended]
     return left[0] if left else None
+
+
+def fail_run(book: Ledger, started: RunStarted, why: str) -> None:
+    """Notes that a run has failed. Its requests are then in the state in which they were when it was started.
+
+    Args:
+      book: The ledger.
+      started: The run.
+      why: The reason, which must not say what was to be forgotten.
+    """
+    answers: dict[int, int | None] = {}
+    for event in book.history():
+        if event.entry == started:
+            break
+        for change in event.entry.changes():
+            answers[change.request] = change.run if change.state == RETRAIN else None
+    kept: dict[int, tuple[int, ...]] = {}
+    for request in started.requests:
+        run = answers.get(request)
+        if run is not None:
+            kept[run] = (*kept.get(run, ()), request)
+    failed = RunFailed(run=started.run, requests=started.requests, why=why)
+    book.append(failed, *(AnswersKept(run=run, requests=requests) for run, requests in kept.items()))
 
 
 def remove_remains(book: Ledger) -> None:
@@ -67,7 +98,7 @@ def discard_run(folder: Path, number: int, *, keys: Path | None = None) -> None:
     """Removes the folder of a run whose network is no longer in use, and says so in the ledger.
 
     Such a network may know what later runs have made its successors forget. Its record stays. A run that was stopped is
-    given up: it counts as failed, and its requests are open again.
+    given up: it counts as failed (`fail_run`).
 
     Args:
       folder: The folder of the ledger.
@@ -81,7 +112,7 @@ def discard_run(folder: Path, number: int, *, keys: Path | None = None) -> None:
     with Ledger(folder, keys) as book, book.sole_run():
         recorded, stopped = book.entries(RunRecorded), unfinished_run(book)
         if stopped is not None and stopped.run == number:
-            book.append(RunFailed(run=number, requests=stopped.requests, why="it was stopped and given up"))
+            fail_run(book, stopped, "it was stopped and given up")
         elif number not in {entry.run for entry in recorded}:
             known = ", ".join(str(entry.run) for entry in recorded) or "none"
             raise InputError(f"there is no finished run {number} in {folder}; the finished runs are {known}")

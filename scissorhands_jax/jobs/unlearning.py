@@ -370,21 +370,35 @@ def _results(
     )
 
 
+def weights_of(job: Job, params: Params, model_state: ModelState) -> dict[str, np.ndarray]:
+    """The arrays that a run writes into the file of the network that it has made, on the host.
+
+    Args:
+      job: The job of the run.
+      params: The parameters of the network.
+      model_state: Its state.
+
+    Returns:
+      The arrays by the names of the file that the original comes from, without a prefix.
+    """
+    arrays = torch_weights.to_state_dict(params, model_state, flatten={})
+    return {job.names.get(name, name): array for name, array in arrays.items()}
+
+
 def _save_result(out: Path, job: Job, result: Result) -> None:
     """Writes the network as a checkpoint, in which all processes take part, and as a file, which the first writes.
 
-    The file has the names of the one that the network comes from, without a prefix. Where these are not the network's,
-    it says which are, so that it can be read without being described again.
+    The names in the file are those of `weights_of`. Where these are not the network's, the file says which are, so that
+    it can be read without being described again.
     """
     config = job.config
     checkpoints.save_network(out / NETWORK_FOLDER, result.params, result.model_state, dataclasses.asdict(config))
     network = sharding.to_host((result.params, result.model_state))
     if distributed.is_first():
         about = {"model": config.model, "made_by": "scissorhands_jax", "method": config.method_name}
-        arrays = torch_weights.to_state_dict(*network, flatten={})
-        named = {job.names.get(name, name): array for name, array in arrays.items()}
-        names = {name: job.names[name] for name in arrays if name in job.names}
-        torch_weights.write_safetensors(out / WEIGHTS_FILE, named, about | torch_weights.names_metadata(names))
+        weights = weights_of(job, *network)
+        names = {name: own for name, own in job.names.items() if own in weights}
+        torch_weights.write_safetensors(out / WEIGHTS_FILE, weights, about | torch_weights.names_metadata(names))
 
 
 def _row(scenario: str, method: str, seed: int, numbers: dict[str, Any], seconds: float | None) -> report.Row:

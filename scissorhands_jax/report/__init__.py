@@ -15,7 +15,7 @@ with _epy.lazy_api_imports(globals()):
     from scissorhands_jax.report.forgetting import Answer, ForgottenExample, forgetting_figure
     from scissorhands_jax.report.gradcam_figures import gradcam_figure
     from scissorhands_jax.report.page import Page, Section, Sheet, failures_section, write_html
-    from scissorhands_jax.report.results import environment, environment_of, read_results, write_results
+    from scissorhands_jax.report.results import environment, environment_of, read_results, results_text, write_results
     from scissorhands_jax.report.row_figures import (
         before_after_figure,
         gap_figure,
@@ -98,6 +98,7 @@ __all__ = [
     "print_grid",
     "print_tables",
     "read_results",
+    "results_text",
     "row_fields",
     "row_pictures",
     "scenario_grid",

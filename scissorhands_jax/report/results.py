@@ -51,6 +51,18 @@ def write_results(path: str | os.PathLike, document: Mapping[str, Any]) -> None:
         what was not measured. NumPy and JAX numbers and arrays become plain ones.
 
     Raises:
+      InputError: As `results_text`.
+    """
+    files.write_text(path, results_text(document))
+
+
+def results_text(document: Mapping[str, Any]) -> str:
+    """Returns what `write_results` writes.
+
+    Args:
+      document: The results, as for `write_results`.
+
+    Raises:
       InputError: A key is missing, or a value is NaN, infinite or of a type that JSON does not have. The message names
         the place.
     """
@@ -62,7 +74,7 @@ def write_results(path: str | os.PathLike, document: Mapping[str, Any]) -> None:
         missing = [field for field in row_fields(row) if field not in row]
         if missing:
             raise InputError(f"results.rows[{position}] lacks {', '.join(missing)}; use None for what was not measured")
-    files.write_text(path, json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    return json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_results(path: str | os.PathLike) -> dict[str, Any]:

@@ -6,7 +6,14 @@ import json
 import pytest
 
 from scissorhands_jax.deletion.documents import from_document
-from scissorhands_jax.deletion.entries import NamedExample, RequestAdded, RequestsCovered, RunFailed, read_entry
+from scissorhands_jax.deletion.entries import (
+    AnswersKept,
+    NamedExample,
+    RequestAdded,
+    RequestsCovered,
+    RunFailed,
+    read_entry,
+)
 from scissorhands_jax.deletion.records import Record
 from tests.deletion.samples import ABOUT, record, recorded, started
 
@@ -30,7 +37,7 @@ def as_json(value):
     "entry",
     [
         *(ABOUT, ADDED, started(1, 1, 2), recorded(1, 1), RequestsCovered(run=1, requests=(3,))),
-        RunFailed(run=1, requests=(), why="diverged"),
+        *(RunFailed(run=1, requests=(), why="diverged"), AnswersKept(run=1, requests=(3,))),
     ],
     ids=lambda entry: entry.kind,
 )

@@ -361,6 +361,16 @@ def test_all_examples_are_the_list_of_a_ledger_without_one(beginning, tmp_path, 
         assert config_in_use(book, again).model_options == {"hidden": [5]}
 
 
+@pytest.mark.parametrize("name", [".", "mine", "keys/mine", "../ledger/mine"])
+def test_keys_within_the_ledgers_folder_lie_in_their_own_place(beginning, tmp_path, name, capsys):
+    """Anywhere else there `verify` would name them for ever."""
+    keys = ["--keys", tmp_path / "ledger" / name]
+    assert command("add", *beginning[:-1], *keys) == 2
+    assert "lies in the folder of the ledger, which holds keys in keys alone" in error_of(capsys)
+    assert not (tmp_path / "ledger").exists()
+    assert command("add", *beginning[:-1], "--keys", tmp_path / "ledger" / "keys") == 0
+
+
 @pytest.fixture
 def forgetful(beginning, tmp_path):
     """A ledger about the network of a run that has forgotten the first twenty examples, with a request for the next."""
@@ -402,6 +412,16 @@ def test_what_was_forgotten_before_the_ledger_was_begun_stays_forgotten(forgetfu
     lists = [set(map(int, (out / name).read_text().split())) for name in ("trained_on.txt", "forgotten_before.txt")]
     assert lists == [set(range(20, forking.EXAMPLES)), set(range(20))]
     assert verified(forgetful, *([] if states(forgetful) == ["forgotten"] else words), capsys=capsys) == []
+
+
+def test_the_options_of_an_original_are_those_that_the_ledger_has_signed(forgetful, tmp_path):
+    """They change its answers and not its numbers, so its hash does not show what its own folder says by then."""
+    metadata = tmp_path / "run" / "network" / "meta" / "metadata"
+    saved = json.loads(metadata.read_text())
+    saved["description"]["model_options"] |= {"normalize": "fixed", "mean": [0.9], "std": [0.1]}
+    metadata.write_text(json.dumps(saved))
+    with Ledger(forgetful) as book:
+        assert config_in_use(book, deletion.Subject()).model_options == {"hidden": [5]}
 
 
 @pytest.mark.parametrize("name", ["trained_on.txt", "forgotten_before.txt"])
